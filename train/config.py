@@ -1,0 +1,260 @@
+"""What a YAML says about a run. Keys are those of composer.Trainer and of LLM Foundry wherever the thing is the same.
+
+Checks raise ValueError with the key relative to the class; train/reader.py puts the path before it.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from data.config import DataLoaderConfig, TokenizerConfig
+from train.durations import parse_duration
+from train.models.config import ModelConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParamGroupConfig:
+    match: list[str]
+    """Shell patterns over parameter names, such as `*.experts.mlp.*`."""
+    lr: float | None = None
+    weight_decay: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    name: Literal["adamw", "decoupled_adamw", "decoupled_lionw", "sgd"]
+    """adamw and sgd are torch's; decoupled_* follow Composer: weight_decay is not multiplied by the peak learning rate."""
+    lr: float
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
+    eps: float = 1e-8
+    momentum: float = 0.0
+    """sgd's."""
+    weight_decay: float = 0.0
+    no_weight_decay: list[str] = field(default_factory=lambda: ["*norm*", "*.wte.*", "*.router.*"])
+    """Patterns of parameters that are not decayed; [] decays all."""
+    param_groups: list[ParamGroupConfig] = field(default_factory=list)
+    """Own values for the parameters that match; the first match wins."""
+    freeze: list[str] = field(default_factory=list)
+    """Patterns of parameters that are not trained."""
+
+    def __post_init__(self) -> None:
+        if self.lr <= 0:
+            raise ValueError(f"lr is {self.lr}, but it must be positive")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas is {self.betas}, but two numbers in [0, 1) are needed")
+        for name in ("weight_decay", "eps", "momentum"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}, but it cannot be negative")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SchedulerConfig:
+    name: Literal[
+        "cosine_with_warmup",
+        "linear_decay_with_warmup",
+        "constant_with_warmup",
+        "inv_sqrt_with_warmup",
+        "wsd_with_warmup",
+    ]
+    t_warmup: str = "0ba"
+    """Length of the linear rise from 0."""
+    alpha_f: float = 0.0
+    """Share of the learning rate at the end (cosine, linear and wsd)."""
+    t_decay: str = "0.1dur"
+    """wsd: length of the linear fall at the end."""
+
+    def __post_init__(self) -> None:
+        for name in ("t_warmup", "t_decay"):
+            _check_duration(self, name)
+        if not 0 <= self.alpha_f <= 1:
+            raise ValueError(f"alpha_f is {self.alpha_f}, but it is a share of the learning rate, in [0, 1]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradientClippingConfig:
+    clipping_type: Literal["norm", "value"]
+    clipping_threshold: float
+
+    def __post_init__(self) -> None:
+        if self.clipping_threshold <= 0:
+            raise ValueError(f"clipping_threshold is {self.clipping_threshold}, but it must be positive")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlgorithmsConfig:
+    gradient_clipping: GradientClippingConfig | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class FSDPConfig:
+    sharding_strategy: Literal["FULL_SHARD", "HYBRID_SHARD"] = "FULL_SHARD"
+    """HYBRID_SHARD shards inside a group of ranks and replicates over data_parallel_replicate_degree groups."""
+    data_parallel_replicate_degree: int | None = None
+    mixed_precision: Literal["PURE", "DEFAULT", "FULL"] = "DEFAULT"
+    """Under amp_bf16: DEFAULT computes in bf16 and reduces gradients in fp32, PURE does both in bf16, FULL both in fp32."""
+    state_dict_type: Literal["sharded", "full"] = "sharded"
+    activation_checkpointing: bool | Literal["none", "block"] = False
+    """true is `block`: each block's activations are computed again in the backward pass."""
+    activation_cpu_offload: bool = False
+    reshard_after_forward: bool = True
+
+    def __post_init__(self) -> None:
+        hybrid = self.sharding_strategy == "HYBRID_SHARD"
+        if hybrid != (self.data_parallel_replicate_degree is not None):
+            raise ValueError(
+                f"data_parallel_replicate_degree is {self.data_parallel_replicate_degree}, but sharding_strategy is "
+                f"{self.sharding_strategy}: HYBRID_SHARD needs the number of replicas, FULL_SHARD has none"
+            )
+        if hybrid and (self.data_parallel_replicate_degree or 0) < 1:
+            raise ValueError(f"data_parallel_replicate_degree is {self.data_parallel_replicate_degree}, but 1 is the least")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LRMonitorConfig:
+    pass
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeedMonitorConfig:
+    window_size: int = 100
+    """Batches over which throughput is averaged."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryMonitorConfig:
+    pass
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuntimeEstimatorConfig:
+    pass
+
+
+@dataclass(frozen=True, kw_only=True)
+class CallbacksConfig:
+    lr_monitor: LRMonitorConfig | None = None
+    speed_monitor: SpeedMonitorConfig | None = None
+    memory_monitor: MemoryMonitorConfig | None = None
+    runtime_estimator: RuntimeEstimatorConfig | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileLoggerConfig:
+    filename: str = "{run_name}/logs-rank{rank}.txt"
+    """What the console shows, in a file; {run_name} and {rank} are filled in."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorboardLoggerConfig:
+    log_dir: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class WandBLoggerConfig:
+    project: str | None = None
+    entity: str | None = None
+    group: str | None = None
+    name: str | None = None
+    tags: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoggersConfig:
+    file: FileLoggerConfig | None = None
+    tensorboard: TensorboardLoggerConfig | None = None
+    wandb: WandBLoggerConfig | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    max_seq_len: int
+    run_name: str | None = None
+    """null takes $RUN_NAME, and without it a name of the day and time."""
+    seed: int = 17
+
+    model: ModelConfig
+    tokenizer: TokenizerConfig
+    train_loader: DataLoaderConfig
+    eval_loader: DataLoaderConfig | None = None
+
+    optimizer: OptimizerConfig
+    scheduler: SchedulerConfig
+    algorithms: AlgorithmsConfig = field(default_factory=AlgorithmsConfig)
+
+    max_duration: str
+    global_train_batch_size: int
+    """Rows of one step over all ranks."""
+    device_train_microbatch_size: int = 1
+    """Rows that a rank computes at a time."""
+    device_eval_batch_size: int = 1
+    eval_interval: str = "1ep"
+    eval_first: bool = False
+    eval_subset_num_batches: int = -1
+
+    precision: Literal["fp32", "amp_bf16"] = "amp_bf16"
+    """amp_bf16 becomes fp32 on CPU, and one line says so."""
+    fsdp_config: FSDPConfig | None = field(default_factory=FSDPConfig)
+    """null replicates the model on every rank (DDP)."""
+    dist_timeout: float = 600.0
+    """Seconds that a rank waits for the others before the run fails."""
+
+    save_folder: str | None = None
+    """Where checkpoints go; {run_name} is filled in."""
+    save_interval: str = "1ep"
+    save_num_checkpoints_to_keep: int = -1
+    save_overwrite: bool = False
+    autoresume: bool = False
+    """Go on from the newest complete checkpoint in save_folder."""
+    load_path: str | None = None
+    load_weights_only: bool = False
+
+    progress_bar: bool = True
+    log_to_console: bool = True
+    console_log_interval: str = "1ba"
+    callbacks: CallbacksConfig = field(default_factory=CallbacksConfig)
+    loggers: LoggersConfig = field(default_factory=LoggersConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("global_train_batch_size", "device_train_microbatch_size", "device_eval_batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, but at least 1 is needed")
+        for name in ("max_duration", "eval_interval", "save_interval", "console_log_interval"):
+            _check_duration(self, name)
+        if parse_duration(self.max_duration)[1] == "dur":
+            raise ValueError(f"max_duration is {self.max_duration!r}, but dur is a part of it: write ba, tok or ep")
+        if parse_duration(self.max_duration)[0] == 0:
+            raise ValueError(f"max_duration is {self.max_duration!r}, but nothing would be trained")
+        for key, loader in (("train_loader", self.train_loader), ("eval_loader", self.eval_loader)):
+            if loader is not None and loader.dataset.max_seq_len != self.max_seq_len:
+                raise ValueError(
+                    f"{key}.dataset.max_seq_len is {loader.dataset.max_seq_len}, but max_seq_len is "
+                    f"{self.max_seq_len}: write ${{max_seq_len}}"
+                )
+        if self.max_seq_len > self.model.max_seq_len:
+            raise ValueError(f"max_seq_len is {self.max_seq_len}, but model.max_seq_len is {self.model.max_seq_len}")
+        length = self.tokenizer.kwargs.model_max_length
+        if length is not None and length != self.max_seq_len:
+            raise ValueError(
+                f"tokenizer.kwargs.model_max_length is {length}, but max_seq_len is {self.max_seq_len}: "
+                "write ${max_seq_len}, or leave it out"
+            )
+        if self.autoresume and self.save_folder is None:
+            raise ValueError("autoresume is true, but there is no save_folder to resume from")
+
+
+def _check_duration(config: object, name: str) -> None:
+    try:
+        parse_duration(getattr(config, name))
+    except ValueError as error:
+        raise ValueError(f"{name} {error}") from None
+
+
+def check_world_size(config: TrainConfig, world_size: int) -> None:
+    """Raises ValueError when the run cannot be cut for so many ranks."""
+    rows = config.global_train_batch_size
+    if rows % world_size:
+        raise ValueError(f"global_train_batch_size is {rows}, but it must be divisible by the {world_size} ranks")
+    replicas = config.fsdp_config.data_parallel_replicate_degree if config.fsdp_config else None
+    if replicas is not None and world_size % replicas:
+        raise ValueError(
+            f"fsdp_config.data_parallel_replicate_degree is {replicas}, but it must divide the {world_size} ranks"
+        )

@@ -1,0 +1,1 @@
+"""DBRX in plain torch; knows nothing of Composer."""

@@ -1,0 +1,52 @@
+"""Initial weights that depend on (seed, name) alone: not on ranks, sharding, device, or how the model was built.
+
+Each parameter is drawn in blocks of whole rows, each block from a generator of its own, so that a rank draws only the
+blocks that its part touches.
+"""
+
+import hashlib
+import math
+
+import torch
+from torch import Tensor, nn
+
+from train.models.config import ModelConfig
+
+_BLOCK_NUMEL = 1 << 20
+
+
+def init_std(config: ModelConfig, name: str) -> float | None:
+    """Standard deviation of a parameter's initial values; None for a norm's weight, which starts at one."""
+    if "norm" in name.rsplit(".", 2)[-2]:
+        return None
+    if config.scale_residual_init and name.endswith(("out_proj.weight", ".w2")):
+        return config.initializer_range / math.sqrt(2 * config.n_layers)
+    return config.initializer_range
+
+
+def draw_rows(seed: int, name: str, shape: tuple[int, ...], start: int, stop: int, std: float | None) -> Tensor:
+    """Rows [start, stop) of the parameter's initial values, on CPU in fp32."""
+    tail = shape[1:]
+    if std is None:
+        return torch.ones(stop - start, *tail)
+    rows_per_block = max(1, _BLOCK_NUMEL // max(1, math.prod(tail)))
+    blocks = []
+    for block in range(start // rows_per_block, -(-stop // rows_per_block)):
+        first, last = block * rows_per_block, min((block + 1) * rows_per_block, shape[0])
+        generator = torch.Generator().manual_seed(_key(seed, name, block))
+        drawn = torch.empty(last - first, *tail).normal_(0.0, std, generator=generator)
+        blocks.append(drawn[max(start, first) - first : min(stop, last) - first])
+    return torch.cat(blocks) if blocks else torch.empty(0, *tail)
+
+
+def _key(seed: int, name: str, block: int) -> int:
+    digest = hashlib.blake2b(f"{seed}/{name}/{block}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+@torch.no_grad()
+def initialise(model: nn.Module, config: ModelConfig, seed: int) -> None:
+    """Fills every parameter of an unsharded model."""
+    for name, param in model.named_parameters():
+        shape = tuple(param.shape)
+        param.copy_(draw_rows(seed, name, shape, 0, shape[0], init_std(config, name)))

@@ -1,0 +1,71 @@
+"""The mixture of experts: a router in fp32, dropless experts, and what the load-balancing loss needs to know.
+
+Shapes: T tokens, D d_model, E experts, K experts a token.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from train.models.config import ModelConfig
+from train.models.experts import Experts, assign
+
+
+class RouterStats(NamedTuple):
+    """Sums over tokens, so that ranks and microbatches can be added up."""
+
+    counts_E: Tensor
+    """Assignments to each expert."""
+    prob_sums_E: Tensor
+    """Sum of the router's probabilities; carries gradient."""
+
+
+class Router(nn.Module):
+    """softmax over all experts in fp32, top-k, the chosen divided by their norm (DBRX, MegaBlocks' LearnedRouter)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        ffn = config.ffn_config
+        self.moe_top_k, self.moe_jitter_eps = ffn.moe_top_k, ffn.moe_jitter_eps
+        self.moe_normalize_expert_weights = ffn.moe_normalize_expert_weights
+        self.layer = nn.Linear(config.d_model, ffn.moe_num_experts, bias=False)
+
+    def forward(self, x_TD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns weights [T, K] in x's dtype, experts [T, K], and probabilities [T, E] in at least fp32."""
+        if self.training and self.moe_jitter_eps:
+            # The router's own copy: the experts' input stays as it is.
+            x_TD = x_TD * torch.empty_like(x_TD).uniform_(1 - self.moe_jitter_eps, 1 + self.moe_jitter_eps)
+        logits_TE = self.layer(x_TD)
+        probs_TE = logits_TE.softmax(dim=-1, dtype=torch.promote_types(logits_TE.dtype, torch.float32))
+        weights_TK, experts_TK = probs_TE.topk(self.moe_top_k, dim=-1)
+        if self.moe_normalize_expert_weights is not None:
+            weights_TK = weights_TK / weights_TK.norm(p=self.moe_normalize_expert_weights, dim=-1, keepdim=True)
+        return weights_TK.to(x_TD.dtype), experts_TK, probs_TE
+
+
+class MoE(nn.Module):
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.n_experts = config.ffn_config.moe_num_experts
+        self.router = Router(config)
+        self.experts = Experts(config.d_model, config.ffn_config)
+
+    def forward(self, x_TD: Tensor) -> tuple[Tensor, RouterStats]:
+        weights_TK, experts_TK, probs_TE = self.router(x_TD)
+        assignment = assign(experts_TK, self.n_experts)
+        y_TD = self.experts(x_TD, weights_TK, assignment)
+        return y_TD, RouterStats(assignment.counts_E, probs_TE.sum(0))
+
+
+def load_balancing_loss(
+    prob_sums_LE: Tensor, counts_LE: Tensor, tokens_counted: Tensor | int, tokens: Tensor | int, top_k: int
+) -> Tensor:
+    """E / (L K) * sum over layers of dot(counts_l / tokens_counted, prob_sums_l / tokens): MegaBlocks' batched loss.
+
+    With counts and probabilities over the same tokens this is E / (L T K) * sum_l dot(counts_l, mean_t probs_l), which
+    is 1 when the load is even. Given the counts it is linear in the probabilities: parts of a batch can be summed.
+    """
+    L, E = counts_LE.shape
+    shares_LE = counts_LE.to(prob_sums_LE.dtype) / tokens_counted
+    return E / (L * top_k) * (shares_LE * prob_sums_LE).sum() / tokens
