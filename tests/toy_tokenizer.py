@@ -1,0 +1,51 @@
+"""A tokenizer of bytes, and small datasets, for tests of the data plane."""
+
+import json
+from pathlib import Path
+
+from data.config import DataLoaderConfig, DatasetConfig, HFKwargs
+
+
+class ToyTokenizer:
+    """A token is a byte; 256 ends a document, 257 pads."""
+
+    name = "toy"
+    vocab_size = 258
+    bos_token_id = eos_token_id = 256
+    pad_token_id = 257
+    stop_token_ids = (256,)
+    chat_template = None
+    fingerprint = "toy-1"
+
+    def encode(self, text):
+        return list(text.encode())
+
+    def decode(self, ids):
+        return bytes(i for i in ids if i < 256).decode()
+
+    def save_pretrained(self, folder, max_seq_len):
+        raise NotImplementedError
+
+
+def write_jsonl(path: Path, rows: list) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def questions(n: int, start: int = 0) -> list[dict[str, str]]:
+    """Examples of different lengths, no two alike."""
+    return [{"prompt": f"{i}?" + "." * (i % 7), "response": f"{i}!" * (1 + i % 5)} for i in range(start, start + n)]
+
+
+def dataset_config(folder: Path, **changes) -> DatasetConfig:
+    """Of folder/train.jsonl."""
+    kwargs = HFKwargs(data_files=str(folder / "train.jsonl"))
+    settings = {"hf_name": "json", "hf_kwargs": kwargs, "max_seq_len": 32, "cache_dir": str(folder / "cache")}
+    return DatasetConfig(**settings | changes)
+
+
+def loader_config(folder: Path, num_workers: int = 0, **changes) -> DataLoaderConfig:
+    return DataLoaderConfig(
+        name="finetuning", dataset=dataset_config(folder, **changes), num_workers=num_workers, persistent_workers=False
+    )
