@@ -22,14 +22,16 @@ class ParamGroupConfig:
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
     name: Literal["adamw", "decoupled_adamw", "decoupled_lionw", "sgd"]
-    """adamw and sgd are torch's; decoupled_* follow Composer: weight_decay is not multiplied by the peak learning rate."""
+    """adamw and sgd are torch's; decoupled_* follow Composer, which does not multiply weight_decay by the peak lr."""
     lr: float
     betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
     eps: float = 1e-8
     momentum: float = 0.0
     """sgd's."""
     weight_decay: float = 0.0
-    no_weight_decay: list[str] = field(default_factory=lambda: ["*norm*", "*.wte.*", "*.router.*"])
+    no_weight_decay: list[str] = field(
+        default_factory=lambda: ["*.norm_?.weight", "*.wte.weight", "*.router.layer.weight"]
+    )
     """Patterns of parameters that are not decayed; [] decays all."""
     param_groups: list[ParamGroupConfig] = field(default_factory=list)
     """Own values for the parameters that match; the first match wins."""
@@ -90,7 +92,7 @@ class FSDPConfig:
     """HYBRID_SHARD shards inside a group of ranks and replicates over data_parallel_replicate_degree groups."""
     data_parallel_replicate_degree: int | None = None
     mixed_precision: Literal["PURE", "DEFAULT", "FULL"] = "DEFAULT"
-    """Under amp_bf16: DEFAULT computes in bf16 and reduces gradients in fp32, PURE does both in bf16, FULL both in fp32."""
+    """Under amp_bf16: DEFAULT computes in bf16 and reduces gradients in fp32, PURE both in bf16, FULL both in fp32."""
     state_dict_type: Literal["sharded", "full"] = "sharded"
     activation_checkpointing: bool | Literal["none", "block"] = False
     """true is `block`: each block's activations are computed again in the backward pass."""
@@ -105,7 +107,7 @@ class FSDPConfig:
                 f"{self.sharding_strategy}: HYBRID_SHARD needs the number of replicas, FULL_SHARD has none"
             )
         if hybrid and (self.data_parallel_replicate_degree or 0) < 1:
-            raise ValueError(f"data_parallel_replicate_degree is {self.data_parallel_replicate_degree}, but 1 is the least")
+            raise ValueError(f"data_parallel_replicate_degree is {self.data_parallel_replicate_degree}, but 1 is least")
 
 
 @dataclass(frozen=True, kw_only=True)

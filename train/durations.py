@@ -6,7 +6,7 @@ planned over the whole run (see data/mixture.py) and not epoch by epoch.
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 _UNITS = ("ba", "tok", "ep", "dur")
 _DURATION = re.compile(rf"(\d+(?:\.\d+)?)({'|'.join(_UNITS)})")
@@ -33,6 +33,10 @@ class Clock:
     rows_per_epoch: int
     max_batches: int | None = None
     """The run's length, once it is known: what `dur` is a part of."""
+
+    def until(self, max_duration: str) -> "Clock":
+        """This clock for a run that lasts so long."""
+        return replace(self, max_batches=self.batches(max_duration))
 
     def batches(self, text: str) -> int:
         """Batches in the duration, rounded up: at least as long as what was asked for.

@@ -43,8 +43,8 @@ class FFNConfig:
     moe_normalize_expert_weights: float | None = 1.0
     """The chosen experts' weights are divided by their norm of this order; null leaves them as they are."""
     moe_lbl_scope: Literal["ranks", "batch", "microbatch"] = "ranks"
-    """Over which tokens the load-balancing loss counts: those of the microbatch on all ranks (one all-reduce), those of
-    the whole global batch (a counting forward first when there are several microbatches), or the rank's own microbatch."""
+    """Over which tokens the load-balancing loss counts assignments: the microbatch on all ranks (one all-reduce), the
+    whole global batch (a counting forward first when there are several microbatches), or the rank's own microbatch."""
 
     def __post_init__(self) -> None:
         for name in ("ffn_hidden_size", "moe_num_experts", "moe_top_k"):
@@ -74,7 +74,7 @@ class ModelConfig:
     ffn_config: FFNConfig = field(default_factory=FFNConfig)
     initializer_range: float = 0.02
     scale_residual_init: bool = True
-    """out_proj and w2 are drawn 1/sqrt(2 n_layers) narrower (GPT-2), so that the residual stream does not grow with depth."""
+    """out_proj and w2 are drawn 1/sqrt(2 n_layers) narrower (GPT-2): the residual stream does not grow with depth."""
 
     def __post_init__(self) -> None:
         for name in ("d_model", "n_heads", "n_layers", "max_seq_len", "vocab_size"):

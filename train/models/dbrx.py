@@ -4,7 +4,8 @@ Modules are nested and named as in Hugging Face's DbrxForCausalLM, so that every
 Padding is taken out once, at the start: everything between the embedding and the head works on [T, D], where T counts
 the tokens that are not padding. So padding is neither computed nor routed nor counted.
 
-Shapes: B rows, S row length, T tokens that are not padding, N trained tokens, D d_model, V vocab_size, L layers, E experts.
+Shapes: B rows, S row length, T tokens that are not padding, N trained tokens, D d_model, V vocab_size, L layers,
+E experts.
 """
 
 from typing import NamedTuple

@@ -32,10 +32,10 @@ def assign(experts_TK: Tensor, n_experts: int) -> Assignment:
 
 
 class _SortedGLU(torch.autograd.Function):
-    """sum over k of weight * w2_e^T (silu(w1_e x) * (v1_e x)), one GEMM per expert and matrix on views of the flat weights.
+    """sum over k of weight * w2_e^T (silu(w1_e x) * (v1_e x)), one GEMM per expert and matrix on views of the weights.
 
     Saved for backward: x and the two pre-activations; the activation, the experts' outputs and the gathered x are not.
-    The gradient of a token's weight comes from the activation's gradient, so the experts' outputs are not needed for it.
+    A token's weight gets its gradient from the activation's, so the experts' outputs are not needed for it.
     """
 
     @staticmethod

@@ -1,0 +1,83 @@
+"""A run killed after a checkpoint and started again ends as if it had never been killed, bit for bit."""
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from composer.core import Callback, State
+from composer.loggers import Logger
+from ranks import run_ranks
+from torch.distributed.tensor import DTensor
+from toy_run import write_toy_run
+
+from train.checkpoint import checkpoints
+from train.fit import fit
+from train.reader import load_config
+
+
+class Watch(Callback):
+    """The loss of every batch, the weights at the end; and an end like a power cut after one batch, if told."""
+
+    def __init__(self, kill_after: int | None) -> None:
+        self.kill_after = kill_after
+        self.losses: dict[int, float] = {}
+        self.eval_losses: dict[int, float] = {}
+        self.weights: dict[str, torch.Tensor] = {}
+
+    def batch_end(self, state: State, logger: Logger) -> None:
+        self.losses[state.timestamp.batch.value] = state.total_loss_dict["loss/train/total"]
+
+    def batch_checkpoint(self, state: State, logger: Logger) -> None:
+        # Composer runs its saver after the other callbacks: this is the batch after the one that was saved.
+        if state.timestamp.batch.value == self.kill_after:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def eval_end(self, state: State, logger: Logger) -> None:
+        self.eval_losses[state.timestamp.batch.value] = float(state.eval_metric_values["LanguageCrossEntropy"])
+
+    def fit_end(self, state: State, logger: Logger) -> None:
+        for name, param in state.model.named_parameters():
+            whole = param.full_tensor() if isinstance(param, DTensor) else param
+            self.weights[name] = whole.detach().clone()
+
+
+def run(path: str, overrides: list[str], kill_after: int | None = None) -> dict[str, Any]:
+    watch = Watch(kill_after)
+    fit(load_config(path, overrides), callbacks=[watch])
+    return {"losses": watch.losses, "eval": watch.eval_losses, "weights": watch.weights}
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_killed_run_goes_on_where_it_was(tmp_path: Path, workers: int) -> None:
+    path = write_toy_run(tmp_path)
+    overrides = ["autoresume=true", f"train_loader.num_workers={workers}"]
+    whole = run_ranks(run, 2, path, [*overrides, "run_name=whole"])[0]
+    with pytest.raises(RuntimeError, match="exit codes"):
+        run_ranks(run, 2, path, [*overrides, "run_name=killed"], 7)
+    assert [found.name for found in checkpoints(tmp_path / "killed")] == ["ep0-ba4"]
+    resumed = run_ranks(run, 2, path, [*overrides, "run_name=killed"])[0]
+
+    assert list(resumed["losses"]) == [5, 6, 7, 8, 9, 10]
+    assert resumed["losses"] == {batch: loss for batch, loss in whole["losses"].items() if batch > 4}
+    assert resumed["eval"] == whole["eval"]
+    assert resumed["weights"].keys() == whole["weights"].keys()
+    for name, expected in whole["weights"].items():
+        assert torch.equal(resumed["weights"][name], expected), name
+
+
+@pytest.mark.timeout(300)
+def test_a_longer_run_goes_on_on_another_number_of_ranks(tmp_path: Path) -> None:
+    path = write_toy_run(tmp_path)
+    still = ["autoresume=true", "scheduler.name=constant_with_warmup", "model.resid_pdrop=0", "model.emb_pdrop=0"]
+    still += ["model.attn_config.attn_pdrop=0", "model.ffn_config.moe_jitter_eps=0"]
+    whole = run_ranks(run, 2, path, [*still, "run_name=whole"])[0]
+    run_ranks(run, 2, path, [*still, "run_name=longer", "max_duration=6ba"])
+    resumed = run_ranks(run, 1, path, [*still, "run_name=longer"])[0]
+    assert list(resumed["losses"]) == [7, 8, 9, 10]
+    for batch, loss in resumed["losses"].items():
+        assert loss == pytest.approx(whole["losses"][batch], rel=1e-5)
+    assert run_ranks(run, 1, path, [*still, "run_name=longer"])[0]["losses"] == {}

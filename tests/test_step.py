@@ -1,0 +1,197 @@
+"""The loss of a step is the mean over the global batch's trained tokens, however they fall on ranks and microbatches.
+
+SGD, and no clipping: Adam would hide a wrong scale of the gradients.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from composer.core import Callback, State
+from composer.loggers import Logger
+from composer.utils import dist
+from ranks import run_ranks
+from torch.distributed.tensor import DTensor
+
+from data.config import DataLoaderConfig, DatasetConfig, TokenizerConfig
+from data.loader import train_loader
+from data.rows import Row
+from train.builders import build_trainer
+from train.config import FSDPConfig, OptimizerConfig, SchedulerConfig, TrainConfig
+from train.durations import Clock
+from train.lm import DbrxForComposer
+from train.models.config import AttnConfig, FFNConfig, ModelConfig
+from train.parallel import build_model, named_parameters
+
+STEPS, ROWS, LENGTH = 10, 8, 24
+HYBRID = FSDPConfig(sharding_strategy="HYBRID_SHARD", data_parallel_replicate_degree=2)
+
+
+class MadeRows:
+    """Rows of two documents and padding, with very different masks: some train one token, some every one, some none."""
+
+    n_rows, max_seq_len, fingerprint, folder = STEPS * ROWS, LENGTH, "made", Path("made")
+    shard_sizes = np.array([STEPS * ROWS])
+
+    def read(self, row_id: int) -> Row:
+        # Two batches in turn, so that the loss falls.
+        draw = np.random.default_rng(row_id % (2 * ROWS))
+        lengths = draw.integers(3, LENGTH // 2, 2, dtype=np.int32)
+        n = int(lengths.sum())
+        place, mask = row_id % ROWS, np.zeros(n, dtype=np.uint8)
+        if row_id // ROWS % 2:
+            # The whole second rank of two, and one microbatch of the first, have nothing to train on.
+            mask[1:] = place in (2, 3)
+        else:
+            mask[1 : 2 + place * 2] = 1
+        return Row(draw.integers(0, 48, n, dtype=np.int32), mask, lengths)
+
+
+class Steps(Callback):
+    """Losses and gradient norms of the run, in fp64: what Composer logs passes through fp32."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+        self.norms: list[float] = []
+        self.loss = torch.zeros((), dtype=torch.float64)
+
+    def after_loss(self, state: State, logger: Logger) -> None:
+        share = state.batch["input_ids"].shape[0] / state.batch["device_rows"][0]
+        self.loss += state.loss["total"].detach() * share
+
+    def after_train_batch(self, state: State, logger: Logger) -> None:
+        grads = [_whole(param.grad) for param in state.model.parameters()]
+        self.norms.append(torch.stack([grad.double().norm() for grad in grads]).norm().item())
+
+    def batch_end(self, state: State, logger: Logger) -> None:
+        dist.all_reduce(self.loss)
+        self.losses.append(self.loss.item() / dist.get_world_size())
+        assert state.total_loss_dict["loss/train/total"] == pytest.approx(self.losses[-1], rel=1e-5)
+        self.loss.zero_()
+
+
+@dataclass(frozen=True)
+class Cut:
+    fsdp: FSDPConfig | None
+    microbatch: int
+    scope: str = "ranks"
+    checkpointing: bool = False
+
+
+def _whole(tensor: Any) -> torch.Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def _config(cut: Cut) -> TrainConfig:
+    dataset = DatasetConfig(hf_name="json", max_seq_len=LENGTH, shuffle=False)
+    fsdp = cut.fsdp and replace(cut.fsdp, activation_checkpointing=cut.checkpointing)
+    ffn = FFNConfig(ffn_hidden_size=24, moe_num_experts=4, moe_top_k=2, moe_loss_weight=0.1, moe_lbl_scope=cut.scope)
+    return TrainConfig(
+        max_seq_len=LENGTH,
+        model=ModelConfig(
+            d_model=16,
+            n_heads=4,
+            n_layers=2,
+            max_seq_len=LENGTH,
+            vocab_size=48,
+            attn_config=AttnConfig(kv_n_heads=2),
+            ffn_config=ffn,
+            initializer_range=0.1,
+        ),
+        tokenizer=TokenizerConfig(name="unused"),
+        train_loader=DataLoaderConfig(name="finetuning", dataset=dataset, num_workers=0),
+        optimizer=OptimizerConfig(name="sgd", lr=0.1),
+        scheduler=SchedulerConfig(name="constant_with_warmup"),
+        max_duration=f"{STEPS}ba",
+        global_train_batch_size=ROWS,
+        device_train_microbatch_size=cut.microbatch,
+        precision="fp32",
+        fsdp_config=fsdp,
+        progress_bar=False,
+        log_to_console=False,
+        eval_interval="1ba",
+        save_interval="1ba",
+    )
+
+
+def _train(cut: Cut, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    dist.initialize_dist("cpu", timeout=60)
+    config = _config(cut)
+    model = build_model(
+        config.model, config.fsdp_config, precision="fp32", device=torch.device("cpu"), seed=5, dtype=dtype
+    )
+    loader = train_loader(
+        MadeRows(),  # type: ignore[arg-type]
+        config.train_loader,
+        seed=0,
+        global_batch_size=ROWS,
+        n_batches=STEPS + 1,
+        rank=dist.get_global_rank(),
+        world_size=dist.get_world_size(),
+        pad_token_id=0,
+    )
+    steps = Steps()
+    trainer = build_trainer(
+        config,
+        model=DbrxForComposer(config.model, model),
+        train_loader=loader,
+        eval_loader=None,
+        clock=Clock(
+            tokens_per_batch=ROWS * LENGTH, rows_per_batch=ROWS, rows_per_epoch=ROWS * STEPS, max_batches=STEPS
+        ),
+        callbacks=[steps],
+        run_name="step",
+        precision="fp32",
+        save_folder=None,
+        load_path=None,
+        load_weights_only=False,
+        resuming=False,
+    )
+    trainer.fit()
+    trainer.close()
+    weights = {name: _whole(param).detach() for name, param in named_parameters(model)}
+    series = {name: torch.tensor(getattr(steps, name), dtype=torch.float64) for name in ("losses", "norms")}
+    return {**series, **weights}
+
+
+def train_cuts(cuts: list[Cut]) -> list[dict[torch.dtype, dict[str, torch.Tensor]]]:
+    return [{dtype: _train(cut, dtype) for dtype in (torch.float64, torch.float32)} for cut in cuts]
+
+
+CUTS = {
+    "1 rank, 2 microbatches": (1, Cut(None, 4, "batch")),
+    "1 rank, 4 microbatches": (1, Cut(None, 2, "batch")),
+    "1 rank, FSDP2, activation checkpointing": (1, Cut(FSDPConfig(), 8, checkpointing=True)),
+    "2 ranks, DDP": (2, Cut(None, 8)),
+    "2 ranks, DDP, 2 microbatches": (2, Cut(None, 2, "batch")),
+    "2 ranks, FSDP2": (2, Cut(FSDPConfig(), 8)),
+    "2 ranks, FSDP2, 4 microbatches, activation checkpointing": (2, Cut(FSDPConfig(), 1, "batch", checkpointing=True)),
+    "2x2 ranks, HSDP": (4, Cut(HYBRID, 8)),
+}
+
+
+@pytest.fixture(scope="module")
+def runs() -> dict[str, Any]:
+    """Every cut, with one launch for each number of ranks."""
+    named = {"reference": (1, Cut(None, ROWS)), **CUTS}
+    results = {}
+    for world_size in (1, 2, 4):
+        names = [name for name, (size, _) in named.items() if size == world_size]
+        trained = run_ranks(train_cuts, world_size, [named[name][1] for name in names], timeout=150)
+        results.update(zip(names, trained[0], strict=True))
+    return results
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("name", CUTS)
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-10), (torch.float32, 1e-5)], ids=["fp64", "fp32"])
+def test_a_cut_changes_nothing(runs: dict[str, Any], name: str, dtype: torch.dtype, bound: float) -> None:
+    reference, cut = runs["reference"][dtype], runs[name][dtype]
+    assert cut.keys() == reference.keys()
+    assert reference["losses"][0] - reference["losses"][-2] > 0.05
+    for key, expected in reference.items():
+        difference = (cut[key] - expected).abs().max() / expected.abs().max()
+        assert difference <= bound, f"{key} differs by {difference:.1e}"

@@ -1,0 +1,273 @@
+"""From config to objects: optimizer, schedule, algorithms, callbacks, loggers, and Composer's Trainer itself."""
+
+import fnmatch
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from composer import Trainer
+from composer.algorithms import GradientClipping
+from composer.callbacks import LRMonitor, MemoryMonitor, RuntimeEstimator, SpeedMonitor
+from composer.core import Callback, DataSpec, Evaluator, State
+from composer.distributed import prepare_distributed
+from composer.loggers import FileLogger, LoggerDestination, TensorboardLogger, WandBLogger
+from composer.optim import (
+    ComposerScheduler,
+    ConstantWithWarmupScheduler,
+    CosineAnnealingWithWarmupScheduler,
+    LinearWithWarmupScheduler,
+)
+from composer.utils import dist
+from composer.utils.parallelism import FSDP2Config
+from torch.distributed.fsdp import FSDPModule
+from torch.utils.data import DataLoader
+
+from data.errors import ConfigError
+from train.callbacks.global_batch import GlobalBatch
+from train.callbacks.restore_rng import RestoreRNG
+from train.config import CallbacksConfig, LoggersConfig, OptimizerConfig, SchedulerConfig, TrainConfig
+from train.durations import Clock
+from train.lm import DbrxForComposer
+from train.optim import DecoupledLionW
+from train.parallel import named_parameters
+
+
+def build_optimizer(config: OptimizerConfig, model: torch.nn.Module) -> torch.optim.Optimizer:
+    """The optimizer over the parameters that are not frozen (which are marked so here), in groups of equal settings."""
+    params = named_parameters(model)
+    frozen = _matching(params, config.freeze, "optimizer.freeze")
+    undecayed = _matching(params, config.no_weight_decay, "optimizer.no_weight_decay")
+    own = [
+        _matching(params, group.match, f"optimizer.param_groups[{i}].match")
+        for i, group in enumerate(config.param_groups)
+    ]
+    groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
+    for name, param in params:
+        param.requires_grad_(name not in frozen)
+        if name in frozen:
+            continue
+        group = next((group for group, names in zip(config.param_groups, own, strict=True) if name in names), None)
+        lr = group.lr if group is not None and group.lr is not None else config.lr
+        decay = 0.0 if name in undecayed else config.weight_decay
+        if group is not None and group.weight_decay is not None:
+            decay = group.weight_decay
+        groups.setdefault((lr, decay), []).append(param)
+    if not groups:
+        raise ConfigError(
+            f"optimizer.freeze is {config.freeze}, but it freezes every parameter: nothing is left to train"
+        )
+    return _OPTIMIZERS[config.name](
+        config, [{"params": p, "lr": lr, "weight_decay": wd} for (lr, wd), p in groups.items()]
+    )
+
+
+def _matching(params: Iterable[tuple[str, Any]], patterns: list[str], key: str) -> set[str]:
+    names = [name for name, _ in params]
+    matched: set[str] = set()
+    for pattern in patterns:
+        hits = fnmatch.filter(names, pattern)
+        if not hits:
+            examples = ", ".join(
+                sorted({name.replace(".0.", ".*.") for name in names if ".blocks." not in name or ".blocks.0." in name})
+            )
+            raise ConfigError(f"{key} has {pattern!r}, but it matches no parameter; there are: {examples}")
+        matched.update(hits)
+    return matched
+
+
+def _adamw(config: OptimizerConfig, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(groups, lr=config.lr, betas=_betas(config), eps=config.eps, fused=True)
+
+
+def _decoupled_adamw(config: OptimizerConfig, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    # torch shrinks weights by weight_decay * lr a step; Composer's DecoupledAdamW by weight_decay * lr / initial_lr.
+    return _adamw(config, [{**group, "weight_decay": group["weight_decay"] / group["lr"]} for group in groups])
+
+
+def _decoupled_lionw(config: OptimizerConfig, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    return DecoupledLionW(groups, lr=config.lr, betas=_betas(config), weight_decay=config.weight_decay)
+
+
+def _sgd(config: OptimizerConfig, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
+
+
+_OPTIMIZERS = {
+    "adamw": _adamw,
+    "decoupled_adamw": _decoupled_adamw,
+    "decoupled_lionw": _decoupled_lionw,
+    "sgd": _sgd,
+}
+
+
+def _betas(config: OptimizerConfig) -> tuple[float, float]:
+    return config.betas[0], config.betas[1]
+
+
+def build_scheduler(config: SchedulerConfig, clock: Clock) -> ComposerScheduler:
+    warmup = clock.batches(config.t_warmup)
+    decay = clock.batches(config.t_decay)
+    total = clock.max_batches
+    assert total is not None
+    if warmup > total:
+        raise ConfigError(f"scheduler.t_warmup is {config.t_warmup} ({warmup} batches), but the run has only {total}")
+    if config.name == "wsd_with_warmup" and warmup + decay > total:
+        raise ConfigError(
+            f"scheduler.t_decay is {config.t_decay} ({decay} batches), but after a warmup of {warmup} only "
+            f"{total - warmup} of the run's {total} are left"
+        )
+    if config.name == "inv_sqrt_with_warmup" and warmup == 0:
+        raise ConfigError(
+            f"scheduler.t_warmup is {config.t_warmup}, but inv_sqrt_with_warmup measures its fall in warmups: "
+            "give it at least 1ba"
+        )
+    return {
+        "cosine_with_warmup": lambda: CosineAnnealingWithWarmupScheduler(f"{warmup}ba", alpha_f=config.alpha_f),
+        "linear_decay_with_warmup": lambda: LinearWithWarmupScheduler(f"{warmup}ba", alpha_f=config.alpha_f),
+        "constant_with_warmup": lambda: ConstantWithWarmupScheduler(f"{warmup}ba"),
+        "inv_sqrt_with_warmup": lambda: inv_sqrt_with_warmup(warmup),
+        "wsd_with_warmup": lambda: wsd_with_warmup(warmup, decay, total, config.alpha_f),
+    }[config.name]()
+
+
+def inv_sqrt_with_warmup(warmup: int) -> ComposerScheduler:
+    """Linear rise, then sqrt(warmup / batch) (Vaswani et al. 2017): a schedule that does not know the run's end."""
+
+    def schedule(state: State, ssr: float = 1.0) -> float:
+        batch = state.timestamp.batch.value
+        return batch / warmup if batch < warmup else math.sqrt(warmup / batch)
+
+    return schedule
+
+
+def wsd_with_warmup(warmup: int, decay: int, total: int, alpha_f: float) -> ComposerScheduler:
+    """Warmup, stable, then a linear fall to alpha_f over the last batches (Hu et al. 2024, MiniCPM)."""
+
+    def schedule(state: State, ssr: float = 1.0) -> float:
+        batch = state.timestamp.batch.value
+        if batch < warmup:
+            return batch / warmup
+        left = max(total - batch, 0)
+        return 1.0 if left >= decay else alpha_f + (1 - alpha_f) * left / decay
+
+    return schedule
+
+
+def build_callbacks(config: CallbacksConfig) -> list[Callback]:
+    callbacks: list[Callback] = []
+    if config.lr_monitor is not None:
+        callbacks.append(LRMonitor())
+    if config.speed_monitor is not None:
+        callbacks.append(SpeedMonitor(window_size=config.speed_monitor.window_size))
+    if config.memory_monitor is not None:
+        callbacks.append(MemoryMonitor())
+    if config.runtime_estimator is not None:
+        callbacks.append(RuntimeEstimator())
+    return callbacks
+
+
+def build_loggers(config: LoggersConfig, run_name: str) -> list[LoggerDestination]:
+    loggers: list[LoggerDestination] = []
+    if config.file is not None:
+        loggers.append(FileLogger(_unused(config.file.filename, run_name), flush_interval=1, log_traces=False))
+    if config.tensorboard is not None:
+        loggers.append(TensorboardLogger(log_dir=config.tensorboard.log_dir))
+    if config.wandb is not None:
+        wandb = config.wandb
+        loggers.append(
+            WandBLogger(
+                project=wandb.project,
+                entity=wandb.entity,
+                group=wandb.group,
+                name=wandb.name or run_name,
+                tags=wandb.tags or None,
+            )
+        )
+    return loggers
+
+
+def _unused(filename: str, run_name: str) -> str:
+    """The file's name, with -2, -3, ... when an earlier start of the run has written it: a resume erases no log."""
+    path = Path(filename)
+    attempt = 1
+    while True:
+        name = str(path if attempt == 1 else path.with_stem(f"{path.stem}-{attempt}"))
+        if not Path(name.format(run_name=run_name, rank=dist.get_global_rank())).exists():
+            return name.replace("{run_name}", run_name)
+        attempt += 1
+
+
+def _leave_as_sharded(model: torch.nn.Module, *args: Any, **kwargs: Any) -> None:
+    """Stands in for Composer's own sharding, which knows neither meta on CPU nor HSDP."""
+    assert any(isinstance(module, FSDPModule) for module in model.modules())
+
+
+def build_trainer(
+    config: TrainConfig,
+    *,
+    model: DbrxForComposer,
+    train_loader: DataLoader,
+    eval_loader: DataLoader | None,
+    clock: Clock,
+    callbacks: Sequence[Callback] = (),
+    run_name: str,
+    precision: str,
+    save_folder: str | None,
+    load_path: str | None,
+    load_weights_only: bool,
+    resuming: bool,
+) -> Trainer:
+    """Composer's Trainer for the run. Every duration it is told is in batches (see durations.Clock)."""
+    restore_rng = RestoreRNG()
+    algorithms = []
+    if (clipping := config.algorithms.gradient_clipping) is not None:
+        algorithms.append(GradientClipping(clipping.clipping_type, clipping.clipping_threshold))
+    parallelism = None
+    if config.fsdp_config is not None:
+        # Tells Composer how to save and load; the model itself is sharded already, by train/parallel.py.
+        parallelism = {"fsdp": FSDP2Config(state_dict_type=config.fsdp_config.state_dict_type)}
+        prepare_distributed.parallelize_composer_model = _leave_as_sharded
+    evaluator = None
+    if eval_loader is not None:
+        evaluator = Evaluator(
+            label="eval",
+            dataloader=DataSpec(eval_loader),
+            metric_names=list(model.get_metrics(is_train=False)),
+            subset_num_batches=config.eval_subset_num_batches,
+            device_eval_microbatch_size=config.device_eval_batch_size,
+        )
+    trainer = Trainer(
+        model=model,
+        run_name=run_name,
+        seed=config.seed,
+        train_dataloader=DataSpec(train_loader),
+        eval_dataloader=evaluator,
+        eval_interval=f"{clock.batches(config.eval_interval)}ba",
+        max_duration=f"{clock.max_batches}ba",
+        optimizers=build_optimizer(config.optimizer, model.model),
+        schedulers=build_scheduler(config.scheduler, clock),
+        algorithms=algorithms,
+        callbacks=[GlobalBatch(config.model), restore_rng, *build_callbacks(config.callbacks), *callbacks],
+        loggers=build_loggers(config.loggers, run_name),
+        progress_bar=config.progress_bar,
+        log_to_console=config.log_to_console,
+        console_log_interval=f"{clock.batches(config.console_log_interval)}ba",
+        device_train_microbatch_size=min(
+            config.device_train_microbatch_size, config.global_train_batch_size // dist.get_world_size()
+        ),
+        precision=precision,
+        parallelism_config=parallelism,
+        dist_timeout=config.dist_timeout,
+        save_folder=save_folder,
+        save_interval=f"{clock.batches(config.save_interval)}ba",
+        save_num_checkpoints_to_keep=config.save_num_checkpoints_to_keep,
+        # What a killed run left half-written past the checkpoint that is resumed from may be written again.
+        save_overwrite=config.save_overwrite or resuming,
+        load_path=load_path,
+        load_weights_only=load_weights_only,
+        load_progress_bar=False,
+    )
+    restore_rng.trainer = trainer
+    return trainer

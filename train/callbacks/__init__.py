@@ -1,0 +1,1 @@
+"""Callbacks that Composer lacks, one file each."""

@@ -1,0 +1,166 @@
+"""One run: build everything, then fit."""
+
+import os
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from composer.core import Callback
+from composer.utils import dist, get_device
+
+from data.errors import ConfigError
+from data.loader import eval_loader, train_loader
+from data.rows import Rows, open_rows
+from data.tokenizer import build_tokenizer
+from train.builders import build_trainer
+from train.checkpoint import check_load_path, checkpoints, local_folder, prepare_save_folder
+from train.config import TrainConfig
+from train.durations import Clock
+from train.lm import DbrxForComposer
+from train.parallel import build_model
+from train.reader import check_vocab
+
+_EXPECTED_WARNINGS = (
+    "FSDP2 Config/APIs are experimental",
+    "The warmup duration is 0",
+    "Specifying `eval_interval=.*` without an `eval_dataloader`",
+)
+"""Of Composer's, about what was chosen on purpose."""
+
+
+def fit(config: TrainConfig, *, callbacks: Sequence[Callback] = (), dtype: torch.dtype = torch.float32) -> None:
+    """Trains as config says. Raises ConfigError or DataError, before the first step, for what a user can mend.
+
+    callbacks are added to the config's; dtype is that of the weights (fp64 for tests of exactness).
+    """
+    for message in _EXPECTED_WARNINGS:
+        warnings.filterwarnings("ignore", message=message)
+    device = get_device(None)
+    dist.initialize_dist(device, timeout=config.dist_timeout)
+    run_name = _run_name(config)
+    precision = _precision(config, device.name)
+
+    tokenizer = build_tokenizer(config.tokenizer)
+    check_vocab(config, tokenizer.vocab_size)
+    check_load_path(config)
+    folder = local_folder(config, run_name)
+    train_rows = open_rows(config.train_loader.dataset, tokenizer)
+    eval_rows = open_rows(config.eval_loader.dataset, tokenizer) if config.eval_loader is not None else None
+    clock = _clock(config, train_rows)
+    if folder is not None:
+        _on_first_rank(lambda: prepare_save_folder(folder, config, tokenizer))
+    load_path, resuming = _start(config, folder)
+
+    rank, world_size, pad = dist.get_global_rank(), dist.get_world_size(), tokenizer.pad_token_id
+    torch_device = torch.device("cuda", torch.cuda.current_device()) if device.name == "gpu" else torch.device("cpu")
+    model = build_model(
+        config.model, config.fsdp_config, precision=precision, device=torch_device, seed=config.seed, dtype=dtype
+    )
+    assert clock.max_batches is not None
+    trainer = build_trainer(
+        config,
+        model=DbrxForComposer(config.model, model),
+        train_loader=train_loader(
+            train_rows,
+            config.train_loader,
+            seed=config.seed,
+            global_batch_size=config.global_train_batch_size,
+            # One more than is trained, so that Composer's epoch, which is the whole run, never ends: the position in it
+            # stays true in the last checkpoint, and a longer max_duration can go on from there.
+            n_batches=clock.max_batches + 1,
+            rank=rank,
+            world_size=world_size,
+            pad_token_id=pad,
+        ),
+        eval_loader=eval_loader(
+            eval_rows,
+            config.eval_loader,
+            device_batch_size=config.device_eval_batch_size,
+            rank=rank,
+            world_size=world_size,
+            pad_token_id=pad,
+        )
+        if eval_rows is not None and config.eval_loader is not None
+        else None,
+        clock=clock,
+        callbacks=callbacks,
+        run_name=run_name,
+        precision=precision,
+        save_folder=str(folder) if folder is not None else None,
+        load_path=load_path,
+        load_weights_only=config.load_weights_only and not resuming,
+        resuming=resuming,
+    )
+    if trainer.state.timestamp.batch.value >= clock.max_batches:
+        say(f"nothing left to train: {load_path} is at the end of the run's {clock.max_batches} batches")
+    else:
+        if config.eval_first and eval_rows is not None and not resuming:
+            trainer.eval()
+        trainer.fit()
+    trainer.close()
+
+
+def say(line: str) -> None:
+    """One line on the console, from one rank."""
+    if dist.get_global_rank() == 0:
+        print(line, flush=True)
+
+
+def _run_name(config: TrainConfig) -> str:
+    name = config.run_name or os.environ.get("RUN_NAME")
+    if name is None and config.autoresume:
+        raise ConfigError("autoresume is true, but without run_name (or $RUN_NAME) no later start would find this run")
+    names = [name or time.strftime("dbrx-%Y%m%d-%H%M%S")]
+    dist.broadcast_object_list(names, src=0)
+    return names[0]
+
+
+def _precision(config: TrainConfig, device: str) -> str:
+    if device == "cpu" and config.precision == "amp_bf16":
+        say("precision: amp_bf16 becomes fp32 on CPU")
+        return "fp32"
+    return config.precision
+
+
+def _clock(config: TrainConfig, rows: Rows) -> Clock:
+    size = config.global_train_batch_size
+    clock = Clock(
+        tokens_per_batch=size * config.max_seq_len,
+        rows_per_batch=size,
+        rows_per_epoch=rows.n_rows,
+    )
+    clock = clock.until(config.max_duration)
+    assert clock.max_batches is not None
+    say(
+        f"train: {rows.n_rows:,} rows, {rows.tokens:,} tokens ({rows.trained_tokens:,} trained on); max_duration "
+        f"{config.max_duration} is {clock.max_batches:,} batches of {size} rows, "
+        f"{clock.max_batches * size / rows.n_rows:.2f} passes"
+    )
+    return clock
+
+
+def _on_first_rank(write: Callable[[], None]) -> None:
+    """Runs on global rank 0; an error of its is raised on every rank, so that none waits for the others."""
+    errors: list[str | None] = [None]
+    if dist.get_global_rank() == 0:
+        try:
+            write()
+        except ConfigError as error:
+            errors = [str(error)]
+    dist.broadcast_object_list(errors, src=0)
+    if errors[0] is not None:
+        raise ConfigError(errors[0])
+
+
+def _start(config: TrainConfig, folder: Path | None) -> tuple[str | None, bool]:
+    """Where the run starts from, and whether that is its own checkpoint. Rank 0 looks, so that all ranks agree."""
+    if config.autoresume and folder is not None:
+        newest = [next((str(path) for path in reversed(checkpoints(folder))), None)]
+        dist.broadcast_object_list(newest, src=0)
+        if newest[0] is not None:
+            say(f"autoresume: going on from {newest[0]}")
+            return newest[0], True
+        say(f"autoresume: no complete checkpoint in {folder}, starting from the beginning")
+    return config.load_path, False

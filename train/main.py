@@ -1,0 +1,84 @@
+"""The command line: read the config, say what will be run, see that it fits, and train.
+
+Nothing heavy is imported before the config has been read, so that help and errors come at once.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from data.errors import ConfigError, DataError
+from train.config import TrainConfig, check_world_size
+from train.plan import check_machine, parameters_line
+from train.reader import load_config, masked_yaml
+
+USAGE = """\
+usage: composer train.py CONFIG [key=value ...]       one rank a GPU, or one on a machine without
+       composer -n 2 train.py CONFIG [key=value ...]  2 ranks
+       python train.py CONFIG [key=value ...]         1 rank, without the launcher
+
+CONFIG is a YAML file: see yamls/finetune/ and yamls/pretrain/.
+key=value changes a key of it; the value is YAML, and dots go deeper:
+
+  composer -n 2 train.py yamls/finetune/dbrx_tiny.yaml max_duration=20ba optimizer.lr=1e-4
+  composer train.py yamls/finetune/dbrx.yaml train_loader.dataset.hf_kwargs.data_files=$DATA
+  composer train.py yamls/finetune/dbrx.yaml model.preset=9b 'callbacks={lr_monitor: {}}' eval_loader=null
+"""
+
+# Long enough for local rank 0 to tell what it has met as well; the launcher then ends the others.
+_GRACE_SECONDS = 10.0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit code: 0, or 2 for what the user can mend (one `error:` line, no traceback)."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if {"-h", "--help"} & set(arguments):
+            if _rank("LOCAL_RANK") == 0:
+                print(USAGE, end="")
+        else:
+            _run(arguments)
+    except (ConfigError, DataError) as error:
+        return _report(error)
+    return 0
+
+
+def _run(arguments: list[str]) -> None:
+    config, world_size = _read(arguments), int(os.environ.get("WORLD_SIZE", "1"))
+    try:
+        check_world_size(config, world_size)
+    except ValueError as error:
+        raise ConfigError(f"{arguments[0]}: {error}") from None
+    if _rank("RANK") == 0:
+        print(f"{masked_yaml(config)}\n{parameters_line(config.model)}", flush=True)
+    check_machine(config, world_size)
+
+    from train.fit import fit
+
+    fit(config)
+
+
+def _read(arguments: list[str]) -> TrainConfig:
+    if not arguments:
+        raise ConfigError(
+            "no config: python train.py CONFIG [key=value ...], such as yamls/finetune/dbrx_tiny.yaml (--help)"
+        )
+    path, *overrides = arguments
+    if path.startswith("-") or ("=" in path and not Path(path).exists()):
+        raise ConfigError(f"the config comes first, but {path!r} is not a file: python train.py CONFIG [key=value ...]")
+    return load_config(path, overrides)
+
+
+def _rank(name: str) -> int:
+    return int(os.environ.get(name, "0"))
+
+
+def _report(error: Exception) -> int:
+    """Local rank 0 tells; another does so only if it is still there after a while, having met the error alone."""
+    rank = _rank("RANK")
+    if _rank("LOCAL_RANK") > 0:
+        time.sleep(_GRACE_SECONDS)
+    print(f"error: rank {rank}: {error}" if rank else f"error: {error}", file=sys.stderr, flush=True)
+    return 2

@@ -1,0 +1,46 @@
+"""Optimizers that neither torch nor Composer has."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class DecoupledLionW(torch.optim.Optimizer):
+    """Lion (Chen et al. 2023), the sign of an interpolated momentum, with weight decay that does not scale with the
+    peak learning rate (as Composer's Decoupled optimizers): weights shrink by weight_decay * lr / initial_lr a step.
+    """
+
+    def __init__(self, params: Any, lr: float, betas: tuple[float, float], weight_decay: float) -> None:
+        super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
+        for group in self.param_groups:
+            group["initial_lr"] = group["lr"]
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            beta1, beta2 = group["betas"]
+            params = [param for param in group["params"] if param.grad is not None]
+            if not params:
+                continue
+            grads = [param.grad for param in params]
+            moments = [self._moment(param) for param in params]
+            decay = group["weight_decay"] * group["lr"] / group["initial_lr"]
+            if decay:
+                torch._foreach_mul_(params, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
+            updates = torch._foreach_lerp(moments, grads, 1 - beta1)  # pyright: ignore[reportPrivateImportUsage]
+            torch._foreach_sign_(updates)  # pyright: ignore[reportPrivateImportUsage]
+            torch._foreach_add_(params, updates, alpha=-group["lr"])  # pyright: ignore[reportPrivateImportUsage]
+            torch._foreach_lerp_(moments, grads, 1 - beta2)  # pyright: ignore[reportPrivateImportUsage]
+        return loss
+
+    def _moment(self, param: Tensor) -> Tensor:
+        state = self.state[param]
+        if "exp_avg" not in state:
+            state["exp_avg"] = torch.zeros_like(param)
+        return state["exp_avg"]

@@ -1,0 +1,132 @@
+"""How the model is spread over ranks: FSDP2 units, precision, activation checkpointing, and weights made in place.
+
+Every rank builds the model on meta, shards it, and then fills only its own part: no rank ever holds the whole.
+"""
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
+    CheckpointImpl,
+    apply_activation_checkpointing,
+    checkpoint_wrapper,
+    offload_wrapper,
+)
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp._fully_shard import _fsdp_collectives
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+from train.config import FSDPConfig
+from train.models.config import ModelConfig
+from train.models.dbrx import DbrxBlock, DbrxForCausalLM
+from train.models.init import draw_rows, init_std
+
+_WRAPPED = "_checkpoint_wrapped_module."
+
+
+def named_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """The model's parameters under their own names, without what activation checkpointing puts between."""
+    return [(name.replace(_WRAPPED, ""), param) for name, param in model.named_parameters()]
+
+
+def build_model(
+    config: ModelConfig,
+    fsdp_config: FSDPConfig | None,
+    *,
+    precision: str,
+    device: torch.device,
+    seed: int,
+    dtype: torch.dtype = torch.float32,
+) -> DbrxForCausalLM:
+    """DBRX with its initial weights, sharded as fsdp_config says (null: whole on every rank)."""
+    with torch.device("meta"):
+        model = DbrxForCausalLM(config).to(dtype)
+    if fsdp_config is not None:
+        mend_fsdp2_on_cpu()
+        _checkpoint_activations(model, fsdp_config)
+        _shard(model, fsdp_config, precision, device)
+    model.to_empty(device=device)
+    _fill(model, config, seed)
+    return model
+
+
+def _checkpoint_activations(model: DbrxForCausalLM, config: FSDPConfig) -> None:
+    block = config.activation_checkpointing in (True, "block")
+    if not block and not config.activation_cpu_offload:
+        return
+
+    def wrap(module: nn.Module) -> nn.Module:
+        if block:
+            module = checkpoint_wrapper(module, checkpoint_impl=CheckpointImpl.NO_REENTRANT)
+        return offload_wrapper(module) if config.activation_cpu_offload else module
+
+    apply_activation_checkpointing(
+        model, checkpoint_wrapper_fn=wrap, check_fn=lambda module: isinstance(module, DbrxBlock)
+    )
+
+
+def make_mesh(config: FSDPConfig, device_type: str) -> DeviceMesh:
+    """One dimension to shard over; under HYBRID_SHARD one before it, over which the shards are replicated."""
+    world_size = dist.get_world_size()
+    if config.sharding_strategy == "FULL_SHARD":
+        return init_device_mesh(device_type, (world_size,), mesh_dim_names=("shard",))
+    replicas = config.data_parallel_replicate_degree
+    assert replicas is not None, "FSDPConfig checks it"
+    return init_device_mesh(device_type, (replicas, world_size // replicas), mesh_dim_names=("replicate", "shard"))
+
+
+def _shard(model: DbrxForCausalLM, config: FSDPConfig, precision: str, device: torch.device) -> None:
+    """Units: the embedding, each block, and at the root the last norm with the head."""
+    mesh = make_mesh(config, device.type)
+    policy = MixedPrecisionPolicy()
+    if precision == "amp_bf16" and config.mixed_precision != "FULL":
+        reduce_dtype = torch.bfloat16 if config.mixed_precision == "PURE" else torch.float32
+        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=reduce_dtype)
+    for unit in (model.transformer.wte, *model.transformer.blocks, model):
+        fully_shard(unit, mesh=mesh, mp_policy=policy, reshard_after_forward=config.reshard_after_forward)
+
+
+@torch.no_grad()
+def _fill(model: nn.Module, config: ModelConfig, seed: int) -> None:
+    for name, param in named_parameters(model):
+        std = init_std(config, name)
+        shape = tuple(param.shape)
+        if isinstance(param, DTensor):
+            local_shape, offset = compute_local_shape_and_global_offset(shape, param.device_mesh, param.placements)
+            start, stop = offset[0], offset[0] + local_shape[0]
+            local = param.to_local()
+        else:
+            start, stop, local = 0, shape[0], param
+        if stop > start:
+            local.copy_(draw_rows(seed, name, shape, start, stop, std))
+
+
+def mend_fsdp2_on_cpu() -> None:
+    """Makes FSDP2's gradients right on gloo, where torch 2.7 has two faults; a probe finds each, not a version.
+
+    Asked to average, gloo's reduce-scatter sums, so that every gradient would be world_size times too large: Adam hides
+    it, SGD, clipping and logged norms show it. With explicit factors FSDP2 asks for a sum and divides by itself.
+    And CPU streams record no events, without which HSDP's backward stops at an assertion.
+    """
+    if dist.get_backend() != "gloo":
+        return
+    if torch.cpu.Stream().record_event() is None:
+        setattr(torch.cpu.Stream, "record_event", lambda self: torch.cpu.Event())  # noqa: B010
+    world_size = dist.get_world_size()
+    averaged = torch.empty(1)
+    dist.reduce_scatter_tensor(averaged, torch.ones(world_size), op=dist.ReduceOp.AVG)
+    if averaged.item() != 1.0:
+        _fsdp_collectives._get_gradient_divide_factors = _divide_factors
+
+
+def _divide_factors(
+    reduce_scatter_group: dist.ProcessGroup,
+    all_reduce_group: dist.ProcessGroup | None,
+    reduce_dtype: torch.dtype,
+    device_type: str = "",
+) -> tuple[float, float]:
+    """What FSDP2 divides by before and after reducing."""
+    ranks = reduce_scatter_group.size() * (all_reduce_group.size() if all_reduce_group is not None else 1)
+    return 1.0, float(ranks)

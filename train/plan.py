@@ -1,0 +1,232 @@
+"""What a run needs, from its config alone: parameters, FLOPs, memory. Imports no torch before it looks for GPUs.
+
+Memory is a lower bound, so that what is refused could not have run: it counts weights, gradients and optimizer states,
+the largest unit gathered at a time, and what a microbatch must keep for its backward pass; not the allocator's gaps,
+the head's logits, the communication library's buffers or the processes themselves.
+"""
+
+import math
+import os
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+
+import psutil
+
+from data.errors import ConfigError
+from train.config import FSDPConfig, OptimizerConfig, TrainConfig
+from train.models.config import ModelConfig
+
+GB = 1e9
+_A_COMMON_GPU = 80 * GB
+# Of a GPU's memory, what a run can count on beside the allocator's gaps, CUDA's context and NCCL's buffers.
+_USABLE = 0.9
+
+
+def parameter_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Every parameter by its name in Hugging Face's DBRX, and its shape."""
+    d, ffn = model.d_model, model.ffn_config
+    experts = (ffn.moe_num_experts * ffn.ffn_hidden_size, d)
+    block = {
+        "norm_attn_norm.norm_1.weight": (d,),
+        "norm_attn_norm.attn.Wqkv.weight": (d + 2 * model.attn_config.kv_n_heads * model.head_dim, d),
+        "norm_attn_norm.attn.out_proj.weight": (d, d),
+        "norm_attn_norm.norm_2.weight": (d,),
+        "ffn.router.layer.weight": (ffn.moe_num_experts, d),
+        "ffn.experts.mlp.w1": experts,
+        "ffn.experts.mlp.v1": experts,
+        "ffn.experts.mlp.w2": experts,
+    }
+    blocks = {f"transformer.blocks.{i}.{name}": shape for i in range(model.n_layers) for name, shape in block.items()}
+    return {
+        "transformer.wte.weight": (model.vocab_size, d),
+        **blocks,
+        "transformer.norm_f.weight": (d,),
+        "lm_head.weight": (model.vocab_size, d),
+    }
+
+
+def count_parameters(model: ModelConfig) -> tuple[int, int]:
+    """(all parameters, those that a token meets: moe_top_k of the experts)."""
+    sizes = _sizes(model)
+    total = sum(sizes.values())
+    experts = sum(size for name, size in sizes.items() if ".experts." in name)
+    ffn = model.ffn_config
+    return total, total - experts * (ffn.moe_num_experts - ffn.moe_top_k) // ffn.moe_num_experts
+
+
+def _sizes(model: ModelConfig) -> dict[str, int]:
+    return {name: math.prod(shape) for name, shape in parameter_shapes(model).items()}
+
+
+def parameters_line(model: ModelConfig) -> str:
+    """`parameters: 131,596,523,520 (36.47 B active)`"""
+    total, active = count_parameters(model)
+    short = f"{active / 1e9:.2f} B" if active >= 1e9 else f"{active / 1e6:.2f} M"
+    return f"parameters: {total:,} ({short} active)"
+
+
+def flops_per_token(model: ModelConfig, seq_len: int) -> int:
+    """Of a training step, forward and backward: 6 per active parameter (the embedding is a look-up) and 12 L S d for
+    attention over whole rows (the PaLM paper's count)."""
+    active = count_parameters(model)[1] - model.vocab_size * model.d_model
+    return 6 * active + 12 * model.n_layers * seq_len * model.d_model
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Bytes that a rank needs at least."""
+
+    states: float
+    """Weights, gradients, optimizer states: its share of them."""
+    gathered: float
+    """The largest unit of the model put together for computing."""
+    activations: float
+    """Kept of one microbatch for the backward pass."""
+
+    @property
+    def total(self) -> float:
+        return self.states + self.gathered + self.activations
+
+
+def memory_per_rank(config: TrainConfig, world_size: int, *, gpu: bool) -> Memory:
+    model, fsdp = config.model, config.fsdp_config
+    # On a CPU everything is computed in fp32.
+    bf16 = gpu and config.precision == "amp_bf16" and (fsdp is None or fsdp.mixed_precision != "FULL")
+    width = 2 if bf16 else 4
+    shards = 1 if fsdp is None else world_size // (fsdp.data_parallel_replicate_degree or 1)
+    gathered = 0 if fsdp is None or shards == 1 else width * _gathered_parameters(model, fsdp)
+    rows = min(config.device_train_microbatch_size, max(config.global_train_batch_size // world_size, 1))
+    activations = float(width * rows * config.max_seq_len * _kept_per_token(model, fsdp))
+    return Memory(states=_state_bytes(config) / shards, gathered=gathered, activations=activations)
+
+
+def _gathered_parameters(model: ModelConfig, fsdp: FSDPConfig) -> int:
+    """Of the largest unit (the embedding, a block, the head), or of all when they stay gathered."""
+    sizes = _sizes(model)
+    if not fsdp.reshard_after_forward:
+        return sum(sizes.values())
+    block = sum(size for name, size in sizes.items() if name.startswith("transformer.blocks.0."))
+    return max(block, sizes["transformer.wte.weight"])
+
+
+def _state_bytes(config: TrainConfig) -> int:
+    """Over all ranks: fp32 weights (4 bytes); for trained ones a gradient (4) and the optimizer's moments (4 each)."""
+    trained_bytes = 4 + 4 + 4 * _moments(config.optimizer)
+    frozen = config.optimizer.freeze
+    return sum(
+        size * (4 if any(fnmatch(name, pattern) for pattern in frozen) else trained_bytes)
+        for name, size in _sizes(config.model).items()
+    )
+
+
+def _moments(optimizer: OptimizerConfig) -> int:
+    return {"adamw": 2, "decoupled_adamw": 2, "decoupled_lionw": 1, "sgd": int(optimizer.momentum > 0)}[optimizer.name]
+
+
+def _kept_per_token(model: ModelConfig, fsdp: FSDPConfig | None) -> int:
+    """Numbers kept for the backward pass. A block keeps its input, both norms' outputs, the residual, queries, keys and
+    values before and after RoPE, attention's output, and two hidden vectors in each of a token's experts; checkpointed,
+    its input alone, and one block at a time the rest."""
+    qkv = model.d_model + 2 * model.attn_config.kv_n_heads * model.head_dim
+    block = 5 * model.d_model + 2 * qkv + 2 * model.ffn_config.moe_top_k * model.ffn_config.ffn_hidden_size
+    if fsdp is not None and fsdp.activation_cpu_offload:
+        return block
+    if fsdp is None or fsdp.activation_checkpointing in (False, "none"):
+        return model.n_layers * block
+    return model.n_layers * model.d_model + block
+
+
+def check_machine(config: TrainConfig, world_size: int) -> None:
+    """Raises ConfigError when this node's ranks cannot have what they need at the least. Allocates nothing."""
+    local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    gpu_bytes = _gpu_memory()
+    need = memory_per_rank(config, world_size, gpu=gpu_bytes is not None)
+    have = _cpu_memory() / local_ranks if gpu_bytes is None else gpu_bytes
+    if need.total <= have:
+        return
+    total, _ = count_parameters(config.model)
+    ranks = "1 rank needs" if world_size == 1 else f"each of {world_size} ranks needs"
+    parts = (
+        f"weights, gradients and {config.optimizer.name} states {need.states / GB:,.1f}, "
+        f"a gathered unit {need.gathered / GB:,.1f}, activations {need.activations / GB:,.1f}"
+    )
+    each = f"{have / GB:,.1f} GB" if local_ranks == 1 or gpu_bytes is not None else f"{have / GB:,.1f} GB for each"
+    where = f"there is no GPU, and this machine has {each}" if gpu_bytes is None else f"its GPU has {each}"
+    raise ConfigError(
+        f"{total:,} parameters do not fit: {ranks} at least {need.total / GB:,.1f} GB ({parts}), "
+        f"{need.total * world_size / GB:,.0f} GB in all, but {where}; "
+        f"{_way_out(config, have, local_ranks, gpu=gpu_bytes is not None)}"
+    )
+
+
+def _way_out(config: TrainConfig, have: float, local_ranks: int, *, gpu: bool) -> str:
+    if config.fsdp_config is None:
+        return "without `fsdp_config: null` the states would be sharded over the ranks"
+    ranks = ranks_that_fit(config, have, gpu=gpu)
+    things = "GPUs" if gpu else "machines"
+    enough = math.ceil(ranks / (1 if gpu else local_ranks)) if ranks else None
+    said = f"it takes at least {enough} such {things}" if enough else f"no number of such {things} is enough"
+    common = ranks_that_fit(config, _A_COMMON_GPU * _USABLE, gpu=True)
+    if common is None or (gpu and ranks):
+        return said
+    # Such GPUs come in nodes of 8.
+    gpus = f"{math.ceil(common / 8) * 8} GPUs of {_A_COMMON_GPU / GB:.0f} GB"
+    return f"{said}, or {gpus}" if enough else f"{said}: it takes at least {gpus}"
+
+
+def ranks_that_fit(config: TrainConfig, have: float, *, gpu: bool) -> int | None:
+    """The least number of ranks with `have` bytes each on which the sharded run fits; None when none is enough."""
+    fsdp = config.fsdp_config
+    if fsdp is None:
+        return None
+    replicas = fsdp.data_parallel_replicate_degree or 1
+    if memory_per_rank(config, replicas, gpu=gpu).total <= have:
+        return replicas
+    # From two shards on units are gathered, and only the states shrink with the number of ranks.
+    two = memory_per_rank(config, 2 * replicas, gpu=gpu)
+    left = have - two.gathered - two.activations
+    return max(2, math.ceil(2 * two.states / left)) * replicas if left > 0 else None
+
+
+def _gpu_memory() -> float | None:
+    """Bytes of this rank's GPU, None without one."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    device = int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count()
+    return float(torch.cuda.get_device_properties(device).total_memory)
+
+
+def _cpu_memory() -> float:
+    """Bytes of memory this machine gives: the least of what is there and of what control groups allow."""
+    limits = _cgroup_limits(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))
+    return float(min([psutil.virtual_memory().total, *limits]))
+
+
+def _cgroup_limits(membership: Path, root: Path) -> list[int]:
+    """The limits (cgroup v2's memory.max, v1's memory.limit_in_bytes) of the process's group and of all above it."""
+    try:
+        lines = membership.read_text().splitlines()
+    except OSError:
+        return []
+    limits = []
+    for line in lines:
+        _, controllers, group = line.split(":", 2)
+        if controllers == "":
+            top, file = root, "memory.max"
+        elif "memory" in controllers.split(","):
+            top, file = root / "memory", "memory.limit_in_bytes"
+        else:
+            continue
+        # Inside a container the path may be the host's, which is not there: its top is the container's own group.
+        below = top / group.lstrip("/")
+        for folder in [below, *below.parents[: len(below.parts) - len(top.parts)]]:
+            try:
+                text = (folder / file).read_text().strip()
+            except OSError:
+                continue
+            if text.isdecimal():
+                limits.append(int(text))
+    return limits

@@ -1,0 +1,231 @@
+"""What is said about keys of LLM Foundry that are not keys here.
+
+RULES speaks of keys this schema lacks, VALUES of values LLM Foundry has for keys that both have. LLM_FOUNDRY lists the
+leaf keys of its dbrx-full-ft.yaml and the values there; `table` joins them into the table that the README shows.
+"""
+
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+import yaml
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    accepts: tuple[object, ...] = ()
+    """Values that say what is done anyway: the reader passes over the key. Every other value is refused."""
+    say: str
+    """What is done anyway, or what to write instead."""
+
+
+def _fsdp1(*keys: str) -> dict[str, Rule]:
+    rule = Rule(say="a setting of FSDP1, which FSDP2 does without: leave it out")
+    return {f"fsdp_config.{key}": rule for key in keys}
+
+
+RULES: dict[str, Rule] = {
+    "icl_seq_len": Rule(say="there are no in-context evaluation tasks; eval_loader gives loss and perplexity"),
+    "icl_tasks*": Rule(say="there are no in-context evaluation tasks; eval_loader gives loss and perplexity"),
+    "*.trust_remote_code": Rule(accepts=(False,), say="no code from a hub is ever run: leave it out"),
+    "*.use_auth_token": Rule(say="a token is taken from HF_TOKEN in the environment, never from a file: leave it out"),
+    "model.pretrained": Rule(
+        accepts=(False,),
+        say="Hugging Face weights cannot be imported yet; load_path reads checkpoints that were written here, and "
+        "without it training starts from fresh weights",
+    ),
+    "model.pretrained_model_name_or_path": Rule(
+        say="Hugging Face weights cannot be imported yet: write `preset: 132b` for the shape; load_path reads "
+        "checkpoints that were written here",
+    ),
+    "model.init_device": Rule(accepts=("mixed", "meta"), say="every rank builds on meta and fills its own part"),
+    "model.config_overrides": Rule(
+        accepts=({}, None), say="the keys are written in model itself, such as model.n_layers"
+    ),
+    "model.use_flash_attention_2": Rule(say="attention is torch's own; there is nothing to choose: leave it out"),
+    "model.attn_implementation": Rule(say="attention is torch's own; there is nothing to choose: leave it out"),
+    "*_loader.dataset.decoder_only_format": Rule(accepts=(True,), say="prompt and response are always one sequence"),
+    "*_loader.dataset.allow_pad_trimming": Rule(accepts=(False,), say="rows always have max_seq_len positions"),
+    "train_loader.dataset.packing_ratio": Rule(
+        accepts=("auto",),
+        say="the prepared rows are packed as tightly as they go; write `packing: none` for no packing",
+    ),
+    "eval_loader.dataset.packing_ratio": Rule(
+        accepts=("auto", None),
+        say="documents in a row do not see one another, so packing leaves the loss as it is; `packing: none` for none",
+    ),
+    "*_loader.dataset.eos_token_id": Rule(say="the end token is the tokenizer's own: leave it out"),
+    "train_loader.drop_last": Rule(
+        accepts=(True,), say="every batch is full: rows left at the end of a pass open the next"
+    ),
+    "eval_loader.drop_last": Rule(accepts=(False,), say="every row of the evaluation counts: leave it out"),
+    "fsdp_config.limit_all_gathers": Rule(accepts=(True,), say="FSDP2 always limits them"),
+    "fsdp_config.activation_checkpointing_reentrant": Rule(
+        accepts=(False,), say="activation checkpointing is always non-reentrant"
+    ),
+    "fsdp_config.data_parallel_shard_degree": Rule(
+        accepts=(-1,), say="it is the number of ranks divided by data_parallel_replicate_degree"
+    ),
+    "fsdp_config.load_monolith_rank0_only": Rule(
+        accepts=(False,), say="every rank reads its own part of a checkpoint: leave it out"
+    ),
+    **_fsdp1(
+        *("auto_wrap", "backward_prefetch", "backward_prefetch_limit", "cpu_offload", "flatten_parameters"),
+        *("forward_prefetch", "forward_prefetch_limit", "ignored_modules", "keep_mixed_precision_grads"),
+        *("load_fsdp_monolith_rank0_only", "load_planner", "min_params", "process_group", "save_planner"),
+        *("sharded_ckpt_prefix_dir", "sync_module_states", "te_*", "use_orig_params", "verbose"),
+    ),
+    "callbacks.hf_checkpointer": Rule(say="run scripts/convert_checkpoint_to_hf.py on a checkpoint instead"),
+    "loggers.mlflow": Rule(say="the loggers are file, tensorboard and wandb"),
+}
+
+VALUES: dict[str, dict[object, str]] = {
+    "model.name": {
+        "hf_causal_lm": "write `name: dbrx` with a preset or with the dimensions",
+        "mpt_causal_lm": "write `name: dbrx` with a preset or with the dimensions",
+    },
+    "fsdp_config.sharding_strategy": {
+        "SHARD_GRAD_OP": "write FULL_SHARD with reshard_after_forward: false",
+        "NO_SHARD": "write `fsdp_config: null`, which replicates the model",
+    },
+    "fsdp_config.state_dict_type": {"local": "write sharded"},
+    "device_train_microbatch_size": {"auto": "write a number: FSDP2 cannot search for one"},
+    "device_eval_batch_size": {"auto": "write a number: FSDP2 cannot search for one"},
+    "precision": {"bf16": "write amp_bf16", "amp_fp16": "write amp_bf16"},
+}
+
+
+def rule_for(path: str) -> Rule | None:
+    """The rule about a key this schema lacks, if there is one."""
+    return next((rule for pattern, rule in RULES.items() if fnmatchcase(path, pattern)), None)
+
+
+def accepted(rule: Rule, value: object) -> bool:
+    # 1 == True in Python, not in YAML.
+    return any(type(value) is type(said) and value == said for said in rule.accepts)
+
+
+def instead_of(path: str, value: object) -> str | None:
+    """What to write instead of a value that LLM Foundry has for a key of ours."""
+    return VALUES.get(path, {}).get(value) if isinstance(value, str) else None
+
+
+def _loader(split: str, shuffle: bool, packing_ratio: str | None, **more: Any) -> dict[str, Any]:
+    dataset = {
+        "split": split,
+        "hf_name": "mosaicml/dolly_hhrlhf",
+        "shuffle": shuffle,
+        "max_seq_len": "${max_seq_len}",
+        **more,
+        "packing_ratio": packing_ratio,
+        "allow_pad_trimming": False,
+        "decoder_only_format": True,
+    }
+    loader = {
+        "drop_last": True,
+        "pin_memory": True,
+        "num_workers": 8,
+        "prefetch_factor": 2,
+        "persistent_workers": True,
+    }
+    return {"name": "finetuning"} | {f"dataset.{key}": value for key, value in dataset.items()} | loader
+
+
+LLM_FOUNDRY: dict[str, Any] = {
+    "max_seq_len": 4096,
+    "icl_seq_len": 1024,
+    "run_name": None,
+    "model.name": "hf_causal_lm",
+    "model.pretrained": True,
+    "model.init_device": "mixed",
+    "model.use_auth_token": True,
+    "model.config_overrides": {},
+    "model.use_flash_attention_2": True,
+    "model.pretrained_model_name_or_path": "databricks/dbrx-instruct",
+    "tokenizer.name": "databricks/dbrx-instruct",
+    "tokenizer.kwargs.model_max_length": "${max_seq_len}",
+    "tokenizer.kwargs.trust_remote_code": True,
+    **{f"train_loader.{key}": value for key, value in _loader("train", True, "auto", eos_token_id=0).items()},
+    **{f"eval_loader.{key}": value for key, value in _loader("test", False, None).items()},
+    "optimizer.lr": 1e-6,
+    "optimizer.name": "decoupled_lionw",
+    "optimizer.betas": [0.9, 0.95],
+    "optimizer.weight_decay": 1e-6,
+    "scheduler.name": "cosine_with_warmup",
+    "scheduler.alpha_f": 0,
+    "scheduler.t_warmup": "0.02dur",
+    "algorithms.gradient_clipping.clipping_type": "norm",
+    "algorithms.gradient_clipping.clipping_threshold": 1,
+    "max_duration": "2ep",
+    "eval_interval": "1ep",
+    "global_train_batch_size": 64,
+    "eval_first": False,
+    "eval_subset_num_batches": -1,
+    "seed": 17,
+    "device_train_microbatch_size": 1,
+    "device_eval_batch_size": 1,
+    "precision": "amp_bf16",
+    "autoresume": True,
+    "dist_timeout": 3600,
+    "fsdp_config.mixed_precision": "PURE",
+    "fsdp_config.state_dict_type": "sharded",
+    "fsdp_config.limit_all_gathers": True,
+    "fsdp_config.sharding_strategy": "FULL_SHARD",
+    "fsdp_config.activation_cpu_offload": False,
+    "fsdp_config.activation_checkpointing": True,
+    "fsdp_config.activation_checkpointing_reentrant": False,
+    "progress_bar": False,
+    "log_to_console": True,
+    "console_log_interval": "1ba",
+    "callbacks.lr_monitor": {},
+    "callbacks.speed_monitor.window_size": 1,
+    "callbacks.memory_monitor": {},
+    "callbacks.hf_checkpointer.overwrite": True,
+    "callbacks.hf_checkpointer.precision": "bfloat16",
+    "callbacks.hf_checkpointer.save_folder": "./{run_name}/checkpoints",
+    "callbacks.hf_checkpointer.save_interval": "1dur",
+    "callbacks.runtime_estimator": {},
+    # These are commented out there.
+    "save_interval": "5000ba",
+    "save_num_checkpoints_to_keep": 1,
+    "save_folder": "./{run_name}/checkpoints",
+    "loggers.wandb.name": None,
+    "loggers.wandb.group": None,
+    "loggers.mlflow.tracking_uri": None,
+    "loggers.mlflow.experiment_name": None,
+}
+"""The leaf keys of LLM Foundry's scripts/train/yamls/finetune/dbrx-full-ft.yaml and what each is there."""
+
+REMARKS: dict[str, str] = {
+    "run_name": "null takes $RUN_NAME, as there",
+    "tokenizer.name": "a Hugging Face tokenizer, or `tiktoken` with `kwargs.model_name: gpt-4`, which is DBRX's",
+    "train_loader.dataset.hf_name": "so far `json` alone is read: JSONL files, which `hf_kwargs.data_files` names",
+    "eval_loader.dataset.hf_name": "so far `json` alone is read: JSONL files, which `hf_kwargs.data_files` names",
+    "tokenizer.kwargs.model_max_length": "when it equals max_seq_len",
+    "save_folder": "{run_name} is filled in, as there",
+}
+"""What is worth knowing about keys that are taken."""
+
+
+def verdict(key: str) -> tuple[str, str]:
+    """(`taken`, `taken when it says so` (what is done anyway) or `refused`; what to know or to write instead)."""
+    value = LLM_FOUNDRY[key]
+    instead = instead_of(key, value)
+    if instead is not None:
+        return "refused", instead
+    rule = rule_for(key) or rule_for(key.rpartition(".")[0])
+    if rule is None:
+        return "taken", REMARKS.get(key, "")
+    if accepted(rule, value):
+        return "taken when it says so", rule.say
+    return "refused", rule.say
+
+
+def table() -> str:
+    """The Markdown table of the README."""
+    lines = ["| key | value there | here | what is done anyway, or what to write instead |", "|---|---|---|---|"]
+    for key, value in LLM_FOUNDRY.items():
+        shown = yaml.safe_dump(value, default_flow_style=True, width=1000).removesuffix("\n").removesuffix("\n...")
+        taken, say = verdict(key)
+        lines.append(f"| `{key}` | `{shown}` | {taken} | {say} |")
+    return "\n".join(lines)
