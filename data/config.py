@@ -1,4 +1,7 @@
-"""What a YAML says about data. Checks raise ValueError; the reader of the YAML puts the key's path before the message."""
+"""What a YAML says about data.
+
+Checks raise ValueError with the key relative to the class; the reader of the YAML puts the path before it.
+"""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -49,7 +52,7 @@ class DatasetConfig:
     hf_kwargs: HFKwargs = field(default_factory=HFKwargs)
     split: str = "train"
     preprocessing_fn: str | dict[str, str] | None = None
-    """A registered name, `module:function`, or {prompt: column, response: column}; null when rows are examples already."""
+    """A registered name, `module:function`, or {prompt: column, response: column}; null: rows are examples already."""
     max_seq_len: int
     """Tokens in a row."""
     packing: Literal["best_fit", "none"] = "best_fit"
@@ -64,9 +67,8 @@ class DatasetConfig:
         if self.max_seq_len < 2:
             raise ValueError(f"max_seq_len is {self.max_seq_len}, but a row needs at least 2 tokens to predict one")
         if isinstance(self.preprocessing_fn, dict) and set(self.preprocessing_fn) != {"prompt", "response"}:
-            raise ValueError(
-                f"preprocessing_fn is {self.preprocessing_fn}, but a mapping must be {{prompt: column, response: column}}"
-            )
+            form = "{prompt: column, response: column}"
+            raise ValueError(f"preprocessing_fn is {self.preprocessing_fn}, but a mapping must be {form}")
 
 
 @dataclass(frozen=True, kw_only=True)

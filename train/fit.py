@@ -10,7 +10,7 @@ import torch
 from composer.core import Callback
 from composer.utils import dist, get_device
 
-from data.errors import ConfigError
+from data.errors import ConfigError, under
 from data.loader import eval_loader, train_loader
 from data.rows import Rows, open_rows
 from data.tokenizer import build_tokenizer
@@ -25,6 +25,7 @@ from train.reader import check_vocab
 _EXPECTED_WARNINGS = (
     "FSDP2 Config/APIs are experimental",
     "The warmup duration is 0",
+    "TypedStorage is deprecated",
     "Specifying `eval_interval=.*` without an `eval_dataloader`",
 )
 """Of Composer's, about what was chosen on purpose."""
@@ -46,8 +47,12 @@ def fit(config: TrainConfig, *, callbacks: Sequence[Callback] = (), dtype: torch
     check_vocab(config, tokenizer.vocab_size)
     check_load_path(config)
     folder = local_folder(config, run_name)
-    train_rows = open_rows(config.train_loader.dataset, tokenizer)
-    eval_rows = open_rows(config.eval_loader.dataset, tokenizer) if config.eval_loader is not None else None
+    with under("train_loader.dataset"):
+        train_rows = open_rows(config.train_loader.dataset, tokenizer)
+    eval_rows = None
+    if config.eval_loader is not None:
+        with under("eval_loader.dataset"):
+            eval_rows = open_rows(config.eval_loader.dataset, tokenizer)
     clock = _clock(config, train_rows)
     if folder is not None:
         _on_first_rank(lambda: prepare_save_folder(folder, config, tokenizer))

@@ -9,7 +9,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from data.errors import ConfigError, DataError
+from data.errors import ConfigError, DataError, under
+from data.sources import find_files
 from train.config import TrainConfig, check_world_size
 from train.plan import check_machine, parameters_line
 from train.reader import load_config, masked_yaml
@@ -54,6 +55,10 @@ def _run(arguments: list[str]) -> None:
     if _rank("RANK") == 0:
         print(f"{masked_yaml(config)}\n{parameters_line(config.model)}", flush=True)
     check_machine(config, world_size)
+    for key, loader in (("train_loader", config.train_loader), ("eval_loader", config.eval_loader)):
+        if loader is not None:
+            with under(f"{key}.dataset"):
+                find_files(loader.dataset)
 
     from train.fit import fit
 

@@ -1,0 +1,40 @@
+# Everything below works with Python 3.10 to 3.12, git and make: the rest is installed into .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: help quickstart test proof lint lock clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
+
+quickstart: .venv/installed  ## train a tiny DBRX on the CPU, export it, ask it questions (about 6 minutes)
+	$(BIN)/python scripts/quickstart.py
+
+test: .venv/installed  ## run the tests (at most 12 minutes on 2 cores)
+	$(BIN)/python -m pytest -m "not proof"
+
+proof: .venv/installed  ## run the long proofs (hours; run again, they go on)
+	$(BIN)/python -m pytest -m proof --timeout 0 || [ $$? -eq 5 ]  # 5: there are none yet
+
+lint: .venv/installed  ## ruff and pyright
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright
+
+lock: .venv/bin/uv  ## compile requirements.lock from pyproject.toml
+	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.10 \
+		--no-emit-index-url --no-emit-find-links --quiet -o requirements.lock
+
+clean:  ## remove the environment, runs and caches
+	rm -rf .venv .cache runs build *.egg-info .pytest_cache .ruff_cache
+
+# uv, because pip alone needs 6 minutes for the lock; pip after all where only pip has been told of the package index.
+.venv/bin/uv:
+	$(PYTHON) -c 'import sys; assert (3, 10) <= sys.version_info < (3, 13), "Python 3.10 to 3.12 is needed (make PYTHON=python3.11 ...), not " + sys.version.split()[0]'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet uv
+
+.venv/installed: .venv/bin/uv requirements.lock pyproject.toml
+	$(BIN)/uv pip sync --python $(BIN)/python requirements.lock || $(BIN)/python -m pip install -r requirements.lock
+	$(BIN)/uv pip install --python $(BIN)/python --no-deps --editable .
+	@touch $@

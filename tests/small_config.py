@@ -1,0 +1,34 @@
+"""The least YAML there is, and what is said when it is changed."""
+
+from pathlib import Path
+
+import pytest
+
+from data.errors import ConfigError
+from train.reader import load_config
+
+LEAST = """\
+max_seq_len: 64
+model: {preset: tiny}
+tokenizer: {name: some/folder}
+train_loader:
+  name: finetuning
+  dataset: {hf_name: json, max_seq_len: '${max_seq_len}'}
+optimizer: {name: adamw, lr: 1e-3}
+scheduler: {name: constant_with_warmup}
+max_duration: 10ba
+global_train_batch_size: 8
+"""
+
+
+def load(folder: Path, *overrides: str, text: str = LEAST):
+    path = folder / "small.yaml"
+    path.write_text(text, encoding="utf-8")
+    return load_config(str(path), overrides)
+
+
+def refusal(folder: Path, *overrides: str, text: str = LEAST) -> str:
+    """What the ConfigError says, without the file's name."""
+    with pytest.raises(ConfigError) as caught:
+        load(folder, *overrides, text=text)
+    return str(caught.value).replace(f"{folder / 'small.yaml'}", "small.yaml")
