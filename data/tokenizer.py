@@ -1,0 +1,248 @@
+"""Text <-> token ids: tiktoken vocabularies and Hugging Face tokenizers behind one small protocol."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from data.config import TokenizerConfig
+from data.errors import ConfigError
+from data.tiktoken_bpe import read_vocabulary, to_fast
+
+if TYPE_CHECKING:
+    import tiktoken
+
+# The pattern of cl100k_base in the spelling that tiktoken's and the tokenizers library's regex engines read alike.
+CL100K_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
+    r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+END_OF_TEXT, PAD, IM_START, IM_END = "<|endoftext|>", "<|pad|>", "<|im_start|>", "<|im_end|>"
+
+# The newline stands before a turn, not after one, so that a conversation's text begins with that of its first turns.
+CHATML_TEMPLATE = (
+    "{% for message in messages %}"
+    "{{ ('' if loop.first else '\\n') + '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '\\n<|im_start|>assistant\\n' }}{% endif %}"
+)
+
+
+class Tokenizer(Protocol):
+    """What the rest of the code knows of a tokenizer. Instances can be pickled for loader workers."""
+
+    name: str
+    vocab_size: int
+    """The largest id, special ones included, plus one."""
+    bos_token_id: int
+    eos_token_id: int
+    pad_token_id: int
+    stop_token_ids: list[int]
+    """Ids at which generation ends: eos, and the chat template's end of a turn."""
+    chat_template: str | None
+    fingerprint: str
+    """Hash of everything that decides ids and the template's text."""
+
+    def encode(self, text: str) -> list[int]:
+        """Adds nothing; special tokens written in the text stay text."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str: ...
+
+    def save_pretrained(self, folder: Path, max_seq_len: int) -> None:
+        """Writes the files of a Hugging Face tokenizer and generation_config.json."""
+        ...
+
+
+def build_tokenizer(config: TokenizerConfig) -> Tokenizer:
+    """Raises ConfigError when there is no such vocabulary, encoding, model, folder or name, or it cannot be read."""
+    return _build_tiktoken(config) if config.name == "tiktoken" else HFTokenizer(config.name, _load_hf(config.name))
+
+
+class TiktokenTokenizer:
+    """A tiktoken encoding with DBRX's special tokens and ChatML template.
+
+    Those that the encoding lacks come right after its last id: cl100k_base gets <|pad|> 100277, <|im_start|> 100278
+    and <|im_end|> 100279 beside its own <|endoftext|> 100257, which are DBRX's.
+    """
+
+    def __init__(self, name: str, ranks: dict[bytes, int], pattern: str, special_tokens: dict[str, int]) -> None:
+        import tiktoken
+
+        special = dict(special_tokens)
+        next_id = max(*ranks.values(), *special.values(), -1) + 1
+        for token in (END_OF_TEXT, PAD, IM_START, IM_END):
+            if token not in special:
+                special[token] = next_id
+                next_id += 1
+        self.name = name
+        self.vocab_size = next_id
+        self.bos_token_id = self.eos_token_id = special[END_OF_TEXT]
+        self.pad_token_id = special[PAD]
+        self.stop_token_ids = [special[END_OF_TEXT], special[IM_END]]
+        self.chat_template: str | None = CHATML_TEMPLATE
+        by_rank = sorted((rank, token.hex()) for token, rank in ranks.items())
+        self.fingerprint = _hash(["tiktoken", by_rank, pattern, sorted(special.items()), CHATML_TEMPLATE])
+        # Encodings with different special tokens should have different names, tiktoken says.
+        self._encoding = tiktoken.Encoding(
+            f"dropless-{self.fingerprint}", pat_str=pattern, mergeable_ranks=ranks, special_tokens=special
+        )
+
+    def encode(self, text: str) -> list[int]:
+        return self._encoding.encode_ordinary(text)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self._encoding.decode(list(ids))
+
+    def save_pretrained(self, folder: Path, max_seq_len: int) -> None:
+        from transformers import PreTrainedTokenizerFast
+
+        encoding = self._encoding
+        fast = PreTrainedTokenizerFast(
+            tokenizer_object=to_fast(encoding._mergeable_ranks, encoding._pat_str, encoding._special_tokens),
+            bos_token=END_OF_TEXT,
+            eos_token=END_OF_TEXT,
+            unk_token=END_OF_TEXT,
+            pad_token=PAD,
+            additional_special_tokens=[IM_START, IM_END],
+            chat_template=self.chat_template,
+            model_max_length=max_seq_len,
+            clean_up_tokenization_spaces=False,
+        )
+        fast.save_pretrained(folder)
+        _write_generation_config(self, folder)
+
+
+class HFTokenizer:
+    """Any tokenizer of the transformers library that needs no code from elsewhere."""
+
+    def __init__(self, name: str, tokenizer: Any) -> None:
+        if tokenizer.eos_token_id is None:
+            raise ConfigError(
+                f"tokenizer.name is {name!r}, but that tokenizer has no eos_token, so a model could not learn to stop: "
+                "set one in its tokenizer_config.json"
+            )
+        self.name = name
+        self.vocab_size = max(tokenizer.get_vocab().values()) + 1
+        self.eos_token_id: int = tokenizer.eos_token_id
+        self.bos_token_id: int = _first_id(tokenizer.bos_token_id, self.eos_token_id)
+        self.pad_token_id: int = _first_id(tokenizer.pad_token_id, self.eos_token_id)
+        self.chat_template: str | None = tokenizer.chat_template
+        self.stop_token_ids = [self.eos_token_id]
+        end_of_turn = _end_of_turn(tokenizer)
+        if end_of_turn not in (None, self.eos_token_id):
+            self.stop_token_ids.append(end_of_turn)
+        self.fingerprint = _hash(["hf", _hf_contents(tokenizer), self.stop_token_ids, self.chat_template])
+        self._tokenizer = tokenizer
+
+    def encode(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True, verbose=False)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self._tokenizer.decode(list(ids), clean_up_tokenization_spaces=False)
+
+    def save_pretrained(self, folder: Path, max_seq_len: int) -> None:
+        before = self._tokenizer.model_max_length
+        self._tokenizer.model_max_length = max_seq_len
+        self._tokenizer.save_pretrained(folder)
+        self._tokenizer.model_max_length = before
+        _write_generation_config(self, folder)
+
+
+def _build_tiktoken(config: TokenizerConfig) -> TiktokenTokenizer:
+    kwargs = config.kwargs
+    if kwargs.vocab_file is not None:
+        ranks = read_vocabulary(Path(kwargs.vocab_file), (END_OF_TEXT, PAD, IM_START, IM_END))
+        return TiktokenTokenizer(f"tiktoken:{kwargs.vocab_file}", ranks, CL100K_PATTERN, {})
+    key = "encoding_name" if kwargs.encoding_name is not None else "model_name"
+    name = str(getattr(kwargs, key))
+    encoding = _load_encoding(key, name)
+    return TiktokenTokenizer(f"tiktoken:{name}", encoding._mergeable_ranks, encoding._pat_str, encoding._special_tokens)
+
+
+def _load_encoding(key: str, name: str) -> "tiktoken.Encoding":
+    import tiktoken
+
+    try:
+        encoding_name = tiktoken.encoding_name_for_model(name) if key == "model_name" else name
+    except KeyError:
+        raise ConfigError(
+            f"tokenizer.kwargs.model_name is {name!r}, which tiktoken does not know: DBRX's is gpt-4, "
+            "or give an encoding_name"
+        ) from None
+    known = tiktoken.list_encoding_names()
+    if encoding_name not in known:
+        raise ConfigError(f"tokenizer.kwargs.{key} is {name!r}, but tiktoken knows only {', '.join(sorted(known))}")
+    try:
+        return tiktoken.get_encoding(encoding_name)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"tokenizer.kwargs.{key} is {name!r}, but its vocabulary cannot be downloaded ({type(error).__name__}): "
+            "set TIKTOKEN_CACHE_DIR to a folder that holds it, or give a local tokenizer.kwargs.vocab_file"
+        ) from error
+
+
+def _load_hf(name: str) -> Any:
+    from transformers import AutoTokenizer
+
+    looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1
+    if looks_local and not Path(name).expanduser().is_dir():
+        raise ConfigError(f"tokenizer.name is {name!r}, but there is no such folder")
+    path = str(Path(name).expanduser()) if looks_local else name
+    try:
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    except (
+        Exception
+    ) as error:  # transformers raises OSError, ValueError, KeyError, ImportError and bare Exceptions here
+        reason = str(error).strip().splitlines()
+        raise ConfigError(
+            f"tokenizer.name is {name!r}, but no tokenizer could be loaded from there "
+            f"({type(error).__name__}: {reason[0] if reason else 'no reason given'}): give a Hugging Face folder or "
+            "name that needs no code of its own, or `tiktoken`"
+        ) from error
+
+
+def _first_id(*ids: int | None) -> int:
+    return next(token_id for token_id in ids if token_id is not None)
+
+
+def _end_of_turn(tokenizer: Any) -> int | None:
+    """The special token that the template writes after an assistant's words, if it writes one."""
+    if tokenizer.chat_template is None:
+        return None
+    words = "the assistant's words"
+    messages = [{"role": "user", "content": "a question"}, {"role": "assistant", "content": words}]
+    try:
+        text = tokenizer.apply_chat_template(messages, tokenize=False)
+    except Exception:  # a template may ask for more than two plain messages; then eos alone stops
+        return None
+    rest = text.rpartition(words)[2].lstrip()
+    found = [token for token in tokenizer.all_special_tokens if rest.startswith(token)]
+    return tokenizer.convert_tokens_to_ids(max(found, key=len)) if found else None
+
+
+def _hf_contents(tokenizer: Any) -> object:
+    if tokenizer.is_fast:
+        return tokenizer.backend_tokenizer.to_str()
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        files = sorted(Path(file) for file in tokenizer.save_vocabulary(folder) if file is not None)
+        contents = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
+    return [type(tokenizer).__name__, contents, sorted(tokenizer.get_added_vocab().items())]
+
+
+def _hash(contents: object) -> str:
+    return hashlib.sha256(json.dumps(contents).encode()).hexdigest()[:32]
+
+
+def _write_generation_config(tokenizer: Tokenizer, folder: Path) -> None:
+    contents = {
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.stop_token_ids,
+        "pad_token_id": tokenizer.pad_token_id,
+        "transformers_version": "4.53.0",
+    }
+    (folder / "generation_config.json").write_text(json.dumps(contents, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,245 @@
+import base64
+import json
+import pickle
+import random
+import subprocess
+import sys
+
+import pytest
+import tiktoken
+from requests.exceptions import ConnectionError as NoNetwork
+
+from data.config import TokenizerConfig, TokenizerKwargs
+from data.errors import ConfigError
+from data.tiktoken_bpe import merges_of
+from data.tokenizer import build_tokenizer
+
+BYTES = [bytes([byte]) for byte in range(256)]
+MERGED = [
+    b" t",
+    b"he",
+    b" the",
+    b"in",
+    b"ing",
+    b"  ",
+    b"    ",
+    b"\n\n",
+    b"aa",
+    b"aaa",
+    b"ab",
+    b"aba",
+    b"12",
+    b"||",
+    b" whole",
+]
+MERGED += ["é".encode(), "世".encode()[:2], "世".encode(), "世界".encode(), b"<|", b"|>", b"im", b"_end"]
+
+
+def write_vocab(path, tokens):
+    path.write_text("".join(f"{base64.b64encode(token).decode()} {rank}\n" for rank, token in enumerate(tokens)))
+    return path
+
+
+def local(path):
+    return build_tokenizer(TokenizerConfig(name="tiktoken", kwargs=TokenizerKwargs(vocab_file=str(path))))
+
+
+@pytest.fixture(scope="module")
+def vocab_file(tmp_path_factory):
+    return write_vocab(tmp_path_factory.mktemp("vocab") / "vocab.tiktoken", BYTES + MERGED)
+
+
+@pytest.fixture(scope="module")
+def saved(vocab_file, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved") / "tokenizer"
+    local(vocab_file).save_pretrained(folder, 512)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def fast(saved):
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(saved)
+
+
+def test_special_tokens_of_a_local_vocabulary_follow_its_last_rank(vocab_file):
+    tokenizer = local(vocab_file)
+    last = 256 + len(MERGED)
+    assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) == (last, last, last + 1)
+    assert tokenizer.stop_token_ids == [last, last + 3]
+    assert tokenizer.vocab_size == last + 4
+
+
+def test_special_tokens_written_in_text_stay_text(vocab_file):
+    tokenizer = local(vocab_file)
+    ids = tokenizer.encode("a<|im_end|><|endoftext|>")
+    assert max(ids) < 256 + len(MERGED)
+    assert tokenizer.decode(ids) == "a<|im_end|><|endoftext|>"
+    assert tokenizer.decode([*tokenizer.encode("a"), tokenizer.eos_token_id]) == "a<|endoftext|>"
+    assert tokenizer.encode("") == []
+
+
+def random_text(rng):
+    alphabet = rng.choice(
+        ["ab ", " \t\n\r\u3000\xa0", "the ing 12.", "aé世界\U0001f469\u200d", "<|im_end>", "'sS' LL9"]
+    )
+    text = "".join(rng.choice(alphabet) * rng.choice([1, 1, 1, 2, 7]) for _ in range(rng.randrange(25)))
+    wild = "".join(chr(rng.choice([rng.randrange(32, 0xD800), rng.randrange(0xE000, 0x110000)])) for _ in range(5))
+    return text + rng.choice(["", wild, "<|im_end|", "|im_start|>", " <|endoftext |>"])
+
+
+def test_the_saved_tokenizer_gives_the_same_ids_for_any_text(vocab_file, fast):
+    tokenizer, rng = local(vocab_file), random.Random(0)
+    texts = [text for text in (random_text(rng) for _ in range(3000)) if "<|im_start|>" not in text]
+    for text in [*texts, "", "aaaa aaaaaaa abab", "<|im_endoftext|>", "the whole\n\n\nthing   "]:
+        ids = tokenizer.encode(text)
+        assert fast.encode(text, add_special_tokens=False) == ids, text
+        assert fast.decode(ids) == tokenizer.decode(ids) == text
+
+
+def test_the_saved_tokenizer_splits_special_tokens_when_told(vocab_file, fast):
+    text = "so <|im_start|>user\n<|im_end|><|pad|> it ends<|endoftext|>"
+    assert fast.encode(text, split_special_tokens=True, add_special_tokens=False) == local(vocab_file).encode(text)
+    assert fast.encode("<|im_end|>") == [fast.convert_tokens_to_ids("<|im_end|>")]
+
+
+def test_possessive_patterns_mean_the_same_in_the_saved_tokenizer(tmp_path):
+    from data.tiktoken_bpe import to_fast
+    from data.tokenizer import TiktokenTokenizer
+
+    pattern = r"[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|\s*[\r\n]|\s+(?!\S)|\s"
+    ranks = {token: rank for rank, token in enumerate([*BYTES, b"12", b"123", b"34", b"\n ", b"  ", b"ab"])}
+    tokenizer, rng = TiktokenTokenizer("possessive", ranks, pattern, {}), random.Random(1)
+    fast = to_fast(ranks, pattern, {})
+    for text in ["12345", "x \n\n  ", "\n \n!", *(random_text(rng) for _ in range(300))]:
+        assert fast.encode(text).ids == tokenizer.encode(text), text
+
+
+def test_files_for_transformers(vocab_file, saved, fast):
+    tokenizer = local(vocab_file)
+    assert {"tokenizer.json", "special_tokens_map.json", "chat_template.jinja"} <= {
+        file.name for file in saved.iterdir()
+    }
+    config = json.loads((saved / "tokenizer_config.json").read_text())
+    assert config["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert config["clean_up_tokenization_spaces"] is False
+    assert config["model_max_length"] == 512
+    assert (fast.bos_token_id, fast.pad_token_id) == (tokenizer.bos_token_id, tokenizer.pad_token_id)
+    generation = json.loads((saved / "generation_config.json").read_text())
+    assert generation["eos_token_id"] == tokenizer.stop_token_ids
+
+
+def test_chatml_begins_with_the_text_of_its_first_turns(fast):
+    turns = [{"role": role, "content": f" {role}'s "} for role in ("system", "user", "assistant", "user")]
+    text = fast.apply_chat_template(turns[:2], tokenize=False)
+    assert text == "<|im_start|>system\n system's <|im_end|>\n<|im_start|>user\n user's <|im_end|>"
+    asked = fast.apply_chat_template(turns[:2], tokenize=False, add_generation_prompt=True)
+    assert asked == text + "\n<|im_start|>assistant\n"
+    assert fast.apply_chat_template(turns, tokenize=False).startswith(asked + " assistant's <|im_end|>")
+
+
+def test_gpt4_has_the_ids_of_dbrx(monkeypatch, tmp_path):
+    special = {"<|endoftext|>": 100257, "<|fim_prefix|>": 100258, "<|endofprompt|>": 100276}
+    ranks = {token: rank for rank, token in enumerate(BYTES)} | {b"last": 100255}
+    encoding = tiktoken.Encoding("cl100k_base", pat_str=r"\w+|\W", mergeable_ranks=ranks, special_tokens=special)
+    monkeypatch.setattr(tiktoken, "get_encoding", {"cl100k_base": encoding}.__getitem__)
+    tokenizer = build_tokenizer(TokenizerConfig(name="tiktoken", kwargs=TokenizerKwargs(model_name="gpt-4")))
+    assert (tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.vocab_size) == (100257, 100277, 100280)
+    assert tokenizer.stop_token_ids == [100257, 100279]
+    tokenizer.save_pretrained(tmp_path, 8)
+    again = build_tokenizer(TokenizerConfig(name=str(tmp_path)))
+    assert again.stop_token_ids == [100257, 100279]
+    assert again.encode("last <|im_end|>") == tokenizer.encode("last <|im_end|>")
+
+
+def test_a_hugging_face_folder_is_a_tokenizer(vocab_file, saved, tmp_path):
+    tiktoken_one, loaded = local(vocab_file), build_tokenizer(TokenizerConfig(name=str(saved)))
+    text = "the whole <|im_end|> thing"
+    for one in (loaded, pickle.loads(pickle.dumps(loaded)), pickle.loads(pickle.dumps(tiktoken_one))):
+        assert one.encode(text) == tiktoken_one.encode(text)
+        assert one.decode(one.encode(text)) == text
+        assert one.vocab_size == tiktoken_one.vocab_size
+        assert (one.pad_token_id, one.stop_token_ids) == (tiktoken_one.pad_token_id, tiktoken_one.stop_token_ids)
+        assert one.chat_template == tiktoken_one.chat_template
+    loaded.save_pretrained(tmp_path / "again", 64)
+    assert json.loads((tmp_path / "again" / "tokenizer_config.json").read_text())["model_max_length"] == 64
+    assert build_tokenizer(TokenizerConfig(name=str(tmp_path / "again"))).fingerprint == loaded.fingerprint
+
+
+def test_the_fingerprint_tells_vocabularies_apart(vocab_file, tmp_path):
+    same = write_vocab(tmp_path / "elsewhere", BYTES + MERGED)
+    other = write_vocab(tmp_path / "other", BYTES + MERGED[::-1])
+    assert local(same).fingerprint == local(vocab_file).fingerprint != local(other).fingerprint
+
+
+def test_a_hugging_face_tokenizer_needs_an_end(tmp_path):
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE({"a": 0}, []))).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=r"has no eos_token, so a model could not learn to stop"):
+        build_tokenizer(TokenizerConfig(name=str(tmp_path)))
+
+
+def test_every_cut_of_a_token_is_a_merge():
+    ranks = {b"a": 0, b"b": 1, b"ab": 2, b"ba": 3, b"aba": 4, b"xyz": 5}
+    assert merges_of(ranks) == [(b"a", b"b"), (b"b", b"a"), (b"ab", b"a"), (b"a", b"ba")]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda lines: [*lines, "YWI="], r"line 257 is not a base64 token and its rank, such as `IQ== 0`: 'YWI='"),
+        (lambda lines: [*lines, "*** 256"], r"line 257 is not a base64 token and its rank"),
+        (lambda lines: [*lines, "YWI= many"], r"line 257 is not a base64 token and its rank"),
+        (lambda lines: [*lines, "YWI= -1"], r"line 257 is not a base64 token and its rank"),
+        (lambda lines: [*lines, "YWI= 3"], r"line 257 repeats the rank of line 4"),
+        (lambda lines: [*lines, "AA== 256"], r"line 257 repeats the token of line 1"),
+        (lambda lines: [*lines, "PHxwYWR8Pg== 256"], r"line 257 is <\|pad\|>, a special token"),
+        (lambda lines: lines[:-2], r"2 of the 256 single bytes are not in it \(the first is 0xfe\)"),
+        (lambda lines: [], r"256 of the 256 single bytes are not in it"),
+    ],
+)
+def test_a_malformed_vocabulary_is_refused_with_the_line(tmp_path, change, said):
+    path = write_vocab(tmp_path / "bad.tiktoken", BYTES)
+    path.write_text("\n".join(change(path.read_text().splitlines())))
+    with pytest.raises(ConfigError, match=r"tokenizer.kwargs.vocab_file is '.*bad.tiktoken', but " + said):
+        local(path)
+
+
+def test_a_vocabulary_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"vocab_file is '.*none', but it cannot be read: No such file"):
+        local(tmp_path / "none")
+    with pytest.raises(ConfigError, match=r"but it cannot be read: Is a directory"):
+        local(tmp_path)
+
+
+def test_unknown_names_are_refused(tmp_path):
+    for kwargs, said in (
+        ({"encoding_name": "cl100k"}, r"encoding_name is 'cl100k', but tiktoken knows only .*cl100k_base"),
+        ({"model_name": "dbrx"}, r"model_name is 'dbrx', which tiktoken does not know: DBRX's is gpt-4"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            build_tokenizer(TokenizerConfig(name="tiktoken", kwargs=TokenizerKwargs(**kwargs)))
+    with pytest.raises(ConfigError, match=r"tokenizer.name is '.*nowhere', but there is no such folder"):
+        build_tokenizer(TokenizerConfig(name=str(tmp_path / "nowhere")))
+    with pytest.raises(ConfigError, match=r"but no tokenizer could be loaded from there \(.+: .+\): give a Hugging"):
+        build_tokenizer(TokenizerConfig(name=str(tmp_path)))
+
+
+def test_no_network_is_said(monkeypatch):
+    def refuse(name):
+        raise NoNetwork("no route to host")
+
+    monkeypatch.setattr(tiktoken, "get_encoding", refuse)
+    with pytest.raises(
+        ConfigError, match=r"cannot be downloaded \(ConnectionError\): set TIKTOKEN_CACHE_DIR .* or give"
+    ):
+        build_tokenizer(TokenizerConfig(name="tiktoken", kwargs=TokenizerKwargs(encoding_name="cl100k_base")))
+
+
+def test_importing_it_is_quick():
+    code = "import sys, data.tokenizer; print({'transformers', 'tokenizers', 'tiktoken', 'torch'} & set(sys.modules))"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert ran.stdout.strip() == "set()"
