@@ -64,6 +64,8 @@ def _rank(folder: Path, rank: int, world_size: int, port: int, function: Callabl
     import torch
 
     torch.set_num_threads(1)
+    # A child of the fork server would start its own children by another one; a real rank forks its loader's workers.
+    multiprocessing.set_start_method("fork", force=True)
     try:
         result = (True, function(*args))
     except BaseException:

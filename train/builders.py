@@ -171,7 +171,7 @@ def build_callbacks(config: CallbacksConfig) -> list[Callback]:
 def build_loggers(config: LoggersConfig, run_name: str) -> list[LoggerDestination]:
     loggers: list[LoggerDestination] = []
     if config.file is not None:
-        loggers.append(FileLogger(_unused(config.file.filename, run_name), flush_interval=1, log_traces=False))
+        loggers.append(FileLogger(_unused(config.file.filename, run_name), log_traces=False))
     if config.tensorboard is not None:
         loggers.append(TensorboardLogger(log_dir=config.tensorboard.log_dir))
     if config.wandb is not None:

@@ -1,0 +1,118 @@
+"""Writes the quickstart's material: train.jsonl, heldout.jsonl and vocab.tiktoken. The same seed gives the same bytes.
+
+Five kinds of small task that have to be computed. What is asked in heldout.jsonl is in train.jsonl in no order of its
+letters and digits: who answers `What is 27 plus 61?` has not met `What is 61 plus 27?` either.
+"""
+
+import argparse
+import base64
+import json
+import random
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+
+
+def reverse(rng: random.Random) -> tuple[str, str]:
+    word = _word(rng)
+    return f"Reverse: {word}\n", word[::-1]
+
+
+def sort(rng: random.Random) -> tuple[str, str]:
+    word = _word(rng)
+    return f"Sort the letters: {word}\n", "".join(sorted(word))
+
+
+def shift(rng: random.Random) -> tuple[str, str]:
+    word = _word(rng)
+    return f"Shift by one: {word}\n", "".join(LETTERS[(LETTERS.index(letter) + 1) % 26] for letter in word)
+
+
+def largest(rng: random.Random) -> tuple[str, str]:
+    numbers = rng.sample(range(10, 100), k=3)
+    return f"Which is largest: {numbers[0]}, {numbers[1]} or {numbers[2]}?\n", str(max(numbers))
+
+
+def add(rng: random.Random) -> tuple[str, str]:
+    left, right = rng.randint(1, 99), rng.randint(1, 99)
+    return f"What is {left} plus {right}?\n", str(left + right)
+
+
+# Kinds of task and how many examples of each are written: more where the answer takes longer to learn.
+TASKS: dict[str, tuple[Callable[[random.Random], tuple[str, str]], int]] = {
+    "reverse": (reverse, 4000),
+    "sort": (sort, 5000),
+    "shift": (shift, 4000),
+    "largest": (largest, 5000),
+    "add": (add, 6000),
+}
+HELDOUT_OF_EACH = 40
+
+# The fixed words of the questions, with the space or newline that belongs to them, are tokens as a whole: tiktoken
+# looks a piece of text up before it merges. No pair of letters is a token, so those asked about stay single.
+PIECES = (
+    *("Reverse", "Sort", " the", " letters", "Shift", " by", " one"),
+    *("Which", " is", " largest", " or", "What", " plus", "?\n"),
+)
+
+
+def _word(rng: random.Random) -> str:
+    word = "".join(rng.choices(LETTERS, k=rng.randint(3, 5)))
+    return word if f" {word}" not in PIECES else _word(rng)
+
+
+def make_examples(seed: int) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
+    """The examples {prompt, response, task} to train on and those held out, each shuffled."""
+    rng = random.Random(seed)
+    train: list[dict[str, str]] = []
+    heldout: list[dict[str, str]] = []
+    for task, (ask, count) in TASKS.items():
+        examples: dict[str, dict[str, str]] = {}
+        kept_back: set[str] = set()
+        while len(examples) < count + HELDOUT_OF_EACH:
+            prompt, response = ask(rng)
+            written = "".join(sorted(prompt))
+            if prompt in examples or (len(examples) >= HELDOUT_OF_EACH and written in kept_back):
+                continue
+            if len(examples) < HELDOUT_OF_EACH:
+                kept_back.add(written)
+            examples[prompt] = {"prompt": prompt, "response": response, "task": task}
+        heldout += list(examples.values())[:HELDOUT_OF_EACH]
+        train += list(examples.values())[HELDOUT_OF_EACH:]
+    rng.shuffle(train)
+    rng.shuffle(heldout)
+    return train, heldout
+
+
+def vocabulary() -> list[bytes]:
+    """The tokens in the order of their ranks: the single bytes, then the questions' words."""
+    return [bytes([byte]) for byte in range(256)] + [piece.encode() for piece in PIECES]
+
+
+def write(folder: Path, seed: int) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, examples in zip(("train", "heldout"), make_examples(seed), strict=True):
+        lines = "".join(json.dumps(example) + "\n" for example in examples)
+        (folder / f"{name}.jsonl").write_text(lines, encoding="utf-8", newline="\n")
+    ranks = (f"{base64.b64encode(token).decode()} {rank}\n" for rank, token in enumerate(vocabulary()))
+    (folder / "vocab.tiktoken").write_text("".join(ranks), encoding="ascii", newline="\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parents[1] / "quickstart")
+    parser.add_argument("--seed", type=int, default=17)
+    args = parser.parse_args(argv)
+    try:
+        write(args.out, args.seed)
+    except OSError as error:
+        print(f"--out is {str(args.out)!r}, but it cannot be written: {error.strerror}", file=sys.stderr)
+        return 2
+    print(f"wrote train.jsonl, heldout.jsonl and vocab.tiktoken into {args.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

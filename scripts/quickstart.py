@@ -1,0 +1,37 @@
+"""Trains the tiny DBRX on 2 CPU ranks, exports it, and asks it held-out questions through stock transformers."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--config", default="yamls/finetune/dbrx_tiny.yaml", help="default: %(default)s")
+    parser.add_argument("--at_least", type=float, default=0.8, help="share to answer exactly (default: %(default)s)")
+    args = parser.parse_args(argv)
+
+    if str(ROOT) not in sys.path:
+        sys.path.insert(0, str(ROOT))
+    from data.errors import ConfigError
+    from train.reader import load_config
+
+    try:
+        config = load_config(str(ROOT / args.config))
+        from train.quickstart import quickstart
+
+        total = quickstart(args.config, config)["all"]
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if total["after"] < args.at_least * total["asked"]:
+        print(f"error: {total['after']} of {total['asked']} is less than {args.at_least:.0%}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

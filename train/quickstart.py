@@ -1,0 +1,134 @@
+"""The main job from end to end: train the tiny DBRX, export it, ask stock transformers what was never trained on."""
+
+import json
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from data.errors import ConfigError
+from train.config import TrainConfig
+from train.models.dbrx import DbrxForCausalLM
+from train.models.init import initialise
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def run(*command: str) -> None:
+    """A command of this project, in its root. Raises ConfigError when it fails: it has told why itself."""
+    print(f"\n$ {' '.join(command)}", flush=True)
+    done = subprocess.run([str(Path(sys.executable).parent / command[0]), *command[1:]], cwd=ROOT, check=False)
+    if done.returncode:
+        raise ConfigError(f"`{' '.join(command)}` ended with exit code {done.returncode}")
+
+
+def questions(path: Path) -> list[dict[str, str]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+@torch.inference_mode()
+def ask(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, asked: Sequence[dict[str, str]], batch_size: int = 50
+) -> list[str]:
+    """The model's greedy answers, in order, each until its end token."""
+    longest = max(len(tokenizer(question["response"])["input_ids"]) for question in asked)  # type: ignore[arg-type]
+    answers: list[str] = []
+    inputs: Any
+    for start in range(0, len(asked), batch_size):
+        prompts = [question["prompt"] for question in asked[start : start + batch_size]]
+        inputs = tokenizer(prompts, return_tensors="pt", padding=True, padding_side="left", return_token_type_ids=False)
+        out: Any = model.generate(**inputs, do_sample=False, max_new_tokens=longest + 2)  # type: ignore[operator]
+        answers += tokenizer.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    return answers
+
+
+def untrained(folder: Path, config: TrainConfig) -> PreTrainedModel:
+    """The model that the run began with, in transformers' form."""
+    ours = DbrxForCausalLM(config.model)
+    initialise(ours, config.model, config.seed)
+    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+    model.load_state_dict(ours.state_dict())
+    return model.eval()
+
+
+def logged(log: str, metric: str) -> list[float]:
+    """The values of a metric in a file logger's text, in order."""
+    return [float(value) for value in re.findall(rf"^\[metric\].*{re.escape(metric)}: ([\d.e+-]+)", log, re.MULTILINE)]
+
+
+def examine(folder: Path, config: TrainConfig, asked: Sequence[dict[str, str]]) -> dict[str, dict[str, Any]]:
+    """By kind of task, and over `all`: how many were asked, and answered exactly before and after; and one example."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    trained = AutoModelForCausalLM.from_pretrained(folder)
+    first = untrained(folder, config)
+    first.generation_config = trained.generation_config
+    before = ask(first, tokenizer, asked)
+    after = ask(trained, tokenizer, asked)
+    results: dict[str, dict[str, Any]] = {}
+    for question, early, last in zip(asked, before, after, strict=True):
+        example = f"{question['prompt'].strip()} -> {last}"
+        for kind in (question["task"], "all"):
+            result = results.setdefault(kind, {"asked": 0, "before": 0, "after": 0, "example": example})
+            result["asked"] += 1
+            result["before"] += early == question["response"]
+            result["after"] += last == question["response"]
+    results["all"]["example"] = ""
+    return dict(sorted(results.items(), key=lambda item: (item[0] == "all", item[0])))
+
+
+def show(results: dict[str, dict[str, Any]], log: str, folder: Path, seconds: float) -> None:
+    """The table that ends the quickstart."""
+    console = Console(width=110, highlight=False)
+    table = Table("held-out questions", "asked", "before", "after", "for example", title="Answered exactly")
+    for kind, result in results.items():
+        share = f"{result['after']} ({result['after'] / result['asked']:.0%})"
+        table.add_row(kind, str(result["asked"]), str(result["before"]), share, result["example"])
+    console.print(table)
+    losses = logged(log, "metrics/eval/LanguageCrossEntropy")
+    speeds = logged(log, "throughput/tokens_per_sec")
+    facts = Table(show_header=False)
+    facts.add_column(no_wrap=True)
+    facts.add_column(overflow="fold")
+    if losses:
+        facts.add_row("held-out loss before and after", f"{losses[0]:.3f} -> {losses[-1]:.3f}")
+    if speeds:
+        facts.add_row("tokens per second, all ranks", f"{speeds[-1]:,.0f}")
+    facts.add_row("wall clock", f"{seconds:.0f} s")
+    facts.add_row("exported model", str(folder))
+    facts.add_row("load it with", f"transformers.AutoModelForCausalLM.from_pretrained('{folder}')")
+    facts.add_row(
+        "try next", "your own lines of {prompt, response}: train_loader.dataset.hf_kwargs.data_files=my.jsonl"
+    )
+    facts.add_row(
+        "", "yamls/finetune/dbrx.yaml, the 132B: python train.py yamls/finetune/dbrx.yaml tells what it needs"
+    )
+    console.print(facts)
+
+
+def quickstart(config_path: str, config: TrainConfig) -> dict[str, dict[str, Any]]:
+    """Trains, exports and asks; what an earlier call has finished is left as it is."""
+    started = time.monotonic()
+    home = ROOT / "runs" / str(config.run_name)
+    folder = home / "hf"
+    if folder.exists():
+        print(f"{folder} is there already: only the questions are asked again (remove {home} to start over)")
+    else:
+        run("composer", "-n", "2", "train.py", config_path)
+        checkpoints = str((home / "checkpoints").relative_to(ROOT))
+        output = str(folder.relative_to(ROOT))
+        run("python", "scripts/convert_checkpoint_to_hf.py", "--composer_path", checkpoints, "--hf_output_path", output)
+    assert config.eval_loader is not None
+    heldout = config.eval_loader.dataset.hf_kwargs.data_files
+    assert isinstance(heldout, str)
+    results = examine(folder, config, questions(ROOT / heldout))
+    logs = sorted(home.glob("log-rank0*.txt"), key=lambda path: path.stat().st_mtime)
+    show(results, "".join(log.read_text(encoding="utf-8") for log in logs), folder, time.monotonic() - started)
+    return results
