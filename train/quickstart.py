@@ -84,7 +84,7 @@ def examine(folder: Path, config: TrainConfig, asked: Sequence[dict[str, str]]) 
     return dict(sorted(results.items(), key=lambda item: (item[0] == "all", item[0])))
 
 
-def show(results: dict[str, dict[str, Any]], log: str, folder: Path, seconds: float) -> None:
+def show(results: dict[str, dict[str, Any]], log: str, folder: Path, seconds: float | None) -> None:
     """The table that ends the quickstart."""
     console = Console(width=110, highlight=False)
     table = Table("held-out questions", "asked", "before", "after", "for example", title="Answered exactly")
@@ -101,24 +101,22 @@ def show(results: dict[str, dict[str, Any]], log: str, folder: Path, seconds: fl
         facts.add_row("held-out loss before and after", f"{losses[0]:.3f} -> {losses[-1]:.3f}")
     if speeds:
         facts.add_row("tokens per second, all ranks", f"{speeds[-1]:,.0f}")
-    facts.add_row("wall clock", f"{seconds:.0f} s")
+    if seconds is not None:
+        facts.add_row("wall clock, all of it", f"{seconds:.0f} s")
     facts.add_row("exported model", str(folder))
-    facts.add_row("load it with", f"transformers.AutoModelForCausalLM.from_pretrained('{folder}')")
-    facts.add_row(
-        "try next", "your own lines of {prompt, response}: train_loader.dataset.hf_kwargs.data_files=my.jsonl"
-    )
-    facts.add_row(
-        "", "yamls/finetune/dbrx.yaml, the 132B: python train.py yamls/finetune/dbrx.yaml tells what it needs"
-    )
+    facts.add_row("load it with", "transformers.AutoModelForCausalLM.from_pretrained(that folder)")
+    facts.add_row("try next", "your own {prompt, response} lines: train_loader.dataset.hf_kwargs.data_files=my.jsonl")
+    facts.add_row("", "what the 132B needs: .venv/bin/python train.py yamls/finetune/dbrx.yaml")
     console.print(facts)
 
 
 def quickstart(config_path: str, config: TrainConfig) -> dict[str, dict[str, Any]]:
     """Trains, exports and asks; what an earlier call has finished is left as it is."""
-    started = time.monotonic()
+    started: float | None = time.monotonic()
     home = ROOT / "runs" / str(config.run_name)
     folder = home / "hf"
     if folder.exists():
+        started = None
         print(f"{folder} is there already: only the questions are asked again (remove {home} to start over)")
     else:
         run("composer", "-n", "2", "train.py", config_path)
@@ -130,5 +128,5 @@ def quickstart(config_path: str, config: TrainConfig) -> dict[str, dict[str, Any
     assert isinstance(heldout, str)
     results = examine(folder, config, questions(ROOT / heldout))
     logs = sorted(home.glob("log-rank0*.txt"), key=lambda path: path.stat().st_mtime)
-    show(results, "".join(log.read_text(encoding="utf-8") for log in logs), folder, time.monotonic() - started)
+    show(results, "".join(log.read_text(encoding="utf-8") for log in logs), folder, started and time.monotonic() - started)
     return results
