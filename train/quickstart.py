@@ -112,11 +112,11 @@ def show(results: dict[str, dict[str, Any]], log: str, folder: Path, seconds: fl
 
 def quickstart(config_path: str, config: TrainConfig) -> dict[str, dict[str, Any]]:
     """Trains, exports and asks; what an earlier call has finished is left as it is."""
-    started: float | None = time.monotonic()
+    started = time.monotonic()
     home = ROOT / "runs" / str(config.run_name)
     folder = home / "hf"
-    if folder.exists():
-        started = None
+    done = folder.exists()
+    if done:
         print(f"{folder} is there already: only the questions are asked again (remove {home} to start over)")
     else:
         run("composer", "-n", "2", "train.py", config_path)
@@ -128,5 +128,6 @@ def quickstart(config_path: str, config: TrainConfig) -> dict[str, dict[str, Any
     assert isinstance(heldout, str)
     results = examine(folder, config, questions(ROOT / heldout))
     logs = sorted(home.glob("log-rank0*.txt"), key=lambda path: path.stat().st_mtime)
-    show(results, "".join(log.read_text(encoding="utf-8") for log in logs), folder, started and time.monotonic() - started)
+    log = "".join(path.read_text(encoding="utf-8") for path in logs)
+    show(results, log, folder, None if done else time.monotonic() - started)
     return results
