@@ -106,7 +106,7 @@ def test_resolved_config_and_parameters_are_printed_before_training(config, monk
     (given, printed), = seen  # fmt: skip
     assert given.seed == 3
     assert "\nseed: 3\n" in printed
-    assert "  d_model: 128\n" in printed
+    assert "  d_model: 64\n" in printed
     assert printed.count("max_duration: 10ba") == 1
     assert printed.splitlines()[-1].startswith("parameters: ")
 

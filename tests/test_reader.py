@@ -18,8 +18,8 @@ def test_values_defaults_and_interpolation_arrive(tmp_path):
 
 def test_preset_lies_under_what_is_written(tmp_path):
     model = load(tmp_path, "model.ffn_config.moe_top_k=2", "model.attn_config=null", "model.n_layers=3").model
-    assert (model.d_model, model.n_layers) == (128, 3)
-    assert (model.ffn_config.ffn_hidden_size, model.ffn_config.moe_top_k) == (224, 2)
+    assert (model.d_model, model.n_layers) == (64, 3)
+    assert (model.ffn_config.ffn_hidden_size, model.ffn_config.moe_top_k) == (64, 2)
     assert model.attn_config.kv_n_heads == 2
 
 
@@ -134,7 +134,7 @@ def test_wrong_value(tmp_path, override, said):
     ("override", "said"),
     [
         ("model.ffn_config.moe_top_k=17", "model.ffn_config.moe_top_k is 17, but there are only 16 experts"),
-        ("model.n_heads=7", "model.d_model is 128, but it must be divisible by n_heads (7)"),
+        ("model.n_heads=7", "model.d_model is 64, but it must be divisible by n_heads (7)"),
         (
             "model.attn_config.kv_n_heads=3",
             "model.n_heads is 4, but it must be divisible by attn_config.kv_n_heads (3)",
