@@ -210,7 +210,8 @@ class TrainConfig:
     load_weights_only: bool = False
 
     progress_bar: bool = True
-    log_to_console: bool = True
+    log_to_console: bool = False
+    """Lines where progress_bar draws: for logs that are kept. Composer advises against both."""
     console_log_interval: str = "1ba"
     callbacks: CallbacksConfig = field(default_factory=CallbacksConfig)
     loggers: LoggersConfig = field(default_factory=LoggersConfig)

@@ -64,7 +64,7 @@ class DbrxForComposer(ComposerModel):
         """
         assert outputs.losses_BS is not None
         n_rows = batch["input_ids"].shape[0]
-        scale = dist.get_world_size() * batch["device_rows"][0] / n_rows
+        scale = (dist.get_world_size() * batch["device_rows"][0].double() / n_rows).to(outputs.losses_BS.dtype)
         lm = scale * outputs.losses_BS.sum() / batch["trained_tokens"][0].clamp(min=1)
         balance = scale * self.config.ffn_config.moe_loss_weight * self._load_balancing(outputs, batch)
         return {"total": lm + balance, "lm": lm, "load_balancing": balance}
