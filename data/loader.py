@@ -96,7 +96,6 @@ class TrainBatches(Dataset[Batch]):
         return {
             "version": STATE_VERSION,
             "rows": num_samples,
-            "global_batch_size": self.global_batch_size,
             **self._past(),
         }
 
@@ -117,20 +116,18 @@ class TrainBatches(Dataset[Batch]):
                 f"the checkpoint's past has changed ({'; '.join(changed)}), so that its position in the data means "
                 "nothing here: put it back, or set load_weights_only: true to start the data from its beginning"
             )
-        if state["rows"] % self.global_batch_size:
-            raise ConfigError(
-                f"the checkpoint was written after {state['rows']} rows (batches of {state['global_batch_size']}), "
-                f"which global_train_batch_size {self.global_batch_size} does not divide: take one that does"
-            )
         self.first = state["rows"] // self.global_batch_size
 
     def _past(self) -> dict[str, Any]:
         """What decides which rows have been seen; the fingerprint is that of the data."""
         return {
             "fingerprint": self.rows.fingerprint,
-            "seed": self.order.seed,
+            # A shuffle has a seed; the order of the files has none.
+            "seed": self.order.seed if self.order.shuffle else None,
             "shuffle": self.order.shuffle,
             "max_seq_len": self.max_seq_len,
+            # The Trainer counts in batches: with others, its clock and schedule would not fit the rows.
+            "global_train_batch_size": self.global_batch_size,
         }
 
 

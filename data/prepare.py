@@ -90,8 +90,13 @@ def prepare(config: DatasetConfig, tokenizer: Tokenizer) -> Path:
             if not folder.is_dir():
                 _write_folder(folder, config, files, tokenizer)
     except OSError as error:
-        if error.errno == errno.ENOSPC:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DataError(f"no space is left for the rows in {folder.parent}: free some, or set cache_dir") from None
+        if error.errno in (errno.ENOLCK, errno.ENOTSUP):
+            raise ConfigError(
+                f"cache_dir is {config.cache_dir!r}, but its file system has no locks, without which ranks would "
+                "prepare over one another: name a folder on another"
+            ) from None
         if isinstance(error, PermissionError | FileExistsError | NotADirectoryError) or error.errno == errno.EROFS:
             raise ConfigError(f"cache_dir is {config.cache_dir!r}, but it cannot be written: {error}") from None
         raise

@@ -65,8 +65,11 @@ def preprocessing_source(value: str | Mapping[str, str] | None) -> str:
     if value in PREPROCESSORS:
         return inspect.getsource(function)
     module = value.partition(":")[0]
+    defined = inspect.getmodule(inspect.unwrap(function))
     try:
-        return f"{value}\n{inspect.getsource(importlib.import_module(module))}"
+        # Where it is named and where it is written: a package may only pass it on.
+        named = inspect.getsource(importlib.import_module(module))
+        return f"{value}\n{named}\n{inspect.getsource(defined) if defined is not None else ''}"
     except (OSError, TypeError):
         raise ConfigError(
             f"preprocessing_fn is {value!r}, but {module} has no Python source, so that a change of it would go "
@@ -104,7 +107,7 @@ def _import_function(value: str) -> PreprocessingFn:
         raise ConfigError(f"preprocessing_fn is {value!r}, but one of your own is written module:function")
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ConfigError(
             f"preprocessing_fn is {value!r}, but {module_name} cannot be imported ({type(error).__name__}: {error}): "
             "is its folder in PYTHONPATH?"

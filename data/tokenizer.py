@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -231,7 +232,9 @@ def _hf_contents(tokenizer: Any) -> object:
     with tempfile.TemporaryDirectory() as folder:
         files = sorted(Path(file) for file in tokenizer.save_vocabulary(folder) if file is not None)
         contents = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
-    return [type(tokenizer).__name__, contents, sorted(tokenizer.get_added_vocab().items())]
+    # Of its settings (such as do_lower_case) those that are not paths or names of files.
+    settings = {key: repr(value) for key, value in tokenizer.init_kwargs.items() if not re.search("file|path", key)}
+    return [type(tokenizer).__name__, contents, settings, sorted(tokenizer.get_added_vocab().items())]
 
 
 def _hash(contents: object) -> str:

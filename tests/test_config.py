@@ -43,7 +43,7 @@ def test_replicas_must_divide_the_ranks(tmp_path):
         ("fsdp_config.sharding_strategy=HYBRID_SHARD", "HYBRID_SHARD needs the number of replicas"),
         ("fsdp_config.data_parallel_replicate_degree=2", "FULL_SHARD has none"),
         ("max_duration=1dur", "max_duration is '1dur', but dur is a part of it"),
-        ("max_duration=0ba", "nothing would be trained"),
+        ("max_duration=0ba", "a duration of nothing never comes"),
         ("eval_interval=10", "eval_interval is 10"),
         ("eval_interval=soon", "eval_interval is 'soon', but a duration is a number and a unit"),
         ("scheduler.t_warmup=1.5ba", "scheduler.t_warmup is '1.5ba', but ba counts whole ones"),

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from composer.core import Callback, State
+from composer.loggers import Logger
 from ranks import run_ranks
 from toy_run import write_toy_run
 
@@ -54,6 +56,8 @@ def test_what_is_refused_before_the_first_step(tmp_path: Path) -> None:
         "tokenizer.kwargs.vocab_file=FOLDER/none": "tokenizer.kwargs.vocab_file is 'FOLDER/none'",
         "optimizer.freeze=['*.nothing']": "optimizer.freeze has '*.nothing'",
         "scheduler.t_warmup=99ba": "scheduler.t_warmup is 99ba",
+        "loggers.file.filename='{name}.txt'": "only {run_name} and {rank} are filled in",
+        "loggers.file.filename=A_FILE/x.txt": "loggers.file.filename is 'A_FILE/x.txt', but it cannot be written",
     }
 
     def place(text: str) -> str:
@@ -80,14 +84,75 @@ def test_a_save_folder_is_complete_in_itself_and_guarded(tmp_path: Path) -> None
     assert json.loads((folder / "tokenizer" / "tokenizer.json").read_text())["model"]["type"] == "BPE"
 
 
-def test_a_changed_past_is_refused(tmp_path: Path) -> None:
+def test_a_changed_past_is_refused_and_leaves_the_save_folder_as_it_was(tmp_path: Path) -> None:
     path = write_toy_run(tmp_path)
-    cases = [["max_duration=2ba"], ["autoresume=true", "seed=5"], ["load_path=" + str(tmp_path / "toy/ep0-ba2")]]
-    cases[2] += ["load_weights_only=true", "seed=5", "run_name=tuned", "max_duration=2ba"]
-    _, changed, tuned = run_ranks(run_each, 1, path, cases)[0]
-    assert changed is not None
-    assert "seed was 17, now 5" in changed
-    assert tuned is None
+    first = str(tmp_path / "toy/ep0-ba2")
+    told = {
+        "autoresume=true seed=5": "seed was 17, now 5",
+        "autoresume=true global_train_batch_size=4": "global_train_batch_size was 8, now 4",
+        "autoresume=true model.attn_config.rope_theta=777": "model.attn_config.rope_theta was 500.0, now 777.0",
+        "autoresume=true model.n_layers=1": "does not hold the DBRX of this config's model: transformer.blocks.1.",
+        "autoresume=true model.d_model=64": "transformer.wte.weight is [320, 32], not [320, 64]",
+        "autoresume=true fsdp_config=null": "a sharded checkpoint, but this run reads and writes full ones",
+        "autoresume=true optimizer.name=sgd": "cannot be loaded into this run",
+        "save_overwrite=true optimizer.freeze=['*.nothing']": "optimizer.freeze has '*.nothing'",
+        f"save_overwrite=true load_path={first}": "which save_overwrite would delete",
+        f"run_name=other load_path={first} model.n_layers=3": "transformer.blocks.2.",
+    }
+    cases = [["max_duration=2ba"], *(case.split(" ") for case in told)]
+    done, *refusals = run_ranks(run_each, 1, path, cases)[0]
+    assert done is None
+    for (case, expected), text in zip(told.items(), refusals, strict=True):
+        assert text is not None, case
+        assert expected in text, text
+    assert [found.name for found in checkpoints(tmp_path / "toy")] == ["ep0-ba2"]
+    kept = load_config(str(tmp_path / "toy" / "config.yaml"))
+    assert (kept.seed, kept.model.attn_config.rope_theta, kept.model.n_layers) == (17, 500.0, 2)
+
+
+def test_weights_alone_start_another_run(tmp_path: Path) -> None:
+    path = write_toy_run(tmp_path)
+    tuned = [f"load_path={tmp_path / 'toy/ep0-ba2'}", "load_weights_only=true", "seed=5", "run_name=tuned"]
+    tuned += ["max_duration=2ba", "optimizer.name=sgd", "model.attn_config.rope_theta=777"]
+    assert run_ranks(run_each, 1, path, [["max_duration=2ba"], tuned])[0] == [None, None]
+
+
+class Rates(Callback):
+    def __init__(self) -> None:
+        self.rates: list[float] = []
+
+    def batch_start(self, state: State, logger: Logger) -> None:
+        self.rates.append(state.optimizers[0].param_groups[0]["lr"])
+
+
+def rates(path: str, cases: list[list[str]]) -> list[list[float]]:
+    told = []
+    for overrides in cases:
+        watch = Rates()
+        fit(load_config(path, overrides), callbacks=[watch])
+        told.append(watch.rates)
+    return told
+
+
+def test_a_resume_takes_the_optimizers_settings_of_today_and_keeps_so_many_checkpoints(tmp_path: Path) -> None:
+    path = write_toy_run(tmp_path)
+    common = ["scheduler.name=constant_with_warmup", "scheduler.t_warmup=0ba", "save_interval=1ba"]
+    common += ["save_num_checkpoints_to_keep=2", "autoresume=true"]
+    cases = [[*common, "max_duration=3ba"], [*common, "max_duration=5ba", "optimizer.lr=1e-5"]]
+    assert run_ranks(rates, 1, path, cases)[0] == [[3e-3] * 3, [1e-5] * 2]
+    assert [found.name for found in checkpoints(tmp_path / "toy")] == ["ep0-ba4", "ep0-ba5"]
+
+
+@pytest.mark.timeout(240)
+def test_every_optimizer_trains_sharded_with_frozen_units(tmp_path: Path) -> None:
+    path = write_toy_run(tmp_path)
+    common = ["max_duration=2ba", "save_folder=null", "eval_loader=null"]
+    cases = [[*common, f"optimizer.name={name}"] for name in ("adamw", "decoupled_adamw", "decoupled_lionw", "sgd")]
+    cases += [
+        [*common, f"optimizer.freeze=[{frozen}]"] for frozen in ("'*.wte.weight','*.blocks.0.*'", "'*.experts.*'")
+    ]
+    cases += [[*common, "algorithms.gradient_clipping.clipping_type=value", "fsdp_config.activation_cpu_offload=true"]]
+    assert run_ranks(run_each, 2, path, cases)[0] == [None] * len(cases)
 
 
 LOGGED = ["loss/train/total", "loss/train/load_balancing", "metrics/eval/LanguagePerplexity", "lr-AdamW/group0"]

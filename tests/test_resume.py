@@ -50,11 +50,18 @@ def run(path: str, overrides: list[str], kill_after: int | None = None) -> dict[
     return {"losses": watch.losses, "eval": watch.eval_losses, "weights": watch.weights}
 
 
+HYBRID = "fsdp_config={sharding_strategy: HYBRID_SHARD, data_parallel_replicate_degree: 2}"
+
+
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_killed_run_goes_on_where_it_was(tmp_path: Path, workers: int) -> None:
+@pytest.mark.parametrize(
+    "changes",
+    [["train_loader.num_workers=0"], ["train_loader.num_workers=2", "model.ffn_config.moe_lbl_scope=batch", HYBRID]],
+    ids=["0 workers", "2 workers, lbl over the batch, hybrid shard"],
+)
+def test_a_killed_run_goes_on_where_it_was(tmp_path: Path, changes: list[str]) -> None:
     path = write_toy_run(tmp_path)
-    overrides = ["autoresume=true", f"train_loader.num_workers={workers}"]
+    overrides = ["autoresume=true", *changes]
     whole = run_ranks(run, 2, path, [*overrides, "run_name=whole"])[0]
     with pytest.raises(RuntimeError, match="exit codes"):
         run_ranks(run, 2, path, [*overrides, "run_name=killed"], 7)

@@ -19,12 +19,12 @@ from torch.distributed.tensor import DTensor
 from data.config import DataLoaderConfig, DatasetConfig, TokenizerConfig
 from data.loader import train_loader
 from data.rows import Row
-from train.builders import build_trainer
 from train.config import FSDPConfig, OptimizerConfig, SchedulerConfig, TrainConfig
 from train.durations import Clock
 from train.lm import DbrxForComposer
 from train.models.config import AttnConfig, FFNConfig, ModelConfig
 from train.parallel import build_model, named_parameters
+from train.trainer import build_trainer
 
 STEPS, ROWS, LENGTH = 10, 8, 24
 HYBRID = FSDPConfig(sharding_strategy="HYBRID_SHARD", data_parallel_replicate_degree=2)

@@ -1,17 +1,14 @@
-"""From config to objects: optimizer, schedule, algorithms, callbacks, loggers, and Composer's Trainer itself."""
+"""From config to objects: optimizer, schedule, callbacks, loggers. Composer's Trainer itself: trainer.py."""
 
 import fnmatch
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from composer import Trainer
-from composer.algorithms import GradientClipping
 from composer.callbacks import LRMonitor, MemoryMonitor, RuntimeEstimator, SpeedMonitor
-from composer.core import Callback, DataSpec, Evaluator, State
-from composer.distributed import prepare_distributed
+from composer.core import Callback, State
 from composer.loggers import FileLogger, LoggerDestination, TensorboardLogger, WandBLogger
 from composer.optim import (
     ComposerScheduler,
@@ -20,16 +17,10 @@ from composer.optim import (
     LinearWithWarmupScheduler,
 )
 from composer.utils import dist
-from composer.utils.parallelism import FSDP2Config
-from torch.distributed.fsdp import FSDPModule
-from torch.utils.data import DataLoader
 
 from data.errors import ConfigError
-from train.callbacks.global_batch import GlobalBatch
-from train.callbacks.restore_rng import RestoreRNG
-from train.config import CallbacksConfig, LoggersConfig, OptimizerConfig, SchedulerConfig, TrainConfig
+from train.config import CallbacksConfig, LoggersConfig, OptimizerConfig, SchedulerConfig
 from train.durations import Clock
-from train.lm import DbrxForComposer
 from train.optim import DecoupledLionW
 from train.parallel import named_parameters
 
@@ -171,7 +162,7 @@ def build_callbacks(config: CallbacksConfig) -> list[Callback]:
 def build_loggers(config: LoggersConfig, run_name: str) -> list[LoggerDestination]:
     loggers: list[LoggerDestination] = []
     if config.file is not None:
-        loggers.append(FileLogger(_unused(config.file.filename, run_name), log_traces=False))
+        loggers.append(FileLogger(_log_file(config.file.filename, run_name), log_traces=False))
     if config.tensorboard is not None:
         loggers.append(TensorboardLogger(log_dir=config.tensorboard.log_dir))
     if config.wandb is not None:
@@ -188,86 +179,24 @@ def build_loggers(config: LoggersConfig, run_name: str) -> list[LoggerDestinatio
     return loggers
 
 
-def _unused(filename: str, run_name: str) -> str:
-    """The file's name, with -2, -3, ... when an earlier start of the run has written it: a resume erases no log."""
-    path = Path(filename)
-    attempt = 1
-    while True:
-        name = str(path if attempt == 1 else path.with_stem(f"{path.stem}-{attempt}"))
-        if not Path(name.format(run_name=run_name, rank=dist.get_global_rank())).exists():
-            return name.replace("{run_name}", run_name)
-        attempt += 1
+def _log_file(filename: str, run_name: str) -> str:
+    """The file's name with run_name filled in, one a rank, and one a start of the run: a resume erases no log.
 
-
-def _leave_as_sharded(model: torch.nn.Module, *args: Any, **kwargs: Any) -> None:
-    """Stands in for Composer's own sharding, which knows neither meta on CPU nor HSDP."""
-    assert any(isinstance(module, FSDPModule) for module in model.modules())
-
-
-def build_trainer(
-    config: TrainConfig,
-    *,
-    model: DbrxForComposer,
-    train_loader: DataLoader,
-    eval_loader: DataLoader | None,
-    clock: Clock,
-    callbacks: Sequence[Callback] = (),
-    run_name: str,
-    precision: str,
-    save_folder: str | None,
-    load_path: str | None,
-    load_weights_only: bool,
-    resuming: bool,
-) -> Trainer:
-    """Composer's Trainer for the run. Every duration it is told is in batches (see durations.Clock)."""
-    restore_rng = RestoreRNG()
-    algorithms = []
-    if (clipping := config.algorithms.gradient_clipping) is not None:
-        algorithms.append(GradientClipping(clipping.clipping_type, clipping.clipping_threshold))
-    parallelism = None
-    if config.fsdp_config is not None:
-        # Tells Composer how to save and load; the model itself is sharded already, by train/parallel.py.
-        parallelism = {"fsdp": FSDP2Config(state_dict_type=config.fsdp_config.state_dict_type)}
-        prepare_distributed.parallelize_composer_model = _leave_as_sharded
-    evaluator = None
-    if eval_loader is not None:
-        evaluator = Evaluator(
-            label="eval",
-            dataloader=DataSpec(eval_loader),
-            metric_names=list(model.get_metrics(is_train=False)),
-            subset_num_batches=config.eval_subset_num_batches,
-            device_eval_microbatch_size=config.device_eval_batch_size,
-        )
-    trainer = Trainer(
-        model=model,
-        run_name=run_name,
-        seed=config.seed,
-        train_dataloader=DataSpec(train_loader),
-        eval_dataloader=evaluator,
-        eval_interval=f"{clock.batches(config.eval_interval)}ba",
-        max_duration=f"{clock.max_batches}ba",
-        optimizers=build_optimizer(config.optimizer, model.model),
-        schedulers=build_scheduler(config.scheduler, clock),
-        algorithms=algorithms,
-        callbacks=[GlobalBatch(config.model), restore_rng, *build_callbacks(config.callbacks), *callbacks],
-        loggers=build_loggers(config.loggers, run_name),
-        progress_bar=config.progress_bar,
-        log_to_console=config.log_to_console,
-        console_log_interval=f"{clock.batches(config.console_log_interval)}ba",
-        device_train_microbatch_size=min(
-            config.device_train_microbatch_size, config.global_train_batch_size // dist.get_world_size()
-        ),
-        precision=precision,
-        parallelism_config=parallelism,
-        dist_timeout=config.dist_timeout,
-        save_folder=save_folder,
-        save_interval=f"{clock.batches(config.save_interval)}ba",
-        save_num_checkpoints_to_keep=config.save_num_checkpoints_to_keep,
-        # What a killed run left half-written past the checkpoint that is resumed from may be written again.
-        save_overwrite=config.save_overwrite or resuming,
-        load_path=load_path,
-        load_weights_only=load_weights_only,
-        load_progress_bar=False,
-    )
-    restore_rng.trainer = trainer
-    return trainer
+    Raises ConfigError for another placeholder than run_name and rank, or when it cannot be written.
+    """
+    key = f"loggers.file.filename is {filename!r}"
+    path = Path(filename if "{rank}" in filename else f"{filename}-rank{{rank}}")
+    attempt, rank = 1, dist.get_global_rank()
+    try:
+        while Path(str(path).format(run_name=run_name, rank=rank)).exists():
+            attempt += 1
+            path = path.with_stem(f"{path.stem.removesuffix(f'-{attempt - 1}')}-{attempt}")
+        file = Path(str(path).format(run_name=run_name, rank=rank))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+        file.unlink()
+    except (KeyError, IndexError, ValueError):
+        raise ConfigError(f"{key}, but only {{run_name}} and {{rank}} are filled in") from None
+    except OSError as error:
+        raise ConfigError(f"{key}, but it cannot be written: {error.strerror or error}") from None
+    return str(path).replace("{run_name}", run_name)

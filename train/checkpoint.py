@@ -1,36 +1,169 @@
-"""What makes a save folder trustworthy: written to before it is needed, complete in itself, and never resumed by guess.
+"""What makes a checkpoint trustworthy: complete, of this model, in a folder that is complete in itself.
 
 Beside its checkpoints a save folder holds `config.yaml`, the resolved config of the run, and `tokenizer/`, so that an
-export or another machine needs nothing else.
+export or another machine needs nothing else. It is written to, and anything in it deleted, only when the run that asks
+for it has been accepted in all its parts.
 """
 
 import re
 import shutil
 import tempfile
+import warnings
 import zipfile
 from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
 
 from data.errors import ConfigError
 from data.tokenizer import Tokenizer
 from train.config import TrainConfig
-from train.reader import to_yaml
+from train.models.config import ModelConfig
+from train.plan import parameter_shapes
+from train.reader import load_config, to_yaml
 
-_NAME = re.compile(r"ep(\d+)-ba(\d+)(-rank0\.pt)?")
+MODEL = "state.model."
+PREFIX = "state.model.model."
+"""Where the weights are in a Composer checkpoint: the Trainer's state, its model, and that one's attribute `model`."""
+
+_NAME = re.compile(r"ep\d+-ba(\d+)(?:-rank0\.pt)?")
 
 
 def checkpoints(folder: Path) -> list[Path]:
     """The complete checkpoints in a save folder, oldest first; not what a killed run left half-written."""
-    found = [(int(match[2]), path) for path in _entries(folder) if (match := _NAME.fullmatch(path.name))]
-    return [path for _, path in sorted(found) if is_complete(path)]
+    entries = folder.iterdir() if folder.is_dir() else ()
+    return sorted((path for path in entries if _NAME.fullmatch(path.name) and is_complete(path)), key=batch_of)
 
 
-def _entries(folder: Path) -> list[Path]:
-    return list(folder.iterdir()) if folder.is_dir() else []
+def batch_of(checkpoint: Path) -> int:
+    """The batch that its name says."""
+    match = _NAME.fullmatch(checkpoint.name)
+    assert match is not None
+    return int(match[1])
 
 
 def is_complete(path: Path) -> bool:
     """Sharded: torch renames `.metadata` into place last, after every rank's file. Monolithic: a zip's end is read."""
     return (path / ".metadata").is_file() if path.is_dir() else path.is_file() and zipfile.is_zipfile(path)
+
+
+def first_failure(error: CheckpointException) -> str:
+    """The first line of the first rank's reason."""
+    return str(next(iter(error.failures.values()))[0]).partition("\n")[0]
+
+
+class CheckpointReader(FileSystemReader):
+    """Reads single tensors of a sharded checkpoint; its metadata, which lists every piece of them, is read once."""
+
+    def __init__(self, checkpoint: Path) -> None:
+        super().__init__(checkpoint)
+        self.checkpoint = checkpoint
+        try:
+            self.metadata = super().read_metadata()
+        except Exception as error:  # a damaged pickle raises almost anything
+            raise ConfigError(f"{checkpoint / '.metadata'} cannot be read: {error}") from error
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        return self.metadata
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """The whole parameter, whatever ranks its pieces came from."""
+        stored = self.metadata.state_dict_metadata[PREFIX + name]
+        assert isinstance(stored, TensorStorageMetadata)
+        state = {PREFIX + name: torch.empty(stored.size, dtype=stored.properties.dtype)}
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+                load(state, storage_reader=self, no_dist=True)
+        except CheckpointException as error:
+            raise ConfigError(f"{self.checkpoint} is damaged: {name} cannot be read: {first_failure(error)}") from error
+        return state[PREFIX + name]
+
+    def check(self, model: ModelConfig, whose: str) -> None:
+        """Raises ConfigError when the tensors are not those of the model (`whose` config says), or not all there."""
+        problems = self._tensor_problems(model)
+        if problems:
+            more = f" (and {len(problems) - 10} more)" if len(problems) > 10 else ""
+            raise ConfigError(f"{self.checkpoint} does not hold the DBRX of {whose}: {'; '.join(problems[:10])}{more}")
+        needed: dict[str, int] = {}
+        for place in self.metadata.storage_data.values():
+            needed[place.relative_path] = max(needed.get(place.relative_path, 0), place.offset + place.length)
+        for name, size in sorted(needed.items()):
+            file = self.checkpoint / name
+            if not file.is_file():
+                raise ConfigError(f"{self.checkpoint} is not whole: {name} is missing")
+            if file.stat().st_size < size:
+                there = f"{file.stat().st_size:,} of {size:,} bytes"
+                raise ConfigError(f"{self.checkpoint} is not whole: {name} has {there}")
+
+    def _tensor_problems(self, model: ModelConfig) -> list[str]:
+        stored = {key: value for key, value in self.metadata.state_dict_metadata.items() if key.startswith(MODEL)}
+        wanted = {PREFIX + name: shape for name, shape in parameter_shapes(model).items()}
+        problems = [f"{key.removeprefix(PREFIX)} is missing" for key in wanted if key not in stored]
+        problems += [f"{key.removeprefix(PREFIX)} is not a part of it" for key in stored if key not in wanted]
+        for key, shape in wanted.items():
+            if key in stored and (found := getattr(stored[key], "size", None)) != torch.Size(shape):
+                said = "no tensor" if found is None else str(list(found))
+                problems.append(f"{key.removeprefix(PREFIX)} is {said}, not {list(shape)}")
+        return problems
+
+
+def check_start(path: Path, config: TrainConfig, key: str, *, whole_state: bool) -> None:
+    """Raises ConfigError when a run of this config cannot start from the checkpoint that `key` names.
+
+    With whole_state, going on from it and not from its weights alone, the weights must also mean what they meant.
+    """
+    said = f"{key} is {str(path)!r}"
+    if "://" in str(path):
+        raise ConfigError(f"{said}, but checkpoints are read from a local or mounted folder for now: copy it there")
+    if not path.exists():
+        raise ConfigError(f"{said}, but there is no such file or folder")
+    if not is_complete(path):
+        inside = [found.name for found in checkpoints(path)]
+        hint = f"; it holds checkpoints: {path / inside[-1]}" if inside else ""
+        raise ConfigError(
+            f"{said}, but it is no complete checkpoint (a folder such as ep0-ba100 with .metadata in it, or a .pt "
+            f"file){hint}"
+        )
+    there = "sharded" if path.is_dir() else "full"
+    wanted = config.fsdp_config.state_dict_type if config.fsdp_config is not None else "full"
+    if there != wanted:
+        way_out = f"fsdp_config.state_dict_type={there}" if config.fsdp_config else "fsdp_config={}"
+        raise ConfigError(f"{said}, a {there} checkpoint, but this run reads and writes {wanted} ones: write {way_out}")
+    if path.is_dir():
+        CheckpointReader(path).check(config.model, "this config's model")
+    if whole_state:
+        _check_meaning(path.resolve().parent / "config.yaml", config.model, said)
+
+
+def _check_meaning(before: Path, model: ModelConfig, said: str) -> None:
+    """The same tensors compute something else with other heads, rotations, clipping or routing."""
+    if not before.is_file():
+        return
+    was, now = _meaning(load_config(str(before)).model), _meaning(model)
+    changed = [f"model.{key} was {was[key]}, now {now[key]}" for key in now if was[key] != now[key]]
+    if changed:
+        raise ConfigError(
+            f"{said}, but {'; '.join(changed)}: put it back, or start another run with load_path and "
+            "load_weights_only=true"
+        )
+
+
+def _meaning(model: ModelConfig) -> dict[str, Any]:
+    attn, ffn = model.attn_config, model.ffn_config
+    return {
+        "n_heads": model.n_heads,
+        "attn_config.kv_n_heads": attn.kv_n_heads,
+        "attn_config.rope_theta": attn.rope_theta,
+        "attn_config.clip_qkv": attn.clip_qkv,
+        "ffn_config.moe_top_k": ffn.moe_top_k,
+        "ffn_config.moe_num_experts": ffn.moe_num_experts,
+        "ffn_config.moe_normalize_expert_weights": ffn.moe_normalize_expert_weights,
+    }
 
 
 def local_folder(config: TrainConfig, run_name: str) -> Path | None:
@@ -48,11 +181,9 @@ def local_folder(config: TrainConfig, run_name: str) -> Path | None:
         raise ConfigError(f"save_folder is {config.save_folder!r}, but only {{run_name}} is filled in") from None
 
 
-def prepare_save_folder(folder: Path, config: TrainConfig, tokenizer: Tokenizer) -> None:
-    """Makes the folder and writes what belongs beside the checkpoints; for one rank, before anything is trained.
-
-    Raises ConfigError when it cannot be written, or when it holds checkpoints that this run would neither go on from
-    nor may overwrite.
+def check_save_folder(folder: Path, config: TrainConfig) -> None:
+    """Raises ConfigError when the folder cannot be written, or holds checkpoints that this run would neither go on from
+    nor may overwrite. Changes nothing in it.
     """
     present = checkpoints(folder)
     if present and not (config.autoresume or config.save_overwrite):
@@ -60,43 +191,28 @@ def prepare_save_folder(folder: Path, config: TrainConfig, tokenizer: Tokenizer)
             f"save_folder {folder} holds {len(present)} checkpoint(s), the newest {present[-1].name}: write "
             "autoresume=true to go on from it, save_overwrite=true to delete them, or another run_name"
         )
+    deletes = config.save_overwrite and not config.autoresume
+    if deletes and config.load_path and Path(config.load_path).resolve().is_relative_to(folder.resolve()):
+        raise ConfigError(
+            f"load_path is {config.load_path!r}, which save_overwrite would delete with the other checkpoints of "
+            f"{folder}: write another run_name or save_folder"
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _replace_text(folder / "config.yaml", to_yaml(config))
-        with tempfile.TemporaryDirectory(dir=folder) as made:
-            tokenizer.save_pretrained(Path(made) / "tokenizer", config.max_seq_len)
-            shutil.rmtree(folder / "tokenizer", ignore_errors=True)
-            (Path(made) / "tokenizer").replace(folder / "tokenizer")
+        with tempfile.TemporaryFile(dir=folder):
+            pass
     except OSError as error:
         raise ConfigError(f"save_folder {folder} cannot be written: {error.strerror or error}") from None
-    if not config.autoresume:
-        for path in present:
+
+
+def furnish_save_folder(folder: Path, config: TrainConfig, tokenizer: Tokenizer, *, resuming: bool) -> None:
+    """Writes what belongs beside the checkpoints; deletes those that save_overwrite gives up. For one rank."""
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".part-") as made:
+        tokenizer.save_pretrained(Path(made) / "tokenizer", config.max_seq_len)
+        (Path(made) / "config.yaml").write_text(to_yaml(config))
+        shutil.rmtree(folder / "tokenizer", ignore_errors=True)
+        for name in ("tokenizer", "config.yaml"):
+            (Path(made) / name).replace(folder / name)
+    if not resuming:
+        for path in checkpoints(folder):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
-def _replace_text(path: Path, text: str) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_text(text)
-    part.replace(path)
-
-
-def check_load_path(config: TrainConfig) -> None:
-    """Raises ConfigError when load_path is no checkpoint of the kind that fsdp_config.state_dict_type says."""
-    if config.load_path is None:
-        return
-    path = Path(config.load_path)
-    if not path.exists():
-        raise ConfigError(f"load_path is {config.load_path!r}, but there is no such file or folder")
-    if not is_complete(path):
-        inside = [found.name for found in checkpoints(path)]
-        hint = f"; it holds checkpoints: load_path={path / inside[-1]}" if inside else ""
-        raise ConfigError(
-            f"load_path is {config.load_path!r}, but it is no complete checkpoint (a folder such as ep0-ba100 with "
-            f".metadata in it, or a .pt file){hint}"
-        )
-    sharded = config.fsdp_config is not None and config.fsdp_config.state_dict_type == "sharded"
-    if sharded != path.is_dir():
-        raise ConfigError(
-            f"load_path is {config.load_path!r}, a {'sharded' if path.is_dir() else 'full'} checkpoint: write "
-            f"fsdp_config.state_dict_type={'sharded' if path.is_dir() else 'full'}"
-        )

@@ -18,6 +18,14 @@ class ParamGroupConfig:
     lr: float | None = None
     weight_decay: float | None = None
 
+    def __post_init__(self) -> None:
+        if self.lr is not None and self.lr <= 0:
+            raise ValueError(
+                f"lr is {self.lr}, but it must be positive (optimizer.freeze trains parameters not at all)"
+            )
+        if self.weight_decay is not None and self.weight_decay < 0:
+            raise ValueError(f"weight_decay is {self.weight_decay}, but it cannot be negative")
+
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
@@ -92,7 +100,8 @@ class FSDPConfig:
     """HYBRID_SHARD shards inside a group of ranks and replicates over data_parallel_replicate_degree groups."""
     data_parallel_replicate_degree: int | None = None
     mixed_precision: Literal["PURE", "DEFAULT", "FULL"] = "DEFAULT"
-    """Under amp_bf16: DEFAULT computes in bf16 and reduces gradients in fp32, PURE both in bf16, FULL both in fp32."""
+    """Under amp_bf16, which computes in bf16: the precisions in which weights are gathered and gradients reduced, bf16
+    and fp32 (DEFAULT), both bf16 (PURE), or both fp32 (FULL)."""
     state_dict_type: Literal["sharded", "full"] = "sharded"
     activation_checkpointing: bool | Literal["none", "block"] = False
     """true is `block`: each block's activations are computed again in the backward pass."""
@@ -119,6 +128,10 @@ class LRMonitorConfig:
 class SpeedMonitorConfig:
     window_size: int = 100
     """Batches over which throughput is averaged."""
+
+    def __post_init__(self) -> None:
+        if self.window_size < 1:
+            raise ValueError(f"window_size is {self.window_size}, but at least 1 batch is needed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,10 +235,20 @@ class TrainConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}, but at least 1 is needed")
         for name in ("max_duration", "eval_interval", "save_interval", "console_log_interval"):
             _check_duration(self, name)
+            if parse_duration(getattr(self, name))[0] == 0:
+                raise ValueError(f"{name} is {getattr(self, name)!r}, but a duration of nothing never comes")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed is {self.seed}, but it must be in [0, 2**32)")
+        if self.eval_subset_num_batches != -1 and self.eval_subset_num_batches < 1:
+            raise ValueError(
+                f"eval_subset_num_batches is {self.eval_subset_num_batches}, but -1 (all) or 1 is the least"
+            )
+        if self.save_num_checkpoints_to_keep != -1 and self.save_num_checkpoints_to_keep < 1:
+            raise ValueError(
+                f"save_num_checkpoints_to_keep is {self.save_num_checkpoints_to_keep}, but -1 (all) or 1 is the least"
+            )
         if parse_duration(self.max_duration)[1] == "dur":
             raise ValueError(f"max_duration is {self.max_duration!r}, but dur is a part of it: write ba, tok or ep")
-        if parse_duration(self.max_duration)[0] == 0:
-            raise ValueError(f"max_duration is {self.max_duration!r}, but nothing would be trained")
         for key, loader in (("train_loader", self.train_loader), ("eval_loader", self.eval_loader)):
             if loader is not None and loader.dataset.max_seq_len != self.max_seq_len:
                 raise ValueError(

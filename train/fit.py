@@ -14,13 +14,13 @@ from data.errors import ConfigError, under
 from data.loader import eval_loader, train_loader
 from data.rows import Rows, open_rows
 from data.tokenizer import build_tokenizer
-from train.builders import build_trainer
-from train.checkpoint import check_load_path, checkpoints, local_folder, prepare_save_folder
+from train.checkpoint import check_save_folder, check_start, checkpoints, furnish_save_folder, local_folder
 from train.config import TrainConfig
 from train.durations import Clock
 from train.lm import DbrxForComposer
 from train.parallel import build_model
 from train.reader import check_vocab
+from train.trainer import build_trainer
 
 _EXPECTED_WARNINGS = (
     "FSDP2 Config/APIs are experimental",
@@ -45,8 +45,8 @@ def fit(config: TrainConfig, *, callbacks: Sequence[Callback] = (), dtype: torch
 
     tokenizer = build_tokenizer(config.tokenizer)
     check_vocab(config, tokenizer.vocab_size)
-    check_load_path(config)
     folder = local_folder(config, run_name)
+    load_path, resuming = _start(config, folder)
     with under("train_loader.dataset"):
         train_rows = open_rows(config.train_loader.dataset, tokenizer)
     eval_rows = None
@@ -54,9 +54,6 @@ def fit(config: TrainConfig, *, callbacks: Sequence[Callback] = (), dtype: torch
         with under("eval_loader.dataset"):
             eval_rows = open_rows(config.eval_loader.dataset, tokenizer)
     clock = _clock(config, train_rows)
-    if folder is not None:
-        _on_first_rank(lambda: prepare_save_folder(folder, config, tokenizer))
-    load_path, resuming = _start(config, folder)
 
     rank, world_size, pad = dist.get_global_rank(), dist.get_world_size(), tokenizer.pad_token_id
     torch_device = torch.device("cuda", torch.cuda.current_device()) if device.name == "gpu" else torch.device("cpu")
@@ -98,6 +95,8 @@ def fit(config: TrainConfig, *, callbacks: Sequence[Callback] = (), dtype: torch
         load_weights_only=config.load_weights_only and not resuming,
         resuming=resuming,
     )
+    if folder is not None:
+        _on_first_rank(lambda: furnish_save_folder(folder, config, tokenizer, resuming=resuming))
     if trainer.state.timestamp.batch.value >= clock.max_batches:
         say(f"nothing left to train: {load_path} is at the end of the run's {clock.max_batches} batches")
     else:
@@ -115,7 +114,7 @@ def say(line: str) -> None:
 
 def _run_name(config: TrainConfig) -> str:
     name = config.run_name or os.environ.get("RUN_NAME")
-    if name is None and config.autoresume:
+    if name is None and config.autoresume and "{run_name}" in str(config.save_folder):
         raise ConfigError("autoresume is true, but without run_name (or $RUN_NAME) no later start would find this run")
     names = [name or time.strftime("dbrx-%Y%m%d-%H%M%S")]
     dist.broadcast_object_list(names, src=0)
@@ -160,12 +159,24 @@ def _on_first_rank(write: Callable[[], None]) -> None:
 
 
 def _start(config: TrainConfig, folder: Path | None) -> tuple[str | None, bool]:
-    """Where the run starts from, and whether that is its own checkpoint. Rank 0 looks, so that all ranks agree."""
-    if config.autoresume and folder is not None:
-        newest = [next((str(path) for path in reversed(checkpoints(folder))), None)]
-        dist.broadcast_object_list(newest, src=0)
-        if newest[0] is not None:
-            say(f"autoresume: going on from {newest[0]}")
-            return newest[0], True
+    """The checkpoint that the run starts from, and whether it is its own. Rank 0 looks, so that all ranks agree."""
+    start: list[Path | None] = [None]
+
+    def look() -> None:
+        if folder is not None:
+            check_save_folder(folder, config)
+        if folder is not None and config.autoresume:
+            start[0] = next(reversed(checkpoints(folder)), None)
+        if start[0] is not None:
+            check_start(start[0], config, "the checkpoint that autoresume takes", whole_state=True)
+        elif config.load_path is not None:
+            check_start(Path(config.load_path), config, "load_path", whole_state=not config.load_weights_only)
+
+    _on_first_rank(look)
+    dist.broadcast_object_list(start, src=0)
+    if start[0] is not None:
+        say(f"autoresume: going on from {start[0]}")
+        return str(start[0]), True
+    if config.autoresume:
         say(f"autoresume: no complete checkpoint in {folder}, starting from the beginning")
     return config.load_path, False

@@ -8,29 +8,21 @@ import json
 import os
 import shutil
 import struct
-import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 import torch
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
-from torch.distributed.checkpoint.state_dict_loader import load
 from tqdm import tqdm
 
 from data.errors import ConfigError
-from train.checkpoint import checkpoints
+from train.checkpoint import CheckpointReader, checkpoints
 from train.models.config import ModelConfig
 from train.plan import parameter_shapes
 from train.reader import load_config
 
 Precision = Literal["fp32", "bf16"]
 
-MODEL = "state.model."
-PREFIX = "state.model.model."
-"""Where the weights are in a Composer checkpoint: the Trainer's state, its model, and that one's attribute `model`."""
 MAX_SHARD_BYTES = 5_000_000_000
 _DTYPES = {"fp32": (torch.float32, "F32", "float32"), "bf16": (torch.bfloat16, "BF16", "bfloat16")}
 # Of models without clip_qkv: transformers clamps in any case and cannot clamp to nothing. The largest number of fp16.
@@ -45,12 +37,12 @@ def export(
     Raises ConfigError, and leaves no output, when the checkpoint or what belongs beside it is not there or not whole,
     when its tensors are not those of a stock DBRX of its config, or when the output cannot be written or is not empty.
     """
+    output = output.absolute()
     _check_output(output)
     checkpoint = find_checkpoint(checkpoint)
     model, tokenizer, generation = _read_beside(checkpoint)
-    reader = _Reader(checkpoint)
-    _check_tensors(reader.metadata, model, checkpoint)
-    _check_files(reader.metadata, checkpoint)
+    reader = CheckpointReader(checkpoint)
+    reader.check(model, str(checkpoint.parent / "config.yaml"))
     part = output.with_name(f".{output.name}.part-{os.getpid()}")
     try:
         part.mkdir(parents=True)
@@ -145,62 +137,6 @@ def config_json(model: ModelConfig, generation: Mapping[str, Any], precision: Pr
     }
 
 
-class _Reader(FileSystemReader):
-    """Reads single tensors; the metadata, which lists every piece of every tensor, is read once."""
-
-    def __init__(self, checkpoint: Path) -> None:
-        super().__init__(checkpoint)
-        self.checkpoint = checkpoint
-        try:
-            self.metadata = super().read_metadata()
-        except Exception as error:  # a damaged pickle raises almost anything
-            raise ConfigError(f"{checkpoint / '.metadata'} cannot be read: {error}") from error
-
-    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        return self.metadata
-
-    def tensor(self, name: str) -> torch.Tensor:
-        stored = self.metadata.state_dict_metadata[PREFIX + name]
-        assert isinstance(stored, TensorStorageMetadata)
-        state = {PREFIX + name: torch.empty(stored.size, dtype=stored.properties.dtype)}
-        try:
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-                load(state, storage_reader=self, no_dist=True)
-        except CheckpointException as error:
-            reason = str(next(iter(error.failures.values()))[0]).partition("\n")[0]
-            raise ConfigError(f"{self.checkpoint} is damaged: {name} cannot be read: {reason}") from error
-        return state[PREFIX + name]
-
-
-def _check_tensors(metadata: Metadata, model: ModelConfig, checkpoint: Path) -> None:
-    stored = {key: value for key, value in metadata.state_dict_metadata.items() if key.startswith(MODEL)}
-    wanted = {PREFIX + name: shape for name, shape in parameter_shapes(model).items()}
-    problems = [f"{key.removeprefix(PREFIX)} is missing" for key in wanted if key not in stored]
-    problems += [f"{key.removeprefix(PREFIX)} is not a part of DBRX" for key in stored if key not in wanted]
-    for key, shape in wanted.items():
-        if key in stored and (found := getattr(stored[key], "size", None)) != torch.Size(shape):
-            said = "no tensor" if found is None else str(list(found))
-            problems.append(f"{key.removeprefix(PREFIX)} is {said}, not {list(shape)}")
-    if problems:
-        more = f" (and {len(problems) - 10} more)" if len(problems) > 10 else ""
-        said = "; ".join(problems[:10])
-        raise ConfigError(f"{checkpoint} does not hold the DBRX of {checkpoint.parent / 'config.yaml'}: {said}{more}")
-
-
-def _check_files(metadata: Metadata, checkpoint: Path) -> None:
-    """Files that are not there, or shorter than what they should hold, are found before anything is written."""
-    needed: dict[str, int] = {}
-    for place in metadata.storage_data.values():
-        needed[place.relative_path] = max(needed.get(place.relative_path, 0), place.offset + place.length)
-    for name, size in sorted(needed.items()):
-        file = checkpoint / name
-        if not file.is_file():
-            raise ConfigError(f"{checkpoint} is not whole: {name} is missing")
-        if file.stat().st_size < size:
-            raise ConfigError(f"{checkpoint} is not whole: {name} has {file.stat().st_size:,} of {size:,} bytes")
-
-
 def _check_output(output: Path) -> None:
     if output.is_dir() and any(output.iterdir()):
         raise ConfigError(f"the output folder {output} is not empty: name a new one, or empty it")
@@ -219,7 +155,9 @@ def _n_bytes(shape: tuple[int, ...], precision: Precision) -> int:
     return torch.Size(shape).numel() * _DTYPES[precision][0].itemsize
 
 
-def _write_weights(reader: _Reader, folder: Path, model: ModelConfig, precision: Precision, max_bytes: int) -> None:
+def _write_weights(
+    reader: CheckpointReader, folder: Path, model: ModelConfig, precision: Precision, max_bytes: int
+) -> None:
     shapes = parameter_shapes(model)
     shards = list(_shards(shapes, precision, max_bytes))
     total = sum(_n_bytes(shape, precision) for shape in shapes.values())

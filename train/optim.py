@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 
 class DecoupledLionW(torch.optim.Optimizer):
@@ -28,8 +29,10 @@ class DecoupledLionW(torch.optim.Optimizer):
             params = [param for param in group["params"] if param.grad is not None]
             if not params:
                 continue
-            grads = [param.grad for param in params]
-            moments = [self._moment(param) for param in params]
+            # Each rank works on its own part: torch has no foreach lerp or sign for DTensors.
+            grads = [_local(param.grad) for param in params if param.grad is not None]
+            moments = [_local(self._moment(param)) for param in params]
+            params = [_local(param) for param in params]
             decay = group["weight_decay"] * group["lr"] / group["initial_lr"]
             if decay:
                 torch._foreach_mul_(params, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
@@ -44,3 +47,7 @@ class DecoupledLionW(torch.optim.Optimizer):
         if "exp_avg" not in state:
             state["exp_avg"] = torch.zeros_like(param)
         return state["exp_avg"]
+
+
+def _local(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -114,6 +114,9 @@ def mend_fsdp2_on_cpu() -> None:
         return
     if torch.cpu.Stream().record_event() is None:
         setattr(torch.cpu.Stream, "record_event", lambda self: torch.cpu.Event())  # noqa: B010
+        if not torch.accelerator.is_available():
+            # Where an event of a frozen unit is still open at the end of backward, FSDP2 asks for this one to wait.
+            torch.accelerator.current_stream = lambda device=None: torch.cpu.current_stream()
     world_size = dist.get_world_size()
     averaged = torch.empty(1)
     dist.reduce_scatter_tensor(averaged, torch.ones(world_size), op=dist.ReduceOp.AVG)

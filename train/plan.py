@@ -92,12 +92,12 @@ class Memory:
 def memory_per_rank(config: TrainConfig, world_size: int, *, gpu: bool) -> Memory:
     model, fsdp = config.model, config.fsdp_config
     # On a CPU everything is computed in fp32.
-    bf16 = gpu and config.precision == "amp_bf16" and (fsdp is None or fsdp.mixed_precision != "FULL")
-    width = 2 if bf16 else 4
+    width = 2 if gpu and config.precision == "amp_bf16" else 4
+    gathered_width = 4 if fsdp is not None and fsdp.mixed_precision == "FULL" else width
     shards = 1 if fsdp is None else world_size // (fsdp.data_parallel_replicate_degree or 1)
-    gathered = 0 if fsdp is None or shards == 1 else width * _gathered_parameters(model, fsdp)
+    gathered = 0 if fsdp is None or shards == 1 else gathered_width * _gathered_parameters(model, fsdp)
     rows = min(config.device_train_microbatch_size, max(config.global_train_batch_size // world_size, 1))
-    activations = float(width * rows * config.max_seq_len * _kept_per_token(model, fsdp))
+    activations = float(width * rows * config.max_seq_len * _kept_per_token(config))
     return Memory(states=_state_bytes(config) / shards, gathered=gathered, activations=activations)
 
 
@@ -113,28 +113,40 @@ def _gathered_parameters(model: ModelConfig, fsdp: FSDPConfig) -> int:
 def _state_bytes(config: TrainConfig) -> int:
     """Over all ranks: fp32 weights (4 bytes); for trained ones a gradient (4) and the optimizer's moments (4 each)."""
     trained_bytes = 4 + 4 + 4 * _moments(config.optimizer)
-    frozen = config.optimizer.freeze
-    return sum(
-        size * (4 if any(fnmatch(name, pattern) for pattern in frozen) else trained_bytes)
-        for name, size in _sizes(config.model).items()
-    )
+    return sum(size * (4 if _frozen(config, name) else trained_bytes) for name, size in _sizes(config.model).items())
 
 
 def _moments(optimizer: OptimizerConfig) -> int:
     return {"adamw": 2, "decoupled_adamw": 2, "decoupled_lionw": 1, "sgd": int(optimizer.momentum > 0)}[optimizer.name]
 
 
-def _kept_per_token(model: ModelConfig, fsdp: FSDPConfig | None) -> int:
+def _kept_per_token(config: TrainConfig) -> int:
     """Numbers kept for the backward pass. A block keeps its input, both norms' outputs, the residual, queries, keys and
     values before and after RoPE, attention's output, and two hidden vectors in each of a token's experts; checkpointed,
-    its input alone, and one block at a time the rest."""
+    its input alone, and one block at a time the rest. Blocks before the first trained parameter keep nothing."""
+    model, fsdp = config.model, config.fsdp_config
+    blocks = model.n_layers - _blocks_before_training(config)
+    if blocks == 0:
+        return 0
     qkv = model.d_model + 2 * model.attn_config.kv_n_heads * model.head_dim
     block = 5 * model.d_model + 2 * qkv + 2 * model.ffn_config.moe_top_k * model.ffn_config.ffn_hidden_size
     if fsdp is not None and fsdp.activation_cpu_offload:
         return block
     if fsdp is None or fsdp.activation_checkpointing in (False, "none"):
-        return model.n_layers * block
-    return model.n_layers * model.d_model + block
+        return blocks * block
+    return blocks * model.d_model + block
+
+
+def _blocks_before_training(config: TrainConfig) -> int:
+    trained = [name for name in parameter_shapes(config.model) if not _frozen(config, name)]
+    if "transformer.wte.weight" in trained:
+        return 0
+    numbers = [int(name.split(".")[2]) for name in trained if name.startswith("transformer.blocks.")]
+    return min(numbers, default=config.model.n_layers)
+
+
+def _frozen(config: TrainConfig, name: str) -> bool:
+    return any(fnmatch(name, pattern) for pattern in config.optimizer.freeze)
 
 
 def check_machine(config: TrainConfig, world_size: int) -> None:

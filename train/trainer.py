@@ -1,0 +1,148 @@
+"""Composer's Trainer for a run, and what is set right around its loading of a checkpoint."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from composer import Trainer
+from composer.algorithms import GradientClipping
+from composer.core import Callback, DataSpec, Evaluator
+from composer.distributed import prepare_distributed
+from composer.utils import dist
+from composer.utils.parallelism import FSDP2Config
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.fsdp import FSDPModule
+from torch.utils.data import DataLoader
+
+from data.errors import ConfigError
+from train.builders import build_callbacks, build_loggers, build_optimizer, build_scheduler
+from train.callbacks.global_batch import GlobalBatch
+from train.callbacks.restore_rng import RestoreRNG
+from train.checkpoint import batch_of, checkpoints, first_failure
+from train.config import TrainConfig
+from train.durations import Clock
+from train.lm import DbrxForComposer
+
+
+def _leave_as_sharded(model: torch.nn.Module, *args: Any, **kwargs: Any) -> None:
+    """Stands in for Composer's own sharding, which knows neither meta on CPU nor HSDP."""
+    assert any(isinstance(module, FSDPModule) for module in model.modules())
+
+
+def build_trainer(
+    config: TrainConfig,
+    *,
+    model: DbrxForComposer,
+    train_loader: DataLoader,
+    eval_loader: DataLoader | None,
+    clock: Clock,
+    callbacks: Sequence[Callback] = (),
+    run_name: str,
+    precision: str,
+    save_folder: str | None,
+    load_path: str | None,
+    load_weights_only: bool,
+    resuming: bool,
+) -> Trainer:
+    """Composer's Trainer for the run. Every duration it is told is in batches (see durations.Clock)."""
+    restore_rng = RestoreRNG()
+    algorithms = []
+    if (clipping := config.algorithms.gradient_clipping) is not None:
+        algorithms.append(GradientClipping(clipping.clipping_type, clipping.clipping_threshold))
+    parallelism = None
+    if config.fsdp_config is not None:
+        # Tells Composer how to save and load; the model itself is sharded already, by train/parallel.py.
+        parallelism = {"fsdp": FSDP2Config(state_dict_type=config.fsdp_config.state_dict_type)}
+        prepare_distributed.parallelize_composer_model = _leave_as_sharded
+    evaluator = None
+    if eval_loader is not None:
+        evaluator = Evaluator(
+            label="eval",
+            dataloader=DataSpec(eval_loader),
+            metric_names=list(model.get_metrics(is_train=False)),
+            subset_num_batches=config.eval_subset_num_batches,
+            device_eval_microbatch_size=config.device_eval_batch_size,
+        )
+    optimizer = build_optimizer(config.optimizer, model.model)
+    settings = [_settings(group) for group in optimizer.param_groups]
+    trainer = _trainer(
+        load_path,
+        model=model,
+        run_name=run_name,
+        seed=config.seed,
+        train_dataloader=DataSpec(train_loader),
+        eval_dataloader=evaluator,
+        eval_interval=f"{clock.batches(config.eval_interval)}ba",
+        max_duration=f"{clock.max_batches}ba",
+        optimizers=optimizer,
+        schedulers=build_scheduler(config.scheduler, clock),
+        algorithms=algorithms,
+        # The random state first: what GlobalBatch counts, and every forward after it, draws from it.
+        callbacks=[restore_rng, GlobalBatch(config.model), *build_callbacks(config.callbacks), *callbacks],
+        loggers=build_loggers(config.loggers, run_name),
+        progress_bar=config.progress_bar,
+        log_to_console=config.log_to_console,
+        console_log_interval=f"{clock.batches(config.console_log_interval)}ba",
+        device_train_microbatch_size=min(
+            config.device_train_microbatch_size, config.global_train_batch_size // dist.get_world_size()
+        ),
+        precision=precision,
+        parallelism_config=parallelism,
+        dist_timeout=config.dist_timeout,
+        save_folder=save_folder,
+        save_interval=f"{clock.batches(config.save_interval)}ba",
+        save_num_checkpoints_to_keep=config.save_num_checkpoints_to_keep,
+        # What a killed run left half-written past the checkpoint that is resumed from may be written again.
+        save_overwrite=config.save_overwrite or resuming,
+        load_weights_only=load_weights_only,
+        load_progress_bar=False,
+    )
+    restore_rng.trainer = trainer
+    if load_path is not None and not load_weights_only:
+        _take_settings(trainer, settings)
+    if resuming:
+        _remember_checkpoints(trainer)
+    return trainer
+
+
+def _trainer(load_path: str | None, **arguments: Any) -> Trainer:
+    try:
+        return Trainer(load_path=load_path, **arguments)
+    except CheckpointException as error:  # not an Exception, and so past everything that would show it as a line
+        raise ConfigError(
+            f"{load_path} cannot be loaded into this run: {first_failure(error)}. Another optimizer or other "
+            "optimizer.param_groups, no_weight_decay or freeze than it was written with need load_weights_only=true"
+        ) from None
+
+
+def _settings(group: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in group.items() if key not in ("params", "initial_lr")}
+
+
+def _take_settings(trainer: Trainer, settings: list[dict[str, Any]]) -> None:
+    """A checkpoint brings its optimizer's settings back; what the config says now is what counts from here on."""
+    (optimizer,), (scheduler,) = trainer.state.optimizers, trainer.state.schedulers
+    changed: dict[str, str] = {}
+    for index, (group, wanted) in enumerate(zip(optimizer.param_groups, settings, strict=True)):
+        before = {**group, "lr": group["initial_lr"]}
+        for key, value in wanted.items():
+            if key == "lr" and before["lr"] != value:
+                group["lr"] *= value / before["lr"]
+                group["initial_lr"] = scheduler.base_lrs[index] = value
+            elif key != "lr":
+                group[key] = value
+            if before[key] != value:
+                changed[key] = f"{key} {before[key]} -> {value}"
+    if changed and dist.get_global_rank() == 0:
+        print(f"optimizer, from here on: {', '.join(changed.values())}", flush=True)
+
+
+def _remember_checkpoints(trainer: Trainer) -> None:
+    """Tells Composer of the checkpoints of the run's earlier starts, which save_num_checkpoints_to_keep counts too."""
+    saver = trainer._checkpoint_saver
+    if saver is None:
+        return
+    batch = trainer.state.timestamp.batch.value
+    present = [path for path in checkpoints(Path(saver.folder)) if batch_of(path) <= batch]
+    saver.saved_checkpoints = [str(path / "__0_0.distcp") if path.is_dir() else str(path) for path in present]
