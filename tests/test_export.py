@@ -20,7 +20,8 @@ from torch.distributed.tensor import Shard, distribute_tensor
 from data.config import TokenizerConfig, TokenizerKwargs
 from data.errors import ConfigError
 from data.tokenizer import build_tokenizer
-from train.hf import MAX_SHARD_BYTES, PREFIX, _shards, config_json, export, find_checkpoint
+from train.checkpoint import PREFIX
+from train.hf import MAX_SHARD_BYTES, _shards, config_json, export, find_checkpoint
 from train.models.config import AttnConfig, FFNConfig, ModelConfig
 from train.models.dbrx import DbrxForCausalLM
 from train.models.init import initialise
