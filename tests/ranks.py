@@ -1,5 +1,6 @@
 """Runs a function on several ranks, forked from one process that has imported the libraries: seconds, not minutes."""
 
+import itertools
 import multiprocessing
 import os
 import pickle
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+_calls = itertools.count()
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["composer", "transformers", "train.fit"])
 
@@ -20,10 +22,8 @@ def run_ranks(function: Callable[..., Any], world_size: int, *args: Any, timeout
 
     A rank that raises fails the call with its traceback; one that takes longer than the timeout is killed.
     """
-    with tempfile.TemporaryDirectory() as folder, socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port = sock.getsockname()[1]
-        sock.close()
+    with tempfile.TemporaryDirectory() as folder:
+        port = _free_port()
         ranks = [
             _context.Process(target=_rank, args=(Path(folder), rank, world_size, port, function, args))
             for rank in range(world_size)
@@ -41,6 +41,15 @@ def run_ranks(function: Callable[..., Any], world_size: int, *args: Any, timeout
         finally:
             _end(ranks)
         return _results(Path(folder), [process.exitcode for process in ranks])
+
+
+def _free_port() -> int:
+    """Below the range from which the system takes ports by itself, so that nothing slips in before rank 0 listens."""
+    while True:
+        port = 20000 + (os.getpid() * 97 + next(_calls)) % 10000
+        with socket.socket() as sock:
+            if sock.connect_ex(("127.0.0.1", port)):
+                return port
 
 
 def _end(ranks: list[Any]) -> None:

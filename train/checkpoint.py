@@ -104,7 +104,7 @@ class CheckpointReader(FileSystemReader):
         stored = {key: value for key, value in self.metadata.state_dict_metadata.items() if key.startswith(MODEL)}
         wanted = {PREFIX + name: shape for name, shape in parameter_shapes(model).items()}
         problems = [f"{key.removeprefix(PREFIX)} is missing" for key in wanted if key not in stored]
-        problems += [f"{key.removeprefix(PREFIX)} is not a part of it" for key in stored if key not in wanted]
+        problems += [f"{key.removeprefix(PREFIX)} is not a part of DBRX" for key in stored if key not in wanted]
         for key, shape in wanted.items():
             if key in stored and (found := getattr(stored[key], "size", None)) != torch.Size(shape):
                 said = "no tensor" if found is None else str(list(found))
