@@ -107,21 +107,21 @@ class TrainBatches(Dataset[Batch]):
         if state.get("version") != STATE_VERSION:
             raise ConfigError(
                 f"the checkpoint's data position has version {state.get('version')}, but this code reads "
-                f"{STATE_VERSION}: go on with the code that wrote it, or set load_weights_only: true"
+                f"{STATE_VERSION}: go on with the code that wrote it, or start another run with load_weights_only=true"
             )
         past = self._past()
         changed = [f"{key} was {state.get(key)}, now {value}" for key, value in past.items() if state.get(key) != value]
         if changed:
             raise ConfigError(
-                f"the checkpoint's past has changed ({'; '.join(changed)}), so that its position in the data means "
-                "nothing here: put it back, or set load_weights_only: true to start the data from its beginning"
+                f"the checkpoint was written in the middle of other data ({'; '.join(changed)}): put it back to go on, "
+                "or start another run from the weights, with another run_name, load_path and load_weights_only=true"
             )
         self.first = state["rows"] // self.global_batch_size
 
     def _past(self) -> dict[str, Any]:
         """What decides which rows have been seen; the fingerprint is that of the data."""
         return {
-            "fingerprint": self.rows.fingerprint,
+            "the dataset's fingerprint": self.rows.fingerprint,
             # A shuffle has a seed; the order of the files has none.
             "seed": self.order.seed if self.order.shuffle else None,
             "shuffle": self.order.shuffle,

@@ -111,6 +111,8 @@ class TiktokenTokenizer:
             chat_template=self.chat_template,
             model_max_length=max_seq_len,
             clean_up_tokenization_spaces=False,
+            # Without token_type_ids, which DBRX does not take: model.generate(**tokenizer(text)) works.
+            model_input_names=["input_ids", "attention_mask"],
         )
         fast.save_pretrained(folder)
         _write_generation_config(self, folder)

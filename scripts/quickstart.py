@@ -27,6 +27,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stopped: make quickstart goes on from the newest checkpoint", file=sys.stderr)
+        return 130
     if total["after"] < args.at_least * total["asked"]:
         print(f"error: {total['after']} of {total['asked']} is less than {args.at_least:.0%}", file=sys.stderr)
         return 1

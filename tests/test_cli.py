@@ -33,6 +33,7 @@ def trains_with(monkeypatch, fit) -> None:
     module = types.ModuleType("train.fit")
     module.fit = fit  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "train.fit", module)
+    monkeypatch.setattr("train.main._prepare", lambda config: None)
 
 
 def run(*arguments: str, cwd: Path = ROOT, **env: str) -> subprocess.CompletedProcess[str]:

@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 from small_config import load, refusal
 
-from train.config import TrainConfig, check_world_size
+from train.config import TrainConfig, check_run_name, check_world_size
 from train.typed import Builder
 
 
@@ -65,3 +65,12 @@ def test_every_field_of_every_config_can_be_built_from_its_own_value(tmp_path):
     builder = Builder(TrainConfig)
     assert builder.build(TrainConfig, dataclasses.asdict(config), "") == config
     assert builder.problems == builder.missing == []
+
+
+def test_a_run_that_no_later_start_would_find_is_refused(tmp_path, monkeypatch):
+    monkeypatch.delenv("RUN_NAME", raising=False)
+    with pytest.raises(ValueError, match="autoresume is true, but without run_name"):
+        check_run_name(load(tmp_path, "autoresume=true", "save_folder='runs/{run_name}'"))
+    check_run_name(load(tmp_path, "autoresume=true", "save_folder=runs/fixed"))
+    monkeypatch.setenv("RUN_NAME", "mine")
+    check_run_name(load(tmp_path, "autoresume=true", "save_folder='runs/{run_name}'"))

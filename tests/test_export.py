@@ -334,3 +334,10 @@ def test_the_script_tells_an_error_in_one_line(run, tmp_path, capsys):
     spec.loader.exec_module(script)
     assert script.main(["--composer_path", str(run), "--hf_output_path", str(run)]) == 2
     assert capsys.readouterr().err == f"error: the output folder {run} is not empty: name a new one, or empty it\n"
+
+
+def test_a_tokenizers_output_goes_straight_into_generate(exported):
+    tokenizer = transformers.AutoTokenizer.from_pretrained(exported)
+    inputs = tokenizer("Reverse: abc", return_tensors="pt")
+    assert set(inputs) == {"input_ids", "attention_mask"}
+    assert stock(exported).generate(**inputs, max_new_tokens=2, do_sample=False).shape[1] > inputs["input_ids"].shape[1]

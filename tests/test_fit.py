@@ -48,7 +48,6 @@ def test_what_is_refused_before_the_first_step(tmp_path: Path) -> None:
         "model.vocab_size=200": "model.vocab_size is 200, but the tokenizer has",
         "save_folder=s3://bucket/x": "save_folder is 's3://bucket/x', but checkpoints are written to a local",
         "save_folder='{name}/x'": "only {run_name} is filled in",
-        "autoresume=true run_name=null": "autoresume is true, but without run_name",
         "train_loader.dataset.hf_kwargs.data_files=FOLDER/few.jsonl": "but one global batch has 8",
         "train_loader.dataset.hf_kwargs.data_files=FOLDER/bad.jsonl": "bad.jsonl",
         "train_loader.dataset.hf_kwargs.data_files=FOLDER/blank.jsonl": "blank.jsonl",

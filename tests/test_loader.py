@@ -126,7 +126,7 @@ def test_shuffle_false_and_shuffle_seed_are_taken(rows, folder):
     ("change", "text"),
     [
         ({"seed": 18}, "seed was 18, now 17"),
-        ({"fingerprint": "other"}, "fingerprint was other, now "),
+        ({"the dataset's fingerprint": "other"}, "the dataset's fingerprint was other, now "),
         ({"max_seq_len": 64}, "max_seq_len was 64, now 32"),
         ({"shuffle": False}, "shuffle was False, now True"),
         ({"global_train_batch_size": 4}, "global_train_batch_size was 4, now 8"),

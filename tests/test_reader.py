@@ -140,7 +140,10 @@ def test_wrong_value(tmp_path, override, said):
             "model.n_heads is 4, but it must be divisible by attn_config.kv_n_heads (3)",
         ),
         ("optimizer.lr=-1", "optimizer.lr is -1.0, but it must be positive"),
-        ("max_seq_len=1024", "max_seq_len is 1024, but model.max_seq_len is 512"),
+        (
+            "max_seq_len=1024",
+            "max_seq_len is 1024, but model.max_seq_len is only 512: lower the one or raise the other",
+        ),
         ("autoresume=true", "autoresume is true, but there is no save_folder to resume from"),
     ],
 )

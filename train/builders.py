@@ -2,6 +2,7 @@
 
 import fnmatch
 import math
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -167,6 +168,7 @@ def build_loggers(config: LoggersConfig, run_name: str) -> list[LoggerDestinatio
         loggers.append(TensorboardLogger(log_dir=config.tensorboard.log_dir))
     if config.wandb is not None:
         wandb = config.wandb
+        _check_wandb()
         loggers.append(
             WandBLogger(
                 project=wandb.project,
@@ -177,6 +179,16 @@ def build_loggers(config: LoggersConfig, run_name: str) -> list[LoggerDestinatio
             )
         )
     return loggers
+
+
+def _check_wandb() -> None:
+    import wandb
+
+    if os.environ.get("WANDB_MODE") not in ("offline", "disabled", "dryrun") and wandb.api.api_key is None:
+        raise ConfigError(
+            "loggers.wandb is given, but wandb has no API key: run `wandb login`, set WANDB_API_KEY, or set "
+            "WANDB_MODE=offline to keep the log here"
+        )
 
 
 def _log_file(filename: str, run_name: str) -> str:

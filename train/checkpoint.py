@@ -197,9 +197,9 @@ def check_save_folder(folder: Path, config: TrainConfig) -> None:
             f"load_path is {config.load_path!r}, which save_overwrite would delete with the other checkpoints of "
             f"{folder}: write another run_name or save_folder"
         )
+    there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
+        with tempfile.TemporaryFile(dir=there):
             pass
     except OSError as error:
         raise ConfigError(f"save_folder {folder} cannot be written: {error.strerror or error}") from None
@@ -207,6 +207,7 @@ def check_save_folder(folder: Path, config: TrainConfig) -> None:
 
 def furnish_save_folder(folder: Path, config: TrainConfig, tokenizer: Tokenizer, *, resuming: bool) -> None:
     """Writes what belongs beside the checkpoints; deletes those that save_overwrite gives up. For one rank."""
+    folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".part-") as made:
         tokenizer.save_pretrained(Path(made) / "tokenizer", config.max_seq_len)
         (Path(made) / "config.yaml").write_text(to_yaml(config))

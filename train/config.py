@@ -3,6 +3,7 @@
 Checks raise ValueError with the key relative to the class; train/reader.py puts the path before it.
 """
 
+import os
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -256,7 +257,10 @@ class TrainConfig:
                     f"{self.max_seq_len}: write ${{max_seq_len}}"
                 )
         if self.max_seq_len > self.model.max_seq_len:
-            raise ValueError(f"max_seq_len is {self.max_seq_len}, but model.max_seq_len is {self.model.max_seq_len}")
+            raise ValueError(
+                f"max_seq_len is {self.max_seq_len}, but model.max_seq_len is only {self.model.max_seq_len}: "
+                "lower the one or raise the other"
+            )
         length = self.tokenizer.kwargs.model_max_length
         if length is not None and length != self.max_seq_len:
             raise ValueError(
@@ -272,6 +276,13 @@ def _check_duration(config: object, name: str) -> None:
         parse_duration(getattr(config, name))
     except ValueError as error:
         raise ValueError(f"{name} {error}") from None
+
+
+def check_run_name(config: TrainConfig) -> None:
+    """Raises ValueError when a later start of this run would not find its checkpoints."""
+    named = config.run_name or os.environ.get("RUN_NAME")
+    if config.autoresume and not named and "{run_name}" in str(config.save_folder):
+        raise ValueError("autoresume is true, but without run_name (or $RUN_NAME) no later start would find this run")
 
 
 def check_world_size(config: TrainConfig, world_size: int) -> None:

@@ -95,11 +95,13 @@ def fit(config: TrainConfig, *, callbacks: Sequence[Callback] = (), dtype: torch
         load_weights_only=config.load_weights_only and not resuming,
         resuming=resuming,
     )
-    if folder is not None:
-        _on_first_rank(lambda: furnish_save_folder(folder, config, tokenizer, resuming=resuming))
-    if trainer.state.timestamp.batch.value >= clock.max_batches:
-        say(f"nothing left to train: {load_path} is at the end of the run's {clock.max_batches} batches")
+    batch = trainer.state.timestamp.batch.value
+    if batch >= clock.max_batches:
+        said = f"max_duration {config.max_duration} is {clock.max_batches}"
+        say(f"nothing left to train: {load_path} is at batch {batch}, and {said}")
     else:
+        if folder is not None:
+            _on_first_rank(lambda: furnish_save_folder(folder, config, tokenizer, resuming=resuming))
         if config.eval_first and eval_rows is not None and not resuming:
             trainer.eval()
         trainer.fit()
@@ -113,10 +115,7 @@ def say(line: str) -> None:
 
 
 def _run_name(config: TrainConfig) -> str:
-    name = config.run_name or os.environ.get("RUN_NAME")
-    if name is None and config.autoresume and "{run_name}" in str(config.save_folder):
-        raise ConfigError("autoresume is true, but without run_name (or $RUN_NAME) no later start would find this run")
-    names = [name or time.strftime("dbrx-%Y%m%d-%H%M%S")]
+    names = [config.run_name or os.environ.get("RUN_NAME") or time.strftime("dbrx-%Y%m%d-%H%M%S")]
     dist.broadcast_object_list(names, src=0)
     return names[0]
 
@@ -179,4 +178,6 @@ def _start(config: TrainConfig, folder: Path | None) -> tuple[str | None, bool]:
         return str(start[0]), True
     if config.autoresume:
         say(f"autoresume: no complete checkpoint in {folder}, starting from the beginning")
+    if config.load_path is not None:
+        say(f"starting from {'the weights' if config.load_weights_only else 'the whole state'} in {config.load_path}")
     return config.load_path, False

@@ -11,19 +11,19 @@ from pathlib import Path
 
 from data.errors import ConfigError, DataError, under
 from data.sources import find_files
-from train.config import TrainConfig, check_world_size
+from train.config import TrainConfig, check_run_name, check_world_size
 from train.plan import check_machine, parameters_line
-from train.reader import load_config, masked_yaml
+from train.reader import check_vocab, load_config, masked_yaml
 
 USAGE = """\
 usage: composer train.py CONFIG [key=value ...]       one rank a GPU, or one on a machine without
        composer -n 2 train.py CONFIG [key=value ...]  2 ranks
        python train.py CONFIG [key=value ...]         1 rank, without the launcher
 
-CONFIG is a YAML file: see yamls/finetune/ and yamls/pretrain/.
+CONFIG is a YAML file: see yamls/finetune/.
 key=value changes a key of it; the value is YAML, and dots go deeper:
 
-  composer -n 2 train.py yamls/finetune/dbrx_tiny.yaml max_duration=20ba optimizer.lr=1e-4
+  composer -n 2 train.py yamls/finetune/dbrx_tiny.yaml run_name=mine max_duration=20ba optimizer.lr=1e-4
   composer train.py yamls/finetune/dbrx.yaml train_loader.dataset.hf_kwargs.data_files=$DATA
   composer train.py yamls/finetune/dbrx.yaml model.preset=9b 'callbacks={lr_monitor: {}}' eval_loader=null
 """
@@ -43,12 +43,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             _run(arguments)
     except (ConfigError, DataError) as error:
         return _report(error)
+    except KeyboardInterrupt:
+        if _rank("LOCAL_RANK") == 0:
+            print("stopped: with autoresume=true the next start goes on from the newest checkpoint", file=sys.stderr)
+        return 130
     return 0
 
 
 def _run(arguments: list[str]) -> None:
     config, world_size = _read(arguments), int(os.environ.get("WORLD_SIZE", "1"))
     try:
+        check_run_name(config)
         check_world_size(config, world_size)
     except ValueError as error:
         raise ConfigError(f"{arguments[0]}: {error}") from None
@@ -59,10 +64,24 @@ def _run(arguments: list[str]) -> None:
         if loader is not None:
             with under(f"{key}.dataset"):
                 find_files(loader.dataset)
+    _prepare(config)
 
     from train.fit import fit
 
     fit(config)
+
+
+def _prepare(config: TrainConfig) -> None:
+    """What can be wrong with tokenizer and data comes before Composer is imported, which alone takes 10 seconds."""
+    from data.prepare import prepare
+    from data.tokenizer import build_tokenizer
+
+    tokenizer = build_tokenizer(config.tokenizer)
+    check_vocab(config, tokenizer.vocab_size)
+    for key, loader in (("train_loader", config.train_loader), ("eval_loader", config.eval_loader)):
+        if loader is not None:
+            with under(f"{key}.dataset"):
+                prepare(loader.dataset, tokenizer)
 
 
 def _read(arguments: list[str]) -> TrainConfig:

@@ -105,7 +105,8 @@ def show(results: dict[str, dict[str, Any]], log: str, folder: Path, seconds: fl
         facts.add_row("wall clock, all of it", f"{seconds:.0f} s")
     facts.add_row("exported model", str(folder))
     facts.add_row("load it with", "transformers.AutoModelForCausalLM.from_pretrained(that folder)")
-    facts.add_row("try next", "your own {prompt, response} lines: train_loader.dataset.hf_kwargs.data_files=my.jsonl")
+    facts.add_row("try next", "your own lines of {prompt, response}: run_name=mine eval_loader=null")
+    facts.add_row("", "train_loader.dataset.hf_kwargs.data_files=my.jsonl")
     facts.add_row("", "what the 132B needs: .venv/bin/python train.py yamls/finetune/dbrx.yaml")
     console.print(facts)
 

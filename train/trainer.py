@@ -82,7 +82,8 @@ def build_trainer(
         callbacks=[restore_rng, GlobalBatch(config.model), *build_callbacks(config.callbacks), *callbacks],
         loggers=build_loggers(config.loggers, run_name),
         progress_bar=config.progress_bar,
-        log_to_console=config.log_to_console,
+        # One rank tells: a launcher keeps the others' output and shows all of it when one of them fails.
+        log_to_console=config.log_to_console and dist.get_global_rank() == 0,
         console_log_interval=f"{clock.batches(config.console_log_interval)}ba",
         device_train_microbatch_size=min(
             config.device_train_microbatch_size, config.global_train_batch_size // dist.get_world_size()
@@ -111,8 +112,9 @@ def _trainer(load_path: str | None, **arguments: Any) -> Trainer:
         return Trainer(load_path=load_path, **arguments)
     except CheckpointException as error:  # not an Exception, and so past everything that would show it as a line
         raise ConfigError(
-            f"{load_path} cannot be loaded into this run: {first_failure(error)}. Another optimizer or other "
-            "optimizer.param_groups, no_weight_decay or freeze than it was written with need load_weights_only=true"
+            f"{load_path} cannot be loaded into this run ({first_failure(error).rstrip('. ')}): it was written with "
+            "another optimizer or other optimizer.param_groups, no_weight_decay or freeze, or by other code; put them "
+            "back, or start another run from the weights, with another run_name, load_path and load_weights_only=true"
         ) from None
 
 
