@@ -14,6 +14,9 @@ class AttnConfig:
     """Dropout on attention weights."""
     clip_qkv: float | None = 8.0
     """Queries, keys and values are clamped to [-clip_qkv, clip_qkv]; null leaves them as they are."""
+    attn_impl: Literal["auto", "sdpa", "flex", "flash"] = "auto"
+    """What computes attention: torch's SDPA document by document, FlexAttention, or flash-attn's varlen kernels. auto
+    takes flash-attn on a CUDA machine that has it, else SDPA."""
     kv_n_heads: int = 8
     """Heads of keys and values; each serves n_heads / kv_n_heads query heads."""
     rope_theta: float = 5e5
@@ -38,6 +41,13 @@ class FFNConfig:
     """Experts that each token is sent to."""
     moe_jitter_eps: float = 0.0
     """In training the router's input is multiplied by noise from [1 - eps, 1 + eps]."""
+    moe_impl: Literal["auto", "torch", "grouped_mm", "megablocks"] = "auto"
+    """What computes the experts: one GEMM an expert, torch's grouped GEMM, or MegaBlocks. auto takes MegaBlocks on a
+    CUDA machine that has it, else grouped_mm on a CUDA machine whose torch has it, else torch."""
+    moe_recompute: bool = False
+    """The experts' pre-activations are computed again in the backward pass instead of being kept."""
+    moe_zloss_weight: float = 0.0
+    """Weight of the router z-loss, the mean squared logsumexp of the router's logits (ST-MoE, Zoph et al. 2022)."""
     moe_loss_weight: float = 0.05
     """Weight of the load-balancing loss."""
     moe_normalize_expert_weights: float | None = 1.0
@@ -56,6 +66,8 @@ class FFNConfig:
             raise ValueError(f"moe_jitter_eps is {self.moe_jitter_eps}, but it must be in [0, 1)")
         if self.moe_loss_weight < 0:
             raise ValueError(f"moe_loss_weight is {self.moe_loss_weight}, but a negative weight would unbalance")
+        if self.moe_zloss_weight < 0:
+            raise ValueError(f"moe_zloss_weight is {self.moe_zloss_weight}, but it cannot be negative")
 
 
 @dataclass(frozen=True, kw_only=True)

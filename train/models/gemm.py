@@ -1,0 +1,69 @@
+"""The GEMMs of one expert. On x86 CPUs in fp32 they are oneDNN's, which PyTorch otherwise keeps for lower precisions.
+
+MKL, behind torch.mm, runs AVX2 code on processors that are not Intel's; oneDNN has code for AVX-512 on all of them.
+It makes code for each new shape, which takes milliseconds. So rows are padded with zeros to few different numbers, and
+GEMMs too small to earn that back stay with torch.mm.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_ops: Any = torch.ops
+silu_backward: Any = _ops.aten.silu_backward
+"""(gradient, input) -> gradient."""
+
+_LEAST_WEIGHTS = 1 << 16
+_HAS_ONEDNN = (
+    torch.backends.mkldnn.is_available()
+    and hasattr(_ops.mkldnn, "_linear_pointwise")
+    and torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
+)
+
+
+def uses_onednn(weights: Tensor) -> bool:
+    """Whether an expert's GEMMs with these weights [F, D] are oneDNN's; torch.backends.mkldnn.flags can forbid it."""
+    return (
+        _HAS_ONEDNN
+        and weights.device.type == "cpu"
+        and weights.dtype is torch.float32
+        and weights.numel() >= _LEAST_WEIGHTS
+        and torch._C._get_mkldnn_enabled()
+    )
+
+
+def padded(n_rows: int, weights: Tensor) -> int:
+    """How many rows to compute for n_rows: under 1/32 more (at least to a multiple of 16), or no more with torch.mm."""
+    if not uses_onednn(weights):
+        return n_rows
+    step = max(16, 1 << max(0, n_rows.bit_length() - 6))
+    return -(-n_rows // step) * step
+
+
+def _onednn(x: Tensor, weights: Tensor) -> Tensor:
+    return _ops.mkldnn._linear_pointwise(x, weights, None, "none", [], "")
+
+
+def rows_by_columns(x_ND: Tensor, w_FD: Tensor) -> Tensor:
+    """x w^T, [N, F]."""
+    return _onednn(x_ND, w_FD) if uses_onednn(w_FD) else torch.mm(x_ND, w_FD.t())
+
+
+def rows_by_rows(h_NF: Tensor, w_FD: Tensor, h2_NF: Tensor | None = None, w2_FD: Tensor | None = None) -> Tensor:
+    """h w, [N, D]; with a second pair, h w + h2 w2."""
+    if not uses_onednn(w_FD):
+        y_ND = torch.mm(h_NF, w_FD)
+        return y_ND if h2_NF is None or w2_FD is None else y_ND.addmm_(h2_NF, w2_FD)
+    y_ND = _onednn(h_NF, w_FD.t())
+    if h2_NF is None or w2_FD is None:
+        return y_ND
+    return _ops.mkldnn._linear_pointwise.binary(h2_NF, y_ND, w2_FD.t(), None, "add")
+
+
+def weight_gradient(h_NF: Tensor, x_ND: Tensor, out_FD: Tensor) -> None:
+    """out = h^T x."""
+    if uses_onednn(out_FD) and h_NF.shape[0]:
+        out_FD.copy_(_onednn(h_NF.t(), x_ND.t()))
+    else:
+        torch.mm(h_NF.t(), x_ND, out=out_FD)

@@ -1,0 +1,57 @@
+"""nn.Linear without a bias, on x86 CPUs in fp32 with the faster GEMMs of gemm.py, elsewhere as it is.
+
+Shapes: T tokens, K inputs, M outputs.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from train.models.gemm import rows_by_columns, rows_by_rows, uses_onednn, weight_gradient
+
+
+class Linear(nn.Linear):
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__(in_features, out_features, bias=False)
+
+    def forward(self, input: Tensor) -> Tensor:
+        x_TK, weight_MK = input, self.weight
+        if not uses_onednn(weight_MK) or x_TK.dtype is not torch.float32 or torch.is_autocast_enabled("cpu"):
+            return F.linear(x_TK, weight_MK)
+        return _Multiply.apply(_Keep.apply(x_TK, weight_MK), x_TK.detach(), weight_MK.detach())  # pyright: ignore[reportReturnType]
+
+
+class _Keep(torch.autograd.Function):
+    """Holds what the product's backward needs, before the product is computed and apart from it.
+
+    So checkpointing, which stops computing again once the last saved tensor is there, does not repeat the product. What
+    it returns has the product's shape and no memory.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x_TK: Tensor, weight_MK: Tensor) -> Tensor:
+        ctx.save_for_backward(x_TK, weight_MK)
+        return x_TK.new_empty(1).expand(x_TK.shape[0], weight_MK.shape[0])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        (x_TK, weight_MK), (dy_TM,) = ctx.saved_tensors, grad_outputs
+        needs_x, needs_weight = ctx.needs_input_grad
+        dweight_MK = torch.empty_like(weight_MK) if needs_weight else None
+        if dweight_MK is not None:
+            weight_gradient(dy_TM, x_TK, out_FD=dweight_MK)
+        return rows_by_rows(dy_TM, weight_MK) if needs_x else None, dweight_MK
+
+
+class _Multiply(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, kept_TM: Tensor, x_TK: Tensor, weight_MK: Tensor) -> Tensor:
+        return rows_by_columns(x_TK, weight_MK)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        return grad_outputs[0], None, None
