@@ -10,7 +10,7 @@ help:  ## list the targets
 quickstart: .venv/installed  ## train a tiny DBRX on the CPU, export it, ask it questions (about 6 minutes)
 	$(BIN)/python scripts/quickstart.py
 
-test: .venv/installed  ## run the tests (at most 12 minutes on 2 cores)
+test: .venv/installed .venv/megablocks  ## run the tests (at most 12 minutes on 2 cores)
 	$(BIN)/python -m pytest -m "not proof"
 
 proof: .venv/installed  ## run the long proofs (hours; run again, they go on)
@@ -33,6 +33,11 @@ clean:  ## remove the environment, runs and caches
 	$(PYTHON) -c 'import sys; assert (3, 10) <= sys.version_info < (3, 13), "Python 3.10 to 3.12 is needed (make PYTHON=python3.11 ...), not " + sys.version.split()[0]'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet uv
+
+# MegaBlocks' Python files, which run on a CPU through Triton's interpreter: for tests alone.
+.venv/megablocks: .venv/installed tests/install_megablocks_on_cpu.py
+	$(BIN)/python tests/install_megablocks_on_cpu.py $@
+	@touch $@
 
 .venv/installed: .venv/bin/uv requirements.lock pyproject.toml
 	$(BIN)/uv pip sync --python $(BIN)/python requirements.lock || $(BIN)/python -m pip install -r requirements.lock

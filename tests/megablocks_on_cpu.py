@@ -1,0 +1,201 @@
+"""Runs MegaBlocks without a GPU and compares it with our torch backend; prints the differences as JSON.
+
+Run by test_experts.py in a process of its own: Triton's interpreter is chosen before Triton is imported. The Triton
+kernels and the layers are MegaBlocks' own; stand-ins are for its compiled parts alone: the CUDA extension, and
+grouped_gemm.
+"""
+
+import functools
+import json
+import os
+import sys
+import types
+from typing import Any
+
+os.environ["TRITON_INTERPRET"] = "1"
+
+import torch
+import triton
+from torch import Tensor
+
+T, D, F, E, K = 96, 32, 48, 6, 2
+
+
+class _FirstConfig:
+    """In place of triton.autotune, which times kernels on a GPU."""
+
+    def __init__(self, kernel: Any, config: dict[str, Any]) -> None:
+        self.kernel, self.config = kernel, config
+
+    def __getitem__(self, grid: Any) -> Any:
+        return functools.partial(self.kernel[grid], **self.config)
+
+
+def _sort(x: Tensor, end_bit: int, x_out: Tensor, iota_out: Tensor) -> None:
+    values, order = x.sort(stable=True)
+    x_out.copy_(values)
+    iota_out.copy_(order)
+
+
+def _gmm(
+    a: Tensor, b: Tensor, batch_sizes: Tensor, trans_a: bool = False, trans_b: bool = False, c: Tensor | None = None
+) -> Tensor:
+    a_parts = a.split(batch_sizes.tolist())
+    if trans_a:
+        y = torch.stack([p.t() @ q for p, q in zip(a_parts, b.split(batch_sizes.tolist()), strict=True)])
+    else:
+        y = torch.cat([p @ (w.t() if trans_b else w) for p, w in zip(a_parts, b, strict=True)])
+    return y if c is None else c.copy_(y)
+
+
+class _Gmm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor, batch_sizes: Tensor, trans_b: bool) -> Tensor:
+        ctx.save_for_backward(a, b, batch_sizes)
+        ctx.trans_b = trans_b
+        return _gmm(a, b, batch_sizes, trans_b=trans_b)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        a, b, batch_sizes = ctx.saved_tensors
+        (grad,) = grad_outputs
+        lhs, rhs = (grad, a) if ctx.trans_b else (a, grad)
+        return (
+            _gmm(grad, b, batch_sizes, trans_b=not ctx.trans_b),
+            _gmm(lhs, rhs, batch_sizes, trans_a=True),
+            None,
+            None,
+        )
+
+
+def _ops_gmm(a: Tensor, b: Tensor, batch_sizes: Tensor, trans_a: bool = False, trans_b: bool = False) -> Tensor:
+    assert not trans_a
+    return _Gmm.apply(a, b, batch_sizes, trans_b)  # type: ignore[return-value]
+
+
+def stand_in() -> None:
+    triton.autotune = lambda configs, key: lambda kernel: _FirstConfig(kernel, configs[0].kwargs)
+    extension: Any = types.ModuleType("megablocks_ops")
+    extension.sort = _sort
+    extension.histogram = lambda x, n: torch.bincount(x, minlength=n).int()
+    extension.inclusive_cumsum = lambda x, dim, out: out.copy_(x.cumsum(dim))
+    grouped: Any = types.ModuleType("grouped_gemm")
+    grouped.backend = types.SimpleNamespace(gmm=_gmm)
+    grouped.ops = types.SimpleNamespace(gmm=_ops_gmm)
+    sys.modules.update({"megablocks_ops": extension, "grouped_gemm": grouped})
+
+
+def difference(ours: Tensor, theirs: Tensor) -> float:
+    return ((ours - theirs).abs().max() / theirs.abs().max()).item()
+
+
+def make_layer(moe_impl: str, recompute: bool = False, n_experts: int = E) -> Any:
+    from train.models.config import FFNConfig, ModelConfig
+    from train.models.moe import MoE
+
+    ffn = FFNConfig(
+        ffn_hidden_size=F, moe_num_experts=n_experts, moe_top_k=K, moe_impl=moe_impl, moe_recompute=recompute
+    )
+    layer = MoE(ModelConfig(d_model=D, n_heads=4, attn_config=_attn(), ffn_config=ffn))
+    torch.manual_seed(1)
+    for param in layer.parameters():
+        torch.nn.init.normal_(param, std=0.3)
+    return layer
+
+
+def _attn() -> Any:
+    from train.models.config import AttnConfig
+
+    return AttnConfig(kv_n_heads=1)
+
+
+def results(layer: Any, x: Tensor, dy: Tensor) -> dict[str, Tensor]:
+    """The output, and the gradients of the input and of every trained parameter under its name."""
+    x = x.clone().requires_grad_()
+    y = layer(x)[0]
+    y.backward(dy)
+    grads = {name: param.grad for name, param in layer.named_parameters() if param.grad is not None}
+    return {"y": y.detach(), "x": x.grad, **grads}
+
+
+def compare(moe_impl: str, x: Tensor, dy: Tensor, frozen: bool = False, recompute: bool = False) -> dict[str, float]:
+    ours, reference = make_layer(moe_impl, recompute), make_layer("torch")
+    for layer in (ours, reference):
+        layer.experts.requires_grad_(not frozen)
+        # One expert that no token chooses.
+        with torch.no_grad():
+            layer.router.layer.weight[2] = 0
+            layer.router.layer.weight[2, 0] = -1e4
+    x = x.clone()
+    x[:, 0] = 1.0
+    got, expected = results(ours, x, dy), results(reference, x, dy)
+    assert got.keys() == expected.keys(), (got.keys(), expected.keys())
+    return {name: difference(got[name], expected[name]) for name in expected}
+
+
+def compare_dmoe(x: Tensor, dy: Tensor) -> dict[str, float]:
+    """MegaBlocks' own layer, its router too, with our weights: names and shapes are the same."""
+    from megablocks.layers.arguments import Arguments
+    from megablocks.layers.dmoe import dMoE
+
+    args = Arguments(
+        hidden_size=D,
+        ffn_hidden_size=F,
+        bias=False,
+        return_bias=False,
+        activation_fn=torch.nn.functional.silu,
+        moe_num_experts=E,
+        moe_top_k=K,
+        moe_normalize_expert_weights=1,
+        mlp_type="glu",
+        mlp_impl="grouped",
+        fp16=False,
+        device=torch.device("cpu"),
+    )
+    ours, theirs = make_layer("torch"), dMoE(args)
+    theirs.load_state_dict(ours.state_dict())
+    x_theirs = x.clone().requires_grad_()
+    y = theirs(x_theirs.unsqueeze(1)).squeeze(1)
+    y.backward(dy)
+    expected = {"y": y.detach(), "x": x_theirs.grad, **{name: p.grad for name, p in theirs.named_parameters()}}
+    got = results(ours, x, dy)
+    assert got.keys() == expected.keys()
+    return {name: difference(got[name], expected[name]) for name in expected}
+
+
+def compare_kernels() -> dict[str, float]:
+    """The Triton kernels of glu.py against its torch calls, at a width that is no multiple of their block."""
+    from train.models import glu, glu_triton
+
+    A, width = 12, 1300
+    dact, h1, h2, y = torch.randn(4, A, width).unbind()
+    weights, slots = torch.rand(A), torch.randperm(A).view(4, 3)
+    differences = {"glu": difference(glu_triton.fused_glu(h1, h2), glu.glu(h1, h2))}
+    expected = glu.glu_backward(dact.clone(), h1, h2, weights)
+    got = glu_triton.fused_glu_backward(dact.clone(), h1, h2, weights)
+    differences |= {f"glu_backward {i}": difference(g, e) for i, (g, e) in enumerate(zip(got, expected, strict=True))}
+    for given in (weights.view(4, 3), None):
+        got_sum, expected_sum = glu_triton.fused_combine(y, slots, given), glu.combine(y, slots, given)
+        differences[f"combine {given is not None}"] = difference(got_sum, expected_sum)
+    return differences
+
+
+def main() -> None:
+    sys.path[:0] = sys.argv[1:]
+    stand_in()
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    x, dy = torch.randn(T, D), torch.randn(T, D)
+    report = {
+        "megablocks": compare("megablocks", x, dy),
+        "megablocks, recompute": compare("megablocks", x, dy, recompute=True),
+        "megablocks, frozen": compare("megablocks", x, dy, frozen=True),
+        "megablocks, one token": compare("megablocks", x[:1], dy[:1]),
+        "dMoE": compare_dmoe(x, dy),
+        "kernels": compare_kernels(),
+    }
+    print(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main()
