@@ -154,7 +154,13 @@ def test_every_optimizer_trains_sharded_with_frozen_units(tmp_path: Path) -> Non
     assert run_ranks(run_each, 2, path, cases)[0] == [None] * len(cases)
 
 
-LOGGED = ["loss/train/total", "loss/train/load_balancing", "metrics/eval/LanguagePerplexity", "lr-AdamW/group0"]
+LOGGED = [
+    "loss/train/total",
+    "loss/train/load_balancing",
+    "metrics/eval/LanguagePerplexity",
+    "metrics/eval/LanguageTokenAccuracy",
+    "lr-AdamW/group0",
+]
 LOGGED += ["throughput/tokens_per_sec", "time/remaining_estimate"]
 
 

@@ -190,3 +190,12 @@ def test_memory_of_a_gpu(monkeypatch):
     )
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert plan._gpu_memory() == 9
+
+
+def test_activation_checkpointing_keeps_less(tmp_path) -> None:
+    def kept(policy: str, *overrides: str) -> float:
+        checkpointed = load(tmp_path, "model.preset=132b", f"fsdp_config.activation_checkpointing={policy}", *overrides)
+        return memory_per_rank(checkpointed, 64, gpu=True).activations
+
+    assert kept("none") > kept("selective") > kept("block")
+    assert kept("none", "model.ffn_config.moe_recompute=true") < 0.4 * kept("none")

@@ -120,7 +120,7 @@ def test_unknown_key(tmp_path, override, said):
         ("load_path=[1]", "load_path is [1], but it must be text"),
         (
             "fsdp_config.activation_checkpointing=2",
-            "fsdp_config.activation_checkpointing is 2, but it must be true or false or none or block",
+            "fsdp_config.activation_checkpointing is 2, but it must be true or false or none or block or selective",
         ),
         ("model.preset=132", f"model.preset is 132, but {NAMES}; did you mean 132b?"),
         ("model.preset=huge", f"model.preset is 'huge', but {NAMES}"),

@@ -3,9 +3,10 @@
 SGD, and no clipping: Adam would hide a wrong scale of the gradients.
 """
 
+import itertools
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -19,10 +20,13 @@ from torch.distributed.tensor import DTensor
 from data.config import DataLoaderConfig, DatasetConfig, TokenizerConfig
 from data.loader import train_loader
 from data.rows import Row
+from train.callbacks.global_batch import GlobalBatch
 from train.config import FSDPConfig, OptimizerConfig, SchedulerConfig, TrainConfig
 from train.durations import Clock
-from train.lm import DbrxForComposer
+from train.lm import DbrxForComposer, LanguageTokenAccuracy
 from train.models.config import AttnConfig, FFNConfig, ModelConfig
+from train.models.dbrx import DbrxForCausalLM
+from train.models.init import initialise
 from train.parallel import build_model, named_parameters
 from train.trainer import build_trainer
 
@@ -56,6 +60,7 @@ class Steps(Callback):
     def __init__(self) -> None:
         self.losses: list[float] = []
         self.norms: list[float] = []
+        self.first_grads: dict[str, torch.Tensor] = {}
         self.loss = torch.zeros((), dtype=torch.float64)
 
     def after_loss(self, state: State, logger: Logger) -> None:
@@ -63,8 +68,9 @@ class Steps(Callback):
         self.loss += state.loss["total"].detach() * share
 
     def after_train_batch(self, state: State, logger: Logger) -> None:
-        grads = [_whole(param.grad) for param in state.model.parameters()]
-        self.norms.append(torch.stack([grad.double().norm() for grad in grads]).norm().item())
+        grads = {name: _whole(param.grad) for name, param in named_parameters(state.model)}
+        self.first_grads = self.first_grads or {f"gradient of {name}": grad.clone() for name, grad in grads.items()}
+        self.norms.append(torch.stack([grad.double().norm() for grad in grads.values()]).norm().item())
 
     def batch_end(self, state: State, logger: Logger) -> None:
         dist.all_reduce(self.loss)
@@ -78,7 +84,7 @@ class Cut:
     fsdp: FSDPConfig | None
     microbatch: int
     scope: str = "ranks"
-    checkpointing: bool = False
+    checkpointing: Literal["none", "block", "selective"] = "none"
 
 
 def _whole(tensor: Any) -> torch.Tensor:
@@ -88,7 +94,14 @@ def _whole(tensor: Any) -> torch.Tensor:
 def _config(cut: Cut) -> TrainConfig:
     dataset = DatasetConfig(hf_name="json", max_seq_len=LENGTH, shuffle=False)
     fsdp = cut.fsdp and replace(cut.fsdp, activation_checkpointing=cut.checkpointing)
-    ffn = FFNConfig(ffn_hidden_size=24, moe_num_experts=4, moe_top_k=2, moe_loss_weight=0.1, moe_lbl_scope=cut.scope)
+    ffn = FFNConfig(
+        ffn_hidden_size=24,
+        moe_num_experts=4,
+        moe_top_k=2,
+        moe_loss_weight=0.1,
+        moe_zloss_weight=0.01,
+        moe_lbl_scope=cut.scope,  # type: ignore[arg-type]
+    )
     return TrainConfig(
         max_seq_len=LENGTH,
         model=ModelConfig(
@@ -96,7 +109,8 @@ def _config(cut: Cut) -> TrainConfig:
             n_heads=4,
             n_layers=2,
             max_seq_len=LENGTH,
-            vocab_size=48,
+            # Not divisible by 4 ranks.
+            vocab_size=50,
             attn_config=AttnConfig(kv_n_heads=2),
             ffn_config=ffn,
             initializer_range=0.1,
@@ -123,6 +137,7 @@ def _train(cut: Cut, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     model = build_model(
         config.model, config.fsdp_config, precision="fp32", device=torch.device("cpu"), seed=5, dtype=dtype
     )
+    initial = {f"initial {name}": _whole(param).detach().clone() for name, param in named_parameters(model)}
     loader = train_loader(
         MadeRows(),  # type: ignore[arg-type]
         config.train_loader,
@@ -154,29 +169,43 @@ def _train(cut: Cut, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     trainer.close()
     weights = {name: _whole(param).detach() for name, param in named_parameters(model)}
     series = {name: torch.tensor(getattr(steps, name), dtype=torch.float64) for name in ("losses", "norms")}
-    return {**series, **weights}
+    grads = {name.replace("module.", "").replace("model.", ""): grad for name, grad in steps.first_grads.items()}
+    return {**series, **weights, **grads, **initial}
 
 
 def train_cuts(cuts: list[Cut]) -> list[dict[torch.dtype, dict[str, torch.Tensor]]]:
     return [{dtype: _train(cut, dtype) for dtype in (torch.float64, torch.float32)} for cut in cuts]
 
 
+FSDP, BATCH = FSDPConfig(), "batch"
 CUTS = {
-    "1 rank, 2 microbatches": (1, Cut(None, 4, "batch")),
-    "1 rank, 4 microbatches": (1, Cut(None, 2, "batch")),
-    "1 rank, FSDP2, activation checkpointing": (1, Cut(FSDPConfig(), 8, checkpointing=True)),
+    "1 rank, 2 microbatches": (1, Cut(None, 4, BATCH)),
+    "1 rank, 4 microbatches": (1, Cut(None, 2, BATCH)),
+    "1 rank, FSDP2, block": (1, Cut(FSDP, 8, checkpointing="block")),
+    "1 rank, FSDP2, 2 microbatches, selective": (1, Cut(FSDP, 4, BATCH, "selective")),
     "2 ranks, DDP": (2, Cut(None, 8)),
-    "2 ranks, DDP, 2 microbatches": (2, Cut(None, 2, "batch")),
-    "2 ranks, FSDP2": (2, Cut(FSDPConfig(), 8)),
-    "2 ranks, FSDP2, 4 microbatches, activation checkpointing": (2, Cut(FSDPConfig(), 1, "batch", checkpointing=True)),
+    "2 ranks, DDP, 2 microbatches": (2, Cut(None, 2, BATCH)),
+    "2 ranks, FSDP2": (2, Cut(FSDP, 8, BATCH)),
+    "2 ranks, FSDP2, selective": (2, Cut(FSDP, 8, "ranks", "selective")),
+    "2 ranks, FSDP2, 2 microbatches, block": (2, Cut(FSDP, 2, BATCH, "block")),
+    "2 ranks, FSDP2, 4 microbatches, selective": (2, Cut(FSDP, 1, BATCH, "selective")),
+    "4 ranks, FSDP2": (4, Cut(FSDP, 8)),
     "2x2 ranks, HSDP": (4, Cut(HYBRID, 8)),
 }
+"""Each has to be the step of one rank with one microbatch."""
+
+RECOMPUTED = {
+    f"{scope}, {policy}": (2, Cut(FSDP, 2, scope, policy))
+    for scope in ("ranks", "microbatch")
+    for policy in ("none", "block", "selective")
+}
+"""Where the loss depends on the cut, each has to be the step without activation checkpointing."""
 
 
 @pytest.fixture(scope="module")
 def runs() -> dict[str, Any]:
     """Every cut, with one launch for each number of ranks."""
-    named = {"reference": (1, Cut(None, ROWS)), **CUTS}
+    named = {"reference": (1, Cut(None, ROWS)), **CUTS, **RECOMPUTED}
     results = {}
     for world_size in (1, 2, 4):
         names = [name for name, (size, _) in named.items() if size == world_size]
@@ -189,9 +218,57 @@ def runs() -> dict[str, Any]:
 @pytest.mark.parametrize("name", CUTS)
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-10), (torch.float32, 1e-5)], ids=["fp64", "fp32"])
 def test_a_cut_changes_nothing(runs: dict[str, Any], name: str, dtype: torch.dtype, bound: float) -> None:
-    reference, cut = runs["reference"][dtype], runs[name][dtype]
-    assert cut.keys() == reference.keys()
+    reference = runs["reference"][dtype]
     assert reference["losses"][0] - reference["losses"][-2] > 0.05
+    compare(runs[name][dtype], reference, bound)
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("name", [name for name in RECOMPUTED if not name.endswith("none")])
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-10), (torch.float32, 1e-5)], ids=["fp64", "fp32"])
+def test_activation_checkpointing_changes_nothing(
+    runs: dict[str, Any], name: str, dtype: torch.dtype, bound: float
+) -> None:
+    compare(runs[name][dtype], runs[f"{name.split(',')[0]}, none"][dtype], bound)
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("name", ["reference", *CUTS])
+def test_initial_weights_from_meta_are_those_of_direct_init(runs: dict[str, Any], name: str) -> None:
+    config = _config(Cut(None, ROWS)).model
+    direct = DbrxForCausalLM(config)
+    initialise(direct, config, seed=5)
+    for param_name, param in direct.named_parameters():
+        assert torch.equal(runs[name][torch.float32][f"initial {param_name}"], param), param_name
+
+
+@pytest.mark.timeout(400)
+def test_the_scope_decides(runs: dict[str, Any]) -> None:
+    """With several microbatches the load-balancing loss of `ranks` and `microbatch` is not that of the whole batch."""
+    losses = [runs[name][torch.float64]["losses"][0] for name in ("reference", "ranks, none", "microbatch, none")]
+    assert all(abs(a - b) > 1e-6 for a, b in itertools.combinations(losses, 2))
+
+
+def compare(cut: dict[str, torch.Tensor], reference: dict[str, torch.Tensor], bound: float) -> None:
+    assert cut.keys() == reference.keys()
     for key, expected in reference.items():
         difference = (cut[key] - expected).abs().max() / expected.abs().max()
         assert difference <= bound, f"{key} differs by {difference:.1e}"
+
+
+def test_what_counting_costs_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
+    callback = GlobalBatch(_config(Cut(None, 2, BATCH)).model)
+    callback.tell_cost(n_rows=8, microbatch_size=2)
+    callback.tell_cost(n_rows=8, microbatch_size=2)
+    assert capsys.readouterr().out == (
+        "moe_lbl_scope: batch costs a forward over a step's 4 microbatches before each step: a third more FLOPs\n"
+    )
+    GlobalBatch(_config(Cut(None, 2, "ranks")).model).tell_cost(n_rows=8, microbatch_size=2)
+    assert capsys.readouterr().out == ""
+
+
+def test_token_accuracy_is_the_share_of_trained_tokens() -> None:
+    metric, correct = LanguageTokenAccuracy(), torch.tensor([[True, False, True], [False, False, True]])
+    metric.update(correct, torch.ones_like(correct))
+    metric.update(correct[:1], torch.tensor([[True, False, True]]))
+    assert metric.compute() == pytest.approx(5 / 8)

@@ -104,8 +104,9 @@ class FSDPConfig:
     """Under amp_bf16, which computes in bf16: the precisions in which weights are gathered and gradients reduced, bf16
     and fp32 (DEFAULT), both bf16 (PURE), or both fp32 (FULL)."""
     state_dict_type: Literal["sharded", "full"] = "sharded"
-    activation_checkpointing: bool | Literal["none", "block"] = False
-    """true is `block`: each block's activations are computed again in the backward pass."""
+    activation_checkpointing: bool | Literal["none", "block", "selective"] = False
+    """block (or true) computes a block again in the backward pass; selective keeps the results of its GEMMs and
+    computes norms, activation functions and attention again."""
     activation_cpu_offload: bool = False
     reshard_after_forward: bool = True
 

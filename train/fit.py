@@ -18,6 +18,8 @@ from train.checkpoint import check_save_folder, check_start, checkpoints, furnis
 from train.config import TrainConfig
 from train.durations import Clock
 from train.lm import DbrxForComposer
+from train.models.experts import resolve_moe_impl
+from train.models.layout import resolve_attn_impl
 from train.parallel import build_model
 from train.reader import check_vocab
 from train.trainer import build_trainer
@@ -43,6 +45,8 @@ def fit(config: TrainConfig, *, callbacks: Sequence[Callback] = (), dtype: torch
     run_name = _run_name(config)
     precision = _precision(config, device.name)
 
+    torch_device = torch.device("cuda", torch.cuda.current_device()) if device.name == "gpu" else torch.device("cpu")
+    _check_kernels(config, torch_device)
     tokenizer = build_tokenizer(config.tokenizer)
     check_vocab(config, tokenizer.vocab_size)
     folder = local_folder(config, run_name)
@@ -56,7 +60,6 @@ def fit(config: TrainConfig, *, callbacks: Sequence[Callback] = (), dtype: torch
     clock = _clock(config, train_rows)
 
     rank, world_size, pad = dist.get_global_rank(), dist.get_world_size(), tokenizer.pad_token_id
-    torch_device = torch.device("cuda", torch.cuda.current_device()) if device.name == "gpu" else torch.device("cpu")
     model = build_model(
         config.model, config.fsdp_config, precision=precision, device=torch_device, seed=config.seed, dtype=dtype
     )
@@ -118,6 +121,16 @@ def _run_name(config: TrainConfig) -> str:
     names = [config.run_name or os.environ.get("RUN_NAME") or time.strftime("dbrx-%Y%m%d-%H%M%S")]
     dist.broadcast_object_list(names, src=0)
     return names[0]
+
+
+def _check_kernels(config: TrainConfig, device: torch.device) -> None:
+    """Raises ConfigError when what model.attn_config.attn_impl or model.ffn_config.moe_impl asks for is not there."""
+    attn = config.model.attn_config
+    try:
+        resolve_attn_impl(attn.attn_impl, device, attn_pdrop=attn.attn_pdrop)
+        resolve_moe_impl(config.model.ffn_config.moe_impl, device)
+    except ValueError as error:
+        raise ConfigError(f"model.{error}") from None
 
 
 def _precision(config: TrainConfig, device: str) -> str:

@@ -10,7 +10,7 @@ from torchmetrics import Metric
 
 from train.models.config import ModelConfig
 from train.models.dbrx import IGNORED, DbrxForCausalLM, DbrxOutput
-from train.models.moe import load_balancing_loss
+from train.models.moe import load_balancing_loss, router_z_loss
 from train.plan import flops_per_token
 
 Batch = dict[str, Tensor]
@@ -41,6 +41,26 @@ class LanguagePerplexity(LanguageCrossEntropy):
         return super().compute().exp()
 
 
+class LanguageTokenAccuracy(Metric):
+    """Share of all trained tokens seen whose label has the highest logit."""
+
+    full_state_update = False
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.correct: Tensor
+        self.tokens: Tensor
+        self.add_state("correct", default=torch.tensor(0), dist_reduce_fx="sum")
+        self.add_state("tokens", default=torch.tensor(0), dist_reduce_fx="sum")
+
+    def update(self, correct: Tensor, trained: Tensor) -> None:
+        self.correct += correct.sum()
+        self.tokens += trained.sum()
+
+    def compute(self) -> Tensor:
+        return self.correct / self.tokens
+
+
 class DbrxForComposer(ComposerModel):
     def __init__(self, config: ModelConfig, model: DbrxForCausalLM) -> None:
         super().__init__()
@@ -48,7 +68,8 @@ class DbrxForComposer(ComposerModel):
         self.model = model
 
     def forward(self, batch: Batch) -> DbrxOutput:
-        return self.model(batch["input_ids"], batch["labels"], batch["document_ids"])
+        """A batch without labels tells the routers' statistics alone: no head is computed."""
+        return self.model(batch["input_ids"], batch.get("labels"), batch["document_ids"])
 
     def eval_forward(self, batch: Batch, outputs: DbrxOutput | None = None) -> DbrxOutput:
         return outputs if outputs is not None else self.forward(batch)
@@ -66,15 +87,20 @@ class DbrxForComposer(ComposerModel):
         n_rows = batch["input_ids"].shape[0]
         scale = (dist.get_world_size() * batch["device_rows"][0].double() / n_rows).to(outputs.losses_BS.dtype)
         lm = scale * outputs.losses_BS.sum() / batch["trained_tokens"][0].clamp(min=1)
-        balance = scale * self.config.ffn_config.moe_loss_weight * self._load_balancing(outputs, batch)
-        return {"total": lm + balance, "lm": lm, "load_balancing": balance}
+        ffn = self.config.ffn_config
+        losses = {"lm": lm, "load_balancing": scale * ffn.moe_loss_weight * self._load_balancing(outputs, batch)}
+        if ffn.moe_zloss_weight > 0:
+            z = router_z_loss(outputs.z_sums_L, batch["routed_tokens"][0].clamp(min=1))
+            losses["router_z"] = scale * ffn.moe_zloss_weight * z
+        return {"total": torch.stack(list(losses.values())).sum(), **losses}
 
     def _load_balancing(self, outputs: DbrxOutput, batch: Batch) -> Tensor:
         ffn = self.config.ffn_config
         counts_LE = outputs.counts_LE
-        if ffn.moe_lbl_scope == "batch":
-            counts_LE = batch["expert_counts"][0] if "expert_counts" in batch else counts_LE
-        elif ffn.moe_lbl_scope == "ranks" and ffn.moe_loss_weight > 0:
+        if "expert_counts" in batch:
+            counts_LE = batch["expert_counts"][0]
+        elif ffn.moe_lbl_scope != "microbatch" and ffn.moe_loss_weight > 0:
+            # With one microbatch, those of all ranks are the whole batch.
             counts_LE = counts_LE.clone()
             dist.all_reduce(counts_LE)
         # Every token is counted moe_top_k times in every layer.
@@ -85,10 +111,14 @@ class DbrxForComposer(ComposerModel):
     def get_metrics(self, is_train: bool = False) -> dict[str, Metric]:
         if is_train:
             return {}
-        return {"LanguageCrossEntropy": LanguageCrossEntropy(), "LanguagePerplexity": LanguagePerplexity()}
+        metrics = (LanguageCrossEntropy(), LanguagePerplexity(), LanguageTokenAccuracy())
+        return {type(metric).__name__: metric for metric in metrics}
 
     def update_metric(self, batch: Batch, outputs: DbrxOutput, metric: Metric) -> None:
-        metric.update(outputs.losses_BS, batch["labels"] != IGNORED)
+        assert outputs.losses_BS is not None
+        assert outputs.correct_BS is not None
+        measured_BS = outputs.correct_BS if isinstance(metric, LanguageTokenAccuracy) else outputs.losses_BS
+        metric.update(measured_BS, batch["labels"] != IGNORED)
 
     def flops_per_batch(self, batch: Batch) -> int:
         rows, length = batch["input_ids"].shape

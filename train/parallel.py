@@ -45,15 +45,21 @@ def build_model(
         model = DbrxForCausalLM(config).to(dtype)
     if fsdp_config is not None:
         mend_fsdp2_on_cpu()
-        _checkpoint_activations(model, fsdp_config)
+        checkpoint_activations(model, fsdp_config)
         _shard(model, fsdp_config, precision, device)
     model.to_empty(device=device)
     _fill(model, config, seed)
     return model
 
 
-def _checkpoint_activations(model: DbrxForCausalLM, config: FSDPConfig) -> None:
+def checkpoint_activations(model: DbrxForCausalLM, config: FSDPConfig) -> None:
     block = config.activation_checkpointing in (True, "block")
+    if config.activation_checkpointing == "selective":
+        for module in model.transformer.blocks:
+            assert isinstance(module, DbrxBlock)
+            module.norm_attn_norm.selective = True
+            # Of nested hooks on saved tensors the innermost alone act: what is offloaded is not made again.
+            module.selective = not config.activation_cpu_offload
     if not block and not config.activation_cpu_offload:
         return
 

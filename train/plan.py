@@ -122,19 +122,22 @@ def _moments(optimizer: OptimizerConfig) -> int:
 
 def _kept_per_token(config: TrainConfig) -> int:
     """Numbers kept for the backward pass. A block keeps its input, both norms' outputs, the residual, queries, keys and
-    values before and after RoPE, attention's output, and two hidden vectors in each of a token's experts; checkpointed,
-    its input alone, and one block at a time the rest. Blocks before the first trained parameter keep nothing."""
+    values before and after RoPE, attention's output, and two hidden vectors in each of a token's experts (unless they
+    are computed again); checkpointed, its input alone, selectively also the residual and the GEMMs' results, and one
+    block at a time the rest. Blocks before the first trained parameter keep nothing."""
     model, fsdp = config.model, config.fsdp_config
     blocks = model.n_layers - _blocks_before_training(config)
     if blocks == 0:
         return 0
     qkv = model.d_model + 2 * model.attn_config.kv_n_heads * model.head_dim
-    block = 5 * model.d_model + 2 * qkv + 2 * model.ffn_config.moe_top_k * model.ffn_config.ffn_hidden_size
+    hidden = 0 if model.ffn_config.moe_recompute else 2 * model.ffn_config.moe_top_k * model.ffn_config.ffn_hidden_size
+    block = 5 * model.d_model + 2 * qkv + hidden
     if fsdp is not None and fsdp.activation_cpu_offload:
         return block
     if fsdp is None or fsdp.activation_checkpointing in (False, "none"):
         return blocks * block
-    return blocks * model.d_model + block
+    kept = 2 * model.d_model + qkv + hidden if fsdp.activation_checkpointing == "selective" else model.d_model
+    return blocks * kept + block
 
 
 def _blocks_before_training(config: TrainConfig) -> int:

@@ -42,8 +42,10 @@ RULES: dict[str, Rule] = {
     "model.config_overrides": Rule(
         accepts=({}, None), say="the keys are written in model itself, such as model.n_layers"
     ),
-    "model.use_flash_attention_2": Rule(say="attention is torch's own; there is nothing to choose: leave it out"),
-    "model.attn_implementation": Rule(say="attention is torch's own; there is nothing to choose: leave it out"),
+    "model.use_flash_attention_2": Rule(
+        say="write `attn_config: {attn_impl: auto}` (flash-attn where it is installed), or `flash`"
+    ),
+    "model.attn_implementation": Rule(say="write `attn_config: {attn_impl: ...}`: auto, sdpa, flex or flash"),
     "*_loader.dataset.decoder_only_format": Rule(accepts=(True,), say="prompt and response are always one sequence"),
     "*_loader.dataset.allow_pad_trimming": Rule(accepts=(False,), say="rows always have max_seq_len positions"),
     "train_loader.dataset.packing_ratio": Rule(

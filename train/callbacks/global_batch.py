@@ -1,7 +1,7 @@
 """Tells every microbatch how large the global batch is, so that its loss is its exact part of the whole."""
 
 import torch
-from composer.core import Callback, State
+from composer.core import Callback, State, get_precision_context
 from composer.loggers import Logger
 from composer.utils import dist
 from torch import Tensor
@@ -15,37 +15,52 @@ class GlobalBatch(Callback):
 
     - `trained_tokens` and `routed_tokens`: counts over the global batch, all ranks;
     - `device_rows`: rows of this rank's batch, by which Composer weighs a microbatch;
-    - `expert_counts` [L, E], with `moe_lbl_scope: batch` alone: assignments to the experts over the global batch. With
-      several microbatches they are only known after a forward without gradient over all of them, about a third more
-      FLOPs; the random state is put back, so that dropout and jitter fall as they will in the real forward.
+    - `expert_counts` [L, E], with `moe_lbl_scope: batch` and several microbatches: assignments to the experts over the
+      global batch, known only after a forward without gradient over all microbatches; the random state is put back, so
+      that dropout and jitter fall as they will in the real forward.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         self.count_experts = config.ffn_config.moe_lbl_scope == "batch" and config.ffn_config.moe_loss_weight > 0
+        self.cost_told = False
 
     def batch_start(self, state: State, logger: Logger) -> None:
-        batch = state.batch
+        batch, size = state.batch, state.device_train_microbatch_size
         n_rows = batch["input_ids"].shape[0]
+        assert isinstance(size, int)
         counts = torch.stack(((batch["labels"] != IGNORED).sum(), (batch["document_ids"] >= 0).sum()))
         counts = state.device.tensor_to_device(counts)
         dist.all_reduce(counts)
         batch["trained_tokens"], batch["routed_tokens"] = (count.expand(n_rows) for count in counts)
         batch["device_rows"] = torch.full((n_rows,), n_rows)
-        if self.count_experts:
-            expert_counts = self._expert_counts(state)
+        self.tell_cost(n_rows, size)
+        if self.count_experts and size < n_rows:
+            expert_counts = self._expert_counts(state, size)
             batch["expert_counts"] = expert_counts.expand(n_rows, *expert_counts.shape)
 
+    def tell_cost(self, n_rows: int, microbatch_size: int) -> None:
+        """Says what `moe_lbl_scope: batch` costs, from one rank, the first time."""
+        if not self.count_experts or self.cost_told or dist.get_global_rank():
+            return
+        self.cost_told = True
+        cost = "nothing: a step is one microbatch"
+        if microbatch_size < n_rows:
+            number = -(-n_rows // microbatch_size)
+            cost = f"a forward over a step's {number} microbatches before each step: a third more FLOPs"
+        print(f"moe_lbl_scope: batch costs {cost}", flush=True)
+
     @staticmethod
-    def _expert_counts(state: State) -> Tensor:
+    def _expert_counts(state: State, size: int) -> Tensor:
         # The same cuts as Composer's, and the same draws: only forwards draw, so the order of calls does not matter.
         device, batch = state.device, state.batch
-        size = state.device_train_microbatch_size
-        assert isinstance(size, int)
         cuda = [torch.cuda.current_device()] if device.name == "gpu" else []
+        precision = get_precision_context(state.precision, state.precision_config)
         counts = []
-        with torch.no_grad(), torch.random.fork_rng(devices=cuda):
+        with torch.no_grad(), precision, torch.random.fork_rng(devices=cuda):
             for start in range(0, batch["input_ids"].shape[0], size):
-                microbatch = {name: tensor[start : start + size] for name, tensor in batch.items()}
+                # Without labels: the head would be computed for nothing.
+                names = ("input_ids", "document_ids")
+                microbatch = {name: batch[name][start : start + size] for name in names}
                 counts.append(state.model(device.batch_to_device(microbatch)).counts_LE)
         total = torch.stack(counts).sum(0)
         dist.all_reduce(total)

@@ -8,32 +8,56 @@ Shapes: B rows, S row length, T tokens that are not padding, N trained tokens, D
 E experts.
 """
 
+import contextlib
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from train.models.attention import Attention, Layout, make_layout
+from train.models.attention import Attention
 from train.models.config import ModelConfig
+from train.models.layout import Layout, find_documents, make_layout
+from train.models.linear import Linear
+from train.models.loss import IGNORED, head_losses
 from train.models.moe import MoE, RouterStats
+from train.models.recompute import recomputed, up_to_last
 
-IGNORED = -100
-"""The label of a position that is not trained on."""
+__all__ = ["IGNORED", "DbrxBlock", "DbrxForCausalLM", "DbrxModel", "DbrxOutput", "NormAttnNorm"]
 
 
 class DbrxOutput(NamedTuple):
+    """What was not asked for is None, and nothing of it was kept. Positions of padding hold 0."""
+
     losses_BS: Tensor | None
     """Cross-entropy of each position in at least fp32, 0 where the label is IGNORED; None without labels."""
-    logits_BSV: Tensor | None
-    """Only when asked for; 0 at the padding."""
+    correct_BS: Tensor | None
+    """Whether the highest logit is the label's, False where the label is IGNORED; None without labels."""
     counts_LE: Tensor
     """Assignments of the batch's tokens to each layer's experts."""
     prob_sums_LE: Tensor
     """Sums of the routers' probabilities over the batch's tokens."""
+    z_sums_L: Tensor
+    """Sums of logsumexp(router logits)^2 over the batch's tokens."""
+    logits_BSV: Tensor | None = None
+    hidden_states_BSD: tuple[Tensor, ...] | None = None
+    """What enters each block, and last what leaves the final norm: n_layers + 1 of them, as in transformers."""
+    router_logits_BSE: tuple[Tensor, ...] | None = None
+    """Of each layer, in at least fp32."""
+
+
+class Inside(NamedTuple):
+    """What DbrxModel tells besides its result, on [T, ...]; lists that were not asked for are empty."""
+
+    sums: tuple[Tensor, Tensor, Tensor]
+    """counts_LE, prob_sums_LE and z_sums_L of DbrxOutput."""
+    hidden: list[Tensor]
+    router_logits: list[Tensor]
 
 
 class NormAttnNorm(nn.Module):
+    selective = False
+    """Set by train/parallel.py: the norms and attention are computed again in backward, the GEMMs are not."""
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.norm_1 = nn.LayerNorm(config.d_model, bias=False)
@@ -42,11 +66,27 @@ class NormAttnNorm(nn.Module):
         self.dropout = nn.Dropout(config.resid_pdrop)
 
     def forward(self, x_TD: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
-        x_TD = x_TD + self.dropout(self.attn(self.norm_1(x_TD), layout))
-        return x_TD, self.norm_2(x_TD)
+        if self.selective:
+            qkv_TW = up_to_last(self._qkv, x_TD)
+            y_TD = up_to_last(self.attn.attend, qkv_TW, layout)
+        else:
+            y_TD = self.attn.attend(self._qkv(x_TD), layout)
+        x_TD = x_TD + self.dropout(y_TD)
+        return x_TD, self.second_norm(x_TD)
+
+    def _qkv(self, x_TD: Tensor) -> Tensor:
+        return self.attn.Wqkv(self.norm_1(x_TD))
+
+    def second_norm(self, x_TD: Tensor) -> Tensor:
+        """In the dtype that is computed in: under autocast router and experts would each save a copy of their own."""
+        normed_TD, device = self.norm_2(x_TD), x_TD.device.type
+        return normed_TD.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else normed_TD
 
 
 class DbrxBlock(nn.Module):
+    selective = False
+    """Set by train/parallel.py: the experts' input is made again from the residual stream in backward."""
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.norm_attn_norm = NormAttnNorm(config)
@@ -55,30 +95,43 @@ class DbrxBlock(nn.Module):
 
     def forward(self, x_TD: Tensor, layout: Layout) -> tuple[Tensor, RouterStats]:
         x_TD, normed_TD = self.norm_attn_norm(x_TD, layout)
-        y_TD, stats = self.ffn(normed_TD)
+        with self._without_saving(normed_TD, x_TD.detach()) if self.selective else contextlib.nullcontext():
+            y_TD, stats = self.ffn(normed_TD)
         return x_TD + self.dropout(y_TD), stats
+
+    def _without_saving(self, normed_TD: Tensor, x_TD: Tensor) -> recomputed:
+        return recomputed(normed_TD, lambda: self.norm_attn_norm.second_norm(x_TD))
 
 
 class DbrxModel(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.head_dim, self.rope_theta = config.head_dim, config.attn_config.rope_theta
+        self.config = config
         self.wte = nn.Embedding(config.vocab_size, config.d_model)
         self.dropout = nn.Dropout(config.emb_pdrop)
         self.blocks = nn.ModuleList(DbrxBlock(config) for _ in range(config.n_layers))
         self.norm_f = nn.LayerNorm(config.d_model, bias=False)
 
-    def forward(self, input_ids_BS: Tensor, document_ids_BS: Tensor) -> tuple[Tensor, Layout, RouterStats]:
-        """Returns the normed hidden states [T, D], where they stand, and the layers' statistics stacked to [L, E]."""
-        place_T = (document_ids_BS.flatten() >= 0).nonzero().squeeze(1)
-        x_TD = self.dropout(self.wte(input_ids_BS.flatten()[place_T]))
-        layout = make_layout(document_ids_BS, self.head_dim, self.rope_theta, x_TD.dtype)
-        stats = []
+    def forward(
+        self, input_ids_BS: Tensor, document_ids_BS: Tensor, keep_hidden: bool, keep_router: bool
+    ) -> tuple[Tensor, Layout, Inside]:
+        """Returns the normed hidden states [T, D], where they stand, and what happened on the way to them."""
+        documents = find_documents(input_ids_BS, document_ids_BS, self.config)
+        x_TD = self.dropout(self.wte(input_ids_BS.flatten()[documents.place_T]))
+        layout = make_layout(documents, self.config, x_TD.dtype)
+        sums, hidden, router_logits = [], [], []
         for block in self.blocks:
-            x_TD, block_stats = block(x_TD, layout)
-            stats.append(block_stats)
-        counts_LE, prob_sums_LE = (torch.stack(column) for column in zip(*stats, strict=True))
-        return self.norm_f(x_TD), layout, RouterStats(counts_LE, prob_sums_LE)
+            if keep_hidden:
+                hidden.append(x_TD)
+            x_TD, stats = block(x_TD, layout)
+            sums.append((stats.counts_E, stats.prob_sums_E, stats.z_sum))
+            if keep_router:
+                router_logits.append(stats.logits_TE)
+        counts_LE, prob_sums_LE, z_sums_L = (torch.stack(column) for column in zip(*sums, strict=True))
+        x_TD = self.norm_f(x_TD)
+        if keep_hidden:
+            hidden.append(x_TD)
+        return x_TD, layout, Inside((counts_LE, prob_sums_LE, z_sums_L), hidden, router_logits)
 
 
 class DbrxForCausalLM(nn.Module):
@@ -86,37 +139,39 @@ class DbrxForCausalLM(nn.Module):
         super().__init__()
         self.config = config
         self.transformer = DbrxModel(config)
-        self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        self.lm_head = Linear(config.d_model, config.vocab_size)
 
     def forward(
         self,
         input_ids: Tensor,
         labels: Tensor | None = None,
         document_ids: Tensor | None = None,
+        *,
         return_logits: bool = False,
+        return_hidden_states: bool = False,
+        return_router_logits: bool = False,
     ) -> DbrxOutput:
-        """The per-token losses when there are labels, the logits when asked for, and the routers' statistics.
+        """The per-token losses when there are labels, the routers' statistics, and what else is asked for.
 
         input_ids [B, S]; labels [B, S], already shifted: labels[t] is what should follow position t, or IGNORED;
         document_ids [B, S]: 0, 1, ... in each row, -1 for padding, one document a row when absent.
         """
         if document_ids is None:
             document_ids = torch.zeros_like(input_ids)
-        x_TD, layout, stats = self.transformer(input_ids, document_ids)
-        losses_BS = self._losses(x_TD, layout, labels) if labels is not None else None
-        logits_BSV = None
-        if return_logits:
-            logits_TV = self.lm_head(x_TD)
-            rows = logits_TV.new_zeros(input_ids.numel(), logits_TV.shape[-1]).index_copy(0, layout.place_T, logits_TV)
-            logits_BSV = rows.unflatten(0, input_ids.shape)
-        return DbrxOutput(losses_BS, logits_BSV, stats.counts_E, stats.prob_sums_E)
 
-    def _losses(self, x_TD: Tensor, layout: Layout, labels_BS: Tensor) -> Tensor:
-        labels_T = labels_BS.flatten()[layout.place_T]
-        trained_N = (labels_T != IGNORED).nonzero().squeeze(1)
-        # The head is the widest GEMM of a small model: positions without a label do not pay for it.
-        logits_NV = self.lm_head(x_TD[trained_N])
-        logits_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
-        losses_N = F.cross_entropy(logits_NV, labels_T[trained_N], reduction="none")
-        losses = losses_N.new_zeros(labels_BS.numel()).index_copy(0, layout.place_T[trained_N], losses_N)
-        return losses.view(labels_BS.shape)
+        def in_rows(x_TX: Tensor) -> Tensor:
+            rows = x_TX.new_zeros(input_ids.numel(), x_TX.shape[-1]).index_copy(0, layout.place_T, x_TX)
+            return rows.unflatten(0, input_ids.shape)
+
+        x_TD, layout, inside = self.transformer(input_ids, document_ids, return_hidden_states, return_router_logits)
+        losses_BS = correct_BS = None
+        if labels is not None:
+            losses_BS, correct_BS = head_losses(x_TD, self.lm_head.weight, labels, layout.place_T)
+        return DbrxOutput(
+            losses_BS,
+            correct_BS,
+            *inside.sums,
+            logits_BSV=in_rows(self.lm_head(x_TD)) if return_logits else None,
+            hidden_states_BSD=tuple(map(in_rows, inside.hidden)) if return_hidden_states else None,
+            router_logits_BSE=tuple(map(in_rows, inside.router_logits)) if return_router_logits else None,
+        )

@@ -8,17 +8,30 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from train.models.assignment import assign
 from train.models.config import ModelConfig
-from train.models.experts import Experts, assign
+from train.models.experts import Experts
 
 
 class RouterStats(NamedTuple):
-    """Sums over tokens, so that ranks and microbatches can be added up."""
+    """What a router did with the batch's tokens. The sums can be added up over ranks and microbatches."""
 
     counts_E: Tensor
     """Assignments to each expert."""
     prob_sums_E: Tensor
     """Sum of the router's probabilities; carries gradient."""
+    z_sum: Tensor
+    """Sum of logsumexp(logits)^2, a scalar; carries gradient."""
+    logits_TE: Tensor
+
+
+class Routing(NamedTuple):
+    weights_TK: Tensor
+    """In x's dtype."""
+    experts_TK: Tensor
+    probs_TE: Tensor
+    """In at least fp32, as the logits are."""
+    logits_TE: Tensor
 
 
 class Router(nn.Module):
@@ -31,17 +44,17 @@ class Router(nn.Module):
         self.moe_normalize_expert_weights = ffn.moe_normalize_expert_weights
         self.layer = nn.Linear(config.d_model, ffn.moe_num_experts, bias=False)
 
-    def forward(self, x_TD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns weights [T, K] in x's dtype, experts [T, K], and probabilities [T, E] in at least fp32."""
+    def forward(self, x_TD: Tensor) -> Routing:
         if self.training and self.moe_jitter_eps:
             # The router's own copy: the experts' input stays as it is.
             x_TD = x_TD * torch.empty_like(x_TD).uniform_(1 - self.moe_jitter_eps, 1 + self.moe_jitter_eps)
         logits_TE = self.layer(x_TD)
-        probs_TE = logits_TE.softmax(dim=-1, dtype=torch.promote_types(logits_TE.dtype, torch.float32))
+        logits_TE = logits_TE.to(torch.promote_types(logits_TE.dtype, torch.float32))
+        probs_TE = logits_TE.softmax(dim=-1)
         weights_TK, experts_TK = probs_TE.topk(self.moe_top_k, dim=-1)
         if self.moe_normalize_expert_weights is not None:
             weights_TK = weights_TK / weights_TK.norm(p=self.moe_normalize_expert_weights, dim=-1, keepdim=True)
-        return weights_TK.to(x_TD.dtype), experts_TK, probs_TE
+        return Routing(weights_TK.to(x_TD.dtype), experts_TK, probs_TE, logits_TE)
 
 
 class MoE(nn.Module):
@@ -52,10 +65,11 @@ class MoE(nn.Module):
         self.experts = Experts(config.d_model, config.ffn_config)
 
     def forward(self, x_TD: Tensor) -> tuple[Tensor, RouterStats]:
-        weights_TK, experts_TK, probs_TE = self.router(x_TD)
+        weights_TK, experts_TK, probs_TE, logits_TE = self.router(x_TD)
         assignment = assign(experts_TK, self.n_experts)
         y_TD = self.experts(x_TD, weights_TK, assignment)
-        return y_TD, RouterStats(assignment.counts_E, probs_TE.sum(0))
+        z_sum = logits_TE.logsumexp(dim=-1).square().sum()
+        return y_TD, RouterStats(assignment.counts_E, probs_TE.sum(0), z_sum, logits_TE)
 
 
 def load_balancing_loss(
@@ -69,3 +83,12 @@ def load_balancing_loss(
     L, E = counts_LE.shape
     shares_LE = counts_LE.to(prob_sums_LE.dtype) / tokens_counted
     return E / (L * top_k) * (shares_LE * prob_sums_LE).sum() / tokens
+
+
+def router_z_loss(z_sums_L: Tensor, tokens: Tensor | int) -> Tensor:
+    """Mean over layers and tokens of logsumexp(logits)^2 (ST-MoE, Zoph et al. 2022, eq. 5).
+
+    MegaBlocks' batched_router_zloss gives the mean over tokens for each layer; divided by their number (as OLMo does),
+    the loss does not grow with depth.
+    """
+    return z_sums_L.mean() / tokens

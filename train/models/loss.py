@@ -1,0 +1,118 @@
+"""The head and its cross-entropy, by chunks of tokens: the logits of [tokens, vocab] are never in memory as a whole.
+
+Shapes: B rows, S row length, P = B*S positions, T tokens that are not padding, N trained tokens, C tokens of a chunk,
+D d_model, V vocab_size.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from train.models.gemm import rows_by_columns, rows_by_rows, uses_onednn
+
+IGNORED = -100
+"""The label of a position that is not trained on."""
+
+_CHUNK_NUMEL = {"cpu": 1 << 22}
+"""Logits of a chunk: on CPU as many as stay in its caches, elsewhere enough to fill the device."""
+
+
+def head_losses(x_TD: Tensor, weight_VD: Tensor, labels_BS: Tensor, place_T: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of x W^T with the labels, and where the highest logit is the label's. x_TD stand at place_T in B*S.
+
+    Returns losses [B, S] in at least fp32, 0 where the label is IGNORED, and correct [B, S], False there. Positions
+    without a label do not pay for the head.
+    """
+    device = x_TD.device.type
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        x_TD, weight_VD = x_TD.to(dtype), weight_VD.to(dtype)
+    token_N = (labels_BS.flatten()[place_T] != IGNORED).nonzero().squeeze(1)
+    losses_P, correct_P = _ChunkedCrossEntropy.apply(  # pyright: ignore[reportGeneralTypeIssues]
+        x_TD, weight_VD, labels_BS.flatten(), token_N, place_T[token_N]
+    )
+    return losses_P.view(labels_BS.shape), correct_P.view(labels_BS.shape)
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    """Computes in forward, while a chunk's logits are there, the gradients of the sum of all losses.
+
+    A token's gradient with respect to x is linear in the factor that its loss is given later: it is scaled in backward.
+    So is the weight's, a sum over tokens, when all losses get one factor, which a gradient that is one expanded scalar
+    proves; else it is summed again, with the logits computed once more.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x_TD: Tensor, weight_VD: Tensor, labels_P: Tensor, token_N: Tensor, place_N: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        need_x, need_weight = ctx.needs_input_grad[:2]
+        losses_P = x_TD.new_zeros(labels_P.shape, dtype=torch.promote_types(x_TD.dtype, torch.float32))
+        correct_P = torch.zeros_like(labels_P, dtype=torch.bool)
+        dx_TD = torch.zeros_like(x_TD) if need_x else None
+        dweight_VD = torch.zeros_like(weight_VD, dtype=losses_P.dtype) if need_weight else None
+        for token_C, place_C in _chunks(token_N, place_N, weight_VD.shape[0]):
+            x_CD, labels_C = x_TD[token_C], labels_P[place_C]
+            losses_C, correct_C, probs_CV = _cross_entropy(x_CD, weight_VD, labels_C)
+            losses_P[place_C], correct_P[place_C] = losses_C, correct_C
+            if need_x or need_weight:
+                dlogits_CV = _minus_one_hot(probs_CV, labels_C).to(x_TD.dtype)
+                if dx_TD is not None:
+                    dx_TD[token_C] = rows_by_rows(dlogits_CV, weight_VD)
+                if dweight_VD is not None:
+                    _add_outer(dweight_VD, dlogits_CV, x_CD)
+        ctx.save_for_backward(x_TD, weight_VD, labels_P, token_N, place_N, dx_TD, dweight_VD)
+        ctx.mark_non_differentiable(correct_P)
+        return losses_P, correct_P
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        x_TD, weight_VD, labels_P, token_N, place_N, dx_TD, dweight_VD = ctx.saved_tensors
+        factor_P = grad_outputs[0]
+        if dx_TD is not None:
+            factor_T = factor_P.new_zeros(x_TD.shape[0]).index_copy(0, token_N, factor_P[place_N])
+            dx_TD = dx_TD * factor_T.to(dx_TD.dtype).unsqueeze(1)
+        if dweight_VD is not None:
+            if factor_P.numel() and factor_P.stride() == (0,):
+                dweight_VD = dweight_VD * factor_P[0]
+            else:
+                dweight_VD = torch.zeros_like(dweight_VD)
+                for token_C, place_C in _chunks(token_N, place_N, weight_VD.shape[0]):
+                    x_CD, labels_C = x_TD[token_C], labels_P[place_C]
+                    probs_CV = _cross_entropy(x_CD, weight_VD, labels_C)[2]
+                    dlogits_CV = _minus_one_hot(probs_CV, labels_C).mul_(factor_P[place_C].unsqueeze(1))
+                    _add_outer(dweight_VD, dlogits_CV.to(x_TD.dtype), x_CD)
+            dweight_VD = dweight_VD.to(weight_VD.dtype)
+        return dx_TD, dweight_VD, None, None, None
+
+
+def _chunks(token_N: Tensor, place_N: Tensor, vocab_size: int) -> list[tuple[Tensor, Tensor]]:
+    numel = _CHUNK_NUMEL.get(token_N.device.type, 1 << 26)
+    size = max(128, numel // vocab_size // 128 * 128)
+    return list(zip(token_N.split(size), place_N.split(size), strict=True)) if token_N.numel() else []
+
+
+def _cross_entropy(x_CD: Tensor, weight_VD: Tensor, labels_C: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Losses, whether the highest logit is the label's, and probabilities, all in the logits' own memory."""
+    logits_CV = rows_by_columns(x_CD, weight_VD)
+    logits_CV = logits_CV.to(torch.promote_types(logits_CV.dtype, torch.float32))
+    highest_C, choice_C = logits_CV.max(dim=1)
+    logits_CV.sub_(highest_C.unsqueeze(1))
+    of_label_C = logits_CV.gather(1, labels_C.unsqueeze(1)).squeeze(1)
+    sums_C = logits_CV.exp_().sum(dim=1)
+    return sums_C.log() - of_label_C, choice_C == labels_C, logits_CV.div_(sums_C.unsqueeze(1))
+
+
+def _minus_one_hot(probs_CV: Tensor, labels_C: Tensor) -> Tensor:
+    """The gradient of the loss with respect to the logits, in place."""
+    return probs_CV.scatter_add_(1, labels_C.unsqueeze(1), probs_CV.new_full((labels_C.shape[0], 1), -1.0))
+
+
+def _add_outer(total_VD: Tensor, dlogits_CV: Tensor, x_CD: Tensor) -> None:
+    if dlogits_CV.dtype == total_VD.dtype and not uses_onednn(total_VD):
+        total_VD.addmm_(dlogits_CV.t(), x_CD)
+    else:
+        # Sums of bf16 products are kept in fp32: a chunk's contribution would drown in the others' sum.
+        total_VD.add_(rows_by_columns(dlogits_CV.t(), x_CD.t()))
