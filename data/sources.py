@@ -3,6 +3,7 @@
 Local JSONL for now. A further source is another way to give `(place, row)` pairs to data/examples.py.
 """
 
+import functools
 import glob
 import json
 import re
@@ -102,15 +103,21 @@ def _of_split(files: list[Path], folder: Path, split: str) -> list[Path]:
 
 
 def hash_file(path: Path) -> InputFile:
-    """Raises DataError when the file cannot be read."""
-    digest, size = xxhash.xxh3_128(), 0
+    """Raises DataError when the file cannot be read. A file that has not changed since is not read again."""
     try:
-        with path.open("rb") as file:
-            while block := file.read(_BLOCK_BYTES):
-                digest.update(block)
-                size += len(block)
+        stat = path.stat()
+        return _hash_file(path, (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns))
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from None
+
+
+@functools.cache
+def _hash_file(path: Path, state: tuple[int, ...]) -> InputFile:
+    digest, size = xxhash.xxh3_128(), 0
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK_BYTES):
+            digest.update(block)
+            size += len(block)
     return InputFile(path, size, digest.hexdigest())
 
 

@@ -188,3 +188,12 @@ def test_data_files_keep_their_order_and_come_once(tmp_path):
 def test_a_hub_name_is_refused_with_the_way_out():
     with pytest.raises(ConfigError, match=r"hf_name is 'tatsu-lab/alpaca', but only local JSONL .*`hf_name: json`"):
         find_files(DatasetConfig(hf_name="tatsu-lab/alpaca", max_seq_len=8))
+
+
+def test_a_file_is_hashed_again_only_when_it_has_changed(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("a\n")
+    first = hash_file(path)
+    assert hash_file(path) is first
+    path.write_text("bb\n")
+    assert hash_file(path).xxh3 != first.xxh3
