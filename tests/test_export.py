@@ -108,8 +108,12 @@ def _save_my_part(folder, whole):
     tensors = torch.load(whole)
     dist.init_process_group("gloo")
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
-    state = {PREFIX + name: distribute_tensor(tensor, mesh, [Shard(0)]) for name, tensor in tensors.items()}
+    state = {
+        PREFIX + name: distribute_tensor(tensor, mesh, [Shard(0)], src_data_rank=None)
+        for name, tensor in tensors.items()
+    }
     dcp.save(state, checkpoint_id=folder)
+    dist.barrier()  # the store goes with rank 0
     dist.destroy_process_group()
 
 
