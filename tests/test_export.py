@@ -114,7 +114,7 @@ def _save_my_part(folder, whole):
     }
     dcp.save(state, checkpoint_id=folder)
     dist.barrier()  # the store goes with rank 0
-    dist.destroy_process_group()
+    # Not destroyed: gloo's destructor hangs once in twenty times when the other ranks close their ends first.
 
 
 def test_tensors_are_put_together_from_all_ranks(run, model, tmp_path):
