@@ -3,8 +3,12 @@
 Checks raise ValueError with the key relative to the class; the reader of the YAML puts the path before it.
 """
 
-from dataclasses import dataclass, field
+import re
+from dataclasses import dataclass, field, fields, replace
+from difflib import get_close_matches
 from typing import Literal
+
+from data.durations import parse_duration
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,6 +19,8 @@ class TokenizerKwargs:
     """tiktoken: an encoding, such as cl100k_base (downloaded by tiktoken on first use)."""
     vocab_file: str | None = None
     """tiktoken: a local vocabulary, one base64 token and its rank a line."""
+    use_default_system_prompt: bool = False
+    """tiktoken: a conversation without a system turn gets the default one."""
     model_max_length: int | None = None
     """Accepted when it equals max_seq_len, which is what the exported tokenizer gets."""
 
@@ -43,38 +49,210 @@ class HFKwargs:
     data_files: str | list[str] | None = None
     name: str | None = None
     """The subset (configuration) of a hub dataset."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub dataset."""
+
+
+SOURCES = ("hf_name", "local", "text")
+"""The keys of which a source has one: `local` may be, or be joined by, `remote`."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class DatasetConfig:
-    hf_name: str
-    """`json` for local JSONL named by hf_kwargs."""
+class StreamConfig:
+    """One source of rows: a dataset of the hub or local data files (hf_name), MDS shards (local, remote) or text."""
+
+    hf_name: str | None = None
+    """A hub dataset's name; or `json`, `csv` or `parquet` for local files named by hf_kwargs; or the path of such a
+    file, or of a folder of them."""
     hf_kwargs: HFKwargs = field(default_factory=HFKwargs)
-    split: str = "train"
+    safe_load: bool = False
+    """Of a hub dataset only csv, json, jsonl and parquet files are downloaded. (Code is never run.)"""
+    local: str | None = None
+    """A folder of MDS shards; with `remote`, where they are kept once downloaded."""
+    remote: str | None = None
+    """Where MDS shards come from: a folder, s3://, gs:// or hf://."""
+    text: str | list[str] | None = None
+    """Plain text files for pretraining, each a document: names or patterns."""
+    split: str | None = None
+    """null: train for hub and data files, the folder itself for MDS."""
     preprocessing_fn: str | dict[str, str] | None = None
     """A registered name, `module:function`, or {prompt: column, response: column}; null: rows are examples already."""
+
+    proportion: float | None = None
+    """Share of the run's tokens, relative to those of the other streams."""
+    repeat: float | None = None
+    """Instead: how often each row is in an epoch of all streams (1 without any of the three)."""
+    choose: int | None = None
+    """Instead: how many rows are in an epoch of all streams."""
+    max_repeats: float = 1.0
+    """How often the run may see a row of this stream. Needless where `ep` or `repeat` say it."""
+
+    def __post_init__(self) -> None:
+        amounts = self.amounts()
+        if len(amounts) > 1:
+            raise ValueError(f"{amounts[1]} is given beside {amounts[0]}, but only one of them can say how much")
+        for key in (*amounts, "max_repeats"):
+            value = getattr(self, key)
+            if value < 0 or (key != "proportion" and value == 0):
+                raise ValueError(
+                    f"{key} is {value}, but it must be {'0 or more' if key == 'proportion' else 'above 0'}"
+                )
+        if isinstance(self.preprocessing_fn, dict) and set(self.preprocessing_fn) != {"prompt", "response"}:
+            form = "{prompt: column, response: column}"
+            raise ValueError(f"preprocessing_fn is {self.preprocessing_fn}, but a mapping must be {form}")
+        given = self.sources()
+        if len(given) > 1:
+            raise ValueError(f"{given[1]} is given beside {given[0]}, but a source is one of {', '.join(SOURCES)}")
+        if self.hf_name is None and (self.hf_kwargs != HFKwargs() or self.safe_load):
+            raise ValueError("hf_kwargs and safe_load belong to hf_name, which is not given")
+
+    def amounts(self) -> list[str]:
+        """The keys of what says how much of it is taken."""
+        return [key for key in ("proportion", "repeat", "choose") if getattr(self, key) is not None]
+
+    def sources(self) -> list[str]:
+        """The keys of what is given."""
+        mds = "local" if self.local is not None else "remote"
+        kinds = {"hf_name": self.hf_name, mds: self.local or self.remote, "text": self.text}
+        return [key for key, value in kinds.items() if value is not None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetConfig(StreamConfig):
+    """Rows from one source, or from several `streams`."""
+
+    streams: dict[str, StreamConfig] | None = None
     max_seq_len: int
     """Tokens in a row."""
     packing: Literal["best_fit", "none"] = "best_fit"
     """best_fit puts several whole documents into a row; none gives each its own."""
+    target_prompts: str = "none"
+    """Which prompts are trained on: none, all, or length>=N (those of at least N tokens)."""
+    target_responses: Literal["last", "all"] = "last"
+    """Which of a conversation's responses are trained on."""
+    excess_length: Literal["truncate_response", "drop", "error"] = "truncate_response"
+    """What becomes of an example longer than max_seq_len. A text is cut and goes on in the next row."""
+    on_bad_example: Literal["error", "drop"] = "error"
+    """error: all bad rows are reported together, and nothing is trained; drop: they are counted and left out."""
     shuffle: bool = True
     shuffle_seed: int | None = None
     """null takes the seed of the run."""
     cache_dir: str = ".cache/dropless"
     """Where prepared rows are kept, in a folder named by the fingerprint of all that matters to them."""
+    prepare_workers: int | None = None
+    """Processes that prepare rows; null takes one a core. The rows are the same for any number."""
+    max_prepare_bytes: int = 10 << 30
+    """A remote MDS folder whose text is to be prepared must not be larger."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.max_seq_len < 2:
             raise ValueError(f"max_seq_len is {self.max_seq_len}, but a row needs at least 2 tokens to predict one")
-        if isinstance(self.preprocessing_fn, dict) and set(self.preprocessing_fn) != {"prompt", "response"}:
-            form = "{prompt: column, response: column}"
-            raise ValueError(f"preprocessing_fn is {self.preprocessing_fn}, but a mapping must be {form}")
+        if re.fullmatch(r"none|all|length>=[1-9]\d*", self.target_prompts) is None:
+            raise ValueError(f"target_prompts is {self.target_prompts!r}, but it must be none, all or length>=N")
+        if self.prepare_workers is not None and self.prepare_workers < 1:
+            raise ValueError(f"prepare_workers is {self.prepare_workers}, but there must be at least 1")
+        of_stream = ("split", "preprocessing_fn", "proportion", "repeat", "choose")
+        own = self.sources() + [key for key in of_stream if getattr(self, key) is not None]
+        if self.streams is not None and own:
+            raise ValueError(f"{own[0]} is given beside streams: write it in the stream it belongs to")
+        if self.streams is None and not self.sources():
+            raise ValueError(f"no data: give one of {', '.join(SOURCES)} or streams")
+        if self.streams is not None:
+            for name, stream in self.streams.items():
+                if not stream.sources():
+                    raise ValueError(f"streams.{name} has no data: give it one of {', '.join(SOURCES)}")
+            mixed = {key for stream in self.streams.values() for key in stream.amounts()}
+            if "proportion" in mixed and any(stream.amounts() != ["proportion"] for stream in self.streams.values()):
+                raise ValueError("streams: some have a proportion and some have none: give each one, 0 for none of it")
+        if self.streams == {}:
+            raise ValueError("streams is empty: give at least one, or the data itself")
+
+    def each_stream(self) -> dict[str, "DatasetConfig"]:
+        """name -> the dataset with that stream as its one source; `""` for a dataset without streams."""
+        if self.streams is None:
+            return {"": self}
+        of_source = [f.name for f in fields(StreamConfig)]
+        return {
+            name: replace(self, streams=None, **{key: getattr(stream, key) for key in of_source})
+            for name, stream in self.streams.items()
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class PassesOf:
+    """As long as it takes to give the rows of one stream `ep` times."""
+
+    ep: float
+    of: str
+
+    def __post_init__(self) -> None:
+        if self.ep <= 0:
+            raise ValueError(f"ep is {self.ep}, but it must be above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageConfig:
+    """A part of the run with its own mix."""
+
+    name: str
+    duration: str | PassesOf | None = None
+    """Such as 800ba, 1000000tok, 0.1dur, 1ep (one stream) or {ep: 2, of: web}; null for a last stage: the rest."""
+    proportions: dict[str, float | dict[str, float]]
+    """stream -> share of the tokens; or {from: shares, to: shares}: the mix goes from one to the other in a line."""
+    lr_scale: float | dict[str, float] = 1.0
+    """What the learning rate of the scheduler is multiplied by; or {from: scale, to: scale}."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.duration, str):
+            try:
+                value, _ = parse_duration(self.duration)
+            except ValueError as error:
+                raise ValueError(f"duration {error}") from None
+            if value == 0:
+                raise ValueError(f"duration is {self.duration!r}, but a stage of nothing is no stage")
+        for start_or_end in self.mixes():
+            _check_mix(start_or_end)
+        if isinstance(self.lr_scale, dict) and set(self.lr_scale) != {"from", "to"}:
+            raise ValueError(f"lr_scale is {self.lr_scale}, but it must be a number or {{from: number, to: number}}")
+        if min(self.lr_scales()) < 0:
+            raise ValueError(f"lr_scale is {self.lr_scale}, but it cannot be negative")
+        ramp = self.mixes()[0] != self.mixes()[1] or self.lr_scales()[0] != self.lr_scales()[1]
+        if ramp and self.duration is None:
+            raise ValueError("duration is missing: a ramp needs an end")
+
+    def mixes(self) -> tuple[dict[str, float], dict[str, float]]:
+        """The shares at its start and at its end."""
+        ramp = [value for value in self.proportions.values() if isinstance(value, dict)]
+        if not ramp:
+            constant = {name: value for name, value in self.proportions.items() if not isinstance(value, dict)}
+            return constant, constant
+        if set(self.proportions) != {"from", "to"} or len(ramp) != 2:
+            raise ValueError(
+                f"proportions has {', '.join(self.proportions)}, but a ramp is {{from: shares, to: shares}}"
+            )
+        return ramp[0], ramp[1]
+
+    def lr_scales(self) -> tuple[float, float]:
+        scale = self.lr_scale
+        return (scale["from"], scale["to"]) if isinstance(scale, dict) else (scale, scale)
+
+
+def _check_mix(mix: dict[str, float]) -> None:
+    for name, share in mix.items():
+        if share < 0:
+            raise ValueError(f"proportions.{name} is {share}, but a share cannot be negative")
+    if not any(mix.values()):
+        raise ValueError("proportions are all 0: give at least one stream a share")
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataLoaderConfig:
-    name: Literal["finetuning"]
+    name: Literal["finetuning", "text"]
+    """What LLM Foundry calls the two kinds; one plane serves both."""
     dataset: DatasetConfig
+    stages: list[StageConfig] = field(default_factory=list)
+    """The curriculum: stages in their order. Without any there is one mix for the whole run."""
     num_workers: int = 2
     """Processes that read rows ahead; 0 reads in the training process."""
     prefetch_factor: int = 2
@@ -83,7 +261,33 @@ class DataLoaderConfig:
     persistent_workers: bool = True
 
     def __post_init__(self) -> None:
+        names = [stage.name for stage in self.stages]
+        for number, stage in enumerate(self.stages):
+            if stage.name in names[:number]:
+                raise ValueError(f"stages[{number}].name is {stage.name!r}, as of an earlier stage: give it another")
+            if stage.duration is None and number + 1 < len(names):
+                raise ValueError(f"stages[{number}].duration is missing, but only the last stage may be open")
+            for name in {**stage.mixes()[0], **stage.mixes()[1]}:
+                self._check_stream(name, f"stages[{number}].proportions")
+            if isinstance(stage.duration, PassesOf):
+                self._check_stream(stage.duration.of, f"stages[{number}].duration.of")
+        if self.stages and self.dataset.streams is not None:
+            for name, stream in self.dataset.streams.items():
+                for key in ("proportion", "repeat", "choose"):
+                    if getattr(stream, key) is not None:
+                        raise ValueError(f"dataset.streams.{name}.{key} is given beside stages, which say the mix")
         if self.num_workers < 0:
             raise ValueError(f"num_workers is {self.num_workers}, but there cannot be fewer than 0")
         if self.prefetch_factor < 1:
             raise ValueError(f"prefetch_factor is {self.prefetch_factor}, but a worker must hold at least 1 batch")
+
+    def _check_stream(self, name: str, key: str) -> None:
+        streams = self.dataset.streams
+        if streams is None:
+            raise ValueError(
+                f"{key} names {name!r}, but the dataset has no streams: put its source under dataset.streams"
+            )
+        if name not in streams:
+            close = get_close_matches(name, streams, n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise ValueError(f"{key} names {name!r}, but the streams are {', '.join(streams)}{hint}")

@@ -4,7 +4,7 @@ The position lives in the training process alone. A loader's dataset is indexed 
 from the first batch that is due, so going on at batch n costs the same as starting at 0.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,15 +12,14 @@ import torch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from data.config import DataLoaderConfig
-from data.errors import ConfigError, DataError
-from data.mixture import StreamOrder
-from data.rows import Row, Rows, open_rows
+from data.curriculum import Plan
+from data.errors import DataError
+from data.rows import Row, Rows
 
-__all__ = ["Batch", "Rows", "collate", "eval_loader", "open_rows", "train_loader"]
-
-STATE_VERSION = 1
 TIMEOUT = 60
 """Seconds without a batch from the workers after which the run stops."""
+LOOK_AHEAD = 32
+"""Batches whose remote shards are brought before they are due."""
 NOT_TRAINED = -100
 """The label of a position that is not trained on."""
 NO_DOCUMENT = -1
@@ -29,7 +28,7 @@ NO_DOCUMENT = -1
 Batch = dict[str, torch.Tensor]
 
 
-def collate(rows: list[Row | None], max_seq_len: int, pad_token_id: int) -> Batch:
+def collate(rows: Sequence[Row | None], max_seq_len: int, pad_token_id: int) -> Batch:
     """int64 tensors of [rows, max_seq_len]; None is a row of nothing but padding.
 
     `input_ids` padded on the right; `labels`, shifted: the next position's token where it is trained on and of the
@@ -57,97 +56,99 @@ class TrainBatches(Dataset[Batch]):
 
     def __init__(
         self,
-        rows: Rows,
-        order: StreamOrder,
+        streams: Mapping[str, Rows],
+        plan: Plan,
         *,
-        global_batch_size: int,
+        max_seq_len: int,
         n_batches: int,
         rank: int,
         world_size: int,
         pad_token_id: int,
     ) -> None:
-        if global_batch_size % world_size:
-            raise ValueError(f"a global batch of {global_batch_size} rows cannot be cut for {world_size} ranks")
-        if rows.n_rows < global_batch_size:
-            raise DataError(
-                f"the dataset has {rows.n_rows} rows of {rows.max_seq_len} tokens ({rows.folder}), but one global "
-                f"batch has {global_batch_size}: lower global_train_batch_size or max_seq_len, or add data"
-            )
-        self.rows, self.order = rows, order
-        self.global_batch_size, self.n_batches = global_batch_size, n_batches
-        self.rank, self.device_batch_size = rank, global_batch_size // world_size
-        self.pad_token_id = pad_token_id
-        self.max_seq_len = rows.max_seq_len
+        size = plan.global_batch_size
+        if size % world_size:
+            raise ValueError(f"a global batch of {size} rows cannot be cut for {world_size} ranks")
+        self.plan, self.n_batches = plan, n_batches
+        self.rank, self.device_batch_size = rank, size // world_size
+        self.pad_token_id, self.max_seq_len = pad_token_id, max_seq_len
         self.first = 0
         """The batch that comes first: not 0 after load_state_dict."""
+        self._streams = dict(streams)
+        self._asked = 0
+        """Batches whose shards this process has asked for."""
 
     def __len__(self) -> int:
         return self.n_batches
 
     def __getitem__(self, n: int) -> Batch:
-        start = n * self.global_batch_size + self.rank * self.device_batch_size
-        ids = self.order.rows(np.arange(start, start + self.device_batch_size))
-        return collate([self.rows.read(row_id) for row_id in ids.tolist()], self.max_seq_len, self.pad_token_id)
+        start = self.rank * self.device_batch_size
+        s_N, id_N = self.plan.rows(n, start, start + self.device_batch_size)
+        names = self.plan.names
+        self._look_ahead(n)
+        places = zip(s_N.tolist(), id_N.tolist(), strict=True)
+        rows = [self._streams[names[stream]].read(row_id) for stream, row_id in places]
+        return collate(rows, self.max_seq_len, self.pad_token_id) | {"streams": torch.from_numpy(s_N)}
+
+    def _look_ahead(self, n: int) -> None:
+        """Begins to bring the shards of the batches to come; each call asks for what the last one did not."""
+        remote = [number for number, name in enumerate(self.plan.names) if self._streams[name].is_remote]
+        if not remote:
+            return
+        first = max(n + 1, self._asked)
+        self._asked = min(n + 1 + LOOK_AHEAD, self.n_batches)
+        start = self.rank * self.device_batch_size
+        for batch in range(first, self._asked):
+            s_N, id_N = self.plan.rows(batch, start, start + self.device_batch_size)
+            for number in remote:
+                self._streams[self.plan.names[number]].prefetch(id_N[s_N == number])
 
     def state_dict(self, num_samples: int, from_beginning: bool) -> dict[str, Any]:
         """Where the run stands after num_samples rows of all ranks, and what that position means."""
         if not from_beginning:
             raise ValueError("the position is counted from the beginning of the run")
-        return {
-            "version": STATE_VERSION,
-            "rows": num_samples,
-            **self._past(),
-        }
+        return dict(self.plan.state(num_samples))
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on from the state's position, on any number of ranks.
 
         Raises ConfigError when the rows so far, or their order, are not those that this run would have had.
         """
-        if state.get("version") != STATE_VERSION:
-            raise ConfigError(
-                f"the checkpoint's data position has version {state.get('version')}, but this code reads "
-                f"{STATE_VERSION}: go on with the code that wrote it, or start another run with load_weights_only=true"
-            )
-        past = self._past()
-        changed = [f"{key} was {state.get(key)}, now {value}" for key, value in past.items() if state.get(key) != value]
-        if changed:
-            raise ConfigError(
-                f"the checkpoint was written in the middle of other data ({'; '.join(changed)}): put it back to go on, "
-                "or start another run from the weights, with another run_name, load_path and load_weights_only=true"
-            )
-        self.first = state["rows"] // self.global_batch_size
-
-    def _past(self) -> dict[str, Any]:
-        """What decides which rows have been seen; the fingerprint is that of the data."""
-        return {
-            "the dataset's fingerprint": self.rows.fingerprint,
-            # A shuffle has a seed; the order of the files has none.
-            "seed": self.order.seed if self.order.shuffle else None,
-            "shuffle": self.order.shuffle,
-            "max_seq_len": self.max_seq_len,
-            # The Trainer counts in batches: with others, its clock and schedule would not fit the rows.
-            "global_train_batch_size": self.global_batch_size,
-        }
+        self.first = self.plan.resume(state)
 
 
 class EvalBatches(Dataset[Batch]):
-    """Item n: this rank's rows of eval batch n, in the order of the files; past the last row, rows of padding."""
+    """Item n: this rank's rows of eval batch n, stream after stream; past the last row, rows of padding."""
 
-    def __init__(self, rows: Rows, *, device_batch_size: int, rank: int, world_size: int, pad_token_id: int) -> None:
-        self.rows, self.device_batch_size, self.pad_token_id = rows, device_batch_size, pad_token_id
+    def __init__(
+        self,
+        streams: Mapping[str, Rows],
+        *,
+        max_seq_len: int,
+        device_batch_size: int,
+        rank: int,
+        world_size: int,
+        pad_token_id: int,
+    ) -> None:
+        self.device_batch_size, self.pad_token_id, self.max_seq_len = device_batch_size, pad_token_id, max_seq_len
         self.rank, self.global_batch_size = rank, device_batch_size * world_size
-        self.max_seq_len = rows.max_seq_len
         self.first = 0
+        self._rows = list(streams.values())
+        self._ends = np.cumsum([rows.n_rows for rows in self._rows])
 
     def __len__(self) -> int:
-        return -(-self.rows.n_rows // self.global_batch_size)
+        return -(-int(self._ends[-1]) // self.global_batch_size)
 
     def __getitem__(self, n: int) -> Batch:
         start = n * self.global_batch_size + self.rank * self.device_batch_size
-        ids = range(start, start + self.device_batch_size)
-        rows = [self.rows.read(row_id) if row_id < self.rows.n_rows else None for row_id in ids]
+        rows = [self._read(place) for place in range(start, start + self.device_batch_size)]
         return collate(rows, self.max_seq_len, self.pad_token_id)
+
+    def _read(self, place: int) -> Row | None:
+        if place >= self._ends[-1]:
+            return None
+        stream = int(np.searchsorted(self._ends, place, side="right"))
+        rows = self._rows[stream]
+        return rows.read(place - int(self._ends[stream]) + rows.n_rows)
 
 
 class BatchNumbers(DistributedSampler[Batch]):
@@ -174,21 +175,42 @@ class BatchNumbers(DistributedSampler[Batch]):
 
 
 class BatchLoader(DataLoader[Batch]):
-    """A DataLoader whose workers' DataErrors arrive as they were raised, without the worker's traceback in the text."""
+    """A DataLoader that gives as many batches as it says or raises a DataError: what a worker met, or that it died."""
+
+    def __init__(self, batches: TrainBatches | EvalBatches, **kwargs: Any) -> None:
+        super().__init__(batches, batch_size=None, sampler=BatchNumbers(batches), **kwargs)
+        self.batches = batches
 
     def __iter__(self) -> Iterator[Batch]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        batches = super().__iter__()
+        due = len(self.batches) - self.batches.first
+        for given in range(due):
+            yield self._next(batches, given, due)
+
+    def _next(self, batches: Iterator[Batch], given: int, due: int) -> Batch:
         try:
-            yield from super().__iter__()
+            return next(batches)
         except DataError as error:
+            # As it was raised, without the worker's traceback in the text.
             raise DataError(str(error).rpartition(f"{DataError.__name__}: ")[2].strip()) from None
+        except StopIteration:
+            raise DataError(f"the data ended after {given} of {due} batches: a worker lost its rows") from None
+        except RuntimeError as error:
+            lost = "DataLoader worker" in str(error) or "DataLoader timed out" in str(error)
+            if not lost:
+                raise
+            raise DataError(
+                f"a worker that reads rows died or gave nothing for {TIMEOUT} s ({str(error).splitlines()[0]}): look "
+                "for the system's out-of-memory messages, or for a file system that hangs; num_workers: 0 reads in "
+                "the training process, and shows where"
+            ) from None
 
 
 def train_loader(
-    rows: Rows,
+    streams: Mapping[str, Rows],
     config: DataLoaderConfig,
+    plan: Plan,
     *,
-    seed: int,
-    global_batch_size: int,
     n_batches: int,
     rank: int,
     world_size: int,
@@ -196,15 +218,12 @@ def train_loader(
 ) -> DataLoader[Batch]:
     """This rank's part of each of the run's n_batches global batches, one item a batch.
 
-    `dataset.state_dict` and `dataset.load_state_dict` carry the position. Raises DataError when the dataset has fewer
-    rows than one global batch.
+    `dataset.state_dict` and `dataset.load_state_dict` carry the position.
     """
-    own_seed = config.dataset.shuffle_seed
-    order = StreamOrder(rows.shard_sizes, seed if own_seed is None else own_seed, shuffle=config.dataset.shuffle)
     batches = TrainBatches(
-        rows,
-        order,
-        global_batch_size=global_batch_size,
+        streams,
+        plan,
+        max_seq_len=config.dataset.max_seq_len,
         n_batches=n_batches,
         rank=rank,
         world_size=world_size,
@@ -214,11 +233,22 @@ def train_loader(
 
 
 def eval_loader(
-    rows: Rows, config: DataLoaderConfig, *, device_batch_size: int, rank: int, world_size: int, pad_token_id: int
+    streams: Mapping[str, Rows],
+    config: DataLoaderConfig,
+    *,
+    device_batch_size: int,
+    rank: int,
+    world_size: int,
+    pad_token_id: int,
 ) -> DataLoader[Batch]:
     """Every row exactly once over the ranks, the same number of equal batches on each; what is missing is padding."""
     batches = EvalBatches(
-        rows, device_batch_size=device_batch_size, rank=rank, world_size=world_size, pad_token_id=pad_token_id
+        streams,
+        max_seq_len=config.dataset.max_seq_len,
+        device_batch_size=device_batch_size,
+        rank=rank,
+        world_size=world_size,
+        pad_token_id=pad_token_id,
     )
     return _loader(batches, config)
 
@@ -227,8 +257,6 @@ def _loader(batches: TrainBatches | EvalBatches, config: DataLoaderConfig) -> Da
     with_workers = config.num_workers > 0
     return BatchLoader(
         batches,
-        batch_size=None,
-        sampler=BatchNumbers(batches),
         num_workers=config.num_workers,
         prefetch_factor=config.prefetch_factor if with_workers else None,
         persistent_workers=config.persistent_workers and with_workers,

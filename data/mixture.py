@@ -1,7 +1,11 @@
-"""The order of rows as a pure function of (seed, position): nothing is sampled, stored or replayed.
+"""The order of rows as a pure function of (seed, streams, stages, position): nothing is sampled, stored or replayed.
 
-Only integer arithmetic modulo 2^64 is used, so the order is the same on every machine and for every NumPy version.
+Interleaving says which stream each row comes from, StreamOrder in which order a stream gives its rows.
 """
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -55,7 +59,8 @@ class StreamOrder:
     """The order of one stream's rows, pass after pass, each pass a permutation of all of them.
 
     In a pass the shards stand in a keyed order, and rows are permuted inside windows of consecutive shards, so that
-    each shard is read in one window only. Without shuffle every pass is in the order of the files.
+    each shard is read in one window only. Without shuffle every pass is in the order of the files. Only integer
+    arithmetic modulo 2^64 is used, so the order is the same on every machine and for every NumPy version.
     """
 
     def __init__(
@@ -70,24 +75,35 @@ class StreamOrder:
 
     def rows(self, k: np.ndarray) -> np.ndarray:
         """Ids (places in the files) of the stream's k-th rows, counted from 0 over all passes; int64 of k's shape."""
-        passes, places = np.divmod(np.asarray(k, dtype=np.int64), self.n_rows)
-        if not self.shuffle:
-            return places
-        out = np.empty_like(places)
-        for number in np.unique(passes).tolist():
-            chosen = passes == number
-            out[chosen] = self._shuffled(number, places[chosen])
+        return shuffled([(self, np.asarray(k, dtype=np.int64))])[0]
+
+    def windows(self, k_N: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Where in its pass the window of each row starts, how many rows it has, and the key that permutes them."""
+        start_N, size_N, key_N = np.empty_like(k_N), np.empty_like(k_N), np.empty(k_N.shape, dtype=np.uint64)
+        for number, chosen, places in self._passes(k_N):
+            starts = self._table(number)[0]
+            window = (np.searchsorted(starts, places, side="right") - 1) // self.window
+            start_N[chosen] = starts[window * self.window]
+            size_N[chosen] = starts[np.minimum((window + 1) * self.window, len(starts) - 1)] - start_N[chosen]
+            key = make_key(self.seed, _ROW_ORDER, self.stream, number)
+            key_N[chosen] = splitmix64(key ^ window.astype(np.uint64))
+        return start_N, size_N, key_N
+
+    def ids(self, k_N: np.ndarray, place_N: np.ndarray) -> np.ndarray:
+        """The ids of the rows at those places of their passes' shards."""
+        out = np.empty_like(k_N)
+        for number, chosen, _ in self._passes(k_N):
+            starts, first_rows = self._table(number)
+            shard = np.searchsorted(starts, place_N[chosen], side="right") - 1
+            out[chosen] = first_rows[shard] + (place_N[chosen] - starts[shard])
         return out
 
-    def _shuffled(self, number: int, places: np.ndarray) -> np.ndarray:
-        starts, first_rows = self._table(number)
-        window = (np.searchsorted(starts, places, side="right") - 1) // self.window
-        window_start = starts[window * self.window]
-        window_end = starts[np.minimum((window + 1) * self.window, len(starts) - 1)]
-        key = splitmix64(make_key(self.seed, _ROW_ORDER, self.stream, number) ^ window.astype(np.uint64))
-        places = window_start + permute(places - window_start, window_end - window_start, key)
-        shard = np.searchsorted(starts, places, side="right") - 1
-        return first_rows[shard] + (places - starts[shard])
+    def _passes(self, k_N: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """Of each pass: its number, which rows are of it, and their places in it."""
+        passes, places = np.divmod(k_N, self.n_rows)
+        for number in np.unique(passes).tolist():
+            chosen = passes == number
+            yield number, chosen, places[chosen]
 
     def _table(self, number: int) -> tuple[np.ndarray, np.ndarray]:
         """Of the shards in the pass's order: the place at which each starts (and the end), and its first row's id."""
@@ -100,3 +116,132 @@ class StreamOrder:
             starts = np.concatenate(([0], np.cumsum(self.shard_sizes[order])))
             self._tables[number] = starts, (np.cumsum(self.shard_sizes) - self.shard_sizes)[order]
         return self._tables[number]
+
+
+def shuffled(wanted: Sequence[tuple[StreamOrder, np.ndarray]]) -> list[np.ndarray]:
+    """For each stream the ids of its k-th rows. All streams are permuted in one go: it is many small steps."""
+    if not wanted or not wanted[0][0].shuffle:
+        return [k_N % order.n_rows for order, k_N in wanted]
+    start_N, size_N, key_N = (
+        np.concatenate(parts) for parts in zip(*(order.windows(k_N.ravel()) for order, k_N in wanted), strict=True)
+    )
+    i_N = np.concatenate([k_N.ravel() % order.n_rows for order, k_N in wanted]) - start_N
+    place_N = start_N + permute(i_N, size_N, key_N)
+    cuts = np.cumsum([k_N.size for _, k_N in wanted])[:-1]
+    return [
+        order.ids(k_N.ravel(), places).reshape(k_N.shape)
+        for (order, k_N), places in zip(wanted, np.split(place_N, cuts), strict=True)
+    ]
+
+
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """A part of the run: each stream's share of its rows, going from `start` to `end` in a straight line."""
+
+    n_rows: float
+    """math.inf for a last one that is open; its shares then stay as they are."""
+    start: np.ndarray
+    end: np.ndarray
+    """[S], each of sum 1."""
+
+
+class Interleaving:
+    """Which stream, and which of its rows, each row of the run is: a merge of the streams by ideal time.
+
+    T_s(x), the integral of stream s's share over the first x rows of the run, is how many rows of s there should be by
+    then. Row k of s is due at the x at which T_s is k + 1/2, and the run's order is that of all rows' due times, so
+    after every row the number of rows of s differs from T_s by at most 1/2 + S/2 times its largest share. A due time
+    is a closed form, so rows at any position cost the same. Only + - * / and square roots of float64 are used, which
+    IEEE 754 makes the same on every machine.
+    """
+
+    def __init__(self, stages: Sequence[Stage], counts: Sequence[int] | None = None) -> None:
+        """`counts`: rows of each stream that were taken before, under another plan; this one begins after them."""
+        n_streams = len(stages[0].start)
+        taken = np.zeros(n_streams) if counts is None else np.asarray(counts, dtype=np.float64)
+        self.n_streams = n_streams
+        # The number of rows due by x differs from x by at most S/2.
+        self._slack = n_streams / 2 + 2
+        self.first = int(taken.sum())
+        # Shares stay what they were after the last stage, so that there are rows past its end to compare with.
+        tail = Stage(math.inf, stages[-1].end, stages[-1].end)
+        every = [*stages, tail] if math.isfinite(stages[-1].n_rows) else list(stages)
+        self._a_JS = np.array([stage.start for stage in every], dtype=np.float64)
+        self._c_JS = np.array([(stage.end - stage.start) / (2 * stage.n_rows) for stage in every])
+        length_J = np.array([stage.n_rows for stage in every[:-1]], dtype=np.float64)
+        self._starts_J = self.first + np.concatenate(([0.0], np.cumsum(length_J)))
+        mean_JS = (self._a_JS[:-1] + np.array([stage.end for stage in every[:-1]]).reshape(-1, n_streams)) / 2
+        self._taken_JS = taken + np.concatenate(
+            (np.zeros((1, n_streams)), np.cumsum(mean_JS * length_J[:, None], axis=0))
+        )
+
+    def planned(self, x: float) -> np.ndarray:
+        """T(x): how many rows of each stream there should be among the first x; float64 [S]."""
+        stage = int(np.searchsorted(self._starts_J, x, side="right")) - 1
+        u = x - self._starts_J[stage]
+        return self._taken_JS[stage] + self._a_JS[stage] * u + self._c_JS[stage] * u * u
+
+    def shares(self, x: float) -> np.ndarray:
+        """The planned share of each stream right after the first x rows; [S]."""
+        stage = int(np.searchsorted(self._starts_J, x, side="right")) - 1
+        return self._a_JS[stage] + 2 * self._c_JS[stage] * (x - self._starts_J[stage])
+
+    def rows(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """Of the run's rows start..stop-1: the stream and which row of it (counted over all passes); int64 [N] each."""
+        s_N, k_N, before = self._around(start, stop)
+        return s_N[start - before : stop - before], k_N[start - before : stop - before]
+
+    def counts(self, x: int) -> np.ndarray:
+        """How many rows of each stream are among the first x; int64 [S]."""
+        s_N, _, before = self._around(x, x)
+        low_S = self._due_by(max(x - self._slack, self.first))
+        return low_S + np.bincount(s_N[: x - before], minlength=self.n_streams)
+
+    def _around(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray, int]:
+        """Rows in the run's order, those at start..stop-1 among them, and the position of the first of them."""
+        if not self.first <= start <= stop:
+            raise ValueError(f"rows {start} to {stop} of a plan that begins at row {self.first}")
+        low_S = self._due_by(max(start - self._slack, self.first))
+        high_S = self._due_by(stop + self._slack)
+        n_S = high_S - low_S
+        s_N = np.repeat(np.arange(self.n_streams), n_S)
+        k_N = np.arange(len(s_N)) - np.repeat(np.cumsum(n_S) - n_S - low_S, n_S)
+        order = np.lexsort((k_N, s_N, self._due(s_N, k_N)))
+        return s_N[order], k_N[order], int(low_S.sum())
+
+    def _due_by(self, x: float) -> np.ndarray:
+        """How many rows of each stream are due at x or before; int64 [S]."""
+        k_S = np.floor(self.planned(x) + 0.5).astype(np.int64)
+        streams = np.arange(self.n_streams)
+        # planned() and _due() round apart: what _due says counts, and it is at most one row away.
+        k_S -= (self._due(streams, k_S - 1) > x) & (k_S > self._taken_JS[0])
+        k_S += self._due(streams, k_S) <= x
+        return k_S
+
+    def _due(self, s_N: np.ndarray, k_N: np.ndarray) -> np.ndarray:
+        """When the rows are due: the position x at which T_s(x) is k + 1/2; float64 [N], inf where never."""
+        half_N = k_N + 0.5
+        j_N = np.maximum((self._taken_JS.T[s_N] <= half_N[:, None]).sum(axis=1) - 1, 0)
+        d_N, a_N, c_N = half_N - self._taken_JS[j_N, s_N], self._a_JS[j_N, s_N], self._c_JS[j_N, s_N]
+        # The root of a u + c u^2 = d that is right for a = 0 and for c = 0 too.
+        root_N = a_N + np.sqrt(np.maximum(a_N * a_N + 4 * c_N * d_N, 0.0))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            u_N = np.where(d_N == 0, 0.0, 2 * d_N / root_N)
+        return self._starts_J[j_N] + u_N
+
+
+class Mixture:
+    """The rows of a run: at every position a stream and one of its rows."""
+
+    def __init__(self, orders: Sequence[StreamOrder], interleaving: Interleaving) -> None:
+        self.orders, self.interleaving = orders, interleaving
+
+    def rows(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """Of the run's rows start..stop-1: the stream and the row's id (place in its files); int64 [N] each."""
+        s_N, k_N = self.interleaving.rows(start, stop)
+        id_N = np.empty_like(k_N)
+        chosen = {stream: s_N == stream for stream in np.unique(s_N).tolist()}
+        ids = shuffled([(self.orders[stream], k_N[rows]) for stream, rows in chosen.items()])
+        for rows, id_of_rows in zip(chosen.values(), ids, strict=True):
+            id_N[rows] = id_of_rows
+        return s_N, id_N

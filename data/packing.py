@@ -1,48 +1,92 @@
-"""From documents to rows: which documents share a row. A document is never split."""
+"""From documents to rows: which share a row. Conversations are never split; texts are cut and go on in the next row."""
 
 from bisect import bisect_left, insort
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
 
-def best_fit(lengths: np.ndarray, row_length: int) -> list[list[int]]:
+def best_fit(lengths: np.ndarray, row_length: int) -> list[np.ndarray]:
     """Best-fit decreasing: the longest document first, each into the fullest row that still has room for it.
 
     `lengths` are at most row_length. Returns the documents' indices row by row, in their own order inside a row, and
     the rows by their first document: the order of the source survives as far as it can. Deterministic, O(n log n).
     """
-    rows: list[list[int]] = []
+    if not len(lengths):
+        return []
+    row_of = np.empty(len(lengths), dtype=np.int64)
+    n_rows = 0
     with_room: dict[int, list[int]] = {}
     rooms: list[int] = []  # the keys of with_room, sorted
-    for index in np.argsort(-lengths, kind="stable").tolist():
-        length = int(lengths[index])
+    decreasing = np.argsort(-lengths, kind="stable")
+    for index, length in zip(decreasing.tolist(), lengths[decreasing].tolist(), strict=True):
         place = bisect_left(rooms, length)
         if place == len(rooms):
-            row, room = len(rows), row_length
-            rows.append([])
+            row, room = n_rows, row_length
+            n_rows += 1
         else:
             room = rooms[place]
             row = with_room[room].pop()
             if not with_room[room]:
                 del with_room[room]
                 rooms.pop(place)
-        rows[row].append(index)
+        row_of[index] = row
         left = room - length
         if left and left not in with_room:
             with_room[left] = []
             insort(rooms, left)
         if left:
             with_room[left].append(row)
-    return sorted(sorted(row) for row in rows)
+    return _by_first_document(row_of, n_rows)
 
 
-def none(lengths: np.ndarray, row_length: int) -> list[list[int]]:
+def _by_first_document(row_of: np.ndarray, n_rows: int) -> list[np.ndarray]:
+    """The documents of each row, given the row of each document."""
+    documents = np.argsort(row_of, kind="stable")
+    ends = np.cumsum(np.bincount(row_of, minlength=n_rows))
+    rows = np.split(documents, ends[:-1])
+    return [rows[row] for row in np.argsort([row[0] for row in rows]).tolist()]
+
+
+def none(lengths: np.ndarray, row_length: int) -> list[np.ndarray]:
     """Each document in a row of its own."""
-    return [[index] for index in range(len(lengths))]
+    return list(np.arange(len(lengths))[:, None])
 
 
-PACKERS: dict[str, Callable[[np.ndarray, int], list[list[int]]]] = {
+PACKERS: dict[str, Callable[[np.ndarray, int], list[np.ndarray]]] = {
     "best_fit": best_fit,
     "none": none,
 }
+
+
+def concatenate_and_cut(lengths: np.ndarray, row_length: int) -> Iterator[list[int]]:
+    """Texts laid end to end and cut every row_length tokens: the lengths of the documents' pieces, row by row.
+
+    All rows but the last are full.
+    """
+    pieces: list[int] = []
+    room = row_length
+    for length in lengths.tolist():
+        while length:
+            piece = min(length, room)
+            pieces.append(piece)
+            length, room = length - piece, room - piece
+            if not room:
+                yield pieces
+                pieces, room = [], row_length
+    if pieces:
+        yield pieces
+
+
+def cut(lengths: np.ndarray, row_length: int) -> Iterator[list[int]]:
+    """Each text from the beginning of a row, in as many rows as it needs: the length of the one piece, row by row."""
+    for length in lengths.tolist():
+        for start in range(0, length, row_length):
+            yield [min(row_length, length - start)]
+
+
+CUTTERS: dict[str, Callable[[np.ndarray, int], Iterator[list[int]]]] = {
+    "best_fit": concatenate_and_cut,
+    "none": cut,
+}
+"""What `packing` means for texts."""

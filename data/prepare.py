@@ -1,233 +1,384 @@
-"""Any source -> an MDS folder of rows, once: `cache_dir/FINGERPRINT`, whole or not there at all.
+"""Any source -> an MDS folder of rows, once: whole, with an index, or not yet.
 
 A row is a sample of `tokens` (int32), `loss_mask` (uint8: is this token trained on?) and `lengths` (int32: of its
-documents). `index.json` and the shards are Streaming's; `manifest.json` says what became of every token.
+documents). `index.json` and the shards are Streaming's; `manifest.json` says what became of every row and token.
 """
 
 import errno
-import fcntl
 import json
-import os
 import platform
 import shutil
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-import numpy as np
 import xxhash
 from tqdm import tqdm
 
-from data.chat import Document, fit, tokenize_example
 from data.config import DatasetConfig
 from data.errors import ConfigError, DataError
-from data.examples import Problems, read_examples
-from data.packing import PACKERS
+from data.examples import Reading
+from data.locks import exclusive, is_first
 from data.preprocessing import preprocessing_source, resolve_preprocessing_fn
-from data.sources import InputFile, find_files, hash_file, read_rows
+from data.shards import UNFINISHED, MadeFrom, Sample, Shards, is_whole, read_journal, refuse_other
+from data.sources import Source, open_source
 from data.tokenizer import Tokenizer
+from data.upload import Remote
+from data.windows import Part, Tally, Task, Tokenizing
+from data.workers import all_cores, in_order
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Part of the fingerprint: raise it when the same input would become other rows."""
-COLUMNS = {"tokens": "ndarray:int32", "loss_mask": "ndarray:uint8", "lengths": "ndarray:int32"}
-SHARD_BYTES = 8 << 20
 WINDOW_TOKENS = 16 << 20
-"""Tokens that are packed together, and so held in memory at a time (4 bytes each)."""
-HEAD_START = 1.0
-"""Seconds that local rank 0 is given to take the lock, because launchers show that rank's output alone."""
+"""Tokens that are packed together, and so held in memory at a time; what a killed run has to do again at most."""
+BAR_DELAY = 2
+"""Seconds that pass without a progress bar: what is quick needs none."""
+MININTERVAL = 0.2 if sys.stderr.isatty() else 30.0
+"""Seconds between two states of the progress bar: a log file is not for ten lines a second."""
+UNDER_WAY = 64 << 20
+"""Units of the source that are given out to workers at a time: a few rows of the largest size fill it alone."""
 
 
-@dataclass
-class Tally:
-    """What became of examples and tokens."""
+class Recipe(Protocol):
+    """How chunks become samples: read in workers, written window by window."""
 
-    examples_in: int = 0
-    examples_kept: int = 0
-    examples_truncated: int = 0
-    """Of the kept ones: their response lost its end."""
-    examples_dropped_prompt_fills_row: int = 0
-    tokens_in: int = 0
-    tokens_kept: int = 0
-    tokens_truncated: int = 0
-    tokens_dropped: int = 0
-    trained_tokens: int = 0
-    rows: int = 0
-    padding: int = 0
+    @property
+    def source(self) -> Source: ...
 
-    def add(self, document: Document, fitted: Document | None) -> None:
-        self.examples_in += 1
-        self.tokens_in += len(document.tokens)
-        if fitted is None:
-            self.examples_dropped_prompt_fills_row += 1
-            self.tokens_dropped += len(document.tokens)
-            return
-        cut = len(document.tokens) - len(fitted.tokens)
-        self.examples_kept += 1
-        self.examples_truncated += cut > 0
-        self.tokens_kept += len(fitted.tokens)
-        self.tokens_truncated += cut
-        self.trained_tokens += fitted.trained_tokens
+    def columns(self, form: str) -> dict[str, str]: ...
+
+    def read(self, task: Task) -> Part: ...
+
+    def samples(self, window: list[Any], tally: Tally) -> Iterator[Sample]: ...
 
 
 def prepare(config: DatasetConfig, tokenizer: Tokenizer) -> Path:
-    """The folder of the dataset's rows, made if it is not there yet.
+    """The folder of the source's rows in the cache, made if it is not there yet: `cache_dir/FINGERPRINT`.
 
     Processes that ask for the same rows at once do the work once: the others wait, however long it takes. Raises
-    ConfigError for what was written, DataError for what was fed (all bad rows together); neither leaves a folder.
+    ConfigError for what was written, DataError for what was fed (all bad rows together).
     """
-    files = [hash_file(path) for path in find_files(config)]
-    fingerprint = fingerprint_of(config, files, tokenizer)
-    folder = Path(config.cache_dir) / fingerprint
-    try:
-        if folder.is_dir():
-            return folder
-        with exclusive(folder.with_suffix(".lock")):
-            if not folder.is_dir():
-                _write_folder(folder, config, files, tokenizer)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DataError(f"no space is left for the rows in {folder.parent}: free some, or set cache_dir") from None
-        if error.errno in (errno.ENOLCK, errno.ENOTSUP):
-            raise ConfigError(
-                f"cache_dir is {config.cache_dir!r}, but its file system has no locks, without which ranks would "
-                "prepare over one another: name a folder on another"
-            ) from None
-        if isinstance(error, PermissionError | FileExistsError | NotADirectoryError) or error.errno == errno.EROFS:
-            raise ConfigError(f"cache_dir is {config.cache_dir!r}, but it cannot be written: {error}") from None
-        raise
+    source = open_source(config)
+    made_from = what_decides(config, source, tokenizer)
+    folder = Path(config.cache_dir) / fingerprint_of(made_from)
+    with said_plainly(f"cache_dir is {config.cache_dir!r}, but it", "set it to a folder elsewhere"):
+        recipe = tokenizing(folder, config, source, tokenizer)
+        return write_once(folder, recipe, config, made_from, _said_of(config, tokenizer))
+
+
+def prepare_into(
+    folder: Path,
+    config: DatasetConfig,
+    tokenizer: Tokenizer,
+    *,
+    compression: str | None = None,
+    remote: str | None = None,
+) -> Path:
+    """The source's rows in a folder of one's own, and in `remote` (a folder, or s3:// and the like) as well.
+
+    `compression` is Streaming's, such as zstd or zstd:7. A folder that is whole is left alone, one that is not is gone
+    on with. Raises ConfigError when the folder, or the remote one, has anything else in it that would be in the way.
+    """
+    check_compression(compression)
+    source = open_source(config)
+    made_from = {**what_decides(config, source, tokenizer), "compression": compression}
+    with said_plainly(str(folder), "name another folder"):
+        recipe = tokenizing(folder, config, source, tokenizer)
+        said = _said_of(config, tokenizer)
+        return write_once(folder, recipe, config, made_from, said, compression=compression, remote=remote)
+
+
+def what_decides(config: DatasetConfig, source: Source, tokenizer: Tokenizer | None) -> dict[str, Any]:
+    """Everything that decides the rows, by name; where the input lies does not. Reads all of the input."""
+    preprocessing = preprocessing_source(config.preprocessing_fn)
+    of_tokens = (
+        {}
+        if tokenizer is None
+        else {
+            "tokenizer": tokenizer.fingerprint,
+            "max_seq_len": config.max_seq_len,
+            "packing": config.packing,
+            "target_prompts": config.target_prompts,
+            "target_responses": config.target_responses,
+            "excess_length": config.excess_length,
+        }
+    )
+    return {
+        "format": FORMAT_VERSION,
+        "input": source.fingerprint,
+        "preprocessing_fn": xxhash.xxh3_128_hexdigest(preprocessing.encode()) if preprocessing else None,
+        **of_tokens,
+        "on_bad_example": config.on_bad_example,
+    }
+
+
+def fingerprint_of(made_from: MadeFrom) -> str:
+    return xxhash.xxh3_128_hexdigest(json.dumps(made_from, sort_keys=True).encode())
+
+
+def check_compression(compression: str | None) -> None:
+    """Raises ConfigError when Streaming does not know it."""
+    if compression is None:
+        return
+    from streaming.base.compression import get_compressions
+
+    known = sorted(get_compressions())
+    if compression not in known:
+        raise ConfigError(f"compression is {compression!r}, but it must be one of {', '.join(known)}")
+
+
+def tokenizing(folder: Path, config: DatasetConfig, source: Source, tokenizer: Tokenizer) -> Tokenizing:
+    return Tokenizing(
+        source=source,
+        preprocess=resolve_preprocessing_fn(config.preprocessing_fn),
+        tokenizer=tokenizer,
+        config=config,
+        spool=folder / UNFINISHED,
+    )
+
+
+def write_once(
+    folder: Path,
+    recipe: Recipe,
+    config: DatasetConfig,
+    made_from: MadeFrom,
+    said: dict[str, Any],
+    *,
+    compression: str | None = None,
+    remote: str | None = None,
+) -> Path:
+    """Makes the folder whole, if it is not. `said` goes into the manifest as it is."""
+    upload = Remote(remote, folder, made_from) if remote is not None else None
+    if not is_whole(folder, made_from) or (folder / UNFINISHED).exists():
+        journal = read_journal(folder)
+        if journal is not None:
+            refuse_other(folder, journal["made_from"], made_from)
+        with exclusive(folder.with_name(f"{folder.name}.lock"), waiting=Waiting(folder)):
+            if not is_whole(folder, made_from):
+                _write(folder, recipe, config, made_from, said, compression)
+            shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
+    if upload is not None:
+        upload.send()
     return folder
 
 
-def fingerprint_of(config: DatasetConfig, files: list[InputFile], tokenizer: Tokenizer) -> str:
-    """Hash of everything that decides the rows; where the files lie does not."""
-    parts = {
-        "format": FORMAT_VERSION,
-        "files": [file.xxh3 for file in files],
-        "preprocessing": preprocessing_source(config.preprocessing_fn),
-        "tokenizer": tokenizer.fingerprint,
-        "max_seq_len": config.max_seq_len,
-        "packing": config.packing,
-    }
-    return xxhash.xxh3_128_hexdigest(json.dumps(parts, sort_keys=True).encode())
-
-
 @contextmanager
-def exclusive(path: Path) -> Iterator[None]:
-    """Holds the lock file's lock, which ends with the process however it ends; waits without a time limit."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    first = int(os.environ.get("LOCAL_RANK", "0")) == 0
-    if not first:
-        time.sleep(HEAD_START)
-    with path.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if first:
-                print(f"Waiting for another process that prepares the same rows ({path.with_suffix('')})", flush=True)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def _write_folder(folder: Path, config: DatasetConfig, files: list[InputFile], tokenizer: Tokenizer) -> None:
-    """Writes into a sibling and renames it whole. Under the lock a sibling that is there is a dead process's."""
-    unfinished = folder.with_suffix(".unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    started = time.monotonic()
+def said_plainly(subject: str, way_out: str) -> Iterator[None]:
+    """Makes one clear error of what a file system refuses, which begins with the subject and ends with the way out."""
     try:
-        tally = _write_rows(unfinished, config, files, tokenizer)
-        manifest = _manifest(config, files, tokenizer, tally, folder.name)
-        (unfinished / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
-        unfinished.rename(folder)
-    except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DataError(
+                f"{subject} has no space left: free some and start again, which goes on from there, or {way_out}"
+            ) from None
+        if error.errno in (errno.ENOLCK, errno.ENOTSUP):
+            raise ConfigError(
+                f"{subject} is on a file system that has no locks, without which ranks would prepare over one "
+                f"another: {way_out}"
+            ) from None
+        if isinstance(error, PermissionError | FileExistsError | NotADirectoryError) or error.errno == errno.EROFS:
+            raise ConfigError(f"{subject} cannot be written ({error}): {way_out}") from None
         raise
+
+
+@dataclass
+class Progress:
+    """How far the source is read, and what was in it: what the journal keeps."""
+
+    chunks: int = 0
+    done: int = 0
+    """Of the source's units."""
+    total: int = 0
+    reading: Reading = field(default_factory=Reading)
+    tally: Tally = field(default_factory=Tally)
+
+    @classmethod
+    def of_journal(cls, state: dict[str, Any], total: int) -> "Progress":
+        if not state:
+            return cls(total=total)
+        reading, tally = Reading(), Tally()
+        for target, values in ((reading, state["reading"]), (tally, state["tally"])):
+            for name, value in values.items():
+                setattr(target, name, type(getattr(target, name))(value) if isinstance(value, dict) else value)
+        return cls(state["chunks"], state["done"], total, reading, tally)
+
+    def for_journal(self) -> dict[str, Any]:
+        return {**vars(self), "reading": vars(self.reading), "tally": vars(self.tally)}
+
+
+def _write(
+    folder: Path,
+    recipe: Recipe,
+    config: DatasetConfig,
+    made_from: MadeFrom,
+    said: dict[str, Any],
+    compression: str | None,
+) -> None:
+    started = time.monotonic()
+    shards = Shards(folder, made_from, compression)
+    try:
+        progress = _write_windows(shards, recipe, config)
+        _refuse_if_nothing_is_kept(progress, config)
+    except (ConfigError, DataError):
+        shards.discard()  # to go on would bring the same again
+        raise
+    except BrokenProcessPool:
+        raise DataError(
+            "a worker process was killed (by the system, when memory runs out): start again, with a smaller "
+            "prepare_workers if it was memory; what is done is kept"
+        ) from None
+    manifest = _manifest(config, recipe.source, made_from, said, progress)
+    shards.finish(manifest)
     print(summary(manifest, folder, time.monotonic() - started), flush=True)
 
 
-def _write_rows(out: Path, config: DatasetConfig, files: list[InputFile], tokenizer: Tokenizer) -> Tally:
-    from streaming import MDSWriter  # imports for seconds, and rows that are prepared need none of it
+def _write_windows(shards: Shards, recipe: Recipe, config: DatasetConfig) -> Progress:
+    """All windows that are not written yet. Raises DataError with all bad rows, where they are errors."""
+    progress = Progress.of_journal(shards.state, recipe.source.total)
+    chunks = islice(recipe.source.chunks(), progress.chunks, None)
+    n_workers = config.prepare_workers or all_cores()
+    ahead = list(islice(chunks, n_workers))
+    given_out = 0
+    window: list[Any] = []
 
-    tally, problems = Tally(), Problems()
-    # Not a `with` block: MDSWriter would write a valid index of part of the data when the block raises.
-    writer = MDSWriter(columns=COLUMNS, out=str(out), hashes=["xxh64"], size_limit=SHARD_BYTES)
-    window: list[Document] = []
-    window_tokens = 0
-    for document in _documents(config, files, tokenizer, tally, problems):
-        window.append(document)
-        window_tokens += len(document.tokens)
-        if window_tokens >= WINDOW_TOKENS:
-            _write_window(writer, window, config, tally)
-            window, window_tokens = [], 0
-    problems.raise_if_any()
-    if not tally.examples_kept:
-        raise DataError(
-            f"none of the {tally.examples_in} examples can be used: no prompt leaves room for a token of its response "
-            f"in max_seq_len ({config.max_seq_len}): raise it, or shorten the prompts"
-        )
-    _write_window(writer, window, config, tally)
-    writer.finish()
-    assert tally.tokens_in == tally.tokens_kept + tally.tokens_truncated + tally.tokens_dropped
-    return tally
+    def tasks() -> Iterator[Task]:
+        nonlocal given_out
+        for chunk in chain(ahead, chunks):
+            given_out += chunk.size
+            yield _task(chunk, progress.reading, config)
+
+    def under_way() -> int:
+        if progress.reading.form is None:  # which the first valid row decides, for all
+            return 1
+        return 2 * n_workers if given_out < UNDER_WAY else 0
+
+    def flush() -> None:
+        if window:
+            columns = recipe.columns(str(progress.reading.form))
+            shards.write_window(columns, recipe.samples(window, progress.tally), progress.for_journal)
+            window.clear()
+
+    parts = in_order(recipe.read, tasks(), max(1, min(n_workers, len(ahead))), under_way)
+    with closing(parts), _bar(recipe.source, progress) as bar:
+        for part in parts:
+            given_out -= part.size
+            progress.chunks += 1
+            progress.done += part.size
+            progress.reading.merge(part.reading)
+            progress.tally.merge(part.tally)
+            bar.update(part.size)
+            if _is_refused(progress.reading, config):
+                window.clear()
+                bar.set_postfix(bad_rows=progress.reading.bad_rows, refresh=False)
+            elif part.content is not None:
+                window.append(part.content.received())
+                if sum(content.weight for content in window) >= WINDOW_TOKENS:
+                    flush()
+    if _is_refused(progress.reading, config):
+        progress.reading.raise_if_any()
+    flush()
+    return progress
 
 
-def _documents(
-    config: DatasetConfig, files: list[InputFile], tokenizer: Tokenizer, tally: Tally, problems: Problems
-) -> Iterator[Document]:
-    """The documents that fit; after the first bad row examples are only checked."""
-    on_screen = sys.stderr.isatty()
-    with tqdm(
-        total=sum(file.bytes for file in files),
+def _task(chunk: Any, reading: Reading, config: DatasetConfig) -> Task:
+    return Task(
+        chunk=chunk,
+        form=reading.form,
+        first_place=reading.first_place,
+        check_only=_is_refused(reading, config),
+    )
+
+
+def _is_refused(reading: Reading, config: DatasetConfig) -> bool:
+    return config.on_bad_example == "error" and reading.bad_rows > 0
+
+
+def _refuse_if_nothing_is_kept(progress: Progress, config: DatasetConfig) -> None:
+    if progress.tally.examples_kept:
+        return
+    dropped = _dropped(progress)
+    reasons = ", ".join(f"{reason} ({count:,})" for reason, count in dropped.items()) or "there are none"
+    raise DataError(
+        f"none of the {sum(dropped.values()):,} rows can be used: {reasons}: max_seq_len is {config.max_seq_len}"
+    )
+
+
+def _dropped(progress: Progress) -> dict[str, int]:
+    """Reason -> rows."""
+    reading = progress.reading
+    dropped = {"bad rows": reading.bad_rows, "preprocessing_fn returned None": reading.n_dropped}
+    return {reason: count for reason, count in (progress.tally.dropped | dropped).items() if count}
+
+
+def _bar(source: Source, progress: Progress) -> Any:
+    return tqdm(
+        total=source.total or None,
+        initial=progress.done,
         desc="Preparing rows",
-        unit="B",
+        unit=source.unit,
         unit_scale=True,
-        delay=2,
-        mininterval=0.2 if on_screen else 30,  # a log file is not for ten lines a second
-    ) as bar:
-        rows = read_rows(files, bar.update)
-        for example in read_examples(rows, resolve_preprocessing_fn(config.preprocessing_fn), problems):
-            if problems.bad_rows:
-                continue
-            document = tokenize_example(example, tokenizer)
-            fitted = fit(document, config.max_seq_len)
-            tally.add(document, fitted)
-            if fitted is not None:
-                yield fitted
+        delay=BAR_DELAY,
+        mininterval=MININTERVAL,
+    )
 
 
-def _write_window(writer: Any, documents: list[Document], config: DatasetConfig, tally: Tally) -> None:
-    lengths = np.array([len(document.tokens) for document in documents], dtype=np.int32)
-    for row in PACKERS[config.packing](lengths, config.max_seq_len):
-        tokens = np.concatenate([documents[index].tokens for index in row])
-        mask = np.ones(len(tokens), dtype=np.uint8)
-        ends = np.cumsum(lengths[row])
-        for index, end in zip(row, ends, strict=True):
-            start = end - lengths[index]
-            mask[start : start + documents[index].n_prompt] = 0
-        writer.write({"tokens": tokens, "loss_mask": mask, "lengths": lengths[row]})
-        tally.rows += 1
-        tally.padding += config.max_seq_len - len(tokens)
+class Waiting:
+    """Called each second while another process prepares the folder: shows, on one rank of a node, how far it is."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.shown = is_first()
+        self.bar: Any = None
+
+    def __call__(self) -> None:
+        if not self.shown:
+            return
+        if self.bar is None:
+            print(f"Waiting for another process that prepares the same rows ({self.folder})", flush=True)
+            self.bar = tqdm(desc="Prepared by another", unit_scale=True, delay=BAR_DELAY, mininterval=MININTERVAL)
+        with suppress(DataError):  # it is finished just now
+            state = (read_journal(self.folder) or {}).get("state") or {"done": 0, "total": 0}
+            self.bar.total = state["total"] or None
+            self.bar.update(state["done"] - self.bar.n)
 
 
 def _manifest(
-    config: DatasetConfig, files: list[InputFile], tokenizer: Tokenizer, tally: Tally, fingerprint: str
+    config: DatasetConfig, source: Source, made_from: MadeFrom, said: dict[str, Any], progress: Progress
 ) -> dict[str, Any]:
+    reading, tally = progress.reading, progress.tally
+    dropped = _dropped(progress)
+    counts = {name: value for name, value in vars(tally).items() if not isinstance(value, dict)}
     return {
         "format": FORMAT_VERSION,
-        "fingerprint": fingerprint,
-        "inputs": [{"path": str(file.path), "bytes": file.bytes, "xxh3_128": file.xxh3} for file in files],
+        "fingerprint": fingerprint_of(made_from),
+        "made_from": made_from,
+        "inputs": source.inputs,
+        "form": reading.form,
         "preprocessing_fn": config.preprocessing_fn,
-        "max_seq_len": config.max_seq_len,
-        "packing": config.packing,
-        "tokenizer": {"name": tokenizer.name, "fingerprint": tokenizer.fingerprint},
-        **asdict(tally),
+        **said,
+        "rows_in": reading.n_valid + reading.n_dropped + reading.bad_rows,
+        "examples_in": reading.n_valid,
+        **counts,
+        "dropped": dropped,
+        "bad_rows": dict(reading.kinds),
+        "ignored_columns": dict(reading.ignored),
+        "document_lengths": dict(sorted(tally.document_lengths.items(), key=lambda item: int(item[0]))),
         "versions": {name: _version(name) for name in ("dropless", "mosaicml-streaming", "numpy")}
         | {"python": platform.python_version()},
     }
+
+
+def _said_of(config: DatasetConfig, tokenizer: Tokenizer) -> dict[str, Any]:
+    of_tokenizer = {key: getattr(tokenizer, key) for key in ("name", "fingerprint", "chat_template")}
+    return {"max_seq_len": config.max_seq_len, "packing": config.packing, "tokenizer": of_tokenizer}
 
 
 def _version(distribution: str) -> str:
@@ -239,26 +390,24 @@ def _version(distribution: str) -> str:
 
 def summary(manifest: dict[str, Any], folder: Path, seconds: float) -> str:
     """A table of what became of the input."""
-    positions = manifest["rows"] * manifest["max_seq_len"]
-    used = f"{manifest['tokens_kept'] / positions:.1%} of {positions:,} positions used"
-    table = [
-        ("", "examples", "tokens", ""),
-        ("in", manifest["examples_in"], manifest["tokens_in"], f"from {len(manifest['inputs'])} file(s)"),
-        (
-            "kept",
-            manifest["examples_kept"],
-            manifest["tokens_kept"],
-            f"{manifest['trained_tokens']:,} of them trained on",
-        ),
-        ("truncated", manifest["examples_truncated"], manifest["tokens_truncated"], "the response's end was cut"),
-        (
-            "dropped",
-            manifest["examples_dropped_prompt_fills_row"],
-            manifest["tokens_dropped"],
-            "the prompt leaves no room for a response",
-        ),
+    if "tokenizer" not in manifest:
+        dropped = "".join(f", {count:,} dropped ({reason})" for reason, count in manifest["dropped"].items())
+        return f"Wrote {manifest['rows']:,} of {manifest['rows_in']:,} rows{dropped} in {seconds:.1f} s: {folder}"
+    table: list[tuple[Any, Any, Any, str]] = [
+        ("", "rows", "tokens", ""),
+        ("in", manifest["rows_in"], manifest["tokens_in"], f"from {len(manifest['inputs'])} file(s)"),
+        ("kept", manifest["examples_kept"], manifest["tokens_kept"], f"{manifest['trained_tokens']:,} trained on"),
+        ("truncated", manifest["examples_truncated"], manifest["tokens_truncated"], "of the kept: the end was cut"),
+        ("dropped", sum(manifest["dropped"].values()), manifest["tokens_dropped"], ""),
+        *(("", count, "", reason) for reason, count in manifest["dropped"].items()),
     ]
     cells = [[f"{cell:,}" if isinstance(cell, int) else cell for cell in line] for line in table]
-    lines = [f"  {name:<10}{examples:>14}{tokens:>18}  {note}".rstrip() for name, examples, tokens, note in cells]
-    rows = f"{manifest['rows']:,} rows of {manifest['max_seq_len']:,} ({used}) in {seconds:.1f} s: {folder}"
-    return "\n".join(["Prepared", *lines, f"  {rows}"])
+    lines = [f"  {name:<10}{rows:>14}{tokens:>20}  {note}".rstrip() for name, rows, tokens, note in cells]
+    positions = manifest["rows"] * manifest["max_seq_len"]
+    used = f"{manifest['tokens_kept'] / positions:.1%} of {positions:,} positions used"
+    lines.append(f"  {manifest['rows']:,} rows of {manifest['max_seq_len']:,} ({used}) in {seconds:.1f} s: {folder}")
+    for key, what in (("bad_rows", "bad rows"), ("ignored_columns", "ignored columns")):
+        if manifest[key]:
+            counts = ", ".join(f"{name} ({count:,})" for name, count in manifest[key].items())
+            lines.append(f"  {what}: {counts}")
+    return "\n".join(["Prepared", *lines])

@@ -1,4 +1,8 @@
-"""From a dataset's own row to an example: one function a known dataset, `module:function`, or two columns by name."""
+"""From a dataset's own row to an example: one function a known dataset, `module:function`, or two columns by name.
+
+A function returns an example (data/examples.py says what that is), or None for a row that is to be left out. The
+registered ones are self-contained, each with the row's shape as the dataset's card on the Hugging Face hub gives it.
+"""
 
 import importlib
 import inspect
@@ -13,7 +17,10 @@ PreprocessingFn = Callable[[Any], Any]
 
 
 def alpaca(row: Mapping[str, Any]) -> dict[str, str]:
-    """tatsu-lab/alpaca: `{instruction, input, output, text}`; input is "" in rows that need none."""
+    """tatsu-lab/alpaca: `{instruction, input, output, text}`; input is "" in rows that need none.
+
+    The prompt is Alpaca's own, as its `text` has it. Card: huggingface.co/datasets/tatsu-lab/alpaca
+    """
     intro = "Below is an instruction that describes a task"
     more = ", paired with an input that provides further context" if row["input"] else ""
     context = f"### Input:\n{row['input']}\n\n" if row["input"] else ""
@@ -23,15 +30,107 @@ def alpaca(row: Mapping[str, Any]) -> dict[str, str]:
 
 
 def dolly(row: Mapping[str, Any]) -> dict[str, str]:
-    """databricks/databricks-dolly-15k: `{instruction, context, response, category}`; context is often ""."""
+    """databricks/databricks-dolly-15k: `{instruction, context, response, category}`; context is often "".
+
+    Card: huggingface.co/datasets/databricks/databricks-dolly-15k
+    """
     context = f"### Context:\n{row['context']}\n\n" if row["context"] else ""
     prompt = f"### Instruction:\n{row['instruction']}\n\n{context}### Response:\n"
     return {"prompt": prompt, "response": row["response"]}
 
 
+def p3(row: Mapping[str, Any]) -> dict[str, str] | None:
+    """bigscience/P3: `{inputs_pretokenized, targets_pretokenized, inputs, targets}`, some subsets also
+    `{answer_choices, idx, weight, is_correct}`; `inputs` and `targets` are T5's token ids.
+
+    A row whose is_correct is false shows a wrong answer (for ranking) and is left out. A space comes between where
+    neither text has one. Card: huggingface.co/datasets/bigscience/P3
+    """
+    if row.get("is_correct") is False:
+        return None
+    prompt, response = row["inputs_pretokenized"], row["targets_pretokenized"]
+    apart = prompt[-1:].isspace() or response[:1].isspace()
+    return {"prompt": prompt, "response": response if apart or not response else f" {response}"}
+
+
+def flan(row: Mapping[str, Any]) -> dict[str, str]:
+    """Muennighoff/flan and Muennighoff/P3: `{inputs, targets, task}`; conceptofmind's FLAN: `{inputs, targets,
+    task_source, task_name, template_type}`.
+
+    A space comes between where neither text has one. Card: huggingface.co/datasets/Muennighoff/flan
+    """
+    prompt, response = row["inputs"], row["targets"]
+    apart = prompt[-1:].isspace() or response[:1].isspace()
+    return {"prompt": prompt, "response": response if apart or not response else f" {response}"}
+
+
+def openhermes(row: Mapping[str, Any]) -> dict[str, Any]:
+    """teknium/OpenHermes-2.5, and any ShareGPT: `{conversations: [{from, value}, ...], source, category, ...}`, from is
+    system, human or gpt.
+
+    A system turn without a word is left out. Card: huggingface.co/datasets/teknium/OpenHermes-2.5
+    """
+    roles = {"human": "user", "gpt": "assistant"}
+    turns = [{"role": roles.get(turn["from"], turn["from"]), "content": turn["value"]} for turn in row["conversations"]]
+    return {"messages": [turn for turn in turns if turn["role"] != "system" or turn["content"]]}
+
+
+def stackmathqa(row: Mapping[str, Any]) -> dict[str, str]:
+    """math-ai/StackMathQA: `{Q, A, meta}`, a question of Stack Exchange and one of its answers.
+
+    Its subset stackmathqafull-qalist has `{Q, A_List, meta}`, and is not for this function. A blank line comes between.
+    Card: huggingface.co/datasets/math-ai/StackMathQA
+    """
+    return {"prompt": f"{row['Q']}\n\n", "response": row["A"]}
+
+
+def numinamath(row: Mapping[str, Any]) -> dict[str, Any]:
+    """AI-MO/NuminaMath-CoT: `{source, problem, solution, messages: [{content, role}, ...]}`; messages are the problem
+    by the user and the solution by the assistant.
+
+    Card: huggingface.co/datasets/AI-MO/NuminaMath-CoT
+    """
+    return {"messages": row["messages"]}
+
+
+def multiple_choice(row: Mapping[str, Any]) -> dict[str, str]:
+    """`{question, choices: [text, ...], answer}`, where answer is the place in choices from 0, or a letter from A.
+
+    The prompt lists the choices as A to Z and ends with `Answer:`; the response is the letter. The columns are MMLU's,
+    with its index. Card: huggingface.co/datasets/cais/mmlu
+    """
+    letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[: len(row["choices"])]
+    answer = row["answer"]
+    if isinstance(answer, str):
+        letter = answer.strip()
+    else:
+        letter = letters[answer : answer + 1] if type(answer) is int and answer >= 0 else ""
+    if len(letter) != 1 or letter not in letters:
+        raise DataError(
+            f"answer is {answer!r}, but it must be an index from 0 or a letter, and the choices are {letters}"
+        )
+    choices = "\n".join(f"{name}. {choice}" for name, choice in zip(letters, row["choices"], strict=True))
+    return {"prompt": f"{row['question']}\n{choices}\nAnswer:", "response": f" {letter}"}
+
+
 PREPROCESSORS: dict[str, PreprocessingFn] = {
     "alpaca": alpaca,
     "dolly": dolly,
+    "p3": p3,
+    "flan": flan,
+    "openhermes": openhermes,
+    "stackmathqa": stackmathqa,
+    "numinamath": numinamath,
+    "multiple_choice": multiple_choice,
+    # By the dataset's name, as LLM Foundry registers its own.
+    "tatsu-lab/alpaca": alpaca,
+    "databricks/databricks-dolly-15k": dolly,
+    "bigscience/P3": p3,
+    "Muennighoff/P3": flan,
+    "Muennighoff/flan": flan,
+    "teknium/OpenHermes-2.5": openhermes,
+    "math-ai/StackMathQA": stackmathqa,
+    "AI-MO/NuminaMath-CoT": numinamath,
 }
 
 

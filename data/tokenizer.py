@@ -3,16 +3,21 @@
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
+
 from data.config import TokenizerConfig
-from data.errors import ConfigError
+from data.errors import ConfigError, DataError
 from data.tiktoken_bpe import read_vocabulary, to_fast
 
 if TYPE_CHECKING:
+    import jinja2
     import tiktoken
+    import tokenizers
 
 # The pattern of cl100k_base in the spelling that tiktoken's and the tokenizers library's regex engines read alike.
 CL100K_PATTERN = (
@@ -21,6 +26,10 @@ CL100K_PATTERN = (
 )
 
 END_OF_TEXT, PAD, IM_START, IM_END = "<|endoftext|>", "<|pad|>", "<|im_start|>", "<|im_end|>"
+OURS = (END_OF_TEXT, PAD, IM_START, IM_END)
+
+DEFAULT_SYSTEM_PROMPT = "You are a helpful assistant. Answer truthfully, and say so when you do not know."
+"""What a conversation without a system turn begins with under `use_default_system_prompt`."""
 
 # The newline stands before a turn, not after one, so that a conversation's text begins with that of its first turns.
 CHATML_TEMPLATE = (
@@ -29,6 +38,16 @@ CHATML_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '\\n<|im_start|>assistant\\n' }}{% endif %}"
 )
+DEFAULT_SYSTEM_TURN = (
+    "{% if messages[0]['role'] != 'system' %}"
+    f"{{{{ '<|im_start|>system\\n{DEFAULT_SYSTEM_PROMPT}<|im_end|>\\n' }}}}"
+    "{% endif %}"
+)
+
+LONG_RUN = 100_000
+"""Whitespace of this many characters is not for tiktoken, whose regex engine fails at a million: the tokenizers library
+takes such a text, with the same ids. A stretch without a break costs it 90 bytes a character (tiktoken 50)."""
+_LONG_RUN = re.compile(rf"(?<!\s)\s{{{LONG_RUN}}}")
 
 
 class Tokenizer(Protocol):
@@ -43,14 +62,27 @@ class Tokenizer(Protocol):
     stop_token_ids: list[int]
     """Ids at which generation ends: eos, and the chat template's end of a turn."""
     chat_template: str | None
+    special_tokens: Mapping[str, int]
+    """Those that are written out in rendered conversations, and their ids."""
     fingerprint: str
     """Hash of everything that decides ids and the template's text."""
 
-    def encode(self, text: str) -> list[int]:
-        """Adds nothing; special tokens written in the text stay text."""
+    def encode(self, text: str) -> np.ndarray:
+        """int32. Adds nothing; special tokens written in the text stay text."""
         ...
 
-    def decode(self, ids: Sequence[int]) -> str: ...
+    def render(self, messages: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
+        """The conversation as the chat template writes it; with the generation prompt, up to where an answer begins.
+
+        Raises ConfigError when there is no template, DataError with what the template says against the conversation.
+        """
+        ...
+
+    def encode_rendered(self, text: str) -> np.ndarray:
+        """int32. Of what render wrote: special tokens in it are special."""
+        ...
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str: ...
 
     def save_pretrained(self, folder: Path, max_seq_len: int) -> None:
         """Writes the files of a Hugging Face tokenizer and generation_config.json."""
@@ -69,12 +101,20 @@ class TiktokenTokenizer:
     and <|im_end|> 100279 beside its own <|endoftext|> 100257, which are DBRX's.
     """
 
-    def __init__(self, name: str, ranks: dict[bytes, int], pattern: str, special_tokens: dict[str, int]) -> None:
+    def __init__(
+        self,
+        name: str,
+        ranks: dict[bytes, int],
+        pattern: str,
+        special_tokens: dict[str, int],
+        *,
+        use_default_system_prompt: bool = False,
+    ) -> None:
         import tiktoken
 
         special = dict(special_tokens)
         next_id = max(*ranks.values(), *special.values(), -1) + 1
-        for token in (END_OF_TEXT, PAD, IM_START, IM_END):
+        for token in OURS:
             if token not in special:
                 special[token] = next_id
                 next_id += 1
@@ -83,26 +123,47 @@ class TiktokenTokenizer:
         self.bos_token_id = self.eos_token_id = special[END_OF_TEXT]
         self.pad_token_id = special[PAD]
         self.stop_token_ids = [special[END_OF_TEXT], special[IM_END]]
-        self.chat_template: str | None = CHATML_TEMPLATE
+        self._template = (DEFAULT_SYSTEM_TURN if use_default_system_prompt else "") + CHATML_TEMPLATE
+        self.chat_template: str | None = self._template
+        self.special_tokens: Mapping[str, int] = special
         by_rank = sorted((rank, token.hex()) for token, rank in ranks.items())
-        self.fingerprint = _hash(["tiktoken", by_rank, pattern, sorted(special.items()), CHATML_TEMPLATE])
+        self.fingerprint = _hash(["tiktoken", by_rank, pattern, sorted(special.items()), self._template])
         # Encodings with different special tokens should have different names, tiktoken says.
         self._encoding = tiktoken.Encoding(
             f"dropless-{self.fingerprint}", pat_str=pattern, mergeable_ranks=ranks, special_tokens=special
         )
 
-    def encode(self, text: str) -> list[int]:
-        return self._encoding.encode_ordinary(text)
+    def encode(self, text: str) -> np.ndarray:
+        if _has_long_run(text):
+            return self._encode_with_fast(text, special=False)
+        return _int32(self._encoding.encode_to_numpy(text, disallowed_special=()))
 
-    def decode(self, ids: Sequence[int]) -> str:
-        return self._encoding.decode(list(ids))
+    def render(self, messages: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
+        return _compile(self._template).render(messages=messages, add_generation_prompt=add_generation_prompt)
+
+    def encode_rendered(self, text: str) -> np.ndarray:
+        if _has_long_run(text):
+            return self._encode_with_fast(text, special=True)
+        return _int32(self._encoding.encode_to_numpy(text, allowed_special="all"))
+
+    def _encode_with_fast(self, text: str, *, special: bool) -> np.ndarray:
+        self._fast.encode_special_tokens = not special
+        return np.array(self._fast.encode(text).ids, dtype=np.int32)
+
+    @cached_property
+    def _fast(self) -> "tokenizers.Tokenizer":
+        """The same vocabulary in the tokenizers library, as it is exported."""
+        encoding = self._encoding
+        return to_fast(encoding._mergeable_ranks, encoding._pat_str, encoding._special_tokens)
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        return self._encoding.decode(np.asarray(ids).tolist())
 
     def save_pretrained(self, folder: Path, max_seq_len: int) -> None:
         from transformers import PreTrainedTokenizerFast
 
-        encoding = self._encoding
         fast = PreTrainedTokenizerFast(
-            tokenizer_object=to_fast(encoding._mergeable_ranks, encoding._pat_str, encoding._special_tokens),
+            tokenizer_object=self._fast,
             bos_token=END_OF_TEXT,
             eos_token=END_OF_TEXT,
             unk_token=END_OF_TEXT,
@@ -137,14 +198,37 @@ class HFTokenizer:
         end_of_turn = _end_of_turn(tokenizer)
         if end_of_turn not in (None, self.eos_token_id):
             self.stop_token_ids.append(end_of_turn)
+        self.special_tokens: Mapping[str, int] = _hf_special_tokens(tokenizer)
         self.fingerprint = _hash(["hf", _hf_contents(tokenizer), self.stop_token_ids, self.chat_template])
         self._tokenizer = tokenizer
 
-    def encode(self, text: str) -> list[int]:
-        return self._tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True, verbose=False)
+    def encode(self, text: str) -> np.ndarray:
+        return self._encode(text, split_special_tokens=True)
 
-    def decode(self, ids: Sequence[int]) -> str:
-        return self._tokenizer.decode(list(ids), clean_up_tokenization_spaces=False)
+    def render(self, messages: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
+        if self.chat_template is None:
+            raise ConfigError(
+                f"tokenizer.name is {self.name!r}, but that tokenizer has no chat template, which messages need: name "
+                "one that has, or set chat_template in its tokenizer_config.json"
+            )
+        try:
+            return self._tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=add_generation_prompt
+            )
+        except Exception as error:  # whatever the template runs into, or raises itself
+            raise DataError(str(error) or type(error).__name__) from error
+
+    def encode_rendered(self, text: str) -> np.ndarray:
+        return self._encode(text, split_special_tokens=False)
+
+    def _encode(self, text: str, *, split_special_tokens: bool) -> np.ndarray:
+        ids = self._tokenizer.encode(
+            text, add_special_tokens=False, split_special_tokens=split_special_tokens, verbose=False
+        )
+        return np.array(ids, dtype=np.int32)
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        return self._tokenizer.decode(np.asarray(ids).tolist(), clean_up_tokenization_spaces=False)
 
     def save_pretrained(self, folder: Path, max_seq_len: int) -> None:
         before = self._tokenizer.model_max_length
@@ -157,12 +241,15 @@ class HFTokenizer:
 def _build_tiktoken(config: TokenizerConfig) -> TiktokenTokenizer:
     kwargs = config.kwargs
     if kwargs.vocab_file is not None:
-        ranks = read_vocabulary(Path(kwargs.vocab_file), (END_OF_TEXT, PAD, IM_START, IM_END))
-        return TiktokenTokenizer(f"tiktoken:{kwargs.vocab_file}", ranks, CL100K_PATTERN, {})
-    key = "encoding_name" if kwargs.encoding_name is not None else "model_name"
-    name = str(getattr(kwargs, key))
-    encoding = _load_encoding(key, name)
-    return TiktokenTokenizer(f"tiktoken:{name}", encoding._mergeable_ranks, encoding._pat_str, encoding._special_tokens)
+        ranks, pattern, special = read_vocabulary(Path(kwargs.vocab_file), OURS), CL100K_PATTERN, {}
+        name = kwargs.vocab_file
+    else:
+        key = "encoding_name" if kwargs.encoding_name is not None else "model_name"
+        name = str(getattr(kwargs, key))
+        encoding = _load_encoding(key, name)
+        ranks, pattern, special = encoding._mergeable_ranks, encoding._pat_str, encoding._special_tokens
+    with_system = kwargs.use_default_system_prompt
+    return TiktokenTokenizer(f"tiktoken:{name}", ranks, pattern, special, use_default_system_prompt=with_system)
 
 
 def _load_encoding(key: str, name: str) -> "tiktoken.Encoding":
@@ -190,21 +277,48 @@ def _load_encoding(key: str, name: str) -> "tiktoken.Encoding":
 def _load_hf(name: str) -> Any:
     from transformers import AutoTokenizer
 
+    from data.sources.reach import why_offline
+
+    path = Path(name).expanduser()
     looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1
-    if looks_local and not Path(name).expanduser().is_dir():
+    if looks_local and not path.is_dir():
         raise ConfigError(f"tokenizer.name is {name!r}, but there is no such folder")
-    path = str(Path(name).expanduser()) if looks_local else name
+    offline = None if path.is_dir() else why_offline()
     try:
-        return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(
+            str(path) if path.is_dir() else name, trust_remote_code=False, local_files_only=offline is not None
+        )
     except (
         Exception
     ) as error:  # transformers raises OSError, ValueError, KeyError, ImportError and bare Exceptions here
-        reason = str(error).strip().splitlines()
+        reason = (str(error).strip() or "no reason given").splitlines()[0]
+        if offline is not None:
+            raise ConfigError(
+                f"tokenizer.name is {name!r}, which is neither a folder here nor in the hub's cache, and the hub "
+                f"cannot be asked ({offline}): give a Hugging Face folder"
+            ) from error
         raise ConfigError(
             f"tokenizer.name is {name!r}, but no tokenizer could be loaded from there "
-            f"({type(error).__name__}: {reason[0] if reason else 'no reason given'}): give a Hugging Face folder or "
-            "name that needs no code of its own, or `tiktoken`"
+            f"({type(error).__name__}: {reason}): give a Hugging Face folder or name that needs no code of its own, or "
+            "`tiktoken`"
         ) from error
+
+
+@lru_cache
+def _compile(template: str) -> "jinja2.Template":
+    """As transformers compiles it, so that an exported template writes the same."""
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    return ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True).from_string(template)
+
+
+def _has_long_run(text: str) -> bool:
+    return len(text) >= LONG_RUN and _LONG_RUN.search(text) is not None
+
+
+def _int32(ids: np.ndarray) -> np.ndarray:
+    """tiktoken's uint32 without a copy."""
+    return ids.view(np.int32)
 
 
 def _first_id(*ids: int | None) -> int:
@@ -224,6 +338,13 @@ def _end_of_turn(tokenizer: Any) -> int | None:
     rest = text.rpartition(words)[2].lstrip()
     found = [token for token in tokenizer.all_special_tokens if rest.startswith(token)]
     return tokenizer.convert_tokens_to_ids(max(found, key=len)) if found else None
+
+
+def _hf_special_tokens(tokenizer: Any) -> dict[str, int]:
+    """Those that split_special_tokens would split, in the order of their ids."""
+    added = {token.content: token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special}
+    named = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
+    return dict(sorted((named | added).items(), key=lambda item: item[1]))
 
 
 def _hf_contents(tokenizer: Any) -> object:

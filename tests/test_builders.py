@@ -6,10 +6,10 @@ import pytest
 import torch
 from composer.core import Time, Timestamp
 
+from data.durations import Clock, parse_duration
 from data.errors import ConfigError
 from train.builders import build_optimizer, build_scheduler
 from train.config import OptimizerConfig, ParamGroupConfig, SchedulerConfig
-from train.durations import Clock, parse_duration
 from train.models.config import FFNConfig, ModelConfig
 from train.models.dbrx import DbrxForCausalLM
 from train.optim import DecoupledLionW

@@ -1,33 +1,69 @@
-import json
+import pickle
 
+import numpy as np
 import pytest
-from toy_tokenizer import dataset_config, write_jsonl
 
-from data.config import DatasetConfig, HFKwargs
-from data.errors import ConfigError, DataError
-from data.examples import Example, Problems, check_example, read_examples
-from data.sources import find_files, hash_file, read_rows
+from data.errors import DataError
+from data.examples import (
+    Conversation,
+    Problem,
+    PromptResponse,
+    Reading,
+    Text,
+    TokenTurns,
+    check_example,
+    read_examples,
+)
 
 GOOD = {"prompt": "2 + 2?", "response": "4"}
+TEXT = {"text": "Once."}
+USER, ANSWER = {"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}
+SYSTEM, TOOL = {"role": "system", "content": "Add."}, {"role": "tool", "content": "4"}
+CHAT = {"messages": [USER, ANSWER]}
 
 
-def load(path, content: bytes, preprocess=None):
-    """Examples of a file with this content; raises when there are problems."""
-    path.write_bytes(content)
-    problems = Problems()
-    examples = list(read_examples(read_rows([hash_file(path)]), preprocess, problems))
-    problems.raise_if_any()
-    return examples
+def read(rows, preprocess=None, **reading):
+    """The examples of rows at row 1, row 2, ... and what was found besides."""
+    reading = Reading(**reading)
+    examples = list(read_examples(((f"row {n}", row) for n, row in enumerate(rows, start=1)), preprocess, reading))
+    return examples, reading
 
 
-def error_of(path, content: bytes, preprocess=None) -> str:
+def error_of(rows, preprocess=None) -> str:
     with pytest.raises(DataError) as error:
-        load(path, content, preprocess)
+        read(rows, preprocess)[1].raise_if_any()
     return str(error.value)
 
 
-def test_completion_is_another_name_for_response():
-    assert check_example({"prompt": "a", "completion": "b", "id": 3}) == Example("a", "b")
+def turn(role="user", **changes):
+    return {"role": role, "content": "words"} | changes
+
+
+@pytest.mark.parametrize(
+    ("row", "example"),
+    [
+        ({"prompt": "a", "completion": "b", "id": 3}, PromptResponse("a", "b")),
+        ({"text": "a", "url": "b"}, Text("a")),
+        (CHAT, Conversation([USER, ANSWER])),
+        ({"messages": np.array([SYSTEM, USER, ANSWER], dtype=object)}, Conversation([SYSTEM, USER, ANSWER])),
+        ({"messages": [USER | {"name": "Ann"}, ANSWER]}, Conversation([USER, ANSWER])),
+        (
+            {"messages": [USER, ANSWER, TOOL, TOOL, ANSWER]},
+            Conversation([USER, ANSWER, TOOL, TOOL, ANSWER]),
+        ),
+        ({"messages": [SYSTEM, ANSWER]}, Conversation([SYSTEM, ANSWER])),
+    ],
+)
+def test_each_form_is_an_example(row, example):
+    assert check_example(row) == example
+
+
+@pytest.mark.parametrize("ids", [[1, 2], np.array([1, 2], dtype=np.int32), (1, 2), np.array([1, 2], dtype=np.uint16)])
+def test_turns_of_token_ids_are_an_example(ids):
+    example = check_example({"turns": [{"input_ids": ids, "labels": [3], "attention_mask": [1, 1]}]})
+    assert isinstance(example, TokenTurns)
+    ((prompt, response),) = example.turns
+    assert (prompt.tolist(), response.tolist(), prompt.dtype) == ([1, 2], [3], np.int64)
 
 
 @pytest.mark.parametrize(
@@ -42,6 +78,8 @@ def test_completion_is_another_name_for_response():
         ({"completion": "5"}, "has both response and completion"),
         ({"prompt": True}, "prompt is True (bool)"),
         ({"prompt": "x" * 99 + "\ud800"}, "prompt is 'xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx..., but"),
+        ({"messages": []}, "has prompt and response and messages, but an example has exactly one form"),
+        ({"text": "a"}, "has prompt and response and text, but an example has exactly one form"),
     ],
 )
 def test_each_way_to_be_wrong_is_said(change, text):
@@ -49,151 +87,179 @@ def test_each_way_to_be_wrong_is_said(change, text):
     assert text in problem.text
 
 
+@pytest.mark.parametrize("value", [None, 12, ["a"], "", " ", "a\udfff"])
+def test_a_text_is_checked_like_a_prompt(value):
+    (problem,) = check_example({"text": value})
+    (same,) = check_example({"prompt": value, "response": "b"})
+    assert problem == Problem(same.kind.replace("prompt", "text"), same.text.replace("prompt", "text"))
+
+
+@pytest.mark.parametrize(
+    ("messages", "text"),
+    [
+        ([], "messages is empty, but a conversation needs at least what is asked and the assistant's answer"),
+        ([USER], "messages is only one turn, but"),
+        ("hello", "messages is 'hello', but it must be a list of {role, content}"),
+        (None, "messages is None, but it must be a list"),
+        ({"role": "user"}, "(dict), but it must be a list"),
+        ([USER, ANSWER, USER], "messages[2] (user) is the last, but a conversation must end with the assistant"),
+        ([USER, USER, ANSWER], "messages[1] (user) follows another turn by the user: join the two"),
+        ([USER, ANSWER, ANSWER], "messages[2] (assistant) follows another turn by the assistant"),
+        ([USER, SYSTEM, ANSWER], "messages[1] (system) is not the first"),
+        ([SYSTEM, SYSTEM, USER, ANSWER], "messages[1] (system) is not the first"),
+        ([ANSWER, USER, ANSWER], "messages[0] (assistant) is the first, but a conversation begins with system or user"),
+        ([USER, TOOL, ANSWER], "messages[1] (tool) follows the user, but a tool's result follows the assistant"),
+        ([USER, "4"], "messages[1] is '4', but it must be an object with role and content"),
+        ([turn("human"), ANSWER], "messages[0].role is 'human', but it must be one of system, user, assistant, tool"),
+        ([turn(["user"]), ANSWER], "messages[0].role is ['user'] (list), but it must be one of"),
+        ([turn(None), ANSWER], "messages[0].role is None"),
+        ([turn(content=None), ANSWER], "messages[0] (user).content is null, but it must be text"),
+        ([turn(content=12), ANSWER], "messages[0] (user).content is 12 (int)"),
+        ([turn(content=["a"]), ANSWER], "messages[0] (user).content is ['a'] (list)"),
+        ([USER, turn("assistant", content="")], "messages[1] (assistant).content is empty"),
+        ([turn(content=" \t"), ANSWER], "messages[0] (user).content is only whitespace (' \\t')"),
+        ([turn(content="a\ud800"), ANSWER], "messages[0] (user).content is 'a\\ud800', but it has half of a"),
+        ([{"role": "user"}, ANSWER], "messages[0] has no content (it has role)"),
+        ([{"from": "human", "value": "a"}, ANSWER], "ShareGPT's names, which preprocessing_fn: openhermes takes"),
+    ],
+)
+def test_each_way_for_messages_to_be_wrong_names_the_turn(messages, text):
+    (problem,) = check_example({"messages": messages})
+    assert text in problem.text
+
+
+def test_all_wrong_messages_of_a_row_are_named():
+    problems = check_example({"messages": [turn(content=""), ANSWER, turn("bot", content=3)]})
+    assert [problem.kind for problem in problems] == ["content is empty", "unknown role", "content is not text (int)"]
+
+
+@pytest.mark.parametrize(
+    ("turns", "text"),
+    [
+        ([], "turns is [] (list), but it must be a list of {input_ids, labels}"),
+        ("a", "turns is 'a', but it must be a list"),
+        ([3], "turns[0] is 3 (int), but it must be an object with input_ids and labels"),
+        ([{"input_ids": [1]}], "turns[0] has input_ids, but it must be an object with input_ids and labels"),
+        ([{"input_ids": [1], "labels": []}], "turns[0].labels is [] (list), but it must be a list of at least one"),
+        ([{"input_ids": [1.5], "labels": [1]}], "turns[0].input_ids is [1.5] (list), but"),
+        ([{"input_ids": [[1]], "labels": [1]}], "turns[0].input_ids is [[1]] (list), but"),
+        ([{"input_ids": [[1], [1, 2]], "labels": [1]}], "turns[0].input_ids is [[1], [1, 2]] (list), but"),
+        ([{"input_ids": [1 << 80], "labels": [1]}], "(list), but it must be a list of at least one token id"),
+        ([{"input_ids": "12", "labels": [1]}], "turns[0].input_ids is '12', but"),
+    ],
+)
+def test_each_way_for_turns_to_be_wrong_is_said(turns, text):
+    (problem,) = check_example({"turns": turns})
+    assert text in problem.text
+
+
 def test_missing_fields_show_what_is_there_and_the_way_out():
-    problems = check_example({"question": "2 + 2?", "answer": "4"})
+    problems = check_example({"question": "2 + 2?", "reply": "4"})
     assert [problem.kind for problem in problems] == ["prompt is missing", "response is missing"]
-    assert "(the row has question, answer)" in problems[0].text
-    assert "preprocessing_fn: {prompt: COLUMN, response: COLUMN}" in problems[0].text
+    assert "(the row has question, reply)" in problems[0].text
+    assert problems[0].text.endswith("preprocessing_fn: {prompt: COLUMN, response: COLUMN}")
+
+
+@pytest.mark.parametrize(
+    ("columns", "name"),
+    [
+        (["conversations", "id"], "openhermes"),
+        (["instruction", "input", "output"], "alpaca"),
+        (["instruction", "context", "response", "category"], "dolly"),
+        (["inputs", "targets", "task"], "flan"),
+        (["Q", "A", "meta"], "stackmathqa"),
+        (["question", "choices", "answer"], "multiple_choice"),
+    ],
+)
+def test_a_known_dataset_s_columns_name_its_preprocessing_function(columns, name):
+    problems = check_example(dict.fromkeys(columns, "a"))
+    assert problems[0].text.endswith(f"(for these columns: preprocessing_fn: {name})")
 
 
 @pytest.mark.parametrize("row", [[GOOD], "text", 3, None])
 def test_a_row_must_be_an_object(row):
-    assert "an object with prompt and response is needed" in check_example(row)[0].text
+    assert "an object with prompt and response, messages, text or turns is needed" in check_example(row)[0].text
 
 
-def test_crlf_blank_lines_bom_and_no_last_newline_are_fine(tmp_path):
-    line = json.dumps(GOOD).encode()
-    content = b"\xef\xbb\xbf" + line + b"\r\n\r\n" + line + b"\n  \n" + line
-    assert load(tmp_path / "a.jsonl", content) == [Example(**GOOD)] * 3
-
-
-def test_u2028_inside_a_string_does_not_end_the_line(tmp_path):
-    line = json.dumps({"prompt": "a\u2028b", "response": "c"}, ensure_ascii=False).encode()
-    assert load(tmp_path / "a.jsonl", line) == [Example("a\u2028b", "c")]
-
-
-def test_a_line_that_is_not_json_is_named(tmp_path):
-    path = tmp_path / "a.jsonl"
-    text = error_of(path, json.dumps(GOOD).encode() + b'\n\n{"prompt": "x",}\n')
-    assert text.startswith("1 row cannot be used:\n")
-    assert f"{path}:3: is not JSON (" in text
-    assert '{"prompt": "x",}' in text
-
-
-def test_bytes_that_are_not_utf8_are_named(tmp_path):
-    path = tmp_path / "a.jsonl"
-    assert f"{path}:1: is not UTF-8 (byte 0xff at 0): save the file as UTF-8" in error_of(path, "{}".encode("utf-16"))
-
-
-@pytest.mark.parametrize("content", [b'[{"prompt": "a", "response": "b"}]', b"[\n"])
-def test_a_json_array_is_explained(tmp_path, content):
-    assert "begins a JSON array" in error_of(tmp_path / "a.json", content)
-
-
-@pytest.mark.parametrize("content", [b"", b"\n \n", b"\xef\xbb\xbf"])
-def test_an_empty_file_is_named(tmp_path, content):
-    path = tmp_path / "a.jsonl"
-    assert f"{path}: the file is empty" in error_of(path, content)
-
-
-def test_all_bad_rows_are_reported_together(tmp_path):
-    path = tmp_path / "a.jsonl"
-    lines = [json.dumps(GOOD)] + [json.dumps({"prompt": "a", "response": ""})] * 30 + ["nonsense", json.dumps(GOOD)]
-    text = error_of(path, "\n".join(lines).encode())
+def test_all_bad_rows_are_reported_together():
+    text = error_of([GOOD] + [{"prompt": "a", "response": ""}] * 30 + [Problem("not JSON", "is not JSON"), GOOD])
     assert text.startswith("31 rows cannot be used:\n")
     assert text.count(": response is empty:") == 20
-    assert f"{path}:21:" in text
-    assert f"{path}:22:" not in text
+    assert "row 21:" in text
+    assert "row 22:" not in text
     assert "... and 11 more" in text
     assert "by kind: response is empty (30), not JSON (1)" in text
 
 
-def test_what_preprocessing_raises_names_row_and_line(tmp_path):
-    path = tmp_path / "a.jsonl"
-    text = error_of(path, b'{"q": "x"}\n', lambda row: {"prompt": row["question"]})
-    assert f"{path}:1: preprocessing_fn raised KeyError: 'question' at " in text
+def test_a_row_of_another_form_is_refused_with_both_forms():
+    examples, reading = read([GOOD, CHAT, GOOD, TEXT])
+    assert [example.form for example in examples] == ["prompt and response"] * 2
+    assert (reading.form, reading.n_valid, reading.bad_rows) == ("prompt and response", 2, 2)
+    assert reading.shown[0].startswith(
+        "row 2: has messages, but the rows before it have prompt and response (since row 1)"
+    )
+
+
+def test_the_form_may_be_given():
+    examples, reading = read([TEXT], form="messages", first_place="a.jsonl:1")
+    assert examples == []
+    assert reading.shown[0].startswith("row 1: has text, but the rows before it have messages (since a.jsonl:1)")
+
+
+def test_bad_rows_do_not_decide_the_form():
+    examples, reading = read([{"messages": []}, TEXT])
+    assert [example.form for example in examples] == ["text"]
+    assert reading.bad_rows == 1
+
+
+def test_further_columns_are_counted():
+    rows = [CHAT | {"id": 1}, {"messages": [USER | {"weight": 1, "name": "A"}, ANSWER | {"weight": 2}], "id": 2}]
+    assert read(rows)[1].ignored == {"id": 2, "messages[].weight": 1, "messages[].name": 1}
+
+
+def test_the_place_of_the_last_example_is_known():
+    reading = Reading()
+    rows = (("here", GOOD), ("there", {}), ("yonder", GOOD))
+    assert [reading.place for _ in read_examples(rows, None, reading)] == ["here", "yonder"]
+    assert reading.first_place == "here"
+
+
+def test_parts_merge_to_what_one_reading_finds():
+    rows = [GOOD, {"prompt": ""}, CHAT, None, GOOD | {"id": 1}, *[{"response": "a"}] * 30]
+
+    def preprocess(row):
+        return row
+
+    whole, merged = read(rows, preprocess)[1], Reading()
+    for start in range(0, len(rows), 4):
+        part = Reading(form=merged.form, first_place=merged.first_place)
+        places = ((f"row {n}", row) for n, row in enumerate(rows[start : start + 4], start=start + 1))
+        list(read_examples(places, preprocess, part))
+        merged.merge(pickle.loads(pickle.dumps(part)))
+    assert merged == whole
+    assert (merged.n_dropped, merged.n_valid) == (1, 2)
+
+
+def test_parts_of_different_forms_are_refused_when_they_are_merged():
+    reading = read([GOOD])[1]
+    reading.merge(read([CHAT, CHAT, {}])[1])
+    assert (reading.form, reading.n_valid, reading.bad_rows) == ("prompt and response", 1, 3)
+    assert "row 1: has messages, but the rows before it have prompt and response" in reading.shown[0]
+    assert "(and so for 1 more row)" in reading.shown[0]
+
+
+def test_what_preprocessing_raises_names_row_and_line():
+    text = error_of([{"q": "x"}], lambda row: {"prompt": row["question"]})
+    assert "row 1: preprocessing_fn raised KeyError: 'question' at " in text
     assert "test_examples.py:" in text
     assert "the row has q" in text
 
 
-def test_what_preprocessing_returns_is_checked(tmp_path):
-    text = error_of(tmp_path / "a.jsonl", b'{"q": "x"}\n', lambda row: {"prompt": row["q"], "answer": "y"})
+def test_what_preprocessing_returns_is_checked():
+    text = error_of([{"q": "x"}], lambda row: {"prompt": row["q"], "answer": "y"})
     assert "response is missing (what preprocessing_fn returned has prompt, answer)" in text
 
 
-def test_a_file_changed_while_it_is_read_is_refused(tmp_path):
-    path = write_jsonl(tmp_path / "a.jsonl", [GOOD])
-    file = hash_file(path)
-    write_jsonl(path, [GOOD, GOOD])
-    with pytest.raises(DataError, match="was changed while it was being read"):
-        list(read_rows([file]))
-
-
-def folder_config(folder, split="train") -> DatasetConfig:
-    return DatasetConfig(hf_name="json", hf_kwargs=HFKwargs(data_dir=str(folder)), split=split, max_seq_len=8)
-
-
-def test_the_split_chooses_files_as_datasets_does(tmp_path):
-    for name in ("train.jsonl", "part-train-1.jsonl", "val.jsonl", "training/a.json", ".train.jsonl", "strain.txt"):
-        write_jsonl(tmp_path / name, [GOOD])
-    names = [str(path.relative_to(tmp_path)) for path in find_files(folder_config(tmp_path))]
-    assert names == ["part-train-1.jsonl", "train.jsonl", "training/a.json"]
-    assert [path.name for path in find_files(folder_config(tmp_path, "validation"))] == ["val.jsonl"]
-
-
-def test_files_without_a_split_word_are_all_training_files(tmp_path):
-    for name in ("b.jsonl", "a.json"):
-        write_jsonl(tmp_path / name, [GOOD])
-    assert [path.name for path in find_files(folder_config(tmp_path))] == ["a.json", "b.jsonl"]
-
-
-def test_test_files_are_never_taken_for_training(tmp_path):
-    write_jsonl(tmp_path / "test.jsonl", [GOOD])
-    with pytest.raises(ConfigError, match=r"split is 'train', but no file .* named so .*split is one of test here"):
-        find_files(folder_config(tmp_path))
-
-
-@pytest.mark.parametrize(
-    ("kwargs", "text"),
-    [
-        ({"data_dir": "nowhere"}, "hf_kwargs.data_dir is 'nowhere', but this folder is not there"),
-        ({"data_dir": "."}, "there is no .jsonl or .json file in it"),
-        ({"data_dir": "a.txt"}, "is a file: name it in hf_kwargs.data_files"),
-        ({"data_files": "no.jsonl"}, "hf_kwargs.data_files has 'no.jsonl', but there is no such file"),
-        ({"data_files": ["a.txt", "*.jsonl"]}, "hf_kwargs.data_files has '*.jsonl', but there is no such file"),
-        ({"data_files": "."}, "it is a folder: name it in hf_kwargs.data_dir"),
-        ({"data_files": []}, "hf_kwargs.data_files is empty"),
-        ({}, "neither hf_kwargs.data_dir nor hf_kwargs.data_files"),
-        ({"data_dir": ".", "name": "main"}, "hf_kwargs.name is 'main', but local JSONL has no subsets"),
-    ],
-)
-def test_files_that_are_not_there_are_named(tmp_path, monkeypatch, kwargs, text):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "a.txt").write_text("")
-    with pytest.raises(ConfigError) as error:
-        find_files(DatasetConfig(hf_name="json", hf_kwargs=HFKwargs(**kwargs), max_seq_len=8))
-    assert text in str(error.value)
-
-
-def test_data_files_keep_their_order_and_come_once(tmp_path):
-    for name in ("b.jsonl", "a.jsonl", "c.jsonl"):
-        write_jsonl(tmp_path / name, [GOOD])
-    kwargs = HFKwargs(data_dir=str(tmp_path), data_files=["c.jsonl", "*.jsonl"])
-    files = find_files(dataset_config(tmp_path, hf_kwargs=kwargs))
-    assert [path.name for path in files] == ["c.jsonl", "a.jsonl", "b.jsonl"]
-    absolute = dataset_config(tmp_path, hf_kwargs=HFKwargs(data_files=str(tmp_path / "[ab].jsonl")))
-    assert [path.name for path in find_files(absolute)] == ["a.jsonl", "b.jsonl"]
-
-
-def test_a_hub_name_is_refused_with_the_way_out():
-    with pytest.raises(ConfigError, match=r"hf_name is 'tatsu-lab/alpaca', but only local JSONL .*`hf_name: json`"):
-        find_files(DatasetConfig(hf_name="tatsu-lab/alpaca", max_seq_len=8))
-
-
-def test_a_file_is_hashed_again_only_when_it_has_changed(tmp_path):
-    path = tmp_path / "rows.jsonl"
-    path.write_text("a\n")
-    first = hash_file(path)
-    assert hash_file(path) is first
-    path.write_text("bb\n")
-    assert hash_file(path).xxh3 != first.xxh3
+def test_rows_for_which_preprocessing_returns_none_are_counted():
+    examples, reading = read([GOOD, TEXT], lambda row: row if "prompt" in row else None)
+    assert (len(examples), reading.n_dropped, reading.bad_rows) == (1, 1, 0)

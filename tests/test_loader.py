@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import os
 import time
 
@@ -8,9 +9,11 @@ import torch
 from torch.utils.data import DistributedSampler
 from toy_tokenizer import ToyTokenizer, loader_config, questions, write_jsonl
 
+from data.curriculum import Plan
+from data.durations import Clock
 from data.errors import ConfigError, DataError
-from data.loader import collate, eval_loader, open_rows, train_loader
-from data.rows import Row
+from data.loader import collate, eval_loader, train_loader
+from data.rows import Row, open_rows
 
 TOY = ToyTokenizer()
 SIZES = {"seed": 17, "global_batch_size": 8, "n_batches": 25, "rank": 0, "world_size": 1, "pad_token_id": 257}
@@ -22,7 +25,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
     write_jsonl(folder / "train.jsonl", questions(200))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("data.prepare.SHARD_BYTES", 2000)
+        patch.setattr("data.shards.SHARD_BYTES", 2000)
         open_rows(loader_config(folder).dataset, TOY)
     return folder
 
@@ -33,7 +36,13 @@ def rows(folder):
 
 
 def train(rows, folder, num_workers=0, **changes):
-    return train_loader(rows, loader_config(folder, num_workers), **SIZES | changes)
+    return loader_of({"": rows}, loader_config(folder, num_workers), **SIZES | changes)
+
+
+def loader_of(streams, config, *, seed, global_batch_size, n_batches, **ranks):
+    clock = Clock(tokens_per_batch=global_batch_size * 32, rows_per_batch=global_batch_size, rows_per_epoch=1)
+    plan = Plan(config, streams, clock, seed=seed, size=global_batch_size)
+    return train_loader(streams, config, plan, n_batches=n_batches, **ranks)
 
 
 def global_sequence(loaders) -> torch.Tensor:
@@ -106,16 +115,17 @@ def test_going_on_at_a_batch_gives_the_rest_of_the_run(rows, folder, first, num_
 
 
 def test_each_pass_has_each_row_once_in_another_order(rows, folder):
-    order = train(rows, folder).dataset.order
-    first, second = order.rows(np.arange(2 * rows.n_rows)).reshape(2, -1).tolist()
+    streams, ids = train(rows, folder).dataset.plan.rows(0, 0, 2 * rows.n_rows)
+    assert not streams.any()
+    first, second = ids.reshape(2, -1).tolist()
     assert sorted(first) == sorted(second) == list(range(rows.n_rows))
     assert first != second != sorted(second)
 
 
 def test_shuffle_false_and_shuffle_seed_are_taken(rows, folder):
     def rows_of(seed, **changes):
-        loader = train_loader(rows, loader_config(folder, **changes), **SIZES | {"seed": seed})
-        return loader.dataset.order.rows(np.arange(rows.n_rows)).tolist()
+        loader = loader_of({"": rows}, loader_config(folder, **changes), **SIZES | {"seed": seed})
+        return loader.dataset.plan.rows(0, 0, rows.n_rows)[1].tolist()
 
     assert rows_of(17, shuffle=False) == list(range(rows.n_rows))
     assert rows_of(17) != rows_of(18)
@@ -126,21 +136,26 @@ def test_shuffle_false_and_shuffle_seed_are_taken(rows, folder):
     ("change", "text"),
     [
         ({"seed": 18}, "seed was 18, now 17"),
-        ({"the dataset's fingerprint": "other"}, "the dataset's fingerprint was other, now "),
+        ({"streams": [{"name": "", "fingerprint": "other"}]}, "the fingerprint of the dataset was other, now "),
         ({"max_seq_len": 64}, "max_seq_len was 64, now 32"),
         ({"shuffle": False}, "shuffle was False, now True"),
-        ({"global_train_batch_size": 4}, "global_train_batch_size was 4, now 8"),
-        ({"version": 9}, "data position has version 9, but this code reads 1"),
+        ({"version": 9}, "data position has version 9, but this code reads 2"),
     ],
 )
 def test_a_position_that_means_something_else_is_refused(rows, folder, change, text):
-    assert text in refusal(rows, folder, train(rows, folder).dataset.state_dict(16, True) | change)
+    position = json.loads(train(rows, folder).dataset.state_dict(16, True)["position"])
+    assert text in refusal(rows, folder, {"position": json.dumps(position | change)})
+
+
+def test_another_global_batch_inside_the_run_is_refused(rows, folder):
+    state = train(rows, folder, global_batch_size=4).dataset.state_dict(16, True)
+    assert "global_train_batch_size was 4, now 8" in refusal(rows, folder, state)
 
 
 def test_without_a_shuffle_the_seed_decides_nothing(rows, folder):
     config = loader_config(folder)
     config = dataclasses.replace(config, dataset=dataclasses.replace(config.dataset, shuffle=False))
-    first, loader = (train_loader(rows, config, **SIZES | {"seed": seed}) for seed in (1, 2))
+    first, loader = (loader_of({"": rows}, config, **SIZES | {"seed": seed}) for seed in (1, 2))
     state = first.dataset.state_dict(24, True)
     loader.dataset.load_state_dict(state)
     assert loader.dataset.first == 3
@@ -156,7 +171,7 @@ def test_a_dataset_smaller_than_a_batch_is_refused(rows, folder):
 def test_evaluation_sees_each_row_once_in_order(rows, folder, world_size, size, num_workers):
     options = {"device_batch_size": size, "world_size": world_size, "pad_token_id": 257}
     config = loader_config(folder, num_workers)
-    loaders = [list(eval_loader(rows, config, rank=rank, **options)) for rank in range(world_size)]
+    loaders = [list(eval_loader({"": rows}, config, rank=rank, **options)) for rank in range(world_size)]
     assert {len(batches) for batches in loaders} == {-(-rows.n_rows // (world_size * size))}
     assert {batch["input_ids"].shape for batches in loaders for batch in batches} == {(size, 32)}
     seen = global_sequence(loaders)
@@ -169,7 +184,7 @@ def test_evaluation_sees_each_row_once_in_order(rows, folder, world_size, size, 
 
 def test_samplers_are_what_composer_takes_and_nothing_is_trimmed(rows, folder):
     """Composer's evaluation drops total_size - len(dataset) samples, and tells samplers any number as the epoch."""
-    loader = eval_loader(rows, loader_config(folder), device_batch_size=7, rank=1, world_size=2, pad_token_id=257)
+    loader = eval_loader({"": rows}, loader_config(folder), device_batch_size=7, rank=1, world_size=2, pad_token_id=257)
     assert isinstance(loader.sampler, DistributedSampler)
     assert loader.sampler.total_size - len(loader.sampler.dataset) == 0
     loader.sampler.set_epoch(12)
@@ -189,28 +204,18 @@ def test_loading_does_not_move_the_models_random_numbers(rows, folder, num_worke
     assert torch.equal(after, torch.rand(3))
 
 
-class Shard:
-    """A shard that does something else than being read."""
-
-    def __init__(self, act):
-        self.act = act
-
-    def __getitem__(self, place):
-        self.act()
-
-
 def test_a_worker_that_dies_ends_the_run(rows, folder):
-    broken = dataclasses.replace(rows, shards=[Shard(lambda: os._exit(1))] * len(rows.shards))
+    broken = dataclasses.replace(rows, decode=lambda sample: os._exit(1))
     start = time.monotonic()
-    with pytest.raises(RuntimeError, match=r"DataLoader worker .* exited unexpectedly"):
+    with pytest.raises(DataError, match=r"a worker that reads rows died .*DataLoader worker .* exited unexpectedly"):
         list(train(broken, folder, 1))
     assert time.monotonic() - start < 30
 
 
 def test_a_worker_that_stalls_ends_the_run(rows, folder, monkeypatch):
     monkeypatch.setattr("data.loader.TIMEOUT", 1)
-    stalled = dataclasses.replace(rows, shards=[Shard(lambda: time.sleep(3))] * len(rows.shards))
-    with pytest.raises(RuntimeError, match="DataLoader timed out after 1 seconds"):
+    stalled = dataclasses.replace(rows, decode=lambda sample: time.sleep(3))
+    with pytest.raises(DataError, match="DataLoader timed out after 1 seconds"):
         list(train(stalled, folder, 1))
 
 

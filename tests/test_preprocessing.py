@@ -3,13 +3,28 @@ import sys
 import pytest
 
 from data.errors import ConfigError, DataError
-from data.examples import Example, check_example
+from data.examples import Conversation, PromptResponse, check_example
 from data.preprocessing import PREPROCESSORS, preprocessing_source, resolve_preprocessing_fn
 
+TURNS = [{"content": "Add 2, 2.", "role": "user"}, {"content": "4", "role": "assistant"}]
 ROWS = {
     "alpaca": {"instruction": "Add.", "input": "2, 2", "output": "4", "text": "..."},
     "dolly": {"instruction": "Add.", "context": "2, 2", "response": "4", "category": "closed_qa"},
+    "p3": {"inputs_pretokenized": "Add 2, 2.", "targets_pretokenized": "4", "inputs": [3, 1], "targets": [4, 1]},
+    "flan": {"inputs": "Add 2, 2.", "targets": "4", "task": "math_dataset_10templates"},
+    "openhermes": {
+        "conversations": [
+            {"from": "system", "value": "", "weight": None},
+            {"from": "human", "value": "Add 2, 2.", "weight": 0.0},
+            {"from": "gpt", "value": "4", "weight": 1.0},
+        ],
+        "source": "platypus",
+    },
+    "stackmathqa": {"Q": "Add 2, 2.", "A": "4", "meta": {"language": "en"}},
+    "numinamath": {"source": "cn_k12", "problem": "Add 2, 2.", "solution": "4", "messages": TURNS},
+    "multiple_choice": {"question": "Add 2, 2.", "subject": "math", "choices": ["3", "4"], "answer": 1},
 }
+"""As the datasets' cards have them."""
 
 
 @pytest.fixture
@@ -25,18 +40,77 @@ def module(tmp_path, monkeypatch):
     sys.modules.pop("mine", None)
 
 
-@pytest.mark.parametrize("name", PREPROCESSORS)
-@pytest.mark.parametrize("with_context", [True, False])
-def test_registered_functions_make_examples_of_their_rows(name, with_context):
-    row = dict(ROWS[name])
-    if not with_context:
-        row["input" if name == "alpaca" else "context"] = ""
-    example = check_example(PREPROCESSORS[name](row))
-    assert isinstance(example, Example)
-    assert example.response == "4"
-    assert "Add." in example.prompt
-    assert ("2, 2" in example.prompt) == with_context
-    assert example.prompt.endswith("### Response:\n")
+@pytest.mark.parametrize(
+    ("name", "prompt", "response"),
+    [
+        ("dolly", "### Instruction:\nAdd.\n\n### Context:\n2, 2\n\n### Response:\n", "4"),
+        ("p3", "Add 2, 2.", " 4"),
+        ("flan", "Add 2, 2.", " 4"),
+        ("stackmathqa", "Add 2, 2.\n\n", "4"),
+        ("multiple_choice", "Add 2, 2.\nA. 3\nB. 4\nAnswer:", " B"),
+    ],
+)
+def test_registered_functions_make_pairs_of_their_rows(name, prompt, response):
+    assert check_example(PREPROCESSORS[name](ROWS[name])) == PromptResponse(prompt, response)
+
+
+@pytest.mark.parametrize("name", ["openhermes", "numinamath"])
+def test_registered_functions_make_conversations_of_their_rows(name):
+    assert check_example(PREPROCESSORS[name](ROWS[name])) == Conversation(TURNS)
+
+
+@pytest.mark.parametrize(("name", "column"), [("alpaca", "input"), ("dolly", "context")])
+def test_what_a_row_has_besides_is_in_the_prompt(name, column):
+    for value in ("2, 2", ""):
+        example = check_example(PREPROCESSORS[name](ROWS[name] | {column: value}))
+        assert isinstance(example, PromptResponse)
+        assert "Add." in example.prompt
+        assert ("2, 2" in example.prompt) == ("ontext" in example.prompt) == bool(value)
+        assert example.prompt.endswith("### Response:\n")
+
+
+def test_a_system_turn_with_words_is_kept():
+    turns = [{"from": "system", "value": "Be brief."}, {"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
+    messages = PREPROCESSORS["openhermes"]({"conversations": turns})["messages"]
+    assert [turn["role"] for turn in messages] == ["system", "user", "assistant"]
+
+
+@pytest.mark.parametrize(("prompt", "response", "made"), [("a ", "b", "b"), ("a", "\nb", "\nb"), ("a", "", "")])
+def test_a_space_comes_only_where_there_is_none(prompt, response, made):
+    assert PREPROCESSORS["flan"]({"inputs": prompt, "targets": response})["response"] == made
+    row = {"inputs_pretokenized": prompt, "targets_pretokenized": response}
+    assert PREPROCESSORS["p3"](row)["response"] == made
+
+
+def test_wrong_answers_are_left_out():
+    assert PREPROCESSORS["p3"](ROWS["p3"] | {"is_correct": False}) is None
+    assert PREPROCESSORS["p3"](ROWS["p3"] | {"is_correct": True}) is not None
+
+
+@pytest.mark.parametrize(("answer", "letter"), [(0, "A"), (1, "B"), ("A", "A"), (" B", "B")])
+def test_an_answer_is_an_index_or_a_letter(answer, letter):
+    assert PREPROCESSORS["multiple_choice"](ROWS["multiple_choice"] | {"answer": answer})["response"] == f" {letter}"
+
+
+@pytest.mark.parametrize("answer", [2, -1, "C", "", "AB", None, True, 1.0])
+def test_an_answer_that_is_no_choice_is_refused(answer):
+    with pytest.raises(DataError, match=r"answer is .*, but it must be an index from 0 or a letter, .*choices are AB"):
+        PREPROCESSORS["multiple_choice"](ROWS["multiple_choice"] | {"answer": answer})
+
+
+def test_dataset_names_are_names_of_the_same_functions():
+    names = {name for name in PREPROCESSORS if "/" in name}
+    assert names >= {"tatsu-lab/alpaca", "databricks/databricks-dolly-15k", "bigscience/P3", "Muennighoff/flan"}
+    assert names >= {"teknium/OpenHermes-2.5", "math-ai/StackMathQA", "AI-MO/NuminaMath-CoT"}
+    assert {PREPROCESSORS[name] for name in names} <= {PREPROCESSORS[name] for name in ROWS}
+    assert preprocessing_source("tatsu-lab/alpaca") == preprocessing_source("alpaca")
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_each_function_names_its_card_and_needs_nothing_around_it(name):
+    function = PREPROCESSORS[name]
+    assert "huggingface.co/datasets/" in function.__doc__
+    assert set(function.__code__.co_names) & set(function.__globals__) <= {"DataError"}
 
 
 def test_columns_are_taken_by_name():
@@ -58,7 +132,10 @@ def test_none_means_that_rows_are_examples():
 @pytest.mark.parametrize(
     ("value", "text"),
     [
-        ("alpacca", "there is no such function; did you mean 'alpaca'? (registered: alpaca, dolly"),
+        (
+            "alpacca",
+            "there is no such function; did you mean 'alpaca'? (registered: alpaca, dolly, p3, flan, openhermes",
+        ),
         ("mine:mak", "mine has no mak; did you mean 'make'?"),
         ("mine:number", "number is not callable (int)"),
         ("no_such_module:f", "no_such_module cannot be imported (ModuleNotFoundError: No module named"),

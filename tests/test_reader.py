@@ -112,7 +112,10 @@ def test_unknown_key(tmp_path, override, said):
         ("autoresume=1", "autoresume is 1, but it must be true or false"),
         ("run_name=7", "run_name is 7, but it must be text: write '7' in quotes"),
         ("max_duration=10", "max_duration is 10, but it must be text: a number and its unit, such as 10ba"),
-        ("train_loader.dataset.split=null", "train_loader.dataset.split is null, but it must be text"),
+        (
+            "train_loader.dataset.packing=null",
+            "train_loader.dataset.packing is null, but it must be best_fit or none; did you mean none?",
+        ),
         ("precision=fp23", "precision is 'fp23', but it must be fp32 or amp_bf16; did you mean fp32?"),
         ("optimizer.betas=0.9", "optimizer.betas is 0.9, but it must be a list of numbers"),
         ("optimizer.betas=[a, 1]", "optimizer.betas[0] is 'a', but it must be a finite number"),
@@ -165,7 +168,7 @@ def test_all_problems_at_once(tmp_path):
 def test_all_missing_keys_at_once(tmp_path):
     said = refusal(tmp_path, text="seed: 1\noptimizer: {lr: '???'}\n")
     assert said == (
-        "small.yaml: missing: max_seq_len, model, tokenizer.name, train_loader.name, train_loader.dataset.hf_name, "
+        "small.yaml: missing: max_seq_len, model, tokenizer.name, train_loader.name, "
         "train_loader.dataset.max_seq_len, optimizer.name, optimizer.lr, scheduler.name, max_duration, "
         "global_train_batch_size"
     )

@@ -18,11 +18,12 @@ from ranks import run_ranks
 from torch.distributed.tensor import DTensor
 
 from data.config import DataLoaderConfig, DatasetConfig, TokenizerConfig
+from data.curriculum import Plan
+from data.durations import Clock
 from data.loader import train_loader
 from data.rows import Row
 from train.callbacks.global_batch import GlobalBatch
 from train.config import FSDPConfig, OptimizerConfig, SchedulerConfig, TrainConfig
-from train.durations import Clock
 from train.lm import DbrxForComposer, LanguageTokenAccuracy
 from train.models.config import AttnConfig, FFNConfig, ModelConfig
 from train.models.dbrx import DbrxForCausalLM
@@ -38,7 +39,7 @@ class MadeRows:
     """Rows of two documents and padding, with very different masks: some train one token, some every one, some none."""
 
     n_rows, max_seq_len, fingerprint, folder = STEPS * ROWS, LENGTH, "made", Path("made")
-    shard_sizes = np.array([STEPS * ROWS])
+    shard_sizes, tokens, is_remote = np.array([STEPS * ROWS]), None, False
 
     def read(self, row_id: int) -> Row:
         # Two batches in turn, so that the loss falls.
@@ -138,11 +139,13 @@ def _train(cut: Cut, dtype: torch.dtype) -> dict[str, torch.Tensor]:
         config.model, config.fsdp_config, precision="fp32", device=torch.device("cpu"), seed=5, dtype=dtype
     )
     initial = {f"initial {name}": _whole(param).detach().clone() for name, param in named_parameters(model)}
+    streams: Any = {"": MadeRows()}
+    clock = Clock(tokens_per_batch=ROWS * LENGTH, rows_per_batch=ROWS, rows_per_epoch=ROWS * STEPS, max_batches=STEPS)
+    plan = Plan(config.train_loader, streams, clock, seed=0, size=ROWS)
     loader = train_loader(
-        MadeRows(),  # type: ignore[arg-type]
+        streams,
         config.train_loader,
-        seed=0,
-        global_batch_size=ROWS,
+        plan,
         n_batches=STEPS + 1,
         rank=dist.get_global_rank(),
         world_size=dist.get_world_size(),
@@ -154,9 +157,8 @@ def _train(cut: Cut, dtype: torch.dtype) -> dict[str, torch.Tensor]:
         model=DbrxForComposer(config.model, model),
         train_loader=loader,
         eval_loader=None,
-        clock=Clock(
-            tokens_per_batch=ROWS * LENGTH, rows_per_batch=ROWS, rows_per_epoch=ROWS * STEPS, max_batches=STEPS
-        ),
+        clock=clock,
+        plan=plan,
         callbacks=[steps],
         run_name="step",
         precision="fp32",

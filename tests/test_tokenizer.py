@@ -2,6 +2,7 @@ import base64
 import json
 import pickle
 import random
+import re
 import subprocess
 import sys
 
@@ -11,8 +12,8 @@ from requests.exceptions import ConnectionError as NoNetwork
 
 from data.config import TokenizerConfig, TokenizerKwargs
 from data.errors import ConfigError
-from data.tiktoken_bpe import merges_of
-from data.tokenizer import build_tokenizer
+from data.tiktoken_bpe import merges_of, to_fast
+from data.tokenizer import CL100K_PATTERN, TiktokenTokenizer, build_tokenizer
 
 BYTES = [bytes([byte]) for byte in range(256)]
 MERGED = [
@@ -77,43 +78,101 @@ def test_special_tokens_written_in_text_stay_text(vocab_file):
     assert max(ids) < 256 + len(MERGED)
     assert tokenizer.decode(ids) == "a<|im_end|><|endoftext|>"
     assert tokenizer.decode([*tokenizer.encode("a"), tokenizer.eos_token_id]) == "a<|endoftext|>"
-    assert tokenizer.encode("") == []
+    assert tokenizer.encode("").tolist() == []
 
 
-def random_text(rng):
-    alphabet = rng.choice(
-        ["ab ", " \t\n\r\u3000\xa0", "the ing 12.", "aé世界\U0001f469\u200d", "<|im_end>", "'sS' LL9"]
-    )
+ALPHABETS = ["ab ", " \t\n\r\u3000\xa0\u2028\x85\x1c\u200b\ufeff", "the ing 12.", "aé世界\U0001f469\u200d\u0301"]
+ALPHABETS += ["<|im_end>", "'sS’ LL9lſK'ſ", "ǅʰªº٣½Ⅷ①9", "/\\r\n_-"]
+LOOK_ALIKES = ["", "<|im_end|", "|im_start|>", " <|endoftext |>", "<|im_end\u200b|>", "<|IM_END|>", "<|im_endoftext|>"]
+SPECIAL = ["<|endoftext|>", "<|pad|>", "<|im_start|>", "<|im_end|>"]
+
+
+def random_text(rng, others=LOOK_ALIKES):
+    alphabet = rng.choice(ALPHABETS)
     text = "".join(rng.choice(alphabet) * rng.choice([1, 1, 1, 2, 7]) for _ in range(rng.randrange(25)))
-    wild = "".join(chr(rng.choice([rng.randrange(32, 0xD800), rng.randrange(0xE000, 0x110000)])) for _ in range(5))
-    return text + rng.choice(["", wild, "<|im_end|", "|im_start|>", " <|endoftext |>"])
+    wild = "".join(chr(rng.choice([rng.randrange(0xD800), rng.randrange(0xE000, 0x110000)])) for _ in range(5))
+    return text + rng.choice(others) + rng.choice(["", wild]) + rng.choice(rng.choice(ALPHABETS))
 
 
 def test_the_saved_tokenizer_gives_the_same_ids_for_any_text(vocab_file, fast):
     tokenizer, rng = local(vocab_file), random.Random(0)
-    texts = [text for text in (random_text(rng) for _ in range(3000)) if "<|im_start|>" not in text]
-    for text in [*texts, "", "aaaa aaaaaaa abab", "<|im_endoftext|>", "the whole\n\n\nthing   "]:
-        ids = tokenizer.encode(text)
+    texts = [random_text(rng) for _ in range(3000)] + ["", "aaaa aaaaaaa abab", "the whole\n\n\nthing   "]
+    for text in texts:
+        if any(token in text for token in SPECIAL):
+            continue
+        ids = tokenizer.encode(text).tolist()
         assert fast.encode(text, add_special_tokens=False) == ids, text
         assert fast.decode(ids) == tokenizer.decode(ids) == text
 
 
+def test_the_saved_tokenizer_gives_the_same_ids_with_special_tokens_split(vocab_file, fast):
+    tokenizer, rng = local(vocab_file), random.Random(1)
+    for text in (random_text(rng, LOOK_ALIKES + 2 * SPECIAL) for _ in range(3000)):
+        ids = fast.encode(text, add_special_tokens=False, split_special_tokens=True)
+        assert ids == tokenizer.encode(text).tolist(), text
+
+
+def test_the_saved_tokenizer_gives_the_same_ids_for_rendered_text(vocab_file, fast):
+    tokenizer, rng = local(vocab_file), random.Random(2)
+    for text in (random_text(rng, 2 * SPECIAL) + rng.choice(SPECIAL) for _ in range(300)):
+        assert fast.encode(text, add_special_tokens=False) == tokenizer.encode_rendered(text).tolist(), text
+
+
+GPT4_PATTERN = (
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|\s*[\r\n]|"
+    r"\s+(?!\S)|\s"
+)
+
+
+@pytest.mark.parametrize("pattern", [CL100K_PATTERN, GPT4_PATTERN], ids=["ours", "tiktoken's"])
+def test_both_regex_engines_take_each_character_for_the_same(pattern):
+    """Tokens that reach from a letter, a sign or a space into the next character show where a piece ends."""
+    across = [left + bytes([byte]) for byte in range(128, 256) for left in (b"a", b"!", b" ")]
+    across += [bytes([byte]) + b"a" for byte in range(128, 256)]
+    ranks = {token: rank for rank, token in enumerate(BYTES + across)}
+    tokenizer = TiktokenTokenizer("across", ranks, pattern, {})
+    fast = to_fast(ranks, pattern, {})
+    for start in range(0, 0x10000, 1024):
+        characters = [chr(code) for code in range(start, start + 1024) if not 0xD800 <= code < 0xE000]
+        text = "".join(f"\na{c}a\n!{c}\n {c}a" for c in characters)
+        assert fast.encode(text).ids == tokenizer.encode(text).tolist(), hex(start)
+
+
+@pytest.mark.parametrize("text", [" ", "\t\n", " \u3000"])
+def test_a_long_run_of_whitespace_is_encoded_like_a_short_one(vocab_file, monkeypatch, text):
+    tokenizer = local(vocab_file)
+    texts = [f"a{text * n}b <|pad|>{text * n}" for n in (30, 999, 1000)]
+    ids = [(tokenizer.encode(text).tolist(), tokenizer.encode_rendered(text).tolist()) for text in texts]
+    monkeypatch.setattr("data.tokenizer.LONG_RUN", 30)
+    monkeypatch.setattr("data.tokenizer._LONG_RUN", re.compile(r"(?<!\s)\s{30}"))
+    monkeypatch.setattr(tokenizer._encoding, "encode_to_numpy", lambda text, **kwargs: pytest.fail("not for tiktoken"))
+    for text, (plain, rendered) in zip(texts, ids, strict=True):
+        assert tokenizer.encode(text).tolist() == plain
+        assert tokenizer.encode_rendered(text).tolist() == rendered
+
+
+@pytest.mark.parametrize("text", ["a", " ", "\n", "!", "1"])
+def test_a_megabyte_without_a_break_is_encoded(vocab_file, text):
+    tokenizer, whole = local(vocab_file), text * 1_000_001 + "x"
+    assert tokenizer.decode(tokenizer.encode(whole)) == whole
+
+
 def test_the_saved_tokenizer_splits_special_tokens_when_told(vocab_file, fast):
     text = "so <|im_start|>user\n<|im_end|><|pad|> it ends<|endoftext|>"
-    assert fast.encode(text, split_special_tokens=True, add_special_tokens=False) == local(vocab_file).encode(text)
+    assert (
+        fast.encode(text, split_special_tokens=True, add_special_tokens=False)
+        == local(vocab_file).encode(text).tolist()
+    )
     assert fast.encode("<|im_end|>") == [fast.convert_tokens_to_ids("<|im_end|>")]
 
 
 def test_possessive_patterns_mean_the_same_in_the_saved_tokenizer(tmp_path):
-    from data.tiktoken_bpe import to_fast
-    from data.tokenizer import TiktokenTokenizer
-
     pattern = r"[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|\s*[\r\n]|\s+(?!\S)|\s"
     ranks = {token: rank for rank, token in enumerate([*BYTES, b"12", b"123", b"34", b"\n ", b"  ", b"ab"])}
     tokenizer, rng = TiktokenTokenizer("possessive", ranks, pattern, {}), random.Random(1)
     fast = to_fast(ranks, pattern, {})
     for text in ["12345", "x \n\n  ", "\n \n!", *(random_text(rng) for _ in range(300))]:
-        assert fast.encode(text).ids == tokenizer.encode(text), text
+        assert fast.encode(text).ids == tokenizer.encode(text).tolist(), text
 
 
 def test_files_for_transformers(vocab_file, saved, fast):
@@ -139,6 +198,21 @@ def test_chatml_begins_with_the_text_of_its_first_turns(fast):
     assert fast.apply_chat_template(turns, tokenize=False).startswith(asked + " assistant's <|im_end|>")
 
 
+def test_the_default_system_prompt_is_part_of_template_and_fingerprint(vocab_file, tmp_path):
+    kwargs = TokenizerKwargs(vocab_file=str(vocab_file), use_default_system_prompt=True)
+    tokenizer = build_tokenizer(TokenizerConfig(name="tiktoken", kwargs=kwargs))
+    assert tokenizer.fingerprint != local(vocab_file).fingerprint
+    tokenizer.save_pretrained(tmp_path, 8)
+    exported = build_tokenizer(TokenizerConfig(name=str(tmp_path)))
+    asked = [{"role": "user", "content": "a"}]
+    for messages in (asked, [{"role": "system", "content": "b"}, *asked]):
+        text = tokenizer.render(messages, add_generation_prompt=True)
+        assert exported.render(messages, add_generation_prompt=True) == text
+        assert text.startswith("<|im_start|>system\n")
+        assert text.count("<|im_start|>system") == 1
+    assert exported.special_tokens == tokenizer.special_tokens
+
+
 def test_gpt4_has_the_ids_of_dbrx(monkeypatch, tmp_path):
     special = {"<|endoftext|>": 100257, "<|fim_prefix|>": 100258, "<|endofprompt|>": 100276}
     ranks = {token: rank for rank, token in enumerate(BYTES)} | {b"last": 100255}
@@ -150,14 +224,14 @@ def test_gpt4_has_the_ids_of_dbrx(monkeypatch, tmp_path):
     tokenizer.save_pretrained(tmp_path, 8)
     again = build_tokenizer(TokenizerConfig(name=str(tmp_path)))
     assert again.stop_token_ids == [100257, 100279]
-    assert again.encode("last <|im_end|>") == tokenizer.encode("last <|im_end|>")
+    assert again.encode("last <|im_end|>").tolist() == tokenizer.encode("last <|im_end|>").tolist()
 
 
 def test_a_hugging_face_folder_is_a_tokenizer(vocab_file, saved, tmp_path):
     tiktoken_one, loaded = local(vocab_file), build_tokenizer(TokenizerConfig(name=str(saved)))
     text = "the whole <|im_end|> thing"
     for one in (loaded, pickle.loads(pickle.dumps(loaded)), pickle.loads(pickle.dumps(tiktoken_one))):
-        assert one.encode(text) == tiktoken_one.encode(text)
+        assert one.encode(text).tolist() == tiktoken_one.encode(text).tolist()
         assert one.decode(one.encode(text)) == text
         assert one.vocab_size == tiktoken_one.vocab_size
         assert (one.pad_token_id, one.stop_token_ids) == (tiktoken_one.pad_token_id, tiktoken_one.stop_token_ids)
@@ -237,6 +311,16 @@ def test_no_network_is_said(monkeypatch):
         ConfigError, match=r"cannot be downloaded \(ConnectionError\): set TIKTOKEN_CACHE_DIR .* or give"
     ):
         build_tokenizer(TokenizerConfig(name="tiktoken", kwargs=TokenizerKwargs(encoding_name="cl100k_base")))
+
+
+def test_a_hub_name_without_a_network_is_answered_with_the_reason(monkeypatch):
+    from data.sources import reach
+
+    monkeypatch.setattr(reach, "why_offline", lambda: "no network: https://hub cannot be reached (refused)")
+    with pytest.raises(
+        ConfigError, match=r"name is 'acme/none', .*hub's cache, .*cannot be asked \(no network: https:"
+    ):
+        build_tokenizer(TokenizerConfig(name="acme/none"))
 
 
 def test_importing_it_is_quick():

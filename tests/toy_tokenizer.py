@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import numpy as np
+
 from data.config import DataLoaderConfig, DatasetConfig, HFKwargs
 
 
@@ -18,7 +20,7 @@ class ToyTokenizer:
     fingerprint = "toy-1"
 
     def encode(self, text):
-        return list(text.encode())
+        return np.frombuffer(text.encode(), dtype=np.uint8).astype(np.int32)
 
     def decode(self, ids):
         return bytes(i for i in ids if i < 256).decode()

@@ -19,9 +19,10 @@ from composer.optim import (
 )
 from composer.utils import dist
 
+from data.curriculum import Plan
+from data.durations import Clock
 from data.errors import ConfigError
 from train.config import CallbacksConfig, LoggersConfig, OptimizerConfig, SchedulerConfig
-from train.durations import Clock
 from train.optim import DecoupledLionW
 from train.parallel import named_parameters
 
@@ -122,6 +123,18 @@ def build_scheduler(config: SchedulerConfig, clock: Clock) -> ComposerScheduler:
         "inv_sqrt_with_warmup": lambda: inv_sqrt_with_warmup(warmup),
         "wsd_with_warmup": lambda: wsd_with_warmup(warmup, decay, total, config.alpha_f),
     }[config.name]()
+
+
+def scaled_by_stage(schedule: ComposerScheduler, plan: Plan) -> ComposerScheduler:
+    """The schedule times the scale of the stage that the batch is in."""
+
+    def scaled(state: State, ssr: float = 1.0) -> float:
+        # Composer asks once when it makes its schedulers, and then after each batch for the next one, before its clock
+        # counts the batch: schedules come one batch late, stages must not.
+        batch = state.timestamp.batch.value + bool(state.schedulers)
+        return schedule(state, ssr) * plan.lr_scale(batch)
+
+    return scaled
 
 
 def inv_sqrt_with_warmup(warmup: int) -> ComposerScheduler:

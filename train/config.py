@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from data.config import DataLoaderConfig, TokenizerConfig
-from train.durations import parse_duration
+from data.durations import parse_duration
 from train.models.config import ModelConfig
 
 

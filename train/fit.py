@@ -3,25 +3,27 @@
 import os
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from composer.core import Callback
 from composer.utils import dist, get_device
 
+from data.curriculum import Plan
 from data.errors import ConfigError, under
 from data.loader import eval_loader, train_loader
-from data.rows import Rows, open_rows
+from data.rows import Rows, open_streams
 from data.tokenizer import build_tokenizer
+from train.callbacks.stream_monitor import StreamMonitor
 from train.checkpoint import check_save_folder, check_start, checkpoints, furnish_save_folder, local_folder
 from train.config import TrainConfig
-from train.durations import Clock
 from train.lm import DbrxForComposer
 from train.models.experts import resolve_moe_impl
 from train.models.layout import resolve_attn_impl
 from train.parallel import build_model
 from train.reader import check_vocab
+from train.run_plan import describe, open_plan
 from train.trainer import build_trainer
 
 _EXPECTED_WARNINGS = (
@@ -51,13 +53,13 @@ def fit(config: TrainConfig, *, callbacks: Sequence[Callback] = (), dtype: torch
     check_vocab(config, tokenizer.vocab_size)
     folder = local_folder(config, run_name)
     load_path, resuming = _start(config, folder)
-    with under("train_loader.dataset"):
-        train_rows = open_rows(config.train_loader.dataset, tokenizer)
-    eval_rows = None
+    plan, train_streams, clock = open_plan(config, tokenizer)
+    for line in describe(plan, train_streams, clock, config.max_duration):
+        say(line)
+    eval_streams = None
     if config.eval_loader is not None:
         with under("eval_loader.dataset"):
-            eval_rows = open_rows(config.eval_loader.dataset, tokenizer)
-    clock = _clock(config, train_rows)
+            eval_streams = open_streams(config.eval_loader.dataset, tokenizer)
 
     rank, world_size, pad = dist.get_global_rank(), dist.get_world_size(), tokenizer.pad_token_id
     model = build_model(
@@ -68,10 +70,9 @@ def fit(config: TrainConfig, *, callbacks: Sequence[Callback] = (), dtype: torch
         config,
         model=DbrxForComposer(config.model, model),
         train_loader=train_loader(
-            train_rows,
+            train_streams,
             config.train_loader,
-            seed=config.seed,
-            global_batch_size=config.global_train_batch_size,
+            plan,
             # One more than is trained, so that Composer's epoch, which is the whole run, never ends: the position in it
             # stays true in the last checkpoint, and a longer max_duration can go on from there.
             n_batches=clock.max_batches + 1,
@@ -80,17 +81,18 @@ def fit(config: TrainConfig, *, callbacks: Sequence[Callback] = (), dtype: torch
             pad_token_id=pad,
         ),
         eval_loader=eval_loader(
-            eval_rows,
+            eval_streams,
             config.eval_loader,
             device_batch_size=config.device_eval_batch_size,
             rank=rank,
             world_size=world_size,
             pad_token_id=pad,
         )
-        if eval_rows is not None and config.eval_loader is not None
+        if eval_streams is not None and config.eval_loader is not None
         else None,
         clock=clock,
-        callbacks=callbacks,
+        plan=plan,
+        callbacks=[*_stream_monitor(plan, train_streams), *callbacks],
         run_name=run_name,
         precision=precision,
         save_folder=str(folder) if folder is not None else None,
@@ -98,6 +100,8 @@ def fit(config: TrainConfig, *, callbacks: Sequence[Callback] = (), dtype: torch
         load_weights_only=config.load_weights_only and not resuming,
         resuming=resuming,
     )
+    for note in plan.notes:
+        say(note)
     batch = trainer.state.timestamp.batch.value
     if batch >= clock.max_batches:
         said = f"max_duration {config.max_duration} is {clock.max_batches}"
@@ -105,7 +109,7 @@ def fit(config: TrainConfig, *, callbacks: Sequence[Callback] = (), dtype: torch
     else:
         if folder is not None:
             _on_first_rank(lambda: furnish_save_folder(folder, config, tokenizer, resuming=resuming))
-        if config.eval_first and eval_rows is not None and not resuming:
+        if config.eval_first and eval_streams is not None and not resuming:
             trainer.eval()
         trainer.fit()
     trainer.close()
@@ -140,21 +144,9 @@ def _precision(config: TrainConfig, device: str) -> str:
     return config.precision
 
 
-def _clock(config: TrainConfig, rows: Rows) -> Clock:
-    size = config.global_train_batch_size
-    clock = Clock(
-        tokens_per_batch=size * config.max_seq_len,
-        rows_per_batch=size,
-        rows_per_epoch=rows.n_rows,
-    )
-    clock = clock.until(config.max_duration)
-    assert clock.max_batches is not None
-    say(
-        f"train: {rows.n_rows:,} rows, {rows.tokens:,} tokens ({rows.trained_tokens:,} trained on); max_duration "
-        f"{config.max_duration} is {clock.max_batches:,} batches of {size} rows, "
-        f"{clock.max_batches * size / rows.n_rows:.2f} passes"
-    )
-    return clock
+def _stream_monitor(plan: Plan, streams: Mapping[str, Rows]) -> list[Callback]:
+    """For streams that have names; of one alone, the run's own loss says all."""
+    return [StreamMonitor(plan, {name: rows.n_rows for name, rows in streams.items()})] if "" not in streams else []
 
 
 def _on_first_rank(write: Callable[[], None]) -> None:

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data.errors import ConfigError, DataError, under
-from data.sources import find_files
 from train.config import TrainConfig, check_run_name, check_world_size
 from train.plan import check_machine, parameters_line
 from train.reader import check_vocab, load_config, masked_yaml
@@ -60,10 +59,6 @@ def _run(arguments: list[str]) -> None:
     if _rank("RANK") == 0:
         print(f"{masked_yaml(config)}\n{parameters_line(config.model)}", flush=True)
     check_machine(config, world_size)
-    for key, loader in (("train_loader", config.train_loader), ("eval_loader", config.eval_loader)):
-        if loader is not None:
-            with under(f"{key}.dataset"):
-                find_files(loader.dataset)
     _prepare(config)
 
     from train.fit import fit
@@ -73,15 +68,27 @@ def _run(arguments: list[str]) -> None:
 
 def _prepare(config: TrainConfig) -> None:
     """What can be wrong with tokenizer and data comes before Composer is imported, which alone takes 10 seconds."""
-    from data.prepare import prepare
+    from data.rows import check_source, open_streams
     from data.tokenizer import build_tokenizer
+    from train.run_plan import open_plan
 
+    loaders = {"train_loader": config.train_loader, "eval_loader": config.eval_loader}
+    datasets = {key: loader.dataset for key, loader in loaders.items() if loader is not None}
+    # A file that is not there is told before a vocabulary is loaded.
+    for key, dataset in datasets.items():
+        for stream, single in dataset.each_stream().items():
+            with under(_stream_key(key, stream)):
+                check_source(single)
     tokenizer = build_tokenizer(config.tokenizer)
     check_vocab(config, tokenizer.vocab_size)
-    for key, loader in (("train_loader", config.train_loader), ("eval_loader", config.eval_loader)):
-        if loader is not None:
-            with under(f"{key}.dataset"):
-                prepare(loader.dataset, tokenizer)
+    open_plan(config, tokenizer)
+    if config.eval_loader is not None:
+        with under("eval_loader.dataset"):
+            open_streams(config.eval_loader.dataset, tokenizer)
+
+
+def _stream_key(loader: str, stream: str) -> str:
+    return f"{loader}.dataset.streams.{stream}" if stream else f"{loader}.dataset"
 
 
 def _read(arguments: list[str]) -> TrainConfig:

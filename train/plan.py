@@ -101,6 +101,19 @@ def memory_per_rank(config: TrainConfig, world_size: int, *, gpu: bool) -> Memor
     return Memory(states=_state_bytes(config) / shards, gathered=gathered, activations=activations)
 
 
+def memory_lines(config: TrainConfig, world_size: int) -> list[str]:
+    """What a rank needs at the least, on a GPU and on a CPU."""
+    lines = []
+    for where, gpu in (("GPU", True), ("CPU", False)):
+        need = memory_per_rank(config, world_size, gpu=gpu)
+        lines.append(
+            f"memory on a {where}, each of {world_size} rank(s), at least: {need.total / GB:,.2f} GB (states "
+            f"{need.states / GB:,.2f}, a gathered unit {need.gathered / GB:,.2f}, activations "
+            f"{need.activations / GB:,.2f})"
+        )
+    return lines
+
+
 def _gathered_parameters(model: ModelConfig, fsdp: FSDPConfig) -> int:
     """Of the largest unit (the embedding, a block, the head), or of all when they stay gathered."""
     sizes = _sizes(model)

@@ -15,13 +15,14 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import DataLoader
 
+from data.curriculum import Plan
+from data.durations import Clock
 from data.errors import ConfigError
-from train.builders import build_callbacks, build_loggers, build_optimizer, build_scheduler
+from train.builders import build_callbacks, build_loggers, build_optimizer, build_scheduler, scaled_by_stage
 from train.callbacks.global_batch import GlobalBatch
 from train.callbacks.restore_rng import RestoreRNG
 from train.checkpoint import batch_of, checkpoints, first_failure
 from train.config import TrainConfig
-from train.durations import Clock
 from train.lm import DbrxForComposer
 
 
@@ -37,6 +38,7 @@ def build_trainer(
     train_loader: DataLoader,
     eval_loader: DataLoader | None,
     clock: Clock,
+    plan: Plan,
     callbacks: Sequence[Callback] = (),
     run_name: str,
     precision: str,
@@ -76,7 +78,7 @@ def build_trainer(
         eval_interval=f"{clock.batches(config.eval_interval)}ba",
         max_duration=f"{clock.max_batches}ba",
         optimizers=optimizer,
-        schedulers=build_scheduler(config.scheduler, clock),
+        schedulers=scaled_by_stage(build_scheduler(config.scheduler, clock), plan),
         algorithms=algorithms,
         # The random state first: what GlobalBatch counts, and every forward after it, draws from it.
         callbacks=[restore_rng, GlobalBatch(config.model), *build_callbacks(config.callbacks), *callbacks],

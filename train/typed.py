@@ -198,3 +198,5 @@ def known_paths(hint: Any, path: str = "") -> Iterator[str]:
             yield from known_paths(option, path)
     elif get_origin(hint) is list:
         yield from known_paths(get_args(hint)[0], f"{path}[0]")
+    elif get_origin(hint) is dict:
+        yield from known_paths(get_args(hint)[1], join(path, "NAME"))

@@ -24,6 +24,16 @@ def _fsdp1(*keys: str) -> dict[str, Rule]:
     return {f"fsdp_config.{key}": rule for key in keys}
 
 
+def _streaming(*keys: str) -> dict[str, Rule]:
+    rule = Rule(
+        say="a setting of Streaming's own order, downloads or checks: the order of rows here is planned, is the same "
+        "for any number of nodes, and every shard's hash is checked; leave it out"
+    )
+    return {f"*_loader.dataset.{key}": rule for key in keys} | {
+        f"*_loader.dataset.streams.*.{key}": rule for key in keys
+    }
+
+
 RULES: dict[str, Rule] = {
     "icl_seq_len": Rule(say="there are no in-context evaluation tasks; eval_loader gives loss and perplexity"),
     "icl_tasks*": Rule(say="there are no in-context evaluation tasks; eval_loader gives loss and perplexity"),
@@ -55,6 +65,30 @@ RULES: dict[str, Rule] = {
     "eval_loader.dataset.packing_ratio": Rule(
         accepts=("auto", None),
         say="documents in a row do not see one another, so packing leaves the loss as it is; `packing: none` for none",
+    ),
+    "*_loader.dataset.seq_parallel_replication": Rule(
+        accepts=(1, None), say="rows are not cut over ranks: leave it out"
+    ),
+    "*_loader.dataset.tokenizer": Rule(say="there is one tokenizer, at the top level"),
+    "*_loader.dataset.max_seq_length": Rule(say="write max_seq_len"),
+    "*.cache_limit": Rule(accepts=(None,), say="downloaded shards are kept: leave it out"),
+    **_streaming(
+        "num_canonical_nodes",
+        "predownload",
+        "partition_algo",
+        "shuffle_algo",
+        "shuffle_block_size",
+        "batching_method",
+        "sampling_method",
+        "sampling_granularity",
+        "batch_size",
+        "epoch_size",
+        "replication",
+        "keep_zip",
+        "download_retry",
+        "download_timeout",
+        "validate_hash",
+        "allow_unsafe_types",
     ),
     "*_loader.dataset.eos_token_id": Rule(say="the end token is the tokenizer's own: leave it out"),
     "train_loader.drop_last": Rule(
@@ -201,8 +235,8 @@ LLM_FOUNDRY: dict[str, Any] = {
 REMARKS: dict[str, str] = {
     "run_name": "null takes $RUN_NAME, as there",
     "tokenizer.name": "a Hugging Face tokenizer, or `tiktoken` with `kwargs.model_name: gpt-4`, which is DBRX's",
-    "train_loader.dataset.hf_name": "so far `json` alone is read: JSONL files, which `hf_kwargs.data_files` names",
-    "eval_loader.dataset.hf_name": "so far `json` alone is read: JSONL files, which `hf_kwargs.data_files` names",
+    "train_loader.dataset.hf_name": "a hub dataset, a path, or `json`, `csv`, `parquet` with hf_kwargs",
+    "eval_loader.dataset.hf_name": "a hub dataset, a path, or `json`, `csv`, `parquet` with hf_kwargs",
     "tokenizer.kwargs.model_max_length": "when it equals max_seq_len",
     "save_folder": "{run_name} is filled in, as there",
 }

@@ -33,10 +33,13 @@ class Clock:
     rows_per_epoch: int
     max_batches: int | None = None
     """The run's length, once it is known: what `dur` is a part of."""
+    counts_passes: bool = False
+    """Whether that length was given in passes, and so says how often rows are repeated."""
 
     def until(self, max_duration: str) -> "Clock":
         """This clock for a run that lasts so long."""
-        return replace(self, max_batches=self.batches(max_duration))
+        counts_passes = parse_duration(max_duration)[1] == "ep"
+        return replace(self, max_batches=self.batches(max_duration), counts_passes=counts_passes)
 
     def batches(self, text: str) -> int:
         """Batches in the duration, rounded up: at least as long as what was asked for.

@@ -1,0 +1,298 @@
+"""Conversion by hand, once: what the converters' command lines mean, and what they call.
+
+Flags have LLM Foundry's names and meaning where it has them.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import xxhash
+
+from data.config import DatasetConfig, HFKwargs, TokenizerConfig, TokenizerKwargs
+from data.errors import ConfigError, DataError
+from data.examples import Conversation, Example, PromptResponse, Reading, Text, TokenTurns, read_examples
+from data.prepare import check_compression, prepare_into, said_plainly, what_decides, write_once
+from data.preprocessing import PREPROCESSORS, resolve_preprocessing_fn
+from data.sources import Source, open_source
+from data.sources.find import FORMATS
+from data.tokenizer import Tokenizer, build_tokenizer
+from data.windows import Part, Tally, Task
+
+CACHE = Path(".cache/dropless/converted")
+"""Where the output lies until it is sent, when only a remote place was named for it."""
+COLUMNS = {
+    PromptResponse.form: {"prompt": "str", "response": "str"},
+    Conversation.form: {"messages": "json"},
+    Text.form: {"text": "str"},
+}
+"""LLM Foundry's columns of what is not tokenized yet."""
+
+
+def main_of(parser: argparse.ArgumentParser, convert: Callable[[argparse.Namespace], None]) -> Callable[..., int]:
+    """The main function of a converter: 0, or 2 after one line that says what is wrong."""
+
+    def main(argv: Sequence[str] | None = None) -> int:
+        args = parser.parse_args(argv)
+        try:
+            convert(args)
+        except (ConfigError, DataError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            print("stopped: the same command goes on from here", file=sys.stderr)
+            return 130
+        return 0
+
+    return main
+
+
+def finetuning_parser(description: str | None) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=description)
+    _add_dataset(parser, required=True)
+    parser.add_argument("--preprocessor", help="what makes examples of rows: a registered name, or module:function")
+    skip = "rows are examples already; without it, and without --preprocessor, the dataset's name must be registered"
+    parser.add_argument("--skip-preprocessing", action="store_true", help=skip)
+    _add_output(parser)
+    untokenized = "tiktoken, or a Hugging Face folder or name; without it the examples are written as they are, checked"
+    _add_tokens(parser, tokenizer_help=untokenized)
+    parser.add_argument("--target_prompts", default="none", help="none, all or length>=N (default: %(default)s)")
+    responses = "default: %(default)s"
+    parser.add_argument("--target_responses", choices=("last", "all"), default="last", help=responses)
+    return parser
+
+
+def text_parser(description: str | None) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--path", nargs="+", help="text files, each a document: names or patterns")
+    parser.add_argument("--input_folder", help="the same for all .txt files in a folder and those below it")
+    _add_dataset(parser, required=False)
+    _add_output(parser)
+    _add_tokens(parser, tokenizer_help="tiktoken, or a Hugging Face folder or name", required=True)
+    return parser
+
+
+def convert_finetuning(args: argparse.Namespace) -> None:
+    """Each split into a folder of its own. Raises ConfigError and DataError."""
+    preprocessing_fn = _preprocessing_fn(args)
+    tokenizer = _tokenizer(args)
+    for split, source in _splits(args):
+        config = _config(
+            args,
+            **source,
+            preprocessing_fn=preprocessing_fn,
+            target_prompts=args.target_prompts,
+            target_responses=args.target_responses,
+        )
+        _convert(_Place.of(args, split), config, tokenizer, args.compression)
+
+
+def convert_text(args: argparse.Namespace) -> None:
+    """Text files into the one folder, or each split of a dataset with a column `text` into one of its own."""
+    given = [name for name in ("path", "input_folder", "dataset") if getattr(args, name) is not None]
+    if len(given) != 1:
+        said = " and ".join(f"--{name}" for name in given) or "none of them is given"
+        raise ConfigError(f"exactly one of --path, --input_folder and --dataset is needed, but {said}")
+    tokenizer = _tokenizer(args)
+    if args.dataset is not None:
+        for split, source in _splits(args):
+            _convert(_Place.of(args, split), _config(args, **source), tokenizer, args.compression)
+        return
+    text = args.path if args.path is not None else [f"{args.input_folder}/**/*.txt"]
+    _convert(_Place.of(args, ""), _config(args, text=text), tokenizer, args.compression)
+
+
+def _add_dataset(parser: argparse.ArgumentParser, *, required: bool) -> None:
+    what = "a hub dataset's name; json, csv or parquet for local --data_files; or the path of such a file or folder"
+    parser.add_argument("--dataset", required=required, help=what)
+    parser.add_argument("--data_subset", help="the subset (configuration) of a hub dataset")
+    splits = "each becomes a folder of its own (default: train validation)"
+    parser.add_argument("--splits", nargs="+", default=["train", "validation"], help=splits)
+    parser.add_argument("--data_files", nargs="+", default=[], help="a file for each split, in their order")
+
+
+def _add_output(parser: argparse.ArgumentParser) -> None:
+    where = "where the folders are written: a folder, or s3:// and the like"
+    parser.add_argument("--out_root", "--output_folder", required=True, help=where)
+    parser.add_argument("--local", help="a folder for a local copy, when --out_root is remote")
+    parser.add_argument("--remote", help="where the finished folders are sent as well: a folder, or s3:// and the like")
+    parser.add_argument("--compression", help="of the shards, such as zstd or zstd:7 (default: none)")
+    parser.add_argument("--num_workers", "--processes", type=int, help="processes that work (default: one a core)")
+
+
+def _add_tokens(parser: argparse.ArgumentParser, *, tokenizer_help: str, required: bool = False) -> None:
+    parser.add_argument("--tokenizer", required=required, help=tokenizer_help)
+    parser.add_argument("--tokenizer_kwargs", help='JSON, such as \'{"model_name": "gpt-4"}\'')
+    length = "tokens in a row (default: %(default)s)"
+    parser.add_argument("--max_seq_len", "--concat_tokens", type=int, default=2048, help=length)
+    packing = "best_fit fills rows with several documents; none gives each its own (default: %(default)s)"
+    parser.add_argument("--packing", choices=("best_fit", "none"), default="best_fit", help=packing)
+
+
+def _config(args: argparse.Namespace, **settings: Any) -> DatasetConfig:
+    if args.num_workers is not None and args.num_workers < 0:
+        raise ConfigError(f"--num_workers is {args.num_workers}, but there cannot be fewer than 0")
+    workers = None if args.num_workers is None else max(args.num_workers, 1)
+    try:
+        return DatasetConfig(max_seq_len=args.max_seq_len, packing=args.packing, prepare_workers=workers, **settings)
+    except ValueError as error:
+        raise ConfigError(f"--{error}") from None
+
+
+def _splits(args: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each split's name and the source that it is read from."""
+    if args.data_files and len(args.data_files) != len(args.splits):
+        raise ConfigError(
+            f"--data_files names {len(args.data_files)} and --splits {len(args.splits)}, but each split has one file"
+        )
+    if args.dataset in FORMATS and not args.data_files:
+        raise ConfigError(f"--dataset is {args.dataset!r}, which reads local files: name them in --data_files")
+    if len(set(args.splits)) != len(args.splits):
+        raise ConfigError(f"--splits is {' '.join(args.splits)}, but each can be written only once")
+    for split in args.splits:
+        if not split or split != Path(split).name or split in (".", ".."):
+            raise ConfigError(f"--splits has {split!r}, but it becomes a folder's name in --out_root")
+    for number, split in enumerate(args.splits):
+        files = [args.data_files[number]] if args.data_files else None
+        kwargs = HFKwargs(name=args.data_subset, data_files=files)
+        yield split, {"hf_name": args.dataset, "hf_kwargs": kwargs, "split": split}
+
+
+def _preprocessing_fn(args: argparse.Namespace) -> str | None:
+    if args.skip_preprocessing:
+        return None
+    if args.preprocessor is not None:
+        return args.preprocessor
+    if args.dataset in PREPROCESSORS:
+        return args.dataset
+    raise ConfigError(
+        f"--dataset is {args.dataset!r}, for which no preprocessing function is registered: name one in "
+        "--preprocessor, or say --skip-preprocessing where rows are examples already"
+    )
+
+
+def _tokenizer(args: argparse.Namespace) -> Tokenizer | None:
+    if args.tokenizer is None:
+        if args.tokenizer_kwargs is not None:
+            raise ConfigError("--tokenizer_kwargs is given, but no --tokenizer")
+        return None
+    try:
+        given = json.loads(args.tokenizer_kwargs or "{}")
+    except ValueError as error:
+        raise ConfigError(f"--tokenizer_kwargs is {args.tokenizer_kwargs!r}, which is not JSON ({error})") from None
+    known = [field.name for field in fields(TokenizerKwargs)]
+    unknown = sorted(set(given) - set(known)) if isinstance(given, dict) else [args.tokenizer_kwargs]
+    if unknown:
+        raise ConfigError(f"--tokenizer_kwargs has {unknown[0]!r}, but it is an object of {', '.join(known)}")
+    if given.get("model_max_length") not in (None, args.max_seq_len):
+        raise ConfigError(
+            f"--tokenizer_kwargs has model_max_length {given['model_max_length']}, but --max_seq_len is "
+            f"{args.max_seq_len}: leave it out"
+        )
+    try:
+        return build_tokenizer(TokenizerConfig(name=args.tokenizer, kwargs=TokenizerKwargs(**given)))
+    except ValueError as error:  # ConfigError among them
+        raise ConfigError(f"--tokenizer {args.tokenizer}: {error}") from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Place:
+    """Where an output goes."""
+
+    folder: Path
+    remote: str | None
+    passing: bool
+    """The folder is only on the way to the remote place."""
+
+    @classmethod
+    def of(cls, args: argparse.Namespace, split: str) -> "_Place":
+        is_url = bool(urlsplit(args.out_root).scheme)
+        remote = args.out_root if is_url or args.local is not None else args.remote
+        if args.remote is not None and remote != args.remote:
+            raise ConfigError(f"--remote is {args.remote!r}, but the output goes to {remote!r} already: leave one out")
+        if args.local is not None:
+            root = Path(args.local)
+        else:
+            root = CACHE / xxhash.xxh64_hexdigest(args.out_root) if is_url else Path(args.out_root)
+        under = f"{remote.rstrip('/')}/{split}".rstrip("/") if remote is not None else None
+        return cls(folder=root / split, remote=under, passing=is_url and args.local is None)
+
+
+def _convert(place: _Place, config: DatasetConfig, tokenizer: Tokenizer | None, compression: str | None) -> None:
+    if tokenizer is None:
+        _write_untokenized(place.folder, config, compression=compression, remote=place.remote)
+    else:
+        prepare_into(place.folder, config, tokenizer, compression=compression, remote=place.remote)
+    if place.passing:
+        shutil.rmtree(place.folder)
+
+
+def _write_untokenized(
+    folder: Path, config: DatasetConfig, *, compression: str | None = None, remote: str | None = None
+) -> None:
+    """The valid examples in the source's order, in LLM Foundry's columns."""
+    check_compression(compression)
+    source = open_source(config)
+    made_from = {**what_decides(config, source, None), "columns": "untokenized", "compression": compression}
+    recipe = Untokenized(source=source, preprocess=resolve_preprocessing_fn(config.preprocessing_fn))
+    with said_plainly(str(folder), "name another folder"):
+        write_once(folder, recipe, config, made_from, {}, compression=compression, remote=remote)
+
+
+@dataclass(frozen=True)
+class Samples:
+    """MDS samples, and how much they are: characters."""
+
+    samples: list[dict[str, Any]]
+    weight: int
+
+    def received(self) -> "Samples":
+        return self
+
+
+@dataclass(frozen=True, kw_only=True)
+class Untokenized:
+    """The way of a chunk to samples of text."""
+
+    source: Source
+    preprocess: Callable[[Any], Any] | None
+
+    def columns(self, form: str) -> dict[str, str]:
+        return COLUMNS[form]
+
+    def read(self, task: Task) -> Part:
+        """Runs in a worker. Raises what the source raises, and ConfigError when rows are tokens already."""
+        part = Part(size=task.chunk.size, reading=Reading(form=task.form, first_place=task.first_place), tally=Tally())
+        samples = []
+        for example in read_examples(self.source.rows(task.chunk), self.preprocess, part.reading):
+            samples.append(_as_columns(example))
+        part.tally.examples_kept = len(samples)
+        if samples and not task.check_only:
+            part.content = Samples(samples, sum(len(value) for sample in samples for value in sample.values()))
+        return part
+
+    def samples(self, window: list[Samples], tally: Tally) -> Iterator[dict[str, Any]]:
+        for content in window:
+            tally.rows += len(content.samples)
+            yield from content.samples
+
+
+def _as_columns(example: Example) -> dict[str, Any]:
+    if isinstance(example, TokenTurns):
+        raise ConfigError("the rows have turns, which are tokens already: give the --tokenizer that they are of")
+    if isinstance(example, Conversation):
+        return {"messages": example.messages}
+    return (
+        {"text": example.text}
+        if isinstance(example, Text)
+        else {
+            "prompt": example.prompt,
+            "response": example.response,
+        }
+    )

@@ -1,0 +1,508 @@
+"""Which rows each batch of a run has: a config's stages resolved into batches, and what a checkpoint holds of them.
+
+A plan is made of segments. A run that is never changed has one. Where a run goes on under a changed future, a further
+segment begins at the checkpoint's batch with the rows that each stream has given by then, so that the past stays as it
+was and no row is given twice.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+
+from data.config import DataLoaderConfig, DatasetConfig, PassesOf, StageConfig, StreamConfig
+from data.durations import Clock, parse_duration
+from data.errors import ConfigError, DataError
+from data.mixture import Interleaving, Mixture, Stage, StreamOrder
+
+STATE_VERSION = 2
+
+
+class StreamShape(Protocol):
+    """What a plan has to know of a stream's rows."""
+
+    @property
+    def fingerprint(self) -> str: ...
+    @property
+    def n_rows(self) -> int: ...
+    @property
+    def tokens(self) -> int | None: ...
+    @property
+    def shard_sizes(self) -> np.ndarray: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """A stretch of batches in which every share changes in a straight line."""
+
+    stage: int
+    n_batches: int | None
+    """None: to the end, however far that is."""
+    start: tuple[float, ...]
+    end: tuple[float, ...]
+    """[S] shares of the rows."""
+    lr_start: float
+    lr_end: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segment:
+    """A plan from one batch on."""
+
+    first_batch: int
+    first_row: int
+    global_batch_size: int
+    counts: tuple[int, ...]
+    """[S] rows that each stream had given before."""
+    stages: tuple[dict[str, Any], ...]
+    """As the config said them."""
+    ends: tuple[int | None, ...]
+    """The batch after each stage's last."""
+    pieces: tuple[Piece, ...]
+
+    def interleaving(self) -> Interleaving:
+        size = self.global_batch_size
+        stages = [
+            Stage(
+                math.inf if piece.n_batches is None else float(piece.n_batches * size),
+                np.array(piece.start),
+                np.array(piece.end),
+            )
+            for piece in self.pieces
+        ]
+        return Interleaving(stages, self.counts)
+
+    def at(self, batch: int) -> tuple[Piece, float]:
+        """The piece that the batch is in, and how far into it (0 to 1)."""
+        first = self.first_batch
+        for piece in self.pieces:
+            if piece.n_batches is None or batch < first + piece.n_batches:
+                return piece, (batch - first) / piece.n_batches if piece.n_batches else 0.0
+            first += piece.n_batches
+        return self.pieces[-1], 1.0
+
+
+class Plan:
+    """The rows of a run's batches. `resume` goes on from a checkpoint; until then the run is at its beginning."""
+
+    def __init__(
+        self, config: DataLoaderConfig, streams: Mapping[str, StreamShape], clock: Clock, *, seed: int, size: int
+    ) -> None:
+        """`size` is the rows of a global batch.
+
+        Raises ConfigError for stages that cannot be, or would repeat rows, and DataError for streams that together
+        have fewer rows than one global batch.
+        """
+        self._config, self._clock, self._size = config, clock, size
+        self._streams = dict(streams)
+        self.names = list(streams)
+        n_rows = sum(stream.n_rows for stream in streams.values())
+        if n_rows < size:
+            raise DataError(
+                f"the dataset has {n_rows} rows of {config.dataset.max_seq_len} tokens, but one global batch has "
+                f"{size}: lower global_train_batch_size or max_seq_len, or add data"
+            )
+        dataset = config.dataset
+        self.seed = seed if dataset.shuffle_seed is None else dataset.shuffle_seed
+        self.notes: list[str] = []
+        """What the one who starts the run should know of the plan."""
+        self.segments: list[Segment] = []
+        self._append(self._segment(first_batch=0, first_row=0, counts=[0] * len(self.names), before=None))
+        self._check_repeats()
+
+    @property
+    def global_batch_size(self) -> int:
+        return self._size
+
+    def rows(self, batch: int, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """Of the batch's rows start..stop-1: the stream (its place in `names`) and the row's id in it; int64 each."""
+        first = self._first_row(batch)
+        return self._mixture.rows(first + start, first + stop)
+
+    def counts(self, batch: int) -> np.ndarray:
+        """Rows that each stream has given before the batch; int64 [S]."""
+        return self._mixture.interleaving.counts(self._first_row(batch))
+
+    def planned(self, batch: int) -> np.ndarray:
+        """The integral of each stream's planned share up to the batch, in rows; float64 [S]."""
+        return self._mixture.interleaving.planned(self._first_row(batch))
+
+    def shares(self, batch: int) -> np.ndarray:
+        """Each stream's planned share of the batch's rows; float64 [S]."""
+        piece, part = self._now.at(batch)
+        start, end = np.array(piece.start), np.array(piece.end)
+        return start + part * (end - start)
+
+    def lr_scale(self, batch: int) -> float:
+        """What the schedule's learning rate is multiplied by in the batch."""
+        piece, part = self._now.at(batch)
+        return piece.lr_start + part * (piece.lr_end - piece.lr_start)
+
+    def end_of(self, number: int) -> tuple[np.ndarray, float]:
+        """What the stage of that number comes to: shares [S] of the rows, and the scale of the learning rate."""
+        piece = [piece for piece in self._now.pieces if piece.stage == number][-1]
+        return np.array(piece.end), piece.lr_end
+
+    def stage(self, batch: int) -> str:
+        """The name of the batch's stage; the last one's after its end; "" without stages."""
+        return self._now.stages[self._now.at(batch)[0].stage]["name"]
+
+    def stages(self) -> list[tuple[str, int, int | None]]:
+        """`(name, first batch, batch after the last)` of each stage."""
+        ends = self._now.ends
+        return [
+            (str(stage["name"]), 0 if i == 0 else int(ends[i - 1] or 0), ends[i])
+            for i, stage in enumerate(self._now.stages)
+        ]
+
+    def state(self, rows: int) -> dict[str, str]:
+        """What a checkpoint holds after so many rows of all ranks: one text, so that any plan fits any checkpoint."""
+        order = self._mixture.orders[0]
+        state = {
+            "version": STATE_VERSION,
+            "rows": rows,
+            "max_seq_len": self._config.dataset.max_seq_len,
+            # A shuffle has a seed; the order of the files has none.
+            "seed": self.seed if order.shuffle else None,
+            "shuffle": order.shuffle,
+            "streams": [{"name": name, "fingerprint": s.fingerprint} for name, s in self._streams.items()],
+            "segments": [asdict(segment) for segment in self.segments],
+        }
+        return {"position": json.dumps(state)}
+
+    def resume(self, state: Mapping[str, Any]) -> int:
+        """Takes the checkpoint's past, and what the config says now for the future; the batch that comes next.
+
+        Raises ConfigError, naming the difference, when the config or the data contradict the past.
+        """
+        saved = _read_state(state)
+        self._check_past(saved)
+        self._take_order([stream["name"] for stream in saved["streams"]])
+        segments = [_segment_of(segment) for segment in saved["segments"]]
+        last = segments[-1]
+        batch = last.first_batch + (saved["rows"] - last.first_row) // last.global_batch_size
+        self._check_stages(last, batch)
+        self.segments = []
+        missing = len(self.names) - len(saved["streams"])
+        for segment in segments:
+            self._append(_widened(segment, missing))
+        self.notes = []
+        fresh = self._segment(
+            first_batch=batch, first_row=saved["rows"], counts=self.counts(batch).tolist(), before=self._now
+        )
+        if not _same_future(fresh, self._now, batch):
+            self.notes.append(f"the plan of the data changes at batch {batch}: {_difference(fresh, self._now)}")
+            self._append(fresh)
+        self._check_repeats()
+        return batch
+
+    def _append(self, segment: Segment) -> None:
+        self.segments.append(segment)
+        self._now = segment
+        orders = [
+            StreamOrder(stream.shard_sizes, self.seed, number, shuffle=self._config.dataset.shuffle)
+            for number, stream in enumerate(self._streams.values())
+        ]
+        self._mixture = Mixture(orders, segment.interleaving())
+
+    def _first_row(self, batch: int) -> int:
+        now = self._now
+        return now.first_row + (batch - now.first_batch) * now.global_batch_size
+
+    # From a config to batches.
+
+    def _segment(self, *, first_batch: int, first_row: int, counts: Sequence[int], before: Segment | None) -> Segment:
+        stages = self._config.stages
+        ends = self._ends(first_batch, before)
+        pieces: list[Piece] = []
+        begin = 0
+        for number, (stage, end) in enumerate(zip(stages, ends, strict=True)):
+            if end is None or end > first_batch:
+                pieces.append(self._piece(number, stage, begin, end, first_batch, before))
+            begin = end if end is not None else begin
+        if not stages:
+            share = tuple(self._default_shares())
+            pieces.append(Piece(stage=0, n_batches=None, start=share, end=share, lr_start=1.0, lr_end=1.0))
+        elif not pieces:
+            # Past the last stage: its mix goes on.
+            pieces.append(
+                self._piece(len(stages) - 1, stages[-1], begin, None, max(first_batch, begin), None, over=True)
+            )
+        said = tuple(asdict(stage) for stage in stages) or ({"name": ""},)
+        return Segment(
+            first_batch=first_batch,
+            first_row=first_row,
+            global_batch_size=self._size,
+            counts=tuple(counts),
+            stages=said,
+            ends=tuple(ends) or (None,),
+            pieces=tuple(pieces),
+        )
+
+    def _piece(
+        self,
+        number: int,
+        stage: StageConfig,
+        begin: int,
+        end: int | None,
+        first_batch: int,
+        before: Segment | None,
+        *,
+        over: bool = False,
+    ) -> Piece:
+        start, stop = (self._row_shares(mix) for mix in stage.mixes())
+        lr_start, lr_stop = stage.lr_scales()
+        if over:
+            start, lr_start = stop, lr_stop
+        if begin < first_batch and before is not None:
+            # In the middle of a ramp: on from where the run is, to where the config says.
+            piece, part = before.at(first_batch)
+            if start != stop:
+                start = tuple(a + part * (b - a) for a, b in zip(piece.start, piece.end, strict=True))
+            if lr_start != lr_stop:
+                lr_start = piece.lr_start + part * (piece.lr_end - piece.lr_start)
+        n_batches = None if end is None else end - max(begin, first_batch)
+        return Piece(stage=number, n_batches=n_batches, start=start, end=stop, lr_start=lr_start, lr_end=lr_stop)
+
+    def _ends(self, now: int, before: Segment | None) -> list[int | None]:
+        ends: list[int | None] = []
+        begin = 0
+        for number, stage in enumerate(self._config.stages):
+            frozen = before.ends[number] if before is not None and number < len(before.ends) else None
+            if frozen is not None and frozen <= now:
+                ends.append(frozen)
+            elif stage.duration is None:
+                ends.append(None)
+            else:
+                length = self._batches(stage, f"stages[{number}].duration")
+                # A stage that the run is in cannot have ended before.
+                ends.append(max(begin + length, now if begin < now else 0))
+            begin = ends[-1] if ends[-1] is not None else begin
+        self._check_length(begin, bool(ends) and ends[-1] is None)
+        return ends
+
+    def _check_length(self, total: int, is_open: bool) -> None:
+        run = self._clock.max_batches
+        if not self._config.stages or run is None:
+            return
+        last = self._config.stages[-1].name
+        if total > run or (is_open and total == run):
+            raise ConfigError(
+                f"stages: they last {total:,} batches, but max_duration is {run:,}, so that {last} would not be "
+                "reached or not be finished: shorten them or raise max_duration"
+            )
+        if total < run and not is_open:
+            self.notes.append(
+                f"the stages last {total:,} of the run's {run:,} batches: the mix at the end of {last} goes on"
+            )
+
+    def _batches(self, stage: StageConfig, key: str) -> int:
+        duration = stage.duration
+        assert duration is not None
+        if isinstance(duration, str) and parse_duration(duration)[1] != "ep":
+            return self._clock.batches(duration)
+        if isinstance(duration, PassesOf):
+            passes, name = duration.ep, duration.of
+        elif len(self.names) > 1:
+            raise ConfigError(
+                f"{key} is {duration!r}, but with several streams `ep` has to say of which: write {{ep: "
+                f"{parse_duration(duration)[0]:g}, of: {self.names[0]}}}, or ba, tok or dur"
+            )
+        else:
+            passes, name = parse_duration(duration)[0], self.names[0]
+        place = self.names.index(name)
+        start, end = (self._row_shares(mix)[place] for mix in stage.mixes())
+        if start + end == 0:
+            raise ConfigError(f"{key} counts passes of {name}, but the stage gives {name} no share")
+        rows = passes * self._streams[name].n_rows * 2 / (start + end)
+        return math.ceil(round(rows, 6) / self._size)
+
+    def _row_shares(self, mix: Mapping[str, float]) -> tuple[float, ...]:
+        """[S] shares of rows from shares of tokens: a stream whose rows hold fewer tokens gives more of them."""
+        per_token = [mix.get(name, 0.0) / self._tokens_per_row(stream) for name, stream in self._streams.items()]
+        return tuple(share / sum(per_token) for share in per_token)
+
+    def _tokens_per_row(self, stream: StreamShape) -> float:
+        if stream.tokens is None:
+            return float(self._config.dataset.max_seq_len)
+        return stream.tokens / stream.n_rows
+
+    def _default_shares(self) -> list[float]:
+        """[S] without stages: by `proportion`, or in an epoch of all streams by `choose`, `repeat` or their sizes."""
+        configs = self._config.dataset.streams or {}
+        proportions = {name: c.proportion for name, c in configs.items() if c.proportion is not None}
+        if proportions:
+            return list(self._row_shares(proportions))
+        rows = epoch_rows(self._config.dataset, self._streams)
+        return [rows[name] / sum(rows.values()) for name in self.names]
+
+    def _check_repeats(self) -> None:
+        run = self._clock.max_batches
+        if run is None:
+            return
+        counts = self.counts(max(run, self._now.first_batch))
+        configs = self._config.dataset.streams or {"": self._config.dataset}
+        for name, given in zip(self.names, counts.tolist(), strict=True):
+            stream, config = self._streams[name], configs[name]
+            passes = given / stream.n_rows
+            # A pass that ends inside a batch may end with that batch.
+            if self._clock.counts_passes or config.repeat is not None or config.choose is not None:
+                continue
+            if given - self._size >= config.max_repeats * stream.n_rows:
+                key = f"streams.{name}.max_repeats" if name else "max_repeats"
+                raise ConfigError(
+                    f"dataset.{key} is {config.max_repeats:g}, but in {run:,} batches of {self._size} rows "
+                    f"{f'stream {name}' if name else 'the dataset'} gives {given:,}, {passes:.2f} times its "
+                    f"{stream.n_rows:,}: write {key}: {math.ceil(passes - self._size / stream.n_rows)}, or give it "
+                    "less of the run" + ("" if name else f", or write max_duration: {math.ceil(passes)}ep")
+                )
+
+    # What a checkpoint's past allows.
+
+    def _check_past(self, saved: Mapping[str, Any]) -> None:
+        order = self._mixture.orders[0]
+        now = {
+            "seed": self.seed if order.shuffle else None,
+            "shuffle": order.shuffle,
+            "max_seq_len": self._config.dataset.max_seq_len,
+        }
+        changed = [f"{key} was {saved[key]}, now {value}" for key, value in now.items() if saved[key] != value]
+        last = _segment_of(saved["segments"][-1])
+        given = last.interleaving().counts(saved["rows"])
+        for stream, rows in zip(saved["streams"], given.tolist(), strict=True):
+            name, there = stream["name"], self._streams.get(stream["name"])
+            label = f"stream {name}" if name else "the dataset"
+            if there is None:
+                changed.append(f"{label} is gone, which gave {rows:,} rows (it may stay with a proportion of 0)")
+            elif there.fingerprint != stream["fingerprint"]:
+                changed.append(f"the fingerprint of {label} was {stream['fingerprint']}, now {there.fingerprint}")
+        size = last.global_batch_size
+        at_edge = saved["rows"] in [
+            last.first_row + (end - last.first_batch) * size for end in last.ends if end is not None
+        ]
+        if self._size != size and not at_edge:
+            changed.append(
+                f"global_train_batch_size was {size}, now {self._size}, which can change only where a stage ends"
+            )
+        if changed:
+            raise ConfigError(
+                f"the checkpoint was written in the middle of other data ({'; '.join(changed)}): put it back to go on, "
+                "or start another run from the weights, with another run_name, load_path and load_weights_only=true"
+            )
+
+    def _check_stages(self, last: Segment, batch: int) -> None:
+        now = [asdict(stage) for stage in self._config.stages] or [{"name": ""}]
+        changed = []
+        for number, (stage, end) in enumerate(zip(last.stages, last.ends, strict=True)):
+            there = now[number] if number < len(now) else None
+            begin = 0 if number == 0 else last.ends[number - 1]
+            if end is not None and end <= batch and there != stage:
+                changed.append(f"stage {stage['name']} is done; it was {_said(stage)}, now {_said(there)}")
+            in_it = begin is not None and begin < batch and (end is None or batch < end)
+            if in_it and (there is None or there["name"] != stage["name"]):
+                changed.append(f"the run is in stage {stage['name'] or 'one mix for all'}, now {_said(there)}")
+        if changed:
+            raise ConfigError(
+                f"the checkpoint is at batch {batch}, and what is past cannot change ({'; '.join(changed)}): put it "
+                "back to go on; later stages may change, and stages may be added after them"
+            )
+
+    def _take_order(self, names: Sequence[str]) -> None:
+        """Streams stand as they did, new ones after them: a stream's place is in the key of its shuffle."""
+        ordered = [*names, *(name for name in self.names if name not in names)]
+        self._streams = {name: self._streams[name] for name in ordered}
+        self.names = ordered
+
+
+def epoch_rows(dataset: DatasetConfig, streams: Mapping[str, StreamShape]) -> dict[str, float]:
+    """Rows of each stream in an epoch of all of them: `choose`, or `repeat` times its rows, or each once."""
+    configs: Mapping[str, StreamConfig] = dataset.streams or {}
+    out = {}
+    for name, stream in streams.items():
+        config = configs.get(name, dataset)
+        out[name] = (1.0 if config.repeat is None else config.repeat) * stream.n_rows
+        if config.choose is not None:
+            out[name] = float(config.choose)
+    return out
+
+
+def _read_state(state: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        saved = json.loads(state["position"])
+    except (KeyError, TypeError, ValueError):
+        saved = {"version": state.get("version")}
+    if saved.get("version") != STATE_VERSION:
+        raise ConfigError(
+            f"the checkpoint's data position has version {saved.get('version')}, but this code reads "
+            f"{STATE_VERSION}: go on with the code that wrote it, or start another run with load_weights_only=true"
+        )
+    return saved
+
+
+def _segment_of(saved: Mapping[str, Any]) -> Segment:
+    pieces = [
+        Piece(**piece | {"start": tuple(piece["start"]), "end": tuple(piece["end"])}) for piece in saved["pieces"]
+    ]
+    tuples = {key: tuple(saved[key]) for key in ("counts", "stages", "ends")}
+    return Segment(**{**saved, **tuples, "pieces": tuple(pieces)})
+
+
+def _widened(segment: Segment, missing: int) -> Segment:
+    """The segment with further streams, which it gives nothing."""
+    none = (0.0,) * missing
+    pieces = tuple(replace(piece, start=piece.start + none, end=piece.end + none) for piece in segment.pieces)
+    return replace(segment, counts=segment.counts + (0,) * missing, pieces=pieces)
+
+
+def _same_future(new: Segment, old: Segment, batch: int) -> bool:
+    """Whether both give the same rows from the batch on."""
+    if new.global_batch_size != old.global_batch_size or new.ends != old.ends:
+        return False
+    return all(
+        (a.stage, a.n_batches) == (b.stage, b.n_batches)
+        and np.allclose([*a.end, a.lr_start, a.lr_end], [*b.end, b.lr_start, b.lr_end], rtol=0, atol=1e-12)
+        for a, b in zip(new.pieces, _rest(old, batch), strict=False)
+    ) and len(new.pieces) == len(_rest(old, batch))
+
+
+def _rest(segment: Segment, batch: int) -> list[Piece]:
+    """The pieces from the batch on, the first of them cut."""
+    rest: list[Piece] = []
+    first = segment.first_batch
+    for piece in segment.pieces:
+        length = piece.n_batches
+        if length is None or first + length > batch:
+            before, part = segment.at(max(batch, first))
+            assert before is piece
+            start = tuple(a + part * (b - a) for a, b in zip(piece.start, piece.end, strict=True))
+            left = None if length is None else first + length - max(batch, first)
+            lr = piece.lr_start + part * (piece.lr_end - piece.lr_start)
+            rest.append(
+                Piece(stage=piece.stage, n_batches=left, start=start, end=piece.end, lr_start=lr, lr_end=piece.lr_end)
+            )
+        first += length or 0
+    return rest
+
+
+def _difference(new: Segment, old: Segment) -> str:
+    said = []
+    if new.global_batch_size != old.global_batch_size:
+        said.append(f"global_train_batch_size {old.global_batch_size} -> {new.global_batch_size}")
+    for number in range(max(len(new.stages), len(old.stages))):
+        a = old.stages[number] if number < len(old.stages) else None
+        b = new.stages[number] if number < len(new.stages) else None
+        ends = [s.ends[number] if number < len(s.ends) else None for s in (old, new)]
+        if a != b or ends[0] != ends[1]:
+            said.append(
+                f"stage {(b or a or {})['name']}: {_said(a)} to batch {ends[0]} -> {_said(b)} to batch {ends[1]}"
+            )
+    return "; ".join(said) or "the shares of the streams are others"
+
+
+def _said(stage: Mapping[str, Any] | None) -> str:
+    if stage is None or "proportions" not in stage:
+        return "none"
+    return json.dumps({key: value for key, value in stage.items() if key != "name"})

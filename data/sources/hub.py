@@ -1,0 +1,236 @@
+"""A dataset of the Hugging Face hub: one commit of it, downloaded into the hub's cache, where it is found offline."""
+
+import contextlib
+import glob
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, cast
+
+import xxhash
+
+from data.config import DatasetConfig
+from data.errors import ConfigError, DataError
+from data.sources.content import CHUNK_ROWS, FileChunk
+from data.sources.files import FileSource, read_rows
+from data.sources.find import FORMATS
+from data.sources.hub_commit import CARD, Commit, find_commit, first_line, quiet, record_of
+from data.sources.parquet import arrow_chunk
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_DOWNLOADS = 8
+_SAFE_SUFFIXES = tuple(suffix for suffixes in FORMATS.values() for suffix in suffixes)
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The files of a split, as the `datasets` library chooses them."""
+
+    files: list[str]
+    format: str | None
+    """A key of FORMATS; None for what only the library can read."""
+
+
+def open_hub(config: DatasetConfig, name: str) -> "HubSource":
+    """Asks for the commit, the list of its files and its card; none of the data is downloaded.
+
+    Raises ConfigError for a dataset, revision, subset or split that is not there, one that may not be read, one that
+    is all code, and without a network when the dataset is not in the hub's cache.
+    """
+    commit = find_commit(config, name)
+    chosen = _choose(config, commit)
+    others = [file for file in chosen.files if not file.endswith(_SAFE_SUFFIXES)]
+    if config.safe_load and others:
+        raise ConfigError(
+            f"safe_load is true, but not all files of {name!r} are {', '.join(_SAFE_SUFFIXES)} ({_some(others)}): name "
+            "those that are in hf_kwargs.data_files, or set safe_load: false"
+        )
+    return HubSource(config, commit, chosen)
+
+
+class HubSource:
+    """A split of a commit. Its files are downloaded when chunks() is first asked for."""
+
+    unit = "B"
+
+    def __init__(self, config: DatasetConfig, commit: Commit, chosen: Chosen) -> None:
+        self._config, self._commit, self._chosen = config, commit, chosen
+        self.total = sum(commit.files[file] for file in chosen.files) if chosen.format is not None else 0
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the commit and the files' names: a commit's content does not change, so nothing need be downloaded."""
+        parts = [self._commit.sha, self._chosen.format, self._chosen.files]
+        return xxhash.xxh3_128_hexdigest(json.dumps(parts).encode())
+
+    @property
+    def inputs(self) -> list[dict[str, Any]]:
+        of_all = {"dataset": self._commit.dataset, "revision": self._commit.sha}
+        return [{**of_all, "path": file, "bytes": self._commit.files[file]} for file in self._chosen.files]
+
+    def chunks(self) -> Iterator[FileChunk]:
+        paths = _download(self._config, self._commit, self._chosen.files)
+        if self._chosen.format is None:
+            yield from _chunks_of_builder(self._config, self._commit, self._chosen.files)
+            return
+        names = {path: f"{self._commit.dataset}/{file}" for path, file in zip(paths, self._chosen.files, strict=True)}
+        yield from FileSource(paths, self._chosen.format, names).chunks()
+
+    def rows(self, chunk: FileChunk) -> Iterator[tuple[str, Any]]:
+        return read_rows(chunk)
+
+
+def _choose(config: DatasetConfig, commit: Commit) -> Chosen:
+    """The library finds subsets and splits in a folder by the card and by files' names, so it is given those alone."""
+    import datasets
+    from datasets.exceptions import DatasetsError
+
+    with TemporaryDirectory() as folder:
+        root = Path(folder) / commit.dataset.rpartition("/")[2]
+        for file in commit.files:
+            path = root / file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+        for file in CARD:
+            if (commit.card / file).is_file():
+                (root / file).write_bytes((commit.card / file).read_bytes())
+        kwargs = config.hf_kwargs
+        try:
+            with quiet():
+                builder = datasets.load_dataset_builder(
+                    str(root), name=kwargs.name, data_dir=kwargs.data_dir, data_files=kwargs.data_files
+                )
+        except (ValueError, FileNotFoundError, RuntimeError, DatasetsError) as error:
+            raise ConfigError(_why_not_chosen(config, commit, root, error)) from None
+        splits = {str(split): list(files) for split, files in (builder.config.data_files or {}).items()}
+        split = config.split or "train"
+        if split not in splits:
+            at = f" of subset {kwargs.name!r}" if kwargs.name is not None else ""
+            raise ConfigError(
+                f"split is {split!r}, but the splits{at} of {commit.dataset!r} are {', '.join(splits)}"
+                f"{_only_cached(commit)}"
+            )
+        # The library names a file once for each pattern that it matches.
+        names = [Path(file).relative_to(root.resolve()).as_posix() for file in dict.fromkeys(splits[split])]
+    return Chosen(names, _format(names, builder.config))
+
+
+def _format(files: list[str], builder_config: Any) -> str | None:
+    """The format that our readers are to read the files as; None when they would read them otherwise than is meant."""
+    kinds = {name for name, suffixes in FORMATS.items() for file in files if file.endswith(suffixes)}
+    if len(kinds) != 1 or not all(file.endswith(_SAFE_SUFFIXES) for file in files):
+        return None
+    (kind,) = kinds
+    delimiter = getattr(builder_config, "delimiter", None) or getattr(builder_config, "sep", ",")
+    if kind == "csv" and delimiter != ("\t" if files[0].endswith(".tsv") else ","):
+        return None
+    return None if kind == "json" and getattr(builder_config, "field", None) is not None else kind
+
+
+def _why_not_chosen(config: DatasetConfig, commit: Commit, root: Path, error: Exception) -> str:
+    import datasets
+
+    kwargs, name = config.hf_kwargs, commit.dataset
+    if isinstance(error, FileNotFoundError) and (kwargs.data_dir is not None or kwargs.data_files is not None):
+        key = "data_files" if kwargs.data_files is not None else "data_dir"
+        return (
+            f"hf_kwargs.{key} is {getattr(kwargs, key)!r}, but {name!r} has no such data (it has {_some(commit.files)})"
+            f"{_only_cached(commit)}"
+        )
+    subsets: list[str] = []
+    with contextlib.suppress(Exception), quiet():
+        subsets = list(datasets.get_dataset_config_names(str(root)))
+    if subsets and kwargs.name not in subsets:
+        return f"hf_kwargs.name is {kwargs.name!r}, but {name!r} has the subsets {', '.join(subsets)}: choose one"
+    nothing = isinstance(error, RuntimeError | FileNotFoundError)  # a script stands in the way, or there is no data
+    if nothing and any(file.endswith(".py") and "/" not in file for file in commit.files):
+        return (
+            f"hf_name is {name!r}, which is read by code of its own, and such code is never run: try "
+            "hf_kwargs.revision: refs/convert/parquet, where the hub keeps a copy as Parquet"
+        )
+    return (
+        f"hf_name is {name!r}, but no data is found in it ({first_line(error)}; it has {_some(commit.files)}): name "
+        "the files in hf_kwargs.data_files"
+    )
+
+
+def _download(config: DatasetConfig, commit: Commit, files: list[str]) -> list[Path]:
+    """The files in the hub's cache. Those that are there already are not asked for."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
+    from requests import RequestException
+
+    def fetch(file: str) -> Path:
+        return Path(
+            hf_hub_download(
+                commit.dataset,
+                file,
+                repo_type="dataset",
+                revision=commit.sha,
+                local_files_only=commit.offline is not None,
+            )
+        )
+
+    if commit.offline is None:
+        record = record_of(config, commit.dataset, commit.sha)
+        record.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = record.with_suffix(".unfinished")
+        unfinished.write_text(json.dumps(commit.files))
+        unfinished.rename(record)
+    with ThreadPoolExecutor(_DOWNLOADS) as pool:
+        tasks = [pool.submit(fetch, file) for file in files]
+        try:
+            return [task.result() for task in tasks]
+        except (EntryNotFoundError, HfHubHTTPError, RequestException) as error:
+            pool.shutdown(wait=False, cancel_futures=True)
+            if commit.offline is not None:
+                missing = next(
+                    file for file, task in zip(files, tasks, strict=True) if task.done() and task.exception()
+                )
+                raise DataError(
+                    f"{commit.dataset}/{missing} is not in the hub's cache, and {commit.offline}: start once where "
+                    "there is a network, which completes the download"
+                ) from None
+            raise DataError(
+                f"the download of {commit.dataset} stopped ({first_line(error)}): start again, and it goes on"
+            ) from None
+
+
+def _chunks_of_builder(config: DatasetConfig, commit: Commit, files: list[str]) -> Iterator[FileChunk]:
+    """For files that only the `datasets` library reads: it makes Arrow tables of them, in its own cache."""
+    import datasets
+    from datasets.exceptions import DatasetsError
+
+    split = config.split or "train"
+    try:
+        with quiet():
+            builder = datasets.load_dataset_builder(
+                str(commit.card), name=config.hf_kwargs.name, data_files={split: [glob.escape(file) for file in files]}
+            )
+        builder.download_and_prepare()
+        table = builder.as_dataset(split=split)
+    except (ValueError, DatasetsError) as error:
+        why = error.__cause__ if isinstance(error.__cause__, Exception) else error
+        raise DataError(f"{commit.dataset}: the `datasets` library cannot read it ({first_line(why)})") from None
+    assert isinstance(table, datasets.Dataset)
+    name, row = f"{commit.dataset}[{split}]", 1
+    for part in table.with_format("arrow").iter(CHUNK_ROWS):
+        for batch in cast("pa.Table", part).combine_chunks().to_batches():
+            yield arrow_chunk(name, batch, row, batch.nbytes)
+            row += batch.num_rows
+    if row == 1:
+        raise DataError(f"{name}: there are no rows in it")
+
+
+def _only_cached(commit: Commit) -> str:
+    return f" (of what is in the hub's cache; {commit.offline})" if commit.offline is not None else ""
+
+
+def _some(files: Any) -> str:
+    names = list(files)
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "") or "no files"

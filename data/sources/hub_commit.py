@@ -1,0 +1,144 @@
+"""Which commit of a dataset there is on the Hugging Face hub, or in the hub's cache."""
+
+import contextlib
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from data.config import DatasetConfig
+from data.errors import ConfigError
+from data.sources.find import FORMATS
+from data.sources.reach import why_offline
+
+REQUEST_SECONDS = 10.0
+CARD = ["README.md", ".huggingface.yaml"]
+"""Files that say which subsets and splits there are."""
+
+
+@dataclass(frozen=True)
+class Commit:
+    """What of a dataset is there."""
+
+    dataset: str
+    sha: str
+    files: dict[str, int]
+    """Path in the repository -> bytes (0 where it is not known)."""
+    card: Path
+    """The snapshot's folder in the hub's cache, with the card in it if there is one."""
+    offline: str | None
+    """Why the hub was not asked."""
+
+
+def find_commit(config: DatasetConfig, name: str) -> Commit:
+    """Of the revision, or of the main branch. Raises ConfigError when it is not there, or may not be read."""
+    from huggingface_hub.errors import HFValidationError
+
+    offline = why_offline()
+    try:
+        return _cached_commit(config, name, offline) if offline is not None else _hub_commit(config, name)
+    except HFValidationError:
+        raise ConfigError(
+            f"hf_name is {name!r}, which is neither a file or folder that is there nor a name on the hub such as "
+            "tatsu-lab/alpaca"
+        ) from None
+
+
+def _hub_commit(config: DatasetConfig, name: str) -> Commit:
+    import requests
+    from huggingface_hub import HfApi, errors
+
+    api, revision = HfApi(), config.hf_kwargs.revision
+    try:
+        info = api.dataset_info(name, revision=revision, timeout=REQUEST_SECONDS, files_metadata=True)
+        if info.gated:
+            api.auth_check(name, repo_type="dataset")
+        card = _snapshot(name, revision)
+    except errors.GatedRepoError:
+        raise ConfigError(
+            f"hf_name is {name!r}, to which the hub gives access on request only: ask for it on the dataset's page, "
+            "and log in with `hf auth login` or HF_TOKEN"
+        ) from None
+    except errors.RevisionNotFoundError:
+        raise ConfigError(
+            f"hf_kwargs.revision is {revision!r}, but {name!r} has no such branch, tag or commit"
+        ) from None
+    except errors.RepositoryNotFoundError:
+        raise ConfigError(
+            f"hf_name is {name!r}, but the hub has no such dataset, or not for you: look for a slip in the name; for a "
+            "private one log in with `hf auth login` or HF_TOKEN; a local file's name ends in "
+            f"{', '.join(sum(FORMATS.values(), ()))}"
+        ) from None
+    except (errors.HfHubHTTPError, requests.RequestException, errors.LocalEntryNotFoundError) as error:
+        raise ConfigError(
+            f"hf_name is {name!r}, but the hub does not tell what it holds ({first_line(error)})"
+        ) from None
+    assert info.sha is not None
+    if card.name != info.sha:
+        raise ConfigError(f"hf_name is {name!r}, which was changed on the hub in this moment: start again")
+    # No name may lead out of the folder that stands for the repository.
+    inside = [file for file in info.siblings or [] if not {"/", ".."} & set(PurePosixPath(file.rfilename).parts)]
+    files = {file.rfilename: file.size or 0 for file in inside}
+    return Commit(name, info.sha, files, card, None)
+
+
+def _snapshot(name: str, revision: str | None, *, local_only: bool = False) -> Path:
+    """The commit's folder in the hub's cache, with the card. Notes there which commit the revision is."""
+    from huggingface_hub import snapshot_download
+
+    with quiet():
+        folder = snapshot_download(
+            name, repo_type="dataset", revision=revision, allow_patterns=CARD, local_files_only=local_only
+        )
+    return Path(folder)
+
+
+def _cached_commit(config: DatasetConfig, name: str, offline: str) -> Commit:
+    from huggingface_hub import constants
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        folder = _snapshot(name, config.hf_kwargs.revision, local_only=True)
+    except LocalEntryNotFoundError:
+        said = f" at revision {config.hf_kwargs.revision!r}" if config.hf_kwargs.revision is not None else ""
+        raise ConfigError(
+            f"hf_name is {name!r}, but {offline}, and the dataset is not in the hub's cache{said} "
+            f"({constants.HF_HUB_CACHE}): start once where there is a network, copy the cache from there, or name "
+            "local files"
+        ) from None
+    record = record_of(config, name, folder.name)
+    if record.is_file():
+        return Commit(name, folder.name, json.loads(record.read_text()), folder, offline)
+    paths = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    files = {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths}
+    return Commit(name, folder.name, files, folder, offline)
+
+
+def record_of(config: DatasetConfig, name: str, sha: str) -> Path:
+    """Where the list of a commit's files is kept: the hub's cache alone cannot tell a download that was cut off."""
+    return Path(config.cache_dir) / "hub" / f"{name.replace('/', '--')}@{sha}.json"
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without the libraries' remarks on cards and the hub's bars for small things."""
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    loggers = [logging.getLogger(name) for name in ("datasets", "huggingface_hub")]
+    levels, without_bars = [logger.level for logger in loggers], are_progress_bars_disabled()
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+        if not without_bars:
+            enable_progress_bars()
+
+
+def first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

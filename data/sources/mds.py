@@ -1,0 +1,118 @@
+"""MDS folders whose samples still have to be tokenised, ours or LLM Foundry's, here or remote.
+
+LLM Foundry's converter writes `prompt` and `response` (str; older ones bytes), `messages` (json) or `turns` (json: a
+list of {input_ids, labels}), its text datasets `text` (str).
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from data.config import DatasetConfig
+from data.errors import ConfigError
+from data.mds import TEXT_FORMS, MdsFolder
+from data.sources import content as c
+
+_AS_JSON = ("messages", "turns")
+"""Columns that hold a list, or its JSON text."""
+
+
+@dataclass(frozen=True)
+class MdsChunk:
+    first: int
+    """Number of its first sample in the folder, from 0."""
+    size: int
+    """Samples; all of one shard."""
+
+
+class MdsSource:
+    """Samples in their order; `folder sample N` is a row's place, counted from 0 over the whole folder."""
+
+    unit = "rows"
+
+    def __init__(self, config: DatasetConfig) -> None:
+        """Raises what MdsFolder.open does, and ConfigError for a remote too large or columns that are no examples."""
+        self.mds = MdsFolder.open(
+            local=config.local, remote=config.remote, split=config.split, cache_dir=config.cache_dir
+        )
+        self.total = self.mds.n_samples
+        key = "remote" if config.local is None else "local"
+        has = f"{key} is {getattr(config, key)!r}, whose samples have the columns {', '.join(self.mds.columns)}"
+        if self.mds.is_rows:
+            raise ConfigError(f"{has}: they are rows already, and nothing is to be prepared")
+        if config.preprocessing_fn is None and not any(set(form) <= set(self.mds.columns) for form in TEXT_FORMS):
+            forms = "; ".join(" and ".join(form) for form in TEXT_FORMS)
+            raise ConfigError(f"{has}, but needed are {forms}: say how to make them with preprocessing_fn")
+        if self.mds.remote is not None and self.mds.n_bytes > config.max_prepare_bytes:
+            raise ConfigError(
+                f"remote is {config.remote!r}, whose samples have {self.mds.n_bytes:,} bytes to be tokenised, but "
+                f"max_prepare_bytes is {config.max_prepare_bytes:,}: convert it once with "
+                "scripts/convert_finetuning_dataset.py, or raise max_prepare_bytes"
+            )
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the hashes in the index, which the shards have; of the shards where it has none."""
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        self.mds.check()
+        digest = xxhash.xxh3_128(self.mds.fingerprint)
+        for number, shard in enumerate(self.mds.shards):
+            if not shard.raw_data.hashes:
+                self.mds.ensure(number)
+                digest.update(_xxh3(self.mds, number))
+        return digest.hexdigest()
+
+    @property
+    def inputs(self) -> list[dict[str, Any]]:
+        about = {"samples": self.total, "bytes": self.mds.n_bytes, "columns": self.mds.columns}
+        return [{"path": self.mds.name, **about, "fingerprint": self.fingerprint}]
+
+    def chunks(self) -> Iterator[MdsChunk]:
+        """As many samples as make about a megabyte on average: told by the index, no shard is brought for it."""
+        self.mds.check()
+        for shard, end in zip(self.mds.shards, self.mds.ends.tolist(), strict=True):
+            size = min(max(c.BLOCK_BYTES * shard.samples // shard.raw_data.bytes, 1), c.CHUNK_ROWS)
+            for first in range(end - shard.samples, end, size):
+                yield MdsChunk(first, min(size, end - first))
+
+    def rows(self, chunk: MdsChunk) -> Iterator[tuple[str, Any]]:
+        for sample in range(chunk.first, chunk.first + chunk.size):
+            place = f"{self.mds.name} sample {sample}"
+            n_bytes = self.mds.sample_bytes(sample)
+            if n_bytes > c.MAX_ROW_BYTES:
+                yield place, c.too_large(n_bytes)
+            else:
+                yield place, {name: _plain(name, value) for name, value in self.mds.read(sample).items()}
+
+
+def _plain(name: str, value: Any) -> Any:
+    """The value as a JSONL row would have it. What cannot be is left, for data/examples.py to refuse."""
+    if isinstance(value, bytes):
+        try:
+            value = value.decode()
+        except UnicodeDecodeError:
+            return value
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    if name in _AS_JSON and isinstance(value, str):
+        try:
+            return json.loads(value)
+        except (ValueError, RecursionError):
+            return value
+    return value
+
+
+def _xxh3(mds: MdsFolder, number: int) -> bytes:
+    digest = xxhash.xxh3_128()
+    with mds.file(number).open("rb") as file:
+        while block := file.read(c.BLOCK_BYTES):
+            digest.update(block)
+    return digest.digest()

@@ -1,0 +1,115 @@
+"""Shows what a run is trained on: rows as text with what is trained on in green, lengths, duplicates, train in eval.
+
+With --verify nothing is shown, and every shard's size and hash is checked instead (exit code 1 when one is broken).
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+ROOT = Path(__file__).resolve().parents[1]
+
+if TYPE_CHECKING:
+    from data.config import DatasetConfig
+    from data.tokenizer import Tokenizer
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("config", help="a YAML file, as train.py takes it")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes of it")
+    parser.add_argument("--rows", type=int, default=2, help="rows of each source that are shown (default: 2)")
+    parser.add_argument("--first", type=int, default=0, metavar="ROW", help="the first that is shown (default: 0)")
+    parser.add_argument("--png", type=Path, help="also draw the histogram of document lengths into this file")
+    parser.add_argument("--verify", action="store_true", help="check every shard's size and hash, and nothing else")
+    args = parser.parse_intermixed_args(argv)
+
+    sys.path.insert(0, str(ROOT))
+    from data.errors import ConfigError, DataError
+    from data.tokenizer import build_tokenizer
+    from train.reader import load_config
+
+    try:
+        if args.rows < 0 or args.first < 0:
+            raise ConfigError(f"--rows is {args.rows} and --first is {args.first}, but neither can be below 0")
+        if args.png is not None and not os.access(args.png.parent, os.W_OK):
+            raise ConfigError(f"--png is {str(args.png)!r}, but its folder cannot be written")
+        config = load_config(args.config, args.overrides)
+        loaders = {"train": config.train_loader, "eval": config.eval_loader}
+        sources = {
+            f"{kind}.{stream}" if stream else kind: dataset
+            for kind, loader in loaders.items()
+            if loader is not None
+            for stream, dataset in loader.dataset.each_stream().items()
+        }
+        tokenizer = build_tokenizer(config.tokenizer)
+        if args.verify:
+            return _verify(sources, tokenizer)
+        _inspect(sources, tokenizer, range(args.first, args.first + args.rows), args.png)
+    except (ConfigError, DataError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _inspect(sources: "dict[str, DatasetConfig]", tokenizer: "Tokenizer", shown: range, png: Path | None) -> None:
+    from rich.console import Console
+    from tqdm import tqdm
+
+    from data import inspect
+    from data.errors import under
+    from data.rows import open_rows
+
+    console = Console(highlight=False, soft_wrap=True)
+    surveys = []
+    for name, dataset in sources.items():
+        with under(_key(name)):
+            rows = open_rows(dataset, tokenizer)
+        for number in range(shown.start, min(shown.stop, rows.n_rows)):
+            console.print(inspect.show_row(number, rows.read(number), tokenizer, marks=console.color_system is None))
+        surveys.append(
+            inspect.survey(name, rows, lambda numbers, name=name: tqdm(numbers, desc=f"Reading {name}", delay=2))
+        )
+        lines = [*inspect.summary_lines(surveys[-1]), *inspect.histogram_lines(surveys[-1].lengths)]
+        console.print("\n".join(lines), markup=False)
+    for survey in surveys:
+        console.print("\n".join(inspect.duplicate_lines(survey)), markup=False)
+    for known in surveys:
+        for asked in surveys:
+            if known.name.startswith("train") and asked.name.startswith("eval"):
+                console.print("\n".join(inspect.overlap_lines(known, asked)), markup=False)
+    if png is not None:
+        inspect.draw_histogram(surveys, png)
+        console.print(f"the lengths are drawn in {png}", markup=False)
+
+
+def _key(name: str) -> str:
+    """Where the config has the source."""
+    kind, _, stream = name.partition(".")
+    return f"{kind}_loader.dataset" + (f".streams.{stream}" if stream else "")
+
+
+def _verify(sources: "dict[str, DatasetConfig]", tokenizer: "Tokenizer") -> int:
+    from data.errors import under
+    from data.inspect import verification_lines
+    from data.prepare import prepare
+    from data.rows import open_mds, verify
+
+    broken = 0
+    for name, dataset in sources.items():
+        with under(_key(name)):
+            mds = None if dataset.local is None and dataset.remote is None else open_mds(dataset)
+            found = [verify(mds)] if mds is not None else []
+            if (mds is None or not mds.is_rows) and not any(each.broken for each in found):
+                found.append(verify(prepare(dataset, tokenizer)))
+        for each in found:
+            broken += len(each.broken)
+            print("\n".join(verification_lines(each)))
+    return 1 if broken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,43 @@
+"""Small MDS folders for tests of those who read them."""
+
+import json
+from pathlib import Path
+
+from streaming import MDSWriter
+
+from data.mds import MdsFolder
+
+
+def write_mds(folder: Path, columns: dict[str, str], samples: list[dict], *, hashes=("xxh64",), **kwargs) -> Path:
+    """Several samples a shard."""
+    settings = {"size_limit": 1000, "hashes": list(hashes)} | kwargs
+    with MDSWriter(columns=columns, out=str(folder), **settings) as writer:
+        for sample in samples:
+            writer.write(sample)
+    return folder
+
+
+def write_texts(folder: Path, n: int = 60, **kwargs) -> Path:
+    return write_mds(folder, {"text": "str"}, texts(n), **kwargs)
+
+
+def texts(n: int = 60) -> list[dict]:
+    return [{"text": f"{i} " * 20} for i in range(n)]
+
+
+def edit_index(folder: Path, edit) -> None:
+    """edit(index) changes it in place."""
+    index = json.loads((folder / "index.json").read_text())
+    edit(index)
+    (folder / "index.json").write_text(json.dumps(index))
+
+
+def open_folder(folder: Path | str, *, to: Path | None = None, split: str | None = None) -> MdsFolder:
+    """`to`: where a remote folder's shards are brought."""
+    if to is None:
+        return MdsFolder.open(local=str(folder), remote=None, split=split, cache_dir="")
+    return MdsFolder.open(local=str(to), remote=str(folder), split=split, cache_dir="")
+
+
+def read_all(mds: MdsFolder) -> list[dict]:
+    return [mds.read(sample) for sample in range(mds.n_samples)]

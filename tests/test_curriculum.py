@@ -1,0 +1,402 @@
+import dataclasses
+import json
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+from data.config import DataLoaderConfig, DatasetConfig, PassesOf, StageConfig, StreamConfig
+from data.curriculum import Plan
+from data.durations import Clock
+from data.errors import ConfigError
+from data.mixture import Interleaving, Stage, StreamOrder
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """A stream of rows that are never read."""
+
+    n_rows: int
+    tokens: int | None = None
+    fingerprint: str = "f"
+    shard_rows: int = 16
+
+    @property
+    def shard_sizes(self) -> np.ndarray:
+        whole, rest = divmod(self.n_rows, self.shard_rows)
+        return np.array([self.shard_rows] * whole + [rest] * (rest > 0))
+
+
+def loader(stages=(), names="abc", **streams):
+    """A config with streams of those names; `a={"proportion": 1.0}` sets keys of a stream."""
+    configs = {name: StreamConfig(local=name, **{"max_repeats": 1000.0} | streams.get(name, {})) for name in names}
+    dataset = DatasetConfig(streams=configs, max_seq_len=8)
+    return DataLoaderConfig(name="text", dataset=dataset, stages=list(stages))
+
+
+def make(config, shapes, batches: int | str = 100, size: int = 8, seed: int = 0) -> Plan:
+    n_rows = sum(shape.n_rows for shape in shapes.values())
+    clock = Clock(tokens_per_batch=size * 8, rows_per_batch=size, rows_per_epoch=n_rows)
+    return Plan(
+        config, shapes, clock.until(batches if isinstance(batches, str) else f"{batches}ba"), seed=seed, size=size
+    )
+
+
+def shapes(names="abc", rows=(70, 33, 500)):
+    return {name: Shape(n) for name, n in zip(names, rows, strict=False)}
+
+
+def sequence(plan: Plan, start: int, stop: int, ranks: int = 1) -> list[tuple[str, int]]:
+    """(stream, row) of the batches, put together from the ranks."""
+    part = plan.global_batch_size // ranks
+    rows = [plan.rows(n, r * part, (r + 1) * part) for n in range(start, stop) for r in range(ranks)]
+    return [(plan.names[s], i) for ss, ids in rows for s, i in zip(ss.tolist(), ids.tolist(), strict=True)]
+
+
+def stage(name, duration, mix, to=None, lr_scale=1.0):
+    return StageConfig(
+        name=name, duration=duration, proportions=mix if to is None else {"from": mix, "to": to}, lr_scale=lr_scale
+    )
+
+
+THREE = (
+    stage("broad", "40ba", {"a": 7.0, "b": 3.0}),
+    stage("shift", "20ba", {"a": 0.7, "b": 0.3}, {"a": 0.2, "b": 0.3, "c": 0.5}, lr_scale={"from": 1.0, "to": 0.5}),
+    stage("anneal", None, {"c": 0.8, "b": 0.2}, lr_scale=0.5),
+)
+
+
+# The merge itself.
+
+
+def random_stages(rng, n_streams):
+    def mix():
+        shares = rng.random(n_streams) ** 3 * (rng.random(n_streams) > 0.3)
+        shares[rng.integers(n_streams)] += 0.01
+        return shares / shares.sum()
+
+    stages, mixed = [], mix()
+    for _ in range(rng.integers(1, 5)):
+        start = mix() if rng.random() < 0.5 else mixed
+        mixed = start if rng.random() < 0.5 else mix()
+        stages.append(Stage(float(rng.integers(1, 300)), start, mixed))
+    return stages if rng.random() < 0.6 else [*stages, Stage(math.inf, mixed, mixed)]
+
+
+def exact_planned(stages, taken, stream, x):
+    """T_s(x) in fractions, stage after stage."""
+    total, first = Fraction(int(taken[stream])), Fraction(0)
+    for number, one in enumerate([*stages, Stage(math.inf, stages[-1].end, stages[-1].end)]):
+        a, b = Fraction(float(one.start[stream])), Fraction(float(one.end[stream]))
+        length = None if math.isinf(one.n_rows) else Fraction(one.n_rows)
+        if length is None or x <= first + length:
+            u = x - first
+            return total + a * u + (0 if length is None else (b - a) * u * u / (2 * length))
+        total, first = total + (a + b) / 2 * length, first + length
+        assert number <= len(stages)
+    raise AssertionError
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_the_merge_is_what_a_row_by_row_look_finds(seed):
+    """Each row the stream's next, no stream away from its plan by more than the bound, in the order of due times."""
+    rng = np.random.default_rng(seed)
+    n_streams = int(rng.integers(1, 20))
+    stages = random_stages(rng, n_streams)
+    taken = rng.integers(0, 40, n_streams) * (seed % 3 == 0)
+    merge = Interleaving(stages, taken)
+    first = merge.first
+    s_N, k_N = merge.rows(first, first + 200)
+    given = taken.copy()
+    largest = np.max([np.maximum(one.start, one.end) for one in stages], axis=0)
+    late = Fraction(0)
+    for place, (s, k) in enumerate(zip(s_N.tolist(), k_N.tolist(), strict=True), start=1):
+        assert k == given[s]
+        given[s] += 1
+        planned = [exact_planned(stages, taken, stream, Fraction(place)) for stream in range(n_streams)]
+        assert all(
+            abs(g - p) <= 0.5 + share * n_streams / 2 + 1e-9
+            for g, p, share in zip(given.tolist(), planned, largest, strict=True)
+        )
+        assert np.allclose(merge.planned(first + place), [float(p) for p in planned], rtol=0, atol=1e-6)
+        # When the row was due: the plan reaches k + 1/2 there, and no earlier row of the order was due later.
+        low, high = late, Fraction(4000)
+        if exact_planned(stages, taken, s, low) < k + Fraction(1, 2):
+            for _ in range(50):
+                middle = (low + high) / 2
+                low, high = (
+                    (middle, high) if exact_planned(stages, taken, s, middle) < k + Fraction(1, 2) else (low, middle)
+                )
+                low, high = Fraction(float(low)), Fraction(float(high))
+        before = max(late - Fraction(1, 10**6), Fraction(0))
+        assert before == 0 or exact_planned(stages, taken, s, before) <= k + Fraction(1, 2)
+        late = low
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_any_cut_of_the_merge_gives_the_same_rows(seed):
+    rng = np.random.default_rng(seed)
+    n_streams = int(rng.integers(1, 31))
+    merge = Interleaving(random_stages(rng, n_streams))
+    s_N, k_N = merge.rows(0, 1500)
+    for _ in range(20):
+        start, stop = np.sort(rng.integers(0, 1501, 2)).tolist()
+        part = merge.rows(start, stop)
+        assert np.array_equal(part[0], s_N[start:stop])
+        assert np.array_equal(part[1], k_N[start:stop])
+        assert merge.counts(start).tolist() == np.bincount(s_N[:start], minlength=n_streams).tolist()
+
+
+def test_the_merge_at_a_billion_rows_is_exact():
+    """Two cuts far out agree, and the counts add up to the position."""
+    rng = np.random.default_rng(0)
+    shares = rng.random((2, 100)) / 50
+    shares /= shares.sum(axis=1, keepdims=True)
+    merge = Interleaving([Stage(1.4e9, shares[0], shares[1])])
+    place = 10**9
+    whole = merge.rows(place, place + 2048)
+    halves = [merge.rows(place + half, place + half + 1024) for half in (0, 1024)]
+    assert np.array_equal(whole[0], np.concatenate([half[0] for half in halves]))
+    assert np.array_equal(whole[1], np.concatenate([half[1] for half in halves]))
+    counts = merge.counts(place)
+    assert counts.sum() == place
+    for stream in range(100):
+        rows = whole[1][whole[0] == stream]
+        assert rows.tolist() == list(range(counts[stream], counts[stream] + len(rows)))
+
+
+# Stages of a config.
+
+
+def test_stages_become_batches_and_the_last_goes_on():
+    plan = make(loader(THREE), shapes())
+    assert plan.stages() == [("broad", 0, 40), ("shift", 40, 60), ("anneal", 60, None)]
+    assert [plan.stage(n) for n in (0, 39, 40, 59, 60, 99)] == ["broad"] * 2 + ["shift"] * 2 + ["anneal"] * 2
+    assert plan.shares(0).tolist() == pytest.approx([0.7, 0.3, 0.0])
+    assert plan.shares(50).tolist() == pytest.approx([0.45, 0.3, 0.25])
+    assert [plan.lr_scale(n) for n in (0, 40, 50, 60)] == pytest.approx([1.0, 1.0, 0.75, 0.5])
+
+
+def test_durations_of_every_unit_are_batches():
+    stages = [
+        stage("tok", "640tok", {"a": 1.0}),
+        stage("ep", PassesOf(ep=2.0, of="b"), {"a": 0.5, "b": 0.5}),
+        stage("dur", "0.25dur", {"c": 1.0}),
+    ]
+    plan = make(loader(stages), shapes())
+    # 33 rows of b twice, at half of the rows, are 132 rows: 17 batches of 8.
+    assert [end for _, _, end in plan.stages()] == [10, 10 + 17, 10 + 17 + 25]
+    assert plan.notes == ["the stages last 52 of the run's 100 batches: the mix at the end of dur goes on"]
+
+
+def test_shares_of_tokens_become_shares_of_rows():
+    there = {"a": Shape(100, tokens=800), "b": Shape(100, tokens=200)}
+    plan = make(loader(names="ab", a={"proportion": 1.0}, b={"proportion": 1.0}), there, 20)
+    assert plan.shares(0).tolist() == pytest.approx([0.2, 0.8])
+    rows = [name for name, _ in sequence(plan, 0, 20)]
+    assert rows.count("a") == 32
+
+
+def test_without_proportions_each_stream_gives_in_proportion_to_its_size():
+    plan = make(loader(b={"repeat": 2.0}, c={"choose": 34}), shapes(), 21)
+    assert plan.shares(0).tolist() == pytest.approx([70 / 170, 66 / 170, 34 / 170])
+
+
+# Exactness.
+
+
+def test_no_row_twice_before_its_stream_is_exhausted_across_stages():
+    plan = make(loader(THREE), shapes())
+    seen: dict[str, list[int]] = {"a": [], "b": [], "c": []}
+    for name, row in sequence(plan, 0, 100):
+        seen[name].append(row)
+    for name, rows in seen.items():
+        n = shapes()[name].n_rows
+        for begin in range(0, len(rows), n):
+            one_pass = rows[begin : begin + n]
+            assert len(set(one_pass)) == len(one_pass)
+    assert len(seen["a"]) > 70
+    assert plan.counts(100).tolist() == [len(rows) for rows in seen.values()]
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4, 8])
+def test_any_number_of_ranks_gives_the_same_rows(ranks):
+    plan = make(loader(THREE), shapes())
+    assert sequence(plan, 0, 100, ranks) == sequence(plan, 0, 100)
+
+
+@pytest.mark.parametrize("batch", [0, 1, 39, 40, 41, 50, 60, 61, 99])
+def test_a_resumed_plan_is_the_uninterrupted_one(batch):
+    whole = make(loader(THREE), shapes())
+    plan = make(loader(THREE), shapes())
+    assert plan.resume(json.loads(json.dumps(whole.state(batch * 8)))) == batch
+    assert len(plan.segments) == 1
+    assert plan.notes == []
+    assert sequence(plan, batch, 100) == sequence(whole, batch, 100)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_random_changes_of_the_future_keep_the_past_and_repeat_nothing(seed):
+    """Killed and resumed several times, each time with another future; every stream goes on where it was."""
+    rng = np.random.default_rng(seed)
+    there = {name: Shape(int(rng.integers(20, 200))) for name in "abcd"}
+
+    def random_mix():
+        names = rng.permutation(list("abcd"))[: rng.integers(1, 5)]
+        return {str(name): float(rng.integers(1, 10)) for name in names}
+
+    def random_stage(number):
+        ramp = random_mix() if rng.random() < 0.5 else None
+        return stage(f"s{number}", f"{rng.integers(3, 30)}ba", random_mix(), ramp)
+
+    stages = [random_stage(number) for number in range(4)]
+    plan = make(loader(stages, "abcd"), there, 200, size=4)
+    rows, batch = [], 0
+    for _ in range(4):
+        stop = batch + int(rng.integers(1, 25))
+        rows += sequence(plan, batch, stop)
+        saved, done = plan.state(stop * 4), [end for _, _, end in plan.stages() if end is not None and end <= stop]
+        batch = stop
+        # What is past stays; the stage that the run is in keeps its name; the rest is made anew.
+        kept = len(done)
+        current = stages[kept : kept + 1]
+        stages = stages[:kept] + [
+            dataclasses.replace(random_stage(0), name=one.name, duration=f"{rng.integers(3, 60)}ba") for one in current
+        ]
+        stages += [random_stage(number) for number in range(len(stages), len(stages) + 2)]
+        plan = make(loader(stages, "abcd"), there, 400, size=4)
+        assert plan.resume(saved) == batch
+        assert [end for _, _, end in plan.stages()][:kept] == done
+    rows += sequence(plan, batch, batch + 20)
+    for number, name in enumerate("abcd"):
+        given = [row for stream, row in rows if stream == name]
+        order = StreamOrder(there[name].shard_sizes, 0, number)
+        assert given == order.rows(np.arange(len(given))).tolist()
+
+
+def test_a_longer_run_freezes_the_stages_that_are_done():
+    stages = [stage("one", "0.4dur", {"a": 1.0}), stage("two", "0.6dur", {"b": 1.0})]
+    short = make(loader(stages), shapes(), 50)
+    plan = make(loader(stages), shapes(), 100)
+    assert plan.stages()[0] == ("one", 0, 40)
+    plan.resume(short.state(30 * 8))
+    assert plan.stages() == [("one", 0, 20), ("two", 20, 80)]
+    assert plan.notes[-1].startswith("the plan of the data changes at batch 30: stage two: ")
+    plan = make(loader(stages), shapes(), 100)
+    plan.resume(short.state(10 * 8))
+    assert plan.stages()[0] == ("one", 0, 40)
+
+
+def test_a_ramp_that_is_made_longer_goes_on_from_where_it_is():
+    def ramp(duration):
+        return loader([stage("r", duration, {"a": 1.0}, {"b": 1.0})], "ab")
+
+    plan = make(ramp("90ba"), shapes("ab"))
+    plan.resume(make(ramp("50ba"), shapes("ab")).state(25 * 8))
+    assert plan.shares(25)[:2].tolist() == pytest.approx([0.5, 0.5])
+    assert plan.shares(89)[1] == pytest.approx(1 - 0.5 / 65)
+    assert plan.stages() == [("r", 0, 90)]
+
+
+def test_streams_may_be_appended_and_stand_in_any_order():
+    plan = make(loader(names="ab"), shapes("ab"), 10)
+    saved = plan.state(5 * 8)
+    more = make(loader(names="cba"), dict(reversed(shapes().items())), 30)
+    assert more.resume(saved) == 5
+    assert more.names == ["a", "b", "c"]
+    assert more.counts(5).tolist() == [*plan.counts(5).tolist(), 0]
+    assert {name for name, _ in sequence(more, 5, 30)} == {"a", "b", "c"}
+
+
+def test_the_global_batch_may_change_where_a_stage_ends():
+    stages = [stage("one", "10ba", {"a": 1.0}), stage("two", "10ba", {"b": 1.0})]
+    saved = make(loader(stages), shapes(), 20).state(10 * 8)
+    plan = make(loader(stages), shapes(), 20, size=4)
+    assert plan.resume(saved) == 10
+    assert len(sequence(plan, 10, 20)) == 40
+    assert plan.counts(20).tolist() == [80, 40, 0]
+
+
+@pytest.mark.parametrize(
+    ("config", "there", "options", "text"),
+    [
+        (loader(THREE), shapes(), {"seed": 1}, "seed was 0, now 1"),
+        (loader(THREE), shapes() | {"a": Shape(70, fingerprint="g")}, {}, "the fingerprint of stream a was f, now g"),
+        (loader(THREE[2:], "bc"), shapes("bc"), {}, "stream a is gone, which gave 270 rows"),
+        (loader(THREE), shapes(), {"size": 4}, "global_train_batch_size was 8, now 4, which can change only where"),
+    ],
+)
+def test_another_past_is_refused(config, there, options, text):
+    saved = make(loader(THREE), shapes()).state(50 * 8)
+    with pytest.raises(ConfigError, match=text):
+        make(config, there, **options).resume(saved)
+
+
+def test_a_stage_that_is_done_cannot_change():
+    saved = make(loader(THREE), shapes()).state(50 * 8)
+    other = stage("broad", "40ba", {"a": 1.0})
+    with pytest.raises(ConfigError, match=r"at batch 50, .*stage broad is done; it was .* now "):
+        make(loader([other, *THREE[1:]]), shapes()).resume(saved)
+    with pytest.raises(ConfigError, match="the run is in stage shift, now "):
+        make(loader([THREE[0], THREE[2]]), shapes()).resume(saved)
+
+
+# What cannot be.
+
+
+@pytest.mark.parametrize(
+    ("stages", "text"),
+    [
+        ([stage("x", "10ba", {"d": 1.0})], r"stages\[0\].proportions names 'd', but the streams are a, b, c"),
+        ([stage("x", PassesOf(ep=1.0, of="A"), {"a": 1.0})], r"stages\[0\].duration.of names 'A'"),
+        ([stage("x", None, {"a": 1.0}), stage("y", "1ba", {"a": 1.0})], "only the last stage may be open"),
+        ([stage("x", "1ba", {"a": 1.0})] * 2, r"stages\[1\].name is 'x', as of an earlier stage"),
+    ],
+)
+def test_stages_that_cannot_be(stages, text):
+    with pytest.raises(ValueError, match=text):
+        loader(stages)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (("x", "0ba", {"a": 1.0}), "duration is '0ba', but a stage of nothing is no stage"),
+        (("x", "ten", {"a": 1.0}), "duration is 'ten', but a duration is a number and a unit"),
+        (("x", "1ba", {"a": -1.0}), "proportions.a is -1.0, but a share cannot be negative"),
+        (("x", "1ba", {"a": 0.0, "b": 0.0}), "proportions are all 0"),
+        (("x", "1ba", {}), "proportions are all 0"),
+        (("x", "1ba", {"from": {"a": 1.0}, "b": 1.0}), "proportions has from, b, but a ramp is"),
+        (("x", None, {"a": 1.0}, {"b": 1.0}), "duration is missing: a ramp needs an end"),
+        (("x", "1ba", {"a": 1.0}, None, {"from": 1.0}), "lr_scale is .* but it must be a number or"),
+        (("x", "1ba", {"a": 1.0}, None, -1.0), "lr_scale is -1.0, but it cannot be negative"),
+    ],
+)
+def test_a_stage_that_cannot_be(arguments, text):
+    with pytest.raises(ValueError, match=text):
+        stage(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("config", "text"),
+    [
+        (loader([stage("x", "200ba", {"a": 1.0})]), "stages: they last 200 batches, but max_duration is 100"),
+        (loader([stage("x", "1ep", {"a": 1.0})]), "`ep` has to say of which: write {ep: 1, of: a}"),
+        (loader([stage("x", PassesOf(ep=1.0, of="b"), {"a": 1.0})]), "counts passes of b, but the stage gives b no"),
+        (loader([stage("x", None, {"a": 1.0})], a={"max_repeats": 2.0}), r"a.max_repeats is 2, .* 11.43 times its 70"),
+    ],
+)
+def test_a_plan_that_cannot_be(config, text):
+    with pytest.raises(ConfigError, match=text):
+        make(config, shapes())
+
+
+def test_passes_that_the_duration_states_need_no_max_repeats():
+    config = DataLoaderConfig(name="text", dataset=DatasetConfig(local="a", max_seq_len=8))
+    there = {"": Shape(70)}
+    assert make(config, there, "3ep").counts(27).tolist() == [216]
+    with pytest.raises(ConfigError, match=r"max_repeats is 1, .* gives 160, 2.29 times its 70: write max_repeats: 3"):
+        make(config, there, 20)
+    # A pass may end with its last batch.
+    assert make(config, there, 9).counts(9).tolist() == [72]

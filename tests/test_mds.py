@@ -1,0 +1,182 @@
+"""MDS folders, here and remote: what is refused at opening, what is checked, and how shards come."""
+
+import os
+import struct
+from pathlib import Path
+
+import pytest
+from mds_folders import edit_index, open_folder, read_all, texts, write_texts
+
+from data.errors import ConfigError, DataError
+from data.mds import MdsFolder
+
+pytestmark = pytest.mark.timeout(60)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return write_texts(tmp_path / "mds")
+
+
+def shard_of(index, **changes):
+    index["shards"][1].update(changes)
+
+
+def file_of(index, kind="raw_data", **changes):
+    index["shards"][1][kind].update(changes)
+
+
+LIES = {
+    "version": (lambda i: i.update(version=1), "version 1, but only 2 is known"),
+    "no shards": (lambda i: i.update(shards=[]), "lists no shards"),
+    "shards no list": (lambda i: i.update(shards={}), "has no list of shards"),
+    "shard no object": (lambda i: i["shards"].append(3), r"shards\[\d+\], which is not an object"),
+    "shard version": (lambda i: shard_of(i, version=3), r"shards\[1\].version 3"),
+    "format": (lambda i: shard_of(i, format="json"), r"shards\[1\].format 'json', but only mds"),
+    "missing key": (lambda i: i["shards"][1].pop("samples"), r"shards\[1\] without samples"),
+    "unknown key": (lambda i: shard_of(i, extra=1), r"shards\[1\] with the unknown key extra"),
+    "parent": (lambda i: file_of(i, basename="../index.json"), r"basename '../index.json', but .* in the folder"),
+    "inner parent": (lambda i: file_of(i, basename="a/../../b"), "in the folder"),
+    "absolute": (lambda i: file_of(i, basename="/etc/passwd"), "in the folder"),
+    "backslash": (lambda i: file_of(i, basename="..\\b"), "in the folder"),
+    "drive": (lambda i: file_of(i, basename="C:b"), "in the folder"),
+    "nothing": (lambda i: file_of(i, basename=""), "in the folder"),
+    "dot": (lambda i: file_of(i, basename="."), "in the folder"),
+    "zero byte": (lambda i: file_of(i, basename="a\0b"), "in the folder"),
+    "no name": (lambda i: file_of(i, basename=None), "in the folder"),
+    "the index": (lambda i: file_of(i, basename="index.json"), "in the folder"),
+    "twice": (lambda i: file_of(i, basename="shard.00000.mds"), "names the file shard.00000.mds twice"),
+    "pkl": (lambda i: shard_of(i, column_encodings=["pkl"]), r"pkl \(shards\[1\], column 'text'\), which runs code"),
+    "nested pkl": (lambda i: shard_of(i, column_encodings=["list[pkl]"]), "which runs code"),
+    "encoding": (lambda i: shard_of(i, column_encodings=["text"]), "encoding 'text' .*, which is unknown"),
+    "dtype": (lambda i: shard_of(i, column_encodings=["ndarray:int31"]), "which is unknown"),
+    "argument": (lambda i: shard_of(i, column_encodings=["str:5"]), "which is unknown"),
+    "no encoding": (lambda i: shard_of(i, column_encodings=[]), "0 column_encodings and 1 column_sizes"),
+    "columns": (lambda i: shard_of(i, column_names=["a", "b"]), "2 column_names, 1 column_encodings"),
+    "name no text": (lambda i: shard_of(i, column_names=[1]), "a list of texts"),
+    "column size": (lambda i: shard_of(i, column_sizes=[8]), r"size 8 .*, but str has None"),
+    "other columns": (lambda i: shard_of(i, column_names=["words"]), r"shards\[1\] other columns"),
+    "zero samples": (lambda i: shard_of(i, samples=0), "samples 0, but it must be a whole number of at least 1"),
+    "negative": (lambda i: shard_of(i, samples=-5), "samples -5"),
+    "half": (lambda i: shard_of(i, samples=1.5), "samples 1.5"),
+    "true": (lambda i: shard_of(i, samples=True), "samples True"),
+    "too many": (lambda i: shard_of(i, samples=10**12), r"samples 10+, which need at least \d+ bytes"),
+    "no bytes": (lambda i: file_of(i, bytes=0), "bytes 0"),
+    "bytes text": (lambda i: file_of(i, bytes="900"), "bytes '900'"),
+    "huge": (lambda i: file_of(i, bytes=2**33), "at most 4294967295"),
+    "hash": (lambda i: file_of(i, hashes={"crc7": "00"}), "'crc7', which is no known algorithm"),
+    "digest": (lambda i: file_of(i, hashes={"xxh64": 5}), "xxh64 5, but it must be text"),
+    "compression": (lambda i: shard_of(i, compression="rar"), "'rar', but known are br, bz2, gz, snappy, zstd"),
+    "no zip": (lambda i: shard_of(i, compression="gz"), "compression 'gz', but zip_data None"),
+    "no raw": (lambda i: shard_of(i, raw_data=None), "raw_data None, but it must have basename"),
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_an_index_that_lies_is_refused_at_opening(folder, lie):
+    edit, said = LIES[lie]
+    edit_index(folder, edit)
+    with pytest.raises(DataError, match=said) as error:
+        open_folder(folder)
+    assert str(error.value).startswith(str(folder / "index.json"))
+    assert str(error.value).endswith(": write the folder again, or copy it again")
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[" * 100_000, b"3"])
+def test_an_index_that_is_none_is_refused(folder, content):
+    (folder / "index.json").write_bytes(content)
+    with pytest.raises(DataError, match=r"index.json is not (JSON|a JSON object)"):
+        open_folder(folder)
+
+
+def header(shard: Path, place: int, value: int) -> None:
+    content = bytearray(shard.read_bytes())
+    struct.pack_into("<I", content, 4 * place, value)
+    shard.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda shard: header(shard, 0, 3), "has 3 samples, but index.json says"),
+        (lambda shard: header(shard, 1, 0), "offsets that do not rise from its header to its end"),
+        (lambda shard: header(shard, 2, 2**32 - 1), "offsets that do not rise"),
+        (lambda shard: header(shard, 3, 0), "offsets that do not rise"),
+        (lambda shard: shard.write_bytes(shard.read_bytes().replace(b'"text"', b'"tixt"')), "other columns"),
+        (lambda shard: shard.write_bytes(shard.read_bytes().replace(b'{"col', b'["col')), "a header that is not MDS"),
+    ],
+)
+def test_a_header_that_lies_is_refused_before_training(tmp_path, damage, said):
+    folder = write_texts(tmp_path / "mds", hashes=())
+    damage(folder / "shard.00001.mds")
+    with pytest.raises(DataError, match=said) as error:
+        open_folder(folder).check()
+    assert str(folder / "shard.00001.mds") in str(error.value)
+
+
+@pytest.mark.parametrize("hashes", [(), ("sha1",), ("md5", "xxh3_64")])
+def test_a_folder_is_read_as_it_was_written(tmp_path, hashes):
+    mds = open_folder(write_texts(tmp_path / "mds", hashes=hashes))
+    mds.check()
+    assert len(mds.shards) > 3
+    assert read_all(mds) == texts()
+
+
+@pytest.mark.parametrize("kind", ["lost", "short", "flipped"])
+def test_a_broken_shard_is_named_before_training(folder, kind):
+    shard = folder / "shard.00002.mds"
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    damage = {
+        "lost": shard.unlink,
+        "short": lambda: os.truncate(shard, 99),
+        "flipped": lambda: shard.write_bytes(content),
+    }
+    damage[kind]()
+    said = {"lost": "is not there", "short": "has 99 bytes, but", "flipped": r"is damaged \(its xxh64"}[kind]
+    with pytest.raises(DataError, match=f"shard.00002.mds {said}"):
+        open_folder(folder).check()
+
+
+def test_no_hashes_is_said(tmp_path, capsys):
+    open_folder(write_texts(tmp_path / "mds", hashes=())).check()
+    assert "mds has no hashes in its index: of its shards only the sizes are checked" in capsys.readouterr().out
+
+
+def test_hashes_are_looked_at_once_and_again_after_a_change(folder, monkeypatch):
+    open_folder(folder).check()
+    looked = []
+    monkeypatch.setattr(MdsFolder, "check_file", lambda self, number: looked.append(number))
+    open_folder(folder).check()
+    assert looked == []
+    os.utime(folder / "shard.00001.mds", (1, 1))
+    open_folder(folder).check()
+    assert looked == [1]
+
+
+def test_a_hash_that_changed_in_the_index_is_looked_at(folder):
+    open_folder(folder).check()
+    edit_index(folder, lambda index: file_of(index, hashes={"xxh64": "0" * 16}))
+    with pytest.raises(DataError, match=r"shard.00001.mds is damaged"):
+        open_folder(folder).check()
+
+
+def test_what_is_not_there_names_the_splits(tmp_path):
+    write_texts(tmp_path / "mds" / "train")
+    write_texts(tmp_path / "mds" / "val")
+    for local, split, said in [
+        ("mds", None, "it has no index.json: split is one of train, val"),
+        ("mds", "test", "split 'test' has no index.json: split is one of train, val"),
+        ("mds/train", "train", "has no index.json"),
+        ("none", None, "there is no such folder"),
+    ]:
+        with pytest.raises(ConfigError, match=said) as error:
+            open_folder(tmp_path / local, split=split)
+        assert str(error.value).startswith(f"local is '{tmp_path / local}'")
+    assert read_all(open_folder(tmp_path / "mds", split="val")) == texts()
+
+
+@pytest.mark.parametrize("split", ["../mds", "/mds"])
+def test_a_split_stays_inside(folder, split):
+    with pytest.raises(ConfigError, match=r"split is .*, but it must be a folder below the data"):
+        open_folder(folder, split=split)

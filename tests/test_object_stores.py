@@ -1,0 +1,152 @@
+"""MDS folders in object stores: an S3 server and a hub on loopback."""
+
+import multiprocessing
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+
+import pytest
+from hub_server import Repository, serve
+from mds_folders import open_folder, read_all, texts, write_texts
+
+import data.remote
+from data.errors import ConfigError, DataError
+
+pytestmark = pytest.mark.timeout(60)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """Waits of tests are short."""
+    monkeypatch.setattr(data.remote, "WAITS", (0.01, 0.01))
+    monkeypatch.setattr(data.remote, "QUIET", 5)
+    monkeypatch.setattr(data.remote, "_POLL", 0.01)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return write_texts(tmp_path / "mds")
+
+
+@pytest.fixture(scope="module")
+def s3():
+    """The client of an S3 server, in a process of its own: a worker forked beside its threads could hang."""
+    import boto3
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = subprocess.Popen(
+        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("S3_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+        patch.setenv("AWS_ACCESS_KEY_ID", "test")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        patch.delenv("AWS_PROFILE", raising=False)
+        try:
+            wait_for(port)
+            yield boto3.client("s3", endpoint_url=f"http://127.0.0.1:{port}")
+        finally:
+            server.kill()
+            server.wait()
+
+
+def wait_for(port: int) -> None:
+    deadline = time.monotonic() + 40
+    while time.monotonic() < deadline:
+        with socket.socket() as client:
+            if not client.connect_ex(("127.0.0.1", port)):
+                return
+        time.sleep(0.05)
+    raise TimeoutError("the S3 server does not come up")
+
+
+@pytest.fixture
+def bucket(s3, tmp_path, request):
+    """Texts in s3://BUCKET/mds/train."""
+    name = f"b{abs(hash(request.node.name))}"
+    s3.create_bucket(Bucket=name)
+    for file in write_texts(tmp_path / "up", 30, compression="zstd").iterdir():
+        s3.upload_file(str(file), name, f"mds/train/{file.name}")
+    return name
+
+
+def test_s3(bucket, tmp_path):
+    mds = open_folder(f"s3://{bucket}/mds", to=tmp_path / "here", split="train")
+    mds.check()
+    assert not list(mds.folder.glob("*.mds"))
+    assert read_all(mds) == texts(30)
+
+
+def test_s3_in_forked_workers(bucket, tmp_path):
+    fork = multiprocessing.get_context("fork")
+    mds, results = open_folder(f"s3://{bucket}/mds/train", to=tmp_path / "here"), fork.SimpleQueue()
+    mds.read(0)
+    workers = [fork.Process(target=lambda: results.put(read_all(mds) == texts(30))) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    assert all(results.get() for _ in workers)
+    for worker in workers:
+        worker.join(20)
+
+
+def test_s3_shards_are_looked_at_before_training(bucket, s3, tmp_path):
+    s3.delete_object(Bucket=bucket, Key="mds/train/shard.00002.mds.zstd")
+    mds = open_folder(f"s3://{bucket}/mds/train", to=tmp_path / "here")
+    with pytest.raises(DataError, match=rf"s3://{bucket}/mds/train/shard.00002.mds.zstd is not there"):
+        mds.check()
+
+
+def test_s3_without_the_index_or_the_bucket(bucket, tmp_path):
+    with pytest.raises(ConfigError, match=rf"s3://{bucket}/none/index.json cannot be read: there is no such file"):
+        open_folder(f"s3://{bucket}/none", to=tmp_path / "here")
+    with pytest.raises(ConfigError, match=r"s3://no-such-bucket/index.json cannot be read: there is no such file"):
+        open_folder("s3://no-such-bucket", to=tmp_path / "here")
+
+
+def look_at_keys(after: str) -> None:
+    """From that many requests on the server looks at their keys; it knows none."""
+    url = f"{os.environ['S3_ENDPOINT_URL']}/moto-api/reset-auth"
+    with urllib.request.urlopen(urllib.request.Request(url, after.encode(), {"Content-Type": "text/plain"})):
+        pass
+
+
+def test_s3_without_permission(bucket, tmp_path):
+    mds = open_folder(f"s3://{bucket}/mds/train", to=tmp_path / "here")
+    look_at_keys(after="0")
+    try:
+        with pytest.raises(ConfigError, match=rf"remote is 's3://{bucket}/mds', but .*: permission denied: look at"):
+            open_folder(f"s3://{bucket}/mds", to=tmp_path / "there")
+        with pytest.raises(DataError, match=r"shard.00000.mds.zstd cannot be downloaded \(permission denied\)"):
+            mds.check()
+    finally:
+        look_at_keys(after="inf")
+
+
+def test_hf(folder, tmp_path, monkeypatch):
+    files = {f"mds/train/{file.name}": file.read_bytes() for file in folder.iterdir()}
+    some = {name: content for name, content in files.items() if "shard.00001" not in name}
+    with serve({"acme/mds": Repository(files), "acme/lost": Repository(some)}) as hub:
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.endpoint)
+        template = f"{hub.endpoint}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        monkeypatch.setattr("huggingface_hub.file_download.HUGGINGFACE_CO_URL_TEMPLATE", template)
+        mds = open_folder("hf://datasets/acme/mds/mds", to=tmp_path / "here", split="train")
+        mds.check()
+        assert read_all(mds) == texts()
+        with pytest.raises(DataError, match=r"hf://datasets/acme/lost/mds/train/shard.00001.mds is not there"):
+            open_folder("hf://datasets/acme/lost/mds", to=tmp_path / "there", split="train").check()
+        with pytest.raises(ConfigError, match=r"hf://datasets/acme/none/index.json cannot be read: there is no such"):
+            open_folder("hf://datasets/acme/none", to=tmp_path / "none")
+
+
+def test_hf_without_a_network_is_said_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(ConfigError, match=r"remote is 'hf://datasets/a/b', but .*no network: http://127.0.0.1:9"):
+        open_folder("hf://datasets/a/b", to=tmp_path / "here")
