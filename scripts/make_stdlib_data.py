@@ -1,0 +1,76 @@
+"""Writes the text of this Python's standard library as three JSONL files: code, docstrings and comments.
+
+It is on every machine: for trying out mixtures and curricula without a download. One line a module: {"text": ...}.
+"""
+
+import argparse
+import ast
+import io
+import json
+import sys
+import sysconfig
+import tokenize
+from collections.abc import Sequence
+from pathlib import Path
+
+SKIPPED = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "__pycache__"}
+STREAMS = ("code", "docstrings", "comments")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path(".cache/stdlib"), help="default: .cache/stdlib")
+    parser.add_argument("--modules", type=int, default=0, help="only so many of them (default: all)")
+    args = parser.parse_args(argv)
+    args.out.mkdir(parents=True, exist_ok=True)
+    texts: dict[str, list[str]] = {name: [] for name in STREAMS}
+    for file in _modules()[: args.modules or None]:
+        for name, text in split(file.read_text(encoding="utf-8")).items():
+            if text.strip():
+                texts[name].append(text)
+    for name, parts in texts.items():
+        lines = [json.dumps({"text": text}) + "\n" for text in parts]
+        (args.out / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+        print(f"{args.out / name}.jsonl: {len(parts):,} texts, {sum(map(len, parts)):,} characters")
+    return 0
+
+
+def _modules() -> list[Path]:
+    root = Path(sysconfig.get_paths()["stdlib"])
+    files = [file for file in sorted(root.rglob("*.py")) if not SKIPPED & set(file.relative_to(root).parts)]
+    return [file for file in files if _reads(file)]
+
+
+def _reads(file: Path) -> bool:
+    try:
+        ast.parse(file.read_text(encoding="utf-8"))
+    except (SyntaxError, UnicodeDecodeError):  # a few are there to be wrong
+        return False
+    return True
+
+
+def split(source: str) -> dict[str, str]:
+    """A module's code, docstrings and comments, each in their order; the code without the other two."""
+    lines = source.splitlines()
+    docstrings = []
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        text = ast.get_docstring(node)
+        if text:
+            docstrings.append(text)
+            first = node.body[0]
+            for number in range(first.lineno - 1, first.end_lineno or first.lineno):
+                lines[number] = ""
+    comments = []
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            comments.append(token.string.lstrip("#! ").rstrip())
+            row, column = token.start
+            lines[row - 1] = lines[row - 1][:column].rstrip()
+    code = [line for line in lines if line.strip()]
+    return dict(zip(STREAMS, ("\n".join(code), "\n\n".join(docstrings), "\n".join(comments)), strict=True))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,65 @@
+"""Says what a run will need, before it is started: parameters, memory a rank and, with --data, the plan of its rows."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("config", help="a YAML file, as train.py takes it")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes of it")
+    parser.add_argument("--ranks", type=int, default=1, help="ranks that the memory is cut for (default: 1)")
+    parser.add_argument("--data", action="store_true", help="prepare the data if need be, and show streams and stages")
+    parser.add_argument("--png", type=Path, help="with --data: where the picture of the mix goes (default: plan.png)")
+    args = parser.parse_intermixed_args(argv)
+
+    sys.path.insert(0, str(ROOT))
+    from data.errors import ConfigError, DataError
+    from train.plan import memory_lines, parameters_line
+    from train.reader import load_config
+
+    try:
+        if args.ranks < 1:
+            raise ConfigError(f"--ranks is {args.ranks}, but there must be at least 1")
+        if args.png is not None and not args.data:
+            raise ConfigError("--png is given without --data, but the picture is of the data")
+        config = load_config(args.config, args.overrides)
+        _print(parameters_line(config.model), *memory_lines(config, args.ranks))
+        if args.data:
+            _data(config, args.png or Path("plan.png"))
+    except (ConfigError, DataError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _data(config, picture: Path) -> None:
+    from data.tokenizer import build_tokenizer
+    from train.plan_data import draw, stages_table, streams_table
+    from train.run_plan import open_plan
+
+    if not os.access(picture.parent, os.W_OK):
+        from data.errors import ConfigError
+
+        raise ConfigError(f"--png is {str(picture)!r}, but its folder cannot be written")
+    plan, streams, clock = open_plan(config, build_tokenizer(config.tokenizer))
+    _print(streams_table(plan, streams, clock), stages_table(plan, config, clock), *plan.notes)
+    draw(plan, clock, picture)
+    print(f"the planned mix is drawn in {picture}")
+
+
+def _print(*things: object) -> None:
+    from rich.console import Console
+
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    for thing in things:
+        console.print(thing)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,83 @@
+"""What each stream of a mixture gives and how well it is learnt, step by step."""
+
+import json
+from typing import Any
+
+import torch
+from composer.core import Callback, State
+from composer.loggers import Logger
+from composer.utils import dist
+from torch import Tensor
+
+from data.curriculum import Plan
+from train.models.dbrx import IGNORED, DbrxOutput
+
+
+class StreamMonitor(Callback):
+    """Logs for each stream, under streams/NAME/:
+
+    - `loss`: mean loss over its trained tokens of the step; absent from a step without any;
+    - `tokens`: of it, padding not counted, since the run's beginning;
+    - `passes`: how often its rows have been given;
+    - `share`, `planned_share`: of the step's rows.
+
+    On the console it names the stage that begins. Needs the batch's `streams`, as data/loader.py gives it.
+    """
+
+    def __init__(self, plan: Plan, rows_of: dict[str, int]) -> None:
+        self.plan, self.rows_of = plan, rows_of
+        self.tokens: dict[str, int] = {}
+        self._sums_S3: Tensor | None = None
+        self._stage: str | None = None
+
+    def batch_start(self, state: State, logger: Logger) -> None:
+        batch = state.timestamp.batch.value
+        stage = self.plan.stage(batch)
+        if stage != self._stage and dist.get_global_rank() == 0:
+            mix = zip(self.plan.names, self.plan.shares(batch).tolist(), strict=True)
+            print(
+                f"batch {batch}: stage {stage} ({', '.join(f'{name} {s:.1%} of rows' for name, s in mix)})", flush=True
+            )
+        self._stage = stage
+        self._sums_S3 = None
+
+    def after_loss(self, state: State, logger: Logger) -> None:
+        """Of one microbatch: loss, trained tokens and tokens of each stream."""
+        batch, outputs = state.batch, state.outputs
+        assert isinstance(outputs, DbrxOutput)
+        assert outputs.losses_BS is not None
+        losses_BS = outputs.losses_BS.detach().double()
+        of_row = torch.stack(
+            (
+                losses_BS.sum(1),
+                (batch["labels"] != IGNORED).sum(1).double(),
+                (batch["document_ids"] >= 0).sum(1).double(),
+            )
+        )
+        sums_S3 = of_row.new_zeros(len(self.plan.names), 3).index_add_(0, batch["streams"], of_row.T)
+        self._sums_S3 = sums_S3 if self._sums_S3 is None else self._sums_S3 + sums_S3
+
+    def batch_end(self, state: State, logger: Logger) -> None:
+        assert self._sums_S3 is not None
+        dist.all_reduce(self._sums_S3)
+        # The clock counts the batch already.
+        batch = state.timestamp.batch.value - 1
+        before, after = self.plan.counts(batch), self.plan.counts(batch + 1)
+        metrics: dict[str, float] = {}
+        for number, (name, planned) in enumerate(zip(self.plan.names, self.plan.shares(batch).tolist(), strict=True)):
+            loss, trained, tokens = self._sums_S3[number].tolist()
+            self.tokens[name] = self.tokens.get(name, 0) + int(tokens)
+            metrics[f"streams/{name}/tokens"] = self.tokens[name]
+            metrics[f"streams/{name}/passes"] = after[number].item() / self.rows_of[name]
+            metrics[f"streams/{name}/share"] = (after - before)[number].item() / self.plan.global_batch_size
+            metrics[f"streams/{name}/planned_share"] = planned
+            if trained:
+                metrics[f"streams/{name}/loss"] = loss / trained
+        logger.log_metrics(metrics)
+
+    def state_dict(self) -> dict[str, Any]:
+        # One text, so that another number of streams fits the same checkpoint.
+        return {"tokens": json.dumps(self.tokens)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.tokens = json.loads(state["tokens"])

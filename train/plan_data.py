@@ -1,0 +1,89 @@
+"""The plan of a run's data for eyes: which streams, how much of each, in which stages; as tables and as a picture."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from rich.table import Table
+
+from data.curriculum import Plan
+from data.durations import Clock
+from data.rows import Rows
+from train.config import TrainConfig
+
+_POINTS = 400
+"""At which a curve is drawn."""
+
+
+def streams_table(plan: Plan, streams: Mapping[str, Rows], clock: Clock) -> Table:
+    """What each stream has and what the run takes of it."""
+    assert clock.max_batches is not None
+    table = Table(title="streams", title_justify="left")
+    for column in ("stream", "rows", "tokens", "tokens a row", "rows taken", "passes", "share of rows"):
+        table.add_column(column, justify="left" if column == "stream" else "right")
+    taken = plan.counts(clock.max_batches).tolist()
+    for name, rows in zip(plan.names, taken, strict=True):
+        stream = streams[name]
+        tokens = "not known" if stream.tokens is None else f"{stream.tokens:,}"
+        mean = "" if stream.tokens is None else f"{stream.tokens / stream.n_rows:.1f}"
+        table.add_row(
+            name or "(the dataset)",
+            f"{stream.n_rows:,}",
+            tokens,
+            mean,
+            f"{rows:,}",
+            f"{rows / stream.n_rows:.2f}",
+            f"{rows / max(sum(taken), 1):.1%}",
+        )
+    return table
+
+
+def stages_table(plan: Plan, config: TrainConfig, clock: Clock) -> Table:
+    """From which batch to which a stage lasts, and what it is made of."""
+    assert clock.max_batches is not None
+    table = Table(title="stages (shares of rows)", title_justify="left")
+    for column in ("stage", "as written", "batches", "tokens", *(name or "(the dataset)" for name in plan.names), "lr"):
+        table.add_column(column, justify="left" if column in ("stage", "as written") else "right")
+    written = {stage.name: stage.duration for stage in config.train_loader.stages}
+    for number, (name, first, end) in enumerate(plan.stages()):
+        stop = clock.max_batches if end is None else end
+        last_shares, last_lr = plan.end_of(number)
+        shares = zip(plan.shares(first).tolist(), last_shares.tolist(), strict=True)
+        said = written.get(name)
+        table.add_row(
+            name or "(one mix)",
+            "the rest" if said is None else said if isinstance(said, str) else f"{said.ep:g}ep of {said.of}",
+            f"{first:,} to {stop:,}",
+            f"{(stop - first) * clock.tokens_per_batch:,}",
+            *(_arrow(f"{a:.1%}", f"{b:.1%}") for a, b in shares),
+            _arrow(f"{plan.lr_scale(first):g}", f"{last_lr:g}"),
+        )
+    return table
+
+
+def _arrow(start: str, end: str) -> str:
+    return start if start == end else f"{start} → {end}"
+
+
+def draw(plan: Plan, clock: Clock, file: Path) -> None:
+    """The planned mix over the run, stacked, as a picture of whatever kind the file's name says."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    total = clock.max_batches
+    assert total is not None
+    edges = {first for _, first, _ in plan.stages()}
+    batches = sorted(
+        {*range(0, total, max(1, total // _POINTS)), *edges, *(edge - 1 for edge in edges if edge), total - 1}
+    )
+    shares = list(zip(*(plan.shares(batch).tolist() for batch in batches), strict=True))
+    figure, axes = plt.subplots(figsize=(10, 4.5), layout="constrained")
+    axes.stackplot(batches, shares, labels=[name or "the dataset" for name in plan.names], alpha=0.85)
+    for name, first, _ in plan.stages():
+        axes.axvline(first, color="black", linewidth=0.8)
+        axes.text(first, 1.01, f" {name}", fontsize=9, va="bottom")
+    axes.set(xlim=(0, max(total - 1, 1)), ylim=(0, 1), xlabel="batch", ylabel="planned share of rows")
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.savefig(file, dpi=150)
+    plt.close(figure)
