@@ -40,6 +40,6 @@ clean:  ## remove the environment, runs and caches
 	@touch $@
 
 .venv/installed: .venv/bin/uv requirements.lock pyproject.toml
-	$(BIN)/uv pip sync --python $(BIN)/python requirements.lock || $(BIN)/python -m pip install -r requirements.lock
+	$(BIN)/uv pip sync --compile-bytecode --python $(BIN)/python requirements.lock || $(BIN)/python -m pip install -r requirements.lock
 	$(BIN)/uv pip install --python $(BIN)/python --no-deps --editable .
 	@touch $@

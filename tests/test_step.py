@@ -31,7 +31,7 @@ from train.models.init import initialise
 from train.parallel import build_model, named_parameters
 from train.trainer import build_trainer
 
-STEPS, ROWS, LENGTH = 10, 8, 24
+STEPS, ROWS, LENGTH = 5, 8, 24
 HYBRID = FSDPConfig(sharding_strategy="HYBRID_SHARD", data_parallel_replicate_degree=2)
 
 
