@@ -225,7 +225,7 @@ class StageConfig:
         """The shares at its start and at its end."""
         ramp = [value for value in self.proportions.values() if isinstance(value, dict)]
         if not ramp:
-            constant = {name: value for name, value in self.proportions.items() if not isinstance(value, dict)}
+            constant: dict[str, float] = {k: v for k, v in self.proportions.items() if not isinstance(v, dict)}
             return constant, constant
         if set(self.proportions) != {"from", "to"} or len(ramp) != 2:
             raise ValueError(

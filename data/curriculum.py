@@ -19,6 +19,8 @@ from data.errors import ConfigError, DataError
 from data.mixture import Interleaving, Mixture, Stage, StreamOrder
 
 STATE_VERSION = 2
+BLOCK_ROWS = 1024
+"""Rows that are planned at once."""
 
 
 class StreamShape(Protocol):
@@ -119,8 +121,18 @@ class Plan:
 
     def rows(self, batch: int, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """Of the batch's rows start..stop-1: the stream (its place in `names`) and the row's id in it; int64 each."""
-        first = self._first_row(batch)
-        return self._mixture.rows(first + start, first + stop)
+        if self._size > BLOCK_ROWS:
+            first = self._first_row(batch)
+            return self._mixture.rows(first + start, first + stop)
+        # Small batches are planned many at a time: what a call costs hardly depends on its rows.
+        n_batches = BLOCK_ROWS // self._size
+        block, place = divmod(batch - self._now.first_batch, n_batches)
+        if self._block is None or self._block[0] != block:
+            first = self._first_row(self._now.first_batch + block * n_batches)
+            self._block = block, self._mixture.rows(first, first + n_batches * self._size)
+        s_N, id_N = self._block[1]
+        at = place * self._size
+        return s_N[at + start : at + stop], id_N[at + start : at + stop]
 
     def counts(self, batch: int) -> np.ndarray:
         """Rows that each stream has given before the batch; int64 [S]."""
@@ -207,6 +219,7 @@ class Plan:
             for number, stream in enumerate(self._streams.values())
         ]
         self._mixture = Mixture(orders, segment.interleaving())
+        self._block: tuple[int, tuple[np.ndarray, np.ndarray]] | None = None
 
     def _first_row(self, batch: int) -> int:
         now = self._now

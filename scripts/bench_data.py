@@ -226,15 +226,15 @@ def load(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
 def resume(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Seconds until the first batch from opened rows, where a run goes on there."""
     file = folder / "short.jsonl"
-    write_text(file, args.rows * SHORT_ROW * 1.02)
+    write_text(file, args.rows * SHORT_ROW * 1.1)
     config = make_config(file, max_seq_len=SHORT_ROW, cache_dir=str(folder / "cache"))
     began = time.perf_counter()
     make_loader(args, config, num_workers=0)
     prepared = time.perf_counter() - began
     began = time.perf_counter()
-    make_loader(args, config, num_workers=0)
+    _, n_batches = make_loader(args, config, num_workers=0)
     result: dict[str, Any] = {"prepare_s": prepared, "open_s": time.perf_counter() - began, "first_batch_s": {}}
-    for row in (row for row in RESUME_AT if row + args.batch <= args.rows):
+    for row in (row for row in RESUME_AT if row // args.batch < n_batches):
         loader, _ = make_loader(args, config, num_workers=0)
         position = row // args.batch * args.batch
         state = loader.dataset.state_dict(position, True)

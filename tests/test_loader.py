@@ -45,6 +45,14 @@ def loader_of(streams, config, *, seed, global_batch_size, n_batches, **ranks):
     return train_loader(streams, config, plan, n_batches=n_batches, **ranks)
 
 
+def first_rows(plan, n) -> tuple[np.ndarray, np.ndarray]:
+    """Streams and ids of the run's first n rows, batch by batch."""
+    size = plan.global_batch_size
+    parts = [plan.rows(batch, 0, size) for batch in range(-(-n // size))]
+    streams, ids = (np.concatenate(column)[:n] for column in zip(*parts, strict=True))
+    return streams, ids
+
+
 def global_sequence(loaders) -> torch.Tensor:
     """input_ids of all batches, each batch put together from its ranks."""
     return torch.cat([torch.cat([part["input_ids"] for part in parts]) for parts in zip(*loaders, strict=True)])
@@ -115,7 +123,7 @@ def test_going_on_at_a_batch_gives_the_rest_of_the_run(rows, folder, first, num_
 
 
 def test_each_pass_has_each_row_once_in_another_order(rows, folder):
-    streams, ids = train(rows, folder).dataset.plan.rows(0, 0, 2 * rows.n_rows)
+    streams, ids = first_rows(train(rows, folder).dataset.plan, 2 * rows.n_rows)
     assert not streams.any()
     first, second = ids.reshape(2, -1).tolist()
     assert sorted(first) == sorted(second) == list(range(rows.n_rows))
@@ -125,7 +133,7 @@ def test_each_pass_has_each_row_once_in_another_order(rows, folder):
 def test_shuffle_false_and_shuffle_seed_are_taken(rows, folder):
     def rows_of(seed, **changes):
         loader = loader_of({"": rows}, loader_config(folder, **changes), **SIZES | {"seed": seed})
-        return loader.dataset.plan.rows(0, 0, rows.n_rows)[1].tolist()
+        return first_rows(loader.dataset.plan, rows.n_rows)[1].tolist()
 
     assert rows_of(17, shuffle=False) == list(range(rows.n_rows))
     assert rows_of(17) != rows_of(18)
