@@ -68,7 +68,7 @@ def to_fast(ranks: dict[bytes, int], pattern: str, special_tokens: dict[str, int
     """A byte-level BPE that gives the ids tiktoken gives, for any text without a special token in it."""
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 
-    letters = _byte_letters()
+    letters = byte_letters()
     written = {token: "".join(letters[byte] for byte in token) for token in ranks}
     # Special tokens stand in the model's vocabulary too: that is how they keep ids that leave gaps (cl100k's 100256).
     vocab = {written[token]: rank for token, rank in ranks.items()} | special_tokens
@@ -104,7 +104,7 @@ def merges_of(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
     return merges
 
 
-def _byte_letters() -> list[str]:
+def byte_letters() -> list[str]:
     """The printable letter that stands for each byte in GPT-2's byte-level BPE: itself, or one from U+0100 on."""
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     letters, others = [], 0

@@ -7,6 +7,7 @@ ratios are taken within a round.
 """
 
 import argparse
+import base64
 import json
 import multiprocessing
 import os
@@ -36,8 +37,9 @@ SHORT_ROW = 16
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    vocab = ROOT / "quickstart" / "vocab.tiktoken"
-    parser.add_argument("--vocab_file", type=Path, default=vocab, help="a tiktoken vocabulary (default: quickstart's)")
+    what = "a tiktoken vocabulary; the quickstart's gives a token a letter (default: one is made from the text)"
+    parser.add_argument("--vocab_file", type=Path, help=what)
+    parser.add_argument("--vocab_size", type=int, default=32768, help="of one that is made (default: 32768)")
     parser.add_argument("--megabytes", type=float, default=40, help="of text to prepare; default: %(default)s")
     parser.add_argument("--max_seq_len", type=int, default=2048, help="default: %(default)s")
     parser.add_argument("--rounds", type=int, default=3, help="default: %(default)s")
@@ -49,7 +51,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--folder", type=Path, help="where it all is written (default: the system's for what passes)")
     parser.add_argument("--json", type=Path, help="where to write all figures")
     args = parser.parse_args(argv)
-    if not args.vocab_file.is_file():
+    if args.vocab_file is not None and not args.vocab_file.is_file():
         parser.error(f"--vocab_file is {args.vocab_file}, but there is no such file")
     return args
 
@@ -65,6 +67,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     report: dict[str, Any] = {"settings": settings, "hardware": f"{os.cpu_count()} x {cpu_name()}"}
     with tempfile.TemporaryDirectory(dir=args.folder) as name:
         folder = Path(name)
+        if args.vocab_file is None:
+            args.vocab_file = folder / "vocab.tiktoken"
+            make_vocabulary(args.vocab_file, args.vocab_size)
         if args.gigabyte:  # first: what is imported later would count as its memory
             report["gigabyte"] = in_fresh_process(prepare_gigabyte, args, folder)
         report["prepare"] = prepare_and_others(args, folder)
@@ -97,6 +102,25 @@ def library() -> list[str]:
     texts = [text for text in texts if text.strip()]
     random.Random(0).shuffle(texts)
     return texts
+
+
+def make_vocabulary(file: Path, size: int) -> None:
+    """Merges of byte pairs learnt from the library, so that a token is as long as those that people train with."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+    from data.tiktoken_bpe import byte_letters
+
+    byte_of = {letter: byte for byte, letter in enumerate(byte_letters())}
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.train_from_iterator(
+        library(), trainers.BpeTrainer(vocab_size=size, initial_alphabet=list(byte_of), show_progress=False)
+    )
+    lines = []
+    for token, rank in bpe.get_vocab().items():
+        text = base64.b64encode(bytes(byte_of[letter] for letter in token)).decode()
+        lines.append(f"{text} {rank}\n")
+    file.write_text("".join(lines))
 
 
 def texts_of(file: Path) -> Iterator[str]:
