@@ -60,6 +60,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     torch.set_num_threads(1)
     torch.manual_seed(0)
+    if args.device == "cpu":
+        from train.memory import keep_freed_memory
+
+        # As train/trainer.py does; it serves all sides.
+        keep_freed_memory()
     sides, notes = build_sides(args)
     times = measure(args, sides)
     saved = {name: saved_bytes(args, side) for name, side in sides.items() if not name.startswith("GEMMs")}
@@ -140,14 +145,18 @@ def layer_side(layer: Any, batched: bool = False) -> Side:
 
 
 def skewed_side(args: argparse.Namespace, layer: Any, part: float) -> Side:
-    """The first expert is made the choice of a part of the tokens, whose other choices stay as random as before."""
+    """The first expert is made the choice of a part of the tokens, whose other choices stay as random as before.
+
+    By logits that leave the others' weights small but normal numbers: Intel's CPUs compute with denormals 100 times
+    more slowly, and no router gives them.
+    """
     import torch
 
     tokens = torch.arange(args.tokens, device=args.device) < part * args.tokens
 
     def push(module: Any, inputs: Any, logits: "torch.Tensor") -> "torch.Tensor":
         logits = logits.clone()
-        logits[:, 0] = torch.where(tokens, 100.0, -100.0).to(logits.dtype)
+        logits[:, 0] = torch.where(tokens, 20.0, -20.0).to(logits.dtype)
         return logits
 
     run = layer_side(layer)
@@ -263,7 +272,7 @@ def add_gemms(args: argparse.Namespace, sides: dict[str, Side]) -> None:
     """The nine GEMMs of a layer and nothing else: as if there were one expert, and with equal shares for each."""
     import torch
 
-    from train.models.gemm import rows_by_columns, rows_by_rows, uses_onednn
+    from train.models.gemm import can_use_onednn, onednn
 
     A, D, F = args.tokens * args.moe_top_k, args.d_model, args.ffn_hidden_size
     made: Any = {"device": args.device, "dtype": getattr(torch, args.dtype)}
@@ -288,15 +297,15 @@ def add_gemms(args: argparse.Namespace, sides: dict[str, Side]) -> None:
             for e in range(n_experts):
                 part, flat = slice(e * rows, (e + 1) * rows), slice(e * F, (e + 1) * F)
                 for _matrix in range(3):
-                    rows_by_columns(x[part], w[flat])
-                    rows_by_rows(h[part], w[flat])
-                    rows_by_columns(h[part].t(), x[part].t())
+                    onednn(x[part], w[flat])
+                    onednn(h[part], w[flat].t())
+                    onednn(h[part].t(), x[part].t())
 
         return side
 
     for n_experts, what in ((1, "dense"), (args.moe_num_experts, "one expert after the other")):
         sides[f"GEMMs, torch.mm, {what}"] = by_mm(n_experts)
-        if uses_onednn(w[:F]):
+        if can_use_onednn(w[:F]):
             sides[f"GEMMs, oneDNN, {what}"] = by_onednn(n_experts)
 
 

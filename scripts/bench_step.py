@@ -4,7 +4,7 @@ and a dense model of equal active FLOPs, beside the time of the step's GEMMs alo
 All sides run in one process, in turn in every round, on the same rows of packed documents; ratios are taken within a
 round. On a CPU one thread computes and its own CPU time is measured, which other programs hardly change. The floor is
 the forward and both backward GEMMs of every matrix, the experts' once as one GEMM over all assignments and once as one
-GEMM an expert: of torch.mm alone, or of the best there is (oneDNN's too, where train/models/gemm.py uses it).
+GEMM an expert: of torch.mm alone, or of the best there is (oneDNN's too, where train/models/gemm.py can use it).
 """
 
 import argparse
@@ -29,9 +29,10 @@ from torch import Tensor
 
 from train.callbacks.global_batch import GlobalBatch
 from train.lm import DbrxForComposer
+from train.memory import keep_freed_memory
 from train.models.config import AttnConfig, FFNConfig, ModelConfig
 from train.models.dbrx import IGNORED, DbrxForCausalLM
-from train.models.gemm import rows_by_columns, rows_by_rows, uses_onednn
+from train.models.gemm import can_use_onednn, onednn
 from train.models.init import initialise
 
 Batch = dict[str, Tensor]
@@ -42,6 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore")
     transformers.logging.set_verbosity_error()
     torch.set_num_threads(args.threads)
+    # As train/trainer.py does; it serves all sides.
+    keep_freed_memory()
     config, batch = model_config(args), make_batch(args)
     builders = {
         "dropless": lambda: dropless(config, batch, args),
@@ -269,11 +272,11 @@ def linear(shape: tuple[int, int, int], device: str, dtype: torch.dtype, kind: s
         torch.mm(y.t(), x, out=out_w)
 
     def by_onednn() -> None:
-        rows_by_columns(x, w)
-        rows_by_rows(y, w)
-        rows_by_columns(y.t(), x.t())
+        onednn(x, w)
+        onednn(y, w.t())
+        onednn(y.t(), x.t())
 
-    return by_onednn if kind == "oneDNN" and uses_onednn(w) else by_mm
+    return by_onednn if kind == "oneDNN" and can_use_onednn(w) else by_mm
 
 
 def timed(gemms: list[Callable[[], None]]) -> float:

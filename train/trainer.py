@@ -24,6 +24,7 @@ from train.callbacks.restore_rng import RestoreRNG
 from train.checkpoint import batch_of, checkpoints, first_failure
 from train.config import TrainConfig
 from train.lm import DbrxForComposer
+from train.memory import keep_freed_memory
 
 
 def _leave_as_sharded(model: torch.nn.Module, *args: Any, **kwargs: Any) -> None:
@@ -48,6 +49,8 @@ def build_trainer(
     resuming: bool,
 ) -> Trainer:
     """Composer's Trainer for the run. Every duration it is told is in batches (see durations.Clock)."""
+    if not torch.cuda.is_available():
+        keep_freed_memory()
     restore_rng = RestoreRNG()
     algorithms = []
     if (clipping := config.algorithms.gradient_clipping) is not None:

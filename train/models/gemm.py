@@ -1,10 +1,12 @@
-"""The GEMMs of one expert. On x86 CPUs in fp32 they are oneDNN's, which PyTorch otherwise keeps for lower precisions.
+"""The GEMMs of one expert. On x86 CPUs that are not Intel's they are oneDNN's in fp32, elsewhere torch.mm.
 
-MKL, behind torch.mm, runs AVX2 code on processors that are not Intel's; oneDNN has code for AVX-512 on all of them.
-It makes code for each new shape, which takes milliseconds. So rows are padded with zeros to few different numbers, and
-GEMMs too small to earn that back stay with torch.mm.
+MKL, behind torch.mm, runs AVX2 code on processors that are not Intel's; oneDNN, which PyTorch otherwise keeps for lower
+precisions, has code for AVX-512 on all of them. On Intel's both are as fast, but MKL writes where it is told to.
+oneDNN makes code for each new shape, which takes milliseconds. So rows are padded with zeros to few different numbers,
+and GEMMs too small to earn that back stay with torch.mm.
 """
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,8 +24,24 @@ _HAS_ONEDNN = (
 )
 
 
+def _is_intel() -> bool:
+    try:
+        return "GenuineIntel" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return False
+
+
+_MKL_IS_AS_FAST = _is_intel()
+
+
 def uses_onednn(weights: Tensor) -> bool:
-    """Whether an expert's GEMMs with these weights [F, D] are oneDNN's; torch.backends.mkldnn.flags can forbid it."""
+    """Whether GEMMs with these weights [F, D] are oneDNN's."""
+    return not _MKL_IS_AS_FAST and can_use_onednn(weights)
+
+
+def can_use_onednn(weights: Tensor) -> bool:
+    """Whether oneDNN has a GEMM for these weights [F, D] that can earn its making; torch.backends.mkldnn.flags can
+    forbid it."""
     return (
         _HAS_ONEDNN
         and weights.device.type == "cpu"
@@ -41,13 +59,14 @@ def padded(n_rows: int, weights: Tensor) -> int:
     return -(-n_rows // step) * step
 
 
-def _onednn(x: Tensor, weights: Tensor) -> Tensor:
-    return _ops.mkldnn._linear_pointwise(x, weights, None, "none", [], "")
+def onednn(x_NK: Tensor, w_MK: Tensor) -> Tensor:
+    """x w^T, [N, M], of oneDNN whatever uses_onednn says."""
+    return _ops.mkldnn._linear_pointwise(x_NK, w_MK, None, "none", [], "")
 
 
 def rows_by_columns(x_ND: Tensor, w_FD: Tensor) -> Tensor:
     """x w^T, [N, F]."""
-    return _onednn(x_ND, w_FD) if uses_onednn(w_FD) else torch.mm(x_ND, w_FD.t())
+    return onednn(x_ND, w_FD) if uses_onednn(w_FD) else torch.mm(x_ND, w_FD.t())
 
 
 def rows_by_rows(h_NF: Tensor, w_FD: Tensor, h2_NF: Tensor | None = None, w2_FD: Tensor | None = None) -> Tensor:
@@ -55,7 +74,7 @@ def rows_by_rows(h_NF: Tensor, w_FD: Tensor, h2_NF: Tensor | None = None, w2_FD:
     if not uses_onednn(w_FD):
         y_ND = torch.mm(h_NF, w_FD)
         return y_ND if h2_NF is None or w2_FD is None else y_ND.addmm_(h2_NF, w2_FD)
-    y_ND = _onednn(h_NF, w_FD.t())
+    y_ND = onednn(h_NF, w_FD.t())
     if h2_NF is None or w2_FD is None:
         return y_ND
     return _ops.mkldnn._linear_pointwise.binary(h2_NF, y_ND, w2_FD.t(), None, "add")
@@ -64,6 +83,6 @@ def rows_by_rows(h_NF: Tensor, w_FD: Tensor, h2_NF: Tensor | None = None, w2_FD:
 def weight_gradient(h_NF: Tensor, x_ND: Tensor, out_FD: Tensor) -> None:
     """out = h^T x."""
     if uses_onednn(out_FD) and h_NF.shape[0]:
-        out_FD.copy_(_onednn(h_NF.t(), x_ND.t()))
+        out_FD.copy_(onednn(h_NF.t(), x_ND.t()))
     else:
         torch.mm(h_NF.t(), x_ND, out=out_FD)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from train.models.gemm import rows_by_columns, rows_by_rows, uses_onednn, weight_gradient
+from train.models.gemm import rows_by_columns, rows_by_rows, uses_onednn
 
 
 class Linear(nn.Linear):
@@ -41,10 +41,8 @@ class _Keep(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         (x_TK, weight_MK), (dy_TM,) = ctx.saved_tensors, grad_outputs
         needs_x, needs_weight = ctx.needs_input_grad
-        dweight_MK = torch.empty_like(weight_MK) if needs_weight else None
-        if dweight_MK is not None:
-            weight_gradient(dy_TM, x_TK, out_FD=dweight_MK)
-        return rows_by_rows(dy_TM, weight_MK) if needs_x else None, dweight_MK
+        dx_TK = rows_by_rows(dy_TM, weight_MK) if needs_x else None
+        return dx_TK, rows_by_columns(dy_TM.t(), x_TK.t()) if needs_weight else None
 
 
 class _Multiply(torch.autograd.Function):

@@ -1,0 +1,31 @@
+import subprocess
+import sys
+
+import pytest
+
+FAULTS = """
+import resource, sys, torch
+from train.memory import keep_freed_memory
+if sys.argv[1] == "keep":
+    keep_freed_memory()
+
+def step():
+    made = [torch.ones(2 << 20) for _ in range(12)]  # 96 MiB in 12 tensors, as a step makes them, and all freed
+
+step()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):
+    step()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc is told")
+def test_freed_memory_is_not_fetched_from_the_kernel_again() -> None:
+    def faults(how: str) -> int:
+        return int(
+            subprocess.run([sys.executable, "-c", FAULTS, how], capture_output=True, check=True, text=True).stdout
+        )
+
+    kept, given_back = faults("keep"), faults("give back")
+    assert kept * 3 < given_back
