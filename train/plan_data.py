@@ -41,7 +41,14 @@ def stages_table(plan: Plan, config: TrainConfig, clock: Clock) -> Table:
     """From which batch to which a stage lasts, and what it is made of."""
     assert clock.max_batches is not None
     table = Table(title="stages (shares of rows)", title_justify="left")
-    for column in ("stage", "as written", "batches", "tokens", *(name or "(the dataset)" for name in plan.names), "lr"):
+    for column in (
+        "stage",
+        "as written",
+        "batches",
+        "tokens",
+        *(name or "(the dataset)" for name in plan.names),
+        "lr scale",
+    ):
         table.add_column(column, justify="left" if column in ("stage", "as written") else "right")
     written = {stage.name: stage.duration for stage in config.train_loader.stages}
     for number, (name, first, end) in enumerate(plan.stages()):
