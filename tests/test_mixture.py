@@ -125,3 +125,18 @@ def test_positions_far_away_cost_no_more():
 def test_a_stream_without_rows_is_refused():
     with pytest.raises(ValueError, match="a stream of 0 rows has no order"):
         StreamOrder(np.array([], dtype=np.int64), 17)
+
+
+def test_rows_are_mixed_well_and_each_shard_is_needed_for_one_stretch():
+    """Rows of a batch come from many shards; the order says nothing of the files'; a shard is wanted once a pass."""
+    n_shards, size, batch = 4000, 16, 64
+    order = StreamOrder(np.full(n_shards, size), seed=3)
+    ids = order.rows(np.arange(n_shards * size))
+    shards = ids // size
+    assert min(len(np.unique(part)) for part in np.split(shards, len(shards) // batch)) >= 6
+    assert abs(np.corrcoef(np.arange(len(ids)), ids)[0, 1]) < 0.05
+    first = np.full(n_shards, len(ids))
+    np.minimum.at(first, shards, np.arange(len(ids)))
+    last = np.zeros(n_shards, dtype=np.int64)
+    np.maximum.at(last, shards, np.arange(len(ids)))
+    assert (last - first).max() < order.window * size
