@@ -20,6 +20,7 @@ from data.errors import ConfigError, DataError
 from data.examples import Conversation, Example, PromptResponse, Reading, Text, TokenTurns, read_examples
 from data.prepare import check_compression, prepare_into, said_plainly, what_decides, write_once
 from data.preprocessing import PREPROCESSORS, resolve_preprocessing_fn
+from data.shards import INDEX
 from data.sources import Source, open_source
 from data.sources.find import FORMATS
 from data.tokenizer import Tokenizer, build_tokenizer
@@ -190,6 +191,11 @@ def _tokenizer(args: argparse.Namespace) -> Tokenizer | None:
     unknown = sorted(set(given) - set(known)) if isinstance(given, dict) else [args.tokenizer_kwargs]
     if unknown:
         raise ConfigError(f"--tokenizer_kwargs has {unknown[0]!r}, but it is an object of {', '.join(known)}")
+    for key, value in given.items():
+        kind = {"use_default_system_prompt": bool, "model_max_length": int}.get(key, str)
+        if value is not None and type(value) is not kind:
+            said = {bool: "true or false", int: "a whole number", str: "text in quotes"}[kind]
+            raise ConfigError(f"--tokenizer_kwargs has {key} {json.dumps(value)}, but it must be {said}")
     if given.get("model_max_length") not in (None, args.max_seq_len):
         raise ConfigError(
             f"--tokenizer_kwargs has model_max_length {given['model_max_length']}, but --max_seq_len is "
@@ -225,10 +231,13 @@ class _Place:
 
 
 def _convert(place: _Place, config: DatasetConfig, tokenizer: Tokenizer | None, compression: str | None) -> None:
+    was_whole = (place.folder / INDEX).exists()
     if tokenizer is None:
         _write_untokenized(place.folder, config, compression=compression, remote=place.remote)
     else:
         prepare_into(place.folder, config, tokenizer, compression=compression, remote=place.remote)
+    if was_whole:
+        print(f"{place.folder} was whole already", flush=True)
     if place.passing:
         shutil.rmtree(place.folder)
 

@@ -306,10 +306,15 @@ def _apply(preprocess: Callable[[Any], Any], row: Any) -> Any:
 
 def _count_ignored(value: Mapping[str, Any], example: Example, ignored: Counter[str]) -> None:
     used = FORMS[example.form]
-    ignored.update(str(name) for name in value if name not in used)
+    ignored.update(_printable(name) for name in value if name not in used)
     if isinstance(example, Conversation):
         extra = {key for message in value["messages"] if len(message) > 2 for key in message}
-        ignored.update(f"messages[].{key}" for key in extra - {"role", "content"})
+        ignored.update(f"messages[].{_printable(key)}" for key in extra - {"role", "content"})
+
+
+def _printable(name: Any) -> str:
+    """A lone surrogate, which JSON can write and no terminal can take, as its escape."""
+    return str(name).encode(errors="backslashreplace").decode()
 
 
 def _helper(row: Mapping[str, Any]) -> str:

@@ -27,6 +27,7 @@ from data.errors import ConfigError, DataError
 from data.examples import Reading
 from data.locks import exclusive, is_first
 from data.preprocessing import preprocessing_source, resolve_preprocessing_fn
+from data.remote import NOT_WRITABLE
 from data.shards import UNFINISHED, MadeFrom, Sample, Shards, is_whole, read_journal, refuse_other
 from data.sources import Source, open_source
 from data.tokenizer import Tokenizer
@@ -184,7 +185,7 @@ def said_plainly(subject: str, way_out: str) -> Iterator[None]:
                 f"{subject} is on a file system that has no locks, without which ranks would prepare over one "
                 f"another: {way_out}"
             ) from None
-        if isinstance(error, PermissionError | FileExistsError | NotADirectoryError) or error.errno == errno.EROFS:
+        if error.errno in NOT_WRITABLE:
             raise ConfigError(f"{subject} cannot be written ({error}): {way_out}") from None
         raise
 
@@ -306,9 +307,14 @@ def _refuse_if_nothing_is_kept(progress: Progress, config: DatasetConfig) -> Non
         return
     dropped = _dropped(progress)
     reasons = ", ".join(f"{reason} ({count:,})" for reason, count in dropped.items()) or "there are none"
-    raise DataError(
-        f"none of the {sum(dropped.values()):,} rows can be used: {reasons}: max_seq_len is {config.max_seq_len}"
-    )
+    raise DataError(f"none of the {sum(dropped.values()):,} rows can be used: {reasons}: {_way_out(progress, config)}")
+
+
+def _way_out(progress: Progress, config: DatasetConfig) -> str:
+    if progress.tally.dropped:
+        return f"max_seq_len is {config.max_seq_len}: raise it, or shorten the rows"
+    kinds = ", ".join(f"{kind} ({count:,})" for kind, count in progress.reading.kinds.most_common())
+    return f"mend them ({kinds})" if kinds else "look at preprocessing_fn"
 
 
 def _dropped(progress: Progress) -> dict[str, int]:

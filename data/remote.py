@@ -25,6 +25,16 @@ QUIET = 45
 WAITS = (1, 2, 4)
 """Seconds between the tries."""
 _POLL = 0.1
+NOT_WRITABLE = (
+    errno.EACCES,
+    errno.EEXIST,
+    errno.ENAMETOOLONG,
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EPERM,
+    errno.EROFS,
+)
+"""What a file system says of a place in which nothing can be made."""
 
 T = TypeVar("T")
 
@@ -117,7 +127,7 @@ def told(folder: Path, what: str) -> Iterator[None]:
             raise DataError(
                 f"no space is left in {folder} for {what}: free some, or name a folder on another disk in local"
             ) from None
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+        if error.errno in NOT_WRITABLE:
             raise ConfigError(
                 f"local is {str(folder)!r}, but it cannot be written ({error.strerror}), which {what} needs: name "
                 "another folder"

@@ -26,7 +26,9 @@ class Remote:
         try:
             self._uploader = self._open()
         except Exception as error:  # whatever the cloud's library raises
-            raise ConfigError(f"{remote!r} cannot be written ({_first_line(error)})") from None
+            raise ConfigError(
+                f"{remote!r} cannot be written ({_first_line(error)}): look at its name, and at the credentials"
+            ) from None
         manifest = self._fetch(MANIFEST)
         index = self._fetch(INDEX)
         if manifest is not None:

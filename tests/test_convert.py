@@ -34,7 +34,7 @@ def pairs(examples) -> list[tuple[str, str]]:
     return sorted((each["prompt"], each["response"]) for each in examples)
 
 
-def test_each_split_becomes_a_folder_of_rows(tmp_path, toy, files):
+def test_each_split_becomes_a_folder_of_rows(tmp_path, toy, files, capsys):
     flags = ["--dataset", "json", "--splits", "train", "test", "--data_files", *files, "--skip-preprocessing"]
     flags += ["--out_root", str(tmp_path / "out"), "--tokenizer", "toy", "--max_seq_len", "64", "--num_workers", "1"]
     assert finetuning(flags) == 0
@@ -42,8 +42,10 @@ def test_each_split_becomes_a_folder_of_rows(tmp_path, toy, files):
     assert sorted(documents_of(tmp_path / "out" / "test")) == pairs(questions(10, start=50))
     assert manifest_of(tmp_path / "out" / "train")["max_seq_len"] == 64
     before = contents(tmp_path / "out")
+    assert "was whole already" not in capsys.readouterr().out
     assert finetuning(flags) == 0
     assert contents(tmp_path / "out") == before
+    assert capsys.readouterr().out.count("was whole already") == 2
 
 
 def test_flags_reach_the_rows(tmp_path, toy, files):
@@ -159,6 +161,10 @@ def test_a_dataset_of_texts_becomes_rows(tmp_path, toy):
         (
             ["--skip-preprocessing", "--tokenizer", "a", "--tokenizer_kwargs", '{"padding": 1}'],
             "--tokenizer_kwargs has 'padding', but it is an object of model_name",
+        ),
+        (
+            ["--skip-preprocessing", "--tokenizer", "tiktoken", "--tokenizer_kwargs", '{"vocab_file": 3}'],
+            "--tokenizer_kwargs has vocab_file 3, but it must be text in quotes",
         ),
     ],
 )

@@ -217,6 +217,11 @@ def test_further_columns_are_counted():
     assert read(rows)[1].ignored == {"id": 2, "messages[].weight": 1, "messages[].name": 1}
 
 
+def test_ignored_columns_can_be_printed():
+    row = {"prompt": "a", "response": "b", "\ud800": 1}
+    assert read([row])[1].ignored == {"\\ud800": 1}
+
+
 def test_the_place_of_the_last_example_is_known():
     reading = Reading()
     rows = (("here", GOOD), ("there", {}), ("yonder", GOOD))

@@ -84,7 +84,7 @@ def test_a_sample_too_large_is_a_problem(folder, monkeypatch):
 
 def test_a_remote_too_large_names_the_converter(folder, tmp_path):
     changes = {"local": str(tmp_path / "here"), "remote": str(folder)}
-    with pytest.raises(ConfigError, match=r"max_prepare_bytes is 100: convert it once with scripts/convert_fine"):
+    with pytest.raises(ConfigError, match=r"max_prepare_bytes is 100: convert what .* scripts/convert_fine"):
         source_of(folder, max_prepare_bytes=100, **changes)
     source_of(folder, max_prepare_bytes=100)  # a local one may be of any size
 

@@ -249,10 +249,17 @@ def test_what_only_shows_in_tokens_is_found_beside_other_bad_rows(tmp_path, smal
 
 def test_a_dataset_whose_examples_are_all_dropped_is_refused(tmp_path):
     write_jsonl(tmp_path / "train.jsonl", [{"prompt": "too long", "response": "a"}] * 3)
-    text = r"none of the 3 rows can be used: the prompt leaves no room for a response \(3\): max_seq_len is 4"
+    text = r"none of the 3 rows .*: the prompt leaves no room for a response \(3\): max_seq_len is 4: raise it"
     with pytest.raises(DataError, match=text):
         prepare(dataset_config(tmp_path, max_seq_len=4), TOY)
     assert left_behind(tmp_path / "cache") == []
+
+
+def test_a_dataset_of_bad_rows_alone_is_refused_with_what_is_wrong(tmp_path):
+    write_jsonl(tmp_path / "train.jsonl", [{"prompt": "a"}] * 3)
+    text = r"none of the 3 rows can be used: bad rows \(3\): mend them \(response is missing \(3\)\)"
+    with pytest.raises(DataError, match=text):
+        prepare(dataset_config(tmp_path, on_bad_example="drop"), TOY)
 
 
 def undisturbed(tmp_path: Path) -> dict[str, bytes]:
@@ -480,10 +487,11 @@ def test_those_who_wait_see_how_far_it_is(tmp_path, small_pieces, capsys, monkey
     assert any(f"{percent}%|" in shown.err for percent in range(10, 90))
 
 
-def test_a_cache_that_cannot_be_written_is_named(tmp_path):
+@pytest.mark.parametrize("place", ["train.jsonl/cache", "x" * 300])
+def test_a_cache_that_cannot_be_written_is_named(tmp_path, place):
     write_jsonl(tmp_path / "train.jsonl", questions(3))
-    config = dataset_config(tmp_path, cache_dir=str(tmp_path / "train.jsonl" / "cache"))
-    with pytest.raises(ConfigError, match=r"cache_dir is '.*train.jsonl/cache', but it cannot be written"):
+    config = dataset_config(tmp_path, cache_dir=str(tmp_path / place))
+    with pytest.raises(ConfigError, match=rf"cache_dir is '.*{place}', but it cannot be written"):
         prepare(config, TOY)
 
 

@@ -440,6 +440,7 @@ def test_text_that_is_not_utf8_is_a_problem_with_its_line(tmp_path):
     ("changes", "text"),
     [
         ({"text": "no.txt"}, "text has 'no.txt', but there is no such file"),
+        ({"text": "x" * 300}, "x', but it cannot be looked at (File name too long): name another"),
         ({"text": "."}, "text has '.', but it is a folder: name its files, as in FOLDER/*.txt"),
         ({"text": []}, "text is empty: name at least one file"),
         ({"text": "a.txt", "split": "train"}, "split is 'train', but text files have no splits"),
@@ -486,6 +487,7 @@ def test_test_files_are_never_taken_for_training(tmp_path):
         ({"data_dir": "."}, "there is no .jsonl or .json file in it"),
         ({"data_dir": "a.txt"}, "is a file: name it in hf_kwargs.data_files"),
         ({"data_files": "no.jsonl"}, "hf_kwargs.data_files has 'no.jsonl', but there is no such file"),
+        ({"data_files": "x" * 300}, "x', but it cannot be looked at (File name too long): name another"),
         ({"data_files": ["a.txt", "*.jsonl"]}, "hf_kwargs.data_files has '*.jsonl', but there is no such file"),
         ({"data_files": "."}, "it is a folder: name it in hf_kwargs.data_dir"),
         ({"data_files": []}, "hf_kwargs.data_files is empty"),
@@ -502,6 +504,11 @@ def test_files_that_are_not_there_are_named(tmp_path, monkeypatch, kwargs, text)
     with pytest.raises(ConfigError) as error:
         open_source(DatasetConfig(hf_name="json", hf_kwargs=HFKwargs(**kwargs), max_seq_len=8))
     assert text in str(error.value)
+
+
+def test_a_path_that_cannot_be_looked_at_is_named():
+    with pytest.raises(ConfigError, match=r"hf_name names '/x+', but it cannot be looked at"):
+        open_source(DatasetConfig(hf_name="/" + "x" * 300, max_seq_len=8))
 
 
 def test_data_files_keep_their_order_and_come_once(tmp_path):

@@ -2,6 +2,8 @@
 
 import glob
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from data.config import DatasetConfig
@@ -46,14 +48,16 @@ def find_files(config: DatasetConfig) -> list[Path]:
                 f"{what}: leave it out"
             )
     if name in FORMATS:
-        files = _of_kwargs(config, Path(), FORMATS[name])
+        with _looked_at("hf_kwargs"):
+            files = _of_kwargs(config, Path(), FORMATS[name])
         _check_format(name, files)
         return files
     path = Path(name).expanduser()
-    if path.is_dir():
-        return _of_kwargs(config, path, _SUFFIXES)
-    if not path.is_file():
-        raise ConfigError(f"hf_name is {name!r}, but there is no such file or folder")
+    with _looked_at("hf_name"):
+        if path.is_dir():
+            return _of_kwargs(config, path, _SUFFIXES)
+        if not path.is_file():
+            raise ConfigError(f"hf_name is {name!r}, but there is no such file or folder")
     if kwargs.data_dir is not None or kwargs.data_files is not None:
         raise ConfigError(f"hf_kwargs names files, but hf_name is one already ({name!r}): leave hf_kwargs out")
     format_of(path)
@@ -65,7 +69,20 @@ def find_text(config: DatasetConfig) -> list[Path]:
     if config.split is not None:
         raise ConfigError(f"split is {config.split!r}, but text files have no splits: name the files of one in text")
     patterns = config.text or []
-    return named_files("text", [patterns] if isinstance(patterns, str) else patterns, Path())
+    with _looked_at("text"):
+        return named_files("text", [patterns] if isinstance(patterns, str) else patterns, Path())
+
+
+@contextmanager
+def _looked_at(key: str) -> Iterator[None]:
+    """Makes a ConfigError of a path that the system does not let us look at."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(
+            f"{key} names {str(error.filename)!r}, but it cannot be looked at ({error.strerror}): name another, or "
+            "have its folder opened to you"
+        ) from None
 
 
 def named_files(key: str, patterns: list[str], base: Path) -> list[Path]:

@@ -51,8 +51,8 @@ class MdsSource:
         if self.mds.remote is not None and self.mds.n_bytes > config.max_prepare_bytes:
             raise ConfigError(
                 f"remote is {config.remote!r}, whose samples have {self.mds.n_bytes:,} bytes to be tokenised, but "
-                f"max_prepare_bytes is {config.max_prepare_bytes:,}: convert it once with "
-                "scripts/convert_finetuning_dataset.py, or raise max_prepare_bytes"
+                f"max_prepare_bytes is {config.max_prepare_bytes:,}: convert what it was written from once with "
+                "scripts/convert_finetuning_dataset.py --tokenizer, or raise max_prepare_bytes"
             )
 
     @property
