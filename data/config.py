@@ -154,6 +154,7 @@ class DatasetConfig(StreamConfig):
             raise ValueError(f"prepare_workers is {self.prepare_workers}, but there must be at least 1")
         of_stream = ("split", "preprocessing_fn", "proportion", "repeat", "choose")
         own = self.sources() + [key for key in of_stream if getattr(self, key) is not None]
+        own += ["max_repeats"] if self.max_repeats != 1 else []
         if self.streams is not None and own:
             raise ValueError(f"{own[0]} is given beside streams: write it in the stream it belongs to")
         if self.streams is None and not self.sources():
@@ -165,6 +166,8 @@ class DatasetConfig(StreamConfig):
             mixed = {key for stream in self.streams.values() for key in stream.amounts()}
             if "proportion" in mixed and any(stream.amounts() != ["proportion"] for stream in self.streams.values()):
                 raise ValueError("streams: some have a proportion and some have none: give each one, 0 for none of it")
+            if "proportion" in mixed and not any(stream.proportion for stream in self.streams.values()):
+                raise ValueError("streams: every proportion is 0: give at least one stream a share")
         if self.streams == {}:
             raise ValueError("streams is empty: give at least one, or the data itself")
 

@@ -91,9 +91,16 @@ class Plan:
     """The rows of a run's batches. `resume` goes on from a checkpoint; until then the run is at its beginning."""
 
     def __init__(
-        self, config: DataLoaderConfig, streams: Mapping[str, StreamShape], clock: Clock, *, seed: int, size: int
+        self,
+        config: DataLoaderConfig,
+        streams: Mapping[str, StreamShape],
+        clock: Clock,
+        *,
+        seed: int,
+        size: int,
+        resuming: bool = False,
     ) -> None:
-        """`size` is the rows of a global batch.
+        """`size` is the rows of a global batch; `resuming`: `resume` comes next, and it checks lengths and repeats.
 
         Raises ConfigError for stages that cannot be, or would repeat rows, and DataError for streams that together
         have fewer rows than one global batch.
@@ -109,11 +116,14 @@ class Plan:
             )
         dataset = config.dataset
         self.seed = seed if dataset.shuffle_seed is None else dataset.shuffle_seed
-        self.notes: list[str] = []
+        self.notes = _normalised(config)
         """What the one who starts the run should know of the plan."""
         self.segments: list[Segment] = []
         self._append(self._segment(first_batch=0, first_row=0, counts=[0] * len(self.names), before=None))
-        self._check_repeats()
+        # What the config would do from the beginning is not what it does after another past.
+        if not resuming:
+            self._check_length()
+            self._check_repeats()
 
     @property
     def global_batch_size(self) -> int:
@@ -127,10 +137,12 @@ class Plan:
         # Small batches are planned many at a time: what a call costs hardly depends on its rows.
         n_batches = BLOCK_ROWS // self._size
         block, place = divmod(batch - self._now.first_batch, n_batches)
-        if self._block is None or self._block[0] != block:
+        if block not in self._blocks:
+            if len(self._blocks) == 2:  # one that is read, and one that is looked ahead into
+                del self._blocks[next(iter(self._blocks))]
             first = self._first_row(self._now.first_batch + block * n_batches)
-            self._block = block, self._mixture.rows(first, first + n_batches * self._size)
-        s_N, id_N = self._block[1]
+            self._blocks[block] = self._mixture.rows(first, first + n_batches * self._size)
+        s_N, id_N = self._blocks[block]
         at = place * self._size
         return s_N[at + start : at + stop], id_N[at + start : at + stop]
 
@@ -205,10 +217,16 @@ class Plan:
         fresh = self._segment(
             first_batch=batch, first_row=saved["rows"], counts=self.counts(batch).tolist(), before=self._now
         )
-        if not _same_future(fresh, self._now, batch):
-            self.notes.append(f"the plan of the data changes at batch {batch}: {_difference(fresh, self._now)}")
+        before = self._now
+        if _same_future(fresh, before, batch):
+            # Said in other words, perhaps: later starts are held to the new ones.
+            self.segments[-1] = self._now = replace(before, stages=fresh.stages)
+        else:
             self._append(fresh)
+        self._check_length()
         self._check_repeats()
+        if len(self.segments) > len(segments):
+            self.notes.append(f"the plan of the data changes at batch {batch}: {_difference(fresh, before)}")
         return batch
 
     def _append(self, segment: Segment) -> None:
@@ -219,7 +237,7 @@ class Plan:
             for number, stream in enumerate(self._streams.values())
         ]
         self._mixture = Mixture(orders, segment.interleaving())
-        self._block: tuple[int, tuple[np.ndarray, np.ndarray]] | None = None
+        self._blocks: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
     def _first_row(self, batch: int) -> int:
         now = self._now
@@ -286,22 +304,24 @@ class Plan:
         for number, stage in enumerate(self._config.stages):
             frozen = before.ends[number] if before is not None and number < len(before.ends) else None
             if frozen is not None and frozen <= now:
-                ends.append(frozen)
+                # The last stage's mix has gone on until now, where the stages that were added begin.
+                added = before is not None and number + 1 == len(before.ends) < len(self._config.stages)
+                ends.append(now if added else frozen)
             elif stage.duration is None:
                 ends.append(None)
             else:
-                length = self._batches(stage, f"stages[{number}].duration")
+                length = max(self._batches(stage, f"stages[{number}].duration"), 1)
                 # A stage that the run is in cannot have ended before.
                 ends.append(max(begin + length, now if begin < now else 0))
             begin = ends[-1] if ends[-1] is not None else begin
-        self._check_length(begin, bool(ends) and ends[-1] is None)
         return ends
 
-    def _check_length(self, total: int, is_open: bool) -> None:
-        run = self._clock.max_batches
+    def _check_length(self) -> None:
+        run, ends = self._clock.max_batches, self._now.ends
         if not self._config.stages or run is None:
             return
-        last = self._config.stages[-1].name
+        is_open, last = ends[-1] is None, self._config.stages[-1].name
+        total = max((end for end in ends if end is not None), default=0)
         if total > run or (is_open and total == run):
             raise ConfigError(
                 f"stages: they last {total:,} batches, but max_duration is {run:,}, so that {last} would not be "
@@ -356,20 +376,24 @@ class Plan:
         run = self._clock.max_batches
         if run is None:
             return
-        counts = self.counts(max(run, self._now.first_batch))
+        if self._clock.counts_passes:
+            return
+        end = max(run, self._now.first_batch)
+        counts, planned = self.counts(end).tolist(), self.planned(end).tolist()
+        largest = np.max([(piece.start, piece.end) for piece in self._now.pieces], axis=(0, 1)).tolist()
         configs = self._config.dataset.streams or {"": self._config.dataset}
-        for name, given in zip(self.names, counts.tolist(), strict=True):
+        for name, given, due, share in zip(self.names, counts, planned, largest, strict=True):
             stream, config = self._streams[name], configs[name]
             passes = given / stream.n_rows
-            # A pass that ends inside a batch may end with that batch.
-            if self._clock.counts_passes or config.repeat is not None or config.choose is not None:
-                continue
-            if given - self._size >= config.max_repeats * stream.n_rows:
+            allowed = max(config.max_repeats, config.repeat or 0, (config.choose or 0) / stream.n_rows)
+            # A pass that ends inside a batch may end with that batch: with the stream's part of it.
+            whole = (due - share * self._size + 1e-6) / stream.n_rows
+            if whole >= allowed:
                 key = f"streams.{name}.max_repeats" if name else "max_repeats"
                 raise ConfigError(
-                    f"dataset.{key} is {config.max_repeats:g}, but in {run:,} batches of {self._size} rows "
+                    f"dataset.{key} is {config.max_repeats:g}, but in {end:,} batches of {self._size} rows "
                     f"{f'stream {name}' if name else 'the dataset'} gives {given:,}, {passes:.2f} times its "
-                    f"{stream.n_rows:,}: write {key}: {math.ceil(passes - self._size / stream.n_rows)}, or give it "
+                    f"{stream.n_rows:,}: write {key}: {math.floor(whole) + 1}, or give it "
                     "less of the run" + ("" if name else f", or write max_duration: {math.ceil(passes)}ep")
                 )
 
@@ -415,7 +439,8 @@ class Plan:
             if end is not None and end <= batch and there != stage:
                 changed.append(f"stage {stage['name']} is done; it was {_said(stage)}, now {_said(there)}")
             in_it = begin is not None and begin < batch and (end is None or batch < end)
-            if in_it and (there is None or there["name"] != stage["name"]):
+            # One mix for all becomes the first of the stages that are written now.
+            if in_it and (there is None or stage["name"] not in ("", there["name"])):
                 changed.append(f"the run is in stage {stage['name'] or 'one mix for all'}, now {_said(there)}")
         if changed:
             raise ConfigError(
@@ -428,6 +453,18 @@ class Plan:
         ordered = [*names, *(name for name in self.names if name not in names)]
         self._streams = {name: self._streams[name] for name in ordered}
         self.names = ordered
+
+
+def _normalised(config: DataLoaderConfig) -> list[str]:
+    """What proportions do not add up to 1."""
+    mixes = {f"stages[{n}].proportions": mix for n, stage in enumerate(config.stages) for mix in stage.mixes()}
+    streams = config.dataset.streams or {}
+    mixes["the streams' proportions"] = {name: stream.proportion or 0.0 for name, stream in streams.items()}
+    return [
+        f"{key} add up to {total:g}, and are taken as parts of that"
+        for key, mix in mixes.items()
+        if (total := sum(mix.values())) and not math.isclose(total, 1, abs_tol=1e-6)
+    ]
 
 
 def epoch_rows(dataset: DatasetConfig, streams: Mapping[str, StreamShape]) -> dict[str, float]:
@@ -476,13 +513,15 @@ def _same_future(new: Segment, old: Segment, batch: int) -> bool:
         return False
     return all(
         (a.stage, a.n_batches) == (b.stage, b.n_batches)
-        and np.allclose([*a.end, a.lr_start, a.lr_end], [*b.end, b.lr_start, b.lr_end], rtol=0, atol=1e-12)
+        and np.allclose(
+            [*a.start, *a.end, a.lr_start, a.lr_end], [*b.start, *b.end, b.lr_start, b.lr_end], rtol=0, atol=1e-12
+        )
         for a, b in zip(new.pieces, _rest(old, batch), strict=False)
     ) and len(new.pieces) == len(_rest(old, batch))
 
 
 def _rest(segment: Segment, batch: int) -> list[Piece]:
-    """The pieces from the batch on, the first of them cut."""
+    """The pieces from the batch on, the first of them cut; after the last one, its end goes on."""
     rest: list[Piece] = []
     first = segment.first_batch
     for piece in segment.pieces:
@@ -497,7 +536,8 @@ def _rest(segment: Segment, batch: int) -> list[Piece]:
                 Piece(stage=piece.stage, n_batches=left, start=start, end=piece.end, lr_start=lr, lr_end=piece.lr_end)
             )
         first += length or 0
-    return rest
+    last = segment.pieces[-1]
+    return rest or [replace(last, n_batches=None, start=last.end, lr_start=last.lr_end)]
 
 
 def _difference(new: Segment, old: Segment) -> str:

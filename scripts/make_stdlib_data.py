@@ -51,7 +51,7 @@ def _reads(file: Path) -> bool:
 
 def split(source: str) -> dict[str, str]:
     """A module's code, docstrings and comments, each in their order; the code without the other two."""
-    lines = source.splitlines()
+    lines = source.split("\n")  # as ast counts them: a form feed ends none
     docstrings = []
     for node in ast.walk(ast.parse(source)):
         if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):

@@ -39,13 +39,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _data(config, picture: Path) -> None:
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    from data.errors import ConfigError
     from data.tokenizer import build_tokenizer
     from train.plan_data import draw, stages_table, streams_table
     from train.run_plan import open_plan
 
+    kinds = FigureCanvasBase.get_supported_filetypes()
+    if picture.suffix[1:] not in kinds or picture.is_dir():
+        raise ConfigError(f"--png is {str(picture)!r}, but it must be a file that ends in .png (or {', '.join(kinds)})")
     if not os.access(picture.parent, os.W_OK):
-        from data.errors import ConfigError
-
         raise ConfigError(f"--png is {str(picture)!r}, but its folder cannot be written")
     plan, streams, clock = open_plan(config, build_tokenizer(config.tokenizer))
     _print(streams_table(plan, streams, clock), stages_table(plan, config, clock), *plan.notes)

@@ -10,7 +10,7 @@ from data.config import DataLoaderConfig, DatasetConfig, PassesOf, StageConfig, 
 from data.curriculum import Plan
 from data.durations import Clock
 from data.errors import ConfigError
-from data.mixture import Interleaving, Stage, StreamOrder
+from data.mixture import Interleaving, Mixture, Stage, StreamOrder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -299,6 +299,74 @@ def test_a_ramp_that_is_made_longer_goes_on_from_where_it_is():
     assert plan.stages() == [("r", 0, 90)]
 
 
+TWO = (stage("one", "10ba", {"a": 0.7, "b": 0.3}), stage("two", "10ba", {"c": 0.37, "b": 0.63}, lr_scale=0.5))
+
+
+@pytest.mark.parametrize("batch", [20, 21, 33, 99])
+def test_the_mix_that_goes_on_after_the_stages_is_resumed_as_it_was(batch):
+    whole = make(loader(TWO), shapes())
+    plan = make(loader(TWO), shapes())
+    plan.resume(whole.state(batch * 8))
+    assert len(plan.segments) == 1
+    assert plan.lr_scale(batch) == 0.5
+    assert sequence(plan, batch, 110) == sequence(whole, batch, 110)
+
+
+def test_a_stage_that_is_added_after_the_last_begins_where_the_run_is():
+    plan = make(loader(TWO), shapes())
+    plan.resume(make(loader(TWO[:1]), shapes()).state(50 * 8))
+    assert plan.stages() == [("one", 0, 50), ("two", 50, 60)]
+    assert plan.shares(50).tolist() == pytest.approx([0, 0.63, 0.37])
+    again = make(loader(TWO), shapes())
+    again.resume(plan.state(55 * 8))
+    assert sequence(again, 55, 80) == sequence(plan, 55, 80)
+
+
+def test_the_start_of_a_ramp_to_come_may_change():
+    def ramp(start):
+        return loader([stage("one", "10ba", {"a": 1.0}), stage("r", "10ba", start, {"b": 1.0})])
+
+    plan = make(ramp({"c": 1.0}), shapes())
+    plan.resume(make(ramp({"a": 1.0}), shapes()).state(5 * 8))
+    assert plan.shares(10).tolist() == [0, 0, 1]
+
+
+def test_the_same_future_in_other_words_is_what_later_starts_are_held_to():
+    """... and not to the words of the first start, when the stage is done."""
+    in_parts = [stage("one", "40ba", {"a": 7.0, "b": 3.0}), stage("two", None, {"a": 1.0})]
+    to_one = [stage("one", "320tok", {"a": 0.7, "b": 0.3}), in_parts[1]]
+    plan = make(loader(to_one), shapes(), size=1)
+    whole = make(loader(in_parts), shapes(), size=1)
+    plan.resume(whole.state(20))
+    assert plan.notes == []
+    later = make(loader(to_one), shapes(), size=1)
+    assert later.resume(plan.state(50)) == 50
+    assert sequence(later, 50, 90) == sequence(whole, 50, 90)
+
+
+def test_a_run_of_one_mix_may_go_on_in_stages():
+    plan = make(loader([stage("one", "60ba", {"a": 1.0}), TWO[1]]), shapes())
+    plan.resume(make(loader(), shapes()).state(50 * 8))
+    assert plan.stages() == [("one", 0, 60), ("two", 60, 70)]
+    assert plan.shares(50).tolist() == [1, 0, 0]
+
+
+def test_repeats_are_those_of_the_past_there_was():
+    """b comes late: from the beginning it would be repeated 12 times."""
+    proportion = {"proportion": 1.0}
+    saved = make(loader(names="a", a=proportion), shapes("a")).state(95 * 8)
+    config = loader(names="ab", a=proportion, b=proportion | {"max_repeats": 1.0})
+    with pytest.raises(ConfigError, match=r"b.max_repeats is 1, but "):
+        make(config, shapes("ab"))
+    clock = Clock(tokens_per_batch=64, rows_per_batch=8, rows_per_epoch=1).until("100ba")
+    plan = Plan(config, shapes("ab"), clock, seed=0, size=8, resuming=True)
+    assert plan.resume(saved) == 95
+    assert plan.counts(100)[1] == 20
+    longer = dataclasses.replace(clock, max_batches=120)
+    with pytest.raises(ConfigError, match=r"b.max_repeats is 1, but in 120 batches .* gives 100, "):
+        Plan(config, shapes("ab"), longer, seed=0, size=8, resuming=True).resume(saved)
+
+
 def test_streams_may_be_appended_and_stand_in_any_order():
     plan = make(loader(names="ab"), shapes("ab"), 10)
     saved = plan.state(5 * 8)
@@ -390,6 +458,51 @@ def test_a_stage_that_cannot_be(arguments, text):
 def test_a_plan_that_cannot_be(config, text):
     with pytest.raises(ConfigError, match=text):
         make(config, shapes())
+
+
+def test_a_small_stream_is_allowed_its_own_part_of_a_batch_and_not_all_of_it():
+    config = loader(names="ab", a={"proportion": 99.0}, b={"proportion": 1.0, "max_repeats": 1.0})
+    there = {"a": Shape(10**6), "b": Shape(5)}
+    with pytest.raises(ConfigError, match=r"b.max_repeats is 1, but in 10 batches of 1024 rows stream b gives 102, "):
+        make(config, there, 10, size=1024)
+    assert make(config, there, 1, size=1024).counts(1)[1] == 10
+
+
+def test_repeat_allows_what_it_says_and_no_more():
+    config = loader(names="a", a={"repeat": 2.0, "max_repeats": 1.0})
+    assert make(config, {"a": Shape(64)}, 16).counts(16).tolist() == [128]
+    with pytest.raises(ConfigError, match=r"gives 136, 2.12 times its 64: write streams.a.max_repeats: 3"):
+        make(config, {"a": Shape(64)}, 17)
+
+
+def test_proportions_that_are_parts_of_another_sum_are_said():
+    assert make(loader(THREE), shapes()).notes == ["stages[0].proportions add up to 10, and are taken as parts of that"]
+    parts = loader(names="ab", a={"proportion": 3.0}, b={"proportion": 2.0})
+    assert make(parts, shapes("ab")).notes == ["the streams' proportions add up to 5, and are taken as parts of that"]
+
+
+def test_a_stage_is_a_batch_at_least():
+    assert make(loader([stage("x", "0.000000001dur", {"a": 1.0})]), shapes()).stages() == [("x", 0, 1)]
+
+
+@pytest.mark.parametrize("size", [32, 512])
+def test_looking_ahead_plans_no_block_twice(size, monkeypatch):
+    planned = []
+    rows = Mixture.rows
+    monkeypatch.setattr(Mixture, "rows", lambda self, *cut: (planned.append(cut), rows(self, *cut))[1])
+    plan = make(loader(), {name: Shape(10**5) for name in "abc"}, size=size)
+    for batch in range(60):
+        plan.rows(batch, 0, size)
+        plan.rows(batch + 33, 0, size)
+    assert len(planned) <= 1.6 * len(set(planned))
+
+
+def test_streams_of_nothing_but_zeros():
+    with pytest.raises(ValueError, match="streams: every proportion is 0"):
+        loader(names="ab", a={"proportion": 0.0}, b={"proportion": 0.0})
+    streams = {"a": StreamConfig(local="a")}
+    with pytest.raises(ValueError, match="max_repeats is given beside streams: write it in the stream"):
+        DatasetConfig(streams=streams, max_seq_len=8, max_repeats=3.0)
 
 
 def test_passes_that_the_duration_states_need_no_max_repeats():

@@ -53,7 +53,8 @@ def fit(config: TrainConfig, *, callbacks: Sequence[Callback] = (), dtype: torch
     check_vocab(config, tokenizer.vocab_size)
     folder = local_folder(config, run_name)
     load_path, resuming = _start(config, folder)
-    plan, train_streams, clock = open_plan(config, tokenizer)
+    whole_state = load_path is not None and (resuming or not config.load_weights_only)
+    plan, train_streams, clock = open_plan(config, tokenizer, resuming=whole_state)
     for line in describe(plan, train_streams, clock, config.max_duration):
         say(line)
     eval_streams = None
@@ -102,6 +103,8 @@ def fit(config: TrainConfig, *, callbacks: Sequence[Callback] = (), dtype: torch
     )
     for note in plan.notes:
         say(note)
+    if len(plan.segments) > 1:
+        say(describe(plan, train_streams, clock, config.max_duration)[-1])
     batch = trainer.state.timestamp.batch.value
     if batch >= clock.max_batches:
         said = f"max_duration {config.max_duration} is {clock.max_batches}"

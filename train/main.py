@@ -81,7 +81,9 @@ def _prepare(config: TrainConfig) -> None:
                 check_source(single)
     tokenizer = build_tokenizer(config.tokenizer)
     check_vocab(config, tokenizer.vocab_size)
-    open_plan(config, tokenizer)
+    # Whether there is a checkpoint to go on from is seen later.
+    may_resume = config.autoresume or (config.load_path is not None and not config.load_weights_only)
+    open_plan(config, tokenizer, resuming=may_resume)
     if config.eval_loader is not None:
         with under("eval_loader.dataset"):
             open_streams(config.eval_loader.dataset, tokenizer)

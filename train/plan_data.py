@@ -40,15 +40,9 @@ def streams_table(plan: Plan, streams: Mapping[str, Rows], clock: Clock) -> Tabl
 def stages_table(plan: Plan, config: TrainConfig, clock: Clock) -> Table:
     """From which batch to which a stage lasts, and what it is made of."""
     assert clock.max_batches is not None
-    table = Table(title="stages (shares of rows)", title_justify="left")
-    for column in (
-        "stage",
-        "as written",
-        "batches",
-        "tokens",
-        *(name or "(the dataset)" for name in plan.names),
-        "lr scale",
-    ):
+    table = Table(title="stages (tok: padding included; shares of rows)", title_justify="left")
+    names = (name or "(the dataset)" for name in plan.names)
+    for column in ("stage", "as written", "batches", "tok", *names, "lr_scale"):
         table.add_column(column, justify="left" if column in ("stage", "as written") else "right")
     written = {stage.name: stage.duration for stage in config.train_loader.stages}
     for number, (name, first, end) in enumerate(plan.stages()):

@@ -10,9 +10,12 @@ from data.tokenizer import Tokenizer
 from train.config import TrainConfig
 
 
-def open_plan(config: TrainConfig, tokenizer: Tokenizer) -> tuple[Plan, dict[str, Rows], Clock]:
+def open_plan(
+    config: TrainConfig, tokenizer: Tokenizer, *, resuming: bool = False
+) -> tuple[Plan, dict[str, Rows], Clock]:
     """The plan of the run's beginning, the training streams by name, and what durations are measured against.
 
+    `resuming`: a checkpoint's position is loaded into the plan next, which checks its lengths and repeats only then.
     Raises ConfigError and DataError for data that cannot be used and stages that cannot be.
     """
     loader, size = config.train_loader, config.global_train_batch_size
@@ -30,7 +33,7 @@ def open_plan(config: TrainConfig, tokenizer: Tokenizer) -> tuple[Plan, dict[str
         rows_per_epoch=math.ceil(sum(epoch_rows(loader.dataset, streams).values())),
     ).until(config.max_duration)
     with under("train_loader"):
-        return Plan(loader, streams, clock, seed=config.seed, size=size), streams, clock
+        return Plan(loader, streams, clock, seed=config.seed, size=size, resuming=resuming), streams, clock
 
 
 def describe(plan: Plan, streams: dict[str, Rows], clock: Clock, max_duration: str) -> list[str]:

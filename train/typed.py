@@ -75,6 +75,9 @@ class Builder:
         if value is None and type(None) in options:
             return None
         options = tuple(option for option in options if option is not type(None))
+        if isinstance(value, dict):
+            # What is wrong below it is said as if nothing else could be here.
+            options = tuple(o for o in options if dataclasses.is_dataclass(o) or get_origin(o) is dict) or options
         if len(options) == 1:
             return self.build(options[0], value, path)
         for option in options:

@@ -35,9 +35,8 @@ class StreamMonitor(Callback):
         stage = self.plan.stage(batch)
         if stage != self._stage and dist.get_global_rank() == 0:
             mix = zip(self.plan.names, self.plan.shares(batch).tolist(), strict=True)
-            print(
-                f"batch {batch}: stage {stage} ({', '.join(f'{name} {s:.1%} of rows' for name, s in mix)})", flush=True
-            )
+            said = ", ".join(f"{name} {share:.1%} of rows" for name, share in mix)
+            print(f"batch {batch}: {f'stage {stage}' if stage else 'one mix'} ({said})", flush=True)
         self._stage = stage
         self._sums_S3 = None
 
