@@ -7,6 +7,7 @@ was and no row is given twice.
 
 import json
 import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
@@ -64,6 +65,8 @@ class Segment:
     ends: tuple[int | None, ...]
     """The batch after each stage's last."""
     pieces: tuple[Piece, ...]
+    made: str = ""
+    """When, where a run went on under a changed future."""
 
     def interleaving(self) -> Interleaving:
         size = self.global_batch_size
@@ -222,11 +225,12 @@ class Plan:
             # Said in other words, perhaps: later starts are held to the new ones.
             self.segments[-1] = self._now = replace(before, stages=fresh.stages)
         else:
-            self._append(fresh)
+            self._append(replace(fresh, made=time.strftime("%Y-%m-%d %H:%M:%S %z")))
         self._check_length()
         self._check_repeats()
         if len(self.segments) > len(segments):
-            self.notes.append(f"the plan of the data changes at batch {batch}: {_difference(fresh, before)}")
+            said = f"the plan of the data changes at batch {batch}: {_difference(fresh, before)}"
+            self.notes.append(f"{said} ({self._now.made})")
         return batch
 
     def _append(self, segment: Segment) -> None:

@@ -257,6 +257,14 @@ class TrainConfig:
                     f"{key}.dataset.max_seq_len is {loader.dataset.max_seq_len}, but max_seq_len is "
                     f"{self.max_seq_len}: write ${{max_seq_len}}"
                 )
+        if self.eval_loader is not None and self.eval_loader.stages:
+            raise ValueError("eval_loader.stages is given, but an evaluation sees every row: leave it out")
+        for name, stream in (self.eval_loader.dataset.streams or {}).items() if self.eval_loader is not None else ():
+            if stream.amounts():
+                raise ValueError(
+                    f"eval_loader.dataset.streams.{name}.{stream.amounts()[0]} is given, but an evaluation sees every "
+                    "row: leave it out"
+                )
         if self.max_seq_len > self.model.max_seq_len:
             raise ValueError(
                 f"max_seq_len is {self.max_seq_len}, but model.max_seq_len is only {self.model.max_seq_len}: "

@@ -19,7 +19,9 @@ class StreamMonitor(Callback):
     - `loss`: mean loss over its trained tokens of the step; absent from a step without any;
     - `tokens`: of it, padding not counted, since the run's beginning;
     - `passes`: how often its rows have been given;
-    - `share`, `planned_share`: of the step's rows.
+    - `share`, `planned_share`: of the step's rows;
+
+    and streams/plan_changes: how often the run went on under a changed future.
 
     On the console it names the stage that begins. Needs the batch's `streams`, as data/loader.py gives it.
     """
@@ -62,7 +64,7 @@ class StreamMonitor(Callback):
         # The clock counts the batch already.
         batch = state.timestamp.batch.value - 1
         before, after = self.plan.counts(batch), self.plan.counts(batch + 1)
-        metrics: dict[str, float] = {}
+        metrics: dict[str, float] = {"streams/plan_changes": len(self.plan.segments) - 1}
         for number, (name, planned) in enumerate(zip(self.plan.names, self.plan.shares(batch).tolist(), strict=True)):
             loss, trained, tokens = self._sums_S3[number].tolist()
             self.tokens[name] = self.tokens.get(name, 0) + int(tokens)
