@@ -50,6 +50,14 @@ class Piece:
     lr_start: float
     lr_end: float
 
+    def shares(self, part: float) -> tuple[float, ...]:
+        """[S] shares when so much of it (0 to 1) is over."""
+        return tuple(a + part * (b - a) for a, b in zip(self.start, self.end, strict=True))
+
+    def lr_scale(self, part: float) -> float:
+        """What the learning rate is multiplied by then."""
+        return self.lr_start + part * (self.lr_end - self.lr_start)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Segment:
@@ -160,13 +168,12 @@ class Plan:
     def shares(self, batch: int) -> np.ndarray:
         """Each stream's planned share of the batch's rows; float64 [S]."""
         piece, part = self._now.at(batch)
-        start, end = np.array(piece.start), np.array(piece.end)
-        return start + part * (end - start)
+        return np.array(piece.shares(part))
 
     def lr_scale(self, batch: int) -> float:
         """What the schedule's learning rate is multiplied by in the batch."""
         piece, part = self._now.at(batch)
-        return piece.lr_start + part * (piece.lr_end - piece.lr_start)
+        return piece.lr_scale(part)
 
     def end_of(self, number: int) -> tuple[np.ndarray, float]:
         """What the stage of that number comes to: shares [S] of the rows, and the scale of the learning rate."""
@@ -296,9 +303,9 @@ class Plan:
             # In the middle of a ramp: on from where the run is, to where the config says.
             piece, part = before.at(first_batch)
             if start != stop:
-                start = tuple(a + part * (b - a) for a, b in zip(piece.start, piece.end, strict=True))
+                start = piece.shares(part)
             if lr_start != lr_stop:
-                lr_start = piece.lr_start + part * (piece.lr_end - piece.lr_start)
+                lr_start = piece.lr_scale(part)
         n_batches = None if end is None else end - max(begin, first_batch)
         return Piece(stage=number, n_batches=n_batches, start=start, end=stop, lr_start=lr_start, lr_end=lr_stop)
 
@@ -533,12 +540,8 @@ def _rest(segment: Segment, batch: int) -> list[Piece]:
         if length is None or first + length > batch:
             before, part = segment.at(max(batch, first))
             assert before is piece
-            start = tuple(a + part * (b - a) for a, b in zip(piece.start, piece.end, strict=True))
             left = None if length is None else first + length - max(batch, first)
-            lr = piece.lr_start + part * (piece.lr_end - piece.lr_start)
-            rest.append(
-                Piece(stage=piece.stage, n_batches=left, start=start, end=piece.end, lr_start=lr, lr_end=piece.lr_end)
-            )
+            rest.append(replace(piece, n_batches=left, start=piece.shares(part), lr_start=piece.lr_scale(part)))
         first += length or 0
     last = segment.pieces[-1]
     return rest or [replace(last, n_batches=None, start=last.end, lr_start=last.lr_end)]

@@ -41,3 +41,10 @@ def open_folder(folder: Path | str, *, to: Path | None = None, split: str | None
 
 def read_all(mds: MdsFolder) -> list[dict]:
     return [mds.read(sample) for sample in range(mds.n_samples)]
+
+
+def shorten_waits(monkeypatch):
+    """Waits of tests are short."""
+    monkeypatch.setattr("data.remote.WAITS", (0.01, 0.01))
+    monkeypatch.setattr("data.remote.QUIET", 5)
+    monkeypatch.setattr("data.remote._POLL", 0.01)

@@ -10,9 +10,8 @@ import urllib.request
 
 import pytest
 from hub_server import Repository, serve
-from mds_folders import open_folder, read_all, texts, write_texts
+from mds_folders import open_folder, read_all, shorten_waits, texts, write_texts
 
-import data.remote
 from data.errors import ConfigError, DataError
 
 pytestmark = pytest.mark.timeout(60)
@@ -20,10 +19,7 @@ pytestmark = pytest.mark.timeout(60)
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    """Waits of tests are short."""
-    monkeypatch.setattr(data.remote, "WAITS", (0.01, 0.01))
-    monkeypatch.setattr(data.remote, "QUIET", 5)
-    monkeypatch.setattr(data.remote, "_POLL", 0.01)
+    shorten_waits(monkeypatch)
 
 
 @pytest.fixture

@@ -176,10 +176,7 @@ def rows(chunk: c.FileChunk) -> Iterator[tuple[str, Any]]:
 
 def _parse(chunk: c.FileChunk, start: int, end: int) -> Any:
     """The JSON value of an element, or the Problem with it."""
-    element = chunk.content[start:end]
-    if len(element) > c.MAX_ROW_BYTES:
-        return c.too_large(len(element))
-    text = c.decode(element)
+    text = c.row_text(chunk.content[start:end])
     if isinstance(text, Problem):
         return text
     try:

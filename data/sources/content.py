@@ -180,6 +180,11 @@ def _megabytes(n_bytes: int) -> str:
     return f"{n_bytes / (1 << 20):,.0f} MB" if n_bytes >= 10 << 20 else f"{n_bytes:,} bytes"
 
 
+def row_text(row: bytes) -> str | Problem:
+    """The row's text, or why it is none: too large, or not UTF-8."""
+    return too_large(len(row)) if len(row) > MAX_ROW_BYTES else decode(row)
+
+
 def decode(value: bytes) -> str | Problem:
     try:
         return value.decode()

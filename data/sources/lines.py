@@ -31,9 +31,7 @@ def rows(chunk: c.FileChunk) -> Iterator[tuple[str, Any]]:
 
 def parse_line(line: bytes) -> Any:
     """The JSON value of the line, or the Problem with it."""
-    if len(line) > c.MAX_ROW_BYTES:
-        return c.too_large(len(line))
-    text = c.decode(line)
+    text = c.row_text(line)
     if isinstance(text, Problem):
         return text
     try:
