@@ -9,6 +9,7 @@ from difflib import get_close_matches
 from typing import Literal
 
 from data.durations import parse_duration
+from data.sizes import parse_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,6 +142,9 @@ class DatasetConfig(StreamConfig):
     """Where prepared rows are kept, in a folder named by the fingerprint of all that matters to them."""
     prepare_workers: int | None = None
     """Processes that prepare rows; null takes one a core. The rows are the same for any number."""
+    cache_limit: int | str | None = None
+    """What downloaded shards of all remote streams may take on a node's disk: bytes, or such as 100gb. Finished shards
+    are deleted, and downloaded again in the next pass; null keeps all."""
     max_prepare_bytes: int = 10 << 30
     """A remote MDS folder whose text is to be prepared must not be larger."""
 
@@ -152,6 +156,13 @@ class DatasetConfig(StreamConfig):
             raise ValueError(f"target_prompts is {self.target_prompts!r}, but it must be none, all or length>=N")
         if self.prepare_workers is not None and self.prepare_workers < 1:
             raise ValueError(f"prepare_workers is {self.prepare_workers}, but there must be at least 1")
+        if self.cache_limit is not None:
+            try:
+                parse_bytes(self.cache_limit)
+            except ValueError as error:
+                raise ValueError(f"cache_limit {error}") from None
+            if not any(stream.remote for stream in (self.streams or {"": self}).values()):
+                raise ValueError(f"cache_limit is {self.cache_limit!r}, but there is no remote to cache: leave it out")
         of_stream = ("split", "preprocessing_fn", "proportion", "repeat", "choose")
         own = self.sources() + [key for key in of_stream if getattr(self, key) is not None]
         own += ["max_repeats"] if self.max_repeats != 1 else []
@@ -177,7 +188,7 @@ class DatasetConfig(StreamConfig):
             return {"": self}
         of_source = [f.name for f in fields(StreamConfig)]
         return {
-            name: replace(self, streams=None, **{key: getattr(stream, key) for key in of_source})
+            name: replace(self, streams=None, cache_limit=None, **{key: getattr(stream, key) for key in of_source})
             for name, stream in self.streams.items()
         }
 

@@ -88,6 +88,13 @@ class Segment:
         ]
         return Interleaving(stages, self.counts)
 
+    def row(self, batch: int) -> int:
+        """The run's row with which the batch begins."""
+        return self.first_row + (batch - self.first_batch) * self.global_batch_size
+
+    def batch(self, row: int) -> int:
+        return self.first_batch + (row - self.first_row) // self.global_batch_size
+
     def at(self, batch: int) -> tuple[Piece, float]:
         """The piece that the batch is in, and how far into it (0 to 1)."""
         first = self.first_batch
@@ -108,15 +115,15 @@ class Plan:
         clock: Clock,
         *,
         seed: int,
-        size: int,
         resuming: bool = False,
     ) -> None:
-        """`size` is the rows of a global batch; `resuming`: `resume` comes next, and it checks lengths and repeats.
+        """`resuming`: `resume` comes next, and it checks lengths and repeats.
 
         Raises ConfigError for stages that cannot be, or would repeat rows, and DataError for streams that together
         have fewer rows than one global batch.
         """
-        self._config, self._clock, self._size = config, clock, size
+        self._config, self._clock = config, clock
+        self._size = size = clock.rows_per_batch
         self._streams = dict(streams)
         self.names = list(streams)
         n_rows = sum(stream.n_rows for stream in streams.values())
@@ -143,7 +150,7 @@ class Plan:
     def rows(self, batch: int, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """Of the batch's rows start..stop-1: the stream (its place in `names`) and the row's id in it; int64 each."""
         if self._size > BLOCK_ROWS:
-            first = self._first_row(batch)
+            first = self._now.row(batch)
             return self._mixture.rows(first + start, first + stop)
         # Small batches are planned many at a time: what a call costs hardly depends on its rows.
         n_batches = BLOCK_ROWS // self._size
@@ -151,7 +158,7 @@ class Plan:
         if block not in self._blocks:
             if len(self._blocks) == 2:  # one that is read, and one that is looked ahead into
                 del self._blocks[next(iter(self._blocks))]
-            first = self._first_row(self._now.first_batch + block * n_batches)
+            first = self._now.row(self._now.first_batch + block * n_batches)
             self._blocks[block] = self._mixture.rows(first, first + n_batches * self._size)
         s_N, id_N = self._blocks[block]
         at = place * self._size
@@ -159,20 +166,45 @@ class Plan:
 
     def counts(self, batch: int) -> np.ndarray:
         """Rows that each stream has given before the batch; int64 [S]."""
-        return self._mixture.interleaving.counts(self._first_row(batch))
+        segment = self._planned_in(batch)
+        return self._interleaving(segment).counts(segment.row(batch))
 
     def planned(self, batch: int) -> np.ndarray:
         """The integral of each stream's planned share up to the batch, in rows; float64 [S]."""
-        return self._mixture.interleaving.planned(self._first_row(batch))
+        segment = self._planned_in(batch)
+        return self._interleaving(segment).planned(segment.row(batch))
+
+    def shards(self, first: int, stop: int) -> dict[str, np.ndarray]:
+        """Stream -> the shards in whose windows the rows of batches first..stop-1 lie."""
+        orders = zip(self.names, self._mixture.orders, *self._given(first, stop), strict=True)
+        return {name: order.shards(start, end) for name, order, start, end in orders}
+
+    def n_shards(self, first: int, stop: int) -> dict[str, int]:
+        """Stream -> how many those are, each counted once in every pass."""
+        orders = zip(self.names, self._mixture.orders, *self._given(first, stop), strict=True)
+        return {name: order.n_shards(start, end) for name, order, start, end in orders}
+
+    def most_shards(self, n_batches: int) -> dict[str, int]:
+        """Stream -> how many shards so many batches may need at a time, wherever in the run they are."""
+        largest_S = np.max([(piece.start, piece.end) for piece in self._now.pieces], axis=(0, 1)).tolist()
+        rows, n_streams = n_batches * self._size, len(self.names)
+        # The counts at both ends are within 1/2 + share S/2 of the plan.
+        most_S = [min(rows, math.ceil(share * (rows + n_streams) + 1)) if share else 0 for share in largest_S]
+        orders = zip(self.names, self._mixture.orders, most_S, strict=True)
+        return {name: order.most_shards(n_rows) for name, order, n_rows in orders}
+
+    def _given(self, first: int, stop: int) -> list[list[int]]:
+        """Rows that each stream has given before each of the two batches."""
+        return [self.counts(max(batch, 0)).tolist() for batch in (first, stop)]
 
     def shares(self, batch: int) -> np.ndarray:
         """Each stream's planned share of the batch's rows; float64 [S]."""
-        piece, part = self._now.at(batch)
+        piece, part = self._planned_in(batch).at(batch)
         return np.array(piece.shares(part))
 
     def lr_scale(self, batch: int) -> float:
         """What the schedule's learning rate is multiplied by in the batch."""
-        piece, part = self._now.at(batch)
+        piece, part = self._planned_in(batch).at(batch)
         return piece.lr_scale(part)
 
     def end_of(self, number: int) -> tuple[np.ndarray, float]:
@@ -182,7 +214,8 @@ class Plan:
 
     def stage(self, batch: int) -> str:
         """The name of the batch's stage; the last one's after its end; "" without stages."""
-        return self._now.stages[self._now.at(batch)[0].stage]["name"]
+        segment = self._planned_in(batch)
+        return segment.stages[segment.at(batch)[0].stage]["name"]
 
     def stages(self) -> list[tuple[str, int, int | None]]:
         """`(name, first batch, batch after the last)` of each stage."""
@@ -217,12 +250,11 @@ class Plan:
         self._take_order([stream["name"] for stream in saved["streams"]])
         segments = [_segment_of(segment) for segment in saved["segments"]]
         last = segments[-1]
-        batch = last.first_batch + (saved["rows"] - last.first_row) // last.global_batch_size
+        batch = last.batch(saved["rows"])
         self._check_stages(last, batch)
-        self.segments = []
         missing = len(self.names) - len(saved["streams"])
-        for segment in segments:
-            self._append(_widened(segment, missing))
+        self.segments = [_widened(segment, missing) for segment in segments[:-1]]
+        self._append(_widened(last, missing))
         self.notes = []
         fresh = self._segment(
             first_batch=batch, first_row=saved["rows"], counts=self.counts(batch).tolist(), before=self._now
@@ -250,9 +282,12 @@ class Plan:
         self._mixture = Mixture(orders, segment.interleaving())
         self._blocks: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
-    def _first_row(self, batch: int) -> int:
-        now = self._now
-        return now.first_row + (batch - now.first_batch) * now.global_batch_size
+    def _planned_in(self, batch: int) -> Segment:
+        """The segment of the batch."""
+        return next((segment for segment in reversed(self.segments) if segment.first_batch <= batch), self.segments[0])
+
+    def _interleaving(self, segment: Segment) -> Interleaving:
+        return self._mixture.interleaving if segment is self._now else segment.interleaving()
 
     # From a config to batches.
 
@@ -428,16 +463,14 @@ class Plan:
             elif there.fingerprint != stream["fingerprint"]:
                 changed.append(f"the fingerprint of {label} was {stream['fingerprint']}, now {there.fingerprint}")
         size = last.global_batch_size
-        at_edge = saved["rows"] in [
-            last.first_row + (end - last.first_batch) * size for end in last.ends if end is not None
-        ]
+        at_edge = saved["rows"] in [last.row(end) for end in last.ends if end is not None]
         if self._size != size and not at_edge:
             changed.append(
                 f"global_train_batch_size was {size}, now {self._size}, which can change only where a stage ends"
             )
         if changed:
             raise ConfigError(
-                f"the checkpoint was written in the middle of other data ({'; '.join(changed)}): put it back to go on, "
+                f"dataset is not what the checkpoint has had so far ({'; '.join(changed)}): put it back to go on, "
                 "or start another run from the weights, with another run_name, load_path and load_weights_only=true"
             )
 
@@ -455,7 +488,7 @@ class Plan:
                 changed.append(f"the run is in stage {stage['name'] or 'one mix for all'}, now {_said(there)}")
         if changed:
             raise ConfigError(
-                f"the checkpoint is at batch {batch}, and what is past cannot change ({'; '.join(changed)}): put it "
+                f"stages: the checkpoint is at batch {batch}: its past cannot change ({'; '.join(changed)}): put it "
                 "back to go on; later stages may change, and stages may be added after them"
             )
 
@@ -488,6 +521,15 @@ def epoch_rows(dataset: DatasetConfig, streams: Mapping[str, StreamShape]) -> di
         if config.choose is not None:
             out[name] = float(config.choose)
     return out
+
+
+def position(state: Mapping[str, Any]) -> tuple[int, int]:
+    """Of a checkpoint's state: how many batches, and how many rows, all ranks have been given by then.
+
+    Raises ConfigError for one that other code wrote.
+    """
+    saved = _read_state(state)
+    return _segment_of(saved["segments"][-1]).batch(saved["rows"]), saved["rows"]
 
 
 def _read_state(state: Mapping[str, Any]) -> dict[str, Any]:

@@ -36,10 +36,21 @@ class Clock:
     counts_passes: bool = False
     """Whether that length was given in passes, and so says how often rows are repeated."""
 
-    def until(self, max_duration: str) -> "Clock":
-        """This clock for a run that lasts so long."""
-        counts_passes = parse_duration(max_duration)[1] == "ep"
-        return replace(self, max_batches=self.batches(max_duration), counts_passes=counts_passes)
+    def until(self, max_duration: str, *, batch: int = 0, rows: int = 0) -> "Clock":
+        """This clock for a run that lasts so long in all, and has given so many rows by that batch.
+
+        Those rows count as what they are, also where the batches before had other sizes.
+        """
+        value, unit = parse_duration(max_duration)
+        if unit == "tok":
+            left = int(value) - rows * (self.tokens_per_batch // self.rows_per_batch)
+            length = batch + max(math.ceil(left / self.tokens_per_batch), 0)
+        elif unit == "ep":
+            left = round(value * self.rows_per_epoch, 6) - rows
+            length = batch + max(math.ceil(left / self.rows_per_batch), 0)
+        else:
+            length = self.batches(max_duration)
+        return replace(self, max_batches=length, counts_passes=unit == "ep")
 
     def batches(self, text: str) -> int:
         """Batches in the duration, rounded up: at least as long as what was asked for.

@@ -42,7 +42,7 @@ CHECKED = "checked.jsonl"
 class MdsFolder:
     """The samples of an MDS folder, numbered from 0 through all shards. Workers that are forked later can use it.
 
-    With a remote, shards are brought into `folder` when they are asked for, and stay there.
+    With a remote, shards are brought into `folder` when they are asked for, and stay there until they are evicted.
     """
 
     def __init__(self, folder: Path, remote: str | None, index: bytes, way_out: str) -> None:
@@ -172,7 +172,7 @@ class MdsFolder:
 
         Raises DataError for the first that is not right.
         """
-        here = [number for number in range(len(self.shards)) if self.file(number).exists()]
+        here = self.here()
         elsewhere = sorted(set(range(len(self.shards))) - set(here))
         self._check_here(here)
         to_bring = [number for number in elsewhere if not self._packed(number).exists()]
@@ -191,11 +191,10 @@ class MdsFolder:
 
         Raises DataError within a minute of the last byte that came.
         """
-        if number in self._ready:
+        if self._is_ready(number):
             return
         file = self.file(number)
-        # Of this machine alone: on a shared disk whose locks do not reach others, they must not clear it away.
-        downloads = self.folder / ".downloads" / platform.node() / str(number)
+        downloads = self._downloads / str(number)
         if not file.exists():
             silence = Silence(downloads)
             with told(self.folder, file.name):
@@ -213,12 +212,43 @@ class MdsFolder:
 
     def prefetch(self, shards: Iterable[int]) -> None:
         """Begins to bring the shards, in that order, in threads of this process. What fails is raised by `read`."""
-        wanted = [number for number in shards if number not in self._ready]
+        wanted = [number for number in shards if not self._is_ready(number)]
         if not wanted:
             return
         if self._ahead is None or self._ahead.pid != os.getpid():
             self._ahead = _Ahead(self.ensure)
         self._ahead.ask(wanted)
+
+    def _is_ready(self, number: int) -> bool:
+        """Known to be right, and still here: what came from a remote may have been evicted by any process."""
+        return number in self._ready and (self.remote is None or self.file(number).exists())
+
+    def here(self) -> list[int]:
+        """The shards that are in the folder."""
+        return [number for number in range(len(self.shards)) if self.file(number).exists()]
+
+    def bytes_of(self, number: int) -> int:
+        """Of the shard, decompressed."""
+        return self.shards[number].raw_data.bytes
+
+    def evict(self, number: int) -> None:
+        """Deletes the shard's file, which the remote has."""
+        assert self.remote is not None
+        self._ready.discard(number)
+        self.file(number).unlink(missing_ok=True)
+
+    def n_downloaded(self) -> int:
+        """How many shards this machine's processes have ever brought into the folder."""
+        return len(_lines(self._log))
+
+    @property
+    def _log(self) -> Path:
+        return self._downloads / "downloaded.jsonl"
+
+    @property
+    def _downloads(self) -> Path:
+        """Of this machine alone: on a shared disk whose locks do not reach others, they must not clear it away."""
+        return self.folder / ".downloads" / platform.node()
 
     def check_file(self, number: int, *, hashes: bool = True) -> None:
         """Raises DataError when the shard's size, header or hash is not what the index says."""
@@ -273,10 +303,13 @@ class MdsFolder:
         return json.dumps([shard.raw_data.basename, stat.st_size, stat.st_mtime_ns, shard.samples, digest])
 
     def _remember(self, number: int) -> None:
+        self._write_line(self.folder / CHECKED, self._state(number))
+
+    def _write_line(self, file: Path, line: str) -> None:
         # One short write to the end of a file, so that processes need not wait for one another. Where it cannot be
-        # written (a disk that is full), the shard is checked each time.
-        with suppress(OSError), (self.folder / CHECKED).open("a") as file:
-            file.write(self._state(number) + "\n")
+        # written (a disk that is full), the shard is checked each time, or not counted.
+        with suppress(OSError), file.open("a") as opened:
+            opened.write(line + "\n")
 
     def _bring(self, number: int, downloads: Path, silence: Silence) -> None:
         """Under the shard's lock: what lies in `downloads` is a dead process's."""
@@ -308,6 +341,7 @@ class MdsFolder:
             url = f"{self.remote}/{sent.basename}"
             try:
                 packed = fetch(url, downloads, lambda file: complaint(file, sent), silence)
+                self._write_line(self._log, json.dumps([sent.basename, sent.bytes]))
             except FetchError as error:
                 raise DataError(
                     f"{url} cannot be downloaded ({error}): look whether the remote answers and the shard is there, "
@@ -340,10 +374,11 @@ class _Ahead:
 
     def _run(self, ensure: Callable[[int], None]) -> None:
         while True:
-            try:
-                ensure(self._queue.get())
-            except Exception:  # whoever reads the shard meets it again, and raises it
-                continue
+            number = self._queue.get()
+            # Whoever reads the shard meets the failure again, and raises it.
+            with suppress(Exception):
+                ensure(number)
+                self._asked.discard(number)  # once it is evicted, it may be asked for again
 
 
 def _sent(shard: Any) -> Any:

@@ -69,7 +69,7 @@ class StreamOrder:
         self.shard_sizes = np.asarray(shard_sizes, dtype=np.int64)
         self.n_rows = int(self.shard_sizes.sum())
         self.seed, self.stream, self.shuffle, self.window = seed, stream, shuffle, window
-        self._tables: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self._tables: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
         if self.n_rows < 1:
             raise ValueError(f"a stream of {self.n_rows} rows has no order")
 
@@ -93,10 +93,46 @@ class StreamOrder:
         """The ids of the rows at those places of their passes' shards."""
         out = np.empty_like(k_N)
         for number, chosen, _ in self._passes(k_N):
-            starts, first_rows = self._table(number)
+            starts, first_rows, _ = self._table(number)
             shard = np.searchsorted(starts, place_N[chosen], side="right") - 1
             out[chosen] = first_rows[shard] + (place_N[chosen] - starts[shard])
         return out
+
+    def shards(self, start: int, stop: int) -> np.ndarray:
+        """The shards in whose windows the stream's rows start..stop-1 lie: what has to be at hand for them; int64."""
+        if stop - start >= 2 * self.n_rows:
+            return np.arange(len(self.shard_sizes))
+        parts = [self._table(number)[2][first:last] for number, first, last in self._begun(start, stop)]
+        return np.unique(np.concatenate([np.empty(0, dtype=np.int64), *parts]))
+
+    def n_shards(self, start: int, stop: int) -> int:
+        """How many those are, each counted once in every pass."""
+        return sum(last - first for _, first, last in self._begun(start, stop))
+
+    def most_shards(self, n_rows: int) -> int:
+        """In the windows of how many shards so many rows in a row can lie, wherever they are."""
+        if not n_rows:
+            return 0
+        least = int(np.sort(self.shard_sizes)[: self._window].sum())
+        # The first window and the last may be only touched; and one may be short, where a pass ends.
+        n_windows = math.ceil(n_rows / least) + 1 + (len(self.shard_sizes) % self._window > 0)
+        return min(n_windows * self._window, len(self.shard_sizes))
+
+    @property
+    def _window(self) -> int:
+        return self.window if self.shuffle else 1
+
+    def _begun(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
+        """Of each pass with those rows: its number, and from which to which shard of its order their windows go."""
+        window, n_shards = self._window, len(self.shard_sizes)
+        for number in range(start // self.n_rows, -(-stop // self.n_rows)):
+            first, last = (min(max(k - number * self.n_rows, 0), self.n_rows) for k in (start, stop))
+            if first < last == self.n_rows and not first:
+                yield number, 0, n_shards
+            elif first < last:
+                starts = self._table(number)[0]
+                low, high = (int(np.searchsorted(starts, place, side="right")) - 1 for place in (first, last - 1))
+                yield number, low // window * window, min((high // window + 1) * window, n_shards)
 
     def _passes(self, k_N: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         """Of each pass: its number, which rows are of it, and their places in it."""
@@ -105,16 +141,17 @@ class StreamOrder:
             chosen = passes == number
             yield number, chosen, places[chosen]
 
-    def _table(self, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """Of the shards in the pass's order: the place at which each starts (and the end), and its first row's id."""
+    def _table(self, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of the shards in the pass's order: the place at which each starts (and the end), its first row's id, and its
+        number."""
         if number not in self._tables:
             if len(self._tables) == 2:  # a batch touches two passes at most, unless the stream is tiny
                 self._tables.clear()
             key = make_key(self.seed, _SHARD_ORDER, self.stream, number)
             shards = np.arange(len(self.shard_sizes), dtype=np.uint64)
-            order = np.argsort(splitmix64(key ^ shards), kind="stable")
+            order = np.argsort(splitmix64(key ^ shards), kind="stable") if self.shuffle else shards.astype(np.int64)
             starts = np.concatenate(([0], np.cumsum(self.shard_sizes[order])))
-            self._tables[number] = starts, (np.cumsum(self.shard_sizes) - self.shard_sizes)[order]
+            self._tables[number] = starts, (np.cumsum(self.shard_sizes) - self.shard_sizes)[order], order
         return self._tables[number]
 
 

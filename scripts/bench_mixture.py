@@ -129,7 +129,7 @@ def mixture(n_rows: int, n_streams: int) -> tuple[DataLoaderConfig, dict[str, Sh
 
 def make(config: DataLoaderConfig, streams: Any, n_batches: int, args: argparse.Namespace) -> Plan:
     clock = Clock(tokens_per_batch=args.batch * 2, rows_per_batch=args.batch, rows_per_epoch=1)
-    return Plan(config, streams, clock.until(f"{n_batches}ba"), seed=17, size=args.batch)
+    return Plan(config, streams, clock.until(f"{n_batches}ba"), seed=17)
 
 
 def timed(function: Any, *arguments: Any) -> float:
@@ -176,7 +176,7 @@ def loader(folder: Path, n_streams: int, args: argparse.Namespace) -> Any:
     size = args.load_batch
     n_batches = args.load_rows // size
     clock = Clock(tokens_per_batch=size * args.max_seq_len, rows_per_batch=size, rows_per_epoch=args.load_rows)
-    plan = Plan(config, opened, clock.until(f"{n_batches}ba"), seed=17, size=size)
+    plan = Plan(config, opened, clock.until(f"{n_batches}ba"), seed=17)
     return train_loader(opened, config, plan, n_batches=n_batches, rank=0, world_size=1, pad_token_id=0)
 
 

@@ -43,17 +43,21 @@ def _data(config, picture: Path) -> None:
 
     from data.errors import ConfigError
     from data.tokenizer import build_tokenizer
+    from train.checkpoint import find_start, local_folder, run_name_of
     from train.plan_data import draw, stages_table, streams_table
-    from train.run_plan import open_plan
+    from train.run_plan import open_run
 
     kinds = FigureCanvasBase.get_supported_filetypes()
     if picture.suffix[1:] not in kinds or picture.is_dir():
         raise ConfigError(f"--png is {str(picture)!r}, but it must be a file that ends in .png (or {', '.join(kinds)})")
     if not os.access(picture.parent, os.W_OK):
         raise ConfigError(f"--png is {str(picture)!r}, but its folder cannot be written")
-    plan, streams, clock = open_plan(config, build_tokenizer(config.tokenizer))
-    _print(streams_table(plan, streams, clock), stages_table(plan, config, clock), *plan.notes)
-    draw(plan, clock, picture)
+    start = find_start(config, local_folder(config, run_name_of(config)))
+    run = open_run(config, build_tokenizer(config.tokenizer), start.data_state if start is not None else None)
+    if start is not None:
+        print(f"starting from {start.path}")
+    _print(streams_table(run), stages_table(run, config), *run.plan.notes)
+    draw(run, picture)
     print(f"the planned mix is drawn in {picture}")
 
 

@@ -38,9 +38,7 @@ def loader(stages=(), names="abc", **streams):
 def make(config, shapes, batches: int | str = 100, size: int = 8, seed: int = 0) -> Plan:
     n_rows = sum(shape.n_rows for shape in shapes.values())
     clock = Clock(tokens_per_batch=size * 8, rows_per_batch=size, rows_per_epoch=n_rows)
-    return Plan(
-        config, shapes, clock.until(batches if isinstance(batches, str) else f"{batches}ba"), seed=seed, size=size
-    )
+    return Plan(config, shapes, clock.until(batches if isinstance(batches, str) else f"{batches}ba"), seed=seed)
 
 
 def shapes(names="abc", rows=(70, 33, 500)):
@@ -203,6 +201,18 @@ def test_without_proportions_each_stream_gives_in_proportion_to_its_size():
     assert plan.shares(0).tolist() == pytest.approx([70 / 170, 66 / 170, 34 / 170])
 
 
+@pytest.mark.parametrize(
+    ("max_duration", "length"),
+    # 40 batches of 4 rows are past; a batch of 8 rows has 64 tokens.
+    [("100ba", 100), ("6400tok", 120), ("6401tok", 121), ("1280tok", 40), ("100tok", 40), ("4ep", 70), ("1ep", 40)],
+)
+def test_a_duration_counts_what_was_given_in_batches_of_another_size(max_duration, length):
+    clock = Clock(tokens_per_batch=64, rows_per_batch=8, rows_per_epoch=100)
+    assert clock.until(max_duration, batch=40, rows=160).max_batches == length
+    again = Clock(tokens_per_batch=64, rows_per_batch=8, rows_per_epoch=100)
+    assert again.until("6400tok", batch=40, rows=320).max_batches == again.until("6400tok").max_batches
+
+
 # Exactness.
 
 
@@ -359,12 +369,12 @@ def test_repeats_are_those_of_the_past_there_was():
     with pytest.raises(ConfigError, match=r"b.max_repeats is 1, but "):
         make(config, shapes("ab"))
     clock = Clock(tokens_per_batch=64, rows_per_batch=8, rows_per_epoch=1).until("100ba")
-    plan = Plan(config, shapes("ab"), clock, seed=0, size=8, resuming=True)
+    plan = Plan(config, shapes("ab"), clock, seed=0, resuming=True)
     assert plan.resume(saved) == 95
     assert plan.counts(100)[1] == 20
     longer = dataclasses.replace(clock, max_batches=120)
     with pytest.raises(ConfigError, match=r"b.max_repeats is 1, but in 120 batches .* gives 100, "):
-        Plan(config, shapes("ab"), longer, seed=0, size=8, resuming=True).resume(saved)
+        Plan(config, shapes("ab"), longer, seed=0, resuming=True).resume(saved)
 
 
 def test_streams_may_be_appended_and_stand_in_any_order():

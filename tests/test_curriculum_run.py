@@ -19,9 +19,11 @@ from ranks import run_ranks
 from toy_run import WORDS, write_toy_run
 
 from data.errors import ConfigError
-from train.checkpoint import checkpoints
+from data.tokenizer import build_tokenizer
+from train.checkpoint import checkpoints, find_start
 from train.fit import fit
 from train.reader import load_config
+from train.run_plan import open_run
 
 STAGES = [
     {"name": "broad", "duration": "5ba", "proportions": {"web": 0.7, "code": 0.3}},
@@ -129,6 +131,23 @@ def test_a_run_killed_in_each_stage_gives_the_same_rows_on_1_2_and_4_ranks(tmp_p
     assert max(end) == 13
 
 
+@pytest.mark.proof
+@pytest.mark.parametrize("num_workers", [0, 1, 3])
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_a_run_killed_anywhere_gives_the_same_rows_on_any_ranks_workers_and_microbatches(tmp_path, ranks, num_workers):
+    path = write_curriculum(tmp_path)
+    whole = go(path, 1, "run_name=whole")
+    for kill_after in (3, 4, 5, 6, 8, 9, 10, 12, 13):
+        name = f"run_name=killed{kill_after}"
+        first = go(path, 2, name, "save_interval=1ba", kill_after=kill_after)
+        cut = f"device_train_microbatch_size={1 + kill_after % 2}"
+        rest = go(path, ranks, name, "save_interval=1ba", f"train_loader.num_workers={num_workers}", cut)
+        assert max(first) + 1 >= min(rest) >= kill_after - 1
+        assert max(rest) == 13
+        for part in (first, rest):
+            assert part == {batch: rows for batch, rows in whole.items() if batch in part}
+
+
 @pytest.mark.timeout(300)
 def test_a_changed_future_is_taken_and_a_changed_past_is_refused(tmp_path: Path) -> None:
     path = write_curriculum(tmp_path)
@@ -164,6 +183,29 @@ def test_what_streams_give_and_how_well_they_are_learnt_is_logged(tmp_path: Path
         assert metrics["lr-factor"] == pytest.approx(0.5 if batch >= 9 else 1.0, rel=0.05)
 
 
+@pytest.mark.timeout(200)
+def test_a_changed_lr_scale_counts_from_the_first_batch_after_a_resume(tmp_path: Path) -> None:
+    path = write_curriculum(tmp_path)
+    constant = ["run_name=scaled", "scheduler.name=constant_with_warmup", "scheduler.t_warmup=0ba"]
+    go(path, 1, *constant, kill_after=4)
+    changed = [*constant, "max_duration=10ba", "train_loader.stages.0.lr_scale=0.25"]
+    (logged,) = run_ranks(logged_metrics, 1, path, changed)
+    assert list(logged) == list(range(2, 10))
+    assert [metrics["lr-factor"] for metrics in logged.values()] == pytest.approx([0.25] * 3 + [1.0] * 4 + [0.5])
+
+
+@pytest.mark.timeout(200)
+def test_a_changed_past_is_told_before_the_model_is_built(tmp_path: Path) -> None:
+    path = write_curriculum(tmp_path)
+    go(path, 1, "run_name=early", kill_after=4)
+    config = load_config(path, ["run_name=early", "seed=18"])
+    start = find_start(config, tmp_path / "early")
+    assert start is not None
+    assert start.resuming
+    with pytest.raises(ConfigError, match=r"^train_loader.dataset is not .*seed was 17, now 18"):
+        open_run(config, build_tokenizer(config.tokenizer), start.data_state)
+
+
 class Logged(Callback):
     """What was logged in each batch, the trained tokens of each stream, and the factor on the schedule."""
 
@@ -177,7 +219,8 @@ class Logged(Callback):
         trained = torch.zeros(3, dtype=torch.int64)
         trained.index_add_(0, state.batch["streams"], (state.batch["labels"] != -100).sum(1))
         dist.all_reduce(trained)
-        lr = state.schedulers[0].get_last_lr()[0]
+        lr = state.optimizers[0].param_groups[0]["lr"]
+        assert state.schedulers[0].get_last_lr()[0] == lr
         self.batches[state.timestamp.batch.value] = {"trained": trained.tolist(), "lr-factor": lr / 3e-3}
 
 

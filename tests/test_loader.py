@@ -41,7 +41,7 @@ def train(rows, folder, num_workers=0, **changes):
 
 def loader_of(streams, config, *, seed, global_batch_size, n_batches, **ranks):
     clock = Clock(tokens_per_batch=global_batch_size * 32, rows_per_batch=global_batch_size, rows_per_epoch=1)
-    plan = Plan(config, streams, clock, seed=seed, size=global_batch_size)
+    plan = Plan(config, streams, clock, seed=seed)
     return train_loader(streams, config, plan, n_batches=n_batches, **ranks)
 
 

@@ -140,3 +140,23 @@ def test_rows_are_mixed_well_and_each_shard_is_needed_for_one_stretch():
     last = np.zeros(n_shards, dtype=np.int64)
     np.maximum.at(last, shards, np.arange(len(ids)))
     assert (last - first).max() < order.window * size
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize("seed", range(5))
+def test_the_shards_that_rows_need_are_known_beforehand(seed, shuffle):
+    rng = np.random.default_rng(seed)
+    sizes = rng.integers(1, 9, 37)
+    order, ends = StreamOrder(sizes, seed, shuffle=shuffle, window=4), np.cumsum(sizes)
+    for _ in range(50):
+        start = int(rng.integers(0, 3 * ends[-1]))
+        stop = start + int(rng.integers(1, 60))
+        touched = np.unique(np.searchsorted(ends, order.rows(np.arange(start, stop)), side="right"))
+        needed = order.shards(start, stop)
+        assert set(touched) <= set(needed)
+        assert len(needed) <= order.most_shards(stop - start)
+        if not shuffle:
+            assert len(touched) == len(needed)
+    assert order.n_shards(0, 3 * order.n_rows) == 3 * len(sizes)
+    assert order.n_shards(0, order.n_rows + 1) == len(sizes) + (4 if shuffle else 1)
+    assert order.n_shards(5, 5) == 0

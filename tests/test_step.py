@@ -141,7 +141,7 @@ def _train(cut: Cut, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     initial = {f"initial {name}": _whole(param).detach().clone() for name, param in named_parameters(model)}
     streams: Any = {"": MadeRows()}
     clock = Clock(tokens_per_batch=ROWS * LENGTH, rows_per_batch=ROWS, rows_per_epoch=ROWS * STEPS, max_batches=STEPS)
-    plan = Plan(config.train_loader, streams, clock, seed=0, size=ROWS)
+    plan = Plan(config.train_loader, streams, clock, seed=0)
     loader = train_loader(
         streams,
         config.train_loader,
@@ -163,9 +163,7 @@ def _train(cut: Cut, dtype: torch.dtype) -> dict[str, torch.Tensor]:
         run_name="step",
         precision="fp32",
         save_folder=None,
-        load_path=None,
-        load_weights_only=False,
-        resuming=False,
+        start=None,
     )
     trainer.fit()
     trainer.close()

@@ -5,18 +5,23 @@ export or another machine needs nothing else. It is written to, and anything in 
 for it has been accepted in all its parts.
 """
 
+import io
+import os
 import re
 import shutil
 import tempfile
+import time
 import warnings
 import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 
 from data.errors import ConfigError
@@ -82,6 +87,13 @@ class CheckpointReader(FileSystemReader):
         except CheckpointException as error:
             raise ConfigError(f"{self.checkpoint} is damaged: {name} cannot be read: {first_failure(error)}") from error
         return state[PREFIX + name]
+
+    def value(self, key: str) -> Any:
+        """What is stored that is no tensor. Raises KeyError."""
+        place = self.metadata.storage_data[MetadataIndex(key)]
+        with (self.checkpoint / place.relative_path).open("rb") as file:
+            file.seek(place.offset)
+            return torch.load(io.BytesIO(file.read(place.length)), weights_only=False)
 
     def check(self, model: ModelConfig, whose: str) -> None:
         """Raises ConfigError when the tensors are not those of the model (`whose` config says), or not all there."""
@@ -164,6 +176,54 @@ def _meaning(model: ModelConfig) -> dict[str, Any]:
         "ffn_config.moe_num_experts": ffn.moe_num_experts,
         "ffn_config.moe_normalize_expert_weights": ffn.moe_normalize_expert_weights,
     }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """The checkpoint that a run starts from."""
+
+    path: Path
+    data_state: Mapping[str, str] | None
+    """What the training data's `state_dict` was (see Plan.state), where the run goes on from there, with optimizer and
+    random state; None where it takes the weights alone."""
+    resuming: bool
+    """It is the run's own, found by autoresume."""
+
+
+def find_start(config: TrainConfig, folder: Path | None) -> Start | None:
+    """The newest complete checkpoint in the save folder under autoresume, else load_path, else None.
+
+    Raises ConfigError when the run cannot start from it, or may not write to the save folder. Changes nothing.
+    """
+    if folder is not None:
+        check_save_folder(folder, config)
+        newest = next(reversed(checkpoints(folder)), None) if config.autoresume else None
+        if newest is not None:
+            check_start(newest, config, "the checkpoint that autoresume takes", whole_state=True)
+            return Start(path=newest, data_state=_data_state(newest), resuming=True)
+    if config.load_path is None:
+        return None
+    path = Path(config.load_path)
+    check_start(path, config, "load_path", whole_state=not config.load_weights_only)
+    return Start(path=path, data_state=None if config.load_weights_only else _data_state(path), resuming=False)
+
+
+def _data_state(checkpoint: Path) -> dict[str, str]:
+    try:
+        if checkpoint.is_dir():
+            return {"position": CheckpointReader(checkpoint).value("state.dataset_state.train.position")}
+        # Mapped, not read: the weights are in the same file.
+        state = torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=False)["state"]
+        return state["dataset_state"]["train"]
+    except (KeyError, TypeError):
+        raise ConfigError(
+            f"{checkpoint} has no position in the data, so a run cannot go on from it: start another from its weights, "
+            "with another run_name, load_path and load_weights_only=true"
+        ) from None
+
+
+def run_name_of(config: TrainConfig) -> str:
+    return config.run_name or os.environ.get("RUN_NAME") or time.strftime("dbrx-%Y%m%d-%H%M%S")
 
 
 def local_folder(config: TrainConfig, run_name: str) -> Path | None:

@@ -259,6 +259,10 @@ class TrainConfig:
                 )
         if self.eval_loader is not None and self.eval_loader.stages:
             raise ValueError("eval_loader.stages is given, but an evaluation sees every row: leave it out")
+        if self.eval_loader is not None and self.eval_loader.dataset.cache_limit is not None:
+            raise ValueError(
+                "eval_loader.dataset.cache_limit is given, but every evaluation reads all shards: leave it out"
+            )
         for name, stream in (self.eval_loader.dataset.streams or {}).items() if self.eval_loader is not None else ():
             if stream.amounts():
                 raise ValueError(

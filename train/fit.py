@@ -1,29 +1,27 @@
 """One run: build everything, then fit."""
 
-import os
-import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from composer.core import Callback
 from composer.utils import dist, get_device
 
-from data.curriculum import Plan
 from data.errors import ConfigError, under
 from data.loader import eval_loader, train_loader
-from data.rows import Rows, open_streams
+from data.rows import open_streams
 from data.tokenizer import build_tokenizer
+from train.callbacks.remote_shards import RemoteShards
 from train.callbacks.stream_monitor import StreamMonitor
-from train.checkpoint import check_save_folder, check_start, checkpoints, furnish_save_folder, local_folder
+from train.checkpoint import Start, find_start, furnish_save_folder, local_folder, run_name_of
 from train.config import TrainConfig
 from train.lm import DbrxForComposer
 from train.models.experts import resolve_moe_impl
 from train.models.layout import resolve_attn_impl
 from train.parallel import build_model
 from train.reader import check_vocab
-from train.run_plan import describe, open_plan
+from train.run_plan import RunData, open_run
 from train.trainer import build_trainer
 
 _EXPECTED_WARNINGS = (
@@ -52,10 +50,11 @@ def fit(config: TrainConfig, *, callbacks: Sequence[Callback] = (), dtype: torch
     tokenizer = build_tokenizer(config.tokenizer)
     check_vocab(config, tokenizer.vocab_size)
     folder = local_folder(config, run_name)
-    load_path, resuming = _start(config, folder)
-    whole_state = load_path is not None and (resuming or not config.load_weights_only)
-    plan, train_streams, clock = open_plan(config, tokenizer, resuming=whole_state)
-    for line in describe(plan, train_streams, clock, config.max_duration):
+    start = _start(config, folder)
+    resuming = start is not None and start.resuming
+    run = open_run(config, tokenizer, start.data_state if start is not None else None)
+    plan, clock = run.plan, run.clock
+    for line in (*run.describe(config.max_duration), *plan.notes):
         say(line)
     eval_streams = None
     if config.eval_loader is not None:
@@ -71,7 +70,7 @@ def fit(config: TrainConfig, *, callbacks: Sequence[Callback] = (), dtype: torch
         config,
         model=DbrxForComposer(config.model, model),
         train_loader=train_loader(
-            train_streams,
+            run.streams,
             config.train_loader,
             plan,
             # One more than is trained, so that Composer's epoch, which is the whole run, never ends: the position in it
@@ -93,22 +92,16 @@ def fit(config: TrainConfig, *, callbacks: Sequence[Callback] = (), dtype: torch
         else None,
         clock=clock,
         plan=plan,
-        callbacks=[*_stream_monitor(plan, train_streams), *callbacks],
+        callbacks=[*_data_callbacks(run), *callbacks],
         run_name=run_name,
         precision=precision,
         save_folder=str(folder) if folder is not None else None,
-        load_path=load_path,
-        load_weights_only=config.load_weights_only and not resuming,
-        resuming=resuming,
+        start=start,
     )
-    for note in plan.notes:
-        say(note)
-    if len(plan.segments) > 1:
-        say(describe(plan, train_streams, clock, config.max_duration)[-1])
     batch = trainer.state.timestamp.batch.value
     if batch >= clock.max_batches:
         said = f"max_duration {config.max_duration} is {clock.max_batches}"
-        say(f"nothing left to train: {load_path} is at batch {batch}, and {said}")
+        say(f"nothing left to train: {start.path if start is not None else 'it'} is at batch {batch}, and {said}")
     else:
         if folder is not None:
             _on_first_rank(lambda: furnish_save_folder(folder, config, tokenizer, resuming=resuming))
@@ -125,7 +118,7 @@ def say(line: str) -> None:
 
 
 def _run_name(config: TrainConfig) -> str:
-    names = [config.run_name or os.environ.get("RUN_NAME") or time.strftime("dbrx-%Y%m%d-%H%M%S")]
+    names = [run_name_of(config)]
     dist.broadcast_object_list(names, src=0)
     return names[0]
 
@@ -147,9 +140,13 @@ def _precision(config: TrainConfig, device: str) -> str:
     return config.precision
 
 
-def _stream_monitor(plan: Plan, streams: Mapping[str, Rows]) -> list[Callback]:
-    """For streams that have names; of one alone, the run's own loss says all."""
-    return [StreamMonitor(plan, {name: rows.n_rows for name, rows in streams.items()})] if "" not in streams else []
+def _data_callbacks(run: RunData) -> list[Callback]:
+    callbacks: list[Callback] = []
+    if any(rows.is_remote for rows in run.streams.values()):
+        callbacks.append(RemoteShards(run.cache))
+    if "" not in run.streams:  # of one alone, the run's own loss says all
+        callbacks.append(StreamMonitor(run.plan, {name: rows.n_rows for name, rows in run.streams.items()}))
+    return callbacks
 
 
 def _on_first_rank(write: Callable[[], None]) -> None:
@@ -165,27 +162,21 @@ def _on_first_rank(write: Callable[[], None]) -> None:
         raise ConfigError(errors[0])
 
 
-def _start(config: TrainConfig, folder: Path | None) -> tuple[str | None, bool]:
-    """The checkpoint that the run starts from, and whether it is its own. Rank 0 looks, so that all ranks agree."""
-    start: list[Path | None] = [None]
+def _start(config: TrainConfig, folder: Path | None) -> Start | None:
+    """What the run starts from. Rank 0 looks, so that all ranks agree."""
+    found: list[Start | None] = [None]
 
     def look() -> None:
-        if folder is not None:
-            check_save_folder(folder, config)
-        if folder is not None and config.autoresume:
-            start[0] = next(reversed(checkpoints(folder)), None)
-        if start[0] is not None:
-            check_start(start[0], config, "the checkpoint that autoresume takes", whole_state=True)
-        elif config.load_path is not None:
-            check_start(Path(config.load_path), config, "load_path", whole_state=not config.load_weights_only)
+        found[0] = find_start(config, folder)
 
     _on_first_rank(look)
-    dist.broadcast_object_list(start, src=0)
-    if start[0] is not None:
-        say(f"autoresume: going on from {start[0]}")
-        return str(start[0]), True
-    if config.autoresume:
+    dist.broadcast_object_list(found, src=0)
+    (start,) = found
+    if start is not None and start.resuming:
+        say(f"autoresume: going on from {start.path}")
+    elif config.autoresume:
         say(f"autoresume: no complete checkpoint in {folder}, starting from the beginning")
-    if config.load_path is not None:
-        say(f"starting from {'the weights' if config.load_weights_only else 'the whole state'} in {config.load_path}")
-    return config.load_path, False
+    if start is not None and not start.resuming:
+        what = "the weights" if start.data_state is None else "the whole state"
+        say(f"starting from {what} in {start.path}")
+    return start

@@ -70,7 +70,8 @@ def _prepare(config: TrainConfig) -> None:
     """What can be wrong with tokenizer and data comes before Composer is imported, which alone takes 10 seconds."""
     from data.rows import check_source, open_streams
     from data.tokenizer import build_tokenizer
-    from train.run_plan import open_plan
+    from train.checkpoint import find_start, local_folder, run_name_of
+    from train.run_plan import open_run
 
     loaders = {"train_loader": config.train_loader, "eval_loader": config.eval_loader}
     datasets = {key: loader.dataset for key, loader in loaders.items() if loader is not None}
@@ -81,9 +82,8 @@ def _prepare(config: TrainConfig) -> None:
                 check_source(single)
     tokenizer = build_tokenizer(config.tokenizer)
     check_vocab(config, tokenizer.vocab_size)
-    # Whether there is a checkpoint to go on from is seen later.
-    may_resume = config.autoresume or (config.load_path is not None and not config.load_weights_only)
-    open_plan(config, tokenizer, resuming=may_resume)
+    start = find_start(config, local_folder(config, run_name_of(config)))
+    open_run(config, tokenizer, start.data_state if start is not None else None)
     if config.eval_loader is not None:
         with under("eval_loader.dataset"):
             open_streams(config.eval_loader.dataset, tokenizer)

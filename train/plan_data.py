@@ -1,28 +1,26 @@
 """The plan of a run's data for eyes: which streams, how much of each, in which stages; as tables and as a picture."""
 
-from collections.abc import Mapping
 from pathlib import Path
 
 from rich.table import Table
 
-from data.curriculum import Plan
-from data.durations import Clock
-from data.rows import Rows
 from train.config import TrainConfig
+from train.run_plan import RunData
 
 _POINTS = 400
 """At which a curve is drawn."""
 
 
-def streams_table(plan: Plan, streams: Mapping[str, Rows], clock: Clock) -> Table:
+def streams_table(run: RunData) -> Table:
     """What each stream has and what the run takes of it."""
-    assert clock.max_batches is not None
+    plan, max_batches = run.plan, run.clock.max_batches
+    assert max_batches is not None
     table = Table(title="streams", title_justify="left")
     for column in ("stream", "rows", "tokens", "tokens a row", "rows taken", "passes", "share of rows"):
         table.add_column(column, justify="left" if column == "stream" else "right")
-    taken = plan.counts(clock.max_batches).tolist()
+    taken = plan.counts(max_batches).tolist()
     for name, rows in zip(plan.names, taken, strict=True):
-        stream = streams[name]
+        stream = run.streams[name]
         tokens = "not known" if stream.tokens is None else f"{stream.tokens:,}"
         mean = "" if stream.tokens is None else f"{stream.tokens / stream.n_rows:.1f}"
         table.add_row(
@@ -37,16 +35,17 @@ def streams_table(plan: Plan, streams: Mapping[str, Rows], clock: Clock) -> Tabl
     return table
 
 
-def stages_table(plan: Plan, config: TrainConfig, clock: Clock) -> Table:
+def stages_table(run: RunData, config: TrainConfig) -> Table:
     """From which batch to which a stage lasts, and what it is made of."""
-    assert clock.max_batches is not None
+    plan, max_batches = run.plan, run.clock.max_batches
+    assert max_batches is not None
     table = Table(title="stages (tok: padding included; shares of rows)", title_justify="left")
     names = (name or "(the dataset)" for name in plan.names)
     for column in ("stage", "as written", "batches", "tok", *names, "lr_scale"):
         table.add_column(column, justify="left" if column in ("stage", "as written") else "right")
     written = {stage.name: stage.duration for stage in config.train_loader.stages}
     for number, (name, first, end) in enumerate(plan.stages()):
-        stop = clock.max_batches if end is None else end
+        stop = max_batches if end is None else end
         last_shares, last_lr = plan.end_of(number)
         shares = zip(plan.shares(first).tolist(), last_shares.tolist(), strict=True)
         said = written.get(name)
@@ -54,7 +53,7 @@ def stages_table(plan: Plan, config: TrainConfig, clock: Clock) -> Table:
             name or "(one mix)",
             "the rest" if said is None else said if isinstance(said, str) else f"{said.ep:g}ep of {said.of}",
             f"{first:,} to {stop:,}",
-            f"{(stop - first) * clock.tokens_per_batch:,}",
+            f"{(stop - first) * run.clock.tokens_per_batch:,}",
             *(_arrow(f"{a:.1%}", f"{b:.1%}") for a, b in shares),
             _arrow(f"{plan.lr_scale(first):g}", f"{last_lr:g}"),
         )
@@ -65,14 +64,14 @@ def _arrow(start: str, end: str) -> str:
     return start if start == end else f"{start} → {end}"
 
 
-def draw(plan: Plan, clock: Clock, file: Path) -> None:
+def draw(run: RunData, file: Path) -> None:
     """The planned mix over the run, stacked, as a picture of whatever kind the file's name says."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    total = clock.max_batches
+    plan, total = run.plan, run.clock.max_batches
     assert total is not None
     edges = {first for _, first, _ in plan.stages()}
     batches = sorted(

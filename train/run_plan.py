@@ -1,8 +1,12 @@
 """A run's data, opened, and the plan of its rows: what can be wrong with them is told before the model is built."""
 
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
-from data.curriculum import Plan, epoch_rows
+from data.cache import ShardCache
+from data.curriculum import Plan, epoch_rows, position
 from data.durations import Clock, parse_duration
 from data.errors import ConfigError, under
 from data.rows import Rows, open_streams
@@ -10,13 +14,33 @@ from data.tokenizer import Tokenizer
 from train.config import TrainConfig
 
 
-def open_plan(
-    config: TrainConfig, tokenizer: Tokenizer, *, resuming: bool = False
-) -> tuple[Plan, dict[str, Rows], Clock]:
-    """The plan of the run's beginning, the training streams by name, and what durations are measured against.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class RunData:
+    """The training data of a run."""
 
-    `resuming`: a checkpoint's position is loaded into the plan next, which checks its lengths and repeats only then.
-    Raises ConfigError and DataError for data that cannot be used and stages that cannot be.
+    streams: dict[str, Rows]
+    """By name; one without a name under ""."""
+    clock: Clock
+    """What durations are measured against."""
+    plan: Plan
+    cache: ShardCache
+
+    def describe(self, max_duration: str) -> list[str]:
+        """Lines for the console: what there is, and how much of it the run takes."""
+        lines = [f"train{f', stream {name}' if name else ''}: {_rows(rows)}" for name, rows in self.streams.items()]
+        max_batches = self.clock.max_batches
+        assert max_batches is not None
+        given = zip(self.plan.names, self.plan.counts(max_batches).tolist(), strict=True)
+        passes = [f"{n / self.streams[name].n_rows:.2f} passes{f' of {name}' if name else ''}" for name, n in given]
+        batches = f"{max_batches:,} batches of {self.plan.global_batch_size} rows"
+        return [*lines, f"max_duration {max_duration} is {batches}, {', '.join(passes)}"]
+
+
+def open_run(config: TrainConfig, tokenizer: Tokenizer, state: Mapping[str, Any] | None = None) -> RunData:
+    """Opens the training streams and plans their rows: from the beginning, or on from a checkpoint's data state.
+
+    Raises ConfigError and DataError for data that cannot be used, stages that cannot be, a past that the config or the
+    data contradict, and a cache_limit that is too low.
     """
     loader, size = config.train_loader, config.global_train_batch_size
     with under("train_loader.dataset"):
@@ -27,23 +51,17 @@ def open_plan(
             f"max_duration is {config.max_duration!r}, but a mix of {len(streams)} streams by proportions has no "
             "passes: write ba or tok"
         )
-    clock = Clock(
-        tokens_per_batch=size * config.max_seq_len,
-        rows_per_batch=size,
-        rows_per_epoch=math.ceil(sum(epoch_rows(loader.dataset, streams).values())),
-    ).until(config.max_duration)
+    batch, rows = position(state) if state is not None else (0, 0)
     with under("train_loader"):
-        return Plan(loader, streams, clock, seed=config.seed, size=size, resuming=resuming), streams, clock
-
-
-def describe(plan: Plan, streams: dict[str, Rows], clock: Clock, max_duration: str) -> list[str]:
-    """Lines for the console: what there is, and how much of it the run takes."""
-    assert clock.max_batches is not None
-    lines = [f"train{f', stream {name}' if name else ''}: {_rows(rows)}" for name, rows in streams.items()]
-    given = zip(plan.names, plan.counts(clock.max_batches).tolist(), strict=True)
-    passes = [f"{rows / streams[name].n_rows:.2f} passes{f' of {name}' if name else ''}" for name, rows in given]
-    batches = f"{clock.max_batches:,} batches of {plan.global_batch_size} rows"
-    return [*lines, f"max_duration {max_duration} is {batches}, {', '.join(passes)}"]
+        clock = Clock(
+            tokens_per_batch=size * config.max_seq_len,
+            rows_per_batch=size,
+            rows_per_epoch=math.ceil(sum(epoch_rows(loader.dataset, streams).values())),
+        ).until(config.max_duration, batch=batch, rows=rows)
+        plan = Plan(loader, streams, clock, seed=config.seed, resuming=state is not None)
+        if state is not None:
+            plan.resume(state)
+        return RunData(streams=streams, clock=clock, plan=plan, cache=ShardCache(streams, plan, loader))
 
 
 def _rows(rows: Rows) -> str:

@@ -21,7 +21,7 @@ from data.errors import ConfigError
 from train.builders import build_callbacks, build_loggers, build_optimizer, build_scheduler, scaled_by_stage
 from train.callbacks.global_batch import GlobalBatch
 from train.callbacks.restore_rng import RestoreRNG
-from train.checkpoint import batch_of, checkpoints, first_failure
+from train.checkpoint import Start, batch_of, checkpoints, first_failure
 from train.config import TrainConfig
 from train.lm import DbrxForComposer
 from train.memory import keep_freed_memory
@@ -44,9 +44,7 @@ def build_trainer(
     run_name: str,
     precision: str,
     save_folder: str | None,
-    load_path: str | None,
-    load_weights_only: bool,
-    resuming: bool,
+    start: Start | None,
 ) -> Trainer:
     """Composer's Trainer for the run. Every duration it is told is in batches (see durations.Clock)."""
     if not torch.cuda.is_available():
@@ -71,8 +69,9 @@ def build_trainer(
         )
     optimizer = build_optimizer(config.optimizer, model.model)
     settings = [_settings(group) for group in optimizer.param_groups]
+    resuming = start is not None and start.resuming
     trainer = _trainer(
-        load_path,
+        str(start.path) if start is not None else None,
         model=model,
         run_name=run_name,
         seed=config.seed,
@@ -101,12 +100,13 @@ def build_trainer(
         save_num_checkpoints_to_keep=config.save_num_checkpoints_to_keep,
         # What a killed run left half-written past the checkpoint that is resumed from may be written again.
         save_overwrite=config.save_overwrite or resuming,
-        load_weights_only=load_weights_only,
+        load_weights_only=start is not None and start.data_state is None,
         load_progress_bar=False,
     )
     restore_rng.trainer = trainer
-    if load_path is not None and not load_weights_only:
+    if start is not None and start.data_state is not None:
         _take_settings(trainer, settings)
+        _take_lr_scale(trainer, plan)
     if resuming:
         _remember_checkpoints(trainer)
     return trainer
@@ -143,6 +143,19 @@ def _take_settings(trainer: Trainer, settings: list[dict[str, Any]]) -> None:
                 changed[key] = f"{key} {before[key]} -> {value}"
     if changed and dist.get_global_rank() == 0:
         print(f"optimizer, from here on: {', '.join(changed.values())}", flush=True)
+
+
+def _take_lr_scale(trainer: Trainer, plan: Plan) -> None:
+    """The checkpoint's learning rate is that of its next batch as it was planned then."""
+    batch = trainer.state.timestamp.batch.value
+    if len(plan.segments) == 1 or plan.segments[-1].first_batch != batch:
+        return
+    before, part = plan.segments[-2].at(batch)
+    if before.lr_scale(part) > 0:
+        (optimizer,), (scheduler,) = trainer.state.optimizers, trainer.state.schedulers
+        for group in optimizer.param_groups:
+            group["lr"] *= plan.lr_scale(batch) / before.lr_scale(part)
+        scheduler._last_lr = [group["lr"] for group in optimizer.param_groups]
 
 
 def _remember_checkpoints(trainer: Trainer) -> None:

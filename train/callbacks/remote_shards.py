@@ -1,0 +1,46 @@
+"""Makes room for the shards of remote streams as the run goes on, and tells how many were downloaded."""
+
+from composer.core import Callback, State
+from composer.loggers import Logger
+from composer.utils import dist
+
+from data.cache import ShardCache
+
+
+class RemoteShards(Callback):
+    """Logs for each remote stream, under streams/NAME/ (data/ for one without a name):
+
+    - `shards_downloaded`: to the node of rank 0, since this start of the run;
+    - `shards_needed`: those that its rows since then lie in, each once a pass: what a node that kept nothing from
+      before downloads at the least.
+    """
+
+    def __init__(self, cache: ShardCache) -> None:
+        self.cache = cache
+
+    def fit_start(self, state: State, logger: Logger) -> None:
+        self._make_room(state)
+
+    def batch_start(self, state: State, logger: Logger) -> None:
+        self._make_room(state)
+
+    def batch_end(self, state: State, logger: Logger) -> None:
+        if dist.get_local_rank() != 0:
+            return
+        metrics = {}
+        for name, (downloaded, needed) in self.cache.downloads(state.timestamp.batch.value).items():
+            key = f"streams/{name}" if name else "data"
+            metrics |= {f"{key}/shards_downloaded": downloaded, f"{key}/shards_needed": needed}
+        logger.log_metrics(metrics)
+
+    def fit_end(self, state: State, logger: Logger) -> None:
+        if dist.get_local_rank() != 0:
+            return
+        for name, (downloaded, needed) in self.cache.downloads(state.timestamp.batch.value).items():
+            said = f"{downloaded:,} shards were downloaded; the rows lie in {needed:,}, counted once a pass"
+            print(f"{f'stream {name}' if name else 'train'}: {said}", flush=True)
+
+    def _make_room(self, state: State) -> None:
+        # The folder is the node's: one of its ranks keeps it.
+        if dist.get_local_rank() == 0:
+            self.cache.make_room(state.timestamp.batch.value)
