@@ -70,6 +70,19 @@ def tokenize(example: Example, tokenizer: Tokenizer, config: DatasetConfig) -> D
     return _tokenize_conversation(example, tokenizer, config)
 
 
+def encode_question(messages: list[dict[str, str]], tokenizer: Tokenizer) -> np.ndarray:
+    """int32: what the assistant's next answer follows, as training writes it. Special tokens in the messages stay text.
+
+    Raises ConfigError when the tokenizer has no chat template, DataError with what the template says against them.
+    """
+    messages, hidden = _hide_special_tokens(messages, tokenizer)
+    try:
+        text = tokenizer.render(messages, add_generation_prompt=True)
+    except DataError as error:
+        raise DataError(f"the chat template refuses the conversation: {_put_back(str(error), hidden)}") from None
+    return _encode(text, tokenizer, hidden)
+
+
 def fit(document: Document, config: DatasetConfig) -> Document | str | Problem:
     """The document in at most max_seq_len tokens; the reason for which it is dropped; or, where that is an error, it.
 

@@ -82,7 +82,9 @@ class Tokenizer(Protocol):
         """int32. Of what render wrote: special tokens in it are special."""
         ...
 
-    def decode(self, ids: Sequence[int] | np.ndarray) -> str: ...
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        """Bytes that are no character become U+FFFD; ids that stand for nothing, as some of a model's may, nothing."""
+        ...
 
     def save_pretrained(self, folder: Path, max_seq_len: int) -> None:
         """Writes the files of a Hugging Face tokenizer and generation_config.json."""
@@ -157,7 +159,12 @@ class TiktokenTokenizer:
         return to_fast(encoding._mergeable_ranks, encoding._pat_str, encoding._special_tokens)
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        return self._encoding.decode(np.asarray(ids).tolist())
+        return self._encoding.decode([token for token in np.asarray(ids).tolist() if token in self._known])
+
+    @cached_property
+    def _known(self) -> frozenset[int]:
+        encoding = self._encoding
+        return frozenset((*encoding._mergeable_ranks.values(), *encoding._special_tokens.values()))
 
     def save_pretrained(self, folder: Path, max_seq_len: int) -> None:
         from transformers import PreTrainedTokenizerFast

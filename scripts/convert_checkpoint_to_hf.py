@@ -1,6 +1,7 @@
-"""Turns a sharded Composer checkpoint into a folder that stock transformers loads as DBRX."""
+"""A sharded Composer checkpoint as a folder that stock transformers loads as DBRX, or its adapters as one of PEFT's."""
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,23 +15,43 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--composer_path", type=Path, required=True, help=what)
     parser.add_argument("--hf_output_path", type=Path, required=True, help="the folder to write: new, or empty")
     parser.add_argument("--output_precision", choices=("fp32", "bf16"), default="fp32", help="default: fp32")
+    what = "bytes that a file of weights has at most, such as 5GB or 500MB; default: 5GB"
+    parser.add_argument("--max_shard_size", type=size, default=size("5GB"), help=what)
+    what = "prove in a fresh process that stock transformers computes from the files what the checkpoint does; default"
+    parser.add_argument("--verify", action=argparse.BooleanOptionalAction, default=True, help=what)
+    what = "of a checkpoint of adapters: merge them into their base (default), or write them alone for PEFT"
+    parser.add_argument("--adapter", choices=("merge", "peft"), default="merge", help=what)
     args = parser.parse_args(argv)
 
     # torch is imported after the arguments are known to be right.
     if str(ROOT) not in sys.path:
         sys.path.insert(0, str(ROOT))
     from data.errors import ConfigError
+    from train.adapter import export_peft
     from train.hf import export, find_checkpoint
 
     try:
         checkpoint = find_checkpoint(args.composer_path)
+        if args.adapter == "peft":
+            export_peft(checkpoint, args.hf_output_path, args.output_precision)
+            print(f"wrote {args.hf_output_path}, which peft.PeftModel.from_pretrained loads: see its README.md")
+            return 0
         print(f"exporting {checkpoint} in {args.output_precision}", flush=True)
-        export(checkpoint, args.hf_output_path, args.output_precision)
+        export(checkpoint, args.hf_output_path, args.output_precision, args.max_shard_size, verify=args.verify)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(f"wrote {args.hf_output_path}, which transformers.AutoModelForCausalLM.from_pretrained loads")
     return 0
+
+
+def size(text: str) -> int:
+    """`5GB` -> 5_000_000_000, as transformers reads it."""
+    units = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(\w+)?", text.strip())
+    if match is None or (match[2] or "").upper() not in {"", *units} or float(match[1]) <= 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 5GB or 500MB")
+    return int(float(match[1]) * units.get((match[2] or "").upper(), 1))
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.png is not None and not args.data:
             raise ConfigError("--png is given without --data, but the picture is of the data")
         config = load_config(args.config, args.overrides)
-        _print(parameters_line(config.model), *memory_lines(config, args.ranks))
+        _print(parameters_line(config.model, config.lora), *memory_lines(config, args.ranks))
         if args.data:
             _data(config, args.png or Path("plan.png"))
     except (ConfigError, DataError) as error:
@@ -45,7 +45,7 @@ def _data(config, picture: Path) -> None:
     from data.tokenizer import build_tokenizer
     from train.checkpoint import find_start, local_folder, run_name_of
     from train.plan_data import draw, stages_table, streams_table
-    from train.run_plan import open_run
+    from train.run_plan import open_data
 
     kinds = FigureCanvasBase.get_supported_filetypes()
     if picture.suffix[1:] not in kinds or picture.is_dir():
@@ -53,7 +53,7 @@ def _data(config, picture: Path) -> None:
     if not os.access(picture.parent, os.W_OK):
         raise ConfigError(f"--png is {str(picture)!r}, but its folder cannot be written")
     start = find_start(config, local_folder(config, run_name_of(config)))
-    run = open_run(config, build_tokenizer(config.tokenizer), start.data_state if start is not None else None)
+    run = open_data(config, build_tokenizer(config.tokenizer), start.data_state if start is not None else None)
     if start is not None:
         print(f"starting from {start.path}")
     _print(streams_table(run), stages_table(run, config), *run.plan.notes)

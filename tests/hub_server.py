@@ -1,4 +1,4 @@
-"""A Hugging Face hub on loopback, as far as reading datasets goes."""
+"""A Hugging Face hub on loopback, as far as reading datasets and models goes."""
 
 import hashlib
 import json
@@ -79,6 +79,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.hub.requests.append(f"{self.command} {path}")
         if path == "/":
             return self._send(200)
+        # A model's addresses are a dataset's but for the kind.
+        path = path.replace("/api/models/", "/api/datasets/")
+        if "/resolve/" in path and not path.startswith("/datasets/"):
+            path = f"/datasets{path}"
         name = next((name for name in self.hub.repositories if f"/datasets/{name}/" in f"{path}/"), None)
         if name is None:
             return self._send(404, {"X-Error-Code": "RepoNotFound"})

@@ -133,6 +133,27 @@ def compare(moe_impl: str, x: Tensor, dy: Tensor, frozen: bool = False, recomput
     return {name: difference(got[name], expected[name]) for name in expected}
 
 
+def compare_lora(x: Tensor, dy: Tensor, per_expert: bool) -> dict[str, float]:
+    """Adapters on MegaBlocks' kernels and grouped GEMM against those on our loop."""
+    from train.models.config import LoraConfig
+    from train.models.lora import LoraExperts
+
+    found = []
+    for moe_impl in ("megablocks", "torch"):
+        layer = make_layer(moe_impl)
+        mlp = layer.experts.mlp
+        layer.requires_grad_(False)
+        lora = LoraConfig(r=8, alpha=16.0, target_modules=["experts"], per_expert=per_expert)
+        mlp.lora = LoraExperts(mlp, {"w1", "v1", "w2"}, lora)
+        torch.manual_seed(2)
+        for param in mlp.lora.parameters():
+            torch.nn.init.normal_(param, std=0.3)
+        found.append(results(layer, x, dy))
+    got, expected = found
+    assert got.keys() == expected.keys()
+    return {name: difference(got[name], expected[name]) for name in expected}
+
+
 def compare_dmoe(x: Tensor, dy: Tensor) -> dict[str, float]:
     """MegaBlocks' own layer, its router too, with our weights: names and shapes are the same."""
     from megablocks.layers.arguments import Arguments
@@ -191,6 +212,8 @@ def main() -> None:
         "megablocks, recompute": compare("megablocks", x, dy, recompute=True),
         "megablocks, frozen": compare("megablocks", x, dy, frozen=True),
         "megablocks, one token": compare("megablocks", x[:1], dy[:1]),
+        "megablocks, lora": compare_lora(x, dy, per_expert=False),
+        "megablocks, lora per expert": compare_lora(x, dy, per_expert=True),
         "dMoE": compare_dmoe(x, dy),
         "kernels": compare_kernels(),
     }

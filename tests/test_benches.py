@@ -40,3 +40,16 @@ def test_bench_memory_measures_every_policy(tmp_path: Path, capsys: pytest.Captu
     assert kept == sorted(kept, reverse=True)
     assert result["loss_peak_bytes"]["chunked"] < result["loss_peak_bytes"]["plain"]
     assert "kept MiB" in capsys.readouterr().out
+
+
+@pytest.mark.timeout(120)
+def test_bench_lora_measures_every_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = {"n_layers": 1, "d_model": 64, "n_heads": 4, "ffn_hidden_size": 24, "moe_num_experts": 4, "moe_top_k": 2}
+    sizes |= {"vocab_size": 64, "rows": 2, "max_seq_len": 32, "r": 2, "first_steps": 1, "rounds": 1}
+    flags = [f"--{name}={value}" for name, value in sizes.items()]
+    assert load("bench_lora").main([*flags, "--json", str(tmp_path / "lora.json")]) == 0
+    sides = json.loads((tmp_path / "lora.json").read_text())["sides"]
+    states = [sides[name]["state_bytes"] for name in ("full", "  fp32 base", "attention and experts", "  nf4 base")]
+    assert states == sorted(states, reverse=True)
+    assert all(len(side["seconds"]) == 1 for side in sides.values())
+    assert "loss above the 4-bit base less that above bf16" in capsys.readouterr().out

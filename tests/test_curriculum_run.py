@@ -23,7 +23,7 @@ from data.tokenizer import build_tokenizer
 from train.checkpoint import checkpoints, find_start
 from train.fit import fit
 from train.reader import load_config
-from train.run_plan import open_run
+from train.run_plan import open_data
 
 STAGES = [
     {"name": "broad", "duration": "5ba", "proportions": {"web": 0.7, "code": 0.3}},
@@ -203,7 +203,7 @@ def test_a_changed_past_is_told_before_the_model_is_built(tmp_path: Path) -> Non
     assert start is not None
     assert start.resuming
     with pytest.raises(ConfigError, match=r"^train_loader.dataset is not .*seed was 17, now 18"):
-        open_run(config, build_tokenizer(config.tokenizer), start.data_state)
+        open_data(config, build_tokenizer(config.tokenizer), start.data_state)
 
 
 class Logged(Callback):

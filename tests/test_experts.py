@@ -397,6 +397,7 @@ def megablocks_report() -> dict[str, dict[str, float]]:
 
 WEIGHTS = {"experts.mlp.w1", "experts.mlp.v1", "experts.mlp.w2"}
 ALL = {"y", "x", "router.layer.weight", *WEIGHTS}
+ADAPTERS = {f"experts.mlp.lora.{w}.lora_{matrix}" for w in ("w1", "v1", "w2") for matrix in "AB"}
 
 
 @pytest.mark.parametrize(
@@ -406,6 +407,8 @@ ALL = {"y", "x", "router.layer.weight", *WEIGHTS}
         ("megablocks, recompute", ALL),
         ("megablocks, frozen", ALL - WEIGHTS),
         ("megablocks, one token", ALL),
+        ("megablocks, lora", {"y", "x"} | ADAPTERS),
+        ("megablocks, lora per expert", {"y", "x"} | ADAPTERS),
         ("dMoE", ALL),
     ],
 )

@@ -21,7 +21,9 @@ from data.config import TokenizerConfig, TokenizerKwargs
 from data.errors import ConfigError
 from data.tokenizer import build_tokenizer
 from train.checkpoint import PREFIX
-from train.hf import MAX_SHARD_BYTES, _shards, config_json, export, find_checkpoint
+from train.hf import export, find_checkpoint
+from train.hf_config import config_json
+from train.hf_weights import MAX_SHARD_BYTES, cut
 from train.models.config import AttnConfig, FFNConfig, ModelConfig
 from train.models.dbrx import DbrxForCausalLM
 from train.models.init import initialise
@@ -180,7 +182,7 @@ def test_files_are_no_larger_than_told_and_the_index_names_them(exported, model)
 
 def test_the_132b_goes_into_files_of_5_gb():
     shapes = parameter_shapes(ModelConfig())
-    shards = list(_shards(shapes, "bf16", MAX_SHARD_BYTES))
+    shards = list(cut(shapes, "bf16", MAX_SHARD_BYTES))
     sizes = [sum(torch.Size(shapes[name]).numel() * 2 for name in names) for names in shards]
     assert [name for names in shards for name in names] == list(shapes)
     assert max(sizes) <= MAX_SHARD_BYTES
@@ -200,7 +202,7 @@ def test_config_json_holds_the_model():
         attn_config=AttnConfig(clip_qkv=None, rope_theta=5000),
         ffn_config=FFNConfig(moe_jitter_eps=0.0, moe_normalize_expert_weights=1),
     )
-    contents = json.loads(json.dumps(config_json(model, generation, "bf16")))
+    contents = json.loads(json.dumps(config_json(model, generation, "bfloat16")))
     assert contents["rope_parameters"] == {"rope_type": "default", "rope_theta": 5000.0}
     assert contents["ffn_config"]["moe_jitter_eps"] is None
     assert isinstance(contents["ffn_config"]["moe_normalize_expert_weights"], float)
@@ -216,7 +218,7 @@ def test_a_model_without_clipping_runs_in_transformers():
     config = ModelConfig(**sizes, initializer_range=2.0, attn_config=attn, ffn_config=ffn)
     ours = DbrxForCausalLM(config).eval()
     initialise(ours, config, seed=0)
-    read = transformers.DbrxConfig(**config_json(config, {"bos_token_id": 1, "eos_token_id": 1}, "fp32"))
+    read = transformers.DbrxConfig(**config_json(config, {"bos_token_id": 1, "eos_token_id": 1}, "float32"))
     theirs = transformers.DbrxForCausalLM(read).eval()
     theirs.load_state_dict(ours.state_dict())
     ids = torch.arange(8).unsqueeze(0)
@@ -326,7 +328,8 @@ def test_the_script(run, tmp_path):
     command += ["--hf_output_path", str(tmp_path / "out"), "--output_precision", "bf16"]
     ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert ran.returncode == 0, ran.stderr
-    assert ran.stdout.startswith(f"exporting {run.resolve() / 'ep0-ba10'} in bf16\nwrote {tmp_path / 'out'}")
+    assert ran.stdout.startswith(f"exporting {run.resolve() / 'ep0-ba10'} in bf16\nverified: 19 tensors")
+    assert f"\nwrote {tmp_path / 'out'}" in ran.stdout
     assert (tmp_path / "out" / "tokenizer.json").is_file()
 
 

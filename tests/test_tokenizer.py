@@ -327,3 +327,9 @@ def test_importing_it_is_quick():
     code = "import sys, data.tokenizer; print({'transformers', 'tokenizers', 'tiktoken', 'torch'} & set(sys.modules))"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert ran.stdout.strip() == "set()"
+
+
+def test_ids_that_stand_for_nothing_give_no_text(vocab_file, saved):
+    tokenizer, exported = local(vocab_file), build_tokenizer(TokenizerConfig(name=str(saved)))
+    ids = [*tokenizer.encode("ab").tolist(), tokenizer.vocab_size, tokenizer.vocab_size + 40, tokenizer.pad_token_id]
+    assert tokenizer.decode(ids) == exported.decode(ids) == "ab<|pad|>"

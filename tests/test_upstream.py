@@ -21,8 +21,15 @@ README = Path(__file__).parents[1] / "README.md"
 
 
 @pytest.mark.parametrize("key", LLM_FOUNDRY)
-def test_each_row_of_the_table_says_what_the_reader_does(tmp_path, key):
-    overrides = ("model.max_seq_len=4096", "save_folder=runs", f"{key}={json.dumps(LLM_FOUNDRY[key])}")
+def test_each_row_of_the_table_says_what_the_reader_does(tmp_path, key, monkeypatch):
+    # A folder, where there it is a repository.
+    weights = LLM_FOUNDRY["model.pretrained_model_name_or_path"]
+    (tmp_path / weights).mkdir(parents=True)
+    (tmp_path / weights / "config.json").write_text('{"model_type": "dbrx", "max_seq_len": 4096}')
+    monkeypatch.chdir(tmp_path)
+    model = f"model={{pretrained_model_name_or_path: {weights}}}"
+    exports = "callbacks.hf_checkpointer={save_folder: out, save_interval: 1dur}"
+    overrides = (model, exports, "save_folder=runs", f"{key}={json.dumps(LLM_FOUNDRY[key])}")
     taken, say = verdict(key)
     if taken == "refused":
         assert say in refusal(tmp_path, *overrides, text=WHOLE)

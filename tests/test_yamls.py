@@ -22,6 +22,9 @@ def test_every_yaml_loads_and_is_short(path, tmp_path):
     assert len(path.read_text().splitlines()) < 60
 
 
-@pytest.mark.parametrize(("name", "ranks"), [("dbrx.yaml", 64), ("dbrx_tiny.yaml", 2)])
+RANKS = {"dbrx.yaml": 64, "dbrx_lora.yaml": 8, "dbrx_tiny.yaml": 2, "dbrx_tiny_lora.yaml": 2}
+
+
+@pytest.mark.parametrize(("name", "ranks"), RANKS.items())
 def test_a_yaml_can_be_cut_for_the_ranks_it_speaks_of(name, ranks):
     check_world_size(load_config(str(ROOT / "yamls/finetune" / name)), ranks)

@@ -23,13 +23,17 @@ from data.curriculum import Plan
 from data.durations import Clock
 from data.errors import ConfigError
 from train.config import CallbacksConfig, LoggersConfig, OptimizerConfig, SchedulerConfig
+from train.models.lora import is_adapter
 from train.optim import DecoupledLionW
 from train.parallel import named_parameters
 
 
 def build_optimizer(config: OptimizerConfig, model: torch.nn.Module) -> torch.optim.Optimizer:
-    """The optimizer over the parameters that are not frozen (which are marked so here), in groups of equal settings."""
+    """The optimizer over the parameters that are not frozen (which are marked so here), in groups of equal settings.
+
+    Where there are adapters, all but they are frozen."""
     params = named_parameters(model)
+    lora = any(is_adapter(name) for name, _ in params)
     frozen = _matching(params, config.freeze, "optimizer.freeze")
     undecayed = _matching(params, config.no_weight_decay, "optimizer.no_weight_decay")
     own = [
@@ -38,8 +42,9 @@ def build_optimizer(config: OptimizerConfig, model: torch.nn.Module) -> torch.op
     ]
     groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
     for name, param in params:
-        param.requires_grad_(name not in frozen)
-        if name in frozen:
+        trained = name not in frozen and (is_adapter(name) or not lora)
+        param.requires_grad_(trained)
+        if not trained:
             continue
         group = next((group for group, names in zip(config.param_groups, own, strict=True) if name in names), None)
         lr = group.lr if group is not None and group.lr is not None else config.lr

@@ -9,7 +9,8 @@ from typing import Literal
 
 from data.config import DataLoaderConfig, TokenizerConfig
 from data.durations import parse_duration
-from train.models.config import ModelConfig
+from train.models.config import LoraConfig, ModelConfig
+from train.sampling import Sampling
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +148,58 @@ class RuntimeEstimatorConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class HFCheckpointerConfig:
+    save_folder: str
+    """Exports go to huggingface/baN in it; {run_name} is filled in."""
+    save_interval: str
+    """Of the checkpoints those at this interval, and the last, are exported; a multiple of the run's save_interval."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+
+    def __post_init__(self) -> None:
+        _check_duration(self, "save_interval")
+        if parse_duration(self.save_interval)[0] == 0:
+            raise ValueError(f"save_interval is {self.save_interval!r}, but a duration of nothing never comes")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateConfig:
+    prompts: list[str]
+    """What the model goes on from, the same each time."""
+    interval: str = "1ep"
+    """Also at the end of the run."""
+    chat: bool = False
+    """Each prompt is what a user says, in the chat template."""
+    max_new_tokens: int = 64
+    temperature: float = 0.0
+    """0 always takes the likeliest token; above it is drawn, with top_k, top_p and seed as in train/sampling.py."""
+    top_k: int | None = None
+    top_p: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.prompts:
+            raise ValueError("prompts is [], but at least 1 is needed")
+        _check_duration(self, "interval")
+        if parse_duration(self.interval)[0] == 0:
+            raise ValueError(f"interval is {self.interval!r}, but a duration of nothing never comes")
+        _ = self.sampling  # made to be checked
+
+    @property
+    def sampling(self) -> Sampling:
+        """Raises ValueError for what it cannot be."""
+        return Sampling(
+            max_new_tokens=self.max_new_tokens,
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            seed=self.seed,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class CallbacksConfig:
+    generate: GenerateConfig | None = None
+    hf_checkpointer: HFCheckpointerConfig | None = None
     lr_monitor: LRMonitorConfig | None = None
     speed_monitor: SpeedMonitorConfig | None = None
     memory_monitor: MemoryMonitorConfig | None = None
@@ -189,6 +241,9 @@ class TrainConfig:
     seed: int = 17
 
     model: ModelConfig
+    lora: LoraConfig | None = None
+    """Adapters to train in place of the model. The frozen model is that of model.pretrained_model_name_or_path, or of
+    a checkpoint of a whole model at load_path."""
     tokenizer: TokenizerConfig
     train_loader: DataLoaderConfig
     eval_loader: DataLoaderConfig | None = None
@@ -280,8 +335,32 @@ class TrainConfig:
                 f"tokenizer.kwargs.model_max_length is {length}, but max_seq_len is {self.max_seq_len}: "
                 "write ${max_seq_len}, or leave it out"
             )
+        if self.lora is not None and (self.fsdp_config is None or self.fsdp_config.state_dict_type != "sharded"):
+            found = "null" if self.fsdp_config is None else "{state_dict_type: full}"
+            raise ValueError(
+                f"fsdp_config is {found}, but lora shards the base apart from its adapters, and saves these alone: "
+                "write fsdp_config: {state_dict_type: sharded}, on one rank too"
+            )
+        if self.callbacks.hf_checkpointer is not None:
+            self._check_exported()
+        if self.lora is not None and self.lora.base_dtype == "nf4" and self.model.d_model % 64:
+            raise ValueError(
+                f"lora.base_dtype is nf4, which packs 64 numbers of a row at a time, but model.d_model is "
+                f"{self.model.d_model}: write bf16"
+            )
         if self.autoresume and self.save_folder is None:
             raise ValueError("autoresume is true, but there is no save_folder to resume from")
+
+    def _check_exported(self) -> None:
+        if self.save_folder is None:
+            raise ValueError(
+                "callbacks.hf_checkpointer is given, but there is no save_folder with checkpoints to export"
+            )
+        if self.fsdp_config is None or self.fsdp_config.state_dict_type != "sharded":
+            raise ValueError(
+                "callbacks.hf_checkpointer is given, but it exports sharded checkpoints alone: write "
+                "fsdp_config.state_dict_type: sharded"
+            )
 
 
 def _check_duration(config: object, name: str) -> None:

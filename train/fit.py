@@ -1,5 +1,6 @@
 """One run: build everything, then fit."""
 
+import importlib.util
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,16 +13,20 @@ from data.errors import ConfigError, under
 from data.loader import eval_loader, train_loader
 from data.rows import open_streams
 from data.tokenizer import build_tokenizer
+from train.callbacks.generate import build_generate
+from train.callbacks.hf_checkpointer import build_hf_checkpointer
 from train.callbacks.remote_shards import RemoteShards
+from train.callbacks.run_record import RunRecord
 from train.callbacks.stream_monitor import StreamMonitor
-from train.checkpoint import Start, find_start, furnish_save_folder, local_folder, run_name_of
+from train.checkpoint import Start, find_start, frozen_base, furnish_save_folder, local_folder, run_name_of
 from train.config import TrainConfig
 from train.lm import DbrxForComposer
 from train.models.experts import resolve_moe_impl
 from train.models.layout import resolve_attn_impl
-from train.parallel import build_model
+from train.parallel import Weights, build_model
+from train.pretrained import KEY, PretrainedFolder
 from train.reader import check_vocab
-from train.run_plan import RunData, open_run
+from train.run_plan import RunData, open_data
 from train.trainer import build_trainer
 
 _EXPECTED_WARNINGS = (
@@ -47,15 +52,18 @@ def fit(config: TrainConfig, *, callbacks: Sequence[Callback] = (), dtype: torch
 
     torch_device = torch.device("cuda", torch.cuda.current_device()) if device.name == "gpu" else torch.device("cpu")
     _check_kernels(config, torch_device)
+    _check_lora(config, torch_device)
     tokenizer = build_tokenizer(config.tokenizer)
     check_vocab(config, tokenizer.vocab_size)
     folder = local_folder(config, run_name)
     start = _start(config, folder)
     resuming = start is not None and start.resuming
-    run = open_run(config, tokenizer, start.data_state if start is not None else None)
+    run = open_data(config, tokenizer, start.data_state if start is not None else None)
     plan, clock = run.plan, run.clock
     for line in (*run.describe(config.max_duration), *plan.notes):
         say(line)
+    generate = build_generate(config, tokenizer, clock)
+    hf_checkpointer = build_hf_checkpointer(config, clock, run_name, folder, resuming=resuming)
     eval_streams = None
     if config.eval_loader is not None:
         with under("eval_loader.dataset"):
@@ -63,12 +71,19 @@ def fit(config: TrainConfig, *, callbacks: Sequence[Callback] = (), dtype: torch
 
     rank, world_size, pad = dist.get_global_rank(), dist.get_world_size(), tokenizer.pad_token_id
     model = build_model(
-        config.model, config.fsdp_config, precision=precision, device=torch_device, seed=config.seed, dtype=dtype
+        config.model,
+        config.fsdp_config,
+        precision=precision,
+        device=torch_device,
+        seed=config.seed,
+        dtype=dtype,
+        pretrained=_weights(config, start),
+        lora=config.lora,
     )
     assert clock.max_batches is not None
     trainer = build_trainer(
         config,
-        model=DbrxForComposer(config.model, model),
+        model=DbrxForComposer(config.model, model, config.lora),
         train_loader=train_loader(
             run.streams,
             config.train_loader,
@@ -92,13 +107,16 @@ def fit(config: TrainConfig, *, callbacks: Sequence[Callback] = (), dtype: torch
         else None,
         clock=clock,
         plan=plan,
-        callbacks=[*_data_callbacks(run), *callbacks],
+        callbacks=[*_data_callbacks(run), *generate, *callbacks],
+        after_saving=[*_run_record(config, folder, run), *([hf_checkpointer] if hf_checkpointer else [])],
         run_name=run_name,
         precision=precision,
         save_folder=str(folder) if folder is not None else None,
         start=start,
     )
     batch = trainer.state.timestamp.batch.value
+    if hf_checkpointer is not None and resuming:
+        hf_checkpointer.catch_up(batch)
     if batch >= clock.max_batches:
         said = f"max_duration {config.max_duration} is {clock.max_batches}"
         say(f"nothing left to train: {start.path if start is not None else 'it'} is at batch {batch}, and {said}")
@@ -109,6 +127,8 @@ def fit(config: TrainConfig, *, callbacks: Sequence[Callback] = (), dtype: torch
             trainer.eval()
         trainer.fit()
     trainer.close()
+    if hf_checkpointer is not None:
+        hf_checkpointer.check()
 
 
 def say(line: str) -> None:
@@ -133,6 +153,44 @@ def _check_kernels(config: TrainConfig, device: torch.device) -> None:
         raise ConfigError(f"model.{error}") from None
 
 
+def _weights(config: TrainConfig, start: Start | None) -> Weights | None:
+    """What the model starts with. A checkpoint brings all weights anyway, but one of adapters never their base."""
+    if config.lora is None and start is not None:
+        return None
+    if (base := frozen_base(config)) is not None:
+        return base
+    name = config.model.pretrained_model_name_or_path
+    if name is not None:
+        say(f"starting from the weights in {name}")
+        return PretrainedFolder.open(name, config.model)
+    if config.lora is not None:
+        say(
+            f"lora: the frozen base is drawn from seed {config.seed}, because {KEY} names no weights and load_path no "
+            "checkpoint of a whole model"
+        )
+    return None
+
+
+def _check_lora(config: TrainConfig, device: torch.device) -> None:
+    """Raises ConfigError when bitsandbytes is needed and missing, or the experts' GEMMs cannot take this rank; says
+    what an export will not tell of."""
+    lora = config.lora
+    if lora is not None and lora.base_dtype == "nf4" and importlib.util.find_spec("bitsandbytes") is None:
+        raise ConfigError(
+            "lora.base_dtype is nf4, but bitsandbytes is not installed: pip install 'dropless[nf4]', or write bf16"
+        )
+    if lora is None or not {"w1", "v1", "w2"} & set(lora.targets):
+        return
+    moe_impl = resolve_moe_impl(config.model.ffn_config.moe_impl, device)
+    if device.type == "cuda" and moe_impl != "torch" and lora.r % 8:
+        raise ConfigError(
+            f"lora.r is {lora.r}, but the grouped GEMMs of {moe_impl} want rows of 16 bytes: write a multiple of 8, or "
+            "model.ffn_config.moe_impl=torch"
+        )
+    if lora.dropout:
+        say(f"lora.dropout {lora.dropout}: on experts in training alone, PEFT's form of their adapters has none")
+
+
 def _precision(config: TrainConfig, device: str) -> str:
     if device == "cpu" and config.precision == "amp_bf16":
         say("precision: amp_bf16 becomes fp32 on CPU")
@@ -147,6 +205,13 @@ def _data_callbacks(run: RunData) -> list[Callback]:
     if "" not in run.streams:  # of one alone, the run's own loss says all
         callbacks.append(StreamMonitor(run.plan, {name: rows.n_rows for name, rows in run.streams.items()}))
     return callbacks
+
+
+def _run_record(config: TrainConfig, folder: Path | None, run: RunData) -> list[Callback]:
+    if folder is None:
+        return []
+    assert run.clock.max_batches is not None
+    return [RunRecord(folder, run.plan, run.clock.batches(config.save_interval), run.clock.max_batches)]
 
 
 def _on_first_rank(write: Callable[[], None]) -> None:
@@ -179,4 +244,6 @@ def _start(config: TrainConfig, folder: Path | None) -> Start | None:
     if start is not None and not start.resuming:
         what = "the weights" if start.data_state is None else "the whole state"
         say(f"starting from {what} in {start.path}")
+    elif start is None and frozen_base(config) is not None:
+        say(f"starting from the frozen weights in {config.load_path}")
     return start

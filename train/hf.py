@@ -1,60 +1,104 @@
-"""Our weights as a stock Hugging Face DBRX folder, one tensor in memory at a time.
+"""A checkpoint as a stock Hugging Face DBRX folder, a few rows in memory at a time.
 
 Parameter names and shapes are Hugging Face's already (see plan.parameter_shapes), so the export copies bytes; what it
-adds is config.json, the index, and the tokenizer's files, which the run left beside its checkpoints.
+adds is config.json, the index, a model card, and the tokenizer's files, which the run left beside its checkpoints.
 """
 
 import json
 import os
 import shutil
-import struct
-from collections.abc import Iterator, Mapping
+import subprocess
+import sys
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
-
-import torch
-from tqdm import tqdm
+from typing import Any, NamedTuple
 
 from data.errors import ConfigError
+from data.locks import exclusive_unless
+from train.adapter import whole_weights
 from train.checkpoint import CheckpointReader, checkpoints
-from train.models.config import ModelConfig
+from train.config import TrainConfig
+from train.hf_config import config_json
+from train.hf_weights import MAX_SHARD_BYTES, Precision, TensorSource, n_bytes, write_json, write_weights
+from train.model_card import model_card
 from train.plan import parameter_shapes
-from train.reader import load_config
+from train.reader import load_saved_config
 
-Precision = Literal["fp32", "bf16"]
+TORCH_DTYPES: dict[Precision, str] = {"fp32": "float32", "bf16": "bfloat16"}
+"""What config.json calls the precisions."""
+_ORDER = ".export.json"
+_LOCK = ".lock"
 
-MAX_SHARD_BYTES = 5_000_000_000
-_DTYPES = {"fp32": (torch.float32, "F32", "float32"), "bf16": (torch.bfloat16, "BF16", "bfloat16")}
-# Of models without clip_qkv: transformers clamps in any case and cannot clamp to nothing. The largest number of fp16.
-_NO_CLIP = 65504.0
+
+class Run(NamedTuple):
+    """What an export takes from a save folder."""
+
+    checkpoint: Path
+    config: TrainConfig
+    tokenizer: Path
+    """Its folder."""
+    generation: dict[str, Any]
+    """Its generation_config.json."""
+    source: TensorSource
 
 
 def export(
-    checkpoint: Path, output: Path, precision: Precision = "fp32", max_shard_bytes: int = MAX_SHARD_BYTES
+    checkpoint: Path,
+    output: Path,
+    precision: Precision = "fp32",
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    *,
+    verify: bool = False,
 ) -> None:
     """Writes the sharded checkpoint (or the newest in a save folder) as a model that transformers loads from `output`.
 
+    It appears there when it is whole and, with verify, has been proven right (see train/verify.py). Until then it grows
+    in a hidden folder beside, where a later call with the same arguments goes on after a kill or a full disk.
+
     Raises ConfigError, and leaves no output, when the checkpoint or what belongs beside it is not there or not whole,
-    when its tensors are not those of a stock DBRX of its config, or when the output cannot be written or is not empty.
+    when its tensors are not those of a stock DBRX of its config, when the output cannot be written or is not empty, and
+    when the proof fails.
     """
     output = output.absolute()
     _check_output(output)
-    checkpoint = find_checkpoint(checkpoint)
-    model, tokenizer, generation = _read_beside(checkpoint)
-    reader = CheckpointReader(checkpoint)
-    reader.check(model, str(checkpoint.parent / "config.yaml"))
-    part = output.with_name(f".{output.name}.part-{os.getpid()}")
+    run = open_run(checkpoint)
+    part = output.with_name(f".{output.name}.part")
+    order = {
+        "files": [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in run.source.files],
+        "precision": precision,
+        "max_shard_bytes": max_shard_bytes,
+    }
     try:
-        part.mkdir(parents=True)
-        _check_space(part, model, precision)
-        _write_weights(reader, part, model, precision, max_shard_bytes)
-        _write_json(part / "config.json", config_json(model, generation, precision))
-        shutil.copytree(tokenizer, part, dirs_exist_ok=True)
-        part.rename(output)
+        _check_space(part, run, precision)
+        part.mkdir(parents=True, exist_ok=True)
+        with exclusive_unless(part / _LOCK, lambda: True) as held:
+            if not held:
+                raise ConfigError(f"another export to {output} is under way: wait for it, or name another output")
+            _begin(part, order)
+            _write(part, run, precision, max_shard_bytes)
+            if verify:
+                _prove(part, run.checkpoint, output)
+            for name in (_ORDER, _LOCK):
+                (part / name).unlink()
+            part.rename(output)
     except OSError as error:
-        raise ConfigError(f"the output {output} cannot be written: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+        kept = f"; what is written stays in {part}, and the same command goes on from there" if part.exists() else ""
+        raise ConfigError(f"the output {output} cannot be written: {error.strerror or error}{kept}") from error
+
+
+def open_run(checkpoint: Path) -> Run:
+    """Raises ConfigError when there is no whole checkpoint of a DBRX with what belongs beside it."""
+    checkpoint = find_checkpoint(checkpoint)
+    config, tokenizer = checkpoint.parent / "config.yaml", checkpoint.parent / "tokenizer"
+    generation = tokenizer / "generation_config.json"
+    for file, why in ((config, "the model's shape"), (generation, "the tokenizer")):
+        if not file.is_file():
+            raise ConfigError(
+                f"{file} is not there, but the export takes {why} from it: copy what the run left beside its "
+                "checkpoints"
+            )
+    resolved = load_saved_config(config)
+    source = whole_weights(CheckpointReader(checkpoint), resolved)
+    return Run(checkpoint, resolved, tokenizer, json.loads(generation.read_text(encoding="utf-8")), source)
 
 
 def find_checkpoint(path: Path) -> Path:
@@ -81,62 +125,6 @@ def _describe(path: Path) -> str:
     return f"a folder that holds {', '.join(names[:5])}{more}" if names else "an empty folder"
 
 
-def _read_beside(checkpoint: Path) -> tuple[ModelConfig, Path, dict[str, Any]]:
-    """What the run left in its save folder: the model's shape, the tokenizer's folder, and its generation config."""
-    config, tokenizer = checkpoint.parent / "config.yaml", checkpoint.parent / "tokenizer"
-    generation = tokenizer / "generation_config.json"
-    for file, why in ((config, "the model's shape"), (generation, "the tokenizer")):
-        if not file.is_file():
-            raise ConfigError(
-                f"{file} is not there, but the export takes {why} from it: copy what the run left beside its "
-                "checkpoints"
-            )
-    return load_config(str(config)).model, tokenizer, json.loads(generation.read_text(encoding="utf-8"))
-
-
-def config_json(model: ModelConfig, generation: Mapping[str, Any], precision: Precision) -> dict[str, Any]:
-    """config.json as transformers 4.53 to 5.23 read it alike: 4.x keys and, for 5.x, rope_parameters beside them."""
-    attn, ffn = model.attn_config, model.ffn_config
-    norm = ffn.moe_normalize_expert_weights
-    return {
-        "architectures": ["DbrxForCausalLM"],
-        "model_type": "dbrx",
-        "d_model": model.d_model,
-        "n_heads": model.n_heads,
-        "n_layers": model.n_layers,
-        "max_seq_len": model.max_seq_len,
-        "vocab_size": model.vocab_size,
-        "resid_pdrop": float(model.resid_pdrop),
-        "emb_pdrop": float(model.emb_pdrop),
-        "attn_config": {
-            "attn_pdrop": float(attn.attn_pdrop),
-            "clip_qkv": float(attn.clip_qkv) if attn.clip_qkv is not None else _NO_CLIP,
-            "kv_n_heads": attn.kv_n_heads,
-            "rope_theta": float(attn.rope_theta),
-        },
-        "ffn_config": {
-            "ffn_act_fn": {"name": "silu"},
-            "ffn_hidden_size": ffn.ffn_hidden_size,
-            "moe_num_experts": ffn.moe_num_experts,
-            "moe_top_k": ffn.moe_top_k,
-            # transformers multiplies by noise also where eps is 0, but not where it is null.
-            "moe_jitter_eps": float(ffn.moe_jitter_eps) or None,
-            "moe_loss_weight": float(ffn.moe_loss_weight),
-            "moe_normalize_expert_weights": None if norm is None else float(norm),
-        },
-        "rope_parameters": {"rope_type": "default", "rope_theta": float(attn.rope_theta)},
-        "initializer_range": float(model.initializer_range),
-        "output_router_logits": False,
-        "tie_word_embeddings": False,
-        "use_cache": True,
-        "bos_token_id": generation["bos_token_id"],
-        "eos_token_id": generation["eos_token_id"],
-        "torch_dtype": _DTYPES[precision][2],
-        # Without a version from before its pattern check, 4.57 warns falsely of the GPT-4 tokenizer.
-        "transformers_version": "4.53.0",
-    }
-
-
 def _check_output(output: Path) -> None:
     if output.is_dir() and any(output.iterdir()):
         raise ConfigError(f"the output folder {output} is not empty: name a new one, or empty it")
@@ -144,63 +132,51 @@ def _check_output(output: Path) -> None:
         raise ConfigError(f"the output {output} is a file, but a folder is written: name another")
 
 
-def _check_space(folder: Path, model: ModelConfig, precision: Precision) -> None:
-    needed = sum(_n_bytes(shape, precision) for shape in parameter_shapes(model).values())
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise ConfigError(f"the export needs {needed:,} bytes, but {folder.parent} has {free:,} free")
+def _begin(part: Path, order: dict[str, Any]) -> None:
+    """What an earlier call began stays when it had the same to do."""
+    file = part / _ORDER
+    if file.is_file() and file.read_text(encoding="utf-8") == json.dumps(order):
+        done = len(list(part.glob("*.safetensors")))
+        print(f"going on in {part}, where {done} files of weights are finished", flush=True)
+        return
+    for entry in part.iterdir():
+        if entry.name != _LOCK:
+            entry.unlink() if entry.is_file() else shutil.rmtree(entry)
+    file.write_text(json.dumps(order), encoding="utf-8")
 
 
-def _n_bytes(shape: tuple[int, ...], precision: Precision) -> int:
-    return torch.Size(shape).numel() * _DTYPES[precision][0].itemsize
+def _check_space(part: Path, run: Run, precision: Precision) -> None:
+    needed = sum(n_bytes(shape, precision) for shape in parameter_shapes(run.config.model).values())
+    there = sum(file.stat().st_size for file in part.iterdir()) if part.is_dir() else 0
+    free = shutil.disk_usage(next(parent for parent in part.parents if parent.exists())).free
+    if free + there < needed:
+        raise ConfigError(f"the export needs {needed - there:,} bytes, but {part.parent} has {free:,} free")
 
 
-def _write_weights(
-    reader: CheckpointReader, folder: Path, model: ModelConfig, precision: Precision, max_bytes: int
-) -> None:
-    shapes = parameter_shapes(model)
-    shards = list(_shards(shapes, precision, max_bytes))
-    total = sum(_n_bytes(shape, precision) for shape in shapes.values())
-    weight_map = {}
-    with tqdm(total=total, unit="B", unit_scale=True, desc="export", disable=None) as progress:
-        for number, names in enumerate(shards, start=1):
-            file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-            weight_map |= dict.fromkeys(names, file)
-            with (folder / file).open("wb") as stream:
-                _write_header(stream, {name: shapes[name] for name in names}, precision)
-                for name in names:
-                    tensor = reader.tensor(name).to(_DTYPES[precision][0]).contiguous()
-                    progress.update(stream.write(tensor.view(torch.uint8).numpy().data))
-    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    _write_json(folder / "model.safetensors.index.json", index)
+def _write(part: Path, run: Run, precision: Precision, max_shard_bytes: int) -> None:
+    try:
+        write_weights(run.source, part, parameter_shapes(run.config.model), precision, max_shard_bytes)
+    except ConfigError:
+        # What the tensors come from is damaged: there is nothing to go on from.
+        shutil.rmtree(part)
+        raise
+    write_json(part / "config.json", config_json(run.config.model, run.generation, TORCH_DTYPES[precision]))
+    (part / "README.md").write_text(model_card(run.checkpoint, run.config, precision), encoding="utf-8")
+    shutil.copytree(run.tokenizer, part, dirs_exist_ok=True)
 
 
-def _shards(shapes: Mapping[str, tuple[int, ...]], precision: Precision, max_bytes: int) -> Iterator[list[str]]:
-    """The names that go into each file, in order; a tensor larger than a file may be has one of its own."""
-    names: list[str] = []
-    size = 0
-    for name, shape in shapes.items():
-        n_bytes = _n_bytes(shape, precision)
-        if names and size + n_bytes > max_bytes:
-            yield names
-            names, size = [], 0
-        names.append(name)
-        size += n_bytes
-    yield names
-
-
-def _write_header(stream: BinaryIO, shapes: Mapping[str, tuple[int, ...]], precision: Precision) -> None:
-    """safetensors' header: its length in 8 bytes, then JSON that says where each tensor's bytes will follow."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    offset = 0
-    for name, shape in shapes.items():
-        end = offset + _n_bytes(shape, precision)
-        header[name] = {"dtype": _DTYPES[precision][1], "shape": shape, "data_offsets": [offset, end]}
-        offset = end
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    stream.write(struct.pack("<Q", len(text)) + text)
-
-
-def _write_json(path: Path, contents: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(contents, indent=2) + "\n", encoding="utf-8")
+def _prove(part: Path, checkpoint: Path, output: Path) -> None:
+    """In a process of its own, which shares nothing with the one that wrote."""
+    root = str(Path(__file__).resolve().parents[1])
+    # A rank's place in a run is none of its business, and neither are GPUs.
+    env = {key: value for key, value in os.environ.items() if key not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
+    env |= {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": os.pathsep.join(filter(None, [root, env.get("PYTHONPATH")]))}
+    command = [sys.executable, "-m", "train.verify", str(part), "--composer_path", str(checkpoint)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    if done.returncode:
+        said = done.stderr.rpartition("error: ")[2].strip() or done.stdout
+        raise ConfigError(
+            f"the export is not right, and {output} was not made: {said} (what was written is in {part}: remove it "
+            "to write it anew)"
+        )
+    print(done.stdout, end="", flush=True)

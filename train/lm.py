@@ -8,8 +8,9 @@ from composer.utils import dist
 from torch import Tensor
 from torchmetrics import Metric
 
-from train.models.config import ModelConfig
+from train.models.config import LoraConfig, ModelConfig
 from train.models.dbrx import IGNORED, DbrxForCausalLM, DbrxOutput
+from train.models.lora import is_adapter
 from train.models.moe import load_balancing_loss, router_z_loss
 from train.plan import flops_per_token
 
@@ -62,10 +63,11 @@ class LanguageTokenAccuracy(Metric):
 
 
 class DbrxForComposer(ComposerModel):
-    def __init__(self, config: ModelConfig, model: DbrxForCausalLM) -> None:
+    def __init__(self, config: ModelConfig, model: DbrxForCausalLM, lora: LoraConfig | None = None) -> None:
         super().__init__()
         self.config = config
         self.model = model
+        self.lora = lora
 
     def forward(self, batch: Batch) -> DbrxOutput:
         """A batch without labels tells the routers' statistics alone: no head is computed."""
@@ -108,6 +110,11 @@ class DbrxForComposer(ComposerModel):
         routed = batch["routed_tokens"][0].clamp(min=1)
         return load_balancing_loss(outputs.prob_sums_LE, counts_LE, counted, routed, ffn.moe_top_k)
 
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """What is saved: of a model with adapters theirs alone, because the base stays where it came from."""
+        state = super().state_dict(*args, **kwargs)
+        return state if self.lora is None else {name: value for name, value in state.items() if is_adapter(name)}
+
     def get_metrics(self, is_train: bool = False) -> dict[str, Metric]:
         if is_train:
             return {}
@@ -122,4 +129,4 @@ class DbrxForComposer(ComposerModel):
 
     def flops_per_batch(self, batch: Batch) -> int:
         rows, length = batch["input_ids"].shape
-        return rows * length * flops_per_token(self.config, length)
+        return rows * length * flops_per_token(self.config, length, self.lora)

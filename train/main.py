@@ -57,7 +57,7 @@ def _run(arguments: list[str]) -> None:
     except ValueError as error:
         raise ConfigError(f"{arguments[0]}: {error}") from None
     if _rank("RANK") == 0:
-        print(f"{masked_yaml(config)}\n{parameters_line(config.model)}", flush=True)
+        print(f"{masked_yaml(config)}\n{parameters_line(config.model, config.lora)}", flush=True)
     check_machine(config, world_size)
     _prepare(config)
 
@@ -71,7 +71,8 @@ def _prepare(config: TrainConfig) -> None:
     from data.rows import check_source, open_streams
     from data.tokenizer import build_tokenizer
     from train.checkpoint import find_start, local_folder, run_name_of
-    from train.run_plan import open_run
+    from train.pretrained import PretrainedFolder
+    from train.run_plan import open_data
 
     loaders = {"train_loader": config.train_loader, "eval_loader": config.eval_loader}
     datasets = {key: loader.dataset for key, loader in loaders.items() if loader is not None}
@@ -82,8 +83,11 @@ def _prepare(config: TrainConfig) -> None:
                 check_source(single)
     tokenizer = build_tokenizer(config.tokenizer)
     check_vocab(config, tokenizer.vocab_size)
+    if config.model.pretrained_model_name_or_path is not None:
+        # Here, where no rank waits for another, a hub's files may take as long as they need.
+        PretrainedFolder.open(config.model.pretrained_model_name_or_path, config.model)
     start = find_start(config, local_folder(config, run_name_of(config)))
-    open_run(config, tokenizer, start.data_state if start is not None else None)
+    open_data(config, tokenizer, start.data_state if start is not None else None)
     if config.eval_loader is not None:
         with under("eval_loader.dataset"):
             open_streams(config.eval_loader.dataset, tokenizer)

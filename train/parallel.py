@@ -3,6 +3,8 @@
 Every rank builds the model on meta, shards it, and then fills only its own part: no rank ever holds the whole.
 """
 
+from typing import Protocol
+
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -19,11 +21,24 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from train.config import FSDPConfig
-from train.models.config import ModelConfig
+from train.models.config import LoraConfig, ModelConfig
 from train.models.dbrx import DbrxBlock, DbrxForCausalLM
 from train.models.init import draw_rows, init_std
+from train.models.lora import adapters, add_lora, draw_adapter_rows, is_adapter
+from train.models.nf4 import pack, pack_parameters, rows_at_a_time
+from train.plan import parameter_shapes
 
 _WRAPPED = "_checkpoint_wrapped_module."
+
+
+class Weights(Protocol):
+    """Where the weights come from that a model starts with."""
+
+    def __contains__(self, name: str) -> bool: ...
+
+    def rows(self, name: str, start: int, stop: int, out: torch.Tensor) -> None:
+        """Reads rows [start, stop) of a parameter into `out`, in its dtype."""
+        ...
 
 
 def named_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
@@ -39,16 +54,28 @@ def build_model(
     device: torch.device,
     seed: int,
     dtype: torch.dtype = torch.float32,
+    pretrained: Weights | None = None,
+    lora: LoraConfig | None = None,
 ) -> DbrxForCausalLM:
-    """DBRX with its initial weights, sharded as fsdp_config says (null: whole on every rank)."""
+    """DBRX with the pretrained or else initial weights, sharded as fsdp_config says (null: whole on every rank).
+
+    With lora it is frozen, in lora.base_dtype, and has adapters, in dtype.
+    """
+    base_dtype = dtype
+    if lora is not None and lora.base_dtype != "fp32":
+        base_dtype = torch.bfloat16 if lora.base_dtype == "bf16" else _computed(precision, fsdp_config) or dtype
     with torch.device("meta"):
-        model = DbrxForCausalLM(config).to(dtype)
+        model = DbrxForCausalLM(config).to(base_dtype)
+        if lora is not None:
+            if lora.base_dtype == "nf4":
+                pack_parameters(model, base_dtype)
+            add_lora(model, lora, dtype)
     if fsdp_config is not None:
         mend_fsdp2_on_cpu()
         checkpoint_activations(model, fsdp_config)
-        _shard(model, fsdp_config, precision, device)
+        _shard(model, fsdp_config, precision, device, None if base_dtype is dtype else dtype)
     model.to_empty(device=device)
-    _fill(model, config, seed)
+    _fill(model, config, seed, pretrained)
     return model
 
 
@@ -83,30 +110,57 @@ def make_mesh(config: FSDPConfig, device_type: str) -> DeviceMesh:
     return init_device_mesh(device_type, (replicas, world_size // replicas), mesh_dim_names=("replicate", "shard"))
 
 
-def _shard(model: DbrxForCausalLM, config: FSDPConfig, precision: str, device: torch.device) -> None:
-    """Units: the embedding, each block, and at the root the last norm with the head."""
+def _shard(
+    model: DbrxForCausalLM, config: FSDPConfig, precision: str, device: torch.device, gathered: torch.dtype | None
+) -> None:
+    """Units: each adapter, the embedding, each block, and at the root the last norm with the head.
+
+    gathered is the dtype that weights are computed in where it is neither their own nor said by precision.
+    """
     mesh = make_mesh(config, device.type)
-    policy = MixedPrecisionPolicy()
-    if precision == "amp_bf16" and config.mixed_precision != "FULL":
+    policy = MixedPrecisionPolicy(param_dtype=gathered)
+    if (computed := _computed(precision, config)) is not None:
         reduce_dtype = torch.bfloat16 if config.mixed_precision == "PURE" else torch.float32
-        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=reduce_dtype)
-    for unit in (model.transformer.wte, *model.transformer.blocks, model):
+        policy = MixedPrecisionPolicy(param_dtype=computed, reduce_dtype=reduce_dtype)
+    for unit in (*adapters(model), model.transformer.wte, *model.transformer.blocks, model):
         fully_shard(unit, mesh=mesh, mp_policy=policy, reshard_after_forward=config.reshard_after_forward)
 
 
+def _computed(precision: str, config: FSDPConfig | None) -> torch.dtype | None:
+    """The dtype in which weights are gathered; None for their own."""
+    lowered = precision == "amp_bf16" and config is not None and config.mixed_precision != "FULL"
+    return torch.bfloat16 if lowered else None
+
+
 @torch.no_grad()
-def _fill(model: nn.Module, config: ModelConfig, seed: int) -> None:
+def _fill(model: nn.Module, config: ModelConfig, seed: int, pretrained: Weights | None) -> None:
+    """Each rank reads or draws its own rows; what is not among the pretrained weights, which are whole, is drawn."""
+    shapes = parameter_shapes(config)
     for name, param in named_parameters(model):
-        std = init_std(config, name)
-        shape = tuple(param.shape)
+        # Of what is packed in 4 bits, that of its numbers.
+        shape = shapes.get(name, tuple(param.shape))
         if isinstance(param, DTensor):
-            local_shape, offset = compute_local_shape_and_global_offset(shape, param.device_mesh, param.placements)
+            mesh, placements = param.device_mesh, param.placements
+            local_shape, offset = compute_local_shape_and_global_offset(param.shape, mesh, placements)
             start, stop = offset[0], offset[0] + local_shape[0]
             local = param.to_local()
         else:
             start, stop, local = 0, shape[0], param
-        if stop > start:
-            local.copy_(draw_rows(seed, name, shape, start, stop, std))
+        if stop == start:
+            continue
+        packed = shape != tuple(param.shape)
+        step = rows_at_a_time(shape) if packed else stop - start
+        for first in range(start, stop, step):
+            last = min(first + step, stop)
+            out = torch.empty(last - first, *shape[1:], device=local.device) if packed else local
+            if pretrained is not None and name in pretrained:
+                pretrained.rows(name, first, last, out)
+            elif is_adapter(name):
+                out.copy_(draw_adapter_rows(seed, name, shape, first, last))
+            else:
+                out.copy_(draw_rows(seed, name, shape, first, last, init_std(config, name)))
+            if packed:
+                local[first - start : last - start] = pack(out, local.dtype)
 
 
 def mend_fsdp2_on_cpu() -> None:

@@ -15,7 +15,7 @@ import psutil
 
 from data.errors import ConfigError
 from train.config import FSDPConfig, OptimizerConfig, TrainConfig
-from train.models.config import ModelConfig
+from train.models.config import NF4_WEIGHTS, LoraConfig, ModelConfig
 
 GB = 1e9
 _A_COMMON_GPU = 80 * GB
@@ -46,6 +46,30 @@ def parameter_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
     }
 
 
+def adapter_shapes(model: ModelConfig, lora: LoraConfig) -> dict[str, tuple[int, ...]]:
+    """Every parameter of the adapters by its name (see models/lora.py), and its shape."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, (rows, columns) in adapted_shapes(model, lora).items():
+        place, fused = adapter_name(name), name.endswith((".w1", ".v1", ".w2"))
+        rows_A = lora.r * model.ffn_config.moe_num_experts if lora.per_expert and fused else lora.r
+        shapes |= {f"{place}.lora_A": (rows_A, columns), f"{place}.lora_B": (rows, lora.r)}
+    return shapes
+
+
+def adapted_shapes(model: ModelConfig, lora: LoraConfig) -> dict[str, tuple[int, int]]:
+    """The weights of the base that have an adapter, and their shapes."""
+    parts = {name: name.removesuffix(".weight").rpartition(".")[2] for name in parameter_shapes(model)}
+    shapes = {name: shape for name, shape in parameter_shapes(model).items() if parts[name] in lora.targets}
+    return {name: (shape[0], shape[1]) for name, shape in shapes.items()}
+
+
+def adapter_name(name: str) -> str:
+    """What the parameters of a base weight's adapter begin with: `x.Wqkv.lora` for `x.Wqkv.weight`, `x.lora.w1` for
+    `x.w1`."""
+    above, _, last = name.rpartition(".")
+    return f"{above}.lora" if last == "weight" else f"{above}.lora.{last}"
+
+
 def count_parameters(model: ModelConfig) -> tuple[int, int]:
     """(all parameters, those that a token meets: moe_top_k of the experts)."""
     sizes = _sizes(model)
@@ -55,22 +79,40 @@ def count_parameters(model: ModelConfig) -> tuple[int, int]:
     return total, total - experts * (ffn.moe_num_experts - ffn.moe_top_k) // ffn.moe_num_experts
 
 
+def count_adapters(model: ModelConfig, lora: LoraConfig) -> tuple[int, int]:
+    """(all parameters of the adapters, those that a token meets)."""
+    total = active = 0
+    ffn = model.ffn_config
+    for name, shape in adapter_shapes(model, lora).items():
+        of_experts = ".experts." in name and (lora.per_expert or name.endswith("lora_B"))
+        total += math.prod(shape)
+        active += math.prod(shape) * ffn.moe_top_k // ffn.moe_num_experts if of_experts else math.prod(shape)
+    return total, active
+
+
 def _sizes(model: ModelConfig) -> dict[str, int]:
     return {name: math.prod(shape) for name, shape in parameter_shapes(model).items()}
 
 
-def parameters_line(model: ModelConfig) -> str:
-    """`parameters: 131,596,523,520 (36.47 B active)`"""
-    total, active = count_parameters(model)
+def parameters_line(model: ModelConfig, lora: LoraConfig | None = None) -> str:
+    """`parameters: 131,596,523,520 (36.47 B active)`, and with lora `, frozen; of adapters: ...` likewise."""
+    said = f"parameters: {_counted(*count_parameters(model))}"
+    return said if lora is None else f"{said}, frozen; of adapters: {_counted(*count_adapters(model, lora))}"
+
+
+def _counted(total: int, active: int) -> str:
     short = f"{active / 1e9:.2f} B" if active >= 1e9 else f"{active / 1e6:.2f} M"
-    return f"parameters: {total:,} ({short} active)"
+    return f"{total:,} ({short} active)"
 
 
-def flops_per_token(model: ModelConfig, seq_len: int) -> int:
-    """Of a training step, forward and backward: 6 per active parameter (the embedding is a look-up) and 12 L S d for
-    attention over whole rows (the PaLM paper's count)."""
+def flops_per_token(model: ModelConfig, seq_len: int, lora: LoraConfig | None = None) -> int:
+    """Of a training step, forward and backward: 6 per active parameter (the embedding is a look-up), or 4 where it is
+    frozen beneath adapters, and 12 L S d for attention over whole rows (the PaLM paper's count)."""
     active = count_parameters(model)[1] - model.vocab_size * model.d_model
-    return 6 * active + 12 * model.n_layers * seq_len * model.d_model
+    attention = 12 * model.n_layers * seq_len * model.d_model
+    if lora is None:
+        return 6 * active + attention
+    return 4 * active + 6 * count_adapters(model, lora)[1] + attention
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,15 +132,17 @@ class Memory:
 
 
 def memory_per_rank(config: TrainConfig, world_size: int, *, gpu: bool) -> Memory:
-    model, fsdp = config.model, config.fsdp_config
+    fsdp = config.fsdp_config
     # On a CPU everything is computed in fp32.
     width = 2 if gpu and config.precision == "amp_bf16" else 4
     gathered_width = 4 if fsdp is not None and fsdp.mixed_precision == "FULL" else width
     shards = 1 if fsdp is None else world_size // (fsdp.data_parallel_replicate_degree or 1)
-    gathered = 0 if fsdp is None or shards == 1 else gathered_width * _gathered_parameters(model, fsdp)
+    gathered = _unpacked_bytes(config, width)
+    if fsdp is not None and shards > 1:
+        gathered += _gathered_bytes(config, fsdp, gathered_width)
     rows = min(config.device_train_microbatch_size, max(config.global_train_batch_size // world_size, 1))
     activations = float(width * rows * config.max_seq_len * _kept_per_token(config))
-    return Memory(states=_state_bytes(config) / shards, gathered=gathered, activations=activations)
+    return Memory(states=_state_bytes(config, gathered_width) / shards, gathered=gathered, activations=activations)
 
 
 def memory_lines(config: TrainConfig, world_size: int) -> list[str]:
@@ -114,19 +158,39 @@ def memory_lines(config: TrainConfig, world_size: int) -> list[str]:
     return lines
 
 
-def _gathered_parameters(model: ModelConfig, fsdp: FSDPConfig) -> int:
+def _gathered_bytes(config: TrainConfig, fsdp: FSDPConfig, width: float) -> float:
     """Of the largest unit (the embedding, a block, the head), or of all when they stay gathered."""
-    sizes = _sizes(model)
+    sizes = _base_bytes(config, width)
     if not fsdp.reshard_after_forward:
         return sum(sizes.values())
     block = sum(size for name, size in sizes.items() if name.startswith("transformer.blocks.0."))
     return max(block, sizes["transformer.wte.weight"])
 
 
-def _state_bytes(config: TrainConfig) -> int:
-    """Over all ranks: fp32 weights (4 bytes); for trained ones a gradient (4) and the optimizer's moments (4 each)."""
-    trained_bytes = 4 + 4 + 4 * _moments(config.optimizer)
-    return sum(size * (4 if _frozen(config, name) else trained_bytes) for name, size in _sizes(config.model).items())
+def _unpacked_bytes(config: TrainConfig, width: float) -> float:
+    """Of 4-bit weights one is unpacked at a time, at the most that of all experts."""
+    model, lora = config.model, config.lora
+    packed = lora is not None and lora.base_dtype == "nf4"
+    return width * math.prod(parameter_shapes(model)["transformer.blocks.0.ffn.experts.mlp.w1"]) if packed else 0.0
+
+
+def _base_bytes(config: TrainConfig, width: float) -> dict[str, float]:
+    """Of each weight where weights have this width, of those in 4 bits 36 bytes for 64."""
+    packed = NF4_WEIGHTS if config.lora is not None and config.lora.base_dtype == "nf4" else ()
+    return {name: size * (36 / 64 if name.endswith(packed) else width) for name, size in _sizes(config.model).items()}
+
+
+def _state_bytes(config: TrainConfig, width: float) -> float:
+    """Over all ranks: fp32 weights (4 bytes); for trained ones a gradient (4) and the optimizer's moments (4 each).
+    Beneath adapters the weights are in lora.base_dtype, those that nf4 leaves in what is computed in (width)."""
+    sizes, more = _sizes(config.model), 4 + 4 * _moments(config.optimizer)
+    if config.lora is None:
+        return sum(size * (4 if _frozen(config, name) else 4 + more) for name, size in sizes.items())
+    base = _base_bytes(config, {"fp32": 4, "bf16": 2, "nf4": width}[config.lora.base_dtype])
+    return sum(base.values()) + sum(
+        math.prod(shape) * (4 if _frozen(config, name) else 4 + more)
+        for name, shape in adapter_shapes(config.model, config.lora).items()
+    )
 
 
 def _moments(optimizer: OptimizerConfig) -> int:
@@ -154,7 +218,8 @@ def _kept_per_token(config: TrainConfig) -> int:
 
 
 def _blocks_before_training(config: TrainConfig) -> int:
-    trained = [name for name in parameter_shapes(config.model) if not _frozen(config, name)]
+    names = parameter_shapes(config.model) if config.lora is None else adapter_shapes(config.model, config.lora)
+    trained = [name for name in names if not _frozen(config, name)]
     if "transformer.wte.weight" in trained:
         return 0
     numbers = [int(name.split(".")[2]) for name in trained if name.startswith("transformer.blocks.")]
@@ -215,6 +280,12 @@ def ranks_that_fit(config: TrainConfig, have: float, *, gpu: bool) -> int | None
     two = memory_per_rank(config, 2 * replicas, gpu=gpu)
     left = have - two.gathered - two.activations
     return max(2, math.ceil(2 * two.states / left)) * replicas if left > 0 else None
+
+
+def available_memory() -> float:
+    """Bytes of this rank's GPU, or of the machine where there is none."""
+    gpu_bytes = _gpu_memory()
+    return _cpu_memory() if gpu_bytes is None else gpu_bytes
 
 
 def _gpu_memory() -> float | None:

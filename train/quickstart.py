@@ -5,17 +5,19 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from data.errors import ConfigError
+from train.ask import question_text, read_questions
 from train.config import TrainConfig
+from train.decoders import TransformersDecoder, open_model
+from train.evaluate import exact_match, exact_match_result, keep
 from train.models.dbrx import DbrxForCausalLM
 from train.models.init import initialise
 
@@ -30,24 +32,9 @@ def run(*command: str) -> None:
         raise ConfigError(f"`{' '.join(command)}` ended with exit code {done.returncode}")
 
 
-def questions(path: Path) -> list[dict[str, str]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-@torch.inference_mode()
-def ask(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, asked: Sequence[dict[str, str]], batch_size: int = 50
-) -> list[str]:
-    """The model's greedy answers, in order, each until its end token."""
-    longest = max(len(tokenizer(question["response"])["input_ids"]) for question in asked)  # type: ignore[arg-type]
-    answers: list[str] = []
-    inputs: Any
-    for start in range(0, len(asked), batch_size):
-        prompts = [question["prompt"] for question in asked[start : start + batch_size]]
-        inputs = tokenizer(prompts, return_tensors="pt", padding=True, padding_side="left", return_token_type_ids=False)
-        out: Any = model.generate(**inputs, do_sample=False, max_new_tokens=longest + 2)  # type: ignore[operator]
-        answers += tokenizer.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-    return answers
+def kinds(path: Path) -> list[str]:
+    """The kind of task of each question."""
+    return [json.loads(line)["task"] for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def untrained(folder: Path, config: TrainConfig) -> PreTrainedModel:
@@ -64,23 +51,22 @@ def logged(log: str, metric: str) -> list[float]:
     return [float(value) for value in re.findall(rf"^\[metric\].*{re.escape(metric)}: ([\d.e+-]+)", log, re.MULTILINE)]
 
 
-def examine(folder: Path, config: TrainConfig, asked: Sequence[dict[str, str]]) -> dict[str, dict[str, Any]]:
+def examine(folder: Path, config: TrainConfig, heldout: Path) -> dict[str, dict[str, Any]]:
     """By kind of task, and over `all`: how many were asked, and answered exactly before and after; and one example."""
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    trained = AutoModelForCausalLM.from_pretrained(folder)
-    first = untrained(folder, config)
-    first.generation_config = trained.generation_config
-    before = ask(first, tokenizer, asked)
-    after = ask(trained, tokenizer, asked)
+    asked = read_questions(heldout, with_answers=True)
+    trained = open_model(folder, "fp32")
+    first = replace(trained, decoder=TransformersDecoder(untrained(folder, config), trained.tokenizer.pad_token_id))
+    before, after = (exact_match(opened, asked, batch_size=50) for opened in (first, trained))
     results: dict[str, dict[str, Any]] = {}
-    for question, early, last in zip(asked, before, after, strict=True):
-        example = f"{question['prompt'].strip()} -> {last}"
-        for kind in (question["task"], "all"):
+    for task, early, last in zip(kinds(heldout), before, after, strict=True):
+        example = f"{question_text(last.question).strip()} -> {last.answer}"
+        for kind in (task, "all"):
             result = results.setdefault(kind, {"asked": 0, "before": 0, "after": 0, "example": example})
             result["asked"] += 1
-            result["before"] += early == question["response"]
-            result["after"] += last == question["response"]
+            result["before"] += early.exact
+            result["after"] += last.exact
     results["all"]["example"] = ""
+    keep(folder, {heldout.name: exact_match_result(after)}, "fp32")
     return dict(sorted(results.items(), key=lambda item: (item[0] == "all", item[0])))
 
 
@@ -104,6 +90,7 @@ def show(results: dict[str, dict[str, Any]], log: str, folder: Path, seconds: fl
     if seconds is not None:
         facts.add_row("wall clock, all of it", f"{seconds:.0f} s")
     facts.add_row("exported model", str(folder))
+    facts.add_row("ask it more", f".venv/bin/python scripts/generate.py {folder} $'Reverse: dropless\\n'")
     facts.add_row("load it with", "transformers.AutoModelForCausalLM.from_pretrained(that folder)")
     facts.add_row("try next", "your own lines of {prompt, response}: run_name=mine eval_loader=null")
     facts.add_row("", "train_loader.dataset.hf_kwargs.data_files=my.jsonl")
@@ -127,7 +114,7 @@ def quickstart(config_path: str, config: TrainConfig) -> dict[str, dict[str, Any
     assert config.eval_loader is not None
     heldout = config.eval_loader.dataset.hf_kwargs.data_files
     assert isinstance(heldout, str)
-    results = examine(folder, config, questions(ROOT / heldout))
+    results = examine(folder, config, ROOT / heldout)
     logs = sorted(home.glob("log-rank0*.txt"), key=lambda path: path.stat().st_mtime)
     log = "".join(path.read_text(encoding="utf-8") for path in logs)
     show(results, log, folder, None if done else time.monotonic() - started)

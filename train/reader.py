@@ -5,7 +5,7 @@ import difflib
 import io
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,13 @@ from omegaconf.errors import OmegaConfBaseException
 
 from data.errors import ConfigError
 from train.config import TrainConfig
-from train.models.config import PRESETS
+from train.hf_config import at, contradictions
+from train.models.config import PRESETS, ModelConfig
+from train.pretrained import KEY, read_values
 from train.typed import Builder, join, near, show
 
 _RESOLVER = re.compile(r"\$\{\s*[\w.]+\s*:")
+_Resolved = tuple[dict[str, Any], list[str]]
 
 
 def load_config(path: str, overrides: Sequence[str] = ()) -> TrainConfig:
@@ -26,12 +29,21 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> TrainConfig:
 
     Raises ConfigError, one line a problem.
     """
+    return _load(path, overrides, _resolve)
+
+
+def load_saved_config(path: Path) -> TrainConfig:
+    """Reads back what `to_yaml` wrote: all of it is there, and the weights that it began with need not be any more."""
+    return _load(str(path), (), lambda tree: (tree, []))
+
+
+def _load(path: str, overrides: Sequence[str], resolve: Callable[[dict[str, Any]], _Resolved]) -> TrainConfig:
     tree = _read_yaml(path)
     for override in overrides:
         _apply(tree, override)
     _refuse_resolvers(tree, path)
     try:
-        tree, problems = _resolve(tree)
+        tree, problems = resolve(tree)
     except OmegaConfBaseException as error:
         raise ConfigError(f"{path}: {getattr(error, 'full_key', '') or 'a value'}: {_first_line(error)}") from None
     builder = Builder(TrainConfig)
@@ -162,19 +174,59 @@ def _refuse_resolvers(tree: dict[str, Any], path: str) -> None:
     )
 
 
-def _resolve(tree: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """The tree with the preset under model's keys and with values in the place of ${...}, and what was wrong."""
+def _resolve(tree: dict[str, Any]) -> _Resolved:
+    """The tree with values in the place of ${...} and, below what is written of the model, those of the preset and of
+    the pretrained weights' config.json; and what was wrong."""
     model = OmegaConf.create(tree).get("model")
-    preset = model.get("preset") if isinstance(model, DictConfig) else None
-    values = PRESETS.get(preset) if isinstance(preset, str) else None
-    if values is not None:
-        tree = {**tree, "model": _merge(values, _plain(model))}
+    if not isinstance(model, DictConfig):
+        return _plain_values(tree), []
+    preset, name = model.get("preset"), model.get("pretrained_model_name_or_path")
+    written, below, there, place = _plain(model), {}, None, ""
+    try:
+        if preset is not None:
+            below = _preset(preset)
+        if isinstance(name, str):
+            there, place = read_values(name)
+    except ConfigError as error:
+        # Without their values nothing can be said about the model's.
+        return {**_plain_values(tree), "model": {}}, [str(error)]
+    resolved = _plain_values({**tree, "model": _merge(_merge(there or {}, below), written)})
+    if there is None:
+        return resolved, _unnamed_weights(written)
+    # A preset speaks of every key, also where it leaves ModelConfig's default.
+    whole = _merge(dataclasses.asdict(ModelConfig()), below) if preset is not None else {}
+    wanted = _plain_values({**tree, "model": _merge(_merge(there, whole), written)})["model"]
+    return resolved, _contradictions(there, place, wanted, written, preset)
+
+
+def _plain_values(tree: dict[str, Any]) -> dict[str, Any]:
     resolved: Any = OmegaConf.to_container(OmegaConf.create(tree), resolve=True)
-    if values is not None or preset is None:
-        return resolved, []
-    # Without the preset's values nothing can be said about the model's.
-    names = f"{', '.join(PRESETS)}{near(preset, PRESETS)}"
-    return {**resolved, "model": {}}, [f"model.preset is {show(preset)}, but the presets are {names}"]
+    return resolved
+
+
+def _preset(preset: object) -> dict[str, Any]:
+    if not isinstance(preset, str) or preset not in PRESETS:
+        raise ConfigError(
+            f"model.preset is {show(preset)}, but the presets are {', '.join(PRESETS)}{near(preset, PRESETS)}"
+        )
+    return PRESETS[preset]
+
+
+def _unnamed_weights(written: Mapping[str, Any]) -> list[str]:
+    return [f"model.pretrained is true, but no weights are named: write {KEY}"] if written.get("pretrained") else []
+
+
+def _contradictions(
+    there: Mapping[str, Any], place: str, wanted: Mapping[str, Any], written: Mapping[str, Any], preset: str | None
+) -> list[str]:
+    """What of the keys that decide what weights mean is written otherwise than in the weights' config.json."""
+    said = []
+    for key, was, here in contradictions(there, wanted):
+        whose = f" by preset {preset}" if preset is not None and at(written, key) is None else ""
+        said.append(f"{key} is {show(here)}{whose}, but {show(was)} there")
+    if not said:
+        return []
+    return [f"model contradicts {place}: {'; '.join(said)}: leave that to the weights, or name others"]
 
 
 def _strings(node: Any, path: str) -> Iterator[tuple[str, str]]:
@@ -221,5 +273,10 @@ def _mask(node: Any, key: str = "") -> Any:
     if isinstance(node, list):
         return [_mask(value, key) for value in node]
     if isinstance(node, str):
-        return "***" if _SECRET_KEY.search(key) else _URL_SECRET.sub(r"\1***", _URL_LOGIN.sub("***", node))
+        return "***" if _SECRET_KEY.search(key) else without_login(node)
     return node
+
+
+def without_login(text: str) -> str:
+    """An address in it, if there is one, without login and secrets."""
+    return _URL_SECRET.sub(r"\1***", _URL_LOGIN.sub("***", text))

@@ -36,7 +36,7 @@ class RunData:
         return [*lines, f"max_duration {max_duration} is {batches}, {', '.join(passes)}"]
 
 
-def open_run(config: TrainConfig, tokenizer: Tokenizer, state: Mapping[str, Any] | None = None) -> RunData:
+def open_data(config: TrainConfig, tokenizer: Tokenizer, state: Mapping[str, Any] | None = None) -> RunData:
     """Opens the training streams and plans their rows: from the beginning, or on from a checkpoint's data state.
 
     Raises ConfigError and DataError for data that cannot be used, stages that cannot be, a past that the config or the

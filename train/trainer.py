@@ -41,12 +41,16 @@ def build_trainer(
     clock: Clock,
     plan: Plan,
     callbacks: Sequence[Callback] = (),
+    after_saving: Sequence[Callback] = (),
     run_name: str,
     precision: str,
     save_folder: str | None,
     start: Start | None,
 ) -> Trainer:
-    """Composer's Trainer for the run. Every duration it is told is in batches (see durations.Clock)."""
+    """Composer's Trainer for the run. Every duration it is told is in batches (see durations.Clock).
+
+    after_saving: callbacks that want a batch's checkpoint on disk when it has been trained.
+    """
     if not torch.cuda.is_available():
         keep_freed_memory()
     restore_rng = RestoreRNG()
@@ -101,9 +105,13 @@ def build_trainer(
         # What a killed run left half-written past the checkpoint that is resumed from may be written again.
         save_overwrite=config.save_overwrite or resuming,
         load_weights_only=start is not None and start.data_state is None,
+        # Of a model with adapters checkpoints hold these alone; what is in them was compared by check_start.
+        load_strict_model_weights=config.lora is None,
         load_progress_bar=False,
     )
     restore_rng.trainer = trainer
+    # Composer has put its saver last.
+    trainer.state.callbacks.extend(after_saving)
     if start is not None and start.data_state is not None:
         _take_settings(trainer, settings)
         _take_lr_scale(trainer, plan)

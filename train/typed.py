@@ -163,7 +163,7 @@ def _describe(hint: Any) -> str:
 
 
 def near(value: object, options: Iterable[object]) -> str:
-    close = difflib.get_close_matches(str(value), [str(option) for option in options], n=1)
+    close = difflib.get_close_matches(str(value), [str(option) for option in options], n=1, cutoff=0.65)
     return f"; did you mean {close[0]}?" if close else ""
 
 
@@ -171,11 +171,12 @@ def _suggest(root: Any, key: str, path: str, names: list[str]) -> str:
     """The way out of an unknown key: the same key elsewhere, one like it here or elsewhere, or what there is."""
     everywhere = list(known_paths(root))
     same = [known for known in everywhere if known.rpartition(".")[2] == key]
-    if same:
-        # Nearest in the tree first, so that train_loader.max_seq_len leads to train_loader.dataset.max_seq_len.
-        same.sort(key=lambda known: -len(_common(known.split("."), path.split("."))))
-        return f" here; it belongs at {same[0]}"
+    # Nearest in the tree first, so that train_loader.max_seq_len leads to train_loader.dataset.max_seq_len.
+    same.sort(key=lambda known: -len(_common(known.split("."), path.split("."))))
     alike = near(key, names)
+    # One like it here is nearer than the same in another part of the tree.
+    if same and (not alike or _common(same[0].split("."), path.split("."))):
+        return f" here; it belongs at {same[0]}"
     if alike:
         return alike
     close = difflib.get_close_matches(key, [known.rpartition(".")[2] for known in everywhere], n=1, cutoff=0.75)

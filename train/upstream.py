@@ -40,13 +40,12 @@ RULES: dict[str, Rule] = {
     "*.trust_remote_code": Rule(accepts=(False,), say="no code from a hub is ever run: leave it out"),
     "*.use_auth_token": Rule(say="a token is taken from HF_TOKEN in the environment, never from a file: leave it out"),
     "model.pretrained": Rule(
-        accepts=(False,),
-        say="Hugging Face weights cannot be imported yet; load_path reads checkpoints that were written here, and "
-        "without it training starts from fresh weights",
+        accepts=(True,),
+        say="weights are taken wherever pretrained_model_name_or_path names them; without it training starts from "
+        "fresh ones",
     ),
-    "model.pretrained_model_name_or_path": Rule(
-        say="Hugging Face weights cannot be imported yet: write `preset: 132b` for the shape; load_path reads "
-        "checkpoints that were written here",
+    "model.peft_config*": Rule(
+        say="write the top-level key lora: {r, alpha, dropout, target_modules}, whose target_modules can be experts too"
     ),
     "model.init_device": Rule(accepts=("mixed", "meta"), say="every rank builds on meta and fills its own part"),
     "model.config_overrides": Rule(
@@ -71,7 +70,6 @@ RULES: dict[str, Rule] = {
     ),
     "*_loader.dataset.tokenizer": Rule(say="there is one tokenizer, at the top level"),
     "*_loader.dataset.max_seq_length": Rule(say="write max_seq_len"),
-    "*.cache_limit": Rule(accepts=(None,), say="downloaded shards are kept: leave it out"),
     **_streaming(
         "num_canonical_nodes",
         "predownload",
@@ -111,7 +109,10 @@ RULES: dict[str, Rule] = {
         *("load_fsdp_monolith_rank0_only", "load_planner", "min_params", "process_group", "save_planner"),
         *("sharded_ckpt_prefix_dir", "sync_module_states", "te_*", "use_orig_params", "verbose"),
     ),
-    "callbacks.hf_checkpointer": Rule(say="run scripts/convert_checkpoint_to_hf.py on a checkpoint instead"),
+    "callbacks.hf_checkpointer.overwrite": Rule(
+        accepts=(True,), say="what an earlier start of the run exported of the same batch is written anew"
+    ),
+    "callbacks.generate_callback": Rule(say="write `generate: {prompts: [...], interval: ..., max_new_tokens: ...}`"),
     "loggers.mlflow": Rule(say="the loggers are file, tensorboard and wandb"),
 }
 
@@ -125,6 +126,11 @@ VALUES: dict[str, dict[object, str]] = {
         "NO_SHARD": "write `fsdp_config: null`, which replicates the model",
     },
     "fsdp_config.state_dict_type": {"local": "write sharded"},
+    "callbacks.hf_checkpointer.precision": {
+        "fp32": "write float32",
+        "bf16": "write bfloat16",
+        "float16": "write bfloat16, in which DBRX was trained",
+    },
     "device_train_microbatch_size": {"auto": "write a number: FSDP2 cannot search for one"},
     "device_eval_batch_size": {"auto": "write a number: FSDP2 cannot search for one"},
     "precision": {"bf16": "write amp_bf16", "amp_fp16": "write amp_bf16"},

@@ -11,7 +11,7 @@ N documents.
 import functools
 import importlib
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -253,7 +253,14 @@ def plan_flash(lengths: list[int], n_positions: int, device: torch.device) -> Fl
     return FlashPlan(bounds.int().to(device, non_blocking=True), max(lengths, default=0))
 
 
-Plan = SdpaPlan | FlexPlan | FlashPlan
+class Plan(Protocol):
+    def enter(self, x_TW: Tensor, /) -> Tensor: ...
+
+    def attend(self, q_PHC: Tensor, k_PGC: Tensor, v_PGC: Tensor, dropout_p: float, /) -> Tensor: ...
+
+    def leave(self, y_PW: Tensor, /) -> Tensor: ...
+
+
 PLANS: dict[str, Callable[[list[int], int, torch.device], Plan]] = {
     "sdpa": plan_sdpa,
     "flex": plan_flex,

@@ -75,6 +75,9 @@ class ModelConfig:
     name: Literal["dbrx"] = "dbrx"
     preset: str | None = None
     """A member of the family (see PRESETS); keys written beside it override it."""
+    pretrained_model_name_or_path: str | None = None
+    """A folder or hub name of stock DBRX weights (safetensors) to start from: its config.json gives the keys of this
+    section, and those that decide what the weights mean may not be written otherwise."""
     d_model: int = 6144
     n_heads: int = 48
     n_layers: int = 40
@@ -121,6 +124,67 @@ def _family(d_model: int, n_heads: int, n_layers: int) -> dict[str, Any]:
         "n_layers": n_layers,
         "ffn_config": {"ffn_hidden_size": d_model * 7 // 4},
     }
+
+
+LORA_TARGETS: dict[str, tuple[str, ...]] = {
+    "Wqkv": ("Wqkv",),
+    "out_proj": ("out_proj",),
+    "attn": ("Wqkv", "out_proj"),
+    "w1": ("w1",),
+    "v1": ("v1",),
+    "w2": ("w2",),
+    "experts": ("w1", "v1", "w2"),
+    "layer": ("layer",),
+    "router": ("layer",),
+}
+"""What an adapter can be put on, and by which names: the last parts of the weights' names and of the modules' above."""
+
+
+NF4_WEIGHTS = ("attn.Wqkv.weight", "attn.out_proj.weight", "mlp.w1", "mlp.v1", "mlp.w2")
+"""What of a block lora.base_dtype: nf4 keeps in 4 bits: all but norms and router."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """Adapters are trained in place of the model, which is frozen (Hu et al. 2021)."""
+
+    r: int
+    """Rank."""
+    alpha: float
+    """What an adapter adds is multiplied by alpha / r."""
+    dropout: float = 0.0
+    """Of what enters an adapter, in training alone; PEFT's form of adapters on experts does not tell of it."""
+    target_modules: list[str]
+    """Names from LORA_TARGETS, in every block."""
+    per_expert: bool = False
+    """Each expert has an A of its own; else there is one for all experts, each for w1, v1 and w2, and B is its own."""
+    base_dtype: Literal["fp32", "bf16", "nf4"] = "bf16"
+    """In what the frozen weights are kept. Under amp_bf16 bf16 computes what fp32 would. nf4 keeps the blocks' large
+    weights in 4 bits (QLoRA, Dettmers et al. 2023), the others in what is computed in; it needs bitsandbytes."""
+
+    def __post_init__(self) -> None:
+        if self.r < 1:
+            raise ValueError(f"r is {self.r}, but at least 1 is needed")
+        if self.alpha <= 0:
+            raise ValueError(f"alpha is {self.alpha}, but it must be positive")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout is {self.dropout}, but a probability of dropping is in [0, 1)")
+        if unknown := [name for name in self.target_modules if name not in LORA_TARGETS]:
+            raise ValueError(
+                f"target_modules has {', '.join(map(repr, unknown))}, which matches nothing; there are: "
+                f"{', '.join(LORA_TARGETS)}"
+            )
+        if not self.target_modules:
+            raise ValueError(f"target_modules is [], but something must learn; there are: {', '.join(LORA_TARGETS)}")
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / self.r
+
+    @property
+    def targets(self) -> list[str]:
+        """The last parts of the weights' names, w1, v1 and w2 as they are."""
+        return sorted({name for target in self.target_modules for name in LORA_TARGETS[target]})
 
 
 PRESETS: Mapping[str, dict[str, Any]] = {

@@ -9,13 +9,14 @@ E experts.
 """
 
 import contextlib
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from train.models.attention import Attention
 from train.models.config import ModelConfig
+from train.models.kv_cache import KVCache
 from train.models.layout import Layout, find_documents, make_layout
 from train.models.linear import Linear
 from train.models.loss import IGNORED, head_losses
@@ -39,6 +40,7 @@ class DbrxOutput(NamedTuple):
     z_sums_L: Tensor
     """Sums of logsumexp(router logits)^2 over the batch's tokens."""
     logits_BSV: Tensor | None = None
+    """Or [B, 1, V], where the last alone were asked for."""
     hidden_states_BSD: tuple[Tensor, ...] | None = None
     """What enters each block, and last what leaves the final norm: n_layers + 1 of them, as in transformers."""
     router_logits_BSE: tuple[Tensor, ...] | None = None
@@ -113,14 +115,22 @@ class DbrxModel(nn.Module):
         self.norm_f = nn.LayerNorm(config.d_model, bias=False)
 
     def forward(
-        self, input_ids_BS: Tensor, document_ids_BS: Tensor, keep_hidden: bool, keep_router: bool
+        self,
+        input_ids_BS: Tensor,
+        document_ids_BS: Tensor,
+        keep_hidden: bool,
+        keep_router: bool,
+        cache: KVCache | None,
     ) -> tuple[Tensor, Layout, Inside]:
         """Returns the normed hidden states [T, D], where they stand, and what happened on the way to them."""
         documents = find_documents(input_ids_BS, document_ids_BS, self.config)
         x_TD = self.dropout(self.wte(input_ids_BS.flatten()[documents.place_T]))
-        layout = make_layout(documents, self.config, x_TD.dtype)
+        if cache is None:
+            layouts = [make_layout(documents, self.config, x_TD.dtype)] * len(self.blocks)
+        else:
+            layouts = cache.layouts(documents, x_TD.dtype)
         sums, hidden, router_logits = [], [], []
-        for block in self.blocks:
+        for block, layout in zip(self.blocks, layouts, strict=True):
             if keep_hidden:
                 hidden.append(x_TD)
             x_TD, stats = block(x_TD, layout)
@@ -131,7 +141,7 @@ class DbrxModel(nn.Module):
         x_TD = self.norm_f(x_TD)
         if keep_hidden:
             hidden.append(x_TD)
-        return x_TD, layout, Inside((counts_LE, prob_sums_LE, z_sums_L), hidden, router_logits)
+        return x_TD, layouts[0], Inside((counts_LE, prob_sums_LE, z_sums_L), hidden, router_logits)
 
 
 class DbrxForCausalLM(nn.Module):
@@ -147,14 +157,16 @@ class DbrxForCausalLM(nn.Module):
         labels: Tensor | None = None,
         document_ids: Tensor | None = None,
         *,
-        return_logits: bool = False,
+        cache: KVCache | None = None,
+        return_logits: bool | Literal["last"] = False,
         return_hidden_states: bool = False,
         return_router_logits: bool = False,
     ) -> DbrxOutput:
         """The per-token losses when there are labels, the routers' statistics, and what else is asked for.
 
         input_ids [B, S]; labels [B, S], already shifted: labels[t] is what should follow position t, or IGNORED;
-        document_ids [B, S]: 0, 1, ... in each row, -1 for padding, one document a row when absent.
+        document_ids [B, S]: 0, 1, ... in each row, -1 for padding, one document a row when absent. With a cache a row's
+        one document goes on where it ended. return_logits: "last" asks for those of each row's last token.
         """
         if document_ids is None:
             document_ids = torch.zeros_like(input_ids)
@@ -163,15 +175,30 @@ class DbrxForCausalLM(nn.Module):
             rows = x_TX.new_zeros(input_ids.numel(), x_TX.shape[-1]).index_copy(0, layout.place_T, x_TX)
             return rows.unflatten(0, input_ids.shape)
 
-        x_TD, layout, inside = self.transformer(input_ids, document_ids, return_hidden_states, return_router_logits)
+        x_TD, layout, inside = self.transformer(
+            input_ids, document_ids, return_hidden_states, return_router_logits, cache
+        )
         losses_BS = correct_BS = None
         if labels is not None:
             losses_BS, correct_BS = head_losses(x_TD, self.lm_head.weight, labels, layout.place_T)
+        logits_BSV = None
+        if return_logits == "last":
+            # A row without a token gives zeros, as padding does.
+            last_BSD = in_rows(x_TD).gather(1, _last_token(document_ids).expand(-1, -1, x_TD.shape[1]))
+            logits_BSV = self.lm_head(last_BSD.flatten(0, 1)).unsqueeze(1)
+        elif return_logits:
+            logits_BSV = in_rows(self.lm_head(x_TD))
         return DbrxOutput(
             losses_BS,
             correct_BS,
             *inside.sums,
-            logits_BSV=in_rows(self.lm_head(x_TD)) if return_logits else None,
+            logits_BSV=logits_BSV,
             hidden_states_BSD=tuple(map(in_rows, inside.hidden)) if return_hidden_states else None,
             router_logits_BSE=tuple(map(in_rows, inside.router_logits)) if return_router_logits else None,
         )
+
+
+def _last_token(document_ids_BS: Tensor) -> Tensor:
+    """[B, 1, 1]: where the last token of each row stands; 0 in a row of padding."""
+    place_S = torch.arange(document_ids_BS.shape[1], device=document_ids_BS.device)
+    return torch.where(document_ids_BS >= 0, place_S, 0).amax(1).view(-1, 1, 1)

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from train.models.assignment import Assignment, assign
 from train.models.config import FFNConfig
-from train.models.experts_grouped_mm import grouped_mm_experts, why_not_grouped_mm
-from train.models.experts_megablocks import megablocks_experts, why_not_megablocks
-from train.models.experts_torch import torch_experts
+from train.models.experts_grouped_mm import TorchGrouped, grouped_mm_experts, why_not_grouped_mm
+from train.models.experts_megablocks import MegaBlocks, megablocks_experts, why_not_megablocks
+from train.models.experts_torch import Looped, torch_experts
+from train.models.grouped import Grouped
 
-__all__ = ["MOE_IMPLS", "Assignment", "Experts", "ExpertsMLP", "assign", "resolve_moe_impl"]
+__all__ = ["GROUPED", "MOE_IMPLS", "Assignment", "Experts", "ExpertsMLP", "assign", "resolve_moe_impl"]
 
 ExpertsFunction = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Assignment, bool], Tensor]
 
@@ -25,6 +26,13 @@ MOE_IMPLS: dict[str, ExpertsFunction] = {
     "megablocks": megablocks_experts,
 }
 """Each takes x [T, D], weights [T, K], w1, v1, w2 [E*F, D] in one dtype, who goes where, and whether to recompute."""
+
+GROUPED: dict[str, Callable[[Assignment], Grouped]] = {
+    "torch": Looped,
+    "grouped_mm": TorchGrouped,
+    "megablocks": MegaBlocks,
+}
+"""The GEMMs alone of each, on which adapters are computed."""
 
 _WHY_NOT: dict[str, Callable[[torch.device, torch.dtype | None], str | None]] = {
     "torch": lambda device, dtype: None,
@@ -55,19 +63,27 @@ class ExpertsMLP(nn.Module):
     def __init__(self, d_model: int, config: FFNConfig) -> None:
         super().__init__()
         self.moe_impl, self.moe_recompute = config.moe_impl, config.moe_recompute
-        shape = (config.moe_num_experts * config.ffn_hidden_size, d_model)
+        self.n_experts = config.moe_num_experts
+        self.shape = shape = (config.moe_num_experts * config.ffn_hidden_size, d_model)
         self.w1 = nn.Parameter(torch.empty(shape))
         self.v1 = nn.Parameter(torch.empty(shape))
         self.w2 = nn.Parameter(torch.empty(shape))
+        self.lora: nn.Module | None = None
+        """Set by lora.add_lora: computes these weights and its own together."""
+        self.packed = False
+        """Set by nf4.pack_parameters: the weights are in 4 bits."""
 
     def forward(self, x_TD: Tensor, weights_TK: Tensor, assignment: Assignment) -> Tensor:
         device = x_TD.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x_TD.dtype
         # The weights are cast here, where autograd sees it: gradients come back in the parameters' own dtype.
-        x_TD, weights_TK, w1, v1, w2 = (t.to(dtype) for t in (x_TD, weights_TK, self.w1, self.v1, self.w2))
-        experts = MOE_IMPLS[resolve_moe_impl(self.moe_impl, x_TD.device, dtype)]
+        x_TD, weights_TK = x_TD.to(dtype), weights_TK.to(dtype)
+        w1, v1, w2 = (w if self.packed else w.to(dtype) for w in (self.w1, self.v1, self.w2))
+        moe_impl = resolve_moe_impl(self.moe_impl, x_TD.device, dtype)
         with torch.autocast(device, enabled=False):
-            return experts(x_TD, weights_TK, w1, v1, w2, assignment, self.moe_recompute)
+            if self.lora is not None:
+                return self.lora(x_TD, weights_TK, w1, v1, w2, GROUPED[moe_impl](assignment), self.moe_recompute)
+            return MOE_IMPLS[moe_impl](x_TD, weights_TK, w1, v1, w2, assignment, self.moe_recompute)
 
 
 class Experts(nn.Module):

@@ -30,10 +30,10 @@ def why_not_grouped_mm(device: torch.device, dtype: torch.dtype | None) -> str |
 def grouped_mm_experts(
     x_TD: Tensor, weights_TK: Tensor, w1: Tensor, v1: Tensor, w2: Tensor, assignment: Assignment, recompute: bool
 ) -> Tensor:
-    return grouped_glu(x_TD, weights_TK, w1, v1, w2, _TorchGrouped(assignment), recompute)
+    return grouped_glu(x_TD, weights_TK, w1, v1, w2, TorchGrouped(assignment), recompute)
 
 
-class _TorchGrouped:
+class TorchGrouped:
     """No wait for the device: where an expert's tokens end is read by the GEMM itself."""
 
     def __init__(self, assignment: Assignment) -> None:

@@ -60,10 +60,10 @@ def why_not_megablocks(device: torch.device, dtype: torch.dtype | None) -> str |
 def megablocks_experts(
     x_TD: Tensor, weights_TK: Tensor, w1: Tensor, v1: Tensor, w2: Tensor, assignment: Assignment, recompute: bool
 ) -> Tensor:
-    return grouped_glu(x_TD, weights_TK, w1, v1, w2, _MegaBlocks(assignment), recompute)
+    return grouped_glu(x_TD, weights_TK, w1, v1, w2, MegaBlocks(assignment), recompute)
 
 
-class _MegaBlocks:
+class MegaBlocks:
     def __init__(self, assignment: Assignment) -> None:
         imported = _import()
         assert not isinstance(imported, str), imported

@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 
 from train.models.assignment import Assignment
 from train.models.gemm import padded, rows_by_columns, rows_by_rows, silu_backward, weight_gradient
+from train.models.glu import combine
 
 
 def torch_experts(
@@ -103,6 +104,38 @@ class _LoopedGLU(torch.autograd.Function):
         return dx, dweights_TK, dw1, dv1, dw2, None, None, None
 
 
+class Looped:
+    """The GEMMs of grouped.Grouped one expert after the other; what has no function of its own above runs on them."""
+
+    def __init__(self, assignment: Assignment) -> None:
+        self.token_A, self.order_A, self.slot_TK = assignment.token_A, assignment.order_A, assignment.slot_TK
+        self.splits = assignment.counts_E.tolist()
+
+    def gather(self, x_TD: Tensor) -> Tensor:
+        return x_TD.index_select(0, self.token_A)
+
+    def combine(self, y_AD: Tensor, weights_TK: Tensor | None) -> Tensor:
+        return combine(y_AD, self.slot_TK, weights_TK)
+
+    def rows_by_columns(self, x_AD: Tensor, w: Tensor) -> Tensor:
+        y_AF = x_AD.new_empty(x_AD.shape[0], w.shape[0] // len(self.splits))
+        for rows, flat in _segments(self.splits, y_AF.shape[1]):
+            y_AF[rows] = rows_by_columns(_pad(x_AD[rows], w[flat]), w[flat])[: rows.stop - rows.start]
+        return y_AF
+
+    def rows_by_rows(self, h_AF: Tensor, w: Tensor) -> Tensor:
+        y_AD = h_AF.new_empty(h_AF.shape[0], w.shape[1])
+        for rows, flat in _segments(self.splits, h_AF.shape[1]):
+            y_AD[rows] = rows_by_rows(_pad(h_AF[rows], w[flat]), w[flat])[: rows.stop - rows.start]
+        return y_AD
+
+    def weight_gradient(self, h_AF: Tensor, x_AD: Tensor) -> Tensor:
+        dw = h_AF.new_empty(len(self.splits) * h_AF.shape[1], x_AD.shape[1])
+        for rows, flat in _segments(self.splits, h_AF.shape[1]):
+            weight_gradient(_pad(h_AF[rows], dw[flat]), _pad(x_AD[rows], dw[flat]), out_FD=dw[flat])
+        return dw
+
+
 def _segments(splits: list[int], width: int) -> list[tuple[slice, slice]]:
     """For each expert its slice of the sorted assignments and its slice of the flat weights."""
     segments, start = [], 0
@@ -110,6 +143,12 @@ def _segments(splits: list[int], width: int) -> list[tuple[slice, slice]]:
         segments.append((slice(start, start + count), slice(expert * width, (expert + 1) * width)))
         start += count
     return segments
+
+
+def _pad(x_NM: Tensor, weights: Tensor) -> Tensor:
+    """One expert's rows, then zeros up to the number of rows that its GEMMs want."""
+    n = padded(x_NM.shape[0], weights)
+    return x_NM if n == x_NM.shape[0] else F.pad(x_NM, (0, 0, 0, n - x_NM.shape[0]))
 
 
 def _gather(x_TD: Tensor, token_N: Tensor, weights: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ blocks that its part touches.
 
 import hashlib
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -26,15 +27,29 @@ def init_std(config: ModelConfig, name: str) -> float | None:
 
 def draw_rows(seed: int, name: str, shape: tuple[int, ...], start: int, stop: int, std: float | None) -> Tensor:
     """Rows [start, stop) of the parameter's initial values, on CPU in fp32."""
-    tail = shape[1:]
     if std is None:
-        return torch.ones(stop - start, *tail)
+        return torch.ones(stop - start, *shape[1:])
+    return draw_blocks(
+        seed, name, shape, start, stop, lambda drawn, generator: drawn.normal_(0.0, std, generator=generator)
+    )
+
+
+def draw_blocks(
+    seed: int,
+    name: str,
+    shape: tuple[int, ...],
+    start: int,
+    stop: int,
+    draw: Callable[[Tensor, torch.Generator], Tensor],
+) -> Tensor:
+    """Rows [start, stop) of what draw, which fills a block in place, makes of the whole parameter."""
+    tail = shape[1:]
     rows_per_block = max(1, _BLOCK_NUMEL // max(1, math.prod(tail)))
     blocks = []
     for block in range(start // rows_per_block, -(-stop // rows_per_block)):
         first, last = block * rows_per_block, min((block + 1) * rows_per_block, shape[0])
         generator = torch.Generator().manual_seed(_key(seed, name, block))
-        drawn = torch.empty(last - first, *tail).normal_(0.0, std, generator=generator)
+        drawn = draw(torch.empty(last - first, *tail), generator)
         blocks.append(drawn[max(start, first) - first : min(stop, last) - first])
     return torch.cat(blocks) if blocks else torch.empty(0, *tail)
 

@@ -88,12 +88,17 @@ def make_layout(documents: Documents, config: ModelConfig, dtype: torch.dtype) -
     impl = resolve_attn_impl(attn.attn_impl, device, dtype=computed, attn_pdrop=attn.attn_pdrop)
     plan = PLANS[impl](documents.lengths, documents.n_positions, device)
     position_P = plan.enter(documents.position_T.unsqueeze(1)).squeeze(1)
-    # Angles in fp32 whatever the model's dtype: bf16 cannot tell late positions apart (as transformers does).
-    inv_freq = 1.0 / attn.rope_theta ** (
-        torch.arange(0, config.head_dim, 2, device=device, dtype=torch.float32) / config.head_dim
+    return Layout(documents.place_T, *angles(position_P, config, dtype), plan)
+
+
+def angles(position_P: Tensor, config: ModelConfig, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Cosine and sine [P, C] of RoPE, of angles in fp32 whatever the dtype: bf16 cannot tell late positions apart (as
+    transformers does)."""
+    inv_freq = 1.0 / config.attn_config.rope_theta ** (
+        torch.arange(0, config.head_dim, 2, device=position_P.device, dtype=torch.float32) / config.head_dim
     )
     angle_PC = torch.outer(position_P.float(), inv_freq).repeat(1, 2)
-    return Layout(documents.place_T, angle_PC.cos().to(dtype), angle_PC.sin().to(dtype), plan)
+    return angle_PC.cos().to(dtype), angle_PC.sin().to(dtype)
 
 
 def resolve_attn_impl(

@@ -11,14 +11,28 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from train.models.gemm import rows_by_columns, rows_by_rows, uses_onednn
+from train.models.nf4 import packed_linear
 
 
 class Linear(nn.Linear):
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__(in_features, out_features, bias=False)
+        self.lora: nn.Module | None = None
+        """Set by lora.add_lora: what is added to the result."""
+        self.packed = False
+        """Set by nf4.pack_parameters: the weight is in 4 bits."""
 
     def forward(self, input: Tensor) -> Tensor:
-        x_TK, weight_MK = input, self.weight
+        if self.lora is None:
+            return self._multiply(input)
+        # The adapter first: selective checkpointing does not repeat the product that comes last.
+        added = self.lora(input)
+        return self._multiply(input) + added
+
+    def _multiply(self, x_TK: Tensor) -> Tensor:
+        weight_MK = self.weight
+        if self.packed:
+            return packed_linear(x_TK, weight_MK)
         if not uses_onednn(weight_MK) or x_TK.dtype is not torch.float32 or torch.is_autocast_enabled("cpu"):
             return F.linear(x_TK, weight_MK)
         return _Multiply.apply(_Keep.apply(x_TK, weight_MK), x_TK.detach(), weight_MK.detach())  # pyright: ignore[reportReturnType]

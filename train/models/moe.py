@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from train.models.assignment import assign
 from train.models.config import ModelConfig
 from train.models.experts import Experts
+from train.models.linear import Linear
 
 
 class RouterStats(NamedTuple):
@@ -42,7 +43,7 @@ class Router(nn.Module):
         ffn = config.ffn_config
         self.moe_top_k, self.moe_jitter_eps = ffn.moe_top_k, ffn.moe_jitter_eps
         self.moe_normalize_expert_weights = ffn.moe_normalize_expert_weights
-        self.layer = nn.Linear(config.d_model, ffn.moe_num_experts, bias=False)
+        self.layer = Linear(config.d_model, ffn.moe_num_experts)
 
     def forward(self, x_TD: Tensor) -> Routing:
         if self.training and self.moe_jitter_eps:

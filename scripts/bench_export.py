@@ -1,0 +1,164 @@
+"""Times the export of a checkpoint beside copying the bytes that it writes, and measures the export's peak memory.
+
+The checkpoint is a random DBRX in as many files as ranks would leave. In every round both take turns, with everything
+on disk before the clock starts; of each side the fastest round counts, on the clock and in CPU seconds. What is read is
+in the page cache for both. The proof of the export is not part of it.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--gigabytes", type=float, default=3.0, help="of the checkpoint's weights; default: %(default)s"
+    )
+    parser.add_argument("--ranks", type=int, default=2, help="that wrote the checkpoint; default: %(default)s")
+    parser.add_argument("--d_model", type=int, default=1024, help="default: %(default)s")
+    parser.add_argument("--rounds", type=int, default=3, help="default: %(default)s")
+    parser.add_argument("--folder", type=Path, help="where it all is written (default: the system's for what passes)")
+    parser.add_argument("--json", type=Path, help="where to write all figures")
+    args = parser.parse_args(argv)
+    if str(ROOT) not in sys.path:
+        sys.path.insert(0, str(ROOT))
+    with tempfile.TemporaryDirectory(dir=args.folder) as name:
+        folder = Path(name)
+        report = make_checkpoint(folder / "run", args.gigabytes, args.d_model, args.ranks)
+        report |= {"precisions": {precision: measure(folder, precision, args.rounds) for precision in ("fp32", "bf16")}}
+    show(report)
+    if args.json:
+        args.json.write_text(json.dumps(report, indent=2) + "\n")
+    return 0
+
+
+def make_checkpoint(folder: Path, gigabytes: float, d_model: int, ranks: int) -> dict[str, Any]:
+    """A save folder as training on so many ranks leaves one; and its figures."""
+    import warnings
+
+    import torch
+    from torch.distributed.checkpoint.filesystem import FileSystemWriter
+    from torch.distributed.checkpoint.state_dict_saver import save
+
+    from train.checkpoint import PREFIX
+    from train.plan import parameter_shapes
+    from train.reader import load_config
+
+    folder.mkdir()
+    per_layer = 4 * (3 * 8 * d_model * 7 // 4 * d_model + 3 * d_model * d_model)
+    n_layers = max(1, round(gigabytes * 1e9 / per_layer))
+    text = (ROOT / "yamls" / "finetune" / "dbrx_tiny.yaml").read_text(encoding="utf-8")
+    path = folder / "config.yaml"
+    path.write_text(text, encoding="utf-8")
+    sizes = {"d_model": d_model, "n_heads": max(1, d_model // 128), "n_layers": n_layers}
+    ffn = f"model.ffn_config={{ffn_hidden_size: {d_model * 7 // 4}, moe_num_experts: 8, moe_top_k: 2}}"
+    vocab = f"tokenizer.kwargs.vocab_file={ROOT / 'quickstart' / 'vocab.tiktoken'}"
+    overrides = [
+        *(f"model.{key}={value}" for key, value in sizes.items()),
+        ffn,
+        vocab,
+        "model.attn_config.kv_n_heads=1",
+    ]
+    config = load_config(str(path), overrides)
+    leave(folder, config)
+    shapes = parameter_shapes(config.model)
+    torch.manual_seed(0)
+    state = {PREFIX + name: torch.randn(shape) for name, shape in shapes.items()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        save(state, storage_writer=FileSystemWriter(folder / "ep0-ba1", thread_count=ranks), no_dist=True)
+    numels = [torch.Size(shape).numel() for shape in shapes.values()]
+    return {"bytes": 4 * sum(numels), "largest_tensor_bytes": 4 * max(numels), "tensors": len(numels)}
+
+
+def leave(folder: Path, config: Any) -> None:
+    from data.tokenizer import build_tokenizer
+    from train.reader import to_yaml
+
+    (folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+    build_tokenizer(config.tokenizer).save_pretrained(folder / "tokenizer", config.max_seq_len)
+
+
+def measure(folder: Path, precision: str, rounds: int) -> dict[str, Any]:
+    """Of each side in each round the seconds on the clock and of CPU; and the peak of an export's memory above what it
+    began with. The side that goes first changes from round to round."""
+    model, other = folder / precision, folder / "other"
+    found: dict[str, Any] = {"export": [], "copy": []}
+    in_fresh_process("export", folder / "run", model, precision)  # what is copied, and not timed
+    for number in range(rounds):
+        for side, source in (("export", folder / "run"), ("copy", model))[:: 1 if number % 2 else -1]:
+            os.sync()
+            seconds, cpu_seconds, peak = in_fresh_process(side, source, other, precision)
+            found[side].append({"seconds": seconds, "cpu_seconds": cpu_seconds, "peak_bytes": peak})
+            shutil.rmtree(other)
+    found["bytes"] = sum(file.stat().st_size for file in model.iterdir())
+    shutil.rmtree(model)
+    for clock in ("seconds", "cpu_seconds"):
+        found[f"share_of_copying_{clock}"] = least(found["copy"], clock) / least(found["export"], clock)
+    return found
+
+
+_SIDE = """\
+import re, shutil, sys, time
+from pathlib import Path
+from train.hf import export
+
+def status(key):
+    return int(re.search(rf"{key}:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
+
+def copy(folder, output, precision):
+    output.mkdir()
+    for file in folder.iterdir():
+        shutil.copyfile(file, output / file.name)
+
+side = {"export": export, "copy": copy}[sys.argv[1]]
+before, started, cpu = status("VmRSS"), time.perf_counter(), time.process_time()
+side(Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4])
+print(time.perf_counter() - started, time.process_time() - cpu, status("VmHWM") - before)
+"""
+
+
+def in_fresh_process(side: str, source: Path, output: Path, precision: str) -> list[float]:
+    """Seconds on the clock, of CPU, and bytes. Both sides in processes that are alike: a virtual machine's memory is
+    several times slower where nobody has written before."""
+    command = [sys.executable, "-c", _SIDE, side, str(source), str(output), precision]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    return [float(word) for word in done.stdout.split()[-3:]]
+
+
+def least(rounds: list[dict[str, float]], key: str) -> float:
+    """Of the fastest round: in the others something else was in the way."""
+    return min(found[key] for found in rounds)
+
+
+def show(report: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    largest = report["largest_tensor_bytes"]
+    title = f"{report['bytes'] / 1e9:.2f} GB in {report['tensors']} tensors, the largest of {largest / 1e6:.0f} MB"
+    columns = ("written GB", "export s (CPU)", "copy s (CPU)", "x copying (CPU)", "peak memory MB")
+    table = Table("precision", *columns, title=title)
+    for precision, found in report["precisions"].items():
+        sides = [
+            f"{least(found[side], 'seconds'):.2f} ({least(found[side], 'cpu_seconds'):.2f})"
+            for side in ("export", "copy")
+        ]
+        share = f"{found['share_of_copying_seconds']:.2f} ({found['share_of_copying_cpu_seconds']:.2f})"
+        peak = f"{max(round_['peak_bytes'] for round_ in found['export']) / 1e6:.0f}"
+        table.add_row(precision, f"{found['bytes'] / 1e9:.2f}", *sides, share, peak)
+    Console(width=100).print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

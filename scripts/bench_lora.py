@@ -1,0 +1,221 @@
+"""A training step of adapters on attention, on experts, on both, above a base in fp32, bf16 and 4 bits, beside full
+fine-tuning: its time, what is kept from step to step, the most that a step adds to it, and the loss.
+
+All sides begin from one model, which is trained first on a chain of tokens and then, by each side, on another one. They
+run in one process as one rank of FSDP2, in turn in every round; ratios are taken within a round. Bytes are those of the
+tensors that are alive. On a CPU one thread computes and its own CPU time is measured.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch._C._distributed_c10d import HashStore
+from torch.distributed.tensor import DTensor
+
+from train.config import FSDPConfig
+from train.models.config import AttnConfig, FFNConfig, LoraConfig, ModelConfig
+from train.parallel import build_model, named_parameters
+from train.watch import Watch
+
+FULL = "full"
+BF16 = "attention and experts"
+
+
+def sides(args: argparse.Namespace) -> dict[str, LoraConfig | None]:
+    def lora(targets: str, base_dtype: Any = "bf16", per_expert: bool = False) -> LoraConfig:
+        shape: Any = {"r": args.r, "alpha": 2 * args.r, "per_expert": per_expert, "base_dtype": base_dtype}
+        return LoraConfig(target_modules=targets.split(), **shape)
+
+    both = "attn experts"
+    return {
+        FULL: None,
+        "attention": lora("attn"),
+        "experts": lora("experts"),
+        BF16: lora(both),
+        "  per_expert": lora(both, per_expert=True),
+        "  fp32 base": lora(both, "fp32"),
+        "  nf4 base": lora(both, "nf4"),
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse_args(argv)
+    torch.set_num_threads(args.threads)
+    backend = "nccl" if args.device == "cuda" else "gloo"
+    dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
+    try:
+        rows = measure(args)
+    finally:
+        dist.destroy_process_group()
+    report(rows)
+    if args.json:
+        settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
+        result = {"settings": settings, "torch": torch.__version__, "sides": rows}
+        args.json.write_text(json.dumps(result, indent=1) + "\n")
+    return 0
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    defaults = {"n_layers": 4, "d_model": 512, "n_heads": 8, "kv_n_heads": 2, "ffn_hidden_size": 896}
+    defaults |= {"moe_num_experts": 16, "moe_top_k": 4, "vocab_size": 4096, "rows": 4, "max_seq_len": 512, "r": 16}
+    for name, default in (defaults | {"first_steps": 20, "rounds": 7, "threads": 1}).items():
+        parser.add_argument(f"--{name}", type=int, default=default, help=f"default: {default}")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--precision", default="fp32", choices=["fp32", "amp_bf16"])
+    parser.add_argument("--json", type=Path, help="write all figures to this file")
+    return parser.parse_args(argv)
+
+
+def measure(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    base = first_weights(args)
+    steps = {name: Side(args, lora, base) for name, lora in sides(args).items()}
+    rows: dict[str, dict[str, Any]] = {
+        name: {"seconds": [], "losses": [side.step()], "state_bytes": side.state_bytes} for name, side in steps.items()
+    }
+    for name, side in steps.items():
+        with Watch() as watch:
+            rows[name]["losses"].append(side.step())
+        rows[name]["peak_bytes"] = watch.peak
+    for number in range(args.rounds):
+        print(f"round {number + 1} of {args.rounds}", file=sys.stderr, flush=True)
+        for name, side in steps.items():
+            start = now(args)
+            rows[name]["losses"].append(side.step())
+            rows[name]["seconds"].append(now(args) - start)
+    return rows
+
+
+def first_weights(args: argparse.Namespace) -> "Kept":
+    """Of a model that has learnt the first chain."""
+    side = Side(args, None, None, chain_seed=1)
+    for _ in range(args.first_steps):
+        side.step()
+    return Kept({name: whole(param).float().cpu() for name, param in named_parameters(side.model)})
+
+
+class Kept:
+    """Weights in memory, as train.parallel.Weights."""
+
+    def __init__(self, tensors: dict[str, Tensor]) -> None:
+        self.tensors = tensors
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.tensors
+
+    def rows(self, name: str, start: int, stop: int, out: Tensor) -> None:
+        out.copy_(self.tensors[name][start:stop])
+
+
+class Side:
+    """A model, its optimizer, and its batches: the same for all with one chain_seed."""
+
+    def __init__(
+        self, args: argparse.Namespace, lora: LoraConfig | None, base: Kept | None, chain_seed: int = 2
+    ) -> None:
+        self.args, self.next_batch = args, chain(args, chain_seed)
+        self.model = build_model(
+            model_config(args),
+            FSDPConfig(),
+            precision=args.precision,
+            device=torch.device(args.device),
+            seed=0,
+            pretrained=base,
+            lora=lora,
+        )
+        trained = [param for param in self.model.parameters() if param.requires_grad]
+        self.optimizer = torch.optim.AdamW(trained, lr=1e-3 if lora is None else 4e-3, fused=True)
+
+    def step(self) -> float:
+        """Forward, backward and the optimizer's step; the loss before it."""
+        ids = self.next_batch()
+        with torch.autocast(self.args.device, torch.bfloat16, enabled=self.args.precision == "amp_bf16"):
+            losses_BS = self.model(ids[:, :-1], ids[:, 1:]).losses_BS
+        loss = losses_BS.mean()
+        loss.backward()
+        self.optimizer.step()
+        params = list(self.model.parameters())
+        moments = [value for state in self.optimizer.state.values() for value in state.values() if value.ndim]
+        grads = [param.grad for param in params if param.grad is not None]
+        self.state_bytes = sum(map(n_bytes, [*params, *grads, *moments]))
+        self.optimizer.zero_grad()
+        return float(loss)
+
+
+def model_config(args: argparse.Namespace) -> ModelConfig:
+    return ModelConfig(
+        d_model=args.d_model,
+        n_heads=args.n_heads,
+        n_layers=args.n_layers,
+        max_seq_len=args.max_seq_len,
+        vocab_size=args.vocab_size,
+        attn_config=AttnConfig(kv_n_heads=args.kv_n_heads),
+        ffn_config=FFNConfig(
+            ffn_hidden_size=args.ffn_hidden_size, moe_num_experts=args.moe_num_experts, moe_top_k=args.moe_top_k
+        ),
+    )
+
+
+def chain(args: argparse.Namespace, seed: int) -> Callable[[], Tensor]:
+    """Batches of rows in which a token is followed by the one that a permutation gives it, mostly."""
+    draw = torch.Generator().manual_seed(seed)
+    follows = torch.randperm(args.vocab_size, generator=draw)
+
+    def batch() -> Tensor:
+        columns = [torch.randint(args.vocab_size, (args.rows,), generator=draw)]
+        for _ in range(args.max_seq_len):
+            chance = torch.rand(args.rows, generator=draw) < 0.1
+            other = torch.randint(args.vocab_size, (args.rows,), generator=draw)
+            columns.append(torch.where(chance, other, follows[columns[-1]]))
+        return torch.stack(columns, dim=1).to(args.device)
+
+    return batch
+
+
+def whole(tensor: Tensor) -> Tensor:
+    return tensor.full_tensor().detach() if isinstance(tensor, DTensor) else tensor.detach()
+
+
+def n_bytes(tensor: Tensor) -> int:
+    local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return local.numel() * local.element_size()
+
+
+def now(args: argparse.Namespace) -> float:
+    if args.device == "cuda":
+        torch.cuda.synchronize()
+        return time.perf_counter()
+    return time.process_time()
+
+
+def report(rows: dict[str, dict[str, Any]]) -> None:
+    head = f"{'adapters on':<24}{'s':>7}{'min-max':>14}{'of full':>9}{'states MiB':>12}{'a step adds':>13}"
+    print(f"{head}{'loss':>8}{'after':>8}")
+    for name, row in rows.items():
+        seconds = row["seconds"]
+        spread = f"{min(seconds):.2f}-{max(seconds):.2f}"
+        ratio = statistics.median(a / b for a, b in zip(seconds, rows[FULL]["seconds"], strict=True))
+        states, peak = row["state_bytes"] / 2**20, row["peak_bytes"] / 2**20
+        first, last = row["losses"][0], row["losses"][-1]
+        print(
+            f"{name:<24}{statistics.median(seconds):>7.2f}{spread:>14}{ratio:>9.2f}{states:>12.1f}{peak:>13.1f}"
+            f"{first:>8.3f}{last:>8.3f}"
+        )
+    nf4, bf16 = rows["  nf4 base"]["losses"], rows[BF16]["losses"]
+    more = f"{nf4[0] - bf16[0]:+.4f} at first, {nf4[-1] - bf16[-1]:+.4f} after"
+    print(f"loss above the 4-bit base less that above bf16: {more}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,110 @@
+"""Evaluates a model: tasks of the lm-evaluation-harness, and exact answers to a JSONL file of prompts and responses.
+
+  evaluate.py runs/dbrx_tiny/hf --exact_match quickstart/heldout.jsonl
+  evaluate.py runs/mine/hf --tasks arc_easy hellaswag --num_fewshot 5
+  evaluate.py runs/mine/hf --tasks my_tasks/                       all tasks of the folder's YAML files, offline
+
+Results are printed, and kept in an exported folder's evaluation.json and in the table of its model card.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = _parser().parse_args(argv)
+
+    if str(ROOT) not in sys.path:
+        sys.path.insert(0, str(ROOT))
+    from data.errors import ConfigError, DataError
+
+    try:
+        _evaluate(args)
+    except (ConfigError, DataError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="an exported model; for --exact_match alone also a checkpoint")
+    parser.add_argument("--tasks", nargs="+", default=[], metavar="TASK", help="names, YAML files, or folders of them")
+    parser.add_argument("--exact_match", type=Path, metavar="FILE", help=".jsonl of {prompt, response} or {messages}")
+    parser.add_argument("--num_fewshot", type=int, help="examples before each question (default: the task's)")
+    parser.add_argument("--limit", type=int, help="questions of each task (default: all)")
+    parser.add_argument("--apply_chat_template", action="store_true", help="tasks' questions are a user's turns")
+    parser.add_argument("--batch_size", type=int, default=16, help="default: %(default)s")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), help="default: bf16 on a GPU, fp32 on a CPU")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write this evaluation's results here too")
+    return parser
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    from data.errors import ConfigError
+
+    for name in ("batch_size", "limit"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            raise ConfigError(f"--{name} is {getattr(args, name)}, but at least 1 is needed")
+    if args.num_fewshot is not None and args.num_fewshot < 0:
+        raise ConfigError(f"--num_fewshot is {args.num_fewshot}, but it cannot be negative")
+    if not args.tasks and args.exact_match is None:
+        raise ConfigError("nothing to evaluate: give --tasks, --exact_match, or both")
+    if args.json is not None and not os.access(args.json.parent, os.W_OK):
+        raise ConfigError(f"--json is {str(args.json)!r}, but its folder cannot be written")
+
+    from train.ask import read_questions
+
+    questions = read_questions(args.exact_match, with_answers=True) if args.exact_match is not None else []
+
+    from train.decoders import is_exported, open_model
+    from train.evaluate import exact_match, exact_match_result, keep, read_kept, rows_of, run_tasks
+
+    exported = is_exported(args.folder)
+    if exported:
+        read_kept(args.folder)
+        if not os.access(args.folder, os.W_OK):
+            raise ConfigError(f"{args.folder} cannot be written, but results are kept in it: copy it")
+    elif args.tasks:
+        raise ConfigError(
+            f"{args.folder} is no exported model, which --tasks needs: scripts/convert_checkpoint_to_hf.py makes one"
+        )
+    results = {}
+    if args.tasks:
+        results |= run_tasks(
+            args.folder,
+            args.tasks,
+            batch_size=args.batch_size,
+            precision=args.precision,
+            num_fewshot=args.num_fewshot,
+            limit=args.limit,
+            apply_chat_template=args.apply_chat_template,
+        )
+    if args.exact_match is not None:
+        checked = exact_match(open_model(args.folder, args.precision), questions[: args.limit], args.batch_size)
+        results[args.exact_match.name] = exact_match_result(checked)
+
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("task", "metric", "value", "asked")
+    for row in rows_of(results):
+        table.add_row(*row)
+    Console(width=None if sys.stdout.isatty() else 110, highlight=False).print(table)
+    if exported:
+        keep(args.folder, results, args.precision)
+        print(f"kept in {args.folder / 'evaluation.json'} and in its README.md")
+    if args.json is not None:
+        args.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,164 @@
+"""Text from an exported Hugging Face folder or from a checkpoint: of prompts, of a file of them, or in a conversation.
+
+generate.py runs/dbrx_tiny/hf $'Reverse: kotab\n'
+generate.py runs/dbrx_tiny/hf --file prompts.jsonl --output answers.jsonl --temperature 0.7 --top_p 0.9
+generate.py runs/dbrx_tiny/checkpoints --system_prompt 'Answer in one word.'      a conversation on the terminal
+"""
+
+import argparse
+import contextlib
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+ROOT = Path(__file__).resolve().parents[1]
+
+if TYPE_CHECKING:
+    from train.ask import Question
+    from train.decoders import Opened
+    from train.sampling import Sampling
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = _parser().parse_intermixed_args(argv)
+
+    if str(ROOT) not in sys.path:
+        sys.path.insert(0, str(ROOT))
+    from data.errors import ConfigError, DataError
+
+    try:
+        _generate(args)
+        sys.stdout.flush()
+    except (ConfigError, DataError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # Who read has seen enough; the interpreter's own last flush would complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="an exported model, a sharded checkpoint, or a run's save folder")
+    parser.add_argument("prompts", nargs="*", metavar="PROMPT", help="without any, and without --file: a conversation")
+    parser.add_argument("--file", type=Path, help="prompts: .jsonl of {prompt} or {messages}, else text, one a line")
+    parser.add_argument("--chat", action="store_true", help="each PROMPT is what a user says, in the chat template")
+    parser.add_argument("--system_prompt", metavar="TEXT", help="what a conversation begins with")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="write the answers to this .jsonl instead")
+    parser.add_argument("--max_new_tokens", type=int, default=256, help="default: %(default)s")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0, the default, is greedy")
+    parser.add_argument("--top_k", type=int, help="draw from so many of the likeliest tokens alone")
+    parser.add_argument("--top_p", type=float, default=1.0, help="draw from the likeliest that are together so likely")
+    parser.add_argument("--seed", type=int, default=0, help="of the draws (default: %(default)s)")
+    parser.add_argument("--batch_size", type=int, default=16, help="prompts at a time (default: %(default)s)")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), help="default: bf16 on a GPU, fp32 on a CPU")
+    return parser
+
+
+def _generate(args: argparse.Namespace) -> None:
+    # What can be wrong with the arguments comes before torch is imported; what with the prompts, before the weights.
+    from data.errors import ConfigError
+
+    if args.batch_size < 1:
+        raise ConfigError(f"--batch_size is {args.batch_size}, but at least 1 is needed")
+    if args.file is not None and args.prompts:
+        raise ConfigError("both --file and prompts are given: put the prompts into the file, or leave one")
+    asked = args.file is not None or bool(args.prompts)
+    if args.output is not None:
+        if not asked:
+            raise ConfigError("--output is given without prompts: a conversation is not written down")
+        _check_output(args.output)
+    if args.system_prompt is not None and asked and not args.chat:
+        raise ConfigError("--system_prompt is given, but plain prompts have none: give --chat too")
+    if args.file is not None and args.chat and args.file.suffix == ".jsonl":
+        raise ConfigError("--chat is given, but a .jsonl says itself what is a conversation: write {messages} there")
+
+    from train.ask import as_question, question_text, read_questions
+    from train.sampling import Sampling
+
+    names = ("max_new_tokens", "temperature", "top_k", "top_p", "seed")
+    try:
+        sampling = Sampling(**{name: getattr(args, name) for name in names})
+    except ValueError as error:
+        raise ConfigError(f"--{error}") from None
+    questions = read_questions(args.file) if args.file is not None else [as_question(text) for text in args.prompts]
+    if args.chat:
+        questions = [
+            as_question(question_text(question), chat=True, system_prompt=args.system_prompt) for question in questions
+        ]
+
+    from train.decoders import open_model
+
+    opened = open_model(args.folder, args.precision)
+    print(opened.said, file=sys.stderr)
+    if asked:
+        _answer(opened, questions, sampling, args.batch_size, args.output)
+    else:
+        _chat(opened, sampling, args.system_prompt)
+
+
+def _check_output(output: Path) -> None:
+    from data.errors import ConfigError
+
+    if output.exists():
+        raise ConfigError(f"--output is {str(output)!r}, which is there already: name another")
+    if not os.access(output.parent, os.W_OK):
+        raise ConfigError(f"--output is {str(output)!r}, but its folder cannot be written")
+
+
+def _answer(
+    opened: "Opened", questions: "list[Question]", sampling: "Sampling", batch_size: int, output: Path | None
+) -> None:
+    from train.ask import as_json, ask, encode, question_text
+
+    prompts = encode(questions, opened, sampling)
+    if output is not None:
+        from tqdm import tqdm
+
+        part = output.with_name(f".{output.name}.part-{os.getpid()}")
+        try:
+            with part.open("w", encoding="utf-8") as file:
+                answers = tqdm(ask(opened, prompts, sampling, batch_size), total=len(prompts), disable=None)
+                for question, answer in zip(questions, answers, strict=True):
+                    file.write(as_json(question, answer) + "\n")
+            part.rename(output)
+        finally:
+            part.unlink(missing_ok=True)
+        print(f"wrote {len(prompts)} answers to {output}")
+        return
+    begun = -1
+
+    def tell(number: int, piece: str) -> None:
+        nonlocal begun
+        if number != begun and len(prompts) > 1:
+            text = question_text(questions[number]).strip()
+            _write(f"{'' if number == 0 else chr(10)}> {text}\n")
+        begun = number
+        _write(piece)
+
+    for _ in ask(opened, prompts, sampling, batch_size, tell):
+        _write("\n")
+
+
+def _chat(opened: "Opened", sampling: "Sampling", system_prompt: str | None) -> None:
+    from train.ask import EXIT, NEW, chat
+
+    if sys.stdin.isatty():
+        # Arrow keys and earlier lines.
+        with contextlib.suppress(ImportError):
+            import readline  # noqa: F401
+        print(f"{NEW} begins another conversation, {EXIT} or ^D ends it, ^C ends an answer", file=sys.stderr)
+    chat(opened, sampling, system_prompt, lambda: input("> " if sys.stdin.isatty() else ""), _write)
+
+
+def _write(text: str) -> None:
+    print(text, end="", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

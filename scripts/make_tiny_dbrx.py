@@ -1,0 +1,52 @@
+"""Writes the weights that a config's run would begin with as a stock DBRX folder: something small to import."""
+
+import argparse
+import json
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path, help="where it goes: new, or empty")
+    config = str(ROOT / "yamls/finetune/dbrx_tiny_lora.yaml")
+    parser.add_argument("--config", default=config, help="default: %(default)s")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="bf16", help="default: %(default)s")
+    args = parser.parse_args(argv)
+
+    if str(ROOT) not in sys.path:
+        sys.path.insert(0, str(ROOT))
+    from data.errors import ConfigError, DataError
+    from data.tokenizer import build_tokenizer
+    from train.adapter import DrawnWeights
+    from train.hf import TORCH_DTYPES
+    from train.hf_config import config_json
+    from train.hf_weights import write_json, write_weights
+    from train.reader import load_config
+
+    part = args.folder.absolute().with_name(f".{args.folder.name}.part")
+    try:
+        if args.folder.exists() and (not args.folder.is_dir() or any(args.folder.iterdir())):
+            raise ConfigError(f"the folder {args.folder} is there and not empty: name a new one, or empty it")
+        config = load_config(args.config)
+        weights = DrawnWeights(config.model, config.seed)
+        build_tokenizer(config.tokenizer).save_pretrained(part, config.max_seq_len)
+        write_weights(weights, part, weights.shapes, args.precision)
+        generation = json.loads((part / "generation_config.json").read_text(encoding="utf-8"))
+        write_json(part / "config.json", config_json(config.model, generation, TORCH_DTYPES[args.precision]))
+        part.replace(args.folder)
+    except (ConfigError, DataError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    print(f"wrote {args.folder}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

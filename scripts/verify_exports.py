@@ -1,0 +1,109 @@
+"""Exports a small random DBRX and proves the folder right with every transformers that matters, each in its own
+environment: what train/verify.py shows with the installed one holds for older and newer ones.
+"""
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+VERSIONS = ("4.53", "4.57", "5.23")
+NEEDED = ("torch", "numpy", "omegaconf", "psutil", "pyyaml", "tqdm", "jinja2", "safetensors")
+"""By train/verify.py, beside transformers; in the versions that are installed here."""
+CONFIG = """\
+run_name: verify-exports
+max_seq_len: 64
+model:
+  {d_model: 64, n_heads: 4, n_layers: 3, max_seq_len: 64, vocab_size: 320, initializer_range: 0.2,
+   attn_config: {kv_n_heads: 2, clip_qkv: 1.0, rope_theta: 500.0},
+   ffn_config: {ffn_hidden_size: 48, moe_num_experts: 8, moe_top_k: 3}}
+tokenizer: {name: tiktoken, kwargs: {vocab_file: quickstart/vocab.tiktoken}}
+train_loader: {name: finetuning, dataset: {hf_name: json, max_seq_len: 64}}
+optimizer: {name: adamw, lr: 1.0e-3}
+scheduler: {name: constant_with_warmup}
+max_duration: 1ba
+global_train_batch_size: 1
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--versions", nargs="+", default=VERSIONS, help="of transformers; default: %(default)s")
+    parser.add_argument("--folder", type=Path, default=ROOT / "build" / "verify", help="default: %(default)s")
+    args = parser.parse_args(argv)
+    if str(ROOT) not in sys.path:
+        sys.path.insert(0, str(ROOT))
+    args.folder.mkdir(parents=True, exist_ok=True)
+    write_run(args.folder / "run")
+    export_both(args.folder)
+    failed = [number for number in args.versions if not check(number, args.folder)]
+    print(f"failed with transformers {', '.join(failed)}" if failed else "every one is right")
+    return 1 if failed else 0
+
+
+def write_run(folder: Path) -> None:
+    """A save folder as training leaves one, with random weights."""
+    import shutil
+
+    from torch.distributed.checkpoint.state_dict_saver import save
+
+    from data.tokenizer import build_tokenizer
+    from train.checkpoint import PREFIX
+    from train.models.dbrx import DbrxForCausalLM
+    from train.models.init import initialise
+    from train.reader import load_config
+
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    (folder / "config.yaml").write_text(CONFIG.replace("quickstart/", f"{ROOT}/quickstart/"), encoding="utf-8")
+    config = load_config(str(folder / "config.yaml"))
+    build_tokenizer(config.tokenizer).save_pretrained(folder / "tokenizer", config.max_seq_len)
+    model = DbrxForCausalLM(config.model)
+    initialise(model, config.model, config.seed)
+    state = {PREFIX + name: tensor for name, tensor in model.state_dict().items()}
+    save(state, checkpoint_id=folder / "ep0-ba1", no_dist=True)
+
+
+def export_both(folder: Path) -> None:
+    import shutil
+
+    from train.hf import export
+    from train.hf_weights import DTYPES
+
+    for precision in DTYPES:
+        shutil.rmtree(folder / precision, ignore_errors=True)
+        export(folder / "run", folder / precision, precision, max_shard_bytes=200_000)
+
+
+def check(number: str, folder: Path) -> bool:
+    """Says what was shown, or what is wrong."""
+    from train.hf_weights import DTYPES
+
+    python = environment(number, folder / f"transformers-{number}")
+    right = True
+    for precision in DTYPES:
+        command = [str(python), "-m", "train.verify", str(folder / precision), "--composer_path", str(folder / "run")]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        print(f"transformers {number}, {precision}\n{done.stdout if done.returncode == 0 else done.stderr}", flush=True)
+        right &= done.returncode == 0
+    return right
+
+
+def environment(number: str, folder: Path) -> Path:
+    """Its interpreter; what is there already stays."""
+    python = folder / "bin" / "python"
+    if not python.exists():
+        uv = str(Path(sys.executable).parent / "uv")
+        subprocess.run([uv, "venv", "--quiet", "--python", sys.executable, str(folder)], check=True)
+    pins = [f"{package}=={version(package)}" for package in NEEDED]
+    packages = [f"transformers=={number}.*", *pins]
+    uv = str(Path(sys.executable).parent / "uv")
+    subprocess.run([uv, "pip", "install", "--quiet", "--python", str(python), *packages], check=True)
+    return python
+
+
+if __name__ == "__main__":
+    sys.exit(main())

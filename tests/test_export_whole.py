@@ -1,0 +1,212 @@
+"""An export from beginning to end: killed and gone on with, what it tells of the run, and back from an import."""
+
+import dataclasses
+import errno
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from ranks import run_ranks
+from safetensors.torch import load_file
+from small_export import write_run
+from stock_folder import write_stock_folder
+from test_export import MODEL
+
+from data.errors import ConfigError
+from data.locks import exclusive
+from train.checkpoint import PREFIX, CheckpointReader
+from train.config import FSDPConfig
+from train.hf import export
+from train.model_card import model_card
+from train.parallel import build_model
+from train.plan import parameter_shapes
+from train.pretrained import PretrainedFolder
+from train.reader import load_saved_config, to_yaml
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    write_run(folder)
+    return folder
+
+
+def killed_after(run: Path, output: Path, n_reads: int) -> None:
+    """An export whose process dies as it asks for rows for the n-th time."""
+    rows, left = CheckpointReader.rows, [n_reads]
+
+    def dying(self: CheckpointReader, name: str, start: int, stop: int, out: torch.Tensor) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        rows(self, name, start, stop, out)
+
+    def run_it() -> None:
+        CheckpointReader.rows = dying
+        export(run, output, max_shard_bytes=100_000)
+
+    process = multiprocessing.get_context("fork").Process(target=run_it)
+    process.start()
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
+
+
+def read_names(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The list to which each tensor's name goes as its rows are read."""
+    rows, names = CheckpointReader.rows, []
+
+    def noting(self: CheckpointReader, name: str, start: int, stop: int, out: torch.Tensor) -> None:
+        names.append(name)
+        rows(self, name, start, stop, out)
+
+    monkeypatch.setattr(CheckpointReader, "rows", noting)
+    return names
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+@pytest.mark.parametrize("n_reads", [0, 1, 5, 18])
+def test_a_killed_export_goes_on(
+    run: Path, tmp_path: Path, n_reads: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    export(run, tmp_path / "whole", max_shard_bytes=100_000)
+    killed_after(run, tmp_path / "out", n_reads)
+    assert not (tmp_path / "out").exists()
+    names = read_names(monkeypatch)
+    export(run, tmp_path / "out", max_shard_bytes=100_000)
+    assert f"going on in {tmp_path / '.out.part'}, where " in capsys.readouterr().out
+    # A small tensor may not have left the buffer when the process died.
+    assert len(names) <= len(parameter_shapes(MODEL)) - max(n_reads - 1, 0)
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["out", "whole"]
+
+
+@pytest.mark.parametrize("change", ["precision", "checkpoint"])
+def test_what_another_export_left_is_begun_anew(
+    run: Path, tmp_path: Path, change: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    killed_after(tmp_path / "run", tmp_path / "out", 12)
+    names = read_names(monkeypatch)
+    if change == "checkpoint":
+        os.utime(tmp_path / "run" / "ep0-ba10" / ".metadata", (1, 1))
+    export(tmp_path / "run", tmp_path / "out", "bf16" if change == "precision" else "fp32", max_shard_bytes=100_000)
+    assert set(names) == set(parameter_shapes(MODEL))
+
+
+def test_a_disk_that_fills_up_keeps_what_is_written(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("train.hf_weights._write_tensor", full)
+        said = r"out cannot be written: No space left on device; what is written stays in \S+/.out.part, and the same"
+        with pytest.raises(ConfigError, match=said):
+            export(run, tmp_path / "out")
+    export(run, tmp_path / "out")
+    assert (tmp_path / "out" / "config.json").is_file()
+
+
+def test_a_disk_without_room_is_told_before(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(ConfigError, match=r"the export needs [\d,]+ bytes, but \S+ has 1,000 free"):
+        export(run, tmp_path / "deeper" / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_exports_to_one_folder(run: Path, tmp_path: Path) -> None:
+    with exclusive(tmp_path / ".out.part" / ".lock"):
+        with pytest.raises(ConfigError, match=r"another export to \S+out is under way"):
+            export(run, tmp_path / "out")
+
+
+def test_no_more_than_some_rows_are_in_memory(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, sizes = CheckpointReader.rows, []
+
+    def measuring(self: CheckpointReader, name: str, start: int, stop: int, out: torch.Tensor) -> None:
+        sizes.append(out.nbytes)
+        rows(self, name, start, stop, out)
+
+    monkeypatch.setattr(CheckpointReader, "rows", measuring)
+    monkeypatch.setattr("train.hf_weights.PIECE_BYTES", 1000)
+    export(run, tmp_path / "out")
+    assert max(sizes) <= 1000
+    assert sum(sizes) == 4 * sum(torch.Size(shape).numel() for shape in parameter_shapes(MODEL).values())
+
+
+def test_the_model_card(run: Path, tmp_path: Path) -> None:
+    config = load_saved_config(run / "config.yaml")
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    text = to_yaml(config).replace("pretrained_model_name_or_path: null", "pretrained_model_name_or_path: acme/dbrx")
+    (folder / "config.yaml").write_text(text.replace("data_files: null", "data_files: https://me:word@x.org/a.jsonl"))
+    record = [
+        {"batch": 5, "rows": {"": 10}, "tokens": {}, "versions": {"torch": "0"}},
+        {"batch": 10, "eval": {"LanguageCrossEntropy": 3.0}},
+        {"batch": 10, "rows": {"": 20}, "tokens": {"": 1234}, "versions": {"torch": "2.7.0"}},
+        {"batch": 11, "eval": {"LanguageCrossEntropy": 1.0}},
+    ]
+    lines = [json.dumps(line) for line in record]
+    (folder / "record.jsonl").write_text("\n".join([*lines, '{"batch": 1']))
+    export(folder, tmp_path / "out", "bf16")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: transformers\n")
+    assert "\nbase_model: acme/dbrx\n" in card
+    assert "fine-tuned from `acme/dbrx`" in card
+    assert "Exported in bf16 from the checkpoint `ep0-ba10`" in card
+    assert "| all | `https://***@x.org/a.jsonl` | 20 | 1,234 |" in card
+    assert "| positions (padding included) | 1,280 |" in card
+    assert "| learning rate | 0.001, constant_with_warmup, warmup 0ba |" in card
+    assert "after 10 steps:\n\n| metric | value |\n|---|---|\n| LanguageCrossEntropy | 3 |" in card
+    assert "| torch | 2.7.0 |" in card
+    assert "word" not in card
+
+
+def test_the_card_of_a_run_without_notes(run: Path) -> None:
+    card = model_card(run / "ep0-ba10", load_saved_config(run / "config.yaml"), "fp32")
+    assert "trained from fresh weights" in card
+    assert "| all | `json` | not noted | not noted |" in card
+    assert "## Evaluation" not in card
+    assert "base_model" not in card
+
+
+def _import_and_save(stock: str, checkpoint: Path) -> None:
+    dist.init_process_group("gloo")
+    opened = PretrainedFolder.open(stock)
+    model = build_model(
+        opened.model, FSDPConfig(), precision="fp32", device=torch.device("cpu"), seed=1, pretrained=opened
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        dcp.save({PREFIX + name: param for name, param in model.state_dict().items()}, checkpoint_id=checkpoint)
+    dist.barrier()
+
+
+def test_from_import_to_export_tensors_stay_as_they_were(run: Path, tmp_path: Path) -> None:
+    """bf16, through fp32 on 2 ranks, to bf16: to the byte, and so to any folder's own precision."""
+    write_stock_folder(tmp_path / "stock", torch.bfloat16, vocab_size=MODEL.vocab_size)
+    shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("ep0-ba10"))
+    opened = PretrainedFolder.open(str(tmp_path / "stock"))
+    config = load_saved_config(run / "config.yaml")
+    (tmp_path / "run" / "config.yaml").write_text(to_yaml(dataclasses.replace(config, model=opened.model)))
+    run_ranks(_import_and_save, 2, str(tmp_path / "stock"), tmp_path / "run" / "ep0-ba1")
+    export(tmp_path / "run", tmp_path / "out", "bf16", verify=True)
+    before, after = ({}, {})
+    for folder, tensors in ((tmp_path / "stock", before), (tmp_path / "out", after)):
+        for file in folder.glob("*.safetensors"):
+            tensors |= load_file(file)
+    assert before.keys() == after.keys()
+    for name, tensor in before.items():
+        assert tensor.dtype == after[name].dtype == torch.bfloat16
+        assert torch.equal(tensor.view(torch.int16), after[name].view(torch.int16)), name

@@ -1,0 +1,87 @@
+"""A run that begins with the weights of a stock folder, from its YAML on."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from composer.core import Callback, State
+from composer.loggers import Logger
+from ranks import run_ranks
+from stock_folder import write_stock_folder
+from toy_run import write_toy_run
+
+from train import main
+from train.checkpoint import checkpoints
+from train.fit import fit
+from train.models.dbrx import IGNORED
+from train.reader import load_config, load_saved_config
+
+
+class Evaluated(Callback):
+    """What was evaluated, and the first loss of it."""
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self.loss: float | None = None
+
+    def eval_batch_start(self, state: State, logger: Logger) -> None:
+        if self.loss is None:
+            self.rows.append((state.batch["input_ids"], state.batch["labels"]))
+
+    def eval_end(self, state: State, logger: Logger) -> None:
+        if self.loss is None:
+            self.loss = float(state.eval_metric_values["LanguageCrossEntropy"])
+
+
+def evaluate_first(path: str, overrides: list[str]) -> tuple[list[tuple[torch.Tensor, torch.Tensor]], float | None]:
+    evaluated = Evaluated()
+    fit(load_config(path, overrides), callbacks=[evaluated])
+    return evaluated.rows, evaluated.loss
+
+
+@pytest.fixture
+def toy(tmp_path: Path) -> tuple[str, list[str]]:
+    """A run's YAML, and what makes it begin with tmp_path/stock."""
+    overrides = [
+        f"model={{pretrained_model_name_or_path: {tmp_path / 'stock'}}}",
+        "max_duration=2ba",
+        "save_interval=1ba",
+    ]
+    # One document a row, as transformers sees it.
+    overrides += ["eval_first=true", "eval_loader.dataset.packing=none"]
+    return write_toy_run(tmp_path), overrides
+
+
+@pytest.mark.timeout(300)
+def test_the_first_evaluation_is_that_of_transformers(tmp_path: Path, toy: tuple[str, list[str]]) -> None:
+    stock = write_stock_folder(tmp_path / "stock", vocab_size=320, max_seq_len=128)
+    ranks = run_ranks(evaluate_first, 2, *toy, timeout=240)
+    loss_sum = n_tokens = 0.0
+    with torch.no_grad():
+        for ids, labels in (row for rows, _ in ranks for row in rows):
+            losses = F.cross_entropy(stock(ids).logits.transpose(1, 2), labels, ignore_index=IGNORED, reduction="sum")
+            loss_sum, n_tokens = loss_sum + losses.item(), n_tokens + (labels != IGNORED).sum().item()
+    assert n_tokens > 100
+    assert [loss for _, loss in ranks] == pytest.approx([loss_sum / n_tokens] * 2, rel=1e-5)
+    # What is left beside the checkpoints can do without the folder.
+    (tmp_path / "stock").rename(tmp_path / "gone")
+    saved = checkpoints(tmp_path / "toy")
+    assert len(saved) == 2
+    assert load_saved_config(saved[0].parent / "config.yaml").model.d_model == 32
+
+
+def test_a_folder_that_cannot_be_is_told_before_anything_heavy(
+    tmp_path: Path, toy: tuple[str, list[str]], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_far(*args: object) -> None:
+        raise AssertionError("the run was begun")
+
+    monkeypatch.setattr("train.fit.fit", too_far)
+    path, overrides = toy
+    write_stock_folder(tmp_path / "stock", vocab_size=320, max_seq_len=128)
+    next((tmp_path / "stock").glob("*.safetensors")).unlink()
+    assert main.main([path, *overrides]) == 2
+    said = capsys.readouterr().err.strip()
+    assert said.startswith(f"error: model.pretrained_model_name_or_path is '{tmp_path / 'stock'}', but not all of it")
+    assert "\n" not in said

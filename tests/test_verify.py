@@ -1,0 +1,179 @@
+"""The proof of an export: it holds for what was exported, and no file of it can be changed unnoticed."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small_export import write_run
+from test_export import save_checkpoint
+
+from data.errors import ConfigError
+from train.hf import export
+from train.models import moe
+from train.verify import main, verify
+
+ROOT = Path(__file__).resolve().parents[1]
+INDEX = "model.safetensors.index.json"
+NORM = "transformer.blocks.0.norm_attn_norm.norm_1.weight"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("verify") / "run"
+    write_run(folder)
+    return folder
+
+
+@pytest.fixture(scope="module", params=["fp32", "bf16"])
+def exported(run: Path, request: pytest.FixtureRequest) -> Path:
+    export(run, run.parent / request.param, request.param, max_shard_bytes=20_000)
+    return run.parent / request.param
+
+
+def test_what_was_exported_is_right(exported: Path, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(exported), "--composer_path", str(run)]) == 0
+    said = capsys.readouterr().out
+    assert "verified: 19 tensors with the names and shapes of stock DBRX, equal to the checkpoint's to the byte" in said
+    assert "block by block: " in said
+    assert "the whole model at once: " in said
+
+
+def change_json(file: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    contents = json.loads(file.read_text())
+    change(contents)
+    file.write_text(json.dumps(contents))
+
+
+def flip(file: Path, place: int) -> None:
+    data = bytearray(file.read_bytes())
+    data[place] ^= 1
+    file.write_bytes(data)
+
+
+def weights(folder: Path) -> Path:
+    return sorted(folder.glob("*.safetensors"))[1]
+
+
+CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "a byte of a tensor": (
+        lambda f: flip(weights(f), -100),
+        r"model-00002-of-.* holds another \S+ than the checkpoint",
+    ),
+    "a byte of a header": (lambda f: flip(weights(f), 30), r"model-00002-of-"),
+    "a cut-off file": (lambda f: os.truncate(weights(f), 10_000), r"model-00002-of-\S+ is cut off"),
+    "a missing file": (lambda f: weights(f).unlink(), r"model-00002-of-\S+ cannot be read: No such file"),
+    "a file too many": (lambda f: (f / "pytorch_model.bin").touch(), "pytorch_model.bin is no part of the export"),
+    "code": (lambda f: (f / "modeling_dbrx.py").touch(), "modeling_dbrx.py is no part of the export"),
+    "the index's place of a tensor": (
+        lambda f: change_json(f / INDEX, lambda c: c["weight_map"].update({NORM: max(c["weight_map"].values())})),
+        r"model-\S+ has another header than the tensors that the index puts there need",
+    ),
+    "a name of the index": (
+        lambda f: change_json(f / INDEX, lambda c: c["weight_map"].pop(NORM)),
+        rf"{INDEX} does not name the tensors of DBRX: \['{NORM}'\]",
+    ),
+    "the index's size": (
+        lambda f: change_json(f / INDEX, lambda c: c["metadata"].update(total_size=1)),
+        f"{INDEX} does not say that there are",
+    ),
+    "rope_theta": (
+        lambda f: change_json(f / "config.json", lambda c: c["attn_config"].update(rope_theta=501.0)),
+        "config.json has attn_config .*501.0",
+    ),
+    "transformers 5's rope_theta": (
+        lambda f: change_json(f / "config.json", lambda c: c["rope_parameters"].update(rope_theta=501.0)),
+        "config.json has rope_parameters .*501.0",
+    ),
+    "clip_qkv": (
+        lambda f: change_json(f / "config.json", lambda c: c["attn_config"].update(clip_qkv=0.6)),
+        "config.json has attn_config .*0.6",
+    ),
+    "moe_top_k": (
+        lambda f: change_json(f / "config.json", lambda c: c["ffn_config"].update(moe_top_k=2)),
+        "config.json has ffn_config",
+    ),
+    "a key too many": (
+        lambda f: change_json(f / "config.json", lambda c: c.update(auto_map={})),
+        "config.json has auto_map {}, but the checkpoint's is None",
+    ),
+    "the config's dtype": (
+        lambda f: change_json(f / "config.json", lambda c: c.update(torch_dtype="float16")),
+        "config.json has torch_dtype float16",
+    ),
+    "no JSON": (lambda f: (f / "config.json").write_text("{"), "config.json is not JSON"),
+    "the vocabulary": (
+        lambda f: change_json(f / "tokenizer.json", lambda c: c["model"]["vocab"].update({"!": 1, '"': 0})),
+        "tokenizer.json is not the one that the run left",
+    ),
+    "the tokenizer's config": (
+        lambda f: change_json(f / "tokenizer_config.json", lambda c: c.update(eos_token="<|im_end|>")),
+        "tokenizer_config.json is not the one",
+    ),
+    "the chat template": (
+        lambda f: (f / "chat_template.jinja").write_text("{{ x }}"),
+        "chat_template.jinja is not the",
+    ),
+    "the generation config": (
+        lambda f: change_json(f / "generation_config.json", lambda c: c.update(eos_token_id=1)),
+        "generation_config.json is not the one",
+    ),
+    "a tokenizer file gone": (lambda f: (f / "special_tokens_map.json").unlink(), "special_tokens_map.json is missing"),
+}
+
+
+@pytest.mark.parametrize("changed", CHANGES)
+@pytest.mark.parametrize("exported", ["fp32"], indirect=True)
+def test_a_file_changed_by_hand_is_caught(changed: str, exported: Path, run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "changed"
+    shutil.copytree(exported, folder)
+    change, said = CHANGES[changed]
+    change(folder)
+    with pytest.raises(ConfigError, match=said):
+        verify(folder, run)
+
+
+@pytest.mark.parametrize("exported", ["fp32"], indirect=True)
+def test_the_logits_alone_would_tell(exported: Path, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Our own block made to compute something else: transformers' does not follow."""
+    route = moe.Router.forward
+
+    def heavier(self: moe.Router, x_TD: torch.Tensor) -> moe.Routing:
+        routing = route(self, x_TD)
+        return routing._replace(weights_TK=routing.weights_TK * 1.01)
+
+    monkeypatch.setattr(moe.Router, "forward", heavier)
+    with pytest.raises(ConfigError, match=r"transformers \S+ computes something else: block 0 are .* apart"):
+        verify(exported, run)
+
+
+def test_tokens_between_two_experts_are_left_out(tmp_path: Path) -> None:
+    """A router of zeros: every expert is as good as the next, and either side takes others."""
+    model = write_run(tmp_path / "run")
+    for block in model.transformer.blocks:
+        block.ffn.router.layer.weight.data.zero_()
+    shutil.rmtree(tmp_path / "run" / "ep0-ba10")
+    save_checkpoint(tmp_path / "run" / "ep0-ba10", model.state_dict())
+    export(tmp_path / "run", tmp_path / "out")
+    assert "the whole model at once: 0e+00 apart on 0 tokens" in verify(tmp_path / "out", tmp_path / "run")
+
+
+def test_a_wrong_export_does_not_appear(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the fresh process that the export starts."""
+    monkeypatch.setattr("train.hf.model_card", lambda *args: (tmp_path / ".out.part" / "code.py").touch() or "")
+    with pytest.raises(ConfigError, match=r"the export is not right, and \S+/out was not made: code.py is no part of"):
+        export(run, tmp_path / "out", verify=True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_it_runs_alone_and_tells_an_error_in_one_line(run: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "train.verify", str(tmp_path), "--composer_path", str(run)]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert ran.returncode == 2
+    assert ran.stderr.strip().splitlines()[-1] == "error: config.json cannot be read: No such file or directory"

@@ -1,0 +1,209 @@
+"""Prompts in, answers out: from a command line, a file, or a conversation on the terminal."""
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from data.chat import encode_question
+from data.errors import ConfigError, DataError
+from data.examples import Conversation, Example, PromptResponse, read_examples
+from data.problems import Reading
+from data.sources.lines import parse_line
+from data.tokenizer import Tokenizer
+from train.generate import Answer, stream_answers
+from train.sampling import Sampling, room
+
+if TYPE_CHECKING:
+    from train.decoders import Opened
+
+Question = PromptResponse | Conversation
+"""What is asked is the prompt, or all messages but the last. The rest is the expected answer, empty where none is."""
+
+NEW, EXIT = "/new", "/exit"
+
+
+def as_question(prompt: str, *, chat: bool = False, system_prompt: str | None = None) -> Question:
+    """With chat, the prompt is what a user says, after the system prompt if there is one."""
+    if not chat:
+        return PromptResponse(prompt, "")
+    before = [{"role": "system", "content": system_prompt}] if system_prompt else []
+    return Conversation([*before, {"role": "user", "content": prompt}, {"role": "assistant", "content": ""}])
+
+
+def question_text(question: Question) -> str:
+    """What is shown of it."""
+    return question.prompt if isinstance(question, PromptResponse) else question.messages[-2]["content"]
+
+
+def expected_answer(question: Question) -> str:
+    return question.response if isinstance(question, PromptResponse) else question.messages[-1]["content"]
+
+
+def read_questions(file: Path, *, with_answers: bool = False) -> list[Question]:
+    """The prompts of a .jsonl file of `{prompt}` or `{messages}`, else of a text file, one a line.
+
+    with_answers: the file must be JSONL, of `{prompt, response}` or of messages that end with the assistant. Raises
+    ConfigError when it cannot be read or holds nothing, DataError with the line of each row that cannot be used.
+    """
+    try:
+        lines = file.read_bytes().splitlines()
+    except OSError as error:
+        raise ConfigError(f"{file} cannot be read: {error.strerror}") from None
+    rows = ((f"{file}:{number}", line) for number, line in enumerate(lines, start=1) if line.strip())
+    reading = Reading()
+    if with_answers or file.suffix == ".jsonl":
+        parsed = ((place, parse_line(line)) for place, line in rows)
+        examples = read_examples(parsed if with_answers else _with_any_answer(parsed), None, reading)
+    else:
+        examples = (PromptResponse(_text(line, place), "") for place, line in rows)
+    questions = [_only_questions(example, file) for example in examples]
+    reading.raise_if_any()
+    if not questions:
+        raise ConfigError(f'{file} holds no prompts: write one a line, or JSON lines such as {{"prompt": "..."}}')
+    return questions
+
+
+def _text(line: bytes, place: str) -> str:
+    try:
+        return line.decode()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{place} is not UTF-8 text ({error.reason})") from None
+
+
+def _with_any_answer(rows: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
+    """Rows need no answer here: one is put where it is missing, so that what is asked is checked as ever."""
+    for place, row in rows:
+        if isinstance(row, dict) and "prompt" in row:
+            row = {"prompt": row["prompt"], "response": "any"}
+        elif isinstance(row, dict) and isinstance(row.get("messages"), list):
+            last = row["messages"][-1] if row["messages"] else None
+            if not (isinstance(last, dict) and last.get("role") == "assistant"):
+                row = {"messages": [*row["messages"], {"role": "assistant", "content": "any"}]}
+        yield place, row
+
+
+def _only_questions(example: Example, file: Path) -> Question:
+    if isinstance(example, PromptResponse | Conversation):
+        return example
+    raise DataError(f"{file} has {example.form}, but what is asked is a prompt or messages")
+
+
+def encode(questions: Sequence[Question], opened: "Opened", sampling: Sampling) -> list[list[int]]:
+    """Their ids, as training writes them. Raises DataError, naming the prompt, where nothing can follow one."""
+    prompts = []
+    for number, question in enumerate(questions, start=1):
+        ids = encode_one(question, opened.tokenizer)
+        name = f"prompt {number} ({question_text(question)[:40]!r})"
+        if not ids:
+            raise DataError(f"{name} is empty: there is nothing to go on from")
+        if room(len(ids), sampling, opened.decoder.max_seq_len) < 1:
+            raise DataError(
+                f"{name} has {len(ids)} tokens, but the model reads and writes {opened.decoder.max_seq_len}"
+            )
+        prompts.append(ids)
+    return prompts
+
+
+def encode_one(question: Question, tokenizer: Tokenizer) -> list[int]:
+    """Raises DataError for what cannot be text, as a terminal may give it, or not a conversation of the template."""
+    texts = [question.prompt] if isinstance(question, PromptResponse) else [m["content"] for m in question.messages]
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise DataError(f"{text[:40]!r} is not UTF-8 text (character {error.start + 1})") from None
+    if isinstance(question, PromptResponse):
+        return tokenizer.encode(question.prompt).tolist()
+    return encode_question(question.messages[:-1], tokenizer).tolist()
+
+
+def ask(
+    opened: "Opened",
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    batch_size: int,
+    tell: Callable[[int, str], None] | None = None,
+) -> Iterator[Answer]:
+    """The answers, in order. `tell` hears the text of each prompt (by its number) piece by piece, one prompt after the
+    other: what comes of later ones of a batch is held until it is their turn."""
+    for first in range(0, len(prompts), batch_size):
+        batch = prompts[first : first + batch_size]
+        events = stream_answers(
+            opened.decoder, opened.tokenizer, batch, sampling, opened.stop_token_ids, first_number=first
+        )
+        for row, piece, answer in in_order(events, len(batch)):
+            if tell is not None:
+                tell(first + row, piece)
+            if answer is not None:
+                yield answer
+
+
+def in_order(events: Iterable[tuple[int, str, Answer | None]], n_rows: int) -> Iterator[tuple[int, str, Answer | None]]:
+    """The same events, those of a row only after the rows before it have their answers."""
+    held: list[list[tuple[int, str, Answer | None]]] = [[] for _ in range(n_rows)]
+    turn = 0
+    for event in events:
+        held[event[0]].append(event)
+        while turn < n_rows and held[turn]:
+            now, held[turn] = held[turn], []
+            yield from now
+            if now[-1][2] is None:
+                break
+            turn += 1
+
+
+def chat(
+    opened: "Opened",
+    sampling: Sampling,
+    system_prompt: str | None,
+    read: Callable[[], str],
+    write: Callable[[str], None],
+) -> None:
+    """A conversation until EOFError from `read` or "/exit"; "/new" begins another. ^C ends an answer, not the chat."""
+    beginning = [{"role": "system", "content": system_prompt}] if system_prompt else []
+    messages = list(beginning)
+    # Fails here, before anybody has written something, where there is no template.
+    encode_one(as_question("?", chat=True, system_prompt=system_prompt), opened.tokenizer)
+    turn = 0
+    while True:
+        try:
+            said = read().strip()
+        except EOFError:
+            return
+        if said == EXIT:
+            return
+        if said == NEW:
+            messages = list(beginning)
+        if said in ("", NEW):
+            continue
+        messages.append({"role": "user", "content": said})
+        try:
+            (prompt,) = encode([Conversation([*messages, {"role": "assistant", "content": ""}])], opened, sampling)
+        except DataError as error:
+            write(f"{error}; {NEW} begins another conversation\n")
+            messages.pop()
+            continue
+        text = ""
+        try:
+            # Of the same seed, but another draw in each turn.
+            drawn = replace(sampling, seed=(sampling.seed + turn) % 2**32)
+            for _, piece, _ in stream_answers(opened.decoder, opened.tokenizer, [prompt], drawn, opened.stop_token_ids):
+                text += piece
+                write(piece)
+        except KeyboardInterrupt:
+            pass
+        write("\n")
+        turn += 1
+        # A template may refuse a turn that says nothing.
+        messages.append({"role": "assistant", "content": text}) if text.strip() else messages.pop()
+
+
+def as_json(question: Question, answer: Answer) -> str:
+    """A line of the output file: what was asked, what came, and whether the model ended it or a limit did."""
+    asked = (
+        {"prompt": question.prompt} if isinstance(question, PromptResponse) else {"messages": question.messages[:-1]}
+    )
+    ended = "stop" if answer.ended else "length"
+    return json.dumps({**asked, "response": answer.text, "finish_reason": ended}, ensure_ascii=False)

@@ -1,0 +1,106 @@
+"""What the model writes after fixed prompts, during training."""
+
+from composer.core import Callback, State, get_precision_context
+from composer.loggers import ConsoleLogger, Logger, TensorboardLogger
+from composer.utils import dist
+
+from data.durations import Clock
+from data.errors import ConfigError, DataError
+from data.tokenizer import Tokenizer
+from train.ask import as_question, encode_one
+from train.config import TrainConfig
+from train.generate import DbrxDecoder, stream_answers
+from train.lm import DbrxForComposer
+from train.sampling import Sampling, room
+
+COLUMNS = ["batch", "prompt", "response"]
+
+
+class Generate(Callback):
+    """Logs a table of prompts and what follows them every so many batches and at the end, and prints it.
+
+    All ranks of a sharded model compute the same tokens, those that rank 0 chooses. Weights, random state and mode of
+    the model are left as they were: a run trains the same with it and without.
+    """
+
+    def __init__(
+        self, shown: list[str], prompts: list[list[int]], every: int, sampling: Sampling, tokenizer: Tokenizer
+    ) -> None:
+        self.shown, self.prompts, self.every = shown, prompts, every
+        self.sampling, self.tokenizer = sampling, tokenizer
+
+    def batch_end(self, state: State, logger: Logger) -> None:
+        # The clock counts the batch already.
+        batch = state.timestamp.batch.value
+        if batch % self.every and batch != _last_batch(state):
+            return
+        texts = self._generate(state)
+        if dist.get_global_rank() == 0:
+            for prompt, text in zip(self.shown, texts, strict=True):
+                print(f"batch {batch}: {prompt!r} -> {text!r}", flush=True)
+        rows = [[batch, prompt, text] for prompt, text in zip(self.shown, texts, strict=True)]
+        _log_table(logger, rows, batch)
+
+    def _generate(self, state: State) -> list[str]:
+        composed = state.model.module if state.is_model_ddp else state.model
+        assert isinstance(composed, DbrxForComposer)
+        texts = [""] * len(self.prompts)
+        was_training = composed.training
+        composed.eval()
+        try:
+            with get_precision_context(state.precision, state.precision_config):
+                for row, piece, _ in stream_answers(
+                    DbrxDecoder(composed.model),
+                    self.tokenizer,
+                    self.prompts,
+                    self.sampling,
+                    self.tokenizer.stop_token_ids,
+                    agree=lambda ids_B: dist.broadcast(ids_B, src=0),
+                ):
+                    texts[row] += piece
+        finally:
+            composed.train(was_training)
+        return texts
+
+
+def _last_batch(state: State) -> int:
+    # Every duration is told to Composer in batches (see train/trainer.py).
+    assert state.max_duration is not None
+    return state.max_duration.value
+
+
+def _log_table(logger: Logger, rows: list[list[object]], batch: int) -> None:
+    for destination in logger.destinations:
+        if isinstance(destination, TensorboardLogger):
+            # It has no tables, and a writer on one rank alone.
+            if destination.writer is not None:
+                lines = [COLUMNS, ["---"] * len(COLUMNS), *rows]
+                text = "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines)
+                destination.writer.add_text("generate", text, global_step=batch)
+        elif not isinstance(destination, ConsoleLogger):
+            # What the console shows is printed above, in lines that can be read.
+            destination.log_table(COLUMNS, rows, "generate", batch)
+
+
+def _cell(value: object) -> str:
+    return str(value).replace("|", "\\|").replace("\n", "<br>")
+
+
+def build_generate(config: TrainConfig, tokenizer: Tokenizer, clock: Clock) -> list[Callback]:
+    """The callback, where the config has one. Raises ConfigError for a prompt that nothing can follow."""
+    generate = config.callbacks.generate
+    if generate is None:
+        return []
+    prompts = []
+    for number, prompt in enumerate(generate.prompts):
+        key = f"callbacks.generate.prompts[{number}] is {prompt!r}"
+        try:
+            ids = encode_one(as_question(prompt, chat=generate.chat), tokenizer)
+        except (ConfigError, DataError) as error:
+            raise ConfigError(f"{key}, with chat: true, but {error}") from None
+        if not ids:
+            raise ConfigError(f"{key}, but there must be something to go on from")
+        if room(len(ids), generate.sampling, config.model.max_seq_len) < 1:
+            raise ConfigError(f"{key} of {len(ids)} tokens, but model.max_seq_len is {config.model.max_seq_len}")
+        prompts.append(ids)
+    return [Generate(generate.prompts, prompts, clock.batches(generate.interval), generate.sampling, tokenizer)]

@@ -1,0 +1,119 @@
+"""Exports checkpoints to Hugging Face folders while the run waits."""
+
+import shutil
+import time
+from pathlib import Path
+
+from composer.core import Callback, State
+from composer.loggers import Logger
+from composer.utils import dist
+from torch.distributed.distributed_c10d import _get_default_store
+
+from data.durations import Clock
+from data.errors import ConfigError
+from train.checkpoint import batch_of, checkpoints, fill_in
+from train.config import TrainConfig
+from train.hf import export
+from train.hf_weights import Precision
+
+_POLL_SECONDS = 0.5
+_KEY = "callbacks.hf_checkpointer"
+_PRECISIONS: dict[str, Precision] = {"float32": "fp32", "bfloat16": "bf16"}
+
+
+def build_hf_checkpointer(
+    config: TrainConfig, clock: Clock, run_name: str, checkpoint_folder: Path | None, *, resuming: bool
+) -> "HFCheckpointer | None":
+    """What callbacks.hf_checkpointer asks for; ConfigError when it would meet no checkpoints, or others' exports."""
+    wanted = config.callbacks.hf_checkpointer
+    if wanted is None:
+        return None
+    assert clock.max_batches is not None
+    assert checkpoint_folder is not None, "TrainConfig checks it"
+    interval, saved = clock.batches(wanted.save_interval), clock.batches(config.save_interval)
+    if interval % saved and interval < clock.max_batches:
+        raise ConfigError(
+            f"{_KEY}.save_interval is {wanted.save_interval} ({interval} batches), but checkpoints are saved every "
+            f"{saved} batches: write a multiple of it"
+        )
+    folder = fill_in(wanted.save_folder, run_name, f"{_KEY}.save_folder") / "huggingface"
+    present = sorted(path.name for path in folder.glob("ba*")) if folder.is_dir() else []
+    if present and not (resuming or config.save_overwrite):
+        raise ConfigError(
+            f"{_KEY}.save_folder is {wanted.save_folder!r}, but {folder} holds another run's exports "
+            f"({', '.join(present[:3])}): name another, or write save_overwrite=true"
+        )
+    return HFCheckpointer(checkpoint_folder, folder, interval, clock.max_batches, _PRECISIONS[wanted.precision])
+
+
+class HFCheckpointer(Callback):
+    """Exports the checkpoint just saved to FOLDER/baN, every `interval` batches and after the last.
+
+    Stands behind Composer's saver. Rank 0 exports, proof and all; the others wait outside of collectives, whose time
+    limit an export may well exceed. What fails is told, and training goes on; `check` raises it at the end.
+    """
+
+    def __init__(
+        self, checkpoint_folder: Path, folder: Path, interval: int, last_batch: int, precision: Precision
+    ) -> None:
+        self.checkpoint_folder, self.folder = checkpoint_folder, folder
+        self.interval, self.last_batch = interval, last_batch
+        self.precision: Precision = precision
+        self.failed: dict[int, str] = {}
+
+    def batch_checkpoint(self, state: State, logger: Logger) -> None:
+        batch = state.timestamp.batch.value
+        if self._is_due(batch):
+            self._export_on_first_rank(batch)
+
+    def catch_up(self, batch: int) -> None:
+        """Exports the checkpoint that a run resumes from, unless that was done before it ended. For every rank."""
+        if self._is_due(batch):
+            self._export_on_first_rank(batch, only_if_missing=True)
+
+    def check(self) -> None:
+        """Raises ConfigError, on every rank, when something was not exported."""
+        if self.failed:
+            said = "; ".join(f"ba{batch}: {why}" for batch, why in self.failed.items())
+            raise ConfigError(
+                f"{_KEY}: not every checkpoint was exported ({said}); scripts/convert_checkpoint_to_hf.py still can"
+            )
+
+    def _is_due(self, batch: int) -> bool:
+        return batch > 0 and (batch % self.interval == 0 or batch == self.last_batch)
+
+    def _export_on_first_rank(self, batch: int, *, only_if_missing: bool = False) -> None:
+        why = ""
+        if dist.get_global_rank() == 0 and not (only_if_missing and (self.folder / f"ba{batch}").exists()):
+            try:
+                self._export(batch)
+            except ConfigError as error:
+                why = str(error)
+                print(f"hf_checkpointer: ba{batch} was not exported: {why}", flush=True)
+        why = _from_first_rank(f"hf_checkpointer/{batch}", why)
+        if why:
+            self.failed[batch] = why
+
+    def _export(self, batch: int) -> None:
+        saved = [path for path in checkpoints(self.checkpoint_folder) if batch_of(path) == batch]
+        if not saved:
+            raise ConfigError(f"no checkpoint of it is in {self.checkpoint_folder}")
+        output = self.folder / f"ba{batch}"
+        if output.is_dir():
+            # Of an earlier start, which was killed and went on from a checkpoint before this one.
+            shutil.rmtree(output)
+        print(f"hf_checkpointer: exporting {saved[-1].name} to {output}", flush=True)
+        export(saved[-1], output, self.precision, verify=True)
+
+
+def _from_first_rank(key: str, value: str) -> str:
+    """What rank 0 has said, whenever it does: looked for, not waited for in a collective that would time out."""
+    if dist.get_world_size() == 1:
+        return value
+    store = _get_default_store()
+    if dist.get_global_rank() == 0:
+        store.set(key, value)
+        return value
+    while not store.check([key]):  # pyright: ignore[reportAttributeAccessIssue]: torch's stubs lack it
+        time.sleep(_POLL_SECONDS)
+    return store.get(key).decode()

@@ -1,0 +1,42 @@
+"""Notes beside the checkpoints what they saw: an export tells it in the model card."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from composer.core import Callback, State
+from composer.loggers import Logger
+from composer.utils import dist
+
+from data.curriculum import Plan
+from train.callbacks.stream_monitor import StreamMonitor
+from train.checkpoint import RECORD
+from train.model_card import versions
+
+
+class RunRecord(Callback):
+    """Adds a line to record.jsonl for every checkpoint (rows and tokens of each stream) and every evaluation.
+
+    Stands behind Composer's saver, every `interval` batches and at the last of whose it has just saved.
+    """
+
+    def __init__(self, folder: Path, plan: Plan, interval: int, last_batch: int) -> None:
+        self.file, self.plan, self.interval, self.last_batch = folder / RECORD, plan, interval, last_batch
+
+    def batch_checkpoint(self, state: State, logger: Logger) -> None:
+        batch = state.timestamp.batch.value
+        if batch % self.interval and batch != self.last_batch:
+            return
+        rows = dict(zip(self.plan.names, self.plan.counts(batch).tolist(), strict=True))
+        monitor = next((found for found in state.callbacks if isinstance(found, StreamMonitor)), None)
+        tokens = monitor.tokens if monitor is not None else {}
+        self._add({"batch": batch, "rows": rows, "tokens": tokens, "versions": versions()})
+
+    def eval_end(self, state: State, logger: Logger) -> None:
+        metrics = {name: float(value) for name, value in state.eval_metric_values.items()}
+        self._add({"batch": state.timestamp.batch.value, "eval": metrics})
+
+    def _add(self, line: dict[str, Any]) -> None:
+        if dist.get_global_rank() == 0:
+            with self.file.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")

@@ -1,0 +1,181 @@
+"""What generates: an exported Hugging Face folder through stock transformers, or a checkpoint of our own model."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from data.config import TokenizerConfig
+from data.errors import ConfigError
+from data.tokenizer import Tokenizer, build_tokenizer
+from train.generate import DbrxDecoder, Decoder
+from train.hf import find_checkpoint, open_run
+from train.models.config import ModelConfig
+from train.models.dbrx import DbrxForCausalLM
+from train.plan import GB, available_memory, parameter_shapes
+from train.pretrained import KEY, PretrainedFolder
+
+Precision = Literal["fp32", "bf16"]
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model that generates, and what its text is made of."""
+
+    decoder: Decoder
+    tokenizer: Tokenizer
+    stop_token_ids: list[int]
+    said: str
+    """What it is, where it computes, and in what precision."""
+
+
+class TransformersDecoder:
+    """A causal language model of transformers, with its own cache. Prompts are padded at their beginning."""
+
+    def __init__(self, model: Any, pad_token_id: int) -> None:
+        self.model, self.pad_token_id = model.eval(), pad_token_id
+        self.max_seq_len: int = model.config.max_position_embeddings
+        self._cache: Any = None
+        self._mask_BS = torch.empty(0)
+
+    def start(self, prompts: Sequence[Sequence[int]]) -> Tensor:
+        longest = max(map(len, prompts))
+        rows = [[*[self.pad_token_id] * (longest - len(prompt)), *prompt] for prompt in prompts]
+        length_B = torch.tensor([len(prompt) for prompt in prompts])
+        self._cache = None
+        self._mask_BS = (torch.arange(longest) >= longest - length_B.unsqueeze(1)).long().to(self.model.device)
+        return self._read(torch.tensor(rows, device=self.model.device))
+
+    def step(self, tokens: Sequence[int | None]) -> Tensor:
+        ids = [self.pad_token_id if token is None else token for token in tokens]
+        self._mask_BS = torch.cat((self._mask_BS, torch.ones_like(self._mask_BS[:, :1])), dim=1)
+        return self._read(torch.tensor(ids, device=self.model.device).unsqueeze(1))
+
+    def _read(self, ids_BS: Tensor) -> Tensor:
+        position_BS = (self._mask_BS.cumsum(1) - 1).clamp(min=0)[:, -ids_BS.shape[1] :]
+        out = self.model(
+            input_ids=ids_BS,
+            attention_mask=self._mask_BS,
+            position_ids=position_BS,
+            past_key_values=self._cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        self._cache = out.past_key_values
+        return out.logits[:, -1]
+
+
+def open_model(folder: Path, precision: Precision | None = None) -> Opened:
+    """The model of an exported folder, or of a checkpoint (or of the newest in a save folder), on the GPU if there is.
+
+    precision: see default_precision. Raises ConfigError for whatever else is there.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    precision = precision or default_precision()
+    if (folder / "adapter_config.json").is_file():
+        raise ConfigError(
+            f"{folder} is a PEFT adapter, which is no model by itself: name the run's checkpoint, or an export of it "
+            "with --adapter merge"
+        )
+    if is_exported(folder):
+        return _open_exported(folder, precision, device)
+    return _open_checkpoint(find_checkpoint(folder), precision, device)
+
+
+def default_precision() -> Precision:
+    """CPUs compute bf16 several times slower than fp32."""
+    return "bf16" if torch.cuda.is_available() else "fp32"
+
+
+def is_exported(folder: Path) -> bool:
+    """Whether it is meant as a Hugging Face folder; check_exported says whether it is whole."""
+    return (folder / "config.json").is_file()
+
+
+def _open_exported(folder: Path, precision: Precision, device: torch.device) -> Opened:
+    from transformers import AutoModelForCausalLM, PretrainedConfig
+
+    # transformers would only warn of tensors that are missing, and draw them at random.
+    model_config = check_exported(folder)
+    tokenizer = _tokenizer(folder, model_config)
+    _check_memory(folder, model_config, precision, device)
+    # Its name until 4.55, of which later ones warn.
+    dtype = "dtype" if hasattr(PretrainedConfig(), "dtype") else "torch_dtype"
+    kwargs: dict[str, Any] = {dtype: _DTYPES[precision], "use_safetensors": True, "local_files_only": True}
+    loaded: Any = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, **kwargs)
+    decoder = TransformersDecoder(loaded.to(device), tokenizer.pad_token_id)
+    return Opened(
+        decoder, tokenizer, _stop_token_ids(folder, tokenizer), _said(folder, "transformers", precision, device)
+    )
+
+
+def check_exported(folder: Path) -> ModelConfig:
+    """Raises ConfigError when the folder is not a whole stock DBRX. Reads no tensor."""
+    try:
+        return PretrainedFolder.open(str(folder)).model
+    except ConfigError as error:
+        raise ConfigError(str(error).removeprefix(f"{KEY} is ")) from None
+
+
+def _open_checkpoint(checkpoint: Path, precision: Precision, device: torch.device) -> Opened:
+    """Adapters are merged into their base on the way."""
+    run = open_run(checkpoint)
+    model_config = run.config.model
+    tokenizer = _tokenizer(run.tokenizer, model_config)
+    _check_memory(checkpoint, model_config, precision, device)
+    with torch.device("meta"):
+        model = DbrxForCausalLM(model_config).to(_DTYPES[precision])
+    model.to_empty(device=device)
+    with torch.no_grad():
+        for name, param in model.named_parameters():
+            run.source.rows(name, 0, param.shape[0], param)
+    decoder, said = DbrxDecoder(model.eval()), _said(checkpoint, "Dropless", precision, device)
+    return Opened(decoder, tokenizer, _stop_token_ids(run.tokenizer, tokenizer), said)
+
+
+def _tokenizer(folder: Path, model: ModelConfig) -> Tokenizer:
+    if not any(folder.glob("tokenizer*")):
+        raise ConfigError(
+            f"{folder} has no tokenizer (tokenizer.json, tokenizer_config.json): copy the model's own there"
+        )
+    tokenizer = build_tokenizer(TokenizerConfig(name=str(folder.absolute())))
+    if tokenizer.vocab_size > model.vocab_size:
+        raise ConfigError(
+            f"the tokenizer in {folder} has {tokenizer.vocab_size} tokens, but the model {model.vocab_size}: they "
+            "do not belong together"
+        )
+    return tokenizer
+
+
+def _stop_token_ids(folder: Path, tokenizer: Tokenizer) -> list[int]:
+    """As generation_config.json says, where it is there and does."""
+    file = folder / "generation_config.json"
+    try:
+        said = json.loads(file.read_text(encoding="utf-8"))["eos_token_id"]
+        ids = said if isinstance(said, list) else [said]
+        return [int(token_id) for token_id in ids]
+    except FileNotFoundError:
+        return tokenizer.stop_token_ids
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{file} does not tell where generation ends (eos_token_id: ids): {error!r}") from None
+
+
+def _check_memory(path: Path, model: ModelConfig, precision: Precision, device: torch.device) -> None:
+    need = sum(torch.Size(shape).numel() for shape in parameter_shapes(model).values()) * _DTYPES[precision].itemsize
+    have = available_memory()
+    if need > have:
+        where = "the GPU" if device.type == "cuda" else "this machine"
+        raise ConfigError(
+            f"{path} needs {need / GB:,.1f} GB in {precision}, but {where} has {have / GB:,.1f} GB: take a larger one, "
+            "or serve the exported folder over several GPUs"
+        )
+
+
+def _said(path: Path, by: str, precision: Precision, device: torch.device) -> str:
+    return f"{path} by {by} in {precision} on {device.type}"

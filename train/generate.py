@@ -1,0 +1,202 @@
+"""Text from a model, token by token: greedy or sampled, for a batch of prompts of different lengths.
+
+Shapes: B prompts, S length of the longest, V vocab_size.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from data.tokenizer import Tokenizer
+from train.models.dbrx import DbrxForCausalLM
+from train.models.kv_cache import KVCache
+from train.sampling import Sampling, room
+
+_REPLACEMENT = "\ufffd"
+
+
+class Decoder(Protocol):
+    """A model that remembers what it has seen of a batch of documents."""
+
+    max_seq_len: int
+
+    def start(self, prompts: Sequence[Sequence[int]]) -> Tensor:
+        """Forgets everything and reads the prompts, none of them empty; logits [B, V] of what follows each."""
+        ...
+
+    def step(self, tokens: Sequence[int | None]) -> Tensor:
+        """One more token of each document, None for those that have ended; logits [B, V]."""
+        ...
+
+
+class DbrxDecoder:
+    """Our own model, with its KV cache. The model must be in eval mode; sharded, every rank does the same steps."""
+
+    def __init__(self, model: DbrxForCausalLM) -> None:
+        self.model = model
+        self.max_seq_len = model.config.max_seq_len
+        self._cache = KVCache(0, model.config)
+
+    def start(self, prompts: Sequence[Sequence[int]]) -> Tensor:
+        self._cache = KVCache(len(prompts), self.model.config)
+        longest = max(map(len, prompts))
+        return self._read([[*prompt, *[None] * (longest - len(prompt))] for prompt in prompts])
+
+    def step(self, tokens: Sequence[int | None]) -> Tensor:
+        return self._read([[token] for token in tokens])
+
+    def _read(self, rows: Sequence[Sequence[int | None]]) -> Tensor:
+        """None is padding."""
+        ids_BS = torch.tensor([[-1 if token is None else token for token in row] for row in rows])
+        ids_BS = ids_BS.to(next(self.model.parameters()).device)
+        documents_BS = torch.where(ids_BS < 0, -1, 0)
+        out = self.model(ids_BS.clamp(min=0), document_ids=documents_BS, cache=self._cache, return_logits="last")
+        assert out.logits_BSV is not None
+        return out.logits_BSV[:, 0]
+
+
+@torch.no_grad()
+def generate(
+    decoder: Decoder,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    stop_token_ids: Iterable[int],
+    *,
+    first_number: int = 0,
+    agree: Callable[[Tensor], None] | None = None,
+) -> Iterator[list[int | None]]:
+    """The new token of each prompt, step by step: None once it has ended, which stop tokens do without being given.
+
+    A prompt also ends after max_new_tokens, or where the model's max_seq_len is reached (see room). first_number is the
+    first prompt's number among all (see Sampling.seed). `agree` makes the chosen ids [B] those of all ranks, in place.
+    """
+    stop = frozenset(stop_token_ids)
+    left = [room(len(prompt), sampling, decoder.max_seq_len) for prompt in prompts]
+    assert min(left) > 0, "a prompt leaves no room"
+    draws = [torch.Generator().manual_seed(_key(sampling.seed, first_number + row)) for row in range(len(prompts))]
+    logits_BV = decoder.start(prompts)
+    while True:
+        ids_B = choose(logits_BV, sampling, draws)
+        if agree is not None:
+            agree(ids_B)
+        tokens: list[int | None] = []
+        for row, token in enumerate(ids_B.tolist()):
+            ended = left[row] == 0 or token in stop
+            left[row] = 0 if ended else left[row] - 1
+            tokens.append(None if ended else token)
+        if not all(token is None for token in tokens):
+            yield tokens
+        if not any(left):
+            return
+        # A document's last token is given, but nothing follows it that would have to be known.
+        logits_BV = decoder.step([token if rest else None for token, rest in zip(tokens, left, strict=True)])
+
+
+def _key(seed: int, number: int) -> int:
+    # Hashed: of a generator's seed torch takes the lower 32 bits alone, and alike seeds draw alike at first.
+    digest = hashlib.blake2b(f"{seed}/{number}".encode(), digest_size=4).digest()
+    return int.from_bytes(digest, "little")
+
+
+def choose(logits_BV: Tensor, sampling: Sampling, draws: Sequence[torch.Generator]) -> Tensor:
+    """The next ids [B]: the highest logits, or one draw from what temperature, top_k and top_p leave."""
+    if sampling.temperature == 0:
+        return logits_BV.argmax(1)
+    logits_BV = logits_BV.to(torch.promote_types(logits_BV.dtype, torch.float32))
+    # From the highest down, so that no temperature is too low: exp(-inf) is 0.
+    scaled_BV = (logits_BV - logits_BV.amax(1, keepdim=True)) / sampling.temperature
+    probs_BV, ids_BV = scaled_BV.softmax(1).sort(dim=1, descending=True, stable=True)
+    sums_BV = probs_BV.cumsum(1)
+    # The token that reaches top_p is the last one taken: the sum before it is still less.
+    kept_B = ((sums_BV - probs_BV) < sampling.top_p).sum(1).clamp(1, sampling.top_k)
+    total_B1 = sums_BV.gather(1, kept_B.unsqueeze(1) - 1)
+    # Drawn on the CPU, so that every device draws the same.
+    drawn_B = torch.stack([torch.rand((), generator=draw, dtype=torch.float64) for draw in draws])
+    at_B1 = drawn_B.to(sums_BV).unsqueeze(1) * total_B1
+    rank_B = torch.minimum((sums_BV <= at_B1).sum(1), kept_B - 1)
+    return ids_BV.gather(1, rank_B.unsqueeze(1)).squeeze(1)
+
+
+class TextStream:
+    """The text of tokens as they come, in pieces that together are what decoding all of them at once would give.
+
+    A character whose bytes are spread over several tokens is held back until it is whole.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._ids: list[int] = []
+        self._start = self._read = 0
+        """Ids before _start are done with; those up to _read are told, and decoded again because text may depend on
+        what stands before it (such as a first space)."""
+        self._told = 0
+        """Characters that are told of what follows _read."""
+
+    def add(self, token: int) -> str:
+        """What the token makes certain."""
+        self._ids.append(token)
+        text = self._new_text()
+        # A character has at most 4 bytes, so that at most the last 3 may still become one.
+        certain = text[:-3] + text[-3:].rstrip(_REPLACEMENT)
+        piece, self._told = certain[self._told :], max(self._told, len(certain))
+        if certain == text:
+            self._start, self._read, self._told = self._read, len(self._ids), 0
+        return piece
+
+    def end(self) -> str:
+        """What is left: bytes that are no character."""
+        return self._new_text()[self._told :]
+
+    def _new_text(self) -> str:
+        before = self._tokenizer.decode(self._ids[self._start : self._read])
+        return self._tokenizer.decode(self._ids[self._start :])[len(before) :]
+
+
+@dataclass
+class Answer:
+    """What followed one prompt."""
+
+    tokens: list[int]
+    text: str
+    ended: bool
+    """By a stop token; else max_new_tokens or max_seq_len cut it off."""
+
+
+def stream_answers(
+    decoder: Decoder,
+    tokenizer: Tokenizer,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    stop_token_ids: Iterable[int],
+    *,
+    first_number: int = 0,
+    agree: Callable[[Tensor], None] | None = None,
+) -> Iterator[tuple[int, str, Answer | None]]:
+    """(which prompt, the next piece of its text, the whole answer once it is there), as they come. See generate."""
+    streams = [TextStream(tokenizer) for _ in prompts]
+    tokens: list[list[int]] = [[] for _ in prompts]
+    texts = ["" for _ in prompts]
+    open_rows = set(range(len(prompts)))
+
+    def told(row: int, piece: str, *, ends: bool) -> tuple[int, str, Answer | None]:
+        texts[row] += piece
+        if not ends:
+            return row, piece, None
+        open_rows.discard(row)
+        most = room(len(prompts[row]), sampling, decoder.max_seq_len)
+        return row, piece, Answer(tokens[row], texts[row], ended=len(tokens[row]) < most)
+
+    for new in generate(decoder, prompts, sampling, stop_token_ids, first_number=first_number, agree=agree):
+        for row in sorted(open_rows):
+            token = new[row]
+            if token is None:
+                yield told(row, streams[row].end(), ends=True)
+            else:
+                tokens[row].append(token)
+                yield told(row, streams[row].add(token), ends=False)
+    for row in sorted(open_rows):
+        yield told(row, streams[row].end(), ends=True)

@@ -1,0 +1,135 @@
+"""Tensors written as safetensors files with an index, a few rows in memory at a time; killed, it goes on."""
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import BinaryIO, Literal, Protocol
+
+import torch
+from tqdm import tqdm
+
+from train.pretrained import INDEX
+from train.raw_rows import PIECE_BYTES
+from train.safetensors_file import BYTES, header
+
+Precision = Literal["fp32", "bf16"]
+
+MAX_SHARD_BYTES = 5_000_000_000
+_WRITE_BYTES = 1 << 16
+"""Of one call. For larger ones ext4 takes larger folios, which cost up to eight times as much where the machine's
+memory is in pieces, or virtual and new."""
+DTYPES: dict[Precision, tuple[torch.dtype, str]] = {"fp32": (torch.float32, "F32"), "bf16": (torch.bfloat16, "BF16")}
+"""torch's dtype of a precision, and safetensors' name for it."""
+
+
+class TensorSource(Protocol):
+    """Where tensors to write come from: a checkpoint, or a base with an adapter merged into it."""
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Of every tensor, by name."""
+        ...
+
+    @property
+    def files(self) -> Sequence[Path]:
+        """What the values come from: while these are the same, so are the values."""
+        ...
+
+    def rows(self, name: str, start: int, stop: int, out: torch.Tensor) -> None:
+        """Puts rows [start, stop) into `out` [stop - start, ...], in whatever dtype that has.
+
+        Raises ConfigError when they cannot be had.
+        """
+        ...
+
+
+def n_bytes(shape: tuple[int, ...], precision: Precision) -> int:
+    return math.prod(shape) * BYTES[DTYPES[precision][1]]
+
+
+def row_blocks(shape: tuple[int, ...], itemsize: int) -> Iterator[tuple[int, int]]:
+    """[start, stop) of the rows that are held in memory at a time."""
+    step = max(1, PIECE_BYTES // (math.prod(shape[1:]) * itemsize))
+    for start in range(0, shape[0], step):
+        yield start, min(start + step, shape[0])
+
+
+def write_weights(
+    source: TensorSource,
+    folder: Path,
+    shapes: Mapping[str, tuple[int, ...]],
+    precision: Precision,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> None:
+    """Writes the tensors of `shapes`, in that order, and the index. Tensors that are in the folder already stay."""
+    shards = list(cut(shapes, precision, max_shard_bytes))
+    total = sum(n_bytes(shape, precision) for shape in shapes.values())
+    weight_map = {}
+    with tqdm(total=total, unit="B", unit_scale=True, desc="export", disable=None) as progress:
+        for number, names in enumerate(shards, start=1):
+            file = folder / f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+            weight_map |= dict.fromkeys(names, file.name)
+            if file.exists():
+                progress.update(sum(n_bytes(shapes[name], precision) for name in names))
+                continue
+            part = file.with_suffix(".part")
+            write_file(source, part, {name: shapes[name] for name in names}, precision, progress)
+            part.rename(file)
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    write_json(folder / INDEX, index)
+
+
+def cut(shapes: Mapping[str, tuple[int, ...]], precision: Precision, max_bytes: int) -> Iterator[list[str]]:
+    """The names that go into each file, in order; a tensor larger than a file may be has one of its own."""
+    names: list[str] = []
+    size = 0
+    for name, shape in shapes.items():
+        more = n_bytes(shape, precision)
+        if names and size + more > max_bytes:
+            yield names
+            names, size = [], 0
+        names.append(name)
+        size += more
+    yield names
+
+
+def write_file(
+    source: TensorSource, path: Path, shapes: Mapping[str, tuple[int, ...]], precision: Precision, progress: tqdm
+) -> None:
+    """Writes one safetensors file; what a killed call has finished of its tensors stays."""
+    begin = header(shapes, DTYPES[precision][1])
+    with path.open("r+b" if path.exists() else "w+b") as stream:
+        there = stream.seek(0, 2)
+        if there < len(begin):
+            stream.seek(0)
+            stream.write(begin)
+        end = len(begin)
+        for name, shape in shapes.items():
+            end += n_bytes(shape, precision)
+            if there < end:
+                # Of a tensor that was cut off nothing is kept.
+                stream.seek(end - n_bytes(shape, precision))
+                _write_tensor(source, stream, name, shape, precision, progress)
+            else:
+                progress.update(n_bytes(shape, precision))
+        stream.truncate(end)
+
+
+def _write_tensor(
+    source: TensorSource, stream: BinaryIO, name: str, shape: tuple[int, ...], precision: Precision, progress: tqdm
+) -> None:
+    dtype = DTYPES[precision][0]
+    blocks = list(row_blocks(shape, dtype.itemsize))
+    block = torch.empty(blocks[0][1], *shape[1:], dtype=dtype)
+    for start, stop in blocks:
+        rows = block[: stop - start]
+        source.rows(name, start, stop, rows)
+        data = memoryview(rows.view(-1).view(torch.uint8).numpy().data)
+        for first in range(0, len(data), _WRITE_BYTES):
+            stream.write(data[first : first + _WRITE_BYTES])
+        progress.update(len(data))
+
+
+def write_json(path: Path, contents: Mapping[str, object]) -> None:
+    path.write_text(json.dumps(contents, indent=2) + "\n", encoding="utf-8")

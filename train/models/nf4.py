@@ -1,0 +1,86 @@
+"""Frozen weights in 4 bits (NF4 of QLoRA, Dettmers et al. 2023), by bitsandbytes, in a form that FSDP2 shards.
+
+A row of N numbers becomes N/2 bytes of codes and, for each 64 numbers, the largest of their absolute values in fp32: 36
+bytes for 64. Rows lie in a tensor of the dtype that the model computes in, [M, N * 36 / 64 / itemsize]: a unit of FSDP2
+has one floating dtype, and a cast would ruin the bytes. So rows can be cut anywhere, and each rank packs its own.
+What a product needs is unpacked before it, once in forward and once in backward, and kept by nobody.
+Shapes: T tokens, N inputs, M outputs, P numbers of a packed row.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from train.models.config import NF4_WEIGHTS
+
+_BLOCK = 64
+_BYTES = 36
+"""Of a block: 32 of codes, 4 of its largest absolute value."""
+
+
+def pack(weight_MN: Tensor, dtype: torch.dtype) -> Tensor:
+    """[M, P] of the dtype. N must be a multiple of 64."""
+    import bitsandbytes.functional as bnb
+
+    M, N = weight_MN.shape
+    codes, state = bnb.quantize_4bit(weight_MN.float().flatten(), blocksize=_BLOCK, quant_type="nf4")
+    largest = state.absmax.float().view(M, N // _BLOCK)
+    return torch.cat((codes.view(M, N // 2), largest.view(torch.uint8)), dim=1).view(dtype)
+
+
+def unpack(packed_MP: Tensor, dtype: torch.dtype) -> Tensor:
+    """[M, N], rounded to NF4."""
+    import bitsandbytes.functional as bnb
+
+    bytes_M = packed_MP.detach().contiguous().view(torch.uint8)
+    shape = torch.Size((bytes_M.shape[0], bytes_M.shape[1] // _BYTES * _BLOCK))
+    codes, largest = bytes_M.split((shape[1] // 2, shape[1] // _BLOCK * 4), dim=1)
+    state = bnb.QuantState(
+        absmax=largest.contiguous().view(torch.float32).flatten(),
+        shape=shape,
+        code=bnb.get_4bit_type("nf4", device=str(packed_MP.device)),
+        blocksize=_BLOCK,
+        quant_type="nf4",
+        dtype=dtype,
+    )
+    return bnb.dequantize_4bit(codes.reshape(-1, 1), state).view(shape)
+
+
+def pack_parameters(model: nn.Module, dtype: torch.dtype) -> None:
+    """Puts empty packed parameters in the place of the blocks' large weights of a model on meta."""
+    for path, module in model.named_modules():
+        for name, param in list(module.named_parameters(recurse=False)):
+            if f"{path}.{name}".endswith(NF4_WEIGHTS):
+                columns = param.shape[1] // _BLOCK * _BYTES // dtype.itemsize
+                packed = torch.empty(param.shape[0], columns, dtype=dtype, device=param.device)
+                setattr(module, name, nn.Parameter(packed, requires_grad=False))
+                module.packed = True  # pyright: ignore[reportArgumentType]
+
+
+def packed_linear(x_TN: Tensor, packed_MP: Tensor) -> Tensor:
+    """x W^T, in autocast's dtype where that is on."""
+    device = x_TN.device.type
+    if torch.is_autocast_enabled(device):
+        x_TN = x_TN.to(torch.get_autocast_dtype(device))
+    return _PackedLinear.apply(x_TN, packed_MP)  # pyright: ignore[reportReturnType]
+
+
+class _PackedLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_TN: Tensor, packed_MP: Tensor) -> Tensor:
+        ctx.save_for_backward(packed_MP)
+        return torch.mm(x_TN, unpack(packed_MP, x_TN.dtype).t())
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        (packed_MP,), (dy_TM,) = ctx.saved_tensors, grad_outputs
+        return torch.mm(dy_TM, unpack(packed_MP, dy_TM.dtype)), None
+
+
+def rows_at_a_time(shape: tuple[int, ...]) -> int:
+    """How many rows of a weight to pack at once: 64 MB of them in fp32."""
+    return max(1, (1 << 24) // math.prod(shape[1:]))
