@@ -50,7 +50,7 @@ def make_checkpoint(folder: Path, gigabytes: float, d_model: int, ranks: int) ->
     from torch.distributed.checkpoint.filesystem import FileSystemWriter
     from torch.distributed.checkpoint.state_dict_saver import save
 
-    from train.checkpoint import PREFIX
+    from train.checkpoint_reader import PREFIX
     from train.plan import parameter_shapes
     from train.reader import load_config
 
@@ -111,7 +111,7 @@ def measure(folder: Path, precision: str, rounds: int) -> dict[str, Any]:
 _SIDE = """\
 import re, shutil, sys, time
 from pathlib import Path
-from train.hf import export
+from train.hf.export import export
 
 def status(key):
     return int(re.search(rf"{key}:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024

@@ -27,8 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if str(ROOT) not in sys.path:
         sys.path.insert(0, str(ROOT))
     from data.errors import ConfigError
-    from train.adapter import export_peft
-    from train.hf import export, find_checkpoint
+    from train.hf.adapter import export_peft
+    from train.hf.export import export, find_checkpoint
 
     try:
         checkpoint = find_checkpoint(args.composer_path)

@@ -61,12 +61,12 @@ def _evaluate(args: argparse.Namespace) -> None:
     if args.json is not None and not os.access(args.json.parent, os.W_OK):
         raise ConfigError(f"--json is {str(args.json)!r}, but its folder cannot be written")
 
-    from train.ask import read_questions
+    from train.generation.ask import read_questions
 
     questions = read_questions(args.exact_match, with_answers=True) if args.exact_match is not None else []
 
-    from train.decoders import is_exported, open_model
-    from train.evaluate import exact_match, exact_match_result, keep, read_kept, rows_of, run_tasks
+    from train.generation.decoders import is_exported, open_model
+    from train.generation.evaluate import exact_match, exact_match_result, keep, read_kept, rows_of, run_tasks
 
     exported = is_exported(args.folder)
     if exported:

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 ROOT = Path(__file__).resolve().parents[1]
 
 if TYPE_CHECKING:
-    from train.ask import Question
-    from train.decoders import Opened
-    from train.sampling import Sampling
+    from train.generation.ask import Question
+    from train.generation.decoders import Opened
+    from train.generation.sampling import Sampling
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -78,8 +78,8 @@ def _generate(args: argparse.Namespace) -> None:
     if args.file is not None and args.chat and args.file.suffix == ".jsonl":
         raise ConfigError("--chat is given, but a .jsonl says itself what is a conversation: write {messages} there")
 
-    from train.ask import as_question, question_text, read_questions
-    from train.sampling import Sampling
+    from train.generation.ask import as_question, question_text, read_questions
+    from train.generation.sampling import Sampling
 
     names = ("max_new_tokens", "temperature", "top_k", "top_p", "seed")
     try:
@@ -92,7 +92,7 @@ def _generate(args: argparse.Namespace) -> None:
             as_question(question_text(question), chat=True, system_prompt=args.system_prompt) for question in questions
         ]
 
-    from train.decoders import open_model
+    from train.generation.decoders import open_model
 
     opened = open_model(args.folder, args.precision)
     print(opened.said, file=sys.stderr)
@@ -114,7 +114,7 @@ def _check_output(output: Path) -> None:
 def _answer(
     opened: "Opened", questions: "list[Question]", sampling: "Sampling", batch_size: int, output: Path | None
 ) -> None:
-    from train.ask import as_json, ask, encode, question_text
+    from train.generation.ask import as_json, ask, encode, question_text
 
     prompts = encode(questions, opened, sampling)
     if output is not None:
@@ -146,7 +146,7 @@ def _answer(
 
 
 def _chat(opened: "Opened", sampling: "Sampling", system_prompt: str | None) -> None:
-    from train.ask import EXIT, NEW, chat
+    from train.generation.ask import EXIT, NEW, chat
 
     if sys.stdin.isatty():
         # Arrow keys and earlier lines.

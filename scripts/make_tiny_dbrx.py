@@ -22,10 +22,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.path.insert(0, str(ROOT))
     from data.errors import ConfigError, DataError
     from data.tokenizer import build_tokenizer
-    from train.adapter import DrawnWeights
-    from train.hf import TORCH_DTYPES
-    from train.hf_config import config_json
-    from train.hf_weights import write_json, write_weights
+    from train.hf.adapter import DrawnWeights
+    from train.hf.config import config_json
+    from train.hf.export import TORCH_DTYPES
+    from train.hf.weights import write_json, write_weights
     from train.reader import load_config
 
     part = args.folder.absolute().with_name(f".{args.folder.name}.part")

@@ -1,5 +1,5 @@
 """Exports a small random DBRX and proves the folder right with every transformers that matters, each in its own
-environment: what train/verify.py shows with the installed one holds for older and newer ones.
+environment: what train/hf/verify.py shows with the installed one holds for older and newer ones.
 """
 
 import argparse
@@ -12,7 +12,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 VERSIONS = ("4.53", "4.57", "5.23")
 NEEDED = ("torch", "numpy", "omegaconf", "psutil", "pyyaml", "tqdm", "jinja2", "safetensors")
-"""By train/verify.py, beside transformers; in the versions that are installed here."""
+"""By train/hf/verify.py, beside transformers; in the versions that are installed here."""
 CONFIG = """\
 run_name: verify-exports
 max_seq_len: 64
@@ -51,7 +51,7 @@ def write_run(folder: Path) -> None:
     from torch.distributed.checkpoint.state_dict_saver import save
 
     from data.tokenizer import build_tokenizer
-    from train.checkpoint import PREFIX
+    from train.checkpoint_reader import PREFIX
     from train.models.dbrx import DbrxForCausalLM
     from train.models.init import initialise
     from train.reader import load_config
@@ -70,8 +70,8 @@ def write_run(folder: Path) -> None:
 def export_both(folder: Path) -> None:
     import shutil
 
-    from train.hf import export
-    from train.hf_weights import DTYPES
+    from train.hf.export import export
+    from train.hf.weights import DTYPES
 
     for precision in DTYPES:
         shutil.rmtree(folder / precision, ignore_errors=True)
@@ -80,12 +80,19 @@ def export_both(folder: Path) -> None:
 
 def check(number: str, folder: Path) -> bool:
     """Says what was shown, or what is wrong."""
-    from train.hf_weights import DTYPES
+    from train.hf.weights import DTYPES
 
     python = environment(number, folder / f"transformers-{number}")
     right = True
     for precision in DTYPES:
-        command = [str(python), "-m", "train.verify", str(folder / precision), "--composer_path", str(folder / "run")]
+        command = [
+            str(python),
+            "-m",
+            "train.hf.verify",
+            str(folder / precision),
+            "--composer_path",
+            str(folder / "run"),
+        ]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         print(f"transformers {number}, {precision}\n{done.stdout if done.returncode == 0 else done.stderr}", flush=True)
         right &= done.returncode == 0

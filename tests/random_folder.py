@@ -7,12 +7,12 @@ import torch
 import torch.distributed as dist
 
 from train.config import FSDPConfig
-from train.hf_config import config_json
-from train.hf_weights import Precision, write_json, write_weights
+from train.hf.config import config_json
+from train.hf.pretrained import PretrainedFolder
+from train.hf.weights import Precision, write_json, write_weights
 from train.models.config import AttnConfig, FFNConfig, ModelConfig
 from train.parallel import build_model
 from train.plan import parameter_shapes
-from train.pretrained import PretrainedFolder
 
 
 def model_of(n_bytes: float, d_model: int, vocab_size: int = 512) -> ModelConfig:

@@ -6,7 +6,7 @@ from test_export import CONFIG, MODEL, save_checkpoint
 
 from data.config import TokenizerConfig, TokenizerKwargs
 from data.tokenizer import build_tokenizer
-from train.hf import export
+from train.hf.export import export
 from train.models.dbrx import DbrxForCausalLM
 from train.models.init import initialise
 

@@ -11,10 +11,10 @@ from small_export import write_export, write_run
 
 from data.errors import ConfigError, DataError
 from data.examples import PromptResponse
-from train.ask import as_question, ask, chat, encode, encode_one, in_order, read_questions
-from train.decoders import open_model
-from train.generate import Answer, generate
-from train.sampling import Sampling
+from train.generation.ask import as_question, ask, chat, encode, encode_one, in_order, read_questions
+from train.generation.decoders import open_model
+from train.generation.generate import Answer, generate
+from train.generation.sampling import Sampling
 
 ROOT = Path(__file__).resolve().parents[1]
 SHORT = Sampling(max_new_tokens=8)
@@ -218,7 +218,7 @@ def test_folders_that_are_no_model_are_told(exported, tmp_path):
 
 
 def test_a_model_that_does_not_fit_is_refused_before_it_is_read(run, exported, monkeypatch):
-    monkeypatch.setattr("train.decoders.available_memory", lambda: 1e5)
+    monkeypatch.setattr("train.generation.decoders.available_memory", lambda: 1e5)
     for folder in (run, exported):
         with pytest.raises(ConfigError, match=r"needs 0.0 GB in fp32, but .* has 0.0 GB: take a larger one"):
             open_model(folder)

@@ -13,10 +13,10 @@ from small_export import write_export, write_run
 
 from data.errors import ConfigError, DataError
 from data.examples import PromptResponse
-from train.ask import as_question, ask, encode, read_questions
-from train.decoders import open_model
-from train.evaluate import MARKER, exact_match, exact_match_result, keep, run_tasks, with_section
-from train.sampling import Sampling
+from train.generation.ask import as_question, ask, encode, read_questions
+from train.generation.decoders import open_model
+from train.generation.evaluate import MARKER, exact_match, exact_match_result, keep, run_tasks, with_section
+from train.generation.sampling import Sampling
 
 ROOT = Path(__file__).resolve().parents[1]
 QUESTIONS = ["Sort: ba", "Reverse: xyz", "Sort: cab", "Count: 3", "Reverse: qr", "x"]

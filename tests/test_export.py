@@ -20,10 +20,10 @@ from torch.distributed.tensor import Shard, distribute_tensor
 from data.config import TokenizerConfig, TokenizerKwargs
 from data.errors import ConfigError
 from data.tokenizer import build_tokenizer
-from train.checkpoint import PREFIX
-from train.hf import export, find_checkpoint
-from train.hf_config import config_json
-from train.hf_weights import MAX_SHARD_BYTES, cut
+from train.checkpoint_reader import PREFIX
+from train.hf.config import config_json
+from train.hf.export import export, find_checkpoint
+from train.hf.weights import MAX_SHARD_BYTES, cut
 from train.models.config import AttnConfig, FFNConfig, ModelConfig
 from train.models.dbrx import DbrxForCausalLM
 from train.models.init import initialise

@@ -22,13 +22,13 @@ from test_export import MODEL
 
 from data.errors import ConfigError
 from data.locks import exclusive
-from train.checkpoint import PREFIX, CheckpointReader
+from train.checkpoint_reader import PREFIX, CheckpointReader
 from train.config import FSDPConfig
-from train.hf import export
-from train.model_card import model_card
+from train.hf.export import export
+from train.hf.model_card import model_card
+from train.hf.pretrained import PretrainedFolder
 from train.parallel import build_model
 from train.plan import parameter_shapes
-from train.pretrained import PretrainedFolder
 from train.reader import load_saved_config, to_yaml
 
 
@@ -109,7 +109,7 @@ def test_a_disk_that_fills_up_keeps_what_is_written(run: Path, tmp_path: Path, m
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr("train.hf_weights._write_tensor", full)
+        patch.setattr("train.hf.weights._write_tensor", full)
         said = r"out cannot be written: No space left on device; what is written stays in \S+/.out.part, and the same"
         with pytest.raises(ConfigError, match=said):
             export(run, tmp_path / "out")
@@ -139,7 +139,7 @@ def test_no_more_than_some_rows_are_in_memory(run: Path, tmp_path: Path, monkeyp
         rows(self, name, start, stop, out)
 
     monkeypatch.setattr(CheckpointReader, "rows", measuring)
-    monkeypatch.setattr("train.hf_weights.PIECE_BYTES", 1000)
+    monkeypatch.setattr("train.hf.weights.PIECE_BYTES", 1000)
     export(run, tmp_path / "out")
     assert max(sizes) <= 1000
     assert sum(sizes) == 4 * sum(torch.Size(shape).numel() for shape in parameter_shapes(MODEL).values())

@@ -9,12 +9,12 @@ from small_export import write_export, write_run
 from test_export import MODEL, save_checkpoint
 from toy_tokenizer import ToyTokenizer
 
-from train.decoders import open_model
-from train.generate import DbrxDecoder, TextStream, choose, generate, stream_answers
+from train.generation.decoders import open_model
+from train.generation.generate import DbrxDecoder, TextStream, choose, generate, stream_answers
+from train.generation.sampling import Sampling
 from train.models.config import LoraConfig
 from train.models.dbrx import DbrxForCausalLM
 from train.models.lora import add_lora
-from train.sampling import Sampling
 
 BASE = "pretrained_model_name_or_path"
 

@@ -14,12 +14,12 @@ from torch.distributed.tensor import DTensor
 from toy_run import write_toy_run
 
 from data.errors import ConfigError
-from train.ask import as_question, ask, encode
 from train.callbacks.generate import _log_table
-from train.decoders import open_model
 from train.fit import fit
+from train.generation.ask import as_question, ask, encode
+from train.generation.decoders import open_model
+from train.generation.sampling import Sampling
 from train.reader import load_config
-from train.sampling import Sampling
 
 PROMPTS = ["amber birch\n", "x"]
 GENERATE = f"callbacks.generate={{prompts: {json.dumps(PROMPTS)}, interval: 4ba, max_new_tokens: 12}}"

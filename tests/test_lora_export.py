@@ -16,12 +16,13 @@ from test_resume import run
 from toy_run import write_toy_run
 
 from data.errors import ConfigError
-from train.adapter import DrawnWeights, MergedWeights, PeftWeights, export_peft, frozen_weights, whole_weights
-from train.checkpoint import CheckpointReader, checkpoints
-from train.hf import export
+from train.checkpoint import checkpoints
+from train.checkpoint_reader import CheckpointReader
+from train.hf.adapter import DrawnWeights, MergedWeights, PeftWeights, export_peft, frozen_weights, whole_weights
+from train.hf.export import export
+from train.hf.pretrained import PretrainedFolder
 from train.models.dbrx import DbrxForCausalLM
 from train.models.lora import add_lora, is_adapter
-from train.pretrained import PretrainedFolder
 from train.reader import load_config, load_saved_config
 
 ROOT = Path(__file__).parents[1]

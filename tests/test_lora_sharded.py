@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 from toy_run import write_toy_run
 
-from train.checkpoint import CheckpointReader, checkpoints
+from train.checkpoint import checkpoints
+from train.checkpoint_reader import CheckpointReader
 from train.config import FSDPConfig
 from train.models.config import AttnConfig, FFNConfig, LoraConfig, ModelConfig
 from train.plan import adapter_shapes

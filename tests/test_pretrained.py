@@ -13,9 +13,9 @@ from stock_folder import SHAPE, make_stock_model, write_stock_folder
 
 from data.errors import ConfigError
 from train.config import FSDPConfig
+from train.hf.pretrained import PretrainedFolder, read_values
 from train.models.config import ModelConfig
 from train.parallel import build_model
-from train.pretrained import PretrainedFolder, read_values
 from train.reader import load_saved_config, to_yaml
 
 FIELD = "model.pretrained_model_name_or_path"
@@ -46,7 +46,7 @@ def test_rows_are_those_of_the_files(tmp_path: Path, dtype: torch.dtype) -> None
 
 
 def test_rows_come_in_pieces(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("train.raw_rows.PIECE_BYTES", 7 * 32 * 4)
+    monkeypatch.setattr("train.hf.raw_rows.PIECE_BYTES", 7 * 32 * 4)
     stock, out = make_stock_model(), torch.empty(97, 32)
     PretrainedFolder.open(str(folder)).rows("lm_head.weight", 0, 97, out)
     assert torch.equal(out, stock.lm_head.weight)

@@ -15,9 +15,9 @@ from small_export import write_run
 from test_export import save_checkpoint
 
 from data.errors import ConfigError
-from train.hf import export
+from train.hf.export import export
+from train.hf.verify import main, verify
 from train.models import moe
-from train.verify import main, verify
 
 ROOT = Path(__file__).resolve().parents[1]
 INDEX = "model.safetensors.index.json"
@@ -173,7 +173,7 @@ def test_a_wrong_export_does_not_appear(run: Path, tmp_path: Path, monkeypatch: 
 
 
 def test_it_runs_alone_and_tells_an_error_in_one_line(run: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "train.verify", str(tmp_path), "--composer_path", str(run)]
+    command = [sys.executable, "-m", "train.hf.verify", str(tmp_path), "--composer_path", str(run)]
     ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert ran.returncode == 2
     assert ran.stderr.strip().splitlines()[-1] == "error: config.json cannot be read: No such file or directory"

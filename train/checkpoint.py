@@ -5,38 +5,26 @@ export or another machine needs nothing else. It is written to, and anything in 
 for it has been accepted in all its parts.
 """
 
-import io
-import math
 import os
 import re
 import shutil
-import struct
 import tempfile
 import time
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, TensorStorageMetadata
 
 from data.errors import ConfigError
 from data.tokenizer import Tokenizer
+from train.checkpoint_reader import CheckpointReader
 from train.config import TrainConfig
-from train.models.config import LoraConfig, ModelConfig
-from train.models.lora import is_adapter
-from train.plan import adapter_shapes, parameter_shapes
-from train.pretrained import KEY
-from train.raw_rows import read_rows
+from train.hf.pretrained import KEY
 from train.reader import load_saved_config, to_yaml
-
-MODEL = "state.model."
-PREFIX = "state.model.model."
-"""Where the weights are in a Composer checkpoint: the Trainer's state, its model, and that one's attribute `model`."""
 
 RECORD = "record.jsonl"
 """In a save folder: a line {batch, rows, tokens, versions} for each checkpoint, {batch, eval} for each evaluation."""
@@ -65,163 +53,6 @@ def is_complete(path: Path) -> bool:
 def first_failure(error: CheckpointException) -> str:
     """The first line of the first rank's reason."""
     return str(next(iter(error.failures.values()))[0]).partition("\n")[0]
-
-
-class _Part(io.RawIOBase):
-    """A part of a file as if it were one."""
-
-    def __init__(self, file: BinaryIO, offset: int, length: int) -> None:
-        self._file, self._offset, self._length, self._at = file, offset, length, 0
-
-    def seekable(self) -> bool:
-        return True
-
-    def readable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._length}[whence]
-        if self._at < 0:
-            raise OSError("before the beginning")
-        return self._at
-
-    def tell(self) -> int:
-        return self._at
-
-    def read(self, size: int = -1) -> bytes:
-        left = max(self._length - self._at, 0)
-        self._file.seek(self._offset + self._at)
-        data = self._file.read(left if size < 0 else min(size, left))
-        self._at += len(data)
-        return data
-
-
-class CheckpointReader(FileSystemReader):
-    """Reads rows of a sharded checkpoint's parameters; its metadata, which lists all their pieces, is read once."""
-
-    def __init__(self, checkpoint: Path) -> None:
-        super().__init__(checkpoint)
-        self.checkpoint = checkpoint
-        self._places: dict[MetadataIndex, tuple[Path, int, int]] = {}
-        try:
-            self.metadata = super().read_metadata()
-        except Exception as error:  # a damaged pickle raises almost anything
-            raise ConfigError(f"{checkpoint / '.metadata'} cannot be read: {error}") from error
-
-    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        return self.metadata
-
-    @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Of the model's parameters, by name."""
-        stored = self.metadata.state_dict_metadata
-        return {
-            key.removeprefix(PREFIX): tuple(value.size)
-            for key, value in stored.items()
-            if key.startswith(PREFIX) and isinstance(value, TensorStorageMetadata)
-        }
-
-    @property
-    def files(self) -> list[Path]:
-        """All that it reads from."""
-        return [path for path in sorted(self.checkpoint.iterdir()) if path.is_file()]
-
-    def tensor(self, name: str) -> torch.Tensor:
-        """The whole parameter, whatever ranks its pieces came from."""
-        stored = self._stored(name)
-        whole = torch.empty(stored.size, dtype=stored.properties.dtype)
-        self.rows(name, 0, stored.size[0], whole)
-        return whole
-
-    def rows(self, name: str, start: int, stop: int, out: torch.Tensor) -> None:
-        """Reads rows [start, stop) of a parameter into `out` [stop - start, ...], in its dtype: their bytes alone.
-
-        Raises ConfigError when they cannot be read.
-        """
-        stored = self._stored(name)
-        dtype = stored.properties.dtype
-        for chunk in stored.chunks:
-            # FSDP2 cuts between rows alone: pieces lie one below the other.
-            first, last = chunk.offsets[0], chunk.offsets[0] + chunk.sizes[0]
-            low, high = max(start, first), min(stop, last)
-            if low >= high:
-                continue
-            try:
-                path, offset, length = self._place(name, chunk.offsets)
-                row_bytes = math.prod(stored.size[1:]) * dtype.itemsize
-                if length != chunk.sizes[0] * row_bytes:
-                    raise ValueError(f"a piece has {length:,} bytes")
-                read_rows(path, offset + (low - first) * row_bytes, dtype, out[low - start : high - start])
-            except (OSError, ValueError, zipfile.BadZipFile) as error:
-                raise ConfigError(f"{self.checkpoint} is damaged: {name} cannot be read: {error}") from error
-
-    def _place(self, name: str, offsets: torch.Size) -> tuple[Path, int, int]:
-        """The file, the first byte and the number of bytes of a parameter's piece, which torch.save wrote as a zip."""
-        index = MetadataIndex(PREFIX + name, offsets)
-        if index not in self._places:
-            info = self.metadata.storage_data[index]
-            path = self.checkpoint / info.relative_path
-            with path.open("rb") as file, zipfile.ZipFile(_Part(file, info.offset, info.length)) as opened:  # pyright: ignore[reportArgumentType]: what it needs of a file is there
-                (record,) = (entry for entry in opened.infolist() if entry.filename.endswith("/data/0"))
-                file.seek(info.offset + record.header_offset)
-                header = file.read(30)
-            # A zip's local header: 30 bytes, of which the last four say how long the name and the extra field are.
-            name_length, extra_length = struct.unpack("<HH", header[26:30])
-            start = info.offset + record.header_offset + 30 + name_length + extra_length
-            self._places[index] = path, start, record.file_size
-        return self._places[index]
-
-    def _stored(self, name: str) -> TensorStorageMetadata:
-        stored = self.metadata.state_dict_metadata[PREFIX + name]
-        assert isinstance(stored, TensorStorageMetadata)
-        return stored
-
-    def value(self, key: str) -> Any:
-        """What is stored that is no tensor. Raises KeyError."""
-        place = self.metadata.storage_data[MetadataIndex(key)]
-        with (self.checkpoint / place.relative_path).open("rb") as file:
-            file.seek(place.offset)
-            return torch.load(io.BytesIO(file.read(place.length)), weights_only=False)
-
-    def __contains__(self, name: str) -> bool:
-        return name in self.shapes
-
-    @property
-    def holds_adapters(self) -> bool:
-        return any(map(is_adapter, self.shapes))
-
-    def check(self, model: ModelConfig, whose: str, lora: LoraConfig | None = None) -> None:
-        """Raises ConfigError when the tensors are not those of the model (`whose` config says), or not all there.
-
-        With lora they are to be those of its adapters alone.
-        """
-        if lora is None and self.holds_adapters:
-            raise ConfigError(f"{self.checkpoint} holds adapters alone, but {whose} has no lora")
-        problems = self._tensor_problems(parameter_shapes(model) if lora is None else adapter_shapes(model, lora))
-        if problems:
-            more = f" (and {len(problems) - 10} more)" if len(problems) > 10 else ""
-            raise ConfigError(f"{self.checkpoint} does not hold the DBRX of {whose}: {'; '.join(problems[:10])}{more}")
-        needed: dict[str, int] = {}
-        for place in self.metadata.storage_data.values():
-            needed[place.relative_path] = max(needed.get(place.relative_path, 0), place.offset + place.length)
-        for name, size in sorted(needed.items()):
-            file = self.checkpoint / name
-            if not file.is_file():
-                raise ConfigError(f"{self.checkpoint} is not whole: {name} is missing")
-            if file.stat().st_size < size:
-                there = f"{file.stat().st_size:,} of {size:,} bytes"
-                raise ConfigError(f"{self.checkpoint} is not whole: {name} has {there}")
-
-    def _tensor_problems(self, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
-        stored = {key: value for key, value in self.metadata.state_dict_metadata.items() if key.startswith(MODEL)}
-        wanted = {PREFIX + name: shape for name, shape in shapes.items()}
-        problems = [f"{key.removeprefix(PREFIX)} is missing" for key in wanted if key not in stored]
-        problems += [f"{key.removeprefix(PREFIX)} is not a part of DBRX" for key in stored if key not in wanted]
-        for key, shape in wanted.items():
-            if key in stored and (found := getattr(stored[key], "size", None)) != torch.Size(shape):
-                said = "no tensor" if found is None else str(list(found))
-                problems.append(f"{key.removeprefix(PREFIX)} is {said}, not {list(shape)}")
-        return problems
 
 
 def check_start(path: Path, config: TrainConfig, key: str, *, whole_state: bool) -> None:

@@ -9,8 +9,8 @@ from typing import Literal
 
 from data.config import DataLoaderConfig, TokenizerConfig
 from data.durations import parse_duration
+from train.generation.sampling import Sampling
 from train.models.config import LoraConfig, ModelConfig
-from train.sampling import Sampling
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,7 +171,7 @@ class GenerateConfig:
     """Each prompt is what a user says, in the chat template."""
     max_new_tokens: int = 64
     temperature: float = 0.0
-    """0 always takes the likeliest token; above it is drawn, with top_k, top_p and seed as in train/sampling.py."""
+    """0 always takes the likeliest token; above it is drawn, with top_k, top_p and seed (see Sampling)."""
     top_k: int | None = None
     top_p: float = 1.0
     seed: int = 0

@@ -20,11 +20,11 @@ from train.callbacks.run_record import RunRecord
 from train.callbacks.stream_monitor import StreamMonitor
 from train.checkpoint import Start, find_start, frozen_base, furnish_save_folder, local_folder, run_name_of
 from train.config import TrainConfig
+from train.hf.pretrained import KEY, PretrainedFolder
 from train.lm import DbrxForComposer
 from train.models.experts import resolve_moe_impl
 from train.models.layout import resolve_attn_impl
 from train.parallel import Weights, build_model
-from train.pretrained import KEY, PretrainedFolder
 from train.reader import check_vocab
 from train.run_plan import RunData, open_data
 from train.trainer import build_trainer

@@ -71,7 +71,7 @@ def _prepare(config: TrainConfig) -> None:
     from data.rows import check_source, open_streams
     from data.tokenizer import build_tokenizer
     from train.checkpoint import find_start, local_folder, run_name_of
-    from train.pretrained import PretrainedFolder
+    from train.hf.pretrained import PretrainedFolder
     from train.run_plan import open_data
 
     loaders = {"train_loader": config.train_loader, "eval_loader": config.eval_loader}

@@ -14,10 +14,10 @@ from rich.table import Table
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from data.errors import ConfigError
-from train.ask import question_text, read_questions
 from train.config import TrainConfig
-from train.decoders import TransformersDecoder, open_model
-from train.evaluate import exact_match, exact_match_result, keep
+from train.generation.ask import question_text, read_questions
+from train.generation.decoders import TransformersDecoder, open_model
+from train.generation.evaluate import exact_match, exact_match_result, keep
 from train.models.dbrx import DbrxForCausalLM
 from train.models.init import initialise
 

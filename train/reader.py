@@ -15,9 +15,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from data.errors import ConfigError
 from train.config import TrainConfig
-from train.hf_config import at, contradictions
+from train.hf.config import at, contradictions
+from train.hf.pretrained import KEY, read_values
 from train.models.config import PRESETS, ModelConfig
-from train.pretrained import KEY, read_values
 from train.typed import Builder, join, near, show
 
 _RESOLVER = re.compile(r"\$\{\s*[\w.]+\s*:")

@@ -7,11 +7,11 @@ from composer.utils import dist
 from data.durations import Clock
 from data.errors import ConfigError, DataError
 from data.tokenizer import Tokenizer
-from train.ask import as_question, encode_one
 from train.config import TrainConfig
-from train.generate import DbrxDecoder, stream_answers
+from train.generation.ask import as_question, encode_one
+from train.generation.generate import DbrxDecoder, stream_answers
+from train.generation.sampling import Sampling, room
 from train.lm import DbrxForComposer
-from train.sampling import Sampling, room
 
 COLUMNS = ["batch", "prompt", "response"]
 

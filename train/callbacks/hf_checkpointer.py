@@ -13,8 +13,8 @@ from data.durations import Clock
 from data.errors import ConfigError
 from train.checkpoint import batch_of, checkpoints, fill_in
 from train.config import TrainConfig
-from train.hf import export
-from train.hf_weights import Precision
+from train.hf.export import export
+from train.hf.weights import Precision
 
 _POLL_SECONDS = 0.5
 _KEY = "callbacks.hf_checkpointer"

@@ -11,7 +11,7 @@ from composer.utils import dist
 from data.curriculum import Plan
 from train.callbacks.stream_monitor import StreamMonitor
 from train.checkpoint import RECORD
-from train.model_card import versions
+from train.hf.model_card import versions
 
 
 class RunRecord(Callback):

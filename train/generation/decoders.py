@@ -12,12 +12,12 @@ from torch import Tensor
 from data.config import TokenizerConfig
 from data.errors import ConfigError
 from data.tokenizer import Tokenizer, build_tokenizer
-from train.generate import DbrxDecoder, Decoder
-from train.hf import find_checkpoint, open_run
+from train.generation.generate import DbrxDecoder, Decoder
+from train.hf.export import find_checkpoint, open_run
+from train.hf.pretrained import KEY, PretrainedFolder
 from train.models.config import ModelConfig
 from train.models.dbrx import DbrxForCausalLM
 from train.plan import GB, available_memory, parameter_shapes
-from train.pretrained import KEY, PretrainedFolder
 
 Precision = Literal["fp32", "bf16"]
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from data.tokenizer import Tokenizer
+from train.generation.sampling import Sampling, room
 from train.models.dbrx import DbrxForCausalLM
 from train.models.kv_cache import KVCache
-from train.sampling import Sampling, room
 
 _REPLACEMENT = "\ufffd"
 

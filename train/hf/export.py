@@ -14,12 +14,13 @@ from typing import Any, NamedTuple
 
 from data.errors import ConfigError
 from data.locks import exclusive_unless
-from train.adapter import whole_weights
-from train.checkpoint import CheckpointReader, checkpoints
+from train.checkpoint import checkpoints
+from train.checkpoint_reader import CheckpointReader
 from train.config import TrainConfig
-from train.hf_config import config_json
-from train.hf_weights import MAX_SHARD_BYTES, Precision, TensorSource, n_bytes, write_json, write_weights
-from train.model_card import model_card
+from train.hf.adapter import whole_weights
+from train.hf.config import config_json
+from train.hf.model_card import model_card
+from train.hf.weights import MAX_SHARD_BYTES, Precision, TensorSource, n_bytes, write_json, write_weights
 from train.plan import parameter_shapes
 from train.reader import load_saved_config
 
@@ -51,8 +52,8 @@ def export(
 ) -> None:
     """Writes the sharded checkpoint (or the newest in a save folder) as a model that transformers loads from `output`.
 
-    It appears there when it is whole and, with verify, has been proven right (see train/verify.py). Until then it grows
-    in a hidden folder beside, where a later call with the same arguments goes on after a kill or a full disk.
+    It appears there when it is whole and, with verify, has been proven right (see train/hf/verify.py). Until then it
+    grows in a hidden folder beside, where a later call with the same arguments goes on after a kill or a full disk.
 
     Raises ConfigError, and leaves no output, when the checkpoint or what belongs beside it is not there or not whole,
     when its tensors are not those of a stock DBRX of its config, when the output cannot be written or is not empty, and
@@ -171,7 +172,7 @@ def _prove(part: Path, checkpoint: Path, output: Path) -> None:
     # A rank's place in a run is none of its business, and neither are GPUs.
     env = {key: value for key, value in os.environ.items() if key not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
     env |= {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": os.pathsep.join(filter(None, [root, env.get("PYTHONPATH")]))}
-    command = [sys.executable, "-m", "train.verify", str(part), "--composer_path", str(checkpoint)]
+    command = [sys.executable, "-m", "train.hf.verify", str(part), "--composer_path", str(checkpoint)]
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     if done.returncode:
         said = done.stderr.rpartition("error: ")[2].strip() or done.stdout

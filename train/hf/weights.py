@@ -9,9 +9,9 @@ from typing import BinaryIO, Literal, Protocol
 import torch
 from tqdm import tqdm
 
-from train.pretrained import INDEX
-from train.raw_rows import PIECE_BYTES
-from train.safetensors_file import BYTES, header
+from train.hf.pretrained import INDEX
+from train.hf.raw_rows import PIECE_BYTES
+from train.hf.safetensors_file import BYTES, header
 
 Precision = Literal["fp32", "bf16"]
 

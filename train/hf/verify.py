@@ -1,7 +1,7 @@
 """The proof that an exported folder is right, from its files alone and with stock transformers.
 
-`python -m train.verify FOLDER --composer_path CHECKPOINT`, in any environment with transformers 4.53 or newer. Nothing
-is held in memory beside one block of the model, so that it works for the 132B as well.
+`python -m train.hf.verify FOLDER --composer_path CHECKPOINT`, in any environment with transformers 4.53 or newer.
+Nothing is held in memory beside one block of the model, so that it works for the 132B as well.
 """
 
 import argparse
@@ -18,17 +18,17 @@ import transformers
 from torch import Tensor, nn
 
 from data.errors import ConfigError
-from train.hf import TORCH_DTYPES, Run, open_run
-from train.hf_config import config_json
-from train.hf_weights import DTYPES, Precision, row_blocks
+from train.hf.config import config_json
+from train.hf.export import TORCH_DTYPES, Run, open_run
+from train.hf.pretrained import INDEX
+from train.hf.raw_rows import read_rows
+from train.hf.safetensors_file import Stored, header, read_header
+from train.hf.weights import DTYPES, Precision, row_blocks
 from train.models.config import ModelConfig
 from train.models.dbrx import DbrxBlock
 from train.models.layout import Layout, find_documents, make_layout
 from train.models.linear import Linear
 from train.plan import parameter_shapes
-from train.pretrained import INDEX
-from train.raw_rows import read_rows
-from train.safetensors_file import Stored, header, read_header
 
 TOLERANCE = 1e-4
 """Of the largest number: fp32 rounds to some 1e-6 of it."""
@@ -310,7 +310,7 @@ def _compare(theirs: Tensor, ours: Tensor, where: str) -> float:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m train.verify", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m train.hf.verify", description=__doc__)
     parser.add_argument("folder", type=Path, help="the exported folder")
     what = "the checkpoint that it was exported from, in its save folder"
     parser.add_argument("--composer_path", type=Path, required=True, help=what)

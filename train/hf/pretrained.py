@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 from data.errors import ConfigError
 from data.sources.hub_commit import REQUEST_SECONDS, first_line, quiet
 from data.sources.reach import why_offline
-from train.hf_config import contradictions, model_values
+from train.hf.config import contradictions, model_values
+from train.hf.safetensors_file import BYTES, Stored, read_header
 from train.models.config import AttnConfig, FFNConfig, ModelConfig
 from train.plan import parameter_shapes
-from train.safetensors_file import BYTES, Stored, read_header
 
 if TYPE_CHECKING:
     import torch
@@ -96,7 +96,7 @@ class PretrainedFolder:
         """
         import torch
 
-        from train.raw_rows import read_rows
+        from train.hf.raw_rows import read_rows
 
         path, stored = self.tensors[name]
         dtype = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}[stored.dtype]

@@ -12,11 +12,11 @@ from data.examples import Conversation, Example, PromptResponse, read_examples
 from data.problems import Reading
 from data.sources.lines import parse_line
 from data.tokenizer import Tokenizer
-from train.generate import Answer, stream_answers
-from train.sampling import Sampling, room
+from train.generation.generate import Answer, stream_answers
+from train.generation.sampling import Sampling, room
 
 if TYPE_CHECKING:
-    from train.decoders import Opened
+    from train.generation.decoders import Opened
 
 Question = PromptResponse | Conversation
 """What is asked is the prompt, or all messages but the last. The rest is the expected answer, empty where none is."""

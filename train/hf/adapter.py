@@ -14,13 +14,14 @@ import torch
 from tqdm import tqdm
 
 from data.errors import ConfigError
-from train.checkpoint import CheckpointReader, frozen_base
+from train.checkpoint import frozen_base
+from train.checkpoint_reader import CheckpointReader
 from train.config import TrainConfig
-from train.hf_weights import Precision, TensorSource, n_bytes, write_file, write_json
+from train.hf.pretrained import PretrainedFolder
+from train.hf.weights import Precision, TensorSource, n_bytes, write_file, write_json
 from train.models.config import LoraConfig, ModelConfig
 from train.models.init import draw_rows, init_std
 from train.plan import adapted_shapes, adapter_name, adapter_shapes, parameter_shapes
-from train.pretrained import PretrainedFolder
 from train.reader import load_saved_config
 
 PEFT_WEIGHTS = "adapter_model.safetensors"

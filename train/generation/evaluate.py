@@ -19,9 +19,9 @@ import torch
 
 from data.errors import ConfigError
 from data.sources.reach import why_offline
-from train.ask import Question, ask, encode, expected_answer
-from train.decoders import Opened, Precision, check_exported, default_precision
-from train.sampling import Sampling
+from train.generation.ask import Question, ask, encode, expected_answer
+from train.generation.decoders import Opened, Precision, check_exported, default_precision
+from train.generation.sampling import Sampling
 
 RESULTS = "evaluation.json"
 CARD = "README.md"
