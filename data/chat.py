@@ -11,7 +11,7 @@ from functools import lru_cache
 import numpy as np
 
 from data.config import DatasetConfig
-from data.errors import DataError
+from data.errors import DataError, RowError
 from data.examples import Conversation, Example, Problem, PromptResponse, Text, TokenTurns, describe
 from data.tokenizer import Tokenizer
 
@@ -27,7 +27,7 @@ class Document:
     """One example as tokens."""
 
     tokens: np.ndarray
-    """int32."""
+    """int32; unsigned and as narrow as the vocabulary for a text."""
     loss_mask: np.ndarray
     """uint8, as long as tokens: is the token trained on?"""
     is_text: bool = False
@@ -52,14 +52,24 @@ def tokenize(example: Example, tokenizer: Tokenizer, config: DatasetConfig) -> D
     """The example's tokens with what `target_prompts` and `target_responses` choose of them.
 
     A prompt and its response are joined as they are, and the tokenizer's end token follows; a conversation is what the
-    chat template makes of it; a text gets the end token and is trained on as a whole.
+    chat template makes of it; a text gets the end token and is trained on as a whole. A Problem is what only shows in
+    the tokens, or a text too large to be encoded.
 
     Raises DataError, for that is no matter of one row, when a conversation meets a tokenizer without a template, or
     one whose template does not end an answer with a special token.
     """
+    try:
+        return _tokenize(example, tokenizer, config)
+    except RowError as error:
+        return Problem(error.kind, str(error))
+
+
+def _tokenize(example: Example, tokenizer: Tokenizer, config: DatasetConfig) -> Document | Problem:
     end = np.array([tokenizer.eos_token_id], dtype=np.int32)
     if isinstance(example, Text):
-        tokens = np.concatenate([tokenizer.encode(example.text), end], dtype=np.int32)
+        # A text may be the largest thing in memory: it gets its end in no more bytes than its ids need.
+        smallest = np.min_scalar_type(tokenizer.vocab_size - 1)
+        tokens = np.concatenate([tokenizer.encode(example.text), end], dtype=smallest, casting="unsafe")
         return Document(tokens, np.ones(len(tokens), dtype=np.uint8), is_text=True)
     if isinstance(example, PromptResponse):
         response = np.concatenate([tokenizer.encode(example.response), end])

@@ -53,6 +53,17 @@ class HFKwargs:
     revision: str | None = None
     """Branch, tag or commit of a hub dataset."""
 
+    def __post_init__(self) -> None:
+        for key in ("data_dir", "data_files"):
+            _check_path(key, getattr(self, key))
+
+
+def _check_path(key: str, value: str | list[str] | None) -> None:
+    """No system call takes one with a NUL byte: each would end in a traceback of its own."""
+    for path in [value] if isinstance(value, str) else value or []:
+        if "\0" in path:
+            raise ValueError(f"{key} has {path!r}, but no path has a NUL byte (\\0) in it: remove it")
+
 
 SOURCES = ("hf_name", "local", "text")
 """The keys of which a source has one: `local` may be, or be joined by, `remote`."""
@@ -101,6 +112,8 @@ class StreamConfig:
         if isinstance(self.preprocessing_fn, dict) and set(self.preprocessing_fn) != {"prompt", "response"}:
             form = "{prompt: column, response: column}"
             raise ValueError(f"preprocessing_fn is {self.preprocessing_fn}, but a mapping must be {form}")
+        for key in ("hf_name", "local", "remote", "text"):
+            _check_path(key, getattr(self, key))
         given = self.sources()
         if len(given) > 1:
             raise ValueError(f"{given[1]} is given beside {given[0]}, but a source is one of {', '.join(SOURCES)}")
@@ -150,6 +163,7 @@ class DatasetConfig(StreamConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        _check_path("cache_dir", self.cache_dir)
         if self.max_seq_len < 2:
             raise ValueError(f"max_seq_len is {self.max_seq_len}, but a row needs at least 2 tokens to predict one")
         if re.fullmatch(r"none|all|length>=[1-9]\d*", self.target_prompts) is None:

@@ -5,6 +5,7 @@ Flags have LLM Foundry's names and meaning where it has them.
 
 import argparse
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -16,9 +17,9 @@ from urllib.parse import urlsplit
 import xxhash
 
 from data.config import DatasetConfig, HFKwargs, TokenizerConfig, TokenizerKwargs
-from data.errors import ConfigError, DataError
+from data.errors import ConfigError, DataError, said_plainly
 from data.examples import Conversation, Example, PromptResponse, Reading, Text, TokenTurns, read_examples
-from data.prepare import check_compression, prepare_into, said_plainly, what_decides, write_once
+from data.prepare import check_compression, prepare_into, what_decides, write_once
 from data.preprocessing import PREPROCESSORS, resolve_preprocessing_fn
 from data.shards import INDEX
 from data.sources import Source, open_source
@@ -36,6 +37,42 @@ COLUMNS = {
 """LLM Foundry's columns of what is not tokenized yet."""
 
 
+FLAGS = {
+    "hf_name": "--dataset",
+    "hf_kwargs.name": "--data_subset",
+    "hf_kwargs.data_dir": "--dataset",
+    "hf_kwargs.data_files": "--data_files",
+    "preprocessing_fn": "--preprocessor",
+    "prepare_workers": "--num_workers",
+    "tokenizer.name": "--tokenizer",
+    "tokenizer.kwargs.": "--tokenizer_kwargs ",
+}
+"""What a YAML file calls it, and its flag."""
+FIRST_FLAGS = {
+    **{key: f"--{key}" for key in ("compression", "max_seq_len", "packing", "target_prompts", "target_responses")},
+    "split": "--splits",
+    "text": "--path",
+}
+"""Keys that are words as well, or flags already: only where a message begins with them."""
+_KEYS = re.compile(
+    # What stands in quotes is somebody's own.
+    r"(?<!\w)'[^'\n]*'|(?<!\w)\"[^\"\n]*\"|"
+    rf"^(?P<first>{'|'.join(FIRST_FLAGS)})(?= (?:is|has) )|"
+    rf"(?<![\w.-])(?P<key>{'|'.join(map(re.escape, sorted(FLAGS, key=len, reverse=True)))})(?P<colon>: (?=[\w{{]))?"
+)
+
+
+def with_flags(text: str) -> str:
+    """An error's text with flags in the place of the keys that a YAML file would have."""
+
+    def flag(found: re.Match[str]) -> str:
+        if found["first"]:
+            return FIRST_FLAGS[found["first"]]
+        return FLAGS[found["key"]] + (" " if found["colon"] else "") if found["key"] else found[0]
+
+    return _KEYS.sub(flag, text)
+
+
 def main_of(parser: argparse.ArgumentParser, convert: Callable[[argparse.Namespace], None]) -> Callable[..., int]:
     """The main function of a converter: 0, or 2 after one line that says what is wrong."""
 
@@ -44,7 +81,7 @@ def main_of(parser: argparse.ArgumentParser, convert: Callable[[argparse.Namespa
         try:
             convert(args)
         except (ConfigError, DataError) as error:
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {with_flags(str(error))}", file=sys.stderr)
             return 2
         except KeyboardInterrupt:
             print("stopped: the same command goes on from here", file=sys.stderr)
@@ -57,7 +94,8 @@ def main_of(parser: argparse.ArgumentParser, convert: Callable[[argparse.Namespa
 def finetuning_parser(description: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description)
     _add_dataset(parser, required=True)
-    parser.add_argument("--preprocessor", help="what makes examples of rows: a registered name, or module:function")
+    maker = "what makes examples of rows: a registered name, module:function, or '{prompt: COLUMN, response: COLUMN}'"
+    parser.add_argument("--preprocessor", help=maker)
     skip = "rows are examples already; without it, and without --preprocessor, the dataset's name must be registered"
     parser.add_argument("--skip-preprocessing", action="store_true", help=skip)
     _add_output(parser)
@@ -80,7 +118,7 @@ def text_parser(description: str | None) -> argparse.ArgumentParser:
 
 
 def convert_finetuning(args: argparse.Namespace) -> None:
-    """Each split into a folder of its own. Raises ConfigError and DataError."""
+    """Each split into a folder of its own. Raises ConfigError and DataError, which speak of keys: see with_flags."""
     preprocessing_fn = _preprocessing_fn(args)
     tokenizer = _tokenizer(args)
     for split, source in _splits(args):
@@ -143,7 +181,7 @@ def _config(args: argparse.Namespace, **settings: Any) -> DatasetConfig:
     try:
         return DatasetConfig(max_seq_len=args.max_seq_len, packing=args.packing, prepare_workers=workers, **settings)
     except ValueError as error:
-        raise ConfigError(f"--{error}") from None
+        raise ConfigError(str(error)) from None
 
 
 def _splits(args: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -162,12 +200,14 @@ def _splits(args: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
     for number, split in enumerate(args.splits):
         files = [args.data_files[number]] if args.data_files else None
         kwargs = HFKwargs(name=args.data_subset, data_files=files)
-        yield split, {"hf_name": args.dataset, "hf_kwargs": kwargs, "split": split}
+        yield split, {"hf_name": args.dataset, "hf_kwargs": kwargs, "split": None if args.data_files else split}
 
 
-def _preprocessing_fn(args: argparse.Namespace) -> str | None:
+def _preprocessing_fn(args: argparse.Namespace) -> str | dict[str, str] | None:
     if args.skip_preprocessing:
         return None
+    if args.preprocessor is not None and args.preprocessor.startswith("{"):
+        return _mapping(args.preprocessor)
     if args.preprocessor is not None:
         return args.preprocessor
     if args.dataset in PREPROCESSORS:
@@ -176,6 +216,16 @@ def _preprocessing_fn(args: argparse.Namespace) -> str | None:
         f"--dataset is {args.dataset!r}, for which no preprocessing function is registered: name one in "
         "--preprocessor, or say --skip-preprocessing where rows are examples already"
     )
+
+
+def _mapping(text: str) -> dict[str, str]:
+    import yaml
+
+    try:
+        return {str(key): str(value) for key, value in yaml.safe_load(text).items()}
+    except (yaml.YAMLError, AttributeError):
+        form = "{prompt: COLUMN, response: COLUMN}"
+        raise ConfigError(f"--preprocessor is {text!r}, but a mapping is {form}") from None
 
 
 def _tokenizer(args: argparse.Namespace) -> Tokenizer | None:

@@ -63,6 +63,8 @@ FORMS: dict[str, tuple[str, ...]] = {
 }
 """The columns of each form."""
 
+THE_ROW = "the row"
+"""Where an example came from that no preprocessing function has made."""
 HELPERS = {
     ("conversations",): "openhermes",
     ("instruction", "output"): "alpaca",
@@ -84,7 +86,7 @@ def read_examples(
     A row may be a Problem already (a line that is not JSON). What `preprocess` raises is a problem of its row; a row
     for which it returns None is dropped.
     """
-    origin = "the row" if preprocess is None else "what preprocessing_fn returned"
+    origin = THE_ROW if preprocess is None else "what preprocessing_fn returned"
     for place, row in rows:
         value = row
         if preprocess is not None and not isinstance(row, Problem):
@@ -110,7 +112,7 @@ def read_examples(
         yield result
 
 
-def check_example(value: Any, origin: str = "the row") -> Example | list[Problem]:
+def check_example(value: Any, origin: str = THE_ROW) -> Example | list[Problem]:
     """The example, or everything that is wrong with it. `origin` says where the value came from."""
     if not isinstance(value, Mapping):
         text = (
@@ -136,6 +138,13 @@ def _check_prompt_response(row: Mapping[str, Any], origin: str) -> Example | lis
 
 
 def _check_text(row: Mapping[str, Any], origin: str) -> Example | list[Problem]:
+    if origin == THE_ROW and (helper := _known_columns(row)) is not None:
+        columns, name = helper
+        text = (
+            f"has {', '.join(columns)} beside text, of which every token would be trained on, the prompt's too: write "
+            f"preprocessing_fn: {name}, or to train on the text as it is remove those columns"
+        )
+        return [Problem("a known dataset's columns beside text", text)]
     problem = _check_column(row, "text", origin)
     return Text(row["text"]) if problem is None else [problem]
 
@@ -318,9 +327,13 @@ def _printable(name: Any) -> str:
 
 
 def _helper(row: Mapping[str, Any]) -> str:
-    """The preprocessing function that is registered for such columns."""
-    known = [name for columns, name in HELPERS.items() if all(column in row for column in columns)]
-    return f" (for these columns: preprocessing_fn: {known[0]})" if known else ""
+    """A hint to the preprocessing function that is registered for such columns."""
+    known = _known_columns(row)
+    return f" (for these columns: preprocessing_fn: {known[1]})" if known is not None else ""
+
+
+def _known_columns(row: Mapping[str, Any]) -> tuple[tuple[str, ...], str] | None:
+    return next((item for item in HELPERS.items() if all(column in row for column in item[0])), None)
 
 
 def _plain(message: Mapping[str, str]) -> dict[str, str]:

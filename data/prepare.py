@@ -4,18 +4,18 @@ A row is a sample of `tokens` (int32), `loss_mask` (uint8: is this token trained
 documents). `index.json` and the shards are Streaming's; `manifest.json` says what became of every row and token.
 """
 
-import errno
 import json
 import platform
 import shutil
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,11 +23,10 @@ import xxhash
 from tqdm import tqdm
 
 from data.config import DatasetConfig
-from data.errors import ConfigError, DataError
+from data.errors import ConfigError, DataError, said_plainly
 from data.examples import Reading
 from data.locks import exclusive, is_first
 from data.preprocessing import preprocessing_source, resolve_preprocessing_fn
-from data.remote import NOT_WRITABLE
 from data.shards import UNFINISHED, MadeFrom, Sample, Shards, is_whole, read_journal, refuse_other
 from data.sources import Source, open_source
 from data.tokenizer import Tokenizer
@@ -170,26 +169,6 @@ def write_once(
     return folder
 
 
-@contextmanager
-def said_plainly(subject: str, way_out: str) -> Iterator[None]:
-    """Makes one clear error of what a file system refuses, which begins with the subject and ends with the way out."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DataError(
-                f"{subject} has no space left: free some and start again, which goes on from there, or {way_out}"
-            ) from None
-        if error.errno in (errno.ENOLCK, errno.ENOTSUP):
-            raise ConfigError(
-                f"{subject} is on a file system that has no locks, without which ranks would prepare over one "
-                f"another: {way_out}"
-            ) from None
-        if error.errno in NOT_WRITABLE:
-            raise ConfigError(f"{subject} cannot be written ({error}): {way_out}") from None
-        raise
-
-
 @dataclass
 class Progress:
     """How far the source is read, and what was in it: what the journal keeps."""
@@ -246,13 +225,14 @@ def _write_windows(shards: Shards, recipe: Recipe, config: DatasetConfig) -> Pro
     progress = Progress.of_journal(shards.state, recipe.source.total)
     chunks = islice(recipe.source.chunks(), progress.chunks, None)
     n_workers = config.prepare_workers or all_cores()
-    ahead = list(islice(chunks, n_workers))
+    ahead = deque(islice(chunks, n_workers))
+    n_workers = max(1, min(n_workers, len(ahead)))
     given_out = 0
     window: list[Any] = []
 
     def tasks() -> Iterator[Task]:
         nonlocal given_out
-        for chunk in chain(ahead, chunks):
+        while (chunk := ahead.popleft() if ahead else next(chunks, None)) is not None:
             given_out += chunk.size
             yield _task(chunk, progress.reading, config)
 
@@ -267,7 +247,7 @@ def _write_windows(shards: Shards, recipe: Recipe, config: DatasetConfig) -> Pro
             shards.write_window(columns, recipe.samples(window, progress.tally), progress.for_journal)
             window.clear()
 
-    parts = in_order(recipe.read, tasks(), max(1, min(n_workers, len(ahead))), under_way)
+    parts = in_order(recipe.read, tasks(), n_workers, under_way)
     with closing(parts), _bar(recipe.source, progress) as bar:
         for part in parts:
             given_out -= part.size

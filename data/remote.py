@@ -9,14 +9,14 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from data.errors import ConfigError, DataError
+from data.errors import ConfigError, DataError, said_plainly
 from data.locks import is_first
 from data.sources.reach import why_offline
 
@@ -25,16 +25,6 @@ QUIET = 45
 WAITS = (1, 2, 4)
 """Seconds between the tries."""
 _POLL = 0.1
-NOT_WRITABLE = (
-    errno.EACCES,
-    errno.EEXIST,
-    errno.ENAMETOOLONG,
-    errno.ENOENT,
-    errno.ENOTDIR,
-    errno.EPERM,
-    errno.EROFS,
-)
-"""What a file system says of a place in which nothing can be made."""
 
 T = TypeVar("T")
 
@@ -117,27 +107,9 @@ def fetch(
     raise AssertionError
 
 
-@contextmanager
-def told(folder: Path, what: str) -> Iterator[None]:
+def told(folder: Path, what: str) -> AbstractContextManager[None]:
     """What the local file system refuses becomes an error with a way out."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DataError(
-                f"no space is left in {folder} for {what}: free some, or name a folder on another disk in local"
-            ) from None
-        if error.errno in NOT_WRITABLE:
-            raise ConfigError(
-                f"local is {str(folder)!r}, but it cannot be written ({error.strerror}), which {what} needs: name "
-                "another folder"
-            ) from None
-        if error.errno in (errno.ENOLCK, errno.ENOTSUP):
-            raise ConfigError(
-                f"local is {str(folder)!r}, but its file system has no locks, without which workers would download "
-                "over one another: name a folder on another"
-            ) from None
-        raise
+    return said_plainly(f"local is {str(folder)!r}, but it", "name another folder in local", needed_for=what)
 
 
 @cache
@@ -230,21 +202,48 @@ def _list_folder(remote: str, names: list[str]) -> dict[str, int]:
 
 
 def _list_s3(remote: str, names: list[str]) -> dict[str, int]:
+    return _list_with_boto(remote, names, endpoint_url=os.environ.get("S3_ENDPOINT_URL"))
+
+
+def _list_gs(remote: str, names: list[str]) -> dict[str, int]:
+    keys = [os.environ.get(name) for name in ("GCS_KEY", "GCS_SECRET")]
+    if all(keys):  # Streaming then takes Google for an S3
+        settings = dict(zip(("aws_access_key_id", "aws_secret_access_key"), keys, strict=True))
+        return _list_with_boto(
+            remote, names, endpoint_url="https://storage.googleapis.com", region_name="auto", **settings
+        )
+    from google.auth import default
+    from google.cloud.storage import Client
+
+    url, client, found = urlsplit(remote), Client(credentials=default()[0]), {}
+    for prefix in _prefixes(url.path, names):
+        listed = client.list_blobs(url.netloc, prefix=prefix, delimiter="/", timeout=20)
+        found.update((blob.name, blob.size) for blob in listed)
+    return _below(url.path, names, found)
+
+
+def _list_with_boto(remote: str, names: list[str], **settings: Any) -> dict[str, int]:
     from boto3.session import Session
     from botocore.config import Config
 
-    url = urlsplit(remote)
     config = Config(connect_timeout=10, read_timeout=20, retries={"max_attempts": 2})
-    client = Session().client("s3", config=config, endpoint_url=os.environ.get("S3_ENDPOINT_URL"))
-    wanted, base, found = set(names), PurePosixPath(url.path.strip("/")), {}
-    for parent in {PurePosixPath(name).parent for name in names}:
-        prefix = f"{base / parent}/".removeprefix("./")
+    url, client, found = urlsplit(remote), Session().client("s3", config=config, **settings), {}
+    for prefix in _prefixes(url.path, names):
         pages = client.get_paginator("list_objects_v2").paginate(Bucket=url.netloc, Prefix=prefix, Delimiter="/")
-        for item in (item for page in pages for item in page.get("Contents", [])):
-            name = PurePosixPath(item["Key"]).relative_to(base).as_posix()
-            if name in wanted:
-                found[name] = item["Size"]
-    return found
+        found.update((item["Key"], item["Size"]) for page in pages for item in page.get("Contents", []))
+    return _below(url.path, names, found)
+
+
+def _prefixes(path: str, names: list[str]) -> set[str]:
+    """Of the objects that the names are among."""
+    base = PurePosixPath(path.strip("/"))
+    return {f"{base / parent}/".removeprefix("./") for parent in {PurePosixPath(name).parent for name in names}}
+
+
+def _below(path: str, names: list[str], bytes_of: Mapping[str, int]) -> dict[str, int]:
+    base = PurePosixPath(path.strip("/"))
+    keys = {name: (base / name).as_posix() for name in names}
+    return {name: bytes_of[key] for name, key in keys.items() if key in bytes_of}
 
 
 def _list_hf(remote: str, names: list[str]) -> dict[str, int]:
@@ -258,7 +257,12 @@ def _list_hf(remote: str, names: list[str]) -> dict[str, int]:
     return {name: bytes_of[path] for name, path in paths.items() if path in bytes_of}
 
 
-LISTERS: dict[str, Callable[[str, list[str]], dict[str, int]]] = {"": _list_folder, "s3": _list_s3, "hf": _list_hf}
+LISTERS: dict[str, Callable[[str, list[str]], dict[str, int]]] = {
+    "": _list_folder,
+    "s3": _list_s3,
+    "gs": _list_gs,
+    "hf": _list_hf,
+}
 
 
 def _fetch_error(error: Exception) -> FetchError:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from data import blocks
 from data.config import TokenizerConfig
-from data.errors import ConfigError, DataError
+from data.errors import ConfigError, DataError, RowError
 from data.tiktoken_bpe import read_vocabulary, to_fast
 
 if TYPE_CHECKING:
@@ -44,10 +45,9 @@ DEFAULT_SYSTEM_TURN = (
     "{% endif %}"
 )
 
-LONG_RUN = 100_000
-"""Whitespace of this many characters is not for tiktoken, whose regex engine fails at a million: the tokenizers library
-takes such a text, with the same ids. A stretch without a break costs it 90 bytes a character (tiktoken 50)."""
-_LONG_RUN = re.compile(rf"(?<!\s)\s{{{LONG_RUN}}}")
+MOST_BYTES = 2 << 20
+"""Of a text that the tokenizers library gets: it takes up to 270 bytes for a byte, and no text can be cut surely for
+any vocabulary."""
 
 
 class Tokenizer(Protocol):
@@ -68,7 +68,10 @@ class Tokenizer(Protocol):
     """Hash of everything that decides ids and the template's text."""
 
     def encode(self, text: str) -> np.ndarray:
-        """int32. Adds nothing; special tokens written in the text stay text."""
+        """int32. Adds nothing; special tokens written in the text stay text.
+
+        Raises RowError for a text that would take too much memory.
+        """
         ...
 
     def render(self, messages: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
@@ -79,7 +82,7 @@ class Tokenizer(Protocol):
         ...
 
     def encode_rendered(self, text: str) -> np.ndarray:
-        """int32. Of what render wrote: special tokens in it are special."""
+        """int32. Of what render wrote: special tokens in it are special. Raises what encode does."""
         ...
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
@@ -136,21 +139,17 @@ class TiktokenTokenizer:
         )
 
     def encode(self, text: str) -> np.ndarray:
-        if _has_long_run(text):
-            return self._encode_with_fast(text, special=False)
+        if len(text) > blocks.BLOCK:
+            return blocks.encode_blocks(self._encoding, text, special=False)
         return _int32(self._encoding.encode_to_numpy(text, disallowed_special=()))
 
     def render(self, messages: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
         return _compile(self._template).render(messages=messages, add_generation_prompt=add_generation_prompt)
 
     def encode_rendered(self, text: str) -> np.ndarray:
-        if _has_long_run(text):
-            return self._encode_with_fast(text, special=True)
+        if len(text) > blocks.BLOCK:
+            return blocks.encode_blocks(self._encoding, text, special=True)
         return _int32(self._encoding.encode_to_numpy(text, allowed_special="all"))
-
-    def _encode_with_fast(self, text: str, *, special: bool) -> np.ndarray:
-        self._fast.encode_special_tokens = not special
-        return np.array(self._fast.encode(text).ids, dtype=np.int32)
 
     @cached_property
     def _fast(self) -> "tokenizers.Tokenizer":
@@ -229,6 +228,8 @@ class HFTokenizer:
         return self._encode(text, split_special_tokens=False)
 
     def _encode(self, text: str, *, split_special_tokens: bool) -> np.ndarray:
+        if len(text) > MOST_BYTES // 4:  # what a character takes at most
+            _check_size(text)
         ids = self._tokenizer.encode(
             text, add_special_tokens=False, split_special_tokens=split_special_tokens, verbose=False
         )
@@ -319,8 +320,14 @@ def _compile(template: str) -> "jinja2.Template":
     return ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True).from_string(template)
 
 
-def _has_long_run(text: str) -> bool:
-    return len(text) >= LONG_RUN and _LONG_RUN.search(text) is not None
+def _check_size(text: str) -> None:
+    n_bytes = len(text.encode())
+    if n_bytes > MOST_BYTES:
+        raise RowError(
+            "too large for its tokenizer",
+            f"has a text of {n_bytes:,} bytes, but {MOST_BYTES:,} are the most for a Hugging Face tokenizer, which "
+            "takes up to 270 times that in memory: split the row, remove it, or use tiktoken, which takes any size",
+        )
 
 
 def _int32(ids: np.ndarray) -> np.ndarray:

@@ -1,7 +1,9 @@
 """Chunks become documents in the workers, and a window of documents becomes rows in the parent."""
 
+import os
 import struct
 import tempfile
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -17,7 +19,7 @@ from data.examples import Conversation, Example, Problem, Reading, TokenTurns, r
 from data.mds import COLUMNS
 from data.packing import CUTTERS, PACKERS
 from data.sources import Source
-from data.tokenizer import Tokenizer
+from data.tokenizer import MOST_BYTES, Tokenizer
 
 SPOOLED_BYTES = 8 << 20
 """A chunk's tokens that take more than this come to the parent through a file: a pipe would need them whole."""
@@ -52,11 +54,30 @@ class Tally:
                 setattr(self, name, mine + value)
 
 
+class SpooledTokens:
+    """An array in a file, of which a slice is read when it is asked for: mapped, all of it would come into memory."""
+
+    def __init__(self, file: Path, dtype: np.dtype) -> None:
+        """Removes the file, which stays readable here."""
+        self._dtype, self._descriptor = dtype, os.open(file, os.O_RDONLY)
+        self._length = file.stat().st_size // dtype.itemsize
+        weakref.finalize(self, os.close, self._descriptor)
+        file.unlink()
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, where: slice) -> np.ndarray:
+        start, stop, _ = where.indices(len(self))
+        width = self._dtype.itemsize
+        return np.frombuffer(os.pread(self._descriptor, (stop - start) * width, start * width), dtype=self._dtype)
+
+
 @dataclass(frozen=True, eq=False)
 class Documents:
     """Documents end to end."""
 
-    tokens: np.ndarray
+    tokens: np.ndarray | SpooledTokens
     """Unsigned."""
     loss_mask: np.ndarray
     """uint8, as long as tokens; empty for texts, of which every token is trained on."""
@@ -78,13 +99,11 @@ class Spooled:
     """Documents whose tokens came to the parent through a file."""
 
     file: Path
+    dtype: np.dtype
     rest: Documents
 
     def received(self) -> Documents:
-        """With the tokens mapped from the file, which is removed."""
-        tokens = np.load(self.file, mmap_mode="r")
-        self.file.unlink()
-        return replace(self.rest, tokens=tokens)
+        return replace(self.rest, tokens=SpooledTokens(self.file, self.dtype))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +164,9 @@ class Tokenizing:
 
     def _can_refuse(self, example: Example) -> bool:
         """Whether a bad row may show only when it is tokenized."""
-        return isinstance(example, Conversation | TokenTurns) or self.config.excess_length == "error"
+        if isinstance(example, Conversation | TokenTurns) or self.config.excess_length == "error":
+            return True
+        return any(len(text) > MOST_BYTES // 4 for text in vars(example).values())  # too large for its tokenizer
 
     def _fit(self, example: Example, tally: Tally) -> Document | Problem | None:
         document = tokenize(example, self.tokenizer, self.config)
@@ -179,7 +200,7 @@ class Tokenizing:
         )
         if tokens.nbytes <= SPOOLED_BYTES:
             return joined
-        return Spooled(_spool(tokens, self.spool), replace(joined, tokens=tokens[:0]))
+        return Spooled(_spool(tokens, self.spool), tokens.dtype, replace(joined, tokens=np.empty(0)))
 
     def samples(self, window: list[Documents], tally: Tally) -> Iterator[bytes]:
         """The window's rows, each of at most max_seq_len tokens."""
@@ -218,7 +239,7 @@ Row = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 def _whole_rows(window: list[Documents], lengths: np.ndarray, config: DatasetConfig, tally: Tally) -> Iterator[Row]:
     """Rows of whole documents. Each fits into a row, so that a window of them is small enough to be joined."""
-    tokens = np.concatenate([documents.tokens for documents in window])
+    tokens = np.concatenate([documents.tokens[:] for documents in window])
     loss_mask = np.concatenate([documents.loss_mask for documents in window])
     ends = np.cumsum(lengths, dtype=np.int64)
     starts = ends - lengths
@@ -253,6 +274,6 @@ def _cut_rows(window: list[Documents], lengths: np.ndarray, config: DatasetConfi
 
 
 def _spool(tokens: np.ndarray, folder: Path) -> Path:
-    with tempfile.NamedTemporaryFile(dir=folder, suffix=".npy", delete=False) as file:
-        np.save(file, tokens)
+    with tempfile.NamedTemporaryFile(dir=folder, suffix=".tokens", delete=False) as file:
+        tokens.tofile(file)
     return Path(file.name)

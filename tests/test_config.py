@@ -46,6 +46,8 @@ def test_replicas_must_divide_the_ranks(tmp_path):
         ("max_duration=0ba", "a duration of nothing never comes"),
         ("eval_interval=10", "eval_interval is 10"),
         ("eval_interval=soon", "eval_interval is 'soon', but a duration is a number and a unit"),
+        ("scheduler.t_warmup=9999ba", "scheduler.t_warmup is 9999ba, but max_duration is only"),
+        ("scheduler.t_warmup=1.1dur", "scheduler.t_warmup is 1.1dur, but max_duration is only"),
         ("scheduler.t_warmup=1.5ba", "scheduler.t_warmup is '1.5ba', but ba counts whole ones"),
         ("train_loader.dataset.max_seq_len=32", "train_loader.dataset.max_seq_len is 32, but max_seq_len is 64"),
         ("tokenizer.kwargs.model_max_length=32", "tokenizer.kwargs.model_max_length is 32, but max_seq_len is 64"),

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from moto.server import ThreadedMotoServer
 from streaming import StreamingDataset
 from test_prepare import contents, documents_of, manifest_of, samples_of
 from toy_tokenizer import ToyTokenizer, questions, write_jsonl
 
-from data.convert import convert_finetuning, convert_text, finetuning_parser, main_of, text_parser
+from data.convert import convert_finetuning, convert_text, finetuning_parser, main_of, text_parser, with_flags
 
 ROOT = Path(__file__).parents[1]
 finetuning = main_of(finetuning_parser(None), convert_finetuning)
@@ -69,6 +70,14 @@ def test_without_a_tokenizer_it_writes_llm_foundrys_columns(tmp_path, preprocess
     assert sample == {"prompt": prompt, "response": "b"}
 
 
+def test_columns_are_named_on_the_command_line(tmp_path):
+    write_jsonl(tmp_path / "a.jsonl", [{"q": "a", "a": "b"}])
+    flags = ["--dataset", "json", "--splits", "train", "--data_files", str(tmp_path / "a.jsonl")]
+    flags += ["--preprocessor", "{prompt: q, response: a}"]
+    assert finetuning([*flags, "--out_root", str(tmp_path / "out")]) == 0
+    assert samples_of(tmp_path / "out" / "train") == [{"prompt": "a", "response": "b"}]
+
+
 def test_streaming_reads_conversations_in_their_order(tmp_path):
     rows = [
         {"messages": [{"role": "user", "content": f"{i}"}, {"role": "assistant", "content": "b"}]} for i in range(9)
@@ -99,7 +108,7 @@ def test_a_remote_out_root_keeps_a_local_copy_where_one_is_named(tmp_path, monke
 
 
 def test_s3_gets_all_of_it_and_nothing_stays(tmp_path, monkeypatch, toy, files):
-    server = pytest.importorskip("moto.server").ThreadedMotoServer(port=0, verbose=False)
+    server = ThreadedMotoServer(port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
     monkeypatch.chdir(tmp_path)
@@ -145,12 +154,14 @@ def test_a_dataset_of_texts_becomes_rows(tmp_path, toy):
     ("flags", "says"),
     [
         ([], "--dataset is 'json', for which no preprocessing function is registered"),
-        (["--preprocessor", "dollo"], "preprocessing_fn is 'dollo', but there is no such function"),
+        (["--preprocessor", "dollo"], "--preprocessor is 'dollo', but there is no such function"),
+        (["--preprocessor", "{prompt: a"], "--preprocessor is '{prompt: a', but a mapping is {prompt: COLUMN"),
+        (["--preprocessor", "{prompt: a, b: c}"], "--preprocessor is {'prompt': 'a', 'b': 'c'}, but a mapping must be"),
         (["--skip-preprocessing", "--splits", "a", "b"], "--data_files names 1 and --splits 2"),
         (["--skip-preprocessing", "--splits", "../a"], "--splits has '../a', but it becomes a folder's name"),
         (["--skip-preprocessing", "--max_seq_len", "1"], "--max_seq_len is 1, but a row needs at least 2 tokens"),
         (["--skip-preprocessing", "--target_prompts", "some"], "--target_prompts is 'some', but it must be none, all"),
-        (["--skip-preprocessing", "--compression", "rar"], "compression is 'rar', but it must be one of"),
+        (["--skip-preprocessing", "--compression", "rar"], "--compression is 'rar', but it must be one of"),
         (["--skip-preprocessing", "--num_workers", "-1"], "--num_workers is -1, but there cannot be fewer than 0"),
         (["--skip-preprocessing", "--tokenizer", "tiktoken"], "--tokenizer tiktoken: kwargs needs exactly one of"),
         (["--skip-preprocessing", "--tokenizer_kwargs", "{}"], "--tokenizer_kwargs is given, but no --tokenizer"),
@@ -178,6 +189,18 @@ def test_what_cannot_be_is_one_line(tmp_path, capsys, flags, says):
     assert error.startswith("error: ")
     assert error.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_errors_name_flags_and_leave_what_is_quoted():
+    keys = (
+        "hf_kwargs.data_files has 'hf_name', but hf_name is 'csv': write `hf_name: json`, or preprocessing_fn: alpaca"
+    )
+    flags = "--data_files has 'hf_name', but --dataset is 'csv': write `--dataset json`, or --preprocessor alpaca"
+    assert with_flags(keys) == flags
+    assert with_flags("split is 'a', but split it") == "--splits is 'a', but split it"
+    assert with_flags("--max_seq_len is 1: my_hf_name, tokenizer.kwargs.vocab_file is 'a'") == (
+        "--max_seq_len is 1: my_hf_name, --tokenizer_kwargs vocab_file is 'a'"
+    )
 
 
 def test_text_needs_one_source(tmp_path, capsys, toy):

@@ -94,6 +94,14 @@ def test_a_text_is_checked_like_a_prompt(value):
     assert problem == Problem(same.kind.replace("prompt", "text"), same.text.replace("prompt", "text"))
 
 
+def test_text_beside_a_known_datasets_columns_is_no_text_to_train_on_as_a_whole():
+    alpaca = {"instruction": "Add.", "input": "1 1", "output": "2", "text": "Add. 1 1 2"}
+    (problem,) = check_example(alpaca)
+    assert "has instruction, output beside text, of which every token would be trained on" in problem.text
+    assert "preprocessing_fn: alpaca" in problem.text
+    assert check_example(alpaca, "what preprocessing_fn returned") == Text(alpaca["text"])
+
+
 @pytest.mark.parametrize(
     ("messages", "text"),
     [

@@ -42,7 +42,7 @@ def test_what_is_refused_before_the_first_step(tmp_path: Path) -> None:
     (tmp_path / "blank.jsonl").write_text("")
     (tmp_path / "a_file").write_text("")
     cases = {
-        "max_duration=1ba save_folder=A_FILE/x": "save_folder A_FILE/x cannot be written: Not a directory",
+        "max_duration=2ba save_folder=A_FILE/x": "save_folder A_FILE/x cannot be written: Not a directory",
         "load_path=nowhere": "load_path is 'nowhere', but there is no such file or folder",
         "load_path=A_FILE": "but it is no complete checkpoint",
         "model.vocab_size=200": "model.vocab_size is 200, but the tokenizer has",

@@ -13,11 +13,6 @@ from data.mds import MdsFolder
 pytestmark = pytest.mark.timeout(60)
 
 
-@pytest.fixture
-def folder(tmp_path):
-    return write_texts(tmp_path / "mds")
-
-
 def shard_of(index, **changes):
     index["shards"][1].update(changes)
 

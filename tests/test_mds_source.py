@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from mds_folders import texts, write_mds, write_texts
+from mds_folders import texts, write_mds
 from toy_tokenizer import dataset_config
 
 from data.config import HFKwargs
@@ -11,11 +11,6 @@ from data.errors import ConfigError
 from data.sources.mds import MdsSource
 
 pytestmark = pytest.mark.timeout(60)
-
-
-@pytest.fixture
-def folder(tmp_path):
-    return write_texts(tmp_path / "mds")
 
 
 def source_of(folder, **changes):

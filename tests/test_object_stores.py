@@ -1,4 +1,4 @@
-"""MDS folders in object stores: an S3 server and a hub on loopback."""
+"""MDS folders in object stores: an S3 server, a Google storage and a hub on loopback."""
 
 import multiprocessing
 import os
@@ -8,11 +8,15 @@ import sys
 import time
 import urllib.request
 
+import gcs_server
 import pytest
+from google.auth.credentials import AnonymousCredentials
 from hub_server import Repository, serve
 from mds_folders import open_folder, read_all, shorten_waits, texts, write_texts
+from toy_tokenizer import ToyTokenizer, dataset_config, questions, write_jsonl
 
 from data.errors import ConfigError, DataError
+from data.prepare import prepare_into
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -20,11 +24,6 @@ pytestmark = pytest.mark.timeout(60)
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     shorten_waits(monkeypatch)
-
-
-@pytest.fixture
-def folder(tmp_path):
-    return write_texts(tmp_path / "mds")
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +123,55 @@ def test_s3_without_permission(bucket, tmp_path):
             mds.check()
     finally:
         look_at_keys(after="inf")
+
+
+@pytest.fixture
+def gs(folder, monkeypatch):
+    """A storage with texts in gs://bucket/mds/train."""
+    files = {f"mds/train/{file.name}": file.read_bytes() for file in folder.iterdir()}
+    with gcs_server.serve(gcs_server.Storage({"bucket": files})) as storage:
+        monkeypatch.setattr("google.auth.default", lambda: (AnonymousCredentials(), None))
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", storage.endpoint)
+        for name in ("GCS_KEY", "GCS_SECRET"):
+            monkeypatch.delenv(name, raising=False)
+        yield storage
+
+
+def test_gs(gs, tmp_path):
+    mds = open_folder("gs://bucket/mds", to=tmp_path / "here", split="train")
+    mds.check()
+    assert not list(mds.folder.glob("*.mds"))
+    assert read_all(mds) == texts()
+
+
+def test_gs_shards_are_looked_at_before_training(gs, tmp_path):
+    files = gs.buckets["bucket"].items()
+    gs.buckets["lost"] = {name: content for name, content in files if "shard.00002" not in name}
+    mds = open_folder("gs://lost/mds/train", to=tmp_path / "here")
+    with pytest.raises(DataError, match=r"gs://lost/mds/train/shard.00002.mds is not there"):
+        mds.check()
+
+
+def test_gs_without_the_bucket_or_permission(gs, tmp_path):
+    with pytest.raises(ConfigError, match=r"gs://no-such-bucket/index.json cannot be read: there is no such file"):
+        open_folder("gs://no-such-bucket", to=tmp_path / "here")
+    gs.denied = True
+    with pytest.raises(ConfigError, match=r"remote is 'gs://bucket/mds', but .*: permission denied: look at"):
+        open_folder("gs://bucket/mds", to=tmp_path / "there")
+
+
+def test_rows_are_sent_to_gs(gs, tmp_path):
+    write_jsonl(tmp_path / "train.jsonl", questions(100))
+    config = dataset_config(tmp_path, prepare_workers=1)
+    folder = prepare_into(tmp_path / "out", config, ToyTokenizer(), remote="gs://bucket/rows")
+    assert gs.uploaded == [f"rows/{name}" for name in ("manifest.json", "shard.00000.mds", "index.json")]
+    sent = {name.removeprefix("rows/"): gs.buckets["bucket"][name] for name in gs.uploaded}
+    assert sent == {path.name: path.read_bytes() for path in folder.iterdir()}
+    del gs.buckets["bucket"]["rows/index.json"]  # as when the sending was killed before its end
+    prepare_into(tmp_path / "out", config, ToyTokenizer(), remote="gs://bucket/rows")
+    assert gs.uploaded[3:] == ["rows/manifest.json", "rows/index.json"]
+    with pytest.raises(ConfigError, match=r"'gs://no-such-bucket/rows' cannot be written \(NotFound: 404"):
+        prepare_into(tmp_path / "other", config, ToyTokenizer(), remote="gs://no-such-bucket/rows")
 
 
 def test_hf(folder, tmp_path, monkeypatch):

@@ -22,11 +22,6 @@ def quick(monkeypatch):
     shorten_waits(monkeypatch)
 
 
-@pytest.fixture
-def folder(tmp_path):
-    return write_texts(tmp_path / "mds")
-
-
 def counted(monkeypatch, name="_download"):
     """The urls that are downloaded from now on."""
     urls, download = [], getattr(data.remote, name)
@@ -158,7 +153,7 @@ def test_a_full_disk_is_said(folder, tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(data.remote, "_download", full)
-    with pytest.raises(DataError, match=r"no space is left in .*here for shard.00000.mds: free some, or name a folder"):
+    with pytest.raises(DataError, match=r"local is .*here', but it has no space left for shard.00000.mds: free some"):
         mds.read(0)
 
 

@@ -456,6 +456,27 @@ def test_text_files_that_are_not_there_are_named(tmp_path, monkeypatch, changes,
 # Which files
 
 
+@pytest.mark.parametrize("named", ["data_files", "hf_name"])
+def test_a_split_of_files_that_are_named_can_only_be_train(tmp_path, named):
+    file = str(write_jsonl(tmp_path / "test.jsonl", [{"prompt": "a", "response": "b"}]))
+    settings = {"hf_name": file}
+    if named == "data_files":
+        settings = {"hf_name": "json", "hf_kwargs": HFKwargs(data_files=file)}
+    for split in (None, "train"):
+        open_source(DatasetConfig(split=split, max_seq_len=8, **settings))
+    with pytest.raises(ConfigError, match=rf"split is 'test', but (hf_kwargs\.)?{named} names files, and all of them"):
+        open_source(DatasetConfig(split="test", max_seq_len=8, **settings))
+
+
+@pytest.mark.parametrize("key", ["cache_dir", "hf_name", "local", "remote", "text"])
+def test_a_path_with_a_nul_byte_is_refused(key):
+    source = {} if key != "cache_dir" else {"hf_name": "a.jsonl"}
+    with pytest.raises(ValueError, match=rf"{key} has 'a\\x00b', but no path has a NUL byte"):
+        DatasetConfig(max_seq_len=8, **{key: "a\0b"}, **source)
+    with pytest.raises(ValueError, match=r"data_files has 'a\\x00b', but no path"):
+        HFKwargs(data_files=["a", "a\0b"])
+
+
 def folder_config(folder, split="train") -> DatasetConfig:
     return DatasetConfig(hf_name="json", hf_kwargs=HFKwargs(data_dir=str(folder)), split=split, max_seq_len=8)
 

@@ -2,7 +2,6 @@ import base64
 import json
 import pickle
 import random
-import re
 import subprocess
 import sys
 
@@ -11,7 +10,7 @@ import tiktoken
 from requests.exceptions import ConnectionError as NoNetwork
 
 from data.config import TokenizerConfig, TokenizerKwargs
-from data.errors import ConfigError
+from data.errors import ConfigError, RowError
 from data.tiktoken_bpe import merges_of, to_fast
 from data.tokenizer import CL100K_PATTERN, TiktokenTokenizer, build_tokenizer
 
@@ -138,19 +137,6 @@ def test_both_regex_engines_take_each_character_for_the_same(pattern):
         assert fast.encode(text).ids == tokenizer.encode(text).tolist(), hex(start)
 
 
-@pytest.mark.parametrize("text", [" ", "\t\n", " \u3000"])
-def test_a_long_run_of_whitespace_is_encoded_like_a_short_one(vocab_file, monkeypatch, text):
-    tokenizer = local(vocab_file)
-    texts = [f"a{text * n}b <|pad|>{text * n}" for n in (30, 999, 1000)]
-    ids = [(tokenizer.encode(text).tolist(), tokenizer.encode_rendered(text).tolist()) for text in texts]
-    monkeypatch.setattr("data.tokenizer.LONG_RUN", 30)
-    monkeypatch.setattr("data.tokenizer._LONG_RUN", re.compile(r"(?<!\s)\s{30}"))
-    monkeypatch.setattr(tokenizer._encoding, "encode_to_numpy", lambda text, **kwargs: pytest.fail("not for tiktoken"))
-    for text, (plain, rendered) in zip(texts, ids, strict=True):
-        assert tokenizer.encode(text).tolist() == plain
-        assert tokenizer.encode_rendered(text).tolist() == rendered
-
-
 @pytest.mark.parametrize("text", ["a", " ", "\n", "!", "1"])
 def test_a_megabyte_without_a_break_is_encoded(vocab_file, text):
     tokenizer, whole = local(vocab_file), text * 1_000_001 + "x"
@@ -239,6 +225,15 @@ def test_a_hugging_face_folder_is_a_tokenizer(vocab_file, saved, tmp_path):
     loaded.save_pretrained(tmp_path / "again", 64)
     assert json.loads((tmp_path / "again" / "tokenizer_config.json").read_text())["model_max_length"] == 64
     assert build_tokenizer(TokenizerConfig(name=str(tmp_path / "again"))).fingerprint == loaded.fingerprint
+
+
+def test_a_text_too_large_for_the_tokenizers_library_is_refused(saved, monkeypatch):
+    loaded = build_tokenizer(TokenizerConfig(name=str(saved)))
+    monkeypatch.setattr("data.tokenizer.MOST_BYTES", 10)
+    assert len(loaded.encode("é" * 5)) <= 10
+    for encode in (loaded.encode, loaded.encode_rendered):
+        with pytest.raises(RowError, match=r"has a text of 11 bytes, but 10 are the most for a Hugging Face tokenizer"):
+            encode("é" * 5 + "a")
 
 
 def test_the_fingerprint_tells_vocabularies_apart(vocab_file, tmp_path):

@@ -306,6 +306,7 @@ class TrainConfig:
             )
         if parse_duration(self.max_duration)[1] == "dur":
             raise ValueError(f"max_duration is {self.max_duration!r}, but dur is a part of it: write ba, tok or ep")
+        self._check_warmup()
         for key, loader in (("train_loader", self.train_loader), ("eval_loader", self.eval_loader)):
             if loader is not None and loader.dataset.max_seq_len != self.max_seq_len:
                 raise ValueError(
@@ -360,6 +361,15 @@ class TrainConfig:
             raise ValueError(
                 "callbacks.hf_checkpointer is given, but it exports sharded checkpoints alone: write "
                 "fsdp_config.state_dict_type: sharded"
+            )
+
+    def _check_warmup(self) -> None:
+        """As far as the units tell before anything is prepared; the scheduler compares the rest in batches."""
+        length, of = parse_duration(self.scheduler.t_warmup)
+        most, unit = (1.0, "dur") if of == "dur" else parse_duration(self.max_duration)
+        if of == unit and length > most:
+            raise ValueError(
+                f"scheduler.t_warmup is {self.scheduler.t_warmup}, but max_duration is only {self.max_duration}"
             )
 
 

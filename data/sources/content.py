@@ -161,10 +161,10 @@ def whole_lines(content: Content) -> Iterator[tuple[int, bytes | int]]:
             end = block.rfind(b"\n") + 1
         if end:
             held.append(block[:end])
-            lines = b"".join(held)
-            yield number, lines
-            number += lines.count(b"\n")
-            held, n_held, block = [], 0, block[end:]
+            n_lines = sum(part.count(b"\n") for part in held)
+            whole, held = [b"".join(held)], []
+            yield number, whole.pop()  # nothing of it stays here while it is worked on
+            number, n_held, block = number + n_lines, 0, block[end:]
         n_held += len(block)
         held = [] if n_held > MAX_ROW_BYTES else [*held, block]
     if n_held:

@@ -61,6 +61,7 @@ def find_files(config: DatasetConfig) -> list[Path]:
     if kwargs.data_dir is not None or kwargs.data_files is not None:
         raise ConfigError(f"hf_kwargs names files, but hf_name is one already ({name!r}): leave hf_kwargs out")
     format_of(path)
+    _check_split(config, "hf_name")
     return [path]
 
 
@@ -112,6 +113,7 @@ def _of_kwargs(config: DatasetConfig, base: Path, suffixes: tuple[str, ...]) -> 
         raise ConfigError(f"hf_kwargs.data_dir is {str(folder)!r}, but this folder {wrong}")
     if kwargs.data_files is not None:
         patterns = [kwargs.data_files] if isinstance(kwargs.data_files, str) else kwargs.data_files
+        _check_split(config, "hf_kwargs.data_files")
         return named_files("hf_kwargs.data_files", patterns, folder)
     if kwargs.data_dir is None and config.hf_name in FORMATS:
         raise ConfigError(
@@ -119,6 +121,15 @@ def _of_kwargs(config: DatasetConfig, base: Path, suffixes: tuple[str, ...]) -> 
         )
     key = "hf_kwargs.data_dir" if kwargs.data_dir is not None else "hf_name"
     return _split_files(key, folder, config.split or "train", suffixes)
+
+
+def _check_split(config: DatasetConfig, key: str) -> None:
+    """Files that are named are all of `train`, as in the `datasets` library."""
+    if config.split not in (None, "train"):
+        raise ConfigError(
+            f"split is {config.split!r}, but {key} names files, and all of them are read: leave split out, and name "
+            "the files of that split"
+        )
 
 
 def _split_files(key: str, folder: Path, split: str, suffixes: tuple[str, ...]) -> list[Path]:
