@@ -177,7 +177,7 @@ def _check_lora(config: TrainConfig, device: torch.device) -> None:
     lora = config.lora
     if lora is not None and lora.base_dtype == "nf4" and importlib.util.find_spec("bitsandbytes") is None:
         raise ConfigError(
-            "lora.base_dtype is nf4, but bitsandbytes is not installed: pip install 'dropless[nf4]', or write bf16"
+            "lora.base_dtype is nf4, but bitsandbytes is not installed: pip install -e '.[nf4]', or write bf16"
         )
     if lora is None or not {"w1", "v1", "w2"} & set(lora.targets):
         return

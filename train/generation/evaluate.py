@@ -122,7 +122,7 @@ def _harness() -> Any:
         harness = importlib.import_module("lm_eval")
         importlib.import_module("lm_eval.models.huggingface")
     except ImportError as error:
-        raise ConfigError(f"--tasks needs the lm-evaluation-harness ({error}): pip install 'dropless[eval]'") from None
+        raise ConfigError(f"--tasks needs the lm-evaluation-harness ({error}): pip install -e '.[eval]'") from None
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     return harness
 
