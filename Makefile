@@ -50,7 +50,7 @@ clean:  ## remove the environment, runs and caches
 # PEFT, to load what is exported for it: for tests alone. Among the installed packages Composer would import it.
 .venv/peft: .venv/installed
 	rm -rf $@
-	$(BIN)/uv pip install --python $(BIN)/python --no-deps --target $@ peft==0.21.2 accelerate==1.15.0 || $(BIN)/python -m pip install --no-deps --target $@ peft==0.21.2 accelerate==1.15.0
+	$(BIN)/uv pip install --python $(BIN)/python --no-deps --target $@ peft==0.21.2 || $(BIN)/python -m pip install --no-deps --target $@ peft==0.21.2
 	@touch $@
 
 .venv/installed: .venv/bin/uv requirements.lock pyproject.toml

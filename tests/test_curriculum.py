@@ -414,7 +414,7 @@ def test_another_past_is_refused(config, there, options, text):
 def test_a_stage_that_is_done_cannot_change():
     saved = make(loader(THREE), shapes()).state(50 * 8)
     other = stage("broad", "40ba", {"a": 1.0})
-    with pytest.raises(ConfigError, match=r"at batch 50, .*stage broad is done; it was .* now "):
+    with pytest.raises(ConfigError, match=r"at batch 50: its past .*stage broad is done; it was .* now "):
         make(loader([other, *THREE[1:]]), shapes()).resume(saved)
     with pytest.raises(ConfigError, match="the run is in stage shift, now "):
         make(loader([THREE[0], THREE[2]]), shapes()).resume(saved)

@@ -111,7 +111,7 @@ def test_tasks_that_are_not_there(exported, tasks, tmp_path):
 
 def test_without_the_harness_the_extra_is_named(exported, monkeypatch):
     monkeypatch.setitem(sys.modules, "lm_eval", None)
-    with pytest.raises(ConfigError, match=r"pip install 'dropless\[eval\]'"):
+    with pytest.raises(ConfigError, match=r"pip install -e '\.\[eval\]'"):
         run_tasks(exported, ["x"], batch_size=4)
 
 

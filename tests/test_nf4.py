@@ -160,5 +160,5 @@ def test_what_is_missing_for_it_is_told(tmp_path, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(ConfigError, match=r"lora\.r is 4, but the grouped GEMMs of grouped_mm want rows of 16 bytes"):
         fit._check_lora(config, torch.device("cuda"))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"bitsandbytes is not installed: pip install 'dropless\[nf4\]'"):
+    with pytest.raises(ConfigError, match=r"bitsandbytes is not installed: pip install -e '\.\[nf4\]'"):
         fit._check_lora(config, torch.device("cpu"))

@@ -2,7 +2,10 @@
 
 import json
 import math
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, Literal, Protocol
 
@@ -16,6 +19,8 @@ from train.hf.safetensors_file import BYTES, header
 Precision = Literal["fp32", "bf16"]
 
 MAX_SHARD_BYTES = 5_000_000_000
+_READERS = 2
+"""Threads: reading, casting and writing leave each other alone."""
 _WRITE_BYTES = 1 << 16
 """Of one call. For larger ones ext4 takes larger folios, which cost up to eight times as much where the machine's
 memory is in pieces, or virtual and new."""
@@ -119,16 +124,28 @@ def write_file(
 def _write_tensor(
     source: TensorSource, stream: BinaryIO, name: str, shape: tuple[int, ...], precision: Precision, progress: tqdm
 ) -> None:
-    dtype = DTYPES[precision][0]
-    blocks = list(row_blocks(shape, dtype.itemsize))
-    block = torch.empty(blocks[0][1], *shape[1:], dtype=dtype)
-    for start, stop in blocks:
-        rows = block[: stop - start]
-        source.rows(name, start, stop, rows)
+    for rows in _read_ahead(source, name, shape, DTYPES[precision][0]):
         data = memoryview(rows.view(-1).view(torch.uint8).numpy().data)
         for first in range(0, len(data), _WRITE_BYTES):
             stream.write(data[first : first + _WRITE_BYTES])
         progress.update(len(data))
+
+
+def _read_ahead(source: TensorSource, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Iterator[torch.Tensor]:
+    """The tensor's blocks in order: while one is written, threads read and cast those after it."""
+
+    def read(block: tuple[int, int]) -> torch.Tensor:
+        rows = torch.empty(block[1] - block[0], *shape[1:], dtype=dtype)
+        source.rows(name, *block, rows)
+        return rows
+
+    blocks = row_blocks(shape, dtype.itemsize)
+    with ThreadPoolExecutor(_READERS) as pool:
+        ahead = deque(pool.submit(read, block) for block in islice(blocks, 2 * _READERS))
+        while ahead:
+            rows = ahead.popleft().result()
+            ahead.extend(pool.submit(read, block) for block in islice(blocks, 1))
+            yield rows
 
 
 def write_json(path: Path, contents: Mapping[str, object]) -> None:
