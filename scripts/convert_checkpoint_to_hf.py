@@ -16,12 +16,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--hf_output_path", type=Path, required=True, help="the folder to write: new, or empty")
     parser.add_argument("--output_precision", choices=("fp32", "bf16"), default="fp32", help="default: fp32")
     what = "bytes that a file of weights has at most, such as 5GB or 500MB; default: 5GB"
-    parser.add_argument("--max_shard_size", type=size, default=size("5GB"), help=what)
+    parser.add_argument("--max_shard_size", type=size, help=what)
     what = "prove in a fresh process that stock transformers computes from the files what the checkpoint does; default"
-    parser.add_argument("--verify", action=argparse.BooleanOptionalAction, default=True, help=what)
+    parser.add_argument("--verify", action=argparse.BooleanOptionalAction, help=what)
     what = "of a checkpoint of adapters: merge them into their base (default), or write them alone for PEFT"
     parser.add_argument("--adapter", choices=("merge", "peft"), default="merge", help=what)
     args = parser.parse_args(argv)
+    if args.adapter == "peft" and (args.verify is not None or args.max_shard_size is not None):
+        parser.error("--verify and --max_shard_size are for stock DBRX folders, which --adapter peft does not write")
 
     # torch is imported after the arguments are known to be right.
     if str(ROOT) not in sys.path:
@@ -29,6 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from data.errors import ConfigError
     from train.hf.adapter import export_peft
     from train.hf.export import export, find_checkpoint
+    from train.hf.weights import MAX_SHARD_BYTES
 
     try:
         checkpoint = find_checkpoint(args.composer_path)
@@ -37,7 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"wrote {args.hf_output_path}, which peft.PeftModel.from_pretrained loads: see its README.md")
             return 0
         print(f"exporting {checkpoint} in {args.output_precision}", flush=True)
-        export(checkpoint, args.hf_output_path, args.output_precision, args.max_shard_size, verify=args.verify)
+        max_shard_bytes = args.max_shard_size or MAX_SHARD_BYTES
+        verify = args.verify is not False
+        export(checkpoint, args.hf_output_path, args.output_precision, max_shard_bytes, verify=verify)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

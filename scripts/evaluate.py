@@ -58,6 +58,9 @@ def _evaluate(args: argparse.Namespace) -> None:
         raise ConfigError(f"--num_fewshot is {args.num_fewshot}, but it cannot be negative")
     if not args.tasks and args.exact_match is None:
         raise ConfigError("nothing to evaluate: give --tasks, --exact_match, or both")
+    of_tasks = {"num_fewshot": args.num_fewshot is not None, "apply_chat_template": args.apply_chat_template}
+    for name in (name for name, given in of_tasks.items() if given and not args.tasks):
+        raise ConfigError(f"--{name} is given, but it is for --tasks, of which there are none: leave it out")
     if args.json is not None and not os.access(args.json.parent, os.W_OK):
         raise ConfigError(f"--json is {str(args.json)!r}, but its folder cannot be written")
 

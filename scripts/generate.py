@@ -1,4 +1,4 @@
-"""Text from an exported Hugging Face folder or from a checkpoint: of prompts, of a file of them, or in a conversation.
+r"""Text from an exported Hugging Face folder or from a checkpoint: of prompts, of a file of them, or in a conversation.
 
 generate.py runs/dbrx_tiny/hf $'Reverse: kotab\n'
 generate.py runs/dbrx_tiny/hf --file prompts.jsonl --output answers.jsonl --temperature 0.7 --top_p 0.9

@@ -20,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     if str(ROOT) not in sys.path:
         sys.path.insert(0, str(ROOT))
-    from data.errors import ConfigError, DataError
+    from data.errors import ConfigError, DataError, said_plainly
     from data.tokenizer import build_tokenizer
     from train.hf.adapter import DrawnWeights
     from train.hf.config import config_json
@@ -33,12 +33,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.folder.exists() and (not args.folder.is_dir() or any(args.folder.iterdir())):
             raise ConfigError(f"the folder {args.folder} is there and not empty: name a new one, or empty it")
         config = load_config(args.config)
-        weights = DrawnWeights(config.model, config.seed)
-        build_tokenizer(config.tokenizer).save_pretrained(part, config.max_seq_len)
-        write_weights(weights, part, weights.shapes, args.precision)
-        generation = json.loads((part / "generation_config.json").read_text(encoding="utf-8"))
-        write_json(part / "config.json", config_json(config.model, generation, TORCH_DTYPES[args.precision]))
-        part.replace(args.folder)
+        weights, tokenizer = DrawnWeights(config.model, config.seed), build_tokenizer(config.tokenizer)
+        with said_plainly(str(args.folder), "name another folder"):
+            tokenizer.save_pretrained(part, config.max_seq_len)
+            write_weights(weights, part, weights.shapes, args.precision)
+            generation = json.loads((part / "generation_config.json").read_text(encoding="utf-8"))
+            write_json(part / "config.json", config_json(config.model, generation, TORCH_DTYPES[args.precision]))
+            part.replace(args.folder)
     except (ConfigError, DataError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

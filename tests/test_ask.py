@@ -205,9 +205,10 @@ def test_folders_that_are_no_model_are_told(exported, tmp_path):
     with pytest.raises(ConfigError, match="bare has no tokenizer"):
         open_model(bare)
     shutil.copytree(exported, tmp_path / "endless")
-    (tmp_path / "endless" / "generation_config.json").write_text('{"eos_token_id": "x"}')
-    with pytest.raises(ConfigError, match=r"generation_config.json does not tell where generation ends"):
-        open_model(tmp_path / "endless")
+    for wrong in ('{"eos_token_id": "x"}', "[]"):
+        (tmp_path / "endless" / "generation_config.json").write_text(wrong)
+        with pytest.raises(ConfigError, match=r"generation_config.json does not tell where generation ends"):
+            open_model(tmp_path / "endless")
     broken = tmp_path / "broken"
     broken.mkdir()
     for file in exported.iterdir():

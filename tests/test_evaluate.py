@@ -15,7 +15,7 @@ from data.errors import ConfigError, DataError
 from data.examples import PromptResponse
 from train.generation.ask import as_question, ask, encode, read_questions
 from train.generation.decoders import open_model
-from train.generation.evaluate import MARKER, exact_match, exact_match_result, keep, run_tasks, with_section
+from train.generation.evaluate import MARKER, exact_match, exact_match_result, keep, results_of, run_tasks, with_section
 from train.generation.sampling import Sampling
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -115,6 +115,13 @@ def test_without_the_harness_the_extra_is_named(exported, monkeypatch):
         run_tasks(exported, ["x"], batch_size=4)
 
 
+def test_a_metric_has_its_own_standard_error():
+    values = {"acc,none": 0.35, "acc_stderr,none": 0.1, "f1,strict": 0.2, "f1_stderr,strict": 0.3, "n,none": 4}
+    found = results_of({"results": {"t": values}, "n-samples": {}, "versions": {}, "n-shot": {}})["t"]
+    assert found["metrics"] == {"acc": 0.35, "f1,strict": 0.2, "n": 4}
+    assert found["stderr"] == {"acc": 0.1, "f1,strict": 0.3}
+
+
 def test_an_answer_is_exact_to_the_letter(opened):
     sampling = Sampling(max_new_tokens=3)
     (first,) = ask(opened, encode([as_question("Sort: ba")], opened, sampling), sampling, 1)
@@ -182,6 +189,7 @@ def script():
         (["--tasks", "x", "--batch_size", "0"], "--batch_size is 0"),
         (["--tasks", "x", "--limit", "0"], "--limit is 0"),
         (["--tasks", "x", "--num_fewshot", "-1"], "--num_fewshot is -1"),
+        (["--exact_match", "x", "--num_fewshot", "3"], "--num_fewshot is given, but it is for --tasks"),
         (["--tasks", "x"], "is no exported model, which --tasks needs: scripts/convert_checkpoint_to_hf.py"),
         (["--exact_match", "none.jsonl"], "none.jsonl cannot be read"),
         (["--tasks", "x", "--json", "none/y"], "--json is 'none/y', but its folder cannot be written"),

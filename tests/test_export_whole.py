@@ -7,8 +7,10 @@ import multiprocessing
 import os
 import shutil
 import signal
+import subprocess
 import warnings
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
@@ -19,14 +21,18 @@ from safetensors.torch import load_file
 from small_export import write_run
 from stock_folder import write_stock_folder
 from test_export import MODEL
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, TensorStorageMetadata
 
+from data.curriculum import Plan
 from data.errors import ConfigError
 from data.locks import exclusive
+from train.callbacks.run_record import RunRecord
 from train.checkpoint_reader import PREFIX, CheckpointReader
 from train.config import FSDPConfig
 from train.hf.export import export
-from train.hf.model_card import model_card
+from train.hf.model_card import model_card, read_record
 from train.hf.pretrained import PretrainedFolder
+from train.models.config import LoraConfig
 from train.parallel import build_model
 from train.plan import parameter_shapes
 from train.reader import load_saved_config, to_yaml
@@ -179,6 +185,49 @@ def test_the_card_of_a_run_without_notes(run: Path) -> None:
     assert "| all | `json` | not noted | not noted |" in card
     assert "## Evaluation" not in card
     assert "base_model" not in card
+
+
+def test_a_line_cut_off_by_a_kill_takes_no_other_with_it(tmp_path: Path) -> None:
+    (tmp_path / "record.jsonl").write_text('{"batch": 4, "rows')
+    noting = RunRecord(tmp_path, cast(Plan, None), 4, 8)
+    noting._add({"batch": 6, "eval": {"loss": 2.0}})
+    noting._add({"batch": 8, "rows": {"": 64}})
+    assert read_record(tmp_path / "ep0-ba8") == {
+        "eval": {"loss": 2.0},
+        "eval_batch": 6,
+        "batch": 8,
+        "rows": {"": 64},
+    }
+
+
+def test_the_card_tells_of_adapters_and_of_the_checkpoint_they_began_with(run: Path) -> None:
+    config = load_saved_config(run / "config.yaml")
+    lora = LoraConfig(r=4, alpha=8.0, target_modules=["experts"], per_expert=True)
+    card = model_card(run / "ep0-ba10", dataclasses.replace(config, lora=lora, load_path="runs/a/ep0-ba5"), "fp32")
+    assert "fine-tuned from `runs/a/ep0-ba5`" in card
+    assert "| LoRA, merged | rank 4, alpha 8, dropout 0, on experts, an A for each expert; above bf16 |" in card
+
+
+def test_a_piece_that_is_missing_is_no_garbage_in_the_output(run: Path) -> None:
+    reader = CheckpointReader(run / "ep0-ba10")
+    stored = reader.metadata.state_dict_metadata[f"{PREFIX}lm_head.weight"]
+    assert isinstance(stored, TensorStorageMetadata)
+    (whole,) = stored.chunks
+    offsets, sizes = torch.Size([1, 0]), torch.Size([whole.sizes[0] - 1, whole.sizes[1]])
+    stored.chunks = [ChunkStorageMetadata(offsets, sizes)]
+    with pytest.raises(ConfigError, match=r"lm_head\.weight is not in pieces of whole rows, each once"):
+        reader.check(MODEL, "the config's")
+
+
+def test_a_proof_that_is_killed_says_nothing_against_the_export(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed = subprocess.CompletedProcess([], -signal.SIGKILL, "", "")
+    monkeypatch.setattr("train.hf.export.subprocess.run", lambda *args, **kwargs: killed)
+    with pytest.raises(ConfigError, match=r"the proof was killed by signal 9 .*goes on from there"):
+        export(run, tmp_path / "out", verify=True)
+    assert not (tmp_path / "out").exists()
+    assert (tmp_path / ".out.part" / "config.json").is_file()
 
 
 def _import_and_save(stock: str, checkpoint: Path) -> None:

@@ -1,5 +1,6 @@
 """Exports in the middle of a run: at their interval, proven, and caught up with after a kill."""
 
+import errno
 import json
 from pathlib import Path
 
@@ -66,6 +67,22 @@ def test_what_cannot_be_exported_stops_nothing_and_is_told_at_the_end(tmp_path: 
     for line in said:
         assert f"not every checkpoint was exported (ba4: the output {exports / 'ba4'} is a file" in line
     assert (exports / "ba5" / "config.json").is_file()
+
+
+def test_an_error_of_the_file_system_stops_nothing_either(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "run" / "ep0-ba4").mkdir(parents=True)
+    (tmp_path / "run" / "ep0-ba4" / ".metadata").touch()
+    (tmp_path / "hf" / "ba4").mkdir(parents=True)
+
+    def refuse(path: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr("train.callbacks.hf_checkpointer.shutil.rmtree", refuse)
+    exporter = HFCheckpointer(tmp_path / "run", tmp_path / "hf", 4, 8, "fp32")
+    exporter.catch_up(8)
+    exporter._export_on_first_rank(4)
+    with pytest.raises(ConfigError, match=r"ba8: no checkpoint of it is in .*; ba4: .*Permission denied"):
+        exporter.check()
 
 
 @pytest.mark.timeout(300)

@@ -345,6 +345,7 @@ def test_a_checkpoint_of_whole_models_is_not_written_beside_adapters(tmp_path: P
     for fsdp, found in (("null", "null"), ("{state_dict_type: full}", "{state_dict_type: full}")):
         said = refusal(tmp_path, lora, f"fsdp_config={fsdp}")
         assert f"fsdp_config is {found}, but lora shards the base apart from its adapters" in said
+    assert "lora.r is 4000, but model.d_model is only" in refusal(tmp_path, lora, "lora.r=4000")
     assert "lora.target_modules has 'Wq', which matches nothing" in refusal(tmp_path, lora.replace("experts", "Wq"))
 
 

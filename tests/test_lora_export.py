@@ -167,6 +167,17 @@ def test_without_its_base_it_is_refused(trained: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_above_another_base_it_is_refused(trained: Path, tmp_path: Path) -> None:
+    base = next((trained.parents[1] / "base").glob("*.safetensors"))
+    before = base.read_bytes()
+    try:
+        base.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
+        with pytest.raises(ConfigError, match=r"trained above other weights than those in \S+/base "):
+            export(trained, tmp_path / "out")
+    finally:
+        base.write_bytes(before)
+
+
 def load_script(name: str) -> Any:
     spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / "scripts" / f"{name}.py")
     assert spec is not None
@@ -194,6 +205,8 @@ def test_the_script_writes_either(trained: Path, tmp_path: Path, capsys: pytest.
     script = load_script("convert_checkpoint_to_hf")
     arguments = ["--composer_path", str(trained.parent), "--hf_output_path", str(tmp_path / "out"), "--adapter", "peft"]
     assert script.main(arguments) == 0
+    with pytest.raises(SystemExit):
+        script.main([*arguments, "--no-verify"])
     assert script.main(arguments) == 2
     assert "is there and not empty" in capsys.readouterr().err
     assert {path.name for path in (tmp_path / "out").iterdir()} == {

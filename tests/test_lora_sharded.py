@@ -134,6 +134,9 @@ def test_a_checkpoint_of_a_whole_model_is_a_base(tmp_path: Path) -> None:
     longer = run_ranks(run, 2, path, [*start, rounded, "run_name=rounded", "autoresume=true", "max_duration=6ba"])[0]
     assert list(longer["losses"]) == [5, 6]
 
+    said = refusal(path, [*still, rounded, "run_name=rounded", "autoresume=true", "max_duration=8ba"])
+    assert "ep0-ba6 holds adapters that were trained above other weights than those drawn from seed 17" in said
+
     said = refusal(path, [*still, exact, f"load_path={base}", "run_name=a"])
     assert "a whole model, of which a run with lora takes the weights alone" in said
     adapters = checkpoints(tmp_path / "exact")[-1]
@@ -143,3 +146,5 @@ def test_a_checkpoint_of_a_whole_model_is_a_base(tmp_path: Path) -> None:
     assert "ffn.experts.mlp.lora.v1.lora_A is [4, 64], not [8, 64]" in said
     said = refusal(path, [*still, exact.replace("alpha: 8", "alpha: 9"), f"load_path={adapters}", "run_name=d"])
     assert "lora.alpha was 8.0, now 9.0: put it back" in said
+    said = refusal(path, [*still, exact, f"load_path={adapters}", "run_name=e"])
+    assert "trained above other weights than those drawn from seed 17" in said

@@ -132,6 +132,10 @@ def change_config(folder: Path, **changes: object) -> None:
     ("changes", "said"),
     [
         ({"model_type": "mixtral"}, "its model_type is mixtral, but only dbrx can be taken"),
+        ({"rope_parameters": [1]}, "its rope_parameters is [1], not a mapping of keys"),
+        ({"ffn_config": {"ffn_act_fn": "silu"}}, "its ffn_act_fn is 'silu', not a mapping of keys"),
+        ({"attn_config": {"rope_theta": [5]}}, "its config.json cannot be: attn_config.rope_theta is"),
+        ({"n_layers": 2.0}, "its config.json cannot be: n_layers is"),
         ({"tie_word_embeddings": True}, "DBRX's head has weights of its own"),
         ({"quantization_config": {}}, "its weights are quantised"),
         ({"ffn_config": {"ffn_act_fn": {"name": "gelu"}}}, "ffn_act_fn is gelu, but DBRX's experts compute silu"),

@@ -11,6 +11,7 @@ from ranks import run_ranks
 from stock_folder import write_stock_folder
 from toy_run import write_toy_run
 
+from data.errors import ConfigError
 from train import main
 from train.checkpoint import checkpoints
 from train.fit import fit
@@ -69,6 +70,13 @@ def test_the_first_evaluation_is_that_of_transformers(tmp_path: Path, toy: tuple
     saved = checkpoints(tmp_path / "toy")
     assert len(saved) == 2
     assert load_saved_config(saved[0].parent / "config.yaml").model.d_model == 32
+    # Who goes on from there needs its config.json alone, not the weights; who begins anew needs both.
+    (tmp_path / "stock").mkdir()
+    (tmp_path / "gone" / "config.json").rename(tmp_path / "stock" / "config.json")
+    path, overrides = toy
+    main._prepare(load_config(path, [*overrides, "autoresume=true", "max_duration=3ba"]))
+    with pytest.raises(ConfigError, match="no safetensors files in it"):
+        main._prepare(load_config(path, [*overrides, "save_overwrite=true"]))
 
 
 def test_a_folder_that_cannot_be_is_told_before_anything_heavy(

@@ -16,7 +16,7 @@ from test_export import save_checkpoint
 
 from data.errors import ConfigError
 from train.hf.export import export
-from train.hf.verify import main, verify
+from train.hf.verify import _compare, main, verify
 from train.models import moe
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -71,6 +71,14 @@ CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "a missing file": (lambda f: weights(f).unlink(), r"model-00002-of-\S+ cannot be read: No such file"),
     "a file too many": (lambda f: (f / "pytorch_model.bin").touch(), "pytorch_model.bin is no part of the export"),
     "code": (lambda f: (f / "modeling_dbrx.py").touch(), "modeling_dbrx.py is no part of the export"),
+    "an adapter, which transformers would load": (
+        lambda f: (f / "adapter_config.json").write_text('{"peft_type": "LORA"}'),
+        "adapter_config.json is no part of the export",
+    ),
+    "a second list of tokens": (
+        lambda f: (f / "added_tokens.json").write_text('{"<x>": 7}'),
+        "added_tokens.json is no part of the export",
+    ),
     "the index's place of a tensor": (
         lambda f: change_json(f / INDEX, lambda c: c["weight_map"].update({NORM: max(c["weight_map"].values())})),
         r"model-\S+ has another header than the tensors that the index puts there need",
@@ -124,6 +132,7 @@ CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: change_json(f / "generation_config.json", lambda c: c.update(eos_token_id=1)),
         "generation_config.json is not the one",
     ),
+    "no card": (lambda f: (f / "README.md").unlink(), "README.md is missing"),
     "a tokenizer file gone": (lambda f: (f / "special_tokens_map.json").unlink(), "special_tokens_map.json is missing"),
 }
 
@@ -153,6 +162,21 @@ def test_the_logits_alone_would_tell(exported: Path, run: Path, monkeypatch: pyt
         verify(exported, run)
 
 
+def test_a_template_that_cannot_render_is_told(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "run" / "tokenizer" / "chat_template.jinja").write_text("{{ raise_exception('no such turn') }}")
+    export(tmp_path / "run", tmp_path / "out")
+    with pytest.raises(ConfigError, match=r"the chat template does not render .*: no such turn"):
+        verify(tmp_path / "out", tmp_path / "run")
+
+
+def test_one_token_far_larger_than_the_others_hides_nothing() -> None:
+    ours = torch.ones(3, 4)
+    ours[0] = 1e5
+    with pytest.raises(ConfigError, match=r"block 7 are 1\.0e-02 of a token's largest number apart"):
+        _compare(ours + torch.tensor([0.0, 0.01, 0.0]).unsqueeze(1), ours, "block 7")
+
+
 def test_tokens_between_two_experts_are_left_out(tmp_path: Path) -> None:
     """A router of zeros: every expert is as good as the next, and either side takes others."""
     model = write_run(tmp_path / "run")
@@ -166,7 +190,7 @@ def test_tokens_between_two_experts_are_left_out(tmp_path: Path) -> None:
 
 def test_a_wrong_export_does_not_appear(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the fresh process that the export starts."""
-    monkeypatch.setattr("train.hf.model_card", lambda *args: (tmp_path / ".out.part" / "code.py").touch() or "")
+    monkeypatch.setattr("train.hf.export.model_card", lambda *args: (tmp_path / ".out.part" / "code.py").touch() or "")
     with pytest.raises(ConfigError, match=r"the export is not right, and \S+/out was not made: code.py is no part of"):
         export(run, tmp_path / "out", verify=True)
     assert not (tmp_path / "out").exists()

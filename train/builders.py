@@ -110,7 +110,9 @@ def build_scheduler(config: SchedulerConfig, clock: Clock) -> ComposerScheduler:
     total = clock.max_batches
     assert total is not None
     if warmup > total:
-        raise ConfigError(f"scheduler.t_warmup is {config.t_warmup} ({warmup} batches), but the run has only {total}")
+        raise ConfigError(
+            f"scheduler.t_warmup is {config.t_warmup} ({warmup} batches), but the run has only {total}: write fewer"
+        )
     if config.name == "wsd_with_warmup" and warmup + decay > total:
         raise ConfigError(
             f"scheduler.t_decay is {config.t_decay} ({decay} batches), but after a warmup of {warmup} only "

@@ -1,8 +1,9 @@
 """What makes a checkpoint trustworthy: complete, of this model, in a folder that is complete in itself.
 
 Beside its checkpoints a save folder holds `config.yaml`, the resolved config of the run, and `tokenizer/`, so that an
-export or another machine needs nothing else. It is written to, and anything in it deleted, only when the run that asks
-for it has been accepted in all its parts.
+export or another machine needs nothing else (of a run with lora, whose checkpoints hold adapters alone, the base, and
+`base.json` that tells it from others: see train/hf/adapter.py). It is written to, and anything in it deleted, only when
+the run that asks for it has been accepted in all its parts.
 """
 
 import os
@@ -23,7 +24,6 @@ from data.errors import ConfigError
 from data.tokenizer import Tokenizer
 from train.checkpoint_reader import CheckpointReader
 from train.config import TrainConfig
-from train.hf.pretrained import KEY
 from train.reader import load_saved_config, to_yaml
 
 RECORD = "record.jsonl"
@@ -113,7 +113,8 @@ def _check_meaning(before: Path, config: TrainConfig, said: str) -> None:
 
 def _meaning(config: TrainConfig) -> dict[str, Any]:
     model, attn, ffn, lora = config.model, config.model.attn_config, config.model.ffn_config, config.lora
-    adapters = {} if lora is None else {"lora.alpha": lora.alpha, KEY: model.pretrained_model_name_or_path}
+    # The base is compared by its weights, in adapter.check_base.
+    adapters = {} if lora is None else {"lora.alpha": lora.alpha}
     weights = {
         "n_heads": model.n_heads,
         "attn_config.kv_n_heads": attn.kv_n_heads,
@@ -210,12 +211,17 @@ def check_save_folder(folder: Path, config: TrainConfig) -> None:
             f"load_path is {config.load_path!r}, which save_overwrite would delete with the other checkpoints of "
             f"{folder}: write another run_name or save_folder"
         )
+    check_writable(folder, "save_folder")
+
+
+def check_writable(folder: Path, key: str) -> None:
+    """Raises ConfigError when the folder that a key names cannot be written, or made."""
     there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     try:
         with tempfile.TemporaryFile(dir=there):
             pass
     except OSError as error:
-        raise ConfigError(f"save_folder {folder} cannot be written: {error.strerror or error}") from None
+        raise ConfigError(f"{key} {folder} cannot be written: {error.strerror or error}: name another") from None
 
 
 def furnish_save_folder(folder: Path, config: TrainConfig, tokenizer: Tokenizer, *, resuming: bool) -> None:

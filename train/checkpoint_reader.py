@@ -1,6 +1,7 @@
 """Reads a sharded Composer checkpoint: rows of its parameters, and what else it holds, without torch's loader."""
 
 import io
+import itertools
 import math
 import struct
 import zipfile
@@ -177,4 +178,14 @@ class CheckpointReader(FileSystemReader):
             if key in stored and (found := getattr(stored[key], "size", None)) != torch.Size(shape):
                 said = "no tensor" if found is None else str(list(found))
                 problems.append(f"{key.removeprefix(PREFIX)} is {said}, not {list(shape)}")
+            elif key in stored and not _in_rows(stored[key]):
+                problems.append(f"{key.removeprefix(PREFIX)} is not in pieces of whole rows, each once")
         return problems
+
+
+def _in_rows(stored: Any) -> bool:
+    """Whether a tensor's pieces lie one below the other without a gap, as FSDP2 cuts: so `rows` takes them."""
+    pieces = sorted((chunk for chunk in stored.chunks if chunk.sizes[0]), key=lambda chunk: chunk.offsets[0])
+    ends = itertools.accumulate((chunk.sizes[0] for chunk in pieces), initial=0)
+    whole = all(chunk.sizes[1:] == stored.size[1:] for chunk in pieces)
+    return whole and [*(chunk.offsets[0] for chunk in pieces), stored.size[0]] == list(ends)

@@ -179,6 +179,8 @@ class GenerateConfig:
     def __post_init__(self) -> None:
         if not self.prompts:
             raise ValueError("prompts is [], but at least 1 is needed")
+        if "" in self.prompts:
+            raise ValueError(f"prompts[{self.prompts.index('')}] is empty, but a model needs something to go on from")
         _check_duration(self, "interval")
         if parse_duration(self.interval)[0] == 0:
             raise ValueError(f"interval is {self.interval!r}, but a duration of nothing never comes")
@@ -344,6 +346,11 @@ class TrainConfig:
             )
         if self.callbacks.hf_checkpointer is not None:
             self._check_exported()
+        if self.lora is not None and self.lora.r > self.model.d_model:
+            raise ValueError(
+                f"lora.r is {self.lora.r}, but model.d_model is only {self.model.d_model}, which no rank of an adapter "
+                "can exceed: write a smaller one, such as 16"
+            )
         if self.lora is not None and self.lora.base_dtype == "nf4" and self.model.d_model % 64:
             raise ValueError(
                 f"lora.base_dtype is nf4, which packs 64 numbers of a row at a time, but model.d_model is "
@@ -369,7 +376,8 @@ class TrainConfig:
         most, unit = (1.0, "dur") if of == "dur" else parse_duration(self.max_duration)
         if of == unit and length > most:
             raise ValueError(
-                f"scheduler.t_warmup is {self.scheduler.t_warmup}, but max_duration is only {self.max_duration}"
+                f"scheduler.t_warmup is {self.scheduler.t_warmup}, but max_duration is only {self.max_duration}: write "
+                "a shorter one"
             )
 
 

@@ -12,7 +12,7 @@ from composer.utils import dist, get_device
 from data.errors import ConfigError, under
 from data.loader import eval_loader, train_loader
 from data.rows import open_streams
-from data.tokenizer import build_tokenizer
+from data.tokenizer import Tokenizer, build_tokenizer
 from train.callbacks.generate import build_generate
 from train.callbacks.hf_checkpointer import build_hf_checkpointer
 from train.callbacks.remote_shards import RemoteShards
@@ -20,6 +20,7 @@ from train.callbacks.run_record import RunRecord
 from train.callbacks.stream_monitor import StreamMonitor
 from train.checkpoint import Start, find_start, frozen_base, furnish_save_folder, local_folder, run_name_of
 from train.config import TrainConfig
+from train.hf.adapter import check_base, frozen_weights, note_base
 from train.hf.pretrained import KEY, PretrainedFolder
 from train.lm import DbrxForComposer
 from train.models.experts import resolve_moe_impl
@@ -122,7 +123,7 @@ def fit(config: TrainConfig, *, callbacks: Sequence[Callback] = (), dtype: torch
         say(f"nothing left to train: {start.path if start is not None else 'it'} is at batch {batch}, and {said}")
     else:
         if folder is not None:
-            _on_first_rank(lambda: furnish_save_folder(folder, config, tokenizer, resuming=resuming))
+            _on_first_rank(lambda: _furnish(folder, config, tokenizer, resuming=resuming))
         if config.eval_first and eval_streams is not None and not resuming:
             trainer.eval()
         trainer.fit()
@@ -199,11 +200,9 @@ def _precision(config: TrainConfig, device: str) -> str:
 
 
 def _data_callbacks(run: RunData) -> list[Callback]:
-    callbacks: list[Callback] = []
+    callbacks: list[Callback] = [StreamMonitor(run.plan, {name: rows.n_rows for name, rows in run.streams.items()})]
     if any(rows.is_remote for rows in run.streams.values()):
         callbacks.append(RemoteShards(run.cache))
-    if "" not in run.streams:  # of one alone, the run's own loss says all
-        callbacks.append(StreamMonitor(run.plan, {name: rows.n_rows for name, rows in run.streams.items()}))
     return callbacks
 
 
@@ -214,13 +213,19 @@ def _run_record(config: TrainConfig, folder: Path | None, run: RunData) -> list[
     return [RunRecord(folder, run.plan, run.clock.batches(config.save_interval), run.clock.max_batches)]
 
 
+def _furnish(folder: Path, config: TrainConfig, tokenizer: Tokenizer, *, resuming: bool) -> None:
+    furnish_save_folder(folder, config, tokenizer, resuming=resuming)
+    if config.lora is not None:
+        note_base(folder, frozen_weights(config))
+
+
 def _on_first_rank(write: Callable[[], None]) -> None:
     """Runs on global rank 0; an error of its is raised on every rank, so that none waits for the others."""
     errors: list[str | None] = [None]
     if dist.get_global_rank() == 0:
         try:
             write()
-        except ConfigError as error:
+        except (ConfigError, OSError) as error:
             errors = [str(error)]
     dist.broadcast_object_list(errors, src=0)
     if errors[0] is not None:
@@ -233,6 +238,8 @@ def _start(config: TrainConfig, folder: Path | None) -> Start | None:
 
     def look() -> None:
         found[0] = find_start(config, folder)
+        if config.lora is not None and found[0] is not None and found[0].data_state is not None:
+            check_base(found[0].path, frozen_weights(config), config)
 
     _on_first_rank(look)
     dist.broadcast_object_list(found, src=0)

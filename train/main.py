@@ -70,7 +70,7 @@ def _prepare(config: TrainConfig) -> None:
     """What can be wrong with tokenizer and data comes before Composer is imported, which alone takes 10 seconds."""
     from data.rows import check_source, open_streams
     from data.tokenizer import build_tokenizer
-    from train.checkpoint import find_start, local_folder, run_name_of
+    from train.checkpoint import find_start, frozen_base, local_folder, run_name_of
     from train.hf.pretrained import PretrainedFolder
     from train.run_plan import open_data
 
@@ -83,10 +83,12 @@ def _prepare(config: TrainConfig) -> None:
                 check_source(single)
     tokenizer = build_tokenizer(config.tokenizer)
     check_vocab(config, tokenizer.vocab_size)
-    if config.model.pretrained_model_name_or_path is not None:
-        # Here, where no rank waits for another, a hub's files may take as long as they need.
-        PretrainedFolder.open(config.model.pretrained_model_name_or_path, config.model)
     start = find_start(config, local_folder(config, run_name_of(config)))
+    name = config.model.pretrained_model_name_or_path
+    # A checkpoint of a whole model brings all weights with it.
+    if name is not None and (start is None or config.lora is not None) and frozen_base(config) is None:
+        # Here, where no rank waits for another, a hub's files may take as long as they need.
+        PretrainedFolder.open(name, config.model)
     open_data(config, tokenizer, start.data_state if start is not None else None)
     if config.eval_loader is not None:
         with under("eval_loader.dataset"):

@@ -11,7 +11,7 @@ from torch.distributed.distributed_c10d import _get_default_store
 
 from data.durations import Clock
 from data.errors import ConfigError
-from train.checkpoint import batch_of, checkpoints, fill_in
+from train.checkpoint import batch_of, check_writable, checkpoints, fill_in
 from train.config import TrainConfig
 from train.hf.export import export
 from train.hf.weights import Precision
@@ -43,6 +43,7 @@ def build_hf_checkpointer(
             f"{_KEY}.save_folder is {wanted.save_folder!r}, but {folder} holds another run's exports "
             f"({', '.join(present[:3])}): name another, or write save_overwrite=true"
         )
+    check_writable(folder, f"{_KEY}.save_folder")
     return HFCheckpointer(checkpoint_folder, folder, interval, clock.max_batches, _PRECISIONS[wanted.precision])
 
 
@@ -87,7 +88,7 @@ class HFCheckpointer(Callback):
         if dist.get_global_rank() == 0 and not (only_if_missing and (self.folder / f"ba{batch}").exists()):
             try:
                 self._export(batch)
-            except ConfigError as error:
+            except (ConfigError, OSError) as error:
                 why = str(error)
                 print(f"hf_checkpointer: ba{batch} was not exported: {why}", flush=True)
         why = _from_first_rank(f"hf_checkpointer/{batch}", why)

@@ -38,5 +38,9 @@ class RunRecord(Callback):
 
     def _add(self, line: dict[str, Any]) -> None:
         if dist.get_global_rank() == 0:
-            with self.file.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+            with self.file.open("a+b") as file:
+                end = file.seek(0, 2)
+                file.seek(max(end - 1, 0))
+                # A killed run's last line may have been cut off: it must not take this one with it.
+                begin = b"" if file.read(1) in (b"", b"\n") else b"\n"
+                file.write(begin + json.dumps(line).encode() + b"\n")

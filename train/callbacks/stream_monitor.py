@@ -23,11 +23,13 @@ class StreamMonitor(Callback):
 
     and streams/plan_changes: how often the run went on under a changed future.
 
-    On the console it names the stage that begins. Needs the batch's `streams`, as data/loader.py gives it.
+    On the console it names the stage that begins. Of one stream without a name the run's own loss says all: it counts
+    the tokens alone. Needs the batch's `streams`, as data/loader.py gives it.
     """
 
     def __init__(self, plan: Plan, rows_of: dict[str, int]) -> None:
         self.plan, self.rows_of = plan, rows_of
+        self.named = "" not in rows_of
         self.tokens: dict[str, int] = {}
         self._sums_S3: Tensor | None = None
         self._stage: str | None = None
@@ -35,7 +37,7 @@ class StreamMonitor(Callback):
     def batch_start(self, state: State, logger: Logger) -> None:
         batch = state.timestamp.batch.value
         stage = self.plan.stage(batch)
-        if stage != self._stage and dist.get_global_rank() == 0:
+        if self.named and stage != self._stage and dist.get_global_rank() == 0:
             mix = zip(self.plan.names, self.plan.shares(batch).tolist(), strict=True)
             said = ", ".join(f"{name} {share:.1%} of rows" for name, share in mix)
             print(f"batch {batch}: {f'stage {stage}' if stage else 'one mix'} ({said})", flush=True)
@@ -74,7 +76,8 @@ class StreamMonitor(Callback):
             metrics[f"streams/{name}/planned_share"] = planned
             if trained:
                 metrics[f"streams/{name}/loss"] = loss / trained
-        logger.log_metrics(metrics)
+        if self.named:
+            logger.log_metrics(metrics)
 
     def state_dict(self) -> dict[str, Any]:
         # One text, so that another number of streams fits the same checkpoint.

@@ -104,15 +104,14 @@ def _open_exported(folder: Path, precision: Precision, device: torch.device) -> 
     # transformers would only warn of tensors that are missing, and draw them at random.
     model_config = check_exported(folder)
     tokenizer = _tokenizer(folder, model_config)
+    stop_token_ids = _stop_token_ids(folder, tokenizer)
     _check_memory(folder, model_config, precision, device)
     # Its name until 4.55, of which later ones warn.
     dtype = "dtype" if hasattr(PretrainedConfig(), "dtype") else "torch_dtype"
     kwargs: dict[str, Any] = {dtype: _DTYPES[precision], "use_safetensors": True, "local_files_only": True}
     loaded: Any = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, **kwargs)
     decoder = TransformersDecoder(loaded.to(device), tokenizer.pad_token_id)
-    return Opened(
-        decoder, tokenizer, _stop_token_ids(folder, tokenizer), _said(folder, "transformers", precision, device)
-    )
+    return Opened(decoder, tokenizer, stop_token_ids, _said(folder, "transformers", precision, device))
 
 
 def check_exported(folder: Path) -> ModelConfig:

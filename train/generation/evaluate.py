@@ -108,7 +108,8 @@ def results_of(out: Mapping[str, Any]) -> dict[str, Result]:
     for name, values in out["results"].items():
         metrics = {key: value for key, value in values.items() if "," in key and isinstance(value, int | float)}
         shown = {key.removesuffix(",none"): value for key, value in metrics.items() if "_stderr," not in key}
-        stderr = {key.replace("_stderr,", ",").removesuffix(",none"): metrics[key] for key in metrics.keys() - shown}
+        errors = {key.replace("_stderr,", ","): value for key, value in metrics.items() if "_stderr," in key}
+        stderr = {key.removesuffix(",none"): value for key, value in errors.items()}
         stderr = {key: value for key, value in stderr.items() if key in shown}
         results[name] = {"asked": out["n-samples"].get(name, {}).get("effective"), "metrics": shown, "stderr": stderr}
         for key, kept in (("versions", "version"), ("n-shot", "num_fewshot")):

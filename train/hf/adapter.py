@@ -3,6 +3,7 @@
 Both are written a few rows at a time: neither the base nor the sum is ever in memory.
 """
 
+import hashlib
 import json
 import math
 import shutil
@@ -17,7 +18,7 @@ from data.errors import ConfigError
 from train.checkpoint import frozen_base
 from train.checkpoint_reader import CheckpointReader
 from train.config import TrainConfig
-from train.hf.pretrained import PretrainedFolder
+from train.hf.pretrained import KEY, PretrainedFolder
 from train.hf.weights import Precision, TensorSource, n_bytes, write_file, write_json
 from train.models.config import LoraConfig, ModelConfig
 from train.models.init import draw_rows, init_std
@@ -25,6 +26,8 @@ from train.plan import adapted_shapes, adapter_name, adapter_shapes, parameter_s
 from train.reader import load_saved_config
 
 PEFT_WEIGHTS = "adapter_model.safetensors"
+BASE = "base.json"
+"""In the save folder of a run with lora: the fingerprint of the base, which its checkpoints do not hold."""
 
 
 def whole_weights(reader: CheckpointReader, config: TrainConfig) -> TensorSource:
@@ -43,6 +46,7 @@ def whole_weights(reader: CheckpointReader, config: TrainConfig) -> TensorSource
             f"{reader.checkpoint} holds adapters alone, and their base cannot be read: {error}; where it has moved, "
             f"write its new place into {beside}"
         ) from None
+    check_base(reader.checkpoint, base, config)
     return MergedWeights(base, reader, config.model, config.lora)
 
 
@@ -53,6 +57,48 @@ def frozen_weights(config: TrainConfig) -> TensorSource:
         checkpoint.check(config.model, "the run's config")
         return checkpoint
     return DrawnWeights(config.model, config.seed) if name is None else PretrainedFolder.open(name, config.model)
+
+
+def fingerprint(base: TensorSource) -> str:
+    """Of the first and the last row of every tensor, in fp32: the same for the same weights wherever they lie."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, shape in sorted(base.shapes.items()):
+        digest.update(name.encode())
+        for row in (0, shape[0] - 1):
+            numbers = torch.empty(1, *shape[1:])
+            base.rows(name, row, row + 1, numbers)
+            digest.update(numbers.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def note_base(folder: Path, base: TensorSource) -> None:
+    """Leaves the base's fingerprint in a save folder."""
+    part = folder / f".{BASE}.part"
+    write_json(part, {"fingerprint": fingerprint(base)})
+    part.replace(folder / BASE)
+
+
+def check_base(checkpoint: Path, base: TensorSource, config: TrainConfig) -> None:
+    """Raises ConfigError when the adapters in the checkpoint were trained above other weights than these.
+
+    Without what `note_base` leaves beside it nothing is known.
+    """
+    noted = checkpoint.resolve().parent / BASE
+    if not noted.is_file():
+        return
+    try:
+        then = json.loads(noted.read_text(encoding="utf-8"))["fingerprint"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{noted} cannot be read: {error!r}") from None
+    if then != fingerprint(base):
+        name = config.model.pretrained_model_name_or_path
+        whose = f"those drawn from seed {config.seed}" if name is None else f"those in {name} ({KEY})"
+        if frozen_base(config) is not None:
+            whose = f"those in {config.load_path} (load_path)"
+        raise ConfigError(
+            f"{checkpoint} holds adapters that were trained above other weights than {whose}: put the same base back "
+            "in its place, or write where it is"
+        )
 
 
 class DrawnWeights:

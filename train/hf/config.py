@@ -106,30 +106,30 @@ def _below(contents: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 
 def _check_architecture(contents: Mapping[str, Any]) -> None:
     if contents.get("model_type") != "dbrx":
-        said = contents.get("model_type") or ", ".join(map(str, contents.get("architectures") or ["nothing"]))
+        said = contents.get("model_type") or contents.get("architectures") or "nothing"
         raise ValueError(f"its model_type is {said}, but only dbrx can be taken")
     if contents.get("tie_word_embeddings"):
         raise ValueError("its tie_word_embeddings is true, but DBRX's head has weights of its own")
     if "quantization_config" in contents:
         raise ValueError("its weights are quantised (quantization_config), but fp32, bf16 or fp16 ones are needed")
-    activation = (_below(contents, "ffn_config").get("ffn_act_fn") or {}).get("name", "silu")
+    activation = _below(_below(contents, "ffn_config"), "ffn_act_fn").get("name", "silu")
     if activation != "silu":
         raise ValueError(f"its ffn_config.ffn_act_fn is {activation}, but DBRX's experts compute silu")
 
 
 def _rope_theta(contents: Mapping[str, Any], attn: Mapping[str, Any]) -> Any:
     """transformers 4 has it in attn_config, 5 in rope_parameters."""
-    rope = contents.get("rope_parameters") or contents.get("rope_scaling") or {}
+    rope = _below(contents, "rope_parameters") or _below(contents, "rope_scaling")
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind != "default":
         raise ValueError(f"its rope_type is {kind}, but DBRX's rotary positions are plain")
-    said = {theta for theta in (attn.get("rope_theta"), rope.get("rope_theta")) if theta is not None}
-    if len(said) > 1:
+    said = [theta for theta in (attn.get("rope_theta"), rope.get("rope_theta")) if theta is not None]
+    if len(said) > 1 and said[0] != said[1]:
         raise ValueError(
             f"its attn_config.rope_theta is {attn['rope_theta']}, but its rope_parameters.rope_theta "
             f"{rope['rope_theta']}"
         )
-    return said.pop() if said else 10000.0
+    return said[0] if said else 10000.0
 
 
 def contradictions(values: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from data.errors import ConfigError
 from data.locks import exclusive_unless
-from train.checkpoint import checkpoints
+from train.checkpoint import check_writable, checkpoints
 from train.checkpoint_reader import CheckpointReader
 from train.config import TrainConfig
 from train.hf.adapter import whole_weights
@@ -61,6 +61,7 @@ def export(
     """
     output = output.absolute()
     _check_output(output)
+    check_writable(output, "the output")
     run = open_run(checkpoint)
     part = output.with_name(f".{output.name}.part")
     order = {
@@ -151,7 +152,10 @@ def _check_space(part: Path, run: Run, precision: Precision) -> None:
     there = sum(file.stat().st_size for file in part.iterdir()) if part.is_dir() else 0
     free = shutil.disk_usage(next(parent for parent in part.parents if parent.exists())).free
     if free + there < needed:
-        raise ConfigError(f"the export needs {needed - there:,} bytes, but {part.parent} has {free:,} free")
+        raise ConfigError(
+            f"the export needs {needed - there:,} bytes, but {part.parent} has {free:,} free: make room, or "
+            "name an output on another disk"
+        )
 
 
 def _write(part: Path, run: Run, precision: Precision, max_shard_bytes: int) -> None:
@@ -168,12 +172,17 @@ def _write(part: Path, run: Run, precision: Precision, max_shard_bytes: int) -> 
 
 def _prove(part: Path, checkpoint: Path, output: Path) -> None:
     """In a process of its own, which shares nothing with the one that wrote."""
-    root = str(Path(__file__).resolve().parents[1])
+    root = str(Path(__file__).resolve().parents[2])
     # A rank's place in a run is none of its business, and neither are GPUs.
     env = {key: value for key, value in os.environ.items() if key not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
     env |= {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": os.pathsep.join(filter(None, [root, env.get("PYTHONPATH")]))}
     command = [sys.executable, "-m", "train.hf.verify", str(part), "--composer_path", str(checkpoint)]
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    if done.returncode < 0:
+        raise ConfigError(
+            f"the proof was killed by signal {-done.returncode} (of 9 the reason is mostly too little memory), so that "
+            f"{output} was not made: what is written stays in {part}, and the same command goes on from there"
+        )
     if done.returncode:
         said = done.stderr.rpartition("error: ")[2].strip() or done.stdout
         raise ConfigError(

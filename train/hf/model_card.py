@@ -50,7 +50,8 @@ def model_card(checkpoint: Path, config: TrainConfig, precision: str) -> str:
     record = read_record(checkpoint)
     total, active = count_parameters(config.model)
     base = config.model.pretrained_model_name_or_path
-    how = f"fine-tuned from `{base}`" if base else "trained from fresh weights"
+    begun = base or config.load_path
+    how = f"fine-tuned from `{begun}`" if begun else "trained from fresh weights"
     parts = [
         _front_matter(base),
         f"# {config.run_name or checkpoint.parent.name}",
@@ -135,6 +136,12 @@ def _training(config: TrainConfig, record: dict[str, Any]) -> str:
         "precision": config.precision,
         "seed": config.seed,
     }
+    if (lora := config.lora) is not None:
+        per_expert = ", an A for each expert" if lora.per_expert else ""
+        rows["LoRA, merged"] = (
+            f"rank {lora.r}, alpha {lora.alpha:g}, dropout {lora.dropout:g}, on {', '.join(lora.target_modules)}"
+            f"{per_expert}; above {lora.base_dtype}"
+        )
     if (clipping := config.algorithms.gradient_clipping) is not None:
         rows["gradient clipping"] = f"{clipping.clipping_type} {clipping.clipping_threshold:g}"
     if "rows" in record:

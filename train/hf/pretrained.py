@@ -16,8 +16,9 @@ from data.sources.hub_commit import REQUEST_SECONDS, first_line, quiet
 from data.sources.reach import why_offline
 from train.hf.config import contradictions, model_values
 from train.hf.safetensors_file import BYTES, Stored, read_header
-from train.models.config import AttnConfig, FFNConfig, ModelConfig
+from train.models.config import ModelConfig
 from train.plan import parameter_shapes
+from train.typed import Builder
 
 if TYPE_CHECKING:
     import torch
@@ -64,7 +65,7 @@ class PretrainedFolder:
         said = f"{KEY} is {name!r}"
         try:
             own = _as_config(values)
-        except (ValueError, TypeError) as error:
+        except ValueError as error:
             raise ConfigError(f"{said}, but its config.json cannot be: {error}") from None
         if model is not None and (found := contradictions(values, dataclasses.asdict(model))):
             changed = "; ".join(f"{key} is {there} there, {here} in this config" for key, there, here in found)
@@ -106,8 +107,11 @@ class PretrainedFolder:
 
 
 def _as_config(values: dict[str, Any]) -> ModelConfig:
-    parts = {"attn_config": AttnConfig(**values["attn_config"]), "ffn_config": FFNConfig(**values["ffn_config"])}
-    return ModelConfig(**{**values, **parts})
+    builder = Builder(ModelConfig)
+    model = builder.build(ModelConfig, values, "")
+    if builder.problems:
+        raise ValueError("; ".join(builder.problems))
+    return model
 
 
 @contextlib.contextmanager
