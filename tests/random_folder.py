@@ -41,6 +41,9 @@ class _Random:
     def __init__(self, shapes: dict[str, tuple[int, ...]]) -> None:
         self.shapes = shapes
 
+    def pieces(self, name: str, dtype: torch.dtype) -> None:
+        return None
+
     def rows(self, name: str, start: int, stop: int, out: torch.Tensor) -> None:
         # 1 in norms, so that a deep model neither explodes nor dies out.
         out.fill_(1.0) if "norm" in name.rsplit(".", 2)[-2] else out.normal_(0.0, 0.02)

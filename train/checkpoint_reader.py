@@ -11,10 +11,10 @@ from typing import Any, BinaryIO
 
 import torch
 from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata, MetadataIndex, TensorStorageMetadata
 
 from data.errors import ConfigError
-from train.hf.raw_rows import read_rows
+from train.hf.raw_rows import Piece, read_rows
 from train.models.config import LoraConfig, ModelConfig
 from train.models.lora import is_adapter
 from train.plan import adapter_shapes, parameter_shapes
@@ -59,7 +59,7 @@ class CheckpointReader(FileSystemReader):
     def __init__(self, checkpoint: Path) -> None:
         super().__init__(checkpoint)
         self.checkpoint = checkpoint
-        self._places: dict[MetadataIndex, tuple[Path, int, int]] = {}
+        self._places: dict[MetadataIndex, Piece] = {}
         try:
             self.metadata = super().read_metadata()
         except Exception as error:  # a damaged pickle raises almost anything
@@ -90,6 +90,14 @@ class CheckpointReader(FileSystemReader):
         self.rows(name, 0, stored.size[0], whole)
         return whole
 
+    def pieces(self, name: str, dtype: torch.dtype) -> list[Piece] | None:
+        """Where the parameter's bytes are, row after row; None where its dtype is another. Raises ConfigError."""
+        stored = self._stored(name)
+        if stored.properties.dtype != dtype:
+            return None
+        chunks = sorted((chunk for chunk in stored.chunks if chunk.sizes[0]), key=lambda chunk: chunk.offsets[0])
+        return [self._piece(name, chunk) for chunk in chunks]
+
     def rows(self, name: str, start: int, stop: int, out: torch.Tensor) -> None:
         """Reads rows [start, stop) of a parameter into `out` [stop - start, ...], in its dtype: their bytes alone.
 
@@ -103,17 +111,25 @@ class CheckpointReader(FileSystemReader):
             low, high = max(start, first), min(stop, last)
             if low >= high:
                 continue
+            piece = self._piece(name, chunk)
+            row_bytes = piece.length // chunk.sizes[0]
             try:
-                path, offset, length = self._place(name, chunk.offsets)
-                row_bytes = math.prod(stored.size[1:]) * dtype.itemsize
-                if length != chunk.sizes[0] * row_bytes:
-                    raise ValueError(f"a piece has {length:,} bytes")
-                read_rows(path, offset + (low - first) * row_bytes, dtype, out[low - start : high - start])
-            except (OSError, ValueError, zipfile.BadZipFile) as error:
+                read_rows(piece.path, piece.offset + (low - first) * row_bytes, dtype, out[low - start : high - start])
+            except (OSError, ValueError) as error:
                 raise ConfigError(f"{self.checkpoint} is damaged: {name} cannot be read: {error}") from error
 
-    def _place(self, name: str, offsets: torch.Size) -> tuple[Path, int, int]:
-        """The file, the first byte and the number of bytes of a parameter's piece, which torch.save wrote as a zip."""
+    def _piece(self, name: str, chunk: ChunkStorageMetadata) -> Piece:
+        stored = self._stored(name)
+        try:
+            piece = self._place(name, chunk.offsets)
+            if piece.length != math.prod(chunk.sizes) * stored.properties.dtype.itemsize:
+                raise ValueError(f"a piece has {piece.length:,} bytes")
+        except (OSError, ValueError, zipfile.BadZipFile) as error:
+            raise ConfigError(f"{self.checkpoint} is damaged: {name} cannot be read: {error}") from error
+        return piece
+
+    def _place(self, name: str, offsets: torch.Size) -> Piece:
+        """Where a parameter's piece is, which torch.save wrote as a zip."""
         index = MetadataIndex(PREFIX + name, offsets)
         if index not in self._places:
             info = self.metadata.storage_data[index]
@@ -125,7 +141,7 @@ class CheckpointReader(FileSystemReader):
             # A zip's local header: 30 bytes, of which the last four say how long the name and the extra field are.
             name_length, extra_length = struct.unpack("<HH", header[26:30])
             start = info.offset + record.header_offset + 30 + name_length + extra_length
-            self._places[index] = path, start, record.file_size
+            self._places[index] = Piece(path, start, record.file_size)
         return self._places[index]
 
     def _stored(self, name: str) -> TensorStorageMetadata:

@@ -19,6 +19,7 @@ from train.checkpoint import frozen_base
 from train.checkpoint_reader import CheckpointReader
 from train.config import TrainConfig
 from train.hf.pretrained import KEY, PretrainedFolder
+from train.hf.raw_rows import Piece
 from train.hf.weights import Precision, TensorSource, n_bytes, write_file, write_json
 from train.models.config import LoraConfig, ModelConfig
 from train.models.init import draw_rows, init_std
@@ -110,6 +111,9 @@ class DrawnWeights:
         self.model, self.seed = model, seed
         self.shapes = parameter_shapes(model)
 
+    def pieces(self, name: str, dtype: torch.dtype) -> None:
+        return None
+
     def rows(self, name: str, start: int, stop: int, out: torch.Tensor) -> None:
         out.copy_(draw_rows(self.seed, name, self.shapes[name], start, stop, init_std(self.model, name)))
 
@@ -124,6 +128,9 @@ class MergedWeights:
         self._adapted = set(adapted_shapes(model, lora))
         self._F = model.ffn_config.ffn_hidden_size
         self._held = "", torch.empty(0)
+
+    def pieces(self, name: str, dtype: torch.dtype) -> Sequence[Piece] | None:
+        return None if name in self._adapted else self.base.pieces(name, dtype)
 
     def rows(self, name: str, start: int, stop: int, out: torch.Tensor) -> None:
         if name not in self._adapted:
@@ -143,11 +150,12 @@ class MergedWeights:
 
     def _A(self, name: str, expert: int, width: int) -> torch.Tensor:
         """Read once for all the blocks of rows that need it."""
-        if self._held[0] != f"{name} {expert}":
+        held = self._held  # one look: threads read blocks side by side
+        if held[0] != f"{name} {expert}":
             A, r = torch.empty(self.lora.r, width), self.lora.r
             self.adapters.rows(name, expert * r, (expert + 1) * r, A)
-            self._held = f"{name} {expert}", A
-        return self._held[1]
+            self._held = held = f"{name} {expert}", A
+        return held[1]
 
 
 class PeftWeights:
@@ -166,6 +174,9 @@ class PeftWeights:
                 shape = own[f"{place}.{matrix}"]
                 self._own[f"{peft}.{matrix}.weight"] = f"{place}.{matrix}"
                 self.shapes[f"{peft}.{matrix}.weight"] = shape if matrix == "lora_A" else (shape[0], rank)
+
+    def pieces(self, name: str, dtype: torch.dtype) -> None:
+        return None
 
     def rows(self, name: str, start: int, stop: int, out: torch.Tensor) -> None:
         own = self._own[name]

@@ -23,6 +23,8 @@ from train.typed import Builder
 if TYPE_CHECKING:
     import torch
 
+    from train.hf.raw_rows import Piece
+
 KEY = "model.pretrained_model_name_or_path"
 INDEX = "model.safetensors.index.json"
 _TAKEN = ["config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json", "vocab.json", "merges.txt"]
@@ -90,20 +92,26 @@ class PretrainedFolder:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {name: stored.shape for name, (_, stored) in self.tensors.items()}
 
+    def pieces(self, name: str, dtype: "torch.dtype") -> "list[Piece] | None":
+        """Where the parameter's bytes are; None where its dtype is another."""
+        from train.hf.raw_rows import TORCH_DTYPES, Piece
+
+        path, stored = self.tensors[name]
+        if TORCH_DTYPES[stored.dtype] != dtype:
+            return None
+        return [Piece(path, stored.start, math.prod(stored.shape) * BYTES[stored.dtype])]
+
     def rows(self, name: str, start: int, stop: int, out: "torch.Tensor") -> None:
         """Reads rows [start, stop) of a parameter into `out` [stop - start, ...], in its dtype, on its device.
 
         Only these rows' bytes are read, in small pieces. Raises ConfigError when they cannot be.
         """
-        import torch
-
-        from train.hf.raw_rows import read_rows
+        from train.hf.raw_rows import TORCH_DTYPES, read_rows
 
         path, stored = self.tensors[name]
-        dtype = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}[stored.dtype]
         row_bytes = math.prod(stored.shape[1:]) * BYTES[stored.dtype]
         with _telling(f"{KEY} is {self.name!r}"):
-            read_rows(path, stored.start + start * row_bytes, dtype, out[: stop - start])
+            read_rows(path, stored.start + start * row_bytes, TORCH_DTYPES[stored.dtype], out[: stop - start])
 
 
 def _as_config(values: dict[str, Any]) -> ModelConfig:

@@ -5,12 +5,25 @@ Plain reads: what is mapped into memory instead would count as the process's own
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 PIECE_BYTES = 1 << 20
 """Small enough for a processor's cache: reading, casting and writing a piece then cost little beside the copy."""
+
+
+TORCH_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+"""By safetensors' names."""
+
+
+class Piece(NamedTuple):
+    """Where numbers lie one after the other."""
+
+    path: Path
+    offset: int
+    length: int
+    """In bytes."""
 
 
 def read_rows(path: Path, offset: int, dtype: torch.dtype, out: torch.Tensor) -> None:

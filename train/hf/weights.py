@@ -2,18 +2,21 @@
 
 import json
 import math
+import os
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from io import FileIO
 from itertools import islice
 from pathlib import Path
-from typing import BinaryIO, Literal, Protocol
+from typing import Literal, Protocol
 
 import torch
 from tqdm import tqdm
 
+from data.errors import ConfigError
 from train.hf.pretrained import INDEX
-from train.hf.raw_rows import PIECE_BYTES
+from train.hf.raw_rows import PIECE_BYTES, Piece
 from train.hf.safetensors_file import BYTES, header
 
 Precision = Literal["fp32", "bf16"]
@@ -21,6 +24,7 @@ Precision = Literal["fp32", "bf16"]
 MAX_SHARD_BYTES = 5_000_000_000
 _READERS = 2
 """Threads: reading, casting and writing leave each other alone."""
+_COPY_BYTES = 1 << 23
 _WRITE_BYTES = 1 << 16
 """Of one call. For larger ones ext4 takes larger folios, which cost up to eight times as much where the machine's
 memory is in pieces, or virtual and new."""
@@ -39,6 +43,13 @@ class TensorSource(Protocol):
     @property
     def files(self) -> Sequence[Path]:
         """What the values come from: while these are the same, so are the values."""
+        ...
+
+    def pieces(self, name: str, dtype: torch.dtype) -> Sequence[Piece] | None:
+        """Where in files the tensor's bytes are, in order, in that dtype; None where they have to be computed.
+
+        Raises ConfigError when they cannot be had.
+        """
         ...
 
     def rows(self, name: str, start: int, stop: int, out: torch.Tensor) -> None:
@@ -104,11 +115,12 @@ def write_file(
 ) -> None:
     """Writes one safetensors file; what a killed call has finished of its tensors stays."""
     begin = header(shapes, DTYPES[precision][1])
-    with path.open("r+b" if path.exists() else "w+b") as stream:
+    # Unbuffered: whole pieces are written, by the kernel too.
+    with path.open("r+b" if path.exists() else "w+b", buffering=0) as stream:
         there = stream.seek(0, 2)
         if there < len(begin):
             stream.seek(0)
-            stream.write(begin)
+            _write_all(stream, memoryview(begin))
         end = len(begin)
         for name, shape in shapes.items():
             end += n_bytes(shape, precision)
@@ -122,13 +134,37 @@ def write_file(
 
 
 def _write_tensor(
-    source: TensorSource, stream: BinaryIO, name: str, shape: tuple[int, ...], precision: Precision, progress: tqdm
+    source: TensorSource, stream: FileIO, name: str, shape: tuple[int, ...], precision: Precision, progress: tqdm
 ) -> None:
+    pieces = source.pieces(name, DTYPES[precision][0])
+    if pieces is not None:
+        for piece in pieces:
+            _copy(piece, stream, progress)
+        return
     for rows in _read_ahead(source, name, shape, DTYPES[precision][0]):
         data = memoryview(rows.view(-1).view(torch.uint8).numpy().data)
         for first in range(0, len(data), _WRITE_BYTES):
-            stream.write(data[first : first + _WRITE_BYTES])
+            _write_all(stream, data[first : first + _WRITE_BYTES])
         progress.update(len(data))
+
+
+def _copy(piece: Piece, stream: FileIO, progress: tqdm) -> None:
+    """From file to file, without a way through this process."""
+    done = 0
+    with piece.path.open("rb", buffering=0) as file:
+        while done < piece.length:
+            count = os.sendfile(
+                stream.fileno(), file.fileno(), piece.offset + done, min(piece.length - done, _COPY_BYTES)
+            )
+            if not count:
+                raise ConfigError(f"{piece.path} ends too early: it is not whole")
+            done += count
+            progress.update(count)
+
+
+def _write_all(stream: FileIO, data: memoryview) -> None:
+    while len(data):
+        data = data[stream.write(data) :]
 
 
 def _read_ahead(source: TensorSource, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Iterator[torch.Tensor]:
