@@ -180,7 +180,7 @@ class GenerateConfig:
         if not self.prompts:
             raise ValueError("prompts is [], but at least 1 is needed")
         if "" in self.prompts:
-            raise ValueError(f"prompts[{self.prompts.index('')}] is empty, but a model needs something to go on from")
+            raise ValueError(f"prompts[{self.prompts.index('')}] is '', but there must be something to go on from")
         _check_duration(self, "interval")
         if parse_duration(self.interval)[0] == 0:
             raise ValueError(f"interval is {self.interval!r}, but a duration of nothing never comes")
