@@ -3,13 +3,14 @@
 Results are kept by name in a folder's evaluation.json; the table in its README.md, the model card, shows all of them.
 """
 
+import contextlib
 import difflib
 import importlib
 import json
 import logging
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -80,25 +81,24 @@ def run_tasks(
     """
     harness = _harness()
     check_exported(folder)
-    if why_offline() is not None:
-        _stay_offline()
-    loaded = _load_tasks(tasks)
-    model = harness.models.huggingface.HFLM(
-        pretrained=str(folder),
-        device="cuda" if torch.cuda.is_available() else "cpu",
-        dtype={"fp32": "float32", "bf16": "bfloat16"}[precision or default_precision()],
-        batch_size=batch_size,
-        trust_remote_code=False,
-    )
-    out = harness.simple_evaluate(
-        model,
-        tasks=loaded,
-        num_fewshot=num_fewshot,
-        limit=limit,
-        apply_chat_template=apply_chat_template,
-        log_samples=False,
-        bootstrap_iters=1000,
-    )
+    with _offline() if why_offline() is not None else contextlib.nullcontext():
+        loaded = _load_tasks(tasks)
+        model = harness.models.huggingface.HFLM(
+            pretrained=str(folder),
+            device="cuda" if torch.cuda.is_available() else "cpu",
+            dtype={"fp32": "float32", "bf16": "bfloat16"}[precision or default_precision()],
+            batch_size=batch_size,
+            trust_remote_code=False,
+        )
+        out = harness.simple_evaluate(
+            model,
+            tasks=loaded,
+            num_fewshot=num_fewshot,
+            limit=limit,
+            apply_chat_template=apply_chat_template,
+            log_samples=False,
+            bootstrap_iters=1000,
+        )
     return results_of(out)
 
 
@@ -128,10 +128,18 @@ def _harness() -> Any:
     return harness
 
 
-def _stay_offline() -> None:
+@contextlib.contextmanager
+def _offline() -> Iterator[None]:
     """What is in the hub's cache serves at once; otherwise its library would ask for half a minute."""
-    for module in ("huggingface_hub.constants", "datasets.config"):
-        setattr(importlib.import_module(module), "HF_HUB_OFFLINE", True)  # noqa: B010
+    modules = [importlib.import_module(name) for name in ("huggingface_hub.constants", "datasets.config")]
+    before = [module.HF_HUB_OFFLINE for module in modules]
+    try:
+        for module in modules:
+            setattr(module, "HF_HUB_OFFLINE", True)  # noqa: B010
+        yield
+    finally:
+        for module, value in zip(modules, before, strict=True):
+            setattr(module, "HF_HUB_OFFLINE", value)  # noqa: B010
 
 
 def _load_tasks(tasks: Sequence[str]) -> list[Any]:
