@@ -62,6 +62,8 @@ class MdsFolder:
         """Of all shards, decompressed."""
         self._ready: set[int] = set()
         self._ahead: _Ahead | None = None
+        self._counted = 0, 0
+        """Bytes of the log of downloads, and its lines."""
 
     @classmethod
     def open(
@@ -239,7 +241,10 @@ class MdsFolder:
 
     def n_downloaded(self) -> int:
         """How many shards this machine's processes have ever brought into the folder."""
-        return len(_lines(self._log))
+        size = self._log.stat().st_size if self._log.exists() else 0
+        if size != self._counted[0]:  # asked after every batch
+            self._counted = size, len(_lines(self._log))
+        return self._counted[1]
 
     @property
     def _log(self) -> Path:
