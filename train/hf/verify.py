@@ -5,10 +5,11 @@ Nothing is held in memory beside one block of the model, so that it works for th
 """
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -211,7 +212,28 @@ class _Weights:
                 param[start : start + len(rows)].copy_(rows)
 
 
-@torch.inference_mode()
+class _Side:
+    """One side's block, whose weights are there only while it computes."""
+
+    def __init__(self, block: nn.Module, fill: Callable[[nn.Module, str], None]) -> None:
+        self.block, self.fill = block, fill
+        self._shapes = {name: param.shape for name, param in block.named_parameters()}
+        self._empty()
+
+    @contextlib.contextmanager
+    def filled(self, prefix: str) -> Iterator[None]:
+        for name, param in self.block.named_parameters():
+            param.data = torch.empty(self._shapes[name])
+        self.fill(self.block, prefix)
+        yield
+        self._empty()
+
+    def _empty(self) -> None:
+        for param in self.block.parameters():
+            param.data = torch.empty(0)
+
+
+@torch.no_grad()
 def _check_logits(
     folder: Path, run: Run, precision: Precision, tensors: Mapping[str, tuple[Path, Stored]]
 ) -> list[str]:
@@ -223,17 +245,17 @@ def _check_logits(
     x_BSD = _embed(weights, model, ids_BS)
     theirs, norm_f = _stock_block(folder)
     ours = _make(lambda: DbrxBlock(model))
+    our_side, their_side = _Side(ours, weights.fill_ours), _Side(theirs.blocks[0], weights.fill_theirs)
     worst, tied_BS = 0.0, torch.zeros_like(ids_BS, dtype=torch.bool)
     for layer in range(model.n_layers):
         prefix = f"transformer.blocks.{layer}."
-        weights.fill_ours(ours, prefix)
-        y_BSD, here_BS = _our_block(ours, x_BSD, layout)
-        weights.fill_theirs(theirs.blocks[0], prefix)
-        stock_BSD = theirs(inputs_embeds=x_BSD, use_cache=False).last_hidden_state
+        with our_side.filled(prefix):
+            y_BSD, here_BS = _our_block(ours, x_BSD, layout)
+        with their_side.filled(prefix):
+            stock_BSD = theirs(inputs_embeds=x_BSD, use_cache=False).last_hidden_state
         worst = max(worst, _compare(stock_BSD[~here_BS], y_BSD[~here_BS], f"block {layer}"))
         tied_BS |= here_BS
         x_BSD = y_BSD
-    del ours, theirs
     logits_BSV = _head(weights, model, x_BSD, None)
     worst = max(worst, _compare(_head(weights, model, x_BSD, norm_f), logits_BSV, "the logits"))
     said = f"transformers {transformers.__version__} computes the same in fp32, block by block"
