@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from small_export import write_export, write_run
+from small_export import write_export
 
 from data.errors import ConfigError, DataError
 from data.examples import PromptResponse
@@ -18,13 +18,6 @@ from train.generation.sampling import Sampling
 
 ROOT = Path(__file__).resolve().parents[1]
 SHORT = Sampling(max_new_tokens=8)
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("run") / "checkpoints"
-    write_run(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

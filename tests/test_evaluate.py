@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_export import write_export, write_run
+from small_export import write_export
 
 from data.errors import ConfigError, DataError
 from data.examples import PromptResponse
@@ -34,13 +34,6 @@ target_delimiter: "\\n"
 metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
 metadata: {{version: 3.0}}
 """
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("run") / "checkpoints"
-    write_run(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from small_export import write_export, write_run
+from small_export import write_export
 from test_export import MODEL, save_checkpoint
 from toy_tokenizer import ToyTokenizer
 
@@ -21,13 +21,6 @@ BASE = "pretrained_model_name_or_path"
 PROMPTS = ["Reverse: kotab\n", "x", "Sort the letters: wsus\n", "Count to 7, and then back to 1.\n"]
 GREEDY = Sampling(max_new_tokens=20)
 SAMPLED = Sampling(max_new_tokens=20, temperature=0.8, top_k=50, top_p=0.9, seed=5)
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("run") / "checkpoints"
-    write_run(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
