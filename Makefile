@@ -34,7 +34,7 @@ lock: .venv/bin/uv  ## compile requirements.lock from pyproject.toml
 		--no-emit-index-url --no-emit-find-links --quiet -o requirements.lock
 
 clean:  ## remove the environment, runs and caches
-	rm -rf .venv .cache runs build *.egg-info .pytest_cache .ruff_cache
+	rm -rf .venv .cache runs build *.egg-info .pytest_cache .ruff_cache train/models/*.so
 
 # uv, because pip alone needs 6 minutes for the lock; pip after all where only pip has been told of the package index.
 .venv/bin/uv:
@@ -53,7 +53,7 @@ clean:  ## remove the environment, runs and caches
 	$(BIN)/uv pip install --python $(BIN)/python --no-deps --target $@ peft==0.21.2 || $(BIN)/python -m pip install --no-deps --target $@ peft==0.21.2
 	@touch $@
 
-.venv/installed: .venv/bin/uv requirements.lock pyproject.toml
+.venv/installed: .venv/bin/uv requirements.lock pyproject.toml train/models/glu.c
 	$(BIN)/uv pip sync --compile-bytecode --python $(BIN)/python requirements.lock || $(BIN)/python -m pip install -r requirements.lock
 	$(BIN)/uv pip install --python $(BIN)/python --no-deps --editable .
 	@touch $@

@@ -270,18 +270,19 @@ def test_autocast_computes_in_bf16_and_gives_fp32_gradients(moe_impl: str) -> No
 
 
 def kept_numel(mlp: ExpertsMLP, config: FFNConfig) -> int:
-    """Elements kept for backward, each storage once, the weights themselves not counted."""
+    """Elements kept for backward, each place once, the weights themselves not counted."""
     x, weights, experts, _ = make_inputs(config, "cpu", torch.float64)
     kept: dict[int, int] = {}
     weights_kept = {param.untyped_storage().data_ptr() for param in mlp.parameters()}
 
     def keep(tensor: Tensor) -> Tensor:
-        kept[tensor.untyped_storage().data_ptr()] = tensor.numel()
+        if tensor.untyped_storage().data_ptr() not in weights_kept:
+            kept[tensor.data_ptr()] = tensor.numel()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         mlp(x.requires_grad_(), weights.requires_grad_(), assign(experts, config.moe_num_experts))
-    return sum(numel for place, numel in kept.items() if place not in weights_kept)
+    return sum(kept.values())
 
 
 def test_only_the_input_and_the_preactivations_are_kept() -> None:

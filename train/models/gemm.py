@@ -64,15 +64,17 @@ def onednn(x_NK: Tensor, w_MK: Tensor) -> Tensor:
     return _ops.mkldnn._linear_pointwise(x_NK, w_MK, None, "none", [], "")
 
 
-def rows_by_columns(x_ND: Tensor, w_FD: Tensor) -> Tensor:
-    """x w^T, [N, F]."""
-    return onednn(x_ND, w_FD) if uses_onednn(w_FD) else torch.mm(x_ND, w_FD.t())
+def rows_by_columns(x_ND: Tensor, w_FD: Tensor, out: Tensor | None = None) -> Tensor:
+    """x w^T, [N, F]. torch.mm writes into out where it is given; oneDNN cannot, and out is left alone."""
+    return onednn(x_ND, w_FD) if uses_onednn(w_FD) else torch.mm(x_ND, w_FD.t(), out=out)
 
 
-def rows_by_rows(h_NF: Tensor, w_FD: Tensor, h2_NF: Tensor | None = None, w2_FD: Tensor | None = None) -> Tensor:
-    """h w, [N, D]; with a second pair, h w + h2 w2."""
+def rows_by_rows(
+    h_NF: Tensor, w_FD: Tensor, h2_NF: Tensor | None = None, w2_FD: Tensor | None = None, out: Tensor | None = None
+) -> Tensor:
+    """h w, [N, D]; with a second pair, h w + h2 w2. out as for rows_by_columns."""
     if not uses_onednn(w_FD):
-        y_ND = torch.mm(h_NF, w_FD)
+        y_ND = torch.mm(h_NF, w_FD, out=out)
         return y_ND if h2_NF is None or w2_FD is None else y_ND.addmm_(h2_NF, w2_FD)
     y_ND = onednn(h_NF, w_FD.t())
     if h2_NF is None or w2_FD is None:

@@ -1,6 +1,6 @@
-"""What stands between the grouped GEMMs: one Triton kernel each on a GPU, a few torch calls elsewhere.
+"""What stands between the GEMMs of experts: one kernel each, in Triton on a GPU and in C on a CPU, else torch calls.
 
-Shapes: T tokens, K experts a token, A = T*K assignments, D d_model, F ffn_hidden_size.
+Shapes: T tokens, K experts a token, A = T*K assignments (or those of one expert), D d_model, F ffn_hidden_size.
 """
 
 import functools
@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from train.models import glu_cpu
 from train.models.gemm import silu_backward
 
 
@@ -21,13 +22,13 @@ def _has_triton() -> bool:
     return True
 
 
-def _fused(h_AF: Tensor) -> bool:
+def _on_gpu(h_AF: Tensor) -> bool:
     return h_AF.is_cuda and h_AF.dtype in (torch.bfloat16, torch.float16, torch.float32) and _has_triton()
 
 
 def combine(y_AD: Tensor, slot_TK: Tensor, weights_TK: Tensor | None) -> Tensor:
     """[T, D]: the sum of each token's rows of y, weighted where there are weights."""
-    if _fused(y_AD):
+    if _on_gpu(y_AD):
         from train.models.glu_triton import fused_combine
 
         return fused_combine(y_AD, slot_TK, weights_TK)
@@ -35,30 +36,36 @@ def combine(y_AD: Tensor, slot_TK: Tensor, weights_TK: Tensor | None) -> Tensor:
     return y_TKD.sum(1) if weights_TK is None else torch.bmm(weights_TK.unsqueeze(1), y_TKD).squeeze(1)
 
 
-def glu(h1_AF: Tensor, h2_AF: Tensor) -> Tensor:
-    if _fused(h1_AF):
+def glu(h1_AF: Tensor, h2_AF: Tensor, out: Tensor | None = None) -> Tensor:
+    if _on_gpu(h1_AF):
         from train.models.glu_triton import fused_glu
 
-        return fused_glu(h1_AF, h2_AF)
-    return F.silu(h1_AF).mul_(h2_AF)
+        return fused_glu(h1_AF, h2_AF, out)
+    if glu_cpu.can_fuse(h1_AF):
+        return glu_cpu.fused_glu(h1_AF, h2_AF, out)
+    return torch.mul(F.silu(h1_AF), h2_AF, out=out)
 
 
 def glu_backward(
-    dact_AF: Tensor, h1_AF: Tensor, h2_AF: Tensor, weights_A: Tensor
+    dact_AF: Tensor, h1_AF: Tensor, h2_AF: Tensor, weights_A: Tensor, out: tuple[Tensor, Tensor] | None = None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The gradients of both pre-activations, the weighted activation, and the gradient of the weights.
 
-    dact is the gradient of an activation that has weight 1; it is overwritten.
+    dact is the gradient of an activation that has weight 1; it is overwritten. The second and the third result are
+    written into out where it is given.
     """
-    if _fused(h1_AF):
+    if _on_gpu(h1_AF):
         from train.models.glu_triton import fused_glu_backward
 
-        return fused_glu_backward(dact_AF, h1_AF, h2_AF, weights_A)
+        return fused_glu_backward(dact_AF, h1_AF, h2_AF, weights_A, out)
+    if glu_cpu.can_fuse(h1_AF):
+        return glu_cpu.fused_glu_backward(dact_AF, h1_AF, h2_AF, weights_A, out)
+    dh2_AF, act_AF = out or (None, None)
     weights_A1 = weights_A.unsqueeze(1)
     silu_AF = F.silu(h1_AF)
-    act_AF = silu_AF * h2_AF
+    act_AF = torch.mul(silu_AF, h2_AF, out=act_AF)
     dweights_A = (act_AF * dact_AF).sum(1)
     dact_AF.mul_(weights_A1)
-    dh2_AF = silu_AF.mul_(dact_AF)
+    dh2_AF = torch.mul(silu_AF, dact_AF, out=dh2_AF)
     dh1_AF = silu_backward(dact_AF.mul_(h2_AF), h1_AF)
     return dh1_AF, dh2_AF, act_AF.mul_(weights_A1), dweights_A

@@ -61,18 +61,18 @@ def _combine_kernel(y, slots, weights, out, width, K: tl.constexpr, WEIGHTED: tl
     tl.store(out + token * width + column, total.to(out.dtype.element_ty), mask=there)
 
 
-def fused_glu(h1_AF: Tensor, h2_AF: Tensor) -> Tensor:
-    act_AF = torch.empty_like(h1_AF)
+def fused_glu(h1_AF: Tensor, h2_AF: Tensor, out: Tensor | None = None) -> Tensor:
+    act_AF = torch.empty_like(h1_AF) if out is None else out
     if act_AF.numel():
         _glu_kernel[(triton.cdiv(act_AF.numel(), _BLOCK),)](h1_AF, h2_AF, act_AF, act_AF.numel(), BLOCK=_BLOCK)
     return act_AF
 
 
 def fused_glu_backward(
-    dact_AF: Tensor, h1_AF: Tensor, h2_AF: Tensor, weights_A: Tensor
+    dact_AF: Tensor, h1_AF: Tensor, h2_AF: Tensor, weights_A: Tensor, out: tuple[Tensor, Tensor] | None = None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """As glu.glu_backward: dh1 overwrites dact."""
-    dh2_AF, act_AF = torch.empty_like(h1_AF), torch.empty_like(h1_AF)
+    dh2_AF, act_AF = out or (torch.empty_like(h1_AF), torch.empty_like(h1_AF))
     dweights_A = torch.empty_like(weights_A)
     A, width = h1_AF.shape
     if A:

@@ -1,0 +1,68 @@
+"""Calls the kernels of glu.c, which setuptools compiles where the project is installed and there is a C compiler."""
+
+import ctypes
+import functools
+import importlib.util
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+_POINTER, _LONG, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """The compiled kernels; None where they were not compiled or cannot be loaded."""
+    spec = importlib.util.find_spec("train.models._glu")
+    if spec is None or spec.origin is None:
+        return None
+    try:
+        # Its threads are those of torch, whose OpenMP is lent to what is loaded after it: two would hinder each other.
+        for openmp in _loaded_openmp():
+            ctypes.CDLL(openmp, mode=ctypes.RTLD_GLOBAL)
+        loaded = ctypes.CDLL(spec.origin)
+    except OSError:
+        return None
+    loaded.glu.argtypes = [_LONG, *[_POINTER] * 3, _INT]
+    loaded.glu_backward.argtypes = [_LONG, _LONG, *[_POINTER] * 7, _INT]
+    loaded.glu.restype = loaded.glu_backward.restype = None
+    return loaded
+
+
+def _loaded_openmp() -> set[str]:
+    lines = Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
+    files = {line.split(maxsplit=5)[-1] for line in lines if line.endswith(tuple("0123456789so"))}
+    return {file for file in files if Path(file).name.startswith(("libgomp", "libiomp", "libomp"))}
+
+
+def can_fuse(h_AF: Tensor) -> bool:
+    return h_AF.device.type == "cpu" and h_AF.dtype is torch.float32 and h_AF.is_contiguous() and library() is not None
+
+
+def fused_glu(h1_AF: Tensor, h2_AF: Tensor, out: Tensor | None = None) -> Tensor:
+    act_AF = torch.empty_like(h1_AF) if out is None else out
+    _loaded().glu(h1_AF.numel(), *_pointers(h1_AF, h2_AF, act_AF), torch.get_num_threads())
+    return act_AF
+
+
+def fused_glu_backward(
+    dact_AF: Tensor, h1_AF: Tensor, h2_AF: Tensor, weights_A: Tensor, out: tuple[Tensor, Tensor] | None = None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """As glu.glu_backward: dh1 overwrites dact."""
+    dh2_AF, act_AF = out or (torch.empty_like(h1_AF), torch.empty_like(h1_AF))
+    dweights_A = torch.empty_like(weights_A)
+    tensors = (dact_AF, h1_AF, h2_AF, weights_A, dh2_AF, act_AF, dweights_A)
+    _loaded().glu_backward(*h1_AF.shape, *_pointers(*tensors), torch.get_num_threads())
+    return dact_AF, dh2_AF, act_AF, dweights_A
+
+
+def _loaded() -> ctypes.CDLL:
+    loaded = library()
+    assert loaded is not None
+    return loaded
+
+
+def _pointers(*tensors: Tensor) -> list[int]:
+    assert all(tensor.is_contiguous() and tensor.dtype is torch.float32 for tensor in tensors)
+    return [tensor.data_ptr() for tensor in tensors]
