@@ -16,7 +16,7 @@
 /* 1 / (1 + exp(-x)) within 2 units in the last place: exp by Cephes' expf, 2^n times a polynomial in the remainder. */
 static inline __attribute__((always_inline)) float sigmoid(float x)
 {
-    /* Beyond these exp(-x) is no normal number. NaN is not hidden, because callers multiply by x. */
+    /* Beyond these exp(-x) is no normal number. */
     float t = x < -87.0f ? 87.0f : -x;
     t = t < -87.0f ? -87.0f : t;
     /* Adding 1.5 * 2^23 rounds to a whole number, which then stands in the lowest bits. */
