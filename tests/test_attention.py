@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from train.models import layout as layout_module
 from train.models.attend import PLANS, FlashPlan, FlexPlan, SdpaPlan, cut_calls, plan_flash, plan_sdpa
-from train.models.attention import Attention
+from train.models.attention import Attention, _ClipAndRotate
 from train.models.config import AttnConfig, FFNConfig, ModelConfig
 from train.models.dbrx import IGNORED, DbrxForCausalLM
 from train.models.init import initialise
@@ -138,6 +138,41 @@ def test_a_backend_equals_the_obvious_loops_forward_and_backward(
     for mine, right in zip((y, *ours), (expected, *theirs), strict=True):
         # The angles are in fp32 in every dtype, here as there.
         assert relative(mine.detach().double().cpu(), right) < bound
+
+
+@pytest.mark.parametrize("clip", [None, 1.5, 0.7])
+@pytest.mark.parametrize(
+    ("dtype", "angles", "bound"),
+    [
+        (torch.float64, torch.float64, 1e-12),
+        (torch.float32, torch.float32, 1e-5),
+        (torch.bfloat16, torch.bfloat16, 0.02),
+        (torch.bfloat16, torch.float32, 0.02),
+        (torch.float16, torch.float32, 2e-3),
+    ],
+    ids=str,
+)
+def test_clipping_and_turning_equal_torchs_differentiation(
+    dtype: torch.dtype, angles: torch.dtype, bound: float, clip: float | None
+) -> None:
+    qkv = (2 * torch.randn(7, 6 * 4)).to(dtype)
+    if clip is not None:
+        # At the bounds themselves clamp lets the gradient through.
+        qkv[0, ::2], qkv[1, ::3] = clip, -clip
+    qkv.requires_grad_()
+    angle = torch.randn(7, 2).repeat(1, 2)
+    cos, sin = angle.cos().to(angles), angle.sin().to(angles)
+    parts = _ClipAndRotate.apply(qkv, cos, sin, clip, 4, 1)
+    clipped = (qkv if clip is None else qkv.clamp(-clip, clip)).unflatten(1, (6, 4))
+    low, high = clipped[:, :5].chunk(2, dim=-1)
+    turned = clipped[:, :5] * cos.unsqueeze(1) + torch.cat((-high, low), dim=-1) * sin.unsqueeze(1)
+    expected = (*turned.to(dtype).split((4, 1), dim=1), clipped[:, 5:])
+    grads = [torch.randn_like(part) for part in expected]
+    ours, theirs = (torch.autograd.grad(side, qkv, grads)[0] for side in (parts, expected))
+    assert clip is None or not ours[qkv.abs() > clip].any()
+    for mine, right in zip((*parts, ours), (*expected, theirs), strict=True):
+        assert mine.dtype is dtype
+        assert relative(mine.double(), right.double()) < bound
 
 
 @pytest.mark.parametrize("lengths", [*ROWS.values(), [[130, 126], [128, 1, 255], [300]]])

@@ -4,18 +4,73 @@ Shapes: T tokens that are not padding, P places in the plan's order, W width of 
 H query heads, G key/value heads, C head_dim.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from train.models.config import ModelConfig
 from train.models.layout import Layout
 from train.models.linear import Linear
 
+_hardtanh_backward: Any = torch.ops.aten.hardtanh_backward
 
-def _rotate(x_PHC: Tensor, cos_PC: Tensor, sin_PC: Tensor) -> Tensor:
-    """Rotary embedding (Su et al. 2021) in the half-split form of GPT-NeoX, which DBRX has."""
-    low, high = x_PHC.chunk(2, dim=-1)
-    return x_PHC * cos_PC.unsqueeze(1) + torch.cat((-high, low), dim=-1) * sin_PC.unsqueeze(1)
+
+class _ClipAndRotate(torch.autograd.Function):
+    """Queries, keys and values [P, W] clamped to [-clip, clip], then queries and keys turned by their angles, in a few
+    passes over memory where torch's differentiation makes a dozen.
+
+    Rotary embedding (Su et al. 2021) in the half-split form of GPT-NeoX, which DBRX has. Computed in the angles' dtype
+    where that is the wider one, as under autocast.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, qkv_PW: Tensor, cos_PC: Tensor, sin_PC: Tensor, clip: float | None, n_heads: int, kv_n_heads: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        ctx.save_for_backward(qkv_PW, cos_PC, sin_PC)
+        ctx.clip, ctx.heads = clip, (n_heads, kv_n_heads, kv_n_heads)
+        clipped_PW = qkv_PW.clone() if clip is None else qkv_PW.clamp(-clip, clip)
+        qk_PXC, v_PGC = clipped_PW.unflatten(1, (-1, cos_PC.shape[1])).split((n_heads + kv_n_heads, kv_n_heads), dim=1)
+        turned = torch.promote_types(qkv_PW.dtype, cos_PC.dtype)
+        qk_PXC = _rotate(qk_PXC, cos_PC, sin_PC, out=torch.empty_like(qk_PXC, dtype=turned)).to(qkv_PW.dtype)
+        q_PHC, k_PGC = qk_PXC.split((n_heads, kv_n_heads), dim=1)
+        return q_PHC, k_PGC, v_PGC
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        qkv_PW, cos_PC, sin_PC = ctx.saved_tensors
+        dq_PHC, dk_PGC, dv_PGC = grad_outputs
+        turned = torch.promote_types(qkv_PW.dtype, cos_PC.dtype)
+        dqkv_PXC = torch.empty_like(qkv_PW, dtype=turned).unflatten(1, (-1, cos_PC.shape[1]))
+        to_q, to_k, to_v = dqkv_PXC.split(ctx.heads, dim=1)
+        _rotate(dq_PHC, cos_PC, -sin_PC, out=to_q)
+        _rotate(dk_PGC, cos_PC, -sin_PC, out=to_k)
+        to_v.copy_(dv_PGC)
+        dqkv_PW = dqkv_PXC.flatten(1).to(qkv_PW.dtype)
+        if ctx.clip is not None:
+            # hardtanh's bounds themselves get no gradient, those of clamp do.
+            bound = _next_above(ctx.clip, qkv_PW.dtype)
+            dqkv_PW = _hardtanh_backward(dqkv_PW, qkv_PW, -bound, bound)
+        return dqkv_PW, None, None, None, None, None
+
+
+def _rotate(x_PHC: Tensor, cos_PC: Tensor, sin_PC: Tensor, out: Tensor) -> Tensor:
+    cos_P1C, sin_P1C = cos_PC.unsqueeze(1), sin_PC.unsqueeze(1)
+    (low, high), (sin_low, sin_high) = x_PHC.chunk(2, dim=-1), sin_P1C.chunk(2, dim=-1)
+    y_low, y_high = torch.mul(x_PHC, cos_P1C, out=out).chunk(2, dim=-1)
+    # Not addcmul: in bf16 it would round once where transformers rounds twice.
+    y_low.sub_(high * sin_low)
+    y_high.add_(low * sin_high)
+    return out
+
+
+def _next_above(number: float, dtype: torch.dtype) -> float:
+    """Of positive numbers. torch.nextafter has no fp16."""
+    bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]
+    return (torch.tensor(number, dtype=dtype).view(bits) + 1).view(dtype).item()
 
 
 class Attention(nn.Module):
@@ -25,8 +80,7 @@ class Attention(nn.Module):
         self.clip_qkv = config.attn_config.clip_qkv
         self.attn_pdrop = config.attn_config.attn_pdrop
         kv_width = self.kv_n_heads * self.head_dim
-        self.widths = (config.d_model, kv_width, kv_width)
-        self.Wqkv = Linear(config.d_model, sum(self.widths))
+        self.Wqkv = Linear(config.d_model, config.d_model + 2 * kv_width)
         self.out_proj = Linear(config.d_model, config.d_model)
 
     def forward(self, x_TD: Tensor, layout: Layout) -> Tensor:
@@ -34,13 +88,9 @@ class Attention(nn.Module):
 
     def attend(self, qkv_TW: Tensor, layout: Layout) -> Tensor:
         """What follows the first GEMM; the second comes last, so that selective checkpointing need not repeat it."""
-        if self.clip_qkv is not None:
-            qkv_TW = qkv_TW.clamp(-self.clip_qkv, self.clip_qkv)
-        q, k, v = layout.plan.enter(qkv_TW).split(self.widths, dim=-1)
-        v_PGC = v.unflatten(-1, (self.kv_n_heads, self.head_dim))
-        q_PHC = _rotate(q.unflatten(-1, (self.n_heads, self.head_dim)), layout.cos_PC, layout.sin_PC)
-        k_PGC = _rotate(k.unflatten(-1, (self.kv_n_heads, self.head_dim)), layout.cos_PC, layout.sin_PC)
+        q_PHC, k_PGC, v_PGC = _ClipAndRotate.apply(  # pyright: ignore[reportGeneralTypeIssues]
+            layout.plan.enter(qkv_TW), layout.cos_PC, layout.sin_PC, self.clip_qkv, self.n_heads, self.kv_n_heads
+        )
         dropout_p = self.attn_pdrop if self.training else 0.0
-        # Under autocast the angles are in fp32, and so is what they turned.
-        y_PHC = layout.plan.attend(q_PHC.to(v.dtype), k_PGC.to(v.dtype), v_PGC, dropout_p)
+        y_PHC = layout.plan.attend(q_PHC, k_PGC, v_PGC, dropout_p)
         return self.out_proj(layout.plan.leave(y_PHC.flatten(1)))
