@@ -1,21 +1,24 @@
 """A whole training step under Composer with torch's fused AdamW: Dropless, transformers' DBRX with the same weights,
 and a dense model of equal active FLOPs, beside the time of the step's GEMMs alone.
 
-All sides run in one process, in turn in every round, on the same rows of packed documents; ratios are taken within a
-round. On a CPU one thread computes and its own CPU time is measured, which other programs hardly change. The floor is
-the forward and both backward GEMMs of every matrix, the experts' once as one GEMM over all assignments and once as one
-GEMM an expert: of torch.mm alone, or of the best there is (oneDNN's too, where train/models/gemm.py can use it).
+The sides take turns in every round, on the same rows of packed documents, each in a process of its own as when it
+trains: in one, each leaves holes in the others' memory. Ratios are taken within a round. On a CPU one thread computes
+and its own CPU time is measured, which other programs hardly change. The floor is the forward and both backward GEMMs
+of every matrix, the experts' once as one GEMM over all assignments and once as one GEMM an expert: of torch.mm alone,
+or of the best there is (oneDNN's too, where train/models/gemm.py can use it).
 """
 
 import argparse
+import contextlib
 import json
+import multiprocessing
 import statistics
 import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -45,31 +48,79 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.set_num_threads(args.threads)
     # As train/trainer.py does; it serves all sides.
     keep_freed_memory()
+    with contextlib.ExitStack() as stack:
+        sides = {name: stack.enter_context(Side(build)) for name, build in builders(args).items()}
+        # The first step of each, which warms up, also shows that both compute the same.
+        firsts = {name: side.run("step") for name, side in sides.items()}
+        if {"dropless", "transformers"} <= firsts.keys():
+            ours, theirs = (firsts[name]["loss"] for name in ("dropless", "transformers"))
+            assert abs(ours - theirs) < 1e-3, f"the sides disagree: {ours}, {theirs}"
+        times: dict[str, list[float]] = {name: [] for name in (*list(sides)[:-1], *firsts[FLOORS])}
+        for number in range(args.rounds):
+            print(f"round {number + 1} of {args.rounds}", file=sys.stderr, flush=True)
+            for name, side in sides.items():
+                found = side.run("step")
+                for key, seconds in found.items() if name == FLOORS else [(name, found["seconds"])]:
+                    times[key].append(seconds)
+        profiled = sides["dropless"].run("profile") if "dropless" in sides else {}
+    report(times, profiled, args)
+    return 0
+
+
+FLOORS = "floors"
+
+
+def builders(args: argparse.Namespace) -> dict[str, Callable[[], Callable[[], dict[str, float]]]]:
+    """What makes each side; the floors come last."""
     config, batch = model_config(args), make_batch(args)
-    builders = {
+
+    def by_row(count: bool) -> Callable[[], dict[str, float]]:
+        step = dropless(config, batch, args)
+        return lambda: step(microbatch=1, count=count)
+
+    steps: dict[str, Callable[[], Any]] = {
         "dropless": lambda: dropless(config, batch, args),
+        "dropless, a row a microbatch": lambda: by_row(count=False),
+        "dropless, and moe_lbl_scope: batch": lambda: by_row(count=True),
         "transformers": lambda: transformers_side(config, batch, args),
         "dense, equal active FLOPs": lambda: dropless(dense(config), batch, args),
     }
-    steps = {name: build() for name, build in builders.items() if name.split(",")[0] in args.sides}
-    # The first step of each, which warms up, also shows that both compute the same.
-    losses = {name: step()["loss"] for name, step in steps.items()}
-    if {"dropless", "transformers"} <= losses.keys():
-        assert abs(losses["dropless"] - losses["transformers"]) < 1e-3, f"the sides disagree: {losses}"
-    if "dropless" in steps:
-        ours = steps["dropless"]
-        steps["dropless, a row a microbatch"] = lambda: ours(microbatch=1)
-        steps["  and moe_lbl_scope: batch"] = lambda: ours(microbatch=1, count=True)
-    floors = gemm_floors(config, batch, args)
-    times: dict[str, list[float]] = {name: [] for name in (*steps, *floors)}
-    for number in range(args.rounds):
-        print(f"round {number + 1} of {args.rounds}", file=sys.stderr, flush=True)
-        for name, step in steps.items():
-            times[name].append(step()["seconds"])
-        for name, gemms in floors.items():
-            times[name].append(gemms())
-    report(times, profile(steps["dropless"]) if "dropless" in steps else {}, args)
-    return 0
+
+    def floors() -> Callable[[], dict[str, float]]:
+        gemms = gemm_floors(config, batch, args)
+        return lambda: {name: run() for name, run in gemms.items()}
+
+    return {name: build for name, build in steps.items() if name.split(",")[0] in args.sides} | {FLOORS: floors}
+
+
+class Side:
+    """What `build` makes, in a process of its own that waits between its turns."""
+
+    def __init__(self, build: Callable[[], Callable[[], Any]]) -> None:
+        # Forked, because importing takes longer than most steps; nothing has touched a GPU yet.
+        context = multiprocessing.get_context("fork")
+        self.connection, other = context.Pipe()
+        self.process = context.Process(target=self._serve, args=(build, other), daemon=True)
+
+    def _serve(self, build: Callable[[], Callable[[], Any]], connection: Any) -> None:
+        step = build()
+        while True:
+            connection.send(step() if connection.recv() == "step" else profile(step))
+
+    def __enter__(self) -> "Side":
+        self.process.start()
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.process.kill()
+        self.process.join()
+
+    def run(self, what: Literal["step", "profile"]) -> Any:
+        self.connection.send(what)
+        while not self.connection.poll(1):
+            if not self.process.is_alive():
+                sys.exit("error: a side has ended early, its reason is above")
+        return self.connection.recv()
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -80,7 +131,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.add_argument(f"--{name}", type=int, default=default)
     for name, default in {"rows": 4, "max_seq_len": 512, "documents": 3, "rounds": 7, "threads": 1}.items():
         parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--sides", nargs="+", default=["dropless", "transformers", "dense"])
+    every = ["dropless", "transformers", "dense"]
+    parser.add_argument("--sides", nargs="+", default=every, choices=every)
     parser.add_argument("--device", default="cpu", choices=["cpu", "gpu"])
     parser.add_argument("--precision", default="fp32", choices=["fp32", "amp_bf16"])
     parser.add_argument("--json", type=Path, help="write all times to this file")
