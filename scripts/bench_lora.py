@@ -24,6 +24,7 @@ from torch._C._distributed_c10d import HashStore
 from torch.distributed.tensor import DTensor
 
 from train.config import FSDPConfig
+from train.memory import keep_freed_memory
 from train.models.config import AttnConfig, FFNConfig, LoraConfig, ModelConfig
 from train.parallel import build_model, named_parameters
 from train.watch import Watch
@@ -52,6 +53,8 @@ def sides(args: argparse.Namespace) -> dict[str, LoraConfig | None]:
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     torch.set_num_threads(args.threads)
+    # As train/trainer.py does.
+    keep_freed_memory()
     backend = "nccl" if args.device == "cuda" else "gloo"
     dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
     try:

@@ -23,6 +23,7 @@ from train.config import TrainConfig
 from train.hf.adapter import check_base, frozen_weights, note_base
 from train.hf.pretrained import KEY, PretrainedFolder
 from train.lm import DbrxForComposer
+from train.models import glu_cpu
 from train.models.experts import resolve_moe_impl
 from train.models.layout import resolve_attn_impl
 from train.parallel import Weights, build_model
@@ -193,6 +194,8 @@ def _check_lora(config: TrainConfig, device: torch.device) -> None:
 
 
 def _precision(config: TrainConfig, device: str) -> str:
+    if device == "cpu" and glu_cpu.library() is None:
+        say("the C kernels between the experts' GEMMs were not compiled: a step takes a tenth longer (see the README)")
     if device == "cpu" and config.precision == "amp_bf16":
         say("precision: amp_bf16 becomes fp32 on CPU")
         return "fp32"
