@@ -16,7 +16,8 @@ from test_export import save_checkpoint
 
 from data.errors import ConfigError
 from train.hf.export import export
-from train.hf.verify import _compare, main, verify
+from train.hf.verify import main, verify
+from train.hf.verify_logits import compare
 from train.models import moe
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -174,7 +175,7 @@ def test_one_token_far_larger_than_the_others_hides_nothing() -> None:
     ours = torch.ones(3, 4)
     ours[0] = 1e5
     with pytest.raises(ConfigError, match=r"block 7 are 1\.0e-02 of a token's largest number apart"):
-        _compare(ours + torch.tensor([0.0, 0.01, 0.0]).unsqueeze(1), ours, "block 7")
+        compare(ours + torch.tensor([0.0, 0.01, 0.0]).unsqueeze(1), ours, "block 7")
 
 
 def test_tokens_between_two_experts_are_left_out(tmp_path: Path) -> None:
