@@ -30,10 +30,12 @@ def library() -> ctypes.CDLL | None:
     return loaded
 
 
-def _loaded_openmp() -> set[str]:
+def _loaded_openmp() -> list[str]:
+    """The files of this process's OpenMP libraries, torch's first: of several, the first to be lent is used."""
     lines = Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
-    files = {line.split(maxsplit=5)[-1] for line in lines if line.endswith(tuple("0123456789so"))}
-    return {file for file in files if Path(file).name.startswith(("libgomp", "libiomp", "libomp"))}
+    files = {line.split(maxsplit=5)[-1] for line in lines if "omp" in line}
+    found = (file for file in files if Path(file).name.startswith(("libgomp", "libiomp", "libomp")))
+    return sorted(found, key=lambda file: "torch" not in file)
 
 
 def can_fuse(h_AF: Tensor) -> bool:
