@@ -50,7 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--chat", action="store_true", help="each PROMPT is what a user says, in the chat template")
     parser.add_argument("--system_prompt", metavar="TEXT", help="what a conversation begins with")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the answers to this .jsonl instead")
-    parser.add_argument("--max_new_tokens", type=int, default=256, help="default: %(default)s")
+    parser.add_argument("--max_new_tokens", type=int, help="default: 256, or what the model's length leaves")
     parser.add_argument("--temperature", type=float, default=0.0, help="0, the default, is greedy")
     parser.add_argument("--top_k", type=int, help="draw from so many of the likeliest tokens alone")
     parser.add_argument("--top_p", type=float, default=1.0, help="draw from the likeliest that are together so likely")
@@ -83,7 +83,7 @@ def _generate(args: argparse.Namespace) -> None:
 
     names = ("max_new_tokens", "temperature", "top_k", "top_p", "seed")
     try:
-        sampling = Sampling(**{name: getattr(args, name) for name in names})
+        sampling = Sampling(**{name: getattr(args, name) for name in names if getattr(args, name) is not None})
     except ValueError as error:
         raise ConfigError(f"--{error}") from None
     questions = read_questions(args.file) if args.file is not None else [as_question(text) for text in args.prompts]
@@ -97,7 +97,7 @@ def _generate(args: argparse.Namespace) -> None:
     opened = open_model(args.folder, args.precision)
     print(opened.said, file=sys.stderr)
     if asked:
-        _answer(opened, questions, sampling, args.batch_size, args.output)
+        _answer(opened, questions, sampling, args)
     else:
         _chat(opened, sampling, args.system_prompt)
 
@@ -105,25 +105,27 @@ def _generate(args: argparse.Namespace) -> None:
 def _check_output(output: Path) -> None:
     from data.errors import ConfigError
 
+    if output.suffix != ".jsonl":
+        raise ConfigError(f"--output is {str(output)!r}, but JSON lines are written: name a .jsonl")
     if output.exists():
         raise ConfigError(f"--output is {str(output)!r}, which is there already: name another")
     if not os.access(output.parent, os.W_OK):
         raise ConfigError(f"--output is {str(output)!r}, but its folder cannot be written")
 
 
-def _answer(
-    opened: "Opened", questions: "list[Question]", sampling: "Sampling", batch_size: int, output: Path | None
-) -> None:
-    from train.generation.ask import as_json, ask, encode, question_text
+def _answer(opened: "Opened", questions: "list[Question]", sampling: "Sampling", args: argparse.Namespace) -> None:
+    from train.generation.ask import as_json, ask, check_room, encode, question_text
 
-    prompts = encode(questions, opened, sampling)
+    prompts, output = encode(questions, opened, sampling), args.output
+    if args.max_new_tokens is not None:
+        check_room(prompts, args.max_new_tokens, opened.decoder.max_seq_len)
     if output is not None:
         from tqdm import tqdm
 
         part = output.with_name(f".{output.name}.part-{os.getpid()}")
         try:
             with part.open("w", encoding="utf-8") as file:
-                answers = tqdm(ask(opened, prompts, sampling, batch_size), total=len(prompts), disable=None)
+                answers = tqdm(ask(opened, prompts, sampling, args.batch_size), total=len(prompts), disable=None)
                 for question, answer in zip(questions, answers, strict=True):
                     file.write(as_json(question, answer) + "\n")
             part.rename(output)
@@ -141,7 +143,7 @@ def _answer(
         begun = number
         _write(piece)
 
-    for _ in ask(opened, prompts, sampling, batch_size, tell):
+    for _ in ask(opened, prompts, sampling, args.batch_size, tell):
         _write("\n")
 
 

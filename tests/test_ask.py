@@ -11,7 +11,7 @@ from small_export import write_export
 
 from data.errors import ConfigError, DataError
 from data.examples import PromptResponse
-from train.generation.ask import as_question, ask, chat, encode, encode_one, in_order, read_questions
+from train.generation.ask import as_question, ask, chat, check_room, encode, encode_one, in_order, read_questions
 from train.generation.decoders import open_model
 from train.generation.generate import Answer, generate
 from train.generation.sampling import Sampling
@@ -67,6 +67,11 @@ def test_prompts_of_jsonl_need_no_answers(tmp_path):
         ("x.jsonl", b'{"prompt": "a"}\n{"prompt": 3}\n', "x.jsonl:2: prompt is 3"),
         ("x.jsonl", b'{"prompt": ""}\n', "x.jsonl:1: prompt is empty"),
         ("x.jsonl", b"hello\n", "x.jsonl:1: is not JSON"),
+        (
+            "x.jsonl",
+            b'{"promt": "a", "response": "b"}\n',
+            "x.jsonl:1: has neither prompt nor messages, but promt, resp",
+        ),
         ("x.jsonl", b'{"text": "a"}\n', "x.jsonl has text, but what is asked is a prompt or messages"),
         ("x.jsonl", b'{"messages": [{"role": "boss", "content": "a"}]}\n', r"x.jsonl:1: messages\[0\].role is 'boss'"),
     ],
@@ -164,8 +169,12 @@ def test_a_turn_that_leaves_no_room_is_taken_back(opened):
         (["FOLDER", "x", "--batch_size", "0"], "--batch_size is 0"),
         (["FOLDER", "x", "--file", "y"], "both --file and prompts are given"),
         (["FOLDER", "--output", "y.jsonl"], "--output is given without prompts"),
-        (["FOLDER", "x", "--output", "README.md"], "--output is 'README.md', which is there already: name another"),
-        (["FOLDER", "x", "--output", "none/y"], "--output is 'none/y', but its folder cannot be written"),
+        (["FOLDER", "x", "--output", "y.csv"], "--output is 'y.csv', but JSON lines are written: name a .jsonl"),
+        (
+            ["FOLDER", "x", "--output", "quickstart/heldout.jsonl"],
+            "--output is 'quickstart/heldout.jsonl', which is there already: name another",
+        ),
+        (["FOLDER", "x", "--output", "none/y.jsonl"], "--output is 'none/y.jsonl', but its folder cannot be written"),
         (["FOLDER", "x", "--system_prompt", "y"], "plain prompts have none: give --chat too"),
         (["FOLDER", "--chat", "--file", "y.jsonl"], "a .jsonl says itself what is a conversation"),
         (["FOLDER", "x", "--top_p", "2", "--temperature", "1"], "--top_p is 2.0, but it is a probability in (0, 1]"),
@@ -182,6 +191,15 @@ def test_what_is_typed_wrong(script, monkeypatch, capsys, arguments, said):
     assert said in err
     assert err.startswith("error: ")
     assert err.count("\n") == 1
+
+
+def test_more_new_tokens_than_the_model_has_room_for_are_refused(script, run, capsys):
+    assert script.main([str(run), "x", "yy", "--max_new_tokens", "63"]) == 2
+    said = "with the 2 tokens of the longest prompt these are 65, and the model reads and writes 64: write at most 62\n"
+    assert capsys.readouterr().err.endswith(f"error: --max_new_tokens is 63, but {said}")
+    check_room([[0], [0, 0]], 62, 64)
+    # What nobody has asked for is cut where the model ends.
+    assert script.main([str(run), "y" * 62]) == 0
 
 
 def test_folders_that_are_no_model_are_told(exported, tmp_path):

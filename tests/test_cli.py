@@ -51,6 +51,34 @@ def test_help_and_config_errors_come_at_once_and_import_nothing_heavy(argument):
     assert done.stdout.splitlines()[-1] == f"{0 if argument == '--help' else 2} []"
 
 
+EXPORTS = "callbacks={hf_checkpointer: {save_folder: 's3://bucket/x', save_interval: 1dur}}"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["optimizer.freeze=['*']"], "optimizer.freeze is ['*'], but it freezes every parameter"),
+        (
+            ["lora={r: 4, alpha: 8, target_modules: [attn]}", "optimizer.freeze=['*.lora_?']"],
+            "optimizer.freeze is ['*.lora_?'], but it freezes every parameter",
+        ),
+        (
+            ["optimizer.param_groups=[{match: ['*.qkv']}]"],
+            "optimizer.param_groups[0].match has '*.qkv', but it matches",
+        ),
+        (["save_folder=s3://bucket/x"], "save_folder is 's3://bucket/x', but checkpoints are written to a local"),
+        (["save_folder=runs", EXPORTS], "callbacks.hf_checkpointer.save_folder is 's3://bucket/x', but"),
+    ],
+)
+def test_what_needs_no_data_is_told_before_any(config, overrides, said, monkeypatch, capsys):
+    def too_far(*args: object) -> None:
+        raise AssertionError("the data was looked at")
+
+    monkeypatch.setattr("data.rows.check_source", too_far)
+    assert main([config, *overrides]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {said}")
+
+
 def test_script_from_another_folder(tmp_path):
     done = run(sys.executable, str(ROOT / "train.py"), cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")

@@ -98,7 +98,9 @@ def test_tasks_that_are_not_there(exported, tasks, tmp_path):
         with pytest.raises(ConfigError, match=said):
             run_tasks(exported, [name], batch_size=4)
     (tmp_path / "rows.jsonl").unlink()
-    with pytest.raises(ConfigError, match=r"--tasks has 'sorting', which cannot be loaded .*rows.jsonl"):
+    with pytest.raises(
+        ConfigError, match=r"'sorting', whose data is not there \(.*rows.jsonl'\): put it there, or mend"
+    ):
         run_tasks(exported, [str(tasks / "sorting.yaml")], batch_size=4)
 
 

@@ -205,7 +205,9 @@ def test_the_card_tells_of_adapters_and_of_the_checkpoint_they_began_with(run: P
     lora = LoraConfig(r=4, alpha=8.0, target_modules=["experts"], per_expert=True)
     card = model_card(run / "ep0-ba10", dataclasses.replace(config, lora=lora, load_path="runs/a/ep0-ba5"), "fp32")
     assert "fine-tuned from `runs/a/ep0-ba5`" in card
-    assert "| LoRA, merged | rank 4, alpha 8, dropout 0, on experts, an A for each expert; above bf16 |" in card
+    table = "| r | 4 |\n| alpha | 8 |\n| dropout | 0 |\n| target_modules | experts |\n| per_expert | true |\n"
+    assert f"## LoRA\n\nAdapters, merged into what they began with.\n\n| lora | value |\n|---|---|\n{table}" in card
+    assert "base_model" not in card
 
 
 def test_a_piece_that_is_missing_is_no_garbage_in_the_output(run: Path) -> None:

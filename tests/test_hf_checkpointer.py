@@ -106,8 +106,8 @@ def refused(path: str, overrides: list[str]) -> str:
 
 def test_intervals_and_folders_that_cannot_be(tmp_path: Path) -> None:
     path = write_toy_run(tmp_path)
-    (said,) = run_ranks(refused, 1, path, [wanted(tmp_path, "6ba")])
-    assert "save_interval is 6ba (6 batches), but checkpoints are saved every 4 batches: write a multiple" in said
+    (said,) = run_ranks(refused, 1, path, [wanted(tmp_path, "0.6dur")])
+    assert "save_interval is 0.6dur (6 batches), but checkpoints are saved every 4 batches: write a multiple" in said
     (tmp_path / "toy-hf" / "huggingface" / "ba8").mkdir(parents=True)
     (said,) = run_ranks(refused, 1, path, [wanted(tmp_path, "8ba")])
     assert "holds another run's exports (ba8): name another, or write save_overwrite=true" in said
@@ -116,6 +116,11 @@ def test_intervals_and_folders_that_cannot_be(tmp_path: Path) -> None:
 def test_the_config(tmp_path: Path) -> None:
     key = "callbacks={hf_checkpointer: {save_folder: out, save_interval: 1dur}}"
     assert "there is no save_folder with checkpoints to export" in refusal(tmp_path, key)
+    with_folder = ("save_folder=runs", "save_interval=4ba", "max_duration=10ba")
+    said = refusal(tmp_path, key.replace("1dur", "6ba"), *with_folder)
+    assert "save_interval is 6ba, but checkpoints are saved every 4ba: write a multiple of it" in said
+    for fine in ("8ba", "11ba"):
+        load(tmp_path, key.replace("1dur", fine), *with_folder)
     for fsdp in ("fsdp_config=null", "fsdp_config={state_dict_type: full}"):
         assert "it exports sharded checkpoints alone" in refusal(tmp_path, key, "save_folder=runs", fsdp)
     assert load(tmp_path, key, "save_folder=runs").callbacks.hf_checkpointer.precision == "float32"

@@ -18,7 +18,15 @@ from toy_run import write_toy_run
 from data.errors import ConfigError
 from train.checkpoint import checkpoints
 from train.checkpoint_reader import CheckpointReader
-from train.hf.adapter import DrawnWeights, MergedWeights, PeftWeights, export_peft, frozen_weights, whole_weights
+from train.hf.adapter import (
+    DrawnWeights,
+    MergedWeights,
+    PeftWeights,
+    _readme,
+    export_peft,
+    frozen_weights,
+    whole_weights,
+)
 from train.hf.export import export
 from train.hf.pretrained import PretrainedFolder
 from train.models.dbrx import DbrxForCausalLM
@@ -154,6 +162,17 @@ def test_the_size_is_told_first(trained: Path, tmp_path: Path, capsys: pytest.Ca
     written = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
     assert written["r"] == (16 if config.lora.per_expert else 4)
     assert written["lora_alpha"] / written["r"] == config.lora.scale
+
+
+def test_its_card_names_the_base(trained: Path, tmp_path: Path) -> None:
+    export_peft(trained, tmp_path / "out")
+    config, card = load_saved_config(trained.parent / "config.yaml"), (tmp_path / "out" / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: peft\n")
+    assert f"Adapters (LoRA) of a DBRX that began with the weights in `{trained.parents[1] / 'base'}`" in card
+    assert "| r | 4 |\n| alpha | 8 |" in card
+    # The hub knows no path of this machine.
+    assert "base_model" not in card
+    assert "\nbase_model: acme/dbrx\n---\n" in _readme(config, "acme/dbrx")
 
 
 def test_without_its_base_it_is_refused(trained: Path, tmp_path: Path) -> None:

@@ -143,7 +143,10 @@ def test_a_checkpoint_of_a_whole_model_is_a_base(tmp_path: Path) -> None:
     said = refusal(path, [*still, f"load_path={adapters}", "load_weights_only=true", "run_name=b"])
     assert "holds adapters alone, but this config's model has no lora" in said
     said = refusal(path, [*still, exact.replace("r: 4", "r: 8"), f"load_path={adapters}", "run_name=c"])
-    assert "ffn.experts.mlp.lora.v1.lora_A is [4, 64], not [8, 64]" in said
+    assert f"load_path is '{adapters}': lora.r is 8, but the checkpoint's is 4: put it back" in said
+    other = exact.replace("base_dtype", "per_expert: true, base_dtype")
+    said = refusal(path, [*still, other, f"load_path={adapters}", "load_weights_only=true", "run_name=f"])
+    assert "': lora.per_expert is true, but the checkpoint's is false: put it back" in said
     said = refusal(path, [*still, exact.replace("alpha: 8", "alpha: 9"), f"load_path={adapters}", "run_name=d"])
     assert "lora.alpha was 8.0, now 9.0: put it back" in said
     said = refusal(path, [*still, exact, f"load_path={adapters}", "run_name=e"])

@@ -117,6 +117,18 @@ def test_a_saved_config_is_read_without_the_folder(tmp_path: Path, folder: Path)
     assert f"{FIELD} is {str(folder)!r}, but there is no such folder" in refusal(tmp_path, text=to_yaml(config))
 
 
+def test_what_is_saved_finds_a_folder_from_anywhere(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder.parent)
+    config = load(tmp_path, f"model={{pretrained_model_name_or_path: {folder.name}}}")
+    (tmp_path / "saved.yaml").write_text(to_yaml(config))
+    monkeypatch.chdir("/")
+    saved = load_saved_config(tmp_path / "saved.yaml").model
+    assert saved.pretrained_model_name_or_path == str(folder)
+    assert PretrainedFolder.open(str(folder), saved).folder == folder
+
+
 def test_pretrained_true_needs_a_name(tmp_path: Path) -> None:
     assert "no weights are named: write model.pretrained_model_name" in refusal(tmp_path, "model.pretrained=true")
 
@@ -194,7 +206,7 @@ def test_no_more_than_ten_are_named(folder: Path) -> None:
     rewrite(folder, lambda tensors: [tensors.update({f"{name}x": tensors.pop(name)}) for name in list(tensors)])
     said = refused(folder)
     assert said.count(" is missing") == 10
-    assert said.endswith("(and 28 more)")
+    assert said.endswith("(and 28 more): name one, or export it anew")
 
 
 def test_a_wrong_dtype_is_named(folder: Path) -> None:
@@ -215,6 +227,7 @@ def test_files_that_are_not_whole(folder: Path) -> None:
     said = refused(folder)
     assert f"{first.name} is not a safetensors file (4 bytes)" in said
     assert f"{second.name} is missing" in said
+    assert said.endswith(": download or copy these files again")
 
 
 def test_a_file_that_is_cut_off_in_its_header(folder: Path) -> None:
@@ -237,16 +250,18 @@ def test_an_index_that_is_not_true(folder: Path) -> None:
     index.write_text(json.dumps(contents))
     assert f"wte.weight is in {shards(folder)[0].name}, but {shards(folder)[-1].name} by the index" in refused(folder)
     index.write_text("{}")
-    assert "its model.safetensors.index.json is damaged" in refused(folder)
+    assert refused(folder).endswith("its model.safetensors.index.json is damaged: download or copy it again")
     index.unlink()
-    assert "safetensors files, but no model.safetensors.index.json" in refused(folder)
+    said = refused(folder)
+    assert "safetensors files, but no model.safetensors.index.json" in said
+    assert said.endswith(": download or copy it too")
 
 
 def test_folders_without_what_is_needed(folder: Path, tmp_path: Path) -> None:
     for file in shards(folder):
         file.unlink()
     (folder / "model.safetensors.index.json").unlink()
-    assert refused(folder).endswith("there are no safetensors files in it")
+    assert refused(folder).endswith("there are no safetensors files in it: name what has them")
     (folder / "pytorch_model-00001-of-00002.bin").touch()
     assert "its weights are pickles alone (pytorch_model-00001-of-00002.bin)" in refused(folder)
     (folder / "config.json").write_text("{")

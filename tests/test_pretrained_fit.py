@@ -8,13 +8,14 @@ import torch.nn.functional as F
 from composer.core import Callback, State
 from composer.loggers import Logger
 from ranks import run_ranks
+from safetensors.torch import load_file, save_file
 from stock_folder import write_stock_folder
 from toy_run import write_toy_run
 
 from data.errors import ConfigError
 from train import main
 from train.checkpoint import checkpoints
-from train.fit import fit
+from train.fit import _model, fit
 from train.models.dbrx import IGNORED
 from train.reader import load_config, load_saved_config
 
@@ -93,3 +94,50 @@ def test_a_folder_that_cannot_be_is_told_before_anything_heavy(
     said = capsys.readouterr().err.strip()
     assert said.startswith(f"error: model.pretrained_model_name_or_path is '{tmp_path / 'stock'}', but not all of it")
     assert "\n" not in said
+
+
+def refused(path: str, overrides: list[str]) -> str:
+    try:
+        fit(load_config(path, overrides))
+    except ConfigError as error:
+        return str(error)
+    raise AssertionError("not refused")
+
+
+def test_numbers_that_are_none_are_told_on_every_rank(tmp_path: Path, toy: tuple[str, list[str]]) -> None:
+    write_stock_folder(tmp_path / "stock", vocab_size=320, max_seq_len=128)
+    places = {}
+    # In the rows of one rank each.
+    for name, row, value in (("transformer.wte.weight", 0, -torch.inf), ("lm_head.weight", 319, torch.nan)):
+        for file in (tmp_path / "stock").glob("*.safetensors"):
+            tensors = load_file(file)
+            if name in tensors:
+                tensors[name][row, 3], places[name] = value, file.name
+                save_file(tensors, file, {"format": "pt"})
+    one, other = run_ranks(refused, 2, *toy)
+    assert one == other
+    assert one == (
+        f"model.pretrained_model_name_or_path is '{tmp_path / 'stock'}', but there are NaN or infinite numbers in its "
+        f"weights: transformer.wte.weight in {places['transformer.wte.weight']}; lm_head.weight in "
+        f"{places['lm_head.weight']}: download it again, or name weights whose training did not diverge"
+    )
+    assert not (tmp_path / "toy").exists()
+
+
+class Diverged:
+    """A frozen base, of which one weight is not finite."""
+
+    def __contains__(self, name: str) -> bool:
+        return name == "lm_head.weight"
+
+    def rows(self, name: str, start: int, stop: int, out: torch.Tensor) -> None:
+        out.fill_(torch.inf)
+
+
+def test_so_are_those_of_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("train.fit._weights", lambda *args: Diverged())
+    config = load_config(write_toy_run(tmp_path), ["load_path=runs/a/ep0-ba5", "fsdp_config=null"])
+    with pytest.raises(
+        ConfigError, match=r"load_path is 'runs/a/ep0-ba5', but .* in its weights: lm_head.weight: name"
+    ):
+        _model(config, None, "fp32", torch.device("cpu"), torch.float32)

@@ -113,6 +113,10 @@ def test_unknown_key(tmp_path, override, said):
         ("run_name=7", "run_name is 7, but it must be text: write '7' in quotes"),
         ("max_duration=10", "max_duration is 10, but it must be text: a number and its unit, such as 10ba"),
         (
+            "callbacks.generate={prompts: [a], interval: 10}",
+            "callbacks.generate.interval is 10, but it must be text: a number and its unit, such as 10ba",
+        ),
+        (
             "train_loader.dataset.packing=null",
             "train_loader.dataset.packing is null, but it must be best_fit or none; did you mean none?",
         ),

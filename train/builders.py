@@ -1,9 +1,7 @@
 """From config to objects: optimizer, schedule, callbacks, loggers. Composer's Trainer itself: trainer.py."""
 
-import fnmatch
 import math
 import os
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +24,7 @@ from train.config import CallbacksConfig, LoggersConfig, OptimizerConfig, Schedu
 from train.models.lora import is_adapter
 from train.optim import DecoupledLionW
 from train.parallel import named_parameters
+from train.patterns import check_left, matching
 
 
 def build_optimizer(config: OptimizerConfig, model: torch.nn.Module) -> torch.optim.Optimizer:
@@ -33,46 +32,30 @@ def build_optimizer(config: OptimizerConfig, model: torch.nn.Module) -> torch.op
 
     Where there are adapters, all but they are frozen."""
     params = named_parameters(model)
-    lora = any(is_adapter(name) for name, _ in params)
-    frozen = _matching(params, config.freeze, "optimizer.freeze")
-    undecayed = _matching(params, config.no_weight_decay, "optimizer.no_weight_decay")
+    names = [name for name, _ in params]
+    lora = any(map(is_adapter, names))
+    frozen = matching(names, config.freeze, "optimizer.freeze")
+    undecayed = matching(names, config.no_weight_decay, "optimizer.no_weight_decay")
     own = [
-        _matching(params, group.match, f"optimizer.param_groups[{i}].match")
+        matching(names, group.match, f"optimizer.param_groups[{i}].match")
         for i, group in enumerate(config.param_groups)
     ]
+    trained = {name for name in names if is_adapter(name) or not lora} - frozen
+    check_left(trained, config)
     groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
     for name, param in params:
-        trained = name not in frozen and (is_adapter(name) or not lora)
-        param.requires_grad_(trained)
-        if not trained:
+        param.requires_grad_(name in trained)
+        if name not in trained:
             continue
-        group = next((group for group, names in zip(config.param_groups, own, strict=True) if name in names), None)
+        group = next((group for group, its in zip(config.param_groups, own, strict=True) if name in its), None)
         lr = group.lr if group is not None and group.lr is not None else config.lr
         decay = 0.0 if name in undecayed else config.weight_decay
         if group is not None and group.weight_decay is not None:
             decay = group.weight_decay
         groups.setdefault((lr, decay), []).append(param)
-    if not groups:
-        raise ConfigError(
-            f"optimizer.freeze is {config.freeze}, but it freezes every parameter: nothing is left to train"
-        )
     return _OPTIMIZERS[config.name](
         config, [{"params": p, "lr": lr, "weight_decay": wd} for (lr, wd), p in groups.items()]
     )
-
-
-def _matching(params: Iterable[tuple[str, Any]], patterns: list[str], key: str) -> set[str]:
-    names = [name for name, _ in params]
-    matched: set[str] = set()
-    for pattern in patterns:
-        hits = fnmatch.filter(names, pattern)
-        if not hits:
-            examples = ", ".join(
-                sorted({name.replace(".0.", ".*.") for name in names if ".blocks." not in name or ".blocks.0." in name})
-            )
-            raise ConfigError(f"{key} has {pattern!r}, but it matches no parameter; there are: {examples}")
-        matched.update(hits)
-    return matched
 
 
 def _adamw(config: OptimizerConfig, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:

@@ -24,7 +24,9 @@ from data.errors import ConfigError
 from data.tokenizer import Tokenizer
 from train.checkpoint_reader import CheckpointReader
 from train.config import TrainConfig
+from train.plan import adapter_shapes
 from train.reader import load_saved_config, to_yaml
+from train.typed import show
 
 RECORD = "record.jsonl"
 """In a save folder: a line {batch, rows, tokens, versions} for each checkpoint, {batch, eval} for each evaluation."""
@@ -77,6 +79,7 @@ def check_start(path: Path, config: TrainConfig, key: str, *, whole_state: bool)
     if there != wanted:
         way_out = f"fsdp_config.state_dict_type={there}" if config.fsdp_config else "fsdp_config={}"
         raise ConfigError(f"{said}, a {there} checkpoint, but this run reads and writes {wanted} ones: write {way_out}")
+    before = path.resolve().parent / "config.yaml"
     if path.is_dir():
         reader = CheckpointReader(path)
         base = config.lora is not None and not reader.holds_adapters
@@ -85,9 +88,11 @@ def check_start(path: Path, config: TrainConfig, key: str, *, whole_state: bool)
                 f"{said}, a whole model, of which a run with lora takes the weights alone, as its frozen base: write "
                 "load_weights_only=true"
             )
+        if reader.holds_adapters:
+            _check_adapters(before, config, said)
         reader.check(config.model, "this config's model", None if base else config.lora)
     if whole_state:
-        _check_meaning(path.resolve().parent / "config.yaml", config, said)
+        _check_meaning(before, config, said)
 
 
 def frozen_base(config: TrainConfig) -> CheckpointReader | None:
@@ -96,6 +101,16 @@ def frozen_base(config: TrainConfig) -> CheckpointReader | None:
         return None
     reader = CheckpointReader(Path(config.load_path))
     return None if reader.holds_adapters else reader
+
+
+def _check_adapters(before: Path, config: TrainConfig, said: str) -> None:
+    """Adapters of other shapes, told by the YAML's keys and not tensor by tensor."""
+    was, now = load_saved_config(before).lora if before.is_file() else None, config.lora
+    if was is None or now is None or adapter_shapes(config.model, was) == adapter_shapes(config.model, now):
+        return
+    keys = [key for key in ("r", "target_modules", "per_expert") if getattr(was, key) != getattr(now, key)]
+    changed = [f"lora.{k} is {show(getattr(now, k))}, but the checkpoint's is {show(getattr(was, k))}" for k in keys]
+    raise ConfigError(f"{said}: {'; '.join(changed)}: put it back, or train other adapters in another run")
 
 
 def _check_meaning(before: Path, config: TrainConfig, said: str) -> None:

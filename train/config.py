@@ -344,8 +344,8 @@ class TrainConfig:
                 f"fsdp_config is {found}, but lora shards the base apart from its adapters, and saves these alone: "
                 "write fsdp_config: {state_dict_type: sharded}, on one rank too"
             )
-        if self.callbacks.hf_checkpointer is not None:
-            self._check_exported()
+        if (exports := self.callbacks.hf_checkpointer) is not None:
+            self._check_exported(exports)
         if self.lora is not None and self.lora.r > self.model.d_model:
             raise ValueError(
                 f"lora.r is {self.lora.r}, but model.d_model is only {self.model.d_model}, which no rank of an adapter "
@@ -359,7 +359,7 @@ class TrainConfig:
         if self.autoresume and self.save_folder is None:
             raise ValueError("autoresume is true, but there is no save_folder to resume from")
 
-    def _check_exported(self) -> None:
+    def _check_exported(self, exports: HFCheckpointerConfig) -> None:
         if self.save_folder is None:
             raise ValueError(
                 "callbacks.hf_checkpointer is given, but there is no save_folder with checkpoints to export"
@@ -368,6 +368,14 @@ class TrainConfig:
             raise ValueError(
                 "callbacks.hf_checkpointer is given, but it exports sharded checkpoints alone: write "
                 "fsdp_config.state_dict_type: sharded"
+            )
+        lengths = [parse_duration(text) for text in (exports.save_interval, self.save_interval, self.max_duration)]
+        (interval, saved, last), units = zip(*lengths, strict=True)
+        # The callback compares the rest, when the data has told how many batches they are.
+        if set(units) == {"ba"} and interval % saved and interval < last:
+            raise ValueError(
+                f"callbacks.hf_checkpointer.save_interval is {exports.save_interval}, but checkpoints are saved every "
+                f"{self.save_interval}: write a multiple of it"
             )
 
     def _check_warmup(self) -> None:

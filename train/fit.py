@@ -21,12 +21,13 @@ from train.callbacks.stream_monitor import StreamMonitor
 from train.checkpoint import Start, find_start, frozen_base, furnish_save_folder, local_folder, run_name_of
 from train.config import TrainConfig
 from train.hf.adapter import check_base, frozen_weights, note_base
-from train.hf.pretrained import KEY, PretrainedFolder
+from train.hf.pretrained import KEY, PretrainedFolder, listed
 from train.lm import DbrxForComposer
 from train.models import glu_cpu
+from train.models.dbrx import DbrxForCausalLM
 from train.models.experts import resolve_moe_impl
 from train.models.layout import resolve_attn_impl
-from train.parallel import Weights, build_model
+from train.parallel import NotFinite, Weights, build_model
 from train.reader import check_vocab
 from train.run_plan import RunData, open_data
 from train.trainer import build_trainer
@@ -72,16 +73,7 @@ def fit(config: TrainConfig, *, callbacks: Sequence[Callback] = (), dtype: torch
             eval_streams = open_streams(config.eval_loader.dataset, tokenizer)
 
     rank, world_size, pad = dist.get_global_rank(), dist.get_world_size(), tokenizer.pad_token_id
-    model = build_model(
-        config.model,
-        config.fsdp_config,
-        precision=precision,
-        device=torch_device,
-        seed=config.seed,
-        dtype=dtype,
-        pretrained=_weights(config, start),
-        lora=config.lora,
-    )
+    model = _model(config, start, precision, torch_device, dtype)
     assert clock.max_batches is not None
     trainer = build_trainer(
         config,
@@ -153,6 +145,30 @@ def _check_kernels(config: TrainConfig, device: torch.device) -> None:
         resolve_moe_impl(config.model.ffn_config.moe_impl, device)
     except ValueError as error:
         raise ConfigError(f"model.{error}") from None
+
+
+def _model(
+    config: TrainConfig, start: Start | None, precision: str, device: torch.device, dtype: torch.dtype
+) -> DbrxForCausalLM:
+    weights = _weights(config, start)
+    try:
+        return build_model(
+            config.model,
+            config.fsdp_config,
+            precision=precision,
+            device=device,
+            seed=config.seed,
+            dtype=dtype,
+            pretrained=weights,
+            lora=config.lora,
+        )
+    except NotFinite as error:
+        if isinstance(weights, PretrainedFolder):
+            raise ConfigError(weights.not_finite(error.names)) from None
+        raise ConfigError(
+            f"load_path is {config.load_path!r}, but there are NaN or infinite numbers in its weights: "
+            f"{listed(error.names)}: name an earlier checkpoint"
+        ) from None
 
 
 def _weights(config: TrainConfig, start: Start | None) -> Weights | None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from data.errors import ConfigError, DataError, under
 from train.config import TrainConfig, check_run_name, check_world_size
+from train.patterns import check_patterns
 from train.plan import check_machine, parameters_line
 from train.reader import check_vocab, load_config, masked_yaml
 
@@ -56,6 +57,7 @@ def _run(arguments: list[str]) -> None:
         check_world_size(config, world_size)
     except ValueError as error:
         raise ConfigError(f"{arguments[0]}: {error}") from None
+    check_patterns(config)
     if _rank("RANK") == 0:
         print(f"{masked_yaml(config)}\n{parameters_line(config.model, config.lora)}", flush=True)
     check_machine(config, world_size)
@@ -70,10 +72,15 @@ def _prepare(config: TrainConfig) -> None:
     """What can be wrong with tokenizer and data comes before Composer is imported, which alone takes 10 seconds."""
     from data.rows import check_source, open_streams
     from data.tokenizer import build_tokenizer
-    from train.checkpoint import find_start, frozen_base, local_folder, run_name_of
+    from train.checkpoint import check_writable, fill_in, find_start, frozen_base, local_folder, run_name_of
     from train.hf.pretrained import PretrainedFolder
     from train.run_plan import open_data
 
+    run_name = run_name_of(config)
+    folder = local_folder(config, run_name)
+    if (exports := config.callbacks.hf_checkpointer) is not None:
+        key = "callbacks.hf_checkpointer.save_folder"
+        check_writable(fill_in(exports.save_folder, run_name, key), key)
     loaders = {"train_loader": config.train_loader, "eval_loader": config.eval_loader}
     datasets = {key: loader.dataset for key, loader in loaders.items() if loader is not None}
     # A file that is not there is told before a vocabulary is loaded.
@@ -83,7 +90,7 @@ def _prepare(config: TrainConfig) -> None:
                 check_source(single)
     tokenizer = build_tokenizer(config.tokenizer)
     check_vocab(config, tokenizer.vocab_size)
-    start = find_start(config, local_folder(config, run_name_of(config)))
+    start = find_start(config, folder)
     name = config.model.pretrained_model_name_or_path
     # A checkpoint of a whole model brings all weights with it.
     if name is not None and (start is None or config.lora is not None) and frozen_base(config) is None:

@@ -41,6 +41,15 @@ class Weights(Protocol):
         ...
 
 
+class NotFinite(ValueError):
+    """Weights that a model was to start with have NaN or infinite numbers in them."""
+
+    def __init__(self, names: list[str]) -> None:
+        super().__init__(f"not finite: {', '.join(names)}")
+        self.names = names
+        """Of all ranks, in the model's order."""
+
+
 def named_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
     """The model's parameters under their own names, without what activation checkpointing puts between."""
     return [(name.replace(_WRAPPED, ""), param) for name, param in model.named_parameters()]
@@ -59,7 +68,7 @@ def build_model(
 ) -> DbrxForCausalLM:
     """DBRX with the pretrained or else initial weights, sharded as fsdp_config says (null: whole on every rank).
 
-    With lora it is frozen, in lora.base_dtype, and has adapters, in dtype.
+    With lora it is frozen, in lora.base_dtype, and has adapters, in dtype. Raises NotFinite, on every rank.
     """
     base_dtype = dtype
     if lora is not None and lora.base_dtype != "fp32":
@@ -75,7 +84,9 @@ def build_model(
         checkpoint_activations(model, fsdp_config)
         _shard(model, fsdp_config, precision, device, None if base_dtype is dtype else dtype)
     model.to_empty(device=device)
-    _fill(model, config, seed, pretrained)
+    not_finite = _fill(model, config, seed, pretrained)
+    if pretrained is not None:
+        _refuse(not_finite, model)
     return model
 
 
@@ -133,9 +144,12 @@ def _computed(precision: str, config: FSDPConfig | None) -> torch.dtype | None:
 
 
 @torch.no_grad()
-def _fill(model: nn.Module, config: ModelConfig, seed: int, pretrained: Weights | None) -> None:
-    """Each rank reads or draws its own rows; what is not among the pretrained weights, which are whole, is drawn."""
-    shapes = parameter_shapes(config)
+def _fill(model: nn.Module, config: ModelConfig, seed: int, pretrained: Weights | None) -> set[str]:
+    """Each rank reads or draws its own rows; what is not among the pretrained weights, which are whole, is drawn.
+
+    Returns the names of those that it has read NaN or infinite numbers of.
+    """
+    shapes, not_finite = parameter_shapes(config), set()
     for name, param in named_parameters(model):
         # Of what is packed in 4 bits, that of its numbers.
         shape = shapes.get(name, tuple(param.shape))
@@ -155,12 +169,27 @@ def _fill(model: nn.Module, config: ModelConfig, seed: int, pretrained: Weights 
             out = torch.empty(last - first, *shape[1:], device=local.device) if packed else local
             if pretrained is not None and name in pretrained:
                 pretrained.rows(name, first, last, out)
+                # One pass without memory of its own; NaN comes through.
+                if not torch.stack(out.aminmax()).isfinite().all():
+                    not_finite.add(name)
             elif is_adapter(name):
                 out.copy_(draw_adapter_rows(seed, name, shape, first, last))
             else:
                 out.copy_(draw_rows(seed, name, shape, first, last, init_std(config, name)))
             if packed:
                 local[first - start : last - start] = pack(out, local.dtype)
+    return not_finite
+
+
+def _refuse(not_finite: set[str], model: nn.Module) -> None:
+    """Each rank has seen its own rows alone: what one has found is raised on all, so that none waits for it."""
+    found = [not_finite]
+    if dist.is_initialized():
+        found = [not_finite] * dist.get_world_size()
+        dist.all_gather_object(found, not_finite)
+    of_all = set[str]().union(*found)
+    if of_all:
+        raise NotFinite([name for name, _ in named_parameters(model) if name in of_all])
 
 
 def mend_fsdp2_on_cpu() -> None:

@@ -187,6 +187,9 @@ def _resolve(tree: dict[str, Any]) -> _Resolved:
             below = _preset(preset)
         if isinstance(name, str):
             there, place = read_values(name)
+            # What is saved is read from other folders too.
+            if (folder := Path(name).expanduser()).is_dir():
+                written["pretrained_model_name_or_path"] = str(folder.absolute())
     except ConfigError as error:
         # Without their values nothing can be said about the model's.
         return {**_plain_values(tree), "model": {}}, [str(error)]

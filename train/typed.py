@@ -140,7 +140,7 @@ def show(value: object) -> str:
 
 def _as_text(value: object, path: str) -> str:
     key = path.rpartition(".")[2]
-    if key.startswith("t_") or key.endswith(("_duration", "_interval")):
+    if key.startswith("t_") or key.endswith(("duration", "interval")):
         return f": a number and its unit, such as {value}ba"
     return f": write '{value}' in quotes"
 

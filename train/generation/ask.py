@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from data.chat import encode_question
 from data.errors import ConfigError, DataError
-from data.examples import Conversation, Example, PromptResponse, read_examples
-from data.problems import Reading
+from data.examples import FORMS, Conversation, Example, PromptResponse, read_examples
+from data.problems import Problem, Reading
 from data.sources.lines import parse_line
 from data.tokenizer import Tokenizer
 from train.generation.generate import Answer, stream_answers
@@ -81,6 +81,11 @@ def _with_any_answer(rows: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any
             last = row["messages"][-1] if row["messages"] else None
             if not (isinstance(last, dict) and last.get("role") == "assistant"):
                 row = {"messages": [*row["messages"], {"role": "assistant", "content": "any"}]}
+        elif isinstance(row, dict) and not any(names[0] in row for names in FORMS.values()):
+            columns = ", ".join(row) or "no columns"
+            row = Problem(
+                "no prompt", f"has neither prompt nor messages, but {columns}: rename what is asked to prompt"
+            )
         yield place, row
 
 
@@ -104,6 +109,17 @@ def encode(questions: Sequence[Question], opened: "Opened", sampling: Sampling) 
             )
         prompts.append(ids)
     return prompts
+
+
+def check_room(prompts: Sequence[Sequence[int]], max_new_tokens: int, max_seq_len: int) -> None:
+    """Raises ConfigError when so many tokens cannot follow the longest prompt."""
+    longest = max(map(len, prompts))
+    if longest + max_new_tokens > max_seq_len:
+        raise ConfigError(
+            f"--max_new_tokens is {max_new_tokens}, but with the {longest} tokens of the longest prompt these are "
+            f"{longest + max_new_tokens}, and the model reads and writes {max_seq_len}: write at most "
+            f"{max_seq_len - longest}"
+        )
 
 
 def encode_one(question: Question, tokenizer: Tokenizer) -> list[int]:

@@ -195,6 +195,8 @@ def _known(name: str, manager: Any) -> str:
 
 def _cannot_load(name: str, error: Exception) -> str:
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    if type(error) is FileNotFoundError:  # those of the hub are of classes beneath it
+        return f"--tasks has {name!r}, whose data is not there ({reason}): put it there, or mend the task's YAML"
     offline = why_offline()
     hint = f"; {offline}: load its data once where there is a network, or name local tasks" if offline else ""
     return f"--tasks has {name!r}, which cannot be loaded ({type(error).__name__}: {reason}){hint}"

@@ -18,6 +18,7 @@ from data.errors import ConfigError
 from train.checkpoint import frozen_base
 from train.checkpoint_reader import CheckpointReader
 from train.config import TrainConfig
+from train.hf.model_card import front_matter, lora_table
 from train.hf.pretrained import KEY, PretrainedFolder
 from train.hf.raw_rows import Piece
 from train.hf.weights import Precision, TensorSource, n_bytes, write_file, write_json
@@ -268,14 +269,15 @@ def _readme(config: TrainConfig, base: str | None) -> str:
 The experts' weights are read past the module that holds them, where PEFT cannot add to them: without
 `merge_and_unload()` the model raises `AttributeError: 'ParamWrapper' object has no attribute 'w1'`.
 """
-    return f"""---
-library_name: peft
-base_model: {json.dumps(base)}
----
+    begun = base or config.load_path
+    return f"""{front_matter("peft", base)}
 
 # Adapters of {config.run_name or "a run"}
 
-LoRA of rank {config.lora.r} on {", ".join(config.lora.target_modules)} of a DBRX, trained with Dropless.
+Adapters (LoRA) of a DBRX that began with {f"the weights in `{begun}`" if begun else "fresh weights"}, trained with
+Dropless.
+
+{lora_table(config.lora)}
 
 ```python
 from peft import PeftModel

@@ -10,6 +10,7 @@ from typing import Any
 from data.config import DatasetConfig
 from train.checkpoint import RECORD, batch_of
 from train.config import TrainConfig
+from train.models.config import LoraConfig
 from train.plan import count_parameters
 from train.reader import masked_yaml, without_login
 
@@ -49,11 +50,11 @@ def model_card(checkpoint: Path, config: TrainConfig, precision: str) -> str:
     """Markdown with the metadata that the hub reads."""
     record = read_record(checkpoint)
     total, active = count_parameters(config.model)
-    base = config.model.pretrained_model_name_or_path
+    base, lora = config.model.pretrained_model_name_or_path, config.lora
     begun = base or config.load_path
     how = f"fine-tuned from `{begun}`" if begun else "trained from fresh weights"
     parts = [
-        _front_matter(base),
+        front_matter("transformers", base),
         f"# {config.run_name or checkpoint.parent.name}",
         f"A DBRX of {total:,} parameters, {active:,} of which a token meets, {how} with Dropless.",
         f"Exported in {precision} from the checkpoint `{checkpoint.name}`.",
@@ -61,6 +62,7 @@ def model_card(checkpoint: Path, config: TrainConfig, precision: str) -> str:
         _section("Model", _model(config)),
         _section("Data", _data(config, record)),
         _section("Training", _training(config, record)),
+        _section("LoRA", f"Adapters, merged into what they began with.\n\n{lora_table(lora)}" if lora else ""),
         _section("Evaluation", _evaluation(record)),
         _section("Versions", _table("package", "version", record.get("versions", versions()))),
         "<details><summary>The run's config</summary>\n\n```yaml\n" + masked_yaml(config) + "```\n\n</details>",
@@ -68,8 +70,9 @@ def model_card(checkpoint: Path, config: TrainConfig, precision: str) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _front_matter(base: str | None) -> str:
-    lines = ["library_name: transformers", "pipeline_tag: text-generation", "tags: [dbrx, moe]"]
+def front_matter(library: str, base: str | None) -> str:
+    """The metadata, with the model that it began with where that is one of the hub's."""
+    lines = [f"library_name: {library}", "pipeline_tag: text-generation", "tags: [dbrx, moe]"]
     # A path of this machine means nothing to the hub.
     if base is not None and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", base) and not Path(base).exists():
         lines.append(f"base_model: {base}")
@@ -136,18 +139,25 @@ def _training(config: TrainConfig, record: dict[str, Any]) -> str:
         "precision": config.precision,
         "seed": config.seed,
     }
-    if (lora := config.lora) is not None:
-        per_expert = ", an A for each expert" if lora.per_expert else ""
-        rows["LoRA, merged"] = (
-            f"rank {lora.r}, alpha {lora.alpha:g}, dropout {lora.dropout:g}, on {', '.join(lora.target_modules)}"
-            f"{per_expert}; above {lora.base_dtype}"
-        )
     if (clipping := config.algorithms.gradient_clipping) is not None:
         rows["gradient clipping"] = f"{clipping.clipping_type} {clipping.clipping_threshold:g}"
     if "rows" in record:
         rows["steps"] = f"{record['batch']:,} of {config.max_duration}"
         rows["positions (padding included)"] = f"{sum(record['rows'].values()) * config.max_seq_len:,}"
     return _table("setting", "value", rows)
+
+
+def lora_table(lora: LoraConfig) -> str:
+    """The adapters by the YAML's keys."""
+    rows = {
+        "r": lora.r,
+        "alpha": f"{lora.alpha:g}",
+        "dropout": f"{lora.dropout:g}",
+        "target_modules": ", ".join(lora.target_modules),
+        "per_expert": str(lora.per_expert).lower(),
+        "base_dtype": lora.base_dtype,
+    }
+    return _table("lora", "value", rows)
 
 
 def _evaluation(record: dict[str, Any]) -> str:

@@ -7,7 +7,7 @@ import contextlib
 import dataclasses
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,8 +76,7 @@ class PretrainedFolder:
             tensors, problems = _tensors(folder)
         problems += _differences({key: stored for key, (_, stored) in tensors.items()}, parameter_shapes(own))
         if problems:
-            more = f" (and {len(problems) - _MOST_PROBLEMS} more)" if len(problems) > _MOST_PROBLEMS else ""
-            raise ConfigError(f"{said}, but it is no stock DBRX: {'; '.join(problems[:_MOST_PROBLEMS])}{more}")
+            raise ConfigError(f"{said}, but it is no stock DBRX: {listed(problems)}: name one, or export it anew")
         return cls(name, folder, own, tensors)
 
     def __contains__(self, name: str) -> bool:
@@ -113,6 +112,20 @@ class PretrainedFolder:
         with _telling(f"{KEY} is {self.name!r}"):
             read_rows(path, stored.start + start * row_bytes, TORCH_DTYPES[stored.dtype], out[: stop - start])
 
+    def not_finite(self, names: Sequence[str]) -> str:
+        """What is said when these parameters have been read and are not all numbers."""
+        places = listed([f"{name} in {self.tensors[name][0].name}" for name in names])
+        return (
+            f"{KEY} is {self.name!r}, but there are NaN or infinite numbers in its weights: {places}: download it "
+            "again, or name weights whose training did not diverge"
+        )
+
+
+def listed(problems: Sequence[str]) -> str:
+    """The first ten, and how many more there are."""
+    more = f" (and {len(problems) - _MOST_PROBLEMS} more)" if len(problems) > _MOST_PROBLEMS else ""
+    return f"{'; '.join(problems[:_MOST_PROBLEMS])}{more}"
+
 
 def _as_config(values: dict[str, Any]) -> ModelConfig:
     builder = Builder(ModelConfig)
@@ -141,7 +154,7 @@ def _read_values(name: str, file: Path) -> tuple[dict[str, Any], str]:
         try:
             contents = json.loads(file.read_text(encoding="utf-8"))
         except ValueError:
-            raise ValueError(f"its config.json is not JSON ({file})") from None
+            raise ValueError(f"its config.json is not JSON ({file}): download or copy it again") from None
         if not isinstance(contents, dict):
             raise ValueError(f"its config.json holds no mapping ({file})")
         return model_values(contents), str(file)
@@ -156,10 +169,12 @@ def _tensors(folder: Path) -> tuple[dict[str, tuple[Path, Stored]], list[str]]:
             named: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
             files, weight_map = [folder / name for name in sorted(set(named.values()))], named
         except (ValueError, KeyError, TypeError, AttributeError):
-            raise ValueError(f"its {INDEX} is damaged") from None
+            raise ValueError(f"its {INDEX} is damaged: download or copy it again") from None
     elif len(files) > 1:
         # Such as a consolidated copy beside the parts: without an index nobody knows which are meant.
-        raise ValueError(f"it has {len(files)} safetensors files, but no {INDEX} that says what is in which")
+        raise ValueError(
+            f"it has {len(files)} safetensors files, but no {INDEX} that says what is in which: download or copy it too"
+        )
     if not files:
         raise ValueError(_no_weights([path.name for path in folder.iterdir()]))
     tensors: dict[str, tuple[Path, Stored]] = {}
@@ -173,7 +188,7 @@ def _tensors(folder: Path) -> tuple[dict[str, tuple[Path, Stored]], list[str]]:
             problems.append(str(error))
     if problems:
         # What lies in files that cannot be read is not missing besides.
-        raise ValueError(f"not all of it can be read: {'; '.join(problems[:_MOST_PROBLEMS])}")
+        raise ValueError(f"not all of it can be read: {listed(problems)}: download or copy these files again")
     if weight_map is not None:
         problems += [
             f"{name} is in {tensors[name][0].name}, but {file} by the index"
@@ -190,7 +205,7 @@ def _no_weights(names: list[str]) -> str:
             f"its weights are pickles alone ({', '.join(pickles[:3])}), which can run code as they are opened: convert "
             "them to safetensors (transformers' save_pretrained)"
         )
-    return "there are no safetensors files in it"
+    return "there are no safetensors files in it: name what has them"
 
 
 def _differences(tensors: dict[str, Stored], shapes: dict[str, tuple[int, ...]]) -> list[str]:
