@@ -8,7 +8,9 @@ import os
 import shutil
 import signal
 import subprocess
+import threading
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
@@ -22,6 +24,7 @@ from small_export import write_run
 from stock_folder import write_stock_folder
 from test_export import MODEL
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, TensorStorageMetadata
+from tqdm import tqdm
 
 from data.curriculum import Plan
 from data.errors import ConfigError
@@ -33,6 +36,8 @@ from train.hf.export import export
 from train.hf.model_card import model_card, read_record
 from train.hf.pretrained import PretrainedFolder
 from train.hf.raw_rows import Piece
+from train.hf.safetensors_file import header
+from train.hf.weights import write_file
 from train.models.config import LoraConfig
 from train.parallel import build_model
 from train.plan import parameter_shapes
@@ -149,6 +154,59 @@ def test_no_more_than_some_rows_are_in_memory(run: Path, tmp_path: Path, monkeyp
     export(run, tmp_path / "out", "bf16")
     assert max(sizes) <= 1000
     assert sum(sizes) == 2 * sum(torch.Size(shape).numel() for shape in parameter_shapes(MODEL).values())
+
+
+class Blocks:
+    """A tensor of 4 blocks of two rows, whose number is in all of them; `arrive` is called as each is read."""
+
+    shapes, files = {"a": (8, 3)}, ()
+
+    def __init__(self, arrive: Callable[[int], object]) -> None:
+        self.arrive = arrive
+
+    def pieces(self, name: str, dtype: torch.dtype) -> None:
+        return None
+
+    def rows(self, name: str, start: int, stop: int, out: torch.Tensor) -> None:
+        self.arrive(start // 2)
+        out.fill_(start // 2)
+
+
+def write_blocks(source: Blocks, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("train.hf.weights.PIECE_BYTES", 2 * 3 * 2)
+    with tqdm(disable=True) as progress:
+        write_file(source, path, source.shapes, "bf16", progress)
+
+
+def test_blocks_that_are_read_in_another_order_are_written_in_theirs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    second = threading.Event()
+
+    def arrive(block: int) -> None:
+        if block == 1:
+            second.set()
+        assert second.wait(10)
+
+    write_blocks(Blocks(arrive), tmp_path / "a.safetensors", monkeypatch)
+    assert load_file(tmp_path / "a.safetensors")["a"][::2, 0].tolist() == [0, 1, 2, 3]
+
+
+def test_after_a_block_that_cannot_be_read_none_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    third, threads = threading.Event(), threading.active_count()
+
+    def arrive(block: int) -> None:
+        if block == 1:
+            assert third.wait(10)
+            raise ConfigError("a is damaged")
+        if block == 2:
+            third.set()
+
+    with pytest.raises(ConfigError, match="a is damaged"):
+        write_blocks(Blocks(arrive), tmp_path / "a.safetensors", monkeypatch)
+    begin = header(Blocks.shapes, "BF16")
+    assert (tmp_path / "a.safetensors").read_bytes() == begin + bytes(2 * 3 * 2)
+    assert threading.active_count() == threads
 
 
 def test_the_model_card(run: Path, tmp_path: Path) -> None:

@@ -3,11 +3,9 @@
 import json
 import math
 import os
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from io import FileIO
-from itertools import islice
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -16,20 +14,21 @@ from tqdm import tqdm
 
 from data.errors import ConfigError
 from train.hf.pretrained import INDEX
-from train.hf.raw_rows import PIECE_BYTES, Piece
+from train.hf.raw_rows import PIECE_BYTES, Piece, Scratch
 from train.hf.safetensors_file import BYTES, header
 
 Precision = Literal["fp32", "bf16"]
 
 MAX_SHARD_BYTES = 5_000_000_000
-_READERS = 2
-"""Threads: reading, casting and writing leave each other alone."""
+_WORKERS = 2
+"""Threads: while one writes, for which a file takes one at a time, the other reads and casts what comes next."""
 _COPY_BYTES = 1 << 23
 _WRITE_BYTES = 1 << 16
 """Of one call. For larger ones ext4 takes larger folios, which cost up to eight times as much where the machine's
 memory is in pieces, or virtual and new."""
 DTYPES: dict[Precision, tuple[torch.dtype, str]] = {"fp32": (torch.float32, "F32"), "bf16": (torch.bfloat16, "BF16")}
 """torch's dtype of a precision, and safetensors' name for it."""
+_scratch = Scratch()
 
 
 class TensorSource(Protocol):
@@ -116,7 +115,8 @@ def write_file(
     """Writes one safetensors file; what a killed call has finished of its tensors stays."""
     begin = header(shapes, DTYPES[precision][1])
     # Unbuffered: whole pieces are written, by the kernel too.
-    with path.open("r+b" if path.exists() else "w+b", buffering=0) as stream:
+    mode = "r+b" if path.exists() else "w+b"
+    with path.open(mode, buffering=0) as stream, ThreadPoolExecutor(_WORKERS) as pool:
         there = stream.seek(0, 2)
         if there < len(begin):
             stream.seek(0)
@@ -127,25 +127,47 @@ def write_file(
             if there < end:
                 # Of a tensor that was cut off nothing is kept.
                 stream.seek(end - n_bytes(shape, precision))
-                _write_tensor(source, stream, name, shape, precision, progress)
+                _write_tensor(source, stream, pool, name, shape, precision, progress)
             else:
                 progress.update(n_bytes(shape, precision))
         stream.truncate(end)
 
 
 def _write_tensor(
-    source: TensorSource, stream: FileIO, name: str, shape: tuple[int, ...], precision: Precision, progress: tqdm
+    source: TensorSource,
+    stream: FileIO,
+    pool: ThreadPoolExecutor,
+    name: str,
+    shape: tuple[int, ...],
+    precision: Precision,
+    progress: tqdm,
 ) -> None:
-    pieces = source.pieces(name, DTYPES[precision][0])
+    dtype = DTYPES[precision][0]
+    pieces = source.pieces(name, dtype)
     if pieces is not None:
         for piece in pieces:
             _copy(piece, stream, progress)
         return
-    for rows in _read_ahead(source, name, shape, DTYPES[precision][0]):
-        data = memoryview(rows.view(-1).view(torch.uint8).numpy().data)
+
+    def write(start: int, stop: int, before: Future[int] | None) -> int:
+        rows, data = _scratch.take((stop - start, *shape[1:]), dtype)
+        source.rows(name, start, stop, rows)
+        # In order: how long the file is says what of it is whole.
+        if before is not None:
+            before.result()
         for first in range(0, len(data), _WRITE_BYTES):
             _write_all(stream, data[first : first + _WRITE_BYTES])
-        progress.update(len(data))
+        return len(data)
+
+    blocks: list[Future[int]] = []
+    for start, stop in row_blocks(shape, dtype.itemsize):
+        blocks.append(pool.submit(write, start, stop, blocks[-1] if blocks else None))
+    try:
+        for block in blocks:
+            progress.update(block.result())
+    except BaseException:
+        pool.shutdown(cancel_futures=True)
+        raise
 
 
 def _copy(piece: Piece, stream: FileIO, progress: tqdm) -> None:
@@ -165,23 +187,6 @@ def _copy(piece: Piece, stream: FileIO, progress: tqdm) -> None:
 def _write_all(stream: FileIO, data: memoryview) -> None:
     while len(data):
         data = data[stream.write(data) :]
-
-
-def _read_ahead(source: TensorSource, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Iterator[torch.Tensor]:
-    """The tensor's blocks in order: while one is written, threads read and cast those after it."""
-
-    def read(block: tuple[int, int]) -> torch.Tensor:
-        rows = torch.empty(block[1] - block[0], *shape[1:], dtype=dtype)
-        source.rows(name, *block, rows)
-        return rows
-
-    blocks = row_blocks(shape, dtype.itemsize)
-    with ThreadPoolExecutor(_READERS) as pool:
-        ahead = deque(pool.submit(read, block) for block in islice(blocks, 2 * _READERS))
-        while ahead:
-            rows = ahead.popleft().result()
-            ahead.extend(pool.submit(read, block) for block in islice(blocks, 1))
-            yield rows
 
 
 def write_json(path: Path, contents: Mapping[str, object]) -> None:
