@@ -185,15 +185,18 @@ def compare_dmoe(x: Tensor, dy: Tensor) -> dict[str, float]:
 
 
 def compare_kernels() -> dict[str, float]:
-    """The Triton kernels of glu.py against its torch calls, at a width that is no multiple of their block."""
+    """The Triton kernels of glu.py against its torch calls in fp64, at a width that is no multiple of their block."""
     from train.models import glu, glu_triton
 
     A, width = 12, 1300
     dact, h1, h2, y = torch.randn(4, A, width).unbind()
     weights, slots = torch.rand(A), torch.randperm(A).view(4, 3)
-    differences = {"glu": difference(glu_triton.fused_glu(h1, h2), glu.glu(h1, h2))}
-    expected = glu.glu_backward(dact.clone(), h1, h2, weights)
-    got = glu_triton.fused_glu_backward(dact.clone(), h1, h2, weights)
+    dh2, act, dweights = torch.empty_like(h1), torch.empty_like(h1), torch.empty_like(weights)
+    glu_triton.fused_glu(h1, h2, act)
+    differences = {"glu": difference(act, glu.glu(h1.double(), h2.double()))}
+    expected = glu.glu_backward(dact.double(), h1.double(), h2.double(), weights.double())
+    got = (dact, dh2, act, dweights)
+    glu_triton.fused_glu_backward(dact, h1, h2, weights, dh2, act, dweights)
     differences |= {f"glu_backward {i}": difference(g, e) for i, (g, e) in enumerate(zip(got, expected, strict=True))}
     for given in (weights.view(4, 3), None):
         got_sum, expected_sum = glu_triton.fused_combine(y, slots, given), glu.combine(y, slots, given)

@@ -10,7 +10,7 @@ from composer.core import Callback, State
 from composer.loggers import Logger
 from ranks import run_ranks
 from small_config import load, refusal
-from toy_run import write_toy_run
+from toy_run import refused, write_toy_run
 
 from data.errors import ConfigError
 from train.callbacks.hf_checkpointer import HFCheckpointer
@@ -94,14 +94,6 @@ def test_a_run_that_goes_on_catches_up(tmp_path: Path) -> None:
     run_ranks(run, 1, path, overrides, timeout=240)
     exported = tmp_path / "toy-hf" / "huggingface" / "ba4" / "model.safetensors.index.json"
     assert json.loads(exported.read_text())["weight_map"]
-
-
-def refused(path: str, overrides: list[str]) -> str:
-    try:
-        fit(load_config(path, overrides))
-    except ConfigError as error:
-        return str(error)
-    raise AssertionError("not refused")
 
 
 def test_intervals_and_folders_that_cannot_be(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from composer.loggers import Logger
 from ranks import run_ranks
 from safetensors.torch import load_file, save_file
 from stock_folder import write_stock_folder
-from toy_run import write_toy_run
+from toy_run import refused, write_toy_run
 
 from data.errors import ConfigError
 from train import main
@@ -94,14 +94,6 @@ def test_a_folder_that_cannot_be_is_told_before_anything_heavy(
     said = capsys.readouterr().err.strip()
     assert said.startswith(f"error: model.pretrained_model_name_or_path is '{tmp_path / 'stock'}', but not all of it")
     assert "\n" not in said
-
-
-def refused(path: str, overrides: list[str]) -> str:
-    try:
-        fit(load_config(path, overrides))
-    except ConfigError as error:
-        return str(error)
-    raise AssertionError("not refused")
 
 
 def test_numbers_that_are_none_are_told_on_every_rank(tmp_path: Path, toy: tuple[str, list[str]]) -> None:

@@ -66,3 +66,16 @@ def _config(folder: Path) -> dict:
         "progress_bar": False,
         "log_to_console": False,
     }
+
+
+def refused(path: str, overrides: list[str]) -> str:
+    """What the ConfigError says that a run of it ends with."""
+    from data.errors import ConfigError
+    from train.fit import fit
+    from train.reader import load_config
+
+    try:
+        fit(load_config(path, overrides))
+    except ConfigError as error:
+        return str(error)
+    raise AssertionError("not refused")

@@ -145,6 +145,8 @@ def _check_kernels(config: TrainConfig, device: torch.device) -> None:
         resolve_moe_impl(config.model.ffn_config.moe_impl, device)
     except ValueError as error:
         raise ConfigError(f"model.{error}") from None
+    if device.type == "cpu" and glu_cpu.library() is None:
+        say("the C kernels between the experts' GEMMs were not compiled: a step takes a tenth longer (see the README)")
 
 
 def _model(
@@ -210,8 +212,6 @@ def _check_lora(config: TrainConfig, device: torch.device) -> None:
 
 
 def _precision(config: TrainConfig, device: str) -> str:
-    if device == "cpu" and glu_cpu.library() is None:
-        say("the C kernels between the experts' GEMMs were not compiled: a step takes a tenth longer (see the README)")
     if device == "cpu" and config.precision == "amp_bf16":
         say("precision: amp_bf16 becomes fp32 on CPU")
         return "fp32"

@@ -4,6 +4,7 @@ Shapes: T tokens, K experts a token, A = T*K assignments (or those of one expert
 """
 
 import functools
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +27,15 @@ def _on_gpu(h_AF: Tensor) -> bool:
     return h_AF.is_cuda and h_AF.dtype in (torch.bfloat16, torch.float16, torch.float32) and _has_triton()
 
 
+def _kernels(h_AF: Tensor) -> Any:
+    """The module with the kernels for it; None where torch calls compute it."""
+    if _on_gpu(h_AF):
+        from train.models import glu_triton
+
+        return glu_triton
+    return glu_cpu if glu_cpu.can_fuse(h_AF) else None
+
+
 def combine(y_AD: Tensor, slot_TK: Tensor, weights_TK: Tensor | None) -> Tensor:
     """[T, D]: the sum of each token's rows of y, weighted where there are weights."""
     if _on_gpu(y_AD):
@@ -37,13 +47,12 @@ def combine(y_AD: Tensor, slot_TK: Tensor, weights_TK: Tensor | None) -> Tensor:
 
 
 def glu(h1_AF: Tensor, h2_AF: Tensor, out: Tensor | None = None) -> Tensor:
-    if _on_gpu(h1_AF):
-        from train.models.glu_triton import fused_glu
-
-        return fused_glu(h1_AF, h2_AF, out)
-    if glu_cpu.can_fuse(h1_AF):
-        return glu_cpu.fused_glu(h1_AF, h2_AF, out)
-    return torch.mul(F.silu(h1_AF), h2_AF, out=out)
+    act_AF = torch.empty_like(h1_AF) if out is None else out
+    if (kernels := _kernels(h1_AF)) is not None:
+        kernels.fused_glu(h1_AF, h2_AF, act_AF)
+    else:
+        torch.mul(F.silu(h1_AF), h2_AF, out=act_AF)
+    return act_AF
 
 
 def glu_backward(
@@ -54,18 +63,16 @@ def glu_backward(
     dact is the gradient of an activation that has weight 1; it is overwritten. The second and the third result are
     written into out where it is given.
     """
-    if _on_gpu(h1_AF):
-        from train.models.glu_triton import fused_glu_backward
-
-        return fused_glu_backward(dact_AF, h1_AF, h2_AF, weights_A, out)
-    if glu_cpu.can_fuse(h1_AF):
-        return glu_cpu.fused_glu_backward(dact_AF, h1_AF, h2_AF, weights_A, out)
-    dh2_AF, act_AF = out or (None, None)
+    dh2_AF, act_AF = out or (torch.empty_like(h1_AF), torch.empty_like(h1_AF))
+    if (kernels := _kernels(h1_AF)) is not None:
+        dweights_A = torch.empty_like(weights_A)
+        kernels.fused_glu_backward(dact_AF, h1_AF, h2_AF, weights_A, dh2_AF, act_AF, dweights_A)
+        return dact_AF, dh2_AF, act_AF, dweights_A
     weights_A1 = weights_A.unsqueeze(1)
     silu_AF = F.silu(h1_AF)
-    act_AF = torch.mul(silu_AF, h2_AF, out=act_AF)
+    torch.mul(silu_AF, h2_AF, out=act_AF)
     dweights_A = (act_AF * dact_AF).sum(1)
     dact_AF.mul_(weights_A1)
-    dh2_AF = torch.mul(silu_AF, dact_AF, out=dh2_AF)
+    torch.mul(silu_AF, dact_AF, out=dh2_AF)
     dh1_AF = silu_backward(dact_AF.mul_(h2_AF), h1_AF)
     return dh1_AF, dh2_AF, act_AF.mul_(weights_A1), dweights_A

@@ -42,21 +42,14 @@ def can_fuse(h_AF: Tensor) -> bool:
     return h_AF.device.type == "cpu" and h_AF.dtype is torch.float32 and h_AF.is_contiguous() and library() is not None
 
 
-def fused_glu(h1_AF: Tensor, h2_AF: Tensor, out: Tensor | None = None) -> Tensor:
-    act_AF = torch.empty_like(h1_AF) if out is None else out
+def fused_glu(h1_AF: Tensor, h2_AF: Tensor, act_AF: Tensor) -> None:
+    """Writes act."""
     _loaded().glu(h1_AF.numel(), *_pointers(h1_AF, h2_AF, act_AF), torch.get_num_threads())
-    return act_AF
 
 
-def fused_glu_backward(
-    dact_AF: Tensor, h1_AF: Tensor, h2_AF: Tensor, weights_A: Tensor, out: tuple[Tensor, Tensor] | None = None
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """As glu.glu_backward: dh1 overwrites dact."""
-    dh2_AF, act_AF = out or (torch.empty_like(h1_AF), torch.empty_like(h1_AF))
-    dweights_A = torch.empty_like(weights_A)
-    tensors = (dact_AF, h1_AF, h2_AF, weights_A, dh2_AF, act_AF, dweights_A)
-    _loaded().glu_backward(*h1_AF.shape, *_pointers(*tensors), torch.get_num_threads())
-    return dact_AF, dh2_AF, act_AF, dweights_A
+def fused_glu_backward(dact_AF: Tensor, h1_AF: Tensor, *others: Tensor) -> None:
+    """As glu_triton.fused_glu_backward."""
+    _loaded().glu_backward(*h1_AF.shape, *_pointers(dact_AF, h1_AF, *others), torch.get_num_threads())
 
 
 def _loaded() -> ctypes.CDLL:

@@ -5,7 +5,6 @@ Imported only where Triton is; TRITON_INTERPRET=1 runs them without a GPU.
 
 from typing import Any
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -61,25 +60,27 @@ def _combine_kernel(y, slots, weights, out, width, K: tl.constexpr, WEIGHTED: tl
     tl.store(out + token * width + column, total.to(out.dtype.element_ty), mask=there)
 
 
-def fused_glu(h1_AF: Tensor, h2_AF: Tensor, out: Tensor | None = None) -> Tensor:
-    act_AF = torch.empty_like(h1_AF) if out is None else out
+def fused_glu(h1_AF: Tensor, h2_AF: Tensor, act_AF: Tensor) -> None:
+    """Writes act."""
     if act_AF.numel():
         _glu_kernel[(triton.cdiv(act_AF.numel(), _BLOCK),)](h1_AF, h2_AF, act_AF, act_AF.numel(), BLOCK=_BLOCK)
-    return act_AF
 
 
 def fused_glu_backward(
-    dact_AF: Tensor, h1_AF: Tensor, h2_AF: Tensor, weights_A: Tensor, out: tuple[Tensor, Tensor] | None = None
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """As glu.glu_backward: dh1 overwrites dact."""
-    dh2_AF, act_AF = out or (torch.empty_like(h1_AF), torch.empty_like(h1_AF))
-    dweights_A = torch.empty_like(weights_A)
+    dact_AF: Tensor,
+    h1_AF: Tensor,
+    h2_AF: Tensor,
+    weights_A: Tensor,
+    dh2_AF: Tensor,
+    act_AF: Tensor,
+    dweights_A: Tensor,
+) -> None:
+    """Writes what glu.glu_backward returns into the last three; dh1 overwrites dact."""
     A, width = h1_AF.shape
     if A:
         _glu_backward_kernel[(A,)](
             dact_AF, h1_AF, h2_AF, weights_A, dact_AF, dh2_AF, act_AF, dweights_A, width, BLOCK=_BLOCK
         )
-    return dact_AF, dh2_AF, act_AF, dweights_A
 
 
 def fused_combine(y_AD: Tensor, slot_TK: Tensor, weights_TK: Tensor | None) -> Tensor:
