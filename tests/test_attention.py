@@ -1,5 +1,6 @@
 """Attention over packed documents: every backend against obvious loops in fp64, and what it must not see or hold."""
 
+import dataclasses
 import json
 import math
 import subprocess
@@ -15,7 +16,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from train.models import layout as layout_module
-from train.models.attend import PLANS, FlashPlan, FlexPlan, SdpaPlan, cut_calls, plan_flash, plan_sdpa
+from train.models.attend import PLANS, FlashPlan, FlexPlan, plan_flash
+from train.models.attend_blocks import Block, _mask, plan_blocks
+from train.models.attend_sdpa import SdpaPlan, cut_calls, plan_sdpa
 from train.models.attention import Attention, _ClipAndRotate
 from train.models.config import AttnConfig, FFNConfig, ModelConfig
 from train.models.dbrx import IGNORED, DbrxForCausalLM
@@ -23,6 +26,7 @@ from train.models.init import initialise
 from train.models.layout import Layout, find_documents, make_layout, resolve_attn_impl
 
 ROOT = Path(__file__).resolve().parents[1]
+CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 DEVICES = [torch.device(name) for name in ("cpu", *(["cuda"] if torch.cuda.is_available() else []))]
 
 
@@ -208,7 +212,7 @@ def listed(counts: Tensor, indices: Tensor) -> Tensor:
 
 def test_this_machine_has_tested_sdpa_and_what_else_it_has() -> None:
     tested = {(param.values[0], param.values[1].type) for param in BACKENDS}
-    assert ("sdpa", "cpu") in tested
+    assert {("sdpa", "cpu"), ("blocks", "cpu")} <= tested
     if torch.cuda.is_available():
         assert {("sdpa", "cuda"), ("flex", "cuda")} <= tested
 
@@ -236,7 +240,7 @@ def test_the_gradient_across_documents_is_exactly_zero(
 ) -> None:
     config = make_config(impl)
     attention = make_attention(config, device, dtype)
-    # Of unlike lengths, so that SDPA pads them in one call.
+    # Of unlike lengths, so that SDPA pads them in one call; for blocks together in one.
     lengths = [12, 10, 11, 9]
     x = torch.randn(sum(lengths), 64, dtype=dtype, device=device, requires_grad=True)
     layout = layout_of(make_rows([lengths[:2], lengths[2:]]).to(device), config, dtype)
@@ -268,7 +272,7 @@ def test_positions_restart_in_every_document_and_count_in_fp32() -> None:
 
 
 def test_rows_of_padding_alone_give_nothing_and_zero_gradients() -> None:
-    for impl in ("sdpa", "flex") if usable("flex", DEVICES[0], torch.float32) else ("sdpa",):
+    for impl in ("sdpa", "blocks", "flex") if usable("flex", DEVICES[0], torch.float32) else ("sdpa", "blocks"):
         attention = make_attention(make_config(impl), DEVICES[0], torch.float32)
         layout = layout_of(torch.full((2, 6), -1), make_config(impl), torch.float32)
         y = attention(torch.zeros(0, 64, requires_grad=True), layout)
@@ -318,6 +322,49 @@ def test_nothing_is_moved_when_the_documents_stand_as_the_kernels_want_them() ->
     assert plan_sdpa([64] * 8, 512, torch.device("cpu")) == SdpaPlan([(8, 64)], None, None)
 
 
+@pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
+def test_blocks_hold_every_token_once_and_meet_its_document(lengths: list[int]) -> None:
+    plan, start = plan_blocks(lengths, sum(lengths), torch.device("cpu")), 0
+    # Of each token, as the blocks have it and as it is: its place in its document, or -1 where SDPA computes.
+    got, expected = [], [i if n <= 1024 else -1 for n in lengths for i in range(n)]
+    for tokens, blocks in plan.runs:
+        got += [-1] * (0 if blocks else tokens)
+        assert [block.start for block in blocks] == [0, *(block.end for block in blocks)][: len(blocks)]
+        assert not blocks or blocks[-1].end == tokens
+        for block in blocks:
+            assert sum(block.lengths) == block.end - block.start <= 64
+            assert len(block.lengths) == 1 or block.first == block.start
+            got += [block.start - block.first + i for i in range(block.lengths[0])]
+            got += [i for n in block.lengths[1:] for i in range(n)]
+        start += tokens
+    assert (got, start) == (expected, sum(lengths))
+    # Two short documents in a row never make two blocks, and long ones are cut into no more than they need.
+    most = sum(-(-n // 64) for n in lengths if n > 64) + sum(lengths) // 32 + sum(n > 32 for n in lengths) + 1
+    assert sum(len(blocks) for _, blocks in plan.runs) <= most
+
+
+def test_blocks_of_short_documents_keep_them_apart() -> None:
+    assert plan_blocks([60, 3, 2, 65], 130, CPU).runs == [
+        (130, [Block(0, 0, 63, (60, 3)), Block(63, 63, 65, (2,)), Block(65, 65, 97, (32,)), Block(65, 97, 130, (33,))])
+    ]
+    sees = [[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 1, 1]]
+    assert torch.equal(_mask((2, 2)).exp(), torch.tensor(sees).float())
+
+
+def test_blocks_beside_documents_that_sdpa_computes() -> None:
+    lengths = [70, 1100, 3, 64, 1, 1030, 1024]
+    x = torch.randn(sum(lengths), 64, dtype=torch.float64, requires_grad=True)
+    found = []
+    for impl in ("sdpa", "blocks"):
+        config = dataclasses.replace(make_config(impl), max_seq_len=sum(lengths))
+        attention = make_attention(config, CPU, torch.float64)
+        y = attention(x, layout_of(make_rows([lengths], spare=0), config, torch.float64))
+        torch.manual_seed(1)
+        found.append((y, *torch.autograd.grad(y, (x, *attention.parameters()), torch.randn_like(y))))
+    for ours, right in zip(found[1], found[0], strict=True):
+        assert relative(ours, right) < 1e-12
+
+
 class Largest(TorchDispatchMode):
     """The most elements that any operation's result had: views of little by strides of 0 do not count."""
 
@@ -347,9 +394,10 @@ def saved_bytes(run: Callable[[], Tensor]) -> tuple[int, int, int]:
     return sum(storage.nbytes() for storage in storages.values()), largest.numel, largest.calls
 
 
+@pytest.mark.parametrize("impl", ["sdpa", "blocks"])
 @pytest.mark.parametrize("kind", ["one document", "many documents"])
-def test_memory_grows_with_the_tokens_and_no_square_of_the_row_is_held(kind: str) -> None:
-    config = make_config("sdpa")
+def test_memory_grows_with_the_tokens_and_no_square_of_the_row_is_held(kind: str, impl: str) -> None:
+    config = make_config(impl)
     attention, seen = make_attention(config, DEVICES[0], torch.float32), {}
     for length in (256, 512, 1024):
         lengths = [length] if kind == "one document" else [20, 31, 13] * (length // 64)
@@ -357,8 +405,9 @@ def test_memory_grows_with_the_tokens_and_no_square_of_the_row_is_held(kind: str
         rows = make_rows([lengths], spare=length - sum(lengths))
         layout = layout_of(rows, config, torch.float32)
         seen[length], numel, calls = saved_bytes(lambda x=x, layout=layout: attention(x, layout))
-        # The widest is queries, keys and values (128 numbers a token) with their padding, never S * S.
-        assert numel <= (1.25 * length + 128 * calls) * 128
+        # The widest is queries, keys and values (128 numbers a token) with their padding, never S * S; or what 64
+        # queries of 4 heads make of all keys.
+        assert numel <= max((1.25 * length + 128 * calls) * 128, 64 * 4 * length * (impl == "blocks"))
         assert numel < length**2 or length == 256
         assert calls <= 2
     assert seen[1024] / seen[512] == pytest.approx(2, rel=0.1)
@@ -385,8 +434,9 @@ def test_dropout_drops_and_scales_weights_and_only_in_training() -> None:
     kept = dropped != 0
     torch.testing.assert_close(dropped[kept], whole[kept] / (1 - drop))
     assert kept.sum() / (whole != 0).sum() == pytest.approx(1 - drop, abs=0.1)
-    attention = make_attention(make_config(attn_pdrop=drop), DEVICES[0], torch.float64)
-    x, layout = torch.randn(9, 64).double(), layout_of(torch.zeros(1, 9).long(), make_config(), torch.float64)
+    config = make_config(attn_pdrop=drop)
+    attention = make_attention(config, DEVICES[0], torch.float64)
+    x, layout = torch.randn(9, 64).double(), layout_of(torch.zeros(1, 9).long(), config, torch.float64)
     assert not torch.equal(attention.train()(x, layout), attention(x, layout))
     assert torch.equal(attention.eval()(x, layout), attention(x, layout))
 
@@ -412,7 +462,7 @@ def stand_in_varlen(q: Tensor, k: Tensor, v: Tensor, **given: Any) -> Tensor:
 
 def test_flash_attn_is_called_as_it_documents(monkeypatch: pytest.MonkeyPatch) -> None:
     """The call alone: the kernel itself is tested above where it is."""
-    config, lengths = make_config(), [5, 1, 12, 7]
+    config, lengths = make_config("sdpa"), [5, 1, 12, 7]
     module = type(sys)("flash_attn")
     module.flash_attn_varlen_func = stand_in_varlen  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "flash_attn", module)
@@ -435,9 +485,6 @@ def fresh_probes() -> Iterator[None]:
         probe.cache_clear()
 
 
-CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
-
-
 @pytest.mark.usefixtures("fresh_probes")
 def test_what_cannot_compute_attention_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def said(impl: str, device: torch.device = CUDA, **asked: Any) -> str:
@@ -445,7 +492,10 @@ def test_what_cannot_compute_attention_says_why(monkeypatch: pytest.MonkeyPatch,
             resolve_attn_impl(impl, device, **asked)
         return str(error.value)
 
-    assert "'eager', but it is one of auto, sdpa, flex, flash" in said("eager")
+    assert "'eager', but it is one of auto, sdpa, blocks, flex, flash" in said("eager")
+    assert said("blocks").endswith("blocks are for a CPU, and this run is on cuda: write auto or sdpa")
+    assert "blocks have no dropout, and attn_pdrop is not 0" in said("blocks", CPU, attn_pdrop=0.1)
+    assert "in fp32 and fp64 alone, and attention is in bfloat16" in said("blocks", CPU, dtype=torch.bfloat16)
     assert said("flash", CPU).endswith("computes on a CUDA GPU alone, and this run is on cpu: write auto or sdpa")
     assert "has no dropout, and attn_pdrop is not 0" in said("flex", attn_pdrop=0.1)
     monkeypatch.setitem(sys.modules, "flash_attn", None)
@@ -464,7 +514,9 @@ def test_auto_takes_flash_attn_where_it_can_compute(monkeypatch: pytest.MonkeyPa
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "flash_attn.py").write_text("def flash_attn_varlen_func(): ...")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    assert resolve_attn_impl("auto", CPU) == "sdpa"
+    assert resolve_attn_impl("auto", CPU) == "blocks"
+    assert resolve_attn_impl("auto", CPU, dtype=torch.bfloat16) == "sdpa"
+    assert resolve_attn_impl("auto", CPU, attn_pdrop=0.1) == "sdpa"
     assert resolve_attn_impl("auto", CUDA, dtype=torch.bfloat16) == "flash"
     assert resolve_attn_impl("auto", CUDA, dtype=torch.float32) == "sdpa"
     with pytest.raises(ValueError, match="computes in bf16 and fp16 alone, and attention is in float32"):

@@ -1,5 +1,7 @@
 """Activation checkpointing: less is kept, the gradients are the same to the last bit."""
 
+from typing import Literal
+
 import pytest
 import torch
 from torch import Tensor
@@ -16,7 +18,12 @@ POLICIES = ["none", "block", "selective"]
 
 
 def make_model(
-    policy: str, device: str = "cpu", offload: bool = False, noise: float = 0.0, width: int = 32
+    policy: str,
+    device: str = "cpu",
+    offload: bool = False,
+    noise: float = 0.0,
+    width: int = 32,
+    attn_impl: Literal["auto", "sdpa", "blocks"] = "auto",
 ) -> DbrxForCausalLM:
     config = ModelConfig(
         d_model=width,
@@ -24,7 +31,7 @@ def make_model(
         n_layers=3,
         max_seq_len=64,
         vocab_size=96,
-        attn_config=AttnConfig(kv_n_heads=2, attn_pdrop=noise),
+        attn_config=AttnConfig(kv_n_heads=2, attn_pdrop=noise, attn_impl=attn_impl),
         ffn_config=FFNConfig(ffn_hidden_size=56, moe_num_experts=4, moe_top_k=2, moe_jitter_eps=noise),
         resid_pdrop=noise,
         emb_pdrop=noise,
@@ -71,7 +78,8 @@ def test_gradients_are_the_same_to_the_last_bit(
 def test_selective_computes_no_gemm_again(width: int) -> None:
     flops = {}
     for policy in POLICIES:
-        loss = forward(make_model(policy, width=width))
+        # Attention is computed again: SDPA as one operation, blocks in products that would be counted.
+        loss = forward(make_model(policy, width=width, attn_impl="sdpa"))
         with Watch() as watch:
             loss.backward()
         flops[policy] = watch.flops
@@ -79,10 +87,14 @@ def test_selective_computes_no_gemm_again(width: int) -> None:
     assert flops["block"] > 1.3 * flops["none"]
 
 
-def test_selective_keeps_the_results_of_gemms_and_block_nothing_but_the_residual_stream() -> None:
+# Blocks keep no padding, and neither their result nor its sums: less is left to save.
+@pytest.mark.parametrize(("attn_impl", "share"), [("sdpa", 0.65), ("blocks", 0.75)])
+def test_selective_keeps_the_results_of_gemms_and_block_nothing_but_the_residual_stream(
+    attn_impl: Literal["sdpa", "blocks"], share: float
+) -> None:
     kept = {}
     for policy in POLICIES:
-        model = make_model(policy)
+        model = make_model(policy, attn_impl=attn_impl)
         with Watch() as watch:
             loss = forward(model)
         kept[policy] = watch.now
@@ -92,4 +104,4 @@ def test_selective_keeps_the_results_of_gemms_and_block_nothing_but_the_residual
     results = L * T * (D + W + 2 * K * F) * 4
     # The margin is routing and random states: less than one more [T, D] in each block.
     assert results < kept["selective"] - kept["block"] < results + L * T * D * 4
-    assert kept["selective"] < 0.65 * kept["none"]
+    assert kept["selective"] < share * kept["none"]

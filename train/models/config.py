@@ -14,9 +14,10 @@ class AttnConfig:
     """Dropout on attention weights."""
     clip_qkv: float | None = 8.0
     """Queries, keys and values are clamped to [-clip_qkv, clip_qkv]; null leaves them as they are."""
-    attn_impl: Literal["auto", "sdpa", "flex", "flash"] = "auto"
-    """What computes attention: torch's SDPA document by document, FlexAttention, or flash-attn's varlen kernels. auto
-    takes flash-attn on a CUDA machine that has it, else SDPA."""
+    attn_impl: Literal["auto", "sdpa", "blocks", "flex", "flash"] = "auto"
+    """What computes attention: torch's SDPA document by document, GEMMs over blocks of queries (CPU, fp32 and fp64),
+    FlexAttention, or flash-attn's varlen kernels. auto takes flash-attn on a CUDA machine that has it and blocks on a
+    CPU, else SDPA."""
     kv_n_heads: int = 8
     """Heads of keys and values; each serves n_heads / kv_n_heads query heads."""
     rope_theta: float = 5e5

@@ -104,23 +104,37 @@ def angles(position_P: Tensor, config: ModelConfig, dtype: torch.dtype) -> tuple
 def resolve_attn_impl(
     attn_impl: str, device: torch.device, *, dtype: torch.dtype | None = None, attn_pdrop: float = 0.0
 ) -> str:
-    """What computes attention on this device: `sdpa`, `flex` or `flash`.
+    """What computes attention on this device: `sdpa`, `blocks`, `flex` or `flash`.
 
     dtype is what attention would compute in; None asks about the device alone. Raises ValueError, with the true cause,
     when what was chosen cannot be had; `auto` takes SDPA then, and warns when flash-attn is there but broken.
     """
     if attn_impl == "auto":
-        return "flash" if device.type == "cuda" and _flash_is_wrong(device, dtype) is None else "sdpa"
+        if device.type == "cuda":
+            return "flash" if _flash_is_wrong(device, dtype) is None else "sdpa"
+        return "blocks" if _blocks_is_wrong(device, dtype, attn_pdrop) is None else "sdpa"
     if attn_impl not in PLANS:
         raise ValueError(f"attn_config.attn_impl is {attn_impl!r}, but it is one of auto, {', '.join(PLANS)}")
     wrong = None
-    if attn_impl == "flash":
+    if attn_impl == "blocks":
+        wrong = _blocks_is_wrong(device, dtype, attn_pdrop)
+    elif attn_impl == "flash":
         wrong = _flash_is_wrong(device, dtype)
     elif attn_impl == "flex":
         wrong = "FlexAttention has no dropout, and attn_pdrop is not 0" if attn_pdrop else _flex_is_wrong(device.type)
     if wrong:
         raise ValueError(f"attn_config.attn_impl is {attn_impl}, but {wrong}: write auto or sdpa")
     return attn_impl
+
+
+def _blocks_is_wrong(device: torch.device, dtype: torch.dtype | None, attn_pdrop: float) -> str | None:
+    if device.type != "cpu":
+        return f"blocks are for a CPU, and this run is on {device.type}"
+    if attn_pdrop:
+        return "blocks have no dropout, and attn_pdrop is not 0"
+    if dtype not in (None, torch.float32, torch.float64):
+        return f"blocks compute in fp32 and fp64 alone, and attention is in {str(dtype).removeprefix('torch.')}"
+    return None
 
 
 def _flash_is_wrong(device: torch.device, dtype: torch.dtype | None) -> str | None:

@@ -1,0 +1,151 @@
+"""Causal attention within each document of packed tokens by torch's SDPA. See attend.py for what a plan is.
+
+Shapes: T packed tokens, P places in the plan's order (P >= T), W any width, H query heads, G key/value heads, C
+head_dim, N documents, L a call's padded length.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_SLACK = 128
+"""Tokens of padding that cost less than one more call of a kernel."""
+_STEP = 16
+"""Kernels compute in steps of this many tokens: on CPU 15 or 31 take nearly twice the time of 16 or 32."""
+_MOST_DOCUMENTS = 1 << 14
+"""In one call: CUDA kernels count documents (times heads, some of them) in a grid of 65,535."""
+
+
+class SdpaPlan(NamedTuple):
+    """Documents of similar length together, each padded at its end to the longest of its call.
+
+    Padding comes after every token that could see it, so the causal kernels need no mask; what padded queries give is
+    thrown away. Work is that of the documents: padding adds at most a quarter of a call's tokens, or _SLACK. Memory is
+    that of the tokens where torch has a fused kernel; for dropout on CPU and fp64 on GPU it has none, and a call holds
+    the squares of its documents' lengths.
+    """
+
+    calls: list[tuple[int, int]]
+    """For each call the number of documents and their padded length."""
+    source_P: Tensor | None
+    """The token at each place, at padding the last of its document; None when the tokens already stand so."""
+    slot_T: Tensor | None
+    """The place of each token."""
+
+    def enter(self, x_TW: Tensor) -> Tensor:
+        if self.source_P is None or self.slot_T is None:
+            return x_TW
+        return _Spread.apply(x_TW, self.source_P, self.slot_T)  # pyright: ignore[reportReturnType]
+
+    def attend(self, q_PHC: Tensor, k_PGC: Tensor, v_PGC: Tensor, dropout_p: float) -> Tensor:
+        if not self.calls:
+            return q_PHC
+        sizes = [documents * length for documents, length in self.calls]
+        parts = zip(self.calls, *(x.split(sizes) for x in (q_PHC, k_PGC, v_PGC)), strict=True)
+        y = [causal(q, k, v, call, dropout_p) for call, q, k, v in parts]
+        # torch.cat would copy a single part.
+        return y[0] if len(y) == 1 else torch.cat(y)
+
+    def leave(self, y_PW: Tensor) -> Tensor:
+        if self.slot_T is None:
+            return y_PW
+        return _Collect.apply(y_PW, self.slot_T)  # pyright: ignore[reportReturnType]
+
+
+class _Spread(torch.autograd.Function):
+    """Rows into padded order. Padding gets no gradient back: none of what it gives is used."""
+
+    @staticmethod
+    def forward(ctx: Any, x_TW: Tensor, source_P: Tensor, slot_T: Tensor) -> Tensor:
+        ctx.save_for_backward(slot_T)
+        return x_TW.index_select(0, source_P)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        (slot_T,) = ctx.saved_tensors
+        return grad_outputs[0].index_select(0, slot_T), None, None
+
+
+class _Collect(torch.autograd.Function):
+    """Rows out of padded order: the reverse of _Spread. Places differ, so its backward needs no scatter-add."""
+
+    @staticmethod
+    def forward(ctx: Any, y_PW: Tensor, slot_T: Tensor) -> Tensor:
+        ctx.save_for_backward(slot_T)
+        ctx.places = y_PW.shape[0]
+        return y_PW.index_select(0, slot_T)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        (slot_T,), (grad_TW,) = ctx.saved_tensors, grad_outputs
+        return grad_TW.new_zeros(ctx.places, grad_TW.shape[1]).index_copy_(0, slot_T, grad_TW), None
+
+
+def causal(q: Tensor, k: Tensor, v: Tensor, call: tuple[int, int], dropout_p: float) -> Tensor:
+    """One call of SDPA over N documents of L places: [N*L, H, C] from q of that shape and [N*L, G, C]."""
+    q_NHLC, k_NGLC, v_NGLC = (x.unflatten(0, call).transpose(1, 2) for x in (q, k, v))
+    group = q_NHLC.shape[1] // k_NGLC.shape[1]
+    grouped = group > 1 and _flash_takes_groups(q_NHLC, k_NGLC, v_NGLC, dropout_p)
+    if group > 1 and not grouped:
+        k_NGLC, v_NGLC = (x.repeat_interleave(group, dim=1) for x in (k_NGLC, v_NGLC))
+    y_NHLC = F.scaled_dot_product_attention(
+        q_NHLC, k_NGLC, v_NGLC, dropout_p=dropout_p, is_causal=True, enable_gqa=grouped
+    )
+    return y_NHLC.transpose(1, 2).flatten(0, 1)
+
+
+def _flash_takes_groups(q_NHLC: Tensor, k_NGLC: Tensor, v_NGLC: Tensor, dropout_p: float) -> bool:
+    """Whether fewer key/value heads than query heads stay with a fused kernel. Elsewhere (CPU, fp32) enable_gqa would
+    fall back to the plain formula, which holds all L x L scores."""
+    if q_NHLC.device.type != "cuda":
+        return False
+    params = torch.backends.cuda.SDPAParams(q_NHLC, k_NGLC, v_NGLC, None, dropout_p, True, True)
+    return torch.backends.cuda.can_use_flash_attention(params)
+
+
+def cut_calls(lengths: Sequence[int]) -> list[tuple[int, int]]:
+    """(number of documents, padded length) of each call, for lengths in falling order.
+
+    A call is closed when with one more document its padding would exceed both a quarter of its tokens and _SLACK. The
+    next call's longest document is then shorter than 4/5 of its own: O(log S) calls, however many documents.
+    """
+    calls, first = [], 0
+    while first < len(lengths):
+        length, tokens, last = lengths[first], 0, first
+        while last < min(len(lengths), first + _MOST_DOCUMENTS):
+            if not _spare(length, last + 1 - first, tokens + lengths[last]):
+                break
+            tokens, last = tokens + lengths[last], last + 1
+        rounded = -(-length // _STEP) * _STEP
+        calls.append((last - first, rounded if _spare(rounded, last - first, tokens) else length))
+        first = last
+    return calls
+
+
+def _spare(length: int, documents: int, tokens: int) -> bool:
+    return length * documents - tokens <= max(_SLACK, tokens // 4)
+
+
+def plan_sdpa(lengths: list[int], n_positions: int, device: torch.device) -> SdpaPlan:
+    order = sorted(range(len(lengths)), key=lambda document: -lengths[document])
+    calls = cut_calls([lengths[document] for document in order])
+    places = sum(documents * length for documents, length in calls)
+    if places == sum(lengths) and order == list(range(len(lengths))):
+        return SdpaPlan(calls, None, None)
+    length_N, order_N = torch.tensor(lengths), torch.tensor(order)
+    padded_N = torch.tensor([length for documents, length in calls for _ in range(documents)])
+    token_N = (length_N.cumsum(0) - length_N)[order_N]
+    place_N = padded_N.cumsum(0) - padded_N
+    slot_offset_N = torch.empty_like(order_N).index_copy_(0, order_N, place_N - token_N)
+    # Small tensors of one number a document go to the device; what is as long as the tokens is made there.
+    columns = torch.stack((length_N, slot_offset_N, padded_N, token_N, place_N, length_N[order_N] - 1))
+    length_N, slot_offset_N, padded_N, token_N, place_N, last_N = columns.to(device, non_blocking=True)
+    T, arange = sum(lengths), functools.partial(torch.arange, device=device)
+    slot_T = arange(T) + slot_offset_N.repeat_interleave(length_N, output_size=T)
+    token_P, place_P, last_P = (x.repeat_interleave(padded_N, output_size=places) for x in (token_N, place_N, last_N))
+    source_P = token_P + torch.minimum(arange(places) - place_P, last_P)
+    return SdpaPlan(calls, source_P, slot_T)
