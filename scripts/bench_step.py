@@ -10,8 +10,10 @@ or of the best there is (oneDNN's too, where train/models/gemm.py can use it).
 
 import argparse
 import contextlib
+import gc
 import json
 import multiprocessing
+import os
 import statistics
 import sys
 import time
@@ -21,6 +23,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+# As train.py does, here and with gc below; it serves all sides.
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 import torch
 import transformers
@@ -46,12 +50,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore")
     transformers.logging.set_verbosity_error()
     torch.set_num_threads(args.threads)
-    # As train/trainer.py does; it serves all sides.
+    gc.freeze()
+    # As train/trainer.py does, for all sides too.
     keep_freed_memory()
     with contextlib.ExitStack() as stack:
         sides = {name: stack.enter_context(Side(build)) for name, build in builders(args).items()}
-        # The first step of each, which warms up, also shows that both compute the same.
+        # The first step of each also shows that both compute the same. Memory settles in the second.
         firsts = {name: side.run("step") for name, side in sides.items()}
+        for side in sides.values():
+            side.run("step")
         if {"dropless", "transformers"} <= firsts.keys():
             ours, theirs = (firsts[name]["loss"] for name in ("dropless", "transformers"))
             assert abs(ours - theirs) < 1e-3, f"the sides disagree: {ours}, {theirs}"
