@@ -23,7 +23,7 @@ from train.config import TrainConfig
 from train.hf.adapter import check_base, frozen_weights, note_base
 from train.hf.pretrained import KEY, PretrainedFolder, listed
 from train.lm import DbrxForComposer
-from train.models import glu_cpu
+from train.models import kernels_cpu
 from train.models.dbrx import DbrxForCausalLM
 from train.models.experts import resolve_moe_impl
 from train.models.layout import resolve_attn_impl
@@ -145,7 +145,7 @@ def _check_kernels(config: TrainConfig, device: torch.device) -> None:
         resolve_moe_impl(config.model.ffn_config.moe_impl, device)
     except ValueError as error:
         raise ConfigError(f"model.{error}") from None
-    if device.type == "cpu" and glu_cpu.library() is None:
+    if device.type == "cpu" and kernels_cpu.library() is None:
         say("the C kernels between the experts' GEMMs were not compiled: a step takes a tenth longer (see the README)")
 
 

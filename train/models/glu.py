@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from train.models import glu_cpu
+from train.models import kernels_cpu
 from train.models.gemm import silu_backward
 
 
@@ -33,7 +33,7 @@ def _kernels(h_AF: Tensor) -> Any:
         from train.models import glu_triton
 
         return glu_triton
-    return glu_cpu if glu_cpu.can_fuse(h_AF) else None
+    return kernels_cpu if kernels_cpu.can_fuse(h_AF) else None
 
 
 def combine(y_AD: Tensor, slot_TK: Tensor, weights_TK: Tensor | None) -> Tensor:

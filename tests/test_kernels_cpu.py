@@ -1,4 +1,4 @@
-"""The C kernels of glu.c against torch's own calls in fp64."""
+"""The C kernels of kernels.c against torch's own calls in fp64."""
 
 import shutil
 
@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from train.models import glu_cpu
+from train.models import kernels_cpu
+from train.models.attention import _ClipAndRotate
 from train.models.glu import glu, glu_backward
 
 
@@ -22,7 +23,7 @@ def threads(request: pytest.FixtureRequest):
 def compiled() -> None:
     if shutil.which("cc") is None:
         pytest.skip("there is no C compiler to have made them")
-    assert glu_cpu.library() is not None, "there is a C compiler, but `make .venv/installed` made no kernels"
+    assert kernels_cpu.library() is not None, "there is a C compiler, but `make .venv/installed` made no kernels"
 
 
 def draw(rows: int, width: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -41,7 +42,7 @@ def assert_close(got: Tensor, expected: Tensor, bound: float = 1e-6) -> None:
 @pytest.mark.parametrize(("rows", "width"), [(64, 96), (61, 37), (2, 1), (1, 1000), (0, 16)])
 def test_the_kernels_equal_torchs_calls_in_fp64(rows: int, width: int) -> None:
     dact, h1, h2, weights = draw(rows, width)
-    assert glu_cpu.can_fuse(h1)
+    assert kernels_cpu.can_fuse(h1)
     assert_close(glu(h1, h2), glu(h1.double(), h2.double()))
     expected = glu_backward(dact.double(), h1.double(), h2.double(), weights.double())
     *rows_of, dweights = glu_backward(dact.clone(), h1, h2, weights)
@@ -81,3 +82,43 @@ def test_what_is_no_number_is_not_hidden(bad: float) -> None:
         plain = glu_backward(dact.double(), h1.double(), h2.double(), weights.double())
         for got, want in zip(glu_backward(dact.clone(), h1, h2, weights), plain, strict=True):
             assert torch.equal(got.isfinite(), want.isfinite())
+
+
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("clip", [None, 1.5])
+@pytest.mark.parametrize(
+    ("places", "heads", "kv_heads", "width"), [(61, 8, 2, 64), (7, 3, 1, 26), (1, 1, 1, 2), (0, 2, 2, 8)]
+)
+def test_clipping_and_turning_equal_torchs_calls_in_fp64(
+    places: int, heads: int, kv_heads: int, width: int, clip: float | None
+) -> None:
+    qkv = 2 * torch.randn(places, (heads + 2 * kv_heads) * width)
+    if clip is not None:
+        # At the bounds themselves clamp lets the gradient through.
+        qkv[:, ::5], qkv[:, 1::7] = clip, -clip
+    cos, sin = torch.randn(2, places, width // 2).repeat(1, 1, 2)
+    assert kernels_cpu.can_fuse(qkv, cos, sin)
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        x = qkv.to(dtype, copy=True).requires_grad_()
+        parts = _ClipAndRotate.apply(x, cos.to(dtype), sin.to(dtype), clip, heads, kv_heads)
+        torch.manual_seed(1)
+        # Keys and values as attention's backward gives them: strided.
+        grads = [torch.randn(part.shape[1], places, width).transpose(0, 1).to(dtype) for part in parts]
+        found.append((*parts, *torch.autograd.grad(parts, x, grads)))
+    for got, want in zip(*found, strict=True):
+        assert_close(got, want)
+
+
+@pytest.mark.parametrize("clip", [None, 1.5])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_turning_does_not_hide_what_is_no_number(bad: float, clip: float | None) -> None:
+    qkv, (cos, sin) = torch.randn(1, 12), torch.rand(2, 1, 2).repeat(1, 1, 2)
+    qkv[0, [1, 6, 9]] = bad
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        x = qkv.to(dtype, copy=True).requires_grad_()
+        parts = _ClipAndRotate.apply(x, cos.to(dtype), sin.to(dtype), clip, 1, 1)
+        found.append((*parts, *torch.autograd.grad(parts, x, [torch.ones_like(part) for part in parts])))
+    for got, want in zip(*found, strict=True):
+        assert torch.equal(got.isfinite(), want.isfinite())

@@ -1,20 +1,22 @@
-"""Calls the kernels of glu.c, which setuptools compiles where the project is installed and there is a C compiler."""
+"""Calls what kernels.c defines, which setuptools compiles where the project is installed and there is a C compiler."""
 
 import ctypes
 import functools
 import importlib.util
+import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-_POINTER, _LONG, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+_POINTER, _LONG, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
 
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
     """The compiled kernels; None where they were not compiled or cannot be loaded."""
-    spec = importlib.util.find_spec("train.models._glu")
+    spec = importlib.util.find_spec("train.models._kernels")
     if spec is None or spec.origin is None:
         return None
     try:
@@ -26,7 +28,10 @@ def library() -> ctypes.CDLL | None:
         return None
     loaded.glu.argtypes = [_LONG, *[_POINTER] * 3, _INT]
     loaded.glu_backward.argtypes = [_LONG, _LONG, *[_POINTER] * 7, _INT]
-    loaded.glu.restype = loaded.glu_backward.restype = None
+    loaded.clip_and_rotate.argtypes = [*[_LONG] * 4, *[_POINTER] * 3, _FLOAT, *[_POINTER] * 3, _INT]
+    loaded.clip_and_rotate_backward.argtypes = [*[_LONG] * 4, *[_POINTER] * 6, _FLOAT, _POINTER, _INT]
+    for function in (loaded.glu, loaded.glu_backward, loaded.clip_and_rotate, loaded.clip_and_rotate_backward):
+        function.restype = None
     return loaded
 
 
@@ -38,8 +43,9 @@ def _loaded_openmp() -> list[str]:
     return sorted(found, key=lambda file: "torch" not in file)
 
 
-def can_fuse(h_AF: Tensor) -> bool:
-    return h_AF.device.type == "cpu" and h_AF.dtype is torch.float32 and h_AF.is_contiguous() and library() is not None
+def can_fuse(*tensors: Tensor) -> bool:
+    fit = all(x.device.type == "cpu" and x.dtype is torch.float32 and x.is_contiguous() for x in tensors)
+    return fit and library() is not None
 
 
 def fused_glu(h1_AF: Tensor, h2_AF: Tensor, act_AF: Tensor) -> None:
@@ -50,6 +56,28 @@ def fused_glu(h1_AF: Tensor, h2_AF: Tensor, act_AF: Tensor) -> None:
 def fused_glu_backward(dact_AF: Tensor, h1_AF: Tensor, *others: Tensor) -> None:
     """As glu_triton.fused_glu_backward."""
     _loaded().glu_backward(*h1_AF.shape, *_pointers(dact_AF, h1_AF, *others), torch.get_num_threads())
+
+
+def clip_and_rotate(
+    qkv_PW: Tensor, cos_PC: Tensor, sin_PC: Tensor, clip: float | None, q_PHC: Tensor, k_PGC: Tensor, v_PGC: Tensor
+) -> None:
+    """Writes q, k and v."""
+    (P, H, C), G = q_PHC.shape, k_PGC.shape[1]
+    read, written = _pointers(qkv_PW, cos_PC, sin_PC), _pointers(q_PHC, k_PGC, v_PGC)
+    _loaded().clip_and_rotate(P, H, G, C, *read, _bound(clip), *written, torch.get_num_threads())
+
+
+def clip_and_rotate_backward(
+    grads: Sequence[Tensor], qkv_PW: Tensor, cos_PC: Tensor, sin_PC: Tensor, clip: float | None, dqkv_PW: Tensor
+) -> None:
+    """grads: of q, k and v. Writes dqkv."""
+    (P, H, C), G = grads[0].shape, grads[1].shape[1]
+    read = _pointers(*grads, qkv_PW, cos_PC, sin_PC)
+    _loaded().clip_and_rotate_backward(P, H, G, C, *read, _bound(clip), *_pointers(dqkv_PW), torch.get_num_threads())
+
+
+def _bound(clip: float | None) -> float:
+    return math.inf if clip is None else clip
 
 
 def _loaded() -> ctypes.CDLL:
