@@ -346,12 +346,13 @@ def timed(gemms: list[Callable[[], None]]) -> float:
 
 
 GROUPS = {
-    "GEMMs": ("aten::mm", "aten::addmm", "aten::addmm_", "aten::bmm", "mkldnn::_linear_pointwise"),
-    "attention's kernel": ("scaled_dot_product",),
+    "GEMMs": ("aten::mm", "aten::addmm", "mkldnn::_linear_pointwise"),
+    "attention's products": ("scaled_dot_product", "aten::bmm", "aten::baddbmm", "_softmax"),
+    "C kernels, calling all this": ("_LoopedGLU", "_ClipAndRotate", "_Blocks"),
     "AdamW": ("_fused_adamw_",),
     "copies": ("copy_", "aten::cat"),
     "gathers, scatters, sorts": ("index", "gather", "scatter", "sort", "embedding", "topk"),
-    "softmax, norms, log": ("softmax", "layer_norm", "logsumexp", "aten::exp", "aten::max", "aten::log"),
+    "norms, exp, max, log": ("layer_norm", "logsumexp", "aten::exp", "aten::max", "aten::log"),
     "other elementwise": ("mul", "add", "silu", "clamp", "div", "sub", "neg", "sum", "fill", "zero", "pow"),
 }
 
