@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-# As train.py does, here and with gc below; it serves all sides.
+# As train.py does; it serves all sides.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 import torch
@@ -50,8 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore")
     transformers.logging.set_verbosity_error()
     torch.set_num_threads(args.threads)
+    # As train/main.py and train/trainer.py do, for all sides too.
     gc.freeze()
-    # As train/trainer.py does, for all sides too.
     keep_freed_memory()
     with contextlib.ExitStack() as stack:
         sides = {name: stack.enter_context(Side(build)) for name, build in builders(args).items()}

@@ -1,5 +1,6 @@
 """Runs as a user starts them: what is refused before the first step, what stays in the save folder, what is logged."""
 
+import gc
 import json
 import os
 import subprocess
@@ -13,6 +14,7 @@ from ranks import run_ranks
 from toy_run import write_toy_run
 
 from data.errors import ConfigError, DataError
+from train import main
 from train.checkpoint import checkpoints
 from train.fit import fit
 from train.reader import load_config
@@ -31,6 +33,22 @@ def run(path: str, overrides: list[str]) -> str | None:
 
 def run_each(path: str, cases: list[list[str]]) -> list[str | None]:
     return [run(path, overrides) for overrides in cases]
+
+
+def frozen(path: str) -> list[int]:
+    """How many objects the collector passes over when main hands the config to fit."""
+    found = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("train.fit.fit", lambda config: found.append(gc.get_freeze_count()))
+        assert main.main([path]) == 0
+    return found
+
+
+def test_a_run_does_not_collect_what_importing_made(tmp_path: Path) -> None:
+    (found,) = run_ranks(frozen, 1, write_toy_run(tmp_path))
+    # torch, Composer and transformers make some hundred thousands.
+    assert len(found) == 1
+    assert found[0] > 100_000
 
 
 def test_what_is_refused_before_the_first_step(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 Nothing heavy is imported before the config has been read, so that help and errors come at once.
 """
 
+import gc
 import os
 import sys
 import time
@@ -65,6 +66,9 @@ def _run(arguments: list[str]) -> None:
 
     from train.fit import fit
 
+    # What importing has made stays: collections during the run need not look through it again and again.
+    gc.collect()
+    gc.freeze()
     fit(config)
 
 
