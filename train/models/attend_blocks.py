@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from train.models.attend_sdpa import causal
+from train.models.attend_sdpa import causal, in_parts
 
 _BLOCK = 64
 """Queries at a time: wide enough for GEMMs with R rows each, narrow enough that little is computed in vain."""
@@ -52,14 +52,8 @@ class BlocksPlan(NamedTuple):
 
     def attend(self, q_THC: Tensor, k_TGC: Tensor, v_TGC: Tensor, dropout_p: float) -> Tensor:
         assert not dropout_p, "resolve_attn_impl refuses it"
-        if not self.runs:
-            return q_THC
-        if len(self.runs) == 1:
-            # What split and cat would copy, in backward too.
-            return _attend(q_THC, k_TGC, v_TGC, *self.runs[0])
-        sizes = [tokens for tokens, _ in self.runs]
-        parts = zip(*(x.split(sizes) for x in (q_THC, k_TGC, v_TGC)), self.runs, strict=True)
-        return torch.cat([_attend(q, k, v, *run) for q, k, v, run in parts])
+        parts = [(n, functools.partial(_attend, n_tokens=n, blocks=blocks)) for n, blocks in self.runs]
+        return in_parts(parts, q_THC, k_TGC, v_TGC)
 
     def leave(self, y_TW: Tensor) -> Tensor:
         return y_TW

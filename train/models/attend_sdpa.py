@@ -5,7 +5,7 @@ head_dim, N documents, L a call's padded length.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -42,18 +42,24 @@ class SdpaPlan(NamedTuple):
         return _Spread.apply(x_TW, self.source_P, self.slot_T)  # pyright: ignore[reportReturnType]
 
     def attend(self, q_PHC: Tensor, k_PGC: Tensor, v_PGC: Tensor, dropout_p: float) -> Tensor:
-        if not self.calls:
-            return q_PHC
-        sizes = [documents * length for documents, length in self.calls]
-        parts = zip(self.calls, *(x.split(sizes) for x in (q_PHC, k_PGC, v_PGC)), strict=True)
-        y = [causal(q, k, v, call, dropout_p) for call, q, k, v in parts]
-        # torch.cat would copy a single part.
-        return y[0] if len(y) == 1 else torch.cat(y)
+        parts = [(call[0] * call[1], functools.partial(causal, call=call, dropout_p=dropout_p)) for call in self.calls]
+        return in_parts(parts, q_PHC, k_PGC, v_PGC)
 
     def leave(self, y_PW: Tensor) -> Tensor:
         if self.slot_T is None:
             return y_PW
         return _Collect.apply(y_PW, self.slot_T)  # pyright: ignore[reportReturnType]
+
+
+def in_parts(parts: Sequence[tuple[int, Callable[..., Tensor]]], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """What each part's function makes of so many places of q, k and v, in a row."""
+    if not parts:
+        return q
+    if len(parts) == 1:
+        # What split and cat would copy, in backward too.
+        return parts[0][1](q, k, v)
+    split = zip(parts, *(x.split([places for places, _ in parts]) for x in (q, k, v)), strict=True)
+    return torch.cat([attend(*given) for (_, attend), *given in split])
 
 
 class _Spread(torch.autograd.Function):
