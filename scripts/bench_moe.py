@@ -272,7 +272,7 @@ def add_gemms(args: argparse.Namespace, sides: dict[str, Side]) -> None:
     """The nine GEMMs of a layer and nothing else: as if there were one expert, and with equal shares for each."""
     import torch
 
-    from train.models.gemm import can_use_onednn, onednn
+    from train.onednn import can_use_onednn, onednn
 
     A, D, F = args.tokens * args.moe_top_k, args.d_model, args.ffn_hidden_size
     made: Any = {"device": args.device, "dtype": getattr(torch, args.dtype)}

@@ -39,7 +39,7 @@ from train.lm import DbrxForComposer
 from train.memory import keep_freed_memory
 from train.models.config import AttnConfig, FFNConfig, ModelConfig
 from train.models.dbrx import IGNORED, DbrxForCausalLM
-from train.models.gemm import can_use_onednn, onednn
+from train.onednn import can_use_onednn, onednn
 from train.models.init import initialise
 
 Batch = dict[str, Tensor]

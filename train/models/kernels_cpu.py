@@ -1,4 +1,4 @@
-"""Calls what kernels.c defines, which setuptools compiles where the project is installed and there is a C compiler."""
+"""Calls what kernels.c and gemm.c define, which setuptools compiles where the project is installed and there is a C compiler."""
 
 import ctypes
 import functools
@@ -32,6 +32,7 @@ def library() -> ctypes.CDLL | None:
     loaded.clip_and_rotate_backward.argtypes = [*[_LONG] * 4, *[_POINTER] * 6, _FLOAT, _POINTER, _INT]
     for function in (loaded.glu, loaded.glu_backward, loaded.clip_and_rotate, loaded.clip_and_rotate_backward):
         function.restype = None
+    loaded.gemm.argtypes = [*[_LONG] * 3, *[_POINTER, _LONG, _LONG] * 2, _POINTER, _LONG, _INT, _INT]
     return loaded
 
 
@@ -74,6 +75,22 @@ def clip_and_rotate_backward(
     (P, H, C), G = grads[0].shape, grads[1].shape[1]
     read = _pointers(*grads, qkv_PW, cos_PC, sin_PC)
     _loaded().clip_and_rotate_backward(P, H, G, C, *read, _bound(clip), *_pointers(dqkv_PW), torch.get_num_threads())
+
+
+@functools.cache
+def has_gemm() -> bool:
+    """Whether this processor can run gemm.c's."""
+    return (loaded := library()) is not None and bool(loaded.has_gemm())
+
+
+def gemm(a_MK: Tensor, b_KN: Tensor, out_MN: Tensor, add: bool) -> None:
+    """Writes a b to out, or adds it. Each of a and b has one stride of 1, as has a row of out."""
+    (M, K), N = a_MK.shape, b_KN.shape[1]
+    assert all(x.dtype is torch.float32 and 1 in x.stride() for x in (a_MK, b_KN)) and out_MN.dtype is torch.float32
+    assert (b_KN.shape[0], out_MN.shape, out_MN.stride(1)) == (K, (M, N), 1)
+    operands = (number for x in (a_MK, b_KN) for number in (x.data_ptr(), *x.stride()))
+    if _loaded().gemm(M, N, K, *operands, out_MN.data_ptr(), out_MN.stride(0), add, torch.get_num_threads()):
+        raise MemoryError("no memory for the copies of a GEMM's operands: 2.3 MB a thread")
 
 
 def _bound(clip: float | None) -> float:

@@ -1,4 +1,4 @@
-"""nn.Linear without a bias, on x86 CPUs in fp32 with the faster GEMMs of gemm.py, elsewhere as it is.
+"""nn.Linear without a bias, by the GEMMs of gemm.py where they are faster, elsewhere as it is.
 
 Shapes: T tokens, K inputs, M outputs.
 """
@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from train.models.gemm import rows_by_columns, rows_by_rows, uses_onednn
+from train.models.gemm import mm, uses_kernel
 from train.models.nf4 import packed_linear
 
 
@@ -33,7 +33,7 @@ class Linear(nn.Linear):
         weight_MK = self.weight
         if self.packed:
             return packed_linear(x_TK, weight_MK)
-        if not uses_onednn(weight_MK) or x_TK.dtype is not torch.float32 or torch.is_autocast_enabled("cpu"):
+        if not uses_kernel(weight_MK) or x_TK.dtype is not torch.float32 or torch.is_autocast_enabled("cpu"):
             return F.linear(x_TK, weight_MK)
         return _Multiply.apply(_Keep.apply(x_TK, weight_MK), x_TK.detach(), weight_MK.detach())  # pyright: ignore[reportReturnType]
 
@@ -55,14 +55,14 @@ class _Keep(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         (x_TK, weight_MK), (dy_TM,) = ctx.saved_tensors, grad_outputs
         needs_x, needs_weight = ctx.needs_input_grad
-        dx_TK = rows_by_rows(dy_TM, weight_MK) if needs_x else None
-        return dx_TK, rows_by_columns(dy_TM.t(), x_TK.t()) if needs_weight else None
+        dx_TK = mm(dy_TM, weight_MK) if needs_x else None
+        return dx_TK, mm(dy_TM.t(), x_TK) if needs_weight else None
 
 
 class _Multiply(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, kept_TM: Tensor, x_TK: Tensor, weight_MK: Tensor) -> Tensor:
-        return rows_by_columns(x_TK, weight_MK)
+        return mm(x_TK, weight_MK.t())
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
