@@ -33,6 +33,21 @@ typedef struct {
     int64_t row, column;
 } Matrix;
 
+/* What will be copied next, `lines` cache lines of it: rows of `width` numbers, `stride` apart. The innermost loop has
+ * one line a step brought to the second cache, or to copy would be to wait for memory. */
+typedef struct {
+    const float *row;
+    int64_t stride, width, column, lines;
+} Ahead;
+
+static Ahead ahead_of(Matrix matrix, int64_t rows, int64_t columns)
+{
+    if (matrix.column == 1)
+        return (Ahead){matrix.data, matrix.row, columns, 0, rows * ((columns + LANES - 1) / LANES)};
+    /* Panels begin anywhere in a line, so that their rows reach into one more. */
+    return (Ahead){matrix.data, matrix.column, rows + LANES - 1, 0, columns * ((rows + 2 * LANES - 2) / LANES)};
+}
+
 INLINE __mmask16 first_lanes(int64_t n)
 {
     return n >= LANES ? 0xffff : n <= 0 ? 0 : (__mmask16)((1u << n) - 1);
@@ -40,7 +55,7 @@ INLINE __mmask16 first_lanes(int64_t n)
 
 /* c [rows, up to COLUMNS] from a [depth, rows] and b [depth, COLUMNS], both as they were copied. */
 INLINE void tile(const int rows, int64_t depth, const float *restrict a, const float *restrict b, float *c,
-                 int64_t stride, int64_t columns, int add)
+                 int64_t stride, int64_t columns, int add, Ahead *ahead)
 {
     __m512 low[ROWS], high[ROWS];
 #pragma GCC unroll 14
@@ -49,15 +64,30 @@ INLINE void tile(const int rows, int64_t depth, const float *restrict a, const f
         __builtin_prefetch(c + i * stride, 1);
         __builtin_prefetch(c + i * stride + LANES, 1);
     }
-    for (int64_t k = 0; k < depth; k++, a += rows, b += COLUMNS) {
-        const __m512 b_low = _mm512_load_ps(b), b_high = _mm512_load_ps(b + LANES);
-#pragma GCC unroll 14
-        for (int i = 0; i < rows; i++) {
-            const __m512 x = _mm512_set1_ps(a[i]);
-            low[i] = _mm512_fmadd_ps(x, b_low, low[i]);
-            high[i] = _mm512_fmadd_ps(x, b_high, high[i]);
-        }
+#define STEP                                                                                                           \
+    {                                                                                                                  \
+        const __m512 b_low = _mm512_load_ps(b), b_high = _mm512_load_ps(b + LANES);                                    \
+        _Pragma("GCC unroll 14") for (int i = 0; i < rows; i++)                                                        \
+        {                                                                                                              \
+            const __m512 x = _mm512_set1_ps(a[i]);                                                                     \
+            low[i] = _mm512_fmadd_ps(x, b_low, low[i]);                                                                \
+            high[i] = _mm512_fmadd_ps(x, b_high, high[i]);                                                             \
+        }                                                                                                              \
+        a += rows, b += COLUMNS;                                                                                       \
     }
+    int64_t k = 0;
+    const int64_t n = ahead->lines < depth ? ahead->lines : depth, stride_ahead = ahead->stride, width = ahead->width;
+    int64_t column = ahead->column;
+    const float *row = ahead->row;
+    for (; k < n; k++) {
+        __builtin_prefetch(row + column, 0, 2);
+        column += LANES;
+        if (column >= width) column = 0, row += stride_ahead;
+        STEP
+    }
+    ahead->lines -= n, ahead->column = column, ahead->row = row;
+    for (; k < depth; k++)
+        STEP
     const __mmask16 in_low = first_lanes(columns), in_high = first_lanes(columns - LANES);
 #pragma GCC unroll 14
     for (int i = 0; i < rows; i++, c += stride) {
@@ -72,9 +102,9 @@ INLINE void tile(const int rows, int64_t depth, const float *restrict a, const f
 
 /* The number of rows has to be known to the compiler, or C would not be in registers. */
 static AVX512 __attribute__((noinline))
-void tile_of(int rows, int64_t depth, const float *a, const float *b, float *c, int64_t stride, int64_t columns, int add)
+void tile_of(int rows, int64_t depth, const float *a, const float *b, float *c, int64_t stride, int64_t columns, int add, Ahead *ahead)
 {
-#define CASE(n) case n: tile(n, depth, a, b, c, stride, columns, add); break;
+#define CASE(n) case n: tile(n, depth, a, b, c, stride, columns, add, ahead); break;
     switch (rows) {
         CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7)
         CASE(8) CASE(9) CASE(10) CASE(11) CASE(12) CASE(13) CASE(14)
@@ -169,15 +199,21 @@ static AVX512 void multiply(int64_t m, int64_t n, int64_t depth, Matrix a, Matri
                 const int64_t wide = n - left < WIDTH ? n - left : WIDTH;
                 const Matrix b_part = {b.data + k * b.row + left * b.column, b.row, b.column};
                 copy_part(deep, wide, b_part, part);
+                const int64_t next = left + wide, wide_next = n - next < WIDTH ? n - next : WIDTH;
+                const Matrix b_next = {b.data + k * b.row + next * b.column, b.row, b.column};
+                Ahead ahead_b = ahead_of(b_next, deep, wide_next), ahead_a = {0};
                 /* As even as can be: a last panel of few rows would cost as much as a full one. */
                 for (int64_t panel = 0; panel < n_panels; panel++) {
                     const int64_t i = height * panel / n_panels, rows = height * (panel + 1) / n_panels - i;
                     const Matrix a_panel = {a.data + (top + i) * a.row + k * a.column, a.row, a.column};
-                    if (left == 0)
+                    if (left == 0) {
                         copy_panel(rows, deep, a_panel, panels + i * deep);
+                        const Matrix a_next = {a_panel.data + rows * a.row, a.row, a.column};
+                        ahead_a = panel + 1 < n_panels ? ahead_of(a_next, rows, deep) : (Ahead){0};
+                    }
                     for (int64_t j = 0; j < wide; j += COLUMNS)
                         tile_of((int)rows, deep, panels + i * deep, part + j * deep, c + (top + i) * stride + left + j,
-                                stride, wide - j, add || d > 0);
+                                stride, wide - j, add || d > 0, ahead_a.lines ? &ahead_a : &ahead_b);
                 }
             }
         }
