@@ -53,7 +53,7 @@ clean:  ## remove the environment, runs and caches
 	$(BIN)/uv pip install --python $(BIN)/python --no-deps --target $@ peft==0.21.2 || $(BIN)/python -m pip install --no-deps --target $@ peft==0.21.2
 	@touch $@
 
-.venv/installed: .venv/bin/uv requirements.lock pyproject.toml train/models/kernels.c train/models/gemm.c
+.venv/installed: .venv/bin/uv requirements.lock pyproject.toml $(wildcard train/models/*.c train/models/*.h)
 	$(BIN)/uv pip sync --compile-bytecode --python $(BIN)/python requirements.lock || $(BIN)/python -m pip install -r requirements.lock
 	$(BIN)/uv pip install --python $(BIN)/python --no-deps --editable .
 	@touch $@

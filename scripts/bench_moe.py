@@ -79,6 +79,7 @@ def build_sides(args: argparse.Namespace) -> tuple[dict[str, Side], list[str]]:
     """What is compared, all with the same weights, and what could not be."""
     import torch
 
+    from train.models import gemm, kernels_cpu
     from train.models.experts import MOE_IMPLS, resolve_moe_impl
 
     sides: dict[str, Side] = {}
@@ -105,8 +106,9 @@ def build_sides(args: argparse.Namespace) -> tuple[dict[str, Side], list[str]]:
     add_megablocks(args, sides, notes, weights)
     sides["dense layer of equal active FLOPs"] = dense_side(args)
     add_gemms(args, sides)
-    if args.device == "cpu":
-        sides["ours, torch, without oneDNN"] = without_onednn(sides["ours, torch"])
+    if args.device == "cpu" and kernels_cpu.has_gemm():
+        other = "torch.mm" if gemm.PREFERS_KERNEL else "gemm.c"
+        sides[f"ours, torch, by {other}"] = by_the_other(sides["ours, torch"])
     return sides, notes
 
 
@@ -171,16 +173,16 @@ def skewed_side(args: argparse.Namespace, layer: Any, part: float) -> Side:
     return side
 
 
-def without_onednn(run: Side) -> Side:
-    import torch
+def by_the_other(run: Side) -> Side:
+    """With the GEMMs that this processor's are not."""
+    from train.models import gemm
 
     def side(x: "torch.Tensor", dy: "torch.Tensor") -> Any:
-        enabled = torch._C._get_mkldnn_enabled()
-        torch._C._set_mkldnn_enabled(False)
+        gemm.PREFERS_KERNEL = not gemm.PREFERS_KERNEL
         try:
             return run(x, dy)
         finally:
-            torch._C._set_mkldnn_enabled(enabled)
+            gemm.PREFERS_KERNEL = not gemm.PREFERS_KERNEL
 
     return side
 
@@ -272,41 +274,28 @@ def add_gemms(args: argparse.Namespace, sides: dict[str, Side]) -> None:
     """The nine GEMMs of a layer and nothing else: as if there were one expert, and with equal shares for each."""
     import torch
 
-    from train.onednn import can_use_onednn, onednn
+    from train.gemms import gemm_kinds
 
     A, D, F = args.tokens * args.moe_top_k, args.d_model, args.ffn_hidden_size
     made: Any = {"device": args.device, "dtype": getattr(torch, args.dtype)}
     x, h, w = torch.randn(A, D, **made), torch.randn(A, F, **made), torch.randn(args.moe_num_experts * F, D, **made)
     out_F, out_D, out_w = torch.empty_like(h), torch.empty_like(x), torch.empty_like(w)
 
-    def by_mm(n_experts: int) -> Side:
+    def by(mm: Callable[..., Any], n_experts: int) -> Side:
         def side(*inputs: Any) -> None:
             rows = A // n_experts
             for e in range(n_experts):
                 part, flat = slice(e * rows, (e + 1) * rows), slice(e * F, (e + 1) * F)
                 for _matrix in range(3):
-                    torch.mm(x[part], w[flat].t(), out=out_F[part])
-                    torch.mm(h[part], w[flat], out=out_D[part])
-                    torch.mm(h[part].t(), x[part], out=out_w[flat])
-
-        return side
-
-    def by_onednn(n_experts: int) -> Side:
-        def side(*inputs: Any) -> None:
-            rows = A // n_experts
-            for e in range(n_experts):
-                part, flat = slice(e * rows, (e + 1) * rows), slice(e * F, (e + 1) * F)
-                for _matrix in range(3):
-                    onednn(x[part], w[flat])
-                    onednn(h[part], w[flat].t())
-                    onednn(h[part].t(), x[part].t())
+                    mm(x[part], w[flat].t(), out_F[part])
+                    mm(h[part], w[flat], out_D[part])
+                    mm(h[part].t(), x[part], out_w[flat])
 
         return side
 
     for n_experts, what in ((1, "dense"), (args.moe_num_experts, "one expert after the other")):
-        sides[f"GEMMs, torch.mm, {what}"] = by_mm(n_experts)
-        if can_use_onednn(w[:F]):
-            sides[f"GEMMs, oneDNN, {what}"] = by_onednn(n_experts)
+        for kind, mm in gemm_kinds(w).items():
+            sides[f"GEMMs, {kind}, {what}"] = by(mm, n_experts)
 
 
 def measure(args: argparse.Namespace, sides: dict[str, Side]) -> dict[str, list[float]]:

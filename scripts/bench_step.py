@@ -5,7 +5,7 @@ The sides take turns in every round, on the same rows of packed documents, each 
 trains: in one, each leaves holes in the others' memory. Ratios are taken within a round. On a CPU one thread computes
 and its own CPU time is measured, which other programs hardly change. The floor is the forward and both backward GEMMs
 of every matrix, the experts' once as one GEMM over all assignments and once as one GEMM an expert: of torch.mm alone,
-or of the best there is (oneDNN's too, where train/models/gemm.py can use it).
+or of the best there is (oneDNN's and our own too).
 """
 
 import argparse
@@ -35,11 +35,11 @@ from composer.models import ComposerModel
 from torch import Tensor
 
 from train.callbacks.global_batch import GlobalBatch
+from train.gemms import GEMM, gemm_kinds
 from train.lm import DbrxForComposer
 from train.memory import keep_freed_memory
 from train.models.config import AttnConfig, FFNConfig, ModelConfig
 from train.models.dbrx import IGNORED, DbrxForCausalLM
-from train.onednn import can_use_onednn, onednn
 from train.models.init import initialise
 
 Batch = dict[str, Tensor]
@@ -309,33 +309,28 @@ def gemm_floors(config: ModelConfig, batch: Batch, args: argparse.Namespace) -> 
     others = [(T, D, qkv), (T, D, D), (T, D, E)]
     experts = {"dense": [(A, D, ffn.ffn_hidden_size)] * 3, "per expert": [(A // E, D, ffn.ffn_hidden_size)] * 3 * E}
     floors = {}
-    for kind in ("torch.mm", "oneDNN") if device == "cpu" and dtype == torch.float32 else ("torch.mm",):
-        head = linear((N, D, config.vocab_size), device, dtype, kind)
+    for kind, mm in gemm_kinds(torch.empty(0, device=device, dtype=dtype)).items():
+        head = linear((N, D, config.vocab_size), device, dtype, mm)
         for name, shapes in experts.items():
-            layer = [linear(shape, device, dtype, kind) for shape in others + shapes]
+            layer = [linear(shape, device, dtype, mm) for shape in others + shapes]
             floors[f"GEMMs, {kind}, {name}"] = lambda layer=layer, head=head: (
                 config.n_layers * timed(layer) + timed([head])
             )
     return floors
 
 
-def linear(shape: tuple[int, int, int], device: str, dtype: torch.dtype, kind: str) -> Callable[[], None]:
+def linear(shape: tuple[int, int, int], device: str, dtype: torch.dtype, mm: GEMM) -> Callable[[], None]:
     """The three GEMMs of one matrix: its product and both gradients."""
     n, k, m = shape
     x, w, y = (torch.randn(s, device=device, dtype=dtype) for s in ((n, k), (m, k), (n, m)))
     out_y, out_x, out_w = torch.empty_like(y), torch.empty_like(x), torch.empty_like(w)
 
-    def by_mm() -> None:
-        torch.mm(x, w.t(), out=out_y)
-        torch.mm(y, w, out=out_x)
-        torch.mm(y.t(), x, out=out_w)
+    def run() -> None:
+        mm(x, w.t(), out_y)
+        mm(y, w, out_x)
+        mm(y.t(), x, out_w)
 
-    def by_onednn() -> None:
-        onednn(x, w)
-        onednn(y, w.t())
-        onednn(y.t(), x.t())
-
-    return by_onednn if kind == "oneDNN" and can_use_onednn(w) else by_mm
+    return run
 
 
 def timed(gemms: list[Callable[[], None]]) -> float:
@@ -346,9 +341,16 @@ def timed(gemms: list[Callable[[], None]]) -> float:
 
 
 GROUPS = {
-    "GEMMs": ("aten::mm", "aten::addmm", "mkldnn::_linear_pointwise"),
-    "attention's products": ("scaled_dot_product", "aten::bmm", "aten::baddbmm", "_softmax"),
-    "C kernels, calling all this": ("_LoopedGLU", "_ClipAndRotate", "_Blocks"),
+    "GEMMs": ("aten::mm", "aten::addmm", "dropless::gemm"),
+    "attention between its matrices": (
+        "scaled_dot_product",
+        "aten::bmm",
+        "aten::baddbmm",
+        "_softmax",
+        "_FusedBlocks",
+        "_Blocks",
+    ),
+    "C kernels, calling all this": ("_LoopedGLU", "_ClipAndRotate"),
     "AdamW": ("_fused_adamw_",),
     "copies": ("copy_", "aten::cat"),
     "gathers, scatters, sorts": ("index", "gather", "scatter", "sort", "embedding", "topk"),

@@ -327,7 +327,11 @@ def test_blocks_hold_every_token_once_and_meet_its_document(lengths: list[int]) 
     plan, start = plan_blocks(lengths, sum(lengths), torch.device("cpu")), 0
     # Of each token, as the blocks have it and as it is: its place in its document, or -1 where SDPA computes.
     got, expected = [], [i if n <= 1024 else -1 for n in lengths for i in range(n)]
-    for tokens, blocks in plan.runs:
+    for tokens, blocks, bounds_B3, begins_T in plan.runs:
+        assert bounds_B3.tolist() == [list(block[:3]) for block in blocks]
+        # A token's place in its document, from where that begins.
+        assert (torch.arange(len(begins_T)) - begins_T).tolist() == expected[start : start + len(begins_T)]
+        assert len(begins_T) == (tokens if blocks else 0)
         got += [-1] * (0 if blocks else tokens)
         assert [block.start for block in blocks] == [0, *(block.end for block in blocks)][: len(blocks)]
         assert not blocks or blocks[-1].end == tokens
@@ -340,13 +344,13 @@ def test_blocks_hold_every_token_once_and_meet_its_document(lengths: list[int]) 
     assert (got, start) == (expected, sum(lengths))
     # Two short documents in a row never make two blocks, and long ones are cut into no more than they need.
     most = sum(-(-n // 64) for n in lengths if n > 64) + sum(lengths) // 32 + sum(n > 32 for n in lengths) + 1
-    assert sum(len(blocks) for _, blocks in plan.runs) <= most
+    assert sum(len(run.blocks) for run in plan.runs) <= most
 
 
 def test_blocks_of_short_documents_keep_them_apart() -> None:
-    assert plan_blocks([60, 3, 2, 65], 130, CPU).runs == [
-        (130, [Block(0, 0, 63, (60, 3)), Block(63, 63, 65, (2,)), Block(65, 65, 97, (32,)), Block(65, 97, 130, (33,))])
-    ]
+    (run,) = plan_blocks([60, 3, 2, 65], 130, CPU).runs
+    short = [Block(0, 0, 63, (60, 3)), Block(63, 63, 65, (2,))]
+    assert run.blocks == [*short, Block(65, 65, 97, (32,)), Block(65, 97, 130, (33,))]
     sees = [[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 1, 1]]
     assert torch.equal(_mask((2, 2)).exp(), torch.tensor(sees).float())
 

@@ -74,7 +74,7 @@ def test_gradients_are_the_same_to_the_last_bit(
         assert torch.equal(saved[name], expected), name
 
 
-@pytest.mark.parametrize("width", [32, 320], ids=["torch.mm", "oneDNN on x86"])
+@pytest.mark.parametrize("width", [32, 320], ids=["torch.mm", "gemm.c where it is"])
 def test_selective_computes_no_gemm_again(width: int) -> None:
     flops = {}
     for policy in POLICIES:

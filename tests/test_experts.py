@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from train.models import experts_megablocks, gemm, grouped
+from train.models import experts_megablocks, gemm, grouped, kernels_cpu
 from train.models.assignment import Assignment, assign
 from train.models.config import FFNConfig
 from train.models.experts import ExpertsMLP, resolve_moe_impl
@@ -33,7 +33,7 @@ COMPUTES = {
 }
 CASES = [(*where, dtype) for where, dtypes in COMPUTES.items() for dtype in dtypes if where[1] in DEVICES]
 SMALL = FFNConfig(ffn_hidden_size=24, moe_num_experts=5, moe_top_k=2)
-# Large enough for oneDNN, and no multiple of what its rows are padded to.
+# Large enough for gemm.c, and no multiple of its tiles.
 LARGE = FFNConfig(ffn_hidden_size=264, moe_num_experts=5, moe_top_k=2)
 D_MODEL = {24: 16, 264: 256}
 
@@ -50,14 +50,24 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-@pytest.fixture(params=CASES, ids=lambda case: f"{case[0]}-{case[1]}-{str(case[2]).removeprefix('torch.')}")
-def case(request: pytest.FixtureRequest) -> tuple[str, str, torch.dtype]:
-    moe_impl = request.param[0]
+# gemm.c's GEMMs, where they were compiled, and torch.mm's.
+COMPUTED = [*((*case, False) for case in CASES), ("torch", "cpu", torch.float32, True)]
+
+
+@pytest.fixture(params=COMPUTED, ids=lambda case: "-".join(str(part).removeprefix("torch.") for part in case))
+def case(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tuple[str, str, torch.dtype]:
+    *case, in_c = request.param
+    if in_c and not kernels_cpu.has_gemm():
+        pytest.skip("no AVX-512, or there was no C compiler")
+    monkeypatch.setattr(gemm, "PREFERS_KERNEL", in_c)
+    # At sizes at which it is not used otherwise too.
+    monkeypatch.setattr(gemm, "_LEAST", 1)
+    moe_impl = case[0]
     if moe_impl == "grouped_mm" and not grouped_mm_there():
         pytest.skip("this torch has no grouped GEMM")
     if moe_impl == "megablocks":
         pytest.importorskip("megablocks", reason="MegaBlocks is not installed", exc_type=ImportError)
-    return request.param
+    return tuple(case)
 
 
 def make_experts(config: FFNConfig, device: str, dtype: torch.dtype, **changes: object) -> ExpertsMLP:
@@ -154,7 +164,7 @@ def test_a_backend_equals_the_loop_over_tokens(case: tuple[str, str, torch.dtype
 
 
 @pytest.mark.parametrize("name", ["random", "skewed", "idle", "one token"])
-def test_it_does_at_a_width_where_onednn_computes(case: tuple[str, str, torch.dtype], name: str) -> None:
+def test_it_does_at_a_width_of_many_tiles(case: tuple[str, str, torch.dtype], name: str) -> None:
     check(case, LARGE, name)
 
 
@@ -163,28 +173,6 @@ def test_it_does_when_activations_are_computed_again(
     case: tuple[str, str, torch.dtype], options: dict[str, bool]
 ) -> None:
     check(case, SMALL, **options)
-
-
-@pytest.fixture(autouse=True)
-def whatever_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
-    """oneDNN is tried on Intel's CPUs too, where torch.mm does the work otherwise; SMALL is too small for it."""
-    monkeypatch.setattr(gemm, "_MKL_IS_AS_FAST", False)
-
-
-def test_the_sizes_above_meet_onednn_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    weights = torch.empty(LARGE.ffn_hidden_size, D_MODEL[LARGE.ffn_hidden_size])
-    assert gemm.can_use_onednn(weights) == gemm._HAS_ONEDNN
-    assert not gemm.can_use_onednn(weights.double())
-    monkeypatch.setattr(torch._C, "_get_mkldnn_enabled", lambda: False)
-    assert not gemm.can_use_onednn(weights)
-
-
-@pytest.mark.parametrize("n_rows", [0, 1, 16, 17, 500, 512, 1025, 5000])
-def test_padding_rows_stays_small(n_rows: int) -> None:
-    weights = torch.empty(512, 512)
-    rows = gemm.padded(n_rows, weights)
-    assert n_rows <= rows < max(n_rows + 16, n_rows * 33 / 32)
-    assert gemm.padded(n_rows, weights.double()) == n_rows
 
 
 @pytest.mark.parametrize("recompute", [False, True])

@@ -107,8 +107,8 @@ def test_experts_equal_the_obvious_loop_with_an_idle_expert_and_frozen_weights()
 @pytest.mark.parametrize("frozen", ["", "weight", "input"])
 @pytest.mark.parametrize("rows", [0, 37])
 def test_linear_is_that_of_torch(rows: int, frozen: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Wide enough for oneDNN's GEMM where there is one, on Intel's CPUs too, where torch.mm does the work otherwise."""
-    monkeypatch.setattr(gemm, "_MKL_IS_AS_FAST", False)
+    """gemm.c's where there are any, on Intel's CPUs too, where torch.mm does the work otherwise."""
+    monkeypatch.setattr(gemm, "PREFERS_KERNEL", True)
     linear, x, grad = Linear(256, 384), torch.randn(rows, 256), torch.randn(rows, 384)
     linear.weight.requires_grad_(frozen != "weight")
     x.requires_grad_(frozen != "input")

@@ -11,10 +11,11 @@
 #include <stdint.h>
 #include <stdlib.h>
 
-#if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
+#include "gemm.h"
+
+#ifdef HAS_AVX512_KERNELS
 #include <immintrin.h>
 
-#define AVX512 __attribute__((target("avx512f,fma")))
 #define INLINE static inline __attribute__((always_inline)) AVX512
 
 /* 28 of the 32 registers hold C, two a row of B, one a number of A. */
@@ -26,12 +27,6 @@
 #define WIDTH 128
 /* Rows of A that are kept copied at a time. */
 #define HEIGHT 1024
-
-/* Where number (i, j) stands: at data[i * row + j * column]; one of both strides is 1. */
-typedef struct {
-    const float *data;
-    int64_t row, column;
-} Matrix;
 
 /* What will be copied next, `lines` cache lines of it: rows of `width` numbers, `stride` apart. The innermost loop has
  * one line a step brought to the second cache, or to copy would be to wait for memory. */
@@ -186,8 +181,8 @@ static AVX512 void copy_part(int64_t depth, int64_t columns, Matrix b, float *to
         }
 }
 
-static AVX512 void multiply(int64_t m, int64_t n, int64_t depth, Matrix a, Matrix b, float *c, int64_t stride, int add,
-                            float *memory)
+AVX512 void multiply(int64_t m, int64_t n, int64_t depth, Matrix a, Matrix b, float *c, int64_t stride, int add,
+                     float *memory)
 {
     float *part = memory, *panels = memory + DEPTH * WIDTH;
     const int64_t n_depths = (depth + DEPTH - 1) / DEPTH;
@@ -226,7 +221,7 @@ int has_gemm(void)
 }
 
 /* What a thread copies to; kept, because to ask for it each time would cost more than to copy. */
-static float *memory_of_thread(void)
+float *memory_of_thread(void)
 {
     static _Thread_local float *memory;
     if (!memory)
@@ -239,7 +234,10 @@ static float *memory_of_thread(void)
 int gemm(int64_t m, int64_t n, int64_t depth, const float *a, int64_t a_row, int64_t a_column, const float *b,
          int64_t b_row, int64_t b_column, float *c, int64_t c_row, int add, int threads)
 {
-    /* Each thread computes a block of C on its own. What the threads copy in all grows with the blocks' edges. */
+    /* A thread is worth waking for 2^18 products. */
+    const int64_t worth = 1 + ((m * n * depth) >> 18);
+    threads = threads < worth ? threads : (int)worth;
+    /* Each computes a block of C on its own. What they copy in all grows with the blocks' edges. */
     int64_t down = threads, least = INT64_MAX;
     for (int64_t some = 1; some <= threads; some++)
         if (threads % some == 0 && m * (threads / some) + n * some < least) {
@@ -269,11 +267,5 @@ int gemm(int64_t m, int64_t n, int64_t depth, const float *a, int64_t a_row, int
 #else
 
 int has_gemm(void) { return 0; }
-
-int gemm(int64_t m, int64_t n, int64_t depth, const float *a, int64_t a_row, int64_t a_column, const float *b,
-         int64_t b_row, int64_t b_column, float *c, int64_t c_row, int add, int threads)
-{
-    return 1;
-}
 
 #endif

@@ -4,7 +4,6 @@ where there was a C compiler, and torch.mm elsewhere.
 MKL, behind torch.mm, runs AVX2 code on processors that are not Intel's. gemm.c has not yet been measured on Intel's.
 """
 
-import functools
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,6 @@ _library.impl("gemm", kernels_cpu.gemm, "CPU")
 _gemm: Any = _ops.dropless.gemm.default
 
 
-@functools.cache
 def _is_intel() -> bool:
     try:
         return "GenuineIntel" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
@@ -35,15 +33,14 @@ def _is_intel() -> bool:
         return False
 
 
+PREFERS_KERNEL = not _is_intel()
+"""Whether gemm.c's are used where there are both; set by benches and tests."""
+
+
 def uses_kernel(weights: Tensor) -> bool:
     """Whether products with these weights [F, D], unless they are small, are gemm.c's."""
-    return (
-        weights.device.type == "cpu"
-        and weights.dtype is torch.float32
-        and kernels_cpu.has_gemm()
-        and not _is_intel()
-        and min(weights.shape) >= _LEAST
-    )
+    has_kernel = PREFERS_KERNEL and kernels_cpu.has_gemm()
+    return has_kernel and weights.is_cpu and weights.dtype is torch.float32 and min(weights.shape) >= _LEAST
 
 
 def mm(a_MK: Tensor, b_KN: Tensor, out: Tensor | None = None, add: bool = False) -> Tensor:

@@ -1,4 +1,5 @@
-"""Calls what kernels.c and gemm.c define, which setuptools compiles where the project is installed and there is a C compiler."""
+"""Calls what kernels.c, gemm.c and attention.c define: setuptools compiles them where the project is installed, if it
+finds a C compiler."""
 
 import ctypes
 import functools
@@ -6,6 +7,7 @@ import importlib.util
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,7 +34,10 @@ def library() -> ctypes.CDLL | None:
     loaded.clip_and_rotate_backward.argtypes = [*[_LONG] * 4, *[_POINTER] * 6, _FLOAT, _POINTER, _INT]
     for function in (loaded.glu, loaded.glu_backward, loaded.clip_and_rotate, loaded.clip_and_rotate_backward):
         function.restype = None
-    loaded.gemm.argtypes = [*[_LONG] * 3, *[_POINTER, _LONG, _LONG] * 2, _POINTER, _LONG, _INT, _INT]
+    if loaded.has_gemm():
+        loaded.gemm.argtypes = [*[_LONG] * 3, *[_POINTER, _LONG, _LONG] * 2, _POINTER, _LONG, _INT, _INT]
+        loaded.attend.argtypes = [_LONG, _POINTER, _POINTER, *[_LONG] * 3, _FLOAT, *[_POINTER] * 4, _INT]
+        loaded.attend_backward.argtypes = [_LONG, _POINTER, _POINTER, *[_LONG] * 3, _FLOAT, *[_POINTER] * 7, _INT]
     return loaded
 
 
@@ -79,18 +84,45 @@ def clip_and_rotate_backward(
 
 @functools.cache
 def has_gemm() -> bool:
-    """Whether this processor can run gemm.c's."""
+    """Whether this processor can run what gemm.c and attention.c define."""
     return (loaded := library()) is not None and bool(loaded.has_gemm())
 
 
 def gemm(a_MK: Tensor, b_KN: Tensor, out_MN: Tensor, add: bool) -> None:
     """Writes a b to out, or adds it. Each of a and b has one stride of 1, as has a row of out."""
     (M, K), N = a_MK.shape, b_KN.shape[1]
-    assert all(x.dtype is torch.float32 and 1 in x.stride() for x in (a_MK, b_KN)) and out_MN.dtype is torch.float32
+    assert all(x.dtype is torch.float32 for x in (a_MK, b_KN, out_MN))
+    assert all(1 in x.stride() for x in (a_MK, b_KN))
     assert (b_KN.shape[0], out_MN.shape, out_MN.stride(1)) == (K, (M, N), 1)
     operands = (number for x in (a_MK, b_KN) for number in (x.data_ptr(), *x.stride()))
-    if _loaded().gemm(M, N, K, *operands, out_MN.data_ptr(), out_MN.stride(0), add, torch.get_num_threads()):
-        raise MemoryError("no memory for the copies of a GEMM's operands: 2.3 MB a thread")
+    _told(_loaded().gemm(M, N, K, *operands, out_MN.data_ptr(), out_MN.stride(0), add, torch.get_num_threads()))
+
+
+def attend(
+    blocks_B3: Tensor, begins_T: Tensor, q_THC: Tensor, k_TGC: Tensor, v_TGC: Tensor, scale: float, y_THC: Tensor
+) -> None:
+    """Writes y. A block's queries [start, end) meet the keys [first, end); a token's document begins at begins."""
+    pointers = _pointers(q_THC, k_TGC, v_TGC, y_THC)
+    _told(_loaded().attend(*_attention(blocks_B3, begins_T, q_THC, k_TGC, scale), *pointers, torch.get_num_threads()))
+
+
+def attend_backward(
+    blocks_B3: Tensor, begins_T: Tensor, q_THC: Tensor, k_TGC: Tensor, v_TGC: Tensor, scale: float, *others: Tensor
+) -> None:
+    """others: the gradient of y, then those of q, k and v, which are written."""
+    call, pointers = _loaded().attend_backward, _pointers(q_THC, k_TGC, v_TGC, *others)
+    _told(call(*_attention(blocks_B3, begins_T, q_THC, k_TGC, scale), *pointers, torch.get_num_threads()))
+
+
+def _attention(blocks_B3: Tensor, begins_T: Tensor, q_THC: Tensor, k_TGC: Tensor, scale: float) -> tuple[Any, ...]:
+    (_, H, C), G = q_THC.shape, k_TGC.shape[1]
+    assert all(x.dtype is torch.int64 and x.is_contiguous() for x in (blocks_B3, begins_T))
+    return len(blocks_B3), blocks_B3.data_ptr(), begins_T.data_ptr(), H, G, C, scale
+
+
+def _told(failed: int) -> None:
+    if failed:
+        raise MemoryError("there is no memory for what the C kernels copy: a few MB a thread")
 
 
 def _bound(clip: float | None) -> float:
