@@ -38,6 +38,7 @@ from train.callbacks.global_batch import GlobalBatch
 from train.gemms import GEMM, gemm_kinds
 from train.lm import DbrxForComposer
 from train.memory import keep_freed_memory
+from train.models import gemm
 from train.models.config import AttnConfig, FFNConfig, ModelConfig
 from train.models.dbrx import IGNORED, DbrxForCausalLM
 from train.models.init import initialise
@@ -50,6 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore")
     transformers.logging.set_verbosity_error()
     torch.set_num_threads(args.threads)
+    if args.gemms != "auto":
+        gemm.PREFERS_KERNEL = args.gemms == "gemm.c"
     # As train/main.py and train/trainer.py do, for all sides too.
     gc.freeze()
     keep_freed_memory()
@@ -140,6 +143,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.add_argument(f"--{name}", type=int, default=default)
     every = ["dropless", "transformers", "dense"]
     parser.add_argument("--sides", nargs="+", default=every, choices=every)
+    parser.add_argument("--gemms", default="auto", choices=["auto", "torch.mm", "gemm.c"], help="of Dropless on a CPU")
     parser.add_argument("--device", default="cpu", choices=["cpu", "gpu"])
     parser.add_argument("--precision", default="fp32", choices=["fp32", "amp_bf16"])
     parser.add_argument("--json", type=Path, help="write all times to this file")

@@ -117,6 +117,13 @@ def test_unknown_key(tmp_path, override, said):
             "callbacks.generate.interval is 10, but it must be text: a number and its unit, such as 10ba",
         ),
         (
+            "train_loader.stages=[{name: a, duration: 1, proportions: {a: 1}}]",
+            (
+                "train_loader.stages[0].duration is 1, but it must be text or a mapping of keys: a number and its "
+                "unit, such as 1ba"
+            ),
+        ),
+        (
             "train_loader.dataset.packing=null",
             "train_loader.dataset.packing is null, but it must be best_fit or none; did you mean none?",
         ),

@@ -105,7 +105,8 @@ class Builder:
             self.problems.append(f"{path} is {show(value)}: {said}")
         else:
             alike = near(value, get_args(hint)) if get_origin(hint) is Literal else ""
-            way_out = _as_text(value, path) if hint is str and isinstance(value, int | float) else ""
+            takes_text = hint is str or (get_origin(hint) in (Union, types.UnionType) and str in get_args(hint))
+            way_out = _as_text(value, path) if takes_text and isinstance(value, int | float) else ""
             self.problems.append(f"{path} is {show(value)}, but it must be {_describe(hint)}{alike}{way_out}")
         return _BAD
 

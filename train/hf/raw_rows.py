@@ -72,5 +72,5 @@ def _fill(view: memoryview, file: Any, path: Path) -> None:
     while len(view):
         n_read = file.readinto(view)
         if not n_read:
-            raise ValueError(f"{path.name} ends too early")
+            raise ValueError(f"{path.name} ends too early: it was cut off, bring it here again")
         view = view[n_read:]

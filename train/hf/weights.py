@@ -179,7 +179,7 @@ def _copy(piece: Piece, stream: FileIO, progress: tqdm) -> None:
                 stream.fileno(), file.fileno(), piece.offset + done, min(piece.length - done, _COPY_BYTES)
             )
             if not count:
-                raise ConfigError(f"{piece.path} ends too early: it is not whole")
+                raise ConfigError(f"{piece.path} ends too early: it was cut off, bring it here again")
             done += count
             progress.update(count)
 

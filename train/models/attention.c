@@ -72,7 +72,8 @@ static Matrix transposed(const float *data, int64_t stride) { return (Matrix){da
 /* [queries, keys] of one head. */
 static AVX512 void weights_of(const Attention *x, Block block, int64_t head, float *p, float *memory)
 {
-    const int64_t queries = block.end - block.start, keys = block.end - block.first, kv_head = head / (x->heads / x->kv_heads);
+    const int64_t queries = block.end - block.start, keys = block.end - block.first;
+    const int64_t kv_head = head / (x->heads / x->kv_heads);
     const int64_t q_stride = x->heads * x->width, k_stride = x->kv_heads * x->width;
     const Matrix q = rows(x->q + block.start * q_stride + head * x->width, q_stride);
     const Matrix k = transposed(x->k + block.first * k_stride + kv_head * x->width, k_stride);

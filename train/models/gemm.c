@@ -22,11 +22,19 @@
 #define ROWS 14
 #define LANES 16
 #define COLUMNS (2 * LANES)
-/* Of A and B, so that a panel of A [ROWS, DEPTH] stays in the first cache and a part of B [DEPTH, WIDTH] in the second. */
+/* Of A and B: a panel of A [ROWS, DEPTH] fits the first cache, and a part of B [DEPTH, WIDTH] the second. */
 #define DEPTH 512
 #define WIDTH 128
 /* Rows of A that are kept copied at a time. */
 #define HEIGHT 1024
+
+static inline int64_t least(int64_t x, int64_t y) { return x < y ? x : y; }
+
+/* The part of a matrix that begins at (i, j). */
+static inline Matrix at(Matrix x, int64_t i, int64_t j)
+{
+    return (Matrix){x.data + i * x.row + j * x.column, x.row, x.column};
+}
 
 /* What will be copied next, `lines` cache lines of it: rows of `width` numbers, `stride` apart. The innermost loop has
  * one line a step brought to the second cache, or to copy would be to wait for memory. */
@@ -43,9 +51,31 @@ static Ahead ahead_of(Matrix matrix, int64_t rows, int64_t columns)
     return (Ahead){matrix.data, matrix.column, rows + LANES - 1, 0, columns * ((rows + 2 * LANES - 2) / LANES)};
 }
 
+INLINE void bring_line(Ahead *ahead)
+{
+    __builtin_prefetch(ahead->row + ahead->column, 0, 2);
+    ahead->column += LANES;
+    if (ahead->column >= ahead->width) {
+        ahead->column = 0;
+        ahead->row += ahead->stride;
+    }
+}
+
 INLINE __mmask16 first_lanes(int64_t n)
 {
     return n >= LANES ? 0xffff : n <= 0 ? 0 : (__mmask16)((1u << n) - 1);
+}
+
+/* One number of each row of A times one row of B. */
+INLINE void step(const int rows, const float *a, const float *b, __m512 *low, __m512 *high)
+{
+    const __m512 b_low = _mm512_load_ps(b), b_high = _mm512_load_ps(b + LANES);
+#pragma GCC unroll 14
+    for (int i = 0; i < rows; i++) {
+        const __m512 x = _mm512_set1_ps(a[i]);
+        low[i] = _mm512_fmadd_ps(x, b_low, low[i]);
+        high[i] = _mm512_fmadd_ps(x, b_high, high[i]);
+    }
 }
 
 /* c [rows, up to COLUMNS] from a [depth, rows] and b [depth, COLUMNS], both as they were copied. */
@@ -59,30 +89,17 @@ INLINE void tile(const int rows, int64_t depth, const float *restrict a, const f
         __builtin_prefetch(c + i * stride, 1);
         __builtin_prefetch(c + i * stride + LANES, 1);
     }
-#define STEP                                                                                                           \
-    {                                                                                                                  \
-        const __m512 b_low = _mm512_load_ps(b), b_high = _mm512_load_ps(b + LANES);                                    \
-        _Pragma("GCC unroll 14") for (int i = 0; i < rows; i++)                                                        \
-        {                                                                                                              \
-            const __m512 x = _mm512_set1_ps(a[i]);                                                                     \
-            low[i] = _mm512_fmadd_ps(x, b_low, low[i]);                                                                \
-            high[i] = _mm512_fmadd_ps(x, b_high, high[i]);                                                             \
-        }                                                                                                              \
-        a += rows, b += COLUMNS;                                                                                       \
-    }
     int64_t k = 0;
-    const int64_t n = ahead->lines < depth ? ahead->lines : depth, stride_ahead = ahead->stride, width = ahead->width;
-    int64_t column = ahead->column;
-    const float *row = ahead->row;
+    Ahead left = *ahead;
+    const int64_t n = least(left.lines, depth);
     for (; k < n; k++) {
-        __builtin_prefetch(row + column, 0, 2);
-        column += LANES;
-        if (column >= width) column = 0, row += stride_ahead;
-        STEP
+        bring_line(&left);
+        step(rows, a + k * rows, b + k * COLUMNS, low, high);
     }
-    ahead->lines -= n, ahead->column = column, ahead->row = row;
+    left.lines -= n;
+    *ahead = left;
     for (; k < depth; k++)
-        STEP
+        step(rows, a + k * rows, b + k * COLUMNS, low, high);
     const __mmask16 in_low = first_lanes(columns), in_high = first_lanes(columns - LANES);
 #pragma GCC unroll 14
     for (int i = 0; i < rows; i++, c += stride) {
@@ -97,7 +114,8 @@ INLINE void tile(const int rows, int64_t depth, const float *restrict a, const f
 
 /* The number of rows has to be known to the compiler, or C would not be in registers. */
 static AVX512 __attribute__((noinline))
-void tile_of(int rows, int64_t depth, const float *a, const float *b, float *c, int64_t stride, int64_t columns, int add, Ahead *ahead)
+void tile_of(int rows, int64_t depth, const float *a, const float *b, float *c, int64_t stride, int64_t columns,
+             int add, Ahead *ahead)
 {
 #define CASE(n) case n: tile(n, depth, a, b, c, stride, columns, add, ahead); break;
     switch (rows) {
@@ -176,9 +194,29 @@ static AVX512 void copy_part(int64_t depth, int64_t columns, Matrix b, float *to
     for (int64_t j = 0; j < columns; j += COLUMNS, to += COLUMNS * depth)
         for (int64_t half = 0; half < COLUMNS; half += LANES) {
             int64_t n = columns - j - half;
-            n = n < 0 ? 0 : n < LANES ? n : LANES;
-            copy_transposed(n, depth, b.data + (j + half) * b.column, b.column, to + half, COLUMNS, 1);
+            n = n < 0 ? 0 : least(n, LANES);
+            copy_transposed(n, depth, at(b, 0, j + half).data, b.column, to + half, COLUMNS, 1);
         }
+}
+
+/* c [height, wide] of a [height, deep] and a part of B. The panels of A are copied if they were not for an earlier part. */
+static AVX512 void multiply_part(int64_t height, int64_t wide, int64_t deep, Matrix a, int copied, float *panels,
+                                 const float *part, Ahead *next_part, float *c, int64_t stride, int add)
+{
+    const int64_t n_panels = (height + ROWS - 1) / ROWS;
+    Ahead next_panel = {0};
+    for (int64_t panel = 0; panel < n_panels; panel++) {
+        /* As even as can be: a last panel of few rows would cost as much as a full one. */
+        const int64_t i = height * panel / n_panels, rows = height * (panel + 1) / n_panels - i;
+        if (!copied) {
+            copy_panel(rows, deep, at(a, i, 0), panels + i * deep);
+            if (panel + 1 < n_panels)
+                next_panel = ahead_of(at(a, i + rows, 0), rows, deep);
+        }
+        for (int64_t j = 0; j < wide; j += COLUMNS)
+            tile_of((int)rows, deep, panels + i * deep, part + j * deep, c + i * stride + j, stride, wide - j, add,
+                    next_panel.lines ? &next_panel : next_part);
+    }
 }
 
 AVX512 void multiply(int64_t m, int64_t n, int64_t depth, Matrix a, Matrix b, float *c, int64_t stride, int add,
@@ -186,33 +224,17 @@ AVX512 void multiply(int64_t m, int64_t n, int64_t depth, Matrix a, Matrix b, fl
 {
     float *part = memory, *panels = memory + DEPTH * WIDTH;
     const int64_t n_depths = (depth + DEPTH - 1) / DEPTH;
-    for (int64_t top = 0; top < m; top += HEIGHT) {
-        const int64_t height = m - top < HEIGHT ? m - top : HEIGHT, n_panels = (height + ROWS - 1) / ROWS;
+    for (int64_t top = 0; top < m; top += HEIGHT)
         for (int64_t d = 0; d < n_depths; d++) {
             const int64_t k = depth * d / n_depths, deep = depth * (d + 1) / n_depths - k;
             for (int64_t left = 0; left < n; left += WIDTH) {
-                const int64_t wide = n - left < WIDTH ? n - left : WIDTH;
-                const Matrix b_part = {b.data + k * b.row + left * b.column, b.row, b.column};
-                copy_part(deep, wide, b_part, part);
-                const int64_t next = left + wide, wide_next = n - next < WIDTH ? n - next : WIDTH;
-                const Matrix b_next = {b.data + k * b.row + next * b.column, b.row, b.column};
-                Ahead ahead_b = ahead_of(b_next, deep, wide_next), ahead_a = {0};
-                /* As even as can be: a last panel of few rows would cost as much as a full one. */
-                for (int64_t panel = 0; panel < n_panels; panel++) {
-                    const int64_t i = height * panel / n_panels, rows = height * (panel + 1) / n_panels - i;
-                    const Matrix a_panel = {a.data + (top + i) * a.row + k * a.column, a.row, a.column};
-                    if (left == 0) {
-                        copy_panel(rows, deep, a_panel, panels + i * deep);
-                        const Matrix a_next = {a_panel.data + rows * a.row, a.row, a.column};
-                        ahead_a = panel + 1 < n_panels ? ahead_of(a_next, rows, deep) : (Ahead){0};
-                    }
-                    for (int64_t j = 0; j < wide; j += COLUMNS)
-                        tile_of((int)rows, deep, panels + i * deep, part + j * deep, c + (top + i) * stride + left + j,
-                                stride, wide - j, add || d > 0, ahead_a.lines ? &ahead_a : &ahead_b);
-                }
+                const int64_t height = least(m - top, HEIGHT), wide = least(n - left, WIDTH), right = left + wide;
+                copy_part(deep, wide, at(b, k, left), part);
+                Ahead next_part = ahead_of(at(b, k, right), deep, least(n - right, WIDTH));
+                multiply_part(height, wide, deep, at(a, top, k), left > 0, panels, part, &next_part,
+                              c + top * stride + left, stride, add || d > 0);
             }
         }
-    }
 }
 
 int has_gemm(void)
@@ -235,31 +257,27 @@ int gemm(int64_t m, int64_t n, int64_t depth, const float *a, int64_t a_row, int
          int64_t b_row, int64_t b_column, float *c, int64_t c_row, int add, int threads)
 {
     /* A thread is worth waking for 2^18 products. */
-    const int64_t worth = 1 + ((m * n * depth) >> 18);
-    threads = threads < worth ? threads : (int)worth;
+    threads = (int)least(threads, 1 + ((m * n * depth) >> 18));
     /* Each computes a block of C on its own. What they copy in all grows with the blocks' edges. */
-    int64_t down = threads, least = INT64_MAX;
+    int64_t down = threads, edges = INT64_MAX;
     for (int64_t some = 1; some <= threads; some++)
-        if (threads % some == 0 && m * (threads / some) + n * some < least) {
-            least = m * (threads / some) + n * some;
+        if (threads % some == 0 && m * (threads / some) + n * some < edges) {
+            edges = m * (threads / some) + n * some;
             down = some;
         }
-    const int64_t across = threads / down;
+    const int64_t across = threads / down, units = (n + COLUMNS - 1) / COLUMNS;
+    const Matrix whole_a = {a, a_row, a_column}, whole_b = {b, b_row, b_column};
     int failed = 0;
 #pragma omp parallel for num_threads(threads) if (threads > 1) reduction(| : failed)
     for (int64_t block = 0; block < threads; block++) {
         const int64_t y = block / across, x = block % across;
-        const int64_t units = (n + COLUMNS - 1) / COLUMNS;
-        const int64_t top = m * y / down, bottom = m * (y + 1) / down;
-        const int64_t left = units * x / across * COLUMNS, end = units * (x + 1) / across * COLUMNS;
-        const int64_t right = end < n ? end : n;
+        const int64_t top = m * y / down, height = m * (y + 1) / down - top;
+        const int64_t left = units * x / across * COLUMNS, right = least(units * (x + 1) / across * COLUMNS, n);
         float *memory = memory_of_thread();
-        if (!memory) {
-            failed = 1;
-            continue;
-        }
-        const Matrix rows = {a + top * a_row, a_row, a_column}, columns = {b + left * b_column, b_row, b_column};
-        multiply(bottom - top, right - left, depth, rows, columns, c + top * c_row + left, c_row, add, memory);
+        if (memory)
+            multiply(height, right - left, depth, at(whole_a, top, 0), at(whole_b, 0, left), c + top * c_row + left,
+                     c_row, add, memory);
+        failed |= !memory;
     }
     return failed;
 }

@@ -17,7 +17,8 @@ typedef struct {
 
 /* c [m, n], whose rows are `stride` apart, = a [m, depth] b [depth, n], or + that. */
 __attribute__((visibility("hidden")))
-void multiply(int64_t m, int64_t n, int64_t depth, Matrix a, Matrix b, float *c, int64_t stride, int add, float *memory);
+void multiply(int64_t m, int64_t n, int64_t depth, Matrix a, Matrix b, float *c, int64_t stride, int add,
+              float *memory);
 
 /* What multiply copies to, this thread's own; NULL if there is none to be had. */
 __attribute__((visibility("hidden"))) float *memory_of_thread(void);
