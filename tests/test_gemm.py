@@ -1,6 +1,8 @@
 """gemm.c and attention.c against torch in fp64, and when they are used."""
 
 import itertools
+import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -101,8 +103,36 @@ def test_it_is_used_for_what_it_can_compute(monkeypatch: pytest.MonkeyPatch) -> 
     assert not uses(a[:, ::2], b[::2])
     assert not uses(a[:0], b)
     assert not uses(a[:, :0], b[:0])
+    assert uses(a[::2], b)
+    by_columns = torch.empty(64, 64).t()
+    torch.testing.assert_close(gemm.mm(a, b, out=by_columns), a @ b, rtol=1e-4, atol=1e-4)
     monkeypatch.setattr(gemm, "PREFERS_KERNEL", False)
     assert not uses(a, b)
+
+
+def test_threads_take_the_memory_for_copies_with_them() -> None:
+    a, b = torch.randn(64, 64), torch.randn(64, 64)
+
+    def multiply() -> None:
+        torch.set_num_threads(1)
+        gemm.mm(a, b)
+
+    def rss() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+    for number in range(60):
+        if number == 10:
+            before = rss()
+        thread = threading.Thread(target=multiply)
+        thread.start()
+        thread.join()
+    # 2.3 MB each.
+    assert rss() - before < 20e6
+
+
+def test_kernels_of_an_older_version_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels_cpu, "_declared", lambda loaded: loaded.not_there_yet)
+    assert kernels_cpu.library.__wrapped__() is None
 
 
 DOCUMENTS = {

@@ -146,7 +146,7 @@ def _check_kernels(config: TrainConfig, device: torch.device) -> None:
     except ValueError as error:
         raise ConfigError(f"model.{error}") from None
     if device.type == "cpu" and kernels_cpu.library() is None:
-        say("the C kernels between the GEMMs were not compiled: a step takes a tenth longer (see the README)")
+        say("the C kernels are not compiled, or for an older version: steps take longer; pip install -e . makes them")
 
 
 def _model(

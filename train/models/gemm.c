@@ -8,6 +8,7 @@
  * the number of threads.
  */
 
+#include <pthread.h>
 #include <stdint.h>
 #include <stdlib.h>
 
@@ -242,12 +243,23 @@ int has_gemm(void)
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("fma");
 }
 
-/* What a thread copies to; kept, because to ask for it each time would cost more than to copy. */
+static pthread_key_t memory_key;
+
+static void make_memory_key(void) { pthread_key_create(&memory_key, free); }
+
+/* Kept until the thread ends, because to ask for it each time would cost more than to copy. */
 float *memory_of_thread(void)
 {
-    static _Thread_local float *memory;
-    if (!memory)
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    pthread_once(&once, make_memory_key);
+    float *memory = pthread_getspecific(memory_key);
+    if (!memory) {
         memory = aligned_alloc(64, sizeof(float) * (DEPTH * WIDTH + DEPTH * HEIGHT + LANES));
+        if (memory && pthread_setspecific(memory_key, memory)) {
+            free(memory);
+            memory = NULL;
+        }
+    }
     return memory;
 }
 
@@ -256,8 +268,9 @@ float *memory_of_thread(void)
 int gemm(int64_t m, int64_t n, int64_t depth, const float *a, int64_t a_row, int64_t a_column, const float *b,
          int64_t b_row, int64_t b_column, float *c, int64_t c_row, int add, int threads)
 {
-    /* A thread is worth waking for 2^18 products. */
-    threads = (int)least(threads, 1 + ((m * n * depth) >> 18));
+    /* A thread has work from 2^18 products on; the others rest, because OpenMP would end those that a team leaves out. */
+    const int team = threads;
+    threads = (int)least(team, 1 + ((m * n * depth) >> 18));
     /* Each computes a block of C on its own. What they copy in all grows with the blocks' edges. */
     int64_t down = threads, edges = INT64_MAX;
     for (int64_t some = 1; some <= threads; some++)
@@ -268,7 +281,7 @@ int gemm(int64_t m, int64_t n, int64_t depth, const float *a, int64_t a_row, int
     const int64_t across = threads / down, units = (n + COLUMNS - 1) / COLUMNS;
     const Matrix whole_a = {a, a_row, a_column}, whole_b = {b, b_row, b_column};
     int failed = 0;
-#pragma omp parallel for num_threads(threads) if (threads > 1) reduction(| : failed)
+#pragma omp parallel for num_threads(team) if (threads > 1) reduction(| : failed)
     for (int64_t block = 0; block < threads; block++) {
         const int64_t y = block / across, x = block % across;
         const int64_t top = m * y / down, height = m * (y + 1) / down - top;

@@ -39,14 +39,14 @@ PREFERS_KERNEL = not _is_intel()
 
 def uses_kernel(weights: Tensor) -> bool:
     """Whether products with these weights [F, D], unless they are small, are gemm.c's."""
-    has_kernel = PREFERS_KERNEL and kernels_cpu.has_gemm()
-    return has_kernel and weights.is_cpu and weights.dtype is torch.float32 and min(weights.shape) >= _LEAST
+    return PREFERS_KERNEL and kernels_cpu.has_gemm() and kernels_cpu.is_plain(weights) and min(weights.shape) >= _LEAST
 
 
 def mm(a_MK: Tensor, b_KN: Tensor, out: Tensor | None = None, add: bool = False) -> Tensor:
-    """a b, written to out where it is given, or added to it."""
+    """a b, written to out where it is given, or added to it. Without gradients: for autograd Functions to call."""
     out_MN = a_MK.new_empty(a_MK.shape[0], b_KN.shape[1]) if out is None else out
-    if uses_kernel(b_KN) and min(out_MN.shape) >= _LEAST and all(1 in x.stride() for x in (a_MK, b_KN)):
+    by_rows = out_MN.stride(1) == 1 and out_MN.stride(0) >= out_MN.shape[1] >= _LEAST <= out_MN.shape[0]
+    if by_rows and uses_kernel(b_KN) and all(1 in x.stride() for x in (a_MK, b_KN)):
         _gemm(a_MK, b_KN, out_MN, add)
     elif add:
         out_MN.addmm_(a_MK, b_KN)

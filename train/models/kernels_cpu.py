@@ -11,13 +11,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 _POINTER, _LONG, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
 
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """The compiled kernels; None where they were not compiled or cannot be loaded."""
+    """The compiled kernels; None where they were not compiled, cannot be loaded or are those of an older version."""
     spec = importlib.util.find_spec("train.models._kernels")
     if spec is None or spec.origin is None:
         return None
@@ -25,9 +26,13 @@ def library() -> ctypes.CDLL | None:
         # Its threads are those of torch, whose OpenMP is lent to what is loaded after it: two would hinder each other.
         for openmp in _loaded_openmp():
             ctypes.CDLL(openmp, mode=ctypes.RTLD_GLOBAL)
-        loaded = ctypes.CDLL(spec.origin)
-    except OSError:
+        return _declared(ctypes.CDLL(spec.origin))
+    except (OSError, AttributeError):
         return None
+
+
+def _declared(loaded: ctypes.CDLL) -> ctypes.CDLL:
+    """Raises AttributeError where a function is not there."""
     loaded.glu.argtypes = [_LONG, *[_POINTER] * 3, _INT]
     loaded.glu_backward.argtypes = [_LONG, _LONG, *[_POINTER] * 7, _INT]
     loaded.clip_and_rotate.argtypes = [*[_LONG] * 4, *[_POINTER] * 3, _FLOAT, *[_POINTER] * 3, _INT]
@@ -49,9 +54,13 @@ def _loaded_openmp() -> list[str]:
     return sorted(found, key=lambda file: "torch" not in file)
 
 
+def is_plain(x: Tensor) -> bool:
+    """Whether x has memory of this process that holds its fp32 numbers: DTensors and fake ones have none."""
+    return type(x) in (Tensor, Parameter) and x.is_cpu and x.dtype is torch.float32 and not x.is_neg()
+
+
 def can_fuse(*tensors: Tensor) -> bool:
-    fit = all(x.device.type == "cpu" and x.dtype is torch.float32 and x.is_contiguous() for x in tensors)
-    return fit and library() is not None
+    return all(is_plain(x) and x.is_contiguous() for x in tensors) and library() is not None
 
 
 def fused_glu(h1_AF: Tensor, h2_AF: Tensor, act_AF: Tensor) -> None:
@@ -91,6 +100,7 @@ def has_gemm() -> bool:
 def gemm(a_MK: Tensor, b_KN: Tensor, out_MN: Tensor, add: bool) -> None:
     """Writes a b to out, or adds it. Each of a and b has one stride of 1, as has a row of out."""
     (M, K), N = a_MK.shape, b_KN.shape[1]
+    assert K, "nothing would be written"
     assert all(x.dtype is torch.float32 for x in (a_MK, b_KN, out_MN))
     assert all(1 in x.stride() for x in (a_MK, b_KN))
     assert (b_KN.shape[0], out_MN.shape, out_MN.stride(1)) == (K, (M, N), 1)
@@ -115,7 +125,8 @@ def attend_backward(
 
 
 def _attention(blocks_B3: Tensor, begins_T: Tensor, q_THC: Tensor, k_TGC: Tensor, scale: float) -> tuple[Any, ...]:
-    (_, H, C), G = q_THC.shape, k_TGC.shape[1]
+    (T, H, C), G = q_THC.shape, k_TGC.shape[1]
+    assert (len(k_TGC), len(begins_T), H % G) == (T, T, 0)
     assert all(x.dtype is torch.int64 and x.is_contiguous() for x in (blocks_B3, begins_T))
     return len(blocks_B3), blocks_B3.data_ptr(), begins_T.data_ptr(), H, G, C, scale
 

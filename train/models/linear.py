@@ -33,7 +33,8 @@ class Linear(nn.Linear):
         weight_MK = self.weight
         if self.packed:
             return packed_linear(x_TK, weight_MK)
-        if not uses_kernel(weight_MK) or x_TK.dtype is not torch.float32 or torch.is_autocast_enabled("cpu"):
+        fits = uses_kernel(weight_MK) and x_TK.dtype is torch.float32 and x_TK.dim() == 2
+        if not fits or torch.is_autocast_enabled("cpu"):
             return F.linear(x_TK, weight_MK)
         return _Multiply.apply(_Keep.apply(x_TK, weight_MK), x_TK.detach(), weight_MK.detach())  # pyright: ignore[reportReturnType]
 
