@@ -7,6 +7,7 @@ own CPU time is measured; all policies run in turn in every round.
 
 import argparse
 import json
+import os
 import statistics
 import sys
 import time
@@ -15,12 +16,15 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+# As train.py does.
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from train.config import FSDPConfig
+from train.memory import keep_freed_memory
 from train.models.config import AttnConfig, FFNConfig, ModelConfig
 from train.models.dbrx import DbrxForCausalLM
 from train.models.init import initialise
@@ -34,6 +38,8 @@ POLICIES = ("none", "selective", "block")
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     torch.set_num_threads(args.threads)
+    # As train/trainer.py does.
+    keep_freed_memory()
     result = {"settings": {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}}
     result["policies"] = policies(args)
     print(f"{'policy':<26}{'kept MiB':>10}{'of none':>9}{'forward + backward s':>22}{'min-max':>14}{'of none':>9}")
