@@ -3,7 +3,8 @@ what a plan is.
 
 The kernel behind torch's SDPA cuts keys into blocks of 512, computes whole squares of documents that are no longer, and
 wants documents padded to a common length to take several in a call. Here a block of queries meets the keys up to its
-own end. What softmax gives is computed again in backward, as flash attention does (Dao et al. 2022).
+own end. What softmax gives is computed again in backward, as flash attention does (Dao et al. 2022). Where gemm.c is
+used, attention.c does it all.
 
 Shapes: T packed tokens, H query heads, G key/value heads, R = H/G, X = T*R, C head_dim; of a block M keys and, R for
 each of its queries, N rows.

@@ -34,7 +34,7 @@ def _is_intel() -> bool:
 
 
 PREFERS_KERNEL = not _is_intel()
-"""Whether gemm.c's are used where there are both; set by benches and tests."""
+"""Whether gemm.c, and attention.c with it, is used where it can be; set by benches and tests."""
 
 
 def uses_kernel(weights: Tensor) -> bool:
