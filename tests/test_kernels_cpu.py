@@ -1,6 +1,7 @@
 """The C kernels of kernels.c against torch's own calls in fp64."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -24,6 +25,10 @@ def compiled() -> None:
     if shutil.which("cc") is None:
         pytest.skip("there is no C compiler to have made them")
     assert kernels_cpu.library() is not None, "there is a C compiler, but `make .venv/installed` made no kernels"
+
+
+def test_there_are_gemms_where_the_processor_has_avx512() -> None:
+    assert kernels_cpu.has_gemm() == (" avx512f " in Path("/proc/cpuinfo").read_text())
 
 
 def draw(rows: int, width: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
