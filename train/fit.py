@@ -146,7 +146,7 @@ def _check_kernels(config: TrainConfig, device: torch.device) -> None:
     except ValueError as error:
         raise ConfigError(f"model.{error}") from None
     if device.type == "cpu" and kernels_cpu.library() is None:
-        say("the C kernels are not compiled, or for an older version: steps take longer; pip install -e . makes them")
+        say("the C kernels are not there, or older than this code: steps take longer; `pip install -e .` compiles them")
 
 
 def _model(
