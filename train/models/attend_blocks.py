@@ -76,7 +76,7 @@ def _attend(q_THC: Tensor, k_TGC: Tensor, v_TGC: Tensor, run: Run) -> Tensor:
     if not run.blocks:
         # SDPA's kernels take documents in calls, here one in one.
         return causal(q_THC, k_TGC, v_TGC, (1, run.n_tokens), 0.0)
-    if gemm.PREFERS_KERNEL and kernels_cpu.has_gemm() and kernels_cpu.can_fuse(q_THC, k_TGC, v_TGC):
+    if gemm.uses_kernels() and kernels_cpu.can_fuse(q_THC, k_TGC, v_TGC):
         return _FusedBlocks.apply(q_THC, k_TGC, v_TGC, run)  # pyright: ignore[reportReturnType]
     return _Blocks.apply(q_THC, k_TGC, v_TGC, run.blocks)  # pyright: ignore[reportReturnType]
 

@@ -37,9 +37,14 @@ PREFERS_KERNEL = not _is_intel()
 """Whether gemm.c, and attention.c with it, is used where it can be; set by benches and tests."""
 
 
+def uses_kernels() -> bool:
+    """Whether gemm.c and attention.c compute what they can."""
+    return PREFERS_KERNEL and kernels_cpu.has_gemm()
+
+
 def uses_kernel(weights: Tensor) -> bool:
     """Whether products with these weights [F, D], unless they are small, are gemm.c's."""
-    return PREFERS_KERNEL and kernels_cpu.has_gemm() and kernels_cpu.is_plain(weights) and min(weights.shape) >= _LEAST
+    return uses_kernels() and kernels_cpu.is_plain(weights) and min(weights.shape) >= _LEAST
 
 
 def mm(a_MK: Tensor, b_KN: Tensor, out: Tensor | None = None, add: bool = False) -> Tensor:
