@@ -3,23 +3,21 @@
 A trained response reaches from the end of the generation prompt up to and including the token that ends the turn.
 """
 
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 
 from data.config import DatasetConfig
-from data.errors import DataError, RowError
-from data.examples import Conversation, Example, Problem, PromptResponse, Text, TokenTurns, describe
+from data.errors import DataError, RowError, TemplateError
+from data.examples import Conversation, Example, PromptResponse, Text, TokenTurns
+from data.problems import Problem
+from data.rendering import Hidden, Part, hide_special_tokens, render_question, special_pattern, split_turns
 from data.tokenizer import Tokenizer
 
 NO_ROOM = "the prompt leaves no room for a response"
+NOT_TRAINED = "none of its messages is trained on"
 TOO_LONG = "longer than max_seq_len"
-
-PRIVATE = range(0xF0000, 0xFFFFE)
-"""Characters of Unicode's private plane: they stand for what must not be taken for a special token."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,15 +37,6 @@ class Document:
         return int(self.loss_mask[1:].sum())
 
 
-@dataclass(frozen=True)
-class Part:
-    """A stretch of a rendered conversation. Parts are encoded apart, so that the mask's borders fall between tokens."""
-
-    text: str
-    kind: str
-    """prompt, response, or rest: what the template writes after the last turn's end."""
-
-
 def tokenize(example: Example, tokenizer: Tokenizer, config: DatasetConfig) -> Document | Problem:
     """The example's tokens with what `target_prompts` and `target_responses` choose of them.
 
@@ -55,8 +44,8 @@ def tokenize(example: Example, tokenizer: Tokenizer, config: DatasetConfig) -> D
     chat template makes of it; a text gets the end token and is trained on as a whole. A Problem is what only shows in
     the tokens, or a text too large to be encoded.
 
-    Raises DataError, for that is no matter of one row, when a conversation meets a tokenizer without a template, or
-    one whose template does not end an answer with a special token.
+    Raises TemplateError when a conversation meets a tokenizer without a template, one whose template does not end an
+    answer with a special token, or one that leaves out what `tokenizer.chat_template_drops` does not list.
     """
     try:
         return _tokenize(example, tokenizer, config)
@@ -73,23 +62,25 @@ def _tokenize(example: Example, tokenizer: Tokenizer, config: DatasetConfig) -> 
         return Document(tokens, np.ones(len(tokens), dtype=np.uint8), is_text=True)
     if isinstance(example, PromptResponse):
         response = np.concatenate([tokenizer.encode(example.response), end])
-        return _document([("prompt", tokenizer.encode(example.prompt)), ("response", response)], config)
+        return _document([("prompt", tokenizer.encode(example.prompt), None), ("response", response, None)], config)
     if isinstance(example, TokenTurns):
         wrong = _not_in_vocabulary(example, tokenizer)
         return wrong or _document(_token_parts(example, tokenizer), config)
     return _tokenize_conversation(example, tokenizer, config)
 
 
-def encode_question(messages: list[dict[str, str]], tokenizer: Tokenizer) -> np.ndarray:
+def encode_question(conversation: Conversation, tokenizer: Tokenizer) -> np.ndarray:
     """int32: what the assistant's next answer follows, as training writes it. Special tokens in the messages stay text.
 
     Raises ConfigError when the tokenizer has no chat template, DataError with what the template says against them.
     """
-    messages, hidden = _hide_special_tokens(messages, tokenizer)
+    hidden = hide_special_tokens(conversation, tokenizer)
     try:
-        text = tokenizer.render(messages, add_generation_prompt=True)
+        text = render_question(hidden.conversation, tokenizer)
+    except TemplateError:
+        raise
     except DataError as error:
-        raise DataError(f"the chat template refuses the conversation: {_put_back(str(error), hidden)}") from None
+        raise DataError(f"the chat template refuses the conversation: {hidden.restore(str(error))}") from None
     return _encode(text, tokenizer, hidden)
 
 
@@ -99,6 +90,8 @@ def fit(document: Document, config: DatasetConfig) -> Document | str | Problem:
     A text comes back whole: packing cuts it, and it goes on in the next row.
     """
     length, longest = len(document.tokens), config.max_seq_len
+    if not document.is_text and not document.trained_tokens:
+        return NOT_TRAINED
     if document.is_text or length <= longest:
         return document
     if config.excess_length == "drop":
@@ -113,18 +106,20 @@ def fit(document: Document, config: DatasetConfig) -> Document | str | Problem:
     return cut if cut.trained_tokens else NO_ROOM
 
 
-def _document(parts: Iterable[tuple[str, np.ndarray]], config: DatasetConfig) -> Document:
-    """Of `(kind, ids)` in their order."""
+def _document(parts: Iterable[tuple[str, np.ndarray, bool | None]], config: DatasetConfig) -> Document:
+    """Of `(kind, ids, train)` in their order; train None leaves it to the config."""
     parts = list(parts)
-    last = max(index for index, (kind, _) in enumerate(parts) if kind == "response")
+    last = max(index for index, (kind, _, _) in enumerate(parts) if kind == "response")
     masks = []
-    for index, (kind, ids) in enumerate(parts):
-        if kind == "prompt":
+    for index, (kind, ids, train) in enumerate(parts):
+        if train is not None:
+            trained = train
+        elif kind == "prompt":
             trained = _is_target_prompt(len(ids), config.target_prompts)
         else:
             trained = kind == "response" and (index == last or config.target_responses == "all")
         masks.append(np.full(len(ids), trained, dtype=np.uint8))
-    return Document(np.concatenate([ids for _, ids in parts], dtype=np.int32), np.concatenate(masks))
+    return Document(np.concatenate([ids for _, ids, _ in parts], dtype=np.int32), np.concatenate(masks))
 
 
 def _is_target_prompt(length: int, target_prompts: str) -> bool:
@@ -146,123 +141,72 @@ def _not_in_vocabulary(example: TokenTurns, tokenizer: Tokenizer) -> Problem | N
     return None
 
 
-def _token_parts(example: TokenTurns, tokenizer: Tokenizer) -> Iterator[tuple[str, np.ndarray]]:
+def _token_parts(example: TokenTurns, tokenizer: Tokenizer) -> Iterator[tuple[str, np.ndarray, None]]:
     """As LLM Foundry's collator joins them: eos follows the last response, unless a token that ends it is there."""
     for index, (prompt, response) in enumerate(example.turns):
         is_last = index == len(example.turns) - 1
         ends = not is_last or response[-1] in tokenizer.stop_token_ids
-        yield "prompt", prompt
-        yield "response", response if ends else np.append(response, tokenizer.eos_token_id)
+        yield "prompt", prompt, None
+        yield "response", response if ends else np.append(response, tokenizer.eos_token_id), None
 
 
 def _tokenize_conversation(example: Conversation, tokenizer: Tokenizer, config: DatasetConfig) -> Document | Problem:
     if tokenizer.chat_template is None:
-        raise DataError(
+        raise TemplateError(
             f"the rows have messages, but tokenizer {tokenizer.name} has no chat template: name one that has, or set "
             "chat_template in its tokenizer_config.json"
         )
-    every_turn = config.target_prompts != "none" or config.target_responses == "all"
-    messages, hidden = _hide_special_tokens(example.messages, tokenizer)
+    hidden = hide_special_tokens(example, tokenizer)
     try:
-        parts = split_turns(messages, tokenizer, every_turn)
+        parts = split_turns(hidden, tokenizer, every_turn=_needs_every_turn(example, config))
+    except TemplateError:
+        raise
     except DataError as error:
-        text = f"the chat template refuses the conversation: {_put_back(str(error), hidden)}"
+        text = f"the chat template refuses the conversation: {hidden.restore(str(error))}"
         return Problem("the chat template fails", text)
     if isinstance(parts, Problem):
-        return Problem(parts.kind, _put_back(parts.text, hidden))
+        return parts
     _check_ends_of_turns(parts, tokenizer)
-    return _document([(part.kind, _encode(part.text, tokenizer, hidden)) for part in parts], config)
+    return _document([(part.kind, _encode(part.text, tokenizer, hidden), part.train) for part in parts], config)
 
 
-def split_turns(messages: list[dict[str, str]], tokenizer: Tokenizer, every_turn: bool) -> list[Part] | Problem:
-    """The rendered conversation, cut where a response begins and ends; without every_turn only at the last one.
-
-    The template is rendered up to each of these borders, and has to write the same up to there in the whole
-    conversation: else a model would be asked otherwise than it was trained. Problem with the turn where it does not.
-    """
-    whole = tokenizer.render(messages, add_generation_prompt=False)
-    parts: list[Part] = []
-    start = 0
-    for index, message in enumerate(messages):
-        is_last = index == len(messages) - 1
-        if message["role"] != "assistant" or not (every_turn or is_last):
-            continue
-        asked = tokenizer.render(messages[:index], add_generation_prompt=True)
-        said = whole if is_last else tokenizer.render(messages[: index + 1], add_generation_prompt=False)
-        for earlier, later in ((whole[:start], asked), (asked, said), (said, whole)):
-            if not later.startswith(earlier):
-                return _not_stable(index, earlier, later)
-        end = len(asked) + len(said[len(asked) :].rstrip())
-        parts += [Part(whole[start : len(asked)], "prompt"), Part(whole[len(asked) : end], "response")]
-        start = end
-    return [*parts, Part(whole[start:], "rest")] if start < len(whole) else parts
-
-
-def _not_stable(index: int, earlier: str, later: str) -> Problem:
-    same = next((at for at, (one, two) in enumerate(zip(earlier, later, strict=False)) if one != two), len(later))
-    text = (
-        f"messages[{index}] (assistant): with more turns the chat template writes what is before otherwise "
-        f"({describe(earlier[same:])} became {describe(later[same:])}), so that a model would be asked otherwise than "
-        "it was trained: use a tokenizer whose template leaves earlier turns as they are, or train on the last answers "
-        "alone (target_prompts: none, target_responses: last)"
-    )
-    return Problem("the chat template is not prefix-stable", text)
+def _needs_every_turn(example: Conversation, config: DatasetConfig) -> bool:
+    earlier = any(message.get("train") for message in example.messages[:-1] if message["role"] == "assistant")
+    return config.target_prompts != "none" or config.target_responses == "all" or earlier
 
 
 def _check_ends_of_turns(parts: list[Part], tokenizer: Tokenizer) -> None:
     ends = tuple(tokenizer.special_tokens)
     for part in parts:
-        if part.kind == "response" and not part.text.endswith(ends):
-            raise DataError(
+        if part.kind != "response":
+            continue
+        end = next((end for end in sorted(ends, key=len, reverse=True) if part.text.endswith(end)), None)
+        if end is None:
+            raise TemplateError(
                 f"the chat template of tokenizer {tokenizer.name} ends an answer with {part.text[-20:]!r}, which is no "
                 f"special token (those are {', '.join(ends[:8])}), so that a model trained on it would never stop: "
                 "take a tokenizer whose template ends each answer with one, or change its chat_template"
             )
+        if not part.text.removesuffix(end).strip():
+            raise TemplateError(
+                f"the chat template of tokenizer {tokenizer.name} writes nothing of an answer but its end ({end}): "
+                "take a tokenizer whose template writes it, or change its chat_template"
+            )
 
 
-def _hide_special_tokens(
-    messages: list[dict[str, str]], tokenizer: Tokenizer
-) -> tuple[list[dict[str, str]], dict[str, str]]:
-    """The messages with a private character in the place of each special token that somebody wrote, and what it was."""
-    pattern = _special_pattern(tuple(tokenizer.special_tokens))
-    if not any(pattern.search(message["content"]) for message in messages):
-        return messages, {}
-    used = {letter for message in messages for letter in message["content"]}
-    free = (letter for letter in map(chr, PRIVATE) if letter not in used)
-    letters: dict[str, str] = {}
-
-    def hide(match: re.Match[str]) -> str:
-        return letters[match[0]] if match[0] in letters else letters.setdefault(match[0], next(free))
-
-    hidden = [{**message, "content": pattern.sub(hide, message["content"])} for message in messages]
-    return hidden, {letter: token for token, letter in letters.items()}
-
-
-def _put_back(text: str, hidden: dict[str, str]) -> str:
-    for letter, token in hidden.items():
-        text = text.replace(letter, token)
-    return text
-
-
-def _encode(text: str, tokenizer: Tokenizer, hidden: dict[str, str]) -> np.ndarray:
+def _encode(text: str, tokenizer: Tokenizer, hidden: Hidden) -> np.ndarray:
     """The ids of rendered text: special tokens are the template's, and what is hidden is text.
 
     With something hidden, the text between special tokens is encoded piece by piece. A vocabulary that treats a text's
     beginning otherwise than its middle (SentencePiece's leading space) may then give another id there.
     """
-    if not hidden:
+    if not hidden.tokens:
         return tokenizer.encode_rendered(text)
     special = tokenizer.special_tokens
     parts: list[np.ndarray] = []
-    for piece in _special_pattern(tuple(special)).split(text):
+    for piece in special_pattern(tuple(special)).split(text):
         if piece in special:
             parts.append(np.array([special[piece]]))
         elif piece:
-            parts.append(tokenizer.encode(_put_back(piece, hidden)))
+            parts.append(tokenizer.encode(hidden.restore(piece)))
     return np.concatenate(parts)
-
-
-@lru_cache
-def _special_pattern(tokens: tuple[str, ...]) -> re.Pattern[str]:
-    """Any of them, the longest first, in a group."""
-    return re.compile("(" + "|".join(re.escape(token) for token in sorted(tokens, key=len, reverse=True)) + ")")

@@ -5,6 +5,7 @@ Checks raise ValueError with the key relative to the class; the reader of the YA
 
 import re
 from dataclasses import dataclass, field, fields, replace
+from datetime import date
 from difflib import get_close_matches
 from typing import Literal
 
@@ -31,6 +32,13 @@ class TokenizerConfig:
     name: str
     """`tiktoken`, or a Hugging Face tokenizer folder or name."""
     kwargs: TokenizerKwargs = field(default_factory=TokenizerKwargs)
+    chat_template_drops: list[Literal["thinking", "system", "tools", "tool_calls", "loss_weight"]] = field(
+        default_factory=list
+    )
+    """What of conversations the chat template may leave out. Anything else that it does not write is an error.
+    thinking: `<think>...</think>` in an answer, `reasoning_content` and `thinking` beside it."""
+    chat_date: str | None = None
+    """The date that a chat template writes where it asks for today's, such as '2026-11-29'."""
 
     def __post_init__(self) -> None:
         sources = {key: getattr(self.kwargs, key) for key in ("model_name", "encoding_name", "vocab_file")}
@@ -40,6 +48,14 @@ class TokenizerConfig:
             raise ValueError(f"kwargs needs exactly one of {', '.join(sources)} for tiktoken, but {said}")
         if self.name != "tiktoken" and given:
             raise ValueError(f"kwargs.{given[0]} belongs to `name: tiktoken`, but name is {self.name!r}")
+        if self.chat_date is None:
+            return
+        if self.name == "tiktoken":
+            raise ValueError(f"chat_date is {self.chat_date!r}, but the chat template of tiktoken has no date")
+        try:
+            date.fromisoformat(self.chat_date)
+        except ValueError:
+            raise ValueError(f"chat_date is {self.chat_date!r}, but a date is written '2026-11-29'") from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +159,7 @@ class DatasetConfig(StreamConfig):
     target_prompts: str = "none"
     """Which prompts are trained on: none, all, or length>=N (those of at least N tokens)."""
     target_responses: Literal["last", "all"] = "last"
-    """Which of a conversation's responses are trained on."""
+    """Which of a conversation's responses are trained on, where their `weight` or `train` does not say it."""
     excess_length: Literal["truncate_response", "drop", "error"] = "truncate_response"
     """What becomes of an example longer than max_seq_len. A text is cut and goes on in the next row."""
     on_bad_example: Literal["error", "drop"] = "error"

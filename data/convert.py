@@ -346,6 +346,8 @@ def _as_columns(example: Example) -> dict[str, Any]:
     if isinstance(example, TokenTurns):
         raise ConfigError("the rows have turns, which are tokens already: give the --tokenizer that they are of")
     if isinstance(example, Conversation):
+        if example.tools is not None:
+            raise ConfigError("a row has tools, for which LLM Foundry's columns have no place: give the --tokenizer")
         return {"messages": example.messages}
     return (
         {"text": example.text}

@@ -25,6 +25,10 @@ class DataError(ValueError):
     """What was fed cannot be used."""
 
 
+class TemplateError(DataError):
+    """A chat template does not fit the configuration: no matter of one row, which could be dropped."""
+
+
 class RowError(DataError):
     """What a row holds cannot be tokenized: the text stands after the row's place."""
 

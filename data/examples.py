@@ -3,25 +3,29 @@
 An example is exactly one of
 
 - `{prompt: text, response: text}`; `completion` is another name for response,
-- `{messages: [{role, content}, ...]}`, a conversation that ends with the assistant,
+- `{messages: [{role, content}, ...]}`, a conversation that ends with the assistant (data/messages.py), with `tools`
+  where the assistant has some; `{prompt: messages, completion: messages}`, TRL's form, is one too,
 - `{text: text}`, a document to pretrain on,
 - `{turns: [{input_ids, labels}, ...]}`, LLM Foundry's tokenized conversations.
 
-Further columns are ignored and counted. All examples of a source have one form.
+A column that is null in a row is not there. Further columns are ignored and counted, but not those that say what is
+trained on. All examples of a source have one form.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 
 from data.errors import DataError
-from data.problems import Problem, Reading, describe, other_form
+from data.messages import as_list, has_value, key_names, printable, read_messages, read_tools, unused_in
+from data.preprocessing import PREPROCESSORS, take_columns
+from data.problems import Problem, Reading, check_text, describe, other_form
 
 RESPONSE_NAMES = ("response", "completion")
-ROLES = ("system", "user", "assistant", "tool")
+PAIR = ("prompt", *RESPONSE_NAMES)
 
 
 @dataclass(frozen=True)
@@ -33,10 +37,12 @@ class PromptResponse:
 
 @dataclass(frozen=True)
 class Conversation:
-    """Messages of `{role, content}` and nothing else; the last is the assistant's."""
+    """Messages as `read_messages` returns them; the last is the assistant's."""
 
     form: ClassVar[str] = "messages"
-    messages: list[dict[str, str]]
+    messages: list[dict[str, Any]]
+    tools: list[dict[str, Any]] | None = None
+    """Functions that the assistant may call, as JSON schemas."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +62,7 @@ class TokenTurns:
 Example = PromptResponse | Conversation | Text | TokenTurns
 
 FORMS: dict[str, tuple[str, ...]] = {
-    PromptResponse.form: ("prompt", *RESPONSE_NAMES),
+    PromptResponse.form: PAIR,
     Conversation.form: ("messages",),
     Text.form: ("text",),
     TokenTurns.form: ("turns",),
@@ -65,8 +71,10 @@ FORMS: dict[str, tuple[str, ...]] = {
 
 THE_ROW = "the row"
 """Where an example came from that no preprocessing function has made."""
-HELPERS = {
-    ("conversations",): "openhermes",
+KNOWN_COLUMNS = {
+    ("conversations",): "sharegpt",
+    ("conversation",): "sharegpt",
+    ("messages",): "sharegpt",
     ("instruction", "output"): "alpaca",
     ("instruction", "response"): "dolly",
     ("inputs_pretokenized", "targets_pretokenized"): "p3",
@@ -75,7 +83,9 @@ HELPERS = {
     ("problem", "solution"): "numinamath",
     ("question", "choices", "answer"): "multiple_choice",
 }
-"""Columns -> the registered preprocessing function that knows them."""
+"""Columns -> the registered preprocessing function that reads them."""
+PAIRS = (("question", "answer"), ("input", "output"), ("query", "response"), ("question", "response"))
+"""Columns that are often a prompt and its response."""
 
 
 def read_examples(
@@ -119,27 +129,71 @@ def check_example(value: Any, origin: str = THE_ROW) -> Example | list[Problem]:
             f"{origin} is {describe(value)}, but an object with prompt and response, messages, text or turns is needed"
         )
         return [Problem("not an object", text)]
-    given = [form for form, names in FORMS.items() if any(name in value for name in names)]
-    if len(given) > 1:
-        return [_both_forms(value, given, origin)]
-    form = given[0] if given else PromptResponse.form
-    return _CHECKS[form](value, origin)
+    form = _form_of(value)
+    if isinstance(form, list):
+        return [_both_forms(value, form, origin)]
+    problems = _unhonoured(value, form)
+    example = _CHECKS[form](value, origin)
+    return [*example, *problems] if isinstance(example, list) else problems or example
+
+
+def _form_of(row: Mapping[str, Any]) -> str | list[str]:
+    """The row's form; several where it has more than one."""
+    given = [form for form, names in FORMS.items() if any(row.get(name) is not None for name in names)]
+    if not given:  # what is null is missing
+        given = [form for form, names in FORMS.items() if any(name in row for name in names)][:1]
+    if given == [PromptResponse.form, Conversation.form] and _repeats_a_message(row):
+        return Conversation.form
+    if given == [PromptResponse.form] and any(_is_messages(row.get(name)) for name in PAIR):
+        return Conversation.form
+    return given if len(given) > 1 else given[0] if given else PromptResponse.form
+
+
+def _repeats_a_message(row: Mapping[str, Any]) -> bool:
+    """Whether the row's prompt only repeats one of its messages, as in UltraChat."""
+    if any(row.get(name) is not None for name in RESPONSE_NAMES):
+        return False
+    contents = [m.get("content") for m in as_list(row["messages"]) or () if isinstance(m, Mapping)]
+    prompt = row["prompt"]
+    return isinstance(prompt, str) and prompt.strip() in [c.strip() for c in contents if isinstance(c, str)]
+
+
+def _is_messages(value: Any) -> bool:
+    items = as_list(value) if not isinstance(value, str) else None
+    return bool(items) and all(isinstance(item, Mapping) for item in items)
+
+
+def _unhonoured(row: Mapping[str, Any], form: str) -> list[Problem]:
+    """Columns that say what is trained on, and that nothing here follows."""
+    fix = "remove the column, or decide in a preprocessing_fn what to make of it"
+    keys = ("tool_calls", "function_call", "reasoning_content", "thinking")
+    keys += () if form == Conversation.form else ("tools", "functions")
+    problems = [
+        Problem(f"{key} beside {form}", f"has {key} beside {form}, which would not be trained on: {fix}")
+        for key in keys
+        if has_value(row.get(key))
+    ]
+    for key in ("weight", "loss_weight", "train"):
+        if (value := row.get(key)) is not None and not (np.isscalar(value) and value == 1):
+            text = f"has {key} {describe(value)}, but all rows are trained on alike: {fix}"
+            problems.append(Problem(f"a row has {key}", text))
+    return problems
 
 
 def _check_prompt_response(row: Mapping[str, Any], origin: str) -> Example | list[Problem]:
-    given = [name for name in RESPONSE_NAMES if name in row]
+    given = [name for name in RESPONSE_NAMES if row.get(name) is not None]
     if len(given) > 1:
         both = " and ".join(given)
         return [Problem(f"both {both}", f"{origin} has both {both}, which name the same thing: leave one")]
-    name = given[0] if given else RESPONSE_NAMES[0]
+    name = next((name for name in (*given, *RESPONSE_NAMES) if name in row), RESPONSE_NAMES[0])
     prompt, response = _check_column(row, "prompt", origin), _check_column(row, name, origin)
     problems = [problem for problem in (prompt, response) if problem is not None]
     return problems or PromptResponse(row["prompt"], row[name])
 
 
 def _check_text(row: Mapping[str, Any], origin: str) -> Example | list[Problem]:
-    if origin == THE_ROW and (helper := _known_columns(row)) is not None:
-        columns, name = helper
+    if origin == THE_ROW and (known := _reader_of(row, pairs=())) is not None:
+        columns, name = known
         text = (
             f"has {', '.join(columns)} beside text, of which every token would be trained on, the prompt's too: write "
             f"preprocessing_fn: {name}, or to train on the text as it is remove those columns"
@@ -151,103 +205,42 @@ def _check_text(row: Mapping[str, Any], origin: str) -> Example | list[Problem]:
 
 def _check_column(row: Mapping[str, Any], name: str, origin: str) -> Problem | None:
     if name in row:
-        return check_content(row[name], name)
+        return check_text(row[name], name)
     return Problem(
         f"{name} is missing",
-        f"{name} is missing ({origin} has {_names(row)}): add it, or say which columns to take with "
-        f"preprocessing_fn: {{prompt: COLUMN, response: COLUMN}}{_helper(row)}",
+        f"{name} is missing ({origin} has {key_names(row)}): add it, or say which columns to take with "
+        f"preprocessing_fn: {{prompt: COLUMN, response: COLUMN}}{_advice(row)}",
     )
 
 
-def check_content(value: Any, name: str, way_out: str = "fill it in, or remove the row") -> Problem | None:
-    """What is wrong with a value that must be text with something in it. `name` is what it is called."""
-    kind = name.rpartition(".")[2]
-    if value is None:
-        return Problem(f"{kind} is null", f"{name} is null, but it must be text: {way_out}")
-    if not isinstance(value, str):
-        text = f"{name} is {describe(value)}, but it must be text in quotes"
-        return Problem(f"{kind} is not text ({type(value).__name__})", text)
-    if not value or value.isspace():
-        wrong = "is only whitespace" if value else "is empty"
-        seen = f" ({describe(value)})" if value else ""
-        return Problem(f"{kind} {wrong}", f"{name} {wrong}{seen}: {way_out}")
-    if not value.isascii() and not _is_unicode(value):
-        text = f"{name} is {describe(value)}, but it has half of a \\ud800-style pair, which is no character: remove it"
-        return Problem(f"{kind} has a lone surrogate", text)
-    return None
-
-
 def _check_messages(row: Mapping[str, Any], origin: str) -> Example | list[Problem]:
-    """LLM Foundry's rules for the order of turns, and that a system message comes first."""
-    messages = _as_list(row["messages"])
-    if messages is None:
-        text = f"messages is {describe(row['messages'])}, but it must be a list of {{role, content}}"
-        return [Problem("messages is not a list", text)]
-    if len(messages) < 2:
-        there = "only one turn" if messages else "empty"
-        text = f"messages is {there}, but a conversation needs at least what is asked and the assistant's answer"
-        return [Problem(f"messages is {there}", f"{text}: add it, or remove the row")]
-    problems: list[Problem] = []
-    for index, message in enumerate(messages):
-        problems += _check_message(message, f"messages[{index}]")
-    return problems or _check_order(messages) or Conversation([_plain(message) for message in messages])
+    value = row["messages"] if row.get("messages") is not None else _joined(row)
+    messages, tools = read_messages(value), read_tools(row)
+    problems = [message for message in messages if isinstance(message, Problem)]
+    problems += [tools] if isinstance(tools, Problem) else []
+    if problems or isinstance(tools, Problem):
+        return problems
+    return Conversation([message for message in messages if isinstance(message, dict)], tools)
 
 
-def _check_message(message: Any, name: str) -> list[Problem]:
-    if not isinstance(message, Mapping):
-        text = f"{name} is {describe(message)}, but it must be an object with role and content"
-        return [Problem("a message is not an object", text)]
-    missing = [key for key in ("role", "content") if key not in message]
-    if missing:
-        hint = ""
-        if "from" in message and "value" in message:
-            hint = ": these are ShareGPT's names, which preprocessing_fn: openhermes takes from a column conversations"
-        both = " and ".join(missing)
-        return [Problem(f"a message has no {both}", f"{name} has no {both} (it has {_names(message)}){hint}")]
-    role = message["role"]
-    problems: list[Problem] = []
-    if role not in ROLES:
-        text = f"{name}.role is {describe(role)}, but it must be one of {', '.join(ROLES)}"
-        problems.append(Problem("unknown role", text))
-    said = f" ({role})" if isinstance(role, str) and role in ROLES else ""
-    content = check_content(message["content"], f"{name}{said}.content")
-    return problems if content is None else [*problems, content]
-
-
-def _check_order(messages: Sequence[Mapping[str, str]]) -> list[Problem]:
-    problems: list[Problem] = []
-    before = None
-    for index, message in enumerate(messages):
-        wrong = _out_of_order(message["role"], before)
-        if wrong is not None:
-            problems.append(Problem(wrong[0], f"messages[{index}] ({message['role']}) {wrong[1]}"))
-        before = message["role"]
-    if before != "assistant":
-        text = (
-            f"messages[{len(messages) - 1}] ({before}) is the last, but a conversation must end with the assistant, "
-            "whose answers are trained on: remove it, or add the answer"
-        )
-        problems.append(Problem("does not end with the assistant", text))
-    return problems
-
-
-def _out_of_order(role: str, before: str | None) -> tuple[str, str] | None:
-    """The kind of what is wrong with a turn after the one before it, and how to say so."""
-    if role == "system":
-        if before is None:
-            return None
-        return "system is not first", "is not the first: begin with what it says, or put it into the user's turn"
-    if before is None and role != "user":
-        return "does not begin with the user", "is the first, but a conversation begins with system or user"
-    if role == before and role != "tool":
-        return "repeated roles", f"follows another turn by the {role}: join the two, or add the turn between them"
-    if role == "tool" and before not in ("assistant", "tool"):
-        return "tool out of place", f"follows the {before}, but a tool's result follows the assistant that called it"
-    return None
+def _joined(row: Mapping[str, Any]) -> Any:
+    """The messages of TRL's prompt and completion, of which the completion is trained on."""
+    name = next((name for name in RESPONSE_NAMES if row.get(name) is not None), None)
+    if row.get("prompt") is None or name is None:
+        return row.get("messages")
+    prompt, response = row["prompt"], row[name]
+    asked = as_list(prompt) if _is_messages(prompt) else [{"role": "user", "content": prompt}]
+    answer = as_list(response) if _is_messages(response) else [{"role": "assistant", "content": response}]
+    # What the assistant has said before is part of the prompt.
+    asked = [
+        {"train": False, **message} if message.get("role") == "assistant" and "weight" not in message else message
+        for message in asked or ()
+    ]
+    return [*asked, *(answer or ())]
 
 
 def _check_turns(row: Mapping[str, Any], origin: str) -> Example | list[Problem]:
-    turns = _as_list(row["turns"])
+    turns = as_list(row["turns"])
     if not turns:
         text = f"turns is {describe(row['turns'])}, but it must be a list of {{input_ids, labels}}"
         return [Problem("turns is not a list with turns", text)]
@@ -255,7 +248,7 @@ def _check_turns(row: Mapping[str, Any], origin: str) -> Example | list[Problem]
     ids: list[tuple[np.ndarray, np.ndarray]] = []
     for index, turn in enumerate(turns):
         if not isinstance(turn, Mapping) or "input_ids" not in turn or "labels" not in turn:
-            seen = f"has {_names(turn)}" if isinstance(turn, Mapping) else f"is {describe(turn)}"
+            seen = f"has {key_names(turn)}" if isinstance(turn, Mapping) else f"is {describe(turn)}"
             text = f"turns[{index}] {seen}, but it must be an object with input_ids and labels"
             problems.append(Problem("a turn is not {input_ids, labels}", text))
             continue
@@ -289,10 +282,10 @@ _CHECKS: dict[str, Callable[[Mapping[str, Any], str], Example | list[Problem]]] 
 
 
 def _both_forms(row: Mapping[str, Any], given: list[str], origin: str) -> Problem:
-    columns = [name for form in given for name in FORMS[form] if name in row]
+    columns = [name for form in given for name in FORMS[form] if row.get(name) is not None]
     text = (
         f"{origin} has {' and '.join(columns)}, but an example has exactly one form, {' or '.join(given)}: leave one, "
-        f"or choose with a preprocessing_fn{_helper(row)}"
+        f"or choose with a preprocessing_fn{_advice(row)}"
     )
     return Problem(f"both {' and '.join(given)}", text)
 
@@ -308,50 +301,40 @@ def _apply(preprocess: Callable[[Any], Any], row: Any) -> Any:
         while at is not None and at.tb_next is not None:
             at = at.tb_next
         line = f" at {at.tb_frame.f_code.co_filename}:{at.tb_lineno}" if at is not None else ""
-        has = f"; the row has {_names(row)}" if isinstance(row, Mapping) else f"; the row is {describe(row)}"
+        has = f"; the row has {key_names(row)}" if isinstance(row, Mapping) else f"; the row is {describe(row)}"
         kind = f"preprocessing_fn raised {type(error).__name__}"
         return Problem(kind, f"{kind}: {error}{line}{has}")
 
 
 def _count_ignored(value: Mapping[str, Any], example: Example, ignored: Counter[str]) -> None:
     used = FORMS[example.form]
-    ignored.update(_printable(name) for name in value if name not in used)
     if isinstance(example, Conversation):
-        extra = {key for message in value["messages"] if len(message) > 2 for key in message}
-        ignored.update(f"messages[].{_printable(key)}" for key in extra - {"role", "content"})
+        in_messages = value.get("messages") is not None
+        used = ("messages", "tools", "functions", *(() if in_messages else PAIR))
+        for name in ("messages",) if in_messages else PAIR:
+            if _is_messages(value.get(name)):
+                ignored.update(unused_in(value[name]))
+    ignored.update(printable(name) for name in value if name not in used and value[name] is not None)
 
 
-def _printable(name: Any) -> str:
-    """A lone surrogate, which JSON can write and no terminal can take, as its escape."""
-    return str(name).encode(errors="backslashreplace").decode()
-
-
-def _helper(row: Mapping[str, Any]) -> str:
-    """A hint to the preprocessing function that is registered for such columns."""
-    known = _known_columns(row)
+def _advice(row: Mapping[str, Any]) -> str:
+    """A hint to the preprocessing function that reads such columns."""
+    known = _reader_of(row)
     return f" (for these columns: preprocessing_fn: {known[1]})" if known is not None else ""
 
 
-def _known_columns(row: Mapping[str, Any]) -> tuple[tuple[str, ...], str] | None:
-    return next((item for item in HELPERS.items() if all(column in row for column in item[0])), None)
+def _reader_of(row: Mapping[str, Any], pairs: Iterable[tuple[str, str]] = PAIRS) -> tuple[tuple[str, ...], str] | None:
+    """The columns of a known dataset that the row has, and the preprocessing_fn that has just read it."""
+    for columns, name in KNOWN_COLUMNS.items():
+        if all(column in row for column in columns) and _makes_an_example(PREPROCESSORS[name], row):
+            return columns, name
+    for prompt, response in pairs:
+        take = take_columns({"prompt": prompt, "response": response})
+        if prompt in row and response in row and _makes_an_example(take, row):
+            return (prompt, response), f"{{prompt: {prompt}, response: {response}}}"
+    return None
 
 
-def _plain(message: Mapping[str, str]) -> dict[str, str]:
-    return {"role": message["role"], "content": message["content"]}
-
-
-def _as_list(value: Any) -> list[Any] | None:
-    """Lists, and what MDS and parquet give in their place."""
-    return list(value) if isinstance(value, list | tuple | np.ndarray) else None
-
-
-def _names(row: Mapping[str, Any]) -> str:
-    return ", ".join(str(name) for name in row) or "no fields"
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+def _makes_an_example(preprocess: Callable[[Any], Any], row: Mapping[str, Any]) -> bool:
+    made = _apply(preprocess, row)
+    return isinstance(made, Mapping) and not isinstance(check_example(made, "what preprocessing_fn returned"), list)

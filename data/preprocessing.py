@@ -17,24 +17,32 @@ PreprocessingFn = Callable[[Any], Any]
 
 
 def alpaca(row: Mapping[str, Any]) -> dict[str, str]:
-    """tatsu-lab/alpaca: `{instruction, input, output, text}`; input is "" in rows that need none.
+    """tatsu-lab/alpaca: `{instruction, input, output, text}`; input is "" in rows that need none, or missing.
 
     The prompt is Alpaca's own, as its `text` has it. Card: huggingface.co/datasets/tatsu-lab/alpaca
     """
+    for column in ("system", "history"):
+        if row.get(column):
+            raise DataError(f"has {column}, for which alpaca's prompt has no place: write a function of your own")
+    given = row.get("input") or ""
     intro = "Below is an instruction that describes a task"
-    more = ", paired with an input that provides further context" if row["input"] else ""
-    context = f"### Input:\n{row['input']}\n\n" if row["input"] else ""
+    more = ", paired with an input that provides further context" if given else ""
+    context = f"### Input:\n{given}\n\n" if given else ""
     ask = "Write a response that appropriately completes the request."
     prompt = f"{intro}{more}. {ask}\n\n### Instruction:\n{row['instruction']}\n\n{context}### Response:\n"
     return {"prompt": prompt, "response": row["output"]}
 
 
 def dolly(row: Mapping[str, Any]) -> dict[str, str]:
-    """databricks/databricks-dolly-15k: `{instruction, context, response, category}`; context is often "".
+    """databricks/databricks-dolly-15k: `{instruction, context, response, category}`; context is often "", or missing.
+    Some copies call it `input`.
 
     Card: huggingface.co/datasets/databricks/databricks-dolly-15k
     """
-    context = f"### Context:\n{row['context']}\n\n" if row["context"] else ""
+    given = [row[column] for column in ("context", "input") if row.get(column)]
+    if len(given) > 1:
+        raise DataError("has both context and input, of which dolly's prompt has one: write a function of your own")
+    context = f"### Context:\n{given[0]}\n\n" if given else ""
     prompt = f"### Instruction:\n{row['instruction']}\n\n{context}### Response:\n"
     return {"prompt": prompt, "response": row["response"]}
 
@@ -64,15 +72,32 @@ def flan(row: Mapping[str, Any]) -> dict[str, str]:
     return {"prompt": prompt, "response": response if apart or not response else f" {response}"}
 
 
-def openhermes(row: Mapping[str, Any]) -> dict[str, Any]:
-    """teknium/OpenHermes-2.5, and any ShareGPT: `{conversations: [{from, value}, ...], source, category, ...}`, from is
-    system, human or gpt.
+def sharegpt(row: Mapping[str, Any]) -> dict[str, Any]:
+    """ShareGPT's conversations, in their usual variants: `{conversations: [{from, value}, ...], system, tools}`.
 
-    A system turn without a word is left out. Card: huggingface.co/datasets/teknium/OpenHermes-2.5
+    The column may also be `conversation` or `messages`, a turn `{role, content}`. Roles: system; human, user; gpt,
+    chatgpt, bing, bard, model, assistant; function_call, whose text is JSON of `{name, arguments}`; observation, tool,
+    function, function_response, tool_response. `weight` and `train` of a turn are kept, `tools` may be JSON text.
+    Card: huggingface.co/datasets/teknium/OpenHermes-2.5
     """
-    roles = {"human": "user", "gpt": "assistant"}
-    turns = [{"role": roles.get(turn["from"], turn["from"]), "content": turn["value"]} for turn in row["conversations"]]
-    return {"messages": [turn for turn in turns if turn["role"] != "system" or turn["content"]]}
+    roles = {
+        **dict.fromkeys(("human", "user"), "user"),
+        **dict.fromkeys(("gpt", "chatgpt", "bing", "bard", "model", "assistant", "function_call"), "assistant"),
+        **dict.fromkeys(("observation", "tool", "function", "function_response", "tool_response"), "tool"),
+    }
+    column = next((name for name in ("conversations", "conversation", "messages") if row.get(name) is not None), None)
+    if column is None:
+        raise DataError("has none of the columns conversations, conversation and messages")
+    messages: list[dict[str, Any]] = []
+    for turn in row[column]:
+        said = turn["from"] if "from" in turn else turn["role"]
+        text = turn["value"] if "value" in turn else turn["content"]
+        content = {"content": None, "tool_calls": text} if said == "function_call" else {"content": text}
+        more = {key: value for key, value in turn.items() if key not in ("from", "role", "value", "content")}
+        messages.append({**more, "role": roles.get(said, said), **content})
+    if row.get("system") and messages and messages[0]["role"] != "system":
+        messages.insert(0, {"role": "system", "content": row["system"]})
+    return {"messages": messages, **({"tools": row["tools"]} if row.get("tools") is not None else {})}
 
 
 def stackmathqa(row: Mapping[str, Any]) -> dict[str, str]:
@@ -86,11 +111,14 @@ def stackmathqa(row: Mapping[str, Any]) -> dict[str, str]:
 
 def numinamath(row: Mapping[str, Any]) -> dict[str, Any]:
     """AI-MO/NuminaMath-CoT: `{source, problem, solution, messages: [{content, role}, ...]}`; messages are the problem
-    by the user and the solution by the assistant.
+    by the user and the solution by the assistant, and are made of these where they are missing.
 
     Card: huggingface.co/datasets/AI-MO/NuminaMath-CoT
     """
-    return {"messages": row["messages"]}
+    if row.get("messages") is not None:
+        return {"messages": row["messages"]}
+    turns = (("user", row["problem"]), ("assistant", row["solution"]))
+    return {"messages": [{"role": role, "content": text} for role, text in turns]}
 
 
 def multiple_choice(row: Mapping[str, Any]) -> dict[str, str]:
@@ -118,7 +146,8 @@ PREPROCESSORS: dict[str, PreprocessingFn] = {
     "dolly": dolly,
     "p3": p3,
     "flan": flan,
-    "openhermes": openhermes,
+    "sharegpt": sharegpt,
+    "openhermes": sharegpt,
     "stackmathqa": stackmathqa,
     "numinamath": numinamath,
     "multiple_choice": multiple_choice,
@@ -128,7 +157,7 @@ PREPROCESSORS: dict[str, PreprocessingFn] = {
     "bigscience/P3": p3,
     "Muennighoff/P3": flan,
     "Muennighoff/flan": flan,
-    "teknium/OpenHermes-2.5": openhermes,
+    "teknium/OpenHermes-2.5": sharegpt,
     "math-ai/StackMathQA": stackmathqa,
     "AI-MO/NuminaMath-CoT": numinamath,
 }
@@ -147,7 +176,7 @@ def resolve_preprocessing_fn(value: str | Mapping[str, str] | None) -> Preproces
         raise ConfigError(
             f"preprocessing_fn is {dict(value)}, but a mapping must be {{prompt: COLUMN, response: COLUMN}}"
         )
-    return _take_columns(value)
+    return take_columns(value)
 
 
 def preprocessing_source(value: str | Mapping[str, str] | None) -> str:
@@ -176,7 +205,9 @@ def preprocessing_source(value: str | Mapping[str, str] | None) -> str:
         ) from None
 
 
-def _take_columns(columns: Mapping[str, str]) -> PreprocessingFn:
+def take_columns(columns: Mapping[str, str]) -> PreprocessingFn:
+    """The function of {prompt: column, response: column}; it raises DataError for a row that lacks one."""
+
     def take(row: Any) -> dict[str, Any]:
         if not isinstance(row, Mapping):
             raise DataError(f"the row is {type(row).__name__}, but an object with columns is needed")

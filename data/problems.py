@@ -101,5 +101,31 @@ def describe(value: Any) -> str:
     return short if isinstance(value, str) or value is None else f"{short} ({type(value).__name__})"
 
 
+def check_text(value: Any, name: str, fix: str = "fill it in, or remove the row") -> Problem | None:
+    """What is wrong with a value that must be text with something in it. `name` is what it is called."""
+    kind = name.rpartition(".")[2]
+    if value is None:
+        return Problem(f"{kind} is null", f"{name} is null, but it must be text: {fix}")
+    if not isinstance(value, str):
+        text = f"{name} is {describe(value)}, but it must be text in quotes"
+        return Problem(f"{kind} is not text ({type(value).__name__})", text)
+    if not value or value.isspace():
+        defect = "is only whitespace" if value else "is empty"
+        seen = f" ({describe(value)})" if value else ""
+        return Problem(f"{kind} {defect}", f"{name} {defect}{seen}: {fix}")
+    if not value.isascii() and not _is_unicode(value):
+        text = f"{name} is {describe(value)}, but it has half of a \\ud800-style pair, which is no character: remove it"
+        return Problem(f"{kind} has a lone surrogate", text)
+    return None
+
+
 def _count(number: int, word: str) -> str:
     return f"{number} {word}" if number == 1 else f"{number} {word}s"
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -12,7 +13,7 @@ import numpy as np
 
 from data import blocks
 from data.config import TokenizerConfig
-from data.errors import ConfigError, DataError, RowError
+from data.errors import ConfigError, DataError, RowError, TemplateError
 from data.tiktoken_bpe import read_vocabulary, to_fast
 
 if TYPE_CHECKING:
@@ -62,6 +63,8 @@ class Tokenizer(Protocol):
     stop_token_ids: list[int]
     """Ids at which generation ends: eos, and the chat template's end of a turn."""
     chat_template: str | None
+    chat_template_drops: frozenset[str]
+    """What of a conversation the template may leave out: see TokenizerConfig."""
     special_tokens: Mapping[str, int]
     """Those that are written out in rendered conversations, and their ids."""
     fingerprint: str
@@ -74,10 +77,17 @@ class Tokenizer(Protocol):
         """
         ...
 
-    def render(self, messages: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
+    def render(
+        self,
+        messages: list[dict[str, Any]],
+        *,
+        add_generation_prompt: bool,
+        tools: list[dict[str, Any]] | None = None,
+    ) -> str:
         """The conversation as the chat template writes it; with the generation prompt, up to where an answer begins.
 
-        Raises ConfigError when there is no template, DataError with what the template says against the conversation.
+        Raises ConfigError when there is no template, TemplateError when it asks for the date and none is configured,
+        DataError with what the template says against the conversation.
         """
         ...
 
@@ -96,7 +106,12 @@ class Tokenizer(Protocol):
 
 def build_tokenizer(config: TokenizerConfig) -> Tokenizer:
     """Raises ConfigError when there is no such vocabulary, encoding, model, folder or name, or it cannot be read."""
-    return _build_tiktoken(config) if config.name == "tiktoken" else HFTokenizer(config.name, _load_hf(config.name))
+    if config.name == "tiktoken":
+        return _build_tiktoken(config)
+    tokenizer = _load_hf(config.name)
+    return HFTokenizer(
+        config.name, tokenizer, chat_template_drops=config.chat_template_drops, chat_date=config.chat_date
+    )
 
 
 class TiktokenTokenizer:
@@ -114,6 +129,7 @@ class TiktokenTokenizer:
         special_tokens: dict[str, int],
         *,
         use_default_system_prompt: bool = False,
+        chat_template_drops: Sequence[str] = (),
     ) -> None:
         import tiktoken
 
@@ -130,9 +146,11 @@ class TiktokenTokenizer:
         self.stop_token_ids = [special[END_OF_TEXT], special[IM_END]]
         self._template = (DEFAULT_SYSTEM_TURN if use_default_system_prompt else "") + CHATML_TEMPLATE
         self.chat_template: str | None = self._template
+        self.chat_template_drops = frozenset(chat_template_drops)
         self.special_tokens: Mapping[str, int] = special
         by_rank = sorted((rank, token.hex()) for token, rank in ranks.items())
-        self.fingerprint = _hash(["tiktoken", by_rank, pattern, sorted(special.items()), self._template])
+        settings = _chat_settings(self.chat_template_drops)
+        self.fingerprint = _hash(["tiktoken", by_rank, pattern, sorted(special.items()), self._template, *settings])
         # Encodings with different special tokens should have different names, tiktoken says.
         self._encoding = tiktoken.Encoding(
             f"dropless-{self.fingerprint}", pat_str=pattern, mergeable_ranks=ranks, special_tokens=special
@@ -143,8 +161,17 @@ class TiktokenTokenizer:
             return blocks.encode_blocks(self._encoding, text, special=False)
         return _int32(self._encoding.encode_to_numpy(text, disallowed_special=()))
 
-    def render(self, messages: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
-        return _compile(self._template).render(messages=messages, add_generation_prompt=add_generation_prompt)
+    def render(
+        self,
+        messages: list[dict[str, Any]],
+        *,
+        add_generation_prompt: bool,
+        tools: list[dict[str, Any]] | None = None,
+    ) -> str:
+        try:
+            return _compile(self._template).render(messages=messages, add_generation_prompt=add_generation_prompt)
+        except TypeError as error:  # the template joins texts, and a content is none
+            raise DataError(str(error)) from error
 
     def encode_rendered(self, text: str) -> np.ndarray:
         if len(text) > blocks.BLOCK:
@@ -188,7 +215,9 @@ class TiktokenTokenizer:
 class HFTokenizer:
     """Any tokenizer of the transformers library that needs no code from elsewhere."""
 
-    def __init__(self, name: str, tokenizer: Any) -> None:
+    def __init__(
+        self, name: str, tokenizer: Any, *, chat_template_drops: Sequence[str] = (), chat_date: str | None = None
+    ) -> None:
         if tokenizer.eos_token_id is None:
             raise ConfigError(
                 f"tokenizer.name is {name!r}, but that tokenizer has no eos_token, so a model could not learn to stop: "
@@ -205,13 +234,22 @@ class HFTokenizer:
         if end_of_turn not in (None, self.eos_token_id):
             self.stop_token_ids.append(end_of_turn)
         self.special_tokens: Mapping[str, int] = _hf_special_tokens(tokenizer)
-        self.fingerprint = _hash(["hf", _hf_contents(tokenizer), self.stop_token_ids, self.chat_template])
+        self.chat_template_drops = frozenset(chat_template_drops)
+        self._date = None if chat_date is None else datetime.fromisoformat(chat_date)
+        settings = _chat_settings(self.chat_template_drops, chat_date)
+        self.fingerprint = _hash(["hf", _hf_contents(tokenizer), self.stop_token_ids, self.chat_template, *settings])
         self._tokenizer = tokenizer
 
     def encode(self, text: str) -> np.ndarray:
         return self._encode(text, split_special_tokens=True)
 
-    def render(self, messages: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
+    def render(
+        self,
+        messages: list[dict[str, Any]],
+        *,
+        add_generation_prompt: bool,
+        tools: list[dict[str, Any]] | None = None,
+    ) -> str:
         if self.chat_template is None:
             raise ConfigError(
                 f"tokenizer.name is {self.name!r}, but that tokenizer has no chat template, which messages need: name "
@@ -219,10 +257,26 @@ class HFTokenizer:
             )
         try:
             return self._tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=add_generation_prompt
+                messages,
+                tools=tools,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+                # In the place of transformers' own, which is of the day on which it runs.
+                strftime_now=self._strftime,
             )
+        except TemplateError:
+            raise
         except Exception as error:  # whatever the template runs into, or raises itself
             raise DataError(str(error) or type(error).__name__) from error
+
+    def _strftime(self, format: str) -> str:
+        if self._date is None:
+            raise TemplateError(
+                f"the chat template of tokenizer {self.name} writes today's date ({format}), so that the rows would "
+                "depend on the day on which they are prepared: configure the date, as in tokenizer.chat_date: "
+                "'2026-11-29'"
+            )
+        return self._date.strftime(format)
 
     def encode_rendered(self, text: str) -> np.ndarray:
         return self._encode(text, split_special_tokens=False)
@@ -257,7 +311,14 @@ def _build_tiktoken(config: TokenizerConfig) -> TiktokenTokenizer:
         encoding = _load_encoding(key, name)
         ranks, pattern, special = encoding._mergeable_ranks, encoding._pat_str, encoding._special_tokens
     with_system = kwargs.use_default_system_prompt
-    return TiktokenTokenizer(f"tiktoken:{name}", ranks, pattern, special, use_default_system_prompt=with_system)
+    return TiktokenTokenizer(
+        f"tiktoken:{name}",
+        ranks,
+        pattern,
+        special,
+        use_default_system_prompt=with_system,
+        chat_template_drops=config.chat_template_drops,
+    )
 
 
 def _load_encoding(key: str, name: str) -> "tiktoken.Encoding":
@@ -372,6 +433,11 @@ def _hf_contents(tokenizer: Any) -> object:
     # Of its settings (such as do_lower_case) those that are not paths or names of files.
     settings = {key: repr(value) for key, value in tokenizer.init_kwargs.items() if not re.search("file|path", key)}
     return [type(tokenizer).__name__, contents, settings, sorted(tokenizer.get_added_vocab().items())]
+
+
+def _chat_settings(drops: frozenset[str], date: str | None = None) -> list[Any]:
+    """What is configured of the chat template, for the fingerprint; nothing where nothing is."""
+    return [sorted(drops), date] if drops or date is not None else []
 
 
 def _hash(contents: object) -> str:

@@ -15,6 +15,7 @@ import numpy as np
 
 from data.chat import Document, fit, tokenize
 from data.config import DatasetConfig
+from data.errors import TemplateError
 from data.examples import Conversation, Example, Problem, Reading, TokenTurns, read_examples
 from data.mds import COLUMNS
 from data.packing import CUTTERS, PACKERS
@@ -152,7 +153,10 @@ class Tokenizing:
         for example in read_examples(self.source.rows(task.chunk), self.preprocess, part.reading):
             if task.check_only and not self._can_refuse(example):
                 continue
-            result = self._fit(example, part.tally)
+            try:
+                result = self._fit(example, part.tally)
+            except TemplateError as error:
+                raise TemplateError(f"{part.reading.place}: {error}") from None
             if isinstance(result, Problem):
                 part.reading.n_valid -= 1
                 part.reading.add(part.reading.place, [result])

@@ -195,19 +195,20 @@ def test_a_template_that_ends_only_the_last_turn_names_the_first_it_does_not(tem
 
 
 def test_a_template_that_changes_earlier_turns_names_the_turn(template):
-    thoughts = f"{TURNS}.split('#')[0 if not loop.last else -1] + '<|im_end|>' }}}}{ASK}"
-    tokenizer = template(thoughts)
-    example = talk("a", "x", "c", "hm#d", "e", "f")
+    tokenizer = template(f"{TURNS} + ('' if loop.last or loop.index > 4 else '!') + '<|im_end|>' }}}}{ASK}")
+    example = talk("a", "x", "c", "d", "e", "f")
     problem = tokenize(example, tokenizer, config(target_responses="all"))
     assert isinstance(problem, Problem)
-    assert problem.text.startswith("messages[3] (assistant): with more turns the chat template writes")
-    assert "('d<|im_end|>' became 'hm<|im_end|><|im_start|>user" in problem.text
+    assert problem.text.startswith("messages[1] (assistant): with more turns the chat template writes")
+    assert "('<|im_end|><|im_start|>assistant\\n' became '!<|im_end|>" in problem.text
+    assert problem.text.endswith("or train on the last answers alone (target_prompts: none, target_responses: last)")
 
 
 def test_a_template_whose_generation_prompt_is_another_names_the_turn(template):
     tokenizer = template(f"{TURNS} + '<|im_end|>' }}}}{ASK.replace('assistant', 'bot')}")
     problem = tokenize(talk("a", "b"), tokenizer, config())
-    assert problem.text.startswith("messages[1] (assistant): with more turns the chat template writes what is before")
+    assert problem.text.startswith("messages[1] (assistant): the generation prompt ends with 'bot\\n', but the chat ")
+    assert "last answers alone" not in problem.text
 
 
 def test_a_template_that_fails_is_a_problem_of_its_row(template):

@@ -80,13 +80,22 @@ def test_columns_are_named_on_the_command_line(tmp_path):
 
 def test_streaming_reads_conversations_in_their_order(tmp_path):
     rows = [
-        {"messages": [{"role": "user", "content": f"{i}"}, {"role": "assistant", "content": "b"}]} for i in range(9)
+        {"messages": [{"role": "user", "content": f"{i}"}, {"role": "assistant", "content": "b", "train": i > 4}]}
+        for i in range(9)
     ]
     write_jsonl(tmp_path / "a.jsonl", rows)
     flags = ["--dataset", "json", "--splits", "train", "--data_files", str(tmp_path / "a.jsonl")]
     assert finetuning([*flags, "--skip-preprocessing", "--out_root", str(tmp_path / "out")]) == 0
     dataset = StreamingDataset(local=str(tmp_path / "out" / "train"), batch_size=1, shuffle=False)
     assert [dataset[i] for i in range(9)] == rows
+
+
+def test_tools_have_no_column_of_llm_foundry_s(tmp_path, capsys):
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    write_jsonl(tmp_path / "a.jsonl", [{"messages": messages, "tools": [{"function": {"name": "add"}}]}])
+    flags = ["--dataset", "json", "--splits", "train", "--data_files", str(tmp_path / "a.jsonl")]
+    assert finetuning([*flags, "--skip-preprocessing", "--out_root", str(tmp_path / "out")]) == 2
+    assert "a row has tools, for which LLM Foundry's columns have no place" in capsys.readouterr().err
 
 
 def test_bad_rows_are_refused_without_a_tokenizer_too(tmp_path, capsys):

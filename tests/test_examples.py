@@ -2,18 +2,12 @@ import pickle
 
 import numpy as np
 import pytest
+import yaml
 
 from data.errors import DataError
-from data.examples import (
-    Conversation,
-    Problem,
-    PromptResponse,
-    Reading,
-    Text,
-    TokenTurns,
-    check_example,
-    read_examples,
-)
+from data.examples import Conversation, PromptResponse, Text, TokenTurns, check_example, read_examples
+from data.preprocessing import resolve_preprocessing_fn
+from data.problems import Problem, Reading
 
 GOOD = {"prompt": "2 + 2?", "response": "4"}
 TEXT = {"text": "Once."}
@@ -128,7 +122,7 @@ def test_text_beside_a_known_datasets_columns_is_no_text_to_train_on_as_a_whole(
         ([turn(content=" \t"), ANSWER], "messages[0] (user).content is only whitespace (' \\t')"),
         ([turn(content="a\ud800"), ANSWER], "messages[0] (user).content is 'a\\ud800', but it has half of a"),
         ([{"role": "user"}, ANSWER], "messages[0] has no content (it has role)"),
-        ([{"from": "human", "value": "a"}, ANSWER], "ShareGPT's names, which preprocessing_fn: openhermes takes"),
+        ([{"from": "human", "value": "a"}, ANSWER], "ShareGPT's names, which preprocessing_fn: sharegpt reads"),
     ],
 )
 def test_each_way_for_messages_to_be_wrong_names_the_turn(messages, text):
@@ -169,19 +163,36 @@ def test_missing_fields_show_what_is_there_and_the_way_out():
 
 
 @pytest.mark.parametrize(
-    ("columns", "name"),
+    ("row", "name"),
     [
-        (["conversations", "id"], "openhermes"),
-        (["instruction", "input", "output"], "alpaca"),
-        (["instruction", "context", "response", "category"], "dolly"),
-        (["inputs", "targets", "task"], "flan"),
-        (["Q", "A", "meta"], "stackmathqa"),
-        (["question", "choices", "answer"], "multiple_choice"),
+        ({"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}], "id": 1}, "sharegpt"),
+        ({"conversation": [USER, ANSWER]}, "sharegpt"),
+        ({"instruction": "a", "input": "b", "output": "c"}, "alpaca"),
+        ({"instruction": "a", "output": "c"}, "alpaca"),
+        ({"instruction": "a", "context": "", "response": "c", "category": "x"}, "dolly"),
+        ({"instruction": "a", "response": "c"}, "dolly"),
+        ({"inputs_pretokenized": "a", "targets_pretokenized": "b", "inputs": [1], "targets": [2]}, "p3"),
+        ({"inputs": "a", "targets": "b", "task": "c"}, "flan"),
+        ({"Q": "a", "A": "b", "meta": {}}, "stackmathqa"),
+        ({"problem": "a", "solution": "b"}, "numinamath"),
+        ({"question": "a", "choices": ["b", "c"], "answer": 1}, "multiple_choice"),
+        ({"question": "a", "answer": "b"}, "{prompt: question, response: answer}"),
+        ({"input": "a", "output": "b"}, "{prompt: input, response: output}"),
     ],
 )
-def test_a_known_dataset_s_columns_name_its_preprocessing_function(columns, name):
-    problems = check_example(dict.fromkeys(columns, "a"))
-    assert problems[0].text.endswith(f"(for these columns: preprocessing_fn: {name})")
+def test_the_preprocessing_function_that_an_error_suggests_reads_the_row(row, name):
+    text = check_example(row)[0].text
+    assert text.endswith(f"(for these columns: preprocessing_fn: {name})")
+    preprocess = resolve_preprocessing_fn(yaml.safe_load(name))
+    examples, reading = read([row], preprocess)
+    assert (len(examples), reading.bad_rows) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    "row", [{"conversations": "a"}, {"instruction": "a", "output": 5}, {"inputs": [1], "targets": [2]}]
+)
+def test_a_function_that_would_not_read_the_row_is_not_suggested(row):
+    assert "for these columns" not in check_example(row)[0].text
 
 
 @pytest.mark.parametrize("row", [[GOOD], "text", 3, None])
@@ -221,8 +232,8 @@ def test_bad_rows_do_not_decide_the_form():
 
 
 def test_further_columns_are_counted():
-    rows = [CHAT | {"id": 1}, {"messages": [USER | {"weight": 1, "name": "A"}, ANSWER | {"weight": 2}], "id": 2}]
-    assert read(rows)[1].ignored == {"id": 2, "messages[].weight": 1, "messages[].name": 1}
+    rows = [CHAT | {"id": 1}, {"messages": [USER | {"name": "A"}, ANSWER | {"score": 2, "name": "B"}], "id": 2}]
+    assert read(rows)[1].ignored == {"id": 2, "messages[].score": 1, "messages[].name": 1}
 
 
 def test_ignored_columns_can_be_printed():

@@ -1,3 +1,4 @@
+import json
 import sys
 
 import pytest
@@ -54,9 +55,32 @@ def test_registered_functions_make_pairs_of_their_rows(name, prompt, response):
     assert check_example(PREPROCESSORS[name](ROWS[name])) == PromptResponse(prompt, response)
 
 
-@pytest.mark.parametrize("name", ["openhermes", "numinamath"])
-def test_registered_functions_make_conversations_of_their_rows(name):
-    assert check_example(PREPROCESSORS[name](ROWS[name])) == Conversation(TURNS)
+def test_registered_functions_make_conversations_of_their_rows():
+    assert check_example(PREPROCESSORS["numinamath"](ROWS["numinamath"])) == Conversation(TURNS)
+    without = {"problem": "Add 2, 2.", "solution": "4"}
+    assert check_example(PREPROCESSORS["numinamath"](without)) == Conversation(TURNS)
+    weighted = [TURNS[0] | {"train": False}, TURNS[1] | {"train": True}]
+    assert check_example(PREPROCESSORS["openhermes"](ROWS["openhermes"])) == Conversation(weighted)
+
+
+def test_sharegpt_reads_calls_of_tools_and_its_many_names():
+    call = {"name": "add", "arguments": {"x": 2}}
+    turns = [("human", "Add."), ("function_call", json.dumps(call)), ("observation", "4"), ("gpt", "It is 4.")]
+    tools = json.dumps([{"name": "add", "parameters": {}}])
+    row = {"conversations": [{"from": name, "value": text} for name, text in turns], "system": "Be brief."}
+    example = check_example(PREPROCESSORS["sharegpt"](row | {"tools": tools}))
+    assert isinstance(example, Conversation)
+    assert [message["role"] for message in example.messages] == ["system", "user", "assistant", "tool", "assistant"]
+    assert example.messages[2]["tool_calls"] == [{"type": "function", "function": call}]
+    assert example.tools == json.loads(tools)
+
+
+def test_what_a_registered_function_has_no_place_for_is_refused():
+    for name, row in (("alpaca", {"history": [["a", "b"]]}), ("alpaca", {"system": "s"}), ("dolly", {"input": "i"})):
+        with pytest.raises(DataError, match=r"no place|of which dolly's prompt has one"):
+            PREPROCESSORS[name](ROWS[name] | row)
+    made = PREPROCESSORS["dolly"]({"instruction": "Add.", "input": "2, 2", "response": "4"})
+    assert made == PREPROCESSORS["dolly"](ROWS["dolly"])
 
 
 @pytest.mark.parametrize(("name", "column"), [("alpaca", "input"), ("dolly", "context")])
@@ -134,7 +158,7 @@ def test_none_means_that_rows_are_examples():
     [
         (
             "alpacca",
-            "there is no such function; did you mean 'alpaca'? (registered: alpaca, dolly, p3, flan, openhermes",
+            "there is no such function; did you mean 'alpaca'? (registered: alpaca, dolly, p3, flan, sharegpt",
         ),
         ("mine:mak", "mine has no mak; did you mean 'make'?"),
         ("mine:number", "number is not callable (int)"),

@@ -80,7 +80,7 @@ def _with_any_answer(rows: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any
         elif isinstance(row, dict) and isinstance(row.get("messages"), list):
             last = row["messages"][-1] if row["messages"] else None
             if not (isinstance(last, dict) and last.get("role") == "assistant"):
-                row = {"messages": [*row["messages"], {"role": "assistant", "content": "any"}]}
+                row = {**row, "messages": [*row["messages"], {"role": "assistant", "content": "any"}]}
         elif isinstance(row, dict) and not any(names[0] in row for names in FORMS.values()):
             columns = ", ".join(row) or "no columns"
             row = Problem(
@@ -132,7 +132,7 @@ def encode_one(question: Question, tokenizer: Tokenizer) -> list[int]:
             raise DataError(f"{text[:40]!r} is not UTF-8 text (character {error.start + 1})") from None
     if isinstance(question, PromptResponse):
         return tokenizer.encode(question.prompt).tolist()
-    return encode_question(question.messages[:-1], tokenizer).tolist()
+    return encode_question(replace(question, messages=question.messages[:-1]), tokenizer).tolist()
 
 
 def ask(

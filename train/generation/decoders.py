@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any, Literal
 
@@ -143,7 +144,8 @@ def _tokenizer(folder: Path, model: ModelConfig) -> Tokenizer:
         raise ConfigError(
             f"{folder} has no tokenizer (tokenizer.json, tokenizer_config.json): copy the model's own there"
         )
-    tokenizer = build_tokenizer(TokenizerConfig(name=str(folder.absolute())))
+    # The date is today's, as transformers has it: whoever asks does so today.
+    tokenizer = build_tokenizer(TokenizerConfig(name=str(folder.absolute()), chat_date=f"{date.today()}"))
     if tokenizer.vocab_size > model.vocab_size:
         raise ConfigError(
             f"the tokenizer in {folder} has {tokenizer.vocab_size} tokens, but the model {model.vocab_size}: they "
