@@ -28,6 +28,11 @@ _THINKING = re.compile(
 )
 """What an answer holds of the thoughts before it; a generation prompt may have opened them."""
 
+OTHER = "other"
+"""What no template may leave out."""
+_SHOWN = 4
+"""Places that an error names; the others are counted."""
+
 Message = dict[str, Any]
 
 # (message, key) of what a template does not write, of the tools (None, "tools").
@@ -209,36 +214,46 @@ def _not_stable(index: int, hidden: Hidden, earlier: str, later: str, *, is_prom
 
 
 def _check_nothing_lost(conversation: Conversation, text: str, lost: frozenset[_Place], tokenizer: Tokenizer) -> None:
-    """Raises TemplateError for the first thing that is not in the text and may not be left out."""
-    drops, collapsed = tokenizer.chat_template_drops, _collapse(text)
-    if (None, "tools") in lost and "tools" not in drops:
-        raise _lost("tools", "tools", tokenizer)
-    for index, message in enumerate(conversation.messages):
-        name = f"messages[{index}] ({message['role']})"
-        for key in message.keys() & {"tool_calls", "loss_weight", *THINKING_KEYS}:
-            drop = "thinking" if key in THINKING_KEYS else key
-            gone = (index, key) in lost or (drop == "thinking" and not _is_in(message[key], text, collapsed))
-            if gone and drop not in drops:
-                raise _lost(f"{name}.{key}", drop, tokenizer)
-        found = (index, "content") not in lost and _is_in(message["content"], text, collapsed)
-        if found or (message["role"] == "system" and "system" in drops):
-            continue
-        answer = _THINKING.sub("", message["content"]) if message["role"] == "assistant" else message["content"]
-        if answer == message["content"] or not _is_in(answer, text, collapsed):
-            raise _lost(f"{name}.content", "system" if message["role"] == "system" else None, tokenizer)
-        if "thinking" not in drops:
-            raise _lost(f"the thinking in {name}.content", "thinking", tokenizer)
-
-
-def _lost(what: str, drop: str | None, tokenizer: Tokenizer) -> TemplateError:
-    if drop is None:
+    """Raises TemplateError for what is not in the text and may not be left out."""
+    drops = tokenizer.chat_template_drops
+    found = {name: kind for name, kind in _losses(conversation, text, lost) if kind not in drops}
+    if not found:
+        return
+    if OTHER in found.values():
         fix = (
             "take a tokenizer whose template writes each message's text as it is (those of vision models may read "
             "lists of parts), or change chat_template in its tokenizer_config.json"
         )
     else:
-        fix = f"take a tokenizer whose template does, or allow it with tokenizer.chat_template_drops: [{drop}]"
-    return TemplateError(f"{what} is not in what the chat template of tokenizer {tokenizer.name} writes: {fix}")
+        kinds = ", ".join(dict.fromkeys((*sorted(drops), *found.values())))
+        fix = f"take a tokenizer whose template does, or allow it with tokenizer.chat_template_drops: [{kinds}]"
+    more = f" (and {len(found) - _SHOWN} more)" if len(found) > _SHOWN else ""
+    raise TemplateError(
+        f"{', '.join([*found][:_SHOWN])}{more} {'is' if len(found) == 1 else 'are'} not in what the chat template of "
+        f"tokenizer {tokenizer.name} writes: {fix}"
+    )
+
+
+def _losses(conversation: Conversation, text: str, lost: frozenset[_Place]) -> list[tuple[str, str]]:
+    """`(name, kind)` of what is not in the text; the kind is as chat_template_drops has it, or OTHER."""
+    collapsed = _collapse(text)
+    found = [("tools", "tools")] if (None, "tools") in lost else []
+    for index, message in enumerate(conversation.messages):
+        role = message["role"]
+        name = f"messages[{index}] ({role})"
+        for key in ("tool_calls", "loss_weight"):
+            found += [(f"{name}.{key}", key)] if (index, key) in lost else []
+        for key in THINKING_KEYS:
+            if key in message and ((index, key) in lost or not _is_in(message[key], text, collapsed)):
+                found.append((f"{name}.{key}", "thinking"))
+        if (index, "content") not in lost and _is_in(message["content"], text, collapsed):
+            continue
+        answer = _THINKING.sub("", message["content"]) if role == "assistant" else message["content"]
+        if answer != message["content"] and _is_in(answer, text, collapsed):
+            found.append((f"the thinking in {name}.content", "thinking"))
+        else:
+            found.append((f"{name}.content", "system" if role == "system" else OTHER))
+    return found
 
 
 def _is_in(words: str, text: str, collapsed: str) -> bool:

@@ -96,7 +96,8 @@ def test_a_template_that_refuses_a_system_message_refuses_its_row(template):
 
 def test_a_template_that_reads_parts_loses_every_word(template):
     text = refusal(conversation(*TALK), template(shapes.PARTS))
-    assert text.startswith("messages[0] (user).content is not in what the chat template of tokenizer ")
+    assert text.startswith("messages[0] (user).content, messages[1] (assistant).content, messages[2] (user).content, ")
+    assert "are not in what the chat template of tokenizer " in text
     assert "vision models" in text
 
 
@@ -165,7 +166,7 @@ def test_calls_of_tools_are_trained_on_and_their_results_are_not(template, shape
 def test_tools_and_calls_that_a_template_does_not_know_are_not_ignored(template):
     with_words = (TOOLS[0], say("assistant", "Let me look.", tool_calls=[CALL]), *TOOLS[2:])
     for messages, more, what in (
-        (TOOLS, {}, "messages[1] (assistant).tool_calls is not"),
+        (TOOLS, {"tools": [TOOL]}, "tools, messages[1] (assistant).tool_calls are not"),
         (with_words, {}, "messages[1] (assistant).tool_calls is not"),
         (TALK, {"tools": [TOOL]}, "tools is not"),
     ):
