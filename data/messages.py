@@ -87,16 +87,24 @@ def _read_message(message: Any, name: str) -> dict[str, Any] | list[Problem]:
         content = _read_content(message, name, calls=calls)
         return [Problem("unknown role", text), *([content] if isinstance(content, Problem) else [])]
     name = f"{name} ({role})"
+    content = _read_content(message, name, calls=calls)
+    read = {"role": role, "content": content}
+    if message.keys() != read.keys():
+        read |= _read_more(message, role, name, calls=calls)
+    problems = [value for value in read.values() if isinstance(value, Problem)]
+    return problems or read
+
+
+def _read_more(message: Mapping[str, Any], role: str, name: str, *, calls: bool) -> dict[str, Any]:
+    """What a message has beside role and content and is used; a Problem in the place of what cannot be."""
     read = {
-        "content": _read_content(message, name, calls=calls),
         "train": _read_train(message, name),
         "tool_calls": _read_calls(message, name) if calls else None,
         **{key: _read_thinking(message.get(key), f"{name}.{key}") for key in THINKING_KEYS},
         "loss_weight": None if message.get("loss_weight") == 1 else message.get("loss_weight"),
         **{key: message.get(key) for key in _TOOL_KEYS if role == "tool"},
     }
-    problems = [value for value in read.values() if isinstance(value, Problem)]
-    return problems or {"role": role, **{key: value for key, value in read.items() if value is not None}}
+    return {key: value for key, value in read.items() if value is not None}
 
 
 def _missing(message: Mapping[str, Any], name: str, keys: Sequence[str]) -> Problem:

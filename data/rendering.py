@@ -236,7 +236,6 @@ def _check_nothing_lost(conversation: Conversation, text: str, lost: frozenset[_
 
 def _losses(conversation: Conversation, text: str, lost: frozenset[_Place]) -> list[tuple[str, str]]:
     """`(name, kind)` of what is not in the text; the kind is as chat_template_drops has it, or OTHER."""
-    collapsed = _collapse(text)
     found = [("tools", "tools")] if (None, "tools") in lost else []
     for index, message in enumerate(conversation.messages):
         role = message["role"]
@@ -244,23 +243,23 @@ def _losses(conversation: Conversation, text: str, lost: frozenset[_Place]) -> l
         for key in ("tool_calls", "loss_weight"):
             found += [(f"{name}.{key}", key)] if (index, key) in lost else []
         for key in THINKING_KEYS:
-            if key in message and ((index, key) in lost or not _is_in(message[key], text, collapsed)):
+            if key in message and ((index, key) in lost or not _is_in(message[key], text)):
                 found.append((f"{name}.{key}", "thinking"))
-        if (index, "content") not in lost and _is_in(message["content"], text, collapsed):
+        if (index, "content") not in lost and _is_in(message["content"], text):
             continue
         answer = _THINKING.sub("", message["content"]) if role == "assistant" else message["content"]
-        if answer != message["content"] and _is_in(answer, text, collapsed):
+        if answer != message["content"] and _is_in(answer, text):
             found.append((f"the thinking in {name}.content", "thinking"))
         else:
             found.append((f"{name}.content", "system" if role == "system" else OTHER))
     return found
 
 
-def _is_in(words: str, text: str, collapsed: str) -> bool:
+def _is_in(words: str, text: str) -> bool:
     """As it is, with other whitespace, or as JSON text, which templates write results of tools in."""
     if words.strip() in text:
         return True
-    return _collapse(words) in collapsed or json.dumps(words, ensure_ascii=False)[1:-1].strip() in text
+    return _collapse(words) in _collapse(text) or json.dumps(words, ensure_ascii=False)[1:-1].strip() in text
 
 
 def _collapse(text: str) -> str:
