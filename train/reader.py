@@ -13,6 +13,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from data.addresses import without_login
 from data.errors import ConfigError
 from train.config import TrainConfig
 from train.hf.config import at, contradictions
@@ -261,8 +262,6 @@ def to_yaml(config: TrainConfig) -> str:
 
 
 _SECRET_KEY = re.compile(r"(^|_)(token|key|secret|password)$")
-_URL_LOGIN = re.compile(r"(?<=://)[^/\s@]+(?=@)")
-_URL_SECRET = re.compile(r"(?i)([?&][\w.-]*(?:token|key|secret|password|signature|credential)[\w.-]*=)[^&\s]+")
 
 
 def masked_yaml(config: TrainConfig) -> str:
@@ -278,8 +277,3 @@ def _mask(node: Any, key: str = "") -> Any:
     if isinstance(node, str):
         return "***" if _SECRET_KEY.search(key) else without_login(node)
     return node
-
-
-def without_login(text: str) -> str:
-    """An address in it, if there is one, without login and secrets."""
-    return _URL_SECRET.sub(r"\1***", _URL_LOGIN.sub("***", text))

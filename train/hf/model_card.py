@@ -7,12 +7,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from data.addresses import without_login
 from data.config import DatasetConfig
 from train.checkpoint import RECORD, batch_of
 from train.config import TrainConfig
 from train.models.config import LoraConfig
 from train.plan import count_parameters
-from train.reader import masked_yaml, without_login
+from train.reader import masked_yaml
 
 _PACKAGES = ("torch", "mosaicml", "mosaicml-streaming", "transformers", "megablocks", "flash-attn", "bitsandbytes")
 
@@ -125,6 +126,8 @@ def _source(dataset: DatasetConfig) -> str:
     (key,) = dataset.sources()
     named = dataset.hf_kwargs.data_files if key == "hf_name" else None
     value = named if named is not None else getattr(dataset, key)
+    if isinstance(value, dict):
+        value = [f"{split}: {files}" for split, files in value.items()]
     text = ", ".join(value) if isinstance(value, list) else str(value)
     return without_login(text if dataset.split is None else f"{text} ({dataset.split})")
 
