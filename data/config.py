@@ -9,8 +9,10 @@ from datetime import date
 from difflib import get_close_matches
 from typing import Literal
 
+from data.addresses import is_address, without_login
 from data.durations import parse_duration
 from data.sizes import parse_bytes
+from data.splits import parse_split
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,15 +65,18 @@ class HFKwargs:
     """What `datasets.load_dataset` is told besides the name."""
 
     data_dir: str | None = None
-    data_files: str | list[str] | None = None
+    data_files: str | list[str] | dict[str, str | list[str]] | None = None
+    """Names or patterns: of the train split, or of each split by its name."""
     name: str | None = None
     """The subset (configuration) of a hub dataset."""
     revision: str | None = None
     """Branch, tag or commit of a hub dataset."""
 
     def __post_init__(self) -> None:
-        for key in ("data_dir", "data_files"):
-            _check_path(key, getattr(self, key))
+        _check_local("data_dir", self.data_dir)
+        splits = self.data_files if isinstance(self.data_files, dict) else {"": self.data_files}
+        for split, files in splits.items():
+            _check_local(f"data_files.{split}" if split else "data_files", files)
 
 
 def _check_path(key: str, value: str | list[str] | None) -> None:
@@ -79,6 +84,18 @@ def _check_path(key: str, value: str | list[str] | None) -> None:
     for path in [value] if isinstance(value, str) else value or []:
         if "\0" in path:
             raise ValueError(f"{key} has {path!r}, but no path has a NUL byte (\\0) in it: remove it")
+
+
+def _check_local(key: str, value: str | list[str] | None) -> None:
+    """Of data files, which are not read over a network (but for those of a hub dataset, which hf_name names)."""
+    _check_path(key, value)
+    for path in [value] if isinstance(value, str) else value or []:
+        if is_address(path):
+            raise ValueError(
+                f"{key} has {without_login(path)!r}, but data files are read from local or mounted folders only: "
+                "download the file or mount its folder, and write the path there (of a dataset of the hub, write its "
+                "name in hf_name; MDS shards are read from an address with `remote`)"
+            )
 
 
 SOURCES = ("hf_name", "local", "text")
@@ -100,9 +117,10 @@ class StreamConfig:
     remote: str | None = None
     """Where MDS shards come from: a folder, s3://, gs:// or hf://."""
     text: str | list[str] | None = None
-    """Plain text files for pretraining, each a document: names or patterns."""
+    """Plain text files for pretraining, each a document: names, patterns, or folders (their .txt files)."""
     split: str | None = None
-    """null: train for hub and data files, the folder itself for MDS."""
+    """null: train for hub and data files, the folder itself for MDS. Of hub and data files also slices and sums, as in
+    the `datasets` library: train[:90%], train[1000:2000], train+validation."""
     preprocessing_fn: str | dict[str, str] | None = None
     """A registered name, `module:function`, or {prompt: column, response: column}; null: rows are examples already."""
 
@@ -128,13 +146,26 @@ class StreamConfig:
         if isinstance(self.preprocessing_fn, dict) and set(self.preprocessing_fn) != {"prompt", "response"}:
             form = "{prompt: column, response: column}"
             raise ValueError(f"preprocessing_fn is {self.preprocessing_fn}, but a mapping must be {form}")
-        for key in ("hf_name", "local", "remote", "text"):
+        for key in ("local", "remote"):
             _check_path(key, getattr(self, key))
+        for key in ("hf_name", "text"):
+            _check_local(key, getattr(self, key))
         given = self.sources()
         if len(given) > 1:
             raise ValueError(f"{given[1]} is given beside {given[0]}, but a source is one of {', '.join(SOURCES)}")
         if self.hf_name is None and (self.hf_kwargs != HFKwargs() or self.safe_load):
             raise ValueError("hf_kwargs and safe_load belong to hf_name, which is not given")
+        if self.split is not None:
+            self._check_split(self.split)
+
+    def _check_split(self, split: str) -> None:
+        if self.hf_name is not None:
+            parse_split(split)
+        elif "[" in split and (self.local is not None or self.remote is not None):
+            raise ValueError(
+                f"split is {split!r}, but of MDS shards it names a folder, of which all samples are read: leave "
+                f"{split[split.index('[') :]!r} out (choose takes fewer rows), or slice what the shards are made from"
+            )
 
     def amounts(self) -> list[str]:
         """The keys of what says how much of it is taken."""

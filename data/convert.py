@@ -23,7 +23,7 @@ from data.prepare import check_compression, prepare_into, what_decides, write_on
 from data.preprocessing import PREPROCESSORS, resolve_preprocessing_fn
 from data.shards import INDEX
 from data.sources import Source, open_source
-from data.sources.find import FORMATS
+from data.sources.names import FORMATS
 from data.tokenizer import Tokenizer, build_tokenizer
 from data.windows import Part, Tally, Task
 
@@ -143,7 +143,7 @@ def convert_text(args: argparse.Namespace) -> None:
         for split, source in _splits(args):
             _convert(_Place.of(args, split), _config(args, **source), tokenizer, args.compression)
         return
-    text = args.path if args.path is not None else [f"{args.input_folder}/**/*.txt"]
+    text = args.path if args.path is not None else [args.input_folder]
     _convert(_Place.of(args, ""), _config(args, text=text), tokenizer, args.compression)
 
 

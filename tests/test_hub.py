@@ -185,7 +185,9 @@ def test_data_files_and_data_dir_choose_files(hub: Hub, tmp_path):
 
 def test_what_only_the_library_reads_needs_safe_load_off(hub: Hub, tmp_path):
     text = refusal(config(tmp_path, "acme/lines"))
-    assert text.startswith("safe_load is true, but not all files of 'acme/lines' are .jsonl, .json, .csv, .tsv, .parq")
+    assert text.startswith(
+        "safe_load is true, but not all files of 'acme/lines' are .jsonl, .json, .ndjson, .csv, .tsv,"
+    )
     assert "(train.txt)" in text
     assert hub.downloaded() == []
     pairs = read(open_source(config(tmp_path, "acme/lines", safe_load=False)))

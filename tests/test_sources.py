@@ -1,4 +1,4 @@
-import gzip
+import bz2
 import json
 import random
 
@@ -12,7 +12,7 @@ from data.errors import ConfigError, DataError
 from data.problems import Problem
 from data.sources import open_source
 from data.sources.files import hash_file
-from data.sources.find import find_files
+from data.sources.find import find
 
 GOOD = {"prompt": "2 + 2?", "response": "4"}
 LINE = json.dumps(GOOD).encode()
@@ -23,6 +23,12 @@ def of_file(path, format=None) -> DatasetConfig:
     if format is None:
         return DatasetConfig(hf_name=str(path), max_seq_len=8)
     return DatasetConfig(hf_name=format, hf_kwargs=HFKwargs(data_files=str(path)), max_seq_len=8)
+
+
+def files_of(config) -> list:
+    """The files of the one split."""
+    _, (part,) = find(config)
+    return list(part.files)
 
 
 def read(source) -> list:
@@ -99,7 +105,7 @@ def test_other_unicode_encodings_are_refused_once_a_file(tmp_path, suffix, encod
 @pytest.mark.parametrize(
     ("content", "text"),
     [
-        (gzip.compress(LINE), "is not UTF-8 text but gzip: unpack it first"),
+        (bz2.compress(LINE), "is not UTF-8 text but bzip2: unpack it first"),
         (b"PAR1" + LINE, "is not UTF-8 text but Parquet: write `hf_name: parquet`"),
     ],
 )
@@ -107,10 +113,13 @@ def test_what_is_no_text_at_all_is_refused(tmp_path, content, text):
     assert refusal(tmp_path / "a.jsonl", content) == f"{tmp_path / 'a.jsonl'} {text}"
 
 
-@pytest.mark.parametrize("suffix", ["jsonl", "json", "csv", "parquet"])
-def test_an_empty_file_is_refused_when_it_is_opened(tmp_path, suffix):
+@pytest.mark.parametrize(
+    ("suffix", "content"),
+    [("jsonl", b""), ("jsonl", b"\xef\xbb\xbf"), ("json", b""), ("csv", b""), ("parquet", b"")],
+)
+def test_an_empty_file_is_refused_when_it_is_opened(tmp_path, suffix, content):
     path = tmp_path / f"a.{suffix}"
-    path.touch()
+    path.write_bytes(content)
     with pytest.raises(DataError, match=r"a\.\w+: the file is empty: remove it, or put rows into it"):
         open_source(of_file(path))
 
@@ -121,7 +130,6 @@ def test_an_empty_file_is_refused_when_it_is_opened(tmp_path, suffix):
         ("a.jsonl", b"\n \r\n"),
         ("b.json", b" [ ]\n"),
         ("c.csv", b"a,b\r\n\r\n"),
-        ("d.jsonl", b"\xef\xbb\xbf"),
     ],
 )
 def test_a_file_without_rows_is_refused(tmp_path, name, content):
@@ -441,7 +449,7 @@ def test_text_that_is_not_utf8_is_a_problem_with_its_line(tmp_path):
     [
         ({"text": "no.txt"}, "text has 'no.txt', but there is no such file"),
         ({"text": "x" * 300}, "x', but it cannot be looked at (File name too long): name another"),
-        ({"text": "."}, "text has '.', but it is a folder: name its files, as in FOLDER/*.txt"),
+        ({"text": "."}, "text has '.', but there is no .txt file in this folder"),
         ({"text": []}, "text is empty: name at least one file"),
         ({"text": "a.txt", "split": "train"}, "split is 'train', but text files have no splits"),
     ],
@@ -484,28 +492,28 @@ def folder_config(folder, split="train") -> DatasetConfig:
 def test_the_split_chooses_files_as_datasets_does(tmp_path):
     for name in ("train.jsonl", "part-train-1.jsonl", "val.jsonl", "training/a.json", ".train.jsonl", "strain.txt"):
         write_jsonl(tmp_path / name, [GOOD])
-    names = [str(path.relative_to(tmp_path)) for path in find_files(folder_config(tmp_path))]
+    names = [str(path.relative_to(tmp_path)) for path in files_of(folder_config(tmp_path))]
     assert names == ["part-train-1.jsonl", "train.jsonl", "training/a.json"]
-    assert [path.name for path in find_files(folder_config(tmp_path, "validation"))] == ["val.jsonl"]
+    assert [path.name for path in files_of(folder_config(tmp_path, "validation"))] == ["val.jsonl"]
 
 
 def test_files_without_a_split_word_are_all_training_files(tmp_path):
     for name in ("b.jsonl", "a.json"):
         write_jsonl(tmp_path / name, [GOOD])
-    assert [path.name for path in find_files(folder_config(tmp_path, None))] == ["a.json", "b.jsonl"]
+    assert [path.name for path in files_of(folder_config(tmp_path, None))] == ["a.json", "b.jsonl"]
 
 
 def test_test_files_are_never_taken_for_training(tmp_path):
     write_jsonl(tmp_path / "test.jsonl", [GOOD])
     with pytest.raises(ConfigError, match=r"split is 'train', but no file .* named so .*split is one of test here"):
-        find_files(folder_config(tmp_path))
+        files_of(folder_config(tmp_path))
 
 
 @pytest.mark.parametrize(
     ("kwargs", "text"),
     [
         ({"data_dir": "nowhere"}, "hf_kwargs.data_dir is 'nowhere', but this folder is not there"),
-        ({"data_dir": "."}, "there is no .jsonl or .json file in it"),
+        ({"data_dir": "."}, "there is no .jsonl, .json or .ndjson file in it (there: a.csv, a.txt)"),
         ({"data_dir": "a.txt"}, "is a file: name it in hf_kwargs.data_files"),
         ({"data_files": "no.jsonl"}, "hf_kwargs.data_files has 'no.jsonl', but there is no such file"),
         ({"data_files": "x" * 300}, "x', but it cannot be looked at (File name too long): name another"),
@@ -536,10 +544,10 @@ def test_data_files_keep_their_order_and_come_once(tmp_path):
     for name in ("b.jsonl", "a.jsonl", "c.jsonl"):
         write_jsonl(tmp_path / name, [GOOD])
     kwargs = HFKwargs(data_dir=str(tmp_path), data_files=["c.jsonl", "*.jsonl"])
-    found = find_files(dataset_config(tmp_path, hf_kwargs=kwargs))
+    found = files_of(dataset_config(tmp_path, hf_kwargs=kwargs))
     assert [path.name for path in found] == ["c.jsonl", "a.jsonl", "b.jsonl"]
     absolute = dataset_config(tmp_path, hf_kwargs=HFKwargs(data_files=str(tmp_path / "[ab].jsonl")))
-    assert [path.name for path in find_files(absolute)] == ["a.jsonl", "b.jsonl"]
+    assert [path.name for path in files_of(absolute)] == ["a.jsonl", "b.jsonl"]
 
 
 def test_a_folder_is_read_by_its_path(tmp_path):

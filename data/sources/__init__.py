@@ -4,7 +4,6 @@ What a row holds is looked at in data/examples.py.
 """
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Protocol
 
 from data.config import DatasetConfig
@@ -25,8 +24,11 @@ class Source(Protocol):
 
     unit: str
     """Of progress: `B` or `rows`."""
-    total: int
-    """Units in the whole source; 0 where it is not known."""
+
+    @property
+    def total(self) -> int:
+        """Units in the whole source; 0 where it is not known."""
+        ...
 
     @property
     def fingerprint(self) -> str:
@@ -67,26 +69,18 @@ def open_source(config: DatasetConfig) -> Source:
 
 def _open_hf(config: DatasetConfig, name: str) -> Source:
     from data.sources.files import FileSource
-    from data.sources.find import FORMATS, find_files, format_of, is_path
+    from data.sources.find import find, is_path
+    from data.sources.names import FORMATS
 
     if name not in FORMATS and not is_path(name):
         return _open_hub(config, name)
-    files = find_files(config)
-    kinds: dict[str, Path] = {}
-    for path in files:
-        kinds.setdefault(name if name in FORMATS else format_of(path), path)
-    if len(kinds) > 1:
-        shown = " and ".join(repr(str(path)) for path in kinds.values())
-        raise ConfigError(
-            f"hf_name is {name!r}, but there are files of different kinds in it ({shown}): name those to be read in "
-            "hf_kwargs.data_files"
-        )
-    return FileSource(files, next(iter(kinds)))
+    format, parts = find(config)
+    return FileSource(parts, format)
 
 
 def _open_hub(config: DatasetConfig, name: str) -> Source:
-    from data.sources.find import FORMATS
     from data.sources.hub import open_hub
+    from data.sources.names import FORMATS
 
     if name == "text":
         raise ConfigError("hf_name is 'text', but plain text files are named under `text`, in place of hf_name")

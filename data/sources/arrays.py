@@ -149,7 +149,9 @@ class _Cutter:
             )
 
     def _chunk(self, content: bytes, ends: tuple[int, ...]) -> c.FileChunk:
-        return c.FileChunk("array", self.name, content, len(content), self._line, self._column, self._row, ends=ends)
+        return c.FileChunk(
+            "array", self.name, content, len(content), self._line, self._column, self._row, ends=ends, n_rows=len(ends)
+        )
 
     def _too_large(self, size: int) -> c.FileChunk:
         place = f"{self.name} row {self._row}"

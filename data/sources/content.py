@@ -1,15 +1,17 @@
 """The bytes of a file on their way to workers."""
 
 import codecs
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import TypeVar
 
 import xxhash
 
 from data.errors import DataError
 from data.problems import Problem
+from data.sources.compressed import PlainFile, RawFile
 
 BLOCK_BYTES = 1 << 20
 """What is read at a time, and so about the size of a chunk."""
@@ -32,6 +34,10 @@ _BEGINNINGS = {
     b"PAR1": "Parquet",
 }
 """How files begin that are not UTF-8 text. UTF-32's mark begins with UTF-16's, so it comes first."""
+_NUL_BYTES = (
+    "is of NUL bytes (\\0), which is what a copy that stopped or a sparse file has in place of its content: copy the "
+    "file again, or write it again"
+)
 
 
 @dataclass(frozen=True)
@@ -60,52 +66,91 @@ class FileChunk:
     """1-based, of the content's first row."""
     ends: tuple[int, ...] = ()
     """Of a JSON array: where each element ends."""
+    n_rows: int | None = None
+    """Rows in the content, where cutting it tells."""
+    skip: int = 0
+    """Rows of the content that are not wanted, before those that are."""
+    take: int | None = None
+    """Rows that are wanted; null: all."""
     header: tuple[str, ...] = ()
-    """Of CSV: the columns."""
+    """Of CSV: the columns; one without a name is left out of the rows."""
+    line_end: bytes = b"\n"
+    """Of CSV."""
     place: str = ""
     """Of the problem."""
     problem: Problem | None = None
     """What is wrong with the one row that the chunk stands for."""
 
 
-class Content:
-    """Reads a file once, from its beginning to its end, and refuses it when it is not what was hashed."""
+_Opened = TypeVar("_Opened", bound="Blocks")
 
-    def __init__(self, file: InputFile, name: str) -> None:
-        self.file, self.name = file, name
-        self._digest, self._seen = xxhash.xxh3_128(), 0
+
+class Blocks:
+    """The content of a file, decompressed, from its beginning to its end; without its byte order mark."""
+
+    def __init__(self, path: Path, name: str, seen: Callable[[bytes], None] | None = None) -> None:
+        self.path, self.name = path, name
         try:
-            self._open = file.path.open("rb")
+            self.raw = RawFile(path, seen)
         except OSError as error:
             raise DataError(why_unreadable(name, error)) from None
+        self._plain, self._begun = PlainFile(self.raw), False
 
-    def __enter__(self) -> "Content":
+    def __enter__(self: _Opened) -> _Opened:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._open.close()
+        self._plain.close()
 
-    def read(self) -> bytes:
-        """The next block; b"" at the end. A file's first block comes without its byte order mark."""
+    def read(self, size: int | None = None) -> bytes:
+        """The next block, of BLOCK_BYTES if no size is given; b"" at the end."""
         try:
-            block = self._open.read(BLOCK_BYTES)
+            block = self._plain.read(BLOCK_BYTES if size is None else size)
         except OSError as error:
-            raise DataError(why_unreadable(self.name, error)) from None
-        first = self._seen == 0
-        self._digest.update(block)
-        self._seen += len(block)
-        if self._seen > self.file.bytes or (not block and self._digest.hexdigest() != self.file.xxh3):
+            raise DataError(self._why_broken(error)) from None
+        first, self._begun = not self._begun, True
+        mark = block.startswith(codecs.BOM_UTF8) if first else False
+        # What is left of a block that is only the mark would look like the end.
+        return (block.removeprefix(codecs.BOM_UTF8) or self.read(size)) if mark else block
+
+    def _why_broken(self, error: OSError) -> str:
+        if error.errno is not None or self.raw.compression is None:
+            return why_unreadable(self.name, error)
+        return (
+            f"{self.name} is no whole {self.raw.compression} file ({error}): it was copied or written in part: copy or "
+            "write it again"
+        )
+
+
+class Content(Blocks):
+    """Reads a file once, from its beginning to its end, and refuses it when it is not what was hashed."""
+
+    def __init__(self, file: InputFile, name: str) -> None:
+        self.file = file
+        self._digest = xxhash.xxh3_128()
+        super().__init__(file.path, name, self._digest.update)
+
+    def read(self, size: int | None = None) -> bytes:
+        block = super().read(size)
+        if not block:
+            while self.raw.read(BLOCK_BYTES):  # what follows the compressed content, if anything does
+                pass
+        if self.raw.n_read > self.file.bytes or (not block and self._digest.hexdigest() != self.file.xxh3):
             raise DataError(_changed(self.name))
-        return block.removeprefix(codecs.BOM_UTF8) if first else block
+        return block
 
     def check_unchanged(self) -> None:
-        """For a reader that does not use read()."""
+        """For a reader that does not use read(), or not to the end."""
         try:
             same = state_of(self.file.path) == self.file.state
         except OSError as error:
             raise DataError(why_unreadable(self.name, error)) from None
         if not same:
             raise DataError(_changed(self.name))
+
+    def _why_broken(self, error: OSError) -> str:
+        self.check_unchanged()
+        return super()._why_broken(error)
 
 
 def _changed(name: str) -> str:
@@ -121,23 +166,25 @@ def why_unreadable(name: str | Path, error: OSError) -> str:
     return f"{name} cannot be read: {error.strerror or error}"
 
 
-def check_head(path: Path, name: str, *, is_text: bool) -> bytes:
-    """The file's beginning, without a byte order mark. Raises DataError when it can hold no rows."""
-    try:
-        with path.open("rb") as file:
-            head = file.read(_HEAD_BYTES)
-    except OSError as error:
-        raise DataError(why_unreadable(name, error)) from None
-    if not head:
-        raise DataError(f"{name}: the file is empty: remove it, or put rows into it")
-    if not is_text:
-        return head
+def check_head(path: Path, name: str) -> bytes:
+    """The beginning of a file of text; b"" when it is empty. Raises DataError when it is no UTF-8 text."""
+    with Blocks(path, name) as blocks:
+        head = blocks.read(_HEAD_BYTES)
     kind = next((said for beginning, said in _BEGINNINGS.items() if head.startswith(beginning)), None)
-    if kind is None and b"\0" in head[:4]:
-        kind = "UTF-16"
+    kind = kind or _kind_by_nul(head)
+    if kind == "NUL":
+        raise DataError(f"{name} {_NUL_BYTES}")
     if kind is not None:
         raise DataError(f"{name} is not UTF-8 text but {kind}: {_way_out(kind)}")
-    return head.removeprefix(codecs.BOM_UTF8)
+    return head
+
+
+def _kind_by_nul(head: bytes) -> str | None:
+    """What NUL bytes among the first four tell: which of them belong to the first characters, or that all are."""
+    n_others = len(head[:4].replace(b"\0", b""))
+    if b"\0" not in head[:4]:
+        return None
+    return "NUL" if n_others == 0 else "UTF-32" if n_others == 1 and len(head) >= 4 else "UTF-16"
 
 
 def _way_out(kind: str) -> str:
@@ -146,22 +193,22 @@ def _way_out(kind: str) -> str:
     return "write `hf_name: parquet`" if kind == "Parquet" else "unpack it first"
 
 
-def whole_lines(content: Content) -> Iterator[tuple[int, bytes | int]]:
-    """`(number of the first line, lines)` in blocks that end with a line end, or with the file.
+def whole_lines(content: Blocks, line_end: bytes = b"\n") -> Iterator[tuple[int, bytes | int]]:
+    """`(number of the first line, lines)` in blocks that end with a line end (one byte), or with the file.
 
     For a line larger than MAX_ROW_BYTES its size comes instead of it.
     """
     number, held, n_held = 1, list[bytes](), 0
     while block := content.read():
-        end = block.find(b"\n") + 1 if n_held > MAX_ROW_BYTES else block.rfind(b"\n") + 1
+        end = block.find(line_end) + 1 if n_held > MAX_ROW_BYTES else block.rfind(line_end) + 1
         if n_held > MAX_ROW_BYTES and end:
             yield number, n_held + end
             number, n_held = number + 1, 0
             block = block[end:]
-            end = block.rfind(b"\n") + 1
+            end = block.rfind(line_end) + 1
         if end:
             held.append(block[:end])
-            n_lines = sum(part.count(b"\n") for part in held)
+            n_lines = sum(part.count(line_end) for part in held)
             whole, held = [b"".join(held)], []
             yield number, whole.pop()  # nothing of it stays here while it is worked on
             number, n_held, block = number + n_lines, 0, block[end:]
@@ -186,6 +233,9 @@ def row_text(row: bytes) -> str | Problem:
 
 
 def decode(value: bytes) -> str | Problem:
+    """The text, or why it is none: not UTF-8, or a stretch of NUL bytes, which UTF-8 allows and no text has."""
+    if b"\0\0\0\0" in value:
+        return Problem("NUL bytes", _NUL_BYTES)
     try:
         return value.decode()
     except UnicodeDecodeError as error:

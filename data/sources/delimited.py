@@ -5,31 +5,43 @@
 
 import csv
 import io
+import re
 from collections.abc import Iterator
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from data.errors import DataError
 from data.problems import Problem, describe
 from data.sources import content as c
+from data.sources.names import suffix_of
+
+_UNNAMED = "the first column, which has no name (such as the index that pandas writes)"
+_HEAD_BYTES = 1 << 16
+"""In which the first line ends, if it ends with CR."""
+_FIRST_LINE = re.compile(rb'(?:"[^"]*"|[^"\r\n])*(\r\n|\r(?!\n|\Z)|\n)')
 
 
-def check(path: Path, name: str) -> None:
-    """Raises DataError when the first row cannot be a header."""
-    with path.open("rb") as file:
-        lines = (line.removeprefix(b"\xef\xbb\xbf") for line in iter(lambda: file.readline(c.MAX_ROW_BYTES), b""))
-        _header(_reader(lines, path.name), name)
+def check(path: Path, name: str) -> str | None:
+    """What of every row is left out, if anything. Raises DataError when the first row cannot be a header."""
+    with c.Blocks(path, name) as blocks:
+        lines = _Lines(blocks, _line_end(path, name))
+        header = _header(_reader(iter(lines), path.name), name)
+    return _UNNAMED if header and not header[0].strip() else None
 
 
 def split(content: c.Content) -> Iterator[c.FileChunk]:
     """Parses the rows too, for only a parser knows where one ends. A quote that is not closed is a DataError."""
-    lines = _Lines(content)
-    reader = _reader(iter(lines), content.file.path.name)
+    line_end = _line_end(content.path, content.name)
+    lines = _Lines(content, line_end)
+    reader = _reader(iter(lines), content.path.name)
     header = _header(reader, content.name)
+    make = partial(c.FileChunk, "csv", content.name, header=header, line_end=line_end)
     lines.taken()
     lines.row_line = reader.line_num + 1
     row, first_row, first_line = 1, 1, reader.line_num + 1
-    while True:
+    while header:
         try:
             cells = next(reader, None)
         except csv.Error as error:
@@ -42,7 +54,7 @@ def split(content: c.Content) -> Iterator[c.FileChunk]:
         if lines.size >= c.BLOCK_BYTES or cells is None:
             held = lines.taken()
             if row > first_row:
-                yield c.FileChunk("csv", content.name, held, len(held), line=first_line, row=first_row, header=header)
+                yield make(held, len(held), line=first_line, row=first_row, n_rows=row - first_row)
             first_row, first_line = row, reader.line_num + 1
         if cells is None:
             return
@@ -51,7 +63,8 @@ def split(content: c.Content) -> Iterator[c.FileChunk]:
 def rows(chunk: c.FileChunk) -> Iterator[tuple[str, Any]]:
     """A row is `{column: text}`."""
     is_utf8 = not isinstance(c.decode(chunk.content), Problem)
-    reader = _reader(io.BytesIO(chunk.content), chunk.name, "utf-8" if is_utf8 else "latin-1")
+    lines = _lines_of(chunk.content, chunk.line_end)
+    reader = _reader(lines, chunk.name, "utf-8" if is_utf8 else "latin-1")
     row = chunk.row
     while True:
         place = f"{chunk.name} row {row} (line {chunk.line + reader.line_num})"
@@ -74,8 +87,8 @@ def rows(chunk: c.FileChunk) -> Iterator[tuple[str, Any]]:
 class _Lines:
     """The file's lines, kept until they are taken for a chunk."""
 
-    def __init__(self, content: c.Content) -> None:
-        self._content = content
+    def __init__(self, content: c.Blocks, line_end: bytes) -> None:
+        self._content, self._line_end = content, line_end
         self._held: list[bytes] = []
         self.size = 0
         self.row_line = 1
@@ -84,10 +97,10 @@ class _Lines:
 
     def __iter__(self) -> Iterator[bytes]:
         row_line, row_size = self.row_line, 0
-        for number, block in c.whole_lines(self._content):
+        for number, block in c.whole_lines(self._content, self._line_end):
             if isinstance(block, int):
                 raise DataError(f"{self._content.name}:{number}: {c.too_large(block, 'the line').text}")
-            for line in io.BytesIO(block):
+            for line in _lines_of(block, self._line_end):
                 row_size = row_size + len(line) if self.row_line == row_line else len(line)
                 row_line = self.row_line
                 if row_size > c.MAX_ROW_BYTES:
@@ -106,14 +119,29 @@ class _Lines:
         return held
 
 
-def _reader(lines: Iterator[bytes] | io.BytesIO, name: str, encoding: str = "latin-1") -> Any:
+def _line_end(path: Path, name: str) -> bytes:
+    """CR where the first line ends with it alone, as in files of old spreadsheets; LF ends lines otherwise."""
+    with c.Blocks(path, name) as blocks:
+        found = _FIRST_LINE.match(blocks.read(_HEAD_BYTES))
+    return b"\r" if found is not None and found[1] == b"\r" else b"\n"
+
+
+def _lines_of(content: bytes, line_end: bytes) -> Iterator[bytes]:
+    if line_end == b"\n":
+        return iter(io.BytesIO(content))
+    *lines, last = content.split(line_end)
+    return chain((line + line_end for line in lines), [last] if last else [])
+
+
+def _reader(lines: Iterator[bytes], name: str, encoding: str = "latin-1") -> Any:
     """Latin-1 takes any bytes, and has quotes, delimiters and line ends where UTF-8 has them."""
     csv.field_size_limit(c.MAX_ROW_BYTES)
-    delimiter = "\t" if name.endswith(".tsv") else ","
+    delimiter = "\t" if suffix_of(name) == ".tsv" else ","
     return csv.reader((line.decode(encoding) for line in lines), delimiter=delimiter, strict=True)
 
 
 def _header(reader: Any, name: str) -> tuple[str, ...]:
+    """The columns' names, of which the first may be empty; none in a file without rows."""
     try:
         cells = next((cells for cells in reader if cells), [])
     except csv.Error as error:
@@ -123,12 +151,12 @@ def _header(reader: Any, name: str) -> tuple[str, ...]:
     except UnicodeDecodeError:
         raise DataError(f"{name}:1: the header is not UTF-8: save the file as UTF-8") from None
     if not header:
-        raise DataError(f"{name}: there are no rows in the file: remove it, or put rows into it")
+        return ()
     other = next((mark for mark in (";", "\t", "|") if mark in header[0]), None)
     if len(header) == 1 and other is not None:
         raise DataError(f"{name}:1: the header is {describe(header[0])}: separate columns by commas, not by {other!r}")
     for number, column in enumerate(header, start=1):
-        if not column.strip():
+        if not column.strip() and (number > 1 or len(header) == 1):
             raise DataError(f"{name}:1: column {number} of the header has no name: give each column one")
         if header.index(column) != number - 1:
             raise DataError(f"{name}:1: two columns of the header are named {column!r}: rename one")
@@ -147,7 +175,10 @@ def _row(cells: list[str], header: tuple[str, ...], is_utf8: bool) -> dict[str, 
         if problem is not None:
             return problem
         cells = [str(value) for value in values]
-    return dict(zip(header, cells, strict=True))
+    row = dict(zip(header, cells, strict=True))
+    if not header[0].strip():
+        del row[header[0]]
+    return row
 
 
 def _not_closed(name: str, row: int, line: int) -> str:

@@ -3,69 +3,201 @@
 import functools
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import xxhash
 
 from data.errors import DataError
-from data.sources import arrays, delimited, lines, parquet, text
+from data.sources import arrays, delimited, ipc, lines, parquet, text
 from data.sources.content import BLOCK_BYTES, Content, FileChunk, InputFile, check_head, state_of, why_unreadable
+from data.sources.find import Part
+from data.sources.names import some
+from data.sources.notices import notice
 
-READERS = {"lines": lines, "array": arrays, "csv": delimited, "parquet": parquet, "text": text}
-"""Each has `check(path, name)` for opening, `split(content) -> chunks` for the parent and `rows(chunk)` for workers."""
+READERS: dict[str, Any] = {
+    "lines": lines,
+    "array": arrays,
+    "csv": delimited,
+    "parquet": parquet,
+    "arrow": ipc,
+    "text": text,
+}
+"""Each has `check(path, name)` for opening, which gives what of each row is left out (None: nothing),
+`split(content) -> chunks` for the parent and `rows(chunk)` for workers."""
+_TELL_ROWS = {"parquet": parquet, "arrow": ipc}
+"""Binary formats, which tell how many rows they have."""
+LARGE = 16 << 20
+"""Bytes of a chunk's content that count in full towards what is held in memory."""
 
 
 class FileSource:
-    """The rows of files of one format: `json`, `csv`, `parquet` or `text`.
+    """The rows of files of one format: `json`, `csv`, `parquet`, `arrow` or `text`.
 
     JSON is one object a line, or an array when it begins with `[`. A text file is one document; one larger than a chunk
-    (1 MB) is cut at line ends into several. `names` are what places call the files, where that is not their path.
+    (1 MB) is cut at line ends into several. Files without rows are read as nothing. `names` are what places call the
+    files, where that is not their path.
     """
 
     unit = "B"
 
-    def __init__(self, files: Sequence[Path], format: str, names: Mapping[Path, str] | None = None) -> None:
-        """Raises DataError for a file that cannot be read, is empty or not UTF-8, or has no proper header."""
-        self._files = list(files)
-        self._names = {path: str(path) for path in files} | dict(names or {})
-        self._readers = [_check(path, self._names[path], format) for path in files]
-        self.total = sum(path.stat().st_size for path in files)
+    def __init__(self, parts: Sequence[Part], format: str, names: Mapping[Path, str] | None = None) -> None:
+        """Raises DataError for a file that cannot be read, is not UTF-8 or has no proper header; if all are empty."""
+        self._parts = list(parts)
+        self._files = list(dict.fromkeys(path for part in parts for path in part.files))
+        self._names = {path: str(path) for path in self._files} | dict(names or {})
+        left_out: dict[str, list[str]] = {}
+        self._readers = {path: self._open(path, format, left_out) for path in self._files}
+        for what, files in left_out.items():
+            notice(f"of {'1 file' if len(files) == 1 else f'{len(files):,} files'} {what} is left out: {some(files)}")
+        if not any(self._readers.values()):
+            raise DataError(self._no_rows("the file is empty"))
+
+    def _open(self, path: Path, format: str, left_out: dict[str, list[str]]) -> str | None:
+        """The key of the file's reader; None when it is empty."""
+        name = self._names[path]
+        reader = _reader_of(path, name, format)
+        if reader is not None and (what := READERS[reader].check(path, name)) is not None:
+            left_out.setdefault(what, []).append(name)
+        return reader
+
+    @property
+    def total(self) -> int:
+        """Bytes of the files, or the share of them that the slices have of the rows, which are counted for it."""
+        shares = [
+            self._bytes[path] if rows is None else self._bytes[path] * (rows[1] - rows[0]) // max(self._count(path), 1)
+            for path, rows in self._ranges()
+        ]
+        return sum(shares)
 
     @cached_property
-    def _hashed(self) -> list[InputFile]:
+    def _bytes(self) -> dict[Path, int]:
+        return {path: path.stat().st_size for path in self._files}
+
+    @cached_property
+    def _hashed(self) -> dict[Path, InputFile]:
         """As they were when the fingerprint was taken, which is what chunks() holds them to."""
-        return [hash_file(path) for path in self._files]
+        return {path: hash_file(path) for path in self._files}
 
     @property
     def fingerprint(self) -> str:
-        parts = [[reader, file.xxh3] for reader, file in zip(self._readers, self._hashed, strict=True)]
+        """Of the files' content and of the slices as they are written, which together decide the rows."""
+        parts: list[Any] = []
+        for part in self._parts:
+            files = [[reader, self._hashed[path].xxh3] for path in part.files if (reader := self._readers[path])]
+            parts += files if part.slice is None else [[files, part.slice.start, part.slice.end, part.slice.percent]]
         return xxhash.xxh3_128_hexdigest(json.dumps(parts).encode())
 
     @property
     def inputs(self) -> list[dict[str, Any]]:
-        return [{"path": self._names[file.path], "bytes": file.bytes, "xxh3_128": file.xxh3} for file in self._hashed]
+        files = [self._hashed[path] for path in self._files]
+        return [{"path": self._names[file.path], "bytes": file.bytes, "xxh3_128": file.xxh3} for file in files]
 
     def chunks(self) -> Iterator[FileChunk]:
-        for reader, file in zip(self._readers, self._hashed, strict=True):
-            with Content(file, self._names[file.path]) as content:
-                some = False
-                for chunk in READERS[reader].split(content):
-                    some = True
-                    yield chunk
-                if not some:
-                    raise DataError(f"{content.name}: there are no rows in the file: remove it, or put rows into it")
+        without: list[str] = []
+        some_rows = False
+        for path, wanted in self._ranges():
+            found = False
+            for chunk in self._chunks(path, wanted):
+                found = some_rows = True
+                yield chunk
+            if not found and (wanted is None or not self._count(path)):
+                without.append(self._names[path])
+        if not some_rows:
+            raise DataError(self._no_rows("there are no rows in the file"))
+        if without := list(dict.fromkeys(without)):
+            are = "1 file has no rows and is" if len(without) == 1 else f"{len(without):,} files have no rows and are"
+            print(f"{are} read as nothing: {some(without)}", flush=True)
 
     def rows(self, chunk: FileChunk) -> Iterator[tuple[str, Any]]:
         return read_rows(chunk)
+
+    def _ranges(self) -> Iterator[tuple[Path, tuple[int, int] | None]]:
+        """Each file with the rows of it that are wanted, from 0; None: all."""
+        for part in self._parts:
+            if part.slice is None:
+                yield from ((path, None) for path in part.files)
+                continue
+            counts = [self._count(path) for path in part.files]
+            start, end = part.slice.bounds(sum(counts))
+            for path, count in zip(part.files, counts, strict=True):
+                yield path, (min(max(start, 0), count), min(max(end, 0), count))
+                start, end = start - count, end - count
+
+    def _count(self, path: Path) -> int:
+        """Rows of the file, the ones that cannot be used among them."""
+        reader = self._readers[path]
+        return _count_rows(reader, self._hashed[path], self._names[path]) if reader is not None else 0
+
+    def _chunks(self, path: Path, wanted: tuple[int, int] | None) -> Iterator[FileChunk]:
+        reader = self._readers[path]
+        if reader is None or (wanted is not None and wanted[0] == wanted[1]):
+            return
+        with Content(self._hashed[path], self._names[path]) as content:
+            chunks = _sized(content, READERS[reader].split(content))
+            yield from chunks if wanted is None else _cut(content, chunks, *wanted)
+
+    def _no_rows(self, why: str) -> str:
+        names = [self._names[path] for path in self._files]
+        slices = [part.slice for part in self._parts if part.slice is not None]
+        if slices and (n_rows := sum(map(self._count, self._files))):
+            return f"split asks for a slice that has none of the {n_rows:,} rows ({some(names)}): make it larger"
+        if len(names) == 1:
+            return f"{names[0]}: {why}: remove it, or put rows into it"
+        return f"there are no rows in any of the {len(names):,} files ({some(names)}): name others"
 
 
 def read_rows(chunk: FileChunk) -> Iterator[tuple[str, Any]]:
     """`(place, row)` of a chunk; a row that cannot be read is a Problem."""
     if chunk.problem is not None:
         return iter([(chunk.place, chunk.problem)])
-    return READERS[chunk.reader].rows(chunk)
+    rows = READERS[chunk.reader].rows(chunk)
+    return rows if chunk.take is None else islice(rows, chunk.skip, chunk.skip + chunk.take)
+
+
+def _sized(content: Content, chunks: Iterator[FileChunk]) -> Iterator[FileChunk]:
+    """The chunks of compressed content with their share of the file's bytes on disk as their size.
+
+    A large one keeps its own, by which memory is bounded; those that follow it have less until that is made up for.
+    """
+    done = 0
+    for chunk in chunks:
+        if content.raw.compression is not None and len(chunk.content) < LARGE:
+            chunk = replace(chunk, size=max(content.raw.n_read - done, 0))
+        done += chunk.size
+        yield chunk
+
+
+def _cut(content: Content, chunks: Iterator[FileChunk], start: int, end: int) -> Iterator[FileChunk]:
+    """The rows from `start` to before `end` of the file's chunks. What follows is not read."""
+    row = 0
+    for chunk in chunks:
+        n_rows = _rows_in(chunk)
+        first, last = max(start - row, 0), min(end - row, n_rows)
+        if first < last:
+            yield chunk if (first, last) == (0, n_rows) else replace(chunk, skip=first, take=last - first)
+        row += n_rows
+        if row >= end:
+            content.check_unchanged()
+            return
+
+
+def _rows_in(chunk: FileChunk) -> int:
+    if chunk.problem is not None:
+        return 1
+    return chunk.n_rows if chunk.n_rows is not None else lines.count(chunk)
+
+
+@functools.cache
+def _count_rows(reader: str, file: InputFile, name: str) -> int:
+    """Counted once a process. Reads the file, unless its format says the number."""
+    if reader in _TELL_ROWS:
+        return _TELL_ROWS[reader].count(file.path, name)
+    with Content(file, name) as content:
+        return sum(map(_rows_in, READERS[reader].split(content)))
 
 
 def hash_file(path: Path) -> InputFile:
@@ -86,9 +218,14 @@ def _hash_file(path: Path, state: tuple[int, ...]) -> InputFile:
     return InputFile(path, size, digest.hexdigest(), state)
 
 
-def _check(path: Path, name: str, format: str) -> str:
-    """The key of the file's reader."""
-    head = check_head(path, name, is_text=format != "parquet")
-    reader = format if format != "json" else "array" if head.lstrip().startswith(b"[") else "lines"
-    READERS[reader].check(path, name)
-    return reader
+def _reader_of(path: Path, name: str, format: str) -> str | None:
+    """The key of the file's reader; None when it is empty. Raises DataError when it cannot be read."""
+    if format in _TELL_ROWS:
+        try:
+            return format if path.stat().st_size else None
+        except OSError as error:
+            raise DataError(why_unreadable(name, error)) from None
+    head = check_head(path, name)
+    if not head:
+        return None
+    return format if format != "json" else "array" if head.lstrip().startswith(b"[") else "lines"

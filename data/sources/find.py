@@ -1,77 +1,111 @@
 """Which files a config means: those of a split in a folder, or those that are named."""
 
 import glob
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from data.config import DatasetConfig
 from data.errors import ConfigError
+from data.sources.folders import SPLIT_WORDS, each_once, files_below, name_unread, of_split
+from data.sources.names import (
+    DATA_SUFFIXES,
+    FORMATS,
+    TEXT_SUFFIXES,
+    either,
+    format_of,
+    looks_like_data,
+    named_format,
+    some,
+    suffix_of,
+)
+from data.sources.saved import is_saved, refuse_saved_below, saved_files
+from data.splits import SplitPart, parse_split
 
-FORMATS = {"json": (".jsonl", ".json"), "csv": (".csv", ".tsv"), "parquet": (".parquet",)}
-"""hf_name of local files, and what theirs end in."""
-SPLIT_WORDS = {
-    "train": ("train", "training"),
-    "validation": ("validation", "valid", "val", "dev"),
-    "test": ("test", "testing", "eval", "evaluation"),
-}
-"""What files and folders of a split are called, as in the `datasets` library."""
+
+@dataclass(frozen=True)
+class Part:
+    """Files that are read in this order."""
+
+    files: tuple[Path, ...]
+    slice: SplitPart | None = None
+    """Which of their rows are taken; null: all."""
 
 
 def is_path(name: str) -> bool:
     """Is this hf_name a file or folder here, and not a dataset of the hub?"""
-    if name.startswith((".", "/", "~")) or Path(name).suffix in _SUFFIXES:
+    if name.startswith((".", "/", "~")) or named_format(name) is not None:
         return True
-    return "/" in name and Path(name).exists()
-
-
-def format_of(path: Path) -> str:
-    """The key of FORMATS by the file's name. Raises ConfigError when it is none."""
-    for name, suffixes in FORMATS.items():
-        if path.suffix in suffixes:
-            return name
-    raise ConfigError(
-        f"{str(path)!r} does not end in {_either(_SUFFIXES)}, so how to read it is not known: rename it, or write "
-        f"`hf_name: {' | '.join(FORMATS)}` and name it in hf_kwargs.data_files"
-    )
-
-
-def find_files(config: DatasetConfig) -> list[Path]:
-    """The files of the dataset's split, in a fixed order. Raises ConfigError when there are none."""
-    name, kwargs = str(config.hf_name), config.hf_kwargs
-    for key in ("name", "revision"):
-        if getattr(kwargs, key) is not None:
-            what = "subsets" if key == "name" else "revisions"
-            raise ConfigError(
-                f"hf_kwargs.{key} is {getattr(kwargs, key)!r}, but hf_name is {name!r}, and local files have no "
-                f"{what}: leave it out"
-            )
-    if name in FORMATS:
-        with _looked_at("hf_kwargs"):
-            files = _of_kwargs(config, Path(), FORMATS[name])
-        _check_format(name, files)
-        return files
-    path = Path(name).expanduser()
     with _looked_at("hf_name"):
-        if path.is_dir():
-            return _of_kwargs(config, path, _SUFFIXES)
-        if not path.is_file():
-            raise ConfigError(f"hf_name is {name!r}, but there is no such file or folder")
-    if kwargs.data_dir is not None or kwargs.data_files is not None:
-        raise ConfigError(f"hf_kwargs names files, but hf_name is one already ({name!r}): leave hf_kwargs out")
-    format_of(path)
-    _check_split(config, "hf_name")
-    return [path]
+        return "/" in name and Path(name).exists()
 
 
-def find_text(config: DatasetConfig) -> list[Path]:
+def find(config: DatasetConfig) -> tuple[str, list[Part]]:
+    """The files' format and the parts of `split`. Raises ConfigError for what is not there, or of different kinds."""
+    name = str(config.hf_name)
+    _refuse_hub_keys(config, name)
+    wanted = parse_split(config.split or "train")
+    parts = [Part(tuple(_split(config, name, part.name)), part if part.is_slice else None) for part in wanted]
+    kinds: dict[str, Path] = {}
+    for path in (path for part in parts for path in part.files):
+        kinds.setdefault(name if name in FORMATS else _kind(path, name), path)
+    if len(kinds) > 1:
+        shown = " and ".join(repr(str(path)) for path in kinds.values())
+        raise ConfigError(
+            f"hf_name is {name!r}, but there are files of different kinds in it ({shown}): name those to be read in "
+            "hf_kwargs.data_files"
+        )
+    return next(iter(kinds)), parts
+
+
+def find_text(config: DatasetConfig) -> list[Part]:
     """The text files, in a fixed order. Raises ConfigError when there are none."""
     if config.split is not None:
         raise ConfigError(f"split is {config.split!r}, but text files have no splits: name the files of one in text")
     patterns = config.text or []
     with _looked_at("text"):
-        return named_files("text", [patterns] if isinstance(patterns, str) else patterns, Path())
+        return [Part(tuple(_named_files("text", [patterns] if isinstance(patterns, str) else patterns, Path())))]
+
+
+def _kind(path: Path, name: str) -> str:
+    return "arrow" if is_saved(_expanded("hf_name", name)) else format_of(path)
+
+
+def _split(config: DatasetConfig, name: str, split: str) -> list[Path]:
+    """The files of one split."""
+    if name in FORMATS:
+        with _looked_at("hf_kwargs"):
+            files = _of_kwargs(config, Path(), FORMATS[name], split)
+        _check_format(name, files)
+        return files
+    path = _expanded("hf_name", name)
+    with _looked_at("hf_name"):
+        if path.is_dir() and is_saved(path):
+            _refuse_files(config, "was written by save_to_disk, whose files it names itself")
+            return saved_files("hf_name", path, split)
+        if path.is_dir():
+            return _of_kwargs(config, path, DATA_SUFFIXES, split)
+        if not path.is_file():
+            raise ConfigError(f"hf_name is {name!r}, but there is no such file or folder")
+    _refuse_files(config, "is one already")
+    format_of(path)
+    _check_split("hf_name", split)
+    return [path]
+
+
+def _refuse_hub_keys(config: DatasetConfig, name: str) -> None:
+    for key in ("name", "revision"):
+        if (value := getattr(config.hf_kwargs, key)) is not None:
+            what = "subsets" if key == "name" else "revisions"
+            raise ConfigError(
+                f"hf_kwargs.{key} is {value!r}, but hf_name is {name!r}, and local files have no {what}: leave it out"
+            )
+
+
+def _refuse_files(config: DatasetConfig, why: str) -> None:
+    if config.hf_kwargs.data_dir is not None or config.hf_kwargs.data_files is not None:
+        raise ConfigError(f"hf_kwargs names files, but hf_name {why} ({config.hf_name!r}): leave hf_kwargs out")
 
 
 @contextmanager
@@ -86,88 +120,123 @@ def _looked_at(key: str) -> Iterator[None]:
         ) from None
 
 
-def named_files(key: str, patterns: list[str], base: Path) -> list[Path]:
+def _expanded(key: str, path: str) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:  # of ~somebody
+        raise ConfigError(f"{key} has {path!r}, but {error}: write the path in full") from None
+
+
+def _named_files(key: str, patterns: list[str], base: Path) -> list[Path]:
     """Files in the order of the patterns, sorted inside a pattern, each once."""
-    files: dict[Path, None] = {}
+    files: list[Path] = []
     for pattern in patterns:
-        whole = base / Path(pattern).expanduser()
-        matches = glob.glob(str(whole), recursive=True)  # noqa: PTH207 - Path.glob takes no absolute pattern
-        found = [whole] if whole.exists() else [Path(name) for name in sorted(matches)]
-        found = [path for path in found if path.is_file()]
+        whole = base / _expanded(key, pattern)
+        if key == "text" and whole.is_dir():
+            found = _texts_below(whole)
+        else:
+            found = [path for path in ([whole] if whole.exists() else _matches(whole)) if path.is_file()]
         if not found:
-            folder = "name its files, as in FOLDER/*.txt" if key == "text" else "name it in hf_kwargs.data_dir"
-            wrong = f"it is a folder: {folder}" if whole.is_dir() else "there is no such file"
-            raise ConfigError(f"{key} has {str(whole)!r}, but {wrong}")
-        files.update(dict.fromkeys(found))
+            raise ConfigError(f"{key} has {str(whole)!r}, but {_why_nothing(key, whole)}")
+        files += found
     if not files:
-        or_folder = "" if key == "text" else ", or a folder in hf_kwargs.data_dir"
+        or_folder = ", or a folder" if key == "text" else ", or a folder in hf_kwargs.data_dir"
         raise ConfigError(f"{key} is empty: name at least one file{or_folder}")
-    return list(files)
+    return each_once(files)
 
 
-def _of_kwargs(config: DatasetConfig, base: Path, suffixes: tuple[str, ...]) -> list[Path]:
+def _matches(pattern: Path) -> list[Path]:
+    """Files and folders that match. The longest beginning that is a folder is taken as it is written."""
+    folder = next((above for above in pattern.parents if above.is_dir()), Path())
+    rest = str(pattern.relative_to(folder))
+    return [folder / name for name in sorted(glob.glob(rest, root_dir=folder, recursive=True))]  # noqa: PTH207
+
+
+def _texts_below(folder: Path) -> list[Path]:
+    files = files_below(folder)
+    found = [path for path in files if suffix_of(path) in TEXT_SUFFIXES]
+    name_unread("text", folder, files, None, found)
+    return found
+
+
+def _why_nothing(key: str, path: Path) -> str:
+    if path.is_dir():
+        return (
+            "there is no .txt file in this folder" if key == "text" else "it is a folder: name it in hf_kwargs.data_dir"
+        )
+    if path.is_symlink():
+        return f"it is a link to {str(path.readlink())!r}, which is not there"
+    bracket = " ([ and ] stand for one of the characters in them: write [[] for a bracket)" if "[" in path.name else ""
+    return f"there is no such file{bracket}"
+
+
+def _of_kwargs(config: DatasetConfig, base: Path, suffixes: tuple[str, ...], split: str) -> list[Path]:
     kwargs = config.hf_kwargs
-    folder = base / Path(kwargs.data_dir).expanduser() if kwargs.data_dir is not None else base
+    key = "hf_kwargs.data_dir" if kwargs.data_dir is not None else "hf_name"
+    folder = base / _expanded(key, kwargs.data_dir) if kwargs.data_dir is not None else base
     if kwargs.data_dir is not None and not folder.is_dir():
         wrong = "is a file: name it in hf_kwargs.data_files" if folder.exists() else "is not there"
         raise ConfigError(f"hf_kwargs.data_dir is {str(folder)!r}, but this folder {wrong}")
     if kwargs.data_files is not None:
-        patterns = [kwargs.data_files] if isinstance(kwargs.data_files, str) else kwargs.data_files
-        _check_split(config, "hf_kwargs.data_files")
-        return named_files("hf_kwargs.data_files", patterns, folder)
+        return _data_files(config, folder, split)
     if kwargs.data_dir is None and config.hf_name in FORMATS:
         raise ConfigError(
             f"hf_name is {config.hf_name!r}, but neither hf_kwargs.data_dir nor hf_kwargs.data_files names any files"
         )
-    key = "hf_kwargs.data_dir" if kwargs.data_dir is not None else "hf_name"
-    return _split_files(key, folder, config.split or "train", suffixes)
+    return _split_files(key, folder, split, suffixes)
 
 
-def _check_split(config: DatasetConfig, key: str) -> None:
+def _data_files(config: DatasetConfig, folder: Path, split: str) -> list[Path]:
+    key, named = "hf_kwargs.data_files", config.hf_kwargs.data_files
+    if isinstance(named, dict):
+        if split not in named:
+            raise ConfigError(f"split is {split!r}, but the splits of {key} are {some(list(named)) or 'none'}")
+        key, named = f"{key}.{split}", named[split]
+    else:
+        _check_split(key, split)
+    return _named_files(key, [named] if isinstance(named, str) else named or [], folder)
+
+
+def _check_split(key: str, split: str) -> None:
     """Files that are named are all of `train`, as in the `datasets` library."""
-    if config.split not in (None, "train"):
-        raise ConfigError(
-            f"split is {config.split!r}, but {key} names files, and all of them are read: leave split out, and name "
-            "the files of that split"
-        )
+    if split != "train":
+        instead = "leave split out, and name the files of that split"
+        if key == "hf_kwargs.data_files":
+            instead += f", or write {{train: files, {split}: files}}"
+        raise ConfigError(f"split is {split!r}, but {key} names files, and all of them are read: {instead}")
 
 
 def _split_files(key: str, folder: Path, split: str, suffixes: tuple[str, ...]) -> list[Path]:
     """The folder's files whose name, or whose folder's, has the split's word; all of them when no file has any."""
-    every = [path for path in sorted(folder.rglob("*")) if path.suffix in suffixes and path.is_file()]
-    every = [path for path in every if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+    files = files_below(folder)
+    refuse_saved_below(key, folder, files)
+    every = [path for path in files if suffix_of(path) in suffixes and named_format(path) is not None]
     if not every:
-        raise ConfigError(f"{key} is {str(folder)!r}, but there is no {_either(suffixes)} file in it")
-    splits = {name: _of_split(every, folder, name) for name in dict.fromkeys((split, *SPLIT_WORDS))}
+        others = [str(path.relative_to(folder)) for path in files if looks_like_data(path)]
+        there = f" (there: {some(others)})" if others else ""
+        raise ConfigError(f"{key} is {str(folder)!r}, but there is no {either(suffixes)} file in it{there}")
+    taken = _of_this_split(folder, split, every)
+    name_unread(key, folder, files, split, taken)
+    return each_once(taken)
+
+
+def _of_this_split(folder: Path, split: str, every: list[Path]) -> list[Path]:
+    splits = {name: of_split(every, folder, name) for name in dict.fromkeys((split, *SPLIT_WORDS))}
     if splits[split]:
         return splits[split]
     there = [name for name, files in splits.items() if files]
     if split == "train" and not there:
         return every
-    names = ", ".join(path.name for path in every[:5]) + (", ..." if len(every) > 5 else "")
     hint = f"split is one of {', '.join(there)} here" if there else f"put the word {split} into a file's name"
     raise ConfigError(
-        f"split is {split!r}, but no file in {str(folder)!r} is named so (there: {names}): {hint}, "
-        "or name the files in hf_kwargs.data_files"
+        f"split is {split!r}, but no file in {str(folder)!r} is named so (there: {some([p.name for p in every], 5)}): "
+        f"{hint}, or name the files in hf_kwargs.data_files"
     )
-
-
-def _of_split(files: list[Path], folder: Path, split: str) -> list[Path]:
-    words = "|".join(re.escape(word) for word in SPLIT_WORDS.get(split, (split,)))
-    word = re.compile(rf"(?:^|[-._ /0-9])(?:{words})(?:[-._ /0-9]|$)")
-    return [path for path in files if word.search(path.relative_to(folder).as_posix())]
 
 
 def _check_format(name: str, files: list[Path]) -> None:
     for path in files:
-        if path.suffix in _SUFFIXES and path.suffix not in FORMATS[name]:
+        if suffix_of(path) in DATA_SUFFIXES and suffix_of(path) not in FORMATS[name]:
             raise ConfigError(
                 f"hf_kwargs.data_files has {str(path)!r}, but hf_name is {name!r}: write `hf_name: {format_of(path)}`"
             )
-
-
-def _either(words: tuple[str, ...]) -> str:
-    return " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
-
-
-_SUFFIXES = tuple(suffix for suffixes in FORMATS.values() for suffix in suffixes)

@@ -16,24 +16,35 @@ from data.config import DatasetConfig
 from data.errors import ConfigError, DataError
 from data.sources.content import CHUNK_ROWS, FileChunk
 from data.sources.files import FileSource, read_rows
-from data.sources.find import FORMATS
+from data.sources.find import Part
 from data.sources.hub_commit import CARD, Commit, find_commit, first_line, quiet, record_of
+from data.sources.names import DATA_SUFFIXES, named_format, some, suffix_of
 from data.sources.parquet import arrow_chunk
+from data.splits import SplitPart, parse_split
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 _DOWNLOADS = 8
-_SAFE_SUFFIXES = tuple(suffix for suffixes in FORMATS.values() for suffix in suffixes)
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """The files of a split, as the `datasets` library chooses them."""
+    """The files of the splits that are asked for, as the `datasets` library chooses them."""
 
-    files: list[str]
+    splits: dict[str, list[str]]
+    parts: list[SplitPart]
+    """What of them is read, in this order."""
     format: str | None
     """A key of FORMATS; None for what only the library can read."""
+
+    @property
+    def files(self) -> list[str]:
+        return list(dict.fromkeys(file for part in self.parts for file in self.splits[part.name]))
+
+    @property
+    def slices(self) -> list[SplitPart]:
+        return [part for part in self.parts if part.is_slice]
 
 
 def open_hub(config: DatasetConfig, name: str) -> "HubSource":
@@ -44,11 +55,11 @@ def open_hub(config: DatasetConfig, name: str) -> "HubSource":
     """
     commit = find_commit(config, name)
     chosen = _choose(config, commit)
-    others = [file for file in chosen.files if not file.endswith(_SAFE_SUFFIXES)]
+    others = [file for file in chosen.files if named_format(file) is None]
     if config.safe_load and others:
         raise ConfigError(
-            f"safe_load is true, but not all files of {name!r} are {', '.join(_SAFE_SUFFIXES)} ({_some(others)}): name "
-            "those that are in hf_kwargs.data_files, or set safe_load: false"
+            f"safe_load is true, but not all files of {name!r} are {', '.join(DATA_SUFFIXES)} ({some(others, 5)}): "
+            "name those that are in hf_kwargs.data_files, or set safe_load: false"
         )
     return HubSource(config, commit, chosen)
 
@@ -60,12 +71,17 @@ class HubSource:
 
     def __init__(self, config: DatasetConfig, commit: Commit, chosen: Chosen) -> None:
         self._config, self._commit, self._chosen = config, commit, chosen
-        self.total = sum(commit.files[file] for file in chosen.files) if chosen.format is not None else 0
+        # How many of the bytes a slice has is known once they are here.
+        is_known = chosen.format is not None and not chosen.slices
+        self.total = sum(commit.files[file] for file in chosen.files) if is_known else 0
 
     @property
     def fingerprint(self) -> str:
         """Of the commit and the files' names: a commit's content does not change, so nothing need be downloaded."""
-        parts = [self._commit.sha, self._chosen.format, self._chosen.files]
+        chosen = self._chosen
+        parts: list[Any] = [self._commit.sha, chosen.format, chosen.files]
+        if chosen.slices:
+            parts.append([[chosen.splits[part.name], part.start, part.end, part.percent] for part in chosen.parts])
         return xxhash.xxh3_128_hexdigest(json.dumps(parts).encode())
 
     @property
@@ -76,10 +92,15 @@ class HubSource:
     def chunks(self) -> Iterator[FileChunk]:
         paths = _download(self._config, self._commit, self._chosen.files)
         if self._chosen.format is None:
-            yield from _chunks_of_builder(self._config, self._commit, self._chosen.files)
+            yield from _chunks_of_builder(self._config, self._commit, self._chosen)
             return
-        names = {path: f"{self._commit.dataset}/{file}" for path, file in zip(paths, self._chosen.files, strict=True)}
-        yield from FileSource(paths, self._chosen.format, names).chunks()
+        by_name = dict(zip(self._chosen.files, paths, strict=True))
+        names = {path: f"{self._commit.dataset}/{file}" for file, path in by_name.items()}
+        parts = [
+            Part(tuple(by_name[file] for file in self._chosen.splits[part.name]), part if part.is_slice else None)
+            for part in self._chosen.parts
+        ]
+        yield from FileSource(parts, self._chosen.format, names).chunks()
 
     def rows(self, chunk: FileChunk) -> Iterator[tuple[str, Any]]:
         return read_rows(chunk)
@@ -108,26 +129,29 @@ def _choose(config: DatasetConfig, commit: Commit) -> Chosen:
         except (ValueError, FileNotFoundError, RuntimeError, DatasetsError) as error:
             raise ConfigError(_why_not_chosen(config, commit, root, error)) from None
         splits = {str(split): list(files) for split, files in (builder.config.data_files or {}).items()}
-        split = config.split or "train"
-        if split not in splits:
+        parts = parse_split(config.split or "train")
+        if unknown := [part.name for part in parts if part.name not in splits]:
             at = f" of subset {kwargs.name!r}" if kwargs.name is not None else ""
             raise ConfigError(
-                f"split is {split!r}, but the splits{at} of {commit.dataset!r} are {', '.join(splits)}"
+                f"split is {unknown[0]!r}, but the splits{at} of {commit.dataset!r} are {', '.join(splits)}"
                 f"{_only_cached(commit)}"
             )
         # The library names a file once for each pattern that it matches.
-        names = [Path(file).relative_to(root.resolve()).as_posix() for file in dict.fromkeys(splits[split])]
-    return Chosen(names, _format(names, builder.config))
+        names = {
+            part.name: [Path(file).relative_to(root.resolve()).as_posix() for file in dict.fromkeys(splits[part.name])]
+            for part in parts
+        }
+    return Chosen(names, parts, _format([file for files in names.values() for file in files], builder.config))
 
 
 def _format(files: list[str], builder_config: Any) -> str | None:
     """The format that our readers are to read the files as; None when they would read them otherwise than is meant."""
-    kinds = {name for name, suffixes in FORMATS.items() for file in files if file.endswith(suffixes)}
-    if len(kinds) != 1 or not all(file.endswith(_SAFE_SUFFIXES) for file in files):
+    kinds = {named_format(file) for file in files}
+    if len(kinds) != 1:
         return None
     (kind,) = kinds
     delimiter = getattr(builder_config, "delimiter", None) or getattr(builder_config, "sep", ",")
-    if kind == "csv" and delimiter != ("\t" if files[0].endswith(".tsv") else ","):
+    if kind == "csv" and any(delimiter != ("\t" if suffix_of(file) == ".tsv" else ",") for file in files):
         return None
     return None if kind == "json" and getattr(builder_config, "field", None) is not None else kind
 
@@ -139,7 +163,7 @@ def _why_not_chosen(config: DatasetConfig, commit: Commit, root: Path, error: Ex
     if isinstance(error, FileNotFoundError) and (kwargs.data_dir is not None or kwargs.data_files is not None):
         key = "data_files" if kwargs.data_files is not None else "data_dir"
         return (
-            f"hf_kwargs.{key} is {getattr(kwargs, key)!r}, but {name!r} has no such data (it has {_some(commit.files)})"
+            f"hf_kwargs.{key} is {getattr(kwargs, key)!r}, but {name!r} has no such data (it has {_files_of(commit)})"
             f"{_only_cached(commit)}"
         )
     subsets: list[str] = []
@@ -154,7 +178,7 @@ def _why_not_chosen(config: DatasetConfig, commit: Commit, root: Path, error: Ex
             "hf_kwargs.revision: refs/convert/parquet, where the hub keeps a copy as Parquet"
         )
     return (
-        f"hf_name is {name!r}, but no data is found in it ({first_line(error)}; it has {_some(commit.files)}): name "
+        f"hf_name is {name!r}, but no data is found in it ({first_line(error)}; it has {_files_of(commit)}): name "
         "the files in hf_kwargs.data_files"
     )
 
@@ -201,17 +225,16 @@ def _download(config: DatasetConfig, commit: Commit, files: list[str]) -> list[P
             ) from None
 
 
-def _chunks_of_builder(config: DatasetConfig, commit: Commit, files: list[str]) -> Iterator[FileChunk]:
+def _chunks_of_builder(config: DatasetConfig, commit: Commit, chosen: Chosen) -> Iterator[FileChunk]:
     """For files that only the `datasets` library reads: it makes Arrow tables of them, in its own cache."""
     import datasets
     from datasets.exceptions import DatasetsError
 
     split = config.split or "train"
+    data_files = {name: [glob.escape(file) for file in files] for name, files in chosen.splits.items()}
     try:
         with quiet():
-            builder = datasets.load_dataset_builder(
-                str(commit.card), name=config.hf_kwargs.name, data_files={split: [glob.escape(file) for file in files]}
-            )
+            builder = datasets.load_dataset_builder(str(commit.card), name=config.hf_kwargs.name, data_files=data_files)
         builder.download_and_prepare()
         table = builder.as_dataset(split=split)
     except (ValueError, DatasetsError) as error:
@@ -231,6 +254,5 @@ def _only_cached(commit: Commit) -> str:
     return f" (of what is in the hub's cache; {commit.offline})" if commit.offline is not None else ""
 
 
-def _some(files: Any) -> str:
-    names = list(files)
-    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "") or "no files"
+def _files_of(commit: Commit) -> str:
+    return some(list(commit.files), 5) or "no files"

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 
 from data.config import DatasetConfig
 from data.errors import ConfigError
-from data.sources.find import FORMATS
+from data.sources.names import DATA_SUFFIXES
 from data.sources.reach import why_offline
 
 REQUEST_SECONDS = 10.0
@@ -68,7 +68,7 @@ def _hub_commit(config: DatasetConfig, name: str) -> Commit:
         raise ConfigError(
             f"hf_name is {name!r}, but the hub has no such dataset, or not for you: look for a slip in the name; for a "
             "private one log in with `hf auth login` or HF_TOKEN; a local file's name ends in "
-            f"{', '.join(sum(FORMATS.values(), ()))}"
+            f"{', '.join(DATA_SUFFIXES)}"
         ) from None
     except (errors.HfHubHTTPError, requests.RequestException, errors.LocalEntryNotFoundError) as error:
         raise ConfigError(

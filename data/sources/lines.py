@@ -8,10 +8,12 @@ from typing import Any
 
 from data.problems import Problem, describe
 from data.sources import content as c
+from data.sources.objects import refuse_objects
 
 
 def check(path: Path, name: str) -> None:
-    """Any text may be JSONL until it is parsed."""
+    """Raises DataError for a JSON object over several lines, or one that holds the list of rows."""
+    refuse_objects(path, name)
 
 
 def split(content: c.Content) -> Iterator[c.FileChunk]:
@@ -21,6 +23,11 @@ def split(content: c.Content) -> Iterator[c.FileChunk]:
             yield c.FileChunk("lines", content.name, b"", block, place=place, problem=problem)
         elif not block.isspace():
             yield c.FileChunk("lines", content.name, block, len(block), line=line)
+
+
+def count(chunk: c.FileChunk) -> int:
+    """Rows of the chunk, without parsing them."""
+    return sum(not line.isspace() for line in io.BytesIO(chunk.content))
 
 
 def rows(chunk: c.FileChunk) -> Iterator[tuple[str, Any]]:

@@ -17,6 +17,12 @@ def check(path: Path, name: str) -> None:
         pass
 
 
+def count(path: Path, name: str) -> int:
+    """Rows, as the file's end says."""
+    with _open(path, name) as file:
+        return file.metadata.num_rows
+
+
 def split(content: c.Content) -> Iterator[c.FileChunk]:
     """Column pages are read as they are needed: a group need not fit into memory."""
     import pyarrow as pa
@@ -44,7 +50,7 @@ def arrow_chunk(name: str, batch: "pa.RecordBatch", row: int, size: int) -> c.Fi
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, batch.schema) as stream:
         stream.write_batch(batch)
-    return c.FileChunk("parquet", name, sink.getvalue().to_pybytes(), size, row=row)
+    return c.FileChunk("parquet", name, sink.getvalue().to_pybytes(), size, row=row, n_rows=batch.num_rows)
 
 
 def rows(chunk: c.FileChunk) -> Iterator[tuple[str, Any]]:

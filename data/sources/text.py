@@ -19,7 +19,7 @@ def split(content: c.Content) -> Iterator[c.FileChunk]:
             place, problem = f"{content.name}:{line}", c.too_large(block, "the line")
             yield c.FileChunk("text", content.name, b"", block, place=place, problem=problem)
         elif not block.isspace():
-            yield c.FileChunk("text", content.name, block, len(block), line=line)
+            yield c.FileChunk("text", content.name, block, len(block), line=line, n_rows=1)
 
 
 def rows(chunk: c.FileChunk) -> Iterator[tuple[str, Any]]:

@@ -1,0 +1,83 @@
+"""Folders that the `datasets` library wrote with save_to_disk: Arrow streams, and JSON files that name them."""
+
+import json
+from pathlib import Path, PurePath
+from typing import Any
+
+from data.errors import ConfigError, DataError
+from data.sources.names import some
+
+_STATE, _INFO, _DICT = "state.json", "dataset_info.json", "dataset_dict.json"
+
+
+def is_saved(folder: Path) -> bool:
+    """Was it written by Dataset.save_to_disk or DatasetDict.save_to_disk?"""
+    return (folder / _DICT).is_file() or _is_dataset(folder)
+
+
+def refuse_saved_below(key: str, folder: Path, files: list[Path]) -> None:
+    """Raises ConfigError when one of the files belongs to such a folder, which is read only when it is named itself."""
+    for path in files:
+        if path.name == _STATE and _is_dataset(path.parent):
+            where = path.parent.parent if (path.parent.parent / _DICT).is_file() else path.parent
+            raise ConfigError(
+                f"{key} is {str(folder)!r}, but {str(where)!r} was written by save_to_disk of the `datasets` library: "
+                f"name that folder itself (hf_name: {where})"
+            )
+
+
+def saved_files(key: str, folder: Path, split: str) -> list[Path]:
+    """The Arrow files of the split in their order, which may be none.
+
+    A single dataset is `train`, or what its state calls it. Raises ConfigError for a split that is not there, DataError
+    for a folder that is not whole or whose rows are chosen by an index file.
+    """
+    if not _is_dataset(folder):
+        splits = _read(folder / _DICT).get("splits")
+        splits = [name for name in splits if isinstance(name, str)] if isinstance(splits, list) else []
+        if split not in splits:
+            raise ConfigError(f"split is {split!r}, but the splits saved in {str(folder)!r} are {some(splits)}")
+        folder = folder / PurePath(split).name
+        if not _is_dataset(folder):
+            raise DataError(f"{folder} has no {_STATE} and {_INFO}, though {_DICT} names it: copy or save it again")
+        return _files(folder, _read(folder / _STATE))
+    state = _read(folder / _STATE)
+    own = state.get("_split") if isinstance(state.get("_split"), str) else None
+    if split not in ("train", own):
+        raise ConfigError(
+            f"split is {split!r}, but {key} is {str(folder)!r}, in which save_to_disk wrote the one split "
+            f"{own or 'train'}: leave split out"
+        )
+    return _files(folder, state)
+
+
+def _is_dataset(folder: Path) -> bool:
+    return (folder / _STATE).is_file() and (folder / _INFO).is_file()
+
+
+def _files(folder: Path, state: dict[str, Any]) -> list[Path]:
+    if any(value for key, value in state.items() if key.startswith("_indices")):
+        raise DataError(
+            f"{folder}: its rows are chosen by an index file (of select, shuffle or filter), as older versions of "
+            "`datasets` wrote it: save it again with load_from_disk(...).flatten_indices().save_to_disk(...)"
+        )
+    listed = state.get("_data_files")
+    items = listed if isinstance(listed, list) else []
+    names = [str(item.get("filename")) if isinstance(item, dict) else "" for item in items]
+    # No name may lead out of the folder.
+    if not names or any(PurePath(name).name != name for name in names):
+        raise DataError(f"{folder / _STATE} does not name its data files under `_data_files`: save the dataset again")
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        raise DataError(f"{folder}: of the files in {_STATE}, {some(missing)} are missing: copy the folder again")
+    return [folder / name for name in names]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read ({error}): copy or save the dataset again") from None
+    if not isinstance(value, dict):
+        raise DataError(f"{path} holds no JSON object: copy or save the dataset again")
+    return value
