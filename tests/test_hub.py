@@ -1,6 +1,8 @@
 import functools
+import gzip
 import io
 import json
+import lzma
 import os
 import subprocess
 import sys
@@ -205,6 +207,63 @@ def test_settings_of_the_card_are_kept(hub: Hub, tmp_path):
     pairs = read(open_source(config(tmp_path, "acme/semicolons")))
     assert pairs[4] == ("acme/semicolons[train] row 5", {"prompt": "4?", "response": 12})
     assert hub.downloaded() == ["README.md", "a[1].csv"]
+
+
+def test_compressed_files_are_safe_to_load(hub: Hub, tmp_path):
+    files = {"train-0.jsonl.gz": gzip.compress(JSONL), "train-1.jsonl": JSONL, "train-2.ndjson": JSONL}
+    hub.repositories["acme/packed"] = Repository(files)
+    source = open_source(config(tmp_path, "acme/packed"))
+    pairs = read(source)
+    assert [row for _, row in pairs] == ROWS * 3
+    assert [place for place, _ in pairs[::5]] == [f"acme/packed/{file}:1" for file in files]
+    hub.repositories["acme/xz"] = Repository({"train.jsonl.xz": lzma.compress(JSONL)})
+    assert "safe_load is true, but not all files of 'acme/xz' are" in refusal(config(tmp_path, "acme/xz"))
+
+
+def test_what_the_library_leaves_out_is_named(hub: Hub, tmp_path, capsys):
+    files = {
+        "train-0.jsonl": JSONL,
+        "train-1.JSONL": JSONL,
+        "test.jsonl": JSONL,
+        ".x/a.jsonl": b"",
+        "dataset_info.json": b"",
+    }
+    hub.repositories["acme/capitals"] = Repository(files)
+    open_source(config(tmp_path, "acme/capitals"))
+    expected = "hf_name is 'acme/capitals', but 1 file looks like data and is not read: train-1.JSONL\n"
+    assert capsys.readouterr().out == expected
+
+
+def test_empty_files_of_the_hub_are_read_as_nothing(hub: Hub, tmp_path, capsys):
+    hub.repositories["acme/empty"] = Repository({"train-0.jsonl": b"", "train-1.jsonl": JSONL})
+    assert len(read(open_source(config(tmp_path, "acme/empty")))) == 5
+    assert "1 file has no rows and is read as nothing: acme/empty/train-0.jsonl\n" in capsys.readouterr().out
+
+
+def test_slices_and_sums_of_splits(hub: Hub, tmp_path):
+    pairs = read(open_source(config(tmp_path, "acme/tiny", "test[3:]+train[:40%]")))
+    assert [place for place, _ in pairs] == [f"acme/tiny/{name}" for name in ("test.jsonl:4", "test.jsonl:5")] + [
+        f"acme/tiny/train.jsonl:{line}" for line in (1, 2)
+    ]
+    marks = {open_source(config(tmp_path, split=split)).fingerprint for split in (None, "train[:40%]", "train[:2]")}
+    assert len(marks) == 3
+    assert refusal(config(tmp_path, split="train+dev[:5]")).startswith(
+        "split is 'dev', but the splits of 'acme/tiny' are"
+    )
+
+
+def test_the_library_slices_what_it_reads(hub: Hub, tmp_path):
+    pairs = read(open_source(config(tmp_path, "acme/lines", "train[1:]", safe_load=False)))
+    assert [row for _, row in pairs] == [{"text": "two"}]
+
+
+def test_data_files_may_be_named_by_split(hub: Hub, tmp_path):
+    files = {"train": "easy/b.jsonl", "held": ["easy/a.jsonl", "easy/later/c.jsonl"]}
+    for split, places in ((None, ["b.jsonl:1"]), ("held", ["a.jsonl:1", "later/c.jsonl:1"])):
+        pairs = read(open_source(config(tmp_path, "acme/subsets", split, data_files=files, name="easy")))
+        assert [place for place, _ in pairs[::5]] == [f"acme/subsets/easy/{place}" for place in places]
+    text = refusal(config(tmp_path, "acme/subsets", "dev", data_files=files, name="easy"))
+    assert "split is 'dev', but the splits of subset 'easy' of 'acme/subsets' are train, held" in text
 
 
 @pytest.mark.parametrize(

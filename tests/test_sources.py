@@ -5,6 +5,7 @@ import random
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from read_source import of_file, read, refusal, rows_of, values
 from toy_tokenizer import dataset_config, write_jsonl
 
 from data.config import DatasetConfig, HFKwargs
@@ -18,44 +19,16 @@ GOOD = {"prompt": "2 + 2?", "response": "4"}
 LINE = json.dumps(GOOD).encode()
 
 
-def of_file(path, format=None) -> DatasetConfig:
-    """Read as its name says, or as this format."""
-    if format is None:
-        return DatasetConfig(hf_name=str(path), max_seq_len=8)
-    return DatasetConfig(hf_name=format, hf_kwargs=HFKwargs(data_files=str(path)), max_seq_len=8)
-
-
 def files_of(config) -> list:
     """The files of the one split."""
     _, (part,) = find(config)
     return list(part.files)
 
 
-def read(source) -> list:
-    """All (place, row)."""
-    return [pair for chunk in source.chunks() for pair in source.rows(chunk)]
-
-
-def rows_of(path, content: bytes) -> list:
-    path.write_bytes(content)
-    return read(open_source(of_file(path)))
-
-
-def values(pairs) -> list:
-    return [row for _, row in pairs]
-
-
 def problem_of(path, content: bytes) -> str:
     """Place and text of the one problem in it."""
     ((place, problem),) = [(place, row) for place, row in rows_of(path, content) if isinstance(row, Problem)]
     return f"{place}: {problem.text}"
-
-
-def refusal(path, content: bytes) -> str:
-    path.write_bytes(content)
-    with pytest.raises(DataError) as error:
-        read(open_source(of_file(path)))
-    return str(error.value)
 
 
 @pytest.fixture

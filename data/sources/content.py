@@ -182,7 +182,8 @@ def check_head(path: Path, name: str) -> bytes:
 def _kind_by_nul(head: bytes) -> str | None:
     """What NUL bytes among the first four tell: which of them belong to the first characters, or that all are."""
     n_others = len(head[:4].replace(b"\0", b""))
-    if b"\0" not in head[:4]:
+    text = head.rstrip(b"\0")
+    if b"\0" not in head[:4] or (len(text) > 2 and b"\0" not in text):  # a short text, then NUL bytes to the end
         return None
     return "NUL" if n_others == 0 else "UTF-32" if n_others == 1 and len(head) >= 4 else "UTF-16"
 

@@ -77,7 +77,12 @@ def name_unread(key: str, folder: Path, files: list[Path], split: str | None, ta
         own = set(of_split(files, folder, split))
         left -= {path for word in SPLIT_WORDS if word != split for path in of_split(files, folder, word)} - own
     unread = [str(path.relative_to(folder)) for path in files if path in left and looks_like_data(path)]
+    where = f"{key} is {str(folder)!r}" if split is None else f"{key} is {str(folder)!r} and split {split!r}"
+    say_unread(where, unread)
+
+
+def say_unread(where: str, unread: list[str]) -> None:
+    """One line with the files that look like data and are not read, if there are any."""
     if unread:
-        count = "1 file looks" if len(unread) == 1 else f"{len(unread):,} files look"
-        where = f"{key} is {str(folder)!r}" if split is None else f"{key} is {str(folder)!r} and split {split!r}"
-        notice(f"{where}, but {count} like data and {'is' if len(unread) == 1 else 'are'} not read: {some(unread)}")
+        count = "1 file looks like data and is" if len(unread) == 1 else f"{len(unread):,} files look like data and are"
+        notice(f"{where}, but {count} not read: {some(unread)}")

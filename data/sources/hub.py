@@ -6,19 +6,20 @@ import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, cast
 
 import xxhash
 
-from data.config import DatasetConfig
+from data.config import DatasetConfig, HFKwargs
 from data.errors import ConfigError, DataError
 from data.sources.content import CHUNK_ROWS, FileChunk
 from data.sources.files import FileSource, read_rows
 from data.sources.find import Part
+from data.sources.folders import say_unread
 from data.sources.hub_commit import CARD, Commit, find_commit, first_line, quiet, record_of
-from data.sources.names import DATA_SUFFIXES, named_format, some, suffix_of
+from data.sources.names import DATA_SUFFIXES, looks_like_data, named_format, some, suffix_of
 from data.sources.parquet import arrow_chunk
 from data.splits import SplitPart, parse_split
 
@@ -108,40 +109,55 @@ class HubSource:
 
 def _choose(config: DatasetConfig, commit: Commit) -> Chosen:
     """The library finds subsets and splits in a folder by the card and by files' names, so it is given those alone."""
+    kwargs = config.hf_kwargs
+    with TemporaryDirectory() as folder:
+        root = Path(folder) / commit.dataset.rpartition("/")[2]
+        builder = _builder(config, commit, root)
+        splits: dict[str, list[str]] = {
+            # The library names a file once for each pattern that it matches.
+            str(split): [Path(file).relative_to(root.resolve()).as_posix() for file in dict.fromkeys(files)]
+            for split, files in (builder.config.data_files or {}).items()
+        }
+    parts = parse_split(config.split or "train")
+    if unknown := [part.name for part in parts if part.name not in splits]:
+        at = f" of subset {kwargs.name!r}" if kwargs.name is not None else ""
+        raise ConfigError(
+            f"split is {unknown[0]!r}, but the splits{at} of {commit.dataset!r} are {', '.join(splits)}"
+            f"{_only_cached(commit)}"
+        )
+    if kwargs == HFKwargs(revision=kwargs.revision) and set(builder.builder_configs) <= {"default"}:
+        _name_unread(commit, {file for files in splits.values() for file in files})
+    chosen = {part.name: splits[part.name] for part in parts}
+    return Chosen(chosen, parts, _format([file for files in chosen.values() for file in files], builder.config))
+
+
+def _builder(config: DatasetConfig, commit: Commit, root: Path) -> Any:
+    """The library's, of a folder made at `root` that has the card and empty files with the names of the others."""
     import datasets
     from datasets.exceptions import DatasetsError
 
-    with TemporaryDirectory() as folder:
-        root = Path(folder) / commit.dataset.rpartition("/")[2]
-        for file in commit.files:
-            path = root / file
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.touch()
-        for file in CARD:
-            if (commit.card / file).is_file():
-                (root / file).write_bytes((commit.card / file).read_bytes())
-        kwargs = config.hf_kwargs
-        try:
-            with quiet():
-                builder = datasets.load_dataset_builder(
-                    str(root), name=kwargs.name, data_dir=kwargs.data_dir, data_files=kwargs.data_files
-                )
-        except (ValueError, FileNotFoundError, RuntimeError, DatasetsError) as error:
-            raise ConfigError(_why_not_chosen(config, commit, root, error)) from None
-        splits = {str(split): list(files) for split, files in (builder.config.data_files or {}).items()}
-        parts = parse_split(config.split or "train")
-        if unknown := [part.name for part in parts if part.name not in splits]:
-            at = f" of subset {kwargs.name!r}" if kwargs.name is not None else ""
-            raise ConfigError(
-                f"split is {unknown[0]!r}, but the splits{at} of {commit.dataset!r} are {', '.join(splits)}"
-                f"{_only_cached(commit)}"
+    for file in commit.files:
+        path = root / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    for file in CARD:
+        if (commit.card / file).is_file():
+            (root / file).write_bytes((commit.card / file).read_bytes())
+    kwargs = config.hf_kwargs
+    try:
+        with quiet():
+            return datasets.load_dataset_builder(
+                str(root), name=kwargs.name, data_dir=kwargs.data_dir, data_files=kwargs.data_files
             )
-        # The library names a file once for each pattern that it matches.
-        names = {
-            part.name: [Path(file).relative_to(root.resolve()).as_posix() for file in dict.fromkeys(splits[part.name])]
-            for part in parts
-        }
-    return Chosen(names, parts, _format([file for files in names.values() for file in files], builder.config))
+    except (ValueError, FileNotFoundError, RuntimeError, DatasetsError) as error:
+        raise ConfigError(_why_not_chosen(config, commit, root, error)) from None
+
+
+def _name_unread(commit: Commit, read: set[str]) -> None:
+    """Of a dataset without subsets: what is in none of its splits, such as files with a suffix in capital letters."""
+    unread = [file for file in sorted(commit.files) if file not in read and looks_like_data(PurePath(file))]
+    hidden = {file for file in unread if any(part.startswith(".") for part in PurePath(file).parts)}
+    say_unread(f"hf_name is {commit.dataset!r}", [file for file in unread if file not in hidden])
 
 
 def _format(files: list[str], builder_config: Any) -> str | None:

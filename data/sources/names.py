@@ -54,11 +54,11 @@ def format_of(path: Path) -> str:
     return format
 
 
-def is_metadata(path: Path) -> bool:
+def is_metadata(path: PurePath) -> bool:
     return path.name in _METADATA
 
 
-def looks_like_data(path: Path) -> bool:
+def looks_like_data(path: PurePath) -> bool:
     """Would a user take it for data, whether it can be read or not?"""
     if is_metadata(path) or (suffix_of(path) in TEXT_SUFFIXES and path.name.lower().startswith(_NOTES)):
         return False

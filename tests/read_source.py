@@ -1,0 +1,41 @@
+"""Reading all of a source, for tests of what it holds."""
+
+from pathlib import Path
+
+import pytest
+
+from data.config import DatasetConfig, HFKwargs
+from data.errors import DataError
+from data.sources import open_source
+
+
+def of_file(path, format=None) -> DatasetConfig:
+    """Read as its name says, or as this format."""
+    if format is None:
+        return DatasetConfig(hf_name=str(path), max_seq_len=8)
+    return DatasetConfig(hf_name=format, hf_kwargs=HFKwargs(data_files=str(path)), max_seq_len=8)
+
+
+def of_folder(folder, split=None, **kwargs) -> DatasetConfig:
+    return DatasetConfig(hf_name=str(folder), split=split, hf_kwargs=HFKwargs(**kwargs), max_seq_len=8)
+
+
+def read(source) -> list:
+    """All (place, row)."""
+    return [pair for chunk in source.chunks() for pair in source.rows(chunk)]
+
+
+def values(pairs) -> list:
+    return [row for _, row in pairs]
+
+
+def rows_of(path, content: bytes) -> list:
+    path.write_bytes(content)
+    return read(open_source(of_file(path)))
+
+
+def refusal(path: Path, content: bytes) -> str:
+    path.write_bytes(content)
+    with pytest.raises(DataError) as error:
+        read(open_source(of_file(path)))
+    return str(error.value)
