@@ -72,6 +72,8 @@ def test_a_link_that_leads_nowhere_is_refused(tmp_path):
     (tmp_path / "train-1.jsonl").symlink_to("gone.jsonl")
     with pytest.raises(ConfigError, match=r"train-1.jsonl' is a link to 'gone.jsonl', which is not there: bring the"):
         open_source(of_folder(tmp_path))
+    with pytest.raises(ConfigError, match=r"train-1.jsonl' is a link to 'gone.jsonl', which is not there"):
+        open_source(of_file(tmp_path / "*.jsonl", "json"))
 
 
 def test_a_pipe_is_no_data_file(tmp_path):

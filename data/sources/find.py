@@ -8,7 +8,7 @@ from pathlib import Path
 
 from data.config import DatasetConfig
 from data.errors import ConfigError
-from data.sources.folders import SPLIT_WORDS, each_once, files_below, name_unread, of_split
+from data.sources.folders import SPLIT_WORDS, each_once, files_below, is_file_or_broken_link, name_unread, of_split
 from data.sources.names import (
     DATA_SUFFIXES,
     FORMATS,
@@ -135,7 +135,7 @@ def _named_files(key: str, patterns: list[str], base: Path) -> list[Path]:
         if key == "text" and whole.is_dir():
             found = _texts_below(whole)
         else:
-            found = [path for path in ([whole] if whole.exists() else _matches(whole)) if path.is_file()]
+            found = [path for path in ([whole] if whole.exists() else _matches(whole)) if is_file_or_broken_link(path)]
         if not found:
             raise ConfigError(f"{key} has {str(whole)!r}, but {_why_nothing(key, whole)}")
         files += found

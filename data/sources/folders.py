@@ -37,8 +37,13 @@ def _walk(folder: Path, above: frozenset[tuple[int, int]]) -> Iterator[Path]:
             continue
         if entry.is_dir():
             yield from _walk(folder / entry.name, above | {here})
-        elif entry.is_file() or (entry.is_symlink() and not Path(entry.path).exists()):
+        elif is_file_or_broken_link(folder / entry.name):
             yield folder / entry.name
+
+
+def is_file_or_broken_link(path: Path) -> bool:
+    """Of what is not a folder: false for pipes and the like. A broken link is not skipped: each_once refuses it."""
+    return path.is_file() or (path.is_symlink() and not path.exists())
 
 
 def of_split(files: list[Path], folder: Path, split: str) -> list[Path]:
