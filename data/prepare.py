@@ -7,11 +7,11 @@ documents). `index.json` and the shards are Streaming's; `manifest.json` says wh
 import json
 import platform
 import shutil
+import signal
 import sys
 import time
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -26,13 +26,13 @@ from data.config import DatasetConfig
 from data.errors import ConfigError, DataError, said_plainly
 from data.examples import Reading
 from data.locks import exclusive, is_first
-from data.preprocessing import preprocessing_source, resolve_preprocessing_fn
+from data.preprocessing import is_own, preprocessing_source, resolve_preprocessing_fn
 from data.shards import UNFINISHED, MadeFrom, Sample, Shards, is_whole, read_journal, refuse_other
 from data.sources import Source, open_source
 from data.tokenizer import Tokenizer
 from data.upload import Remote
 from data.windows import Part, Tally, Task, Tokenizing
-from data.workers import all_cores, in_order
+from data.workers import WorkerEnded, all_cores, in_order
 
 FORMAT_VERSION = 2
 """Part of the fingerprint: raise it when the same input would become other rows."""
@@ -210,14 +210,33 @@ def _write(
     except (ConfigError, DataError):
         shards.discard()  # to go on would bring the same again
         raise
-    except BrokenProcessPool:
-        raise DataError(
-            "a worker process was killed (by the system, when memory runs out): start again, with a smaller "
-            "prepare_workers if it was memory; what is done is kept"
-        ) from None
+    except WorkerEnded as error:
+        if error.status >= 0:
+            shards.discard()
+        raise _of_worker(error, config) from None
     manifest = _manifest(config, recipe.source, made_from, said, progress)
     shards.finish(manifest)
     print(summary(manifest, folder, time.monotonic() - started), flush=True)
+
+
+def _of_worker(error: WorkerEnded, config: DatasetConfig) -> DataError:
+    if error.status == -signal.SIGKILL:
+        return DataError(
+            f"a worker process was killed ({error.how}: by the system, when memory runs out): start again, with a "
+            "smaller prepare_workers if it was memory; what is done is kept"
+        )
+    name = config.preprocessing_fn
+    if not is_own(name):
+        return DataError(f"a worker process ended before its work was done ({error.how}): start again")
+    if error.status < 0:
+        return DataError(
+            f"preprocessing_fn is {name!r}, but a process that ran it was ended by {error.how}: find the crash, "
+            "perhaps in an extension module that it uses, and start again; what is done is kept"
+        )
+    return DataError(
+        f"preprocessing_fn is {name!r}, but it ended its process: {error.how}: return an example, return None to leave "
+        "the row out, or raise an error"
+    )
 
 
 def _write_windows(shards: Shards, recipe: Recipe, config: DatasetConfig) -> Progress:
@@ -247,7 +266,7 @@ def _write_windows(shards: Shards, recipe: Recipe, config: DatasetConfig) -> Pro
             shards.write_window(columns, recipe.samples(window, progress.tally), progress.for_journal)
             window.clear()
 
-    parts = in_order(recipe.read, tasks(), n_workers, under_way)
+    parts = in_order(recipe.read, tasks(), n_workers, under_way, isolated=is_own(config.preprocessing_fn))
     with closing(parts), _bar(recipe.source, progress) as bar:
         for part in parts:
             given_out -= part.size

@@ -7,11 +7,13 @@ registered ones are self-contained, each with the row's shape as the dataset's c
 import importlib
 import inspect
 import json
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any
 
 from data.errors import ConfigError, DataError
+from data.workers import WorkerEnded, try_in_child
 
 PreprocessingFn = Callable[[Any], Any]
 
@@ -171,12 +173,17 @@ def resolve_preprocessing_fn(value: str | Mapping[str, str] | None) -> Preproces
     if value is None:
         return None
     if isinstance(value, str):
-        return _import_function(value) if ":" in value else _registered(value)
+        return _import_function(value) if is_own(value) else _registered(value)
     if set(value) != {"prompt", "response"}:
         raise ConfigError(
             f"preprocessing_fn is {dict(value)}, but a mapping must be {{prompt: COLUMN, response: COLUMN}}"
         )
     return take_columns(value)
+
+
+def is_own(value: str | Mapping[str, str] | None) -> bool:
+    """Is it a function of the user's own, `module:function`?"""
+    return isinstance(value, str) and ":" in value
 
 
 def preprocessing_source(value: str | Mapping[str, str] | None) -> str:
@@ -236,7 +243,14 @@ def _import_function(value: str) -> PreprocessingFn:
     if not module_name or module_name.startswith(".") or not name.isidentifier():
         raise ConfigError(f"preprocessing_fn is {value!r}, but one of your own is written module:function")
     try:
+        if module_name not in sys.modules:
+            try_in_child(lambda: importlib.import_module(module_name))
         module = importlib.import_module(module_name)
+    except WorkerEnded as error:
+        raise ConfigError(
+            f"preprocessing_fn is {value!r}, but importing {module_name} ends the process: {error.how}: put what a "
+            'script runs under `if __name__ == "__main__":`'
+        ) from None
     except (Exception, SystemExit) as error:
         raise ConfigError(
             f"preprocessing_fn is {value!r}, but {module_name} cannot be imported ({type(error).__name__}: {error}): "

@@ -106,6 +106,14 @@ def test_bad_rows_are_refused_without_a_tokenizer_too(tmp_path, capsys):
     assert not (tmp_path / "out" / "train").exists()
 
 
+def test_a_preprocessor_that_exits_is_an_error_without_a_tokenizer_too(tmp_path, monkeypatch, files, capsys):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "exits_at_once.py").write_text("def f(row):\n    raise SystemExit\n")
+    flags = ["--dataset", files[0], "--splits", "train", "--preprocessor", "exits_at_once:f"]
+    assert finetuning([*flags, "--out_root", str(tmp_path / "out")]) == 2
+    assert "--preprocessor is 'exits_at_once:f', but it ended its process: exit code 0" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("keep", [True, False])
 def test_a_remote_out_root_keeps_a_local_copy_where_one_is_named(tmp_path, monkeypatch, toy, files, keep):
     monkeypatch.chdir(tmp_path)

@@ -353,8 +353,29 @@ class DyingTokenizer(ToyTokenizer):
 
 def test_a_worker_that_is_killed_is_one_clear_error(tmp_path, small_pieces):
     write_jsonl(tmp_path / "train.jsonl", questions(250))
-    with pytest.raises(DataError, match=r"a worker process was killed .*smaller prepare_workers"):
+    with pytest.raises(DataError, match=r"a worker process was killed \(signal 9 .*smaller prepare_workers"):
         prepare(dataset_config(tmp_path, prepare_workers=2), DyingTokenizer())
+    assert not list((tmp_path / "cache").rglob("index.json"))
+
+
+ENDS = {
+    "sys.exit(0)": r"exit code 0 \(SystemExit at .*ends.py:3\)",
+    "os._exit(3)": r"exit code 3",
+    "os.kill(os.getpid(), 31)": r"a process that ran it was ended by signal 31 \(SIGSYS\)",
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_preprocessing_fn_that_ends_its_process_is_named(tmp_path, monkeypatch, small_pieces, end, workers):
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "ends", raising=False)
+    (tmp_path / "ends.py").write_text(
+        f"import os, sys\ndef make(row):\n    return {end} if '200?' in row['prompt'] else row\n"
+    )
+    write_jsonl(tmp_path / "train.jsonl", questions(250))
+    with pytest.raises(DataError, match=rf"preprocessing_fn is 'ends:make', but .*{ENDS[end]}"):
+        prepare(dataset_config(tmp_path, preprocessing_fn="ends:make", prepare_workers=workers), TOY)
     assert not list((tmp_path / "cache").rglob("index.json"))
 
 

@@ -182,6 +182,20 @@ def test_a_module_that_raises_is_named(module):
         resolve_preprocessing_fn("mine:make")
 
 
+@pytest.mark.parametrize(
+    ("end", "how"),
+    [
+        ("import sys; sys.exit(0)", r"exit code 0 \(SystemExit at .*mine.py:1\)"),
+        ("import os; os._exit(3)", "exit code 3"),
+        ("raise KeyboardInterrupt", r"KeyboardInterrupt at .*mine.py:1"),
+    ],
+)
+def test_a_module_that_ends_the_process_is_named(module, end, how):
+    module(f"{end}\ndef make(row):\n    return row\n")
+    with pytest.raises(ConfigError, match=f"'mine:make', but importing mine ends the process: {how}: put what"):
+        resolve_preprocessing_fn("mine:make")
+
+
 def test_the_source_changes_with_the_module_around_the_function(module):
     module("def helper(row):\n    return row\ndef make(row):\n    return helper(row)\n")
     before = preprocessing_source("mine:make")
