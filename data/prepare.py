@@ -34,7 +34,7 @@ from data.upload import Remote
 from data.windows import Part, Tally, Task, Tokenizing
 from data.workers import WorkerEnded, all_cores, in_order
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """Part of the fingerprint: raise it when the same input would become other rows."""
 WINDOW_TOKENS = 16 << 20
 """Tokens that are packed together, and so held in memory at a time; what a killed run has to do again at most."""

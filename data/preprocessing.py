@@ -13,6 +13,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from data.errors import ConfigError, DataError
+from data.syntax import canonical
 from data.workers import WorkerEnded, try_in_child
 
 PreprocessingFn = Callable[[Any], Any]
@@ -187,7 +188,7 @@ def is_own(value: str | Mapping[str, str] | None) -> bool:
 
 
 def preprocessing_source(value: str | Mapping[str, str] | None) -> str:
-    """Text that changes when what the function does may have changed.
+    """Text that changes when what the function does may have changed, and not with its docstrings or comments.
 
     A registered function is self-contained, so its own source says it all; of a `module:function` the whole module
     is taken, for the helpers beside it.
@@ -198,14 +199,15 @@ def preprocessing_source(value: str | Mapping[str, str] | None) -> str:
     if not isinstance(value, str):
         return json.dumps(dict(value or {}), sort_keys=True)
     if value in PREPROCESSORS:
-        return inspect.getsource(function)
+        return canonical(inspect.getsource(function))
     module = value.partition(":")[0]
     defined = inspect.getmodule(inspect.unwrap(function))
     try:
         # Where it is named and where it is written: a package may only pass it on.
         named = inspect.getsource(importlib.import_module(module))
-        return f"{value}\n{named}\n{inspect.getsource(defined) if defined is not None else ''}"
-    except (OSError, TypeError):
+        written = inspect.getsource(defined) if defined is not None else ""
+        return "\n".join([value, canonical(named), canonical(written)])
+    except (OSError, TypeError, SyntaxError):
         raise ConfigError(
             f"preprocessing_fn is {value!r}, but {module} has no Python source, so that a change of it would go "
             "unnoticed: wrap it in a function of a module of your own"

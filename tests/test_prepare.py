@@ -209,6 +209,22 @@ def test_the_fingerprint_follows_what_matters(tmp_path):
     assert len(folders) == len(changes) + 3
 
 
+def test_rows_are_not_prepared_again_for_a_comment(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    write_jsonl(tmp_path / "train.jsonl", questions(20))
+
+    def folder_of(source: str) -> Path:
+        (tmp_path / "reworded.py").write_text(source)
+        monkeypatch.delitem(sys.modules, "reworded", raising=False)
+        return prepare(dataset_config(tmp_path, preprocessing_fn="reworded:make"), TOY)
+
+    make = 'def make(row):\n    """Ends rows."""\n    return row | {"response": row["prompt"] + END}\n'
+    first = folder_of(f'END = "."\n{make}')
+    same = folder_of(f'END = "."  # what ends\n\n{make.replace("Ends", "Ends all")}')
+    other = folder_of(f'END = "!"\n{make}')
+    assert first == same != other
+
+
 @pytest.mark.parametrize("rows", ["questions", "texts"])
 def test_any_number_of_workers_gives_the_same_bytes(tmp_path, small_pieces, rows):
     texts = [{"text": f"{i} " * (i % 50 + 1)} for i in range(100)]

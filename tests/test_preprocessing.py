@@ -1,3 +1,4 @@
+import inspect
 import json
 import sys
 
@@ -200,8 +201,23 @@ def test_the_source_changes_with_the_module_around_the_function(module):
     module("def helper(row):\n    return row\ndef make(row):\n    return helper(row)\n")
     before = preprocessing_source("mine:make")
     assert preprocessing_source("mine:make") == before
-    module("def helper(row):\n    return {}\ndef make(row):\n    return helper(row)\n# changed\n")
+    module('"""Mine."""\ndef helper(row):  # as is\n    "A row."\n    return row\ndef make(row): return helper(row)\n')
+    assert preprocessing_source("mine:make") == before
+    module("def helper(row):\n    return {}\ndef make(row):\n    return helper(row)\n")
     assert preprocessing_source("mine:make") != before
+
+
+def test_the_source_of_a_registered_function_is_what_it_does(monkeypatch):
+    source = inspect.getsource(PREPROCESSORS["flan"])
+    before = preprocessing_source("flan")
+    reworded = source.replace('"""Muennighoff', '"""The dataset Muennighoff').replace(
+        "    apart", "    # A space.\n    apart"
+    )
+    monkeypatch.setattr("data.preprocessing.inspect.getsource", lambda function: reworded)
+    assert reworded != source
+    assert preprocessing_source("flan") == before
+    monkeypatch.setattr("data.preprocessing.inspect.getsource", lambda function: source.replace('f" {', 'f"  {'))
+    assert preprocessing_source("flan") != before
 
 
 def test_sources_differ_between_kinds_of_function():

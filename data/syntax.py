@@ -1,0 +1,75 @@
+"""What Python source does, as text: the same however it is laid out and commented, and on every version of Python.
+
+Not ast.dump or ast.unparse, whose output differs between versions.
+"""
+
+import ast
+from collections.abc import Iterator
+from typing import Any
+
+
+def canonical(source: str) -> str:
+    """The source's syntax tree, without comments, docstrings and other statements that are only a text.
+
+    A source that reads docstrings keeps its own.
+    """
+    reads_docstrings = "__doc__" in source or "getdoc" in source
+    parts: list[str] = []
+    # Not recursive: a sum of a thousand terms is a tree a thousand levels deep.
+    stack: list[Any] = [ast.parse(source)]
+    while stack:
+        value = stack.pop()
+        if isinstance(value, _Text):
+            parts.append(value)
+        elif isinstance(value, ast.AST):
+            parts.append(f"{type(value).__name__}(")
+            stack.append(_Text(")"))
+            for name, child in reversed(list(_fields(value))):
+                stack += [child, _Text(f" {name}=")]
+        elif isinstance(value, list):
+            kept = [each for each in value if reads_docstrings or not _is_only_text(each)]
+            parts.append("[")
+            stack.append(_Text("]"))
+            for child in reversed(kept):
+                stack += [_Text(","), child]
+        else:
+            # ascii: which characters repr() escapes depends on the version's Unicode tables.
+            parts.append(ascii(value))
+    return "".join(parts)
+
+
+class _Text(str):
+    """Output, where all else on the stack is still to be written."""
+
+
+def _fields(node: ast.AST) -> Iterator[tuple[str, Any]]:
+    """All fields that mean something. Empty ones are left out: new versions of Python add some to old nodes."""
+    for name, value in ast.iter_fields(node):
+        if name in ("ctx", "kind", "type_comment"):
+            continue
+        if isinstance(node, ast.JoinedStr):
+            value = _merged(value)
+        if isinstance(node, ast.Constant) or value not in (None, []):
+            yield name, value
+
+
+def _merged(values: list[ast.expr]) -> list[Any]:
+    """An f-string's parts, its texts as plain values: how they are cut differs between versions."""
+    out: list[Any] = []
+    for value in values:
+        text = str(value.value) if isinstance(value, ast.Constant) else None
+        if text is None:
+            out.append(value)
+        elif out and isinstance(out[-1], str):
+            out[-1] += text
+        elif text:
+            out.append(text)
+    return out
+
+
+def _is_only_text(statement: Any) -> bool:
+    return (
+        isinstance(statement, ast.Expr)
+        and isinstance(statement.value, ast.Constant)
+        and isinstance(statement.value.value, str)
+    )
