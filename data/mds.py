@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from data.errors import ConfigError, DataError
 from data.locks import exclusive, exclusive_unless, is_first
-from data.mds_index import bring_index, columns_of, need_index, parse_index
+from data.mds_index import bring_index, need_index, parse_index
 from data.mds_shard import algorithm, check_header, complaint, decompress
 from data.remote import FetchError, Silence, check_scheme, fetch, remote_has, say_once, told
 from data.shards import INDEX, MANIFEST
@@ -49,12 +49,14 @@ class MdsFolder:
         """`folder` and `remote` with the split; `way_out` ends what is said of a damaged file."""
         self.folder, self.remote, self.way_out = folder, remote, way_out
         try:
-            self.shards = parse_index(index)
+            parsed = parse_index(index, (*ROW_FORMS, *TEXT_FORMS))
         except DataError as error:
             raise DataError(f"{folder / INDEX} {error}: {way_out}") from None
+        for note in parsed.notes if is_first() else ():
+            say_once(f"{self.name}: {note}")
+        self.shards, self.columns = parsed.shards, parsed.columns
         for shard in self.shards:
             shard.dirname = str(folder)
-        self.columns = columns_of(self.shards[0])
         self.shard_sizes = np.array([shard.samples for shard in self.shards], dtype=np.int64)
         """Samples of each shard, int64."""
         self.n_samples = int(self.shard_sizes.sum())

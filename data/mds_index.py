@@ -9,11 +9,14 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from data.errors import ConfigError, DataError
+from data.problems import listed
 from data.remote import WAITS, FetchError, check_network, fetch, say_once
 from data.shards import INDEX, MANIFEST
 
@@ -86,11 +89,24 @@ def _bring_manifest(folder: Path, remote: str, downloads: Path) -> None:
             raise
 
 
-def parse_index(content: bytes) -> list[Any]:
-    """Streaming's reader of each shard, without its folder. Raises DataError with what is wrong, to stand after a name.
+@dataclass(frozen=True)
+class Index:
+    """What an index.json lists."""
 
-    What holds afterwards: format and version are known, all shards have the same columns of known encodings, every
-    file name stays in the folder and is there once, counts are possible in the bytes that are said.
+    shards: list[Any]
+    """Streaming's reader of each shard, without its folder. Shards of 0 samples are left out."""
+    columns: dict[str, str]
+    """Name -> encoding, of the columns that all shards have alike."""
+    notes: list[str]
+    """What a user should know of it, each to stand after the folder's name."""
+
+
+def parse_index(content: bytes, forms: Iterable[Sequence[str]]) -> Index:
+    """Raises DataError with what is wrong, to stand after a name. `forms`: the columns by which samples are recognized.
+
+    What holds afterwards: format and version are known, all encodings are known, all shards have the same columns of
+    those in `forms` and at least one in common, every file name stays in the folder and is there once, counts are
+    possible in the bytes that are said.
     """
     try:
         index = json.loads(content)
@@ -101,12 +117,45 @@ def parse_index(content: bytes) -> list[Any]:
     shards = index.get("shards")
     _need(isinstance(shards, list), "has no list of shards")
     _need(bool(shards), "lists no shards: there is not one sample")
-    readers = [_parse_shard(shard, f"shards[{number}]") for number, shard in enumerate(shards)]
-    for number, reader in enumerate(readers):
-        same = columns_of(reader) == columns_of(readers[0])
-        _need(same, f"has in shards[{number}] other columns than in shards[0] ({', '.join(reader.column_names)})")
-    _check_names_differ(readers)
-    return readers
+    readers = {number: _parse_shard(shard, f"shards[{number}]") for number, shard in enumerate(shards)}
+    _check_names_differ(list(readers.values()))
+    # MDSWriter writes one before a first sample that is larger than its size_limit.
+    full = {number: reader for number, reader in readers.items() if reader.samples}
+    _need(bool(full), f"lists {len(shards)} shards, all of 0 samples: there is not one sample")
+    columns, in_some = _common_columns(full, {name for form in forms for name in form})
+    notes = []
+    if empty := len(shards) - len(full):
+        notes.append(f"{empty} of its {len(shards)} shards have 0 samples and are read as nothing")
+    if in_some:
+        counts = listed(f"{name} (in {count} of {len(full)})" for name, count in in_some.items())
+        notes.append(f"some of its shards have other columns besides, absent from the samples of the rest: {counts}")
+    return Index(list(full.values()), columns, notes)
+
+
+def _common_columns(readers: Mapping[int, Any], needed: Collection[str]) -> tuple[dict[str, str], Counter[str]]:
+    """Name -> encoding of the columns that all shards have, and how many shards have each of the others.
+
+    Raises DataError when one that is needed is not in all of them, or not alike.
+    """
+    number, reader = next(iter(readers.items()))
+    first = columns_of(reader)
+    common = dict(first)
+    n_shards: Counter[str] = Counter()
+    for other, reader in readers.items():
+        columns = columns_of(reader)
+        n_shards.update(columns.keys())
+        if columns == first:
+            continue
+        differ = sorted(name for name, _ in first.items() ^ columns.items() if name in needed)
+        common = dict(common.items() & columns.items())
+        if differ or not common:
+            names = ", ".join(f"{name} {encoding}" for name, encoding in columns.items())
+            raise DataError(
+                f"has in shards[{other}] other columns than in shards[{number}] ({names}), where "
+                f"{differ[0] if differ else 'at least one'} must be alike in all shards"
+            )
+    in_some = Counter({name: count for name, count in n_shards.items() if count < len(readers)})
+    return {name: first[name] for name in first if name in common}, in_some
 
 
 def columns_of(reader: Any) -> dict[str, str]:
@@ -146,9 +195,11 @@ def _parse_shard(shard: Any, place: str) -> Any:
     if compression is not None:
         _check_file(shard["zip_data"], f"{place}.zip_data")
     samples, n_bytes = shard["samples"], shard["raw_data"]["bytes"]
-    _need(_is_count(samples), f"has {place}.samples {_short(samples)}, but it must be a whole number of at least 1")
+    _need(_is_count(samples, 0), f"has {place}.samples {_short(samples)}, but it must be a whole number of at least 0")
     # The count, an offset before and after each sample, and a byte of each.
     least = 4 * (samples + 2) + samples
+    if samples == 0 and n_bytes != (n_empty := _bytes_without_samples(shard)):
+        raise DataError(f"has {place}.samples 0, but its file has {n_bytes} bytes, and without samples {n_empty}")
     if least > n_bytes:
         raise DataError(f"has {place}.samples {samples}, which need at least {least} bytes, but its file has {n_bytes}")
     _need(n_bytes <= _MAX_BYTES, f"has {place}.raw_data.bytes {n_bytes}, but a shard has at most {_MAX_BYTES}")
@@ -166,6 +217,12 @@ def _parse_shard(shard: Any, place: str) -> Any:
         size_limit=None,
         zip_data=FileInfo(**shard["zip_data"]) if compression else None,
     )
+
+
+def _bytes_without_samples(shard: Mapping[str, Any]) -> int:
+    """Of a shard's file as MDSWriter writes it: the count, one offset, and what the index has of it as JSON."""
+    header = {key: value for key, value in shard.items() if key not in ("raw_data", "samples", "zip_data")}
+    return 8 + len(json.dumps(header, sort_keys=True))
 
 
 def _check_encoding(place: str, encoding: str, size: Any) -> None:
@@ -226,8 +283,8 @@ def _need(holds: bool, said: str) -> None:
         raise DataError(said)
 
 
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+def _is_count(value: Any, least: int = 1) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def _is_texts(value: Any) -> bool:

@@ -1,7 +1,7 @@
 """What was found wrong in a source, collected so that all of it is reported together."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +11,9 @@ from data.errors import DataError
 
 SHOWN = 20
 """Problems that are written out; the others are counted."""
+
+LISTED = 10
+"""Names or kinds that are written out in a line; the others are counted."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +120,13 @@ def check_text(value: Any, name: str, fix: str = "fill it in, or remove the row"
         text = f"{name} is {describe(value)}, but it has half of a \\ud800-style pair, which is no character: remove it"
         return Problem(f"{kind} has a lone surrogate", text)
     return None
+
+
+def listed(items: Iterable[str]) -> str:
+    """`a, b, c`, or the first LISTED and how many more there are."""
+    every = list(items)
+    more = f" and {len(every) - LISTED:,} more" if len(every) > LISTED else ""
+    return ", ".join(every[:LISTED]) + more
 
 
 def _count(number: int, word: str) -> str:

@@ -1,14 +1,18 @@
 """MDS folders, here and remote: what is refused at opening, what is checked, and how shards come."""
 
+import json
 import os
 import struct
 from pathlib import Path
 
+import numpy as np
 import pytest
-from mds_folders import edit_index, open_folder, read_all, texts, write_texts
+from mds_folders import edit_index, open_folder, read_all, texts, write_mds, write_texts
+from streaming.base.util import merge_index
 
 from data.errors import ConfigError, DataError
 from data.mds import MdsFolder
+from data.rows import verify
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -51,7 +55,11 @@ LIES = {
     "name no text": (lambda i: shard_of(i, column_names=[1]), "a list of texts"),
     "column size": (lambda i: shard_of(i, column_sizes=[8]), r"size 8 .*, but str has None"),
     "other columns": (lambda i: shard_of(i, column_names=["words"]), r"shards\[1\] other columns"),
-    "zero samples": (lambda i: shard_of(i, samples=0), "samples 0, but it must be a whole number of at least 1"),
+    "other encoding": (
+        lambda i: shard_of(i, column_encodings=["bytes"], column_sizes=[None]),
+        r"shards\[1\] other columns than in shards\[0\] \(text bytes\), where text must be alike in all shards",
+    ),
+    "zero samples": (lambda i: shard_of(i, samples=0), r"samples 0, but its file has \d+ bytes, and without samples \d+"),
     "negative": (lambda i: shard_of(i, samples=-5), "samples -5"),
     "half": (lambda i: shard_of(i, samples=1.5), "samples 1.5"),
     "true": (lambda i: shard_of(i, samples=True), "samples True"),
@@ -82,6 +90,80 @@ def test_an_index_that_is_none_is_refused(folder, content):
     (folder / "index.json").write_bytes(content)
     with pytest.raises(DataError, match=r"index.json is not (JSON|a JSON object)"):
         open_folder(folder)
+
+
+def empty_shard(folder: Path) -> dict:
+    """The index's entry of a shard of 0 samples, as MDSWriter writes it before a sample larger than its size_limit."""
+    write_mds(folder, {"text": "str"}, [{"text": "a" * 100}], size_limit=50, compression="gz")
+    return json.loads((folder / "index.json").read_text())["shards"][0]
+
+
+def test_shards_of_no_samples_are_read_as_nothing(tmp_path, capsys):
+    folder, entry = write_texts(tmp_path / "mds"), empty_shard(tmp_path / "other")
+    whole = open_folder(folder)
+
+    def insert(index):
+        for number, place in enumerate((0, 2, 2, len(index["shards"]))):
+            files = {kind: entry[kind] | {"basename": f"{number}.{kind}"} for kind in ("raw_data", "zip_data")}
+            index["shards"].insert(place, entry | files)
+
+    edit_index(folder, insert)
+    mds = open_folder(folder)
+    mds.check()
+    assert read_all(mds) == texts()
+    remote = open_folder(folder, to=tmp_path / "here")
+    remote.check()
+    assert read_all(remote) == texts()
+    assert verify(mds).broken == []
+    assert (mds.fingerprint, mds.shard_sizes.tolist()) == (whole.fingerprint, whole.shard_sizes.tolist())
+    n = len(whole.shards) + 4
+    assert capsys.readouterr().out.count(f"{folder}: 4 of its {n} shards have 0 samples and are read as nothing") == 1
+
+
+def test_empty_shards_alone_are_refused(tmp_path, folder):
+    entry = empty_shard(tmp_path / "other")
+    edit_index(folder, lambda index: index.update(shards=[entry]))
+    with pytest.raises(DataError, match="lists 1 shards, all of 0 samples: there is not one sample"):
+        open_folder(folder)
+
+
+def test_the_name_of_an_empty_shard_is_checked_too(tmp_path, folder):
+    entry = empty_shard(tmp_path / "other")
+    entry["raw_data"]["basename"] = "../index.json"
+    edit_index(folder, lambda index: index["shards"].append(entry))
+    with pytest.raises(DataError, match=r"basename '../index.json', but .* in the folder"):
+        open_folder(folder)
+
+
+def merged(folder: Path, parts: list[Path]) -> Path:
+    """One folder whose shards are those of the parts, as Streaming merges them."""
+    merge_index([f"{part}/index.json" for part in parts], str(folder))
+    return folder
+
+
+def test_extra_columns_of_some_shards_are_absent_from_the_others(tmp_path, capsys):
+    write_texts(tmp_path / "a", 20)
+    extra = {f"c{number:02}": "int" for number in range(12)}
+    samples = [{"text": "b"} | dict.fromkeys(extra, 1)]
+    write_mds(tmp_path / "b", {"text": "str"} | extra, samples)
+    mds = open_folder(merged(tmp_path, [tmp_path / "a", tmp_path / "b"]))
+    assert (mds.columns, mds.is_rows) == ({"text": "str"}, False)
+    assert read_all(mds) == texts(20) + samples
+    said = (
+        f"{tmp_path}: some of its shards have other columns besides, absent from the samples of the rest: c00 (in 1 of"
+    )
+    out = capsys.readouterr().out
+    assert said in out
+    assert out.endswith("c09 (in 1 of 3) and 2 more\n")
+
+
+def test_a_loss_mask_that_some_shards_lack_is_refused(tmp_path):
+    columns = {"tokens": "ndarray:int32", "loss_mask": "ndarray:uint8"}
+    sample = {"tokens": np.ones(3, np.int32), "loss_mask": np.ones(3, np.uint8)}
+    write_mds(tmp_path / "a", columns, [sample])
+    write_mds(tmp_path / "b", {"tokens": "ndarray:int32"}, [sample])
+    with pytest.raises(DataError, match=r"shards\[1\] other columns .*, where loss_mask must be alike in all shards"):
+        open_folder(merged(tmp_path, [tmp_path / "a", tmp_path / "b"]))
 
 
 def header(shard: Path, place: int, value: int) -> None:
