@@ -11,7 +11,7 @@ import queue
 import shutil
 import threading
 from collections.abc import Callable, Iterable
-from contextlib import nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import cache, cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -20,7 +20,7 @@ import numpy as np
 import xxhash
 from tqdm import tqdm
 
-from data.errors import ConfigError, DataError
+from data.errors import ConfigError, DataError, said_plainly
 from data.locks import exclusive, exclusive_unless, is_first
 from data.mds_index import bring_index, need_index, parse_index
 from data.mds_shard import algorithm, check_header, complaint, decompress
@@ -43,11 +43,18 @@ class MdsFolder:
     """The samples of an MDS folder, numbered from 0 through all shards. Workers that are forked later can use it.
 
     With a remote, shards are brought into `folder` when they are asked for, and stay there until they are evicted.
+    Compressed ones are decompressed beside themselves, or below `cache_dir` when the folder is read-only.
     """
 
-    def __init__(self, folder: Path, remote: str | None, index: bytes, way_out: str) -> None:
+    def __init__(self, folder: Path, remote: str | None, index: bytes, way_out: str, cache_dir: str = "") -> None:
         """`folder` and `remote` with the split; `way_out` ends what is said of a damaged file."""
         self.folder, self.remote, self.way_out = folder, remote, way_out
+        self.work = folder
+        """Where this class writes: shards, locks, and which shards were right."""
+        if remote is None and cache_dir and not os.access(folder, os.W_OK):
+            name = xxhash.xxh3_64_hexdigest(os.path.realpath(folder).encode() + index)
+            self.work = Path(cache_dir) / f"read-only-{name}"
+        self._cache_dir = cache_dir
         try:
             parsed = parse_index(index, (*ROW_FORMS, *TEXT_FORMS))
         except DataError as error:
@@ -57,6 +64,8 @@ class MdsFolder:
         self.shards, self.columns = parsed.shards, parsed.columns
         for shard in self.shards:
             shard.dirname = str(folder)
+        if self.work != folder:
+            self._decompress_elsewhere()
         self.shard_sizes = np.array([shard.samples for shard in self.shards], dtype=np.int64)
         """Samples of each shard, int64."""
         self.n_samples = int(self.shard_sizes.sum())
@@ -98,7 +107,7 @@ class MdsFolder:
                 bring_index(folder, remote, origin, split)
             way_out = f"delete it, and it is downloaded from {remote} again"
         try:
-            return cls(folder, remote, (folder / INDEX).read_bytes(), way_out)
+            return cls(folder, remote, (folder / INDEX).read_bytes(), way_out, cache_dir)
         except OSError as error:
             raise DataError(f"{folder / INDEX} cannot be read ({error.strerror}): {way_out}") from None
 
@@ -141,7 +150,15 @@ class MdsFolder:
 
     def file(self, shard: int) -> Path:
         """The shard's file, decompressed; it may not be here yet."""
-        return self.folder / self.shards[shard].raw_data.basename
+        return Path(self.shards[shard].dirname, self.shards[shard].raw_data.basename)
+
+    def _decompress_elsewhere(self) -> None:
+        packed = [shard for shard in self.shards if shard.compression]
+        packed = [shard for shard in packed if not (self.folder / shard.raw_data.basename).exists()]
+        for shard in packed:
+            shard.dirname = str(self.work)
+        if packed and is_first():
+            say_once(f"{self.folder} cannot be written: its compressed shards are decompressed into {self.work}")
 
     def read(self, sample: int) -> dict[str, Any]:
         """Column -> value. Brings the shard first when it is not here.
@@ -169,7 +186,7 @@ class MdsFolder:
 
     def damaged(self, sample: int, why: str, way_out: str | None = None) -> DataError:
         shard, place = self.place(sample)
-        return DataError(f"row {place} of {self.file(shard)} cannot be read ({why}): {way_out or self.way_out}")
+        return DataError(f"row {place} of {self.file(shard)} cannot be read ({why}): {way_out or self._way_out(shard)}")
 
     def check(self) -> None:
         """Of the shards here: size, header and hash, once. Of the others: whether the remote has them, of what size.
@@ -201,8 +218,8 @@ class MdsFolder:
         downloads = self._downloads / str(number)
         if not file.exists():
             silence = Silence(downloads)
-            with told(self.folder, file.name):
-                with exclusive_unless(self.folder / ".locks" / str(number), silence.is_long) as held:
+            with self._told(file.name):
+                with exclusive_unless(self.work / ".locks" / str(number), silence.is_long) as held:
                     if not held:
                         raise DataError(
                             f"{file} does not come: another process holds its download and has written nothing for a "
@@ -255,13 +272,13 @@ class MdsFolder:
     @property
     def _downloads(self) -> Path:
         """Of this machine alone: on a shared disk whose locks do not reach others, they must not clear it away."""
-        return self.folder / ".downloads" / platform.node()
+        return self.work / ".downloads" / platform.node()
 
     def check_file(self, number: int, *, hashes: bool = True) -> None:
         """Raises DataError when the shard's size, header or hash is not what the index says."""
         wrong = self.wrong(number, hashes=hashes)
         if wrong is not None:
-            raise DataError(f"{self.file(number)} {wrong}: {self.way_out}")
+            raise DataError(f"{self.file(number)} {wrong}: {self._way_out(number)}")
 
     def wrong(self, number: int, *, hashes: bool = True) -> str | None:
         """The same, to stand after the file's name."""
@@ -274,6 +291,25 @@ class MdsFolder:
             return str(error)
         return None
 
+    def _way_out(self, number: int) -> str:
+        if self.shards[number].dirname == str(self.folder):
+            return self.way_out
+        return "delete it, and it is decompressed again"
+
+    def _told(self, what: str) -> AbstractContextManager[None]:
+        """What the local file system refuses becomes an error that suggests a fix."""
+        if self.remote is not None:
+            return told(self.folder, what)
+        if self.work != self.folder:
+            return said_plainly(
+                f"cache_dir is {self._cache_dir!r}, but it",
+                "set it to a folder elsewhere",
+                needed_for=f"decompressed shards of {self.folder}",
+            )
+        return said_plainly(
+            str(self.folder), "copy it to a disk that can be written, or write it without compression", needed_for=what
+        )
+
     def _packed(self, number: int) -> Path:
         return self.folder / _sent(self.shards[number]).basename
 
@@ -281,10 +317,12 @@ class MdsFolder:
         if here and not algorithm(self.shards[here[0]].raw_data) and is_first():
             say_once(f"{self.name} has no hashes in its index: of its shards only the sizes are checked")
         if self._unchecked(here):
-            can_write = os.access(self.folder, os.W_OK)
+            with suppress(OSError):
+                self.work.mkdir(parents=True, exist_ok=True)
+            can_write = os.access(self.work, os.W_OK)
             said = cache(lambda: is_first() and print(f"Waiting for another process that checks {self.folder}"))
-            lock = exclusive(self.folder / CHECKED, said) if can_write else nullcontext()
-            with told(self.folder, CHECKED), lock:
+            lock = exclusive(self.work / CHECKED, said) if can_write else nullcontext()
+            with self._told(CHECKED), lock:
                 unchecked = self._unchecked(here)
                 for number in tqdm(unchecked, desc="Checking shards", unit="shard", delay=2, disable=not is_first()):
                     self.check_file(number)
@@ -294,12 +332,12 @@ class MdsFolder:
 
     def _unchecked(self, here: list[int]) -> list[int]:
         """Those of the shards whose hash has to be looked at. Raises DataError for one of a wrong size."""
-        remembered = set(_lines(self.folder / CHECKED))
+        remembered = {line for folder in {self.folder, self.work} for line in _lines(folder / CHECKED)}
         unchecked = []
         for number in here:
             wrong = complaint(self.file(number), self.shards[number].raw_data, hashes=False)
             if wrong is not None:
-                raise DataError(f"{self.file(number)} {wrong}: {self.way_out}")
+                raise DataError(f"{self.file(number)} {wrong}: {self._way_out(number)}")
             if self._state(number) not in remembered:
                 unchecked.append(number)
         return unchecked
@@ -310,7 +348,7 @@ class MdsFolder:
         return json.dumps([shard.raw_data.basename, stat.st_size, stat.st_mtime_ns, shard.samples, digest])
 
     def _remember(self, number: int) -> None:
-        self._write_line(self.folder / CHECKED, self._state(number))
+        self._write_line(self.work / CHECKED, self._state(number))
 
     def _write_line(self, file: Path, line: str) -> None:
         # One short write to the end of a file, so that processes need not wait for one another. Where it cannot be
