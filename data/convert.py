@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 from urllib.parse import urlsplit
 
 import xxhash
@@ -36,7 +36,6 @@ COLUMNS = {
 }
 """LLM Foundry's columns of what is not tokenized yet."""
 
-
 FLAGS = {
     "hf_name": "--dataset",
     "hf_kwargs.name": "--data_subset",
@@ -44,6 +43,8 @@ FLAGS = {
     "hf_kwargs.data_files": "--data_files",
     "preprocessing_fn": "--preprocessor",
     "prepare_workers": "--num_workers",
+    "on_bad_example": "--on_bad_example",
+    "excess_length": "--excess_length",
     "tokenizer.name": "--tokenizer",
     "tokenizer.kwargs.": "--tokenizer_kwargs ",
 }
@@ -102,8 +103,12 @@ def finetuning_parser(description: str | None) -> argparse.ArgumentParser:
     untokenized = "tiktoken, or a Hugging Face folder or name; without it the examples are written as they are, checked"
     _add_tokens(parser, tokenizer_help=untokenized)
     parser.add_argument("--target_prompts", default="none", help="none, all or length>=N (default: %(default)s)")
-    responses = "default: %(default)s"
-    parser.add_argument("--target_responses", choices=("last", "all"), default="last", help=responses)
+    default = "default: %(default)s"
+    parser.add_argument("--target_responses", choices=("last", "all"), default="last", help=default)
+    too_long = f"what becomes of an example longer than max_seq_len ({default})"
+    parser.add_argument(
+        "--excess_length", choices=_choices("excess_length"), default=DatasetConfig.excess_length, help=too_long
+    )
     return parser
 
 
@@ -128,6 +133,7 @@ def convert_finetuning(args: argparse.Namespace) -> None:
             preprocessing_fn=preprocessing_fn,
             target_prompts=args.target_prompts,
             target_responses=args.target_responses,
+            excess_length=args.excess_length,
         )
         _convert(_Place.of(args, split), config, tokenizer, args.compression)
 
@@ -154,6 +160,10 @@ def _add_dataset(parser: argparse.ArgumentParser, *, required: bool) -> None:
     splits = "each becomes a folder of its own (default: train validation)"
     parser.add_argument("--splits", nargs="+", default=["train", "validation"], help=splits)
     parser.add_argument("--data_files", nargs="+", default=[], help="a file for each split, in their order")
+    bad = "error: all bad rows are reported, and nothing is written; drop: they are counted (default: %(default)s)"
+    parser.add_argument(
+        "--on_bad_example", choices=_choices("on_bad_example"), default=DatasetConfig.on_bad_example, help=bad
+    )
 
 
 def _add_output(parser: argparse.ArgumentParser) -> None:
@@ -174,12 +184,23 @@ def _add_tokens(parser: argparse.ArgumentParser, *, tokenizer_help: str, require
     parser.add_argument("--packing", choices=("best_fit", "none"), default="best_fit", help=packing)
 
 
+def _choices(key: str) -> tuple[str, ...]:
+    """The values that the config takes."""
+    return get_args(get_type_hints(DatasetConfig)[key])
+
+
 def _config(args: argparse.Namespace, **settings: Any) -> DatasetConfig:
     if args.num_workers is not None and args.num_workers < 0:
         raise ConfigError(f"--num_workers is {args.num_workers}, but there cannot be fewer than 0")
     workers = None if args.num_workers is None else max(args.num_workers, 1)
     try:
-        return DatasetConfig(max_seq_len=args.max_seq_len, packing=args.packing, prepare_workers=workers, **settings)
+        return DatasetConfig(
+            max_seq_len=args.max_seq_len,
+            packing=args.packing,
+            prepare_workers=workers,
+            on_bad_example=args.on_bad_example,
+            **settings,
+        )
     except ValueError as error:
         raise ConfigError(str(error)) from None
 
@@ -232,6 +253,10 @@ def _tokenizer(args: argparse.Namespace) -> Tokenizer | None:
     if args.tokenizer is None:
         if args.tokenizer_kwargs is not None:
             raise ConfigError("--tokenizer_kwargs is given, but no --tokenizer")
+        if args.excess_length != DatasetConfig.excess_length:
+            raise ConfigError(
+                f"--excess_length is {args.excess_length}, but without a --tokenizer no example is too long: give one"
+            )
         return None
     try:
         given = json.loads(args.tokenizer_kwargs or "{}")

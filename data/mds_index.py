@@ -149,7 +149,7 @@ def _common_columns(readers: Mapping[int, Any], needed: Collection[str]) -> tupl
         differ = sorted(name for name, _ in first.items() ^ columns.items() if name in needed)
         common = dict(common.items() & columns.items())
         if differ or not common:
-            names = ", ".join(f"{name} {encoding}" for name, encoding in columns.items())
+            names = listed(f"{name} {encoding}" for name, encoding in columns.items())
             raise DataError(
                 f"has in shards[{other}] other columns than in shards[{number}] ({names}), where "
                 f"{differ[0] if differ else 'at least one'} must be alike in all shards"

@@ -27,6 +27,7 @@ from data.errors import ConfigError, DataError, said_plainly
 from data.examples import Reading
 from data.locks import exclusive, is_first
 from data.preprocessing import is_own, preprocessing_source, resolve_preprocessing_fn
+from data.problems import listed
 from data.shards import UNFINISHED, MadeFrom, Sample, Shards, is_whole, read_journal, refuse_other
 from data.sources import Source, open_source
 from data.tokenizer import Tokenizer
@@ -312,7 +313,7 @@ def _refuse_if_nothing_is_kept(progress: Progress, config: DatasetConfig) -> Non
 def _way_out(progress: Progress, config: DatasetConfig) -> str:
     if progress.tally.dropped:
         return f"max_seq_len is {config.max_seq_len}: raise it, or shorten the rows"
-    kinds = ", ".join(f"{kind} ({count:,})" for kind, count in progress.reading.kinds.most_common())
+    kinds = listed(f"{kind} ({count:,})" for kind, count in progress.reading.kinds.most_common())
     return f"mend them ({kinds})" if kinds else "look at preprocessing_fn"
 
 
@@ -397,7 +398,8 @@ def summary(manifest: dict[str, Any], folder: Path, seconds: float) -> str:
     """A table of what became of the input."""
     if "tokenizer" not in manifest:
         dropped = "".join(f", {count:,} dropped ({reason})" for reason, count in manifest["dropped"].items())
-        return f"Wrote {manifest['rows']:,} of {manifest['rows_in']:,} rows{dropped} in {seconds:.1f} s: {folder}"
+        wrote = f"Wrote {manifest['rows']:,} of {manifest['rows_in']:,} rows{dropped} in {seconds:.1f} s: {folder}"
+        return "\n".join([wrote, *_noticed(manifest)])
     table: list[tuple[Any, Any, Any, str]] = [
         ("", "rows", "tokens", ""),
         ("in", manifest["rows_in"], manifest["tokens_in"], f"from {len(manifest['inputs'])} file(s)"),
@@ -411,8 +413,10 @@ def summary(manifest: dict[str, Any], folder: Path, seconds: float) -> str:
     positions = manifest["rows"] * manifest["max_seq_len"]
     used = f"{manifest['tokens_kept'] / positions:.1%} of {positions:,} positions used"
     lines.append(f"  {manifest['rows']:,} rows of {manifest['max_seq_len']:,} ({used}) in {seconds:.1f} s: {folder}")
+    return "\n".join(["Prepared", *lines, *_noticed(manifest)])
+
+
+def _noticed(manifest: dict[str, Any]) -> Iterator[str]:
     for key, what in (("bad_rows", "bad rows"), ("ignored_columns", "ignored columns")):
         if manifest[key]:
-            counts = ", ".join(f"{name} ({count:,})" for name, count in manifest[key].items())
-            lines.append(f"  {what}: {counts}")
-    return "\n".join(["Prepared", *lines])
+            yield f"  {what}: {listed(f'{name} ({count:,})' for name, count in manifest[key].items())}"

@@ -13,6 +13,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from data.errors import ConfigError, DataError
+from data.problems import listed
 from data.syntax import canonical
 from data.workers import WorkerEnded, try_in_child
 
@@ -224,7 +225,7 @@ def take_columns(columns: Mapping[str, str]) -> PreprocessingFn:
             if column not in row:
                 raise DataError(
                     f"column {column!r} is missing, which preprocessing_fn takes for the {key} (the row has "
-                    f"{', '.join(map(str, row)) or 'no columns'}){_did_you_mean(column, row)}"
+                    f"{listed(map(str, row)) or 'no columns'}){_did_you_mean(column, row)}"
                 )
         return {key: row[column] for key, column in columns.items()}
 

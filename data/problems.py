@@ -84,7 +84,7 @@ class Reading:
         if total > len(self.shown):
             lines.append(f"... and {total - len(self.shown)} more")
         if total > 1:
-            lines.append("by kind: " + ", ".join(f"{kind} ({count})" for kind, count in self.kinds.most_common()))
+            lines.append("by kind: " + listed(f"{kind} ({count})" for kind, count in self.kinds.most_common()))
         raise DataError("\n  ".join(lines))
 
 

@@ -12,6 +12,7 @@ from data.config import DatasetConfig
 from data.errors import ConfigError, DataError, under
 from data.mds import COLUMNS, ROW_FORMS, MdsFolder
 from data.prepare import prepare
+from data.problems import listed
 from data.shards import INDEX, MANIFEST
 from data.sources import open_source
 from data.tokenizer import Tokenizer
@@ -186,7 +187,7 @@ def _open_in_place(mds: MdsFolder, config: DatasetConfig, tokenizer: Tokenizer) 
     if config.preprocessing_fn is not None:
         raise ConfigError(
             f"preprocessing_fn is {config.preprocessing_fn!r}, but the samples of {mds.name} are rows already "
-            f"({', '.join(mds.columns)}): leave it out"
+            f"({listed(mds.columns)}): leave it out"
         )
     manifest = mds.manifest or {}
     if manifest:

@@ -58,6 +58,30 @@ def test_flags_reach_the_rows(tmp_path, toy, files):
     assert all(row["loss_mask"].all() for row in rows)
 
 
+@pytest.mark.parametrize("tokenizer", [["--tokenizer", "toy", "--max_seq_len", "32"], []])
+def test_bad_and_long_examples_are_dropped_where_that_is_asked_for(tmp_path, toy, capsys, tokenizer):
+    rows = [*questions(5), {"prompt": "a"}, {"prompt": "a", "response": "b" * 40}]
+    write_jsonl(tmp_path / "a.jsonl", rows)
+    flags = ["--dataset", str(tmp_path / "a.jsonl"), "--splits", "train", "--skip-preprocessing", *tokenizer]
+    flags += ["--out_root", str(tmp_path / "out"), "--on_bad_example", "drop"]
+    assert finetuning([*flags, *(["--excess_length", "drop"] if tokenizer else [])]) == 0
+    said = manifest_of(tmp_path / "out" / "train")
+    assert said["examples_kept"] == (5 if tokenizer else 6)
+    assert said["dropped"]["bad rows"] == 1
+    assert "bad rows: response is missing (1)" in capsys.readouterr().out
+
+
+def test_an_example_that_is_too_long_is_an_error_where_that_is_asked_for(tmp_path, toy, capsys):
+    write_jsonl(tmp_path / "a.jsonl", [{"prompt": "a", "response": "b" * 40}])
+    flags = ["--dataset", str(tmp_path / "a.jsonl"), "--splits", "train", "--skip-preprocessing", "--tokenizer", "toy"]
+    flags += ["--max_seq_len", "32", "--out_root", str(tmp_path / "out"), "--excess_length"]
+    assert finetuning([*flags, "error"]) == 2
+    assert "or write --excess_length truncate_response or drop" in capsys.readouterr().err
+    assert finetuning([*flags, "truncate_response"]) == 0
+    assert finetuning([*flags, "drop"]) == 2
+    assert "--excess_length was truncate_response, now drop" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("preprocessor", [["--preprocessor", "dolly"], ["--skip-preprocessing"]])
 def test_without_a_tokenizer_it_writes_llm_foundrys_columns(tmp_path, preprocessor):
     row = {"instruction": "Say b.", "context": "", "response": "b"}
@@ -181,6 +205,7 @@ def test_a_dataset_of_texts_becomes_rows(tmp_path, toy):
         (["--skip-preprocessing", "--compression", "rar"], "--compression is 'rar', but it must be one of"),
         (["--skip-preprocessing", "--num_workers", "-1"], "--num_workers is -1, but there cannot be fewer than 0"),
         (["--skip-preprocessing", "--tokenizer", "tiktoken"], "--tokenizer tiktoken: kwargs needs exactly one of"),
+        (["--skip-preprocessing", "--excess_length", "drop"], "--excess_length is drop, but without a --tokenizer"),
         (["--skip-preprocessing", "--tokenizer_kwargs", "{}"], "--tokenizer_kwargs is given, but no --tokenizer"),
         (
             ["--skip-preprocessing", "--tokenizer", "a", "--tokenizer_kwargs", "{a"],
@@ -218,6 +243,13 @@ def test_errors_name_flags_and_leave_what_is_quoted():
     assert with_flags("--max_seq_len is 1: my_hf_name, tokenizer.kwargs.vocab_file is 'a'") == (
         "--max_seq_len is 1: my_hf_name, --tokenizer_kwargs vocab_file is 'a'"
     )
+
+
+def test_rows_without_text_are_dropped_where_that_is_asked_for(tmp_path, toy):
+    write_jsonl(tmp_path / "a.jsonl", [{"text": "abc"}, {"text": ""}])
+    flags = ["--dataset", str(tmp_path / "a.jsonl"), "--splits", "train", "--tokenizer", "toy"]
+    assert text([*flags, "--out_root", str(tmp_path / "out"), "--on_bad_example", "drop"]) == 0
+    assert manifest_of(tmp_path / "out" / "train")["dropped"] == {"bad rows": 1}
 
 
 def test_text_needs_one_source(tmp_path, capsys, toy):

@@ -146,6 +146,15 @@ def test_the_manifest_balances_and_is_what_the_rows_hold(tmp_path, capsys):
     assert "ignored columns: id (1)" in table
 
 
+def test_a_long_list_of_ignored_columns_is_cut(tmp_path, capsys):
+    extra = {f"c{number:02}": 1 for number in range(25)}
+    write_jsonl(tmp_path / "train.jsonl", [each | extra for each in questions(3)])
+    said = manifest_of(prepare(dataset_config(tmp_path), TOY))
+    assert len(said["ignored_columns"]) == 25
+    assert "ignored columns: c00 (3), c01 (3), " in (out := capsys.readouterr().out)
+    assert ", c09 (3) and 15 more\n" in out
+
+
 def test_bad_rows_are_dropped_and_counted_where_that_is_asked_for(tmp_path, capsys):
     write_jsonl(tmp_path / "train.jsonl", [*questions(5), {"prompt": "a"}, [], *questions(5, start=5)])
     folder = prepare(dataset_config(tmp_path, on_bad_example="drop"), TOY)

@@ -16,6 +16,7 @@ import xxhash
 from data.config import DatasetConfig
 from data.errors import ConfigError
 from data.mds import TEXT_FORMS, MdsFolder
+from data.problems import listed
 from data.sources import content as c
 
 _AS_JSON = ("messages", "turns")
@@ -42,7 +43,7 @@ class MdsSource:
         )
         self.total = self.mds.n_samples
         key = "remote" if config.local is None else "local"
-        has = f"{key} is {getattr(config, key)!r}, whose samples have the columns {', '.join(self.mds.columns)}"
+        has = f"{key} is {getattr(config, key)!r}, whose samples have the columns {listed(self.mds.columns)}"
         if self.mds.is_rows:
             raise ConfigError(f"{has}: they are rows already, and nothing is to be prepared")
         if config.preprocessing_fn is None and not any(set(form) <= set(self.mds.columns) for form in TEXT_FORMS):
