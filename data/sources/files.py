@@ -12,10 +12,10 @@ from typing import Any
 import xxhash
 
 from data.errors import DataError
+from data.problems import listed
 from data.sources import arrays, delimited, ipc, lines, parquet, text
 from data.sources.content import BLOCK_BYTES, Content, FileChunk, InputFile, check_head, state_of, why_unreadable
 from data.sources.find import Part
-from data.sources.names import some
 from data.sources.notices import notice
 
 READERS: dict[str, Any] = {
@@ -52,7 +52,7 @@ class FileSource:
         left_out: dict[str, list[str]] = {}
         self._readers = {path: self._open(path, format, left_out) for path in self._files}
         for what, files in left_out.items():
-            notice(f"of {'1 file' if len(files) == 1 else f'{len(files):,} files'} {what} is left out: {some(files)}")
+            notice(f"of {'1 file' if len(files) == 1 else f'{len(files):,} files'} {what} is left out: {listed(files)}")
         if not any(self._readers.values()):
             raise DataError(self._no_rows("the file is empty"))
 
@@ -110,7 +110,7 @@ class FileSource:
             raise DataError(self._no_rows("there are no rows in the file"))
         if without := list(dict.fromkeys(without)):
             are = "1 file has no rows and is" if len(without) == 1 else f"{len(without):,} files have no rows and are"
-            print(f"{are} read as nothing: {some(without)}", flush=True)
+            print(f"{are} read as nothing: {listed(without)}", flush=True)
 
     def rows(self, chunk: FileChunk) -> Iterator[tuple[str, Any]]:
         return read_rows(chunk)
@@ -144,10 +144,10 @@ class FileSource:
         names = [self._names[path] for path in self._files]
         slices = [part.slice for part in self._parts if part.slice is not None]
         if slices and (n_rows := sum(map(self._count, self._files))):
-            return f"split asks for a slice that has none of the {n_rows:,} rows ({some(names)}): make it larger"
+            return f"split asks for a slice that has none of the {n_rows:,} rows ({listed(names)}): make it larger"
         if len(names) == 1:
             return f"{names[0]}: {why}: remove it, or put rows into it"
-        return f"there are no rows in any of the {len(names):,} files ({some(names)}): name others"
+        return f"there are no rows in any of the {len(names):,} files ({listed(names)}): name others"
 
 
 def read_rows(chunk: FileChunk) -> Iterator[tuple[str, Any]]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from data.config import DatasetConfig
 from data.errors import ConfigError
+from data.problems import listed
 from data.sources.folders import SPLIT_WORDS, each_once, files_below, is_file_or_broken_link, name_unread, of_split
 from data.sources.names import (
     DATA_SUFFIXES,
@@ -17,7 +18,6 @@ from data.sources.names import (
     format_of,
     looks_like_data,
     named_format,
-    some,
     suffix_of,
 )
 from data.sources.saved import is_saved, refuse_saved_below, saved_files
@@ -190,7 +190,7 @@ def _data_files(config: DatasetConfig, folder: Path, split: str) -> list[Path]:
     key, named = "hf_kwargs.data_files", config.hf_kwargs.data_files
     if isinstance(named, dict):
         if split not in named:
-            raise ConfigError(f"split is {split!r}, but the splits of {key} are {some(list(named)) or 'none'}")
+            raise ConfigError(f"split is {split!r}, but the splits of {key} are {listed(list(named)) or 'none'}")
         key, named = f"{key}.{split}", named[split]
     else:
         _check_split(key, split)
@@ -213,7 +213,7 @@ def _split_files(key: str, folder: Path, split: str, suffixes: tuple[str, ...]) 
     every = [path for path in files if suffix_of(path) in suffixes and named_format(path) is not None]
     if not every:
         others = [str(path.relative_to(folder)) for path in files if looks_like_data(path)]
-        there = f" (there: {some(others)})" if others else ""
+        there = f" (there: {listed(others)})" if others else ""
         raise ConfigError(f"{key} is {str(folder)!r}, but there is no {either(suffixes)} file in it{there}")
     taken = _of_this_split(folder, split, every)
     name_unread(key, folder, files, split, taken)
@@ -228,9 +228,10 @@ def _of_this_split(folder: Path, split: str, every: list[Path]) -> list[Path]:
     if split == "train" and not there:
         return every
     hint = f"split is one of {', '.join(there)} here" if there else f"put the word {split} into a file's name"
+    names = listed([path.name for path in every], 5)
     raise ConfigError(
-        f"split is {split!r}, but no file in {str(folder)!r} is named so (there: {some([p.name for p in every], 5)}): "
-        f"{hint}, or name the files in hf_kwargs.data_files"
+        f"split is {split!r}, but no file in {str(folder)!r} is named so (there: {names}): {hint}, or name the files "
+        "in hf_kwargs.data_files"
     )
 
 

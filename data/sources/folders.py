@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data.errors import ConfigError
-from data.sources.names import is_metadata, looks_like_data, some
+from data.problems import listed
+from data.sources.names import is_metadata, looks_like_data
 from data.sources.notices import notice
 
 SPLIT_WORDS = {
@@ -71,7 +72,7 @@ def each_once(files: list[Path]) -> list[Path]:
             again.append(f"{path} (is {first})")
     if again:
         count = "1 file has" if len(again) == 1 else f"{len(again):,} files have"
-        notice(f"{count} another name that is read already, and is not read twice: {some(again)}")
+        notice(f"{count} another name that is read already, and is not read twice: {listed(again)}")
     return list(by_place.values())
 
 
@@ -90,4 +91,4 @@ def say_unread(where: str, unread: list[str]) -> None:
     """One line with the files that look like data and are not read, if there are any."""
     if unread:
         count = "1 file looks like data and is" if len(unread) == 1 else f"{len(unread):,} files look like data and are"
-        notice(f"{where}, but {count} not read: {some(unread)}")
+        notice(f"{where}, but {count} not read: {listed(unread)}")

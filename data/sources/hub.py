@@ -14,12 +14,13 @@ import xxhash
 
 from data.config import DatasetConfig, HFKwargs
 from data.errors import ConfigError, DataError
+from data.problems import listed
 from data.sources.content import CHUNK_ROWS, FileChunk
 from data.sources.files import FileSource, read_rows
 from data.sources.find import Part
 from data.sources.folders import say_unread
 from data.sources.hub_commit import CARD, Commit, find_commit, first_line, quiet, record_of
-from data.sources.names import DATA_SUFFIXES, looks_like_data, named_format, some, suffix_of
+from data.sources.names import DATA_SUFFIXES, looks_like_data, named_format, suffix_of
 from data.sources.parquet import arrow_chunk
 from data.splits import SplitPart, parse_split
 
@@ -59,7 +60,7 @@ def open_hub(config: DatasetConfig, name: str) -> "HubSource":
     others = [file for file in chosen.files if named_format(file) is None]
     if config.safe_load and others:
         raise ConfigError(
-            f"safe_load is true, but not all files of {name!r} are {', '.join(DATA_SUFFIXES)} ({some(others, 5)}): "
+            f"safe_load is true, but not all files of {name!r} are {', '.join(DATA_SUFFIXES)} ({listed(others, 5)}): "
             "name those that are in hf_kwargs.data_files, or set safe_load: false"
         )
     return HubSource(config, commit, chosen)
@@ -271,4 +272,4 @@ def _only_cached(commit: Commit) -> str:
 
 
 def _files_of(commit: Commit) -> str:
-    return some(list(commit.files), 5) or "no files"
+    return listed(list(commit.files), 5) or "no files"

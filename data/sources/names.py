@@ -68,9 +68,3 @@ def looks_like_data(path: PurePath) -> bool:
 
 def either(words: tuple[str, ...]) -> str:
     return " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
-
-
-def some(names: list[str], most: int = 10) -> str:
-    """The names, cut after `most`."""
-    rest = len(names) - most
-    return ", ".join(names[:most]) + (f" and {rest:,} more" if rest > 0 else "")

@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from data.errors import DataError
+from data.problems import listed
 from data.sources import content as c
-from data.sources.names import some, suffix_of
+from data.sources.names import suffix_of
 
 _HEAD = 1 << 16
 _SPACE = re.compile(r"\s*")
@@ -31,7 +32,7 @@ def refuse_objects(path: Path, name: str) -> None:
     if lists and (one_line or over_lines) and not (found.closed and text[found.end :].strip()):
         path_in = lists[0] if lists[0].isidentifier() else f"[{json.dumps(lists[0])}]"
         raise DataError(
-            f"{name} is one JSON object (with {some(found.keys)}), whose rows are a list in it, under "
+            f"{name} is one JSON object (with {listed(found.keys)}), whose rows are a list in it, under "
             f"{' or '.join(map(repr, lists))}: write one row a line with `jq -c '.{path_in}[]' FILE > FILE.jsonl`, and "
             "name that file"
         )

@@ -5,7 +5,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from data.errors import ConfigError, DataError
-from data.sources.names import some
+from data.problems import listed
 
 _STATE, _INFO, _DICT = "state.json", "dataset_info.json", "dataset_dict.json"
 
@@ -36,7 +36,7 @@ def saved_files(key: str, folder: Path, split: str) -> list[Path]:
         splits = _read(folder / _DICT).get("splits")
         splits = [name for name in splits if isinstance(name, str)] if isinstance(splits, list) else []
         if split not in splits:
-            raise ConfigError(f"split is {split!r}, but the splits saved in {str(folder)!r} are {some(splits)}")
+            raise ConfigError(f"split is {split!r}, but the splits saved in {str(folder)!r} are {listed(splits)}")
         folder = folder / PurePath(split).name
         if not _is_dataset(folder):
             raise DataError(f"{folder} has no {_STATE} and {_INFO}, though {_DICT} names it: copy or save it again")
@@ -61,15 +61,15 @@ def _files(folder: Path, state: dict[str, Any]) -> list[Path]:
             f"{folder}: its rows are chosen by an index file (of select, shuffle or filter), as older versions of "
             "`datasets` wrote it: save it again with load_from_disk(...).flatten_indices().save_to_disk(...)"
         )
-    listed = state.get("_data_files")
-    items = listed if isinstance(listed, list) else []
+    files = state.get("_data_files")
+    items = files if isinstance(files, list) else []
     names = [str(item.get("filename")) if isinstance(item, dict) else "" for item in items]
     # No name may lead out of the folder.
     if not names or any(PurePath(name).name != name for name in names):
         raise DataError(f"{folder / _STATE} does not name its data files under `_data_files`: save the dataset again")
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
-        raise DataError(f"{folder}: of the files in {_STATE}, {some(missing)} are missing: copy the folder again")
+        raise DataError(f"{folder}: of the files in {_STATE}, {listed(missing)} are missing: copy the folder again")
     return [folder / name for name in names]
 
 
