@@ -19,7 +19,8 @@ from data.durations import Clock, parse_duration
 from data.errors import ConfigError, DataError
 from data.mixture import Interleaving, Mixture, Stage, StreamOrder
 
-STATE_VERSION = 2
+STATE_VERSION = 3
+"""Of what a checkpoint holds. 2: ramps are linear in rows. 3: in tokens."""
 BLOCK_ROWS = 1024
 """Rows that are planned at once."""
 
@@ -39,7 +40,7 @@ class StreamShape(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Piece:
-    """A stretch of batches in which every share changes in a straight line."""
+    """A stretch of batches in which each stream's share of the tokens changes linearly in the tokens so far."""
 
     stage: int
     n_batches: int | None
@@ -47,16 +48,39 @@ class Piece:
     start: tuple[float, ...]
     end: tuple[float, ...]
     """[S] shares of the rows."""
+    tokens_per_row: tuple[float, ...]
+    """[S] mean tokens of each stream's rows when the plan was made. In checkpoints of version 2 all were 1: there the
+    shares are linear in rows."""
     lr_start: float
     lr_end: float
 
+    def stage_of(self, global_batch_size: int) -> Stage:
+        """The piece in rows."""
+        n_rows = math.inf if self.n_batches is None else float(self.n_batches * global_batch_size)
+        return Stage(n_rows, np.array(self.start), np.array(self.end), np.array(self.tokens_per_row))
+
+    def is_of_version_2(self) -> bool:
+        """Whether all rows that it draws were taken to hold one token."""
+        drawn = zip(self.start, self.end, self.tokens_per_row, strict=True)
+        return all(mean == 1 for start, end, mean in drawn if start or end)
+
     def shares(self, part: float) -> tuple[float, ...]:
-        """[S] shares when so much of it (0 to 1) is over."""
-        return tuple(a + part * (b - a) for a, b in zip(self.start, self.end, strict=True))
+        """[S] shares of the rows when that part (0 to 1) of its batches is over."""
+        return tuple(self.stage_of(1).shares(part).tolist())
 
     def lr_scale(self, part: float) -> float:
         """What the learning rate is multiplied by then."""
         return self.lr_start + part * (self.lr_end - self.lr_start)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Mix:
+    """What a run is made of at one of its moments."""
+
+    rows: np.ndarray
+    tokens: np.ndarray
+    """[S] shares of the rows, and of their tokens without padding."""
+    lr_scale: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,16 +101,7 @@ class Segment:
     """When, where a run went on under a changed future."""
 
     def interleaving(self) -> Interleaving:
-        size = self.global_batch_size
-        stages = [
-            Stage(
-                math.inf if piece.n_batches is None else float(piece.n_batches * size),
-                np.array(piece.start),
-                np.array(piece.end),
-            )
-            for piece in self.pieces
-        ]
-        return Interleaving(stages, self.counts)
+        return Interleaving([piece.stage_of(self.global_batch_size) for piece in self.pieces], self.counts)
 
     def row(self, batch: int) -> int:
         """The run's row with which the batch begins."""
@@ -96,7 +111,7 @@ class Segment:
         return self.first_batch + (row - self.first_row) // self.global_batch_size
 
     def at(self, batch: int) -> tuple[Piece, float]:
-        """The piece that the batch is in, and how far into it (0 to 1)."""
+        """The piece that the batch is in, and which part of it (0 to 1) is over when the batch begins."""
         first = self.first_batch
         for piece in self.pieces:
             if piece.n_batches is None or batch < first + piece.n_batches:
@@ -199,18 +214,38 @@ class Plan:
 
     def shares(self, batch: int) -> np.ndarray:
         """Each stream's planned share of the batch's rows; float64 [S]."""
-        piece, part = self._planned_in(batch).at(batch)
-        return np.array(piece.shares(part))
+        segment = self._planned_in(batch)
+        merge, first = self._interleaving(segment), segment.row(batch)
+        size = segment.global_batch_size
+        return np.maximum(merge.planned(first + size) - merge.planned(first), 0.0) / size
+
+    def token_shares(self, batch: int) -> np.ndarray:
+        """Each stream's planned share of the batch's tokens, without padding: what `proportions` configure; [S]."""
+        return self.of_tokens(self.shares(batch))
+
+    def of_tokens(self, rows: np.ndarray) -> np.ndarray:
+        """[S] shares of the tokens in so many rows (or such shares of rows) that hold their streams' means."""
+        tokens_S = rows * self._tokens_per_row()
+        return tokens_S / tokens_S.sum()
 
     def lr_scale(self, batch: int) -> float:
         """What the schedule's learning rate is multiplied by in the batch."""
         piece, part = self._planned_in(batch).at(batch)
         return piece.lr_scale(part)
 
-    def end_of(self, number: int) -> tuple[np.ndarray, float]:
-        """What the stage of that number comes to: shares [S] of the rows, and the scale of the learning rate."""
-        piece = [piece for piece in self._now.pieces if piece.stage == number][-1]
-        return np.array(piece.end), piece.lr_end
+    def start_of(self, number: int) -> Mix:
+        """What the stage of that number begins with."""
+        first = self.stages()[number][1]
+        return self._mix(*self._planned_in(first).at(first))
+
+    def end_of(self, number: int) -> Mix:
+        """What the stage of that number ends with."""
+        _, first, end = self.stages()[number]
+        if end is None:
+            return self._mix(self._now.pieces[-1], 1.0)
+        segment = self._planned_in(max(end - 1, first))
+        piece, part = segment.at(max(end - 1, first))
+        return self._mix(piece, part + 1 / piece.n_batches if piece.n_batches else 1.0)
 
     def stage(self, batch: int) -> str:
         """The name of the batch's stage; the last one's after its end; "" without stages."""
@@ -252,9 +287,9 @@ class Plan:
         last = segments[-1]
         batch = last.batch(saved["rows"])
         self._check_stages(last, batch)
-        missing = len(self.names) - len(saved["streams"])
-        self.segments = [_widened(segment, missing) for segment in segments[:-1]]
-        self._append(_widened(last, missing))
+        means = self._tokens_per_row()[len(saved["streams"]) :]
+        self.segments = [_widened(segment, means) for segment in segments[:-1]]
+        self._append(_widened(last, means))
         self.notes = []
         fresh = self._segment(
             first_batch=batch, first_row=saved["rows"], counts=self.counts(batch).tolist(), before=self._now
@@ -289,6 +324,10 @@ class Plan:
     def _interleaving(self, segment: Segment) -> Interleaving:
         return self._mixture.interleaving if segment is self._now else segment.interleaving()
 
+    def _mix(self, piece: Piece, part: float) -> Mix:
+        rows = np.array(piece.shares(min(part, 1.0)))
+        return Mix(rows=rows, tokens=self.of_tokens(rows), lr_scale=piece.lr_scale(min(part, 1.0)))
+
     # From a config to batches.
 
     def _segment(self, *, first_batch: int, first_row: int, counts: Sequence[int], before: Segment | None) -> Segment:
@@ -302,7 +341,10 @@ class Plan:
             begin = end if end is not None else begin
         if not stages:
             share = tuple(self._default_shares())
-            pieces.append(Piece(stage=0, n_batches=None, start=share, end=share, lr_start=1.0, lr_end=1.0))
+            means = self._tokens_per_row()
+            pieces.append(
+                Piece(stage=0, n_batches=None, start=share, end=share, tokens_per_row=means, lr_start=1.0, lr_end=1.0)
+            )
         elif not pieces:
             # Past the last stage: its mix goes on.
             pieces.append(
@@ -342,7 +384,15 @@ class Plan:
             if lr_start != lr_stop:
                 lr_start = piece.lr_scale(part)
         n_batches = None if end is None else end - max(begin, first_batch)
-        return Piece(stage=number, n_batches=n_batches, start=start, end=stop, lr_start=lr_start, lr_end=lr_stop)
+        return Piece(
+            stage=number,
+            n_batches=n_batches,
+            start=start,
+            end=stop,
+            tokens_per_row=self._tokens_per_row(),
+            lr_start=lr_start,
+            lr_end=lr_stop,
+        )
 
     def _ends(self, now: int, before: Segment | None) -> list[int | None]:
         ends: list[int | None] = []
@@ -392,22 +442,23 @@ class Plan:
             )
         else:
             passes, name = parse_duration(duration)[0], self.names[0]
-        place = self.names.index(name)
-        start, end = (self._row_shares(mix)[place] for mix in stage.mixes())
-        if start + end == 0:
+        start, end = (np.array(self._row_shares(mix)) for mix in stage.mixes())
+        share = float(Stage(1.0, start, end, np.array(self._tokens_per_row())).mean()[self.names.index(name)])
+        if share == 0:
             raise ConfigError(f"{key} counts passes of {name}, but the stage gives {name} no share")
-        rows = passes * self._streams[name].n_rows * 2 / (start + end)
-        return math.ceil(round(rows, 6) / self._size)
+        return math.ceil(round(passes * self._streams[name].n_rows / share, 6) / self._size)
 
     def _row_shares(self, mix: Mapping[str, float]) -> tuple[float, ...]:
         """[S] shares of rows from shares of tokens: a stream whose rows hold fewer tokens gives more of them."""
-        per_token = [mix.get(name, 0.0) / self._tokens_per_row(stream) for name, stream in self._streams.items()]
+        means = zip(self.names, self._tokens_per_row(), strict=True)
+        per_token = [mix.get(name, 0.0) / mean for name, mean in means]
         return tuple(share / sum(per_token) for share in per_token)
 
-    def _tokens_per_row(self, stream: StreamShape) -> float:
-        if stream.tokens is None:
-            return float(self._config.dataset.max_seq_len)
-        return stream.tokens / stream.n_rows
+    def _tokens_per_row(self) -> tuple[float, ...]:
+        """[S] mean tokens of each stream's rows; full rows where nobody has counted."""
+        full = float(self._config.dataset.max_seq_len)
+        streams = self._streams.values()
+        return tuple(full if stream.tokens is None else stream.tokens / stream.n_rows for stream in streams)
 
     def _default_shares(self) -> list[float]:
         """[S] without stages: by `proportion`, or in an epoch of all streams by `choose`, `repeat` or their sizes."""
@@ -537,40 +588,57 @@ def _read_state(state: Mapping[str, Any]) -> dict[str, Any]:
         saved = json.loads(state["position"])
     except (KeyError, TypeError, ValueError):
         saved = {"version": state.get("version")}
-    if saved.get("version") != STATE_VERSION:
+    if saved.get("version") not in (2, STATE_VERSION):
         raise ConfigError(
             f"the checkpoint's data position has version {saved.get('version')}, but this code reads "
-            f"{STATE_VERSION}: go on with the code that wrote it, or start another run with load_weights_only=true"
+            f"2 and {STATE_VERSION}: go on with the code that wrote it, or start another run with "
+            "load_weights_only=true"
         )
     return saved
 
 
 def _segment_of(saved: Mapping[str, Any]) -> Segment:
-    pieces = [
-        Piece(**piece | {"start": tuple(piece["start"]), "end": tuple(piece["end"])}) for piece in saved["pieces"]
-    ]
+    alike = {"tokens_per_row": [1.0] * len(saved["counts"])}  # of version 2
+    per_stream = ("start", "end", "tokens_per_row")
+    every = [alike | piece for piece in saved["pieces"]]
+    pieces = [Piece(**piece | {key: tuple(piece[key]) for key in per_stream}) for piece in every]
     tuples = {key: tuple(saved[key]) for key in ("counts", "stages", "ends")}
     return Segment(**{**saved, **tuples, "pieces": tuple(pieces)})
 
 
-def _widened(segment: Segment, missing: int) -> Segment:
-    """The segment with further streams, which it gives nothing."""
-    none = (0.0,) * missing
-    pieces = tuple(replace(piece, start=piece.start + none, end=piece.end + none) for piece in segment.pieces)
-    return replace(segment, counts=segment.counts + (0,) * missing, pieces=pieces)
+def _widened(segment: Segment, tokens_per_row: tuple[float, ...]) -> Segment:
+    """The segment with further streams of which it draws no rows, given the mean tokens of their rows."""
+    none = (0.0,) * len(tokens_per_row)
+    pieces = tuple(
+        replace(
+            piece,
+            start=piece.start + none,
+            end=piece.end + none,
+            tokens_per_row=piece.tokens_per_row + tokens_per_row,
+        )
+        for piece in segment.pieces
+    )
+    return replace(segment, counts=segment.counts + (0,) * len(tokens_per_row), pieces=pieces)
 
 
 def _same_future(new: Segment, old: Segment, batch: int) -> bool:
     """Whether both give the same rows from the batch on."""
     if new.global_batch_size != old.global_batch_size or new.ends != old.ends:
         return False
-    return all(
+    rest = _rest(old, batch)
+    return len(new.pieces) == len(rest) and all(
         (a.stage, a.n_batches) == (b.stage, b.n_batches)
         and np.allclose(
             [*a.start, *a.end, a.lr_start, a.lr_end], [*b.start, *b.end, b.lr_start, b.lr_end], rtol=0, atol=1e-12
         )
-        for a, b in zip(new.pieces, _rest(old, batch), strict=False)
-    ) and len(new.pieces) == len(_rest(old, batch))
+        and _same_course(a, b)
+        for a, b in zip(new.pieces, rest, strict=True)
+    )
+
+
+def _same_course(a: Piece, b: Piece) -> bool:
+    """Whether shares that begin and end alike are alike in between too."""
+    return np.allclose(a.stage_of(1).rates(), b.stage_of(1).rates(), rtol=0, atol=1e-12)
 
 
 def _rest(segment: Segment, batch: int) -> list[Piece]:
@@ -601,6 +669,12 @@ def _difference(new: Segment, old: Segment) -> str:
             said.append(
                 f"stage {(b or a or {})['name']}: {_said(a)} to batch {ends[0]} -> {_said(b)} to batch {ends[1]}"
             )
+    in_rows = {piece.stage for piece in _rest(old, new.first_batch) if piece.is_of_version_2()}
+    said += [
+        f"stage {new.stages[piece.stage]['name']}: its shares change linearly in tokens, no longer in rows"
+        for piece in new.pieces
+        if piece.stage in in_rows and piece.stage_of(1).rates() != (1.0, 1.0)
+    ]
     return "; ".join(said) or "the shares of the streams are others"
 
 

@@ -172,7 +172,8 @@ def test_stages_become_batches_and_the_last_goes_on():
     assert plan.stages() == [("broad", 0, 40), ("shift", 40, 60), ("anneal", 60, None)]
     assert [plan.stage(n) for n in (0, 39, 40, 59, 60, 99)] == ["broad"] * 2 + ["shift"] * 2 + ["anneal"] * 2
     assert plan.shares(0).tolist() == pytest.approx([0.7, 0.3, 0.0])
-    assert plan.shares(50).tolist() == pytest.approx([0.45, 0.3, 0.25])
+    # Of the batch's rows: the mean of what it begins and ends with.
+    assert plan.shares(50).tolist() == pytest.approx([0.4375, 0.3, 0.2625])
     assert [plan.lr_scale(n) for n in (0, 40, 50, 60)] == pytest.approx([1.0, 1.0, 0.75, 0.5])
 
 
@@ -250,7 +251,8 @@ def test_a_resumed_plan_is_the_uninterrupted_one(batch):
 def test_random_changes_of_the_future_keep_the_past_and_repeat_nothing(seed):
     """Killed and resumed several times, each time with another future; every stream goes on where it was."""
     rng = np.random.default_rng(seed)
-    there = {name: Shape(int(rng.integers(20, 200))) for name in "abcd"}
+    sizes = [int(rng.integers(20, 200)) for _ in "abcd"]
+    there = {name: Shape(n, n * m) for name, n, m in zip("abcd", sizes, (7, 900, 31, 90), strict=True)}
 
     def random_mix():
         names = rng.permutation(list("abcd"))[: rng.integers(1, 5)]
@@ -304,8 +306,8 @@ def test_a_ramp_that_is_made_longer_goes_on_from_where_it_is():
 
     plan = make(ramp("90ba"), shapes("ab"))
     plan.resume(make(ramp("50ba"), shapes("ab")).state(25 * 8))
-    assert plan.shares(25)[:2].tolist() == pytest.approx([0.5, 0.5])
-    assert plan.shares(89)[1] == pytest.approx(1 - 0.5 / 65)
+    assert plan.shares(25)[:2].tolist() == pytest.approx([0.5 - 0.25 / 65, 0.5 + 0.25 / 65])
+    assert plan.shares(89)[1] == pytest.approx(1 - 0.25 / 65)
     assert plan.stages() == [("r", 0, 90)]
 
 
@@ -338,7 +340,8 @@ def test_the_start_of_a_ramp_to_come_may_change():
 
     plan = make(ramp({"c": 1.0}), shapes())
     plan.resume(make(ramp({"a": 1.0}), shapes()).state(5 * 8))
-    assert plan.shares(10).tolist() == [0, 0, 1]
+    assert plan.start_of(1).rows.tolist() == [0, 0, 1]
+    assert plan.shares(10).tolist() == pytest.approx([0, 0.05, 0.95])
 
 
 def test_the_same_future_in_other_words_is_what_later_starts_are_held_to():

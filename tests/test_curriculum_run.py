@@ -168,14 +168,23 @@ def test_what_streams_give_and_how_well_they_are_learnt_is_logged(tmp_path: Path
     path = write_curriculum(tmp_path)
     logged = run_ranks(logged_metrics, 2, path, ["run_name=logged", "model.resid_pdrop=0.0"])[0]
     assert list(logged) == list(range(14))
+    names = ("web", "code", "math")
+    so_far = [0.0, 0.0, 0.0]
     for batch, metrics in logged.items():
-        shares = [metrics[f"streams/{name}/share"] for name in ("web", "code", "math")]
-        planned = [metrics[f"streams/{name}/planned_share"] for name in ("web", "code", "math")]
+        shares = [metrics[f"streams/{name}/share"] for name in names]
+        planned = [metrics[f"streams/{name}/planned_share"] for name in names]
         assert sum(shares) == pytest.approx(1)
+        before, so_far = so_far, [metrics[f"streams/{name}/tokens"] for name in names]
+        tokens = [a - b for a, b in zip(so_far, before, strict=True)]
+        of_tokens = [metrics[f"streams/{name}/token_share"] for name in names]
+        assert of_tokens == pytest.approx([count / sum(tokens) for count in tokens])
+        if batch < 5:
+            configured = [STAGES[0]["proportions"].get(name, 0.0) for name in names]
+            assert [metrics[f"streams/{name}/planned_token_share"] for name in names] == pytest.approx(configured)
         assert all(abs(a - b) <= 3 / 8 for a, b in zip(shares, planned, strict=True))
         by_stream = [
             (metrics[f"streams/{name}/loss"], metrics["trained"][number])
-            for number, name in enumerate(("web", "code", "math"))
+            for number, name in enumerate(names)
             if metrics["trained"][number]
         ]
         mean = sum(loss * count for loss, count in by_stream) / sum(count for _, count in by_stream)

@@ -20,6 +20,8 @@ class StreamMonitor(Callback):
     - `tokens`: of it, padding not counted, since the run's beginning;
     - `passes`: how often its rows have been given;
     - `share`, `planned_share`: of the step's rows;
+    - `token_share`, `planned_token_share`: of the step's tokens, padding not counted: what `proportions` configure. The
+      planned one takes each row to hold the mean of its stream;
 
     and streams/plan_changes: how often the run went on under a changed future.
 
@@ -38,9 +40,9 @@ class StreamMonitor(Callback):
         batch = state.timestamp.batch.value
         stage = self.plan.stage(batch)
         if self.named and stage != self._stage and dist.get_global_rank() == 0:
-            mix = zip(self.plan.names, self.plan.shares(batch).tolist(), strict=True)
-            said = ", ".join(f"{name} {share:.1%} of rows" for name, share in mix)
-            print(f"batch {batch}: {f'stage {stage}' if stage else 'one mix'} ({said})", flush=True)
+            mix = zip(self.plan.names, self.plan.token_shares(batch).tolist(), strict=True)
+            said = ", ".join(f"{name} {share:.1%}" for name, share in mix)
+            print(f"batch {batch}: {f'stage {stage}' if stage else 'one mix'} (of tokens: {said})", flush=True)
         self._stage = stage
         self._sums_S3 = None
 
@@ -67,13 +69,17 @@ class StreamMonitor(Callback):
         batch = state.timestamp.batch.value - 1
         before, after = self.plan.counts(batch), self.plan.counts(batch + 1)
         metrics: dict[str, float] = {"streams/plan_changes": len(self.plan.segments) - 1}
-        for number, (name, planned) in enumerate(zip(self.plan.names, self.plan.shares(batch).tolist(), strict=True)):
+        planned, planned_tokens = self.plan.shares(batch).tolist(), self.plan.token_shares(batch).tolist()
+        all_tokens = self._sums_S3[:, 2].sum().item()
+        for number, name in enumerate(self.plan.names):
             loss, trained, tokens = self._sums_S3[number].tolist()
             self.tokens[name] = self.tokens.get(name, 0) + int(tokens)
             metrics[f"streams/{name}/tokens"] = self.tokens[name]
             metrics[f"streams/{name}/passes"] = after[number].item() / self.rows_of[name]
             metrics[f"streams/{name}/share"] = (after - before)[number].item() / self.plan.global_batch_size
-            metrics[f"streams/{name}/planned_share"] = planned
+            metrics[f"streams/{name}/planned_share"] = planned[number]
+            metrics[f"streams/{name}/token_share"] = tokens / all_tokens
+            metrics[f"streams/{name}/planned_token_share"] = planned_tokens[number]
             if trained:
                 metrics[f"streams/{name}/loss"] = loss / trained
         if self.named:
