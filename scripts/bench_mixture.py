@@ -33,7 +33,7 @@ class Shape:
     """A stream of rows that are never read."""
 
     n_rows: int
-    tokens: None = None
+    tokens: int
     fingerprint: str = ""
 
     @property
@@ -112,11 +112,14 @@ def plan_once(args: argparse.Namespace, n_rows: int, n_streams: int) -> dict[str
 
 
 def mixture(n_rows: int, n_streams: int) -> tuple[DataLoaderConfig, dict[str, Shape]]:
-    """A ramp between two mixes around streams of very different sizes, which together have half of the run's rows."""
+    """A ramp between two mixes around streams of very different sizes, which together have half of the run's rows; the
+    rows of one stream hold up to 100 times the tokens of another's."""
     rng = np.random.default_rng(0)
     names = [f"s{number}" for number in range(n_streams)]
     sizes = rng.dirichlet(np.full(n_streams, 0.5)) * n_rows / 2
-    streams = {name: Shape(max(int(size), 1)) for name, size in zip(names, sizes, strict=True)}
+    rows = [max(int(size), 1) for size in sizes]
+    means = np.exp(rng.uniform(np.log(20), np.log(2000), n_streams))
+    streams = {name: Shape(n, int(n * mean)) for name, n, mean in zip(names, rows, means, strict=True)}
     start, end = (dict(zip(names, (sizes * rng.uniform(0.2, 1, n_streams)).tolist(), strict=True)) for _ in range(2))
     dataset = DatasetConfig(
         streams={name: StreamConfig(local=name, max_repeats=float(n_rows)) for name in names}, max_seq_len=2
