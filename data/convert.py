@@ -47,6 +47,8 @@ FLAGS = {
     "excess_length": "--excess_length",
     "tokenizer.name": "--tokenizer",
     "tokenizer.kwargs.": "--tokenizer_kwargs ",
+    "tokenizer.chat_template_drops": "--chat_template_drops",
+    "tokenizer.chat_date": "--chat_date",
 }
 """What a YAML file calls it, and its flag."""
 FIRST_FLAGS = {
@@ -59,7 +61,9 @@ _KEYS = re.compile(
     # What stands in quotes is somebody's own.
     r"(?<!\w)'[^'\n]*'|(?<!\w)\"[^\"\n]*\"|"
     rf"^(?P<first>{'|'.join(FIRST_FLAGS)})(?= (?:is|has) )|"
-    rf"(?<![\w.-])(?P<key>{'|'.join(map(re.escape, sorted(FLAGS, key=len, reverse=True)))})(?P<colon>: (?=[\w{{]))?"
+    rf"(?<![\w.-])(?P<key>{'|'.join(map(re.escape, sorted(FLAGS, key=len, reverse=True)))})"
+    # The value, where one is suggested: a word, a text in quotes, a mapping or a list.
+    r"(?P<colon>: (?=[\w{\[']))?(?P<value>(?<=: )(?:\{[^{}\n]*\}|\[[^\[\]\n]*\]))?"
 )
 
 
@@ -69,7 +73,12 @@ def with_flags(text: str) -> str:
     def flag(found: re.Match[str]) -> str:
         if found["first"]:
             return FIRST_FLAGS[found["first"]]
-        return FLAGS[found["key"]] + (" " if found["colon"] else "") if found["key"] else found[0]
+        if not found["key"]:
+            return found[0]
+        value = found["value"] or ""
+        # As a shell takes it.
+        value = f"'{value}'" if value.startswith("{") else value.strip("[]").replace(",", "")
+        return FLAGS[found["key"]] + (f" {value}" if found["colon"] else "")
 
     return _KEYS.sub(flag, text)
 
@@ -180,6 +189,10 @@ def _add_tokens(parser: argparse.ArgumentParser, *, tokenizer_help: str, require
     parser.add_argument("--tokenizer_kwargs", help='JSON, such as \'{"model_name": "gpt-4"}\'')
     length = "tokens in a row (default: %(default)s)"
     parser.add_argument("--max_seq_len", "--concat_tokens", type=int, default=2048, help=length)
+    drops = "what of conversations the chat template may leave out"
+    choices = get_args(get_args(get_type_hints(TokenizerConfig)["chat_template_drops"])[0])
+    parser.add_argument("--chat_template_drops", nargs="+", choices=choices, default=[], help=drops)
+    parser.add_argument("--chat_date", help="the date that a chat template writes where it asks for today's")
     packing = "best_fit fills rows with several documents; none gives each its own (default: %(default)s)"
     parser.add_argument("--packing", choices=("best_fit", "none"), default="best_fit", help=packing)
 
@@ -253,6 +266,8 @@ def _tokenizer(args: argparse.Namespace) -> Tokenizer | None:
     if args.tokenizer is None:
         if args.tokenizer_kwargs is not None:
             raise ConfigError("--tokenizer_kwargs is given, but no --tokenizer")
+        if args.chat_template_drops or args.chat_date is not None:
+            raise ConfigError("--chat_template_drops and --chat_date are of a --tokenizer's chat template: give one")
         if args.excess_length != DatasetConfig.excess_length:
             raise ConfigError(
                 f"--excess_length is {args.excess_length}, but without a --tokenizer no example is too long: give one"
@@ -277,7 +292,13 @@ def _tokenizer(args: argparse.Namespace) -> Tokenizer | None:
             f"{args.max_seq_len}: leave it out"
         )
     try:
-        return build_tokenizer(TokenizerConfig(name=args.tokenizer, kwargs=TokenizerKwargs(**given)))
+        config = TokenizerConfig(
+            name=args.tokenizer,
+            kwargs=TokenizerKwargs(**given),
+            chat_template_drops=args.chat_template_drops,
+            chat_date=args.chat_date,
+        )
+        return build_tokenizer(config)
     except ValueError as error:  # ConfigError among them
         raise ConfigError(f"--tokenizer {args.tokenizer}: {error}") from None
 

@@ -240,9 +240,27 @@ def test_errors_name_flags_and_leave_what_is_quoted():
     flags = "--data_files has 'hf_name', but --dataset is 'csv': write `--dataset json`, or --preprocessor alpaca"
     assert with_flags(keys) == flags
     assert with_flags("split is 'a', but split it") == "--splits is 'a', but split it"
+    assert (
+        with_flags("or preprocessing_fn: {prompt: a, response: b})") == "or --preprocessor '{prompt: a, response: b}')"
+    )
+    assert with_flags("tokenizer.chat_template_drops: [system, tools]") == "--chat_template_drops system tools"
+    assert with_flags("as in tokenizer.chat_date: '2026-11-29'") == "as in --chat_date '2026-11-29'"
     assert with_flags("--max_seq_len is 1: my_hf_name, tokenizer.kwargs.vocab_file is 'a'") == (
         "--max_seq_len is 1: my_hf_name, --tokenizer_kwargs vocab_file is 'a'"
     )
+
+
+def test_a_command_that_an_error_suggests_works(tmp_path, capsys):
+    """Of a conversation with a tool, which ChatML does not know."""
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    write_jsonl(tmp_path / "a.jsonl", [{"messages": messages, "tools": [{"function": {"name": "add"}}]}] * 3)
+    tokenizer = json.dumps({"vocab_file": str(ROOT / "quickstart" / "vocab.tiktoken")})
+    flags = ["--dataset", str(tmp_path / "a.jsonl"), "--splits", "train", "--skip-preprocessing"]
+    flags += ["--tokenizer", "tiktoken", "--tokenizer_kwargs", tokenizer, "--out_root", str(tmp_path / "out")]
+    assert finetuning(flags) == 2
+    suggested = capsys.readouterr().err.strip().rpartition("allow it with ")[2].split()
+    assert suggested == ["--chat_template_drops", "tools"]
+    assert finetuning([*flags, *suggested]) == 0
 
 
 def test_rows_without_text_are_dropped_where_that_is_asked_for(tmp_path, toy):
