@@ -15,6 +15,7 @@ from train.config import TrainConfig, check_run_name, check_world_size
 from train.patterns import check_patterns
 from train.plan import check_machine, parameters_line
 from train.reader import check_vocab, load_config, masked_yaml
+from train.signals import StopSignals, stop_signals
 
 USAGE = """\
 usage: composer train.py CONFIG [key=value ...]       one rank a GPU, or one on a machine without
@@ -34,24 +35,33 @@ _GRACE_SECONDS = 10.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit code: 0, or 2 for what the user can mend (one `error:` line, no traceback)."""
+    """Returns the exit code: 0; 2 for what the user can mend (one `error:` line, no traceback); 128 + n after SIGINT or
+    SIGTERM."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    with stop_signals() as signals:
+        try:
+            return _run_or_report(arguments, signals)
+        except BaseException as error:
+            if not signals.caused(error):
+                raise
+        return signals.report()
+
+
+def _run_or_report(arguments: list[str], signals: StopSignals) -> int:
     try:
         if {"-h", "--help"} & set(arguments):
             if _rank("LOCAL_RANK") == 0:
                 print(USAGE, end="")
         else:
-            _run(arguments)
+            _run(arguments, signals)
     except (ConfigError, DataError) as error:
+        if signals.received is not None:
+            raise  # such as a checkpoint that the signal kept from being read
         return _report(error)
-    except KeyboardInterrupt:
-        if _rank("LOCAL_RANK") == 0:
-            print("stopped: with autoresume=true the next start goes on from the newest checkpoint", file=sys.stderr)
-        return 130
     return 0
 
 
-def _run(arguments: list[str]) -> None:
+def _run(arguments: list[str], signals: StopSignals) -> None:
     config, world_size = _read(arguments), int(os.environ.get("WORLD_SIZE", "1"))
     try:
         check_run_name(config)
@@ -66,6 +76,7 @@ def _run(arguments: list[str]) -> None:
 
     from train.fit import fit
 
+    signals.install()
     # What importing has made stays: collections during the run need not look through it again and again.
     gc.collect()
     gc.freeze()
