@@ -20,6 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     sys.path.insert(0, str(ROOT))
     from data.errors import ConfigError, DataError
+    from train.config import check_kernel_sizes
     from train.plan import memory_lines, parameters_line
     from train.reader import load_config
 
@@ -29,6 +30,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.png is not None and not args.data:
             raise ConfigError("--png is given without --data, but the picture is of the data")
         config = load_config(args.config, args.overrides)
+        try:
+            check_kernel_sizes(config, args.ranks)
+        except ValueError as error:
+            raise ConfigError(f"{args.config}: {error}") from None
         _print(parameters_line(config.model, config.lora), *memory_lines(config, args.ranks))
         if args.data:
             _data(config, args.png or Path("plan.png"))

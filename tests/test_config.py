@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 from small_config import load, refusal
 
-from train.config import TrainConfig, check_run_name, check_world_size
+from train.config import TrainConfig, check_kernel_sizes, check_run_name, check_world_size
 from train.typed import Builder
 
 
@@ -35,6 +35,20 @@ def test_replicas_must_divide_the_ranks(tmp_path):
     check_world_size(config, 4)
     with pytest.raises(ValueError, match="data_parallel_replicate_degree is 2, but it must divide the 1 ranks"):
         check_world_size(config, 1)
+
+
+def test_microbatch_that_megablocks_cannot_address(tmp_path):
+    sizes = ["model={preset: tiny, d_model: 6144, n_heads: 48, ffn_config: {moe_top_k: 4, moe_impl: megablocks}}"]
+    sizes += ["device_train_microbatch_size=1366", "global_train_batch_size=4096"]
+    config = load(tmp_path, *sizes)  # 1366 x 64 = 87,424 tokens
+    said = r"device_train_microbatch_size \(1,366\) x max_seq_len \(64\) x .* is 2,148,532,224, which must be below"
+    with pytest.raises(ValueError, match=said):
+        check_kernel_sizes(config, 1)
+    check_kernel_sizes(config, 4)  # a rank has 1024 rows
+    check_kernel_sizes(load(tmp_path, *sizes, "model.ffn_config.moe_impl=grouped_mm"), 1)
+    evaluated = "eval_loader={name: finetuning, dataset: {hf_name: json, max_seq_len: 64}}"
+    with pytest.raises(ValueError, match=r"lower device_eval_batch_size or max_seq_len"):
+        check_kernel_sizes(load(tmp_path, *sizes, evaluated, "device_eval_batch_size=1366"), 4)
 
 
 @pytest.mark.parametrize(

@@ -364,6 +364,19 @@ def test_megablocks_is_refused_without_a_gpu_its_grouped_gemm_or_bf16(fresh_mega
     assert resolve_moe_impl("auto", "cuda", torch.bfloat16) == "megablocks"
 
 
+def test_megablocks_is_refused_where_its_addresses_would_overflow(monkeypatch, fresh_megablocks: Path) -> None:
+    make_fake_megablocks(fresh_megablocks, grouped_gemm=True)
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    mlp = ExpertsMLP(6144, FFNConfig(ffn_hidden_size=1, moe_num_experts=4, moe_top_k=4, moe_impl="megablocks"))
+    assignment = assign(torch.zeros(1, 4, dtype=torch.int64), 4)
+    x_TD, weights_TK = torch.zeros(1, 1).expand(87_382, 6144), torch.zeros(1, 1).expand(87_382, 4)
+    said = r"87,382 tokens x 4 experts a token x d_model 6,144 is 2,147,500,032, which must be below 2\*\*31"
+    with pytest.raises(ValueError, match=f"ffn_config.moe_impl is megablocks, but .*{said}"):
+        mlp(x_TD, weights_TK, assignment)
+    assert resolve_moe_impl("megablocks", "cpu", torch.float32, (87_381, 4, 6144)) == "megablocks"
+    assert resolve_moe_impl("auto", "cuda", torch.float64, (87_382, 4, 6144)) == "torch"
+
+
 def test_megablocks_is_refused_without_its_grouped_gemm(monkeypatch, fresh_megablocks: Path) -> None:
     make_fake_megablocks(fresh_megablocks, grouped_gemm=False)
     monkeypatch.setitem(sys.modules, "grouped_gemm", None)

@@ -3,6 +3,7 @@
 Checks raise ValueError with the key relative to the class; train/reader.py puts the path before it.
 """
 
+import math
 import os
 from dataclasses import dataclass, field
 from typing import Literal
@@ -10,7 +11,7 @@ from typing import Literal
 from data.config import DataLoaderConfig, TokenizerConfig
 from data.durations import parse_duration
 from train.generation.sampling import Sampling
-from train.models.config import LoraConfig, ModelConfig
+from train.models.config import MEGABLOCKS_LIMIT, LoraConfig, ModelConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -413,3 +414,29 @@ def check_world_size(config: TrainConfig, world_size: int) -> None:
         raise ValueError(
             f"fsdp_config.data_parallel_replicate_degree is {replicas}, but it must divide the {world_size} ranks"
         )
+
+
+def check_kernel_sizes(config: TrainConfig, world_size: int) -> None:
+    """Raises ValueError when a microbatch has more tokens than moe_impl's kernels can address."""
+    if config.model.ffn_config.moe_impl != "megablocks":
+        return
+    rows = {
+        "device_train_microbatch_size": min(
+            config.device_train_microbatch_size, config.global_train_batch_size // world_size
+        )
+    }
+    if config.eval_loader is not None:
+        rows["device_eval_batch_size"] = config.device_eval_batch_size
+    for key, n_rows in rows.items():
+        sizes = {
+            key: n_rows,
+            "max_seq_len": config.max_seq_len,
+            "model.ffn_config.moe_top_k": config.model.ffn_config.moe_top_k,
+            "model.d_model": config.model.d_model,
+        }
+        if (product := math.prod(sizes.values())) >= MEGABLOCKS_LIMIT:
+            raise ValueError(
+                "model.ffn_config.moe_impl is megablocks, whose kernels compute addresses in 32 bits, but "
+                f"{' x '.join(f'{name} ({size:,})' for name, size in sizes.items())} is {product:,}, which must be "
+                f"below 2**31 = {MEGABLOCKS_LIMIT:,}: lower {key} or max_seq_len, or write grouped_mm or auto"
+            )

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data.errors import ConfigError, DataError, under
-from train.config import TrainConfig, check_run_name, check_world_size
+from train.config import TrainConfig, check_kernel_sizes, check_run_name, check_world_size
 from train.patterns import check_patterns
 from train.plan import check_machine, parameters_line
 from train.reader import check_vocab, load_config, masked_yaml
@@ -66,6 +66,7 @@ def _run(arguments: list[str], signals: StopSignals) -> None:
     try:
         check_run_name(config)
         check_world_size(config, world_size)
+        check_kernel_sizes(config, world_size)
     except ValueError as error:
         raise ConfigError(f"{arguments[0]}: {error}") from None
     check_patterns(config)

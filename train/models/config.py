@@ -7,6 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+MEGABLOCKS_LIMIT = 2**31
+"""MegaBlocks' copies of the tokens (megablocks/backend/kernels.py, 0.10.0, `_padded_copy`) multiply a row's number by
+d_model in 32 bits, for up to tokens x moe_top_k rows: from this product on addresses overflow silently. Its grouped
+GEMM multiplies in 64 bits, so ffn_hidden_size does not matter."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class AttnConfig:

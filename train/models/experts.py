@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from train.models.assignment import Assignment, assign
 from train.models.config import FFNConfig
 from train.models.experts_grouped_mm import TorchGrouped, grouped_mm_experts, why_not_grouped_mm
-from train.models.experts_megablocks import MegaBlocks, megablocks_experts, why_not_megablocks
+from train.models.experts_megablocks import MegaBlocks, RoutedShape, megablocks_experts, why_not_megablocks
 from train.models.experts_torch import Looped, torch_experts
 from train.models.grouped import Grouped
 
@@ -34,25 +34,27 @@ GROUPED: dict[str, Callable[[Assignment], Grouped]] = {
 }
 """The GEMMs alone of each, on which adapters are computed."""
 
-_WHY_NOT: dict[str, Callable[[torch.device, torch.dtype | None], str | None]] = {
-    "torch": lambda device, dtype: None,
-    "grouped_mm": why_not_grouped_mm,
+_WHY_NOT: dict[str, Callable[[torch.device, torch.dtype | None, RoutedShape | None], str | None]] = {
+    "torch": lambda device, dtype, shape: None,
+    "grouped_mm": lambda device, dtype, shape: why_not_grouped_mm(device, dtype),
     "megablocks": why_not_megablocks,
 }
 
 
-def resolve_moe_impl(moe_impl: str, device: torch.device | str, dtype: torch.dtype | None = None) -> str:
-    """The key of MOE_IMPLS that will compute on this device, in this dtype where it is known.
+def resolve_moe_impl(
+    moe_impl: str, device: torch.device | str, dtype: torch.dtype | None = None, shape: RoutedShape | None = None
+) -> str:
+    """The key of MOE_IMPLS that will compute on this device, in this dtype and (T, K, D) where they are known.
 
     Raises ValueError, which begins with the key and tells the true cause, when what was asked for cannot.
     """
     device = torch.device(device)
     if moe_impl == "auto":
         impls = ("megablocks", "grouped_mm") if device.type == "cuda" else ()
-        return next((impl for impl in impls if _WHY_NOT[impl](device, dtype) is None), "torch")
+        return next((impl for impl in impls if _WHY_NOT[impl](device, dtype, shape) is None), "torch")
     if moe_impl not in MOE_IMPLS:
         raise ValueError(f"ffn_config.moe_impl is {moe_impl!r}, but there are only: auto, {', '.join(MOE_IMPLS)}")
-    if why := _WHY_NOT[moe_impl](device, dtype):
+    if why := _WHY_NOT[moe_impl](device, dtype, shape):
         raise ValueError(f"ffn_config.moe_impl is {moe_impl}, but {why}; auto takes what there is")
     return moe_impl
 
@@ -79,7 +81,8 @@ class ExpertsMLP(nn.Module):
         # The weights are cast here, where autograd sees it: gradients come back in the parameters' own dtype.
         x_TD, weights_TK = x_TD.to(dtype), weights_TK.to(dtype)
         w1, v1, w2 = (w if self.packed else w.to(dtype) for w in (self.w1, self.v1, self.w2))
-        moe_impl = resolve_moe_impl(self.moe_impl, x_TD.device, dtype)
+        shape = (*weights_TK.shape, x_TD.shape[1])
+        moe_impl = resolve_moe_impl(self.moe_impl, x_TD.device, dtype, shape)
         with torch.autocast(device, enabled=False):
             if self.lora is not None:
                 return self.lora(x_TD, weights_TK, w1, v1, w2, GROUPED[moe_impl](assignment), self.moe_recompute)

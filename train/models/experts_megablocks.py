@@ -5,6 +5,7 @@ module-global losses, and without its refusal of frozen weights.
 """
 
 import functools
+import math
 import os
 from typing import Any
 
@@ -12,7 +13,11 @@ import torch
 from torch import Tensor
 
 from train.models.assignment import Assignment
+from train.models.config import MEGABLOCKS_LIMIT
 from train.models.grouped import grouped_glu
+
+RoutedShape = tuple[int, int, int]
+"""(tokens, experts a token, d_model)."""
 
 
 @functools.cache
@@ -44,7 +49,7 @@ def _told(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
-def why_not_megablocks(device: torch.device, dtype: torch.dtype | None) -> str | None:
+def why_not_megablocks(device: torch.device, dtype: torch.dtype | None, shape: RoutedShape | None) -> str | None:
     """What stands in the way, or None."""
     imported = _import()
     if isinstance(imported, str):
@@ -54,6 +59,12 @@ def why_not_megablocks(device: torch.device, dtype: torch.dtype | None) -> str |
         return f"MegaBlocks needs a GPU, and this is {device.type}"
     if device.type == "cuda" and dtype not in (None, torch.bfloat16):
         return f"its grouped GEMM computes in bfloat16, not in {dtype}: set precision: amp_bf16"
+    if shape is not None and (product := math.prod(shape)) >= MEGABLOCKS_LIMIT:
+        T, K, D = shape
+        return (
+            f"its kernels compute addresses in 32 bits, and {T:,} tokens x {K} experts a token x d_model {D:,} is "
+            f"{product:,}, which must be below 2**31 = {MEGABLOCKS_LIMIT:,}"
+        )
     return None
 
 
