@@ -66,7 +66,8 @@ def test_an_override_reaches_into_a_list(tmp_path):
         ("a..b=3", "the key 'a..b' must be names with dots between"),
         ("max_seq_len.a=3", "max_seq_len.a=3: max_seq_len is 64, which has no keys below it"),
         ("run_name={a:", "'run_name={a:': the value is not YAML"),
-        ("run_name=${", "'run_name=${': the value is not YAML"),
+        ("run_name=${", "run_name is '${', in which ${ does not begin a reference such as ${max_seq_len}: close it"),
+        ("model={d_model: 'a ${x'}", "model.d_model is 'a ${x', in which ${ does not begin a reference"),
     ],
 )
 def test_override_that_cannot_be_read(tmp_path, override, said):
@@ -111,7 +112,8 @@ def test_unknown_key(tmp_path, override, said):
         ("optimizer.lr=.nan", "optimizer.lr is nan, but it must be a finite number"),
         ("autoresume=1", "autoresume is 1, but it must be true or false"),
         ("run_name=7", "run_name is 7, but it must be text: write '7' in quotes"),
-        ("max_duration=10", "max_duration is 10, but it must be text: a number and its unit, such as 10ba"),
+        ("max_duration=1.5", "max_duration is 1.5, but it must be text: a number and its unit, such as 1.5ba"),
+        ("max_duration=true", "max_duration is true, but it must be text: a number and its unit, such as 10ba"),
         (
             "callbacks.generate={prompts: [a], interval: 10}",
             "callbacks.generate.interval is 10, but it must be text: a number and its unit, such as 10ba",
@@ -192,6 +194,42 @@ def test_resolvers_are_refused_with_the_way_out(tmp_path, where):
     said = refusal(tmp_path, where)
     assert "but only other keys are interpolated" in said
     assert "write run_name=$VAR on the command line" in said
+
+
+def test_every_unclosed_reference_is_named(tmp_path):
+    text = LEAST.replace("'${max_seq_len}'", "'${max_seq_len'") + "run_name: 'a${b.c'\n"
+    first, *problems = refusal(tmp_path, text=text).splitlines()
+    assert first == "small.yaml: 2 problems"
+    assert problems[0].startswith("  train_loader.dataset.max_seq_len is '${max_seq_len', in which ${ does not begin")
+    assert problems[1].startswith("  run_name is 'a${b.c', in which ${ does not begin")
+    assert load(tmp_path, text=LEAST + "run_name: 'a\\${b'\n").run_name == "a${b"
+
+
+VARIABLES = LEAST.replace("max_seq_len: 64", "variables: {len: 64, lr: 1e-2, data: {split: train}}\nmax_seq_len: 64", 1)
+
+
+def test_variables_are_values_to_refer_to(tmp_path):
+    used = ("max_seq_len=${variables.len}", "optimizer.lr=${variables.lr}")
+    split = "train_loader.dataset.split=${variables.data.split}"
+    config = load(tmp_path, *used, split, "variables.lr=0.1", text=VARIABLES)
+    assert (config.max_seq_len, config.optimizer.lr, config.train_loader.dataset.split) == (64, 0.1, "train")
+    assert "variables" not in to_yaml(config)
+    relative = "train_loader.dataset.split=${...variables.data.split}"
+    assert load(tmp_path, *used, relative, "variables.lr=0.1", text=VARIABLES) == config
+
+
+def test_variable_that_nothing_refers_to(tmp_path):
+    said = refusal(tmp_path, "max_seq_len=${variables.len}", "seeed=3", text=VARIABLES).splitlines()
+    assert said[0] == "small.yaml: 3 problems"
+    assert said[1] == "  variables.lr is never used: write ${variables.lr} where it belongs, or remove it"
+    assert "variables.data is never used" in said[2]
+    assert "variables is 3, but it must be a mapping" in refusal(tmp_path, "variables=3")
+    assert load(tmp_path, "variables=null") == load(tmp_path)
+
+
+def test_variable_without_its_section(tmp_path):
+    said = refusal(tmp_path, "seed=${len}", text=VARIABLES)
+    assert said == "small.yaml: seed: Interpolation key 'len' not found; write ${variables.len}"
 
 
 def test_interpolations_that_lead_nowhere(tmp_path):

@@ -74,6 +74,13 @@ def test_the_readme_shows_the_table():
         ("fsdp_config.sharding_strategy=SHARD_GRAD_OP", "write FULL_SHARD with reshard_after_forward: false"),
         ("device_train_microbatch_size=auto", "device_train_microbatch_size is 'auto': write a number"),
         ("model.trust_remote_code=true", "no code from a hub is ever run"),
+        ("model.expansion_ratio=4", "model.expansion_ratio is not taken: write ffn_config.ffn_hidden_size"),
+        ("train_loader.timeout=300", "train_loader.timeout is 300, which cannot be: workers have a limit of their own"),
+        ("expandable_segments=true", "set PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True"),
+        ("global_seed=17", "global_seed is not taken: write seed, or put it under variables:"),
+        ("model.attn_config.attn_impl=torch", "model.attn_config.attn_impl is 'torch': write sdpa"),
+        *((f"{key}=1", f"{key} is 1: a number alone is epochs in Composer") for key in upstream.EPOCHS[:4]),
+        ("eval_interval=1", "here write 1ep, or 1ba for batches"),
     ],
 )
 def test_what_llm_foundry_has_and_this_has_not(tmp_path, override, said):

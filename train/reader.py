@@ -5,23 +5,23 @@ import difflib
 import io
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 
 from data.addresses import without_login
 from data.errors import ConfigError
 from train.config import TrainConfig
 from train.hf.config import at, contradictions
 from train.hf.pretrained import KEY, read_values
+from train.interpolation import VARIABLES, malformed, resolvers, unresolved, unused_variables
 from train.models.config import PRESETS, ModelConfig
-from train.typed import Builder, join, near, show
+from train.typed import Builder, near, show
 
-_RESOLVER = re.compile(r"\$\{\s*[\w.]+\s*:")
 _Resolved = tuple[dict[str, Any], list[str]]
 
 
@@ -42,16 +42,18 @@ def _load(path: str, overrides: Sequence[str], resolve: Callable[[dict[str, Any]
     tree = _read_yaml(path)
     for override in overrides:
         _apply(tree, override)
-    _refuse_resolvers(tree, path)
+    _fail(path, resolvers(tree))
+    unused = unused_variables(tree)
     try:
-        tree, problems = resolve(tree)
+        resolved, problems = resolve(tree)
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{path}: {getattr(error, 'full_key', '') or 'a value'}: {_first_line(error)}") from None
+        raise ConfigError(f"{path}: {unresolved(error, tree)}") from None
+    tree = {key: value for key, value in resolved.items() if key != VARIABLES}
     builder = Builder(TrainConfig)
     config = builder.build(TrainConfig, tree, "")
     if builder.missing:
         problems.append(f"missing: {', '.join(builder.missing)}")
-    _fail(path, problems + builder.problems)
+    _fail(path, problems + unused + builder.problems)
     return config
 
 
@@ -84,6 +86,7 @@ def _read_yaml(path: str) -> dict[str, Any]:
         if not isinstance(node, yaml.MappingNode):
             kind = "a list" if isinstance(node, yaml.SequenceNode) else "text"
             raise ConfigError(f"{path} holds {kind}, but a config is a mapping: lines of `key: value`")
+        _fail(path, malformed(yaml.safe_load(text)))
         return _plain(OmegaConf.load(io.StringIO(text)))
     except UnicodeDecodeError:
         raise ConfigError(f"{path} is not YAML: it is not UTF-8 text") from None
@@ -136,6 +139,8 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         raise ConfigError(f"{override!r} is not key=value: the key {key!r} must be names with dots between")
     try:
         value = _plain(OmegaConf.from_dotlist([f"value={text}"]))["value"]
+    except GrammarParseError:
+        raise ConfigError("\n".join(malformed(yaml.safe_load(text), key))) from None
     except (yaml.YAMLError, OmegaConfBaseException) as error:
         raise ConfigError(
             f"{override!r}: the value is not YAML: {_what(error)}; text with signs needs quotes"
@@ -161,18 +166,6 @@ def _step(node: Any, part: str, override: str, parts: list[str]) -> Any:
         return node[int(part)]
     above = ".".join(parts[:-1])
     raise ConfigError(f"{override}: {above} is a list of {len(node)}: {part!r} must be a number below {len(node)}")
-
-
-def _refuse_resolvers(tree: dict[str, Any], path: str) -> None:
-    _fail(
-        path,
-        [
-            f"{key} is {text!r}, but only other keys are interpolated, such as ${{max_seq_len}}: "
-            f"write {key}=$VAR on the command line, and the shell fills it in"
-            for key, text in _strings(tree, "")
-            if _RESOLVER.search(text)
-        ],
-    )
 
 
 def _resolve(tree: dict[str, Any]) -> _Resolved:
@@ -231,17 +224,6 @@ def _contradictions(
     if not said:
         return []
     return [f"model contradicts {place}: {'; '.join(said)}: leave that to the weights, or name others"]
-
-
-def _strings(node: Any, path: str) -> Iterator[tuple[str, str]]:
-    if isinstance(node, str):
-        yield path, node
-    elif isinstance(node, dict):
-        for key, value in node.items():
-            yield from _strings(value, join(path, key))
-    elif isinstance(node, list):
-        for index, value in enumerate(node):
-            yield from _strings(value, f"{path}[{index}]")
 
 
 def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -142,7 +142,7 @@ def show(value: object) -> str:
 def _as_text(value: object, path: str) -> str:
     key = path.rpartition(".")[2]
     if key.startswith("t_") or key.endswith(("duration", "interval")):
-        return f": a number and its unit, such as {value}ba"
+        return f": a number and its unit, such as {10 if isinstance(value, bool) else value}ba"
     return f": write '{value}' in quotes"
 
 

@@ -39,6 +39,23 @@ RULES: dict[str, Rule] = {
     "icl_tasks*": Rule(say="there are no in-context evaluation tasks; eval_loader gives loss and perplexity"),
     "*.trust_remote_code": Rule(accepts=(False,), say="no code from a hub is ever run: leave it out"),
     "*.use_auth_token": Rule(say="a token is taken from HF_TOKEN in the environment, never from a file: leave it out"),
+    "global_seed": Rule(say="write seed, or put it under variables: and refer to it as ${variables.global_seed}"),
+    "expandable_segments": Rule(
+        accepts=(False,), say="set PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True in the environment"
+    ),
+    "eval_gauntlet*": Rule(say="there are no in-context evaluation tasks; eval_loader gives loss and perplexity"),
+    "icl_max_seq_len": Rule(say="there are no in-context evaluation tasks; eval_loader gives loss and perplexity"),
+    "model.expansion_ratio": Rule(say="write ffn_config.ffn_hidden_size, the width of one expert"),
+    "model.loss_fn": Rule(say="the loss is always cross-entropy: leave it out"),
+    "model.attn_config.attn_uses_sequence_id": Rule(
+        accepts=(True,), say="attention never crosses the documents of a row: leave it out"
+    ),
+    "model.ffn_config.ffn_type": Rule(
+        accepts=("mb_dmoe",), say="every layer has dropless experts, and moe_impl says what computes them"
+    ),
+    "model.ffn_config.moe_lbl_in_fp32": Rule(accepts=(True,), say="router losses are always computed in fp32"),
+    "model.ffn_config.mlp_impl": Rule(say="write `moe_impl: megablocks`, or auto"),
+    "model.ffn_config.memory_optimized_mlp": Rule(accepts=(False,), say="write moe_recompute"),
     "model.pretrained": Rule(
         accepts=(True,),
         say="weights are taken wherever pretrained_model_name_or_path names them; without it training starts from "
@@ -89,6 +106,7 @@ RULES: dict[str, Rule] = {
         "allow_unsafe_types",
     ),
     "*_loader.dataset.eos_token_id": Rule(say="the end token is the tokenizer's own: leave it out"),
+    "*_loader.timeout": Rule(accepts=(0,), say="workers have a limit of their own without a batch: leave it out"),
     "train_loader.drop_last": Rule(
         accepts=(True,), say="every batch is full: rows left at the end of a pass open the next"
     ),
@@ -121,6 +139,7 @@ VALUES: dict[str, dict[object, str]] = {
         "hf_causal_lm": "write `name: dbrx` with a preset or with the dimensions",
         "mpt_causal_lm": "write `name: dbrx` with a preset or with the dimensions",
     },
+    "model.attn_config.attn_impl": {"torch": "write sdpa", "triton": "write auto"},
     "fsdp_config.sharding_strategy": {
         "SHARD_GRAD_OP": "write FULL_SHARD with reshard_after_forward: false",
         "NO_SHARD": "write `fsdp_config: null`, which replicates the model",
@@ -136,6 +155,12 @@ VALUES: dict[str, dict[object, str]] = {
     "precision": {"bf16": "write amp_bf16", "amp_fp16": "write amp_bf16"},
 }
 
+EPOCHS = (
+    *("max_duration", "eval_interval", "save_interval", "console_log_interval"),
+    "callbacks.hf_checkpointer.save_interval",
+)
+"""Durations that there may be a number alone, of epochs."""
+
 
 def rule_for(path: str) -> Rule | None:
     """The rule about a key this schema lacks, if there is one."""
@@ -149,6 +174,8 @@ def accepted(rule: Rule, value: object) -> bool:
 
 def instead_of(path: str, value: object) -> str | None:
     """What to write instead of a value that LLM Foundry has for a key of ours."""
+    if path in EPOCHS and isinstance(value, int) and not isinstance(value, bool):
+        return f"a number alone is epochs in Composer and LLM Foundry; here write {value}ep, or {value}ba for batches"
     return VALUES.get(path, {}).get(value) if isinstance(value, str) else None
 
 
