@@ -360,17 +360,37 @@ def _load_hf(name: str) -> Any:
     except (
         Exception
     ) as error:  # transformers raises OSError, ValueError, KeyError, ImportError and bare Exceptions here
-        reason = (str(error).strip() or "no reason given").splitlines()[0]
         if offline is not None:
             raise ConfigError(
                 f"tokenizer.name is {name!r}, which is neither a folder here nor in the hub's cache, and the hub "
                 f"cannot be asked ({offline}): give a Hugging Face folder"
             ) from error
-        raise ConfigError(
-            f"tokenizer.name is {name!r}, but no tokenizer could be loaded from there "
-            f"({type(error).__name__}: {reason}): give a Hugging Face folder or name that needs no code of its own, or "
-            "`tiktoken`"
-        ) from error
+        raise ConfigError(f"tokenizer.name is {name!r}, but {_why_not_loaded(path, error)}") from error
+
+
+def _why_not_loaded(folder: Path, error: Exception) -> str:
+    """What is wrong with the folder or repository that transformers raised this for, and what to do."""
+    names = {file.name for file in folder.iterdir()} if folder.is_dir() else set()
+    reason = (str(error).strip() or "no reason given").splitlines()[0]
+    if folder.is_dir() and not any(name.startswith(("tokenizer.", "vocab.", "spiece.")) for name in names):
+        return "there is no tokenizer.json in it: save one there with transformers' tokenizer.save_pretrained"
+    # The rest of this message lists every architecture that transformers knows.
+    if reason.startswith("Unrecognized model") and folder.is_dir():
+        return (
+            "neither a config.json with a model_type nor a tokenizer_class in a tokenizer_config.json says of which "
+            "class its tokenizer is: copy the one that belongs to it, or write a tokenizer_config.json with "
+            '{"tokenizer_class": "PreTrainedTokenizerFast"} and its special tokens'
+        )
+    if len(reason) > _REASON_LENGTH:
+        reason = f"{reason[: _REASON_LENGTH - 3]}..."
+    return (
+        f"no tokenizer could be loaded from there ({type(error).__name__}: {reason}): give a Hugging Face folder or "
+        "name that needs no code of its own, or `tiktoken`"
+    )
+
+
+_REASON_LENGTH = 300
+"""Characters of a message of transformers that are shown at most."""
 
 
 @lru_cache

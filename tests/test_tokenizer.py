@@ -2,6 +2,7 @@ import base64
 import json
 import pickle
 import random
+import shutil
 import subprocess
 import sys
 
@@ -211,6 +212,31 @@ def test_gpt4_has_the_ids_of_dbrx(monkeypatch, tmp_path):
     again = build_tokenizer(TokenizerConfig(name=str(tmp_path)))
     assert again.stop_token_ids == [100257, 100279]
     assert again.encode("last <|im_end|>").tolist() == tokenizer.encode("last <|im_end|>").tolist()
+
+
+@pytest.mark.parametrize(
+    ("removed", "said"),
+    [
+        (["tokenizer_config.json"], "neither a config.json with a model_type nor a tokenizer_class in a tokenizer_con"),
+        (["tokenizer_config.json", "tokenizer.json"], "there is no tokenizer.json in it"),
+    ],
+)
+def test_folder_that_lacks_files_is_refused_briefly(saved, tmp_path, removed, said):
+    folder = shutil.copytree(saved, tmp_path / "mine")
+    for name in removed:
+        (folder / name).unlink()
+    with pytest.raises(ConfigError) as caught:
+        build_tokenizer(TokenizerConfig(name=str(folder)))
+    assert str(caught.value).startswith(f"tokenizer.name is {str(folder)!r}, but {said}")
+    assert len(str(caught.value)) < 500
+
+
+def test_folder_that_was_given_the_file_that_the_error_asks_for(saved, tmp_path):
+    folder = shutil.copytree(saved, tmp_path / "mine")
+    (folder / "tokenizer_config.json").write_text(
+        '{"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|im_end|>"}'
+    )
+    assert build_tokenizer(TokenizerConfig(name=str(folder))).decode([97]) == "a"
 
 
 def test_a_hugging_face_folder_is_a_tokenizer(vocab_file, saved, tmp_path):
