@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from small_export import write_export
 
 from data.errors import ConfigError, DataError
@@ -87,6 +88,15 @@ def test_the_harness_gives_what_our_model_finds_likely(exported, tasks, opened):
     one = run_tasks(exported, [str(tasks / "other.yaml")], batch_size=4, limit=2)
     assert one["other"]["metrics"] == {"acc": pytest.approx(sum(right[:2]) / 2)}
     assert (list(one), one["other"]["asked"]) == (["other"], 2)
+
+
+def test_tasks_are_not_run_on_weights_that_are_not_finite(exported, tasks):
+    (file,) = exported.glob("*.safetensors")
+    tensors = load_file(file)
+    tensors["lm_head.weight"][0, 0] = torch.inf
+    save_file(tensors, file, {"format": "pt"})
+    with pytest.raises(ConfigError, match=rf"^'{exported}', but there are NaN .* lm_head.weight in {file.name}: "):
+        run_tasks(exported, [str(tasks / "sorting.yaml")], batch_size=4)
 
 
 def test_tasks_that_are_not_there(exported, tasks, tmp_path):

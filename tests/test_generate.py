@@ -9,6 +9,7 @@ from small_export import write_export
 from test_export import MODEL, save_checkpoint
 from toy_tokenizer import ToyTokenizer
 
+from data.errors import ConfigError
 from train.generation.decoders import open_model
 from train.generation.generate import DbrxDecoder, TextStream, choose, generate, stream_answers
 from train.generation.sampling import Sampling
@@ -51,6 +52,21 @@ def without_cache(opened, prompt, n):
     for _ in range(n):
         ids.append(int(opened.decoder.model(torch.tensor([ids]), return_logits=True).logits_BSV[0, -1].argmax()))
     return ids[len(prompt) :]
+
+
+def test_weights_that_are_not_finite_are_refused_with_their_names(run, tmp_path):
+    state = open_model(run).decoder.model.state_dict()
+    state["lm_head.weight"][2, 1] = torch.nan
+    shutil.copytree(run, tmp_path / "run")
+    checkpoint = tmp_path / "run" / "ep0-ba10"
+    shutil.rmtree(checkpoint)
+    save_checkpoint(checkpoint, state)
+    with pytest.raises(ConfigError, match=rf"numbers in the weights of {checkpoint}: lm_head.weight: name an earlier"):
+        open_model(checkpoint)
+    folder = write_export(tmp_path / "run", tmp_path / "hf")
+    said = rf"'{folder}', but there are NaN or infinite numbers in its weights: lm_head.weight in model-00001-of-00001"
+    with pytest.raises(ConfigError, match=said):
+        open_model(folder)
 
 
 @torch.no_grad()

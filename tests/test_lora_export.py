@@ -3,8 +3,11 @@
 import importlib.util
 import itertools
 import json
+import math
 import os
 import re
+import shutil
+import struct
 import sys
 from pathlib import Path
 from typing import Any
@@ -134,6 +137,20 @@ def test_peft_loads_it_onto_the_base_with_the_same_logits(trained: Path, tmp_pat
     assert re.search(r"has no attribute '[wv]1'", unmerged)
     torch.testing.assert_close(merged, our_logits(trained), rtol=1e-4, atol=1e-4)
     assert "merge_and_unload()" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_adapters_that_are_not_finite_are_not_exported(trained: Path, tmp_path: Path) -> None:
+    checkpoint = Path(shutil.copytree(trained.parent, tmp_path / "run")) / trained.name
+    reader = CheckpointReader(checkpoint)
+    name = next(name for name in reader.shapes if name.endswith("lora_B"))
+    pieces = reader.pieces(name, torch.float32)
+    assert pieces is not None
+    with pieces[0].path.open("r+b") as file:
+        file.seek(pieces[0].offset)
+        file.write(struct.pack("<f", math.nan))
+    with pytest.raises(ConfigError, match=f"numbers in the weights of {checkpoint}: {name}: name an earlier"):
+        export_peft(checkpoint, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_rows_are_merged_the_same_however_they_are_cut(trained: Path) -> None:

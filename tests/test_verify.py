@@ -46,6 +46,33 @@ def test_what_was_exported_is_right(exported: Path, run: Path, capsys: pytest.Ca
     assert "the whole model at once: " in said
 
 
+@pytest.fixture(scope="module")
+def diverged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint with a NaN and an infinite number."""
+    folder = tmp_path_factory.mktemp("diverged") / "run"
+    state = write_run(folder).state_dict()
+    state[NORM][3], state["lm_head.weight"][-1, 0] = torch.nan, torch.inf
+    save_checkpoint(folder / "ep0-ba20", state)
+    return folder / "ep0-ba20"
+
+
+def test_weights_that_are_not_finite_are_named(
+    diverged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def prove(command: list[str], **kwargs: object) -> subprocess.CompletedProcess[str]:
+        code = main(command[3:])
+        return subprocess.CompletedProcess(command, code, *capsys.readouterr())
+
+    monkeypatch.setattr("train.hf.export.subprocess.run", prove)
+    with pytest.raises(ConfigError) as caught:
+        export(diverged, tmp_path / "out", verify=True)
+    assert str(caught.value) == (
+        f"{tmp_path / 'out'} was not made: there are NaN or infinite numbers in the weights of {diverged}: {NORM}; "
+        "lm_head.weight: name an earlier checkpoint, from before the training diverged"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
 def change_json(file: Path, change: Callable[[dict[str, Any]], object]) -> None:
     contents = json.loads(file.read_text())
     change(contents)

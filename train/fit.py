@@ -21,7 +21,8 @@ from train.callbacks.stream_monitor import StreamMonitor
 from train.checkpoint import Start, find_start, frozen_base, furnish_save_folder, local_folder, run_name_of
 from train.config import TrainConfig
 from train.hf.adapter import check_base, frozen_weights, note_base
-from train.hf.pretrained import KEY, PretrainedFolder, listed
+from train.hf.finite import DIVERGED, not_finite
+from train.hf.pretrained import KEY, PretrainedFolder
 from train.lm import DbrxForComposer
 from train.models import kernels_cpu
 from train.models.dbrx import DbrxForCausalLM
@@ -167,10 +168,8 @@ def _model(
     except NotFinite as error:
         if isinstance(weights, PretrainedFolder):
             raise ConfigError(weights.not_finite(error.names)) from None
-        raise ConfigError(
-            f"load_path is {config.load_path!r}, but there are NaN or infinite numbers in its weights: "
-            f"{listed(error.names)}: name an earlier checkpoint"
-        ) from None
+        said = not_finite("its weights", error.names, DIVERGED)
+        raise ConfigError(f"load_path is {config.load_path!r}, but {said}") from None
 
 
 def _weights(config: TrainConfig, start: Start | None) -> Weights | None:

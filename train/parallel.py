@@ -21,6 +21,7 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from train.config import FSDPConfig
+from train.hf.finite import is_finite
 from train.models.config import LoraConfig, ModelConfig
 from train.models.dbrx import DbrxBlock, DbrxForCausalLM
 from train.models.init import draw_rows, init_std
@@ -169,8 +170,7 @@ def _fill(model: nn.Module, config: ModelConfig, seed: int, pretrained: Weights 
             out = torch.empty(last - first, *shape[1:], device=local.device) if packed else local
             if pretrained is not None and name in pretrained:
                 pretrained.rows(name, first, last, out)
-                # One pass without memory of its own; NaN comes through.
-                if not torch.stack(out.aminmax()).isfinite().all():
+                if not is_finite(out):
                     not_finite.add(name)
             elif is_adapter(name):
                 out.copy_(draw_adapter_rows(seed, name, shape, first, last))

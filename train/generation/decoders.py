@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from data.config import TokenizerConfig
 from data.errors import ConfigError
 from data.tokenizer import Tokenizer, build_tokenizer
 from train.generation.generate import DbrxDecoder, Decoder
 from train.hf.export import find_checkpoint, open_run
+from train.hf.finite import is_finite, of_checkpoint
 from train.hf.pretrained import KEY, PretrainedFolder
 from train.models.config import ModelConfig
 from train.models.dbrx import DbrxForCausalLM
@@ -103,7 +104,8 @@ def _open_exported(folder: Path, precision: Precision, device: torch.device) -> 
     from transformers import AutoModelForCausalLM, PretrainedConfig
 
     # transformers would only warn of tensors that are missing, and draw them at random.
-    model_config = check_exported(folder)
+    weights = check_exported(folder)
+    model_config = weights.model
     tokenizer = _tokenizer(folder, model_config)
     stop_token_ids = _stop_token_ids(folder, tokenizer)
     _check_memory(folder, model_config, precision, device)
@@ -111,16 +113,27 @@ def _open_exported(folder: Path, precision: Precision, device: torch.device) -> 
     dtype = "dtype" if hasattr(PretrainedConfig(), "dtype") else "torch_dtype"
     kwargs: dict[str, Any] = {dtype: _DTYPES[precision], "use_safetensors": True, "local_files_only": True}
     loaded: Any = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, **kwargs)
+    check_loaded(weights, loaded)
     decoder = TransformersDecoder(loaded.to(device), tokenizer.pad_token_id)
     return Opened(decoder, tokenizer, stop_token_ids, _said(folder, "transformers", precision, device))
 
 
-def check_exported(folder: Path) -> ModelConfig:
+def check_exported(folder: Path) -> PretrainedFolder:
     """Raises ConfigError when the folder is not a whole stock DBRX. Reads no tensor."""
     try:
-        return PretrainedFolder.open(str(folder)).model
+        return PretrainedFolder.open(str(folder))
     except ConfigError as error:
         raise ConfigError(str(error).removeprefix(f"{KEY} is ")) from None
+
+
+def check_loaded(weights: PretrainedFolder, model: nn.Module) -> None:
+    """Raises ConfigError when what transformers loaded from the folder is not finite."""
+    if names := _not_finite(model):
+        raise ConfigError(weights.not_finite(names).removeprefix(f"{KEY} is "))
+
+
+def _not_finite(model: nn.Module) -> list[str]:
+    return [name for name, param in model.named_parameters() if not is_finite(param.detach())]
 
 
 def _open_checkpoint(checkpoint: Path, precision: Precision, device: torch.device) -> Opened:
@@ -135,6 +148,8 @@ def _open_checkpoint(checkpoint: Path, precision: Precision, device: torch.devic
     with torch.no_grad():
         for name, param in model.named_parameters():
             run.source.rows(name, 0, param.shape[0], param)
+    if names := _not_finite(model):
+        raise ConfigError(of_checkpoint(checkpoint, names))
     decoder, said = DbrxDecoder(model.eval()), _said(checkpoint, "Dropless", precision, device)
     return Opened(decoder, tokenizer, _stop_token_ids(run.tokenizer, tokenizer), said)
 

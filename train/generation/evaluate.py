@@ -21,7 +21,7 @@ import torch
 from data.errors import ConfigError
 from data.sources.reach import why_offline
 from train.generation.ask import Question, ask, encode, expected_answer
-from train.generation.decoders import Opened, Precision, check_exported, default_precision
+from train.generation.decoders import Opened, Precision, check_exported, check_loaded, default_precision
 from train.generation.sampling import Sampling
 
 RESULTS = "evaluation.json"
@@ -80,7 +80,7 @@ def run_tasks(
     loaded.
     """
     harness = _harness()
-    check_exported(folder)
+    weights = check_exported(folder)
     with _offline() if why_offline() is not None else contextlib.nullcontext():
         loaded = _load_tasks(tasks)
         model = harness.models.huggingface.HFLM(
@@ -90,6 +90,7 @@ def run_tasks(
             batch_size=batch_size,
             trust_remote_code=False,
         )
+        check_loaded(weights, model.model)
         out = harness.simple_evaluate(
             model,
             tasks=loaded,

@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,11 @@ from data.errors import ConfigError
 from train.checkpoint import frozen_base
 from train.checkpoint_reader import CheckpointReader
 from train.config import TrainConfig
+from train.hf.finite import is_finite, of_checkpoint
 from train.hf.model_card import front_matter, lora_table
 from train.hf.pretrained import KEY, PretrainedFolder
 from train.hf.raw_rows import Piece
-from train.hf.weights import Precision, TensorSource, n_bytes, write_file, write_json
+from train.hf.weights import Precision, TensorSource, n_bytes, row_blocks, write_file, write_json
 from train.models.config import LoraConfig, ModelConfig
 from train.models.init import draw_rows, init_std
 from train.plan import adapted_shapes, adapter_name, adapter_shapes, parameter_shapes
@@ -253,6 +254,7 @@ def export_peft(checkpoint: Path, output: Path, precision: Precision = "fp32") -
         base = config.model.pretrained_model_name_or_path
         write_json(part / "adapter_config.json", peft_config(config.model, config.lora, base))
         (part / "README.md").write_text(_readme(config, base), encoding="utf-8")
+        _check_finite(reader, adapter_shapes(config.model, config.lora))
         with tqdm(total=size, unit="B", unit_scale=True, desc="adapter", disable=None) as progress:
             write_file(source, part / PEFT_WEIGHTS, source.shapes, precision, progress)
         part.replace(output)
@@ -260,6 +262,20 @@ def export_peft(checkpoint: Path, output: Path, precision: Precision = "fp32") -
         raise ConfigError(f"the output {output} cannot be written: {error.strerror or error}") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def _check_finite(reader: CheckpointReader, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raises ConfigError when adapters in the checkpoint are not finite."""
+    names = []
+    for name, shape in shapes.items():
+        for start, stop in row_blocks(shape, 4):
+            rows = torch.empty(stop - start, *shape[1:])
+            reader.rows(name, start, stop, rows)
+            if not is_finite(rows):
+                names.append(name)
+                break
+    if names:
+        raise ConfigError(of_checkpoint(reader.checkpoint, names))
 
 
 def _readme(config: TrainConfig, base: str | None) -> str:

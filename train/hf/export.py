@@ -26,6 +26,8 @@ from train.reader import load_saved_config
 
 TORCH_DTYPES: dict[Precision, str] = {"fp32": "float32", "bf16": "bfloat16"}
 """What config.json calls the precisions."""
+EXIT_NOT_FINITE = 3
+"""Exit code of train/hf/verify.py where the checkpoint's own weights are not finite."""
 _ORDER = ".export.json"
 _LOCK = ".lock"
 
@@ -183,6 +185,9 @@ def _prove(part: Path, checkpoint: Path, output: Path) -> None:
             f"the proof was killed by signal {-done.returncode} (of 9 the reason is mostly too little memory), so that "
             f"{output} was not made: what is written stays in {part}, and the same command goes on from there"
         )
+    if done.returncode == EXIT_NOT_FINITE:
+        shutil.rmtree(part)
+        raise ConfigError(f"{output} was not made: {done.stderr.rpartition('error: ')[2].strip()}")
     if done.returncode:
         said = done.stderr.rpartition("error: ")[2].strip() or done.stdout
         raise ConfigError(

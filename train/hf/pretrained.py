@@ -114,11 +114,11 @@ class PretrainedFolder:
 
     def not_finite(self, names: Sequence[str]) -> str:
         """What is said when these parameters have been read and are not all numbers."""
-        places = listed([f"{name} in {self.tensors[name][0].name}" for name in names])
-        return (
-            f"{KEY} is {self.name!r}, but there are NaN or infinite numbers in its weights: {places}: download it "
-            "again, or name weights whose training did not diverge"
-        )
+        from train.hf.finite import not_finite
+
+        places = [f"{name} in {self.tensors[name][0].name}" for name in names]
+        hint = "download it again, or name weights whose training did not diverge"
+        return f"{KEY} is {self.name!r}, but {not_finite('its weights', places, hint)}"
 
 
 def listed(problems: Sequence[str]) -> str:

@@ -16,12 +16,17 @@ import transformers
 
 from data.errors import ConfigError
 from train.hf.config import config_json
-from train.hf.export import TORCH_DTYPES, Run, open_run
+from train.hf.export import EXIT_NOT_FINITE, TORCH_DTYPES, Run, open_run
+from train.hf.finite import is_finite, of_checkpoint
 from train.hf.pretrained import INDEX
 from train.hf.safetensors_file import Stored, header, read_header
 from train.hf.verify_logits import check_logits, written_rows
 from train.hf.weights import DTYPES, Precision
 from train.plan import parameter_shapes
+
+
+class NotFinite(ConfigError):
+    """The checkpoint's weights are not finite: no export of it is of use, however it is written."""
 
 
 def verify(folder: Path, checkpoint: Path) -> list[str]:
@@ -124,7 +129,7 @@ def _check_tokenizer(folder: Path, run: Run) -> None:
 
 
 def _check_weights(folder: Path, run: Run, precision: Precision) -> dict[str, tuple[Path, Stored]]:
-    """Index, headers, names and shapes, and every byte."""
+    """Index, headers, names and shapes, and every byte. Raises NotFinite when those agree, but are not all finite."""
     shapes, weight_map, dtype = parameter_shapes(run.config.model), _weight_map(folder), DTYPES[precision][0]
     stock = _stock_shapes(folder)
     if stock != shapes:
@@ -149,6 +154,7 @@ def _check_weights(folder: Path, run: Run, precision: Precision) -> dict[str, tu
     total = sum(stored.stop - stored.start for _, stored in tensors.values())
     if _read_json(folder, INDEX).get("metadata") != {"total_size": total}:
         raise _wrong(INDEX, f"does not say that there are {total} bytes")
+    not_finite: dict[str, None] = {}
     for name, (file, _) in tensors.items():
         for start, rows in written_rows(tensors, name, dtype):
             expected = torch.empty_like(rows)
@@ -157,6 +163,10 @@ def _check_weights(folder: Path, run: Run, precision: Precision) -> dict[str, tu
                 raise _wrong(
                     file.name, f"holds another {name} than the checkpoint, in rows {start} to {start + len(rows)}"
                 )
+            if not is_finite(rows):
+                not_finite[name] = None
+    if not_finite:
+        raise NotFinite(of_checkpoint(run.checkpoint, list(not_finite)))
     return tensors
 
 
@@ -178,7 +188,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"verified: {line}", flush=True)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return EXIT_NOT_FINITE if isinstance(error, NotFinite) else 2
     return 0
 
 
