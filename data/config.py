@@ -11,6 +11,7 @@ from typing import Literal
 
 from data.addresses import is_address, without_login
 from data.durations import parse_duration
+from data.paths import check_path
 from data.sizes import parse_bytes
 from data.splits import parse_split
 
@@ -28,6 +29,9 @@ class TokenizerKwargs:
     model_max_length: int | None = None
     """Accepted when it equals max_seq_len, which is what the exported tokenizer gets."""
 
+    def __post_init__(self) -> None:
+        check_path("vocab_file", self.vocab_file)
+
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerConfig:
@@ -43,6 +47,7 @@ class TokenizerConfig:
     """The date that a chat template writes where it asks for today's, such as '2026-11-29'."""
 
     def __post_init__(self) -> None:
+        check_path("name", self.name)
         sources = {key: getattr(self.kwargs, key) for key in ("model_name", "encoding_name", "vocab_file")}
         given = [key for key, value in sources.items() if value is not None]
         if self.name == "tiktoken" and len(given) != 1:
@@ -79,16 +84,9 @@ class HFKwargs:
             _check_local(f"data_files.{split}" if split else "data_files", files)
 
 
-def _check_path(key: str, value: str | list[str] | None) -> None:
-    """No system call takes one with a NUL byte: each would end in a traceback of its own."""
-    for path in [value] if isinstance(value, str) else value or []:
-        if "\0" in path:
-            raise ValueError(f"{key} has {path!r}, but no path has a NUL byte (\\0) in it: remove it")
-
-
 def _check_local(key: str, value: str | list[str] | None) -> None:
     """Of data files, which are not read over a network (but for those of a hub dataset, which hf_name names)."""
-    _check_path(key, value)
+    check_path(key, value)
     for path in [value] if isinstance(value, str) else value or []:
         if is_address(path):
             raise ValueError(
@@ -146,8 +144,9 @@ class StreamConfig:
         if isinstance(self.preprocessing_fn, dict) and set(self.preprocessing_fn) != {"prompt", "response"}:
             form = "{prompt: column, response: column}"
             raise ValueError(f"preprocessing_fn is {self.preprocessing_fn}, but a mapping must be {form}")
-        for key in ("local", "remote"):
-            _check_path(key, getattr(self, key))
+        # A split of an MDS folder is a folder in it.
+        for key in ("local", "remote", "split"):
+            check_path(key, getattr(self, key))
         for key in ("hf_name", "text"):
             _check_local(key, getattr(self, key))
         given = self.sources()
@@ -210,7 +209,7 @@ class DatasetConfig(StreamConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_path("cache_dir", self.cache_dir)
+        check_path("cache_dir", self.cache_dir)
         if self.max_seq_len < 2:
             raise ValueError(f"max_seq_len is {self.max_seq_len}, but a row needs at least 2 tokens to predict one")
         if re.fullmatch(r"none|all|length>=[1-9]\d*", self.target_prompts) is None:

@@ -19,6 +19,7 @@ import xxhash
 from data.config import DatasetConfig, HFKwargs, TokenizerConfig, TokenizerKwargs
 from data.errors import ConfigError, DataError, said_plainly
 from data.examples import Conversation, Example, PromptResponse, Reading, Text, TokenTurns, read_examples
+from data.paths import refuse_path_arguments
 from data.prepare import check_compression, prepare_into, what_decides, write_once
 from data.preprocessing import PREPROCESSORS, resolve_preprocessing_fn
 from data.shards import INDEX
@@ -83,12 +84,19 @@ def with_flags(text: str) -> str:
     return _KEYS.sub(flag, text)
 
 
+_PATHS = (
+    *("--out_root", "--local", "--remote", "--path", "--input_folder", "--dataset", "--data_files", "--splits"),
+    "--tokenizer",
+)
+
+
 def main_of(parser: argparse.ArgumentParser, convert: Callable[[argparse.Namespace], None]) -> Callable[..., int]:
     """The main function of a converter: 0, or 2 after one line that says what is wrong."""
 
     def main(argv: Sequence[str] | None = None) -> int:
         args = parser.parse_args(argv)
         try:
+            refuse_path_arguments(args, *(name for name in _PATHS if hasattr(args, name.removeprefix("--"))))
             convert(args)
         except (ConfigError, DataError) as error:
             print(f"error: {with_flags(str(error))}", file=sys.stderr)

@@ -29,11 +29,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if str(ROOT) not in sys.path:
         sys.path.insert(0, str(ROOT))
     from data.errors import ConfigError
+    from data.paths import refuse_path_arguments
     from train.hf.adapter import export_peft
     from train.hf.export import export, find_checkpoint
     from train.hf.weights import MAX_SHARD_BYTES
 
     try:
+        refuse_path_arguments(args, "--composer_path", "--hf_output_path")
         checkpoint = find_checkpoint(args.composer_path)
         if args.adapter == "peft":
             export_peft(checkpoint, args.hf_output_path, args.output_precision)

@@ -50,7 +50,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _evaluate(args: argparse.Namespace) -> None:
     from data.errors import ConfigError
+    from data.paths import refuse_path_arguments
 
+    refuse_path_arguments(args, "folder", "--exact_match", "--json", "--tasks")
     for name in ("batch_size", "limit"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise ConfigError(f"--{name} is {getattr(args, name)}, but at least 1 is needed")

@@ -63,7 +63,9 @@ def _parser() -> argparse.ArgumentParser:
 def _generate(args: argparse.Namespace) -> None:
     # What can be wrong with the arguments comes before torch is imported; what with the prompts, before the weights.
     from data.errors import ConfigError
+    from data.paths import refuse_path_arguments
 
+    refuse_path_arguments(args, "folder", "--file", "--output")
     if args.batch_size < 1:
         raise ConfigError(f"--batch_size is {args.batch_size}, but at least 1 is needed")
     if args.file is not None and args.prompts:

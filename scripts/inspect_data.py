@@ -29,10 +29,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     sys.path.insert(0, str(ROOT))
     from data.errors import ConfigError, DataError
+    from data.paths import refuse_path_arguments
     from data.tokenizer import build_tokenizer
     from train.reader import load_config
 
     try:
+        refuse_path_arguments(args, "--png")
         if args.rows < 0 or args.first < 0:
             raise ConfigError(f"--rows is {args.rows} and --first is {args.first}, but neither can be below 0")
         if args.png is not None and not os.access(args.png.parent, os.W_OK):

@@ -21,6 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if str(ROOT) not in sys.path:
         sys.path.insert(0, str(ROOT))
     from data.errors import ConfigError, DataError, said_plainly
+    from data.paths import refuse_path_arguments
     from data.tokenizer import build_tokenizer
     from train.hf.adapter import DrawnWeights
     from train.hf.config import config_json
@@ -30,6 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     part = args.folder.absolute().with_name(f".{args.folder.name}.part")
     try:
+        refuse_path_arguments(args, "folder")
         if args.folder.exists() and (not args.folder.is_dir() or any(args.folder.iterdir())):
             raise ConfigError(f"the folder {args.folder} is there and not empty: name a new one, or empty it")
         config = load_config(args.config)

@@ -20,11 +20,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     sys.path.insert(0, str(ROOT))
     from data.errors import ConfigError, DataError
+    from data.paths import refuse_path_arguments
     from train.config import check_kernel_sizes
     from train.plan import memory_lines, parameters_line
     from train.reader import load_config
 
     try:
+        refuse_path_arguments(args, "--png")
         if args.ranks < 1:
             raise ConfigError(f"--ranks is {args.ranks}, but there must be at least 1")
         if args.png is not None and not args.data:

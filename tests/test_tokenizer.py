@@ -320,6 +320,7 @@ def test_unknown_names_are_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"tokenizer.name is '.*nowhere', but there is no such folder"):
         build_tokenizer(TokenizerConfig(name=str(tmp_path / "nowhere")))
     (tmp_path / "tokenizer.json").write_text("{")
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
     with pytest.raises(ConfigError, match=r"but no tokenizer could be loaded from there \(.+: .+\): give a Hugging"):
         build_tokenizer(TokenizerConfig(name=str(tmp_path)))
 

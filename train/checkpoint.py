@@ -21,6 +21,7 @@ import torch
 from torch.distributed.checkpoint.api import CheckpointException
 
 from data.errors import ConfigError
+from data.paths import refuse_path
 from data.tokenizer import Tokenizer
 from train.checkpoint_reader import CheckpointReader
 from train.config import TrainConfig
@@ -205,9 +206,11 @@ def fill_in(folder: str, run_name: str, key: str) -> Path:
             "copy it to the object store"
         )
     try:
-        return Path(folder.format(run_name=run_name))
+        filled = folder.format(run_name=run_name)
     except (KeyError, IndexError, ValueError):
         raise ConfigError(f"{key} is {folder!r}, but only {{run_name}} is filled in") from None
+    refuse_path(key, filled)
+    return Path(filled)
 
 
 def check_save_folder(folder: Path, config: TrainConfig) -> None:

@@ -10,6 +10,7 @@ from typing import Literal
 
 from data.config import DataLoaderConfig, TokenizerConfig
 from data.durations import parse_duration
+from data.paths import check_path
 from train.generation.sampling import Sampling
 from train.models.config import MEGABLOCKS_LIMIT, LoraConfig, ModelConfig
 
@@ -157,6 +158,7 @@ class HFCheckpointerConfig:
     precision: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self) -> None:
+        check_path("save_folder", self.save_folder)
         _check_duration(self, "save_interval")
         if parse_duration(self.save_interval)[0] == 0:
             raise ValueError(f"save_interval is {self.save_interval!r}, but a duration of nothing never comes")
@@ -214,10 +216,16 @@ class FileLoggerConfig:
     filename: str = "{run_name}/logs-rank{rank}.txt"
     """What the console shows, in a file; {run_name} and {rank} are filled in."""
 
+    def __post_init__(self) -> None:
+        check_path("filename", self.filename)
+
 
 @dataclass(frozen=True, kw_only=True)
 class TensorboardLoggerConfig:
     log_dir: str | None = None
+
+    def __post_init__(self) -> None:
+        check_path("log_dir", self.log_dir)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -290,6 +298,8 @@ class TrainConfig:
     loggers: LoggersConfig = field(default_factory=LoggersConfig)
 
     def __post_init__(self) -> None:
+        for name in ("run_name", "save_folder", "load_path"):
+            check_path(name, getattr(self, name))
         for name in ("global_train_batch_size", "device_train_microbatch_size", "device_eval_batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, but at least 1 is needed")

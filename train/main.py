@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data.errors import ConfigError, DataError, under
+from data.paths import refuse_path
 from train.config import TrainConfig, check_kernel_sizes, check_run_name, check_world_size
 from train.patterns import check_patterns
 from train.plan import check_machine, parameters_line
@@ -128,6 +129,7 @@ def _read(arguments: list[str]) -> TrainConfig:
             "no config: python train.py CONFIG [key=value ...], such as yamls/finetune/dbrx_tiny.yaml (--help)"
         )
     path, *overrides = arguments
+    refuse_path("the config", path)
     if path.startswith("-") or ("=" in path and not Path(path).exists()):
         raise ConfigError(f"the config comes first, but {path!r} is not a file: python train.py CONFIG [key=value ...]")
     return load_config(path, overrides)

@@ -15,6 +15,7 @@ from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 
 from data.addresses import without_login
 from data.errors import ConfigError
+from data.paths import refuse_path
 from train.config import TrainConfig
 from train.hf.config import at, contradictions
 from train.hf.pretrained import KEY, read_values
@@ -74,6 +75,7 @@ def check_vocab(config: TrainConfig, tokenizer_vocab_size: int) -> None:
 
 
 def _read_yaml(path: str) -> dict[str, Any]:
+    refuse_path("the config", path)
     file = Path(path)
     if not file.is_file():
         what = "is a folder, not a YAML file" if file.is_dir() else "does not exist"

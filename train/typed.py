@@ -7,6 +7,7 @@ import types
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from data.paths import shown
 from train import upstream
 
 _BAD = object()
@@ -135,8 +136,7 @@ def show(value: object) -> str:
     """A value as YAML has it, cut to a readable length."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    return shown(value)
 
 
 def _as_text(value: object, path: str) -> str:

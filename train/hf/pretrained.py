@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data.errors import ConfigError
+from data.paths import refuse_path
 from data.sources.hub_commit import REQUEST_SECONDS, first_line, quiet
 from data.sources.reach import why_offline
 from train.hf.config import contradictions, model_values
@@ -221,6 +222,7 @@ def _differences(tensors: dict[str, Stored], shapes: dict[str, tuple[int, ...]])
 
 def _local(name: str) -> Path | None:
     """The folder that is meant; None for what is a name on the hub."""
+    refuse_path(KEY, name)
     path = Path(name).expanduser()
     if path.is_dir():
         return path

@@ -15,6 +15,7 @@ import torch
 import transformers
 
 from data.errors import ConfigError
+from data.paths import refuse_path_arguments
 from train.hf.config import config_json
 from train.hf.export import EXIT_NOT_FINITE, TORCH_DTYPES, Run, open_run
 from train.hf.finite import is_finite, of_checkpoint
@@ -184,6 +185,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     transformers.logging.set_verbosity_error()
     try:
+        refuse_path_arguments(args, "folder", "--composer_path")
         for line in verify(args.folder, args.composer_path):
             print(f"verified: {line}", flush=True)
     except ConfigError as error:
