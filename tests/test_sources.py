@@ -417,6 +417,12 @@ def test_text_that_is_not_utf8_is_a_problem_with_its_line(tmp_path):
     assert problem.text == "is not UTF-8 (byte 0xe9 at 3): save the file as UTF-8"
 
 
+@pytest.fixture
+def short_names(monkeypatch):
+    """As on a file system that takes shorter names than a config is checked for."""
+    monkeypatch.setattr("data.paths.MAX_NAME_BYTES", 1000)
+
+
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
@@ -427,7 +433,7 @@ def test_text_that_is_not_utf8_is_a_problem_with_its_line(tmp_path):
         ({"text": "a.txt", "split": "train"}, "split is 'train', but text files have no splits"),
     ],
 )
-def test_text_files_that_are_not_there_are_named(tmp_path, monkeypatch, changes, text):
+def test_text_files_that_are_not_there_are_named(tmp_path, monkeypatch, short_names, changes, text):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError) as error:
         open_source(DatasetConfig(max_seq_len=8, **changes))
@@ -499,7 +505,7 @@ def test_test_files_are_never_taken_for_training(tmp_path):
         ({"data_dir": ".", "revision": "v1"}, "hf_kwargs.revision is 'v1', but hf_name is 'json', and local files"),
     ],
 )
-def test_files_that_are_not_there_are_named(tmp_path, monkeypatch, kwargs, text):
+def test_files_that_are_not_there_are_named(tmp_path, monkeypatch, short_names, kwargs, text):
     monkeypatch.chdir(tmp_path)
     for name in ("a.txt", "a.csv"):
         (tmp_path / name).write_text("")
@@ -508,7 +514,7 @@ def test_files_that_are_not_there_are_named(tmp_path, monkeypatch, kwargs, text)
     assert text in str(error.value)
 
 
-def test_a_path_that_cannot_be_looked_at_is_named():
+def test_a_path_that_cannot_be_looked_at_is_named(short_names):
     with pytest.raises(ConfigError, match=r"hf_name names '/x+', but it cannot be looked at"):
         open_source(DatasetConfig(hf_name="/" + "x" * 300, max_seq_len=8))
 

@@ -81,7 +81,7 @@ class ExpertsMLP(nn.Module):
         # The weights are cast here, where autograd sees it: gradients come back in the parameters' own dtype.
         x_TD, weights_TK = x_TD.to(dtype), weights_TK.to(dtype)
         w1, v1, w2 = (w if self.packed else w.to(dtype) for w in (self.w1, self.v1, self.w2))
-        shape = (*weights_TK.shape, x_TD.shape[1])
+        shape = (weights_TK.shape[0], weights_TK.shape[1], x_TD.shape[1])
         moe_impl = resolve_moe_impl(self.moe_impl, x_TD.device, dtype, shape)
         with torch.autocast(device, enabled=False):
             if self.lora is not None:
