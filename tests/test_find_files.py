@@ -184,6 +184,8 @@ def test_an_address_is_no_data_file(make):
 
 @pytest.mark.parametrize("name", ["a/" + "x" * 300, "~no-such-user-here/a.jsonl"])
 def test_a_path_that_cannot_be_is_one_error(tmp_path, monkeypatch, name):
+    """Also on a file system that takes shorter names than a config is checked for."""
+    monkeypatch.setattr("data.paths.MAX_NAME_BYTES", 1000)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a").mkdir()
     for config in (of_folder(name), of_file(name, "json"), DatasetConfig(text=name, max_seq_len=8)):

@@ -95,7 +95,10 @@ def test_index_past_the_end_of_a_list(tmp_path):
             "train_loader.max_seq_len is not a key here; it belongs at train_loader.dataset.max_seq_len",
         ),
         ("optimizer.t_warmup=1ba", "optimizer.t_warmup is not a key here; it belongs at scheduler.t_warmup"),
-        ("tokenizer.colour=red", "tokenizer.colour is not a key; the keys in tokenizer are name, kwargs"),
+        (
+            "tokenizer.colour=red",
+            "tokenizer.colour is not a key; the keys in tokenizer are name, kwargs, chat_template_drops, chat_date",
+        ),
         ("colour=red", "colour is not a key here or anywhere below"),
     ],
 )
