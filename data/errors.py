@@ -1,10 +1,13 @@
 """The two errors a user can cause. Both name the place, the value and the way out; neither is shown as a traceback."""
 
 import errno
+import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_RUST = re.compile(r"\(os error (\d+)\)")
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP)
 _NOT_WRITABLE = (
     errno.EACCES,
@@ -47,16 +50,50 @@ def under(key: str) -> Iterator[None]:
         raise ConfigError(f"{key}.{error}") from None
 
 
+def os_error(error: BaseException) -> OSError | None:
+    """What a file system refused, behind an error of a library; None when it is about something else.
+
+    torch's zip writer raises a RuntimeError (`unexpected pos`) while it handles the OSError; tokenizers and safetensors
+    raise a plain Exception with Rust's words, such as `No space left on device (os error 28)`.
+    """
+    cause: BaseException | None = error
+    while isinstance(cause, RuntimeError):
+        cause = cause.__cause__ or cause.__context__
+    if isinstance(cause, OSError):
+        return cause
+    number = _RUST.search(str(error))
+    return OSError(int(number[1]), os.strerror(int(number[1]))) if number else None
+
+
+def is_full(error: OSError) -> bool:
+    """Whether no space was left, on the disk or in the user's quota."""
+    return error.errno in _FULL
+
+
 @contextmanager
-def said_plainly(subject: str, way_out: str, *, needed_for: str | None = None) -> Iterator[None]:
+def said_plainly(
+    subject: str,
+    way_out: str,
+    *,
+    needed_for: str | None = None,
+    again: str = "start again, which goes on from there",
+) -> Iterator[None]:
     """Makes one clear error of what a file system refuses, which begins with the subject and ends with the way out."""
     try:
         yield
-    except OSError as error:
+    except (ConfigError, DataError):
+        raise
+    except Exception as raised:
+        error = os_error(raised)
         what = f" for {needed_for}" if needed_for else ""
-        if error.errno in _FULL:
+        if error is None:
+            raise
+        if is_full(error):
+            raise DataError(f"{subject} has no space left{what}: free some and {again}, or {way_out}") from None
+        if error.errno == errno.EFBIG:
             raise DataError(
-                f"{subject} has no space left{what}: free some and start again, which goes on from there, or {way_out}"
+                f"{subject} cannot take so large a file{what}: raise the limit (`ulimit -f` shows that of the shell) "
+                f"and {again}, or {way_out}"
             ) from None
         if error.errno in _NO_LOCKS:
             raise ConfigError(

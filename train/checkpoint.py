@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch.distributed.checkpoint.api import CheckpointException
 
-from data.errors import ConfigError
+from data.errors import ConfigError, said_plainly
 from data.paths import refuse_path
 from data.tokenizer import Tokenizer
 from train.checkpoint_reader import CheckpointReader
@@ -244,13 +244,15 @@ def check_writable(folder: Path, key: str) -> None:
 
 def furnish_save_folder(folder: Path, config: TrainConfig, tokenizer: Tokenizer, *, resuming: bool) -> None:
     """Writes what belongs beside the checkpoints; deletes those that save_overwrite gives up. For one rank."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".part-") as made:
-        tokenizer.save_pretrained(Path(made) / "tokenizer", config.max_seq_len)
-        (Path(made) / "config.yaml").write_text(to_yaml(config))
-        shutil.rmtree(folder / "tokenizer", ignore_errors=True)
-        for name in ("tokenizer", "config.yaml"):
-            (Path(made) / name).replace(folder / name)
+    what, again = "config.yaml and the tokenizer", "start again"
+    with said_plainly(f"save_folder {folder}", "name another", needed_for=what, again=again):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".part-") as made:
+            tokenizer.save_pretrained(Path(made) / "tokenizer", config.max_seq_len)
+            (Path(made) / "config.yaml").write_text(to_yaml(config))
+            shutil.rmtree(folder / "tokenizer", ignore_errors=True)
+            for name in ("tokenizer", "config.yaml"):
+                (Path(made) / name).replace(folder / name)
     if not resuming:
         (folder / RECORD).unlink(missing_ok=True)
         for path in checkpoints(folder):

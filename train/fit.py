@@ -2,14 +2,15 @@
 
 import importlib.util
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from composer.core import Callback
 from composer.utils import dist, get_device
 
-from data.errors import ConfigError, under
+from data.errors import ConfigError, DataError, is_full, under
 from data.loader import eval_loader, train_loader
 from data.rows import open_streams
 from data.tokenizer import Tokenizer, build_tokenizer
@@ -20,6 +21,7 @@ from train.callbacks.run_record import RunRecord
 from train.callbacks.stream_monitor import StreamMonitor
 from train.checkpoint import Start, find_start, frozen_base, furnish_save_folder, local_folder, run_name_of
 from train.config import TrainConfig
+from train.first_rank import on_first_rank
 from train.hf.adapter import check_base, frozen_weights, note_base
 from train.hf.finite import DIVERGED, not_finite
 from train.hf.pretrained import KEY, PretrainedFolder
@@ -38,12 +40,14 @@ _EXPECTED_WARNINGS = (
     "The warmup duration is 0",
     "TypedStorage is deprecated",
     "Specifying `eval_interval=.*` without an `eval_dataloader`",
+    "LearningRate is not in the state_dict",
 )
 """Of Composer's, about what was chosen on purpose."""
 
 
 def fit(config: TrainConfig, *, callbacks: Sequence[Callback] = (), dtype: torch.dtype = torch.float32) -> None:
-    """Trains as config says. Raises ConfigError or DataError, before the first step, for what a user can mend.
+    """Trains as config says. Raises ConfigError or DataError, before the first step, for what a user can mend, and
+    later for what a file system refuses.
 
     callbacks are added to the config's; dtype is that of the weights (fp64 for tests of exactness).
     """
@@ -117,10 +121,11 @@ def fit(config: TrainConfig, *, callbacks: Sequence[Callback] = (), dtype: torch
         say(f"nothing left to train: {start.path if start is not None else 'it'} is at batch {batch}, and {said}")
     else:
         if folder is not None:
-            _on_first_rank(lambda: _furnish(folder, config, tokenizer, resuming=resuming))
-        if config.eval_first and eval_streams is not None and not resuming:
-            trainer.eval()
-        trainer.fit()
+            on_first_rank(lambda: _furnish(folder, config, tokenizer, resuming=resuming))
+        with _full_disk_named(config, folder):
+            if config.eval_first and eval_streams is not None and not resuming:
+                trainer.eval()
+            trainer.fit()
     trainer.close()
     if hf_checkpointer is not None:
         hf_checkpointer.check()
@@ -237,17 +242,24 @@ def _furnish(folder: Path, config: TrainConfig, tokenizer: Tokenizer, *, resumin
         note_base(folder, frozen_weights(config))
 
 
-def _on_first_rank(write: Callable[[], None]) -> None:
-    """Runs on global rank 0; an error of its is raised on every rank, so that none waits for the others."""
-    errors: list[str | None] = [None]
-    if dist.get_global_rank() == 0:
-        try:
-            write()
-        except (ConfigError, OSError) as error:
-            errors = [str(error)]
-    dist.broadcast_object_list(errors, src=0)
-    if errors[0] is not None:
-        raise ConfigError(errors[0])
+@contextmanager
+def _full_disk_named(config: TrainConfig, folder: Path | None) -> Iterator[None]:
+    """DataError for what loggers cannot write; checkpoints have their own (callbacks/checkpoint_saver.py)."""
+    try:
+        yield
+    except OSError as error:
+        if not is_full(error):
+            raise
+        file, board = config.loggers.file, config.loggers.tensorboard
+        places = {
+            "save_folder": folder,
+            "loggers.file.filename": file.filename if file is not None else None,
+            "loggers.tensorboard.log_dir": board.log_dir if board is not None else None,
+        }
+        named = ", ".join(f"{key} {place}" for key, place in places.items() if place is not None)
+        raise DataError(
+            f"no space is left where the run writes ({named}): free some and start again with autoresume=true"
+        ) from None
 
 
 def _start(config: TrainConfig, folder: Path | None) -> Start | None:
@@ -259,7 +271,7 @@ def _start(config: TrainConfig, folder: Path | None) -> Start | None:
         if config.lora is not None and found[0] is not None and found[0].data_state is not None:
             check_base(found[0].path, frozen_weights(config), config)
 
-    _on_first_rank(look)
+    on_first_rank(look)
     dist.broadcast_object_list(found, src=0)
     (start,) = found
     if start is not None and start.resuming:

@@ -19,6 +19,7 @@ from data.curriculum import Plan
 from data.durations import Clock
 from data.errors import ConfigError
 from train.builders import build_callbacks, build_loggers, build_optimizer, build_scheduler, scaled_by_stage
+from train.callbacks.checkpoint_saver import CheckpointSaver
 from train.callbacks.global_batch import GlobalBatch
 from train.callbacks.restore_rng import RestoreRNG
 from train.checkpoint import Start, batch_of, checkpoints, first_failure
@@ -74,6 +75,8 @@ def build_trainer(
     optimizer = build_optimizer(config.optimizer, model.model)
     settings = [_settings(group) for group in optimizer.param_groups]
     resuming = start is not None and start.resuming
+    # What a killed run left half-written past the checkpoint that is resumed from may be written again.
+    savers = _savers(config, clock, save_folder, overwrite=config.save_overwrite or resuming)
     trainer = _trainer(
         str(start.path) if start is not None else None,
         model=model,
@@ -87,7 +90,14 @@ def build_trainer(
         schedulers=scaled_by_stage(build_scheduler(config.scheduler, clock), plan),
         algorithms=algorithms,
         # The random state first: what GlobalBatch counts, and every forward after it, draws from it.
-        callbacks=[restore_rng, GlobalBatch(config.model), *build_callbacks(config.callbacks), *callbacks],
+        callbacks=[
+            restore_rng,
+            GlobalBatch(config.model),
+            *build_callbacks(config.callbacks),
+            *callbacks,
+            *savers,
+            *after_saving,
+        ],
         loggers=build_loggers(config.loggers, run_name),
         progress_bar=config.progress_bar,
         # One rank tells: a launcher keeps the others' output and shows all of it when one of them fails.
@@ -99,25 +109,26 @@ def build_trainer(
         precision=precision,
         parallelism_config=parallelism,
         dist_timeout=config.dist_timeout,
-        save_folder=save_folder,
-        save_interval=f"{clock.batches(config.save_interval)}ba",
-        save_num_checkpoints_to_keep=config.save_num_checkpoints_to_keep,
-        # What a killed run left half-written past the checkpoint that is resumed from may be written again.
-        save_overwrite=config.save_overwrite or resuming,
         load_weights_only=start is not None and start.data_state is None,
         # Of a model with adapters checkpoints hold these alone; what is in them was compared by check_start.
         load_strict_model_weights=config.lora is None,
         load_progress_bar=False,
     )
     restore_rng.trainer = trainer
-    # Composer has put its saver last.
-    trainer.state.callbacks.extend(after_saving)
     if start is not None and start.data_state is not None:
         _take_settings(trainer, settings)
         _take_lr_scale(trainer, plan)
     if resuming:
-        _remember_checkpoints(trainer)
+        for saver in savers:
+            _remember_checkpoints(saver, trainer.state.timestamp.batch.value)
     return trainer
+
+
+def _savers(config: TrainConfig, clock: Clock, folder: str | None, *, overwrite: bool) -> list[CheckpointSaver]:
+    if folder is None:
+        return []
+    interval, number = f"{clock.batches(config.save_interval)}ba", config.save_num_checkpoints_to_keep
+    return [CheckpointSaver(folder, interval, overwrite=overwrite, num_checkpoints_to_keep=number)]
 
 
 def _trainer(load_path: str | None, **arguments: Any) -> Trainer:
@@ -166,11 +177,7 @@ def _take_lr_scale(trainer: Trainer, plan: Plan) -> None:
         scheduler._last_lr = [group["lr"] for group in optimizer.param_groups]
 
 
-def _remember_checkpoints(trainer: Trainer) -> None:
-    """Tells Composer of the checkpoints of the run's earlier starts, which save_num_checkpoints_to_keep counts too."""
-    saver = trainer._checkpoint_saver
-    if saver is None:
-        return
-    batch = trainer.state.timestamp.batch.value
+def _remember_checkpoints(saver: CheckpointSaver, batch: int) -> None:
+    """Names the checkpoints of the run's earlier starts to Composer, which save_num_checkpoints_to_keep counts too."""
     present = [path for path in checkpoints(Path(saver.folder)) if batch_of(path) <= batch]
     saver.saved_checkpoints = [str(path / "__0_0.distcp") if path.is_dir() else str(path) for path in present]

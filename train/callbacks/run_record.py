@@ -6,11 +6,12 @@ from typing import Any
 
 from composer.core import Callback, State
 from composer.loggers import Logger
-from composer.utils import dist
 
 from data.curriculum import Plan
+from data.errors import said_plainly
 from train.callbacks.stream_monitor import StreamMonitor
 from train.checkpoint import RECORD
+from train.first_rank import on_first_rank
 from train.hf.model_card import versions
 
 
@@ -37,10 +38,16 @@ class RunRecord(Callback):
         self._add({"batch": state.timestamp.batch.value, "eval": metrics})
 
     def _add(self, line: dict[str, Any]) -> None:
-        if dist.get_global_rank() == 0:
-            with self.file.open("a+b") as file:
-                end = file.seek(0, 2)
-                file.seek(max(end - 1, 0))
-                # A killed run's last line may have been cut off: it must not take this one with it.
-                begin = b"" if file.read(1) in (b"", b"\n") else b"\n"
-                file.write(begin + json.dumps(line).encode() + b"\n")
+        on_first_rank(lambda: self._write(json.dumps(line).encode() + b"\n"))
+
+    def _write(self, line: bytes) -> None:
+        again = "start again with autoresume=true"
+        with (
+            said_plainly(f"save_folder {self.file.parent}", "name another", needed_for=RECORD, again=again),
+            self.file.open("a+b") as file,
+        ):
+            end = file.seek(0, 2)
+            file.seek(max(end - 1, 0))
+            # A killed run's last line may have been cut off: it must not take this one with it.
+            begin = b"" if file.read(1) in (b"", b"\n") else b"\n"
+            file.write(begin + line)
