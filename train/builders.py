@@ -1,26 +1,22 @@
-"""From config to objects: optimizer, schedule, callbacks, loggers. Composer's Trainer itself: trainer.py."""
+"""From config to objects: optimizer, schedule, callbacks. Loggers: loggers.py. Composer's Trainer: trainer.py."""
 
 import math
-import os
-from pathlib import Path
 from typing import Any
 
 import torch
 from composer.callbacks import LRMonitor, MemoryMonitor, RuntimeEstimator, SpeedMonitor
 from composer.core import Callback, State
-from composer.loggers import FileLogger, LoggerDestination, TensorboardLogger, WandBLogger
 from composer.optim import (
     ComposerScheduler,
     ConstantWithWarmupScheduler,
     CosineAnnealingWithWarmupScheduler,
     LinearWithWarmupScheduler,
 )
-from composer.utils import dist
 
 from data.curriculum import Plan
 from data.durations import Clock
 from data.errors import ConfigError
-from train.config import CallbacksConfig, LoggersConfig, OptimizerConfig, SchedulerConfig
+from train.config import CallbacksConfig, OptimizerConfig, SchedulerConfig
 from train.models.lora import is_adapter
 from train.optim import DecoupledLionW
 from train.parallel import named_parameters
@@ -161,57 +157,3 @@ def build_callbacks(config: CallbacksConfig) -> list[Callback]:
     if config.runtime_estimator is not None:
         callbacks.append(RuntimeEstimator())
     return callbacks
-
-
-def build_loggers(config: LoggersConfig, run_name: str) -> list[LoggerDestination]:
-    loggers: list[LoggerDestination] = []
-    if config.file is not None:
-        loggers.append(FileLogger(_log_file(config.file.filename, run_name), log_traces=False))
-    if config.tensorboard is not None:
-        loggers.append(TensorboardLogger(log_dir=config.tensorboard.log_dir))
-    if config.wandb is not None:
-        wandb = config.wandb
-        _check_wandb()
-        loggers.append(
-            WandBLogger(
-                project=wandb.project,
-                entity=wandb.entity,
-                group=wandb.group,
-                name=wandb.name or run_name,
-                tags=wandb.tags or None,
-            )
-        )
-    return loggers
-
-
-def _check_wandb() -> None:
-    import wandb
-
-    if os.environ.get("WANDB_MODE") not in ("offline", "disabled", "dryrun") and wandb.api.api_key is None:
-        raise ConfigError(
-            "loggers.wandb is given, but wandb has no API key: run `wandb login`, set WANDB_API_KEY, or set "
-            "WANDB_MODE=offline to keep the log here"
-        )
-
-
-def _log_file(filename: str, run_name: str) -> str:
-    """The file's name with run_name filled in, one a rank, and one a start of the run: a resume erases no log.
-
-    Raises ConfigError for another placeholder than run_name and rank, or when it cannot be written.
-    """
-    key = f"loggers.file.filename is {filename!r}"
-    path = Path(filename if "{rank}" in filename else f"{filename}-rank{{rank}}")
-    attempt, rank = 1, dist.get_global_rank()
-    try:
-        while Path(str(path).format(run_name=run_name, rank=rank)).exists():
-            attempt += 1
-            path = path.with_stem(f"{path.stem.removesuffix(f'-{attempt - 1}')}-{attempt}")
-        file = Path(str(path).format(run_name=run_name, rank=rank))
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.touch()
-        file.unlink()
-    except (KeyError, IndexError, ValueError):
-        raise ConfigError(f"{key}, but only {{run_name}} and {{rank}} are filled in") from None
-    except OSError as error:
-        raise ConfigError(f"{key}, but it cannot be written: {error.strerror or error}") from None
-    return str(path).replace("{run_name}", run_name)

@@ -18,13 +18,14 @@ from torch.utils.data import DataLoader
 from data.curriculum import Plan
 from data.durations import Clock
 from data.errors import ConfigError
-from train.builders import build_callbacks, build_loggers, build_optimizer, build_scheduler, scaled_by_stage
+from train.builders import build_callbacks, build_optimizer, build_scheduler, scaled_by_stage
 from train.callbacks.checkpoint_saver import CheckpointSaver
 from train.callbacks.global_batch import GlobalBatch
 from train.callbacks.restore_rng import RestoreRNG
 from train.checkpoint import Start, batch_of, checkpoints, first_failure
 from train.config import TrainConfig
 from train.lm import DbrxForComposer
+from train.loggers import build_loggers
 from train.memory import keep_freed_memory
 
 

@@ -72,11 +72,11 @@ def _last_batch(state: State) -> int:
 def _log_table(logger: Logger, rows: list[list[object]], batch: int) -> None:
     for destination in logger.destinations:
         if isinstance(destination, TensorboardLogger):
-            # It has no tables, and a writer on one rank alone.
-            if destination.writer is not None:
-                lines = [COLUMNS, ["---"] * len(COLUMNS), *rows]
-                text = "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines)
-                destination.writer.add_text("generate", text, global_step=batch)
+            # It has no tables.
+            assert destination.writer is not None
+            lines = [COLUMNS, ["---"] * len(COLUMNS), *rows]
+            text = "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines)
+            destination.writer.add_text("generate", text, global_step=batch)
         elif not isinstance(destination, ConsoleLogger):
             # What the console shows is printed above, in lines that can be read.
             destination.log_table(COLUMNS, rows, "generate", batch)

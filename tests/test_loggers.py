@@ -1,0 +1,29 @@
+"""What the loggers of two ranks leave: nothing twice."""
+
+from pathlib import Path
+
+import pytest
+from ranks import run_ranks
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from toy_run import write_toy_run
+
+from train.fit import fit
+from train.reader import load_config
+
+
+def logged(path: str, overrides: list[str]) -> None:
+    fit(load_config(path, overrides))
+
+
+@pytest.mark.timeout(200)
+def test_tensorboard_has_one_file_of_rank_0_with_each_value_once(tmp_path: Path) -> None:
+    overrides = ["max_duration=4ba", "eval_interval=2ba", "save_folder=null"]
+    overrides += [f"loggers.tensorboard.log_dir={tmp_path / 'board'}"]
+    overrides += ["callbacks.generate={prompts: ['a'], interval: 2ba, max_new_tokens: 2}"]
+    run_ranks(logged, 2, write_toy_run(tmp_path), overrides)
+    (file,) = (path for path in (tmp_path / "board").rglob("*") if path.is_file())
+    assert file.parent == tmp_path / "board" / "toy"
+    events = EventAccumulator(str(file)).Reload()
+    assert [event.step for event in events.Tensors("generate/text_summary")] == [2, 4]
+    assert [event.step for event in events.Scalars("metrics/eval/LanguageCrossEntropy")] == [2, 4]
+    assert [event.step for event in events.Scalars("loss/train/lm")] == [0, 1, 2, 3]
