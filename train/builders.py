@@ -13,10 +13,9 @@ from composer.optim import (
     LinearWithWarmupScheduler,
 )
 
-from data.curriculum import Plan
 from data.durations import Clock
 from data.errors import ConfigError
-from train.config import CallbacksConfig, OptimizerConfig, SchedulerConfig
+from train.config import CallbacksConfig, OptimizerConfig, ParamGroupConfig, SchedulerConfig
 from train.models.lora import is_adapter
 from train.optim import DecoupledLionW
 from train.parallel import named_parameters
@@ -24,9 +23,11 @@ from train.patterns import check_left, matching
 
 
 def build_optimizer(config: OptimizerConfig, model: torch.nn.Module) -> torch.optim.Optimizer:
-    """The optimizer over the parameters that are not frozen (which are marked so here), in groups of equal settings.
+    """The optimizer over the parameters that are not frozen (which are marked so here).
 
-    Where there are adapters, all but they are frozen."""
+    It has a group for each entry of param_groups and one for the other parameters, each in two parts where
+    no_weight_decay matches some of them; `name` says which. Where there are adapters, all but they are frozen.
+    """
     params = named_parameters(model)
     names = [name for name, _ in params]
     lora = any(map(is_adapter, names))
@@ -38,20 +39,32 @@ def build_optimizer(config: OptimizerConfig, model: torch.nn.Module) -> torch.op
     ]
     trained = {name for name in names if is_adapter(name) or not lora} - frozen
     check_left(trained, config)
-    groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
+    # By what the patterns match and never by values: a changed lr or weight_decay leaves the groups as they are.
+    groups: dict[tuple[int | None, bool], list[torch.nn.Parameter]] = {}
     for name, param in params:
         param.requires_grad_(name in trained)
-        if name not in trained:
-            continue
-        group = next((group for group, its in zip(config.param_groups, own, strict=True) if name in its), None)
-        lr = group.lr if group is not None and group.lr is not None else config.lr
-        decay = 0.0 if name in undecayed else config.weight_decay
-        if group is not None and group.weight_decay is not None:
-            decay = group.weight_decay
-        groups.setdefault((lr, decay), []).append(param)
-    return _OPTIMIZERS[config.name](
-        config, [{"params": p, "lr": lr, "weight_decay": wd} for (lr, wd), p in groups.items()]
+        if name in trained:
+            entry = next((number for number, its in enumerate(own) if name in its), None)
+            groups.setdefault((entry, name not in undecayed), []).append(param)
+    optimizer = _OPTIMIZERS[config.name](
+        config, [{"params": params, **_settings(config, *key)} for key, params in groups.items()]
     )
+    for group in optimizer.param_groups:
+        # What schedules multiply, and what DecoupledLionW divides by.
+        group["initial_lr"] = group["lr"]
+    return optimizer
+
+
+def _settings(config: OptimizerConfig, entry: int | None, decayed: bool) -> dict[str, Any]:
+    """Of a group of parameters: those that optimizer.param_groups[entry] matches, or none of its entries."""
+    own = ParamGroupConfig(match=[]) if entry is None else config.param_groups[entry]
+    default = config.weight_decay if decayed else 0.0
+    of = "parameters" if entry is None else f"param_groups[{entry}]"
+    return {
+        "lr": config.lr if own.lr is None else own.lr,
+        "weight_decay": default if own.weight_decay is None else own.weight_decay,
+        "name": of if decayed else f"{of} in no_weight_decay",
+    }
 
 
 def _adamw(config: OptimizerConfig, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
@@ -84,6 +97,10 @@ def _betas(config: OptimizerConfig) -> tuple[float, float]:
 
 
 def build_scheduler(config: SchedulerConfig, clock: Clock) -> ComposerScheduler:
+    """The factor on the learning rate, for the batch that state.timestamp counts to (see callbacks/learning_rate.py).
+
+    Raises ConfigError for durations that do not fit the run.
+    """
     warmup = clock.batches(config.t_warmup)
     decay = clock.batches(config.t_decay)
     total = clock.max_batches
@@ -109,18 +126,6 @@ def build_scheduler(config: SchedulerConfig, clock: Clock) -> ComposerScheduler:
         "inv_sqrt_with_warmup": lambda: inv_sqrt_with_warmup(warmup),
         "wsd_with_warmup": lambda: wsd_with_warmup(warmup, decay, total, config.alpha_f),
     }[config.name]()
-
-
-def scaled_by_stage(schedule: ComposerScheduler, plan: Plan) -> ComposerScheduler:
-    """The schedule times the scale of the stage that the batch is in."""
-
-    def scaled(state: State, ssr: float = 1.0) -> float:
-        # Composer asks once when it makes its schedulers, and then after each batch for the next one, before its clock
-        # counts the batch: schedules come one batch late, stages must not.
-        batch = state.timestamp.batch.value + bool(state.schedulers)
-        return schedule(state, ssr) * plan.lr_scale(batch)
-
-    return scaled
 
 
 def inv_sqrt_with_warmup(warmup: int) -> ComposerScheduler:

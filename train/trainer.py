@@ -1,6 +1,7 @@
 """Composer's Trainer for a run, and what is set right around its loading of a checkpoint."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +19,18 @@ from torch.utils.data import DataLoader
 from data.curriculum import Plan
 from data.durations import Clock
 from data.errors import ConfigError
-from train.builders import build_callbacks, build_optimizer, build_scheduler, scaled_by_stage
+from train.builders import build_callbacks, build_optimizer, build_scheduler
 from train.callbacks.checkpoint_saver import CheckpointSaver
 from train.callbacks.global_batch import GlobalBatch
+from train.callbacks.learning_rate import LearningRate
 from train.callbacks.restore_rng import RestoreRNG
 from train.checkpoint import Start, batch_of, checkpoints, first_failure
 from train.config import TrainConfig
 from train.lm import DbrxForComposer
 from train.loggers import build_loggers
 from train.memory import keep_freed_memory
+from train.parallel import named_parameters
+from train.saved_optimizer import as_one_group, changed_settings, read_groups
 
 
 def _leave_as_sharded(model: torch.nn.Module, *args: Any, **kwargs: Any) -> None:
@@ -56,6 +60,9 @@ def build_trainer(
     if not torch.cuda.is_available():
         keep_freed_memory()
     restore_rng = RestoreRNG()
+    learning_rate = LearningRate(build_scheduler(config.scheduler, clock), plan)
+    # The random state first: what GlobalBatch counts, and every forward after it, draws from it.
+    first = [restore_rng, learning_rate, GlobalBatch(config.model)]
     algorithms = []
     if (clipping := config.algorithms.gradient_clipping) is not None:
         algorithms.append(GradientClipping(clipping.clipping_type, clipping.clipping_threshold))
@@ -74,12 +81,12 @@ def build_trainer(
             device_eval_microbatch_size=config.device_eval_batch_size,
         )
     optimizer = build_optimizer(config.optimizer, model.model)
-    settings = [_settings(group) for group in optimizer.param_groups]
     resuming = start is not None and start.resuming
     # What a killed run left half-written past the checkpoint that is resumed from may be written again.
     savers = _savers(config, clock, save_folder, overwrite=config.save_overwrite or resuming)
     trainer = _trainer(
-        str(start.path) if start is not None else None,
+        start,
+        config.optimizer.name,
         model=model,
         run_name=run_name,
         seed=config.seed,
@@ -88,17 +95,8 @@ def build_trainer(
         eval_interval=f"{clock.batches(config.eval_interval)}ba",
         max_duration=f"{clock.max_batches}ba",
         optimizers=optimizer,
-        schedulers=scaled_by_stage(build_scheduler(config.scheduler, clock), plan),
         algorithms=algorithms,
-        # The random state first: what GlobalBatch counts, and every forward after it, draws from it.
-        callbacks=[
-            restore_rng,
-            GlobalBatch(config.model),
-            *build_callbacks(config.callbacks),
-            *callbacks,
-            *savers,
-            *after_saving,
-        ],
+        callbacks=[*first, *build_callbacks(config.callbacks), *callbacks, *savers, *after_saving],
         loggers=build_loggers(config.loggers, run_name),
         progress_bar=config.progress_bar,
         # One rank tells: a launcher keeps the others' output and shows all of it when one of them fails.
@@ -116,9 +114,6 @@ def build_trainer(
         load_progress_bar=False,
     )
     restore_rng.trainer = trainer
-    if start is not None and start.data_state is not None:
-        _take_settings(trainer, settings)
-        _take_lr_scale(trainer, plan)
     if resuming:
         for saver in savers:
             _remember_checkpoints(saver, trainer.state.timestamp.batch.value)
@@ -132,50 +127,33 @@ def _savers(config: TrainConfig, clock: Clock, folder: str | None, *, overwrite:
     return [CheckpointSaver(folder, interval, overwrite=overwrite, num_checkpoints_to_keep=number)]
 
 
-def _trainer(load_path: str | None, **arguments: Any) -> Trainer:
+def _trainer(
+    start: Start | None,
+    optimizer_name: str,
+    *,
+    model: DbrxForComposer,
+    optimizers: torch.optim.Optimizer,
+    **arguments: Any,
+) -> Trainer:
+    """A Trainer that has loaded the checkpoint. Its optimizer keeps the settings of this run's config."""
+    path = str(start.path) if start is not None else None
+    saved = None
+    if start is not None and start.data_state is not None:
+        saved = read_groups(start.path, type(optimizers).__qualname__)
     try:
-        return Trainer(load_path=load_path, **arguments)
+        with as_one_group(optimizers, saved) if saved is not None else nullcontext():
+            trainer = Trainer(model=model, optimizers=optimizers, load_path=path, **arguments)
     except CheckpointException as error:  # not an Exception, and so past everything that would show it as a line
         raise ConfigError(
-            f"{load_path} cannot be loaded into this run ({first_failure(error).rstrip('. ')}): it was written with "
-            "another optimizer or other optimizer.param_groups, no_weight_decay or freeze, or by other code; put them "
-            "back, or start another run from the weights, with another run_name, load_path and load_weights_only=true"
+            f"{path} cannot be loaded into this run ({first_failure(error).rstrip('. ')}): it was written with another "
+            "optimizer.freeze, or by other code; put it back, or start another run from the weights, with another "
+            "run_name, load_path and load_weights_only=true"
         ) from None
-
-
-def _settings(group: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in group.items() if key not in ("params", "initial_lr")}
-
-
-def _take_settings(trainer: Trainer, settings: list[dict[str, Any]]) -> None:
-    """A checkpoint brings its optimizer's settings back; what the config says now is what counts from here on."""
-    (optimizer,), (scheduler,) = trainer.state.optimizers, trainer.state.schedulers
-    changed: dict[str, str] = {}
-    for index, (group, wanted) in enumerate(zip(optimizer.param_groups, settings, strict=True)):
-        before = {**group, "lr": group["initial_lr"]}
-        for key, value in wanted.items():
-            if key == "lr" and before["lr"] != value:
-                group["lr"] *= value / before["lr"]
-                group["initial_lr"] = scheduler.base_lrs[index] = value
-            elif key != "lr":
-                group[key] = value
-            if before[key] != value:
-                changed[key] = f"{key} {before[key]} -> {value}"
-    if changed and dist.get_global_rank() == 0:
-        print(f"optimizer, from here on: {', '.join(changed.values())}", flush=True)
-
-
-def _take_lr_scale(trainer: Trainer, plan: Plan) -> None:
-    """The checkpoint's learning rate is that of its next batch as it was planned then."""
-    batch = trainer.state.timestamp.batch.value
-    if len(plan.segments) == 1 or plan.segments[-1].first_batch != batch:
-        return
-    before, part = plan.segments[-2].at(batch)
-    if before.lr_scale(part) > 0:
-        (optimizer,), (scheduler,) = trainer.state.optimizers, trainer.state.schedulers
-        for group in optimizer.param_groups:
-            group["lr"] *= plan.lr_scale(batch) / before.lr_scale(part)
-        scheduler._last_lr = [group["lr"] for group in optimizer.param_groups]
+    if saved is not None and dist.get_global_rank() == 0:
+        names = {param: name for name, param in named_parameters(model.model)}
+        if changed := changed_settings(optimizer_name, saved, optimizers.param_groups, names):
+            print(f"optimizer settings changed since the checkpoint: {'; '.join(changed)}", flush=True)
+    return trainer
 
 
 def _remember_checkpoints(saver: CheckpointSaver, batch: int) -> None:
