@@ -1,5 +1,8 @@
 """What the loggers of two ranks leave: nothing twice."""
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -8,6 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from toy_run import write_toy_run
 
 from train.fit import fit
+from train.loggers import LogFile
 from train.reader import load_config
 
 
@@ -27,3 +31,24 @@ def test_tensorboard_has_one_file_of_rank_0_with_each_value_once(tmp_path: Path)
     assert [event.step for event in events.Tensors("generate/text_summary")] == [2, 4]
     assert [event.step for event in events.Scalars("metrics/eval/LanguageCrossEntropy")] == [2, 4]
     assert [event.step for event in events.Scalars("loss/train/lm")] == [0, 1, 2, 3]
+
+
+def test_a_full_disk_under_the_log_file_is_reported_and_closes_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with patched_streams():
+        log = LogFile(str(tmp_path / "log.txt"))
+        with Path("/dev/full").open("w", buffering=1) as log.file, pytest.raises(OSError, match="No space left"):
+            log.write("", "a line\n")
+        print("the error", file=sys.stderr)
+    assert capsys.readouterr().err == "the error\n"
+    assert log.file is None
+
+
+@contextmanager
+def patched_streams() -> Iterator[None]:
+    """Takes back what FileLogger puts in the place of the streams' write."""
+    with pytest.MonkeyPatch.context() as patch:
+        for stream in (sys.stdout, sys.stderr):
+            patch.setattr(stream, "write", stream.write)
+        yield

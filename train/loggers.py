@@ -1,6 +1,8 @@
 """From config to loggers: one TensorBoard writer and one wandb run, both of rank 0, and a log file for each rank."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from composer.core import State
@@ -32,10 +34,35 @@ class Tensorboard(TensorboardLogger):
             self.writer = None
 
 
+class LogFile(FileLogger):
+    """Composer's, which also copies stdout and stderr: until the file system refuses a line, which is raised once."""
+
+    def write(self, prefix: str, s: str) -> None:
+        with self._closed_when_refused():
+            super().write(prefix, s)
+
+    def _flush_file(self, logger: Logger) -> None:
+        with self._closed_when_refused():
+            super()._flush_file(logger)
+
+    @contextmanager
+    def _closed_when_refused(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError:
+            # Else the message about it could not be printed: the copy of stderr would be refused as well.
+            self._closed = True
+            file, self.file = self.file, None
+            with suppress(OSError):
+                if file is not None:
+                    file.close()
+            raise
+
+
 def build_loggers(config: LoggersConfig, run_name: str) -> list[LoggerDestination]:
     loggers: list[LoggerDestination] = []
     if config.file is not None:
-        loggers.append(FileLogger(_log_file(config.file.filename, run_name), log_traces=False))
+        loggers.append(LogFile(_log_file(config.file.filename, run_name), log_traces=False))
     if config.tensorboard is not None and dist.get_global_rank() == 0:
         loggers.append(Tensorboard(log_dir=config.tensorboard.log_dir))
     if config.wandb is not None:
