@@ -4,6 +4,7 @@ Checks raise ValueError with the key relative to the class; the reader of the YA
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from datetime import date
 from difflib import get_close_matches
@@ -96,8 +97,17 @@ def _check_local(key: str, value: str | list[str] | None) -> None:
             )
 
 
+COLUMN_MAPPINGS = (("prompt", "response"), ("messages",), ("text",))
+"""The keys of a `preprocessing_fn` that only says which columns to take."""
 SOURCES = ("hf_name", "local", "text")
 """The keys of which a source has one: `local` may be, or be joined by, `remote`."""
+
+
+def check_mapping(columns: Mapping[str, str]) -> None:
+    """Raises ValueError when a `preprocessing_fn` that is a mapping takes columns for no form of example."""
+    if tuple(sorted(columns)) not in COLUMN_MAPPINGS:
+        forms = " or ".join(f"{{{', '.join(f'{key}: COLUMN' for key in keys)}}}" for keys in COLUMN_MAPPINGS)
+        raise ValueError(f"preprocessing_fn is {dict(columns)}, but a mapping must be {forms}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +130,8 @@ class StreamConfig:
     """null: train for hub and data files, the folder itself for MDS. Of hub and data files also slices and sums, as in
     the `datasets` library: train[:90%], train[1000:2000], train+validation."""
     preprocessing_fn: str | dict[str, str] | None = None
-    """A registered name, `module:function`, or {prompt: column, response: column}; null: rows are examples already."""
+    """A registered name, `module:function`, or the columns to take: {prompt: column, response: column}, {messages:
+    column} or {text: column}; null: rows are examples already."""
 
     proportion: float | None = None
     """Share of the run's tokens, relative to those of the other streams."""
@@ -141,9 +152,8 @@ class StreamConfig:
                 raise ValueError(
                     f"{key} is {value}, but it must be {'0 or more' if key == 'proportion' else 'above 0'}"
                 )
-        if isinstance(self.preprocessing_fn, dict) and set(self.preprocessing_fn) != {"prompt", "response"}:
-            form = "{prompt: column, response: column}"
-            raise ValueError(f"preprocessing_fn is {self.preprocessing_fn}, but a mapping must be {form}")
+        if isinstance(self.preprocessing_fn, dict):
+            check_mapping(self.preprocessing_fn)
         # A split of an MDS folder is a folder in it.
         for key in ("local", "remote", "split"):
             check_path(key, getattr(self, key))

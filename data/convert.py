@@ -112,8 +112,7 @@ def main_of(parser: argparse.ArgumentParser, convert: Callable[[argparse.Namespa
 def finetuning_parser(description: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description)
     _add_dataset(parser, required=True)
-    maker = "what makes examples of rows: a registered name, module:function, or '{prompt: COLUMN, response: COLUMN}'"
-    parser.add_argument("--preprocessor", help=maker)
+    _add_preprocessor(parser)
     skip = "rows are examples already; without it, and without --preprocessor, the dataset's name must be registered"
     parser.add_argument("--skip-preprocessing", action="store_true", help=skip)
     _add_output(parser)
@@ -134,6 +133,7 @@ def text_parser(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--path", nargs="+", help="text files, each a document: names or patterns")
     parser.add_argument("--input_folder", help="the same for all .txt files in a folder and those below it")
     _add_dataset(parser, required=False)
+    _add_preprocessor(parser)
     _add_output(parser)
     _add_tokens(parser, tokenizer_help="tiktoken, or a Hugging Face folder or name", required=True)
     return parser
@@ -141,18 +141,8 @@ def text_parser(description: str | None) -> argparse.ArgumentParser:
 
 def convert_finetuning(args: argparse.Namespace) -> None:
     """Each split into a folder of its own. Raises ConfigError and DataError, which speak of keys: see with_flags."""
-    preprocessing_fn = _preprocessing_fn(args)
-    tokenizer = _tokenizer(args)
-    for split, source in _splits(args):
-        config = _config(
-            args,
-            **source,
-            preprocessing_fn=preprocessing_fn,
-            target_prompts=args.target_prompts,
-            target_responses=args.target_responses,
-            excess_length=args.excess_length,
-        )
-        _convert(_Place.of(args, split), config, tokenizer, args.compression)
+    settings = {key: getattr(args, key) for key in ("target_prompts", "target_responses", "excess_length")}
+    _convert_splits(args, _tokenizer(args), preprocessing_fn=_preprocessing_fn(args), **settings)
 
 
 def convert_text(args: argparse.Namespace) -> None:
@@ -161,13 +151,21 @@ def convert_text(args: argparse.Namespace) -> None:
     if len(given) != 1:
         said = " and ".join(f"--{name}" for name in given) or "none of them is given"
         raise ConfigError(f"exactly one of --path, --input_folder and --dataset is needed, but {said}")
-    tokenizer = _tokenizer(args)
+    tokenizer, preprocessing_fn = _tokenizer(args), _preprocessor(args)
     if args.dataset is not None:
-        for split, source in _splits(args):
-            _convert(_Place.of(args, split), _config(args, **source), tokenizer, args.compression)
+        _convert_splits(args, tokenizer, preprocessing_fn=preprocessing_fn)
         return
     text = args.path if args.path is not None else [args.input_folder]
-    _convert(_Place.of(args, ""), _config(args, text=text), tokenizer, args.compression)
+    config = _config(args, text=text, preprocessing_fn=preprocessing_fn)
+    _convert(_Place.of(args, ""), config, tokenizer, args.compression)
+
+
+def _convert_splits(args: argparse.Namespace, tokenizer: Tokenizer | None, **settings: Any) -> None:
+    outputs = [(_Place.of(args, split), _config(args, **source, **settings)) for split, source in _splits(args)]
+    for _, config in outputs:
+        open_source(config)  # one that is not there is an error before any is written
+    for place, config in outputs:
+        _convert(place, config, tokenizer, args.compression)
 
 
 def _add_dataset(parser: argparse.ArgumentParser, *, required: bool) -> None:
@@ -181,6 +179,14 @@ def _add_dataset(parser: argparse.ArgumentParser, *, required: bool) -> None:
     parser.add_argument(
         "--on_bad_example", choices=_choices("on_bad_example"), default=DatasetConfig.on_bad_example, help=bad
     )
+
+
+def _add_preprocessor(parser: argparse.ArgumentParser) -> None:
+    maker = (
+        "what makes examples of rows: a registered name, module:function, or '{prompt: COLUMN, response: COLUMN}', "
+        "'{messages: COLUMN}' or '{text: COLUMN}'"
+    )
+    parser.add_argument("--preprocessor", help=maker)
 
 
 def _add_output(parser: argparse.ArgumentParser) -> None:
@@ -248,16 +254,19 @@ def _splits(args: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
 def _preprocessing_fn(args: argparse.Namespace) -> str | dict[str, str] | None:
     if args.skip_preprocessing:
         return None
-    if args.preprocessor is not None and args.preprocessor.startswith("{"):
-        return _mapping(args.preprocessor)
     if args.preprocessor is not None:
-        return args.preprocessor
+        return _preprocessor(args)
     if args.dataset in PREPROCESSORS:
         return args.dataset
     raise ConfigError(
         f"--dataset is {args.dataset!r}, for which no preprocessing function is registered: name one in "
         "--preprocessor, or say --skip-preprocessing where rows are examples already"
     )
+
+
+def _preprocessor(args: argparse.Namespace) -> str | dict[str, str] | None:
+    given = args.preprocessor
+    return _mapping(given) if given is not None and given.startswith("{") else given
 
 
 def _mapping(text: str) -> dict[str, str]:

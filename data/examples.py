@@ -21,7 +21,7 @@ import numpy as np
 
 from data.errors import DataError
 from data.messages import as_list, has_value, key_names, printable, read_messages, read_tools, unused_in
-from data.preprocessing import PREPROCESSORS, take_columns
+from data.preprocessing import PREPROCESSORS, TakeColumns
 from data.problems import Problem, Reading, check_text, describe, other_form
 
 RESPONSE_NAMES = ("response", "completion")
@@ -84,8 +84,15 @@ KNOWN_COLUMNS = {
     ("question", "choices", "answer"): "multiple_choice",
 }
 """Columns -> the registered preprocessing function that reads them."""
-PAIRS = (("question", "answer"), ("input", "output"), ("query", "response"), ("question", "response"))
+PAIRS = (
+    *(("question", "answer"), ("input", "output"), ("query", "response"), ("question", "response")),
+    *(("query", "answer"), ("prompt", "chosen"), ("prompt", "answer"), ("prompt", "output")),
+)
 """Columns that are often a prompt and its response."""
+_ASKED = ("system", "system_prompt", "history")
+"""Columns that are often part of what the assistant is asked."""
+_ANSWERED = ("tool_calls", "function_call", "reasoning_content", "thinking")
+_TOOLS = ("tools", "functions")
 
 
 def read_examples(
@@ -119,20 +126,21 @@ def read_examples(
         reading.place = place
         reading.first_place = reading.first_place or place
         _count_ignored(value, result, reading.ignored)
+        if isinstance(preprocess, TakeColumns) and isinstance(row, Mapping):
+            reading.ignored.update(_unused(row, preprocess.columns.values()))
         yield result
 
 
 def check_example(value: Any, origin: str = THE_ROW) -> Example | list[Problem]:
     """The example, or everything that is wrong with it. `origin` says where the value came from."""
     if not isinstance(value, Mapping):
-        text = (
-            f"{origin} is {describe(value)}, but an object with prompt and response, messages, text or turns is needed"
-        )
-        return [Problem("not an object", text)]
+        what = "an object with prompt and response, messages, text or turns is needed"
+        hint = ': write {"messages": [...]}' if _is_messages(value) else ""
+        return [Problem("not an object", f"{origin} is {describe(value)}, but {what}{hint}")]
     form = _form_of(value)
     if isinstance(form, list):
         return [_both_forms(value, form, origin)]
-    problems = _unhonoured(value, form)
+    problems = _unhonoured(value, form, origin)
     example = _CHECKS[form](value, origin)
     return [*example, *problems] if isinstance(example, list) else problems or example
 
@@ -144,7 +152,7 @@ def _form_of(row: Mapping[str, Any]) -> str | list[str]:
         given = [form for form, names in FORMS.items() if any(name in row for name in names)][:1]
     if given == [PromptResponse.form, Conversation.form] and _repeats_a_message(row):
         return Conversation.form
-    if given == [PromptResponse.form] and any(_is_messages(row.get(name)) for name in PAIR):
+    if given == [PromptResponse.form] and _is_pair_of_messages(row):
         return Conversation.form
     return given if len(given) > 1 else given[0] if given else PromptResponse.form
 
@@ -153,31 +161,53 @@ def _repeats_a_message(row: Mapping[str, Any]) -> bool:
     """Whether the row's prompt only repeats one of its messages, as in UltraChat."""
     if any(row.get(name) is not None for name in RESPONSE_NAMES):
         return False
-    contents = [m.get("content") for m in as_list(row["messages"]) or () if isinstance(m, Mapping)]
-    prompt = row["prompt"]
-    return isinstance(prompt, str) and prompt.strip() in [c.strip() for c in contents if isinstance(c, str)]
+    return _is_a_message(row, row["prompt"])
+
+
+def _is_pair_of_messages(row: Mapping[str, Any]) -> bool:
+    """TRL's form: prompt or completion, or both, are lists of messages."""
+    response = next((row[name] for name in RESPONSE_NAMES if row.get(name) is not None), None)
+    both = row.get("prompt") is not None and response is not None
+    return both and (_is_messages(row["prompt"]) or _is_messages(response))
 
 
 def _is_messages(value: Any) -> bool:
     items = as_list(value) if not isinstance(value, str) else None
-    return bool(items) and all(isinstance(item, Mapping) for item in items)
+    return bool(items) and all(isinstance(item, Mapping) and ("role" in item or "from" in item) for item in items)
 
 
-def _unhonoured(row: Mapping[str, Any], form: str) -> list[Problem]:
-    """Columns that say what is trained on, and that nothing here follows."""
-    fix = "remove the column, or decide in a preprocessing_fn what to make of it"
-    keys = ("tool_calls", "function_call", "reasoning_content", "thinking")
-    keys += () if form == Conversation.form else ("tools", "functions")
+def _unhonoured(row: Mapping[str, Any], form: str, origin: str) -> list[Problem]:
+    """Columns that say what is trained on, or what is asked, and that nothing here follows."""
+    fix = "remove the column, or decide in a preprocessing_fn (module:function) what to make of it"
+    keys = (*_ASKED, *_ANSWERED)
+    keys += () if form == Conversation.form else _TOOLS
+    keys += ("context",) if form == PromptResponse.form else ()
+    keys += ("role", "parent_id") if form == Text.form else ()
     problems = [
-        Problem(f"{key} beside {form}", f"has {key} beside {form}, which would not be trained on: {fix}")
+        Problem(
+            f"{key} beside {form}",
+            f"has {key} beside {form}, which would not be trained on: {fix}{_advice(row, origin)}",
+        )
         for key in keys
-        if has_value(row.get(key))
+        if has_value(row.get(key)) and not _is_a_message(row, row[key])
     ]
     for key in ("weight", "loss_weight", "train"):
         if (value := row.get(key)) is not None and not (np.isscalar(value) and value == 1):
             text = f"has {key} {describe(value)}, but all rows are trained on alike: {fix}"
             problems.append(Problem(f"a row has {key}", text))
+    if form == PromptResponse.form and isinstance(row.get("label"), bool | np.bool_) and not row["label"]:
+        text = f"has label false, as an answer that is not wanted, but would be trained on: {fix}"
+        problems.append(Problem("a row has label false", text))
     return problems
+
+
+def _is_a_message(row: Mapping[str, Any], text: Any) -> bool:
+    messages = [message for message in as_list(row.get("messages")) or () if isinstance(message, Mapping)]
+    return isinstance(text, str) and any(_same_words(message.get("content"), text) for message in messages)
+
+
+def _same_words(content: Any, text: str) -> bool:
+    return isinstance(content, str) and content.strip() == text.strip()
 
 
 def _check_prompt_response(row: Mapping[str, Any], origin: str) -> Example | list[Problem]:
@@ -186,8 +216,9 @@ def _check_prompt_response(row: Mapping[str, Any], origin: str) -> Example | lis
         both = " and ".join(given)
         return [Problem(f"both {both}", f"{origin} has both {both}, which name the same thing: leave one")]
     name = next((name for name in (*given, *RESPONSE_NAMES) if name in row), RESPONSE_NAMES[0])
-    prompt, response = _check_column(row, "prompt", origin), _check_column(row, name, origin)
-    problems = [problem for problem in (prompt, response) if problem is not None]
+    missing = _missing(row, ("prompt", name), origin)
+    checked = [check_text(row[key], key) for key in ("prompt", name) if key in row]
+    problems = [problem for problem in (missing, *checked) if problem is not None]
     return problems or PromptResponse(row["prompt"], row[name])
 
 
@@ -199,17 +230,20 @@ def _check_text(row: Mapping[str, Any], origin: str) -> Example | list[Problem]:
             f"preprocessing_fn: {name}, or to train on the text as it is remove those columns"
         )
         return [Problem("a known dataset's columns beside text", text)]
-    problem = _check_column(row, "text", origin)
+    problem = check_text(row["text"], "text")
     return Text(row["text"]) if problem is None else [problem]
 
 
-def _check_column(row: Mapping[str, Any], name: str, origin: str) -> Problem | None:
-    if name in row:
-        return check_text(row[name], name)
+def _missing(row: Mapping[str, Any], names: Iterable[str], origin: str) -> Problem | None:
+    absent = [name for name in names if name not in row]
+    if not absent:
+        return None
+    kind = f"{' and '.join(absent)} {'is' if len(absent) == 1 else 'are'} missing"
+    it = "it" if len(absent) == 1 else "them"
     return Problem(
-        f"{name} is missing",
-        f"{name} is missing ({origin} has {key_names(row)}): add it, or say which columns to take with "
-        f"preprocessing_fn: {{prompt: COLUMN, response: COLUMN}}{_advice(row)}",
+        kind,
+        f"{kind} ({origin} has {key_names(row)}): add {it}, say which columns to take with preprocessing_fn: {{prompt: "
+        f"COLUMN, response: COLUMN}}, or make {it} with a function of your own (module:function){_advice(row, origin)}",
     )
 
 
@@ -219,7 +253,9 @@ def _check_messages(row: Mapping[str, Any], origin: str) -> Example | list[Probl
     problems = [message for message in messages if isinstance(message, Problem)]
     problems += [tools] if isinstance(tools, Problem) else []
     if problems or isinstance(tools, Problem):
-        return problems
+        # Names of messages and of roles that others have.
+        first, *more = problems
+        return [Problem(first.kind, f"{first.text}{_advice(row, origin)}"), *more]
     return Conversation([message for message in messages if isinstance(message, dict)], tools)
 
 
@@ -285,7 +321,7 @@ def _both_forms(row: Mapping[str, Any], given: list[str], origin: str) -> Proble
     columns = [name for form in given for name in FORMS[form] if row.get(name) is not None]
     text = (
         f"{origin} has {' and '.join(columns)}, but an example has exactly one form, {' or '.join(given)}: leave one, "
-        f"or choose with a preprocessing_fn{_advice(row)}"
+        f"or choose with a preprocessing_fn{_advice(row, origin)}"
     )
     return Problem(f"both {' and '.join(given)}", text)
 
@@ -314,12 +350,18 @@ def _count_ignored(value: Mapping[str, Any], example: Example, ignored: Counter[
         for name in ("messages",) if in_messages else PAIR:
             if _is_messages(value.get(name)):
                 ignored.update(unused_in(value[name]))
-    ignored.update(printable(name) for name in value if name not in used and value[name] is not None)
+    ignored.update(_unused(value, used))
 
 
-def _advice(row: Mapping[str, Any]) -> str:
-    """A hint to the preprocessing function that reads such columns."""
-    known = _reader_of(row)
+def _unused(row: Mapping[str, Any], used: Iterable[str]) -> Iterator[str]:
+    """The names, as they are counted, of the row's columns that are not among those used."""
+    names = set(used)
+    return (printable(name) for name in row if name not in names and row[name] is not None)
+
+
+def _advice(row: Mapping[str, Any], origin: str) -> str:
+    """A hint to the preprocessing function that reads such columns, of a row that none has made."""
+    known = _reader_of(row) if origin == THE_ROW else None
     return f" (for these columns: preprocessing_fn: {known[1]})" if known is not None else ""
 
 
@@ -328,8 +370,10 @@ def _reader_of(row: Mapping[str, Any], pairs: Iterable[tuple[str, str]] = PAIRS)
     for columns, name in KNOWN_COLUMNS.items():
         if all(column in row for column in columns) and _makes_an_example(PREPROCESSORS[name], row):
             return columns, name
+    if any(has_value(row.get(name)) for name in (*_ASKED, *_ANSWERED, *_TOOLS, "context")):
+        return None  # which the two columns would leave out
     for prompt, response in pairs:
-        take = take_columns({"prompt": prompt, "response": response})
+        take = TakeColumns({"prompt": prompt, "response": response})
         if prompt in row and response in row and _makes_an_example(take, row):
             return (prompt, response), f"{{prompt: {prompt}, response: {response}}}"
     return None

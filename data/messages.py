@@ -80,10 +80,11 @@ def _read_message(message: Any, name: str) -> dict[str, Any] | list[Problem]:
     calls = has_value(message.get("tool_calls")) or has_value(message.get("function_call"))
     missing = [key for key in ("role", "content") if key not in message and not (key == "content" and calls)]
     if missing:
-        return [_missing(message, name, missing)]
+        both = " and ".join(missing)
+        return [Problem(f"a message has no {both}", f"{name} has no {both} (it has {key_names(message)})")]
     role = "tool" if message["role"] == "function" else message["role"]
     if not isinstance(role, str) or role not in ROLES:
-        text = f"{name}.role is {describe(role)}, but it must be one of {', '.join(ROLES)}{_sharegpt(role)}"
+        text = f"{name}.role is {describe(role)}, but it must be one of {', '.join(ROLES)}"
         content = _read_content(message, name, calls=calls)
         return [Problem("unknown role", text), *([content] if isinstance(content, Problem) else [])]
     name = f"{name} ({role})"
@@ -105,19 +106,6 @@ def _read_more(message: Mapping[str, Any], role: str, name: str, *, calls: bool)
         **{key: message.get(key) for key in _TOOL_KEYS if role == "tool"},
     }
     return {key: value for key, value in read.items() if value is not None}
-
-
-def _missing(message: Mapping[str, Any], name: str, keys: Sequence[str]) -> Problem:
-    hint = ""
-    if "from" in message and "value" in message:
-        hint = ": these are ShareGPT's names, which preprocessing_fn: sharegpt reads"
-    both = " and ".join(keys)
-    return Problem(f"a message has no {both}", f"{name} has no {both} (it has {key_names(message)}){hint}")
-
-
-def _sharegpt(role: Any) -> str:
-    known = ("human", "gpt", "function_call", "observation", "model", "chatgpt")
-    return ": preprocessing_fn: sharegpt reads ShareGPT's names" if role in known else ""
 
 
 def _read_content(message: Mapping[str, Any], name: str, *, calls: bool) -> str | Problem:
@@ -287,4 +275,4 @@ def printable(name: Any) -> str:
 
 
 def key_names(row: Mapping[str, Any]) -> str:
-    return ", ".join(str(name) for name in row) or "no fields"
+    return ", ".join(name if name == str(name).strip() else repr(name) for name in map(str, row)) or "no fields"

@@ -9,9 +9,11 @@ import inspect
 import json
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
+from data.config import check_mapping
 from data.errors import ConfigError, DataError
 from data.problems import listed
 from data.syntax import canonical
@@ -25,7 +27,7 @@ def alpaca(row: Mapping[str, Any]) -> dict[str, str]:
 
     The prompt is Alpaca's own, as its `text` has it. Card: huggingface.co/datasets/tatsu-lab/alpaca
     """
-    for column in ("system", "history"):
+    for column in ("system", "system_prompt", "history"):
         if row.get(column):
             raise DataError(f"has {column}, for which alpaca's prompt has no place: write a function of your own")
     given = row.get("input") or ""
@@ -79,28 +81,45 @@ def flan(row: Mapping[str, Any]) -> dict[str, str]:
 def sharegpt(row: Mapping[str, Any]) -> dict[str, Any]:
     """ShareGPT's conversations, in their usual variants: `{conversations: [{from, value}, ...], system, tools}`.
 
-    The column may also be `conversation` or `messages`, a turn `{role, content}`. Roles: system; human, user; gpt,
-    chatgpt, bing, bard, model, assistant; function_call, whose text is JSON of `{name, arguments}`; observation, tool,
-    function, function_response, tool_response. `weight` and `train` of a turn are kept, `tools` may be JSON text.
-    Card: huggingface.co/datasets/teknium/OpenHermes-2.5
+    The column may also be `conversation` or `messages`, a turn `{role, content}`, `{input, output}` (of the user and
+    of the assistant), or a text, by turns of the user and of the assistant. Roles, in any case of letters: system;
+    human, user, prompter; gpt, chatgpt, bing, bard, chatbot, bot, model, assistant; function_call, whose text is JSON
+    of `{name, arguments}`; observation, tool, function, function_response, tool_response. `weight` and `train` of a
+    turn are kept, `tools` may be JSON text. Card: huggingface.co/datasets/teknium/OpenHermes-2.5
     """
+    of_assistant = ("gpt", "chatgpt", "bing", "bard", "chatbot", "bot", "model", "assistant", "function_call")
+    of_tool = ("observation", "tool", "function", "function_response", "tool_response")
     roles = {
-        **dict.fromkeys(("human", "user"), "user"),
-        **dict.fromkeys(("gpt", "chatgpt", "bing", "bard", "model", "assistant", "function_call"), "assistant"),
-        **dict.fromkeys(("observation", "tool", "function", "function_response", "tool_response"), "tool"),
+        "system": "system",
+        **dict.fromkeys(("human", "user", "prompter"), "user"),
+        **dict.fromkeys(of_assistant, "assistant"),
+        **dict.fromkeys(of_tool, "tool"),
     }
     column = next((name for name in ("conversations", "conversation", "messages") if row.get(name) is not None), None)
     if column is None:
         raise DataError("has none of the columns conversations, conversation and messages")
     messages: list[dict[str, Any]] = []
-    for turn in row[column]:
-        said = turn["from"] if "from" in turn else turn["role"]
-        text = turn["value"] if "value" in turn else turn["content"]
-        content = {"content": None, "tool_calls": text} if said == "function_call" else {"content": text}
-        more = {key: value for key, value in turn.items() if key not in ("from", "role", "value", "content")}
-        messages.append({**more, "role": roles.get(said, said), **content})
-    if row.get("system") and messages and messages[0]["role"] != "system":
-        messages.insert(0, {"role": "system", "content": row["system"]})
+    for number, turn in enumerate(row[column]):
+        if isinstance(turn, str):
+            messages.append({"role": ("user", "assistant")[number % 2], "content": turn})
+            continue
+        if "input" in turn and "output" in turn:
+            messages.append({"role": "user", "content": turn["input"]})
+            messages.append({"role": "assistant", "content": turn["output"]})
+            continue
+        by = next((key for key in ("from", "role") if key in turn), None)
+        of = next((key for key in ("value", "content") if key in turn), None)
+        if by is None or of is None:
+            raise DataError(
+                f"{column}[{number}] has {', '.join(turn)}, but a turn is {{from, value}} or {{role, content}}"
+            )
+        role, text = str(turn[by]).lower(), turn[of]
+        content = {"content": None, "tool_calls": text} if role == "function_call" else {"content": text}
+        more = {key: value for key, value in turn.items() if key not in (by, of)}
+        messages.append({**more, "role": roles.get(role, turn[by]), **content})
+    system = row.get("system") or row.get("system_prompt")
+    if system and messages and messages[0]["role"] != "system":
+        messages.insert(0, {"role": "system", "content": system})
     return {"messages": messages, **({"tools": row["tools"]} if row.get("tools") is not None else {})}
 
 
@@ -168,7 +187,7 @@ PREPROCESSORS: dict[str, PreprocessingFn] = {
 
 
 def resolve_preprocessing_fn(value: str | Mapping[str, str] | None) -> PreprocessingFn | None:
-    """The function of a registered name, of `module:function`, or of {prompt: column, response: column}.
+    """The function of a registered name, of `module:function`, or of columns: {prompt: column, response: column}.
 
     None when rows are examples already. Raises ConfigError when there is no such function.
     """
@@ -176,11 +195,11 @@ def resolve_preprocessing_fn(value: str | Mapping[str, str] | None) -> Preproces
         return None
     if isinstance(value, str):
         return _import_function(value) if is_own(value) else _registered(value)
-    if set(value) != {"prompt", "response"}:
-        raise ConfigError(
-            f"preprocessing_fn is {dict(value)}, but a mapping must be {{prompt: COLUMN, response: COLUMN}}"
-        )
-    return take_columns(value)
+    try:
+        check_mapping(value)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    return TakeColumns(value)
 
 
 def is_own(value: str | Mapping[str, str] | None) -> bool:
@@ -215,21 +234,23 @@ def preprocessing_source(value: str | Mapping[str, str] | None) -> str:
         ) from None
 
 
-def take_columns(columns: Mapping[str, str]) -> PreprocessingFn:
-    """The function of {prompt: column, response: column}; it raises DataError for a row that lacks one."""
+@dataclass(frozen=True)
+class TakeColumns:
+    """Makes an example of the columns that are named. Raises DataError for a row that lacks one."""
 
-    def take(row: Any) -> dict[str, Any]:
+    columns: Mapping[str, str]
+    """Key of the example -> column."""
+
+    def __call__(self, row: Any) -> dict[str, Any]:
         if not isinstance(row, Mapping):
             raise DataError(f"the row is {type(row).__name__}, but an object with columns is needed")
-        for key, column in columns.items():
+        for key, column in self.columns.items():
             if column not in row:
                 raise DataError(
                     f"column {column!r} is missing, which preprocessing_fn takes for the {key} (the row has "
                     f"{listed(map(str, row)) or 'no columns'}){_did_you_mean(column, row)}"
                 )
-        return {key: row[column] for key, column in columns.items()}
-
-    return take
+        return {key: row[column] for key, column in self.columns.items()}
 
 
 def _registered(name: str) -> PreprocessingFn:

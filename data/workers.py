@@ -188,8 +188,10 @@ def _try(work: Callable[[], object], writer: Connection, output: int, parent: in
 
 
 def _end_with(parent: int) -> None:
-    """This process ends when its parent does, and not with Ctrl-C, which is the parent's to handle."""
+    """This process ends when its parent does or with SIGTERM, whatever handler the parent has for that, and not with
+    Ctrl-C, which is the parent's to handle."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:  # it died before that took effect

@@ -68,7 +68,10 @@ def test_microbatch_that_megablocks_cannot_address(tmp_path):
         ("tokenizer.kwargs.model_name=gpt-4", "tokenizer.kwargs.model_name belongs to `name: tiktoken`"),
         ("tokenizer.name=tiktoken", "tokenizer.kwargs needs exactly one of model_name, encoding_name, vocab_file"),
         ("train_loader.num_workers=-1", "train_loader.num_workers is -1"),
-        ("train_loader.dataset.preprocessing_fn={q: a}", "must be {prompt: column, response: column}"),
+        (
+            "train_loader.dataset.preprocessing_fn={q: a}",
+            "must be {prompt: COLUMN, response: COLUMN} or {messages: COLUMN} or {text: COLUMN}",
+        ),
         ("algorithms.gradient_clipping={clipping_type: norm, clipping_threshold: 0}", "clipping_threshold is 0.0"),
     ],
 )

@@ -270,6 +270,22 @@ def test_rows_without_text_are_dropped_where_that_is_asked_for(tmp_path, toy):
     assert manifest_of(tmp_path / "out" / "train")["dropped"] == {"bad rows": 1}
 
 
+def test_texts_are_made_of_other_columns_where_that_is_asked_for(tmp_path, toy):
+    write_jsonl(tmp_path / "a.jsonl", [{"content": "abc", "lang": "en"}])
+    flags = ["--dataset", str(tmp_path / "a.jsonl"), "--splits", "train", "--tokenizer", "toy"]
+    assert text([*flags, "--preprocessor", "{text: content}", "--out_root", str(tmp_path / "out")]) == 0
+    manifest = manifest_of(tmp_path / "out" / "train")
+    assert (manifest["form"], manifest["ignored_columns"]) == ("text", {"lang": 1})
+
+
+def test_a_split_that_is_not_there_is_an_error_before_any_is_written(tmp_path, toy, capsys):
+    write_jsonl(tmp_path / "data" / "train.jsonl", questions(5))
+    flags = ["--dataset", str(tmp_path / "data"), "--skip-preprocessing", "--tokenizer", "toy"]
+    assert finetuning([*flags, "--out_root", str(tmp_path / "out")]) == 2
+    assert "split is 'validation', but no file" in capsys.readouterr().err.replace("--splits is", "split is")
+    assert not (tmp_path / "out").exists()
+
+
 def test_text_needs_one_source(tmp_path, capsys, toy):
     assert text(["--out_root", str(tmp_path / "out"), "--tokenizer", "toy"]) == 2
     assert "exactly one of --path, --input_folder and --dataset is needed" in capsys.readouterr().err

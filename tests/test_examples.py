@@ -122,7 +122,10 @@ def test_text_beside_a_known_datasets_columns_is_no_text_to_train_on_as_a_whole(
         ([turn(content=" \t"), ANSWER], "messages[0] (user).content is only whitespace (' \\t')"),
         ([turn(content="a\ud800"), ANSWER], "messages[0] (user).content is 'a\\ud800', but it has half of a"),
         ([{"role": "user"}, ANSWER], "messages[0] has no content (it has role)"),
-        ([{"from": "human", "value": "a"}, ANSWER], "ShareGPT's names, which preprocessing_fn: sharegpt reads"),
+        (
+            [{"from": "human", "value": "a"}, ANSWER],
+            "(it has from, value) (for these columns: preprocessing_fn: sharegpt)",
+        ),
     ],
 )
 def test_each_way_for_messages_to_be_wrong_names_the_turn(messages, text):
@@ -157,9 +160,10 @@ def test_each_way_for_turns_to_be_wrong_is_said(turns, text):
 
 def test_missing_fields_show_what_is_there_and_the_way_out():
     problems = check_example({"question": "2 + 2?", "reply": "4"})
-    assert [problem.kind for problem in problems] == ["prompt is missing", "response is missing"]
+    assert [problem.kind for problem in problems] == ["prompt and response are missing"]
     assert "(the row has question, reply)" in problems[0].text
-    assert problems[0].text.endswith("preprocessing_fn: {prompt: COLUMN, response: COLUMN}")
+    assert "preprocessing_fn: {prompt: COLUMN, response: COLUMN}" in problems[0].text
+    assert problems[0].text.endswith("or make them with a function of your own (module:function)")
 
 
 @pytest.mark.parametrize(
@@ -178,6 +182,11 @@ def test_missing_fields_show_what_is_there_and_the_way_out():
         ({"question": "a", "choices": ["b", "c"], "answer": 1}, "multiple_choice"),
         ({"question": "a", "answer": "b"}, "{prompt: question, response: answer}"),
         ({"input": "a", "output": "b"}, "{prompt: input, response: output}"),
+        ({"prompt": [USER], "chosen": [ANSWER], "rejected": [ANSWER]}, "{prompt: prompt, response: chosen}"),
+        ({"messages": [USER, ANSWER], "system": "Be brief."}, "sharegpt"),
+        ({"messages": [{"role": "Human", "content": "a"}, {"role": "Chatbot", "content": "b"}]}, "sharegpt"),
+        ({"conversation": [{"input": "a", "output": "b"}, {"input": "c", "output": "d"}]}, "sharegpt"),
+        ({"conversations": ["a", "b"], "source": "c"}, "sharegpt"),
     ],
 )
 def test_the_preprocessing_function_that_an_error_suggests_reads_the_row(row, name):
@@ -186,6 +195,21 @@ def test_the_preprocessing_function_that_an_error_suggests_reads_the_row(row, na
     preprocess = resolve_preprocessing_fn(yaml.safe_load(name))
     examples, reading = read([row], preprocess)
     assert (len(examples), reading.bad_rows) == (1, 0)
+
+
+@pytest.mark.parametrize("column", ["system", "system_prompt", "context", "tools", "reasoning_content"])
+def test_two_columns_are_not_suggested_where_they_would_leave_out_a_third(column):
+    text = check_example({"question": "a", "answer": "b", column: "c"})[0].text
+    assert "for these columns" not in text
+    assert "or make them with a function of your own (module:function)" in text
+
+
+def test_columns_that_a_mapping_does_not_take_are_counted():
+    rows = [{"question": "a", "answer": "b", "thoughts": "c", "id": None}]
+    for mapping, form in (({"prompt": "question", "response": "answer"}, PromptResponse), ({"text": "thoughts"}, Text)):
+        examples, reading = read(rows, resolve_preprocessing_fn(mapping))
+        assert isinstance(examples[0], form)
+        assert set(reading.ignored) == {"question", "answer", "thoughts"} - set(mapping.values())
 
 
 @pytest.mark.parametrize(

@@ -214,7 +214,8 @@ def test_the_model_card(run: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(run, folder)
     text = to_yaml(config).replace("pretrained_model_name_or_path: null", "pretrained_model_name_or_path: acme/dbrx")
-    (folder / "config.yaml").write_text(text.replace("data_files: null", "data_files: https://me:word@x.org/a.jsonl"))
+    text = text.replace("hf_name: json", "hf_name: null").replace("remote: null", "remote: s3://me:word@x.org/a")
+    (folder / "config.yaml").write_text(text)
     record = [
         {"batch": 5, "rows": {"": 10}, "tokens": {}, "versions": {"torch": "0"}},
         {"batch": 10, "eval": {"LanguageCrossEntropy": 3.0}},
@@ -229,7 +230,7 @@ def test_the_model_card(run: Path, tmp_path: Path) -> None:
     assert "\nbase_model: acme/dbrx\n" in card
     assert "fine-tuned from `acme/dbrx`" in card
     assert "Exported in bf16 from the checkpoint `ep0-ba10`" in card
-    assert "| all | `https://***@x.org/a.jsonl` | 20 | 1,234 |" in card
+    assert "| all | `s3://***@x.org/a` | 20 | 1,234 |" in card
     assert "| positions (padding included) | 1,280 |" in card
     assert "| learning rate | 0.001, constant_with_warmup, warmup 0ba |" in card
     assert "after 10 steps:\n\n| metric | value |\n|---|---|\n| LanguageCrossEntropy | 3 |" in card

@@ -89,6 +89,11 @@ def test_an_object_that_holds_the_rows_is_refused_with_the_command_that_takes_th
     assert "under 'data': write one row a line with `jq -c '.data[]' FILE > FILE.jsonl`" in text
 
 
+def test_the_rows_of_the_hub_s_viewer_are_taken_out_of_their_wrapping(tmp_path):
+    value = {"features": [{"name": "a"}], "rows": [{"row_idx": 0, "row": ROWS[0]}], "partial": False}
+    assert "`jq -c '.rows[].row' FILE" in refusal(tmp_path / "a.json", json.dumps(value).encode())
+
+
 def test_a_key_with_a_space_is_quoted_for_jq(tmp_path):
     text = refusal(tmp_path / "a.jsonl", json.dumps({"my rows": ROWS}, indent=1).encode())
     assert """`jq -c '.["my rows"][]' FILE""" in text

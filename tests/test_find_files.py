@@ -182,6 +182,12 @@ def test_an_address_is_no_data_file(make):
         )
 
 
+def test_a_folder_here_comes_before_a_dataset_of_the_hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_jsonl(tmp_path / "mine" / "train.jsonl", rows(1))
+    assert prompts(DatasetConfig(hf_name="mine", max_seq_len=8)) == [1]
+
+
 @pytest.mark.parametrize("name", ["a/" + "x" * 300, "~no-such-user-here/a.jsonl"])
 def test_a_path_that_cannot_be_is_one_error(tmp_path, monkeypatch, name):
     """Also on a file system that takes shorter names than a config is checked for."""

@@ -7,7 +7,7 @@ import pytest
 
 from data.examples import Conversation, PromptResponse, check_example, read_examples
 from data.messages import read_messages
-from data.problems import Problem, Reading
+from data.problems import Reading
 
 USER, ANSWER = {"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}
 SYSTEM, RESULT = {"role": "system", "content": "Add."}, {"role": "tool", "content": "4"}
@@ -20,9 +20,9 @@ def part(text: str) -> dict:
 
 
 def problem_of(row) -> str:
-    (problem,) = check_example(row)
-    assert isinstance(problem, Problem)
-    return problem.text
+    problems = check_example(row)
+    assert isinstance(problems, list)
+    return "\n".join(problem.text for problem in problems)
 
 
 def test_columns_that_are_null_are_not_there():
@@ -138,6 +138,15 @@ def test_the_older_form_of_calls_becomes_the_newer():
         ({"prompt": "a", "response": "b", "train": False}, "has train False (bool), but all rows are trained on alike"),
         ({"prompt": "a", "response": "b", "tools": [TOOL]}, "has tools beside prompt and response, which would not be"),
         ({"text": "a", "reasoning_content": "b"}, "has reasoning_content beside text, which would not be trained on"),
+        (
+            {"messages": [USER, ANSWER], "system": "Be brief."},
+            "has system beside messages, which would not be trained on",
+        ),
+        ({"prompt": "a", "response": "b", "context": "c"}, "has context beside prompt and response, which would not"),
+        ({"text": "a", "role": "prompter", "user": "x"}, "has role beside text, which would not be trained on"),
+        ({"prompt": "a", "completion": "b", "label": False}, "has label false, as an answer that is not wanted"),
+        ({"prompt": "a", "response": [{"value": "b"}]}, "response is [{'value': 'b'}] (list), but it must be text"),
+        ({"prompt": [USER], "other": 1}, "prompt is [{'role': 'user', 'content': '2 + 2?'}] (list), but it must be"),
     ],
 )
 def test_what_would_change_what_is_trained_on_is_not_ignored(row, text):
@@ -162,3 +171,13 @@ def test_a_prompt_that_repeats_a_message_is_no_second_form():
     assert reading.ignored == {"prompt": 1, "prompt_id": 1}
     text = problem_of(row | {"prompt": "Be brief."})
     assert "the row has prompt and messages, but an example has exactly one form" in text
+
+
+def test_a_system_column_that_the_messages_have_is_no_loss():
+    messages = [SYSTEM, USER, ANSWER]
+    assert check_example({"messages": messages, "system": "Add."}) == Conversation(messages)
+
+
+def test_a_row_that_is_a_list_of_messages_says_where_they_belong():
+    (problem,) = check_example([USER, ANSWER])
+    assert problem.text.endswith('text or turns is needed: write {"messages": [...]}')

@@ -534,7 +534,9 @@ def test_those_who_wait_see_how_far_it_is(tmp_path, small_pieces, capsys, monkey
 
 
 @pytest.mark.parametrize("place", ["train.jsonl/cache", "x" * 300])
-def test_a_cache_that_cannot_be_written_is_named(tmp_path, place):
+def test_a_cache_that_cannot_be_written_is_named(tmp_path, monkeypatch, place):
+    """Also on a file system that takes shorter names than a config is checked for."""
+    monkeypatch.setattr("data.paths.MAX_NAME_BYTES", 1000)
     write_jsonl(tmp_path / "train.jsonl", questions(3))
     config = dataset_config(tmp_path, cache_dir=str(tmp_path / place))
     with pytest.raises(ConfigError, match=rf"cache_dir is '.*{place}', but it cannot be written"):

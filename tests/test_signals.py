@@ -75,6 +75,7 @@ def test_signal_ends_preparation_with_its_workers(name, tmp_path):
     assert (code, err) == (128 + signal.Signals[name], LINE.format(name))
 
 
+@pytest.mark.proof
 def test_ctrl_c_under_the_launcher(tmp_path):
     config = write_toy_run(tmp_path)
     launcher = [str(Path(sys.executable).with_name("composer")), "-n", "2", str(ROOT / "train.py")]

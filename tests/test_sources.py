@@ -60,6 +60,22 @@ def test_a_line_that_is_not_json_is_named(tmp_path):
     assert text.endswith("write one JSON object a line")
 
 
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+def test_a_key_that_is_there_twice_is_named(tmp_path, name):
+    line = b'{"prompt": "a", "more": {"response": "b", "response": "c"}}'
+    text = problem_of(tmp_path / name, b"[" + line + b"]" if name == "a.json" else line)
+    assert "has the key 'response' twice in an object: leave one" in text
+
+
+def test_lines_that_end_with_cr_are_named(tmp_path):
+    assert "its lines end with CR: `tr '\\r' '\\n'" in problem_of(tmp_path / "a.jsonl", LINE + b"\r" + LINE + b"\r")
+
+
+def test_lists_on_lines_of_their_own_are_named(tmp_path):
+    text = refusal(tmp_path / "a.jsonl", b'[{"role": "user"}]\n[{"role": "user"}]\n')
+    assert text.endswith('write one object a line, such as {"messages": [...]} for a list of messages')
+
+
 def test_bytes_that_are_not_utf8_are_named(tmp_path):
     path = tmp_path / "a.jsonl"
     text = problem_of(path, LINE + b'\n{"prompt": "caf\xe9"}\n')
@@ -286,6 +302,7 @@ def test_tabs_separate_the_columns_of_tsv(tmp_path):
     [
         (b"1,2,3", "has 3 cells, but the header has 2 (a, b): quote a cell that has a comma in it"),
         (b"1", "has 1 cell, but the header has 2 (a, b)"),
+        (b",,", "has 3 cells, all of them empty: remove the line"),
         (b'"1"x,2', "is not CSV (',' expected after '\"'): quote a cell"),
         (b"1,\xe9", "is not UTF-8 (byte 0xe9 at 0)"),
     ],
@@ -305,6 +322,7 @@ def test_a_row_of_csv_that_is_wrong_is_a_problem_and_the_next_are_read(tmp_path,
     [
         (b"a,b,a\n1,2,3\n", ":1: two columns of the header are named 'a'"),
         (b"a,,b\n1,2,3\n", ":1: column 2 of the header has no name"),
+        (b"sep=,\na,b\n1,2\n", ":1: the first line is 'sep=,', which Excel reads as a setting: remove it"),
         (b"a;b\n1;2\n", ":1: the header is 'a;b': separate columns by commas, not by ';'"),
         (b"a,\xe9\n1,2\n", ":1: the header is not UTF-8"),
         (b'a,b\n1,2\n3,"4\n5,6\n', " row 2 (line 3): a quote is opened here that is never closed"),

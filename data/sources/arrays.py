@@ -143,10 +143,10 @@ class _Cutter:
         self._advance(block[: len(block) - len(extra)])
         if extra:
             seen = describe(extra[:60].decode(errors="replace"))
-            raise DataError(
-                f"{self.name}: the array ends before the file does: {seen} follows ({self._here()}): make it one "
-                "array, or write one object a line"
-            )
+            fix = "make it one array, or write one object a line"
+            if extra.startswith(b"["):
+                fix += ', such as {"messages": [...]} for a list of messages'
+            raise DataError(f"{self.name}: the array ends before the file does: {seen} follows ({self._here()}): {fix}")
 
     def _chunk(self, content: bytes, ends: tuple[int, ...]) -> c.FileChunk:
         return c.FileChunk(
@@ -182,7 +182,9 @@ def _parse(chunk: c.FileChunk, start: int, end: int) -> Any:
     if isinstance(text, Problem):
         return text
     try:
-        return json.loads(text)
+        return c.parse_json(text)
+    except c.DuplicateKey as error:
+        return Problem("a key is there twice", str(error))
     except json.JSONDecodeError as error:
         before = chunk.content[:start] + text[: error.pos].encode()
         line, column = _after(before, chunk.line, chunk.column)

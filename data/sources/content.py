@@ -1,16 +1,17 @@
 """The bytes of a file on their way to workers."""
 
 import codecs
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import xxhash
 
 from data.errors import DataError
-from data.problems import Problem
+from data.problems import Problem, describe
 from data.sources.compressed import PlainFile, RawFile
 
 BLOCK_BYTES = 1 << 20
@@ -226,6 +227,24 @@ def too_large(n_bytes: int, what: str = "the row") -> Problem:
 
 def _megabytes(n_bytes: int) -> str:
     return f"{n_bytes / (1 << 20):,.0f} MB" if n_bytes >= 10 << 20 else f"{n_bytes:,} bytes"
+
+
+class DuplicateKey(ValueError):
+    """A JSON object has a key twice."""
+
+
+def parse_json(text: str) -> Any:
+    """Raises what json.loads does, and DuplicateKey: which of the two values is meant is not known."""
+    return json.loads(text, object_pairs_hook=_object)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        keys = [key for key, _ in pairs]
+        key = next(key for key in keys if keys.count(key) > 1)
+        raise DuplicateKey(f"has the key {describe(key)} twice in an object: leave one")
+    return made
 
 
 def row_text(row: bytes) -> str | Problem:

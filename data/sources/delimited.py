@@ -152,6 +152,8 @@ def _header(reader: Any, name: str) -> tuple[str, ...]:
         raise DataError(f"{name}:1: the header is not UTF-8: save the file as UTF-8") from None
     if not header:
         return ()
+    if re.fullmatch(r"sep=.?", ",".join(header).strip()):
+        raise DataError(f"{name}:1: the first line is {','.join(header)!r}, which Excel reads as a setting: remove it")
     other = next((mark for mark in (";", "\t", "|") if mark in header[0]), None)
     if len(header) == 1 and other is not None:
         raise DataError(f"{name}:1: the header is {describe(header[0])}: separate columns by commas, not by {other!r}")
@@ -165,6 +167,8 @@ def _header(reader: Any, name: str) -> tuple[str, ...]:
 
 def _row(cells: list[str], header: tuple[str, ...], is_utf8: bool) -> dict[str, str] | Problem:
     if len(cells) != len(header):
+        if not any(cell.strip() for cell in cells):
+            return Problem("an empty row", f"has {len(cells)} cells, all of them empty: remove the line")
         more = "more" if len(cells) > len(header) else "fewer"
         cell = "cell" if len(cells) == 1 else "cells"
         text = f"has {len(cells)} {cell}, but the header has {len(header)} ({', '.join(header)})"

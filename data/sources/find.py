@@ -37,8 +37,8 @@ def is_path(name: str) -> bool:
     """Is this hf_name a file or folder here, and not a dataset of the hub?"""
     if name.startswith((".", "/", "~")) or named_format(name) is not None:
         return True
-    with _looked_at("hf_name"):
-        return "/" in name and Path(name).exists()
+    with _looked_at("hf_name"):  # a folder here comes before a dataset of its name, as in the `datasets` library
+        return Path(name).exists()
 
 
 def find(config: DatasetConfig) -> tuple[str, list[Part]]:

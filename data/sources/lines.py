@@ -42,7 +42,12 @@ def parse_line(line: bytes) -> Any:
     if isinstance(text, Problem):
         return text
     try:
-        return json.loads(text)
+        return c.parse_json(text)
+    except c.DuplicateKey as error:
+        return Problem("a key is there twice", str(error))
     except (ValueError, RecursionError) as error:
         why = f"{error.msg}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
-        return Problem("not JSON", f"is not JSON ({why}): {describe(text.strip())}: write one JSON object a line")
+        fix = "write one JSON object a line"
+        if "\r" in text.strip():
+            fix += " (its lines end with CR: `tr '\\r' '\\n' < FILE > NEW_FILE` makes them end with LF)"
+        return Problem("not JSON", f"is not JSON ({why}): {describe(text.strip())}: {fix}")

@@ -12,6 +12,8 @@ from data.sources.names import suffix_of
 
 _HEAD = 1 << 16
 _SPACE = re.compile(r"\s*")
+_ROWS_KEYS = ("rows", "data", "examples", "records", "items", "train")
+"""Keys under which a file has its rows, where it has several lists."""
 _EXAMPLE_KEYS = ("messages", "conversations", "conversation", "turns", "prompt", "completion", "chosen", "rejected")
 """Keys under which a row, not a file, has a list of objects."""
 
@@ -30,10 +32,13 @@ def refuse_objects(path: Path, name: str) -> None:
     lists = [key for key in found.lists if key not in _EXAMPLE_KEYS]
     over_lines = "\n" in text[: found.end].rstrip()
     if lists and (one_line or over_lines) and not (found.closed and text[found.end :].strip()):
-        path_in = lists[0] if lists[0].isidentifier() else f"[{json.dumps(lists[0])}]"
+        lists.sort(key=lambda key: key not in _ROWS_KEYS)
+        path_in = (lists[0] if lists[0].isidentifier() else f"[{json.dumps(lists[0])}]") + "[]"
+        # As the hub's viewer answers: a list of {row_idx, row}.
+        path_in += ".row" if {"features", "rows"} <= set(found.keys) else ""
         raise DataError(
             f"{name} is one JSON object (with {listed(found.keys)}), whose rows are a list in it, under "
-            f"{' or '.join(map(repr, lists))}: write one row a line with `jq -c '.{path_in}[]' FILE > FILE.jsonl`, and "
+            f"{' or '.join(map(repr, lists))}: write one row a line with `jq -c '.{path_in}' FILE > FILE.jsonl`, and "
             "name that file"
         )
     if over_lines and found.keys:
