@@ -162,7 +162,7 @@ def convert_text(args: argparse.Namespace) -> None:
 
 def _convert_splits(args: argparse.Namespace, tokenizer: Tokenizer | None, **settings: Any) -> None:
     outputs = [(_Place.of(args, split), _config(args, **source, **settings)) for split, source in _splits(args)]
-    for _, config in outputs:
+    for _, config in outputs if len(outputs) > 1 else ():
         open_source(config)  # one that is not there is an error before any is written
     for place, config in outputs:
         _convert(place, config, tokenizer, args.compression)

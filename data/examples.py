@@ -13,14 +13,14 @@ trained on. All examples of a source have one form.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 
 from data.errors import DataError
-from data.messages import as_list, has_value, key_names, printable, read_messages, read_tools, unused_in
+from data.messages import THINKING_KEYS, as_list, has_value, key_names, printable, read_messages, read_tools, unused_in
 from data.preprocessing import PREPROCESSORS, TakeColumns
 from data.problems import Problem, Reading, check_text, describe, other_form
 
@@ -91,8 +91,16 @@ PAIRS = (
 """Columns that are often a prompt and its response."""
 _ASKED = ("system", "system_prompt", "history")
 """Columns that are often part of what the assistant is asked."""
-_ANSWERED = ("tool_calls", "function_call", "reasoning_content", "thinking")
+_ANSWERED = ("tool_calls", "function_call", *THINKING_KEYS)
 _TOOLS = ("tools", "functions")
+_UNHONOURED = {
+    PromptResponse.form: frozenset((*_ASKED, *_ANSWERED, *_TOOLS, "context")),
+    Conversation.form: frozenset((*_ASKED, *_ANSWERED)),
+    Text.form: frozenset((*_ASKED, *_ANSWERED, *_TOOLS, "role", "parent_id")),
+    TokenTurns.form: frozenset((*_ASKED, *_ANSWERED, *_TOOLS)),
+}
+"""Columns beside a form that say what is trained on, or what is asked, and that nothing here follows."""
+_WEIGHTS = frozenset(("weight", "loss_weight", "train"))
 
 
 def read_examples(
@@ -159,16 +167,19 @@ def _form_of(row: Mapping[str, Any]) -> str | list[str]:
 
 def _repeats_a_message(row: Mapping[str, Any]) -> bool:
     """Whether the row's prompt only repeats one of its messages, as in UltraChat."""
-    if any(row.get(name) is not None for name in RESPONSE_NAMES):
-        return False
-    return _is_a_message(row, row["prompt"])
+    return not _responses(row) and _is_a_message(row, row["prompt"])
 
 
 def _is_pair_of_messages(row: Mapping[str, Any]) -> bool:
     """TRL's form: prompt or completion, or both, are lists of messages."""
-    response = next((row[name] for name in RESPONSE_NAMES if row.get(name) is not None), None)
-    both = row.get("prompt") is not None and response is not None
-    return both and (_is_messages(row["prompt"]) or _is_messages(response))
+    responses = _responses(row)
+    both = row.get("prompt") is not None and bool(responses)
+    return both and (_is_messages(row["prompt"]) or _is_messages(row[responses[0]]))
+
+
+def _responses(row: Mapping[str, Any]) -> list[str]:
+    """The names under which the row has a response."""
+    return [name for name in RESPONSE_NAMES if row.get(name) is not None]
 
 
 def _is_messages(value: Any) -> bool:
@@ -177,22 +188,18 @@ def _is_messages(value: Any) -> bool:
 
 
 def _unhonoured(row: Mapping[str, Any], form: str, origin: str) -> list[Problem]:
-    """Columns that say what is trained on, or what is asked, and that nothing here follows."""
+    """A Problem for each column that would change what is trained on, or what is asked, if it were followed."""
     fix = "remove the column, or decide in a preprocessing_fn (module:function) what to make of it"
-    keys = (*_ASKED, *_ANSWERED)
-    keys += () if form == Conversation.form else _TOOLS
-    keys += ("context",) if form == PromptResponse.form else ()
-    keys += ("role", "parent_id") if form == Text.form else ()
     problems = [
         Problem(
             f"{key} beside {form}",
             f"has {key} beside {form}, which would not be trained on: {fix}{_advice(row, origin)}",
         )
-        for key in keys
-        if has_value(row.get(key)) and not _is_a_message(row, row[key])
+        for key in row
+        if key in _UNHONOURED[form] and has_value(row[key]) and not _is_a_message(row, row[key])
     ]
-    for key in ("weight", "loss_weight", "train"):
-        if (value := row.get(key)) is not None and not (np.isscalar(value) and value == 1):
+    for key in row:
+        if key in _WEIGHTS and (value := row[key]) is not None and not (np.isscalar(value) and value == 1):
             text = f"has {key} {describe(value)}, but all rows are trained on alike: {fix}"
             problems.append(Problem(f"a row has {key}", text))
     if form == PromptResponse.form and isinstance(row.get("label"), bool | np.bool_) and not row["label"]:
@@ -211,7 +218,7 @@ def _same_words(content: Any, text: str) -> bool:
 
 
 def _check_prompt_response(row: Mapping[str, Any], origin: str) -> Example | list[Problem]:
-    given = [name for name in RESPONSE_NAMES if row.get(name) is not None]
+    given = _responses(row)
     if len(given) > 1:
         both = " and ".join(given)
         return [Problem(f"both {both}", f"{origin} has both {both}, which name the same thing: leave one")]
@@ -261,10 +268,10 @@ def _check_messages(row: Mapping[str, Any], origin: str) -> Example | list[Probl
 
 def _joined(row: Mapping[str, Any]) -> Any:
     """The messages of TRL's prompt and completion, of which the completion is trained on."""
-    name = next((name for name in RESPONSE_NAMES if row.get(name) is not None), None)
-    if row.get("prompt") is None or name is None:
+    responses = _responses(row)
+    if row.get("prompt") is None or not responses:
         return row.get("messages")
-    prompt, response = row["prompt"], row[name]
+    prompt, response = row["prompt"], row[responses[0]]
     asked = as_list(prompt) if _is_messages(prompt) else [{"role": "user", "content": prompt}]
     answer = as_list(response) if _is_messages(response) else [{"role": "assistant", "content": response}]
     # What the assistant has said before is part of the prompt.
@@ -365,13 +372,13 @@ def _advice(row: Mapping[str, Any], origin: str) -> str:
     return f" (for these columns: preprocessing_fn: {known[1]})" if known is not None else ""
 
 
-def _reader_of(row: Mapping[str, Any], pairs: Iterable[tuple[str, str]] = PAIRS) -> tuple[tuple[str, ...], str] | None:
+def _reader_of(row: Mapping[str, Any], pairs: Sequence[tuple[str, str]] = PAIRS) -> tuple[tuple[str, ...], str] | None:
     """The columns of a known dataset that the row has, and the preprocessing_fn that has just read it."""
     for columns, name in KNOWN_COLUMNS.items():
         if all(column in row for column in columns) and _makes_an_example(PREPROCESSORS[name], row):
             return columns, name
-    if any(has_value(row.get(name)) for name in (*_ASKED, *_ANSWERED, *_TOOLS, "context")):
-        return None  # which the two columns would leave out
+    if not pairs or any(has_value(row.get(name)) for name in _UNHONOURED[PromptResponse.form]):
+        return None  # the two columns would leave those out
     for prompt, response in pairs:
         take = TakeColumns({"prompt": prompt, "response": response})
         if prompt in row and response in row and _makes_an_example(take, row):

@@ -16,7 +16,7 @@ from typing import Any
 from data.errors import DataError, TemplateError
 from data.examples import Conversation
 from data.messages import THINKING_KEYS
-from data.problems import Problem, describe
+from data.problems import Problem, describe, listed
 from data.tokenizer import Tokenizer
 
 PRIVATE = range(0xF0000, 0xFFFFE)
@@ -227,10 +227,9 @@ def _check_nothing_lost(conversation: Conversation, text: str, lost: frozenset[_
     else:
         kinds = ", ".join(dict.fromkeys((*sorted(drops), *found.values())))
         fix = f"take a tokenizer whose template does, or allow it with tokenizer.chat_template_drops: [{kinds}]"
-    more = f" (and {len(found) - _SHOWN} more)" if len(found) > _SHOWN else ""
     raise TemplateError(
-        f"{', '.join([*found][:_SHOWN])}{more} {'is' if len(found) == 1 else 'are'} not in what the chat template of "
-        f"tokenizer {tokenizer.name} writes: {fix}"
+        f"{listed(found, _SHOWN)} {'is' if len(found) == 1 else 'are'} not in what the chat template of tokenizer "
+        f"{tokenizer.name} writes: {fix}"
     )
 
 

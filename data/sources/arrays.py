@@ -183,8 +183,6 @@ def _parse(chunk: c.FileChunk, start: int, end: int) -> Any:
         return text
     try:
         return c.parse_json(text)
-    except c.DuplicateKey as error:
-        return Problem("a key is there twice", str(error))
     except json.JSONDecodeError as error:
         before = chunk.content[:start] + text[: error.pos].encode()
         line, column = _after(before, chunk.line, chunk.column)

@@ -229,13 +229,19 @@ def _megabytes(n_bytes: int) -> str:
     return f"{n_bytes / (1 << 20):,.0f} MB" if n_bytes >= 10 << 20 else f"{n_bytes:,} bytes"
 
 
-class DuplicateKey(ValueError):
-    """A JSON object has a key twice."""
-
-
 def parse_json(text: str) -> Any:
-    """Raises what json.loads does, and DuplicateKey: which of the two values is meant is not known."""
-    return json.loads(text, object_pairs_hook=_object)
+    """The value, or a Problem when an object has a key twice: which of the two is meant is not known.
+
+    Raises what json.loads does.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_object)
+    except _DuplicateKey as error:
+        return Problem("a key is there twice", str(error))
+
+
+class _DuplicateKey(Exception):
+    pass
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -243,7 +249,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(made) < len(pairs):
         keys = [key for key, _ in pairs]
         key = next(key for key in keys if keys.count(key) > 1)
-        raise DuplicateKey(f"has the key {describe(key)} twice in an object: leave one")
+        raise _DuplicateKey(f"has the key {describe(key)} twice in an object: leave one")
     return made
 
 

@@ -43,8 +43,6 @@ def parse_line(line: bytes) -> Any:
         return text
     try:
         return c.parse_json(text)
-    except c.DuplicateKey as error:
-        return Problem("a key is there twice", str(error))
     except (ValueError, RecursionError) as error:
         why = f"{error.msg}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
         fix = "write one JSON object a line"
