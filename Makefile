@@ -1,8 +1,12 @@
-# Everything below works with Python 3.10 to 3.12, git and make: the rest is installed into .venv.
+# Everything below works with Python 3.11 to 3.13, git and make: the rest is installed into .venv.
 PYTHON ?= python3
 BIN := .venv/bin
+# .venv-classic has torch 2.7.0, which is what MegaBlocks 0.10.0's own metadata asks for.
+ENVIRONMENTS := .venv .venv-classic
+COMPILE := --extra dev --universal --python-version 3.11 --no-emit-index-url --no-emit-find-links --quiet
+CORE := $(addprefix tests/test_,parity.py step.py resume.py fit.py experts.py attention.py export_whole.py verify.py tokenizer.py)
 
-.PHONY: help quickstart lora test proof verify-exports lint lock clean
+.PHONY: help quickstart lora test test-classic proof verify-exports lint lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-15s %s\n", $$1, $$2}' Makefile
@@ -18,6 +22,9 @@ lora: .venv/installed  ## adapters on a tiny imported DBRX, merged and exported 
 test: .venv/installed .venv/megablocks .venv/peft  ## run the tests (at most 12 minutes on 2 cores)
 	$(BIN)/python -m pytest -m "not proof"
 
+test-classic: .venv-classic/installed .venv-classic/megablocks  ## run the core of the tests on torch 2.7 and transformers 4
+	.venv-classic/bin/python -m pytest -m "not proof" $(CORE)
+
 proof: .venv/installed  ## run the long proofs (hours; run again, they go on)
 	$(BIN)/python -m pytest -m proof --timeout 0
 
@@ -29,31 +36,41 @@ lint: .venv/installed  ## ruff and pyright
 	$(BIN)/ruff format --check .
 	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright
 
-lock: .venv/bin/uv  ## compile requirements.lock from pyproject.toml
-	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.10 \
-		--no-emit-index-url --no-emit-find-links --quiet -o requirements.lock
+lock: .venv/bin/uv  ## compile requirements.lock and requirements-classic.lock from pyproject.toml
+	$(BIN)/uv pip compile pyproject.toml $(COMPILE) -o requirements.lock
+	$(BIN)/uv pip compile --no-config pyproject.toml requirements-classic.in $(COMPILE) -o requirements-classic.lock
 
 clean:  ## remove the environment, runs and caches
-	rm -rf .venv .cache runs build *.egg-info .pytest_cache .ruff_cache train/models/*.so
+	rm -rf .venv .venv-classic .cache runs build *.egg-info .pytest_cache .ruff_cache train/models/*.so
 
 # uv, because pip alone needs 6 minutes for the lock; pip after all where only pip has been told of the package index.
-.venv/bin/uv:
-	$(PYTHON) -c 'import sys; assert (3, 10) <= sys.version_info < (3, 13), "Python 3.10 to 3.12 is needed (make PYTHON=python3.11 ...), not " + sys.version.split()[0]'
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet uv
+$(ENVIRONMENTS:%=%/bin/uv): %/bin/uv:
+	$(PYTHON) -c 'import sys; assert (3, 11) <= sys.version_info < (3, 14), "Python 3.11 to 3.13 is needed (make PYTHON=python3.12 ...), not " + sys.version.split()[0]'
+	$(PYTHON) -m venv $*
+	$*/bin/python -m pip install --quiet uv
+
+# --no-config and --no-deps: a lock is installed as it is, whatever the metadata of its packages allows.
+.venv/installed: LOCK := requirements.lock
+.venv-classic/installed: LOCK := requirements-classic.lock
+.venv-classic/installed: CONFIG := --no-config
+.venv/installed: requirements.lock
+.venv-classic/installed: requirements-classic.lock
+$(ENVIRONMENTS:%=%/installed): %/installed: %/bin/uv pyproject.toml $(wildcard train/models/*.c train/models/*.h)
+ifdef TORCH_BACKEND
+	$*/bin/uv pip install --compile-bytecode --python $*/bin/python --torch-backend $(TORCH_BACKEND) --constraint $(LOCK) $(CONFIG) --editable '.[dev]'
+else
+	$*/bin/uv pip sync --no-config --compile-bytecode --python $*/bin/python $(LOCK) || $*/bin/python -m pip install --no-deps -r $(LOCK)
+endif
+	$*/bin/uv pip install --python $*/bin/python --no-deps --editable .
+	@touch $@
 
 # MegaBlocks' Python files, which run on a CPU through Triton's interpreter: for tests alone.
-.venv/megablocks: .venv/installed tests/install_megablocks_on_cpu.py
-	$(BIN)/python tests/install_megablocks_on_cpu.py $@
+$(ENVIRONMENTS:%=%/megablocks): %/megablocks: %/installed tests/install_megablocks_on_cpu.py
+	$*/bin/python tests/install_megablocks_on_cpu.py $@
 	@touch $@
 
 # PEFT, to load what is exported for it: for tests alone. Among the installed packages Composer would import it.
 .venv/peft: .venv/installed
 	rm -rf $@
 	$(BIN)/uv pip install --python $(BIN)/python --no-deps --target $@ peft==0.21.2 || $(BIN)/python -m pip install --no-deps --target $@ peft==0.21.2
-	@touch $@
-
-.venv/installed: .venv/bin/uv requirements.lock pyproject.toml $(wildcard train/models/*.c train/models/*.h)
-	$(BIN)/uv pip sync --compile-bytecode --python $(BIN)/python requirements.lock || $(BIN)/python -m pip install -r requirements.lock
-	$(BIN)/uv pip install --python $(BIN)/python --no-deps --editable .
 	@touch $@

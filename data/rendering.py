@@ -124,6 +124,10 @@ class _Style:
         return [self._message({key: value for key, value in m.items() if key != "train"}) for m in messages]
 
     def _message(self, message: Message) -> Message:
+        # A template reads one of the two names: each gets what the other has, as transformers 5 does.
+        thinking = next((message[key] for key in THINKING_KEYS if key in message), None)
+        if thinking is not None:
+            message = dict.fromkeys(THINKING_KEYS, thinking) | message
         if "tool_calls" not in message:
             return message
         if self.content_null and not message["content"]:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -15,6 +15,7 @@ from data import blocks
 from data.config import TokenizerConfig
 from data.errors import ConfigError, DataError, RowError, TemplateError
 from data.tiktoken_bpe import read_vocabulary, to_fast
+from data.tokenizer_files import save_for_transformers_4, write_generation_config, write_tokenizer
 
 if TYPE_CHECKING:
     import jinja2
@@ -193,23 +194,16 @@ class TiktokenTokenizer:
         return frozenset((*encoding._mergeable_ranks.values(), *encoding._special_tokens.values()))
 
     def save_pretrained(self, folder: Path, max_seq_len: int) -> None:
-        from transformers import PreTrainedTokenizerFast
-
-        fast = PreTrainedTokenizerFast(
-            tokenizer_object=self._fast,
-            bos_token=END_OF_TEXT,
-            eos_token=END_OF_TEXT,
-            unk_token=END_OF_TEXT,
-            pad_token=PAD,
-            additional_special_tokens=[IM_START, IM_END],
-            chat_template=self.chat_template,
-            model_max_length=max_seq_len,
-            clean_up_tokenization_spaces=False,
-            # Without token_type_ids, which DBRX does not take: model.generate(**tokenizer(text)) works.
-            model_input_names=["input_ids", "attention_mask"],
+        write_tokenizer(
+            folder,
+            self._fast,
+            bos_eos_unk=END_OF_TEXT,
+            pad=PAD,
+            additional=[IM_START, IM_END],
+            chat_template=self._template,
+            max_seq_len=max_seq_len,
         )
-        fast.save_pretrained(folder)
-        _write_generation_config(self, folder)
+        write_generation_config(folder, bos=self.bos_token_id, stop=self.stop_token_ids, pad=self.pad_token_id)
 
 
 class HFTokenizer:
@@ -256,14 +250,7 @@ class HFTokenizer:
                 "one that has, or set chat_template in its tokenizer_config.json"
             )
         try:
-            return self._tokenizer.apply_chat_template(
-                messages,
-                tools=tools,
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-                # In the place of transformers' own, which is of the day on which it runs.
-                strftime_now=self._strftime,
-            )
+            return _render(self._tokenizer, messages, tools, add_generation_prompt, self._strftime)
         except TemplateError:
             raise
         except Exception as error:  # whatever the template runs into, or raises itself
@@ -295,9 +282,9 @@ class HFTokenizer:
     def save_pretrained(self, folder: Path, max_seq_len: int) -> None:
         before = self._tokenizer.model_max_length
         self._tokenizer.model_max_length = max_seq_len
-        self._tokenizer.save_pretrained(folder)
+        save_for_transformers_4(self._tokenizer, folder)
         self._tokenizer.model_max_length = before
-        _write_generation_config(self, folder)
+        write_generation_config(folder, bos=self.bos_token_id, stop=self.stop_token_ids, pad=self.pad_token_id)
 
 
 def _build_tiktoken(config: TokenizerConfig) -> TiktokenTokenizer:
@@ -401,6 +388,33 @@ def _compile(template: str) -> "jinja2.Template":
     return ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True).from_string(template)
 
 
+def _render(
+    tokenizer: Any,
+    messages: list[dict[str, Any]],
+    tools: list[Any] | None,
+    add_generation_prompt: bool,
+    strftime: Callable[[str], str],
+) -> str:
+    """tokenizer.apply_chat_template, but the same text with every transformers: 5 leaves out keys that are null, which
+    some templates ask for.
+
+    strftime replaces transformers' strftime_now, which is of the day on which it runs. It is set where transformers
+    keeps the compiled template, because a function that is handed over as a variable is not called by 5.
+    """
+    from transformers.utils.chat_template_utils import _compile_jinja_template, render_jinja_template
+
+    template = tokenizer.get_chat_template(tools=tools)
+    _compile_jinja_template(template).environment.globals["strftime_now"] = strftime
+    (text,), _ = render_jinja_template(
+        [messages],
+        tools=tools,
+        chat_template=template,
+        add_generation_prompt=add_generation_prompt,
+        **tokenizer.special_tokens_map,
+    )
+    return text
+
+
 def _check_size(text: str) -> None:
     n_bytes = len(text.encode())
     if n_bytes > MOST_BYTES:
@@ -462,13 +476,3 @@ def _chat_settings(drops: frozenset[str], date: str | None = None) -> list[Any]:
 
 def _hash(contents: object) -> str:
     return hashlib.sha256(json.dumps(contents).encode()).hexdigest()[:32]
-
-
-def _write_generation_config(tokenizer: Tokenizer, folder: Path) -> None:
-    contents = {
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.stop_token_ids,
-        "pad_token_id": tokenizer.pad_token_id,
-        "transformers_version": "4.53.0",
-    }
-    (folder / "generation_config.json").write_text(json.dumps(contents, indent=2) + "\n", encoding="utf-8")

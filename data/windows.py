@@ -247,7 +247,7 @@ def _whole_rows(window: list[Documents], lengths: np.ndarray, config: DatasetCon
     loss_mask = np.concatenate([documents.loss_mask for documents in window])
     ends = np.cumsum(lengths, dtype=np.int64)
     starts = ends - lengths
-    tally.trained_tokens += np.count_nonzero(loss_mask) - np.count_nonzero(loss_mask[starts])
+    tally.trained_tokens += int(np.count_nonzero(loss_mask)) - int(np.count_nonzero(loss_mask[starts]))
     places = [slice(*place) for place in zip(starts.tolist(), ends.tolist(), strict=True)]
     for row in PACKERS[config.packing](lengths, config.max_seq_len):
         mine = [places[index] for index in row.tolist()]

@@ -153,7 +153,7 @@ class Side:
         grads = [param.grad for param in params if param.grad is not None]
         self.state_bytes = sum(map(n_bytes, [*params, *grads, *moments]))
         self.optimizer.zero_grad()
-        return float(loss)
+        return float(loss.detach())
 
 
 def model_config(args: argparse.Namespace) -> ModelConfig:

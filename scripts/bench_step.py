@@ -38,7 +38,7 @@ from train.callbacks.global_batch import GlobalBatch
 from train.gemms import GEMM, gemm_kinds
 from train.lm import DbrxForComposer
 from train.memory import keep_freed_memory
-from train.models import gemm
+from train.models import gemm, kernels_cpu
 from train.models.config import AttnConfig, FFNConfig, ModelConfig
 from train.models.dbrx import IGNORED, DbrxForCausalLM
 from train.models.init import initialise
@@ -51,8 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore")
     transformers.logging.set_verbosity_error()
     torch.set_num_threads(args.threads)
-    if args.gemms != "auto":
-        gemm.PREFERS_KERNEL = args.gemms == "gemm.c"
+    gemm.PREFERS_KERNEL |= args.any_cpu
     # As train/main.py and train/trainer.py do, for all sides too.
     gc.freeze()
     keep_freed_memory()
@@ -97,6 +96,13 @@ def builders(args: argparse.Namespace) -> dict[str, Callable[[], Callable[[], di
         "transformers": lambda: transformers_side(config, batch, args),
         "dense, equal active FLOPs": lambda: dropless(dense(config), batch, args),
     }
+
+    def without(kernel: str) -> Callable[[], dict[str, float]]:
+        kernels_cpu.switched_off |= {"gemm.c", "attention.c", "kernels.c"} if kernel == "all" else {kernel}
+        return dropless(config, batch, args)
+
+    for kernel in args.without:
+        steps[f"dropless, without {kernel}"] = lambda kernel=kernel: without(kernel)
 
     def floors() -> Callable[[], dict[str, float]]:
         gemms = gemm_floors(config, batch, args)
@@ -145,7 +151,11 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.add_argument(f"--{name}", type=int, default=default)
     every = ["dropless", "transformers", "dense"]
     parser.add_argument("--sides", nargs="+", default=every, choices=every)
-    parser.add_argument("--gemms", default="auto", choices=["auto", "torch.mm", "gemm.c"], help="of Dropless on a CPU")
+    kernels = ["gemm.c", "attention.c", "kernels.c", "all"]
+    parser.add_argument("--without", nargs="+", default=[], choices=kernels, help="adds sides without these C kernels")
+    parser.add_argument(
+        "--any_cpu", action="store_true", help="use gemm.c on processors for which it is not chosen too"
+    )
     parser.add_argument("--device", default="cpu", choices=["cpu", "gpu"])
     parser.add_argument("--precision", default="fp32", choices=["fp32", "amp_bf16"])
     parser.add_argument("--json", type=Path, help="write all times to this file")

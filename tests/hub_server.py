@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlparse
 
+import pytest
+
 
 @dataclass
 class Repository:
@@ -39,6 +41,23 @@ class Hub:
         return sorted(
             path.split("/resolve/")[1].partition("/")[2] for path in self.requests if path.startswith("GET /d")
         )
+
+
+def set_endpoint(monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
+    """What HF_ENDPOINT sets when huggingface-hub is imported; 0.x has the template in a second module."""
+    from huggingface_hub import constants, file_download
+
+    template = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+    for module in (constants, file_download):
+        monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
+
+
+def close_sessions() -> None:
+    """Ends kept connections: huggingface-hub 1.x and 0.x."""
+    from huggingface_hub import utils
+
+    (utils.close_session if hasattr(utils, "close_session") else utils.reset_sessions)()
 
 
 @contextmanager
@@ -93,9 +112,16 @@ class _Handler(BaseHTTPRequestHandler):
         repository = self.hub.repositories[name]
         if rest == "auth-check":
             return self._refuse_gated() if self._is_closed(repository) else self._send(200, body=b"{}")
-        revision = rest.removeprefix("revision").strip("/") or "main"
+        kind, _, revision = rest.partition("/")
+        revision = revision.split("/")[0] or "main"
         if revision not in (*repository.revisions, repository.commit):
             return self._send(404, {"X-Error-Code": "RevisionNotFound"})
+        if kind == "tree":
+            tree = [
+                {"type": "file", "path": file, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
+                for file, content in repository.files.items()
+            ]
+            return self._send(200, {"Content-Type": "application/json"}, json.dumps(tree).encode())
         files = [{"rfilename": file, "size": len(content)} for file, content in repository.files.items()]
         gated = "manual" if repository.gated else False
         info = {"id": name, "sha": repository.commit, "siblings": files, "gated": gated, "private": False, "tags": []}

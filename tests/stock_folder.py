@@ -6,6 +6,8 @@ from typing import Any
 import torch
 import transformers
 
+NO_CLIP = 65504.0
+"""No activation is larger."""
 SHAPE: dict[str, Any] = {
     "d_model": 32,
     "n_heads": 4,
@@ -17,9 +19,18 @@ SHAPE: dict[str, Any] = {
 }
 
 
+def stock_config(**values: Any) -> transformers.DbrxConfig:
+    """rope_theta is where transformers 4 reads it and where 5 does; 4 alone takes null for no clipping."""
+    attn = values["attn_config"]
+    rope = {"rope_type": "default", "rope_theta": attn["rope_theta"]}
+    if attn.get("clip_qkv") is None:
+        attn = attn | {"clip_qkv": NO_CLIP}
+    return transformers.DbrxConfig(**(values | {"attn_config": attn, "rope_parameters": rope}))
+
+
 def make_stock_model(**changes: Any) -> transformers.DbrxForCausalLM:
     torch.manual_seed(0)
-    model = transformers.DbrxForCausalLM(transformers.DbrxConfig(**(SHAPE | changes)))
+    model = transformers.DbrxForCausalLM(stock_config(**(SHAPE | changes)))
     with torch.no_grad():
         for param in model.parameters():
             param.normal_(0.0, 0.2)

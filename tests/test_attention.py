@@ -161,7 +161,7 @@ def test_clipping_and_turning_equal_torchs_differentiation(
 ) -> None:
     qkv = (2 * torch.randn(7, 6 * 4)).to(dtype)
     if clip is not None:
-        # At the bounds themselves clamp lets the gradient through.
+        # Whether the bounds themselves have a gradient depends on torch.
         qkv[0, ::2], qkv[1, ::3] = clip, -clip
     qkv.requires_grad_()
     angle = torch.randn(7, 2).repeat(1, 2)

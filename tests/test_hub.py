@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hub_server import Hub, Repository, serve
+from hub_server import Hub, Repository, close_sessions, serve, set_endpoint
 
 from data.config import DatasetConfig, HFKwargs
 from data.errors import ConfigError, DataError
@@ -79,12 +79,9 @@ REPOSITORIES = {
 def use_hub(monkeypatch, endpoint: str, home: Path, offline: bool = False) -> None:
     """What HF_ENDPOINT, HF_HOME and HF_HUB_OFFLINE set when the library is imported."""
     import datasets
-    from huggingface_hub import constants, file_download
-    from huggingface_hub.utils import reset_sessions
+    from huggingface_hub import constants
 
-    path = "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
-    monkeypatch.setattr(file_download, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + path)
+    set_endpoint(monkeypatch, endpoint)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(home / "token"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
@@ -92,7 +89,7 @@ def use_hub(monkeypatch, endpoint: str, home: Path, offline: bool = False) -> No
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
         monkeypatch.delenv(name, raising=False)
     reach._why_silent.cache_clear()
-    reset_sessions()
+    close_sessions()
 
 
 @pytest.fixture

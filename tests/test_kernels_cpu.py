@@ -99,7 +99,7 @@ def test_clipping_and_turning_equal_torchs_calls_in_fp64(
 ) -> None:
     qkv = 2 * torch.randn(places, (heads + 2 * kv_heads) * width)
     if clip is not None:
-        # At the bounds themselves clamp lets the gradient through.
+        # Whether the bounds themselves have a gradient depends on torch.
         qkv[:, ::5], qkv[:, 1::7] = clip, -clip
     cos, sin = torch.randn(2, places, width // 2).repeat(1, 1, 2)
     assert kernels_cpu.can_fuse(qkv, cos, sin)

@@ -36,8 +36,7 @@ from train.models.dbrx import DbrxForCausalLM
 from train.models.lora import add_lora, is_adapter
 from train.reader import load_config, load_saved_config
 
-ROOT = Path(__file__).parents[1]
-PEFT = ROOT / ".venv" / "peft"
+PEFT = Path(sys.prefix) / "peft"
 """Not among the environment's packages: Composer imports it wherever it is, which doubles the time that takes."""
 KINDS = {
     "shared": "target_modules: [attn, experts, router], per_expert: false",
@@ -47,11 +46,11 @@ KINDS = {
 
 
 def make_base(folder: Path) -> None:
-    from transformers import DbrxConfig
+    from stock_folder import stock_config
     from transformers import DbrxForCausalLM as Stock
 
     torch.manual_seed(0)
-    config = DbrxConfig(
+    config = stock_config(
         d_model=32,
         n_heads=4,
         n_layers=2,
@@ -129,7 +128,7 @@ def logits_by_peft(base: str, adapter: str) -> tuple[str, torch.Tensor]:
 
 def test_peft_loads_it_onto_the_base_with_the_same_logits(trained: Path, tmp_path: Path) -> None:
     if not PEFT.is_dir():
-        reason = f"{PEFT} is missing: make {PEFT.relative_to(ROOT)}"
+        reason = f"{PEFT} is missing: make .venv/peft"
         pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
     export_peft(trained, tmp_path / "out")
     ((unmerged, merged),) = run_ranks(logits_by_peft, 1, str(trained.parents[1] / "base"), str(tmp_path / "out"))

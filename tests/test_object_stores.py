@@ -11,7 +11,7 @@ import urllib.request
 import gcs_server
 import pytest
 from google.auth.credentials import AnonymousCredentials
-from hub_server import Repository, serve
+from hub_server import Repository, serve, set_endpoint
 from mds_folders import open_folder, read_all, shorten_waits, texts, write_texts
 from toy_tokenizer import ToyTokenizer, dataset_config, questions, write_jsonl
 
@@ -178,9 +178,7 @@ def test_hf(folder, tmp_path, monkeypatch):
     files = {f"mds/train/{file.name}": file.read_bytes() for file in folder.iterdir()}
     some = {name: content for name, content in files.items() if "shard.00001" not in name}
     with serve({"acme/mds": Repository(files), "acme/lost": Repository(some)}) as hub:
-        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.endpoint)
-        template = f"{hub.endpoint}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-        monkeypatch.setattr("huggingface_hub.file_download.HUGGINGFACE_CO_URL_TEMPLATE", template)
+        set_endpoint(monkeypatch, hub.endpoint)
         mds = open_folder("hf://datasets/acme/mds/mds", to=tmp_path / "here", split="train")
         mds.check()
         assert read_all(mds) == texts()

@@ -146,7 +146,10 @@ def change_config(folder: Path, **changes: object) -> None:
         ({"model_type": "mixtral"}, "its model_type is mixtral, but only dbrx can be taken"),
         ({"rope_parameters": [1]}, "its rope_parameters is [1], not a mapping of keys"),
         ({"ffn_config": {"ffn_act_fn": "silu"}}, "its ffn_act_fn is 'silu', not a mapping of keys"),
-        ({"attn_config": {"rope_theta": [5]}}, "its config.json cannot be: attn_config.rope_theta is"),
+        (
+            {"attn_config": {"rope_theta": [5]}, "rope_parameters": None},
+            "config.json cannot be: attn_config.rope_theta is",
+        ),
         ({"n_layers": 2.0}, "its config.json cannot be: n_layers is"),
         ({"tie_word_embeddings": True}, "DBRX's head has weights of its own"),
         ({"quantization_config": {}}, "its weights are quantised"),
@@ -276,6 +279,6 @@ def test_folders_without_what_is_needed(folder: Path, tmp_path: Path) -> None:
 def test_weights_that_mean_something_else(folder: Path) -> None:
     opened = PretrainedFolder.open(str(folder))
     assert PretrainedFolder.open(str(folder), opened.model).model == opened.model
-    change_config(folder, attn_config={"rope_theta": 7.0})
+    change_config(folder, attn_config={"rope_theta": 7.0}, rope_parameters=None)
     with pytest.raises(ConfigError, match=r"other weights: attn_config.rope_theta is 7.0 there, 500.0 in this config"):
         PretrainedFolder.open(str(folder), opened.model)

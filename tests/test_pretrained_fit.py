@@ -90,6 +90,7 @@ def test_a_folder_that_cannot_be_is_told_before_anything_heavy(
     path, overrides = toy
     write_stock_folder(tmp_path / "stock", vocab_size=320, max_seq_len=128)
     next((tmp_path / "stock").glob("*.safetensors")).unlink()
+    capsys.readouterr()
     assert main.main([path, *overrides]) == 2
     said = capsys.readouterr().err.strip()
     assert said.startswith(f"error: model.pretrained_model_name_or_path is '{tmp_path / 'stock'}', but not all of it")

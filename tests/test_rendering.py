@@ -133,8 +133,8 @@ def test_thoughts_that_the_template_writes_are_trained_on(template, answer):
 
 def test_thoughts_beside_an_answer_are_not_ignored(template):
     example = conversation(*TALK[:3], say("assistant", "Like so.", thinking="So."))
-    for shape in (shapes.QWEN3, shapes.R1):
-        assert refusal(example, template(shape)).startswith("messages[3] (assistant).thinking is not in what the chat ")
+    assert made(example, template(shapes.QWEN3))[1] == ["<think>\nSo.\n</think>\n\nLike so.<|im_end|>"]
+    assert refusal(example, template(shapes.R1)).startswith("messages[3] (assistant).thinking is not in what the chat ")
     assert made(example, template(shapes.R1, chat_template_drops=["thinking"]))[1] == ["Like so.<|im_end|>"]
     weighted = conversation(*TALK[:3], say("assistant", "Like so.", loss_weight=0.5))
     assert "messages[3] (assistant).loss_weight is not in" in refusal(weighted, template(shapes.QWEN3))

@@ -82,7 +82,11 @@ def _run(arguments: list[str], signals: StopSignals) -> None:
     # What importing has made stays: collections during the run need not look through it again and again.
     gc.collect()
     gc.freeze()
-    fit(config)
+    try:
+        fit(config)
+    finally:
+        # At the interpreter's end Triton reports what was not collected as leaked.
+        gc.unfreeze()
 
 
 def _prepare(config: TrainConfig) -> None:

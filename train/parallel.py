@@ -16,7 +16,6 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
 )
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from torch.distributed.fsdp._fully_shard import _fsdp_collectives
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
@@ -28,6 +27,7 @@ from train.models.init import draw_rows, init_std
 from train.models.lora import adapters, add_lora, draw_adapter_rows, is_adapter
 from train.models.nf4 import pack, pack_parameters, rows_at_a_time
 from train.plan import parameter_shapes
+from train.torch_compat import patch_fsdp2_on_gloo
 
 _WRAPPED = "_checkpoint_wrapped_module."
 
@@ -81,7 +81,7 @@ def build_model(
                 pack_parameters(model, base_dtype)
             add_lora(model, lora, dtype)
     if fsdp_config is not None:
-        mend_fsdp2_on_cpu()
+        patch_fsdp2_on_gloo()
         checkpoint_activations(model, fsdp_config)
         _shard(model, fsdp_config, precision, device, None if base_dtype is dtype else dtype)
     model.to_empty(device=device)
@@ -190,35 +190,3 @@ def _refuse(not_finite: set[str], model: nn.Module) -> None:
     of_all = set[str]().union(*found)
     if of_all:
         raise NotFinite([name for name, _ in named_parameters(model) if name in of_all])
-
-
-def mend_fsdp2_on_cpu() -> None:
-    """Makes FSDP2's gradients right on gloo, where torch 2.7 has two faults; a probe finds each, not a version.
-
-    Asked to average, gloo's reduce-scatter sums, so that every gradient would be world_size times too large: Adam hides
-    it, SGD, clipping and logged norms show it. With explicit factors FSDP2 asks for a sum and divides by itself.
-    And CPU streams record no events, without which HSDP's backward stops at an assertion.
-    """
-    if dist.get_backend() != "gloo":
-        return
-    if torch.cpu.Stream().record_event() is None:
-        setattr(torch.cpu.Stream, "record_event", lambda self: torch.cpu.Event())  # noqa: B010
-        if not torch.accelerator.is_available():
-            # Where an event of a frozen unit is still open at the end of backward, FSDP2 asks for this one to wait.
-            torch.accelerator.current_stream = lambda device=None: torch.cpu.current_stream()
-    world_size = dist.get_world_size()
-    averaged = torch.empty(1)
-    dist.reduce_scatter_tensor(averaged, torch.ones(world_size), op=dist.ReduceOp.AVG)
-    if averaged.item() != 1.0:
-        _fsdp_collectives._get_gradient_divide_factors = _divide_factors
-
-
-def _divide_factors(
-    reduce_scatter_group: dist.ProcessGroup,
-    all_reduce_group: dist.ProcessGroup | None,
-    reduce_dtype: torch.dtype,
-    device_type: str = "",
-) -> tuple[float, float]:
-    """What FSDP2 divides by before and after reducing."""
-    ranks = reduce_scatter_group.size() * (all_reduce_group.size() if all_reduce_group is not None else 1)
-    return 1.0, float(ranks)

@@ -76,7 +76,7 @@ def _attend(q_THC: Tensor, k_TGC: Tensor, v_TGC: Tensor, run: Run) -> Tensor:
     if not run.blocks:
         # SDPA's kernels take documents in calls, here one in one.
         return causal(q_THC, k_TGC, v_TGC, (1, run.n_tokens), 0.0)
-    if gemm.uses_kernels() and kernels_cpu.can_fuse(q_THC, k_TGC, v_TGC):
+    if gemm.uses_kernels() and kernels_cpu.can_fuse(q_THC, k_TGC, v_TGC, kernel="attention.c"):
         return _FusedBlocks.apply(q_THC, k_TGC, v_TGC, run)  # pyright: ignore[reportReturnType]
     return _Blocks.apply(q_THC, k_TGC, v_TGC, run.blocks)  # pyright: ignore[reportReturnType]
 
@@ -126,7 +126,7 @@ class _FusedBlocks(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         run, (q_THC, k_TGC, v_TGC) = ctx.run, ctx.saved_tensors
         grads = [torch.empty_like(x) for x in (q_THC, k_TGC, v_TGC)]
         others = (grad_outputs[0].contiguous(), *grads)
@@ -154,7 +154,7 @@ class _Blocks(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         (dy_THC,) = grad_outputs
         q_GXC, k_GTC, v_GTC = ctx.saved_tensors
         dy_GXC = _by_group(dy_THC, k_GTC.shape[0])

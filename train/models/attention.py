@@ -4,6 +4,7 @@ Shapes: T tokens that are not padding, P places in the plan's order, W width of 
 H query heads, G key/value heads, C head_dim.
 """
 
+import functools
 from typing import Any
 
 import torch
@@ -45,13 +46,17 @@ class _ClipAndRotate(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         qkv_PW, cos_PC, sin_PC = ctx.saved_tensors
         dq_PHC, dk_PGC, dv_PGC = grad_outputs
         if kernels_cpu.can_fuse(qkv_PW, cos_PC, sin_PC):
             dqkv_PW = torch.empty_like(qkv_PW)
             grads = [grad.contiguous() for grad in grad_outputs]
-            kernels_cpu.clip_and_rotate_backward(grads, qkv_PW, cos_PC, sin_PC, ctx.clip, dqkv_PW)
+            # What equals this bound gets its gradient.
+            bound = ctx.clip
+            if bound is not None and not _bounds_have_gradient():
+                bound = _next_to(bound, qkv_PW.dtype, -1)
+            kernels_cpu.clip_and_rotate_backward(grads, qkv_PW, cos_PC, sin_PC, bound, dqkv_PW)
             return dqkv_PW, None, None, None, None, None
         turned = torch.promote_types(qkv_PW.dtype, cos_PC.dtype)
         dqkv_PXC = torch.empty_like(qkv_PW, dtype=turned).unflatten(1, (-1, cos_PC.shape[1]))
@@ -61,8 +66,8 @@ class _ClipAndRotate(torch.autograd.Function):
         to_v.copy_(dv_PGC)
         dqkv_PW = dqkv_PXC.flatten(1).to(qkv_PW.dtype)
         if ctx.clip is not None:
-            # hardtanh's bounds themselves get no gradient, those of clamp do.
-            bound = _next_above(ctx.clip, qkv_PW.dtype)
+            # What equals this bound gets none.
+            bound = _next_to(ctx.clip, qkv_PW.dtype, 1 if _bounds_have_gradient() else 0)
             dqkv_PW = _hardtanh_backward(dqkv_PW, qkv_PW, -bound, bound)
         return dqkv_PW, None, None, None, None, None
 
@@ -77,10 +82,19 @@ def _rotate(x_PHC: Tensor, cos_PC: Tensor, sin_PC: Tensor, out: Tensor) -> Tenso
     return out
 
 
-def _next_above(number: float, dtype: torch.dtype) -> float:
-    """Of positive numbers. torch.nextafter has no fp16."""
+@functools.cache
+def _bounds_have_gradient() -> bool:
+    """Whether this torch's clamp passes the gradient where an input equals a bound: 2.7 does, 2.15 does not."""
+    with torch.enable_grad():
+        x = torch.ones((), requires_grad=True)
+        (dx,) = torch.autograd.grad(x.clamp(-1.0, 1.0), x)
+    return bool(dx)
+
+
+def _next_to(number: float, dtype: torch.dtype, step: int) -> float:
+    """A positive number in this dtype (step 0), the next larger (1) or smaller (-1). torch.nextafter has no fp16."""
     bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]
-    return (torch.tensor(number, dtype=dtype).view(bits) + 1).view(dtype).item()
+    return (torch.tensor(number, dtype=dtype).view(bits) + step).view(dtype).item()
 
 
 class Attention(nn.Module):

@@ -170,10 +170,12 @@ class DbrxForCausalLM(nn.Module):
         """
         if document_ids is None:
             document_ids = torch.zeros_like(input_ids)
+        B, S = input_ids.shape
 
         def in_rows(x_TX: Tensor) -> Tensor:
-            rows = x_TX.new_zeros(input_ids.numel(), x_TX.shape[-1]).index_copy(0, layout.place_T, x_TX)
-            return rows.unflatten(0, input_ids.shape)
+            # Not a view of [B*S, X], on which FSDP2 could lose its hook.
+            row_T, position_T = layout.place_T.div(S, rounding_mode="floor"), layout.place_T % S
+            return x_TX.new_zeros(B, S, x_TX.shape[-1]).index_put((row_T, position_T), x_TX)
 
         x_TD, layout, inside = self.transformer(
             input_ids, document_ids, return_hidden_states, return_router_logits, cache

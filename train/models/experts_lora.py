@@ -101,7 +101,7 @@ class _LoraGLU(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         x_TD, dropped_TD, weights_TK, w1, v1, w2, A1, B1, A2, B2, A3, B3, *kept = ctx.saved_tensors
         low: _LowRank = ctx.low
         grouped, options = low.grouped, low.options

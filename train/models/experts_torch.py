@@ -72,7 +72,7 @@ class _LoopedGLU(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         x_TD, weights_A, w1, v1, w2, *kept = ctx.saved_tensors
         (dy_TD,) = grad_outputs
         needs_x, needs_weights, *needs = ctx.needs_input_grad[:5]

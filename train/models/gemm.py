@@ -44,7 +44,8 @@ def uses_kernels() -> bool:
 
 def uses_kernel(weights: Tensor) -> bool:
     """Whether products with these weights [F, D], unless they are small, are gemm.c's."""
-    return uses_kernels() and kernels_cpu.is_plain(weights) and min(weights.shape) >= _LEAST
+    on = uses_kernels() and "gemm.c" not in kernels_cpu.switched_off
+    return on and kernels_cpu.is_plain(weights) and min(weights.shape) >= _LEAST
 
 
 def mm(a_MK: Tensor, b_KN: Tensor, out: Tensor | None = None, add: bool = False) -> Tensor:

@@ -37,13 +37,17 @@ def _kernels(h_AF: Tensor) -> Any:
 
 
 def combine(y_AD: Tensor, slot_TK: Tensor, weights_TK: Tensor | None) -> Tensor:
-    """[T, D]: the sum of each token's rows of y, weighted where there are weights."""
+    """[T, D]: the sum of each token's rows of y, weighted where there are weights. Without gradients."""
     if _on_gpu(y_AD):
         from train.models.glu_triton import fused_combine
 
         return fused_combine(y_AD, slot_TK, weights_TK)
     y_TKD = y_AD[slot_TK]
-    return y_TKD.sum(1) if weights_TK is None else torch.bmm(weights_TK.unsqueeze(1), y_TKD).squeeze(1)
+    if weights_TK is None:
+        return y_TKD.sum(1)
+    out_TD = torch.empty_like(y_TKD[:, 0])
+    torch.bmm(weights_TK.unsqueeze(1), y_TKD, out=out_TD.unsqueeze(1))
+    return out_TD
 
 
 def glu(h1_AF: Tensor, h2_AF: Tensor, out: Tensor | None = None) -> Tensor:

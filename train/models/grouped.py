@@ -73,7 +73,7 @@ class _GroupedGLU(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         x_TD, weights_TK, w1, v1, w2, *kept = ctx.saved_tensors
         (dy_TD,) = grad_outputs
         needs_x, needs_weights, needs_w1, needs_v1, needs_w2 = ctx.needs_input_grad[:5]

@@ -16,6 +16,10 @@ from torch.nn import Parameter
 _POINTER, _LONG, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
 
 
+switched_off: set[str] = set()
+"""Of `gemm.c`, `attention.c` and `kernels.c`, those that are not used: for benches."""
+
+
 @functools.cache
 def library() -> ctypes.CDLL | None:
     """The compiled kernels; None where they were not compiled, cannot be loaded or are those of an older version."""
@@ -59,8 +63,10 @@ def is_plain(x: Tensor) -> bool:
     return type(x) in (Tensor, Parameter) and x.is_cpu and x.dtype is torch.float32 and not x.is_neg()
 
 
-def can_fuse(*tensors: Tensor) -> bool:
-    return all(is_plain(x) and x.is_contiguous() for x in tensors) and library() is not None
+def can_fuse(*tensors: Tensor, kernel: str = "kernels.c") -> bool:
+    if kernel in switched_off or library() is None:
+        return False
+    return all(is_plain(x) and x.is_contiguous() for x in tensors)
 
 
 def fused_glu(h1_AF: Tensor, h2_AF: Tensor, act_AF: Tensor) -> None:

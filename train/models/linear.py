@@ -53,7 +53,7 @@ class _Keep(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         (x_TK, weight_MK), (dy_TM,) = ctx.saved_tensors, grad_outputs
         needs_x, needs_weight = ctx.needs_input_grad
         dx_TK = mm(dy_TM, weight_MK) if needs_x else None

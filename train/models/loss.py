@@ -29,10 +29,10 @@ def head_losses(x_TD: Tensor, weight_VD: Tensor, labels_BS: Tensor, place_T: Ten
         dtype = torch.get_autocast_dtype(device)
         x_TD, weight_VD = x_TD.to(dtype), weight_VD.to(dtype)
     token_N = (labels_BS.flatten()[place_T] != IGNORED).nonzero().squeeze(1)
-    losses_P, correct_P = _ChunkedCrossEntropy.apply(  # pyright: ignore[reportGeneralTypeIssues]
-        x_TD, weight_VD, labels_BS.flatten(), token_N, place_T[token_N]
+    # Not views of longer ones: FSDP2 hooks onto what a model returns, and a view can lose the hook.
+    return _ChunkedCrossEntropy.apply(  # pyright: ignore[reportReturnType]
+        x_TD, weight_VD, labels_BS, token_N, place_T[token_N]
     )
-    return losses_P.view(labels_BS.shape), correct_P.view(labels_BS.shape)
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
@@ -45,13 +45,14 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x_TD: Tensor, weight_VD: Tensor, labels_P: Tensor, token_N: Tensor, place_N: Tensor
+        ctx: Any, x_TD: Tensor, weight_VD: Tensor, labels_BS: Tensor, token_N: Tensor, place_N: Tensor
     ) -> tuple[Tensor, Tensor]:
         need_x, need_weight = ctx.needs_input_grad[:2]
-        losses_P = x_TD.new_zeros(labels_P.shape, dtype=torch.promote_types(x_TD.dtype, torch.float32))
-        correct_P = torch.zeros_like(labels_P, dtype=torch.bool)
+        losses_BS = x_TD.new_zeros(labels_BS.shape, dtype=torch.promote_types(x_TD.dtype, torch.float32))
+        correct_BS = torch.zeros(labels_BS.shape, dtype=torch.bool, device=x_TD.device)
+        labels_P, losses_P, correct_P = labels_BS.flatten(), losses_BS.view(-1), correct_BS.view(-1)
         dx_TD = torch.zeros_like(x_TD) if need_x else None
-        dweight_VD = torch.zeros_like(weight_VD, dtype=losses_P.dtype) if need_weight else None
+        dweight_VD = torch.zeros_like(weight_VD, dtype=losses_BS.dtype) if need_weight else None
         for token_C, place_C in _chunks(token_N, place_N, weight_VD.shape[0]):
             x_CD, labels_C = x_TD[token_C], labels_P[place_C]
             losses_C, correct_C, probs_CV = _cross_entropy(x_CD, weight_VD, labels_C)
@@ -63,19 +64,21 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 if dweight_VD is not None:
                     _add_outer(dweight_VD, dlogits_CV, x_CD)
         ctx.save_for_backward(x_TD, weight_VD, labels_P, token_N, place_N, dx_TD, dweight_VD)
-        ctx.mark_non_differentiable(correct_P)
-        return losses_P, correct_P
+        ctx.mark_non_differentiable(correct_BS)
+        return losses_BS, correct_BS
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         x_TD, weight_VD, labels_P, token_N, place_N, dx_TD, dweight_VD = ctx.saved_tensors
-        factor_P = grad_outputs[0]
+        factor_BS = grad_outputs[0]
+        is_one = factor_BS.numel() > 0 and not any(factor_BS.stride())
+        factor_P = factor_BS[0, :1].expand(factor_BS.numel()) if is_one else factor_BS.flatten()
         if dx_TD is not None:
             factor_T = factor_P.new_zeros(x_TD.shape[0]).index_copy(0, token_N, factor_P[place_N])
             dx_TD = dx_TD * factor_T.to(dx_TD.dtype).unsqueeze(1)
         if dweight_VD is not None:
-            if factor_P.numel() and factor_P.stride() == (0,):
+            if is_one:
                 dweight_VD = dweight_VD * factor_P[0]
             else:
                 dweight_VD = torch.zeros_like(dweight_VD)

@@ -76,7 +76,7 @@ class _PackedLinear(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         (packed_MP,), (dy_TM,) = ctx.saved_tensors, grad_outputs
         return torch.mm(dy_TM, unpack(packed_MP, dy_TM.dtype)), None
 
