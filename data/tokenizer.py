@@ -14,6 +14,7 @@ import numpy as np
 from data import blocks
 from data.config import TokenizerConfig
 from data.errors import ConfigError, DataError, RowError, TemplateError
+from data.repository_files import CHECKED, check_json_files
 from data.tiktoken_bpe import read_vocabulary, to_fast
 from data.tokenizer_files import save_for_transformers_4, write_generation_config, write_tokenizer
 
@@ -341,9 +342,15 @@ def _load_hf(name: str) -> Any:
         raise ConfigError(f"tokenizer.name is {name!r}, but there is no such folder")
     offline = None if path.is_dir() else why_offline()
     try:
+        if path.is_dir():
+            check_json_files(path)
+            return AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
+        commit = _check_on_hub(name, offline)
         return AutoTokenizer.from_pretrained(
-            str(path) if path.is_dir() else name, trust_remote_code=False, local_files_only=offline is not None
+            name, revision=commit, trust_remote_code=False, local_files_only=offline is not None
         )
+    except ConfigError as error:
+        raise ConfigError(f"tokenizer.name is {name!r}, but {error}") from None
     except (
         Exception
     ) as error:  # transformers raises OSError, ValueError, KeyError, ImportError and bare Exceptions here
@@ -353,6 +360,18 @@ def _load_hf(name: str) -> Any:
                 f"cannot be asked ({offline}): give a Hugging Face folder"
             ) from error
         raise ConfigError(f"tokenizer.name is {name!r}, but {_why_not_loaded(path, error)}") from error
+
+
+def _check_on_hub(name: str, offline: str | None) -> str:
+    """Checks a repository's JSON files, which are fetched; returns their commit, of which alone the rest may be."""
+    from huggingface_hub import snapshot_download
+
+    from data.sources.hub_commit import quiet
+
+    with quiet():
+        folder = snapshot_download(name, allow_patterns=list(CHECKED), local_files_only=offline is not None)
+    check_json_files(Path(folder), name)
+    return Path(folder).name
 
 
 def _why_not_loaded(folder: Path, error: Exception) -> str:

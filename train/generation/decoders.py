@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from data.config import TokenizerConfig
 from data.errors import ConfigError
+from data.repository_files import check_json_files, refuse_code_beside
 from data.tokenizer import Tokenizer, build_tokenizer
 from train.generation.generate import DbrxDecoder, Decoder
 from train.hf.export import find_checkpoint, open_run
@@ -119,7 +120,12 @@ def _open_exported(folder: Path, precision: Precision, device: torch.device) -> 
 
 
 def check_exported(folder: Path) -> PretrainedFolder:
-    """Raises ConfigError when the folder is not a whole stock DBRX. Reads no tensor."""
+    """Raises ConfigError when the folder is not a whole stock DBRX, or would make transformers run code.
+
+    Reads no tensor.
+    """
+    check_json_files(folder)
+    refuse_code_beside(folder)
     try:
         return PretrainedFolder.open(str(folder))
     except ConfigError as error:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from data.errors import ConfigError
 from data.paths import refuse_path
+from data.repository_files import check_contents
 from data.sources.hub_commit import REQUEST_SECONDS, first_line, quiet
 from data.sources.reach import why_offline
 from train.hf.config import contradictions, model_values
@@ -158,6 +159,7 @@ def _read_values(name: str, file: Path) -> tuple[dict[str, Any], str]:
             raise ValueError(f"its config.json is not JSON ({file}): download or copy it again") from None
         if not isinstance(contents, dict):
             raise ValueError(f"its config.json holds no mapping ({file})")
+        check_contents(contents, file, None if _local(name) is not None else name)
         return model_values(contents), str(file)
 
 

@@ -16,6 +16,7 @@ import transformers
 
 from data.errors import ConfigError
 from data.paths import refuse_path_arguments
+from data.repository_files import check_json_files
 from train.hf.config import config_json
 from train.hf.export import EXIT_NOT_FINITE, TORCH_DTYPES, Run, open_run
 from train.hf.finite import is_finite, of_checkpoint
@@ -33,6 +34,7 @@ class NotFinite(ConfigError):
 def verify(folder: Path, checkpoint: Path) -> list[str]:
     """What was shown, line by line. Raises ConfigError with the first thing that is wrong, and in which file."""
     run = open_run(checkpoint)
+    check_json_files(folder)
     precision = _check_config(folder, run)
     _check_files(folder, run)
     _check_tokenizer(folder, run)
@@ -84,15 +86,21 @@ def _check_files(folder: Path, run: Run) -> None:
     """The tokenizer's files are those of the run; there is nothing besides that a loader might take up."""
     if not (folder / "README.md").is_file():
         raise _wrong("README.md", "is missing")
-    for file in sorted(run.tokenizer.iterdir()):
-        if not (folder / file.name).is_file():
-            raise _wrong(file.name, "is missing")
-        if (folder / file.name).read_bytes() != file.read_bytes():
-            raise _wrong(file.name, "is not the one that the run left beside its checkpoints")
-    known = {*_weight_map(folder).values(), *_BESIDE, *(file.name for file in run.tokenizer.iterdir())}
-    for file in sorted(folder.iterdir()):
-        if file.name not in known and not file.name.startswith((".", "LICENSE", "NOTICE")):
-            raise _wrong(file.name, "is no part of the export")
+    tokenizer, found = _files(run.tokenizer), _files(folder)
+    for name, file in tokenizer.items():
+        if name not in found:
+            raise _wrong(name, "is missing")
+        if found[name].read_bytes() != file.read_bytes():
+            raise _wrong(name, "is not the one that the run left beside its checkpoints")
+    known = {*_weight_map(folder).values(), *_BESIDE, *tokenizer}
+    for name in found:
+        if name not in known and not name.startswith((".", "LICENSE", "NOTICE")):
+            raise _wrong(name, "is no part of the export")
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """All below it: a tokenizer with several chat templates has a folder of them."""
+    return {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def _weight_map(folder: Path) -> dict[str, str]:

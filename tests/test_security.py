@@ -1,0 +1,243 @@
+"""Files of a repository that try to run code, or to read or write elsewhere; and that docs/security.md names tests
+that are there. Each attack would leave a file called canary, or copy one: see data/repository_files.py."""
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hub_server import Repository, serve
+from stock_folder import write_stock_folder
+from test_hub import use_hub
+
+from data.config import TokenizerConfig, TokenizerKwargs
+from data.errors import ConfigError
+from data.repository_files import check_json_files
+from data.tokenizer import build_tokenizer
+from train.generation.decoders import open_model
+from train.hf.export import open_run
+from train.hf.pretrained import PretrainedFolder, read_values
+
+ROOT = Path(__file__).parents[1]
+CANARY = "../../canary"
+TEMPLATES = [{"name": "default", "template": "a"}, {"name": CANARY, "template": "b"}]
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("saved") / "tokenizer"
+    vocab = TokenizerKwargs(vocab_file=str(ROOT / "quickstart" / "vocab.tiktoken"))
+    build_tokenizer(TokenizerConfig(name="tiktoken", kwargs=vocab)).save_pretrained(folder, 64)
+    return folder
+
+
+@pytest.fixture
+def folder(saved: Path, tmp_path: Path) -> Path:
+    """A tokenizer's folder, which each test changes, and beside it what no tokenizer is to read."""
+    (tmp_path / "canary").write_text("secret\n")
+    return Path(shutil.copytree(saved, tmp_path / "mine"))
+
+
+def add(file: Path, **keys: Any) -> None:
+    contents = json.loads(file.read_text()) if file.exists() else {}
+    file.write_text(json.dumps(contents | keys))
+
+
+def load(folder: Path) -> Any:
+    return build_tokenizer(TokenizerConfig(name=str(folder)))
+
+
+def refused(call: Callable[[], Any]) -> str:
+    with pytest.raises(ConfigError) as caught:
+        call()
+    return str(caught.value)
+
+
+def load_and_save(folder: Path) -> str:
+    """Two folders deep, as an attack expects it."""
+    into = folder.parent / "save" / "tokenizer"
+    into.mkdir(parents=True)
+    said = refused(lambda: load(folder).save_pretrained(into, 64))
+    copies = [path for path in folder.parent.rglob("*") if path.is_file() and "secret" in path.read_text()]
+    assert copies == [folder.parent / "canary"]
+    assert not list(folder.parent.rglob("canary.jinja"))
+    return said
+
+
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "special_tokens_map.json"])
+@pytest.mark.parametrize("templates", [TEMPLATES, {one["name"]: one["template"] for one in TEMPLATES}])
+def test_a_template_with_a_path_for_a_name_is_refused(folder: Path, name: str, templates: Any) -> None:
+    (folder / "chat_template.jinja").unlink()
+    add(folder / name, chat_template=templates)
+    said = load_and_save(folder)
+    assert f"{folder / name} has a chat_template called '{CANARY}', which would become a path" in said
+    assert "rename it or remove it" in said
+
+
+@pytest.mark.parametrize("name", [".", "a b", "a.b", "sub/x"])
+def test_a_template_s_file_with_another_name_is_refused(folder: Path, name: str) -> None:
+    file = folder / "additional_chat_templates" / f"{name}.jinja"
+    file.parent.mkdir(parents=True)
+    file.write_text("a")
+    assert f"{folder}/additional_chat_templates has a chat_template called '{name}'" in load_and_save(folder)
+
+
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "special_tokens_map.json"])
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("vocab_file", "../canary"),
+        ("merges_file", "/etc/passwd"),
+        ("tokenizer_file", "../canary"),
+        ("sp_model_kwargs", {"model_file": "../canary"}),
+        ("vocab", "../canary"),
+        ("init_inputs", ["../canary"]),
+        ("fast_tokenizer_files", ["../tokenizer.4.0.json"]),
+        ("auto_map", {"AutoTokenizer": ["evil.Tokenizer", None]}),
+        ("tokenizer_class", "RagTokenizer"),
+        ("tokenizer_class", "AutoModel"),
+    ],
+)
+def test_a_tokenizer_names_no_code_and_no_path(folder: Path, name: str, key: str, value: Any) -> None:
+    add(folder / name, **{key: value})
+    said = load_and_save(folder)
+    assert said.startswith(f"tokenizer.name is '{folder}', but {folder / name} has {key}")
+    assert "delete the key: python -c" in said
+    assert "canary" in said or str(value) in said
+
+
+@pytest.mark.parametrize("class_name", ["BertTokenizer", "PreTrainedTokenizerFast"])
+def test_a_file_elsewhere_is_not_copied_into_what_is_saved(folder: Path, class_name: str) -> None:
+    # transformers 5.24 still reads this path, and the vocabulary that it saves holds the file's lines.
+    (folder / "tokenizer.json").unlink()
+    (folder / "vocab.txt").write_text("[UNK]\n")
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": class_name}))
+    add(folder / "special_tokens_map.json", vocab_file=str(folder.parent / "canary"), unk_token="[UNK]")
+    assert f"special_tokens_map.json has vocab_file '{folder.parent}/canary'" in load_and_save(folder)
+
+
+CONFIG_KEYS: list[tuple[str, Any]] = [
+    ("_attn_implementation_internal", "acme/kernel"),
+    ("_attn_implementation", "acme/kernel@v1:fn"),
+    ("attn_implementation", {"": "acme/kernel"}),
+    ("attn_implementation", "flash_attention_2"),  # transformers fetches it where it is not installed
+    ("experts_implementation", "sonicmoe"),
+    ("_experts_implementation", "acme/kernel"),
+    ("_experts_implementation_internal", "grouped_mm"),
+    ("auto_map", {"AutoModelForCausalLM": "modeling_dbrx.DbrxForCausalLM"}),
+    ("configuration_files", ["../config.4.0.0.json"]),
+    ("transformers_weights", "../other/model.safetensors"),
+]
+ENTRANCES: dict[str, Callable[[Path], Any]] = {
+    "tokenizer.name": load,
+    "the architecture of a YAML": lambda folder: read_values(str(folder)),
+    "weights": lambda folder: PretrainedFolder.open(str(folder)),
+    "generation and evaluation": open_model,
+}
+
+
+@pytest.mark.parametrize("entrance", ENTRANCES)
+@pytest.mark.parametrize(("key", "value"), CONFIG_KEYS)
+def test_a_config_json_names_no_code(folder: Path, entrance: str, key: str, value: Any) -> None:
+    add(folder / "config.json", model_type="dbrx", **{key: value})
+    (folder / "modeling_dbrx.py").write_text(f"open({str(folder / 'canary')!r}, 'w')")
+    said = refused(lambda: ENTRANCES[entrance](folder))
+    assert f"{folder / 'config.json'} has {key} " in said
+    assert repr(value)[:20] in said
+    assert "delete the key: python -c" in said
+    assert not (folder / "canary").exists()
+
+
+@pytest.mark.parametrize("below", ["attn_config", "ffn_config", "text_config"])
+def test_a_key_below_others_is_seen(folder: Path, below: str) -> None:
+    add(folder / "config.json", **{below: {"list": [{"_attn_implementation": "acme/kernel"}]}})
+    assert f"config.json has {below}.list.0._attn_implementation 'acme/kernel'" in refused(lambda: load(folder))
+
+
+def test_the_command_in_the_error_removes_the_key(folder: Path) -> None:
+    add(folder / "config.json", model_type="dbrx", attn_config={"auto_map": {"AutoConfig": "x.Y"}, "kv_n_heads": 2})
+    command = refused(lambda: load(folder)).rpartition("delete the key: ")[2]
+    python, *arguments = shlex.split(command)
+    assert python == "python"
+    subprocess.run([sys.executable, *arguments], check=True, timeout=60)
+    assert json.loads((folder / "config.json").read_text()) == {"model_type": "dbrx", "attn_config": {"kv_n_heads": 2}}
+    assert load(folder).vocab_size
+
+
+def test_a_key_cannot_put_anything_into_the_command(folder: Path) -> None:
+    evil = f"'\"]; open({str(folder / 'canary')!r}, 'w') #$(touch {folder / 'canary'})\n\x1b[2J"
+    add(folder / "config.json", **{evil: {"auto_map": {"a": "b"}}})
+    said = refused(lambda: load(folder))
+    subprocess.run(["bash", "-c", said.rpartition("delete the key: ")[2]], timeout=60, check=False)
+    assert not (folder / "canary").exists()
+    assert said.isprintable()
+
+
+def test_code_beside_the_weights_is_not_run(folder: Path) -> None:
+    # transformers 4.57 runs it in from_pretrained(folder, trust_remote_code=False).
+    write_stock_folder(folder)
+    (folder / "custom_generate").mkdir()
+    (folder / "custom_generate" / "generate.py").write_text(f"open({str(folder / 'canary')!r}, 'w')\n")
+    said = refused(lambda: open_model(folder))
+    assert f"{folder / 'custom_generate/generate.py'} is code that transformers 4 runs" in said
+    assert "remove it" in said
+    assert not (folder / "canary").exists()
+
+
+def test_a_checkpoint_s_tokenizer_is_checked_too(folder: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    (run / "ep0-ba1").mkdir(parents=True)
+    (run / "ep0-ba1" / ".metadata").write_bytes(b"")
+    (run / "config.yaml").write_text("")
+    shutil.move(folder, run / "tokenizer")
+    add(run / "tokenizer" / "tokenizer_config.json", chat_template=TEMPLATES)
+    assert f"{run}/tokenizer/tokenizer_config.json has a chat_template called" in refused(lambda: open_run(run))
+
+
+def test_the_hub_s_files_are_checked_before_the_rest_is_fetched(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = {file.name: file.read_bytes() for file in folder.iterdir()}
+    add(folder / "tokenizer_config.json", auto_map={"AutoTokenizer": ["evil.Tokenizer", None]})
+    bad = {file.name: file.read_bytes() for file in folder.iterdir()} | {"evil.py": b"raise SystemExit"}
+    weights = {"config.json": b'{"model_type": "dbrx", "auto_map": {"AutoConfig": "x.Y"}}', "model.safetensors": b"1"}
+    repositories = {"acme/good": Repository(good), "acme/bad": Repository(bad), "acme/dbrx": Repository(weights)}
+    with serve(repositories) as hub:
+        use_hub(monkeypatch, hub.endpoint, tmp_path)
+        said = refused(lambda: build_tokenizer(TokenizerConfig(name="acme/bad")))
+        assert "'acme/bad', but tokenizer_config.json of acme/bad on the hub has auto_map" in said
+        assert "`hf download acme/bad --local-dir bad`" in said
+        fetched = {path.rpartition("/")[2] for path in hub.requests if path.startswith("GET /acme/bad/")}
+        assert fetched <= {"tokenizer_config.json", "special_tokens_map.json", "generation_config.json"}
+        assert "config.json of acme/dbrx on the hub has auto_map" in refused(lambda: PretrainedFolder.open("acme/dbrx"))
+        assert build_tokenizer(TokenizerConfig(name="acme/good")).fingerprint
+
+
+def test_what_real_repositories_have_is_taken(folder: Path) -> None:
+    add(folder / "config.json", model_type="dbrx", auto_map={}, attn_implementation="sdpa", _attn_implementation=None)
+    add(folder / "config.json", _attn_implementation_autoset=True, tokenizer_class="GPT2Tokenizer", architectures=["A"])
+    add(folder / "tokenizer_config.json", name_or_path="/home/somebody", special_tokens_map_file="/home/somebody/x")
+    add(folder / "tokenizer_config.json", vocab_file=None, init_inputs=[], fast_tokenizer_files=["tokenizer.4.0.json"])
+    add(folder / "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast", auto_map=None)
+    check_json_files(folder)
+
+
+def test_templates_with_names_are_loaded_and_saved(folder: Path, tmp_path: Path) -> None:
+    add(folder / "tokenizer_config.json", chat_template=[TEMPLATES[0], {"name": "tool_use-2", "template": "c"}])
+    (folder / "chat_template.jinja").unlink()
+    load(folder).save_pretrained(tmp_path / "again", 64)
+    assert (tmp_path / "again/additional_chat_templates/tool_use-2.jinja").read_text() == "c"
+    assert load(tmp_path / "again").fingerprint == load(folder).fingerprint
+
+
+def test_every_test_that_the_table_names_is_there() -> None:
+    named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", (ROOT / "docs" / "security.md").read_text(encoding="utf-8"))
+    assert len(named) > 20
+    missing = [f"{f}::{t}" for f, t in named if f"def {t}(" not in (ROOT / "tests" / f).read_text(encoding="utf-8")]
+    assert missing == []
