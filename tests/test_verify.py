@@ -139,6 +139,14 @@ CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: change_json(f / "config.json", lambda c: c.update(auto_map={})),
         "config.json has auto_map {}, but the checkpoint's is None",
     ),
+    "code that the config names": (
+        lambda f: change_json(f / "config.json", lambda c: c.update(auto_map={"AutoConfig": "x.Y"})),
+        "config.json has auto_map {'AutoConfig': 'x.Y'}, which names code of a repository to run",
+    ),
+    "code in a folder, which transformers 4 would run": (
+        lambda f: ((f / "custom_generate").mkdir(), (f / "custom_generate" / "generate.py").touch()),
+        "custom_generate/generate.py is no part of the export",
+    ),
     "the config's dtype": (
         lambda f: change_json(f / "config.json", lambda c: c.update(torch_dtype="float16")),
         "config.json has torch_dtype float16",
@@ -195,6 +203,17 @@ def test_a_template_that_cannot_render_is_told(run: Path, tmp_path: Path) -> Non
     (tmp_path / "run" / "tokenizer" / "chat_template.jinja").write_text("{{ raise_exception('no such turn') }}")
     export(tmp_path / "run", tmp_path / "out")
     with pytest.raises(ConfigError, match=r"the chat template does not render .*: no such turn"):
+        verify(tmp_path / "out", tmp_path / "run")
+
+
+def test_a_tokenizer_with_several_templates_is_exported_whole(run: Path, tmp_path: Path) -> None:
+    templates = shutil.copytree(run, tmp_path / "run") / "tokenizer" / "additional_chat_templates"
+    templates.mkdir()
+    (templates / "tool_use.jinja").write_text("{{ messages }}")
+    export(tmp_path / "run", tmp_path / "out")
+    assert verify(tmp_path / "out", tmp_path / "run")
+    (tmp_path / "out/additional_chat_templates/tool_use.jinja").write_text("x")
+    with pytest.raises(ConfigError, match=r"templates/tool_use\.jinja is not the one that the run left"):
         verify(tmp_path / "out", tmp_path / "run")
 
 
