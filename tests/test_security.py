@@ -1,28 +1,33 @@
 """Files of a repository that try to run code, or to read or write elsewhere; and that docs/security.md names tests
 that are there. Each attack would leave a file called canary, or copy one: see data/repository_files.py."""
 
+import gzip
 import json
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hub_server import Repository, serve
+from read_source import of_file, read
 from stock_folder import write_stock_folder
 from test_hub import use_hub
 
 from data.config import TokenizerConfig, TokenizerKwargs
 from data.errors import ConfigError
 from data.repository_files import check_json_files
+from data.sources import open_source
 from data.tokenizer import build_tokenizer
 from train.generation.decoders import open_model
 from train.hf.export import open_run
 from train.hf.pretrained import PretrainedFolder, read_values
+from train.reader import load_config
 
 ROOT = Path(__file__).parents[1]
 CANARY = "../../canary"
@@ -234,6 +239,36 @@ def test_templates_with_names_are_loaded_and_saved(folder: Path, tmp_path: Path)
     load(folder).save_pretrained(tmp_path / "again", 64)
     assert (tmp_path / "again/additional_chat_templates/tool_use-2.jinja").read_text() == "c"
     assert load(tmp_path / "again").fingerprint == load(folder).fingerprint
+
+
+@pytest.mark.parametrize("where", ["file", "override"])
+def test_a_yaml_makes_no_objects(tmp_path: Path, where: str) -> None:
+    tag = f"!!python/object/apply:os.mkdir ['{tmp_path / 'canary'}']"
+    (tmp_path / "a.yaml").write_text(f"seed: {tag}\n" if where == "file" else "seed: 1\n")
+    overrides = [] if where == "file" else [f"seed={tag}"]
+    said = refused(lambda: load_config(str(tmp_path / "a.yaml"), overrides))
+    assert "not YAML: could not determine a constructor for the tag" in said
+    assert not (tmp_path / "canary").exists()
+
+
+def test_aliases_of_aliases_end_soon(tmp_path: Path) -> None:
+    lines = [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}' if i else 'x'] * 10)}]" for i in range(8)]
+    (tmp_path / "a.yaml").write_text("\n".join(lines))
+    assert "expansion exceeds the configured limit of 10000" in refused(lambda: load_config(str(tmp_path / "a.yaml")))
+
+
+def test_a_file_that_decompresses_to_far_more_stays_small_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("data.sources.content.MAX_ROW_BYTES", 1 << 20)
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b"0" * (50 << 20) + b'\n{"text": "a"}\n', 1))
+    source = open_source(of_file(tmp_path / "a.jsonl.gz"))
+    tracemalloc.start()
+    (_, problem), (_, row) = read(source)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert "the row is of 50 MB" in problem.text
+    assert (row, peak < 20 << 20) == ({"text": "a"}, True)
 
 
 def test_every_test_that_the_table_names_is_there() -> None:

@@ -88,8 +88,12 @@ def _read_yaml(path: str) -> dict[str, Any]:
         if not isinstance(node, yaml.MappingNode):
             kind = "a list" if isinstance(node, yaml.SequenceNode) else "text"
             raise ConfigError(f"{path} holds {kind}, but a config is a mapping: lines of `key: value`")
-        _fail(path, malformed(yaml.safe_load(text)))
-        return _plain(OmegaConf.load(io.StringIO(text)))
+        try:
+            # First, for it limits what aliases of aliases may expand to.
+            return _plain(OmegaConf.load(io.StringIO(text)))
+        except GrammarParseError:
+            _fail(path, malformed(yaml.safe_load(text)))
+            raise
     except UnicodeDecodeError:
         raise ConfigError(f"{path} is not YAML: it is not UTF-8 text") from None
     except OSError as error:
