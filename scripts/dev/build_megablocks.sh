@@ -1,0 +1,97 @@
+#!/usr/bin/env bash
+# Builds MegaBlocks 0.10.0, grouped_gemm 0.3.0 and stanford-stk 0.7.1 against the torch of an environment.
+#
+#   scripts/dev/build_megablocks.sh            build the wheels in build/megablocks/ and install them
+#   scripts/dev/build_megablocks.sh --check    build, link and load them, but install nothing
+#
+# Requires a C++ compiler and nvcc of the CUDA version that torch is built for, but no GPU. See docs/megablocks.md.
+# Environment variables (relative paths start at the repository):
+#   PYTHON                 the environment's interpreter (default: .venv/bin/python)
+#   CUDA_HOME              the CUDA toolkit (default: that of the first suitable nvcc in PATH, /usr/local/cuda, the
+#                          environment's pip packages)
+#   TORCH_CUDA_ARCH_LIST   compute capabilities, ;-separated (default: 9.0, which is H100 and H200; B200 is 10.0)
+#   MAX_JOBS               compilers at a time, about 3 GiB each (default: 2)
+#   OUT                    folder for sources and wheels (default: build/megablocks)
+# pip's own variables hold too: PIP_NO_INDEX=1 PIP_FIND_LINKS=FOLDER takes the three .tar.gz files from a folder.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+
+PYTHON=${PYTHON:-.venv/bin/python}
+OUT=${OUT:-build/megablocks}
+export TORCH_CUDA_ARCH_LIST=${TORCH_CUDA_ARCH_LIST:-9.0} MAX_JOBS=${MAX_JOBS:-2}
+export PYTHONWARNINGS=ignore  # setuptools' about the two packages' metadata
+HASHED="megablocks==0.10.0 --hash=sha256:956fd9880fa869f7468da125da230733d5f84e10a9f8c2991e5e16523c6fe1e0
+grouped_gemm==0.3.0 --hash=sha256:f0555da33a975610e9160f52449082c5e699525524581a0e5f990b14b02676a3
+stanford-stk==0.7.1 --hash=sha256:fc46140c2572ee9c008b2ac67ee6656f63f49c1074da8aea0923fa8290702871"
+
+fail() {
+    echo "error: $*" >&2
+    exit 2
+}
+
+nvcc_release() {  # of a toolkit's folder; nothing if it has no nvcc, or a wrapper of it without the headers
+    [ -e "$1/include/cuda_runtime.h" ] && "$1/bin/nvcc" --version 2>/dev/null | sed -n 's/.*release \([0-9]*\.[0-9]*\).*/\1/p' || true
+}
+
+case "${1:-}" in
+    "" | --check) ;;
+    *) fail "unknown argument $1: there is only --check" ;;
+esac
+
+# What the environment has. The last line alone is read: the others are warnings.
+facts=$("$PYTHON" -c 'import sysconfig, torch; print(torch.__version__, torch.version.cuda, sysconfig.get_path("purelib"))' 2>&1) ||
+    fail "$PYTHON cannot import torch (${facts##*$'\n'}): install the environment, or set PYTHON"
+read -r torch cuda site <<<"${facts##*$'\n'}"
+[ "$cuda" != None ] ||
+    fail "torch $torch of $PYTHON is built without CUDA: install a CUDA wheel (uv pip install --torch-backend auto torch)"
+"$PYTHON" -c 'import setuptools, pip' 2>/dev/null || fail "$PYTHON has no pip or no setuptools: uv pip install pip setuptools"
+command -v "${CXX:-g++}" >/dev/null || fail "there is no C++ compiler ${CXX:-g++}: install g++, or set CXX"
+
+# The first toolkit whose major version is torch's; torch itself warns if the minor one differs.
+found=""
+if [ -n "${CUDA_HOME:-}" ]; then
+    toolkits=("$CUDA_HOME")
+else
+    nvcc=$(command -v nvcc || true)
+    toolkits=(${nvcc:+"$(dirname "$(dirname "$(readlink -f "$nvcc")")")"} /usr/local/cuda "$site/nvidia/cu${cuda%%.*}")
+fi
+for toolkit in "${toolkits[@]}"; do
+    release=$(nvcc_release "$toolkit")
+    [ "${release%%.*}" != "${cuda%%.*}" ] || break
+    found+=" $toolkit has ${release:-no nvcc};"
+done
+[ "${release%%.*}" = "${cuda%%.*}" ] || fail "torch $torch needs nvcc of CUDA $cuda, but$found install that toolkit and" \
+    "set CUDA_HOME (for CUDA 13 it is in pip packages: uv pip install 'cuda-toolkit[nvcc,cccl]==$cuda.*')"
+export CUDA_HOME=$toolkit
+echo "torch $torch (CUDA $cuda), nvcc $release in $CUDA_HOME, compute capability $TORCH_CUDA_ARCH_LIST"
+
+# pip compares the hashes before it runs any setup.py, which it does even to download.
+pip=("$PYTHON" -m pip --disable-pip-version-check --quiet)
+mkdir -p "$OUT"
+OUT=$(cd "$OUT" && pwd)
+rm -rf "$OUT"/{src,lib,unpacked} "$OUT"/*.whl
+mkdir "$OUT/src" "$OUT/lib"
+echo "$HASHED" >"$OUT/requirements.txt"
+"${pip[@]}" download --require-hashes --no-deps --no-binary :all: --no-build-isolation -d "$OUT/src" -r "$OUT/requirements.txt"
+for sdist in "$OUT"/src/*.tar.gz; do tar -xzf "$sdist" -C "$OUT/src"; done
+"$PYTHON" scripts/dev/patch_megablocks.py "$OUT/src"
+
+# pip packages have libcudart.so.13, but not the libcudart.so that the linker looks for.
+if ! ls "$CUDA_HOME"/lib*/libcudart.so >/dev/null 2>&1; then
+    cudart=$(find -L "$CUDA_HOME"/lib* "$site/nvidia/cuda_runtime" -name 'libcudart.so.*' 2>/dev/null | head -1 || true)
+    [ -n "$cudart" ] || fail "there is no libcudart.so in $CUDA_HOME: install the CUDA runtime there"
+    ln -s "$cudart" "$OUT/lib/libcudart.so"
+    export LIBRARY_PATH="$OUT/lib${LIBRARY_PATH:+:$LIBRARY_PATH}"
+fi
+for source in stanford_stk-0.7.1 grouped_gemm-0.3.0 megablocks-0.10.0; do
+    echo "building $source"
+    "${pip[@]}" wheel --no-deps --no-build-isolation -w "$OUT" "$OUT/src/$source"
+done
+
+# MegaBlocks' setup.py may leave its extension out with no more than a warning: the compiled modules are loaded here.
+for wheel in "$OUT"/*.whl; do "$PYTHON" -m zipfile -e "$wheel" "$OUT/unpacked"; done
+PYTHONPATH="$OUT/unpacked" "$PYTHON" -c 'import torch, megablocks_ops, grouped_gemm_backend
+print("loaded", [name for module in (megablocks_ops, grouped_gemm_backend) for name in dir(module) if name[0] != "_"])'
+[ "${1:-}" != --check ] || exit 0
+"${pip[@]}" install --no-deps --no-index --force-reinstall "$OUT"/*.whl
+echo "installed; on a machine with a GPU, test with: $PYTHON -m pytest tests/test_experts.py -k megablocks"

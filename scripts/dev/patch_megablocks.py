@@ -1,0 +1,75 @@
+"""Patches the sources of MegaBlocks 0.10.0 and grouped_gemm 0.3.0, so that they build against torch 2.15 and CUDA 13.
+
+Called by build_megablocks.sh with the folder in which the sources are unpacked. With torch 2.7 and CUDA 12.6 the
+patched sources mean the same as the original ones, so nothing here asks for a version.
+"""
+
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Patch:
+    file: str
+    needed: str
+    """A regular expression of what is replaced. Each of its `places` matches once."""
+    replacement: str
+    fixed: str
+    """What the file has in the same number of places when nothing is left to replace."""
+    places: int
+    why: str
+
+
+PATCHES = (
+    Patch(
+        file="megablocks-0.10.0/csrc/cumsum.h",
+        needed=r"stream,\s*debug_synchronous\)\);",
+        replacement="stream));",
+        fixed=r"stream\)\);",
+        places=2,
+        why="CUB of CUDA 13 dropped the argument debug_synchronous, which that of CUDA 12.6 accepts and ignores",
+    ),
+    Patch(
+        file="grouped_gemm-0.3.0/setup.py",
+        needed=r'nvcc_flags = \[\s*"-std=c\+\+17",[^\n]*\n',
+        replacement="nvcc_flags = [\n",
+        fixed=r"nvcc_flags = \[\s*\]",
+        places=1,
+        why="torch 2.15's headers require C++20; without a flag, torch adds the standard it requires (2.7: C++17)",
+    ),
+)
+
+
+def apply(patch: Patch, folder: Path) -> str:
+    """Patches one file in place and returns what was done. Raises ValueError if the file is not the one expected."""
+    path = folder / patch.file
+    if not path.is_file():
+        raise ValueError(f"{path} is missing: unpack {patch.file.split('/')[0]}.tar.gz in {folder}")
+    text = path.read_text()
+    found = len(re.findall(patch.needed, text))
+    if found == 0 and len(re.findall(patch.fixed, text)) == patch.places:
+        return f"{patch.file}: already patched"
+    if found != patch.places:
+        name = patch.file.split("/")[0]
+        raise ValueError(
+            f"{path}: expected {patch.places} x /{patch.needed}/, found {found}: this is not {name}; "
+            f"delete {folder} to unpack it again, or adapt scripts/dev/patch_megablocks.py to the new version"
+        )
+    path.write_text(re.sub(patch.needed, patch.replacement, text))
+    return f"{patch.file}: patched ({patch.why})"
+
+
+def main(folder: Path) -> int:
+    try:
+        for patch in PATCHES:
+            print(apply(patch, folder))
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))
