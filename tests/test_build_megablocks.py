@@ -49,16 +49,17 @@ def test_a_source_without_the_text_to_patch_is_an_error(
     assert changed is None or (sources / file).read_text() == changed
 
 
-def build(folder: Path, torch: str, nvcc: str | None = None, *arguments: str) -> str:
-    """The error of the script beside a stand-in for torch, and one for nvcc of the given release."""
+def build(folder: Path, torch: str, nvcc: str | None = None, *arguments: str, headers: bool = True) -> str:
+    """The error of the script beside a stand-in for torch, and one for the toolkit with nvcc of the given release."""
     for name, text in {"torch": torch, "pip": "", "setuptools": ""}.items():
         (folder / f"{name}.py").write_text(text)
     if nvcc is not None:
-        (folder / "include").mkdir()
-        (folder / "include" / "cuda_runtime.h").touch()
         (folder / "bin").mkdir()
         (folder / "bin" / "nvcc").write_text(f"#!/bin/sh\necho 'Cuda compilation tools, release {nvcc}, V{nvcc}.1'\n")
         (folder / "bin" / "nvcc").chmod(0o755)
+    if headers:
+        (folder / "include").mkdir()
+        (folder / "include" / "cusparse.h").touch()
     stand_ins = {"PYTHON": sys.executable, "PYTHONPATH": str(folder), "CUDA_HOME": str(folder), "CXX": "sh"}
     script = SCRIPTS / "build_megablocks.sh"
     done = subprocess.run(
@@ -88,10 +89,13 @@ def test_a_torch_that_cannot_be_imported_is_refused(tmp_path: Path) -> None:
     assert "cannot import torch (OSError: libcudart.so.13 is missing): install the environment" in message
 
 
-@pytest.mark.parametrize(("nvcc", "found"), [(None, "no nvcc"), ("12.6", "12.6")])
-def test_an_nvcc_of_another_cuda_is_refused(tmp_path: Path, nvcc: str | None, found: str) -> None:
-    message = build(tmp_path, TORCH.format("13.2"), nvcc)
-    assert message.startswith(f"error: torch 2.15.0 needs nvcc of CUDA 13.2, but {tmp_path} has {found}; install")
+@pytest.mark.parametrize(
+    ("nvcc", "headers", "found"),
+    [(None, True, "no nvcc"), ("12.6", True, "12.6"), ("13.2", False, "nvcc, but not the header cusparse.h")],
+)
+def test_a_toolkit_that_cannot_build_is_refused(tmp_path: Path, nvcc: str | None, headers: bool, found: str) -> None:
+    message = build(tmp_path, TORCH.format("13.2"), nvcc, headers=headers)
+    assert message.startswith(f"error: torch 2.15.0 requires nvcc of CUDA 13.2, but {tmp_path} has {found}; install")
     assert "uv pip install 'cuda-toolkit[nvcc,cccl]==13.2.*'" in message
 
 

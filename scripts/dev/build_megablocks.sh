@@ -29,8 +29,14 @@ fail() {
     exit 2
 }
 
-nvcc_release() {  # of a toolkit's folder; nothing if it has no nvcc, or a wrapper of it without the headers
-    [ -e "$1/include/cuda_runtime.h" ] && "$1/bin/nvcc" --version 2>/dev/null | sed -n 's/.*release \([0-9]*\.[0-9]*\).*/\1/p' || true
+nvcc_release() {  # of the toolkit in a folder, or what it lacks; torch's headers include cusparse.h
+    if [ ! -x "$1/bin/nvcc" ]; then
+        echo "no nvcc"
+    elif [ ! -e "$1/include/cusparse.h" ]; then
+        echo "nvcc, but not the header cusparse.h"
+    else
+        "$1/bin/nvcc" --version | sed -n 's/.*release \([0-9]*\.[0-9]*\).*/\1/p'
+    fi
 }
 
 case "${1:-}" in
@@ -58,10 +64,12 @@ fi
 for toolkit in "${toolkits[@]}"; do
     release=$(nvcc_release "$toolkit")
     [ "${release%%.*}" != "${cuda%%.*}" ] || break
-    found+=" $toolkit has ${release:-no nvcc};"
+    found+=" $toolkit has $release;"
 done
-[ "${release%%.*}" = "${cuda%%.*}" ] || fail "torch $torch needs nvcc of CUDA $cuda, but$found install that toolkit and" \
-    "set CUDA_HOME (for CUDA 13 it is in pip packages: uv pip install 'cuda-toolkit[nvcc,cccl]==$cuda.*')"
+hint=""
+[ "${cuda%%.*}" -lt 13 ] || hint=" (or from pip packages: uv pip install 'cuda-toolkit[nvcc,cccl]==$cuda.*')"
+[ "${release%%.*}" = "${cuda%%.*}" ] ||
+    fail "torch $torch requires nvcc of CUDA $cuda, but$found install that toolkit and set CUDA_HOME$hint"
 export CUDA_HOME=$toolkit
 echo "torch $torch (CUDA $cuda), nvcc $release in $CUDA_HOME, compute capability $TORCH_CUDA_ARCH_LIST"
 
@@ -69,7 +77,7 @@ echo "torch $torch (CUDA $cuda), nvcc $release in $CUDA_HOME, compute capability
 pip=("$PYTHON" -m pip --disable-pip-version-check --quiet)
 mkdir -p "$OUT"
 OUT=$(cd "$OUT" && pwd)
-rm -rf "$OUT"/{src,lib,unpacked} "$OUT"/*.whl
+rm -rf "${OUT:?}"/{src,lib,unpacked} "$OUT"/*.whl
 mkdir "$OUT/src" "$OUT/lib"
 echo "$HASHED" >"$OUT/requirements.txt"
 "${pip[@]}" download --require-hashes --no-deps --no-binary :all: --no-build-isolation -d "$OUT/src" -r "$OUT/requirements.txt"
@@ -90,8 +98,10 @@ done
 
 # MegaBlocks' setup.py may leave its extension out with no more than a warning: the compiled modules are loaded here.
 for wheel in "$OUT"/*.whl; do "$PYTHON" -m zipfile -e "$wheel" "$OUT/unpacked"; done
-PYTHONPATH="$OUT/unpacked" "$PYTHON" -c 'import torch, megablocks_ops, grouped_gemm_backend
-print("loaded", [name for module in (megablocks_ops, grouped_gemm_backend) for name in dir(module) if name[0] != "_"])'
+PYTHONPATH="$OUT/unpacked" "$PYTHON" -c 'import sys, torch, megablocks_ops, grouped_gemm_backend
+for module in (megablocks_ops, grouped_gemm_backend):
+    assert module.__file__.startswith(sys.argv[1]), f"{module.__name__} was not built: this is {module.__file__}"
+    print("loaded", module.__name__, "with", *(name for name in dir(module) if name[0] != "_"))' "$OUT/unpacked"
 [ "${1:-}" != --check ] || exit 0
 "${pip[@]}" install --no-deps --no-index --force-reinstall "$OUT"/*.whl
 echo "installed; on a machine with a GPU, test with: $PYTHON -m pytest tests/test_experts.py -k megablocks"
