@@ -334,7 +334,7 @@ def test_grouped_mm_is_refused_with_the_cause() -> None:
 
 def test_megablocks_is_refused_where_it_is_not_installed(monkeypatch, fresh_megablocks: Path) -> None:
     monkeypatch.setattr(sys, "path", [str(fresh_megablocks)])
-    assert "MegaBlocks is not installed: install the extra gpu" in refusal("megablocks", "cuda")
+    assert "MegaBlocks is not installed: run scripts/dev/build_megablocks.sh" in refusal("megablocks", "cuda")
     assert "(and it needs a GPU; this is cpu)" in refusal("megablocks", "cpu")
 
 

@@ -28,7 +28,7 @@ def _import() -> tuple[Any, Any] | str:
         from megablocks.backend import kernels  # pyright: ignore[reportMissingImports]
     except ModuleNotFoundError as error:
         if error.name is not None and error.name.split(".")[0] == "megablocks":
-            return "MegaBlocks is not installed: install the extra gpu"
+            return "MegaBlocks is not installed: run scripts/dev/build_megablocks.sh"
         return f"importing MegaBlocks failed: {_told(error)}"
     except Exception as error:  # without a driver it is a RuntimeError, from Triton or from MegaBlocks itself
         return f"importing MegaBlocks failed: {_told(error)}"
