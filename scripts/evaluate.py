@@ -43,6 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--limit", type=int, help="questions of each task (default: all)")
     parser.add_argument("--apply_chat_template", action="store_true", help="tasks' questions are a user's turns")
     parser.add_argument("--batch_size", type=int, default=16, help="default: %(default)s")
+    parser.add_argument("--device", choices=("cpu", "gpu"), help="default: the GPU where there is one")
     parser.add_argument("--precision", choices=("fp32", "bf16"), help="default: bf16 on a GPU, fp32 on a CPU")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write this evaluation's results here too")
     return parser
@@ -70,7 +71,8 @@ def _evaluate(args: argparse.Namespace) -> None:
 
     questions = read_questions(args.exact_match, with_answers=True) if args.exact_match is not None else []
 
-    from train.generation.decoders import is_exported, open_model
+    from train.device import choose_device
+    from train.generation.decoders import default_precision, is_exported, open_model
     from train.generation.evaluate import exact_match, exact_match_result, keep, read_kept, rows_of, run_tasks
 
     exported = is_exported(args.folder)
@@ -82,19 +84,23 @@ def _evaluate(args: argparse.Namespace) -> None:
         raise ConfigError(
             f"{args.folder} is no exported model, which --tasks needs: scripts/convert_checkpoint_to_hf.py makes one"
         )
+    device = choose_device(args.device)
+    precision = args.precision or default_precision(device)
     results = {}
     if args.tasks:
         results |= run_tasks(
             args.folder,
             args.tasks,
             batch_size=args.batch_size,
-            precision=args.precision,
+            precision=precision,
+            device=device,
             num_fewshot=args.num_fewshot,
             limit=args.limit,
             apply_chat_template=args.apply_chat_template,
         )
     if args.exact_match is not None:
-        checked = exact_match(open_model(args.folder, args.precision), questions[: args.limit], args.batch_size)
+        opened = open_model(args.folder, precision, device)
+        checked = exact_match(opened, questions[: args.limit], args.batch_size)
         results[args.exact_match.name] = exact_match_result(checked)
 
     from rich.console import Console
@@ -105,7 +111,7 @@ def _evaluate(args: argparse.Namespace) -> None:
         table.add_row(*row)
     Console(width=None if sys.stdout.isatty() else 110, highlight=False).print(table)
     if exported:
-        keep(args.folder, results, args.precision)
+        keep(args.folder, results, precision)
         print(f"kept in {args.folder / 'evaluation.json'} and in its README.md")
     if args.json is not None:
         args.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")

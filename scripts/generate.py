@@ -56,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--top_p", type=float, default=1.0, help="draw from the likeliest that are together so likely")
     parser.add_argument("--seed", type=int, default=0, help="of the draws (default: %(default)s)")
     parser.add_argument("--batch_size", type=int, default=16, help="prompts at a time (default: %(default)s)")
+    parser.add_argument("--device", choices=("cpu", "gpu"), help="default: the GPU where there is one")
     parser.add_argument("--precision", choices=("fp32", "bf16"), help="default: bf16 on a GPU, fp32 on a CPU")
     return parser
 
@@ -96,7 +97,7 @@ def _generate(args: argparse.Namespace) -> None:
 
     from train.generation.decoders import open_model
 
-    opened = open_model(args.folder, args.precision)
+    opened = open_model(args.folder, args.precision, args.device)
     print(opened.said, file=sys.stderr)
     if asked:
         _answer(opened, questions, sampling, args)

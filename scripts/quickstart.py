@@ -1,4 +1,4 @@
-"""Trains the tiny DBRX on 2 CPU ranks, exports it, and asks it held-out questions through stock transformers."""
+"""Trains the tiny DBRX on 2 ranks, exports it, and asks it held-out questions through stock transformers."""
 
 import argparse
 import sys
@@ -11,8 +11,9 @@ ROOT = Path(__file__).resolve().parents[1]
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config", default="yamls/finetune/dbrx_tiny.yaml", help="default: %(default)s")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes of it, such as device=cpu")
     parser.add_argument("--at_least", type=float, default=0.8, help="share to answer exactly (default: %(default)s)")
-    args = parser.parse_args(argv)
+    args = parser.parse_intermixed_args(argv)
 
     if str(ROOT) not in sys.path:
         sys.path.insert(0, str(ROOT))
@@ -20,10 +21,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     from train.reader import load_config
 
     try:
-        config = load_config(str(ROOT / args.config))
+        config = load_config(str(ROOT / args.config), args.overrides)
         from train.quickstart import quickstart
 
-        total = quickstart(args.config, config)["all"]
+        total = quickstart(args.config, config, args.overrides)["all"]
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

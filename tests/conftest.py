@@ -1,8 +1,25 @@
 """Fixtures of several test files."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
+from train import device
+
+
+@pytest.fixture(autouse=True, scope="session")
+def an_unusable_gpu_does_not_matter():
+    """Tests compute on the CPU where torch cannot use the machine's GPU, which a run would refuse."""
+
+    def look() -> device.Machine:
+        machine = real_look()
+        return machine if machine.torch_gpus else replace(machine, nvidia_gpus=0, amd_gpus=0)
+
+    real_look = device.look
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(device, "look", look)
+        yield
 
 
 @pytest.fixture

@@ -230,7 +230,7 @@ def test_folders_that_are_no_model_are_told(exported, tmp_path):
 
 
 def test_a_model_that_does_not_fit_is_refused_before_it_is_read(run, exported, monkeypatch):
-    monkeypatch.setattr("train.generation.decoders.available_memory", lambda: 1e5)
+    monkeypatch.setattr("train.generation.decoders.available_memory", lambda device: 1e5)
     for folder in (run, exported):
         with pytest.raises(ConfigError, match=r"needs 0.0 GB in fp32, but .* has 0.0 GB: take a larger one"):
             open_model(folder)
@@ -247,7 +247,7 @@ def test_a_checkpoint_without_what_belongs_beside_it(run, tmp_path):
 
 
 def run_script(*arguments, stdin=""):
-    command = [sys.executable, str(ROOT / "scripts" / "generate.py"), *map(str, arguments)]
+    command = [sys.executable, str(ROOT / "scripts" / "generate.py"), "--device", "cpu", *map(str, arguments)]
     env = {key: value for key, value in os.environ.items() if not key.endswith(("RANK", "WORLD_SIZE"))}
     return subprocess.run(command, input=stdin, env=env, capture_output=True, text=True, timeout=120, check=False)
 

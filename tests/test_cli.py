@@ -24,7 +24,9 @@ def config(tmp_path, monkeypatch):
     path = tmp_path / "small.yaml"
     (tmp_path / "rows.jsonl").write_text("")
     data = f"hf_name: json, hf_kwargs: {{data_files: {tmp_path / 'rows.jsonl'}}}"
-    path.write_text(LEAST.replace("hf_name: json", data))
+    # The tests of the choice are in test_device.py; choosing the CPU hides the GPUs from what comes after.
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    path.write_text(LEAST.replace("hf_name: json", data) + "device: cpu\n")
     return str(path)
 
 
@@ -176,7 +178,7 @@ def test_batch_that_cannot_be_cut_for_the_ranks(config, monkeypatch, capsys):
 
 
 def test_the_132b_is_counted_and_refused_before_anything_is_allocated_or_read(monkeypatch, capsys):
-    monkeypatch.setattr(train.plan, "_gpu_memory", lambda: None)
+    monkeypatch.setattr(train.main, "choose_device", lambda wanted: "cpu")
     monkeypatch.setattr(train.plan, "_cpu_memory", lambda: 16e9)
     trains_with(monkeypatch, lambda config: pytest.fail("it went on to train"))
     assert main([str(ROOT / "yamls/finetune/dbrx.yaml")]) == 2

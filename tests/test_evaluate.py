@@ -152,9 +152,9 @@ RESULT = {"asked": 4, "metrics": {"acc": 0.25}, "stderr": {"acc": 0.1}}
 
 def test_results_stay_until_they_are_made_again(exported):
     (exported / "README.md").write_text("# Mine\n\nwords\n")
-    keep(exported, {"one": RESULT, "a|b": RESULT})
+    keep(exported, {"one": RESULT, "a|b": RESULT}, "fp32")
     (exported / "README.md").write_text((exported / "README.md").read_text() + "more words\n")
-    kept = keep(exported, {"one": {**RESULT, "metrics": {"acc": 0.5}}})
+    kept = keep(exported, {"one": {**RESULT, "metrics": {"acc": 0.5}}}, "fp32")
     card = (exported / "README.md").read_text()
     assert json.loads((exported / "evaluation.json").read_text()) == kept
     assert kept["one"]["metrics"] == {"acc": 0.5}
@@ -169,7 +169,7 @@ def test_results_stay_until_they_are_made_again(exported):
 
 def test_a_folder_without_a_card_gets_one(exported):
     (exported / "README.md").unlink(missing_ok=True)
-    keep(exported, {"one": RESULT})
+    keep(exported, {"one": RESULT}, "fp32")
     assert (exported / "README.md").read_text().startswith(f"# model\n\n{MARKER}\n## Benchmarks\n")
 
 
@@ -225,7 +225,7 @@ def test_a_checkpoint_answers_exactly_too(run, script, tmp_path, capsys):
 def test_the_script_without_a_network(exported, tasks, tmp_path):
     (tmp_path / "q.jsonl").write_text('{"prompt": "a", "response": "b"}\n')
     command = [sys.executable, str(ROOT / "scripts" / "evaluate.py"), str(exported), "--tasks", str(tasks)]
-    command += ["--exact_match", str(tmp_path / "q.jsonl")]
+    command += ["--exact_match", str(tmp_path / "q.jsonl"), "--device", "cpu"]
     env = {key: value for key, value in os.environ.items() if not key.endswith(("RANK", "WORLD_SIZE"))}
     env |= {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_DATASETS_CACHE": str(tmp_path / "cache")}
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=150, check=False)

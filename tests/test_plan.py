@@ -7,6 +7,7 @@ from small_config import load
 
 from data.errors import ConfigError
 from train import plan
+from train.device import Device
 from train.models.config import ModelConfig
 from train.plan import (
     check_machine,
@@ -20,15 +21,15 @@ from train.plan import (
 BIG = ("model.preset=132b", "optimizer.name=decoupled_lionw", "max_seq_len=4096", "global_train_batch_size=64")
 
 
-def machine(monkeypatch, *, cpu: float = 16e9, gpu: float | None = None, local_ranks: int = 1) -> None:
+def machine(monkeypatch, *, cpu: float = 16e9, gpu: float = 0.0, local_ranks: int = 1) -> None:
     monkeypatch.setattr(plan, "_gpu_memory", lambda: gpu)
     monkeypatch.setattr(plan, "_cpu_memory", lambda: cpu)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(local_ranks))
 
 
-def said(config, world_size: int) -> str:
+def refusal(config, world_size: int, device: Device = "cpu") -> str:
     with pytest.raises(ConfigError) as caught:
-        check_machine(config, world_size)
+        check_machine(config, world_size, device)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -122,12 +123,12 @@ def test_activations_of_attention_and_experts_are_what_autograd_keeps_at_the_lea
 
 def test_a_run_that_fits_is_let_through(tmp_path, monkeypatch):
     machine(monkeypatch, cpu=1e9, local_ranks=2)
-    check_machine(load(tmp_path), 2)
+    check_machine(load(tmp_path), 2, "cpu")
 
 
 def test_cpu_machine_that_is_too_small(tmp_path, monkeypatch):
     machine(monkeypatch, cpu=400e9, local_ranks=2)
-    line = said(load(tmp_path, *BIG), 2)
+    line = refusal(load(tmp_path, *BIG), 2)
     assert line.startswith("131,596,523,520 parameters do not fit: each of 2 ranks needs at least ")
     assert "but there is no GPU, and this machine has 200.0 GB for each; it takes at least " in line
     assert line.endswith(" such machines, or 80 GPUs of 80 GB")
@@ -135,25 +136,25 @@ def test_cpu_machine_that_is_too_small(tmp_path, monkeypatch):
 
 def test_machine_that_no_number_of_makes_enough(tmp_path, monkeypatch):
     machine(monkeypatch, cpu=4e9)
-    line = said(load(tmp_path, *BIG), 1)
+    line = refusal(load(tmp_path, *BIG), 1)
     assert line.endswith("no number of such machines is enough: it takes at least 80 GPUs of 80 GB")
 
 
 def test_gpus_that_are_too_few(tmp_path, monkeypatch):
     machine(monkeypatch, gpu=80e9)
     config = load(tmp_path, *BIG, "fsdp_config={activation_checkpointing: true}")
-    line = said(config, 8)
+    line = refusal(config, 8, "gpu")
     assert "but its GPU has 80.0 GB; it takes at least " in line
     ranks = ranks_that_fit(config, 80e9, gpu=True)
     assert ranks is not None
     assert f"at least {ranks} such GPUs" in line
-    check_machine(config, ranks)
-    assert "parameters do not fit" in said(config, ranks - 1)
+    check_machine(config, ranks, "gpu")
+    assert "parameters do not fit" in refusal(config, ranks - 1, "gpu")
 
 
 def test_ddp_is_told_that_sharding_is_the_way_out(tmp_path, monkeypatch):
     machine(monkeypatch)
-    assert "without `fsdp_config: null` the states would be sharded" in said(
+    assert "without `fsdp_config: null` the states would be sharded" in refusal(
         load(tmp_path, *BIG, "fsdp_config=null"), 8
     )
 
@@ -183,7 +184,6 @@ def test_memory_of_this_machine_is_the_least_of_all(monkeypatch):
 
 
 def test_memory_of_a_gpu(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(
         torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=[7, 9][device])

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from composer.core import Callback, State
+from composer.devices import DeviceCPU
 from composer.loggers import Logger
 from composer.utils import dist
 from ranks import run_ranks
@@ -155,6 +156,7 @@ def _train(cut: Cut, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     trainer = build_trainer(
         config,
         model=DbrxForComposer(config.model, model),
+        device=DeviceCPU(),
         train_loader=loader,
         eval_loader=None,
         clock=clock,

@@ -5,6 +5,7 @@ import json
 import random
 from pathlib import Path
 
+import torch
 import yaml
 
 WORDS = ("amber", "birch", "cedar", "delta", "ember", "fjord", "grove", "haven")
@@ -61,6 +62,8 @@ def _config(folder: Path) -> dict:
         "device_train_microbatch_size": 2,
         "device_eval_batch_size": 2,
         "precision": "amp_bf16",
+        # A GPU that torch cannot use does not matter here.
+        "device": None if torch.cuda.is_available() else "cpu",
         "save_folder": str(folder / "{run_name}"),
         "save_interval": "4ba",
         "progress_bar": False,

@@ -273,6 +273,8 @@ class TrainConfig:
     eval_first: bool = False
     eval_subset_num_batches: int = -1
 
+    device: Literal["cpu", "gpu"] | None = None
+    """null takes the GPU where there is one, else the CPU. A GPU that torch cannot use is an error, but for cpu."""
     precision: Literal["fp32", "amp_bf16"] = "amp_bf16"
     """amp_bf16 becomes fp32 on CPU, and one line says so."""
     fsdp_config: FSDPConfig | None = field(default_factory=FSDPConfig)

@@ -21,6 +21,7 @@ from train.callbacks.run_record import RunRecord
 from train.callbacks.stream_monitor import StreamMonitor
 from train.checkpoint import Start, find_start, frozen_base, furnish_save_folder, local_folder, run_name_of
 from train.config import TrainConfig
+from train.device import choose_device
 from train.first_rank import on_first_rank
 from train.hf.adapter import check_base, frozen_weights, note_base
 from train.hf.finite import DIVERGED, not_finite
@@ -53,7 +54,7 @@ def fit(config: TrainConfig, *, callbacks: Sequence[Callback] = (), dtype: torch
     """
     for message in _EXPECTED_WARNINGS:
         warnings.filterwarnings("ignore", message=message)
-    device = get_device(None)
+    device = get_device(choose_device(config.device))
     dist.initialize_dist(device, timeout=config.dist_timeout)
     run_name = _run_name(config)
     precision = _precision(config, device.name)
@@ -83,6 +84,7 @@ def fit(config: TrainConfig, *, callbacks: Sequence[Callback] = (), dtype: torch
     trainer = build_trainer(
         config,
         model=DbrxForComposer(config.model, model, config.lora),
+        device=device,
         train_loader=train_loader(
             run.streams,
             config.train_loader,

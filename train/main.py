@@ -13,6 +13,7 @@ from pathlib import Path
 from data.errors import ConfigError, DataError, under
 from data.paths import refuse_path
 from train.config import TrainConfig, check_kernel_sizes, check_run_name, check_world_size
+from train.device import choose_device
 from train.patterns import check_patterns
 from train.plan import check_machine, parameters_line
 from train.reader import check_vocab, load_config, masked_yaml
@@ -73,7 +74,7 @@ def _run(arguments: list[str], signals: StopSignals) -> None:
     check_patterns(config)
     if _rank("RANK") == 0:
         print(f"{masked_yaml(config)}\n{parameters_line(config.model, config.lora)}", flush=True)
-    check_machine(config, world_size)
+    check_machine(config, world_size, choose_device(config.device))
     _prepare(config)
 
     from train.fit import fit

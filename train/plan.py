@@ -15,6 +15,7 @@ import psutil
 
 from data.errors import ConfigError
 from train.config import FSDPConfig, OptimizerConfig, TrainConfig
+from train.device import Device
 from train.models.config import NF4_WEIGHTS, LoraConfig, ModelConfig
 
 GB = 1e9
@@ -230,12 +231,11 @@ def _frozen(config: TrainConfig, name: str) -> bool:
     return any(fnmatch(name, pattern) for pattern in config.optimizer.freeze)
 
 
-def check_machine(config: TrainConfig, world_size: int) -> None:
+def check_machine(config: TrainConfig, world_size: int, device: Device) -> None:
     """Raises ConfigError when this node's ranks cannot have what they need at the least. Allocates nothing."""
-    local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    gpu_bytes = _gpu_memory()
-    need = memory_per_rank(config, world_size, gpu=gpu_bytes is not None)
-    have = _cpu_memory() / local_ranks if gpu_bytes is None else gpu_bytes
+    local_ranks, gpu = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), device == "gpu"
+    need = memory_per_rank(config, world_size, gpu=gpu)
+    have = _gpu_memory() if gpu else _cpu_memory() / local_ranks
     if need.total <= have:
         return
     total, _ = count_parameters(config.model)
@@ -244,16 +244,17 @@ def check_machine(config: TrainConfig, world_size: int) -> None:
         f"weights, gradients and {config.optimizer.name} states {need.states / GB:,.1f}, "
         f"a gathered unit {need.gathered / GB:,.1f}, activations {need.activations / GB:,.1f}"
     )
-    each = f"{have / GB:,.1f} GB" if local_ranks == 1 or gpu_bytes is not None else f"{have / GB:,.1f} GB for each"
-    where = f"there is no GPU, and this machine has {each}" if gpu_bytes is None else f"its GPU has {each}"
+    each = f"{have / GB:,.1f} GB{'' if local_ranks == 1 or gpu else ' for each'}"
+    on_cpu = "the CPU was chosen" if config.device == "cpu" else "there is no GPU"
+    where = f"its GPU has {each}" if gpu else f"{on_cpu}, and this machine has {each}"
     raise ConfigError(
         f"{total:,} parameters do not fit: {ranks} at least {need.total / GB:,.1f} GB ({parts}), "
         f"{need.total * world_size / GB:,.0f} GB in all, but {where}; "
-        f"{_way_out(config, have, local_ranks, gpu=gpu_bytes is not None)}"
+        f"{_hint(config, have, local_ranks, gpu=gpu)}"
     )
 
 
-def _way_out(config: TrainConfig, have: float, local_ranks: int, *, gpu: bool) -> str:
+def _hint(config: TrainConfig, have: float, local_ranks: int, *, gpu: bool) -> str:
     if config.fsdp_config is None:
         return "without `fsdp_config: null` the states would be sharded over the ranks"
     ranks = ranks_that_fit(config, have, gpu=gpu)
@@ -282,18 +283,15 @@ def ranks_that_fit(config: TrainConfig, have: float, *, gpu: bool) -> int | None
     return max(2, math.ceil(2 * two.states / left)) * replicas if left > 0 else None
 
 
-def available_memory() -> float:
-    """Bytes of this rank's GPU, or of the machine where there is none."""
-    gpu_bytes = _gpu_memory()
-    return _cpu_memory() if gpu_bytes is None else gpu_bytes
+def available_memory(device: Device) -> float:
+    """Bytes of this rank's GPU, or of the machine."""
+    return _gpu_memory() if device == "gpu" else _cpu_memory()
 
 
-def _gpu_memory() -> float | None:
-    """Bytes of this rank's GPU, None without one."""
+def _gpu_memory() -> float:
+    """Bytes of this rank's GPU."""
     import torch
 
-    if not torch.cuda.is_available():
-        return None
     device = int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count()
     return float(torch.cuda.get_device_properties(device).total_memory)
 

@@ -5,16 +5,19 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from data.errors import ConfigError
 from train.config import TrainConfig
+from train.device import Device, choose_device
 from train.generation.ask import question_text, read_questions
 from train.generation.decoders import TransformersDecoder, open_model
 from train.generation.evaluate import exact_match, exact_match_result, keep
@@ -54,7 +57,7 @@ def logged(log: str, metric: str) -> list[float]:
 def examine(folder: Path, config: TrainConfig, heldout: Path) -> dict[str, dict[str, Any]]:
     """By kind of task, and over `all`: how many were asked, and answered exactly before and after; and one example."""
     asked = read_questions(heldout, with_answers=True)
-    trained = open_model(folder, "fp32")
+    trained = open_model(folder, "fp32", config.device)
     first = replace(trained, decoder=TransformersDecoder(untrained(folder, config), trained.tokenizer.pad_token_id))
     before, after = (exact_match(opened, asked, batch_size=50) for opened in (first, trained))
     results: dict[str, dict[str, Any]] = {}
@@ -98,8 +101,14 @@ def show(results: dict[str, dict[str, Any]], log: str, folder: Path, seconds: fl
     console.print(facts)
 
 
-def quickstart(config_path: str, config: TrainConfig) -> dict[str, dict[str, Any]]:
-    """Trains, exports and asks; what an earlier call has finished is left as it is."""
+def n_ranks(device: Device | None) -> int:
+    """2, or 1 where there is but one GPU. Raises ConfigError as choose_device does."""
+    return 2 if choose_device(device) == "cpu" else min(2, torch.cuda.device_count())
+
+
+def quickstart(config_path: str, config: TrainConfig, overrides: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
+    """Trains, exports and asks; what an earlier call has finished is left as it is. overrides are in config already."""
+    ranks = str(n_ranks(config.device))
     started = time.monotonic()
     home = ROOT / "runs" / str(config.run_name)
     folder = home / "hf"
@@ -107,7 +116,7 @@ def quickstart(config_path: str, config: TrainConfig) -> dict[str, dict[str, Any
     if done:
         print(f"{folder} is there already: only the questions are asked again (remove {home} to start over)")
     else:
-        run("composer", "-n", "2", "train.py", config_path)
+        run("composer", "-n", ranks, "train.py", config_path, *overrides)
         checkpoints = str((home / "checkpoints").relative_to(ROOT))
         output = str(folder.relative_to(ROOT))
         run("python", "scripts/convert_checkpoint_to_hf.py", "--composer_path", checkpoints, "--hf_output_path", output)

@@ -9,6 +9,7 @@ import torch
 from composer import Trainer
 from composer.algorithms import GradientClipping
 from composer.core import Callback, DataSpec, Evaluator
+from composer.devices import Device
 from composer.distributed import prepare_distributed
 from composer.utils import dist
 from composer.utils.parallelism import FSDP2Config
@@ -42,6 +43,7 @@ def build_trainer(
     config: TrainConfig,
     *,
     model: DbrxForComposer,
+    device: Device,
     train_loader: DataLoader,
     eval_loader: DataLoader | None,
     clock: Clock,
@@ -57,7 +59,7 @@ def build_trainer(
 
     after_saving: callbacks that want a batch's checkpoint on disk when it has been trained.
     """
-    if not torch.cuda.is_available():
+    if device.name == "cpu":
         keep_freed_memory()
     restore_rng = RestoreRNG()
     learning_rate = LearningRate(build_scheduler(config.scheduler, clock), plan)
@@ -88,6 +90,7 @@ def build_trainer(
         start,
         config.optimizer.name,
         model=model,
+        device=device,
         run_name=run_name,
         seed=config.seed,
         train_dataloader=DataSpec(train_loader),

@@ -152,6 +152,7 @@ VALUES: dict[str, dict[object, str]] = {
     },
     "device_train_microbatch_size": {"auto": "write a number: FSDP2 cannot search for one"},
     "device_eval_batch_size": {"auto": "write a number: FSDP2 cannot search for one"},
+    "device": {"cuda": "write gpu"},
     "precision": {"bf16": "write amp_bf16", "amp_fp16": "write amp_bf16"},
 }
 

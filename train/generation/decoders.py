@@ -14,6 +14,7 @@ from data.config import TokenizerConfig
 from data.errors import ConfigError
 from data.repository_files import check_json_files, refuse_code_beside
 from data.tokenizer import Tokenizer, build_tokenizer
+from train.device import Device, choose_device
 from train.generation.generate import DbrxDecoder, Decoder
 from train.hf.export import find_checkpoint, open_run
 from train.hf.finite import is_finite, of_checkpoint
@@ -74,13 +75,13 @@ class TransformersDecoder:
         return out.logits[:, -1]
 
 
-def open_model(folder: Path, precision: Precision | None = None) -> Opened:
-    """The model of an exported folder, or of a checkpoint (or of the newest in a save folder), on the GPU if there is.
+def open_model(folder: Path, precision: Precision | None = None, device: Device | None = None) -> Opened:
+    """The model of an exported folder, or of a checkpoint (or of the newest in a save folder).
 
-    precision: see default_precision. Raises ConfigError for whatever else is there.
+    precision: see default_precision; device: see choose_device. Raises ConfigError for whatever else is there.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    precision = precision or default_precision()
+    device = choose_device(device)
+    precision = precision or default_precision(device)
     if (folder / "adapter_config.json").is_file():
         raise ConfigError(
             f"{folder} is a PEFT adapter, which is no model by itself: name the run's checkpoint, or an export of it "
@@ -91,9 +92,13 @@ def open_model(folder: Path, precision: Precision | None = None) -> Opened:
     return _open_checkpoint(find_checkpoint(folder), precision, device)
 
 
-def default_precision() -> Precision:
+def default_precision(device: Device) -> Precision:
     """CPUs compute bf16 several times slower than fp32."""
-    return "bf16" if torch.cuda.is_available() else "fp32"
+    return "bf16" if device == "gpu" else "fp32"
+
+
+def torch_device(device: Device) -> torch.device:
+    return torch.device("cuda" if device == "gpu" else "cpu")
 
 
 def is_exported(folder: Path) -> bool:
@@ -101,7 +106,7 @@ def is_exported(folder: Path) -> bool:
     return (folder / "config.json").is_file()
 
 
-def _open_exported(folder: Path, precision: Precision, device: torch.device) -> Opened:
+def _open_exported(folder: Path, precision: Precision, device: Device) -> Opened:
     from transformers import AutoModelForCausalLM, PretrainedConfig
 
     # transformers would only warn of tensors that are missing, and draw them at random.
@@ -115,7 +120,7 @@ def _open_exported(folder: Path, precision: Precision, device: torch.device) -> 
     kwargs: dict[str, Any] = {dtype: _DTYPES[precision], "use_safetensors": True, "local_files_only": True}
     loaded: Any = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, **kwargs)
     check_loaded(weights, loaded)
-    decoder = TransformersDecoder(loaded.to(device), tokenizer.pad_token_id)
+    decoder = TransformersDecoder(loaded.to(torch_device(device)), tokenizer.pad_token_id)
     return Opened(decoder, tokenizer, stop_token_ids, _said(folder, "transformers", precision, device))
 
 
@@ -142,7 +147,7 @@ def _not_finite(model: nn.Module) -> list[str]:
     return [name for name, param in model.named_parameters() if not is_finite(param.detach())]
 
 
-def _open_checkpoint(checkpoint: Path, precision: Precision, device: torch.device) -> Opened:
+def _open_checkpoint(checkpoint: Path, precision: Precision, device: Device) -> Opened:
     """Adapters are merged into their base on the way."""
     run = open_run(checkpoint)
     model_config = run.config.model
@@ -150,7 +155,7 @@ def _open_checkpoint(checkpoint: Path, precision: Precision, device: torch.devic
     _check_memory(checkpoint, model_config, precision, device)
     with torch.device("meta"):
         model = DbrxForCausalLM(model_config).to(_DTYPES[precision])
-    model.to_empty(device=device)
+    model.to_empty(device=torch_device(device))
     with torch.no_grad():
         for name, param in model.named_parameters():
             run.source.rows(name, 0, param.shape[0], param)
@@ -188,16 +193,16 @@ def _stop_token_ids(folder: Path, tokenizer: Tokenizer) -> list[int]:
         raise ConfigError(f"{file} does not tell where generation ends (eos_token_id: ids): {error!r}") from None
 
 
-def _check_memory(path: Path, model: ModelConfig, precision: Precision, device: torch.device) -> None:
+def _check_memory(path: Path, model: ModelConfig, precision: Precision, device: Device) -> None:
     need = sum(torch.Size(shape).numel() for shape in parameter_shapes(model).values()) * _DTYPES[precision].itemsize
-    have = available_memory()
+    have = available_memory(device)
     if need > have:
-        where = "the GPU" if device.type == "cuda" else "this machine"
+        where = "the GPU" if device == "gpu" else "this machine"
         raise ConfigError(
             f"{path} needs {need / GB:,.1f} GB in {precision}, but {where} has {have / GB:,.1f} GB: take a larger one, "
             "or serve the exported folder over several GPUs"
         )
 
 
-def _said(path: Path, by: str, precision: Precision, device: torch.device) -> str:
-    return f"{path} by {by} in {precision} on {device.type}"
+def _said(path: Path, by: str, precision: Precision, device: Device) -> str:
+    return f"{path} by {by} in {precision} on {torch_device(device)}"

@@ -16,12 +16,18 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from data.errors import ConfigError
 from data.sources.reach import why_offline
+from train.device import Device, choose_device
 from train.generation.ask import Question, ask, encode, expected_answer
-from train.generation.decoders import Opened, Precision, check_exported, check_loaded, default_precision
+from train.generation.decoders import (
+    Opened,
+    Precision,
+    check_exported,
+    check_loaded,
+    default_precision,
+    torch_device,
+)
 from train.generation.sampling import Sampling
 
 RESULTS = "evaluation.json"
@@ -69,6 +75,7 @@ def run_tasks(
     *,
     batch_size: int,
     precision: Precision | None = None,
+    device: Device | None = None,
     num_fewshot: int | None = None,
     limit: int | None = None,
     apply_chat_template: bool = False,
@@ -80,13 +87,14 @@ def run_tasks(
     loaded.
     """
     harness = _harness()
+    device = choose_device(device)
     weights = check_exported(folder)
     with _offline() if why_offline() is not None else contextlib.nullcontext():
         loaded = _load_tasks(tasks)
         model = harness.models.huggingface.HFLM(
             pretrained=str(folder),
-            device="cuda" if torch.cuda.is_available() else "cpu",
-            dtype={"fp32": "float32", "bf16": "bfloat16"}[precision or default_precision()],
+            device=str(torch_device(device)),
+            dtype={"fp32": "float32", "bf16": "bfloat16"}[precision or default_precision(device)],
             batch_size=batch_size,
             trust_remote_code=False,
         )
@@ -214,7 +222,7 @@ def rows_of(results: Mapping[str, Result]) -> list[tuple[str, str, str, str]]:
     return rows
 
 
-def keep(folder: Path, results: Mapping[str, Result], precision: Precision | None = None) -> dict[str, Result]:
+def keep(folder: Path, results: Mapping[str, Result], precision: Precision) -> dict[str, Result]:
     """Adds the results to the folder's evaluation.json and shows all that is there in its card; returns all.
 
     Raises ConfigError when one of them cannot be read or written.
@@ -222,7 +230,7 @@ def keep(folder: Path, results: Mapping[str, Result], precision: Precision | Non
     file = folder / RESULTS
     now = {
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
-        "precision": precision or default_precision(),
+        "precision": precision,
         "versions": {name: version(name) for name in ("lm-eval", "torch", "transformers") if _installed(name)},
     }
     every = read_kept(folder) | {name: {**result, **now} for name, result in results.items()}
