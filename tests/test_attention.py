@@ -482,10 +482,10 @@ def test_flash_attn_is_called_as_it_documents(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.fixture
 def fresh_probes() -> Iterator[None]:
-    for probe in (layout_module._flash_import_error, layout_module._flex_is_wrong):
+    for probe in (layout_module._flash_import_error, layout_module._why_not_flex):
         probe.cache_clear()
     yield
-    for probe in (layout_module._flash_import_error, layout_module._flex_is_wrong):
+    for probe in (layout_module._flash_import_error, layout_module._why_not_flex):
         probe.cache_clear()
 
 

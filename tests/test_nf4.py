@@ -155,10 +155,9 @@ def test_what_is_missing_for_it_is_told(tmp_path, monkeypatch: pytest.MonkeyPatc
     from train import fit
 
     config = load(tmp_path, "lora={r: 4, alpha: 8, target_modules: [experts], base_dtype: nf4}")
-    fit._check_lora(config, torch.device("cpu"))
-    monkeypatch.setattr(fit, "resolve_moe_impl", lambda *_: "grouped_mm")
+    fit._check_lora(config, torch.device("cpu"), "torch")
     with pytest.raises(ConfigError, match=r"lora\.r is 4, but the grouped GEMMs of grouped_mm want rows of 16 bytes"):
-        fit._check_lora(config, torch.device("cuda"))
+        fit._check_lora(config, torch.device("cuda"), "grouped_mm")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"bitsandbytes is not installed: pip install -e '\.\[nf4\]'"):
-        fit._check_lora(config, torch.device("cpu"))
+        fit._check_lora(config, torch.device("cpu"), "torch")

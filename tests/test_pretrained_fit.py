@@ -133,4 +133,4 @@ def test_so_are_those_of_a_checkpoint(tmp_path: Path, monkeypatch: pytest.Monkey
     with pytest.raises(
         ConfigError, match=r"load_path is 'runs/a/ep0-ba5', but .* in its weights: lm_head.weight: name"
     ):
-        _model(config, None, "fp32", torch.device("cpu"), torch.float32)
+        _model(config, config.model, None, "fp32", torch.device("cpu"), torch.float32)

@@ -428,18 +428,18 @@ def check_world_size(config: TrainConfig, world_size: int) -> None:
         )
 
 
+def microbatch_rows(config: TrainConfig, world_size: int) -> dict[str, int]:
+    """Rows that a rank computes at a time, by the key that sets them."""
+    rows = min(config.device_train_microbatch_size, config.global_train_batch_size // world_size)
+    evaluated = {"device_eval_batch_size": config.device_eval_batch_size} if config.eval_loader is not None else {}
+    return {"device_train_microbatch_size": rows} | evaluated
+
+
 def check_kernel_sizes(config: TrainConfig, world_size: int) -> None:
     """Raises ValueError when a microbatch has more tokens than moe_impl's kernels can address."""
     if config.model.ffn_config.moe_impl != "megablocks":
         return
-    rows = {
-        "device_train_microbatch_size": min(
-            config.device_train_microbatch_size, config.global_train_batch_size // world_size
-        )
-    }
-    if config.eval_loader is not None:
-        rows["device_eval_batch_size"] = config.device_eval_batch_size
-    for key, n_rows in rows.items():
+    for key, n_rows in microbatch_rows(config, world_size).items():
         sizes = {
             key: n_rows,
             "max_seq_len": config.max_seq_len,

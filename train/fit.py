@@ -26,11 +26,11 @@ from train.first_rank import on_first_rank
 from train.hf.adapter import check_base, frozen_weights, note_base
 from train.hf.finite import DIVERGED, not_finite
 from train.hf.pretrained import KEY, PretrainedFolder
+from train.kernels import choose_kernels
 from train.lm import DbrxForComposer
 from train.models import kernels_cpu
+from train.models.config import ModelConfig
 from train.models.dbrx import DbrxForCausalLM
-from train.models.experts import resolve_moe_impl
-from train.models.layout import resolve_attn_impl
 from train.parallel import NotFinite, Weights, build_model
 from train.reader import check_vocab
 from train.run_plan import RunData, open_data
@@ -60,8 +60,13 @@ def fit(config: TrainConfig, *, callbacks: Sequence[Callback] = (), dtype: torch
     precision = _precision(config, device.name)
 
     torch_device = torch.device("cuda", torch.cuda.current_device()) if device.name == "gpu" else torch.device("cpu")
-    _check_kernels(config, torch_device)
-    _check_lora(config, torch_device)
+    computed = torch.bfloat16 if precision == "amp_bf16" else dtype
+    model_config, kernels = choose_kernels(config, dist.get_world_size(), torch_device, computed)
+    for line in kernels:
+        say(line)
+    if device.name == "cpu" and kernels_cpu.library() is None:
+        say("the C kernels are not there, or older than this code: steps take longer; `pip install -e .` compiles them")
+    _check_lora(config, torch_device, model_config.ffn_config.moe_impl)
     tokenizer = build_tokenizer(config.tokenizer)
     check_vocab(config, tokenizer.vocab_size)
     folder = local_folder(config, run_name)
@@ -79,7 +84,7 @@ def fit(config: TrainConfig, *, callbacks: Sequence[Callback] = (), dtype: torch
             eval_streams = open_streams(config.eval_loader.dataset, tokenizer)
 
     rank, world_size, pad = dist.get_global_rank(), dist.get_world_size(), tokenizer.pad_token_id
-    model = _model(config, start, precision, torch_device, dtype)
+    model = _model(config, model_config, start, precision, torch_device, dtype)
     assert clock.max_batches is not None
     trainer = build_trainer(
         config,
@@ -119,8 +124,8 @@ def fit(config: TrainConfig, *, callbacks: Sequence[Callback] = (), dtype: torch
     if hf_checkpointer is not None and resuming:
         hf_checkpointer.catch_up(batch)
     if batch >= clock.max_batches:
-        said = f"max_duration {config.max_duration} is {clock.max_batches}"
-        say(f"nothing left to train: {start.path if start is not None else 'it'} is at batch {batch}, and {said}")
+        end = f"max_duration {config.max_duration} is {clock.max_batches}"
+        say(f"nothing left to train: {start.path if start is not None else 'it'} is at batch {batch}, and {end}")
     else:
         if folder is not None:
             on_first_rank(lambda: _furnish(folder, config, tokenizer, resuming=resuming))
@@ -145,25 +150,18 @@ def _run_name(config: TrainConfig) -> str:
     return names[0]
 
 
-def _check_kernels(config: TrainConfig, device: torch.device) -> None:
-    """Raises ConfigError when what model.attn_config.attn_impl or model.ffn_config.moe_impl asks for is not there."""
-    attn = config.model.attn_config
-    try:
-        resolve_attn_impl(attn.attn_impl, device, attn_pdrop=attn.attn_pdrop)
-        resolve_moe_impl(config.model.ffn_config.moe_impl, device)
-    except ValueError as error:
-        raise ConfigError(f"model.{error}") from None
-    if device.type == "cpu" and kernels_cpu.library() is None:
-        say("the C kernels are not there, or older than this code: steps take longer; `pip install -e .` compiles them")
-
-
 def _model(
-    config: TrainConfig, start: Start | None, precision: str, device: torch.device, dtype: torch.dtype
+    config: TrainConfig,
+    model_config: ModelConfig,
+    start: Start | None,
+    precision: str,
+    device: torch.device,
+    dtype: torch.dtype,
 ) -> DbrxForCausalLM:
     weights = _weights(config, start)
     try:
         return build_model(
-            config.model,
+            model_config,
             config.fsdp_config,
             precision=precision,
             device=device,
@@ -175,8 +173,8 @@ def _model(
     except NotFinite as error:
         if isinstance(weights, PretrainedFolder):
             raise ConfigError(weights.not_finite(error.names)) from None
-        said = not_finite("its weights", error.names, DIVERGED)
-        raise ConfigError(f"load_path is {config.load_path!r}, but {said}") from None
+        defect = not_finite("its weights", error.names, DIVERGED)
+        raise ConfigError(f"load_path is {config.load_path!r}, but {defect}") from None
 
 
 def _weights(config: TrainConfig, start: Start | None) -> Weights | None:
@@ -197,7 +195,7 @@ def _weights(config: TrainConfig, start: Start | None) -> Weights | None:
     return None
 
 
-def _check_lora(config: TrainConfig, device: torch.device) -> None:
+def _check_lora(config: TrainConfig, device: torch.device, moe_impl: str) -> None:
     """Raises ConfigError when bitsandbytes is needed and missing, or the experts' GEMMs cannot take this rank; says
     what an export will not tell of."""
     lora = config.lora
@@ -207,7 +205,6 @@ def _check_lora(config: TrainConfig, device: torch.device) -> None:
         )
     if lora is None or not {"w1", "v1", "w2"} & set(lora.targets):
         return
-    moe_impl = resolve_moe_impl(config.model.ffn_config.moe_impl, device)
     if device.type == "cuda" and moe_impl != "torch" and lora.r % 8:
         raise ConfigError(
             f"lora.r is {lora.r}, but the grouped GEMMs of {moe_impl} want rows of 16 bytes: write a multiple of 8, or "

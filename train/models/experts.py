@@ -16,7 +16,16 @@ from train.models.experts_megablocks import MegaBlocks, RoutedShape, megablocks_
 from train.models.experts_torch import Looped, torch_experts
 from train.models.grouped import Grouped
 
-__all__ = ["GROUPED", "MOE_IMPLS", "Assignment", "Experts", "ExpertsMLP", "assign", "resolve_moe_impl"]
+__all__ = [
+    "GROUPED",
+    "MOE_IMPLS",
+    "Assignment",
+    "Experts",
+    "ExpertsMLP",
+    "assign",
+    "passed_over_moe_impls",
+    "resolve_moe_impl",
+]
 
 ExpertsFunction = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Assignment, bool], Tensor]
 
@@ -41,6 +50,23 @@ _WHY_NOT: dict[str, Callable[[torch.device, torch.dtype | None, RoutedShape | No
 }
 
 
+_PREFERRED_ON_CUDA = ("megablocks", "grouped_mm")
+"""By `auto`, best first; on other devices, and where none of these computes, it takes torch."""
+
+
+def passed_over_moe_impls(
+    device: torch.device, dtype: torch.dtype | None = None, shape: RoutedShape | None = None
+) -> dict[str, str]:
+    """What `auto` would rather take on this device than what it takes, best first, and why it cannot."""
+    reasons: dict[str, str] = {}
+    for impl in _PREFERRED_ON_CUDA if device.type == "cuda" else ():
+        why = _WHY_NOT[impl](device, dtype, shape)
+        if why is None:
+            break
+        reasons[impl] = why
+    return reasons
+
+
 def resolve_moe_impl(
     moe_impl: str, device: torch.device | str, dtype: torch.dtype | None = None, shape: RoutedShape | None = None
 ) -> str:
@@ -50,8 +76,8 @@ def resolve_moe_impl(
     """
     device = torch.device(device)
     if moe_impl == "auto":
-        impls = ("megablocks", "grouped_mm") if device.type == "cuda" else ()
-        return next((impl for impl in impls if _WHY_NOT[impl](device, dtype, shape) is None), "torch")
+        preferred = _PREFERRED_ON_CUDA if device.type == "cuda" else ()
+        return (*preferred, "torch")[len(passed_over_moe_impls(device, dtype, shape))]
     if moe_impl not in MOE_IMPLS:
         raise ValueError(f"ffn_config.moe_impl is {moe_impl!r}, but there are only: auto, {', '.join(MOE_IMPLS)}")
     if why := _WHY_NOT[moe_impl](device, dtype, shape):

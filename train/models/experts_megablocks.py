@@ -29,9 +29,9 @@ def _import() -> tuple[Any, Any] | str:
     except ModuleNotFoundError as error:
         if error.name is not None and error.name.split(".")[0] == "megablocks":
             return "MegaBlocks is not installed: run scripts/dev/build_megablocks.sh"
-        return f"importing MegaBlocks failed: {_told(error)}"
+        return f"importing MegaBlocks failed: {_shown(error)}"
     except Exception as error:  # without a driver it is a RuntimeError, from Triton or from MegaBlocks itself
-        return f"importing MegaBlocks failed: {_told(error)}"
+        return f"importing MegaBlocks failed: {_shown(error)}"
     if not grouped_gemm.grouped_gemm_is_available():
         return f"MegaBlocks lacks its grouped GEMM: {_why_not_importable('grouped_gemm')}"
     return kernels, grouped_gemm.backend
@@ -41,11 +41,11 @@ def _why_not_importable(name: str) -> str:
     try:
         __import__(name)
     except Exception as error:
-        return _told(error)
+        return _shown(error)
     return f"{name} was not there when MegaBlocks was imported"
 
 
-def _told(error: Exception) -> str:
+def _shown(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 

@@ -110,24 +110,36 @@ def resolve_attn_impl(
     when what was chosen cannot be had; `auto` takes SDPA then, and warns when flash-attn is there but broken.
     """
     if attn_impl == "auto":
-        if device.type == "cuda":
-            return "flash" if _flash_is_wrong(device, dtype) is None else "sdpa"
-        return "blocks" if _blocks_is_wrong(device, dtype, attn_pdrop) is None else "sdpa"
+        return "sdpa" if passed_over_attn_impls(device, dtype, attn_pdrop) else _preferred(device)
     if attn_impl not in PLANS:
         raise ValueError(f"attn_config.attn_impl is {attn_impl!r}, but it is one of auto, {', '.join(PLANS)}")
-    wrong = None
-    if attn_impl == "blocks":
-        wrong = _blocks_is_wrong(device, dtype, attn_pdrop)
-    elif attn_impl == "flash":
-        wrong = _flash_is_wrong(device, dtype)
-    elif attn_impl == "flex":
-        wrong = "FlexAttention has no dropout, and attn_pdrop is not 0" if attn_pdrop else _flex_is_wrong(device.type)
-    if wrong:
-        raise ValueError(f"attn_config.attn_impl is {attn_impl}, but {wrong}: write auto or sdpa")
+    if why := _why_not(attn_impl, device, dtype, attn_pdrop):
+        raise ValueError(f"attn_config.attn_impl is {attn_impl}, but {why}: write auto or sdpa")
     return attn_impl
 
 
-def _blocks_is_wrong(device: torch.device, dtype: torch.dtype | None, attn_pdrop: float) -> str | None:
+def passed_over_attn_impls(device: torch.device, dtype: torch.dtype | None, attn_pdrop: float) -> dict[str, str]:
+    """What `auto` would rather take on this device than SDPA, and why it cannot; empty where it takes it."""
+    impl = _preferred(device)
+    why = _why_not(impl, device, dtype, attn_pdrop)
+    return {impl: why} if why else {}
+
+
+def _preferred(device: torch.device) -> str:
+    return "flash" if device.type == "cuda" else "blocks"
+
+
+def _why_not(impl: str, device: torch.device, dtype: torch.dtype | None, attn_pdrop: float) -> str | None:
+    if impl == "blocks":
+        return _why_not_blocks(device, dtype, attn_pdrop)
+    if impl == "flash":
+        return _why_not_flash(device, dtype)
+    if impl == "flex":
+        return "FlexAttention has no dropout, and attn_pdrop is not 0" if attn_pdrop else _why_not_flex(device.type)
+    return None
+
+
+def _why_not_blocks(device: torch.device, dtype: torch.dtype | None, attn_pdrop: float) -> str | None:
     if device.type != "cpu":
         return f"blocks are for a CPU, and this run is on {device.type}"
     if attn_pdrop:
@@ -137,7 +149,7 @@ def _blocks_is_wrong(device: torch.device, dtype: torch.dtype | None, attn_pdrop
     return None
 
 
-def _flash_is_wrong(device: torch.device, dtype: torch.dtype | None) -> str | None:
+def _why_not_flash(device: torch.device, dtype: torch.dtype | None) -> str | None:
     if device.type != "cuda":
         return f"flash-attn computes on a CUDA GPU alone, and this run is on {device.type}"
     if broken := _flash_import_error():
@@ -156,14 +168,14 @@ def _flash_import_error() -> str | None:
     try:
         importlib.import_module("flash_attn").flash_attn_varlen_func  # noqa: B018
     except Exception as error:  # a build for another torch raises ImportError, OSError or RuntimeError
-        said = f"flash-attn is installed but cannot be imported ({type(error).__name__}: {error})"
-        warnings.warn(said, stacklevel=2)
-        return said
+        message = f"flash-attn is installed but cannot be imported ({type(error).__name__}: {error})"
+        warnings.warn(message, stacklevel=2)
+        return message
     return None
 
 
 @functools.cache
-def _flex_is_wrong(device_type: str) -> str | None:
+def _why_not_flex(device_type: str) -> str | None:
     """On CPU only some versions of torch have its backward pass: tried, not read off a version."""
     if device_type == "cuda":
         return None
