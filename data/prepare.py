@@ -5,7 +5,6 @@ documents). `index.json` and the shards are Streaming's; `manifest.json` says wh
 """
 
 import json
-import platform
 import shutil
 import signal
 import sys
@@ -14,7 +13,6 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
@@ -32,6 +30,7 @@ from data.shards import UNFINISHED, MadeFrom, Sample, Shards, is_whole, read_jou
 from data.sources import Source, open_source
 from data.tokenizer import Tokenizer
 from data.upload import Remote
+from data.versions import STREAMING, installed_versions
 from data.windows import Part, Tally, Task, Tokenizing
 from data.workers import WorkerEnded, all_cores, in_order
 
@@ -377,21 +376,13 @@ def _manifest(
         "bad_rows": dict(reading.kinds),
         "ignored_columns": dict(reading.ignored),
         "document_lengths": dict(sorted(tally.document_lengths.items(), key=lambda item: int(item[0]))),
-        "versions": {name: _version(name) for name in ("dropless", "mosaicml-streaming", "numpy")}
-        | {"python": platform.python_version()},
+        "versions": installed_versions(("dropless", *STREAMING, "numpy")),
     }
 
 
 def _said_of(config: DatasetConfig, tokenizer: Tokenizer) -> dict[str, Any]:
     of_tokenizer = {key: getattr(tokenizer, key) for key in ("name", "fingerprint", "chat_template")}
     return {"max_seq_len": config.max_seq_len, "packing": config.packing, "tokenizer": of_tokenizer}
-
-
-def _version(distribution: str) -> str:
-    try:
-        return version(distribution)
-    except PackageNotFoundError:  # run from the folder, not installed
-        return "not installed"
 
 
 def summary(manifest: dict[str, Any], folder: Path, seconds: float) -> str:

@@ -10,9 +10,10 @@ from importlib.metadata import version
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-VERSIONS = ("4.53", "4.57", "5.23")
+VERSIONS = ("4.53", "4.57", "locked", "newest")
 NEEDED = ("torch", "numpy", "omegaconf", "psutil", "pyyaml", "tqdm", "jinja2", "safetensors")
 """By train/hf/verify.py, beside transformers; in the versions that are installed here."""
+TIKTOKEN = f"{{name: tiktoken, kwargs: {{vocab_file: {ROOT}/quickstart/vocab.tiktoken}}}}"
 CONFIG = """\
 run_name: verify-exports
 max_seq_len: 64
@@ -20,7 +21,7 @@ model:
   {d_model: 64, n_heads: 4, n_layers: 3, max_seq_len: 64, vocab_size: 320, initializer_range: 0.2,
    attn_config: {kv_n_heads: 2, clip_qkv: 1.0, rope_theta: 500.0},
    ffn_config: {ffn_hidden_size: 48, moe_num_experts: 8, moe_top_k: 3}}
-tokenizer: {name: tiktoken, kwargs: {vocab_file: quickstart/vocab.tiktoken}}
+tokenizer: TOKENIZER
 train_loader: {name: finetuning, dataset: {hf_name: json, max_seq_len: 64}}
 optimizer: {name: adamw, lr: 1.0e-3}
 scheduler: {name: constant_with_warmup}
@@ -37,14 +38,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     if str(ROOT) not in sys.path:
         sys.path.insert(0, str(ROOT))
     args.folder.mkdir(parents=True, exist_ok=True)
-    write_run(args.folder / "run")
+    # One is saved by our code, the other by transformers.
+    write_run(args.folder / "run-fp32")
+    write_run(args.folder / "run-bf16", f"{{name: {(args.folder / 'run-fp32' / 'tokenizer').resolve()}}}")
     export_both(args.folder)
     failed = [number for number in args.versions if not check(number, args.folder)]
     print(f"failed with transformers {', '.join(failed)}" if failed else "every one is right")
     return 1 if failed else 0
 
 
-def write_run(folder: Path) -> None:
+def write_run(folder: Path, tokenizer: str = TIKTOKEN) -> None:
     """A save folder as training leaves one, with random weights."""
     import shutil
 
@@ -58,7 +61,7 @@ def write_run(folder: Path) -> None:
 
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    (folder / "config.yaml").write_text(CONFIG.replace("quickstart/", f"{ROOT}/quickstart/"), encoding="utf-8")
+    (folder / "config.yaml").write_text(CONFIG.replace("TOKENIZER", tokenizer), encoding="utf-8")
     config = load_config(str(folder / "config.yaml"))
     build_tokenizer(config.tokenizer).save_pretrained(folder / "tokenizer", config.max_seq_len)
     model = DbrxForCausalLM(config.model)
@@ -75,7 +78,7 @@ def export_both(folder: Path) -> None:
 
     for precision in DTYPES:
         shutil.rmtree(folder / precision, ignore_errors=True)
-        export(folder / "run", folder / precision, precision, max_shard_bytes=200_000)
+        export(folder / f"run-{precision}", folder / precision, precision, max_shard_bytes=200_000)
 
 
 def check(number: str, folder: Path) -> bool:
@@ -91,7 +94,7 @@ def check(number: str, folder: Path) -> bool:
             "train.hf.verify",
             str(folder / precision),
             "--composer_path",
-            str(folder / "run"),
+            str(folder / f"run-{precision}"),
         ]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         print(f"transformers {number}, {precision}\n{done.stdout if done.returncode == 0 else done.stderr}", flush=True)
@@ -101,14 +104,14 @@ def check(number: str, folder: Path) -> bool:
 
 def environment(number: str, folder: Path) -> Path:
     """Its interpreter; what is there already stays."""
-    python = folder / "bin" / "python"
+    python, uv = folder / "bin" / "python", str(Path(sys.executable).parent / "uv")
     if not python.exists():
-        uv = str(Path(sys.executable).parent / "uv")
         subprocess.run([uv, "venv", "--quiet", "--python", sys.executable, str(folder)], check=True)
     pins = [f"{package}=={version(package)}" for package in NEEDED]
-    packages = [f"transformers=={number}.*", *pins]
-    uv = str(Path(sys.executable).parent / "uv")
-    subprocess.run([uv, "pip", "install", "--quiet", "--python", str(python), *packages], check=True)
+    wanted = {"locked": f"transformers=={version('transformers')}", "newest": "transformers"}
+    packages = [wanted.get(number, f"transformers=={number}.*"), *pins]
+    install = ("pip", "install", "--no-config", "--quiet", "--upgrade-package", "transformers")
+    subprocess.run([uv, *install, "--python", str(python), *packages], check=True)
     return python
 
 

@@ -158,7 +158,7 @@ def test_results_stay_until_they_are_made_again(exported):
     card = (exported / "README.md").read_text()
     assert json.loads((exported / "evaluation.json").read_text()) == kept
     assert kept["one"]["metrics"] == {"acc": 0.5}
-    assert kept["one"]["versions"].keys() == {"lm-eval", "torch", "transformers"}
+    assert kept["one"]["versions"].keys() == {"python", "lm-eval", "torch", "transformers"}
     assert card.startswith("# Mine\n\nwords\n")
     assert card.endswith("more words\n")
     assert card.count(MARKER) == 2

@@ -9,7 +9,7 @@ from train.kernels import choose_kernels
 from train.models import experts_grouped_mm, experts_megablocks, layout
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
-NOT_INSTALLED = "MegaBlocks is not installed: install the extra gpu"
+NOT_INSTALLED = "MegaBlocks is not installed: run scripts/dev/build_megablocks.sh"
 
 
 @pytest.fixture

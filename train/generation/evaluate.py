@@ -12,12 +12,12 @@ import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from data.errors import ConfigError
 from data.sources.reach import why_offline
+from data.versions import installed_versions
 from train.device import Device, choose_device
 from train.generation.ask import Question, ask, encode, expected_answer
 from train.generation.decoders import (
@@ -231,7 +231,7 @@ def keep(folder: Path, results: Mapping[str, Result], precision: Precision) -> d
     now = {
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "precision": precision,
-        "versions": {name: version(name) for name in ("lm-eval", "torch", "transformers") if _installed(name)},
+        "versions": installed_versions(("lm-eval", "torch", "transformers")),
     }
     every = read_kept(folder) | {name: {**result, **now} for name, result in results.items()}
     try:
@@ -280,11 +280,3 @@ def _replace(file: Path, text: str) -> None:
     part = file.with_name(f".{file.name}.part")
     part.write_text(text, encoding="utf-8")
     part.replace(file)
-
-
-def _installed(name: str) -> bool:
-    try:
-        version(name)
-    except ImportError:
-        return False
-    return True

@@ -1,32 +1,25 @@
 """README.md of an exported model: what it began from, what it was trained on and how, as far as that was noted."""
 
 import json
-import platform
 import re
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from data.addresses import without_login
 from data.config import DatasetConfig
+from data.versions import STREAMING, installed_versions
 from train.checkpoint import RECORD, batch_of
 from train.config import TrainConfig
 from train.models.config import LoraConfig
 from train.plan import count_parameters
 from train.reader import masked_yaml
 
-_PACKAGES = ("torch", "mosaicml", "mosaicml-streaming", "transformers", "megablocks", "flash-attn", "bitsandbytes")
+_COMPUTES = ("torch", "mosaicml", *STREAMING, "transformers", "megablocks", "flash-attn", "bitsandbytes")
 
 
 def versions() -> dict[str, str]:
     """Of Python and of the packages that compute."""
-    found = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+    return installed_versions(_COMPUTES)
 
 
 def read_record(checkpoint: Path) -> dict[str, Any]:
