@@ -41,7 +41,7 @@ lock: .venv/bin/uv  ## compile requirements.lock and requirements-classic.lock f
 	$(BIN)/uv pip compile --no-config pyproject.toml requirements-classic.in $(COMPILE) -o requirements-classic.lock
 
 clean:  ## remove the environment, runs and caches
-	rm -rf .venv .venv-classic .cache runs build *.egg-info .pytest_cache .ruff_cache train/models/*.so
+	rm -rf .venv .venv-classic .cache runs build *.egg-info .pytest_cache .ruff_cache
 
 # uv, because pip alone needs 6 minutes for the lock; pip after all where only pip has been told of the package index.
 $(ENVIRONMENTS:%=%/bin/uv): %/bin/uv:
@@ -55,7 +55,7 @@ $(ENVIRONMENTS:%=%/bin/uv): %/bin/uv:
 .venv-classic/installed: CONFIG := --no-config
 .venv/installed: requirements.lock
 .venv-classic/installed: requirements-classic.lock
-$(ENVIRONMENTS:%=%/installed): %/installed: %/bin/uv pyproject.toml $(wildcard train/models/*.c train/models/*.h)
+$(ENVIRONMENTS:%=%/installed): %/installed: %/bin/uv pyproject.toml
 ifdef TORCH_BACKEND
 	$*/bin/uv pip install --compile-bytecode --python $*/bin/python --torch-backend $(TORCH_BACKEND) --constraint $(LOCK) $(CONFIG) --editable '.[dev]'
 else

@@ -79,7 +79,6 @@ def build_sides(args: argparse.Namespace) -> tuple[dict[str, Side], list[str]]:
     """What is compared, all with the same weights, and what could not be."""
     import torch
 
-    from train.models import gemm, kernels_cpu
     from train.models.experts import MOE_IMPLS, resolve_moe_impl
 
     sides: dict[str, Side] = {}
@@ -106,9 +105,6 @@ def build_sides(args: argparse.Namespace) -> tuple[dict[str, Side], list[str]]:
     add_megablocks(args, sides, notes, weights)
     sides["dense layer of equal active FLOPs"] = dense_side(args)
     add_gemms(args, sides)
-    if args.device == "cpu" and kernels_cpu.has_gemm():
-        other = "torch.mm" if gemm.PREFERS_KERNEL else "gemm.c"
-        sides[f"ours, torch, by {other}"] = by_the_other(sides["ours, torch"])
     return sides, notes
 
 
@@ -169,20 +165,6 @@ def skewed_side(args: argparse.Namespace, layer: Any, part: float) -> Side:
             return run(x, dy)
         finally:
             with_hook.remove()
-
-    return side
-
-
-def by_the_other(run: Side) -> Side:
-    """With the GEMMs that this processor's are not."""
-    from train.models import gemm
-
-    def side(x: "torch.Tensor", dy: "torch.Tensor") -> Any:
-        gemm.PREFERS_KERNEL = not gemm.PREFERS_KERNEL
-        try:
-            return run(x, dy)
-        finally:
-            gemm.PREFERS_KERNEL = not gemm.PREFERS_KERNEL
 
     return side
 

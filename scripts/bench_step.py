@@ -5,7 +5,7 @@ The sides take turns in every round, on the same rows of packed documents, each 
 trains: in one, each leaves holes in the others' memory. Ratios are taken within a round. On a CPU one thread computes
 and its own CPU time is measured, which other programs hardly change. The floor is the forward and both backward GEMMs
 of every matrix, the experts' once as one GEMM over all assignments and once as one GEMM an expert: of torch.mm alone,
-or of the best there is (oneDNN's and our own too).
+or of the best there is (oneDNN's too).
 """
 
 import argparse
@@ -38,7 +38,6 @@ from train.callbacks.global_batch import GlobalBatch
 from train.gemms import GEMM, gemm_kinds
 from train.lm import DbrxForComposer
 from train.memory import keep_freed_memory
-from train.models import gemm, kernels_cpu
 from train.models.config import AttnConfig, FFNConfig, ModelConfig
 from train.models.dbrx import IGNORED, DbrxForCausalLM
 from train.models.init import initialise
@@ -51,7 +50,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore")
     transformers.logging.set_verbosity_error()
     torch.set_num_threads(args.threads)
-    gemm.PREFERS_KERNEL |= args.any_cpu
     # As train/main.py and train/trainer.py do, for all sides too.
     gc.freeze()
     keep_freed_memory()
@@ -96,16 +94,6 @@ def builders(args: argparse.Namespace) -> dict[str, Callable[[], Callable[[], di
         "transformers": lambda: transformers_side(config, batch, args),
         "dense, equal active FLOPs": lambda: dropless(dense(config), batch, args),
     }
-
-    def without(kernel: str) -> Callable[[], dict[str, float]]:
-        kernels_cpu.switched_off |= {"gemm.c", "attention.c", "kernels.c"} if kernel == "all" else {kernel}
-        return dropless(config, batch, args)
-
-    if args.without:
-        # Each side holds a model and its optimizer: the variants of a microbatch are for another run.
-        steps = {name: step for name, step in steps.items() if not name.startswith("dropless,")}
-    for kernel in args.without:
-        steps[f"dropless, without {kernel}"] = lambda kernel=kernel: without(kernel)
 
     def floors() -> Callable[[], dict[str, float]]:
         gemms = gemm_floors(config, batch, args)
@@ -154,13 +142,6 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.add_argument(f"--{name}", type=int, default=default)
     every = ["dropless", "transformers", "dense"]
     parser.add_argument("--sides", nargs="+", default=every, choices=every)
-    kernels = ["gemm.c", "attention.c", "kernels.c", "all"]
-    parser.add_argument(
-        "--without", nargs="+", default=[], choices=kernels, help="sides of Dropless without these C kernels"
-    )
-    parser.add_argument(
-        "--any_cpu", action="store_true", help="use gemm.c on processors for which it is not chosen too"
-    )
     parser.add_argument("--device", default="cpu", choices=["cpu", "gpu"])
     parser.add_argument("--precision", default="fp32", choices=["fp32", "amp_bf16"])
     parser.add_argument("--json", type=Path, help="write all times to this file")
@@ -364,16 +345,15 @@ def timed(gemms: list[Callable[[], None]]) -> float:
 
 
 GROUPS = {
-    "GEMMs": ("aten::mm", "aten::addmm", "dropless::gemm"),
+    "GEMMs": ("aten::mm", "aten::addmm"),
     "attention between its matrices": (
         "scaled_dot_product",
         "aten::bmm",
         "aten::baddbmm",
         "_softmax",
-        "_FusedBlocks",
         "_Blocks",
     ),
-    "C kernels, calling all this": ("_LoopedGLU", "_ClipAndRotate"),
+    "calling all this": ("_LoopedGLU", "_ClipAndRotate"),
     "AdamW": ("_fused_adamw_",),
     "copies": ("copy_", "aten::cat"),
     "gathers, scatters, sorts": ("index", "gather", "scatter", "sort", "embedding", "topk"),

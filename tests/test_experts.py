@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from train.models import experts_megablocks, gemm, grouped, kernels_cpu
+from train.models import experts_megablocks, grouped
 from train.models.assignment import Assignment, assign
 from train.models.config import FFNConfig
 from train.models.experts import ExpertsMLP, resolve_moe_impl
@@ -33,7 +33,7 @@ COMPUTES = {
 }
 CASES = [(*where, dtype) for where, dtypes in COMPUTES.items() for dtype in dtypes if where[1] in DEVICES]
 SMALL = FFNConfig(ffn_hidden_size=24, moe_num_experts=5, moe_top_k=2)
-# Large enough for gemm.c, and no multiple of its tiles.
+# No multiple of the tiles of a kernel.
 LARGE = FFNConfig(ffn_hidden_size=264, moe_num_experts=5, moe_top_k=2)
 D_MODEL = {24: 16, 264: 256}
 
@@ -50,24 +50,14 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-# gemm.c's GEMMs, where they were compiled, and torch.mm's.
-COMPUTED = [*((*case, False) for case in CASES), ("torch", "cpu", torch.float32, True)]
-
-
-@pytest.fixture(params=COMPUTED, ids=lambda case: "-".join(str(part).removeprefix("torch.") for part in case))
-def case(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tuple[str, str, torch.dtype]:
-    *case, in_c = request.param
-    if in_c and not kernels_cpu.has_gemm():
-        pytest.skip("no AVX-512, or there was no C compiler")
-    monkeypatch.setattr(gemm, "PREFERS_KERNEL", in_c)
-    # At sizes at which it is not used otherwise too.
-    monkeypatch.setattr(gemm, "_LEAST", 1)
-    moe_impl = case[0]
+@pytest.fixture(params=CASES, ids=lambda case: "-".join(str(part).removeprefix("torch.") for part in case))
+def case(request: pytest.FixtureRequest) -> tuple[str, str, torch.dtype]:
+    moe_impl = request.param[0]
     if moe_impl == "grouped_mm" and not grouped_mm_there():
         pytest.skip("this torch has no grouped GEMM")
     if moe_impl == "megablocks":
         pytest.importorskip("megablocks", reason="MegaBlocks is not installed", exc_type=ImportError)
-    return tuple(case)
+    return request.param
 
 
 def make_experts(config: FFNConfig, device: str, dtype: torch.dtype, **changes: object) -> ExpertsMLP:

@@ -15,7 +15,7 @@ from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from train.config import FSDPConfig
-from train.models import experts, gemm
+from train.models import experts
 from train.models.assignment import Assignment, assign
 from train.models.config import AttnConfig, FFNConfig, LoraConfig, ModelConfig
 from train.models.dbrx import DbrxForCausalLM
@@ -251,17 +251,14 @@ def test_only_what_the_base_keeps_is_kept(per_expert: bool) -> None:
     assert sum(numel for place, numel in kept.items() if place not in params) == T * D + T * K + 2 * T * K * F_
 
 
-def test_gemms_in_c_compute_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gemms_expert_by_expert_are_the_obvious_ones() -> None:
     width, hidden = 256, 264
     assignment = assign(torch.randn(45, E).topk(K).indices, E)
     looped, plain = Looped(assignment), LoopGrouped(assignment)
     x, h, w = torch.randn(90, width), torch.randn(90, hidden), torch.randn(E * hidden, width)
-    monkeypatch.setattr(gemm, "_LEAST", 1)
-    for in_c in (True, False):
-        monkeypatch.setattr(gemm, "PREFERS_KERNEL", in_c)
-        for name, args in (("rows_by_columns", (x, w)), ("rows_by_rows", (h, w)), ("weight_gradient", (h, x))):
-            got, expected = getattr(looped, name)(*args), getattr(plain, name)(*args)
-            assert torch.allclose(got, expected, rtol=1e-4, atol=1e-4), (name, in_c)
+    for name, args in (("rows_by_columns", (x, w)), ("rows_by_rows", (h, w)), ("weight_gradient", (h, x))):
+        got, expected = getattr(looped, name)(*args), getattr(plain, name)(*args)
+        assert torch.allclose(got, expected, rtol=1e-4, atol=1e-4), name
 
 
 def test_initial_adapters_are_pefts_and_add_nothing() -> None:

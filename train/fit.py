@@ -28,7 +28,6 @@ from train.hf.finite import DIVERGED, not_finite
 from train.hf.pretrained import KEY, PretrainedFolder
 from train.kernels import choose_kernels
 from train.lm import DbrxForComposer
-from train.models import kernels_cpu
 from train.models.config import ModelConfig
 from train.models.dbrx import DbrxForCausalLM
 from train.parallel import NotFinite, Weights, build_model
@@ -64,8 +63,6 @@ def fit(config: TrainConfig, *, callbacks: Sequence[Callback] = (), dtype: torch
     model_config, kernels = choose_kernels(config, dist.get_world_size(), torch_device, computed)
     for line in kernels:
         say(line)
-    if device.name == "cpu" and kernels_cpu.library() is None:
-        say("the C kernels are not there, or older than this code: steps take longer; `pip install -e .` compiles them")
     _check_lora(config, torch_device, model_config.ffn_config.moe_impl)
     tokenizer = build_tokenizer(config.tokenizer)
     check_vocab(config, tokenizer.vocab_size)

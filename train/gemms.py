@@ -6,8 +6,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from train.models import kernels_cpu
-
 _ops: Any = torch.ops
 
 GEMM = Callable[[Tensor, Tensor, Tensor], Any]
@@ -17,11 +15,8 @@ GEMM = Callable[[Tensor, Tensor, Tensor], Any]
 def gemm_kinds(like: Tensor) -> dict[str, GEMM]:
     """By name, those for tensors on this device and in this dtype."""
     kinds: dict[str, GEMM] = {"torch.mm": lambda a, b, out: torch.mm(a, b, out=out)}
-    if like.device.type == "cpu" and like.dtype is torch.float32:
-        if _has_onednn():
-            kinds["oneDNN"] = lambda a, b, out: _ops.mkldnn._linear_pointwise(a, b.t(), None, "none", [], "")
-        if kernels_cpu.has_gemm():
-            kinds["gemm.c"] = lambda a, b, out: kernels_cpu.gemm(a, b, out, False)
+    if like.device.type == "cpu" and like.dtype is torch.float32 and _has_onednn():
+        kinds["oneDNN"] = lambda a, b, out: _ops.mkldnn._linear_pointwise(a, b.t(), None, "none", [], "")
     return kinds
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-_GEMMS = ("aten::mm", "aten::addmm", "aten::addmm_", "aten::bmm", "aten::baddbmm_", "dropless::gemm")
+_GEMMS = ("aten::mm", "aten::addmm", "aten::addmm_", "aten::bmm", "aten::baddbmm_")
 
 
 class Watch(TorchDispatchMode):
@@ -23,8 +23,7 @@ class Watch(TorchDispatchMode):
         name = str(func.overloadpacket).replace(".", "::")
         if name in _GEMMS:
             tensors = [arg for arg in args if isinstance(arg, Tensor)]
-            # Ours has what it writes to at the end; the others' summand comes first.
-            a, b = tensors[:2] if name == "dropless::gemm" else tensors[-2:]
+            a, b = tensors[-2:]  # a summand comes first
             self.gemms += 1
             self.flops += 2 * a.numel() * b.shape[-1]
         given = {leaf.untyped_storage()._cdata for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}

@@ -3,8 +3,7 @@ what a plan is.
 
 The kernel behind torch's SDPA cuts keys into blocks of 512, computes whole squares of documents that are no longer, and
 wants documents padded to a common length to take several in a call. Here a block of queries meets the keys up to its
-own end. What softmax gives is computed again in backward, as flash attention does (Dao et al. 2022). Where gemm.c is
-used, attention.c does it all.
+own end. What softmax gives is computed again in backward, as flash attention does (Dao et al. 2022).
 
 Shapes: T packed tokens, H query heads, G key/value heads, R = H/G, X = T*R, C head_dim; of a block M keys and, R for
 each of its queries, N rows.
@@ -20,7 +19,6 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from train.models import gemm, kernels_cpu
 from train.models.attend_sdpa import causal, in_parts
 
 _BLOCK = 64
@@ -49,10 +47,6 @@ class Run(NamedTuple):
     n_tokens: int
     blocks: list[Block]
     """Counted from the run's first token."""
-    bounds_B3: Tensor
-    """first, start and end of each block."""
-    begins_T: Tensor
-    """Where each token's document begins."""
 
 
 class BlocksPlan(NamedTuple):
@@ -76,8 +70,6 @@ def _attend(q_THC: Tensor, k_TGC: Tensor, v_TGC: Tensor, run: Run) -> Tensor:
     if not run.blocks:
         # SDPA's kernels take documents in calls, here one in one.
         return causal(q_THC, k_TGC, v_TGC, (1, run.n_tokens), 0.0)
-    if gemm.uses_kernels() and kernels_cpu.can_fuse(q_THC, k_TGC, v_TGC, kernel="attention.c"):
-        return _FusedBlocks.apply(q_THC, k_TGC, v_TGC, run)  # pyright: ignore[reportReturnType]
     return _Blocks.apply(q_THC, k_TGC, v_TGC, run.blocks)  # pyright: ignore[reportReturnType]
 
 
@@ -98,41 +90,7 @@ def plan_blocks(lengths: list[int], n_positions: int, device: torch.device) -> B
             cuts = [length * part // n_parts for part in range(n_parts + 1)]
             blocks += [Block(start, start + a, start + b, (b - a,)) for a, b in itertools.pairwise(cuts)]
         runs[-1] = (start + length, blocks)
-    return BlocksPlan([_run(n_tokens, blocks) for n_tokens, blocks in runs])
-
-
-def _run(n_tokens: int, blocks: list[Block]) -> Run:
-    bounds_B3 = torch.tensor([block[:3] for block in blocks], dtype=torch.int64).view(-1, 3)
-    lengths, begins = [], []
-    for block in blocks:
-        # A document's later blocks begin where its first does.
-        whole = block.first == block.start
-        lengths += block.lengths
-        begins += itertools.accumulate(block.lengths[:-1], initial=block.start) if whole else [block.first]
-    begins_T = torch.tensor(begins, dtype=torch.int64).repeat_interleave(torch.tensor(lengths, dtype=torch.int64))
-    return Run(n_tokens, blocks, bounds_B3, begins_T)
-
-
-class _FusedBlocks(torch.autograd.Function):
-    """_Blocks by attention.c."""
-
-    @staticmethod
-    def forward(ctx: Any, q_THC: Tensor, k_TGC: Tensor, v_TGC: Tensor, run: Run) -> Tensor:
-        ctx.save_for_backward(q_THC, k_TGC, v_TGC)
-        ctx.run = run
-        y_THC = torch.empty_like(q_THC)
-        kernels_cpu.attend(run.bounds_B3, run.begins_T, q_THC, k_TGC, v_TGC, q_THC.shape[2] ** -0.5, y_THC)
-        return y_THC
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        run, (q_THC, k_TGC, v_TGC) = ctx.run, ctx.saved_tensors
-        grads = [torch.empty_like(x) for x in (q_THC, k_TGC, v_TGC)]
-        others = (grad_outputs[0].contiguous(), *grads)
-        scale = q_THC.shape[2] ** -0.5
-        kernels_cpu.attend_backward(run.bounds_B3, run.begins_T, q_THC, k_TGC, v_TGC, scale, *others)
-        return (*grads, None)
+    return BlocksPlan([Run(*run) for run in runs])
 
 
 class _Blocks(torch.autograd.Function):

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from train.models import kernels_cpu
 from train.models.config import ModelConfig
 from train.models.layout import Layout
 from train.models.linear import Linear
@@ -33,10 +32,6 @@ class _ClipAndRotate(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         ctx.save_for_backward(qkv_PW, cos_PC, sin_PC)
         ctx.clip, ctx.heads = clip, (n_heads, kv_n_heads, kv_n_heads)
-        if kernels_cpu.can_fuse(qkv_PW, cos_PC, sin_PC):
-            q_PHC, k_PGC, v_PGC = (qkv_PW.new_empty(len(qkv_PW), n, cos_PC.shape[1]) for n in ctx.heads)
-            kernels_cpu.clip_and_rotate(qkv_PW, cos_PC, sin_PC, clip, q_PHC, k_PGC, v_PGC)
-            return q_PHC, k_PGC, v_PGC
         clipped_PW = qkv_PW.clone() if clip is None else qkv_PW.clamp(-clip, clip)
         qk_PXC, v_PGC = clipped_PW.unflatten(1, (-1, cos_PC.shape[1])).split((n_heads + kv_n_heads, kv_n_heads), dim=1)
         turned = torch.promote_types(qkv_PW.dtype, cos_PC.dtype)
@@ -49,15 +44,6 @@ class _ClipAndRotate(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         qkv_PW, cos_PC, sin_PC = ctx.saved_tensors
         dq_PHC, dk_PGC, dv_PGC = grad_outputs
-        if kernels_cpu.can_fuse(qkv_PW, cos_PC, sin_PC):
-            dqkv_PW = torch.empty_like(qkv_PW)
-            grads = [grad.contiguous() for grad in grad_outputs]
-            # What equals this bound gets its gradient.
-            bound = ctx.clip
-            if bound is not None and not _bounds_have_gradient():
-                bound = _next_to(bound, qkv_PW.dtype, -1)
-            kernels_cpu.clip_and_rotate_backward(grads, qkv_PW, cos_PC, sin_PC, bound, dqkv_PW)
-            return dqkv_PW, None, None, None, None, None
         turned = torch.promote_types(qkv_PW.dtype, cos_PC.dtype)
         dqkv_PXC = torch.empty_like(qkv_PW, dtype=turned).unflatten(1, (-1, cos_PC.shape[1]))
         to_q, to_k, to_v = dqkv_PXC.split(ctx.heads, dim=1)

@@ -12,7 +12,6 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from train.models.assignment import Assignment
-from train.models.gemm import mm
 from train.models.glu import combine, glu, glu_backward
 
 
@@ -60,9 +59,9 @@ class _LoopedGLU(torch.autograd.Function):
         for token_N, weights_N, h1_NF, h2_NF, w1_FD, v1_FD, w2_FD in parts:
             n = token_N.shape[0]
             x_ND = torch.index_select(x_TD, 0, token_N, out=x_all[:n])
-            mm(x_ND, w1_FD.t(), out=h1_NF)
-            mm(x_ND, v1_FD.t(), out=h2_NF)
-            y_ND = mm(glu(h1_NF, h2_NF, act_all[:n]), w2_FD, out=y_all[:n])
+            torch.mm(x_ND, w1_FD.t(), out=h1_NF)
+            torch.mm(x_ND, v1_FD.t(), out=h2_NF)
+            y_ND = torch.mm(glu(h1_NF, h2_NF, act_all[:n]), w2_FD, out=y_all[:n])
             y_TD.index_add_(0, token_N, y_ND.mul_(weights_N.unsqueeze(1)).to(sums))
             if not recompute:
                 kept += (h1_NF, h2_NF)
@@ -94,22 +93,22 @@ class _LoopedGLU(torch.autograd.Function):
             if not kept or dw1 is not None or dv1 is not None:
                 torch.index_select(x_TD, 0, token_N, out=x_ND)
             h1_NF, h2_NF = kept[2 * e : 2 * e + 2] or (
-                mm(x_ND, w_FD.t(), out=h_all[:n]) for w_FD, h_all in zip((w1_FD, v1_FD), h_alls, strict=True)
+                torch.mm(x_ND, w_FD.t(), out=h_all[:n]) for w_FD, h_all in zip((w1_FD, v1_FD), h_alls, strict=True)
             )
             dy_ND = torch.index_select(dy_TD, 0, token_N, out=dy_all[:n])
-            dact_NF = mm(dy_ND, w2_FD.t(), out=dact_all[:n])
+            dact_NF = torch.mm(dy_ND, w2_FD.t(), out=dact_all[:n])
             dh1_NF, dh2_NF, act_NF, products_N = glu_backward(
                 dact_NF, h1_NF, h2_NF, weights_N, (dh2_all[:n], act_all[:n])
             )
             dweights_N.copy_(products_N)
             if dw2_FD is not None:
-                mm(act_NF.t(), dy_ND, out=dw2_FD)
+                torch.mm(act_NF.t(), dy_ND, out=dw2_FD)
             if dx_TD is not None:
-                dx_ND = mm(dh2_NF, v1_FD, out=mm(dh1_NF, w1_FD, out=dx_all[:n]), add=True)
+                dx_ND = torch.mm(dh1_NF, w1_FD, out=dx_all[:n]).addmm_(dh2_NF, v1_FD)
                 dx_TD.index_add_(0, token_N, dx_ND.to(sums))
             for dw_FD, dh_NF in ((dw1_FD, dh1_NF), (dv1_FD, dh2_NF)):
                 if dw_FD is not None:
-                    mm(dh_NF.t(), x_ND, out=dw_FD)
+                    torch.mm(dh_NF.t(), x_ND, out=dw_FD)
         dx = dx_TD.to(x_TD.dtype) if dx_TD is not None else None
         dweights_TK = None
         if needs_weights:
@@ -133,19 +132,19 @@ class Looped:
     def rows_by_columns(self, x_AD: Tensor, w: Tensor) -> Tensor:
         y_AF = x_AD.new_empty(x_AD.shape[0], w.shape[0] // len(self.splits))
         for x_ND, y_NF, w_FD in zip(*_rows(self.splits, x_AD, y_AF), *_flat(self.splits, w), strict=True):
-            mm(x_ND, w_FD.t(), out=y_NF)
+            torch.mm(x_ND, w_FD.t(), out=y_NF)
         return y_AF
 
     def rows_by_rows(self, h_AF: Tensor, w: Tensor) -> Tensor:
         y_AD = h_AF.new_empty(h_AF.shape[0], w.shape[1])
         for h_NF, y_ND, w_FD in zip(*_rows(self.splits, h_AF, y_AD), *_flat(self.splits, w), strict=True):
-            mm(h_NF, w_FD, out=y_ND)
+            torch.mm(h_NF, w_FD, out=y_ND)
         return y_AD
 
     def weight_gradient(self, h_AF: Tensor, x_AD: Tensor) -> Tensor:
         dw = h_AF.new_empty(len(self.splits) * h_AF.shape[1], x_AD.shape[1])
         for h_NF, x_ND, dw_FD in zip(*_rows(self.splits, h_AF, x_AD), *_flat(self.splits, dw), strict=True):
-            mm(h_NF.t(), x_ND, out=dw_FD)
+            torch.mm(h_NF.t(), x_ND, out=dw_FD)
         return dw
 
 

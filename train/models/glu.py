@@ -1,4 +1,4 @@
-"""What stands between the GEMMs of experts: one kernel each, in Triton on a GPU and in C on a CPU, else torch calls.
+"""What stands between the GEMMs of experts: one Triton kernel each on a GPU, else torch calls.
 
 Shapes: T tokens, K experts a token, A = T*K assignments (or those of one expert), D d_model, F ffn_hidden_size.
 """
@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from train.models import kernels_cpu
-from train.models.gemm import silu_backward
+_silu_backward: Any = torch.ops.aten.silu_backward
+"""(gradient, input) -> gradient."""
 
 
 @functools.cache
@@ -25,15 +25,6 @@ def _has_triton() -> bool:
 
 def _on_gpu(h_AF: Tensor) -> bool:
     return h_AF.is_cuda and h_AF.dtype in (torch.bfloat16, torch.float16, torch.float32) and _has_triton()
-
-
-def _kernels(h_AF: Tensor) -> Any:
-    """The module with the kernels for it; None where torch calls compute it."""
-    if _on_gpu(h_AF):
-        from train.models import glu_triton
-
-        return glu_triton
-    return kernels_cpu if kernels_cpu.can_fuse(h_AF) else None
 
 
 def combine(y_AD: Tensor, slot_TK: Tensor, weights_TK: Tensor | None) -> Tensor:
@@ -52,8 +43,10 @@ def combine(y_AD: Tensor, slot_TK: Tensor, weights_TK: Tensor | None) -> Tensor:
 
 def glu(h1_AF: Tensor, h2_AF: Tensor, out: Tensor | None = None) -> Tensor:
     act_AF = torch.empty_like(h1_AF) if out is None else out
-    if (kernels := _kernels(h1_AF)) is not None:
-        kernels.fused_glu(h1_AF, h2_AF, act_AF)
+    if _on_gpu(h1_AF):
+        from train.models.glu_triton import fused_glu
+
+        fused_glu(h1_AF, h2_AF, act_AF)
     else:
         torch.mul(F.silu(h1_AF), h2_AF, out=act_AF)
     return act_AF
@@ -68,9 +61,11 @@ def glu_backward(
     written into out where it is given.
     """
     dh2_AF, act_AF = out or (torch.empty_like(h1_AF), torch.empty_like(h1_AF))
-    if (kernels := _kernels(h1_AF)) is not None:
+    if _on_gpu(h1_AF):
+        from train.models.glu_triton import fused_glu_backward
+
         dweights_A = torch.empty_like(weights_A)
-        kernels.fused_glu_backward(dact_AF, h1_AF, h2_AF, weights_A, dh2_AF, act_AF, dweights_A)
+        fused_glu_backward(dact_AF, h1_AF, h2_AF, weights_A, dh2_AF, act_AF, dweights_A)
         return dact_AF, dh2_AF, act_AF, dweights_A
     weights_A1 = weights_A.unsqueeze(1)
     silu_AF = F.silu(h1_AF)
@@ -78,5 +73,5 @@ def glu_backward(
     dweights_A = (act_AF * dact_AF).sum(1)
     dact_AF.mul_(weights_A1)
     torch.mul(silu_AF, dact_AF, out=dh2_AF)
-    dh1_AF = silu_backward(dact_AF.mul_(h2_AF), h1_AF)
+    dh1_AF = _silu_backward(dact_AF.mul_(h2_AF), h1_AF)
     return dh1_AF, dh2_AF, act_AF.mul_(weights_A1), dweights_A

@@ -9,8 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from train.models.gemm import mm
-
 IGNORED = -100
 """The label of a position that is not trained on."""
 
@@ -60,7 +58,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             if need_x or need_weight:
                 dlogits_CV = _minus_one_hot(probs_CV, labels_C).to(x_TD.dtype)
                 if dx_TD is not None:
-                    dx_TD[token_C] = mm(dlogits_CV, weight_VD)
+                    dx_TD[token_C] = torch.mm(dlogits_CV, weight_VD)
                 if dweight_VD is not None:
                     _add_outer(dweight_VD, dlogits_CV, x_CD)
         ctx.save_for_backward(x_TD, weight_VD, labels_P, token_N, place_N, dx_TD, dweight_VD)
@@ -99,7 +97,7 @@ def _chunks(token_N: Tensor, place_N: Tensor, vocab_size: int) -> list[tuple[Ten
 
 def _cross_entropy(x_CD: Tensor, weight_VD: Tensor, labels_C: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Losses, whether the highest logit is the label's, and probabilities, all in the logits' own memory."""
-    logits_CV = mm(x_CD, weight_VD.t())
+    logits_CV = torch.mm(x_CD, weight_VD.t())
     logits_CV = logits_CV.to(torch.promote_types(logits_CV.dtype, torch.float32))
     highest_C, choice_C = logits_CV.max(dim=1)
     logits_CV.sub_(highest_C.unsqueeze(1))
@@ -115,7 +113,7 @@ def _minus_one_hot(probs_CV: Tensor, labels_C: Tensor) -> Tensor:
 
 def _add_outer(total_VD: Tensor, dlogits_CV: Tensor, x_CD: Tensor) -> None:
     if dlogits_CV.dtype == total_VD.dtype:
-        mm(dlogits_CV.t(), x_CD, out=total_VD, add=True)
+        total_VD.addmm_(dlogits_CV.t(), x_CD)
     else:
         # Sums of bf16 products are kept in fp32: a chunk's contribution would drown in the others' sum.
-        total_VD.add_(mm(dlogits_CV.t(), x_CD))
+        total_VD.add_(torch.mm(dlogits_CV.t(), x_CD))
