@@ -4,7 +4,8 @@ BIN := .venv/bin
 # .venv-classic has torch 2.7.0, which is what MegaBlocks 0.10.0's own metadata asks for.
 ENVIRONMENTS := .venv .venv-classic
 COMPILE := --extra dev --universal --python-version 3.11 --no-emit-index-url --no-emit-find-links --quiet
-CORE := $(addprefix tests/test_,parity.py step.py resume.py fit.py experts.py attention.py export_whole.py verify.py tokenizer.py)
+CORE := $(addprefix tests/test_,parity.py step.py resume.py fit.py experts.py attention.py export_whole.py verify.py tokenizer.py \
+	rendering.py hub.py torch_compat.py)
 
 .PHONY: help quickstart lora test test-classic proof verify-exports lint lock clean
 
