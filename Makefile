@@ -5,7 +5,7 @@ BIN := .venv/bin
 ENVIRONMENTS := .venv .venv-classic
 COMPILE := --extra dev --universal --python-version 3.11 --no-emit-index-url --no-emit-find-links --quiet
 CORE := $(addprefix tests/test_,parity.py step.py resume.py fit.py experts.py attention.py export_whole.py verify.py tokenizer.py \
-	rendering.py hub.py torch_compat.py)
+	rendering.py hub.py security.py torch_compat.py)
 
 .PHONY: help quickstart lora test test-classic proof verify-exports lint lock clean
 
@@ -13,17 +13,17 @@ help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-15s %s\n", $$1, $$2}' Makefile
 
 quickstart: .venv/installed  ## train a tiny DBRX on the CPU, export it, ask it questions (about 6 minutes)
-	$(BIN)/python scripts/quickstart.py
+	$(BIN)/python scripts/quickstart.py device=cpu
 
-lora: .venv/installed  ## adapters on a tiny imported DBRX, merged and exported (about 2 minutes)
+lora: .venv/installed  ## adapters on a tiny imported DBRX on the CPU, merged and exported (about 2 minutes)
 	test -d runs/tiny_base || $(BIN)/python scripts/make_tiny_dbrx.py runs/tiny_base
-	$(BIN)/composer -n 2 train.py yamls/finetune/dbrx_tiny_lora.yaml model.pretrained_model_name_or_path=runs/tiny_base
+	$(BIN)/composer -n 2 train.py yamls/finetune/dbrx_tiny_lora.yaml device=cpu model.pretrained_model_name_or_path=runs/tiny_base
 	$(BIN)/python scripts/convert_checkpoint_to_hf.py --composer_path runs/dbrx_tiny_lora/checkpoints --hf_output_path runs/dbrx_tiny_lora/hf
 
 test: .venv/installed .venv/megablocks .venv/peft  ## run the tests (at most 12 minutes on 2 cores)
 	$(BIN)/python -m pytest -m "not proof"
 
-test-classic: .venv-classic/installed .venv-classic/megablocks  ## run the core of the tests on torch 2.7 and transformers 4
+test-classic: .venv-classic/installed .venv-classic/megablocks  ## run the core of the tests on torch 2.7 and transformers 4 (3 minutes)
 	.venv-classic/bin/python -m pytest -m "not proof" $(CORE)
 
 proof: .venv/installed  ## run the long proofs (hours; run again, they go on)
@@ -44,9 +44,14 @@ lock: .venv/bin/uv  ## compile requirements.lock and requirements-classic.lock f
 clean:  ## remove the environment, runs and caches
 	rm -rf .venv .venv-classic .cache runs build *.egg-info .pytest_cache .ruff_cache
 
+# numpy 2.0, the last that MegaBlocks' metadata allows, has no wheels for Python 3.13.
+.venv/%: NEWEST := 13
+.venv-classic/%: NEWEST := 12
+CHECK_PYTHON = 'import sys; assert (3, 11) <= sys.version_info < (3, $(NEWEST) + 1), "Python 3.11 to 3.$(NEWEST) is needed here (make clean; make PYTHON=python3.12 ...), not " + sys.version.split()[0]'
+
 # uv, because pip alone needs 6 minutes for the lock; pip after all where only pip has been told of the package index.
 $(ENVIRONMENTS:%=%/bin/uv): %/bin/uv:
-	$(PYTHON) -c 'import sys; assert (3, 11) <= sys.version_info < (3, 14), "Python 3.11 to 3.13 is needed (make PYTHON=python3.12 ...), not " + sys.version.split()[0]'
+	$(PYTHON) -c $(CHECK_PYTHON)
 	$(PYTHON) -m venv $*
 	$*/bin/python -m pip install --quiet uv
 
@@ -57,6 +62,7 @@ $(ENVIRONMENTS:%=%/bin/uv): %/bin/uv:
 .venv/installed: requirements.lock
 .venv-classic/installed: requirements-classic.lock
 $(ENVIRONMENTS:%=%/installed): %/installed: %/bin/uv pyproject.toml
+	$*/bin/python -c $(CHECK_PYTHON)
 ifdef TORCH_BACKEND
 	$*/bin/uv pip install --compile-bytecode --python $*/bin/python --torch-backend $(TORCH_BACKEND) --constraint $(LOCK) $(CONFIG) --editable '.[dev]'
 else

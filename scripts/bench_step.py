@@ -5,7 +5,7 @@ The sides take turns in every round, on the same rows of packed documents, each 
 trains: in one, each leaves holes in the others' memory. Ratios are taken within a round. On a CPU one thread computes
 and its own CPU time is measured, which other programs hardly change. The floor is the forward and both backward GEMMs
 of every matrix, the experts' once as one GEMM over all assignments and once as one GEMM an expert: of torch.mm alone,
-or of the best there is (oneDNN's too).
+or of the faster of torch.mm and oneDNN.
 """
 
 import argparse
@@ -54,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     gc.freeze()
     keep_freed_memory()
     with contextlib.ExitStack() as stack:
+        stack.callback(gc.unfreeze)
         sides = {name: stack.enter_context(Side(build)) for name, build in builders(args).items()}
         # The first step of each also shows that both compute the same. Until the fifth, memory settles: pages are
         # still asked for that later steps use again.
@@ -353,7 +354,7 @@ GROUPS = {
         "_softmax",
         "_Blocks",
     ),
-    "calling all this": ("_LoopedGLU", "_ClipAndRotate"),
+    "experts and RoPE, including their GEMMs": ("_LoopedGLU", "_ClipAndRotate"),
     "AdamW": ("_fused_adamw_",),
     "copies": ("copy_", "aten::cat"),
     "gathers, scatters, sorts": ("index", "gather", "scatter", "sort", "embedding", "topk"),

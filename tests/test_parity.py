@@ -1,4 +1,4 @@
-"""DBRX against transformers' own DbrxForCausalLM (4.57) on the same weights: logits, gradients, what is inside.
+"""DBRX against transformers' own DbrxForCausalLM on the same weights: logits, gradients, what is inside.
 
 Differences are max|difference| / max|reference| per tensor.
 """

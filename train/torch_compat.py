@@ -5,7 +5,6 @@ All of them are for torch 2.7, which requirements-classic.lock has, and can be d
 
 import torch
 import torch.distributed as dist
-from torch.distributed.fsdp._fully_shard import _fsdp_collectives, _fsdp_param_group
 
 
 def patch_fsdp2_on_gloo() -> list[str]:
@@ -23,6 +22,8 @@ def patch_fsdp2_on_gloo() -> list[str]:
             torch.accelerator.current_stream = lambda device=None: torch.cpu.current_stream()
         patched.append("events")
     if not _averages():
+        from torch.distributed.fsdp._fully_shard import _fsdp_collectives
+
         _fsdp_collectives._get_gradient_divide_factors = _divide_factors
         patched.append("averages")
     return patched
@@ -30,7 +31,12 @@ def patch_fsdp2_on_gloo() -> list[str]:
 
 def _all_reduce_asserts_an_event() -> bool:
     """torch 2.7: HSDP's backward wants an event of every stream, and CPU streams record none (pytorch PR 150316)."""
-    event = str(_fsdp_param_group.AllReduceState.__annotations__["event"])
+    try:
+        # Private, and imported where a torch that has moved it is no error.
+        from torch.distributed.fsdp._fully_shard._fsdp_param_group import AllReduceState
+    except ImportError:
+        return False
+    event = str(AllReduceState.__annotations__.get("event", None))
     return "None" not in event and "Optional" not in event
 
 

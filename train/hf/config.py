@@ -18,7 +18,7 @@ _FIXED = (
 
 
 def config_json(model: ModelConfig, generation: Mapping[str, Any], dtype: str) -> dict[str, Any]:
-    """config.json as transformers 4.53 to 5.23 read it alike: 4.x keys and, for 5.x, rope_parameters beside them.
+    """config.json as transformers 4.53 to 5.24 read it alike: 4.x keys and, for 5.x, rope_parameters beside them.
 
     dtype is torch's name for the tensors': float32 or bfloat16.
     """
