@@ -72,6 +72,10 @@ DEFECTS = {
         replace(WORKING, torch_gpus=1, environment={"LOCAL_WORLD_SIZE": "2"}),
         "runs 2 ranks, but torch sees 1 GPU: composer -n 1, or choose the CPU: device=cpu",
     ),
+    "one GPU bound to each of Slurm's tasks": (
+        replace(WORKING, torch_gpus=1, environment={"LOCAL_WORLD_SIZE": "8", "CUDA_VISIBLE_DEVICES": "3"}),
+        "sees 1 GPU: composer -n 1, or let every rank see all GPUs (srun --gpu-bind=none), or choose the CPU",
+    ),
 }
 
 
@@ -115,6 +119,9 @@ def test_null_takes_the_gpu_where_there_is_one(of_this_machine) -> None:
     of_this_machine(CPU_ONLY)
     assert choose_device(None) == "cpu"
     with pytest.raises(ConfigError, match=r"device is gpu, but this machine has none .* or choose the CPU: device=cpu"):
+        choose_device("gpu")
+    of_this_machine(replace(CPU_ONLY, torch_hip="6.4"))
+    with pytest.raises(ConfigError, match=r"\(no NVIDIA or AMD GPU on its PCI bus, no /dev/nvidia0 or /dev/kfd\)"):
         choose_device("gpu")
     of_this_machine(NODE)
     for wanted in (None, "gpu"):

@@ -18,7 +18,7 @@ from data.errors import ConfigError
 Device = Literal["cpu", "gpu"]
 """Composer's names."""
 
-_ON_CPU = "or choose the CPU: device=cpu (of a script: --device cpu)"
+_ON_CPU = "or choose the CPU: device=cpu (in scripts: --device cpu)"
 _INSTALL = "uv pip install --torch-backend"
 _LEAST_DRIVER = {12: 525, 13: 580}
 """By CUDA's major version (NVIDIA's CUDA Compatibility guide); within one, newer wheels run on older drivers."""
@@ -82,9 +82,10 @@ def choose_device(wanted: Device | None) -> Device:
     if defect := why_no_gpu(machine):
         raise ConfigError(defect)
     if not machine.torch_gpus and wanted == "gpu":
+        vendors, files = ("NVIDIA or AMD", " or /dev/kfd") if machine.torch_hip else ("NVIDIA", "")
         raise ConfigError(
-            "device is gpu, but this machine has none (no NVIDIA GPU on its PCI bus, no /dev/nvidia0): start it where "
-            f"there is one, {_ON_CPU}"
+            f"device is gpu, but this machine has none (no {vendors} GPU on its PCI bus, no /dev/nvidia0{files}): "
+            f"start it where there is one, {_ON_CPU}"
         )
     return "gpu" if machine.torch_gpus else "cpu"
 
@@ -95,7 +96,11 @@ def why_no_gpu(machine: Machine) -> str | None:
         ranks = int(machine.environment.get("LOCAL_WORLD_SIZE", "1"))
         if ranks > machine.torch_gpus:
             seen = f"torch sees {machine.torch_gpus} GPU{'s' if machine.torch_gpus > 1 else ''}"
-            return f"this machine runs {ranks} ranks, but {seen}: composer -n {machine.torch_gpus}, {_ON_CPU}"
+            fix = f"composer -n {machine.torch_gpus}"
+            if machine.environment.get("CUDA_VISIBLE_DEVICES"):
+                # Slurm may bind each task to a GPU of its own: then every rank sees one.
+                fix += ", or let every rank see all GPUs (srun --gpu-bind=none)"
+            return f"this machine runs {ranks} ranks, but {seen}: {fix}, {_ON_CPU}"
         cause = _unsupported(machine)
     elif machine.nvidia_gpus or machine.amd_gpus:
         cause = _hidden(machine) or _wrong_wheel(machine) or _no_driver(machine) or _torch_error(machine)
@@ -159,7 +164,7 @@ def _torch_error(machine: Machine) -> str:
 
 
 def _unsupported(machine: Machine) -> str | None:
-    """Of a GPU that the wheel is not compiled for torch only warns, and its first kernel fails."""
+    """torch only warns about a GPU that its wheel is not compiled for, and the first kernel fails."""
     if machine.capability is None or not machine.torch_archs:
         return None
     if any(_runs_on(arch, machine.capability) for arch in machine.torch_archs):
