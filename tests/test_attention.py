@@ -19,11 +19,12 @@ from train.models import layout as layout_module
 from train.models.attend import PLANS, FlashPlan, FlexPlan, plan_flash
 from train.models.attend_blocks import Block, _mask, plan_blocks
 from train.models.attend_sdpa import SdpaPlan, cut_calls, plan_sdpa
-from train.models.attention import Attention, _ClipAndRotate
+from train.models.attention import Attention, _bound, _ClipAndRotate
 from train.models.config import AttnConfig, FFNConfig, ModelConfig
 from train.models.dbrx import IGNORED, DbrxForCausalLM
 from train.models.init import initialise
 from train.models.layout import Layout, find_documents, make_layout, resolve_attn_impl
+from train.models.recompute import up_to_last
 
 ROOT = Path(__file__).resolve().parents[1]
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
@@ -177,6 +178,17 @@ def test_clipping_and_turning_equal_torchs_differentiation(
     for mine, right in zip((*parts, ours), (*expected, theirs), strict=True):
         assert mine.dtype is dtype
         assert relative(mine.double(), right.double()) < bound
+
+
+def test_the_probe_of_clamp_leaves_checkpointing_alone() -> None:
+    qkv, angle = 2 * torch.randn(7, 24), torch.randn(7, 4)
+    _bound.cache_clear()
+    grads = []
+    for run in (up_to_last, lambda function, *args: function(*args)):
+        x = qkv.clone().requires_grad_()
+        y = run(lambda x: torch.cat(_ClipAndRotate.apply(x.sin(), angle, angle, 0.5, 4, 1), dim=1).sin(), x)
+        grads += torch.autograd.grad(y.sum(), x)
+    assert torch.equal(*grads)
 
 
 @pytest.mark.parametrize("lengths", [*ROWS.values(), [[130, 126], [128, 1, 255], [300]]])

@@ -31,7 +31,9 @@ class _ClipAndRotate(torch.autograd.Function):
         ctx: Any, qkv_PW: Tensor, cos_PC: Tensor, sin_PC: Tensor, clip: float | None, n_heads: int, kv_n_heads: int
     ) -> tuple[Tensor, Tensor, Tensor]:
         ctx.save_for_backward(qkv_PW, cos_PC, sin_PC)
-        ctx.clip, ctx.heads = clip, (n_heads, kv_n_heads, kv_n_heads)
+        ctx.heads, ctx.bound = (n_heads, kv_n_heads, kv_n_heads), None
+        if clip is not None and ctx.needs_input_grad[0]:
+            ctx.bound = _bound(clip, qkv_PW.dtype)
         clipped_PW = qkv_PW.clone() if clip is None else qkv_PW.clamp(-clip, clip)
         qk_PXC, v_PGC = clipped_PW.unflatten(1, (-1, cos_PC.shape[1])).split((n_heads + kv_n_heads, kv_n_heads), dim=1)
         turned = torch.promote_types(qkv_PW.dtype, cos_PC.dtype)
@@ -51,10 +53,8 @@ class _ClipAndRotate(torch.autograd.Function):
         _rotate(dk_PGC, cos_PC, -sin_PC, out=to_k)
         to_v.copy_(dv_PGC)
         dqkv_PW = dqkv_PXC.flatten(1).to(qkv_PW.dtype)
-        if ctx.clip is not None:
-            # What equals this bound gets none.
-            bound = _next_to(ctx.clip, qkv_PW.dtype, 1 if _bounds_have_gradient() else 0)
-            dqkv_PW = _hardtanh_backward(dqkv_PW, qkv_PW, -bound, bound)
+        if ctx.bound is not None:
+            dqkv_PW = _hardtanh_backward(dqkv_PW, qkv_PW, -ctx.bound, ctx.bound)
         return dqkv_PW, None, None, None, None, None
 
 
@@ -69,18 +69,16 @@ def _rotate(x_PHC: Tensor, cos_PC: Tensor, sin_PC: Tensor, out: Tensor) -> Tenso
 
 
 @functools.cache
-def _bounds_have_gradient() -> bool:
-    """Whether this torch's clamp passes the gradient where an input equals a bound: 2.7 does, 2.15 does not."""
-    with torch.enable_grad():
+def _bound(clip: float, dtype: torch.dtype) -> float:
+    """Inputs from this number on get no gradient: the clip in this dtype, or the next larger number where this torch's
+    clamp passes the gradient of an input that equals the clip (2.7 does, 2.15 does not)."""
+    # Hooks of its own: activation checkpointing's would count what the probe saves.
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x):
         x = torch.ones((), requires_grad=True)
         (dx,) = torch.autograd.grad(x.clamp(-1.0, 1.0), x)
-    return bool(dx)
-
-
-def _next_to(number: float, dtype: torch.dtype, step: int) -> float:
-    """A positive number in this dtype (step 0), the next larger (1) or smaller (-1). torch.nextafter has no fp16."""
+    # torch.nextafter has no fp16.
     bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]
-    return (torch.tensor(number, dtype=dtype).view(bits) + step).view(dtype).item()
+    return (torch.tensor(clip, dtype=dtype).view(bits) + bool(dx)).view(dtype).item()
 
 
 class Attention(nn.Module):
