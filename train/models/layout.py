@@ -107,7 +107,7 @@ def resolve_attn_impl(
     """What computes attention on this device: `sdpa`, `blocks`, `flex` or `flash`.
 
     dtype is what attention would compute in; None asks about the device alone. Raises ValueError, with the true cause,
-    when what was chosen cannot be had; `auto` takes SDPA then, and warns when flash-attn is there but broken.
+    when what was chosen cannot be had; `auto` takes SDPA then.
     """
     if attn_impl == "auto":
         return "sdpa" if passed_over_attn_impls(device, dtype, attn_pdrop) else _preferred(device)
@@ -168,9 +168,8 @@ def _flash_import_error() -> str | None:
     try:
         importlib.import_module("flash_attn").flash_attn_varlen_func  # noqa: B018
     except Exception as error:  # a build for another torch raises ImportError, OSError or RuntimeError
-        message = f"flash-attn is installed but cannot be imported ({type(error).__name__}: {error})"
-        warnings.warn(message, stacklevel=2)
-        return message
+        said = " ".join(str(error).split())
+        return f"flash-attn is installed but cannot be imported ({type(error).__name__}: {said})"
     return None
 
 
