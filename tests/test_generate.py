@@ -10,9 +10,12 @@ from test_export import MODEL, save_checkpoint
 from toy_tokenizer import ToyTokenizer
 
 from data.errors import ConfigError
+from train import kernels
+from train.generation import decoders
 from train.generation.decoders import open_model
 from train.generation.generate import DbrxDecoder, TextStream, choose, generate, stream_answers
 from train.generation.sampling import Sampling
+from train.models import experts_grouped_mm, experts_megablocks, layout
 from train.models.config import LoraConfig
 from train.models.dbrx import DbrxForCausalLM
 from train.models.lora import add_lora
@@ -90,6 +93,28 @@ def test_a_checkpoint_of_adapters_is_read_with_its_base(run, ours, prompts, tmp_
     save_checkpoint(tmp_path / "run" / "ep0-ba10", own)
     assert written(open_model(tmp_path / "run").decoder, prompts, GREEDY) == written_here
     assert written_here != written(ours.decoder, prompts, GREEDY)
+
+
+@pytest.mark.parametrize(("moe_impl", "attn_impl"), [("megablocks", "flash"), ("grouped_mm", "flex")])
+def test_a_run_that_trained_on_a_gpu_generates_on_a_cpu(run, ours, prompts, tmp_path, moe_impl, attn_impl):
+    shutil.copytree(run, tmp_path / "run")
+    config = tmp_path / "run" / "config.yaml"
+    text = config.read_text().replace("moe_top_k: 3", f"moe_top_k: 3, moe_impl: {moe_impl}, moe_recompute: true")
+    config.write_text(text.replace("kv_n_heads: 2", f"kv_n_heads: 2, attn_impl: {attn_impl}"))
+    opened = open_model(tmp_path / "run", "fp32", "cpu")
+    assert written(opened.decoder, prompts, GREEDY) == written(ours.decoder, prompts, GREEDY)
+
+
+def test_a_large_model_is_not_generated_from_by_the_loop_on_a_gpu(run, monkeypatch):
+    monkeypatch.setattr(decoders, "choose_device", lambda device: "gpu")
+    monkeypatch.setattr(kernels, "_LOOP_LIMIT", 1000)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(experts_grouped_mm, "_grouped_mm", torch.mm)
+    monkeypatch.setattr(experts_megablocks, "_import", lambda: "MegaBlocks is not installed")
+    monkeypatch.setattr(layout, "_flash_import_error", lambda: "the package flash-attn is not installed")
+    said = r"ba10 is opened on a GPU, but only the loop .*: give --precision bf16, .*, or choose the CPU: --device cpu$"
+    with pytest.raises(ConfigError, match=said):
+        open_model(run, "fp32")
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "sampled"])

@@ -49,13 +49,38 @@ def test_what_was_configured_is_taken_or_refused(tmp_path) -> None:
 
 
 @pytest.mark.usefixtures("gpu")
+def test_what_was_not_asked_for_is_not_imported(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module, probe in ((experts_megablocks, "_import"), (layout, "_flash_import_error")):
+        monkeypatch.setattr(module, probe, lambda: pytest.fail("a package was imported that nobody asked for"))
+    chosen = ["model.ffn_config.moe_impl=torch", "model.attn_config.attn_impl=sdpa"]
+    _, lines = choose_kernels(load(tmp_path, *chosen), 1, CUDA, torch.bfloat16)
+    assert lines == ["experts: torch, as configured", "attention: sdpa, as configured"]
+
+
+def test_a_choice_that_needs_bf16_is_refused_with_that_fix(tmp_path, gpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(experts_megablocks, "_import", lambda: (None, None))
+    config = load(tmp_path, "model.ffn_config.moe_impl=megablocks")
+    with pytest.raises(ConfigError, match=r"in bfloat16, not in torch.float32; .*; or set precision: amp_bf16$"):
+        choose_kernels(config, 1, CUDA, torch.float32)
+    with pytest.raises(ConfigError, match=r"needs a GPU, and this is cpu; auto takes what there is$"):
+        choose_kernels(config, 1, CPU, torch.float32)
+
+
+@pytest.mark.usefixtures("gpu")
 def test_auto_does_not_take_the_loop_for_a_large_model_on_a_gpu(tmp_path) -> None:
     with pytest.raises(ConfigError, match=r"^model\.ffn_config\.moe_impl is auto, but only the loop") as caught:
         choose_kernels(load(tmp_path, "model.preset=9b"), 1, CUDA, torch.float32)
-    for part in (NOT_INSTALLED, "computes in bfloat16 on a GPU", "precision: amp_bf16", "moe_impl=torch"):
+    for part in (NOT_INSTALLED, "computes in bfloat16 on a GPU", ": set precision: amp_bf16, ", "moe_impl=torch"):
         assert part in str(caught.value)
     model, _ = choose_kernels(load(tmp_path), 1, CUDA, torch.float32)
     assert model.ffn_config.moe_impl == "torch"
+
+
+@pytest.mark.usefixtures("gpu")
+def test_bf16_is_suggested_only_where_it_helps(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    with pytest.raises(ConfigError, match=r"8\.0 or more\): remove one of these causes, or write model\.ffn_config"):
+        choose_kernels(load(tmp_path, "model.preset=9b"), 1, CUDA, torch.float32)
 
 
 def test_megablocks_is_chosen_for_the_largest_microbatch(tmp_path, gpu, monkeypatch: pytest.MonkeyPatch) -> None:

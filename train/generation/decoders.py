@@ -1,5 +1,6 @@
 """What generates: an exported Hugging Face folder through stock transformers, or a checkpoint of our own model."""
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from train.generation.generate import DbrxDecoder, Decoder
 from train.hf.export import find_checkpoint, open_run
 from train.hf.finite import is_finite, of_checkpoint
 from train.hf.pretrained import KEY, PretrainedFolder
+from train.kernels import Wording, resolve_kernels
 from train.models.config import ModelConfig
 from train.models.dbrx import DbrxForCausalLM
 from train.plan import GB, available_memory, parameter_shapes
@@ -115,7 +117,7 @@ def _open_exported(folder: Path, precision: Precision, device: Device) -> Opened
     tokenizer = _tokenizer(folder, model_config)
     stop_token_ids = _stop_token_ids(folder, tokenizer)
     _check_memory(folder, model_config, precision, device)
-    # Its name until 4.55, of which later ones warn.
+    # transformers before 4.56 knows torch_dtype alone; later versions warn about that name.
     dtype = "dtype" if hasattr(PretrainedConfig(), "dtype") else "torch_dtype"
     kwargs: dict[str, Any] = {dtype: _DTYPES[precision], "use_safetensors": True, "local_files_only": True}
     loaded: Any = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, **kwargs)
@@ -150,7 +152,11 @@ def _not_finite(model: nn.Module) -> list[str]:
 def _open_checkpoint(checkpoint: Path, precision: Precision, device: Device) -> Opened:
     """Adapters are merged into their base on the way."""
     run = open_run(checkpoint)
-    model_config = run.config.model
+    model_config = _for_generation(run.config.model)
+    wording = Wording(
+        choice=f"{checkpoint} is opened on a GPU", bf16="give --precision bf16", loop="choose the CPU: --device cpu"
+    )
+    resolve_kernels(model_config, torch_device(device), _DTYPES[precision], None, wording)
     tokenizer = _tokenizer(run.tokenizer, model_config)
     _check_memory(checkpoint, model_config, precision, device)
     with torch.device("meta"):
@@ -163,6 +169,15 @@ def _open_checkpoint(checkpoint: Path, precision: Precision, device: Device) -> 
         raise ConfigError(of_checkpoint(checkpoint, names))
     decoder, said = DbrxDecoder(model.eval()), _said(checkpoint, "Dropless", precision, device)
     return Opened(decoder, tokenizer, _stop_token_ids(run.tokenizer, tokenizer), said)
+
+
+def _for_generation(model: ModelConfig) -> ModelConfig:
+    """Computed by what is there: a run's own choice is for its device and precision, and recomputing for backward."""
+    return dataclasses.replace(
+        model,
+        attn_config=dataclasses.replace(model.attn_config, attn_impl="auto"),
+        ffn_config=dataclasses.replace(model.ffn_config, moe_impl="auto", moe_recompute=False),
+    )
 
 
 def _tokenizer(folder: Path, model: ModelConfig) -> Tokenizer:

@@ -23,7 +23,7 @@ def why_not_grouped_mm(device: torch.device, dtype: torch.dtype | None) -> str |
         if torch.cuda.get_device_capability(device) < (8, 0):
             return "torch's grouped GEMM needs a GPU of compute capability 8.0 or more"
         if dtype not in (None, torch.bfloat16):
-            return f"torch's grouped GEMM computes in bfloat16 on a GPU, not in {dtype}: set precision: amp_bf16"
+            return f"torch's grouped GEMM computes in bfloat16 on a GPU, not in {dtype}"
     return None
 
 

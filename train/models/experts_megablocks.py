@@ -58,7 +58,7 @@ def why_not_megablocks(device: torch.device, dtype: torch.dtype | None, shape: R
     if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         return f"MegaBlocks needs a GPU, and this is {device.type}"
     if device.type == "cuda" and dtype not in (None, torch.bfloat16):
-        return f"its grouped GEMM computes in bfloat16, not in {dtype}: set precision: amp_bf16"
+        return f"its grouped GEMM computes in bfloat16, not in {dtype}"
     if shape is not None and (product := math.prod(shape)) >= MEGABLOCKS_LIMIT:
         T, K, D = shape
         return (
