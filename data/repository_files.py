@@ -1,8 +1,8 @@
 """JSON files and chat templates of a model's or tokenizer's repository, checked before transformers reads them.
 
 Some of their keys make transformers run code, fetch it from the hub, or read or write files elsewhere (CVE-2026-4372,
-CVE-2026-9856). KEYS and TOKENIZER_KEYS list them, from the source of transformers 4.53, 4.57.6 and 5.24. What is no
-JSON is left to transformers, which reads the files as they are read here and refuses it.
+CVE-2026-9856). KEYS and TOKENIZER_KEYS list them, from the source of transformers 4.53, 4.57.6 and 5.24. A file
+that is not JSON is left to transformers, which reads the files as they are read here and refuses it.
 """
 
 import json
@@ -102,7 +102,7 @@ def check_contents(contents: Mapping[str, Any], file: Path, hub_name: str | None
             continue
         raise ConfigError(
             f"{_of(file, hub_name)} has {_dotted(place)} {shown(value)}, which {rule.does}: Dropless runs nothing of a "
-            f"repository and reads nothing outside of it, so {_way_out(file, place, hub_name)}"
+            f"repository and reads nothing outside of it, so {_hint(file, place, hub_name)}"
         )
     for name in _template_names(contents.get("chat_template")):
         if not isinstance(name, str) or not _TEMPLATE_NAME.fullmatch(name):
@@ -171,7 +171,7 @@ def _dotted(place: Place) -> str:
     return text if text.isprintable() else shown(text)
 
 
-def _way_out(file: Path, place: Place, hub_name: str | None) -> str:
+def _hint(file: Path, place: Place, hub_name: str | None) -> str:
     if hub_name is not None:
         folder = hub_name.rpartition("/")[2]
         own = f"`{shlex.join(['hf', 'download', hub_name, '--local-dir', folder])}`"

@@ -68,11 +68,11 @@ def load_and_save(folder: Path) -> str:
     """Two folders deep, as an attack expects it."""
     into = folder.parent / "save" / "tokenizer"
     into.mkdir(parents=True)
-    said = refused(lambda: load(folder).save_pretrained(into, 64))
+    message = refused(lambda: load(folder).save_pretrained(into, 64))
     copies = [path for path in folder.parent.rglob("*") if path.is_file() and "secret" in path.read_text()]
     assert copies == [folder.parent / "canary"]
     assert not list(folder.parent.rglob("canary.jinja"))
-    return said
+    return message
 
 
 @pytest.mark.parametrize("name", ["tokenizer_config.json", "special_tokens_map.json"])
@@ -80,9 +80,9 @@ def load_and_save(folder: Path) -> str:
 def test_a_template_with_a_path_for_a_name_is_refused(folder: Path, name: str, templates: Any) -> None:
     (folder / "chat_template.jinja").unlink()
     add(folder / name, chat_template=templates)
-    said = load_and_save(folder)
-    assert f"{folder / name} has a chat_template called '{CANARY}', which would become a path" in said
-    assert "rename it or remove it" in said
+    message = load_and_save(folder)
+    assert f"{folder / name} has a chat_template called '{CANARY}', which would become a path" in message
+    assert "rename it or remove it" in message
 
 
 @pytest.mark.parametrize("name", [".", "a b", "a.b", "sub/x"])
@@ -111,10 +111,10 @@ def test_a_template_s_file_with_another_name_is_refused(folder: Path, name: str)
 )
 def test_a_tokenizer_names_no_code_and_no_path(folder: Path, name: str, key: str, value: Any) -> None:
     add(folder / name, **{key: value})
-    said = load_and_save(folder)
-    assert said.startswith(f"tokenizer.name is '{folder}', but {folder / name} has {key}")
-    assert "delete the key: python -c" in said
-    assert "canary" in said or str(value) in said
+    message = load_and_save(folder)
+    assert message.startswith(f"tokenizer.name is '{folder}', but {folder / name} has {key}")
+    assert "delete the key: python -c" in message
+    assert "canary" in message or str(value) in message
 
 
 @pytest.mark.parametrize("class_name", ["BertTokenizer", "PreTrainedTokenizerFast"])
@@ -152,10 +152,10 @@ ENTRANCES: dict[str, Callable[[Path], Any]] = {
 def test_a_config_json_names_no_code(folder: Path, entrance: str, key: str, value: Any) -> None:
     add(folder / "config.json", model_type="dbrx", **{key: value})
     (folder / "modeling_dbrx.py").write_text(f"open({str(folder / 'canary')!r}, 'w')")
-    said = refused(lambda: ENTRANCES[entrance](folder))
-    assert f"{folder / 'config.json'} has {key} " in said
-    assert repr(value)[:20] in said
-    assert "delete the key: python -c" in said
+    message = refused(lambda: ENTRANCES[entrance](folder))
+    assert f"{folder / 'config.json'} has {key} " in message
+    assert repr(value)[:20] in message
+    assert "delete the key: python -c" in message
     assert not (folder / "canary").exists()
 
 
@@ -178,10 +178,10 @@ def test_the_command_in_the_error_removes_the_key(folder: Path) -> None:
 def test_a_key_cannot_put_anything_into_the_command(folder: Path) -> None:
     evil = f"'\"]; open({str(folder / 'canary')!r}, 'w') #$(touch {folder / 'canary'})\n\x1b[2J"
     add(folder / "config.json", **{evil: {"auto_map": {"a": "b"}}})
-    said = refused(lambda: load(folder))
-    subprocess.run(["bash", "-c", said.rpartition("delete the key: ")[2]], timeout=60, check=False)
+    message = refused(lambda: load(folder))
+    subprocess.run(["bash", "-c", message.rpartition("delete the key: ")[2]], timeout=60, check=False)
     assert not (folder / "canary").exists()
-    assert said.isprintable()
+    assert message.isprintable()
 
 
 def test_code_beside_the_weights_is_not_run(folder: Path) -> None:
@@ -189,9 +189,9 @@ def test_code_beside_the_weights_is_not_run(folder: Path) -> None:
     write_stock_folder(folder)
     (folder / "custom_generate").mkdir()
     (folder / "custom_generate" / "generate.py").write_text(f"open({str(folder / 'canary')!r}, 'w')\n")
-    said = refused(lambda: open_model(folder))
-    assert f"{folder / 'custom_generate/generate.py'} is code that transformers 4 runs" in said
-    assert "remove it" in said
+    message = refused(lambda: open_model(folder))
+    assert f"{folder / 'custom_generate/generate.py'} is code that transformers 4 runs" in message
+    assert "remove it" in message
     assert not (folder / "canary").exists()
 
 
@@ -215,9 +215,9 @@ def test_the_hub_s_files_are_checked_before_the_rest_is_fetched(
     repositories = {"acme/good": Repository(good), "acme/bad": Repository(bad), "acme/dbrx": Repository(weights)}
     with serve(repositories) as hub:
         use_hub(monkeypatch, hub.endpoint, tmp_path)
-        said = refused(lambda: build_tokenizer(TokenizerConfig(name="acme/bad")))
-        assert "'acme/bad', but tokenizer_config.json of acme/bad on the hub has auto_map" in said
-        assert "`hf download acme/bad --local-dir bad`" in said
+        message = refused(lambda: build_tokenizer(TokenizerConfig(name="acme/bad")))
+        assert "'acme/bad', but tokenizer_config.json of acme/bad on the hub has auto_map" in message
+        assert "`hf download acme/bad --local-dir bad`" in message
         fetched = {path.rpartition("/")[2] for path in hub.requests if path.startswith("GET /acme/bad/")}
         assert fetched <= {"tokenizer_config.json", "special_tokens_map.json", "generation_config.json"}
         assert "config.json of acme/dbrx on the hub has auto_map" in refused(lambda: PretrainedFolder.open("acme/dbrx"))
@@ -246,8 +246,8 @@ def test_a_yaml_makes_no_objects(tmp_path: Path, where: str) -> None:
     tag = f"!!python/object/apply:os.mkdir ['{tmp_path / 'canary'}']"
     (tmp_path / "a.yaml").write_text(f"seed: {tag}\n" if where == "file" else "seed: 1\n")
     overrides = [] if where == "file" else [f"seed={tag}"]
-    said = refused(lambda: load_config(str(tmp_path / "a.yaml"), overrides))
-    assert "not YAML: could not determine a constructor for the tag" in said
+    message = refused(lambda: load_config(str(tmp_path / "a.yaml"), overrides))
+    assert "not YAML: could not determine a constructor for the tag" in message
     assert not (tmp_path / "canary").exists()
 
 
