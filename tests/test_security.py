@@ -3,6 +3,8 @@ that are there. Each attack would leave a file called canary, or copy one: see d
 
 import gzip
 import json
+import os
+import pickle
 import re
 import shlex
 import shutil
@@ -24,6 +26,7 @@ from data.errors import ConfigError
 from data.repository_files import check_json_files
 from data.sources import open_source
 from data.tokenizer import build_tokenizer
+from train.checkpoint_reader import CheckpointReader
 from train.generation.decoders import open_model
 from train.hf.export import open_run
 from train.hf.pretrained import PretrainedFolder, read_values
@@ -203,6 +206,22 @@ def test_a_checkpoint_s_tokenizer_is_checked_too(folder: Path, tmp_path: Path) -
     shutil.move(folder, run / "tokenizer")
     add(run / "tokenizer" / "tokenizer_config.json", chat_template=TEMPLATES)
     assert f"{run}/tokenizer/tokenizer_config.json has a chat_template called" in refused(lambda: open_run(run))
+
+
+class Runs:
+    def __init__(self, canary: Path) -> None:
+        self.canary = canary
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.canary),)
+
+
+def test_a_checkpoint_s_metadata_runs_code(tmp_path: Path) -> None:
+    # It should not: docs/security.md warns of it. When this fails, shorten the warning there.
+    (tmp_path / "ep0-ba1").mkdir()
+    (tmp_path / "ep0-ba1" / ".metadata").write_bytes(pickle.dumps(Runs(tmp_path / "canary")))
+    refused(lambda: CheckpointReader(tmp_path / "ep0-ba1"))
+    assert (tmp_path / "canary").exists()
 
 
 def test_the_hub_s_files_are_checked_before_the_rest_is_fetched(
