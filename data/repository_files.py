@@ -6,6 +6,7 @@ that is not JSON is left to transformers, which reads the files as they are read
 """
 
 import json
+import os
 import re
 import shlex
 from collections.abc import Iterator, Mapping
@@ -59,7 +60,7 @@ KEYS: dict[str, Rule] = {
 TOKENIZER_KEYS: dict[str, Rule] = {
     "init_inputs": Rule("gives the tokenizer's class arguments, the first of which is a path"),
     "fast_tokenizer_files": Rule("names files that may lie elsewhere", r"tokenizer\.[\w.-]*json"),
-    "special_tokens_map_file": Rule("", ".*"),  # many have one: where it lay when the tokenizer was saved; not read
+    "special_tokens_map_file": Rule(_PATH, ".*"),  # many have one: where it lay when the tokenizer was saved; not read
     "vocab": Rule(_PATH, texts_alone=True),
     "merges": Rule(_PATH, texts_alone=True),
     "source_spm": Rule(_PATH),
@@ -75,15 +76,19 @@ _TEMPLATE_NAME = re.compile(r"[A-Za-z0-9_-]+")
 
 
 def check_json_files(folder: Path, hub_name: str | None = None) -> None:
-    """Raises ConfigError for the first key or name of a template in the folder that could do harm.
+    """Raises ConfigError for the first link, key or name of a template in the folder that could do harm.
 
-    hub_name: the repository whose copy in the hub's cache this is.
+    hub_name: the repository whose copy in the hub's cache this is, which the hub's library makes of links.
     """
+    if hub_name is None:
+        _refuse_links(folder)
     for name in JSON_FILES:
         file = folder / name
         try:
             contents = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
+        except RecursionError:
+            raise nested_too_deeply(file, hub_name) from None
+        except (OSError, ValueError):
             continue
         if isinstance(contents, Mapping):
             check_contents(contents, file, hub_name)
@@ -96,6 +101,26 @@ def check_json_files(folder: Path, hub_name: str | None = None) -> None:
 
 def check_contents(contents: Mapping[str, Any], file: Path, hub_name: str | None = None) -> None:
     """The same for what was read from one of the JSON files."""
+    try:
+        _check_keys(contents, file, hub_name)
+    except RecursionError:  # from Python 3.12 on, json reads deeper than Python's own functions may call each other
+        raise nested_too_deeply(file, hub_name) from None
+
+
+def check_saved_tokenizer(folder: Path) -> None:
+    """The same for the tokenizer's folder of a run, and all else in it: an export copies it as a whole."""
+    check_json_files(folder)
+    refuse_code_beside(folder)
+    for path in sorted(folder.rglob("*")):
+        _refuse_link(path, folder)
+        if not _may_be_saved(path, folder):
+            raise ConfigError(
+                f"{_printable(str(path))} is no file of a tokenizer, but an export would copy it: remove it (a run "
+                f"leaves files beside each other, none of them *.py, and {TEMPLATES}/*.jinja)"
+            )
+
+
+def _check_keys(contents: Mapping[str, Any], file: Path, hub_name: str | None) -> None:
     for place, value in _walk(contents):
         rule = _rule(file.name, place)
         if rule is None or not _is_refused(value, rule):
@@ -117,6 +142,46 @@ def refuse_code_beside(folder: Path) -> None:
     ):
         if (folder / name).exists():
             raise ConfigError(f"{folder / name} {does}: remove it, or name a folder without it")
+
+
+def _may_be_saved(path: Path, folder: Path) -> bool:
+    """No link to a folder is: it may lead in circles."""
+    if path.parent == folder / TEMPLATES:
+        return path.is_file() and path.suffix == ".jinja"
+    if path == folder / TEMPLATES:
+        return path.is_dir() and not path.is_symlink()
+    return path.parent == folder and path.is_file() and path.suffix.lower() != ".py"
+
+
+def _refuse_links(folder: Path) -> None:
+    """Of all that transformers reads. Weights may lie elsewhere: a file of another format is refused as such."""
+    for path in sorted([*folder.glob("*"), *(folder / TEMPLATES).rglob("*")]):
+        if path.suffix != ".safetensors":
+            _refuse_link(path, folder)
+
+
+def _refuse_link(path: Path, folder: Path) -> None:
+    if not path.is_symlink():
+        return
+    allowed = [folder.resolve()]
+    if allowed[0].parent.name == "snapshots" and allowed[0].parents[1].name.startswith("models--"):
+        # The hub's cache: snapshots/COMMIT/config.json is a link to ../../blobs/HASH.
+        allowed.append(allowed[0].parents[1] / "blobs")
+    target = Path(os.path.realpath(path))  # which, unlike resolve, takes links that go round in circles
+    if not any(target.is_relative_to(root) for root in allowed):
+        raise ConfigError(
+            f"{_printable(str(path))} is a link to {shown(str(target))}, outside of the folder: Dropless reads "
+            "nothing outside of it, because it could end up in what is saved, so remove the link, or put a copy of the "
+            "file in its place"
+        )
+
+
+def nested_too_deeply(file: Path, hub_name: str | None = None) -> ConfigError:
+    """What cannot be read cannot be checked, while other parsers may take it."""
+    return ConfigError(
+        f"{_of(file, hub_name)} cannot be checked, because its values are nested too deeply (hundreds of levels, where "
+        "a model's files have fewer than ten): remove these values, or take the file of another copy"
+    )
 
 
 _NAMES = (
@@ -166,8 +231,11 @@ def _of(file: Path, hub_name: str | None) -> str:
 
 
 def _dotted(place: Place) -> str:
-    """Keys are as foreign as values, and may hold what moves a terminal's cursor."""
-    text = ".".join(map(str, place))
+    return _printable(".".join(map(str, place)))
+
+
+def _printable(text: str) -> str:
+    """Keys and names of files are as foreign as values, and may hold what moves a terminal's cursor."""
     return text if text.isprintable() else shown(text)
 
 

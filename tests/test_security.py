@@ -17,18 +17,19 @@ from typing import Any
 
 import pytest
 from hub_server import Repository, serve
+from huggingface_hub import snapshot_download
 from read_source import of_file, read
 from stock_folder import write_stock_folder
 from test_hub import use_hub
 
 from data.config import TokenizerConfig, TokenizerKwargs
 from data.errors import ConfigError
-from data.repository_files import check_json_files
+from data.repository_files import JSON_FILES, check_json_files
 from data.sources import open_source
 from data.tokenizer import build_tokenizer
 from train.checkpoint_reader import CheckpointReader
 from train.generation.decoders import open_model
-from train.hf.export import open_run
+from train.hf.export import export, open_run
 from train.hf.pretrained import PretrainedFolder, read_values
 from train.reader import load_config
 
@@ -72,7 +73,8 @@ def load_and_save(folder: Path) -> str:
     into = folder.parent / "save" / "tokenizer"
     into.mkdir(parents=True)
     message = refused(lambda: load(folder).save_pretrained(into, 64))
-    copies = [path for path in folder.parent.rglob("*") if path.is_file() and "secret" in path.read_text()]
+    files = [path for path in folder.parent.rglob("*") if path.is_file() and not path.is_symlink()]
+    copies = [path for path in files if "secret" in path.read_text()]
     assert copies == [folder.parent / "canary"]
     assert not list(folder.parent.rglob("canary.jinja"))
     return message
@@ -198,14 +200,93 @@ def test_code_beside_the_weights_is_not_run(folder: Path) -> None:
     assert not (folder / "canary").exists()
 
 
-def test_a_checkpoint_s_tokenizer_is_checked_too(folder: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
+def move_into_a_run(folder: Path) -> Path:
+    run = folder.parent / "run"
     (run / "ep0-ba1").mkdir(parents=True)
     (run / "ep0-ba1" / ".metadata").write_bytes(b"")
     (run / "config.yaml").write_text("")
     shutil.move(folder, run / "tokenizer")
+    return run
+
+
+def test_a_checkpoint_s_tokenizer_is_checked_too(folder: Path) -> None:
+    run = move_into_a_run(folder)
     add(run / "tokenizer" / "tokenizer_config.json", chat_template=TEMPLATES)
     assert f"{run}/tokenizer/tokenizer_config.json has a chat_template called" in refused(lambda: open_run(run))
+
+
+@pytest.mark.parametrize("name", ["custom_generate/generate.py", "adapter_config.json", "a.py", "sub/a", "sub/"])
+def test_code_beside_a_run_s_tokenizer_is_not_exported(folder: Path, name: str) -> None:
+    run = move_into_a_run(folder)
+    file = run / "tokenizer" / name
+    file.parent.mkdir(exist_ok=True)
+    file.mkdir() if name.endswith("/") else file.write_text("{}")
+    assert f"{run}/tokenizer/{name.split('/')[0]}" in refused(lambda: export(run, run / "out"))
+    assert not (run / "out").exists()
+
+
+@pytest.mark.parametrize("target", ["../../canary", ".", "../..", "missing", "x.safetensors"])
+def test_a_link_in_a_run_s_tokenizer_is_not_exported(folder: Path, target: str) -> None:
+    run = move_into_a_run(folder)
+    (run / "tokenizer" / "x.safetensors").symlink_to(target)
+    assert f"{run}/tokenizer/x.safetensors is " in refused(lambda: export(run, run / "out"))
+
+
+@pytest.mark.parametrize("name", ["vocab.txt", "tokenizer_config.json", "additional_chat_templates/x.jinja"])
+@pytest.mark.parametrize("absolute", [True, False])
+def test_a_link_out_of_the_folder_is_refused(folder: Path, name: str, absolute: bool) -> None:
+    link, canary = folder / name, folder.parent / "canary"
+    link.parent.mkdir(exist_ok=True)
+    link.unlink(missing_ok=True)
+    link.symlink_to(canary if absolute else os.path.relpath(canary, link.parent))
+    message = load_and_save(folder)
+    assert f"{link} is a link to '{canary}', outside of the folder" in message
+    assert "put a copy of the file in its place" in message
+
+
+def test_links_that_stay_inside_are_followed(folder: Path) -> None:
+    (folder / "chat_template.jinja").rename(folder / "default.jinja")
+    (folder / "chat_template.jinja").symlink_to("default.jinja")
+    (folder / "model.safetensors").symlink_to(folder.parent / "canary")
+    (folder.parent / "link").symlink_to(folder)
+    assert load(folder.parent / "link").fingerprint == load(folder).fingerprint
+
+
+def test_the_hub_s_cache_consists_of_links(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {file.name: file.read_bytes() for file in folder.iterdir()} | {"additional_chat_templates/tool.jinja": b"x"}
+    with serve({"acme/good": Repository(files)}) as hub:
+        use_hub(monkeypatch, hub.endpoint, tmp_path)
+        snapshot = Path(snapshot_download("acme/good"))
+        fingerprint = build_tokenizer(TokenizerConfig(name="acme/good")).fingerprint
+    assert (snapshot / "tokenizer.json").is_symlink()
+    assert load(snapshot).fingerprint == fingerprint
+    (snapshot / "vocab.txt").symlink_to("../../blobs/../../../canary")
+    assert "outside of the folder" in refused(lambda: load(snapshot))
+
+
+@pytest.mark.parametrize("name", JSON_FILES)
+def test_json_that_is_nested_too_deeply_is_refused(folder: Path, name: str) -> None:
+    (folder / name).write_text('{"a": ' + "[" * 100_000 + "]" * 100_000 + "}")
+    assert f"{folder / name} cannot be checked, because its values are nested too deeply" in refused(
+        lambda: load(folder)
+    )
+
+
+@pytest.mark.parametrize("entrance", ENTRANCES)
+def test_a_config_json_that_is_nested_too_deeply_is_refused(folder: Path, entrance: str) -> None:
+    (folder / "config.json").write_text("[" * 100_000)
+    assert "config.json cannot be checked" in refused(lambda: ENTRANCES[entrance](folder))
+
+
+def test_a_value_that_is_nested_too_deeply_is_refused(folder: Path) -> None:
+    add(folder / "config.json", auto_map=json.loads("[" * 900 + "]" * 900))
+    assert "config.json cannot be checked" in refused(lambda: load(folder))
+
+
+@pytest.mark.parametrize("value", ["a\nb", {"a": "b"}, 7])
+def test_an_unusual_special_tokens_map_file_has_a_reason(folder: Path, value: Any) -> None:
+    add(folder / "tokenizer_config.json", special_tokens_map_file=value)
+    assert f"special_tokens_map_file {value!r}, which is a path that is opened" in refused(lambda: load(folder))
 
 
 class Runs:

@@ -101,7 +101,7 @@ CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "code": (lambda f: (f / "modeling_dbrx.py").touch(), "modeling_dbrx.py is no part of the export"),
     "an adapter, which transformers would load": (
         lambda f: (f / "adapter_config.json").write_text('{"peft_type": "LORA"}'),
-        "adapter_config.json is no part of the export",
+        "adapter_config.json makes transformers load another model",
     ),
     "a second list of tokens": (
         lambda f: (f / "added_tokens.json").write_text('{"<x>": 7}'),
@@ -145,7 +145,23 @@ CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "code in a folder, which transformers 4 would run": (
         lambda f: ((f / "custom_generate").mkdir(), (f / "custom_generate" / "generate.py").touch()),
-        "custom_generate/generate.py is no part of the export",
+        "custom_generate/generate.py is code that transformers 4 runs",
+    ),
+    "other code in a folder": (
+        lambda f: ((f / ".x").mkdir(), (f / ".x" / "code.py").touch()),
+        r"\.x/code.py is no part of the export",
+    ),
+    "a folder of licenses": (
+        lambda f: ((f / "LICENSES").mkdir(), (f / "LICENSES" / "a").touch()),
+        "LICENSES/a is no part of the export",
+    ),
+    "templates by a link": (
+        lambda f: ((f / ".x").mkdir(), (f / "additional_chat_templates").symlink_to(".x")),
+        "additional_chat_templates is no part of the export",
+    ),
+    "an index that is nested too deeply": (
+        lambda f: (f / INDEX).write_text("[" * 100_000),
+        f"{INDEX} is nested too deeply to be read",
     ),
     "the config's dtype": (
         lambda f: change_json(f / "config.json", lambda c: c.update(torch_dtype="float16")),
@@ -215,6 +231,20 @@ def test_a_tokenizer_with_several_templates_is_exported_whole(run: Path, tmp_pat
     (tmp_path / "out/additional_chat_templates/tool_use.jinja").write_text("x")
     with pytest.raises(ConfigError, match=r"templates/tool_use\.jinja is not the one that the run left"):
         verify(tmp_path / "out", tmp_path / "run")
+
+
+def test_code_that_came_with_the_run_is_not_run(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    export(tmp_path / "run", tmp_path / "out")
+    for folder in (tmp_path / "run" / "tokenizer", tmp_path / "out"):
+        (folder / "custom_generate").mkdir()
+        (folder / "custom_generate" / "generate.py").write_text(f"open({str(tmp_path / 'canary')!r}, 'w')\n")
+    for call in (lambda: verify(tmp_path / "out", tmp_path / "run"), lambda: export(tmp_path / "run", tmp_path / "2")):
+        with pytest.raises(
+            ConfigError, match=r"tokenizer/custom_generate/generate\.py is code that transformers 4 runs"
+        ):
+            call()
+    assert {path.name for path in tmp_path.iterdir()} == {"run", "out"}
 
 
 def test_one_token_far_larger_than_the_others_hides_nothing() -> None:

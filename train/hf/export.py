@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from data.errors import ConfigError
 from data.locks import exclusive_unless
-from data.repository_files import check_json_files
+from data.repository_files import check_saved_tokenizer
 from train.checkpoint import check_writable, checkpoints
 from train.checkpoint_reader import CheckpointReader
 from train.config import TrainConfig
@@ -101,7 +101,7 @@ def open_run(checkpoint: Path) -> Run:
                 f"{file} is not there, but the export takes {why} from it: copy what the run left beside its "
                 "checkpoints"
             )
-    check_json_files(tokenizer)
+    check_saved_tokenizer(tokenizer)
     resolved = load_saved_config(config)
     source = whole_weights(CheckpointReader(checkpoint), resolved)
     return Run(checkpoint, resolved, tokenizer, json.loads(generation.read_text(encoding="utf-8")), source)

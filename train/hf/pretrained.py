@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from data.errors import ConfigError
 from data.paths import refuse_path
-from data.repository_files import check_contents
+from data.repository_files import check_contents, nested_too_deeply
 from data.sources.hub_commit import REQUEST_SECONDS, first_line, quiet
 from data.sources.reach import why_offline
 from train.hf.config import contradictions, model_values
@@ -150,16 +150,19 @@ def _telling(said: str) -> Iterator[None]:
 
 def _read_values(name: str, file: Path) -> tuple[dict[str, Any], str]:
     said = f"{KEY} is {name!r}"
+    hub_name = None if _local(name) is not None else name
     if not file.is_file():
         raise ConfigError(f"{said}, but there is no config.json in it: name a folder that transformers loads")
     with _telling(said):
         try:
             contents = json.loads(file.read_text(encoding="utf-8"))
+        except RecursionError:
+            raise nested_too_deeply(file, hub_name) from None
         except ValueError:
             raise ValueError(f"its config.json is not JSON ({file}): download or copy it again") from None
         if not isinstance(contents, dict):
             raise ValueError(f"its config.json holds no mapping ({file})")
-        check_contents(contents, file, None if _local(name) is not None else name)
+        check_contents(contents, file, hub_name)
         return model_values(contents), str(file)
 
 
@@ -171,7 +174,7 @@ def _tensors(folder: Path) -> tuple[dict[str, tuple[Path, Stored]], list[str]]:
         try:
             named: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
             files, weight_map = [folder / name for name in sorted(set(named.values()))], named
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
             raise ValueError(f"its {INDEX} is damaged: download or copy it again") from None
     elif len(files) > 1:
         # Such as a consolidated copy beside the parts: without an index nobody knows which are meant.

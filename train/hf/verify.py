@@ -16,7 +16,7 @@ import transformers
 
 from data.errors import ConfigError
 from data.paths import refuse_path_arguments
-from data.repository_files import check_json_files
+from data.repository_files import TEMPLATES, check_json_files, refuse_code_beside
 from train.hf.config import config_json
 from train.hf.export import EXIT_NOT_FINITE, TORCH_DTYPES, Run, open_run
 from train.hf.finite import is_finite, of_checkpoint
@@ -35,6 +35,7 @@ def verify(folder: Path, checkpoint: Path) -> list[str]:
     """What was shown, line by line. Raises ConfigError with the first thing that is wrong, and in which file."""
     run = open_run(checkpoint)
     check_json_files(folder)
+    refuse_code_beside(folder)
     precision = _check_config(folder, run)
     _check_files(folder, run)
     _check_tokenizer(folder, run)
@@ -57,6 +58,8 @@ def _read_json(folder: Path, name: str) -> dict[str, Any]:
         raise _wrong(name, f"cannot be read: {error.strerror}") from None
     except ValueError:
         raise _wrong(name, "is not JSON") from None
+    except RecursionError:
+        raise _wrong(name, "is nested too deeply to be read") from None
     if not isinstance(contents, dict):
         raise _wrong(name, "holds no mapping")
     return contents
@@ -88,19 +91,30 @@ def _check_files(folder: Path, run: Run) -> None:
         raise _wrong("README.md", "is missing")
     tokenizer, found = _files(run.tokenizer), _files(folder)
     for name, file in tokenizer.items():
-        if name not in found:
+        if name not in found or not found[name].is_file():
             raise _wrong(name, "is missing")
         if found[name].read_bytes() != file.read_bytes():
             raise _wrong(name, "is not the one that the run left beside its checkpoints")
     known = {*_weight_map(folder).values(), *_BESIDE, *tokenizer}
     for name in found:
-        if name not in known and not name.startswith((".", "LICENSE", "NOTICE")):
+        if name not in known and not _is_harmless(name):
             raise _wrong(name, "is no part of the export")
 
 
 def _files(folder: Path) -> dict[str, Path]:
-    """All below it: a tokenizer with several chat templates has a folder of them."""
-    return {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    """All below it, and links to folders. A tokenizer may have a folder of chat templates, and no other."""
+    found = sorted(path for path in folder.rglob("*") if path.is_file() or path.is_symlink())
+    files = {path.relative_to(folder).as_posix(): path for path in found}
+    for name in files:
+        below = name.rpartition("/")[0]
+        if name.endswith(".py") or (below not in ("", TEMPLATES) and not name.startswith(".")):
+            raise _wrong(name, "is no part of the export")
+    return files
+
+
+def _is_harmless(name: str) -> bool:
+    """Hidden files and folders, which transformers does not read, and licenses."""
+    return name.startswith((".", "LICENSE", "NOTICE"))
 
 
 def _weight_map(folder: Path) -> dict[str, str]:
