@@ -83,6 +83,8 @@ def use_hub(monkeypatch, endpoint: str, home: Path, offline: bool = False) -> No
 
     set_endpoint(monkeypatch, endpoint)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
+    if (hub := sys.modules.get("transformers.utils.hub")) is not None:  # of transformers 4
+        monkeypatch.setattr(hub, "TRANSFORMERS_CACHE", str(home / "hub"), raising=False)
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(home / "token"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", home / "datasets")
