@@ -78,7 +78,8 @@ def show(results: dict[str, dict[str, Any]], log: str, folder: Path, seconds: fl
     console = Console(width=110, highlight=False)
     table = Table("held-out questions", "asked", "before", "after", "for example", title="Answered exactly")
     for kind, result in results.items():
-        share = f"{result['after']} ({result['after'] / result['asked']:.0%})"
+        # Rounded down: 100% is all of them.
+        share = f"{result['after']} ({100 * result['after'] // result['asked']}%)"
         table.add_row(kind, str(result["asked"]), str(result["before"]), share, result["example"])
     console.print(table)
     losses = logged(log, "metrics/eval/LanguageCrossEntropy")
