@@ -354,7 +354,7 @@ GROUPS = {
         "_softmax",
         "_Blocks",
     ),
-    "experts and RoPE, including their GEMMs": ("_LoopedGLU", "_ClipAndRotate"),
+    "functions that call all this": ("_LoopedGLU", "_ClipAndRotate"),
     "AdamW": ("_fused_adamw_",),
     "copies": ("copy_", "aten::cat"),
     "gathers, scatters, sorts": ("index", "gather", "scatter", "sort", "embedding", "topk"),
