@@ -76,12 +76,10 @@ _TEMPLATE_NAME = re.compile(r"[A-Za-z0-9_-]+")
 
 
 def check_json_files(folder: Path, hub_name: str | None = None) -> None:
-    """Raises ConfigError for the first link, key or name of a template in the folder that could do harm.
+    """Raises ConfigError for the first key or name of a template in the folder that could do harm.
 
-    hub_name: the repository whose copy in the hub's cache this is, which the hub's library makes of links.
+    hub_name: the repository whose copy in the hub's cache this is.
     """
-    if hub_name is None:
-        _refuse_links(folder)
     for name in JSON_FILES:
         file = folder / name
         try:
@@ -153,8 +151,8 @@ def _may_be_saved(path: Path, folder: Path) -> bool:
     return path.parent == folder and path.is_file() and path.suffix.lower() != ".py"
 
 
-def _refuse_links(folder: Path) -> None:
-    """Of all that transformers reads. Weights may lie elsewhere: a file of another format is refused as such."""
+def refuse_links(folder: Path) -> None:
+    """Raises ConfigError for a file that transformers may read and that lies elsewhere; weights may do so."""
     for path in sorted([*folder.glob("*"), *(folder / TEMPLATES).rglob("*")]):
         if path.suffix != ".safetensors":
             _refuse_link(path, folder)

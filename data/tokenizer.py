@@ -14,7 +14,7 @@ import numpy as np
 from data import blocks
 from data.config import TokenizerConfig
 from data.errors import ConfigError, DataError, RowError, TemplateError
-from data.repository_files import CHECKED, check_json_files
+from data.repository_files import CHECKED, check_json_files, refuse_links
 from data.tiktoken_bpe import read_vocabulary, to_fast
 from data.tokenizer_files import save_for_transformers_4, write_generation_config, write_tokenizer
 
@@ -343,6 +343,8 @@ def _load_hf(name: str) -> Any:
     offline = None if path.is_dir() else why_offline()
     try:
         if path.is_dir():
+            # What it reads can be saved beside a checkpoint.
+            refuse_links(path)
             check_json_files(path)
             return AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
         commit = _check_on_hub(name, offline)
