@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import tokenizers
 
+TRANSFORMERS_VERSION = "4.53.0"
+"""The oldest that reads what is written, and what the files say. Without a version from before its pattern check, 4.57
+warns falsely of the GPT-4 tokenizer."""
 _CLASS = "PreTrainedTokenizerFast"
 """A tokenizer that is all in tokenizer.json: the name that transformers 4 has for it, and 5 reads too."""
 _NAMES = ("bos_token", "eos_token", "unk_token", "pad_token")
@@ -73,7 +76,7 @@ def write_generation_config(folder: Path, *, bos: int, stop: Sequence[int], pad:
         "bos_token_id": bos,
         "eos_token_id": list(stop),
         "pad_token_id": pad,
-        "transformers_version": "4.53.0",
+        "transformers_version": TRANSFORMERS_VERSION,
     }
     _write_json(folder / "generation_config.json", contents)
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from data.tokenizer_files import TRANSFORMERS_VERSION
 from train.models.config import ModelConfig
 
 # Of models without clip_qkv: transformers clamps in any case and cannot clamp to nothing. The largest number of fp16.
@@ -58,8 +59,7 @@ def config_json(model: ModelConfig, generation: Mapping[str, Any], dtype: str) -
         "bos_token_id": generation["bos_token_id"],
         "eos_token_id": generation["eos_token_id"],
         "torch_dtype": dtype,
-        # Without a version from before its pattern check, 4.57 warns falsely of the GPT-4 tokenizer.
-        "transformers_version": "4.53.0",
+        "transformers_version": TRANSFORMERS_VERSION,
     }
 
 
