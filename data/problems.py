@@ -122,11 +122,11 @@ def check_text(value: Any, name: str, fix: str = "fill it in, or remove the row"
     return None
 
 
-def listed(items: Iterable[str], most: int = LISTED) -> str:
+def listed(items: Iterable[str], most: int = LISTED, separator: str = ", ") -> str:
     """`a, b, c`; of more than `most` those, and how many there are besides."""
     every = list(items)
     more = f" and {len(every) - most:,} more" if len(every) > most else ""
-    return ", ".join(every[:most]) + more
+    return separator.join(every[:most]) + more
 
 
 def _count(number: int, word: str) -> str:

@@ -368,7 +368,7 @@ def _check_on_hub(name: str, offline: str | None) -> str:
     """Checks a repository's JSON files, which are fetched; returns their commit, of which alone the rest may be."""
     from huggingface_hub import snapshot_download
 
-    from data.sources.hub_commit import quiet
+    from data.hub_client import quiet
 
     with quiet():
         folder = snapshot_download(name, allow_patterns=list(CHECKED), local_files_only=offline is not None)

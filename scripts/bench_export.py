@@ -53,7 +53,7 @@ def make_checkpoint(folder: Path, gigabytes: float, d_model: int, ranks: int) ->
     from torch.distributed.checkpoint.state_dict_saver import save
 
     from train.checkpoint_reader import PREFIX
-    from train.plan import parameter_shapes
+    from train.models.shapes import parameter_shapes
     from train.reader import load_config
 
     folder.mkdir()

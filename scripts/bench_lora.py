@@ -26,7 +26,8 @@ from torch.distributed.tensor import DTensor
 from train.config import FSDPConfig
 from train.memory import keep_freed_memory
 from train.models.config import AttnConfig, FFNConfig, LoraConfig, ModelConfig
-from train.parallel import build_model, named_parameters
+from train.models.recompute import named_parameters
+from train.parallel import build_model
 from train.watch import Watch
 
 FULL = "full"

@@ -23,10 +23,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     from data.errors import ConfigError, DataError, said_plainly
     from data.paths import refuse_path_arguments
     from data.tokenizer import build_tokenizer
-    from train.hf.adapter import DrawnWeights
+    from train.frozen_base import DrawnWeights
     from train.hf.config import config_json
     from train.hf.export import TORCH_DTYPES
-    from train.hf.weights import write_json, write_weights
+    from train.hf.repository import write_json
+    from train.hf.weights import write_weights
     from train.reader import load_config
 
     part = args.folder.absolute().with_name(f".{args.folder.name}.part")

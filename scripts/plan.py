@@ -50,9 +50,10 @@ def _data(config, picture: Path) -> None:
 
     from data.errors import ConfigError
     from data.tokenizer import build_tokenizer
-    from train.checkpoint import find_start, local_folder, run_name_of
+    from train.checkpoint import local_folder, run_name_of
     from train.plan_data import draw, stages_table, streams_table
     from train.run_plan import open_data
+    from train.start import find_start
 
     kinds = FigureCanvasBase.get_supported_filetypes()
     if picture.suffix[1:] not in kinds or picture.is_dir():

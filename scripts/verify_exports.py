@@ -74,7 +74,7 @@ def export_both(folder: Path) -> None:
     import shutil
 
     from train.hf.export import export
-    from train.hf.weights import DTYPES
+    from train.hf.tensors import DTYPES
 
     for precision in DTYPES:
         shutil.rmtree(folder / precision, ignore_errors=True)
@@ -83,7 +83,7 @@ def export_both(folder: Path) -> None:
 
 def check(number: str, folder: Path) -> bool:
     """Says what was shown, or what is wrong."""
-    from train.hf.weights import DTYPES
+    from train.hf.tensors import DTYPES
 
     python = environment(number, folder / f"transformers-{number}")
     right = True

@@ -9,10 +9,12 @@ import torch.distributed as dist
 from train.config import FSDPConfig
 from train.hf.config import config_json
 from train.hf.pretrained import PretrainedFolder
-from train.hf.weights import Precision, write_json, write_weights
+from train.hf.repository import write_json
+from train.hf.tensors import Precision
+from train.hf.weights import write_weights
 from train.models.config import AttnConfig, FFNConfig, ModelConfig
+from train.models.shapes import parameter_shapes
 from train.parallel import build_model
-from train.plan import parameter_shapes
 
 
 def model_of(n_bytes: float, d_model: int, vocab_size: int = 512) -> ModelConfig:

@@ -10,7 +10,8 @@ from train.config import FSDPConfig
 from train.models.config import AttnConfig, FFNConfig, ModelConfig
 from train.models.dbrx import DbrxForCausalLM
 from train.models.init import initialise
-from train.parallel import checkpoint_activations, named_parameters
+from train.models.recompute import named_parameters
+from train.parallel import checkpoint_activations
 from train.watch import Watch
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]

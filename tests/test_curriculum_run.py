@@ -20,10 +20,11 @@ from toy_run import WORDS, write_toy_run
 
 from data.errors import ConfigError
 from data.tokenizer import build_tokenizer
-from train.checkpoint import checkpoints, find_start
+from train.checkpoint import checkpoints
 from train.fit import fit
 from train.reader import load_config
 from train.run_plan import open_data
+from train.start import find_start
 
 STAGES = [
     {"name": "broad", "duration": "5ba", "proportions": {"web": 0.7, "code": 0.3}},

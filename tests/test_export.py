@@ -27,7 +27,7 @@ from train.hf.weights import MAX_SHARD_BYTES, cut
 from train.models.config import AttnConfig, FFNConfig, ModelConfig
 from train.models.dbrx import DbrxForCausalLM
 from train.models.init import initialise
-from train.plan import parameter_shapes
+from train.models.shapes import parameter_shapes
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = ModelConfig(

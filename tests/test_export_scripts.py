@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from test_benches import load
 
-from train.hf.weights import DTYPES
+from train.hf.tensors import DTYPES
 
 
 def test_bench_export_measures_both_precisions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -39,8 +39,8 @@ from train.hf.raw_rows import Piece
 from train.hf.safetensors_file import header
 from train.hf.weights import write_file
 from train.models.config import LoraConfig
+from train.models.shapes import parameter_shapes
 from train.parallel import build_model
-from train.plan import parameter_shapes
 from train.reader import load_saved_config, to_yaml
 
 
@@ -150,7 +150,7 @@ def test_no_more_than_some_rows_are_in_memory(run: Path, tmp_path: Path, monkeyp
         rows(self, name, start, stop, out)
 
     monkeypatch.setattr(CheckpointReader, "rows", measuring)
-    monkeypatch.setattr("train.hf.weights.PIECE_BYTES", 1000)
+    monkeypatch.setattr("train.hf.tensors.PIECE_BYTES", 1000)
     export(run, tmp_path / "out", "bf16")
     assert max(sizes) <= 1000
     assert sum(sizes) == 2 * sum(torch.Size(shape).numel() for shape in parameter_shapes(MODEL).values())
@@ -173,7 +173,7 @@ class Blocks:
 
 
 def write_blocks(source: Blocks, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("train.hf.weights.PIECE_BYTES", 2 * 3 * 2)
+    monkeypatch.setattr("train.hf.tensors.PIECE_BYTES", 2 * 3 * 2)
     with tqdm(disable=True) as progress:
         write_file(source, path, source.shapes, "bf16", progress)
 

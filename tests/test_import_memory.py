@@ -8,7 +8,7 @@ import transformers
 from random_folder import import_on_a_rank, model_of, write_random_folder
 from ranks import run_ranks
 
-from train.plan import parameter_shapes
+from train.models.shapes import parameter_shapes
 
 CASES = [
     # Large enough that what Python itself takes meanwhile is small beside it.

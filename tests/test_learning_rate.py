@@ -17,9 +17,9 @@ from ranks import run_ranks
 from torch.utils.data import DataLoader
 
 from data.durations import Clock
-from train.builders import build_scheduler
 from train.callbacks.learning_rate import LearningRate
 from train.config import SchedulerConfig
+from train.schedules import build_scheduler
 
 LR, BATCHES, WARMUP, DECAY = 3e-3, 30, 5, 6
 

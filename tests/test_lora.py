@@ -21,19 +21,19 @@ from train.models.config import AttnConfig, FFNConfig, LoraConfig, ModelConfig
 from train.models.dbrx import DbrxForCausalLM
 from train.models.experts_lora import Options, Pair, _LowRank, lora_glu
 from train.models.experts_torch import Looped
+from train.models.flops import flops_per_token
 from train.models.init import initialise
 from train.models.lora import LoraExperts, adapters, add_lora, draw_adapter_rows, is_adapter
-from train.parallel import checkpoint_activations
-from train.plan import (
+from train.models.shapes import (
     adapted_shapes,
     adapter_name,
     adapter_shapes,
     count_adapters,
     count_parameters,
-    flops_per_token,
-    memory_per_rank,
     parameter_shapes,
 )
+from train.parallel import checkpoint_activations
+from train.plan import memory_per_rank
 from train.reader import load_config
 
 D, F_, E, K, R = 16, 24, 5, 2, 3

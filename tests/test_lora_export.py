@@ -21,17 +21,11 @@ from toy_run import write_toy_run
 from data.errors import ConfigError
 from train.checkpoint import checkpoints
 from train.checkpoint_reader import CheckpointReader
-from train.hf.adapter import (
-    DrawnWeights,
-    MergedWeights,
-    PeftWeights,
-    _readme,
-    export_peft,
-    frozen_weights,
-    whole_weights,
-)
+from train.frozen_base import DrawnWeights, frozen_weights
+from train.hf.adapter import PeftWeights, _readme, export_peft
 from train.hf.export import export
 from train.hf.pretrained import PretrainedFolder
+from train.merged import MergedWeights, whole_weights
 from train.models.dbrx import DbrxForCausalLM
 from train.models.lora import add_lora, is_adapter
 from train.reader import load_config, load_saved_config

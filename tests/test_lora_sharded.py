@@ -16,7 +16,7 @@ from train.checkpoint import checkpoints
 from train.checkpoint_reader import CheckpointReader
 from train.config import FSDPConfig
 from train.models.config import AttnConfig, FFNConfig, LoraConfig, ModelConfig
-from train.plan import adapter_shapes
+from train.models.shapes import adapter_shapes
 from train.reader import load_config
 
 MODEL = ModelConfig(
@@ -39,7 +39,8 @@ def gradients(lora: LoraConfig, fsdp: FSDPConfig, seed: int) -> dict[str, Any]:
     from composer.utils import get_device
 
     from train.models.lora import is_adapter
-    from train.parallel import build_model, named_parameters
+    from train.models.recompute import named_parameters
+    from train.parallel import build_model
 
     composer_dist.initialize_dist(get_device("cpu"), timeout=60)
     model = build_model(MODEL, fsdp, precision="fp32", device=torch.device("cpu"), seed=seed, lora=lora)

@@ -11,7 +11,7 @@ from train.models.experts import ExpertsMLP
 from train.models.init import draw_rows, initialise
 from train.models.linear import Linear
 from train.models.moe import load_balancing_loss, router_z_loss
-from train.plan import count_parameters
+from train.models.shapes import count_parameters
 
 
 def make_config(**changes: object) -> ModelConfig:

@@ -117,7 +117,8 @@ def sharded(policy: str) -> dict[str, Tensor]:
     from composer.utils import dist as composer_dist
     from composer.utils import get_device
 
-    from train.parallel import build_model, named_parameters
+    from train.models.recompute import named_parameters
+    from train.parallel import build_model
 
     composer_dist.initialize_dist(get_device("cpu"), timeout=60)
     fsdp = FSDPConfig(activation_checkpointing=policy)  # type: ignore[arg-type]

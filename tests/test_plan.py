@@ -6,24 +6,19 @@ import torch
 from small_config import load
 
 from data.errors import ConfigError
-from train import plan
+from train import machine_memory, plan
 from train.device import Device
 from train.models.config import ModelConfig
-from train.plan import (
-    check_machine,
-    count_parameters,
-    flops_per_token,
-    memory_per_rank,
-    parameter_shapes,
-    ranks_that_fit,
-)
+from train.models.flops import flops_per_token
+from train.models.shapes import count_parameters, parameter_shapes
+from train.plan import check_machine, memory_per_rank, ranks_that_fit
 
 BIG = ("model.preset=132b", "optimizer.name=decoupled_lionw", "max_seq_len=4096", "global_train_batch_size=64")
 
 
 def machine(monkeypatch, *, cpu: float = 16e9, gpu: float = 0.0, local_ranks: int = 1) -> None:
-    monkeypatch.setattr(plan, "_gpu_memory", lambda: gpu)
-    monkeypatch.setattr(plan, "_cpu_memory", lambda: cpu)
+    monkeypatch.setattr(plan, "gpu_memory", lambda: gpu)
+    monkeypatch.setattr(plan, "cpu_memory", lambda: cpu)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(local_ranks))
 
 
@@ -173,14 +168,14 @@ def test_control_groups_limit_the_memory(tmp_path, membership, file):
     limit = tmp_path / "fs" / file
     limit.parent.mkdir(parents=True)
     limit.write_text("1234\n")
-    assert plan._cgroup_limits(tmp_path / "cgroup", tmp_path / "fs") == [1234]
+    assert machine_memory.cgroup_limits(tmp_path / "cgroup", tmp_path / "fs") == [1234]
     limit.write_text("max\n")
-    assert plan._cgroup_limits(tmp_path / "cgroup", tmp_path / "fs") == []
+    assert machine_memory.cgroup_limits(tmp_path / "cgroup", tmp_path / "fs") == []
 
 
 def test_memory_of_this_machine_is_the_least_of_all(monkeypatch):
-    monkeypatch.setattr(plan, "_cgroup_limits", lambda *_: [2**62, 5])
-    assert plan._cpu_memory() == 5
+    monkeypatch.setattr(machine_memory, "cgroup_limits", lambda *_: [2**62, 5])
+    assert plan.cpu_memory() == 5
 
 
 def test_memory_of_a_gpu(monkeypatch):
@@ -189,7 +184,7 @@ def test_memory_of_a_gpu(monkeypatch):
         torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=[7, 9][device])
     )
     monkeypatch.setenv("LOCAL_RANK", "1")
-    assert plan._gpu_memory() == 9
+    assert plan.gpu_memory() == 9
 
 
 def test_activation_checkpointing_keeps_less(tmp_path) -> None:

@@ -13,7 +13,8 @@ from stock_folder import SHAPE, make_stock_model, write_stock_folder
 
 from data.errors import ConfigError
 from train.config import FSDPConfig
-from train.hf.pretrained import PretrainedFolder, read_values
+from train.hf.pretrained import PretrainedFolder
+from train.hf.repository import read_values
 from train.models.config import ModelConfig
 from train.parallel import build_model
 from train.reader import load_saved_config, to_yaml
@@ -209,7 +210,7 @@ def test_no_more_than_ten_are_named(folder: Path) -> None:
     rewrite(folder, lambda tensors: [tensors.update({f"{name}x": tensors.pop(name)}) for name in list(tensors)])
     said = refused(folder)
     assert said.count(" is missing") == 10
-    assert said.endswith("(and 28 more): name one, or export it anew")
+    assert said.endswith(" and 28 more: name one, or export it anew")
 
 
 def test_a_wrong_dtype_is_named(folder: Path) -> None:

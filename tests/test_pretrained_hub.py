@@ -10,7 +10,8 @@ from stock_folder import make_stock_model, write_stock_folder
 from test_hub import use_hub
 
 from data.errors import ConfigError
-from train.hf.pretrained import PretrainedFolder, read_values
+from train.hf.pretrained import PretrainedFolder
+from train.hf.repository import read_values
 
 
 @pytest.fixture(scope="module")

@@ -30,7 +30,8 @@ from data.tokenizer import build_tokenizer
 from train.checkpoint_reader import CheckpointReader
 from train.generation.decoders import open_model
 from train.hf.export import export, open_run
-from train.hf.pretrained import PretrainedFolder, read_values
+from train.hf.pretrained import PretrainedFolder
+from train.hf.repository import read_values
 from train.reader import load_config
 
 ROOT = Path(__file__).parents[1]

@@ -29,7 +29,8 @@ from train.lm import DbrxForComposer, LanguageTokenAccuracy
 from train.models.config import AttnConfig, FFNConfig, ModelConfig
 from train.models.dbrx import DbrxForCausalLM
 from train.models.init import initialise
-from train.parallel import build_model, named_parameters
+from train.models.recompute import named_parameters
+from train.parallel import build_model
 from train.trainer import build_trainer
 
 STEPS, ROWS, LENGTH = 5, 8, 24

@@ -17,7 +17,7 @@ from data.errors import ConfigError
 from train.hf.raw_rows import Piece, read_rows
 from train.models.config import LoraConfig, ModelConfig
 from train.models.lora import is_adapter
-from train.plan import adapter_shapes, parameter_shapes
+from train.models.shapes import adapter_shapes, parameter_shapes
 
 MODEL = "state.model."
 PREFIX = "state.model.model."

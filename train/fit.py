@@ -19,13 +19,14 @@ from train.callbacks.hf_checkpointer import build_hf_checkpointer
 from train.callbacks.remote_shards import RemoteShards
 from train.callbacks.run_record import RunRecord
 from train.callbacks.stream_monitor import StreamMonitor
-from train.checkpoint import Start, find_start, frozen_base, furnish_save_folder, local_folder, run_name_of
+from train.checkpoint import furnish_save_folder, local_folder, run_name_of
 from train.config import TrainConfig
 from train.device import choose_device
 from train.first_rank import on_first_rank
-from train.hf.adapter import check_base, frozen_weights, note_base
+from train.frozen_base import check_base, frozen_base, frozen_weights, note_base
 from train.hf.finite import DIVERGED, not_finite
-from train.hf.pretrained import KEY, PretrainedFolder
+from train.hf.pretrained import PretrainedFolder
+from train.hf.repository import KEY
 from train.kernels import choose_kernels
 from train.lm import DbrxForComposer
 from train.models.config import ModelConfig
@@ -33,6 +34,7 @@ from train.models.dbrx import DbrxForCausalLM
 from train.parallel import NotFinite, Weights, build_model
 from train.reader import check_vocab
 from train.run_plan import RunData, open_data
+from train.start import Start, find_start
 from train.trainer import build_trainer
 
 _EXPECTED_WARNINGS = (

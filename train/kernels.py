@@ -12,7 +12,7 @@ from train.models.config import ModelConfig
 from train.models.experts import passed_over_moe_impls, resolve_moe_impl
 from train.models.experts_megablocks import RoutedShape
 from train.models.layout import passed_over_attn_impls, resolve_attn_impl
-from train.plan import count_parameters
+from train.models.shapes import count_parameters
 
 _LOOP_LIMIT = 1_000_000_000
 """Parameters up to which `auto` may take the loop over experts on a GPU, which leaves most of it idle."""

@@ -10,9 +10,9 @@ from torchmetrics import Metric
 
 from train.models.config import LoraConfig, ModelConfig
 from train.models.dbrx import IGNORED, DbrxForCausalLM, DbrxOutput
+from train.models.flops import flops_per_token
 from train.models.lora import is_adapter
 from train.models.moe import load_balancing_loss, router_z_loss
-from train.plan import flops_per_token
 
 Batch = dict[str, Tensor]
 

@@ -94,9 +94,11 @@ def _prepare(config: TrainConfig) -> None:
     """What can be wrong with tokenizer and data comes before Composer is imported, which alone takes 10 seconds."""
     from data.rows import check_source, open_streams
     from data.tokenizer import build_tokenizer
-    from train.checkpoint import check_writable, fill_in, find_start, frozen_base, local_folder, run_name_of
+    from train.checkpoint import check_writable, fill_in, local_folder, run_name_of
+    from train.frozen_base import frozen_base
     from train.hf.pretrained import PretrainedFolder
     from train.run_plan import open_data
+    from train.start import find_start
 
     run_name = run_name_of(config)
     folder = local_folder(config, run_name)

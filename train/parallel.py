@@ -26,10 +26,9 @@ from train.models.dbrx import DbrxBlock, DbrxForCausalLM
 from train.models.init import draw_rows, init_std
 from train.models.lora import adapters, add_lora, draw_adapter_rows, is_adapter
 from train.models.nf4 import pack, pack_parameters, rows_at_a_time
-from train.plan import parameter_shapes
+from train.models.recompute import named_parameters
+from train.models.shapes import parameter_shapes
 from train.torch_compat import patch_fsdp2_on_gloo
-
-_WRAPPED = "_checkpoint_wrapped_module."
 
 
 class Weights(Protocol):
@@ -49,11 +48,6 @@ class NotFinite(ValueError):
         super().__init__(f"not finite: {', '.join(names)}")
         self.names = names
         """Of all ranks, in the model's order."""
-
-
-def named_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    """The model's parameters under their own names, without what activation checkpointing puts between."""
-    return [(name.replace(_WRAPPED, ""), param) for name, param in model.named_parameters()]
 
 
 def build_model(

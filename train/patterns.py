@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from data.errors import ConfigError
 from train.config import OptimizerConfig, TrainConfig
-from train.plan import adapter_shapes, parameter_shapes
+from train.models.shapes import adapter_shapes, parameter_shapes
 
 
 def check_patterns(config: TrainConfig) -> None:

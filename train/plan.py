@@ -9,90 +9,17 @@ import math
 import os
 from dataclasses import dataclass
 from fnmatch import fnmatch
-from pathlib import Path
-
-import psutil
 
 from data.errors import ConfigError
 from train.config import FSDPConfig, OptimizerConfig, TrainConfig
 from train.device import Device
+from train.machine_memory import GB, cpu_memory, gpu_memory
 from train.models.config import NF4_WEIGHTS, LoraConfig, ModelConfig
+from train.models.shapes import adapter_shapes, count_adapters, count_parameters, parameter_shapes, parameter_sizes
 
-GB = 1e9
 _A_COMMON_GPU = 80 * GB
 # Of a GPU's memory, what a run can count on beside the allocator's gaps, CUDA's context and NCCL's buffers.
 _USABLE = 0.9
-
-
-def parameter_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Every parameter by its name in Hugging Face's DBRX, and its shape."""
-    d, ffn = model.d_model, model.ffn_config
-    experts = (ffn.moe_num_experts * ffn.ffn_hidden_size, d)
-    block = {
-        "norm_attn_norm.norm_1.weight": (d,),
-        "norm_attn_norm.attn.Wqkv.weight": (d + 2 * model.attn_config.kv_n_heads * model.head_dim, d),
-        "norm_attn_norm.attn.out_proj.weight": (d, d),
-        "norm_attn_norm.norm_2.weight": (d,),
-        "ffn.router.layer.weight": (ffn.moe_num_experts, d),
-        "ffn.experts.mlp.w1": experts,
-        "ffn.experts.mlp.v1": experts,
-        "ffn.experts.mlp.w2": experts,
-    }
-    blocks = {f"transformer.blocks.{i}.{name}": shape for i in range(model.n_layers) for name, shape in block.items()}
-    return {
-        "transformer.wte.weight": (model.vocab_size, d),
-        **blocks,
-        "transformer.norm_f.weight": (d,),
-        "lm_head.weight": (model.vocab_size, d),
-    }
-
-
-def adapter_shapes(model: ModelConfig, lora: LoraConfig) -> dict[str, tuple[int, ...]]:
-    """Every parameter of the adapters by its name (see models/lora.py), and its shape."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    for name, (rows, columns) in adapted_shapes(model, lora).items():
-        place, fused = adapter_name(name), name.endswith((".w1", ".v1", ".w2"))
-        rows_A = lora.r * model.ffn_config.moe_num_experts if lora.per_expert and fused else lora.r
-        shapes |= {f"{place}.lora_A": (rows_A, columns), f"{place}.lora_B": (rows, lora.r)}
-    return shapes
-
-
-def adapted_shapes(model: ModelConfig, lora: LoraConfig) -> dict[str, tuple[int, int]]:
-    """The weights of the base that have an adapter, and their shapes."""
-    parts = {name: name.removesuffix(".weight").rpartition(".")[2] for name in parameter_shapes(model)}
-    shapes = {name: shape for name, shape in parameter_shapes(model).items() if parts[name] in lora.targets}
-    return {name: (shape[0], shape[1]) for name, shape in shapes.items()}
-
-
-def adapter_name(name: str) -> str:
-    """What the parameters of a base weight's adapter begin with: `x.Wqkv.lora` for `x.Wqkv.weight`, `x.lora.w1` for
-    `x.w1`."""
-    above, _, last = name.rpartition(".")
-    return f"{above}.lora" if last == "weight" else f"{above}.lora.{last}"
-
-
-def count_parameters(model: ModelConfig) -> tuple[int, int]:
-    """(all parameters, those that a token meets: moe_top_k of the experts)."""
-    sizes = _sizes(model)
-    total = sum(sizes.values())
-    experts = sum(size for name, size in sizes.items() if ".experts." in name)
-    ffn = model.ffn_config
-    return total, total - experts * (ffn.moe_num_experts - ffn.moe_top_k) // ffn.moe_num_experts
-
-
-def count_adapters(model: ModelConfig, lora: LoraConfig) -> tuple[int, int]:
-    """(all parameters of the adapters, those that a token meets)."""
-    total = active = 0
-    ffn = model.ffn_config
-    for name, shape in adapter_shapes(model, lora).items():
-        of_experts = ".experts." in name and (lora.per_expert or name.endswith("lora_B"))
-        total += math.prod(shape)
-        active += math.prod(shape) * ffn.moe_top_k // ffn.moe_num_experts if of_experts else math.prod(shape)
-    return total, active
-
-
-def _sizes(model: ModelConfig) -> dict[str, int]:
-    return {name: math.prod(shape) for name, shape in parameter_shapes(model).items()}
 
 
 def parameters_line(model: ModelConfig, lora: LoraConfig | None = None) -> str:
@@ -104,16 +31,6 @@ def parameters_line(model: ModelConfig, lora: LoraConfig | None = None) -> str:
 def _counted(total: int, active: int) -> str:
     short = f"{active / 1e9:.2f} B" if active >= 1e9 else f"{active / 1e6:.2f} M"
     return f"{total:,} ({short} active)"
-
-
-def flops_per_token(model: ModelConfig, seq_len: int, lora: LoraConfig | None = None) -> int:
-    """Of a training step, forward and backward: 6 per active parameter (the embedding is a look-up), or 4 where it is
-    frozen beneath adapters, and 12 L S d for attention over whole rows (the PaLM paper's count)."""
-    active = count_parameters(model)[1] - model.vocab_size * model.d_model
-    attention = 12 * model.n_layers * seq_len * model.d_model
-    if lora is None:
-        return 6 * active + attention
-    return 4 * active + 6 * count_adapters(model, lora)[1] + attention
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,13 +95,16 @@ def _unpacked_bytes(config: TrainConfig, width: float) -> float:
 def _base_bytes(config: TrainConfig, width: float) -> dict[str, float]:
     """Of each weight where weights have this width, of those in 4 bits 36 bytes for 64."""
     packed = NF4_WEIGHTS if config.lora is not None and config.lora.base_dtype == "nf4" else ()
-    return {name: size * (36 / 64 if name.endswith(packed) else width) for name, size in _sizes(config.model).items()}
+    return {
+        name: size * (36 / 64 if name.endswith(packed) else width)
+        for name, size in parameter_sizes(config.model).items()
+    }
 
 
 def _state_bytes(config: TrainConfig, width: float) -> float:
     """Over all ranks: fp32 weights (4 bytes); for trained ones a gradient (4) and the optimizer's moments (4 each).
     Beneath adapters the weights are in lora.base_dtype, those that nf4 leaves in what is computed in (width)."""
-    sizes, more = _sizes(config.model), 4 + 4 * _moments(config.optimizer)
+    sizes, more = parameter_sizes(config.model), 4 + 4 * _moments(config.optimizer)
     if config.lora is None:
         return sum(size * (4 if _frozen(config, name) else 4 + more) for name, size in sizes.items())
     base = _base_bytes(config, {"fp32": 4, "bf16": 2, "nf4": width}[config.lora.base_dtype])
@@ -235,7 +155,7 @@ def check_machine(config: TrainConfig, world_size: int, device: Device) -> None:
     """Raises ConfigError when this node's ranks cannot have what they need at the least. Allocates nothing."""
     local_ranks, gpu = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), device == "gpu"
     need = memory_per_rank(config, world_size, gpu=gpu)
-    have = _gpu_memory() if gpu else _cpu_memory() / local_ranks
+    have = gpu_memory() if gpu else cpu_memory() / local_ranks
     if need.total <= have:
         return
     total, _ = count_parameters(config.model)
@@ -281,49 +201,3 @@ def ranks_that_fit(config: TrainConfig, have: float, *, gpu: bool) -> int | None
     two = memory_per_rank(config, 2 * replicas, gpu=gpu)
     left = have - two.gathered - two.activations
     return max(2, math.ceil(2 * two.states / left)) * replicas if left > 0 else None
-
-
-def available_memory(device: Device) -> float:
-    """Bytes of this rank's GPU, or of the machine."""
-    return _gpu_memory() if device == "gpu" else _cpu_memory()
-
-
-def _gpu_memory() -> float:
-    """Bytes of this rank's GPU."""
-    import torch
-
-    device = int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count()
-    return float(torch.cuda.get_device_properties(device).total_memory)
-
-
-def _cpu_memory() -> float:
-    """Bytes of memory this machine gives: the least of what is there and of what control groups allow."""
-    limits = _cgroup_limits(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))
-    return float(min([psutil.virtual_memory().total, *limits]))
-
-
-def _cgroup_limits(membership: Path, root: Path) -> list[int]:
-    """The limits (cgroup v2's memory.max, v1's memory.limit_in_bytes) of the process's group and of all above it."""
-    try:
-        lines = membership.read_text().splitlines()
-    except OSError:
-        return []
-    limits = []
-    for line in lines:
-        _, controllers, group = line.split(":", 2)
-        if controllers == "":
-            top, file = root, "memory.max"
-        elif "memory" in controllers.split(","):
-            top, file = root / "memory", "memory.limit_in_bytes"
-        else:
-            continue
-        # Inside a container the path may be the host's, which is not there: its top is the container's own group.
-        below = top / group.lstrip("/")
-        for folder in [below, *below.parents[: len(below.parts) - len(top.parts)]]:
-            try:
-                text = (folder / file).read_text().strip()
-            except OSError:
-                continue
-            if text.isdecimal():
-                limits.append(int(text))
-    return limits

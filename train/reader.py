@@ -18,7 +18,7 @@ from data.errors import ConfigError
 from data.paths import refuse_path
 from train.config import TrainConfig
 from train.hf.config import at, contradictions
-from train.hf.pretrained import KEY, read_values
+from train.hf.repository import KEY, read_values
 from train.interpolation import VARIABLES, malformed, resolvers, unresolved, unused_variables
 from train.models.config import PRESETS, ModelConfig
 from train.typed import Builder, near, show

@@ -20,18 +20,21 @@ from torch.utils.data import DataLoader
 from data.curriculum import Plan
 from data.durations import Clock
 from data.errors import ConfigError
-from train.builders import build_callbacks, build_optimizer, build_scheduler
+from train.builders import build_optimizer
+from train.callbacks.build import build_callbacks
 from train.callbacks.checkpoint_saver import CheckpointSaver
 from train.callbacks.global_batch import GlobalBatch
 from train.callbacks.learning_rate import LearningRate
 from train.callbacks.restore_rng import RestoreRNG
-from train.checkpoint import Start, batch_of, checkpoints, first_failure
+from train.checkpoint import batch_of, checkpoints, first_failure
 from train.config import TrainConfig
 from train.lm import DbrxForComposer
 from train.loggers import build_loggers
 from train.memory import keep_freed_memory
-from train.parallel import named_parameters
+from train.models.recompute import named_parameters
 from train.saved_optimizer import as_one_group, changed_settings, read_groups
+from train.schedules import build_scheduler
+from train.start import Start
 
 
 def _leave_as_sharded(model: torch.nn.Module, *args: Any, **kwargs: Any) -> None:

@@ -1,18 +1,15 @@
 """Which commit of a dataset there is on the Hugging Face hub, or in the hub's cache."""
 
-import contextlib
 import json
-import logging
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from data.config import DatasetConfig
 from data.errors import ConfigError
+from data.hub_client import REQUEST_SECONDS, first_line, quiet
 from data.sources.names import DATA_SUFFIXES
 from data.sources.reach import why_offline
 
-REQUEST_SECONDS = 10.0
 CARD = ["README.md", ".huggingface.yaml"]
 """Files that say which subsets and splits there are."""
 
@@ -118,27 +115,3 @@ def _cached_commit(config: DatasetConfig, name: str, offline: str) -> Commit:
 def record_of(config: DatasetConfig, name: str, sha: str) -> Path:
     """Where the list of a commit's files is kept: the hub's cache alone cannot tell a download that was cut off."""
     return Path(config.cache_dir) / "hub" / f"{name.replace('/', '--')}@{sha}.json"
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Without the libraries' remarks on cards and the hub's bars for small things."""
-    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-
-    loggers = [logging.getLogger(name) for name in ("datasets", "huggingface_hub")]
-    levels, without_bars = [logger.level for logger in loggers], are_progress_bars_disabled()
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    disable_progress_bars()
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-        if not without_bars:
-            enable_progress_bars()
-
-
-def first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__

@@ -14,7 +14,7 @@ from data.errors import ConfigError
 from train.checkpoint import batch_of, check_writable, checkpoints, fill_in
 from train.config import TrainConfig
 from train.hf.export import export
-from train.hf.weights import Precision
+from train.hf.tensors import Precision
 
 _POLL_SECONDS = 0.5
 _KEY = "callbacks.hf_checkpointer"

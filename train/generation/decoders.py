@@ -19,11 +19,13 @@ from train.device import Device, choose_device
 from train.generation.generate import DbrxDecoder, Decoder
 from train.hf.export import find_checkpoint, open_run
 from train.hf.finite import is_finite, of_checkpoint
-from train.hf.pretrained import KEY, PretrainedFolder
+from train.hf.pretrained import PretrainedFolder
+from train.hf.repository import KEY
 from train.kernels import Wording, resolve_kernels
+from train.machine_memory import GB, available_memory
 from train.models.config import ModelConfig
 from train.models.dbrx import DbrxForCausalLM
-from train.plan import GB, available_memory, parameter_shapes
+from train.models.shapes import parameter_shapes
 
 Precision = Literal["fp32", "bf16"]
 

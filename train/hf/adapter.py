@@ -3,11 +3,8 @@
 Both are written a few rows at a time: neither the base nor the sum is ever in memory.
 """
 
-import hashlib
-import json
-import math
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,149 +12,18 @@ import torch
 from tqdm import tqdm
 
 from data.errors import ConfigError
-from train.checkpoint import frozen_base
 from train.checkpoint_reader import CheckpointReader
 from train.config import TrainConfig
 from train.hf.finite import is_finite, of_checkpoint
 from train.hf.model_card import front_matter, lora_table
-from train.hf.pretrained import KEY, PretrainedFolder
-from train.hf.raw_rows import Piece
-from train.hf.weights import Precision, TensorSource, n_bytes, row_blocks, write_file, write_json
+from train.hf.repository import write_json
+from train.hf.tensors import Precision, n_bytes, row_blocks
+from train.hf.weights import write_file
 from train.models.config import LoraConfig, ModelConfig
-from train.models.init import draw_rows, init_std
-from train.plan import adapted_shapes, adapter_name, adapter_shapes, parameter_shapes
+from train.models.shapes import adapted_shapes, adapter_name, adapter_shapes
 from train.reader import load_saved_config
 
 PEFT_WEIGHTS = "adapter_model.safetensors"
-BASE = "base.json"
-"""In the save folder of a run with lora: the fingerprint of the base, which its checkpoints do not hold."""
-
-
-def whole_weights(reader: CheckpointReader, config: TrainConfig) -> TensorSource:
-    """All weights of the model in a checkpoint: what it holds or, where that is adapters, these merged into their base.
-
-    Raises ConfigError when the checkpoint is not whole or not of this config, or the base is not there any more.
-    """
-    beside = reader.checkpoint.parent / "config.yaml"
-    reader.check(config.model, str(beside), config.lora)
-    if config.lora is None:
-        return reader
-    try:
-        base = frozen_weights(config)
-    except ConfigError as error:
-        raise ConfigError(
-            f"{reader.checkpoint} holds adapters alone, and their base cannot be read: {error}; where it has moved, "
-            f"write its new place into {beside}"
-        ) from None
-    check_base(reader.checkpoint, base, config)
-    return MergedWeights(base, reader, config.model, config.lora)
-
-
-def frozen_weights(config: TrainConfig) -> TensorSource:
-    """The base that a run with lora froze."""
-    checkpoint, name = frozen_base(config), config.model.pretrained_model_name_or_path
-    if checkpoint is not None:
-        checkpoint.check(config.model, "the run's config")
-        return checkpoint
-    return DrawnWeights(config.model, config.seed) if name is None else PretrainedFolder.open(name, config.model)
-
-
-def fingerprint(base: TensorSource) -> str:
-    """Of the first and the last row of every tensor, in fp32: the same for the same weights wherever they lie."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name, shape in sorted(base.shapes.items()):
-        digest.update(name.encode())
-        for row in (0, shape[0] - 1):
-            numbers = torch.empty(1, *shape[1:])
-            base.rows(name, row, row + 1, numbers)
-            digest.update(numbers.numpy().tobytes())
-    return digest.hexdigest()
-
-
-def note_base(folder: Path, base: TensorSource) -> None:
-    """Leaves the base's fingerprint in a save folder."""
-    part = folder / f".{BASE}.part"
-    write_json(part, {"fingerprint": fingerprint(base)})
-    part.replace(folder / BASE)
-
-
-def check_base(checkpoint: Path, base: TensorSource, config: TrainConfig) -> None:
-    """Raises ConfigError when the adapters in the checkpoint were trained above other weights than these.
-
-    Without what `note_base` leaves beside it nothing is known.
-    """
-    noted = checkpoint.resolve().parent / BASE
-    if not noted.is_file():
-        return
-    try:
-        then = json.loads(noted.read_text(encoding="utf-8"))["fingerprint"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{noted} cannot be read: {error!r}") from None
-    if then != fingerprint(base):
-        name = config.model.pretrained_model_name_or_path
-        whose = f"those drawn from seed {config.seed}" if name is None else f"those in {name} ({KEY})"
-        if frozen_base(config) is not None:
-            whose = f"those in {config.load_path} (load_path)"
-        raise ConfigError(
-            f"{checkpoint} holds adapters that were trained above other weights than {whose}: put the same base back "
-            "in its place, or write where it is"
-        )
-
-
-class DrawnWeights:
-    """The initial weights of a run that names none: drawn again."""
-
-    files: Sequence[Path] = ()
-
-    def __init__(self, model: ModelConfig, seed: int) -> None:
-        self.model, self.seed = model, seed
-        self.shapes = parameter_shapes(model)
-
-    def pieces(self, name: str, dtype: torch.dtype) -> None:
-        return None
-
-    def rows(self, name: str, start: int, stop: int, out: torch.Tensor) -> None:
-        out.copy_(draw_rows(self.seed, name, self.shapes[name], start, stop, init_std(self.model, name)))
-
-
-class MergedWeights:
-    """W + alpha / r * B A for what has an adapter, added in fp32; the base's own rows for the rest."""
-
-    def __init__(self, base: TensorSource, adapters: CheckpointReader, model: ModelConfig, lora: LoraConfig) -> None:
-        self.base, self.adapters, self.lora = base, adapters, lora
-        self.shapes = parameter_shapes(model)
-        self.files = [*base.files, *adapters.files]
-        self._adapted = set(adapted_shapes(model, lora))
-        self._F = model.ffn_config.ffn_hidden_size
-        self._held = "", torch.empty(0)
-
-    def pieces(self, name: str, dtype: torch.dtype) -> Sequence[Piece] | None:
-        return None if name in self._adapted else self.base.pieces(name, dtype)
-
-    def rows(self, name: str, start: int, stop: int, out: torch.Tensor) -> None:
-        if name not in self._adapted:
-            self.base.rows(name, start, stop, out)
-            return
-        merged = torch.empty(out.shape, dtype=torch.float32)
-        self.base.rows(name, start, stop, merged)
-        place, r = adapter_name(name), self.lora.r
-        B = torch.empty(stop - start, r)
-        self.adapters.rows(f"{place}.lora_B", start, stop, B)
-        # Of experts with an A each, those of the experts that these rows belong to.
-        height = self._F if self.lora.per_expert and not name.endswith(".weight") else self.shapes[name][0]
-        for expert in range(start // height, math.ceil(stop / height)):
-            mine = slice(max(expert * height - start, 0), min((expert + 1) * height, stop) - start)
-            merged[mine].addmm_(B[mine], self._A(f"{place}.lora_A", expert, out.shape[1]), alpha=self.lora.scale)
-        out.copy_(merged)
-
-    def _A(self, name: str, expert: int, width: int) -> torch.Tensor:
-        """Read once for all the blocks of rows that need it."""
-        held = self._held  # one look: threads read blocks side by side
-        if held[0] != f"{name} {expert}":
-            A, r = torch.empty(self.lora.r, width), self.lora.r
-            self.adapters.rows(name, expert * r, (expert + 1) * r, A)
-            self._held = held = f"{name} {expert}", A
-        return held[1]
 
 
 class PeftWeights:

@@ -18,11 +18,13 @@ from data.repository_files import check_saved_tokenizer
 from train.checkpoint import check_writable, checkpoints
 from train.checkpoint_reader import CheckpointReader
 from train.config import TrainConfig
-from train.hf.adapter import whole_weights
 from train.hf.config import config_json
 from train.hf.model_card import model_card
-from train.hf.weights import MAX_SHARD_BYTES, Precision, TensorSource, n_bytes, write_json, write_weights
-from train.plan import parameter_shapes
+from train.hf.repository import write_json
+from train.hf.tensors import Precision, TensorSource, n_bytes
+from train.hf.weights import MAX_SHARD_BYTES, write_weights
+from train.merged import whole_weights
+from train.models.shapes import parameter_shapes
 from train.reader import load_saved_config
 
 TORCH_DTYPES: dict[Precision, str] = {"fp32": "float32", "bf16": "bfloat16"}

@@ -11,7 +11,7 @@ from data.versions import STREAMING, installed_versions
 from train.checkpoint import RECORD, batch_of
 from train.config import TrainConfig
 from train.models.config import LoraConfig
-from train.plan import count_parameters
+from train.models.shapes import count_parameters
 from train.reader import masked_yaml
 
 _COMPUTES = ("torch", "mosaicml", *STREAMING, "transformers", "megablocks", "flash-attn", "bitsandbytes")

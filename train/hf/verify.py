@@ -20,11 +20,11 @@ from data.repository_files import TEMPLATES, check_json_files, refuse_code_besid
 from train.hf.config import config_json
 from train.hf.export import EXIT_NOT_FINITE, TORCH_DTYPES, Run, open_run
 from train.hf.finite import is_finite, of_checkpoint
-from train.hf.pretrained import INDEX
+from train.hf.repository import INDEX
 from train.hf.safetensors_file import Stored, header, read_header
+from train.hf.tensors import DTYPES, Precision
 from train.hf.verify_logits import check_logits, written_rows
-from train.hf.weights import DTYPES, Precision
-from train.plan import parameter_shapes
+from train.models.shapes import parameter_shapes
 
 
 class NotFinite(ConfigError):

@@ -18,12 +18,12 @@ from data.errors import ConfigError
 from train.hf.export import Run
 from train.hf.raw_rows import read_rows
 from train.hf.safetensors_file import Stored
-from train.hf.weights import DTYPES, Precision, row_blocks
+from train.hf.tensors import DTYPES, Precision, row_blocks
 from train.models.config import ModelConfig
 from train.models.dbrx import DbrxBlock
 from train.models.layout import Layout, find_documents, make_layout
 from train.models.linear import Linear
-from train.plan import parameter_shapes
+from train.models.shapes import parameter_shapes
 
 Written = Mapping[str, tuple[Path, Stored]]
 """The file and the place in it of each tensor of the folder."""

@@ -1,23 +1,18 @@
 """Tensors written as safetensors files with an index, a few rows in memory at a time; killed, it goes on."""
 
-import json
-import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from io import FileIO
 from pathlib import Path
-from typing import Literal, Protocol
 
-import torch
 from tqdm import tqdm
 
 from data.errors import ConfigError
-from train.hf.pretrained import INDEX
-from train.hf.raw_rows import PIECE_BYTES, Piece, Scratch
-from train.hf.safetensors_file import BYTES, header
-
-Precision = Literal["fp32", "bf16"]
+from train.hf.raw_rows import Piece, Scratch
+from train.hf.repository import INDEX, write_json
+from train.hf.safetensors_file import header
+from train.hf.tensors import DTYPES, Precision, TensorSource, n_bytes, row_blocks
 
 MAX_SHARD_BYTES = 5_000_000_000
 _WORKERS = 2
@@ -26,48 +21,7 @@ _COPY_BYTES = 1 << 23
 _WRITE_BYTES = 1 << 16
 """Of one call. For larger ones ext4 takes larger folios, which cost up to eight times as much where the machine's
 memory is in pieces, or virtual and new."""
-DTYPES: dict[Precision, tuple[torch.dtype, str]] = {"fp32": (torch.float32, "F32"), "bf16": (torch.bfloat16, "BF16")}
-"""torch's dtype of a precision, and safetensors' name for it."""
 _scratch = Scratch()
-
-
-class TensorSource(Protocol):
-    """Where tensors to write come from: a checkpoint, or a base with an adapter merged into it."""
-
-    @property
-    def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """Of every tensor, by name."""
-        ...
-
-    @property
-    def files(self) -> Sequence[Path]:
-        """What the values come from: while these are the same, so are the values."""
-        ...
-
-    def pieces(self, name: str, dtype: torch.dtype) -> Sequence[Piece] | None:
-        """Where in files the tensor's bytes are, in order, in that dtype; None where they have to be computed.
-
-        Raises ConfigError when they cannot be had.
-        """
-        ...
-
-    def rows(self, name: str, start: int, stop: int, out: torch.Tensor) -> None:
-        """Puts rows [start, stop) into `out` [stop - start, ...], in whatever dtype that has.
-
-        Raises ConfigError when they cannot be had.
-        """
-        ...
-
-
-def n_bytes(shape: tuple[int, ...], precision: Precision) -> int:
-    return math.prod(shape) * BYTES[DTYPES[precision][1]]
-
-
-def row_blocks(shape: tuple[int, ...], itemsize: int) -> Iterator[tuple[int, int]]:
-    """[start, stop) of the rows that are held in memory at a time."""
-    step = max(1, PIECE_BYTES // (math.prod(shape[1:]) * itemsize))
-    for start in range(0, shape[0], step):
-        yield start, min(start + step, shape[0])
 
 
 def write_weights(
@@ -187,7 +141,3 @@ def _copy(piece: Piece, stream: FileIO, progress: tqdm) -> None:
 def _write_all(stream: FileIO, data: memoryview) -> None:
     while len(data):
         data = data[stream.write(data) :]
-
-
-def write_json(path: Path, contents: Mapping[str, object]) -> None:
-    path.write_text(json.dumps(contents, indent=2) + "\n", encoding="utf-8")

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
@@ -50,3 +50,11 @@ class recomputed(saved_tensors_hooks):
 
 def _identity(tensor: Tensor) -> tuple[Any, ...]:
     return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, tensor.device
+
+
+_WRAPPED = "_checkpoint_wrapped_module."
+
+
+def named_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """The model's parameters under their own names, without what activation checkpointing puts between."""
+    return [(name.replace(_WRAPPED, ""), param) for name, param in model.named_parameters()]

@@ -1,0 +1,77 @@
+"""Every parameter's name and shape, and how many there are: from the config alone, without torch."""
+
+import math
+
+from train.models.config import LoraConfig, ModelConfig
+
+
+def parameter_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Every parameter by its name in Hugging Face's DBRX, and its shape."""
+    d, ffn = model.d_model, model.ffn_config
+    experts = (ffn.moe_num_experts * ffn.ffn_hidden_size, d)
+    block = {
+        "norm_attn_norm.norm_1.weight": (d,),
+        "norm_attn_norm.attn.Wqkv.weight": (d + 2 * model.attn_config.kv_n_heads * model.head_dim, d),
+        "norm_attn_norm.attn.out_proj.weight": (d, d),
+        "norm_attn_norm.norm_2.weight": (d,),
+        "ffn.router.layer.weight": (ffn.moe_num_experts, d),
+        "ffn.experts.mlp.w1": experts,
+        "ffn.experts.mlp.v1": experts,
+        "ffn.experts.mlp.w2": experts,
+    }
+    blocks = {f"transformer.blocks.{i}.{name}": shape for i in range(model.n_layers) for name, shape in block.items()}
+    return {
+        "transformer.wte.weight": (model.vocab_size, d),
+        **blocks,
+        "transformer.norm_f.weight": (d,),
+        "lm_head.weight": (model.vocab_size, d),
+    }
+
+
+def adapter_shapes(model: ModelConfig, lora: LoraConfig) -> dict[str, tuple[int, ...]]:
+    """Every parameter of the adapters by its name (see models/lora.py), and its shape."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, (rows, columns) in adapted_shapes(model, lora).items():
+        place, fused = adapter_name(name), name.endswith((".w1", ".v1", ".w2"))
+        rows_A = lora.r * model.ffn_config.moe_num_experts if lora.per_expert and fused else lora.r
+        shapes |= {f"{place}.lora_A": (rows_A, columns), f"{place}.lora_B": (rows, lora.r)}
+    return shapes
+
+
+def adapted_shapes(model: ModelConfig, lora: LoraConfig) -> dict[str, tuple[int, int]]:
+    """The weights of the base that have an adapter, and their shapes."""
+    parts = {name: name.removesuffix(".weight").rpartition(".")[2] for name in parameter_shapes(model)}
+    shapes = {name: shape for name, shape in parameter_shapes(model).items() if parts[name] in lora.targets}
+    return {name: (shape[0], shape[1]) for name, shape in shapes.items()}
+
+
+def adapter_name(name: str) -> str:
+    """What the parameters of a base weight's adapter begin with: `x.Wqkv.lora` for `x.Wqkv.weight`, `x.lora.w1` for
+    `x.w1`."""
+    above, _, last = name.rpartition(".")
+    return f"{above}.lora" if last == "weight" else f"{above}.lora.{last}"
+
+
+def count_parameters(model: ModelConfig) -> tuple[int, int]:
+    """(all parameters, those that a token meets: moe_top_k of the experts)."""
+    sizes = parameter_sizes(model)
+    total = sum(sizes.values())
+    experts = sum(size for name, size in sizes.items() if ".experts." in name)
+    ffn = model.ffn_config
+    return total, total - experts * (ffn.moe_num_experts - ffn.moe_top_k) // ffn.moe_num_experts
+
+
+def count_adapters(model: ModelConfig, lora: LoraConfig) -> tuple[int, int]:
+    """(all parameters of the adapters, those that a token meets)."""
+    total = active = 0
+    ffn = model.ffn_config
+    for name, shape in adapter_shapes(model, lora).items():
+        of_experts = ".experts." in name and (lora.per_expert or name.endswith("lora_B"))
+        total += math.prod(shape)
+        active += math.prod(shape) * ffn.moe_top_k // ffn.moe_num_experts if of_experts else math.prod(shape)
+    return total, active
+
+
+def parameter_sizes(model: ModelConfig) -> dict[str, int]:
+    """How many numbers each parameter has."""
+    return {name: math.prod(shape) for name, shape in parameter_shapes(model).items()}
