@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from data.config import DatasetConfig
-    from data.tokenizer import Tokenizer
+    from data.config.schema import DatasetConfig
+    from data.tokenization.tokenizer import Tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 GIGABYTE = 10**9
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     if str(ROOT) not in sys.path:
         sys.path.insert(0, str(ROOT))
-    from data.workers import all_cores
+    from data.base.workers import all_cores
 
     args.workers = args.workers or all_cores()
     settings = {name: str(value) for name, value in vars(args).items() if name != "json"}
@@ -108,7 +108,7 @@ def make_vocabulary(file: Path, size: int) -> None:
     """Merges of byte pairs learnt from the library, so that a token is as long as those that people train with."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-    from data.tiktoken_bpe import byte_letters
+    from data.tokenization.tiktoken_bpe import byte_letters
 
     byte_of = {letter: byte for byte, letter in enumerate(byte_letters())}
     bpe = Tokenizer(models.BPE())
@@ -130,22 +130,22 @@ def texts_of(file: Path) -> Iterator[str]:
 
 
 def make_tokenizer(args: argparse.Namespace) -> "Tokenizer":
-    from data.config import TokenizerConfig, TokenizerKwargs
-    from data.tokenizer import build_tokenizer
+    from data.config.schema import TokenizerConfig, TokenizerKwargs
+    from data.tokenization.tokenizer import build_tokenizer
 
     kwargs = TokenizerKwargs(vocab_file=str(args.vocab_file))
     return build_tokenizer(TokenizerConfig(name="tiktoken", kwargs=kwargs))
 
 
 def make_config(file: Path, **settings: Any) -> "DatasetConfig":
-    from data.config import DatasetConfig
+    from data.config.schema import DatasetConfig
 
     return DatasetConfig(hf_name=str(file), **settings)
 
 
 def prepare(folder: Path, config: "DatasetConfig", tokenizer: "Tokenizer") -> dict[str, Any]:
     """The manifest."""
-    from data.prepare import prepare_into
+    from data.preparation.prepare import prepare_into
 
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):  # noqa: PTH123
         prepare_into(folder, config, tokenizer)
@@ -270,11 +270,11 @@ def resume(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def make_loader(args: argparse.Namespace, config: "DatasetConfig", num_workers: int) -> tuple[Any, int]:
-    from data.config import DataLoaderConfig
-    from data.curriculum import Plan
-    from data.durations import Clock
-    from data.loader import train_loader
-    from data.rows import open_streams
+    from data.base.durations import Clock
+    from data.config.schema import DataLoaderConfig
+    from data.loading.loader import train_loader
+    from data.loading.rows import open_streams
+    from data.mixing.curriculum import Plan
 
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):  # noqa: PTH123
         streams = open_streams(config, make_tokenizer(args))

@@ -52,9 +52,9 @@ def make_checkpoint(folder: Path, gigabytes: float, d_model: int, ranks: int) ->
     from torch.distributed.checkpoint.filesystem import FileSystemWriter
     from torch.distributed.checkpoint.state_dict_saver import save
 
-    from train.checkpoint_reader import PREFIX
+    from train.checkpoint.reader import PREFIX
+    from train.config.load import load_config
     from train.models.shapes import parameter_shapes
-    from train.reader import load_config
 
     folder.mkdir()
     per_layer = 4 * (3 * 8 * d_model * 7 // 4 * d_model + 3 * d_model * d_model)
@@ -84,8 +84,8 @@ def make_checkpoint(folder: Path, gigabytes: float, d_model: int, ranks: int) ->
 
 
 def leave(folder: Path, config: Any) -> None:
-    from data.tokenizer import build_tokenizer
-    from train.reader import to_yaml
+    from data.tokenization.tokenizer import build_tokenizer
+    from train.config.load import to_yaml
 
     (folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
     build_tokenizer(config.tokenizer).save_pretrained(folder / "tokenizer", config.max_seq_len)
@@ -114,7 +114,7 @@ def measure(folder: Path, precision: str, rounds: int) -> dict[str, Any]:
 _SIDE = """\
 import re, shutil, sys, time
 from pathlib import Path
-from train.hf.export import export
+from train.export.export import export
 
 def status(key):
     return int(re.search(rf"{key}:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024

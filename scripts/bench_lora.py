@@ -23,11 +23,11 @@ from torch import Tensor
 from torch._C._distributed_c10d import HashStore
 from torch.distributed.tensor import DTensor
 
-from train.config import FSDPConfig
-from train.memory import keep_freed_memory
+from train.config.schema import FSDPConfig
+from train.distributed.build_model import build_model
+from train.hardware.allocator import keep_freed_memory
 from train.models.config import AttnConfig, FFNConfig, LoraConfig, ModelConfig
 from train.models.recompute import named_parameters
-from train.parallel import build_model
 from train.watch import Watch
 
 FULL = "full"
@@ -54,7 +54,7 @@ def sides(args: argparse.Namespace) -> dict[str, LoraConfig | None]:
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     torch.set_num_threads(args.threads)
-    # As train/trainer.py does.
+    # As train/run/trainer.py does.
     keep_freed_memory()
     backend = "nccl" if args.device == "cuda" else "gloo"
     dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
@@ -110,7 +110,7 @@ def first_weights(args: argparse.Namespace) -> "Kept":
 
 
 class Kept:
-    """Weights in memory, as train.parallel.Weights."""
+    """Weights in memory, as train.distributed.build_model.Weights."""
 
     def __init__(self, tensors: dict[str, Tensor]) -> None:
         self.tensors = tensors

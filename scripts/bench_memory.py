@@ -23,13 +23,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from train.config import FSDPConfig
-from train.memory import keep_freed_memory
+from train.config.schema import FSDPConfig
+from train.distributed.build_model import checkpoint_activations
+from train.hardware.allocator import keep_freed_memory
 from train.models.config import AttnConfig, FFNConfig, ModelConfig
 from train.models.dbrx import DbrxForCausalLM
 from train.models.init import initialise
 from train.models.loss import head_losses
-from train.parallel import checkpoint_activations
 from train.watch import Watch
 
 POLICIES = ("none", "selective", "block")
@@ -38,7 +38,7 @@ POLICIES = ("none", "selective", "block")
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     torch.set_num_threads(args.threads)
-    # As train/trainer.py does.
+    # As train/run/trainer.py does.
     keep_freed_memory()
     result = {"settings": {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}}
     result["policies"] = policies(args)

@@ -20,9 +20,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from data.config import DataLoaderConfig, DatasetConfig, StageConfig, StreamConfig, TokenizerConfig, TokenizerKwargs
-from data.curriculum import Plan
-from data.durations import Clock
+from data.base.durations import Clock
+from data.config.schema import (
+    DataLoaderConfig,
+    DatasetConfig,
+    StageConfig,
+    StreamConfig,
+    TokenizerConfig,
+    TokenizerKwargs,
+)
+from data.mixing.curriculum import Plan
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARD_ROWS = 8192
@@ -160,10 +167,10 @@ def loading(args: argparse.Namespace) -> dict[str, list[float]]:
 def loader(folder: Path, n_streams: int, args: argparse.Namespace) -> Any:
     from streaming import MDSWriter
 
-    from data.loader import train_loader
-    from data.mds import COLUMNS
-    from data.rows import open_streams
-    from data.tokenizer import build_tokenizer
+    from data.loading.loader import train_loader
+    from data.loading.rows import open_streams
+    from data.mds.folder import COLUMNS
+    from data.tokenization.tokenizer import build_tokenizer
 
     rng = np.random.default_rng(0)
     for number in range(n_streams):

@@ -61,9 +61,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     if args.device == "cpu":
-        from train.memory import keep_freed_memory
+        from train.hardware.allocator import keep_freed_memory
 
-        # As train/trainer.py does; it serves all sides.
+        # As train/run/trainer.py does; it serves all sides.
         keep_freed_memory()
     sides, notes = build_sides(args)
     times = measure(args, sides)
@@ -79,7 +79,7 @@ def build_sides(args: argparse.Namespace) -> tuple[dict[str, Side], list[str]]:
     """What is compared, all with the same weights, and what could not be."""
     import torch
 
-    from train.models.experts import MOE_IMPLS, resolve_moe_impl
+    from train.models.experts.experts import MOE_IMPLS, resolve_moe_impl
 
     sides: dict[str, Side] = {}
     notes: list[str] = []

@@ -35,9 +35,9 @@ from composer.models import ComposerModel
 from torch import Tensor
 
 from train.callbacks.global_batch import GlobalBatch
+from train.composer_model import DbrxForComposer
 from train.gemms import GEMM, gemm_kinds
-from train.lm import DbrxForComposer
-from train.memory import keep_freed_memory
+from train.hardware.allocator import keep_freed_memory
 from train.models.config import AttnConfig, FFNConfig, ModelConfig
 from train.models.dbrx import IGNORED, DbrxForCausalLM
 from train.models.init import initialise
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore")
     transformers.logging.set_verbosity_error()
     torch.set_num_threads(args.threads)
-    # As train/main.py and train/trainer.py do, for all sides too.
+    # As train/main.py and train/run/trainer.py do, for all sides too.
     gc.freeze()
     keep_freed_memory()
     with contextlib.ExitStack() as stack:

@@ -28,11 +28,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     # torch is imported after the arguments are known to be right.
     if str(ROOT) not in sys.path:
         sys.path.insert(0, str(ROOT))
-    from data.errors import ConfigError
-    from data.paths import refuse_path_arguments
-    from train.hf.adapter import export_peft
-    from train.hf.export import export, find_checkpoint
-    from train.hf.weights import MAX_SHARD_BYTES
+    from data.base.errors import ConfigError
+    from data.base.paths import refuse_path_arguments
+    from train.export.export import export, find_checkpoint
+    from train.export.peft import export_peft
+    from train.export.writer import MAX_SHARD_BYTES
 
     try:
         refuse_path_arguments(args, "--composer_path", "--hf_output_path")

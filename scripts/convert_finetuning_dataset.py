@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[1]
 def main(argv: Sequence[str] | None = None) -> int:
     if str(ROOT) not in sys.path:
         sys.path.insert(0, str(ROOT))
-    from data.convert import convert_finetuning, finetuning_parser, main_of
+    from data.preparation.convert import convert_finetuning, finetuning_parser, main_of
 
     return main_of(finetuning_parser(__doc__), convert_finetuning)(argv)
 

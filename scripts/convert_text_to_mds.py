@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[1]
 def main(argv: Sequence[str] | None = None) -> int:
     if str(ROOT) not in sys.path:
         sys.path.insert(0, str(ROOT))
-    from data.convert import convert_text, main_of, text_parser
+    from data.preparation.convert import convert_text, main_of, text_parser
 
     return main_of(text_parser(__doc__), convert_text)(argv)
 

@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     if str(ROOT) not in sys.path:
         sys.path.insert(0, str(ROOT))
-    from data.errors import ConfigError, DataError
+    from data.base.errors import ConfigError, DataError
 
     try:
         _evaluate(args)
@@ -50,8 +50,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _evaluate(args: argparse.Namespace) -> None:
-    from data.errors import ConfigError
-    from data.paths import refuse_path_arguments
+    from data.base.errors import ConfigError
+    from data.base.paths import refuse_path_arguments
 
     refuse_path_arguments(args, "folder", "--exact_match", "--json", "--tasks")
     for name in ("batch_size", "limit"):
@@ -71,9 +71,9 @@ def _evaluate(args: argparse.Namespace) -> None:
 
     questions = read_questions(args.exact_match, with_answers=True) if args.exact_match is not None else []
 
-    from train.device import choose_device
     from train.generation.decoders import default_precision, is_exported, open_model
     from train.generation.evaluate import exact_match, exact_match_result, keep, read_kept, rows_of, run_tasks
+    from train.hardware.device import choose_device
 
     exported = is_exported(args.folder)
     if exported:

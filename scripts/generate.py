@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 ROOT = Path(__file__).resolve().parents[1]
 
 if TYPE_CHECKING:
+    from train.config.sampling import Sampling
     from train.generation.ask import Question
     from train.generation.decoders import Opened
-    from train.generation.sampling import Sampling
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     if str(ROOT) not in sys.path:
         sys.path.insert(0, str(ROOT))
-    from data.errors import ConfigError, DataError
+    from data.base.errors import ConfigError, DataError
 
     try:
         _generate(args)
@@ -63,8 +63,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _generate(args: argparse.Namespace) -> None:
     # What can be wrong with the arguments comes before torch is imported; what with the prompts, before the weights.
-    from data.errors import ConfigError
-    from data.paths import refuse_path_arguments
+    from data.base.errors import ConfigError
+    from data.base.paths import refuse_path_arguments
 
     refuse_path_arguments(args, "folder", "--file", "--output")
     if args.batch_size < 1:
@@ -81,8 +81,8 @@ def _generate(args: argparse.Namespace) -> None:
     if args.file is not None and args.chat and args.file.suffix == ".jsonl":
         raise ConfigError("--chat is given, but a .jsonl says itself what is a conversation: write {messages} there")
 
+    from train.config.sampling import Sampling
     from train.generation.ask import as_question, question_text, read_questions
-    from train.generation.sampling import Sampling
 
     names = ("max_new_tokens", "temperature", "top_k", "top_p", "seed")
     try:
@@ -106,7 +106,7 @@ def _generate(args: argparse.Namespace) -> None:
 
 
 def _check_output(output: Path) -> None:
-    from data.errors import ConfigError
+    from data.base.errors import ConfigError
 
     if output.suffix != ".jsonl":
         raise ConfigError(f"--output is {str(output)!r}, but JSON lines are written: name a .jsonl")

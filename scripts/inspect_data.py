@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 ROOT = Path(__file__).resolve().parents[1]
 
 if TYPE_CHECKING:
-    from data.config import DatasetConfig
-    from data.tokenizer import Tokenizer
+    from data.config.schema import DatasetConfig
+    from data.tokenization.tokenizer import Tokenizer
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -28,10 +28,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_intermixed_args(argv)
 
     sys.path.insert(0, str(ROOT))
-    from data.errors import ConfigError, DataError
-    from data.paths import refuse_path_arguments
-    from data.tokenizer import build_tokenizer
-    from train.reader import load_config
+    from data.base.errors import ConfigError, DataError
+    from data.base.paths import refuse_path_arguments
+    from data.tokenization.tokenizer import build_tokenizer
+    from train.config.load import load_config
 
     try:
         refuse_path_arguments(args, "--png")
@@ -61,9 +61,9 @@ def _inspect(sources: "dict[str, DatasetConfig]", tokenizer: "Tokenizer", shown:
     from rich.console import Console
     from tqdm import tqdm
 
-    from data import inspect
-    from data.errors import under
-    from data.rows import open_rows
+    from data.base.errors import under
+    from data.inspection import inspect
+    from data.loading.rows import open_rows
 
     console = Console(highlight=False, soft_wrap=True)
     surveys = []
@@ -95,10 +95,10 @@ def _key(name: str) -> str:
 
 
 def _verify(sources: "dict[str, DatasetConfig]", tokenizer: "Tokenizer") -> int:
-    from data.errors import under
-    from data.inspect import verification_lines
-    from data.prepare import prepare
-    from data.rows import open_mds, verify
+    from data.base.errors import under
+    from data.inspection.inspect import verification_lines
+    from data.loading.rows import open_mds, verify
+    from data.preparation.prepare import prepare
 
     broken = 0
     for name, dataset in sources.items():

@@ -20,15 +20,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     if str(ROOT) not in sys.path:
         sys.path.insert(0, str(ROOT))
-    from data.errors import ConfigError, DataError, said_plainly
-    from data.paths import refuse_path_arguments
-    from data.tokenizer import build_tokenizer
-    from train.frozen_base import DrawnWeights
-    from train.hf.config import config_json
-    from train.hf.export import TORCH_DTYPES
+    from data.base.errors import ConfigError, DataError, said_plainly
+    from data.base.paths import refuse_path_arguments
+    from data.tokenization.tokenizer import build_tokenizer
+    from train.config.load import load_config
+    from train.export.export import TORCH_DTYPES
+    from train.export.writer import write_weights
+    from train.hf.config_json import config_json
     from train.hf.repository import write_json
-    from train.hf.weights import write_weights
-    from train.reader import load_config
+    from train.weights.frozen_base import DrawnWeights
 
     part = args.folder.absolute().with_name(f".{args.folder.name}.part")
     try:

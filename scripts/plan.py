@@ -19,11 +19,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_intermixed_args(argv)
 
     sys.path.insert(0, str(ROOT))
-    from data.errors import ConfigError, DataError
-    from data.paths import refuse_path_arguments
-    from train.config import check_kernel_sizes
-    from train.plan import memory_lines, parameters_line
-    from train.reader import load_config
+    from data.base.errors import ConfigError, DataError
+    from data.base.paths import refuse_path_arguments
+    from train.config.load import load_config
+    from train.config.schema import check_kernel_sizes
+    from train.planning.memory import memory_lines, parameters_line
 
     try:
         refuse_path_arguments(args, "--png")
@@ -48,12 +48,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _data(config, picture: Path) -> None:
     from matplotlib.backend_bases import FigureCanvasBase
 
-    from data.errors import ConfigError
-    from data.tokenizer import build_tokenizer
-    from train.checkpoint import local_folder, run_name_of
-    from train.plan_data import draw, stages_table, streams_table
-    from train.run_plan import open_data
-    from train.start import find_start
+    from data.base.errors import ConfigError
+    from data.tokenization.tokenizer import build_tokenizer
+    from train.checkpoint.save_folder import local_folder, run_name_of
+    from train.planning.run_data import open_data
+    from train.planning.tables import draw, stages_table, streams_table
+    from train.weights.start import find_start
 
     kinds = FigureCanvasBase.get_supported_filetypes()
     if picture.suffix[1:] not in kinds or picture.is_dir():

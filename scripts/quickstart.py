@@ -17,12 +17,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     if str(ROOT) not in sys.path:
         sys.path.insert(0, str(ROOT))
-    from data.errors import ConfigError
-    from train.reader import load_config
+    from data.base.errors import ConfigError
+    from train.config.load import load_config
 
     try:
         config = load_config(str(ROOT / args.config), args.overrides)
-        from train.quickstart import quickstart
+        from train.run.quickstart import quickstart
 
         total = quickstart(args.config, config, args.overrides)["all"]
     except ConfigError as error:

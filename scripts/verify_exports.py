@@ -1,5 +1,5 @@
 """Exports a small random DBRX and proves the folder right with every transformers that matters, each in its own
-environment: what train/hf/verify.py shows with the installed one holds for older and newer ones.
+environment: what train/export/verify.py shows with the installed one holds for older and newer ones.
 """
 
 import argparse
@@ -12,7 +12,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 VERSIONS = ("4.53", "4.57", "locked", "newest")
 NEEDED = ("torch", "numpy", "omegaconf", "psutil", "pyyaml", "tqdm", "jinja2", "safetensors")
-"""By train/hf/verify.py, beside transformers; in the versions that are installed here."""
+"""By train/export/verify.py, beside transformers; in the versions that are installed here."""
 TIKTOKEN = f"{{name: tiktoken, kwargs: {{vocab_file: {ROOT}/quickstart/vocab.tiktoken}}}}"
 CONFIG = """\
 run_name: verify-exports
@@ -53,11 +53,11 @@ def write_run(folder: Path, tokenizer: str = TIKTOKEN) -> None:
 
     from torch.distributed.checkpoint.state_dict_saver import save
 
-    from data.tokenizer import build_tokenizer
-    from train.checkpoint_reader import PREFIX
+    from data.tokenization.tokenizer import build_tokenizer
+    from train.checkpoint.reader import PREFIX
+    from train.config.load import load_config
     from train.models.dbrx import DbrxForCausalLM
     from train.models.init import initialise
-    from train.reader import load_config
 
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
@@ -73,7 +73,7 @@ def write_run(folder: Path, tokenizer: str = TIKTOKEN) -> None:
 def export_both(folder: Path) -> None:
     import shutil
 
-    from train.hf.export import export
+    from train.export.export import export
     from train.hf.tensors import DTYPES
 
     for precision in DTYPES:
@@ -91,7 +91,7 @@ def check(number: str, folder: Path) -> bool:
         command = [
             str(python),
             "-m",
-            "train.hf.verify",
+            "train.export.verify",
             str(folder / precision),
             "--composer_path",
             str(folder / f"run-{precision}"),

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from train import device
+from train.hardware import device
 
 
 @pytest.fixture(autouse=True, scope="session")

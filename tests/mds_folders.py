@@ -5,7 +5,7 @@ from pathlib import Path
 
 from streaming import MDSWriter
 
-from data.mds import MdsFolder
+from data.mds.folder import MdsFolder
 
 
 def write_mds(folder: Path, columns: dict[str, str], samples: list[dict], *, hashes=("xxh64",), **kwargs) -> Path:
@@ -45,6 +45,6 @@ def read_all(mds: MdsFolder) -> list[dict]:
 
 def shorten_waits(monkeypatch):
     """Waits of tests are short."""
-    monkeypatch.setattr("data.remote.WAITS", (0.01, 0.01))
-    monkeypatch.setattr("data.remote.QUIET", 5)
-    monkeypatch.setattr("data.remote._POLL", 0.01)
+    monkeypatch.setattr("data.mds.remote.WAITS", (0.01, 0.01))
+    monkeypatch.setattr("data.mds.remote.QUIET", 5)
+    monkeypatch.setattr("data.mds.remote._POLL", 0.01)

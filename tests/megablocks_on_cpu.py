@@ -136,7 +136,7 @@ def compare(moe_impl: str, x: Tensor, dy: Tensor, frozen: bool = False, recomput
 def compare_lora(x: Tensor, dy: Tensor, per_expert: bool) -> dict[str, float]:
     """Adapters on MegaBlocks' kernels and grouped GEMM against those on our loop."""
     from train.models.config import LoraConfig
-    from train.models.lora import LoraExperts
+    from train.models.lora.adapters import LoraExperts
 
     found = []
     for moe_impl in ("megablocks", "torch"):
@@ -186,7 +186,7 @@ def compare_dmoe(x: Tensor, dy: Tensor) -> dict[str, float]:
 
 def compare_kernels() -> dict[str, float]:
     """The Triton kernels of glu.py against its torch calls in fp64, at a width that is no multiple of their block."""
-    from train.models import glu, glu_triton
+    from train.models.experts import glu, glu_triton
 
     A, width = 12, 1300
     dact, h1, h2, y = torch.randn(4, A, width).unbind()

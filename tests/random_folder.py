@@ -6,15 +6,15 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from train.config import FSDPConfig
-from train.hf.config import config_json
-from train.hf.pretrained import PretrainedFolder
+from train.config.schema import FSDPConfig
+from train.distributed.build_model import build_model
+from train.export.writer import write_weights
+from train.hf.config_json import config_json
 from train.hf.repository import write_json
 from train.hf.tensors import Precision
-from train.hf.weights import write_weights
 from train.models.config import AttnConfig, FFNConfig, ModelConfig
 from train.models.shapes import parameter_shapes
-from train.parallel import build_model
+from train.weights.pretrained import PretrainedFolder
 
 
 def model_of(n_bytes: float, d_model: int, vocab_size: int = 512) -> ModelConfig:

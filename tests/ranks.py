@@ -14,7 +14,7 @@ from typing import Any
 
 _calls = itertools.count()
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["composer", "transformers", "train.fit", "tests.preload"])
+_context.set_forkserver_preload(["composer", "transformers", "train.run.fit", "tests.preload"])
 
 
 def run_ranks(function: Callable[..., Any], world_size: int, *args: Any, timeout: float = 120) -> list[Any]:

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from data.config import DatasetConfig, HFKwargs
-from data.errors import DataError
-from data.sources import open_source
+from data.base.errors import DataError
+from data.config.schema import DatasetConfig, HFKwargs
+from data.sources.source import open_source
 
 
 def of_file(path, format=None) -> DatasetConfig:

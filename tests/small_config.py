@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from data.errors import ConfigError
-from train.reader import load_config
+from data.base.errors import ConfigError
+from train.config.load import load_config
 
 LEAST = """\
 max_seq_len: 64

@@ -4,9 +4,9 @@ from pathlib import Path
 
 from test_export import CONFIG, MODEL, save_checkpoint
 
-from data.config import TokenizerConfig, TokenizerKwargs
-from data.tokenizer import build_tokenizer
-from train.hf.export import export
+from data.config.schema import TokenizerConfig, TokenizerKwargs
+from data.tokenization.tokenizer import build_tokenizer
+from train.export.export import export
 from train.models.dbrx import DbrxForCausalLM
 from train.models.init import initialise
 

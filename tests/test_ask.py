@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from small_export import write_export
 
-from data.errors import ConfigError, DataError
-from data.examples import PromptResponse
+from data.base.errors import ConfigError, DataError
+from data.examples.examples import PromptResponse
+from train.config.sampling import Sampling
 from train.generation.ask import as_question, ask, chat, check_room, encode, encode_one, in_order, read_questions
 from train.generation.decoders import open_model
 from train.generation.generate import Answer, generate
-from train.generation.sampling import Sampling
 
 ROOT = Path(__file__).resolve().parents[1]
 SHORT = Sampling(max_new_tokens=8)

@@ -15,15 +15,15 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from train.models import layout as layout_module
-from train.models.attend import PLANS, FlashPlan, FlexPlan, plan_flash
-from train.models.attend_blocks import Block, _mask, plan_blocks
-from train.models.attend_sdpa import SdpaPlan, cut_calls, plan_sdpa
-from train.models.attention import Attention, _bound, _ClipAndRotate
+from train.models.attention import layout as layout_module
+from train.models.attention.attention import Attention, _bound, _ClipAndRotate
+from train.models.attention.backends import PLANS, FlashPlan, FlexPlan, plan_flash
+from train.models.attention.blocks import Block, _mask, plan_blocks
+from train.models.attention.layout import Layout, find_documents, make_layout, resolve_attn_impl
+from train.models.attention.sdpa import SdpaPlan, cut_calls, plan_sdpa
 from train.models.config import AttnConfig, FFNConfig, ModelConfig
 from train.models.dbrx import IGNORED, DbrxForCausalLM
 from train.models.init import initialise
-from train.models.layout import Layout, find_documents, make_layout, resolve_attn_impl
 from train.models.recompute import up_to_last
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -9,9 +9,9 @@ import pytest
 import tiktoken
 import tiktoken_ext.openai_public as openai_public
 
-from data import blocks
-from data.errors import RowError
-from data.tokenizer import CL100K_PATTERN
+from data.base.errors import RowError
+from data.tokenization import blocks
+from data.tokenization.tokenizer import CL100K_PATTERN
 
 ROOT = Path(__file__).parents[1]
 BYTES = [bytes([byte]) for byte in range(256)]
@@ -104,8 +104,8 @@ def test_a_character_that_two_engines_may_read_otherwise_is_refused_in_a_long_ru
 
 MEASURED = """
 import sys
-from data.config import TokenizerConfig, TokenizerKwargs
-from data.tokenizer import build_tokenizer
+from data.config.schema import TokenizerConfig, TokenizerKwargs
+from data.tokenization.tokenizer import build_tokenizer
 kwargs = TokenizerKwargs(vocab_file="quickstart/vocab.tiktoken")
 tokenizer = build_tokenizer(TokenizerConfig(name="tiktoken", kwargs=kwargs))
 text = sys.argv[1] * (16 << 20)

@@ -6,14 +6,14 @@ import pytest
 import torch
 from composer.core import Time, Timestamp
 
-from data.durations import Clock, parse_duration
-from data.errors import ConfigError
-from train.builders import build_optimizer
-from train.config import OptimizerConfig, ParamGroupConfig, SchedulerConfig
+from data.base.durations import Clock, parse_duration
+from data.base.errors import ConfigError
+from train.config.schema import OptimizerConfig, ParamGroupConfig, SchedulerConfig
 from train.models.config import FFNConfig, ModelConfig
 from train.models.dbrx import DbrxForCausalLM
-from train.optim import DecoupledLionW
-from train.schedules import build_scheduler
+from train.optim.lion import DecoupledLionW
+from train.optim.optimizers import build_optimizer
+from train.optim.schedules import build_scheduler
 
 CLOCK = Clock(tokens_per_batch=800, rows_per_batch=8, rows_per_epoch=100, max_batches=100)
 

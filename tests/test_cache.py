@@ -5,14 +5,14 @@ import pytest
 from mds_folders import write_mds
 from toy_tokenizer import ToyTokenizer
 
-from data.cache import ShardCache
-from data.config import DataLoaderConfig, DatasetConfig, StageConfig, StreamConfig
-from data.curriculum import Plan
-from data.durations import Clock
-from data.errors import ConfigError
-from data.loader import train_loader
-from data.rows import open_streams
-from data.sizes import parse_bytes, said_bytes
+from data.base.durations import Clock
+from data.base.errors import ConfigError
+from data.base.sizes import parse_bytes, said_bytes
+from data.config.schema import DataLoaderConfig, DatasetConfig, StageConfig, StreamConfig
+from data.loading.loader import train_loader
+from data.loading.rows import open_streams
+from data.loading.shard_cache import ShardCache
+from data.mixing.curriculum import Plan
 
 TOY = ToyTokenizer()
 N_ROWS, N_SHARDS = 640, 64

@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 from toy_tokenizer import ToyTokenizer
 
-from data.chat import Document, Problem, fit, tokenize
-from data.config import DatasetConfig, TokenizerConfig
-from data.errors import DataError
-from data.examples import Conversation, PromptResponse, Text, TokenTurns
-from data.tokenizer import CL100K_PATTERN, TiktokenTokenizer, build_tokenizer
+from data.base.errors import DataError
+from data.config.schema import DatasetConfig, TokenizerConfig
+from data.examples.examples import Conversation, PromptResponse, Text, TokenTurns
+from data.tokenization.chat import Document, Problem, fit, tokenize
+from data.tokenization.tokenizer import CL100K_PATTERN, TiktokenTokenizer, build_tokenizer
 
 RANKS = {bytes([byte]): byte for byte in range(256)} | {b"\n\n": 256, b"!!": 257, b"<|": 258}
 CHATML = TiktokenTokenizer("bytes", RANKS, CL100K_PATTERN, {})

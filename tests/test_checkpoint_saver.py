@@ -14,13 +14,13 @@ from ranks import run_ranks
 from torch.distributed.checkpoint.filesystem import FileSystem
 from toy_run import write_toy_run
 
-from data.curriculum import Plan
-from data.errors import ConfigError, DataError, os_error, said_plainly
-from data.tokenizer import Tokenizer
+from data.base.errors import ConfigError, DataError, os_error, said_plainly
+from data.mixing.curriculum import Plan
+from data.tokenization.tokenizer import Tokenizer
 from train.callbacks.run_record import RunRecord
-from train.checkpoint import checkpoints, furnish_save_folder
-from train.fit import fit
-from train.reader import load_config
+from train.checkpoint.save_folder import checkpoints, furnish_save_folder
+from train.config.load import load_config
+from train.run.fit import fit
 
 
 class Refuse(Callback):

@@ -10,7 +10,7 @@ import pytest
 from small_config import LEAST
 
 import train.main
-from data.errors import ConfigError, DataError
+from data.base.errors import ConfigError, DataError
 from train.main import main
 
 ROOT = Path(__file__).parents[1]
@@ -32,9 +32,9 @@ def config(tmp_path, monkeypatch):
 
 def trains_with(monkeypatch, fit) -> None:
     """Puts `fit` in the place of the real one, which the command line imports last."""
-    module = types.ModuleType("train.fit")
+    module = types.ModuleType("train.run.fit")
     module.fit = fit  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "train.fit", module)
+    monkeypatch.setitem(sys.modules, "train.run.fit", module)
     monkeypatch.setattr("train.main._prepare", lambda config: None)
 
 
@@ -76,7 +76,7 @@ def test_what_needs_no_data_is_told_before_any(config, overrides, said, monkeypa
     def too_far(*args: object) -> None:
         raise AssertionError("the data was looked at")
 
-    monkeypatch.setattr("data.rows.check_source", too_far)
+    monkeypatch.setattr("data.loading.rows.check_source", too_far)
     assert main([config, *overrides]) == 2
     assert capsys.readouterr().err.startswith(f"error: {said}")
 
@@ -179,7 +179,7 @@ def test_batch_that_cannot_be_cut_for_the_ranks(config, monkeypatch, capsys):
 
 def test_the_132b_is_counted_and_refused_before_anything_is_allocated_or_read(monkeypatch, capsys):
     monkeypatch.setattr(train.main, "choose_device", lambda wanted: "cpu")
-    monkeypatch.setattr(train.plan, "cpu_memory", lambda: 16e9)
+    monkeypatch.setattr(train.planning.memory, "cpu_memory", lambda: 16e9)
     trains_with(monkeypatch, lambda config: pytest.fail("it went on to train"))
     assert main([str(ROOT / "yamls/finetune/dbrx.yaml")]) == 2
     out, err = capsys.readouterr()

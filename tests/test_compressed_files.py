@@ -8,9 +8,9 @@ import pyarrow as pa
 import pytest
 from read_source import of_file, of_folder, read, refusal, values
 
-from data.config import DatasetConfig
-from data.errors import DataError
-from data.sources import open_source
+from data.base.errors import DataError
+from data.config.schema import DatasetConfig
+from data.sources.source import open_source
 
 ROWS = [{"prompt": str(i) * (i % 40), "response": "é" * (i % 13)} for i in range(200)]
 JSONL = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
@@ -34,7 +34,7 @@ COMPRESS = {".gz": gzip.compress, ".zst": zstd, ".GZ": gzip.compress}
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    monkeypatch.setattr("data.sources.content.BLOCK_BYTES", 64)
+    monkeypatch.setattr("data.sources.formats.content.BLOCK_BYTES", 64)
 
 
 @pytest.mark.parametrize("suffix", COMPRESS)

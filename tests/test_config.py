@@ -4,8 +4,8 @@ from dataclasses import replace
 import pytest
 from small_config import load, refusal
 
-from train.config import TrainConfig, check_kernel_sizes, check_run_name, check_world_size
-from train.typed import Builder
+from train.config.schema import TrainConfig, check_kernel_sizes, check_run_name, check_world_size
+from train.config.typed import Builder
 
 
 def test_configs_are_frozen_all_the_way_down(tmp_path):

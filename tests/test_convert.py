@@ -10,7 +10,14 @@ from streaming import StreamingDataset
 from test_prepare import contents, documents_of, manifest_of, samples_of
 from toy_tokenizer import ToyTokenizer, questions, write_jsonl
 
-from data.convert import convert_finetuning, convert_text, finetuning_parser, main_of, text_parser, with_flags
+from data.preparation.convert import (
+    convert_finetuning,
+    convert_text,
+    finetuning_parser,
+    main_of,
+    text_parser,
+    with_flags,
+)
 
 ROOT = Path(__file__).parents[1]
 finetuning = main_of(finetuning_parser(None), convert_finetuning)
@@ -20,7 +27,7 @@ text = main_of(text_parser(None), convert_text)
 @pytest.fixture
 def toy(monkeypatch):
     """`--tokenizer toy` is the one of bytes."""
-    monkeypatch.setattr("data.convert.build_tokenizer", lambda config: ToyTokenizer())
+    monkeypatch.setattr("data.preparation.convert.build_tokenizer", lambda config: ToyTokenizer())
 
 
 @pytest.fixture

@@ -6,11 +6,11 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from data.config import DataLoaderConfig, DatasetConfig, PassesOf, StageConfig, StreamConfig
-from data.curriculum import Plan
-from data.durations import Clock
-from data.errors import ConfigError
-from data.mixture import Interleaving, Mixture, Stage, StreamOrder
+from data.base.durations import Clock
+from data.base.errors import ConfigError
+from data.config.schema import DataLoaderConfig, DatasetConfig, PassesOf, StageConfig, StreamConfig
+from data.mixing.curriculum import Plan
+from data.mixing.mixture import Interleaving, Mixture, Stage, StreamOrder
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,13 +18,13 @@ from composer.utils import dist
 from ranks import run_ranks
 from toy_run import WORDS, write_toy_run
 
-from data.errors import ConfigError
-from data.tokenizer import build_tokenizer
-from train.checkpoint import checkpoints
-from train.fit import fit
-from train.reader import load_config
-from train.run_plan import open_data
-from train.start import find_start
+from data.base.errors import ConfigError
+from data.tokenization.tokenizer import build_tokenizer
+from train.checkpoint.save_folder import checkpoints
+from train.config.load import load_config
+from train.planning.run_data import open_data
+from train.run.fit import fit
+from train.weights.start import find_start
 
 STAGES = [
     {"name": "broad", "duration": "5ba", "proportions": {"web": 0.7, "code": 0.3}},

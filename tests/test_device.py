@@ -9,9 +9,10 @@ import pytest
 import torch
 from toy_run import write_toy_run
 
-from data.errors import ConfigError
-from train import device, main
-from train.device import Machine, choose_device, look, why_no_gpu
+from data.base.errors import ConfigError
+from train import main
+from train.hardware import device
+from train.hardware.device import Machine, choose_device, look, why_no_gpu
 
 DRIVER = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  {}  Tue Mar 5 22:23:56 UTC 2024\nGCC version: 12.3.0\n"
 NODE = Machine(
@@ -201,7 +202,7 @@ def test_this_machine_is_looked_at_without_a_word(recwarn: pytest.WarningsRecord
 
 
 def test_the_quickstart_has_a_rank_for_each_gpu_and_at_most_two(of_this_machine, monkeypatch) -> None:
-    from train.quickstart import n_ranks
+    from train.run.quickstart import n_ranks
 
     assert n_ranks("cpu") == 2
     of_this_machine(WORKING)

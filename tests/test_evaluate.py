@@ -12,12 +12,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from small_export import write_export
 
-from data.errors import ConfigError, DataError
-from data.examples import PromptResponse
+from data.base.errors import ConfigError, DataError
+from data.examples.examples import PromptResponse
+from train.config.sampling import Sampling
 from train.generation.ask import as_question, ask, encode, read_questions
 from train.generation.decoders import open_model
 from train.generation.evaluate import MARKER, exact_match, exact_match_result, keep, results_of, run_tasks, with_section
-from train.generation.sampling import Sampling
 
 ROOT = Path(__file__).resolve().parents[1]
 QUESTIONS = ["Sort: ba", "Reverse: xyz", "Sort: cab", "Count: 3", "Reverse: qr", "x"]

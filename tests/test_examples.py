@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import yaml
 
-from data.errors import DataError
-from data.examples import Conversation, PromptResponse, Text, TokenTurns, check_example, read_examples
-from data.preprocessing import resolve_preprocessing_fn
-from data.problems import Problem, Reading
+from data.base.errors import DataError
+from data.base.problems import Problem, Reading
+from data.examples.examples import Conversation, PromptResponse, Text, TokenTurns, check_example, read_examples
+from data.examples.preprocessing import resolve_preprocessing_fn
 
 GOOD = {"prompt": "2 + 2?", "response": "4"}
 TEXT = {"text": "Once."}

@@ -15,11 +15,12 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from train.models import experts_megablocks, grouped
-from train.models.assignment import Assignment, assign
 from train.models.config import FFNConfig
-from train.models.experts import ExpertsMLP, resolve_moe_impl
-from train.models.experts_torch import torch_experts
+from train.models.experts import grouped
+from train.models.experts import megablocks as experts_megablocks
+from train.models.experts.assignment import Assignment, assign
+from train.models.experts.experts import ExpertsMLP, resolve_moe_impl
+from train.models.experts.torch_loop import torch_experts
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 BOUNDS = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 3e-2}

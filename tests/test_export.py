@@ -17,13 +17,13 @@ from safetensors import safe_open
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
-from data.config import TokenizerConfig, TokenizerKwargs
-from data.errors import ConfigError
-from data.tokenizer import build_tokenizer
-from train.checkpoint_reader import PREFIX
-from train.hf.config import config_json
-from train.hf.export import export, find_checkpoint
-from train.hf.weights import MAX_SHARD_BYTES, cut
+from data.base.errors import ConfigError
+from data.config.schema import TokenizerConfig, TokenizerKwargs
+from data.tokenization.tokenizer import build_tokenizer
+from train.checkpoint.reader import PREFIX
+from train.export.export import export, find_checkpoint
+from train.export.writer import MAX_SHARD_BYTES, cut
+from train.hf.config_json import config_json
 from train.models.config import AttnConfig, FFNConfig, ModelConfig
 from train.models.dbrx import DbrxForCausalLM
 from train.models.init import initialise

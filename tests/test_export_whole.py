@@ -26,22 +26,22 @@ from test_export import MODEL
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, TensorStorageMetadata
 from tqdm import tqdm
 
-from data.curriculum import Plan
-from data.errors import ConfigError
-from data.locks import exclusive
+from data.base.errors import ConfigError
+from data.base.locks import exclusive
+from data.mixing.curriculum import Plan
 from train.callbacks.run_record import RunRecord
-from train.checkpoint_reader import PREFIX, CheckpointReader
-from train.config import FSDPConfig
-from train.hf.export import export
-from train.hf.model_card import model_card, read_record
-from train.hf.pretrained import PretrainedFolder
+from train.checkpoint.reader import PREFIX, CheckpointReader
+from train.config.load import load_saved_config, to_yaml
+from train.config.schema import FSDPConfig
+from train.distributed.build_model import build_model
+from train.export.export import export
+from train.export.model_card import model_card, read_record
+from train.export.writer import write_file
 from train.hf.raw_rows import Piece
 from train.hf.safetensors_file import header
-from train.hf.weights import write_file
 from train.models.config import LoraConfig
 from train.models.shapes import parameter_shapes
-from train.parallel import build_model
-from train.reader import load_saved_config, to_yaml
+from train.weights.pretrained import PretrainedFolder
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +120,7 @@ def test_a_disk_that_fills_up_keeps_what_is_written(run: Path, tmp_path: Path, m
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr("train.hf.weights._write_tensor", full)
+        patch.setattr("train.export.writer._write_tensor", full)
         said = r"out cannot be written: No space left on device; what is written stays in \S+/.out.part, and the same"
         with pytest.raises(ConfigError, match=said):
             export(run, tmp_path / "out")
@@ -284,7 +284,7 @@ def test_a_proof_that_is_killed_says_nothing_against_the_export(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     killed = subprocess.CompletedProcess([], -signal.SIGKILL, "", "")
-    monkeypatch.setattr("train.hf.export.subprocess.run", lambda *args, **kwargs: killed)
+    monkeypatch.setattr("train.export.export.subprocess.run", lambda *args, **kwargs: killed)
     with pytest.raises(ConfigError, match=r"the proof was killed by signal 9 .*goes on from there"):
         export(run, tmp_path / "out", verify=True)
     assert not (tmp_path / "out").exists()

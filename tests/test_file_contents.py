@@ -8,10 +8,11 @@ import pytest
 from read_source import of_file, of_folder, read, refusal, rows_of, values
 from toy_tokenizer import write_jsonl
 
-from data.config import DatasetConfig
-from data.errors import DataError
-from data.problems import Problem
-from data.sources import notices, open_source
+from data.base.errors import DataError
+from data.base.problems import Problem
+from data.config.schema import DatasetConfig
+from data.sources import notices
+from data.sources.source import open_source
 
 ROWS = [{"prompt": f"{i}?", "response": "a"} for i in range(30)]
 
@@ -150,7 +151,7 @@ def test_an_index_column_is_left_out_with_one_line(tmp_path, capsys):
 
 @pytest.mark.parametrize("block", [7, 1 << 20])
 def test_lines_of_csv_may_end_with_cr(tmp_path, monkeypatch, block):
-    monkeypatch.setattr("data.sources.content.BLOCK_BYTES", block)
+    monkeypatch.setattr("data.sources.formats.content.BLOCK_BYTES", block)
     path = tmp_path / "a.csv"
     content = b'prompt,response\r1?,"a\rb"\r\r2?,"c\nd"\r3?,e'
     assert rows_of(path, content) == [

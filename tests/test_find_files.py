@@ -6,10 +6,11 @@ import pytest
 from read_source import of_file, of_folder, read, values
 from toy_tokenizer import write_jsonl
 
-from data.config import DatasetConfig, HFKwargs
-from data.errors import ConfigError
-from data.sources import notices, open_source
+from data.base.errors import ConfigError
+from data.config.schema import DatasetConfig, HFKwargs
+from data.sources import notices
 from data.sources.find import find
+from data.sources.source import open_source
 
 
 @pytest.fixture(autouse=True)
@@ -191,7 +192,7 @@ def test_a_folder_here_comes_before_a_dataset_of_the_hub(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["a/" + "x" * 300, "~no-such-user-here/a.jsonl"])
 def test_a_path_that_cannot_be_is_one_error(tmp_path, monkeypatch, name):
     """Also on a file system that takes shorter names than a config is checked for."""
-    monkeypatch.setattr("data.paths.MAX_NAME_BYTES", 1000)
+    monkeypatch.setattr("data.base.paths.MAX_NAME_BYTES", 1000)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a").mkdir()
     for config in (of_folder(name), of_file(name, "json"), DatasetConfig(text=name, max_seq_len=8)):

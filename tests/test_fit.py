@@ -13,11 +13,11 @@ from composer.loggers import Logger
 from ranks import run_ranks
 from toy_run import write_toy_run
 
-from data.errors import ConfigError, DataError
+from data.base.errors import ConfigError, DataError
 from train import main
-from train.checkpoint import checkpoints
-from train.fit import fit
-from train.reader import load_config
+from train.checkpoint.save_folder import checkpoints
+from train.config.load import load_config
+from train.run.fit import fit
 
 ROOT = Path(__file__).parent.parent
 
@@ -39,7 +39,7 @@ def frozen(path: str) -> list[int]:
     """How many objects the collector passes over when main hands the config to fit."""
     found = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("train.fit.fit", lambda config: found.append(gc.get_freeze_count()))
+        patch.setattr("train.run.fit.fit", lambda config: found.append(gc.get_freeze_count()))
         assert main.main([path]) == 0
     return found
 

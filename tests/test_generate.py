@@ -9,16 +9,18 @@ from small_export import write_export
 from test_export import MODEL, save_checkpoint
 from toy_tokenizer import ToyTokenizer
 
-from data.errors import ConfigError
-from train import kernels
+from data.base.errors import ConfigError
+from train.config.sampling import Sampling
 from train.generation import decoders
 from train.generation.decoders import open_model
 from train.generation.generate import DbrxDecoder, TextStream, choose, generate, stream_answers
-from train.generation.sampling import Sampling
-from train.models import experts_grouped_mm, experts_megablocks, layout
+from train.hardware import kernels
+from train.models.attention import layout
 from train.models.config import LoraConfig
 from train.models.dbrx import DbrxForCausalLM
-from train.models.lora import add_lora
+from train.models.experts import grouped_mm as experts_grouped_mm
+from train.models.experts import megablocks as experts_megablocks
+from train.models.lora.adapters import add_lora
 
 BASE = "pretrained_model_name_or_path"
 

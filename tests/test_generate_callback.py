@@ -13,13 +13,13 @@ from small_config import refusal
 from torch.distributed.tensor import DTensor
 from toy_run import write_toy_run
 
-from data.errors import ConfigError
+from data.base.errors import ConfigError
 from train.callbacks.generate import _log_table
-from train.fit import fit
+from train.config.load import load_config
+from train.config.sampling import Sampling
 from train.generation.ask import as_question, ask, encode
 from train.generation.decoders import open_model
-from train.generation.sampling import Sampling
-from train.reader import load_config
+from train.run.fit import fit
 
 PROMPTS = ["amber birch\n", "x"]
 GENERATE = f"callbacks.generate={{prompts: {json.dumps(PROMPTS)}, interval: 4ba, max_new_tokens: 12}}"
@@ -121,7 +121,7 @@ def test_llm_foundrys_name_is_answered(tmp_path):
 )
 def test_a_prompt_that_nothing_can_follow_is_refused_before_the_model_is_built(tmp_path, monkeypatch, prompt, said):
     path = write_toy_run(tmp_path)
-    monkeypatch.setattr("train.fit.build_model", lambda *args, **kwargs: pytest.fail("it was built"))
+    monkeypatch.setattr("train.run.fit.build_model", lambda *args, **kwargs: pytest.fail("it was built"))
     changes = [f"callbacks.generate.prompts=[a, '{prompt}']", "model.max_seq_len=128", "run_name=x"]
     with pytest.raises(ConfigError, match=said):
         fit(load_config(path, changes))

@@ -17,11 +17,11 @@ from composer.core import Callback, State
 from composer.loggers import Logger
 from ranks import run_ranks
 
-from data.config import DatasetConfig, HFKwargs, TokenizerConfig, TokenizerKwargs
-from data.rows import Rows, open_streams
-from data.tokenizer import Tokenizer, build_tokenizer
-from train.fit import fit
-from train.reader import load_config
+from data.config.schema import DatasetConfig, HFKwargs, TokenizerConfig, TokenizerKwargs
+from data.loading.rows import Rows, open_streams
+from data.tokenization.tokenizer import Tokenizer, build_tokenizer
+from train.config.load import load_config
+from train.run.fit import fit
 
 GOLDEN = Path(__file__).parent / "golden"
 

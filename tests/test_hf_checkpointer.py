@@ -12,10 +12,10 @@ from ranks import run_ranks
 from small_config import load, refusal
 from toy_run import refused, write_toy_run
 
-from data.errors import ConfigError
+from data.base.errors import ConfigError
 from train.callbacks.hf_checkpointer import HFCheckpointer
-from train.fit import fit
-from train.reader import load_config
+from train.config.load import load_config
+from train.run.fit import fit
 
 
 def run(path: str, overrides: list[str]) -> None:

@@ -13,9 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 from hub_server import Hub, Repository, close_sessions, serve, set_endpoint
 
-from data.config import DatasetConfig, HFKwargs
-from data.errors import ConfigError, DataError
-from data.sources import open_source, reach
+from data.base.errors import ConfigError, DataError
+from data.config.schema import DatasetConfig, HFKwargs
+from data.hub import reach
+from data.sources.source import open_source
 
 ROOT = Path(__file__).parents[1]
 ROWS = [{"prompt": f"{i}?", "response": "12"} for i in range(5)]
@@ -362,9 +363,9 @@ def test_a_hub_that_never_answers_is_given_up(tmp_path, monkeypatch):
 
 SCRIPT = """
 import sys
-from data.config import DatasetConfig
-from data.errors import ConfigError
-from data.sources import open_source
+from data.config.schema import DatasetConfig
+from data.base.errors import ConfigError
+from data.sources.source import open_source
 try:
     source = open_source(DatasetConfig(hf_name=sys.argv[1], max_seq_len=8, cache_dir=sys.argv[2]))
     print(sum(1 for chunk in source.chunks() for row in source.rows(chunk)), "rows")

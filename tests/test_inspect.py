@@ -7,8 +7,8 @@ import pytest
 from rich.console import Console
 from toy_tokenizer import ToyTokenizer, dataset_config, write_jsonl
 
-from data import inspect
-from data.rows import Row, open_rows, verify
+from data.inspection import inspect
+from data.loading.rows import Row, open_rows, verify
 
 TOY = ToyTokenizer()
 SCRIPT = Path(__file__).parents[1] / "scripts" / "inspect_data.py"

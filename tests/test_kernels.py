@@ -4,9 +4,11 @@ import pytest
 import torch
 from small_config import load
 
-from data.errors import ConfigError
-from train.kernels import choose_kernels
-from train.models import experts_grouped_mm, experts_megablocks, layout
+from data.base.errors import ConfigError
+from train.hardware.kernels import choose_kernels
+from train.models.attention import layout
+from train.models.experts import grouped_mm as experts_grouped_mm
+from train.models.experts import megablocks as experts_megablocks
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 NOT_INSTALLED = "MegaBlocks is not installed: run scripts/dev/build_megablocks.sh"

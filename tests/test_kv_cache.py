@@ -6,7 +6,7 @@ import pytest
 import torch
 from test_parity import SHAPES, make_model, relative
 
-from train.models.kv_cache import KVCache
+from train.models.attention.kv_cache import KVCache
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 LENGTHS = (21, 3, 1, 14)

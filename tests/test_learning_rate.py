@@ -16,10 +16,10 @@ from composer.models import ComposerModel
 from ranks import run_ranks
 from torch.utils.data import DataLoader
 
-from data.durations import Clock
+from data.base.durations import Clock
 from train.callbacks.learning_rate import LearningRate
-from train.config import SchedulerConfig
-from train.schedules import build_scheduler
+from train.config.schema import SchedulerConfig
+from train.optim.schedules import build_scheduler
 
 LR, BATCHES, WARMUP, DECAY = 3e-3, 30, 5, 6
 

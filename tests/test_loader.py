@@ -9,11 +9,11 @@ import torch
 from torch.utils.data import DistributedSampler
 from toy_tokenizer import ToyTokenizer, loader_config, questions, write_jsonl
 
-from data.curriculum import Plan
-from data.durations import Clock
-from data.errors import ConfigError, DataError
-from data.loader import collate, eval_loader, train_loader
-from data.rows import Row, open_rows
+from data.base.durations import Clock
+from data.base.errors import ConfigError, DataError
+from data.loading.loader import collate, eval_loader, train_loader
+from data.loading.rows import Row, open_rows
+from data.mixing.curriculum import Plan
 
 TOY = ToyTokenizer()
 SIZES = {"seed": 17, "global_batch_size": 8, "n_batches": 25, "rank": 0, "world_size": 1, "pad_token_id": 257}
@@ -25,7 +25,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
     write_jsonl(folder / "train.jsonl", questions(200))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("data.shards.SHARD_BYTES", 2000)
+        patch.setattr("data.mds.writer.SHARD_BYTES", 2000)
         open_rows(loader_config(folder).dataset, TOY)
     return folder
 
@@ -221,7 +221,7 @@ def test_a_worker_that_dies_ends_the_run(rows, folder):
 
 
 def test_a_worker_that_stalls_ends_the_run(rows, folder, monkeypatch):
-    monkeypatch.setattr("data.loader.TIMEOUT", 1)
+    monkeypatch.setattr("data.loading.loader.TIMEOUT", 1)
     stalled = dataclasses.replace(rows, decode=lambda sample: time.sleep(3))
     with pytest.raises(DataError, match="DataLoader timed out after 1 seconds"):
         list(train(stalled, folder, 1))

@@ -10,9 +10,9 @@ from ranks import run_ranks
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from toy_run import write_toy_run
 
-from train.fit import fit
-from train.loggers import LogFile
-from train.reader import load_config
+from train.config.load import load_config
+from train.run.fit import fit
+from train.run.loggers import LogFile
 
 
 def logged(path: str, overrides: list[str]) -> None:

@@ -14,16 +14,18 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from train.config import FSDPConfig
-from train.models import experts
-from train.models.assignment import Assignment, assign
+from train.config.load import load_config
+from train.config.schema import FSDPConfig
+from train.distributed.build_model import checkpoint_activations
 from train.models.config import AttnConfig, FFNConfig, LoraConfig, ModelConfig
 from train.models.dbrx import DbrxForCausalLM
-from train.models.experts_lora import Options, Pair, _LowRank, lora_glu
-from train.models.experts_torch import Looped
+from train.models.experts import experts
+from train.models.experts.assignment import Assignment, assign
+from train.models.experts.torch_loop import Looped
 from train.models.flops import flops_per_token
 from train.models.init import initialise
-from train.models.lora import LoraExperts, adapters, add_lora, draw_adapter_rows, is_adapter
+from train.models.lora.adapters import LoraExperts, adapters, add_lora, draw_adapter_rows, is_adapter
+from train.models.lora.experts import Options, Pair, _LowRank, lora_glu
 from train.models.shapes import (
     adapted_shapes,
     adapter_name,
@@ -32,9 +34,7 @@ from train.models.shapes import (
     count_parameters,
     parameter_shapes,
 )
-from train.parallel import checkpoint_activations
-from train.plan import memory_per_rank
-from train.reader import load_config
+from train.planning.memory import memory_per_rank
 
 D, F_, E, K, R = 16, 24, 5, 2, 3
 ALL = ["Wqkv", "out_proj", "experts", "router"]

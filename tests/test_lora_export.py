@@ -18,17 +18,17 @@ from ranks import run_ranks
 from test_resume import run
 from toy_run import write_toy_run
 
-from data.errors import ConfigError
-from train.checkpoint import checkpoints
-from train.checkpoint_reader import CheckpointReader
-from train.frozen_base import DrawnWeights, frozen_weights
-from train.hf.adapter import PeftWeights, _readme, export_peft
-from train.hf.export import export
-from train.hf.pretrained import PretrainedFolder
-from train.merged import MergedWeights, whole_weights
+from data.base.errors import ConfigError
+from train.checkpoint.reader import CheckpointReader
+from train.checkpoint.save_folder import checkpoints
+from train.config.load import load_config, load_saved_config
+from train.export.export import export
+from train.export.peft import PeftWeights, _readme, export_peft
 from train.models.dbrx import DbrxForCausalLM
-from train.models.lora import add_lora, is_adapter
-from train.reader import load_config, load_saved_config
+from train.models.lora.adapters import add_lora, is_adapter
+from train.weights.frozen_base import DrawnWeights, frozen_weights
+from train.weights.merged import MergedWeights, whole_weights
+from train.weights.pretrained import PretrainedFolder
 
 PEFT = Path(sys.prefix) / "peft"
 """Not among the environment's packages: Composer imports it wherever it is, which doubles the time that takes."""

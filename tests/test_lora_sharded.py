@@ -12,12 +12,12 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 from toy_run import write_toy_run
 
-from train.checkpoint import checkpoints
-from train.checkpoint_reader import CheckpointReader
-from train.config import FSDPConfig
+from train.checkpoint.reader import CheckpointReader
+from train.checkpoint.save_folder import checkpoints
+from train.config.load import load_config
+from train.config.schema import FSDPConfig
 from train.models.config import AttnConfig, FFNConfig, LoraConfig, ModelConfig
 from train.models.shapes import adapter_shapes
-from train.reader import load_config
 
 MODEL = ModelConfig(
     d_model=32,
@@ -38,9 +38,9 @@ def gradients(lora: LoraConfig, fsdp: FSDPConfig, seed: int) -> dict[str, Any]:
     from composer.utils import dist as composer_dist
     from composer.utils import get_device
 
-    from train.models.lora import is_adapter
+    from train.distributed.build_model import build_model
+    from train.models.lora.adapters import is_adapter
     from train.models.recompute import named_parameters
-    from train.parallel import build_model
 
     composer_dist.initialize_dist(get_device("cpu"), timeout=60)
     model = build_model(MODEL, fsdp, precision="fp32", device=torch.device("cpu"), seed=seed, lora=lora)

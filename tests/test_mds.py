@@ -10,9 +10,9 @@ import pytest
 from mds_folders import edit_index, open_folder, read_all, texts, write_mds, write_texts
 from streaming.base.util import merge_index
 
-from data.errors import ConfigError, DataError
-from data.mds import MdsFolder
-from data.rows import verify
+from data.base.errors import ConfigError, DataError
+from data.loading.rows import verify
+from data.mds.folder import MdsFolder
 
 pytestmark = pytest.mark.timeout(60)
 

@@ -6,8 +6,8 @@ import pytest
 from mds_folders import texts, write_mds
 from toy_tokenizer import dataset_config
 
-from data.config import HFKwargs
-from data.errors import ConfigError
+from data.base.errors import ConfigError
+from data.config.schema import HFKwargs
 from data.sources.mds import MdsSource
 
 pytestmark = pytest.mark.timeout(60)
@@ -71,7 +71,7 @@ def test_the_fingerprint_is_the_content_s(tmp_path, hashes):
 
 
 def test_a_sample_too_large_is_a_problem(folder, monkeypatch):
-    monkeypatch.setattr("data.sources.content.MAX_ROW_BYTES", 60)
+    monkeypatch.setattr("data.sources.formats.content.MAX_ROW_BYTES", 60)
     rows = rows_of(source_of(folder))
     assert {type(row).__name__ for _, row in rows[20:]} == {"Problem"}
     assert [row for _, row in rows[:10]] == texts(10)

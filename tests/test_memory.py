@@ -5,7 +5,7 @@ import pytest
 
 FAULTS = """
 import resource, sys, torch
-from train.memory import keep_freed_memory
+from train.hardware.allocator import keep_freed_memory
 if sys.argv[1] == "keep":
     keep_freed_memory()
 

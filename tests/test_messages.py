@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from data.examples import Conversation, PromptResponse, check_example, read_examples
-from data.messages import read_messages
-from data.problems import Reading
+from data.base.problems import Reading
+from data.examples.examples import Conversation, PromptResponse, check_example, read_examples
+from data.examples.messages import read_messages
 
 USER, ANSWER = {"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}
 SYSTEM, RESULT = {"role": "system", "content": "Add."}, {"role": "tool", "content": "4"}

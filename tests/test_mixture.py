@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from data.mixture import StreamOrder, make_key, permute, splitmix64
+from data.mixing.mixture import StreamOrder, make_key, permute, splitmix64
 
 SIZES = np.array([5, 3, 7, 1, 4, 6, 2, 9, 8, 3, 5, 1])
 M64 = 2**64 - 1

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from train.models.assignment import assign
 from train.models.config import PRESETS, AttnConfig, FFNConfig, ModelConfig
 from train.models.dbrx import IGNORED, DbrxForCausalLM
-from train.models.experts import ExpertsMLP
+from train.models.experts.assignment import assign
+from train.models.experts.experts import ExpertsMLP
 from train.models.init import draw_rows, initialise
 from train.models.linear import Linear
 from train.models.moe import load_balancing_loss, router_z_loss

@@ -9,13 +9,13 @@ from small_config import load, refusal
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from data.errors import ConfigError
-from train.config import FSDPConfig
+from data.base.errors import ConfigError
+from train.config.schema import FSDPConfig
 from train.models.config import AttnConfig, FFNConfig, LoraConfig, ModelConfig
 from train.models.dbrx import DbrxForCausalLM
 from train.models.init import initialise
-from train.models.lora import add_lora, is_adapter
-from train.models.nf4 import pack, pack_parameters, unpack
+from train.models.lora.adapters import add_lora, is_adapter
+from train.models.lora.nf4 import pack, pack_parameters, unpack
 
 MODEL = ModelConfig(
     d_model=64,
@@ -117,8 +117,8 @@ def sharded(policy: str) -> dict[str, Tensor]:
     from composer.utils import dist as composer_dist
     from composer.utils import get_device
 
+    from train.distributed.build_model import build_model
     from train.models.recompute import named_parameters
-    from train.parallel import build_model
 
     composer_dist.initialize_dist(get_device("cpu"), timeout=60)
     fsdp = FSDPConfig(activation_checkpointing=policy)  # type: ignore[arg-type]
@@ -153,7 +153,7 @@ def test_rows_of_another_width_are_refused(tmp_path) -> None:
 
 
 def test_what_is_missing_for_it_is_told(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from train import fit
+    from train.run import fit
 
     config = load(tmp_path, "lora={r: 4, alpha: 8, target_modules: [experts], base_dtype: nf4}")
     fit._check_lora(config, torch.device("cpu"), "torch")

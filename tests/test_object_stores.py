@@ -15,8 +15,8 @@ from hub_server import Repository, serve, set_endpoint
 from mds_folders import open_folder, read_all, shorten_waits, texts, write_texts
 from toy_tokenizer import ToyTokenizer, dataset_config, questions, write_jsonl
 
-from data.errors import ConfigError, DataError
-from data.prepare import prepare_into
+from data.base.errors import ConfigError, DataError
+from data.preparation.prepare import prepare_into
 
 pytestmark = pytest.mark.timeout(60)
 

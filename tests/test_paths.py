@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from small_config import load, refusal
 
-from data.paths import MAX_NAME_BYTES, check_path
-from train.config import TrainConfig
+from data.base.paths import MAX_NAME_BYTES, check_path
+from train.config.schema import TrainConfig
+from train.config.typed import known_paths
 from train.main import main
-from train.typed import known_paths
 
 LONG = "x" * (MAX_NAME_BYTES + 1)
 BAD = {"long": (LONG, f"{MAX_NAME_BYTES + 1} bytes"), "NUL": ("a\0b", "NUL byte")}
@@ -80,7 +80,7 @@ GIVEN = {
 @pytest.mark.parametrize(("script", "name"), [(script, name) for script, names in ARGUMENTS.items() for name in names])
 def test_path_on_a_command_line(monkeypatch, capsys, script, name, kind):
     monkeypatch.syspath_prepend(Path(__file__).parents[1] / "scripts")
-    module = importlib.import_module("train.hf.verify" if script == "verify" else script)
+    module = importlib.import_module("train.export.verify" if script == "verify" else script)
     value, why = BAD[kind]
     given = {**GIVEN[script], name: value}
     flags = [part for key, text in given.items() if key.startswith("--") for part in (key, text)]
@@ -99,8 +99,8 @@ def test_config_of_train(capsys, value):
 
 
 def test_a_run_name_that_is_filled_into_a_longer_name(tmp_path, monkeypatch):
-    from data.errors import ConfigError
-    from train.checkpoint import local_folder
+    from data.base.errors import ConfigError
+    from train.checkpoint.save_folder import local_folder
 
     config = load(tmp_path, "save_folder=runs/{run_name}-again/x")
     with pytest.raises(ConfigError, match=r"save_folder is 'runs/xxx.*which has a name of 256 bytes"):

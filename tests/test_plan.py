@@ -5,13 +5,14 @@ import pytest
 import torch
 from small_config import load
 
-from data.errors import ConfigError
-from train import machine_memory, plan
-from train.device import Device
+from data.base.errors import ConfigError
+from train.hardware import memory as machine_memory
+from train.hardware.device import Device
 from train.models.config import ModelConfig
 from train.models.flops import flops_per_token
 from train.models.shapes import count_parameters, parameter_shapes
-from train.plan import check_machine, memory_per_rank, ranks_that_fit
+from train.planning import memory as plan
+from train.planning.memory import check_machine, memory_per_rank, ranks_that_fit
 
 BIG = ("model.preset=132b", "optimizer.name=decoupled_lionw", "max_seq_len=4096", "global_train_batch_size=64")
 

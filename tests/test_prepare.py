@@ -17,11 +17,11 @@ from streaming.base.compression import decompress
 from streaming.base.format import reader_from_json
 from toy_tokenizer import ToyTokenizer, dataset_config, questions, write_jsonl
 
-from data.config import DatasetConfig, HFKwargs
-from data.errors import ConfigError, DataError
-from data.mds import COLUMNS
-from data.prepare import Waiting, prepare, prepare_into
-from data.windows import encode_row
+from data.base.errors import ConfigError, DataError
+from data.config.schema import DatasetConfig, HFKwargs
+from data.mds.folder import COLUMNS
+from data.preparation.prepare import Waiting, prepare, prepare_into
+from data.preparation.windows import encode_row
 
 ROOT = Path(__file__).parents[1]
 TOY = ToyTokenizer()
@@ -72,9 +72,9 @@ def pairs(examples: list[dict[str, str]]) -> list[tuple[str, str]]:
 @pytest.fixture
 def small_pieces(monkeypatch):
     """Small inputs have many chunks, windows and shards."""
-    monkeypatch.setattr("data.sources.content.BLOCK_BYTES", 700)
-    monkeypatch.setattr("data.prepare.WINDOW_TOKENS", 1500)
-    monkeypatch.setattr("data.shards.SHARD_BYTES", 5000)
+    monkeypatch.setattr("data.sources.formats.content.BLOCK_BYTES", 700)
+    monkeypatch.setattr("data.preparation.prepare.WINDOW_TOKENS", 1500)
+    monkeypatch.setattr("data.mds.writer.SHARD_BYTES", 5000)
 
 
 def in_child(function, *args, **kwargs) -> int:
@@ -118,7 +118,7 @@ def test_texts_are_cut_and_go_on_in_the_next_row(tmp_path):
 def test_a_large_text_comes_through_a_file(tmp_path, monkeypatch):
     texts = ["a" * 1000, "b", "c" * 500]
     expected = contents(prepare(text_config(tmp_path, texts, cache_dir=str(tmp_path / "a")), TOY))
-    monkeypatch.setattr("data.windows.SPOOLED_BYTES", 100)
+    monkeypatch.setattr("data.preparation.windows.SPOOLED_BYTES", 100)
     assert contents(prepare(text_config(tmp_path, texts, cache_dir=str(tmp_path / "b")), TOY)) == expected
 
 
@@ -521,8 +521,8 @@ def test_processes_that_prepare_the_same_do_the_work_once(tmp_path):
 
 
 def test_those_who_wait_see_how_far_it_is(tmp_path, small_pieces, capsys, monkeypatch):
-    monkeypatch.setattr("data.prepare.BAR_DELAY", 0)
-    monkeypatch.setattr("data.prepare.MININTERVAL", 0)
+    monkeypatch.setattr("data.preparation.prepare.BAR_DELAY", 0)
+    monkeypatch.setattr("data.preparation.prepare.MININTERVAL", 0)
     write_jsonl(tmp_path / "train.jsonl", questions(250))
     in_child(die_at_rename, 12, tmp_path / "out", dataset_config(tmp_path, prepare_workers=1))
     waiting = Waiting(tmp_path / "out")
@@ -536,7 +536,7 @@ def test_those_who_wait_see_how_far_it_is(tmp_path, small_pieces, capsys, monkey
 @pytest.mark.parametrize("place", ["train.jsonl/cache", "x" * 300])
 def test_a_cache_that_cannot_be_written_is_named(tmp_path, monkeypatch, place):
     """Also on a file system that takes shorter names than a config is checked for."""
-    monkeypatch.setattr("data.paths.MAX_NAME_BYTES", 1000)
+    monkeypatch.setattr("data.base.paths.MAX_NAME_BYTES", 1000)
     write_jsonl(tmp_path / "train.jsonl", questions(3))
     config = dataset_config(tmp_path, cache_dir=str(tmp_path / place))
     with pytest.raises(ConfigError, match=rf"cache_dir is '.*{place}', but it cannot be written"):
@@ -603,9 +603,9 @@ def test_rows_are_encoded_as_mdswriter_does(tmp_path, n):
 MEASURED = """
 import resource, sys
 from pathlib import Path
-from data.config import DatasetConfig, TokenizerConfig, TokenizerKwargs
-from data.prepare import prepare_into
-from data.tokenizer import build_tokenizer
+from data.config.schema import DatasetConfig, TokenizerConfig, TokenizerKwargs
+from data.preparation.prepare import prepare_into
+from data.tokenization.tokenizer import build_tokenizer
 kwargs = TokenizerKwargs(vocab_file="quickstart/vocab.tiktoken")
 tokenizer = build_tokenizer(TokenizerConfig(name="tiktoken", kwargs=kwargs))
 config = DatasetConfig(hf_name=sys.argv[1] + "/train.jsonl", max_seq_len=2048, prepare_workers=2)

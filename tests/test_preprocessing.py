@@ -4,9 +4,9 @@ import sys
 
 import pytest
 
-from data.errors import ConfigError, DataError
-from data.examples import Conversation, PromptResponse, check_example
-from data.preprocessing import PREPROCESSORS, preprocessing_source, resolve_preprocessing_fn
+from data.base.errors import ConfigError, DataError
+from data.examples.examples import Conversation, PromptResponse, check_example
+from data.examples.preprocessing import PREPROCESSORS, preprocessing_source, resolve_preprocessing_fn
 
 TURNS = [{"content": "Add 2, 2.", "role": "user"}, {"content": "4", "role": "assistant"}]
 ROWS = {
@@ -213,10 +213,12 @@ def test_the_source_of_a_registered_function_is_what_it_does(monkeypatch):
     reworded = source.replace('"""Muennighoff', '"""The dataset Muennighoff').replace(
         "    apart", "    # A space.\n    apart"
     )
-    monkeypatch.setattr("data.preprocessing.inspect.getsource", lambda function: reworded)
+    monkeypatch.setattr("data.examples.preprocessing.inspect.getsource", lambda function: reworded)
     assert reworded != source
     assert preprocessing_source("flan") == before
-    monkeypatch.setattr("data.preprocessing.inspect.getsource", lambda function: source.replace('f" {', 'f"  {'))
+    monkeypatch.setattr(
+        "data.examples.preprocessing.inspect.getsource", lambda function: source.replace('f" {', 'f"  {')
+    )
     assert preprocessing_source("flan") != before
 
 

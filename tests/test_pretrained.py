@@ -11,13 +11,13 @@ from safetensors.torch import load_file, save_file
 from small_config import load, refusal
 from stock_folder import SHAPE, make_stock_model, write_stock_folder
 
-from data.errors import ConfigError
-from train.config import FSDPConfig
-from train.hf.pretrained import PretrainedFolder
+from data.base.errors import ConfigError
+from train.config.load import load_saved_config, to_yaml
+from train.config.schema import FSDPConfig
+from train.distributed.build_model import build_model
 from train.hf.repository import read_values
 from train.models.config import ModelConfig
-from train.parallel import build_model
-from train.reader import load_saved_config, to_yaml
+from train.weights.pretrained import PretrainedFolder
 
 FIELD = "model.pretrained_model_name_or_path"
 

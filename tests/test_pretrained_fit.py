@@ -12,12 +12,12 @@ from safetensors.torch import load_file, save_file
 from stock_folder import write_stock_folder
 from toy_run import refused, write_toy_run
 
-from data.errors import ConfigError
+from data.base.errors import ConfigError
 from train import main
-from train.checkpoint import checkpoints
-from train.fit import _model, fit
+from train.checkpoint.save_folder import checkpoints
+from train.config.load import load_config, load_saved_config
 from train.models.dbrx import IGNORED
-from train.reader import load_config, load_saved_config
+from train.run.fit import _model, fit
 
 
 class Evaluated(Callback):
@@ -86,7 +86,7 @@ def test_a_folder_that_cannot_be_is_told_before_anything_heavy(
     def too_far(*args: object) -> None:
         raise AssertionError("the run was begun")
 
-    monkeypatch.setattr("train.fit.fit", too_far)
+    monkeypatch.setattr("train.run.fit.fit", too_far)
     path, overrides = toy
     write_stock_folder(tmp_path / "stock", vocab_size=320, max_seq_len=128)
     next((tmp_path / "stock").glob("*.safetensors")).unlink()
@@ -128,7 +128,7 @@ class Diverged:
 
 
 def test_so_are_those_of_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("train.fit._weights", lambda *args: Diverged())
+    monkeypatch.setattr("train.run.fit._weights", lambda *args: Diverged())
     config = load_config(write_toy_run(tmp_path), ["load_path=runs/a/ep0-ba5", "fsdp_config=null"])
     with pytest.raises(
         ConfigError, match=r"load_path is 'runs/a/ep0-ba5', but .* in its weights: lm_head.weight: name"

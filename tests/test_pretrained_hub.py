@@ -9,9 +9,9 @@ from hub_server import Hub, Repository, serve
 from stock_folder import make_stock_model, write_stock_folder
 from test_hub import use_hub
 
-from data.errors import ConfigError
-from train.hf.pretrained import PretrainedFolder
+from data.base.errors import ConfigError
 from train.hf.repository import read_values
+from train.weights.pretrained import PretrainedFolder
 
 
 @pytest.fixture(scope="module")

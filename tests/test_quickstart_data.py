@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from data.config import TokenizerConfig, TokenizerKwargs
-from data.tokenizer import build_tokenizer
+from data.config.schema import TokenizerConfig, TokenizerKwargs
+from data.tokenization.tokenizer import build_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 SHIPPED = ROOT / "quickstart"

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from test_curriculum import THREE, TWO, Shape, loader, make, random_stages, sequence, shapes, stage
 
-from data.config import PassesOf
-from data.curriculum import Plan, Segment
-from data.mixture import Interleaving, Stage
-from train.plan_data import stages_table, token_shares
-from train.run_plan import RunData
+from data.config.schema import PassesOf
+from data.mixing.curriculum import Plan, Segment
+from data.mixing.mixture import Interleaving, Stage
+from train.planning.run_data import RunData
+from train.planning.tables import stages_table, token_shares
 
 VERSION_2 = json.loads((Path(__file__).parent / "data_positions_version_2.json").read_text())
 """Plans of the code that wrote version 2: its states, and the streams of the rows from their last segment's first row

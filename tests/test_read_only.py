@@ -9,11 +9,11 @@ import pytest
 from mds_folders import open_folder, read_all, texts, write_mds, write_texts
 from toy_tokenizer import ToyTokenizer, dataset_config
 
-import data.mds
-from data.config import DatasetConfig, HFKwargs
-from data.errors import ConfigError, DataError
-from data.mds import MdsFolder
-from data.rows import open_mds, open_rows, verify
+import data.mds.folder
+from data.base.errors import ConfigError, DataError
+from data.config.schema import DatasetConfig, HFKwargs
+from data.loading.rows import open_mds, open_rows, verify
+from data.mds.folder import MdsFolder
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -43,7 +43,7 @@ def test_rows_are_decompressed_into_the_cache_once(share, monkeypatch, capsys):
     for _ in range(2):
         rows = open_rows(config, ToyTokenizer())
         assert [int(rows.read(number).tokens[0]) for number in range(100)] == list(range(100))
-        monkeypatch.setattr(data.mds, "decompress", None)
+        monkeypatch.setattr(data.mds.folder, "decompress", None)
     assert verify(open_mds(config)).broken == []
     out = capsys.readouterr().out
     assert out.count(f"{folder} cannot be written: its compressed shards are decompressed into {config.cache_dir}") == 1
@@ -93,7 +93,7 @@ def test_what_cannot_be_written_is_named(share, tmp_path, monkeypatch, cache_dir
     def refuse(*args):
         raise OSError(errno.EROFS, "Read-only file system")
 
-    monkeypatch.setattr(data.mds, "exclusive_unless", refuse)
+    monkeypatch.setattr(data.mds.folder, "exclusive_unless", refuse)
     cache_dir = str(tmp_path / cache_dir) if cache_dir else ""
     with pytest.raises(ConfigError, match=says):
         MdsFolder.open(local=str(folder), remote=None, split=None, cache_dir=cache_dir).read(0)

@@ -1,9 +1,9 @@
 import pytest
 from small_config import LEAST, load, refusal
 
-from data.errors import ConfigError
-from train.config import LRMonitorConfig
-from train.reader import check_vocab, load_config, masked_yaml, to_yaml
+from data.base.errors import ConfigError
+from train.config.load import check_vocab, load_config, masked_yaml, to_yaml
+from train.config.schema import LRMonitorConfig
 
 NAMES = "the presets are 132b, 73b, 35b, 18b, 9b, tiny"
 

@@ -4,12 +4,12 @@ import chat_templates as shapes
 import numpy as np
 import pytest
 
-from data.chat import NOT_TRAINED, Document, fit, tokenize
-from data.config import DatasetConfig, TokenizerConfig
-from data.errors import TemplateError
-from data.examples import Conversation, check_example
-from data.problems import Problem
-from data.tokenizer import CL100K_PATTERN, TiktokenTokenizer, build_tokenizer
+from data.base.errors import TemplateError
+from data.base.problems import Problem
+from data.config.schema import DatasetConfig, TokenizerConfig
+from data.examples.examples import Conversation, check_example
+from data.tokenization.chat import NOT_TRAINED, Document, fit, tokenize
+from data.tokenization.tokenizer import CL100K_PATTERN, TiktokenTokenizer, build_tokenizer
 
 CHATML = TiktokenTokenizer("bytes", {bytes([byte]): byte for byte in range(256)}, CL100K_PATTERN, {})
 TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}

@@ -13,9 +13,9 @@ from ranks import run_ranks
 from torch.distributed.tensor import DTensor
 from toy_run import write_toy_run
 
-from train.checkpoint import checkpoints
-from train.fit import fit
-from train.reader import load_config
+from train.checkpoint.save_folder import checkpoints
+from train.config.load import load_config
+from train.run.fit import fit
 
 
 class Watch(Callback):

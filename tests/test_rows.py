@@ -9,11 +9,11 @@ import pytest
 from mds_folders import edit_index, write_mds, write_texts
 from toy_tokenizer import ToyTokenizer, dataset_config, loader_config, questions, write_jsonl
 
-from data.config import HFKwargs
-from data.errors import ConfigError, DataError
-from data.loader import eval_loader
-from data.mds import COLUMNS, MdsFolder
-from data.rows import check_source, open_rows, verify
+from data.base.errors import ConfigError, DataError
+from data.config.schema import HFKwargs
+from data.loading.loader import eval_loader
+from data.loading.rows import check_source, open_rows, verify
+from data.mds.folder import COLUMNS, MdsFolder
 
 pytestmark = pytest.mark.timeout(60)
 TOY = ToyTokenizer()
@@ -44,7 +44,7 @@ def documents(rows) -> list[bytes]:
 @pytest.fixture
 def prepared(tmp_path, monkeypatch):
     """Rows that were prepared from JSONL, in several shards."""
-    monkeypatch.setattr("data.shards.SHARD_BYTES", 2000)
+    monkeypatch.setattr("data.mds.writer.SHARD_BYTES", 2000)
     write_jsonl(tmp_path / "train.jsonl", questions(200))
     return open_rows(dataset_config(tmp_path, prepare_workers=1), TOY)
 

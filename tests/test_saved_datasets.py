@@ -7,9 +7,9 @@ import pyarrow as pa
 import pytest
 from read_source import of_folder, read, values
 
-from data.config import DatasetConfig, HFKwargs
-from data.errors import ConfigError, DataError
-from data.sources import open_source
+from data.base.errors import ConfigError, DataError
+from data.config.schema import DatasetConfig, HFKwargs
+from data.sources.source import open_source
 
 ROWS = [{"prompt": f"{i}?", "turns": [{"n": i}], "none": None} for i in range(25)]
 
@@ -25,7 +25,7 @@ def save(folder, rows=ROWS, **options):
 
 
 def test_a_saved_dataset_is_read_row_by_row(tmp_path, monkeypatch):
-    monkeypatch.setattr("data.sources.content.CHUNK_ROWS", 4)
+    monkeypatch.setattr("data.sources.formats.content.CHUNK_ROWS", 4)
     folder = save(tmp_path / "saved", num_shards=2)
     source = open_source(of_folder(folder))
     assert len(list(source.chunks())) == 4 + 3

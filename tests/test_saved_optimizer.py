@@ -13,11 +13,11 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from toy_run import write_toy_run
 
-from train.builders import build_optimizer
-from train.config import OptimizerConfig, ParamGroupConfig
-from train.fit import fit
-from train.reader import load_config
-from train.saved_optimizer import as_one_group, changed_settings
+from train.checkpoint.optimizer import as_one_group, changed_settings
+from train.config.load import load_config
+from train.config.schema import OptimizerConfig, ParamGroupConfig
+from train.optim.optimizers import build_optimizer
+from train.run.fit import fit
 
 
 class Tiny(nn.Module):

@@ -1,5 +1,5 @@
 """Files of a repository that try to run code, or to read or write elsewhere; and that docs/security.md names tests
-that are there. Each attack would leave a file called canary, or copy one: see data/repository_files.py."""
+that are there. Each attack would leave a file called canary, or copy one: see data/hub/repository_files.py."""
 
 import gzip
 import json
@@ -22,17 +22,17 @@ from read_source import of_file, read
 from stock_folder import write_stock_folder
 from test_hub import use_hub
 
-from data.config import TokenizerConfig, TokenizerKwargs
-from data.errors import ConfigError
-from data.repository_files import JSON_FILES, check_json_files
-from data.sources import open_source
-from data.tokenizer import build_tokenizer
-from train.checkpoint_reader import CheckpointReader
+from data.base.errors import ConfigError
+from data.config.schema import TokenizerConfig, TokenizerKwargs
+from data.hub.repository_files import JSON_FILES, check_json_files
+from data.sources.source import open_source
+from data.tokenization.tokenizer import build_tokenizer
+from train.checkpoint.reader import CheckpointReader
+from train.config.load import load_config
+from train.export.export import export, open_run
 from train.generation.decoders import open_model
-from train.hf.export import export, open_run
-from train.hf.pretrained import PretrainedFolder
 from train.hf.repository import read_values
-from train.reader import load_config
+from train.weights.pretrained import PretrainedFolder
 
 ROOT = Path(__file__).parents[1]
 CANARY = "../../canary"
@@ -361,7 +361,7 @@ def test_aliases_of_aliases_end_soon(tmp_path: Path) -> None:
 def test_a_file_that_decompresses_to_far_more_stays_small_in_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("data.sources.content.MAX_ROW_BYTES", 1 << 20)
+    monkeypatch.setattr("data.sources.formats.content.MAX_ROW_BYTES", 1 << 20)
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b"0" * (50 << 20) + b'\n{"text": "a"}\n', 1))
     source = open_source(of_file(tmp_path / "a.jsonl.gz"))
     tracemalloc.start()

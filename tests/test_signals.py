@@ -53,8 +53,8 @@ def _main(config: str, overrides: list[str], place: str, number: int) -> tuple[i
 @pytest.mark.parametrize(
     ("number", "place", "overrides"),
     [
-        (signal.SIGTERM, "train.lm:DbrxForComposer.forward", ["train_loader.num_workers=1"]),
-        (signal.SIGTERM, "train.lm:DbrxForComposer.eval_forward", ["eval_first=true"]),
+        (signal.SIGTERM, "train.composer_model:DbrxForComposer.forward", ["train_loader.num_workers=1"]),
+        (signal.SIGTERM, "train.composer_model:DbrxForComposer.eval_forward", ["eval_first=true"]),
         (signal.SIGINT, "torch.distributed.checkpoint.filesystem:FileSystemWriter.write_data", ["save_interval=1ba"]),
     ],
 )

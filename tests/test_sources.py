@@ -8,12 +8,12 @@ import pytest
 from read_source import of_file, read, refusal, rows_of, values
 from toy_tokenizer import dataset_config, write_jsonl
 
-from data.config import DatasetConfig, HFKwargs
-from data.errors import ConfigError, DataError
-from data.problems import Problem
-from data.sources import open_source
+from data.base.errors import ConfigError, DataError
+from data.base.problems import Problem
+from data.config.schema import DatasetConfig, HFKwargs
 from data.sources.files import hash_file
 from data.sources.find import find
+from data.sources.source import open_source
 
 GOOD = {"prompt": "2 + 2?", "response": "4"}
 LINE = json.dumps(GOOD).encode()
@@ -34,8 +34,8 @@ def problem_of(path, content: bytes) -> str:
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Chunks of about 64 bytes; a row may have 200."""
-    monkeypatch.setattr("data.sources.content.BLOCK_BYTES", 64)
-    monkeypatch.setattr("data.sources.content.MAX_ROW_BYTES", 200)
+    monkeypatch.setattr("data.sources.formats.content.BLOCK_BYTES", 64)
+    monkeypatch.setattr("data.sources.formats.content.MAX_ROW_BYTES", 200)
 
 
 # JSONL
@@ -209,7 +209,7 @@ def test_a_file_is_hashed_again_only_when_it_has_changed(tmp_path):
 @pytest.mark.parametrize("indent", [None, 2])
 @pytest.mark.parametrize("block", [1, 7, 64, 1 << 20])
 def test_arrays_are_read_element_by_element(tmp_path, monkeypatch, indent, block):
-    monkeypatch.setattr("data.sources.content.BLOCK_BYTES", block)
+    monkeypatch.setattr("data.sources.formats.content.BLOCK_BYTES", block)
     pick = random.Random(7)
     letters = ['"', "\\", ",", "[", "]", "{", "}", "\n", "é", "😀", " ", "a"]
     rows = [
@@ -236,7 +236,7 @@ def test_arrays_are_read_element_by_element(tmp_path, monkeypatch, indent, block
 )
 @pytest.mark.parametrize("block", [3, 1 << 20])
 def test_what_is_wrong_in_an_array_is_told_with_line_and_column(tmp_path, monkeypatch, content, text, block):
-    monkeypatch.setattr("data.sources.content.BLOCK_BYTES", block)
+    monkeypatch.setattr("data.sources.formats.content.BLOCK_BYTES", block)
     path = tmp_path / "a.json"
     assert problem_of(path, content).startswith(f"{path} {text}")
 
@@ -348,7 +348,7 @@ def write_parquet(path, rows, **options):
 
 
 def test_parquet_comes_row_by_row_over_groups(tmp_path, monkeypatch):
-    monkeypatch.setattr("data.sources.content.CHUNK_ROWS", 3)
+    monkeypatch.setattr("data.sources.formats.content.CHUNK_ROWS", 3)
     rows = [{"prompt": str(i), "turns": [{"role": "user", "n": i}], "none": None} for i in range(25)]
     path = write_parquet(tmp_path / "a.parquet", rows, row_group_size=10)
     source = open_source(of_file(path))
@@ -400,7 +400,7 @@ def test_parquet_changed_while_it_is_read_is_refused(tmp_path):
 
 def test_a_row_of_parquet_that_is_too_large_is_a_problem(tmp_path, monkeypatch):
     path = write_parquet(tmp_path / "a.parquet", [{"text": "a"}, {"text": "x" * 5000}, {"text": "b"}])
-    monkeypatch.setattr("data.sources.content.MAX_ROW_BYTES", 200)
+    monkeypatch.setattr("data.sources.formats.content.MAX_ROW_BYTES", 200)
     pairs = read(open_source(of_file(path)))
     assert [pairs[0], pairs[2]] == [(f"{path} row 1", {"text": "a"}), (f"{path} row 3", {"text": "b"})]
     assert "but 200 bytes are the most" in pairs[1][1].text
@@ -438,7 +438,7 @@ def test_text_that_is_not_utf8_is_a_problem_with_its_line(tmp_path):
 @pytest.fixture
 def short_names(monkeypatch):
     """As on a file system that takes shorter names than a config is checked for."""
-    monkeypatch.setattr("data.paths.MAX_NAME_BYTES", 1000)
+    monkeypatch.setattr("data.base.paths.MAX_NAME_BYTES", 1000)
 
 
 @pytest.mark.parametrize(

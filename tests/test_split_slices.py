@@ -11,10 +11,10 @@ import pytest
 from read_source import of_folder, read, values
 from toy_tokenizer import write_jsonl
 
-from data.config import DatasetConfig, HFKwargs
-from data.errors import ConfigError, DataError
-from data.sources import open_source
-from data.splits import parse_split
+from data.base.errors import ConfigError, DataError
+from data.config.schema import DatasetConfig, HFKwargs
+from data.config.splits import parse_split
+from data.sources.source import open_source
 
 ROWS = [{"prompt": str(i), "response": "x"} for i in range(97)]
 
@@ -85,7 +85,7 @@ def write(folder, format: str) -> list:
 
 @pytest.mark.parametrize("format", ["jsonl", "jsonl.gz", "json", "csv", "parquet"])
 def test_a_slice_has_its_rows_and_their_places(tmp_path, monkeypatch, format):
-    monkeypatch.setattr("data.sources.content.BLOCK_BYTES", 200)
+    monkeypatch.setattr("data.sources.formats.content.BLOCK_BYTES", 200)
     assert write(tmp_path, format) == ROWS
     whole = read(open_source(of_folder(tmp_path)))
     for split, wanted in (

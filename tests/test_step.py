@@ -18,20 +18,20 @@ from composer.utils import dist
 from ranks import run_ranks
 from torch.distributed.tensor import DTensor
 
-from data.config import DataLoaderConfig, DatasetConfig, TokenizerConfig
-from data.curriculum import Plan
-from data.durations import Clock
-from data.loader import train_loader
-from data.rows import Row
+from data.base.durations import Clock
+from data.config.schema import DataLoaderConfig, DatasetConfig, TokenizerConfig
+from data.loading.loader import train_loader
+from data.loading.rows import Row
+from data.mixing.curriculum import Plan
 from train.callbacks.global_batch import GlobalBatch
-from train.config import FSDPConfig, OptimizerConfig, SchedulerConfig, TrainConfig
-from train.lm import DbrxForComposer, LanguageTokenAccuracy
+from train.composer_model import DbrxForComposer, LanguageTokenAccuracy
+from train.config.schema import FSDPConfig, OptimizerConfig, SchedulerConfig, TrainConfig
+from train.distributed.build_model import build_model
 from train.models.config import AttnConfig, FFNConfig, ModelConfig
 from train.models.dbrx import DbrxForCausalLM
 from train.models.init import initialise
 from train.models.recompute import named_parameters
-from train.parallel import build_model
-from train.trainer import build_trainer
+from train.run.trainer import build_trainer
 
 STEPS, ROWS, LENGTH = 5, 8, 24
 HYBRID = FSDPConfig(sharding_strategy="HYBRID_SHARD", data_parallel_replicate_degree=2)

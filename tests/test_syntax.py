@@ -3,7 +3,7 @@
 import pytest
 import xxhash
 
-from data.syntax import canonical
+from data.examples.syntax import canonical
 
 SOURCE = """
 '''A module.'''

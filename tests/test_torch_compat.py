@@ -1,7 +1,7 @@
 import torch
 from ranks import run_ranks
 
-from train.torch_compat import patch_fsdp2_on_gloo
+from train.distributed.torch_compat import patch_fsdp2_on_gloo
 
 IS_CLASSIC = not hasattr(torch.nn.functional, "grouped_mm")
 """torch 2.7, by a feature that later ones have."""

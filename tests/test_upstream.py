@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 from small_config import LEAST, load, refusal
 
-from train import upstream
-from train.config import TrainConfig
-from train.typed import known_paths
-from train.upstream import LLM_FOUNDRY, RULES, table, verdict
+from train.config import llm_foundry as upstream
+from train.config.llm_foundry import LLM_FOUNDRY, RULES, table, verdict
+from train.config.schema import TrainConfig
+from train.config.typed import known_paths
 
 # With the parts whose keys are changed one by one.
 WHOLE = f"""{LEAST}

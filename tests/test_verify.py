@@ -14,10 +14,10 @@ import torch
 from small_export import write_run
 from test_export import save_checkpoint
 
-from data.errors import ConfigError
-from train.hf.export import export
-from train.hf.verify import main, verify
-from train.hf.verify_logits import compare
+from data.base.errors import ConfigError
+from train.export.export import export
+from train.export.verify import main, verify
+from train.export.verify_logits import compare
 from train.models import moe
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -63,7 +63,7 @@ def test_weights_that_are_not_finite_are_named(
         code = main(command[3:])
         return subprocess.CompletedProcess(command, code, *capsys.readouterr())
 
-    monkeypatch.setattr("train.hf.export.subprocess.run", prove)
+    monkeypatch.setattr("train.export.export.subprocess.run", prove)
     with pytest.raises(ConfigError) as caught:
         export(diverged, tmp_path / "out", verify=True)
     assert str(caught.value) == (
@@ -267,14 +267,16 @@ def test_tokens_between_two_experts_are_left_out(tmp_path: Path) -> None:
 
 def test_a_wrong_export_does_not_appear(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the fresh process that the export starts."""
-    monkeypatch.setattr("train.hf.export.model_card", lambda *args: (tmp_path / ".out.part" / "code.py").touch() or "")
+    monkeypatch.setattr(
+        "train.export.export.model_card", lambda *args: (tmp_path / ".out.part" / "code.py").touch() or ""
+    )
     with pytest.raises(ConfigError, match=r"the export is not right, and \S+/out was not made: code.py is no part of"):
         export(run, tmp_path / "out", verify=True)
     assert not (tmp_path / "out").exists()
 
 
 def test_it_runs_alone_and_tells_an_error_in_one_line(run: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "train.hf.verify", str(tmp_path), "--composer_path", str(run)]
+    command = [sys.executable, "-m", "train.export.verify", str(tmp_path), "--composer_path", str(run)]
     ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert ran.returncode == 2
     assert ran.stderr.strip().splitlines()[-1] == "error: config.json cannot be read: No such file or directory"

@@ -1,6 +1,6 @@
 from importlib.metadata import version
 
-from data.versions import STREAMING, installed_versions
+from data.base.versions import STREAMING, installed_versions
 
 
 def test_streaming_is_noted_from_whichever_distribution_it_comes():

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from data.workers import WorkerEnded, in_order, try_in_child
+from data.base.workers import WorkerEnded, in_order, try_in_child
 
 pytestmark = pytest.mark.timeout(60)
 

@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from train.config import check_world_size
-from train.reader import load_config, to_yaml
+from train.config.load import load_config, to_yaml
+from train.config.schema import check_world_size
 
 ROOT = Path(__file__).parents[1]
 YAMLS = sorted((ROOT / "yamls").rglob("*.yaml"))

@@ -73,9 +73,9 @@ def _config(folder: Path) -> dict:
 
 def refused(path: str, overrides: list[str]) -> str:
     """What the ConfigError says that a run of it ends with."""
-    from data.errors import ConfigError
-    from train.fit import fit
-    from train.reader import load_config
+    from data.base.errors import ConfigError
+    from train.config.load import load_config
+    from train.run.fit import fit
 
     try:
         fit(load_config(path, overrides))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.config import DataLoaderConfig, DatasetConfig, HFKwargs
+from data.config.schema import DataLoaderConfig, DatasetConfig, HFKwargs
 
 
 class ToyTokenizer:

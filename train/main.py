@@ -10,14 +10,14 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from data.errors import ConfigError, DataError, under
-from data.paths import refuse_path
-from train.config import TrainConfig, check_kernel_sizes, check_run_name, check_world_size
-from train.device import choose_device
-from train.patterns import check_patterns
-from train.plan import check_machine, parameters_line
-from train.reader import check_vocab, load_config, masked_yaml
-from train.signals import StopSignals, stop_signals
+from data.base.errors import ConfigError, DataError, under
+from data.base.paths import refuse_path
+from train.config.load import check_vocab, load_config, masked_yaml
+from train.config.schema import TrainConfig, check_kernel_sizes, check_run_name, check_world_size
+from train.hardware.device import choose_device
+from train.optim.patterns import check_patterns
+from train.planning.memory import check_machine, parameters_line
+from train.run.signals import StopSignals, stop_signals
 
 USAGE = """\
 usage: composer train.py CONFIG [key=value ...]       one rank a GPU, or one on a machine without
@@ -77,7 +77,7 @@ def _run(arguments: list[str], signals: StopSignals) -> None:
     check_machine(config, world_size, choose_device(config.device))
     _prepare(config)
 
-    from train.fit import fit
+    from train.run.fit import fit
 
     signals.install()
     # What importing has made stays: collections during the run need not look through it again and again.
@@ -92,13 +92,13 @@ def _run(arguments: list[str], signals: StopSignals) -> None:
 
 def _prepare(config: TrainConfig) -> None:
     """What can be wrong with tokenizer and data comes before Composer is imported, which alone takes 10 seconds."""
-    from data.rows import check_source, open_streams
-    from data.tokenizer import build_tokenizer
-    from train.checkpoint import check_writable, fill_in, local_folder, run_name_of
-    from train.frozen_base import frozen_base
-    from train.hf.pretrained import PretrainedFolder
-    from train.run_plan import open_data
-    from train.start import find_start
+    from data.loading.rows import check_source, open_streams
+    from data.tokenization.tokenizer import build_tokenizer
+    from train.checkpoint.save_folder import check_writable, fill_in, local_folder, run_name_of
+    from train.planning.run_data import open_data
+    from train.weights.frozen_base import frozen_base
+    from train.weights.pretrained import PretrainedFolder
+    from train.weights.start import find_start
 
     run_name = run_name_of(config)
     folder = local_folder(config, run_name)

@@ -11,11 +11,19 @@ from typing import Any
 
 import xxhash
 
-from data.errors import DataError
-from data.problems import listed
-from data.sources import arrays, delimited, ipc, lines, parquet, text
-from data.sources.content import BLOCK_BYTES, Content, FileChunk, InputFile, check_head, state_of, why_unreadable
+from data.base.errors import DataError
+from data.base.problems import listed
 from data.sources.find import Part
+from data.sources.formats import arrays, delimited, ipc, lines, parquet, text
+from data.sources.formats.content import (
+    BLOCK_BYTES,
+    Content,
+    FileChunk,
+    InputFile,
+    check_head,
+    state_of,
+    why_unreadable,
+)
 from data.sources.notices import notice
 
 READERS: dict[str, Any] = {

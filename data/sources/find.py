@@ -6,11 +6,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.config import DatasetConfig
-from data.errors import ConfigError
-from data.problems import listed
+from data.base.errors import ConfigError
+from data.base.problems import listed
+from data.config.schema import DatasetConfig
+from data.config.splits import SplitPart, parse_split
 from data.sources.folders import SPLIT_WORDS, each_once, files_below, is_file_or_broken_link, name_unread, of_split
-from data.sources.names import (
+from data.sources.formats.names import (
     DATA_SUFFIXES,
     FORMATS,
     TEXT_SUFFIXES,
@@ -21,7 +22,6 @@ from data.sources.names import (
     suffix_of,
 )
 from data.sources.saved import is_saved, refuse_saved_below, saved_files
-from data.splits import SplitPart, parse_split
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from data.errors import ConfigError
-from data.problems import listed
-from data.sources.names import is_metadata, looks_like_data
+from data.base.errors import ConfigError
+from data.base.problems import listed
+from data.sources.formats.names import is_metadata, looks_like_data
 from data.sources.notices import notice
 
 SPLIT_WORDS = {

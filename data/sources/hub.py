@@ -12,18 +12,18 @@ from typing import TYPE_CHECKING, Any, cast
 
 import xxhash
 
-from data.config import DatasetConfig, HFKwargs
-from data.errors import ConfigError, DataError
-from data.hub_client import first_line, quiet
-from data.problems import listed
-from data.sources.content import CHUNK_ROWS, FileChunk
+from data.base.errors import ConfigError, DataError
+from data.base.problems import listed
+from data.config.schema import DatasetConfig, HFKwargs
+from data.config.splits import SplitPart, parse_split
+from data.hub.client import first_line, quiet
 from data.sources.files import FileSource, read_rows
 from data.sources.find import Part
 from data.sources.folders import say_unread
+from data.sources.formats.content import CHUNK_ROWS, FileChunk
+from data.sources.formats.names import DATA_SUFFIXES, looks_like_data, named_format, suffix_of
+from data.sources.formats.parquet import arrow_chunk
 from data.sources.hub_commit import CARD, Commit, find_commit, record_of
-from data.sources.names import DATA_SUFFIXES, looks_like_data, named_format, suffix_of
-from data.sources.parquet import arrow_chunk
-from data.splits import SplitPart, parse_split
 
 if TYPE_CHECKING:
     import pyarrow as pa

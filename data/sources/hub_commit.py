@@ -4,11 +4,11 @@ import json
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from data.config import DatasetConfig
-from data.errors import ConfigError
-from data.hub_client import REQUEST_SECONDS, first_line, quiet
-from data.sources.names import DATA_SUFFIXES
-from data.sources.reach import why_offline
+from data.base.errors import ConfigError
+from data.config.schema import DatasetConfig
+from data.hub.client import REQUEST_SECONDS, first_line, quiet
+from data.hub.reach import why_offline
+from data.sources.formats.names import DATA_SUFFIXES
 
 CARD = ["README.md", ".huggingface.yaml"]
 """Files that say which subsets and splits there are."""

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from data.config import DatasetConfig
-from data.errors import ConfigError
-from data.mds import TEXT_FORMS, MdsFolder
-from data.problems import listed
-from data.sources import content as c
+from data.base.errors import ConfigError
+from data.base.problems import listed
+from data.config.schema import DatasetConfig
+from data.mds.folder import TEXT_FORMS, MdsFolder
+from data.sources.formats import content as c
 
 _AS_JSON = ("messages", "turns")
 """Columns that hold a list, or its JSON text."""
@@ -95,7 +95,7 @@ class MdsSource:
 
 
 def _plain(name: str, value: Any) -> Any:
-    """The value as a JSONL row would have it. What cannot be is left, for data/examples.py to refuse."""
+    """The value as a JSONL row would have it. What cannot be is left, for data/examples/examples.py to refuse."""
     if isinstance(value, bytes):
         try:
             value = value.decode()

@@ -2,7 +2,7 @@
 
 import functools
 
-from data.locks import is_first
+from data.base.locks import is_first
 
 
 def notice(text: str) -> None:

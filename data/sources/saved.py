@@ -4,8 +4,8 @@ import json
 from pathlib import Path, PurePath
 from typing import Any
 
-from data.errors import ConfigError, DataError
-from data.problems import listed
+from data.base.errors import ConfigError, DataError
+from data.base.problems import listed
 
 _STATE, _INFO, _DICT = "state.json", "dataset_info.json", "dataset_dict.json"
 

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.tensor import DTensor
 
-from data.errors import DataError, os_error, said_plainly
-from data.sizes import said_bytes
+from data.base.errors import DataError, os_error, said_plainly
+from data.base.sizes import said_bytes
 
 
 class CheckpointSaver(callbacks.CheckpointSaver):

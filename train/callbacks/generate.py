@@ -4,14 +4,14 @@ from composer.core import Callback, State, get_precision_context
 from composer.loggers import ConsoleLogger, Logger, TensorboardLogger
 from composer.utils import dist
 
-from data.durations import Clock
-from data.errors import ConfigError, DataError
-from data.tokenizer import Tokenizer
-from train.config import TrainConfig
+from data.base.durations import Clock
+from data.base.errors import ConfigError, DataError
+from data.tokenization.tokenizer import Tokenizer
+from train.composer_model import DbrxForComposer
+from train.config.sampling import Sampling, room
+from train.config.schema import TrainConfig
 from train.generation.ask import as_question, encode_one
 from train.generation.generate import DbrxDecoder, stream_answers
-from train.generation.sampling import Sampling, room
-from train.lm import DbrxForComposer
 
 COLUMNS = ["batch", "prompt", "response"]
 
@@ -64,7 +64,7 @@ class Generate(Callback):
 
 
 def _last_batch(state: State) -> int:
-    # Every duration is told to Composer in batches (see train/trainer.py).
+    # Every duration is told to Composer in batches (see train/run/trainer.py).
     assert state.max_duration is not None
     return state.max_duration.value
 

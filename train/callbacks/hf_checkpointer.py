@@ -9,11 +9,11 @@ from composer.loggers import Logger
 from composer.utils import dist
 from torch.distributed.distributed_c10d import _get_default_store
 
-from data.durations import Clock
-from data.errors import ConfigError
-from train.checkpoint import batch_of, check_writable, checkpoints, fill_in
-from train.config import TrainConfig
-from train.hf.export import export
+from data.base.durations import Clock
+from data.base.errors import ConfigError
+from train.checkpoint.save_folder import batch_of, check_writable, checkpoints, fill_in
+from train.config.schema import TrainConfig
+from train.export.export import export
 from train.hf.tensors import Precision
 
 _POLL_SECONDS = 0.5

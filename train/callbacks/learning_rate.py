@@ -4,7 +4,7 @@ from composer.core import Callback, State
 from composer.loggers import Logger
 from composer.optim import ComposerScheduler
 
-from data.curriculum import Plan
+from data.mixing.curriculum import Plan
 
 
 class LearningRate(Callback):

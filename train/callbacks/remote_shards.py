@@ -4,7 +4,7 @@ from composer.core import Callback, State
 from composer.loggers import Logger
 from composer.utils import dist
 
-from data.cache import ShardCache
+from data.loading.shard_cache import ShardCache
 
 
 class RemoteShards(Callback):

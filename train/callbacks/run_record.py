@@ -7,12 +7,12 @@ from typing import Any
 from composer.core import Callback, State
 from composer.loggers import Logger
 
-from data.curriculum import Plan
-from data.errors import said_plainly
+from data.base.errors import said_plainly
+from data.mixing.curriculum import Plan
 from train.callbacks.stream_monitor import StreamMonitor
-from train.checkpoint import RECORD
-from train.first_rank import on_first_rank
-from train.hf.model_card import versions
+from train.checkpoint.save_folder import RECORD
+from train.distributed.first_rank import on_first_rank
+from train.export.model_card import versions
 
 
 class RunRecord(Callback):

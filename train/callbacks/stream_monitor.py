@@ -9,7 +9,7 @@ from composer.loggers import Logger
 from composer.utils import dist
 from torch import Tensor
 
-from data.curriculum import Plan
+from data.mixing.curriculum import Plan
 from train.models.dbrx import IGNORED, DbrxOutput
 
 
@@ -26,7 +26,7 @@ class StreamMonitor(Callback):
     and streams/plan_changes: how often the run went on under a changed future.
 
     On the console it names the stage that begins. Of one stream without a name the run's own loss says all: it counts
-    the tokens alone. Needs the batch's `streams`, as data/loader.py gives it.
+    the tokens alone. Needs the batch's `streams`, as data/loading/loader.py gives it.
     """
 
     def __init__(self, plan: Plan, rows_of: dict[str, int]) -> None:

@@ -1,1 +1,4 @@
-"""Text from a model: drawn, asked for, and compared with what it should be."""
+"""Text from a model: prompts, decoding, and evaluation of the answers.
+
+How text is sampled is configured in train/config/sampling.py.
+"""

@@ -6,14 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data.chat import encode_question
-from data.errors import ConfigError, DataError
-from data.examples import FORMS, Conversation, Example, PromptResponse, read_examples
-from data.problems import Problem, Reading
-from data.sources.lines import parse_line
-from data.tokenizer import Tokenizer
+from data.base.errors import ConfigError, DataError
+from data.base.problems import Problem, Reading
+from data.examples.examples import FORMS, Conversation, Example, PromptResponse, read_examples
+from data.sources.formats.lines import parse_line
+from data.tokenization.chat import encode_question
+from data.tokenization.tokenizer import Tokenizer
+from train.config.sampling import Sampling, room
 from train.generation.generate import Answer, stream_answers
-from train.generation.sampling import Sampling, room
 
 if TYPE_CHECKING:
     from train.generation.decoders import Opened

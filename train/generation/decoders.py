@@ -11,21 +11,21 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from data.config import TokenizerConfig
-from data.errors import ConfigError
-from data.repository_files import check_json_files, refuse_code_beside
-from data.tokenizer import Tokenizer, build_tokenizer
-from train.device import Device, choose_device
+from data.base.errors import ConfigError
+from data.config.schema import TokenizerConfig
+from data.hub.repository_files import check_json_files, refuse_code_beside
+from data.tokenization.tokenizer import Tokenizer, build_tokenizer
+from train.export.export import find_checkpoint, open_run
 from train.generation.generate import DbrxDecoder, Decoder
-from train.hf.export import find_checkpoint, open_run
+from train.hardware.device import Device, choose_device
+from train.hardware.kernels import Wording, resolve_kernels
+from train.hardware.memory import GB, available_memory
 from train.hf.finite import is_finite, of_checkpoint
-from train.hf.pretrained import PretrainedFolder
 from train.hf.repository import KEY
-from train.kernels import Wording, resolve_kernels
-from train.machine_memory import GB, available_memory
 from train.models.config import ModelConfig
 from train.models.dbrx import DbrxForCausalLM
 from train.models.shapes import parameter_shapes
+from train.weights.pretrained import PretrainedFolder
 
 Precision = Literal["fp32", "bf16"]
 

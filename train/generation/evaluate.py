@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data.errors import ConfigError
-from data.sources.reach import why_offline
-from data.versions import installed_versions
-from train.device import Device, choose_device
+from data.base.errors import ConfigError
+from data.base.versions import installed_versions
+from data.hub.reach import why_offline
+from train.config.sampling import Sampling
 from train.generation.ask import Question, ask, encode, expected_answer
 from train.generation.decoders import (
     Opened,
@@ -28,7 +28,7 @@ from train.generation.decoders import (
     default_precision,
     torch_device,
 )
-from train.generation.sampling import Sampling
+from train.hardware.device import Device, choose_device
 
 RESULTS = "evaluation.json"
 CARD = "README.md"

@@ -11,10 +11,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from data.tokenizer import Tokenizer
-from train.generation.sampling import Sampling, room
+from data.tokenization.tokenizer import Tokenizer
+from train.config.sampling import Sampling, room
+from train.models.attention.kv_cache import KVCache
 from train.models.dbrx import DbrxForCausalLM
-from train.models.kv_cache import KVCache
 
 _REPLACEMENT = "\ufffd"
 

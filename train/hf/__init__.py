@@ -1,1 +1,4 @@
-"""Hugging Face folders of DBRX: read as weights to start from, written, and proved."""
+"""What import and export share: config.json, repositories, safetensors files, rows of tensors.
+
+Reading weights belongs to train/weights, writing them to train/export.
+"""

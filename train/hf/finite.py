@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from data.problems import listed
+from data.base.problems import listed
 
 DIVERGED = "name an earlier checkpoint, from before the training diverged"
 """What to do about a checkpoint."""

@@ -6,12 +6,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from data.errors import ConfigError
-from data.hub_client import REQUEST_SECONDS, first_line, quiet
-from data.paths import refuse_path
-from data.repository_files import check_contents, nested_too_deeply
-from data.sources.reach import why_offline
-from train.hf.config import model_values
+from data.base.errors import ConfigError
+from data.base.paths import refuse_path
+from data.hub.client import REQUEST_SECONDS, first_line, quiet
+from data.hub.reach import why_offline
+from data.hub.repository_files import check_contents, nested_too_deeply
+from train.hf.config_json import model_values
 
 KEY = "model.pretrained_model_name_or_path"
 INDEX = "model.safetensors.index.json"

@@ -1,1 +1,4 @@
-"""DBRX in plain torch; knows nothing of Composer."""
+"""DBRX in plain torch. Knows nothing of Composer, of configs of runs, or of ranks.
+
+Parameter names are those of Hugging Face's DBRX.
+"""

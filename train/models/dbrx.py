@@ -14,10 +14,10 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from train.models.attention import Attention
+from train.models.attention.attention import Attention
+from train.models.attention.kv_cache import KVCache
+from train.models.attention.layout import Layout, find_documents, make_layout
 from train.models.config import ModelConfig
-from train.models.kv_cache import KVCache
-from train.models.layout import Layout, find_documents, make_layout
 from train.models.linear import Linear
 from train.models.loss import IGNORED, head_losses
 from train.models.moe import MoE, RouterStats
@@ -58,7 +58,7 @@ class Inside(NamedTuple):
 
 class NormAttnNorm(nn.Module):
     selective = False
-    """Set by train/parallel.py: the norms and attention are computed again in backward, the GEMMs are not."""
+    """Set by train/distributed: the norms and attention are computed again in backward, the GEMMs are not."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -87,7 +87,7 @@ class NormAttnNorm(nn.Module):
 
 class DbrxBlock(nn.Module):
     selective = False
-    """Set by train/parallel.py: the experts' input is made again from the residual stream in backward."""
+    """Set by train/distributed: the experts' input is made again from the residual stream in backward."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()

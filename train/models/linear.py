@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from train.models.nf4 import packed_linear
+from train.models.lora.nf4 import packed_linear
 
 
 class Linear(nn.Linear):

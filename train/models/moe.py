@@ -8,9 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from train.models.assignment import assign
 from train.models.config import ModelConfig
-from train.models.experts import Experts
+from train.models.experts.assignment import assign
+from train.models.experts.experts import Experts
 from train.models.linear import Linear
 
 

@@ -1,0 +1,54 @@
+"""Paths that no system call takes: each would end in a traceback of its own, in whatever comes to it first."""
+
+import argparse
+from collections.abc import Mapping
+from typing import Any
+
+from data.base.errors import ConfigError
+
+MAX_NAME_BYTES, MAX_PATH_BYTES = 255, 4095
+"""NAME_MAX of the usual file systems, and Linux's PATH_MAX without its NUL."""
+_SHOWN = 80
+
+
+def shown(value: object) -> str:
+    """repr, cut to a readable length."""
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
+
+
+def check_path(key: str, value: object) -> None:
+    """Raises ValueError, which begins with the key, when a text in `value` (also lists and mappings of them) cannot be
+    a path. Whether there is something at it is asked elsewhere."""
+    for path in _texts(value):
+        if "\0" in path:
+            raise ValueError(f"{key} has {shown(path)}, but no path has a NUL byte (\\0) in it: remove it")
+        if "://" in path:
+            continue  # an object store has limits of its own
+        longest = max(len(part.encode(errors="surrogateescape")) for part in path.split("/"))
+        length = len(path.encode(errors="surrogateescape"))
+        if longest > MAX_NAME_BYTES or length > MAX_PATH_BYTES:
+            what = f"a name of {longest:,} bytes" if longest > MAX_NAME_BYTES else f"{length:,} bytes"
+            most = MAX_NAME_BYTES if longest > MAX_NAME_BYTES else MAX_PATH_BYTES
+            raise ValueError(f"{key} is {shown(path)}, which has {what}, but file systems take {most:,}: shorten it")
+
+
+def refuse_path(key: str, value: object) -> None:
+    """`check_path` with a ConfigError, for values that are not a dataclass's."""
+    try:
+        check_path(key, value)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
+def refuse_path_arguments(args: argparse.Namespace, *names: str) -> None:
+    """The same for arguments of a command line, by their names as they are written: `--file`, or `folder`."""
+    for name in names:
+        refuse_path(name, getattr(args, name.removeprefix("--")))
+
+
+def _texts(value: object) -> list[str]:
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    items: Any = value if isinstance(value, list | tuple) else [value]
+    return [str(item) for item in items if item is not None]

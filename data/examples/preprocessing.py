@@ -1,0 +1,298 @@
+"""From a dataset's own row to an example: one function a known dataset, `module:function`, or two columns by name.
+
+A function returns an example (examples.py says what that is), or None for a row that is to be left out. The
+registered ones are self-contained, each with the row's shape as the dataset's card on the Hugging Face hub gives it.
+"""
+
+import importlib
+import inspect
+import json
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+from data.base.errors import ConfigError, DataError
+from data.base.problems import listed
+from data.base.workers import WorkerEnded, try_in_child
+from data.config.schema import check_mapping
+from data.examples.syntax import canonical
+
+PreprocessingFn = Callable[[Any], Any]
+
+
+def alpaca(row: Mapping[str, Any]) -> dict[str, str]:
+    """tatsu-lab/alpaca: `{instruction, input, output, text}`; input is "" in rows that need none, or missing.
+
+    The prompt is Alpaca's own, as its `text` has it. Card: huggingface.co/datasets/tatsu-lab/alpaca
+    """
+    for column in ("system", "system_prompt", "history"):
+        if row.get(column):
+            raise DataError(f"has {column}, for which alpaca's prompt has no place: write a function of your own")
+    given = row.get("input") or ""
+    intro = "Below is an instruction that describes a task"
+    more = ", paired with an input that provides further context" if given else ""
+    context = f"### Input:\n{given}\n\n" if given else ""
+    ask = "Write a response that appropriately completes the request."
+    prompt = f"{intro}{more}. {ask}\n\n### Instruction:\n{row['instruction']}\n\n{context}### Response:\n"
+    return {"prompt": prompt, "response": row["output"]}
+
+
+def dolly(row: Mapping[str, Any]) -> dict[str, str]:
+    """databricks/databricks-dolly-15k: `{instruction, context, response, category}`; context is often "", or missing.
+    Some copies call it `input`.
+
+    Card: huggingface.co/datasets/databricks/databricks-dolly-15k
+    """
+    given = [row[column] for column in ("context", "input") if row.get(column)]
+    if len(given) > 1:
+        raise DataError("has both context and input, of which dolly's prompt has one: write a function of your own")
+    context = f"### Context:\n{given[0]}\n\n" if given else ""
+    prompt = f"### Instruction:\n{row['instruction']}\n\n{context}### Response:\n"
+    return {"prompt": prompt, "response": row["response"]}
+
+
+def p3(row: Mapping[str, Any]) -> dict[str, str] | None:
+    """bigscience/P3: `{inputs_pretokenized, targets_pretokenized, inputs, targets}`, some subsets also
+    `{answer_choices, idx, weight, is_correct}`; `inputs` and `targets` are T5's token ids.
+
+    A row whose is_correct is false shows a wrong answer (for ranking) and is left out. A space comes between where
+    neither text has one. Card: huggingface.co/datasets/bigscience/P3
+    """
+    if row.get("is_correct") is False:
+        return None
+    prompt, response = row["inputs_pretokenized"], row["targets_pretokenized"]
+    apart = prompt[-1:].isspace() or response[:1].isspace()
+    return {"prompt": prompt, "response": response if apart or not response else f" {response}"}
+
+
+def flan(row: Mapping[str, Any]) -> dict[str, str]:
+    """Muennighoff/flan and Muennighoff/P3: `{inputs, targets, task}`; conceptofmind's FLAN: `{inputs, targets,
+    task_source, task_name, template_type}`.
+
+    A space comes between where neither text has one. Card: huggingface.co/datasets/Muennighoff/flan
+    """
+    prompt, response = row["inputs"], row["targets"]
+    apart = prompt[-1:].isspace() or response[:1].isspace()
+    return {"prompt": prompt, "response": response if apart or not response else f" {response}"}
+
+
+def sharegpt(row: Mapping[str, Any]) -> dict[str, Any]:
+    """ShareGPT's conversations, in their usual variants: `{conversations: [{from, value}, ...], system, tools}`.
+
+    The column may also be `conversation` or `messages`, a turn `{role, content}`, `{input, output}` (of the user and
+    of the assistant), or a text, by turns of the user and of the assistant. Roles, in any case of letters: system;
+    human, user, prompter; gpt, chatgpt, bing, bard, chatbot, bot, model, assistant; function_call, whose text is JSON
+    of `{name, arguments}`; observation, tool, function, function_response, tool_response. `weight` and `train` of a
+    turn are kept, `tools` may be JSON text. Card: huggingface.co/datasets/teknium/OpenHermes-2.5
+    """
+    of_assistant = ("gpt", "chatgpt", "bing", "bard", "chatbot", "bot", "model", "assistant", "function_call")
+    of_tool = ("observation", "tool", "function", "function_response", "tool_response")
+    roles = {
+        "system": "system",
+        **dict.fromkeys(("human", "user", "prompter"), "user"),
+        **dict.fromkeys(of_assistant, "assistant"),
+        **dict.fromkeys(of_tool, "tool"),
+    }
+    column = next((name for name in ("conversations", "conversation", "messages") if row.get(name) is not None), None)
+    if column is None:
+        raise DataError("has none of the columns conversations, conversation and messages")
+    messages: list[dict[str, Any]] = []
+    for number, turn in enumerate(row[column]):
+        if isinstance(turn, str):
+            messages.append({"role": ("user", "assistant")[number % 2], "content": turn})
+            continue
+        if "input" in turn and "output" in turn:
+            messages.append({"role": "user", "content": turn["input"]})
+            messages.append({"role": "assistant", "content": turn["output"]})
+            continue
+        by = next((key for key in ("from", "role") if key in turn), None)
+        of = next((key for key in ("value", "content") if key in turn), None)
+        if by is None or of is None:
+            raise DataError(
+                f"{column}[{number}] has {', '.join(turn)}, but a turn is {{from, value}} or {{role, content}}"
+            )
+        role, text = str(turn[by]).lower(), turn[of]
+        content = {"content": None, "tool_calls": text} if role == "function_call" else {"content": text}
+        more = {key: value for key, value in turn.items() if key not in (by, of)}
+        messages.append({**more, "role": roles.get(role, turn[by]), **content})
+    system = row.get("system") or row.get("system_prompt")
+    if system and messages and messages[0]["role"] != "system":
+        messages.insert(0, {"role": "system", "content": system})
+    return {"messages": messages, **({"tools": row["tools"]} if row.get("tools") is not None else {})}
+
+
+def stackmathqa(row: Mapping[str, Any]) -> dict[str, str]:
+    """math-ai/StackMathQA: `{Q, A, meta}`, a question of Stack Exchange and one of its answers.
+
+    Its subset stackmathqafull-qalist has `{Q, A_List, meta}`, and is not for this function. A blank line comes between.
+    Card: huggingface.co/datasets/math-ai/StackMathQA
+    """
+    return {"prompt": f"{row['Q']}\n\n", "response": row["A"]}
+
+
+def numinamath(row: Mapping[str, Any]) -> dict[str, Any]:
+    """AI-MO/NuminaMath-CoT: `{source, problem, solution, messages: [{content, role}, ...]}`; messages are the problem
+    by the user and the solution by the assistant, and are made of these where they are missing.
+
+    Card: huggingface.co/datasets/AI-MO/NuminaMath-CoT
+    """
+    if row.get("messages") is not None:
+        return {"messages": row["messages"]}
+    turns = (("user", row["problem"]), ("assistant", row["solution"]))
+    return {"messages": [{"role": role, "content": text} for role, text in turns]}
+
+
+def multiple_choice(row: Mapping[str, Any]) -> dict[str, str]:
+    """`{question, choices: [text, ...], answer}`, where answer is the place in choices from 0, or a letter from A.
+
+    The prompt lists the choices as A to Z and ends with `Answer:`; the response is the letter. The columns are MMLU's,
+    with its index. Card: huggingface.co/datasets/cais/mmlu
+    """
+    letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[: len(row["choices"])]
+    answer = row["answer"]
+    if isinstance(answer, str):
+        letter = answer.strip()
+    else:
+        letter = letters[answer : answer + 1] if type(answer) is int and answer >= 0 else ""
+    if len(letter) != 1 or letter not in letters:
+        raise DataError(
+            f"answer is {answer!r}, but it must be an index from 0 or a letter, and the choices are {letters}"
+        )
+    choices = "\n".join(f"{name}. {choice}" for name, choice in zip(letters, row["choices"], strict=True))
+    return {"prompt": f"{row['question']}\n{choices}\nAnswer:", "response": f" {letter}"}
+
+
+PREPROCESSORS: dict[str, PreprocessingFn] = {
+    "alpaca": alpaca,
+    "dolly": dolly,
+    "p3": p3,
+    "flan": flan,
+    "sharegpt": sharegpt,
+    "openhermes": sharegpt,
+    "stackmathqa": stackmathqa,
+    "numinamath": numinamath,
+    "multiple_choice": multiple_choice,
+    # By the dataset's name, as LLM Foundry registers its own.
+    "tatsu-lab/alpaca": alpaca,
+    "databricks/databricks-dolly-15k": dolly,
+    "bigscience/P3": p3,
+    "Muennighoff/P3": flan,
+    "Muennighoff/flan": flan,
+    "teknium/OpenHermes-2.5": sharegpt,
+    "math-ai/StackMathQA": stackmathqa,
+    "AI-MO/NuminaMath-CoT": numinamath,
+}
+
+
+def resolve_preprocessing_fn(value: str | Mapping[str, str] | None) -> PreprocessingFn | None:
+    """The function of a registered name, of `module:function`, or of columns: {prompt: column, response: column}.
+
+    None when rows are examples already. Raises ConfigError when there is no such function.
+    """
+    if value is None:
+        return None
+    if isinstance(value, str):
+        return _import_function(value) if is_own(value) else _registered(value)
+    try:
+        check_mapping(value)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    return TakeColumns(value)
+
+
+def is_own(value: str | Mapping[str, str] | None) -> bool:
+    """Is it a function of the user's own, `module:function`?"""
+    return isinstance(value, str) and ":" in value
+
+
+def preprocessing_source(value: str | Mapping[str, str] | None) -> str:
+    """Text that changes when what the function does may have changed, and not with its docstrings or comments.
+
+    A registered function is self-contained, so its own source says it all; of a `module:function` the whole module
+    is taken, for the helpers beside it.
+    """
+    function = resolve_preprocessing_fn(value)
+    if function is None:
+        return ""
+    if not isinstance(value, str):
+        return json.dumps(dict(value or {}), sort_keys=True)
+    if value in PREPROCESSORS:
+        return canonical(inspect.getsource(function))
+    module = value.partition(":")[0]
+    defined = inspect.getmodule(inspect.unwrap(function))
+    try:
+        # Where it is named and where it is written: a package may only pass it on.
+        named = inspect.getsource(importlib.import_module(module))
+        written = inspect.getsource(defined) if defined is not None else ""
+        return "\n".join([value, canonical(named), canonical(written)])
+    except (OSError, TypeError, SyntaxError):
+        raise ConfigError(
+            f"preprocessing_fn is {value!r}, but {module} has no Python source, so that a change of it would go "
+            "unnoticed: wrap it in a function of a module of your own"
+        ) from None
+
+
+@dataclass(frozen=True)
+class TakeColumns:
+    """Makes an example of the columns that are named. Raises DataError for a row that lacks one."""
+
+    columns: Mapping[str, str]
+    """Key of the example -> column."""
+
+    def __call__(self, row: Any) -> dict[str, Any]:
+        if not isinstance(row, Mapping):
+            raise DataError(f"the row is {type(row).__name__}, but an object with columns is needed")
+        for key, column in self.columns.items():
+            if column not in row:
+                raise DataError(
+                    f"column {column!r} is missing, which preprocessing_fn takes for the {key} (the row has "
+                    f"{listed(map(str, row)) or 'no columns'}){_did_you_mean(column, row)}"
+                )
+        return {key: row[column] for key, column in self.columns.items()}
+
+
+def _registered(name: str) -> PreprocessingFn:
+    if name not in PREPROCESSORS:
+        raise ConfigError(
+            f"preprocessing_fn is {name!r}, but there is no such function{_did_you_mean(name, PREPROCESSORS)} "
+            f"(registered: {', '.join(PREPROCESSORS)}; one of your own is written module:function)"
+        )
+    return PREPROCESSORS[name]
+
+
+def _import_function(value: str) -> PreprocessingFn:
+    module_name, _, name = value.partition(":")
+    if not module_name or module_name.startswith(".") or not name.isidentifier():
+        raise ConfigError(f"preprocessing_fn is {value!r}, but one of your own is written module:function")
+    try:
+        if module_name not in sys.modules:
+            try_in_child(lambda: importlib.import_module(module_name))
+        module = importlib.import_module(module_name)
+    except WorkerEnded as error:
+        raise ConfigError(
+            f"preprocessing_fn is {value!r}, but importing {module_name} ends the process: {error.how}: put what a "
+            'script runs under `if __name__ == "__main__":`'
+        ) from None
+    except (Exception, SystemExit) as error:
+        raise ConfigError(
+            f"preprocessing_fn is {value!r}, but {module_name} cannot be imported ({type(error).__name__}: {error}): "
+            "is its folder in PYTHONPATH?"
+        ) from error
+    function = getattr(module, name, None)
+    if function is None:
+        functions = [key for key, thing in vars(module).items() if callable(thing)]
+        raise ConfigError(
+            f"preprocessing_fn is {value!r}, but {module_name} has no {name}{_did_you_mean(name, functions)}"
+        )
+    if not callable(function):
+        raise ConfigError(
+            f"preprocessing_fn is {value!r}, but {name} is not callable ({type(function).__name__}): name a function"
+        )
+    return function
+
+
+def _did_you_mean(name: str, names: Iterable[Any]) -> str:
+    close = get_close_matches(name, [str(other) for other in names], n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""

@@ -1,0 +1,83 @@
+"""What is downloaded of remote streams, held below a limit: finished shards make room for those that are due.
+
+The plan says which shards the batches to come need, so that nothing is deleted that would be wanted again before its
+next pass, and a limit below what they need together is refused instead of downloading the same shards again and again.
+"""
+
+import math
+from collections.abc import Mapping
+
+from data.base.errors import ConfigError
+from data.base.sizes import parse_bytes, said_bytes
+from data.config.schema import DataLoaderConfig
+from data.loading.loader import LOOK_AHEAD
+from data.loading.rows import Rows
+from data.mixing.curriculum import Plan
+
+_BEHIND = 1
+"""Batches that another rank may be behind: it has had those before the last step, which all ranks took together."""
+
+
+class ShardCache:
+    """The shards of a run's remote streams in this node's folders. For one process of the node."""
+
+    def __init__(self, streams: Mapping[str, Rows], plan: Plan, config: DataLoaderConfig) -> None:
+        """Raises ConfigError when cache_limit is less than what is needed at a time."""
+        self._streams = {name: rows for name, rows in streams.items() if rows.is_remote}
+        self._plan = plan
+        # A worker holds batches ready and asks for the shards of those after them, before make_room is called again.
+        self._ahead = config.num_workers * config.prefetch_factor + LOOK_AHEAD + 2
+        limit = config.dataset.cache_limit
+        self._limit = math.inf if limit is None else parse_bytes(limit)
+        self._here: dict[tuple[str, int], int] = {}
+        """(stream, shard) -> bytes, in the order in which they were last needed."""
+        self._logged = {name: rows.mds.n_downloaded() for name, rows in self._streams.items()}
+        self._first: int | None = None
+        if limit is not None:
+            self._check(f"dataset.cache_limit is {limit!r}")
+
+    def make_room(self, batch: int) -> None:
+        """Deletes shards that no batch from here on needs soon, the longest finished first, to stay below the limit."""
+        if self._first is None:
+            self._first = batch
+            for name, rows in self._streams.items():
+                mds = rows.mds
+                self._here |= {(name, shard): mds.bytes_of(shard) for shard in mds.here()}
+        if math.isinf(self._limit):
+            return
+        alive = self._plan.shards(batch - _BEHIND, batch + self._ahead)
+        needed = {(name, shard) for name in self._streams for shard in alive[name].tolist()}
+        for name, shard in sorted(needed):
+            self._here.pop((name, shard), None)
+            self._here[name, shard] = self._streams[name].mds.bytes_of(shard)
+        too_much = sum(self._here.values()) - self._limit
+        for name, shard in [place for place in self._here if place not in needed]:
+            if too_much <= 0:
+                break
+            self._streams[name].mds.evict(shard)
+            too_much -= self._here.pop((name, shard))
+
+    def downloads(self, batch: int) -> dict[str, tuple[int, int]]:
+        """Stream -> (shards downloaded to this node since the first make_room, those that the rows up to the batch lie
+        in, each counted once a pass)."""
+        assert self._first is not None
+        begun = self._plan.n_shards(self._first, batch)
+        return {
+            name: (rows.mds.n_downloaded() - self._logged[name], begun[name]) for name, rows in self._streams.items()
+        }
+
+    def _check(self, said: str) -> None:
+        n_batches = _BEHIND + self._ahead
+        needs = {}
+        for name, n_shards in self._plan.most_shards(n_batches).items():
+            if name in self._streams:
+                mds = self._streams[name].mds
+                sizes = sorted(map(mds.bytes_of, range(len(mds.shards))), reverse=True)
+                needs[name] = sum(sizes[:n_shards])
+        if sum(needs.values()) <= self._limit:
+            return
+        parts = ", ".join(f"{f'{name} ' if name else ''}{said_bytes(need)}" for name, need in needs.items())
+        raise ConfigError(
+            f"{said}, but {said_bytes(sum(needs.values()))} are needed at a time ({parts}: the windows of shards that "
+            f"{n_batches} batches may lie in): raise it, write smaller shards, or leave it out to keep everything"
+        )

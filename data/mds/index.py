@@ -1,0 +1,296 @@
+"""The index.json of an MDS folder: found, or brought from a remote, and validated before Streaming's readers see it.
+
+Streaming believes it: a basename leads its reader (and its eviction) out of the folder, `pkl` runs code, a count
+that lies shows as garbage in the middle of a run.
+"""
+
+import functools
+import json
+import os
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from data.base.errors import ConfigError, DataError
+from data.base.problems import listed
+from data.mds.remote import WAITS, FetchError, check_network, fetch, say_once
+from data.mds.writer import INDEX, MANIFEST
+
+_SHARD_KEYS = {
+    "column_encodings",
+    "column_names",
+    "column_sizes",
+    "compression",
+    "format",
+    "hashes",
+    "raw_data",
+    "samples",
+    "size_limit",
+    "version",
+    "zip_data",
+}
+_MAX_BYTES = 2**32 - 1
+"""Of a shard: its offsets are uint32."""
+
+
+def need_index(folder: Path, origin: str, split: str | None) -> None:
+    """Raises ConfigError with the splits that there are, when the folder has no index."""
+    if (folder / INDEX).exists():
+        return
+    base = folder.parent if split else folder
+    splits = [path.parent.name for path in sorted(base.glob(f"*/{INDEX}"))]
+    where = f"split {split!r} has" if split else "it has"
+    if not base.is_dir() and not folder.is_dir():
+        raise ConfigError(f"{origin}, but there is no such folder")
+    hint = f"split is one of {', '.join(splits)}" if splits else f"is {str(folder)!r} the right folder?"
+    raise ConfigError(f"{origin}, but {where} no {INDEX}: {hint}")
+
+
+def bring_index(folder: Path, remote: str, origin: str, split: str | None) -> None:
+    """index.json, and manifest.json where the remote has one, are in the folder afterwards."""
+    index = folder / INDEX
+    if index.exists() and not os.access(folder, os.W_OK):
+        return
+    (folder / ".downloads").mkdir(parents=True, exist_ok=True)
+    downloads = Path(tempfile.mkdtemp(dir=folder / ".downloads"))
+    try:
+        check_network(remote)
+        got = fetch(f"{remote}/{INDEX}", downloads, waits=WAITS[:1])
+        if index.exists() and index.read_bytes() != got.read_bytes():
+            raise DataError(
+                f"{remote} is not what {folder} was downloaded from: its {INDEX} is another. Delete that folder, or "
+                "name another in local"
+            )
+        if not (folder / MANIFEST).exists():
+            _bring_manifest(folder, remote, downloads)
+        got.rename(index)
+    except FetchError as error:
+        if index.exists():
+            say_once(f"{remote} cannot be reached ({error}): going on with what is in {folder}")
+            return
+        if error.absent and "://" not in remote:
+            need_index(Path(remote), origin, split)
+        way_out = "look at the path and the split" if error.absent else "look at its name, and at the credentials"
+        raise ConfigError(f"{origin}, but {remote}/{INDEX} cannot be read: {error}: {way_out}") from None
+    finally:
+        shutil.rmtree(downloads, ignore_errors=True)
+
+
+def _bring_manifest(folder: Path, remote: str, downloads: Path) -> None:
+    try:
+        fetch(f"{remote}/{MANIFEST}", downloads, waits=WAITS[:1]).rename(folder / MANIFEST)
+    except FetchError as error:
+        # A bucket whose list may not be read says "permission denied" of a file that it does not have.
+        if not (error.absent or error.denied):
+            raise
+
+
+@dataclass(frozen=True)
+class Index:
+    """What an index.json lists."""
+
+    shards: list[Any]
+    """Streaming's reader of each shard, without its folder. Shards of 0 samples are left out."""
+    columns: dict[str, str]
+    """Name -> encoding, of the columns that all shards have alike."""
+    notes: list[str]
+    """What a user should know of it, each to stand after the folder's name."""
+
+
+def parse_index(content: bytes, forms: Iterable[Sequence[str]]) -> Index:
+    """Raises DataError with what is wrong, to stand after a name. `forms`: the columns by which samples are recognized.
+
+    What holds afterwards: format and version are known, all encodings are known, all shards have the same columns of
+    those in `forms` and at least one in common, every file name stays in the folder and is there once, counts are
+    possible in the bytes that are said.
+    """
+    try:
+        index = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"is not JSON ({error})") from None
+    _need(isinstance(index, dict), "is not a JSON object")
+    _need(index.get("version") == 2, f"has version {index.get('version')!r}, but only 2 is known")
+    shards = index.get("shards")
+    _need(isinstance(shards, list), "has no list of shards")
+    _need(bool(shards), "lists no shards: there is not one sample")
+    readers = {number: _parse_shard(shard, f"shards[{number}]") for number, shard in enumerate(shards)}
+    _check_names_differ(list(readers.values()))
+    # MDSWriter writes one before a first sample that is larger than its size_limit.
+    full = {number: reader for number, reader in readers.items() if reader.samples}
+    _need(bool(full), f"lists {len(shards)} shards, all of 0 samples: there is not one sample")
+    columns, in_some = _common_columns(full, {name for form in forms for name in form})
+    notes = []
+    if empty := len(shards) - len(full):
+        notes.append(f"{empty} of its {len(shards)} shards have 0 samples and are read as nothing")
+    if in_some:
+        counts = listed(f"{name} (in {count} of {len(full)})" for name, count in in_some.items())
+        notes.append(f"some of its shards have other columns besides, absent from the samples of the rest: {counts}")
+    return Index(list(full.values()), columns, notes)
+
+
+def _common_columns(readers: Mapping[int, Any], needed: Collection[str]) -> tuple[dict[str, str], Counter[str]]:
+    """Name -> encoding of the columns that all shards have, and how many shards have each of the others.
+
+    Raises DataError when one that is needed is not in all of them, or not alike.
+    """
+    number, reader = next(iter(readers.items()))
+    first = columns_of(reader)
+    common = dict(first)
+    n_shards: Counter[str] = Counter()
+    for other, reader in readers.items():
+        columns = columns_of(reader)
+        n_shards.update(columns.keys())
+        if columns == first:
+            continue
+        differ = sorted(name for name, _ in first.items() ^ columns.items() if name in needed)
+        common = dict(common.items() & columns.items())
+        if differ or not common:
+            names = listed(f"{name} {encoding}" for name, encoding in columns.items())
+            raise DataError(
+                f"has in shards[{other}] other columns than in shards[{number}] ({names}), where "
+                f"{differ[0] if differ else 'at least one'} must be alike in all shards"
+            )
+    in_some = Counter({name: count for name, count in n_shards.items() if count < len(readers)})
+    return {name: first[name] for name in first if name in common}, in_some
+
+
+def columns_of(reader: Any) -> dict[str, str]:
+    return dict(zip(reader.column_names, reader.column_encodings, strict=True))
+
+
+def _parse_shard(shard: Any, place: str) -> Any:
+    from streaming.base.compression import get_compressions, is_compression
+    from streaming.base.format.base.reader import FileInfo
+    from streaming.base.format.mds import MDSReader
+
+    _need(isinstance(shard, dict), f"has {place}, which is not an object")
+    if shard.get("format") != "mds" and "format" in shard:
+        raise DataError(f"has {place}.format {shard['format']!r}, but only mds is read")
+    for key in sorted(_SHARD_KEYS ^ shard.keys()):
+        raise DataError(f"has {place} " + (f"without {key}" if key in _SHARD_KEYS else f"with the unknown key {key}"))
+    _need(shard["version"] == 2, f"has {place}.version {shard['version']!r}, but only 2 is known")
+    names, encodings, column_sizes = (shard[f"column_{key}"] for key in ("names", "encodings", "sizes"))
+    for key, value in (("names", names), ("encodings", encodings)):
+        _need(_is_texts(value), f"has {place}.column_{key} {_short(value)}, but it must be a list of texts")
+    _need(isinstance(column_sizes, list), f"has {place}.column_sizes {_short(column_sizes)}, but it must be a list")
+    if not len(names) == len(encodings) == len(column_sizes) > 0:
+        raise DataError(
+            f"has {place} with {len(names)} column_names, {len(encodings)} column_encodings and "
+            f"{len(column_sizes)} column_sizes: they must be as many, and at least one"
+        )
+    _need(len(set(names)) == len(names), f"has {place}.column_names {_short(names)}, where a name is there twice")
+    for name, encoding, size in zip(names, encodings, column_sizes, strict=True):
+        _check_encoding(f"{place}, column {_short(name)}", encoding, size)
+    compression = shard["compression"]
+    if compression is not None and not (isinstance(compression, str) and is_compression(compression)):
+        known = ", ".join(sorted(name for name in get_compressions() if ":" not in name))
+        raise DataError(f"has {place}.compression {_short(compression)}, but known are {known}")
+    if (shard["zip_data"] is None) != (compression is None):
+        raise DataError(f"has {place} with compression {compression!r}, but zip_data {_short(shard['zip_data'])}")
+    _check_file(shard["raw_data"], f"{place}.raw_data")
+    if compression is not None:
+        _check_file(shard["zip_data"], f"{place}.zip_data")
+    samples, n_bytes = shard["samples"], shard["raw_data"]["bytes"]
+    _need(_is_count(samples, 0), f"has {place}.samples {_short(samples)}, but it must be a whole number of at least 0")
+    # The count, an offset before and after each sample, and a byte of each.
+    least = 4 * (samples + 2) + samples
+    if samples == 0 and n_bytes != (n_empty := _bytes_without_samples(shard)):
+        raise DataError(f"has {place}.samples 0, but its file has {n_bytes} bytes, and without samples {n_empty}")
+    if least > n_bytes:
+        raise DataError(f"has {place}.samples {samples}, which need at least {least} bytes, but its file has {n_bytes}")
+    _need(n_bytes <= _MAX_BYTES, f"has {place}.raw_data.bytes {n_bytes}, but a shard has at most {_MAX_BYTES}")
+    # Not from_json, whose deep copies take seconds for an index of many shards.
+    return MDSReader(
+        dirname="",
+        split=None,
+        column_encodings=encodings,
+        column_names=names,
+        column_sizes=column_sizes,
+        compression=compression,
+        hashes=[],
+        raw_data=FileInfo(**shard["raw_data"]),
+        samples=samples,
+        size_limit=None,
+        zip_data=FileInfo(**shard["zip_data"]) if compression else None,
+    )
+
+
+def _bytes_without_samples(shard: Mapping[str, Any]) -> int:
+    """Of a shard's file as MDSWriter writes it: the count, one offset, and what the index has of it as JSON."""
+    header = {key: value for key, value in shard.items() if key not in ("raw_data", "samples", "zip_data")}
+    return 8 + len(json.dumps(header, sort_keys=True))
+
+
+def _check_encoding(place: str, encoding: str, size: Any) -> None:
+    if "pkl" in encoding:
+        raise DataError(
+            f"has the encoding {encoding} ({place}), which runs code that was hidden in the data: write the column as "
+            "json, str or ndarray"
+        )
+    try:
+        right = _encoded_size(encoding)
+    except Exception:  # KeyError, ValueError, AssertionError, AttributeError: whatever the name makes it trip over
+        raise DataError(f"has the encoding {_short(encoding)} ({place}), which is unknown") from None
+    if size != right or isinstance(size, bool):
+        raise DataError(f"has the size {_short(size)} ({place}), but {encoding} has {right}")
+
+
+@functools.cache
+def _encoded_size(encoding: str) -> int | None:
+    from streaming.base.format.mds.encodings import get_mds_encoded_size
+
+    return get_mds_encoded_size(encoding)
+
+
+def _check_file(info: Any, place: str) -> None:
+    from streaming.base.hashing import is_hash
+
+    if not isinstance(info, dict) or info.keys() != {"basename", "bytes", "hashes"}:
+        raise DataError(f"has {place} {_short(info)}, but it must have basename, bytes and hashes")
+    name, n_bytes, hashes = info["basename"], info["bytes"], info["hashes"]
+    if not _stays_inside(name):
+        raise DataError(f"has {place}.basename {_short(name)}, but it must be the plain name of a file in the folder")
+    _need(_is_count(n_bytes), f"has {place}.bytes {_short(n_bytes)}, but it must be a whole number of at least 1")
+    _need(isinstance(hashes, dict), f"has {place}.hashes {_short(hashes)}, but it must be an object")
+    for algorithm, digest in hashes.items():
+        _need(is_hash(algorithm), f"has {place}.hashes with {_short(algorithm)}, which is no known algorithm")
+        _need(isinstance(digest, str), f"has {place}.hashes.{algorithm} {_short(digest)}, but it must be text")
+
+
+def _stays_inside(name: Any) -> bool:
+    """A file below the folder (`merge_index` writes subfolders), and none of those that are no shards."""
+    if not isinstance(name, str) or not name or not name.isprintable() or "\\" in name or ":" in name:
+        return False
+    parts = PurePosixPath(name).parts
+    hidden = any(part.startswith((".", "/")) for part in parts)
+    return "/".join(parts) == name and not hidden and name not in (INDEX, MANIFEST)
+
+
+def _check_names_differ(readers: Sequence[Any]) -> None:
+    seen: set[str] = set()
+    for reader in readers:
+        for info in (info for pair in reader.file_pairs for info in pair if info is not None):
+            _need(info.basename not in seen, f"names the file {info.basename} twice")
+            seen.add(info.basename)
+
+
+def _need(holds: bool, said: str) -> None:
+    if not holds:
+        raise DataError(said)
+
+
+def _is_count(value: Any, least: int = 1) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(each, str) for each in value)
+
+
+def _short(value: Any) -> str:
+    text = repr(dict(value) if isinstance(value, Mapping) else value)
+    return text if len(text) <= 60 else text[:60] + "..."

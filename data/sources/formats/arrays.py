@@ -1,0 +1,201 @@
+"""A JSON array of rows, however it is laid out over lines; `path row N` is a row's place.
+
+The parent only looks where elements end, so that neither it nor a worker ever holds the whole array.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data.base.errors import DataError
+from data.base.problems import Problem, describe
+from data.sources.formats import content as c
+
+_COMMA = ord(",")
+# What a byte outside strings does to the depth; a comma does nothing, but is looked at.
+_DEPTH = np.zeros(256, dtype=np.int8)
+_DEPTH[[ord("["), ord("{")]], _DEPTH[[ord("]"), ord("}")]] = 1, -1
+_MARKS = _DEPTH != 0
+_MARKS[_COMMA] = True
+
+
+def check(path: Path, name: str) -> None:
+    """Any array may be one of rows until it is parsed."""
+
+
+class _Scanner:
+    """Finds the commas between elements, and the bracket that ends the array, block by block."""
+
+    def __init__(self) -> None:
+        self._depth, self._in_string, self._escaped = 0, 0, False
+
+    def scan(self, block: bytes) -> tuple[np.ndarray, int | None]:
+        """Where in the block commas between elements are, and where the array ends, if it does."""
+        # Same length, and no quote left that does not begin or end a string.
+        text = (b"_" + block[1:] if self._escaped else block).replace(b"\\\\", b"__").replace(b'\\"', b"__")
+        self._escaped = text.endswith(b"\\")
+        codes = np.frombuffer(text, dtype=np.uint8)
+        quotes = np.flatnonzero(codes == ord('"'))
+        marks = np.flatnonzero(_MARKS[codes])
+        marks = marks[(np.searchsorted(quotes, marks) + self._in_string) % 2 == 0]
+        self._in_string = (self._in_string + len(quotes)) % 2
+        depth = self._depth + np.cumsum(_DEPTH[codes[marks]], dtype=np.int64)
+        if len(depth):
+            self._depth = int(depth[-1])
+        ends = np.flatnonzero(depth < 0)
+        end = int(marks[ends[0]]) if len(ends) else None
+        commas = marks[(depth == 0) & (codes[marks] == _COMMA)]
+        return (commas if end is None else commas[commas < end]), end
+
+
+def split(content: c.Content) -> Iterator[c.FileChunk]:
+    """Raises DataError when the array ends before the file does."""
+    cutter = _Cutter(content.name)
+    scanner = _Scanner()
+    while block := content.read():
+        if not cutter.begun:
+            block = cutter.begin(block)
+        commas, end = scanner.scan(block)
+        if len(commas):
+            cut = int(commas[-1]) + 1
+            yield from cutter.elements(block[:cut], commas)
+            block, end = block[cut:], end and end - cut
+        if end is None:
+            cutter.hold(block)
+            continue
+        yield from cutter.last(block[:end])
+        cutter.check_end(block[end:])
+        while block := content.read():
+            cutter.check_nothing(block)
+        return
+    yield from cutter.last(b"", closed=False)
+
+
+class _Cutter:
+    """Makes chunks of whole elements, and knows where in the file it is."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.begun = name, False
+        self._line, self._column, self._row = 1, 1, 1
+        self._held: list[bytes] = []
+        self._n_held = 0
+
+    def begin(self, block: bytes) -> bytes:
+        """What follows the opening bracket."""
+        start = block.find(b"[") + 1
+        self.begun = start > 0
+        self._advance(block[:start] if start else block)
+        return block[start:] if start else b""
+
+    def hold(self, block: bytes) -> None:
+        """Part of an element; of one that has become too large only its size and position are kept."""
+        self._n_held += len(block)
+        self._held.append(block)
+        if self._n_held > c.MAX_ROW_BYTES:
+            for part in self._held:
+                self._advance(part)
+            self._held = []
+
+    def elements(self, block: bytes, commas: np.ndarray) -> Iterator[c.FileChunk]:
+        """Of a block that ends with the last of `commas`."""
+        ends = commas
+        if self._n_held > c.MAX_ROW_BYTES:
+            first = int(commas[0]) + 1
+            yield self._too_large(self._n_held + first - 1)
+            self._advance(block[:first])
+            block, ends = block[first:], commas[1:] - first
+            self._n_held = 0
+        if not len(ends):
+            return
+        whole = b"".join((*self._held, block))
+        yield self._chunk(whole, tuple((ends + self._n_held).tolist()))
+        self._advance(whole)
+        self._row += len(ends)
+        self._held, self._n_held = [], 0
+
+    def last(self, block: bytes, *, closed: bool = True) -> Iterator[c.FileChunk]:
+        """What stands between the last comma and the end of the array, or of the file when it was not closed."""
+        if self._n_held > c.MAX_ROW_BYTES:
+            yield self._too_large(self._n_held + len(block))
+            self._advance(block)
+        else:
+            whole = b"".join((*self._held, block))
+            # Nothing stands there in an empty array; behind a comma it is one comma too many.
+            if whole.strip() or (closed and self._row > 1):
+                yield self._chunk(whole, (len(whole),))
+            self._advance(whole)
+        if not closed:
+            yield self._problem("array not closed", f"the array is not closed at its end ({self._here()})")
+        self._n_held = 0
+
+    def check_end(self, rest: bytes) -> None:
+        """Of what begins with the bracket that ends the array."""
+        if not rest.startswith(b"]"):
+            raise DataError(f"{self.name}: a }} that closes nothing is in the array ({self._here()}): mend the file")
+        self._advance(rest[:1])
+        self.check_nothing(rest[1:])
+
+    def check_nothing(self, block: bytes) -> None:
+        extra = block.lstrip()
+        self._advance(block[: len(block) - len(extra)])
+        if extra:
+            seen = describe(extra[:60].decode(errors="replace"))
+            fix = "make it one array, or write one object a line"
+            if extra.startswith(b"["):
+                fix += ', such as {"messages": [...]} for a list of messages'
+            raise DataError(f"{self.name}: the array ends before the file does: {seen} follows ({self._here()}): {fix}")
+
+    def _chunk(self, content: bytes, ends: tuple[int, ...]) -> c.FileChunk:
+        return c.FileChunk(
+            "array", self.name, content, len(content), self._line, self._column, self._row, ends=ends, n_rows=len(ends)
+        )
+
+    def _too_large(self, size: int) -> c.FileChunk:
+        place = f"{self.name} row {self._row}"
+        self._row += 1
+        return c.FileChunk("array", self.name, b"", size, place=place, problem=c.too_large(size))
+
+    def _problem(self, kind: str, text: str) -> c.FileChunk:
+        problem = Problem(kind, f"{text}: the file was cut off, or a quote or a bracket before is not closed")
+        return c.FileChunk("array", self.name, b"", 0, place=self.name, problem=problem)
+
+    def _advance(self, content: bytes) -> None:
+        self._line, self._column = _after(content, self._line, self._column)
+
+    def _here(self) -> str:
+        return f"line {self._line}, column {self._column}"
+
+
+def rows(chunk: c.FileChunk) -> Iterator[tuple[str, Any]]:
+    start = 0
+    for row, end in enumerate(chunk.ends, start=chunk.row):
+        yield f"{chunk.name} row {row}", _parse(chunk, start, end)
+        start = end + 1
+
+
+def _parse(chunk: c.FileChunk, start: int, end: int) -> Any:
+    """The JSON value of an element, or the Problem with it."""
+    text = c.row_text(chunk.content[start:end])
+    if isinstance(text, Problem):
+        return text
+    try:
+        return c.parse_json(text)
+    except json.JSONDecodeError as error:
+        before = chunk.content[:start] + text[: error.pos].encode()
+        line, column = _after(before, chunk.line, chunk.column)
+        where = f"line {line}, column {column}"
+        if not text.strip():
+            return Problem("not JSON", f"there is no row after the comma ({where}): remove the comma")
+        return Problem("not JSON", f"is not JSON ({error.msg}, {where}): {describe(text.strip())}: mend it")
+    except (ValueError, RecursionError) as error:
+        return Problem("not JSON", f"is not JSON ({error}): {describe(text.strip())}: mend it")
+
+
+def _after(content: bytes, line: int, column: int) -> tuple[int, int]:
+    """Line and column of what follows content that begins at this line and column."""
+    last = content.rfind(b"\n") + 1
+    length = len(content[last:].decode(errors="replace"))
+    return line + content.count(b"\n"), length + 1 if last else column + length

@@ -1,0 +1,58 @@
+"""Arrow streams, as save_to_disk of the `datasets` library writes them. `path row N` is a row's place."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from data.base.errors import DataError
+from data.sources.formats import content as c
+from data.sources.formats.parquet import arrow_chunk
+
+_END = b"\xff\xff\xff\xff\0\0\0\0"
+"""How a stream ends. Without it, one cut off between two batches would be read as a shorter one."""
+
+
+def check(path: Path, name: str) -> None:
+    """Raises DataError when it is no Arrow stream, or not whole."""
+    try:
+        with path.open("rb") as file:
+            file.seek(-len(_END), 2)
+            whole = file.read() == _END
+    except OSError as error:
+        raise DataError(c.why_unreadable(name, error)) from None
+    if not whole:
+        raise DataError(_broken(name, "it does not end as one"))
+    for _ in _batches(path, name):
+        break
+
+
+def count(path: Path, name: str) -> int:
+    """Rows. Of the file only the heads of the batches are read."""
+    return sum(batch.num_rows for batch in _batches(path, name))
+
+
+def split(content: c.Content) -> Iterator[c.FileChunk]:
+    """Batches are mapped into memory, and so read as they are needed."""
+    content.check_unchanged()
+    row = 1
+    for batch in _batches(content.path, content.name):
+        n_rows = min(max(c.BLOCK_BYTES * batch.num_rows // max(batch.nbytes, 1), 1), c.CHUNK_ROWS)
+        for first in range(0, batch.num_rows, n_rows):
+            part = batch.slice(first, n_rows)
+            yield arrow_chunk(content.name, part, row, part.nbytes)
+            row += part.num_rows
+    content.check_unchanged()
+
+
+def _batches(path: Path, name: str) -> Iterator[Any]:
+    import pyarrow as pa
+
+    try:
+        with pa.memory_map(str(path)) as file, pa.ipc.open_stream(file) as stream:
+            yield from stream
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(_broken(name, str(error))) from None
+
+
+def _broken(name: str, why: str) -> str:
+    return f"{name} is no whole Arrow stream ({why.strip().splitlines()[0]}): copy or save the dataset again"

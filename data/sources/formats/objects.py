@@ -1,0 +1,113 @@
+"""JSON files that are neither JSONL nor an array: one object that holds the rows, or objects laid out over lines."""
+
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from data.base.errors import DataError
+from data.base.problems import listed
+from data.sources.formats import content as c
+from data.sources.formats.names import suffix_of
+
+_HEAD = 1 << 16
+_SPACE = re.compile(r"\s*")
+_ROWS_KEYS = ("rows", "data", "examples", "records", "items", "train")
+"""Keys under which a file has its rows, where it has several lists."""
+_EXAMPLE_KEYS = ("messages", "conversations", "conversation", "turns", "prompt", "completion", "chosen", "rejected")
+"""Keys under which a row, not a file, has a list of objects."""
+
+
+def refuse_objects(path: Path, name: str) -> None:
+    """Raises DataError, with the command that makes JSONL of it, for a file whose lines cannot be rows."""
+    with c.Blocks(path, name) as blocks:
+        text = blocks.read(_HEAD).decode(errors="ignore").lstrip()
+        if not text.startswith("{"):
+            return
+        line, _, rest = text.partition("\n")
+        one_line = suffix_of(name) == ".json" and not rest.strip() and _is_one_line(blocks, "\n" in text)
+    if not one_line and _is_json(line):
+        return
+    found = _read_object(text)
+    lists = [key for key in found.lists if key not in _EXAMPLE_KEYS]
+    over_lines = "\n" in text[: found.end].rstrip()
+    if lists and (one_line or over_lines) and not (found.closed and text[found.end :].strip()):
+        lists.sort(key=lambda key: key not in _ROWS_KEYS)
+        path_in = (lists[0] if lists[0].isidentifier() else f"[{json.dumps(lists[0])}]") + "[]"
+        # As the hub's viewer answers: a list of {row_idx, row}.
+        path_in += ".row" if {"features", "rows"} <= set(found.keys) else ""
+        raise DataError(
+            f"{name} is one JSON object (with {listed(found.keys)}), whose rows are a list in it, under "
+            f"{' or '.join(map(repr, lists))}: write one row a line with `jq -c '.{path_in}' FILE > FILE.jsonl`, and "
+            "name that file"
+        )
+    if over_lines and found.keys:
+        raise DataError(
+            f"{name} has JSON objects that are laid out over several lines: write one a line with "
+            "`jq -c . FILE > FILE.jsonl`, and name that file"
+        )
+
+
+def _is_one_line(blocks: c.Blocks, ended: bool) -> bool:
+    """Is there only white space after the first line? `ended`: what was read so far has all of that line."""
+    while block := blocks.read():
+        if not ended:
+            ended, block = b"\n" in block, block.partition(b"\n")[2]
+        if block.strip():
+            return False
+    return True
+
+
+def _is_json(line: str) -> bool:
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+@dataclass
+class _Object:
+    """The beginning of an object, as far as it can be read."""
+
+    keys: list[str] = field(default_factory=list)
+    lists: list[str] = field(default_factory=list)
+    """Keys of lists of objects."""
+    end: int = 1
+    """Where reading ended."""
+    closed: bool = False
+    """The object ends there."""
+
+
+def _read_object(text: str) -> _Object:
+    found, decoder = _Object(), json.JSONDecoder()
+    try:
+        while True:
+            found.end = _after_space(text, found.end)
+            if text[found.end : found.end + 1] == "}":
+                found.end, found.closed = found.end + 1, True
+                return found
+            if text[found.end : found.end + 1] != '"':
+                return found
+            key, at = decoder.raw_decode(text, found.end)
+            at = _after_space(text, at)
+            if text[at : at + 1] != ":":
+                return found
+            at = _after_space(text, at + 1)
+            found.keys.append(key)
+            if re.match(r"\[\s*\{", text[at : at + _HEAD]):
+                found.lists.append(key)
+            _, at = decoder.raw_decode(text, at)
+            at = _after_space(text, at)
+            found.end = at + (text[at : at + 1] == ",")
+    except json.JSONDecodeError as error:
+        found.end = max(found.end, error.pos)
+    except RecursionError:
+        pass
+    return found
+
+
+def _after_space(text: str, at: int) -> int:
+    found = _SPACE.match(text, at)
+    assert found is not None  # an empty stretch matches
+    return found.end()

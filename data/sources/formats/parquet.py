@@ -1,0 +1,79 @@
+"""Parquet: slices of row groups, sent to workers as Arrow streams. `path row N` is a row's place."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from data.base.errors import DataError
+from data.sources.formats import content as c
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+def check(path: Path, name: str) -> None:
+    """Raises DataError when the file's end does not describe it, as of one that is not whole."""
+    with _open(path, name):
+        pass
+
+
+def count(path: Path, name: str) -> int:
+    """Rows, as the file's end says."""
+    with _open(path, name) as file:
+        return file.metadata.num_rows
+
+
+def split(content: c.Content) -> Iterator[c.FileChunk]:
+    """Column pages are read as they are needed: a group need not fit into memory."""
+    import pyarrow as pa
+
+    row = 1
+    content.check_unchanged()
+    with _open(content.file.path, content.name) as file:
+        for group in range(file.num_row_groups):
+            about = file.metadata.row_group(group)
+            n_rows = min(max(c.BLOCK_BYTES * about.num_rows // max(about.total_byte_size, 1), 1), c.CHUNK_ROWS)
+            size = content.file.bytes * n_rows // max(file.metadata.num_rows, 1)
+            try:
+                for batch in file.iter_batches(n_rows, row_groups=[group], use_threads=False):
+                    yield arrow_chunk(content.name, batch, row, size)
+                    row += batch.num_rows
+            except (pa.ArrowException, OSError) as error:
+                raise DataError(_broken(content.name, f"at row {row}: {error}")) from None
+    content.check_unchanged()
+
+
+def arrow_chunk(name: str, batch: "pa.RecordBatch", row: int, size: int) -> c.FileChunk:
+    """Rows of an Arrow table, of which the first is `name row ROW`."""
+    import pyarrow as pa
+
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, batch.schema) as stream:
+        stream.write_batch(batch)
+    return c.FileChunk("parquet", name, sink.getvalue().to_pybytes(), size, row=row, n_rows=batch.num_rows)
+
+
+def rows(chunk: c.FileChunk) -> Iterator[tuple[str, Any]]:
+    """A row is `{column: value}`."""
+    import pyarrow as pa
+
+    table = pa.ipc.open_stream(chunk.content).read_all()
+    for index in range(table.num_rows):
+        one = table.slice(index, 1)
+        n_bytes = one.nbytes if len(chunk.content) > c.MAX_ROW_BYTES else 0
+        place = f"{chunk.name} row {chunk.row + index}"
+        yield place, c.too_large(n_bytes) if n_bytes > c.MAX_ROW_BYTES else one.to_pylist()[0]
+
+
+def _open(path: Path, name: str) -> Any:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.ParquetFile(path, buffer_size=c.BLOCK_BYTES, pre_buffer=False)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(_broken(name, str(error))) from None
+
+
+def _broken(name: str, why: str) -> str:
+    return f"{name} is no whole Parquet file ({why.strip().splitlines()[0]}): fetch or write it again"

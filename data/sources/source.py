@@ -1,0 +1,90 @@
+"""Where rows come from: whatever a config names becomes chunks, and a chunk becomes `(place, row)` pairs.
+
+What a row holds is looked at in data/examples/examples.py.
+"""
+
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+from data.base.errors import ConfigError
+from data.config.schema import DatasetConfig
+
+
+class Chunk(Protocol):
+    """A part of a source, about a megabyte of it: made in the parent, sent to a worker. Can be pickled."""
+
+    @property
+    def size(self) -> int:
+        """In the source's unit of progress."""
+        ...
+
+
+class Source(Protocol):
+    """One source, opened. Opening looks whether it is there and no more; the fingerprint reads all of it."""
+
+    unit: str
+    """Of progress: `B` or `rows`."""
+
+    @property
+    def total(self) -> int:
+        """Units in the whole source; 0 where it is not known."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the content in its order; where it lies does not matter."""
+        ...
+
+    @property
+    def inputs(self) -> list[dict[str, Any]]:
+        """What the manifest says of the files: path or name, bytes or rows, hash or revision. Plain JSON values."""
+        ...
+
+    def chunks(self) -> Iterator[Any]:
+        """The same chunks each time. Raises DataError when the content is not what the fingerprint was taken of."""
+        ...
+
+    def rows(self, chunk: Any) -> Iterator[tuple[str, Any]]:
+        """`(place, row)` of a chunk; a row that cannot be read is a Problem. Runs in workers, which were forked."""
+        ...
+
+
+def open_source(config: DatasetConfig) -> Source:
+    """The config's one source: which files there are, and whether they can be what they should be.
+
+    Raises ConfigError for what is not there, DataError for a file that cannot be read, is empty or is not UTF-8, or
+    whose header is wrong. Of a hub dataset only the list of its files and its card are asked for.
+    """
+    if config.text is not None:
+        from data.sources.files import FileSource
+        from data.sources.find import find_text
+
+        return FileSource(find_text(config), "text")
+    if config.hf_name is not None:
+        return _open_hf(config, config.hf_name)
+    from data.sources.mds import MdsSource
+
+    return MdsSource(config)
+
+
+def _open_hf(config: DatasetConfig, name: str) -> Source:
+    from data.sources.files import FileSource
+    from data.sources.find import find, is_path
+    from data.sources.formats.names import FORMATS
+
+    if name not in FORMATS and not is_path(name):
+        return _open_hub(config, name)
+    format, parts = find(config)
+    return FileSource(parts, format)
+
+
+def _open_hub(config: DatasetConfig, name: str) -> Source:
+    from data.sources.formats.names import FORMATS
+    from data.sources.hub import open_hub
+
+    if name == "text":
+        raise ConfigError("hf_name is 'text', but plain text files are named under `text`, in place of hf_name")
+    for format, suffixes in FORMATS.items():
+        if f".{name}" in suffixes:
+            raise ConfigError(f"hf_name is {name!r}, but such files are read with `hf_name: {format}`")
+    return open_hub(config, name)

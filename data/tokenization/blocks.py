@@ -1,0 +1,137 @@
+"""A text of any size through tiktoken, block by block: the ids of the whole, with the memory for a block.
+
+tiktoken cuts a text into pieces by a pattern, and merges the bytes of each. That takes 35 bytes for a byte of the
+longest piece, and its regex engine gives up on a million characters of whitespace.
+"""
+
+import re
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from data.base.errors import RowError
+
+if TYPE_CHECKING:
+    import regex
+    import tiktoken
+
+BLOCK = 400_000
+"""Characters of a text, or bytes of a piece, that tiktoken gets at a time. No token is longer."""
+OVERLAP = 64
+"""Tokens at the end of a piece's block that are merged again with what follows."""
+
+# A piece never goes on from another character to a space, whichever of tiktoken's patterns it is, and none looks
+# further ahead than that. (What is whitespace to them is so to Python.)
+_CUT = re.compile(r"\S(?= )")
+_LAST_CUT = re.compile(r".*\S(?= )", re.DOTALL)
+
+
+def encode_blocks(encoding: "tiktoken.Encoding", text: str, *, special: bool) -> np.ndarray:
+    """int32. Special tokens written in the text are special, or text. Raises RowError, see check_known."""
+    ids = bytearray()  # it grows where it is: nothing is held twice
+    for part in _between_special(encoding, text) if special else _blocks(encoding, text, 0, len(text)):
+        ids += np.asarray(part, dtype=np.int32).data
+    return np.frombuffer(ids, dtype=np.int32)
+
+
+def _between_special(encoding: "tiktoken.Encoding", text: str) -> Iterator[Iterable[int]]:
+    start = 0
+    for found in re.finditer("|".join(map(re.escape, encoding._special_tokens)), text):
+        yield from _blocks(encoding, text, start, found.start())
+        yield [encoding._special_tokens[found[0]]]
+        start = found.end()
+    yield from _blocks(encoding, text, start, len(text))
+
+
+def _blocks(encoding: "tiktoken.Encoding", text: str, start: int, end: int) -> Iterator[Iterable[int]]:
+    while end - start > BLOCK:
+        cut = _LAST_CUT.match(text, start, start + BLOCK)
+        if cut is not None:
+            yield _encode(encoding, text[start : cut.end()])
+        else:
+            cut = _CUT.search(text, start + BLOCK - 1, end)
+            yield from _pieces(encoding, text, start, end if cut is None else cut.end())
+        start = end if cut is None else cut.end()
+    yield _encode(encoding, text[start:end])
+
+
+def _encode(encoding: "tiktoken.Encoding", text: str) -> np.ndarray:
+    return encoding.encode_to_numpy(text, disallowed_special=()).view(np.int32)
+
+
+def _pieces(encoding: "tiktoken.Encoding", text: str, start: int, end: int) -> Iterator[list[int]]:
+    """Of a stretch without a sure cut: the pattern itself says where its pieces end."""
+    check_known(text[start:end])
+    ids: list[int] = []
+    for found in _compile(encoding._pat_str).finditer(text, start, end):
+        piece = found[0].encode()
+        if len(piece) <= BLOCK:
+            ids += encoding._encode_single_piece(piece)
+        else:
+            yield ids
+            ids = []
+            yield from merge_long(encoding._encode_single_piece, encoding.decode_single_token_bytes, piece)
+        if len(ids) > BLOCK:
+            yield ids
+            ids = []
+    yield ids
+
+
+@lru_cache
+def _compile(pattern: str) -> "regex.Pattern[str]":
+    import regex
+
+    return regex.compile(pattern)
+
+
+def check_known(stretch: str) -> None:
+    """Raises RowError for a character newer than Python: two regex engines may not take it for the same."""
+    if stretch.isascii():
+        return
+    unknown = sorted(c for c in set(stretch) if unicodedata.category(c) == "Cn")
+    if unknown:
+        raise RowError(
+            "a long run with an unknown character",
+            f"has {len(stretch):,} characters without a space, and among them U+{ord(unknown[0]):04X}, which Unicode "
+            f"{unicodedata.unidata_version} does not know: split the row, or remove the character",
+        )
+
+
+def merge_long(
+    merge: Callable[[bytes], list[int]], bytes_of: Callable[[int], bytes], piece: bytes
+) -> Iterator[list[int]]:
+    """The ids that `merge(piece)` would give, of a piece that is longer than any token.
+
+    Tokens are what their bytes are merged into when, and only when, every two neighbours are what the bytes of the two
+    are merged into: the first merge across a border would be made in these two alone as well. Neighbours in one block
+    are such. So at any border of a block the next may begin, if its first token is the one that was there.
+    """
+    start, size = 0, BLOCK
+    ids = merge(piece[:size])
+    while start + size < len(piece):
+        border = _border(merge, bytes_of, piece, start + size, ids)
+        if border is None:  # merges that depend on all that follows
+            size *= 2
+            ids = merge(piece[start : start + size])
+            continue
+        kept, start, following = border
+        yield ids[:kept]
+        size, ids = BLOCK, following
+    yield ids
+
+
+def _border(
+    merge: Callable[[bytes], list[int]], bytes_of: Callable[[int], bytes], piece: bytes, end: int, ids: list[int]
+) -> tuple[int, int, list[int]] | None:
+    """How many ids of a block that ends at `end` stay, where the next one starts, and its ids."""
+    overlap = OVERLAP
+    while overlap < len(ids):
+        start = end - sum(len(bytes_of(token)) for token in ids[-overlap:])
+        following = merge(piece[start : start + BLOCK])
+        if following[0] == ids[-overlap]:
+            return len(ids) - overlap, start, following
+        overlap *= 2
+    return None

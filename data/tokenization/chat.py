@@ -1,0 +1,212 @@
+"""From an example to token ids and which of them are trained on.
+
+A trained response reaches from the end of the generation prompt up to and including the token that ends the turn.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from data.base.errors import DataError, RowError, TemplateError
+from data.base.problems import Problem
+from data.config.schema import DatasetConfig
+from data.examples.examples import Conversation, Example, PromptResponse, Text, TokenTurns
+from data.tokenization.rendering import Hidden, Part, hide_special_tokens, render_question, special_pattern, split_turns
+from data.tokenization.tokenizer import Tokenizer
+
+NO_ROOM = "the prompt leaves no room for a response"
+NOT_TRAINED = "none of its messages is trained on"
+TOO_LONG = "longer than max_seq_len"
+
+
+@dataclass(frozen=True, eq=False)
+class Document:
+    """One example as tokens."""
+
+    tokens: np.ndarray
+    """int32; unsigned and as narrow as the vocabulary for a text."""
+    loss_mask: np.ndarray
+    """uint8, as long as tokens: is the token trained on?"""
+    is_text: bool = False
+    """A document to pretrain on: it may be cut anywhere."""
+
+    @property
+    def trained_tokens(self) -> int:
+        """Tokens that some position predicts: a document's first is nobody's label."""
+        return int(self.loss_mask[1:].sum())
+
+
+def tokenize(example: Example, tokenizer: Tokenizer, config: DatasetConfig) -> Document | Problem:
+    """The example's tokens with what `target_prompts` and `target_responses` choose of them.
+
+    A prompt and its response are joined as they are, and the tokenizer's end token follows; a conversation is what the
+    chat template makes of it; a text gets the end token and is trained on as a whole. A Problem is what only shows in
+    the tokens, or a text too large to be encoded.
+
+    Raises TemplateError when a conversation meets a tokenizer without a template, one whose template does not end an
+    answer with a special token, or one that leaves out what `tokenizer.chat_template_drops` does not list.
+    """
+    try:
+        return _tokenize(example, tokenizer, config)
+    except RowError as error:
+        return Problem(error.kind, str(error))
+
+
+def _tokenize(example: Example, tokenizer: Tokenizer, config: DatasetConfig) -> Document | Problem:
+    end = np.array([tokenizer.eos_token_id], dtype=np.int32)
+    if isinstance(example, Text):
+        # A text may be the largest thing in memory: it gets its end in no more bytes than its ids need.
+        smallest = np.min_scalar_type(tokenizer.vocab_size - 1)
+        tokens = np.concatenate([tokenizer.encode(example.text), end], dtype=smallest, casting="unsafe")
+        return Document(tokens, np.ones(len(tokens), dtype=np.uint8), is_text=True)
+    if isinstance(example, PromptResponse):
+        response = np.concatenate([tokenizer.encode(example.response), end])
+        return _document([("prompt", tokenizer.encode(example.prompt), None), ("response", response, None)], config)
+    if isinstance(example, TokenTurns):
+        wrong = _not_in_vocabulary(example, tokenizer)
+        return wrong or _document(_token_parts(example, tokenizer), config)
+    return _tokenize_conversation(example, tokenizer, config)
+
+
+def encode_question(conversation: Conversation, tokenizer: Tokenizer) -> np.ndarray:
+    """int32: what the assistant's next answer follows, as training writes it. Special tokens in the messages stay text.
+
+    Raises ConfigError when the tokenizer has no chat template, DataError with what the template says against them.
+    """
+    hidden = hide_special_tokens(conversation, tokenizer)
+    try:
+        text = render_question(hidden.conversation, tokenizer)
+    except TemplateError:
+        raise
+    except DataError as error:
+        raise DataError(f"the chat template refuses the conversation: {hidden.restore(str(error))}") from None
+    return _encode(text, tokenizer, hidden)
+
+
+def fit(document: Document, config: DatasetConfig) -> Document | str | Problem:
+    """The document in at most max_seq_len tokens; the reason for which it is dropped; or, where that is an error, it.
+
+    A text comes back whole: packing cuts it, and it goes on in the next row.
+    """
+    length, longest = len(document.tokens), config.max_seq_len
+    if not document.is_text and not document.trained_tokens:
+        return NOT_TRAINED
+    if document.is_text or length <= longest:
+        return document
+    if config.excess_length == "drop":
+        return TOO_LONG
+    if config.excess_length == "error":
+        text = (
+            f"has {length} tokens, but max_seq_len is {longest}: raise it, shorten the row, or write "
+            "excess_length: truncate_response or drop"
+        )
+        return Problem(TOO_LONG, text)
+    cut = Document(document.tokens[:longest].copy(), document.loss_mask[:longest].copy())
+    return cut if cut.trained_tokens else NO_ROOM
+
+
+def _document(parts: Iterable[tuple[str, np.ndarray, bool | None]], config: DatasetConfig) -> Document:
+    """Of `(kind, ids, train)` in their order; train None leaves it to the config."""
+    parts = list(parts)
+    last = max(index for index, (kind, _, _) in enumerate(parts) if kind == "response")
+    masks = []
+    for index, (kind, ids, train) in enumerate(parts):
+        if train is not None:
+            trained = train
+        elif kind == "prompt":
+            trained = _is_target_prompt(len(ids), config.target_prompts)
+        else:
+            trained = kind == "response" and (index == last or config.target_responses == "all")
+        masks.append(np.full(len(ids), trained, dtype=np.uint8))
+    return Document(np.concatenate([ids for _, ids, _ in parts], dtype=np.int32), np.concatenate(masks))
+
+
+def _is_target_prompt(length: int, target_prompts: str) -> bool:
+    if target_prompts in ("none", "all"):
+        return target_prompts == "all"
+    return length >= int(target_prompts.removeprefix("length>="))
+
+
+def _not_in_vocabulary(example: TokenTurns, tokenizer: Tokenizer) -> Problem | None:
+    for index, turn in enumerate(example.turns):
+        for key, ids in zip(("input_ids", "labels"), turn, strict=True):
+            outside = ids[(ids < 0) | (ids >= tokenizer.vocab_size)]
+            if len(outside):
+                text = (
+                    f"turns[{index}].{key} has the id {outside[0]}, but the tokenizer's are 0 to "
+                    f"{tokenizer.vocab_size - 1}: these ids are another tokenizer's"
+                )
+                return Problem("an id is not in the vocabulary", text)
+    return None
+
+
+def _token_parts(example: TokenTurns, tokenizer: Tokenizer) -> Iterator[tuple[str, np.ndarray, None]]:
+    """As LLM Foundry's collator joins them: eos follows the last response, unless a token that ends it is there."""
+    for index, (prompt, response) in enumerate(example.turns):
+        is_last = index == len(example.turns) - 1
+        ends = not is_last or response[-1] in tokenizer.stop_token_ids
+        yield "prompt", prompt, None
+        yield "response", response if ends else np.append(response, tokenizer.eos_token_id), None
+
+
+def _tokenize_conversation(example: Conversation, tokenizer: Tokenizer, config: DatasetConfig) -> Document | Problem:
+    if tokenizer.chat_template is None:
+        raise TemplateError(
+            f"the rows have messages, but tokenizer {tokenizer.name} has no chat template: name one that has, or set "
+            "chat_template in its tokenizer_config.json"
+        )
+    hidden = hide_special_tokens(example, tokenizer)
+    try:
+        parts = split_turns(hidden, tokenizer, every_turn=_needs_every_turn(example, config))
+    except TemplateError:
+        raise
+    except DataError as error:
+        text = f"the chat template refuses the conversation: {hidden.restore(str(error))}"
+        return Problem("the chat template fails", text)
+    if isinstance(parts, Problem):
+        return parts
+    _check_ends_of_turns(parts, tokenizer)
+    return _document([(part.kind, _encode(part.text, tokenizer, hidden), part.train) for part in parts], config)
+
+
+def _needs_every_turn(example: Conversation, config: DatasetConfig) -> bool:
+    earlier = any(message.get("train") for message in example.messages[:-1] if message["role"] == "assistant")
+    return config.target_prompts != "none" or config.target_responses == "all" or earlier
+
+
+def _check_ends_of_turns(parts: list[Part], tokenizer: Tokenizer) -> None:
+    ends = tuple(tokenizer.special_tokens)
+    for part in parts:
+        if part.kind != "response":
+            continue
+        end = next((end for end in sorted(ends, key=len, reverse=True) if part.text.endswith(end)), None)
+        if end is None:
+            raise TemplateError(
+                f"the chat template of tokenizer {tokenizer.name} ends an answer with {part.text[-20:]!r}, which is no "
+                f"special token (those are {', '.join(ends[:8])}), so that a model trained on it would never stop: "
+                "take a tokenizer whose template ends each answer with one, or change its chat_template"
+            )
+        if not part.text.removesuffix(end).strip():
+            raise TemplateError(
+                f"the chat template of tokenizer {tokenizer.name} writes nothing of an answer but its end ({end}): "
+                "take a tokenizer whose template writes it, or change its chat_template"
+            )
+
+
+def _encode(text: str, tokenizer: Tokenizer, hidden: Hidden) -> np.ndarray:
+    """The ids of rendered text: special tokens are the template's, and what is hidden is text.
+
+    With something hidden, the text between special tokens is encoded piece by piece. A vocabulary that treats a text's
+    beginning otherwise than its middle (SentencePiece's leading space) may then give another id there.
+    """
+    if not hidden.tokens:
+        return tokenizer.encode_rendered(text)
+    special = tokenizer.special_tokens
+    parts: list[np.ndarray] = []
+    for piece in special_pattern(tuple(special)).split(text):
+        if piece in special:
+            parts.append(np.array([special[piece]]))
+        elif piece:
+            parts.append(tokenizer.encode(hidden.restore(piece)))
+    return np.concatenate(parts)

@@ -1,0 +1,114 @@
+"""tiktoken's vocabulary format: reading it, and turning it into a tokenizer of the `tokenizers` library."""
+
+import base64
+import binascii
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from data.base.errors import ConfigError
+
+if TYPE_CHECKING:
+    import tokenizers
+
+
+def read_vocabulary(path: Path, special_tokens: Sequence[str] = ()) -> dict[bytes, int]:
+    """token -> rank, from a file with a base64 token and its rank a line.
+
+    Raises ConfigError for a file that is not there or not such a file (with the line), that lacks a byte, or that holds
+    one of the special tokens, which get ids of their own.
+    """
+    where = f"tokenizer.kwargs.vocab_file is {str(path)!r}, but"
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise ConfigError(f"{where} it cannot be read: {error.strerror}") from error
+    line_of: dict[bytes | int, int] = {}
+    ranks: dict[bytes, int] = {}
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        token, rank = _parse_line(line, f"{where} line {number}")
+        for said, value in (("token", token), ("rank", rank)):
+            if value in line_of:
+                raise ConfigError(f"{where} line {number} repeats the {said} of line {line_of[value]}: {_short(line)}")
+            line_of[value] = number
+        if token in (special.encode() for special in special_tokens):
+            raise ConfigError(
+                f"{where} line {number} is {token.decode()}, a special token, which gets an id after the last rank: "
+                "remove the line"
+            )
+        ranks[token] = rank
+    missing = [byte for byte in range(256) if bytes([byte]) not in ranks]
+    if missing:
+        raise ConfigError(
+            f"{where} {len(missing)} of the 256 single bytes are not in it (the first is {missing[0]:#04x}), so not "
+            "every text could be encoded"
+        )
+    return ranks
+
+
+def _parse_line(line: bytes, where: str) -> tuple[bytes, int]:
+    parts = line.split()
+    try:
+        token, rank = base64.b64decode(parts[0], validate=True), int(parts[1])
+    except (IndexError, ValueError, binascii.Error):
+        token, rank = b"", -1
+    if len(parts) != 2 or not token or rank < 0:
+        raise ConfigError(f"{where} is not a base64 token and its rank, such as `IQ== 0`: {_short(line)}")
+    return token, rank
+
+
+def _short(line: bytes) -> str:
+    return repr(line[:60].decode("utf-8", "backslashreplace"))
+
+
+def to_fast(ranks: dict[bytes, int], pattern: str, special_tokens: dict[str, int]) -> "tokenizers.Tokenizer":
+    """A byte-level BPE that gives the ids tiktoken gives, for any text without a special token in it."""
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
+
+    letters = byte_letters()
+    written = {token: "".join(letters[byte] for byte in token) for token in ranks}
+    # Special tokens stand in the model's vocabulary too: that is how they keep ids that leave gaps (cl100k's 100256).
+    vocab = {written[token]: rank for token, rank in ranks.items()} | special_tokens
+    merges = [(written[left], written[right]) for left, right in merges_of(ranks)]
+    # tiktoken takes a piece that is a token as it is, whether or not merges lead to it: ignore_merges.
+    fast = Tokenizer(models.BPE(vocab=vocab, merges=merges, ignore_merges=True, byte_fallback=False))
+    # In the tokenizers library's regex language {1,3}+ is not possessive but repeated; the other forms mean the same.
+    split = pre_tokenizers.Split(Regex(re.sub(r"(\{[\d,]+\})\+", r"\1", pattern)), behavior="isolated")
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    fast.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
+    fast.decoder = decoders.ByteLevel()
+    fast.post_processor = processors.ByteLevel(trim_offsets=False)
+    fast.add_special_tokens(
+        [
+            AddedToken(token, special=True, normalized=False)
+            for token in sorted(special_tokens, key=special_tokens.__getitem__)
+        ]
+    )
+    return fast
+
+
+def merges_of(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
+    """Every pair of tokens that joins into a token, in the order in which tiktoken joins them.
+
+    tiktoken joins the neighbours whose joined bytes have the lowest rank, whatever the two were; the tokenizers library
+    ranks pairs. So all cuts of a token follow one another.
+    """
+    merges: list[tuple[bytes, bytes]] = []
+    for token in sorted(ranks, key=ranks.__getitem__):
+        for cut in range(len(token) - 1, 0, -1):
+            if token[:cut] in ranks and token[cut:] in ranks:
+                merges.append((token[:cut], token[cut:]))
+    return merges
+
+
+def byte_letters() -> list[str]:
+    """The printable letter that stands for each byte in GPT-2's byte-level BPE: itself, or one from U+0100 on."""
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    letters, others = [], 0
+    for byte in range(256):
+        letters.append(chr(byte if byte in printable else 0x100 + others))
+        others += byte not in printable
+    return letters

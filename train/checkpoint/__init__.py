@@ -1,0 +1,4 @@
+"""The save folder and the checkpoints in it: which are complete, what they hold, and how their tensors are read.
+
+What a run starts from is decided in train/weights.
+"""

@@ -1,0 +1,121 @@
+"""What makes a checkpoint trustworthy: complete, of this model, in a folder that is complete in itself.
+
+Beside its checkpoints a save folder holds `config.yaml`, the resolved config of the run, and `tokenizer/`, so that an
+export or another machine needs nothing else (of a run with lora, whose checkpoints hold adapters alone, the base, and
+`base.json` that tells it from others: see train/weights/frozen_base.py). It is written to, and anything in it deleted,
+only when the run that asks for it has been accepted in all its parts.
+"""
+
+import os
+import re
+import shutil
+import tempfile
+import time
+import zipfile
+from pathlib import Path
+
+from torch.distributed.checkpoint.api import CheckpointException
+
+from data.base.errors import ConfigError, said_plainly
+from data.base.paths import refuse_path
+from data.tokenization.tokenizer import Tokenizer
+from train.config.load import to_yaml
+from train.config.schema import TrainConfig
+
+RECORD = "record.jsonl"
+"""In a save folder: a line {batch, rows, tokens, versions} for each checkpoint, {batch, eval} for each evaluation."""
+
+_NAME = re.compile(r"ep\d+-ba(\d+)(?:-rank0\.pt)?")
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The complete checkpoints in a save folder, oldest first; not what a killed run left half-written."""
+    entries = folder.iterdir() if folder.is_dir() else ()
+    return sorted((path for path in entries if _NAME.fullmatch(path.name) and is_complete(path)), key=batch_of)
+
+
+def batch_of(checkpoint: Path) -> int:
+    """The batch that its name says."""
+    match = _NAME.fullmatch(checkpoint.name)
+    assert match is not None
+    return int(match[1])
+
+
+def is_complete(path: Path) -> bool:
+    """Sharded: torch renames `.metadata` into place last, after every rank's file. Monolithic: a zip's end is read."""
+    return (path / ".metadata").is_file() if path.is_dir() else path.is_file() and zipfile.is_zipfile(path)
+
+
+def first_failure(error: CheckpointException) -> str:
+    """The first line of the first rank's reason."""
+    return str(next(iter(error.failures.values()))[0]).partition("\n")[0]
+
+
+def run_name_of(config: TrainConfig) -> str:
+    return config.run_name or os.environ.get("RUN_NAME") or time.strftime("dbrx-%Y%m%d-%H%M%S")
+
+
+def local_folder(config: TrainConfig, run_name: str) -> Path | None:
+    """The save folder with run_name filled in. Raises ConfigError for a remote one or for another placeholder."""
+    return None if config.save_folder is None else fill_in(config.save_folder, run_name, "save_folder")
+
+
+def fill_in(folder: str, run_name: str, key: str) -> Path:
+    """The local folder that a key names, with run_name filled in; ConfigError as of `local_folder`."""
+    if "://" in folder:
+        raise ConfigError(
+            f"{key} is {folder!r}, but checkpoints are written to a local or mounted folder for now: write a path and "
+            "copy it to the object store"
+        )
+    try:
+        filled = folder.format(run_name=run_name)
+    except (KeyError, IndexError, ValueError):
+        raise ConfigError(f"{key} is {folder!r}, but only {{run_name}} is filled in") from None
+    refuse_path(key, filled)
+    return Path(filled)
+
+
+def check_save_folder(folder: Path, config: TrainConfig) -> None:
+    """Raises ConfigError when the folder cannot be written, or holds checkpoints that this run would neither go on from
+    nor may overwrite. Changes nothing in it.
+    """
+    present = checkpoints(folder)
+    if present and not (config.autoresume or config.save_overwrite):
+        raise ConfigError(
+            f"save_folder {folder} holds {len(present)} checkpoint(s), the newest {present[-1].name}: write "
+            "autoresume=true to go on from it, save_overwrite=true to delete them, or another run_name"
+        )
+    deletes = config.save_overwrite and not config.autoresume
+    if deletes and config.load_path and Path(config.load_path).resolve().is_relative_to(folder.resolve()):
+        raise ConfigError(
+            f"load_path is {config.load_path!r}, which save_overwrite would delete with the other checkpoints of "
+            f"{folder}: write another run_name or save_folder"
+        )
+    check_writable(folder, "save_folder")
+
+
+def check_writable(folder: Path, key: str) -> None:
+    """Raises ConfigError when the folder that a key names cannot be written, or made."""
+    there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise ConfigError(f"{key} {folder} cannot be written: {error.strerror or error}: name another") from None
+
+
+def furnish_save_folder(folder: Path, config: TrainConfig, tokenizer: Tokenizer, *, resuming: bool) -> None:
+    """Writes what belongs beside the checkpoints; deletes those that save_overwrite gives up. For one rank."""
+    what, again = "config.yaml and the tokenizer", "start again"
+    with said_plainly(f"save_folder {folder}", "name another", needed_for=what, again=again):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".part-") as made:
+            tokenizer.save_pretrained(Path(made) / "tokenizer", config.max_seq_len)
+            (Path(made) / "config.yaml").write_text(to_yaml(config))
+            shutil.rmtree(folder / "tokenizer", ignore_errors=True)
+            for name in ("tokenizer", "config.yaml"):
+                (Path(made) / name).replace(folder / name)
+    if not resuming:
+        (folder / RECORD).unlink(missing_ok=True)
+        for path in checkpoints(folder):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -1,0 +1,4 @@
+"""How the model is spread over ranks (FSDP2, HSDP), work of one rank for all, and patches of torch.
+
+The model itself knows nothing of ranks.
+"""

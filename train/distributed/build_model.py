@@ -1,0 +1,186 @@
+"""How the model is spread over ranks: FSDP2 units, precision, activation checkpointing, and weights made in place.
+
+Every rank builds the model on meta, shards it, and then fills only its own part: no rank ever holds the whole.
+"""
+
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
+    CheckpointImpl,
+    apply_activation_checkpointing,
+    checkpoint_wrapper,
+    offload_wrapper,
+)
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+from train.config.schema import FSDPConfig
+from train.distributed.torch_compat import patch_fsdp2_on_gloo
+from train.hf.finite import is_finite
+from train.models.config import LoraConfig, ModelConfig
+from train.models.dbrx import DbrxBlock, DbrxForCausalLM
+from train.models.init import draw_rows, init_std
+from train.models.lora.adapters import adapters, add_lora, draw_adapter_rows, is_adapter
+from train.models.lora.nf4 import pack, pack_parameters, rows_at_a_time
+from train.models.recompute import named_parameters
+from train.models.shapes import parameter_shapes
+
+
+class Weights(Protocol):
+    """Where the weights come from that a model starts with."""
+
+    def __contains__(self, name: str) -> bool: ...
+
+    def rows(self, name: str, start: int, stop: int, out: torch.Tensor) -> None:
+        """Reads rows [start, stop) of a parameter into `out`, in its dtype."""
+        ...
+
+
+class NotFinite(ValueError):
+    """Weights that a model was to start with have NaN or infinite numbers in them."""
+
+    def __init__(self, names: list[str]) -> None:
+        super().__init__(f"not finite: {', '.join(names)}")
+        self.names = names
+        """Of all ranks, in the model's order."""
+
+
+def build_model(
+    config: ModelConfig,
+    fsdp_config: FSDPConfig | None,
+    *,
+    precision: str,
+    device: torch.device,
+    seed: int,
+    dtype: torch.dtype = torch.float32,
+    pretrained: Weights | None = None,
+    lora: LoraConfig | None = None,
+) -> DbrxForCausalLM:
+    """DBRX with the pretrained or else initial weights, sharded as fsdp_config says (null: whole on every rank).
+
+    With lora it is frozen, in lora.base_dtype, and has adapters, in dtype. Raises NotFinite, on every rank.
+    """
+    base_dtype = dtype
+    if lora is not None and lora.base_dtype != "fp32":
+        base_dtype = torch.bfloat16 if lora.base_dtype == "bf16" else _computed(precision, fsdp_config) or dtype
+    with torch.device("meta"):
+        model = DbrxForCausalLM(config).to(base_dtype)
+        if lora is not None:
+            if lora.base_dtype == "nf4":
+                pack_parameters(model, base_dtype)
+            add_lora(model, lora, dtype)
+    if fsdp_config is not None:
+        patch_fsdp2_on_gloo()
+        checkpoint_activations(model, fsdp_config)
+        _shard(model, fsdp_config, precision, device, None if base_dtype is dtype else dtype)
+    model.to_empty(device=device)
+    not_finite = _fill(model, config, seed, pretrained)
+    if pretrained is not None:
+        _refuse(not_finite, model)
+    return model
+
+
+def checkpoint_activations(model: DbrxForCausalLM, config: FSDPConfig) -> None:
+    block = config.activation_checkpointing in (True, "block")
+    if config.activation_checkpointing == "selective":
+        for module in model.transformer.blocks:
+            assert isinstance(module, DbrxBlock)
+            module.norm_attn_norm.selective = True
+            # Of nested hooks on saved tensors the innermost alone act: what is offloaded is not made again.
+            module.selective = not config.activation_cpu_offload
+    if not block and not config.activation_cpu_offload:
+        return
+
+    def wrap(module: nn.Module) -> nn.Module:
+        if block:
+            module = checkpoint_wrapper(module, checkpoint_impl=CheckpointImpl.NO_REENTRANT)
+        return offload_wrapper(module) if config.activation_cpu_offload else module
+
+    apply_activation_checkpointing(
+        model, checkpoint_wrapper_fn=wrap, check_fn=lambda module: isinstance(module, DbrxBlock)
+    )
+
+
+def make_mesh(config: FSDPConfig, device_type: str) -> DeviceMesh:
+    """One dimension to shard over; under HYBRID_SHARD one before it, over which the shards are replicated."""
+    world_size = dist.get_world_size()
+    if config.sharding_strategy == "FULL_SHARD":
+        return init_device_mesh(device_type, (world_size,), mesh_dim_names=("shard",))
+    replicas = config.data_parallel_replicate_degree
+    assert replicas is not None, "FSDPConfig checks it"
+    return init_device_mesh(device_type, (replicas, world_size // replicas), mesh_dim_names=("replicate", "shard"))
+
+
+def _shard(
+    model: DbrxForCausalLM, config: FSDPConfig, precision: str, device: torch.device, gathered: torch.dtype | None
+) -> None:
+    """Units: each adapter, the embedding, each block, and at the root the last norm with the head.
+
+    gathered is the dtype that weights are computed in where it is neither their own nor said by precision.
+    """
+    mesh = make_mesh(config, device.type)
+    policy = MixedPrecisionPolicy(param_dtype=gathered)
+    if (computed := _computed(precision, config)) is not None:
+        reduce_dtype = torch.bfloat16 if config.mixed_precision == "PURE" else torch.float32
+        policy = MixedPrecisionPolicy(param_dtype=computed, reduce_dtype=reduce_dtype)
+    for unit in (*adapters(model), model.transformer.wte, *model.transformer.blocks, model):
+        fully_shard(unit, mesh=mesh, mp_policy=policy, reshard_after_forward=config.reshard_after_forward)
+
+
+def _computed(precision: str, config: FSDPConfig | None) -> torch.dtype | None:
+    """The dtype in which weights are gathered; None for their own."""
+    lowered = precision == "amp_bf16" and config is not None and config.mixed_precision != "FULL"
+    return torch.bfloat16 if lowered else None
+
+
+@torch.no_grad()
+def _fill(model: nn.Module, config: ModelConfig, seed: int, pretrained: Weights | None) -> set[str]:
+    """Each rank reads or draws its own rows; what is not among the pretrained weights, which are whole, is drawn.
+
+    Returns the names of those that it has read NaN or infinite numbers of.
+    """
+    shapes, not_finite = parameter_shapes(config), set()
+    for name, param in named_parameters(model):
+        # Of what is packed in 4 bits, that of its numbers.
+        shape = shapes.get(name, tuple(param.shape))
+        if isinstance(param, DTensor):
+            mesh, placements = param.device_mesh, param.placements
+            local_shape, offset = compute_local_shape_and_global_offset(param.shape, mesh, placements)
+            start, stop = offset[0], offset[0] + local_shape[0]
+            local = param.to_local()
+        else:
+            start, stop, local = 0, shape[0], param
+        if stop == start:
+            continue
+        packed = shape != tuple(param.shape)
+        step = rows_at_a_time(shape) if packed else stop - start
+        for first in range(start, stop, step):
+            last = min(first + step, stop)
+            out = torch.empty(last - first, *shape[1:], device=local.device) if packed else local
+            if pretrained is not None and name in pretrained:
+                pretrained.rows(name, first, last, out)
+                if not is_finite(out):
+                    not_finite.add(name)
+            elif is_adapter(name):
+                out.copy_(draw_adapter_rows(seed, name, shape, first, last))
+            else:
+                out.copy_(draw_rows(seed, name, shape, first, last, init_std(config, name)))
+            if packed:
+                local[first - start : last - start] = pack(out, local.dtype)
+    return not_finite
+
+
+def _refuse(not_finite: set[str], model: nn.Module) -> None:
+    """Each rank has seen its own rows alone: what one has found is raised on all, so that none waits for it."""
+    found = [not_finite]
+    if dist.is_initialized():
+        found = [not_finite] * dist.get_world_size()
+        dist.all_gather_object(found, not_finite)
+    of_all = set[str]().union(*found)
+    if of_all:
+        raise NotFinite([name for name, _ in named_parameters(model) if name in of_all])

@@ -1,0 +1,201 @@
+"""A checkpoint as a stock Hugging Face DBRX folder, a few rows in memory at a time.
+
+Parameter names and shapes are Hugging Face's already (see plan.parameter_shapes), so the export copies bytes; what it
+adds is config.json, the index, a model card, and the tokenizer's files, which the run left beside its checkpoints.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from data.base.errors import ConfigError
+from data.base.locks import exclusive_unless
+from data.hub.repository_files import check_saved_tokenizer
+from train.checkpoint.reader import CheckpointReader
+from train.checkpoint.save_folder import check_writable, checkpoints
+from train.config.load import load_saved_config
+from train.config.schema import TrainConfig
+from train.export.model_card import model_card
+from train.export.writer import MAX_SHARD_BYTES, write_weights
+from train.hf.config_json import config_json
+from train.hf.repository import write_json
+from train.hf.tensors import Precision, TensorSource, n_bytes
+from train.models.shapes import parameter_shapes
+from train.weights.merged import whole_weights
+
+TORCH_DTYPES: dict[Precision, str] = {"fp32": "float32", "bf16": "bfloat16"}
+"""What config.json calls the precisions."""
+EXIT_NOT_FINITE = 3
+"""Exit code of train/export/verify.py where the checkpoint's own weights are not finite."""
+_ORDER = ".export.json"
+_LOCK = ".lock"
+
+
+class Run(NamedTuple):
+    """What an export takes from a save folder."""
+
+    checkpoint: Path
+    config: TrainConfig
+    tokenizer: Path
+    """Its folder."""
+    generation: dict[str, Any]
+    """Its generation_config.json."""
+    source: TensorSource
+
+
+def export(
+    checkpoint: Path,
+    output: Path,
+    precision: Precision = "fp32",
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    *,
+    verify: bool = False,
+) -> None:
+    """Writes the sharded checkpoint (or the newest in a save folder) as a model that transformers loads from `output`.
+
+    It appears there when it is whole and, with verify, has been proven right (see verify.py). Until then it
+    grows in a hidden folder beside, where a later call with the same arguments goes on after a kill or a full disk.
+
+    Raises ConfigError, and leaves no output, when the checkpoint or what belongs beside it is not there or not whole,
+    when its tensors are not those of a stock DBRX of its config, when the output cannot be written or is not empty, and
+    when the proof fails.
+    """
+    output = output.absolute()
+    _check_output(output)
+    check_writable(output, "the output")
+    run = open_run(checkpoint)
+    part = output.with_name(f".{output.name}.part")
+    order = {
+        "files": [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in run.source.files],
+        "precision": precision,
+        "max_shard_bytes": max_shard_bytes,
+    }
+    try:
+        _check_space(part, run, precision)
+        part.mkdir(parents=True, exist_ok=True)
+        with exclusive_unless(part / _LOCK, lambda: True) as held:
+            if not held:
+                raise ConfigError(f"another export to {output} is under way: wait for it, or name another output")
+            _begin(part, order)
+            _write(part, run, precision, max_shard_bytes)
+            if verify:
+                _prove(part, run.checkpoint, output)
+            for name in (_ORDER, _LOCK):
+                (part / name).unlink()
+            part.rename(output)
+    except OSError as error:
+        kept = f"; what is written stays in {part}, and the same command goes on from there" if part.exists() else ""
+        raise ConfigError(f"the output {output} cannot be written: {error.strerror or error}{kept}") from error
+
+
+def open_run(checkpoint: Path) -> Run:
+    """Raises ConfigError when there is no whole checkpoint of a DBRX with what belongs beside it."""
+    checkpoint = find_checkpoint(checkpoint)
+    config, tokenizer = checkpoint.parent / "config.yaml", checkpoint.parent / "tokenizer"
+    generation = tokenizer / "generation_config.json"
+    for file, why in ((config, "the model's shape"), (generation, "the tokenizer")):
+        if not file.is_file():
+            raise ConfigError(
+                f"{file} is not there, but the export takes {why} from it: copy what the run left beside its "
+                "checkpoints"
+            )
+    check_saved_tokenizer(tokenizer)
+    resolved = load_saved_config(config)
+    source = whole_weights(CheckpointReader(checkpoint), resolved)
+    return Run(checkpoint, resolved, tokenizer, json.loads(generation.read_text(encoding="utf-8")), source)
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The checkpoint that a path means: itself, what it links to, or the newest complete one in a save folder."""
+    real = path.resolve()
+    if (real / ".metadata").is_file():
+        return real
+    inside = [found for found in checkpoints(real) if found.is_dir()]
+    if inside:
+        return inside[-1]
+    raise ConfigError(
+        f"{path} is not a sharded checkpoint (a folder such as ep0-ba100 with .metadata in it), nor a folder of them, "
+        f"but {_describe(path)}"
+    )
+
+
+def _describe(path: Path) -> str:
+    if not path.exists():
+        return f"a link to {path.readlink()}, which is not there" if path.is_symlink() else "nothing is there"
+    if path.is_file():
+        return "a file; a full checkpoint is not exported: train with fsdp_config.state_dict_type: sharded"
+    names = sorted(entry.name for entry in path.iterdir())
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return f"a folder that holds {', '.join(names[:5])}{more}" if names else "an empty folder"
+
+
+def _check_output(output: Path) -> None:
+    if output.is_dir() and any(output.iterdir()):
+        raise ConfigError(f"the output folder {output} is not empty: name a new one, or empty it")
+    if output.exists() and not output.is_dir():
+        raise ConfigError(f"the output {output} is a file, but a folder is written: name another")
+
+
+def _begin(part: Path, order: dict[str, Any]) -> None:
+    """What an earlier call began stays when it had the same to do."""
+    file = part / _ORDER
+    if file.is_file() and file.read_text(encoding="utf-8") == json.dumps(order):
+        done = len(list(part.glob("*.safetensors")))
+        print(f"going on in {part}, where {done} files of weights are finished", flush=True)
+        return
+    for entry in part.iterdir():
+        if entry.name != _LOCK:
+            entry.unlink() if entry.is_file() else shutil.rmtree(entry)
+    file.write_text(json.dumps(order), encoding="utf-8")
+
+
+def _check_space(part: Path, run: Run, precision: Precision) -> None:
+    needed = sum(n_bytes(shape, precision) for shape in parameter_shapes(run.config.model).values())
+    there = sum(file.stat().st_size for file in part.iterdir()) if part.is_dir() else 0
+    free = shutil.disk_usage(next(parent for parent in part.parents if parent.exists())).free
+    if free + there < needed:
+        raise ConfigError(
+            f"the export needs {needed - there:,} bytes, but {part.parent} has {free:,} free: make room, or "
+            "name an output on another disk"
+        )
+
+
+def _write(part: Path, run: Run, precision: Precision, max_shard_bytes: int) -> None:
+    try:
+        write_weights(run.source, part, parameter_shapes(run.config.model), precision, max_shard_bytes)
+    except ConfigError:
+        # What the tensors come from is damaged: there is nothing to go on from.
+        shutil.rmtree(part)
+        raise
+    write_json(part / "config.json", config_json(run.config.model, run.generation, TORCH_DTYPES[precision]))
+    (part / "README.md").write_text(model_card(run.checkpoint, run.config, precision), encoding="utf-8")
+    shutil.copytree(run.tokenizer, part, dirs_exist_ok=True)
+
+
+def _prove(part: Path, checkpoint: Path, output: Path) -> None:
+    """In a process of its own, which shares nothing with the one that wrote."""
+    root = str(Path(__file__).resolve().parents[2])
+    # A rank's place in a run is none of its business, and neither are GPUs.
+    env = {key: value for key, value in os.environ.items() if key not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
+    env |= {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": os.pathsep.join(filter(None, [root, env.get("PYTHONPATH")]))}
+    command = [sys.executable, "-m", "train.export.verify", str(part), "--composer_path", str(checkpoint)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    if done.returncode < 0:
+        raise ConfigError(
+            f"the proof was killed by signal {-done.returncode} (of 9 the reason is mostly too little memory), so that "
+            f"{output} was not made: what is written stays in {part}, and the same command goes on from there"
+        )
+    if done.returncode == EXIT_NOT_FINITE:
+        shutil.rmtree(part)
+        raise ConfigError(f"{output} was not made: {done.stderr.rpartition('error: ')[2].strip()}")
+    if done.returncode:
+        said = done.stderr.rpartition("error: ")[2].strip() or done.stdout
+        raise ConfigError(
+            f"the export is not right, and {output} was not made: {said} (what was written is in {part}: remove it "
+            "to write it anew)"
+        )
+    print(done.stdout, end="", flush=True)

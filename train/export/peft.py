@@ -1,0 +1,171 @@
+"""A checkpoint of adapters (LoRA) with its frozen base: merged into a whole model, or as a folder that PEFT loads.
+
+Both are written a few rows at a time: neither the base nor the sum is ever in memory.
+"""
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from data.base.errors import ConfigError
+from train.checkpoint.reader import CheckpointReader
+from train.config.load import load_saved_config
+from train.config.schema import TrainConfig
+from train.export.model_card import front_matter, lora_table
+from train.export.writer import write_file
+from train.hf.finite import is_finite, of_checkpoint
+from train.hf.repository import write_json
+from train.hf.tensors import Precision, n_bytes, row_blocks
+from train.models.config import LoraConfig, ModelConfig
+from train.models.shapes import adapted_shapes, adapter_name, adapter_shapes
+
+PEFT_WEIGHTS = "adapter_model.safetensors"
+
+
+class PeftWeights:
+    """The adapters under PEFT's names. Where each expert has an A, B is block-diagonal: PEFT knows one A alone."""
+
+    def __init__(self, adapters: CheckpointReader, model: ModelConfig, lora: LoraConfig) -> None:
+        self.adapters, self.files = adapters, adapters.files
+        self.r, self._F = lora.r, model.ffn_config.ffn_hidden_size
+        own = adapter_shapes(model, lora)
+        self._own: dict[str, str] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        for name in adapted_shapes(model, lora):
+            place, peft = adapter_name(name), _peft_name(name, lora)
+            rank = own[f"{place}.lora_A"][0]
+            for matrix in ("lora_A", "lora_B"):
+                shape = own[f"{place}.{matrix}"]
+                self._own[f"{peft}.{matrix}.weight"] = f"{place}.{matrix}"
+                self.shapes[f"{peft}.{matrix}.weight"] = shape if matrix == "lora_A" else (shape[0], rank)
+
+    def pieces(self, name: str, dtype: torch.dtype) -> None:
+        return None
+
+    def rows(self, name: str, start: int, stop: int, out: torch.Tensor) -> None:
+        own = self._own[name]
+        if self.shapes[name] == self.adapters.shapes[own]:
+            self.adapters.rows(own, start, stop, out)
+            return
+        B = torch.empty(stop - start, self.r)
+        self.adapters.rows(own, start, stop, B)
+        expert = torch.arange(start, stop) // self._F
+        columns = expert.unsqueeze(1) * self.r + torch.arange(self.r)
+        out.zero_().scatter_(1, columns, B.to(out.dtype))
+
+
+def _peft_name(name: str, lora: LoraConfig) -> str:
+    """PEFT wraps a module once for each parameter of it, the first innermost."""
+    module, _, last = name.rpartition(".")
+    if last == "weight":
+        return f"base_model.model.{module}"
+    wrapped = [part for part in ("w1", "v1", "w2") if part in lora.targets]
+    return f"base_model.model.{module}{'.base_layer' * (len(wrapped) - 1 - wrapped.index(last))}"
+
+
+def peft_config(model: ModelConfig, lora: LoraConfig, base: str | None) -> dict[str, Any]:
+    """adapter_config.json, which peft 0.18 and newer read."""
+    names = {"Wqkv": "Wqkv", "out_proj": "out_proj", "layer": "router.layer"}
+    experts = [f"experts.mlp.{part}" for part in ("w1", "v1", "w2") if part in lora.targets]
+    linear = [names[part] for part in lora.targets if part in names]
+    # With an A an expert, theirs is the common rank: patterns are for modules, of parameters PEFT warns falsely.
+    wide = model.ffn_config.moe_num_experts if lora.per_expert and experts else 1
+    narrow = linear if wide > 1 else []
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "r": wide * lora.r,
+        "lora_alpha": wide * lora.alpha,
+        # Of training alone, and refused by PEFT beside target_parameters.
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "target_modules": linear,
+        "target_parameters": experts or None,
+        "rank_pattern": dict.fromkeys(narrow, lora.r),
+        "alpha_pattern": dict.fromkeys(narrow, lora.alpha),
+        "inference_mode": True,
+    }
+
+
+def export_peft(checkpoint: Path, output: Path, precision: Precision = "fp32") -> None:
+    """Writes the adapters as a folder that stock PEFT loads onto the base in stock transformers.
+
+    Says beforehand how large it will be. Raises ConfigError, and leaves nothing, when the checkpoint holds none or is
+    not whole, or the output is not empty or cannot be written.
+    """
+    reader, beside = CheckpointReader(checkpoint), checkpoint.parent / "config.yaml"
+    if not beside.is_file():
+        raise ConfigError(f"{beside} is not there, but it says what the adapters are: copy it there")
+    config = load_saved_config(beside)
+    if config.lora is None:
+        raise ConfigError(f"{checkpoint} is a whole model without adapters: leave --adapter peft out")
+    reader.check(config.model, str(beside), config.lora)
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ConfigError(f"the output {output} is there and not empty: name a new folder, or empty it")
+    source = PeftWeights(reader, config.model, config.lora)
+    size = sum(n_bytes(shape, precision) for shape in source.shapes.values())
+    block = ", block-diagonal over the experts" if config.lora.per_expert else ""
+    print(f"the PEFT adapter will have {size:,} bytes in {precision}{block}", flush=True)
+    part = output.absolute().with_name(f".{output.name}.part")
+    try:
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        if (free := shutil.disk_usage(part).free) < size:
+            raise ConfigError(f"the adapter needs {size:,} bytes, but {output.absolute().parent} has {free:,} free")
+        base = config.model.pretrained_model_name_or_path
+        write_json(part / "adapter_config.json", peft_config(config.model, config.lora, base))
+        (part / "README.md").write_text(_readme(config, base), encoding="utf-8")
+        _check_finite(reader, adapter_shapes(config.model, config.lora))
+        with tqdm(total=size, unit="B", unit_scale=True, desc="adapter", disable=None) as progress:
+            write_file(source, part / PEFT_WEIGHTS, source.shapes, precision, progress)
+        part.replace(output)
+    except OSError as error:
+        raise ConfigError(f"the output {output} cannot be written: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _check_finite(reader: CheckpointReader, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raises ConfigError when adapters in the checkpoint are not finite."""
+    names = []
+    for name, shape in shapes.items():
+        for start, stop in row_blocks(shape, 4):
+            rows = torch.empty(stop - start, *shape[1:])
+            reader.rows(name, start, stop, rows)
+            if not is_finite(rows):
+                names.append(name)
+                break
+    if names:
+        raise ConfigError(of_checkpoint(reader.checkpoint, names))
+
+
+def _readme(config: TrainConfig, base: str | None) -> str:
+    assert config.lora is not None
+    merged = bool({"w1", "v1", "w2"} & set(config.lora.targets))
+    how = """
+The experts' weights are read past the module that holds them, where PEFT cannot add to them: without
+`merge_and_unload()` the model raises `AttributeError: 'ParamWrapper' object has no attribute 'w1'`.
+"""
+    begun = base or config.load_path
+    return f"""{front_matter("peft", base)}
+
+# Adapters of {config.run_name or "a run"}
+
+Adapters (LoRA) of a DBRX that began with {f"the weights in `{begun}`" if begun else "fresh weights"}, trained with
+Dropless.
+
+{lora_table(config.lora)}
+
+```python
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+model = AutoModelForCausalLM.from_pretrained({base or "the base"!r})
+model = PeftModel.from_pretrained(model, "this folder"){".merge_and_unload()" if merged else ""}
+```
+{how if merged else ""}"""

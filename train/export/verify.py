@@ -1,0 +1,220 @@
+"""The proof that an exported folder is right, from its files alone and with stock transformers.
+
+`python -m train.export.verify FOLDER --composer_path CHECKPOINT`, in any environment with transformers 4.53 or newer.
+Files, names, shapes and bytes are checked here; what transformers computes from them, in verify_logits.py.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from data.base.errors import ConfigError
+from data.base.paths import refuse_path_arguments
+from data.hub.repository_files import TEMPLATES, check_json_files, refuse_code_beside
+from train.export.export import EXIT_NOT_FINITE, TORCH_DTYPES, Run, open_run
+from train.export.verify_logits import check_logits, written_rows
+from train.hf.config_json import config_json
+from train.hf.finite import is_finite, of_checkpoint
+from train.hf.repository import INDEX
+from train.hf.safetensors_file import Stored, header, read_header
+from train.hf.tensors import DTYPES, Precision
+from train.models.shapes import parameter_shapes
+
+
+class NotFinite(ConfigError):
+    """The checkpoint's weights are not finite: no export of it is of use, however it is written."""
+
+
+def verify(folder: Path, checkpoint: Path) -> list[str]:
+    """What was shown, line by line. Raises ConfigError with the first thing that is wrong, and in which file."""
+    run = open_run(checkpoint)
+    check_json_files(folder)
+    refuse_code_beside(folder)
+    precision = _check_config(folder, run)
+    _check_files(folder, run)
+    _check_tokenizer(folder, run)
+    tensors = _check_weights(folder, run, precision)
+    return [
+        f"{len(tensors)} tensors with the names and shapes of stock DBRX, equal to the checkpoint's to the byte",
+        "config, tokenizer, ends of text and chat template agree",
+        *check_logits(folder, run, precision, tensors),
+    ]
+
+
+def _wrong(name: str, what: object) -> ConfigError:
+    return ConfigError(f"{name} {what}")
+
+
+def _read_json(folder: Path, name: str) -> dict[str, Any]:
+    try:
+        contents = json.loads((folder / name).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise _wrong(name, f"cannot be read: {error.strerror}") from None
+    except ValueError:
+        raise _wrong(name, "is not JSON") from None
+    except RecursionError:
+        raise _wrong(name, "is nested too deeply to be read") from None
+    if not isinstance(contents, dict):
+        raise _wrong(name, "holds no mapping")
+    return contents
+
+
+def _check_config(folder: Path, run: Run) -> Precision:
+    found = _read_json(folder, "config.json")
+    precisions: dict[str, Precision] = {dtype: key for key, dtype in TORCH_DTYPES.items()}
+    precision = precisions.get(str(found.get("torch_dtype")))
+    if precision is None:
+        raise _wrong(
+            "config.json", f"has torch_dtype {found.get('torch_dtype')}, not {' or '.join(TORCH_DTYPES.values())}"
+        )
+    expected = json.loads(json.dumps(config_json(run.config.model, run.generation, TORCH_DTYPES[precision])))
+    for key in sorted({*found, *expected}):
+        if found.get(key, _ABSENT) != expected.get(key, _ABSENT):
+            raise _wrong("config.json", f"has {key} {found.get(key)}, but the checkpoint's is {expected.get(key)}")
+    return precision
+
+
+_ABSENT = object()
+_BESIDE = ("config.json", INDEX, "README.md", "evaluation.json")
+"""What a whole folder may have beside weights and tokenizer."""
+
+
+def _check_files(folder: Path, run: Run) -> None:
+    """The tokenizer's files are those of the run; there is nothing besides that a loader might take up."""
+    if not (folder / "README.md").is_file():
+        raise _wrong("README.md", "is missing")
+    tokenizer, found = _files(run.tokenizer), _files(folder)
+    for name, file in tokenizer.items():
+        if name not in found or not found[name].is_file():
+            raise _wrong(name, "is missing")
+        if found[name].read_bytes() != file.read_bytes():
+            raise _wrong(name, "is not the one that the run left beside its checkpoints")
+    known = {*_weight_map(folder).values(), *_BESIDE, *tokenizer}
+    for name in found:
+        if name not in known and not _is_harmless(name):
+            raise _wrong(name, "is no part of the export")
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """All below it, and links to folders. A tokenizer may have a folder of chat templates, and no other."""
+    found = sorted(path for path in folder.rglob("*") if path.is_file() or path.is_symlink())
+    files = {path.relative_to(folder).as_posix(): path for path in found}
+    for name in files:
+        below = name.rpartition("/")[0]
+        if name.endswith(".py") or (below not in ("", TEMPLATES) and not name.startswith(".")):
+            raise _wrong(name, "is no part of the export")
+    return files
+
+
+def _is_harmless(name: str) -> bool:
+    """Hidden files and folders, which transformers does not read, and licenses."""
+    return name.startswith((".", "LICENSE", "NOTICE"))
+
+
+def _weight_map(folder: Path) -> dict[str, str]:
+    index = _read_json(folder, INDEX)
+    if not isinstance(index.get("weight_map"), dict):
+        raise _wrong(INDEX, "has no weight_map")
+    return index["weight_map"]
+
+
+def _check_tokenizer(folder: Path, run: Run) -> None:
+    tokenizer: Any = transformers.AutoTokenizer.from_pretrained(folder)
+    config, generation = (
+        transformers.AutoConfig.from_pretrained(folder),
+        transformers.GenerationConfig.from_pretrained(folder),
+    )
+    stops = run.generation["eos_token_id"]
+    said = {"config.json": config.eos_token_id, "generation_config.json": generation.eos_token_id}
+    for name, found in said.items():
+        if found != stops:
+            raise _wrong(name, f"ends texts at {found}, the checkpoint's tokenizer at {stops}")
+    if tokenizer.eos_token_id not in stops:
+        raise _wrong("the tokenizer", f"ends texts at {tokenizer.eos_token_id}, generation at {stops}")
+    if len(tokenizer) > run.config.model.vocab_size:
+        raise _wrong("the tokenizer", f"has {len(tokenizer)} tokens, the model {run.config.model.vocab_size}")
+    if tokenizer.chat_template is None:
+        return
+    words = ("How many legs has a spider?", "Eight.")
+    messages = [{"role": role, "content": text} for role, text in zip(("user", "assistant"), words, strict=True)]
+    try:
+        text = tokenizer.apply_chat_template(messages, tokenize=False)
+    except Exception as error:  # whatever the template raises, and jinja's own
+        raise _wrong("the chat template", f"does not render {messages}: {error}") from None
+    if not all(word in text for word in words):
+        raise _wrong("the chat template", f"renders {messages} as {text!r}")
+
+
+def _check_weights(folder: Path, run: Run, precision: Precision) -> dict[str, tuple[Path, Stored]]:
+    """Index, headers, names and shapes, and every byte. Raises NotFinite when those agree, but are not all finite."""
+    shapes, weight_map, dtype = parameter_shapes(run.config.model), _weight_map(folder), DTYPES[precision][0]
+    stock = _stock_shapes(folder)
+    if stock != shapes:
+        differ = sorted(name for name in {*stock, *shapes} if stock.get(name) != shapes.get(name))
+        raise _wrong("config.json", f"makes transformers expect other tensors, such as {differ[0]}")
+    if list(weight_map) != list(shapes):
+        raise _wrong(INDEX, f"does not name the tensors of DBRX: {sorted({*weight_map} ^ {*shapes})[:3]}")
+    tensors: dict[str, tuple[Path, Stored]] = {}
+    for file in dict.fromkeys(folder / name for name in weight_map.values()):
+        inside = {name: shapes[name] for name, place in weight_map.items() if place == file.name}
+        begin = header(inside, DTYPES[precision][1])
+        try:
+            tensors |= {name: (file, stored) for name, stored in read_header(file).items()}
+            with file.open("rb") as stream:
+                same = stream.read(len(begin)) == begin
+        except OSError as error:
+            raise _wrong(file.name, f"cannot be read: {error.strerror}") from None
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+        if not same:
+            raise _wrong(file.name, "has another header than the tensors that the index puts there need")
+    total = sum(stored.stop - stored.start for _, stored in tensors.values())
+    if _read_json(folder, INDEX).get("metadata") != {"total_size": total}:
+        raise _wrong(INDEX, f"does not say that there are {total} bytes")
+    not_finite: dict[str, None] = {}
+    for name, (file, _) in tensors.items():
+        for start, rows in written_rows(tensors, name, dtype):
+            expected = torch.empty_like(rows)
+            run.source.rows(name, start, start + len(rows), expected)
+            if not torch.equal(expected.view(torch.uint8), rows.view(torch.uint8)):
+                raise _wrong(
+                    file.name, f"holds another {name} than the checkpoint, in rows {start} to {start + len(rows)}"
+                )
+            if not is_finite(rows):
+                not_finite[name] = None
+    if not_finite:
+        raise NotFinite(of_checkpoint(run.checkpoint, list(not_finite)))
+    return tensors
+
+
+def _stock_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    with torch.device("meta"):
+        stock = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.from_pretrained(folder))
+    return {name: tuple(tensor.shape) for name, tensor in stock.state_dict().items()}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m train.export.verify", description=__doc__)
+    parser.add_argument("folder", type=Path, help="the exported folder")
+    what = "the checkpoint that it was exported from, in its save folder"
+    parser.add_argument("--composer_path", type=Path, required=True, help=what)
+    args = parser.parse_args(argv)
+    transformers.logging.set_verbosity_error()
+    try:
+        refuse_path_arguments(args, "folder", "--composer_path")
+        for line in verify(args.folder, args.composer_path):
+            print(f"verified: {line}", flush=True)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_NOT_FINITE if isinstance(error, NotFinite) else 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,193 @@
+"""That stock transformers' modules compute an exported folder's logits as ours compute the checkpoint's.
+
+In fp32, block by block: nothing is held in memory beside one block of one side, so that it works for the 132B as well.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+import transformers
+from torch import Tensor, nn
+
+from data.base.errors import ConfigError
+from train.export.export import Run
+from train.hf.raw_rows import read_rows
+from train.hf.safetensors_file import Stored
+from train.hf.tensors import DTYPES, Precision, row_blocks
+from train.models.attention.layout import Layout, find_documents, make_layout
+from train.models.config import ModelConfig
+from train.models.dbrx import DbrxBlock
+from train.models.linear import Linear
+from train.models.shapes import parameter_shapes
+
+Written = Mapping[str, tuple[Path, Stored]]
+"""The file and the place in it of each tensor of the folder."""
+TOLERANCE = 1e-4
+"""Of a token's largest number: fp32 rounds to some 1e-6 of it."""
+WHOLE_BYTES = 20e9
+"""Up to this size in fp32 the model is also computed as a whole."""
+_N_ROWS, _ROW_LENGTH = 2, 48
+_TIE = 1e-5
+"""Two experts whose probabilities are closer than this may be chosen by either side."""
+
+
+def written_rows(tensors: Written, name: str, dtype: torch.dtype) -> Iterator[tuple[int, Tensor]]:
+    """(first row, rows) of what is written, block by block."""
+    file, stored = tensors[name]
+    offset = stored.start
+    for start, stop in row_blocks(stored.shape, dtype.itemsize):
+        rows = torch.empty(stop - start, *stored.shape[1:], dtype=dtype)
+        read_rows(file, offset, dtype, rows)
+        offset += rows.nbytes
+        yield start, rows
+
+
+class _Weights:
+    """Both sides' weights, in fp32: the checkpoint's, rounded as the export is, and the files'."""
+
+    def __init__(self, run: Run, precision: Precision, tensors: Written) -> None:
+        self.run, self.dtype, self.tensors = run, DTYPES[precision][0], tensors
+
+    def fill_ours(self, module: nn.Module, prefix: str) -> None:
+        for name, param in module.named_parameters():
+            for start, stop in row_blocks(tuple(param.shape), self.dtype.itemsize):
+                rows = torch.empty(stop - start, *param.shape[1:], dtype=self.dtype)
+                self.run.source.rows(prefix + name, start, stop, rows)
+                param[start:stop].copy_(rows)
+
+    def fill_theirs(self, module: nn.Module, prefix: str) -> None:
+        for name, param in module.named_parameters():
+            for start, rows in written_rows(self.tensors, prefix + name, self.dtype):
+                param[start : start + len(rows)].copy_(rows)
+
+
+class _Side:
+    """One side's block, whose weights are there only while it computes."""
+
+    def __init__(self, block: nn.Module, fill: Callable[[nn.Module, str], None]) -> None:
+        self.block, self.fill = block, fill
+        self._shapes = {name: param.shape for name, param in block.named_parameters()}
+        self._empty()
+
+    @contextlib.contextmanager
+    def filled(self, prefix: str) -> Iterator[None]:
+        for name, param in self.block.named_parameters():
+            param.data = torch.empty(self._shapes[name])
+        self.fill(self.block, prefix)
+        yield
+        self._empty()
+
+    def _empty(self) -> None:
+        for param in self.block.parameters():
+            param.data = torch.empty(0)
+
+
+@torch.no_grad()
+def check_logits(folder: Path, run: Run, precision: Precision, tensors: Written) -> list[str]:
+    """What was shown, line by line; ConfigError where the sides differ.
+
+    Each block of either side gets what our blocks before it gave, so that nothing adds up on the way."""
+    model, weights = _on_cpu(run.config.model), _Weights(run, precision, tensors)
+    ids_BS = _fixed_rows(model)
+    documents = find_documents(ids_BS, torch.zeros_like(ids_BS), model)
+    layout = make_layout(documents, model, torch.float32)
+    x_BSD = _embed(weights, model, ids_BS)
+    theirs, norm_f = _stock_block(folder)
+    ours = _make(lambda: DbrxBlock(model))
+    our_side, their_side = _Side(ours, weights.fill_ours), _Side(theirs.blocks[0], weights.fill_theirs)
+    worst, tied_BS = 0.0, torch.zeros_like(ids_BS, dtype=torch.bool)
+    for layer in range(model.n_layers):
+        prefix = f"transformer.blocks.{layer}."
+        with our_side.filled(prefix):
+            y_BSD, here_BS = _our_block(ours, x_BSD, layout)
+        with their_side.filled(prefix):
+            stock_BSD = theirs(inputs_embeds=x_BSD, use_cache=False).last_hidden_state
+        worst = max(worst, compare(stock_BSD[~here_BS], y_BSD[~here_BS], f"block {layer}"))
+        tied_BS |= here_BS
+        x_BSD = y_BSD
+    logits_BSV = _head(weights, model, x_BSD, None)
+    worst = max(worst, compare(_head(weights, model, x_BSD, norm_f), logits_BSV, "the logits"))
+    said = f"transformers {transformers.__version__} computes the same in fp32, block by block"
+    lines = [f"{said}: {worst:.0e} of a token's largest number apart on {int((~tied_BS).sum())} tokens"]
+    needed = 4 * sum(torch.Size(shape).numel() for shape in parameter_shapes(model).values())
+    if needed < min(WHOLE_BYTES, 0.7 * psutil.virtual_memory().available):
+        # What follows a token that may go elsewhere has seen it.
+        clean_BS = tied_BS.cumsum(1) == 0
+        whole = transformers.AutoModelForCausalLM.from_pretrained(folder).float().eval()
+        apart = compare(whole(ids_BS).logits[clean_BS], logits_BSV[clean_BS], "the whole model's logits")
+        lines.append(f"the whole model at once: {apart:.0e} apart on {int(clean_BS.sum())} tokens")
+    return lines
+
+
+def _on_cpu(model: ModelConfig) -> ModelConfig:
+    """Computed by what is everywhere."""
+    attn = dataclasses.replace(model.attn_config, attn_impl="sdpa")
+    return dataclasses.replace(
+        model, attn_config=attn, ffn_config=dataclasses.replace(model.ffn_config, moe_impl="torch", moe_recompute=False)
+    )
+
+
+def _fixed_rows(model: ModelConfig) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, model.vocab_size, (_N_ROWS, min(_ROW_LENGTH, model.max_seq_len)), generator=generator)
+
+
+def _make(build: Any) -> Any:
+    with torch.device("meta"):
+        module = build()
+    return module.to_empty(device="cpu").eval().requires_grad_(False)
+
+
+def _embed(weights: _Weights, model: ModelConfig, ids_BS: Tensor) -> Tensor:
+    wte = _make(lambda: nn.Embedding(model.vocab_size, model.d_model))
+    weights.fill_ours(wte, "transformer.wte.")
+    return wte(ids_BS)
+
+
+def _our_block(block: DbrxBlock, x_BSD: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
+    """What the block makes of it, and which tokens stand between two experts [B, S]."""
+    y_TD, stats = block(x_BSD.flatten(0, 1), layout)
+    k = block.ffn.router.moe_top_k
+    ordered_TE = stats.logits_TE.softmax(-1).sort(-1, descending=True).values
+    tied_T = torch.zeros(len(y_TD), dtype=torch.bool)
+    if k < ordered_TE.shape[1]:
+        tied_T = ordered_TE[:, k - 1] - ordered_TE[:, k] < _TIE
+    return y_TD.view_as(x_BSD), tied_T.view(x_BSD.shape[:2])
+
+
+def _stock_block(folder: Path) -> tuple[Any, nn.Module]:
+    """transformers' own model of one block and nearly no vocabulary, without its last norm; and that norm."""
+    config: Any = transformers.AutoConfig.from_pretrained(folder)
+    config.n_layers, config.vocab_size, config.pad_token_id = 1, 1, None
+    model: Any = transformers.DbrxModel(config).float().eval().requires_grad_(False)
+    norm_f, model.norm_f = model.norm_f, nn.Identity()
+    return model, norm_f
+
+
+def _head(weights: _Weights, model: ModelConfig, x_BSD: Tensor, norm_f: nn.Module | None) -> Tensor:
+    """Ours, or with transformers' norm the files'."""
+    fill, stock = (weights.fill_ours, False) if norm_f is None else (weights.fill_theirs, True)
+    norm = norm_f if norm_f is not None else _make(lambda: nn.LayerNorm(model.d_model, bias=False))
+    size = (model.d_model, model.vocab_size)
+    head = _make(lambda: nn.Linear(*size, bias=False) if stock else Linear(*size))
+    fill(norm, "transformer.norm_f.")
+    fill(head, "lm_head.")
+    return head(norm(x_BSD).flatten(0, 1)).view(*x_BSD.shape[:2], -1)
+
+
+def compare(theirs: Tensor, ours: Tensor, where: str) -> float:
+    if ours.numel() == 0:
+        return 0.0
+    # Token by token: some of a trained model's have numbers thousands of times those of the others.
+    apart = ((theirs - ours).abs().amax(-1) / ours.abs().amax(-1)).max().item()
+    if not apart <= TOLERANCE:  # NaN too
+        raise ConfigError(
+            f"transformers {transformers.__version__} computes something else: {where} are {apart:.1e} of a token's "
+            f"largest number apart (at most {TOLERANCE:.0e} is rounding)"
+        )
+    return apart

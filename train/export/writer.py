@@ -1,0 +1,143 @@
+"""Tensors written as safetensors files with an index, a few rows in memory at a time; killed, it goes on."""
+
+import os
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from io import FileIO
+from pathlib import Path
+
+from tqdm import tqdm
+
+from data.base.errors import ConfigError
+from train.hf.raw_rows import Piece, Scratch
+from train.hf.repository import INDEX, write_json
+from train.hf.safetensors_file import header
+from train.hf.tensors import DTYPES, Precision, TensorSource, n_bytes, row_blocks
+
+MAX_SHARD_BYTES = 5_000_000_000
+_WORKERS = 2
+"""Threads: while one writes, for which a file takes one at a time, the other reads and casts what comes next."""
+_COPY_BYTES = 1 << 23
+_WRITE_BYTES = 1 << 16
+"""Of one call. For larger ones ext4 takes larger folios, which cost up to eight times as much where the machine's
+memory is in pieces, or virtual and new."""
+_scratch = Scratch()
+
+
+def write_weights(
+    source: TensorSource,
+    folder: Path,
+    shapes: Mapping[str, tuple[int, ...]],
+    precision: Precision,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> None:
+    """Writes the tensors of `shapes`, in that order, and the index. Tensors that are in the folder already stay."""
+    shards = list(cut(shapes, precision, max_shard_bytes))
+    total = sum(n_bytes(shape, precision) for shape in shapes.values())
+    weight_map = {}
+    with tqdm(total=total, unit="B", unit_scale=True, desc="export", disable=None) as progress:
+        for number, names in enumerate(shards, start=1):
+            file = folder / f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+            weight_map |= dict.fromkeys(names, file.name)
+            if file.exists():
+                progress.update(sum(n_bytes(shapes[name], precision) for name in names))
+                continue
+            part = file.with_suffix(".part")
+            write_file(source, part, {name: shapes[name] for name in names}, precision, progress)
+            part.rename(file)
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    write_json(folder / INDEX, index)
+
+
+def cut(shapes: Mapping[str, tuple[int, ...]], precision: Precision, max_bytes: int) -> Iterator[list[str]]:
+    """The names that go into each file, in order; a tensor larger than a file may be has one of its own."""
+    names: list[str] = []
+    size = 0
+    for name, shape in shapes.items():
+        more = n_bytes(shape, precision)
+        if names and size + more > max_bytes:
+            yield names
+            names, size = [], 0
+        names.append(name)
+        size += more
+    yield names
+
+
+def write_file(
+    source: TensorSource, path: Path, shapes: Mapping[str, tuple[int, ...]], precision: Precision, progress: tqdm
+) -> None:
+    """Writes one safetensors file; what a killed call has finished of its tensors stays."""
+    begin = header(shapes, DTYPES[precision][1])
+    # Unbuffered: whole pieces are written, by the kernel too.
+    mode = "r+b" if path.exists() else "w+b"
+    with path.open(mode, buffering=0) as stream, ThreadPoolExecutor(_WORKERS) as pool:
+        there = stream.seek(0, 2)
+        if there < len(begin):
+            stream.seek(0)
+            _write_all(stream, memoryview(begin))
+        end = len(begin)
+        for name, shape in shapes.items():
+            end += n_bytes(shape, precision)
+            if there < end:
+                # Of a tensor that was cut off nothing is kept.
+                stream.seek(end - n_bytes(shape, precision))
+                _write_tensor(source, stream, pool, name, shape, precision, progress)
+            else:
+                progress.update(n_bytes(shape, precision))
+        stream.truncate(end)
+
+
+def _write_tensor(
+    source: TensorSource,
+    stream: FileIO,
+    pool: ThreadPoolExecutor,
+    name: str,
+    shape: tuple[int, ...],
+    precision: Precision,
+    progress: tqdm,
+) -> None:
+    dtype = DTYPES[precision][0]
+    pieces = source.pieces(name, dtype)
+    if pieces is not None:
+        for piece in pieces:
+            _copy(piece, stream, progress)
+        return
+
+    def write(start: int, stop: int, before: Future[int] | None) -> int:
+        rows, data = _scratch.take((stop - start, *shape[1:]), dtype)
+        source.rows(name, start, stop, rows)
+        # In order: how long the file is says what of it is whole.
+        if before is not None:
+            before.result()
+        for first in range(0, len(data), _WRITE_BYTES):
+            _write_all(stream, data[first : first + _WRITE_BYTES])
+        return len(data)
+
+    blocks: list[Future[int]] = []
+    for start, stop in row_blocks(shape, dtype.itemsize):
+        blocks.append(pool.submit(write, start, stop, blocks[-1] if blocks else None))
+    try:
+        for block in blocks:
+            progress.update(block.result())
+    except BaseException:
+        pool.shutdown(cancel_futures=True)
+        raise
+
+
+def _copy(piece: Piece, stream: FileIO, progress: tqdm) -> None:
+    """From file to file, without a way through this process."""
+    done = 0
+    with piece.path.open("rb", buffering=0) as file:
+        while done < piece.length:
+            count = os.sendfile(
+                stream.fileno(), file.fileno(), piece.offset + done, min(piece.length - done, _COPY_BYTES)
+            )
+            if not count:
+                raise ConfigError(f"{piece.path} ends too early: it was cut off, bring it here again")
+            done += count
+            progress.update(count)
+
+
+def _write_all(stream: FileIO, data: memoryview) -> None:
+    while len(data):
+        data = data[stream.write(data) :]

@@ -1,0 +1,264 @@
+"""What a run computes on, and why torch cannot use a GPU that the machine has.
+
+torch and Composer take the CPU when they find no GPU that works, and say nothing. Here that is an error: the CPU
+computes where there is no GPU, or where it was chosen. Imports torch only when it has to ask.
+"""
+
+import ctypes
+import os
+import re
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from data.base.errors import ConfigError
+
+Device = Literal["cpu", "gpu"]
+"""Composer's names."""
+
+_ON_CPU = "or choose the CPU: device=cpu (in scripts: --device cpu)"
+_INSTALL = "uv pip install --torch-backend"
+_LEAST_DRIVER = {12: 525, 13: 580}
+"""By CUDA's major version (NVIDIA's CUDA Compatibility guide); within one, newer wheels run on older drivers."""
+_PCI_GPUS = {"nvidia": ("0x10de", "0x03"), "amd": ("0x1002", "0x12")}
+"""Vendor and beginning of the class: display controllers, of AMD only accelerators. Many processors have AMD graphics
+that no wheel computes on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """What decides whether torch can use a GPU. `torch_*` is the installed wheel's, the rest is found without it."""
+
+    nvidia_gpus: int = 0
+    """Those that have a device file; where none has, those on the PCI bus, which a container sees too."""
+    amd_gpus: int = 0
+    device_files: int = 0
+    """/dev/nvidia0 and so on: a container has those that it was given."""
+    driver: str | None = None
+    """Version of the loaded NVIDIA driver, such as 570.86.15."""
+    driver_cuda: tuple[int, int] | None = None
+    """The newest CUDA that the driver knows, such as (12, 8)."""
+    environment: Mapping[str, str]
+    torch_version: str
+    torch_cuda: str | None = None
+    torch_hip: str | None = None
+    torch_archs: tuple[str, ...] = ()
+    """What the wheel is compiled for, such as sm_90."""
+    torch_gpus: int = 0
+    torch_error: str = ""
+    """What torch answers when it has none."""
+    capability: tuple[int, int] | None = None
+    """Compute capability of this rank's GPU."""
+
+    def __str__(self) -> str:
+        counts = {"NVIDIA": self.nvidia_gpus, "AMD": self.amd_gpus}
+        gpus = [f"{n} {vendor} GPU{'s' if n > 1 else ''}" for vendor, n in counts.items() if n]
+        driver = f"driver {self.driver}" if self.driver else "no driver is loaded"
+        if self.driver_cuda is not None:
+            driver = f"driver{f' {self.driver}' if self.driver else ''} for CUDA {_dotted(self.driver_cuda)}"
+        return f"{' and '.join(gpus) or 'a GPU'}{f' ({driver})' if self.nvidia_gpus else ''}"
+
+    @property
+    def wheel(self) -> str:
+        built = "the CPU alone"
+        if self.torch_cuda or self.torch_hip:
+            built = f"CUDA {self.torch_cuda}" if self.torch_cuda else f"ROCm {self.torch_hip}"
+        return f"torch {self.torch_version} (built for {built})"
+
+
+def choose_device(wanted: Device | None) -> Device:
+    """`gpu` where there is one, else `cpu`; `cpu` hides all GPUs from this process and its children.
+
+    Raises ConfigError when torch cannot use the machine's GPU and wanted is not cpu, and for gpu without one.
+    """
+    # What torch warns of (once or twice, by how it was built) is in our error, or was chosen.
+    warnings.filterwarnings("ignore", message="CUDA initialization")
+    if wanted == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        return "cpu"
+    machine = look()
+    if defect := why_no_gpu(machine):
+        raise ConfigError(defect)
+    if not machine.torch_gpus and wanted == "gpu":
+        vendors, files = ("NVIDIA or AMD", " or /dev/kfd") if machine.torch_hip else ("NVIDIA", "")
+        raise ConfigError(
+            f"device is gpu, but this machine has none (no {vendors} GPU on its PCI bus, no /dev/nvidia0{files}): "
+            f"start it where there is one, {_ON_CPU}"
+        )
+    return "gpu" if machine.torch_gpus else "cpu"
+
+
+def why_no_gpu(machine: Machine) -> str | None:
+    """Why a run cannot have the machine's GPUs, and what to do; None when it can, or when there are none."""
+    if machine.torch_gpus:
+        ranks = int(machine.environment.get("LOCAL_WORLD_SIZE", "1"))
+        if ranks > machine.torch_gpus:
+            seen = f"torch sees {machine.torch_gpus} GPU{'s' if machine.torch_gpus > 1 else ''}"
+            fix = f"composer -n {machine.torch_gpus}"
+            if machine.environment.get("CUDA_VISIBLE_DEVICES"):
+                # Slurm may bind each task to a GPU of its own: then every rank sees one.
+                fix += ", or let every rank see all GPUs (srun --gpu-bind=none)"
+            return f"this machine runs {ranks} ranks, but {seen}: {fix}, {_ON_CPU}"
+        cause = _unsupported(machine)
+    elif machine.nvidia_gpus or machine.amd_gpus:
+        cause = _hidden(machine) or _wrong_wheel(machine) or _no_driver(machine) or _torch_error(machine)
+    else:
+        cause = None
+    it = "them" if machine.nvidia_gpus + machine.amd_gpus > 1 else "it"
+    return f"this machine has {machine}, but {machine.wheel} cannot use {it}: {cause}, {_ON_CPU}" if cause else None
+
+
+def _hidden(machine: Machine) -> str | None:
+    count = machine.device_files or machine.nvidia_gpus or machine.amd_gpus
+    rocm = ("HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES") if machine.torch_hip else ()
+    for name in ("CUDA_VISIBLE_DEVICES", *rocm):
+        value = machine.environment.get(name)
+        # Those before the first that is not there are visible.
+        first = value.split(",")[0].strip() if value is not None else "0"
+        if first in ("", "-1", "NoDevFiles"):
+            return f"{name} is {value!r}, which hides every GPU: unset it"
+        if first.isdecimal() and int(first) >= count:
+            return f"{name} is {value!r}, but the GPUs are 0 to {count - 1}: unset or correct it"
+    return None
+
+
+def _wrong_wheel(machine: Machine) -> str | None:
+    install = f"install another wheel into a new environment ({_INSTALL} auto -e .)"
+    if machine.torch_cuda is None and machine.torch_hip is None:
+        return install
+    if (machine.torch_cuda is None and not machine.amd_gpus) or (machine.torch_hip is None and not machine.nvidia_gpus):
+        return f"that wheel is for other GPUs: {install}"
+    needed = int(machine.torch_cuda.split(".")[0]) if machine.torch_cuda else 0
+    if machine.driver_cuda is not None and machine.driver_cuda[0] < needed:
+        least = f" ({_LEAST_DRIVER[needed]} or newer)" if needed in _LEAST_DRIVER else ""
+        return f"that wheel needs a driver for CUDA {needed}{least}: update the driver, {install}"
+    return None
+
+
+def _no_driver(machine: Machine) -> str | None:
+    if not machine.torch_cuda:
+        return None
+    if machine.driver is None and machine.driver_cuda is None:
+        return "no NVIDIA driver is loaded: install it, or load its kernel module (modprobe nvidia)"
+    if not machine.device_files:
+        value = machine.environment.get("NVIDIA_VISIBLE_DEVICES")
+        named = f" (NVIDIA_VISIBLE_DEVICES is {value!r})" if value is not None else ""
+        return (
+            f"there is no device file /dev/nvidia0{named}: give the container its GPUs (docker run --gpus all; in "
+            "Kubernetes a limit of nvidia.com/gpu)"
+        )
+    if machine.driver_cuda is None:
+        return (
+            "the driver's library libcuda.so.1 is not found: install it, or have it put into the container "
+            "(NVIDIA_DRIVER_CAPABILITIES=compute,utility)"
+        )
+    return None
+
+
+def _torch_error(machine: Machine) -> str:
+    value = machine.environment.get("CUDA_VISIBLE_DEVICES")
+    named = f" (CUDA_VISIBLE_DEVICES is {value!r})" if value is not None else ""
+    return f"torch says {machine.torch_error!r}{named}: see what nvidia-smi shows"
+
+
+def _unsupported(machine: Machine) -> str | None:
+    """torch only warns about a GPU that its wheel is not compiled for, and the first kernel fails."""
+    if machine.capability is None or not machine.torch_archs:
+        return None
+    if any(_runs_on(arch, machine.capability) for arch in machine.torch_archs):
+        return None
+    return (
+        f"its compute capability is {_dotted(machine.capability)}, but the wheel is compiled for "
+        f"{', '.join(machine.torch_archs)}: install another wheel into a new environment ({_INSTALL} cu126 -e . for "
+        "older GPUs)"
+    )
+
+
+def _runs_on(arch: str, capability: tuple[int, int]) -> bool:
+    """Machine code (sm_86) runs within its major version, what is compiled on the spot (compute_80) on all later."""
+    found = re.match(r"(sm|compute)_(\d+)(\d)", arch)
+    if found is None:
+        return True
+    of = int(found[2]), int(found[3])
+    return of <= capability and (found[1] == "compute" or of[0] == capability[0])
+
+
+def _dotted(version: tuple[int, int]) -> str:
+    return f"{version[0]}.{version[1]}"
+
+
+def look(root: Path = Path("/")) -> Machine:
+    """This machine, by what Linux shows of it below root and by what torch says."""
+    pci = _pci_gpus(root / "sys/bus/pci/devices")
+    files = len(list((root / "dev").glob("nvidia[0-9]*")))
+    driver_cuda = _driver_cuda()
+    # Windows' subsystem for Linux has this instead.
+    if (root / "dev/dxg").exists() and driver_cuda is not None:
+        files = max(files, 1)
+    facts = _torch_facts(int(os.environ.get("LOCAL_RANK", "0")))
+    amd = pci["amd"]
+    if facts["torch_hip"] and (root / "dev/kfd").exists():
+        amd = max(amd, 1)
+    return Machine(
+        nvidia_gpus=files or pci["nvidia"],
+        amd_gpus=amd,
+        device_files=files,
+        driver=_driver(root / "proc/driver/nvidia/version"),
+        driver_cuda=driver_cuda,
+        environment=dict(os.environ),
+        **facts,
+    )
+
+
+def _pci_gpus(folder: Path) -> dict[str, int]:
+    found = dict.fromkeys(_PCI_GPUS, 0)
+    for device in folder.iterdir() if folder.is_dir() else ():
+        vendor, kind = _text(device / "vendor"), _text(device / "class")
+        for name, (of, begins) in _PCI_GPUS.items():
+            found[name] += vendor == of and kind.startswith(begins)
+    return found
+
+
+def _driver(file: Path) -> str | None:
+    version = re.search(r"\d+\.\d+(\.\d+)?", _text(file))
+    return version[0] if version else None
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return ""
+
+
+def _driver_cuda() -> tuple[int, int] | None:
+    """What the driver's own library says: 12080 is 12.8. None without it."""
+    version = ctypes.c_int()
+    try:
+        if ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version)):
+            return None
+    except (OSError, AttributeError):
+        return None
+    return version.value // 1000, version.value % 1000 // 10
+
+
+def _torch_facts(local_rank: int) -> dict[str, Any]:
+    import torch
+
+    facts: dict[str, Any] = {
+        "torch_version": str(torch.__version__),
+        "torch_cuda": torch.version.cuda,
+        "torch_hip": torch.version.hip,
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            torch.cuda.init()
+            count = torch.cuda.device_count()
+            capability = torch.cuda.get_device_capability(local_rank % count)
+        except Exception as error:  # RuntimeError, AssertionError (no CUDA in the wheel), DeferredCudaCallError
+            return facts | {"torch_error": " ".join(str(error).split())}
+    archs = tuple(torch.cuda.get_arch_list()) if torch.version.cuda else ()
+    return facts | {"torch_gpus": count, "torch_archs": archs, "capability": capability}

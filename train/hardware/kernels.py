@@ -1,0 +1,108 @@
+"""Which code computes experts and attention: chosen once, before the first step, and printed with the reasons."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+
+from data.base.errors import ConfigError
+from train.config.schema import TrainConfig, microbatch_rows
+from train.models.attention.layout import passed_over_attn_impls, resolve_attn_impl
+from train.models.config import ModelConfig
+from train.models.experts.experts import passed_over_moe_impls, resolve_moe_impl
+from train.models.experts.megablocks import RoutedShape
+from train.models.shapes import count_parameters
+
+_LOOP_LIMIT = 1_000_000_000
+"""Parameters up to which `auto` may take the loop over experts on a GPU, which leaves most of it idle."""
+
+
+class Wording(NamedTuple):
+    """How an error names what its reader can change: keys of a config, or options of a script."""
+
+    choice: str
+    bf16: str
+    """The fix that computes in bf16."""
+    loop: str
+    """The fix that accepts slow experts."""
+
+
+_OF_CONFIG = Wording(
+    choice="model.ffn_config.moe_impl is auto",
+    bf16="set precision: amp_bf16",
+    loop="write model.ffn_config.moe_impl=torch to take the loop",
+)
+
+
+def choose_kernels(
+    config: TrainConfig, world_size: int, device: torch.device, dtype: torch.dtype
+) -> tuple[ModelConfig, list[str]]:
+    """config.model with what `auto` stands for in moe_impl, so that no step chooses again, and lines for the console.
+
+    dtype and errors: see resolve_kernels.
+    """
+    model = config.model
+    rows = max(microbatch_rows(config, world_size).values())
+    shape = (rows * config.max_seq_len, model.ffn_config.moe_top_k, model.d_model)
+    moe_impl, lines = resolve_kernels(model, device, dtype, shape, _OF_CONFIG)
+    return replace(model, ffn_config=replace(model.ffn_config, moe_impl=moe_impl)), lines
+
+
+def resolve_kernels(
+    model: ModelConfig, device: torch.device, dtype: torch.dtype, shape: RoutedShape | None, wording: Wording
+) -> tuple[str, list[str]]:
+    """What computes the experts, and lines for the console. shape is that of the largest forward, where it is known.
+
+    dtype is what experts and attention compute in. Raises ConfigError when what was asked for cannot be had, and when
+    auto comes down to the loop over experts for a large model on a GPU.
+    """
+    try:
+        moe_impl, attn_impl = _resolve(model, device, dtype, shape)
+    except ValueError as error:
+        fix = f"; or {wording.bf16}" if _experts_in_bf16(model, device, shape) else ""
+        raise ConfigError(f"model.{error}{fix}") from None
+    # The reasons import MegaBlocks and flash-attn, which whoever chose something else need not have.
+    experts = attention = ", as configured"
+    if model.ffn_config.moe_impl == "auto":
+        experts = _reasons(passed_over_moe_impls(device, dtype, shape))
+        if device.type == "cuda" and moe_impl == "torch":
+            _refuse_loop(model, device, shape, wording, experts)
+    if model.attn_config.attn_impl == "auto":
+        attention = _reasons(passed_over_attn_impls(device, dtype, model.attn_config.attn_pdrop))
+    return moe_impl, [f"experts: {moe_impl}{experts}", f"attention: {attn_impl}{attention}"]
+
+
+def _resolve(
+    model: ModelConfig, device: torch.device, dtype: torch.dtype, shape: RoutedShape | None
+) -> tuple[str, str]:
+    attn = model.attn_config
+    moe_impl = resolve_moe_impl(model.ffn_config.moe_impl, device, dtype, shape)
+    return moe_impl, resolve_attn_impl(attn.attn_impl, device, dtype=dtype, attn_pdrop=attn.attn_pdrop)
+
+
+def _experts_in_bf16(model: ModelConfig, device: torch.device, shape: RoutedShape | None) -> str | None:
+    """What would compute the experts in bf16; None when bf16 is no fix."""
+    try:
+        return _resolve(model, device, torch.bfloat16, shape)[0]
+    except ValueError:
+        return None
+
+
+def _reasons(passed_over: Mapping[str, str]) -> str:
+    return f" ({'; '.join(f'not {impl}: {why}' for impl, why in passed_over.items())})" if passed_over else ""
+
+
+def _refuse_loop(
+    model: ModelConfig, device: torch.device, shape: RoutedShape | None, wording: Wording, reasons: str
+) -> None:
+    total, _ = count_parameters(model)
+    if total <= _LOOP_LIMIT:
+        return
+    fix = "remove one of these causes"
+    if _experts_in_bf16(model, device, shape) not in (None, "torch"):
+        fix = f"{wording.bf16}, remove another cause"
+    raise ConfigError(
+        f"{wording.choice}, but only the loop over experts can compute here, which is slow for {total:,} "
+        f"parameters{reasons}: {fix}, or {wording.loop}"
+    )

@@ -1,0 +1,155 @@
+"""The shape of a DBRX as transformers' config.json says it, and as ModelConfig does."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from data.tokenization.files import TRANSFORMERS_VERSION
+from train.models.config import ModelConfig
+
+# Of models without clip_qkv: transformers clamps in any case and cannot clamp to nothing. The largest number of fp16.
+_NO_CLIP = 65504.0
+
+_FIXED = (
+    *("d_model", "n_heads", "n_layers", "vocab_size"),
+    *("attn_config.kv_n_heads", "attn_config.rope_theta", "attn_config.clip_qkv"),
+    *("ffn_config.ffn_hidden_size", "ffn_config.moe_num_experts", "ffn_config.moe_top_k"),
+    "ffn_config.moe_normalize_expert_weights",
+)
+"""What decides what weights mean: who takes them takes these as well."""
+
+
+def config_json(model: ModelConfig, generation: Mapping[str, Any], dtype: str) -> dict[str, Any]:
+    """config.json as transformers 4.53 to 5.24 read it alike: 4.x keys and, for 5.x, rope_parameters beside them.
+
+    dtype is torch's name for the tensors': float32 or bfloat16.
+    """
+    attn, ffn = model.attn_config, model.ffn_config
+    norm = ffn.moe_normalize_expert_weights
+    return {
+        "architectures": ["DbrxForCausalLM"],
+        "model_type": "dbrx",
+        "d_model": model.d_model,
+        "n_heads": model.n_heads,
+        "n_layers": model.n_layers,
+        "max_seq_len": model.max_seq_len,
+        "vocab_size": model.vocab_size,
+        "resid_pdrop": float(model.resid_pdrop),
+        "emb_pdrop": float(model.emb_pdrop),
+        "attn_config": {
+            "attn_pdrop": float(attn.attn_pdrop),
+            "clip_qkv": float(attn.clip_qkv) if attn.clip_qkv is not None else _NO_CLIP,
+            "kv_n_heads": attn.kv_n_heads,
+            "rope_theta": float(attn.rope_theta),
+        },
+        "ffn_config": {
+            "ffn_act_fn": {"name": "silu"},
+            "ffn_hidden_size": ffn.ffn_hidden_size,
+            "moe_num_experts": ffn.moe_num_experts,
+            "moe_top_k": ffn.moe_top_k,
+            # transformers multiplies by noise also where eps is 0, but not where it is null.
+            "moe_jitter_eps": float(ffn.moe_jitter_eps) or None,
+            "moe_loss_weight": float(ffn.moe_loss_weight),
+            "moe_normalize_expert_weights": None if norm is None else float(norm),
+        },
+        "rope_parameters": {"rope_type": "default", "rope_theta": float(attn.rope_theta)},
+        "initializer_range": float(model.initializer_range),
+        "output_router_logits": False,
+        "tie_word_embeddings": False,
+        "use_cache": True,
+        "bos_token_id": generation["bos_token_id"],
+        "eos_token_id": generation["eos_token_id"],
+        "torch_dtype": dtype,
+        "transformers_version": TRANSFORMERS_VERSION,
+    }
+
+
+def model_values(contents: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of ModelConfig that a config.json of transformers 4 or 5 decides; defaults are DbrxConfig's.
+
+    Raises ValueError for another architecture, and for what this DBRX cannot compute.
+    """
+    _check_architecture(contents)
+    attn, ffn = _below(contents, "attn_config"), _below(contents, "ffn_config")
+    clip_qkv, jitter = attn.get("clip_qkv"), ffn.get("moe_jitter_eps")
+    return {
+        "d_model": contents.get("d_model", 2048),
+        "n_heads": contents.get("n_heads", 16),
+        "n_layers": contents.get("n_layers", 24),
+        "max_seq_len": contents.get("max_seq_len", 2048),
+        "vocab_size": contents.get("vocab_size", 32000),
+        "resid_pdrop": contents.get("resid_pdrop", 0.0),
+        "emb_pdrop": contents.get("emb_pdrop", 0.0),
+        "initializer_range": contents.get("initializer_range", 0.02),
+        "attn_config": {
+            "attn_pdrop": attn.get("attn_pdrop", 0.0),
+            "clip_qkv": None if clip_qkv == _NO_CLIP else clip_qkv,
+            "kv_n_heads": attn.get("kv_n_heads", 1),
+            "rope_theta": _rope_theta(contents, attn),
+        },
+        "ffn_config": {
+            "ffn_hidden_size": ffn.get("ffn_hidden_size", 3584),
+            "moe_num_experts": ffn.get("moe_num_experts", 4),
+            "moe_top_k": ffn.get("moe_top_k", 1),
+            "moe_jitter_eps": 0.0 if jitter is None else jitter,
+            "moe_loss_weight": ffn.get("moe_loss_weight", 0.01),
+            "moe_normalize_expert_weights": ffn.get("moe_normalize_expert_weights", 1.0),
+        },
+    }
+
+
+def _below(contents: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    below = contents.get(key) or {}
+    if not isinstance(below, Mapping):
+        raise ValueError(f"its {key} is {below!r}, not a mapping of keys")
+    return below
+
+
+def _check_architecture(contents: Mapping[str, Any]) -> None:
+    if contents.get("model_type") != "dbrx":
+        said = contents.get("model_type") or contents.get("architectures") or "nothing"
+        raise ValueError(f"its model_type is {said}, but only dbrx can be taken")
+    if contents.get("tie_word_embeddings"):
+        raise ValueError("its tie_word_embeddings is true, but DBRX's head has weights of its own")
+    if "quantization_config" in contents:
+        raise ValueError("its weights are quantised (quantization_config), but fp32, bf16 or fp16 ones are needed")
+    activation = _below(_below(contents, "ffn_config"), "ffn_act_fn").get("name", "silu")
+    if activation != "silu":
+        raise ValueError(f"its ffn_config.ffn_act_fn is {activation}, but DBRX's experts compute silu")
+
+
+def _rope_theta(contents: Mapping[str, Any], attn: Mapping[str, Any]) -> Any:
+    """transformers 4 has it in attn_config, 5 in rope_parameters."""
+    rope = _below(contents, "rope_parameters") or _below(contents, "rope_scaling")
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind != "default":
+        raise ValueError(f"its rope_type is {kind}, but DBRX's rotary positions are plain")
+    said = [theta for theta in (attn.get("rope_theta"), rope.get("rope_theta")) if theta is not None]
+    if len(said) > 1 and said[0] != said[1]:
+        raise ValueError(
+            f"its attn_config.rope_theta is {attn['rope_theta']}, but its rope_parameters.rope_theta "
+            f"{rope['rope_theta']}"
+        )
+    return said[0] if said else 10000.0
+
+
+def contradictions(values: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """(key, in the weights' config, wanted) where the weights would mean something else; both are nested as in a YAML.
+
+    A key that is not in `wanted` is not asked for; max_seq_len may be shorter than the weights were made for.
+    """
+    found = []
+    for key in (*_FIXED, "max_seq_len"):
+        there = at(values, key)
+        here = at(wanted, key, there)
+        if here != there and not (key == "max_seq_len" and isinstance(here, int) and here < there):
+            found.append((key, there, here))
+    return found
+
+
+def at(values: Any, key: str, default: Any = None) -> Any:
+    """What is in nested mappings at `a.b`."""
+    for part in key.split("."):
+        if not isinstance(values, Mapping) or part not in values:
+            return default
+        values = values[part]
+    return values

@@ -1,0 +1,136 @@
+"""Causal attention within each document of packed tokens: by torch's SDPA, by GEMMs over blocks of queries, by
+FlexAttention or by flash-attn.
+
+A plan says, once per forward and for all layers, how the T tokens meet the kernels: `enter` brings [T, W] to the order
+[P, W] that the kernels want, `attend` computes there, `leave` brings [P, W] back. Plans are NamedTuples of tensors and
+plain numbers, so that FSDP2 and activation checkpointing can look through them.
+
+Shapes: T packed tokens, P places in a plan's order (P >= T), W any width, H query heads, G key/value heads, C head_dim,
+N documents.
+"""
+
+import functools
+import importlib
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from train.models.attention.blocks import plan_blocks
+from train.models.attention.sdpa import plan_sdpa
+
+_BLOCK = 128
+"""FlexAttention's blocks of queries and keys."""
+
+
+class FlexPlan(NamedTuple):
+    """The tokens in their order, filled up to the batch's positions, so that one compiled kernel serves every batch."""
+
+    n_tokens: int
+    n_places: int
+    block_mask: Any
+    """FlexAttention's BlockMask."""
+
+    def enter(self, x_TW: Tensor) -> Tensor:
+        return F.pad(x_TW, (0, 0, 0, self.n_places - self.n_tokens))
+
+    def attend(self, q_PHC: Tensor, k_PGC: Tensor, v_PGC: Tensor, dropout_p: float) -> Tensor:
+        assert not dropout_p, "resolve_attn_impl refuses it"
+        q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (q_PHC, k_PGC, v_PGC))
+        attend = _flex_attention(compiled=q.device.type == "cuda")
+        y = attend(q, k, v, block_mask=self.block_mask, enable_gqa=q.shape[1] != k.shape[1])
+        return y.squeeze(0).transpose(0, 1)
+
+    def leave(self, y_PW: Tensor) -> Tensor:
+        return y_PW[: self.n_tokens]
+
+
+@functools.cache
+def _flex_attention(*, compiled: bool) -> Callable[..., Any]:
+    """Compiled, a kernel that visits the mask's blocks alone; else the plain formula over all T x T, for comparison."""
+    # Here, because it brings torch's compiler along: seconds that nobody else should wait for.
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention, dynamic=False) if compiled else flex_attention
+
+
+def plan_flex(lengths: list[int], n_positions: int, device: torch.device) -> FlexPlan:
+    """The block mask follows from each block's first and last document: no mask of T x T is made."""
+    from torch.nn.attention.flex_attention import BlockMask
+
+    n_tokens, n_documents = sum(lengths), len(lengths)
+    n_blocks = max(-(-n_positions // _BLOCK), 1)
+    # What fills up sees its own block alone, and so numbers rise along the places.
+    document_P = n_documents + torch.arange(n_blocks, device=device).repeat_interleave(_BLOCK)
+    length_N = torch.tensor(lengths, dtype=torch.int64).to(device, non_blocking=True)
+    document_P[:n_tokens] = torch.arange(n_documents, device=device).repeat_interleave(length_N, output_size=n_tokens)
+
+    def sees(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return (document_P[query] == document_P[key]) & (key <= query)
+
+    first, last = document_P.view(n_blocks, _BLOCK)[:, 0], document_P.view(n_blocks, _BLOCK)[:, -1]
+    block = torch.arange(n_blocks, device=device)
+    earlier = block[:, None] > block[None, :]
+    full = earlier & (first[None, :] == last[:, None])
+    partly = (earlier & (last[None, :] >= first[:, None]) & ~full) | (block[:, None] == block[None, :])
+    mask = BlockMask.from_kv_blocks(*_listed(partly), *_listed(full), BLOCK_SIZE=_BLOCK, mask_mod=sees)
+    return FlexPlan(n_tokens, n_blocks * _BLOCK, mask)
+
+
+def _listed(chosen: Tensor) -> tuple[Tensor, Tensor]:
+    """For each block of queries how many blocks of keys are chosen, and which, first of all."""
+    order = chosen.int().argsort(dim=1, descending=True, stable=True)
+    return chosen.sum(1, dtype=torch.int32)[None, None], order.int()[None, None].contiguous()
+
+
+class FlashPlan(NamedTuple):
+    """flash-attn takes the packed tokens as they are."""
+
+    bounds: Tensor
+    """Where each document starts, and the end: int32 [N + 1]."""
+    longest: int
+
+    def enter(self, x_TW: Tensor) -> Tensor:
+        return x_TW
+
+    def attend(self, q_PHC: Tensor, k_PGC: Tensor, v_PGC: Tensor, dropout_p: float) -> Tensor:
+        if not self.longest:
+            return q_PHC
+        attend = importlib.import_module("flash_attn").flash_attn_varlen_func
+        return attend(
+            q_PHC,
+            k_PGC,
+            v_PGC,
+            cu_seqlens_q=self.bounds,
+            cu_seqlens_k=self.bounds,
+            max_seqlen_q=self.longest,
+            max_seqlen_k=self.longest,
+            dropout_p=dropout_p,
+            causal=True,
+        )
+
+    def leave(self, y_PW: Tensor) -> Tensor:
+        return y_PW
+
+
+def plan_flash(lengths: list[int], n_positions: int, device: torch.device) -> FlashPlan:
+    bounds = F.pad(torch.tensor(lengths, dtype=torch.int64).cumsum(0), (1, 0))
+    return FlashPlan(bounds.int().to(device, non_blocking=True), max(lengths, default=0))
+
+
+class Plan(Protocol):
+    def enter(self, x_TW: Tensor, /) -> Tensor: ...
+
+    def attend(self, q_PHC: Tensor, k_PGC: Tensor, v_PGC: Tensor, dropout_p: float, /) -> Tensor: ...
+
+    def leave(self, y_PW: Tensor, /) -> Tensor: ...
+
+
+PLANS: dict[str, Callable[[list[int], int, torch.device], Plan]] = {
+    "sdpa": plan_sdpa,
+    "blocks": plan_blocks,
+    "flex": plan_flex,
+    "flash": plan_flash,
+}

@@ -1,0 +1,126 @@
+"""The experts: every token goes through the experts chosen for it, and no token is dropped.
+
+What computes them is `ffn_config.moe_impl`; parameters, results and gradients are the same for each.
+Shapes: T tokens, K experts a token, D d_model, E experts, F ffn_hidden_size.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from train.models.config import FFNConfig
+from train.models.experts.assignment import Assignment, assign
+from train.models.experts.grouped import Grouped
+from train.models.experts.grouped_mm import TorchGrouped, grouped_mm_experts, why_not_grouped_mm
+from train.models.experts.megablocks import MegaBlocks, RoutedShape, megablocks_experts, why_not_megablocks
+from train.models.experts.torch_loop import Looped, torch_experts
+
+__all__ = [
+    "GROUPED",
+    "MOE_IMPLS",
+    "Assignment",
+    "Experts",
+    "ExpertsMLP",
+    "assign",
+    "passed_over_moe_impls",
+    "resolve_moe_impl",
+]
+
+ExpertsFunction = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Assignment, bool], Tensor]
+
+MOE_IMPLS: dict[str, ExpertsFunction] = {
+    "torch": torch_experts,
+    "grouped_mm": grouped_mm_experts,
+    "megablocks": megablocks_experts,
+}
+"""Each takes x [T, D], weights [T, K], w1, v1, w2 [E*F, D] in one dtype, who goes where, and whether to recompute."""
+
+GROUPED: dict[str, Callable[[Assignment], Grouped]] = {
+    "torch": Looped,
+    "grouped_mm": TorchGrouped,
+    "megablocks": MegaBlocks,
+}
+"""The GEMMs alone of each, on which adapters are computed."""
+
+_WHY_NOT: dict[str, Callable[[torch.device, torch.dtype | None, RoutedShape | None], str | None]] = {
+    "torch": lambda device, dtype, shape: None,
+    "grouped_mm": lambda device, dtype, shape: why_not_grouped_mm(device, dtype),
+    "megablocks": why_not_megablocks,
+}
+
+
+_PREFERRED_ON_CUDA = ("megablocks", "grouped_mm")
+"""By `auto`, best first; on other devices, and where none of these computes, it takes torch."""
+
+
+def passed_over_moe_impls(
+    device: torch.device, dtype: torch.dtype | None = None, shape: RoutedShape | None = None
+) -> dict[str, str]:
+    """What `auto` would rather take on this device than what it takes, best first, and why it cannot."""
+    reasons: dict[str, str] = {}
+    for impl in _PREFERRED_ON_CUDA if device.type == "cuda" else ():
+        why = _WHY_NOT[impl](device, dtype, shape)
+        if why is None:
+            break
+        reasons[impl] = why
+    return reasons
+
+
+def resolve_moe_impl(
+    moe_impl: str, device: torch.device | str, dtype: torch.dtype | None = None, shape: RoutedShape | None = None
+) -> str:
+    """The key of MOE_IMPLS that will compute on this device, in this dtype and (T, K, D) where they are known.
+
+    Raises ValueError, which begins with the key and tells the true cause, when what was asked for cannot.
+    """
+    device = torch.device(device)
+    if moe_impl == "auto":
+        preferred = _PREFERRED_ON_CUDA if device.type == "cuda" else ()
+        return (*preferred, "torch")[len(passed_over_moe_impls(device, dtype, shape))]
+    if moe_impl not in MOE_IMPLS:
+        raise ValueError(f"ffn_config.moe_impl is {moe_impl!r}, but there are only: auto, {', '.join(MOE_IMPLS)}")
+    if why := _WHY_NOT[moe_impl](device, dtype, shape):
+        raise ValueError(f"ffn_config.moe_impl is {moe_impl}, but {why}; auto takes what there is")
+    return moe_impl
+
+
+class ExpertsMLP(nn.Module):
+    """The weights of all experts, flat as in MegaBlocks and Hugging Face's DBRX: expert e owns rows [e*F, (e+1)*F)."""
+
+    def __init__(self, d_model: int, config: FFNConfig) -> None:
+        super().__init__()
+        self.moe_impl, self.moe_recompute = config.moe_impl, config.moe_recompute
+        self.n_experts = config.moe_num_experts
+        self.shape = shape = (config.moe_num_experts * config.ffn_hidden_size, d_model)
+        self.w1 = nn.Parameter(torch.empty(shape))
+        self.v1 = nn.Parameter(torch.empty(shape))
+        self.w2 = nn.Parameter(torch.empty(shape))
+        self.lora: nn.Module | None = None
+        """Set by lora.add_lora: computes these weights and its own together."""
+        self.packed = False
+        """Set by nf4.pack_parameters: the weights are in 4 bits."""
+
+    def forward(self, x_TD: Tensor, weights_TK: Tensor, assignment: Assignment) -> Tensor:
+        device = x_TD.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x_TD.dtype
+        # The weights are cast here, where autograd sees it: gradients come back in the parameters' own dtype.
+        x_TD, weights_TK = x_TD.to(dtype), weights_TK.to(dtype)
+        w1, v1, w2 = (w if self.packed else w.to(dtype) for w in (self.w1, self.v1, self.w2))
+        shape = (weights_TK.shape[0], weights_TK.shape[1], x_TD.shape[1])
+        moe_impl = resolve_moe_impl(self.moe_impl, x_TD.device, dtype, shape)
+        with torch.autocast(device, enabled=False):
+            if self.lora is not None:
+                return self.lora(x_TD, weights_TK, w1, v1, w2, GROUPED[moe_impl](assignment), self.moe_recompute)
+            return MOE_IMPLS[moe_impl](x_TD, weights_TK, w1, v1, w2, assignment, self.moe_recompute)
+
+
+class Experts(nn.Module):
+    """Only a name on the way to the weights: `ffn.experts.mlp.w1` is where checkpoints of DBRX have them."""
+
+    def __init__(self, d_model: int, config: FFNConfig) -> None:
+        super().__init__()
+        self.mlp = ExpertsMLP(d_model, config)
+
+    def forward(self, x_TD: Tensor, weights_TK: Tensor, assignment: Assignment) -> Tensor:
+        return self.mlp(x_TD, weights_TK, assignment)

@@ -1,0 +1,121 @@
+"""Low-rank adapters (LoRA, Hu et al. 2021) on linear layers and on the experts' fused weights.
+
+An adapter is a module of its own beneath the module it adapts, so that FSDP2 shards it apart from the frozen base and
+in a dtype of its own. To a weight W it adds alpha / r * B A. Parameters of the base keep their names, the adapter's are
+`Wqkv.lora.lora_A` and `experts.mlp.lora.w1.lora_A`, with `lora_B` beside each.
+Shapes: T tokens, K experts a token, D d_model, E experts, F ffn_hidden_size, R rank, N inputs, M outputs.
+"""
+
+import functools
+import math
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from train.models.config import LoraConfig
+from train.models.dbrx import DbrxForCausalLM
+from train.models.experts.experts import ExpertsMLP
+from train.models.experts.grouped import Grouped
+from train.models.init import draw_blocks
+from train.models.linear import Linear
+from train.models.lora.experts import Options, Pair, lora_glu
+from train.models.lora.nf4 import unpack
+
+
+class LoraWeights(nn.Module):
+    """A [R, N] and B [M, R]; of experts with an A each, A is [E*R, D]."""
+
+    def __init__(self, rows_A: int, in_features: int, out_features: int, r: int) -> None:
+        super().__init__()
+        self.lora_A = nn.Parameter(torch.empty(rows_A, in_features))
+        self.lora_B = nn.Parameter(torch.empty(out_features, r))
+
+
+class LoraLinear(LoraWeights):
+    """What is added to a linear layer's result."""
+
+    def __init__(self, base: Linear, config: LoraConfig) -> None:
+        super().__init__(config.r, base.in_features, base.out_features, config.r)
+        self.scale, self.dropout = config.scale, config.dropout
+
+    def forward(self, x_TN: Tensor) -> Tensor:
+        low_TR = F.linear(F.dropout(x_TN, self.dropout, self.training), self.lora_A)
+        return F.linear(self.scale * low_TR, self.lora_B)
+
+
+class LoraExperts(nn.Module):
+    """The experts together with the adapters of those of w1, v1 and w2 that have one.
+
+    The base's weights come as arguments: the whole computation is within this module's forward, and so within the time
+    that FSDP2 has its parameters gathered.
+    """
+
+    def __init__(self, base: ExpertsMLP, names: set[str], config: LoraConfig) -> None:
+        super().__init__()
+        self.scale, self.dropout, self.per_expert = config.scale, config.dropout, config.per_expert
+        self.packed = config.base_dtype == "nf4"
+        rows_A = config.r * base.n_experts if config.per_expert else config.r
+        for name in sorted(names):
+            out_features, in_features = base.shape
+            self.add_module(name, LoraWeights(rows_A, in_features, out_features, config.r))
+
+    def forward(
+        self,
+        x_TD: Tensor,
+        weights_TK: Tensor,
+        w1: Tensor,
+        v1: Tensor,
+        w2: Tensor,
+        grouped: Grouped,
+        recompute: bool,
+    ) -> Tensor:
+        dropout = self.dropout if self.training else 0.0
+        dropped_TD = F.dropout(x_TD, dropout) if dropout else x_TD
+        pairs = (self._pair("w1", x_TD.dtype), self._pair("v1", x_TD.dtype), self._pair("w2", x_TD.dtype))
+        options = Options(self.scale, self.per_expert, dropout, recompute)
+        if self.packed:
+            options = options._replace(open_weight=functools.partial(unpack, dtype=x_TD.dtype))
+        return lora_glu(x_TD, dropped_TD, weights_TK, (w1, v1, w2), pairs, grouped, options)
+
+    def _pair(self, name: str, dtype: torch.dtype) -> Pair | None:
+        weights = self._modules.get(name)
+        if weights is None:
+            return None
+        assert isinstance(weights, LoraWeights)
+        return Pair(weights.lora_A.to(dtype), weights.lora_B.to(dtype))
+
+
+def add_lora(model: DbrxForCausalLM, config: LoraConfig, dtype: torch.dtype = torch.float32) -> None:
+    """Freezes the model and gives it adapters, whose values are for draw_adapter_rows to fill."""
+    model.requires_grad_(False)
+    names = set(config.targets)
+    for path, module in list(model.named_modules()):
+        if isinstance(module, Linear) and path.rpartition(".")[2] in names:
+            module.lora = LoraLinear(module, config).to(dtype)
+        elif isinstance(module, ExpertsMLP) and (names & {"w1", "v1", "w2"} or config.base_dtype == "nf4"):
+            # In 4 bits without adapters too: what computes the others would keep the weights that it is given.
+            module.lora = LoraExperts(module, names & {"w1", "v1", "w2"}, config).to(dtype)
+
+
+def adapters(model: nn.Module) -> Iterator[LoraLinear | LoraExperts]:
+    """Those with parameters of their own."""
+    found = (module for module in model.modules() if isinstance(module, LoraLinear | LoraExperts))
+    return (module for module in found if any(True for _ in module.parameters()))
+
+
+def is_adapter(name: str) -> bool:
+    """Whether a parameter of this name is an adapter's."""
+    return name.rpartition(".")[2] in ("lora_A", "lora_B")
+
+
+def draw_adapter_rows(seed: int, name: str, shape: tuple[int, ...], start: int, stop: int) -> Tensor:
+    """Rows [start, stop) of an adapter's initial values, on CPU in fp32: as PEFT's, B zero and A uniform in
+    +-1 / sqrt(inputs), which is Kaiming's with a = sqrt(5)."""
+    if name.endswith("lora_B"):
+        return torch.zeros(stop - start, *shape[1:])
+    bound = 1 / math.sqrt(shape[1])
+    return draw_blocks(
+        seed, name, shape, start, stop, lambda drawn, generator: drawn.uniform_(-bound, bound, generator=generator)
+    )

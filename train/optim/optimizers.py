@@ -1,0 +1,85 @@
+"""From config to objects: optimizer, schedule, callbacks. Loggers: loggers.py. Composer's Trainer: trainer.py."""
+
+from typing import Any
+
+import torch
+
+from train.config.schema import OptimizerConfig, ParamGroupConfig
+from train.models.lora.adapters import is_adapter
+from train.models.recompute import named_parameters
+from train.optim.lion import DecoupledLionW
+from train.optim.patterns import check_left, matching
+
+
+def build_optimizer(config: OptimizerConfig, model: torch.nn.Module) -> torch.optim.Optimizer:
+    """The optimizer over the parameters that are not frozen (which are marked so here).
+
+    It has a group for each entry of param_groups and one for the other parameters, each in two parts where
+    no_weight_decay matches some of them; `name` says which. Where there are adapters, all but they are frozen.
+    """
+    params = named_parameters(model)
+    names = [name for name, _ in params]
+    lora = any(map(is_adapter, names))
+    frozen = matching(names, config.freeze, "optimizer.freeze")
+    undecayed = matching(names, config.no_weight_decay, "optimizer.no_weight_decay")
+    own = [
+        matching(names, group.match, f"optimizer.param_groups[{i}].match")
+        for i, group in enumerate(config.param_groups)
+    ]
+    trained = {name for name in names if is_adapter(name) or not lora} - frozen
+    check_left(trained, config)
+    # By what the patterns match and never by values: a changed lr or weight_decay leaves the groups as they are.
+    groups: dict[tuple[int | None, bool], list[torch.nn.Parameter]] = {}
+    for name, param in params:
+        param.requires_grad_(name in trained)
+        if name in trained:
+            entry = next((number for number, its in enumerate(own) if name in its), None)
+            groups.setdefault((entry, name not in undecayed), []).append(param)
+    optimizer = _OPTIMIZERS[config.name](
+        config, [{"params": params, **_settings(config, *key)} for key, params in groups.items()]
+    )
+    for group in optimizer.param_groups:
+        # What schedules multiply, and what DecoupledLionW divides by.
+        group["initial_lr"] = group["lr"]
+    return optimizer
+
+
+def _settings(config: OptimizerConfig, entry: int | None, decayed: bool) -> dict[str, Any]:
+    """Of a group of parameters: those that optimizer.param_groups[entry] matches, or none of its entries."""
+    own = ParamGroupConfig(match=[]) if entry is None else config.param_groups[entry]
+    default = config.weight_decay if decayed else 0.0
+    of = "parameters" if entry is None else f"param_groups[{entry}]"
+    return {
+        "lr": config.lr if own.lr is None else own.lr,
+        "weight_decay": default if own.weight_decay is None else own.weight_decay,
+        "name": of if decayed else f"{of} in no_weight_decay",
+    }
+
+
+def _adamw(config: OptimizerConfig, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(groups, lr=config.lr, betas=_betas(config), eps=config.eps, fused=True)
+
+
+def _decoupled_adamw(config: OptimizerConfig, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    # torch shrinks weights by weight_decay * lr a step; Composer's DecoupledAdamW by weight_decay * lr / initial_lr.
+    return _adamw(config, [{**group, "weight_decay": group["weight_decay"] / group["lr"]} for group in groups])
+
+
+def _decoupled_lionw(config: OptimizerConfig, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    return DecoupledLionW(groups, lr=config.lr, betas=_betas(config), weight_decay=config.weight_decay)
+
+
+def _sgd(config: OptimizerConfig, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
+
+
+_OPTIMIZERS = {
+    "adamw": _adamw,
+    "decoupled_adamw": _decoupled_adamw,
+    "decoupled_lionw": _decoupled_lionw,
+    "sgd": _sgd,
+}
+
+
+def _betas(config: OptimizerConfig) -> tuple[float, float]:
+    return config.betas[0], config.betas[1]

@@ -1,0 +1,70 @@
+"""Learning-rate schedules, from their config."""
+
+import math
+
+from composer.core import State
+from composer.optim import (
+    ComposerScheduler,
+    ConstantWithWarmupScheduler,
+    CosineAnnealingWithWarmupScheduler,
+    LinearWithWarmupScheduler,
+)
+
+from data.base.durations import Clock
+from data.base.errors import ConfigError
+from train.config.schema import SchedulerConfig
+
+
+def build_scheduler(config: SchedulerConfig, clock: Clock) -> ComposerScheduler:
+    """The factor on the learning rate, for the batch that state.timestamp counts to (see callbacks/learning_rate.py).
+
+    Raises ConfigError for durations that do not fit the run.
+    """
+    warmup = clock.batches(config.t_warmup)
+    decay = clock.batches(config.t_decay)
+    total = clock.max_batches
+    assert total is not None
+    if warmup > total:
+        raise ConfigError(
+            f"scheduler.t_warmup is {config.t_warmup} ({warmup} batches), but the run has only {total}: write fewer"
+        )
+    if config.name == "wsd_with_warmup" and warmup + decay > total:
+        raise ConfigError(
+            f"scheduler.t_decay is {config.t_decay} ({decay} batches), but after a warmup of {warmup} only "
+            f"{total - warmup} of the run's {total} are left"
+        )
+    if config.name == "inv_sqrt_with_warmup" and warmup == 0:
+        raise ConfigError(
+            f"scheduler.t_warmup is {config.t_warmup}, but inv_sqrt_with_warmup measures its fall in warmups: "
+            "give it at least 1ba"
+        )
+    return {
+        "cosine_with_warmup": lambda: CosineAnnealingWithWarmupScheduler(f"{warmup}ba", alpha_f=config.alpha_f),
+        "linear_decay_with_warmup": lambda: LinearWithWarmupScheduler(f"{warmup}ba", alpha_f=config.alpha_f),
+        "constant_with_warmup": lambda: ConstantWithWarmupScheduler(f"{warmup}ba"),
+        "inv_sqrt_with_warmup": lambda: inv_sqrt_with_warmup(warmup),
+        "wsd_with_warmup": lambda: wsd_with_warmup(warmup, decay, total, config.alpha_f),
+    }[config.name]()
+
+
+def inv_sqrt_with_warmup(warmup: int) -> ComposerScheduler:
+    """Linear rise, then sqrt(warmup / batch) (Vaswani et al. 2017): a schedule that does not know the run's end."""
+
+    def schedule(state: State, ssr: float = 1.0) -> float:
+        batch = state.timestamp.batch.value
+        return batch / warmup if batch < warmup else math.sqrt(warmup / batch)
+
+    return schedule
+
+
+def wsd_with_warmup(warmup: int, decay: int, total: int, alpha_f: float) -> ComposerScheduler:
+    """Warmup, stable, then a linear fall to alpha_f over the last batches (Hu et al. 2024, MiniCPM)."""
+
+    def schedule(state: State, ssr: float = 1.0) -> float:
+        batch = state.timestamp.batch.value
+        if batch < warmup:
+            return batch / warmup
+        left = max(total - batch, 0)
+        return 1.0 if left >= decay else alpha_f + (1 - alpha_f) * left / decay
+
+    return schedule

@@ -1,0 +1,203 @@
+"""What a run needs, from its config alone: parameters, FLOPs, memory. Imports no torch before it looks for GPUs.
+
+Memory is a lower bound, so that what is refused could not have run: it counts weights, gradients and optimizer states,
+the largest unit gathered at a time, and what a microbatch must keep for its backward pass; not the allocator's gaps,
+the head's logits, the communication library's buffers or the processes themselves.
+"""
+
+import math
+import os
+from dataclasses import dataclass
+from fnmatch import fnmatch
+
+from data.base.errors import ConfigError
+from train.config.schema import FSDPConfig, OptimizerConfig, TrainConfig
+from train.hardware.device import Device
+from train.hardware.memory import GB, cpu_memory, gpu_memory
+from train.models.config import NF4_WEIGHTS, LoraConfig, ModelConfig
+from train.models.shapes import adapter_shapes, count_adapters, count_parameters, parameter_shapes, parameter_sizes
+
+_A_COMMON_GPU = 80 * GB
+# Of a GPU's memory, what a run can count on beside the allocator's gaps, CUDA's context and NCCL's buffers.
+_USABLE = 0.9
+
+
+def parameters_line(model: ModelConfig, lora: LoraConfig | None = None) -> str:
+    """`parameters: 131,596,523,520 (36.47 B active)`, and with lora `, frozen; of adapters: ...` likewise."""
+    said = f"parameters: {_counted(*count_parameters(model))}"
+    return said if lora is None else f"{said}, frozen; of adapters: {_counted(*count_adapters(model, lora))}"
+
+
+def _counted(total: int, active: int) -> str:
+    short = f"{active / 1e9:.2f} B" if active >= 1e9 else f"{active / 1e6:.2f} M"
+    return f"{total:,} ({short} active)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Bytes that a rank needs at least."""
+
+    states: float
+    """Weights, gradients, optimizer states: its share of them."""
+    gathered: float
+    """The largest unit of the model put together for computing."""
+    activations: float
+    """Kept of one microbatch for the backward pass."""
+
+    @property
+    def total(self) -> float:
+        return self.states + self.gathered + self.activations
+
+
+def memory_per_rank(config: TrainConfig, world_size: int, *, gpu: bool) -> Memory:
+    fsdp = config.fsdp_config
+    # On a CPU everything is computed in fp32.
+    width = 2 if gpu and config.precision == "amp_bf16" else 4
+    gathered_width = 4 if fsdp is not None and fsdp.mixed_precision == "FULL" else width
+    shards = 1 if fsdp is None else world_size // (fsdp.data_parallel_replicate_degree or 1)
+    gathered = _unpacked_bytes(config, width)
+    if fsdp is not None and shards > 1:
+        gathered += _gathered_bytes(config, fsdp, gathered_width)
+    rows = min(config.device_train_microbatch_size, max(config.global_train_batch_size // world_size, 1))
+    activations = float(width * rows * config.max_seq_len * _kept_per_token(config))
+    return Memory(states=_state_bytes(config, gathered_width) / shards, gathered=gathered, activations=activations)
+
+
+def memory_lines(config: TrainConfig, world_size: int) -> list[str]:
+    """What a rank needs at the least, on a GPU and on a CPU."""
+    lines = []
+    for where, gpu in (("GPU", True), ("CPU", False)):
+        need = memory_per_rank(config, world_size, gpu=gpu)
+        lines.append(
+            f"memory on a {where}, each of {world_size} rank(s), at least: {need.total / GB:,.2f} GB (states "
+            f"{need.states / GB:,.2f}, a gathered unit {need.gathered / GB:,.2f}, activations "
+            f"{need.activations / GB:,.2f})"
+        )
+    return lines
+
+
+def _gathered_bytes(config: TrainConfig, fsdp: FSDPConfig, width: float) -> float:
+    """Of the largest unit (the embedding, a block, the head), or of all when they stay gathered."""
+    sizes = _base_bytes(config, width)
+    if not fsdp.reshard_after_forward:
+        return sum(sizes.values())
+    block = sum(size for name, size in sizes.items() if name.startswith("transformer.blocks.0."))
+    return max(block, sizes["transformer.wte.weight"])
+
+
+def _unpacked_bytes(config: TrainConfig, width: float) -> float:
+    """Of 4-bit weights one is unpacked at a time, at the most that of all experts."""
+    model, lora = config.model, config.lora
+    packed = lora is not None and lora.base_dtype == "nf4"
+    return width * math.prod(parameter_shapes(model)["transformer.blocks.0.ffn.experts.mlp.w1"]) if packed else 0.0
+
+
+def _base_bytes(config: TrainConfig, width: float) -> dict[str, float]:
+    """Of each weight where weights have this width, of those in 4 bits 36 bytes for 64."""
+    packed = NF4_WEIGHTS if config.lora is not None and config.lora.base_dtype == "nf4" else ()
+    return {
+        name: size * (36 / 64 if name.endswith(packed) else width)
+        for name, size in parameter_sizes(config.model).items()
+    }
+
+
+def _state_bytes(config: TrainConfig, width: float) -> float:
+    """Over all ranks: fp32 weights (4 bytes); for trained ones a gradient (4) and the optimizer's moments (4 each).
+    Beneath adapters the weights are in lora.base_dtype, those that nf4 leaves in what is computed in (width)."""
+    sizes, more = parameter_sizes(config.model), 4 + 4 * _moments(config.optimizer)
+    if config.lora is None:
+        return sum(size * (4 if _frozen(config, name) else 4 + more) for name, size in sizes.items())
+    base = _base_bytes(config, {"fp32": 4, "bf16": 2, "nf4": width}[config.lora.base_dtype])
+    return sum(base.values()) + sum(
+        math.prod(shape) * (4 if _frozen(config, name) else 4 + more)
+        for name, shape in adapter_shapes(config.model, config.lora).items()
+    )
+
+
+def _moments(optimizer: OptimizerConfig) -> int:
+    return {"adamw": 2, "decoupled_adamw": 2, "decoupled_lionw": 1, "sgd": int(optimizer.momentum > 0)}[optimizer.name]
+
+
+def _kept_per_token(config: TrainConfig) -> int:
+    """Numbers kept for the backward pass. A block keeps its input, both norms' outputs, the residual, queries, keys and
+    values before and after RoPE, attention's output, and two hidden vectors in each of a token's experts (unless they
+    are computed again); checkpointed, its input alone, selectively also the residual and the GEMMs' results, and one
+    block at a time the rest. Blocks before the first trained parameter keep nothing."""
+    model, fsdp = config.model, config.fsdp_config
+    blocks = model.n_layers - _blocks_before_training(config)
+    if blocks == 0:
+        return 0
+    qkv = model.d_model + 2 * model.attn_config.kv_n_heads * model.head_dim
+    hidden = 0 if model.ffn_config.moe_recompute else 2 * model.ffn_config.moe_top_k * model.ffn_config.ffn_hidden_size
+    block = 5 * model.d_model + 2 * qkv + hidden
+    if fsdp is not None and fsdp.activation_cpu_offload:
+        return block
+    if fsdp is None or fsdp.activation_checkpointing in (False, "none"):
+        return blocks * block
+    kept = 2 * model.d_model + qkv + hidden if fsdp.activation_checkpointing == "selective" else model.d_model
+    return blocks * kept + block
+
+
+def _blocks_before_training(config: TrainConfig) -> int:
+    names = parameter_shapes(config.model) if config.lora is None else adapter_shapes(config.model, config.lora)
+    trained = [name for name in names if not _frozen(config, name)]
+    if "transformer.wte.weight" in trained:
+        return 0
+    numbers = [int(name.split(".")[2]) for name in trained if name.startswith("transformer.blocks.")]
+    return min(numbers, default=config.model.n_layers)
+
+
+def _frozen(config: TrainConfig, name: str) -> bool:
+    return any(fnmatch(name, pattern) for pattern in config.optimizer.freeze)
+
+
+def check_machine(config: TrainConfig, world_size: int, device: Device) -> None:
+    """Raises ConfigError when this node's ranks cannot have what they need at the least. Allocates nothing."""
+    local_ranks, gpu = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), device == "gpu"
+    need = memory_per_rank(config, world_size, gpu=gpu)
+    have = gpu_memory() if gpu else cpu_memory() / local_ranks
+    if need.total <= have:
+        return
+    total, _ = count_parameters(config.model)
+    ranks = "1 rank needs" if world_size == 1 else f"each of {world_size} ranks needs"
+    parts = (
+        f"weights, gradients and {config.optimizer.name} states {need.states / GB:,.1f}, "
+        f"a gathered unit {need.gathered / GB:,.1f}, activations {need.activations / GB:,.1f}"
+    )
+    each = f"{have / GB:,.1f} GB{'' if local_ranks == 1 or gpu else ' for each'}"
+    on_cpu = "the CPU was chosen" if config.device == "cpu" else "there is no GPU"
+    where = f"its GPU has {each}" if gpu else f"{on_cpu}, and this machine has {each}"
+    raise ConfigError(
+        f"{total:,} parameters do not fit: {ranks} at least {need.total / GB:,.1f} GB ({parts}), "
+        f"{need.total * world_size / GB:,.0f} GB in all, but {where}; "
+        f"{_hint(config, have, local_ranks, gpu=gpu)}"
+    )
+
+
+def _hint(config: TrainConfig, have: float, local_ranks: int, *, gpu: bool) -> str:
+    if config.fsdp_config is None:
+        return "without `fsdp_config: null` the states would be sharded over the ranks"
+    ranks = ranks_that_fit(config, have, gpu=gpu)
+    things = "GPUs" if gpu else "machines"
+    enough = math.ceil(ranks / (1 if gpu else local_ranks)) if ranks else None
+    said = f"it takes at least {enough} such {things}" if enough else f"no number of such {things} is enough"
+    common = ranks_that_fit(config, _A_COMMON_GPU * _USABLE, gpu=True)
+    if common is None or (gpu and ranks):
+        return said
+    # Such GPUs come in nodes of 8.
+    gpus = f"{math.ceil(common / 8) * 8} GPUs of {_A_COMMON_GPU / GB:.0f} GB"
+    return f"{said}, or {gpus}" if enough else f"{said}: it takes at least {gpus}"
+
+
+def ranks_that_fit(config: TrainConfig, have: float, *, gpu: bool) -> int | None:
+    """The least number of ranks with `have` bytes each on which the sharded run fits; None when none is enough."""
+    fsdp = config.fsdp_config
+    if fsdp is None:
+        return None
+    replicas = fsdp.data_parallel_replicate_degree or 1
+    if memory_per_rank(config, replicas, gpu=gpu).total <= have:
+        return replicas
+    # From two shards on units are gathered, and only the states shrink with the number of ranks.
+    two = memory_per_rank(config, 2 * replicas, gpu=gpu)
+    left = have - two.gathered - two.activations
+    return max(2, math.ceil(2 * two.states / left)) * replicas if left > 0 else None

@@ -1,0 +1,70 @@
+"""A run's data, opened, and the plan of its rows: what can be wrong with them is told before the model is built."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from data.base.durations import Clock, parse_duration
+from data.base.errors import ConfigError, under
+from data.loading.rows import Rows, open_streams
+from data.loading.shard_cache import ShardCache
+from data.mixing.curriculum import Plan, epoch_rows, position
+from data.tokenization.tokenizer import Tokenizer
+from train.config.schema import TrainConfig
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class RunData:
+    """The training data of a run."""
+
+    streams: dict[str, Rows]
+    """By name; one without a name under ""."""
+    clock: Clock
+    """What durations are measured against."""
+    plan: Plan
+    cache: ShardCache
+
+    def describe(self, max_duration: str) -> list[str]:
+        """Lines for the console: what there is, and how much of it the run takes."""
+        lines = [f"train{f', stream {name}' if name else ''}: {_rows(rows)}" for name, rows in self.streams.items()]
+        max_batches = self.clock.max_batches
+        assert max_batches is not None
+        given = zip(self.plan.names, self.plan.counts(max_batches).tolist(), strict=True)
+        passes = [f"{n / self.streams[name].n_rows:.2f} passes{f' of {name}' if name else ''}" for name, n in given]
+        batches = f"{max_batches:,} batches of {self.plan.global_batch_size} rows"
+        return [*lines, f"max_duration {max_duration} is {batches}, {', '.join(passes)}"]
+
+
+def open_data(config: TrainConfig, tokenizer: Tokenizer, state: Mapping[str, Any] | None = None) -> RunData:
+    """Opens the training streams and plans their rows: from the beginning, or on from a checkpoint's data state.
+
+    Raises ConfigError and DataError for data that cannot be used, stages that cannot be, a past that the config or the
+    data contradict, and a cache_limit that is too low.
+    """
+    loader, size = config.train_loader, config.global_train_batch_size
+    with under("train_loader.dataset"):
+        streams = open_streams(loader.dataset, tokenizer)
+    mixed = loader.stages or any(stream.proportion is not None for stream in (loader.dataset.streams or {}).values())
+    if len(streams) > 1 and mixed and parse_duration(config.max_duration)[1] == "ep":
+        raise ConfigError(
+            f"max_duration is {config.max_duration!r}, but a mix of {len(streams)} streams by proportions has no "
+            "passes: write ba or tok"
+        )
+    batch, rows = position(state) if state is not None else (0, 0)
+    with under("train_loader"):
+        clock = Clock(
+            tokens_per_batch=size * config.max_seq_len,
+            rows_per_batch=size,
+            rows_per_epoch=math.ceil(sum(epoch_rows(loader.dataset, streams).values())),
+        ).until(config.max_duration, batch=batch, rows=rows)
+        plan = Plan(loader, streams, clock, seed=config.seed, resuming=state is not None)
+        if state is not None:
+            plan.resume(state)
+        return RunData(streams=streams, clock=clock, plan=plan, cache=ShardCache(streams, plan, loader))
+
+
+def _rows(rows: Rows) -> str:
+    if rows.tokens is None:
+        return f"{rows.n_rows:,} rows"
+    return f"{rows.n_rows:,} rows, {rows.tokens:,} tokens ({rows.trained_tokens:,} trained on)"

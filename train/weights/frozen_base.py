@@ -1,0 +1,96 @@
+"""The frozen base beneath adapters (LoRA): where its weights are, and whether they are those of the training."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from data.base.errors import ConfigError
+from train.checkpoint.reader import CheckpointReader
+from train.config.schema import TrainConfig
+from train.hf.repository import KEY, write_json
+from train.hf.tensors import TensorSource
+from train.models.config import ModelConfig
+from train.models.init import draw_rows, init_std
+from train.models.shapes import parameter_shapes
+from train.weights.pretrained import PretrainedFolder
+
+BASE = "base.json"
+"""In the save folder of a run with lora: the fingerprint of the base, which its checkpoints do not hold."""
+
+
+def frozen_weights(config: TrainConfig) -> TensorSource:
+    """The base that a run with lora froze."""
+    checkpoint, name = frozen_base(config), config.model.pretrained_model_name_or_path
+    if checkpoint is not None:
+        checkpoint.check(config.model, "the run's config")
+        return checkpoint
+    return DrawnWeights(config.model, config.seed) if name is None else PretrainedFolder.open(name, config.model)
+
+
+def fingerprint(base: TensorSource) -> str:
+    """Of the first and the last row of every tensor, in fp32: the same for the same weights wherever they lie."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, shape in sorted(base.shapes.items()):
+        digest.update(name.encode())
+        for row in (0, shape[0] - 1):
+            numbers = torch.empty(1, *shape[1:])
+            base.rows(name, row, row + 1, numbers)
+            digest.update(numbers.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def note_base(folder: Path, base: TensorSource) -> None:
+    """Leaves the base's fingerprint in a save folder."""
+    part = folder / f".{BASE}.part"
+    write_json(part, {"fingerprint": fingerprint(base)})
+    part.replace(folder / BASE)
+
+
+def check_base(checkpoint: Path, base: TensorSource, config: TrainConfig) -> None:
+    """Raises ConfigError when the adapters in the checkpoint were trained above other weights than these.
+
+    Without what `note_base` leaves beside it nothing is known.
+    """
+    noted = checkpoint.resolve().parent / BASE
+    if not noted.is_file():
+        return
+    try:
+        then = json.loads(noted.read_text(encoding="utf-8"))["fingerprint"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{noted} cannot be read: {error!r}") from None
+    if then != fingerprint(base):
+        name = config.model.pretrained_model_name_or_path
+        whose = f"those drawn from seed {config.seed}" if name is None else f"those in {name} ({KEY})"
+        if frozen_base(config) is not None:
+            whose = f"those in {config.load_path} (load_path)"
+        raise ConfigError(
+            f"{checkpoint} holds adapters that were trained above other weights than {whose}: put the same base back "
+            "in its place, or write where it is"
+        )
+
+
+class DrawnWeights:
+    """The initial weights of a run that names none: drawn again."""
+
+    files: Sequence[Path] = ()
+
+    def __init__(self, model: ModelConfig, seed: int) -> None:
+        self.model, self.seed = model, seed
+        self.shapes = parameter_shapes(model)
+
+    def pieces(self, name: str, dtype: torch.dtype) -> None:
+        return None
+
+    def rows(self, name: str, start: int, stop: int, out: torch.Tensor) -> None:
+        out.copy_(draw_rows(self.seed, name, self.shapes[name], start, stop, init_std(self.model, name)))
+
+
+def frozen_base(config: TrainConfig) -> CheckpointReader | None:
+    """The checkpoint of a whole model at load_path, which a run with lora takes as its base; None without one."""
+    if config.lora is None or config.load_path is None:
+        return None
+    reader = CheckpointReader(Path(config.load_path))
+    return None if reader.holds_adapters else reader

@@ -1,0 +1,75 @@
+"""All weights of the model in a checkpoint; adapters (LoRA) are merged into their base, a few rows at a time."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from data.base.errors import ConfigError
+from train.checkpoint.reader import CheckpointReader
+from train.config.schema import TrainConfig
+from train.hf.raw_rows import Piece
+from train.hf.tensors import TensorSource
+from train.models.config import LoraConfig, ModelConfig
+from train.models.shapes import adapted_shapes, adapter_name, parameter_shapes
+from train.weights.frozen_base import check_base, frozen_weights
+
+
+def whole_weights(reader: CheckpointReader, config: TrainConfig) -> TensorSource:
+    """All weights of the model in a checkpoint: what it holds or, where that is adapters, these merged into their base.
+
+    Raises ConfigError when the checkpoint is not whole or not of this config, or the base is not there any more.
+    """
+    beside = reader.checkpoint.parent / "config.yaml"
+    reader.check(config.model, str(beside), config.lora)
+    if config.lora is None:
+        return reader
+    try:
+        base = frozen_weights(config)
+    except ConfigError as error:
+        raise ConfigError(
+            f"{reader.checkpoint} holds adapters alone, and their base cannot be read: {error}; where it has moved, "
+            f"write its new place into {beside}"
+        ) from None
+    check_base(reader.checkpoint, base, config)
+    return MergedWeights(base, reader, config.model, config.lora)
+
+
+class MergedWeights:
+    """W + alpha / r * B A for what has an adapter, added in fp32; the base's own rows for the rest."""
+
+    def __init__(self, base: TensorSource, adapters: CheckpointReader, model: ModelConfig, lora: LoraConfig) -> None:
+        self.base, self.adapters, self.lora = base, adapters, lora
+        self.shapes = parameter_shapes(model)
+        self.files = [*base.files, *adapters.files]
+        self._adapted = set(adapted_shapes(model, lora))
+        self._F = model.ffn_config.ffn_hidden_size
+        self._held = "", torch.empty(0)
+
+    def pieces(self, name: str, dtype: torch.dtype) -> Sequence[Piece] | None:
+        return None if name in self._adapted else self.base.pieces(name, dtype)
+
+    def rows(self, name: str, start: int, stop: int, out: torch.Tensor) -> None:
+        if name not in self._adapted:
+            self.base.rows(name, start, stop, out)
+            return
+        merged = torch.empty(out.shape, dtype=torch.float32)
+        self.base.rows(name, start, stop, merged)
+        place, r = adapter_name(name), self.lora.r
+        B = torch.empty(stop - start, r)
+        self.adapters.rows(f"{place}.lora_B", start, stop, B)
+        # Of experts with an A each, those of the experts that these rows belong to.
+        height = self._F if self.lora.per_expert and not name.endswith(".weight") else self.shapes[name][0]
+        for expert in range(start // height, math.ceil(stop / height)):
+            mine = slice(max(expert * height - start, 0), min((expert + 1) * height, stop) - start)
+            merged[mine].addmm_(B[mine], self._A(f"{place}.lora_A", expert, out.shape[1]), alpha=self.lora.scale)
+        out.copy_(merged)
+
+    def _A(self, name: str, expert: int, width: int) -> torch.Tensor:
+        """Read once for all the blocks of rows that need it."""
+        held = self._held  # one look: threads read blocks side by side
+        if held[0] != f"{name} {expert}":
+            A, r = torch.empty(self.lora.r, width), self.lora.r
+            self.adapters.rows(name, expert * r, (expert + 1) * r, A)
+            self._held = held = f"{name} {expert}", A
+        return held[1]

@@ -1,0 +1,140 @@
+"""What a run starts from: the checkpoint that autoresume or load_path means, checked before anything is built."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data.base.errors import ConfigError
+from train.checkpoint.reader import CheckpointReader
+from train.checkpoint.save_folder import check_save_folder, checkpoints, is_complete
+from train.config.load import load_saved_config
+from train.config.schema import TrainConfig
+from train.config.typed import show
+from train.models.shapes import adapter_shapes
+from train.weights.frozen_base import frozen_base
+
+
+def check_start(path: Path, config: TrainConfig, key: str, *, whole_state: bool) -> None:
+    """Raises ConfigError when a run of this config cannot start from the checkpoint that `key` names.
+
+    With whole_state, going on from it and not from its weights alone, the weights must also mean what they meant.
+    """
+    said = f"{key} is {str(path)!r}"
+    if "://" in str(path):
+        raise ConfigError(f"{said}, but checkpoints are read from a local or mounted folder for now: copy it there")
+    if not path.exists():
+        raise ConfigError(f"{said}, but there is no such file or folder")
+    if not is_complete(path):
+        inside = [found.name for found in checkpoints(path)]
+        hint = f"; it holds checkpoints: {path / inside[-1]}" if inside else ""
+        raise ConfigError(
+            f"{said}, but it is no complete checkpoint (a folder such as ep0-ba100 with .metadata in it, or a .pt "
+            f"file){hint}"
+        )
+    there = "sharded" if path.is_dir() else "full"
+    wanted = config.fsdp_config.state_dict_type if config.fsdp_config is not None else "full"
+    if there != wanted:
+        way_out = f"fsdp_config.state_dict_type={there}" if config.fsdp_config else "fsdp_config={}"
+        raise ConfigError(f"{said}, a {there} checkpoint, but this run reads and writes {wanted} ones: write {way_out}")
+    before = path.resolve().parent / "config.yaml"
+    if path.is_dir():
+        reader = CheckpointReader(path)
+        base = config.lora is not None and not reader.holds_adapters
+        if base and whole_state:
+            raise ConfigError(
+                f"{said}, a whole model, of which a run with lora takes the weights alone, as its frozen base: write "
+                "load_weights_only=true"
+            )
+        if reader.holds_adapters:
+            _check_adapters(before, config, said)
+        reader.check(config.model, "this config's model", None if base else config.lora)
+    if whole_state:
+        _check_meaning(before, config, said)
+
+
+def _check_adapters(before: Path, config: TrainConfig, said: str) -> None:
+    """Adapters of other shapes, told by the YAML's keys and not tensor by tensor."""
+    was, now = load_saved_config(before).lora if before.is_file() else None, config.lora
+    if was is None or now is None or adapter_shapes(config.model, was) == adapter_shapes(config.model, now):
+        return
+    keys = [key for key in ("r", "target_modules", "per_expert") if getattr(was, key) != getattr(now, key)]
+    changed = [f"lora.{k} is {show(getattr(now, k))}, but the checkpoint's is {show(getattr(was, k))}" for k in keys]
+    raise ConfigError(f"{said}: {'; '.join(changed)}: put it back, or train other adapters in another run")
+
+
+def _check_meaning(before: Path, config: TrainConfig, said: str) -> None:
+    """The same tensors compute something else with other heads, rotations, clipping or routing."""
+    if not before.is_file():
+        return
+    was, now = _meaning(load_saved_config(before)), _meaning(config)
+    changed = [f"{key} was {was.get(key)}, now {now[key]}" for key in now if was.get(key) != now[key]]
+    if changed:
+        raise ConfigError(
+            f"{said}, but {'; '.join(changed)}: put it back, or start another run with load_path and "
+            "load_weights_only=true"
+        )
+
+
+def _meaning(config: TrainConfig) -> dict[str, Any]:
+    model, attn, ffn, lora = config.model, config.model.attn_config, config.model.ffn_config, config.lora
+    # The base is compared by its weights, in adapter.check_base.
+    adapters = {} if lora is None else {"lora.alpha": lora.alpha}
+    weights = {
+        "n_heads": model.n_heads,
+        "attn_config.kv_n_heads": attn.kv_n_heads,
+        "attn_config.rope_theta": attn.rope_theta,
+        "attn_config.clip_qkv": attn.clip_qkv,
+        "ffn_config.moe_top_k": ffn.moe_top_k,
+        "ffn_config.moe_num_experts": ffn.moe_num_experts,
+        "ffn_config.moe_normalize_expert_weights": ffn.moe_normalize_expert_weights,
+    }
+    return {f"model.{key}": value for key, value in weights.items()} | adapters
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """The checkpoint that a run starts from."""
+
+    path: Path
+    data_state: Mapping[str, str] | None
+    """What the training data's `state_dict` was (see Plan.state), where the run goes on from there, with optimizer and
+    random state; None where it takes the weights alone."""
+    resuming: bool
+    """It is the run's own, found by autoresume."""
+
+
+def find_start(config: TrainConfig, folder: Path | None) -> Start | None:
+    """The newest complete checkpoint in the save folder under autoresume, else load_path, else None.
+
+    Raises ConfigError when the run cannot start from it, or may not write to the save folder. Changes nothing.
+    """
+    if folder is not None:
+        check_save_folder(folder, config)
+        newest = next(reversed(checkpoints(folder)), None) if config.autoresume else None
+        if newest is not None:
+            check_start(newest, config, "the checkpoint that autoresume takes", whole_state=True)
+            return Start(path=newest, data_state=_data_state(newest), resuming=True)
+    if config.load_path is None:
+        return None
+    path = Path(config.load_path)
+    check_start(path, config, "load_path", whole_state=not config.load_weights_only)
+    if frozen_base(config) is not None:
+        return None
+    return Start(path=path, data_state=None if config.load_weights_only else _data_state(path), resuming=False)
+
+
+def _data_state(checkpoint: Path) -> dict[str, str]:
+    try:
+        if checkpoint.is_dir():
+            return {"position": CheckpointReader(checkpoint).value("state.dataset_state.train.position")}
+        # Mapped, not read: the weights are in the same file.
+        state = torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=False)["state"]
+        return state["dataset_state"]["train"]
+    except (KeyError, TypeError):
+        raise ConfigError(
+            f"{checkpoint} has no position in the data, so a run cannot go on from it: start another from its weights, "
+            "with another run_name, load_path and load_weights_only=true"
+        ) from None
