@@ -4,8 +4,9 @@ BIN := .venv/bin
 # .venv-classic has torch 2.7.0, which is what MegaBlocks 0.10.0's own metadata asks for.
 ENVIRONMENTS := .venv .venv-classic
 COMPILE := --extra dev --universal --python-version 3.11 --no-emit-index-url --no-emit-find-links --quiet
-CORE := $(addprefix tests/test_,parity.py step.py resume.py fit.py experts.py attention.py export_whole.py verify.py tokenizer.py \
-	rendering.py hub.py security.py torch_compat.py)
+CORE := $(addprefix tests/,distributed/test_step.py distributed/test_torch_compat.py export/test_export_whole.py export/test_verify.py \
+	models/test_attention.py models/test_experts.py models/test_parity.py project/test_security.py run/test_fit.py run/test_resume.py \
+	sources/test_hub.py tokenization/test_rendering.py tokenization/test_tokenizer.py)
 
 .PHONY: help quickstart lora test test-classic proof verify-exports lint lock clean
 
@@ -72,8 +73,8 @@ endif
 	@touch $@
 
 # MegaBlocks' Python files, which run on a CPU through Triton's interpreter: for tests alone.
-$(ENVIRONMENTS:%=%/megablocks): %/megablocks: %/installed tests/install_megablocks_on_cpu.py
-	$*/bin/python tests/install_megablocks_on_cpu.py $@
+$(ENVIRONMENTS:%=%/megablocks): %/megablocks: %/installed tests/helpers/install_megablocks_on_cpu.py
+	$*/bin/python tests/helpers/install_megablocks_on_cpu.py $@
 	@touch $@
 
 # PEFT, to load what is exported for it: for tests alone. Among the installed packages Composer would import it.

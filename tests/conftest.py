@@ -25,7 +25,7 @@ def an_unusable_gpu_does_not_matter():
 @pytest.fixture
 def folder(tmp_path) -> Path:
     """An MDS folder of texts, in several shards."""
-    from mds_folders import write_texts  # imports for seconds what most files do not need
+    from tests.helpers.mds_folders import write_texts  # imports for seconds what most files do not need
 
     return write_texts(tmp_path / "mds")
 
@@ -33,7 +33,7 @@ def folder(tmp_path) -> Path:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A save folder with one checkpoint of a small model."""
-    from small_export import write_run  # as above
+    from tests.helpers.small_export import write_run  # as above
 
     folder = tmp_path_factory.mktemp("run") / "checkpoints"
     write_run(folder)

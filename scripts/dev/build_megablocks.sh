@@ -104,4 +104,4 @@ for module in (megablocks_ops, grouped_gemm_backend):
     print("loaded", module.__name__, "with", *(name for name in dir(module) if name[0] != "_"))' "$OUT/unpacked"
 [ "${1:-}" != --check ] || exit 0
 "${pip[@]}" install --no-deps --no-index --force-reinstall "$OUT"/*.whl
-echo "installed; on a machine with a GPU, test with: $PYTHON -m pytest tests/test_experts.py -k megablocks"
+echo "installed; on a machine with a GPU, test with: $PYTHON -m pytest tests/models/test_experts.py -k megablocks"

@@ -1,0 +1,116 @@
+"""Every key and argument that is a path, with two values that no system call takes."""
+
+import importlib
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from data.base.paths import MAX_NAME_BYTES, check_path
+from tests.helpers.small_config import load, refusal
+from train.config.schema import TrainConfig
+from train.config.typed import known_paths
+from train.main import main
+
+LONG = "x" * (MAX_NAME_BYTES + 1)
+BAD = {"long": (LONG, f"{MAX_NAME_BYTES + 1} bytes"), "NUL": ("a\0b", "NUL byte")}
+NO_PATHS = {"model.name", "tokenizer.kwargs.model_name", "tokenizer.kwargs.encoding_name", "loggers.wandb.name"} | {
+    f"{part}.name" for part in ("train_loader", "eval_loader", "optimizer", "scheduler")
+}
+_PATH_WORD = re.compile(r"(folder|path|filename|_file|_files|_dir|local|remote|text|split|(?<!kwargs\.)name)$")
+PATHS = [
+    key
+    for key in known_paths(TrainConfig)
+    if _PATH_WORD.search(key) and key not in NO_PATHS and not re.search(r"stages\[0\]|hf_kwargs\.name", key)
+]
+DATASET = "{max_seq_len: 64, hf_name: json}"
+STREAMS = "{max_seq_len: 64, streams: {NAME: {hf_name: json}}}"
+AROUND = (
+    f"eval_loader={{name: text, dataset: {DATASET}}}",
+    "callbacks.hf_checkpointer={save_folder: x, save_interval: 1ba}",
+    "save_folder=x",
+)
+
+
+def test_all_kinds_of_keys_are_among_them():
+    last = {key.rpartition(".")[2] for key in PATHS}
+    wanted = {"run_name", "save_folder", "load_path", "filename", "log_dir", "vocab_file", "cache_dir", "local", "text"}
+    assert wanted | {"remote", "hf_name", "data_dir", "data_files", "pretrained_model_name_or_path", "split"} <= last
+    assert "tokenizer.name" in PATHS
+
+
+@pytest.mark.parametrize("kind", BAD)
+@pytest.mark.parametrize("key", PATHS)
+def test_path_in_a_config(tmp_path, key, kind):
+    value, why = BAD[kind]
+    streams = [f"{key.partition('.')[0]}.dataset={STREAMS}"] if ".streams." in key else []
+    said = refusal(tmp_path, *AROUND, *streams, f"{key}={json.dumps(value)}")
+    assert re.match(rf"(small\.yaml: )?{re.escape(key)} (is|has) '", said)
+    assert why in said
+    assert "\n" not in said
+    assert len(said) < 300
+
+
+ARGUMENTS = {
+    "generate": ["folder", "--file", "--output"],
+    "evaluate": ["folder", "--exact_match", "--json"],
+    "convert_checkpoint_to_hf": ["--composer_path", "--hf_output_path"],
+    "convert_finetuning_dataset": ["--out_root", "--local", "--dataset", "--tokenizer"],
+    "convert_text_to_mds": ["--path", "--input_folder"],
+    "plan": ["config", "--png"],
+    "inspect_data": ["config", "--png"],
+    "make_tiny_dbrx": ["--config", "folder"],
+    "verify": ["folder", "--composer_path"],
+}
+GIVEN = {
+    "generate": {"folder": "x"},
+    "evaluate": {"folder": "x", "--exact_match": "x.jsonl"},
+    "convert_checkpoint_to_hf": {"--composer_path": "x", "--hf_output_path": "x"},
+    "convert_finetuning_dataset": {"--dataset": "json", "--out_root": "x", "--max_seq_len": "64"},
+    "convert_text_to_mds": {"--out_root": "x", "--tokenizer": "x"},
+    "plan": {"config": "x.yaml"},
+    "inspect_data": {"config": "x.yaml"},
+    "make_tiny_dbrx": {"folder": "x"},
+    "verify": {"folder": "x", "--composer_path": "x"},
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+@pytest.mark.parametrize(("script", "name"), [(script, name) for script, names in ARGUMENTS.items() for name in names])
+def test_path_on_a_command_line(monkeypatch, capsys, script, name, kind):
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "scripts")
+    module = importlib.import_module("train.export.verify" if script == "verify" else script)
+    value, why = BAD[kind]
+    given = {**GIVEN[script], name: value}
+    flags = [part for key, text in given.items() if key.startswith("--") for part in (key, text)]
+    assert module.main([text for key, text in given.items() if not key.startswith("--")] + flags) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {'the config' if name.endswith('config') else name} ")
+    assert why in said
+    assert said.count("\n") == 1
+    assert len(said) < 300
+
+
+@pytest.mark.parametrize("value", [LONG, f"{LONG}=3", "a\0b"])
+def test_config_of_train(capsys, value):
+    assert main([value]) == 2
+    assert capsys.readouterr().err.startswith("error: the config ")
+
+
+def test_a_run_name_that_is_filled_into_a_longer_name(tmp_path, monkeypatch):
+    from data.base.errors import ConfigError
+    from train.checkpoint.save_folder import local_folder
+
+    config = load(tmp_path, "save_folder=runs/{run_name}-again/x")
+    with pytest.raises(ConfigError, match=r"save_folder is 'runs/xxx.*which has a name of 256 bytes"):
+        local_folder(config, "x" * 250)
+
+
+def test_what_can_be_a_path():
+    for value in (None, "x" * 255, "/".join(["x" * 200] * 20), f"s3://bucket/{LONG}", ["a", None], {"train": "b"}):
+        check_path("key", value)
+    with pytest.raises(ValueError, match=r"key is 'é+\.*.*which has a name of 256 bytes"):
+        check_path("key", "é" * 128)
+    with pytest.raises(ValueError, match=r"which has 4,2\d\d bytes, but file systems take 4,095"):
+        check_path("key", {"train": ["/".join(["x" * 200] * 21)]})

@@ -1,0 +1,114 @@
+"""What a file system refuses during a save: one error on every rank, nothing half-written, and the next start works."""
+
+import errno
+import os
+import resource
+from pathlib import Path
+from typing import cast
+
+import pytest
+from composer.core import Callback, State
+from composer.loggers import Logger
+from composer.utils import dist
+from torch.distributed.checkpoint.filesystem import FileSystem
+
+from data.base.errors import ConfigError, DataError, os_error, said_plainly
+from data.mixing.curriculum import Plan
+from data.tokenization.tokenizer import Tokenizer
+from tests.helpers.ranks import run_ranks
+from tests.helpers.toy_run import write_toy_run
+from train.callbacks.run_record import RunRecord
+from train.checkpoint.save_folder import checkpoints, furnish_save_folder
+from train.config.load import load_config
+from train.run.fit import fit
+
+
+class Refuse(Callback):
+    """From batch 3 on, files may not exceed a size (every rank), or there is no space for any (rank 1 alone)."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, how: str) -> None:
+        self.patch, self.how = patch, how
+
+    def batch_start(self, state: State, logger: Logger) -> None:
+        if state.timestamp.batch.value != 2:
+            return
+        if self.how == "size":
+            _limit(50_000)
+        elif dist.get_global_rank() == 1:
+            self.patch.setattr(FileSystem, "create_stream", _no_space)
+
+
+def _limit(n_bytes: int | None) -> None:
+    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (hard if n_bytes is None else n_bytes, hard))
+
+
+def _no_space(*args: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def refused(path: str, how: str, overrides: list[str]) -> tuple[str, list[str], list[str]]:
+    """The error of a run whose second save is refused, what that leaves, and what the next start has at its end, of a
+    run that had no space."""
+    overrides = [*overrides, "save_interval=2ba", "max_duration=4ba", "eval_loader=null", "autoresume=true"]
+    config = load_config(path, overrides)
+    folder = Path(str(config.save_folder).format(run_name=config.run_name))
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(DataError) as caught:
+        fit(config, callbacks=[Refuse(patch, how)])
+    left = sorted(entry.name for entry in folder.glob("ep*"))
+    _limit(None)
+    dist.barrier()
+    if how == "space":
+        fit(config)
+    return str(caught.value), left, [found.name for found in checkpoints(folder)]
+
+
+SIZE, SPACE = "cannot take so large a file", "has no space left"
+CASES = {
+    "size": ("size", SIZE, [], ["ep0-ba2", "ep0-ba4"]),
+    "space": ("space", SPACE, [], ["ep0-ba2", "ep0-ba4"]),
+    "full": ("size", SIZE, ["fsdp_config=null"], ["ep0-ba2-rank0.pt", "ep0-ba4-rank0.pt"]),
+}
+
+
+def all_refused(path: str) -> dict[str, tuple[str, list[str], list[str]]]:
+    return {name: refused(path, how, [f"run_name={name}", *changes]) for name, (how, _, changes, _) in CASES.items()}
+
+
+@pytest.mark.timeout(200)
+def test_a_refused_save_is_one_error_on_every_rank(tmp_path: Path) -> None:
+    first, second = run_ranks(all_refused, 2, write_toy_run(tmp_path))
+    assert first == second
+    for name, (_, text, _, names) in CASES.items():
+        error, left, resumed = first[name]
+        assert error.startswith(f"save_folder {tmp_path / name} {text} for the checkpoint of batch 4, which takes ")
+        assert " are free): " in error
+        assert left == names[:1]
+        assert resumed == (names if name == "space" else left)
+
+
+def test_what_is_behind_the_errors_of_libraries() -> None:
+    hidden = RuntimeError("unexpected pos 704 vs 598")
+    hidden.__context__ = OSError(errno.EFBIG, "File too large")
+    assert getattr(os_error(hidden), "errno", None) == errno.EFBIG
+    assert getattr(os_error(Exception("No space left on device (os error 28)")), "errno", None) == errno.ENOSPC
+    assert os_error(RuntimeError("a shape")) is None
+    with pytest.raises(KeyError), said_plainly("x", "y"):
+        raise KeyError("a defect")
+    with pytest.raises(ConfigError, match=r"^x cannot be written"), said_plainly("x", "y"):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+
+class NoSpace:
+    def save_pretrained(self, *args: object) -> None:
+        raise Exception("No space left on device (os error 28)")
+
+
+def test_what_stands_beside_the_checkpoints_is_refused_as_plainly(tmp_path: Path) -> None:
+    folder, config, tokenizer = tmp_path / "save", load_config(write_toy_run(tmp_path), []), cast(Tokenizer, NoSpace())
+    with pytest.raises(DataError, match=r"save has no space left for config.yaml and the tokenizer: free some and"):
+        furnish_save_folder(folder, config, tokenizer, resuming=False)
+    assert list(folder.iterdir()) == []
+    record = RunRecord(tmp_path / "gone", cast(Plan, None), 4, 8)
+    with pytest.raises(ConfigError, match=r"gone cannot be written for record.jsonl .*No such file"):
+        record._add({"batch": 4})

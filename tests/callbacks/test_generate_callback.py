@@ -1,0 +1,137 @@
+"""Text during training: what the weights of the moment write, and a run that trains as if nothing had been written."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from composer.core import Callback, State
+from composer.loggers import ConsoleLogger, Logger, TensorboardLogger
+from torch.distributed.tensor import DTensor
+
+from data.base.errors import ConfigError
+from tests.helpers.ranks import run_ranks
+from tests.helpers.small_config import refusal
+from tests.helpers.toy_run import write_toy_run
+from train.callbacks.generate import _log_table
+from train.config.load import load_config
+from train.config.sampling import Sampling
+from train.generation.ask import as_question, ask, encode
+from train.generation.decoders import open_model
+from train.run.fit import fit
+
+PROMPTS = ["amber birch\n", "x"]
+GENERATE = f"callbacks.generate={{prompts: {json.dumps(PROMPTS)}, interval: 4ba, max_new_tokens: 12}}"
+
+
+class AtTheEnd(Callback):
+    def __init__(self) -> None:
+        self.weights: dict[str, torch.Tensor] = {}
+
+    def fit_end(self, state: State, logger: Logger) -> None:
+        for name, param in state.model.named_parameters():
+            whole = param.full_tensor() if isinstance(param, DTensor) else param
+            self.weights[name.removeprefix("module.")] = whole.detach().clone()
+
+
+def run(path: str, overrides: list[str]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """The weights and the random state at the end."""
+    end = AtTheEnd()
+    fit(load_config(path, overrides), callbacks=[end])
+    return end.weights, torch.get_rng_state()
+
+
+def tables(folder: Path, rank: int = 0) -> list[list[list]]:
+    """Rows of each table in the file logger's text."""
+    (log,) = folder.glob(f"log-rank{rank}*.txt")
+    lines = [line for line in log.read_text().splitlines() if line.startswith("[table]: generate: ")]
+    return [json.loads(line.partition("generate: ")[2])["data"] for line in lines]
+
+
+def written_by(checkpoint: Path, sampling: Sampling) -> list[str]:
+    opened = open_model(checkpoint)
+    prompts = encode([as_question(prompt) for prompt in PROMPTS], opened, sampling)
+    return [answer.text for answer in ask(opened, prompts, sampling, 2)]
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    ("fsdp", "drawn"),
+    [("fsdp_config={activation_checkpointing: selective}", "temperature: 0.9, seed: 3"), ("fsdp_config=null", "")],
+    ids=["FSDP2, sampled", "DDP, greedy"],
+)
+def test_a_run_trains_the_same_and_the_text_is_its_weights(tmp_path, fsdp, drawn):
+    path = write_toy_run(tmp_path)
+    changes = [
+        f"loggers.file.filename={tmp_path}/told/log-rank{{rank}}.txt",
+        fsdp,
+        GENERATE.replace("max_new", f"{drawn}, max_new" if drawn else "max_new"),
+    ]
+    plain = run_ranks(run, 2, path, [fsdp, "run_name=plain"])
+    told = run_ranks(run, 2, path, [*changes, "run_name=told"])
+    for (weights, rng), (expected, expected_rng) in zip(told, plain, strict=True):
+        assert torch.equal(rng, expected_rng)
+        assert weights.keys() == expected.keys()
+        for name, tensor in expected.items():
+            assert torch.equal(weights[name], tensor), name
+    shown = tables(tmp_path / "told")
+    assert [[row[:2] for row in table] for table in shown] == [
+        [[batch, prompt] for prompt in PROMPTS] for batch in (4, 8, 10)
+    ]
+    if fsdp != "fsdp_config=null":
+        sampling = Sampling(max_new_tokens=12, temperature=0.9, seed=3)
+        for table, checkpoint in zip(shown, ("ep0-ba4", "ep0-ba8", "ep0-ba10"), strict=True):
+            assert [row[2] for row in table] == written_by(tmp_path / "told" / checkpoint, sampling)
+
+
+@pytest.mark.parametrize(
+    ("generate", "said"),
+    [
+        ("{prompts: []}", "callbacks.generate.prompts is [], but at least 1 is needed"),
+        (
+            "{prompts: [a], interval: 0ba}",
+            "callbacks.generate.interval is '0ba', but a duration of nothing never comes",
+        ),
+        ("{prompts: [a], interval: often}", "callbacks.generate.interval "),
+        (
+            "{prompts: [a], top_k: 3}",
+            "callbacks.generate.temperature is 0, which is greedy, but top_k or top_p is given",
+        ),
+        ("{prompts: [a], max_new_tokens: 0}", "callbacks.generate.max_new_tokens is 0"),
+        ("{prompts: [a], every: 3}", "callbacks.generate.every is not a key"),
+        ("{interval: 1ba}", "missing: callbacks.generate.prompts"),
+    ],
+)
+def test_what_the_config_cannot_say(tmp_path, generate, said):
+    assert said in refusal(tmp_path, f"callbacks.generate={generate}")
+
+
+def test_llm_foundrys_name_is_answered(tmp_path):
+    said = refusal(tmp_path, "callbacks.generate_callback={prompts: [a]}")
+    assert "callbacks.generate_callback is not taken: write `generate: {prompts: [...]" in said
+
+
+@pytest.mark.parametrize(
+    ("prompt", "said"),
+    [
+        ("", r"callbacks.generate.prompts\[1\] is '', but there must be something to go on from"),
+        ("y" * 128, r"callbacks.generate.prompts\[1\] is 'yyy.* of 128 tokens, but model.max_seq_len is 128"),
+    ],
+)
+def test_a_prompt_that_nothing_can_follow_is_refused_before_the_model_is_built(tmp_path, monkeypatch, prompt, said):
+    path = write_toy_run(tmp_path)
+    monkeypatch.setattr("train.run.fit.build_model", lambda *args, **kwargs: pytest.fail("it was built"))
+    changes = [f"callbacks.generate.prompts=[a, '{prompt}']", "model.max_seq_len=128", "run_name=x"]
+    with pytest.raises(ConfigError, match=said):
+        fit(load_config(path, changes))
+
+
+def test_tensorboard_gets_the_table_as_text(tmp_path):
+    board = TensorboardLogger(log_dir=str(tmp_path))
+    board.run_name = "x"
+    board._initialize_summary_writer()
+    _log_table(SimpleNamespace(destinations=[board, ConsoleLogger()]), [[4, "a|b", "c\nd"]], 4)
+    board.writer.flush()
+    (file,) = (tmp_path / "x").iterdir()
+    assert b"| 4 | a\\|b | c<br>d |" in file.read_bytes()

@@ -1,0 +1,121 @@
+"""Exports in the middle of a run: at their interval, proven, and caught up with after a kill."""
+
+import errno
+import json
+from pathlib import Path
+
+import pytest
+import transformers
+from composer.core import Callback, State
+from composer.loggers import Logger
+
+from data.base.errors import ConfigError
+from tests.helpers.ranks import run_ranks
+from tests.helpers.small_config import load, refusal
+from tests.helpers.toy_run import refused, write_toy_run
+from train.callbacks.hf_checkpointer import HFCheckpointer
+from train.config.load import load_config
+from train.run.fit import fit
+
+
+def run(path: str, overrides: list[str]) -> None:
+    fit(load_config(path, overrides))
+
+
+def wanted(folder: Path, interval: str) -> str:
+    return f"callbacks={{hf_checkpointer: {{save_folder: '{folder}/{{run_name}}-hf', save_interval: {interval}}}}}"
+
+
+@pytest.mark.timeout(300)
+def test_a_run_exports_at_its_interval_and_at_its_end(tmp_path: Path) -> None:
+    path = write_toy_run(tmp_path)
+    run_ranks(run, 2, path, [wanted(tmp_path, "8ba"), "max_duration=10ba"], timeout=240)
+    exports = tmp_path / "toy-hf" / "huggingface"
+    assert sorted(entry.name for entry in exports.iterdir()) == ["ba10", "ba8"]
+    model = transformers.AutoModelForCausalLM.from_pretrained(exports / "ba8")
+    assert model.config.n_layers == 2
+    card = (exports / "ba8" / "README.md").read_text()
+    # 8 batches of 8 rows of 128, evaluated after 5.
+    assert "| positions (padding included) | 8,192 |" in card
+    assert "after 5 steps:" in card
+    assert "after 10 steps:" in (exports / "ba10" / "README.md").read_text()
+
+
+class Fail(Callback):
+    """The export of batch 4 cannot be written."""
+
+    def fit_start(self, state: State, logger: Logger) -> None:
+        exporter = next(found for found in state.callbacks if isinstance(found, HFCheckpointer))
+        exporter.folder.mkdir(parents=True, exist_ok=True)
+        (exporter.folder / "ba4").touch()
+
+
+def fail(path: str, overrides: list[str]) -> str:
+    try:
+        fit(load_config(path, overrides), callbacks=[Fail()])
+    except ConfigError as error:
+        return str(error)
+    raise AssertionError("the failed export was not told")
+
+
+@pytest.mark.timeout(300)
+def test_what_cannot_be_exported_stops_nothing_and_is_told_at_the_end(tmp_path: Path) -> None:
+    path = write_toy_run(tmp_path)
+    overrides = [wanted(tmp_path, "4ba"), "max_duration=5ba", "eval_interval=9ba"]
+    said = run_ranks(fail, 2, path, overrides, timeout=240)
+    exports = tmp_path / "toy-hf" / "huggingface"
+    for line in said:
+        assert f"not every checkpoint was exported (ba4: the output {exports / 'ba4'} is a file" in line
+    assert (exports / "ba5" / "config.json").is_file()
+
+
+def test_an_error_of_the_file_system_stops_nothing_either(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "run" / "ep0-ba4").mkdir(parents=True)
+    (tmp_path / "run" / "ep0-ba4" / ".metadata").touch()
+    (tmp_path / "hf" / "ba4").mkdir(parents=True)
+
+    def refuse(path: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr("train.callbacks.hf_checkpointer.shutil.rmtree", refuse)
+    exporter = HFCheckpointer(tmp_path / "run", tmp_path / "hf", 4, 8, "fp32")
+    exporter.catch_up(8)
+    exporter._export_on_first_rank(4)
+    with pytest.raises(ConfigError, match=r"ba8: no checkpoint of it is in .*; ba4: .*Permission denied"):
+        exporter.check()
+
+
+@pytest.mark.timeout(300)
+def test_a_run_that_goes_on_catches_up(tmp_path: Path) -> None:
+    """As after a kill between a checkpoint and its export; there is nothing left to train besides."""
+    path = write_toy_run(tmp_path)
+    run_ranks(run, 1, path, ["max_duration=4ba"])
+    overrides = [wanted(tmp_path, "4ba"), "max_duration=4ba", "autoresume=true"]
+    run_ranks(run, 1, path, overrides, timeout=240)
+    exported = tmp_path / "toy-hf" / "huggingface" / "ba4" / "model.safetensors.index.json"
+    assert json.loads(exported.read_text())["weight_map"]
+
+
+def test_intervals_and_folders_that_cannot_be(tmp_path: Path) -> None:
+    path = write_toy_run(tmp_path)
+    (said,) = run_ranks(refused, 1, path, [wanted(tmp_path, "0.6dur")])
+    assert "save_interval is 0.6dur (6 batches), but checkpoints are saved every 4 batches: write a multiple" in said
+    (tmp_path / "toy-hf" / "huggingface" / "ba8").mkdir(parents=True)
+    (said,) = run_ranks(refused, 1, path, [wanted(tmp_path, "8ba")])
+    assert "holds another run's exports (ba8): name another, or write save_overwrite=true" in said
+
+
+def test_the_config(tmp_path: Path) -> None:
+    key = "callbacks={hf_checkpointer: {save_folder: out, save_interval: 1dur}}"
+    assert "there is no save_folder with checkpoints to export" in refusal(tmp_path, key)
+    with_folder = ("save_folder=runs", "save_interval=4ba", "max_duration=10ba")
+    said = refusal(tmp_path, key.replace("1dur", "6ba"), *with_folder)
+    assert "save_interval is 6ba, but checkpoints are saved every 4ba: write a multiple of it" in said
+    for fine in ("8ba", "11ba"):
+        load(tmp_path, key.replace("1dur", fine), *with_folder)
+    for fsdp in ("fsdp_config=null", "fsdp_config={state_dict_type: full}"):
+        assert "it exports sharded checkpoints alone" in refusal(tmp_path, key, "save_folder=runs", fsdp)
+    assert load(tmp_path, key, "save_folder=runs").callbacks.hf_checkpointer.precision == "float32"
+    assert "write bfloat16" in refusal(tmp_path, key, "callbacks.hf_checkpointer.precision=bf16", "save_folder=runs")
+    said = refusal(tmp_path, key, "callbacks.hf_checkpointer.overwrite=false", "save_folder=runs")
+    assert "overwrite is false, which cannot be" in said

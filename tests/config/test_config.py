@@ -1,0 +1,95 @@
+import dataclasses
+from dataclasses import replace
+
+import pytest
+
+from tests.helpers.small_config import load, refusal
+from train.config.schema import TrainConfig, check_kernel_sizes, check_run_name, check_world_size
+from train.config.typed import Builder
+
+
+def test_configs_are_frozen_all_the_way_down(tmp_path):
+    def below(node):
+        yield node
+        for field in dataclasses.fields(node):
+            value = getattr(node, field.name)
+            if dataclasses.is_dataclass(value):
+                yield from below(value)
+
+    clipping = "algorithms.gradient_clipping={clipping_type: norm, clipping_threshold: 1}"
+    config = load(tmp_path, "callbacks.lr_monitor={}", "loggers.wandb={}", clipping)
+    nodes = list(below(config))
+    assert len(nodes) > 12
+    assert all(node.__dataclass_params__.frozen for node in nodes)
+
+
+def test_global_batch_must_be_divisible_by_ranks(tmp_path):
+    config = load(tmp_path)
+    check_world_size(config, 4)
+    with pytest.raises(ValueError, match="global_train_batch_size is 8, but it must be divisible by the 3 ranks"):
+        check_world_size(config, 3)
+
+
+def test_replicas_must_divide_the_ranks(tmp_path):
+    config = load(tmp_path, "fsdp_config={sharding_strategy: HYBRID_SHARD, data_parallel_replicate_degree: 2}")
+    check_world_size(config, 4)
+    with pytest.raises(ValueError, match="data_parallel_replicate_degree is 2, but it must divide the 1 ranks"):
+        check_world_size(config, 1)
+
+
+def test_microbatch_that_megablocks_cannot_address(tmp_path):
+    sizes = ["model={preset: tiny, d_model: 6144, n_heads: 48, ffn_config: {moe_top_k: 4, moe_impl: megablocks}}"]
+    sizes += ["device_train_microbatch_size=1366", "global_train_batch_size=4096"]
+    config = load(tmp_path, *sizes)  # 1366 x 64 = 87,424 tokens
+    said = r"device_train_microbatch_size \(1,366\) x max_seq_len \(64\) x .* is 2,148,532,224, which must be below"
+    with pytest.raises(ValueError, match=said):
+        check_kernel_sizes(config, 1)
+    check_kernel_sizes(config, 4)  # a rank has 1024 rows
+    check_kernel_sizes(load(tmp_path, *sizes, "model.ffn_config.moe_impl=grouped_mm"), 1)
+    evaluated = "eval_loader={name: finetuning, dataset: {hf_name: json, max_seq_len: 64}}"
+    with pytest.raises(ValueError, match=r"lower device_eval_batch_size or max_seq_len"):
+        check_kernel_sizes(load(tmp_path, *sizes, evaluated, "device_eval_batch_size=1366"), 4)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("fsdp_config.sharding_strategy=HYBRID_SHARD", "HYBRID_SHARD needs the number of replicas"),
+        ("fsdp_config.data_parallel_replicate_degree=2", "FULL_SHARD has none"),
+        ("max_duration=1dur", "max_duration is '1dur', but dur is a part of it"),
+        ("max_duration=0ba", "a duration of nothing never comes"),
+        ("eval_interval=10", "eval_interval is 10"),
+        ("eval_interval=soon", "eval_interval is 'soon', but a duration is a number and a unit"),
+        ("scheduler.t_warmup=9999ba", "scheduler.t_warmup is 9999ba, but max_duration is only"),
+        ("scheduler.t_warmup=1.1dur", "scheduler.t_warmup is 1.1dur, but max_duration is only"),
+        ("scheduler.t_warmup=1.5ba", "scheduler.t_warmup is '1.5ba', but ba counts whole ones"),
+        ("train_loader.dataset.max_seq_len=32", "train_loader.dataset.max_seq_len is 32, but max_seq_len is 64"),
+        ("tokenizer.kwargs.model_max_length=32", "tokenizer.kwargs.model_max_length is 32, but max_seq_len is 64"),
+        ("tokenizer.kwargs.model_name=gpt-4", "tokenizer.kwargs.model_name belongs to `name: tiktoken`"),
+        ("tokenizer.name=tiktoken", "tokenizer.kwargs needs exactly one of model_name, encoding_name, vocab_file"),
+        ("train_loader.num_workers=-1", "train_loader.num_workers is -1"),
+        (
+            "train_loader.dataset.preprocessing_fn={q: a}",
+            "must be {prompt: COLUMN, response: COLUMN} or {messages: COLUMN} or {text: COLUMN}",
+        ),
+        ("algorithms.gradient_clipping={clipping_type: norm, clipping_threshold: 0}", "clipping_threshold is 0.0"),
+    ],
+)
+def test_what_cannot_be(tmp_path, override, said):
+    assert said in refusal(tmp_path, override)
+
+
+def test_every_field_of_every_config_can_be_built_from_its_own_value(tmp_path):
+    config = replace(load(tmp_path), run_name="x")
+    builder = Builder(TrainConfig)
+    assert builder.build(TrainConfig, dataclasses.asdict(config), "") == config
+    assert builder.problems == builder.missing == []
+
+
+def test_a_run_that_no_later_start_would_find_is_refused(tmp_path, monkeypatch):
+    monkeypatch.delenv("RUN_NAME", raising=False)
+    with pytest.raises(ValueError, match="autoresume is true, but without run_name"):
+        check_run_name(load(tmp_path, "autoresume=true", "save_folder='runs/{run_name}'"))
+    check_run_name(load(tmp_path, "autoresume=true", "save_folder=runs/fixed"))
+    monkeypatch.setenv("RUN_NAME", "mine")
+    check_run_name(load(tmp_path, "autoresume=true", "save_folder='runs/{run_name}'"))

@@ -1,0 +1,296 @@
+import pytest
+
+from data.base.errors import ConfigError
+from tests.helpers.small_config import LEAST, load, refusal
+from train.config.load import check_vocab, load_config, masked_yaml, to_yaml
+from train.config.schema import LRMonitorConfig
+
+NAMES = "the presets are 132b, 73b, 35b, 18b, 9b, tiny"
+
+
+def test_values_defaults_and_interpolation_arrive(tmp_path):
+    config = load(tmp_path)
+    assert (config.max_seq_len, config.train_loader.dataset.max_seq_len) == (64, 64)
+    assert config.optimizer.lr == 1e-3
+    assert config.fsdp_config is not None
+    assert config.fsdp_config.sharding_strategy == "FULL_SHARD"
+
+
+def test_preset_lies_under_what_is_written(tmp_path):
+    model = load(tmp_path, "model.ffn_config.moe_top_k=2", "model.attn_config=null", "model.n_layers=3").model
+    assert (model.d_model, model.n_layers) == (64, 3)
+    assert (model.ffn_config.ffn_hidden_size, model.ffn_config.moe_top_k) == (64, 2)
+    assert model.attn_config.kv_n_heads == 2
+
+
+def test_a_preset_can_be_interpolated_from(tmp_path):
+    assert load(tmp_path, "max_seq_len=${model.max_seq_len}").train_loader.dataset.max_seq_len == 512
+
+
+@pytest.mark.parametrize(
+    ("override", "read"),
+    [
+        ("optimizer.lr=1e-5", lambda c: c.optimizer.lr == 1e-5),
+        ("optimizer.lr=1", lambda c: c.optimizer.lr == 1.0 and type(c.optimizer.lr) is float),
+        ("optimizer.betas=[0.5, 0.6]", lambda c: c.optimizer.betas == [0.5, 0.6]),
+        ("run_name='7'", lambda c: c.run_name == "7"),
+        ("run_name=a=b", lambda c: c.run_name == "a=b"),
+        ("run_name=", lambda c: c.run_name is None),
+        ("fsdp_config=null", lambda c: c.fsdp_config is None),
+        ("loggers=null", lambda c: c.loggers.wandb is None),
+        ("callbacks.lr_monitor={}", lambda c: c.callbacks.lr_monitor == LRMonitorConfig()),
+        ("callbacks.lr_monitor=null", lambda c: c.callbacks.lr_monitor is None),
+        ("fsdp_config.activation_checkpointing=true", lambda c: c.fsdp_config.activation_checkpointing is True),
+        ("fsdp_config.activation_checkpointing=block", lambda c: c.fsdp_config.activation_checkpointing == "block"),
+        (
+            "train_loader.dataset.hf_kwargs={data_files: [a, b]}",
+            lambda c: c.train_loader.dataset.hf_kwargs.data_files[1] == "b",
+        ),
+        ("model.attn_config.clip_qkv=null", lambda c: c.model.attn_config.clip_qkv is None),
+    ],
+)
+def test_overrides(tmp_path, override, read):
+    assert read(load(tmp_path, override))
+
+
+def test_an_override_reaches_into_a_list(tmp_path):
+    config = load(tmp_path, "optimizer.param_groups=[{match: [a]}, {match: [b]}]", "optimizer.param_groups.1.lr=2")
+    assert [group.lr for group in config.optimizer.param_groups] == [None, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("foo", "'foo' is not key=value, such as optimizer.lr=1e-5"),
+        ("--lr=3", "the key '--lr' must be names with dots between"),
+        ("a..b=3", "the key 'a..b' must be names with dots between"),
+        ("max_seq_len.a=3", "max_seq_len.a=3: max_seq_len is 64, which has no keys below it"),
+        ("run_name={a:", "'run_name={a:': the value is not YAML"),
+        ("run_name=${", "run_name is '${', in which ${ does not begin a reference such as ${max_seq_len}: close it"),
+        ("model={d_model: 'a ${x'}", "model.d_model is 'a ${x', in which ${ does not begin a reference"),
+    ],
+)
+def test_override_that_cannot_be_read(tmp_path, override, said):
+    assert said in refusal(tmp_path, override)
+
+
+def test_index_past_the_end_of_a_list(tmp_path):
+    said = refusal(tmp_path, "optimizer.betas=[0.9, 0.95]", "optimizer.betas.2=0.1")
+    assert said == "optimizer.betas.2=0.1: optimizer.betas is a list of 2: '2' must be a number below 2"
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("seeed=1", "seeed is not a key; did you mean seed?"),
+        ("train_loader.datset={}", "train_loader.datset is not a key; did you mean dataset?"),
+        ("train_loader.dataset.shufle=true", "train_loader.dataset.shufle is not a key; did you mean shuffle?"),
+        ("model.ffn_config.top_k=2", "model.ffn_config.top_k is not a key; did you mean moe_top_k?"),
+        (
+            "optimizer.param_groups=[{match: [a], lrr: 1}]",
+            "optimizer.param_groups[0].lrr is not a key; did you mean lr?",
+        ),
+        (
+            "train_loader.max_seq_len=9",
+            "train_loader.max_seq_len is not a key here; it belongs at train_loader.dataset.max_seq_len",
+        ),
+        ("optimizer.t_warmup=1ba", "optimizer.t_warmup is not a key here; it belongs at scheduler.t_warmup"),
+        (
+            "tokenizer.colour=red",
+            "tokenizer.colour is not a key; the keys in tokenizer are name, kwargs, chat_template_drops, chat_date",
+        ),
+        ("colour=red", "colour is not a key here or anywhere below"),
+    ],
+)
+def test_unknown_key(tmp_path, override, said):
+    assert refusal(tmp_path, override) == f"small.yaml: {said}"
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("seed=1.5", "seed is 1.5, but it must be a whole number"),
+        ("seed=true", "seed is true, but it must be a whole number"),
+        ("optimizer.lr=high", "optimizer.lr is 'high', but it must be a finite number"),
+        ("optimizer.lr=.nan", "optimizer.lr is nan, but it must be a finite number"),
+        ("autoresume=1", "autoresume is 1, but it must be true or false"),
+        ("run_name=7", "run_name is 7, but it must be text: write '7' in quotes"),
+        ("max_duration=1.5", "max_duration is 1.5, but it must be text: a number and its unit, such as 1.5ba"),
+        ("max_duration=true", "max_duration is true, but it must be text: a number and its unit, such as 10ba"),
+        (
+            "callbacks.generate={prompts: [a], interval: 10}",
+            "callbacks.generate.interval is 10, but it must be text: a number and its unit, such as 10ba",
+        ),
+        (
+            "train_loader.stages=[{name: a, duration: 1, proportions: {a: 1}}]",
+            (
+                "train_loader.stages[0].duration is 1, but it must be text or a mapping of keys: a number and its "
+                "unit, such as 1ba"
+            ),
+        ),
+        (
+            "train_loader.dataset.packing=null",
+            "train_loader.dataset.packing is null, but it must be best_fit or none; did you mean none?",
+        ),
+        ("precision=fp23", "precision is 'fp23', but it must be fp32 or amp_bf16; did you mean fp32?"),
+        ("optimizer.betas=0.9", "optimizer.betas is 0.9, but it must be a list of numbers"),
+        ("optimizer.betas=[a, 1]", "optimizer.betas[0] is 'a', but it must be a finite number"),
+        ("model=3", "model is 3, but it must be a mapping of keys"),
+        ("load_path=[1]", "load_path is [1], but it must be text"),
+        (
+            "fsdp_config.activation_checkpointing=2",
+            "fsdp_config.activation_checkpointing is 2, but it must be true or false or none or block or selective",
+        ),
+        ("model.preset=132", f"model.preset is 132, but {NAMES}; did you mean 132b?"),
+        ("model.preset=huge", f"model.preset is 'huge', but {NAMES}"),
+    ],
+)
+def test_wrong_value(tmp_path, override, said):
+    assert refusal(tmp_path, override) == f"small.yaml: {said}"
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("model.ffn_config.moe_top_k=17", "model.ffn_config.moe_top_k is 17, but there are only 16 experts"),
+        ("model.n_heads=7", "model.d_model is 64, but it must be divisible by n_heads (7)"),
+        (
+            "model.attn_config.kv_n_heads=3",
+            "model.n_heads is 4, but it must be divisible by attn_config.kv_n_heads (3)",
+        ),
+        ("optimizer.lr=-1", "optimizer.lr is -1.0, but it must be positive"),
+        (
+            "max_seq_len=1024",
+            "max_seq_len is 1024, but model.max_seq_len is only 512: lower the one or raise the other",
+        ),
+        ("autoresume=true", "autoresume is true, but there is no save_folder to resume from"),
+    ],
+)
+def test_values_that_cannot_be_come_with_their_path(tmp_path, override, said):
+    assert refusal(tmp_path, override) == f"small.yaml: {said}"
+
+
+def test_all_problems_at_once(tmp_path):
+    said = refusal(tmp_path, "seeed=1", "model.ffn_config.moe_top_k=17", "model.ffn_config.top_k=1", "optimizer=null")
+    assert said.splitlines() == [
+        "small.yaml: 4 problems",
+        "  missing: optimizer.name, optimizer.lr",
+        "  seeed is not a key; did you mean seed?",
+        "  model.ffn_config.top_k is not a key; did you mean moe_top_k?",
+        "  model.ffn_config.moe_top_k is 17, but there are only 16 experts",
+    ]
+
+
+def test_all_missing_keys_at_once(tmp_path):
+    said = refusal(tmp_path, text="seed: 1\noptimizer: {lr: '???'}\n")
+    assert said == (
+        "small.yaml: missing: max_seq_len, model, tokenizer.name, train_loader.name, "
+        "train_loader.dataset.max_seq_len, optimizer.name, optimizer.lr, scheduler.name, max_duration, "
+        "global_train_batch_size"
+    )
+
+
+@pytest.mark.parametrize(
+    "where", ["run_name=${oc.env:HOME}", "run_name=a-${ oc.env:HOME,x}", "run_name=${oc.decode:x}"]
+)
+def test_resolvers_are_refused_with_the_way_out(tmp_path, where):
+    said = refusal(tmp_path, where)
+    assert "but only other keys are interpolated" in said
+    assert "write run_name=$VAR on the command line" in said
+
+
+def test_every_unclosed_reference_is_named(tmp_path):
+    text = LEAST.replace("'${max_seq_len}'", "'${max_seq_len'") + "run_name: 'a${b.c'\n"
+    first, *problems = refusal(tmp_path, text=text).splitlines()
+    assert first == "small.yaml: 2 problems"
+    assert problems[0].startswith("  train_loader.dataset.max_seq_len is '${max_seq_len', in which ${ does not begin")
+    assert problems[1].startswith("  run_name is 'a${b.c', in which ${ does not begin")
+    assert load(tmp_path, text=LEAST + "run_name: 'a\\${b'\n").run_name == "a${b"
+
+
+VARIABLES = LEAST.replace("max_seq_len: 64", "variables: {len: 64, lr: 1e-2, data: {split: train}}\nmax_seq_len: 64", 1)
+
+
+def test_variables_are_values_to_refer_to(tmp_path):
+    used = ("max_seq_len=${variables.len}", "optimizer.lr=${variables.lr}")
+    split = "train_loader.dataset.split=${variables.data.split}"
+    config = load(tmp_path, *used, split, "variables.lr=0.1", text=VARIABLES)
+    assert (config.max_seq_len, config.optimizer.lr, config.train_loader.dataset.split) == (64, 0.1, "train")
+    assert "variables" not in to_yaml(config)
+    relative = "train_loader.dataset.split=${...variables.data.split}"
+    assert load(tmp_path, *used, relative, "variables.lr=0.1", text=VARIABLES) == config
+
+
+def test_variable_that_nothing_refers_to(tmp_path):
+    said = refusal(tmp_path, "max_seq_len=${variables.len}", "seeed=3", text=VARIABLES).splitlines()
+    assert said[0] == "small.yaml: 3 problems"
+    assert said[1] == "  variables.lr is never used: write ${variables.lr} where it belongs, or remove it"
+    assert "variables.data is never used" in said[2]
+    assert "variables is 3, but it must be a mapping" in refusal(tmp_path, "variables=3")
+    assert load(tmp_path, "variables=null") == load(tmp_path)
+
+
+def test_variable_without_its_section(tmp_path):
+    said = refusal(tmp_path, "seed=${len}", text=VARIABLES)
+    assert said == "small.yaml: seed: Interpolation key 'len' not found; write ${variables.len}"
+
+
+def test_interpolations_that_lead_nowhere(tmp_path):
+    assert "run_name: Interpolation key 'nope' not found" in refusal(tmp_path, "run_name=${nope}")
+    assert "Recursive interpolation" in refusal(tmp_path, "run_name=${save_folder}", "save_folder=${run_name}")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "small.yaml is empty"),
+        ("# nothing\n", "small.yaml is empty"),
+        ("- a\n", "small.yaml holds a list, but a config is a mapping"),
+        ("just words\n", "small.yaml holds text, but a config is a mapping"),
+        ("a: 1\na: 2\n", "small.yaml, line 2: the key a is there twice"),
+        ("model:\n  n_heads: 1\n  n_layers: 2\n  n_heads: 3\n", "small.yaml, line 4: the key n_heads is there twice"),
+        ("a: 1\nb: [1\n", "small.yaml, line 3: not YAML: "),
+        ("a:\n\t- 1\n", "small.yaml, line 2: not YAML: "),
+        ("a: \x00\n", "small.yaml: not YAML: "),
+        ("null: 1\n", "small.yaml: a config's keys are text"),
+    ],
+)
+def test_files_that_are_no_config(tmp_path, text, said):
+    assert refusal(tmp_path, text=text).startswith(said)
+
+
+def test_files_that_are_not_there(tmp_path):
+    (tmp_path / "dbrx_tiny.yaml").write_text(LEAST)
+    with pytest.raises(ConfigError, match=r"dbrx_tin.yaml does not exist; did you mean .*dbrx_tiny.yaml\?"):
+        load_config(str(tmp_path / "dbrx_tin.yaml"))
+    with pytest.raises(ConfigError, match=r"is a folder, not a YAML file; in .* there are: dbrx_tiny.yaml"):
+        load_config(str(tmp_path))
+    (tmp_path / "latin.yaml").write_bytes(b"a: \xe9\n")
+    with pytest.raises(ConfigError, match="it is not UTF-8 text"):
+        load_config(str(tmp_path / "latin.yaml"))
+
+
+def test_to_yaml_reads_back_as_it_was(tmp_path):
+    hard = ["run_name='1e-5'", "save_folder='a/{run_name}: x'", "optimizer.param_groups=[{match: ['*'], lr: 1e-7}]"]
+    callbacks = "callbacks={lr_monitor: {}, speed_monitor: {window_size: 3}}"
+    config = load(tmp_path, *hard, callbacks, "train_loader.dataset.preprocessing_fn={prompt: 'on', response: '???x'}")
+    assert load(tmp_path, text=to_yaml(config)) == config
+
+
+def test_printed_config_hides_secrets(tmp_path):
+    url = "https://ann:pa55@host/x?part=1&access_token=pa55&X-Amz-Signature=pa55"
+    columns = "train_loader.dataset.preprocessing_fn={prompt: a, response: b}"
+    config = load(tmp_path, f"load_path='{url}'", columns, "run_name=s3://bucket/x")
+    printed = masked_yaml(config)
+    assert "pa55" not in printed
+    assert "https://***@host/x?part=1&access_token=***" in printed
+    assert "s3://bucket/x" in printed
+    assert url in to_yaml(config)
+
+
+def test_vocabulary_must_fit(tmp_path):
+    check_vocab(load(tmp_path), 512)
+    with pytest.raises(
+        ConfigError, match=r"model.vocab_size is 512, but the tokenizer has 513 tokens: write at least 576"
+    ):
+        check_vocab(load(tmp_path), 513)

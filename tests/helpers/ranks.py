@@ -1,0 +1,95 @@
+"""Runs a function on several ranks, forked from one process that has imported the libraries: seconds, not minutes."""
+
+import itertools
+import multiprocessing
+import os
+import pickle
+import socket
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+_calls = itertools.count()
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(["composer", "transformers", "train.run.fit", "tests.helpers.preload"])
+
+
+def run_ranks(function: Callable[..., Any], world_size: int, *args: Any, timeout: float = 120) -> list[Any]:
+    """What function(*args) returned on each rank; function lives at the top of a module, and so can be pickled.
+
+    A rank that raises fails the call with its traceback; one that takes longer than the timeout is killed.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        port = _free_port()
+        ranks = [
+            _context.Process(target=_rank, args=(Path(folder), rank, world_size, port, function, args))
+            for rank in range(world_size)
+        ]
+        for process in ranks:
+            process.start()
+        deadline = time.monotonic() + timeout
+        try:
+            while any(process.is_alive() for process in ranks):
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"{function.__name__} on {world_size} ranks took longer than {timeout} s")
+                if any(process.exitcode for process in ranks):
+                    break
+                time.sleep(0.02)
+        finally:
+            _end(ranks)
+        return _results(Path(folder), [process.exitcode for process in ranks])
+
+
+def _free_port() -> int:
+    """Below the range from which the system takes ports by itself, so that nothing slips in before rank 0 listens."""
+    while True:
+        port = 20000 + (os.getpid() * 97 + next(_calls)) % 10000
+        with socket.socket() as sock:
+            if sock.connect_ex(("127.0.0.1", port)):
+                return port
+
+
+def _end(ranks: list[Any]) -> None:
+    for process in ranks:
+        process.join(0.5)
+        if process.is_alive():
+            process.kill()
+        process.join()
+
+
+def _rank(folder: Path, rank: int, world_size: int, port: int, function: Callable[..., Any], args: Any) -> None:
+    os.environ.update(
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE=str(world_size),
+        LOCAL_WORLD_SIZE=str(world_size),
+        NODE_RANK="0",
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+    )
+    import torch
+
+    torch.set_num_threads(1)
+    # A child of the fork server would start its own children by another one; a real rank forks its loader's workers.
+    multiprocessing.set_start_method("fork", force=True)
+    try:
+        result = (True, function(*args))
+    except BaseException:
+        result = (False, traceback.format_exc())
+    (folder / f"{rank}.part").write_bytes(pickle.dumps(result))
+    (folder / f"{rank}.part").rename(folder / f"{rank}.pkl")
+    if not result[0]:
+        # Without the exit handlers, which would wait for the other ranks.
+        os._exit(1)
+
+
+def _results(folder: Path, exitcodes: list[int | None]) -> list[Any]:
+    paths = [folder / f"{rank}.pkl" for rank in range(len(exitcodes))]
+    results = {rank: pickle.loads(path.read_bytes()) for rank, path in enumerate(paths) if path.exists()}
+    failed = [f"rank {rank} failed:\n{value}" for rank, (done, value) in results.items() if not done]
+    if failed or len(results) < len(exitcodes):
+        raise RuntimeError("\n".join(failed) or f"exit codes {exitcodes}, results from {sorted(results)} alone")
+    return [results[rank][1] for rank in range(len(exitcodes))]

@@ -1,0 +1,243 @@
+import random
+import runpy
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from data.inspection import inspect
+from data.loading.rows import Row, open_rows, verify
+from tests.helpers.toy_tokenizer import ToyTokenizer, dataset_config, write_jsonl
+
+TOY = ToyTokenizer()
+SCRIPT = Path(__file__).parents[2] / "scripts" / "inspect_data.py"
+QUICKSTART = Path(__file__).parents[2] / "quickstart"
+
+
+def surveyed(folder: Path, rows: list[dict], name: str = "train", max_seq_len: int = 512) -> inspect.Survey:
+    write_jsonl(folder / name / "train.jsonl", rows)
+    return inspect.survey(name, open_rows(dataset_config(folder / name, max_seq_len=max_seq_len), TOY))
+
+
+def pair(text: str) -> dict:
+    return {"prompt": "p", "response": text}
+
+
+def words(rng: random.Random, n: int = 60) -> list[str]:
+    return ["".join(rng.choices("abcdefgh", k=5)) for _ in range(n)]
+
+
+def row_of(*documents: tuple[bytes, bytes]) -> Row:
+    tokens = np.array([byte for prompt, response in documents for byte in prompt + response], dtype=np.int32)
+    mask = [bit for prompt, response in documents for bit in [0] * len(prompt) + [1] * len(response)]
+    lengths = np.array([len(prompt + response) for prompt, response in documents], dtype=np.int32)
+    return Row(tokens, np.array(mask, dtype=np.uint8), lengths)
+
+
+def shown(row: Row, *, marks: bool, color: bool) -> str:
+    console = Console(force_terminal=color, color_system="standard" if color else None, width=200, highlight=False)
+    with console.capture() as capture:
+        console.print(inspect.show_row(7, row, TOY, marks=marks), soft_wrap=True)
+    return capture.get()
+
+
+def test_what_is_trained_on_has_another_color_and_documents_have_borders():
+    text = shown(row_of((b"ask ", b"answer"), (b"why", b"so")), marks=False, color=True)
+    assert "\x1b[32manswer\x1b[0m" in text
+    assert "\x1b[90mask \x1b[0m" in text
+    assert "row 7, document 1 of 2: 10 tokens, 6 trained" in text
+    assert "row 7, document 2 of 2: 5 tokens, 2 trained" in text
+
+
+def test_without_colors_it_has_marks():
+    assert "ask ⟦answer⟧\n" in shown(row_of((b"ask ", b"answer")), marks=True, color=False)
+
+
+def test_data_does_not_steer_the_terminal():
+    text = shown(row_of((b"a\x1b[31m[bold]b\r", b"c\x07\nd")), marks=True, color=False)
+    assert "a␛[31m[bold]b␍⟦c␇\nd⟧" in text
+
+
+def test_a_survey_counts_every_row_and_document(tmp_path):
+    rows = [pair("a" * n) for n in range(1, 41)]
+    survey = surveyed(tmp_path, rows, max_seq_len=64)
+    assert (survey.n_documents, survey.tokens, survey.trained_tokens) == (40, sum(range(3, 43)), sum(range(2, 42)))
+    assert survey.n_rows < 20
+    assert survey.lengths.tolist() == [0] * 3 + [1] * 40 + [0] * 22
+    assert "mean 22.5, median 22, longest 42" in inspect.summary_lines(survey)[1]
+
+
+def test_the_histogram_holds_every_document_once():
+    rng = np.random.default_rng(0)
+    for longest in (1, 7, 20, 21, 400):
+        sizes = rng.integers(1, longest + 1, size=300)
+        bins = inspect.histogram(np.bincount(sizes, minlength=500))
+        assert len(bins) <= inspect.BINS
+        assert sum(count for *_, count in bins) == 300
+        assert bins == [(low, high, int(((sizes >= low) & (sizes <= high)).sum())) for low, high, _ in bins]
+        assert (bins[0][0], bins[-1][1]) == (sizes.min(), sizes.max())
+    assert inspect.histogram(np.zeros(9, dtype=np.int64)) == []
+
+
+def test_histogram_lines_are_as_long_as_the_counts():
+    lines = inspect.histogram_lines(np.array([0, 4, 8]), columns=8)
+    assert lines == ["  1 to 1  ████      4 (33.3%)", "  2 to 2  ████████  8 (66.7%)"]
+
+
+def test_copies_and_near_copies_are_told_apart(tmp_path):
+    rng = random.Random(0)
+    originals = [words(rng) for _ in range(30)]
+    near = [[*text[:30], "zzzzz", *text[31:]] for text in originals[:5]]
+    other = [text[:15] + words(rng, 45) for text in originals[5:10]]
+    texts = [" ".join(text) for text in [*originals, *near, originals[10], originals[10], *other]]
+    survey = surveyed(tmp_path, [pair(text) for text in texts])
+    found = inspect.duplicates(survey)
+    at = _numbers(survey, texts, tmp_path)
+    assert _named(found.exact, at) == {(35, 30 - 20), (36, 30 - 20)}
+    assert {tuple(sorted(each)) for each in _named(found.near, at)} == {(n, 30 + n) for n in range(5)}
+    lines = inspect.duplicate_lines(survey)
+    assert lines[0] == "train: of 42 documents 2 (4.8%) are copies of an earlier one, 5 (11.9%) nearly so"
+    assert sum(" is train row " in line for line in lines) == 2
+    assert sum(" is nearly train row " in line for line in lines) == 5
+
+
+def _numbers(survey: inspect.Survey, texts: list[str], folder: Path) -> dict[int, int]:
+    """Document of the survey -> which of the texts it is, the first of equal ones left over."""
+    rows = open_rows(dataset_config(folder / survey.name, max_seq_len=512), TOY)
+    left = [f"p{text}" for text in texts]
+    numbers = {}
+    for document, (row, place) in enumerate(survey.places.tolist()):
+        ids, _ = list(inspect.documents_of(rows.read(row)))[place]
+        text = TOY.decode(ids)
+        numbers[document] = left.index(text)
+        left[numbers[document]] = ""
+    return numbers
+
+
+def _named(pairs: np.ndarray, numbers: dict[int, int]) -> set[tuple[int, int]]:
+    return {(numbers[one], numbers[other]) for one, other in pairs.tolist()}
+
+
+def test_eval_documents_that_are_trained_on_are_found(tmp_path):
+    rng = random.Random(1)
+    train, others = [words(rng) for _ in range(40)], [words(rng) for _ in range(10)]
+    near = [[*train[4][:59], "zzzzz"]]
+    known = surveyed(tmp_path, [pair(" ".join(text)) for text in train])
+    asked = surveyed(tmp_path, [pair(" ".join(text)) for text in [*others, train[7], train[9], *near]], "eval")
+    found = inspect.overlap(known, asked)
+    assert (len(found.exact), len(found.near)) == (2, 1)
+    lines = inspect.overlap_lines(known, asked)
+    assert lines[0] == "eval: of 13 documents 2 (15.4%) are in train too, 1 (7.7%) nearly so"
+    assert inspect.overlap(asked, asked).exact[:, 0].tolist() == list(range(13))
+
+
+def test_minhash_estimates_the_share_of_common_ngrams():
+    rng = np.random.default_rng(2)
+    for shared in (0.0, 0.5, 0.9, 1.0):
+        estimates = []
+        for _ in range(30):
+            one = rng.integers(0, 50_000, size=1000)
+            two = np.concatenate([one[: int(1000 * shared)], rng.integers(0, 50_000, size=1000 - int(1000 * shared))])
+            grams = [{tuple(ids[at : at + 5]) for at in range(996)} for ids in (one.tolist(), two.tolist())]
+            jaccard = len(grams[0] & grams[1]) / len(grams[0] | grams[1])
+            estimates.append((inspect.signature(one) == inspect.signature(two)).mean() - jaccard)
+        assert abs(np.mean(estimates)) < 0.03
+
+
+@pytest.mark.parametrize("n", [1, 4, 5, 6])
+def test_documents_shorter_than_an_ngram_have_signatures(n):
+    one, two = np.arange(n), np.arange(n) + 1
+    assert (inspect.signature(one) == inspect.signature(one.astype(np.int64))).all()
+    assert (inspect.signature(one) != inspect.signature(two)).mean() > 0.5
+
+
+def test_only_so_many_documents_are_compared_and_that_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(inspect, "MOST_COMPARED", 10)
+    survey = surveyed(tmp_path, [pair("same words")] * 15)
+    assert (survey.n_documents, len(survey.hashes)) == (15, 10)
+    lines = inspect.duplicate_lines(survey)
+    assert lines[0].startswith("train: of 10 documents 9 (90.0%) are copies")
+    assert lines[1] == "  (of train only the first 10 of 15)"
+    assert lines[-1] == "  ... and 4 more"
+
+
+def test_the_picture_is_a_png(tmp_path):
+    survey = surveyed(tmp_path, [pair("a" * n) for n in range(1, 41)])
+    inspect.draw_histogram([survey, survey], tmp_path / "lengths.png")
+    assert (tmp_path / "lengths.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_verification_names_the_samples_of_a_broken_shard(tmp_path):
+    write_jsonl(tmp_path / "train.jsonl", [pair("a" * n) for n in range(1, 41)])
+    rows = open_rows(dataset_config(tmp_path, packing="none", max_seq_len=64), TOY)
+    assert inspect.verification_lines(verify(rows)) == [f"{rows.mds.name}: 1 shards, 40 samples, 0 shards broken"]
+    shard = next(rows.folder.glob("shard.*"))
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(content)
+    lines = inspect.verification_lines(verify(rows.folder))
+    assert lines[0].endswith("1 shards, 40 samples, 1 shards broken")
+    assert lines[1].startswith("  shard.00000.mds, samples 0 to 39: ")
+
+
+@pytest.fixture
+def run(tmp_path, capsys):
+    """Runs the script on the quickstart's tokenizer and 30 examples; gives exit code, output and errors."""
+    examples = [pair("a" * n) for n in range(1, 31)]
+    write_jsonl(tmp_path / "train.jsonl", examples)
+    write_jsonl(tmp_path / "eval.jsonl", [*examples[20:], pair("new")])
+    dataset = f"{{hf_name: json, max_seq_len: 64, cache_dir: {tmp_path / 'cache'}, hf_kwargs: {{data_files: FILE}}}}"
+    loader = f"{{name: finetuning, num_workers: 0, dataset: {dataset}}}"
+    (tmp_path / "run.yaml").write_text(
+        "max_seq_len: 64\nmodel: {preset: tiny, vocab_size: 320}\n"
+        f"tokenizer: {{name: tiktoken, kwargs: {{vocab_file: {QUICKSTART / 'vocab.tiktoken'}}}}}\n"
+        f"train_loader: {loader.replace('FILE', str(tmp_path / 'train.jsonl'))}\n"
+        f"eval_loader: {loader.replace('FILE', str(tmp_path / 'eval.jsonl'))}\n"
+        "optimizer: {name: adamw, lr: 1e-3}\nscheduler: {name: constant_with_warmup}\n"
+        "max_duration: 10ba\nglobal_train_batch_size: 8\n"
+    )
+    main = runpy.run_path(str(SCRIPT))["main"]
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        code = main([str(tmp_path / "run.yaml"), *arguments])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+def test_the_script_shows_rows_lengths_duplicates_and_overlap(run, tmp_path):
+    code, out, _ = run(
+        "--rows", "1", "--first", "1", "--png", str(tmp_path / "lengths.png"), "train_loader.num_workers=1"
+    )
+    assert code == 0
+    assert "── row 1, document 1 of " in out
+    assert "── row 0, " not in out
+    assert "<|endoftext|>⟧" in out
+    assert "train: of 30 documents 0 (0.0%) are copies of an earlier one" in out
+    assert "eval: of 11 documents 10 (90.9%) are in train too" in out
+    assert (tmp_path / "lengths.png").exists()
+
+
+def test_the_script_verifies(run, tmp_path):
+    assert run("--verify")[0] == 0
+    shard = next((tmp_path / "cache").glob("*/shard.*"))
+    shard.write_bytes(shard.read_bytes()[:-1])
+    code, out, _ = run("--verify")
+    assert code == 1
+    assert f"{shard.name}, samples 0 to " in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["train_loader.dataset.hf_kwargs.data_files=none.jsonl"], "error: train_loader.dataset.hf_kwargs.data_files"),
+        (["--rows", "-1"], "error: --rows is -1 and --first is 0, but neither can be below 0"),
+        (["--png", "no/such/folder.png"], "error: --png is 'no/such/folder.png', but its folder cannot be written"),
+    ],
+)
+def test_the_script_says_what_is_wrong(run, arguments, said):
+    code, _, errors = run(*arguments)
+    assert code == 2
+    assert errors.startswith(said)

@@ -1,0 +1,103 @@
+"""MDS folders on a share that cannot be written: what has to be written goes into the cache."""
+
+import errno
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import data.mds.folder
+from data.base.errors import ConfigError, DataError
+from data.config.schema import DatasetConfig, HFKwargs
+from data.loading.rows import open_mds, open_rows, verify
+from data.mds.folder import MdsFolder
+from tests.helpers.mds_folders import open_folder, read_all, texts, write_mds, write_texts
+from tests.helpers.toy_tokenizer import ToyTokenizer, dataset_config
+
+pytestmark = pytest.mark.timeout(60)
+
+
+@pytest.fixture
+def share(tmp_path, monkeypatch):
+    """A folder that says it cannot be written, and in which nothing is to change."""
+    folder, access = tmp_path / "share", os.access
+
+    def denied(path, mode):
+        return access(path, mode) and not (mode & os.W_OK and Path(path).is_relative_to(folder))
+
+    monkeypatch.setattr(os, "access", denied)
+    made = []
+    yield lambda write, *args, **kwargs: (write(folder, *args, **kwargs), made.extend(sorted(folder.rglob("*"))))[0]
+    assert sorted(folder.rglob("*")) == made
+
+
+def config_of(folder: Path) -> DatasetConfig:
+    return dataset_config(folder.parent, hf_name=None, hf_kwargs=HFKwargs(), local=str(folder))
+
+
+def test_rows_are_decompressed_into_the_cache_once(share, monkeypatch, capsys):
+    samples = [{"tokens": np.array([number, 256], dtype=np.int32)} for number in range(100)]
+    folder = share(write_mds, {"tokens": "ndarray:int32"}, samples, compression="zstd")
+    config = config_of(folder)
+    for _ in range(2):
+        rows = open_rows(config, ToyTokenizer())
+        assert [int(rows.read(number).tokens[0]) for number in range(100)] == list(range(100))
+        monkeypatch.setattr(data.mds.folder, "decompress", None)
+    assert verify(open_mds(config)).broken == []
+    out = capsys.readouterr().out
+    assert out.count(f"{folder} cannot be written: its compressed shards are decompressed into {config.cache_dir}") == 1
+    assert len(list(Path(config.cache_dir).glob("read-only-*/shard.*.mds"))) == len(rows.shard_sizes) > 2
+
+
+def test_texts_are_prepared_from_there(share):
+    config = config_of(share(write_texts, compression="zstd:7"))
+    assert open_rows(config, ToyTokenizer()).tokens == sum(len(each["text"]) + 1 for each in texts())
+
+
+def test_another_folder_at_the_same_place_is_decompressed_anew(share, tmp_path):
+    config = config_of(share(write_texts, 10, compression="gz", hashes=()))
+    assert read_all(open_mds(config)) == texts(10)
+    for file in (tmp_path / "share").iterdir():
+        file.unlink()
+    write_mds(tmp_path / "share", {"text": "str"}, texts(20)[10:], compression="gz", hashes=())
+    assert read_all(open_mds(config)) == texts(20)[10:]
+
+
+def test_hashes_are_remembered_in_the_cache(share, monkeypatch):
+    config = config_of(share(write_texts))
+    open_mds(config).check()
+    monkeypatch.setattr(MdsFolder, "check_file", None)
+    open_mds(config).check()
+
+
+def test_a_decompressed_shard_that_was_damaged_says_how_to_get_it_again(share):
+    config = config_of(share(write_texts, compression="zstd"))
+    read_all(open_mds(config))
+    shard = next(Path(config.cache_dir).glob("read-only-*/shard.00001.mds"))
+    os.truncate(shard, 99)
+    with pytest.raises(DataError, match=f"{shard} has 99 bytes, but .*: delete it, and it is decompressed again"):
+        open_mds(config).check()
+
+
+@pytest.mark.parametrize(
+    ("cache_dir", "says"),
+    [
+        ("", "share cannot be written for shard.00000.mds .*: copy it to"),
+        ("cache", "cache_dir is '.*cache', but it cannot be written for decompressed shards of .*share"),
+    ],
+)
+def test_what_cannot_be_written_is_named(share, tmp_path, monkeypatch, cache_dir, says):
+    folder = share(write_texts, compression="zstd")
+
+    def refuse(*args):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(data.mds.folder, "exclusive_unless", refuse)
+    cache_dir = str(tmp_path / cache_dir) if cache_dir else ""
+    with pytest.raises(ConfigError, match=says):
+        MdsFolder.open(local=str(folder), remote=None, split=None, cache_dir=cache_dir).read(0)
+
+
+def test_shards_that_are_not_compressed_need_no_cache(share):
+    assert read_all(open_folder(share(write_texts))) == texts()

@@ -1,0 +1,284 @@
+"""Shards that come from a remote: each once, whole and in time, or with an error."""
+
+import errno
+import multiprocessing
+import os
+import shutil
+import signal
+import time
+
+import pytest
+
+import data.mds.remote
+from data.base.errors import ConfigError, DataError
+from data.mds.folder import MdsFolder
+from tests.helpers.mds_folders import edit_index, open_folder, read_all, shorten_waits, texts, write_texts
+
+pytestmark = pytest.mark.timeout(60)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    shorten_waits(monkeypatch)
+
+
+def counted(monkeypatch, name="_download"):
+    """The urls that are downloaded from now on."""
+    urls, download = [], getattr(data.mds.remote, name)
+
+    def count(url, target):
+        urls.append(url)
+        download(url, target)
+
+    monkeypatch.setattr(data.mds.remote, name, count)
+    return urls
+
+
+def test_shards_come_when_they_are_read(folder, tmp_path, monkeypatch):
+    mds = open_folder(folder, to=tmp_path / "here")
+    mds.check()
+    assert not list((tmp_path / "here").glob("*.mds"))
+    urls = counted(monkeypatch)
+    assert read_all(mds) == texts()
+    assert urls == [f"{folder}/{shard.raw_data.basename}" for shard in mds.shards]
+    again = open_folder(folder, to=tmp_path / "here")
+    again.check()
+    assert read_all(again) == texts()
+    assert urls[len(mds.shards) :] == [f"{folder}/index.json", f"{folder}/manifest.json"]
+
+
+def test_a_remote_alone_lies_below_cache_dir(tmp_path):
+    write_texts(tmp_path / "mds" / "train")
+    opened = [
+        MdsFolder.open(local=None, remote=remote, split="train", cache_dir=str(tmp_path / "cache"))
+        for remote in (str(tmp_path / "mds"), f"{tmp_path}/mds/")
+    ]
+    assert read_all(opened[0]) == texts()
+    assert opened[0].folder == opened[1].folder
+    assert opened[0].folder.parent.parent == tmp_path / "cache"
+
+
+def test_a_remote_that_is_the_local_folder_is_local(folder):
+    assert open_folder(f"{folder}/", to=folder).remote is None
+
+
+@pytest.mark.parametrize("compression", ["zstd", "zstd:7", "gz", "bz2", "snappy", "br:3"])
+def test_compressed_shards(tmp_path, compression):
+    folder = write_texts(tmp_path / "mds", 30, compression=compression)
+    kept = set(folder.iterdir())
+    mds = open_folder(folder, to=tmp_path / "here")
+    mds.check()
+    assert read_all(mds) == texts(30)
+    assert not [path for path in (tmp_path / "here").iterdir() if path.suffix in (".zstd", ".gz", ".bz2", ".br")]
+    assert kept == set(folder.iterdir())
+    assert read_all(open_folder(folder)) == texts(30)  # decompressed beside what was there
+    assert kept < set(folder.iterdir())
+
+
+def test_a_compressed_shard_that_is_another_inside_is_refused(tmp_path):
+    folder = write_texts(tmp_path / "mds", 30, compression="gz")
+    edit_index(folder, lambda index: index["shards"][1]["raw_data"]["hashes"].update(xxh64="0" * 16))
+    with pytest.raises(DataError, match=r"shard.00001.mds.gz, decompressed, is damaged"):
+        read_all(open_folder(folder, to=tmp_path / "here"))
+
+
+@pytest.mark.parametrize("kind", ["lost", "short"])
+def test_the_remote_s_shards_are_looked_at_before_training(folder, tmp_path, kind):
+    shard = folder / "shard.00003.mds"
+    shard.unlink() if kind == "lost" else os.truncate(shard, 50)
+    said = "is not there, but index.json lists it" if kind == "lost" else "has 50 bytes, but"
+    with pytest.raises(DataError, match=f"{shard} {said}"):
+        open_folder(folder, to=tmp_path / "here").check()
+
+
+def test_a_flipped_bit_is_found_on_arrival(folder, tmp_path):
+    shard = folder / "shard.00001.mds"
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(content)
+    mds = open_folder(folder, to=tmp_path / "here")
+    mds.check()
+    with pytest.raises(DataError, match=rf"{shard} cannot be downloaded \(is damaged \(its xxh64"):
+        read_all(mds)
+    assert not (tmp_path / "here" / "shard.00001.mds").exists()
+    assert not list((tmp_path / "here" / ".downloads").rglob("*.mds"))
+
+
+def test_a_shard_lost_meanwhile_is_named(folder, tmp_path):
+    mds = open_folder(folder, to=tmp_path / "here")
+    mds.check()
+    (folder / "shard.00001.mds").unlink()
+    with pytest.raises(DataError, match=rf"{folder}/shard.00001.mds cannot be downloaded \(there is no such file\)"):
+        read_all(mds)
+
+
+def test_a_download_that_fails_is_tried_again(folder, tmp_path, monkeypatch):
+    mds, download, tries = open_folder(folder, to=tmp_path / "here"), data.mds.remote._download, []
+
+    def shaky(url, target):
+        tries.append(url)
+        if len(tries) % 3:
+            target.write_bytes(b"half")
+            raise ConnectionError("the line is cut")
+        download(url, target)
+
+    monkeypatch.setattr(data.mds.remote, "_download", shaky)
+    assert read_all(mds) == texts()
+    assert len(tries) == 3 * len(mds.shards)
+
+
+def test_a_download_that_always_fails_ends(folder, tmp_path, monkeypatch):
+    mds = open_folder(folder, to=tmp_path / "here")
+
+    def cut(url, target):
+        raise ConnectionError("the line is cut")
+
+    monkeypatch.setattr(data.mds.remote, "_download", cut)
+    with pytest.raises(DataError, match=r"shard.00000.mds cannot be downloaded \(ConnectionError: the line is cut\)"):
+        mds.read(0)
+
+
+def test_a_download_that_hangs_ends(folder, tmp_path, monkeypatch):
+    mds = open_folder(folder, to=tmp_path / "here")
+    monkeypatch.setattr(data.mds.remote, "QUIET", 0.2)
+    monkeypatch.setattr(data.mds.remote, "_download", lambda url, target: time.sleep(30))
+    with pytest.raises(DataError, match=r"shard.00000.mds cannot be downloaded \(TimeoutError: nothing came"):
+        mds.read(0)
+
+
+def test_a_full_disk_is_said(folder, tmp_path, monkeypatch):
+    mds = open_folder(folder, to=tmp_path / "here")
+
+    def full(url, target):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(data.mds.remote, "_download", full)
+    with pytest.raises(DataError, match=r"local is .*here', but it has no space left for shard.00000.mds: free some"):
+        mds.read(0)
+
+
+def test_prefetched_shards_come_by_themselves(folder, tmp_path):
+    mds = open_folder(folder, to=tmp_path / "here")
+    mds.prefetch([2, 1])
+    deadline = time.monotonic() + 20
+    while not all(mds.file(number).exists() for number in (1, 2)) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert mds.file(1).exists()
+    assert not mds.file(0).exists()
+    assert read_all(mds) == texts()
+
+
+def test_what_a_prefetch_meets_is_raised_by_the_read(folder, tmp_path):
+    mds = open_folder(folder, to=tmp_path / "here")
+    (folder / "shard.00001.mds").unlink()
+    mds.prefetch([1, 2])
+    with pytest.raises(DataError, match=r"shard.00001.mds cannot be downloaded"):
+        read_all(mds)
+
+
+_fork = multiprocessing.get_context("fork")
+
+
+def read_slowly(mds, log, results):
+    download = data.mds.remote._download
+
+    def slow(url, target):
+        with log.open("a") as file:
+            file.write(f"{url}\n")
+        time.sleep(0.05)
+        download(url, target)
+
+    data.mds.remote._download = slow
+    results.put(read_all(mds) == texts())
+
+
+def test_processes_that_want_the_same_shards_download_each_once(folder, tmp_path):
+    mds, log, results = open_folder(folder, to=tmp_path / "here"), tmp_path / "log", _fork.SimpleQueue()
+    readers = [_fork.Process(target=read_slowly, args=(mds, log, results)) for _ in range(4)]
+    for reader in readers:
+        reader.start()
+    assert all(results.get() for _ in readers)
+    for reader in readers:
+        reader.join(20)
+    assert sorted(log.read_text().split()) == [f"{folder}/{shard.raw_data.basename}" for shard in mds.shards]
+
+
+def hang(mds, begun):
+    def never(url, target):
+        target.write_bytes(b"half a shard")
+        begun.put(True)
+        time.sleep(60)
+
+    data.mds.remote._download = never
+    mds.read(0)
+
+
+@pytest.fixture
+def hanging(folder, tmp_path):
+    """A folder whose first shard another process is downloading, for ever."""
+    mds, begun = open_folder(folder, to=tmp_path / "here"), _fork.SimpleQueue()
+    process = _fork.Process(target=hang, args=(mds, begun))
+    process.start()
+    begun.get()
+    yield mds, process
+    process.kill()
+    process.join()
+
+
+def test_a_killed_download_is_done_by_another(hanging):
+    mds, process = hanging
+    os.kill(process.pid, signal.SIGKILL)
+    assert read_all(mds) == texts()
+    assert not list((mds.folder / ".downloads").rglob("*.mds"))
+
+
+def test_nobody_waits_for_a_download_without_an_end(hanging, monkeypatch):
+    monkeypatch.setattr(data.mds.remote, "QUIET", 0.3)
+    with pytest.raises(DataError, match=r"shard.00000.mds does not come: another process holds its download"):
+        hanging[0].read(0)
+
+
+def test_a_remote_that_changed_is_refused(folder, tmp_path):
+    read_all(open_folder(folder, to=tmp_path / "here"))
+    shutil.rmtree(folder)
+    write_texts(folder, 70)
+    with pytest.raises(DataError, match=rf"{folder} is not what .*here was downloaded from.* Delete that folder"):
+        open_folder(folder, to=tmp_path / "here")
+
+
+def test_without_the_remote_what_is_here_is_enough(folder, tmp_path, capsys):
+    read_all(open_folder(folder, to=tmp_path / "here"))
+    shutil.rmtree(folder)
+    mds = open_folder(folder, to=tmp_path / "here")
+    mds.check()
+    assert read_all(mds) == texts()
+    assert "cannot be reached (there is no such file): going on with what is in" in capsys.readouterr().out
+
+
+def test_a_remote_that_is_not_there(tmp_path):
+    write_texts(tmp_path / "mds" / "train")
+    with pytest.raises(ConfigError, match=r"remote is '.*mds', but it has no index.json: split is one of train"):
+        open_folder(tmp_path / "mds", to=tmp_path / "here")
+    with pytest.raises(ConfigError, match=r"remote is '.*none', but there is no such folder"):
+        open_folder(tmp_path / "none", to=tmp_path / "here")
+    with pytest.raises(
+        ConfigError, match=r"remote is 'ftp://x/y', but it must be a folder or begin with one of .*s3://"
+    ):
+        open_folder("ftp://x/y", to=tmp_path / "here")
+
+
+def test_permission_denied_is_said(folder, tmp_path, monkeypatch):
+    def denied(url, target):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(data.mds.remote, "_download", denied)
+    with pytest.raises(ConfigError, match=r"remote is '.*', but .*index.json cannot be read: permission denied"):
+        open_folder(folder, to=tmp_path / "here")
+
+
+def test_a_remote_that_tells_no_sizes_shows_its_first_and_last_shard(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(data.mds.remote, "LISTERS", {})
+    mds = open_folder(folder, to=tmp_path / "here")
+    mds.check()
+    assert sorted(path.name for path in mds.folder.glob("*.mds")) == ["shard.00000.mds", mds.file(-1).name]
+    assert "only the first and the last shard are looked at before training" in capsys.readouterr().out

@@ -1,0 +1,197 @@
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from data.base.errors import ConfigError
+from tests.helpers.small_config import load
+from train.hardware import memory as machine_memory
+from train.hardware.device import Device
+from train.models.config import ModelConfig
+from train.models.flops import flops_per_token
+from train.models.shapes import count_parameters, parameter_shapes
+from train.planning import memory as plan
+from train.planning.memory import check_machine, memory_per_rank, ranks_that_fit
+
+BIG = ("model.preset=132b", "optimizer.name=decoupled_lionw", "max_seq_len=4096", "global_train_batch_size=64")
+
+
+def machine(monkeypatch, *, cpu: float = 16e9, gpu: float = 0.0, local_ranks: int = 1) -> None:
+    monkeypatch.setattr(plan, "gpu_memory", lambda: gpu)
+    monkeypatch.setattr(plan, "cpu_memory", lambda: cpu)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(local_ranks))
+
+
+def refusal(config, world_size: int, device: Device = "cpu") -> str:
+    with pytest.raises(ConfigError) as caught:
+        check_machine(config, world_size, device)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_parameters_of_the_132b():
+    total, active = count_parameters(ModelConfig())
+    assert total == 131_596_523_520
+    assert plan.parameters_line(ModelConfig()) == "parameters: 131,596,523,520 (36.47 B active)"
+    assert active == total - 40 * 12 * 3 * 10752 * 6144
+
+
+def test_names_and_shapes_are_those_of_the_model(tmp_path):
+    from train.models.dbrx import DbrxForCausalLM
+
+    config = load(tmp_path, "model.ffn_config.moe_num_experts=5").model
+    with torch.device("meta"):
+        model = DbrxForCausalLM(config)
+    assert parameter_shapes(config) == {name: tuple(param.shape) for name, param in model.named_parameters()}
+
+
+def test_flops_of_the_132b_are_six_a_parameter_and_attention():
+    assert flops_per_token(ModelConfig(), 4096) == pytest.approx(6 * 35.85e9 + 12 * 40 * 4096 * 6144, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "bytes_a_parameter"),
+    [
+        (["optimizer.name=adamw"], 16),
+        (["optimizer.name=decoupled_lionw"], 12),
+        (["optimizer.name=sgd"], 8),
+        (["optimizer.name=sgd", "optimizer.momentum=0.9"], 12),
+        (["optimizer.freeze=['*']"], 4),
+    ],
+)
+def test_states_are_sharded_and_frozen_parameters_have_none(tmp_path, overrides, bytes_a_parameter):
+    config = load(tmp_path, *overrides)
+    total = count_parameters(config.model)[0]
+    assert memory_per_rank(config, 4, gpu=False).states == total * bytes_a_parameter / 4
+
+
+def test_states_of_frozen_parameters_by_name(tmp_path):
+    config = load(tmp_path, "optimizer.freeze=['*.wte.*', 'lm_head.*']")
+    model = config.model
+    embeddings = 2 * model.vocab_size * model.d_model
+    assert memory_per_rank(config, 1, gpu=False).states == 16 * count_parameters(model)[0] - 12 * embeddings
+
+
+def test_replicas_and_ddp_do_not_share_states(tmp_path):
+    whole = memory_per_rank(load(tmp_path), 1, gpu=False).states
+    hybrid = load(tmp_path, "fsdp_config={sharding_strategy: HYBRID_SHARD, data_parallel_replicate_degree: 2}")
+    assert memory_per_rank(hybrid, 4, gpu=False).states == whole / 2
+    assert memory_per_rank(load(tmp_path, "fsdp_config=null"), 4, gpu=False).states == whole
+
+
+def test_gathered_units_and_activations(tmp_path):
+    config = load(tmp_path, "device_train_microbatch_size=2")
+    gpu, cpu = memory_per_rank(config, 2, gpu=True), memory_per_rank(config, 2, gpu=False)
+    shapes = parameter_shapes(config.model)
+    block = sum(math.prod(shape) for name, shape in shapes.items() if ".blocks.0." in name)
+    assert (gpu.gathered, cpu.gathered) == (2 * block, 4 * block)
+    assert memory_per_rank(config, 1, gpu=True).gathered == 0
+    unsharded = load(tmp_path, "fsdp_config={reshard_after_forward: false}")
+    assert memory_per_rank(unsharded, 2, gpu=False).gathered == 4 * count_parameters(config.model)[0]
+    kept = memory_per_rank(load(tmp_path, "model.n_layers=4"), 2, gpu=False)
+    again = load(tmp_path, "model.n_layers=4", "fsdp_config={activation_checkpointing: true}")
+    assert memory_per_rank(again, 2, gpu=False).activations < kept.activations / 2
+    assert cpu.activations == 2 * memory_per_rank(load(tmp_path), 2, gpu=False).activations
+
+
+def test_activations_of_attention_and_experts_are_what_autograd_keeps_at_the_least(tmp_path):
+    from train.models.dbrx import DbrxForCausalLM
+
+    config = load(tmp_path, "model.vocab_size=16")
+    kept: dict[int, int] = {}
+
+    def keep(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    model = DbrxForCausalLM(config.model)
+    torch.nn.init.normal_(model.transformer.wte.weight)
+    for param in model.parameters():
+        torch.nn.init.normal_(param, std=0.02)
+    ids = torch.randint(16, (1, 64))
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model(ids, ids, torch.zeros_like(ids))
+    weights = sum(kept.get(param.untyped_storage().data_ptr(), 0) for param in model.parameters())
+    planned = memory_per_rank(config, 1, gpu=False).activations
+    assert planned <= sum(kept.values()) - weights <= 3 * planned
+
+
+def test_a_run_that_fits_is_let_through(tmp_path, monkeypatch):
+    machine(monkeypatch, cpu=1e9, local_ranks=2)
+    check_machine(load(tmp_path), 2, "cpu")
+
+
+def test_cpu_machine_that_is_too_small(tmp_path, monkeypatch):
+    machine(monkeypatch, cpu=400e9, local_ranks=2)
+    line = refusal(load(tmp_path, *BIG), 2)
+    assert line.startswith("131,596,523,520 parameters do not fit: each of 2 ranks needs at least ")
+    assert "but there is no GPU, and this machine has 200.0 GB for each; it takes at least " in line
+    assert line.endswith(" such machines, or 80 GPUs of 80 GB")
+
+
+def test_machine_that_no_number_of_makes_enough(tmp_path, monkeypatch):
+    machine(monkeypatch, cpu=4e9)
+    line = refusal(load(tmp_path, *BIG), 1)
+    assert line.endswith("no number of such machines is enough: it takes at least 80 GPUs of 80 GB")
+
+
+def test_gpus_that_are_too_few(tmp_path, monkeypatch):
+    machine(monkeypatch, gpu=80e9)
+    config = load(tmp_path, *BIG, "fsdp_config={activation_checkpointing: true}")
+    line = refusal(config, 8, "gpu")
+    assert "but its GPU has 80.0 GB; it takes at least " in line
+    ranks = ranks_that_fit(config, 80e9, gpu=True)
+    assert ranks is not None
+    assert f"at least {ranks} such GPUs" in line
+    check_machine(config, ranks, "gpu")
+    assert "parameters do not fit" in refusal(config, ranks - 1, "gpu")
+
+
+def test_ddp_is_told_that_sharding_is_the_way_out(tmp_path, monkeypatch):
+    machine(monkeypatch)
+    assert "without `fsdp_config: null` the states would be sharded" in refusal(
+        load(tmp_path, *BIG, "fsdp_config=null"), 8
+    )
+
+
+@pytest.mark.parametrize(
+    ("membership", "file"),
+    [
+        ("0::/a/b\n", "a/memory.max"),
+        ("0::/a/b\n", "memory.max"),
+        ("4:memory:/a\n0::/\n", "memory/a/memory.limit_in_bytes"),
+        ("4:cpu,memory:/of/the/host\n", "memory/memory.limit_in_bytes"),
+    ],
+)
+def test_control_groups_limit_the_memory(tmp_path, membership, file):
+    (tmp_path / "cgroup").write_text(membership)
+    limit = tmp_path / "fs" / file
+    limit.parent.mkdir(parents=True)
+    limit.write_text("1234\n")
+    assert machine_memory.cgroup_limits(tmp_path / "cgroup", tmp_path / "fs") == [1234]
+    limit.write_text("max\n")
+    assert machine_memory.cgroup_limits(tmp_path / "cgroup", tmp_path / "fs") == []
+
+
+def test_memory_of_this_machine_is_the_least_of_all(monkeypatch):
+    monkeypatch.setattr(machine_memory, "cgroup_limits", lambda *_: [2**62, 5])
+    assert plan.cpu_memory() == 5
+
+
+def test_memory_of_a_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=[7, 9][device])
+    )
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert plan.gpu_memory() == 9
+
+
+def test_activation_checkpointing_keeps_less(tmp_path) -> None:
+    def kept(policy: str, *overrides: str) -> float:
+        checkpointed = load(tmp_path, "model.preset=132b", f"fsdp_config.activation_checkpointing={policy}", *overrides)
+        return memory_per_rank(checkpointed, 64, gpu=True).activations
+
+    assert kept("none") > kept("selective") > kept("block")
+    assert kept("none", "model.ffn_config.moe_recompute=true") < 0.4 * kept("none")

@@ -1,0 +1,167 @@
+"""Imports point one way: train.py and scripts -> train -> data, and between packages from top to bottom of ORDER."""
+
+import ast
+from collections.abc import Iterable
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+FILES = sorted(path for folder in ("train", "data", "scripts") for path in (ROOT / folder).rglob("*.py"))
+FILES.append(ROOT / "train.py")
+
+ORDER = [
+    "train.main",
+    "train.run",
+    "train.callbacks",
+    "train.planning",
+    "train.generation",
+    "train.export",
+    "train.weights",
+    "train.checkpoint",
+    "train.distributed",
+    "train.optim",
+    "train.hardware",
+    "train.composer_model",
+    "train.config",
+    "train.hf",
+    "train.models",
+    "data.inspection",
+    "data.loading",
+    "data.mixing",
+    "data.preparation",
+    "data.tokenization",
+    "data.sources",
+    "data.sources.formats",
+    "data.mds",
+    "data.examples",
+    "data.hub",
+    "data.config",
+    "data.base",
+]
+"""Packages, and the two modules beside them. A package imports from those below it alone."""
+
+FORBIDDEN = {
+    "data": ("train", "composer", "scripts", "tests"),
+    "train/models": ("composer", "data"),
+    "train": ("scripts", "tests"),
+    "train.py": ("scripts", "tests"),
+    "scripts": ("scripts", "tests"),
+}
+"""What files below a folder do not import, at any depth of nesting."""
+
+
+def module_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def package_of(module: str) -> str:
+    """The entry of ORDER that a module belongs to, or `train` or `data` themselves."""
+    found = [entry for entry in ORDER if within(module, entry)]
+    return max(found, key=len) if found else module.partition(".")[0]
+
+
+def within(name: str, package: str) -> bool:
+    return name == package or name.startswith(f"{package}.")
+
+
+def imported(path: Path) -> set[str]:
+    """Full names of all that a file imports: `from a.b import c` gives a.b and a.b.c."""
+    names: set[str] = set()
+    package = path.relative_to(ROOT).parent.parts
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = [*package[: len(package) - node.level + 1]] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            names.add(module)
+            names.update(f"{module}.{alias.name}" for alias in node.names)
+    return names
+
+
+MODULES = {
+    module_of(path): path for path in FILES if path.parent != ROOT and path.relative_to(ROOT).parts[0] != "scripts"
+}
+GRAPH = {module: sorted((imported(path) & MODULES.keys()) - {module}) for module, path in MODULES.items()}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_point_one_way(path: Path) -> None:
+    place = path.relative_to(ROOT).as_posix()
+    names = imported(path)
+    for folder, packages in FORBIDDEN.items():
+        if place == folder or place.startswith(f"{folder}/"):
+            wrong = sorted(name for name in names for package in packages if within(name, package))
+            assert wrong == [], f"{place} imports {wrong}"
+
+
+def test_packages_import_from_those_below_alone() -> None:
+    rank = {entry: number for number, entry in enumerate(ORDER)}
+    upward = [
+        f"{module} imports {name}"
+        for module, names in GRAPH.items()
+        for name in names
+        if rank.get(package_of(module), -1) > rank.get(package_of(name), len(rank))
+    ]
+    assert upward == []
+
+
+def test_modules_do_not_import_each_other_in_a_circle() -> None:
+    # An import of a.b runs a/__init__.py too, but these import nothing.
+    try:
+        TopologicalSorter(GRAPH).prepare()
+    except CycleError as error:
+        raise AssertionError(f"imported in a circle: {' <- '.join(error.args[1])}") from None
+
+
+def private_names(path: Path) -> Iterable[str]:
+    """Private names of other packages that a file imports, or reads from a module that it imports."""
+    folder = module_of(path).rpartition(".")[0]
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    modules: dict[str, str] = {}
+    for node in ast.walk(tree):
+        if (
+            not isinstance(node, ast.ImportFrom)
+            or node.module is None
+            or node.module.partition(".")[0] not in ("train", "data")
+        ):
+            continue
+        for alias in node.names:
+            full = f"{node.module}.{alias.name}"
+            if full in MODULES:
+                modules[alias.asname or alias.name] = full
+            elif alias.name.startswith("_") and node.module.rpartition(".")[0] != folder:
+                yield full
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.attr.startswith("_"):
+            module = modules.get(node.value.id)
+            if module is not None and module.rpartition(".")[0] != folder:
+                yield f"{module}.{node.attr}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_private_names_stay_in_their_package(path: Path) -> None:
+    assert list(private_names(path)) == []
+
+
+PACKAGES = sorted({path.parent for path in MODULES.values()} - {ROOT / "train", ROOT / "data"})
+
+
+@pytest.mark.parametrize("folder", PACKAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_package_says_what_belongs_there(folder: Path) -> None:
+    package = folder.relative_to(ROOT).as_posix().replace("/", ".")
+    assert any(within(package, entry) for entry in ORDER), f"{package} is not in ORDER"
+    tree = ast.parse((folder / "__init__.py").read_text(encoding="utf-8"))
+    lines = [line for line in (ast.get_docstring(tree) or "").splitlines() if line]
+    assert 1 <= len(lines) <= 4
+    assert len(tree.body) == 1, f"{package}/__init__.py has code"
+
+
+def test_an_import_is_seen_wherever_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.project.test_imports.ROOT", tmp_path)
+    file = tmp_path / "data" / "x.py"
+    file.parent.mkdir()
+    file.write_text("import a.b as c\nfrom . import d\nfrom .e import f\ndef g():\n    from h.i import j\n")
+    assert imported(file) == {"a.b", "data", "data.d", "data.e", "data.e.f", "h.i", "h.i.j"}

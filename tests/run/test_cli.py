@@ -1,0 +1,188 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+import types
+from pathlib import Path
+
+import pytest
+
+import train.main
+from data.base.errors import ConfigError, DataError
+from tests.helpers.small_config import LEAST
+from train.main import main
+
+ROOT = Path(__file__).parents[2]
+HEAVY = ("torch", "composer", "transformers", "streaming", "datasets", "numpy")
+
+
+@pytest.fixture
+def config(tmp_path, monkeypatch):
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "RUN_NAME"):
+        monkeypatch.delenv(name, raising=False)
+    path = tmp_path / "small.yaml"
+    (tmp_path / "rows.jsonl").write_text("")
+    data = f"hf_name: json, hf_kwargs: {{data_files: {tmp_path / 'rows.jsonl'}}}"
+    # The tests of the choice are in test_device.py; choosing the CPU hides the GPUs from what comes after.
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    path.write_text(LEAST.replace("hf_name: json", data) + "device: cpu\n")
+    return str(path)
+
+
+def trains_with(monkeypatch, fit) -> None:
+    """Puts `fit` in the place of the real one, which the command line imports last."""
+    module = types.ModuleType("train.run.fit")
+    module.fit = fit  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "train.run.fit", module)
+    monkeypatch.setattr("train.main._prepare", lambda config: None)
+
+
+def run(*arguments: str, cwd: Path = ROOT, **env: str) -> subprocess.CompletedProcess[str]:
+    clean = {key: value for key, value in os.environ.items() if not key.endswith(("RANK", "WORLD_SIZE"))}
+    return subprocess.run(arguments, cwd=cwd, env=clean | env, capture_output=True, text=True, timeout=120, check=False)
+
+
+@pytest.mark.parametrize("argument", ["--help", "nope.yaml", "yamls/finetune/dbrx_tiny.yaml seeed=3"])
+def test_help_and_config_errors_come_at_once_and_import_nothing_heavy(argument):
+    code = (
+        "import sys; from train.main import main; code = main(sys.argv[1:]); "
+        f"print(code, [name for name in {HEAVY} if name in sys.modules])"
+    )
+    done = run(sys.executable, "-c", code, *argument.split())
+    assert done.stdout.splitlines()[-1] == f"{0 if argument == '--help' else 2} []"
+
+
+EXPORTS = "callbacks={hf_checkpointer: {save_folder: 's3://bucket/x', save_interval: 1dur}}"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["optimizer.freeze=['*']"], "optimizer.freeze is ['*'], but it freezes every parameter"),
+        (
+            ["lora={r: 4, alpha: 8, target_modules: [attn]}", "optimizer.freeze=['*.lora_?']"],
+            "optimizer.freeze is ['*.lora_?'], but it freezes every parameter",
+        ),
+        (
+            ["optimizer.param_groups=[{match: ['*.qkv']}]"],
+            "optimizer.param_groups[0].match has '*.qkv', but it matches",
+        ),
+        (["save_folder=s3://bucket/x"], "save_folder is 's3://bucket/x', but checkpoints are written to a local"),
+        (["save_folder=runs", EXPORTS], "callbacks.hf_checkpointer.save_folder is 's3://bucket/x', but"),
+    ],
+)
+def test_what_needs_no_data_is_told_before_any(config, overrides, said, monkeypatch, capsys):
+    def too_far(*args: object) -> None:
+        raise AssertionError("the data was looked at")
+
+    monkeypatch.setattr("data.loading.rows.check_source", too_far)
+    assert main([config, *overrides]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {said}")
+
+
+def test_script_from_another_folder(tmp_path):
+    done = run(sys.executable, str(ROOT / "train.py"), cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        "error: no config: python train.py CONFIG [key=value ...], such as yamls/finetune/dbrx_tiny.yaml (--help)\n"
+    )
+
+
+def test_under_the_launcher_an_error_is_printed_once_and_first():
+    composer = str(Path(sys.executable).with_name("composer"))
+    done = run(composer, "-n", "2", "train.py", "yamls/finetune/dbrx_tiny.yaml", "optimizer.lrr=3")
+    assert done.returncode == 2
+    both = done.stdout + done.stderr
+    assert both.count("optimizer.lrr is not a key; did you mean lr?") == 1
+    assert done.stderr.startswith("error: yamls/finetune/dbrx_tiny.yaml: optimizer.lrr is not a key")
+    assert "Traceback" not in both
+
+
+def test_local_rank_above_0_waits_and_then_tells_what_it_alone_has_met(monkeypatch, capsys):
+    waited = []
+    monkeypatch.setattr(time, "sleep", waited.append)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("RANK", "9")
+    assert main(["nope.yaml"]) == 2
+    assert waited == [train.main._GRACE_SECONDS]
+    assert capsys.readouterr().err == "error: rank 9: nope.yaml does not exist\n"
+
+
+def test_launcher_ends_a_waiting_rank(tmp_path):
+    env = {key: value for key, value in os.environ.items() if not key.endswith(("RANK", "WORLD_SIZE"))}
+    command = [sys.executable, str(ROOT / "train.py"), "nope.yaml"]
+    rank = subprocess.Popen(command, env=env | {"RANK": "1", "LOCAL_RANK": "1"}, stderr=subprocess.PIPE, text=True)
+    with pytest.raises(subprocess.TimeoutExpired):
+        rank.wait(timeout=1.5)
+    rank.send_signal(signal.SIGTERM)
+    assert rank.communicate(timeout=10)[1] == ""
+
+
+def test_help_is_printed_by_local_rank_0_alone(monkeypatch, capsys):
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert main(["--help"]) == 0
+    assert capsys.readouterr().out == ""
+
+
+def test_config_comes_first(capsys):
+    assert main(["optimizer.lr=3", "x.yaml"]) == 2
+    assert "error: the config comes first, but 'optimizer.lr=3' is not a file" in capsys.readouterr().err
+
+
+def test_resolved_config_and_parameters_are_printed_before_training(config, monkeypatch, capsys):
+    seen = []
+    trains_with(monkeypatch, lambda config: seen.append((config, capsys.readouterr().out)))
+    assert main([config, "seed=3"]) == 0
+    (given, printed), = seen  # fmt: skip
+    assert given.seed == 3
+    assert "\nseed: 3\n" in printed
+    assert "  d_model: 64\n" in printed
+    assert printed.count("max_duration: 10ba") == 1
+    assert printed.splitlines()[-1].startswith("parameters: ")
+
+
+def test_only_rank_0_prints_the_config(config, monkeypatch, capsys):
+    trains_with(monkeypatch, lambda config: None)
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main([config]) == 0
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("error", [ConfigError("a.b is 3"), DataError("x.jsonl, line 3: no")])
+def test_errors_of_the_user_are_one_line(config, monkeypatch, capsys, error):
+    def fit(config):
+        raise error
+
+    trains_with(monkeypatch, fit)
+    assert main([config]) == 2
+    assert capsys.readouterr().err == f"error: {error}\n"
+
+
+def test_a_bug_keeps_its_traceback(config, monkeypatch):
+    def fit(config):
+        raise ValueError("a bug")
+
+    trains_with(monkeypatch, fit)
+    with pytest.raises(ValueError, match="a bug"):
+        main([config])
+
+
+def test_batch_that_cannot_be_cut_for_the_ranks(config, monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    assert main([config]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "global_train_batch_size is 8, but it must be divisible by the 3 ranks" in err
+
+
+def test_the_132b_is_counted_and_refused_before_anything_is_allocated_or_read(monkeypatch, capsys):
+    monkeypatch.setattr(train.main, "choose_device", lambda wanted: "cpu")
+    monkeypatch.setattr(train.planning.memory, "cpu_memory", lambda: 16e9)
+    trains_with(monkeypatch, lambda config: pytest.fail("it went on to train"))
+    assert main([str(ROOT / "yamls/finetune/dbrx.yaml")]) == 2
+    out, err = capsys.readouterr()
+    assert out.splitlines()[-1] == "parameters: 131,596,523,520 (36.47 B active)"
+    assert err.startswith("error: 131,596,523,520 parameters do not fit: 1 rank needs at least 1,585.4 GB")
+    assert err.count("\n") == 1

@@ -1,0 +1,54 @@
+"""What the loggers of two ranks leave: nothing twice."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from tests.helpers.ranks import run_ranks
+from tests.helpers.toy_run import write_toy_run
+from train.config.load import load_config
+from train.run.fit import fit
+from train.run.loggers import LogFile
+
+
+def logged(path: str, overrides: list[str]) -> None:
+    fit(load_config(path, overrides))
+
+
+@pytest.mark.timeout(200)
+def test_tensorboard_has_one_file_of_rank_0_with_each_value_once(tmp_path: Path) -> None:
+    overrides = ["max_duration=4ba", "eval_interval=2ba", "save_folder=null"]
+    overrides += [f"loggers.tensorboard.log_dir={tmp_path / 'board'}"]
+    overrides += ["callbacks.generate={prompts: ['a'], interval: 2ba, max_new_tokens: 2}"]
+    run_ranks(logged, 2, write_toy_run(tmp_path), overrides)
+    (file,) = (path for path in (tmp_path / "board").rglob("*") if path.is_file())
+    assert file.parent == tmp_path / "board" / "toy"
+    events = EventAccumulator(str(file)).Reload()
+    assert [event.step for event in events.Tensors("generate/text_summary")] == [2, 4]
+    assert [event.step for event in events.Scalars("metrics/eval/LanguageCrossEntropy")] == [2, 4]
+    assert [event.step for event in events.Scalars("loss/train/lm")] == [0, 1, 2, 3]
+
+
+def test_a_full_disk_under_the_log_file_is_reported_and_closes_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with patched_streams():
+        log = LogFile(str(tmp_path / "log.txt"))
+        with Path("/dev/full").open("w", buffering=1) as log.file, pytest.raises(OSError, match="No space left"):
+            log.write("", "a line\n")
+        print("the error", file=sys.stderr)
+    assert capsys.readouterr().err == "the error\n"
+    assert log.file is None
+
+
+@contextmanager
+def patched_streams() -> Iterator[None]:
+    """Takes back what FileLogger puts in the place of the streams' write."""
+    with pytest.MonkeyPatch.context() as patch:
+        for stream in (sys.stdout, sys.stderr):
+            patch.setattr(stream, "write", stream.write)
+        yield

@@ -1,0 +1,136 @@
+"""A run that begins with the weights of a stock folder, from its YAML on."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from composer.core import Callback, State
+from composer.loggers import Logger
+from safetensors.torch import load_file, save_file
+
+from data.base.errors import ConfigError
+from tests.helpers.ranks import run_ranks
+from tests.helpers.stock_folder import write_stock_folder
+from tests.helpers.toy_run import refused, write_toy_run
+from train import main
+from train.checkpoint.save_folder import checkpoints
+from train.config.load import load_config, load_saved_config
+from train.models.dbrx import IGNORED
+from train.run.fit import _model, fit
+
+
+class Evaluated(Callback):
+    """What was evaluated, and the first loss of it."""
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self.loss: float | None = None
+
+    def eval_batch_start(self, state: State, logger: Logger) -> None:
+        if self.loss is None:
+            self.rows.append((state.batch["input_ids"], state.batch["labels"]))
+
+    def eval_end(self, state: State, logger: Logger) -> None:
+        if self.loss is None:
+            self.loss = float(state.eval_metric_values["LanguageCrossEntropy"])
+
+
+def evaluate_first(path: str, overrides: list[str]) -> tuple[list[tuple[torch.Tensor, torch.Tensor]], float | None]:
+    evaluated = Evaluated()
+    fit(load_config(path, overrides), callbacks=[evaluated])
+    return evaluated.rows, evaluated.loss
+
+
+@pytest.fixture
+def toy(tmp_path: Path) -> tuple[str, list[str]]:
+    """A run's YAML, and what makes it begin with tmp_path/stock."""
+    overrides = [
+        f"model={{pretrained_model_name_or_path: {tmp_path / 'stock'}}}",
+        "max_duration=2ba",
+        "save_interval=1ba",
+    ]
+    # One document a row, as transformers sees it.
+    overrides += ["eval_first=true", "eval_loader.dataset.packing=none"]
+    return write_toy_run(tmp_path), overrides
+
+
+@pytest.mark.timeout(300)
+def test_the_first_evaluation_is_that_of_transformers(tmp_path: Path, toy: tuple[str, list[str]]) -> None:
+    stock = write_stock_folder(tmp_path / "stock", vocab_size=320, max_seq_len=128)
+    ranks = run_ranks(evaluate_first, 2, *toy, timeout=240)
+    loss_sum = n_tokens = 0.0
+    with torch.no_grad():
+        for ids, labels in (row for rows, _ in ranks for row in rows):
+            losses = F.cross_entropy(stock(ids).logits.transpose(1, 2), labels, ignore_index=IGNORED, reduction="sum")
+            loss_sum, n_tokens = loss_sum + losses.item(), n_tokens + (labels != IGNORED).sum().item()
+    assert n_tokens > 100
+    assert [loss for _, loss in ranks] == pytest.approx([loss_sum / n_tokens] * 2, rel=1e-5)
+    # What is left beside the checkpoints can do without the folder.
+    (tmp_path / "stock").rename(tmp_path / "gone")
+    saved = checkpoints(tmp_path / "toy")
+    assert len(saved) == 2
+    assert load_saved_config(saved[0].parent / "config.yaml").model.d_model == 32
+    # Who goes on from there needs its config.json alone, not the weights; who begins anew needs both.
+    (tmp_path / "stock").mkdir()
+    (tmp_path / "gone" / "config.json").rename(tmp_path / "stock" / "config.json")
+    path, overrides = toy
+    main._prepare(load_config(path, [*overrides, "autoresume=true", "max_duration=3ba"]))
+    with pytest.raises(ConfigError, match="no safetensors files in it"):
+        main._prepare(load_config(path, [*overrides, "save_overwrite=true"]))
+
+
+def test_a_folder_that_cannot_be_is_told_before_anything_heavy(
+    tmp_path: Path, toy: tuple[str, list[str]], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_far(*args: object) -> None:
+        raise AssertionError("the run was begun")
+
+    monkeypatch.setattr("train.run.fit.fit", too_far)
+    path, overrides = toy
+    write_stock_folder(tmp_path / "stock", vocab_size=320, max_seq_len=128)
+    next((tmp_path / "stock").glob("*.safetensors")).unlink()
+    capsys.readouterr()
+    assert main.main([path, *overrides]) == 2
+    said = capsys.readouterr().err.strip()
+    assert said.startswith(f"error: model.pretrained_model_name_or_path is '{tmp_path / 'stock'}', but not all of it")
+    assert "\n" not in said
+
+
+def test_numbers_that_are_none_are_told_on_every_rank(tmp_path: Path, toy: tuple[str, list[str]]) -> None:
+    write_stock_folder(tmp_path / "stock", vocab_size=320, max_seq_len=128)
+    places = {}
+    # In the rows of one rank each.
+    for name, row, value in (("transformer.wte.weight", 0, -torch.inf), ("lm_head.weight", 319, torch.nan)):
+        for file in (tmp_path / "stock").glob("*.safetensors"):
+            tensors = load_file(file)
+            if name in tensors:
+                tensors[name][row, 3], places[name] = value, file.name
+                save_file(tensors, file, {"format": "pt"})
+    one, other = run_ranks(refused, 2, *toy)
+    assert one == other
+    assert one == (
+        f"model.pretrained_model_name_or_path is '{tmp_path / 'stock'}', but there are NaN or infinite numbers in its "
+        f"weights: transformer.wte.weight in {places['transformer.wte.weight']}; lm_head.weight in "
+        f"{places['lm_head.weight']}: download it again, or name weights whose training did not diverge"
+    )
+    assert not (tmp_path / "toy").exists()
+
+
+class Diverged:
+    """A frozen base, of which one weight is not finite."""
+
+    def __contains__(self, name: str) -> bool:
+        return name == "lm_head.weight"
+
+    def rows(self, name: str, start: int, stop: int, out: torch.Tensor) -> None:
+        out.fill_(torch.inf)
+
+
+def test_so_are_those_of_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("train.run.fit._weights", lambda *args: Diverged())
+    config = load_config(write_toy_run(tmp_path), ["load_path=runs/a/ep0-ba5", "fsdp_config=null"])
+    with pytest.raises(
+        ConfigError, match=r"load_path is 'runs/a/ep0-ba5', but .* in its weights: lm_head.weight: name"
+    ):
+        _model(config, config.model, None, "fp32", torch.device("cpu"), torch.float32)

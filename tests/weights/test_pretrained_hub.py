@@ -1,0 +1,85 @@
+"""Weights named by a repository of the hub: what is fetched, and what is said when they cannot be."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from data.base.errors import ConfigError
+from tests.helpers.hub_server import Hub, Repository, serve, use_hub
+from tests.helpers.stock_folder import make_stock_model, write_stock_folder
+from train.hf.repository import read_values
+from train.weights.pretrained import PretrainedFolder
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    folder = tmp_path_factory.mktemp("weights")
+    write_stock_folder(folder)
+    return {file.name: file.read_bytes() for file in folder.iterdir()} | {
+        "modeling_dbrx.py": b"raise SystemExit",
+        "pytorch_model.bin": b"\x80",
+        "tokenizer.json": b"{}",
+        "original/model-00001.safetensors.tar": b"1",
+    }
+
+
+@pytest.fixture
+def hub(tmp_path: Path, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    pickles = {name: content for name, content in files.items() if "safetensors" not in name}
+    repositories = {
+        "acme/dbrx": Repository(files),
+        "acme/closed": Repository(files, gated=True),
+        "acme/pickles": Repository(pickles),
+        "acme/bare": Repository({"README.md": b"#", "model.safetensors": b"1"}),
+    }
+    with serve(repositories) as served:
+        use_hub(monkeypatch, served.endpoint, tmp_path)
+        yield served
+
+
+def fetched(hub: Hub) -> set[str]:
+    return {path.rpartition("/")[2] for path in hub.requests if path.startswith("GET /acme/") and "/resolve/" in path}
+
+
+def refused(name: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        PretrainedFolder.open(name)
+    assert str(caught.value).startswith(f"model.pretrained_model_name_or_path is {name!r}, ")
+    return str(caught.value)
+
+
+def test_a_yaml_is_read_with_the_config_alone(hub: Hub) -> None:
+    assert read_values("acme/dbrx")[0]["d_model"] == 32
+    assert fetched(hub) == {"config.json"}
+
+
+def test_code_and_pickles_are_not_fetched(hub: Hub, files: dict[str, bytes]) -> None:
+    opened, out = PretrainedFolder.open("acme/dbrx"), torch.empty(97, 32)
+    opened.rows("lm_head.weight", 0, 97, out)
+    assert torch.equal(out, make_stock_model().lm_head.weight)
+    assert fetched(hub) == {name for name in files if name.endswith((".json", ".safetensors"))}
+
+
+def test_a_gated_repository_without_a_token(hub: Hub) -> None:
+    assert "to which the hub gives access on request only" in refused("acme/closed")
+    with pytest.raises(ConfigError, match="on request only"):
+        read_values("acme/closed")
+
+
+def test_repositories_without_what_is_needed(hub: Hub) -> None:
+    assert "its weights are pickles alone (pytorch_model.bin)" in refused("acme/pickles")
+    assert "there is no config.json in it" in refused("acme/bare")
+    assert "the hub has no such model, or not for you" in refused("acme/none")
+    assert "there is no such folder, and a name on the hub looks like" in refused("some/where/else")
+
+
+def test_offline_the_cache_is_enough(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    PretrainedFolder.open("acme/dbrx")
+    n_requests = len(hub.requests)
+    use_hub(monkeypatch, hub.endpoint, tmp_path, offline=True)
+    assert PretrainedFolder.open("acme/dbrx").model.d_model == 32
+    assert len(hub.requests) == n_requests
+    said = refused("acme/other")
+    assert "not in the hub's cache; HF_HUB_OFFLINE is set: fetch it where there is a network" in said
