@@ -274,7 +274,7 @@ def make_loader(args: argparse.Namespace, config: "DatasetConfig", num_workers: 
     from data.config.schema import DataLoaderConfig
     from data.loading.loader import train_loader
     from data.loading.rows import open_streams
-    from data.mixing.curriculum import Plan
+    from data.mixing.curriculum import RowPlan
 
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):  # noqa: PTH123
         streams = open_streams(config, make_tokenizer(args))
@@ -282,7 +282,7 @@ def make_loader(args: argparse.Namespace, config: "DatasetConfig", num_workers: 
     size, n_rows = args.batch, sum(rows.n_rows for rows in streams.values())
     n_batches = n_rows // size
     clock = Clock(tokens_per_batch=size * config.max_seq_len, rows_per_batch=size, rows_per_epoch=n_rows)
-    plan = Plan(loader_config, streams, clock.until(f"{n_batches}ba"), seed=17)
+    plan = RowPlan(loader_config, streams, clock.until(f"{n_batches}ba"), seed=17)
     loader = train_loader(streams, loader_config, plan, n_batches=n_batches, rank=0, world_size=1, pad_token_id=0)
     return loader, n_batches
 

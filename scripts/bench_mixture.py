@@ -29,7 +29,7 @@ from data.config.schema import (
     TokenizerConfig,
     TokenizerKwargs,
 )
-from data.mixing.curriculum import Plan
+from data.mixing.curriculum import RowPlan
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARD_ROWS = 8192
@@ -138,9 +138,9 @@ def mixture(n_rows: int, n_streams: int) -> tuple[DataLoaderConfig, dict[str, Sh
     return DataLoaderConfig(name="text", dataset=dataset, stages=stages), streams
 
 
-def make(config: DataLoaderConfig, streams: Any, n_batches: int, args: argparse.Namespace) -> Plan:
+def make(config: DataLoaderConfig, streams: Any, n_batches: int, args: argparse.Namespace) -> RowPlan:
     clock = Clock(tokens_per_batch=args.batch * 2, rows_per_batch=args.batch, rows_per_epoch=1)
-    return Plan(config, streams, clock.until(f"{n_batches}ba"), seed=17)
+    return RowPlan(config, streams, clock.until(f"{n_batches}ba"), seed=17)
 
 
 def timed(function: Any, *arguments: Any) -> float:
@@ -187,7 +187,7 @@ def loader(folder: Path, n_streams: int, args: argparse.Namespace) -> Any:
     size = args.load_batch
     n_batches = args.load_rows // size
     clock = Clock(tokens_per_batch=size * args.max_seq_len, rows_per_batch=size, rows_per_epoch=args.load_rows)
-    plan = Plan(config, opened, clock.until(f"{n_batches}ba"), seed=17)
+    plan = RowPlan(config, opened, clock.until(f"{n_batches}ba"), seed=17)
     return train_loader(opened, config, plan, n_batches=n_batches, rank=0, world_size=1, pad_token_id=0)
 
 

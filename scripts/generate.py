@@ -98,7 +98,7 @@ def _generate(args: argparse.Namespace) -> None:
     from train.generation.decoders import open_model
 
     opened = open_model(args.folder, args.precision, args.device)
-    print(opened.said, file=sys.stderr)
+    print(opened.message, file=sys.stderr)
     if asked:
         _answer(opened, questions, sampling, args)
     else:

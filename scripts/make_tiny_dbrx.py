@@ -20,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     if str(ROOT) not in sys.path:
         sys.path.insert(0, str(ROOT))
-    from data.base.errors import ConfigError, DataError, said_plainly
+    from data.base.errors import ConfigError, DataError, plain_os_errors
     from data.base.paths import refuse_path_arguments
     from data.tokenization.tokenizer import build_tokenizer
     from train.config.load import load_config
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ConfigError(f"the folder {args.folder} is there and not empty: name a new one, or empty it")
         config = load_config(args.config)
         weights, tokenizer = DrawnWeights(config.model, config.seed), build_tokenizer(config.tokenizer)
-        with said_plainly(str(args.folder), "name another folder"):
+        with plain_os_errors(str(args.folder), "name another folder"):
             tokenizer.save_pretrained(part, config.max_seq_len)
             write_weights(weights, part, weights.shapes, args.precision)
             generation = json.loads((part / "generation_config.json").read_text(encoding="utf-8"))

@@ -71,9 +71,9 @@ def is_full(error: OSError) -> bool:
 
 
 @contextmanager
-def said_plainly(
+def plain_os_errors(
     subject: str,
-    way_out: str,
+    hint: str,
     *,
     needed_for: str | None = None,
     again: str = "start again, which goes on from there",
@@ -89,17 +89,17 @@ def said_plainly(
         if error is None:
             raise
         if is_full(error):
-            raise DataError(f"{subject} has no space left{what}: free some and {again}, or {way_out}") from None
+            raise DataError(f"{subject} has no space left{what}: free some and {again}, or {hint}") from None
         if error.errno == errno.EFBIG:
             raise DataError(
                 f"{subject} cannot take so large a file{what}: raise the limit (`ulimit -f` shows that of the shell) "
-                f"and {again}, or {way_out}"
+                f"and {again}, or {hint}"
             ) from None
         if error.errno in _NO_LOCKS:
             raise ConfigError(
                 f"{subject} is on a file system that has no locks, without which processes would write over one "
-                f"another: {way_out}"
+                f"another: {hint}"
             ) from None
         if error.errno in _NOT_WRITABLE:
-            raise ConfigError(f"{subject} cannot be written{what} ({error}): {way_out}") from None
+            raise ConfigError(f"{subject} cannot be written{what} ({error}): {hint}") from None
         raise

@@ -16,7 +16,7 @@ def parse_bytes(size: int | str) -> int:
     return n_bytes
 
 
-def said_bytes(n_bytes: int) -> str:
+def format_bytes(n_bytes: int) -> str:
     """`1.5gb`: rounded up, so that it is enough when it is written where the message says."""
     unit = max((unit for unit, power in _UNITS.items() if n_bytes >= 1024**power), key=_UNITS.__getitem__, default="b")
     return f"{math.ceil(100 * n_bytes / 1024 ** _UNITS[unit]) / 100:g}{unit}"

@@ -45,5 +45,5 @@ def _root_of(error: BaseException) -> str:
     """What the operating system said, below what the libraries made of it."""
     while (below := error.__cause__ or error.__context__) is not None:
         error = below
-    said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return said or type(error).__name__
+    message = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return message or type(error).__name__

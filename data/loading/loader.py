@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from data.base.errors import DataError
 from data.config.schema import DataLoaderConfig
 from data.loading.rows import Row, Rows
-from data.mixing.curriculum import Plan
+from data.mixing.curriculum import RowPlan
 
 TIMEOUT = 60
 """Seconds without a batch from the workers after which the run stops."""
@@ -57,7 +57,7 @@ class TrainBatches(Dataset[Batch]):
     def __init__(
         self,
         streams: Mapping[str, Rows],
-        plan: Plan,
+        plan: RowPlan,
         *,
         max_seq_len: int,
         n_batches: int,
@@ -209,7 +209,7 @@ class BatchLoader(DataLoader[Batch]):
 def train_loader(
     streams: Mapping[str, Rows],
     config: DataLoaderConfig,
-    plan: Plan,
+    plan: RowPlan,
     *,
     n_batches: int,
     rank: int,

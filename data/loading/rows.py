@@ -19,7 +19,7 @@ from data.tokenization.tokenizer import Tokenizer
 
 NOT_TRAINED = -100
 """The label of a token that is not trained on."""
-_WAY_OUT = "write the rows again, or name the tokenizer and the max_seq_len that they were written for"
+_HINT = "write the rows again, or name the tokenizer and the max_seq_len that they were written for"
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +62,7 @@ class Rows:
             row = self.decode(sample)
             self._check(row)
         except ValueError as error:
-            raise self.mds.damaged(row_id, str(error), _WAY_OUT) from None
+            raise self.mds.damaged(row_id, str(error), _HINT) from None
         return row
 
     def prefetch(self, row_ids: np.ndarray) -> None:
@@ -78,8 +78,8 @@ class Rows:
             raise ValueError(f"{n} tokens, but max_seq_len is {self.max_seq_len}")
         low, high = int(row.tokens.min()), int(row.tokens.max())
         if low < 0 or high >= self.vocab_size:
-            wrong = low if low < 0 else high
-            raise ValueError(f"the id {wrong}, but the tokenizer has ids below {self.vocab_size}: is it another's?")
+            defect = low if low < 0 else high
+            raise ValueError(f"the id {defect}, but the tokenizer has ids below {self.vocab_size}: is it another's?")
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def verify(source: Rows | MdsFolder | Path) -> Verification:
 
 def _broken(mds: MdsFolder, number: int) -> str | None:
     if mds.file(number).exists():
-        return mds.wrong(number)
+        return mds.defect(number)
     try:
         mds.ensure(number)
     except DataError as error:
@@ -158,16 +158,16 @@ def open_rows(config: DatasetConfig, tokenizer: Tokenizer) -> Rows:
 
 
 def _open_prepared(folder: Path, tokenizer: Tokenizer) -> Rows:
-    way_out = f"delete the folder {folder.name}, and it is prepared again"
+    hint = f"delete the folder {folder.name}, and it is prepared again"
     try:
-        mds = MdsFolder.open(local=str(folder), remote=None, split=None, cache_dir="", way_out=way_out)
+        mds = MdsFolder.open(local=str(folder), remote=None, split=None, cache_dir="", hint=hint)
     except ConfigError:
-        raise DataError(f"{folder / INDEX} is not there: {way_out}") from None
+        raise DataError(f"{folder / INDEX} is not there: {hint}") from None
     if mds.columns != COLUMNS:
-        raise DataError(f"{folder} has other columns than {', '.join(COLUMNS)}: {way_out}")
+        raise DataError(f"{folder} has other columns than {', '.join(COLUMNS)}: {hint}")
     manifest = mds.manifest
     if manifest is None:
-        raise DataError(f"{folder / MANIFEST} is not there, or is no object: {way_out}")
+        raise DataError(f"{folder / MANIFEST} is not there, or is no object: {hint}")
     _check_count(mds, manifest)
     mds.check()
     return Rows(
@@ -236,7 +236,7 @@ def _check_count(mds: MdsFolder, manifest: Mapping[str, Any]) -> None:
     if mds.n_samples != manifest.get("rows"):
         raise DataError(
             f"{mds.folder} has {mds.n_samples} rows in its index, but {manifest.get('rows')} in its manifest: "
-            f"{mds.way_out}"
+            f"{mds.hint}"
         )
 
 

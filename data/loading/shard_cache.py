@@ -8,11 +8,11 @@ import math
 from collections.abc import Mapping
 
 from data.base.errors import ConfigError
-from data.base.sizes import parse_bytes, said_bytes
+from data.base.sizes import format_bytes, parse_bytes
 from data.config.schema import DataLoaderConfig
 from data.loading.loader import LOOK_AHEAD
 from data.loading.rows import Rows
-from data.mixing.curriculum import Plan
+from data.mixing.curriculum import RowPlan
 
 _BEHIND = 1
 """Batches that another rank may be behind: it has had those before the last step, which all ranks took together."""
@@ -21,7 +21,7 @@ _BEHIND = 1
 class ShardCache:
     """The shards of a run's remote streams in this node's folders. For one process of the node."""
 
-    def __init__(self, streams: Mapping[str, Rows], plan: Plan, config: DataLoaderConfig) -> None:
+    def __init__(self, streams: Mapping[str, Rows], plan: RowPlan, config: DataLoaderConfig) -> None:
         """Raises ConfigError when cache_limit is less than what is needed at a time."""
         self._streams = {name: rows for name, rows in streams.items() if rows.is_remote}
         self._plan = plan
@@ -66,7 +66,7 @@ class ShardCache:
             name: (rows.mds.n_downloaded() - self._logged[name], begun[name]) for name, rows in self._streams.items()
         }
 
-    def _check(self, said: str) -> None:
+    def _check(self, message: str) -> None:
         n_batches = _BEHIND + self._ahead
         needs = {}
         for name, n_shards in self._plan.most_shards(n_batches).items():
@@ -76,8 +76,8 @@ class ShardCache:
                 needs[name] = sum(sizes[:n_shards])
         if sum(needs.values()) <= self._limit:
             return
-        parts = ", ".join(f"{f'{name} ' if name else ''}{said_bytes(need)}" for name, need in needs.items())
+        parts = ", ".join(f"{f'{name} ' if name else ''}{format_bytes(need)}" for name, need in needs.items())
         raise ConfigError(
-            f"{said}, but {said_bytes(sum(needs.values()))} are needed at a time ({parts}: the windows of shards that "
-            f"{n_batches} batches may lie in): raise it, write smaller shards, or leave it out to keep everything"
+            f"{message}, but {format_bytes(sum(needs.values()))} are needed at a time ({parts}: the windows of shards "
+            f"that {n_batches} batches may lie in): raise it, write smaller shards, or leave it out to keep everything"
         )

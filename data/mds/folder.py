@@ -20,11 +20,11 @@ import numpy as np
 import xxhash
 from tqdm import tqdm
 
-from data.base.errors import ConfigError, DataError, said_plainly
+from data.base.errors import ConfigError, DataError, plain_os_errors
 from data.base.locks import exclusive, exclusive_unless, is_first
 from data.mds.index import bring_index, need_index, parse_index
-from data.mds.remote import FetchError, Silence, check_scheme, fetch, remote_has, say_once, told
-from data.mds.shard import algorithm, check_header, complaint, decompress
+from data.mds.remote import FetchError, Silence, check_scheme, fetch, plain_local_errors, remote_has, say_once
+from data.mds.shard import algorithm, check_header, decompress, file_defect
 from data.mds.writer import INDEX, MANIFEST
 
 COLUMNS = {"tokens": "ndarray:int32", "loss_mask": "ndarray:uint8", "lengths": "ndarray:int32"}
@@ -46,9 +46,9 @@ class MdsFolder:
     Compressed ones are decompressed beside themselves, or below `cache_dir` when the folder is read-only.
     """
 
-    def __init__(self, folder: Path, remote: str | None, index: bytes, way_out: str, cache_dir: str = "") -> None:
+    def __init__(self, folder: Path, remote: str | None, index: bytes, hint: str, cache_dir: str = "") -> None:
         """`folder` and `remote` with the split; `way_out` ends what is said of a damaged file."""
-        self.folder, self.remote, self.way_out = folder, remote, way_out
+        self.folder, self.remote, self.hint = folder, remote, hint
         self.work = folder
         """Where this class writes: shards, locks, and which shards were right."""
         if remote is None and cache_dir and not os.access(folder, os.W_OK):
@@ -58,7 +58,7 @@ class MdsFolder:
         try:
             parsed = parse_index(index, (*ROW_FORMS, *TEXT_FORMS))
         except DataError as error:
-            raise DataError(f"{folder / INDEX} {error}: {way_out}") from None
+            raise DataError(f"{folder / INDEX} {error}: {hint}") from None
         for note in parsed.notes if is_first() else ():
             say_once(f"{self.name}: {note}")
         self.shards, self.columns = parsed.shards, parsed.columns
@@ -78,7 +78,7 @@ class MdsFolder:
 
     @classmethod
     def open(
-        cls, *, local: str | None, remote: str | None, split: str | None, cache_dir: str, way_out: str | None = None
+        cls, *, local: str | None, remote: str | None, split: str | None, cache_dir: str, hint: str | None = None
     ) -> "MdsFolder":
         """Reads the index (and brings it and the manifest), no shard.
 
@@ -98,18 +98,18 @@ class MdsFolder:
                 need_index(folder, f"local is {local!r}", split)
             except OSError as error:
                 raise ConfigError(f"local is {local!r}, but it cannot be read ({error.strerror})") from None
-            way_out = way_out or "write the folder again, or copy it again"
+            hint = hint or "write the folder again, or copy it again"
         else:
             check_scheme(remote)
             origin = f"remote is {remote!r}"
             remote = "/".join((remote.rstrip("/"), *part.parts))
-            with told(folder, INDEX):
+            with plain_local_errors(folder, INDEX):
                 bring_index(folder, remote, origin, split)
-            way_out = f"delete it, and it is downloaded from {remote} again"
+            hint = f"delete it, and it is downloaded from {remote} again"
         try:
-            return cls(folder, remote, (folder / INDEX).read_bytes(), way_out, cache_dir)
+            return cls(folder, remote, (folder / INDEX).read_bytes(), hint, cache_dir)
         except OSError as error:
-            raise DataError(f"{folder / INDEX} cannot be read ({error.strerror}): {way_out}") from None
+            raise DataError(f"{folder / INDEX} cannot be read ({error.strerror}): {hint}") from None
 
     @property
     def name(self) -> str:
@@ -135,7 +135,7 @@ class MdsFolder:
         except FileNotFoundError:
             return None
         except (OSError, ValueError, RecursionError) as error:
-            raise DataError(f"{file} cannot be read ({error}): {self.way_out}") from None
+            raise DataError(f"{file} cannot be read ({error}): {self.hint}") from None
         return manifest if isinstance(manifest, dict) else None
 
     @cached_property
@@ -184,9 +184,9 @@ class MdsFolder:
             raise self.damaged(sample, f"{type(error).__name__}: {error}") from None
         return end - start
 
-    def damaged(self, sample: int, why: str, way_out: str | None = None) -> DataError:
+    def damaged(self, sample: int, why: str, hint: str | None = None) -> DataError:
         shard, place = self.place(sample)
-        return DataError(f"row {place} of {self.file(shard)} cannot be read ({why}): {way_out or self._way_out(shard)}")
+        return DataError(f"row {place} of {self.file(shard)} cannot be read ({why}): {hint or self._hint(shard)}")
 
     def check(self) -> None:
         """Of the shards here: size, header and hash, once. Of the others: whether the remote has them, of what size.
@@ -199,7 +199,7 @@ class MdsFolder:
         to_bring = [number for number in elsewhere if not self._packed(number).exists()]
         if to_bring and self.remote is None:
             others = f" (and {len(to_bring) - 1} more)" if len(to_bring) > 1 else ""
-            raise DataError(f"{self._packed(to_bring[0])} is not there{others}: {self.way_out}")
+            raise DataError(f"{self._packed(to_bring[0])} is not there{others}: {self.hint}")
         if to_bring:
             files = [_sent(self.shards[number]) for number in to_bring]
             assert self.remote is not None
@@ -218,7 +218,7 @@ class MdsFolder:
         downloads = self._downloads / str(number)
         if not file.exists():
             silence = Silence(downloads)
-            with self._told(file.name):
+            with self._plain_errors(file.name):
                 with exclusive_unless(self.work / ".locks" / str(number), silence.is_long) as held:
                     if not held:
                         raise DataError(
@@ -276,37 +276,37 @@ class MdsFolder:
 
     def check_file(self, number: int, *, hashes: bool = True) -> None:
         """Raises DataError when the shard's size, header or hash is not what the index says."""
-        wrong = self.wrong(number, hashes=hashes)
-        if wrong is not None:
-            raise DataError(f"{self.file(number)} {wrong}: {self._way_out(number)}")
+        defect = self.defect(number, hashes=hashes)
+        if defect is not None:
+            raise DataError(f"{self.file(number)} {defect}: {self._hint(number)}")
 
-    def wrong(self, number: int, *, hashes: bool = True) -> str | None:
+    def defect(self, number: int, *, hashes: bool = True) -> str | None:
         """The same, to stand after the file's name."""
-        wrong = complaint(self.file(number), self.shards[number].raw_data, hashes=hashes)
-        if wrong is not None:
-            return wrong
+        defect = file_defect(self.file(number), self.shards[number].raw_data, hashes=hashes)
+        if defect is not None:
+            return defect
         try:
             check_header(self.file(number), self.shards[number])
         except DataError as error:
             return str(error)
         return None
 
-    def _way_out(self, number: int) -> str:
+    def _hint(self, number: int) -> str:
         if self.shards[number].dirname == str(self.folder):
-            return self.way_out
+            return self.hint
         return "delete it, and it is decompressed again"
 
-    def _told(self, what: str) -> AbstractContextManager[None]:
+    def _plain_errors(self, what: str) -> AbstractContextManager[None]:
         """What the local file system refuses becomes an error that suggests a fix."""
         if self.remote is not None:
-            return told(self.folder, what)
+            return plain_local_errors(self.folder, what)
         if self.work != self.folder:
-            return said_plainly(
+            return plain_os_errors(
                 f"cache_dir is {self._cache_dir!r}, but it",
                 "set it to a folder elsewhere",
                 needed_for=f"decompressed shards of {self.folder}",
             )
-        return said_plainly(
+        return plain_os_errors(
             str(self.folder), "copy it to a disk that can be written, or write it without compression", needed_for=what
         )
 
@@ -320,9 +320,9 @@ class MdsFolder:
             with suppress(OSError):
                 self.work.mkdir(parents=True, exist_ok=True)
             can_write = os.access(self.work, os.W_OK)
-            said = cache(lambda: is_first() and print(f"Waiting for another process that checks {self.folder}"))
-            lock = exclusive(self.work / CHECKED, said) if can_write else nullcontext()
-            with self._told(CHECKED), lock:
+            message = cache(lambda: is_first() and print(f"Waiting for another process that checks {self.folder}"))
+            lock = exclusive(self.work / CHECKED, message) if can_write else nullcontext()
+            with self._plain_errors(CHECKED), lock:
                 unchecked = self._unchecked(here)
                 for number in tqdm(unchecked, desc="Checking shards", unit="shard", delay=2, disable=not is_first()):
                     self.check_file(number)
@@ -335,9 +335,9 @@ class MdsFolder:
         remembered = {line for folder in {self.folder, self.work} for line in _lines(folder / CHECKED)}
         unchecked = []
         for number in here:
-            wrong = complaint(self.file(number), self.shards[number].raw_data, hashes=False)
-            if wrong is not None:
-                raise DataError(f"{self.file(number)} {wrong}: {self._way_out(number)}")
+            defect = file_defect(self.file(number), self.shards[number].raw_data, hashes=False)
+            if defect is not None:
+                raise DataError(f"{self.file(number)} {defect}: {self._hint(number)}")
             if self._state(number) not in remembered:
                 unchecked.append(number)
         return unchecked
@@ -377,15 +377,15 @@ class MdsFolder:
         shard, packed = self.shards[number], self._packed(number)
         sent = _sent(shard)
         if packed.exists():
-            wrong = complaint(packed, sent)
-            if wrong is not None:
-                raise DataError(f"{packed} {wrong}: {self.way_out}")
+            defect = file_defect(packed, sent)
+            if defect is not None:
+                raise DataError(f"{packed} {defect}: {self.hint}")
         elif self.remote is None:
-            raise DataError(f"{packed} is not there: {self.way_out}")
+            raise DataError(f"{packed} is not there: {self.hint}")
         else:
             url = f"{self.remote}/{sent.basename}"
             try:
-                packed = fetch(url, downloads, lambda file: complaint(file, sent), silence)
+                packed = fetch(url, downloads, lambda file: file_defect(file, sent), silence)
                 self._write_line(self._log, json.dumps([sent.basename, sent.bytes]))
             except FetchError as error:
                 raise DataError(
@@ -395,9 +395,9 @@ class MdsFolder:
         if not shard.compression:
             return packed
         whole = decompress(packed, downloads / "whole", shard.compression)
-        wrong = complaint(whole, shard.raw_data)
-        if wrong is not None:
-            raise DataError(f"{packed}, decompressed, {wrong}: write the folder again")
+        defect = file_defect(whole, shard.raw_data)
+        if defect is not None:
+            raise DataError(f"{packed}, decompressed, {defect}: write the folder again")
         return whole
 
 

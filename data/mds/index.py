@@ -74,8 +74,8 @@ def bring_index(folder: Path, remote: str, origin: str, split: str | None) -> No
             return
         if error.absent and "://" not in remote:
             need_index(Path(remote), origin, split)
-        way_out = "look at the path and the split" if error.absent else "look at its name, and at the credentials"
-        raise ConfigError(f"{origin}, but {remote}/{INDEX} cannot be read: {error}: {way_out}") from None
+        hint = "look at the path and the split" if error.absent else "look at its name, and at the credentials"
+        raise ConfigError(f"{origin}, but {remote}/{INDEX} cannot be read: {error}: {hint}") from None
     finally:
         shutil.rmtree(downloads, ignore_errors=True)
 
@@ -278,9 +278,9 @@ def _check_names_differ(readers: Sequence[Any]) -> None:
             seen.add(info.basename)
 
 
-def _need(holds: bool, said: str) -> None:
+def _need(holds: bool, message: str) -> None:
     if not holds:
-        raise DataError(said)
+        raise DataError(message)
 
 
 def _is_count(value: Any, least: int = 1) -> bool:

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from data.base.errors import ConfigError, DataError, said_plainly
+from data.base.errors import ConfigError, DataError, plain_os_errors
 from data.base.locks import is_first
 from data.hub.reach import why_offline
 
@@ -76,13 +76,13 @@ def check_network(remote: str) -> None:
 def fetch(
     url: str,
     folder: Path,
-    complaint: Callable[[Path], str | None] = lambda file: None,
+    find_defect: Callable[[Path], str | None] = lambda file: None,
     silence: Silence | None = None,
     waits: Sequence[float] | None = None,
 ) -> Path:
     """The file of that url, below the folder, whose silence others can watch, and may have watched already.
 
-    `complaint` says what is wrong with a file that has come. A failure is tried again, unless the remote has said no
+    `find_defect` says what is wrong with a file that has come. A failure is tried again, unless the remote has said no
     or the disk is full (OSError). Raises FetchError.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -91,10 +91,10 @@ def fetch(
         target = Path(tempfile.mkdtemp(dir=folder)) / PurePosixPath(url).name
         try:
             _in_time(lambda target=target: _download(url, target), silence.is_long)
-            wrong = complaint(target)
-            if wrong is None:
+            defect = find_defect(target)
+            if defect is None:
                 return target
-            failure = FetchError(wrong)
+            failure = FetchError(defect)
         except Exception as error:
             _raise_if_full(error)
             failure = _fetch_error(error)
@@ -107,14 +107,14 @@ def fetch(
     raise AssertionError
 
 
-def told(folder: Path, what: str) -> AbstractContextManager[None]:
+def plain_local_errors(folder: Path, what: str) -> AbstractContextManager[None]:
     """What the local file system refuses becomes an error with a way out."""
-    return said_plainly(f"local is {str(folder)!r}, but it", "name another folder in local", needed_for=what)
+    return plain_os_errors(f"local is {str(folder)!r}, but it", "name another folder in local", needed_for=what)
 
 
 @cache
-def say_once(said: str) -> None:
-    print(said, flush=True)
+def say_once(message: str) -> None:
+    print(message, flush=True)
 
 
 @cache

@@ -13,7 +13,7 @@ from data.base.errors import DataError
 _BLOCK = 1 << 20
 
 
-def complaint(file: Path, info: Any, *, hashes: bool = True) -> str | None:
+def file_defect(file: Path, info: Any, *, hashes: bool = True) -> str | None:
     """What is wrong with the file, to stand after its name, if its size or hash is not that of the index's FileInfo."""
     try:
         size = file.stat().st_size

@@ -120,7 +120,7 @@ class Segment:
         return self.pieces[-1], 1.0
 
 
-class Plan:
+class RowPlan:
     """The rows of a run's batches. `resume` goes on from a checkpoint; until then the run is at its beginning."""
 
     def __init__(
@@ -303,8 +303,8 @@ class Plan:
         self._check_length()
         self._check_repeats()
         if len(self.segments) > len(segments):
-            said = f"the plan of the data changes at batch {batch}: {_difference(fresh, before)}"
-            self.notes.append(f"{said} ({self._now.made})")
+            message = f"the plan of the data changes at batch {batch}: {_difference(fresh, before)}"
+            self.notes.append(f"{message} ({self._now.made})")
         return batch
 
     def _append(self, segment: Segment) -> None:
@@ -350,13 +350,13 @@ class Plan:
             pieces.append(
                 self._piece(len(stages) - 1, stages[-1], begin, None, max(first_batch, begin), None, over=True)
             )
-        said = tuple(asdict(stage) for stage in stages) or ({"name": ""},)
+        message = tuple(asdict(stage) for stage in stages) or ({"name": ""},)
         return Segment(
             first_batch=first_batch,
             first_row=first_row,
             global_batch_size=self._size,
             counts=tuple(counts),
-            stages=said,
+            stages=message,
             ends=tuple(ends) or (None,),
             pieces=tuple(pieces),
         )
@@ -532,11 +532,11 @@ class Plan:
             there = now[number] if number < len(now) else None
             begin = 0 if number == 0 else last.ends[number - 1]
             if end is not None and end <= batch and there != stage:
-                changed.append(f"stage {stage['name']} is done; it was {_said(stage)}, now {_said(there)}")
+                changed.append(f"stage {stage['name']} is done; it was {_describe(stage)}, now {_describe(there)}")
             in_it = begin is not None and begin < batch and (end is None or batch < end)
             # One mix for all becomes the first of the stages that are written now.
             if in_it and (there is None or stage["name"] not in ("", there["name"])):
-                changed.append(f"the run is in stage {stage['name'] or 'one mix for all'}, now {_said(there)}")
+                changed.append(f"the run is in stage {stage['name'] or 'one mix for all'}, now {_describe(there)}")
         if changed:
             raise ConfigError(
                 f"stages: the checkpoint is at batch {batch}: its past cannot change ({'; '.join(changed)}): put it "
@@ -658,27 +658,28 @@ def _rest(segment: Segment, batch: int) -> list[Piece]:
 
 
 def _difference(new: Segment, old: Segment) -> str:
-    said = []
+    message = []
     if new.global_batch_size != old.global_batch_size:
-        said.append(f"global_train_batch_size {old.global_batch_size} -> {new.global_batch_size}")
+        message.append(f"global_train_batch_size {old.global_batch_size} -> {new.global_batch_size}")
     for number in range(max(len(new.stages), len(old.stages))):
         a = old.stages[number] if number < len(old.stages) else None
         b = new.stages[number] if number < len(new.stages) else None
         ends = [s.ends[number] if number < len(s.ends) else None for s in (old, new)]
         if a != b or ends[0] != ends[1]:
-            said.append(
-                f"stage {(b or a or {})['name']}: {_said(a)} to batch {ends[0]} -> {_said(b)} to batch {ends[1]}"
+            message.append(
+                f"stage {(b or a or {})['name']}: {_describe(a)} to batch {ends[0]} -> "
+                f"{_describe(b)} to batch {ends[1]}"
             )
     in_rows = {piece.stage for piece in _rest(old, new.first_batch) if piece.is_of_version_2()}
-    said += [
+    message += [
         f"stage {new.stages[piece.stage]['name']}: its shares change linearly in tokens, no longer in rows"
         for piece in new.pieces
         if piece.stage in in_rows and piece.stage_of(1).rates() != (1.0, 1.0)
     ]
-    return "; ".join(said) or "the shares of the streams are others"
+    return "; ".join(message) or "the shares of the streams are others"
 
 
-def _said(stage: Mapping[str, Any] | None) -> str:
+def _describe(stage: Mapping[str, Any] | None) -> str:
     if stage is None or "proportions" not in stage:
         return "none"
     return json.dumps({key: value for key, value in stage.items() if key != "name"})

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 import xxhash
 
-from data.base.errors import ConfigError, DataError, said_plainly
+from data.base.errors import ConfigError, DataError, plain_os_errors
 from data.base.paths import refuse_path_arguments
 from data.config.schema import DatasetConfig, HFKwargs, TokenizerConfig, TokenizerKwargs
 from data.examples.examples import Conversation, Example, PromptResponse, Reading, Text, TokenTurns, read_examples
@@ -149,8 +149,8 @@ def convert_text(args: argparse.Namespace) -> None:
     """Text files into the one folder, or each split of a dataset with a column `text` into one of its own."""
     given = [name for name in ("path", "input_folder", "dataset") if getattr(args, name) is not None]
     if len(given) != 1:
-        said = " and ".join(f"--{name}" for name in given) or "none of them is given"
-        raise ConfigError(f"exactly one of --path, --input_folder and --dataset is needed, but {said}")
+        message = " and ".join(f"--{name}" for name in given) or "none of them is given"
+        raise ConfigError(f"exactly one of --path, --input_folder and --dataset is needed, but {message}")
     tokenizer, preprocessing_fn = _tokenizer(args), _preprocessor(args)
     if args.dataset is not None:
         _convert_splits(args, tokenizer, preprocessing_fn=preprocessing_fn)
@@ -301,8 +301,8 @@ def _tokenizer(args: argparse.Namespace) -> Tokenizer | None:
     for key, value in given.items():
         kind = {"use_default_system_prompt": bool, "model_max_length": int}.get(key, str)
         if value is not None and type(value) is not kind:
-            said = {bool: "true or false", int: "a whole number", str: "text in quotes"}[kind]
-            raise ConfigError(f"--tokenizer_kwargs has {key} {json.dumps(value)}, but it must be {said}")
+            message = {bool: "true or false", int: "a whole number", str: "text in quotes"}[kind]
+            raise ConfigError(f"--tokenizer_kwargs has {key} {json.dumps(value)}, but it must be {message}")
     if given.get("model_max_length") not in (None, args.max_seq_len):
         raise ConfigError(
             f"--tokenizer_kwargs has model_max_length {given['model_max_length']}, but --max_seq_len is "
@@ -363,7 +363,7 @@ def _write_untokenized(
     source = open_source(config)
     made_from = {**what_decides(config, source, None), "columns": "untokenized", "compression": compression}
     recipe = Untokenized(source=source, preprocess=resolve_preprocessing_fn(config.preprocessing_fn))
-    with said_plainly(str(folder), "name another folder"):
+    with plain_os_errors(str(folder), "name another folder"):
         write_once(folder, recipe, config, made_from, {}, compression=compression, remote=remote)
 
 

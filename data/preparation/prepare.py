@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import xxhash
 from tqdm import tqdm
 
-from data.base.errors import ConfigError, DataError, said_plainly
+from data.base.errors import ConfigError, DataError, plain_os_errors
 from data.base.locks import exclusive, is_first
 from data.base.problems import listed
 from data.base.versions import STREAMING, installed_versions
@@ -68,9 +68,9 @@ def prepare(config: DatasetConfig, tokenizer: Tokenizer) -> Path:
     source = open_source(config)
     made_from = what_decides(config, source, tokenizer)
     folder = Path(config.cache_dir) / fingerprint_of(made_from)
-    with said_plainly(f"cache_dir is {config.cache_dir!r}, but it", "set it to a folder elsewhere"):
+    with plain_os_errors(f"cache_dir is {config.cache_dir!r}, but it", "set it to a folder elsewhere"):
         recipe = tokenizing(folder, config, source, tokenizer)
-        return write_once(folder, recipe, config, made_from, _said_of(config, tokenizer))
+        return write_once(folder, recipe, config, made_from, _describe(config, tokenizer))
 
 
 def prepare_into(
@@ -89,10 +89,10 @@ def prepare_into(
     check_compression(compression)
     source = open_source(config)
     made_from = {**what_decides(config, source, tokenizer), "compression": compression}
-    with said_plainly(str(folder), "name another folder"):
+    with plain_os_errors(str(folder), "name another folder"):
         recipe = tokenizing(folder, config, source, tokenizer)
-        said = _said_of(config, tokenizer)
-        return write_once(folder, recipe, config, made_from, said, compression=compression, remote=remote)
+        message = _describe(config, tokenizer)
+        return write_once(folder, recipe, config, made_from, message, compression=compression, remote=remote)
 
 
 def what_decides(config: DatasetConfig, source: Source, tokenizer: Tokenizer | None) -> dict[str, Any]:
@@ -149,7 +149,7 @@ def write_once(
     recipe: Recipe,
     config: DatasetConfig,
     made_from: MadeFrom,
-    said: dict[str, Any],
+    message: dict[str, Any],
     *,
     compression: str | None = None,
     remote: str | None = None,
@@ -162,7 +162,7 @@ def write_once(
             refuse_other(folder, journal["made_from"], made_from)
         with exclusive(folder.with_name(f"{folder.name}.lock"), waiting=Waiting(folder)):
             if not is_whole(folder, made_from):
-                _write(folder, recipe, config, made_from, said, compression)
+                _write(folder, recipe, config, made_from, message, compression)
             shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
     if upload is not None:
         upload.send()
@@ -199,7 +199,7 @@ def _write(
     recipe: Recipe,
     config: DatasetConfig,
     made_from: MadeFrom,
-    said: dict[str, Any],
+    message: dict[str, Any],
     compression: str | None,
 ) -> None:
     started = time.monotonic()
@@ -214,7 +214,7 @@ def _write(
         if error.status >= 0:
             shards.discard()
         raise _of_worker(error, config) from None
-    manifest = _manifest(config, recipe.source, made_from, said, progress)
+    manifest = _manifest(config, recipe.source, made_from, message, progress)
     shards.finish(manifest)
     print(summary(manifest, folder, time.monotonic() - started), flush=True)
 
@@ -306,10 +306,10 @@ def _refuse_if_nothing_is_kept(progress: Progress, config: DatasetConfig) -> Non
         return
     dropped = _dropped(progress)
     reasons = ", ".join(f"{reason} ({count:,})" for reason, count in dropped.items()) or "there are none"
-    raise DataError(f"none of the {sum(dropped.values()):,} rows can be used: {reasons}: {_way_out(progress, config)}")
+    raise DataError(f"none of the {sum(dropped.values()):,} rows can be used: {reasons}: {_hint(progress, config)}")
 
 
-def _way_out(progress: Progress, config: DatasetConfig) -> str:
+def _hint(progress: Progress, config: DatasetConfig) -> str:
     if progress.tally.dropped:
         return f"max_seq_len is {config.max_seq_len}: raise it, or shorten the rows"
     kinds = listed(f"{kind} ({count:,})" for kind, count in progress.reading.kinds.most_common())
@@ -356,7 +356,7 @@ class Waiting:
 
 
 def _manifest(
-    config: DatasetConfig, source: Source, made_from: MadeFrom, said: dict[str, Any], progress: Progress
+    config: DatasetConfig, source: Source, made_from: MadeFrom, message: dict[str, Any], progress: Progress
 ) -> dict[str, Any]:
     reading, tally = progress.reading, progress.tally
     dropped = _dropped(progress)
@@ -368,7 +368,7 @@ def _manifest(
         "inputs": source.inputs,
         "form": reading.form,
         "preprocessing_fn": config.preprocessing_fn,
-        **said,
+        **message,
         "rows_in": reading.n_valid + reading.n_dropped + reading.bad_rows,
         "examples_in": reading.n_valid,
         **counts,
@@ -380,7 +380,7 @@ def _manifest(
     }
 
 
-def _said_of(config: DatasetConfig, tokenizer: Tokenizer) -> dict[str, Any]:
+def _describe(config: DatasetConfig, tokenizer: Tokenizer) -> dict[str, Any]:
     of_tokenizer = {key: getattr(tokenizer, key) for key in ("name", "fingerprint", "chat_template")}
     return {"max_seq_len": config.max_seq_len, "packing": config.packing, "tokenizer": of_tokenizer}
 

@@ -175,8 +175,8 @@ def _of_kwargs(config: DatasetConfig, base: Path, suffixes: tuple[str, ...], spl
     key = "hf_kwargs.data_dir" if kwargs.data_dir is not None else "hf_name"
     folder = base / _expanded(key, kwargs.data_dir) if kwargs.data_dir is not None else base
     if kwargs.data_dir is not None and not folder.is_dir():
-        wrong = "is a file: name it in hf_kwargs.data_files" if folder.exists() else "is not there"
-        raise ConfigError(f"hf_kwargs.data_dir is {str(folder)!r}, but this folder {wrong}")
+        defect = "is a file: name it in hf_kwargs.data_files" if folder.exists() else "is not there"
+        raise ConfigError(f"hf_kwargs.data_dir is {str(folder)!r}, but this folder {defect}")
     if kwargs.data_files is not None:
         return _data_files(config, folder, split)
     if kwargs.data_dir is None and config.hf_name in FORMATS:

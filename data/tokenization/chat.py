@@ -64,8 +64,8 @@ def _tokenize(example: Example, tokenizer: Tokenizer, config: DatasetConfig) -> 
         response = np.concatenate([tokenizer.encode(example.response), end])
         return _document([("prompt", tokenizer.encode(example.prompt), None), ("response", response, None)], config)
     if isinstance(example, TokenTurns):
-        wrong = _not_in_vocabulary(example, tokenizer)
-        return wrong or _document(_token_parts(example, tokenizer), config)
+        defect = _not_in_vocabulary(example, tokenizer)
+        return defect or _document(_token_parts(example, tokenizer), config)
     return _tokenize_conversation(example, tokenizer, config)
 
 

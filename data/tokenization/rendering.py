@@ -179,13 +179,13 @@ def split_turns(hidden: Hidden, tokenizer: Tokenizer, *, every_turn: bool) -> li
         if message["role"] != "assistant" or not (every_turn or is_last):
             continue
         asked = rendered(index, ask=True)
-        said = whole if is_last else rendered(index + 1, ask=False)
-        for earlier, later in ((whole[:start], asked), (asked, said), (said, whole)):
+        answered = whole if is_last else rendered(index + 1, ask=False)
+        for earlier, later in ((whole[:start], asked), (asked, answered), (answered, whole)):
             if not later.startswith(earlier):
                 # Where the turns before are the same, what the generation prompt adds to them is not.
-                is_prompt = earlier is asked and said.startswith(rendered(index, ask=False))
+                is_prompt = earlier is asked and answered.startswith(rendered(index, ask=False))
                 return _not_stable(index, hidden, earlier, later, is_prompt=is_prompt, every_turn=every_turn)
-        end = len(asked) + len(said[len(asked) :].rstrip())
+        end = len(asked) + len(answered[len(asked) :].rstrip())
         never = any(m.get("train") is False for m in messages[first:index])
         parts.append(Part(whole[start : len(asked)], "prompt", False if never else None))
         parts.append(Part(whole[len(asked) : end], "response", message.get("train")))
@@ -310,9 +310,9 @@ def _probe_messages(shape: _Shape) -> tuple[list[Any] | None, list[Message], dic
     numbers = itertools.count()
 
     def word(index: int | None, key: str) -> str:
-        said = f"probe{next(numbers)}qz"
-        words[said] = (index, key)
-        return said
+        probe = f"probe{next(numbers)}qz"
+        words[probe] = (index, key)
+        return probe
 
     tools = [{"type": "function", "function": _probe_tool(word(None, "tools"))}] if has_tools else None
     messages: list[Message] = []

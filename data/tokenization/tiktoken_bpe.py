@@ -30,9 +30,11 @@ def read_vocabulary(path: Path, special_tokens: Sequence[str] = ()) -> dict[byte
         if not line.strip():
             continue
         token, rank = _parse_line(line, f"{where} line {number}")
-        for said, value in (("token", token), ("rank", rank)):
+        for message, value in (("token", token), ("rank", rank)):
             if value in line_of:
-                raise ConfigError(f"{where} line {number} repeats the {said} of line {line_of[value]}: {_short(line)}")
+                raise ConfigError(
+                    f"{where} line {number} repeats the {message} of line {line_of[value]}: {_short(line)}"
+                )
             line_of[value] = number
         if token in (special.encode() for special in special_tokens):
             raise ConfigError(

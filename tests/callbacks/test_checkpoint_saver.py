@@ -12,8 +12,8 @@ from composer.loggers import Logger
 from composer.utils import dist
 from torch.distributed.checkpoint.filesystem import FileSystem
 
-from data.base.errors import ConfigError, DataError, os_error, said_plainly
-from data.mixing.curriculum import Plan
+from data.base.errors import ConfigError, DataError, os_error, plain_os_errors
+from data.mixing.curriculum import RowPlan
 from data.tokenization.tokenizer import Tokenizer
 from tests.helpers.ranks import run_ranks
 from tests.helpers.toy_run import write_toy_run
@@ -93,9 +93,9 @@ def test_what_is_behind_the_errors_of_libraries() -> None:
     assert getattr(os_error(hidden), "errno", None) == errno.EFBIG
     assert getattr(os_error(Exception("No space left on device (os error 28)")), "errno", None) == errno.ENOSPC
     assert os_error(RuntimeError("a shape")) is None
-    with pytest.raises(KeyError), said_plainly("x", "y"):
+    with pytest.raises(KeyError), plain_os_errors("x", "y"):
         raise KeyError("a defect")
-    with pytest.raises(ConfigError, match=r"^x cannot be written"), said_plainly("x", "y"):
+    with pytest.raises(ConfigError, match=r"^x cannot be written"), plain_os_errors("x", "y"):
         raise OSError(errno.EROFS, "Read-only file system")
 
 
@@ -109,6 +109,6 @@ def test_what_stands_beside_the_checkpoints_is_refused_as_plainly(tmp_path: Path
     with pytest.raises(DataError, match=r"save has no space left for config.yaml and the tokenizer: free some and"):
         furnish_save_folder(folder, config, tokenizer, resuming=False)
     assert list(folder.iterdir()) == []
-    record = RunRecord(tmp_path / "gone", cast(Plan, None), 4, 8)
+    record = RunRecord(tmp_path / "gone", cast(RowPlan, None), 4, 8)
     with pytest.raises(ConfigError, match=r"gone cannot be written for record.jsonl .*No such file"):
         record._add({"batch": 4})

@@ -21,7 +21,7 @@ from data.base.durations import Clock
 from data.config.schema import DataLoaderConfig, DatasetConfig, TokenizerConfig
 from data.loading.loader import train_loader
 from data.loading.rows import Row
-from data.mixing.curriculum import Plan
+from data.mixing.curriculum import RowPlan
 from tests.helpers.ranks import run_ranks
 from train.callbacks.global_batch import GlobalBatch
 from train.composer_model import DbrxForComposer, LanguageTokenAccuracy
@@ -143,7 +143,7 @@ def _train(cut: Cut, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     initial = {f"initial {name}": _whole(param).detach().clone() for name, param in named_parameters(model)}
     streams: Any = {"": MadeRows()}
     clock = Clock(tokens_per_batch=ROWS * LENGTH, rows_per_batch=ROWS, rows_per_epoch=ROWS * STEPS, max_batches=STEPS)
-    plan = Plan(config.train_loader, streams, clock, seed=0)
+    plan = RowPlan(config.train_loader, streams, clock, seed=0)
     loader = train_loader(
         streams,
         config.train_loader,
@@ -261,12 +261,12 @@ def compare(cut: dict[str, torch.Tensor], reference: dict[str, torch.Tensor], bo
 
 def test_what_counting_costs_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
     callback = GlobalBatch(_config(Cut(None, 2, BATCH)).model)
-    callback.tell_cost(n_rows=8, microbatch_size=2)
-    callback.tell_cost(n_rows=8, microbatch_size=2)
+    callback.print_cost(n_rows=8, microbatch_size=2)
+    callback.print_cost(n_rows=8, microbatch_size=2)
     assert capsys.readouterr().out == (
         "moe_lbl_scope: batch costs a forward over a step's 4 microbatches before each step: a third more FLOPs\n"
     )
-    GlobalBatch(_config(Cut(None, 2, "ranks")).model).tell_cost(n_rows=8, microbatch_size=2)
+    GlobalBatch(_config(Cut(None, 2, "ranks")).model).print_cost(n_rows=8, microbatch_size=2)
     assert capsys.readouterr().out == ""
 
 

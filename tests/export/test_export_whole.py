@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from data.base.errors import ConfigError
 from data.base.locks import exclusive
-from data.mixing.curriculum import Plan
+from data.mixing.curriculum import RowPlan
 from tests.helpers.ranks import run_ranks
 from tests.helpers.small_export import MODEL, write_run
 from tests.helpers.stock_folder import write_stock_folder
@@ -247,7 +247,7 @@ def test_the_card_of_a_run_without_notes(run: Path) -> None:
 
 def test_a_line_cut_off_by_a_kill_takes_no_other_with_it(tmp_path: Path) -> None:
     (tmp_path / "record.jsonl").write_text('{"batch": 4, "rows')
-    noting = RunRecord(tmp_path, cast(Plan, None), 4, 8)
+    noting = RunRecord(tmp_path, cast(RowPlan, None), 4, 8)
     noting._add({"batch": 6, "eval": {"loss": 2.0}})
     noting._add({"batch": 8, "rows": {"": 64}})
     assert read_record(tmp_path / "ep0-ba8") == {

@@ -7,7 +7,7 @@ import numpy as np
 
 from data.base.durations import Clock
 from data.config.schema import DataLoaderConfig, DatasetConfig, StageConfig, StreamConfig
-from data.mixing.curriculum import Plan
+from data.mixing.curriculum import RowPlan
 from data.mixing.mixture import Stage
 
 
@@ -33,17 +33,17 @@ def loader(stages=(), names="abc", **streams):
     return DataLoaderConfig(name="text", dataset=dataset, stages=list(stages))
 
 
-def make(config, shapes, batches: int | str = 100, size: int = 8, seed: int = 0) -> Plan:
+def make(config, shapes, batches: int | str = 100, size: int = 8, seed: int = 0) -> RowPlan:
     n_rows = sum(shape.n_rows for shape in shapes.values())
     clock = Clock(tokens_per_batch=size * 8, rows_per_batch=size, rows_per_epoch=n_rows)
-    return Plan(config, shapes, clock.until(batches if isinstance(batches, str) else f"{batches}ba"), seed=seed)
+    return RowPlan(config, shapes, clock.until(batches if isinstance(batches, str) else f"{batches}ba"), seed=seed)
 
 
 def shapes(names="abc", rows=(70, 33, 500)):
     return {name: Shape(n) for name, n in zip(names, rows, strict=False)}
 
 
-def sequence(plan: Plan, start: int, stop: int, ranks: int = 1) -> list[tuple[str, int]]:
+def sequence(plan: RowPlan, start: int, stop: int, ranks: int = 1) -> list[tuple[str, int]]:
     """(stream, row) of the batches, put together from the ranks."""
     part = plan.global_batch_size // ranks
     rows = [plan.rows(n, r * part, (r + 1) * part) for n in range(start, stop) for r in range(ranks)]

@@ -5,12 +5,12 @@ import pytest
 
 from data.base.durations import Clock
 from data.base.errors import ConfigError
-from data.base.sizes import parse_bytes, said_bytes
+from data.base.sizes import format_bytes, parse_bytes
 from data.config.schema import DataLoaderConfig, DatasetConfig, StageConfig, StreamConfig
 from data.loading.loader import train_loader
 from data.loading.rows import open_streams
 from data.loading.shard_cache import ShardCache
-from data.mixing.curriculum import Plan
+from data.mixing.curriculum import RowPlan
 from tests.helpers.mds_folders import write_mds
 from tests.helpers.toy_tokenizer import ToyTokenizer
 
@@ -37,7 +37,7 @@ def opened(remote, local, limit, *, num_workers=0, n_batches=700, stages=(), str
     config = DataLoaderConfig(name="text", dataset=dataset, num_workers=num_workers, stages=list(stages))
     there = open_streams(dataset, TOY)
     clock = Clock(tokens_per_batch=16, rows_per_batch=2, rows_per_epoch=N_ROWS).until(f"{n_batches}ba")
-    return there, Plan(config, there, clock, seed=3), config
+    return there, RowPlan(config, there, clock, seed=3), config
 
 
 def train(there, plan, config, cache, first=0, n_batches=700):
@@ -123,7 +123,7 @@ def test_a_stream_without_a_share_needs_no_room(remote, tmp_path):
 )
 def test_sizes(size, n_bytes):
     assert parse_bytes(size) == n_bytes
-    assert n_bytes <= parse_bytes(said_bytes(n_bytes)) <= n_bytes * 1.01 + 1
+    assert n_bytes <= parse_bytes(format_bytes(n_bytes)) <= n_bytes * 1.01 + 1
 
 
 @pytest.mark.parametrize("limit", ["", "many", "-5gb", "0", "5xb", 0])

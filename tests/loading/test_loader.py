@@ -12,7 +12,7 @@ from data.base.durations import Clock
 from data.base.errors import ConfigError, DataError
 from data.loading.loader import collate, eval_loader, train_loader
 from data.loading.rows import Row, open_rows
-from data.mixing.curriculum import Plan
+from data.mixing.curriculum import RowPlan
 from tests.helpers.toy_tokenizer import ToyTokenizer, loader_config, questions, write_jsonl
 
 TOY = ToyTokenizer()
@@ -41,7 +41,7 @@ def train(rows, folder, num_workers=0, **changes):
 
 def loader_of(streams, config, *, seed, global_batch_size, n_batches, **ranks):
     clock = Clock(tokens_per_batch=global_batch_size * 32, rows_per_batch=global_batch_size, rows_per_epoch=1)
-    plan = Plan(config, streams, clock, seed=seed)
+    plan = RowPlan(config, streams, clock, seed=seed)
     return train_loader(streams, config, plan, n_batches=n_batches, **ranks)
 
 

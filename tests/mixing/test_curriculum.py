@@ -9,7 +9,7 @@ import pytest
 from data.base.durations import Clock
 from data.base.errors import ConfigError
 from data.config.schema import DataLoaderConfig, DatasetConfig, PassesOf, StreamConfig
-from data.mixing.curriculum import Plan
+from data.mixing.curriculum import RowPlan
 from data.mixing.mixture import Interleaving, Mixture, Stage, StreamOrder
 from tests.helpers.curriculum import THREE, TWO, Shape, loader, make, random_stages, sequence, shapes, stage
 
@@ -303,12 +303,12 @@ def test_repeats_are_those_of_the_past_there_was():
     with pytest.raises(ConfigError, match=r"b.max_repeats is 1, but "):
         make(config, shapes("ab"))
     clock = Clock(tokens_per_batch=64, rows_per_batch=8, rows_per_epoch=1).until("100ba")
-    plan = Plan(config, shapes("ab"), clock, seed=0, resuming=True)
+    plan = RowPlan(config, shapes("ab"), clock, seed=0, resuming=True)
     assert plan.resume(saved) == 95
     assert plan.counts(100)[1] == 20
     longer = dataclasses.replace(clock, max_batches=120)
     with pytest.raises(ConfigError, match=r"b.max_repeats is 1, but in 120 batches .* gives 100, "):
-        Plan(config, shapes("ab"), longer, seed=0, resuming=True).resume(saved)
+        RowPlan(config, shapes("ab"), longer, seed=0, resuming=True).resume(saved)
 
 
 def test_streams_may_be_appended_and_stand_in_any_order():

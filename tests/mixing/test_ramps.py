@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from data.config.schema import PassesOf
-from data.mixing.curriculum import Plan, Segment
+from data.mixing.curriculum import RowPlan, Segment
 from data.mixing.mixture import Interleaving, Stage
 from tests.helpers.curriculum import THREE, TWO, Shape, loader, make, random_stages, sequence, shapes, stage
 from train.planning.run_data import RunData
@@ -288,7 +288,7 @@ RUNS = {
 }
 
 
-def resumed(name: str) -> Plan:
+def resumed(name: str) -> RowPlan:
     stages, there, options = RUNS[name]
     plan = make(loader(stages), there, **options)
     assert plan.resume({"position": VERSION_2[name]["state"]}) * plan.global_batch_size == rows_of(name)

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.tensor import DTensor
 
-from data.base.errors import DataError, os_error, said_plainly
-from data.base.sizes import said_bytes
+from data.base.errors import DataError, os_error, plain_os_errors
+from data.base.sizes import format_bytes
 
 
 class CheckpointSaver(callbacks.CheckpointSaver):
@@ -69,12 +69,12 @@ class CheckpointSaver(callbacks.CheckpointSaver):
         return None
 
     def _report(self, state: State, refused: OSError) -> NoReturn:
-        subject, n_bytes = f"save_folder {self.folder}", said_bytes(_n_bytes(state))
-        free = said_bytes(shutil.disk_usage(self.folder).free)
+        subject, n_bytes = f"save_folder {self.folder}", format_bytes(_n_bytes(state))
+        free = format_bytes(shutil.disk_usage(self.folder).free)
         what = f"the checkpoint of batch {state.timestamp.batch.value}, which takes {n_bytes} ({free} are free)"
         again = "start again with autoresume=true, which resumes from the checkpoint before it"
         try:
-            with said_plainly(subject, "name another save_folder", needed_for=what, again=again):
+            with plain_os_errors(subject, "name another save_folder", needed_for=what, again=again):
                 raise refused
         except OSError as error:
             raise DataError(f"{subject} cannot be written for {what}: {error.strerror or error}") from None

@@ -33,12 +33,12 @@ class GlobalBatch(Callback):
         dist.all_reduce(counts)
         batch["trained_tokens"], batch["routed_tokens"] = (count.expand(n_rows) for count in counts)
         batch["device_rows"] = torch.full((n_rows,), n_rows)
-        self.tell_cost(n_rows, size)
+        self.print_cost(n_rows, size)
         if self.count_experts and size < n_rows:
             expert_counts = self._expert_counts(state, size)
             batch["expert_counts"] = expert_counts.expand(n_rows, *expert_counts.shape)
 
-    def tell_cost(self, n_rows: int, microbatch_size: int) -> None:
+    def print_cost(self, n_rows: int, microbatch_size: int) -> None:
         """Says what `moe_lbl_scope: batch` costs, from one rank, the first time."""
         if not self.count_experts or self.cost_told or dist.get_global_rank():
             return

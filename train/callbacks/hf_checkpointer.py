@@ -75,9 +75,9 @@ class HFCheckpointer(Callback):
     def check(self) -> None:
         """Raises ConfigError, on every rank, when something was not exported."""
         if self.failed:
-            said = "; ".join(f"ba{batch}: {why}" for batch, why in self.failed.items())
+            message = "; ".join(f"ba{batch}: {why}" for batch, why in self.failed.items())
             raise ConfigError(
-                f"{_KEY}: not every checkpoint was exported ({said}); scripts/convert_checkpoint_to_hf.py still can"
+                f"{_KEY}: not every checkpoint was exported ({message}); scripts/convert_checkpoint_to_hf.py still can"
             )
 
     def _is_due(self, batch: int) -> bool:

@@ -4,7 +4,7 @@ from composer.core import Callback, State
 from composer.loggers import Logger
 from composer.optim import ComposerScheduler
 
-from data.mixing.curriculum import Plan
+from data.mixing.curriculum import RowPlan
 
 
 class LearningRate(Callback):
@@ -16,7 +16,7 @@ class LearningRate(Callback):
     the groups' `initial_lr` alone, so that no checkpoint has to bring it back.
     """
 
-    def __init__(self, schedule: ComposerScheduler, plan: Plan) -> None:
+    def __init__(self, schedule: ComposerScheduler, plan: RowPlan) -> None:
         self.schedule, self.plan = schedule, plan
 
     def batch_start(self, state: State, logger: Logger) -> None:

@@ -37,8 +37,8 @@ class RemoteShards(Callback):
         if dist.get_local_rank() != 0:
             return
         for name, (downloaded, needed) in self.cache.downloads(state.timestamp.batch.value).items():
-            said = f"{downloaded:,} shards were downloaded; the rows lie in {needed:,}, counted once a pass"
-            print(f"{f'stream {name}' if name else 'train'}: {said}", flush=True)
+            message = f"{downloaded:,} shards were downloaded; the rows lie in {needed:,}, counted once a pass"
+            print(f"{f'stream {name}' if name else 'train'}: {message}", flush=True)
 
     def _make_room(self, state: State) -> None:
         # The folder is the node's: one of its ranks keeps it.

@@ -7,8 +7,8 @@ from typing import Any
 from composer.core import Callback, State
 from composer.loggers import Logger
 
-from data.base.errors import said_plainly
-from data.mixing.curriculum import Plan
+from data.base.errors import plain_os_errors
+from data.mixing.curriculum import RowPlan
 from train.callbacks.stream_monitor import StreamMonitor
 from train.checkpoint.save_folder import RECORD
 from train.distributed.first_rank import on_first_rank
@@ -21,7 +21,7 @@ class RunRecord(Callback):
     Stands behind Composer's saver, every `interval` batches and at the last of whose it has just saved.
     """
 
-    def __init__(self, folder: Path, plan: Plan, interval: int, last_batch: int) -> None:
+    def __init__(self, folder: Path, plan: RowPlan, interval: int, last_batch: int) -> None:
         self.file, self.plan, self.interval, self.last_batch = folder / RECORD, plan, interval, last_batch
 
     def batch_checkpoint(self, state: State, logger: Logger) -> None:
@@ -43,7 +43,7 @@ class RunRecord(Callback):
     def _write(self, line: bytes) -> None:
         again = "start again with autoresume=true"
         with (
-            said_plainly(f"save_folder {self.file.parent}", "name another", needed_for=RECORD, again=again),
+            plain_os_errors(f"save_folder {self.file.parent}", "name another", needed_for=RECORD, again=again),
             self.file.open("a+b") as file,
         ):
             end = file.seek(0, 2)

@@ -9,7 +9,7 @@ from composer.loggers import Logger
 from composer.utils import dist
 from torch import Tensor
 
-from data.mixing.curriculum import Plan
+from data.mixing.curriculum import RowPlan
 from train.models.dbrx import IGNORED, DbrxOutput
 
 
@@ -29,7 +29,7 @@ class StreamMonitor(Callback):
     the tokens alone. Needs the batch's `streams`, as data/loading/loader.py gives it.
     """
 
-    def __init__(self, plan: Plan, rows_of: dict[str, int]) -> None:
+    def __init__(self, plan: RowPlan, rows_of: dict[str, int]) -> None:
         self.plan, self.rows_of = plan, rows_of
         self.named = "" not in rows_of
         self.tokens: dict[str, int] = {}
@@ -41,8 +41,8 @@ class StreamMonitor(Callback):
         stage = self.plan.stage(batch)
         if self.named and stage != self._stage and dist.get_global_rank() == 0:
             mix = zip(self.plan.names, self.plan.token_shares(batch).tolist(), strict=True)
-            said = ", ".join(f"{name} {share:.1%}" for name, share in mix)
-            print(f"batch {batch}: {f'stage {stage}' if stage else 'one mix'} (of tokens: {said})", flush=True)
+            message = ", ".join(f"{name} {share:.1%}" for name, share in mix)
+            print(f"batch {batch}: {f'stage {stage}' if stage else 'one mix'} (of tokens: {message})", flush=True)
         self._stage = stage
         self._sums_S3 = None
 

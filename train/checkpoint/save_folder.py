@@ -16,7 +16,7 @@ from pathlib import Path
 
 from torch.distributed.checkpoint.api import CheckpointException
 
-from data.base.errors import ConfigError, said_plainly
+from data.base.errors import ConfigError, plain_os_errors
 from data.base.paths import refuse_path
 from data.tokenization.tokenizer import Tokenizer
 from train.config.load import to_yaml
@@ -107,7 +107,7 @@ def check_writable(folder: Path, key: str) -> None:
 def furnish_save_folder(folder: Path, config: TrainConfig, tokenizer: Tokenizer, *, resuming: bool) -> None:
     """Writes what belongs beside the checkpoints; deletes those that save_overwrite gives up. For one rank."""
     what, again = "config.yaml and the tokenizer", "start again"
-    with said_plainly(f"save_folder {folder}", "name another", needed_for=what, again=again):
+    with plain_os_errors(f"save_folder {folder}", "name another", needed_for=what, again=again):
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".part-") as made:
             tokenizer.save_pretrained(Path(made) / "tokenizer", config.max_seq_len)

@@ -80,12 +80,12 @@ def _references(key: str, text: str) -> Iterator[str]:
 
 def unresolved(error: OmegaConfBaseException, tree: Mapping[str, Any]) -> str:
     """What is wrong with a reference that OmegaConf could not follow, with its key."""
-    said = str(error).partition("\n")[0]
-    missing = re.fullmatch(r"Interpolation key '(.*)' not found", said)
+    message = str(error).partition("\n")[0]
+    missing = re.fullmatch(r"Interpolation key '(.*)' not found", message)
     hint = ""
     if missing is not None:
         variables = tree.get(VARIABLES)
         names = [*tree, *(f"{VARIABLES}.{name}" for name in (variables if isinstance(variables, dict) else ()))]
         wanted = f"{VARIABLES}.{missing[1]}"
         hint = f"; write ${{{wanted}}}" if wanted in names else near(missing[1], names)
-    return f"{getattr(error, 'full_key', '') or 'a value'}: {said}{hint}"
+    return f"{getattr(error, 'full_key', '') or 'a value'}: {message}{hint}"

@@ -170,7 +170,7 @@ def rule_for(path: str) -> Rule | None:
 
 def accepted(rule: Rule, value: object) -> bool:
     # 1 == True in Python, not in YAML.
-    return any(type(value) is type(said) and value == said for said in rule.accepts)
+    return any(type(value) is type(message) and value == message for message in rule.accepts)
 
 
 def instead_of(path: str, value: object) -> str | None:

@@ -123,8 +123,8 @@ def _yaml_problem(error: yaml.YAMLError) -> str:
 
 
 def _what(error: Exception) -> str:
-    said = [getattr(error, "context", None), getattr(error, "problem", None)]
-    return ", ".join(part for part in said if part) or _first_line(error)
+    message = [getattr(error, "context", None), getattr(error, "problem", None)]
+    return ", ".join(part for part in message if part) or _first_line(error)
 
 
 def _first_line(error: Exception) -> str:
@@ -223,13 +223,13 @@ def _contradictions(
     there: Mapping[str, Any], place: str, wanted: Mapping[str, Any], written: Mapping[str, Any], preset: str | None
 ) -> list[str]:
     """What of the keys that decide what weights mean is written otherwise than in the weights' config.json."""
-    said = []
+    message = []
     for key, was, here in contradictions(there, wanted):
         whose = f" by preset {preset}" if preset is not None and at(written, key) is None else ""
-        said.append(f"{key} is {show(here)}{whose}, but {show(was)} there")
-    if not said:
+        message.append(f"{key} is {show(here)}{whose}, but {show(was)} there")
+    if not message:
         return []
-    return [f"model contradicts {place}: {'; '.join(said)}: leave that to the weights, or name others"]
+    return [f"model contradicts {place}: {'; '.join(message)}: leave that to the weights, or name others"]
 
 
 def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

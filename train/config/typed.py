@@ -32,7 +32,7 @@ class Builder:
         if origin is Literal:
             if any(type(value) is type(option) and value == option for option in get_args(hint)):
                 return value
-            return self._wrong(hint, value, path)
+            return self._defect(hint, value, path)
         if origin is list and isinstance(value, list):
             return self._all([self.build(get_args(hint)[0], item, f"{path}[{i}]") for i, item in enumerate(value)])
         if origin is dict and isinstance(value, dict):
@@ -43,13 +43,13 @@ class Builder:
             return float(value)
         if hint in (int, bool, str) and type(value) is hint:
             return value
-        return self._wrong(hint, value, path)
+        return self._defect(hint, value, path)
 
     def _dataclass(self, cls: Any, value: Any, path: str) -> Any:
         if value is None:
             value = {}
         if not isinstance(value, dict):
-            return self._wrong(cls, value, path)
+            return self._defect(cls, value, path)
         fields, hints = {field.name: field for field in dataclasses.fields(cls)}, get_type_hints(cls)
         good, given = True, {}
         for key in value:
@@ -86,7 +86,7 @@ class Builder:
             built = attempt.build(option, value, path)
             if not attempt.problems:
                 return built
-        return self._wrong(Union[options], value, path)  # noqa: UP007 (options is a tuple at run time)
+        return self._defect(Union[options], value, path)  # noqa: UP007 (options is a tuple at run time)
 
     def _unknown(self, key: str, value: Any, path: str, names: list[str]) -> None:
         full = join(path, key)
@@ -100,15 +100,15 @@ class Builder:
         else:
             self.problems.append(f"{full} is not a key{_suggest(self.root, key, path, names)}")
 
-    def _wrong(self, hint: Any, value: Any, path: str) -> Any:
-        said = llm_foundry.instead_of(path, value)
-        if said is not None:
-            self.problems.append(f"{path} is {show(value)}: {said}")
+    def _defect(self, hint: Any, value: Any, path: str) -> Any:
+        message = llm_foundry.instead_of(path, value)
+        if message is not None:
+            self.problems.append(f"{path} is {show(value)}: {message}")
         else:
             alike = near(value, get_args(hint)) if get_origin(hint) is Literal else ""
             takes_text = hint is str or (get_origin(hint) in (Union, types.UnionType) and str in get_args(hint))
-            way_out = _as_text(value, path) if takes_text and isinstance(value, int | float) else ""
-            self.problems.append(f"{path} is {show(value)}, but it must be {_describe(hint)}{alike}{way_out}")
+            fix = _as_text(value, path) if takes_text and isinstance(value, int | float) else ""
+            self.problems.append(f"{path} is {show(value)}, but it must be {_describe(hint)}{alike}{fix}")
         return _BAD
 
     def _all(self, items: list[Any]) -> Any:

@@ -193,9 +193,9 @@ def _prove(part: Path, checkpoint: Path, output: Path) -> None:
         shutil.rmtree(part)
         raise ConfigError(f"{output} was not made: {done.stderr.rpartition('error: ')[2].strip()}")
     if done.returncode:
-        said = done.stderr.rpartition("error: ")[2].strip() or done.stdout
+        message = done.stderr.rpartition("error: ")[2].strip() or done.stdout
         raise ConfigError(
-            f"the export is not right, and {output} was not made: {said} (what was written is in {part}: remove it "
+            f"the export is not right, and {output} was not made: {message} (what was written is in {part}: remove it "
             "to write it anew)"
         )
     print(done.stdout, end="", flush=True)

@@ -47,7 +47,7 @@ def verify(folder: Path, checkpoint: Path) -> list[str]:
     ]
 
 
-def _wrong(name: str, what: object) -> ConfigError:
+def _defect(name: str, what: object) -> ConfigError:
     return ConfigError(f"{name} {what}")
 
 
@@ -55,13 +55,13 @@ def _read_json(folder: Path, name: str) -> dict[str, Any]:
     try:
         contents = json.loads((folder / name).read_text(encoding="utf-8"))
     except OSError as error:
-        raise _wrong(name, f"cannot be read: {error.strerror}") from None
+        raise _defect(name, f"cannot be read: {error.strerror}") from None
     except ValueError:
-        raise _wrong(name, "is not JSON") from None
+        raise _defect(name, "is not JSON") from None
     except RecursionError:
-        raise _wrong(name, "is nested too deeply to be read") from None
+        raise _defect(name, "is nested too deeply to be read") from None
     if not isinstance(contents, dict):
-        raise _wrong(name, "holds no mapping")
+        raise _defect(name, "holds no mapping")
     return contents
 
 
@@ -70,13 +70,13 @@ def _check_config(folder: Path, run: Run) -> Precision:
     precisions: dict[str, Precision] = {dtype: key for key, dtype in TORCH_DTYPES.items()}
     precision = precisions.get(str(found.get("torch_dtype")))
     if precision is None:
-        raise _wrong(
+        raise _defect(
             "config.json", f"has torch_dtype {found.get('torch_dtype')}, not {' or '.join(TORCH_DTYPES.values())}"
         )
     expected = json.loads(json.dumps(config_json(run.config.model, run.generation, TORCH_DTYPES[precision])))
     for key in sorted({*found, *expected}):
         if found.get(key, _ABSENT) != expected.get(key, _ABSENT):
-            raise _wrong("config.json", f"has {key} {found.get(key)}, but the checkpoint's is {expected.get(key)}")
+            raise _defect("config.json", f"has {key} {found.get(key)}, but the checkpoint's is {expected.get(key)}")
     return precision
 
 
@@ -88,17 +88,17 @@ _BESIDE = ("config.json", INDEX, "README.md", "evaluation.json")
 def _check_files(folder: Path, run: Run) -> None:
     """The tokenizer's files are those of the run; there is nothing besides that a loader might take up."""
     if not (folder / "README.md").is_file():
-        raise _wrong("README.md", "is missing")
+        raise _defect("README.md", "is missing")
     tokenizer, found = _files(run.tokenizer), _files(folder)
     for name, file in tokenizer.items():
         if name not in found or not found[name].is_file():
-            raise _wrong(name, "is missing")
+            raise _defect(name, "is missing")
         if found[name].read_bytes() != file.read_bytes():
-            raise _wrong(name, "is not the one that the run left beside its checkpoints")
+            raise _defect(name, "is not the one that the run left beside its checkpoints")
     known = {*_weight_map(folder).values(), *_BESIDE, *tokenizer}
     for name in found:
         if name not in known and not _is_harmless(name):
-            raise _wrong(name, "is no part of the export")
+            raise _defect(name, "is no part of the export")
 
 
 def _files(folder: Path) -> dict[str, Path]:
@@ -108,7 +108,7 @@ def _files(folder: Path) -> dict[str, Path]:
     for name in files:
         below = name.rpartition("/")[0]
         if name.endswith(".py") or (below not in ("", TEMPLATES) and not name.startswith(".")):
-            raise _wrong(name, "is no part of the export")
+            raise _defect(name, "is no part of the export")
     return files
 
 
@@ -120,7 +120,7 @@ def _is_harmless(name: str) -> bool:
 def _weight_map(folder: Path) -> dict[str, str]:
     index = _read_json(folder, INDEX)
     if not isinstance(index.get("weight_map"), dict):
-        raise _wrong(INDEX, "has no weight_map")
+        raise _defect(INDEX, "has no weight_map")
     return index["weight_map"]
 
 
@@ -131,14 +131,14 @@ def _check_tokenizer(folder: Path, run: Run) -> None:
         transformers.GenerationConfig.from_pretrained(folder),
     )
     stops = run.generation["eos_token_id"]
-    said = {"config.json": config.eos_token_id, "generation_config.json": generation.eos_token_id}
-    for name, found in said.items():
+    message = {"config.json": config.eos_token_id, "generation_config.json": generation.eos_token_id}
+    for name, found in message.items():
         if found != stops:
-            raise _wrong(name, f"ends texts at {found}, the checkpoint's tokenizer at {stops}")
+            raise _defect(name, f"ends texts at {found}, the checkpoint's tokenizer at {stops}")
     if tokenizer.eos_token_id not in stops:
-        raise _wrong("the tokenizer", f"ends texts at {tokenizer.eos_token_id}, generation at {stops}")
+        raise _defect("the tokenizer", f"ends texts at {tokenizer.eos_token_id}, generation at {stops}")
     if len(tokenizer) > run.config.model.vocab_size:
-        raise _wrong("the tokenizer", f"has {len(tokenizer)} tokens, the model {run.config.model.vocab_size}")
+        raise _defect("the tokenizer", f"has {len(tokenizer)} tokens, the model {run.config.model.vocab_size}")
     if tokenizer.chat_template is None:
         return
     words = ("How many legs has a spider?", "Eight.")
@@ -146,9 +146,9 @@ def _check_tokenizer(folder: Path, run: Run) -> None:
     try:
         text = tokenizer.apply_chat_template(messages, tokenize=False)
     except Exception as error:  # whatever the template raises, and jinja's own
-        raise _wrong("the chat template", f"does not render {messages}: {error}") from None
+        raise _defect("the chat template", f"does not render {messages}: {error}") from None
     if not all(word in text for word in words):
-        raise _wrong("the chat template", f"renders {messages} as {text!r}")
+        raise _defect("the chat template", f"renders {messages} as {text!r}")
 
 
 def _check_weights(folder: Path, run: Run, precision: Precision) -> dict[str, tuple[Path, Stored]]:
@@ -157,9 +157,9 @@ def _check_weights(folder: Path, run: Run, precision: Precision) -> dict[str, tu
     stock = _stock_shapes(folder)
     if stock != shapes:
         differ = sorted(name for name in {*stock, *shapes} if stock.get(name) != shapes.get(name))
-        raise _wrong("config.json", f"makes transformers expect other tensors, such as {differ[0]}")
+        raise _defect("config.json", f"makes transformers expect other tensors, such as {differ[0]}")
     if list(weight_map) != list(shapes):
-        raise _wrong(INDEX, f"does not name the tensors of DBRX: {sorted({*weight_map} ^ {*shapes})[:3]}")
+        raise _defect(INDEX, f"does not name the tensors of DBRX: {sorted({*weight_map} ^ {*shapes})[:3]}")
     tensors: dict[str, tuple[Path, Stored]] = {}
     for file in dict.fromkeys(folder / name for name in weight_map.values()):
         inside = {name: shapes[name] for name, place in weight_map.items() if place == file.name}
@@ -169,21 +169,21 @@ def _check_weights(folder: Path, run: Run, precision: Precision) -> dict[str, tu
             with file.open("rb") as stream:
                 same = stream.read(len(begin)) == begin
         except OSError as error:
-            raise _wrong(file.name, f"cannot be read: {error.strerror}") from None
+            raise _defect(file.name, f"cannot be read: {error.strerror}") from None
         except ValueError as error:
             raise ConfigError(str(error)) from None
         if not same:
-            raise _wrong(file.name, "has another header than the tensors that the index puts there need")
+            raise _defect(file.name, "has another header than the tensors that the index puts there need")
     total = sum(stored.stop - stored.start for _, stored in tensors.values())
     if _read_json(folder, INDEX).get("metadata") != {"total_size": total}:
-        raise _wrong(INDEX, f"does not say that there are {total} bytes")
+        raise _defect(INDEX, f"does not say that there are {total} bytes")
     not_finite: dict[str, None] = {}
     for name, (file, _) in tensors.items():
         for start, rows in written_rows(tensors, name, dtype):
             expected = torch.empty_like(rows)
             run.source.rows(name, start, start + len(rows), expected)
             if not torch.equal(expected.view(torch.uint8), rows.view(torch.uint8)):
-                raise _wrong(
+                raise _defect(
                     file.name, f"holds another {name} than the checkpoint, in rows {start} to {start + len(rows)}"
                 )
             if not is_finite(rows):

@@ -112,8 +112,8 @@ def check_logits(folder: Path, run: Run, precision: Precision, tensors: Written)
         x_BSD = y_BSD
     logits_BSV = _head(weights, model, x_BSD, None)
     worst = max(worst, compare(_head(weights, model, x_BSD, norm_f), logits_BSV, "the logits"))
-    said = f"transformers {transformers.__version__} computes the same in fp32, block by block"
-    lines = [f"{said}: {worst:.0e} of a token's largest number apart on {int((~tied_BS).sum())} tokens"]
+    message = f"transformers {transformers.__version__} computes the same in fp32, block by block"
+    lines = [f"{message}: {worst:.0e} of a token's largest number apart on {int((~tied_BS).sum())} tokens"]
     needed = 4 * sum(torch.Size(shape).numel() for shape in parameter_shapes(model).values())
     if needed < min(WHOLE_BYTES, 0.7 * psutil.virtual_memory().available):
         # What follows a token that may go elsewhere has seen it.

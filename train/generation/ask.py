@@ -185,16 +185,16 @@ def chat(
     turn = 0
     while True:
         try:
-            said = read().strip()
+            message = read().strip()
         except EOFError:
             return
-        if said == EXIT:
+        if message == EXIT:
             return
-        if said == NEW:
+        if message == NEW:
             messages = list(beginning)
-        if said in ("", NEW):
+        if message in ("", NEW):
             continue
-        messages.append({"role": "user", "content": said})
+        messages.append({"role": "user", "content": message})
         try:
             (prompt,) = encode([Conversation([*messages, {"role": "assistant", "content": ""}])], opened, sampling)
         except DataError as error:

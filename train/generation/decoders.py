@@ -39,7 +39,7 @@ class Opened:
     decoder: Decoder
     tokenizer: Tokenizer
     stop_token_ids: list[int]
-    said: str
+    message: str
     """What it is, where it computes, and in what precision."""
 
 
@@ -125,7 +125,7 @@ def _open_exported(folder: Path, precision: Precision, device: Device) -> Opened
     loaded: Any = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, **kwargs)
     check_loaded(weights, loaded)
     decoder = TransformersDecoder(loaded.to(torch_device(device)), tokenizer.pad_token_id)
-    return Opened(decoder, tokenizer, stop_token_ids, _said(folder, "transformers", precision, device))
+    return Opened(decoder, tokenizer, stop_token_ids, _describe(folder, "transformers", precision, device))
 
 
 def check_exported(folder: Path) -> PretrainedFolder:
@@ -169,8 +169,8 @@ def _open_checkpoint(checkpoint: Path, precision: Precision, device: Device) -> 
             run.source.rows(name, 0, param.shape[0], param)
     if names := _not_finite(model):
         raise ConfigError(of_checkpoint(checkpoint, names))
-    decoder, said = DbrxDecoder(model.eval()), _said(checkpoint, "Dropless", precision, device)
-    return Opened(decoder, tokenizer, _stop_token_ids(run.tokenizer, tokenizer), said)
+    decoder, message = DbrxDecoder(model.eval()), _describe(checkpoint, "Dropless", precision, device)
+    return Opened(decoder, tokenizer, _stop_token_ids(run.tokenizer, tokenizer), message)
 
 
 def _for_generation(model: ModelConfig) -> ModelConfig:
@@ -201,8 +201,8 @@ def _stop_token_ids(folder: Path, tokenizer: Tokenizer) -> list[int]:
     """As generation_config.json says, where it is there and does."""
     file = folder / "generation_config.json"
     try:
-        said = json.loads(file.read_text(encoding="utf-8"))["eos_token_id"]
-        ids = said if isinstance(said, list) else [said]
+        message = json.loads(file.read_text(encoding="utf-8"))["eos_token_id"]
+        ids = message if isinstance(message, list) else [message]
         return [int(token_id) for token_id in ids]
     except FileNotFoundError:
         return tokenizer.stop_token_ids
@@ -221,5 +221,5 @@ def _check_memory(path: Path, model: ModelConfig, precision: Precision, device: 
         )
 
 
-def _said(path: Path, by: str, precision: Precision, device: Device) -> str:
+def _describe(path: Path, by: str, precision: Precision, device: Device) -> str:
     return f"{path} by {by} in {precision} on {torch_device(device)}"

@@ -103,7 +103,7 @@ def why_no_gpu(machine: Machine) -> str | None:
             return f"this machine runs {ranks} ranks, but {seen}: {fix}, {_ON_CPU}"
         cause = _unsupported(machine)
     elif machine.nvidia_gpus or machine.amd_gpus:
-        cause = _hidden(machine) or _wrong_wheel(machine) or _no_driver(machine) or _torch_error(machine)
+        cause = _hidden(machine) or _unusable_wheel(machine) or _no_driver(machine) or _torch_error(machine)
     else:
         cause = None
     it = "them" if machine.nvidia_gpus + machine.amd_gpus > 1 else "it"
@@ -124,7 +124,7 @@ def _hidden(machine: Machine) -> str | None:
     return None
 
 
-def _wrong_wheel(machine: Machine) -> str | None:
+def _unusable_wheel(machine: Machine) -> str | None:
     install = f"install another wheel into a new environment ({_INSTALL} auto -e .)"
     if machine.torch_cuda is None and machine.torch_hip is None:
         return install

@@ -53,8 +53,8 @@ def read_header(path: Path) -> dict[str, Stored]:
         raise ValueError(f"{path.name} has a header that is damaged") from None
     end = max((stored.stop for stored in tensors.values()), default=8 + length)
     if size != end:
-        said = "is cut off" if size < end else "has more than its header speaks of"
-        raise ValueError(f"{path.name} {said}: it has {size:,} bytes of {end:,}")
+        message = "is cut off" if size < end else "has more than its header speaks of"
+        raise ValueError(f"{path.name} {message}: it has {size:,} bytes of {end:,}")
     return tensors
 
 

@@ -24,8 +24,8 @@ _USABLE = 0.9
 
 def parameters_line(model: ModelConfig, lora: LoraConfig | None = None) -> str:
     """`parameters: 131,596,523,520 (36.47 B active)`, and with lora `, frozen; of adapters: ...` likewise."""
-    said = f"parameters: {_counted(*count_parameters(model))}"
-    return said if lora is None else f"{said}, frozen; of adapters: {_counted(*count_adapters(model, lora))}"
+    message = f"parameters: {_counted(*count_parameters(model))}"
+    return message if lora is None else f"{message}, frozen; of adapters: {_counted(*count_adapters(model, lora))}"
 
 
 def _counted(total: int, active: int) -> str:
@@ -34,7 +34,7 @@ def _counted(total: int, active: int) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Memory:
+class ResourceEstimate:
     """Bytes that a rank needs at least."""
 
     states: float
@@ -49,7 +49,7 @@ class Memory:
         return self.states + self.gathered + self.activations
 
 
-def memory_per_rank(config: TrainConfig, world_size: int, *, gpu: bool) -> Memory:
+def memory_per_rank(config: TrainConfig, world_size: int, *, gpu: bool) -> ResourceEstimate:
     fsdp = config.fsdp_config
     # On a CPU everything is computed in fp32.
     width = 2 if gpu and config.precision == "amp_bf16" else 4
@@ -60,7 +60,9 @@ def memory_per_rank(config: TrainConfig, world_size: int, *, gpu: bool) -> Memor
         gathered += _gathered_bytes(config, fsdp, gathered_width)
     rows = min(config.device_train_microbatch_size, max(config.global_train_batch_size // world_size, 1))
     activations = float(width * rows * config.max_seq_len * _kept_per_token(config))
-    return Memory(states=_state_bytes(config, gathered_width) / shards, gathered=gathered, activations=activations)
+    return ResourceEstimate(
+        states=_state_bytes(config, gathered_width) / shards, gathered=gathered, activations=activations
+    )
 
 
 def memory_lines(config: TrainConfig, world_size: int) -> list[str]:
@@ -180,13 +182,13 @@ def _hint(config: TrainConfig, have: float, local_ranks: int, *, gpu: bool) -> s
     ranks = ranks_that_fit(config, have, gpu=gpu)
     things = "GPUs" if gpu else "machines"
     enough = math.ceil(ranks / (1 if gpu else local_ranks)) if ranks else None
-    said = f"it takes at least {enough} such {things}" if enough else f"no number of such {things} is enough"
+    message = f"it takes at least {enough} such {things}" if enough else f"no number of such {things} is enough"
     common = ranks_that_fit(config, _A_COMMON_GPU * _USABLE, gpu=True)
     if common is None or (gpu and ranks):
-        return said
+        return message
     # Such GPUs come in nodes of 8.
     gpus = f"{math.ceil(common / 8) * 8} GPUs of {_A_COMMON_GPU / GB:.0f} GB"
-    return f"{said}, or {gpus}" if enough else f"{said}: it takes at least {gpus}"
+    return f"{message}, or {gpus}" if enough else f"{message}: it takes at least {gpus}"
 
 
 def ranks_that_fit(config: TrainConfig, have: float, *, gpu: bool) -> int | None:

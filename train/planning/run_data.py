@@ -9,7 +9,7 @@ from data.base.durations import Clock, parse_duration
 from data.base.errors import ConfigError, under
 from data.loading.rows import Rows, open_streams
 from data.loading.shard_cache import ShardCache
-from data.mixing.curriculum import Plan, epoch_rows, position
+from data.mixing.curriculum import RowPlan, epoch_rows, position
 from data.tokenization.tokenizer import Tokenizer
 from train.config.schema import TrainConfig
 
@@ -22,7 +22,7 @@ class RunData:
     """By name; one without a name under ""."""
     clock: Clock
     """What durations are measured against."""
-    plan: Plan
+    plan: RowPlan
     cache: ShardCache
 
     def describe(self, max_duration: str) -> list[str]:
@@ -58,7 +58,7 @@ def open_data(config: TrainConfig, tokenizer: Tokenizer, state: Mapping[str, Any
             rows_per_batch=size,
             rows_per_epoch=math.ceil(sum(epoch_rows(loader.dataset, streams).values())),
         ).until(config.max_duration, batch=batch, rows=rows)
-        plan = Plan(loader, streams, clock, seed=config.seed, resuming=state is not None)
+        plan = RowPlan(loader, streams, clock, seed=config.seed, resuming=state is not None)
         if state is not None:
             plan.resume(state)
         return RunData(streams=streams, clock=clock, plan=plan, cache=ShardCache(streams, plan, loader))

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 
 from data.base.durations import Clock
 from data.base.errors import ConfigError
-from data.mixing.curriculum import Plan
+from data.mixing.curriculum import RowPlan
 from train.callbacks.build import build_callbacks
 from train.callbacks.checkpoint_saver import CheckpointSaver
 from train.callbacks.global_batch import GlobalBatch
@@ -50,7 +50,7 @@ def build_trainer(
     train_loader: DataLoader,
     eval_loader: DataLoader | None,
     clock: Clock,
-    plan: Plan,
+    plan: RowPlan,
     callbacks: Sequence[Callback] = (),
     after_saving: Sequence[Callback] = (),
     run_name: str,

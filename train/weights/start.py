@@ -22,50 +22,50 @@ def check_start(path: Path, config: TrainConfig, key: str, *, whole_state: bool)
 
     With whole_state, going on from it and not from its weights alone, the weights must also mean what they meant.
     """
-    said = f"{key} is {str(path)!r}"
+    message = f"{key} is {str(path)!r}"
     if "://" in str(path):
-        raise ConfigError(f"{said}, but checkpoints are read from a local or mounted folder for now: copy it there")
+        raise ConfigError(f"{message}, but checkpoints are read from a local or mounted folder for now: copy it there")
     if not path.exists():
-        raise ConfigError(f"{said}, but there is no such file or folder")
+        raise ConfigError(f"{message}, but there is no such file or folder")
     if not is_complete(path):
         inside = [found.name for found in checkpoints(path)]
         hint = f"; it holds checkpoints: {path / inside[-1]}" if inside else ""
         raise ConfigError(
-            f"{said}, but it is no complete checkpoint (a folder such as ep0-ba100 with .metadata in it, or a .pt "
+            f"{message}, but it is no complete checkpoint (a folder such as ep0-ba100 with .metadata in it, or a .pt "
             f"file){hint}"
         )
     there = "sharded" if path.is_dir() else "full"
     wanted = config.fsdp_config.state_dict_type if config.fsdp_config is not None else "full"
     if there != wanted:
-        way_out = f"fsdp_config.state_dict_type={there}" if config.fsdp_config else "fsdp_config={}"
-        raise ConfigError(f"{said}, a {there} checkpoint, but this run reads and writes {wanted} ones: write {way_out}")
+        hint = f"fsdp_config.state_dict_type={there}" if config.fsdp_config else "fsdp_config={}"
+        raise ConfigError(f"{message}, a {there} checkpoint, but this run reads and writes {wanted} ones: write {hint}")
     before = path.resolve().parent / "config.yaml"
     if path.is_dir():
         reader = CheckpointReader(path)
         base = config.lora is not None and not reader.holds_adapters
         if base and whole_state:
             raise ConfigError(
-                f"{said}, a whole model, of which a run with lora takes the weights alone, as its frozen base: write "
-                "load_weights_only=true"
+                f"{message}, a whole model, of which a run with lora takes the weights alone, as its frozen base: "
+                "write load_weights_only=true"
             )
         if reader.holds_adapters:
-            _check_adapters(before, config, said)
+            _check_adapters(before, config, message)
         reader.check(config.model, "this config's model", None if base else config.lora)
     if whole_state:
-        _check_meaning(before, config, said)
+        _check_meaning(before, config, message)
 
 
-def _check_adapters(before: Path, config: TrainConfig, said: str) -> None:
+def _check_adapters(before: Path, config: TrainConfig, message: str) -> None:
     """Adapters of other shapes, told by the YAML's keys and not tensor by tensor."""
     was, now = load_saved_config(before).lora if before.is_file() else None, config.lora
     if was is None or now is None or adapter_shapes(config.model, was) == adapter_shapes(config.model, now):
         return
     keys = [key for key in ("r", "target_modules", "per_expert") if getattr(was, key) != getattr(now, key)]
     changed = [f"lora.{k} is {show(getattr(now, k))}, but the checkpoint's is {show(getattr(was, k))}" for k in keys]
-    raise ConfigError(f"{said}: {'; '.join(changed)}: put it back, or train other adapters in another run")
+    raise ConfigError(f"{message}: {'; '.join(changed)}: put it back, or train other adapters in another run")
 
 
-def _check_meaning(before: Path, config: TrainConfig, said: str) -> None:
+def _check_meaning(before: Path, config: TrainConfig, message: str) -> None:
     """The same tensors compute something else with other heads, rotations, clipping or routing."""
     if not before.is_file():
         return
@@ -73,7 +73,7 @@ def _check_meaning(before: Path, config: TrainConfig, said: str) -> None:
     changed = [f"{key} was {was.get(key)}, now {now[key]}" for key in now if was.get(key) != now[key]]
     if changed:
         raise ConfigError(
-            f"{said}, but {'; '.join(changed)}: put it back, or start another run with load_path and "
+            f"{message}, but {'; '.join(changed)}: put it back, or start another run with load_path and "
             "load_weights_only=true"
         )
 

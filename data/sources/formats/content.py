@@ -171,12 +171,12 @@ def check_head(path: Path, name: str) -> bytes:
     """The beginning of a file of text; b"" when it is empty. Raises DataError when it is no UTF-8 text."""
     with Blocks(path, name) as blocks:
         head = blocks.read(_HEAD_BYTES)
-    kind = next((said for beginning, said in _BEGINNINGS.items() if head.startswith(beginning)), None)
+    kind = next((message for beginning, message in _BEGINNINGS.items() if head.startswith(beginning)), None)
     kind = kind or _kind_by_nul(head)
     if kind == "NUL":
         raise DataError(f"{name} {_NUL_BYTES}")
     if kind is not None:
-        raise DataError(f"{name} is not UTF-8 text but {kind}: {_way_out(kind)}")
+        raise DataError(f"{name} is not UTF-8 text but {kind}: {_hint(kind)}")
     return head
 
 
@@ -189,7 +189,7 @@ def _kind_by_nul(head: bytes) -> str | None:
     return "NUL" if n_others == 0 else "UTF-32" if n_others == 1 and len(head) >= 4 else "UTF-16"
 
 
-def _way_out(kind: str) -> str:
+def _hint(kind: str) -> str:
     if kind.startswith("UTF"):
         return f"save it as UTF-8 (`iconv -f {kind} -t UTF-8 FILE > NEW_FILE`)"
     return "write `hf_name: parquet`" if kind == "Parquet" else "unpack it first"

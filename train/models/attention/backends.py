@@ -120,7 +120,7 @@ def plan_flash(lengths: list[int], n_positions: int, device: torch.device) -> Fl
     return FlashPlan(bounds.int().to(device, non_blocking=True), max(lengths, default=0))
 
 
-class Plan(Protocol):
+class AttentionBackend(Protocol):
     def enter(self, x_TW: Tensor, /) -> Tensor: ...
 
     def attend(self, q_PHC: Tensor, k_PGC: Tensor, v_PGC: Tensor, dropout_p: float, /) -> Tensor: ...
@@ -128,7 +128,7 @@ class Plan(Protocol):
     def leave(self, y_PW: Tensor, /) -> Tensor: ...
 
 
-PLANS: dict[str, Callable[[list[int], int, torch.device], Plan]] = {
+PLANS: dict[str, Callable[[list[int], int, torch.device], AttentionBackend]] = {
     "sdpa": plan_sdpa,
     "blocks": plan_blocks,
     "flex": plan_flex,

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from train.models.attention.backends import Plan
+from train.models.attention.backends import AttentionBackend
 from train.models.attention.layout import Documents, Layout, angles, make_layout
 from train.models.config import ModelConfig
 
@@ -83,7 +83,9 @@ class _Remembering:
     No NamedTuple as other plans are: FSDP2 would take one apart, and cast what the cache holds.
     """
 
-    def __init__(self, plan: Plan, layer: _Layer, row_T: Tensor, position_T: Tensor, n_rows: int, longest: int) -> None:
+    def __init__(
+        self, plan: AttentionBackend, layer: _Layer, row_T: Tensor, position_T: Tensor, n_rows: int, longest: int
+    ) -> None:
         self.plan, self.layer, self.row_T, self.position_T = plan, layer, row_T, position_T
         self.n_rows, self.longest = n_rows, longest
 

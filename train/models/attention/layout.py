@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from train.models.attention.backends import PLANS, Plan
+from train.models.attention.backends import PLANS, AttentionBackend
 from train.models.config import ModelConfig
 
 
@@ -35,7 +35,7 @@ class Layout(NamedTuple):
     """Index of each token in the flattened [B*S] rows."""
     cos_PC: Tensor
     sin_PC: Tensor
-    plan: Plan
+    plan: AttentionBackend
 
 
 def find_documents(input_ids_BS: Tensor, document_ids_BS: Tensor, config: ModelConfig) -> Documents:
@@ -168,8 +168,8 @@ def _flash_import_error() -> str | None:
     try:
         importlib.import_module("flash_attn").flash_attn_varlen_func  # noqa: B018
     except Exception as error:  # a build for another torch raises ImportError, OSError or RuntimeError
-        said = " ".join(str(error).split())
-        return f"flash-attn is installed but cannot be imported ({type(error).__name__}: {said})"
+        message = " ".join(str(error).split())
+        return f"flash-attn is installed but cannot be imported ({type(error).__name__}: {message})"
     return None
 
 
