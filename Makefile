@@ -31,7 +31,7 @@ proof: .venv/installed  ## run the long proofs (hours; run again, they go on)
 	$(BIN)/python -m pytest -m proof --timeout 0
 
 verify-exports: .venv/installed  ## check an export with transformers 4.53, 4.57, the locked and the newest (5 minutes)
-	$(BIN)/python scripts/verify_exports.py
+	$(BIN)/python scripts/dev/verify_exports.py
 
 lint: .venv/installed  ## ruff and pyright
 	$(BIN)/ruff check .

@@ -1,12 +1,15 @@
 """A sharded Composer checkpoint as a folder that stock transformers loads as DBRX, or its adapters as one of PEFT's."""
 
-import argparse
-import re
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+# Only the repository's root: in these folders evaluate.py, for one, would hide the package of the same name.
+sys.path[:] = [str(ROOT), *(path for path in sys.path if not Path(path).resolve().is_relative_to(ROOT / "scripts"))]
+
+import argparse
+import re
+from collections.abc import Sequence
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,8 +29,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--verify and --max_shard_size are for stock DBRX folders, which --adapter peft does not write")
 
     # torch is imported after the arguments are known to be right.
-    if str(ROOT) not in sys.path:
-        sys.path.insert(0, str(ROOT))
     from data.base.errors import ConfigError
     from data.base.paths import refuse_path_arguments
     from train.export.export import export, find_checkpoint

@@ -1,15 +1,16 @@
 """Turns a dataset of prompts and responses, or of conversations, into MDS folders: one for each split."""
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+# Only the repository's root: in these folders evaluate.py, for one, would hide the package of the same name.
+sys.path[:] = [str(ROOT), *(path for path in sys.path if not Path(path).resolve().is_relative_to(ROOT / "scripts"))]
+
+from collections.abc import Sequence
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    if str(ROOT) not in sys.path:
-        sys.path.insert(0, str(ROOT))
     from data.preparation.convert import convert_finetuning, finetuning_parser, main_of
 
     return main_of(finetuning_parser(__doc__), convert_finetuning)(argv)

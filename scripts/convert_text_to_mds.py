@@ -1,15 +1,16 @@
 """Turns texts into MDS rows for pretraining: tokenized, laid end to end, and cut every max_seq_len tokens."""
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+# Only the repository's root: in these folders evaluate.py, for one, would hide the package of the same name.
+sys.path[:] = [str(ROOT), *(path for path in sys.path if not Path(path).resolve().is_relative_to(ROOT / "scripts"))]
+
+from collections.abc import Sequence
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    if str(ROOT) not in sys.path:
-        sys.path.insert(0, str(ROOT))
     from data.preparation.convert import convert_text, main_of, text_parser
 
     return main_of(text_parser(__doc__), convert_text)(argv)

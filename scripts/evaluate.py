@@ -7,21 +7,22 @@
 Results are printed, and kept in an exported folder's evaluation.json and in the table of its model card.
 """
 
-import argparse
-import json
-import os
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+# Only the repository's root: in these folders evaluate.py, for one, would hide the package of the same name.
+sys.path[:] = [str(ROOT), *(path for path in sys.path if not Path(path).resolve().is_relative_to(ROOT / "scripts"))]
+
+import argparse
+import json
+import os
+from collections.abc import Sequence
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
 
-    if str(ROOT) not in sys.path:
-        sys.path.insert(0, str(ROOT))
     from data.base.errors import ConfigError, DataError
 
     try:

@@ -5,15 +5,18 @@ generate.py runs/dbrx_tiny/hf --file prompts.jsonl --output answers.jsonl --temp
 generate.py runs/dbrx_tiny/checkpoints --system_prompt 'Answer in one word.'      a conversation on the terminal
 """
 
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+# Only the repository's root: in these folders evaluate.py, for one, would hide the package of the same name.
+sys.path[:] = [str(ROOT), *(path for path in sys.path if not Path(path).resolve().is_relative_to(ROOT / "scripts"))]
+
 import argparse
 import contextlib
 import os
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
-
-ROOT = Path(__file__).resolve().parents[1]
 
 if TYPE_CHECKING:
     from train.config.sampling import Sampling
@@ -24,8 +27,6 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_intermixed_args(argv)
 
-    if str(ROOT) not in sys.path:
-        sys.path.insert(0, str(ROOT))
     from data.base.errors import ConfigError, DataError
 
     try:

@@ -3,14 +3,17 @@
 With --verify nothing is shown, and every shard's size and hash is checked instead (exit code 1 when one is broken).
 """
 
-import argparse
-import os
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 ROOT = Path(__file__).resolve().parents[1]
+# Only the repository's root: in these folders evaluate.py, for one, would hide the package of the same name.
+sys.path[:] = [str(ROOT), *(path for path in sys.path if not Path(path).resolve().is_relative_to(ROOT / "scripts"))]
+
+import argparse
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from data.config.schema import DatasetConfig
@@ -27,7 +30,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--verify", action="store_true", help="check every shard's size and hash, and nothing else")
     args = parser.parse_intermixed_args(argv)
 
-    sys.path.insert(0, str(ROOT))
     from data.base.errors import ConfigError, DataError
     from data.base.paths import refuse_path_arguments
     from data.tokenization.tokenizer import build_tokenizer

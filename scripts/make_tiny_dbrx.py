@@ -1,13 +1,16 @@
 """Writes the weights that a config's run would begin with as a stock DBRX folder: something small to import."""
 
-import argparse
-import json
-import shutil
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+# Only the repository's root: in these folders evaluate.py, for one, would hide the package of the same name.
+sys.path[:] = [str(ROOT), *(path for path in sys.path if not Path(path).resolve().is_relative_to(ROOT / "scripts"))]
+
+import argparse
+import json
+import shutil
+from collections.abc import Sequence
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -18,8 +21,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="bf16", help="default: %(default)s")
     args = parser.parse_args(argv)
 
-    if str(ROOT) not in sys.path:
-        sys.path.insert(0, str(ROOT))
     from data.base.errors import ConfigError, DataError, plain_os_errors
     from data.base.paths import refuse_path_arguments
     from data.tokenization.tokenizer import build_tokenizer

@@ -1,12 +1,15 @@
 """Says what a run will need, before it is started: parameters, memory a rank and, with --data, the plan of its rows."""
 
-import argparse
-import os
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+# Only the repository's root: in these folders evaluate.py, for one, would hide the package of the same name.
+sys.path[:] = [str(ROOT), *(path for path in sys.path if not Path(path).resolve().is_relative_to(ROOT / "scripts"))]
+
+import argparse
+import os
+from collections.abc import Sequence
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -18,7 +21,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--png", type=Path, help="with --data: where the picture of the mix goes (default: plan.png)")
     args = parser.parse_intermixed_args(argv)
 
-    sys.path.insert(0, str(ROOT))
     from data.base.errors import ConfigError, DataError
     from data.base.paths import refuse_path_arguments
     from train.config.load import load_config

@@ -1,11 +1,14 @@
 """Trains the tiny DBRX on 2 ranks, exports it, and asks it held-out questions through stock transformers."""
 
-import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+# Only the repository's root: in these folders evaluate.py, for one, would hide the package of the same name.
+sys.path[:] = [str(ROOT), *(path for path in sys.path if not Path(path).resolve().is_relative_to(ROOT / "scripts"))]
+
+import argparse
+from collections.abc import Sequence
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -15,8 +18,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--at_least", type=float, default=0.8, help="share to answer exactly (default: %(default)s)")
     args = parser.parse_intermixed_args(argv)
 
-    if str(ROOT) not in sys.path:
-        sys.path.insert(0, str(ROOT))
     from data.base.errors import ConfigError
     from train.config.load import load_config
 

@@ -4,10 +4,15 @@ Called by build_megablocks.sh with the folder in which the sources are unpacked.
 patched sources mean the same as the original ones, so nothing here asks for a version.
 """
 
-import re
 import sys
-from dataclasses import dataclass
 from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+# Only the repository's root: in these folders evaluate.py, for one, would hide the package of the same name.
+sys.path[:] = [str(ROOT), *(path for path in sys.path if not Path(path).resolve().is_relative_to(ROOT / "scripts"))]
+
+import re
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True, kw_only=True)

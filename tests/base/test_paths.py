@@ -3,11 +3,11 @@
 import importlib
 import json
 import re
-from pathlib import Path
 
 import pytest
 
 from data.base.paths import MAX_NAME_BYTES, check_path
+from tests.helpers.load_script import load_script
 from tests.helpers.small_config import load, refusal
 from train.config.schema import TrainConfig
 from train.config.typed import known_paths
@@ -78,9 +78,8 @@ GIVEN = {
 
 @pytest.mark.parametrize("kind", BAD)
 @pytest.mark.parametrize(("script", "name"), [(script, name) for script, names in ARGUMENTS.items() for name in names])
-def test_path_on_a_command_line(monkeypatch, capsys, script, name, kind):
-    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "scripts")
-    module = importlib.import_module("train.export.verify" if script == "verify" else script)
+def test_path_on_a_command_line(capsys, script, name, kind):
+    module = importlib.import_module("train.export.verify") if script == "verify" else load_script(script)
     value, why = BAD[kind]
     given = {**GIVEN[script], name: value}
     flags = [part for key, text in given.items() if key.startswith("--") for part in (key, text)]

@@ -1,4 +1,3 @@
-import importlib.util
 import json
 import os
 import shutil
@@ -18,6 +17,7 @@ from torch.distributed.tensor import Shard, distribute_tensor
 from data.base.errors import ConfigError
 from data.config.schema import TokenizerConfig, TokenizerKwargs
 from data.tokenization.tokenizer import build_tokenizer
+from tests.helpers.load_script import load_script
 from tests.helpers.ranks import run_ranks
 from tests.helpers.small_export import CONFIG, MODEL, save_checkpoint
 from train.checkpoint.reader import PREFIX
@@ -299,11 +299,7 @@ def test_the_script(run, tmp_path):
 
 
 def test_the_script_tells_an_error_in_one_line(run, tmp_path, capsys):
-    spec = importlib.util.spec_from_file_location("convert", ROOT / "scripts" / "convert_checkpoint_to_hf.py")
-    assert spec is not None
-    assert spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+    script = load_script("convert_checkpoint_to_hf")
     assert script.main(["--composer_path", str(run), "--hf_output_path", str(run)]) == 2
     assert capsys.readouterr().err == f"error: the output folder {run} is not empty: name a new one, or empty it\n"
 

@@ -1,6 +1,5 @@
 """A trained adapter on imported weights becomes a stock DBRX, and a folder of PEFT's, with the same logits."""
 
-import importlib.util
 import itertools
 import json
 import math
@@ -16,6 +15,7 @@ import pytest
 import torch
 
 from data.base.errors import ConfigError
+from tests.helpers.load_script import load_script
 from tests.helpers.ranks import run_ranks
 from tests.helpers.toy_run import write_toy_run
 from tests.helpers.watched_run import run
@@ -206,15 +206,6 @@ def test_above_another_base_it_is_refused(trained: Path, tmp_path: Path) -> None
             export(trained, tmp_path / "out")
     finally:
         base.write_bytes(before)
-
-
-def load_script(name: str) -> Any:
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[2] / "scripts" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    return script
 
 
 def test_a_tiny_base_is_what_a_run_without_one_would_draw(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,3 @@
-import importlib.util
 import json
 import os
 import shutil
@@ -10,6 +9,7 @@ import pytest
 
 from data.base.errors import ConfigError, DataError
 from data.examples.examples import PromptResponse
+from tests.helpers.load_script import load_script
 from tests.helpers.small_export import write_export
 from train.config.sampling import Sampling
 from train.generation.ask import as_question, ask, chat, check_room, encode, encode_one, in_order, read_questions
@@ -32,12 +32,7 @@ def opened(run):
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("generate_script", ROOT / "scripts" / "generate.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("generate")
 
 
 def test_prompts_of_a_text_file_are_its_lines(tmp_path):

@@ -1,4 +1,3 @@
-import importlib.util
 import json
 import os
 import shutil
@@ -13,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from data.base.errors import ConfigError, DataError
 from data.examples.examples import PromptResponse
+from tests.helpers.load_script import load_script
 from tests.helpers.small_export import write_export
 from train.config.sampling import Sampling
 from train.generation.ask import as_question, ask, encode, read_questions
@@ -179,12 +179,7 @@ def test_backslashes_in_a_card_stay(exported):
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("evaluate_script", ROOT / "scripts" / "evaluate.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("evaluate")
 
 
 @pytest.mark.parametrize(

@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from scripts.bench.watch import Watch
 from train.config.schema import FSDPConfig
 from train.distributed.build_model import checkpoint_activations
 from train.models.config import AttnConfig, FFNConfig, ModelConfig
 from train.models.dbrx import DbrxForCausalLM
 from train.models.init import initialise
 from train.models.recompute import named_parameters
-from train.watch import Watch
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 POLICIES = ["none", "block", "selective"]

@@ -1,6 +1,5 @@
 """Every expert backend against the obvious loop over tokens, forward and backward, on fresh random numbers."""
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -16,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from tests.helpers.experts import LoopGrouped, routing
+from tests.helpers.load_script import load_script
 from train.models.config import FFNConfig
 from train.models.experts import grouped
 from train.models.experts import megablocks as experts_megablocks
@@ -377,11 +377,7 @@ def test_the_triton_kernels_compute_what_torch_does(megablocks_report: dict) -> 
 
 
 def test_the_bench_measures_every_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    spec = importlib.util.spec_from_file_location("bench_moe", Path(__file__).parents[2] / "scripts" / "bench_moe.py")
-    assert spec is not None
-    assert spec.loader is not None
-    bench = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(bench)
+    bench = load_script("bench/moe")
     report = tmp_path / "moe.json"
     sizes = ["--tokens", "24", "--d_model", "16", "--ffn_hidden_size", "8", "--rounds", "7", "--warmup", "0"]
     assert bench.main([*sizes, "--json", str(report)]) == 0

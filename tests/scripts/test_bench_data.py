@@ -4,14 +4,14 @@ import json
 
 import pytest
 
-from tests.helpers.scripts import load
+from tests.helpers.load_script import load_script
 
 
 def test_bench_data_measures_every_side(tmp_path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--megabytes", "0.3", "--rounds", "2", "--max_seq_len", "128", "--workers", "2", "--rows", "60"]
     flags += ["--vocab_size", "400"]
     file = tmp_path / "data.json"
-    assert load("bench_data").main([*flags, "--folder", str(tmp_path), "--json", str(file)]) == 0
+    assert load_script("bench/data_plane").main([*flags, "--folder", str(tmp_path), "--json", str(file)]) == 0
     report = json.loads(file.read_text())
     sides = report["prepare"]["sides"]
     assert sides.keys() == {

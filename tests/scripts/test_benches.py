@@ -5,14 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.scripts import load
+from scripts.bench import common
+from tests.helpers.load_script import load_script
 
 
 def test_bench_step_measures_every_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sizes = {"n_layers": 2, "d_model": 32, "n_heads": 4, "ffn_hidden_size": 24, "moe_num_experts": 4, "moe_top_k": 2}
     sizes |= {"vocab_size": 64, "rows": 2, "max_seq_len": 32, "rounds": 3}
     flags = [f"--{name}={value}" for name, value in sizes.items()]
-    assert load("bench_step").main([*flags, "--json", str(tmp_path / "step.json")]) == 0
+    assert load_script("bench/step").main([*flags, "--json", str(tmp_path / "step.json")]) == 0
     sides = json.loads((tmp_path / "step.json").read_text())["sides"]
     assert {"dropless", "transformers", "dense, equal active FLOPs"} < sides.keys()
     assert all(len(side["seconds"]) == 3 for side in sides.values())
@@ -23,7 +24,7 @@ def test_bench_memory_measures_every_policy(tmp_path: Path, capsys: pytest.Captu
     sizes = {"n_layers": 2, "d_model": 64, "ffn_hidden_size": 24, "moe_num_experts": 4, "moe_top_k": 2, "rounds": 1}
     sizes |= {"rows": 2, "max_seq_len": 64, "loss_tokens": 4096, "loss_vocab": 2000, "loss_d_model": 8}
     flags = [f"--{name}={value}" for name, value in sizes.items()]
-    assert load("bench_memory").main([*flags, "--json", str(tmp_path / "memory.json")]) == 0
+    assert load_script("bench/memory").main([*flags, "--json", str(tmp_path / "memory.json")]) == 0
     result = json.loads((tmp_path / "memory.json").read_text())
     kept = [result["policies"][policy]["kept_bytes"] for policy in ("none", "selective", "block")]
     assert kept == sorted(kept, reverse=True)
@@ -36,9 +37,42 @@ def test_bench_lora_measures_every_side(tmp_path: Path, capsys: pytest.CaptureFi
     sizes = {"n_layers": 1, "d_model": 64, "n_heads": 4, "ffn_hidden_size": 24, "moe_num_experts": 4, "moe_top_k": 2}
     sizes |= {"vocab_size": 64, "rows": 2, "max_seq_len": 32, "r": 2, "first_steps": 1, "rounds": 1}
     flags = [f"--{name}={value}" for name, value in sizes.items()]
-    assert load("bench_lora").main([*flags, "--json", str(tmp_path / "lora.json")]) == 0
+    assert load_script("bench/lora").main([*flags, "--json", str(tmp_path / "lora.json")]) == 0
     sides = json.loads((tmp_path / "lora.json").read_text())["sides"]
     states = [sides[name]["state_bytes"] for name in ("full", "  fp32 base", "attention and experts", "  nf4 base")]
     assert states == sorted(states, reverse=True)
     assert all(len(side["seconds"]) == 1 for side in sides.values())
     assert "loss above the 4-bit base less that above bf16" in capsys.readouterr().out
+
+
+def test_bench_mixture_measures_planning_and_loading(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--rows=1000", "--streams", "2", "3", "--batch=16", "--rounds=2", "--load_rows=40", "--load_batch=4"]
+    file = tmp_path / "mixture.json"
+    assert load_script("bench/mixture").main([*flags, "--max_seq_len=32", "--json", str(file)]) == 0
+    report = json.loads(file.read_text())
+    assert [(row["rows"], row["streams"], len(row["warm_ms"])) for row in report["planning"]] == [
+        (1000, 2, 6),
+        (1000, 3, 6),
+    ]
+    assert {name: len(rates) for name, rates in report["loading"].items()} == {"1": 2, "10": 2}
+    assert report["settings"]["batch"] == 16
+    assert "of one" in capsys.readouterr().out
+
+
+def test_each_side_comes_first_in_turn() -> None:
+    assert list(common.rounds("abc", 4)) == [["a", "b", "c"], ["b", "c", "a"], ["c", "a", "b"], ["a", "b", "c"]]
+
+
+def test_ratios_are_taken_within_a_round() -> None:
+    assert common.ratio([1, 20, 3], [1, 10, 1]) == 2  # of the medians: 3
+    times = {"GEMMs, a": [2.0, 5.0], "GEMMs, b": [3.0, 4.0], "ours": [1.0, 1.0]}
+    assert common.floors_of(times, {"best": "GEMMs", "a": "GEMMs, a"}) == {"best": [2, 4], "a": [2, 5]}
+
+
+def test_tables_align_their_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    common.show_table([{"side": "a", "s": common.median([1, 2, 9])}, {"side": "longer", "s": common.spread([10, 2])}])
+    assert capsys.readouterr().out.splitlines() == [
+        "side             s",
+        "a             2.00",
+        "longer  2.00-10.00",
+    ]

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.scripts import load
+from tests.helpers.load_script import load_script
 from train.hf.tensors import DTYPES
 
 
 def test_bench_export_measures_both_precisions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--gigabytes=0.01", "--d_model=128", "--rounds=1", f"--folder={tmp_path}"]
-    assert load("bench_export").main([*flags, "--json", str(tmp_path / "export.json")]) == 0
+    assert load_script("bench/export").main([*flags, "--json", str(tmp_path / "export.json")]) == 0
     report = json.loads((tmp_path / "export.json").read_text())
     # Beside the weights a folder holds the tokenizer and the like.
     assert report["bytes"] < report["precisions"]["fp32"]["bytes"] < report["bytes"] + 100_000
@@ -26,7 +26,7 @@ def test_bench_export_measures_both_precisions(tmp_path: Path, capsys: pytest.Ca
 def test_verify_exports_checks_every_precision(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    script = load("verify_exports")
+    script = load_script("dev/verify_exports")
     monkeypatch.setattr(script, "environment", lambda number, folder: Path(sys.executable))
     assert script.main(["--versions", "4.57", "--folder", str(tmp_path / "verify")]) == 0
     said = capsys.readouterr().out
@@ -40,10 +40,12 @@ def test_verify_exports_checks_every_precision(
 
 @pytest.mark.parametrize(("text", "n_bytes"), [("5GB", 5 * 10**9), ("1.5 MiB", 3 << 19), ("300", 300), ("2kb", 2000)])
 def test_sizes_are_read_as_transformers_reads_them(text: str, n_bytes: int) -> None:
-    assert load("convert_checkpoint_to_hf").size(text) == n_bytes
+    assert load_script("convert_checkpoint_to_hf").size(text) == n_bytes
 
 
 def test_what_is_no_size(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        load("convert_checkpoint_to_hf").main(["--composer_path=a", "--hf_output_path=b", "--max_shard_size=5TB"])
+        load_script("convert_checkpoint_to_hf").main(
+            ["--composer_path=a", "--hf_output_path=b", "--max_shard_size=5TB"]
+        )
     assert "'5TB' is not a size such as 5GB or 500MB" in capsys.readouterr().err

@@ -1,4 +1,3 @@
-import importlib.util
 import json
 import re
 from collections import Counter
@@ -8,6 +7,7 @@ import pytest
 
 from data.config.schema import TokenizerConfig, TokenizerKwargs
 from data.tokenization.tokenizer import build_tokenizer
+from tests.helpers.load_script import load_script
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = ROOT / "quickstart"
@@ -15,12 +15,7 @@ SHIPPED = ROOT / "quickstart"
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("make_quickstart_data", ROOT / "scripts" / "make_quickstart_data.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("dev/make_quickstart_data")
 
 
 @pytest.fixture(scope="module")

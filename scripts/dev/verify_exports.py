@@ -2,14 +2,18 @@
 environment: what train/export/verify.py shows with the installed one holds for older and newer ones.
 """
 
-import argparse
-import subprocess
 import sys
-from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
+# Only the repository's root: in these folders evaluate.py, for one, would hide the package of the same name.
+sys.path[:] = [str(ROOT), *(path for path in sys.path if not Path(path).resolve().is_relative_to(ROOT / "scripts"))]
+
+import argparse
+import subprocess
+from collections.abc import Sequence
+from importlib.metadata import version
+
 VERSIONS = ("4.53", "4.57", "locked", "newest")
 NEEDED = ("torch", "numpy", "omegaconf", "psutil", "pyyaml", "tqdm", "jinja2", "safetensors")
 """By train/export/verify.py, beside transformers; in the versions that are installed here."""
@@ -35,8 +39,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--versions", nargs="+", default=VERSIONS, help="of transformers; default: %(default)s")
     parser.add_argument("--folder", type=Path, default=ROOT / "build" / "verify", help="default: %(default)s")
     args = parser.parse_args(argv)
-    if str(ROOT) not in sys.path:
-        sys.path.insert(0, str(ROOT))
     args.folder.mkdir(parents=True, exist_ok=True)
     # One is saved by our code, the other by transformers.
     write_run(args.folder / "run-fp32")

@@ -1,4 +1,4 @@
-"""Watches what a computation allocates and multiplies, on any device: for tests and benches."""
+"""Counts what a computation allocates and multiplies, on any device: for benches and tests."""
 
 import weakref
 from typing import Any

@@ -4,13 +4,18 @@ Five kinds of small task that have to be computed. What is asked in heldout.json
 letters and digits: who answers `What is 27 plus 61?` has not met `What is 61 plus 27?` either.
 """
 
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+# Only the repository's root: in these folders evaluate.py, for one, would hide the package of the same name.
+sys.path[:] = [str(ROOT), *(path for path in sys.path if not Path(path).resolve().is_relative_to(ROOT / "scripts"))]
+
 import argparse
 import base64
 import json
 import random
-import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
@@ -102,7 +107,7 @@ def write(folder: Path, seed: int) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parents[1] / "quickstart")
+    parser.add_argument("--out", type=Path, default=ROOT / "quickstart")
     parser.add_argument("--seed", type=int, default=17)
     args = parser.parse_args(argv)
     try:

@@ -1,4 +1,4 @@
-"""The GEMMs that there are, for benches to know the best of them."""
+"""The available GEMM implementations, so that benches compare with the fastest."""
 
 from collections.abc import Callable
 from typing import Any

@@ -6,16 +6,16 @@ run in one process as one rank of FSDP2, in turn in every round; ratios are take
 tensors that are alive. On a CPU one thread computes and its own CPU time is measured.
 """
 
-import argparse
-import json
-import statistics
 import sys
-import time
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+ROOT = Path(__file__).resolve().parents[2]
+# Only the repository's root: in these folders evaluate.py, for one, would hide the package of the same name.
+sys.path[:] = [str(ROOT), *(path for path in sys.path if not Path(path).resolve().is_relative_to(ROOT / "scripts"))]
+
+import argparse
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -23,12 +23,12 @@ from torch import Tensor
 from torch._C._distributed_c10d import HashStore
 from torch.distributed.tensor import DTensor
 
+from scripts.bench import common
+from scripts.bench.watch import Watch
 from train.config.schema import FSDPConfig
 from train.distributed.build_model import build_model
-from train.hardware.allocator import keep_freed_memory
-from train.models.config import AttnConfig, FFNConfig, LoraConfig, ModelConfig
+from train.models.config import LoraConfig
 from train.models.recompute import named_parameters
-from train.watch import Watch
 
 FULL = "full"
 BF16 = "attention and experts"
@@ -53,32 +53,24 @@ def sides(args: argparse.Namespace) -> dict[str, LoraConfig | None]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
-    torch.set_num_threads(args.threads)
-    # As train/run/trainer.py does.
-    keep_freed_memory()
+    common.prepare_process(args.threads)
     backend = "nccl" if args.device == "cuda" else "gloo"
     dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
     try:
         rows = measure(args)
     finally:
         dist.destroy_process_group()
-    report(rows)
-    if args.json:
-        settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
-        result = {"settings": settings, "torch": torch.__version__, "sides": rows}
-        args.json.write_text(json.dumps(result, indent=1) + "\n")
+    show(rows)
+    common.write_json(args.json, common.description(args) | {"sides": rows})
     return 0
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
     defaults = {"n_layers": 4, "d_model": 512, "n_heads": 8, "kv_n_heads": 2, "ffn_hidden_size": 896}
     defaults |= {"moe_num_experts": 16, "moe_top_k": 4, "vocab_size": 4096, "rows": 4, "max_seq_len": 512, "r": 16}
-    for name, default in (defaults | {"first_steps": 20, "rounds": 7, "threads": 1}).items():
-        parser.add_argument(f"--{name}", type=int, default=default, help=f"default: {default}")
+    parser = common.make_parser(__doc__, **defaults, first_steps=20, rounds=7, threads=1)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--precision", default="fp32", choices=["fp32", "amp_bf16"])
-    parser.add_argument("--json", type=Path, help="write all figures to this file")
     return parser.parse_args(argv)
 
 
@@ -92,12 +84,11 @@ def measure(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
         with Watch() as watch:
             rows[name]["losses"].append(side.step())
         rows[name]["peak_bytes"] = watch.peak
-    for number in range(args.rounds):
-        print(f"round {number + 1} of {args.rounds}", file=sys.stderr, flush=True)
-        for name, side in steps.items():
-            start = now(args)
-            rows[name]["losses"].append(side.step())
-            rows[name]["seconds"].append(now(args) - start)
+    for order in common.rounds(steps, args.rounds):
+        for name in order:
+            start = common.now(args.device)
+            rows[name]["losses"].append(steps[name].step())
+            rows[name]["seconds"].append(common.now(args.device) - start)
     return rows
 
 
@@ -130,7 +121,7 @@ class Side:
     ) -> None:
         self.args, self.next_batch = args, chain(args, chain_seed)
         self.model = build_model(
-            model_config(args),
+            common.model_config(args),
             FSDPConfig(),
             precision=args.precision,
             device=torch.device(args.device),
@@ -155,20 +146,6 @@ class Side:
         self.state_bytes = sum(map(n_bytes, [*params, *grads, *moments]))
         self.optimizer.zero_grad()
         return float(loss.detach())
-
-
-def model_config(args: argparse.Namespace) -> ModelConfig:
-    return ModelConfig(
-        d_model=args.d_model,
-        n_heads=args.n_heads,
-        n_layers=args.n_layers,
-        max_seq_len=args.max_seq_len,
-        vocab_size=args.vocab_size,
-        attn_config=AttnConfig(kv_n_heads=args.kv_n_heads),
-        ffn_config=FFNConfig(
-            ffn_hidden_size=args.ffn_hidden_size, moe_num_experts=args.moe_num_experts, moe_top_k=args.moe_top_k
-        ),
-    )
 
 
 def chain(args: argparse.Namespace, seed: int) -> Callable[[], Tensor]:
@@ -196,29 +173,24 @@ def n_bytes(tensor: Tensor) -> int:
     return local.numel() * local.element_size()
 
 
-def now(args: argparse.Namespace) -> float:
-    if args.device == "cuda":
-        torch.cuda.synchronize()
-        return time.perf_counter()
-    return time.process_time()
-
-
-def report(rows: dict[str, dict[str, Any]]) -> None:
-    head = f"{'adapters on':<24}{'s':>7}{'min-max':>14}{'of full':>9}{'states MiB':>12}{'a step adds':>13}"
-    print(f"{head}{'loss':>8}{'after':>8}")
-    for name, row in rows.items():
-        seconds = row["seconds"]
-        spread = f"{min(seconds):.2f}-{max(seconds):.2f}"
-        ratio = statistics.median(a / b for a, b in zip(seconds, rows[FULL]["seconds"], strict=True))
-        states, peak = row["state_bytes"] / 2**20, row["peak_bytes"] / 2**20
-        first, last = row["losses"][0], row["losses"][-1]
-        print(
-            f"{name:<24}{statistics.median(seconds):>7.2f}{spread:>14}{ratio:>9.2f}{states:>12.1f}{peak:>13.1f}"
-            f"{first:>8.3f}{last:>8.3f}"
-        )
+def show(rows: dict[str, dict[str, Any]]) -> None:
+    common.show_table([cells(name, row, rows[FULL]) for name, row in rows.items()])
     nf4, bf16 = rows["  nf4 base"]["losses"], rows[BF16]["losses"]
     more = f"{nf4[0] - bf16[0]:+.4f} at first, {nf4[-1] - bf16[-1]:+.4f} after"
     print(f"loss above the 4-bit base less that above bf16: {more}")
+
+
+def cells(name: str, row: dict[str, Any], full: dict[str, Any]) -> dict[str, str]:
+    return {
+        "adapters on": name,
+        "s": common.median(row["seconds"]),
+        "min-max": common.spread(row["seconds"]),
+        "of full": f"{common.ratio(row['seconds'], full['seconds']):.2f}",
+        "states MiB": f"{row['state_bytes'] / common.MIB:.1f}",
+        "a step adds": f"{row['peak_bytes'] / common.MIB:.1f}",
+        "loss": f"{row['losses'][0]:.3f}",
+        "after": f"{row['losses'][-1]:.3f}",
+    }
 
 
 if __name__ == "__main__":

@@ -6,42 +6,43 @@ CPU seconds: where a virtual machine's memory is new a file's pages cost up to e
 is read is in the page cache for both. The proof of the export is not part of it.
 """
 
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+# Only the repository's root: in these folders evaluate.py, for one, would hide the package of the same name.
+sys.path[:] = [str(ROOT), *(path for path in sys.path if not Path(path).resolve().is_relative_to(ROOT / "scripts"))]
+
 import argparse
-import json
 import os
 import shutil
-import statistics
 import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+from scripts.bench import common
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--gigabytes", type=float, default=3.0, help="of the checkpoint's weights; default: %(default)s"
-    )
-    parser.add_argument("--ranks", type=int, default=2, help="that wrote the checkpoint; default: %(default)s")
-    parser.add_argument("--d_model", type=int, default=1024, help="default: %(default)s")
-    parser.add_argument("--rounds", type=int, default=7, help="default: %(default)s")
-    parser.add_argument("--folder", type=Path, help="where it all is written (default: the system's for what passes)")
-    parser.add_argument("--json", type=Path, help="where to write all figures")
-    args = parser.parse_args(argv)
-    if str(ROOT) not in sys.path:
-        sys.path.insert(0, str(ROOT))
+    args = parse_args(argv)
+    report = common.description(args)
     with tempfile.TemporaryDirectory(dir=args.folder) as name:
         folder = Path(name)
-        report = make_checkpoint(folder / "run", args.gigabytes, args.d_model, args.ranks)
+        report |= make_checkpoint(folder / "run", args.gigabytes, args.d_model, args.ranks)
         report |= {"precisions": {precision: measure(folder, precision, args.rounds) for precision in ("fp32", "bf16")}}
     show(report)
-    if args.json:
-        args.json.write_text(json.dumps(report, indent=2) + "\n")
+    common.write_json(args.json, report)
     return 0
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = common.make_parser(__doc__, d_model=1024, rounds=7)
+    what = "of the checkpoint's weights; default: %(default)s"
+    parser.add_argument("--gigabytes", type=float, default=3.0, help=what)
+    parser.add_argument("--ranks", type=int, default=2, help="that wrote the checkpoint; default: %(default)s")
+    parser.add_argument("--folder", type=Path, help="for all files (default: the system's temporary folder)")
+    return parser.parse_args(argv)
 
 
 def make_checkpoint(folder: Path, gigabytes: float, d_model: int, ranks: int) -> dict[str, Any]:
@@ -72,7 +73,7 @@ def make_checkpoint(folder: Path, gigabytes: float, d_model: int, ranks: int) ->
         "model.attn_config.kv_n_heads=1",
     ]
     config = load_config(str(path), overrides)
-    leave(folder, config)
+    write_config_and_tokenizer(folder, config)
     shapes = parameter_shapes(config.model)
     torch.manual_seed(0)
     state = {PREFIX + name: torch.randn(shape) for name, shape in shapes.items()}
@@ -83,7 +84,7 @@ def make_checkpoint(folder: Path, gigabytes: float, d_model: int, ranks: int) ->
     return {"bytes": 4 * sum(numels), "largest_tensor_bytes": 4 * max(numels), "tensors": len(numels)}
 
 
-def leave(folder: Path, config: Any) -> None:
+def write_config_and_tokenizer(folder: Path, config: Any) -> None:
     from data.tokenization.tokenizer import build_tokenizer
     from train.config.load import to_yaml
 
@@ -91,23 +92,24 @@ def leave(folder: Path, config: Any) -> None:
     build_tokenizer(config.tokenizer).save_pretrained(folder / "tokenizer", config.max_seq_len)
 
 
-def measure(folder: Path, precision: str, rounds: int) -> dict[str, Any]:
+def measure(folder: Path, precision: str, n_rounds: int) -> dict[str, Any]:
     """Of each side in each round the seconds on the clock and of CPU; and the peak of an export's memory above what it
     began with. The side that goes first changes from round to round."""
     model, other = folder / precision, folder / "other"
     found: dict[str, Any] = {"export": [], "copy": []}
     in_fresh_process("export", folder / "run", model, precision)  # what is copied, and not timed
-    for number in range(rounds):
-        for side, source in (("export", folder / "run"), ("copy", model))[:: 1 if number % 2 else -1]:
+    sources = {"export": folder / "run", "copy": model}
+    for order in common.rounds(sources, n_rounds):
+        for side in order:
             os.sync()
-            seconds, cpu_seconds, peak = in_fresh_process(side, source, other, precision)
+            seconds, cpu_seconds, peak = in_fresh_process(side, sources[side], other, precision)
             found[side].append({"seconds": seconds, "cpu_seconds": cpu_seconds, "peak_bytes": peak})
             shutil.rmtree(other)
     found["bytes"] = sum(file.stat().st_size for file in model.iterdir())
     shutil.rmtree(model)
     for clock in ("seconds", "cpu_seconds"):
-        pairs = zip(found["copy"], found["export"], strict=True)
-        found[f"share_of_copying_{clock}"] = statistics.median(copy[clock] / export[clock] for copy, export in pairs)
+        copy, export = ([each[clock] for each in found[side]] for side in ("copy", "export"))
+        found[f"share_of_copying_{clock}"] = common.ratio(copy, export)
     return found
 
 
@@ -139,26 +141,21 @@ def in_fresh_process(side: str, source: Path, output: Path, precision: str) -> l
     return [float(word) for word in done.stdout.split()[-3:]]
 
 
-def spread(rounds: list[dict[str, float]]) -> str:
-    """Median, and the fastest and slowest round."""
-    seconds = [found["seconds"] for found in rounds]
-    return f"{statistics.median(seconds):.2f} ({min(seconds):.2f}-{max(seconds):.2f})"
-
-
 def show(report: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
     largest = report["largest_tensor_bytes"]
-    title = f"{report['bytes'] / 1e9:.2f} GB in {report['tensors']} tensors, the largest of {largest / 1e6:.0f} MB"
-    columns = ("written GB", "export s (min-max)", "copy s (min-max)", "x copying (CPU)", "peak memory MB")
-    table = Table("precision", *columns, title=title)
-    for precision, found in report["precisions"].items():
-        sides = [spread(found[side]) for side in ("export", "copy")]
-        share = f"{found['share_of_copying_seconds']:.2f} ({found['share_of_copying_cpu_seconds']:.2f})"
-        peak = f"{max(round_['peak_bytes'] for round_ in found['export']) / 1e6:.0f}"
-        table.add_row(precision, f"{found['bytes'] / 1e9:.2f}", *sides, share, peak)
-    Console(width=100).print(table)
+    print(f"{report['bytes'] / 1e9:.2f} GB in {report['tensors']} tensors, the largest of {largest / 1e6:.0f} MB")
+    common.show_table([cells(precision, found) for precision, found in report["precisions"].items()])
+
+
+def cells(precision: str, found: dict[str, Any]) -> dict[str, str]:
+    row = {"precision": precision, "written GB": f"{found['bytes'] / 1e9:.2f}"}
+    for side in ("export", "copy"):
+        seconds = [each["seconds"] for each in found[side]]
+        row[f"{side} s (min-max)"] = f"{common.median(seconds)} ({common.spread(seconds)})"
+    shares = [found[f"share_of_copying_{clock}"] for clock in ("seconds", "cpu_seconds")]
+    row["x copying (CPU)"] = f"{shares[0]:.2f} ({shares[1]:.2f})"
+    row["peak memory MB"] = f"{max(each['peak_bytes'] for each in found['export']) / 1e6:.0f}"
+    return row
 
 
 if __name__ == "__main__":

@@ -4,19 +4,19 @@ Planning is of one global batch somewhere in the run: at its beginning, in its m
 its end, each in a fresh plan (cold, which sets up tables of the shards) and the batches after it (warm).
 """
 
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+# Only the repository's root: in these folders evaluate.py, for one, would hide the package of the same name.
+sys.path[:] = [str(ROOT), *(path for path in sys.path if not Path(path).resolve().is_relative_to(ROOT / "scripts"))]
+
 import argparse
 import dataclasses
-import json
-import statistics
-import sys
 import tempfile
-import time
 import tracemalloc
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
@@ -30,8 +30,8 @@ from data.config.schema import (
     TokenizerKwargs,
 )
 from data.mixing.curriculum import RowPlan
+from scripts.bench import common
 
-ROOT = Path(__file__).resolve().parents[1]
 SHARD_ROWS = 8192
 
 
@@ -51,37 +51,42 @@ class Shape:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
-    result: dict[str, Any] = {"settings": {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}}
-    result["planning"] = planning(args)
-    columns = ("rows", "streams", "shards", "cold ms", "warm ms", "min-max", "peak MiB")
-    print("".join(f"{column:>14}" for column in columns))
-    for row in result["planning"]:
-        warm = row["warm_ms"]
-        spread = f"{min(warm):.2f}-{max(warm):.2f}"
-        print(
-            f"{row['rows']:>14,}{row['streams']:>14}{row['shards']:>14,}{max(row['cold_ms']):>14.1f}"
-            f"{statistics.median(warm):>14.2f}{spread:>14}{row['peak_bytes'] / 2**20:>14.2f}"
-        )
+    result = common.description(args) | {"planning": planning(args)}
+    common.show_table([planning_cells(row) for row in result["planning"]])
     result["loading"] = loading(args)
+    print()
     one = result["loading"]["1"]
-    print(f"\n{'streams':>14}{'M tokens/s':>14}{'min-max':>14}{'of one':>14}")
-    for name, rates in result["loading"].items():
-        ratio = statistics.median(a / b for a, b in zip(rates, one, strict=True))
-        spread = f"{min(rates) / 1e6:.2f}-{max(rates) / 1e6:.2f}"
-        print(f"{name:>14}{statistics.median(rates) / 1e6:>14.2f}{spread:>14}{ratio:>14.2f}")
-    if args.json:
-        args.json.write_text(json.dumps(result, indent=1) + "\n")
+    common.show_table([loading_cells(name, rates, one) for name, rates in result["loading"].items()])
+    common.write_json(args.json, result)
     return 0
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = common.make_parser(__doc__, batch=1024, rounds=7, load_rows=4000, load_batch=32, max_seq_len=2048)
     parser.add_argument("--rows", type=int, nargs="+", default=[10**4, 10**6, 10**9], help="rows of a run")
     parser.add_argument("--streams", type=int, nargs="+", default=[2, 10, 100])
-    for name, default in {"batch": 1024, "rounds": 7, "load_rows": 4000, "load_batch": 32, "max_seq_len": 2048}.items():
-        parser.add_argument(f"--{name}", type=int, default=default, help=f"default: {default}")
-    parser.add_argument("--json", type=Path, help="write all figures to this file")
     return parser.parse_args(argv)
+
+
+def planning_cells(row: dict[str, Any]) -> dict[str, str]:
+    return {
+        "rows": f"{row['rows']:,}",
+        "streams": str(row["streams"]),
+        "shards": f"{row['shards']:,}",
+        "cold ms": f"{max(row['cold_ms']):.1f}",
+        "warm ms": common.median(row["warm_ms"]),
+        "min-max": common.spread(row["warm_ms"]),
+        "peak MiB": f"{row['peak_bytes'] / common.MIB:.2f}",
+    }
+
+
+def loading_cells(streams: str, rates: list[float], one: list[float]) -> dict[str, str]:
+    return {
+        "streams": streams,
+        "M tokens/s": common.median(rates, scale=1e-6),
+        "min-max": common.spread(rates, scale=1e-6),
+        "of one": f"{common.ratio(rates, one):.2f}",
+    }
 
 
 def planning(args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -97,7 +102,7 @@ def plan_once(args: argparse.Namespace, n_rows: int, n_streams: int) -> dict[str
     def from_nothing(place: int) -> None:
         make(config, streams, n_batches, args).rows(place, 0, args.batch)
 
-    cold = [timed(from_nothing, place) for place in places]
+    cold = [1e3 * common.wall_seconds(from_nothing, place) for place in places]
     tracemalloc.start()
     from_nothing(places[1])
     peak = tracemalloc.get_traced_memory()[1]
@@ -107,7 +112,8 @@ def plan_once(args: argparse.Namespace, n_rows: int, n_streams: int) -> dict[str
     for place in places:
         plan.rows(place, 0, args.batch)
         # Those after it: what was planned already would be looked up.
-        warm += [timed(plan.rows, place + 1 + number, 0, args.batch) for number in range(args.rounds)]
+        later = range(place + 1, place + 1 + args.rounds)
+        warm += [1e3 * common.wall_seconds(plan.rows, number, 0, args.batch) for number in later]
     return {
         "rows": n_rows,
         "streams": n_streams,
@@ -143,42 +149,23 @@ def make(config: DataLoaderConfig, streams: Any, n_batches: int, args: argparse.
     return RowPlan(config, streams, clock.until(f"{n_batches}ba"), seed=17)
 
 
-def timed(function: Any, *arguments: Any) -> float:
-    """Milliseconds."""
-    start = time.perf_counter()
-    function(*arguments)
-    return (time.perf_counter() - start) * 1e3
-
-
 def loading(args: argparse.Namespace) -> dict[str, list[float]]:
     """Tokens a second of one loader without workers, over as many rows in 1 and in 10 streams, in turn."""
     with tempfile.TemporaryDirectory() as folder:
         loaders = {str(n): loader(Path(folder) / str(n), n, args) for n in (1, 10)}
         rates: dict[str, list[float]] = {name: [] for name in loaders}
-        for _ in range(args.rounds):
-            for name, batches in loaders.items():
-                start, tokens = time.perf_counter(), 0
-                for batch in batches:
-                    tokens += batch["input_ids"].numel()
-                rates[name].append(tokens / (time.perf_counter() - start))
+        for order in common.rounds(loaders, args.rounds):
+            for name in order:
+                rates[name].append(common.tokens_per_second(loaders[name]))
     return rates
 
 
 def loader(folder: Path, n_streams: int, args: argparse.Namespace) -> Any:
-    from streaming import MDSWriter
-
     from data.loading.loader import train_loader
     from data.loading.rows import open_streams
-    from data.mds.folder import COLUMNS
     from data.tokenization.tokenizer import build_tokenizer
 
-    rng = np.random.default_rng(0)
-    for number in range(n_streams):
-        with MDSWriter(columns=COLUMNS, out=str(folder / str(number)), hashes=["xxh64"], size_limit=4 << 20) as writer:
-            for _ in range(args.load_rows // n_streams):
-                tokens = rng.integers(0, 256, args.max_seq_len).astype(np.int32)
-                mask, lengths = np.ones(len(tokens), np.uint8), np.array([len(tokens)], np.int32)
-                writer.write({"tokens": tokens, "loss_mask": mask, "lengths": lengths})
+    write_streams(folder, n_streams, args)
     streams = {str(number): StreamConfig(local=str(folder / str(number))) for number in range(n_streams)}
     dataset = DatasetConfig(streams=streams, max_seq_len=args.max_seq_len, cache_dir=str(folder / "cache"))
     config = DataLoaderConfig(name="text", dataset=dataset, num_workers=0)
@@ -189,6 +176,20 @@ def loader(folder: Path, n_streams: int, args: argparse.Namespace) -> Any:
     clock = Clock(tokens_per_batch=size * args.max_seq_len, rows_per_batch=size, rows_per_epoch=args.load_rows)
     plan = RowPlan(config, opened, clock.until(f"{n_batches}ba"), seed=17)
     return train_loader(opened, config, plan, n_batches=n_batches, rank=0, world_size=1, pad_token_id=0)
+
+
+def write_streams(folder: Path, n_streams: int, args: argparse.Namespace) -> None:
+    from streaming import MDSWriter
+
+    from data.mds.folder import COLUMNS
+
+    rng = np.random.default_rng(0)
+    for number in range(n_streams):
+        with MDSWriter(columns=COLUMNS, out=str(folder / str(number)), hashes=["xxh64"], size_limit=4 << 20) as writer:
+            for _ in range(args.load_rows // n_streams):
+                tokens = rng.integers(0, 256, args.max_seq_len).astype(np.int32)
+                mask, lengths = np.ones(len(tokens), np.uint8), np.array([len(tokens)], np.int32)
+                writer.write({"tokens": tokens, "loss_mask": mask, "lengths": lengths})
 
 
 if __name__ == "__main__":

@@ -3,15 +3,20 @@
 It is on every machine: for trying out mixtures and curricula without a download. One line a module: {"text": ...}.
 """
 
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+# Only the repository's root: in these folders evaluate.py, for one, would hide the package of the same name.
+sys.path[:] = [str(ROOT), *(path for path in sys.path if not Path(path).resolve().is_relative_to(ROOT / "scripts"))]
+
 import argparse
 import ast
 import io
 import json
-import sys
 import sysconfig
 import tokenize
 from collections.abc import Sequence
-from pathlib import Path
 
 SKIPPED = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "__pycache__"}
 STREAMS = ("code", "docstrings", "comments")

@@ -1,0 +1,147 @@
+"""What the benches share: flags, turns of the sides, clocks, ratios, tables and reports. torch is imported on use."""
+
+import argparse
+import json
+import os
+import platform
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from train.models.config import ModelConfig
+
+MIB = 2**20
+
+
+def make_parser(description: str | None, **integers: int) -> argparse.ArgumentParser:
+    """With --json, and a flag for each integer, whose default is given."""
+    parser = argparse.ArgumentParser(description=description)
+    for name, default in integers.items():
+        parser.add_argument(f"--{name}", type=int, default=default, help=f"default: {default}")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to this file")
+    return parser
+
+
+def model_config(args: argparse.Namespace, moe_recompute: bool = False) -> "ModelConfig":
+    """Of the flags that are named as its keys."""
+    from train.models.config import AttnConfig, FFNConfig, ModelConfig
+
+    ffn_sizes = {name: getattr(args, name) for name in ("ffn_hidden_size", "moe_num_experts", "moe_top_k")}
+    names = ("d_model", "n_heads", "n_layers", "max_seq_len", "vocab_size")
+    return ModelConfig(
+        **{name: getattr(args, name) for name in names},
+        attn_config=AttnConfig(kv_n_heads=args.kv_n_heads),
+        ffn_config=FFNConfig(**ffn_sizes, moe_recompute=moe_recompute),
+    )
+
+
+def prepare_process(threads: int) -> None:
+    """Sets torch's threads, and the allocator as train/run/trainer.py does; it serves all sides."""
+    import torch
+
+    from train.hardware.allocator import keep_freed_memory
+
+    torch.set_num_threads(threads)
+    keep_freed_memory()
+
+
+def rounds(sides: Iterable[str], n_rounds: int) -> Iterator[list[str]]:
+    """The sides' order in each round. It rotates, so that a side does not always follow the same other one."""
+    names = list(sides)
+    for number in range(n_rounds):
+        print(f"round {number + 1} of {n_rounds}", file=sys.stderr, flush=True)
+        start = number % len(names)
+        yield names[start:] + names[:start]
+
+
+def now(device: str) -> float:
+    """Seconds: on a GPU on the clock, after all that was started has ended; on a CPU those of this process."""
+    if device == "cpu":
+        return time.process_time()
+    import torch
+
+    torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def wall_seconds(function: Callable[..., Any], *arguments: Any) -> float:
+    began = time.perf_counter()
+    function(*arguments)
+    return time.perf_counter() - began
+
+
+def tokens_per_second(batches: Iterable[Any]) -> float:
+    began = time.perf_counter()
+    tokens = sum(batch["input_ids"].numel() for batch in batches)
+    return tokens / (time.perf_counter() - began)
+
+
+def peak_bytes(who: int = resource.RUSAGE_SELF) -> int:
+    """The peak resident memory of this process, or of its largest child; Linux counts in KiB, macOS in bytes."""
+    peak = resource.getrusage(who).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def ratio(above: Sequence[float], below: Sequence[float]) -> float:
+    """The median of each round's ratio."""
+    return statistics.median(a / b for a, b in zip(above, below, strict=True))
+
+
+def floors_of(times: Mapping[str, Sequence[float]], prefixes: Mapping[str, str]) -> dict[str, list[float]]:
+    """For each prefix of sides' names, the fastest of these sides in each round."""
+    return {
+        floor: [min(row) for row in zip(*(times[name] for name in times if name.startswith(prefix)), strict=True)]
+        for floor, prefix in prefixes.items()
+    }
+
+
+def median(values: Sequence[float], digits: int = 2, scale: float = 1.0) -> str:
+    return f"{statistics.median(values) * scale:.{digits}f}"
+
+
+def spread(values: Sequence[float], digits: int = 2, scale: float = 1.0) -> str:
+    """Smallest and largest."""
+    return f"{min(values) * scale:.{digits}f}-{max(values) * scale:.{digits}f}"
+
+
+def show_table(rows: Sequence[Mapping[str, str]]) -> None:
+    """Cells by column. The first column is aligned to the left, the others to the right."""
+    columns = list(rows[0])
+    widths = {column: max(len(column), *(len(row[column]) for row in rows)) for column in columns}
+    for row in ({column: column for column in columns}, *rows):
+        cells = [row[column].rjust(widths[column]) for column in columns[1:]]
+        print("  ".join([row[columns[0]].ljust(widths[columns[0]]), *cells]), flush=True)
+
+
+def hardware(device: str = "cpu") -> str:
+    if device == "cpu":
+        return f"{os.cpu_count()} x {_cpu_name()}"
+    import torch
+
+    return torch.cuda.get_device_name()
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def description(args: argparse.Namespace) -> dict[str, Any]:
+    """What a report begins with: flags, machine and torch."""
+    flags = {name: value for name, value in vars(args).items() if name != "json"}
+    settings = {name: str(value) if isinstance(value, Path) else value for name, value in flags.items()}
+    # The metadata of the package lacks the build, such as +cu130.
+    torch = sys.modules["torch"].__version__ if "torch" in sys.modules else version("torch")
+    return {"settings": settings, "hardware": hardware(getattr(args, "device", "cpu")), "torch": torch}
+
+
+def write_json(file: Path | None, report: Any) -> None:
+    if file is not None:
+        file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")

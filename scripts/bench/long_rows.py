@@ -1,0 +1,135 @@
+"""Memory and time of training a tiny DBRX on one long row: one document in it, or many.
+
+Every figure comes from a process of its own: its peak resident memory, less what it had after building the model and
+one step on a short row. Memory is linear when it doubles with the row.
+"""
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+# Only the repository's root: in these folders evaluate.py, for one, would hide the package of the same name.
+sys.path[:] = [str(ROOT), *(path for path in sys.path if not Path(path).resolve().is_relative_to(ROOT / "scripts"))]
+
+import argparse
+import json
+import random
+import subprocess
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from scripts.bench import common
+
+SHORTEST, LONGEST = 32, 480  # tokens of one of many documents
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse_args(argv)
+    if args.measure:
+        print(json.dumps(measure(args.lengths[0], args.measure, args.steps, args.threads, args.attn_impl)))
+        return 0
+    flags = ["--steps", str(args.steps), "--threads", str(args.threads), "--attn_impl", args.attn_impl]
+    rows = []
+    for kind in ("one", "many"):
+        for length in args.lengths:
+            print(f"{length:,} tokens, {kind}", file=sys.stderr, flush=True)
+            command = [sys.executable, __file__, "--measure", kind, "--lengths", str(length), *flags]
+            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+            if done.returncode:
+                return done.returncode
+            rows.append(json.loads(done.stdout))
+    common.show_table([cells(row) for row in rows])
+    common.write_json(args.json, rows)
+    return 0
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = common.make_parser(__doc__)
+    lengths = (4096, 8192, 16384, 32768)
+    parser.add_argument("--lengths", type=int, nargs="+", default=lengths, help="of the rows, in tokens")
+    parser.add_argument("--steps", type=int, default=1, help="on the same row; the time is the last one's (default: 1)")
+    parser.add_argument("--threads", type=int, default=1, help="of torch (default: 1)")
+    parser.add_argument("--attn_impl", default="auto", help="default: auto")
+    parser.add_argument("--measure", choices=("one", "many"), help=argparse.SUPPRESS)
+    return parser.parse_args(argv)
+
+
+def cells(row: dict[str, Any]) -> dict[str, str]:
+    return {
+        "row": f"{row['tokens']:,}",
+        "documents": str(row["documents"]),
+        "peak MiB": f"{row['peak_bytes'] / common.MIB:.0f}",
+        "KiB/token": f"{row['peak_bytes'] / 2**10 / row['tokens']:.1f}",
+        "seconds": f"{row['seconds']:.1f}",
+        "loss": " -> ".join(f"{loss:.2f}" for loss in dict.fromkeys((row["losses"][0], row["losses"][-1]))),
+    }
+
+
+def measure(length: int, kind: str, steps: int, threads: int, attn_impl: str) -> dict[str, Any]:
+    """Trains on one row of this many tokens in this process, whose peak memory must not have been used before."""
+    import torch
+
+    torch.set_num_threads(threads)
+    step = make_step(length, attn_impl)
+    # What the libraries need the first time does not belong to a row, nor do the weights.
+    step([min(64, length)])
+    before = common.peak_bytes()
+    lengths = [length] if kind == "one" else many(length)
+    losses: list[float] = []
+    seconds = [common.wall_seconds(lambda: losses.append(step(lengths))) for _ in range(steps)]
+    return {
+        "tokens": length,
+        "documents": len(lengths),
+        "longest": max(lengths),
+        "peak_bytes": common.peak_bytes() - before,
+        "seconds": seconds[-1],
+        "losses": losses,
+        "attn_impl": attn_impl,
+        "threads": threads,
+        "torch": torch.__version__,
+    }
+
+
+def make_step(max_seq_len: int, attn_impl: str) -> Callable[[list[int]], float]:
+    """Trains on a row of documents of these lengths, and returns the loss before."""
+    import torch
+
+    from train.models.config import PRESETS, AttnConfig, FFNConfig, ModelConfig
+    from train.models.dbrx import DbrxForCausalLM
+    from train.models.init import initialise
+
+    tiny = dict(PRESETS["tiny"])
+    attn = AttnConfig(**{**tiny.pop("attn_config"), "attn_impl": attn_impl})
+    ffn = FFNConfig(**tiny.pop("ffn_config"))
+    config = ModelConfig(**{**tiny, "max_seq_len": max_seq_len}, attn_config=attn, ffn_config=ffn)
+    model = DbrxForCausalLM(config)
+    initialise(model, config, 0)
+    generator = torch.Generator().manual_seed(0)
+
+    def step(lengths: list[int]) -> float:
+        documents = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))[None]
+        # Counting up from a random token: something to learn, so that the loss shows that training works.
+        first = torch.randint(config.vocab_size, (1,), generator=generator)
+        ids = (first + torch.arange(documents.shape[1])[None]) % config.vocab_size
+        losses = model(ids, (ids + 1) % config.vocab_size, documents).losses_BS
+        losses.mean().backward()
+        # SGD by hand: torch.optim imports torch's compiler, which takes seconds in each process.
+        with torch.no_grad():
+            for param in model.parameters():
+                assert param.grad is not None
+                param.sub_(param.grad, alpha=0.1)
+                param.grad = None
+        return losses.mean().item()
+
+    return step
+
+
+def many(length: int) -> list[int]:
+    draw, lengths = random.Random(0), []
+    while (left := length - sum(lengths)) > 0:
+        lengths.append(min(draw.randint(SHORTEST, LONGEST), left))
+    return lengths
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,169 @@
+"""Times one MoE layer, forward and backward: our backends, transformers' DBRX layer, a dense layer, and the bare GEMMs.
+
+All sides run in turn in every round, on the same fresh tokens, and ratios are taken within a round. On a CPU one thread
+computes and its own CPU time is measured, which other programs on the machine hardly change; on a GPU, events.
+"""
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+# Only the repository's root: in these folders evaluate.py, for one, would hide the package of the same name.
+sys.path[:] = [str(ROOT), *(path for path in sys.path if not Path(path).resolve().is_relative_to(ROOT / "scripts"))]
+
+import argparse
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scripts.bench import common
+from scripts.bench.moe_sides import Side, build_sides
+
+# On a CPU a small layer in fp32; on a GPU the true width of DBRX in bf16.
+DEFAULTS = {
+    "cpu": {"d_model": 512, "ffn_hidden_size": 896, "tokens": 2048, "dtype": "float32"},
+    "cuda": {"d_model": 6144, "ffn_hidden_size": 10752, "tokens": 8192, "dtype": "bfloat16"},
+}
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = common.make_parser(__doc__, moe_num_experts=16, moe_top_k=4)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: cpu")
+    for name in ("tokens", "d_model", "ffn_hidden_size"):
+        what = f"default: {DEFAULTS['cpu'][name]} on a CPU, {DEFAULTS['cuda'][name]} on a GPU"
+        parser.add_argument(f"--{name}", type=int, help=what)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: float32 on a CPU, bfloat16 on a GPU")
+    parser.add_argument("--rounds", type=int, default=9, help="at least 7; default: 9")
+    parser.add_argument("--warmup", type=int, default=3, help="rounds before those that count; default: 3")
+    args = parser.parse_args(argv)
+    for name, value in DEFAULTS[args.device].items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    if args.rounds < 7:
+        parser.error(f"--rounds is {args.rounds}, but a median of fewer than 7 says little")
+    if args.moe_top_k > args.moe_num_experts:
+        parser.error(f"--moe_top_k is {args.moe_top_k}, but there are only {args.moe_num_experts} experts")
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse_args(argv)
+    if args.device == "cuda" and not torch.cuda.is_available():
+        print("error: --device is cuda, but torch sees no GPU", file=sys.stderr)
+        return 2
+    common.prepare_process(threads=1)
+    torch.manual_seed(0)
+    sides, notes = build_sides(args)
+    times = measure(args, sides)
+    saved = {name: saved_bytes(args, side) for name, side in sides.items() if not name.startswith("GEMMs")}
+    report = common.description(args) | {"notes": notes, "sides": summarise(args, times, saved)}
+    show(report)
+    common.write_json(args.json, report)
+    return 0
+
+
+def measure(args: argparse.Namespace, sides: dict[str, Side]) -> dict[str, list[float]]:
+    """Seconds of each side in each round that counts."""
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    for number, order in enumerate(common.rounds(sides, args.warmup + args.rounds)):
+        x, dy = tokens(args), tokens(args)
+        for name in order:
+            seconds = seconds_of(args.device, sides[name], x, dy)
+            if number >= args.warmup:
+                times[name].append(seconds)
+    return times
+
+
+def seconds_of(device: str, side: Side, x: Tensor, dy: Tensor) -> float:
+    if device == "cpu":
+        began = common.now(device)
+        side(x, dy)
+        return common.now(device) - began
+    cuda: Any = torch.cuda
+    begin, end = (cuda.Event(enable_timing=True) for _ in range(2))
+    cuda.synchronize()
+    begin.record()
+    side(x, dy)
+    end.record()
+    cuda.synchronize()
+    return begin.elapsed_time(end) / 1e3
+
+
+def tokens(args: argparse.Namespace) -> Tensor:
+    return torch.randn(args.tokens, args.d_model, device=args.device, dtype=getattr(torch, args.dtype))
+
+
+def saved_bytes(args: argparse.Namespace, side: Side) -> int:
+    """What is kept between forward and backward: each storage once, the weights not counted."""
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        if not isinstance(tensor, torch.nn.Parameter) and not (tensor._is_view() and is_weight(tensor._base)):
+            storage = tensor.untyped_storage()
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    def is_weight(tensor: Any) -> bool:
+        return isinstance(tensor, torch.nn.Parameter)
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        side(tokens(args), tokens(args))
+    return sum(kept.values())
+
+
+def summarise(
+    args: argparse.Namespace, times: dict[str, list[float]], saved: dict[str, int]
+) -> dict[str, dict[str, Any]]:
+    """Of each side: medians over rounds, and medians of each round's ratios."""
+    flops = 18 * args.tokens * args.moe_top_k * args.d_model * args.ffn_hidden_size
+    floors = common.floors_of(times, {"torch.mm": "GEMMs, torch.mm", "best GEMMs": "GEMMs"})
+    rows = {}
+    for name, seconds in times.items():
+        middle = statistics.median(seconds)
+        row: dict[str, Any] = {"seconds": seconds, "median_s": middle, "min_s": min(seconds), "max_s": max(seconds)}
+        row["tflop_per_s"] = flops / middle / 1e12
+        for floor, best in floors.items():
+            row[f"share of the floor, {floor}"] = common.ratio(best, seconds)
+        for other in ("transformers", "MegaBlocks' own layer", "ours, torch"):
+            if other in times:
+                row[f"speed over {other}"] = common.ratio(times[other], seconds)
+        if name in saved:
+            row["saved_bytes"] = saved[name]
+            if "transformers" in saved:
+                row["saved, share of transformers"] = saved[name] / saved["transformers"]
+        rows[name] = row
+    return rows
+
+
+def show(report: dict[str, Any]) -> None:
+    settings = " ".join(f"{name}={value}" for name, value in report["settings"].items())
+    threads = ", one thread" if report["settings"]["device"] == "cpu" else ""
+    print(f"MoE layer, forward and backward: {report['hardware']}{threads}, torch {report['torch']}\n{settings}")
+    common.show_table([cells(name, row) for name, row in report["sides"].items()])
+    for note in report["notes"]:
+        print(note)
+
+
+def cells(name: str, row: dict[str, Any]) -> dict[str, str]:
+    return {
+        "side": name,
+        "ms": common.median(row["seconds"], digits=1, scale=1e3),
+        "min-max": common.spread(row["seconds"], digits=1, scale=1e3),
+        "TFLOP/s": f"{row['tflop_per_s']:.3g}",
+        "of torch.mm's floor": f"{row['share of the floor, torch.mm']:.2f}",
+        "of the best GEMMs": f"{row['share of the floor, best GEMMs']:.2f}",
+        "x transformers": number_or_nothing(row.get("speed over transformers"), "{:.2f}"),
+        "saved MiB": number_or_nothing(row.get("saved_bytes"), "{:.1f}", 1 / common.MIB),
+        "of transformers": number_or_nothing(row.get("saved, share of transformers"), "{:.2f}"),
+    }
+
+
+def number_or_nothing(value: float | None, form: str, scale: float = 1.0) -> str:
+    return "" if value is None else form.format(value * scale)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

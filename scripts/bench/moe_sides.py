@@ -1,0 +1,202 @@
+"""What the bench of the MoE layer compares: our backends, transformers' and MegaBlocks' layers, a dense one, GEMMs."""
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scripts.bench.gemms import gemm_kinds
+from train.models.config import FFNConfig, ModelConfig
+from train.models.experts.experts import MOE_IMPLS, resolve_moe_impl
+from train.models.moe import MoE
+
+Side = Callable[[Tensor, Tensor], Any]
+
+
+def build_sides(args: argparse.Namespace) -> tuple[dict[str, Side], list[str]]:
+    """What is compared, all with the same weights, and what could not be."""
+    sides: dict[str, Side] = {}
+    notes: list[str] = []
+    dtype = getattr(torch, args.dtype)
+    reference = our_layer(args, "torch")
+    for param in reference.parameters():
+        torch.nn.init.normal_(param, std=0.02)
+    weights = reference.state_dict()
+    for moe_impl in MOE_IMPLS:
+        try:
+            resolve_moe_impl(moe_impl, args.device, dtype)
+        except ValueError as error:
+            notes.append(f"not measured: {error}")
+            continue
+        for recompute in (False, True):
+            layer = our_layer(args, moe_impl, recompute)
+            layer.load_state_dict(weights, assign=True)
+            sides[f"ours, {moe_impl}" + ", recompute" * recompute] = layer_side(layer)
+    sides["ours, torch"] = layer_side(reference)
+    for part, experts in ((1 / 2, "half of all tokens to one expert"), (1.0, "all tokens to one expert")):
+        sides[f"ours, torch, {experts}"] = skewed_side(args, reference, part)
+    add_transformers(args, sides, notes, weights)
+    add_megablocks(args, sides, notes, weights)
+    sides["dense layer of equal active FLOPs"] = dense_side(args)
+    add_gemms(args, sides)
+    return sides, notes
+
+
+def our_layer(args: argparse.Namespace, moe_impl: str, recompute: bool = False) -> Any:
+    ffn = FFNConfig(
+        ffn_hidden_size=args.ffn_hidden_size,
+        moe_num_experts=args.moe_num_experts,
+        moe_top_k=args.moe_top_k,
+        moe_impl=moe_impl,  # type: ignore[arg-type]
+        moe_recompute=recompute,
+    )
+    heads = max(8, args.d_model // 128)
+    with torch.device(args.device):
+        layer = MoE(ModelConfig(d_model=args.d_model, n_heads=heads, ffn_config=ffn))
+    return layer.to(getattr(torch, args.dtype))
+
+
+def layer_side(layer: Any, batched: bool = False) -> Side:
+    """Forward and backward of a module whose first result is [T, D] (batched: [1, T, D])."""
+
+    def side(x: Tensor, dy: Tensor) -> Any:
+        for param in layer.parameters():
+            param.grad = None
+        x = x.detach().requires_grad_()
+        y = layer(x.unsqueeze(0) if batched else x)
+        y = y if hasattr(y, "backward") else y[0]
+        y.reshape(dy.shape).backward(dy)
+        return y
+
+    return side
+
+
+def skewed_side(args: argparse.Namespace, layer: Any, part: float) -> Side:
+    """The first expert is made the choice of a part of the tokens, whose other choices stay as random as before.
+
+    By logits that leave the others' weights small but normal numbers: Intel's CPUs compute with denormals 100 times
+    more slowly, and no router gives them.
+    """
+    tokens = torch.arange(args.tokens, device=args.device) < part * args.tokens
+
+    def push(module: Any, inputs: Any, logits: Tensor) -> Tensor:
+        logits = logits.clone()
+        logits[:, 0] = torch.where(tokens, 20.0, -20.0).to(logits.dtype)
+        return logits
+
+    run = layer_side(layer)
+
+    def side(x: Tensor, dy: Tensor) -> Any:
+        with_hook = layer.router.layer.register_forward_hook(push)
+        try:
+            return run(x, dy)
+        finally:
+            with_hook.remove()
+
+    return side
+
+
+def add_transformers(args: argparse.Namespace, sides: dict[str, Side], notes: list[str], weights: dict) -> None:
+    try:
+        import transformers
+        from transformers.models.dbrx.modeling_dbrx import DbrxFFN
+    except ImportError as error:
+        notes.append(f"not measured: transformers' layer ({error})")
+        return
+    ffn_config: Any = {
+        "ffn_hidden_size": args.ffn_hidden_size,
+        "moe_num_experts": args.moe_num_experts,
+        "moe_top_k": args.moe_top_k,
+        "moe_normalize_expert_weights": 1.0,
+    }
+    with torch.device(args.device):
+        layer = DbrxFFN(transformers.DbrxConfig(d_model=args.d_model, ffn_config=ffn_config))
+    layer.to(getattr(torch, args.dtype)).load_state_dict(weights, assign=True)
+    sides["transformers"] = layer_side(layer, batched=True)
+    notes.append(f"transformers {transformers.__version__}")
+
+
+def add_megablocks(args: argparse.Namespace, sides: dict[str, Side], notes: list[str], weights: dict) -> None:
+    """MegaBlocks' own layer, with its router."""
+    try:
+        layer = megablocks_layer(args)
+        layer.load_state_dict(weights, assign=True)
+    except Exception as error:
+        notes.append(f"not measured: MegaBlocks' own layer ({type(error).__name__}: {error})")
+        return
+    run = layer_side(layer, batched=True)
+
+    def side(x: Tensor, dy: Tensor) -> Any:
+        from megablocks.layers.moe import clear_load_balancing_loss  # pyright: ignore[reportMissingImports]
+
+        clear_load_balancing_loss()
+        return run(x, dy)
+
+    sides["MegaBlocks' own layer"] = side
+
+
+def megablocks_layer(args: argparse.Namespace) -> Any:
+    from megablocks.layers.arguments import Arguments  # pyright: ignore[reportMissingImports]
+    from megablocks.layers.dmoe import dMoE  # pyright: ignore[reportMissingImports]
+
+    arguments = Arguments(
+        hidden_size=args.d_model,
+        ffn_hidden_size=args.ffn_hidden_size,
+        bias=False,
+        return_bias=False,
+        activation_fn=torch.nn.functional.silu,
+        moe_num_experts=args.moe_num_experts,
+        moe_top_k=args.moe_top_k,
+        moe_normalize_expert_weights=1,
+        moe_loss_weight=0.0,
+        memory_optimized_mlp=True,
+        mlp_type="glu",
+        mlp_impl="grouped",
+        fp16=False,
+        bf16=args.dtype == "bfloat16",
+        device=torch.device(args.device),
+    )
+    return dMoE(arguments)
+
+
+class DenseGLU(torch.nn.Module):
+    def __init__(self, d_model: int, width: int) -> None:
+        super().__init__()
+        self.w1, self.v1 = (torch.nn.Linear(d_model, width, bias=False) for _ in range(2))
+        self.w2 = torch.nn.Linear(width, d_model, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.w2(torch.nn.functional.silu(self.w1(x)) * self.v1(x))
+
+
+def dense_side(args: argparse.Namespace) -> Side:
+    """A GLU as wide as the experts of one token together."""
+    with torch.device(args.device):
+        layer = DenseGLU(args.d_model, args.moe_top_k * args.ffn_hidden_size)
+    return layer_side(layer.to(getattr(torch, args.dtype)))
+
+
+def add_gemms(args: argparse.Namespace, sides: dict[str, Side]) -> None:
+    """The nine GEMMs of a layer and nothing else: as if there were one expert, and with equal shares for each."""
+    A, D, F = args.tokens * args.moe_top_k, args.d_model, args.ffn_hidden_size
+    made: Any = {"device": args.device, "dtype": getattr(torch, args.dtype)}
+    x, h, w = torch.randn(A, D, **made), torch.randn(A, F, **made), torch.randn(args.moe_num_experts * F, D, **made)
+    out_F, out_D, out_w = torch.empty_like(h), torch.empty_like(x), torch.empty_like(w)
+
+    def by(mm: Callable[..., Any], n_experts: int) -> Side:
+        def side(*inputs: Any) -> None:
+            rows = A // n_experts
+            for e in range(n_experts):
+                part, flat = slice(e * rows, (e + 1) * rows), slice(e * F, (e + 1) * F)
+                for _matrix in range(3):
+                    mm(x[part], w[flat].t(), out_F[part])
+                    mm(h[part], w[flat], out_D[part])
+                    mm(h[part].t(), x[part], out_w[flat])
+
+        return side
+
+    for n_experts, what in ((1, "dense"), (args.moe_num_experts, "one expert after the other")):
+        for kind, mm in gemm_kinds(w).items():
+            sides[f"GEMMs, {kind}, {what}"] = by(mm, n_experts)

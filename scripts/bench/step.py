@@ -1,0 +1,168 @@
+"""A whole training step under Composer with torch's fused AdamW: Dropless, transformers' DBRX with the same weights,
+and a dense model of equal active FLOPs, beside the time of the step's GEMMs alone.
+
+The sides take turns in every round, on the same rows of packed documents, each in a process of its own as when it
+trains: in one, each leaves holes in the others' memory. Ratios are taken within a round. On a CPU one thread computes
+and its own CPU time is measured, which other programs hardly change. The floor is the forward and both backward GEMMs
+of every matrix, the experts' once as one GEMM over all assignments and once as one GEMM an expert: of torch.mm alone,
+or of the faster of torch.mm and oneDNN.
+"""
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+# Only the repository's root: in these folders evaluate.py, for one, would hide the package of the same name.
+sys.path[:] = [str(ROOT), *(path for path in sys.path if not Path(path).resolve().is_relative_to(ROOT / "scripts"))]
+
+import argparse
+import contextlib
+import gc
+import multiprocessing
+import os
+import statistics
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+# As train.py does; it serves all sides.
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+
+import transformers
+
+from scripts.bench import common
+from scripts.bench.step_operations import gemm_floors, profile
+from scripts.bench.step_sides import dense, dropless, make_batch, transformers_side
+
+FLOORS = "floors"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse_args(argv)
+    warnings.filterwarnings("ignore")
+    transformers.logging.set_verbosity_error()
+    # As train/main.py does; it serves all sides.
+    gc.freeze()
+    common.prepare_process(args.threads)
+    with contextlib.ExitStack() as stack:
+        stack.callback(gc.unfreeze)
+        sides = {name: stack.enter_context(Side(build)) for name, build in builders(args).items()}
+        times = measure(sides, args.rounds)
+        profiled = sides["dropless"].run("profile") if "dropless" in sides else {}
+    rows = summarise(times)
+    common.show_table([cells(name, row) for name, row in rows.items()])
+    for name, seconds in profiled.items():
+        print(f"  a step of dropless, {name:<32}{seconds:>7.2f} s {seconds / sum(profiled.values()):>6.1%}")
+    common.write_json(args.json, common.description(args) | {"sides": rows, "profile": profiled})
+    return 0
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    sizes = {"n_layers": 8, "d_model": 512, "n_heads": 8, "kv_n_heads": 2, "ffn_hidden_size": 896}
+    sizes |= {"moe_num_experts": 16, "moe_top_k": 4, "vocab_size": 8192, "rows": 4, "max_seq_len": 512}
+    parser = common.make_parser(__doc__, **sizes, documents=3, rounds=7, threads=1)
+    every = ["dropless", "transformers", "dense"]
+    parser.add_argument("--sides", nargs="+", default=every, choices=every)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "gpu"])
+    parser.add_argument("--precision", default="fp32", choices=["fp32", "amp_bf16"])
+    return parser.parse_args(argv)
+
+
+def builders(args: argparse.Namespace) -> dict[str, Callable[[], Callable[[], dict[str, float]]]]:
+    """What makes each side; the floors come last."""
+    config, batch = common.model_config(args), make_batch(args)
+
+    def by_row(count: bool) -> Callable[[], dict[str, float]]:
+        step = dropless(config, batch, args)
+        return lambda: step(microbatch=1, count=count)
+
+    steps: dict[str, Callable[[], Any]] = {
+        "dropless": lambda: dropless(config, batch, args),
+        "dropless, a row a microbatch": lambda: by_row(count=False),
+        "dropless, and moe_lbl_scope: batch": lambda: by_row(count=True),
+        "transformers": lambda: transformers_side(config, batch, args),
+        "dense, equal active FLOPs": lambda: dropless(dense(config), batch, args),
+    }
+
+    def floors() -> Callable[[], dict[str, float]]:
+        gemms = gemm_floors(config, batch, args)
+        return lambda: {name: run() for name, run in gemms.items()}
+
+    return {name: build for name, build in steps.items() if name.split(",")[0] in args.sides} | {FLOORS: floors}
+
+
+class Side:
+    """What `build` makes, in a process of its own that waits between its turns."""
+
+    def __init__(self, build: Callable[[], Callable[[], Any]]) -> None:
+        # Forked, because importing takes longer than most steps; nothing has touched a GPU yet.
+        context = multiprocessing.get_context("fork")
+        self.connection, other = context.Pipe()
+        self.process = context.Process(target=self._serve, args=(build, other), daemon=True)
+
+    def _serve(self, build: Callable[[], Callable[[], Any]], connection: Any) -> None:
+        step = build()
+        while True:
+            connection.send(step() if connection.recv() == "step" else profile(step))
+
+    def __enter__(self) -> "Side":
+        self.process.start()
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.process.kill()
+        self.process.join()
+
+    def run(self, what: Literal["step", "profile"]) -> Any:
+        self.connection.send(what)
+        while not self.connection.poll(1):
+            if not self.process.is_alive():
+                sys.exit("error: a side has ended early, its reason is above")
+        return self.connection.recv()
+
+
+def measure(sides: dict[str, Side], n_rounds: int) -> dict[str, list[float]]:
+    """Seconds of each side and of each of the floors in each round."""
+    # The first step of each also shows that both compute the same. Until the fifth, memory settles: pages are still
+    # requested that later steps use again.
+    firsts = {name: side.run("step") for name, side in sides.items()}
+    for name, side in sides.items():
+        for _ in range(3 if name != FLOORS else 1):
+            side.run("step")
+    if {"dropless", "transformers"} <= firsts.keys():
+        ours, theirs = (firsts[name]["loss"] for name in ("dropless", "transformers"))
+        assert abs(ours - theirs) < 1e-3, f"the sides disagree: {ours}, {theirs}"
+    times: dict[str, list[float]] = {name: [] for name in (*list(sides)[:-1], *firsts[FLOORS])}
+    for order in common.rounds(sides, n_rounds):
+        for name in order:
+            result = sides[name].run("step")
+            for key, seconds in result.items() if name == FLOORS else [(name, result["seconds"])]:
+                times[key].append(seconds)
+    return times
+
+
+def summarise(times: dict[str, list[float]]) -> dict[str, dict[str, Any]]:
+    """Of each side: the median over rounds, and medians of each round's ratios."""
+    floors = common.floors_of(times, {"torch.mm": "GEMMs, torch.mm", "best GEMMs": "GEMMs"})
+    rows = {}
+    for name, seconds in times.items():
+        rows[name] = {"seconds": seconds, "median_s": statistics.median(seconds)}
+        rows[name] |= {f"share of the floor, {floor}": common.ratio(best, seconds) for floor, best in floors.items()}
+        if "transformers" in times:
+            rows[name]["speed over transformers"] = common.ratio(times["transformers"], seconds)
+    return rows
+
+
+def cells(name: str, row: dict[str, Any]) -> dict[str, str]:
+    return {
+        "side": name,
+        "s": f"{row['median_s']:.2f}",
+        "min-max": common.spread(row["seconds"]),
+        "of torch.mm": f"{row['share of the floor, torch.mm']:.2f}",
+        "of the best GEMMs": f"{row['share of the floor, best GEMMs']:.2f}",
+        "x transformers": f"{row['speed over transformers']:.2f}" if "speed over transformers" in row else "",
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
