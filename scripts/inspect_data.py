@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from data.config.schema import DatasetConfig
+    from data.config.dataset import DatasetConfig
     from data.tokenization.tokenizer import Tokenizer
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from data.base.errors import ConfigError, DataError
 from data.base.problems import listed
 from data.base.workers import WorkerEnded, try_in_child
-from data.config.schema import check_mapping
+from data.config.dataset import check_mapping
 from data.examples.syntax import canonical
 
 PreprocessingFn = Callable[[Any], Any]

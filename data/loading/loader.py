@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from data.base.errors import DataError
-from data.config.schema import DataLoaderConfig
+from data.config.loader import DataLoaderConfig
 from data.loading.rows import Row, Rows
 from data.mixing.curriculum import RowPlan
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from data.base.errors import ConfigError, DataError, under
 from data.base.problems import listed
-from data.config.schema import DatasetConfig
+from data.config.dataset import DatasetConfig
 from data.mds.folder import COLUMNS, ROW_FORMS, MdsFolder
 from data.mds.writer import INDEX, MANIFEST
 from data.preparation.prepare import prepare

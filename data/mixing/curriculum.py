@@ -16,7 +16,8 @@ import numpy as np
 
 from data.base.durations import Clock, parse_duration
 from data.base.errors import ConfigError, DataError
-from data.config.schema import DataLoaderConfig, DatasetConfig, PassesOf, StageConfig, StreamConfig
+from data.config.dataset import DatasetConfig, StreamConfig
+from data.config.loader import DataLoaderConfig, PassesOf, StageConfig
 from data.mixing.mixture import Interleaving, Mixture, Stage, StreamOrder
 
 STATE_VERSION = 3

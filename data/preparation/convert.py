@@ -18,7 +18,8 @@ import xxhash
 
 from data.base.errors import ConfigError, DataError, plain_os_errors
 from data.base.paths import refuse_path_arguments
-from data.config.schema import DatasetConfig, HFKwargs, TokenizerConfig, TokenizerKwargs
+from data.config.dataset import DatasetConfig, HFKwargs
+from data.config.tokenizer import TokenizerConfig, TokenizerKwargs
 from data.examples.examples import Conversation, Example, PromptResponse, Reading, Text, TokenTurns, read_examples
 from data.examples.preprocessing import PREPROCESSORS, resolve_preprocessing_fn
 from data.mds.writer import INDEX

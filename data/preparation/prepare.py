@@ -25,7 +25,7 @@ from data.base.locks import exclusive, is_first
 from data.base.problems import listed
 from data.base.versions import STREAMING, installed_versions
 from data.base.workers import WorkerEnded, all_cores, in_order
-from data.config.schema import DatasetConfig
+from data.config.dataset import DatasetConfig
 from data.examples.examples import Reading
 from data.examples.preprocessing import is_own, preprocessing_source, resolve_preprocessing_fn
 from data.mds.upload import Remote

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from data.base.errors import TemplateError
-from data.config.schema import DatasetConfig
+from data.config.dataset import DatasetConfig
 from data.examples.examples import Conversation, Example, Problem, Reading, TokenTurns, read_examples
 from data.mds.folder import COLUMNS
 from data.preparation.packing import CUTTERS, PACKERS

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from data.base.errors import ConfigError
 from data.base.problems import listed
-from data.config.schema import DatasetConfig
+from data.config.dataset import DatasetConfig
 from data.config.splits import SplitPart, parse_split
 from data.sources.folders import SPLIT_WORDS, each_once, files_below, is_file_or_broken_link, name_unread, of_split
 from data.sources.formats.names import (

@@ -14,7 +14,7 @@ import xxhash
 
 from data.base.errors import ConfigError, DataError
 from data.base.problems import listed
-from data.config.schema import DatasetConfig, HFKwargs
+from data.config.dataset import DatasetConfig, HFKwargs
 from data.config.splits import SplitPart, parse_split
 from data.hub.client import first_line, quiet
 from data.sources.files import FileSource, read_rows

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from data.base.errors import ConfigError
-from data.config.schema import DatasetConfig
+from data.config.dataset import DatasetConfig
 from data.hub.client import REQUEST_SECONDS, first_line, quiet
 from data.hub.reach import why_offline
 from data.sources.formats.names import DATA_SUFFIXES

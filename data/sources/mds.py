@@ -15,7 +15,7 @@ import xxhash
 
 from data.base.errors import ConfigError
 from data.base.problems import listed
-from data.config.schema import DatasetConfig
+from data.config.dataset import DatasetConfig
 from data.mds.folder import TEXT_FORMS, MdsFolder
 from data.sources.formats import content as c
 

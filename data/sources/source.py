@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any, Protocol
 
 from data.base.errors import ConfigError
-from data.config.schema import DatasetConfig
+from data.config.dataset import DatasetConfig
 
 
 class Chunk(Protocol):

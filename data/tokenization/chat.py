@@ -10,7 +10,7 @@ import numpy as np
 
 from data.base.errors import DataError, RowError, TemplateError
 from data.base.problems import Problem
-from data.config.schema import DatasetConfig
+from data.config.dataset import DatasetConfig
 from data.examples.examples import Conversation, Example, PromptResponse, Text, TokenTurns
 from data.tokenization.rendering import Hidden, Part, hide_special_tokens, render_question, special_pattern, split_turns
 from data.tokenization.tokenizer import Tokenizer

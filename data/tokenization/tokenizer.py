@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from data.base.errors import ConfigError, DataError, RowError, TemplateError
-from data.config.schema import TokenizerConfig
+from data.config.tokenizer import TokenizerConfig
 from data.hub.repository_files import CHECKED, check_json_files, refuse_links
 from data.tokenization import blocks
 from data.tokenization.files import save_for_transformers_4, write_generation_config, write_tokenizer

@@ -27,7 +27,7 @@ from scripts.bench import common
 from scripts.bench.stdlib_text import make_vocabulary, texts_of, write_text
 
 if TYPE_CHECKING:
-    from data.config.schema import DatasetConfig
+    from data.config.dataset import DatasetConfig
     from data.tokenization.tokenizer import Tokenizer
 
 GIGABYTE = 10**9
@@ -76,7 +76,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def make_tokenizer(args: argparse.Namespace) -> "Tokenizer":
-    from data.config.schema import TokenizerConfig, TokenizerKwargs
+    from data.config.tokenizer import TokenizerConfig, TokenizerKwargs
     from data.tokenization.tokenizer import build_tokenizer
 
     kwargs = TokenizerKwargs(vocab_file=str(args.vocab_file))
@@ -84,7 +84,7 @@ def make_tokenizer(args: argparse.Namespace) -> "Tokenizer":
 
 
 def make_config(file: Path, **settings: Any) -> "DatasetConfig":
-    from data.config.schema import DatasetConfig
+    from data.config.dataset import DatasetConfig
 
     return DatasetConfig(hf_name=str(file), **settings)
 
@@ -207,7 +207,7 @@ def resume(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 def make_loader(args: argparse.Namespace, config: "DatasetConfig", num_workers: int) -> tuple[Any, int]:
     from data.base.durations import Clock
-    from data.config.schema import DataLoaderConfig
+    from data.config.loader import DataLoaderConfig
     from data.loading.loader import train_loader
     from data.loading.rows import open_streams
     from data.mixing.curriculum import RowPlan

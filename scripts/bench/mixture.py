@@ -21,14 +21,9 @@ from typing import Any
 import numpy as np
 
 from data.base.durations import Clock
-from data.config.schema import (
-    DataLoaderConfig,
-    DatasetConfig,
-    StageConfig,
-    StreamConfig,
-    TokenizerConfig,
-    TokenizerKwargs,
-)
+from data.config.dataset import DatasetConfig, StreamConfig
+from data.config.loader import DataLoaderConfig, StageConfig
+from data.config.tokenizer import TokenizerConfig, TokenizerKwargs
 from data.mixing.curriculum import RowPlan
 from scripts.bench import common
 

@@ -18,7 +18,9 @@ from composer.utils import dist
 from torch.distributed.tensor import DTensor
 
 from data.base.durations import Clock
-from data.config.schema import DataLoaderConfig, DatasetConfig, TokenizerConfig
+from data.config.dataset import DatasetConfig
+from data.config.loader import DataLoaderConfig
+from data.config.tokenizer import TokenizerConfig
 from data.loading.loader import train_loader
 from data.loading.rows import Row
 from data.mixing.curriculum import RowPlan

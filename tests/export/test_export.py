@@ -15,7 +15,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
 from data.base.errors import ConfigError
-from data.config.schema import TokenizerConfig, TokenizerKwargs
+from data.config.tokenizer import TokenizerConfig, TokenizerKwargs
 from data.tokenization.tokenizer import build_tokenizer
 from tests.helpers.load_script import load_script
 from tests.helpers.ranks import run_ranks

@@ -6,7 +6,8 @@ import math
 import numpy as np
 
 from data.base.durations import Clock
-from data.config.schema import DataLoaderConfig, DatasetConfig, StageConfig, StreamConfig
+from data.config.dataset import DatasetConfig, StreamConfig
+from data.config.loader import DataLoaderConfig, StageConfig
 from data.mixing.curriculum import RowPlan
 from data.mixing.mixture import Stage
 

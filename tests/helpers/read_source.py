@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from data.base.errors import DataError
-from data.config.schema import DatasetConfig, HFKwargs
+from data.config.dataset import DatasetConfig, HFKwargs
 from data.sources.source import open_source
 
 

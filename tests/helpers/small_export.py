@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 import torch.distributed.checkpoint as dcp
 
-from data.config.schema import TokenizerConfig, TokenizerKwargs
+from data.config.tokenizer import TokenizerConfig, TokenizerKwargs
 from data.tokenization.tokenizer import build_tokenizer
 from train.checkpoint.reader import PREFIX
 from train.export.export import export

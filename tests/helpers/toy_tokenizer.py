@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from data.config.schema import DataLoaderConfig, DatasetConfig, HFKwargs
+from data.config.dataset import DatasetConfig, HFKwargs
+from data.config.loader import DataLoaderConfig
 
 
 class ToyTokenizer:

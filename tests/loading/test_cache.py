@@ -6,7 +6,8 @@ import pytest
 from data.base.durations import Clock
 from data.base.errors import ConfigError
 from data.base.sizes import format_bytes, parse_bytes
-from data.config.schema import DataLoaderConfig, DatasetConfig, StageConfig, StreamConfig
+from data.config.dataset import DatasetConfig, StreamConfig
+from data.config.loader import DataLoaderConfig, StageConfig
 from data.loading.loader import train_loader
 from data.loading.rows import open_streams
 from data.loading.shard_cache import ShardCache

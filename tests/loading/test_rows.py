@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from data.base.errors import ConfigError, DataError
-from data.config.schema import HFKwargs
+from data.config.dataset import HFKwargs
 from data.loading.loader import eval_loader
 from data.loading.rows import check_source, open_rows, verify
 from data.mds.folder import COLUMNS, MdsFolder

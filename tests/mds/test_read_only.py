@@ -9,7 +9,7 @@ import pytest
 
 import data.mds.folder
 from data.base.errors import ConfigError, DataError
-from data.config.schema import DatasetConfig, HFKwargs
+from data.config.dataset import DatasetConfig, HFKwargs
 from data.loading.rows import open_mds, open_rows, verify
 from data.mds.folder import MdsFolder
 from tests.helpers.mds_folders import open_folder, read_all, texts, write_mds, write_texts

@@ -8,7 +8,8 @@ import pytest
 
 from data.base.durations import Clock
 from data.base.errors import ConfigError
-from data.config.schema import DataLoaderConfig, DatasetConfig, PassesOf, StreamConfig
+from data.config.dataset import DatasetConfig, StreamConfig
+from data.config.loader import DataLoaderConfig, PassesOf
 from data.mixing.curriculum import RowPlan
 from data.mixing.mixture import Interleaving, Mixture, Stage, StreamOrder
 from tests.helpers.curriculum import THREE, TWO, Shape, loader, make, random_stages, sequence, shapes, stage

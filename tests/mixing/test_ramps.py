@@ -11,7 +11,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from data.config.schema import PassesOf
+from data.config.loader import PassesOf
 from data.mixing.curriculum import RowPlan, Segment
 from data.mixing.mixture import Interleaving, Stage
 from tests.helpers.curriculum import THREE, TWO, Shape, loader, make, random_stages, sequence, shapes, stage

@@ -15,7 +15,7 @@ import xxhash
 from streaming import MDSWriter
 
 from data.base.errors import ConfigError, DataError
-from data.config.schema import DatasetConfig, HFKwargs
+from data.config.dataset import DatasetConfig, HFKwargs
 from data.mds.folder import COLUMNS
 from data.preparation.prepare import Waiting, prepare, prepare_into
 from data.preparation.windows import encode_row
@@ -568,7 +568,7 @@ def test_rows_are_encoded_as_mdswriter_does(tmp_path, n):
 MEASURED = """
 import resource, sys
 from pathlib import Path
-from data.config.schema import DatasetConfig, TokenizerConfig, TokenizerKwargs
+from data.config.dataset import DatasetConfig, TokenizerConfig, TokenizerKwargs
 from data.preparation.prepare import prepare_into
 from data.tokenization.tokenizer import build_tokenizer
 kwargs = TokenizerKwargs(vocab_file="quickstart/vocab.tiktoken")

@@ -19,7 +19,7 @@ import pytest
 from huggingface_hub import snapshot_download
 
 from data.base.errors import ConfigError
-from data.config.schema import TokenizerConfig, TokenizerKwargs
+from data.config.tokenizer import TokenizerConfig, TokenizerKwargs
 from data.hub.repository_files import JSON_FILES, check_json_files
 from data.sources.source import open_source
 from data.tokenization.tokenizer import build_tokenizer

@@ -16,7 +16,8 @@ import pytest
 from composer.core import Callback, State
 from composer.loggers import Logger
 
-from data.config.schema import DatasetConfig, HFKwargs, TokenizerConfig, TokenizerKwargs
+from data.config.dataset import DatasetConfig, HFKwargs
+from data.config.tokenizer import TokenizerConfig, TokenizerKwargs
 from data.loading.rows import Rows, open_streams
 from data.tokenization.tokenizer import Tokenizer, build_tokenizer
 from tests.helpers.ranks import run_ranks

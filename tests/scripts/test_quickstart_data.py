@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from data.config.schema import TokenizerConfig, TokenizerKwargs
+from data.config.tokenizer import TokenizerConfig, TokenizerKwargs
 from data.tokenization.tokenizer import build_tokenizer
 from tests.helpers.load_script import load_script
 

@@ -8,7 +8,7 @@ import pytest
 
 from data.base.errors import DataError
 from data.base.problems import Problem
-from data.config.schema import DatasetConfig
+from data.config.dataset import DatasetConfig
 from data.sources import notices
 from data.sources.source import open_source
 from tests.helpers.read_source import of_file, of_folder, read, refusal, rows_of, values

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from data.base.errors import ConfigError
-from data.config.schema import DatasetConfig, HFKwargs
+from data.config.dataset import DatasetConfig, HFKwargs
 from data.sources import notices
 from data.sources.find import find
 from data.sources.source import open_source

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from data.base.errors import ConfigError, DataError
-from data.config.schema import DatasetConfig, HFKwargs
+from data.config.dataset import DatasetConfig, HFKwargs
 from data.hub import reach
 from data.sources.source import open_source
 from tests.helpers.hub_server import Hub, Repository, serve, use_hub
@@ -345,7 +345,7 @@ def test_a_hub_that_never_answers_is_given_up(tmp_path, monkeypatch):
 
 SCRIPT = """
 import sys
-from data.config.schema import DatasetConfig
+from data.config.dataset import DatasetConfig
 from data.base.errors import ConfigError
 from data.sources.source import open_source
 try:

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from data.base.errors import ConfigError
-from data.config.schema import HFKwargs
+from data.config.dataset import HFKwargs
 from data.sources.mds import MdsSource
 from tests.helpers.mds_folders import texts, write_mds
 from tests.helpers.toy_tokenizer import dataset_config

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from data.base.errors import ConfigError, DataError
-from data.config.schema import DatasetConfig, HFKwargs
+from data.config.dataset import DatasetConfig, HFKwargs
 from data.sources.source import open_source
 from tests.helpers.read_source import of_folder, read, values
 

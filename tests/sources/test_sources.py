@@ -8,7 +8,7 @@ import pytest
 
 from data.base.errors import ConfigError, DataError
 from data.base.problems import Problem
-from data.config.schema import DatasetConfig, HFKwargs
+from data.config.dataset import DatasetConfig, HFKwargs
 from data.sources.files import hash_file
 from data.sources.find import find
 from data.sources.source import open_source

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 
 from data.base.errors import DataError
-from data.config.schema import DatasetConfig, TokenizerConfig
+from data.config.dataset import DatasetConfig
+from data.config.tokenizer import TokenizerConfig
 from data.examples.examples import Conversation, PromptResponse, Text, TokenTurns
 from data.tokenization.chat import Document, Problem, fit, tokenize
 from data.tokenization.tokenizer import CL100K_PATTERN, TiktokenTokenizer, build_tokenizer

@@ -5,7 +5,8 @@ import pytest
 
 from data.base.errors import TemplateError
 from data.base.problems import Problem
-from data.config.schema import DatasetConfig, TokenizerConfig
+from data.config.dataset import DatasetConfig
+from data.config.tokenizer import TokenizerConfig
 from data.examples.examples import Conversation, check_example
 from data.tokenization.chat import NOT_TRAINED, Document, fit, tokenize
 from data.tokenization.tokenizer import CL100K_PATTERN, TiktokenTokenizer, build_tokenizer

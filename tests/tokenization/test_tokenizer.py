@@ -11,7 +11,7 @@ import tiktoken
 from requests.exceptions import ConnectionError as NoNetwork
 
 from data.base.errors import ConfigError, RowError
-from data.config.schema import TokenizerConfig, TokenizerKwargs
+from data.config.tokenizer import TokenizerConfig, TokenizerKwargs
 from data.tokenization.tiktoken_bpe import merges_of, to_fast
 from data.tokenization.tokenizer import CL100K_PATTERN, TiktokenTokenizer, build_tokenizer
 

@@ -10,7 +10,8 @@ from typing import Literal
 
 from data.base.durations import parse_duration
 from data.base.paths import check_path
-from data.config.schema import DataLoaderConfig, TokenizerConfig
+from data.config.loader import DataLoaderConfig
+from data.config.tokenizer import TokenizerConfig
 from train.config.sampling import Sampling
 from train.models.config import MEGABLOCKS_LIMIT, LoraConfig, ModelConfig
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from data.base.addresses import without_login
 from data.base.versions import STREAMING, installed_versions
-from data.config.schema import DatasetConfig
+from data.config.dataset import DatasetConfig
 from train.checkpoint.save_folder import RECORD, batch_of
 from train.config.load import masked_yaml
 from train.config.schema import TrainConfig

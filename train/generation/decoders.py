@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from data.base.errors import ConfigError
-from data.config.schema import TokenizerConfig
+from data.config.tokenizer import TokenizerConfig
 from data.hub.repository_files import check_json_files, refuse_code_beside
 from data.tokenization.tokenizer import Tokenizer, build_tokenizer
 from train.export.export import find_checkpoint, open_run

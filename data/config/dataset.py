@@ -1,4 +1,4 @@
-"""What a YAML says about data.
+"""What a YAML says about a dataset and its streams.
 
 Checks raise ValueError with the key relative to the class; the reader of the YAML puts the path before it.
 """
@@ -6,64 +6,12 @@ Checks raise ValueError with the key relative to the class; the reader of the YA
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from datetime import date
-from difflib import get_close_matches
 from typing import Literal
 
 from data.base.addresses import is_address, without_login
-from data.base.durations import parse_duration
 from data.base.paths import check_path
 from data.base.sizes import parse_bytes
 from data.config.splits import parse_split
-
-
-@dataclass(frozen=True, kw_only=True)
-class TokenizerKwargs:
-    model_name: str | None = None
-    """tiktoken: a model whose encoding is taken, such as gpt-4."""
-    encoding_name: str | None = None
-    """tiktoken: an encoding, such as cl100k_base (downloaded by tiktoken on first use)."""
-    vocab_file: str | None = None
-    """tiktoken: a local vocabulary, one base64 token and its rank a line."""
-    use_default_system_prompt: bool = False
-    """tiktoken: a conversation without a system turn gets the default one."""
-    model_max_length: int | None = None
-    """Accepted when it equals max_seq_len, which is what the exported tokenizer gets."""
-
-    def __post_init__(self) -> None:
-        check_path("vocab_file", self.vocab_file)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TokenizerConfig:
-    name: str
-    """`tiktoken`, or a Hugging Face tokenizer folder or name."""
-    kwargs: TokenizerKwargs = field(default_factory=TokenizerKwargs)
-    chat_template_drops: list[Literal["thinking", "system", "tools", "tool_calls", "loss_weight"]] = field(
-        default_factory=list
-    )
-    """What of conversations the chat template may leave out. Anything else that it does not write is an error.
-    thinking: `<think>...</think>` in an answer, `reasoning_content` and `thinking` beside it."""
-    chat_date: str | None = None
-    """The date that a chat template writes where it asks for today's, such as '2026-11-29'."""
-
-    def __post_init__(self) -> None:
-        check_path("name", self.name)
-        sources = {key: getattr(self.kwargs, key) for key in ("model_name", "encoding_name", "vocab_file")}
-        given = [key for key, value in sources.items() if value is not None]
-        if self.name == "tiktoken" and len(given) != 1:
-            message = " and ".join(given) or "none of them is given"
-            raise ValueError(f"kwargs needs exactly one of {', '.join(sources)} for tiktoken, but {message}")
-        if self.name != "tiktoken" and given:
-            raise ValueError(f"kwargs.{given[0]} belongs to `name: tiktoken`, but name is {self.name!r}")
-        if self.chat_date is None:
-            return
-        if self.name == "tiktoken":
-            raise ValueError(f"chat_date is {self.chat_date!r}, but the chat template of tiktoken has no date")
-        try:
-            date.fromisoformat(self.chat_date)
-        except ValueError:
-            raise ValueError(f"chat_date is {self.chat_date!r}, but a date is written '2026-11-29'") from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -261,117 +209,3 @@ class DatasetConfig(StreamConfig):
             name: replace(self, streams=None, cache_limit=None, **{key: getattr(stream, key) for key in of_source})
             for name, stream in self.streams.items()
         }
-
-
-@dataclass(frozen=True, kw_only=True)
-class PassesOf:
-    """As long as it takes to give the rows of one stream `ep` times."""
-
-    ep: float
-    of: str
-
-    def __post_init__(self) -> None:
-        if self.ep <= 0:
-            raise ValueError(f"ep is {self.ep}, but it must be above 0")
-
-
-@dataclass(frozen=True, kw_only=True)
-class StageConfig:
-    """A part of the run with its own mix."""
-
-    name: str
-    duration: str | PassesOf | None = None
-    """Such as 800ba, 1000000tok, 0.1dur, 1ep (one stream) or {ep: 2, of: web}; null for a last stage: the rest."""
-    proportions: dict[str, float | dict[str, float]]
-    """stream -> share of the tokens; or {from: shares, to: shares}: the mix goes from one to the other in a line."""
-    lr_scale: float | dict[str, float] = 1.0
-    """What the learning rate of the scheduler is multiplied by; or {from: scale, to: scale}."""
-
-    def __post_init__(self) -> None:
-        if isinstance(self.duration, str):
-            try:
-                value, _ = parse_duration(self.duration)
-            except ValueError as error:
-                raise ValueError(f"duration {error}") from None
-            if value == 0:
-                raise ValueError(f"duration is {self.duration!r}, but a stage of nothing is no stage")
-        for start_or_end in self.mixes():
-            _check_mix(start_or_end)
-        if isinstance(self.lr_scale, dict) and set(self.lr_scale) != {"from", "to"}:
-            raise ValueError(f"lr_scale is {self.lr_scale}, but it must be a number or {{from: number, to: number}}")
-        if min(self.lr_scales()) < 0:
-            raise ValueError(f"lr_scale is {self.lr_scale}, but it cannot be negative")
-        ramp = self.mixes()[0] != self.mixes()[1] or self.lr_scales()[0] != self.lr_scales()[1]
-        if ramp and self.duration is None:
-            raise ValueError("duration is missing: a ramp needs an end")
-
-    def mixes(self) -> tuple[dict[str, float], dict[str, float]]:
-        """The shares at its start and at its end."""
-        ramp = [value for value in self.proportions.values() if isinstance(value, dict)]
-        if not ramp:
-            constant: dict[str, float] = {k: v for k, v in self.proportions.items() if not isinstance(v, dict)}
-            return constant, constant
-        if set(self.proportions) != {"from", "to"} or len(ramp) != 2:
-            raise ValueError(
-                f"proportions has {', '.join(self.proportions)}, but a ramp is {{from: shares, to: shares}}"
-            )
-        return ramp[0], ramp[1]
-
-    def lr_scales(self) -> tuple[float, float]:
-        scale = self.lr_scale
-        return (scale["from"], scale["to"]) if isinstance(scale, dict) else (scale, scale)
-
-
-def _check_mix(mix: dict[str, float]) -> None:
-    for name, share in mix.items():
-        if share < 0:
-            raise ValueError(f"proportions.{name} is {share}, but a share cannot be negative")
-    if not any(mix.values()):
-        raise ValueError("proportions are all 0: give at least one stream a share")
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataLoaderConfig:
-    name: Literal["finetuning", "text"]
-    """What LLM Foundry calls the two kinds; one plane serves both."""
-    dataset: DatasetConfig
-    stages: list[StageConfig] = field(default_factory=list)
-    """The curriculum: stages in their order. Without any there is one mix for the whole run."""
-    num_workers: int = 2
-    """Processes that read rows ahead; 0 reads in the training process."""
-    prefetch_factor: int = 2
-    """Batches that each worker holds ready."""
-    pin_memory: bool = True
-    persistent_workers: bool = True
-
-    def __post_init__(self) -> None:
-        names = [stage.name for stage in self.stages]
-        for number, stage in enumerate(self.stages):
-            if stage.name in names[:number]:
-                raise ValueError(f"stages[{number}].name is {stage.name!r}, as of an earlier stage: give it another")
-            if stage.duration is None and number + 1 < len(names):
-                raise ValueError(f"stages[{number}].duration is missing, but only the last stage may be open")
-            for name in {**stage.mixes()[0], **stage.mixes()[1]}:
-                self._check_stream(name, f"stages[{number}].proportions")
-            if isinstance(stage.duration, PassesOf):
-                self._check_stream(stage.duration.of, f"stages[{number}].duration.of")
-        if self.stages and self.dataset.streams is not None:
-            for name, stream in self.dataset.streams.items():
-                for key in ("proportion", "repeat", "choose"):
-                    if getattr(stream, key) is not None:
-                        raise ValueError(f"dataset.streams.{name}.{key} is given beside stages, which say the mix")
-        if self.num_workers < 0:
-            raise ValueError(f"num_workers is {self.num_workers}, but there cannot be fewer than 0")
-        if self.prefetch_factor < 1:
-            raise ValueError(f"prefetch_factor is {self.prefetch_factor}, but a worker must hold at least 1 batch")
-
-    def _check_stream(self, name: str, key: str) -> None:
-        streams = self.dataset.streams
-        if streams is None:
-            raise ValueError(
-                f"{key} names {name!r}, but the dataset has no streams: put its source under dataset.streams"
-            )
-        if name not in streams:
-            close = get_close_matches(name, streams, n=1)
-            hint = f"; did you mean {close[0]}?" if close else ""
-            raise ValueError(f"{key} names {name!r}, but the streams are {', '.join(streams)}{hint}")
