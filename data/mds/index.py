@@ -17,7 +17,9 @@ from typing import Any
 
 from data.base.errors import ConfigError, DataError
 from data.base.problems import listed
-from data.mds.remote import WAITS, FetchError, check_network, fetch, say_once
+from data.mds.notices import say_once
+from data.mds.remote.failures import FetchError
+from data.mds.remote.fetch import WAITS, check_network, fetch
 from data.mds.writer import INDEX, MANIFEST
 
 _SHARD_KEYS = {

@@ -8,7 +8,9 @@ from typing import Any
 from tqdm import tqdm
 
 from data.base.errors import ConfigError, DataError
-from data.mds.remote import FetchError, fetch, sizes
+from data.mds.remote.failures import FetchError
+from data.mds.remote.fetch import fetch
+from data.mds.remote.listing import sizes
 from data.mds.writer import INDEX, MANIFEST, MadeFrom, file_of, read_json, refuse_other
 
 UPLOADS = 8

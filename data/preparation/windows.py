@@ -16,7 +16,7 @@ import numpy as np
 from data.base.errors import TemplateError
 from data.config.dataset import DatasetConfig
 from data.examples.examples import Conversation, Example, Problem, Reading, TokenTurns, read_examples
-from data.mds.folder import COLUMNS
+from data.mds.columns import COLUMNS
 from data.preparation.packing import CUTTERS, PACKERS
 from data.sources.source import Source
 from data.tokenization.chat import Document, fit, tokenize

@@ -16,7 +16,8 @@ import xxhash
 from data.base.errors import ConfigError
 from data.base.problems import listed
 from data.config.dataset import DatasetConfig
-from data.mds.folder import TEXT_FORMS, MdsFolder
+from data.mds.columns import TEXT_FORMS
+from data.mds.folder import MdsFolder
 from data.sources.formats import content as c
 
 _AS_JSON = ("messages", "turns")

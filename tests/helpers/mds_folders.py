@@ -45,6 +45,6 @@ def read_all(mds: MdsFolder) -> list[dict]:
 
 def shorten_waits(monkeypatch):
     """Waits of tests are short."""
-    monkeypatch.setattr("data.mds.remote.WAITS", (0.01, 0.01))
-    monkeypatch.setattr("data.mds.remote.QUIET", 5)
-    monkeypatch.setattr("data.mds.remote._POLL", 0.01)
+    monkeypatch.setattr("data.mds.remote.fetch.WAITS", (0.01, 0.01))
+    monkeypatch.setattr("data.mds.remote.deadlines.QUIET", 5)
+    monkeypatch.setattr("data.mds.remote.deadlines._POLL", 0.01)

@@ -11,7 +11,8 @@ from data.base.errors import ConfigError, DataError
 from data.config.dataset import HFKwargs
 from data.loading.loader import eval_loader
 from data.loading.rows import check_source, open_rows, verify
-from data.mds.folder import COLUMNS, MdsFolder
+from data.mds.columns import COLUMNS
+from data.mds.shard_files import ShardFiles
 from tests.helpers.mds_folders import edit_index, write_mds, write_texts
 from tests.helpers.toy_tokenizer import ToyTokenizer, dataset_config, loader_config, questions, write_jsonl
 
@@ -82,7 +83,7 @@ def test_hashes_are_checked_once(prepared, monkeypatch):
     def refuse(self, number):
         raise AssertionError("hashed again")
 
-    monkeypatch.setattr(MdsFolder, "check_file", refuse)
+    monkeypatch.setattr(ShardFiles, "check", refuse)
     assert again(prepared).n_rows == prepared.n_rows
 
 

@@ -11,7 +11,7 @@ from streaming.base.util import merge_index
 
 from data.base.errors import ConfigError, DataError
 from data.loading.rows import verify
-from data.mds.folder import MdsFolder
+from data.mds.shard_files import ShardFiles
 from tests.helpers.mds_folders import edit_index, open_folder, read_all, texts, write_mds, write_texts
 
 pytestmark = pytest.mark.timeout(60)
@@ -223,7 +223,7 @@ def test_no_hashes_is_said(tmp_path, capsys):
 def test_hashes_are_looked_at_once_and_again_after_a_change(folder, monkeypatch):
     open_folder(folder).check()
     looked = []
-    monkeypatch.setattr(MdsFolder, "check_file", lambda self, number: looked.append(number))
+    monkeypatch.setattr(ShardFiles, "check", lambda self, number: looked.append(number))
     open_folder(folder).check()
     assert looked == []
     os.utime(folder / "shard.00001.mds", (1, 1))

@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import data.mds.folder
+import data.mds.fetcher
 from data.base.errors import ConfigError, DataError
 from data.config.dataset import DatasetConfig, HFKwargs
 from data.loading.rows import open_mds, open_rows, verify
 from data.mds.folder import MdsFolder
+from data.mds.shard_files import ShardFiles
 from tests.helpers.mds_folders import open_folder, read_all, texts, write_mds, write_texts
 from tests.helpers.toy_tokenizer import ToyTokenizer, dataset_config
 
@@ -43,7 +44,7 @@ def test_rows_are_decompressed_into_the_cache_once(share, monkeypatch, capsys):
     for _ in range(2):
         rows = open_rows(config, ToyTokenizer())
         assert [int(rows.read(number).tokens[0]) for number in range(100)] == list(range(100))
-        monkeypatch.setattr(data.mds.folder, "decompress", None)
+        monkeypatch.setattr(data.mds.fetcher, "decompress", None)
     assert verify(open_mds(config)).broken == []
     out = capsys.readouterr().out
     assert out.count(f"{folder} cannot be written: its compressed shards are decompressed into {config.cache_dir}") == 1
@@ -67,7 +68,7 @@ def test_another_folder_at_the_same_place_is_decompressed_anew(share, tmp_path):
 def test_hashes_are_remembered_in_the_cache(share, monkeypatch):
     config = config_of(share(write_texts))
     open_mds(config).check()
-    monkeypatch.setattr(MdsFolder, "check_file", None)
+    monkeypatch.setattr(ShardFiles, "check", None)
     open_mds(config).check()
 
 
@@ -93,7 +94,7 @@ def test_what_cannot_be_written_is_named(share, tmp_path, monkeypatch, cache_dir
     def refuse(*args):
         raise OSError(errno.EROFS, "Read-only file system")
 
-    monkeypatch.setattr(data.mds.folder, "exclusive_unless", refuse)
+    monkeypatch.setattr(data.mds.fetcher, "exclusive_unless", refuse)
     cache_dir = str(tmp_path / cache_dir) if cache_dir else ""
     with pytest.raises(ConfigError, match=says):
         MdsFolder.open(local=str(folder), remote=None, split=None, cache_dir=cache_dir).read(0)

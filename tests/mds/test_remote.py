@@ -9,7 +9,9 @@ import time
 
 import pytest
 
-import data.mds.remote
+import data.mds.remote.deadlines
+import data.mds.remote.fetch
+import data.mds.remote.listing
 from data.base.errors import ConfigError, DataError
 from data.mds.folder import MdsFolder
 from tests.helpers.mds_folders import edit_index, open_folder, read_all, shorten_waits, texts, write_texts
@@ -24,13 +26,13 @@ def quick(monkeypatch):
 
 def counted(monkeypatch, name="_download"):
     """The urls that are downloaded from now on."""
-    urls, download = [], getattr(data.mds.remote, name)
+    urls, download = [], getattr(data.mds.remote.fetch, name)
 
     def count(url, target):
         urls.append(url)
         download(url, target)
 
-    monkeypatch.setattr(data.mds.remote, name, count)
+    monkeypatch.setattr(data.mds.remote.fetch, name, count)
     return urls
 
 
@@ -113,7 +115,7 @@ def test_a_shard_lost_meanwhile_is_named(folder, tmp_path):
 
 
 def test_a_download_that_fails_is_tried_again(folder, tmp_path, monkeypatch):
-    mds, download, tries = open_folder(folder, to=tmp_path / "here"), data.mds.remote._download, []
+    mds, download, tries = open_folder(folder, to=tmp_path / "here"), data.mds.remote.fetch._download, []
 
     def shaky(url, target):
         tries.append(url)
@@ -122,7 +124,7 @@ def test_a_download_that_fails_is_tried_again(folder, tmp_path, monkeypatch):
             raise ConnectionError("the line is cut")
         download(url, target)
 
-    monkeypatch.setattr(data.mds.remote, "_download", shaky)
+    monkeypatch.setattr(data.mds.remote.fetch, "_download", shaky)
     assert read_all(mds) == texts()
     assert len(tries) == 3 * len(mds.shards)
 
@@ -133,15 +135,15 @@ def test_a_download_that_always_fails_ends(folder, tmp_path, monkeypatch):
     def cut(url, target):
         raise ConnectionError("the line is cut")
 
-    monkeypatch.setattr(data.mds.remote, "_download", cut)
+    monkeypatch.setattr(data.mds.remote.fetch, "_download", cut)
     with pytest.raises(DataError, match=r"shard.00000.mds cannot be downloaded \(ConnectionError: the line is cut\)"):
         mds.read(0)
 
 
 def test_a_download_that_hangs_ends(folder, tmp_path, monkeypatch):
     mds = open_folder(folder, to=tmp_path / "here")
-    monkeypatch.setattr(data.mds.remote, "QUIET", 0.2)
-    monkeypatch.setattr(data.mds.remote, "_download", lambda url, target: time.sleep(30))
+    monkeypatch.setattr(data.mds.remote.deadlines, "QUIET", 0.2)
+    monkeypatch.setattr(data.mds.remote.fetch, "_download", lambda url, target: time.sleep(30))
     with pytest.raises(DataError, match=r"shard.00000.mds cannot be downloaded \(TimeoutError: nothing came"):
         mds.read(0)
 
@@ -152,7 +154,7 @@ def test_a_full_disk_is_said(folder, tmp_path, monkeypatch):
     def full(url, target):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(data.mds.remote, "_download", full)
+    monkeypatch.setattr(data.mds.remote.fetch, "_download", full)
     with pytest.raises(DataError, match=r"local is .*here', but it has no space left for shard.00000.mds: free some"):
         mds.read(0)
 
@@ -180,7 +182,7 @@ _fork = multiprocessing.get_context("fork")
 
 
 def read_slowly(mds, log, results):
-    download = data.mds.remote._download
+    download = data.mds.remote.fetch._download
 
     def slow(url, target):
         with log.open("a") as file:
@@ -188,7 +190,7 @@ def read_slowly(mds, log, results):
         time.sleep(0.05)
         download(url, target)
 
-    data.mds.remote._download = slow
+    data.mds.remote.fetch._download = slow
     results.put(read_all(mds) == texts())
 
 
@@ -209,7 +211,7 @@ def hang(mds, begun):
         begun.put(True)
         time.sleep(60)
 
-    data.mds.remote._download = never
+    data.mds.remote.fetch._download = never
     mds.read(0)
 
 
@@ -233,7 +235,7 @@ def test_a_killed_download_is_done_by_another(hanging):
 
 
 def test_nobody_waits_for_a_download_without_an_end(hanging, monkeypatch):
-    monkeypatch.setattr(data.mds.remote, "QUIET", 0.3)
+    monkeypatch.setattr(data.mds.remote.deadlines, "QUIET", 0.3)
     with pytest.raises(DataError, match=r"shard.00000.mds does not come: another process holds its download"):
         hanging[0].read(0)
 
@@ -271,13 +273,13 @@ def test_permission_denied_is_said(folder, tmp_path, monkeypatch):
     def denied(url, target):
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(data.mds.remote, "_download", denied)
+    monkeypatch.setattr(data.mds.remote.fetch, "_download", denied)
     with pytest.raises(ConfigError, match=r"remote is '.*', but .*index.json cannot be read: permission denied"):
         open_folder(folder, to=tmp_path / "here")
 
 
 def test_a_remote_that_tells_no_sizes_shows_its_first_and_last_shard(folder, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(data.mds.remote, "LISTERS", {})
+    monkeypatch.setattr(data.mds.remote.listing, "LISTERS", {})
     mds = open_folder(folder, to=tmp_path / "here")
     mds.check()
     assert sorted(path.name for path in mds.folder.glob("*.mds")) == ["shard.00000.mds", mds.file(-1).name]

@@ -16,7 +16,7 @@ from streaming import MDSWriter
 
 from data.base.errors import ConfigError, DataError
 from data.config.dataset import DatasetConfig, HFKwargs
-from data.mds.folder import COLUMNS
+from data.mds.columns import COLUMNS
 from data.preparation.prepare import Waiting, prepare, prepare_into
 from data.preparation.windows import encode_row
 from tests.helpers.prepared import TOY, contents, documents_of, manifest_of, samples_of

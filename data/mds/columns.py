@@ -1,0 +1,8 @@
+"""The columns of an MDS folder's samples, by which rows are told from samples that have to be prepared."""
+
+COLUMNS = {"tokens": "ndarray:int32", "loss_mask": "ndarray:uint8", "lengths": "ndarray:int32"}
+"""Of the rows that we write: the row's tokens, which of them are trained on, and the lengths of its documents."""
+ROW_FORMS = (tuple(COLUMNS), ("input_ids", "labels"), ("tokens",))
+"""Columns of samples that are rows already."""
+TEXT_FORMS = (("prompt", "response"), ("prompt", "completion"), ("messages",), ("turns",), ("text",))
+"""Columns of samples that have to be prepared."""

@@ -1,0 +1,100 @@
+"""What is recorded of a folder's shards, one line each: those that were verified, and those that were downloaded."""
+
+import json
+import os
+from contextlib import nullcontext, suppress
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from data.base.errors import DataError
+from data.base.locks import exclusive, is_first
+from data.mds.notices import say_once
+from data.mds.shard import algorithm, file_defect
+from data.mds.shard_files import ShardFiles
+
+CHECKED = "checked.jsonl"
+"""A line has a verified shard's name, size, time of change, samples and hash."""
+
+
+class CheckedShards:
+    """The shards that were verified: each is hashed once, and again after a change."""
+
+    def __init__(self, files: ShardFiles) -> None:
+        self._files = files
+
+    def check(self, numbers: list[int]) -> None:
+        """Verifies those of the shards that are not in the record. Raises DataError for the first with a defect."""
+        files = self._files
+        if numbers and not algorithm(files.shards[numbers[0]].raw_data) and is_first():
+            say_once(f"{files.name} has no hashes in its index: of its shards only the sizes are checked")
+        if not self._unchecked(numbers):
+            return
+        with suppress(OSError):
+            files.work.mkdir(parents=True, exist_ok=True)
+        can_write = os.access(files.work, os.W_OK)
+        message = cache(lambda: is_first() and print(f"Waiting for another process that checks {files.folder}"))
+        lock = exclusive(files.work / CHECKED, message) if can_write else nullcontext()
+        with files.plain_errors(CHECKED), lock:
+            unchecked = self._unchecked(numbers)
+            for number in tqdm(unchecked, desc="Checking shards", unit="shard", delay=2, disable=not is_first()):
+                files.check(number)
+                if can_write:
+                    self.add(number)
+
+    def add(self, number: int) -> None:
+        """Records that the shard's file is what the index says."""
+        _append(self._files.work / CHECKED, self._state(number))
+
+    def _unchecked(self, numbers: list[int]) -> list[int]:
+        """Those of the shards whose hash has to be looked at. Raises DataError for one of a wrong size."""
+        files = self._files
+        recorded = {line for folder in {files.folder, files.work} for line in _lines(folder / CHECKED)}
+        unchecked = []
+        for number in numbers:
+            defect = file_defect(files.file(number), files.shards[number].raw_data, hashes=False)
+            if defect is not None:
+                raise DataError(f"{files.file(number)} {defect}: {files.hint_of(number)}")
+            if self._state(number) not in recorded:
+                unchecked.append(number)
+        return unchecked
+
+    def _state(self, number: int) -> str:
+        shard, stat = self._files.shards[number], self._files.file(number).stat()
+        digest = shard.raw_data.hashes.get(algorithm(shard.raw_data))
+        return json.dumps([shard.raw_data.basename, stat.st_size, stat.st_mtime_ns, shard.samples, digest])
+
+
+class DownloadLog:
+    """The shards that this machine's processes have ever downloaded into a folder."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._counted = 0, 0
+        """Bytes of the file, and its lines."""
+
+    def add(self, info: Any) -> None:
+        """The index's FileInfo of the file that was downloaded."""
+        _append(self._file, json.dumps([info.basename, info.bytes]))
+
+    def count(self) -> int:
+        size = self._file.stat().st_size if self._file.exists() else 0
+        if size != self._counted[0]:  # asked after every batch
+            self._counted = size, len(_lines(self._file))
+        return self._counted[1]
+
+
+def _append(file: Path, line: str) -> None:
+    # One short write to the end of a file, so that processes need not wait for one another. Where it cannot be
+    # written (a disk that is full), the shard is checked each time, or not counted.
+    with suppress(OSError), file.open("a") as opened:
+        opened.write(line + "\n")
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        return file.read_text().splitlines()
+    except (OSError, ValueError):
+        return []

@@ -1,0 +1,84 @@
+"""Fetches a file of a remote folder with Streaming's downloaders, or fails in time."""
+
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path, PurePosixPath
+from urllib.parse import urlsplit
+
+from data.base.errors import ConfigError
+from data.hub.reach import why_offline
+from data.mds.remote import deadlines
+from data.mds.remote.deadlines import Silence, in_time
+from data.mds.remote.failures import FetchError, fetch_error, is_worth_a_try, raise_if_full
+
+WAITS = (1, 2, 4)
+"""Seconds between the tries."""
+
+
+def check_scheme(remote: str) -> None:
+    """Raises ConfigError for a remote that Streaming cannot read, or not without a package that is not installed."""
+    from streaming.base.storage import CloudDownloader
+    from streaming.base.storage.download import DOWNLOADER_MAPPINGS
+
+    try:
+        CloudDownloader.get(remote)
+    except ImportError as error:
+        raise ConfigError(f"remote is {remote!r}, for which a package is missing ({error}): install it") from None
+    except ValueError:
+        known = ", ".join(f"{scheme}://" for scheme in DOWNLOADER_MAPPINGS if scheme)
+        raise ConfigError(f"remote is {remote!r}, but it must be a folder or begin with one of {known}") from None
+
+
+def check_network(remote: str) -> None:
+    """Raises FetchError at once when a hub cannot be asked, for which its own library takes a minute of retries."""
+    if urlsplit(remote).scheme == "hf":
+        reason = why_offline()
+        if reason is not None:
+            raise FetchError(reason)
+
+
+def fetch(
+    url: str,
+    folder: Path,
+    find_defect: Callable[[Path], str | None] = lambda file: None,
+    silence: Silence | None = None,
+    waits: Sequence[float] | None = None,
+) -> Path:
+    """The file of that url, below the folder, whose silence others can watch, and may have watched already.
+
+    `find_defect` says what is wrong with a file that has come. A failure is tried again, unless the remote has said no
+    or the disk is full (OSError). Raises FetchError.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    silence = silence or Silence(folder)
+    for wait in (*(WAITS if waits is None else waits), None):
+        target = Path(tempfile.mkdtemp(dir=folder)) / PurePosixPath(url).name
+        try:
+            in_time(lambda target=target: _download(url, target), silence.is_long)
+            defect = find_defect(target)
+            if defect is None:
+                return target
+            failure = FetchError(defect)
+        except Exception as error:
+            raise_if_full(error)
+            failure = fetch_error(error)
+            if isinstance(error, TimeoutError) or not is_worth_a_try(error):
+                raise failure from None
+        shutil.rmtree(target.parent, ignore_errors=True)
+        if wait is None:
+            raise failure
+        time.sleep(wait)
+    raise AssertionError
+
+
+def _download(url: str, target: Path) -> None:
+    from streaming.base.storage import CloudDownloader
+
+    # A client of its own each time: one that was made before a fork would share its connections with other workers.
+    downloader = CloudDownloader.get(url)
+    try:
+        downloader.download(url, str(target), deadlines.QUIET)
+    finally:
+        downloader.clean_up()

@@ -1,0 +1,126 @@
+"""Lists the files of a remote folder with their sizes, where the remote can tell them."""
+
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import urlsplit
+
+from data.base.errors import DataError
+from data.base.locks import is_first
+from data.mds.remote import deadlines
+from data.mds.remote.deadlines import in_time
+from data.mds.remote.failures import FetchError, fetch_error
+
+
+@cache
+def remote_has(remote: str, files: tuple[tuple[str, int], ...]) -> bool:
+    """Looked once a process: are the files there, each of its size? False when the remote cannot tell.
+
+    Raises DataError for the first that is not.
+    """
+    try:
+        there = sizes(remote, [name for name, _ in files])
+        why = "it tells no sizes"
+    except FetchError as error:
+        if not error.denied:  # who may read the files may not have been allowed to list them
+            raise DataError(f"{remote} cannot be looked at ({error}): start again when it answers") from None
+        there, why = None, f"its list: {error}"
+    if there is None:
+        if is_first():
+            print(f"{remote}: only the first and the last shard are looked at before training ({why})", flush=True)
+        return False
+    lost = [name for name, _ in files if name not in there]
+    if lost:
+        others = f" (and {len(lost) - 1} more)" if len(lost) > 1 else ""
+        raise DataError(f"{remote}/{lost[0]} is not there{others}, but index.json lists it: upload it")
+    for name, n_bytes in files:
+        if there[name] != n_bytes:
+            raise DataError(f"{remote}/{name} has {there[name]} bytes, but {n_bytes} were written: upload it again")
+    return True
+
+
+def sizes(remote: str, names: Iterable[str]) -> dict[str, int] | None:
+    """Bytes of those of the remote's files that are there; None where it cannot tell without sending them.
+
+    Raises FetchError when it does not answer, or not to us.
+    """
+    lister = LISTERS.get(urlsplit(remote).scheme)
+    if lister is None:
+        return None
+    deadline = time.monotonic() + deadlines.QUIET
+    try:
+        return in_time(lambda: lister(remote, list(names)), lambda: time.monotonic() > deadline)
+    except Exception as error:
+        raise fetch_error(error) from None
+
+
+def _list_folder(remote: str, names: list[str]) -> dict[str, int]:
+    paths = {name: Path(remote, name) for name in names}
+    return {name: path.stat().st_size for name, path in paths.items() if path.is_file()}
+
+
+def _list_s3(remote: str, names: list[str]) -> dict[str, int]:
+    return _list_with_boto(remote, names, endpoint_url=os.environ.get("S3_ENDPOINT_URL"))
+
+
+def _list_gs(remote: str, names: list[str]) -> dict[str, int]:
+    keys = [os.environ.get(name) for name in ("GCS_KEY", "GCS_SECRET")]
+    if all(keys):  # Streaming then takes Google for an S3
+        settings = dict(zip(("aws_access_key_id", "aws_secret_access_key"), keys, strict=True))
+        return _list_with_boto(
+            remote, names, endpoint_url="https://storage.googleapis.com", region_name="auto", **settings
+        )
+    from google.auth import default
+    from google.cloud.storage import Client
+
+    url, client, found = urlsplit(remote), Client(credentials=default()[0]), {}
+    for prefix in _prefixes(url.path, names):
+        listed = client.list_blobs(url.netloc, prefix=prefix, delimiter="/", timeout=20)
+        found.update((blob.name, blob.size) for blob in listed)
+    return _below(url.path, names, found)
+
+
+def _list_with_boto(remote: str, names: list[str], **settings: Any) -> dict[str, int]:
+    from boto3.session import Session
+    from botocore.config import Config
+
+    config = Config(connect_timeout=10, read_timeout=20, retries={"max_attempts": 2})
+    url, client, found = urlsplit(remote), Session().client("s3", config=config, **settings), {}
+    for prefix in _prefixes(url.path, names):
+        pages = client.get_paginator("list_objects_v2").paginate(Bucket=url.netloc, Prefix=prefix, Delimiter="/")
+        found.update((item["Key"], item["Size"]) for page in pages for item in page.get("Contents", []))
+    return _below(url.path, names, found)
+
+
+def _prefixes(path: str, names: list[str]) -> set[str]:
+    """Of the objects that the names are among."""
+    base = PurePosixPath(path.strip("/"))
+    return {f"{base / parent}/".removeprefix("./") for parent in {PurePosixPath(name).parent for name in names}}
+
+
+def _below(path: str, names: list[str], bytes_of: Mapping[str, int]) -> dict[str, int]:
+    base = PurePosixPath(path.strip("/"))
+    keys = {name: (base / name).as_posix() for name in names}
+    return {name: bytes_of[key] for name, key in keys.items() if key in bytes_of}
+
+
+def _list_hf(remote: str, names: list[str]) -> dict[str, int]:
+    from huggingface_hub import HfApi
+
+    # hf://datasets/OWNER/NAME/FOLDER, as Streaming's downloader reads it.
+    _, _, _, owner, repo, *folder = remote.split("/")
+    files = HfApi().dataset_info(f"{owner}/{repo}", files_metadata=True, timeout=deadlines.QUIET).siblings or []
+    bytes_of = {file.rfilename: file.size for file in files if file.size is not None}
+    paths = {name: "/".join((*folder, name)) for name in names}
+    return {name: bytes_of[path] for name, path in paths.items() if path in bytes_of}
+
+
+LISTERS: dict[str, Callable[[str, list[str]], dict[str, int]]] = {
+    "": _list_folder,
+    "s3": _list_s3,
+    "gs": _list_gs,
+    "hf": _list_hf,
+}

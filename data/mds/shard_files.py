@@ -1,0 +1,111 @@
+"""The files of a folder's shards: where each lies, here and in the remote, and whether it is what the index says."""
+
+import os
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from data.base.errors import DataError, plain_os_errors
+from data.base.locks import is_first
+from data.mds.notices import say_once
+from data.mds.shard import check_header, file_defect
+
+
+class ShardFiles:
+    """The files of all shards, by a shard's number.
+
+    Compressed shards are decompressed beside themselves, or in `work` where that is another folder.
+    """
+
+    def __init__(
+        self, folder: Path, remote: str | None, shards: list[Any], hint: str, *, work: Path, cache_dir: str
+    ) -> None:
+        """`hint` ends what is said of a damaged file."""
+        self.folder, self.remote, self.shards, self.hint = folder, remote, shards, hint
+        self.work = work
+        """Where files are written: shards, locks and records of them."""
+        self._cache_dir = cache_dir
+        for shard in shards:
+            shard.dirname = str(folder)
+        if work != folder:
+            self._decompress_elsewhere()
+
+    @property
+    def name(self) -> str:
+        return self.remote or str(self.folder)
+
+    def file(self, number: int) -> Path:
+        """The shard's file, decompressed; it may not be here yet."""
+        return Path(self.shards[number].dirname, self.shards[number].raw_data.basename)
+
+    def here(self) -> list[int]:
+        """The shards whose file is here."""
+        return [number for number in range(len(self.shards)) if self.file(number).exists()]
+
+    def sent(self, number: int) -> Any:
+        """The index's FileInfo of what lies in the remote: the compressed file, where there is one."""
+        return self.shards[number].zip_data or self.shards[number].raw_data
+
+    def packed(self, number: int) -> Path:
+        """Where that file lies in the folder, if it does."""
+        return self.folder / self.sent(number).basename
+
+    def check(self, number: int, *, hashes: bool = True) -> None:
+        """Raises DataError when the shard's size, header or hash is not what the index says."""
+        defect = self.defect(number, hashes=hashes)
+        if defect is not None:
+            raise DataError(f"{self.file(number)} {defect}: {self.hint_of(number)}")
+
+    def defect(self, number: int, *, hashes: bool = True) -> str | None:
+        """The same, to stand after the file's name."""
+        defect = file_defect(self.file(number), self.shards[number].raw_data, hashes=hashes)
+        if defect is not None:
+            return defect
+        try:
+            check_header(self.file(number), self.shards[number])
+        except DataError as error:
+            return str(error)
+        return None
+
+    def hint_of(self, number: int) -> str:
+        """How to replace the shard's file."""
+        if self.shards[number].dirname == str(self.folder):
+            return self.hint
+        return "delete it, and it is decompressed again"
+
+    def plain_errors(self, what: str) -> AbstractContextManager[None]:
+        """What the local file system refuses becomes an error that suggests a fix."""
+        if self.remote is not None:
+            return plain_local_errors(self.folder, what)
+        if self.work != self.folder:
+            return plain_os_errors(
+                f"cache_dir is {self._cache_dir!r}, but it",
+                "set it to a folder elsewhere",
+                needed_for=f"decompressed shards of {self.folder}",
+            )
+        return plain_os_errors(
+            str(self.folder), "copy it to a disk that can be written, or write it without compression", needed_for=what
+        )
+
+    def _decompress_elsewhere(self) -> None:
+        packed = [shard for shard in self.shards if shard.compression]
+        packed = [shard for shard in packed if not (self.folder / shard.raw_data.basename).exists()]
+        for shard in packed:
+            shard.dirname = str(self.work)
+        if packed and is_first():
+            say_once(f"{self.folder} cannot be written: its compressed shards are decompressed into {self.work}")
+
+
+def work_folder(folder: Path, remote: str | None, index: bytes, cache_dir: str) -> Path:
+    """Where files are written: the folder, or one below cache_dir of its own when the folder is read-only."""
+    if remote is None and cache_dir and not os.access(folder, os.W_OK):
+        name = xxhash.xxh3_64_hexdigest(os.path.realpath(folder).encode() + index)
+        return Path(cache_dir) / f"read-only-{name}"
+    return folder
+
+
+def plain_local_errors(folder: Path, what: str) -> AbstractContextManager[None]:
+    """What the local file system refuses of a remote's copy becomes an error that suggests a fix."""
+    return plain_os_errors(f"local is {str(folder)!r}, but it", "name another folder in local", needed_for=what)
