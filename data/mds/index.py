@@ -165,16 +165,42 @@ def columns_of(reader: Any) -> dict[str, str]:
 
 
 def _parse_shard(shard: Any, place: str) -> Any:
-    from streaming.base.compression import get_compressions, is_compression
     from streaming.base.format.base.reader import FileInfo
     from streaming.base.format.mds import MDSReader
 
+    _check_keys(shard, place)
+    _check_columns(shard, place)
+    _check_compression(shard, place)
+    _check_file(shard["raw_data"], f"{place}.raw_data")
+    if shard["compression"] is not None:
+        _check_file(shard["zip_data"], f"{place}.zip_data")
+    _check_counts(shard, place)
+    # Not from_json, whose deep copies take seconds for an index of many shards.
+    return MDSReader(
+        dirname="",
+        split=None,
+        column_encodings=shard["column_encodings"],
+        column_names=shard["column_names"],
+        column_sizes=shard["column_sizes"],
+        compression=shard["compression"],
+        hashes=[],
+        raw_data=FileInfo(**shard["raw_data"]),
+        samples=shard["samples"],
+        size_limit=None,
+        zip_data=FileInfo(**shard["zip_data"]) if shard["compression"] else None,
+    )
+
+
+def _check_keys(shard: Any, place: str) -> None:
     _need(isinstance(shard, dict), f"has {place}, which is not an object")
     if shard.get("format") != "mds" and "format" in shard:
         raise DataError(f"has {place}.format {shard['format']!r}, but only mds is read")
     for key in sorted(_SHARD_KEYS ^ shard.keys()):
         raise DataError(f"has {place} " + (f"without {key}" if key in _SHARD_KEYS else f"with the unknown key {key}"))
     _need(shard["version"] == 2, f"has {place}.version {shard['version']!r}, but only 2 is known")
+
+
+def _check_columns(shard: Mapping[str, Any], place: str) -> None:
     names, encodings, column_sizes = (shard[f"column_{key}"] for key in ("names", "encodings", "sizes"))
     for key, value in (("names", names), ("encodings", encodings)):
         _need(_is_texts(value), f"has {place}.column_{key} {_short(value)}, but it must be a list of texts")
@@ -187,15 +213,20 @@ def _parse_shard(shard: Any, place: str) -> Any:
     _need(len(set(names)) == len(names), f"has {place}.column_names {_short(names)}, where a name is there twice")
     for name, encoding, size in zip(names, encodings, column_sizes, strict=True):
         _check_encoding(f"{place}, column {_short(name)}", encoding, size)
+
+
+def _check_compression(shard: Mapping[str, Any], place: str) -> None:
+    from streaming.base.compression import get_compressions, is_compression
+
     compression = shard["compression"]
     if compression is not None and not (isinstance(compression, str) and is_compression(compression)):
         known = ", ".join(sorted(name for name in get_compressions() if ":" not in name))
         raise DataError(f"has {place}.compression {_short(compression)}, but known are {known}")
     if (shard["zip_data"] is None) != (compression is None):
         raise DataError(f"has {place} with compression {compression!r}, but zip_data {_short(shard['zip_data'])}")
-    _check_file(shard["raw_data"], f"{place}.raw_data")
-    if compression is not None:
-        _check_file(shard["zip_data"], f"{place}.zip_data")
+
+
+def _check_counts(shard: Mapping[str, Any], place: str) -> None:
     samples, n_bytes = shard["samples"], shard["raw_data"]["bytes"]
     _need(_is_count(samples, 0), f"has {place}.samples {_short(samples)}, but it must be a whole number of at least 0")
     # The count, an offset before and after each sample, and a byte of each.
@@ -205,20 +236,6 @@ def _parse_shard(shard: Any, place: str) -> Any:
     if least > n_bytes:
         raise DataError(f"has {place}.samples {samples}, which need at least {least} bytes, but its file has {n_bytes}")
     _need(n_bytes <= _MAX_BYTES, f"has {place}.raw_data.bytes {n_bytes}, but a shard has at most {_MAX_BYTES}")
-    # Not from_json, whose deep copies take seconds for an index of many shards.
-    return MDSReader(
-        dirname="",
-        split=None,
-        column_encodings=encodings,
-        column_names=names,
-        column_sizes=column_sizes,
-        compression=compression,
-        hashes=[],
-        raw_data=FileInfo(**shard["raw_data"]),
-        samples=samples,
-        size_limit=None,
-        zip_data=FileInfo(**shard["zip_data"]) if compression else None,
-    )
 
 
 def _bytes_without_samples(shard: Mapping[str, Any]) -> int:
