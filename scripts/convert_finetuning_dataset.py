@@ -11,7 +11,8 @@ from collections.abc import Sequence
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    from data.preparation.convert import convert_finetuning, finetuning_parser, main_of
+    from data.preparation.conversion.command_line import finetuning_parser, main_of
+    from data.preparation.conversion.convert import convert_finetuning
 
     return main_of(finetuning_parser(__doc__), convert_finetuning)(argv)
 

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    from data.preparation.convert import convert_text, main_of, text_parser
+    from data.preparation.conversion.command_line import main_of, text_parser
+    from data.preparation.conversion.convert import convert_text
 
     return main_of(text_parser(__doc__), convert_text)(argv)
 

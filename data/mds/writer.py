@@ -146,6 +146,17 @@ def is_whole(folder: Path, made_from: MadeFrom) -> bool:
     return True
 
 
+def check_compression(compression: str | None) -> None:
+    """Raises ConfigError when Streaming does not know it."""
+    if compression is None:
+        return
+    from streaming.base.compression import get_compressions
+
+    known = sorted(get_compressions())
+    if compression not in known:
+        raise ConfigError(f"compression is {compression!r}, but it must be one of {', '.join(known)}")
+
+
 def read_journal(folder: Path) -> dict[str, Any] | None:
     """Of the preparation that is under way in the folder, or was killed."""
     file = folder / UNFINISHED / "journal.json"

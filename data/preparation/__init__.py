@@ -1,4 +1,4 @@
-"""From a source to an MDS folder of rows, once: slices, worker processes, packing, and the converters' command lines.
+"""From a source to an MDS folder of rows, once: chunks, worker processes, packing, the manifest.
 
 Reading prepared rows belongs to data/loading.
 """

@@ -1,283 +1,104 @@
-"""Chunks become documents in the workers, and a window of documents becomes rows in the parent."""
+"""Reads a source's chunks in workers and writes windows of their contents, from where the journal says on."""
 
-import os
-import struct
-import tempfile
-import weakref
-from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
-from functools import cache
-from pathlib import Path
+from collections import deque
+from collections.abc import Iterator
+from contextlib import closing
+from itertools import islice
 from typing import Any
 
-import numpy as np
-
-from data.base.errors import TemplateError
+from data.base.workers import all_cores, in_order
 from data.config.dataset import DatasetConfig
-from data.examples.examples import Conversation, Example, Problem, Reading, TokenTurns, read_examples
-from data.mds.columns import COLUMNS
-from data.preparation.packing import CUTTERS, PACKERS
-from data.sources.source import Source
-from data.tokenization.chat import Document, fit, tokenize
-from data.tokenization.tokenizer import MOST_BYTES, Tokenizer
+from data.examples.preprocessing import is_own
+from data.mds.writer import Shards
+from data.preparation.progress import Progress, progress_bar
+from data.preparation.recipe import Recipe, Task
 
-SPOOLED_BYTES = 8 << 20
-"""A chunk's tokens that take more than this come to the parent through a file: a pipe would need them whole."""
-
-
-@dataclass
-class Tally:
-    """What became of examples and tokens. Can be pickled; tallies add up in any order."""
-
-    examples_kept: int = 0
-    examples_truncated: int = 0
-    """Of the kept ones: they lost their end."""
-    dropped: Counter[str] = field(default_factory=Counter)
-    """Reason -> examples that were read, but do not fit."""
-    tokens_in: int = 0
-    tokens_kept: int = 0
-    tokens_truncated: int = 0
-    tokens_dropped: int = 0
-    trained_tokens: int = 0
-    """Tokens of rows that some position predicts: the first of a document, or of its piece, is nobody's label."""
-    rows: int = 0
-    padding: int = 0
-    document_lengths: Counter[str] = field(default_factory=Counter)
-    """n, a power of two -> documents of n to 2n - 1 tokens, before any is cut."""
-
-    def merge(self, other: "Tally") -> None:
-        for name, value in vars(other).items():
-            mine = getattr(self, name)
-            if isinstance(value, Counter):
-                mine.update(value)
-            else:
-                setattr(self, name, mine + value)
+WINDOW_TOKENS = 16 << 20
+"""Tokens that are packed together, and so held in memory at a time; what a killed run has to do again at most."""
+UNDER_WAY = 64 << 20
+"""Units of the source that are given out to workers at a time: a few rows of the largest size fill it alone."""
 
 
-class SpooledTokens:
-    """An array in a file, of which a slice is read when it is asked for: mapped, all of it would come into memory."""
-
-    def __init__(self, file: Path, dtype: np.dtype) -> None:
-        """Removes the file, which stays readable here."""
-        self._dtype, self._descriptor = dtype, os.open(file, os.O_RDONLY)
-        self._length = file.stat().st_size // dtype.itemsize
-        weakref.finalize(self, os.close, self._descriptor)
-        file.unlink()
-
-    def __len__(self) -> int:
-        return self._length
-
-    def __getitem__(self, where: slice) -> np.ndarray:
-        start, stop, _ = where.indices(len(self))
-        width = self._dtype.itemsize
-        return np.frombuffer(os.pread(self._descriptor, (stop - start) * width, start * width), dtype=self._dtype)
-
-
-@dataclass(frozen=True, eq=False)
-class Documents:
-    """Documents end to end."""
-
-    tokens: np.ndarray | SpooledTokens
-    """Unsigned."""
-    loss_mask: np.ndarray
-    """uint8, as long as tokens; empty for texts, of which every token is trained on."""
-    lengths: np.ndarray
-    """Of each document, int32."""
-    are_texts: bool
-
-    @property
-    def weight(self) -> int:
-        """Tokens."""
-        return len(self.tokens)
-
-    def received(self) -> "Documents":
-        return self
-
-
-@dataclass(frozen=True, eq=False)
-class Spooled:
-    """Documents whose tokens came to the parent through a file."""
-
-    file: Path
-    dtype: np.dtype
-    rest: Documents
-
-    def received(self) -> Documents:
-        return replace(self.rest, tokens=SpooledTokens(self.file, self.dtype))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Task:
-    """A chunk with what is known when it is given out."""
-
-    chunk: Any
-    form: str | None
-    first_place: str
-    """Of the source's first valid row, whose form it is."""
-    check_only: bool = False
-    """Bad rows were found: only look for more."""
-
-
-@dataclass(kw_only=True)
-class Part:
-    """What a chunk gave."""
-
-    size: int
-    """The chunk's, in the source's unit."""
-    reading: Reading
-    tally: Tally
-    content: Any = None
-    """What a window is made of once it is `received()`, with its `weight`; None: nothing."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tokenizing:
-    """The way of a chunk to rows of tokens."""
-
-    source: Source
-    preprocess: Callable[[Any], Any] | None
-    tokenizer: Tokenizer
-    config: DatasetConfig
-    spool: Path
-    """A folder for what is too large for a pipe."""
-
-    def columns(self, form: str) -> dict[str, str]:
-        """Of MDS, for rows of that form."""
-        return COLUMNS
-
-    def read(self, task: Task) -> Part:
-        """Runs in a worker. Raises what the source and the tokenizer raise."""
-        part = Part(size=task.chunk.size, reading=Reading(form=task.form, first_place=task.first_place), tally=Tally())
-        fitted: list[Document] = []
-        for example in read_examples(self.source.rows(task.chunk), self.preprocess, part.reading):
-            if task.check_only and not self._can_refuse(example):
-                continue
-            try:
-                result = self._fit(example, part.tally)
-            except TemplateError as error:
-                raise TemplateError(f"{part.reading.place}: {error}") from None
-            if isinstance(result, Problem):
-                part.reading.n_valid -= 1
-                part.reading.add(part.reading.place, [result])
-            elif isinstance(result, Document):
-                fitted.append(result)
-        if fitted and not task.check_only:
-            part.content = self._join(fitted)
-        return part
-
-    def _can_refuse(self, example: Example) -> bool:
-        """Whether a bad row may show only when it is tokenized."""
-        if isinstance(example, Conversation | TokenTurns) or self.config.excess_length == "error":
-            return True
-        return any(len(text) > MOST_BYTES // 4 for text in vars(example).values())  # too large for its tokenizer
-
-    def _fit(self, example: Example, tally: Tally) -> Document | Problem | None:
-        document = tokenize(example, self.tokenizer, self.config)
-        result = document if isinstance(document, Problem) else fit(document, self.config)
-        if isinstance(document, Problem) or isinstance(result, Problem):
-            return result if isinstance(result, Problem) else None
-        n_tokens = len(document.tokens)
-        tally.tokens_in += n_tokens
-        tally.document_lengths[str(1 << (n_tokens.bit_length() - 1))] += 1
-        if isinstance(result, str):
-            tally.dropped[result] += 1
-            tally.tokens_dropped += n_tokens
-            return None
-        tally.examples_kept += 1
-        tally.tokens_kept += len(result.tokens)
-        tally.examples_truncated += len(result.tokens) < n_tokens
-        tally.tokens_truncated += n_tokens - len(result.tokens)
-        return result
-
-    def _join(self, documents: list[Document]) -> Documents | Spooled:
-        are_texts = documents[0].is_text
-        tokens = np.concatenate([document.tokens for document in documents])
-        # The way to the parent, and the window there, take half as much where ids fit into 16 bits.
-        tokens = tokens.astype(np.min_scalar_type(self.tokenizer.vocab_size - 1), copy=False)
-        nothing = np.empty(0, dtype=np.uint8)
-        joined = Documents(
-            tokens=tokens,
-            loss_mask=nothing if are_texts else np.concatenate([document.loss_mask for document in documents]),
-            lengths=np.array([len(document.tokens) for document in documents], dtype=np.int32),
-            are_texts=are_texts,
-        )
-        if tokens.nbytes <= SPOOLED_BYTES:
-            return joined
-        return Spooled(_spool(tokens, self.spool), tokens.dtype, replace(joined, tokens=np.empty(0)))
-
-    def samples(self, window: list[Documents], tally: Tally) -> Iterator[bytes]:
-        """The window's rows, each of at most max_seq_len tokens."""
-        lengths = np.concatenate([documents.lengths for documents in window])
-        rows = _cut_rows if window[0].are_texts else _whole_rows
-        for tokens, loss_mask, row_lengths in rows(window, lengths, self.config, tally):
-            tally.rows += 1
-            tally.padding += self.config.max_seq_len - len(tokens)
-            yield encode_row(tokens.astype(np.int32, copy=False), loss_mask, row_lengths)
-
-
-def encode_row(tokens: np.ndarray, loss_mask: np.ndarray, lengths: np.ndarray) -> bytes:
-    """The MDS sample of the COLUMNS, as MDSWriter encodes it, with one copy for its six.
-
-    The size of each column in the order of their names, then of each the width of its length, the length, the values.
-    """
-    n_head, lengths_head = _head(len(tokens)), _head(len(lengths))
-    sizes = struct.pack(
-        "<3I", len(lengths_head) + lengths.nbytes, len(n_head) + loss_mask.nbytes, len(n_head) + tokens.nbytes
+def write_windows(shards: Shards, recipe: Recipe, config: DatasetConfig) -> Progress:
+    """All windows that are not written yet. Raises DataError with all bad rows, where they are errors."""
+    progress = Progress.of_journal(shards.state, recipe.source.total)
+    tasks, window = _Tasks(recipe, progress, config), _Window(shards, recipe, progress)
+    parts = in_order(
+        recipe.read, tasks.give_out(), tasks.n_workers, tasks.limit, isolated=is_own(config.preprocessing_fn)
     )
-    parts: Any = (sizes, lengths_head, lengths, n_head, loss_mask, n_head, tokens)
-    return b"".join(parts)
+    with closing(parts), progress_bar(recipe.source, progress) as bar:
+        for part in parts:
+            tasks.take_back(part.size)
+            progress.add(part)
+            bar.update(part.size)
+            if _is_refused(progress, config):
+                window.clear()
+                bar.set_postfix(bad_rows=progress.reading.bad_rows, refresh=False)
+            elif part.content is not None:
+                window.add(part.content.received())
+    if _is_refused(progress, config):
+        progress.reading.raise_if_any()
+    window.write()
+    return progress
 
 
-@cache
-def _head(n: int) -> bytes:
-    """Of an array with one dimension: 4 + the width's logarithm, and the length."""
-    if n < 1 << 8:
-        return struct.pack("<BB", 4, n)
-    return struct.pack("<BH", 5, n) if n < 1 << 16 else struct.pack("<BI", 6, n)
+def _is_refused(progress: Progress, config: DatasetConfig) -> bool:
+    """Nothing more is written: bad rows are errors, and there are some."""
+    return config.on_bad_example == "error" and progress.reading.bad_rows > 0
 
 
-Row = tuple[np.ndarray, np.ndarray, np.ndarray]
-"""Tokens, their loss mask (uint8), and the lengths of the documents in them (int32)."""
+class _Tasks:
+    """Chunks that are not read yet, given out to workers as far as the limits allow."""
+
+    def __init__(self, recipe: Recipe, progress: Progress, config: DatasetConfig) -> None:
+        self._progress, self._config = progress, config
+        self._chunks = islice(recipe.source.chunks(), progress.chunks, None)
+        n_workers = config.prepare_workers or all_cores()
+        self._first = deque(islice(self._chunks, n_workers))
+        self.n_workers = max(1, min(n_workers, len(self._first)))
+        self._given_out = 0
+        """Of the source's units."""
+
+    def give_out(self) -> Iterator[Task]:
+        reading = self._progress.reading
+        while (chunk := self._first.popleft() if self._first else next(self._chunks, None)) is not None:
+            self._given_out += chunk.size
+            yield Task(
+                chunk=chunk,
+                form=reading.form,
+                first_place=reading.first_place,
+                check_only=_is_refused(self._progress, self._config),
+            )
+
+    def take_back(self, size: int) -> None:
+        self._given_out -= size
+
+    def limit(self) -> int:
+        """How many tasks may be given out at a time."""
+        if self._progress.reading.form is None:  # which the first valid row decides, for all
+            return 1
+        return 2 * self.n_workers if self._given_out < UNDER_WAY else 0
 
 
-def _whole_rows(window: list[Documents], lengths: np.ndarray, config: DatasetConfig, tally: Tally) -> Iterator[Row]:
-    """Rows of whole documents. Each fits into a row, so that a window of them is small enough to be joined."""
-    tokens = np.concatenate([documents.tokens[:] for documents in window])
-    loss_mask = np.concatenate([documents.loss_mask for documents in window])
-    ends = np.cumsum(lengths, dtype=np.int64)
-    starts = ends - lengths
-    tally.trained_tokens += int(np.count_nonzero(loss_mask)) - int(np.count_nonzero(loss_mask[starts]))
-    places = [slice(*place) for place in zip(starts.tolist(), ends.tolist(), strict=True)]
-    for row in PACKERS[config.packing](lengths, config.max_seq_len):
-        mine = [places[index] for index in row.tolist()]
-        yield (
-            np.concatenate([tokens[place] for place in mine]),
-            np.concatenate([loss_mask[place] for place in mine]),
-            lengths[row],
-        )
+class _Window:
+    """Contents that will be packed together."""
 
+    def __init__(self, shards: Shards, recipe: Recipe, progress: Progress) -> None:
+        self._shards, self._recipe, self._progress = shards, recipe, progress
+        self._contents: list[Any] = []
 
-def _cut_rows(window: list[Documents], lengths: np.ndarray, config: DatasetConfig, tally: Tally) -> Iterator[Row]:
-    """Rows of texts, one after the other: a text of any size is never held a second time."""
-    every_token = np.ones(config.max_seq_len, dtype=np.uint8)
-    rest = iter([documents.tokens for documents in window])
-    tokens = next(rest)
-    start = 0
-    for pieces in CUTTERS[config.packing](lengths, config.max_seq_len):
-        missing, parts = sum(pieces), []
-        while missing > len(tokens) - start:
-            parts.append(tokens[start:])
-            missing -= len(tokens) - start
-            tokens, start = next(rest), 0
-        parts.append(tokens[start : start + missing])
-        start += missing
-        row = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        tally.trained_tokens += len(row) - len(pieces)
-        yield row, every_token[: len(row)], np.array(pieces, dtype=np.int32)
+    def add(self, content: Any) -> None:
+        """Writes the window when it is full."""
+        self._contents.append(content)
+        if sum(each.weight for each in self._contents) >= WINDOW_TOKENS:
+            self.write()
 
+    def write(self) -> None:
+        if self._contents:
+            columns = self._recipe.columns(str(self._progress.reading.form))
+            samples = self._recipe.samples(self._contents, self._progress.tally)
+            self._shards.write_window(columns, samples, self._progress.for_journal)
+            self.clear()
 
-def _spool(tokens: np.ndarray, folder: Path) -> Path:
-    with tempfile.NamedTemporaryFile(dir=folder, suffix=".tokens", delete=False) as file:
-        tokens.tofile(file)
-    return Path(file.name)
+    def clear(self) -> None:
+        self._contents.clear()

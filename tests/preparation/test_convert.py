@@ -8,14 +8,9 @@ import pytest
 from moto.server import ThreadedMotoServer
 from streaming import StreamingDataset
 
-from data.preparation.convert import (
-    convert_finetuning,
-    convert_text,
-    finetuning_parser,
-    main_of,
-    text_parser,
-    with_flags,
-)
+from data.preparation.conversion.command_line import finetuning_parser, main_of, text_parser
+from data.preparation.conversion.convert import convert_finetuning, convert_text
+from data.preparation.conversion.flags import with_flags
 from tests.helpers.prepared import contents, documents_of, manifest_of, samples_of
 from tests.helpers.toy_tokenizer import ToyTokenizer, questions, write_jsonl
 
@@ -27,7 +22,7 @@ text = main_of(text_parser(None), convert_text)
 @pytest.fixture
 def toy(monkeypatch):
     """`--tokenizer toy` is the one of bytes."""
-    monkeypatch.setattr("data.preparation.convert.build_tokenizer", lambda config: ToyTokenizer())
+    monkeypatch.setattr("data.preparation.conversion.arguments.build_tokenizer", lambda config: ToyTokenizer())
 
 
 @pytest.fixture

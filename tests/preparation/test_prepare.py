@@ -17,8 +17,9 @@ from streaming import MDSWriter
 from data.base.errors import ConfigError, DataError
 from data.config.dataset import DatasetConfig, HFKwargs
 from data.mds.columns import COLUMNS
-from data.preparation.prepare import Waiting, prepare, prepare_into
-from data.preparation.windows import encode_row
+from data.preparation.prepare import prepare, prepare_into
+from data.preparation.progress import Waiting
+from data.preparation.rows import encode_row
 from tests.helpers.prepared import TOY, contents, documents_of, manifest_of, samples_of
 from tests.helpers.toy_tokenizer import ToyTokenizer, dataset_config, questions, write_jsonl
 
@@ -38,7 +39,7 @@ def pairs(examples: list[dict[str, str]]) -> list[tuple[str, str]]:
 def small_pieces(monkeypatch):
     """Small inputs have many chunks, windows and shards."""
     monkeypatch.setattr("data.sources.formats.content.BLOCK_BYTES", 700)
-    monkeypatch.setattr("data.preparation.prepare.WINDOW_TOKENS", 1500)
+    monkeypatch.setattr("data.preparation.windows.WINDOW_TOKENS", 1500)
     monkeypatch.setattr("data.mds.writer.SHARD_BYTES", 5000)
 
 
@@ -83,7 +84,7 @@ def test_texts_are_cut_and_go_on_in_the_next_row(tmp_path):
 def test_a_large_text_comes_through_a_file(tmp_path, monkeypatch):
     texts = ["a" * 1000, "b", "c" * 500]
     expected = contents(prepare(text_config(tmp_path, texts, cache_dir=str(tmp_path / "a")), TOY))
-    monkeypatch.setattr("data.preparation.windows.SPOOLED_BYTES", 100)
+    monkeypatch.setattr("data.preparation.documents.SPOOLED_BYTES", 100)
     assert contents(prepare(text_config(tmp_path, texts, cache_dir=str(tmp_path / "b")), TOY)) == expected
 
 
@@ -486,8 +487,8 @@ def test_processes_that_prepare_the_same_do_the_work_once(tmp_path):
 
 
 def test_those_who_wait_see_how_far_it_is(tmp_path, small_pieces, capsys, monkeypatch):
-    monkeypatch.setattr("data.preparation.prepare.BAR_DELAY", 0)
-    monkeypatch.setattr("data.preparation.prepare.MININTERVAL", 0)
+    monkeypatch.setattr("data.preparation.progress.BAR_DELAY", 0)
+    monkeypatch.setattr("data.preparation.progress.MININTERVAL", 0)
     write_jsonl(tmp_path / "train.jsonl", questions(250))
     in_child(die_at_rename, 12, tmp_path / "out", dataset_config(tmp_path, prepare_workers=1))
     waiting = Waiting(tmp_path / "out")
@@ -568,7 +569,8 @@ def test_rows_are_encoded_as_mdswriter_does(tmp_path, n):
 MEASURED = """
 import resource, sys
 from pathlib import Path
-from data.config.dataset import DatasetConfig, TokenizerConfig, TokenizerKwargs
+from data.config.dataset import DatasetConfig
+from data.config.tokenizer import TokenizerConfig, TokenizerKwargs
 from data.preparation.prepare import prepare_into
 from data.tokenization.tokenizer import build_tokenizer
 kwargs = TokenizerKwargs(vocab_file="quickstart/vocab.tiktoken")

@@ -1,0 +1,128 @@
+"""From the parsed arguments of a converter to configs, splits and the tokenizer. Errors name the flag."""
+
+import argparse
+import json
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from data.base.errors import ConfigError
+from data.config.dataset import DatasetConfig, HFKwargs
+from data.config.tokenizer import TokenizerConfig, TokenizerKwargs
+from data.examples.preprocessing import PREPROCESSORS
+from data.sources.formats.names import FORMATS
+from data.tokenization.tokenizer import Tokenizer, build_tokenizer
+
+
+def config_of(args: argparse.Namespace, **settings: Any) -> DatasetConfig:
+    if args.num_workers is not None and args.num_workers < 0:
+        raise ConfigError(f"--num_workers is {args.num_workers}, but there cannot be fewer than 0")
+    workers = None if args.num_workers is None else max(args.num_workers, 1)
+    try:
+        return DatasetConfig(
+            max_seq_len=args.max_seq_len,
+            packing=args.packing,
+            prepare_workers=workers,
+            on_bad_example=args.on_bad_example,
+            **settings,
+        )
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
+def splits_of(args: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each split's name and the source that it is read from."""
+    if args.data_files and len(args.data_files) != len(args.splits):
+        raise ConfigError(
+            f"--data_files names {len(args.data_files)} and --splits {len(args.splits)}, but each split has one file"
+        )
+    if args.dataset in FORMATS and not args.data_files:
+        raise ConfigError(f"--dataset is {args.dataset!r}, which reads local files: name them in --data_files")
+    if len(set(args.splits)) != len(args.splits):
+        raise ConfigError(f"--splits is {' '.join(args.splits)}, but each can be written only once")
+    for split in args.splits:
+        if not split or split != Path(split).name or split in (".", ".."):
+            raise ConfigError(f"--splits has {split!r}, but it becomes a folder's name in --out_root")
+    for number, split in enumerate(args.splits):
+        files = [args.data_files[number]] if args.data_files else None
+        kwargs = HFKwargs(name=args.data_subset, data_files=files)
+        yield split, {"hf_name": args.dataset, "hf_kwargs": kwargs, "split": None if args.data_files else split}
+
+
+def preprocessing_fn_of(args: argparse.Namespace) -> str | dict[str, str] | None:
+    if args.skip_preprocessing:
+        return None
+    if args.preprocessor is not None:
+        return preprocessor_of(args)
+    if args.dataset in PREPROCESSORS:
+        return args.dataset
+    raise ConfigError(
+        f"--dataset is {args.dataset!r}, for which no preprocessing function is registered: name one in "
+        "--preprocessor, or say --skip-preprocessing where rows are examples already"
+    )
+
+
+def preprocessor_of(args: argparse.Namespace) -> str | dict[str, str] | None:
+    given = args.preprocessor
+    return _mapping(given) if given is not None and given.startswith("{") else given
+
+
+def _mapping(text: str) -> dict[str, str]:
+    import yaml
+
+    try:
+        return {str(key): str(value) for key, value in yaml.safe_load(text).items()}
+    except (yaml.YAMLError, AttributeError):
+        form = "{prompt: COLUMN, response: COLUMN}"
+        raise ConfigError(f"--preprocessor is {text!r}, but a mapping is {form}") from None
+
+
+def tokenizer_of(args: argparse.Namespace) -> Tokenizer | None:
+    if args.tokenizer is None:
+        _refuse_without_tokenizer(args)
+        return None
+    kwargs = _tokenizer_kwargs(args)
+    try:
+        config = TokenizerConfig(
+            name=args.tokenizer,
+            kwargs=TokenizerKwargs(**kwargs),
+            chat_template_drops=args.chat_template_drops,
+            chat_date=args.chat_date,
+        )
+        return build_tokenizer(config)
+    except ValueError as error:  # ConfigError among them
+        raise ConfigError(f"--tokenizer {args.tokenizer}: {error}") from None
+
+
+def _refuse_without_tokenizer(args: argparse.Namespace) -> None:
+    if args.tokenizer_kwargs is not None:
+        raise ConfigError("--tokenizer_kwargs is given, but no --tokenizer")
+    if args.chat_template_drops or args.chat_date is not None:
+        raise ConfigError("--chat_template_drops and --chat_date are of a --tokenizer's chat template: give one")
+    if args.excess_length != DatasetConfig.excess_length:
+        raise ConfigError(
+            f"--excess_length is {args.excess_length}, but without a --tokenizer no example is too long: give one"
+        )
+
+
+def _tokenizer_kwargs(args: argparse.Namespace) -> dict[str, Any]:
+    try:
+        given = json.loads(args.tokenizer_kwargs or "{}")
+    except ValueError as error:
+        raise ConfigError(f"--tokenizer_kwargs is {args.tokenizer_kwargs!r}, which is not JSON ({error})") from None
+    known = [field.name for field in fields(TokenizerKwargs)]
+    unknown = sorted(set(given) - set(known)) if isinstance(given, dict) else [args.tokenizer_kwargs]
+    if unknown:
+        raise ConfigError(f"--tokenizer_kwargs has {unknown[0]!r}, but it is an object of {', '.join(known)}")
+    for key, value in given.items():
+        kind = {"use_default_system_prompt": bool, "model_max_length": int}.get(key, str)
+        if value is not None and type(value) is not kind:
+            needed = {bool: "true or false", int: "a whole number", str: "text in quotes"}[kind]
+            raise ConfigError(f"--tokenizer_kwargs has {key} {json.dumps(value)}, but it must be {needed}")
+    if given.get("model_max_length") not in (None, args.max_seq_len):
+        raise ConfigError(
+            f"--tokenizer_kwargs has model_max_length {given['model_max_length']}, but --max_seq_len is "
+            f"{args.max_seq_len}: leave it out"
+        )
+    return given

@@ -1,0 +1,92 @@
+"""Converts what a command line names: each split, or the text files, into a folder, and to a remote one."""
+
+import argparse
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import xxhash
+
+from data.base.errors import ConfigError
+from data.config.dataset import DatasetConfig
+from data.mds.writer import INDEX
+from data.preparation.conversion.arguments import (
+    config_of,
+    preprocessing_fn_of,
+    preprocessor_of,
+    splits_of,
+    tokenizer_of,
+)
+from data.preparation.conversion.untokenized import write_untokenized
+from data.preparation.prepare import prepare_into
+from data.sources.source import open_source
+from data.tokenization.tokenizer import Tokenizer
+
+CACHE = Path(".cache/dropless/converted")
+"""Where the output lies until it is sent, when only a remote place was named for it."""
+
+
+def convert_finetuning(args: argparse.Namespace) -> None:
+    """Each split into a folder of its own. Raises ConfigError and DataError, which speak of keys: see with_flags."""
+    settings = {key: getattr(args, key) for key in ("target_prompts", "target_responses", "excess_length")}
+    _convert_splits(args, tokenizer_of(args), preprocessing_fn=preprocessing_fn_of(args), **settings)
+
+
+def convert_text(args: argparse.Namespace) -> None:
+    """Text files into the one folder, or each split of a dataset with a column `text` into one of its own."""
+    given = [name for name in ("path", "input_folder", "dataset") if getattr(args, name) is not None]
+    if len(given) != 1:
+        message = " and ".join(f"--{name}" for name in given) or "none of them is given"
+        raise ConfigError(f"exactly one of --path, --input_folder and --dataset is needed, but {message}")
+    tokenizer, preprocessing_fn = tokenizer_of(args), preprocessor_of(args)
+    if args.dataset is not None:
+        _convert_splits(args, tokenizer, preprocessing_fn=preprocessing_fn)
+        return
+    text = args.path if args.path is not None else [args.input_folder]
+    config = config_of(args, text=text, preprocessing_fn=preprocessing_fn)
+    _convert(_Place.of(args, ""), config, tokenizer, args.compression)
+
+
+def _convert_splits(args: argparse.Namespace, tokenizer: Tokenizer | None, **settings: Any) -> None:
+    outputs = [(_Place.of(args, split), config_of(args, **source, **settings)) for split, source in splits_of(args)]
+    for _, config in outputs if len(outputs) > 1 else ():
+        open_source(config)  # one that is not there is an error before any is written
+    for place, config in outputs:
+        _convert(place, config, tokenizer, args.compression)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Place:
+    """Where an output goes."""
+
+    folder: Path
+    remote: str | None
+    passing: bool
+    """The folder is only on the way to the remote place."""
+
+    @classmethod
+    def of(cls, args: argparse.Namespace, split: str) -> "_Place":
+        is_url = bool(urlsplit(args.out_root).scheme)
+        remote = args.out_root if is_url or args.local is not None else args.remote
+        if args.remote is not None and remote != args.remote:
+            raise ConfigError(f"--remote is {args.remote!r}, but the output goes to {remote!r} already: leave one out")
+        if args.local is not None:
+            root = Path(args.local)
+        else:
+            root = CACHE / xxhash.xxh64_hexdigest(args.out_root) if is_url else Path(args.out_root)
+        under = f"{remote.rstrip('/')}/{split}".rstrip("/") if remote is not None else None
+        return cls(folder=root / split, remote=under, passing=is_url and args.local is None)
+
+
+def _convert(place: _Place, config: DatasetConfig, tokenizer: Tokenizer | None, compression: str | None) -> None:
+    was_whole = (place.folder / INDEX).exists()
+    if tokenizer is None:
+        write_untokenized(place.folder, config, compression=compression, remote=place.remote)
+    else:
+        prepare_into(place.folder, config, tokenizer, compression=compression, remote=place.remote)
+    if was_whole:
+        print(f"{place.folder} was whole already", flush=True)
+    if place.passing:
+        shutil.rmtree(place.folder)

@@ -1,0 +1,90 @@
+"""The recipe of samples that are not tokenized: the valid examples, in LLM Foundry's columns."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data.base.errors import ConfigError, plain_os_errors
+from data.config.dataset import DatasetConfig
+from data.examples.examples import Conversation, Example, PromptResponse, Reading, Text, TokenTurns, read_examples
+from data.examples.preprocessing import resolve_preprocessing_fn
+from data.mds.writer import check_compression
+from data.preparation.manifest import what_decides
+from data.preparation.prepare import write_once
+from data.preparation.recipe import Part, Tally, Task
+from data.sources.source import Source, open_source
+
+COLUMNS = {
+    PromptResponse.form: {"prompt": "str", "response": "str"},
+    Conversation.form: {"messages": "json"},
+    Text.form: {"text": "str"},
+}
+"""LLM Foundry's columns of what is not tokenized yet."""
+
+
+def write_untokenized(
+    folder: Path, config: DatasetConfig, *, compression: str | None = None, remote: str | None = None
+) -> None:
+    """The valid examples in the source's order, in LLM Foundry's columns."""
+    check_compression(compression)
+    source = open_source(config)
+    made_from = {**what_decides(config, source, None), "columns": "untokenized", "compression": compression}
+    recipe = Untokenized(source=source, preprocess=resolve_preprocessing_fn(config.preprocessing_fn))
+    with plain_os_errors(str(folder), "name another folder"):
+        write_once(folder, recipe, config, made_from, {}, compression=compression, remote=remote)
+
+
+@dataclass(frozen=True)
+class Samples:
+    """MDS samples, and how much they are: characters."""
+
+    samples: list[dict[str, Any]]
+    weight: int
+
+    def received(self) -> "Samples":
+        return self
+
+
+@dataclass(frozen=True, kw_only=True)
+class Untokenized:
+    """The way of a chunk to samples of text."""
+
+    source: Source
+    preprocess: Callable[[Any], Any] | None
+
+    def columns(self, form: str) -> dict[str, str]:
+        return COLUMNS[form]
+
+    def read(self, task: Task) -> Part:
+        """Runs in a worker. Raises what the source raises, and ConfigError when rows are tokens already."""
+        part = Part(size=task.chunk.size, reading=Reading(form=task.form, first_place=task.first_place), tally=Tally())
+        samples = []
+        for example in read_examples(self.source.rows(task.chunk), self.preprocess, part.reading):
+            samples.append(_as_columns(example))
+        part.tally.examples_kept = len(samples)
+        if samples and not task.check_only:
+            part.content = Samples(samples, sum(len(value) for sample in samples for value in sample.values()))
+        return part
+
+    def samples(self, window: list[Samples], tally: Tally) -> Iterator[dict[str, Any]]:
+        for content in window:
+            tally.rows += len(content.samples)
+            yield from content.samples
+
+
+def _as_columns(example: Example) -> dict[str, Any]:
+    if isinstance(example, TokenTurns):
+        raise ConfigError("the rows have turns, which are tokens already: give the --tokenizer that they are of")
+    if isinstance(example, Conversation):
+        if example.tools is not None:
+            raise ConfigError("a row has tools, for which LLM Foundry's columns have no place: give the --tokenizer")
+        return {"messages": example.messages}
+    return (
+        {"text": example.text}
+        if isinstance(example, Text)
+        else {
+            "prompt": example.prompt,
+            "response": example.response,
+        }
+    )

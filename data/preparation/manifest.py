@@ -1,0 +1,76 @@
+"""A folder's manifest.json: everything that decides its rows, the fingerprint of that, and what became of the input."""
+
+import json
+from typing import Any
+
+import xxhash
+
+from data.base.versions import STREAMING, installed_versions
+from data.config.dataset import DatasetConfig
+from data.examples.preprocessing import preprocessing_source
+from data.mds.writer import MadeFrom
+from data.preparation.progress import Progress
+from data.sources.source import Source
+from data.tokenization.tokenizer import Tokenizer
+
+FORMAT_VERSION = 3
+"""Part of the fingerprint: raise it when the same input would become other rows."""
+
+
+def what_decides(config: DatasetConfig, source: Source, tokenizer: Tokenizer | None) -> dict[str, Any]:
+    """Everything that decides the rows, by name; where the input lies does not. Reads all of the input."""
+    preprocessing = preprocessing_source(config.preprocessing_fn)
+    of_tokens = (
+        {}
+        if tokenizer is None
+        else {
+            "tokenizer": tokenizer.fingerprint,
+            "max_seq_len": config.max_seq_len,
+            "packing": config.packing,
+            "target_prompts": config.target_prompts,
+            "target_responses": config.target_responses,
+            "excess_length": config.excess_length,
+        }
+    )
+    return {
+        "format": FORMAT_VERSION,
+        "input": source.fingerprint,
+        "preprocessing_fn": xxhash.xxh3_128_hexdigest(preprocessing.encode()) if preprocessing else None,
+        **of_tokens,
+        "on_bad_example": config.on_bad_example,
+    }
+
+
+def fingerprint_of(made_from: MadeFrom) -> str:
+    return xxhash.xxh3_128_hexdigest(json.dumps(made_from, sort_keys=True).encode())
+
+
+def describe(config: DatasetConfig, tokenizer: Tokenizer) -> dict[str, Any]:
+    """What the manifest says of rows of tokens."""
+    of_tokenizer = {key: getattr(tokenizer, key) for key in ("name", "fingerprint", "chat_template")}
+    return {"max_seq_len": config.max_seq_len, "packing": config.packing, "tokenizer": of_tokenizer}
+
+
+def manifest_of(
+    config: DatasetConfig, source: Source, made_from: MadeFrom, details: dict[str, Any], progress: Progress
+) -> dict[str, Any]:
+    """What is written into the finished folder. `details` become part of it as they are."""
+    reading, tally = progress.reading, progress.tally
+    counts = {name: value for name, value in vars(tally).items() if not isinstance(value, dict)}
+    return {
+        "format": FORMAT_VERSION,
+        "fingerprint": fingerprint_of(made_from),
+        "made_from": made_from,
+        "inputs": source.inputs,
+        "form": reading.form,
+        "preprocessing_fn": config.preprocessing_fn,
+        **details,
+        "rows_in": reading.n_valid + reading.n_dropped + reading.bad_rows,
+        "examples_in": reading.n_valid,
+        **counts,
+        "dropped": progress.dropped(),
+        "bad_rows": dict(reading.kinds),
+        "ignored_columns": dict(reading.ignored),
+        "document_lengths": dict(sorted(tally.document_lengths.items(), key=lambda item: int(item[0]))),
+        "versions": installed_versions(("dropless", *STREAMING, "numpy")),
+    }

@@ -1,0 +1,90 @@
+"""How far a preparation is: kept in the journal, and shown as a bar by the process that works and those that wait."""
+
+import sys
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from data.base.errors import DataError
+from data.base.locks import is_first
+from data.examples.examples import Reading
+from data.mds.writer import read_journal
+from data.preparation.recipe import Part, Tally
+from data.sources.source import Source
+
+BAR_DELAY = 2
+"""Seconds that pass without a progress bar: what is quick needs none."""
+MININTERVAL = 0.2 if sys.stderr.isatty() else 30.0
+"""Seconds between two states of the progress bar: a log file is not for ten lines a second."""
+
+
+@dataclass
+class Progress:
+    """How far the source is read, and what was in it: what the journal keeps."""
+
+    chunks: int = 0
+    done: int = 0
+    """Of the source's units."""
+    total: int = 0
+    reading: Reading = field(default_factory=Reading)
+    tally: Tally = field(default_factory=Tally)
+
+    @classmethod
+    def of_journal(cls, state: dict[str, Any], total: int) -> "Progress":
+        if not state:
+            return cls(total=total)
+        reading, tally = Reading(), Tally()
+        for target, values in ((reading, state["reading"]), (tally, state["tally"])):
+            for name, value in values.items():
+                setattr(target, name, type(getattr(target, name))(value) if isinstance(value, dict) else value)
+        return cls(state["chunks"], state["done"], total, reading, tally)
+
+    def for_journal(self) -> dict[str, Any]:
+        return {**vars(self), "reading": vars(self.reading), "tally": vars(self.tally)}
+
+    def add(self, part: Part) -> None:
+        """A chunk that is read."""
+        self.chunks += 1
+        self.done += part.size
+        self.reading.merge(part.reading)
+        self.tally.merge(part.tally)
+
+    def dropped(self) -> dict[str, int]:
+        """Reason -> rows."""
+        dropped = {"bad rows": self.reading.bad_rows, "preprocessing_fn returned None": self.reading.n_dropped}
+        return {reason: count for reason, count in (self.tally.dropped | dropped).items() if count}
+
+
+def progress_bar(source: Source, progress: Progress) -> Any:
+    return tqdm(
+        total=source.total or None,
+        initial=progress.done,
+        desc="Preparing rows",
+        unit=source.unit,
+        unit_scale=True,
+        delay=BAR_DELAY,
+        mininterval=MININTERVAL,
+    )
+
+
+class Waiting:
+    """Called each second while another process prepares the folder: shows, on one rank of a node, how far it is."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.shown = is_first()
+        self.bar: Any = None
+
+    def __call__(self) -> None:
+        if not self.shown:
+            return
+        if self.bar is None:
+            print(f"Waiting for another process that prepares the same rows ({self.folder})", flush=True)
+            self.bar = tqdm(desc="Prepared by another", unit_scale=True, delay=BAR_DELAY, mininterval=MININTERVAL)
+        with suppress(DataError):  # it is finished just now
+            state = (read_journal(self.folder) or {}).get("state") or {"done": 0, "total": 0}
+            self.bar.total = state["total"] or None
+            self.bar.update(state["done"] - self.bar.n)

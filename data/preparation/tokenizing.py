@@ -1,0 +1,98 @@
+"""The recipe of rows: chunks become documents in the workers, and a window of documents becomes rows in the parent."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data.base.errors import TemplateError
+from data.config.dataset import DatasetConfig
+from data.examples.examples import Conversation, Example, Problem, Reading, TokenTurns, read_examples
+from data.mds.columns import COLUMNS
+from data.preparation.documents import Documents, Spooled, to_parent
+from data.preparation.recipe import Part, Tally, Task
+from data.preparation.rows import encode_row, rows_of
+from data.sources.source import Source
+from data.tokenization.chat import Document, fit, tokenize
+from data.tokenization.tokenizer import MOST_BYTES, Tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokenizing:
+    """The way of a chunk to rows of tokens."""
+
+    source: Source
+    preprocess: Callable[[Any], Any] | None
+    tokenizer: Tokenizer
+    config: DatasetConfig
+    spool: Path
+    """A folder for what is too large for a pipe."""
+
+    def columns(self, form: str) -> dict[str, str]:
+        """Of MDS, for rows of that form."""
+        return COLUMNS
+
+    def read(self, task: Task) -> Part:
+        """Runs in a worker. Raises what the source and the tokenizer raise."""
+        part = Part(size=task.chunk.size, reading=Reading(form=task.form, first_place=task.first_place), tally=Tally())
+        fitted: list[Document] = []
+        for example in read_examples(self.source.rows(task.chunk), self.preprocess, part.reading):
+            if task.check_only and not self._can_refuse(example):
+                continue
+            try:
+                result = self._fit(example, part.tally)
+            except TemplateError as error:
+                raise TemplateError(f"{part.reading.place}: {error}") from None
+            if isinstance(result, Problem):
+                part.reading.n_valid -= 1
+                part.reading.add(part.reading.place, [result])
+            elif isinstance(result, Document):
+                fitted.append(result)
+        if fitted and not task.check_only:
+            part.content = self._join(fitted)
+        return part
+
+    def _can_refuse(self, example: Example) -> bool:
+        """Whether a bad row may show only when it is tokenized."""
+        if isinstance(example, Conversation | TokenTurns) or self.config.excess_length == "error":
+            return True
+        return any(len(text) > MOST_BYTES // 4 for text in vars(example).values())  # too large for its tokenizer
+
+    def _fit(self, example: Example, tally: Tally) -> Document | Problem | None:
+        document = tokenize(example, self.tokenizer, self.config)
+        result = document if isinstance(document, Problem) else fit(document, self.config)
+        if isinstance(document, Problem) or isinstance(result, Problem):
+            return result if isinstance(result, Problem) else None
+        n_tokens = len(document.tokens)
+        tally.tokens_in += n_tokens
+        tally.document_lengths[str(1 << (n_tokens.bit_length() - 1))] += 1
+        if isinstance(result, str):
+            tally.dropped[result] += 1
+            tally.tokens_dropped += n_tokens
+            return None
+        tally.examples_kept += 1
+        tally.tokens_kept += len(result.tokens)
+        tally.examples_truncated += len(result.tokens) < n_tokens
+        tally.tokens_truncated += n_tokens - len(result.tokens)
+        return result
+
+    def _join(self, documents: list[Document]) -> Documents | Spooled:
+        are_texts = documents[0].is_text
+        tokens = np.concatenate([document.tokens for document in documents])
+        # The way to the parent, and the window there, take half as much where ids fit into 16 bits.
+        tokens = tokens.astype(np.min_scalar_type(self.tokenizer.vocab_size - 1), copy=False)
+        nothing = np.empty(0, dtype=np.uint8)
+        joined = Documents(
+            tokens=tokens,
+            loss_mask=nothing if are_texts else np.concatenate([document.loss_mask for document in documents]),
+            lengths=np.array([len(document.tokens) for document in documents], dtype=np.int32),
+            are_texts=are_texts,
+        )
+        return to_parent(joined, self.spool)
+
+    def samples(self, window: list[Documents], tally: Tally) -> Iterator[bytes]:
+        """The window's rows, each of at most max_seq_len tokens."""
+        for tokens, loss_mask, lengths in rows_of(window, self.config, tally):
+            yield encode_row(tokens.astype(np.int32, copy=False), loss_mask, lengths)
