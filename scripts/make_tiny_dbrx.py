@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from data.base.errors import ConfigError, DataError, plain_os_errors
     from data.base.paths import refuse_path_arguments
-    from data.tokenization.tokenizer import build_tokenizer
+    from data.tokenization.build import build_tokenizer
     from train.config.load import load_config
     from train.export.export import TORCH_DTYPES
     from train.export.writer import write_weights

@@ -51,7 +51,7 @@ def _data(config, picture: Path) -> None:
     from matplotlib.backend_bases import FigureCanvasBase
 
     from data.base.errors import ConfigError
-    from data.tokenization.tokenizer import build_tokenizer
+    from data.tokenization.build import build_tokenizer
     from train.checkpoint.save_folder import local_folder, run_name_of
     from train.planning.run_data import open_data
     from train.planning.tables import draw, stages_table, streams_table

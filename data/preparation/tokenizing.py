@@ -16,7 +16,8 @@ from data.preparation.recipe import Part, Tally, Task
 from data.preparation.rows import encode_row, rows_of
 from data.sources.source import Source
 from data.tokenization.chat import Document, fit, tokenize
-from data.tokenization.tokenizer import MOST_BYTES, Tokenizer
+from data.tokenization.hf_tokenizer import MOST_BYTES
+from data.tokenization.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)

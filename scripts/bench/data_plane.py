@@ -77,7 +77,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def make_tokenizer(args: argparse.Namespace) -> "Tokenizer":
     from data.config.tokenizer import TokenizerConfig, TokenizerKwargs
-    from data.tokenization.tokenizer import build_tokenizer
+    from data.tokenization.build import build_tokenizer
 
     kwargs = TokenizerKwargs(vocab_file=str(args.vocab_file))
     return build_tokenizer(TokenizerConfig(name="tiktoken", kwargs=kwargs))

@@ -85,7 +85,7 @@ def make_checkpoint(folder: Path, gigabytes: float, d_model: int, ranks: int) ->
 
 
 def write_config_and_tokenizer(folder: Path, config: Any) -> None:
-    from data.tokenization.tokenizer import build_tokenizer
+    from data.tokenization.build import build_tokenizer
     from train.config.load import to_yaml
 
     (folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")

@@ -55,7 +55,7 @@ def write_run(folder: Path, tokenizer: str = TIKTOKEN) -> None:
 
     from torch.distributed.checkpoint.state_dict_saver import save
 
-    from data.tokenization.tokenizer import build_tokenizer
+    from data.tokenization.build import build_tokenizer
     from train.checkpoint.reader import PREFIX
     from train.config.load import load_config
     from train.models.dbrx import DbrxForCausalLM

@@ -16,7 +16,7 @@ from torch.distributed.tensor import Shard, distribute_tensor
 
 from data.base.errors import ConfigError
 from data.config.tokenizer import TokenizerConfig, TokenizerKwargs
-from data.tokenization.tokenizer import build_tokenizer
+from data.tokenization.build import build_tokenizer
 from tests.helpers.load_script import load_script
 from tests.helpers.ranks import run_ranks
 from tests.helpers.small_export import CONFIG, MODEL, save_checkpoint

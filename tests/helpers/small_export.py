@@ -7,7 +7,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 
 from data.config.tokenizer import TokenizerConfig, TokenizerKwargs
-from data.tokenization.tokenizer import build_tokenizer
+from data.tokenization.build import build_tokenizer
 from train.checkpoint.reader import PREFIX
 from train.export.export import export
 from train.models.config import AttnConfig, FFNConfig, ModelConfig

@@ -572,7 +572,7 @@ from pathlib import Path
 from data.config.dataset import DatasetConfig
 from data.config.tokenizer import TokenizerConfig, TokenizerKwargs
 from data.preparation.prepare import prepare_into
-from data.tokenization.tokenizer import build_tokenizer
+from data.tokenization.build import build_tokenizer
 kwargs = TokenizerKwargs(vocab_file="quickstart/vocab.tiktoken")
 tokenizer = build_tokenizer(TokenizerConfig(name="tiktoken", kwargs=kwargs))
 config = DatasetConfig(hf_name=sys.argv[1] + "/train.jsonl", max_seq_len=2048, prepare_workers=2)

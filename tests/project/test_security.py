@@ -22,7 +22,7 @@ from data.base.errors import ConfigError
 from data.config.tokenizer import TokenizerConfig, TokenizerKwargs
 from data.hub.repository_files import JSON_FILES, check_json_files
 from data.sources.source import open_source
-from data.tokenization.tokenizer import build_tokenizer
+from data.tokenization.build import build_tokenizer
 from tests.helpers.hub_server import Repository, serve, use_hub
 from tests.helpers.read_source import of_file, read
 from tests.helpers.stock_folder import write_stock_folder

@@ -17,7 +17,7 @@ from composer.loggers import Logger, LoggerDestination
 from composer.utils import dist
 
 from data.base.errors import ConfigError
-from data.tokenization.tokenizer import build_tokenizer
+from data.tokenization.build import build_tokenizer
 from tests.helpers.ranks import run_ranks
 from tests.helpers.toy_run import WORDS, write_toy_run
 from train.checkpoint.save_folder import checkpoints

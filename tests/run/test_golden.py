@@ -19,7 +19,8 @@ from composer.loggers import Logger
 from data.config.dataset import DatasetConfig, HFKwargs
 from data.config.tokenizer import TokenizerConfig, TokenizerKwargs
 from data.loading.rows import Rows, open_streams
-from data.tokenization.tokenizer import Tokenizer, build_tokenizer
+from data.tokenization.build import build_tokenizer
+from data.tokenization.tokenizer import Tokenizer
 from tests.helpers.ranks import run_ranks
 from train.config.load import load_config
 from train.run.fit import fit

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from data.config.tokenizer import TokenizerConfig, TokenizerKwargs
-from data.tokenization.tokenizer import build_tokenizer
+from data.tokenization.build import build_tokenizer
 from tests.helpers.load_script import load_script
 
 ROOT = Path(__file__).resolve().parents[2]

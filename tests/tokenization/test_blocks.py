@@ -11,7 +11,7 @@ import tiktoken_ext.openai_public as openai_public
 
 from data.base.errors import RowError
 from data.tokenization import blocks
-from data.tokenization.tokenizer import CL100K_PATTERN
+from data.tokenization.tiktoken_tokenizer import CL100K_PATTERN
 
 ROOT = Path(__file__).parents[2]
 BYTES = [bytes([byte]) for byte in range(256)]
@@ -105,7 +105,7 @@ def test_a_character_that_two_engines_may_read_otherwise_is_refused_in_a_long_ru
 MEASURED = """
 import sys
 from data.config.tokenizer import TokenizerConfig, TokenizerKwargs
-from data.tokenization.tokenizer import build_tokenizer
+from data.tokenization.build import build_tokenizer
 kwargs = TokenizerKwargs(vocab_file="quickstart/vocab.tiktoken")
 tokenizer = build_tokenizer(TokenizerConfig(name="tiktoken", kwargs=kwargs))
 text = sys.argv[1] * (16 << 20)

@@ -5,8 +5,9 @@ from data.base.errors import DataError
 from data.config.dataset import DatasetConfig
 from data.config.tokenizer import TokenizerConfig
 from data.examples.examples import Conversation, PromptResponse, Text, TokenTurns
+from data.tokenization.build import build_tokenizer
 from data.tokenization.chat import Document, Problem, fit, tokenize
-from data.tokenization.tokenizer import CL100K_PATTERN, TiktokenTokenizer, build_tokenizer
+from data.tokenization.tiktoken_tokenizer import CL100K_PATTERN, TiktokenTokenizer
 from tests.helpers.toy_tokenizer import ToyTokenizer
 
 RANKS = {bytes([byte]): byte for byte in range(256)} | {b"\n\n": 256, b"!!": 257, b"<|": 258}

@@ -8,8 +8,9 @@ from data.base.problems import Problem
 from data.config.dataset import DatasetConfig
 from data.config.tokenizer import TokenizerConfig
 from data.examples.examples import Conversation, check_example
+from data.tokenization.build import build_tokenizer
 from data.tokenization.chat import NOT_TRAINED, Document, fit, tokenize
-from data.tokenization.tokenizer import CL100K_PATTERN, TiktokenTokenizer, build_tokenizer
+from data.tokenization.tiktoken_tokenizer import CL100K_PATTERN, TiktokenTokenizer
 from tests.helpers import chat_templates as shapes
 
 CHATML = TiktokenTokenizer("bytes", {bytes([byte]): byte for byte in range(256)}, CL100K_PATTERN, {})

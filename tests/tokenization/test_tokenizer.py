@@ -12,8 +12,9 @@ from requests.exceptions import ConnectionError as NoNetwork
 
 from data.base.errors import ConfigError, RowError
 from data.config.tokenizer import TokenizerConfig, TokenizerKwargs
+from data.tokenization.build import build_tokenizer
 from data.tokenization.tiktoken_bpe import merges_of, to_fast
-from data.tokenization.tokenizer import CL100K_PATTERN, TiktokenTokenizer, build_tokenizer
+from data.tokenization.tiktoken_tokenizer import CL100K_PATTERN, TiktokenTokenizer
 
 BYTES = [bytes([byte]) for byte in range(256)]
 MERGED = [
@@ -258,7 +259,7 @@ def test_a_hugging_face_folder_is_a_tokenizer(vocab_file, saved, tmp_path):
 
 def test_a_text_too_large_for_the_tokenizers_library_is_refused(saved, monkeypatch):
     loaded = build_tokenizer(TokenizerConfig(name=str(saved)))
-    monkeypatch.setattr("data.tokenization.tokenizer.MOST_BYTES", 10)
+    monkeypatch.setattr("data.tokenization.hf_tokenizer.MOST_BYTES", 10)
     assert len(loaded.encode("é" * 5)) <= 10
     for encode in (loaded.encode, loaded.encode_rendered):
         with pytest.raises(RowError, match=r"has a text of 11 bytes, but 10 are the most for a Hugging Face tokenizer"):
@@ -351,7 +352,7 @@ def test_a_hub_name_without_a_network_is_answered_with_the_reason(monkeypatch):
 
 def test_importing_it_is_quick():
     heavy = "{'transformers', 'tokenizers', 'tiktoken', 'torch'}"
-    code = f"import sys, data.tokenization.tokenizer; print({heavy} & set(sys.modules))"
+    code = f"import sys, data.tokenization.tokenizer, data.tokenization.build; print({heavy} & set(sys.modules))"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert ran.stdout.strip() == "set()"
 

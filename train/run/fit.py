@@ -13,7 +13,8 @@ from composer.utils import dist, get_device
 from data.base.errors import ConfigError, DataError, is_full, under
 from data.loading.loader import eval_loader, train_loader
 from data.loading.rows import open_streams
-from data.tokenization.tokenizer import Tokenizer, build_tokenizer
+from data.tokenization.build import build_tokenizer
+from data.tokenization.tokenizer import Tokenizer
 from train.callbacks.generate import build_generate
 from train.callbacks.hf_checkpointer import build_hf_checkpointer
 from train.callbacks.remote_shards import RemoteShards

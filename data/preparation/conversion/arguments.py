@@ -12,7 +12,8 @@ from data.config.dataset import DatasetConfig, HFKwargs
 from data.config.tokenizer import TokenizerConfig, TokenizerKwargs
 from data.examples.preprocessing import PREPROCESSORS
 from data.sources.formats.names import FORMATS
-from data.tokenization.tokenizer import Tokenizer, build_tokenizer
+from data.tokenization.build import build_tokenizer
+from data.tokenization.tokenizer import Tokenizer
 
 
 def config_of(args: argparse.Namespace, **settings: Any) -> DatasetConfig:

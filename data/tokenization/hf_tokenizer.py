@@ -1,0 +1,175 @@
+"""Tokenizers of the transformers library, with the text of their chat templates as every transformers renders it."""
+
+import hashlib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data.base.errors import ConfigError, DataError, RowError, TemplateError
+from data.tokenization.files import save_for_transformers_4, write_generation_config
+from data.tokenization.tokenizer import fingerprint_of
+
+MOST_BYTES = 2 << 20
+"""Of a text that the tokenizers library gets: it takes up to 270 bytes for a byte, and no text can be cut surely for
+any vocabulary."""
+
+
+class HFTokenizer:
+    """Any tokenizer of the transformers library that needs no code from elsewhere."""
+
+    def __init__(
+        self, name: str, tokenizer: Any, *, chat_template_drops: Sequence[str] = (), chat_date: str | None = None
+    ) -> None:
+        if tokenizer.eos_token_id is None:
+            raise ConfigError(
+                f"tokenizer.name is {name!r}, but that tokenizer has no eos_token, so a model could not learn to stop: "
+                "set one in its tokenizer_config.json"
+            )
+        self.name = name
+        self.vocab_size = max(tokenizer.get_vocab().values()) + 1
+        self.eos_token_id: int = tokenizer.eos_token_id
+        self.bos_token_id: int = _first_id(tokenizer.bos_token_id, self.eos_token_id)
+        self.pad_token_id: int = _first_id(tokenizer.pad_token_id, self.eos_token_id)
+        self.chat_template: str | None = tokenizer.chat_template
+        self.stop_token_ids = [self.eos_token_id]
+        end_of_turn = _end_of_turn(tokenizer)
+        if end_of_turn not in (None, self.eos_token_id):
+            self.stop_token_ids.append(end_of_turn)
+        self.special_tokens: Mapping[str, int] = _special_tokens(tokenizer)
+        self.chat_template_drops = frozenset(chat_template_drops)
+        self._date = None if chat_date is None else datetime.fromisoformat(chat_date)
+        contents = ["hf", _contents(tokenizer), self.stop_token_ids, self.chat_template]
+        self.fingerprint = fingerprint_of(contents, self.chat_template_drops, chat_date)
+        self._tokenizer = tokenizer
+
+    def encode(self, text: str) -> np.ndarray:
+        return self._encode(text, split_special_tokens=True)
+
+    def render(
+        self,
+        messages: list[dict[str, Any]],
+        *,
+        add_generation_prompt: bool,
+        tools: list[dict[str, Any]] | None = None,
+    ) -> str:
+        if self.chat_template is None:
+            raise ConfigError(
+                f"tokenizer.name is {self.name!r}, but that tokenizer has no chat template, which messages need: name "
+                "one that has, or set chat_template in its tokenizer_config.json"
+            )
+        try:
+            return _render(self._tokenizer, messages, tools, add_generation_prompt, self._strftime)
+        except TemplateError:
+            raise
+        except Exception as error:  # whatever the template runs into, or raises itself
+            raise DataError(str(error) or type(error).__name__) from error
+
+    def _strftime(self, format: str) -> str:
+        if self._date is None:
+            raise TemplateError(
+                f"the chat template of tokenizer {self.name} writes today's date ({format}), so that the rows would "
+                "depend on the day on which they are prepared: configure the date, as in tokenizer.chat_date: "
+                "'2026-11-29'"
+            )
+        return self._date.strftime(format)
+
+    def encode_rendered(self, text: str) -> np.ndarray:
+        return self._encode(text, split_special_tokens=False)
+
+    def _encode(self, text: str, *, split_special_tokens: bool) -> np.ndarray:
+        if len(text) > MOST_BYTES // 4:  # what a character takes at most
+            _check_size(text)
+        ids = self._tokenizer.encode(
+            text, add_special_tokens=False, split_special_tokens=split_special_tokens, verbose=False
+        )
+        return np.array(ids, dtype=np.int32)
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        return self._tokenizer.decode(np.asarray(ids).tolist(), clean_up_tokenization_spaces=False)
+
+    def save_pretrained(self, folder: Path, max_seq_len: int) -> None:
+        before = self._tokenizer.model_max_length
+        self._tokenizer.model_max_length = max_seq_len
+        save_for_transformers_4(self._tokenizer, folder)
+        self._tokenizer.model_max_length = before
+        write_generation_config(folder, bos=self.bos_token_id, stop=self.stop_token_ids, pad=self.pad_token_id)
+
+
+def _render(
+    tokenizer: Any,
+    messages: list[dict[str, Any]],
+    tools: list[Any] | None,
+    add_generation_prompt: bool,
+    strftime: Callable[[str], str],
+) -> str:
+    """tokenizer.apply_chat_template, but the same text with every transformers: 5 leaves out keys that are null, which
+    some templates ask for.
+
+    strftime replaces transformers' strftime_now, which is of the day on which it runs. It is set where transformers
+    keeps the compiled template, because a function that is handed over as a variable is not called by 5.
+    """
+    from transformers.utils.chat_template_utils import _compile_jinja_template, render_jinja_template
+
+    template = tokenizer.get_chat_template(tools=tools)
+    _compile_jinja_template(template).environment.globals["strftime_now"] = strftime
+    (text,), _ = render_jinja_template(
+        [messages],
+        tools=tools,
+        chat_template=template,
+        add_generation_prompt=add_generation_prompt,
+        **tokenizer.special_tokens_map,
+    )
+    return text
+
+
+def _check_size(text: str) -> None:
+    n_bytes = len(text.encode())
+    if n_bytes > MOST_BYTES:
+        raise RowError(
+            "too large for its tokenizer",
+            f"has a text of {n_bytes:,} bytes, but {MOST_BYTES:,} are the most for a Hugging Face tokenizer, which "
+            "takes up to 270 times that in memory: split the row, remove it, or use tiktoken, which takes any size",
+        )
+
+
+def _first_id(*ids: int | None) -> int:
+    return next(token_id for token_id in ids if token_id is not None)
+
+
+def _end_of_turn(tokenizer: Any) -> int | None:
+    """The special token that the template writes after an assistant's words, if it writes one."""
+    if tokenizer.chat_template is None:
+        return None
+    words = "the assistant's words"
+    messages = [{"role": "user", "content": "a question"}, {"role": "assistant", "content": words}]
+    try:
+        text = tokenizer.apply_chat_template(messages, tokenize=False)
+    except Exception:  # a template may ask for more than two plain messages; then eos alone stops
+        return None
+    rest = text.rpartition(words)[2].lstrip()
+    found = [token for token in tokenizer.all_special_tokens if rest.startswith(token)]
+    return tokenizer.convert_tokens_to_ids(max(found, key=len)) if found else None
+
+
+def _special_tokens(tokenizer: Any) -> dict[str, int]:
+    """Those that split_special_tokens would split, in the order of their ids."""
+    added = {token.content: token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special}
+    named = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
+    return dict(sorted((named | added).items(), key=lambda item: item[1]))
+
+
+def _contents(tokenizer: Any) -> object:
+    if tokenizer.is_fast:
+        return tokenizer.backend_tokenizer.to_str()
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        files = sorted(Path(file) for file in tokenizer.save_vocabulary(folder) if file is not None)
+        contents = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
+    # Of its settings (such as do_lower_case) those that are not paths or names of files.
+    settings = {key: repr(value) for key, value in tokenizer.init_kwargs.items() if not re.search("file|path", key)}
+    return [type(tokenizer).__name__, contents, settings, sorted(tokenizer.get_added_vocab().items())]

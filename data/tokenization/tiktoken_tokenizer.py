@@ -1,0 +1,193 @@
+"""tiktoken's encodings and vocabulary files, with DBRX's special tokens and ChatML template."""
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from data.base.errors import ConfigError, DataError
+from data.config.tokenizer import TokenizerConfig
+from data.tokenization import blocks
+from data.tokenization.files import write_generation_config, write_tokenizer
+from data.tokenization.tiktoken_bpe import read_vocabulary, to_fast
+from data.tokenization.tokenizer import fingerprint_of
+
+if TYPE_CHECKING:
+    import jinja2
+    import tiktoken
+    import tokenizers
+
+# The pattern of cl100k_base in the spelling that tiktoken's and the tokenizers library's regex engines read alike.
+CL100K_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
+    r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+END_OF_TEXT, PAD, IM_START, IM_END = "<|endoftext|>", "<|pad|>", "<|im_start|>", "<|im_end|>"
+OURS = (END_OF_TEXT, PAD, IM_START, IM_END)
+
+DEFAULT_SYSTEM_PROMPT = "You are a helpful assistant. Answer truthfully, and say so when you do not know."
+"""What a conversation without a system turn begins with under `use_default_system_prompt`."""
+
+# The newline stands before a turn, not after one, so that a conversation's text begins with that of its first turns.
+CHATML_TEMPLATE = (
+    "{% for message in messages %}"
+    "{{ ('' if loop.first else '\\n') + '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '\\n<|im_start|>assistant\\n' }}{% endif %}"
+)
+DEFAULT_SYSTEM_TURN = (
+    "{% if messages[0]['role'] != 'system' %}"
+    f"{{{{ '<|im_start|>system\\n{DEFAULT_SYSTEM_PROMPT}<|im_end|>\\n' }}}}"
+    "{% endif %}"
+)
+
+
+def build_tiktoken(config: TokenizerConfig) -> "TiktokenTokenizer":
+    """Raises ConfigError when there is no such vocabulary, encoding or model, or it cannot be read."""
+    kwargs = config.kwargs
+    if kwargs.vocab_file is not None:
+        ranks, pattern, special = read_vocabulary(Path(kwargs.vocab_file), OURS), CL100K_PATTERN, {}
+        name = kwargs.vocab_file
+    else:
+        key = "encoding_name" if kwargs.encoding_name is not None else "model_name"
+        name = str(getattr(kwargs, key))
+        encoding = _load_encoding(key, name)
+        ranks, pattern, special = encoding._mergeable_ranks, encoding._pat_str, encoding._special_tokens
+    with_system = kwargs.use_default_system_prompt
+    return TiktokenTokenizer(
+        f"tiktoken:{name}",
+        ranks,
+        pattern,
+        special,
+        use_default_system_prompt=with_system,
+        chat_template_drops=config.chat_template_drops,
+    )
+
+
+def _load_encoding(key: str, name: str) -> "tiktoken.Encoding":
+    import tiktoken
+
+    try:
+        encoding_name = tiktoken.encoding_name_for_model(name) if key == "model_name" else name
+    except KeyError:
+        raise ConfigError(
+            f"tokenizer.kwargs.model_name is {name!r}, which tiktoken does not know: DBRX's is gpt-4, "
+            "or give an encoding_name"
+        ) from None
+    known = tiktoken.list_encoding_names()
+    if encoding_name not in known:
+        raise ConfigError(f"tokenizer.kwargs.{key} is {name!r}, but tiktoken knows only {', '.join(sorted(known))}")
+    try:
+        return tiktoken.get_encoding(encoding_name)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"tokenizer.kwargs.{key} is {name!r}, but its vocabulary cannot be downloaded ({type(error).__name__}): "
+            "set TIKTOKEN_CACHE_DIR to a folder that holds it, or give a local tokenizer.kwargs.vocab_file"
+        ) from error
+
+
+class TiktokenTokenizer:
+    """A tiktoken encoding with DBRX's special tokens and ChatML template.
+
+    Those that the encoding lacks come right after its last id: cl100k_base gets <|pad|> 100277, <|im_start|> 100278
+    and <|im_end|> 100279 beside its own <|endoftext|> 100257, which are DBRX's.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        ranks: dict[bytes, int],
+        pattern: str,
+        special_tokens: dict[str, int],
+        *,
+        use_default_system_prompt: bool = False,
+        chat_template_drops: Sequence[str] = (),
+    ) -> None:
+        import tiktoken
+
+        special = dict(special_tokens)
+        next_id = max(*ranks.values(), *special.values(), -1) + 1
+        for token in OURS:
+            if token not in special:
+                special[token] = next_id
+                next_id += 1
+        self.name = name
+        self.vocab_size = next_id
+        self.bos_token_id = self.eos_token_id = special[END_OF_TEXT]
+        self.pad_token_id = special[PAD]
+        self.stop_token_ids = [special[END_OF_TEXT], special[IM_END]]
+        self._template = (DEFAULT_SYSTEM_TURN if use_default_system_prompt else "") + CHATML_TEMPLATE
+        self.chat_template: str | None = self._template
+        self.chat_template_drops = frozenset(chat_template_drops)
+        self.special_tokens: Mapping[str, int] = special
+        by_rank = sorted((rank, token.hex()) for token, rank in ranks.items())
+        contents = ["tiktoken", by_rank, pattern, sorted(special.items()), self._template]
+        self.fingerprint = fingerprint_of(contents, self.chat_template_drops)
+        # Encodings with different special tokens should have different names, tiktoken says.
+        self._encoding = tiktoken.Encoding(
+            f"dropless-{self.fingerprint}", pat_str=pattern, mergeable_ranks=ranks, special_tokens=special
+        )
+
+    def encode(self, text: str) -> np.ndarray:
+        if len(text) > blocks.BLOCK:
+            return blocks.encode_blocks(self._encoding, text, special=False)
+        return _int32(self._encoding.encode_to_numpy(text, disallowed_special=()))
+
+    def render(
+        self,
+        messages: list[dict[str, Any]],
+        *,
+        add_generation_prompt: bool,
+        tools: list[dict[str, Any]] | None = None,
+    ) -> str:
+        try:
+            return _compile(self._template).render(messages=messages, add_generation_prompt=add_generation_prompt)
+        except TypeError as error:  # the template joins texts, and a content is none
+            raise DataError(str(error)) from error
+
+    def encode_rendered(self, text: str) -> np.ndarray:
+        if len(text) > blocks.BLOCK:
+            return blocks.encode_blocks(self._encoding, text, special=True)
+        return _int32(self._encoding.encode_to_numpy(text, allowed_special="all"))
+
+    @cached_property
+    def _fast(self) -> "tokenizers.Tokenizer":
+        """The same vocabulary in the tokenizers library, as it is exported."""
+        encoding = self._encoding
+        return to_fast(encoding._mergeable_ranks, encoding._pat_str, encoding._special_tokens)
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        return self._encoding.decode([token for token in np.asarray(ids).tolist() if token in self._known])
+
+    @cached_property
+    def _known(self) -> frozenset[int]:
+        encoding = self._encoding
+        return frozenset((*encoding._mergeable_ranks.values(), *encoding._special_tokens.values()))
+
+    def save_pretrained(self, folder: Path, max_seq_len: int) -> None:
+        write_tokenizer(
+            folder,
+            self._fast,
+            bos_eos_unk=END_OF_TEXT,
+            pad=PAD,
+            additional=[IM_START, IM_END],
+            chat_template=self._template,
+            max_seq_len=max_seq_len,
+        )
+        write_generation_config(folder, bos=self.bos_token_id, stop=self.stop_token_ids, pad=self.pad_token_id)
+
+
+@lru_cache
+def _compile(template: str) -> "jinja2.Template":
+    """As transformers compiles it, so that an exported template writes the same."""
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    return ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True).from_string(template)
+
+
+def _int32(ids: np.ndarray) -> np.ndarray:
+    """tiktoken's uint32 without a copy."""
+    return ids.view(np.int32)
