@@ -12,7 +12,8 @@ from data.base.errors import DataError, RowError, TemplateError
 from data.base.problems import Problem
 from data.config.dataset import DatasetConfig
 from data.examples.examples import Conversation, Example, PromptResponse, Text, TokenTurns
-from data.tokenization.rendering import Hidden, Part, hide_special_tokens, render_question, special_pattern, split_turns
+from data.tokenization.templates.special_tokens import Hidden, hide_special_tokens, special_pattern
+from data.tokenization.templates.turns import Part, render_question, split_turns
 from data.tokenization.tokenizer import Tokenizer
 
 NO_ROOM = "the prompt leaves no room for a response"

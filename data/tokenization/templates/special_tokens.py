@@ -1,0 +1,70 @@
+"""What users wrote must not become special tokens: it is hidden before the chat template sees it."""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+from data.examples.examples import Conversation
+from data.tokenization.tokenizer import Tokenizer
+
+PRIVATE = range(0xF0000, 0xFFFFE)
+"""Characters of Unicode's private plane: they stand for what must not be taken for a special token."""
+
+_THINKING_TAGS = ("<think>", "</think>", "<thinking>", "</thinking>", "[THINK]", "[/THINK]")
+
+
+@dataclass(frozen=True)
+class Hidden:
+    """A conversation with a private character in the place of each special token that somebody wrote."""
+
+    conversation: Conversation
+    tokens: Mapping[str, str]
+    """Private character -> special token."""
+
+    def restore(self, text: str) -> str:
+        for letter, token in self.tokens.items():
+            text = text.replace(letter, token).replace(letter.encode("unicode_escape").decode(), token)
+        return text
+
+
+def hide_special_tokens(conversation: Conversation, tokenizer: Tokenizer) -> Hidden:
+    """The tags around the assistant's thoughts stay special where they are: templates look for them."""
+    pattern = special_pattern(tuple(tokenizer.special_tokens))
+    tags = set(_THINKING_TAGS)
+    texts: list[str] = []
+    _map_texts([conversation.messages, conversation.tools], lambda text: texts.append(text) or text)
+    if not any(pattern.search(text) for text in texts):
+        return Hidden(conversation, {})
+    used = {letter for text in texts for letter in text}
+    free = (letter for letter in map(chr, PRIVATE) if letter not in used)
+    letters: dict[str, str] = {}
+
+    def hide(match: re.Match[str]) -> str:
+        return letters[match[0]] if match[0] in letters else letters.setdefault(match[0], next(free))
+
+    def hide_all(text: str) -> str:
+        return pattern.sub(hide, text)
+
+    def hide_but_tags(text: str) -> str:
+        return pattern.sub(lambda match: match[0] if match[0] in tags else hide(match), text)
+
+    messages = [_map_texts(m, hide_but_tags if m["role"] == "assistant" else hide_all) for m in conversation.messages]
+    hidden = replace(conversation, messages=messages, tools=_map_texts(conversation.tools, hide_all))
+    return Hidden(hidden, {letter: token for token, letter in letters.items()})
+
+
+@lru_cache
+def special_pattern(tokens: tuple[str, ...]) -> re.Pattern[str]:
+    """Any of them, the longest first, in a group."""
+    return re.compile("(" + "|".join(re.escape(token) for token in sorted(tokens, key=len, reverse=True)) + ")")
+
+
+def _map_texts(value: Any, change: Callable[[str], str]) -> Any:
+    """The value with every text in it changed."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {key: _map_texts(item, change) for key, item in value.items()}
+    return [_map_texts(item, change) for item in value] if isinstance(value, list) else value
