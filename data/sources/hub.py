@@ -1,53 +1,31 @@
 """A dataset of the Hugging Face hub: one commit of it, downloaded into the hub's cache, where it is found offline."""
 
-import contextlib
 import glob
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path, PurePath
-from tempfile import TemporaryDirectory
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import xxhash
 
 from data.base.errors import ConfigError, DataError
 from data.base.problems import listed
-from data.config.dataset import DatasetConfig, HFKwargs
-from data.config.splits import SplitPart, parse_split
+from data.config.dataset import DatasetConfig
 from data.hub.client import first_line, quiet
 from data.sources.files import FileSource, read_rows
 from data.sources.find import Part
-from data.sources.folders import say_unread
 from data.sources.formats.content import CHUNK_ROWS, FileChunk
-from data.sources.formats.names import DATA_SUFFIXES, looks_like_data, named_format, suffix_of
+from data.sources.formats.names import DATA_SUFFIXES, named_format
 from data.sources.formats.parquet import arrow_chunk
-from data.sources.hub_commit import CARD, Commit, find_commit, record_of
+from data.sources.hub_choice import Chosen, choose
+from data.sources.hub_commit import Commit, find_commit, record_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 _DOWNLOADS = 8
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """The files of the splits that are asked for, as the `datasets` library chooses them."""
-
-    splits: dict[str, list[str]]
-    parts: list[SplitPart]
-    """What of them is read, in this order."""
-    format: str | None
-    """A key of FORMATS; None for what only the library can read."""
-
-    @property
-    def files(self) -> list[str]:
-        return list(dict.fromkeys(file for part in self.parts for file in self.splits[part.name]))
-
-    @property
-    def slices(self) -> list[SplitPart]:
-        return [part for part in self.parts if part.is_slice]
+"""Files that are downloaded at a time."""
 
 
 def open_hub(config: DatasetConfig, name: str) -> "HubSource":
@@ -57,7 +35,7 @@ def open_hub(config: DatasetConfig, name: str) -> "HubSource":
     is all code, and without a network when the dataset is not in the hub's cache.
     """
     commit = find_commit(config, name)
-    chosen = _choose(config, commit)
+    chosen = choose(config, commit)
     others = [file for file in chosen.files if named_format(file) is None]
     if config.safe_load and others:
         raise ConfigError(
@@ -109,125 +87,19 @@ class HubSource:
         return read_rows(chunk)
 
 
-def _choose(config: DatasetConfig, commit: Commit) -> Chosen:
-    """The library finds subsets and splits in a folder by the card and by files' names, so it is given those alone."""
-    kwargs = config.hf_kwargs
-    with TemporaryDirectory() as folder:
-        root = Path(folder) / commit.dataset.rpartition("/")[2]
-        builder = _builder(config, commit, root)
-        splits: dict[str, list[str]] = {
-            # The library names a file once for each pattern that it matches.
-            str(split): [Path(file).relative_to(root.resolve()).as_posix() for file in dict.fromkeys(files)]
-            for split, files in (builder.config.data_files or {}).items()
-        }
-    parts = parse_split(config.split or "train")
-    if unknown := [part.name for part in parts if part.name not in splits]:
-        at = f" of subset {kwargs.name!r}" if kwargs.name is not None else ""
-        raise ConfigError(
-            f"split is {unknown[0]!r}, but the splits{at} of {commit.dataset!r} are {', '.join(splits)}"
-            f"{_only_cached(commit)}"
-        )
-    if kwargs == HFKwargs(revision=kwargs.revision) and set(builder.builder_configs) <= {"default"}:
-        _name_unread(commit, {file for files in splits.values() for file in files})
-    chosen = {part.name: splits[part.name] for part in parts}
-    return Chosen(chosen, parts, _format([file for files in chosen.values() for file in files], builder.config))
-
-
-def _builder(config: DatasetConfig, commit: Commit, root: Path) -> Any:
-    """The library's, of a folder made at `root` that has the card and empty files with the names of the others."""
-    import datasets
-    from datasets.exceptions import DatasetsError
-
-    for file in commit.files:
-        path = root / file
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-    for file in CARD:
-        if (commit.card / file).is_file():
-            (root / file).write_bytes((commit.card / file).read_bytes())
-    kwargs = config.hf_kwargs
-    try:
-        with quiet():
-            return datasets.load_dataset_builder(
-                str(root), name=kwargs.name, data_dir=kwargs.data_dir, data_files=kwargs.data_files
-            )
-    except (ValueError, FileNotFoundError, RuntimeError, DatasetsError) as error:
-        raise ConfigError(_why_not_chosen(config, commit, root, error)) from None
-
-
-def _name_unread(commit: Commit, read: set[str]) -> None:
-    """Of a dataset without subsets: what is in none of its splits, such as files with a suffix in capital letters."""
-    unread = [file for file in sorted(commit.files) if file not in read and looks_like_data(PurePath(file))]
-    hidden = {file for file in unread if any(part.startswith(".") for part in PurePath(file).parts)}
-    say_unread(f"hf_name is {commit.dataset!r}", [file for file in unread if file not in hidden])
-
-
-def _format(files: list[str], builder_config: Any) -> str | None:
-    """The format that our readers are to read the files as; None when they would read them otherwise than is meant."""
-    kinds = {named_format(file) for file in files}
-    if len(kinds) != 1:
-        return None
-    (kind,) = kinds
-    delimiter = getattr(builder_config, "delimiter", None) or getattr(builder_config, "sep", ",")
-    if kind == "csv" and any(delimiter != ("\t" if suffix_of(file) == ".tsv" else ",") for file in files):
-        return None
-    return None if kind == "json" and getattr(builder_config, "field", None) is not None else kind
-
-
-def _why_not_chosen(config: DatasetConfig, commit: Commit, root: Path, error: Exception) -> str:
-    import datasets
-
-    kwargs, name = config.hf_kwargs, commit.dataset
-    if isinstance(error, FileNotFoundError) and (kwargs.data_dir is not None or kwargs.data_files is not None):
-        key = "data_files" if kwargs.data_files is not None else "data_dir"
-        return (
-            f"hf_kwargs.{key} is {getattr(kwargs, key)!r}, but {name!r} has no such data (it has {_files_of(commit)})"
-            f"{_only_cached(commit)}"
-        )
-    subsets: list[str] = []
-    with contextlib.suppress(Exception), quiet():
-        subsets = list(datasets.get_dataset_config_names(str(root)))
-    if subsets and kwargs.name not in subsets:
-        return f"hf_kwargs.name is {kwargs.name!r}, but {name!r} has the subsets {', '.join(subsets)}: choose one"
-    nothing = isinstance(error, RuntimeError | FileNotFoundError)  # a script stands in the way, or there is no data
-    if nothing and any(file.endswith(".py") and "/" not in file for file in commit.files):
-        return (
-            f"hf_name is {name!r}, which is read by code of its own, and such code is never run: try "
-            "hf_kwargs.revision: refs/convert/parquet, where the hub keeps a copy as Parquet"
-        )
-    return (
-        f"hf_name is {name!r}, but no data is found in it ({first_line(error)}; it has {_files_of(commit)}): name "
-        "the files in hf_kwargs.data_files"
-    )
-
-
 def _download(config: DatasetConfig, commit: Commit, files: list[str]) -> list[Path]:
     """The files in the hub's cache. Those that are there already are not asked for."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
     from requests import RequestException
 
-    def fetch(file: str) -> Path:
-        return Path(
-            hf_hub_download(
-                commit.dataset,
-                file,
-                repo_type="dataset",
-                revision=commit.sha,
-                local_files_only=commit.offline is not None,
-            )
-        )
-
     if commit.offline is None:
-        record = record_of(config, commit.dataset, commit.sha)
-        record.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = record.with_suffix(".unfinished")
-        unfinished.write_text(json.dumps(commit.files))
-        unfinished.rename(record)
+        _record(config, commit)
+    of_commit = {"repo_type": "dataset", "revision": commit.sha, "local_files_only": commit.offline is not None}
     with ThreadPoolExecutor(_DOWNLOADS) as pool:
-        tasks = [pool.submit(fetch, file) for file in files]
+        tasks = [pool.submit(hf_hub_download, commit.dataset, file, **of_commit) for file in files]
         try:
-            return [task.result() for task in tasks]
+            return [Path(task.result()) for task in tasks]
         except (EntryNotFoundError, HfHubHTTPError, RequestException) as error:
             pool.shutdown(wait=False, cancel_futures=True)
             if commit.offline is not None:
@@ -241,6 +113,15 @@ def _download(config: DatasetConfig, commit: Commit, files: list[str]) -> list[P
             raise DataError(
                 f"the download of {commit.dataset} stopped ({first_line(error)}): start again, and it goes on"
             ) from None
+
+
+def _record(config: DatasetConfig, commit: Commit) -> None:
+    """Writes which files the commit has, for when it is opened offline."""
+    record = record_of(config, commit.dataset, commit.sha)
+    record.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = record.with_suffix(".unfinished")
+    unfinished.write_text(json.dumps(commit.files))
+    unfinished.rename(record)
 
 
 def _chunks_of_builder(config: DatasetConfig, commit: Commit, chosen: Chosen) -> Iterator[FileChunk]:
@@ -266,11 +147,3 @@ def _chunks_of_builder(config: DatasetConfig, commit: Commit, chosen: Chosen) ->
             row += batch.num_rows
     if row == 1:
         raise DataError(f"{name}: there are no rows in it")
-
-
-def _only_cached(commit: Commit) -> str:
-    return f" (of what is in the hub's cache; {commit.offline})" if commit.offline is not None else ""
-
-
-def _files_of(commit: Commit) -> str:
-    return listed(list(commit.files), 5) or "no files"
