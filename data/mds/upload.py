@@ -11,6 +11,7 @@ from data.base.errors import ConfigError, DataError
 from data.mds.remote.failures import FetchError
 from data.mds.remote.fetch import fetch
 from data.mds.remote.listing import sizes
+from data.mds.streaming_compat import open_uploader
 from data.mds.writer import INDEX, MANIFEST, MadeFrom, file_of, read_json, refuse_other
 
 UPLOADS = 8
@@ -26,7 +27,7 @@ class Remote:
         self.whole = False
         """Whether all of it is there already."""
         try:
-            self._uploader = self._open()
+            self._uploader = open_uploader(folder, self.remote)
         except Exception as error:  # whatever the cloud's library raises
             raise ConfigError(
                 f"{remote!r} cannot be written ({_first_line(error)}): look at its name, and at the credentials"
@@ -61,15 +62,6 @@ class Remote:
                 f"not all of {self.folder} could be sent to {self.remote!r} ({_first_line(error)}): start again, and "
                 "only the sending is repeated"
             ) from None
-
-    def _open(self) -> Any:
-        from streaming.base.storage.upload import CloudUploader
-
-        # The uploader makes the folder that it sends from, which the preparation would take for another's: any will do.
-        with tempfile.TemporaryDirectory() as nothing:
-            uploader = CloudUploader.get((nothing, self.remote), keep_local=True)
-        uploader.local = str(self.folder)
-        return uploader
 
     def _fetch(self, name: str) -> dict[str, Any] | None:
         """A JSON file that is there."""

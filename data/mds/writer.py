@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from data.base.errors import ConfigError, DataError
+from data.mds.streaming_compat import take_encoded_samples
 
 INDEX, MANIFEST = "index.json", "manifest.json"
 UNFINISHED = "unfinished"
@@ -91,8 +92,7 @@ class Shards:
             hashes=["xxh64"],
             size_limit=SHARD_BYTES,
         )
-        encode_sample = writer.encode_sample
-        writer.encode_sample = lambda sample: sample if isinstance(sample, bytes) else encode_sample(sample)
+        take_encoded_samples(writer)
         for sample in samples:
             writer.write(sample)  # pyright: ignore[reportArgumentType]
         if writer.new_samples:
