@@ -1,4 +1,4 @@
-"""The columns of an MDS folder's samples, by which rows are told from samples that have to be prepared."""
+"""The columns of an MDS folder's samples, which show whether they are rows or have to be prepared first."""
 
 COLUMNS = {"tokens": "ndarray:int32", "loss_mask": "ndarray:uint8", "lengths": "ndarray:int32"}
 """Of the rows that we write: the row's tokens, which of them are trained on, and the lengths of its documents."""

@@ -32,7 +32,7 @@ class MdsFolder:
     """
 
     def __init__(self, folder: Path, remote: str | None, index: bytes, hint: str, cache_dir: str = "") -> None:
-        """`folder` and `remote` with the split; `hint` ends what is said of a damaged file."""
+        """`folder` and `remote` with the split; `hint` ends the error of a damaged file."""
         self.folder, self.remote, self.hint = folder, remote, hint
         work = work_folder(folder, remote, index, cache_dir)
         try:

@@ -22,7 +22,7 @@ class ShardFiles:
     def __init__(
         self, folder: Path, remote: str | None, shards: list[Any], hint: str, *, work: Path, cache_dir: str
     ) -> None:
-        """`hint` ends what is said of a damaged file."""
+        """`hint` ends the error of a damaged file: how to replace it."""
         self.folder, self.remote, self.shards, self.hint = folder, remote, shards, hint
         self.work = work
         """Where files are written: shards, locks and records of them."""

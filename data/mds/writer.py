@@ -1,4 +1,4 @@
-"""An MDS folder while it is written: whole windows at a time, so that a run that was killed goes on from its last.
+"""An MDS folder while it is written: whole windows at a time, so that a run that was killed resumes from its last.
 
 All of it lies in the folder's `unfinished/`, with a journal of what is done, until the last window is written. Then the
 shards move up, `manifest.json` is written, and `index.json` comes last: a folder with an index is whole.
@@ -34,7 +34,7 @@ class Shards:
         self.entries: list[dict[str, Any]] = []
         """The index's, one a shard."""
         self.state: dict[str, Any] = {}
-        """What was said with the last window."""
+        """What was given with the last window."""
         journal = read_journal(folder)
         if journal is None:
             refuse_names_in_the_way(folder)

@@ -32,7 +32,7 @@ def prepare(config: DatasetConfig, tokenizer: Tokenizer) -> Path:
     """The folder of the source's rows in the cache, made if it is not there yet: `cache_dir/FINGERPRINT`.
 
     Processes that ask for the same rows at once do the work once: the others wait, however long it takes. Raises
-    ConfigError for what was written, DataError for what was fed (all bad rows together).
+    ConfigError for a configuration error, DataError for a data error (all bad rows together).
     """
     source = open_source(config)
     made_from = what_decides(config, source, tokenizer)
@@ -50,10 +50,10 @@ def prepare_into(
     compression: str | None = None,
     remote: str | None = None,
 ) -> Path:
-    """The source's rows in a folder of one's own, and in `remote` (a folder, or s3:// and the like) as well.
+    """The source's rows in a folder of your own, and in `remote` (a folder, or s3:// and the like) as well.
 
-    `compression` is Streaming's, such as zstd or zstd:7. A folder that is whole is left alone, one that is not is gone
-    on with. Raises ConfigError when the folder, or the remote one, has anything else in it that would be in the way.
+    `compression` is Streaming's, such as zstd or zstd:7. A folder that is whole is left alone, one that is not is
+    resumed. Raises ConfigError when the folder, or the remote one, has anything else in it that would be in the way.
     """
     check_compression(compression)
     source = open_source(config)

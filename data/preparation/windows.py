@@ -1,4 +1,4 @@
-"""Reads a source's chunks in workers and writes windows of their contents, from where the journal says on."""
+"""Reads a source's chunks in workers and writes windows of their contents; resumes where the journal ends."""
 
 from collections import deque
 from collections.abc import Iterator

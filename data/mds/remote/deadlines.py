@@ -1,6 +1,4 @@
-"""Time limits for remotes. Streaming's own waits have no end: when a download dies, whoever waits for its shard waits
-for ever.
-"""
+"""Time limits for remotes. Streaming has none: when a download dies, whoever waits for its shard never returns."""
 
 import os
 import threading

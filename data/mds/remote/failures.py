@@ -6,12 +6,12 @@ from typing import Any
 
 
 class FetchError(Exception):
-    """A file that could not be brought: the text is the cause."""
+    """A file that could not be fetched: the text is the cause."""
 
     def __init__(self, cause: str, *, absent: bool = False, denied: bool = False) -> None:
         super().__init__(cause)
         self.absent, self.denied = absent, denied
-        """What the remote has said: that there is no such file, or that it is not for us."""
+        """What the remote answered: that there is no such file, or that we may not read it."""
 
 
 def fetch_error(error: Exception) -> FetchError:

@@ -48,8 +48,8 @@ def fetch(
 ) -> Path:
     """The file of that url, below the folder, whose silence others can watch, and may have watched already.
 
-    `find_defect` says what is wrong with a file that has come. A failure is tried again, unless the remote has said no
-    or the disk is full (OSError). Raises FetchError.
+    `find_defect` returns what is wrong with a downloaded file. A failure is retried, unless the remote refused or the
+    disk is full (OSError). Raises FetchError.
     """
     folder.mkdir(parents=True, exist_ok=True)
     silence = silence or Silence(folder)

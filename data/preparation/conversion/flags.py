@@ -1,4 +1,4 @@
-"""A converter's flags in the place of the keys that a YAML file would have: errors speak of what was written."""
+"""Errors of a converter: a YAML file's keys are replaced by the flags of the command line."""
 
 import re
 
