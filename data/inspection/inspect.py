@@ -14,7 +14,7 @@ import xxhash
 from rich.text import Text
 
 from data.loading.rows import Row, Rows, Verification
-from data.mixing.mixture import splitmix64
+from data.mixing.permutation import splitmix64
 from data.tokenization.tokenizer import Tokenizer
 
 ALIKE = 0.8

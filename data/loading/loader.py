@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from data.base.errors import DataError
 from data.config.loader import DataLoaderConfig
 from data.loading.rows import Row, Rows
-from data.mixing.curriculum import RowPlan
+from data.mixing.row_plan import RowPlan
 
 TIMEOUT = 60
 """Seconds without a batch from the workers after which the run stops."""

@@ -12,7 +12,7 @@ from data.base.sizes import format_bytes, parse_bytes
 from data.config.loader import DataLoaderConfig
 from data.loading.loader import LOOK_AHEAD
 from data.loading.rows import Rows
-from data.mixing.curriculum import RowPlan
+from data.mixing.row_plan import RowPlan
 
 _BEHIND = 1
 """Batches that another rank may be behind: it has had those before the last step, which all ranks took together."""

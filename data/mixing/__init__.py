@@ -1,4 +1,4 @@
-"""Which rows each batch has: the closed form of the row order, and stages and ramps above it.
+"""Which rows each batch has: the closed form of the row order, stages resolved into batches, and resuming.
 
 No row is read here.
 """

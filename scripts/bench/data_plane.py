@@ -210,7 +210,7 @@ def make_loader(args: argparse.Namespace, config: "DatasetConfig", num_workers: 
     from data.config.loader import DataLoaderConfig
     from data.loading.loader import train_loader
     from data.loading.rows import open_streams
-    from data.mixing.curriculum import RowPlan
+    from data.mixing.row_plan import RowPlan
 
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):  # noqa: PTH123
         streams = open_streams(config, make_tokenizer(args))

@@ -24,7 +24,7 @@ from data.base.durations import Clock
 from data.config.dataset import DatasetConfig, StreamConfig
 from data.config.loader import DataLoaderConfig, StageConfig
 from data.config.tokenizer import TokenizerConfig, TokenizerKwargs
-from data.mixing.curriculum import RowPlan
+from data.mixing.row_plan import RowPlan
 from scripts.bench import common
 
 SHARD_ROWS = 8192

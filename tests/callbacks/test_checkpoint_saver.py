@@ -13,7 +13,7 @@ from composer.utils import dist
 from torch.distributed.checkpoint.filesystem import FileSystem
 
 from data.base.errors import ConfigError, DataError, os_error, plain_os_errors
-from data.mixing.curriculum import RowPlan
+from data.mixing.row_plan import RowPlan
 from data.tokenization.tokenizer import Tokenizer
 from tests.helpers.ranks import run_ranks
 from tests.helpers.toy_run import write_toy_run

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from data.base.errors import ConfigError
 from data.base.locks import exclusive
-from data.mixing.curriculum import RowPlan
+from data.mixing.row_plan import RowPlan
 from tests.helpers.ranks import run_ranks
 from tests.helpers.small_export import MODEL, write_run
 from tests.helpers.stock_folder import write_stock_folder

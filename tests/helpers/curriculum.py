@@ -8,8 +8,8 @@ import numpy as np
 from data.base.durations import Clock
 from data.config.dataset import DatasetConfig, StreamConfig
 from data.config.loader import DataLoaderConfig, StageConfig
-from data.mixing.curriculum import RowPlan
-from data.mixing.mixture import Stage
+from data.mixing.interleaving import Stage
+from data.mixing.row_plan import RowPlan
 
 
 @dataclasses.dataclass(frozen=True)

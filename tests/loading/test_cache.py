@@ -11,7 +11,7 @@ from data.config.loader import DataLoaderConfig, StageConfig
 from data.loading.loader import train_loader
 from data.loading.rows import open_streams
 from data.loading.shard_cache import ShardCache
-from data.mixing.curriculum import RowPlan
+from data.mixing.row_plan import RowPlan
 from tests.helpers.mds_folders import write_mds
 from tests.helpers.toy_tokenizer import ToyTokenizer
 

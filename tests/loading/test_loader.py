@@ -12,7 +12,7 @@ from data.base.durations import Clock
 from data.base.errors import ConfigError, DataError
 from data.loading.loader import collate, eval_loader, train_loader
 from data.loading.rows import Row, open_rows
-from data.mixing.curriculum import RowPlan
+from data.mixing.row_plan import RowPlan
 from tests.helpers.toy_tokenizer import ToyTokenizer, loader_config, questions, write_jsonl
 
 TOY = ToyTokenizer()

@@ -10,8 +10,10 @@ from data.base.durations import Clock
 from data.base.errors import ConfigError
 from data.config.dataset import DatasetConfig, StreamConfig
 from data.config.loader import DataLoaderConfig, PassesOf
-from data.mixing.curriculum import RowPlan
-from data.mixing.mixture import Interleaving, Mixture, Stage, StreamOrder
+from data.mixing.interleaving import Interleaving, Stage
+from data.mixing.mixture import Mixture
+from data.mixing.row_plan import RowPlan
+from data.mixing.stream_order import StreamOrder
 from tests.helpers.curriculum import THREE, TWO, Shape, loader, make, random_stages, sequence, shapes, stage
 
 # The merge itself.

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from data.config.loader import PassesOf
-from data.mixing.curriculum import RowPlan, Segment
-from data.mixing.mixture import Interleaving, Stage
+from data.mixing.interleaving import Interleaving, Stage
+from data.mixing.row_plan import RowPlan
+from data.mixing.segments import Segment
 from tests.helpers.curriculum import THREE, TWO, Shape, loader, make, random_stages, sequence, shapes, stage
 from train.planning.run_data import RunData
 from train.planning.tables import stages_table, token_shares
@@ -158,7 +159,9 @@ def ramp(duration="1000ba", start=None, end=None, **options):
 
 
 def tokens_given(plan, batch):
-    return plan.counts(batch) * np.array([shape.tokens / shape.n_rows for shape in plan._streams.values()])
+    return plan.counts(batch) * np.array(
+        [shape.tokens / shape.n_rows for shape in plan._resolver.streams.shapes.values()]
+    )
 
 
 def test_half_way_in_tokens_a_ramp_from_1_to_0_is_at_one_half():
@@ -197,7 +200,7 @@ def test_any_1000_batches_have_the_token_shares_of_their_token_midpoint(seed):
 def test_planned_shares_and_the_picture_add_up_to_the_rows_and_tokens_that_are_given():
     stages = [*THREE[:2], stage("back", "30ba", {"c": 1.0}, {"a": 0.5, "b": 0.5})]
     plan = make(loader(stages), counted(), 100)
-    run = cast(RunData, SimpleNamespace(plan=plan, clock=plan._clock, streams=plan._streams))
+    run = cast(RunData, SimpleNamespace(plan=plan, clock=plan._resolver.clock, streams=plan._resolver.streams.shapes))
     batches, shares_BS = token_shares(run)
     assert batches == list(range(100))
     m_S = np.array([20, 100, 7])
@@ -267,7 +270,7 @@ def test_stages_are_shown_with_the_shares_that_they_begin_and_end_with_also_when
         assert mixes[0][1].rows == pytest.approx(np.array([0.7 / 20, 0.3 / 100, 0]) / (0.7 / 20 + 0.3 / 100))
         assert mixes[1][1].tokens == pytest.approx([0.2, 0.3, 0.5])
         assert [last.lr_scale for _, last in mixes] == [1.0, 0.5, 0.5]
-        run: Any = SimpleNamespace(plan=one, clock=one._clock, streams=one._streams)
+        run: Any = SimpleNamespace(plan=one, clock=one._resolver.clock, streams=one._resolver.streams.shapes)
         config: Any = SimpleNamespace(train_loader=loader(longer))
         table = stages_table(run, config)
         assert list(table.columns[5].cells)[1] == "70.0% → 20.0%\n92.1% → 11.8%"
@@ -300,7 +303,7 @@ def rows_of(name: str) -> int:
 
 
 def letters(segment: Segment, first: int, stop: int) -> str:
-    return "".join("abc"[s] for s in segment.interleaving().rows(first, stop)[0].tolist())
+    return "".join("abc"[s] for s in segment.interleaving.rows(first, stop)[0].tolist())
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -311,7 +314,7 @@ def test_what_a_checkpoint_of_version_2_has_trained_on_keeps_its_order_bit_for_b
     old = plan.segments[n_saved - 1]
     first = rows_of(name) if name == "billion" else old.first_row
     assert letters(old, first, first + len(golden["rows"])) == golden["rows"]
-    assert [x.hex() for x in old.interleaving().planned(rows_of(name)).tolist()] == golden["planned"]
+    assert [x.hex() for x in old.interleaving.planned(rows_of(name)).tolist()] == golden["planned"]
     assert plan.counts(rows_of(name) // plan.global_batch_size).tolist() == golden["counts"]
 
 
@@ -356,7 +359,7 @@ def test_a_stream_may_be_added_in_the_middle_of_a_ramp_of_version_2():
 @pytest.mark.parametrize("name", ["changed", "billion"])
 def test_streams_continue_with_their_next_rows_after_a_checkpoint_of_version_2(name):
     plan, first = resumed(name), rows_of(name)
-    s_N, k_N = plan.segments[-1].interleaving().rows(first, first + 3000)
+    s_N, k_N = plan.segments[-1].interleaving.rows(first, first + 3000)
     for stream, count in enumerate(VERSION_2[name]["counts"]):
         assert k_N[s_N == stream].tolist() == list(range(count, count + int((s_N == stream).sum())))
 

@@ -4,7 +4,7 @@ from composer.core import Callback, State
 from composer.loggers import Logger
 from composer.optim import ComposerScheduler
 
-from data.mixing.curriculum import RowPlan
+from data.mixing.row_plan import RowPlan
 
 
 class LearningRate(Callback):

@@ -9,7 +9,7 @@ from composer.loggers import Logger
 from composer.utils import dist
 from torch import Tensor
 
-from data.mixing.curriculum import RowPlan
+from data.mixing.row_plan import RowPlan
 from train.models.dbrx import IGNORED, DbrxOutput
 
 

@@ -9,7 +9,9 @@ from data.base.durations import Clock, parse_duration
 from data.base.errors import ConfigError, under
 from data.loading.rows import Rows, open_streams
 from data.loading.shard_cache import ShardCache
-from data.mixing.curriculum import RowPlan, epoch_rows, position
+from data.mixing.row_plan import RowPlan
+from data.mixing.state import position
+from data.mixing.streams import epoch_rows
 from data.tokenization.tokenizer import Tokenizer
 from train.config.schema import TrainConfig
 

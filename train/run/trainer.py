@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 
 from data.base.durations import Clock
 from data.base.errors import ConfigError
-from data.mixing.curriculum import RowPlan
+from data.mixing.row_plan import RowPlan
 from train.callbacks.build import build_callbacks
 from train.callbacks.checkpoint_saver import CheckpointSaver
 from train.callbacks.global_batch import GlobalBatch

@@ -1,0 +1,144 @@
+"""Which stream each row of a run is drawn from, as a closed form of the position."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """A part of the run: each stream's share of its tokens, going from one mix to another in a straight line.
+
+    The mixes are given as shares of rows. A stream of which so many rows have m tokens on average has a share of the
+    tokens in proportion to share x m. Where the rows of the two mixes hold equally many tokens on average, a ramp is
+    linear in rows too.
+    """
+
+    n_rows: float
+    """math.inf for a last one that is open; its shares then stay as they are."""
+    start: np.ndarray
+    end: np.ndarray
+    """[S] shares of the rows at its start and at its end, each of sum 1."""
+    tokens_per_row: np.ndarray | None = None
+    """[S] mean tokens of each stream's rows; None: equal for all of them."""
+
+    def rates(self) -> tuple[float, float]:
+        """Rows per token at its start and at its end, as multiples of their mean: they add up to 2."""
+        if self.tokens_per_row is None:
+            return 1.0, 1.0
+        # fsum rounds once: the same in every version of Python and on every machine.
+        first, last = (math.fsum((mix * self.tokens_per_row).tolist()) for mix in (self.start, self.end))
+        if math.isclose(first, last, rel_tol=1e-12):
+            return 1.0, 1.0
+        return 2 * last / (first + last), 2 * first / (first + last)
+
+    def shares(self, part: float) -> np.ndarray:
+        """[S] shares of the rows when that part (0 to 1) of its rows is over."""
+        first, last = self.rates()
+        of_tokens = 2 * part / (first + math.sqrt(first * first + 2 * (last - first) * part))
+        return self.start + last * of_tokens / (first + (last - first) * of_tokens) * (self.end - self.start)
+
+    def mean(self) -> np.ndarray:
+        """[S] shares of all its rows."""
+        first, last = self.rates()
+        return (first * self.start + last * self.end) / 2
+
+
+class Interleaving:
+    """Which stream, and which of its rows, each row of the run is: a merge of the streams by ideal time.
+
+    T_s(x) is how many rows of stream s there should be among the first x rows of the run. Row k of s is due at the x
+    at which T_s is k + 1/2, and the run's order is that of all rows' due times, so after every row the number of rows
+    of s differs from T_s by at most 1/2 + S/2 times its largest share.
+
+    In a stage of D rows shares are linear in tokens. With v in [0, D] the tokens so far, in units of the stage's mean
+    tokens per row, stream s has contributed a_s v + c_s v^2 rows, and all streams R(v) = A v + C v^2 rows: A is the
+    rate of rows per token at the start, as a multiple of the stage's mean, and B that at the end; a_s = A start_s,
+    c_s = (B end_s - A start_s) / 2D, C = (B - A) / 2D. A row is due at R(v) for the v at which its stream has
+    contributed it, and T_s(x) is found through the v at which R is x. Where A = B = 1, v is x.
+
+    Both are closed forms, so rows at any position cost the same. Only + - * / and square roots of float64 are used,
+    which IEEE 754 makes the same on every machine.
+    """
+
+    def __init__(self, stages: Sequence[Stage], counts: Sequence[int] | None = None) -> None:
+        """`counts`: rows of each stream that were taken before, under another plan; this one begins after them."""
+        n_streams = len(stages[0].start)
+        taken = np.zeros(n_streams) if counts is None else np.asarray(counts, dtype=np.float64)
+        self.n_streams = n_streams
+        # The number of rows due by x differs from x by at most S/2.
+        self._slack = n_streams / 2 + 2
+        self.first = int(taken.sum())
+        # Shares stay what they were after the last stage, so that there are rows past its end to compare with.
+        tail = Stage(math.inf, stages[-1].end, stages[-1].end)
+        every = [*stages, tail] if math.isfinite(stages[-1].n_rows) else list(stages)
+        rates_J2 = np.array([stage.rates() for stage in every])
+        double_J = np.array([2 * stage.n_rows for stage in every])
+        start_JS = rates_J2[:, :1] * np.array([stage.start for stage in every], dtype=np.float64)
+        end_JS = rates_J2[:, 1:] * np.array([stage.end for stage in every], dtype=np.float64)
+        self._a_JS, self._c_JS = start_JS, (end_JS - start_JS) / double_J[:, None]
+        self._A_J, self._C_J = rates_J2[:, 0], (rates_J2[:, 1] - rates_J2[:, 0]) / double_J
+        self._curved = bool(self._C_J.any())
+        length_J = np.array([stage.n_rows for stage in every[:-1]], dtype=np.float64)
+        self._starts_J = self.first + np.concatenate(([0.0], np.cumsum(length_J)))
+        mean_JS = np.array([stage.mean() for stage in every[:-1]]).reshape(-1, n_streams)
+        self._taken_JS = taken + np.concatenate(
+            (np.zeros((1, n_streams)), np.cumsum(mean_JS * length_J[:, None], axis=0))
+        )
+
+    def planned(self, x: float) -> np.ndarray:
+        """T(x): how many rows of each stream there should be among the first x; float64 [S]."""
+        stage = int(np.searchsorted(self._starts_J, x, side="right")) - 1
+        v = x - self._starts_J[stage]
+        if self._C_J[stage]:
+            A, C = self._A_J[stage], self._C_J[stage]
+            v = 2 * v / (A + math.sqrt(max(A * A + 4 * C * v, 0.0)))
+        return self._taken_JS[stage] + self._a_JS[stage] * v + self._c_JS[stage] * v * v
+
+    def rows(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """Of the run's rows start..stop-1: the stream and which row of it (counted over all passes); int64 [N] each."""
+        s_N, k_N, before = self._around(start, stop)
+        return s_N[start - before : stop - before], k_N[start - before : stop - before]
+
+    def counts(self, x: int) -> np.ndarray:
+        """How many rows of each stream are among the first x; int64 [S]."""
+        s_N, _, before = self._around(x, x)
+        low_S = self._due_by(max(x - self._slack, self.first))
+        return low_S + np.bincount(s_N[: x - before], minlength=self.n_streams)
+
+    def _around(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray, int]:
+        """Rows in the run's order, those at start..stop-1 among them, and the position of the first of them."""
+        if not self.first <= start <= stop:
+            raise ValueError(f"rows {start} to {stop} of a plan that begins at row {self.first}")
+        low_S = self._due_by(max(start - self._slack, self.first))
+        high_S = self._due_by(stop + self._slack)
+        n_S = high_S - low_S
+        s_N = np.repeat(np.arange(self.n_streams), n_S)
+        k_N = np.arange(len(s_N)) - np.repeat(np.cumsum(n_S) - n_S - low_S, n_S)
+        order = np.lexsort((k_N, s_N, self._due(s_N, k_N)))
+        return s_N[order], k_N[order], int(low_S.sum())
+
+    def _due_by(self, x: float) -> np.ndarray:
+        """How many rows of each stream are due at x or before; int64 [S]."""
+        k_S = np.floor(self.planned(x) + 0.5).astype(np.int64)
+        streams = np.arange(self.n_streams)
+        # planned() and _due() round apart: what _due says counts, and it is at most one row away.
+        k_S -= (self._due(streams, k_S - 1) > x) & (k_S > self._taken_JS[0])
+        k_S += self._due(streams, k_S) <= x
+        return k_S
+
+    def _due(self, s_N: np.ndarray, k_N: np.ndarray) -> np.ndarray:
+        """When the rows are due: the position x at which T_s(x) is k + 1/2; float64 [N], inf where never."""
+        half_N = k_N + 0.5
+        j_N = np.maximum((self._taken_JS.T[s_N] <= half_N[:, None]).sum(axis=1) - 1, 0)
+        d_N, a_N, c_N = half_N - self._taken_JS[j_N, s_N], self._a_JS[j_N, s_N], self._c_JS[j_N, s_N]
+        # The root of a v + c v^2 = d that is right for a = 0 and for c = 0 too.
+        root_N = a_N + np.sqrt(np.maximum(a_N * a_N + 4 * c_N * d_N, 0.0))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            v_N = np.where(d_N == 0, 0.0, 2 * d_N / root_N)
+            if self._curved:
+                C_N = self._C_J[j_N]
+                v_N = np.where(C_N == 0, v_N, v_N * (self._A_J[j_N] + C_N * v_N))
+        return self._starts_J[j_N] + v_N

@@ -1,0 +1,44 @@
+"""Keyed permutations of integers: the same on every machine and for every NumPy version."""
+
+import numpy as np
+
+_ROUNDS = 6
+
+
+def splitmix64(x: np.ndarray) -> np.ndarray:
+    """The finaliser of SplitMix64 (Steele, Lea, Flood 2014), one step from each uint64 of x."""
+    x = x + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def make_key(seed: int, *parts: int) -> np.uint64:
+    """A 64-bit key from integers, different for a different order of them."""
+    key = np.zeros(1, dtype=np.uint64)
+    for part in (seed, *parts):
+        key = splitmix64(key ^ np.uint64(part % 2**64))
+    return key[0]
+
+
+def permute(i: np.ndarray, n: np.ndarray, key: np.ndarray) -> np.ndarray:
+    """Where i goes in the keyed permutation of range(n); i < n, all int64, int64, uint64 of one shape.
+
+    A Feistel network on the smallest domain of an even number of bits that holds n, walked until it is back under n.
+    """
+    half = ((np.frexp((n - 1).astype(np.float64))[1] + 1) // 2).astype(np.uint64)
+    out = i.astype(np.uint64)
+    walking = np.arange(len(out))
+    while len(walking):
+        out[walking] = _feistel(out[walking], half[walking], key[walking])
+        walking = walking[out[walking] >= n[walking].astype(np.uint64)]
+    return out.astype(np.int64)
+
+
+def _feistel(x: np.ndarray, half: np.ndarray, key: np.ndarray) -> np.ndarray:
+    mask = (np.uint64(1) << half) - np.uint64(1)
+    left, right = x >> half, x & mask
+    for number in range(_ROUNDS):
+        round_key = splitmix64(key + np.uint64(number))
+        left, right = right, left ^ (splitmix64(round_key ^ right) & mask)
+    return (left << half) | right

@@ -1,0 +1,196 @@
+"""Which rows each batch of a run has: what the loader, the callbacks and the plan's tables ask.
+
+Stages are resolved in stages.py, the rows of a batch follow in mixture.py, and resume.py continues from a checkpoint.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from data.base.durations import Clock
+from data.config.loader import DataLoaderConfig
+from data.mixing.checks import check_length, check_repeats, check_size, normalized_proportions
+from data.mixing.mixture import BatchRows
+from data.mixing.resume import check_past, resumed
+from data.mixing.segments import Piece, Segment, Timeline
+from data.mixing.stages import StageResolver
+from data.mixing.state import DataState, read_state
+from data.mixing.stream_order import StreamOrder
+from data.mixing.streams import Streams, StreamShape
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Mix:
+    """What a run draws at one of its moments."""
+
+    rows: np.ndarray
+    tokens: np.ndarray
+    """[S] shares of the rows, and of their tokens without padding."""
+    lr_scale: float
+
+
+class RowPlan:
+    """The rows of a run's batches. `resume` continues from a checkpoint; until then the run is at its beginning."""
+
+    def __init__(
+        self,
+        config: DataLoaderConfig,
+        streams: Mapping[str, StreamShape],
+        clock: Clock,
+        *,
+        seed: int,
+        resuming: bool = False,
+    ) -> None:
+        """`resuming`: `resume` comes next, and it checks lengths and repeats.
+
+        Raises ConfigError for stages that cannot be resolved, or would repeat rows, and DataError for streams that
+        together have fewer rows than one global batch.
+        """
+        dataset = config.dataset
+        self._resolver = StageResolver(config, Streams(dict(streams), dataset.max_seq_len), clock)
+        check_size(self._resolver.streams, self.global_batch_size)
+        self.seed = seed if dataset.shuffle_seed is None else dataset.shuffle_seed
+        self.notes = normalized_proportions(config)
+        """What whoever starts the run should know of the plan."""
+        self._set(Timeline((self._resolver.first_segment(),)))
+        # What the config plans from the beginning differs from what it plans after another past.
+        if not resuming:
+            self.notes += self._check()
+
+    @property
+    def global_batch_size(self) -> int:
+        return self._resolver.clock.rows_per_batch
+
+    @property
+    def names(self) -> list[str]:
+        """Of the streams, in the order in which they are numbered."""
+        return self._resolver.streams.names
+
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        return self._timeline.segments
+
+    # Of a batch.
+
+    def rows(self, batch: int, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """Of the batch's rows start..stop-1: the stream (its place in `names`) and the row's id in it; int64 each."""
+        return self._batches.rows(batch, start, stop)
+
+    def counts(self, batch: int) -> np.ndarray:
+        """Rows drawn from each stream before the batch; int64 [S]."""
+        return self._timeline.segment(batch).counts_before(batch)
+
+    def planned(self, batch: int) -> np.ndarray:
+        """The integral of each stream's planned share up to the batch, in rows; float64 [S]."""
+        return self._timeline.segment(batch).planned_before(batch)
+
+    def shares(self, batch: int) -> np.ndarray:
+        """Each stream's planned share of the batch's rows; float64 [S]."""
+        return self._timeline.segment(batch).shares(batch)
+
+    def token_shares(self, batch: int) -> np.ndarray:
+        """Each stream's planned share of the batch's tokens, without padding: what `proportions` configure; [S]."""
+        return self.of_tokens(self.shares(batch))
+
+    def of_tokens(self, rows: np.ndarray) -> np.ndarray:
+        """[S] shares of the tokens in so many rows (or such shares of rows) that hold their streams' means."""
+        return self._resolver.streams.token_shares(rows)
+
+    def lr_scale(self, batch: int) -> float:
+        """What the schedule's learning rate is multiplied by in the batch."""
+        piece, part = self._timeline.at(batch)
+        return piece.lr_scale(part)
+
+    # Of the stages.
+
+    def stage(self, batch: int) -> str:
+        """The name of the batch's stage; the last one's after its end; "" without stages."""
+        return self._timeline.stage(batch)
+
+    def stages(self) -> list[tuple[str, int, int | None]]:
+        """`(name, first batch, batch after the last)` of each stage."""
+        return self._timeline.stages()
+
+    def start_of(self, number: int) -> Mix:
+        """The mix at the start of the stage of that number."""
+        return self._mix(*self._timeline.start_of(number))
+
+    def end_of(self, number: int) -> Mix:
+        """The mix at the end of the stage of that number."""
+        return self._mix(*self._timeline.end_of(number))
+
+    def _mix(self, piece: Piece, part: float) -> Mix:
+        rows = np.array(piece.shares(part))
+        return Mix(rows=rows, tokens=self.of_tokens(rows), lr_scale=piece.lr_scale(part))
+
+    # Of the shards.
+
+    def shards(self, first: int, stop: int) -> dict[str, np.ndarray]:
+        """Stream -> the shards in whose windows the rows of batches first..stop-1 lie."""
+        return {name: order.shards(start, end) for name, order, start, end in self._drawn(first, stop)}
+
+    def n_shards(self, first: int, stop: int) -> dict[str, int]:
+        """Stream -> how many those are, each counted once per epoch of the stream."""
+        return {name: order.n_shards(start, end) for name, order, start, end in self._drawn(first, stop)}
+
+    def _drawn(self, first: int, stop: int) -> Iterator[tuple[str, StreamOrder, int, int]]:
+        """Of each stream: which of its rows, counted over all epochs, the batches first..stop-1 draw."""
+        starts, ends = (self.counts(max(batch, 0)).tolist() for batch in (first, stop))
+        return zip(self.names, self._batches.orders, starts, ends, strict=True)
+
+    def most_shards(self, n_batches: int) -> dict[str, int]:
+        """Stream -> how many shards so many batches may need at a time, wherever in the run they are."""
+        rows, n_streams = n_batches * self.global_batch_size, len(self.names)
+        largest_S = self._timeline.last.largest_shares()
+        # The counts at both ends are within 1/2 + share S/2 of the plan.
+        most_S = [min(rows, math.ceil(share * (rows + n_streams) + 1)) if share else 0 for share in largest_S]
+        orders = zip(self.names, self._batches.orders, most_S, strict=True)
+        return {name: order.most_shards(n_rows) for name, order, n_rows in orders}
+
+    # Of a checkpoint.
+
+    def state(self, rows: int) -> dict[str, str]:
+        """What a checkpoint holds after so many rows of all ranks."""
+        return self._state(rows).write()
+
+    def resume(self, state: Mapping[str, Any]) -> int:
+        """Takes the past of the checkpoint, and the future of the config; returns the batch that comes next.
+
+        Raises ConfigError that names the difference when the config or the data contradict the past.
+        """
+        saved = read_state(state)
+        check_past(saved, self._state(0))
+        config, clock = self._resolver.config, self._resolver.clock
+        self._resolver = StageResolver(config, self._resolver.streams.continuing(list(saved.streams)), clock)
+        timeline, change = resumed(saved, self._resolver)
+        self._set(timeline)
+        self.notes = self._check()
+        if change is not None:
+            self.notes.append(change)
+        return saved.batch
+
+    def _state(self, rows: int) -> DataState:
+        dataset, streams = self._resolver.config.dataset, self._resolver.streams
+        return DataState(
+            rows=rows,
+            max_seq_len=dataset.max_seq_len,
+            seed=self.seed if dataset.shuffle else None,
+            shuffle=dataset.shuffle,
+            streams={name: shape.fingerprint for name, shape in streams.shapes.items()},
+            segments=self.segments,
+        )
+
+    def _set(self, timeline: Timeline) -> None:
+        orders = self._resolver.streams.orders(self.seed, shuffle=self._resolver.config.dataset.shuffle)
+        self._timeline, self._batches = timeline, BatchRows(timeline.last, orders)
+
+    def _check(self) -> list[str]:
+        """Notes on the last segment. Raises ConfigError for stages that are too long, or would repeat rows."""
+        config, clock = self._resolver.config, self._resolver.clock
+        last = self._timeline.last
+        notes = check_length(config.stages, last, clock.max_batches)
+        check_repeats(config.dataset, self._resolver.streams, last, clock)
+        return notes

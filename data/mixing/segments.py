@@ -1,0 +1,179 @@
+"""A run's plan as segments of pieces: what is drawn from each stream, batch by batch.
+
+A run whose config never changes has one segment. Where it resumes with different later stages, another segment begins
+at the checkpoint's batch, with the rows that each stream has contributed by then. So the past stays as it was, and no
+row is drawn twice.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from data.mixing.interleaving import Interleaving, Stage
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """A stretch of batches in which each stream's share of the tokens changes linearly in the tokens so far."""
+
+    stage: int
+    n_batches: int | None
+    """None: to the end, however far that is."""
+    start: tuple[float, ...]
+    end: tuple[float, ...]
+    """[S] shares of the rows."""
+    tokens_per_row: tuple[float, ...]
+    """[S] mean tokens of each stream's rows when the plan was made. In checkpoints of version 2 all were 1: there the
+    shares are linear in rows."""
+    lr_start: float
+    lr_end: float
+
+    def stage_of(self, global_batch_size: int) -> Stage:
+        """The piece in rows."""
+        n_rows = math.inf if self.n_batches is None else float(self.n_batches * global_batch_size)
+        return Stage(n_rows, np.array(self.start), np.array(self.end), np.array(self.tokens_per_row))
+
+    def is_of_version_2(self) -> bool:
+        """Whether all rows that it draws were taken to hold one token."""
+        drawn = zip(self.start, self.end, self.tokens_per_row, strict=True)
+        return all(mean == 1 for start, end, mean in drawn if start or end)
+
+    def shares(self, part: float) -> tuple[float, ...]:
+        """[S] shares of the rows when that part (0 to 1) of its batches is over."""
+        return tuple(self.stage_of(1).shares(part).tolist())
+
+    def lr_scale(self, part: float) -> float:
+        """What the learning rate is multiplied by then."""
+        return self.lr_start + part * (self.lr_end - self.lr_start)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segment:
+    """A plan from one batch on."""
+
+    first_batch: int
+    first_row: int
+    global_batch_size: int
+    counts: tuple[int, ...]
+    """[S] rows drawn from each stream before."""
+    stages: tuple[dict[str, Any], ...]
+    """As in the config."""
+    ends: tuple[int | None, ...]
+    """The batch after each stage's last."""
+    pieces: tuple[Piece, ...]
+    made: str = ""
+    """When, where a run was resumed with different later stages."""
+
+    @cached_property
+    def interleaving(self) -> Interleaving:
+        return Interleaving([piece.stage_of(self.global_batch_size) for piece in self.pieces], self.counts)
+
+    def row(self, batch: int) -> int:
+        """The run's row with which the batch begins."""
+        return self.first_row + (batch - self.first_batch) * self.global_batch_size
+
+    def batch(self, row: int) -> int:
+        return self.first_batch + (row - self.first_row) // self.global_batch_size
+
+    def at(self, batch: int) -> tuple[Piece, float]:
+        """The piece that the batch is in, and which part of it (0 to 1) is over when the batch begins."""
+        first = self.first_batch
+        for piece in self.pieces:
+            if piece.n_batches is None or batch < first + piece.n_batches:
+                return piece, (batch - first) / piece.n_batches if piece.n_batches else 0.0
+            first += piece.n_batches
+        return self.pieces[-1], 1.0
+
+    def counts_before(self, batch: int) -> np.ndarray:
+        """Rows drawn from each stream before the batch; int64 [S]."""
+        return self.interleaving.counts(self.row(batch))
+
+    def planned_before(self, batch: int) -> np.ndarray:
+        """The integral of each stream's planned share up to the batch, in rows; float64 [S]."""
+        return self.interleaving.planned(self.row(batch))
+
+    def shares(self, batch: int) -> np.ndarray:
+        """Each stream's planned share of the batch's rows; float64 [S]."""
+        first, size = self.row(batch), self.global_batch_size
+        merge = self.interleaving
+        return np.maximum(merge.planned(first + size) - merge.planned(first), 0.0) / size
+
+    def largest_shares(self) -> list[float]:
+        """[S] the largest share of the rows that each stream has in any of the pieces."""
+        return np.max([(piece.start, piece.end) for piece in self.pieces], axis=(0, 1)).tolist()
+
+    def rest(self, batch: int) -> list[Piece]:
+        """The pieces from the batch on, the first of them cut. After the last piece, its end continues."""
+        rest: list[Piece] = []
+        first = self.first_batch
+        for piece in self.pieces:
+            length = piece.n_batches
+            if length is None or first + length > batch:
+                before, part = self.at(max(batch, first))
+                assert before is piece
+                left = None if length is None else first + length - max(batch, first)
+                rest.append(replace(piece, n_batches=left, start=piece.shares(part), lr_start=piece.lr_scale(part)))
+            first += length or 0
+        last = self.pieces[-1]
+        return rest or [replace(last, n_batches=None, start=last.end, lr_start=last.lr_end)]
+
+    def widened(self, tokens_per_row: tuple[float, ...]) -> "Segment":
+        """The segment with further streams from which it draws no rows, given the mean tokens of their rows."""
+        none = (0.0,) * len(tokens_per_row)
+        pieces = tuple(
+            replace(
+                piece,
+                start=piece.start + none,
+                end=piece.end + none,
+                tokens_per_row=piece.tokens_per_row + tokens_per_row,
+            )
+            for piece in self.pieces
+        )
+        return replace(self, counts=self.counts + (0,) * len(tokens_per_row), pieces=pieces)
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """The segments of a run, in their order."""
+
+    segments: tuple[Segment, ...]
+
+    @property
+    def last(self) -> Segment:
+        return self.segments[-1]
+
+    def segment(self, batch: int) -> Segment:
+        """The segment that the batch is in."""
+        return next((segment for segment in reversed(self.segments) if segment.first_batch <= batch), self.segments[0])
+
+    def at(self, batch: int) -> tuple[Piece, float]:
+        """What Segment.at gives."""
+        return self.segment(batch).at(batch)
+
+    def stages(self) -> list[tuple[str, int, int | None]]:
+        """`(name, first batch, batch after the last)` of each stage."""
+        ends = self.last.ends
+        return [
+            (str(stage["name"]), 0 if i == 0 else int(ends[i - 1] or 0), ends[i])
+            for i, stage in enumerate(self.last.stages)
+        ]
+
+    def stage(self, batch: int) -> str:
+        """The name of the batch's stage; the last one's after its end; "" without stages."""
+        segment = self.segment(batch)
+        return segment.stages[segment.at(batch)[0].stage]["name"]
+
+    def start_of(self, number: int) -> tuple[Piece, float]:
+        """Where the stage of that number starts, as a piece and the part of it that is over."""
+        return self.at(self.stages()[number][1])
+
+    def end_of(self, number: int) -> tuple[Piece, float]:
+        """Where the stage of that number ends."""
+        _, first, end = self.stages()[number]
+        if end is None:
+            return self.last.pieces[-1], 1.0
+        piece, part = self.at(max(end - 1, first))
+        return piece, min(part + 1 / piece.n_batches, 1.0) if piece.n_batches else 1.0

@@ -1,0 +1,129 @@
+"""The order of one stream's rows, as a pure function of the seed and the position."""
+
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from data.mixing.permutation import make_key, permute, splitmix64
+
+WINDOW_SHARDS = 8
+"""Shards whose rows are mixed with one another: what has to be at hand at a time."""
+
+_SHARD_ORDER, _ROW_ORDER = 1, 2  # what a key is for
+
+
+class StreamOrder:
+    """The order of one stream's rows, pass after pass, each pass a permutation of all of them.
+
+    In a pass the shards stand in a keyed order, and rows are permuted inside windows of consecutive shards, so that
+    each shard is read in one window only. Without shuffle every pass is in the order of the files. Only integer
+    arithmetic modulo 2^64 is used, so the order is the same on every machine and for every NumPy version.
+    """
+
+    def __init__(
+        self, shard_sizes: np.ndarray, seed: int, stream: int = 0, *, shuffle: bool = True, window: int = WINDOW_SHARDS
+    ) -> None:
+        self.shard_sizes = np.asarray(shard_sizes, dtype=np.int64)
+        self.n_rows = int(self.shard_sizes.sum())
+        self.seed, self.stream, self.shuffle, self.window = seed, stream, shuffle, window
+        self._tables: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
+        if self.n_rows < 1:
+            raise ValueError(f"a stream of {self.n_rows} rows has no order")
+
+    def rows(self, k: np.ndarray) -> np.ndarray:
+        """Ids (places in the files) of the stream's k-th rows, counted from 0 over all passes; int64 of k's shape."""
+        return shuffled([(self, np.asarray(k, dtype=np.int64))])[0]
+
+    def windows(self, k_N: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Where in its pass the window of each row starts, how many rows it has, and the key that permutes them."""
+        start_N, size_N, key_N = np.empty_like(k_N), np.empty_like(k_N), np.empty(k_N.shape, dtype=np.uint64)
+        for number, chosen, places in self._passes(k_N):
+            starts = self._table(number)[0]
+            window = (np.searchsorted(starts, places, side="right") - 1) // self.window
+            start_N[chosen] = starts[window * self.window]
+            size_N[chosen] = starts[np.minimum((window + 1) * self.window, len(starts) - 1)] - start_N[chosen]
+            key = make_key(self.seed, _ROW_ORDER, self.stream, number)
+            key_N[chosen] = splitmix64(key ^ window.astype(np.uint64))
+        return start_N, size_N, key_N
+
+    def ids(self, k_N: np.ndarray, place_N: np.ndarray) -> np.ndarray:
+        """The ids of the rows at those places of their passes' shards."""
+        out = np.empty_like(k_N)
+        for number, chosen, _ in self._passes(k_N):
+            starts, first_rows, _ = self._table(number)
+            shard = np.searchsorted(starts, place_N[chosen], side="right") - 1
+            out[chosen] = first_rows[shard] + (place_N[chosen] - starts[shard])
+        return out
+
+    def shards(self, start: int, stop: int) -> np.ndarray:
+        """The shards in whose windows the stream's rows start..stop-1 lie: what has to be at hand for them; int64."""
+        if stop - start >= 2 * self.n_rows:
+            return np.arange(len(self.shard_sizes))
+        parts = [self._table(number)[2][first:last] for number, first, last in self._begun(start, stop)]
+        return np.unique(np.concatenate([np.empty(0, dtype=np.int64), *parts]))
+
+    def n_shards(self, start: int, stop: int) -> int:
+        """How many those are, each counted once in every pass."""
+        return sum(last - first for _, first, last in self._begun(start, stop))
+
+    def most_shards(self, n_rows: int) -> int:
+        """In the windows of how many shards so many rows in a row can lie, wherever they are."""
+        if not n_rows:
+            return 0
+        least = int(np.sort(self.shard_sizes)[: self._window].sum())
+        # The first window and the last may be only touched; and one may be short, where a pass ends.
+        n_windows = math.ceil(n_rows / least) + 1 + (len(self.shard_sizes) % self._window > 0)
+        return min(n_windows * self._window, len(self.shard_sizes))
+
+    @property
+    def _window(self) -> int:
+        return self.window if self.shuffle else 1
+
+    def _begun(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
+        """Of each pass with those rows: its number, and from which to which shard of its order their windows go."""
+        window, n_shards = self._window, len(self.shard_sizes)
+        for number in range(start // self.n_rows, -(-stop // self.n_rows)):
+            first, last = (min(max(k - number * self.n_rows, 0), self.n_rows) for k in (start, stop))
+            if first < last == self.n_rows and not first:
+                yield number, 0, n_shards
+            elif first < last:
+                starts = self._table(number)[0]
+                low, high = (int(np.searchsorted(starts, place, side="right")) - 1 for place in (first, last - 1))
+                yield number, low // window * window, min((high // window + 1) * window, n_shards)
+
+    def _passes(self, k_N: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """Of each pass: its number, which rows are of it, and their places in it."""
+        passes, places = np.divmod(k_N, self.n_rows)
+        for number in np.unique(passes).tolist():
+            chosen = passes == number
+            yield number, chosen, places[chosen]
+
+    def _table(self, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of the shards in the pass's order: the place at which each starts (and the end), its first row's id, and its
+        number."""
+        if number not in self._tables:
+            if len(self._tables) == 2:  # a batch touches two passes at most, unless the stream is tiny
+                self._tables.clear()
+            key = make_key(self.seed, _SHARD_ORDER, self.stream, number)
+            shards = np.arange(len(self.shard_sizes), dtype=np.uint64)
+            order = np.argsort(splitmix64(key ^ shards), kind="stable") if self.shuffle else shards.astype(np.int64)
+            starts = np.concatenate(([0], np.cumsum(self.shard_sizes[order])))
+            self._tables[number] = starts, (np.cumsum(self.shard_sizes) - self.shard_sizes)[order], order
+        return self._tables[number]
+
+
+def shuffled(wanted: Sequence[tuple[StreamOrder, np.ndarray]]) -> list[np.ndarray]:
+    """For each stream the ids of its k-th rows. All streams are permuted in one go: it is many small steps."""
+    if not wanted or not wanted[0][0].shuffle:
+        return [k_N % order.n_rows for order, k_N in wanted]
+    start_N, size_N, key_N = (
+        np.concatenate(parts) for parts in zip(*(order.windows(k_N.ravel()) for order, k_N in wanted), strict=True)
+    )
+    i_N = np.concatenate([k_N.ravel() % order.n_rows for order, k_N in wanted]) - start_N
+    place_N = start_N + permute(i_N, size_N, key_N)
+    cuts = np.cumsum([k_N.size for _, k_N in wanted])[:-1]
+    return [
+        order.ids(k_N.ravel(), places).reshape(k_N.shape)
+        for (order, k_N), places in zip(wanted, np.split(place_N, cuts), strict=True)
+    ]
