@@ -64,8 +64,11 @@ def _inspect(sources: "dict[str, DatasetConfig]", tokenizer: "Tokenizer", shown:
     from tqdm import tqdm
 
     from data.base.errors import under
-    from data.inspection import inspect
-    from data.loading.rows import open_rows
+    from data.inspection.duplicates import duplicate_lines, overlap_lines
+    from data.inspection.lengths import draw_histogram, histogram_lines, summary_lines
+    from data.inspection.row_text import show_row
+    from data.inspection.survey import survey_rows
+    from data.loading.opening import open_rows
 
     console = Console(highlight=False, soft_wrap=True)
     surveys = []
@@ -73,20 +76,20 @@ def _inspect(sources: "dict[str, DatasetConfig]", tokenizer: "Tokenizer", shown:
         with under(_key(name)):
             rows = open_rows(dataset, tokenizer)
         for number in range(shown.start, min(shown.stop, rows.n_rows)):
-            console.print(inspect.show_row(number, rows.read(number), tokenizer, marks=console.color_system is None))
+            console.print(show_row(number, rows.read(number), tokenizer, marks=console.color_system is None))
         surveys.append(
-            inspect.survey(name, rows, lambda numbers, name=name: tqdm(numbers, desc=f"Reading {name}", delay=2))
+            survey_rows(name, rows, lambda numbers, name=name: tqdm(numbers, desc=f"Reading {name}", delay=2))
         )
-        lines = [*inspect.summary_lines(surveys[-1]), *inspect.histogram_lines(surveys[-1].lengths)]
+        lines = [*summary_lines(surveys[-1]), *histogram_lines(surveys[-1].lengths)]
         console.print("\n".join(lines), markup=False)
     for survey in surveys:
-        console.print("\n".join(inspect.duplicate_lines(survey)), markup=False)
+        console.print("\n".join(duplicate_lines(survey)), markup=False)
     for known in surveys:
         for asked in surveys:
             if known.name.startswith("train") and asked.name.startswith("eval"):
-                console.print("\n".join(inspect.overlap_lines(known, asked)), markup=False)
+                console.print("\n".join(overlap_lines(known, asked)), markup=False)
     if png is not None:
-        inspect.draw_histogram(surveys, png)
+        draw_histogram(surveys, png)
         console.print(f"the lengths are drawn in {png}", markup=False)
 
 
@@ -98,8 +101,9 @@ def _key(name: str) -> str:
 
 def _verify(sources: "dict[str, DatasetConfig]", tokenizer: "Tokenizer") -> int:
     from data.base.errors import under
-    from data.inspection.inspect import verification_lines
-    from data.loading.rows import open_mds, verify
+    from data.inspection.verification import verification_lines
+    from data.loading.opening import open_mds
+    from data.loading.verify import verify
     from data.preparation.prepare import prepare
 
     broken = 0

@@ -92,7 +92,7 @@ def _run(arguments: list[str], signals: StopSignals) -> None:
 
 def _prepare(config: TrainConfig) -> None:
     """What can be wrong with tokenizer and data comes before Composer is imported, which alone takes 10 seconds."""
-    from data.loading.rows import check_source, open_streams
+    from data.loading.opening import check_source, open_streams
     from data.tokenization.build import build_tokenizer
     from train.checkpoint.save_folder import check_writable, fill_in, local_folder, run_name_of
     from train.planning.run_data import open_data

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from data.base.errors import ConfigError
 from data.base.sizes import format_bytes, parse_bytes
 from data.config.loader import DataLoaderConfig
-from data.loading.loader import LOOK_AHEAD
+from data.loading.batches import LOOK_AHEAD
 from data.loading.rows import Rows
 from data.mixing.row_plan import RowPlan
 

@@ -48,7 +48,7 @@ class DataState:
 def read_state(state: Mapping[str, Any]) -> DataState:
     """Raises ConfigError for a state that other code wrote."""
     try:
-        saved = json.loads(state["position"])
+        saved: dict[str, Any] = json.loads(state["position"])
     except (KeyError, TypeError, ValueError):
         saved = {"version": state.get("version")}
     if saved.get("version") not in (2, STATE_VERSION):

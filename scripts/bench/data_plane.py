@@ -209,7 +209,7 @@ def make_loader(args: argparse.Namespace, config: "DatasetConfig", num_workers: 
     from data.base.durations import Clock
     from data.config.loader import DataLoaderConfig
     from data.loading.loader import train_loader
-    from data.loading.rows import open_streams
+    from data.loading.opening import open_streams
     from data.mixing.row_plan import RowPlan
 
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):  # noqa: PTH123

@@ -157,7 +157,7 @@ def loading(args: argparse.Namespace) -> dict[str, list[float]]:
 
 def loader(folder: Path, n_streams: int, args: argparse.Namespace) -> Any:
     from data.loading.loader import train_loader
-    from data.loading.rows import open_streams
+    from data.loading.opening import open_streams
     from data.tokenization.build import build_tokenizer
 
     write_streams(folder, n_streams, args)

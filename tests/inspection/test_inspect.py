@@ -6,8 +6,15 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from data.inspection import inspect
-from data.loading.rows import Row, open_rows, verify
+from data.inspection.duplicates import duplicate_lines, duplicates, overlap, overlap_lines
+from data.inspection.lengths import BINS, draw_histogram, histogram, histogram_lines, summary_lines
+from data.inspection.minhash import signature
+from data.inspection.row_text import show_row
+from data.inspection.survey import Survey, survey_rows
+from data.inspection.verification import verification_lines
+from data.loading.opening import open_rows
+from data.loading.row import Row
+from data.loading.verify import verify
 from tests.helpers.toy_tokenizer import ToyTokenizer, dataset_config, write_jsonl
 
 TOY = ToyTokenizer()
@@ -15,9 +22,9 @@ SCRIPT = Path(__file__).parents[2] / "scripts" / "inspect_data.py"
 QUICKSTART = Path(__file__).parents[2] / "quickstart"
 
 
-def surveyed(folder: Path, rows: list[dict], name: str = "train", max_seq_len: int = 512) -> inspect.Survey:
+def surveyed(folder: Path, rows: list[dict], name: str = "train", max_seq_len: int = 512) -> Survey:
     write_jsonl(folder / name / "train.jsonl", rows)
-    return inspect.survey(name, open_rows(dataset_config(folder / name, max_seq_len=max_seq_len), TOY))
+    return survey_rows(name, open_rows(dataset_config(folder / name, max_seq_len=max_seq_len), TOY))
 
 
 def pair(text: str) -> dict:
@@ -38,7 +45,7 @@ def row_of(*documents: tuple[bytes, bytes]) -> Row:
 def shown(row: Row, *, marks: bool, color: bool) -> str:
     console = Console(force_terminal=color, color_system="standard" if color else None, width=200, highlight=False)
     with console.capture() as capture:
-        console.print(inspect.show_row(7, row, TOY, marks=marks), soft_wrap=True)
+        console.print(show_row(7, row, TOY, marks=marks), soft_wrap=True)
     return capture.get()
 
 
@@ -65,23 +72,23 @@ def test_a_survey_counts_every_row_and_document(tmp_path):
     assert (survey.n_documents, survey.tokens, survey.trained_tokens) == (40, sum(range(3, 43)), sum(range(2, 42)))
     assert survey.n_rows < 20
     assert survey.lengths.tolist() == [0] * 3 + [1] * 40 + [0] * 22
-    assert "mean 22.5, median 22, longest 42" in inspect.summary_lines(survey)[1]
+    assert "mean 22.5, median 22, longest 42" in summary_lines(survey)[1]
 
 
 def test_the_histogram_holds_every_document_once():
     rng = np.random.default_rng(0)
     for longest in (1, 7, 20, 21, 400):
         sizes = rng.integers(1, longest + 1, size=300)
-        bins = inspect.histogram(np.bincount(sizes, minlength=500))
-        assert len(bins) <= inspect.BINS
+        bins = histogram(np.bincount(sizes, minlength=500))
+        assert len(bins) <= BINS
         assert sum(count for *_, count in bins) == 300
         assert bins == [(low, high, int(((sizes >= low) & (sizes <= high)).sum())) for low, high, _ in bins]
         assert (bins[0][0], bins[-1][1]) == (sizes.min(), sizes.max())
-    assert inspect.histogram(np.zeros(9, dtype=np.int64)) == []
+    assert histogram(np.zeros(9, dtype=np.int64)) == []
 
 
 def test_histogram_lines_are_as_long_as_the_counts():
-    lines = inspect.histogram_lines(np.array([0, 4, 8]), columns=8)
+    lines = histogram_lines(np.array([0, 4, 8]), columns=8)
     assert lines == ["  1 to 1  ████      4 (33.3%)", "  2 to 2  ████████  8 (66.7%)"]
 
 
@@ -92,23 +99,23 @@ def test_copies_and_near_copies_are_told_apart(tmp_path):
     other = [text[:15] + words(rng, 45) for text in originals[5:10]]
     texts = [" ".join(text) for text in [*originals, *near, originals[10], originals[10], *other]]
     survey = surveyed(tmp_path, [pair(text) for text in texts])
-    found = inspect.duplicates(survey)
+    found = duplicates(survey)
     at = _numbers(survey, texts, tmp_path)
     assert _named(found.exact, at) == {(35, 30 - 20), (36, 30 - 20)}
     assert {tuple(sorted(each)) for each in _named(found.near, at)} == {(n, 30 + n) for n in range(5)}
-    lines = inspect.duplicate_lines(survey)
+    lines = duplicate_lines(survey)
     assert lines[0] == "train: of 42 documents 2 (4.8%) are copies of an earlier one, 5 (11.9%) nearly so"
     assert sum(" is train row " in line for line in lines) == 2
     assert sum(" is nearly train row " in line for line in lines) == 5
 
 
-def _numbers(survey: inspect.Survey, texts: list[str], folder: Path) -> dict[int, int]:
+def _numbers(survey: Survey, texts: list[str], folder: Path) -> dict[int, int]:
     """Document of the survey -> which of the texts it is, the first of equal ones left over."""
     rows = open_rows(dataset_config(folder / survey.name, max_seq_len=512), TOY)
     left = [f"p{text}" for text in texts]
     numbers = {}
     for document, (row, place) in enumerate(survey.places.tolist()):
-        ids, _ = list(inspect.documents_of(rows.read(row)))[place]
+        ids, _ = list(rows.read(row).documents())[place]
         text = TOY.decode(ids)
         numbers[document] = left.index(text)
         left[numbers[document]] = ""
@@ -125,11 +132,11 @@ def test_eval_documents_that_are_trained_on_are_found(tmp_path):
     near = [[*train[4][:59], "zzzzz"]]
     known = surveyed(tmp_path, [pair(" ".join(text)) for text in train])
     asked = surveyed(tmp_path, [pair(" ".join(text)) for text in [*others, train[7], train[9], *near]], "eval")
-    found = inspect.overlap(known, asked)
+    found = overlap(known, asked)
     assert (len(found.exact), len(found.near)) == (2, 1)
-    lines = inspect.overlap_lines(known, asked)
+    lines = overlap_lines(known, asked)
     assert lines[0] == "eval: of 13 documents 2 (15.4%) are in train too, 1 (7.7%) nearly so"
-    assert inspect.overlap(asked, asked).exact[:, 0].tolist() == list(range(13))
+    assert overlap(asked, asked).exact[:, 0].tolist() == list(range(13))
 
 
 def test_minhash_estimates_the_share_of_common_ngrams():
@@ -141,22 +148,22 @@ def test_minhash_estimates_the_share_of_common_ngrams():
             two = np.concatenate([one[: int(1000 * shared)], rng.integers(0, 50_000, size=1000 - int(1000 * shared))])
             grams = [{tuple(ids[at : at + 5]) for at in range(996)} for ids in (one.tolist(), two.tolist())]
             jaccard = len(grams[0] & grams[1]) / len(grams[0] | grams[1])
-            estimates.append((inspect.signature(one) == inspect.signature(two)).mean() - jaccard)
+            estimates.append((signature(one) == signature(two)).mean() - jaccard)
         assert abs(np.mean(estimates)) < 0.03
 
 
 @pytest.mark.parametrize("n", [1, 4, 5, 6])
 def test_documents_shorter_than_an_ngram_have_signatures(n):
     one, two = np.arange(n), np.arange(n) + 1
-    assert (inspect.signature(one) == inspect.signature(one.astype(np.int64))).all()
-    assert (inspect.signature(one) != inspect.signature(two)).mean() > 0.5
+    assert (signature(one) == signature(one.astype(np.int64))).all()
+    assert (signature(one) != signature(two)).mean() > 0.5
 
 
 def test_only_so_many_documents_are_compared_and_that_is_said(tmp_path, monkeypatch):
-    monkeypatch.setattr(inspect, "MOST_COMPARED", 10)
+    monkeypatch.setattr("data.inspection.survey.MOST_COMPARED", 10)
     survey = surveyed(tmp_path, [pair("same words")] * 15)
     assert (survey.n_documents, len(survey.hashes)) == (15, 10)
-    lines = inspect.duplicate_lines(survey)
+    lines = duplicate_lines(survey)
     assert lines[0].startswith("train: of 10 documents 9 (90.0%) are copies")
     assert lines[1] == "  (of train only the first 10 of 15)"
     assert lines[-1] == "  ... and 4 more"
@@ -164,19 +171,19 @@ def test_only_so_many_documents_are_compared_and_that_is_said(tmp_path, monkeypa
 
 def test_the_picture_is_a_png(tmp_path):
     survey = surveyed(tmp_path, [pair("a" * n) for n in range(1, 41)])
-    inspect.draw_histogram([survey, survey], tmp_path / "lengths.png")
+    draw_histogram([survey, survey], tmp_path / "lengths.png")
     assert (tmp_path / "lengths.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_verification_names_the_samples_of_a_broken_shard(tmp_path):
     write_jsonl(tmp_path / "train.jsonl", [pair("a" * n) for n in range(1, 41)])
     rows = open_rows(dataset_config(tmp_path, packing="none", max_seq_len=64), TOY)
-    assert inspect.verification_lines(verify(rows)) == [f"{rows.mds.name}: 1 shards, 40 samples, 0 shards broken"]
+    assert verification_lines(verify(rows)) == [f"{rows.mds.name}: 1 shards, 40 samples, 0 shards broken"]
     shard = next(rows.folder.glob("shard.*"))
     content = bytearray(shard.read_bytes())
     content[-1] ^= 1
     shard.write_bytes(content)
-    lines = inspect.verification_lines(verify(rows.folder))
+    lines = verification_lines(verify(rows.folder))
     assert lines[0].endswith("1 shards, 40 samples, 1 shards broken")
     assert lines[1].startswith("  shard.00000.mds, samples 0 to 39: ")
 

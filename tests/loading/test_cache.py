@@ -9,7 +9,7 @@ from data.base.sizes import format_bytes, parse_bytes
 from data.config.dataset import DatasetConfig, StreamConfig
 from data.config.loader import DataLoaderConfig, StageConfig
 from data.loading.loader import train_loader
-from data.loading.rows import open_streams
+from data.loading.opening import open_streams
 from data.loading.shard_cache import ShardCache
 from data.mixing.row_plan import RowPlan
 from tests.helpers.mds_folders import write_mds

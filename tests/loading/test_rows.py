@@ -10,7 +10,8 @@ import pytest
 from data.base.errors import ConfigError, DataError
 from data.config.dataset import HFKwargs
 from data.loading.loader import eval_loader
-from data.loading.rows import check_source, open_rows, verify
+from data.loading.opening import check_source, open_rows
+from data.loading.verify import verify
 from data.mds.columns import COLUMNS
 from data.mds.shard_files import ShardFiles
 from tests.helpers.mds_folders import edit_index, write_mds, write_texts

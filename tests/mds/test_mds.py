@@ -10,7 +10,7 @@ import pytest
 from streaming.base.util import merge_index
 
 from data.base.errors import ConfigError, DataError
-from data.loading.rows import verify
+from data.loading.verify import verify
 from data.mds.shard_files import ShardFiles
 from tests.helpers.mds_folders import edit_index, open_folder, read_all, texts, write_mds, write_texts
 

@@ -76,7 +76,7 @@ def test_what_needs_no_data_is_told_before_any(config, overrides, said, monkeypa
     def too_far(*args: object) -> None:
         raise AssertionError("the data was looked at")
 
-    monkeypatch.setattr("data.loading.rows.check_source", too_far)
+    monkeypatch.setattr("data.loading.opening.check_source", too_far)
     assert main([config, *overrides]) == 2
     assert capsys.readouterr().err.startswith(f"error: {said}")
 

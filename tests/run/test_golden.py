@@ -18,7 +18,8 @@ from composer.loggers import Logger
 
 from data.config.dataset import DatasetConfig, HFKwargs
 from data.config.tokenizer import TokenizerConfig, TokenizerKwargs
-from data.loading.rows import Rows, open_streams
+from data.loading.opening import open_streams
+from data.loading.rows import Rows
 from data.tokenization.build import build_tokenizer
 from data.tokenization.tokenizer import Tokenizer
 from tests.helpers.ranks import run_ranks

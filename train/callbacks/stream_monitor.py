@@ -26,7 +26,7 @@ class StreamMonitor(Callback):
     and streams/plan_changes: how often the run went on under a changed future.
 
     On the console it names the stage that begins. Of one stream without a name the run's own loss says all: it counts
-    the tokens alone. Needs the batch's `streams`, as data/loading/loader.py gives it.
+    the tokens alone. Needs the batch's `streams`, as data/loading/batches.py gives it.
     """
 
     def __init__(self, plan: RowPlan, rows_of: dict[str, int]) -> None:

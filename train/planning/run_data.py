@@ -7,7 +7,8 @@ from typing import Any
 
 from data.base.durations import Clock, parse_duration
 from data.base.errors import ConfigError, under
-from data.loading.rows import Rows, open_streams
+from data.loading.opening import open_streams
+from data.loading.rows import Rows
 from data.loading.shard_cache import ShardCache
 from data.mixing.row_plan import RowPlan
 from data.mixing.state import position

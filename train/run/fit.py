@@ -12,7 +12,7 @@ from composer.utils import dist, get_device
 
 from data.base.errors import ConfigError, DataError, is_full, under
 from data.loading.loader import eval_loader, train_loader
-from data.loading.rows import open_streams
+from data.loading.opening import open_streams
 from data.tokenization.build import build_tokenizer
 from data.tokenization.tokenizer import Tokenizer
 from train.callbacks.generate import build_generate

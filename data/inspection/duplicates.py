@@ -1,0 +1,79 @@
+"""Documents that a source has twice, and those of an evaluation that are trained on.
+
+Documents are compared as token ids. Exact copies have the same hash; minhash.py finds those that are nearly alike.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from data.inspection.minhash import first_with, match_pairs, near_matches
+from data.inspection.survey import Survey
+
+SHOWN_PAIRS = 5
+
+
+@dataclass(frozen=True, eq=False)
+class Matches:
+    """Documents of one survey that another (or the same one, earlier) has too: pairs of places in the two."""
+
+    exact: np.ndarray
+    """int64, [n, 2]: which document, and the first that equals it."""
+    near: np.ndarray
+    """int64, [n, 2], without the exact ones."""
+
+
+def duplicates(own: Survey) -> Matches:
+    """Documents of which an earlier one is a copy, or nearly one."""
+    numbers = np.arange(len(own.hashes))
+    first = first_with(own.hashes, own.hashes)
+    copies = first < numbers
+    originals = np.flatnonzero(~copies)
+    near = near_matches(own.signatures[originals], own.signatures[originals], earlier=True)
+    return Matches(match_pairs(copies, first), np.stack([originals[near[:, 0]], originals[near[:, 1]]], axis=1))
+
+
+def overlap(known: Survey, asked: Survey) -> Matches:
+    """Documents of `asked` that are in `known`, exactly or nearly."""
+    first = first_with(known.hashes, asked.hashes)
+    others = np.flatnonzero(first < 0)
+    near = near_matches(known.signatures, asked.signatures[others], earlier=False)
+    return Matches(match_pairs(first >= 0, first), np.stack([others[near[:, 0]], near[:, 1]], axis=1))
+
+
+def duplicate_lines(own: Survey) -> list[str]:
+    found = duplicates(own)
+    copies, near = _share(found.exact, own), _share(found.near, own)
+    line = f"{own.name}: of {len(own.hashes):,} documents {copies} are copies of an earlier one, {near} nearly so"
+    return [line, *_compared(own), *_pair_lines(found, own, own)]
+
+
+def overlap_lines(known: Survey, asked: Survey) -> list[str]:
+    found = overlap(known, asked)
+    exact, near = _share(found.exact, asked), _share(found.near, asked)
+    line = f"{asked.name}: of {len(asked.hashes):,} documents {exact} are in {known.name} too, {near} nearly so"
+    return [line, *_compared(known), *_compared(asked), *_pair_lines(found, asked, known)]
+
+
+def _share(pairs: np.ndarray, own: Survey) -> str:
+    return f"{len(pairs):,} ({len(pairs) / max(len(own.hashes), 1):.1%})"
+
+
+def _compared(own: Survey) -> list[str]:
+    n = len(own.hashes)
+    return [f"  (of {own.name} only the first {n:,} of {own.n_documents:,})"] if n < own.n_documents else []
+
+
+def _pair_lines(found: Matches, asked: Survey, known: Survey) -> list[str]:
+    lines = []
+    for word, pairs in (("is", found.exact), ("is nearly", found.near)):
+        for one, other in pairs[:SHOWN_PAIRS].tolist():
+            lines.append(f"  {_place(asked, one)} {word} {_place(known, other)}")
+        if len(pairs) > SHOWN_PAIRS:
+            lines.append(f"  ... and {len(pairs) - SHOWN_PAIRS:,} more")
+    return lines
+
+
+def _place(own: Survey, number: int) -> str:
+    row, place = own.places[number].tolist()
+    return f"{own.name} row {row} document {place + 1}"

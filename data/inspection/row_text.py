@@ -1,0 +1,36 @@
+"""The text of a row, for the terminal: where its documents begin, and what is trained on."""
+
+from collections.abc import Iterator
+
+import numpy as np
+from rich.text import Text
+
+from data.loading.row import Row
+from data.tokenization.tokenizer import Tokenizer
+
+_CONTROLS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {127: 0x2421}
+"""Control characters -> their pictures: data must not steer the terminal."""
+
+
+def show_row(number: int, row: Row, tokenizer: Tokenizer, *, marks: bool) -> Text:
+    """The row's text, each document under a line of its own; what is trained on is green, and with marks in ⟦ ⟧."""
+    text = Text()
+    for place, (ids, mask) in enumerate(row.documents()):
+        trained = int(np.count_nonzero(mask))
+        title = (
+            f"── row {number}, document {place + 1} of {len(row.lengths)}: {len(ids):,} tokens, {trained:,} trained ──"
+        )
+        text.append(f"{title}\n", style="bold cyan")
+        for run, is_trained in _runs(ids, mask):
+            words = tokenizer.decode(run.tolist()).translate(_CONTROLS)
+            open_mark, close_mark = ("⟦", "⟧") if marks and is_trained else ("", "")
+            text.append(f"{open_mark}{words}{close_mark}", style="green" if is_trained else "bright_black")
+        text.append("\n")
+    return text
+
+
+def _runs(ids: np.ndarray, mask: np.ndarray) -> Iterator[tuple[np.ndarray, bool]]:
+    """Stretches that are trained on, or are not."""
+    cuts = np.flatnonzero(np.diff(mask != 0)) + 1
+    for run, trained in zip(np.split(ids, cuts), np.split(mask, cuts), strict=True):
+        yield run, bool(trained[0])

@@ -1,0 +1,133 @@
+"""Opens the rows of a dataset: prepared first, or read in place from an MDS folder of rows."""
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from data.base.errors import ConfigError, DataError, under
+from data.base.problems import listed
+from data.config.dataset import DatasetConfig
+from data.loading.row import decoder
+from data.loading.rows import Rows
+from data.mds.folder import COLUMNS, ROW_FORMS, MdsFolder
+from data.mds.writer import INDEX, MANIFEST
+from data.preparation.prepare import prepare
+from data.sources.source import open_source
+from data.tokenization.tokenizer import Tokenizer
+
+
+def check_source(config: DatasetConfig) -> None:
+    """Raises ConfigError or DataError when the dataset's one source is not there. Needs no tokenizer; quick."""
+    if config.local is None and config.remote is None:
+        open_source(config)
+    else:
+        open_mds(config)
+
+
+def open_mds(config: DatasetConfig) -> MdsFolder:
+    """The folder of `local`, `remote` and `split`. Raises what MdsFolder.open does."""
+    return MdsFolder.open(local=config.local, remote=config.remote, split=config.split, cache_dir=config.cache_dir)
+
+
+def open_rows(config: DatasetConfig, tokenizer: Tokenizer) -> Rows:
+    """The rows of the dataset's one source, prepared first when they are not there yet. Involves no collective.
+
+    An MDS folder is read in place when its samples are rows: ours; `input_ids` and `labels` of the same length, -100
+    where nothing is trained; `tokens` alone, all of them trained on, where documents end with the tokenizer's eos. Ids
+    are an ndarray, or bytes of int64. Raises what prepare and MdsFolder raise, ConfigError when the folder's manifest
+    says another tokenizer or max_seq_len, and DataError when its first row cannot be.
+    """
+    if config.local is not None or config.remote is not None:
+        mds = open_mds(config)
+        if mds.is_rows:
+            return _open_in_place(mds, config, tokenizer)
+    return _open_prepared(prepare(config, tokenizer), tokenizer)
+
+
+def _open_prepared(folder: Path, tokenizer: Tokenizer) -> Rows:
+    hint = f"delete the folder {folder.name}, and it is prepared again"
+    try:
+        mds = MdsFolder.open(local=str(folder), remote=None, split=None, cache_dir="", hint=hint)
+    except ConfigError:
+        raise DataError(f"{folder / INDEX} is not there: {hint}") from None
+    if mds.columns != COLUMNS:
+        raise DataError(f"{folder} has other columns than {', '.join(COLUMNS)}: {hint}")
+    manifest = mds.manifest
+    if manifest is None:
+        raise DataError(f"{folder / MANIFEST} is not there, or is no object: {hint}")
+    _check_count(mds, manifest)
+    mds.check()
+    return Rows(
+        folder=folder,
+        fingerprint=manifest["fingerprint"],
+        max_seq_len=manifest["max_seq_len"],
+        n_rows=manifest["rows"],
+        tokens=manifest["tokens_kept"],
+        trained_tokens=manifest["trained_tokens"],
+        vocab_size=tokenizer.vocab_size,
+        mds=mds,
+        decode=decoder(tuple(COLUMNS), tokenizer.eos_token_id),
+    )
+
+
+def _open_in_place(mds: MdsFolder, config: DatasetConfig, tokenizer: Tokenizer) -> Rows:
+    if config.preprocessing_fn is not None:
+        raise ConfigError(
+            f"preprocessing_fn is {config.preprocessing_fn!r}, but the samples of {mds.name} are rows already "
+            f"({listed(mds.columns)}): leave it out"
+        )
+    manifest = mds.manifest or {}
+    if manifest:
+        _check_manifest(mds, manifest, config, tokenizer)
+    mds.check()
+    form = next(form for form in ROW_FORMS if set(form) <= set(mds.columns))
+    rows = Rows(
+        folder=mds.folder,
+        # Which documents a row of tokens alone has depends on the token that ends them.
+        fingerprint=mds.fingerprint + (f"-eos{tokenizer.eos_token_id}" if form == ("tokens",) else ""),
+        max_seq_len=config.max_seq_len,
+        n_rows=mds.n_samples,
+        tokens=manifest.get("tokens_kept"),
+        trained_tokens=manifest.get("trained_tokens"),
+        vocab_size=tokenizer.vocab_size,
+        mds=mds,
+        decode=decoder(form, tokenizer.eos_token_id),
+    )
+    rows.read(0)
+    return rows
+
+
+def _check_manifest(mds: MdsFolder, manifest: Mapping[str, Any], config: DatasetConfig, tokenizer: Tokenizer) -> None:
+    _check_count(mds, manifest)
+    written = manifest.get("max_seq_len")
+    if written != config.max_seq_len:
+        raise ConfigError(
+            f"max_seq_len is {config.max_seq_len}, but the rows of {mds.name} were prepared for {written}: write "
+            "that, or prepare them again"
+        )
+    theirs = manifest.get("tokenizer") or {}
+    if theirs.get("fingerprint") != tokenizer.fingerprint:
+        key = "remote" if config.local is None else "local"
+        raise ConfigError(
+            f"{key} is {getattr(config, key)!r}, whose rows were prepared with the tokenizer {theirs.get('name')} "
+            f"(fingerprint {theirs.get('fingerprint')}), but this run's is {tokenizer.name} ({tokenizer.fingerprint}): "
+            "name that one, or prepare them again"
+        )
+
+
+def _check_count(mds: MdsFolder, manifest: Mapping[str, Any]) -> None:
+    if mds.n_samples != manifest.get("rows"):
+        raise DataError(
+            f"{mds.folder} has {mds.n_samples} rows in its index, but {manifest.get('rows')} in its manifest: "
+            f"{mds.hint}"
+        )
+
+
+def open_streams(config: DatasetConfig, tokenizer: Tokenizer) -> dict[str, Rows]:
+    """Each stream's rows under its name, or those of a dataset without streams under "". Raises what open_rows does."""
+    opened = {}
+    for name, stream in config.each_stream().items():
+        with under(f"streams.{name}") if name else nullcontext():
+            opened[name] = open_rows(stream, tokenizer)
+    return opened
