@@ -10,7 +10,8 @@ from data.base.problems import listed
 from data.config.dataset import DatasetConfig
 from data.loading.row import decoder
 from data.loading.rows import Rows
-from data.mds.folder import COLUMNS, ROW_FORMS, MdsFolder
+from data.mds.columns import COLUMNS, ROW_FORMS
+from data.mds.folder import MdsFolder
 from data.mds.writer import INDEX, MANIFEST
 from data.preparation.prepare import prepare
 from data.sources.source import open_source

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from data.mds.folder import COLUMNS
+from data.mds.columns import COLUMNS
 
 NOT_TRAINED = -100
 """The label of a token or position that is not trained on."""
