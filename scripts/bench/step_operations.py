@@ -63,7 +63,7 @@ GROUPS = {
         "_softmax",
         "_Blocks",
     ),
-    "functions that call all this": ("_LoopedGLU", "_ClipAndRotate"),
+    "functions that call all this": ("_ExpertsGLU", "_ClipAndRotate"),
     "AdamW": ("_fused_adamw_",),
     "copies": ("copy_", "aten::cat"),
     "gathers, scatters, sorts": ("index", "gather", "scatter", "sort", "embedding", "topk"),

@@ -1,15 +1,16 @@
-"""Experts all at once, for libraries with grouped GEMMs: what to compute and to keep is here, the GEMMs are theirs.
+"""Experts all at once, for libraries with grouped GEMMs.
 
 Shapes: T tokens, K experts a token, A = T*K assignments sorted by expert, D d_model, E experts, F ffn_hidden_size.
 """
 
-from typing import Any, Protocol
+import functools
+from collections.abc import Iterable, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from train.models.experts.glu import glu, glu_backward
+from train.models.experts.glu_function import experts_glu
 
 
 class Grouped(Protocol):
@@ -42,62 +43,60 @@ class Grouped(Protocol):
 def grouped_glu(
     x_TD: Tensor, weights_TK: Tensor, w1: Tensor, v1: Tensor, w2: Tensor, grouped: Grouped, recompute: bool
 ) -> Tensor:
-    if not x_TD.shape[0]:
-        # Kernels cannot be launched for nothing, but zero gradients have to flow all the same.
-        return x_TD * weights_TK.sum() + 0 * (w1.sum() + v1.sum() + w2.sum())
-    return _GroupedGLU.apply(x_TD, weights_TK, w1, v1, w2, grouped, recompute)  # pyright: ignore[reportReturnType]
+    return experts_glu(functools.partial(_GroupedProducts, grouped), recompute, weights_TK, x_TD, w1, v1, w2)
 
 
-class _GroupedGLU(torch.autograd.Function):
-    """sum over k of weight * w2_e^T (silu(w1_e x) * (v1_e x)).
+class _GroupedProducts:
+    """LayerProducts and Products in one: all assignments are one part."""
 
-    Saved for backward: x and the two pre-activations; with recompute x alone.
-    """
+    def __init__(self, grouped: Grouped, tensors: Sequence[Tensor], needs: Sequence[bool]) -> None:
+        self.grouped, self.order_N = grouped, grouped.order_A
+        self.x_TD, self.w1, self.v1, self.w2 = tensors
+        self.needs_x, self.needs_w1, self.needs_v1, self.needs_w2 = needs
+        self.x_AD: Tensor | None = None
+        self.dy_AD: Tensor | None = None
+        self.y_TD = self.dx_TD = self.dw1 = self.dv1 = self.dw2 = None
 
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x_TD: Tensor,
-        weights_TK: Tensor,
-        w1: Tensor,
-        v1: Tensor,
-        w2: Tensor,
-        grouped: Grouped,
-        recompute: bool,
-    ) -> Tensor:
-        x_AD = grouped.gather(x_TD)
-        h1_AF, h2_AF = grouped.rows_by_columns(x_AD, w1), grouped.rows_by_columns(x_AD, v1)
-        ctx.save_for_backward(x_TD, weights_TK, w1, v1, w2, *(() if recompute else (h1_AF, h2_AF)))
-        ctx.grouped = grouped
-        return grouped.combine(grouped.rows_by_rows(glu(h1_AF, h2_AF), w2), weights_TK)
+    def parts(self, keep: bool) -> Iterable["_GroupedProducts"]:
+        return (self,)
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        x_TD, weights_TK, w1, v1, w2, *kept = ctx.saved_tensors
-        (dy_TD,) = grad_outputs
-        needs_x, needs_weights, needs_w1, needs_v1, needs_w2 = ctx.needs_input_grad[:5]
-        grouped: Grouped = ctx.grouped
-        x_AD = grouped.gather(x_TD) if needs_w1 or needs_v1 or not kept else None
-        h1_AF, h2_AF = kept or (grouped.rows_by_columns(_there(x_AD), w) for w in (w1, v1))
-        dy_AD = grouped.gather(dy_TD.contiguous())
-        weights_A = weights_TK.flatten()[grouped.order_A]
-        dact_AF = grouped.rows_by_columns(dy_AD, w2)
-        dh1_AF, dh2_AF, act_AF, dweights_A = glu_backward(dact_AF, h1_AF, h2_AF, weights_A)
-        dw2 = grouped.weight_gradient(act_AF, dy_AD) if needs_w2 else None
-        del dact_AF, act_AF, dy_AD, h1_AF, h2_AF, kept
-        dw1 = grouped.weight_gradient(dh1_AF, _there(x_AD)) if needs_w1 else None
-        dv1 = grouped.weight_gradient(dh2_AF, _there(x_AD)) if needs_v1 else None
-        dx_TD = dweights_TK = None
-        if needs_x:
-            dx_TD = grouped.combine(grouped.rows_by_rows(dh1_AF, w1), None)
-            dx_TD += grouped.combine(grouped.rows_by_rows(dh2_AF, v1), None)
-        if needs_weights:
-            dweights_TK = torch.empty_like(dweights_A).index_copy_(0, grouped.order_A, dweights_A)
-            dweights_TK = dweights_TK.view_as(weights_TK).to(weights_TK.dtype)
-        return dx_TD, dweights_TK, dw1, dv1, dw2, None, None
+    def empty_like(self, h_AF: Tensor) -> Tensor:
+        return torch.empty_like(h_AF)
 
+    def preactivations(self) -> tuple[Tensor, Tensor]:
+        x_AD = self._gathered_x()
+        return self.grouped.rows_by_columns(x_AD, self.w1), self.grouped.rows_by_columns(x_AD, self.v1)
 
-def _there(tensor: Tensor | None) -> Tensor:
-    assert tensor is not None
-    return tensor
+    def add_output(self, act_AF: Tensor, weights_TK: Tensor) -> None:
+        self.y_TD = self.grouped.combine(self.grouped.rows_by_rows(act_AF, self.w2), weights_TK)
+
+    def output(self) -> Tensor:
+        assert self.y_TD is not None
+        return self.y_TD
+
+    def activation_gradient(self, dy_TD: Tensor) -> Tensor:
+        self.dy_AD = self.grouped.gather(dy_TD)
+        return self.grouped.rows_by_columns(self.dy_AD, self.w2)
+
+    def add_output_weight_gradient(self, act_AF: Tensor) -> None:
+        dy_AD, self.dy_AD = self.dy_AD, None
+        if self.needs_w2:
+            assert dy_AD is not None
+            self.dw2 = self.grouped.weight_gradient(act_AF, dy_AD)
+
+    def add_input_gradients(self, dh1_AF: Tensor, dh2_AF: Tensor) -> None:
+        if self.needs_w1:
+            self.dw1 = self.grouped.weight_gradient(dh1_AF, self._gathered_x())
+        if self.needs_v1:
+            self.dv1 = self.grouped.weight_gradient(dh2_AF, self._gathered_x())
+        if self.needs_x:
+            self.dx_TD = self.grouped.combine(self.grouped.rows_by_rows(dh1_AF, self.w1), None)
+            self.dx_TD += self.grouped.combine(self.grouped.rows_by_rows(dh2_AF, self.v1), None)
+
+    def gradients(self) -> tuple[Tensor | None, ...]:
+        return self.dx_TD, self.dw1, self.dv1, self.dw2
+
+    def _gathered_x(self) -> Tensor:
+        if self.x_AD is None:
+            self.x_AD = self.grouped.gather(self.x_TD)
+        return self.x_AD

@@ -4,15 +4,16 @@ Shapes: T tokens, K experts a token, A = T*K assignments sorted by expert, D d_m
 of one expert.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from train.models.experts.assignment import Assignment
-from train.models.experts.glu import combine, glu, glu_backward
+from train.models.experts.glu import combine
+from train.models.experts.glu_function import experts_glu
 
 
 def torch_experts(
@@ -20,104 +21,141 @@ def torch_experts(
 ) -> Tensor:
     # The one wait for the device: the experts' shares decide the sizes of the GEMMs.
     splits = assignment.counts_E.tolist()
-    return _LoopedGLU.apply(x_TD, weights_TK, w1, v1, w2, assignment, splits, recompute)  # pyright: ignore[reportReturnType]
+    products_of = functools.partial(_LoopedProducts, assignment, splits)
+    return experts_glu(products_of, recompute, weights_TK, x_TD, w1, v1, w2)
 
 
-class _LoopedGLU(torch.autograd.Function):
-    """sum over k of weight * w2_e^T (silu(w1_e x) * (v1_e x)).
+class _LoopedProducts:
+    """LayerProducts of one expert after the other. Sums over a token's assignments are in at least fp32."""
 
-    Saved for backward: x and the two pre-activations of each expert; with recompute x alone. The activation, the
-    experts' outputs and the gathered x are not saved: a token's weight gets its gradient from the activation's.
+    def __init__(
+        self, assignment: Assignment, splits: list[int], tensors: Sequence[Tensor], needs: Sequence[bool]
+    ) -> None:
+        self.token_A, self.order_A, self.splits = assignment.token_A, assignment.order_A, splits
+        self.x_TD, *self.weights = tensors
+        self.needs_x, *self.needs = needs
+        self.width = self.weights[0].shape[0] // len(splits)
+        self.scratch = _Scratch(self.x_TD, max(splits))
 
-    What one expert computes is written to the same memory as the next one's (`_all`), which stays in the cache; and
-    malloc would search long for sizes that always differ.
-    """
+    @functools.cached_property
+    def sum_TD(self) -> Tensor:
+        """y in forward, dx in backward."""
+        return torch.zeros_like(self.x_TD, dtype=torch.promote_types(self.x_TD.dtype, torch.float32))
 
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x_TD: Tensor,
-        weights_TK: Tensor,
-        w1: Tensor,
-        v1: Tensor,
-        w2: Tensor,
-        assignment: Assignment,
-        splits: list[int],
-        recompute: bool,
-    ) -> Tensor:
-        weights_A = weights_TK.flatten()[assignment.order_A]
-        sums = torch.promote_types(x_TD.dtype, torch.float32)
-        y_TD = torch.zeros_like(x_TD, dtype=sums)
-        most, width = max(splits), w1.shape[0] // len(splits)
-        x_all, y_all, act_all = (x_TD.new_empty(most, m) for m in (x_TD.shape[1], x_TD.shape[1], width))
-        if recompute:
-            h_alls = ([h_all[:n] for n in splits] for h_all in (x_TD.new_empty(most, width) for _ in range(2)))
+    @functools.cached_property
+    def dweights(self) -> list[Tensor | None]:
+        return [torch.empty_like(w) if need else None for w, need in zip(self.weights, self.needs, strict=True)]
+
+    @functools.cached_property
+    def dweights_FD(self) -> list[tuple[Tensor | None, ...]]:
+        """Of each expert."""
+        return list(zip(*_flat(self.splits, *self.dweights), strict=True))
+
+    def parts(self, keep: bool) -> Iterable["_ExpertProducts"]:
+        if keep:
+            h_alls = (self.x_TD.new_empty(len(self.order_A), self.width).split(self.splits) for _ in range(2))
+            h_parts = list(zip(*h_alls, strict=True))
         else:
-            h_alls = (x_TD.new_empty(sum(splits), width).split(splits) for _ in range(2))
-        kept: list[Tensor] = []
-        parts = zip(*_rows(splits, assignment.token_A, weights_A), *h_alls, *_flat(splits, w1, v1, w2), strict=True)
-        for token_N, weights_N, h1_NF, h2_NF, w1_FD, v1_FD, w2_FD in parts:
-            n = token_N.shape[0]
-            x_ND = torch.index_select(x_TD, 0, token_N, out=x_all[:n])
-            torch.mm(x_ND, w1_FD.t(), out=h1_NF)
-            torch.mm(x_ND, v1_FD.t(), out=h2_NF)
-            y_ND = torch.mm(glu(h1_NF, h2_NF, act_all[:n]), w2_FD, out=y_all[:n])
-            y_TD.index_add_(0, token_N, y_ND.mul_(weights_N.unsqueeze(1)).to(sums))
-            if not recompute:
-                kept += (h1_NF, h2_NF)
-        ctx.save_for_backward(x_TD, weights_A, w1, v1, w2, *kept)
-        ctx.assignment, ctx.splits, ctx.shape_TK = assignment, splits, weights_TK.shape
-        return y_TD.to(x_TD.dtype)
+            h_parts = [()] * len(self.splits)
+        views = _rows(self.splits, self.token_A, self.order_A), _flat(self.splits, *self.weights)
+        for number, (token_N, order_N, *weights_FD) in enumerate(zip(*views[0], *views[1], strict=True)):
+            self.scratch.restart()
+            yield _ExpertProducts(self, number, token_N, order_N, weights_FD, h_parts[number])
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        x_TD, weights_A, w1, v1, w2, *kept = ctx.saved_tensors
-        (dy_TD,) = grad_outputs
-        needs_x, needs_weights, *needs = ctx.needs_input_grad[:5]
-        token_A, order_A, splits = ctx.assignment.token_A, ctx.assignment.order_A, ctx.splits
-        sums = torch.promote_types(x_TD.dtype, torch.float32)
-        dx_TD = torch.zeros_like(x_TD, dtype=sums) if needs_x else None
-        dweights_A = torch.empty_like(weights_A)
-        dw1, dv1, dw2 = (torch.empty_like(w) if need else None for w, need in zip((w1, v1, w2), needs, strict=True))
-        most, width = max(splits), w1.shape[0] // len(splits)
-        x_all, dy_all, dx_all = (x_TD.new_empty(most, x_TD.shape[1]) for _ in range(3))
-        dact_all, dh2_all, act_all = (x_TD.new_empty(most, width) for _ in range(3))
-        h_alls = [] if kept else [x_TD.new_empty(most, width) for _ in range(2)]
-        parts = zip(*_rows(splits, token_A, weights_A, dweights_A), *_flat(splits, w1, v1, w2), strict=True)
-        gradients = zip(*_flat(splits, dw1, dv1, dw2), strict=True)
-        for e, (part, (dw1_FD, dv1_FD, dw2_FD)) in enumerate(zip(parts, gradients, strict=True)):
-            token_N, weights_N, dweights_N, w1_FD, v1_FD, w2_FD = part
-            n = token_N.shape[0]
-            x_ND = x_all[:n]
-            if not kept or dw1 is not None or dv1 is not None:
-                torch.index_select(x_TD, 0, token_N, out=x_ND)
-            h1_NF, h2_NF = kept[2 * e : 2 * e + 2] or (
-                torch.mm(x_ND, w_FD.t(), out=h_all[:n]) for w_FD, h_all in zip((w1_FD, v1_FD), h_alls, strict=True)
-            )
-            dy_ND = torch.index_select(dy_TD, 0, token_N, out=dy_all[:n])
-            dact_NF = torch.mm(dy_ND, w2_FD.t(), out=dact_all[:n])
-            dh1_NF, dh2_NF, act_NF, products_N = glu_backward(
-                dact_NF, h1_NF, h2_NF, weights_N, (dh2_all[:n], act_all[:n])
-            )
-            dweights_N.copy_(products_N)
-            if dw2_FD is not None:
-                torch.mm(act_NF.t(), dy_ND, out=dw2_FD)
-            if dx_TD is not None:
-                dx_ND = torch.mm(dh1_NF, w1_FD, out=dx_all[:n]).addmm_(dh2_NF, v1_FD)
-                dx_TD.index_add_(0, token_N, dx_ND.to(sums))
-            for dw_FD, dh_NF in ((dw1_FD, dh1_NF), (dv1_FD, dh2_NF)):
-                if dw_FD is not None:
-                    torch.mm(dh_NF.t(), x_ND, out=dw_FD)
-        dx = dx_TD.to(x_TD.dtype) if dx_TD is not None else None
-        dweights_TK = None
-        if needs_weights:
-            dweights_TK = torch.empty_like(dweights_A).index_copy_(0, order_A, dweights_A).view(ctx.shape_TK)
-        return dx, dweights_TK, dw1, dv1, dw2, None, None, None
+    def output(self) -> Tensor:
+        return self.sum_TD.to(self.x_TD.dtype)
+
+    def gradients(self) -> tuple[Tensor | None, ...]:
+        return self.sum_TD.to(self.x_TD.dtype) if self.needs_x else None, *self.dweights
+
+
+class _ExpertProducts:
+    """Products of one expert."""
+
+    def __init__(
+        self,
+        layer: _LoopedProducts,
+        number: int,
+        token_N: Tensor,
+        order_N: Tensor,
+        weights_FD: Sequence[Tensor],
+        kept_NF: tuple[Tensor, ...],
+    ) -> None:
+        self.layer, self.number, self.token_N, self.order_N = layer, number, token_N, order_N
+        self.w1_FD, self.v1_FD, self.w2_FD = weights_FD
+        self.kept_NF = kept_NF
+        """Memory for the preactivations where they are kept."""
+        self.x_ND: Tensor | None = None
+        self.dy_ND: Tensor | None = None
+
+    def empty_like(self, h_NF: Tensor) -> Tensor:
+        return self._empty(h_NF.shape[1])
+
+    def preactivations(self) -> tuple[Tensor, Tensor]:
+        x_ND = self._gathered_x()
+        h1_NF, h2_NF = self.kept_NF or (self._empty(self.layer.width), self._empty(self.layer.width))
+        return torch.mm(x_ND, self.w1_FD.t(), out=h1_NF), torch.mm(x_ND, self.v1_FD.t(), out=h2_NF)
+
+    def add_output(self, act_NF: Tensor, weights_TK: Tensor) -> None:
+        weights_N = weights_TK.flatten()[self.order_N]
+        y_ND = torch.mm(act_NF, self.w2_FD, out=self._empty(self.w2_FD.shape[1]))
+        self._add_to_tokens(y_ND.mul_(weights_N.unsqueeze(1)))
+
+    def activation_gradient(self, dy_TD: Tensor) -> Tensor:
+        self.dy_ND = self._gather(dy_TD)
+        return torch.mm(self.dy_ND, self.w2_FD.t(), out=self._empty(self.layer.width))
+
+    def add_output_weight_gradient(self, act_NF: Tensor) -> None:
+        dw2_FD = self.layer.dweights_FD[self.number][2]
+        if dw2_FD is not None:
+            assert self.dy_ND is not None
+            torch.mm(act_NF.t(), self.dy_ND, out=dw2_FD)
+
+    def add_input_gradients(self, dh1_NF: Tensor, dh2_NF: Tensor) -> None:
+        if self.layer.needs_x:
+            dx_ND = torch.mm(dh1_NF, self.w1_FD, out=self._empty(self.w1_FD.shape[1]))
+            self._add_to_tokens(dx_ND.addmm_(dh2_NF, self.v1_FD))
+        for dw_FD, dh_NF in zip(self.layer.dweights_FD[self.number], (dh1_NF, dh2_NF), strict=False):
+            if dw_FD is not None:
+                torch.mm(dh_NF.t(), self._gathered_x(), out=dw_FD)
+
+    def _empty(self, width: int) -> Tensor:
+        return self.layer.scratch.empty(self.token_N.shape[0], width)
+
+    def _gather(self, x_TD: Tensor) -> Tensor:
+        return torch.index_select(x_TD, 0, self.token_N, out=self._empty(x_TD.shape[1]))
+
+    def _gathered_x(self) -> Tensor:
+        if self.x_ND is None:
+            self.x_ND = self._gather(self.layer.x_TD)
+        return self.x_ND
+
+    def _add_to_tokens(self, y_ND: Tensor) -> None:
+        self.layer.sum_TD.index_add_(0, self.token_N, y_ND.to(self.layer.sum_TD.dtype))
+
+
+class _Scratch:
+    """Memory that every expert's results are written to in turn: it stays in the cache, and malloc would search long
+    for sizes that always differ."""
+
+    def __init__(self, like: Tensor, most: int) -> None:
+        self.like, self.most = like, most
+        self.buffers: list[Tensor] = []
+        self.used = 0
+
+    def restart(self) -> None:
+        """The next expert asks for the same widths in the same order."""
+        self.used = 0
+
+    def empty(self, n: int, width: int) -> Tensor:
+        if self.used == len(self.buffers):
+            self.buffers.append(self.like.new_empty(self.most, width))
+        self.used += 1
+        return self.buffers[self.used - 1][:n]
 
 
 class Looped:
-    """The GEMMs of grouped.Grouped one expert after the other; what has no function of its own above runs on them."""
+    """The GEMMs of grouped.Grouped one expert after the other, on which adapters are computed."""
 
     def __init__(self, assignment: Assignment) -> None:
         self.token_A, self.order_A, self.slot_TK = assignment.token_A, assignment.order_A, assignment.slot_TK

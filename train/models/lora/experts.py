@@ -6,14 +6,14 @@ Shapes: T tokens, K experts a token, A = T*K assignments sorted by expert, D d_m
 R rank.
 """
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from train.models.experts.glu import glu, glu_backward
+from train.models.experts.glu_function import experts_glu
 from train.models.experts.grouped import Grouped
 
 
@@ -49,96 +49,95 @@ def lora_glu(
 
     dropped is what the adapters of w1 and v1 see of x, without dropout x itself.
     """
-    flat = [tensor for pair in pairs for tensor in (pair or (None, None))]
-    if not x_TD.shape[0]:
-        # Kernels cannot be launched for nothing, but zero gradients have to flow all the same.
-        return x_TD * weights_TK.sum() + 0 * (dropped_TD.sum() + sum(t.sum() for t in flat if t is not None))
+    adapters = [tensor for pair in pairs for tensor in (pair or (None, None))]
     # Drawn where it costs no wait for the device, and so that a forward computed again draws it again.
-    seed = int(torch.randint(2**62, ())) if options.dropout else 0
-    return _LoraGLU.apply(x_TD, dropped_TD, weights_TK, *weights, *flat, grouped, options, seed)  # pyright: ignore[reportReturnType]
+    seed = int(torch.randint(2**62, ())) if options.dropout and x_TD.shape[0] else 0
+    products_of = functools.partial(_AdaptedProducts, grouped, options, seed)
+    return experts_glu(products_of, options.recompute, weights_TK, x_TD, dropped_TD, *weights, *adapters)
 
 
-class _LoraGLU(torch.autograd.Function):
-    """sum over k of weight * (w2_e + s B2_e A2)^T (silu(h1) * h2), where h1 = (w1_e + s B1_e A1) x, and h2 likewise.
+class _AdaptedProducts:
+    """LayerProducts and Products in one, with w_e + s B_e A_e in the place of w_e: all assignments are one part.
 
-    Saved for backward: x and the two pre-activations; with recompute x alone.
+    The equations of glu_function.py become, for w1 and likewise for v1, and for w2,
+
+        h1 = x w1^T + s (x A^T) B^T         y = sum of p (act w2 + s (act B) A)
+        dx = sum of dh1 w1 + s (dh1 B) A    dact = dy w2^T + s (dy A^T) B^T
+        dB = dh1^T s (x A^T)                dB = (p act)^T s (dy A^T)
+        dA = s (dh1 B)^T x                  dA = s (p act B)^T dy
+
+    With dropout, the adapters see dropped x and dropped act, and their share of dx and dact is dropped too. Dropped x
+    is an input of its own, with a gradient of its own.
     """
 
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x_TD: Tensor,
-        dropped_TD: Tensor,
-        weights_TK: Tensor,
-        w1: Tensor,
-        v1: Tensor,
-        w2: Tensor,
-        A1: Tensor | None,
-        B1: Tensor | None,
-        A2: Tensor | None,
-        B2: Tensor | None,
-        A3: Tensor | None,
-        B3: Tensor | None,
-        grouped: Grouped,
-        options: Options,
-        seed: int,
-    ) -> Tensor:
-        low = _LowRank(grouped, options)
-        x_AD = grouped.gather(x_TD)
-        h1_AF = low.preactivation(x_AD, dropped_TD, w1, A1, B1)
-        h2_AF = low.preactivation(x_AD, dropped_TD, v1, A2, B2)
-        kept = () if options.recompute else (h1_AF, h2_AF)
-        ctx.save_for_backward(x_TD, dropped_TD, weights_TK, w1, v1, w2, A1, B1, A2, B2, A3, B3, *kept)
-        ctx.low, ctx.seed = low, seed
-        act_AF = glu(h1_AF, h2_AF)
-        y_AD = grouped.rows_by_rows(act_AF, options.open_weight(w2))
-        if A3 is None or B3 is None:
-            return grouped.combine(y_AD, weights_TK)
-        low_AR = low.scaled(grouped.rows_by_rows(low.dropped(act_AF, seed), B3))
-        if options.per_expert:
-            return grouped.combine(y_AD.add_(grouped.rows_by_rows(low_AR, A3)), weights_TK)
-        return grouped.combine(y_AD, weights_TK).addmm_(grouped.combine(low_AR, weights_TK), A3)
+    def __init__(
+        self, grouped: Grouped, options: Options, seed: int, tensors: Sequence[Any], needs: Sequence[bool]
+    ) -> None:
+        self.grouped, self.order_N, self.options, self.seed = grouped, grouped.order_A, options, seed
+        self.low = _LowRank(grouped, options)
+        self.x_TD, self.dropped_TD, self.w1, self.v1, self.w2, *adapters = tensors
+        self.A1, self.B1, self.A2, self.B2, self.A3, self.B3 = adapters
+        self.needs_x, self.needs_dropped = needs[:2]
+        self.y_TD = self.dy_TD = self.dy_AD = self.dlow_AR = None
+        self.dx_TD = self.ddropped_TD = None
+        self.dpairs: list[tuple[Tensor | None, Tensor | None]] = [(None, None)] * 3
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        x_TD, dropped_TD, weights_TK, w1, v1, w2, A1, B1, A2, B2, A3, B3, *kept = ctx.saved_tensors
-        low: _LowRank = ctx.low
-        grouped, options = low.grouped, low.options
-        dy_TD = grad_outputs[0].contiguous()
-        if kept:
-            h1_AF, h2_AF = kept
+    def parts(self, keep: bool) -> Iterable["_AdaptedProducts"]:
+        return (self,)
+
+    def empty_like(self, h_AF: Tensor) -> Tensor:
+        return torch.empty_like(h_AF)
+
+    def preactivations(self) -> tuple[Tensor, Tensor]:
+        x_AD = self.grouped.gather(self.x_TD)
+        h1_AF = self.low.preactivation(x_AD, self.dropped_TD, self.w1, self.A1, self.B1)
+        return h1_AF, self.low.preactivation(x_AD, self.dropped_TD, self.v1, self.A2, self.B2)
+
+    def add_output(self, act_AF: Tensor, weights_TK: Tensor) -> None:
+        grouped, low = self.grouped, self.low
+        y_AD = grouped.rows_by_rows(act_AF, self.options.open_weight(self.w2))
+        if self.A3 is None or self.B3 is None:
+            self.y_TD = grouped.combine(y_AD, weights_TK)
+            return
+        low_AR = low.scaled(grouped.rows_by_rows(low.dropped(act_AF, self.seed), self.B3))
+        if self.options.per_expert:
+            self.y_TD = grouped.combine(y_AD.add_(grouped.rows_by_rows(low_AR, self.A3)), weights_TK)
         else:
-            x_AD = grouped.gather(x_TD)
-            h1_AF = low.preactivation(x_AD, dropped_TD, w1, A1, B1)
-            h2_AF = low.preactivation(x_AD, dropped_TD, v1, A2, B2)
-            del x_AD
-        dy_AD = grouped.gather(dy_TD)
-        dact_AF = grouped.rows_by_columns(dy_AD, options.open_weight(w2))
-        dlow_AR = low.down(dy_TD, A3, dy_AD) if A3 is not None else None
-        if dlow_AR is not None:
-            dact_AF.add_(low.dropped(grouped.rows_by_columns(dlow_AR, B3), ctx.seed))
-        weights_A = weights_TK.flatten()[grouped.order_A]
-        dh1_AF, dh2_AF, act_AF, dweights_A = glu_backward(dact_AF, h1_AF, h2_AF, weights_A)
-        dA3 = dB3 = None
-        if dlow_AR is not None:
-            act_AF = low.dropped(act_AF, ctx.seed)
-            dB3 = grouped.weight_gradient(act_AF, dlow_AR)
-            dA3 = low.down_gradient(low.scaled(grouped.rows_by_rows(act_AF, B3)), dy_TD, dy_AD)
-        del dact_AF, act_AF, dy_AD, h1_AF, h2_AF, kept
-        needs_x, needs_dropped, needs_weights = ctx.needs_input_grad[:3]
-        ddropped_TD = torch.zeros_like(dropped_TD) if needs_dropped else None
-        dA1, dB1 = low.gradients(dh1_AF, dropped_TD, A1, B1, ddropped_TD)
-        dA2, dB2 = low.gradients(dh2_AF, dropped_TD, A2, B2, ddropped_TD)
-        dx_TD = dweights_TK = None
-        if needs_x:
-            dx_TD = grouped.combine(grouped.rows_by_rows(dh1_AF, options.open_weight(w1)), None)
-            dx_TD += grouped.combine(grouped.rows_by_rows(dh2_AF, options.open_weight(v1)), None)
-        if needs_weights:
-            dweights_TK = torch.empty_like(dweights_A).index_copy_(0, grouped.order_A, dweights_A)
-            dweights_TK = dweights_TK.view_as(weights_TK).to(weights_TK.dtype)
-        pairs = (dA1, dB1, dA2, dB2, dA3, dB3)
-        return dx_TD, ddropped_TD, dweights_TK, None, None, None, *pairs, None, None, None
+            self.y_TD = grouped.combine(y_AD, weights_TK).addmm_(grouped.combine(low_AR, weights_TK), self.A3)
+
+    def output(self) -> Tensor:
+        assert self.y_TD is not None
+        return self.y_TD
+
+    def activation_gradient(self, dy_TD: Tensor) -> Tensor:
+        self.dy_TD, self.dy_AD = dy_TD, self.grouped.gather(dy_TD)
+        dact_AF = self.grouped.rows_by_columns(self.dy_AD, self.options.open_weight(self.w2))
+        if self.A3 is not None:
+            self.dlow_AR = self.low.down(dy_TD, self.A3, self.dy_AD)
+            dact_AF.add_(self.low.dropped(self.grouped.rows_by_columns(self.dlow_AR, self.B3), self.seed))
+        return dact_AF
+
+    def add_output_weight_gradient(self, act_AF: Tensor) -> None:
+        if self.dlow_AR is not None:
+            act_AF = self.low.dropped(act_AF, self.seed)
+            dB = self.grouped.weight_gradient(act_AF, self.dlow_AR)
+            low_AR = self.low.scaled(self.grouped.rows_by_rows(act_AF, self.B3))
+            self.dpairs[2] = self.low.down_gradient(low_AR, self.dy_TD, self.dy_AD), dB
+        self.dy_AD = self.dlow_AR = None
+
+    def add_input_gradients(self, dh1_AF: Tensor, dh2_AF: Tensor) -> None:
+        if self.needs_dropped:
+            self.ddropped_TD = torch.zeros_like(self.dropped_TD)
+        self.dpairs[0] = self.low.gradients(dh1_AF, self.dropped_TD, self.A1, self.B1, self.ddropped_TD)
+        self.dpairs[1] = self.low.gradients(dh2_AF, self.dropped_TD, self.A2, self.B2, self.ddropped_TD)
+        if self.needs_x:
+            grouped, open_weight = self.grouped, self.options.open_weight
+            self.dx_TD = grouped.combine(grouped.rows_by_rows(dh1_AF, open_weight(self.w1)), None)
+            self.dx_TD += grouped.combine(grouped.rows_by_rows(dh2_AF, open_weight(self.v1)), None)
+
+    def gradients(self) -> tuple[Tensor | None, ...]:
+        flat = [gradient for pair in self.dpairs for gradient in pair]
+        return self.dx_TD, self.ddropped_TD, None, None, None, *flat
 
 
 class _LowRank:
