@@ -17,10 +17,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from train.models.attention import layout as layout_module
 from train.models.attention.attention import Attention, _bound, _ClipAndRotate
-from train.models.attention.backends import PLANS, FlashPlan, FlexPlan, plan_flash
-from train.models.attention.blocks import Block, _mask, plan_blocks
+from train.models.attention.backends import BACKENDS, FlashBackend, FlexBackend, make_flash_backend
+from train.models.attention.blocks import Block, _mask, make_blocks_backend
 from train.models.attention.layout import Layout, find_documents, make_layout, resolve_attn_impl
-from train.models.attention.sdpa import SdpaPlan, cut_calls, plan_sdpa
+from train.models.attention.sdpa import SdpaBackend, cut_calls, make_sdpa_backend
 from train.models.config import AttnConfig, FFNConfig, ModelConfig
 from train.models.dbrx import IGNORED, DbrxForCausalLM
 from train.models.init import initialise
@@ -41,10 +41,10 @@ def usable(impl: str, device: torch.device, dtype: torch.dtype) -> bool:
 
 
 DTYPES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 3e-2}
-BACKENDS = [
+CASES = [
     pytest.param(impl, device, dtype, bound, id=f"{impl} {device} {str(dtype).removeprefix('torch.')}")
     for device in DEVICES
-    for impl in PLANS
+    for impl in BACKENDS
     for dtype, bound in DTYPES.items()
     if usable(impl, device, dtype)
 ]
@@ -125,7 +125,7 @@ def relative(a: Tensor, b: Tensor) -> float:
 
 
 @pytest.mark.parametrize("lengths", ROWS.values(), ids=ROWS)
-@pytest.mark.parametrize(("impl", "device", "dtype", "bound"), BACKENDS)
+@pytest.mark.parametrize(("impl", "device", "dtype", "bound"), CASES)
 def test_a_backend_equals_the_obvious_loops_forward_and_backward(
     impl: str, device: torch.device, dtype: torch.dtype, bound: float, lengths: list[list[int]]
 ) -> None:
@@ -199,10 +199,10 @@ def test_flex_visits_the_blocks_that_it_must(lengths: list[list[int]]) -> None:
     found = find_documents(torch.zeros_like(documents), documents, config)
     x = torch.randn(len(found.place_T), 64, dtype=torch.float64)
     layout = layout_of(documents, config, torch.float64)
-    flex = PLANS["flex"](found.lengths, found.n_positions, DEVICES[0])
-    assert isinstance(flex, FlexPlan)
-    assert isinstance(layout.plan, SdpaPlan)
-    angles = (layout.plan.leave(angle) for angle in (layout.cos_PC, layout.sin_PC))
+    flex = BACKENDS["flex"](found.lengths, found.n_positions, DEVICES[0])
+    assert isinstance(flex, FlexBackend)
+    assert isinstance(layout.backend, SdpaBackend)
+    angles = (layout.backend.leave(angle) for angle in (layout.cos_PC, layout.sin_PC))
     with torch.no_grad():
         y = attention(x, Layout(layout.place_T, *(flex.enter(angle) for angle in angles), flex))
     assert relative(y, attention(x, layout)) < 1e-12
@@ -223,13 +223,13 @@ def listed(counts: Tensor, indices: Tensor) -> Tensor:
 
 
 def test_this_machine_has_tested_sdpa_and_what_else_it_has() -> None:
-    tested = {(param.values[0], param.values[1].type) for param in BACKENDS}
+    tested = {(param.values[0], param.values[1].type) for param in CASES}
     assert {("sdpa", "cpu"), ("blocks", "cpu")} <= tested
     if torch.cuda.is_available():
         assert {("sdpa", "cuda"), ("flex", "cuda")} <= tested
 
 
-@pytest.mark.parametrize(("impl", "device", "dtype", "bound"), BACKENDS)
+@pytest.mark.parametrize(("impl", "device", "dtype", "bound"), CASES)
 def test_a_packed_documents_logits_are_those_of_it_alone(
     impl: str, device: torch.device, dtype: torch.dtype, bound: float
 ) -> None:
@@ -246,7 +246,7 @@ def test_a_packed_documents_logits_are_those_of_it_alone(
     assert not packed[documents < 0].any()
 
 
-@pytest.mark.parametrize(("impl", "device", "dtype", "bound"), BACKENDS)
+@pytest.mark.parametrize(("impl", "device", "dtype", "bound"), CASES)
 def test_the_gradient_across_documents_is_exactly_zero(
     impl: str, device: torch.device, dtype: torch.dtype, bound: float
 ) -> None:
@@ -315,31 +315,31 @@ def test_calls_are_few_and_padding_is_little(lengths: list[int]) -> None:
 
 @pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
 def test_every_token_has_its_place_and_padding_repeats_its_own_document(lengths: list[int]) -> None:
-    plan = plan_sdpa(lengths, sum(lengths), torch.device("cpu"))
+    backend = make_sdpa_backend(lengths, sum(lengths), torch.device("cpu"))
     token = torch.arange(sum(lengths))
     document = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
-    if plan.source_P is None or plan.slot_T is None:
+    if backend.source_P is None or backend.slot_T is None:
         assert len(set(lengths)) == 1
         return
-    assert torch.equal(plan.source_P[plan.slot_T], token)
+    assert torch.equal(backend.source_P[backend.slot_T], token)
     start = 0
-    for documents, length in plan.calls:
-        held = document[plan.source_P[start : start + documents * length]].view(documents, length)
+    for documents, length in backend.calls:
+        held = document[backend.source_P[start : start + documents * length]].view(documents, length)
         assert (held == held[:, :1]).all()
         start += documents * length
 
 
 def test_nothing_is_moved_when_the_documents_stand_as_the_kernels_want_them() -> None:
-    assert plan_sdpa([32768], 32768, torch.device("cpu")) == SdpaPlan([(1, 32768)], None, None)
-    assert plan_sdpa([64] * 8, 512, torch.device("cpu")) == SdpaPlan([(8, 64)], None, None)
+    assert make_sdpa_backend([32768], 32768, torch.device("cpu")) == SdpaBackend([(1, 32768)], None, None)
+    assert make_sdpa_backend([64] * 8, 512, torch.device("cpu")) == SdpaBackend([(8, 64)], None, None)
 
 
 @pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
 def test_blocks_hold_every_token_once_and_meet_its_document(lengths: list[int]) -> None:
-    plan, start = plan_blocks(lengths, sum(lengths), torch.device("cpu")), 0
+    backend, start = make_blocks_backend(lengths, sum(lengths), torch.device("cpu")), 0
     # Of each token, as the blocks have it and as it is: its place in its document, or -1 where SDPA computes.
     got, expected = [], [i if n <= 1024 else -1 for n in lengths for i in range(n)]
-    for tokens, blocks in plan.runs:
+    for tokens, blocks in backend.runs:
         got += [-1] * (0 if blocks else tokens)
         assert [block.start for block in blocks] == [0, *(block.end for block in blocks)][: len(blocks)]
         assert not blocks or blocks[-1].end == tokens
@@ -352,11 +352,11 @@ def test_blocks_hold_every_token_once_and_meet_its_document(lengths: list[int]) 
     assert (got, start) == (expected, sum(lengths))
     # Two short documents in a row never make two blocks, and long ones are cut into no more than they need.
     most = sum(-(-n // 64) for n in lengths if n > 64) + sum(lengths) // 32 + sum(n > 32 for n in lengths) + 1
-    assert sum(len(run.blocks) for run in plan.runs) <= most
+    assert sum(len(run.blocks) for run in backend.runs) <= most
 
 
 def test_blocks_of_short_documents_keep_them_apart() -> None:
-    (run,) = plan_blocks([60, 3, 2, 65], 130, CPU).runs
+    (run,) = make_blocks_backend([60, 3, 2, 65], 130, CPU).runs
     short = [Block(0, 0, 63, (60, 3)), Block(63, 63, 65, (2,))]
     assert run.blocks == [*short, Block(65, 65, 97, (32,)), Block(65, 97, 130, (33,))]
     sees = [[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 1, 1]]
@@ -437,12 +437,12 @@ def test_dropout_drops_and_scales_weights_and_only_in_training() -> None:
     # Values are unit vectors: what comes out is the weights themselves.
     length, drop = 24, 0.4
     lengths = [length, length - 3]
-    plan = plan_sdpa(lengths, 2 * length, DEVICES[0])
+    backend = make_sdpa_backend(lengths, 2 * length, DEVICES[0])
     torch.manual_seed(0)
     q, k = torch.randn(2, sum(lengths), length, dtype=torch.float64)
     v = torch.cat([torch.eye(length, dtype=torch.float64)[:n] for n in lengths])
-    q, k, v = (plan.enter(x).unsqueeze(1) for x in (q, k, v))
-    whole, dropped = (plan.leave(plan.attend(q, k, v, p).squeeze(1)) for p in (0.0, drop))
+    q, k, v = (backend.enter(x).unsqueeze(1) for x in (q, k, v))
+    whole, dropped = (backend.leave(backend.attend(q, k, v, p).squeeze(1)) for p in (0.0, drop))
     kept = dropped != 0
     torch.testing.assert_close(dropped[kept], whole[kept] / (1 - drop))
     assert kept.sum() / (whole != 0).sum() == pytest.approx(1 - drop, abs=0.1)
@@ -481,10 +481,10 @@ def test_flash_attn_is_called_as_it_documents(monkeypatch: pytest.MonkeyPatch) -
     attention = make_attention(config, DEVICES[0], torch.float64)
     x = torch.randn(sum(lengths), 64, dtype=torch.float64)
     layout = layout_of(make_rows([lengths[:2], lengths[2:]]), config, torch.float64)
-    assert isinstance(layout.plan, SdpaPlan)
-    angles = (layout.plan.leave(angle) for angle in (layout.cos_PC, layout.sin_PC))
-    packed = Layout(layout.place_T, *angles, plan_flash(lengths, 0, DEVICES[0]))
-    assert isinstance(packed.plan, FlashPlan)
+    assert isinstance(layout.backend, SdpaBackend)
+    angles = (layout.backend.leave(angle) for angle in (layout.cos_PC, layout.sin_PC))
+    packed = Layout(layout.place_T, *angles, make_flash_backend(lengths, 0, DEVICES[0]))
+    assert isinstance(packed.backend, FlashBackend)
     assert relative(attention(x, packed), attention(x, layout)) < 1e-12
 
 

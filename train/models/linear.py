@@ -10,9 +10,9 @@ class Linear(nn.Linear):
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__(in_features, out_features, bias=False)
         self.lora: nn.Module | None = None
-        """Set by lora.add_lora: what is added to the result."""
+        """Set by lora.adapters.add_lora: what is added to the result."""
         self.packed = False
-        """Set by nf4.pack_parameters: the weight is in 4 bits."""
+        """Set by lora.nf4.pack_parameters: the weight is in 4 bits."""
 
     def forward(self, input: Tensor) -> Tensor:
         if self.lora is None:

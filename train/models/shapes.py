@@ -29,7 +29,7 @@ def parameter_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def adapter_shapes(model: ModelConfig, lora: LoraConfig) -> dict[str, tuple[int, ...]]:
-    """Every parameter of the adapters by its name (see models/lora.py), and its shape."""
+    """Every parameter of the adapters by its name (see lora/adapters.py), and its shape."""
     shapes: dict[str, tuple[int, ...]] = {}
     for name, (rows, columns) in adapted_shapes(model, lora).items():
         place, fused = adapter_name(name), name.endswith((".w1", ".v1", ".w2"))

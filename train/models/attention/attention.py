@@ -1,6 +1,6 @@
 """Grouped-query attention with rotary positions, over packed documents that do not see one another.
 
-Shapes: T tokens that are not padding, P places in the plan's order, W width of queries, keys and values, D d_model,
+Shapes: T tokens that are not padding, P places in the backend's order, W width of queries, keys and values, D d_model,
 H query heads, G key/value heads, C head_dim.
 """
 
@@ -97,8 +97,8 @@ class Attention(nn.Module):
     def attend(self, qkv_TW: Tensor, layout: Layout) -> Tensor:
         """What follows the first GEMM; the second comes last, so that selective checkpointing need not repeat it."""
         q_PHC, k_PGC, v_PGC = _ClipAndRotate.apply(  # pyright: ignore[reportGeneralTypeIssues]
-            layout.plan.enter(qkv_TW), layout.cos_PC, layout.sin_PC, self.clip_qkv, self.n_heads, self.kv_n_heads
+            layout.backend.enter(qkv_TW), layout.cos_PC, layout.sin_PC, self.clip_qkv, self.n_heads, self.kv_n_heads
         )
         dropout_p = self.attn_pdrop if self.training else 0.0
-        y_PHC = layout.plan.attend(q_PHC, k_PGC, v_PGC, dropout_p)
-        return self.out_proj(layout.plan.leave(y_PHC.flatten(1)))
+        y_PHC = layout.backend.attend(q_PHC, k_PGC, v_PGC, dropout_p)
+        return self.out_proj(layout.backend.leave(y_PHC.flatten(1)))

@@ -1,12 +1,12 @@
 """Causal attention within each document of packed tokens: by torch's SDPA, by GEMMs over blocks of queries, by
 FlexAttention or by flash-attn.
 
-A plan says, once per forward and for all layers, how the T tokens meet the kernels: `enter` brings [T, W] to the order
-[P, W] that the kernels want, `attend` computes there, `leave` brings [P, W] back. Plans are NamedTuples of tensors and
-plain numbers, so that FSDP2 and activation checkpointing can look through them.
+An AttentionBackend is made once per forward, for all layers: `enter` brings the tokens [T, W] to the order [P, W] that
+the kernels want, `attend` computes there, `leave` brings [P, W] back. Backends are NamedTuples of tensors and plain
+numbers, so that FSDP2 and activation checkpointing can look through them.
 
-Shapes: T packed tokens, P places in a plan's order (P >= T), W any width, H query heads, G key/value heads, C head_dim,
-N documents.
+Shapes: T packed tokens, P places in a backend's order (P >= T), W any width, H query heads, G key/value heads, C
+head_dim, N documents.
 """
 
 import functools
@@ -18,14 +18,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from train.models.attention.blocks import plan_blocks
-from train.models.attention.sdpa import plan_sdpa
+from train.models.attention.blocks import make_blocks_backend
+from train.models.attention.sdpa import make_sdpa_backend
 
 _BLOCK = 128
 """FlexAttention's blocks of queries and keys."""
 
 
-class FlexPlan(NamedTuple):
+class FlexBackend(NamedTuple):
     """The tokens in their order, filled up to the batch's positions, so that one compiled kernel serves every batch."""
 
     n_tokens: int
@@ -56,7 +56,7 @@ def _flex_attention(*, compiled: bool) -> Callable[..., Any]:
     return torch.compile(flex_attention, dynamic=False) if compiled else flex_attention
 
 
-def plan_flex(lengths: list[int], n_positions: int, device: torch.device) -> FlexPlan:
+def make_flex_backend(lengths: list[int], n_positions: int, device: torch.device) -> FlexBackend:
     """The block mask follows from each block's first and last document: no mask of T x T is made."""
     from torch.nn.attention.flex_attention import BlockMask
 
@@ -76,7 +76,7 @@ def plan_flex(lengths: list[int], n_positions: int, device: torch.device) -> Fle
     full = earlier & (first[None, :] == last[:, None])
     partly = (earlier & (last[None, :] >= first[:, None]) & ~full) | (block[:, None] == block[None, :])
     mask = BlockMask.from_kv_blocks(*_listed(partly), *_listed(full), BLOCK_SIZE=_BLOCK, mask_mod=sees)
-    return FlexPlan(n_tokens, n_blocks * _BLOCK, mask)
+    return FlexBackend(n_tokens, n_blocks * _BLOCK, mask)
 
 
 def _listed(chosen: Tensor) -> tuple[Tensor, Tensor]:
@@ -85,7 +85,7 @@ def _listed(chosen: Tensor) -> tuple[Tensor, Tensor]:
     return chosen.sum(1, dtype=torch.int32)[None, None], order.int()[None, None].contiguous()
 
 
-class FlashPlan(NamedTuple):
+class FlashBackend(NamedTuple):
     """flash-attn takes the packed tokens as they are."""
 
     bounds: Tensor
@@ -115,9 +115,9 @@ class FlashPlan(NamedTuple):
         return y_PW
 
 
-def plan_flash(lengths: list[int], n_positions: int, device: torch.device) -> FlashPlan:
+def make_flash_backend(lengths: list[int], n_positions: int, device: torch.device) -> FlashBackend:
     bounds = F.pad(torch.tensor(lengths, dtype=torch.int64).cumsum(0), (1, 0))
-    return FlashPlan(bounds.int().to(device, non_blocking=True), max(lengths, default=0))
+    return FlashBackend(bounds.int().to(device, non_blocking=True), max(lengths, default=0))
 
 
 class AttentionBackend(Protocol):
@@ -128,9 +128,9 @@ class AttentionBackend(Protocol):
     def leave(self, y_PW: Tensor, /) -> Tensor: ...
 
 
-PLANS: dict[str, Callable[[list[int], int, torch.device], AttentionBackend]] = {
-    "sdpa": plan_sdpa,
-    "blocks": plan_blocks,
-    "flex": plan_flex,
-    "flash": plan_flash,
+BACKENDS: dict[str, Callable[[list[int], int, torch.device], AttentionBackend]] = {
+    "sdpa": make_sdpa_backend,
+    "blocks": make_blocks_backend,
+    "flex": make_flex_backend,
+    "flash": make_flash_backend,
 }

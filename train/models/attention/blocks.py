@@ -1,5 +1,5 @@
-"""Causal attention on a CPU within each document of packed tokens, by GEMMs over blocks of queries. See attend.py for
-what a plan is.
+"""Causal attention on a CPU within each document of packed tokens, by GEMMs over blocks of queries. The
+interface is AttentionBackend in backends.py.
 
 The kernel behind torch's SDPA cuts keys into blocks of 512, computes whole squares of documents that are no longer, and
 wants documents padded to a common length to take several in a call. Here a block of queries meets the keys up to its
@@ -49,7 +49,7 @@ class Run(NamedTuple):
     """Counted from the run's first token."""
 
 
-class BlocksPlan(NamedTuple):
+class BlocksBackend(NamedTuple):
     """The tokens in their order, without padding."""
 
     runs: list[Run]
@@ -73,7 +73,7 @@ def _attend(q_THC: Tensor, k_TGC: Tensor, v_TGC: Tensor, run: Run) -> Tensor:
     return _Blocks.apply(q_THC, k_TGC, v_TGC, run.blocks)  # pyright: ignore[reportReturnType]
 
 
-def plan_blocks(lengths: list[int], n_positions: int, device: torch.device) -> BlocksPlan:
+def make_blocks_backend(lengths: list[int], n_positions: int, device: torch.device) -> BlocksBackend:
     runs: list[tuple[int, list[Block]]] = []
     for length in lengths:
         if length > _LONGEST:
@@ -90,7 +90,7 @@ def plan_blocks(lengths: list[int], n_positions: int, device: torch.device) -> B
             cuts = [length * part // n_parts for part in range(n_parts + 1)]
             blocks += [Block(start, start + a, start + b, (b - a,)) for a, b in itertools.pairwise(cuts)]
         runs[-1] = (start + length, blocks)
-    return BlocksPlan([Run(*run) for run in runs])
+    return BlocksBackend([Run(*run) for run in runs])
 
 
 class _Blocks(torch.autograd.Function):

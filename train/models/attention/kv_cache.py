@@ -43,14 +43,16 @@ class KVCache:
         if any(past):
             past_B = torch.tensor(past, device=row_T.device)
             position_T = past_B[row_T] + documents.position_T
-            going = _Going(n_rows, max(news), row_T, documents.position_T, past_B, longest)
-            layout = Layout(documents.place_T, *angles(position_T, self.config, dtype), going)
+            continuing = _ContinuingBackend(n_rows, max(news), row_T, documents.position_T, past_B, longest)
+            layout = Layout(documents.place_T, *angles(position_T, self.config, dtype), continuing)
         else:
             position_T = documents.position_T
             layout = make_layout(documents, self.config, dtype)
         self.lengths = lengths
-        plans = (_Remembering(layout.plan, layer, row_T, position_T, n_rows, longest) for layer in self._layers)
-        return [layout._replace(plan=plan) for plan in plans]
+        backends = (
+            _StoringBackend(layout.backend, layer, row_T, position_T, n_rows, longest) for layer in self._layers
+        )
+        return [layout._replace(backend=backend) for backend in backends]
 
 
 class _Layer:
@@ -77,36 +79,36 @@ def _grown(before: Tensor | None, n_rows: int, n_places: int, like_TGC: Tensor) 
     return grown_BNGC
 
 
-class _Remembering:
-    """A plan that keeps keys and values on the way, and lets those of before be seen too.
+class _StoringBackend:
+    """Stores the new tokens' keys and values in the cache, and computes attention by another backend.
 
-    No NamedTuple as other plans are: FSDP2 would take one apart, and cast what the cache holds.
+    Not a NamedTuple as other backends are: FSDP2 would take it apart, and cast what the cache holds.
     """
 
     def __init__(
-        self, plan: AttentionBackend, layer: _Layer, row_T: Tensor, position_T: Tensor, n_rows: int, longest: int
+        self, backend: AttentionBackend, layer: _Layer, row_T: Tensor, position_T: Tensor, n_rows: int, longest: int
     ) -> None:
-        self.plan, self.layer, self.row_T, self.position_T = plan, layer, row_T, position_T
+        self.backend, self.layer, self.row_T, self.position_T = backend, layer, row_T, position_T
         self.n_rows, self.longest = n_rows, longest
 
     def enter(self, x_TW: Tensor) -> Tensor:
-        return self.plan.enter(x_TW)
+        return self.backend.enter(x_TW)
 
     def leave(self, y_PW: Tensor) -> Tensor:
-        return self.plan.leave(y_PW)
+        return self.backend.leave(y_PW)
 
     def attend(self, q_PHC: Tensor, k_PGC: Tensor, v_PGC: Tensor, dropout_p: float) -> Tensor:
         shape = k_PGC.shape[1:]
-        k_TGC, v_TGC = (self.plan.leave(x_PGC.flatten(1)).unflatten(1, shape) for x_PGC in (k_PGC, v_PGC))
+        k_TGC, v_TGC = (self.backend.leave(x_PGC.flatten(1)).unflatten(1, shape) for x_PGC in (k_PGC, v_PGC))
         keys_BNGC, values_BNGC = self.layer.with_places(self.n_rows, self.longest, k_TGC)
         keys_BNGC[self.row_T, self.position_T] = k_TGC
         values_BNGC[self.row_T, self.position_T] = v_TGC
-        if isinstance(self.plan, _Going):
+        if isinstance(self.backend, _ContinuingBackend):
             k_PGC, v_PGC = keys_BNGC[:, : self.longest], values_BNGC[:, : self.longest]
-        return self.plan.attend(q_PHC, k_PGC, v_PGC, dropout_p)
+        return self.backend.attend(q_PHC, k_PGC, v_PGC, dropout_p)
 
 
-class _Going:
+class _ContinuingBackend:
     """New tokens of documents that have begun: SDPA over the cache, with a mask of what is there and not later."""
 
     def __init__(self, n_rows: int, n_new: int, row_T: Tensor, offset_T: Tensor, past_B: Tensor, n_places: int) -> None:

@@ -1,6 +1,6 @@
 """Where the tokens of a batch stand: documents packed into rows, positions that restart, and what computes attention.
 
-Shapes: B rows, S row length, T tokens that are not padding, N documents, P places in the order of attention's plan,
+Shapes: B rows, S row length, T tokens that are not padding, N documents, P places in the attention backend's order,
 C head_dim.
 """
 
@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from train.models.attention.backends import PLANS, AttentionBackend
+from train.models.attention.backends import BACKENDS, AttentionBackend
 from train.models.config import ModelConfig
 
 
@@ -35,7 +35,7 @@ class Layout(NamedTuple):
     """Index of each token in the flattened [B*S] rows."""
     cos_PC: Tensor
     sin_PC: Tensor
-    plan: AttentionBackend
+    backend: AttentionBackend
 
 
 def find_documents(input_ids_BS: Tensor, document_ids_BS: Tensor, config: ModelConfig) -> Documents:
@@ -86,9 +86,9 @@ def make_layout(documents: Documents, config: ModelConfig, dtype: torch.dtype) -
     attn = config.attn_config
     computed = torch.get_autocast_dtype(device.type) if autocast else dtype
     impl = resolve_attn_impl(attn.attn_impl, device, dtype=computed, attn_pdrop=attn.attn_pdrop)
-    plan = PLANS[impl](documents.lengths, documents.n_positions, device)
-    position_P = plan.enter(documents.position_T.unsqueeze(1)).squeeze(1)
-    return Layout(documents.place_T, *angles(position_P, config, dtype), plan)
+    backend = BACKENDS[impl](documents.lengths, documents.n_positions, device)
+    position_P = backend.enter(documents.position_T.unsqueeze(1)).squeeze(1)
+    return Layout(documents.place_T, *angles(position_P, config, dtype), backend)
 
 
 def angles(position_P: Tensor, config: ModelConfig, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -111,8 +111,8 @@ def resolve_attn_impl(
     """
     if attn_impl == "auto":
         return "sdpa" if passed_over_attn_impls(device, dtype, attn_pdrop) else _preferred(device)
-    if attn_impl not in PLANS:
-        raise ValueError(f"attn_config.attn_impl is {attn_impl!r}, but it is one of auto, {', '.join(PLANS)}")
+    if attn_impl not in BACKENDS:
+        raise ValueError(f"attn_config.attn_impl is {attn_impl!r}, but it is one of auto, {', '.join(BACKENDS)}")
     if why := _why_not(attn_impl, device, dtype, attn_pdrop):
         raise ValueError(f"attn_config.attn_impl is {attn_impl}, but {why}: write auto or sdpa")
     return attn_impl

@@ -1,6 +1,8 @@
-"""Causal attention within each document of packed tokens by torch's SDPA. See attend.py for what a plan is.
+"""Causal attention within each document of packed tokens by torch's SDPA.
 
-Shapes: T packed tokens, P places in the plan's order (P >= T), W any width, H query heads, G key/value heads, C
+The interface is AttentionBackend in backends.py.
+
+Shapes: T packed tokens, P places in the backend's order (P >= T), W any width, H query heads, G key/value heads, C
 head_dim, N documents, L a call's padded length.
 """
 
@@ -20,7 +22,7 @@ _MOST_DOCUMENTS = 1 << 14
 """In one call: CUDA kernels count documents (times heads, some of them) in a grid of 65,535."""
 
 
-class SdpaPlan(NamedTuple):
+class SdpaBackend(NamedTuple):
     """Documents of similar length together, each padded at its end to the longest of its call.
 
     Padding comes after every token that could see it, so the causal kernels need no mask; what padded queries give is
@@ -136,12 +138,12 @@ def _spare(length: int, documents: int, tokens: int) -> bool:
     return length * documents - tokens <= max(_SLACK, tokens // 4)
 
 
-def plan_sdpa(lengths: list[int], n_positions: int, device: torch.device) -> SdpaPlan:
+def make_sdpa_backend(lengths: list[int], n_positions: int, device: torch.device) -> SdpaBackend:
     order = sorted(range(len(lengths)), key=lambda document: -lengths[document])
     calls = cut_calls([lengths[document] for document in order])
     places = sum(documents * length for documents, length in calls)
     if places == sum(lengths) and order == list(range(len(lengths))):
-        return SdpaPlan(calls, None, None)
+        return SdpaBackend(calls, None, None)
     length_N, order_N = torch.tensor(lengths), torch.tensor(order)
     padded_N = torch.tensor([length for documents, length in calls for _ in range(documents)])
     token_N = (length_N.cumsum(0) - length_N)[order_N]
@@ -154,4 +156,4 @@ def plan_sdpa(lengths: list[int], n_positions: int, device: torch.device) -> Sdp
     slot_T = arange(T) + slot_offset_N.repeat_interleave(length_N, output_size=T)
     token_P, place_P, last_P = (x.repeat_interleave(padded_N, output_size=places) for x in (token_N, place_N, last_N))
     source_P = token_P + torch.minimum(arange(places) - place_P, last_P)
-    return SdpaPlan(calls, source_P, slot_T)
+    return SdpaBackend(calls, source_P, slot_T)

@@ -97,9 +97,9 @@ class ExpertsMLP(nn.Module):
         self.v1 = nn.Parameter(torch.empty(shape))
         self.w2 = nn.Parameter(torch.empty(shape))
         self.lora: nn.Module | None = None
-        """Set by lora.add_lora: computes these weights and its own together."""
+        """Set by lora.adapters.add_lora: computes these weights and its own together."""
         self.packed = False
-        """Set by nf4.pack_parameters: the weights are in 4 bits."""
+        """Set by lora.nf4.pack_parameters: the weights are in 4 bits."""
 
     def forward(self, x_TD: Tensor, weights_TK: Tensor, assignment: Assignment) -> Tensor:
         device = x_TD.device.type
