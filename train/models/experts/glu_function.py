@@ -38,9 +38,6 @@ from train.models.experts.glu import glu, glu_backward
 class Products(Protocol):
     """The equations with weights, for N assignments sorted by expert: all of them, or those of one expert."""
 
-    order_N: Tensor
-    """Where each assignment stands in [T, K] read row by row."""
-
     def empty_like(self, h_NF: Tensor) -> Tensor:
         """Memory for a result that is used while these assignments are computed, not later."""
         ...
@@ -68,6 +65,11 @@ class Products(Protocol):
 
 class LayerProducts(Protocol):
     """A layer's products, made anew for forward and for backward."""
+
+    order_A: Tensor
+    """Where each sorted assignment stands in [T, K] read row by row."""
+    splits: list[int]
+    """How many assignments each part has."""
 
     def parts(self, keep: bool) -> Iterable[Products]:
         """The assignments, all at once or expert by expert. keep: the preactivations are used after their part too."""
@@ -122,17 +124,21 @@ class _ExpertsGLU(torch.autograd.Function):
         tensors = [kept.pop(0) for _ in range(ctx.n_tensors)]
         dy_TD = grad_outputs[0].contiguous()
         products = ctx.products_of(tensors, ctx.needs_input_grad[3:])
-        weights_A = weights_TK.flatten()
+        weights_A = weights_TK.flatten()[products.order_A]
         dweights_A = torch.empty_like(weights_A)
-        for part in products.parts(keep=False):
+        of_parts = weights_A.split(products.splits), dweights_A.split(products.splits)
+        for part, weights_N, dweights_N in zip(products.parts(keep=False), *of_parts, strict=True):
             h1_NF, h2_NF = part.preactivations() if ctx.recompute else (kept.pop(0), kept.pop(0))
             dact_NF = part.activation_gradient(dy_TD)
             memory = part.empty_like(h1_NF), part.empty_like(h1_NF)
-            dh1_NF, dh2_NF, act_NF, dweights_N = glu_backward(dact_NF, h1_NF, h2_NF, weights_A[part.order_N], memory)
-            dweights_A.index_copy_(0, part.order_N, dweights_N.to(weights_A.dtype))
+            dh1_NF, dh2_NF, act_NF, products_N = glu_backward(dact_NF, h1_NF, h2_NF, weights_N, memory)
+            dweights_N.copy_(products_N)
             part.add_output_weight_gradient(act_NF)
             # As soon as they have been used: here a backend that computes all experts at once needs the most memory.
             del dact_NF, act_NF, memory, h1_NF, h2_NF
             part.add_input_gradients(dh1_NF, dh2_NF)
-        dweights_TK = dweights_A.view(weights_TK.shape) if ctx.needs_input_grad[2] else None
+        dweights_TK = None
+        if ctx.needs_input_grad[2]:
+            dweights_TK = torch.empty_like(dweights_A).index_copy_(0, products.order_A, dweights_A)
+            dweights_TK = dweights_TK.view(weights_TK.shape)
         return None, None, dweights_TK, *products.gradients()

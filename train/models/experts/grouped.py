@@ -50,7 +50,7 @@ class _GroupedProducts:
     """LayerProducts and Products in one: all assignments are one part."""
 
     def __init__(self, grouped: Grouped, tensors: Sequence[Tensor], needs: Sequence[bool]) -> None:
-        self.grouped, self.order_N = grouped, grouped.order_A
+        self.grouped, self.order_A, self.splits = grouped, grouped.order_A, [len(grouped.order_A)]
         self.x_TD, self.w1, self.v1, self.w2 = tensors
         self.needs_x, self.needs_w1, self.needs_v1, self.needs_w2 = needs
         self.x_AD: Tensor | None = None

@@ -36,6 +36,7 @@ class _LoopedProducts:
         self.needs_x, *self.needs = needs
         self.width = self.weights[0].shape[0] // len(splits)
         self.scratch = _Scratch(self.x_TD, max(splits))
+        self.weights_N1: Sequence[Tensor] | None = None
 
     @functools.cached_property
     def sum_TD(self) -> Tensor:
@@ -52,15 +53,19 @@ class _LoopedProducts:
         return list(zip(*_flat(self.splits, *self.dweights), strict=True))
 
     def parts(self, keep: bool) -> Iterable["_ExpertProducts"]:
+        kept = [[None] * len(self.splits)] * 2
         if keep:
-            h_alls = (self.x_TD.new_empty(len(self.order_A), self.width).split(self.splits) for _ in range(2))
-            h_parts = list(zip(*h_alls, strict=True))
-        else:
-            h_parts = [()] * len(self.splits)
-        views = _rows(self.splits, self.token_A, self.order_A), _flat(self.splits, *self.weights)
-        for number, (token_N, order_N, *weights_FD) in enumerate(zip(*views[0], *views[1], strict=True)):
+            kept = [self.x_TD.new_empty(len(self.order_A), self.width).split(self.splits) for _ in range(2)]
+        views = *_rows(self.splits, self.token_A), *_flat(self.splits, *self.weights), *kept
+        for number, part in enumerate(zip(*views, strict=True)):
             self.scratch.restart()
-            yield _ExpertProducts(self, number, token_N, order_N, weights_FD, h_parts[number])
+            yield _ExpertProducts(self, number, *part)
+
+    def split_weights(self, weights_TK: Tensor) -> Sequence[Tensor]:
+        """Of each expert, [N, 1]."""
+        if self.weights_N1 is None:
+            self.weights_N1 = weights_TK.flatten()[self.order_A].unsqueeze(1).split(self.splits)
+        return self.weights_N1
 
     def output(self) -> Tensor:
         return self.sum_TD.to(self.x_TD.dtype)
@@ -77,14 +82,15 @@ class _ExpertProducts:
         layer: _LoopedProducts,
         number: int,
         token_N: Tensor,
-        order_N: Tensor,
-        weights_FD: Sequence[Tensor],
-        kept_NF: tuple[Tensor, ...],
+        w1_FD: Tensor,
+        v1_FD: Tensor,
+        w2_FD: Tensor,
+        h1_NF: Tensor | None,
+        h2_NF: Tensor | None,
     ) -> None:
-        self.layer, self.number, self.token_N, self.order_N = layer, number, token_N, order_N
-        self.w1_FD, self.v1_FD, self.w2_FD = weights_FD
-        self.kept_NF = kept_NF
-        """Memory for the preactivations where they are kept."""
+        """h1 and h2: memory for the preactivations where they are kept."""
+        self.layer, self.number, self.token_N, self.n = layer, number, token_N, token_N.shape[0]
+        self.w1_FD, self.v1_FD, self.w2_FD, self.h1_NF, self.h2_NF = w1_FD, v1_FD, w2_FD, h1_NF, h2_NF
         self.x_ND: Tensor | None = None
         self.dy_ND: Tensor | None = None
 
@@ -93,13 +99,14 @@ class _ExpertProducts:
 
     def preactivations(self) -> tuple[Tensor, Tensor]:
         x_ND = self._gathered_x()
-        h1_NF, h2_NF = self.kept_NF or (self._empty(self.layer.width), self._empty(self.layer.width))
+        h1_NF = self._empty(self.layer.width) if self.h1_NF is None else self.h1_NF
+        h2_NF = self._empty(self.layer.width) if self.h2_NF is None else self.h2_NF
         return torch.mm(x_ND, self.w1_FD.t(), out=h1_NF), torch.mm(x_ND, self.v1_FD.t(), out=h2_NF)
 
     def add_output(self, act_NF: Tensor, weights_TK: Tensor) -> None:
-        weights_N = weights_TK.flatten()[self.order_N]
+        weights_N1 = self.layer.split_weights(weights_TK)[self.number]
         y_ND = torch.mm(act_NF, self.w2_FD, out=self._empty(self.w2_FD.shape[1]))
-        self._add_to_tokens(y_ND.mul_(weights_N.unsqueeze(1)))
+        self._add_to_tokens(y_ND.mul_(weights_N1))
 
     def activation_gradient(self, dy_TD: Tensor) -> Tensor:
         self.dy_ND = self._gather(dy_TD)
@@ -120,7 +127,7 @@ class _ExpertProducts:
                 torch.mm(dh_NF.t(), self._gathered_x(), out=dw_FD)
 
     def _empty(self, width: int) -> Tensor:
-        return self.layer.scratch.empty(self.token_N.shape[0], width)
+        return self.layer.scratch.empty(self.n, width)
 
     def _gather(self, x_TD: Tensor) -> Tensor:
         return torch.index_select(x_TD, 0, self.token_N, out=self._empty(x_TD.shape[1]))

@@ -73,7 +73,8 @@ class _AdaptedProducts:
     def __init__(
         self, grouped: Grouped, options: Options, seed: int, tensors: Sequence[Any], needs: Sequence[bool]
     ) -> None:
-        self.grouped, self.order_N, self.options, self.seed = grouped, grouped.order_A, options, seed
+        self.grouped, self.options, self.seed = grouped, options, seed
+        self.order_A, self.splits = grouped.order_A, [len(grouped.order_A)]
         self.low = _LowRank(grouped, options)
         self.x_TD, self.dropped_TD, self.w1, self.v1, self.w2, *adapters = tensors
         self.A1, self.B1, self.A2, self.B2, self.A3, self.B3 = adapters
