@@ -38,7 +38,7 @@ from train.models.experts.glu import glu, glu_backward
 class Products(Protocol):
     """The equations with weights, for N assignments sorted by expert: all of them, or those of one expert."""
 
-    def empty_like(self, h_NF: Tensor) -> Tensor:
+    def empty_like(self, h_NF: Tensor, /) -> Tensor:
         """Memory for a result that is used while these assignments are computed, not later."""
         ...
 
@@ -46,19 +46,19 @@ class Products(Protocol):
         """h1 and h2 [N, F]."""
         ...
 
-    def add_output(self, act_NF: Tensor, weights_TK: Tensor) -> None:
+    def add_output(self, act_NF: Tensor, weights_TK: Tensor, /) -> None:
         """Adds to y."""
         ...
 
-    def activation_gradient(self, dy_TD: Tensor) -> Tensor:
+    def activation_gradient(self, dy_TD: Tensor, /) -> Tensor:
         """dact [N, F], which the caller overwrites."""
         ...
 
-    def add_output_weight_gradient(self, act_NF: Tensor) -> None:
+    def add_output_weight_gradient(self, act_NF: Tensor, /) -> None:
         """dw2, where it is needed, from p act and the dy that activation_gradient was given."""
         ...
 
-    def add_input_gradients(self, dh1_NF: Tensor, dh2_NF: Tensor) -> None:
+    def add_input_gradients(self, dh1_NF: Tensor, dh2_NF: Tensor, /) -> None:
         """dw1, dv1 and dx, where they are needed."""
         ...
 

@@ -79,8 +79,13 @@ class _AdaptedProducts:
         self.x_TD, self.dropped_TD, self.w1, self.v1, self.w2, *adapters = tensors
         self.A1, self.B1, self.A2, self.B2, self.A3, self.B3 = adapters
         self.needs_x, self.needs_dropped = needs[:2]
-        self.y_TD = self.dy_TD = self.dy_AD = self.dlow_AR = None
-        self.dx_TD = self.ddropped_TD = None
+        # Any: which of them are there is the order of calls in Products.
+        self.y_TD: Any = None
+        self.dy_TD: Any = None
+        self.dy_AD: Any = None
+        self.dlow_AR: Any = None
+        self.dx_TD: Tensor | None = None
+        self.ddropped_TD: Tensor | None = None
         self.dpairs: list[tuple[Tensor | None, Tensor | None]] = [(None, None)] * 3
 
     def parts(self, keep: bool) -> Iterable["_AdaptedProducts"]:
@@ -107,7 +112,6 @@ class _AdaptedProducts:
             self.y_TD = grouped.combine(y_AD, weights_TK).addmm_(grouped.combine(low_AR, weights_TK), self.A3)
 
     def output(self) -> Tensor:
-        assert self.y_TD is not None
         return self.y_TD
 
     def activation_gradient(self, dy_TD: Tensor) -> Tensor:
