@@ -12,7 +12,8 @@ from pathlib import Path
 
 from data.base.errors import ConfigError, DataError, under
 from data.base.paths import refuse_path
-from train.config.load import check_vocab, load_config, masked_yaml
+from train.config.load import check_vocab, load_config
+from train.config.redaction import masked_yaml
 from train.config.schema import TrainConfig, check_kernel_sizes, check_run_name, check_world_size
 from train.hardware.device import choose_device
 from train.optim.patterns import check_patterns

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from data.base.durations import Clock
 from tests.helpers.ranks import run_ranks
 from train.callbacks.learning_rate import LearningRate
-from train.config.schema import SchedulerConfig
+from train.config.optimizer import SchedulerConfig
 from train.optim.schedules import build_scheduler
 
 LR, BATCHES, WARMUP, DECAY = 3e-3, 30, 5, 6

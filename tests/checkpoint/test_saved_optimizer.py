@@ -15,7 +15,7 @@ from tests.helpers.ranks import run_ranks
 from tests.helpers.toy_run import write_toy_run
 from train.checkpoint.optimizer import as_one_group, changed_settings
 from train.config.load import load_config
-from train.config.schema import OptimizerConfig, ParamGroupConfig
+from train.config.optimizer import OptimizerConfig, ParamGroupConfig
 from train.optim.optimizers import build_optimizer
 from train.run.fit import fit
 

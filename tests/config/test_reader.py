@@ -2,8 +2,9 @@ import pytest
 
 from data.base.errors import ConfigError
 from tests.helpers.small_config import LEAST, load, refusal
-from train.config.load import check_vocab, load_config, masked_yaml, to_yaml
-from train.config.schema import LRMonitorConfig
+from train.config.callbacks import LRMonitorConfig
+from train.config.load import check_vocab, load_config, to_yaml
+from train.config.redaction import masked_yaml
 
 NAMES = "the presets are 132b, 73b, 35b, 18b, 9b, tiny"
 

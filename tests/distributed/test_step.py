@@ -27,7 +27,8 @@ from data.mixing.row_plan import RowPlan
 from tests.helpers.ranks import run_ranks
 from train.callbacks.global_batch import GlobalBatch
 from train.composer_model import DbrxForComposer, LanguageTokenAccuracy
-from train.config.schema import FSDPConfig, OptimizerConfig, SchedulerConfig, TrainConfig
+from train.config.optimizer import OptimizerConfig, SchedulerConfig
+from train.config.schema import FSDPConfig, TrainConfig
 from train.distributed.build_model import build_model
 from train.models.config import AttnConfig, FFNConfig, ModelConfig
 from train.models.dbrx import DbrxForCausalLM

@@ -8,7 +8,7 @@ from composer.core import Time, Timestamp
 
 from data.base.durations import Clock, parse_duration
 from data.base.errors import ConfigError
-from train.config.schema import OptimizerConfig, ParamGroupConfig, SchedulerConfig
+from train.config.optimizer import OptimizerConfig, ParamGroupConfig, SchedulerConfig
 from train.models.config import FFNConfig, ModelConfig
 from train.models.dbrx import DbrxForCausalLM
 from train.optim.lion import DecoupledLionW

@@ -3,7 +3,7 @@
 from composer.callbacks import LRMonitor, MemoryMonitor, RuntimeEstimator, SpeedMonitor
 from composer.core import Callback
 
-from train.config.schema import CallbacksConfig
+from train.config.callbacks import CallbacksConfig
 
 
 def build_callbacks(config: CallbacksConfig) -> list[Callback]:

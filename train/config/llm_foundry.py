@@ -1,7 +1,7 @@
 """What is said about keys of LLM Foundry that are not keys here.
 
 RULES speaks of keys this schema lacks, VALUES of values LLM Foundry has for keys that both have. LLM_FOUNDRY lists the
-leaf keys of its dbrx-full-ft.yaml and the values there; `table` joins them into the table that the README shows.
+leaf keys of its dbrx-full-ft.yaml and the values there; `table` joins them into the table in docs/llm-foundry.md.
 """
 
 from dataclasses import dataclass
@@ -292,7 +292,7 @@ def verdict(key: str) -> tuple[str, str]:
 
 
 def table() -> str:
-    """The Markdown table of the README."""
+    """The Markdown table in docs/llm-foundry.md."""
     lines = ["| key | value there | here | what is done anyway, or what to write instead |", "|---|---|---|---|"]
     for key, value in LLM_FOUNDRY.items():
         shown = yaml.safe_dump(value, default_flow_style=True, width=1000).removesuffix("\n").removesuffix("\n...")

@@ -4,26 +4,20 @@ import dataclasses
 import difflib
 import io
 import math
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 
-from data.base.addresses import without_login
 from data.base.errors import ConfigError
 from data.base.paths import refuse_path
 from train.config.interpolation import VARIABLES, malformed, resolvers, unresolved, unused_variables
+from train.config.model_values import Resolved, as_written, resolve_values
 from train.config.schema import TrainConfig
-from train.config.typed import Builder, near, show
-from train.hf.config_json import at, contradictions
-from train.hf.repository import KEY, read_values
-from train.models.config import PRESETS, ModelConfig
-
-_Resolved = tuple[dict[str, Any], list[str]]
+from train.config.typed import Builder, show
 
 
 def load_config(path: str, overrides: Sequence[str] = ()) -> TrainConfig:
@@ -31,7 +25,7 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> TrainConfig:
 
     Raises ConfigError, one line a problem.
     """
-    return _load(path, overrides, _resolve)
+    return _load(path, overrides, resolve_values)
 
 
 def load_saved_config(path: Path) -> TrainConfig:
@@ -39,7 +33,7 @@ def load_saved_config(path: Path) -> TrainConfig:
     return _load(str(path), (), lambda tree: (tree, []))
 
 
-def _load(path: str, overrides: Sequence[str], resolve: Callable[[dict[str, Any]], _Resolved]) -> TrainConfig:
+def _load(path: str, overrides: Sequence[str], resolve: Callable[[dict[str, Any]], Resolved]) -> TrainConfig:
     tree = _read_yaml(path)
     for override in overrides:
         _apply(tree, override)
@@ -90,7 +84,7 @@ def _read_yaml(path: str) -> dict[str, Any]:
             raise ConfigError(f"{path} holds {kind}, but a config is a mapping: lines of `key: value`")
         try:
             # First, for it limits what aliases of aliases may expand to.
-            return _plain(OmegaConf.load(io.StringIO(text)))
+            return as_written(OmegaConf.load(io.StringIO(text)))
         except GrammarParseError:
             _fail(path, malformed(yaml.safe_load(text)))
             raise
@@ -131,10 +125,6 @@ def _first_line(error: Exception) -> str:
     return str(error).partition("\n")[0]
 
 
-def _plain(config: Any) -> Any:
-    return OmegaConf.to_container(config, resolve=False)
-
-
 def _apply(tree: dict[str, Any], override: str) -> None:
     """Sets one `a.b=value` in the tree; the value is YAML and replaces what was there."""
     key, equals, text = override.partition("=")
@@ -144,7 +134,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     if key.startswith("-") or not all(part.strip() for part in parts):
         raise ConfigError(f"{override!r} is not key=value: the key {key!r} must be names with dots between")
     try:
-        value = _plain(OmegaConf.from_dotlist([f"value={text}"]))["value"]
+        value = as_written(OmegaConf.from_dotlist([f"value={text}"]))["value"]
     except GrammarParseError:
         raise ConfigError("\n".join(malformed(yaml.safe_load(text), key))) from None
     except (yaml.YAMLError, OmegaConfBaseException) as error:
@@ -174,94 +164,6 @@ def _step(node: Any, part: str, override: str, parts: list[str]) -> Any:
     raise ConfigError(f"{override}: {above} is a list of {len(node)}: {part!r} must be a number below {len(node)}")
 
 
-def _resolve(tree: dict[str, Any]) -> _Resolved:
-    """The tree with values in the place of ${...} and, below what is written of the model, those of the preset and of
-    the pretrained weights' config.json; and what was wrong."""
-    model = OmegaConf.create(tree).get("model")
-    if not isinstance(model, DictConfig):
-        return _plain_values(tree), []
-    preset, name = model.get("preset"), model.get("pretrained_model_name_or_path")
-    written, below, there, place = _plain(model), {}, None, ""
-    try:
-        if preset is not None:
-            below = _preset(preset)
-        if isinstance(name, str):
-            there, place = read_values(name)
-            # What is saved is read from other folders too.
-            if (folder := Path(name).expanduser()).is_dir():
-                written["pretrained_model_name_or_path"] = str(folder.absolute())
-    except ConfigError as error:
-        # Without their values nothing can be said about the model's.
-        return {**_plain_values(tree), "model": {}}, [str(error)]
-    resolved = _plain_values({**tree, "model": _merge(_merge(there or {}, below), written)})
-    if there is None:
-        return resolved, _unnamed_weights(written)
-    # A preset speaks of every key, also where it leaves ModelConfig's default.
-    whole = _merge(dataclasses.asdict(ModelConfig()), below) if preset is not None else {}
-    wanted = _plain_values({**tree, "model": _merge(_merge(there, whole), written)})["model"]
-    return resolved, _contradictions(there, place, wanted, written, preset)
-
-
-def _plain_values(tree: dict[str, Any]) -> dict[str, Any]:
-    resolved: Any = OmegaConf.to_container(OmegaConf.create(tree), resolve=True)
-    return resolved
-
-
-def _preset(preset: object) -> dict[str, Any]:
-    if not isinstance(preset, str) or preset not in PRESETS:
-        raise ConfigError(
-            f"model.preset is {show(preset)}, but the presets are {', '.join(PRESETS)}{near(preset, PRESETS)}"
-        )
-    return PRESETS[preset]
-
-
-def _unnamed_weights(written: Mapping[str, Any]) -> list[str]:
-    return [f"model.pretrained is true, but no weights are named: write {KEY}"] if written.get("pretrained") else []
-
-
-def _contradictions(
-    there: Mapping[str, Any], place: str, wanted: Mapping[str, Any], written: Mapping[str, Any], preset: str | None
-) -> list[str]:
-    """What of the keys that decide what weights mean is written otherwise than in the weights' config.json."""
-    message = []
-    for key, was, here in contradictions(there, wanted):
-        whose = f" by preset {preset}" if preset is not None and at(written, key) is None else ""
-        message.append(f"{key} is {show(here)}{whose}, but {show(was)} there")
-    if not message:
-        return []
-    return [f"model contradicts {place}: {'; '.join(message)}: leave that to the weights, or name others"]
-
-
-def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`over` wins; mappings are merged, and an empty one (null) leaves those of `base` as they are."""
-    merged = dict(base)
-    for key, value in over.items():
-        below = merged.get(key)
-        if isinstance(below, Mapping):
-            merged[key] = _merge(below, value) if isinstance(value, Mapping) else below if value is None else value
-        else:
-            merged[key] = value
-    return merged
-
-
 def to_yaml(config: TrainConfig) -> str:
     """The resolved config; `load_config` reads it back as it was."""
     return OmegaConf.to_yaml(OmegaConf.create(dataclasses.asdict(config)))
-
-
-_SECRET_KEY = re.compile(r"(^|_)(token|key|secret|password)$")
-
-
-def masked_yaml(config: TrainConfig) -> str:
-    """`to_yaml` for eyes: without the values of keys that name a secret and without logins in addresses."""
-    return OmegaConf.to_yaml(OmegaConf.create(_mask(dataclasses.asdict(config))))
-
-
-def _mask(node: Any, key: str = "") -> Any:
-    if isinstance(node, dict):
-        return {name: _mask(value, str(name)) for name, value in node.items()}
-    if isinstance(node, list):
-        return [_mask(value, key) for value in node]
-    if isinstance(node, str):
-        return "***" if _SECRET_KEY.search(key) else without_login(node)
-    return node

@@ -1,6 +1,6 @@
-"""What a YAML says about a run. Keys are those of composer.Trainer and of LLM Foundry wherever the thing is the same.
+"""What a YAML says about a run, and which keys contradict one another.
 
-Checks raise ValueError with the key relative to the class; train/config/load.py puts the path before it.
+Keys are those of composer.Trainer and of LLM Foundry wherever the thing is the same. Checks raise ValueError with the key relative to the class; train/config/load.py puts the path before it.
 """
 
 import math
@@ -12,91 +12,9 @@ from data.base.durations import parse_duration
 from data.base.paths import check_path
 from data.config.loader import DataLoaderConfig
 from data.config.tokenizer import TokenizerConfig
-from train.config.sampling import Sampling
+from train.config.callbacks import CallbacksConfig, LoggersConfig
+from train.config.optimizer import AlgorithmsConfig, OptimizerConfig, SchedulerConfig, check_duration
 from train.models.config import MEGABLOCKS_LIMIT, LoraConfig, ModelConfig
-
-
-@dataclass(frozen=True, kw_only=True)
-class ParamGroupConfig:
-    match: list[str]
-    """Shell patterns over parameter names, such as `*.experts.mlp.*`."""
-    lr: float | None = None
-    weight_decay: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.lr is not None and self.lr <= 0:
-            raise ValueError(
-                f"lr is {self.lr}, but it must be positive (optimizer.freeze trains parameters not at all)"
-            )
-        if self.weight_decay is not None and self.weight_decay < 0:
-            raise ValueError(f"weight_decay is {self.weight_decay}, but it cannot be negative")
-
-
-@dataclass(frozen=True, kw_only=True)
-class OptimizerConfig:
-    name: Literal["adamw", "decoupled_adamw", "decoupled_lionw", "sgd"]
-    """adamw and sgd are torch's; decoupled_* follow Composer, which does not multiply weight_decay by the peak lr."""
-    lr: float
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
-    eps: float = 1e-8
-    momentum: float = 0.0
-    """sgd's."""
-    weight_decay: float = 0.0
-    no_weight_decay: list[str] = field(
-        default_factory=lambda: ["*.norm_?.weight", "*.wte.weight", "*.router.layer.weight"]
-    )
-    """Patterns of parameters that are not decayed; [] decays all."""
-    param_groups: list[ParamGroupConfig] = field(default_factory=list)
-    """Own values for the parameters that match; the first match wins."""
-    freeze: list[str] = field(default_factory=list)
-    """Patterns of parameters that are not trained."""
-
-    def __post_init__(self) -> None:
-        if self.lr <= 0:
-            raise ValueError(f"lr is {self.lr}, but it must be positive")
-        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"betas is {self.betas}, but two numbers in [0, 1) are needed")
-        for name in ("weight_decay", "eps", "momentum"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}, but it cannot be negative")
-
-
-@dataclass(frozen=True, kw_only=True)
-class SchedulerConfig:
-    name: Literal[
-        "cosine_with_warmup",
-        "linear_decay_with_warmup",
-        "constant_with_warmup",
-        "inv_sqrt_with_warmup",
-        "wsd_with_warmup",
-    ]
-    t_warmup: str = "0ba"
-    """Length of the linear rise from 0."""
-    alpha_f: float = 0.0
-    """Share of the learning rate at the end (cosine, linear and wsd)."""
-    t_decay: str = "0.1dur"
-    """wsd: length of the linear fall at the end."""
-
-    def __post_init__(self) -> None:
-        for name in ("t_warmup", "t_decay"):
-            _check_duration(self, name)
-        if not 0 <= self.alpha_f <= 1:
-            raise ValueError(f"alpha_f is {self.alpha_f}, but it is a share of the learning rate, in [0, 1]")
-
-
-@dataclass(frozen=True, kw_only=True)
-class GradientClippingConfig:
-    clipping_type: Literal["norm", "value"]
-    clipping_threshold: float
-
-    def __post_init__(self) -> None:
-        if self.clipping_threshold <= 0:
-            raise ValueError(f"clipping_threshold is {self.clipping_threshold}, but it must be positive")
-
-
-@dataclass(frozen=True, kw_only=True)
-class AlgorithmsConfig:
-    gradient_clipping: GradientClippingConfig | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,126 +41,6 @@ class FSDPConfig:
             )
         if hybrid and (self.data_parallel_replicate_degree or 0) < 1:
             raise ValueError(f"data_parallel_replicate_degree is {self.data_parallel_replicate_degree}, but 1 is least")
-
-
-@dataclass(frozen=True, kw_only=True)
-class LRMonitorConfig:
-    pass
-
-
-@dataclass(frozen=True, kw_only=True)
-class SpeedMonitorConfig:
-    window_size: int = 100
-    """Batches over which throughput is averaged."""
-
-    def __post_init__(self) -> None:
-        if self.window_size < 1:
-            raise ValueError(f"window_size is {self.window_size}, but at least 1 batch is needed")
-
-
-@dataclass(frozen=True, kw_only=True)
-class MemoryMonitorConfig:
-    pass
-
-
-@dataclass(frozen=True, kw_only=True)
-class RuntimeEstimatorConfig:
-    pass
-
-
-@dataclass(frozen=True, kw_only=True)
-class HFCheckpointerConfig:
-    save_folder: str
-    """Exports go to huggingface/baN in it; {run_name} is filled in."""
-    save_interval: str
-    """Of the checkpoints those at this interval, and the last, are exported; a multiple of the run's save_interval."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-
-    def __post_init__(self) -> None:
-        check_path("save_folder", self.save_folder)
-        _check_duration(self, "save_interval")
-        if parse_duration(self.save_interval)[0] == 0:
-            raise ValueError(f"save_interval is {self.save_interval!r}, but a duration of nothing never comes")
-
-
-@dataclass(frozen=True, kw_only=True)
-class GenerateConfig:
-    prompts: list[str]
-    """What the model goes on from, the same each time."""
-    interval: str = "1ep"
-    """Also at the end of the run."""
-    chat: bool = False
-    """Each prompt is what a user says, in the chat template."""
-    max_new_tokens: int = 64
-    temperature: float = 0.0
-    """0 always takes the likeliest token; above it is drawn, with top_k, top_p and seed (see Sampling)."""
-    top_k: int | None = None
-    top_p: float = 1.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not self.prompts:
-            raise ValueError("prompts is [], but at least 1 is needed")
-        if "" in self.prompts:
-            raise ValueError(f"prompts[{self.prompts.index('')}] is '', but there must be something to go on from")
-        _check_duration(self, "interval")
-        if parse_duration(self.interval)[0] == 0:
-            raise ValueError(f"interval is {self.interval!r}, but a duration of nothing never comes")
-        _ = self.sampling  # made to be checked
-
-    @property
-    def sampling(self) -> Sampling:
-        """Raises ValueError for what it cannot be."""
-        return Sampling(
-            max_new_tokens=self.max_new_tokens,
-            temperature=self.temperature,
-            top_k=self.top_k,
-            top_p=self.top_p,
-            seed=self.seed,
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class CallbacksConfig:
-    generate: GenerateConfig | None = None
-    hf_checkpointer: HFCheckpointerConfig | None = None
-    lr_monitor: LRMonitorConfig | None = None
-    speed_monitor: SpeedMonitorConfig | None = None
-    memory_monitor: MemoryMonitorConfig | None = None
-    runtime_estimator: RuntimeEstimatorConfig | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class FileLoggerConfig:
-    filename: str = "{run_name}/logs-rank{rank}.txt"
-    """What the console shows, in a file; {run_name} and {rank} are filled in."""
-
-    def __post_init__(self) -> None:
-        check_path("filename", self.filename)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TensorboardLoggerConfig:
-    log_dir: str | None = None
-
-    def __post_init__(self) -> None:
-        check_path("log_dir", self.log_dir)
-
-
-@dataclass(frozen=True, kw_only=True)
-class WandBLoggerConfig:
-    project: str | None = None
-    entity: str | None = None
-    group: str | None = None
-    name: str | None = None
-    tags: list[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoggersConfig:
-    file: FileLoggerConfig | None = None
-    tensorboard: TensorboardLoggerConfig | None = None
-    wandb: WandBLoggerConfig | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -301,46 +99,67 @@ class TrainConfig:
     loggers: LoggersConfig = field(default_factory=LoggersConfig)
 
     def __post_init__(self) -> None:
+        self._check_values()
+        self._check_warmup()
+        self._check_loaders()
+        self._check_lengths()
+        # What an adapter needs of fsdp_config is said before what an export needs of it.
+        self._check_lora_saving()
+        self._check_exported()
+        self._check_lora_shape()
+        if self.autoresume and self.save_folder is None:
+            raise ValueError("autoresume is true, but there is no save_folder to resume from")
+
+    def _check_values(self) -> None:
+        """Of single keys."""
         for name in ("run_name", "save_folder", "load_path"):
             check_path(name, getattr(self, name))
         for name in ("global_train_batch_size", "device_train_microbatch_size", "device_eval_batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, but at least 1 is needed")
         for name in ("max_duration", "eval_interval", "save_interval", "console_log_interval"):
-            _check_duration(self, name)
-            if parse_duration(getattr(self, name))[0] == 0:
-                raise ValueError(f"{name} is {getattr(self, name)!r}, but a duration of nothing never comes")
+            check_duration(name, getattr(self, name), positive=True)
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed is {self.seed}, but it must be in [0, 2**32)")
-        if self.eval_subset_num_batches != -1 and self.eval_subset_num_batches < 1:
-            raise ValueError(
-                f"eval_subset_num_batches is {self.eval_subset_num_batches}, but -1 (all) or 1 is the least"
-            )
-        if self.save_num_checkpoints_to_keep != -1 and self.save_num_checkpoints_to_keep < 1:
-            raise ValueError(
-                f"save_num_checkpoints_to_keep is {self.save_num_checkpoints_to_keep}, but -1 (all) or 1 is the least"
-            )
+        for name in ("eval_subset_num_batches", "save_num_checkpoints_to_keep"):
+            if (number := getattr(self, name)) != -1 and number < 1:
+                raise ValueError(f"{name} is {number}, but -1 (all) or 1 is the least")
         if parse_duration(self.max_duration)[1] == "dur":
             raise ValueError(f"max_duration is {self.max_duration!r}, but dur is a part of it: write ba, tok or ep")
-        self._check_warmup()
+
+    def _check_warmup(self) -> None:
+        """As far as the units tell before anything is prepared; the scheduler compares the rest in batches."""
+        length, of = parse_duration(self.scheduler.t_warmup)
+        most, unit = (1.0, "dur") if of == "dur" else parse_duration(self.max_duration)
+        if of == unit and length > most:
+            raise ValueError(
+                f"scheduler.t_warmup is {self.scheduler.t_warmup}, but max_duration is only {self.max_duration}: write "
+                "a shorter one"
+            )
+
+    def _check_loaders(self) -> None:
         for key, loader in (("train_loader", self.train_loader), ("eval_loader", self.eval_loader)):
             if loader is not None and loader.dataset.max_seq_len != self.max_seq_len:
                 raise ValueError(
                     f"{key}.dataset.max_seq_len is {loader.dataset.max_seq_len}, but max_seq_len is "
                     f"{self.max_seq_len}: write ${{max_seq_len}}"
                 )
-        if self.eval_loader is not None and self.eval_loader.stages:
+        if self.eval_loader is None:
+            return
+        if self.eval_loader.stages:
             raise ValueError("eval_loader.stages is given, but an evaluation sees every row: leave it out")
-        if self.eval_loader is not None and self.eval_loader.dataset.cache_limit is not None:
+        if self.eval_loader.dataset.cache_limit is not None:
             raise ValueError(
                 "eval_loader.dataset.cache_limit is given, but every evaluation reads all shards: leave it out"
             )
-        for name, stream in (self.eval_loader.dataset.streams or {}).items() if self.eval_loader is not None else ():
+        for name, stream in (self.eval_loader.dataset.streams or {}).items():
             if stream.amounts():
                 raise ValueError(
                     f"eval_loader.dataset.streams.{name}.{stream.amounts()[0]} is given, but an evaluation sees every "
                     "row: leave it out"
                 )
+
+    def _check_lengths(self) -> None:
         if self.max_seq_len > self.model.max_seq_len:
             raise ValueError(
                 f"max_seq_len is {self.max_seq_len}, but model.max_seq_len is only {self.model.max_seq_len}: "
@@ -352,28 +171,18 @@ class TrainConfig:
                 f"tokenizer.kwargs.model_max_length is {length}, but max_seq_len is {self.max_seq_len}: "
                 "write ${max_seq_len}, or leave it out"
             )
+
+    def _check_lora_saving(self) -> None:
         if self.lora is not None and (self.fsdp_config is None or self.fsdp_config.state_dict_type != "sharded"):
             found = "null" if self.fsdp_config is None else "{state_dict_type: full}"
             raise ValueError(
                 f"fsdp_config is {found}, but lora shards the base apart from its adapters, and saves these alone: "
                 "write fsdp_config: {state_dict_type: sharded}, on one rank too"
             )
-        if (exports := self.callbacks.hf_checkpointer) is not None:
-            self._check_exported(exports)
-        if self.lora is not None and self.lora.r > self.model.d_model:
-            raise ValueError(
-                f"lora.r is {self.lora.r}, but model.d_model is only {self.model.d_model}, which no rank of an adapter "
-                "can exceed: write a smaller one, such as 16"
-            )
-        if self.lora is not None and self.lora.base_dtype == "nf4" and self.model.d_model % 64:
-            raise ValueError(
-                f"lora.base_dtype is nf4, which packs 64 numbers of a row at a time, but model.d_model is "
-                f"{self.model.d_model}: write bf16"
-            )
-        if self.autoresume and self.save_folder is None:
-            raise ValueError("autoresume is true, but there is no save_folder to resume from")
 
-    def _check_exported(self, exports: HFCheckpointerConfig) -> None:
+    def _check_exported(self) -> None:
+        if (exports := self.callbacks.hf_checkpointer) is None:
+            return
         if self.save_folder is None:
             raise ValueError(
                 "callbacks.hf_checkpointer is given, but there is no save_folder with checkpoints to export"
@@ -392,22 +201,19 @@ class TrainConfig:
                 f"{self.save_interval}: write a multiple of it"
             )
 
-    def _check_warmup(self) -> None:
-        """As far as the units tell before anything is prepared; the scheduler compares the rest in batches."""
-        length, of = parse_duration(self.scheduler.t_warmup)
-        most, unit = (1.0, "dur") if of == "dur" else parse_duration(self.max_duration)
-        if of == unit and length > most:
+    def _check_lora_shape(self) -> None:
+        if self.lora is None:
+            return
+        if self.lora.r > self.model.d_model:
             raise ValueError(
-                f"scheduler.t_warmup is {self.scheduler.t_warmup}, but max_duration is only {self.max_duration}: write "
-                "a shorter one"
+                f"lora.r is {self.lora.r}, but model.d_model is only {self.model.d_model}, which no rank of an adapter "
+                "can exceed: write a smaller one, such as 16"
             )
-
-
-def _check_duration(config: object, name: str) -> None:
-    try:
-        parse_duration(getattr(config, name))
-    except ValueError as error:
-        raise ValueError(f"{name} {error}") from None
+        if self.lora.base_dtype == "nf4" and self.model.d_model % 64:
+            raise ValueError(
+                f"lora.base_dtype is nf4, which packs 64 numbers of a row at a time, but model.d_model is "
+                f"{self.model.d_model}: write bf16"
+            )
 
 
 def check_run_name(config: TrainConfig) -> None:

@@ -9,7 +9,7 @@ from data.base.addresses import without_login
 from data.base.versions import STREAMING, installed_versions
 from data.config.dataset import DatasetConfig
 from train.checkpoint.save_folder import RECORD, batch_of
-from train.config.load import masked_yaml
+from train.config.redaction import masked_yaml
 from train.config.schema import TrainConfig
 from train.models.config import LoraConfig
 from train.models.shapes import count_parameters

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from train.config.schema import OptimizerConfig, ParamGroupConfig
+from train.config.optimizer import OptimizerConfig, ParamGroupConfig
 from train.models.lora.adapters import is_adapter
 from train.models.recompute import named_parameters
 from train.optim.lion import DecoupledLionW

@@ -4,7 +4,8 @@ import fnmatch
 from collections.abc import Sequence
 
 from data.base.errors import ConfigError
-from train.config.schema import OptimizerConfig, TrainConfig
+from train.config.optimizer import OptimizerConfig
+from train.config.schema import TrainConfig
 from train.models.shapes import adapter_shapes, parameter_shapes
 
 

@@ -12,7 +12,7 @@ from composer.optim import (
 
 from data.base.durations import Clock
 from data.base.errors import ConfigError
-from train.config.schema import SchedulerConfig
+from train.config.optimizer import SchedulerConfig
 
 
 def build_scheduler(config: SchedulerConfig, clock: Clock) -> ComposerScheduler:

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 
 from data.base.errors import ConfigError
-from train.config.schema import FSDPConfig, OptimizerConfig, TrainConfig
+from train.config.optimizer import OptimizerConfig
+from train.config.schema import FSDPConfig, TrainConfig
 from train.hardware.device import Device
 from train.hardware.memory import GB, cpu_memory, gpu_memory
 from train.models.config import NF4_WEIGHTS, LoraConfig, ModelConfig

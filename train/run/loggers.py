@@ -10,7 +10,7 @@ from composer.loggers import FileLogger, Logger, LoggerDestination, TensorboardL
 from composer.utils import dist
 
 from data.base.errors import ConfigError
-from train.config.schema import LoggersConfig
+from train.config.callbacks import LoggersConfig
 
 
 class Tensorboard(TensorboardLogger):
