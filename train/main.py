@@ -17,7 +17,8 @@ from train.config.redaction import masked_yaml
 from train.config.schema import TrainConfig, check_kernel_sizes, check_run_name, check_world_size
 from train.hardware.device import choose_device
 from train.optim.patterns import check_patterns
-from train.planning.memory import check_machine, parameters_line
+from train.planning.machine import check_machine
+from train.planning.summary import parameters_line
 from train.run.signals import StopSignals, stop_signals
 
 USAGE = """\

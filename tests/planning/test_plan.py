@@ -12,7 +12,8 @@ from train.models.config import ModelConfig
 from train.models.flops import flops_per_token
 from train.models.shapes import count_parameters, parameter_shapes
 from train.planning import memory as plan
-from train.planning.memory import check_machine, memory_per_rank, ranks_that_fit
+from train.planning.machine import check_machine, ranks_that_fit
+from train.planning.memory import memory_per_rank
 
 BIG = ("model.preset=132b", "optimizer.name=decoupled_lionw", "max_seq_len=4096", "global_train_batch_size=64")
 

@@ -179,7 +179,7 @@ def test_batch_that_cannot_be_cut_for_the_ranks(config, monkeypatch, capsys):
 
 def test_the_132b_is_counted_and_refused_before_anything_is_allocated_or_read(monkeypatch, capsys):
     monkeypatch.setattr(train.main, "choose_device", lambda wanted: "cpu")
-    monkeypatch.setattr(train.planning.memory, "cpu_memory", lambda: 16e9)
+    monkeypatch.setattr(train.planning.machine, "cpu_memory", lambda: 16e9)
     trains_with(monkeypatch, lambda config: pytest.fail("it went on to train"))
     assert main([str(ROOT / "yamls/finetune/dbrx.yaml")]) == 2
     out, err = capsys.readouterr()

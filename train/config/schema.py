@@ -1,6 +1,7 @@
 """What a YAML says about a run, and which keys contradict one another.
 
-Keys are those of composer.Trainer and of LLM Foundry wherever the thing is the same. Checks raise ValueError with the key relative to the class; train/config/load.py puts the path before it.
+Keys are those of composer.Trainer and of LLM Foundry wherever the thing is the same. Checks raise ValueError with
+the key relative to the class; train/config/load.py puts the path before it.
 """
 
 import math

@@ -1,37 +1,18 @@
-"""What a run needs, from its config alone: parameters, FLOPs, memory. Imports no torch before it looks for GPUs.
+"""The estimate of the memory that a rank needs, from the config alone. Imports no torch.
 
-Memory is a lower bound, so that what is refused could not have run: it counts weights, gradients and optimizer states,
+It is a lower bound, so that what is refused could not have run: it counts weights, gradients and optimizer states,
 the largest unit gathered at a time, and what a microbatch must keep for its backward pass; not the allocator's gaps,
 the head's logits, the communication library's buffers or the processes themselves.
 """
 
 import math
-import os
 from dataclasses import dataclass
 from fnmatch import fnmatch
 
-from data.base.errors import ConfigError
 from train.config.optimizer import OptimizerConfig
 from train.config.schema import FSDPConfig, TrainConfig
-from train.hardware.device import Device
-from train.hardware.memory import GB, cpu_memory, gpu_memory
-from train.models.config import NF4_WEIGHTS, LoraConfig, ModelConfig
-from train.models.shapes import adapter_shapes, count_adapters, count_parameters, parameter_shapes, parameter_sizes
-
-_A_COMMON_GPU = 80 * GB
-# Of a GPU's memory, what a run can count on beside the allocator's gaps, CUDA's context and NCCL's buffers.
-_USABLE = 0.9
-
-
-def parameters_line(model: ModelConfig, lora: LoraConfig | None = None) -> str:
-    """`parameters: 131,596,523,520 (36.47 B active)`, and with lora `, frozen; of adapters: ...` likewise."""
-    message = f"parameters: {_counted(*count_parameters(model))}"
-    return message if lora is None else f"{message}, frozen; of adapters: {_counted(*count_adapters(model, lora))}"
-
-
-def _counted(total: int, active: int) -> str:
-    short = f"{active / 1e9:.2f} B" if active >= 1e9 else f"{active / 1e6:.2f} M"
-    return f"{total:,} ({short} active)"
+from train.models.config import NF4_WEIGHTS
+from train.models.shapes import adapter_shapes, parameter_shapes, parameter_sizes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,19 +45,6 @@ def memory_per_rank(config: TrainConfig, world_size: int, *, gpu: bool) -> Resou
     return ResourceEstimate(
         states=_state_bytes(config, gathered_width) / shards, gathered=gathered, activations=activations
     )
-
-
-def memory_lines(config: TrainConfig, world_size: int) -> list[str]:
-    """What a rank needs at the least, on a GPU and on a CPU."""
-    lines = []
-    for where, gpu in (("GPU", True), ("CPU", False)):
-        need = memory_per_rank(config, world_size, gpu=gpu)
-        lines.append(
-            f"memory on a {where}, each of {world_size} rank(s), at least: {need.total / GB:,.2f} GB (states "
-            f"{need.states / GB:,.2f}, a gathered unit {need.gathered / GB:,.2f}, activations "
-            f"{need.activations / GB:,.2f})"
-        )
-    return lines
 
 
 def _gathered_bytes(config: TrainConfig, fsdp: FSDPConfig, width: float) -> float:
@@ -152,55 +120,3 @@ def _blocks_before_training(config: TrainConfig) -> int:
 
 def _frozen(config: TrainConfig, name: str) -> bool:
     return any(fnmatch(name, pattern) for pattern in config.optimizer.freeze)
-
-
-def check_machine(config: TrainConfig, world_size: int, device: Device) -> None:
-    """Raises ConfigError when this node's ranks cannot have what they need at the least. Allocates nothing."""
-    local_ranks, gpu = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), device == "gpu"
-    need = memory_per_rank(config, world_size, gpu=gpu)
-    have = gpu_memory() if gpu else cpu_memory() / local_ranks
-    if need.total <= have:
-        return
-    total, _ = count_parameters(config.model)
-    ranks = "1 rank needs" if world_size == 1 else f"each of {world_size} ranks needs"
-    parts = (
-        f"weights, gradients and {config.optimizer.name} states {need.states / GB:,.1f}, "
-        f"a gathered unit {need.gathered / GB:,.1f}, activations {need.activations / GB:,.1f}"
-    )
-    each = f"{have / GB:,.1f} GB{'' if local_ranks == 1 or gpu else ' for each'}"
-    on_cpu = "the CPU was chosen" if config.device == "cpu" else "there is no GPU"
-    where = f"its GPU has {each}" if gpu else f"{on_cpu}, and this machine has {each}"
-    raise ConfigError(
-        f"{total:,} parameters do not fit: {ranks} at least {need.total / GB:,.1f} GB ({parts}), "
-        f"{need.total * world_size / GB:,.0f} GB in all, but {where}; "
-        f"{_hint(config, have, local_ranks, gpu=gpu)}"
-    )
-
-
-def _hint(config: TrainConfig, have: float, local_ranks: int, *, gpu: bool) -> str:
-    if config.fsdp_config is None:
-        return "without `fsdp_config: null` the states would be sharded over the ranks"
-    ranks = ranks_that_fit(config, have, gpu=gpu)
-    things = "GPUs" if gpu else "machines"
-    enough = math.ceil(ranks / (1 if gpu else local_ranks)) if ranks else None
-    message = f"it takes at least {enough} such {things}" if enough else f"no number of such {things} is enough"
-    common = ranks_that_fit(config, _A_COMMON_GPU * _USABLE, gpu=True)
-    if common is None or (gpu and ranks):
-        return message
-    # Such GPUs come in nodes of 8.
-    gpus = f"{math.ceil(common / 8) * 8} GPUs of {_A_COMMON_GPU / GB:.0f} GB"
-    return f"{message}, or {gpus}" if enough else f"{message}: it takes at least {gpus}"
-
-
-def ranks_that_fit(config: TrainConfig, have: float, *, gpu: bool) -> int | None:
-    """The least number of ranks with `have` bytes each on which the sharded run fits; None when none is enough."""
-    fsdp = config.fsdp_config
-    if fsdp is None:
-        return None
-    replicas = fsdp.data_parallel_replicate_degree or 1
-    if memory_per_rank(config, replicas, gpu=gpu).total <= have:
-        return replicas
-    # From two shards on units are gathered, and only the states shrink with the number of ranks.
-    two = memory_per_rank(config, 2 * replicas, gpu=gpu)
-    left = have - two.gathered - two.activations
-    return max(2, math.ceil(2 * two.states / left)) * replicas if left > 0 else None

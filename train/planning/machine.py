@@ -1,0 +1,67 @@
+"""Whether a run fits on this machine and, where it does not, on how many it would."""
+
+import math
+import os
+
+from data.base.errors import ConfigError
+from train.config.schema import TrainConfig
+from train.hardware.device import Device
+from train.hardware.memory import GB, cpu_memory, gpu_memory
+from train.models.shapes import count_parameters
+from train.planning.memory import memory_per_rank
+
+_A_COMMON_GPU = 80 * GB
+_USABLE = 0.9
+"""Of a GPU's memory, what a run can count on beside the allocator's gaps, CUDA's context and NCCL's buffers."""
+
+
+def check_machine(config: TrainConfig, world_size: int, device: Device) -> None:
+    """Raises ConfigError when this node's ranks cannot have what they need at the least. Allocates nothing."""
+    local_ranks, gpu = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), device == "gpu"
+    need = memory_per_rank(config, world_size, gpu=gpu)
+    have = gpu_memory() if gpu else cpu_memory() / local_ranks
+    if need.total <= have:
+        return
+    total, _ = count_parameters(config.model)
+    ranks = "1 rank needs" if world_size == 1 else f"each of {world_size} ranks needs"
+    parts = (
+        f"weights, gradients and {config.optimizer.name} states {need.states / GB:,.1f}, "
+        f"a gathered unit {need.gathered / GB:,.1f}, activations {need.activations / GB:,.1f}"
+    )
+    each = f"{have / GB:,.1f} GB{'' if local_ranks == 1 or gpu else ' for each'}"
+    on_cpu = "the CPU was chosen" if config.device == "cpu" else "there is no GPU"
+    where = f"its GPU has {each}" if gpu else f"{on_cpu}, and this machine has {each}"
+    raise ConfigError(
+        f"{total:,} parameters do not fit: {ranks} at least {need.total / GB:,.1f} GB ({parts}), "
+        f"{need.total * world_size / GB:,.0f} GB in all, but {where}; "
+        f"{_hint(config, have, local_ranks, gpu=gpu)}"
+    )
+
+
+def _hint(config: TrainConfig, have: float, local_ranks: int, *, gpu: bool) -> str:
+    if config.fsdp_config is None:
+        return "without `fsdp_config: null` the states would be sharded over the ranks"
+    ranks = ranks_that_fit(config, have, gpu=gpu)
+    things = "GPUs" if gpu else "machines"
+    enough = math.ceil(ranks / (1 if gpu else local_ranks)) if ranks else None
+    message = f"it takes at least {enough} such {things}" if enough else f"no number of such {things} is enough"
+    common = ranks_that_fit(config, _A_COMMON_GPU * _USABLE, gpu=True)
+    if common is None or (gpu and ranks):
+        return message
+    # Such GPUs come in nodes of 8.
+    gpus = f"{math.ceil(common / 8) * 8} GPUs of {_A_COMMON_GPU / GB:.0f} GB"
+    return f"{message}, or {gpus}" if enough else f"{message}: it takes at least {gpus}"
+
+
+def ranks_that_fit(config: TrainConfig, have: float, *, gpu: bool) -> int | None:
+    """The least number of ranks with `have` bytes each on which the sharded run fits; None when none is enough."""
+    fsdp = config.fsdp_config
+    if fsdp is None:
+        return None
+    replicas = fsdp.data_parallel_replicate_degree or 1
+    if memory_per_rank(config, replicas, gpu=gpu).total <= have:
+        return replicas
+    # From two shards on units are gathered, and only the states shrink with the number of ranks.
+    two = memory_per_rank(config, 2 * replicas, gpu=gpu)
+    left = have - two.gathered - two.activations
+    return max(2, math.ceil(2 * two.states / left)) * replicas if left > 0 else None

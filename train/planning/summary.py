@@ -1,0 +1,31 @@
+"""Lines for the console: what a run needs, from its config alone. Imports no torch."""
+
+from train.config.schema import TrainConfig
+from train.hardware.memory import GB
+from train.models.config import LoraConfig, ModelConfig
+from train.models.shapes import count_adapters, count_parameters
+from train.planning.memory import memory_per_rank
+
+
+def parameters_line(model: ModelConfig, lora: LoraConfig | None = None) -> str:
+    """`parameters: 131,596,523,520 (36.47 B active)`, and with lora `, frozen; of adapters: ...` likewise."""
+    message = f"parameters: {_counted(*count_parameters(model))}"
+    return message if lora is None else f"{message}, frozen; of adapters: {_counted(*count_adapters(model, lora))}"
+
+
+def _counted(total: int, active: int) -> str:
+    short = f"{active / 1e9:.2f} B" if active >= 1e9 else f"{active / 1e6:.2f} M"
+    return f"{total:,} ({short} active)"
+
+
+def memory_lines(config: TrainConfig, world_size: int) -> list[str]:
+    """What a rank needs at the least, on a GPU and on a CPU."""
+    lines = []
+    for where, gpu in (("GPU", True), ("CPU", False)):
+        need = memory_per_rank(config, world_size, gpu=gpu)
+        lines.append(
+            f"memory on a {where}, each of {world_size} rank(s), at least: {need.total / GB:,.2f} GB (states "
+            f"{need.states / GB:,.2f}, a gathered unit {need.gathered / GB:,.2f}, activations "
+            f"{need.activations / GB:,.2f})"
+        )
+    return lines
