@@ -68,12 +68,14 @@ def _evaluate(args: argparse.Namespace) -> None:
     if args.json is not None and not os.access(args.json.parent, os.W_OK):
         raise ConfigError(f"--json is {str(args.json)!r}, but its folder cannot be written")
 
-    from train.generation.ask import read_questions
+    from train.generation.questions import read_questions
 
     questions = read_questions(args.exact_match, with_answers=True) if args.exact_match is not None else []
 
-    from train.generation.decoders import default_precision, is_exported, open_model
-    from train.generation.evaluate import exact_match, exact_match_result, keep, read_kept, rows_of, run_tasks
+    from train.generation.exact_match import exact_match, exact_match_result
+    from train.generation.open_model import default_precision, is_exported, open_model
+    from train.generation.results import keep, read_kept, rows_of
+    from train.generation.tasks import run_tasks
     from train.hardware.device import choose_device
 
     exported = is_exported(args.folder)
@@ -100,7 +102,7 @@ def _evaluate(args: argparse.Namespace) -> None:
             apply_chat_template=args.apply_chat_template,
         )
     if args.exact_match is not None:
-        opened = open_model(args.folder, precision, device)
+        opened = open_model(args.folder, device, precision)
         checked = exact_match(opened, questions[: args.limit], args.batch_size)
         results[args.exact_match.name] = exact_match_result(checked)
 

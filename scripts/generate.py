@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from train.config.sampling import Sampling
-    from train.generation.ask import Question
-    from train.generation.decoders import Opened
+    from train.generation.open_model import Opened
+    from train.generation.questions import Question
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -83,7 +83,7 @@ def _generate(args: argparse.Namespace) -> None:
         raise ConfigError("--chat is given, but a .jsonl says itself what is a conversation: write {messages} there")
 
     from train.config.sampling import Sampling
-    from train.generation.ask import as_question, question_text, read_questions
+    from train.generation.questions import as_question, question_text, read_questions
 
     names = ("max_new_tokens", "temperature", "top_k", "top_p", "seed")
     try:
@@ -96,9 +96,10 @@ def _generate(args: argparse.Namespace) -> None:
             as_question(question_text(question), chat=True, system_prompt=args.system_prompt) for question in questions
         ]
 
-    from train.generation.decoders import open_model
+    from train.generation.open_model import open_model
+    from train.hardware.device import choose_device
 
-    opened = open_model(args.folder, args.precision, args.device)
+    opened = open_model(args.folder, choose_device(args.device), args.precision)
     print(opened.message, file=sys.stderr)
     if asked:
         _answer(opened, questions, sampling, args)
@@ -118,7 +119,8 @@ def _check_output(output: Path) -> None:
 
 
 def _answer(opened: "Opened", questions: "list[Question]", sampling: "Sampling", args: argparse.Namespace) -> None:
-    from train.generation.ask import as_json, ask, check_room, encode, question_text
+    from train.generation.ask import as_json, ask
+    from train.generation.questions import check_room, encode, question_text
 
     prompts, output = encode(questions, opened, sampling), args.output
     if args.max_new_tokens is not None:
@@ -152,7 +154,7 @@ def _answer(opened: "Opened", questions: "list[Question]", sampling: "Sampling",
 
 
 def _chat(opened: "Opened", sampling: "Sampling", system_prompt: str | None) -> None:
-    from train.generation.ask import EXIT, NEW, chat
+    from train.generation.chat import EXIT, NEW, chat
 
     if sys.stdin.isatty():
         # Arrow keys and earlier lines.

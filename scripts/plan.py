@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from data.base.paths import refuse_path_arguments
     from train.config.load import load_config
     from train.config.schema import check_kernel_sizes
-    from train.planning.memory import memory_lines, parameters_line
+    from train.planning.summary import memory_lines, parameters_line
 
     try:
         refuse_path_arguments(args, "--png")

@@ -11,14 +11,15 @@ from composer.loggers import ConsoleLogger, Logger, TensorboardLogger
 from torch.distributed.tensor import DTensor
 
 from data.base.errors import ConfigError
+from tests.helpers.open_here import open_here
 from tests.helpers.ranks import run_ranks
 from tests.helpers.small_config import refusal
 from tests.helpers.toy_run import write_toy_run
 from train.callbacks.generate import _log_table
 from train.config.load import load_config
 from train.config.sampling import Sampling
-from train.generation.ask import as_question, ask, encode
-from train.generation.decoders import open_model
+from train.generation.ask import ask
+from train.generation.questions import as_question, encode
 from train.run.fit import fit
 
 PROMPTS = ["amber birch\n", "x"]
@@ -50,7 +51,7 @@ def tables(folder: Path, rank: int = 0) -> list[list[list]]:
 
 
 def written_by(checkpoint: Path, sampling: Sampling) -> list[str]:
-    opened = open_model(checkpoint)
+    opened = open_here(checkpoint)
     prompts = encode([as_question(prompt) for prompt in PROMPTS], opened, sampling)
     return [answer.text for answer in ask(opened, prompts, sampling, 2)]
 

@@ -10,11 +10,13 @@ import pytest
 from data.base.errors import ConfigError, DataError
 from data.examples.examples import PromptResponse
 from tests.helpers.load_script import load_script
+from tests.helpers.open_here import open_here
 from tests.helpers.small_export import write_export
 from train.config.sampling import Sampling
-from train.generation.ask import as_question, ask, chat, check_room, encode, encode_one, in_order, read_questions
-from train.generation.decoders import open_model
+from train.generation.ask import ask, in_order
+from train.generation.chat import chat
 from train.generation.generate import Answer, generate
+from train.generation.questions import as_question, check_room, encode, encode_one, read_questions
 
 ROOT = Path(__file__).resolve().parents[2]
 SHORT = Sampling(max_new_tokens=8)
@@ -27,7 +29,7 @@ def exported(run, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def opened(run):
-    return open_model(run)
+    return open_here(run)
 
 
 @pytest.fixture(scope="module")
@@ -201,34 +203,34 @@ def test_folders_that_are_no_model_are_told(exported, tmp_path):
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
     with pytest.raises(ConfigError, match="is a PEFT adapter, which is no model by itself"):
-        open_model(tmp_path / "adapter")
+        open_here(tmp_path / "adapter")
     (tmp_path / "bert").mkdir()
     (tmp_path / "bert" / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(ConfigError, match=r"^'.*bert', but "):
-        open_model(tmp_path / "bert")
+        open_here(tmp_path / "bert")
     bare = tmp_path / "bare"
     shutil.copytree(exported, bare, ignore=shutil.ignore_patterns("tokenizer*"))
     with pytest.raises(ConfigError, match="bare has no tokenizer"):
-        open_model(bare)
+        open_here(bare)
     shutil.copytree(exported, tmp_path / "endless")
     for wrong in ('{"eos_token_id": "x"}', "[]"):
         (tmp_path / "endless" / "generation_config.json").write_text(wrong)
         with pytest.raises(ConfigError, match=r"generation_config.json does not tell where generation ends"):
-            open_model(tmp_path / "endless")
+            open_here(tmp_path / "endless")
     broken = tmp_path / "broken"
     broken.mkdir()
     for file in exported.iterdir():
         if file.suffix != ".safetensors":
             (broken / file.name).symlink_to(file)
     with pytest.raises(ConfigError, match="safetensors is missing"):
-        open_model(broken)
+        open_here(broken)
 
 
 def test_a_model_that_does_not_fit_is_refused_before_it_is_read(run, exported, monkeypatch):
-    monkeypatch.setattr("train.generation.decoders.available_memory", lambda device: 1e5)
+    monkeypatch.setattr("train.generation.open_model.available_memory", lambda device: 1e5)
     for folder in (run, exported):
         with pytest.raises(ConfigError, match=r"needs 0.0 GB in fp32, but .* has 0.0 GB: take a larger one"):
-            open_model(folder)
+            open_here(folder)
 
 
 def test_a_checkpoint_without_what_belongs_beside_it(run, tmp_path):
@@ -238,7 +240,7 @@ def test_a_checkpoint_without_what_belongs_beside_it(run, tmp_path):
     for file in (run / "ep0-ba10").iterdir():
         (alone / file.name).write_bytes(file.read_bytes())
     with pytest.raises(ConfigError, match=r"config.yaml is not there, but .* the model's shape"):
-        open_model(alone)
+        open_here(alone)
 
 
 def run_script(*arguments, stdin=""):

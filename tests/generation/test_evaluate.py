@@ -13,11 +13,16 @@ from safetensors.torch import load_file, save_file
 from data.base.errors import ConfigError, DataError
 from data.examples.examples import PromptResponse
 from tests.helpers.load_script import load_script
+from tests.helpers.open_here import open_here
 from tests.helpers.small_export import write_export
 from train.config.sampling import Sampling
-from train.generation.ask import as_question, ask, encode, read_questions
-from train.generation.decoders import open_model
-from train.generation.evaluate import MARKER, exact_match, exact_match_result, keep, results_of, run_tasks, with_section
+from train.generation.ask import ask
+from train.generation.exact_match import exact_match, exact_match_result
+from train.generation.open_model import default_precision
+from train.generation.questions import as_question, encode, read_questions
+from train.generation.results import MARKER, Result, keep, with_section
+from train.generation.tasks import results_of, run_tasks
+from train.hardware.device import choose_device
 
 ROOT = Path(__file__).resolve().parents[2]
 QUESTIONS = ["Sort: ba", "Reverse: xyz", "Sort: cab", "Count: 3", "Reverse: qr", "x"]
@@ -39,7 +44,7 @@ metadata: {{version: 3.0}}
 
 @pytest.fixture(scope="module")
 def opened(run):
-    return open_model(run)
+    return open_here(run)
 
 
 @pytest.fixture(scope="module")
@@ -77,15 +82,20 @@ def likeliest(opened, question):
     return max(range(3), key=scores.__getitem__)
 
 
+def tasks_here(folder: Path, tasks: list[str], *, limit: int | None = None) -> dict[str, Result]:
+    device = choose_device(None)
+    return run_tasks(folder, tasks, batch_size=4, precision=default_precision(device), device=device, limit=limit)
+
+
 def test_the_harness_gives_what_our_model_finds_likely(exported, tasks, opened):
     right = [likeliest(opened, question) == number % 3 for number, question in enumerate(QUESTIONS)]
-    results = run_tasks(exported, [str(tasks)], batch_size=4)
+    results = tasks_here(exported, [str(tasks)])
     assert set(results) == {"sorting", "other"}
     assert results["sorting"]["metrics"] == {"acc": pytest.approx(sum(right) / 6)}
     assert results["sorting"]["asked"] == 6
     assert results["sorting"]["version"] == 3.0
     assert results["sorting"]["stderr"]["acc"] > 0
-    one = run_tasks(exported, [str(tasks / "other.yaml")], batch_size=4, limit=2)
+    one = tasks_here(exported, [str(tasks / "other.yaml")], limit=2)
     assert one["other"]["metrics"] == {"acc": pytest.approx(sum(right[:2]) / 2)}
     assert (list(one), one["other"]["asked"]) == (["other"], 2)
 
@@ -96,7 +106,7 @@ def test_tasks_are_not_run_on_weights_that_are_not_finite(exported, tasks):
     tensors["lm_head.weight"][0, 0] = torch.inf
     save_file(tensors, file, {"format": "pt"})
     with pytest.raises(ConfigError, match=rf"^'{exported}', but there are NaN .* lm_head.weight in {file.name}: "):
-        run_tasks(exported, [str(tasks / "sorting.yaml")], batch_size=4)
+        tasks_here(exported, [str(tasks / "sorting.yaml")])
 
 
 def test_tasks_that_are_not_there(exported, tasks, tmp_path):
@@ -106,18 +116,18 @@ def test_tasks_that_are_not_there(exported, tasks, tmp_path):
         ("hellaswagg", r"'hellaswagg', which the lm-evaluation-harness does not know; did you mean hellaswag"),
     ):
         with pytest.raises(ConfigError, match=said):
-            run_tasks(exported, [name], batch_size=4)
+            tasks_here(exported, [name])
     (tmp_path / "rows.jsonl").unlink()
     with pytest.raises(
         ConfigError, match=r"'sorting', whose data is not there \(.*rows.jsonl'\): put it there, or mend"
     ):
-        run_tasks(exported, [str(tasks / "sorting.yaml")], batch_size=4)
+        tasks_here(exported, [str(tasks / "sorting.yaml")])
 
 
 def test_without_the_harness_the_extra_is_named(exported, monkeypatch):
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     with pytest.raises(ConfigError, match=r"pip install -e '\.\[eval\]'"):
-        run_tasks(exported, ["x"], batch_size=4)
+        tasks_here(exported, ["x"])
 
 
 def test_a_metric_has_its_own_standard_error():

@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from data.base.errors import ConfigError
+from tests.helpers.open_here import open_here
 from tests.helpers.small_export import MODEL, save_checkpoint, write_export
 from tests.helpers.toy_tokenizer import ToyTokenizer
 from train.config.sampling import Sampling
-from train.generation import decoders
-from train.generation.decoders import open_model
-from train.generation.generate import DbrxDecoder, TextStream, choose, generate, stream_answers
+from train.generation.decoders import DbrxDecoder
+from train.generation.generate import TextStream, choose, generate, stream_answers
+from train.generation.open_model import open_model
 from train.hardware import kernels
 from train.models.attention import layout
 from train.models.config import LoraConfig
@@ -30,12 +31,12 @@ SAMPLED = Sampling(max_new_tokens=20, temperature=0.8, top_k=50, top_p=0.9, seed
 
 @pytest.fixture(scope="module")
 def ours(run):
-    return open_model(run)
+    return open_here(run)
 
 
 @pytest.fixture(scope="module")
 def exported(run, tmp_path_factory):
-    return open_model(write_export(run, tmp_path_factory.mktemp("hf") / "model"))
+    return open_here(write_export(run, tmp_path_factory.mktemp("hf") / "model"))
 
 
 @pytest.fixture(scope="module")
@@ -59,18 +60,18 @@ def without_cache(opened, prompt, n):
 
 
 def test_weights_that_are_not_finite_are_refused_with_their_names(run, tmp_path):
-    state = open_model(run).decoder.model.state_dict()
+    state = open_here(run).decoder.model.state_dict()
     state["lm_head.weight"][2, 1] = torch.nan
     shutil.copytree(run, tmp_path / "run")
     checkpoint = tmp_path / "run" / "ep0-ba10"
     shutil.rmtree(checkpoint)
     save_checkpoint(checkpoint, state)
     with pytest.raises(ConfigError, match=rf"numbers in the weights of {checkpoint}: lm_head.weight: name an earlier"):
-        open_model(checkpoint)
+        open_here(checkpoint)
     folder = write_export(tmp_path / "run", tmp_path / "hf")
     said = rf"'{folder}', but there are NaN or infinite numbers in its weights: lm_head.weight in model-00001-of-00001"
     with pytest.raises(ConfigError, match=said):
-        open_model(folder)
+        open_here(folder)
 
 
 @torch.no_grad()
@@ -92,7 +93,7 @@ def test_a_checkpoint_of_adapters_is_read_with_its_base(run, ours, prompts, tmp_
     lines = "lora: {r: 2, alpha: 8, target_modules: [Wqkv, out_proj, experts, router]}\n"
     config.write_text(config.read_text().replace("model:\n  {", f"{lines}model:\n  {{{BASE}: {base}, "))
     save_checkpoint(tmp_path / "run" / "ep0-ba10", own)
-    assert written(open_model(tmp_path / "run").decoder, prompts, GREEDY) == written_here
+    assert written(open_here(tmp_path / "run").decoder, prompts, GREEDY) == written_here
     assert written_here != written(ours.decoder, prompts, GREEDY)
 
 
@@ -102,12 +103,11 @@ def test_a_run_that_trained_on_a_gpu_generates_on_a_cpu(run, ours, prompts, tmp_
     config = tmp_path / "run" / "config.yaml"
     text = config.read_text().replace("moe_top_k: 3", f"moe_top_k: 3, moe_impl: {moe_impl}, moe_recompute: true")
     config.write_text(text.replace("kv_n_heads: 2", f"kv_n_heads: 2, attn_impl: {attn_impl}"))
-    opened = open_model(tmp_path / "run", "fp32", "cpu")
+    opened = open_model(tmp_path / "run", "cpu", "fp32")
     assert written(opened.decoder, prompts, GREEDY) == written(ours.decoder, prompts, GREEDY)
 
 
 def test_a_large_model_is_not_generated_from_by_the_loop_on_a_gpu(run, monkeypatch):
-    monkeypatch.setattr(decoders, "choose_device", lambda device: "gpu")
     monkeypatch.setattr(kernels, "_LOOP_LIMIT", 1000)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(experts_grouped_mm, "_grouped_mm", torch.mm)
@@ -115,7 +115,7 @@ def test_a_large_model_is_not_generated_from_by_the_loop_on_a_gpu(run, monkeypat
     monkeypatch.setattr(layout, "_flash_import_error", lambda: "the package flash-attn is not installed")
     said = r"ba10 is opened on a GPU, but only the loop .*: give --precision bf16, .*, or choose the CPU: --device cpu$"
     with pytest.raises(ConfigError, match=said):
-        open_model(run, "fp32")
+        open_model(run, "gpu", "fp32")
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "sampled"])

@@ -208,4 +208,4 @@ def test_the_quickstart_has_a_rank_for_each_gpu_and_at_most_two(of_this_machine,
     of_this_machine(WORKING)
     for gpus, ranks in ((1, 1), (8, 2)):
         monkeypatch.setattr(torch.cuda, "device_count", lambda gpus=gpus: gpus)
-        assert n_ranks(None) == ranks
+        assert n_ranks(choose_device(None)) == ranks

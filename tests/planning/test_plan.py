@@ -11,16 +11,17 @@ from train.hardware.device import Device
 from train.models.config import ModelConfig
 from train.models.flops import flops_per_token
 from train.models.shapes import count_parameters, parameter_shapes
-from train.planning import memory as plan
+from train.planning import machine as planned_machine
 from train.planning.machine import check_machine, ranks_that_fit
 from train.planning.memory import memory_per_rank
+from train.planning.summary import parameters_line
 
 BIG = ("model.preset=132b", "optimizer.name=decoupled_lionw", "max_seq_len=4096", "global_train_batch_size=64")
 
 
 def machine(monkeypatch, *, cpu: float = 16e9, gpu: float = 0.0, local_ranks: int = 1) -> None:
-    monkeypatch.setattr(plan, "gpu_memory", lambda: gpu)
-    monkeypatch.setattr(plan, "cpu_memory", lambda: cpu)
+    monkeypatch.setattr(planned_machine, "gpu_memory", lambda: gpu)
+    monkeypatch.setattr(planned_machine, "cpu_memory", lambda: cpu)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(local_ranks))
 
 
@@ -34,7 +35,7 @@ def refusal(config, world_size: int, device: Device = "cpu") -> str:
 def test_parameters_of_the_132b():
     total, active = count_parameters(ModelConfig())
     assert total == 131_596_523_520
-    assert plan.parameters_line(ModelConfig()) == "parameters: 131,596,523,520 (36.47 B active)"
+    assert parameters_line(ModelConfig()) == "parameters: 131,596,523,520 (36.47 B active)"
     assert active == total - 40 * 12 * 3 * 10752 * 6144
 
 
@@ -177,7 +178,7 @@ def test_control_groups_limit_the_memory(tmp_path, membership, file):
 
 def test_memory_of_this_machine_is_the_least_of_all(monkeypatch):
     monkeypatch.setattr(machine_memory, "cgroup_limits", lambda *_: [2**62, 5])
-    assert plan.cpu_memory() == 5
+    assert machine_memory.cpu_memory() == 5
 
 
 def test_memory_of_a_gpu(monkeypatch):
@@ -186,7 +187,7 @@ def test_memory_of_a_gpu(monkeypatch):
         torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=[7, 9][device])
     )
     monkeypatch.setenv("LOCAL_RANK", "1")
-    assert plan.gpu_memory() == 9
+    assert machine_memory.gpu_memory() == 9
 
 
 def test_activation_checkpointing_keeps_less(tmp_path) -> None:

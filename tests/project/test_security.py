@@ -24,12 +24,12 @@ from data.hub.repository_files import JSON_FILES, check_json_files
 from data.sources.source import open_source
 from data.tokenization.build import build_tokenizer
 from tests.helpers.hub_server import Repository, serve, use_hub
+from tests.helpers.open_here import open_here
 from tests.helpers.read_source import of_file, read
 from tests.helpers.stock_folder import write_stock_folder
 from train.checkpoint.reader import CheckpointReader
 from train.config.load import load_config
 from train.export.export import export, open_run
-from train.generation.decoders import open_model
 from train.hf.repository import read_values
 from train.weights.pretrained import PretrainedFolder
 
@@ -148,7 +148,7 @@ ENTRANCES: dict[str, Callable[[Path], Any]] = {
     "tokenizer.name": load,
     "the architecture of a YAML": lambda folder: read_values(str(folder)),
     "weights": lambda folder: PretrainedFolder.open(str(folder)),
-    "generation and evaluation": open_model,
+    "generation and evaluation": open_here,
 }
 
 
@@ -194,7 +194,7 @@ def test_code_beside_the_weights_is_not_run(folder: Path) -> None:
     write_stock_folder(folder)
     (folder / "custom_generate").mkdir()
     (folder / "custom_generate" / "generate.py").write_text(f"open({str(folder / 'canary')!r}, 'w')\n")
-    message = refused(lambda: open_model(folder))
+    message = refused(lambda: open_here(folder))
     assert f"{folder / 'custom_generate/generate.py'} is code that transformers 4 runs" in message
     assert "remove it" in message
     assert not (folder / "canary").exists()

@@ -10,8 +10,9 @@ from data.tokenization.tokenizer import Tokenizer
 from train.composer_model import DbrxForComposer
 from train.config.sampling import Sampling, room
 from train.config.schema import TrainConfig
-from train.generation.ask import as_question, encode_one
-from train.generation.generate import DbrxDecoder, stream_answers
+from train.generation.decoders import DbrxDecoder
+from train.generation.generate import stream_answers
+from train.generation.questions import as_question, encode_one
 
 COLUMNS = ["batch", "prompt", "response"]
 

@@ -1,62 +1,20 @@
 """Text from a model, token by token: greedy or sampled, for a batch of prompts of different lengths.
 
-Shapes: B prompts, S length of the longest, V vocab_size.
+Shapes: B prompts, V vocab_size.
 """
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from data.tokenization.tokenizer import Tokenizer
 from train.config.sampling import Sampling, room
-from train.models.attention.kv_cache import KVCache
-from train.models.dbrx import DbrxForCausalLM
+from train.generation.decoders import Decoder
 
 _REPLACEMENT = "\ufffd"
-
-
-class Decoder(Protocol):
-    """A model that remembers what it has seen of a batch of documents."""
-
-    max_seq_len: int
-
-    def start(self, prompts: Sequence[Sequence[int]]) -> Tensor:
-        """Forgets everything and reads the prompts, none of them empty; logits [B, V] of what follows each."""
-        ...
-
-    def step(self, tokens: Sequence[int | None]) -> Tensor:
-        """One more token of each document, None for those that have ended; logits [B, V]."""
-        ...
-
-
-class DbrxDecoder:
-    """Our own model, with its KV cache. The model must be in eval mode; sharded, every rank does the same steps."""
-
-    def __init__(self, model: DbrxForCausalLM) -> None:
-        self.model = model
-        self.max_seq_len = model.config.max_seq_len
-        self._cache = KVCache(0, model.config)
-
-    def start(self, prompts: Sequence[Sequence[int]]) -> Tensor:
-        self._cache = KVCache(len(prompts), self.model.config)
-        longest = max(map(len, prompts))
-        return self._read([[*prompt, *[None] * (longest - len(prompt))] for prompt in prompts])
-
-    def step(self, tokens: Sequence[int | None]) -> Tensor:
-        return self._read([[token] for token in tokens])
-
-    def _read(self, rows: Sequence[Sequence[int | None]]) -> Tensor:
-        """None is padding."""
-        ids_BS = torch.tensor([[-1 if token is None else token for token in row] for row in rows])
-        ids_BS = ids_BS.to(next(self.model.parameters()).device)
-        documents_BS = torch.where(ids_BS < 0, -1, 0)
-        out = self.model(ids_BS.clamp(min=0), document_ids=documents_BS, cache=self._cache, return_logits="last")
-        assert out.logits_BSV is not None
-        return out.logits_BSV[:, 0]
 
 
 @torch.no_grad()

@@ -17,9 +17,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from data.base.errors import ConfigError
 from train.config.schema import TrainConfig
-from train.generation.ask import question_text, read_questions
-from train.generation.decoders import TransformersDecoder, open_model
-from train.generation.evaluate import exact_match, exact_match_result, keep
+from train.generation.decoders import TransformersDecoder
+from train.generation.exact_match import exact_match, exact_match_result
+from train.generation.open_model import open_model
+from train.generation.questions import question_text, read_questions
+from train.generation.results import keep
 from train.hardware.device import Device, choose_device
 from train.models.dbrx import DbrxForCausalLM
 from train.models.init import initialise
@@ -54,10 +56,10 @@ def logged(log: str, metric: str) -> list[float]:
     return [float(value) for value in re.findall(rf"^\[metric\].*{re.escape(metric)}: ([\d.e+-]+)", log, re.MULTILINE)]
 
 
-def examine(folder: Path, config: TrainConfig, heldout: Path) -> dict[str, dict[str, Any]]:
+def examine(folder: Path, config: TrainConfig, heldout: Path, device: Device) -> dict[str, dict[str, Any]]:
     """By kind of task, and over `all`: how many were asked, and answered exactly before and after; and one example."""
     asked = read_questions(heldout, with_answers=True)
-    trained = open_model(folder, "fp32", config.device)
+    trained = open_model(folder, device, "fp32")
     first = replace(trained, decoder=TransformersDecoder(untrained(folder, config), trained.tokenizer.pad_token_id))
     before, after = (exact_match(opened, asked, batch_size=50) for opened in (first, trained))
     results: dict[str, dict[str, Any]] = {}
@@ -102,14 +104,15 @@ def show(results: dict[str, dict[str, Any]], log: str, folder: Path, seconds: fl
     console.print(facts)
 
 
-def n_ranks(device: Device | None) -> int:
-    """2, or 1 where there is but one GPU. Raises ConfigError as choose_device does."""
-    return 2 if choose_device(device) == "cpu" else min(2, torch.cuda.device_count())
+def n_ranks(device: Device) -> int:
+    """2, or 1 where there is but one GPU."""
+    return 2 if device == "cpu" else min(2, torch.cuda.device_count())
 
 
 def quickstart(config_path: str, config: TrainConfig, overrides: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
     """Trains, exports and asks; what an earlier call has finished is left as it is. overrides are in config already."""
-    ranks = str(n_ranks(config.device))
+    device = choose_device(config.device)
+    ranks = str(n_ranks(device))
     started = time.monotonic()
     home = ROOT / "runs" / str(config.run_name)
     folder = home / "hf"
@@ -124,7 +127,7 @@ def quickstart(config_path: str, config: TrainConfig, overrides: Sequence[str] =
     assert config.eval_loader is not None
     heldout = config.eval_loader.dataset.hf_kwargs.data_files
     assert isinstance(heldout, str)
-    results = examine(folder, config, ROOT / heldout)
+    results = examine(folder, config, ROOT / heldout, device)
     logs = sorted(home.glob("log-rank0*.txt"), key=lambda path: path.stat().st_mtime)
     log = "".join(path.read_text(encoding="utf-8") for path in logs)
     show(results, log, folder, None if done else time.monotonic() - started)

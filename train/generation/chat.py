@@ -1,0 +1,67 @@
+"""A conversation on the terminal."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from data.base.errors import DataError
+from data.examples.examples import Conversation
+from train.config.sampling import Sampling
+from train.generation.generate import stream_answers
+from train.generation.questions import as_question, encode, encode_one
+
+if TYPE_CHECKING:
+    from train.generation.open_model import Opened
+
+NEW, EXIT = "/new", "/exit"
+
+
+def chat(
+    opened: "Opened",
+    sampling: Sampling,
+    system_prompt: str | None,
+    read: Callable[[], str],
+    write: Callable[[str], None],
+) -> None:
+    """A conversation until EOFError from `read` or "/exit"; "/new" begins another. ^C ends an answer, not the chat."""
+    beginning = [{"role": "system", "content": system_prompt}] if system_prompt else []
+    messages = list(beginning)
+    # Fails here, before anybody has written something, where there is no template.
+    encode_one(as_question("?", chat=True, system_prompt=system_prompt), opened.tokenizer)
+    turn = 0
+    while True:
+        try:
+            message = read().strip()
+        except EOFError:
+            return
+        if message == EXIT:
+            return
+        if message == NEW:
+            messages = list(beginning)
+        if message in ("", NEW):
+            continue
+        messages.append({"role": "user", "content": message})
+        try:
+            (prompt,) = encode([Conversation([*messages, {"role": "assistant", "content": ""}])], opened, sampling)
+        except DataError as error:
+            write(f"{error}; {NEW} begins another conversation\n")
+            messages.pop()
+            continue
+        # Of the same seed, but another draw in each turn.
+        text = _answer(opened, prompt, replace(sampling, seed=(sampling.seed + turn) % 2**32), write)
+        turn += 1
+        # A template may refuse a turn that says nothing.
+        messages.append({"role": "assistant", "content": text}) if text.strip() else messages.pop()
+
+
+def _answer(opened: "Opened", prompt: Sequence[int], sampling: Sampling, write: Callable[[str], None]) -> str:
+    """The answer, or what was written of it until ^C."""
+    text = ""
+    try:
+        for _, piece, _ in stream_answers(opened.decoder, opened.tokenizer, [prompt], sampling, opened.stop_token_ids):
+            text += piece
+            write(piece)
+    except KeyboardInterrupt:
+        pass
+    write("\n")
+    return text

@@ -1,0 +1,40 @@
+"""How many held-out prompts a model answers exactly."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from train.config.sampling import Sampling
+from train.generation.ask import ask
+from train.generation.open_model import Opened
+from train.generation.questions import Question, encode, expected_answer
+from train.generation.results import Result
+
+
+@dataclass(frozen=True)
+class Checked:
+    """One question and the model's greedy answer."""
+
+    question: Question
+    answer: str
+
+    @property
+    def exact(self) -> bool:
+        return self.answer == expected_answer(self.question)
+
+
+def exact_match(opened: Opened, questions: Sequence[Question], batch_size: int) -> list[Checked]:
+    """The greedy answers, each until its end token, in order. One is exact when it is the expected text, to the letter.
+
+    Raises DataError when a prompt leaves no room for an answer.
+    """
+    expected = [len(opened.tokenizer.encode(expected_answer(question))) for question in questions]
+    # The end token, and one more, so that an answer that goes on is seen to.
+    sampling = Sampling(max_new_tokens=max(expected) + 2)
+    answers = ask(opened, encode(questions, opened, sampling), sampling, batch_size)
+    return [Checked(question, answer.text) for question, answer in zip(questions, answers, strict=True)]
+
+
+def exact_match_result(checked: Sequence[Checked]) -> Result:
+    share = sum(one.exact for one in checked) / len(checked)
+    stderr = (share * (1 - share) / len(checked)) ** 0.5
+    return {"asked": len(checked), "metrics": {"exact_match": share}, "stderr": {"exact_match": stderr}}

@@ -1,0 +1,184 @@
+"""Opens what generates: an exported Hugging Face folder through stock transformers, or a checkpoint of our model."""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from data.base.errors import ConfigError
+from data.config.tokenizer import TokenizerConfig
+from data.hub.repository_files import check_json_files, refuse_code_beside
+from data.tokenization.tokenizer import Tokenizer, build_tokenizer
+from train.export.export import find_checkpoint, open_run
+from train.generation.decoders import DbrxDecoder, Decoder, TransformersDecoder
+from train.hardware.device import Device
+from train.hardware.kernels import Wording, resolve_kernels
+from train.hardware.memory import GB, available_memory
+from train.hf.finite import is_finite, of_checkpoint
+from train.hf.repository import KEY
+from train.hf.tensors import DTYPES, Precision, n_bytes
+from train.models.config import ModelConfig
+from train.models.dbrx import DbrxForCausalLM
+from train.models.shapes import parameter_shapes
+from train.weights.pretrained import PretrainedFolder
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model that generates, and what its text is made of."""
+
+    decoder: Decoder
+    tokenizer: Tokenizer
+    stop_token_ids: list[int]
+    message: str
+    """What it is, where it computes, and in what precision."""
+
+
+def open_model(folder: Path, device: Device, precision: Precision | None = None) -> Opened:
+    """The model of an exported folder, or of a checkpoint (or of the newest in a save folder).
+
+    precision: see default_precision. Raises ConfigError for whatever else is there.
+    """
+    precision = precision or default_precision(device)
+    if (folder / "adapter_config.json").is_file():
+        raise ConfigError(
+            f"{folder} is a PEFT adapter, which is no model by itself: name the run's checkpoint, or an export of it "
+            "with --adapter merge"
+        )
+    if is_exported(folder):
+        return _open_exported(folder, precision, device)
+    return _open_checkpoint(find_checkpoint(folder), precision, device)
+
+
+def default_precision(device: Device) -> Precision:
+    """CPUs compute bf16 several times slower than fp32."""
+    return "bf16" if device == "gpu" else "fp32"
+
+
+def torch_device(device: Device) -> torch.device:
+    return torch.device("cuda" if device == "gpu" else "cpu")
+
+
+def is_exported(folder: Path) -> bool:
+    """Whether it is meant as a Hugging Face folder; check_exported says whether it is whole."""
+    return (folder / "config.json").is_file()
+
+
+def _open_exported(folder: Path, precision: Precision, device: Device) -> Opened:
+    from transformers import AutoModelForCausalLM, PretrainedConfig
+
+    # transformers would only warn of tensors that are missing, and draw them at random.
+    weights = check_exported(folder)
+    model_config = weights.model
+    tokenizer = _tokenizer(folder, model_config)
+    stop_token_ids = _stop_token_ids(folder, tokenizer)
+    _check_memory(folder, model_config, precision, device)
+    # transformers before 4.56 knows torch_dtype alone; later versions warn about that name.
+    dtype = "dtype" if hasattr(PretrainedConfig(), "dtype") else "torch_dtype"
+    kwargs: dict[str, Any] = {dtype: DTYPES[precision][0], "use_safetensors": True, "local_files_only": True}
+    loaded: Any = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, **kwargs)
+    check_loaded(weights, loaded)
+    decoder = TransformersDecoder(loaded.to(torch_device(device)), tokenizer.pad_token_id)
+    return Opened(decoder, tokenizer, stop_token_ids, _describe(folder, "transformers", precision, device))
+
+
+def check_exported(folder: Path) -> PretrainedFolder:
+    """Raises ConfigError when the folder is not a whole stock DBRX, or would make transformers run code.
+
+    Reads no tensor.
+    """
+    check_json_files(folder)
+    refuse_code_beside(folder)
+    try:
+        return PretrainedFolder.open(str(folder))
+    except ConfigError as error:
+        raise ConfigError(str(error).removeprefix(f"{KEY} is ")) from None
+
+
+def check_loaded(weights: PretrainedFolder, model: nn.Module) -> None:
+    """Raises ConfigError when what transformers loaded from the folder is not finite."""
+    if names := _not_finite(model):
+        raise ConfigError(weights.not_finite(names).removeprefix(f"{KEY} is "))
+
+
+def _not_finite(model: nn.Module) -> list[str]:
+    return [name for name, param in model.named_parameters() if not is_finite(param.detach())]
+
+
+def _open_checkpoint(checkpoint: Path, precision: Precision, device: Device) -> Opened:
+    """Adapters are merged into their base on the way."""
+    run = open_run(checkpoint)
+    model_config = _for_generation(run.config.model)
+    wording = Wording(
+        choice=f"{checkpoint} is opened on a GPU", bf16="give --precision bf16", loop="choose the CPU: --device cpu"
+    )
+    resolve_kernels(model_config, torch_device(device), DTYPES[precision][0], None, wording)
+    tokenizer = _tokenizer(run.tokenizer, model_config)
+    _check_memory(checkpoint, model_config, precision, device)
+    with torch.device("meta"):
+        model = DbrxForCausalLM(model_config).to(DTYPES[precision][0])
+    model.to_empty(device=torch_device(device))
+    with torch.no_grad():
+        for name, param in model.named_parameters():
+            run.source.rows(name, 0, param.shape[0], param)
+    if names := _not_finite(model):
+        raise ConfigError(of_checkpoint(checkpoint, names))
+    decoder, message = DbrxDecoder(model.eval()), _describe(checkpoint, "Dropless", precision, device)
+    return Opened(decoder, tokenizer, _stop_token_ids(run.tokenizer, tokenizer), message)
+
+
+def _for_generation(model: ModelConfig) -> ModelConfig:
+    """Computed by what is there: a run's own choice is for its device and precision, and recomputing for backward."""
+    return dataclasses.replace(
+        model,
+        attn_config=dataclasses.replace(model.attn_config, attn_impl="auto"),
+        ffn_config=dataclasses.replace(model.ffn_config, moe_impl="auto", moe_recompute=False),
+    )
+
+
+def _tokenizer(folder: Path, model: ModelConfig) -> Tokenizer:
+    if not any(folder.glob("tokenizer*")):
+        raise ConfigError(
+            f"{folder} has no tokenizer (tokenizer.json, tokenizer_config.json): copy the model's own there"
+        )
+    # The date is today's, as transformers has it: whoever asks does so today.
+    tokenizer = build_tokenizer(TokenizerConfig(name=str(folder.absolute()), chat_date=f"{date.today()}"))
+    if tokenizer.vocab_size > model.vocab_size:
+        raise ConfigError(
+            f"the tokenizer in {folder} has {tokenizer.vocab_size} tokens, but the model {model.vocab_size}: they "
+            "do not belong together"
+        )
+    return tokenizer
+
+
+def _stop_token_ids(folder: Path, tokenizer: Tokenizer) -> list[int]:
+    """As generation_config.json says, where it is there and does."""
+    file = folder / "generation_config.json"
+    try:
+        message = json.loads(file.read_text(encoding="utf-8"))["eos_token_id"]
+        ids = message if isinstance(message, list) else [message]
+        return [int(token_id) for token_id in ids]
+    except FileNotFoundError:
+        return tokenizer.stop_token_ids
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{file} does not tell where generation ends (eos_token_id: ids): {error!r}") from None
+
+
+def _check_memory(path: Path, model: ModelConfig, precision: Precision, device: Device) -> None:
+    need = sum(n_bytes(shape, precision) for shape in parameter_shapes(model).values())
+    have = available_memory(device)
+    if need > have:
+        where = "the GPU" if device == "gpu" else "this machine"
+        raise ConfigError(
+            f"{path} needs {need / GB:,.1f} GB in {precision}, but {where} has {have / GB:,.1f} GB: take a larger one, "
+            "or serve the exported folder over several GPUs"
+        )
+
+
+def _describe(path: Path, by: str, precision: Precision, device: Device) -> str:
+    return f"{path} by {by} in {precision} on {torch_device(device)}"

@@ -1,0 +1,131 @@
+"""What is asked: prompts and conversations, from a command line or a file, and their tokens."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from data.base.errors import ConfigError, DataError
+from data.base.problems import Problem, Reading
+from data.examples.examples import FORMS, Conversation, Example, PromptResponse, read_examples
+from data.sources.formats.lines import parse_line
+from data.tokenization.chat import encode_question
+from data.tokenization.tokenizer import Tokenizer
+from train.config.sampling import Sampling, room
+
+if TYPE_CHECKING:
+    from train.generation.open_model import Opened
+
+Question = PromptResponse | Conversation
+"""What is asked is the prompt, or all messages but the last. The rest is the expected answer, empty where none is."""
+
+
+def as_question(prompt: str, *, chat: bool = False, system_prompt: str | None = None) -> Question:
+    """With chat, the prompt is what a user says, after the system prompt if there is one."""
+    if not chat:
+        return PromptResponse(prompt, "")
+    before = [{"role": "system", "content": system_prompt}] if system_prompt else []
+    return Conversation([*before, {"role": "user", "content": prompt}, {"role": "assistant", "content": ""}])
+
+
+def question_text(question: Question) -> str:
+    """What is shown of it."""
+    return question.prompt if isinstance(question, PromptResponse) else question.messages[-2]["content"]
+
+
+def expected_answer(question: Question) -> str:
+    return question.response if isinstance(question, PromptResponse) else question.messages[-1]["content"]
+
+
+def read_questions(file: Path, *, with_answers: bool = False) -> list[Question]:
+    """The prompts of a .jsonl file of `{prompt}` or `{messages}`, else of a text file, one a line.
+
+    with_answers: the file must be JSONL, of `{prompt, response}` or of messages that end with the assistant. Raises
+    ConfigError when it cannot be read or holds nothing, DataError with the line of each row that cannot be used.
+    """
+    try:
+        lines = file.read_bytes().splitlines()
+    except OSError as error:
+        raise ConfigError(f"{file} cannot be read: {error.strerror}") from None
+    rows = ((f"{file}:{number}", line) for number, line in enumerate(lines, start=1) if line.strip())
+    reading = Reading()
+    if with_answers or file.suffix == ".jsonl":
+        parsed = ((place, parse_line(line)) for place, line in rows)
+        examples = read_examples(parsed if with_answers else _with_any_answer(parsed), None, reading)
+    else:
+        examples = (PromptResponse(_text(line, place), "") for place, line in rows)
+    questions = [_only_questions(example, file) for example in examples]
+    reading.raise_if_any()
+    if not questions:
+        raise ConfigError(f'{file} holds no prompts: write one a line, or JSON lines such as {{"prompt": "..."}}')
+    return questions
+
+
+def _text(line: bytes, place: str) -> str:
+    try:
+        return line.decode()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{place} is not UTF-8 text ({error.reason})") from None
+
+
+def _with_any_answer(rows: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
+    """Rows need no answer here: one is put where it is missing, so that what is asked is checked as ever."""
+    for place, row in rows:
+        if isinstance(row, dict) and "prompt" in row:
+            row = {"prompt": row["prompt"], "response": "any"}
+        elif isinstance(row, dict) and isinstance(row.get("messages"), list):
+            last = row["messages"][-1] if row["messages"] else None
+            if not (isinstance(last, dict) and last.get("role") == "assistant"):
+                row = {**row, "messages": [*row["messages"], {"role": "assistant", "content": "any"}]}
+        elif isinstance(row, dict) and not any(names[0] in row for names in FORMS.values()):
+            columns = ", ".join(row) or "no columns"
+            row = Problem(
+                "no prompt", f"has neither prompt nor messages, but {columns}: rename what is asked to prompt"
+            )
+        yield place, row
+
+
+def _only_questions(example: Example, file: Path) -> Question:
+    if isinstance(example, PromptResponse | Conversation):
+        return example
+    raise DataError(f"{file} has {example.form}, but what is asked is a prompt or messages")
+
+
+def encode_one(question: Question, tokenizer: Tokenizer) -> list[int]:
+    """Raises DataError for what cannot be text, as a terminal may give it, or not a conversation of the template."""
+    texts = [question.prompt] if isinstance(question, PromptResponse) else [m["content"] for m in question.messages]
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise DataError(f"{text[:40]!r} is not UTF-8 text (character {error.start + 1})") from None
+    if isinstance(question, PromptResponse):
+        return tokenizer.encode(question.prompt).tolist()
+    return encode_question(replace(question, messages=question.messages[:-1]), tokenizer).tolist()
+
+
+def encode(questions: Sequence[Question], opened: "Opened", sampling: Sampling) -> list[list[int]]:
+    """Their ids, as training writes them. Raises DataError, naming the prompt, where nothing can follow one."""
+    prompts = []
+    for number, question in enumerate(questions, start=1):
+        ids = encode_one(question, opened.tokenizer)
+        name = f"prompt {number} ({question_text(question)[:40]!r})"
+        if not ids:
+            raise DataError(f"{name} is empty: there is nothing to go on from")
+        if room(len(ids), sampling, opened.decoder.max_seq_len) < 1:
+            raise DataError(
+                f"{name} has {len(ids)} tokens, but the model reads and writes {opened.decoder.max_seq_len}"
+            )
+        prompts.append(ids)
+    return prompts
+
+
+def check_room(prompts: Sequence[Sequence[int]], max_new_tokens: int, max_seq_len: int) -> None:
+    """Raises ConfigError when so many tokens cannot follow the longest prompt."""
+    longest = max(map(len, prompts))
+    if longest + max_new_tokens > max_seq_len:
+        raise ConfigError(
+            f"--max_new_tokens is {max_new_tokens}, but with the {longest} tokens of the longest prompt these are "
+            f"{longest + max_new_tokens}, and the model reads and writes {max_seq_len}: write at most "
+            f"{max_seq_len - longest}"
+        )

@@ -1,0 +1,94 @@
+"""Where results of evaluations are kept: by name in a folder's evaluation.json.
+
+The table in its README.md, the model card, shows all of them.
+"""
+
+import json
+import re
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from data.base.errors import ConfigError
+from data.base.versions import installed_versions
+from train.hf.tensors import Precision
+
+RESULTS = "evaluation.json"
+CARD = "README.md"
+MARKER = "<!-- evaluation -->"
+"""Stands before and after what is written into the card; all else in it is left as it is."""
+
+Result = dict[str, Any]
+"""`asked`, how many; `metrics`, name -> value (or null); `stderr`, the same for those that have one; and settings."""
+
+
+def rows_of(results: Mapping[str, Result]) -> list[tuple[str, str, str, str]]:
+    """(task, metric, value, asked) as text, one row a metric."""
+    rows = []
+    for name, result in results.items():
+        asked = "" if result["asked"] is None else f"{result['asked']:,}"
+        for metric, value in result["metrics"].items():
+            spread = result["stderr"].get(metric)
+            rows.append((name, metric, f"{value:.4f}" + (f" ± {spread:.4f}" if spread is not None else ""), asked))
+    return rows
+
+
+def keep(folder: Path, results: Mapping[str, Result], precision: Precision) -> dict[str, Result]:
+    """Adds the results to the folder's evaluation.json and shows all that is there in its card; returns all.
+
+    Raises ConfigError when one of them cannot be read or written.
+    """
+    file = folder / RESULTS
+    now = {
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "precision": precision,
+        "versions": installed_versions(("lm-eval", "torch", "transformers")),
+    }
+    every = read_kept(folder) | {name: {**result, **now} for name, result in results.items()}
+    try:
+        _replace(file, json.dumps(every, indent=2) + "\n")
+        card = folder / CARD
+        before = card.read_text(encoding="utf-8") if card.is_file() else f"# {folder.resolve().name}\n"
+        _replace(card, with_section(before, section(every)))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"the results cannot be written into {folder}: {error}") from None
+    return every
+
+
+def read_kept(folder: Path) -> dict[str, Result]:
+    """What earlier evaluations left in the folder. Raises ConfigError when it cannot be read."""
+    file = folder / RESULTS
+    if not file.is_file():
+        return {}
+    try:
+        kept = json.loads(file.read_text(encoding="utf-8"))
+        rows_of(kept)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{file} holds no results of an evaluation ({error!r}): remove it") from None
+    return kept
+
+
+def section(results: Mapping[str, Result]) -> str:
+    """The card's part, in Markdown."""
+    rows = [(*row, results[row[0]]["date"]) for row in rows_of(results)]
+    header = ("task", "metric", "value", "asked", "date")
+    lines = [header, ("---",) * len(header), *rows]
+    table = "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
+    return f"## Benchmarks\n\n{table}\n\nSettings and versions of each are in {RESULTS}.\n"
+
+
+def with_section(card: str, text: str) -> str:
+    """The card with the text between its markers; at its end where there are none."""
+    part = f"{MARKER}\n{text}{MARKER}"
+    pattern = re.compile(f"{re.escape(MARKER)}.*{re.escape(MARKER)}", re.DOTALL)
+    if pattern.search(card):
+        return pattern.sub(lambda _: part, card)
+    return f"{card.rstrip()}\n\n{part}\n"
+
+
+def _replace(file: Path, text: str) -> None:
+    """Whole or not at all."""
+    part = file.with_name(f".{file.name}.part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(file)

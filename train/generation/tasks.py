@@ -1,0 +1,145 @@
+"""Tasks of the lm-evaluation-harness on an exported model."""
+
+import contextlib
+import difflib
+import importlib
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from data.base.errors import ConfigError
+from data.hub.reach import why_offline
+from train.export.export import TORCH_DTYPES
+from train.generation.huggingface_compat import offline
+from train.generation.open_model import check_exported, check_loaded, torch_device
+from train.generation.results import Result
+from train.hardware.device import Device
+from train.hf.tensors import Precision
+
+
+def run_tasks(
+    folder: Path,
+    tasks: Sequence[str],
+    *,
+    batch_size: int,
+    precision: Precision,
+    device: Device,
+    num_fewshot: int | None = None,
+    limit: int | None = None,
+    apply_chat_template: bool = False,
+) -> dict[str, Result]:
+    """The lm-evaluation-harness on an exported folder, through stock transformers: results by task and group.
+
+    A task is a name of the harness's own, a YAML file, or a folder of them, all of whose tasks are meant. Raises
+    ConfigError when the harness is not installed, the folder is no whole DBRX, or a task is not there or cannot be
+    loaded.
+    """
+    harness = _harness()
+    weights = check_exported(folder)
+    with offline() if why_offline() is not None else contextlib.nullcontext():
+        loaded = _load_tasks(tasks)
+        model = harness.models.huggingface.HFLM(
+            pretrained=str(folder),
+            device=str(torch_device(device)),
+            dtype=TORCH_DTYPES[precision],
+            batch_size=batch_size,
+            trust_remote_code=False,
+        )
+        check_loaded(weights, model.model)
+        out = harness.simple_evaluate(
+            model,
+            tasks=loaded,
+            num_fewshot=num_fewshot,
+            limit=limit,
+            apply_chat_template=apply_chat_template,
+            log_samples=False,
+            bootstrap_iters=1000,
+        )
+    return results_of(out)
+
+
+def results_of(out: Mapping[str, Any]) -> dict[str, Result]:
+    """The harness's results in our form, with its metrics' names: `acc,none` is acc under the filter none."""
+    results: dict[str, Result] = {}
+    for name, values in out["results"].items():
+        metrics = {key: value for key, value in values.items() if "," in key and isinstance(value, int | float)}
+        shown = {key.removesuffix(",none"): value for key, value in metrics.items() if "_stderr," not in key}
+        errors = {key.replace("_stderr,", ","): value for key, value in metrics.items() if "_stderr," in key}
+        stderr = {key.removesuffix(",none"): value for key, value in errors.items()}
+        stderr = {key: value for key, value in stderr.items() if key in shown}
+        results[name] = {"asked": out["n-samples"].get(name, {}).get("effective"), "metrics": shown, "stderr": stderr}
+        for key, kept in (("versions", "version"), ("n-shot", "num_fewshot")):
+            if out[key].get(name) is not None:
+                results[name][kept] = out[key][name]
+    return results
+
+
+def _harness() -> Any:
+    try:
+        harness = importlib.import_module("lm_eval")
+        importlib.import_module("lm_eval.models.huggingface")
+    except ImportError as error:
+        raise ConfigError(f"--tasks needs the lm-evaluation-harness ({error}): pip install -e '.[eval]'") from None
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    return harness
+
+
+def _load_tasks(tasks: Sequence[str]) -> list[Any]:
+    """The harness's tasks and groups; their data is loaded on the way."""
+    manager_of = importlib.import_module("lm_eval.tasks").TaskManager
+    local = [Path(task) for task in tasks if _is_path(task)]
+    folders = sorted({path if path.is_dir() else path.parent for path in local})
+    manager = manager_of(include_path=list(map(str, folders)) or None, include_defaults=len(local) < len(tasks))
+    names: list[str] = []
+    for task in tasks:
+        names += _names_in(Path(task), manager) if _is_path(task) else [_known(task, manager)]
+    found: dict[str, Any] = {}
+    for name in dict.fromkeys(names):
+        try:
+            loaded = manager.load([name])
+        except Exception as error:  # of its YAML, its functions, or of datasets: almost anything
+            raise ConfigError(_cannot_load(name, error)) from error
+        group = loaded.get("groups", {}).get(name)
+        found |= {name: group} if group is not None else loaded["tasks"]
+    return list(found.values())
+
+
+def _is_path(task: str) -> bool:
+    if not ("/" in task or task.endswith((".yaml", ".yml"))):
+        return False
+    if not Path(task).exists():
+        raise ConfigError(f"--tasks has {task!r}, but there is no such file or folder")
+    return True
+
+
+def _names_in(path: Path, manager: Any) -> list[str]:
+    """The tasks that a YAML file, or all of a folder, define."""
+    path = path.resolve()
+    names = [
+        name
+        for name, entry in manager.task_index.items()
+        if entry.yaml_path is not None
+        and name in manager.all_subtasks
+        and (path in Path(entry.yaml_path).resolve().parents or Path(entry.yaml_path).resolve() == path)
+    ]
+    if not names:
+        raise ConfigError(f"--tasks has {str(path)!r}, but no task is defined there (YAML with a key `task`)")
+    return sorted(names)
+
+
+def _known(name: str, manager: Any) -> str:
+    if name in manager.task_index:
+        return name
+    close = difflib.get_close_matches(name, manager.all_tasks, n=3)
+    hint = f"; did you mean {' or '.join(close)}?" if close else ""
+    raise ConfigError(f"--tasks has {name!r}, which the lm-evaluation-harness does not know{hint}")
+
+
+def _cannot_load(name: str, error: Exception) -> str:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    if type(error) is FileNotFoundError:  # those of the hub are of classes beneath it
+        return f"--tasks has {name!r}, whose data is not there ({reason}): put it there, or mend the task's YAML"
+    offline = why_offline()
+    hint = f"; {offline}: load its data once where there is a network, or name local tasks" if offline else ""
+    return f"--tasks has {name!r}, which cannot be loaded ({type(error).__name__}: {reason}){hint}"
