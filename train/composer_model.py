@@ -83,7 +83,7 @@ class DbrxForComposer(ComposerModel):
 
         Composer multiplies by the microbatch's share of the device's rows and averages over ranks; both are divided
         out, so that parts add up to the same step for any number of ranks and microbatches. Needs what
-        callbacks.GlobalBatch adds to the batch.
+        callbacks/global_batch.py adds to the batch.
         """
         assert outputs.losses_BS is not None
         n_rows = batch["input_ids"].shape[0]

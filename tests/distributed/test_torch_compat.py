@@ -1,16 +1,21 @@
 import torch
 
 from tests.helpers.ranks import run_ranks
-from train.distributed.torch_compat import patch_fsdp2_on_gloo
+from train.distributed.torch_compat import (
+    all_reduce_asserts_an_event,
+    patch_fsdp2_on_gloo,
+    reduce_scatter_averages,
+)
 
 IS_CLASSIC = not hasattr(torch.nn.functional, "grouped_mm")
 """torch 2.7, by a feature that later ones have."""
 
 
-def patched() -> list[str]:
+def patched() -> tuple[bool, bool, list[str]]:
     torch.distributed.init_process_group("gloo")
-    return patch_fsdp2_on_gloo()
+    return all_reduce_asserts_an_event(), reduce_scatter_averages(), patch_fsdp2_on_gloo()
 
 
 def test_torch_is_patched_where_it_must_be_and_only_there():
-    assert run_ranks(patched, 2) == [["events", "averages"] if IS_CLASSIC else []] * 2
+    found = (True, False, ["events", "averages"]) if IS_CLASSIC else (False, True, [])
+    assert run_ranks(patched, 2) == [found] * 2

@@ -24,6 +24,7 @@ ORDER = [
     "train.optim",
     "train.hardware",
     "train.composer_model",
+    "train.composer_compat",
     "train.config",
     "train.hf",
     "train.models",
@@ -40,7 +41,7 @@ ORDER = [
     "data.config",
     "data.base",
 ]
-"""Packages, and the two modules beside them. A package imports from those below it alone."""
+"""Packages, and the modules beside them. A package imports from those below it alone."""
 
 FORBIDDEN = {
     "data": ("train", "composer", "scripts", "tests"),

@@ -17,12 +17,13 @@ from torch.distributed.tensor import DTensor
 
 from data.base.errors import DataError, os_error, plain_os_errors
 from data.base.sizes import format_bytes
+from train.composer_compat import join_ranks_after_failed_save
 
 
 class CheckpointSaver(callbacks.CheckpointSaver):
     """Composer's, into a local folder. It has the name of Composer's, under which checkpoints hold its state.
 
-    When a rank cannot write its part of a checkpoint, every rank raises DataError or ConfigError (see said_plainly),
+    When a rank cannot write its part of a checkpoint, every rank raises DataError or ConfigError (see plain_os_errors),
     and what was written of it is removed. The checkpoints before it stay.
     """
 
@@ -63,8 +64,7 @@ class CheckpointSaver(callbacks.CheckpointSaver):
             if not isinstance(error, CheckpointException) and os_error(error) is None:
                 raise
             if self.symlink_count == saved_before:
-                # The barrier of Composer 0.32.1's save_checkpoint, at which the ranks wait that write nothing.
-                dist.barrier()
+                join_ranks_after_failed_save()
             return error
         return None
 

@@ -15,13 +15,13 @@ def patch_fsdp2_on_gloo() -> list[str]:
     if dist.get_backend() != "gloo":
         return []
     patched = []
-    if _all_reduce_asserts_an_event():
+    if all_reduce_asserts_an_event():
         setattr(torch.cpu.Stream, "record_event", lambda self: torch.cpu.Event())  # noqa: B010
         if not torch.accelerator.is_available():
             # Where an event of a frozen unit is still open at the end of backward, FSDP2 asks for this one to wait.
             torch.accelerator.current_stream = lambda device=None: torch.cpu.current_stream()
         patched.append("events")
-    if not _averages():
+    if not reduce_scatter_averages():
         from torch.distributed.fsdp._fully_shard import _fsdp_collectives
 
         _fsdp_collectives._get_gradient_divide_factors = _divide_factors
@@ -29,7 +29,7 @@ def patch_fsdp2_on_gloo() -> list[str]:
     return patched
 
 
-def _all_reduce_asserts_an_event() -> bool:
+def all_reduce_asserts_an_event() -> bool:
     """torch 2.7: HSDP's backward wants an event of every stream, and CPU streams record none (pytorch PR 150316)."""
     try:
         # Private, and imported where a torch that has moved it is no error.
@@ -40,7 +40,7 @@ def _all_reduce_asserts_an_event() -> bool:
     return "None" not in event and "Optional" not in event
 
 
-def _averages() -> bool:
+def reduce_scatter_averages() -> bool:
     """torch 2.7: asked to average, gloo's reduce-scatter sums, so that every gradient is world_size times too large
     (pytorch issue 162338). Adam hides it; SGD, clipping and logged norms show it."""
     averaged = torch.empty(1)

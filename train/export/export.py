@@ -1,6 +1,6 @@
 """A checkpoint as a stock Hugging Face DBRX folder, a few rows in memory at a time.
 
-Parameter names and shapes are Hugging Face's already (see plan.parameter_shapes), so the export copies bytes; what it
+Parameter names and shapes are Hugging Face's already (see train/models/shapes.py), so the export copies bytes; what it
 adds is config.json, the index, a model card, and the tokenizer's files, which the run left beside its checkpoints.
 """
 

@@ -1,4 +1,4 @@
-"""From config to objects: optimizer, schedule, callbacks. Loggers: loggers.py. Composer's Trainer: trainer.py."""
+"""From config to optimizer, with its groups of parameters."""
 
 from typing import Any
 

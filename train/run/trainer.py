@@ -10,11 +10,9 @@ from composer import Trainer
 from composer.algorithms import GradientClipping
 from composer.core import Callback, DataSpec, Evaluator
 from composer.devices import Device
-from composer.distributed import prepare_distributed
 from composer.utils import dist
 from composer.utils.parallelism import FSDP2Config
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import DataLoader
 
 from data.base.durations import Clock
@@ -27,6 +25,7 @@ from train.callbacks.learning_rate import LearningRate
 from train.callbacks.restore_rng import RestoreRNG
 from train.checkpoint.optimizer import as_one_group, changed_settings, read_groups
 from train.checkpoint.save_folder import batch_of, checkpoints, first_failure
+from train.composer_compat import leave_sharded_models, remember_checkpoints
 from train.composer_model import DbrxForComposer
 from train.config.schema import TrainConfig
 from train.hardware.allocator import keep_freed_memory
@@ -35,11 +34,6 @@ from train.optim.optimizers import build_optimizer
 from train.optim.schedules import build_scheduler
 from train.run.loggers import build_loggers
 from train.weights.start import Start
-
-
-def _leave_as_sharded(model: torch.nn.Module, *args: Any, **kwargs: Any) -> None:
-    """Stands in for Composer's own sharding, which knows neither meta on CPU nor HSDP."""
-    assert any(isinstance(module, FSDPModule) for module in model.modules())
 
 
 def build_trainer(
@@ -75,7 +69,7 @@ def build_trainer(
     if config.fsdp_config is not None:
         # Tells Composer how to save and load; the model itself is sharded already, by train/distributed/build_model.py.
         parallelism = {"fsdp": FSDP2Config(state_dict_type=config.fsdp_config.state_dict_type)}
-        prepare_distributed.parallelize_composer_model = _leave_as_sharded
+        leave_sharded_models()
     evaluator = None
     if eval_loader is not None:
         evaluator = Evaluator(
@@ -122,7 +116,9 @@ def build_trainer(
     restore_rng.trainer = trainer
     if resuming:
         for saver in savers:
-            _remember_checkpoints(saver, trainer.state.timestamp.batch.value)
+            # save_num_checkpoints_to_keep counts those of the run's earlier starts too.
+            batch = trainer.state.timestamp.batch.value
+            remember_checkpoints(saver, [path for path in checkpoints(Path(saver.folder)) if batch_of(path) <= batch])
     return trainer
 
 
@@ -160,9 +156,3 @@ def _trainer(
         if changed := changed_settings(optimizer_name, saved, optimizers.param_groups, names):
             print(f"optimizer settings changed since the checkpoint: {'; '.join(changed)}", flush=True)
     return trainer
-
-
-def _remember_checkpoints(saver: CheckpointSaver, batch: int) -> None:
-    """Names the checkpoints of the run's earlier starts to Composer, which save_num_checkpoints_to_keep counts too."""
-    present = [path for path in checkpoints(Path(saver.folder)) if batch_of(path) <= batch]
-    saver.saved_checkpoints = [str(path / "__0_0.distcp") if path.is_dir() else str(path) for path in present]

@@ -80,7 +80,7 @@ def _check_meaning(before: Path, config: TrainConfig, message: str) -> None:
 
 def _meaning(config: TrainConfig) -> dict[str, Any]:
     model, attn, ffn, lora = config.model, config.model.attn_config, config.model.ffn_config, config.lora
-    # The base is compared by its weights, in adapter.check_base.
+    # The base is compared by its weights, in frozen_base.check_base.
     adapters = {} if lora is None else {"lora.alpha": lora.alpha}
     weights = {
         "n_heads": model.n_heads,
@@ -100,8 +100,8 @@ class Start:
 
     path: Path
     data_state: Mapping[str, str] | None
-    """What the training data's `state_dict` was (see Plan.state), where the run goes on from there, with optimizer and
-    random state; None where it takes the weights alone."""
+    """What the training data's `state_dict` was (see RowPlan.state), where the run goes on from there, with optimizer
+    and random state; None where it takes the weights alone."""
     resuming: bool
     """It is the run's own, found by autoresume."""
 
