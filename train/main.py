@@ -76,7 +76,8 @@ def _run(arguments: list[str], signals: StopSignals) -> None:
     check_patterns(config)
     if _rank("RANK") == 0:
         print(f"{masked_yaml(config)}\n{parameters_line(config.model, config.lora)}", flush=True)
-    check_machine(config, world_size, choose_device(config.device))
+    device = choose_device(config.device)
+    check_machine(config, world_size, device)
     _prepare(config)
 
     from train.run.fit import fit
@@ -86,7 +87,7 @@ def _run(arguments: list[str], signals: StopSignals) -> None:
     gc.collect()
     gc.freeze()
     try:
-        fit(config)
+        fit(config, device=device)
     finally:
         # At the interpreter's end Triton reports what was not collected as leaked.
         gc.unfreeze()

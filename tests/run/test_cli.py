@@ -132,7 +132,7 @@ def test_config_comes_first(capsys):
 
 def test_resolved_config_and_parameters_are_printed_before_training(config, monkeypatch, capsys):
     seen = []
-    trains_with(monkeypatch, lambda config: seen.append((config, capsys.readouterr().out)))
+    trains_with(monkeypatch, lambda config, **_: seen.append((config, capsys.readouterr().out)))
     assert main([config, "seed=3"]) == 0
     (given, printed), = seen  # fmt: skip
     assert given.seed == 3
@@ -143,7 +143,7 @@ def test_resolved_config_and_parameters_are_printed_before_training(config, monk
 
 
 def test_only_rank_0_prints_the_config(config, monkeypatch, capsys):
-    trains_with(monkeypatch, lambda config: None)
+    trains_with(monkeypatch, lambda config, **_: None)
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert main([config]) == 0
@@ -152,7 +152,7 @@ def test_only_rank_0_prints_the_config(config, monkeypatch, capsys):
 
 @pytest.mark.parametrize("error", [ConfigError("a.b is 3"), DataError("x.jsonl, line 3: no")])
 def test_errors_of_the_user_are_one_line(config, monkeypatch, capsys, error):
-    def fit(config):
+    def fit(config, **_):
         raise error
 
     trains_with(monkeypatch, fit)
@@ -161,7 +161,7 @@ def test_errors_of_the_user_are_one_line(config, monkeypatch, capsys, error):
 
 
 def test_a_bug_keeps_its_traceback(config, monkeypatch):
-    def fit(config):
+    def fit(config, **_):
         raise ValueError("a bug")
 
     trains_with(monkeypatch, fit)
@@ -180,7 +180,7 @@ def test_batch_that_cannot_be_cut_for_the_ranks(config, monkeypatch, capsys):
 def test_the_132b_is_counted_and_refused_before_anything_is_allocated_or_read(monkeypatch, capsys):
     monkeypatch.setattr(train.main, "choose_device", lambda wanted: "cpu")
     monkeypatch.setattr(train.planning.machine, "cpu_memory", lambda: 16e9)
-    trains_with(monkeypatch, lambda config: pytest.fail("it went on to train"))
+    trains_with(monkeypatch, lambda config, **_: pytest.fail("it went on to train"))
     assert main([str(ROOT / "yamls/finetune/dbrx.yaml")]) == 2
     out, err = capsys.readouterr()
     assert out.splitlines()[-1] == "parameters: 131,596,523,520 (36.47 B active)"

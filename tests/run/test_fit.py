@@ -39,7 +39,7 @@ def frozen(path: str) -> list[int]:
     """How many objects the collector passes over when main hands the config to fit."""
     found = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("train.run.fit.fit", lambda config: found.append(gc.get_freeze_count()))
+        patch.setattr("train.run.fit.fit", lambda config, **_: found.append(gc.get_freeze_count()))
         assert main.main([path]) == 0
     return found
 

@@ -17,7 +17,8 @@ from train import main
 from train.checkpoint.save_folder import checkpoints
 from train.config.load import load_config, load_saved_config
 from train.models.dbrx import IGNORED
-from train.run.fit import _model, fit
+from train.run.fit import fit
+from train.run.starting_model import starting_model
 
 
 class Evaluated(Callback):
@@ -83,7 +84,7 @@ def test_the_first_evaluation_is_that_of_transformers(tmp_path: Path, toy: tuple
 def test_a_folder_that_cannot_be_is_told_before_anything_heavy(
     tmp_path: Path, toy: tuple[str, list[str]], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def too_far(*args: object) -> None:
+    def too_far(*args: object, **kwargs: object) -> None:
         raise AssertionError("the run was begun")
 
     monkeypatch.setattr("train.run.fit.fit", too_far)
@@ -128,9 +129,9 @@ class Diverged:
 
 
 def test_so_are_those_of_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("train.run.fit._weights", lambda *args: Diverged())
+    monkeypatch.setattr("train.run.starting_model._weights", lambda *args: Diverged())
     config = load_config(write_toy_run(tmp_path), ["load_path=runs/a/ep0-ba5", "fsdp_config=null"])
     with pytest.raises(
         ConfigError, match=r"load_path is 'runs/a/ep0-ba5', but .* in its weights: lm_head.weight: name"
     ):
-        _model(config, config.model, None, "fp32", torch.device("cpu"), torch.float32)
+        starting_model(config, config.model, None, "fp32", torch.device("cpu"), torch.float32)

@@ -26,72 +26,6 @@ from train.models.shapes import adapted_shapes, adapter_name, adapter_shapes
 PEFT_WEIGHTS = "adapter_model.safetensors"
 
 
-class PeftWeights:
-    """The adapters under PEFT's names. Where each expert has an A, B is block-diagonal: PEFT knows one A alone."""
-
-    def __init__(self, adapters: CheckpointReader, model: ModelConfig, lora: LoraConfig) -> None:
-        self.adapters, self.files = adapters, adapters.files
-        self.r, self._F = lora.r, model.ffn_config.ffn_hidden_size
-        own = adapter_shapes(model, lora)
-        self._own: dict[str, str] = {}
-        self.shapes: dict[str, tuple[int, ...]] = {}
-        for name in adapted_shapes(model, lora):
-            place, peft = adapter_name(name), _peft_name(name, lora)
-            rank = own[f"{place}.lora_A"][0]
-            for matrix in ("lora_A", "lora_B"):
-                shape = own[f"{place}.{matrix}"]
-                self._own[f"{peft}.{matrix}.weight"] = f"{place}.{matrix}"
-                self.shapes[f"{peft}.{matrix}.weight"] = shape if matrix == "lora_A" else (shape[0], rank)
-
-    def pieces(self, name: str, dtype: torch.dtype) -> None:
-        return None
-
-    def rows(self, name: str, start: int, stop: int, out: torch.Tensor) -> None:
-        own = self._own[name]
-        if self.shapes[name] == self.adapters.shapes[own]:
-            self.adapters.rows(own, start, stop, out)
-            return
-        B = torch.empty(stop - start, self.r)
-        self.adapters.rows(own, start, stop, B)
-        expert = torch.arange(start, stop) // self._F
-        columns = expert.unsqueeze(1) * self.r + torch.arange(self.r)
-        out.zero_().scatter_(1, columns, B.to(out.dtype))
-
-
-def _peft_name(name: str, lora: LoraConfig) -> str:
-    """PEFT wraps a module once for each parameter of it, the first innermost."""
-    module, _, last = name.rpartition(".")
-    if last == "weight":
-        return f"base_model.model.{module}"
-    wrapped = [part for part in ("w1", "v1", "w2") if part in lora.targets]
-    return f"base_model.model.{module}{'.base_layer' * (len(wrapped) - 1 - wrapped.index(last))}"
-
-
-def peft_config(model: ModelConfig, lora: LoraConfig, base: str | None) -> dict[str, Any]:
-    """adapter_config.json, which peft 0.18 and newer read."""
-    names = {"Wqkv": "Wqkv", "out_proj": "out_proj", "layer": "router.layer"}
-    experts = [f"experts.mlp.{part}" for part in ("w1", "v1", "w2") if part in lora.targets]
-    linear = [names[part] for part in lora.targets if part in names]
-    # With an A an expert, theirs is the common rank: patterns are for modules, of parameters PEFT warns falsely.
-    wide = model.ffn_config.moe_num_experts if lora.per_expert and experts else 1
-    narrow = linear if wide > 1 else []
-    return {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base,
-        "r": wide * lora.r,
-        "lora_alpha": wide * lora.alpha,
-        # Of training alone, and refused by PEFT beside target_parameters.
-        "lora_dropout": 0.0,
-        "bias": "none",
-        "target_modules": linear,
-        "target_parameters": experts or None,
-        "rank_pattern": dict.fromkeys(narrow, lora.r),
-        "alpha_pattern": dict.fromkeys(narrow, lora.alpha),
-        "inference_mode": True,
-    }
-
-
 def export_peft(checkpoint: Path, output: Path, precision: Precision = "fp32") -> None:
     """Writes the adapters as a folder that stock PEFT loads onto the base in stock transformers.
 
@@ -144,6 +78,31 @@ def _check_finite(reader: CheckpointReader, shapes: Mapping[str, tuple[int, ...]
         raise ConfigError(of_checkpoint(reader.checkpoint, names))
 
 
+def peft_config(model: ModelConfig, lora: LoraConfig, base: str | None) -> dict[str, Any]:
+    """adapter_config.json, which peft 0.18 and newer read."""
+    names = {"Wqkv": "Wqkv", "out_proj": "out_proj", "layer": "router.layer"}
+    experts = [f"experts.mlp.{part}" for part in ("w1", "v1", "w2") if part in lora.targets]
+    linear = [names[part] for part in lora.targets if part in names]
+    # With an A an expert, theirs is the common rank: patterns are for modules, of parameters PEFT warns falsely.
+    wide = model.ffn_config.moe_num_experts if lora.per_expert and experts else 1
+    narrow = linear if wide > 1 else []
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "r": wide * lora.r,
+        "lora_alpha": wide * lora.alpha,
+        # Of training alone, and refused by PEFT beside target_parameters.
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "target_modules": linear,
+        "target_parameters": experts or None,
+        "rank_pattern": dict.fromkeys(narrow, lora.r),
+        "alpha_pattern": dict.fromkeys(narrow, lora.alpha),
+        "inference_mode": True,
+    }
+
+
 def _readme(config: TrainConfig, base: str | None) -> str:
     assert config.lora is not None
     merged = bool({"w1", "v1", "w2"} & set(config.lora.targets))
@@ -169,3 +128,44 @@ model = AutoModelForCausalLM.from_pretrained({base or "the base"!r})
 model = PeftModel.from_pretrained(model, "this folder"){".merge_and_unload()" if merged else ""}
 ```
 {how if merged else ""}"""
+
+
+class PeftWeights:
+    """The adapters under PEFT's names. Where each expert has an A, B is block-diagonal: PEFT knows one A alone."""
+
+    def __init__(self, adapters: CheckpointReader, model: ModelConfig, lora: LoraConfig) -> None:
+        self.adapters, self.files = adapters, adapters.files
+        self.r, self._F = lora.r, model.ffn_config.ffn_hidden_size
+        own = adapter_shapes(model, lora)
+        self._own: dict[str, str] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        for name in adapted_shapes(model, lora):
+            place, peft = adapter_name(name), _peft_name(name, lora)
+            rank = own[f"{place}.lora_A"][0]
+            for matrix in ("lora_A", "lora_B"):
+                shape = own[f"{place}.{matrix}"]
+                self._own[f"{peft}.{matrix}.weight"] = f"{place}.{matrix}"
+                self.shapes[f"{peft}.{matrix}.weight"] = shape if matrix == "lora_A" else (shape[0], rank)
+
+    def pieces(self, name: str, dtype: torch.dtype) -> None:
+        return None
+
+    def rows(self, name: str, start: int, stop: int, out: torch.Tensor) -> None:
+        own = self._own[name]
+        if self.shapes[name] == self.adapters.shapes[own]:
+            self.adapters.rows(own, start, stop, out)
+            return
+        B = torch.empty(stop - start, self.r)
+        self.adapters.rows(own, start, stop, B)
+        expert = torch.arange(start, stop) // self._F
+        columns = expert.unsqueeze(1) * self.r + torch.arange(self.r)
+        out.zero_().scatter_(1, columns, B.to(out.dtype))
+
+
+def _peft_name(name: str, lora: LoraConfig) -> str:
+    """PEFT wraps a module once for each parameter of it, the first innermost."""
+    module, _, last = name.rpartition(".")
+    if last == "weight":
+        return f"base_model.model.{module}"
+    wrapped = [part for part in ("w1", "v1", "w2") if part in lora.targets]
+    return f"base_model.model.{module}{'.base_layer' * (len(wrapped) - 1 - wrapped.index(last))}"

@@ -26,8 +26,12 @@ from train.hf.safetensors_file import Stored, header, read_header
 from train.hf.tensors import DTYPES, Precision
 from train.models.shapes import parameter_shapes
 
+_ABSENT = object()
+_BESIDE = ("config.json", INDEX, "README.md", "evaluation.json")
+"""What a whole folder may have beside weights and tokenizer."""
 
-class NotFinite(ConfigError):
+
+class CheckpointNotFinite(ConfigError):
     """The checkpoint's weights are not finite: no export of it is of use, however it is written."""
 
 
@@ -80,11 +84,6 @@ def _check_config(folder: Path, run: Run) -> Precision:
     return precision
 
 
-_ABSENT = object()
-_BESIDE = ("config.json", INDEX, "README.md", "evaluation.json")
-"""What a whole folder may have beside weights and tokenizer."""
-
-
 def _check_files(folder: Path, run: Run) -> None:
     """The tokenizer's files are those of the run; there is nothing besides that a loader might take up."""
     if not (folder / "README.md").is_file():
@@ -131,8 +130,8 @@ def _check_tokenizer(folder: Path, run: Run) -> None:
         transformers.GenerationConfig.from_pretrained(folder),
     )
     stops = run.generation["eos_token_id"]
-    message = {"config.json": config.eos_token_id, "generation_config.json": generation.eos_token_id}
-    for name, found in message.items():
+    ends = {"config.json": config.eos_token_id, "generation_config.json": generation.eos_token_id}
+    for name, found in ends.items():
         if found != stops:
             raise _defect(name, f"ends texts at {found}, the checkpoint's tokenizer at {stops}")
     if tokenizer.eos_token_id not in stops:
@@ -152,7 +151,10 @@ def _check_tokenizer(folder: Path, run: Run) -> None:
 
 
 def _check_weights(folder: Path, run: Run, precision: Precision) -> dict[str, tuple[Path, Stored]]:
-    """Index, headers, names and shapes, and every byte. Raises NotFinite when those agree, but are not all finite."""
+    """Index, headers, names and shapes, and every byte.
+
+    Raises CheckpointNotFinite when all of these agree, but not all numbers are finite.
+    """
     shapes, weight_map, dtype = parameter_shapes(run.config.model), _weight_map(folder), DTYPES[precision][0]
     stock = _stock_shapes(folder)
     if stock != shapes:
@@ -189,7 +191,7 @@ def _check_weights(folder: Path, run: Run, precision: Precision) -> dict[str, tu
             if not is_finite(rows):
                 not_finite[name] = None
     if not_finite:
-        raise NotFinite(of_checkpoint(run.checkpoint, list(not_finite)))
+        raise CheckpointNotFinite(of_checkpoint(run.checkpoint, list(not_finite)))
     return tensors
 
 
@@ -212,7 +214,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"verified: {line}", flush=True)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
-        return EXIT_NOT_FINITE if isinstance(error, NotFinite) else 2
+        return EXIT_NOT_FINITE if isinstance(error, CheckpointNotFinite) else 2
     return 0
 
 

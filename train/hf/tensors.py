@@ -12,7 +12,6 @@ from train.hf.safetensors_file import BYTES
 
 Precision = Literal["fp32", "bf16"]
 
-
 DTYPES: dict[Precision, tuple[torch.dtype, str]] = {"fp32": (torch.float32, "F32"), "bf16": (torch.bfloat16, "BF16")}
 """torch's dtype of a precision, and safetensors' name for it."""
 

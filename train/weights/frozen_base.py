@@ -30,16 +30,28 @@ def frozen_weights(config: TrainConfig) -> TensorSource:
     return DrawnWeights(config.model, config.seed) if name is None else PretrainedFolder.open(name, config.model)
 
 
-def fingerprint(base: TensorSource) -> str:
-    """Of the first and the last row of every tensor, in fp32: the same for the same weights wherever they lie."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name, shape in sorted(base.shapes.items()):
-        digest.update(name.encode())
-        for row in (0, shape[0] - 1):
-            numbers = torch.empty(1, *shape[1:])
-            base.rows(name, row, row + 1, numbers)
-            digest.update(numbers.numpy().tobytes())
-    return digest.hexdigest()
+def frozen_base(config: TrainConfig) -> CheckpointReader | None:
+    """The checkpoint of a whole model at load_path, which a run with lora takes as its base; None without one."""
+    if config.lora is None or config.load_path is None:
+        return None
+    reader = CheckpointReader(Path(config.load_path))
+    return None if reader.holds_adapters else reader
+
+
+class DrawnWeights:
+    """The initial weights of a run that names none: drawn again."""
+
+    files: Sequence[Path] = ()
+
+    def __init__(self, model: ModelConfig, seed: int) -> None:
+        self.model, self.seed = model, seed
+        self.shapes = parameter_shapes(model)
+
+    def pieces(self, name: str, dtype: torch.dtype) -> None:
+        return None
+
+    def rows(self, name: str, start: int, stop: int, out: torch.Tensor) -> None:
+        out.copy_(draw_rows(self.seed, name, self.shapes[name], start, stop, init_std(self.model, name)))
 
 
 def note_base(folder: Path, base: TensorSource) -> None:
@@ -72,25 +84,13 @@ def check_base(checkpoint: Path, base: TensorSource, config: TrainConfig) -> Non
         )
 
 
-class DrawnWeights:
-    """The initial weights of a run that names none: drawn again."""
-
-    files: Sequence[Path] = ()
-
-    def __init__(self, model: ModelConfig, seed: int) -> None:
-        self.model, self.seed = model, seed
-        self.shapes = parameter_shapes(model)
-
-    def pieces(self, name: str, dtype: torch.dtype) -> None:
-        return None
-
-    def rows(self, name: str, start: int, stop: int, out: torch.Tensor) -> None:
-        out.copy_(draw_rows(self.seed, name, self.shapes[name], start, stop, init_std(self.model, name)))
-
-
-def frozen_base(config: TrainConfig) -> CheckpointReader | None:
-    """The checkpoint of a whole model at load_path, which a run with lora takes as its base; None without one."""
-    if config.lora is None or config.load_path is None:
-        return None
-    reader = CheckpointReader(Path(config.load_path))
-    return None if reader.holds_adapters else reader
+def fingerprint(base: TensorSource) -> str:
+    """Of the first and the last row of every tensor, in fp32: the same for the same weights wherever they lie."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, shape in sorted(base.shapes.items()):
+        digest.update(name.encode())
+        for row in (0, shape[0] - 1):
+            numbers = torch.empty(1, *shape[1:])
+            base.rows(name, row, row + 1, numbers)
+            digest.update(numbers.numpy().tobytes())
+    return digest.hexdigest()

@@ -55,20 +55,20 @@ class PretrainedFolder:
         if folder is None:
             folder = fetch(name, FILES_TO_FETCH)
         values, _ = read_config_json(name, folder / "config.json")
-        message = f"{KEY} is {name!r}"
+        subject = f"{KEY} is {name!r}"
         try:
             own = _as_config(values)
         except ValueError as error:
-            raise ConfigError(f"{message}, but its config.json cannot be: {error}") from None
+            raise ConfigError(f"{subject}, but its config.json cannot be: {error}") from None
         if model is not None and (found := contradictions(values, dataclasses.asdict(model))):
             changed = "; ".join(f"{key} is {there} there, {here} in this config" for key, there, here in found)
-            raise ConfigError(f"{message}, but these are other weights: {changed}")
-        with errors_name_the_key(message):
+            raise ConfigError(f"{subject}, but these are other weights: {changed}")
+        with errors_name_the_key(subject):
             tensors, problems = _tensors(folder)
         problems += _differences({key: stored for key, (_, stored) in tensors.items()}, parameter_shapes(own))
         if problems:
             named = listed(problems, separator="; ")
-            raise ConfigError(f"{message}, but it is no stock DBRX: {named}: name one, or export it anew")
+            raise ConfigError(f"{subject}, but it is no stock DBRX: {named}: name one, or export it anew")
         return cls(name, folder, own, tensors)
 
     def __contains__(self, name: str) -> bool:

@@ -17,83 +17,6 @@ from train.models.shapes import adapter_shapes
 from train.weights.frozen_base import frozen_base
 
 
-def check_start(path: Path, config: TrainConfig, key: str, *, whole_state: bool) -> None:
-    """Raises ConfigError when a run of this config cannot start from the checkpoint that `key` names.
-
-    With whole_state, going on from it and not from its weights alone, the weights must also mean what they meant.
-    """
-    message = f"{key} is {str(path)!r}"
-    if "://" in str(path):
-        raise ConfigError(f"{message}, but checkpoints are read from a local or mounted folder for now: copy it there")
-    if not path.exists():
-        raise ConfigError(f"{message}, but there is no such file or folder")
-    if not is_complete(path):
-        inside = [found.name for found in checkpoints(path)]
-        hint = f"; it holds checkpoints: {path / inside[-1]}" if inside else ""
-        raise ConfigError(
-            f"{message}, but it is no complete checkpoint (a folder such as ep0-ba100 with .metadata in it, or a .pt "
-            f"file){hint}"
-        )
-    there = "sharded" if path.is_dir() else "full"
-    wanted = config.fsdp_config.state_dict_type if config.fsdp_config is not None else "full"
-    if there != wanted:
-        hint = f"fsdp_config.state_dict_type={there}" if config.fsdp_config else "fsdp_config={}"
-        raise ConfigError(f"{message}, a {there} checkpoint, but this run reads and writes {wanted} ones: write {hint}")
-    before = path.resolve().parent / "config.yaml"
-    if path.is_dir():
-        reader = CheckpointReader(path)
-        base = config.lora is not None and not reader.holds_adapters
-        if base and whole_state:
-            raise ConfigError(
-                f"{message}, a whole model, of which a run with lora takes the weights alone, as its frozen base: "
-                "write load_weights_only=true"
-            )
-        if reader.holds_adapters:
-            _check_adapters(before, config, message)
-        reader.check(config.model, "this config's model", None if base else config.lora)
-    if whole_state:
-        _check_meaning(before, config, message)
-
-
-def _check_adapters(before: Path, config: TrainConfig, message: str) -> None:
-    """Adapters of other shapes, told by the YAML's keys and not tensor by tensor."""
-    was, now = load_saved_config(before).lora if before.is_file() else None, config.lora
-    if was is None or now is None or adapter_shapes(config.model, was) == adapter_shapes(config.model, now):
-        return
-    keys = [key for key in ("r", "target_modules", "per_expert") if getattr(was, key) != getattr(now, key)]
-    changed = [f"lora.{k} is {show(getattr(now, k))}, but the checkpoint's is {show(getattr(was, k))}" for k in keys]
-    raise ConfigError(f"{message}: {'; '.join(changed)}: put it back, or train other adapters in another run")
-
-
-def _check_meaning(before: Path, config: TrainConfig, message: str) -> None:
-    """The same tensors compute something else with other heads, rotations, clipping or routing."""
-    if not before.is_file():
-        return
-    was, now = _meaning(load_saved_config(before)), _meaning(config)
-    changed = [f"{key} was {was.get(key)}, now {now[key]}" for key in now if was.get(key) != now[key]]
-    if changed:
-        raise ConfigError(
-            f"{message}, but {'; '.join(changed)}: put it back, or start another run with load_path and "
-            "load_weights_only=true"
-        )
-
-
-def _meaning(config: TrainConfig) -> dict[str, Any]:
-    model, attn, ffn, lora = config.model, config.model.attn_config, config.model.ffn_config, config.lora
-    # The base is compared by its weights, in frozen_base.check_base.
-    adapters = {} if lora is None else {"lora.alpha": lora.alpha}
-    weights = {
-        "n_heads": model.n_heads,
-        "attn_config.kv_n_heads": attn.kv_n_heads,
-        "attn_config.rope_theta": attn.rope_theta,
-        "attn_config.clip_qkv": attn.clip_qkv,
-        "ffn_config.moe_top_k": ffn.moe_top_k,
-        "ffn_config.moe_num_experts": ffn.moe_num_experts,
-        "ffn_config.moe_normalize_expert_weights": ffn.moe_normalize_expert_weights,
-    }
-    return {f"model.{key}": value for key, value in weights.items()} | adapters
-
-
 @dataclass(frozen=True, kw_only=True)
 class Start:
     """The checkpoint that a run starts from."""
@@ -138,3 +61,80 @@ def _data_state(checkpoint: Path) -> dict[str, str]:
             f"{checkpoint} has no position in the data, so a run cannot go on from it: start another from its weights, "
             "with another run_name, load_path and load_weights_only=true"
         ) from None
+
+
+def check_start(path: Path, config: TrainConfig, key: str, *, whole_state: bool) -> None:
+    """Raises ConfigError when a run of this config cannot start from the checkpoint that `key` names.
+
+    With whole_state, going on from it and not from its weights alone, the weights must also mean what they meant.
+    """
+    subject = f"{key} is {str(path)!r}"
+    if "://" in str(path):
+        raise ConfigError(f"{subject}, but checkpoints are read from a local or mounted folder for now: copy it there")
+    if not path.exists():
+        raise ConfigError(f"{subject}, but there is no such file or folder")
+    if not is_complete(path):
+        inside = [found.name for found in checkpoints(path)]
+        hint = f"; it holds checkpoints: {path / inside[-1]}" if inside else ""
+        raise ConfigError(
+            f"{subject}, but it is no complete checkpoint (a folder such as ep0-ba100 with .metadata in it, or a .pt "
+            f"file){hint}"
+        )
+    there = "sharded" if path.is_dir() else "full"
+    wanted = config.fsdp_config.state_dict_type if config.fsdp_config is not None else "full"
+    if there != wanted:
+        hint = f"fsdp_config.state_dict_type={there}" if config.fsdp_config else "fsdp_config={}"
+        raise ConfigError(f"{subject}, a {there} checkpoint, but this run reads and writes {wanted} ones: write {hint}")
+    before = path.resolve().parent / "config.yaml"
+    if path.is_dir():
+        reader = CheckpointReader(path)
+        base = config.lora is not None and not reader.holds_adapters
+        if base and whole_state:
+            raise ConfigError(
+                f"{subject}, a whole model, of which a run with lora takes the weights alone, as its frozen base: "
+                "write load_weights_only=true"
+            )
+        if reader.holds_adapters:
+            _check_adapters(before, config, subject)
+        reader.check(config.model, "this config's model", None if base else config.lora)
+    if whole_state:
+        _check_meaning(before, config, subject)
+
+
+def _check_adapters(before: Path, config: TrainConfig, subject: str) -> None:
+    """Adapters of other shapes, told by the YAML's keys and not tensor by tensor."""
+    was, now = load_saved_config(before).lora if before.is_file() else None, config.lora
+    if was is None or now is None or adapter_shapes(config.model, was) == adapter_shapes(config.model, now):
+        return
+    keys = [key for key in ("r", "target_modules", "per_expert") if getattr(was, key) != getattr(now, key)]
+    changed = [f"lora.{k} is {show(getattr(now, k))}, but the checkpoint's is {show(getattr(was, k))}" for k in keys]
+    raise ConfigError(f"{subject}: {'; '.join(changed)}: put it back, or train other adapters in another run")
+
+
+def _check_meaning(before: Path, config: TrainConfig, subject: str) -> None:
+    """The same tensors compute something else with other heads, rotations, clipping or routing."""
+    if not before.is_file():
+        return
+    was, now = _meaning(load_saved_config(before)), _meaning(config)
+    changed = [f"{key} was {was.get(key)}, now {now[key]}" for key in now if was.get(key) != now[key]]
+    if changed:
+        raise ConfigError(
+            f"{subject}, but {'; '.join(changed)}: put it back, or start another run with load_path and "
+            "load_weights_only=true"
+        )
+
+
+def _meaning(config: TrainConfig) -> dict[str, Any]:
+    model, attn, ffn, lora = config.model, config.model.attn_config, config.model.ffn_config, config.lora
+    # The base is compared by its weights, in frozen_base.check_base.
+    adapters = {} if lora is None else {"lora.alpha": lora.alpha}
+    weights = {
+        "n_heads": model.n_heads,
+        "attn_config.kv_n_heads": attn.kv_n_heads,
+        "attn_config.rope_theta": attn.rope_theta,
+        "attn_config.clip_qkv": attn.clip_qkv,
+        "ffn_config.moe_top_k": ffn.moe_top_k,
+        "ffn_config.moe_num_experts": ffn.moe_num_experts,
+        "ffn_config.moe_normalize_expert_weights": ffn.moe_normalize_expert_weights,
+    }
+    return {f"model.{key}": value for key, value in weights.items()} | adapters
