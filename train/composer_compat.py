@@ -48,6 +48,7 @@ def restore_random_state(trainer: Trainer) -> bool:
     """
     needed = holds_random_state(trainer)
     if needed:
+        assert trainer._rng_state is not None
         reproducibility.load_rng_state(trainer._rng_state)
         trainer._rng_state = None
     return needed
