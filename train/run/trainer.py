@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from composer import Trainer
 from composer.algorithms import GradientClipping
-from composer.core import Callback, DataSpec, Evaluator
+from composer.core import Algorithm, Callback, DataSpec, Evaluator
 from composer.devices import Device
 from composer.utils import dist
 from composer.utils.parallelism import FSDP2Config
@@ -27,7 +27,8 @@ from train.checkpoint.optimizer import as_one_group, changed_settings, read_grou
 from train.checkpoint.save_folder import batch_of, checkpoints, first_failure
 from train.composer_compat import leave_sharded_models, remember_checkpoints
 from train.composer_model import DbrxForComposer
-from train.config.schema import TrainConfig
+from train.config.optimizer import AlgorithmsConfig
+from train.config.schema import TrainConfig, microbatch_rows
 from train.hardware.allocator import keep_freed_memory
 from train.models.recompute import named_parameters
 from train.optim.optimizers import build_optimizer
@@ -62,23 +63,11 @@ def build_trainer(
     learning_rate = LearningRate(build_scheduler(config.scheduler, clock), plan)
     # The random state first: what GlobalBatch counts, and every forward after it, draws from it.
     first = [restore_rng, learning_rate, GlobalBatch(config.model)]
-    algorithms = []
-    if (clipping := config.algorithms.gradient_clipping) is not None:
-        algorithms.append(GradientClipping(clipping.clipping_type, clipping.clipping_threshold))
     parallelism = None
     if config.fsdp_config is not None:
         # Tells Composer how to save and load; the model itself is sharded already, by train/distributed/build_model.py.
         parallelism = {"fsdp": FSDP2Config(state_dict_type=config.fsdp_config.state_dict_type)}
         leave_sharded_models()
-    evaluator = None
-    if eval_loader is not None:
-        evaluator = Evaluator(
-            label="eval",
-            dataloader=DataSpec(eval_loader),
-            metric_names=list(model.get_metrics(is_train=False)),
-            subset_num_batches=config.eval_subset_num_batches,
-            device_eval_microbatch_size=config.device_eval_batch_size,
-        )
     optimizer = build_optimizer(config.optimizer, model.model)
     resuming = start is not None and start.resuming
     # What a killed run left half-written past the checkpoint that is resumed from may be written again.
@@ -91,20 +80,18 @@ def build_trainer(
         run_name=run_name,
         seed=config.seed,
         train_dataloader=DataSpec(train_loader),
-        eval_dataloader=evaluator,
+        eval_dataloader=_evaluator(config, model, eval_loader),
         eval_interval=f"{clock.batches(config.eval_interval)}ba",
         max_duration=f"{clock.max_batches}ba",
         optimizers=optimizer,
-        algorithms=algorithms,
+        algorithms=_algorithms(config.algorithms),
         callbacks=[*first, *build_callbacks(config.callbacks), *callbacks, *savers, *after_saving],
         loggers=build_loggers(config.loggers, run_name),
         progress_bar=config.progress_bar,
         # One rank tells: a launcher keeps the others' output and shows all of it when one of them fails.
         log_to_console=config.log_to_console and dist.get_global_rank() == 0,
         console_log_interval=f"{clock.batches(config.console_log_interval)}ba",
-        device_train_microbatch_size=min(
-            config.device_train_microbatch_size, config.global_train_batch_size // dist.get_world_size()
-        ),
+        device_train_microbatch_size=microbatch_rows(config, dist.get_world_size())["device_train_microbatch_size"],
         precision=precision,
         parallelism_config=parallelism,
         dist_timeout=config.dist_timeout,
@@ -120,6 +107,23 @@ def build_trainer(
             batch = trainer.state.timestamp.batch.value
             remember_checkpoints(saver, [path for path in checkpoints(Path(saver.folder)) if batch_of(path) <= batch])
     return trainer
+
+
+def _algorithms(config: AlgorithmsConfig) -> list[Algorithm]:
+    clipping = config.gradient_clipping
+    return [] if clipping is None else [GradientClipping(clipping.clipping_type, clipping.clipping_threshold)]
+
+
+def _evaluator(config: TrainConfig, model: DbrxForComposer, loader: DataLoader | None) -> Evaluator | None:
+    if loader is None:
+        return None
+    return Evaluator(
+        label="eval",
+        dataloader=DataSpec(loader),
+        metric_names=list(model.get_metrics(is_train=False)),
+        subset_num_batches=config.eval_subset_num_batches,
+        device_eval_microbatch_size=config.device_eval_batch_size,
+    )
 
 
 def _savers(config: TrainConfig, clock: Clock, folder: str | None, *, overwrite: bool) -> list[CheckpointSaver]:
