@@ -13,7 +13,8 @@ from torch import nn
 from data.base.errors import ConfigError
 from data.config.tokenizer import TokenizerConfig
 from data.hub.repository_files import check_json_files, refuse_code_beside
-from data.tokenization.tokenizer import Tokenizer, build_tokenizer
+from data.tokenization.build import build_tokenizer
+from data.tokenization.tokenizer import Tokenizer
 from train.export.export import find_checkpoint, open_run
 from train.generation.decoders import DbrxDecoder, Decoder, TransformersDecoder
 from train.hardware.device import Device

@@ -8,8 +8,10 @@ from torch.utils.data import DataLoader
 
 from data.base.errors import under
 from data.loading.loader import eval_loader, train_loader
-from data.loading.rows import Rows, open_streams
-from data.tokenization.tokenizer import Tokenizer, build_tokenizer
+from data.loading.opening import open_streams
+from data.loading.rows import Rows
+from data.tokenization.build import build_tokenizer
+from data.tokenization.tokenizer import Tokenizer
 from train.checkpoint.save_folder import local_folder
 from train.config.load import check_vocab
 from train.config.schema import TrainConfig
