@@ -16,8 +16,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from data.base.errors import ConfigError, DataError
+from data.base.notices import say_once
 from data.base.problems import listed
-from data.mds.notices import say_once
 from data.mds.remote.failures import FetchError
 from data.mds.remote.fetch import WAITS, check_network, fetch
 from data.mds.writer import INDEX, MANIFEST

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from data.base.errors import DataError
 from data.base.locks import exclusive, is_first
-from data.mds.notices import say_once
+from data.base.notices import say_once
 from data.mds.shard import algorithm, file_defect
 from data.mds.shard_files import ShardFiles
 

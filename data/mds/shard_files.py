@@ -9,7 +9,7 @@ import xxhash
 
 from data.base.errors import DataError, plain_os_errors
 from data.base.locks import is_first
-from data.mds.notices import say_once
+from data.base.notices import say_once
 from data.mds.shard import check_header, file_defect
 
 

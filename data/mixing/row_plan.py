@@ -14,10 +14,9 @@ from data.base.durations import Clock
 from data.config.loader import DataLoaderConfig
 from data.mixing.checks import check_length, check_repeats, check_size, normalized_proportions
 from data.mixing.mixture import BatchRows
-from data.mixing.resume import check_past, resumed
+from data.mixing.resume import DataState, check_past, read_state, resumed
 from data.mixing.segments import Piece, Segment, Timeline
 from data.mixing.stages import StageResolver
-from data.mixing.state import DataState, read_state
 from data.mixing.stream_order import StreamOrder
 from data.mixing.streams import Streams, StreamShape
 

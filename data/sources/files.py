@@ -12,6 +12,7 @@ from typing import Any
 import xxhash
 
 from data.base.errors import DataError
+from data.base.notices import notice
 from data.base.problems import listed
 from data.sources.find import Part
 from data.sources.formats import arrays, delimited, ipc, lines, parquet, text
@@ -24,7 +25,6 @@ from data.sources.formats.content import (
     state_of,
     why_unreadable,
 )
-from data.sources.notices import notice
 
 READERS: dict[str, Any] = {
     "lines": lines,

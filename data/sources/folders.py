@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data.base.errors import ConfigError
+from data.base.notices import notice
 from data.base.problems import listed
 from data.sources.formats.names import is_metadata, looks_like_data
-from data.sources.notices import notice
 
 SPLIT_WORDS = {
     "train": ("train", "training"),

@@ -9,10 +9,9 @@ from data.base.durations import Clock
 from data.base.errors import ConfigError
 from data.mixing.checks import check_length, check_repeats
 from data.mixing.mixture import BLOCK_ROWS, BatchRows, Mixture
-from data.mixing.resume import check_past, resumed
+from data.mixing.resume import DataState, check_past, read_state, resumed
 from data.mixing.segments import Piece, Segment, Timeline
 from data.mixing.stages import StageResolver
-from data.mixing.state import DataState, read_state
 from data.mixing.streams import Streams
 from tests.helpers.curriculum import THREE, TWO, Shape, loader, shapes, stage
 

@@ -31,11 +31,13 @@ ORDER = [
     "data.inspection",
     "data.loading",
     "data.mixing",
+    "data.preparation.conversion",
     "data.preparation",
     "data.tokenization",
     "data.sources",
     "data.sources.formats",
     "data.mds",
+    "data.mds.remote",
     "data.examples",
     "data.hub",
     "data.config",
@@ -164,6 +166,7 @@ def test_a_package_says_what_belongs_there(folder: Path) -> None:
     lines = [line for line in (ast.get_docstring(tree) or "").splitlines() if line]
     assert 1 <= len(lines) <= 4
     assert len(tree.body) == 1, f"{package}/__init__.py has code"
+    assert 3 <= len([*folder.glob("*.py")]) - 1 <= 10, f"{package} has too few or too many files for one subject"
 
 
 def test_an_import_is_seen_wherever_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

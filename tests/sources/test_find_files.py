@@ -4,9 +4,9 @@ import os
 
 import pytest
 
+from data.base import notices
 from data.base.errors import ConfigError
 from data.config.dataset import DatasetConfig, HFKwargs
-from data.sources import notices
 from data.sources.find import find
 from data.sources.source import open_source
 from tests.helpers.read_source import of_file, of_folder, read, values
@@ -15,7 +15,7 @@ from tests.helpers.toy_tokenizer import write_jsonl
 
 @pytest.fixture(autouse=True)
 def nothing_printed_yet():
-    notices._print_once.cache_clear()
+    notices.say_once.cache_clear()
 
 
 def rows(*numbers) -> list:

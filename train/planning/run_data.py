@@ -10,8 +10,8 @@ from data.base.errors import ConfigError, under
 from data.loading.opening import open_streams
 from data.loading.rows import Rows
 from data.loading.shard_cache import ShardCache
+from data.mixing.resume import position
 from data.mixing.row_plan import RowPlan
-from data.mixing.state import position
 from data.mixing.streams import epoch_rows
 from data.tokenization.tokenizer import Tokenizer
 from train.config.schema import TrainConfig

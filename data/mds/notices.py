@@ -1,8 +1,0 @@
-"""Lines that are printed once a process."""
-
-from functools import cache
-
-
-@cache
-def say_once(message: str) -> None:
-    print(message, flush=True)
