@@ -18,6 +18,7 @@ import argparse
 import json
 import os
 from collections.abc import Sequence
+from typing import Any
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -50,7 +51,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _evaluate(args: argparse.Namespace) -> None:
+def _check_arguments(args: argparse.Namespace) -> None:
+    """Raises ConfigError for options that cannot be, or that do not fit together."""
     from data.base.errors import ConfigError
     from data.base.paths import refuse_path_arguments
 
@@ -68,21 +70,34 @@ def _evaluate(args: argparse.Namespace) -> None:
     if args.json is not None and not os.access(args.json.parent, os.W_OK):
         raise ConfigError(f"--json is {str(args.json)!r}, but its folder cannot be written")
 
+
+def _check_exported(folder: Path) -> None:
+    """Raises ConfigError when results cannot be kept in the folder."""
+    from data.base.errors import ConfigError
+    from train.generation.results import read_kept
+
+    read_kept(folder)
+    if not os.access(folder, os.W_OK):
+        raise ConfigError(f"{folder} cannot be written, but results are kept in it: copy it")
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    _check_arguments(args)
+
+    from data.base.errors import ConfigError
     from train.generation.questions import read_questions
 
     questions = read_questions(args.exact_match, with_answers=True) if args.exact_match is not None else []
 
     from train.generation.exact_match import exact_match, exact_match_result
     from train.generation.open_model import default_precision, is_exported, open_model
-    from train.generation.results import keep, read_kept, rows_of
+    from train.generation.results import keep
     from train.generation.tasks import run_tasks
     from train.hardware.device import choose_device
 
     exported = is_exported(args.folder)
     if exported:
-        read_kept(args.folder)
-        if not os.access(args.folder, os.W_OK):
-            raise ConfigError(f"{args.folder} cannot be written, but results are kept in it: copy it")
+        _check_exported(args.folder)
     elif args.tasks:
         raise ConfigError(
             f"{args.folder} is no exported model, which --tasks needs: scripts/convert_checkpoint_to_hf.py makes one"
@@ -105,19 +120,24 @@ def _evaluate(args: argparse.Namespace) -> None:
         opened = open_model(args.folder, device, precision)
         checked = exact_match(opened, questions[: args.limit], args.batch_size)
         results[args.exact_match.name] = exact_match_result(checked)
-
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("task", "metric", "value", "asked")
-    for row in rows_of(results):
-        table.add_row(*row)
-    Console(width=None if sys.stdout.isatty() else 110, highlight=False).print(table)
+    _print_table(results)
     if exported:
         keep(args.folder, results, precision)
         print(f"kept in {args.folder / 'evaluation.json'} and in its README.md")
     if args.json is not None:
         args.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+
+
+def _print_table(results: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from train.generation.results import rows_of
+
+    table = Table("task", "metric", "value", "asked")
+    for row in rows_of(results):
+        table.add_row(*row)
+    Console(width=None if sys.stdout.isatty() else 110, highlight=False).print(table)
 
 
 if __name__ == "__main__":
