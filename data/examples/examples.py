@@ -14,13 +14,13 @@ trained on. All examples of a source have one form.
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
 from data.base.errors import DataError
 from data.base.problems import Problem, Reading, check_text, describe, other_form
+from data.examples.forms import FORMS, PAIR, RESPONSE_NAMES, Conversation, Example, PromptResponse, Text, TokenTurns
 from data.examples.messages import (
     THINKING_KEYS,
     as_list,
@@ -32,51 +32,6 @@ from data.examples.messages import (
     unused_in,
 )
 from data.examples.preprocessing import PREPROCESSORS, TakeColumns
-
-RESPONSE_NAMES = ("response", "completion")
-PAIR = ("prompt", *RESPONSE_NAMES)
-
-
-@dataclass(frozen=True)
-class PromptResponse:
-    form: ClassVar[str] = "prompt and response"
-    prompt: str
-    response: str
-
-
-@dataclass(frozen=True)
-class Conversation:
-    """Messages as `read_messages` returns them; the last is the assistant's."""
-
-    form: ClassVar[str] = "messages"
-    messages: list[dict[str, Any]]
-    tools: list[dict[str, Any]] | None = None
-    """Functions that the assistant may call, as JSON schemas."""
-
-
-@dataclass(frozen=True)
-class Text:
-    form: ClassVar[str] = "text"
-    text: str
-
-
-@dataclass(frozen=True, eq=False)
-class TokenTurns:
-    """A prompt's and its response's ids (int64), turn by turn; not yet known to be ids of the tokenizer."""
-
-    form: ClassVar[str] = "turns"
-    turns: list[tuple[np.ndarray, np.ndarray]]
-
-
-Example = PromptResponse | Conversation | Text | TokenTurns
-
-FORMS: dict[str, tuple[str, ...]] = {
-    PromptResponse.form: PAIR,
-    Conversation.form: ("messages",),
-    Text.form: ("text",),
-    TokenTurns.form: ("turns",),
-}
-"""The columns of each form."""
 
 THE_ROW = "the row"
 """Where an example came from that no preprocessing function has made."""

@@ -9,7 +9,8 @@ import numpy as np
 
 from data.base.errors import TemplateError
 from data.config.dataset import DatasetConfig
-from data.examples.examples import Conversation, Example, Problem, Reading, TokenTurns, read_examples
+from data.examples.examples import Problem, Reading, read_examples
+from data.examples.forms import Conversation, Example, TokenTurns
 from data.mds.columns import COLUMNS
 from data.preparation.documents import Documents, Spooled, to_parent
 from data.preparation.recipe import Part, Tally, Task

@@ -11,7 +11,7 @@ import numpy as np
 from data.base.errors import DataError, RowError, TemplateError
 from data.base.problems import Problem
 from data.config.dataset import DatasetConfig
-from data.examples.examples import Conversation, Example, PromptResponse, Text, TokenTurns
+from data.examples.forms import Conversation, Example, PromptResponse, Text, TokenTurns
 from data.tokenization.templates.special_tokens import Hidden, hide_special_tokens, special_pattern
 from data.tokenization.templates.turns import Part, render_question, split_turns
 from data.tokenization.tokenizer import Tokenizer

@@ -6,7 +6,8 @@ import yaml
 
 from data.base.errors import DataError
 from data.base.problems import Problem, Reading
-from data.examples.examples import Conversation, PromptResponse, Text, TokenTurns, check_example, read_examples
+from data.examples.examples import check_example, read_examples
+from data.examples.forms import Conversation, PromptResponse, Text, TokenTurns
 from data.examples.preprocessing import resolve_preprocessing_fn
 
 GOOD = {"prompt": "2 + 2?", "response": "4"}

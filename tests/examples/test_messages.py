@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from data.base.problems import Reading
-from data.examples.examples import Conversation, PromptResponse, check_example, read_examples
+from data.examples.examples import check_example, read_examples
+from data.examples.forms import Conversation, PromptResponse
 from data.examples.messages import read_messages
 
 USER, ANSWER = {"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}

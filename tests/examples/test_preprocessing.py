@@ -5,7 +5,8 @@ import sys
 import pytest
 
 from data.base.errors import ConfigError, DataError
-from data.examples.examples import Conversation, PromptResponse, check_example
+from data.examples.examples import check_example
+from data.examples.forms import Conversation, PromptResponse
 from data.examples.preprocessing import PREPROCESSORS, preprocessing_source, resolve_preprocessing_fn
 
 TURNS = [{"content": "Add 2, 2.", "role": "user"}, {"content": "4", "role": "assistant"}]

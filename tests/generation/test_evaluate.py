@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from data.base.errors import ConfigError, DataError
-from data.examples.examples import PromptResponse
+from data.examples.forms import PromptResponse
 from tests.helpers.load_script import load_script
 from tests.helpers.open_here import open_here
 from tests.helpers.small_export import write_export

@@ -4,7 +4,7 @@ import pytest
 from data.base.errors import DataError
 from data.config.dataset import DatasetConfig
 from data.config.tokenizer import TokenizerConfig
-from data.examples.examples import Conversation, PromptResponse, Text, TokenTurns
+from data.examples.forms import Conversation, PromptResponse, Text, TokenTurns
 from data.tokenization.build import build_tokenizer
 from data.tokenization.chat import Document, Problem, fit, tokenize
 from data.tokenization.tiktoken_tokenizer import CL100K_PATTERN, TiktokenTokenizer

@@ -7,7 +7,8 @@ from data.base.errors import TemplateError
 from data.base.problems import Problem
 from data.config.dataset import DatasetConfig
 from data.config.tokenizer import TokenizerConfig
-from data.examples.examples import Conversation, check_example
+from data.examples.examples import check_example
+from data.examples.forms import Conversation
 from data.tokenization.build import build_tokenizer
 from data.tokenization.chat import NOT_TRAINED, Document, fit, tokenize
 from data.tokenization.tiktoken_tokenizer import CL100K_PATTERN, TiktokenTokenizer

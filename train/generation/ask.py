@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from data.examples.examples import PromptResponse
+from data.examples.forms import PromptResponse
 from train.config.sampling import Sampling
 from train.generation.generate import Answer, stream_answers
 from train.generation.questions import Question

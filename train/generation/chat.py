@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from data.base.errors import DataError
-from data.examples.examples import Conversation
+from data.examples.forms import Conversation
 from train.config.sampling import Sampling
 from train.generation.generate import stream_answers
 from train.generation.questions import as_question, encode, encode_one

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from data.base.errors import ConfigError, DataError
 from data.base.problems import Problem, Reading
-from data.examples.examples import FORMS, Conversation, Example, PromptResponse, read_examples
+from data.examples.examples import read_examples
+from data.examples.forms import FORMS, Conversation, Example, PromptResponse
 from data.sources.formats.lines import parse_line
 from data.tokenization.chat import encode_question
 from data.tokenization.tokenizer import Tokenizer

@@ -7,7 +7,8 @@ from typing import Any
 
 from data.base.errors import ConfigError, plain_os_errors
 from data.config.dataset import DatasetConfig
-from data.examples.examples import Conversation, Example, PromptResponse, Reading, Text, TokenTurns, read_examples
+from data.examples.examples import Reading, read_examples
+from data.examples.forms import Conversation, Example, PromptResponse, Text, TokenTurns
 from data.examples.preprocessing import resolve_preprocessing_fn
 from data.mds.writer import check_compression
 from data.preparation.manifest import what_decides

@@ -5,7 +5,7 @@ import re
 
 from data.base.errors import TemplateError
 from data.base.problems import listed
-from data.examples.examples import Conversation
+from data.examples.forms import Conversation
 from data.examples.messages import THINKING_KEYS
 from data.tokenization.templates.probe import Place
 from data.tokenization.tokenizer import Tokenizer

@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Any
 
 from data.base.errors import DataError, TemplateError
-from data.examples.examples import Conversation
+from data.examples.forms import Conversation
 from data.examples.messages import THINKING_KEYS
 from data.tokenization.tokenizer import Tokenizer
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
-from data.examples.examples import Conversation
+from data.examples.forms import Conversation
 from data.tokenization.tokenizer import Tokenizer
 
 PRIVATE = range(0xF0000, 0xFFFFE)

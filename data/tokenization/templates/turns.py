@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 from data.base.problems import Problem, describe
-from data.examples.examples import Conversation
+from data.examples.forms import Conversation
 from data.tokenization.templates.losses import check_nothing_lost
 from data.tokenization.templates.probe import Style, probe, shape_of
 from data.tokenization.templates.special_tokens import Hidden
