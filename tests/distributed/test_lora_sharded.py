@@ -19,6 +19,8 @@ from train.config.schema import FSDPConfig
 from train.models.config import AttnConfig, FFNConfig, LoraConfig, ModelConfig
 from train.models.shapes import adapter_shapes
 
+pytestmark = pytest.mark.ranks
+
 MODEL = ModelConfig(
     d_model=32,
     n_heads=4,

@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from tests.helpers.ranks import run_ranks
@@ -12,5 +13,6 @@ def patched() -> list[str]:
     return patch_fsdp2_on_gloo()
 
 
+@pytest.mark.ranks
 def test_torch_is_patched_where_it_must_be_and_only_there():
     assert run_ranks(patched, 2) == [["events", "averages"] if IS_CLASSIC else []] * 2

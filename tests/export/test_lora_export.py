@@ -30,6 +30,8 @@ from train.weights.frozen_base import DrawnWeights, frozen_weights
 from train.weights.merged import MergedWeights, whole_weights
 from train.weights.pretrained import PretrainedFolder
 
+pytestmark = pytest.mark.ranks
+
 PEFT = Path(sys.prefix) / "peft"
 """Not among the environment's packages: Composer imports it wherever it is, which doubles the time that takes."""
 KINDS = {

@@ -26,6 +26,8 @@ from train.planning.run_data import open_data
 from train.run.fit import fit
 from train.weights.start import find_start
 
+pytestmark = pytest.mark.ranks
+
 STAGES = [
     {"name": "broad", "duration": "5ba", "proportions": {"web": 0.7, "code": 0.3}},
     {"name": "shift", "duration": "4ba", "proportions": {"from": {"web": 0.7, "code": 0.3}, "to": {"math": 1.0}}},
