@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections import Counter
 from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,12 @@ from train.hardware import device
 # which no import above needs, read it once.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.addaudithook(watch_programs)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests come first, so that no worker is left with one when the others have finished."""
+    weights = Counter(item.path for item in items for marker in ("slow", "ranks") if item.get_closest_marker(marker))
+    items.sort(key=lambda item: -weights[item.path])
 
 
 @pytest.hookimpl(wrapper=True)

@@ -26,6 +26,7 @@ def wanted(folder: Path, interval: str) -> str:
     return f"callbacks={{hf_checkpointer: {{save_folder: '{folder}/{{run_name}}-hf', save_interval: {interval}}}}}"
 
 
+@pytest.mark.slow
 @pytest.mark.ranks
 @pytest.mark.timeout(300)
 def test_a_run_exports_at_its_interval_and_at_its_end(tmp_path: Path) -> None:
@@ -59,6 +60,7 @@ def fail(path: str, overrides: list[str]) -> str:
     raise AssertionError("the failed export was not told")
 
 
+@pytest.mark.slow
 @pytest.mark.ranks
 @pytest.mark.timeout(300)
 def test_what_cannot_be_exported_stops_nothing_and_is_told_at_the_end(tmp_path: Path) -> None:
@@ -87,6 +89,7 @@ def test_an_error_of_the_file_system_stops_nothing_either(tmp_path: Path, monkey
         exporter.check()
 
 
+@pytest.mark.slow
 @pytest.mark.ranks
 @pytest.mark.timeout(300)
 def test_a_run_that_goes_on_catches_up(tmp_path: Path) -> None:

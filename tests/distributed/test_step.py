@@ -219,6 +219,7 @@ def runs() -> dict[str, Any]:
     return results
 
 
+@pytest.mark.slow
 @pytest.mark.ranks
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("name", CUTS)
@@ -229,6 +230,7 @@ def test_a_cut_changes_nothing(runs: dict[str, Any], name: str, dtype: torch.dty
     compare(runs[name][dtype], reference, bound)
 
 
+@pytest.mark.slow
 @pytest.mark.ranks
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("name", [name for name in RECOMPUTED if not name.endswith("none")])
@@ -239,6 +241,7 @@ def test_activation_checkpointing_changes_nothing(
     compare(runs[name][dtype], runs[f"{name.split(',')[0]}, none"][dtype], bound)
 
 
+@pytest.mark.slow
 @pytest.mark.ranks
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("name", ["reference", *CUTS])
@@ -250,6 +253,7 @@ def test_initial_weights_from_meta_are_those_of_direct_init(runs: dict[str, Any]
         assert torch.equal(runs[name][torch.float32][f"initial {param_name}"], param), param_name
 
 
+@pytest.mark.slow
 @pytest.mark.ranks
 @pytest.mark.timeout(400)
 def test_the_scope_decides(runs: dict[str, Any]) -> None:

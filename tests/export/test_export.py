@@ -289,6 +289,7 @@ def test_the_output_must_be_new_or_empty(run, tmp_path):
     assert (tmp_path / "empty" / "config.json").is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.subprocess
 def test_the_script(run, tmp_path):
     command = [sys.executable, "scripts/convert_checkpoint_to_hf.py", "--composer_path", str(run)]

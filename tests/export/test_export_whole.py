@@ -302,6 +302,7 @@ def _import_and_save(stock: str, checkpoint: Path) -> None:
     dist.barrier()
 
 
+@pytest.mark.slow
 @pytest.mark.subprocess
 @pytest.mark.ranks
 def test_from_import_to_export_tensors_stay_as_they_were(run: Path, tmp_path: Path) -> None:

@@ -104,9 +104,9 @@ def test_merged_it_is_a_stock_dbrx_with_the_same_logits(trained: Path, tmp_path:
     from transformers import AutoModelForCausalLM
 
     # Of one kind proven by its own check too, in a process of its own.
-    export(trained, tmp_path / "out", verify=trained.parents[2].name.startswith("shared"))
+    export(trained, tmp_path / "out", verify=trained.parents[1].name.startswith("shared"))
     ours, theirs = our_logits(trained), stock_logits(AutoModelForCausalLM.from_pretrained(tmp_path / "out"))
-    base = stock_logits(AutoModelForCausalLM.from_pretrained(trained.parents[2] / "base"))
+    base = stock_logits(AutoModelForCausalLM.from_pretrained(trained.parents[1] / "base"))
     assert (base - theirs).abs().max() > 0.1
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
@@ -128,7 +128,7 @@ def test_peft_loads_it_onto_the_base_with_the_same_logits(trained: Path, tmp_pat
         reason = f"{PEFT} is missing: make .venv/peft"
         pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
     export_peft(trained, tmp_path / "out")
-    ((unmerged, merged),) = run_ranks(logits_by_peft, 1, str(trained.parents[2] / "base"), str(tmp_path / "out"))
+    ((unmerged, merged),) = run_ranks(logits_by_peft, 1, str(trained.parents[1] / "base"), str(tmp_path / "out"))
     # As its README.md says: without merging, the experts' weights are read past what PEFT put around them.
     assert re.search(r"has no attribute '[wv]1'", unmerged)
     torch.testing.assert_close(merged, our_logits(trained), rtol=1e-4, atol=1e-4)
@@ -181,7 +181,7 @@ def test_its_card_names_the_base(trained: Path, tmp_path: Path) -> None:
     export_peft(trained, tmp_path / "out")
     config, card = load_saved_config(trained.parent / "config.yaml"), (tmp_path / "out" / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: peft\n")
-    assert f"Adapters (LoRA) of a DBRX that began with the weights in `{trained.parents[2] / 'base'}`" in card
+    assert f"Adapters (LoRA) of a DBRX that began with the weights in `{trained.parents[1] / 'base'}`" in card
     assert "| r | 4 |\n| alpha | 8 |" in card
     # The hub knows no path of this machine.
     assert "base_model" not in card
@@ -189,7 +189,7 @@ def test_its_card_names_the_base(trained: Path, tmp_path: Path) -> None:
 
 
 def test_without_its_base_it_is_refused(trained: Path, tmp_path: Path) -> None:
-    base, away = trained.parents[2] / "base", trained.parents[2] / "away"
+    base, away = trained.parents[1] / "base", trained.parents[1] / "away"
     base.rename(away)
     try:
         with pytest.raises(ConfigError, match=r"adapters alone, and their base cannot be read: .*there is no such"):
@@ -200,7 +200,7 @@ def test_without_its_base_it_is_refused(trained: Path, tmp_path: Path) -> None:
 
 
 def test_above_another_base_it_is_refused(trained: Path, tmp_path: Path) -> None:
-    base = next((trained.parents[2] / "base").glob("*.safetensors"))
+    base = next((trained.parents[1] / "base").glob("*.safetensors"))
     before = base.read_bytes()
     try:
         base.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))

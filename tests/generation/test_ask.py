@@ -247,6 +247,7 @@ def run_script(*arguments, stdin=""):
     return subprocess.run(command, input=stdin, env=env, capture_output=True, text=True, timeout=120, check=False)
 
 
+@pytest.mark.slow
 @pytest.mark.subprocess
 def test_the_script_writes_answers_and_streams_them(exported, tmp_path, script, capsys):
     (tmp_path / "p.txt").write_text("Reverse: abc\nx\n")

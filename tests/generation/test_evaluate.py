@@ -79,6 +79,7 @@ def likeliest(opened, question):
     return max(range(3), key=scores.__getitem__)
 
 
+@pytest.mark.slow
 def test_the_harness_gives_what_our_model_finds_likely(exported, tasks, opened):
     right = [likeliest(opened, question) == number % 3 for number, question in enumerate(QUESTIONS)]
     results = run_tasks(exported, [str(tasks)], batch_size=4)
@@ -101,6 +102,7 @@ def test_tasks_are_not_run_on_weights_that_are_not_finite(exported, tasks):
         run_tasks(exported, [str(tasks / "sorting.yaml")], batch_size=4)
 
 
+@pytest.mark.slow
 def test_tasks_that_are_not_there(exported, tasks, tmp_path):
     for name, said in (
         ("none/x.yaml", "--tasks has 'none/x.yaml', but there is no such file or folder"),
@@ -219,6 +221,7 @@ def test_a_checkpoint_answers_exactly_too(run, script, tmp_path, capsys):
     assert sorted(path.name for path in run.iterdir()) == ["config.yaml", "ep0-ba10", "tokenizer"]
 
 
+@pytest.mark.slow
 @pytest.mark.subprocess
 def test_the_script_without_a_network(exported, tasks, tmp_path):
     (tmp_path / "q.jsonl").write_text('{"prompt": "a", "response": "b"}\n')

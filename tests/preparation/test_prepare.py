@@ -568,7 +568,8 @@ def test_rows_are_encoded_as_mdswriter_does(tmp_path, n):
 MEASURED = """
 import resource, sys
 from pathlib import Path
-from data.config.dataset import DatasetConfig, TokenizerConfig, TokenizerKwargs
+from data.config.dataset import DatasetConfig
+from data.config.tokenizer import TokenizerConfig, TokenizerKwargs
 from data.preparation.prepare import prepare_into
 from data.tokenization.tokenizer import build_tokenizer
 kwargs = TokenizerKwargs(vocab_file="quickstart/vocab.tiktoken")

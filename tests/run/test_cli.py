@@ -91,6 +91,7 @@ def test_script_from_another_folder(tmp_path):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.subprocess
 def test_under_the_launcher_an_error_is_printed_once_and_first():
     composer = str(Path(sys.executable).with_name("composer"))

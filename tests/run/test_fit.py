@@ -189,6 +189,7 @@ LOGGED = [
 LOGGED += ["throughput/tokens_per_sec", "time/remaining_estimate"]
 
 
+@pytest.mark.slow
 @pytest.mark.subprocess
 @pytest.mark.timeout(240)
 def test_the_launcher_runs_two_ranks_and_the_loggers_log(tmp_path: Path) -> None:

@@ -45,6 +45,7 @@ def test_bench_export_measures_both_precisions(
     assert [entry.name for entry in tmp_path.iterdir()] == ["export.json"]
 
 
+@pytest.mark.slow
 @pytest.mark.subprocess
 def test_verify_exports_checks_every_precision(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

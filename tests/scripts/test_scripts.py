@@ -67,6 +67,7 @@ def test_no_script_is_left_out() -> None:
     assert {path.parent.name for path in libraries} == {"bench"}
 
 
+@pytest.mark.slow
 @pytest.mark.subprocess
 @pytest.mark.parametrize("place", [*(str(path.relative_to(ROOT)) for path in FILES), "spawn", "forkserver", "imported"])
 def test_scripts_import_packages_not_each_other(place: str, found: dict[str, dict[str, str]], packages: Path) -> None:

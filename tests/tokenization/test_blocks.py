@@ -104,7 +104,7 @@ def test_a_character_that_two_engines_may_read_otherwise_is_refused_in_a_long_ru
 
 MEASURED = """
 import sys
-from data.config.dataset import TokenizerConfig, TokenizerKwargs
+from data.config.tokenizer import TokenizerConfig, TokenizerKwargs
 from data.tokenization.tokenizer import build_tokenizer
 kwargs = TokenizerKwargs(vocab_file="quickstart/vocab.tiktoken")
 tokenizer = build_tokenizer(TokenizerConfig(name="tiktoken", kwargs=kwargs))
