@@ -100,6 +100,7 @@ def stock_logits(model: Any) -> torch.Tensor:
     return model.eval()(ids()).logits
 
 
+@pytest.mark.subprocess
 def test_merged_it_is_a_stock_dbrx_with_the_same_logits(trained: Path, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
