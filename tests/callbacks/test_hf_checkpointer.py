@@ -3,6 +3,7 @@
 import errno
 import json
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import transformers
@@ -13,6 +14,7 @@ from data.base.errors import ConfigError
 from tests.helpers.ranks import run_ranks
 from tests.helpers.small_config import load, refusal
 from tests.helpers.toy_run import refused, write_toy_run
+from tests.helpers.verify_here import verify_here
 from train.callbacks.hf_checkpointer import HFCheckpointer
 from train.config.load import load_config
 from train.run.fit import fit
@@ -20,6 +22,11 @@ from train.run.fit import fit
 
 def run(path: str, overrides: list[str]) -> None:
     fit(load_config(path, overrides))
+
+
+def run_and_verify_here(path: str, overrides: list[str]) -> None:
+    with patch("train.export.export.subprocess.run", verify_here):
+        run(path, overrides)
 
 
 def wanted(folder: Path, interval: str) -> str:
@@ -54,7 +61,8 @@ class Fail(Callback):
 
 def fail(path: str, overrides: list[str]) -> str:
     try:
-        fit(load_config(path, overrides), callbacks=[Fail()])
+        with patch("train.export.export.subprocess.run", verify_here):
+            fit(load_config(path, overrides), callbacks=[Fail()])
     except ConfigError as error:
         return str(error)
     raise AssertionError("the failed export was not told")
@@ -97,7 +105,7 @@ def test_a_run_that_goes_on_catches_up(tmp_path: Path) -> None:
     path = write_toy_run(tmp_path)
     run_ranks(run, 1, path, ["max_duration=4ba"])
     overrides = [wanted(tmp_path, "4ba"), "max_duration=4ba", "autoresume=true"]
-    run_ranks(run, 1, path, overrides, timeout=240)
+    run_ranks(run_and_verify_here, 1, path, overrides, timeout=240)
     exported = tmp_path / "toy-hf" / "huggingface" / "ba4" / "model.safetensors.index.json"
     assert json.loads(exported.read_text())["weight_map"]
 

@@ -33,6 +33,7 @@ def test_bench_memory_measures_every_policy(tmp_path: Path, capsys: pytest.Captu
     assert "kept MiB" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_bench_lora_measures_every_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sizes = {"n_layers": 1, "d_model": 64, "n_heads": 4, "ffn_hidden_size": 24, "moe_num_experts": 4, "moe_top_k": 2}

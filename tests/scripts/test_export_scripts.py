@@ -3,15 +3,13 @@
 import json
 import subprocess
 import sys
-from contextlib import redirect_stdout
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.helpers.load_script import load_script
-from train.export import verify
+from tests.helpers.verify_here import verify_here
 from train.hf.tensors import DTYPES
 
 
@@ -54,15 +52,10 @@ def test_verify_exports_checks_every_precision(
     monkeypatch.setattr(script, "environment", lambda number, folder: Path(sys.executable))
     run = subprocess.run
 
-    def prove(command: list[str], **kwargs: Any) -> subprocess.CompletedProcess[str]:
-        """One precision in a process of its own, the other in this one, which has imported torch."""
-        if "run-fp32" in command[-1]:
-            return run(command, **kwargs)
-        with redirect_stdout(StringIO()) as out:
-            code = verify.main(command[3:])
-        return subprocess.CompletedProcess(command, code, out.getvalue(), "")
+    def verify_once_in_a_fresh_process(command: list[str], **kwargs: Any) -> subprocess.CompletedProcess[str]:
+        return (run if "run-fp32" in command[-1] else verify_here)(command, **kwargs)
 
-    monkeypatch.setattr(script.subprocess, "run", prove)
+    monkeypatch.setattr(script.subprocess, "run", verify_once_in_a_fresh_process)
     assert script.main(["--versions", "4.57", "--folder", str(tmp_path / "verify")]) == 0
     said = capsys.readouterr().out
     assert said.count("verified: the whole model at once") == len(DTYPES)
