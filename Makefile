@@ -8,7 +8,11 @@ CORE := $(addprefix tests/,distributed/test_step.py distributed/test_torch_compa
 	models/test_attention.py models/test_experts.py models/test_parity.py project/test_security.py run/test_fit.py run/test_resume.py \
 	sources/test_hub.py tokenization/test_rendering.py tokenization/test_tokenizer.py)
 
-.PHONY: help quickstart lora test test-classic proof verify-exports lint lock clean
+# Workers of pytest-xdist; each takes about a core and 2 GB of memory. A file's tests go to one worker, in their order.
+WORKERS ?= 2
+XDIST := --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
+
+.PHONY: help quickstart lora test test-fast test-classic proof verify-exports lint lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-15s %s\n", $$1, $$2}' Makefile
@@ -22,10 +26,13 @@ lora: .venv/installed  ## adapters on a tiny imported DBRX on the CPU, merged an
 	$(BIN)/python scripts/convert_checkpoint_to_hf.py --composer_path runs/dbrx_tiny_lora/checkpoints --hf_output_path runs/dbrx_tiny_lora/hf
 
 test: .venv/installed .venv/megablocks .venv/peft  ## run the tests (at most 12 minutes on 2 cores)
-	$(BIN)/python -m pytest -m "not proof"
+	$(BIN)/python -m pytest -m "not proof" $(XDIST)
+
+test-fast: .venv/installed  ## run the tests that start no ranks and no programs and are not slow (1 minute on 2 cores)
+	$(BIN)/python -m pytest -m "not proof and not ranks and not subprocess and not slow" $(XDIST)
 
 test-classic: .venv-classic/installed .venv-classic/megablocks  ## run the core of the tests on torch 2.7 and transformers 4 (3 minutes)
-	.venv-classic/bin/python -m pytest -m "not proof" $(CORE)
+	.venv-classic/bin/python -m pytest -m "not proof" $(XDIST) $(CORE)
 
 proof: .venv/installed  ## run the long proofs (hours; run again, they go on)
 	$(BIN)/python -m pytest -m proof --timeout 0

@@ -1,14 +1,35 @@
 """Fixtures of several test files."""
 
+import os
 import random
 import sys
 import zlib
+from collections import Counter
+from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from tests.helpers.markers import running, watch_programs
 from train.hardware import device
+
+# One thread for each worker of pytest-xdist, and for what tests start: more would wait for each other. torch and numpy,
+# which no import above needs, read it once.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+sys.addaudithook(watch_programs)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests come first, so that no worker is left with one when the others have finished."""
+    weights = Counter(item.path for item in items for marker in ("slow", "ranks") if item.get_closest_marker(marker))
+    items.sort(key=lambda item: -weights[item.path])
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    with running(item):
+        return (yield)
 
 
 @pytest.fixture(autouse=True, scope="session")

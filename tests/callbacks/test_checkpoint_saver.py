@@ -75,6 +75,7 @@ def all_refused(path: str) -> dict[str, tuple[str, list[str], list[str]]]:
     return {name: refused(path, how, [f"run_name={name}", *changes]) for name, (how, _, changes, _) in CASES.items()}
 
 
+@pytest.mark.ranks
 @pytest.mark.timeout(200)
 def test_a_refused_save_is_one_error_on_every_rank(tmp_path: Path) -> None:
     first, second = run_ranks(all_refused, 2, write_toy_run(tmp_path))

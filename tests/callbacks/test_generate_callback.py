@@ -56,6 +56,7 @@ def written_by(checkpoint: Path, sampling: Sampling) -> list[str]:
     return [answer.text for answer in ask(opened, prompts, sampling, 2)]
 
 
+@pytest.mark.ranks
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     ("fsdp", "drawn"),

@@ -3,6 +3,7 @@
 import errno
 import json
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import transformers
@@ -13,6 +14,7 @@ from data.base.errors import ConfigError
 from tests.helpers.ranks import run_ranks
 from tests.helpers.small_config import load, refusal
 from tests.helpers.toy_run import refused, write_toy_run
+from tests.helpers.verify_here import verify_here
 from train.callbacks.hf_checkpointer import HFCheckpointer
 from train.config.load import load_config
 from train.run.fit import fit
@@ -22,10 +24,17 @@ def run(path: str, overrides: list[str]) -> None:
     fit(load_config(path, overrides))
 
 
+def run_and_verify_here(path: str, overrides: list[str]) -> None:
+    with patch("train.export.export.subprocess.run", verify_here):
+        run(path, overrides)
+
+
 def wanted(folder: Path, interval: str) -> str:
     return f"callbacks={{hf_checkpointer: {{save_folder: '{folder}/{{run_name}}-hf', save_interval: {interval}}}}}"
 
 
+@pytest.mark.slow
+@pytest.mark.ranks
 @pytest.mark.timeout(300)
 def test_a_run_exports_at_its_interval_and_at_its_end(tmp_path: Path) -> None:
     path = write_toy_run(tmp_path)
@@ -52,12 +61,15 @@ class Fail(Callback):
 
 def fail(path: str, overrides: list[str]) -> str:
     try:
-        fit(load_config(path, overrides), callbacks=[Fail()])
+        with patch("train.export.export.subprocess.run", verify_here):
+            fit(load_config(path, overrides), callbacks=[Fail()])
     except ConfigError as error:
         return str(error)
     raise AssertionError("the failed export was not told")
 
 
+@pytest.mark.slow
+@pytest.mark.ranks
 @pytest.mark.timeout(300)
 def test_what_cannot_be_exported_stops_nothing_and_is_told_at_the_end(tmp_path: Path) -> None:
     path = write_toy_run(tmp_path)
@@ -85,17 +97,20 @@ def test_an_error_of_the_file_system_stops_nothing_either(tmp_path: Path, monkey
         exporter.check()
 
 
+@pytest.mark.slow
+@pytest.mark.ranks
 @pytest.mark.timeout(300)
 def test_a_run_that_goes_on_catches_up(tmp_path: Path) -> None:
     """As after a kill between a checkpoint and its export; there is nothing left to train besides."""
     path = write_toy_run(tmp_path)
     run_ranks(run, 1, path, ["max_duration=4ba"])
     overrides = [wanted(tmp_path, "4ba"), "max_duration=4ba", "autoresume=true"]
-    run_ranks(run, 1, path, overrides, timeout=240)
+    run_ranks(run_and_verify_here, 1, path, overrides, timeout=240)
     exported = tmp_path / "toy-hf" / "huggingface" / "ba4" / "model.safetensors.index.json"
     assert json.loads(exported.read_text())["weight_map"]
 
 
+@pytest.mark.ranks
 def test_intervals_and_folders_that_cannot_be(tmp_path: Path) -> None:
     path = write_toy_run(tmp_path)
     (said,) = run_ranks(refused, 1, path, [wanted(tmp_path, "0.6dur")])

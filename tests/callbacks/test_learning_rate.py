@@ -124,6 +124,7 @@ def expected(make: Callable[[torch.optim.Optimizer], Any]) -> list[float]:
     return found
 
 
+@pytest.mark.ranks
 def test_each_batch_has_the_learning_rate_of_transformers_schedule() -> None:
     (found,) = run_ranks(rates, 1)
     for name, (_, theirs) in SCHEDULES.items():

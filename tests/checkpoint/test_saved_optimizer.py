@@ -91,6 +91,7 @@ def train(path: str, runs: list[list[str]]) -> list[tuple[dict[str, torch.Tensor
     return results
 
 
+@pytest.mark.ranks
 @pytest.mark.timeout(200)
 @pytest.mark.parametrize("kind", ["fsdp_config={}", "fsdp_config=null"], ids=["sharded", "full"])
 def test_moments_are_kept_when_groups_change_on_a_resume(tmp_path: Path, kind: str) -> None:

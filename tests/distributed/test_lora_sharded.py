@@ -19,6 +19,8 @@ from train.config.schema import FSDPConfig
 from train.models.config import AttnConfig, FFNConfig, LoraConfig, ModelConfig
 from train.models.shapes import adapter_shapes
 
+pytestmark = pytest.mark.ranks
+
 MODEL = ModelConfig(
     d_model=32,
     n_heads=4,
@@ -114,6 +116,7 @@ def refusal(path: str, overrides: list[str]) -> str:
     return str(caught.value).strip().splitlines()[-1]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_checkpoint_of_a_whole_model_is_a_base(tmp_path: Path) -> None:
     path = write_toy_run(tmp_path)

@@ -220,6 +220,8 @@ def runs() -> dict[str, Any]:
     return results
 
 
+@pytest.mark.slow
+@pytest.mark.ranks
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("name", CUTS)
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-10), (torch.float32, 1e-5)], ids=["fp64", "fp32"])
@@ -229,6 +231,8 @@ def test_a_cut_changes_nothing(runs: dict[str, Any], name: str, dtype: torch.dty
     compare(runs[name][dtype], reference, bound)
 
 
+@pytest.mark.slow
+@pytest.mark.ranks
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("name", [name for name in RECOMPUTED if not name.endswith("none")])
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-10), (torch.float32, 1e-5)], ids=["fp64", "fp32"])
@@ -238,6 +242,8 @@ def test_activation_checkpointing_changes_nothing(
     compare(runs[name][dtype], runs[f"{name.split(',')[0]}, none"][dtype], bound)
 
 
+@pytest.mark.slow
+@pytest.mark.ranks
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("name", ["reference", *CUTS])
 def test_initial_weights_from_meta_are_those_of_direct_init(runs: dict[str, Any], name: str) -> None:
@@ -248,6 +254,8 @@ def test_initial_weights_from_meta_are_those_of_direct_init(runs: dict[str, Any]
         assert torch.equal(runs[name][torch.float32][f"initial {param_name}"], param), param_name
 
 
+@pytest.mark.slow
+@pytest.mark.ranks
 @pytest.mark.timeout(400)
 def test_the_scope_decides(runs: dict[str, Any]) -> None:
     """With several microbatches the load-balancing loss of `ranks` and `microbatch` is not that of the whole batch."""

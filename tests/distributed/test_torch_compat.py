@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from tests.helpers.ranks import run_ranks
@@ -16,6 +17,7 @@ def patched() -> tuple[bool, bool, list[str]]:
     return all_reduce_asserts_an_event(), reduce_scatter_averages(), patch_fsdp2_on_gloo()
 
 
+@pytest.mark.ranks
 def test_torch_is_patched_where_it_must_be_and_only_there():
     found = (True, False, ["events", "averages"]) if IS_CLASSIC else (False, True, [])
     assert run_ranks(patched, 2) == [found] * 2

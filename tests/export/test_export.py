@@ -84,6 +84,7 @@ def _save_my_part(folder, whole):
     # Not destroyed: gloo's destructor hangs once in twenty times when the other ranks close their ends first.
 
 
+@pytest.mark.ranks
 def test_tensors_are_put_together_from_all_ranks(run, model, tmp_path):
     sharded = copy_run(run, tmp_path / "run")
     shutil.rmtree(sharded / "ep0-ba10")
@@ -288,6 +289,8 @@ def test_the_output_must_be_new_or_empty(run, tmp_path):
     assert (tmp_path / "empty" / "config.json").is_file()
 
 
+@pytest.mark.slow
+@pytest.mark.subprocess
 def test_the_script(run, tmp_path):
     command = [sys.executable, "scripts/convert_checkpoint_to_hf.py", "--composer_path", str(run)]
     command += ["--hf_output_path", str(tmp_path / "out"), "--output_precision", "bf16"]

@@ -302,6 +302,9 @@ def _import_and_save(stock: str, checkpoint: Path) -> None:
     dist.barrier()
 
 
+@pytest.mark.slow
+@pytest.mark.subprocess
+@pytest.mark.ranks
 def test_from_import_to_export_tensors_stay_as_they_were(run: Path, tmp_path: Path) -> None:
     """bf16, through fp32 on 2 ranks, to bf16: to the byte, and so to any folder's own precision."""
     write_stock_folder(tmp_path / "stock", torch.bfloat16, vocab_size=MODEL.vocab_size)

@@ -18,6 +18,7 @@ from data.base.errors import ConfigError
 from tests.helpers.load_script import load_script
 from tests.helpers.ranks import run_ranks
 from tests.helpers.toy_run import write_toy_run
+from tests.helpers.verify_here import verify_here
 from tests.helpers.watched_run import run
 from train.checkpoint.reader import CheckpointReader
 from train.checkpoint.save_folder import checkpoints
@@ -29,6 +30,8 @@ from train.models.lora.adapters import add_lora, is_adapter
 from train.weights.frozen_base import DrawnWeights, frozen_weights
 from train.weights.merged import MergedWeights, whole_weights
 from train.weights.pretrained import PretrainedFolder
+
+pytestmark = pytest.mark.ranks
 
 PEFT = Path(sys.prefix) / "peft"
 """Not among the environment's packages: Composer imports it wherever it is, which doubles the time that takes."""
@@ -98,10 +101,13 @@ def stock_logits(model: Any) -> torch.Tensor:
     return model.eval()(ids()).logits
 
 
-def test_merged_it_is_a_stock_dbrx_with_the_same_logits(trained: Path, tmp_path: Path) -> None:
+def test_merged_it_is_a_stock_dbrx_with_the_same_logits(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from transformers import AutoModelForCausalLM
 
-    # Of one kind proven by its own check too, in a process of its own.
+    # Of one kind verified by its own check too.
+    monkeypatch.setattr("train.export.export.subprocess.run", verify_here)
     export(trained, tmp_path / "out", verify=trained.parents[1].name.startswith("shared"))
     ours, theirs = our_logits(trained), stock_logits(AutoModelForCausalLM.from_pretrained(tmp_path / "out"))
     base = stock_logits(AutoModelForCausalLM.from_pretrained(trained.parents[1] / "base"))

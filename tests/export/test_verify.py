@@ -264,6 +264,7 @@ def test_tokens_between_two_experts_are_left_out(tmp_path: Path) -> None:
     assert "the whole model at once: 0e+00 apart on 0 tokens" in verify(tmp_path / "out", tmp_path / "run")
 
 
+@pytest.mark.subprocess
 def test_a_wrong_export_does_not_appear(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the fresh process that the export starts."""
     monkeypatch.setattr(
@@ -274,6 +275,7 @@ def test_a_wrong_export_does_not_appear(run: Path, tmp_path: Path, monkeypatch: 
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.subprocess
 def test_it_runs_alone_and_tells_an_error_in_one_line(run: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "train.export.verify", str(tmp_path), "--composer_path", str(run)]
     ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)

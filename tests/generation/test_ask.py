@@ -249,6 +249,8 @@ def run_script(*arguments, stdin=""):
     return subprocess.run(command, input=stdin, env=env, capture_output=True, text=True, timeout=120, check=False)
 
 
+@pytest.mark.slow
+@pytest.mark.subprocess
 def test_the_script_writes_answers_and_streams_them(exported, tmp_path, script, capsys):
     (tmp_path / "p.txt").write_text("Reverse: abc\nx\n")
     output = tmp_path / "answers.jsonl"
@@ -266,6 +268,7 @@ def test_the_script_writes_answers_and_streams_them(exported, tmp_path, script, 
     assert shown == f"> Reverse: abc\n{rows[0]['response']}\n\n> x\n{rows[1]['response']}\n"
 
 
+@pytest.mark.subprocess
 def test_a_piped_conversation_on_a_checkpoint(run, opened):
     done = run_script(run, "--max_new_tokens", "4", stdin="hello\n")
     assert done.returncode == 0, done.stderr

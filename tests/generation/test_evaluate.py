@@ -61,6 +61,8 @@ def exported(original, tmp_path):
 def tasks(tmp_path, monkeypatch):
     """A folder with the tasks sorting and other, and the datasets library's cache beside it."""
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    # The harness notes pip's list of packages, the compilers and the like: seconds for each evaluation.
+    monkeypatch.setattr("torch.utils.collect_env.get_pretty_env_info", lambda: "")
     folder = tmp_path / "tasks"
     folder.mkdir()
     rows = [{"question": question, "label": number % 3} for number, question in enumerate(QUESTIONS)]
@@ -87,6 +89,7 @@ def tasks_here(folder: Path, tasks: list[str], *, limit: int | None = None) -> d
     return run_tasks(folder, tasks, batch_size=4, precision=default_precision(device), device=device, limit=limit)
 
 
+@pytest.mark.slow
 def test_the_harness_gives_what_our_model_finds_likely(exported, tasks, opened):
     right = [likeliest(opened, question) == number % 3 for number, question in enumerate(QUESTIONS)]
     results = tasks_here(exported, [str(tasks)])
@@ -109,6 +112,7 @@ def test_tasks_are_not_run_on_weights_that_are_not_finite(exported, tasks):
         tasks_here(exported, [str(tasks / "sorting.yaml")])
 
 
+@pytest.mark.slow
 def test_tasks_that_are_not_there(exported, tasks, tmp_path):
     for name, said in (
         ("none/x.yaml", "--tasks has 'none/x.yaml', but there is no such file or folder"),
@@ -227,6 +231,8 @@ def test_a_checkpoint_answers_exactly_too(run, script, tmp_path, capsys):
     assert sorted(path.name for path in run.iterdir()) == ["config.yaml", "ep0-ba10", "tokenizer"]
 
 
+@pytest.mark.slow
+@pytest.mark.subprocess
 def test_the_script_without_a_network(exported, tasks, tmp_path):
     (tmp_path / "q.jsonl").write_text('{"prompt": "a", "response": "b"}\n')
     command = [sys.executable, str(ROOT / "scripts" / "evaluate.py"), str(exported), "--tasks", str(tasks)]

@@ -20,6 +20,8 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
+@pytest.mark.slow
+@pytest.mark.subprocess
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc is told")
 def test_freed_memory_is_not_fetched_from_the_kernel_again() -> None:
     def faults(how: str) -> int:

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tests.helpers.markers import require_marker
+
 _calls = itertools.count()
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["composer", "transformers", "train.run.fit", "tests.helpers.preload"])
@@ -22,6 +24,7 @@ def run_ranks(function: Callable[..., Any], world_size: int, *args: Any, timeout
 
     A rank that raises fails the call with its traceback; one that takes longer than the timeout is killed.
     """
+    require_marker("ranks")
     with tempfile.TemporaryDirectory() as folder:
         port = _free_port()
         ranks = [
@@ -44,9 +47,14 @@ def run_ranks(function: Callable[..., Any], world_size: int, *args: Any, timeout
 
 
 def _free_port() -> int:
-    """Below the range from which the system takes ports by itself, so that nothing slips in before rank 0 listens."""
+    """Below the range from which the system takes ports by itself, so that nothing slips in before rank 0 listens.
+
+    Each worker of pytest-xdist has its own residue class, so that no two choose the same port at the same time.
+    """
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    n_workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     while True:
-        port = 20000 + (os.getpid() * 97 + next(_calls)) % 10000
+        port = 20000 + (os.getpid() * 97 + next(_calls)) % (10000 // n_workers) * n_workers + worker
         with socket.socket() as sock:
             if sock.connect_ex(("127.0.0.1", port)):
                 return port

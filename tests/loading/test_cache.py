@@ -63,6 +63,7 @@ def test_the_fixture_is_what_it_says(remote):
     assert len(list(remote.glob("*.mds"))) == N_SHARDS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_shards_stay_below_the_limit_and_are_downloaded_once_a_pass(remote, tmp_path, num_workers):
     limit = 16 * shard_bytes(remote)

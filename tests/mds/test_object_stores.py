@@ -73,6 +73,7 @@ def bucket(s3, tmp_path, request):
     return name
 
 
+@pytest.mark.subprocess
 def test_s3(bucket, tmp_path):
     mds = open_folder(f"s3://{bucket}/mds", to=tmp_path / "here", split="train")
     mds.check()
@@ -80,6 +81,7 @@ def test_s3(bucket, tmp_path):
     assert read_all(mds) == texts(30)
 
 
+@pytest.mark.subprocess
 def test_s3_in_forked_workers(bucket, tmp_path):
     fork = multiprocessing.get_context("fork")
     mds, results = open_folder(f"s3://{bucket}/mds/train", to=tmp_path / "here"), fork.SimpleQueue()
@@ -92,6 +94,7 @@ def test_s3_in_forked_workers(bucket, tmp_path):
         worker.join(20)
 
 
+@pytest.mark.subprocess
 def test_s3_shards_are_looked_at_before_training(bucket, s3, tmp_path):
     s3.delete_object(Bucket=bucket, Key="mds/train/shard.00002.mds.zstd")
     mds = open_folder(f"s3://{bucket}/mds/train", to=tmp_path / "here")
@@ -99,6 +102,7 @@ def test_s3_shards_are_looked_at_before_training(bucket, s3, tmp_path):
         mds.check()
 
 
+@pytest.mark.subprocess
 def test_s3_without_the_index_or_the_bucket(bucket, tmp_path):
     with pytest.raises(ConfigError, match=rf"s3://{bucket}/none/index.json cannot be read: there is no such file"):
         open_folder(f"s3://{bucket}/none", to=tmp_path / "here")
@@ -113,6 +117,7 @@ def look_at_keys(after: str) -> None:
         pass
 
 
+@pytest.mark.subprocess
 def test_s3_without_permission(bucket, tmp_path):
     mds = open_folder(f"s3://{bucket}/mds/train", to=tmp_path / "here")
     look_at_keys(after="0")

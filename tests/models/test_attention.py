@@ -551,6 +551,7 @@ def test_rows_that_are_too_long_and_unknown_tokens_are_one_clear_error() -> None
     model(ids, document_ids=make_rows([[9], [4]], spare=0))
 
 
+@pytest.mark.subprocess
 def test_long_rows_are_measured_in_processes_of_their_own(tmp_path: Path) -> None:
     command = [sys.executable, "scripts/bench/long_rows.py", "--lengths", "512", "--json", str(tmp_path / "long.json")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)

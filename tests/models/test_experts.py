@@ -375,6 +375,8 @@ ALL = {"y", "x", "router.layer.weight", *WEIGHTS}
 ADAPTERS = {f"experts.mlp.lora.{w}.lora_{matrix}" for w in ("w1", "v1", "w2") for matrix in "AB"}
 
 
+@pytest.mark.slow
+@pytest.mark.subprocess
 @pytest.mark.parametrize(
     ("part", "names"),
     [
@@ -392,6 +394,8 @@ def test_megablocks_computes_what_we_do(megablocks_report: dict, part: str, name
     assert max(megablocks_report[part].values()) < 2e-6, megablocks_report[part]
 
 
+@pytest.mark.slow
+@pytest.mark.subprocess
 def test_the_triton_kernels_compute_what_torch_does(megablocks_report: dict) -> None:
     assert len(megablocks_report["kernels"]) == 7
     assert max(megablocks_report["kernels"].values()) < 2e-6, megablocks_report["kernels"]

@@ -134,6 +134,7 @@ def sharded(policy: str) -> dict[str, Tensor]:
     return whole
 
 
+@pytest.mark.ranks
 @pytest.mark.timeout(240)
 def test_two_ranks_pack_the_same_bytes_and_get_the_gradients_of_one() -> None:
     one, two = run_ranks(sharded, 1, "none")[0], run_ranks(sharded, 2, "block")

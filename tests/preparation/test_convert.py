@@ -293,6 +293,8 @@ def test_text_needs_one_source(tmp_path, capsys, toy):
     assert "exactly one of --path, --input_folder and --dataset is needed" in capsys.readouterr().err
 
 
+@pytest.mark.slow
+@pytest.mark.subprocess
 def test_the_script_converts(tmp_path):
     write_jsonl(tmp_path / "a.jsonl", questions(20))
     tokenizer = json.dumps({"vocab_file": str(ROOT / "quickstart" / "vocab.tiktoken")})

@@ -583,6 +583,7 @@ print(int(peak) // 1024, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss 
 """
 
 
+@pytest.mark.subprocess
 @pytest.mark.proof
 @pytest.mark.parametrize(("what", "rows"), [("words", 1), ("words", 4), ("one letter", 1)])
 def test_rows_of_60_mb_are_held_in_less_than_a_gigabyte(tmp_path, what, rows):

@@ -170,6 +170,7 @@ def test_a_key_below_others_is_seen(folder: Path, below: str) -> None:
     assert f"config.json has {below}.list.0._attn_implementation 'acme/kernel'" in refused(lambda: load(folder))
 
 
+@pytest.mark.subprocess
 def test_the_command_in_the_error_removes_the_key(folder: Path) -> None:
     add(folder / "config.json", model_type="dbrx", attn_config={"auto_map": {"AutoConfig": "x.Y"}, "kv_n_heads": 2})
     command = refused(lambda: load(folder)).rpartition("delete the key: ")[2]
@@ -180,6 +181,7 @@ def test_the_command_in_the_error_removes_the_key(folder: Path) -> None:
     assert load(folder).vocab_size
 
 
+@pytest.mark.subprocess
 def test_a_key_cannot_put_anything_into_the_command(folder: Path) -> None:
     evil = f"'\"]; open({str(folder / 'canary')!r}, 'w') #$(touch {folder / 'canary'})\n\x1b[2J"
     add(folder / "config.json", **{evil: {"auto_map": {"a": "b"}}})

@@ -43,6 +43,7 @@ def run(*arguments: str, cwd: Path = ROOT, **env: str) -> subprocess.CompletedPr
     return subprocess.run(arguments, cwd=cwd, env=clean | env, capture_output=True, text=True, timeout=120, check=False)
 
 
+@pytest.mark.subprocess
 @pytest.mark.parametrize("argument", ["--help", "nope.yaml", "yamls/finetune/dbrx_tiny.yaml seeed=3"])
 def test_help_and_config_errors_come_at_once_and_import_nothing_heavy(argument):
     code = (
@@ -81,6 +82,7 @@ def test_what_needs_no_data_is_told_before_any(config, overrides, said, monkeypa
     assert capsys.readouterr().err.startswith(f"error: {said}")
 
 
+@pytest.mark.subprocess
 def test_script_from_another_folder(tmp_path):
     done = run(sys.executable, str(ROOT / "train.py"), cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
@@ -89,6 +91,8 @@ def test_script_from_another_folder(tmp_path):
     )
 
 
+@pytest.mark.slow
+@pytest.mark.subprocess
 def test_under_the_launcher_an_error_is_printed_once_and_first():
     composer = str(Path(sys.executable).with_name("composer"))
     done = run(composer, "-n", "2", "train.py", "yamls/finetune/dbrx_tiny.yaml", "optimizer.lrr=3")
@@ -109,6 +113,7 @@ def test_local_rank_above_0_waits_and_then_tells_what_it_alone_has_met(monkeypat
     assert capsys.readouterr().err == "error: rank 9: nope.yaml does not exist\n"
 
 
+@pytest.mark.subprocess
 def test_launcher_ends_a_waiting_rank(tmp_path):
     env = {key: value for key, value in os.environ.items() if not key.endswith(("RANK", "WORLD_SIZE"))}
     command = [sys.executable, str(ROOT / "train.py"), "nope.yaml"]

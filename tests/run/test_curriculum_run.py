@@ -26,6 +26,8 @@ from train.planning.run_data import open_data
 from train.run.fit import fit
 from train.weights.start import find_start
 
+pytestmark = pytest.mark.ranks
+
 STAGES = [
     {"name": "broad", "duration": "5ba", "proportions": {"web": 0.7, "code": 0.3}},
     {"name": "shift", "duration": "4ba", "proportions": {"from": {"web": 0.7, "code": 0.3}, "to": {"math": 1.0}}},
@@ -116,6 +118,7 @@ def go(path: str, ranks: int, *overrides: str, kill_after: int | None = None) ->
 _starts = itertools.count()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_a_run_killed_in_each_stage_gives_the_same_rows_on_1_2_and_4_ranks(tmp_path: Path) -> None:
     path = write_curriculum(tmp_path)
@@ -149,6 +152,7 @@ def test_a_run_killed_anywhere_gives_the_same_rows_on_any_ranks_workers_and_micr
             assert part == {batch: rows for batch, rows in whole.items() if batch in part}
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_changed_future_is_taken_and_a_changed_past_is_refused(tmp_path: Path) -> None:
     path = write_curriculum(tmp_path)

@@ -44,6 +44,7 @@ def frozen(path: str) -> list[int]:
     return found
 
 
+@pytest.mark.ranks
 def test_a_run_does_not_collect_what_importing_made(tmp_path: Path) -> None:
     (found,) = run_ranks(frozen, 1, write_toy_run(tmp_path))
     # torch, Composer and transformers make some hundred thousands.
@@ -51,6 +52,7 @@ def test_a_run_does_not_collect_what_importing_made(tmp_path: Path) -> None:
     assert found[0] > 100_000
 
 
+@pytest.mark.ranks
 def test_what_is_refused_before_the_first_step(tmp_path: Path) -> None:
     path = write_toy_run(tmp_path)
     (tmp_path / "few.jsonl").write_text('{"prompt": "a", "response": "b"}\n')
@@ -87,6 +89,7 @@ def test_what_is_refused_before_the_first_step(tmp_path: Path) -> None:
     assert checkpoints(tmp_path / "toy") == []
 
 
+@pytest.mark.ranks
 def test_a_save_folder_is_complete_in_itself_and_guarded(tmp_path: Path) -> None:
     path = write_toy_run(tmp_path)
     again = [["max_duration=2ba", *extra] for extra in ([], [], ["save_overwrite=true", "seed=3"])]
@@ -101,6 +104,7 @@ def test_a_save_folder_is_complete_in_itself_and_guarded(tmp_path: Path) -> None
     assert json.loads((folder / "tokenizer" / "tokenizer.json").read_text())["model"]["type"] == "BPE"
 
 
+@pytest.mark.ranks
 def test_a_changed_past_is_refused_and_leaves_the_save_folder_as_it_was(tmp_path: Path) -> None:
     path = write_toy_run(tmp_path)
     first = str(tmp_path / "toy/ep0-ba2")
@@ -127,6 +131,7 @@ def test_a_changed_past_is_refused_and_leaves_the_save_folder_as_it_was(tmp_path
     assert (kept.seed, kept.model.attn_config.rope_theta, kept.model.n_layers) == (17, 500.0, 2)
 
 
+@pytest.mark.ranks
 def test_weights_alone_start_another_run(tmp_path: Path) -> None:
     path = write_toy_run(tmp_path)
     tuned = [f"load_path={tmp_path / 'toy/ep0-ba2'}", "load_weights_only=true", "seed=5", "run_name=tuned"]
@@ -151,6 +156,7 @@ def rates(path: str, cases: list[list[str]]) -> list[list[float]]:
     return told
 
 
+@pytest.mark.ranks
 def test_a_resume_takes_the_optimizers_settings_of_today_and_keeps_so_many_checkpoints(tmp_path: Path) -> None:
     path = write_toy_run(tmp_path)
     common = ["scheduler.name=constant_with_warmup", "scheduler.t_warmup=0ba", "save_interval=1ba"]
@@ -160,6 +166,7 @@ def test_a_resume_takes_the_optimizers_settings_of_today_and_keeps_so_many_check
     assert [found.name for found in checkpoints(tmp_path / "toy")] == ["ep0-ba4", "ep0-ba5"]
 
 
+@pytest.mark.ranks
 @pytest.mark.timeout(240)
 def test_every_optimizer_trains_sharded_with_frozen_units(tmp_path: Path) -> None:
     path = write_toy_run(tmp_path)
@@ -182,6 +189,8 @@ LOGGED = [
 LOGGED += ["throughput/tokens_per_sec", "time/remaining_estimate"]
 
 
+@pytest.mark.slow
+@pytest.mark.subprocess
 @pytest.mark.timeout(240)
 def test_the_launcher_runs_two_ranks_and_the_loggers_log(tmp_path: Path) -> None:
     path = write_toy_run(tmp_path)

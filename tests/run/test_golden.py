@@ -43,6 +43,7 @@ def resumed(overrides: list[str]) -> dict[int, float]:
     return losses.of_batch
 
 
+@pytest.mark.ranks
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_a_checkpoint_of_an_earlier_version_resumes(tmp_path: Path, world_size: int) -> None:
     for name in ("rows", "run"):

@@ -17,6 +17,7 @@ CASES = [
 ]
 
 
+@pytest.mark.ranks
 @pytest.mark.parametrize(("n_bytes", "d_model"), CASES)
 def test_a_rank_needs_its_shard_and_two_tensors(tmp_path: Path, n_bytes: float, d_model: int) -> None:
     model = model_of(n_bytes, d_model)

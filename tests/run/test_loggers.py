@@ -19,6 +19,7 @@ def logged(path: str, overrides: list[str]) -> None:
     fit(load_config(path, overrides))
 
 
+@pytest.mark.ranks
 @pytest.mark.timeout(200)
 def test_tensorboard_has_one_file_of_rank_0_with_each_value_once(tmp_path: Path) -> None:
     overrides = ["max_duration=4ba", "eval_interval=2ba", "save_folder=null"]

@@ -10,6 +10,8 @@ from tests.helpers.toy_run import write_toy_run
 from tests.helpers.watched_run import run
 from train.checkpoint.save_folder import checkpoints
 
+pytestmark = [pytest.mark.ranks, pytest.mark.slow]
+
 HYBRID = "fsdp_config={sharding_strategy: HYBRID_SHARD, data_parallel_replicate_degree: 2}"
 
 

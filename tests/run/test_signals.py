@@ -51,6 +51,7 @@ def _main(config: str, overrides: list[str], place: str, number: int) -> tuple[i
         return code, err.read()
 
 
+@pytest.mark.ranks
 @pytest.mark.parametrize(
     ("number", "place", "overrides"),
     [
@@ -65,6 +66,7 @@ def test_signal_ends_a_run_with_one_line(number, place, overrides, tmp_path):
     assert (code, err) == (128 + number, LINE.format(number.name))
 
 
+@pytest.mark.ranks
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
 def test_signal_ends_preparation_with_its_workers(name, tmp_path):
     config = write_toy_run(tmp_path, 40)
@@ -76,6 +78,7 @@ def test_signal_ends_preparation_with_its_workers(name, tmp_path):
     assert (code, err) == (128 + signal.Signals[name], LINE.format(name))
 
 
+@pytest.mark.subprocess
 @pytest.mark.proof
 def test_ctrl_c_under_the_launcher(tmp_path):
     config = write_toy_run(tmp_path)

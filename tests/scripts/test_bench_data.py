@@ -7,6 +7,7 @@ import pytest
 from tests.helpers.load_script import load_script
 
 
+@pytest.mark.slow
 def test_bench_data_measures_every_side(tmp_path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--megabytes", "0.3", "--rounds", "2", "--max_seq_len", "128", "--workers", "2", "--rows", "60"]
     flags += ["--vocab_size", "400"]

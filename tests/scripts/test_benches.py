@@ -9,6 +9,7 @@ from scripts.bench import common
 from tests.helpers.load_script import load_script
 
 
+@pytest.mark.slow
 def test_bench_step_measures_every_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sizes = {"n_layers": 2, "d_model": 32, "n_heads": 4, "ffn_hidden_size": 24, "moe_num_experts": 4, "moe_top_k": 2}
     sizes |= {"vocab_size": 64, "rows": 2, "max_seq_len": 32, "rounds": 3}
@@ -32,6 +33,7 @@ def test_bench_memory_measures_every_policy(tmp_path: Path, capsys: pytest.Captu
     assert "kept MiB" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_bench_lora_measures_every_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sizes = {"n_layers": 1, "d_model": 64, "n_heads": 4, "ffn_hidden_size": 24, "moe_num_experts": 4, "moe_top_k": 2}

@@ -78,17 +78,20 @@ def build(folder: Path, torch: str, nvcc: str | None = None, *arguments: str, he
 TORCH = "class version:\n    cuda = {!r}\n__version__ = '2.15.0'\n"
 
 
+@pytest.mark.subprocess
 def test_a_torch_without_cuda_is_refused(tmp_path: Path) -> None:
     message = build(tmp_path, TORCH.format(None))
     assert message.startswith("error: torch 2.15.0 of ")
     assert "is built without CUDA: install a CUDA wheel" in message
 
 
+@pytest.mark.subprocess
 def test_a_torch_that_cannot_be_imported_is_refused(tmp_path: Path) -> None:
     message = build(tmp_path, "raise OSError('libcudart.so.13 is missing')")
     assert "cannot import torch (OSError: libcudart.so.13 is missing): install the environment" in message
 
 
+@pytest.mark.subprocess
 @pytest.mark.parametrize(
     ("nvcc", "headers", "found"),
     [(None, True, "no nvcc"), ("12.6", True, "12.6"), ("13.2", False, "nvcc, but not the header cusparse.h")],
@@ -99,5 +102,6 @@ def test_a_toolkit_that_cannot_build_is_refused(tmp_path: Path, nvcc: str | None
     assert "uv pip install 'cuda-toolkit[nvcc,cccl]==13.2.*'" in message
 
 
+@pytest.mark.subprocess
 def test_an_unknown_argument_is_refused(tmp_path: Path) -> None:
     assert build(tmp_path, "", None, "--chek") == "error: unknown argument --chek: there is only --check\n"

@@ -4,16 +4,36 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.helpers.load_script import load_script
+from tests.helpers.verify_here import verify_here
 from train.hf.tensors import DTYPES
 
 
-def test_bench_export_measures_both_precisions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.subprocess
+@pytest.mark.slow
+def test_bench_export_measures_both_precisions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = load_script("bench/export")
+    fresh = script.in_fresh_process
+
+    def once_in_a_fresh_process(side: str, source: Path, output: Path, precision: str) -> list[float]:
+        """Each side once in a process of its own, which imports torch for seconds, and then in this one."""
+        if precision == "bf16" and output.name == "other":
+            return fresh(side, source, output, precision)
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "argv", ["-c", side, str(source), str(output), precision])
+            capsys.readouterr()
+            exec(script._SIDE, {})
+        return [float(word) for word in capsys.readouterr().out.split()[-3:]]
+
+    monkeypatch.setattr(script, "in_fresh_process", once_in_a_fresh_process)
     flags = ["--gigabytes=0.01", "--d_model=128", "--rounds=1", f"--folder={tmp_path}"]
-    assert load_script("bench/export").main([*flags, "--json", str(tmp_path / "export.json")]) == 0
+    assert script.main([*flags, "--json", str(tmp_path / "export.json")]) == 0
     report = json.loads((tmp_path / "export.json").read_text())
     # Beside the weights a folder holds the tokenizer and the like.
     assert report["bytes"] < report["precisions"]["fp32"]["bytes"] < report["bytes"] + 100_000
@@ -23,11 +43,19 @@ def test_bench_export_measures_both_precisions(tmp_path: Path, capsys: pytest.Ca
     assert [entry.name for entry in tmp_path.iterdir()] == ["export.json"]
 
 
+@pytest.mark.slow
+@pytest.mark.subprocess
 def test_verify_exports_checks_every_precision(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     script = load_script("dev/verify_exports")
     monkeypatch.setattr(script, "environment", lambda number, folder: Path(sys.executable))
+    run = subprocess.run
+
+    def verify_once_in_a_fresh_process(command: list[str], **kwargs: Any) -> subprocess.CompletedProcess[str]:
+        return (run if "run-fp32" in command[-1] else verify_here)(command, **kwargs)
+
+    monkeypatch.setattr(script.subprocess, "run", verify_once_in_a_fresh_process)
     assert script.main(["--versions", "4.57", "--folder", str(tmp_path / "verify")]) == 0
     said = capsys.readouterr().out
     assert said.count("verified: the whole model at once") == len(DTYPES)

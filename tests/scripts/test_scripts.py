@@ -67,6 +67,8 @@ def test_no_script_is_left_out() -> None:
     assert {path.parent.name for path in libraries} == {"bench"}
 
 
+@pytest.mark.slow
+@pytest.mark.subprocess
 @pytest.mark.parametrize("place", [*(str(path.relative_to(ROOT)) for path in FILES), "spawn", "forkserver", "imported"])
 def test_scripts_import_packages_not_each_other(place: str, found: dict[str, dict[str, str]], packages: Path) -> None:
     expected = {
@@ -79,6 +81,7 @@ def test_scripts_import_packages_not_each_other(place: str, found: dict[str, dic
     assert files == {name: expected[name] for name in files}
 
 
+@pytest.mark.subprocess
 def test_the_shadowing_that_this_prevents_is_real(packages: Path) -> None:
     code = f"import sys; sys.path.insert(0, {str(SCRIPTS)!r}); import evaluate; print(evaluate.__file__)"
     env = {**os.environ, "PYTHONPATH": str(packages)}
@@ -86,6 +89,7 @@ def test_the_shadowing_that_this_prevents_is_real(packages: Path) -> None:
     assert done.stdout.strip() == str(SCRIPTS / "evaluate.py")
 
 
+@pytest.mark.subprocess
 def test_a_script_runs_from_any_folder_without_the_repository_on_the_path(tmp_path: Path) -> None:
     command = [sys.executable, str(SCRIPTS / "convert_text_to_mds.py"), "--help"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)

@@ -356,6 +356,7 @@ except ConfigError as error:
 """
 
 
+@pytest.mark.subprocess
 def test_the_variables_of_the_environment_are_heeded(tmp_path):
     """A process of its own, in which the hub's library reads them itself."""
 

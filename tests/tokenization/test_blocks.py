@@ -118,6 +118,7 @@ print(n, (peak() - before) >> 10)
 """
 
 
+@pytest.mark.subprocess
 @pytest.mark.parametrize("letter", ["a", " "])
 def test_16_mb_without_a_break_take_little_more_than_their_ids(letter):
     """Whole, they take 560 MB (letters) and 3.4 GB (whitespace, through the tokenizers library)."""

@@ -350,6 +350,7 @@ def test_a_hub_name_without_a_network_is_answered_with_the_reason(monkeypatch):
         build_tokenizer(TokenizerConfig(name="acme/none"))
 
 
+@pytest.mark.subprocess
 def test_importing_it_is_quick():
     heavy = "{'transformers', 'tokenizers', 'tiktoken', 'torch'}"
     code = f"import sys, data.tokenization.tokenizer, data.tokenization.build; print({heavy} & set(sys.modules))"

@@ -68,6 +68,7 @@ def _loss_on_a_rank(folder: str, ids: torch.Tensor, labels: torch.Tensor) -> tup
     return losses.mean().item(), numel
 
 
+@pytest.mark.ranks
 def test_right_after_the_import_the_loss_is_that_of_transformers(folder: Path) -> None:
     ids, labels = torch.randint(0, 97, (2, 3, 40), generator=torch.Generator().manual_seed(1))
     stock = make_stock_model()

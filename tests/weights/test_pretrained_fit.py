@@ -56,6 +56,7 @@ def toy(tmp_path: Path) -> tuple[str, list[str]]:
     return write_toy_run(tmp_path), overrides
 
 
+@pytest.mark.ranks
 @pytest.mark.timeout(300)
 def test_the_first_evaluation_is_that_of_transformers(tmp_path: Path, toy: tuple[str, list[str]]) -> None:
     stock = write_stock_folder(tmp_path / "stock", vocab_size=320, max_seq_len=128)
@@ -98,6 +99,7 @@ def test_a_folder_that_cannot_be_is_told_before_anything_heavy(
     assert "\n" not in said
 
 
+@pytest.mark.ranks
 def test_numbers_that_are_none_are_told_on_every_rank(tmp_path: Path, toy: tuple[str, list[str]]) -> None:
     write_stock_folder(tmp_path / "stock", vocab_size=320, max_seq_len=128)
     places = {}
