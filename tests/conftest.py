@@ -5,7 +5,7 @@ import random
 import sys
 import zlib
 from collections import Counter
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -56,6 +56,15 @@ def fixed_random_numbers(request: pytest.FixtureRequest) -> None:
         sys.modules["numpy"].random.seed(seed)
     if "torch" in sys.modules:
         sys.modules["torch"].manual_seed(seed)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_process_group_is_left() -> Iterator[None]:
+    """A test of a run's start may begin one, and files run in any order, and in any company."""
+    yield
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 @pytest.fixture

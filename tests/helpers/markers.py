@@ -1,5 +1,6 @@
 """A test that starts processes must have the marker that says so, because `make test-fast` leaves such tests out."""
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,6 +9,7 @@ from typing import Any
 
 import pytest
 
+_PID = os.getpid()
 _running: list[pytest.Item] = []
 
 
@@ -21,8 +23,8 @@ def running(item: pytest.Item) -> Iterator[None]:
 
 
 def require_marker(name: str) -> None:
-    """Fails the running test if it lacks the marker. In a process that runs no tests nothing is required."""
-    if _running and _running[-1].get_closest_marker(name) is None:
+    """Fails the running test if it lacks the marker. In other processes, such as forked workers, it does nothing."""
+    if _running and os.getpid() == _PID and _running[-1].get_closest_marker(name) is None:
         pytest.fail(f"{_running[-1].nodeid} needs the marker `{name}`: write @pytest.mark.{name}")
 
 

@@ -154,12 +154,12 @@ def test_rows_of_another_width_are_refused(tmp_path) -> None:
 
 
 def test_what_is_missing_for_it_is_told(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from train.run import fit
+    from train.run.starting_model import check_lora
 
     config = load(tmp_path, "lora={r: 4, alpha: 8, target_modules: [experts], base_dtype: nf4}")
-    fit._check_lora(config, torch.device("cpu"), "torch")
+    check_lora(config, torch.device("cpu"), "torch")
     with pytest.raises(ConfigError, match=r"lora\.r is 4, but the grouped GEMMs of grouped_mm want rows of 16 bytes"):
-        fit._check_lora(config, torch.device("cuda"), "grouped_mm")
+        check_lora(config, torch.device("cuda"), "grouped_mm")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"bitsandbytes is not installed: pip install -e '\.\[nf4\]'"):
-        fit._check_lora(config, torch.device("cpu"), "torch")
+        check_lora(config, torch.device("cpu"), "torch")

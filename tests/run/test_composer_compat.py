@@ -57,6 +57,7 @@ def fails(*, shard: bool) -> bool:
     return False
 
 
+@pytest.mark.ranks
 def test_composer_fails_on_a_sharded_model_where_the_probe_says_so() -> None:
     ((needed, whole, sharded, patched),) = run_ranks(sharding, 1)
     assert (whole, patched) == (False, False)
@@ -93,6 +94,7 @@ def resumed(path: str) -> tuple[list[bool], int]:
 
 
 @pytest.mark.timeout(200)
+@pytest.mark.ranks
 def test_a_run_shows_what_the_probes_say_of_random_state_and_saving(tmp_path: Path) -> None:
     ((waits, barriers),) = run_ranks(resumed, 1, write_toy_run(tmp_path))
     assert waits == [True, False], "Composer restores it by itself: RestoreRNG can go"
