@@ -25,13 +25,13 @@ lora: .venv/installed  ## adapters on a tiny imported DBRX on the CPU, merged an
 	$(BIN)/composer -n 2 train.py yamls/finetune/dbrx_tiny_lora.yaml device=cpu model.pretrained_model_name_or_path=runs/tiny_base
 	$(BIN)/python scripts/convert_checkpoint_to_hf.py --composer_path runs/dbrx_tiny_lora/checkpoints --hf_output_path runs/dbrx_tiny_lora/hf
 
-test: .venv/installed .venv/megablocks .venv/peft  ## run the tests (at most 12 minutes on 2 cores)
+test: .venv/installed .venv/megablocks .venv/peft  ## run the tests (at most 8 minutes on 2 cores)
 	$(BIN)/python -m pytest -m "not proof" $(XDIST)
 
 test-fast: .venv/installed  ## run the tests that start no ranks and no programs and are not slow (1 minute on 2 cores)
 	$(BIN)/python -m pytest -m "not proof and not ranks and not subprocess and not slow" $(XDIST)
 
-test-classic: .venv-classic/installed .venv-classic/megablocks  ## run the core of the tests on torch 2.7 and transformers 4 (3 minutes)
+test-classic: .venv-classic/installed .venv-classic/megablocks  ## run the core of the tests on torch 2.7 and transformers 4 (2 minutes)
 	.venv-classic/bin/python -m pytest -m "not proof" $(XDIST) $(CORE)
 
 proof: .venv/installed  ## run the long proofs (hours; run again, they go on)
