@@ -28,7 +28,7 @@ lora: .venv/installed  ## adapters on a tiny imported DBRX on the CPU, merged an
 test: .venv/installed .venv/megablocks .venv/peft  ## run the tests (at most 8 minutes on 2 cores)
 	$(BIN)/python -m pytest -m "not proof" $(XDIST)
 
-test-fast: .venv/installed  ## run the tests that start no ranks and no programs and are not slow (1 minute on 2 cores)
+test-fast: .venv/installed  ## run the tests that start no ranks and no programs and are not slow (1.5 minutes on 2 cores)
 	$(BIN)/python -m pytest -m "not proof and not ranks and not subprocess and not slow" $(XDIST)
 
 test-classic: .venv-classic/installed .venv-classic/megablocks  ## run the core of the tests on torch 2.7 and transformers 4 (2 minutes)
