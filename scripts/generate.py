@@ -100,7 +100,7 @@ def _generate(args: argparse.Namespace) -> None:
     from train.hardware.device import choose_device
 
     opened = open_model(args.folder, choose_device(args.device), args.precision)
-    print(opened.message, file=sys.stderr)
+    print(opened.description, file=sys.stderr)
     if asked:
         _answer(opened, questions, sampling, args)
     else:

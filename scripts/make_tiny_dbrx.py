@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from data.base.paths import refuse_path_arguments
     from data.tokenization.build import build_tokenizer
     from train.config.load import load_config
-    from train.export.export import TORCH_DTYPES
+    from train.export.export import DTYPE_NAMES
     from train.export.writer import write_weights
     from train.hf.config_json import config_json
     from train.hf.repository import write_json
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             tokenizer.save_pretrained(part, config.max_seq_len)
             write_weights(weights, part, weights.shapes, args.precision)
             generation = json.loads((part / "generation_config.json").read_text(encoding="utf-8"))
-            write_json(part / "config.json", config_json(config.model, generation, TORCH_DTYPES[args.precision]))
+            write_json(part / "config.json", config_json(config.model, generation, DTYPE_NAMES[args.precision]))
             part.replace(args.folder)
     except (ConfigError, DataError) as error:
         print(f"error: {error}", file=sys.stderr)

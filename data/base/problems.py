@@ -122,11 +122,17 @@ def check_text(value: Any, name: str, fix: str = "fill it in, or remove the row"
     return None
 
 
-def listed(items: Iterable[str], most: int = LISTED, separator: str = ", ") -> str:
+def listed(items: Iterable[str], most: int = LISTED) -> str:
     """`a, b, c`; of more than `most` those, and how many there are besides."""
     every = list(items)
     more = f" and {len(every) - most:,} more" if len(every) > most else ""
-    return separator.join(every[:most]) + more
+    return ", ".join(every[:most]) + more
+
+
+def listed_clauses(clauses: Sequence[str], most: int = LISTED) -> str:
+    """`a is x; b is y (and 3 more)`: as `listed`, of what may have commas in it."""
+    more = f" (and {len(clauses) - most:,} more)" if len(clauses) > most else ""
+    return "; ".join(clauses[:most]) + more
 
 
 def _count(number: int, word: str) -> str:

@@ -45,8 +45,8 @@ class TokenizerConfig:
         sources = {key: getattr(self.kwargs, key) for key in ("model_name", "encoding_name", "vocab_file")}
         given = [key for key, value in sources.items() if value is not None]
         if self.name == "tiktoken" and len(given) != 1:
-            message = " and ".join(given) or "none of them is given"
-            raise ValueError(f"kwargs needs exactly one of {', '.join(sources)} for tiktoken, but {message}")
+            found = " and ".join(given) or "none of them is given"
+            raise ValueError(f"kwargs needs exactly one of {', '.join(sources)} for tiktoken, but {found}")
         if self.name != "tiktoken" and given:
             raise ValueError(f"kwargs.{given[0]} belongs to `name: tiktoken`, but name is {self.name!r}")
         if self.chat_date is None:

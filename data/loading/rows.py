@@ -61,5 +61,5 @@ class Rows:
             raise ValueError(f"{n} tokens, but max_seq_len is {self.max_seq_len}")
         low, high = int(row.tokens.min()), int(row.tokens.max())
         if low < 0 or high >= self.vocab_size:
-            defect = low if low < 0 else high
-            raise ValueError(f"the id {defect}, but the tokenizer has ids below {self.vocab_size}: is it another's?")
+            token_id = low if low < 0 else high
+            raise ValueError(f"the id {token_id}, but the tokenizer has ids below {self.vocab_size}: is it another's?")

@@ -35,8 +35,8 @@ class CheckedShards:
         with suppress(OSError):
             files.work.mkdir(parents=True, exist_ok=True)
         can_write = os.access(files.work, os.W_OK)
-        message = cache(lambda: is_first() and print(f"Waiting for another process that checks {files.folder}"))
-        lock = exclusive(files.work / CHECKED, message) if can_write else nullcontext()
+        waiting = cache(lambda: is_first() and print(f"Waiting for another process that checks {files.folder}"))
+        lock = exclusive(files.work / CHECKED, waiting) if can_write else nullcontext()
         with files.plain_errors(CHECKED), lock:
             unchecked = self._unchecked(numbers)
             for number in tqdm(unchecked, desc="Checking shards", unit="shard", delay=2, disable=not is_first()):

@@ -98,9 +98,9 @@ def _cached_commit(config: DatasetConfig, name: str, offline: str) -> Commit:
     try:
         folder = _snapshot(name, config.hf_kwargs.revision, local_only=True)
     except LocalEntryNotFoundError:
-        message = f" at revision {config.hf_kwargs.revision!r}" if config.hf_kwargs.revision is not None else ""
+        revision = f" at revision {config.hf_kwargs.revision!r}" if config.hf_kwargs.revision is not None else ""
         raise ConfigError(
-            f"hf_name is {name!r}, but {offline}, and the dataset is not in the hub's cache{message} "
+            f"hf_name is {name!r}, but {offline}, and the dataset is not in the hub's cache{revision} "
             f"({constants.HF_HUB_CACHE}): start once where there is a network, copy the cache from there, or name "
             "local files"
         ) from None

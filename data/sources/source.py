@@ -1,4 +1,4 @@
-"""Where rows come from: whatever a config names becomes chunks, and a chunk becomes `(place, row)` pairs.
+"""Where records come from: whatever a config names becomes chunks, and a chunk becomes `(place, record)` pairs.
 
 What a row holds is looked at in data/examples/examples.py.
 """
@@ -40,7 +40,7 @@ class Source(Protocol):
         """What the manifest says of the files: path or name, bytes or rows, hash or revision. Plain JSON values."""
         ...
 
-    def chunks(self) -> Iterator[Any]:
+    def chunks(self) -> Iterator[Chunk]:
         """The same chunks each time. Raises DataError when the content is not what the fingerprint was taken of."""
         ...
 

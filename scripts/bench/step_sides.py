@@ -89,7 +89,7 @@ def trainer_step(model: ComposerModel, batch: Batch, callbacks: list[Callback], 
         trainer.state.device_train_microbatch_size = microbatch
         for callback in callbacks:
             if isinstance(callback, GlobalBatch):
-                callback.count_experts, callback.cost_told = count, True
+                callback.count_experts, callback.cost_printed = count, True
         trainer.fit(duration="1ba")
         return {"seconds": clock.seconds, "loss": clock.loss}
 

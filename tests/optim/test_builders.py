@@ -1,6 +1,8 @@
 """Optimizers, their groups, and schedules."""
 
+from pathlib import Path
 from types import SimpleNamespace
+from typing import get_args, get_type_hints
 
 import pytest
 import torch
@@ -8,12 +10,15 @@ from composer.core import Time, Timestamp
 
 from data.base.durations import Clock, parse_duration
 from data.base.errors import ConfigError
+from tests.helpers.small_config import load
 from train.config.optimizer import OptimizerConfig, ParamGroupConfig, SchedulerConfig
 from train.models.config import FFNConfig, ModelConfig
 from train.models.dbrx import DbrxForCausalLM
+from train.models.shapes import parameter_sizes
 from train.optim.lion import DecoupledLionW
 from train.optim.optimizers import build_optimizer
 from train.optim.schedules import build_scheduler
+from train.planning.memory import memory_per_rank
 
 CLOCK = Clock(tokens_per_batch=800, rows_per_batch=8, rows_per_epoch=100, max_batches=100)
 
@@ -26,6 +31,21 @@ def model() -> DbrxForCausalLM:
 
 def names(model: DbrxForCausalLM, group: dict) -> set[str]:
     return {name for name, param in model.named_parameters() if any(param is mine for mine in group["params"])}
+
+
+@pytest.mark.parametrize("name", get_args(get_type_hints(OptimizerConfig)["name"]))
+def test_every_optimizer_can_be_built_and_planned(name: str, model: DbrxForCausalLM, tmp_path: Path) -> None:
+    changes = ["optimizer.momentum=0.9"] if name == "sgd" else []
+    config = load(tmp_path, f"optimizer.name={name}", *changes)
+    optimizer = build_optimizer(config.optimizer, model)
+    model(torch.zeros(1, 4, dtype=torch.int64), torch.zeros(1, 4, dtype=torch.int64)).losses_BS.sum().backward()
+    optimizer.step()
+    params = [param for group in optimizer.param_groups for param in group["params"]]
+    moments = sum(state.numel() for param in params for state in optimizer.state[param].values() if state.shape)
+    # fp32 weights, gradients and moments, and nothing else.
+    numbers = sum(param.numel() for param in params)
+    expected = 4 * (2 + moments / numbers) * sum(parameter_sizes(config.model).values())
+    assert memory_per_rank(config, 1, gpu=False).states == expected
 
 
 def test_norms_embeddings_and_router_are_not_decayed(model: DbrxForCausalLM) -> None:

@@ -211,7 +211,7 @@ def test_no_more_than_ten_are_named(folder: Path) -> None:
     rewrite(folder, lambda tensors: [tensors.update({f"{name}x": tensors.pop(name)}) for name in list(tensors)])
     said = refused(folder)
     assert said.count(" is missing") == 10
-    assert said.endswith(" and 28 more: name one, or export it anew")
+    assert said.endswith("(and 28 more): name one, or export it anew")
 
 
 def test_a_wrong_dtype_is_named(folder: Path) -> None:

@@ -22,7 +22,7 @@ class GlobalBatch(Callback):
 
     def __init__(self, config: ModelConfig) -> None:
         self.count_experts = config.ffn_config.moe_lbl_scope == "batch" and config.ffn_config.moe_loss_weight > 0
-        self.cost_told = False
+        self.cost_printed = False
 
     def batch_start(self, state: State, logger: Logger) -> None:
         batch, size = state.batch, state.device_train_microbatch_size
@@ -40,9 +40,9 @@ class GlobalBatch(Callback):
 
     def print_cost(self, n_rows: int, microbatch_size: int) -> None:
         """Says what `moe_lbl_scope: batch` costs, from one rank, the first time."""
-        if not self.count_experts or self.cost_told or dist.get_global_rank():
+        if not self.count_experts or self.cost_printed or dist.get_global_rank():
             return
-        self.cost_told = True
+        self.cost_printed = True
         cost = "nothing: a step is one microbatch"
         if microbatch_size < n_rows:
             number = -(-n_rows // microbatch_size)

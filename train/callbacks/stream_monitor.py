@@ -41,8 +41,8 @@ class StreamMonitor(Callback):
         stage = self.plan.stage(batch)
         if self.named and stage != self._stage and dist.get_global_rank() == 0:
             mix = zip(self.plan.names, self.plan.token_shares(batch).tolist(), strict=True)
-            message = ", ".join(f"{name} {share:.1%}" for name, share in mix)
-            print(f"batch {batch}: {f'stage {stage}' if stage else 'one mix'} (of tokens: {message})", flush=True)
+            shares = ", ".join(f"{name} {share:.1%}" for name, share in mix)
+            print(f"batch {batch}: {f'stage {stage}' if stage else 'one mix'} (of tokens: {shares})", flush=True)
         self._stage = stage
         self._sums_S3 = None
 

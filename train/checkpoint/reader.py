@@ -192,8 +192,8 @@ class CheckpointReader(FileSystemReader):
         problems += [f"{key.removeprefix(PREFIX)} is not a part of DBRX" for key in stored if key not in wanted]
         for key, shape in wanted.items():
             if key in stored and (found := getattr(stored[key], "size", None)) != torch.Size(shape):
-                message = "no tensor" if found is None else str(list(found))
-                problems.append(f"{key.removeprefix(PREFIX)} is {message}, not {list(shape)}")
+                shape_found = "no tensor" if found is None else str(list(found))
+                problems.append(f"{key.removeprefix(PREFIX)} is {shape_found}, not {list(shape)}")
             elif key in stored and not _in_rows(stored[key]):
                 problems.append(f"{key.removeprefix(PREFIX)} is not in pieces of whole rows, each once")
         return problems

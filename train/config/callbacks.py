@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from data.base.durations import check_duration
 from data.base.paths import check_path
-from train.config.optimizer import check_duration
 from train.config.sampling import Sampling
 
 

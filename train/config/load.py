@@ -117,8 +117,8 @@ def _yaml_problem(error: yaml.YAMLError) -> str:
 
 
 def _what(error: Exception) -> str:
-    message = [getattr(error, "context", None), getattr(error, "problem", None)]
-    return ", ".join(part for part in message if part) or _first_line(error)
+    parts = [getattr(error, "context", None), getattr(error, "problem", None)]
+    return ", ".join(part for part in parts if part) or _first_line(error)
 
 
 def _first_line(error: Exception) -> str:

@@ -71,13 +71,13 @@ def _contradictions(
     there: Mapping[str, Any], place: str, wanted: Mapping[str, Any], written: Mapping[str, Any], preset: str | None
 ) -> list[str]:
     """What of the keys that decide what weights mean is written otherwise than in the weights' config.json."""
-    message = []
+    differences = []
     for key, was, here in contradictions(there, wanted):
         whose = f" by preset {preset}" if preset is not None and at(written, key) is None else ""
-        message.append(f"{key} is {show(here)}{whose}, but {show(was)} there")
-    if not message:
+        differences.append(f"{key} is {show(here)}{whose}, but {show(was)} there")
+    if not differences:
         return []
-    return [f"model contradicts {place}: {'; '.join(message)}: leave that to the weights, or name others"]
+    return [f"model contradicts {place}: {'; '.join(differences)}: leave that to the weights, or name others"]
 
 
 def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

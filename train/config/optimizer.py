@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from data.base.durations import parse_duration
+from data.base.durations import check_duration
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,13 +87,3 @@ class GradientClippingConfig:
 @dataclass(frozen=True, kw_only=True)
 class AlgorithmsConfig:
     gradient_clipping: GradientClippingConfig | None = None
-
-
-def check_duration(name: str, value: str, *, positive: bool = False) -> None:
-    """Raises ValueError that begins with the key's name when its value is no duration, or is one of nothing."""
-    try:
-        length, _ = parse_duration(value)
-    except ValueError as error:
-        raise ValueError(f"{name} {error}") from None
-    if positive and length == 0:
-        raise ValueError(f"{name} is {value!r}, but a duration of nothing never comes")

@@ -9,12 +9,12 @@ import os
 from dataclasses import dataclass, field
 from typing import Literal
 
-from data.base.durations import parse_duration
+from data.base.durations import check_duration, parse_duration
 from data.base.paths import check_path
 from data.config.loader import DataLoaderConfig
 from data.config.tokenizer import TokenizerConfig
 from train.config.callbacks import CallbacksConfig, LoggersConfig
-from train.config.optimizer import AlgorithmsConfig, OptimizerConfig, SchedulerConfig, check_duration
+from train.config.optimizer import AlgorithmsConfig, OptimizerConfig, SchedulerConfig
 from train.models.config import MEGABLOCKS_LIMIT, LoraConfig, ModelConfig
 
 

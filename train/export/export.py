@@ -27,7 +27,7 @@ from train.hf.tensors import Precision, TensorSource, n_bytes
 from train.models.shapes import parameter_shapes
 from train.weights.merged import whole_weights
 
-TORCH_DTYPES: dict[Precision, str] = {"fp32": "float32", "bf16": "bfloat16"}
+DTYPE_NAMES: dict[Precision, str] = {"fp32": "float32", "bf16": "bfloat16"}
 """What config.json calls the precisions."""
 EXIT_NOT_FINITE = 3
 """Exit code of train/export/verify.py where the checkpoint's own weights are not finite."""
@@ -171,7 +171,7 @@ def _write(part: Path, run: Run, precision: Precision, max_shard_bytes: int) -> 
         # What the tensors come from is damaged: there is nothing to go on from.
         shutil.rmtree(part)
         raise
-    write_json(part / "config.json", config_json(run.config.model, run.generation, TORCH_DTYPES[precision]))
+    write_json(part / "config.json", config_json(run.config.model, run.generation, DTYPE_NAMES[precision]))
     (part / "README.md").write_text(model_card(run.checkpoint, run.config, precision), encoding="utf-8")
     shutil.copytree(run.tokenizer, part, dirs_exist_ok=True)
 

@@ -17,7 +17,7 @@ import transformers
 from data.base.errors import ConfigError
 from data.base.paths import refuse_path_arguments
 from data.hub.repository_files import TEMPLATES, check_json_files, refuse_code_beside
-from train.export.export import EXIT_NOT_FINITE, TORCH_DTYPES, Run, open_run
+from train.export.export import DTYPE_NAMES, EXIT_NOT_FINITE, Run, open_run
 from train.export.verify_logits import check_logits, written_rows
 from train.hf.config_json import config_json
 from train.hf.finite import is_finite, of_checkpoint
@@ -71,13 +71,13 @@ def _read_json(folder: Path, name: str) -> dict[str, Any]:
 
 def _check_config(folder: Path, run: Run) -> Precision:
     found = _read_json(folder, "config.json")
-    precisions: dict[str, Precision] = {dtype: key for key, dtype in TORCH_DTYPES.items()}
+    precisions: dict[str, Precision] = {dtype: key for key, dtype in DTYPE_NAMES.items()}
     precision = precisions.get(str(found.get("torch_dtype")))
     if precision is None:
         raise _defect(
-            "config.json", f"has torch_dtype {found.get('torch_dtype')}, not {' or '.join(TORCH_DTYPES.values())}"
+            "config.json", f"has torch_dtype {found.get('torch_dtype')}, not {' or '.join(DTYPE_NAMES.values())}"
         )
-    expected = json.loads(json.dumps(config_json(run.config.model, run.generation, TORCH_DTYPES[precision])))
+    expected = json.loads(json.dumps(config_json(run.config.model, run.generation, DTYPE_NAMES[precision])))
     for key in sorted({*found, *expected}):
         if found.get(key, _ABSENT) != expected.get(key, _ABSENT):
             raise _defect("config.json", f"has {key} {found.get(key)}, but the checkpoint's is {expected.get(key)}")

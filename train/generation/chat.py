@@ -31,16 +31,16 @@ def chat(
     turn = 0
     while True:
         try:
-            message = read().strip()
+            line = read().strip()
         except EOFError:
             return
-        if message == EXIT:
+        if line == EXIT:
             return
-        if message == NEW:
+        if line == NEW:
             messages = list(beginning)
-        if message in ("", NEW):
+        if line in ("", NEW):
             continue
-        messages.append({"role": "user", "content": message})
+        messages.append({"role": "user", "content": line})
         try:
             (prompt,) = encode([Conversation([*messages, {"role": "assistant", "content": ""}])], opened, sampling)
         except DataError as error:

@@ -36,7 +36,7 @@ class Opened:
     decoder: Decoder
     tokenizer: Tokenizer
     stop_token_ids: list[int]
-    message: str
+    description: str
     """What it is, where it computes, and in what precision."""
 
 
@@ -129,8 +129,8 @@ def _open_checkpoint(checkpoint: Path, precision: Precision, device: Device) -> 
             run.source.rows(name, 0, param.shape[0], param)
     if names := _not_finite(model):
         raise ConfigError(of_checkpoint(checkpoint, names))
-    decoder, message = DbrxDecoder(model.eval()), _describe(checkpoint, "Dropless", precision, device)
-    return Opened(decoder, tokenizer, _stop_token_ids(run.tokenizer, tokenizer), message)
+    decoder, description = DbrxDecoder(model.eval()), _describe(checkpoint, "Dropless", precision, device)
+    return Opened(decoder, tokenizer, _stop_token_ids(run.tokenizer, tokenizer), description)
 
 
 def _for_generation(model: ModelConfig) -> ModelConfig:
@@ -161,8 +161,8 @@ def _stop_token_ids(folder: Path, tokenizer: Tokenizer) -> list[int]:
     """As generation_config.json says, where it is there and does."""
     file = folder / "generation_config.json"
     try:
-        message = json.loads(file.read_text(encoding="utf-8"))["eos_token_id"]
-        ids = message if isinstance(message, list) else [message]
+        stop = json.loads(file.read_text(encoding="utf-8"))["eos_token_id"]
+        ids = stop if isinstance(stop, list) else [stop]
         return [int(token_id) for token_id in ids]
     except FileNotFoundError:
         return tokenizer.stop_token_ids

@@ -10,7 +10,7 @@ from typing import Any
 
 from data.base.errors import ConfigError
 from data.hub.reach import why_offline
-from train.export.export import TORCH_DTYPES
+from train.export.export import DTYPE_NAMES
 from train.generation.huggingface_compat import offline
 from train.generation.open_model import check_exported, check_loaded, torch_device
 from train.generation.results import Result
@@ -42,7 +42,7 @@ def run_tasks(
         model = harness.models.huggingface.HFLM(
             pretrained=str(folder),
             device=str(torch_device(device)),
-            dtype=TORCH_DTYPES[precision],
+            dtype=DTYPE_NAMES[precision],
             batch_size=batch_size,
             trust_remote_code=False,
         )
@@ -140,6 +140,6 @@ def _cannot_load(name: str, error: Exception) -> str:
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     if type(error) is FileNotFoundError:  # those of the hub are of classes beneath it
         return f"--tasks has {name!r}, whose data is not there ({reason}): put it there, or mend the task's YAML"
-    offline = why_offline()
-    hint = f"; {offline}: load its data once where there is a network, or name local tasks" if offline else ""
+    no_network = why_offline()
+    hint = f"; {no_network}: load its data once where there is a network, or name local tasks" if no_network else ""
     return f"--tasks has {name!r}, which cannot be loaded ({type(error).__name__}: {reason}){hint}"

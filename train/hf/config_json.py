@@ -106,8 +106,8 @@ def _below(contents: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 
 def _check_architecture(contents: Mapping[str, Any]) -> None:
     if contents.get("model_type") != "dbrx":
-        message = contents.get("model_type") or contents.get("architectures") or "nothing"
-        raise ValueError(f"its model_type is {message}, but only dbrx can be taken")
+        found = contents.get("model_type") or contents.get("architectures") or "nothing"
+        raise ValueError(f"its model_type is {found}, but only dbrx can be taken")
     if contents.get("tie_word_embeddings"):
         raise ValueError("its tie_word_embeddings is true, but DBRX's head has weights of its own")
     if "quantization_config" in contents:
@@ -123,13 +123,13 @@ def _rope_theta(contents: Mapping[str, Any], attn: Mapping[str, Any]) -> Any:
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind != "default":
         raise ValueError(f"its rope_type is {kind}, but DBRX's rotary positions are plain")
-    message = [theta for theta in (attn.get("rope_theta"), rope.get("rope_theta")) if theta is not None]
-    if len(message) > 1 and message[0] != message[1]:
+    thetas = [theta for theta in (attn.get("rope_theta"), rope.get("rope_theta")) if theta is not None]
+    if len(thetas) > 1 and thetas[0] != thetas[1]:
         raise ValueError(
             f"its attn_config.rope_theta is {attn['rope_theta']}, but its rope_parameters.rope_theta "
             f"{rope['rope_theta']}"
         )
-    return message[0] if message else 10000.0
+    return thetas[0] if thetas else 10000.0
 
 
 def contradictions(values: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:

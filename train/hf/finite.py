@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from data.base.problems import listed
+from data.base.problems import listed_clauses
 
 DIVERGED = "name an earlier checkpoint, from before the training diverged"
 """What to do about a checkpoint."""
@@ -18,7 +18,7 @@ def is_finite(rows: torch.Tensor) -> bool:
 
 def not_finite(where: str, places: Sequence[str], hint: str) -> str:
     """The error's text: `places` are the tensors, with their files where there are several."""
-    return f"there are NaN or infinite numbers in {where}: {listed(places, separator='; ')}: {hint}"
+    return f"there are NaN or infinite numbers in {where}: {listed_clauses(places)}: {hint}"
 
 
 def of_checkpoint(checkpoint: Path, names: Sequence[str]) -> str:

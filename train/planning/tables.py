@@ -58,14 +58,14 @@ def stages_table(run: RunData, config: TrainConfig) -> Table:
         stop = max_batches if end is None else end
         start, last = plan.start_of(number), plan.end_of(number)
         shares = zip(*(mix.tolist() for mix in (start.tokens, last.tokens, start.rows, last.rows)), strict=True)
-        message = written.get(name)
+        duration = written.get(name)
         table.add_row(
             name or "(one mix)",
             "the rest"
-            if message is None
-            else message
-            if isinstance(message, str)
-            else f"{message.ep:g}ep of {message.of}",
+            if duration is None
+            else duration
+            if isinstance(duration, str)
+            else f"{duration.ep:g}ep of {duration.of}",
             f"{first:,} to {stop:,}",
             f"{(stop - first) * run.clock.tokens_per_batch:,}",
             "tokens\nrows",

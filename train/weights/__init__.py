@@ -1,4 +1,4 @@
-"""Where initial weights come from: pretrained folders, checkpoints, and the frozen base beneath adapters.
+"""Where weights come from: pretrained folders, checkpoints, and adapters with the frozen base beneath them.
 
 Writing weights belongs to train/export.
 """

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data.base.errors import ConfigError
-from data.base.problems import listed
+from data.base.problems import listed_clauses
 from train.config.typed import Builder
 from train.hf.config_json import contradictions
 from train.hf.repository import (
@@ -67,7 +67,7 @@ class PretrainedFolder:
             tensors, problems = _tensors(folder)
         problems += _differences({key: stored for key, (_, stored) in tensors.items()}, parameter_shapes(own))
         if problems:
-            named = listed(problems, separator="; ")
+            named = listed_clauses(problems)
             raise ConfigError(f"{subject}, but it is no stock DBRX: {named}: name one, or export it anew")
         return cls(name, folder, own, tensors)
 
@@ -149,7 +149,7 @@ def _tensors(folder: Path) -> tuple[dict[str, tuple[Path, Stored]], list[str]]:
             problems.append(str(error))
     if problems:
         # What lies in files that cannot be read is not missing besides.
-        unread = listed(problems, separator="; ")
+        unread = listed_clauses(problems)
         raise ValueError(f"not all of it can be read: {unread}: download or copy these files again")
     if weight_map is not None:
         problems += [

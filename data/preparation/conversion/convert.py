@@ -38,8 +38,8 @@ def convert_text(args: argparse.Namespace) -> None:
     """Text files into the one folder, or each split of a dataset with a column `text` into one of its own."""
     given = [name for name in ("path", "input_folder", "dataset") if getattr(args, name) is not None]
     if len(given) != 1:
-        message = " and ".join(f"--{name}" for name in given) or "none of them is given"
-        raise ConfigError(f"exactly one of --path, --input_folder and --dataset is needed, but {message}")
+        found = " and ".join(f"--{name}" for name in given) or "none of them is given"
+        raise ConfigError(f"exactly one of --path, --input_folder and --dataset is needed, but {found}")
     tokenizer, preprocessing_fn = tokenizer_of(args), preprocessor_of(args)
     if args.dataset is not None:
         _convert_splits(args, tokenizer, preprocessing_fn=preprocessing_fn)
