@@ -48,10 +48,11 @@ def an_unusable_gpu_does_not_matter():
 
 @pytest.fixture(autouse=True)
 def fixed_random_numbers(request: pytest.FixtureRequest) -> None:
-    """Each test has random numbers of its own, the same in every run and whichever tests run before it."""
+    """Each test has random numbers of its own, the same in every run."""
     seed = zlib.crc32(request.node.nodeid.encode())
     random.seed(seed)
-    # Not imported here: torch takes seconds, which tests that do without need not wait for.
+    # Not imported here: torch takes seconds, which tests that do without need not wait for. A test that is the first to
+    # import them has their own initial state.
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed(seed)
     if "torch" in sys.modules:

@@ -1,4 +1,7 @@
-"""Each patch of Composer: that its probe agrees with what Composer does, and that nothing is patched without need."""
+"""Each patch of Composer: that its probe agrees with what Composer does, and that nothing is patched without need.
+
+A test that fails after an upgrade of Composer may mean that a patch is no longer needed and can be deleted.
+"""
 
 import inspect
 from pathlib import Path
