@@ -236,11 +236,15 @@ def check_world_size(config: TrainConfig, world_size: int) -> None:
         )
 
 
+def train_microbatch_rows(config: TrainConfig, world_size: int) -> int:
+    """Rows of a training microbatch on each rank: at most those of the rank's part of the global batch."""
+    return min(config.device_train_microbatch_size, config.global_train_batch_size // world_size)
+
+
 def microbatch_rows(config: TrainConfig, world_size: int) -> dict[str, int]:
     """Rows that a rank computes at a time, by the key that sets them."""
-    rows = min(config.device_train_microbatch_size, config.global_train_batch_size // world_size)
     evaluated = {"device_eval_batch_size": config.device_eval_batch_size} if config.eval_loader is not None else {}
-    return {"device_train_microbatch_size": rows} | evaluated
+    return {"device_train_microbatch_size": train_microbatch_rows(config, world_size)} | evaluated
 
 
 def check_kernel_sizes(config: TrainConfig, world_size: int) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 
 from train.config.optimizer import OptimizerConfig
-from train.config.schema import FSDPConfig, TrainConfig
+from train.config.schema import FSDPConfig, TrainConfig, train_microbatch_rows
 from train.models.config import NF4_WEIGHTS
 from train.models.shapes import adapter_shapes, parameter_shapes, parameter_sizes
 
@@ -40,7 +40,7 @@ def memory_per_rank(config: TrainConfig, world_size: int, *, gpu: bool) -> Resou
     gathered = _unpacked_bytes(config, width)
     if fsdp is not None and shards > 1:
         gathered += _gathered_bytes(config, fsdp, gathered_width)
-    rows = min(config.device_train_microbatch_size, max(config.global_train_batch_size // world_size, 1))
+    rows = max(train_microbatch_rows(config, world_size), 1)
     activations = float(width * rows * config.max_seq_len * _kept_per_token(config))
     return ResourceEstimate(
         states=_state_bytes(config, gathered_width) / shards, gathered=gathered, activations=activations

@@ -28,7 +28,7 @@ from train.checkpoint.save_folder import batch_of, checkpoints, first_failure
 from train.composer_compat import leave_sharded_models, remember_checkpoints
 from train.composer_model import DbrxForComposer
 from train.config.optimizer import AlgorithmsConfig
-from train.config.schema import TrainConfig, microbatch_rows
+from train.config.schema import TrainConfig, train_microbatch_rows
 from train.hardware.allocator import keep_freed_memory
 from train.models.recompute import named_parameters
 from train.optim.optimizers import build_optimizer
@@ -91,7 +91,7 @@ def build_trainer(
         # One rank tells: a launcher keeps the others' output and shows all of it when one of them fails.
         log_to_console=config.log_to_console and dist.get_global_rank() == 0,
         console_log_interval=f"{clock.batches(config.console_log_interval)}ba",
-        device_train_microbatch_size=microbatch_rows(config, dist.get_world_size())["device_train_microbatch_size"],
+        device_train_microbatch_size=train_microbatch_rows(config, dist.get_world_size()),
         precision=precision,
         parallelism_config=parallelism,
         dist_timeout=config.dist_timeout,
