@@ -21,7 +21,13 @@ _NOT_WRITABLE = (
 
 
 class ConfigError(ValueError):
-    """What was written in a config or on a command line cannot be."""
+    """A configuration error: what a YAML or a command line says is invalid."""
+
+    def __init__(self, text: str, *, key: str | None = None) -> None:
+        """`key` is the YAML key that is wrong, and `text` what follows it: `is -1, but it must be above 0`."""
+        super().__init__(text if key is None else f"{key} {text}")
+        self.key = key
+        self.text = text
 
 
 class DataError(ValueError):
@@ -47,6 +53,8 @@ def under(key: str) -> Iterator[None]:
     try:
         yield
     except ConfigError as error:
+        if error.key is not None:
+            raise ConfigError(error.text, key=f"{key}.{error.key}") from None
         raise ConfigError(f"{key}.{error}") from None
 
 
