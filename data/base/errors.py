@@ -3,8 +3,9 @@
 import errno
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _RUST = re.compile(r"\(os error (\d+)\)")
@@ -30,6 +31,17 @@ class ConfigError(ValueError):
         self.text = text
 
 
+class ConfigErrors(ConfigError):
+    """Several configuration errors, reported together."""
+
+    def __init__(self, errors: Sequence[ConfigError]) -> None:
+        super().__init__("\n  ".join([f"{len(errors)} problems", *map(str, errors)]))
+        self.errors = tuple(errors)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ConfigErrors, (self.errors,)
+
+
 class DataError(ValueError):
     """What was fed cannot be used."""
 
@@ -52,10 +64,16 @@ def under(key: str) -> Iterator[None]:
     """Puts the key before a ConfigError whose text begins with a key below it: who checks need not know who holds."""
     try:
         yield
+    except ConfigErrors as several:
+        raise ConfigErrors([_below(key, error) for error in several.errors]) from None
     except ConfigError as error:
-        if error.key is not None:
-            raise ConfigError(error.text, key=f"{key}.{error.key}") from None
-        raise ConfigError(f"{key}.{error}") from None
+        raise _below(key, error) from None
+
+
+def _below(key: str, error: ConfigError) -> ConfigError:
+    if error.key is not None:
+        return ConfigError(error.text, key=f"{key}.{error.key}")
+    return ConfigError(f"{key}.{error}")
 
 
 def os_error(error: BaseException) -> OSError | None:
