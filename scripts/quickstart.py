@@ -19,10 +19,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_intermixed_args(argv)
 
     from data.base.errors import ConfigError
-    from train.config.load import load_config
+    from train.config.load import load_config, resolve_pretrained
 
     try:
-        config = load_config(str(ROOT / args.config), args.overrides)
+        config = resolve_pretrained(load_config(str(ROOT / args.config), args.overrides))
         from train.run.quickstart import quickstart
 
         total = quickstart(args.config, config, args.overrides)["all"]

@@ -12,9 +12,10 @@ from pathlib import Path
 
 from data.base.errors import ConfigError, DataError, under
 from data.base.paths import refuse_path
-from train.config.load import check_vocab, load_config
+from train.config.load import check_vocab, load_config, resolve_pretrained
+from train.config.ranks import check_kernel_sizes, check_run_name, check_world_size
 from train.config.redaction import masked_yaml
-from train.config.schema import TrainConfig, check_kernel_sizes, check_run_name, check_world_size
+from train.config.schema import TrainConfig
 from train.hardware.device import choose_device
 from train.optim.patterns import check_patterns
 from train.planning.machine import check_machine
@@ -142,7 +143,7 @@ def _read(arguments: list[str]) -> TrainConfig:
     refuse_path("the config", path)
     if path.startswith("-") or ("=" in path and not Path(path).exists()):
         raise ConfigError(f"the config comes first, but {path!r} is not a file: python train.py CONFIG [key=value ...]")
-    return load_config(path, overrides)
+    return resolve_pretrained(load_config(path, overrides))
 
 
 def _rank(name: str) -> int:

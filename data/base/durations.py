@@ -9,7 +9,8 @@ import re
 from dataclasses import dataclass, replace
 
 _UNITS = ("ba", "tok", "ep", "dur")
-_DURATION = re.compile(rf"(\d+(?:\.\d+)?)({'|'.join(_UNITS)})")
+DURATION_PATTERN = rf"(\d+(?:\.\d+)?)({'|'.join(_UNITS)})"
+_DURATION = re.compile(DURATION_PATTERN)
 
 
 def parse_duration(text: str) -> tuple[float, str]:
@@ -67,13 +68,3 @@ class Clock:
         if self.max_batches is None:
             raise ValueError(f"is {text!r}, but dur is a part of max_duration, so max_duration itself cannot be in dur")
         return math.ceil(round(value * self.max_batches, 6))
-
-
-def check_duration(name: str, value: str, *, positive: bool = False) -> None:
-    """Raises ValueError that begins with the key's name when its value is no duration, or is one of nothing."""
-    try:
-        length, _ = parse_duration(value)
-    except ValueError as error:
-        raise ValueError(f"{name} {error}") from None
-    if positive and length == 0:
-        raise ValueError(f"{name} is {value!r}, but a duration of nothing never comes")

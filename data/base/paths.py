@@ -17,12 +17,14 @@ def shown(value: object) -> str:
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
 
 
-def check_path(key: str, value: object) -> None:
-    """Raises ValueError, which begins with the key, when a text in `value` (also lists and mappings of them) cannot be
-    a path. Whether there is something at it is asked elsewhere."""
+def path_defect(value: object) -> str | None:
+    """Why a text in `value` (also in lists and mappings of them) cannot be a path, to stand after the key; else None.
+
+    Whether there is something at it is asked elsewhere.
+    """
     for path in _texts(value):
         if "\0" in path:
-            raise ValueError(f"{key} has {shown(path)}, but no path has a NUL byte (\\0) in it: remove it")
+            return f"has {shown(path)}, but no path has a NUL byte (\\0) in it: remove it"
         if "://" in path:
             continue  # an object store has limits of its own
         longest = max(len(part.encode(errors="surrogateescape")) for part in path.split("/"))
@@ -30,15 +32,14 @@ def check_path(key: str, value: object) -> None:
         if longest > MAX_NAME_BYTES or length > MAX_PATH_BYTES:
             what = f"a name of {longest:,} bytes" if longest > MAX_NAME_BYTES else f"{length:,} bytes"
             most = MAX_NAME_BYTES if longest > MAX_NAME_BYTES else MAX_PATH_BYTES
-            raise ValueError(f"{key} is {shown(path)}, which has {what}, but file systems take {most:,}: shorten it")
+            return f"is {shown(path)}, which has {what}, but file systems take {most:,}: shorten it"
+    return None
 
 
 def refuse_path(key: str, value: object) -> None:
-    """`check_path` with a ConfigError, for values that are not a dataclass's."""
-    try:
-        check_path(key, value)
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
+    """Raises ConfigError for what cannot be a path, where the value is not a section's (see data/config/values.py)."""
+    if (defect := path_defect(value)) is not None:
+        raise ConfigError(defect, key=key)
 
 
 def refuse_path_arguments(args: argparse.Namespace, *names: str) -> None:

@@ -1,24 +1,50 @@
-"""What a YAML says about a dataset and its streams.
-
-Checks raise ValueError with the key relative to the class; the reader of the YAML puts the path before it.
-"""
+"""What a YAML says about a dataset and its streams."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Literal
+from typing import Annotated, Literal
 
 from data.base.addresses import is_address, without_login
-from data.base.paths import check_path
-from data.base.sizes import parse_bytes
+from data.base.errors import ConfigError
+from data.base.paths import path_defect
+from data.config.sections import Defect, Section
 from data.config.splits import parse_split
+from data.config.values import Count, NotNegative, PathText, Positive, Range, Size
+
+Paths = PathText | list[PathText]
+
+
+def _local_files(kwargs: "HFKwargs") -> Iterator[Defect]:
+    yield from _not_addresses("data_dir", kwargs.data_dir)
+    splits = kwargs.data_files if isinstance(kwargs.data_files, dict) else {"": kwargs.data_files}
+    for split, files in splits.items():
+        key = f"data_files.{split}" if split else "data_files"
+        if (text := path_defect(files)) is not None:
+            yield Defect(key, text)
+        yield from _not_addresses(key, files)
+
+
+def _not_addresses(key: str, value: str | list[str] | None) -> Iterator[Defect]:
+    """Data files are not read over a network, but for those of a hub dataset, which hf_name names."""
+    for path in [value] if isinstance(value, str) else value or []:
+        if is_address(path):
+            yield Defect(
+                key,
+                f"has {without_login(path)!r}, but data files are read from local or mounted folders only: download "
+                "the file or mount its folder, and write the path there (of a dataset of the hub, write its name in "
+                "hf_name; MDS shards are read from an address with `remote`)",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
-class HFKwargs:
-    """What `datasets.load_dataset` is told besides the name."""
+class HFKwargs(Section):
+    """What `datasets.load_dataset` gets besides the name."""
 
-    data_dir: str | None = None
+    RULES = (_local_files,)
+
+    data_dir: PathText | None = None
+    """A folder in a hub dataset, or of local files."""
     data_files: str | list[str] | dict[str, str | list[str]] | None = None
     """Names or patterns: of the train split, or of each split by its name."""
     name: str | None = None
@@ -26,107 +52,105 @@ class HFKwargs:
     revision: str | None = None
     """Branch, tag or commit of a hub dataset."""
 
-    def __post_init__(self) -> None:
-        _check_local("data_dir", self.data_dir)
-        splits = self.data_files if isinstance(self.data_files, dict) else {"": self.data_files}
-        for split, files in splits.items():
-            _check_local(f"data_files.{split}" if split else "data_files", files)
-
-
-def _check_local(key: str, value: str | list[str] | None) -> None:
-    """Of data files, which are not read over a network (but for those of a hub dataset, which hf_name names)."""
-    check_path(key, value)
-    for path in [value] if isinstance(value, str) else value or []:
-        if is_address(path):
-            raise ValueError(
-                f"{key} has {without_login(path)!r}, but data files are read from local or mounted folders only: "
-                "download the file or mount its folder, and write the path there (of a dataset of the hub, write its "
-                "name in hf_name; MDS shards are read from an address with `remote`)"
-            )
-
 
 COLUMN_MAPPINGS = (("prompt", "response"), ("messages",), ("text",))
 """The keys of a `preprocessing_fn` that only says which columns to take."""
 SOURCES = ("hf_name", "local", "text")
 """The keys of which a source has one: `local` may be, or be joined by, `remote`."""
+AMOUNTS = ("proportion", "repeat", "choose")
+"""The keys of which a stream has at most one: how much of it is drawn."""
 
 
-def check_mapping(columns: Mapping[str, str]) -> None:
-    """Raises ValueError when a `preprocessing_fn` that is a mapping takes columns for no form of example."""
-    if tuple(sorted(columns)) not in COLUMN_MAPPINGS:
-        forms = " or ".join(f"{{{', '.join(f'{key}: COLUMN' for key in keys)}}}" for keys in COLUMN_MAPPINGS)
-        raise ValueError(f"preprocessing_fn is {dict(columns)}, but a mapping must be {forms}")
+def mapping_defect(columns: Mapping[str, str]) -> str | None:
+    """Why a `preprocessing_fn` that is a mapping takes columns for no form of example, to stand after the key."""
+    if tuple(sorted(columns)) in COLUMN_MAPPINGS:
+        return None
+    forms = " or ".join(f"{{{', '.join(f'{key}: COLUMN' for key in keys)}}}" for keys in COLUMN_MAPPINGS)
+    return f"is {dict(columns)}, but a mapping must be {forms}"
+
+
+def _amount(stream: "StreamConfig") -> Iterator[Defect]:
+    if len(amounts := stream.amounts()) > 1:
+        yield Defect(amounts[1], f"is given beside {amounts[0]}, but only one of them can say how much")
+
+
+def _columns(stream: "StreamConfig") -> Iterator[Defect]:
+    if isinstance(stream.preprocessing_fn, dict) and (text := mapping_defect(stream.preprocessing_fn)):
+        yield Defect("preprocessing_fn", text)
+
+
+def _local_source(stream: "StreamConfig") -> Iterator[Defect]:
+    yield from _not_addresses("hf_name", stream.hf_name)
+    yield from _not_addresses("text", stream.text)
+
+
+def _one_source(stream: "StreamConfig") -> Iterator[Defect]:
+    if len(given := stream.sources()) > 1:
+        yield Defect(given[1], f"is given beside {given[0]}, but a source is one of {', '.join(SOURCES)}")
+
+
+def _of_hf_name(stream: "StreamConfig") -> Iterator[Defect]:
+    if stream.hf_name is not None:
+        return
+    for key, given in {"hf_kwargs": stream.hf_kwargs != HFKwargs(), "safe_load": stream.safe_load}.items():
+        if given:
+            yield Defect(key, "belongs to hf_name, which is not given")
+
+
+def _split(stream: "StreamConfig") -> Iterator[Defect]:
+    split = stream.split
+    if split is None:
+        return
+    if stream.hf_name is not None:
+        try:
+            parse_split(split)
+        except ConfigError as error:
+            yield Defect("split", error.text)
+    elif "[" in split and (stream.local is not None or stream.remote is not None):
+        yield Defect(
+            "split",
+            f"is {split!r}, but of MDS shards it names a folder, of which all samples are read: leave "
+            f"{split[split.index('[') :]!r} out (choose takes fewer rows), or slice what the shards are made from",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
-class StreamConfig:
+class StreamConfig(Section):
     """One source of rows: a dataset of the hub or local data files (hf_name), MDS shards (local, remote) or text."""
 
-    hf_name: str | None = None
+    RULES = (_amount, _columns, _local_source, _one_source, _of_hf_name, _split)
+
+    hf_name: PathText | None = None
     """A hub dataset's name; or `json`, `csv` or `parquet` for local files named by hf_kwargs; or the path of such a
     file, or of a folder of them."""
     hf_kwargs: HFKwargs = field(default_factory=HFKwargs)
     safe_load: bool = False
     """Of a hub dataset only csv, json, jsonl and parquet files are downloaded. (Code is never run.)"""
-    local: str | None = None
+    local: PathText | None = None
     """A folder of MDS shards; with `remote`, where they are kept once downloaded."""
-    remote: str | None = None
+    remote: PathText | None = None
     """Where MDS shards come from: a folder, s3://, gs:// or hf://."""
-    text: str | list[str] | None = None
+    text: Paths | None = None
     """Plain text files for pretraining, each a document: names, patterns, or folders (their .txt files)."""
-    split: str | None = None
+    split: PathText | None = None
     """null: train for hub and data files, the folder itself for MDS. Of hub and data files also slices and sums, as in
     the `datasets` library: train[:90%], train[1000:2000], train+validation."""
     preprocessing_fn: str | dict[str, str] | None = None
     """A registered name, `module:function`, or the columns to take: {prompt: column, response: column}, {messages:
     column} or {text: column}; null: rows are examples already."""
 
-    proportion: float | None = None
+    proportion: NotNegative | None = None
     """Share of the run's tokens, relative to those of the other streams."""
-    repeat: float | None = None
+    repeat: Positive | None = None
     """Instead: how often each row is in an epoch of all streams (1 without any of the three)."""
-    choose: int | None = None
+    choose: Count | None = None
     """Instead: how many rows are in an epoch of all streams."""
-    max_repeats: float = 1.0
+    max_repeats: Positive = 1.0
     """How often the run may see a row of this stream. Needless where `ep` or `repeat` say it."""
-
-    def __post_init__(self) -> None:
-        amounts = self.amounts()
-        if len(amounts) > 1:
-            raise ValueError(f"{amounts[1]} is given beside {amounts[0]}, but only one of them can say how much")
-        for key in (*amounts, "max_repeats"):
-            value = getattr(self, key)
-            if value < 0 or (key != "proportion" and value == 0):
-                raise ValueError(
-                    f"{key} is {value}, but it must be {'0 or more' if key == 'proportion' else 'above 0'}"
-                )
-        if isinstance(self.preprocessing_fn, dict):
-            check_mapping(self.preprocessing_fn)
-        # A split of an MDS folder is a folder in it.
-        for key in ("local", "remote", "split"):
-            check_path(key, getattr(self, key))
-        for key in ("hf_name", "text"):
-            _check_local(key, getattr(self, key))
-        given = self.sources()
-        if len(given) > 1:
-            raise ValueError(f"{given[1]} is given beside {given[0]}, but a source is one of {', '.join(SOURCES)}")
-        if self.hf_name is None and (self.hf_kwargs != HFKwargs() or self.safe_load):
-            raise ValueError("hf_kwargs and safe_load belong to hf_name, which is not given")
-        if self.split is not None:
-            self._check_split(self.split)
-
-    def _check_split(self, split: str) -> None:
-        if self.hf_name is not None:
-            parse_split(split)
-        elif "[" in split and (self.local is not None or self.remote is not None):
-            raise ValueError(
-                f"split is {split!r}, but of MDS shards it names a folder, of which all samples are read: leave "
-                f"{split[split.index('[') :]!r} out (choose takes fewer rows), or slice what the shards are made from"
-            )
 
     def amounts(self) -> list[str]:
         """The keys of what says how much of it is taken."""
-        return [key for key in ("proportion", "repeat", "choose") if getattr(self, key) is not None]
+        return [key for key in AMOUNTS if getattr(self, key) is not None]
 
     def sources(self) -> list[str]:
         """The keys of what is given."""
@@ -135,12 +159,55 @@ class StreamConfig:
         return [key for key, value in kinds.items() if value is not None]
 
 
+def _target_prompts(dataset: "DatasetConfig") -> Iterator[Defect]:
+    if re.fullmatch(r"none|all|length>=[1-9]\d*", dataset.target_prompts) is None:
+        yield Defect("target_prompts", f"is {dataset.target_prompts!r}, but it must be none, all or length>=N")
+
+
+def _cache_limit(dataset: "DatasetConfig") -> Iterator[Defect]:
+    streams = (dataset.streams or {"": dataset}).values()
+    if dataset.cache_limit is not None and not any(stream.remote for stream in streams):
+        yield Defect("cache_limit", f"is {dataset.cache_limit!r}, but there is no remote to cache: leave it out")
+
+
+def _own_source(dataset: "DatasetConfig") -> Iterator[Defect]:
+    own = dataset.sources() + [
+        key for key in ("split", "preprocessing_fn", *AMOUNTS) if getattr(dataset, key) is not None
+    ]
+    own += ["max_repeats"] if dataset.max_repeats != 1 else []
+    if dataset.streams is not None and own:
+        yield Defect(own[0], "is given beside streams: write it in the stream it belongs to")
+    if dataset.streams is None and not dataset.sources():
+        yield Defect("", f"has no data: give one of {', '.join(SOURCES)} or streams")
+
+
+def _sources_of_streams(dataset: "DatasetConfig") -> Iterator[Defect]:
+    if dataset.streams == {}:
+        yield Defect("streams", "is empty: give at least one, or the data itself")
+    for name, stream in (dataset.streams or {}).items():
+        if not stream.sources():
+            yield Defect(f"streams.{name}", f"has no data: give it one of {', '.join(SOURCES)}")
+
+
+def _proportions(dataset: "DatasetConfig") -> Iterator[Defect]:
+    streams = (dataset.streams or {}).values()
+    if not any("proportion" in stream.amounts() for stream in streams):
+        return
+    if any(stream.amounts() != ["proportion"] for stream in streams):
+        yield Defect("streams", "is a mix of streams with a proportion and without: give each one, 0 for none of it")
+    if not any(stream.proportion for stream in streams):
+        yield Defect("streams", "has only proportions of 0: give at least one stream a share")
+
+
 @dataclass(frozen=True, kw_only=True)
 class DatasetConfig(StreamConfig):
     """Rows from one source, or from several `streams`."""
 
+    RULES = (*StreamConfig.RULES, _target_prompts, _cache_limit, _own_source, _sources_of_streams, _proportions)
+
     streams: dict[str, StreamConfig] | None = None
-    max_seq_len: int
+    """Several sources by name, in place of one."""
+    max_seq_len: Annotated[int, Range(ge=2)]
     """Tokens in a row."""
     packing: Literal["best_fit", "none"] = "best_fit"
     """best_fit puts several whole documents into a row; none gives each its own."""
@@ -153,52 +220,18 @@ class DatasetConfig(StreamConfig):
     on_bad_example: Literal["error", "drop"] = "error"
     """error: all bad rows are reported together, and nothing is trained; drop: they are counted and left out."""
     shuffle: bool = True
+    """Rows are drawn in a random order, which is fixed by the seed; false: in the order of the source."""
     shuffle_seed: int | None = None
     """null takes the seed of the run."""
-    cache_dir: str = ".cache/dropless"
+    cache_dir: PathText = ".cache/dropless"
     """Where prepared rows are kept, in a folder named by the fingerprint of all that matters to them."""
-    prepare_workers: int | None = None
+    prepare_workers: Count | None = None
     """Processes that prepare rows; null takes one a core. The rows are the same for any number."""
-    cache_limit: int | str | None = None
+    cache_limit: Size | None = None
     """What downloaded shards of all remote streams may take on a node's disk: bytes, or such as 100gb. Finished shards
     are deleted, and downloaded again in the next pass; null keeps all."""
-    max_prepare_bytes: int = 10 << 30
+    max_prepare_bytes: Count = 10 << 30
     """A remote MDS folder whose text is to be prepared must not be larger."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_path("cache_dir", self.cache_dir)
-        if self.max_seq_len < 2:
-            raise ValueError(f"max_seq_len is {self.max_seq_len}, but a row needs at least 2 tokens to predict one")
-        if re.fullmatch(r"none|all|length>=[1-9]\d*", self.target_prompts) is None:
-            raise ValueError(f"target_prompts is {self.target_prompts!r}, but it must be none, all or length>=N")
-        if self.prepare_workers is not None and self.prepare_workers < 1:
-            raise ValueError(f"prepare_workers is {self.prepare_workers}, but there must be at least 1")
-        if self.cache_limit is not None:
-            try:
-                parse_bytes(self.cache_limit)
-            except ValueError as error:
-                raise ValueError(f"cache_limit {error}") from None
-            if not any(stream.remote for stream in (self.streams or {"": self}).values()):
-                raise ValueError(f"cache_limit is {self.cache_limit!r}, but there is no remote to cache: leave it out")
-        of_stream = ("split", "preprocessing_fn", "proportion", "repeat", "choose")
-        own = self.sources() + [key for key in of_stream if getattr(self, key) is not None]
-        own += ["max_repeats"] if self.max_repeats != 1 else []
-        if self.streams is not None and own:
-            raise ValueError(f"{own[0]} is given beside streams: write it in the stream it belongs to")
-        if self.streams is None and not self.sources():
-            raise ValueError(f"no data: give one of {', '.join(SOURCES)} or streams")
-        if self.streams is not None:
-            for name, stream in self.streams.items():
-                if not stream.sources():
-                    raise ValueError(f"streams.{name} has no data: give it one of {', '.join(SOURCES)}")
-            mixed = {key for stream in self.streams.values() for key in stream.amounts()}
-            if "proportion" in mixed and any(stream.amounts() != ["proportion"] for stream in self.streams.values()):
-                raise ValueError("streams: some have a proportion and some have none: give each one, 0 for none of it")
-            if "proportion" in mixed and not any(stream.proportion for stream in self.streams.values()):
-                raise ValueError("streams: every proportion is 0: give at least one stream a share")
-        if self.streams == {}:
-            raise ValueError("streams is empty: give at least one, or the data itself")
 
     def each_stream(self) -> dict[str, "DatasetConfig"]:
         """name -> the dataset with that stream as its one source; `""` for a dataset without streams."""

@@ -1,125 +1,145 @@
-"""What a YAML says about a loader and the stages of its curriculum.
+"""What a YAML says about a loader and the stages of its curriculum."""
 
-Checks raise ValueError as those of tokenizer.py do.
-"""
-
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Literal
 
-from data.base.durations import parse_duration
-from data.config.dataset import DatasetConfig
+from data.config.dataset import AMOUNTS, DatasetConfig
+from data.config.sections import Defect, Section
+from data.config.values import Count, CountOrZero, Positive, PositiveDuration
 
 
 @dataclass(frozen=True, kw_only=True)
-class PassesOf:
-    """As long as it takes to give the rows of one stream `ep` times."""
+class PassesOf(Section):
+    """As long as it takes to draw the rows of one stream `ep` times."""
 
-    ep: float
+    ep: Positive
+    """Epochs of the stream."""
     of: str
+    """The stream's name."""
 
-    def __post_init__(self) -> None:
-        if self.ep <= 0:
-            raise ValueError(f"ep is {self.ep}, but it must be above 0")
+
+def _ramp_of_proportions(stage: "StageConfig") -> Iterator[Defect]:
+    mixes = [value for value in stage.proportions.values() if isinstance(value, dict)]
+    if mixes and (set(stage.proportions) != {"from", "to"} or len(mixes) != 2):
+        found = ", ".join(stage.proportions)
+        yield Defect("proportions", f"has {found}, but a ramp is {{from: shares, to: shares}}")
+
+
+def _shares(stage: "StageConfig") -> Iterator[Defect]:
+    ramp = any(isinstance(value, dict) for value in stage.proportions.values())
+    mixes = stage.proportions if ramp else {"": stage.proportions}
+    for key, mix in mixes.items():
+        if not isinstance(mix, dict):
+            continue
+        for name, share in mix.items():
+            if isinstance(share, int | float) and share < 0:
+                place = ".".join(filter(None, ("proportions", key, name)))
+                yield Defect(place, f"is {share}, but it must be at least 0")
+        if not any(mix.values()):
+            yield Defect(f"proportions.{key}".rstrip("."), "are all 0: give at least one stream a share")
+
+
+def _learning_rate(stage: "StageConfig") -> Iterator[Defect]:
+    scale = stage.lr_scale
+    if isinstance(scale, dict) and set(scale) != {"from", "to"}:
+        yield Defect("lr_scale", f"is {scale}, but it must be a number or {{from: number, to: number}}")
+    elif min(stage.lr_scales()) < 0:
+        yield Defect("lr_scale", f"is {scale}, but it must be at least 0")
+
+
+def _end_of_ramp(stage: "StageConfig") -> Iterator[Defect]:
+    ramp = stage.mixes()[0] != stage.mixes()[1] or stage.lr_scales()[0] != stage.lr_scales()[1]
+    if ramp and stage.duration is None:
+        yield Defect("duration", "is missing: a ramp needs an end")
 
 
 @dataclass(frozen=True, kw_only=True)
-class StageConfig:
+class StageConfig(Section):
     """A part of the run with its own mix."""
 
+    RULES = (_ramp_of_proportions, _shares, _learning_rate, _end_of_ramp)
+
     name: str
-    duration: str | PassesOf | None = None
+    """What the stage is called in messages and logs."""
+    duration: PositiveDuration | PassesOf | None = None
     """Such as 800ba, 1000000tok, 0.1dur, 1ep (one stream) or {ep: 2, of: web}; null for a last stage: the rest."""
     proportions: dict[str, float | dict[str, float]]
     """stream -> share of the tokens; or {from: shares, to: shares}: the mix goes from one to the other in a line."""
     lr_scale: float | dict[str, float] = 1.0
     """What the learning rate of the scheduler is multiplied by; or {from: scale, to: scale}."""
 
-    def __post_init__(self) -> None:
-        if isinstance(self.duration, str):
-            try:
-                value, _ = parse_duration(self.duration)
-            except ValueError as error:
-                raise ValueError(f"duration {error}") from None
-            if value == 0:
-                raise ValueError(f"duration is {self.duration!r}, but a stage of nothing is no stage")
-        for start_or_end in self.mixes():
-            _check_mix(start_or_end)
-        if isinstance(self.lr_scale, dict) and set(self.lr_scale) != {"from", "to"}:
-            raise ValueError(f"lr_scale is {self.lr_scale}, but it must be a number or {{from: number, to: number}}")
-        if min(self.lr_scales()) < 0:
-            raise ValueError(f"lr_scale is {self.lr_scale}, but it cannot be negative")
-        ramp = self.mixes()[0] != self.mixes()[1] or self.lr_scales()[0] != self.lr_scales()[1]
-        if ramp and self.duration is None:
-            raise ValueError("duration is missing: a ramp needs an end")
-
     def mixes(self) -> tuple[dict[str, float], dict[str, float]]:
         """The shares at its start and at its end."""
-        ramp = [value for value in self.proportions.values() if isinstance(value, dict)]
-        if not ramp:
-            constant: dict[str, float] = {k: v for k, v in self.proportions.items() if not isinstance(v, dict)}
-            return constant, constant
-        if set(self.proportions) != {"from", "to"} or len(ramp) != 2:
-            raise ValueError(
-                f"proportions has {', '.join(self.proportions)}, but a ramp is {{from: shares, to: shares}}"
-            )
-        return ramp[0], ramp[1]
+        ramp = {key: value for key, value in self.proportions.items() if isinstance(value, dict)}
+        if ramp.keys() >= {"from", "to"}:
+            return ramp["from"], ramp["to"]
+        constant: dict[str, float] = {
+            key: value for key, value in self.proportions.items() if not isinstance(value, dict)
+        }
+        return constant, constant
 
     def lr_scales(self) -> tuple[float, float]:
         scale = self.lr_scale
-        return (scale["from"], scale["to"]) if isinstance(scale, dict) else (scale, scale)
+        return (scale.get("from", 1.0), scale.get("to", 1.0)) if isinstance(scale, dict) else (scale, scale)
 
 
-def _check_mix(mix: dict[str, float]) -> None:
-    for name, share in mix.items():
-        if share < 0:
-            raise ValueError(f"proportions.{name} is {share}, but a share cannot be negative")
-    if not any(mix.values()):
-        raise ValueError("proportions are all 0: give at least one stream a share")
+def _stage_names(loader: "DataLoaderConfig") -> Iterator[Defect]:
+    names = [stage.name for stage in loader.stages]
+    for number, name in enumerate(names):
+        if name in names[:number]:
+            yield Defect(f"stages[{number}].name", f"is {name!r}, as of an earlier stage: give it another")
+
+
+def _open_stage(loader: "DataLoaderConfig") -> Iterator[Defect]:
+    for number, stage in enumerate(loader.stages[:-1]):
+        if stage.duration is None:
+            yield Defect(f"stages[{number}].duration", "is missing, but only the last stage may be open")
+
+
+def _streams_of_stages(loader: "DataLoaderConfig") -> Iterator[Defect]:
+    for number, stage in enumerate(loader.stages):
+        for name in {**stage.mixes()[0], **stage.mixes()[1]}:
+            yield from _unknown_stream(loader.dataset, name, f"stages[{number}].proportions")
+        if isinstance(stage.duration, PassesOf):
+            yield from _unknown_stream(loader.dataset, stage.duration.of, f"stages[{number}].duration.of")
+
+
+def _unknown_stream(dataset: DatasetConfig, name: str, key: str) -> Iterator[Defect]:
+    streams = dataset.streams
+    if streams is None:
+        hint = "but the dataset has no streams: put its source under dataset.streams"
+        yield Defect(key, f"names {name!r}, {hint}")
+    elif name not in streams:
+        close = get_close_matches(name, streams, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        yield Defect(key, f"names {name!r}, but the streams are {', '.join(streams)}{hint}")
+
+
+def _amounts_beside_stages(loader: "DataLoaderConfig") -> Iterator[Defect]:
+    for name, stream in (loader.dataset.streams or {}).items() if loader.stages else ():
+        for key in AMOUNTS:
+            if getattr(stream, key) is not None:
+                yield Defect(f"dataset.streams.{name}.{key}", "is given beside stages, which say the mix")
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataLoaderConfig:
+class DataLoaderConfig(Section):
+    """Rows, and how they are read."""
+
+    RULES = (_stage_names, _open_stage, _streams_of_stages, _amounts_beside_stages)
+
     name: Literal["finetuning", "text"]
-    """What LLM Foundry calls the two kinds; one plane serves both."""
+    """What LLM Foundry calls the two kinds; both read the same sources here."""
     dataset: DatasetConfig
     stages: list[StageConfig] = field(default_factory=list)
     """The curriculum: stages in their order. Without any there is one mix for the whole run."""
-    num_workers: int = 2
+    num_workers: CountOrZero = 2
     """Processes that read rows ahead; 0 reads in the training process."""
-    prefetch_factor: int = 2
+    prefetch_factor: Count = 2
     """Batches that each worker holds ready."""
     pin_memory: bool = True
+    """Batches are read into page-locked memory, from which copies to a GPU are faster."""
     persistent_workers: bool = True
-
-    def __post_init__(self) -> None:
-        names = [stage.name for stage in self.stages]
-        for number, stage in enumerate(self.stages):
-            if stage.name in names[:number]:
-                raise ValueError(f"stages[{number}].name is {stage.name!r}, as of an earlier stage: give it another")
-            if stage.duration is None and number + 1 < len(names):
-                raise ValueError(f"stages[{number}].duration is missing, but only the last stage may be open")
-            for name in {**stage.mixes()[0], **stage.mixes()[1]}:
-                self._check_stream(name, f"stages[{number}].proportions")
-            if isinstance(stage.duration, PassesOf):
-                self._check_stream(stage.duration.of, f"stages[{number}].duration.of")
-        if self.stages and self.dataset.streams is not None:
-            for name, stream in self.dataset.streams.items():
-                for key in ("proportion", "repeat", "choose"):
-                    if getattr(stream, key) is not None:
-                        raise ValueError(f"dataset.streams.{name}.{key} is given beside stages, which say the mix")
-        if self.num_workers < 0:
-            raise ValueError(f"num_workers is {self.num_workers}, but there cannot be fewer than 0")
-        if self.prefetch_factor < 1:
-            raise ValueError(f"prefetch_factor is {self.prefetch_factor}, but a worker must hold at least 1 batch")
-
-    def _check_stream(self, name: str, key: str) -> None:
-        streams = self.dataset.streams
-        if streams is None:
-            raise ValueError(
-                f"{key} names {name!r}, but the dataset has no streams: put its source under dataset.streams"
-            )
-        if name not in streams:
-            close = get_close_matches(name, streams, n=1)
-            hint = f"; did you mean {close[0]}?" if close else ""
-            raise ValueError(f"{key} names {name!r}, but the streams are {', '.join(streams)}{hint}")
+    """Worker processes are kept between epochs."""

@@ -3,6 +3,8 @@
 import re
 from dataclasses import dataclass
 
+from data.base.errors import ConfigError
+
 _BOUND = r"-?\d+(?:_\d+)*%?"
 _PART = re.compile(rf"(?P<name>[^\[\]+:]+?)\s*(?:\[(?P<start>{_BOUND})?:(?P<end>{_BOUND})?\])?")
 
@@ -39,26 +41,29 @@ class SplitPart:
 
 
 def parse_split(split: str) -> list[SplitPart]:
-    """The parts in their order. Raises ValueError, which begins with the key, for what is none."""
+    """The parts in their order. Raises ConfigError for what is none."""
     return [_parse(text.strip(), split) for text in split.split("+")]
 
 
 def _parse(text: str, split: str) -> SplitPart:
     found = _PART.fullmatch(text)
     if found is None:
-        raise ValueError(
-            f"split is {split!r}, but {text!r} is not a split or a slice of one: write it as in train, train[:90%], "
-            "train[1000:2000], train[-5%:] or train+validation (percentages are whole numbers)"
+        raise ConfigError(
+            f"is {split!r}, but {text!r} is not a split or a slice of one: write it as in train, train[:90%], "
+            "train[1000:2000], train[-5%:] or train+validation (percentages are whole numbers)",
+            key="split",
         )
     given = [found[key] for key in ("start", "end") if found[key]]
     percent = [bound.endswith("%") for bound in given]
     if len(set(percent)) > 1:
-        raise ValueError(
-            f"split is {split!r}, but one bound of {text!r} is in percent and one in rows: write both in one"
+        raise ConfigError(
+            f"is {split!r}, but one bound of {text!r} is in percent and one in rows: write both in one", key="split"
         )
     start, end = (int(found[key].rstrip("%")) if found[key] else None for key in ("start", "end"))
     if any(percent) and max(abs(start or 0), abs(end or 0)) > 100:
-        raise ValueError(f"split is {split!r}, but a bound of {text!r} is beyond 100%")
+        raise ConfigError(f"is {split!r}, but a bound of {text!r} is beyond 100%", key="split")
     if end == 0 or (start is not None and end is not None and (start < 0) == (end < 0) and start >= end):
-        raise ValueError(f"split is {split!r}, but there are no rows in {text!r}: its end must be after its start")
+        raise ConfigError(
+            f"is {split!r}, but there are no rows in {text!r}: its end must be after its start", key="split"
+        )
     return SplitPart(name=found["name"], start=start, end=end, percent=any(percent))

@@ -16,7 +16,7 @@ from typing import Any
 from data.base.errors import ConfigError, DataError
 from data.base.problems import listed
 from data.base.workers import WorkerEnded, try_in_child
-from data.config.dataset import check_mapping
+from data.config.dataset import mapping_defect
 from data.examples.syntax import canonical
 
 PreprocessingFn = Callable[[Any], Any]
@@ -195,10 +195,8 @@ def resolve_preprocessing_fn(value: str | Mapping[str, str] | None) -> Preproces
         return None
     if isinstance(value, str):
         return _import_function(value) if is_own(value) else _registered(value)
-    try:
-        check_mapping(value)
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
+    if (defect := mapping_defect(value)) is not None:
+        raise ConfigError(defect, key="preprocessing_fn")
     return TakeColumns(value)
 
 

@@ -6,11 +6,11 @@ import re
 
 import pytest
 
-from data.base.paths import MAX_NAME_BYTES, check_path
+from data.base.paths import MAX_NAME_BYTES, refuse_path
+from data.config.suggest import known_paths
 from tests.helpers.load_script import load_script
 from tests.helpers.small_config import load, refusal
 from train.config.schema import TrainConfig
-from train.config.typed import known_paths
 from train.main import main
 
 LONG = "x" * (MAX_NAME_BYTES + 1)
@@ -108,8 +108,8 @@ def test_a_run_name_that_is_filled_into_a_longer_name(tmp_path, monkeypatch):
 
 def test_what_can_be_a_path():
     for value in (None, "x" * 255, "/".join(["x" * 200] * 20), f"s3://bucket/{LONG}", ["a", None], {"train": "b"}):
-        check_path("key", value)
+        refuse_path("key", value)
     with pytest.raises(ValueError, match=r"key is 'é+\.*.*which has a name of 256 bytes"):
-        check_path("key", "é" * 128)
+        refuse_path("key", "é" * 128)
     with pytest.raises(ValueError, match=r"which has 4,2\d\d bytes, but file systems take 4,095"):
-        check_path("key", {"train": ["/".join(["x" * 200] * 21)]})
+        refuse_path("key", {"train": ["/".join(["x" * 200] * 21)]})

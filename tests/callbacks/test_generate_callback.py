@@ -16,7 +16,7 @@ from tests.helpers.ranks import run_ranks
 from tests.helpers.small_config import refusal
 from tests.helpers.toy_run import write_toy_run
 from train.callbacks.generate import _log_table
-from train.config.load import load_config
+from train.config.load import load_config, resolve_pretrained
 from train.config.sampling import Sampling
 from train.generation.ask import ask
 from train.generation.questions import as_question, encode
@@ -39,7 +39,7 @@ class AtTheEnd(Callback):
 def run(path: str, overrides: list[str]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     """The weights and the random state at the end."""
     end = AtTheEnd()
-    fit(load_config(path, overrides), callbacks=[end])
+    fit(resolve_pretrained(load_config(path, overrides)), callbacks=[end])
     return end.weights, torch.get_rng_state()
 
 
@@ -93,7 +93,7 @@ def test_a_run_trains_the_same_and_the_text_is_its_weights(tmp_path, fsdp, drawn
         ("{prompts: []}", "callbacks.generate.prompts is [], but at least 1 is needed"),
         (
             "{prompts: [a], interval: 0ba}",
-            "callbacks.generate.interval is '0ba', but a duration of nothing never comes",
+            "callbacks.generate.interval is '0ba', but it must be longer than 0",
         ),
         ("{prompts: [a], interval: often}", "callbacks.generate.interval "),
         (
@@ -117,7 +117,7 @@ def test_llm_foundrys_name_is_answered(tmp_path):
 @pytest.mark.parametrize(
     ("prompt", "said"),
     [
-        ("", r"callbacks.generate.prompts\[1\] is '', but there must be something to go on from"),
+        ("", r"callbacks.generate.prompts\[1\] is '', but a prompt needs at least 1 character"),
         ("y" * 128, r"callbacks.generate.prompts\[1\] is 'yyy.* of 128 tokens, but model.max_seq_len is 128"),
     ],
 )
@@ -126,7 +126,7 @@ def test_a_prompt_that_nothing_can_follow_is_refused_before_the_model_is_built(t
     monkeypatch.setattr("train.run.starting_model.build_model", lambda *args, **kwargs: pytest.fail("it was built"))
     changes = [f"callbacks.generate.prompts=[a, '{prompt}']", "model.max_seq_len=128", "run_name=x"]
     with pytest.raises(ConfigError, match=said):
-        fit(load_config(path, changes))
+        fit(resolve_pretrained(load_config(path, changes)))
 
 
 def test_tensorboard_gets_the_table_as_text(tmp_path):

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from data.config.suggest import known_paths
 from tests.helpers.small_config import LEAST, load, refusal
 from train.config import llm_foundry as upstream
 from train.config.llm_foundry import LLM_FOUNDRY, RULES, table, verdict
 from train.config.schema import TrainConfig
-from train.config.typed import known_paths
 
 # With the parts whose keys are changed one by one.
 WHOLE = f"""{LEAST}

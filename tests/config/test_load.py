@@ -1,12 +1,13 @@
 import pytest
 
 from data.base.errors import ConfigError
-from tests.helpers.small_config import LEAST, load, refusal
+from data.config.sections import Unavailable
+from tests.helpers.small_config import LEAST, load, placed_refusal, refusal
 from train.config.callbacks import LRMonitorConfig
-from train.config.load import check_vocab, load_config, to_yaml
+from train.config.load import check_vocab, load_config, resolve_pretrained, to_yaml
 from train.config.redaction import masked_yaml
 
-NAMES = "the presets are 132b, 73b, 35b, 18b, 9b, tiny"
+NAMES = "it must be 132b or 73b or 35b or 18b or 9b or tiny"
 
 
 def test_values_defaults_and_interpolation_arrive(tmp_path):
@@ -123,13 +124,6 @@ def test_unknown_key(tmp_path, override, said):
             "callbacks.generate.interval is 10, but it must be text: a number and its unit, such as 10ba",
         ),
         (
-            "train_loader.stages=[{name: a, duration: 1, proportions: {a: 1}}]",
-            (
-                "train_loader.stages[0].duration is 1, but it must be text or a mapping of keys: a number and its "
-                "unit, such as 1ba"
-            ),
-        ),
-        (
             "train_loader.dataset.packing=null",
             "train_loader.dataset.packing is null, but it must be best_fit or none; did you mean none?",
         ),
@@ -150,16 +144,25 @@ def test_wrong_value(tmp_path, override, said):
     assert refusal(tmp_path, override) == f"small.yaml: {said}"
 
 
+def test_a_value_that_is_no_member_of_a_union(tmp_path):
+    streams = "train_loader.dataset={streams: {a: {hf_name: json}}, max_seq_len: 64}"
+    said = refusal(tmp_path, streams, "train_loader.stages=[{name: a, duration: 1, proportions: {a: 1}}]")
+    assert said == (
+        "small.yaml: train_loader.stages[0].duration is 1, but it must be text or a mapping of keys: a number and its "
+        "unit, such as 1ba"
+    )
+
+
 @pytest.mark.parametrize(
     ("override", "said"),
     [
         ("model.ffn_config.moe_top_k=17", "model.ffn_config.moe_top_k is 17, but there are only 16 experts"),
-        ("model.n_heads=7", "model.d_model is 64, but it must be divisible by n_heads (7)"),
+        ("model.d_model=66", "model.d_model is 66, but it must be divisible by n_heads (4)"),
         (
             "model.attn_config.kv_n_heads=3",
             "model.n_heads is 4, but it must be divisible by attn_config.kv_n_heads (3)",
         ),
-        ("optimizer.lr=-1", "optimizer.lr is -1.0, but it must be positive"),
+        ("optimizer.lr=-1", "optimizer.lr is -1.0, but it must be above 0"),
         (
             "max_seq_len=1024",
             "max_seq_len is 1024, but model.max_seq_len is only 512: lower the one or raise the other",
@@ -175,10 +178,10 @@ def test_all_problems_at_once(tmp_path):
     said = refusal(tmp_path, "seeed=1", "model.ffn_config.moe_top_k=17", "model.ffn_config.top_k=1", "optimizer=null")
     assert said.splitlines() == [
         "small.yaml: 4 problems",
+        "  small.yaml: model.ffn_config.top_k is not a key; did you mean moe_top_k?",
+        "  small.yaml: seeed is not a key; did you mean seed?",
+        "  small.yaml: model.ffn_config.moe_top_k is 17, but there are only 16 experts",
         "  missing: optimizer.name, optimizer.lr",
-        "  seeed is not a key; did you mean seed?",
-        "  model.ffn_config.top_k is not a key; did you mean moe_top_k?",
-        "  model.ffn_config.moe_top_k is 17, but there are only 16 experts",
     ]
 
 
@@ -204,8 +207,8 @@ def test_every_unclosed_reference_is_named(tmp_path):
     text = LEAST.replace("'${max_seq_len}'", "'${max_seq_len'") + "run_name: 'a${b.c'\n"
     first, *problems = refusal(tmp_path, text=text).splitlines()
     assert first == "small.yaml: 2 problems"
-    assert problems[0].startswith("  train_loader.dataset.max_seq_len is '${max_seq_len', in which ${ does not begin")
-    assert problems[1].startswith("  run_name is 'a${b.c', in which ${ does not begin")
+    assert "train_loader.dataset.max_seq_len is '${max_seq_len', in which ${ does not begin" in problems[0]
+    assert problems[1].startswith("  small.yaml: run_name is 'a${b.c', in which ${ does not begin")
     assert load(tmp_path, text=LEAST + "run_name: 'a\\${b'\n").run_name == "a${b"
 
 
@@ -225,7 +228,7 @@ def test_variables_are_values_to_refer_to(tmp_path):
 def test_variable_that_nothing_refers_to(tmp_path):
     said = refusal(tmp_path, "max_seq_len=${variables.len}", "seeed=3", text=VARIABLES).splitlines()
     assert said[0] == "small.yaml: 3 problems"
-    assert said[1] == "  variables.lr is never used: write ${variables.lr} where it belongs, or remove it"
+    assert said[1] == "  small.yaml: variables.lr is never used: write ${variables.lr} where it belongs, or remove it"
     assert "variables.data is never used" in said[2]
     assert "variables is 3, but it must be a mapping" in refusal(tmp_path, "variables=3")
     assert load(tmp_path, "variables=null") == load(tmp_path)
@@ -233,11 +236,11 @@ def test_variable_that_nothing_refers_to(tmp_path):
 
 def test_variable_without_its_section(tmp_path):
     said = refusal(tmp_path, "seed=${len}", text=VARIABLES)
-    assert said == "small.yaml: seed: Interpolation key 'len' not found; write ${variables.len}"
+    assert said == "small.yaml: seed is '${len}', but there is no key 'len'; write ${variables.len}"
 
 
 def test_interpolations_that_lead_nowhere(tmp_path):
-    assert "run_name: Interpolation key 'nope' not found" in refusal(tmp_path, "run_name=${nope}")
+    assert "run_name is '${nope}', but there is no key 'nope'" in refusal(tmp_path, "run_name=${nope}")
     assert "Recursive interpolation" in refusal(tmp_path, "run_name=${save_folder}", "save_folder=${run_name}")
 
 
@@ -248,27 +251,27 @@ def test_interpolations_that_lead_nowhere(tmp_path):
         ("# nothing\n", "small.yaml is empty"),
         ("- a\n", "small.yaml holds a list, but a config is a mapping"),
         ("just words\n", "small.yaml holds text, but a config is a mapping"),
-        ("a: 1\na: 2\n", "small.yaml, line 2: the key a is there twice"),
-        ("model:\n  n_heads: 1\n  n_layers: 2\n  n_heads: 3\n", "small.yaml, line 4: the key n_heads is there twice"),
-        ("a: 1\nb: [1\n", "small.yaml, line 3: not YAML: "),
-        ("a:\n\t- 1\n", "small.yaml, line 2: not YAML: "),
+        ("a: 1\na: 2\n", "small.yaml:2: the key a is there twice"),
+        ("model:\n  n_heads: 1\n  n_layers: 2\n  n_heads: 3\n", "small.yaml:4: the key n_heads is there twice"),
+        ("a: 1\nb: [1\n", "small.yaml:3: not YAML: "),
+        ("a:\n\t- 1\n", "small.yaml:2: not YAML: "),
         ("a: \x00\n", "small.yaml: not YAML: "),
         ("null: 1\n", "small.yaml: a config's keys are text"),
     ],
 )
 def test_files_that_are_no_config(tmp_path, text, said):
-    assert refusal(tmp_path, text=text).startswith(said)
+    assert placed_refusal(tmp_path, text=text).startswith(said)
 
 
 def test_files_that_are_not_there(tmp_path):
     (tmp_path / "dbrx_tiny.yaml").write_text(LEAST)
     with pytest.raises(ConfigError, match=r"dbrx_tin.yaml does not exist; did you mean .*dbrx_tiny.yaml\?"):
-        load_config(str(tmp_path / "dbrx_tin.yaml"))
+        resolve_pretrained(load_config(str(tmp_path / "dbrx_tin.yaml")))
     with pytest.raises(ConfigError, match=r"is a folder, not a YAML file; in .* there are: dbrx_tiny.yaml"):
-        load_config(str(tmp_path))
+        resolve_pretrained(load_config(str(tmp_path)))
     (tmp_path / "latin.yaml").write_bytes(b"a: \xe9\n")
     with pytest.raises(ConfigError, match="it is not UTF-8 text"):
-        load_config(str(tmp_path / "latin.yaml"))
+        resolve_pretrained(load_config(str(tmp_path / "latin.yaml")))
 
 
 def test_to_yaml_reads_back_as_it_was(tmp_path):
@@ -295,3 +298,82 @@ def test_vocabulary_must_fit(tmp_path):
         ConfigError, match=r"model.vocab_size is 512, but the tokenizer has 513 tokens: write at least 576"
     ):
         check_vocab(load(tmp_path), 513)
+
+
+TEN_INVALID_KEYS = """\
+max_seq_lenn: 64
+model:
+  preset: tiny
+  n_heads: 5
+  ffn_config: {moe_top_k: 17}
+tokenizer: {name: tiktoken}
+train_loader:
+  name: finetuning
+  num_workers: -1
+  dataset: &dataset
+    hf_name: json
+    max_seq_len: ${max_seq_len}
+    shufle: true
+    on_bad_example: ignore
+eval_loader:
+  name: finetuning
+  dataset: {<<: *dataset, split: 'test[:'}
+optimizer: {name: adamw, lr: -1}
+scheduler: {name: constant_with_warmup, t_warmup: 1dur, alpha_f: 2}
+max_duration: 1dur
+global_train_batch_size: many
+seed: -1
+"""
+
+
+def test_everything_is_reported_in_the_order_of_the_file_with_its_line(tmp_path):
+    first, *problems = placed_refusal(tmp_path, "autoresume=true", text=TEN_INVALID_KEYS).splitlines()
+    assert first == f"small.yaml: {len(problems)} problems"
+    assert [line.partition(" is ")[0].partition(" needs ")[0].strip() for line in problems] == [
+        "small.yaml:1: max_seq_lenn",
+        "small.yaml: model.d_model",  # of the preset
+        "small.yaml:4: model.n_heads",
+        "small.yaml:5: model.ffn_config.moe_top_k",
+        "small.yaml: tokenizer.kwargs",
+        "small.yaml:9: train_loader.num_workers",
+        "small.yaml:13: train_loader.dataset.shufle",
+        "small.yaml:13: eval_loader.dataset.shufle",
+        "small.yaml:14: train_loader.dataset.on_bad_example",
+        "small.yaml:14: eval_loader.dataset.on_bad_example",
+        "small.yaml:17: eval_loader.dataset.split",
+        "small.yaml:18: optimizer.lr",
+        "small.yaml:19: scheduler.alpha_f",
+        "small.yaml:20: max_duration",
+        "small.yaml:21: global_train_batch_size",
+        "small.yaml:22: seed",
+        "command line: autoresume",
+    ]
+
+
+def test_a_misspelt_key_is_the_one_problem_of_all_that_refer_to_it(tmp_path):
+    said = placed_refusal(tmp_path, text=LEAST.replace("max_seq_len: 64", "max_seq_lenn: 64", 1))
+    assert said == "small.yaml:1: max_seq_lenn is not a key; did you mean max_seq_len?"
+
+
+def test_a_rule_waits_for_what_it_reads(tmp_path):
+    said = refusal(tmp_path, "model.ffn_config.moe_num_experts=few", "model.ffn_config.moe_top_k=17")
+    assert said == "small.yaml: model.ffn_config.moe_num_experts is 'few', but it must be a whole number"
+
+
+def test_no_network_is_needed_before_resolve_pretrained(tmp_path, monkeypatch):
+    asked, values = [], {"n_layers": 2, "max_seq_len": 128}
+    monkeypatch.setattr("train.config.load.read_values", lambda name: asked.append(name) or (values, ""))
+    path = tmp_path / "small.yaml"
+    path.write_text(LEAST.replace("max_seq_len: 64", "max_seq_len: ${model.max_seq_len}"))
+    loaded = load_config(str(path), ["model={pretrained_model_name_or_path: some/model, n_layers: 2}"])
+    assert asked == []
+    assert loaded.config.model.n_layers == 2
+    with pytest.raises(Unavailable):
+        _ = loaded.config.model.d_model
+    with pytest.raises(Unavailable):
+        _ = loaded.config.max_seq_len
+    said = placed_refusal(tmp_path, "model={pretrained_model_name_or_path: some/model}", "seed=-1")
+    assert said.startswith("command line: seed is -1")
+    assert asked == []
+    assert resolve_pretrained(loaded).train_loader.dataset.max_seq_len == 128
+    assert asked == ["some/model"]

@@ -174,7 +174,7 @@ def test_a_turn_that_leaves_no_room_is_taken_back(opened):
         (["FOLDER", "x", "--output", "none/y.jsonl"], "--output is 'none/y.jsonl', but its folder cannot be written"),
         (["FOLDER", "x", "--system_prompt", "y"], "plain prompts have none: give --chat too"),
         (["FOLDER", "--chat", "--file", "y.jsonl"], "a .jsonl says itself what is a conversation"),
-        (["FOLDER", "x", "--top_p", "2", "--temperature", "1"], "--top_p is 2.0, but it is a probability in (0, 1]"),
+        (["FOLDER", "x", "--top_p", "2", "--temperature", "1"], "--top_p is 2.0, but it must be in (0, 1]"),
         (["FOLDER", "x", "--top_k", "3"], "--temperature is 0, which is greedy, but top_k or top_p is given"),
         (["none", "x"], "none is not a sharded checkpoint"),
         (["tests", "x"], "tests is not a sharded checkpoint"),

@@ -178,10 +178,10 @@ def test_no_temperature_is_too_extreme(temperature):
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"max_new_tokens": 0}, "max_new_tokens is 0, but at least 1"),
-        ({"temperature": -1}, "temperature is -1, but it cannot be negative"),
-        ({"temperature": 1.0, "top_k": 0}, "top_k is 0, but at least 1"),
-        ({"temperature": 1.0, "top_p": 0.0}, r"top_p is 0.0, but it is a probability in \(0, 1\]"),
+        ({"max_new_tokens": 0}, "max_new_tokens is 0, but it must be at least 1"),
+        ({"temperature": -1}, "temperature is -1, but it must be at least 0"),
+        ({"temperature": 1.0, "top_k": 0}, "top_k is 0, but it must be at least 1"),
+        ({"temperature": 1.0, "top_p": 0.0}, r"top_p is 0.0, but it must be in \(0, 1\]"),
         ({"top_p": 0.5}, "temperature is 0, which is greedy, but top_k or top_p is given"),
         ({"seed": -1}, "seed is -1"),
     ],

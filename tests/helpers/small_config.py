@@ -1,11 +1,12 @@
 """The least YAML there is, and what is said when it is changed."""
 
+import re
 from pathlib import Path
 
 import pytest
 
 from data.base.errors import ConfigError
-from train.config.load import load_config
+from train.config.load import load_config, resolve_pretrained
 
 LEAST = """\
 max_seq_len: 64
@@ -24,11 +25,17 @@ global_train_batch_size: 8
 def load(folder: Path, *overrides: str, text: str = LEAST):
     path = folder / "small.yaml"
     path.write_text(text, encoding="utf-8")
-    return load_config(str(path), overrides)
+    return resolve_pretrained(load_config(str(path), overrides))
 
 
 def refusal(folder: Path, *overrides: str, text: str = LEAST) -> str:
-    """What the ConfigError says, without the file's name."""
+    """What the ConfigError says, without folder and line, and as if all of it stood in the file."""
+    message = placed_refusal(folder, *overrides, text=text)
+    return re.sub(r"^( *)(small\.yaml(:\d+)?|command line): ", r"\1small.yaml: ", message, flags=re.MULTILINE)
+
+
+def placed_refusal(folder: Path, *overrides: str, text: str = LEAST) -> str:
+    """What the ConfigError says, without the folder."""
     with pytest.raises(ConfigError) as caught:
         load(folder, *overrides, text=text)
     return str(caught.value).replace(f"{folder / 'small.yaml'}", "small.yaml")

@@ -74,11 +74,11 @@ def _config(folder: Path) -> dict:
 def refused(path: str, overrides: list[str]) -> str:
     """What the ConfigError says that a run of it ends with."""
     from data.base.errors import ConfigError
-    from train.config.load import load_config
+    from train.config.load import load_config, resolve_pretrained
     from train.run.fit import fit
 
     try:
-        fit(load_config(path, overrides))
+        fit(resolve_pretrained(load_config(path, overrides)))
     except ConfigError as error:
         return str(error)
     raise AssertionError("not refused")

@@ -377,15 +377,15 @@ def test_stages_that_cannot_be(stages, text):
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (("x", "0ba", {"a": 1.0}), "duration is '0ba', but a stage of nothing is no stage"),
+        (("x", "0ba", {"a": 1.0}), "duration is '0ba', but it must be longer than 0"),
         (("x", "ten", {"a": 1.0}), "duration is 'ten', but a duration is a number and a unit"),
-        (("x", "1ba", {"a": -1.0}), "proportions.a is -1.0, but a share cannot be negative"),
+        (("x", "1ba", {"a": -1.0}), "proportions.a is -1.0, but it must be at least 0"),
         (("x", "1ba", {"a": 0.0, "b": 0.0}), "proportions are all 0"),
         (("x", "1ba", {}), "proportions are all 0"),
         (("x", "1ba", {"from": {"a": 1.0}, "b": 1.0}), "proportions has from, b, but a ramp is"),
         (("x", None, {"a": 1.0}, {"b": 1.0}), "duration is missing: a ramp needs an end"),
         (("x", "1ba", {"a": 1.0}, None, {"from": 1.0}), "lr_scale is .* but it must be a number or"),
-        (("x", "1ba", {"a": 1.0}, None, -1.0), "lr_scale is -1.0, but it cannot be negative"),
+        (("x", "1ba", {"a": 1.0}, None, -1.0), "lr_scale is -1.0, but it must be at least 0"),
     ],
 )
 def test_a_stage_that_cannot_be(arguments, text):
@@ -445,7 +445,7 @@ def test_looking_ahead_plans_no_block_twice(size, monkeypatch):
 
 
 def test_streams_of_nothing_but_zeros():
-    with pytest.raises(ValueError, match="streams: every proportion is 0"):
+    with pytest.raises(ValueError, match="streams has only proportions of 0"):
         loader(names="ab", a={"proportion": 0.0}, b={"proportion": 0.0})
     streams = {"a": StreamConfig(local="a")}
     with pytest.raises(ValueError, match="max_repeats is given beside streams: write it in the stream"):

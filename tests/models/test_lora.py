@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.helpers.experts import LoopGrouped, routing
 from tests.helpers.small_config import load, refusal
-from train.config.load import load_config
+from train.config.load import load_config, resolve_pretrained
 from train.config.schema import FSDPConfig
 from train.distributed.build_model import checkpoint_activations
 from train.models.config import AttnConfig, FFNConfig, LoraConfig, ModelConfig
@@ -287,9 +287,9 @@ def test_every_adapter_is_found() -> None:
     [
         ({"target_modules": ["Wq", "experts"]}, "target_modules has 'Wq', which matches nothing; there are: Wqkv, "),
         ({"target_modules": []}, "target_modules is [], but something must learn; there are: Wqkv"),
-        ({"r": 0}, "r is 0, but at least 1"),
-        ({"alpha": 0.0}, "alpha is 0.0, but it must be positive"),
-        ({"dropout": 1.0}, "dropout is 1.0, but a probability"),
+        ({"r": 0}, "r is 0, but it must be at least 1"),
+        ({"alpha": 0.0}, "alpha is 0.0, but it must be above 0"),
+        ({"dropout": 1.0}, "dropout is 1.0, but it must be in [0, 1)"),
     ],
     ids=lambda value: "" if isinstance(value, str) else str(value),
 )
@@ -322,7 +322,7 @@ def test_the_plan_counts_36_bytes_for_64_weights_in_4_bits(tmp_path: Path) -> No
 
 
 def test_the_132b_with_adapters_fits_where_its_yaml_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = load_config(str(Path(__file__).parents[2] / "yamls/finetune/dbrx_lora.yaml"))
+    config = resolve_pretrained(load_config(str(Path(__file__).parents[2] / "yamls/finetune/dbrx_lora.yaml")))
     need = memory_per_rank(config, 8, gpu=True)
     said = [round(part / 1e9, 1) for part in (need.states, need.gathered, need.activations)]
     assert said == [pytest.approx(32.9 + 0.7), 6.5, 3.1]

@@ -202,7 +202,7 @@ def test_a_dataset_of_texts_becomes_rows(tmp_path, toy):
         (["--preprocessor", "{prompt: a, b: c}"], "--preprocessor is {'prompt': 'a', 'b': 'c'}, but a mapping must be"),
         (["--skip-preprocessing", "--splits", "a", "b"], "--data_files names 1 and --splits 2"),
         (["--skip-preprocessing", "--splits", "../a"], "--splits has '../a', but it becomes a folder's name"),
-        (["--skip-preprocessing", "--max_seq_len", "1"], "--max_seq_len is 1, but a row needs at least 2 tokens"),
+        (["--skip-preprocessing", "--max_seq_len", "1"], "--max_seq_len is 1, but it must be at least 2"),
         (["--skip-preprocessing", "--target_prompts", "some"], "--target_prompts is 'some', but it must be none, all"),
         (["--skip-preprocessing", "--compression", "rar"], "--compression is 'rar', but it must be one of"),
         (["--skip-preprocessing", "--num_workers", "-1"], "--num_workers is -1, but there cannot be fewer than 0"),

@@ -15,7 +15,7 @@ from tests.helpers.stock_folder import write_stock_folder
 from tests.helpers.toy_run import refused, write_toy_run
 from train import main
 from train.checkpoint.save_folder import checkpoints
-from train.config.load import load_config, load_saved_config
+from train.config.load import load_config, load_saved_config, resolve_pretrained
 from train.models.dbrx import IGNORED
 from train.run.fit import fit
 from train.run.starting_model import starting_model
@@ -39,7 +39,7 @@ class Evaluated(Callback):
 
 def evaluate_first(path: str, overrides: list[str]) -> tuple[list[tuple[torch.Tensor, torch.Tensor]], float | None]:
     evaluated = Evaluated()
-    fit(load_config(path, overrides), callbacks=[evaluated])
+    fit(resolve_pretrained(load_config(path, overrides)), callbacks=[evaluated])
     return evaluated.rows, evaluated.loss
 
 
@@ -77,9 +77,9 @@ def test_the_first_evaluation_is_that_of_transformers(tmp_path: Path, toy: tuple
     (tmp_path / "stock").mkdir()
     (tmp_path / "gone" / "config.json").rename(tmp_path / "stock" / "config.json")
     path, overrides = toy
-    main._prepare(load_config(path, [*overrides, "autoresume=true", "max_duration=3ba"]))
+    main._prepare(resolve_pretrained(load_config(path, [*overrides, "autoresume=true", "max_duration=3ba"])))
     with pytest.raises(ConfigError, match="no safetensors files in it"):
-        main._prepare(load_config(path, [*overrides, "save_overwrite=true"]))
+        main._prepare(resolve_pretrained(load_config(path, [*overrides, "save_overwrite=true"])))
 
 
 def test_a_folder_that_cannot_be_is_told_before_anything_heavy(
@@ -132,7 +132,7 @@ class Diverged:
 
 def test_so_are_those_of_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("train.run.starting_model._weights", lambda *args: Diverged())
-    config = load_config(write_toy_run(tmp_path), ["load_path=runs/a/ep0-ba5", "fsdp_config=null"])
+    config = resolve_pretrained(load_config(write_toy_run(tmp_path), ["load_path=runs/a/ep0-ba5", "fsdp_config=null"]))
     with pytest.raises(
         ConfigError, match=r"load_path is 'runs/a/ep0-ba5', but .* in its weights: lm_head.weight: name"
     ):

@@ -101,7 +101,7 @@ def build_generate(config: TrainConfig, tokenizer: Tokenizer, clock: Clock) -> l
             raise ConfigError(f"{key}, with chat: true, but {error}") from None
         if not ids:
             raise ConfigError(f"{key}, but there must be something to go on from")
-        if room(len(ids), generate.sampling, config.model.max_seq_len) < 1:
+        if room(len(ids), generate, config.model.max_seq_len) < 1:
             raise ConfigError(f"{key} of {len(ids)} tokens, but model.max_seq_len is {config.model.max_seq_len}")
         prompts.append(ids)
-    return [Generate(generate.prompts, prompts, clock.batches(generate.interval), generate.sampling, tokenizer)]
+    return [Generate(generate.prompts, prompts, clock.batches(generate.interval), generate, tokenizer)]

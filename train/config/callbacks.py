@@ -1,88 +1,75 @@
 """Callbacks and loggers (to Composer a logger is a callback too), as a YAML has them."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
-from data.base.durations import check_duration
-from data.base.paths import check_path
+from data.config.sections import Defect, Section
+from data.config.values import Count, PathText, PositiveDuration
 from train.config.sampling import Sampling
 
 
 @dataclass(frozen=True, kw_only=True)
-class LRMonitorConfig:
-    pass
+class LRMonitorConfig(Section):
+    """Logs the learning rate of each parameter group."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class SpeedMonitorConfig:
-    window_size: int = 100
+class SpeedMonitorConfig(Section):
+    """Logs throughput."""
+
+    window_size: Count = 100
     """Batches over which throughput is averaged."""
 
-    def __post_init__(self) -> None:
-        if self.window_size < 1:
-            raise ValueError(f"window_size is {self.window_size}, but at least 1 batch is needed")
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryMonitorConfig(Section):
+    """Logs the memory of the accelerator."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class MemoryMonitorConfig:
-    pass
+class RuntimeEstimatorConfig(Section):
+    """Logs the time that is left."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class RuntimeEstimatorConfig:
-    pass
+class HFCheckpointerConfig(Section):
+    """Exports checkpoints to Hugging Face folders during the run."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class HFCheckpointerConfig:
-    save_folder: str
+    save_folder: PathText
     """Exports go to huggingface/baN in it; {run_name} is filled in."""
-    save_interval: str
+    save_interval: PositiveDuration
     """Of the checkpoints those at this interval, and the last, are exported; a multiple of the run's save_interval."""
     precision: Literal["float32", "bfloat16"] = "float32"
+    """In what the weights are written."""
 
-    def __post_init__(self) -> None:
-        check_path("save_folder", self.save_folder)
-        check_duration("save_interval", self.save_interval, positive=True)
+
+def _prompts(generate: "GenerateConfig") -> Iterator[Defect]:
+    if not generate.prompts:
+        yield Defect("prompts", "is [], but at least 1 is needed")
+    for number, prompt in enumerate(generate.prompts):
+        if not prompt:
+            yield Defect(f"prompts[{number}]", "is '', but a prompt needs at least 1 character")
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerateConfig:
+class GenerateConfig(Sampling):
+    """Shows what the model writes, during the run."""
+
+    RULES = (*Sampling.RULES, _prompts)
+
     prompts: list[str]
-    """What the model goes on from, the same each time."""
-    interval: str = "1ep"
+    """What the model continues, the same each time."""
+    interval: PositiveDuration = "1ep"
     """Also at the end of the run."""
     chat: bool = False
     """Each prompt is what a user says, in the chat template."""
-    max_new_tokens: int = 64
-    temperature: float = 0.0
-    """0 always takes the likeliest token; above it is drawn, with top_k, top_p and seed (see Sampling)."""
-    top_k: int | None = None
-    top_p: float = 1.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not self.prompts:
-            raise ValueError("prompts is [], but at least 1 is needed")
-        if "" in self.prompts:
-            raise ValueError(f"prompts[{self.prompts.index('')}] is '', but there must be something to go on from")
-        check_duration("interval", self.interval, positive=True)
-        _ = self.sampling  # made to be checked
-
-    @property
-    def sampling(self) -> Sampling:
-        """Raises ValueError for what it cannot be."""
-        return Sampling(
-            max_new_tokens=self.max_new_tokens,
-            temperature=self.temperature,
-            top_k=self.top_k,
-            top_p=self.top_p,
-            seed=self.seed,
-        )
+    max_new_tokens: Count = 64
+    """The most tokens that are generated after a prompt."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class CallbacksConfig:
+class CallbacksConfig(Section):
     generate: GenerateConfig | None = None
     hf_checkpointer: HFCheckpointerConfig | None = None
     lr_monitor: LRMonitorConfig | None = None
@@ -92,33 +79,39 @@ class CallbacksConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FileLoggerConfig:
-    filename: str = "{run_name}/logs-rank{rank}.txt"
+class FileLoggerConfig(Section):
+    """A log file for each rank."""
+
+    filename: PathText = "{run_name}/logs-rank{rank}.txt"
     """What the console shows, in a file; {run_name} and {rank} are filled in."""
 
-    def __post_init__(self) -> None:
-        check_path("filename", self.filename)
+
+@dataclass(frozen=True, kw_only=True)
+class TensorboardLoggerConfig(Section):
+    """TensorBoard event files, of rank 0."""
+
+    log_dir: PathText | None = None
+    """Event files go to a folder of the run's name in it; null takes tensorboard_logs."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class TensorboardLoggerConfig:
-    log_dir: str | None = None
+class WandBLoggerConfig(Section):
+    """A Weights & Biases run, of rank 0."""
 
-    def __post_init__(self) -> None:
-        check_path("log_dir", self.log_dir)
-
-
-@dataclass(frozen=True, kw_only=True)
-class WandBLoggerConfig:
     project: str | None = None
+    """The project that the run belongs to."""
     entity: str | None = None
+    """The user or team."""
     group: str | None = None
+    """The group of runs."""
     name: str | None = None
+    """null takes run_name."""
     tags: list[str] = field(default_factory=list)
+    """Labels of the run."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoggersConfig:
+class LoggersConfig(Section):
     file: FileLoggerConfig | None = None
     tensorboard: TensorboardLoggerConfig | None = None
     wandb: WandBLoggerConfig | None = None

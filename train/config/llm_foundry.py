@@ -10,6 +10,8 @@ from typing import Any
 
 import yaml
 
+from data.config.suggest import show
+
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
@@ -171,6 +173,14 @@ def rule_for(path: str) -> Rule | None:
 def accepted(rule: Rule, value: object) -> bool:
     # 1 == True in Python, not in YAML.
     return any(type(value) is type(message) and value == message for message in rule.accepts)
+
+
+def instead_of_key(path: str, value: object) -> str | None:
+    """What follows a key of LLM Foundry that is none here."""
+    rule = rule_for(path)
+    if rule is None:
+        return None
+    return f"is {show(value)}, which cannot be: {rule.say}" if rule.accepts else f"is not taken: {rule.say}"
 
 
 def instead_of(path: str, value: object) -> str | None:

@@ -1,37 +1,44 @@
 """How weights are trained: optimizer, learning-rate schedule and gradient clipping, as a YAML has them."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
-from data.base.durations import check_duration
+from data.config.sections import Defect, Section
+from data.config.values import DurationText, NotNegative, Positive, Share
 
 
 @dataclass(frozen=True, kw_only=True)
-class ParamGroupConfig:
+class ParamGroupConfig(Section):
     match: list[str]
     """Shell patterns over parameter names, such as `*.experts.mlp.*`."""
-    lr: float | None = None
-    weight_decay: float | None = None
+    lr: Positive | None = None
+    """null takes optimizer.lr. Parameters that are not to be trained belong in optimizer.freeze."""
+    weight_decay: NotNegative | None = None
+    """null takes optimizer.weight_decay."""
 
-    def __post_init__(self) -> None:
-        if self.lr is not None and self.lr <= 0:
-            raise ValueError(
-                f"lr is {self.lr}, but it must be positive (optimizer.freeze trains parameters not at all)"
-            )
-        if self.weight_decay is not None and self.weight_decay < 0:
-            raise ValueError(f"weight_decay is {self.weight_decay}, but it cannot be negative")
+
+def _betas(optimizer: "OptimizerConfig") -> Iterator[Defect]:
+    if len(optimizer.betas) != 2 or not all(0 <= beta < 1 for beta in optimizer.betas):
+        yield Defect("betas", f"is {optimizer.betas}, but two numbers in [0, 1) are needed")
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptimizerConfig:
+class OptimizerConfig(Section):
+    RULES = (_betas,)
+
     name: Literal["adamw", "decoupled_adamw", "decoupled_lionw", "sgd"]
     """adamw and sgd are torch's; decoupled_* follow Composer, which does not multiply weight_decay by the peak lr."""
-    lr: float
+    lr: Positive
+    """The peak learning rate."""
     betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
-    eps: float = 1e-8
-    momentum: float = 0.0
+    """Decay rates of the moving averages (Adam and Lion)."""
+    eps: NotNegative = 1e-8
+    """Added to Adam's denominator."""
+    momentum: NotNegative = 0.0
     """sgd's."""
-    weight_decay: float = 0.0
+    weight_decay: NotNegative = 0.0
+    """Decay of the weights in each step."""
     no_weight_decay: list[str] = field(
         default_factory=lambda: ["*.norm_?.weight", "*.wte.weight", "*.router.layer.weight"]
     )
@@ -41,18 +48,9 @@ class OptimizerConfig:
     freeze: list[str] = field(default_factory=list)
     """Patterns of parameters that are not trained."""
 
-    def __post_init__(self) -> None:
-        if self.lr <= 0:
-            raise ValueError(f"lr is {self.lr}, but it must be positive")
-        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"betas is {self.betas}, but two numbers in [0, 1) are needed")
-        for name in ("weight_decay", "eps", "momentum"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}, but it cannot be negative")
-
 
 @dataclass(frozen=True, kw_only=True)
-class SchedulerConfig:
+class SchedulerConfig(Section):
     name: Literal[
         "cosine_with_warmup",
         "linear_decay_with_warmup",
@@ -60,30 +58,25 @@ class SchedulerConfig:
         "inv_sqrt_with_warmup",
         "wsd_with_warmup",
     ]
-    t_warmup: str = "0ba"
+    """How the learning rate changes after the warmup."""
+    t_warmup: DurationText = "0ba"
     """Length of the linear rise from 0."""
-    alpha_f: float = 0.0
+    alpha_f: Share = 0.0
     """Share of the learning rate at the end (cosine, linear and wsd)."""
-    t_decay: str = "0.1dur"
+    t_decay: DurationText = "0.1dur"
     """wsd: length of the linear fall at the end."""
 
-    def __post_init__(self) -> None:
-        for name in ("t_warmup", "t_decay"):
-            check_duration(name, getattr(self, name))
-        if not 0 <= self.alpha_f <= 1:
-            raise ValueError(f"alpha_f is {self.alpha_f}, but it is a share of the learning rate, in [0, 1]")
-
 
 @dataclass(frozen=True, kw_only=True)
-class GradientClippingConfig:
+class GradientClippingConfig(Section):
+    """Limits gradients before each step."""
+
     clipping_type: Literal["norm", "value"]
-    clipping_threshold: float
-
-    def __post_init__(self) -> None:
-        if self.clipping_threshold <= 0:
-            raise ValueError(f"clipping_threshold is {self.clipping_threshold}, but it must be positive")
+    """norm scales all gradients together; value clamps each number."""
+    clipping_threshold: Positive
+    """The largest norm, or absolute value."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class AlgorithmsConfig:
+class AlgorithmsConfig(Section):
     gradient_clipping: GradientClippingConfig | None = None

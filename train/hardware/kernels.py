@@ -7,7 +7,8 @@ from typing import NamedTuple
 import torch
 
 from data.base.errors import ConfigError
-from train.config.schema import TrainConfig, microbatch_rows
+from train.config.ranks import microbatch_rows
+from train.config.schema import TrainConfig
 from train.models.attention.layout import passed_over_attn_impls, resolve_attn_impl
 from train.models.config import ModelConfig
 from train.models.experts.experts import passed_over_moe_impls, resolve_moe_impl

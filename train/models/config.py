@@ -1,11 +1,13 @@
-"""The shape of a DBRX, in the words of Hugging Face's DbrxConfig, and the presets of the family.
+"""The shape of a DBRX, in the words of Hugging Face's DbrxConfig, and the presets of the family."""
 
-Checks raise ValueError with the key relative to the class; the reader of the YAML puts `model.` before it.
-"""
-
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
+
+from data.config.sections import Defect, Section
+from data.config.values import Count, DropProbability, NotNegative, Positive
+
+Preset = Literal["132b", "73b", "35b", "18b", "9b", "tiny"]
 
 MEGABLOCKS_LIMIT = 2**31
 """MegaBlocks' copies of the tokens (megablocks/backend/kernels.py, 0.10.0, `_padded_copy`) multiply a row's number by
@@ -14,47 +16,50 @@ GEMM multiplies in 64 bits, so ffn_hidden_size does not matter."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class AttnConfig:
-    attn_pdrop: float = 0.0
+class AttnConfig(Section):
+    """Attention."""
+
+    attn_pdrop: DropProbability = 0.0
     """Dropout on attention weights."""
-    clip_qkv: float | None = 8.0
+    clip_qkv: Positive | None = 8.0
     """Queries, keys and values are clamped to [-clip_qkv, clip_qkv]; null leaves them as they are."""
     attn_impl: Literal["auto", "sdpa", "blocks", "flex", "flash"] = "auto"
     """What computes attention: torch's SDPA document by document, GEMMs over blocks of queries (CPU, fp32 and fp64),
     FlexAttention, or flash-attn's varlen kernels. auto takes flash-attn on a CUDA machine that has it and blocks on a
     CPU, else SDPA."""
-    kv_n_heads: int = 8
+    kv_n_heads: Count = 8
     """Heads of keys and values; each serves n_heads / kv_n_heads query heads."""
-    rope_theta: float = 5e5
+    rope_theta: Positive = 5e5
+    """Base of the rotary positions' wavelengths (RoPE, Su et al. 2021)."""
 
-    def __post_init__(self) -> None:
-        if not 0 <= self.attn_pdrop < 1:
-            raise ValueError(f"attn_pdrop is {self.attn_pdrop}, but a probability of dropping is in [0, 1)")
-        if self.clip_qkv is not None and self.clip_qkv <= 0:
-            raise ValueError(f"clip_qkv is {self.clip_qkv}, but it must be positive (null for none)")
-        if self.kv_n_heads < 1:
-            raise ValueError(f"kv_n_heads is {self.kv_n_heads}, but at least 1 is needed")
-        if self.rope_theta <= 0:
-            raise ValueError(f"rope_theta is {self.rope_theta}, but it must be positive")
+
+def _top_k(ffn: "FFNConfig") -> Iterator[Defect]:
+    if ffn.moe_top_k > ffn.moe_num_experts:
+        yield Defect("moe_top_k", f"is {ffn.moe_top_k}, but there are only {ffn.moe_num_experts} experts")
 
 
 @dataclass(frozen=True, kw_only=True)
-class FFNConfig:
-    ffn_hidden_size: int = 10752
+class FFNConfig(Section):
+    """Router and experts."""
+
+    RULES = (_top_k,)
+
+    ffn_hidden_size: Count = 10752
     """Width of one expert."""
-    moe_num_experts: int = 16
-    moe_top_k: int = 4
+    moe_num_experts: Count = 16
+    """Experts of each layer."""
+    moe_top_k: Count = 4
     """Experts that each token is sent to."""
-    moe_jitter_eps: float = 0.0
+    moe_jitter_eps: DropProbability = 0.0
     """In training the router's input is multiplied by noise from [1 - eps, 1 + eps]."""
     moe_impl: Literal["auto", "torch", "grouped_mm", "megablocks"] = "auto"
     """What computes the experts: one GEMM an expert, torch's grouped GEMM, or MegaBlocks. auto takes MegaBlocks on a
     CUDA machine that has it, else grouped_mm on a CUDA machine whose torch has it, else torch."""
     moe_recompute: bool = False
     """The experts' pre-activations are computed again in the backward pass instead of being kept."""
-    moe_zloss_weight: float = 0.0
+    moe_zloss_weight: NotNegative = 0.0
     """Weight of the router z-loss, the mean squared logsumexp of the router's logits (ST-MoE, Zoph et al. 2022)."""
-    moe_loss_weight: float = 0.05
+    moe_loss_weight: NotNegative = 0.05
     """Weight of the load-balancing loss."""
     moe_normalize_expert_weights: float | None = 1.0
     """The chosen experts' weights are divided by their norm of this order; null leaves them as they are."""
@@ -62,61 +67,58 @@ class FFNConfig:
     """Over which tokens the load-balancing loss counts assignments: the microbatch on all ranks (one all-reduce), the
     whole global batch (a counting forward first when there are several microbatches), or the rank's own microbatch."""
 
-    def __post_init__(self) -> None:
-        for name in ("ffn_hidden_size", "moe_num_experts", "moe_top_k"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, but at least 1 is needed")
-        if self.moe_top_k > self.moe_num_experts:
-            raise ValueError(f"moe_top_k is {self.moe_top_k}, but there are only {self.moe_num_experts} experts")
-        if not 0 <= self.moe_jitter_eps < 1:
-            raise ValueError(f"moe_jitter_eps is {self.moe_jitter_eps}, but it must be in [0, 1)")
-        if self.moe_loss_weight < 0:
-            raise ValueError(f"moe_loss_weight is {self.moe_loss_weight}, but a negative weight would unbalance")
-        if self.moe_zloss_weight < 0:
-            raise ValueError(f"moe_zloss_weight is {self.moe_zloss_weight}, but it cannot be negative")
+
+def _heads(model: "ModelConfig") -> Iterator[Defect]:
+    if model.d_model % model.n_heads:
+        yield Defect("d_model", f"is {model.d_model}, but it must be divisible by n_heads ({model.n_heads})")
+    elif model.head_dim % 2:
+        yield Defect(
+            "d_model",
+            f"is {model.d_model}, but RoPE turns pairs: d_model / n_heads ({model.head_dim}) must be even",
+        )
+
+
+def _kv_heads(model: "ModelConfig") -> Iterator[Defect]:
+    if model.n_heads % model.attn_config.kv_n_heads:
+        yield Defect(
+            "n_heads",
+            f"is {model.n_heads}, but it must be divisible by attn_config.kv_n_heads ({model.attn_config.kv_n_heads})",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelConfig:
+class ModelConfig(Section):
+    """The model's shape, and the weights that it starts from."""
+
+    RULES = (_heads, _kv_heads)
+
     name: Literal["dbrx"] = "dbrx"
-    preset: str | None = None
+    """The architecture."""
+    preset: Preset | None = None
     """A member of the family (see PRESETS); keys written beside it override it."""
     pretrained_model_name_or_path: str | None = None
     """A folder or hub name of stock DBRX weights (safetensors) to start from: its config.json gives the keys of this
     section, and those that decide what the weights mean may not be written otherwise."""
-    d_model: int = 6144
-    n_heads: int = 48
-    n_layers: int = 40
-    max_seq_len: int = 32768
-    vocab_size: int = 100352
-    resid_pdrop: float = 0.0
-    emb_pdrop: float = 0.0
+    d_model: Count = 6144
+    """Width of the residual stream."""
+    n_heads: Count = 48
+    """Heads of queries in each layer."""
+    n_layers: Count = 40
+    """Transformer blocks."""
+    max_seq_len: Count = 32768
+    """The longest sequence that the model is for: the run's max_seq_len may be shorter."""
+    vocab_size: Count = 100352
+    """Rows of the embedding and of the head: at least as many as the tokenizer has tokens."""
+    resid_pdrop: DropProbability = 0.0
+    """Dropout on what attention and experts add to the residual stream."""
+    emb_pdrop: DropProbability = 0.0
+    """Dropout on embeddings."""
     attn_config: AttnConfig = field(default_factory=AttnConfig)
     ffn_config: FFNConfig = field(default_factory=FFNConfig)
-    initializer_range: float = 0.02
+    initializer_range: Positive = 0.02
+    """Standard deviation of fresh weights."""
     scale_residual_init: bool = True
     """out_proj and w2 are drawn 1/sqrt(2 n_layers) narrower (GPT-2): the residual stream does not grow with depth."""
-
-    def __post_init__(self) -> None:
-        for name in ("d_model", "n_heads", "n_layers", "max_seq_len", "vocab_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, but at least 1 is needed")
-        if self.d_model % self.n_heads:
-            raise ValueError(f"d_model is {self.d_model}, but it must be divisible by n_heads ({self.n_heads})")
-        if self.head_dim % 2:
-            raise ValueError(
-                f"d_model is {self.d_model}, but RoPE turns pairs: d_model / n_heads ({self.head_dim}) must be even"
-            )
-        if self.n_heads % self.attn_config.kv_n_heads:
-            raise ValueError(
-                f"n_heads is {self.n_heads}, but it must be divisible by attn_config.kv_n_heads "
-                f"({self.attn_config.kv_n_heads})"
-            )
-        for name in ("resid_pdrop", "emb_pdrop"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, but a probability of dropping is in [0, 1)")
-        if self.initializer_range <= 0:
-            raise ValueError(f"initializer_range is {self.initializer_range}, but it must be positive")
 
     @property
     def head_dim(self) -> int:
@@ -150,15 +152,25 @@ NF4_WEIGHTS = ("attn.Wqkv.weight", "attn.out_proj.weight", "mlp.w1", "mlp.v1", "
 """What of a block lora.base_dtype: nf4 keeps in 4 bits: all but norms and router."""
 
 
+def _targets(lora: "LoraConfig") -> Iterator[Defect]:
+    if unknown := [name for name in lora.target_modules if name not in LORA_TARGETS]:
+        found = ", ".join(map(repr, unknown))
+        yield Defect("target_modules", f"has {found}, which matches nothing; there are: {', '.join(LORA_TARGETS)}")
+    if not lora.target_modules:
+        yield Defect("target_modules", f"is [], but something must learn; there are: {', '.join(LORA_TARGETS)}")
+
+
 @dataclass(frozen=True, kw_only=True)
-class LoraConfig:
+class LoraConfig(Section):
     """Adapters are trained in place of the model, which is frozen (Hu et al. 2021)."""
 
-    r: int
+    RULES = (_targets,)
+
+    r: Count
     """Rank."""
-    alpha: float
+    alpha: Positive
     """What an adapter adds is multiplied by alpha / r."""
-    dropout: float = 0.0
+    dropout: DropProbability = 0.0
     """Of what enters an adapter, in training alone; PEFT's form of adapters on experts does not tell of it."""
     target_modules: list[str]
     """Names from LORA_TARGETS, in every block."""
@@ -167,21 +179,6 @@ class LoraConfig:
     base_dtype: Literal["fp32", "bf16", "nf4"] = "bf16"
     """In what the frozen weights are kept. Under amp_bf16 bf16 computes what fp32 would. nf4 keeps the blocks' large
     weights in 4 bits (QLoRA, Dettmers et al. 2023), the others in what is computed in; it needs bitsandbytes."""
-
-    def __post_init__(self) -> None:
-        if self.r < 1:
-            raise ValueError(f"r is {self.r}, but at least 1 is needed")
-        if self.alpha <= 0:
-            raise ValueError(f"alpha is {self.alpha}, but it must be positive")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout is {self.dropout}, but a probability of dropping is in [0, 1)")
-        if unknown := [name for name in self.target_modules if name not in LORA_TARGETS]:
-            raise ValueError(
-                f"target_modules has {', '.join(map(repr, unknown))}, which matches nothing; there are: "
-                f"{', '.join(LORA_TARGETS)}"
-            )
-        if not self.target_modules:
-            raise ValueError(f"target_modules is [], but something must learn; there are: {', '.join(LORA_TARGETS)}")
 
     @property
     def scale(self) -> float:

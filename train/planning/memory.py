@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 
 from train.config.optimizer import OptimizerConfig
-from train.config.schema import FSDPConfig, TrainConfig, train_microbatch_rows
+from train.config.ranks import train_microbatch_rows
+from train.config.schema import FSDPConfig, TrainConfig
 from train.models.config import NF4_WEIGHTS
 from train.models.shapes import adapter_shapes, parameter_shapes, parameter_sizes
 

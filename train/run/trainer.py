@@ -28,7 +28,8 @@ from train.checkpoint.save_folder import batch_of, checkpoints, first_failure
 from train.composer_compat import leave_sharded_models, remember_checkpoints
 from train.composer_model import DbrxForComposer
 from train.config.optimizer import AlgorithmsConfig
-from train.config.schema import TrainConfig, train_microbatch_rows
+from train.config.ranks import train_microbatch_rows
+from train.config.schema import TrainConfig
 from train.hardware.allocator import keep_freed_memory
 from train.models.recompute import named_parameters
 from train.optim.optimizers import build_optimizer

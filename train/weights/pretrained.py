@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from data.base.errors import ConfigError
 from data.base.problems import listed_clauses
-from train.config.typed import Builder
+from data.config.build import build
 from train.hf.config_json import contradictions
 from train.hf.repository import (
     FILES_TO_FETCH,
@@ -114,11 +114,7 @@ class PretrainedFolder:
 
 
 def _as_config(values: dict[str, Any]) -> ModelConfig:
-    builder = Builder(ModelConfig)
-    model = builder.build(ModelConfig, values, "")
-    if builder.problems:
-        raise ValueError("; ".join(builder.problems))
-    return model
+    return build(ModelConfig, values)
 
 
 def _tensors(folder: Path) -> tuple[dict[str, tuple[Path, Stored]], list[str]]:

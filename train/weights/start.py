@@ -8,11 +8,11 @@ from typing import Any
 import torch
 
 from data.base.errors import ConfigError
+from data.config.suggest import show
 from train.checkpoint.reader import CheckpointReader
 from train.checkpoint.save_folder import check_save_folder, checkpoints, is_complete
 from train.config.load import load_saved_config
 from train.config.schema import TrainConfig
-from train.config.typed import show
 from train.models.shapes import adapter_shapes
 from train.weights.frozen_base import frozen_base
 

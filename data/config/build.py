@@ -1,0 +1,207 @@
+"""Plain values (mappings, lists, scalars) to sections: pydantic checks their types, and everything wrong is reported.
+
+JSON has the types of YAML, and for JSON pydantic's strict mode takes mappings where it wants dataclasses.
+"""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar, get_args, get_origin
+
+from pydantic import TypeAdapter, ValidationError
+
+from data.config.sections import Defect, Section, check, hints_of, join, partial, raise_defects, unchecked
+from data.config.suggest import describe, fix_of_value, intended_key, is_section, options_of, show
+
+UNRESOLVED = object()
+"""A value that is not known, whose problem is reported elsewhere."""
+
+_OMITTED = object()
+_MEANT = "; did you mean "
+
+S = TypeVar("S", bound=Section)
+
+
+class KeyHints:
+    """What is known of keys and values that a section does not have."""
+
+    def ignores(self, key: str, value: object) -> bool:
+        """Whether an unknown key may be there all the same: it asks for what is done anyway."""
+        return False
+
+    def unknown(self, key: str, value: object) -> str | None:
+        """What to do about an unknown key, to stand after it."""
+        return None
+
+    def invalid(self, key: str, value: object) -> str | None:
+        """What to write instead of a value of the wrong type."""
+        return None
+
+
+def build(cls: type[S], values: Mapping[str, Any], key: str = "") -> S:
+    """Makes a section of plain values. Raises ConfigError with everything that is wrong; `key` is put before keys."""
+    builder = Builder(cls, KeyHints())
+    section = builder.build(values, key)
+    missing = [Defect(name, "is missing") for name in builder.missing]
+    raise_defects([*builder.defects, *missing, *check(section, key)])
+    return section
+
+
+class Builder:
+    """Makes a section without checking its rules, and keeps what is wrong with keys and types."""
+
+    def __init__(self, cls: type[Section], hints: KeyHints) -> None:
+        self.cls, self.hints = cls, hints
+        self.defects: list[Defect] = []
+        self.missing: list[str] = []
+        """Required keys that are not there."""
+        self.misspelt: list[str] = []
+        """Keys that were probably meant by unknown ones."""
+        self._invalid: set[str] = set()
+
+    def build(self, values: Mapping[str, Any], key: str = "") -> Any:
+        """The section: whole, or partial (see sections.py) where something is wrong."""
+        tree = self._cleaned(self.cls, dict(values), key)
+        try:
+            with unchecked():
+                whole = _adapter(self.cls).validate_json(json.dumps(tree, default=_stand_in))
+            if not self._invalid:
+                return whole
+        except ValidationError as error:
+            for found in error.errors(include_url=False, include_context=False, include_input=False):
+                self._note(found["type"], found["loc"], tree, key)
+        return self._valid_part(self.cls, tree, key)
+
+    def _cleaned(self, hint: Any, value: Any, key: str) -> Any:
+        """Without keys that are ignored and values that are still to be filled in; an empty section is a mapping."""
+        if value is UNRESOLVED:
+            self._invalid.add(key)
+        options = options_of(hint)
+        section = next(filter(is_section, options), None)
+        if section is not None and value is None and options == [hint]:
+            value = {}
+        if isinstance(value, dict):
+            if section is None:
+                below = next((get_args(option)[1] for option in options if get_origin(option) is dict), Any)
+                return {str(name): self._cleaned(below, item, join(key, name)) for name, item in value.items()}
+            hints = hints_of(section)
+            return {
+                str(name): self._cleaned(hints.get(name, Any), item, join(key, name))
+                for name, item in value.items()
+                if item != "???" and (name in hints or not self.hints.ignores(join(key, name), item))
+            }
+        if isinstance(value, list):
+            below = next((get_args(option)[0] for option in options if get_origin(option) is list), Any)
+            return [self._cleaned(below, item, f"{key}[{index}]") for index, item in enumerate(value)]
+        return value
+
+    def _note(self, kind: str, place: Sequence[int | str], tree: Any, key: str) -> None:
+        """Adds what pydantic found at a place in the tree."""
+        hint, value = self.cls, tree
+        for step in place:
+            options = options_of(hint)
+            if len(options) > 1:
+                matching = [option for option in options if _takes(option, value)]
+                if len(matching) != 1:
+                    break
+                if not str(step).startswith(matching[0].__name__):
+                    return  # the same value, tried as another type
+                hint = matching[0]
+                continue
+            option = options[0]
+            if is_section(option):
+                name = str(step)
+                if kind == "unexpected_keyword_argument" and name not in hints_of(option):
+                    self._note_unknown(name, value[name], key, list(hints_of(option)))
+                    return
+                hint, value, key = hints_of(option)[name], value.get(name), join(key, name)
+            elif get_origin(option) is list:
+                hint, value, key = get_args(option)[0], value[int(step)], f"{key}[{step}]"
+            else:
+                hint, value, key = get_args(option)[1], value[step], join(key, step)
+        if kind == "missing":
+            self.missing += _required_below(hint, key)
+        elif key not in self._invalid:
+            self._invalid.add(key)
+            self.defects.append(Defect(key, self._wrong_type(hint, value, key)))
+
+    def _note_unknown(self, name: str, value: object, section: str, names: list[str]) -> None:
+        key = join(section, name)
+        text = self.hints.unknown(key, value)
+        if text is None:
+            hint = intended_key(self.cls, name, section, names)
+            text = f"is not a key{hint}"
+            if hint.startswith(_MEANT):
+                self.misspelt.append(join(section, hint.removeprefix(_MEANT).removesuffix("?")))
+        self.defects.append(Defect(key, text))
+
+    def _wrong_type(self, hint: Any, value: object, key: str) -> str:
+        instead = self.hints.invalid(key, value)
+        if instead is not None:
+            return f"is {show(value)}: {instead}"
+        return f"is {show(value)}, but it must be {describe(hint)}{fix_of_value(hint, value, key)}"
+
+    def _valid_part(self, hint: Any, value: Any, key: str) -> Any:
+        """The value, with sections in the place of mappings; _OMITTED where it is invalid."""
+        if key in self._invalid:
+            return _OMITTED
+        options = options_of(hint)
+        section = next(filter(is_section, options), None)
+        if isinstance(value, dict) and section is not None:
+            return self._valid_section(section, value, key)
+        parts: Any = value
+        if isinstance(value, dict):
+            below = next((get_args(option)[1] for option in options if get_origin(option) is dict), Any)
+            parts = {name: self._valid_part(below, item, join(key, name)) for name, item in value.items()}
+        elif isinstance(value, list):
+            below = next((get_args(option)[0] for option in options if get_origin(option) is list), Any)
+            parts = [self._valid_part(below, item, f"{key}[{index}]") for index, item in enumerate(value)]
+        elif type(value) is int and float in options and int not in options:
+            return float(value)
+        items = parts.values() if isinstance(parts, dict) else parts if isinstance(parts, list) else ()
+        return _OMITTED if any(item is _OMITTED for item in items) else parts
+
+    def _valid_section(self, cls: type[Section], values: dict[str, Any], key: str) -> Any:
+        found = {}
+        for field in dataclasses.fields(cls):  # pyright: ignore[reportArgumentType]
+            if field.name in values:
+                value = self._valid_part(hints_of(cls)[field.name], values[field.name], join(key, field.name))
+            elif _required(field):
+                value = _OMITTED
+            else:
+                with unchecked():
+                    value = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+            if value is not _OMITTED:
+                found[field.name] = value
+        return partial(cls, found)
+
+
+@functools.cache
+def _adapter(cls: type[Section]) -> TypeAdapter[Any]:
+    return TypeAdapter(cls)
+
+
+def _stand_in(value: object) -> Any:
+    """For what JSON does not have. Whatever stands for UNRESOLVED, its section does not become whole."""
+    return None if value is UNRESOLVED else str(value)
+
+
+def _takes(option: Any, value: object) -> bool:
+    kind = get_origin(option) or option
+    if isinstance(value, dict):
+        return kind is dict or is_section(kind)
+    return isinstance(value, list) and kind is list
+
+
+def _required(field: "dataclasses.Field[Any]") -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+
+
+def _required_below(hint: Any, key: str) -> list[str]:
+    """The keys that must be written for what is missing at `key`."""
+    if not is_section(hint):
+        return [key]
+    fields = [field for field in dataclasses.fields(hint) if _required(field)]
+    below = [_required_below(hints_of(hint)[field.name], join(key, field.name)) for field in fields]
+    return [name for names in below for name in names] or [key]

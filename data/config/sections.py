@@ -1,0 +1,165 @@
+"""Sections of a config: frozen dataclasses whose values are checked by small rules.
+
+What a single field must be is in its type (values.py). What fields must be to one another is in the section's RULES.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import types
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextvars import ContextVar
+from typing import Annotated, Any, ClassVar, NamedTuple, Union, get_args, get_origin, get_type_hints
+
+from data.base.errors import ConfigError, ConfigErrors
+
+_unchecked = ContextVar("unchecked", default=False)
+
+
+class Defect(NamedTuple):
+    """One thing that is wrong."""
+
+    key: str
+    """Relative to the section."""
+    text: str
+    """What follows the key: `is -1, but it must be above 0`."""
+
+
+Rule = Callable[[Any], Iterable[Defect]]
+"""Gets a section and yields what is wrong with it. It may read fields of sections below."""
+
+
+class Unavailable(Exception):
+    """A rule, or code, reads a field whose value is missing, invalid or not known yet."""
+
+
+class Section:
+    """Base of a config's dataclasses. Making one with values that break a rule raises ConfigError, all of them in one.
+
+    Each field has its documentation below it, and its default nowhere else.
+    """
+
+    RULES: ClassVar[tuple[Rule, ...]] = ()
+    __pydantic_config__: ClassVar[dict[str, bool | str]] = {
+        "extra": "forbid",
+        "strict": True,
+        "allow_inf_nan": False,
+        "use_attribute_docstrings": True,
+    }
+
+    def __post_init__(self) -> None:
+        if not _unchecked.get():
+            raise_defects(check(self))
+
+
+@contextlib.contextmanager
+def unchecked() -> Iterator[None]:
+    """Sections can be made without their rules: whoever makes them calls `check` on the outermost."""
+    token = _unchecked.set(True)
+    try:
+        yield
+    finally:
+        _unchecked.reset(token)
+
+
+def raise_defects(defects: Iterable[Defect]) -> None:
+    """Raises ConfigError when there are any."""
+    errors = [ConfigError(defect.text, key=defect.key or None) for defect in defects]
+    if errors:
+        raise errors[0] if len(errors) == 1 else ConfigErrors(errors)
+
+
+def partial(cls: type[Any], values: Mapping[str, Any]) -> Any:
+    """A section that has only these values: reading another field raises Unavailable."""
+    section = object.__new__(_partial_class(cls))
+    vars(section).update(values)
+    return section
+
+
+def is_partial(section: object) -> bool:
+    return isinstance(section, _Partial)
+
+
+class _Partial:
+    def __getattribute__(self, name: str) -> Any:
+        # Defaults are attributes of the class, which would be found.
+        if name in type(self).__dataclass_fields__ and name not in object.__getattribute__(self, "__dict__"):  # pyright: ignore[reportAttributeAccessIssue]
+            raise Unavailable(name)
+        return object.__getattribute__(self, name)
+
+
+@functools.cache
+def _partial_class(cls: type[Any]) -> type[Any]:
+    return cls if issubclass(cls, _Partial) else type(cls.__name__, (_Partial, cls), {})
+
+
+def check(section: Section, key: str = "") -> list[Defect]:
+    """Everything that is wrong with a section and those below it. A rule runs when all that it reads is valid."""
+    found: list[Defect] = []
+    _valid_part(section, key, found)
+    return found
+
+
+def _valid_part(value: Any, key: str, found: list[Defect]) -> Any:
+    """The value itself, or, where something in it is wrong, its partial sections."""
+    if isinstance(value, Section):
+        return _valid_section(value, key, found)
+    if isinstance(value, dict):
+        return {name: _valid_part(item, join(key, name), found) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_valid_part(item, f"{key}[{index}]", found) for index, item in enumerate(value)]
+    return value
+
+
+def _valid_section(section: Any, key: str, found: list[Defect]) -> Any:
+    valid, whole = {}, not is_partial(section)
+    checks = field_checks(type(section))
+    for name, value in vars(section).items():
+        below = join(key, name)
+        text = next(filter(None, (defect_of(value) for defect_of in checks.get(name, ()))), None)
+        if text is not None:
+            found.append(Defect(below, text))
+            whole = False
+            continue
+        valid[name] = part = _valid_part(value, below, found)
+        whole &= not _has_partial(part)
+    view = section if whole else partial(type(section), valid)
+    for rule in section.RULES:
+        with contextlib.suppress(Unavailable):
+            for defect in rule(view):
+                found.append(Defect(join(key, defect.key), defect.text))
+    return view
+
+
+def _has_partial(value: Any) -> bool:
+    if isinstance(value, dict | list):
+        return any(map(_has_partial, value.values() if isinstance(value, dict) else value))
+    return is_partial(value)
+
+
+@functools.cache
+def hints_of(cls: type[Any]) -> dict[str, Any]:
+    """Field -> its type, with what `Annotated` adds."""
+    hints = get_type_hints(cls, include_extras=True)
+    return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
+
+
+@functools.cache
+def field_checks(cls: type[Any]) -> dict[str, tuple[Callable[[Any], str | None], ...]]:
+    """Field -> the checks in its type."""
+    return {name: checks for name, hint in hints_of(cls).items() if (checks := tuple(_checks(hint)))}
+
+
+def _checks(hint: Any) -> Iterator[Callable[[Any], str | None]]:
+    if get_origin(hint) is Annotated:
+        inner, *metadata = get_args(hint)
+        yield from (item.defect for item in metadata if hasattr(item, "defect"))
+        yield from _checks(inner)
+    elif get_origin(hint) in (Union, types.UnionType):
+        # Each looks only at values of its own Python type.
+        yield from (check for option in get_args(hint) for check in _checks(option))
+
+
+def join(key: str, name: object) -> str:
+    """`a` and `b` to `a.b`."""
+    return f"{key}.{name}" if key and name != "" else key or str(name)

@@ -1,0 +1,112 @@
+"""Types of single values of a config, with what each must be besides its Python type.
+
+Each check has `defect(value)`: what follows the key in an error, or None, also for values of another Python type. Most
+add to the JSON schema what an editor can check.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from data.base.durations import DURATION_PATTERN, parse_duration
+from data.base.paths import path_defect
+from data.base.sizes import parse_bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Range:
+    """Numbers between bounds."""
+
+    ge: float | None = None
+    gt: float | None = None
+    lt: float | None = None
+    le: float | None = None
+
+    def defect(self, value: object) -> str | None:
+        if not isinstance(value, int | float):
+            return None
+        below = (self.ge is not None and value < self.ge) or (self.gt is not None and value <= self.gt)
+        above = (self.lt is not None and value >= self.lt) or (self.le is not None and value > self.le)
+        return f"is {value}, but it must be {self._described()}" if below or above else None
+
+    def _described(self) -> str:
+        upper = self.lt if self.le is None else self.le
+        if upper is None:
+            return f"at least {self.ge}" if self.gt is None else f"above {self.gt}"
+        left = f"[{self.ge}" if self.gt is None else f"({self.gt}"
+        return f"in {left}, {_short(upper)}{')' if self.le is None else ']'}"
+
+    def __get_pydantic_json_schema__(self, core_schema: Any, handler: Any) -> dict[str, Any]:
+        names = {"ge": "minimum", "gt": "exclusiveMinimum", "lt": "exclusiveMaximum", "le": "maximum"}
+        bounds = {name: getattr(self, key) for key, name in names.items() if getattr(self, key) is not None}
+        return handler(core_schema) | bounds
+
+
+def _short(number: float) -> str:
+    return "2**32" if number == 2**32 else str(number)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Duration:
+    """Text such as 10ba, 500tok, 2ep or 0.1dur."""
+
+    positive: bool = False
+
+    def defect(self, value: object) -> str | None:
+        if not isinstance(value, str):
+            return None
+        try:
+            length, _ = parse_duration(value)
+        except ValueError as error:
+            return str(error)
+        return f"is {value!r}, but it must be longer than 0" if self.positive and length == 0 else None
+
+    def __get_pydantic_json_schema__(self, core_schema: Any, handler: Any) -> dict[str, Any]:
+        return handler(core_schema) | {"pattern": rf"^\s*{DURATION_PATTERN}\s*$"}
+
+
+@dataclass(frozen=True)
+class _Path:
+    """A path, or paths, that a file system takes. Whether something is there is asked elsewhere."""
+
+    def defect(self, value: object) -> str | None:
+        return path_defect(value)
+
+
+@dataclass(frozen=True)
+class _Bytes:
+    """A size in bytes: a number, or text such as 100gb."""
+
+    def defect(self, value: object) -> str | None:
+        if not isinstance(value, int | str):
+            return None
+        try:
+            parse_bytes(value)
+        except ValueError as error:
+            return str(error)
+        return None
+
+
+@dataclass(frozen=True)
+class _CountOrAll:
+    """A number of things, or -1 for all of them."""
+
+    def defect(self, value: object) -> str | None:
+        wrong = isinstance(value, int) and value != -1 and value < 1
+        return f"is {value}, but it must be -1 (all) or at least 1" if wrong else None
+
+    def __get_pydantic_json_schema__(self, core_schema: Any, handler: Any) -> dict[str, Any]:
+        return handler(core_schema) | {"minimum": -1, "not": {"const": 0}}
+
+
+Count = Annotated[int, Range(ge=1)]
+CountOrZero = Annotated[int, Range(ge=0)]
+CountOrAll = Annotated[int, _CountOrAll()]
+Seed = Annotated[int, Range(ge=0, lt=2**32)]
+Positive = Annotated[float, Range(gt=0)]
+NotNegative = Annotated[float, Range(ge=0)]
+Share = Annotated[float, Range(ge=0, le=1)]
+DropProbability = Annotated[float, Range(ge=0, lt=1)]
+DurationText = Annotated[str, Duration()]
+PositiveDuration = Annotated[str, Duration(positive=True)]
+PathText = Annotated[str, _Path()]
+Size = Annotated[int | str, _Bytes()]

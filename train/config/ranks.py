@@ -1,0 +1,67 @@
+"""What can be right or wrong about a config once the number of ranks and the environment are known."""
+
+import math
+import os
+from collections.abc import Iterator
+
+from data.config.sections import Defect, raise_defects
+from train.config.schema import TrainConfig
+from train.models.config import MEGABLOCKS_LIMIT
+
+
+def check_run_name(config: TrainConfig) -> None:
+    """Raises ConfigError when a later start of this run would not find its checkpoints."""
+    named = config.run_name or os.environ.get("RUN_NAME")
+    if config.autoresume and not named and "{run_name}" in str(config.save_folder):
+        text = "is true, but without run_name (or $RUN_NAME) no later start would find this run"
+        raise_defects([Defect("autoresume", text)])
+
+
+def check_world_size(config: TrainConfig, world_size: int) -> None:
+    """Raises ConfigError when the run cannot be cut for so many ranks."""
+    raise_defects(_of_world_size(config, world_size))
+
+
+def _of_world_size(config: TrainConfig, world_size: int) -> Iterator[Defect]:
+    rows = config.global_train_batch_size
+    if rows % world_size:
+        yield Defect("global_train_batch_size", f"is {rows}, but it must be divisible by the {world_size} ranks")
+    replicas = config.fsdp_config.data_parallel_replicate_degree if config.fsdp_config else None
+    if replicas is not None and world_size % replicas:
+        text = f"is {replicas}, but it must divide the {world_size} ranks"
+        yield Defect("fsdp_config.data_parallel_replicate_degree", text)
+
+
+def train_microbatch_rows(config: TrainConfig, world_size: int) -> int:
+    """Rows of a training microbatch on each rank: at most those of the rank's part of the global batch."""
+    return min(config.device_train_microbatch_size, config.global_train_batch_size // world_size)
+
+
+def microbatch_rows(config: TrainConfig, world_size: int) -> dict[str, int]:
+    """Rows that a rank computes at a time, by the key that sets them."""
+    evaluated = {"device_eval_batch_size": config.device_eval_batch_size} if config.eval_loader is not None else {}
+    return {"device_train_microbatch_size": train_microbatch_rows(config, world_size)} | evaluated
+
+
+def check_kernel_sizes(config: TrainConfig, world_size: int) -> None:
+    """Raises ConfigError when a microbatch has more tokens than moe_impl's kernels can address."""
+    raise_defects(_of_kernel_sizes(config, world_size))
+
+
+def _of_kernel_sizes(config: TrainConfig, world_size: int) -> Iterator[Defect]:
+    if config.model.ffn_config.moe_impl != "megablocks":
+        return
+    for key, n_rows in microbatch_rows(config, world_size).items():
+        sizes = {
+            key: n_rows,
+            "max_seq_len": config.max_seq_len,
+            "model.ffn_config.moe_top_k": config.model.ffn_config.moe_top_k,
+            "model.d_model": config.model.d_model,
+        }
+        if (product := math.prod(sizes.values())) >= MEGABLOCKS_LIMIT:
+            yield Defect(
+                "model.ffn_config.moe_impl",
+                "is megablocks, whose kernels compute addresses in 32 bits, but "
+                f"{' x '.join(f'{name} ({size:,})' for name, size in sizes.items())} is {product:,}, which must be "
+                f"below 2**31 = {MEGABLOCKS_LIMIT:,}: lower {key} or max_seq_len, or write grouped_mm or auto",
+            )

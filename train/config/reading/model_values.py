@@ -1,0 +1,112 @@
+"""The model's keys: those that a YAML has, and below them the values of its preset and of the weights' config.json."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data.config.sections import Defect, Section, partial
+from data.config.suggest import show
+from train.config.reading.interpolation import resolve
+from train.hf.config_json import at, contradictions
+from train.hf.repository import KEY
+from train.models.config import PRESETS, ModelConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pretrained:
+    """What the config.json of pretrained weights says."""
+
+    values: Mapping[str, Any]
+    """ModelConfig's keys."""
+    place: str
+    """The file."""
+
+
+PENDING = Pretrained(values={}, place="")
+"""For weights whose config.json has not been read yet."""
+
+
+def pretrained_name(tree: dict[str, Any]) -> str | None:
+    """The folder or hub name of the weights that a tree names."""
+    name = _model_of(tree).get("pretrained_model_name_or_path")
+    return name if isinstance(name, str) else None
+
+
+def with_values(tree: dict[str, Any], pretrained: Pretrained | None) -> dict[str, Any]:
+    """The tree with the values of preset and pretrained weights below what is written of the model."""
+    written = tree.get("model")
+    if not isinstance(written, dict):
+        return tree
+    below = _merge(pretrained.values if pretrained is not None else {}, PRESETS.get(_preset(tree), {}))
+    named = _model_of(tree).get("pretrained_model_name_or_path")
+    if isinstance(named, str) and pretrained not in (None, PENDING) and (folder := Path(named).expanduser()).is_dir():
+        # What is saved is read from other folders too.
+        written = {**written, "pretrained_model_name_or_path": str(folder.absolute())}
+    return {**tree, "model": _merge(below, written)}
+
+
+def without_unwritten(config: Any, tree: Mapping[str, Any]) -> Any:
+    """A config whose model has only the values of the tree: weights decide the others."""
+    values = vars(config)
+    if "model" not in values:
+        return config
+    return partial(type(config), {**values, "model": _only(values["model"], tree["model"])})
+
+
+def _only(section: Section, values: Mapping[str, Any] | None) -> Any:
+    kept = {name: value for name, value in vars(section).items() if name in (values or {})}
+    sections = {name: _only(value, (values or {})[name]) for name, value in kept.items() if isinstance(value, Section)}
+    return partial(type(section), kept | sections)
+
+
+def unnamed_weights(tree: Mapping[str, Any]) -> list[Defect]:
+    """LLM Foundry's `pretrained: true` means nothing without weights."""
+    model = tree.get("model")
+    if not isinstance(model, dict) or model.get("pretrained") is not True:
+        return []
+    return [Defect("model.pretrained", f"is true, but no weights are named: write {KEY}")]
+
+
+def contradicting_weights(tree: dict[str, Any], pretrained: Pretrained) -> list[Defect]:
+    """What of the keys that decide what weights mean is written otherwise than in the weights' config.json."""
+    written, preset = _model_of(tree), _preset(tree)
+    # A preset speaks of every key, also where it leaves ModelConfig's default.
+    whole = _merge(dataclasses.asdict(ModelConfig()), PRESETS[preset]) if preset else {}
+    wanted = _model_of({**tree, "model": _merge(_merge(pretrained.values, whole), tree["model"])})
+    defects = []
+    for key, was, here in contradictions(pretrained.values, wanted):
+        whose = f" by preset {preset}" if preset and at(written, key) is None else ""
+        defects.append(
+            Defect(
+                f"model.{key}",
+                f"is {show(here)}{whose}, but {show(was)} in {pretrained.place}: leave that to the weights, or name "
+                "others",
+            )
+        )
+    return defects
+
+
+def _model_of(tree: dict[str, Any]) -> dict[str, Any]:
+    """The model's values, by references too."""
+    model = resolve(tree)[0].get("model")
+    return model if isinstance(model, dict) else {}
+
+
+def _preset(tree: dict[str, Any]) -> str:
+    """Its name; empty where there is none of the family."""
+    preset = _model_of(tree).get("preset")
+    return preset if isinstance(preset, str) and preset in PRESETS else ""
+
+
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any] | None) -> dict[str, Any]:
+    """`over` wins; mappings are merged, and an empty one (null) leaves those of `base` as they are."""
+    merged = dict(base)
+    for key, value in (over or {}).items():
+        below = merged.get(key)
+        if isinstance(below, Mapping):
+            merged[key] = _merge(below, value) if isinstance(value, Mapping) else below if value is None else value
+        else:
+            merged[key] = value
+    return merged

@@ -1,0 +1,202 @@
+"""A config as it is written: the YAML of a file, changed by a command line's `key=value`, and the place of each key."""
+
+import difflib
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from data.base.errors import ConfigError, ConfigErrors
+from data.base.paths import refuse_path
+from data.config.sections import join
+from data.config.suggest import show
+
+_MARK = "\ue000{"
+"""In the place of `${` while YAML is parsed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Written:
+    """Plain values as a file and a command line have them, with `${...}` as it is."""
+
+    path: str
+    tree: dict[str, Any]
+    overridden: list[str] = field(default_factory=list)
+    """Keys of the command line."""
+
+    def lines(self) -> dict[str, int]:
+        """Key -> its line in the file, from 1; of the keys that the command line has not replaced."""
+        node = yaml.compose(Path(self.path).read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+        found: dict[str, int] = {}
+        _add_lines(node, "", found)
+        return {key: line for key, line in found.items() if not self.is_overridden(key)}
+
+    def placed(self, error: ConfigError) -> ConfigError:
+        """The error with file and line before each of its problems whose key has one, in the order of the file."""
+        errors = error.errors if isinstance(error, ConfigErrors) else [error]
+        if all(problem.key is None for problem in errors) and not isinstance(error, ConfigErrors):
+            return error
+        lines = self.lines()
+        errors = sorted(errors, key=lambda problem: self._rank(problem.key, lines))
+        if len(errors) == 1:
+            return ConfigError(f"{self._place(errors[0].key, lines)}: {errors[0]}")
+        placed = [f"{self._place(e.key, lines)}: {e}" if e.key else str(e) for e in errors]
+        return ConfigError("\n  ".join([f"{self.path}: {len(placed)} problems", *placed]))
+
+    def _place(self, key: str | None, lines: Mapping[str, int]) -> str:
+        if key is not None and self.is_overridden(key):
+            return "command line"
+        return self.path if key is None or key not in lines else f"{self.path}:{lines[key]}"
+
+    def _rank(self, key: str | None, lines: Mapping[str, int]) -> tuple[int, int]:
+        """Those of the file by their lines, or that of the section above; then those of the command line."""
+        if key is None:
+            return 2, 0
+        if self.is_overridden(key):
+            return 1, 0
+        above = key
+        while above and above not in lines:
+            above = above[: max(above.rfind("."), above.rfind("["), 0)]
+        return 0, lines.get(above, 0)
+
+    def is_overridden(self, key: str) -> bool:
+        return any(key == given or key.startswith((f"{given}.", f"{given}[")) for given in self.overridden)
+
+
+def _add_lines(node: yaml.Node | None, key: str, found: dict[str, int]) -> None:
+    if isinstance(node, yaml.MappingNode):
+        merged = [(name, value) for name, value in node.value if name.tag == "tag:yaml.org,2002:merge"]
+        for name, value in node.value:
+            if (name, value) not in merged:
+                below = join(key, name.value)
+                found.setdefault(below, name.start_mark.line + 1)
+                _add_lines(value, below, found)
+        for _, value in merged:  # what stands beside `<<` wins
+            for source in value.value if isinstance(value, yaml.SequenceNode) else [value]:
+                _add_lines(source, key, found)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, item in enumerate(node.value):
+            found.setdefault(f"{key}[{index}]", item.start_mark.line + 1)
+            _add_lines(item, f"{key}[{index}]", found)
+
+
+def read(path: str, overrides: Sequence[str] = ()) -> Written:
+    """Raises ConfigError for a file that is no YAML mapping, and an override that is not `key=value`."""
+    tree = _read_yaml(path)
+    return Written(path=path, tree=tree, overridden=[_apply(tree, override) for override in overrides])
+
+
+def _read_yaml(path: str) -> dict[str, Any]:
+    refuse_path("the config", path)
+    file = Path(path)
+    if not file.is_file():
+        what = "is a folder, not a YAML file" if file.is_dir() else "does not exist"
+        raise ConfigError(f"{path} {what}{_yamls_beside(file)}")
+    try:
+        text = file.read_text(encoding="utf-8")
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        if node is None:
+            raise ConfigError(f"{path} is empty")
+        if not isinstance(node, yaml.MappingNode):
+            kind = "a list" if isinstance(node, yaml.SequenceNode) else "text"
+            raise ConfigError(f"{path} holds {kind}, but a config is a mapping: lines of `key: value`")
+        return _plain(text)
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path} is not YAML: it is not UTF-8 text") from None
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}{_yaml_problem(error)}") from None
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{path}: a config's keys are text: {_first_line(error)}") from None
+
+
+def _plain(text: str) -> Any:
+    # OmegaConf limits what aliases of aliases may expand to, and refuses keys that are there twice. It would also stop
+    # at the first text with an unclosed `${`, which interpolation.py reports by its key.
+    return _restored(OmegaConf.to_container(OmegaConf.load(io.StringIO(text.replace("${", _MARK)))))
+
+
+def _restored(node: Any) -> Any:
+    if isinstance(node, dict):
+        return {name: _restored(value) for name, value in node.items()}
+    if isinstance(node, list):
+        return [_restored(value) for value in node]
+    return node.replace(_MARK, "${") if isinstance(node, str) else node
+
+
+def _yamls_beside(file: Path) -> str:
+    folder = file if file.is_dir() else file.parent
+    names = sorted(found.name for found in folder.glob("*.yaml")) if folder.is_dir() else []
+    close = difflib.get_close_matches(file.name, names, n=1)
+    if close:
+        return f"; did you mean {folder / close[0]}?"
+    return f"; in {folder} there are: {', '.join(names)}" if names else ""
+
+
+def _yaml_problem(error: yaml.YAMLError) -> str:
+    mark = getattr(error, "problem_mark", None)
+    place = f":{mark.line + 1}" if mark is not None else ""
+    problem = _what(error)
+    if "found duplicate key " in problem:
+        return f"{place}: the key {problem.partition('found duplicate key ')[2]} is there twice"
+    return f"{place}: not YAML: {problem}"
+
+
+def _what(error: Exception) -> str:
+    parts = [getattr(error, "context", None), getattr(error, "problem", None)]
+    return ", ".join(part for part in parts if part) or _first_line(error)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
+
+
+def _apply(tree: dict[str, Any], override: str) -> str:
+    """Sets one `a.b=value` in the tree, and returns its key; the value is YAML and replaces what was there."""
+    key, equals, text = override.partition("=")
+    if not equals:
+        raise ConfigError(f"{override!r} is not key=value, such as optimizer.lr=1e-5")
+    parts = key.split(".")
+    if key.startswith("-") or not all(part.strip() for part in parts):
+        raise ConfigError(f"{override!r} is not key=value: the key {key!r} must be names with dots between")
+    value = _value(override, text)
+    node: Any = tree
+    place = ""
+    for depth, part in enumerate(parts[:-1]):
+        if isinstance(node, dict) and node.get(part) is None:
+            node[part] = {}
+        place = f"{place}[{part}]" if isinstance(node, list) else join(place, part)
+        node = _step(node, part, override, parts[: depth + 1])
+        if not isinstance(node, dict | list):
+            raise ConfigError(f"{override}: {'.'.join(parts[: depth + 1])} is {show(node)}, which has no keys below it")
+    if isinstance(node, list):
+        _step(node, parts[-1], override, parts)
+        node[int(parts[-1])] = value
+        return f"{place}[{parts[-1]}]"
+    node[parts[-1]] = value
+    return join(place, parts[-1])
+
+
+def _value(override: str, text: str) -> Any:
+    try:
+        values: Any = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text.replace('${', _MARK)}"]))
+        return _restored(values["value"])
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        raise ConfigError(
+            f"{override!r}: the value is not YAML: {_what(error)}; text with signs needs quotes"
+        ) from None
+
+
+def _step(node: Any, part: str, override: str, parts: list[str]) -> Any:
+    if isinstance(node, dict):
+        return node[part]
+    if part.isdecimal() and int(part) < len(node):
+        return node[int(part)]
+    above = ".".join(parts[:-1])
+    raise ConfigError(f"{override}: {above} is a list of {len(node)}: {part!r} must be a number below {len(node)}")
