@@ -4,6 +4,7 @@ Nothing heavy is imported before the config has been read, so that help and erro
 """
 
 import gc
+import json
 import os
 import sys
 import time
@@ -26,6 +27,9 @@ USAGE = """\
 usage: composer train.py CONFIG [key=value ...]       one rank a GPU, or one on a machine without
        composer -n 2 train.py CONFIG [key=value ...]  2 ranks
        python train.py CONFIG [key=value ...]         1 rank, without the launcher
+
+       python train.py --explain KEY                  type, default and documentation of a key of CONFIG
+       python train.py --schema                       the JSON schema of CONFIG, for editors
 
 CONFIG is a YAML file: see yamls/finetune/.
 key=value changes a key of it; the value is YAML, and dots go deeper:
@@ -57,6 +61,8 @@ def _run_or_report(arguments: list[str], signals: StopSignals) -> int:
         if {"-h", "--help"} & set(arguments):
             if _rank("LOCAL_RANK") == 0:
                 print(USAGE, end="")
+        elif arguments[:1] in (["--schema"], ["--explain"]):
+            _describe(*arguments)
         else:
             _run(arguments, signals)
     except (ConfigError, DataError) as error:
@@ -64,6 +70,18 @@ def _run_or_report(arguments: list[str], signals: StopSignals) -> int:
             raise  # such as a checkpoint that the signal kept from being read
         return _report(error)
     return 0
+
+
+def _describe(flag: str, *keys: str) -> None:
+    """What a config may hold: all of it, or some keys of it."""
+    from train.config.json_schema import explain, json_schema
+
+    if flag == "--schema":
+        print(json.dumps(json_schema(), indent=2))
+    elif not keys:
+        raise ConfigError("no key: python train.py --explain KEY, such as train_loader.dataset.excess_length")
+    for key in keys:
+        print(explain(key))
 
 
 def _run(arguments: list[str], signals: StopSignals) -> None:

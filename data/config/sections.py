@@ -9,7 +9,18 @@ import functools
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar
-from typing import Annotated, Any, ClassVar, NamedTuple, Union, get_args, get_origin, get_type_hints
+from typing import (
+    Annotated,
+    Any,
+    ClassVar,
+    NamedTuple,
+    Protocol,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+    runtime_checkable,
+)
 
 from data.base.errors import ConfigError, ConfigErrors
 
@@ -23,6 +34,15 @@ class Defect(NamedTuple):
     """Relative to the section."""
     text: str
     """What follows the key: `is -1, but it must be above 0`."""
+
+
+@runtime_checkable
+class Check(Protocol):
+    """What a single value must be besides its Python type; stands in `Annotated`."""
+
+    def defect(self, value: object) -> str | None:
+        """What follows the key in an error, or None, also for values of another Python type."""
+        ...
 
 
 Rule = Callable[[Any], Iterable[Defect]]
@@ -116,7 +136,7 @@ def _valid_section(section: Any, key: str, found: list[Defect]) -> Any:
     checks = field_checks(type(section))
     for name, value in vars(section).items():
         below = join(key, name)
-        text = next(filter(None, (defect_of(value) for defect_of in checks.get(name, ()))), None)
+        text = next(filter(None, (check.defect(value) for check in checks.get(name, ()))), None)
         if text is not None:
             found.append(Defect(below, text))
             whole = False
@@ -145,15 +165,15 @@ def hints_of(cls: type[Any]) -> dict[str, Any]:
 
 
 @functools.cache
-def field_checks(cls: type[Any]) -> dict[str, tuple[Callable[[Any], str | None], ...]]:
+def field_checks(cls: type[Any]) -> dict[str, tuple[Check, ...]]:
     """Field -> the checks in its type."""
     return {name: checks for name, hint in hints_of(cls).items() if (checks := tuple(_checks(hint)))}
 
 
-def _checks(hint: Any) -> Iterator[Callable[[Any], str | None]]:
+def _checks(hint: Any) -> Iterator[Check]:
     if get_origin(hint) is Annotated:
         inner, *metadata = get_args(hint)
-        yield from (item.defect for item in metadata if hasattr(item, "defect"))
+        yield from (item for item in metadata if isinstance(item, Check))
         yield from _checks(inner)
     elif get_origin(hint) in (Union, types.UnionType):
         # Each looks only at values of its own Python type.

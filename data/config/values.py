@@ -1,7 +1,6 @@
 """Types of single values of a config, with what each must be besides its Python type.
 
-Each check has `defect(value)`: what follows the key in an error, or None, also for values of another Python type. Most
-add to the JSON schema what an editor can check.
+Most checks also add to the JSON schema what an editor can check.
 """
 
 from dataclasses import dataclass
@@ -10,6 +9,9 @@ from typing import Annotated, Any
 from data.base.durations import DURATION_PATTERN, parse_duration
 from data.base.paths import path_defect
 from data.base.sizes import parse_bytes
+
+REFERENCE = r"\$\{|^\?\?\?$"
+"""In a JSON schema: text with a reference such as `${max_seq_len}`, or a value that is still to be filled in."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,9 +28,10 @@ class Range:
             return None
         below = (self.ge is not None and value < self.ge) or (self.gt is not None and value <= self.gt)
         above = (self.lt is not None and value >= self.lt) or (self.le is not None and value > self.le)
-        return f"is {value}, but it must be {self._described()}" if below or above else None
+        return f"is {value}, but it must be {self.described()}" if below or above else None
 
-    def _described(self) -> str:
+    def described(self) -> str:
+        """The bounds in words."""
         upper = self.lt if self.le is None else self.le
         if upper is None:
             return f"at least {self.ge}" if self.gt is None else f"above {self.gt}"
@@ -61,7 +64,7 @@ class Duration:
         return f"is {value!r}, but it must be longer than 0" if self.positive and length == 0 else None
 
     def __get_pydantic_json_schema__(self, core_schema: Any, handler: Any) -> dict[str, Any]:
-        return handler(core_schema) | {"pattern": rf"^\s*{DURATION_PATTERN}\s*$"}
+        return handler(core_schema) | {"pattern": rf"^\s*{DURATION_PATTERN}\s*$|{REFERENCE}"}
 
 
 @dataclass(frozen=True)

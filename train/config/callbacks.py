@@ -70,6 +70,8 @@ class GenerateConfig(Sampling):
 
 @dataclass(frozen=True, kw_only=True)
 class CallbacksConfig(Section):
+    """What is done during the run besides training."""
+
     generate: GenerateConfig | None = None
     hf_checkpointer: HFCheckpointerConfig | None = None
     lr_monitor: LRMonitorConfig | None = None
@@ -112,6 +114,8 @@ class WandBLoggerConfig(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class LoggersConfig(Section):
+    """Where metrics go."""
+
     file: FileLoggerConfig | None = None
     tensorboard: TensorboardLoggerConfig | None = None
     wandb: WandBLoggerConfig | None = None

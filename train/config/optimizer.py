@@ -10,6 +10,8 @@ from data.config.values import DurationText, NotNegative, Positive, Share
 
 @dataclass(frozen=True, kw_only=True)
 class ParamGroupConfig(Section):
+    """Parameters with values of their own."""
+
     match: list[str]
     """Shell patterns over parameter names, such as `*.experts.mlp.*`."""
     lr: Positive | None = None
@@ -25,6 +27,8 @@ def _betas(optimizer: "OptimizerConfig") -> Iterator[Defect]:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig(Section):
+    """How weights are updated."""
+
     RULES = (_betas,)
 
     name: Literal["adamw", "decoupled_adamw", "decoupled_lionw", "sgd"]
@@ -51,6 +55,8 @@ class OptimizerConfig(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class SchedulerConfig(Section):
+    """How the learning rate changes during the run."""
+
     name: Literal[
         "cosine_with_warmup",
         "linear_decay_with_warmup",
@@ -79,4 +85,6 @@ class GradientClippingConfig(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class AlgorithmsConfig(Section):
+    """Composer's algorithms."""
+
     gradient_clipping: GradientClippingConfig | None = None

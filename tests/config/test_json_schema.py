@@ -1,0 +1,123 @@
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from check_jsonschema.cli import main as check_jsonschema
+from jsonschema import Draft202012Validator
+
+from data.base.errors import ConfigError
+from data.config.suggest import known_paths
+from tests.helpers.small_config import LEAST, load, refusal
+from train.config.json_schema import explain, json_schema
+from train.config.schema import TrainConfig
+from train.main import main
+
+ROOT = Path(__file__).parents[2]
+SCHEMA = ROOT / "yamls" / "schema.json"
+YAMLS = sorted((ROOT / "yamls").rglob("*.yaml"))
+
+MISSPELT = {
+    "max_seq_len: 64": "max_seq_lenn: 64",
+    "preset: tiny": "preset: tinny",
+    "name: some/folder": "nam: some/folder",
+    "name: finetuning": "name: finetunning",
+    "hf_name: json": "hf_nane: json",
+    "lr: 1e-3": "lr: -1.0e-3",
+    "name: adamw": "name: adam",
+    "name: constant_with_warmup": "name: constant_with_warmup, t_warmup: 10 batches",
+    "max_duration: 10ba": "max_duration: 10",
+    "global_train_batch_size: 8": "global_train_batch_size: 0",
+}
+
+
+def checked(*files: Path) -> int:
+    with pytest.raises(SystemExit) as ended:
+        check_jsonschema(["--schemafile", str(SCHEMA), *map(str, files)])
+    return int(ended.value.code or 0)
+
+
+def test_the_committed_schema_is_that_of_the_code(capsys):
+    assert main(["--schema"]) == 0
+    assert capsys.readouterr().out == SCHEMA.read_text(encoding="utf-8"), "python train.py --schema > yamls/schema.json"
+    Draft202012Validator.check_schema(json.loads(SCHEMA.read_text(encoding="utf-8")))
+
+
+def test_shipped_yamls_name_the_schema_and_satisfy_it(capsys):
+    for path in YAMLS:
+        assert path.read_text(encoding="utf-8").startswith("# yaml-language-server: $schema=../schema.json\n"), path
+    assert checked(*YAMLS) == 0
+
+
+def test_misspelt_yamls_are_found_by_the_schema_as_by_the_reader(tmp_path, capsys):
+    text = LEAST.replace("lr: 1e-3", "lr: 1.0e-3")
+    files = []
+    for number, (right, wrong) in enumerate(MISSPELT.items()):
+        right = right.replace("1e-3", "1.0e-3")
+        assert text.count(right) == 1
+        files.append(tmp_path / f"{number}.yaml")
+        files[-1].write_text(text.replace(right, wrong), encoding="utf-8")
+        refusal(tmp_path, text=text.replace(right, wrong))
+    (tmp_path / "right.yaml").write_text(text, encoding="utf-8")
+    assert len(files) == 10
+    assert checked(tmp_path / "right.yaml") == 0
+    for file in files:
+        assert checked(file) == 1, file.read_text()
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "seed=${max_seq_len}",
+        "max_duration='${variables.n}ba'",
+        "train_loader.dataset=null",
+        "model.ffn_config=null",
+        "fsdp_config={limit_all_gathers: true}",
+        "eval_loader=${train_loader}",
+        "lora={r: 8, alpha: 16, target_modules: [attn]}",
+    ],
+)
+def test_the_schema_takes_what_the_reader_takes(override):
+    key, _, text = override.partition("=")
+    tree = yaml.safe_load(LEAST.replace("1e-3", "1.0e-3")) | {"variables": {"n": 3}}
+    node = tree
+    for part in key.split(".")[:-1]:
+        node = node.setdefault(part, {})
+    node[key.rpartition(".")[2]] = yaml.safe_load(text) if not text.startswith("${") else text
+    Draft202012Validator(json_schema()).validate(tree)
+
+
+def test_every_key_is_explained():
+    paths = list(known_paths(TrainConfig))
+    assert len(paths) > 150
+    for path in paths:
+        lines = explain(path).splitlines()
+        assert lines[0] == path
+        assert lines[1].startswith("  type     ")
+        assert lines[2].startswith("  default  ")
+        assert lines[3].strip()
+
+
+def test_the_explanation_of_a_key(capsys):
+    assert main(["--explain", "train_loader.dataset.excess_length", "optimizer.param_groups[0].lr"]) == 0
+    shown = capsys.readouterr().out
+    assert "type     truncate_response or drop or error\n" in shown
+    assert 'default  "truncate_response"\n' in shown
+    assert "type     a finite number or null, above 0\n" in shown
+
+
+def test_a_key_that_cannot_be_explained(capsys):
+    assert main(["--explain", "optimizer.lrr"]) == 2
+    assert capsys.readouterr().err == "error: optimizer.lrr is not a key; did you mean lr?\n"
+    assert main(["--explain"]) == 2
+    with pytest.raises(ConfigError, match=r"model.ffn_config.ffn_type is not a key: every layer has dropless experts"):
+        explain("model.ffn_config.ffn_type")
+    with pytest.raises(ConfigError, match="seed has no keys below it"):
+        explain("seed.x")
+
+
+def test_defaults_of_the_schema_are_those_of_the_reader(tmp_path):
+    config, schema = load(tmp_path), json_schema()
+    for name, key in schema["properties"].items():
+        if isinstance(key.get("default"), int | float | str | bool):
+            assert getattr(config, name) == key["default"]
