@@ -1,4 +1,4 @@
-"""What a YAML says about data: dataclasses that check their own values, and the syntax of splits.
+"""What a YAML says about data, and what all sections of a config are made of: rules, types of values, pydantic.
 
 No file is opened here. What a config leads to belongs to the packages that read it.
 """
