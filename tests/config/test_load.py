@@ -1,11 +1,17 @@
+from contextlib import suppress
+from random import Random
+
 import pytest
+import yaml
 
 from data.base.errors import ConfigError
 from data.config.sections import Unavailable
+from data.config.suggest import known_paths
 from tests.helpers.small_config import LEAST, load, placed_refusal, refusal
 from train.config.callbacks import LRMonitorConfig
 from train.config.load import check_vocab, load_config, resolve_pretrained, to_yaml
 from train.config.redaction import masked_yaml
+from train.config.schema import TrainConfig
 
 NAMES = "it must be 132b or 73b or 35b or 18b or 9b or tiny"
 
@@ -377,3 +383,38 @@ def test_no_network_is_needed_before_resolve_pretrained(tmp_path, monkeypatch):
     assert asked == []
     assert resolve_pretrained(loaded).train_loader.dataset.max_seq_len == 128
     assert asked == ["some/model"]
+
+
+ODD_VALUES = [
+    None,
+    True,
+    3,
+    -1,
+    2.5,
+    "x",
+    "",
+    "???",
+    "${max_seq_len}",
+    "${nope.x}",
+    [],
+    [1],
+    ["a", {}],
+    {},
+    {"a": None},
+]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_no_value_at_any_place_ends_in_a_traceback(tmp_path, seed):
+    random = Random(seed)
+    paths = list(known_paths(TrainConfig))
+    tree = yaml.safe_load(LEAST)
+    for path in random.sample(paths, 12):
+        node = tree
+        *above, last = path.replace("[0]", "").split(".")
+        for part in above:
+            node[part] = node[part] if isinstance(node.get(part), dict) else {}
+            node = node[part]
+        node[last] = random.choice(ODD_VALUES)
+    with suppress(ConfigError):
+        load(tmp_path, text=yaml.safe_dump(tree))
