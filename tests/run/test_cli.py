@@ -99,7 +99,7 @@ def test_under_the_launcher_an_error_is_printed_once_and_first():
     assert done.returncode == 2
     both = done.stdout + done.stderr
     assert both.count("optimizer.lrr is not a key; did you mean lr?") == 1
-    assert done.stderr.startswith("error: yamls/finetune/dbrx_tiny.yaml: optimizer.lrr is not a key")
+    assert done.stderr.startswith("error: command line: optimizer.lrr is not a key")
     assert "Traceback" not in both
 
 
