@@ -75,8 +75,6 @@ class FileChunk:
     """Rows that are wanted; null: all."""
     header: tuple[str, ...] = ()
     """Of CSV: the columns; one without a name is left out of the rows."""
-    line_end: bytes = b"\n"
-    """Of CSV."""
     place: str = ""
     """Of the problem."""
     problem: Problem | None = None
