@@ -3,8 +3,9 @@
 import errno
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -21,12 +22,46 @@ _NOT_WRITABLE = (
 )
 
 
+def in_yaml(key: str, value: Any = None) -> str:
+    """The key, or the key with a value that is suggested for it: `split`, `tokenizer.chat_template_drops: [tools]`."""
+    return key if value is None else f"{key}: {yaml_of(value)}"
+
+
+def yaml_of(value: Any) -> str:
+    """On one line."""
+    import yaml
+
+    text = yaml.safe_dump(value, default_flow_style=True, width=float("inf"), allow_unicode=True, sort_keys=False)
+    return text.removesuffix("...\n").strip()
+
+
+_written: ContextVar[Callable[[str, Any], str]] = ContextVar("written", default=in_yaml)
+
+
+def setting(key: str, value: Any = None) -> str:
+    """A key, or a key with a value that is suggested for it, in an error's text: as the user writes them.
+
+    That is YAML, unless `settings_written` says otherwise.
+    """
+    return _written.get()(key, value)
+
+
+@contextmanager
+def settings_written(write: Callable[[str, Any], str]) -> Iterator[None]:
+    """`setting(key, value)` is `write(key, value)` meanwhile, also in processes that are forked."""
+    token = _written.set(write)
+    try:
+        yield
+    finally:
+        _written.reset(token)
+
+
 class ConfigError(ValueError):
     """A configuration error: what a YAML or a command line says is invalid."""
 
     def __init__(self, text: str, *, key: str | None = None) -> None:
         """`key` is the YAML key that is wrong, and `text` what follows it: `is -1, but it must be above 0`."""
-        super().__init__(text if key is None else f"{key} {text}")
+        super().__init__(text if key is None else f"{setting(key)} {text}")
         self.key = key
         self.text = text
 

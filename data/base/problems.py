@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from data.base.errors import DataError
+from data.base.errors import DataError, setting
 
 SHOWN = 20
 """Problems that are written out; the others are counted."""
@@ -92,7 +92,7 @@ def other_form(form: str, reading: Reading) -> Problem:
     since = f" (since {reading.first_place})" if reading.first_place else ""
     text = (
         f"has {form}, but the rows before it have {reading.form}{since}, and all rows of a source have one form: "
-        "make it a stream of its own, or bring both into one form with a preprocessing_fn"
+        f"make it a stream of its own, or bring both into one form with a {setting('preprocessing_fn')}"
     )
     return Problem("another form than the rows before", text)
 

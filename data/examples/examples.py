@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from data.base.errors import DataError
+from data.base.errors import DataError, setting
 from data.base.problems import Problem, Reading, check_text, describe, other_form
 from data.examples.forms import FORMS, PAIR, RESPONSE_NAMES, Conversation, Example, PromptResponse, Text, TokenTurns
 from data.examples.messages import (
@@ -75,7 +75,7 @@ def read_examples(
     A row may be a Problem already (a line that is not JSON). What `preprocess` raises is a problem of its row; a row
     for which it returns None is dropped.
     """
-    origin = THE_ROW if preprocess is None else "what preprocessing_fn returned"
+    origin = THE_ROW if preprocess is None else f"what {setting('preprocessing_fn')} returned"
     for place, row in rows:
         value = row
         if preprocess is not None and not isinstance(row, Problem):
@@ -153,7 +153,7 @@ def _is_messages(value: Any) -> bool:
 
 def _unhonoured(row: Mapping[str, Any], form: str, origin: str) -> list[Problem]:
     """A Problem for each column that would change what is trained on, or what is asked, if it were followed."""
-    fix = "remove the column, or decide in a preprocessing_fn (module:function) what to make of it"
+    fix = f"remove the column, or decide in a {setting('preprocessing_fn')} (module:function) what to make of it"
     problems = [
         Problem(
             f"{key} beside {form}",
@@ -195,10 +195,10 @@ def _check_prompt_response(row: Mapping[str, Any], origin: str) -> Example | lis
 
 def _check_text(row: Mapping[str, Any], origin: str) -> Example | list[Problem]:
     if origin == THE_ROW and (known := _reader_of(row, pairs=())) is not None:
-        columns, name = known
+        columns, reader = known
         text = (
             f"has {', '.join(columns)} beside text, of which every token would be trained on, the prompt's too: write "
-            f"preprocessing_fn: {name}, or to train on the text as it is remove those columns"
+            f"{setting('preprocessing_fn', reader)}, or to train on the text as it is remove those columns"
         )
         return [Problem("a known dataset's columns beside text", text)]
     problem = check_text(row["text"], "text")
@@ -211,10 +211,11 @@ def _missing(row: Mapping[str, Any], names: Iterable[str], origin: str) -> Probl
         return None
     kind = f"{' and '.join(absent)} {'is' if len(absent) == 1 else 'are'} missing"
     it = "it" if len(absent) == 1 else "them"
+    columns = setting("preprocessing_fn", {"prompt": "COLUMN", "response": "COLUMN"})
     return Problem(
         kind,
-        f"{kind} ({origin} has {key_names(row)}): add {it}, say which columns to take with preprocessing_fn: {{prompt: "
-        f"COLUMN, response: COLUMN}}, or make {it} with a function of your own (module:function){_advice(row, origin)}",
+        f"{kind} ({origin} has {key_names(row)}): add {it}, say which columns to take with {columns}, or make {it} "
+        f"with a function of your own (module:function){_advice(row, origin)}",
     )
 
 
@@ -292,7 +293,7 @@ def _both_forms(row: Mapping[str, Any], given: list[str], origin: str) -> Proble
     columns = [name for form in given for name in FORMS[form] if row.get(name) is not None]
     text = (
         f"{origin} has {' and '.join(columns)}, but an example has exactly one form, {' or '.join(given)}: leave one, "
-        f"or choose with a preprocessing_fn{_advice(row, origin)}"
+        f"or choose with a {setting('preprocessing_fn')}{_advice(row, origin)}"
     )
     return Problem(f"both {' and '.join(given)}", text)
 
@@ -309,8 +310,8 @@ def _apply(preprocess: Callable[[Any], Any], row: Any) -> Any:
             at = at.tb_next
         line = f" at {at.tb_frame.f_code.co_filename}:{at.tb_lineno}" if at is not None else ""
         has = f"; the row has {key_names(row)}" if isinstance(row, Mapping) else f"; the row is {describe(row)}"
-        kind = f"preprocessing_fn raised {type(error).__name__}"
-        return Problem(kind, f"{kind}: {error}{line}{has}")
+        raised = f"raised {type(error).__name__}"
+        return Problem(f"preprocessing_fn {raised}", f"{setting('preprocessing_fn')} {raised}: {error}{line}{has}")
 
 
 def _count_ignored(value: Mapping[str, Any], example: Example, ignored: Counter[str]) -> None:
@@ -333,10 +334,12 @@ def _unused(row: Mapping[str, Any], used: Iterable[str]) -> Iterator[str]:
 def _advice(row: Mapping[str, Any], origin: str) -> str:
     """A hint to the preprocessing function that reads such columns, of a row that none has made."""
     known = _reader_of(row) if origin == THE_ROW else None
-    return f" (for these columns: preprocessing_fn: {known[1]})" if known is not None else ""
+    return f" (for these columns: {setting('preprocessing_fn', known[1])})" if known is not None else ""
 
 
-def _reader_of(row: Mapping[str, Any], pairs: Sequence[tuple[str, str]] = PAIRS) -> tuple[tuple[str, ...], str] | None:
+def _reader_of(
+    row: Mapping[str, Any], pairs: Sequence[tuple[str, str]] = PAIRS
+) -> tuple[tuple[str, ...], str | Mapping[str, str]] | None:
     """The columns of a known dataset that the row has, and the preprocessing_fn that has just read it."""
     for columns, name in KNOWN_COLUMNS.items():
         if all(column in row for column in columns) and _makes_an_example(PREPROCESSORS[name], row):
@@ -346,7 +349,7 @@ def _reader_of(row: Mapping[str, Any], pairs: Sequence[tuple[str, str]] = PAIRS)
     for prompt, response in pairs:
         take = TakeColumns({"prompt": prompt, "response": response})
         if prompt in row and response in row and _makes_an_example(take, row):
-            return (prompt, response), f"{{prompt: {prompt}, response: {response}}}"
+            return (prompt, response), take.columns
     return None
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
-from data.base.errors import ConfigError, DataError
+from data.base.errors import ConfigError, DataError, setting
 from data.base.problems import listed
 from data.base.workers import WorkerEnded, try_in_child
 from data.config.dataset import mapping_defect
@@ -227,8 +227,9 @@ def preprocessing_source(value: str | Mapping[str, str] | None) -> str:
         return "\n".join([value, canonical(named), canonical(written)])
     except (OSError, TypeError, SyntaxError):
         raise ConfigError(
-            f"preprocessing_fn is {value!r}, but {module} has no Python source, so that a change of it would go "
-            "unnoticed: wrap it in a function of a module of your own"
+            f"is {value!r}, but {module} has no Python source, so that a change of it would go "
+            "unnoticed: wrap it in a function of a module of your own",
+            key="preprocessing_fn",
         ) from None
 
 
@@ -245,8 +246,8 @@ class TakeColumns:
         for key, column in self.columns.items():
             if column not in row:
                 raise DataError(
-                    f"column {column!r} is missing, which preprocessing_fn takes for the {key} (the row has "
-                    f"{listed(map(str, row)) or 'no columns'}){_did_you_mean(column, row)}"
+                    f"column {column!r} is missing, which {setting('preprocessing_fn')} takes for the {key} (the "
+                    f"row has {listed(map(str, row)) or 'no columns'}){_did_you_mean(column, row)}"
                 )
         return {key: row[column] for key, column in self.columns.items()}
 
@@ -254,8 +255,9 @@ class TakeColumns:
 def _registered(name: str) -> PreprocessingFn:
     if name not in PREPROCESSORS:
         raise ConfigError(
-            f"preprocessing_fn is {name!r}, but there is no such function{_did_you_mean(name, PREPROCESSORS)} "
-            f"(registered: {', '.join(PREPROCESSORS)}; one of your own is written module:function)"
+            f"is {name!r}, but there is no such function{_did_you_mean(name, PREPROCESSORS)} "
+            f"(registered: {', '.join(PREPROCESSORS)}; one of your own is written module:function)",
+            key="preprocessing_fn",
         )
     return PREPROCESSORS[name]
 
@@ -263,30 +265,33 @@ def _registered(name: str) -> PreprocessingFn:
 def _import_function(value: str) -> PreprocessingFn:
     module_name, _, name = value.partition(":")
     if not module_name or module_name.startswith(".") or not name.isidentifier():
-        raise ConfigError(f"preprocessing_fn is {value!r}, but one of your own is written module:function")
+        raise ConfigError(f"is {value!r}, but one of your own is written module:function", key="preprocessing_fn")
     try:
         if module_name not in sys.modules:
             try_in_child(lambda: importlib.import_module(module_name))
         module = importlib.import_module(module_name)
     except WorkerEnded as error:
         raise ConfigError(
-            f"preprocessing_fn is {value!r}, but importing {module_name} ends the process: {error.how}: put what a "
-            'script runs under `if __name__ == "__main__":`'
+            f"is {value!r}, but importing {module_name} ends the process: {error.how}: put what a "
+            'script runs under `if __name__ == "__main__":`',
+            key="preprocessing_fn",
         ) from None
     except (Exception, SystemExit) as error:
         raise ConfigError(
-            f"preprocessing_fn is {value!r}, but {module_name} cannot be imported ({type(error).__name__}: {error}): "
-            "is its folder in PYTHONPATH?"
+            f"is {value!r}, but {module_name} cannot be imported ({type(error).__name__}: {error}): "
+            "is its folder in PYTHONPATH?",
+            key="preprocessing_fn",
         ) from error
     function = getattr(module, name, None)
     if function is None:
         functions = [key for key, thing in vars(module).items() if callable(thing)]
         raise ConfigError(
-            f"preprocessing_fn is {value!r}, but {module_name} has no {name}{_did_you_mean(name, functions)}"
+            f"is {value!r}, but {module_name} has no {name}{_did_you_mean(name, functions)}", key="preprocessing_fn"
         )
     if not callable(function):
         raise ConfigError(
-            f"preprocessing_fn is {value!r}, but {name} is not callable ({type(function).__name__}): name a function"
+            f"is {value!r}, but {name} is not callable ({type(function).__name__}): name a function",
+            key="preprocessing_fn",
         )
     return function
 

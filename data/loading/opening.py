@@ -75,8 +75,9 @@ def _open_prepared(folder: Path, tokenizer: Tokenizer) -> Rows:
 def _open_in_place(mds: MdsFolder, config: DatasetConfig, tokenizer: Tokenizer) -> Rows:
     if config.preprocessing_fn is not None:
         raise ConfigError(
-            f"preprocessing_fn is {config.preprocessing_fn!r}, but the samples of {mds.name} are rows already "
-            f"({listed(mds.columns)}): leave it out"
+            f"is {config.preprocessing_fn!r}, but the samples of {mds.name} are rows already "
+            f"({listed(mds.columns)}): leave it out",
+            key="preprocessing_fn",
         )
     manifest = mds.manifest or {}
     if manifest:
@@ -104,16 +105,18 @@ def _check_manifest(mds: MdsFolder, manifest: Mapping[str, Any], config: Dataset
     written = manifest.get("max_seq_len")
     if written != config.max_seq_len:
         raise ConfigError(
-            f"max_seq_len is {config.max_seq_len}, but the rows of {mds.name} were prepared for {written}: write "
-            "that, or prepare them again"
+            f"is {config.max_seq_len}, but the rows of {mds.name} were prepared for {written}: write "
+            "that, or prepare them again",
+            key="max_seq_len",
         )
     theirs = manifest.get("tokenizer") or {}
     if theirs.get("fingerprint") != tokenizer.fingerprint:
         key = "remote" if config.local is None else "local"
         raise ConfigError(
-            f"{key} is {getattr(config, key)!r}, whose rows were prepared with the tokenizer {theirs.get('name')} "
+            f"is {getattr(config, key)!r}, whose rows were prepared with the tokenizer {theirs.get('name')} "
             f"(fingerprint {theirs.get('fingerprint')}), but this run's is {tokenizer.name} ({tokenizer.fingerprint}): "
-            "name that one, or prepare them again"
+            "name that one, or prepare them again",
+            key=key,
         )
 
 

@@ -61,7 +61,7 @@ class MdsFolder:
         """
         part = PurePosixPath(split or "")
         if part.is_absolute() or ".." in part.parts:
-            raise ConfigError(f"split is {split!r}, but it must be a folder below the data")
+            raise ConfigError(f"is {split!r}, but it must be a folder below the data", key="split")
         if local is None:
             assert remote is not None
             local = str(Path(cache_dir) / f"remote-{xxhash.xxh3_64_hexdigest(remote.rstrip('/'))}")
@@ -71,7 +71,7 @@ class MdsFolder:
             try:
                 need_index(folder, f"local is {local!r}", split)
             except OSError as error:
-                raise ConfigError(f"local is {local!r}, but it cannot be read ({error.strerror})") from None
+                raise ConfigError(f"is {local!r}, but it cannot be read ({error.strerror})", key="local") from None
             hint = hint or "write the folder again, or copy it again"
         else:
             check_scheme(remote)

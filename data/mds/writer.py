@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from data.base.errors import ConfigError, DataError
+from data.base.errors import ConfigError, DataError, setting
 from data.mds.streaming_compat import take_encoded_samples
 
 INDEX, MANIFEST = "index.json", "manifest.json"
@@ -154,7 +154,7 @@ def check_compression(compression: str | None) -> None:
 
     known = sorted(get_compressions())
     if compression not in known:
-        raise ConfigError(f"compression is {compression!r}, but it must be one of {', '.join(known)}")
+        raise ConfigError(f"is {compression!r}, but it must be one of {', '.join(known)}", key="compression")
 
 
 def read_journal(folder: Path) -> dict[str, Any] | None:
@@ -164,7 +164,7 @@ def read_journal(folder: Path) -> dict[str, Any] | None:
 
 
 def refuse_other(folder: Path | str, was: MadeFrom, now: MadeFrom) -> None:
-    changed = [f"{key} was {was.get(key)}, now {value}" for key, value in now.items() if was.get(key) != value]
+    changed = [f"{setting(key)} was {was.get(key)}, now {value}" for key, value in now.items() if was.get(key) != value]
     if changed:
         raise ConfigError(
             f"{folder} was made from something else ({'; '.join(changed)}): name another folder, or delete this one"

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from data.base.errors import ConfigError, DataError, plain_os_errors
+from data.base.errors import ConfigError, DataError, plain_os_errors, setting
 from data.base.locks import exclusive
 from data.base.problems import listed
 from data.base.workers import WorkerEnded
@@ -128,19 +128,19 @@ def _of_worker(error: WorkerEnded, config: DatasetConfig) -> DataError:
     if error.status == -signal.SIGKILL:
         return DataError(
             f"a worker process was killed ({error.how}: by the system, when memory runs out): start again, with a "
-            "smaller prepare_workers if it was memory; what is done is kept"
+            f"smaller {setting('prepare_workers')} if it was memory; what is done is kept"
         )
     name = config.preprocessing_fn
     if not is_own(name):
         return DataError(f"a worker process ended before its work was done ({error.how}): start again")
     if error.status < 0:
         return DataError(
-            f"preprocessing_fn is {name!r}, but a process that ran it was ended by {error.how}: find the crash, "
-            "perhaps in an extension module that it uses, and start again; what is done is kept"
+            f"{setting('preprocessing_fn')} is {name!r}, but a process that ran it was ended by {error.how}: find "
+            "the crash, perhaps in an extension module that it uses, and start again; what is done is kept"
         )
     return DataError(
-        f"preprocessing_fn is {name!r}, but it ended its process: {error.how}: return an example, return None to leave "
-        "the row out, or raise an error"
+        f"{setting('preprocessing_fn')} is {name!r}, but it ended its process: {error.how}: return an example, return "
+        "None to leave the row out, or raise an error"
     )
 
 
@@ -154,6 +154,6 @@ def _refuse_if_nothing_is_kept(progress: Progress, config: DatasetConfig) -> Non
 
 def _hint(progress: Progress, config: DatasetConfig) -> str:
     if progress.tally.dropped:
-        return f"max_seq_len is {config.max_seq_len}: raise it, or shorten the rows"
+        return f"{setting('max_seq_len')} is {config.max_seq_len}: raise it, or shorten the rows"
     kinds = listed(f"{kind} ({count:,})" for kind, count in progress.reading.kinds.most_common())
-    return f"mend them ({kinds})" if kinds else "look at preprocessing_fn"
+    return f"mend them ({kinds})" if kinds else f"look at {setting('preprocessing_fn')}"

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.base.errors import ConfigError
+from data.base.errors import ConfigError, setting
 from data.base.problems import listed
 from data.config.dataset import DatasetConfig
 from data.config.splits import SplitPart, parse_split
@@ -53,8 +53,9 @@ def find(config: DatasetConfig) -> tuple[str, list[Part]]:
     if len(kinds) > 1:
         shown = " and ".join(repr(str(path)) for path in kinds.values())
         raise ConfigError(
-            f"hf_name is {name!r}, but there are files of different kinds in it ({shown}): name those to be read in "
-            "hf_kwargs.data_files"
+            f"is {name!r}, but there are files of different kinds in it ({shown}): name those to be read in "
+            f"{setting('hf_kwargs.data_files')}",
+            key="hf_name",
         )
     return next(iter(kinds)), parts
 
@@ -62,7 +63,10 @@ def find(config: DatasetConfig) -> tuple[str, list[Part]]:
 def find_text(config: DatasetConfig) -> list[Part]:
     """The text files, in a fixed order. Raises ConfigError when there are none."""
     if config.split is not None:
-        raise ConfigError(f"split is {config.split!r}, but text files have no splits: name the files of one in text")
+        raise ConfigError(
+            f"is {config.split!r}, but text files have no splits: name the files of one in {setting('text')}",
+            key="split",
+        )
     patterns = config.text or []
     with _looked_at("text"):
         return [Part(tuple(_named_files("text", [patterns] if isinstance(patterns, str) else patterns, Path())))]
@@ -87,7 +91,7 @@ def _split(config: DatasetConfig, name: str, split: str) -> list[Path]:
         if path.is_dir():
             return _of_kwargs(config, path, DATA_SUFFIXES, split)
         if not path.is_file():
-            raise ConfigError(f"hf_name is {name!r}, but there is no such file or folder")
+            raise ConfigError(f"is {name!r}, but there is no such file or folder", key="hf_name")
     _refuse_files(config, "is one already")
     format_of(path)
     _check_split("hf_name", split)
@@ -99,13 +103,17 @@ def _refuse_hub_keys(config: DatasetConfig, name: str) -> None:
         if (value := getattr(config.hf_kwargs, key)) is not None:
             what = "subsets" if key == "name" else "revisions"
             raise ConfigError(
-                f"hf_kwargs.{key} is {value!r}, but hf_name is {name!r}, and local files have no {what}: leave it out"
+                f"is {value!r}, but {setting('hf_name')} is {name!r}, and local files have no {what}: leave it out",
+                key=f"hf_kwargs.{key}",
             )
 
 
 def _refuse_files(config: DatasetConfig, why: str) -> None:
     if config.hf_kwargs.data_dir is not None or config.hf_kwargs.data_files is not None:
-        raise ConfigError(f"hf_kwargs names files, but hf_name {why} ({config.hf_name!r}): leave hf_kwargs out")
+        raise ConfigError(
+            f"names files, but {setting('hf_name')} {why} ({config.hf_name!r}): leave {setting('hf_kwargs')} out",
+            key="hf_kwargs",
+        )
 
 
 @contextmanager
@@ -115,8 +123,9 @@ def _looked_at(key: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise ConfigError(
-            f"{key} names {str(error.filename)!r}, but it cannot be looked at ({error.strerror}): name another, or "
-            "have its folder opened to you"
+            f"names {str(error.filename)!r}, but it cannot be looked at ({error.strerror}): name another, or "
+            "have its folder opened to you",
+            key=key,
         ) from None
 
 
@@ -124,7 +133,7 @@ def _expanded(key: str, path: str) -> Path:
     try:
         return Path(path).expanduser()
     except RuntimeError as error:  # of ~somebody
-        raise ConfigError(f"{key} has {path!r}, but {error}: write the path in full") from None
+        raise ConfigError(f"has {path!r}, but {error}: write the path in full", key=key) from None
 
 
 def _named_files(key: str, patterns: list[str], base: Path) -> list[Path]:
@@ -137,11 +146,11 @@ def _named_files(key: str, patterns: list[str], base: Path) -> list[Path]:
         else:
             found = [path for path in ([whole] if whole.exists() else _matches(whole)) if is_file_or_broken_link(path)]
         if not found:
-            raise ConfigError(f"{key} has {str(whole)!r}, but {_why_nothing(key, whole)}")
+            raise ConfigError(f"has {str(whole)!r}, but {_why_nothing(key, whole)}", key=key)
         files += found
     if not files:
-        or_folder = ", or a folder" if key == "text" else ", or a folder in hf_kwargs.data_dir"
-        raise ConfigError(f"{key} is empty: name at least one file{or_folder}")
+        or_folder = ", or a folder" if key == "text" else f", or a folder in {setting('hf_kwargs.data_dir')}"
+        raise ConfigError(f"is empty: name at least one file{or_folder}", key=key)
     return each_once(files)
 
 
@@ -161,9 +170,9 @@ def _texts_below(folder: Path) -> list[Path]:
 
 def _why_nothing(key: str, path: Path) -> str:
     if path.is_dir():
-        return (
-            "there is no .txt file in this folder" if key == "text" else "it is a folder: name it in hf_kwargs.data_dir"
-        )
+        if key == "text":
+            return "there is no .txt file in this folder"
+        return f"it is a folder: name it in {setting('hf_kwargs.data_dir')}"
     if path.is_symlink():
         return f"it is a link to {str(path.readlink())!r}, which is not there"
     bracket = " ([ and ] stand for one of the characters in them: write [[] for a bracket)" if "[" in path.name else ""
@@ -175,13 +184,15 @@ def _of_kwargs(config: DatasetConfig, base: Path, suffixes: tuple[str, ...], spl
     key = "hf_kwargs.data_dir" if kwargs.data_dir is not None else "hf_name"
     folder = base / _expanded(key, kwargs.data_dir) if kwargs.data_dir is not None else base
     if kwargs.data_dir is not None and not folder.is_dir():
-        defect = "is a file: name it in hf_kwargs.data_files" if folder.exists() else "is not there"
-        raise ConfigError(f"hf_kwargs.data_dir is {str(folder)!r}, but this folder {defect}")
+        defect = f"is a file: name it in {setting('hf_kwargs.data_files')}" if folder.exists() else "is not there"
+        raise ConfigError(f"is {str(folder)!r}, but this folder {defect}", key="hf_kwargs.data_dir")
     if kwargs.data_files is not None:
         return _data_files(config, folder, split)
     if kwargs.data_dir is None and config.hf_name in FORMATS:
         raise ConfigError(
-            f"hf_name is {config.hf_name!r}, but neither hf_kwargs.data_dir nor hf_kwargs.data_files names any files"
+            f"is {config.hf_name!r}, but neither {setting('hf_kwargs.data_dir')} nor "
+            f"{setting('hf_kwargs.data_files')} names any files",
+            key="hf_name",
         )
     return _split_files(key, folder, split, suffixes)
 
@@ -190,7 +201,9 @@ def _data_files(config: DatasetConfig, folder: Path, split: str) -> list[Path]:
     key, named = "hf_kwargs.data_files", config.hf_kwargs.data_files
     if isinstance(named, dict):
         if split not in named:
-            raise ConfigError(f"split is {split!r}, but the splits of {key} are {listed(list(named)) or 'none'}")
+            raise ConfigError(
+                f"is {split!r}, but the splits of {setting(key)} are {listed(list(named)) or 'none'}", key="split"
+            )
         key, named = f"{key}.{split}", named[split]
     else:
         _check_split(key, split)
@@ -200,10 +213,12 @@ def _data_files(config: DatasetConfig, folder: Path, split: str) -> list[Path]:
 def _check_split(key: str, split: str) -> None:
     """Files that are named are all of `train`, as in the `datasets` library."""
     if split != "train":
-        instead = "leave split out, and name the files of that split"
+        instead = f"leave {setting('split')} out, and name the files of that split"
         if key == "hf_kwargs.data_files":
             instead += f", or write {{train: files, {split}: files}}"
-        raise ConfigError(f"split is {split!r}, but {key} names files, and all of them are read: {instead}")
+        raise ConfigError(
+            f"is {split!r}, but {setting(key)} names files, and all of them are read: {instead}", key="split"
+        )
 
 
 def _split_files(key: str, folder: Path, split: str, suffixes: tuple[str, ...]) -> list[Path]:
@@ -214,7 +229,7 @@ def _split_files(key: str, folder: Path, split: str, suffixes: tuple[str, ...]) 
     if not every:
         others = [str(path.relative_to(folder)) for path in files if looks_like_data(path)]
         there = f" (there: {listed(others)})" if others else ""
-        raise ConfigError(f"{key} is {str(folder)!r}, but there is no {either(suffixes)} file in it{there}")
+        raise ConfigError(f"is {str(folder)!r}, but there is no {either(suffixes)} file in it{there}", key=key)
     taken = _of_this_split(folder, split, every)
     name_unread(key, folder, files, split, taken)
     return each_once(taken)
@@ -227,11 +242,14 @@ def _of_this_split(folder: Path, split: str, every: list[Path]) -> list[Path]:
     there = [name for name, files in splits.items() if files]
     if split == "train" and not there:
         return every
-    hint = f"split is one of {', '.join(there)} here" if there else f"put the word {split} into a file's name"
+    hint = (
+        f"{setting('split')} is one of {', '.join(there)} here" if there else f"put the word {split} into a file's name"
+    )
     names = listed([path.name for path in every], 5)
     raise ConfigError(
-        f"split is {split!r}, but no file in {str(folder)!r} is named so (there: {names}): {hint}, or name the files "
-        "in hf_kwargs.data_files"
+        f"is {split!r}, but no file in {str(folder)!r} is named so (there: {names}): {hint}, or name the files "
+        f"in {setting('hf_kwargs.data_files')}",
+        key="split",
     )
 
 
@@ -239,5 +257,7 @@ def _check_format(name: str, files: list[Path]) -> None:
     for path in files:
         if suffix_of(path) in DATA_SUFFIXES and suffix_of(path) not in FORMATS[name]:
             raise ConfigError(
-                f"hf_kwargs.data_files has {str(path)!r}, but hf_name is {name!r}: write `hf_name: {format_of(path)}`"
+                f"has {str(path)!r}, but {setting('hf_name')} is {name!r}: write "
+                f"`{setting('hf_name', format_of(path))}`",
+                key="hf_kwargs.data_files",
             )

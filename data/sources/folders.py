@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from data.base.errors import ConfigError
+from data.base.errors import ConfigError, setting
 from data.base.notices import notice
 from data.base.problems import listed
 from data.sources.formats.names import is_metadata, looks_like_data
@@ -83,7 +83,11 @@ def name_unread(key: str, folder: Path, files: list[Path], split: str | None, ta
         own = set(of_split(files, folder, split))
         left -= {path for word in SPLIT_WORDS if word != split for path in of_split(files, folder, word)} - own
     unread = [str(path.relative_to(folder)) for path in files if path in left and looks_like_data(path)]
-    where = f"{key} is {str(folder)!r}" if split is None else f"{key} is {str(folder)!r} and split {split!r}"
+    where = (
+        f"{setting(key)} is {str(folder)!r}"
+        if split is None
+        else f"{setting(key)} is {str(folder)!r} and {setting('split')} {split!r}"
+    )
     say_unread(where, unread)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import xxhash
 
-from data.base.errors import ConfigError, DataError
+from data.base.errors import ConfigError, DataError, setting
 from data.base.problems import listed
 from data.config.dataset import DatasetConfig
 from data.hub.client import first_line, quiet
@@ -39,8 +39,9 @@ def open_hub(config: DatasetConfig, name: str) -> "HubSource":
     others = [file for file in chosen.files if named_format(file) is None]
     if config.safe_load and others:
         raise ConfigError(
-            f"safe_load is true, but not all files of {name!r} are {', '.join(DATA_SUFFIXES)} ({listed(others, 5)}): "
-            "name those that are in hf_kwargs.data_files, or set safe_load: false"
+            f"is true, but not all files of {name!r} are {', '.join(DATA_SUFFIXES)} ({listed(others, 5)}): "
+            f"name those that are in {setting('hf_kwargs.data_files')}, or set {setting('safe_load', False)}",
+            key="safe_load",
         )
     return HubSource(config, commit, chosen)
 

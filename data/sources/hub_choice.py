@@ -6,7 +6,7 @@ from pathlib import Path, PurePath
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from data.base.errors import ConfigError
+from data.base.errors import ConfigError, setting
 from data.base.problems import listed
 from data.config.dataset import DatasetConfig, HFKwargs
 from data.config.splits import SplitPart, parse_split
@@ -50,8 +50,9 @@ def choose(config: DatasetConfig, commit: Commit) -> Chosen:
     if unknown := [part.name for part in parts if part.name not in splits]:
         at = f" of subset {kwargs.name!r}" if kwargs.name is not None else ""
         raise ConfigError(
-            f"split is {unknown[0]!r}, but the splits{at} of {commit.dataset!r} are {', '.join(splits)}"
-            f"{_only_cached(commit)}"
+            f"is {unknown[0]!r}, but the splits{at} of {commit.dataset!r} are {', '.join(splits)}"
+            f"{_only_cached(commit)}",
+            key="split",
         )
     if kwargs == HFKwargs(revision=kwargs.revision) and set(builder.builder_configs) <= {"default"}:
         _name_unread(commit, {file for files in splits.values() for file in files})
@@ -78,14 +79,14 @@ def _builder(config: DatasetConfig, commit: Commit, root: Path) -> Any:
                 str(root), name=kwargs.name, data_dir=kwargs.data_dir, data_files=kwargs.data_files
             )
     except (ValueError, FileNotFoundError, RuntimeError, DatasetsError) as error:
-        raise ConfigError(_why_not_chosen(config, commit, root, error)) from None
+        raise _why_not_chosen(config, commit, root, error) from None
 
 
 def _name_unread(commit: Commit, read: set[str]) -> None:
     """Of a dataset without subsets: what is in none of its splits, such as files with a suffix in capital letters."""
     unread = [file for file in sorted(commit.files) if file not in read and looks_like_data(PurePath(file))]
     hidden = {file for file in unread if any(part.startswith(".") for part in PurePath(file).parts)}
-    say_unread(f"hf_name is {commit.dataset!r}", [file for file in unread if file not in hidden])
+    say_unread(f"{setting('hf_name')} is {commit.dataset!r}", [file for file in unread if file not in hidden])
 
 
 def _format(files: list[str], builder_config: Any) -> str | None:
@@ -100,30 +101,35 @@ def _format(files: list[str], builder_config: Any) -> str | None:
     return None if kind == "json" and getattr(builder_config, "field", None) is not None else kind
 
 
-def _why_not_chosen(config: DatasetConfig, commit: Commit, root: Path, error: Exception) -> str:
+def _why_not_chosen(config: DatasetConfig, commit: Commit, root: Path, error: Exception) -> ConfigError:
     import datasets
 
     kwargs, name = config.hf_kwargs, commit.dataset
     if isinstance(error, FileNotFoundError) and (kwargs.data_dir is not None or kwargs.data_files is not None):
         key = "data_files" if kwargs.data_files is not None else "data_dir"
-        return (
-            f"hf_kwargs.{key} is {getattr(kwargs, key)!r}, but {name!r} has no such data (it has {_files_of(commit)})"
-            f"{_only_cached(commit)}"
+        return ConfigError(
+            f"is {getattr(kwargs, key)!r}, but {name!r} has no such data (it has {_files_of(commit)})"
+            f"{_only_cached(commit)}",
+            key=f"hf_kwargs.{key}",
         )
     subsets: list[str] = []
     with contextlib.suppress(Exception), quiet():
         subsets = list(datasets.get_dataset_config_names(str(root)))
     if subsets and kwargs.name not in subsets:
-        return f"hf_kwargs.name is {kwargs.name!r}, but {name!r} has the subsets {', '.join(subsets)}: choose one"
+        return ConfigError(
+            f"is {kwargs.name!r}, but {name!r} has the subsets {', '.join(subsets)}: choose one", key="hf_kwargs.name"
+        )
     nothing = isinstance(error, RuntimeError | FileNotFoundError)  # a script stands in the way, or there is no data
     if nothing and any(file.endswith(".py") and "/" not in file for file in commit.files):
-        return (
-            f"hf_name is {name!r}, which is read by code of its own, and such code is never run: try "
-            "hf_kwargs.revision: refs/convert/parquet, where the hub keeps a copy as Parquet"
+        return ConfigError(
+            f"is {name!r}, which is read by code of its own, and such code is never run: try "
+            f"{setting('hf_kwargs.revision', 'refs/convert/parquet')}, where the hub keeps a copy as Parquet",
+            key="hf_name",
         )
-    return (
-        f"hf_name is {name!r}, but no data is found in it ({first_line(error)}; it has {_files_of(commit)}): name "
-        "the files in hf_kwargs.data_files"
+    return ConfigError(
+        f"is {name!r}, but no data is found in it ({first_line(error)}; it has {_files_of(commit)}): name "
+        f"the files in {setting('hf_kwargs.data_files')}",
+        key="hf_name",
     )
 
 

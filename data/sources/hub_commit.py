@@ -37,8 +37,9 @@ def find_commit(config: DatasetConfig, name: str) -> Commit:
         return _cached_commit(config, name, offline) if offline is not None else _hub_commit(config, name)
     except HFValidationError:
         raise ConfigError(
-            f"hf_name is {name!r}, which is neither a file or folder that is there nor a name on the hub such as "
-            "tatsu-lab/alpaca"
+            f"is {name!r}, which is neither a file or folder that is there nor a name on the hub such as "
+            "tatsu-lab/alpaca",
+            key="hf_name",
         ) from None
 
 
@@ -54,26 +55,28 @@ def _hub_commit(config: DatasetConfig, name: str) -> Commit:
         card = _snapshot(name, revision)
     except errors.GatedRepoError:
         raise ConfigError(
-            f"hf_name is {name!r}, to which the hub gives access on request only: ask for it on the dataset's page, "
-            "and log in with `hf auth login` or HF_TOKEN"
+            f"is {name!r}, to which the hub gives access on request only: ask for it on the dataset's page, "
+            "and log in with `hf auth login` or HF_TOKEN",
+            key="hf_name",
         ) from None
     except errors.RevisionNotFoundError:
         raise ConfigError(
-            f"hf_kwargs.revision is {revision!r}, but {name!r} has no such branch, tag or commit"
+            f"is {revision!r}, but {name!r} has no such branch, tag or commit", key="hf_kwargs.revision"
         ) from None
     except errors.RepositoryNotFoundError:
         raise ConfigError(
-            f"hf_name is {name!r}, but the hub has no such dataset, or not for you: look for a slip in the name; for a "
+            f"is {name!r}, but the hub has no such dataset, or not for you: look for a slip in the name; for a "
             "private one log in with `hf auth login` or HF_TOKEN; a local file's name ends in "
-            f"{', '.join(DATA_SUFFIXES)}"
+            f"{', '.join(DATA_SUFFIXES)}",
+            key="hf_name",
         ) from None
     except (errors.HfHubHTTPError, requests.RequestException, errors.LocalEntryNotFoundError) as error:
         raise ConfigError(
-            f"hf_name is {name!r}, but the hub does not tell what it holds ({first_line(error)})"
+            f"is {name!r}, but the hub does not tell what it holds ({first_line(error)})", key="hf_name"
         ) from None
     assert info.sha is not None
     if card.name != info.sha:
-        raise ConfigError(f"hf_name is {name!r}, which was changed on the hub in this moment: start again")
+        raise ConfigError(f"is {name!r}, which was changed on the hub in this moment: start again", key="hf_name")
     # No name may lead out of the folder that stands for the repository.
     inside = [file for file in info.siblings or [] if not {"/", ".."} & set(PurePosixPath(file.rfilename).parts)]
     files = {file.rfilename: file.size or 0 for file in inside}
@@ -100,9 +103,10 @@ def _cached_commit(config: DatasetConfig, name: str, offline: str) -> Commit:
     except LocalEntryNotFoundError:
         revision = f" at revision {config.hf_kwargs.revision!r}" if config.hf_kwargs.revision is not None else ""
         raise ConfigError(
-            f"hf_name is {name!r}, but {offline}, and the dataset is not in the hub's cache{revision} "
+            f"is {name!r}, but {offline}, and the dataset is not in the hub's cache{revision} "
             f"({constants.HF_HUB_CACHE}): start once where there is a network, copy the cache from there, or name "
-            "local files"
+            "local files",
+            key="hf_name",
         ) from None
     record = record_of(config, name, folder.name)
     if record.is_file():

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from data.base.errors import ConfigError
+from data.base.errors import ConfigError, setting
 from data.base.problems import listed
 from data.config.dataset import DatasetConfig
 from data.mds.columns import TEXT_FORMS
@@ -44,17 +44,19 @@ class MdsSource:
         )
         self.total = self.mds.n_samples
         key = "remote" if config.local is None else "local"
-        has = f"{key} is {getattr(config, key)!r}, whose samples have the columns {listed(self.mds.columns)}"
+        has = f"is {getattr(config, key)!r}, whose samples have the columns {listed(self.mds.columns)}"
         if self.mds.is_rows:
-            raise ConfigError(f"{has}: they are rows already, and nothing is to be prepared")
+            raise ConfigError(f"{has}: they are rows already, and nothing is to be prepared", key=key)
         if config.preprocessing_fn is None and not any(set(form) <= set(self.mds.columns) for form in TEXT_FORMS):
             forms = "; ".join(" and ".join(form) for form in TEXT_FORMS)
-            raise ConfigError(f"{has}, but needed are {forms}: say how to make them with preprocessing_fn")
+            fix = f"say how to make them with {setting('preprocessing_fn')}"
+            raise ConfigError(f"{has}, but needed are {forms}: {fix}", key=key)
         if self.mds.remote is not None and self.mds.n_bytes > config.max_prepare_bytes:
             raise ConfigError(
-                f"remote is {config.remote!r}, whose samples have {self.mds.n_bytes:,} bytes to be tokenised, but "
+                f"is {config.remote!r}, whose samples have {self.mds.n_bytes:,} bytes to be tokenised, but "
                 f"max_prepare_bytes is {config.max_prepare_bytes:,}: convert what it was written from once with "
-                "scripts/convert_finetuning_dataset.py --tokenizer, or raise max_prepare_bytes"
+                "scripts/convert_finetuning_dataset.py --tokenizer, or raise max_prepare_bytes",
+                key="remote",
             )
 
     @property

@@ -4,7 +4,7 @@ import json
 from pathlib import Path, PurePath
 from typing import Any
 
-from data.base.errors import ConfigError, DataError
+from data.base.errors import ConfigError, DataError, setting
 from data.base.problems import listed
 
 _STATE, _INFO, _DICT = "state.json", "dataset_info.json", "dataset_dict.json"
@@ -21,8 +21,9 @@ def refuse_saved_below(key: str, folder: Path, files: list[Path]) -> None:
         if path.name == _STATE and _is_dataset(path.parent):
             where = path.parent.parent if (path.parent.parent / _DICT).is_file() else path.parent
             raise ConfigError(
-                f"{key} is {str(folder)!r}, but {str(where)!r} was written by save_to_disk of the `datasets` library: "
-                f"name that folder itself (hf_name: {where})"
+                f"is {str(folder)!r}, but {str(where)!r} was written by save_to_disk of the `datasets` library: "
+                f"name that folder itself ({setting('hf_name', str(where))})",
+                key=key,
             )
 
 
@@ -36,7 +37,9 @@ def saved_files(key: str, folder: Path, split: str) -> list[Path]:
         splits = _read(folder / _DICT).get("splits")
         splits = [name for name in splits if isinstance(name, str)] if isinstance(splits, list) else []
         if split not in splits:
-            raise ConfigError(f"split is {split!r}, but the splits saved in {str(folder)!r} are {listed(splits)}")
+            raise ConfigError(
+                f"is {split!r}, but the splits saved in {str(folder)!r} are {listed(splits)}", key="split"
+            )
         folder = folder / PurePath(split).name
         if not _is_dataset(folder):
             raise DataError(f"{folder} has no {_STATE} and {_INFO}, though {_DICT} names it: copy or save it again")
@@ -45,8 +48,9 @@ def saved_files(key: str, folder: Path, split: str) -> list[Path]:
     own = state.get("_split") if isinstance(state.get("_split"), str) else None
     if split not in ("train", own):
         raise ConfigError(
-            f"split is {split!r}, but {key} is {str(folder)!r}, in which save_to_disk wrote the one split "
-            f"{own or 'train'}: leave split out"
+            f"is {split!r}, but {setting(key)} is {str(folder)!r}, in which save_to_disk wrote the one split "
+            f"{own or 'train'}: leave {setting('split')} out",
+            key="split",
         )
     return _files(folder, state)
 

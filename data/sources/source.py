@@ -6,7 +6,7 @@ What a row holds is looked at in data/examples/examples.py.
 from collections.abc import Iterator
 from typing import Any, Protocol
 
-from data.base.errors import ConfigError
+from data.base.errors import ConfigError, setting
 from data.config.dataset import DatasetConfig
 
 
@@ -83,8 +83,13 @@ def _open_hub(config: DatasetConfig, name: str) -> Source:
     from data.sources.hub import open_hub
 
     if name == "text":
-        raise ConfigError("hf_name is 'text', but plain text files are named under `text`, in place of hf_name")
+        raise ConfigError(
+            f"is 'text', but plain text files are named under `{setting('text')}`, in place of {setting('hf_name')}",
+            key="hf_name",
+        )
     for format, suffixes in FORMATS.items():
         if f".{name}" in suffixes:
-            raise ConfigError(f"hf_name is {name!r}, but such files are read with `hf_name: {format}`")
+            raise ConfigError(
+                f"is {name!r}, but such files are read with `{setting('hf_name', format)}`", key="hf_name"
+            )
     return open_hub(config, name)

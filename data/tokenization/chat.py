@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data.base.errors import DataError, RowError, TemplateError
+from data.base.errors import DataError, RowError, TemplateError, setting
 from data.base.problems import Problem
 from data.config.dataset import DatasetConfig
 from data.examples.forms import Conversation, Example, PromptResponse, Text, TokenTurns
@@ -100,7 +100,7 @@ def fit(document: Document, config: DatasetConfig) -> Document | str | Problem:
     if config.excess_length == "error":
         text = (
             f"has {length} tokens, but max_seq_len is {longest}: raise it, shorten the row, or write "
-            "excess_length: truncate_response or drop"
+            f"{setting('excess_length', 'truncate_response')} or drop"
         )
         return Problem(TOO_LONG, text)
     cut = Document(document.tokens[:longest].copy(), document.loss_mask[:longest].copy())

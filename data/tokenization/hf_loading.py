@@ -19,7 +19,7 @@ def load_hf(name: str) -> Any:
     path = Path(name).expanduser()
     looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1
     if looks_local and not path.is_dir():
-        raise ConfigError(f"tokenizer.name is {name!r}, but there is no such folder")
+        raise ConfigError(f"is {name!r}, but there is no such folder", key="tokenizer.name")
     offline = None if path.is_dir() else why_offline()
     try:
         if path.is_dir():
@@ -32,16 +32,17 @@ def load_hf(name: str) -> Any:
             name, revision=commit, trust_remote_code=False, local_files_only=offline is not None
         )
     except ConfigError as error:
-        raise ConfigError(f"tokenizer.name is {name!r}, but {error}") from None
+        raise ConfigError(f"is {name!r}, but {error}", key="tokenizer.name") from None
     except (
         Exception
     ) as error:  # transformers raises OSError, ValueError, KeyError, ImportError and bare Exceptions here
         if offline is not None:
             raise ConfigError(
-                f"tokenizer.name is {name!r}, which is neither a folder here nor in the hub's cache, and the hub "
-                f"cannot be asked ({offline}): give a Hugging Face folder"
+                f"is {name!r}, which is neither a folder here nor in the hub's cache, and the hub "
+                f"cannot be asked ({offline}): give a Hugging Face folder",
+                key="tokenizer.name",
             ) from error
-        raise ConfigError(f"tokenizer.name is {name!r}, but {_why_not_loaded(path, error)}") from error
+        raise ConfigError(f"is {name!r}, but {_why_not_loaded(path, error)}", key="tokenizer.name") from error
 
 
 def _check_on_hub(name: str, offline: str | None) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from data.base.errors import ConfigError, DataError, RowError, TemplateError
+from data.base.errors import ConfigError, DataError, RowError, TemplateError, setting
 from data.tokenization.files import save_for_transformers_4, write_generation_config
 from data.tokenization.tokenizer import fingerprint_of
 
@@ -26,8 +26,9 @@ class HFTokenizer:
     ) -> None:
         if tokenizer.eos_token_id is None:
             raise ConfigError(
-                f"tokenizer.name is {name!r}, but that tokenizer has no eos_token, so a model could not learn to stop: "
-                "set one in its tokenizer_config.json"
+                f"is {name!r}, but that tokenizer has no eos_token, so a model could not learn to stop: "
+                "set one in its tokenizer_config.json",
+                key="tokenizer.name",
             )
         self.name = name
         self.vocab_size = max(tokenizer.get_vocab().values()) + 1
@@ -58,8 +59,9 @@ class HFTokenizer:
     ) -> str:
         if self.chat_template is None:
             raise ConfigError(
-                f"tokenizer.name is {self.name!r}, but that tokenizer has no chat template, which messages need: name "
-                "one that has, or set chat_template in its tokenizer_config.json"
+                f"is {self.name!r}, but that tokenizer has no chat template, which messages need: name "
+                "one that has, or set chat_template in its tokenizer_config.json",
+                key="tokenizer.name",
             )
         try:
             return _render(self._tokenizer, messages, tools, add_generation_prompt, self._strftime)
@@ -72,8 +74,8 @@ class HFTokenizer:
         if self._date is None:
             raise TemplateError(
                 f"the chat template of tokenizer {self.name} writes today's date ({format}), so that the rows would "
-                "depend on the day on which they are prepared: configure the date, as in tokenizer.chat_date: "
-                "'2026-11-29'"
+                "depend on the day on which they are prepared: configure the date, as in "
+                f"{setting('tokenizer.chat_date', '2026-11-29')}"
             )
         return self._date.strftime(format)
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data.base.errors import ConfigError
+from data.base.errors import ConfigError, setting
 
 if TYPE_CHECKING:
     import tokenizers
@@ -19,7 +19,7 @@ def read_vocabulary(path: Path, special_tokens: Sequence[str] = ()) -> dict[byte
     Raises ConfigError for a file that is not there or not such a file (with the line), that lacks a byte, or that holds
     one of the special tokens, which get ids of their own.
     """
-    where = f"tokenizer.kwargs.vocab_file is {str(path)!r}, but"
+    where = f"{setting('tokenizer.kwargs.vocab_file')} is {str(path)!r}, but"
     try:
         lines = path.read_bytes().splitlines()
     except OSError as error:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from data.base.errors import ConfigError, DataError
+from data.base.errors import ConfigError, DataError, setting
 from data.config.tokenizer import TokenizerConfig
 from data.tokenization import blocks
 from data.tokenization.files import write_generation_config, write_tokenizer
@@ -74,18 +74,22 @@ def _load_encoding(key: str, name: str) -> "tiktoken.Encoding":
         encoding_name = tiktoken.encoding_name_for_model(name) if key == "model_name" else name
     except KeyError:
         raise ConfigError(
-            f"tokenizer.kwargs.model_name is {name!r}, which tiktoken does not know: DBRX's is gpt-4, "
-            "or give an encoding_name"
+            f"is {name!r}, which tiktoken does not know: DBRX's is gpt-4, or give an encoding_name",
+            key="tokenizer.kwargs.model_name",
         ) from None
     known = tiktoken.list_encoding_names()
     if encoding_name not in known:
-        raise ConfigError(f"tokenizer.kwargs.{key} is {name!r}, but tiktoken knows only {', '.join(sorted(known))}")
+        raise ConfigError(
+            f"is {name!r}, but tiktoken knows only {', '.join(sorted(known))}", key=f"tokenizer.kwargs.{key}"
+        )
     try:
         return tiktoken.get_encoding(encoding_name)
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"tokenizer.kwargs.{key} is {name!r}, but its vocabulary cannot be downloaded ({type(error).__name__}): "
-            "set TIKTOKEN_CACHE_DIR to a folder that holds it, or give a local tokenizer.kwargs.vocab_file"
+            f"is {name!r}, but its vocabulary cannot be downloaded ({type(error).__name__}): "
+            "set TIKTOKEN_CACHE_DIR to a folder that holds it, or give a local "
+            f"{setting('tokenizer.kwargs.vocab_file')}",
+            key=f"tokenizer.kwargs.{key}",
         ) from error
 
 

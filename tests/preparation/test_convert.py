@@ -1,4 +1,5 @@
 import json
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -8,9 +9,10 @@ import pytest
 from moto.server import ThreadedMotoServer
 from streaming import StreamingDataset
 
+from data.base.errors import ConfigError, setting, settings_written
 from data.preparation.conversion.command_line import finetuning_parser, main_of, text_parser
 from data.preparation.conversion.convert import convert_finetuning, convert_text
-from data.preparation.conversion.flags import with_flags
+from data.preparation.conversion.flags import FLAGS, as_flag
 from tests.helpers.prepared import contents, documents_of, manifest_of, samples_of
 from tests.helpers.toy_tokenizer import ToyTokenizer, questions, write_jsonl
 
@@ -235,21 +237,45 @@ def test_what_cannot_be_is_one_line(tmp_path, capsys, flags, says):
     assert not (tmp_path / "out").exists()
 
 
-def test_errors_name_flags_and_leave_what_is_quoted():
-    keys = (
-        "hf_kwargs.data_files has 'hf_name', but hf_name is 'csv': write `hf_name: json`, or preprocessing_fn: alpaca"
-    )
-    flags = "--data_files has 'hf_name', but --dataset is 'csv': write `--dataset json`, or --preprocessor alpaca"
-    assert with_flags(keys) == flags
-    assert with_flags("split is 'a', but split it") == "--splits is 'a', but split it"
-    assert (
-        with_flags("or preprocessing_fn: {prompt: a, response: b})") == "or --preprocessor '{prompt: a, response: b}')"
-    )
-    assert with_flags("tokenizer.chat_template_drops: [system, tools]") == "--chat_template_drops system tools"
-    assert with_flags("as in tokenizer.chat_date: '2026-11-29'") == "as in --chat_date '2026-11-29'"
-    assert with_flags("--max_seq_len is 1: my_hf_name, tokenizer.kwargs.vocab_file is 'a'") == (
-        "--max_seq_len is 1: my_hf_name, --tokenizer_kwargs vocab_file is 'a'"
-    )
+@pytest.mark.parametrize(
+    ("key", "value", "in_yaml", "flag"),
+    [
+        ("hf_name", None, "hf_name", "--dataset"),
+        ("hf_name", "json", "hf_name: json", "--dataset json"),
+        (
+            "preprocessing_fn",
+            {"prompt": "a b", "response": "c"},
+            "preprocessing_fn: {prompt: a b, response: c}",
+            "--preprocessor '{prompt: a b, response: c}'",
+        ),
+        (
+            "tokenizer.chat_template_drops",
+            ["system", "tools"],
+            "tokenizer.chat_template_drops: [system, tools]",
+            "--chat_template_drops system tools",
+        ),
+        ("tokenizer.chat_date", "2026-11-29", "tokenizer.chat_date: '2026-11-29'", "--chat_date 2026-11-29"),
+        ("tokenizer.kwargs.vocab_file", None, "tokenizer.kwargs.vocab_file", "--tokenizer_kwargs vocab_file"),
+        ("safe_load", False, "safe_load: false", "safe_load: false"),
+    ],
+)
+def test_errors_name_settings_as_the_user_writes_them(key, value, in_yaml, flag):
+    error = ConfigError(f"is wrong: write {setting(key, value)}", key=key)
+    assert (str(error), error.key) == (f"{key} is wrong: write {in_yaml}", key)
+    with settings_written(as_flag):
+        error = ConfigError(f"is wrong: write {setting(key, value)}", key=key)
+    assert (str(error), error.key) == (f"{as_flag(key)} is wrong: write {flag}", key)
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)
+
+
+def test_what_a_user_has_quoted_is_left_as_it_is():
+    with settings_written(as_flag):
+        assert str(ConfigError("has 'hf_name', but split it", key="split")) == "--splits has 'hf_name', but split it"
+
+
+def test_each_flag_that_errors_name_is_one_of_the_command_line():
+    known = {flag for parser in (finetuning_parser(None), text_parser(None)) for flag in parser._option_string_actions}
+    assert set(FLAGS.values()) <= known
 
 
 def test_a_command_that_an_error_suggests_works(tmp_path, capsys):

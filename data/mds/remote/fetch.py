@@ -25,10 +25,14 @@ def check_scheme(remote: str) -> None:
     try:
         CloudDownloader.get(remote)
     except ImportError as error:
-        raise ConfigError(f"remote is {remote!r}, for which a package is missing ({error}): install it") from None
+        raise ConfigError(
+            f"is {remote!r}, for which a package is missing ({error}): install it", key="remote"
+        ) from None
     except ValueError:
         known = ", ".join(f"{scheme}://" for scheme in DOWNLOADER_MAPPINGS if scheme)
-        raise ConfigError(f"remote is {remote!r}, but it must be a folder or begin with one of {known}") from None
+        raise ConfigError(
+            f"is {remote!r}, but it must be a folder or begin with one of {known}", key="remote"
+        ) from None
 
 
 def check_network(remote: str) -> None:

@@ -28,8 +28,9 @@ def config_of(args: argparse.Namespace, **settings: Any) -> DatasetConfig:
             on_bad_example=args.on_bad_example,
             **settings,
         )
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
+    except ValueError as error:  # which begins with the key
+        key, _, text = str(error).partition(" ")
+        raise ConfigError(text, key=key) from None
 
 
 def splits_of(args: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:

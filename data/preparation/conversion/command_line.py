@@ -5,11 +5,11 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import get_args, get_type_hints
 
-from data.base.errors import ConfigError, DataError
+from data.base.errors import ConfigError, DataError, settings_written
 from data.base.paths import refuse_path_arguments
 from data.config.dataset import DatasetConfig
 from data.config.tokenizer import TokenizerConfig
-from data.preparation.conversion.flags import with_flags
+from data.preparation.conversion.flags import as_flag
 
 _PATHS = (
     *("--out_root", "--local", "--remote", "--path", "--input_folder", "--dataset", "--data_files", "--splits"),
@@ -24,9 +24,10 @@ def main_of(parser: argparse.ArgumentParser, convert: Callable[[argparse.Namespa
         args = parser.parse_args(argv)
         try:
             refuse_path_arguments(args, *(name for name in _PATHS if hasattr(args, name.removeprefix("--"))))
-            convert(args)
+            with settings_written(as_flag):
+                convert(args)
         except (ConfigError, DataError) as error:
-            print(f"error: {with_flags(str(error))}", file=sys.stderr)
+            print(f"error: {error}", file=sys.stderr)
             return 2
         except KeyboardInterrupt:
             print("stopped: the same command goes on from here", file=sys.stderr)

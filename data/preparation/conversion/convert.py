@@ -29,7 +29,7 @@ CACHE = Path(".cache/dropless/converted")
 
 
 def convert_finetuning(args: argparse.Namespace) -> None:
-    """Each split into a folder of its own. Raises ConfigError and DataError, which speak of keys: see with_flags."""
+    """Each split into a folder of its own."""
     settings = {key: getattr(args, key) for key in ("target_prompts", "target_responses", "excess_length")}
     _convert_splits(args, tokenizer_of(args), preprocessing_fn=preprocessing_fn_of(args), **settings)
 

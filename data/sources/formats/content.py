@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import xxhash
 
-from data.base.errors import DataError
+from data.base.errors import DataError, setting
 from data.base.problems import Problem, describe
 from data.sources.formats.compressed import PlainFile, RawFile
 
@@ -190,7 +190,7 @@ def _kind_by_nul(head: bytes) -> str | None:
 def _hint(kind: str) -> str:
     if kind.startswith("UTF"):
         return f"save it as UTF-8 (`iconv -f {kind} -t UTF-8 FILE > NEW_FILE`)"
-    return "write `hf_name: parquet`" if kind == "Parquet" else "unpack it first"
+    return f"write `{setting('hf_name', 'parquet')}`" if kind == "Parquet" else "unpack it first"
 
 
 def whole_lines(content: Blocks, line_end: bytes = b"\n") -> Iterator[tuple[int, bytes | int]]:

@@ -2,7 +2,7 @@
 
 from pathlib import Path, PurePath
 
-from data.base.errors import ConfigError
+from data.base.errors import ConfigError, setting
 
 FORMATS = {"json": (".jsonl", ".json", ".ndjson"), "csv": (".csv", ".tsv"), "parquet": (".parquet",)}
 """hf_name of local files, and what theirs end in, in any case of letters."""
@@ -48,8 +48,8 @@ def format_of(path: Path) -> str:
     if format is None:
         raise ConfigError(
             f"{str(path)!r} does not end in {either(DATA_SUFFIXES)} (or such a name of text and {either(COMPRESSED)}), "
-            f"so how to read it is not known: rename it, or write `hf_name: {' | '.join(FORMATS)}` and name it in "
-            "hf_kwargs.data_files"
+            f"so how to read it is not known: rename it, or write {either(tuple(FORMATS))} in {setting('hf_name')} and "
+            f"name it in {setting('hf_kwargs.data_files')}"
         )
     return format
 

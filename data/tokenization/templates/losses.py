@@ -3,7 +3,7 @@
 import json
 import re
 
-from data.base.errors import TemplateError
+from data.base.errors import TemplateError, setting
 from data.base.problems import listed
 from data.examples.forms import Conversation
 from data.examples.messages import THINKING_KEYS
@@ -32,8 +32,9 @@ def check_nothing_lost(conversation: Conversation, text: str, lost: frozenset[Pl
             "lists of parts), or change chat_template in its tokenizer_config.json"
         )
     else:
-        kinds = ", ".join(dict.fromkeys((*sorted(drops), *found.values())))
-        fix = f"take a tokenizer whose template does, or allow it with tokenizer.chat_template_drops: [{kinds}]"
+        allowed = list(dict.fromkeys((*sorted(drops), *found.values())))
+        fix = "take a tokenizer whose template does, or allow it with "
+        fix += setting("tokenizer.chat_template_drops", allowed)
     raise TemplateError(
         f"{listed(found, _SHOWN)} {'is' if len(found) == 1 else 'are'} not in what the chat template of tokenizer "
         f"{tokenizer.name} writes: {fix}"
