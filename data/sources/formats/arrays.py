@@ -1,6 +1,7 @@
 """A JSON array of rows, however it is laid out over lines; `path row N` is a row's place.
 
-The parent only looks where elements end, so that neither it nor a worker ever holds the whole array.
+The parent only looks where elements end, so that neither it nor a worker ever holds the whole array. ijson (3.6) does
+not serve here: it makes a `?` of half of a \\ud800-style pair, and stops at the first row that is not JSON.
 """
 
 import json
