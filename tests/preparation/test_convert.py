@@ -1,4 +1,5 @@
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -96,6 +97,14 @@ def test_without_a_tokenizer_it_writes_llm_foundrys_columns(tmp_path, preprocess
     (sample,) = samples_of(tmp_path / "out" / "train")
     prompt = "### Instruction:\nSay b.\n\n### Response:\n" if "dolly" in preprocessor else "a"
     assert sample == {"prompt": prompt, "response": "b"}
+
+
+def test_a_file_may_have_a_name_that_is_not_utf8(tmp_path):
+    file = tmp_path / os.fsdecode(b"caf\xe9.jsonl")
+    write_jsonl(file, [{"prompt": "a", "response": "b"}])
+    flags = ["--dataset", str(file), "--splits", "train", "--skip-preprocessing", "--out_root", str(tmp_path / "out")]
+    assert finetuning(flags) == 0
+    assert samples_of(tmp_path / "out" / "train") == [{"prompt": "a", "response": "b"}]
 
 
 def test_columns_are_named_on_the_command_line(tmp_path):
@@ -204,11 +213,15 @@ def test_a_dataset_of_texts_becomes_rows(tmp_path, toy):
         (["--preprocessor", "{prompt: a, b: c}"], "--preprocessor is {'prompt': 'a', 'b': 'c'}, but a mapping must be"),
         (["--skip-preprocessing", "--splits", "a", "b"], "--data_files names 1 and --splits 2"),
         (["--skip-preprocessing", "--splits", "../a"], "--splits has '../a', but it becomes a folder's name"),
+        (
+            ["--skip-preprocessing", "--data_files", "s3://a/b.jsonl"],
+            "--data_files has 's3://a/b.jsonl', but data files",
+        ),
         (["--skip-preprocessing", "--max_seq_len", "1"], "--max_seq_len is 1, but it must be at least 2"),
         (["--skip-preprocessing", "--target_prompts", "some"], "--target_prompts is 'some', but it must be none, all"),
         (["--skip-preprocessing", "--compression", "rar"], "--compression is 'rar', but it must be one of"),
         (["--skip-preprocessing", "--num_workers", "-1"], "--num_workers is -1, but there cannot be fewer than 0"),
-        (["--skip-preprocessing", "--tokenizer", "tiktoken"], "--tokenizer tiktoken: kwargs needs exactly one of"),
+        (["--skip-preprocessing", "--tokenizer", "tiktoken"], "--tokenizer_kwargs needs exactly one of model_name"),
         (["--skip-preprocessing", "--excess_length", "drop"], "--excess_length is drop, but without a --tokenizer"),
         (["--skip-preprocessing", "--tokenizer_kwargs", "{}"], "--tokenizer_kwargs is given, but no --tokenizer"),
         (
@@ -217,11 +230,11 @@ def test_a_dataset_of_texts_becomes_rows(tmp_path, toy):
         ),
         (
             ["--skip-preprocessing", "--tokenizer", "a", "--tokenizer_kwargs", '{"padding": 1}'],
-            "--tokenizer_kwargs has 'padding', but it is an object of model_name",
+            "--tokenizer_kwargs padding is not a key; the keys in tokenizer.kwargs are model_name",
         ),
         (
             ["--skip-preprocessing", "--tokenizer", "tiktoken", "--tokenizer_kwargs", '{"vocab_file": 3}'],
-            "--tokenizer_kwargs has vocab_file 3, but it must be text in quotes",
+            "--tokenizer_kwargs vocab_file is 3, but it must be text: write '3' in quotes",
         ),
     ],
 )

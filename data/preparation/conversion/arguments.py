@@ -3,13 +3,14 @@
 import argparse
 import json
 from collections.abc import Iterator
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from data.base.errors import ConfigError
+from data.base.errors import ConfigError, setting
+from data.config.build import build
 from data.config.dataset import DatasetConfig, HFKwargs
-from data.config.tokenizer import TokenizerConfig, TokenizerKwargs
+from data.config.sections import unchecked
+from data.config.tokenizer import TokenizerConfig
 from data.examples.preprocessing import PREPROCESSORS
 from data.sources.formats.names import FORMATS
 from data.tokenization.build import build_tokenizer
@@ -20,17 +21,8 @@ def config_of(args: argparse.Namespace, **settings: Any) -> DatasetConfig:
     if args.num_workers is not None and args.num_workers < 0:
         raise ConfigError(f"--num_workers is {args.num_workers}, but there cannot be fewer than 0")
     workers = None if args.num_workers is None else max(args.num_workers, 1)
-    try:
-        return DatasetConfig(
-            max_seq_len=args.max_seq_len,
-            packing=args.packing,
-            prepare_workers=workers,
-            on_bad_example=args.on_bad_example,
-            **settings,
-        )
-    except ValueError as error:  # which begins with the key
-        key, _, text = str(error).partition(" ")
-        raise ConfigError(text, key=key) from None
+    own = {key: getattr(args, key) for key in ("max_seq_len", "packing", "on_bad_example")}
+    return DatasetConfig(**own, prepare_workers=workers, **settings)
 
 
 def splits_of(args: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -48,7 +40,8 @@ def splits_of(args: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
             raise ConfigError(f"--splits has {split!r}, but it becomes a folder's name in --out_root")
     for number, split in enumerate(args.splits):
         files = [args.data_files[number]] if args.data_files else None
-        kwargs = HFKwargs(name=args.data_subset, data_files=files)
+        with unchecked():  # it is checked as part of the dataset
+            kwargs = HFKwargs(name=args.data_subset, data_files=files)
         yield split, {"hf_name": args.dataset, "hf_kwargs": kwargs, "split": None if args.data_files else split}
 
 
@@ -84,17 +77,21 @@ def tokenizer_of(args: argparse.Namespace) -> Tokenizer | None:
     if args.tokenizer is None:
         _refuse_without_tokenizer(args)
         return None
-    kwargs = _tokenizer_kwargs(args)
     try:
-        config = TokenizerConfig(
-            name=args.tokenizer,
-            kwargs=TokenizerKwargs(**kwargs),
-            chat_template_drops=args.chat_template_drops,
-            chat_date=args.chat_date,
+        kwargs = json.loads(args.tokenizer_kwargs or "{}")
+    except ValueError as error:
+        raise ConfigError(
+            f"is {args.tokenizer_kwargs!r}, which is not JSON ({error})", key="tokenizer.kwargs"
+        ) from None
+    own = {key: getattr(args, key) for key in ("chat_template_drops", "chat_date")}
+    config = build(TokenizerConfig, {"name": args.tokenizer, "kwargs": kwargs, **own}, "tokenizer")
+    length = config.kwargs.model_max_length
+    if length not in (None, args.max_seq_len):
+        raise ConfigError(
+            f"is {length}, but {setting('max_seq_len')} is {args.max_seq_len}: leave it out",
+            key="tokenizer.kwargs.model_max_length",
         )
-        return build_tokenizer(config)
-    except ValueError as error:  # ConfigError among them
-        raise ConfigError(f"--tokenizer {args.tokenizer}: {error}") from None
+    return build_tokenizer(config)
 
 
 def _refuse_without_tokenizer(args: argparse.Namespace) -> None:
@@ -106,25 +103,3 @@ def _refuse_without_tokenizer(args: argparse.Namespace) -> None:
         raise ConfigError(
             f"--excess_length is {args.excess_length}, but without a --tokenizer no example is too long: give one"
         )
-
-
-def _tokenizer_kwargs(args: argparse.Namespace) -> dict[str, Any]:
-    try:
-        given = json.loads(args.tokenizer_kwargs or "{}")
-    except ValueError as error:
-        raise ConfigError(f"--tokenizer_kwargs is {args.tokenizer_kwargs!r}, which is not JSON ({error})") from None
-    known = [field.name for field in fields(TokenizerKwargs)]
-    unknown = sorted(set(given) - set(known)) if isinstance(given, dict) else [args.tokenizer_kwargs]
-    if unknown:
-        raise ConfigError(f"--tokenizer_kwargs has {unknown[0]!r}, but it is an object of {', '.join(known)}")
-    for key, value in given.items():
-        kind = {"use_default_system_prompt": bool, "model_max_length": int}.get(key, str)
-        if value is not None and type(value) is not kind:
-            needed = {bool: "true or false", int: "a whole number", str: "text in quotes"}[kind]
-            raise ConfigError(f"--tokenizer_kwargs has {key} {json.dumps(value)}, but it must be {needed}")
-    if given.get("model_max_length") not in (None, args.max_seq_len):
-        raise ConfigError(
-            f"--tokenizer_kwargs has model_max_length {given['model_max_length']}, but --max_seq_len is "
-            f"{args.max_seq_len}: leave it out"
-        )
-    return given

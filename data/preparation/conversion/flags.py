@@ -15,6 +15,7 @@ FLAGS = {
     "preprocessing_fn": "--preprocessor",
     "prepare_workers": "--num_workers",
     "tokenizer.name": "--tokenizer",
+    "tokenizer.kwargs": "--tokenizer_kwargs",
     "tokenizer.chat_template_drops": "--chat_template_drops",
     "tokenizer.chat_date": "--chat_date",
     **{
@@ -25,14 +26,13 @@ FLAGS = {
         )
     },
 }
-"""What a YAML file calls it, and its flag. The keys of tokenizer.kwargs are those of --tokenizer_kwargs."""
-_KWARGS = "tokenizer.kwargs."
+"""What a YAML file calls it, and its flag."""
 
 
 def as_flag(key: str, value: Any = None) -> str:
     """What has no flag is named as in YAML."""
-    if key.startswith(_KWARGS):
-        return f"--tokenizer_kwargs {key.removeprefix(_KWARGS)}"
+    if key.startswith("tokenizer.kwargs."):
+        return f"{FLAGS['tokenizer.kwargs']} {key.removeprefix('tokenizer.kwargs.')}"
     if key not in FLAGS or value is None:
         return FLAGS.get(key) or in_yaml(key, value)
     values = value if isinstance(value, list) else [value if isinstance(value, str) else yaml_of(value)]
