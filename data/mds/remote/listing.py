@@ -1,6 +1,5 @@
 """Lists the files of a remote folder with their sizes, where the remote can tell them."""
 
-import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
@@ -13,6 +12,9 @@ from data.base.locks import is_first
 from data.mds.remote import deadlines
 from data.mds.remote.deadlines import in_time
 from data.mds.remote.failures import FetchError, fetch_error
+
+_TIMEOUT = 20
+"""Seconds for an answer."""
 
 
 @cache
@@ -62,37 +64,32 @@ def _list_folder(remote: str, names: list[str]) -> dict[str, int]:
     return {name: path.stat().st_size for name, path in paths.items() if path.is_file()}
 
 
-def _list_s3(remote: str, names: list[str]) -> dict[str, int]:
-    return _list_with_boto(remote, names, endpoint_url=os.environ.get("S3_ENDPOINT_URL"))
-
-
-def _list_gs(remote: str, names: list[str]) -> dict[str, int]:
-    keys = [os.environ.get(name) for name in ("GCS_KEY", "GCS_SECRET")]
-    if all(keys):  # Streaming then takes Google for an S3
-        settings = dict(zip(("aws_access_key_id", "aws_secret_access_key"), keys, strict=True))
-        return _list_with_boto(
-            remote, names, endpoint_url="https://storage.googleapis.com", region_name="auto", **settings
-        )
-    from google.auth import default
-    from google.cloud.storage import Client
-
-    url, client, found = urlsplit(remote), Client(credentials=default()[0]), {}
+def _list_bucket(remote: str, names: list[str]) -> dict[str, int]:
+    url, client, found = urlsplit(remote), _client_of(remote), {}
     for prefix in _prefixes(url.path, names):
-        listed = client.list_blobs(url.netloc, prefix=prefix, delimiter="/", timeout=20)
-        found.update((blob.name, blob.size) for blob in listed)
+        if hasattr(client, "list_blobs"):  # Google's
+            blobs = client.list_blobs(url.netloc, prefix=prefix, delimiter="/", timeout=_TIMEOUT)
+            found.update((blob.name, blob.size) for blob in blobs)
+        else:
+            pages = client.get_paginator("list_objects_v2").paginate(Bucket=url.netloc, Prefix=prefix, Delimiter="/")
+            found.update((item["Key"], item["Size"]) for page in pages for item in page.get("Contents", []))
     return _below(url.path, names, found)
 
 
-def _list_with_boto(remote: str, names: list[str], **settings: Any) -> dict[str, int]:
-    from boto3.session import Session
-    from botocore.config import Config
+def _client_of(remote: str) -> Any:
+    """The client of Streaming's downloader: files are listed with the credentials with which they are downloaded.
 
-    config = Config(connect_timeout=10, read_timeout=20, retries={"max_attempts": 2})
-    url, client, found = urlsplit(remote), Session().client("s3", config=config, **settings), {}
-    for prefix in _prefixes(url.path, names):
-        pages = client.get_paginator("list_objects_v2").paginate(Bucket=url.netloc, Prefix=prefix, Delimiter="/")
-        found.update((item["Key"], item["Size"]) for page in pages for item in page.get("Contents", []))
-    return _below(url.path, names, found)
+    What Streaming 0.13 itself lists, with its uploaders, has no sizes, and may only be listed by who may look at the
+    bucket.
+    """
+    from streaming.base.storage import CloudDownloader
+
+    downloader: Any = CloudDownloader.get(remote)
+    if urlsplit(remote).scheme == "s3":
+        downloader._create_s3_client(timeout=_TIMEOUT)
+        return downloader._s3_client
+    downloader._create_gcs_client()
+    return downloader._gcs_client
 
 
 def _prefixes(path: str, names: list[str]) -> set[str]:
@@ -120,7 +117,7 @@ def _list_hf(remote: str, names: list[str]) -> dict[str, int]:
 
 LISTERS: dict[str, Callable[[str, list[str]], dict[str, int]]] = {
     "": _list_folder,
-    "s3": _list_s3,
-    "gs": _list_gs,
+    "s3": _list_bucket,
+    "gs": _list_bucket,
     "hf": _list_hf,
 }
