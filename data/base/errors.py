@@ -93,6 +93,9 @@ class RowError(DataError):
         self.kind = kind
         """What it is counted under."""
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return RowError, (self.kind, str(self))
+
 
 @contextmanager
 def under(key: str) -> Iterator[None]:

@@ -69,16 +69,15 @@ class MdsFolder:
         if remote is None or os.path.realpath(remote) == os.path.realpath(local):
             remote = None
             try:
-                need_index(folder, f"local is {local!r}", split)
+                need_index(folder, "local", local, split)
             except OSError as error:
                 raise ConfigError(f"is {local!r}, but it cannot be read ({error.strerror})", key="local") from None
             hint = hint or "write the folder again, or copy it again"
         else:
             check_scheme(remote)
-            origin = f"remote is {remote!r}"
-            remote = "/".join((remote.rstrip("/"), *part.parts))
+            value, remote = remote, "/".join((remote.rstrip("/"), *part.parts))
             with plain_local_errors(folder, INDEX):
-                bring_index(folder, remote, origin, split)
+                bring_index(folder, remote, value, split)
             hint = f"delete it, and it is downloaded from {remote} again"
         try:
             return cls(folder, remote, (folder / INDEX).read_bytes(), hint, cache_dir)

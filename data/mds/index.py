@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from data.base.errors import ConfigError, DataError
+from data.base.errors import ConfigError, DataError, setting
 from data.base.notices import say_once
 from data.base.problems import listed
 from data.mds.remote.failures import FetchError
@@ -39,7 +39,7 @@ _MAX_BYTES = 2**32 - 1
 """Of a shard: its offsets are uint32."""
 
 
-def need_index(folder: Path, origin: str, split: str | None) -> None:
+def need_index(folder: Path, key: str, value: str, split: str | None) -> None:
     """Raises ConfigError with the splits that there are, when the folder has no index."""
     if (folder / INDEX).exists():
         return
@@ -47,13 +47,13 @@ def need_index(folder: Path, origin: str, split: str | None) -> None:
     splits = [path.parent.name for path in sorted(base.glob(f"*/{INDEX}"))]
     where = f"split {split!r} has" if split else "it has"
     if not base.is_dir() and not folder.is_dir():
-        raise ConfigError(f"{origin}, but there is no such folder")
-    hint = f"split is one of {', '.join(splits)}" if splits else f"is {str(folder)!r} the right folder?"
-    raise ConfigError(f"{origin}, but {where} no {INDEX}: {hint}")
+        raise ConfigError(f"is {value!r}, but there is no such folder", key=key)
+    hint = f"{setting('split')} is one of {', '.join(splits)}" if splits else f"is {str(folder)!r} the right folder?"
+    raise ConfigError(f"is {value!r}, but {where} no {INDEX}: {hint}", key=key)
 
 
-def bring_index(folder: Path, remote: str, origin: str, split: str | None) -> None:
-    """index.json, and manifest.json where the remote has one, are in the folder afterwards."""
+def bring_index(folder: Path, remote: str, value: str, split: str | None) -> None:
+    """index.json, and manifest.json where the remote has one, are in the folder afterwards. `value` is the config's."""
     index = folder / INDEX
     if index.exists() and not os.access(folder, os.W_OK):
         return
@@ -75,9 +75,10 @@ def bring_index(folder: Path, remote: str, origin: str, split: str | None) -> No
             say_once(f"{remote} cannot be reached ({error}): going on with what is in {folder}")
             return
         if error.absent and "://" not in remote:
-            need_index(Path(remote), origin, split)
+            need_index(Path(remote), "remote", value, split)
         hint = "look at the path and the split" if error.absent else "look at its name, and at the credentials"
-        raise ConfigError(f"{origin}, but {remote}/{INDEX} cannot be read: {error}: {hint}") from None
+        text = f"is {value!r}, but {remote}/{INDEX} cannot be read: {error}: {hint}"
+        raise ConfigError(text, key="remote") from None
     finally:
         shutil.rmtree(downloads, ignore_errors=True)
 

@@ -83,12 +83,8 @@ def name_unread(key: str, folder: Path, files: list[Path], split: str | None, ta
         own = set(of_split(files, folder, split))
         left -= {path for word in SPLIT_WORDS if word != split for path in of_split(files, folder, word)} - own
     unread = [str(path.relative_to(folder)) for path in files if path in left and looks_like_data(path)]
-    where = (
-        f"{setting(key)} is {str(folder)!r}"
-        if split is None
-        else f"{setting(key)} is {str(folder)!r} and {setting('split')} {split!r}"
-    )
-    say_unread(where, unread)
+    in_split = f" and {setting('split')} {split!r}" if split is not None else ""
+    say_unread(f"{setting(key)} is {str(folder)!r}{in_split}", unread)
 
 
 def say_unread(where: str, unread: list[str]) -> None:

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data.base.errors import ConfigError, setting
+from data.base.errors import ConfigError
 
 if TYPE_CHECKING:
     import tokenizers
+
+_KEY = "tokenizer.kwargs.vocab_file"
 
 
 def read_vocabulary(path: Path, special_tokens: Sequence[str] = ()) -> dict[bytes, int]:
@@ -19,11 +21,11 @@ def read_vocabulary(path: Path, special_tokens: Sequence[str] = ()) -> dict[byte
     Raises ConfigError for a file that is not there or not such a file (with the line), that lacks a byte, or that holds
     one of the special tokens, which get ids of their own.
     """
-    where = f"{setting('tokenizer.kwargs.vocab_file')} is {str(path)!r}, but"
+    where = f"is {str(path)!r}, but"
     try:
         lines = path.read_bytes().splitlines()
     except OSError as error:
-        raise ConfigError(f"{where} it cannot be read: {error.strerror}") from error
+        raise ConfigError(f"{where} it cannot be read: {error.strerror}", key=_KEY) from error
     line_of: dict[bytes | int, int] = {}
     ranks: dict[bytes, int] = {}
     for number, line in enumerate(lines, start=1):
@@ -33,20 +35,23 @@ def read_vocabulary(path: Path, special_tokens: Sequence[str] = ()) -> dict[byte
         for message, value in (("token", token), ("rank", rank)):
             if value in line_of:
                 raise ConfigError(
-                    f"{where} line {number} repeats the {message} of line {line_of[value]}: {_short(line)}"
+                    f"{where} line {number} repeats the {message} of line {line_of[value]}: {_short(line)}",
+                    key=_KEY,
                 )
             line_of[value] = number
         if token in (special.encode() for special in special_tokens):
             raise ConfigError(
                 f"{where} line {number} is {token.decode()}, a special token, which gets an id after the last rank: "
-                "remove the line"
+                "remove the line",
+                key=_KEY,
             )
         ranks[token] = rank
     missing = [byte for byte in range(256) if bytes([byte]) not in ranks]
     if missing:
         raise ConfigError(
             f"{where} {len(missing)} of the 256 single bytes are not in it (the first is {missing[0]:#04x}), so not "
-            "every text could be encoded"
+            "every text could be encoded",
+            key=_KEY,
         )
     return ranks
 
@@ -58,7 +63,7 @@ def _parse_line(line: bytes, where: str) -> tuple[bytes, int]:
     except (IndexError, ValueError, binascii.Error):
         token, rank = b"", -1
     if len(parts) != 2 or not token or rank < 0:
-        raise ConfigError(f"{where} is not a base64 token and its rank, such as `IQ== 0`: {_short(line)}")
+        raise ConfigError(f"{where} is not a base64 token and its rank, such as `IQ== 0`: {_short(line)}", key=_KEY)
     return token, rank
 
 

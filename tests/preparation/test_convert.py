@@ -281,6 +281,15 @@ def test_errors_name_settings_as_the_user_writes_them(key, value, in_yaml, flag)
     assert str(pickle.loads(pickle.dumps(error))) == str(error)
 
 
+def test_rows_that_workers_refuse_name_flags(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "refuses_rows.py").write_text("def f(row):\n    raise ValueError('no')\n")
+    write_jsonl(tmp_path / "a.jsonl", questions(3))
+    flags = ["--dataset", str(tmp_path / "a.jsonl"), "--splits", "train", "--preprocessor", "refuses_rows:f"]
+    assert finetuning([*flags, "--out_root", str(tmp_path / "out")]) == 2
+    assert "a.jsonl:1: --preprocessor raised ValueError: no" in capsys.readouterr().err
+
+
 def test_what_a_user_has_quoted_is_left_as_it_is():
     with settings_written(as_flag):
         assert str(ConfigError("has 'hf_name', but split it", key="split")) == "--splits has 'hf_name', but split it"
