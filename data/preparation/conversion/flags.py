@@ -5,6 +5,16 @@ from typing import Any
 
 from data.base.errors import in_yaml, yaml_of
 
+_ALIKE = (
+    "compression",
+    "excess_length",
+    "max_seq_len",
+    "on_bad_example",
+    "packing",
+    "target_prompts",
+    "target_responses",
+)
+"""Keys that are flags too."""
 FLAGS = {
     "hf_name": "--dataset",
     "hf_kwargs.name": "--data_subset",
@@ -18,13 +28,7 @@ FLAGS = {
     "tokenizer.kwargs": "--tokenizer_kwargs",
     "tokenizer.chat_template_drops": "--chat_template_drops",
     "tokenizer.chat_date": "--chat_date",
-    **{
-        key: f"--{key}"
-        for key in (
-            *("compression", "excess_length", "max_seq_len", "on_bad_example", "packing"),
-            *("target_prompts", "target_responses"),
-        )
-    },
+    **{key: f"--{key}" for key in _ALIKE},
 }
 """What a YAML file calls it, and its flag."""
 
