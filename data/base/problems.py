@@ -116,7 +116,7 @@ def check_text(value: Any, name: str, fix: str = "fill it in, or remove the row"
         defect = "is only whitespace" if value else "is empty"
         seen = f" ({describe(value)})" if value else ""
         return Problem(f"{kind} {defect}", f"{name} {defect}{seen}: {fix}")
-    if not value.isascii() and not _is_unicode(value):
+    if not value.isascii() and not is_unicode(value):
         text = f"{name} is {describe(value)}, but it has half of a \\ud800-style pair, which is no character: remove it"
         return Problem(f"{kind} has a lone surrogate", text)
     return None
@@ -139,7 +139,7 @@ def _count(number: int, word: str) -> str:
     return f"{number} {word}" if number == 1 else f"{number} {word}s"
 
 
-def _is_unicode(text: str) -> bool:
+def is_unicode(text: str) -> bool:
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -11,6 +11,7 @@ from typing import Any, TypeVar, get_args, get_origin
 
 from pydantic import TypeAdapter, ValidationError
 
+from data.base.problems import is_unicode
 from data.config.sections import Defect, Section, check, hints_of, join, partial, raise_defects, unchecked
 from data.config.suggest import describe, fix_of_value, intended_key, is_section, options_of, show
 
@@ -94,6 +95,10 @@ class Builder:
         if isinstance(value, list):
             below = next((get_args(option)[0] for option in options if get_origin(option) is list), Any)
             return [self._cleaned(below, item, f"{key}[{index}]") for index, item in enumerate(value)]
+        if isinstance(value, str) and not is_unicode(value):
+            self._invalid.add(key)
+            self.defects.append(Defect(key, f"is {show(value)}, which is not UTF-8: write it in UTF-8"))
+            return ""
         return value
 
     def _note(self, kind: str, place: Sequence[int | str], tree: Any, key: str) -> None:

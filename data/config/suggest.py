@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
+from data.base.errors import setting
 from data.base.paths import shown
 from data.config.sections import Section, hints_of, join
 
@@ -86,7 +87,7 @@ def intended_key(root: type[Section], name: str, key: str, names: list[str]) -> 
     close = difflib.get_close_matches(name, [known.rpartition(".")[2] for known in everywhere], n=1, cutoff=0.75)
     if close:
         return f"; did you mean {next(known for known in everywhere if known.rpartition('.')[2] == close[0])}?"
-    return f"; the keys in {key} are {', '.join(names)}" if key else " here or anywhere below"
+    return f"; the keys in {setting(key)} are {', '.join(names)}" if key else " here or anywhere below"
 
 
 def _common(one: list[str], other: list[str]) -> list[str]:

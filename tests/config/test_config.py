@@ -3,7 +3,9 @@ from dataclasses import replace
 
 import pytest
 
+from data.base.errors import ConfigError
 from data.config.build import build
+from data.config.tokenizer import TokenizerConfig
 from tests.helpers.small_config import load, refusal
 from train.config.ranks import check_kernel_sizes, check_run_name, check_world_size
 from train.config.schema import TrainConfig
@@ -92,3 +94,8 @@ def test_a_run_that_no_later_start_would_find_is_refused(tmp_path, monkeypatch):
     check_run_name(load(tmp_path, "autoresume=true", "save_folder=runs/fixed"))
     monkeypatch.setenv("RUN_NAME", "mine")
     check_run_name(load(tmp_path, "autoresume=true", "save_folder='runs/{run_name}'"))
+
+
+def test_text_that_is_not_utf_8_names_its_key():
+    with pytest.raises(ConfigError, match=r"tokenizer.name is 'a.udcff', which is not UTF-8"):
+        build(TokenizerConfig, {"name": "a\udcff"}, "tokenizer")
