@@ -230,7 +230,7 @@ def test_a_dataset_of_texts_becomes_rows(tmp_path, toy):
         ),
         (
             ["--skip-preprocessing", "--tokenizer", "a", "--tokenizer_kwargs", '{"padding": 1}'],
-            "--tokenizer_kwargs padding is not a key; the keys in tokenizer.kwargs are model_name",
+            "--tokenizer_kwargs padding is not a key; the keys in --tokenizer_kwargs are model_name",
         ),
         (
             ["--skip-preprocessing", "--tokenizer", "tiktoken", "--tokenizer_kwargs", '{"vocab_file": 3}'],
