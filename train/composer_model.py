@@ -8,8 +8,9 @@ from composer.utils import dist
 from torch import Tensor
 from torchmetrics import Metric
 
+from data.mds.row import IGNORED
 from train.models.config import LoraConfig, ModelConfig
-from train.models.dbrx import IGNORED, DbrxForCausalLM, DbrxOutput
+from train.models.dbrx import DbrxForCausalLM, DbrxOutput
 from train.models.flops import flops_per_token
 from train.models.lora.adapters import is_adapter
 from train.models.moe import load_balancing_loss, router_z_loss

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 from rich.text import Text
 
-from data.loading.row import Row
+from data.mds.row import Row
 from data.tokenization.tokenizer import Tokenizer
 
 _CONTROLS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {127: 0x2421}

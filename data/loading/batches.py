@@ -8,8 +8,8 @@ import torch
 from torch.utils.data import Dataset
 
 from data.loading.collate import Batch, collate
-from data.loading.row import Row
 from data.loading.rows import Rows
+from data.mds.row import Row
 from data.mixing.row_plan import RowPlan
 
 LOOK_AHEAD = 32

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from data.loading.row import NOT_TRAINED, Row
+from data.mds.row import IGNORED, Row
 
 NO_DOCUMENT = -1
 """The document id of padding."""
@@ -21,7 +21,7 @@ def collate(rows: Sequence[Row | None], max_seq_len: int, pad_token_id: int) -> 
     """
     shape = (len(rows), max_seq_len)
     input_ids = np.full(shape, pad_token_id, dtype=np.int64)
-    labels = np.full(shape, NOT_TRAINED, dtype=np.int64)
+    labels = np.full(shape, IGNORED, dtype=np.int64)
     document_ids = np.full(shape, NO_DOCUMENT, dtype=np.int64)
     for place, row in enumerate(rows):
         if row is None:
@@ -30,7 +30,7 @@ def collate(rows: Sequence[Row | None], max_seq_len: int, pad_token_id: int) -> 
         ids = np.repeat(np.arange(len(row.lengths)), row.lengths)
         trained = (row.loss_mask[1:] != 0) & (ids[1:] == ids[:-1])
         input_ids[place, :n] = row.tokens
-        labels[place, : n - 1] = np.where(trained, row.tokens[1:], NOT_TRAINED)
+        labels[place, : n - 1] = np.where(trained, row.tokens[1:], IGNORED)
         document_ids[place, :n] = ids
     named = {"input_ids": input_ids, "labels": labels, "document_ids": document_ids}
     return {name: torch.from_numpy(array) for name, array in named.items()}

@@ -8,10 +8,9 @@ from typing import Any
 from data.base.errors import ConfigError, DataError, under
 from data.base.problems import listed
 from data.config.dataset import DatasetConfig
-from data.loading.row import decoder
 from data.loading.rows import Rows
-from data.mds.columns import COLUMNS, ROW_FORMS
 from data.mds.folder import MdsFolder
+from data.mds.row import COLUMNS, ROW_FORMS, decoder
 from data.mds.writer import INDEX, MANIFEST
 from data.preparation.prepare import prepare
 from data.sources.source import open_source

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from data.loading.row import Row
 from data.mds.folder import MdsFolder
+from data.mds.row import Row
 
 _HINT = "write the rows again, or name the tokenizer and the max_seq_len that they were written for"
 

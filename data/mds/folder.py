@@ -16,10 +16,10 @@ import xxhash
 from data.base.errors import ConfigError, DataError
 from data.base.locks import is_first
 from data.base.notices import say_once
-from data.mds.columns import ROW_FORMS, TEXT_FORMS
 from data.mds.fetcher import ShardFetcher
 from data.mds.index import bring_index, need_index, parse_index
 from data.mds.remote.fetch import check_scheme
+from data.mds.row import ROW_FORMS, TEXT_FORMS
 from data.mds.shard_files import ShardFiles, plain_local_errors, work_folder
 from data.mds.writer import INDEX, MANIFEST
 

@@ -38,9 +38,9 @@ class Documents:
     tokens: np.ndarray | SpooledTokens
     """Unsigned."""
     loss_mask: np.ndarray
-    """uint8, as long as tokens; empty for texts, of which every token is trained on."""
+    """As long as tokens; empty for texts, of which every token is trained on."""
     lengths: np.ndarray
-    """Of each document, int32."""
+    """Of each document."""
     are_texts: bool
 
     @property

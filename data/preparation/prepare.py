@@ -1,7 +1,7 @@
 """Any source -> an MDS folder of rows, once: whole, with an index, or not yet.
 
-A row is a sample of `tokens` (int32), `loss_mask` (uint8: is this token trained on?) and `lengths` (int32: of its
-documents). `index.json` and the shards are Streaming's; `manifest.json` says what became of every row and token.
+A row is a sample with the columns of data/mds/row.py. `index.json` and the shards are Streaming's; `manifest.json` says
+what became of every row and token.
 """
 
 import shutil

@@ -1,19 +1,14 @@
-"""A window of documents becomes rows, and a row an MDS sample."""
+"""A window of documents becomes rows."""
 
-import struct
 from collections.abc import Iterator
-from functools import cache
-from typing import Any
 
 import numpy as np
 
 from data.config.dataset import DatasetConfig
+from data.mds.row import DTYPES, Row
 from data.preparation.documents import Documents
 from data.preparation.packing import CUTTERS, PACKERS
 from data.preparation.recipe import Tally
-
-Row = tuple[np.ndarray, np.ndarray, np.ndarray]
-"""Tokens, their loss mask (uint8), and the lengths of the documents in them (int32)."""
 
 
 def rows_of(window: list[Documents], config: DatasetConfig, tally: Tally) -> Iterator[Row]:
@@ -22,29 +17,8 @@ def rows_of(window: list[Documents], config: DatasetConfig, tally: Tally) -> Ite
     rows = _cut_rows if window[0].are_texts else _whole_rows
     for row in rows(window, lengths, config, tally):
         tally.rows += 1
-        tally.padding += config.max_seq_len - len(row[0])
+        tally.padding += config.max_seq_len - len(row.tokens)
         yield row
-
-
-def encode_row(tokens: np.ndarray, loss_mask: np.ndarray, lengths: np.ndarray) -> bytes:
-    """The MDS sample of the COLUMNS, as MDSWriter encodes it, with one copy for its six.
-
-    The size of each column in the order of their names, then of each the width of its length, the length, the values.
-    """
-    n_head, lengths_head = _head(len(tokens)), _head(len(lengths))
-    sizes = struct.pack(
-        "<3I", len(lengths_head) + lengths.nbytes, len(n_head) + loss_mask.nbytes, len(n_head) + tokens.nbytes
-    )
-    parts: Any = (sizes, lengths_head, lengths, n_head, loss_mask, n_head, tokens)
-    return b"".join(parts)
-
-
-@cache
-def _head(n: int) -> bytes:
-    """Of an array with one dimension: 4 + the width's logarithm, and the length."""
-    if n < 1 << 8:
-        return struct.pack("<BB", 4, n)
-    return struct.pack("<BH", 5, n) if n < 1 << 16 else struct.pack("<BI", 6, n)
 
 
 def _whole_rows(window: list[Documents], lengths: np.ndarray, config: DatasetConfig, tally: Tally) -> Iterator[Row]:
@@ -57,7 +31,7 @@ def _whole_rows(window: list[Documents], lengths: np.ndarray, config: DatasetCon
     places = [slice(*place) for place in zip(starts.tolist(), ends.tolist(), strict=True)]
     for row in PACKERS[config.packing](lengths, config.max_seq_len):
         mine = [places[index] for index in row.tolist()]
-        yield (
+        yield Row(
             np.concatenate([tokens[place] for place in mine]),
             np.concatenate([loss_mask[place] for place in mine]),
             lengths[row],
@@ -66,7 +40,7 @@ def _whole_rows(window: list[Documents], lengths: np.ndarray, config: DatasetCon
 
 def _cut_rows(window: list[Documents], lengths: np.ndarray, config: DatasetConfig, tally: Tally) -> Iterator[Row]:
     """Rows of texts, one after the other: a text of any size is never held a second time."""
-    every_token = np.ones(config.max_seq_len, dtype=np.uint8)
+    every_token = np.ones(config.max_seq_len, dtype=DTYPES["loss_mask"])
     rest = iter([documents.tokens for documents in window])
     tokens = next(rest)
     start = 0
@@ -80,4 +54,4 @@ def _cut_rows(window: list[Documents], lengths: np.ndarray, config: DatasetConfi
         start += missing
         row = parts[0] if len(parts) == 1 else np.concatenate(parts)
         tally.trained_tokens += len(row) - len(pieces)
-        yield row, every_token[: len(row)], np.array(pieces, dtype=np.int32)
+        yield Row(row, every_token[: len(row)], np.array(pieces, dtype=DTYPES["lengths"]))

@@ -11,10 +11,10 @@ from data.base.errors import TemplateError
 from data.config.dataset import DatasetConfig
 from data.examples.examples import Problem, Reading, read_examples
 from data.examples.forms import Conversation, Example, TokenTurns
-from data.mds.columns import COLUMNS
+from data.mds.row import COLUMNS, DTYPES
 from data.preparation.documents import Documents, Spooled, to_parent
 from data.preparation.recipe import Part, Tally, Task
-from data.preparation.rows import encode_row, rows_of
+from data.preparation.rows import rows_of
 from data.sources.source import Source
 from data.tokenization.chat import Document, fit, tokenize
 from data.tokenization.hf_tokenizer import MOST_BYTES
@@ -85,16 +85,15 @@ class Tokenizing:
         tokens = np.concatenate([document.tokens for document in documents])
         # The way to the parent, and the window there, take half as much where ids fit into 16 bits.
         tokens = tokens.astype(np.min_scalar_type(self.tokenizer.vocab_size - 1), copy=False)
-        nothing = np.empty(0, dtype=np.uint8)
+        nothing = np.empty(0, dtype=DTYPES["loss_mask"])
         joined = Documents(
             tokens=tokens,
             loss_mask=nothing if are_texts else np.concatenate([document.loss_mask for document in documents]),
-            lengths=np.array([len(document.tokens) for document in documents], dtype=np.int32),
+            lengths=np.array([len(document.tokens) for document in documents], dtype=DTYPES["lengths"]),
             are_texts=are_texts,
         )
         return to_parent(joined, self.spool)
 
     def samples(self, window: list[Documents], tally: Tally) -> Iterator[bytes]:
         """The window's rows, each of at most max_seq_len tokens."""
-        for tokens, loss_mask, lengths in rows_of(window, self.config, tally):
-            yield encode_row(tokens.astype(np.int32, copy=False), loss_mask, lengths)
+        return (row.encode() for row in rows_of(window, self.config, tally))

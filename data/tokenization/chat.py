@@ -12,6 +12,7 @@ from data.base.errors import DataError, RowError, TemplateError, setting
 from data.base.problems import Problem
 from data.config.dataset import DatasetConfig
 from data.examples.forms import Conversation, Example, PromptResponse, Text, TokenTurns
+from data.mds.row import DTYPES
 from data.tokenization.templates.special_tokens import Hidden, hide_special_tokens, special_pattern
 from data.tokenization.templates.turns import Part, render_question, split_turns
 from data.tokenization.tokenizer import Tokenizer
@@ -28,7 +29,7 @@ class Document:
     tokens: np.ndarray
     """int32; unsigned and as narrow as the vocabulary for a text."""
     loss_mask: np.ndarray
-    """uint8, as long as tokens: is the token trained on?"""
+    """As long as tokens: is the token trained on?"""
     is_text: bool = False
     """A document to pretrain on: it may be cut anywhere."""
 
@@ -60,7 +61,7 @@ def _tokenize(example: Example, tokenizer: Tokenizer, config: DatasetConfig) -> 
         # A text may be the largest thing in memory: it gets its end in no more bytes than its ids need.
         smallest = np.min_scalar_type(tokenizer.vocab_size - 1)
         tokens = np.concatenate([tokenizer.encode(example.text), end], dtype=smallest, casting="unsafe")
-        return Document(tokens, np.ones(len(tokens), dtype=np.uint8), is_text=True)
+        return Document(tokens, np.ones(len(tokens), dtype=DTYPES["loss_mask"]), is_text=True)
     if isinstance(example, PromptResponse):
         response = np.concatenate([tokenizer.encode(example.response), end])
         return _document([("prompt", tokenizer.encode(example.prompt), None), ("response", response, None)], config)
@@ -119,7 +120,7 @@ def _document(parts: Iterable[tuple[str, np.ndarray, bool | None]], config: Data
             trained = _is_target_prompt(len(ids), config.target_prompts)
         else:
             trained = kind == "response" and (index == last or config.target_responses == "all")
-        masks.append(np.full(len(ids), trained, dtype=np.uint8))
+        masks.append(np.full(len(ids), trained, dtype=DTYPES["loss_mask"]))
     return Document(np.concatenate([ids for _, ids, _ in parts], dtype=np.int32), np.concatenate(masks))
 
 

@@ -176,7 +176,7 @@ def loader(folder: Path, n_streams: int, args: argparse.Namespace) -> Any:
 def write_streams(folder: Path, n_streams: int, args: argparse.Namespace) -> None:
     from streaming import MDSWriter
 
-    from data.mds.columns import COLUMNS
+    from data.mds.row import COLUMNS
 
     rng = np.random.default_rng(0)
     for number in range(n_streams):

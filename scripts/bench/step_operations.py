@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 
+from data.mds.row import IGNORED
 from scripts.bench import common
 from scripts.bench.gemms import GEMM, gemm_kinds
 from scripts.bench.step_sides import Batch
 from train.models.config import ModelConfig
-from train.models.dbrx import IGNORED
 
 
 def gemm_floors(config: ModelConfig, batch: Batch, args: argparse.Namespace) -> dict[str, Callable[[], float]]:

@@ -12,11 +12,12 @@ from composer.loggers import Logger
 from composer.models import ComposerModel
 from torch import Tensor
 
+from data.mds.row import IGNORED
 from scripts.bench import common
 from train.callbacks.global_batch import GlobalBatch
 from train.composer_model import DbrxForComposer
 from train.models.config import FFNConfig, ModelConfig
-from train.models.dbrx import IGNORED, DbrxForCausalLM
+from train.models.dbrx import DbrxForCausalLM
 from train.models.init import initialise
 
 Batch = dict[str, Tensor]

@@ -22,7 +22,7 @@ from data.config.dataset import DatasetConfig
 from data.config.loader import DataLoaderConfig
 from data.config.tokenizer import TokenizerConfig
 from data.loading.loader import train_loader
-from data.loading.row import Row
+from data.mds.row import Row
 from data.mixing.row_plan import RowPlan
 from tests.helpers.ranks import run_ranks
 from train.callbacks.global_batch import GlobalBatch

@@ -13,8 +13,8 @@ from data.inspection.row_text import show_row
 from data.inspection.survey import Survey, survey_rows
 from data.inspection.verification import verification_lines
 from data.loading.opening import open_rows
-from data.loading.row import Row
 from data.loading.verify import verify
+from data.mds.row import Row
 from tests.helpers.toy_tokenizer import ToyTokenizer, dataset_config, write_jsonl
 
 TOY = ToyTokenizer()

@@ -13,7 +13,7 @@ from data.base.errors import ConfigError, DataError
 from data.loading.collate import collate
 from data.loading.loader import eval_loader, train_loader
 from data.loading.opening import open_rows
-from data.loading.row import Row
+from data.mds.row import Row
 from data.mixing.row_plan import RowPlan
 from tests.helpers.toy_tokenizer import ToyTokenizer, loader_config, questions, write_jsonl
 

@@ -12,7 +12,7 @@ from data.config.dataset import HFKwargs
 from data.loading.loader import eval_loader
 from data.loading.opening import check_source, open_rows
 from data.loading.verify import verify
-from data.mds.columns import COLUMNS
+from data.mds.row import COLUMNS
 from data.mds.shard_files import ShardFiles
 from tests.helpers.mds_folders import edit_index, write_mds, write_texts
 from tests.helpers.toy_tokenizer import ToyTokenizer, dataset_config, loader_config, questions, write_jsonl

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from data.mds.row import IGNORED
 from train.models.attention import layout as layout_module
 from train.models.attention.attention import Attention, _bound, _ClipAndRotate
 from train.models.attention.backends import BACKENDS, FlashBackend, FlexBackend, make_flash_backend
@@ -22,7 +23,7 @@ from train.models.attention.blocks import Block, _mask, make_blocks_backend
 from train.models.attention.layout import Layout, find_documents, make_layout, resolve_attn_impl
 from train.models.attention.sdpa import SdpaBackend, cut_calls, make_sdpa_backend
 from train.models.config import AttnConfig, FFNConfig, ModelConfig
-from train.models.dbrx import IGNORED, DbrxForCausalLM
+from train.models.dbrx import DbrxForCausalLM
 from train.models.init import initialise
 from train.models.recompute import up_to_last
 

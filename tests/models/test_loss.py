@@ -7,9 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from data.mds.row import IGNORED
 from scripts.bench.watch import Watch
 from train.models import loss
-from train.models.loss import IGNORED, head_losses
+from train.models.loss import head_losses
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 B, S, D, V = 3, 200, 16, 40

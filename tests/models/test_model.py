@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+from data.mds.row import IGNORED
 from train.models.config import PRESETS, AttnConfig, FFNConfig, ModelConfig
-from train.models.dbrx import IGNORED, DbrxForCausalLM
+from train.models.dbrx import DbrxForCausalLM
 from train.models.experts.assignment import assign
 from train.models.experts.experts import ExpertsMLP
 from train.models.init import draw_rows, initialise

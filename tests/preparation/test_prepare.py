@@ -16,10 +16,9 @@ from streaming import MDSWriter
 
 from data.base.errors import ConfigError, DataError
 from data.config.dataset import DatasetConfig, HFKwargs
-from data.mds.columns import COLUMNS
+from data.mds.row import COLUMNS, Row
 from data.preparation.prepare import prepare, prepare_into
 from data.preparation.progress import Waiting
-from data.preparation.rows import encode_row
 from tests.helpers.prepared import TOY, contents, documents_of, manifest_of, samples_of
 from tests.helpers.toy_tokenizer import ToyTokenizer, dataset_config, questions, write_jsonl
 
@@ -563,7 +562,7 @@ def test_rows_are_encoded_as_mdswriter_does(tmp_path, n):
         "loss_mask": rng.integers(0, 2, n).astype(np.uint8),
         "lengths": rng.integers(1, 9, max(n // 200, 1)).astype(np.int32),
     }
-    assert encode_row(**row) == writer.encode_sample(row)
+    assert Row(**row).encode() == writer.encode_sample(row)
 
 
 MEASURED = """

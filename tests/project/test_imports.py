@@ -55,9 +55,10 @@ FORBIDDEN = {
 }
 """What files below a folder do not import, at any depth of nesting."""
 
-ALLOWED = {"scripts/bench": ("scripts.bench",), "train/models": ("data.config.sections", "data.config.values")}
-"""The only exceptions: what the benches share, and the base of all sections of a config, which needs no other module of
-data but data.base."""
+_SECTIONS = ("data.config.sections", "data.config.values")
+ALLOWED = {"scripts/bench": ("scripts.bench",), "train/models": (*_SECTIONS, "data.mds.row")}
+"""The only exceptions: what the benches share; the base of all sections of a config, and the label that is not trained
+on, which need no other module of data but data.base."""
 
 
 def module_of(path: Path) -> str:

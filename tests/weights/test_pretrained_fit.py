@@ -10,13 +10,13 @@ from composer.loggers import Logger
 from safetensors.torch import load_file, save_file
 
 from data.base.errors import ConfigError
+from data.mds.row import IGNORED
 from tests.helpers.ranks import run_ranks
 from tests.helpers.stock_folder import write_stock_folder
 from tests.helpers.toy_run import refused, write_toy_run
 from train import main
 from train.checkpoint.save_folder import checkpoints
 from train.config.load import load_config, load_saved_config, resolve_pretrained
-from train.models.dbrx import IGNORED
 from train.run.fit import fit
 from train.run.starting_model import starting_model
 

@@ -6,8 +6,8 @@ from composer.loggers import Logger
 from composer.utils import dist
 from torch import Tensor
 
+from data.mds.row import IGNORED
 from train.models.config import ModelConfig
-from train.models.dbrx import IGNORED
 
 
 class GlobalBatch(Callback):

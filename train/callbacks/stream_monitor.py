@@ -9,8 +9,9 @@ from composer.loggers import Logger
 from composer.utils import dist
 from torch import Tensor
 
+from data.mds.row import IGNORED
 from data.mixing.row_plan import RowPlan
-from train.models.dbrx import IGNORED, DbrxOutput
+from train.models.dbrx import DbrxOutput
 
 
 class StreamMonitor(Callback):

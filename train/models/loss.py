@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-IGNORED = -100
-"""The label of a position that is not trained on."""
+from data.mds.row import IGNORED
 
 _CHUNK_NUMEL = {"cpu": 1 << 22}
 """Logits of a chunk: on CPU as many as stay in its caches, elsewhere enough to fill the device."""

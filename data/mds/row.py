@@ -1,14 +1,23 @@
-"""A row, and how a sample of each of the row formats becomes one."""
+"""A row: its columns and its encoding in an MDS folder, and how a sample of each of the row formats becomes one."""
 
+import struct
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
-from data.mds.columns import COLUMNS
-
-NOT_TRAINED = -100
+DTYPES = {"tokens": np.dtype(np.int32), "loss_mask": np.dtype(np.uint8), "lengths": np.dtype(np.int32)}
+"""Of the columns that we write, in the order of Row's fields."""
+COLUMNS = {name: f"ndarray:{dtype}" for name, dtype in DTYPES.items()}
+"""The same, by the names of MDS's encodings."""
+ROW_FORMS = (tuple(COLUMNS), ("input_ids", "labels"), ("tokens",))
+"""Columns of samples that are rows already."""
+TEXT_FORMS = (("prompt", "response"), ("prompt", "completion"), ("messages",), ("turns",), ("text",))
+"""Columns of samples that have to be prepared."""
+IGNORED = -100
 """The label of a token or position that is not trained on."""
 
 
@@ -16,6 +25,7 @@ NOT_TRAINED = -100
 class Row:
     tokens: np.ndarray
     loss_mask: np.ndarray
+    """1 where a token is trained on, else 0."""
     lengths: np.ndarray
     """Of the row's documents, in order; they add up to the tokens."""
 
@@ -24,6 +34,26 @@ class Row:
         ends = np.cumsum(self.lengths)
         for start, end in zip((ends - self.lengths).tolist(), ends.tolist(), strict=True):
             yield self.tokens[start:end], self.loss_mask[start:end]
+
+    def encode(self) -> bytes:
+        """The MDS sample of the COLUMNS, as MDSWriter encodes it, with one copy for its six.
+
+        The size of each column in the order of their names, then of each the width of its length, the length, the
+        values.
+        """
+        arrays = [getattr(self, name).astype(DTYPES[name], copy=False) for name in sorted(DTYPES)]
+        heads = [_head(len(array)) for array in arrays]
+        sizes = [len(head) + array.nbytes for head, array in zip(heads, arrays, strict=True)]
+        parts: Any = [part for pair in zip(heads, arrays, strict=True) for part in pair]
+        return b"".join([struct.pack(f"<{len(sizes)}I", *sizes), *parts])
+
+
+@cache
+def _head(n: int) -> bytes:
+    """Of an array with one dimension: 4 + the width's logarithm, and the length."""
+    if n < 1 << 8:
+        return struct.pack("<BB", 4, n)
+    return struct.pack("<BH", 5, n) if n < 1 << 16 else struct.pack("<BI", 6, n)
 
 
 def decoder(form: tuple[str, ...], eos_token_id: int) -> Callable[[Mapping[str, Any]], Row]:
@@ -47,15 +77,15 @@ def _decode_labels(sample: Mapping[str, Any]) -> Row:
             f"{len(tokens)} input_ids, but {len(labels)} labels; if they are a prompt and its response, convert the "
             "data again: today both converters write them as turns"
         )
-    trained = labels != NOT_TRAINED
+    trained = labels != IGNORED
     differ = np.flatnonzero(trained & (labels != tokens))
     if len(differ):
         at = int(differ[0])
         raise ValueError(
             f"labels[{at}] is {labels[at]}, but input_ids[{at}] is {tokens[at]}: labels are not shifted here, they "
-            f"equal input_ids or are {NOT_TRAINED}"
+            f"equal input_ids or are {IGNORED}"
         )
-    return Row(tokens, trained.astype(np.uint8), np.array([len(tokens)], dtype=np.int32))
+    return _row(tokens, trained, [len(tokens)])
 
 
 @dataclass(frozen=True)
@@ -69,7 +99,12 @@ class _DecodeTokens:
         ends = np.flatnonzero(tokens == self.eos_token_id) + 1
         if len(tokens) and (not len(ends) or ends[-1] != len(tokens)):
             ends = np.append(ends, len(tokens))
-        return Row(tokens, np.ones(len(tokens), dtype=np.uint8), np.diff(ends, prepend=0).astype(np.int32))
+        return _row(tokens, np.ones(len(tokens)), np.diff(ends, prepend=0))
+
+
+def _row(tokens: np.ndarray, loss_mask: np.ndarray, lengths: ArrayLike) -> Row:
+    """Tokens are left as they are: whether they fit is checked where the vocabulary is known (loading/rows.py)."""
+    return Row(tokens, loss_mask.astype(DTYPES["loss_mask"]), np.asarray(lengths, dtype=DTYPES["lengths"]))
 
 
 def _ids(sample: Mapping[str, Any], name: str) -> np.ndarray:
