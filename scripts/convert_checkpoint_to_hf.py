@@ -13,11 +13,13 @@ from collections.abc import Sequence
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    from train.models.precision import PRECISIONS
+
     parser = argparse.ArgumentParser(description=__doc__)
     what = "a sharded checkpoint such as runs/x/ep0-ba100, or a folder of them, whose newest is taken"
     parser.add_argument("--composer_path", type=Path, required=True, help=what)
     parser.add_argument("--hf_output_path", type=Path, required=True, help="the folder to write: new, or empty")
-    parser.add_argument("--output_precision", choices=("fp32", "bf16"), default="fp32", help="default: fp32")
+    parser.add_argument("--output_precision", choices=PRECISIONS, default="fp32", help="default: fp32")
     what = "bytes that a file of weights has at most, such as 5GB or 500MB; default: 5GB"
     parser.add_argument("--max_shard_size", type=size, help=what)
     what = "prove in a fresh process that stock transformers computes from the files what the checkpoint does; default"

@@ -37,6 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
+    from train.models.precision import PRECISIONS
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="an exported model; for --exact_match alone also a checkpoint")
     parser.add_argument("--tasks", nargs="+", default=[], metavar="TASK", help="names, YAML files, or folders of them")
@@ -46,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--apply_chat_template", action="store_true", help="tasks' questions are a user's turns")
     parser.add_argument("--batch_size", type=int, default=16, help="default: %(default)s")
     parser.add_argument("--device", choices=("cpu", "gpu"), help="default: the GPU where there is one")
-    parser.add_argument("--precision", choices=("fp32", "bf16"), help="default: bf16 on a GPU, fp32 on a CPU")
+    parser.add_argument("--precision", choices=PRECISIONS, help="default: bf16 on a GPU, fp32 on a CPU")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write this evaluation's results here too")
     return parser
 

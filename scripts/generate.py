@@ -44,6 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
+    from train.models.precision import PRECISIONS
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="an exported model, a sharded checkpoint, or a run's save folder")
     parser.add_argument("prompts", nargs="*", metavar="PROMPT", help="without any, and without --file: a conversation")
@@ -58,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, help="of the draws (default: %(default)s)")
     parser.add_argument("--batch_size", type=int, default=16, help="prompts at a time (default: %(default)s)")
     parser.add_argument("--device", choices=("cpu", "gpu"), help="default: the GPU where there is one")
-    parser.add_argument("--precision", choices=("fp32", "bf16"), help="default: bf16 on a GPU, fp32 on a CPU")
+    parser.add_argument("--precision", choices=PRECISIONS, help="default: bf16 on a GPU, fp32 on a CPU")
     return parser
 
 

@@ -14,21 +14,23 @@ from collections.abc import Sequence
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    from train.models.precision import PRECISIONS
+
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, help="where it goes: new, or empty")
     config = str(ROOT / "yamls/finetune/dbrx_tiny_lora.yaml")
     parser.add_argument("--config", default=config, help="default: %(default)s")
-    parser.add_argument("--precision", choices=("fp32", "bf16"), default="bf16", help="default: %(default)s")
+    parser.add_argument("--precision", choices=PRECISIONS, default="bf16", help="default: %(default)s")
     args = parser.parse_args(argv)
 
     from data.base.errors import ConfigError, DataError, plain_os_errors
     from data.base.paths import refuse_path_arguments
     from data.tokenization.build import build_tokenizer
     from train.config.load import load_config, resolve_pretrained
-    from train.export.export import DTYPE_NAMES
     from train.export.writer import write_weights
     from train.hf.config_json import config_json
     from train.hf.repository import write_json
+    from train.models.precision import FORMATS
     from train.weights.frozen_base import DrawnWeights
 
     part = args.folder.absolute().with_name(f".{args.folder.name}.part")
@@ -42,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             tokenizer.save_pretrained(part, config.max_seq_len)
             write_weights(weights, part, weights.shapes, args.precision)
             generation = json.loads((part / "generation_config.json").read_text(encoding="utf-8"))
-            write_json(part / "config.json", config_json(config.model, generation, DTYPE_NAMES[args.precision]))
+            write_json(part / "config.json", config_json(config.model, generation, FORMATS[args.precision].dtype))
             part.replace(args.folder)
     except (ConfigError, DataError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -11,12 +11,13 @@ from scripts.bench import common
 from scripts.bench.gemms import GEMM, gemm_kinds
 from scripts.bench.step_sides import Batch
 from train.models.config import ModelConfig
+from train.models.precision import FORMATS, computed
 
 
 def gemm_floors(config: ModelConfig, batch: Batch, args: argparse.Namespace) -> dict[str, Callable[[], float]]:
     """Each runs one layer's GEMMs and the head's, and returns the seconds of a step's."""
     device = "cuda" if args.device == "gpu" else "cpu"
-    dtype = torch.bfloat16 if args.precision == "amp_bf16" else torch.float32
+    dtype = FORMATS[computed(args.precision)].torch_dtype
     T, D, ffn = batch["input_ids"].numel(), config.d_model, config.ffn_config
     N, A, E = int((batch["labels"] != IGNORED).sum()), T * ffn.moe_top_k, ffn.moe_num_experts
     qkv = D + 2 * config.attn_config.kv_n_heads * config.head_dim

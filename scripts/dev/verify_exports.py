@@ -76,20 +76,20 @@ def export_both(folder: Path) -> None:
     import shutil
 
     from train.export.export import export
-    from train.hf.tensors import DTYPES
+    from train.models.precision import PRECISIONS
 
-    for precision in DTYPES:
+    for precision in PRECISIONS:
         shutil.rmtree(folder / precision, ignore_errors=True)
         export(folder / f"run-{precision}", folder / precision, precision, max_shard_bytes=200_000)
 
 
 def check(number: str, folder: Path) -> bool:
     """Says what was shown, or what is wrong."""
-    from train.hf.tensors import DTYPES
+    from train.models.precision import PRECISIONS
 
     python = environment(number, folder / f"transformers-{number}")
     right = True
-    for precision in DTYPES:
+    for precision in PRECISIONS:
         command = [
             str(python),
             "-m",

@@ -203,7 +203,7 @@ def test_after_a_block_that_cannot_be_read_none_is_written(tmp_path: Path, monke
 
     with pytest.raises(ConfigError, match="a is damaged"):
         write_blocks(Blocks(arrive), tmp_path / "a.safetensors", monkeypatch)
-    begin = header(Blocks.shapes, "BF16")
+    begin = header(Blocks.shapes, "bf16")
     assert (tmp_path / "a.safetensors").read_bytes() == begin + bytes(2 * 3 * 2)
     assert threading.active_count() == threads
 

@@ -11,8 +11,8 @@ from train.distributed.build_model import build_model
 from train.export.writer import write_weights
 from train.hf.config_json import config_json
 from train.hf.repository import write_json
-from train.hf.tensors import Precision
 from train.models.config import AttnConfig, FFNConfig, ModelConfig
+from train.models.precision import Precision
 from train.models.shapes import parameter_shapes
 from train.weights.pretrained import PretrainedFolder
 

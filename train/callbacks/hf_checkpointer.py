@@ -14,11 +14,10 @@ from data.base.errors import ConfigError
 from train.checkpoint.save_folder import batch_of, check_writable, checkpoints, fill_in
 from train.config.schema import TrainConfig
 from train.export.export import export
-from train.hf.tensors import Precision
+from train.models.precision import BY_DTYPE, Precision
 
 _POLL_SECONDS = 0.5
 _KEY = "callbacks.hf_checkpointer"
-_PRECISIONS: dict[str, Precision] = {"float32": "fp32", "bfloat16": "bf16"}
 
 
 def build_hf_checkpointer(
@@ -44,7 +43,7 @@ def build_hf_checkpointer(
             f"({', '.join(present[:3])}): name another, or write save_overwrite=true"
         )
     check_writable(folder, f"{_KEY}.save_folder")
-    return HFCheckpointer(checkpoint_folder, folder, interval, clock.max_batches, _PRECISIONS[wanted.precision])
+    return HFCheckpointer(checkpoint_folder, folder, interval, clock.max_batches, BY_DTYPE[wanted.precision])
 
 
 class HFCheckpointer(Callback):

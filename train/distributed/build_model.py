@@ -22,11 +22,13 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 from train.config.schema import FSDPConfig
 from train.distributed.torch_compat import patch_fsdp2_on_gloo
 from train.hf.finite import is_finite
+from train.models import precision as precisions
 from train.models.config import LoraConfig, ModelConfig
 from train.models.dbrx import DbrxBlock, DbrxForCausalLM
 from train.models.init import draw_rows, init_std
 from train.models.lora.adapters import adapters, add_lora, draw_adapter_rows, is_adapter
 from train.models.lora.nf4 import pack, pack_parameters, rows_at_a_time
+from train.models.precision import FORMATS, Precision
 from train.models.recompute import named_parameters
 from train.models.shapes import parameter_shapes
 
@@ -65,9 +67,9 @@ def build_model(
 
     With lora it is frozen, in lora.base_dtype, and has adapters, in dtype. Raises NotFinite, on every rank.
     """
-    base_dtype = dtype
-    if lora is not None and lora.base_dtype != "fp32":
-        base_dtype = torch.bfloat16 if lora.base_dtype == "bf16" else _computed(precision, fsdp_config) or dtype
+    gathered = precisions.gathered(precision, fsdp_config.mixed_precision if fsdp_config is not None else None)
+    kept = precisions.frozen(lora.base_dtype, gathered) if lora is not None else None
+    base_dtype = FORMATS[kept].torch_dtype if kept is not None else dtype
     with torch.device("meta"):
         model = DbrxForCausalLM(config).to(base_dtype)
         if lora is not None:
@@ -77,7 +79,7 @@ def build_model(
     if fsdp_config is not None:
         patch_fsdp2_on_gloo()
         checkpoint_activations(model, fsdp_config)
-        _shard(model, fsdp_config, precision, device, None if base_dtype is dtype else dtype)
+        _shard(model, fsdp_config, _policy(fsdp_config, gathered, None if base_dtype is dtype else dtype), device.type)
     model.to_empty(device=device)
     not_finite = _fill(model, config, seed, pretrained)
     if pretrained is not None:
@@ -116,26 +118,19 @@ def make_mesh(config: FSDPConfig, device_type: str) -> DeviceMesh:
     return init_device_mesh(device_type, (replicas, world_size // replicas), mesh_dim_names=("replicate", "shard"))
 
 
-def _shard(
-    model: DbrxForCausalLM, config: FSDPConfig, precision: str, device: torch.device, gathered: torch.dtype | None
-) -> None:
-    """Units: each adapter, the embedding, each block, and at the root the last norm with the head.
-
-    gathered is the dtype that weights are computed in where it is neither their own nor said by precision.
-    """
-    mesh = make_mesh(config, device.type)
-    policy = MixedPrecisionPolicy(param_dtype=gathered)
-    if (computed := _computed(precision, config)) is not None:
-        reduce_dtype = torch.bfloat16 if config.mixed_precision == "PURE" else torch.float32
-        policy = MixedPrecisionPolicy(param_dtype=computed, reduce_dtype=reduce_dtype)
+def _shard(model: DbrxForCausalLM, config: FSDPConfig, policy: MixedPrecisionPolicy, device_type: str) -> None:
+    """Units: each adapter, the embedding, each block, and at the root the last norm with the head."""
+    mesh = make_mesh(config, device_type)
     for unit in (*adapters(model), model.transformer.wte, *model.transformer.blocks, model):
         fully_shard(unit, mesh=mesh, mp_policy=policy, reshard_after_forward=config.reshard_after_forward)
 
 
-def _computed(precision: str, config: FSDPConfig | None) -> torch.dtype | None:
-    """The dtype in which weights are gathered; None for their own."""
-    lowered = precision == "amp_bf16" and config is not None and config.mixed_precision != "FULL"
-    return torch.bfloat16 if lowered else None
+def _policy(config: FSDPConfig, gathered: Precision | None, computed: torch.dtype | None) -> MixedPrecisionPolicy:
+    """computed is the dtype that weights are computed in where it is neither their own nor said by precision."""
+    if gathered is None:
+        return MixedPrecisionPolicy(param_dtype=computed)
+    reduced = precisions.reduced(config.mixed_precision)
+    return MixedPrecisionPolicy(param_dtype=FORMATS[gathered].torch_dtype, reduce_dtype=FORMATS[reduced].torch_dtype)
 
 
 @torch.no_grad()

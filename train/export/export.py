@@ -23,12 +23,11 @@ from train.export.model_card import model_card
 from train.export.writer import MAX_SHARD_BYTES, write_weights
 from train.hf.config_json import config_json
 from train.hf.repository import write_json
-from train.hf.tensors import Precision, TensorSource, n_bytes
+from train.hf.tensors import TensorSource, n_bytes
+from train.models.precision import FORMATS, Precision
 from train.models.shapes import parameter_shapes
 from train.weights.merged import whole_weights
 
-DTYPE_NAMES: dict[Precision, str] = {"fp32": "float32", "bf16": "bfloat16"}
-"""What config.json calls the precisions."""
 EXIT_NOT_FINITE = 3
 """Exit code of train/export/verify.py where the checkpoint's own weights are not finite."""
 _ORDER = ".export.json"
@@ -171,7 +170,7 @@ def _write(part: Path, run: Run, precision: Precision, max_shard_bytes: int) -> 
         # What the tensors come from is damaged: there is nothing to go on from.
         shutil.rmtree(part)
         raise
-    write_json(part / "config.json", config_json(run.config.model, run.generation, DTYPE_NAMES[precision]))
+    write_json(part / "config.json", config_json(run.config.model, run.generation, FORMATS[precision].dtype))
     (part / "README.md").write_text(model_card(run.checkpoint, run.config, precision), encoding="utf-8")
     shutil.copytree(run.tokenizer, part, dirs_exist_ok=True)
 

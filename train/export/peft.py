@@ -19,8 +19,9 @@ from train.export.model_card import front_matter, lora_table
 from train.export.writer import write_file
 from train.hf.finite import is_finite, of_checkpoint
 from train.hf.repository import write_json
-from train.hf.tensors import Precision, n_bytes, row_blocks
+from train.hf.tensors import n_bytes, row_blocks
 from train.models.config import LoraConfig, ModelConfig
+from train.models.precision import FORMATS, Precision
 from train.models.shapes import adapted_shapes, adapter_name, adapter_shapes
 
 PEFT_WEIGHTS = "adapter_model.safetensors"
@@ -68,7 +69,7 @@ def _check_finite(reader: CheckpointReader, shapes: Mapping[str, tuple[int, ...]
     """Raises ConfigError when adapters in the checkpoint are not finite."""
     names = []
     for name, shape in shapes.items():
-        for start, stop in row_blocks(shape, 4):
+        for start, stop in row_blocks(shape, FORMATS["fp32"].n_bytes):
             rows = torch.empty(stop - start, *shape[1:])
             reader.rows(name, start, stop, rows)
             if not is_finite(rows):

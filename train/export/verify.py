@@ -17,13 +17,13 @@ import transformers
 from data.base.errors import ConfigError
 from data.base.paths import refuse_path_arguments
 from data.hub.repository_files import TEMPLATES, check_json_files, refuse_code_beside
-from train.export.export import DTYPE_NAMES, EXIT_NOT_FINITE, Run, open_run
+from train.export.export import EXIT_NOT_FINITE, Run, open_run
 from train.export.verify_logits import check_logits, written_rows
 from train.hf.config_json import config_json
 from train.hf.finite import is_finite, of_checkpoint
 from train.hf.repository import INDEX
 from train.hf.safetensors_file import Stored, header, read_header
-from train.hf.tensors import DTYPES, Precision
+from train.models.precision import BY_DTYPE, FORMATS, Precision
 from train.models.shapes import parameter_shapes
 
 _ABSENT = object()
@@ -71,13 +71,10 @@ def _read_json(folder: Path, name: str) -> dict[str, Any]:
 
 def _check_config(folder: Path, run: Run) -> Precision:
     found = _read_json(folder, "config.json")
-    precisions: dict[str, Precision] = {dtype: key for key, dtype in DTYPE_NAMES.items()}
-    precision = precisions.get(str(found.get("torch_dtype")))
+    precision = BY_DTYPE.get(str(found.get("torch_dtype")))
     if precision is None:
-        raise _defect(
-            "config.json", f"has torch_dtype {found.get('torch_dtype')}, not {' or '.join(DTYPE_NAMES.values())}"
-        )
-    expected = json.loads(json.dumps(config_json(run.config.model, run.generation, DTYPE_NAMES[precision])))
+        raise _defect("config.json", f"has torch_dtype {found.get('torch_dtype')}, not {' or '.join(BY_DTYPE)}")
+    expected = json.loads(json.dumps(config_json(run.config.model, run.generation, FORMATS[precision].dtype)))
     for key in sorted({*found, *expected}):
         if found.get(key, _ABSENT) != expected.get(key, _ABSENT):
             raise _defect("config.json", f"has {key} {found.get(key)}, but the checkpoint's is {expected.get(key)}")
@@ -155,7 +152,7 @@ def _check_weights(folder: Path, run: Run, precision: Precision) -> dict[str, tu
 
     Raises CheckpointNotFinite when all of these agree, but not all numbers are finite.
     """
-    shapes, weight_map, dtype = parameter_shapes(run.config.model), _weight_map(folder), DTYPES[precision][0]
+    shapes, weight_map, dtype = parameter_shapes(run.config.model), _weight_map(folder), FORMATS[precision].torch_dtype
     stock = _stock_shapes(folder)
     if stock != shapes:
         differ = sorted(name for name in {*stock, *shapes} if stock.get(name) != shapes.get(name))
@@ -165,7 +162,7 @@ def _check_weights(folder: Path, run: Run, precision: Precision) -> dict[str, tu
     tensors: dict[str, tuple[Path, Stored]] = {}
     for file in dict.fromkeys(folder / name for name in weight_map.values()):
         inside = {name: shapes[name] for name, place in weight_map.items() if place == file.name}
-        begin = header(inside, DTYPES[precision][1])
+        begin = header(inside, precision)
         try:
             tensors |= {name: (file, stored) for name, stored in read_header(file).items()}
             with file.open("rb") as stream:

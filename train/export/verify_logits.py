@@ -18,11 +18,12 @@ from data.base.errors import ConfigError
 from train.export.export import Run
 from train.hf.raw_rows import read_rows
 from train.hf.safetensors_file import Stored
-from train.hf.tensors import DTYPES, Precision, row_blocks
+from train.hf.tensors import n_bytes, row_blocks
 from train.models.attention.layout import Layout, find_documents, make_layout
 from train.models.config import ModelConfig
 from train.models.dbrx import DbrxBlock
 from train.models.linear import Linear
+from train.models.precision import FORMATS, Precision
 from train.models.shapes import parameter_shapes
 
 Written = Mapping[str, tuple[Path, Stored]]
@@ -51,7 +52,7 @@ class _Weights:
     """Both sides' weights, in fp32: the checkpoint's, rounded as the export is, and the files'."""
 
     def __init__(self, run: Run, precision: Precision, tensors: Written) -> None:
-        self.run, self.dtype, self.tensors = run, DTYPES[precision][0], tensors
+        self.run, self.dtype, self.tensors = run, FORMATS[precision].torch_dtype, tensors
 
     def fill_ours(self, module: nn.Module, prefix: str) -> None:
         for name, param in module.named_parameters():
@@ -114,7 +115,7 @@ def check_logits(folder: Path, run: Run, precision: Precision, tensors: Written)
     worst = max(worst, compare(_head(weights, model, x_BSD, norm_f), logits_BSV, "the logits"))
     message = f"transformers {transformers.__version__} computes the same in fp32, block by block"
     lines = [f"{message}: {worst:.0e} of a token's largest number apart on {int((~tied_BS).sum())} tokens"]
-    needed = 4 * sum(torch.Size(shape).numel() for shape in parameter_shapes(model).values())
+    needed = sum(n_bytes(shape, "fp32") for shape in parameter_shapes(model).values())
     if needed < min(WHOLE_BYTES, 0.7 * psutil.virtual_memory().available):
         # What follows a token that may go elsewhere has seen it.
         clean_BS = tied_BS.cumsum(1) == 0

@@ -12,7 +12,8 @@ from data.base.errors import ConfigError
 from train.hf.raw_rows import Piece, Scratch
 from train.hf.repository import INDEX, write_json
 from train.hf.safetensors_file import header
-from train.hf.tensors import DTYPES, Precision, TensorSource, n_bytes, row_blocks
+from train.hf.tensors import TensorSource, n_bytes, row_blocks
+from train.models.precision import FORMATS, Precision
 
 MAX_SHARD_BYTES = 5_000_000_000
 _WORKERS = 2
@@ -67,7 +68,7 @@ def write_file(
     source: TensorSource, path: Path, shapes: Mapping[str, tuple[int, ...]], precision: Precision, progress: tqdm
 ) -> None:
     """Writes one safetensors file; what a killed call has finished of its tensors stays."""
-    begin = header(shapes, DTYPES[precision][1])
+    begin = header(shapes, precision)
     # Unbuffered: whole pieces are written, by the kernel too.
     mode = "r+b" if path.exists() else "w+b"
     with path.open(mode, buffering=0) as stream, ThreadPoolExecutor(_WORKERS) as pool:
@@ -96,7 +97,7 @@ def _write_tensor(
     precision: Precision,
     progress: tqdm,
 ) -> None:
-    dtype = DTYPES[precision][0]
+    dtype = FORMATS[precision].torch_dtype
     pieces = source.pieces(name, dtype)
     if pieces is not None:
         for piece in pieces:

@@ -22,9 +22,10 @@ from train.hardware.kernels import Wording, resolve_kernels
 from train.hardware.memory import GB, available_memory
 from train.hf.finite import is_finite, of_checkpoint
 from train.hf.repository import KEY
-from train.hf.tensors import DTYPES, Precision, n_bytes
+from train.hf.tensors import n_bytes
 from train.models.config import ModelConfig
 from train.models.dbrx import DbrxForCausalLM
+from train.models.precision import FORMATS, Precision
 from train.models.shapes import parameter_shapes
 from train.weights.pretrained import PretrainedFolder
 
@@ -81,7 +82,7 @@ def _open_exported(folder: Path, precision: Precision, device: Device) -> Opened
     _check_memory(folder, model_config, precision, device)
     # transformers before 4.56 knows torch_dtype alone; later versions warn about that name.
     dtype = "dtype" if hasattr(PretrainedConfig(), "dtype") else "torch_dtype"
-    kwargs: dict[str, Any] = {dtype: DTYPES[precision][0], "use_safetensors": True, "local_files_only": True}
+    kwargs: dict[str, Any] = {dtype: FORMATS[precision].torch_dtype, "use_safetensors": True, "local_files_only": True}
     loaded: Any = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, **kwargs)
     check_loaded(weights, loaded)
     decoder = TransformersDecoder(loaded.to(torch_device(device)), tokenizer.pad_token_id)
@@ -118,11 +119,11 @@ def _open_checkpoint(checkpoint: Path, precision: Precision, device: Device) -> 
     wording = Wording(
         choice=f"{checkpoint} is opened on a GPU", bf16="give --precision bf16", loop="choose the CPU: --device cpu"
     )
-    resolve_kernels(model_config, torch_device(device), DTYPES[precision][0], None, wording)
+    resolve_kernels(model_config, torch_device(device), FORMATS[precision].torch_dtype, None, wording)
     tokenizer = _tokenizer(run.tokenizer, model_config)
     _check_memory(checkpoint, model_config, precision, device)
     with torch.device("meta"):
-        model = DbrxForCausalLM(model_config).to(DTYPES[precision][0])
+        model = DbrxForCausalLM(model_config).to(FORMATS[precision].torch_dtype)
     model.to_empty(device=torch_device(device))
     with torch.no_grad():
         for name, param in model.named_parameters():

@@ -12,7 +12,7 @@ from typing import Any
 
 from data.base.errors import ConfigError
 from data.base.versions import installed_versions
-from train.hf.tensors import Precision
+from train.models.precision import Precision
 
 RESULTS = "evaluation.json"
 CARD = "README.md"

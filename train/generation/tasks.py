@@ -10,12 +10,11 @@ from typing import Any
 
 from data.base.errors import ConfigError
 from data.hub.reach import why_offline
-from train.export.export import DTYPE_NAMES
 from train.generation.huggingface_compat import offline
 from train.generation.open_model import check_exported, check_loaded, torch_device
 from train.generation.results import Result
 from train.hardware.device import Device
-from train.hf.tensors import Precision
+from train.models.precision import FORMATS, Precision
 
 
 def run_tasks(
@@ -42,7 +41,7 @@ def run_tasks(
         model = harness.models.huggingface.HFLM(
             pretrained=str(folder),
             device=str(torch_device(device)),
-            dtype=DTYPE_NAMES[precision],
+            dtype=FORMATS[precision].dtype,
             batch_size=batch_size,
             trust_remote_code=False,
         )

@@ -13,9 +13,6 @@ import torch
 PIECE_BYTES = 1 << 21
 """Small enough for a processor's cache, and large enough that the steps between two pieces cost little beside them."""
 
-TORCH_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
-"""By safetensors' names."""
-
 
 class Piece(NamedTuple):
     """Where numbers lie one after the other."""

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-BYTES = {"F32": 4, "BF16": 2, "F16": 2}
-"""Of a number, in the dtypes that are read here."""
+from train.models.precision import BY_SAFETENSORS, FORMATS, Precision
+
 _MOST_HEADER_BYTES = 100_000_000
 """The library's own limit."""
 _LFS_POINTER = b"version https://git-lfs"
@@ -60,17 +60,18 @@ def read_header(path: Path) -> dict[str, Stored]:
 
 def _stored(entry: Mapping[str, Any], offset: int) -> Stored:
     dtype, shape, (start, stop) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
-    if start < 0 or (dtype in BYTES and stop - start != math.prod(shape) * BYTES[dtype]):
+    if start < 0 or (dtype in BY_SAFETENSORS and stop - start != math.prod(shape) * BY_SAFETENSORS[dtype].n_bytes):
         raise ValueError
     return Stored(dtype, shape, offset + start, offset + stop)
 
 
-def header(shapes: Mapping[str, tuple[int, ...]], dtype: str) -> bytes:
+def header(shapes: Mapping[str, tuple[int, ...]], precision: Precision) -> bytes:
     """What a file begins with that holds these tensors, one behind the other."""
+    dtype = FORMATS[precision].safetensors
     entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name, shape in shapes.items():
-        end = offset + math.prod(shape) * BYTES[dtype]
+        end = offset + math.prod(shape) * FORMATS[precision].n_bytes
         entries[name] = {"dtype": dtype, "shape": shape, "data_offsets": [offset, end]}
         offset = end
     text = json.dumps(entries, separators=(",", ":")).encode()

@@ -3,17 +3,12 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 
 from train.hf.raw_rows import PIECE_BYTES, Piece
-from train.hf.safetensors_file import BYTES
-
-Precision = Literal["fp32", "bf16"]
-
-DTYPES: dict[Precision, tuple[torch.dtype, str]] = {"fp32": (torch.float32, "F32"), "bf16": (torch.bfloat16, "BF16")}
-"""torch's dtype of a precision, and safetensors' name for it."""
+from train.models.precision import FORMATS, Precision
 
 
 class TensorSource(Protocol):
@@ -45,7 +40,7 @@ class TensorSource(Protocol):
 
 
 def n_bytes(shape: tuple[int, ...], precision: Precision) -> int:
-    return math.prod(shape) * BYTES[DTYPES[precision][1]]
+    return math.prod(shape) * FORMATS[precision].n_bytes
 
 
 def row_blocks(shape: tuple[int, ...], itemsize: int) -> Iterator[tuple[int, int]]:

@@ -12,7 +12,9 @@ from fnmatch import fnmatch
 from train.config.optimizer import OptimizerConfig
 from train.config.ranks import train_microbatch_rows
 from train.config.schema import FSDPConfig, TrainConfig
+from train.models import precision as precisions
 from train.models.config import NF4_WEIGHTS
+from train.models.precision import FORMATS, NF4_BLOCK, NF4_BLOCK_BYTES, Precision
 from train.models.shapes import adapter_shapes, parameter_shapes, parameter_sizes
 
 
@@ -33,19 +35,23 @@ class ResourceEstimate:
 
 
 def memory_per_rank(config: TrainConfig, world_size: int, *, gpu: bool) -> ResourceEstimate:
-    fsdp = config.fsdp_config
-    # On a CPU everything is computed in fp32.
-    width = 2 if gpu and config.precision == "amp_bf16" else 4
-    gathered_width = 4 if fsdp is not None and fsdp.mixed_precision == "FULL" else width
+    fsdp, precision = config.fsdp_config, precisions.on_device(config.precision, gpu=gpu)
+    gathered_in = precisions.gathered(precision, fsdp.mixed_precision if fsdp is not None else None)
+    width = FORMATS[precisions.computed(precision)].n_bytes
     shards = 1 if fsdp is None else world_size // (fsdp.data_parallel_replicate_degree or 1)
     gathered = _unpacked_bytes(config, width)
     if fsdp is not None and shards > 1:
-        gathered += _gathered_bytes(config, fsdp, gathered_width)
+        gathered += _gathered_bytes(config, fsdp, _width(gathered_in))
     rows = max(train_microbatch_rows(config, world_size), 1)
     activations = float(width * rows * config.max_seq_len * _kept_per_token(config))
     return ResourceEstimate(
-        states=_state_bytes(config, gathered_width) / shards, gathered=gathered, activations=activations
+        states=_state_bytes(config, gathered_in) / shards, gathered=gathered, activations=activations
     )
+
+
+def _width(precision: Precision | None) -> int:
+    """Bytes of a number; None: in that which weights are kept in."""
+    return FORMATS[precision or "fp32"].n_bytes
 
 
 def _gathered_bytes(config: TrainConfig, fsdp: FSDPConfig, width: float) -> float:
@@ -65,21 +71,21 @@ def _unpacked_bytes(config: TrainConfig, width: float) -> float:
 
 
 def _base_bytes(config: TrainConfig, width: float) -> dict[str, float]:
-    """Of each weight where weights have this width, of those in 4 bits 36 bytes for 64."""
+    """Of each weight where weights have this width, or are packed in 4 bits."""
     packed = NF4_WEIGHTS if config.lora is not None and config.lora.base_dtype == "nf4" else ()
     return {
-        name: size * (36 / 64 if name.endswith(packed) else width)
+        name: size * (NF4_BLOCK_BYTES / NF4_BLOCK if name.endswith(packed) else width)
         for name, size in parameter_sizes(config.model).items()
     }
 
 
-def _state_bytes(config: TrainConfig, width: float) -> float:
+def _state_bytes(config: TrainConfig, gathered_in: Precision | None) -> float:
     """Over all ranks: fp32 weights (4 bytes); for trained ones a gradient (4) and the optimizer's moments (4 each).
-    Beneath adapters the weights are in lora.base_dtype, those that nf4 leaves in what is computed in (width)."""
+    Beneath adapters the weights are in lora.base_dtype."""
     sizes, more = parameter_sizes(config.model), 4 + 4 * _moments(config.optimizer)
     if config.lora is None:
         return sum(size * (4 if _frozen(config, name) else 4 + more) for name, size in sizes.items())
-    base = _base_bytes(config, {"fp32": 4, "bf16": 2, "nf4": width}[config.lora.base_dtype])
+    base = _base_bytes(config, _width(precisions.frozen(config.lora.base_dtype, gathered_in)))
     return sum(base.values()) + sum(
         math.prod(shape) * (4 if _frozen(config, name) else 4 + more)
         for name, shape in adapter_shapes(config.model, config.lora).items()

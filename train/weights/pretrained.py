@@ -24,8 +24,9 @@ from train.hf.repository import (
     no_weights,
     read_config_json,
 )
-from train.hf.safetensors_file import BYTES, Stored, read_header
+from train.hf.safetensors_file import Stored, read_header
 from train.models.config import ModelConfig
+from train.models.precision import BY_SAFETENSORS
 from train.models.shapes import parameter_shapes
 
 if TYPE_CHECKING:
@@ -85,24 +86,25 @@ class PretrainedFolder:
 
     def pieces(self, name: str, dtype: "torch.dtype") -> "list[Piece] | None":
         """Where the parameter's bytes are; None where its dtype is another."""
-        from train.hf.raw_rows import TORCH_DTYPES, Piece
+        from train.hf.raw_rows import Piece
 
         path, stored = self.tensors[name]
-        if TORCH_DTYPES[stored.dtype] != dtype:
+        if BY_SAFETENSORS[stored.dtype].torch_dtype != dtype:
             return None
-        return [Piece(path, stored.start, math.prod(stored.shape) * BYTES[stored.dtype])]
+        return [Piece(path, stored.start, stored.stop - stored.start)]
 
     def rows(self, name: str, start: int, stop: int, out: "torch.Tensor") -> None:
         """Reads rows [start, stop) of a parameter into `out` [stop - start, ...], in its dtype, on its device.
 
         Only these rows' bytes are read, in small pieces. Raises ConfigError when they cannot be.
         """
-        from train.hf.raw_rows import TORCH_DTYPES, read_rows
+        from train.hf.raw_rows import read_rows
 
         path, stored = self.tensors[name]
-        row_bytes = math.prod(stored.shape[1:]) * BYTES[stored.dtype]
+        number = BY_SAFETENSORS[stored.dtype]
+        row_bytes = math.prod(stored.shape[1:]) * number.n_bytes
         with errors_name_the_key(f"{KEY} is {self.name!r}"):
-            read_rows(path, stored.start + start * row_bytes, TORCH_DTYPES[stored.dtype], out[: stop - start])
+            read_rows(path, stored.start + start * row_bytes, number.torch_dtype, out[: stop - start])
 
     def not_finite(self, names: Sequence[str]) -> str:
         """What is said when these parameters have been read and are not all numbers."""
@@ -162,6 +164,6 @@ def _differences(tensors: dict[str, Stored], shapes: dict[str, tuple[int, ...]])
     for name, stored in tensors.items():
         if stored.shape != shapes.get(name, stored.shape):
             problems.append(f"{name} is {list(stored.shape)}, not {list(shapes[name])}")
-        elif name in shapes and stored.dtype not in BYTES:
+        elif name in shapes and stored.dtype not in BY_SAFETENSORS:
             problems.append(f"{name} is {stored.dtype}, not F32, BF16 or F16")
     return problems

@@ -15,10 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from train.models.config import NF4_WEIGHTS
-
-_BLOCK = 64
-_BYTES = 36
-"""Of a block: 32 of codes, 4 of its largest absolute value."""
+from train.models.precision import NF4_BLOCK, NF4_BLOCK_BYTES
 
 
 def pack(weight_MN: Tensor, dtype: torch.dtype) -> Tensor:
@@ -26,8 +23,8 @@ def pack(weight_MN: Tensor, dtype: torch.dtype) -> Tensor:
     import bitsandbytes.functional as bnb
 
     M, N = weight_MN.shape
-    codes, state = bnb.quantize_4bit(weight_MN.float().flatten(), blocksize=_BLOCK, quant_type="nf4")
-    largest = state.absmax.float().view(M, N // _BLOCK)
+    codes, state = bnb.quantize_4bit(weight_MN.float().flatten(), blocksize=NF4_BLOCK, quant_type="nf4")
+    largest = state.absmax.float().view(M, N // NF4_BLOCK)
     return torch.cat((codes.view(M, N // 2), largest.view(torch.uint8)), dim=1).view(dtype)
 
 
@@ -36,13 +33,13 @@ def unpack(packed_MP: Tensor, dtype: torch.dtype) -> Tensor:
     import bitsandbytes.functional as bnb
 
     bytes_M = packed_MP.detach().contiguous().view(torch.uint8)
-    shape = torch.Size((bytes_M.shape[0], bytes_M.shape[1] // _BYTES * _BLOCK))
-    codes, largest = bytes_M.split((shape[1] // 2, shape[1] // _BLOCK * 4), dim=1)
+    shape = torch.Size((bytes_M.shape[0], bytes_M.shape[1] // NF4_BLOCK_BYTES * NF4_BLOCK))
+    codes, largest = bytes_M.split((shape[1] // 2, shape[1] // NF4_BLOCK * 4), dim=1)
     state = bnb.QuantState(
         absmax=largest.contiguous().view(torch.float32).flatten(),
         shape=shape,
         code=bnb.get_4bit_type("nf4", device=str(packed_MP.device)),
-        blocksize=_BLOCK,
+        blocksize=NF4_BLOCK,
         quant_type="nf4",
         dtype=dtype,
     )
@@ -54,7 +51,7 @@ def pack_parameters(model: nn.Module, dtype: torch.dtype) -> None:
     for path, module in model.named_modules():
         for name, param in list(module.named_parameters(recurse=False)):
             if f"{path}.{name}".endswith(NF4_WEIGHTS):
-                columns = param.shape[1] // _BLOCK * _BYTES // dtype.itemsize
+                columns = param.shape[1] // NF4_BLOCK * NF4_BLOCK_BYTES // dtype.itemsize
                 packed = torch.empty(param.shape[0], columns, dtype=dtype, device=param.device)
                 setattr(module, name, nn.Parameter(packed, requires_grad=False))
                 module.packed = True  # pyright: ignore[reportArgumentType]
