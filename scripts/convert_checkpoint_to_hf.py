@@ -8,7 +8,6 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:] = [str(ROOT), *(path for path in sys.path if not Path(path).resolve().is_relative_to(ROOT / "scripts"))]
 
 import argparse
-import re
 from collections.abc import Sequence
 
 
@@ -20,8 +19,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--composer_path", type=Path, required=True, help=what)
     parser.add_argument("--hf_output_path", type=Path, required=True, help="the folder to write: new, or empty")
     parser.add_argument("--output_precision", choices=PRECISIONS, default="fp32", help="default: fp32")
-    what = "bytes that a file of weights has at most, such as 5GB or 500MB; default: 5GB"
-    parser.add_argument("--max_shard_size", type=size, help=what)
+    what = "what a file of weights takes at most: bytes, or such as 500mb or 5gb (the default)"
+    parser.add_argument("--max_shard_size", type=_size, help=what)
     what = "prove in a fresh process that stock transformers computes from the files what the checkpoint does; default"
     parser.add_argument("--verify", action=argparse.BooleanOptionalAction, help=what)
     what = "of a checkpoint of adapters: merge them into their base (default), or write them alone for PEFT"
@@ -55,13 +54,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def size(text: str) -> int:
-    """`5GB` -> 5_000_000_000, as transformers reads it."""
-    units = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(\w+)?", text.strip())
-    if match is None or (match[2] or "").upper() not in {"", *units} or float(match[1]) <= 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 5GB or 500MB")
-    return int(float(match[1]) * units.get((match[2] or "").upper(), 1))
+def _size(text: str) -> int:
+    from data.base.sizes import parse_bytes
+
+    try:
+        return parse_bytes(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 if __name__ == "__main__":

@@ -3,20 +3,20 @@
 import math
 import re
 
-_UNITS = {"b": 0, "kb": 1, "mb": 2, "gb": 3, "tb": 4}
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?b)?", re.IGNORECASE)
+_UNITS = ("", "k", "m", "g", "t")
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([kmgt]?)i?b)?", re.IGNORECASE)
 
 
 def parse_bytes(size: int | str) -> int:
-    """`100gb` is 100 * 1024^3 bytes, as in Streaming; a number alone is in bytes. Raises ValueError."""
+    """`100gb`, or 100GiB, is 100 * 1024^3 bytes, as in Streaming; a number alone is in bytes. Raises ValueError."""
     match = _SIZE.fullmatch(str(size).strip())
-    n_bytes = int(float(match[1]) * 1024 ** _UNITS[(match[2] or "b").lower()]) if match else 0
+    n_bytes = int(float(match[1]) * 1024 ** _UNITS.index((match[2] or "").lower())) if match else 0
     if n_bytes < 1:
         raise ValueError(f"is {size!r}, but a size is a number of bytes above 0, or such as 500mb, 100gb or 2tb")
     return n_bytes
 
 
-def format_bytes(n_bytes: int) -> str:
+def format_bytes(n_bytes: float) -> str:
     """`1.5gb`: rounded up, so that it is enough when it is written where the message says."""
-    unit = max((unit for unit, power in _UNITS.items() if n_bytes >= 1024**power), key=_UNITS.__getitem__, default="b")
-    return f"{math.ceil(100 * n_bytes / 1024 ** _UNITS[unit]) / 100:g}{unit}"
+    power = max((power for power in range(len(_UNITS)) if n_bytes >= 1024**power), default=0)
+    return f"{math.ceil(100 * n_bytes / 1024**power) / 100:g}{_UNITS[power]}b"

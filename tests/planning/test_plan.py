@@ -128,21 +128,21 @@ def test_cpu_machine_that_is_too_small(tmp_path, monkeypatch):
     machine(monkeypatch, cpu=400e9, local_ranks=2)
     line = refusal(load(tmp_path, *BIG), 2)
     assert line.startswith("131,596,523,520 parameters do not fit: each of 2 ranks needs at least ")
-    assert "but there is no GPU, and this machine has 200.0 GB for each; it takes at least " in line
-    assert line.endswith(" such machines, or 80 GPUs of 80 GB")
+    assert "but there is no GPU, and this machine has 186.27gb for each; it takes at least " in line
+    assert line.endswith(" such machines, or 64 GPUs of 80gb")
 
 
 def test_machine_that_no_number_of_makes_enough(tmp_path, monkeypatch):
     machine(monkeypatch, cpu=4e9)
     line = refusal(load(tmp_path, *BIG), 1)
-    assert line.endswith("no number of such machines is enough: it takes at least 80 GPUs of 80 GB")
+    assert line.endswith("no number of such machines is enough: it takes at least 64 GPUs of 80gb")
 
 
 def test_gpus_that_are_too_few(tmp_path, monkeypatch):
     machine(monkeypatch, gpu=80e9)
     config = load(tmp_path, *BIG, "fsdp_config={activation_checkpointing: true}")
     line = refusal(config, 8, "gpu")
-    assert "but its GPU has 80.0 GB; it takes at least " in line
+    assert "but its GPU has 74.51gb; it takes at least " in line
     ranks = ranks_that_fit(config, 80e9, gpu=True)
     assert ranks is not None
     assert f"at least {ranks} such GPUs" in line

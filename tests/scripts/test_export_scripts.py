@@ -66,14 +66,14 @@ def test_verify_exports_checks_every_precision(
     assert "config.json is not JSON" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("text", "n_bytes"), [("5GB", 5 * 10**9), ("1.5 MiB", 3 << 19), ("300", 300), ("2kb", 2000)])
-def test_sizes_are_read_as_transformers_reads_them(text: str, n_bytes: int) -> None:
-    assert load_script("convert_checkpoint_to_hf").size(text) == n_bytes
+@pytest.mark.parametrize(("text", "n_bytes"), [("5GB", 5 << 30), ("1.5 MiB", 3 << 19), ("300", 300), ("2kb", 2048)])
+def test_sizes_are_read_as_everywhere_else(text: str, n_bytes: int) -> None:
+    assert load_script("convert_checkpoint_to_hf")._size(text) == n_bytes
 
 
 def test_what_is_no_size(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         load_script("convert_checkpoint_to_hf").main(
-            ["--composer_path=a", "--hf_output_path=b", "--max_shard_size=5TB"]
+            ["--composer_path=a", "--hf_output_path=b", "--max_shard_size=5XB"]
         )
-    assert "'5TB' is not a size such as 5GB or 500MB" in capsys.readouterr().err
+    assert "--max_shard_size: is '5XB', but a size is a number of bytes" in capsys.readouterr().err

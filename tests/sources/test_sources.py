@@ -158,7 +158,7 @@ def test_a_row_that_is_too_large_is_a_problem_and_the_next_are_read(tmp_path, sm
     pairs = rows_of(path, LINE + b"\n" + large + b"\n" + LINE + b"\n" + large)
     assert [place for place, _ in pairs] == [f"{path}:{number}" for number in (1, 2, 3, 4)]
     assert values(pairs)[0::2] == [GOOD, GOOD]
-    assert all("but 200 bytes are the most: split it" in problem.text for problem in values(pairs)[1::2])
+    assert all("but 200b are the most: split it" in problem.text for problem in values(pairs)[1::2])
 
 
 def test_a_file_changed_after_it_was_hashed_is_refused(tmp_path):
@@ -266,7 +266,7 @@ def test_an_element_that_is_too_large_is_a_problem_and_the_next_are_read(tmp_pat
     pairs = rows_of(path, b"[" + b",".join([LINE, large, LINE, large]) + b"]")
     assert [place for place, _ in pairs] == [f"{path} row {number}" for number in (1, 2, 3, 4)]
     assert values(pairs)[0::2] == [GOOD, GOOD]
-    assert all("but 200 bytes are the most" in problem.text for problem in values(pairs)[1::2])
+    assert all("but 200b are the most" in problem.text for problem in values(pairs)[1::2])
 
 
 # CSV
@@ -336,7 +336,7 @@ def test_csv_that_cannot_be_cut_into_rows_is_refused(tmp_path, content, text):
 def test_a_row_of_csv_that_is_too_large_is_refused(tmp_path, small_blocks, cell):
     text = refusal(tmp_path / "a.csv", b"a,b\n1,2\n" + cell + b",2\n")
     assert text.startswith(f"{tmp_path / 'a.csv'}:3: the ")
-    assert "200 bytes are the most" in text
+    assert "200b are the most" in text
 
 
 # Parquet
@@ -403,7 +403,7 @@ def test_a_row_of_parquet_that_is_too_large_is_a_problem(tmp_path, monkeypatch):
     monkeypatch.setattr("data.sources.formats.content.MAX_ROW_BYTES", 200)
     pairs = read(open_source(of_file(path)))
     assert [pairs[0], pairs[2]] == [(f"{path} row 1", {"text": "a"}), (f"{path} row 3", {"text": "b"})]
-    assert "but 200 bytes are the most" in pairs[1][1].text
+    assert "but 200b are the most" in pairs[1][1].text
 
 
 # Text

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from data.base.errors import ConfigError
 from data.base.locks import exclusive_unless
+from data.base.sizes import format_bytes
 from data.hub.repository_files import check_saved_tokenizer
 from train.checkpoint.reader import CheckpointReader
 from train.checkpoint.save_folder import check_writable, checkpoints
@@ -158,8 +159,8 @@ def _check_space(part: Path, run: Run, precision: Precision) -> None:
     free = shutil.disk_usage(next(parent for parent in part.parents if parent.exists())).free
     if free + there < needed:
         raise ConfigError(
-            f"the export needs {needed - there:,} bytes, but {part.parent} has {free:,} free: make room, or "
-            "name an output on another disk"
+            f"the export needs {format_bytes(needed - there)}, but {part.parent} has {format_bytes(free)} free: "
+            "make room, or name an output on another disk"
         )
 
 

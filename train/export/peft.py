@@ -12,6 +12,7 @@ import torch
 from tqdm import tqdm
 
 from data.base.errors import ConfigError
+from data.base.sizes import format_bytes
 from train.checkpoint.reader import CheckpointReader
 from train.config.load import load_saved_config
 from train.config.schema import TrainConfig
@@ -51,12 +52,14 @@ def export_peft(checkpoint: Path, output: Path, precision: Precision = "fp32") -
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
         if (free := shutil.disk_usage(part).free) < size:
-            raise ConfigError(f"the adapter needs {size:,} bytes, but {output.absolute().parent} has {free:,} free")
+            raise ConfigError(
+                f"the adapter needs {format_bytes(size)}, but {output.absolute().parent} has {format_bytes(free)} free"
+            )
         base = config.model.pretrained_model_name_or_path
         write_json(part / "adapter_config.json", peft_config(config.model, config.lora, base))
         (part / "README.md").write_text(_readme(config, base), encoding="utf-8")
         _check_finite(reader, adapter_shapes(config.model, config.lora))
-        with tqdm(total=size, unit="B", unit_scale=True, desc="adapter", disable=None) as progress:
+        with tqdm(total=size, unit="b", unit_scale=True, unit_divisor=1024, desc="adapter", disable=None) as progress:
             write_file(source, part / PEFT_WEIGHTS, source.shapes, precision, progress)
         part.replace(output)
     except OSError as error:

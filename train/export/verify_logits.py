@@ -15,6 +15,7 @@ import transformers
 from torch import Tensor, nn
 
 from data.base.errors import ConfigError
+from data.base.sizes import parse_bytes
 from train.export.export import Run
 from train.hf.raw_rows import read_rows
 from train.hf.safetensors_file import Stored
@@ -30,7 +31,7 @@ Written = Mapping[str, tuple[Path, Stored]]
 """The file and the place in it of each tensor of the folder."""
 TOLERANCE = 1e-4
 """Of a token's largest number: fp32 rounds to some 1e-6 of it."""
-WHOLE_BYTES = 20e9
+WHOLE_BYTES = parse_bytes("20gb")
 """Up to this size in fp32 the model is also computed as a whole."""
 _N_ROWS, _ROW_LENGTH = 2, 48
 _TIE = 1e-5

@@ -9,13 +9,14 @@ from pathlib import Path
 from tqdm import tqdm
 
 from data.base.errors import ConfigError
+from data.base.sizes import parse_bytes
 from train.hf.raw_rows import Piece, Scratch
 from train.hf.repository import INDEX, write_json
 from train.hf.safetensors_file import header
 from train.hf.tensors import TensorSource, n_bytes, row_blocks
 from train.models.precision import FORMATS, Precision
 
-MAX_SHARD_BYTES = 5_000_000_000
+MAX_SHARD_BYTES = parse_bytes("5gb")
 _WORKERS = 2
 """Threads: while one writes, for which a file takes one at a time, the other reads and casts what comes next."""
 _COPY_BYTES = 1 << 23
@@ -36,7 +37,7 @@ def write_weights(
     shards = list(cut(shapes, precision, max_shard_bytes))
     total = sum(n_bytes(shape, precision) for shape in shapes.values())
     weight_map = {}
-    with tqdm(total=total, unit="B", unit_scale=True, desc="export", disable=None) as progress:
+    with tqdm(total=total, unit="b", unit_scale=True, unit_divisor=1024, desc="export", disable=None) as progress:
         for number, names in enumerate(shards, start=1):
             file = folder / f"model-{number:05d}-of-{len(shards):05d}.safetensors"
             weight_map |= dict.fromkeys(names, file.name)

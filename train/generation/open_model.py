@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from data.base.errors import ConfigError
+from data.base.sizes import format_bytes
 from data.config.tokenizer import TokenizerConfig
 from data.hub.repository_files import check_json_files, refuse_code_beside
 from data.tokenization.build import build_tokenizer
@@ -19,7 +20,7 @@ from train.export.export import find_checkpoint, open_run
 from train.generation.decoders import DbrxDecoder, Decoder, TransformersDecoder
 from train.hardware.device import Device
 from train.hardware.kernels import Wording, resolve_kernels
-from train.hardware.memory import GB, available_memory
+from train.hardware.memory import available_memory
 from train.hf.finite import is_finite, of_checkpoint
 from train.hf.repository import KEY
 from train.hf.tensors import n_bytes
@@ -177,8 +178,8 @@ def _check_memory(path: Path, model: ModelConfig, precision: Precision, device: 
     if need > have:
         where = "the GPU" if device == "gpu" else "this machine"
         raise ConfigError(
-            f"{path} needs {need / GB:,.1f} GB in {precision}, but {where} has {have / GB:,.1f} GB: take a larger one, "
-            "or serve the exported folder over several GPUs"
+            f"{path} needs {format_bytes(need)} in {precision}, but {where} has {format_bytes(have)}: take a "
+            "larger one, or serve the exported folder over several GPUs"
         )
 
 

@@ -7,8 +7,6 @@ import psutil
 
 from train.hardware.device import Device
 
-GB = 1e9
-
 
 def available_memory(device: Device) -> float:
     """Bytes of this rank's GPU, or of the machine."""

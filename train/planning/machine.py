@@ -4,13 +4,14 @@ import math
 import os
 
 from data.base.errors import ConfigError
+from data.base.sizes import format_bytes, parse_bytes
 from train.config.schema import TrainConfig
 from train.hardware.device import Device
-from train.hardware.memory import GB, cpu_memory, gpu_memory
+from train.hardware.memory import cpu_memory, gpu_memory
 from train.models.shapes import count_parameters
 from train.planning.memory import memory_per_rank
 
-_A_COMMON_GPU = 80 * GB
+_COMMON_GPU = "80gb"
 _USABLE = 0.9
 """Of a GPU's memory, what a run can count on beside the allocator's gaps, CUDA's context and NCCL's buffers."""
 
@@ -25,15 +26,15 @@ def check_machine(config: TrainConfig, world_size: int, device: Device) -> None:
     total, _ = count_parameters(config.model)
     ranks = "1 rank needs" if world_size == 1 else f"each of {world_size} ranks needs"
     parts = (
-        f"weights, gradients and {config.optimizer.name} states {need.states / GB:,.1f}, "
-        f"a gathered unit {need.gathered / GB:,.1f}, activations {need.activations / GB:,.1f}"
+        f"weights, gradients and {config.optimizer.name} states {format_bytes(need.states)}, "
+        f"a gathered unit {format_bytes(need.gathered)}, activations {format_bytes(need.activations)}"
     )
-    each = f"{have / GB:,.1f} GB{'' if local_ranks == 1 or gpu else ' for each'}"
+    each = f"{format_bytes(have)}{'' if local_ranks == 1 or gpu else ' for each'}"
     on_cpu = "the CPU was chosen" if config.device == "cpu" else "there is no GPU"
     where = f"its GPU has {each}" if gpu else f"{on_cpu}, and this machine has {each}"
     raise ConfigError(
-        f"{total:,} parameters do not fit: {ranks} at least {need.total / GB:,.1f} GB ({parts}), "
-        f"{need.total * world_size / GB:,.0f} GB in all, but {where}; "
+        f"{total:,} parameters do not fit: {ranks} at least {format_bytes(need.total)} ({parts}), "
+        f"{format_bytes(need.total * world_size)} in all, but {where}; "
         f"{_hint(config, have, local_ranks, gpu=gpu)}"
     )
 
@@ -45,11 +46,11 @@ def _hint(config: TrainConfig, have: float, local_ranks: int, *, gpu: bool) -> s
     things = "GPUs" if gpu else "machines"
     enough = math.ceil(ranks / (1 if gpu else local_ranks)) if ranks else None
     message = f"it takes at least {enough} such {things}" if enough else f"no number of such {things} is enough"
-    common = ranks_that_fit(config, _A_COMMON_GPU * _USABLE, gpu=True)
+    common = ranks_that_fit(config, parse_bytes(_COMMON_GPU) * _USABLE, gpu=True)
     if common is None or (gpu and ranks):
         return message
     # Such GPUs come in nodes of 8.
-    gpus = f"{math.ceil(common / 8) * 8} GPUs of {_A_COMMON_GPU / GB:.0f} GB"
+    gpus = f"{math.ceil(common / 8) * 8} GPUs of {_COMMON_GPU}"
     return f"{message}, or {gpus}" if enough else f"{message}: it takes at least {gpus}"
 
 

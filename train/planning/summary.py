@@ -1,7 +1,7 @@
 """Lines for the console: what a run needs, from its config alone. Imports no torch."""
 
+from data.base.sizes import format_bytes
 from train.config.schema import TrainConfig
-from train.hardware.memory import GB
 from train.models.config import LoraConfig, ModelConfig
 from train.models.shapes import count_adapters, count_parameters
 from train.planning.memory import memory_per_rank
@@ -24,8 +24,8 @@ def memory_lines(config: TrainConfig, world_size: int) -> list[str]:
     for where, gpu in (("GPU", True), ("CPU", False)):
         need = memory_per_rank(config, world_size, gpu=gpu)
         lines.append(
-            f"memory on a {where}, each of {world_size} rank(s), at least: {need.total / GB:,.2f} GB (states "
-            f"{need.states / GB:,.2f}, a gathered unit {need.gathered / GB:,.2f}, activations "
-            f"{need.activations / GB:,.2f})"
+            f"memory on a {where}, each of {world_size} rank(s), at least: {format_bytes(need.total)} (states "
+            f"{format_bytes(need.states)}, a gathered unit {format_bytes(need.gathered)}, activations "
+            f"{format_bytes(need.activations)})"
         )
     return lines

@@ -12,6 +12,7 @@ import xxhash
 
 from data.base.errors import DataError, setting
 from data.base.problems import Problem, describe
+from data.base.sizes import format_bytes
 from data.sources.formats.compressed import PlainFile, RawFile
 
 BLOCK_BYTES = 1 << 20
@@ -219,12 +220,8 @@ def whole_lines(content: Blocks, line_end: bytes = b"\n") -> Iterator[tuple[int,
 
 
 def too_large(n_bytes: int, what: str = "the row") -> Problem:
-    size, most = _megabytes(n_bytes), _megabytes(MAX_ROW_BYTES)
-    return Problem("larger than 64 MB", f"{what} is of {size}, but {most} are the most: split it, or remove it")
-
-
-def _megabytes(n_bytes: int) -> str:
-    return f"{n_bytes / (1 << 20):,.0f} MB" if n_bytes >= 10 << 20 else f"{n_bytes:,} bytes"
+    size, most = format_bytes(n_bytes), format_bytes(MAX_ROW_BYTES)
+    return Problem(f"larger than {most}", f"{what} is of {size}, but {most} are the most: split it, or remove it")
 
 
 def parse_json(text: str) -> Any:

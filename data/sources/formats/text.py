@@ -13,7 +13,7 @@ def check(path: Path, name: str) -> None:
 
 
 def split(content: c.Content) -> Iterator[c.FileChunk]:
-    """A line of more than 64 MB is a Problem. What is only whitespace is no document."""
+    """A line of more than MAX_ROW_BYTES is a Problem. What is only whitespace is no document."""
     for line, block in c.whole_lines(content):
         if isinstance(block, int):
             place, problem = f"{content.name}:{line}", c.too_large(block, "the line")
