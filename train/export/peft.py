@@ -23,7 +23,7 @@ from train.hf.repository import write_json
 from train.hf.tensors import n_bytes, row_blocks
 from train.models.config import LoraConfig, ModelConfig
 from train.models.precision import FORMATS, Precision
-from train.models.shapes import adapted_shapes, adapter_name, adapter_shapes
+from train.models.shapes import adapted_experts, adapted_shapes, adapter_name, adapter_shapes
 
 PEFT_WEIGHTS = "adapter_model.safetensors"
 
@@ -85,7 +85,7 @@ def _check_finite(reader: CheckpointReader, shapes: Mapping[str, tuple[int, ...]
 def peft_config(model: ModelConfig, lora: LoraConfig, base: str | None) -> dict[str, Any]:
     """adapter_config.json, which peft 0.18 and newer read."""
     names = {"Wqkv": "Wqkv", "out_proj": "out_proj", "layer": "router.layer"}
-    experts = [f"experts.mlp.{part}" for part in ("w1", "v1", "w2") if part in lora.targets]
+    experts = [f"experts.mlp.{part}" for part in adapted_experts(lora)]
     linear = [names[part] for part in lora.targets if part in names]
     # With an A an expert, theirs is the common rank: patterns are for modules, of parameters PEFT warns falsely.
     wide = model.ffn_config.moe_num_experts if lora.per_expert and experts else 1
@@ -109,7 +109,7 @@ def peft_config(model: ModelConfig, lora: LoraConfig, base: str | None) -> dict[
 
 def _readme(config: TrainConfig, base: str | None) -> str:
     assert config.lora is not None
-    merged = bool({"w1", "v1", "w2"} & set(config.lora.targets))
+    merged = bool(adapted_experts(config.lora))
     how = """
 The experts' weights are read past the module that holds them, where PEFT cannot add to them: without
 `merge_and_unload()` the model raises `AttributeError: 'ParamWrapper' object has no attribute 'w1'`.
@@ -171,5 +171,5 @@ def _peft_name(name: str, lora: LoraConfig) -> str:
     module, _, last = name.rpartition(".")
     if last == "weight":
         return f"base_model.model.{module}"
-    wrapped = [part for part in ("w1", "v1", "w2") if part in lora.targets]
+    wrapped = adapted_experts(lora)
     return f"base_model.model.{module}{'.base_layer' * (len(wrapped) - 1 - wrapped.index(last))}"

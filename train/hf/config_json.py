@@ -5,17 +5,10 @@ from typing import Any
 
 from data.tokenization.files import TRANSFORMERS_VERSION
 from train.models.config import ModelConfig
+from train.models.shapes import WEIGHT_KEYS
 
 # Of models without clip_qkv: transformers clamps in any case and cannot clamp to nothing. The largest number of fp16.
 _NO_CLIP = 65504.0
-
-_FIXED = (
-    *("d_model", "n_heads", "n_layers", "vocab_size"),
-    *("attn_config.kv_n_heads", "attn_config.rope_theta", "attn_config.clip_qkv"),
-    *("ffn_config.ffn_hidden_size", "ffn_config.moe_num_experts", "ffn_config.moe_top_k"),
-    "ffn_config.moe_normalize_expert_weights",
-)
-"""What decides what weights mean: who takes them takes these as well."""
 
 
 def config_json(model: ModelConfig, generation: Mapping[str, Any], dtype: str) -> dict[str, Any]:
@@ -138,7 +131,7 @@ def contradictions(values: Mapping[str, Any], wanted: Mapping[str, Any]) -> list
     A key that is not in `wanted` is not asked for; max_seq_len may be shorter than the weights were made for.
     """
     found = []
-    for key in (*_FIXED, "max_seq_len"):
+    for key in (*WEIGHT_KEYS, "max_seq_len"):
         there = at(values, key)
         here = at(wanted, key, there)
         if here != there and not (key == "max_seq_len" and isinstance(here, int) and here < there):

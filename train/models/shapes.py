@@ -2,7 +2,15 @@
 
 import math
 
-from train.models.config import LoraConfig, ModelConfig
+from train.models.config import LORA_TARGETS, LoraConfig, ModelConfig
+
+WEIGHT_KEYS = (
+    *("d_model", "n_heads", "n_layers", "vocab_size"),
+    *("attn_config.kv_n_heads", "attn_config.rope_theta", "attn_config.clip_qkv"),
+    *("ffn_config.ffn_hidden_size", "ffn_config.moe_num_experts", "ffn_config.moe_top_k"),
+    "ffn_config.moe_normalize_expert_weights",
+)
+"""The model's keys that decide what its weights mean: whoever takes weights takes these as well."""
 
 
 def parameter_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -31,11 +39,27 @@ def parameter_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
 def adapter_shapes(model: ModelConfig, lora: LoraConfig) -> dict[str, tuple[int, ...]]:
     """Every parameter of the adapters by its name (see lora/adapters.py), and its shape."""
     shapes: dict[str, tuple[int, ...]] = {}
-    for name, (rows, columns) in adapted_shapes(model, lora).items():
-        place, fused = adapter_name(name), name.endswith((".w1", ".v1", ".w2"))
-        rows_A = lora.r * model.ffn_config.moe_num_experts if lora.per_expert and fused else lora.r
-        shapes |= {f"{place}.lora_A": (rows_A, columns), f"{place}.lora_B": (rows, lora.r)}
+    for name, shape in adapted_shapes(model, lora).items():
+        n_experts = model.ffn_config.moe_num_experts if is_fused(name) else 1
+        A, B = pair_shapes(shape, lora, n_experts)
+        shapes |= {f"{adapter_name(name)}.lora_A": A, f"{adapter_name(name)}.lora_B": B}
     return shapes
+
+
+def pair_shapes(shape: tuple[int, int], lora: LoraConfig, n_experts: int = 1) -> tuple[tuple[int, int], ...]:
+    """Of the A and the B to a weight of that shape, in which the weights of so many experts lie one below the other."""
+    rows, columns = shape
+    return (lora.r * (n_experts if lora.per_expert else 1), columns), (rows, lora.r)
+
+
+def is_fused(name: str) -> bool:
+    """Whether the weights of all experts lie in the parameter of that name, one below the other."""
+    return name.rpartition(".")[2] in LORA_TARGETS["experts"]
+
+
+def adapted_experts(lora: LoraConfig) -> list[str]:
+    """Those of w1, v1 and w2 that have an adapter, in this order."""
+    return [name for name in LORA_TARGETS["experts"] if name in lora.targets]
 
 
 def adapted_shapes(model: ModelConfig, lora: LoraConfig) -> dict[str, tuple[int, int]]:

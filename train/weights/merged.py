@@ -11,7 +11,7 @@ from train.config.schema import TrainConfig
 from train.hf.raw_rows import Piece
 from train.hf.tensors import TensorSource
 from train.models.config import LoraConfig, ModelConfig
-from train.models.shapes import adapted_shapes, adapter_name, parameter_shapes
+from train.models.shapes import adapted_shapes, adapter_name, is_fused, parameter_shapes
 from train.weights.frozen_base import check_base, frozen_weights
 
 
@@ -59,7 +59,7 @@ class MergedWeights:
         B = torch.empty(stop - start, r)
         self.adapters.rows(f"{place}.lora_B", start, stop, B)
         # Of experts with an A each, those of the experts that these rows belong to.
-        height = self._F if self.lora.per_expert and not name.endswith(".weight") else self.shapes[name][0]
+        height = self._F if self.lora.per_expert and is_fused(name) else self.shapes[name][0]
         for expert in range(start // height, math.ceil(stop / height)):
             mine = slice(max(expert * height - start, 0), min((expert + 1) * height, stop) - start)
             merged[mine].addmm_(B[mine], self._A(f"{place}.lora_A", expert, out.shape[1]), alpha=self.lora.scale)

@@ -1,7 +1,7 @@
 """What a run starts from: the checkpoint that autoresume or load_path means, checked before anything is built."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,8 @@ from train.checkpoint.reader import CheckpointReader
 from train.checkpoint.save_folder import check_save_folder, checkpoints, is_complete
 from train.config.load import load_saved_config
 from train.config.schema import TrainConfig
-from train.models.shapes import adapter_shapes
+from train.hf.config_json import at
+from train.models.shapes import WEIGHT_KEYS, adapter_shapes
 from train.weights.frozen_base import frozen_base
 
 
@@ -125,16 +126,7 @@ def _check_meaning(before: Path, config: TrainConfig, subject: str) -> None:
 
 
 def _meaning(config: TrainConfig) -> dict[str, Any]:
-    model, attn, ffn, lora = config.model, config.model.attn_config, config.model.ffn_config, config.lora
+    values = asdict(config)
     # The base is compared by its weights, in frozen_base.check_base.
-    adapters = {} if lora is None else {"lora.alpha": lora.alpha}
-    weights = {
-        "n_heads": model.n_heads,
-        "attn_config.kv_n_heads": attn.kv_n_heads,
-        "attn_config.rope_theta": attn.rope_theta,
-        "attn_config.clip_qkv": attn.clip_qkv,
-        "ffn_config.moe_top_k": ffn.moe_top_k,
-        "ffn_config.moe_num_experts": ffn.moe_num_experts,
-        "ffn_config.moe_normalize_expert_weights": ffn.moe_normalize_expert_weights,
-    }
-    return {f"model.{key}": value for key, value in weights.items()} | adapters
+    keys = [*(f"model.{key}" for key in WEIGHT_KEYS), *([] if config.lora is None else ["lora.alpha"])]
+    return {key: at(values, key) for key in keys}

@@ -8,7 +8,7 @@ Shapes: T tokens, K experts a token, D d_model, E experts, F ffn_hidden_size, R 
 
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -22,22 +22,24 @@ from train.models.init import draw_blocks
 from train.models.linear import Linear
 from train.models.lora.experts import Options, Pair, lora_glu
 from train.models.lora.nf4 import unpack
+from train.models.shapes import adapted_experts, pair_shapes
 
 
 class LoraWeights(nn.Module):
     """A [R, N] and B [M, R]; of experts with an A each, A is [E*R, D]."""
 
-    def __init__(self, rows_A: int, in_features: int, out_features: int, r: int) -> None:
+    def __init__(self, shape: tuple[int, int], config: LoraConfig, n_experts: int = 1) -> None:
         super().__init__()
-        self.lora_A = nn.Parameter(torch.empty(rows_A, in_features))
-        self.lora_B = nn.Parameter(torch.empty(out_features, r))
+        A, B = pair_shapes(shape, config, n_experts)
+        self.lora_A = nn.Parameter(torch.empty(A))
+        self.lora_B = nn.Parameter(torch.empty(B))
 
 
 class LoraLinear(LoraWeights):
     """What is added to a linear layer's result."""
 
     def __init__(self, base: Linear, config: LoraConfig) -> None:
-        super().__init__(config.r, base.in_features, base.out_features, config.r)
+        super().__init__((base.out_features, base.in_features), config)
         self.scale, self.dropout = config.scale, config.dropout
 
     def forward(self, x_TN: Tensor) -> Tensor:
@@ -52,14 +54,12 @@ class LoraExperts(nn.Module):
     that FSDP2 has its parameters gathered.
     """
 
-    def __init__(self, base: ExpertsMLP, names: set[str], config: LoraConfig) -> None:
+    def __init__(self, base: ExpertsMLP, names: Iterable[str], config: LoraConfig) -> None:
         super().__init__()
         self.scale, self.dropout, self.per_expert = config.scale, config.dropout, config.per_expert
         self.packed = config.base_dtype == "nf4"
-        rows_A = config.r * base.n_experts if config.per_expert else config.r
         for name in sorted(names):
-            out_features, in_features = base.shape
-            self.add_module(name, LoraWeights(rows_A, in_features, out_features, config.r))
+            self.add_module(name, LoraWeights(base.shape, config, base.n_experts))
 
     def forward(
         self,
@@ -90,13 +90,13 @@ class LoraExperts(nn.Module):
 def add_lora(model: DbrxForCausalLM, config: LoraConfig, dtype: torch.dtype = torch.float32) -> None:
     """Freezes the model and gives it adapters, whose values are for draw_adapter_rows to fill."""
     model.requires_grad_(False)
-    names = set(config.targets)
+    experts = adapted_experts(config)
     for path, module in list(model.named_modules()):
-        if isinstance(module, Linear) and path.rpartition(".")[2] in names:
+        if isinstance(module, Linear) and path.rpartition(".")[2] in config.targets:
             module.lora = LoraLinear(module, config).to(dtype)
-        elif isinstance(module, ExpertsMLP) and (names & {"w1", "v1", "w2"} or config.base_dtype == "nf4"):
+        elif isinstance(module, ExpertsMLP) and (experts or config.base_dtype == "nf4"):
             # In 4 bits without adapters too: what computes the others would keep the weights that it is given.
-            module.lora = LoraExperts(module, names & {"w1", "v1", "w2"}, config).to(dtype)
+            module.lora = LoraExperts(module, experts, config).to(dtype)
 
 
 def adapters(model: nn.Module) -> Iterator[LoraLinear | LoraExperts]:
