@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from scripts.bench.gemms import gemm_kinds
+from train.hf.config_json import transformers_config
 from train.models.config import FFNConfig, ModelConfig
 from train.models.experts.experts import MOE_IMPLS, resolve_moe_impl
 from train.models.moe import MoE
@@ -44,7 +45,7 @@ def build_sides(args: argparse.Namespace) -> tuple[dict[str, Side], list[str]]:
     return sides, notes
 
 
-def our_layer(args: argparse.Namespace, moe_impl: str, recompute: bool = False) -> Any:
+def model_config(args: argparse.Namespace, moe_impl: str = "torch", recompute: bool = False) -> ModelConfig:
     ffn = FFNConfig(
         ffn_hidden_size=args.ffn_hidden_size,
         moe_num_experts=args.moe_num_experts,
@@ -52,9 +53,12 @@ def our_layer(args: argparse.Namespace, moe_impl: str, recompute: bool = False) 
         moe_impl=moe_impl,  # type: ignore[arg-type]
         moe_recompute=recompute,
     )
-    heads = max(8, args.d_model // 128)
+    return ModelConfig(d_model=args.d_model, n_heads=max(8, args.d_model // 128), ffn_config=ffn)
+
+
+def our_layer(args: argparse.Namespace, moe_impl: str, recompute: bool = False) -> Any:
     with torch.device(args.device):
-        layer = MoE(ModelConfig(d_model=args.d_model, n_heads=heads, ffn_config=ffn))
+        layer = MoE(model_config(args, moe_impl, recompute))
     return layer.to(getattr(torch, args.dtype))
 
 
@@ -105,14 +109,8 @@ def add_transformers(args: argparse.Namespace, sides: dict[str, Side], notes: li
     except ImportError as error:
         notes.append(f"not measured: transformers' layer ({error})")
         return
-    ffn_config: Any = {
-        "ffn_hidden_size": args.ffn_hidden_size,
-        "moe_num_experts": args.moe_num_experts,
-        "moe_top_k": args.moe_top_k,
-        "moe_normalize_expert_weights": 1.0,
-    }
     with torch.device(args.device):
-        layer = DbrxFFN(transformers.DbrxConfig(d_model=args.d_model, ffn_config=ffn_config))
+        layer = DbrxFFN(transformers_config(model_config(args)))
     layer.to(getattr(torch, args.dtype)).load_state_dict(weights, assign=True)
     sides["transformers"] = layer_side(layer, batched=True)
     notes.append(f"transformers {transformers.__version__}")

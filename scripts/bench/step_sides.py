@@ -16,6 +16,7 @@ from data.mds.row import IGNORED
 from scripts.bench import common
 from train.callbacks.global_batch import GlobalBatch
 from train.composer_model import DbrxForComposer
+from train.hf.config_json import transformers_config
 from train.models.config import FFNConfig, ModelConfig
 from train.models.dbrx import DbrxForCausalLM
 from train.models.init import initialise
@@ -120,31 +121,9 @@ class TransformersForComposer(ComposerModel):
         return outputs.loss
 
 
-def transformers_config(config: ModelConfig) -> Any:
-    attn, ffn = config.attn_config, config.ffn_config
-    make: Any = transformers.DbrxConfig
-    return make(
-        d_model=config.d_model,
-        n_heads=config.n_heads,
-        n_layers=config.n_layers,
-        max_seq_len=config.max_seq_len,
-        vocab_size=config.vocab_size,
-        attn_config={"kv_n_heads": attn.kv_n_heads, "rope_theta": attn.rope_theta, "clip_qkv": attn.clip_qkv},
-        ffn_config={
-            "ffn_hidden_size": ffn.ffn_hidden_size,
-            "moe_num_experts": ffn.moe_num_experts,
-            "moe_top_k": ffn.moe_top_k,
-            "moe_normalize_expert_weights": ffn.moe_normalize_expert_weights,
-        },
-        # transformers 5 reads it here.
-        rope_parameters={"rope_type": "default", "rope_theta": attn.rope_theta},
-        attn_implementation="sdpa",
-    )
-
-
 def transformers_side(config: ModelConfig, batch: Batch, args: argparse.Namespace) -> Any:
     """transformers' own model and loss with SDPA, from the same weights."""
-    model = transformers.DbrxForCausalLM(transformers_config(config))
+    model = transformers.DbrxForCausalLM(transformers_config(config, attn_implementation="sdpa"))
     model.load_state_dict(initial_model(config).state_dict())
     return trainer_step(TransformersForComposer(model), transformers_batch(batch), [], args)
 

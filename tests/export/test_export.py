@@ -23,7 +23,7 @@ from tests.helpers.small_export import CONFIG, MODEL, save_checkpoint
 from train.checkpoint.reader import PREFIX
 from train.export.export import export, find_checkpoint
 from train.export.writer import MAX_SHARD_BYTES, cut
-from train.hf.config_json import config_json
+from train.hf.config_json import config_json, transformers_config
 from train.models.config import AttnConfig, FFNConfig, ModelConfig
 from train.models.dbrx import DbrxForCausalLM
 from train.models.init import initialise
@@ -184,8 +184,7 @@ def test_a_model_without_clipping_runs_in_transformers():
     config = ModelConfig(**sizes, initializer_range=2.0, attn_config=attn, ffn_config=ffn)
     ours = DbrxForCausalLM(config).eval()
     initialise(ours, config, seed=0)
-    read = transformers.DbrxConfig(**config_json(config, {"bos_token_id": 1, "eos_token_id": 1}, "float32"))
-    theirs = transformers.DbrxForCausalLM(read).eval()
+    theirs = transformers.DbrxForCausalLM(transformers_config(config)).eval()
     theirs.load_state_dict(ours.state_dict())
     ids = torch.arange(8).unsqueeze(0)
     expected = ours(ids, return_logits=True).logits_BSV

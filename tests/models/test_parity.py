@@ -13,7 +13,7 @@ import transformers
 from torch import Tensor, nn
 
 from tests.helpers.models import EVERY_EXPERT, SHAPES, VOCAB, make_model, relative
-from tests.helpers.stock_folder import stock_config
+from train.hf.config_json import transformers_config
 from train.models.dbrx import DbrxForCausalLM
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
@@ -25,24 +25,9 @@ CASES = [(shape, False) for shape in SHAPES] + [(shape, True) for shape in SHAPE
 
 
 def transformers_twin(model: DbrxForCausalLM) -> nn.Module:
-    c, attn, ffn = model.config, model.config.attn_config, model.config.ffn_config
-    config = stock_config(
-        d_model=c.d_model,
-        n_heads=c.n_heads,
-        n_layers=c.n_layers,
-        max_seq_len=c.max_seq_len,
-        vocab_size=c.vocab_size,
-        attn_config={"kv_n_heads": attn.kv_n_heads, "rope_theta": attn.rope_theta, "clip_qkv": attn.clip_qkv},
-        ffn_config={
-            "ffn_hidden_size": ffn.ffn_hidden_size,
-            "moe_num_experts": ffn.moe_num_experts,
-            "moe_top_k": ffn.moe_top_k,
-            "moe_normalize_expert_weights": ffn.moe_normalize_expert_weights,
-        },
-        attn_implementation="sdpa",
-    )
     param = next(model.parameters())
-    twin = transformers.DbrxForCausalLM(config).to(param.device, param.dtype)
+    twin = transformers.DbrxForCausalLM(transformers_config(model.config, attn_implementation="sdpa"))
+    twin = twin.to(param.device, param.dtype)
     twin.load_state_dict(model.state_dict(), strict=True)
     return twin.eval()
 

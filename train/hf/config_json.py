@@ -56,6 +56,13 @@ def config_json(model: ModelConfig, generation: Mapping[str, Any], dtype: str) -
     }
 
 
+def transformers_config(model: ModelConfig, **more: Any) -> Any:
+    """transformers' DbrxConfig of the model, and of what is given besides."""
+    from transformers import DbrxConfig
+
+    return DbrxConfig(**config_json(model, {"bos_token_id": None, "eos_token_id": None}, "float32"), **more)
+
+
 def model_values(contents: Mapping[str, Any]) -> dict[str, Any]:
     """The keys of ModelConfig that a config.json of transformers 4 or 5 decides; defaults are DbrxConfig's.
 
