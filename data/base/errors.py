@@ -134,6 +134,33 @@ def is_full(error: OSError) -> bool:
     return error.errno in _FULL
 
 
+def reason(error: OSError) -> str:
+    """The system's words alone, such as `No such file or directory`."""
+    return error.strerror or str(error)
+
+
+def cannot_be(done: str, subject: object, error: OSError) -> str:
+    """`SUBJECT cannot be read: No such file or directory`; `done` is read or written."""
+    return f"{subject} cannot be {done}: {reason(error)}"
+
+
+@contextmanager
+def os_errors_named(
+    subject: object,
+    done: str = "read",
+    *,
+    hint: str | None = None,
+    key: str | None = None,
+    as_error: type[ConfigError | DataError] = ConfigError,
+) -> Iterator[None]:
+    """Makes an error of ours of every OSError, in the words of `cannot_be`; of writing much, see plain_os_errors."""
+    try:
+        yield
+    except OSError as error:
+        text = cannot_be(done, subject, error) + (f": {hint}" if hint else "")
+        raise (ConfigError(text, key=key) if key is not None else as_error(text)) from None
+
+
 @contextmanager
 def plain_os_errors(
     subject: str,

@@ -3,6 +3,8 @@
 import functools
 import threading
 
+from data.base.errors import reason
+
 WAIT_SECONDS = 6.0
 """For the hub to answer. Looking up its name, which no timeout of the HTTP library covers, can alone take longer."""
 
@@ -45,5 +47,5 @@ def _root_of(error: BaseException) -> str:
     """What the operating system said, below what the libraries made of it."""
     while (below := error.__cause__ or error.__context__) is not None:
         error = below
-    message = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    message = reason(error) if isinstance(error, OSError) else str(error)
     return message or type(error).__name__

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from data.base.errors import ConfigError, DataError
+from data.base.errors import ConfigError, DataError, os_errors_named
 from data.base.locks import is_first
 from data.base.notices import say_once
 from data.mds.fetcher import ShardFetcher
@@ -68,10 +68,8 @@ class MdsFolder:
         folder = Path(local) / part
         if remote is None or os.path.realpath(remote) == os.path.realpath(local):
             remote = None
-            try:
+            with os_errors_named(f"is {local!r}, but it", key="local"):
                 need_index(folder, "local", local, split)
-            except OSError as error:
-                raise ConfigError(f"is {local!r}, but it cannot be read ({error.strerror})", key="local") from None
             hint = hint or "write the folder again, or copy it again"
         else:
             check_scheme(remote)
@@ -79,10 +77,8 @@ class MdsFolder:
             with plain_local_errors(folder, INDEX):
                 bring_index(folder, remote, value, split)
             hint = f"delete it, and it is downloaded from {remote} again"
-        try:
+        with os_errors_named(folder / INDEX, hint=hint, as_error=DataError):
             return cls(folder, remote, (folder / INDEX).read_bytes(), hint, cache_dir)
-        except OSError as error:
-            raise DataError(f"{folder / INDEX} cannot be read ({error.strerror}): {hint}") from None
 
     @property
     def name(self) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from data.base.errors import DataError
+from data.base.errors import DataError, reason
 
 _BLOCK = 1 << 20
 
@@ -23,7 +23,7 @@ def file_defect(file: Path, info: Any, *, hashes: bool = True) -> str | None:
         if name and _hash(file, name) != info.hashes[name]:
             return f"is damaged (its {name} is not the index's)"
     except OSError as error:
-        return f"cannot be read ({error.strerror})"
+        return f"cannot be read ({reason(error)})"
     return None
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import xxhash
 
-from data.base.errors import DataError
+from data.base.errors import DataError, os_errors_named
 from data.base.notices import notice
 from data.base.problems import listed
 from data.sources.find import Part
@@ -23,7 +23,6 @@ from data.sources.formats.content import (
     InputFile,
     check_head,
     state_of,
-    why_unreadable,
 )
 
 READERS: dict[str, Any] = {
@@ -210,10 +209,8 @@ def _count_rows(reader: str, file: InputFile, name: str) -> int:
 
 def hash_file(path: Path) -> InputFile:
     """Raises DataError when the file cannot be read. A file that has not changed since is not read again."""
-    try:
+    with os_errors_named(path, as_error=DataError):
         return _hash_file(path, state_of(path))
-    except OSError as error:
-        raise DataError(why_unreadable(path, error)) from None
 
 
 @functools.cache
@@ -229,10 +226,8 @@ def _hash_file(path: Path, state: tuple[int, ...]) -> InputFile:
 def _reader_of(path: Path, name: str, format: str) -> str | None:
     """The key of the file's reader; None when it is empty. Raises DataError when it cannot be read."""
     if format in _TELL_ROWS:
-        try:
+        with os_errors_named(name, as_error=DataError):
             return format if path.stat().st_size else None
-        except OSError as error:
-            raise DataError(why_unreadable(name, error)) from None
     head = check_head(path, name)
     if not head:
         return None

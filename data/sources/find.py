@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.base.errors import ConfigError, setting
+from data.base.errors import ConfigError, reason, setting
 from data.base.problems import listed
 from data.config.dataset import DatasetConfig
 from data.config.splits import SplitPart, parse_split
@@ -123,7 +123,7 @@ def _looked_at(key: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise ConfigError(
-            f"names {str(error.filename)!r}, but it cannot be looked at ({error.strerror}): name another, or "
+            f"names {str(error.filename)!r}, but it cannot be looked at ({reason(error)}): name another, or "
             "have its folder opened to you",
             key=key,
         ) from None

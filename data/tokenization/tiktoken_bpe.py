@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data.base.errors import ConfigError
+from data.base.errors import ConfigError, os_errors_named
 
 if TYPE_CHECKING:
     import tokenizers
@@ -22,10 +22,8 @@ def read_vocabulary(path: Path, special_tokens: Sequence[str] = ()) -> dict[byte
     one of the special tokens, which get ids of their own.
     """
     where = f"is {str(path)!r}, but"
-    try:
+    with os_errors_named(f"{where} it", key=_KEY):
         lines = path.read_bytes().splitlines()
-    except OSError as error:
-        raise ConfigError(f"{where} it cannot be read: {error.strerror}", key=_KEY) from error
     line_of: dict[bytes | int, int] = {}
     ranks: dict[bytes, int] = {}
     for number, line in enumerate(lines, start=1):

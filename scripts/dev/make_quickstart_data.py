@@ -110,10 +110,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "quickstart")
     parser.add_argument("--seed", type=int, default=17)
     args = parser.parse_args(argv)
+    from data.base.errors import cannot_be
+
     try:
         write(args.out, args.seed)
     except OSError as error:
-        print(f"--out is {str(args.out)!r}, but it cannot be written: {error.strerror}", file=sys.stderr)
+        print(cannot_be("written", f"--out is {str(args.out)!r}, but it", error), file=sys.stderr)
         return 2
     print(f"wrote train.jsonl, heldout.jsonl and vocab.tiktoken into {args.out}")
     return 0

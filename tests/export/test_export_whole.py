@@ -130,7 +130,7 @@ def test_a_disk_that_fills_up_keeps_what_is_written(run: Path, tmp_path: Path, m
 def test_a_disk_without_room_is_told_before(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(ConfigError, match=r"the export needs [\d,]+ bytes, but \S+ has 1,000 free"):
+    with pytest.raises(ConfigError, match=r"the export needs [\d.]+kb, but \S+ has 1000b free"):
         export(run, tmp_path / "deeper" / "out")
     assert list(tmp_path.iterdir()) == []
 

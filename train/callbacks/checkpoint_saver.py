@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.tensor import DTensor
 
-from data.base.errors import DataError, os_error, plain_os_errors
+from data.base.errors import DataError, os_error, os_errors_named, plain_os_errors
 from data.base.sizes import format_bytes
 from train.composer_compat import join_ranks_after_failed_save
 
@@ -73,11 +73,11 @@ class CheckpointSaver(callbacks.CheckpointSaver):
         free = format_bytes(shutil.disk_usage(self.folder).free)
         what = f"the checkpoint of batch {state.timestamp.batch.value}, which takes {n_bytes} ({free} are free)"
         again = "start again with autoresume=true, which resumes from the checkpoint before it"
-        try:
-            with plain_os_errors(subject, "name another save_folder", needed_for=what, again=again):
-                raise refused
-        except OSError as error:
-            raise DataError(f"{subject} cannot be written for {what}: {error.strerror or error}") from None
+        with (
+            os_errors_named(f"{subject}, for {what},", "written", as_error=DataError),
+            plain_os_errors(subject, "name another save_folder", needed_for=what, again=again),
+        ):
+            raise refused
         raise AssertionError
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from torch.distributed.checkpoint.api import CheckpointException
 
-from data.base.errors import ConfigError, plain_os_errors
+from data.base.errors import ConfigError, os_errors_named, plain_os_errors
 from data.base.paths import refuse_path
 from data.tokenization.tokenizer import Tokenizer
 from train.config.load import to_yaml
@@ -97,11 +97,8 @@ def check_save_folder(folder: Path, config: TrainConfig) -> None:
 def check_writable(folder: Path, key: str) -> None:
     """Raises ConfigError when the folder that a key names cannot be written, or made."""
     there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
-    try:
-        with tempfile.TemporaryFile(dir=there):
-            pass
-    except OSError as error:
-        raise ConfigError(f"{key} {folder} cannot be written: {error.strerror or error}: name another") from None
+    with os_errors_named(f"{key} {folder}", "written", hint="name another"), tempfile.TemporaryFile(dir=there):
+        pass
 
 
 def furnish_save_folder(folder: Path, config: TrainConfig, tokenizer: Tokenizer, *, resuming: bool) -> None:

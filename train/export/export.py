@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data.base.errors import ConfigError
+from data.base.errors import ConfigError, cannot_be
 from data.base.locks import exclusive_unless
 from data.base.sizes import format_bytes
 from data.hub.repository_files import check_saved_tokenizer
@@ -89,7 +89,7 @@ def export(
             part.rename(output)
     except OSError as error:
         kept = f"; what is written stays in {part}, and the same command goes on from there" if part.exists() else ""
-        raise ConfigError(f"the output {output} cannot be written: {error.strerror or error}{kept}") from error
+        raise ConfigError(f"{cannot_be('written', f'the output {output}', error)}{kept}") from error
 
 
 def open_run(checkpoint: Path) -> Run:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from data.base.errors import ConfigError
+from data.base.errors import ConfigError, cannot_be
 from data.base.sizes import format_bytes
 from train.checkpoint.reader import CheckpointReader
 from train.config.load import load_saved_config
@@ -63,7 +63,7 @@ def export_peft(checkpoint: Path, output: Path, precision: Precision = "fp32") -
             write_file(source, part / PEFT_WEIGHTS, source.shapes, precision, progress)
         part.replace(output)
     except OSError as error:
-        raise ConfigError(f"the output {output} cannot be written: {error.strerror or error}") from error
+        raise ConfigError(cannot_be("written", f"the output {output}", error)) from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
 

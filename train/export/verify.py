@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import transformers
 
-from data.base.errors import ConfigError
+from data.base.errors import ConfigError, cannot_be
 from data.base.paths import refuse_path_arguments
 from data.hub.repository_files import TEMPLATES, check_json_files, refuse_code_beside
 from train.export.export import EXIT_NOT_FINITE, Run, open_run
@@ -59,7 +59,7 @@ def _read_json(folder: Path, name: str) -> dict[str, Any]:
     try:
         contents = json.loads((folder / name).read_text(encoding="utf-8"))
     except OSError as error:
-        raise _defect(name, f"cannot be read: {error.strerror}") from None
+        raise ConfigError(cannot_be("read", name, error)) from None
     except ValueError:
         raise _defect(name, "is not JSON") from None
     except RecursionError:
@@ -168,7 +168,7 @@ def _check_weights(folder: Path, run: Run, precision: Precision) -> dict[str, tu
             with file.open("rb") as stream:
                 same = stream.read(len(begin)) == begin
         except OSError as error:
-            raise _defect(file.name, f"cannot be read: {error.strerror}") from None
+            raise ConfigError(cannot_be("read", file.name, error)) from None
         except ValueError as error:
             raise ConfigError(str(error)) from None
         if not same:

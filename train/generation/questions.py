@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data.base.errors import ConfigError, DataError
+from data.base.errors import ConfigError, DataError, os_errors_named
 from data.base.problems import Problem, Reading
 from data.examples.examples import read_examples
 from data.examples.forms import FORMS, Conversation, Example, PromptResponse
@@ -44,10 +44,8 @@ def read_questions(file: Path, *, with_answers: bool = False) -> list[Question]:
     with_answers: the file must be JSONL, of `{prompt, response}` or of messages that end with the assistant. Raises
     ConfigError when it cannot be read or holds nothing, DataError with the line of each row that cannot be used.
     """
-    try:
+    with os_errors_named(file):
         lines = file.read_bytes().splitlines()
-    except OSError as error:
-        raise ConfigError(f"{file} cannot be read: {error.strerror}") from None
     rows = ((f"{file}:{number}", line) for number, line in enumerate(lines, start=1) if line.strip())
     reading = Reading()
     if with_answers or file.suffix == ".jsonl":

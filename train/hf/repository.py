@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from data.base.errors import ConfigError
+from data.base.errors import ConfigError, cannot_be
 from data.base.paths import refuse_path
 from data.hub.client import REQUEST_SECONDS, first_line, quiet
 from data.hub.reach import why_offline
@@ -38,7 +38,7 @@ def errors_name_the_key(subject: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ConfigError(f"{subject}, but {error.filename} cannot be read: {error.strerror or error}") from None
+        raise ConfigError(f"{subject}, but {cannot_be('read', error.filename, error)}") from None
     except ValueError as error:
         raise ConfigError(f"{subject}, but {error}") from None
 

@@ -1,8 +1,9 @@
 """Why a remote's file could not be fetched, whichever library raised the error, and whether to try again."""
 
-import errno
 from collections.abc import Mapping
 from typing import Any
+
+from data.base.errors import is_full
 
 
 class FetchError(Exception):
@@ -31,7 +32,7 @@ def is_worth_a_try(error: Exception) -> bool:
 
 def raise_if_full(error: BaseException) -> None:
     """Raises the OSError of a full disk, also one that the error was raised from."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if isinstance(error, OSError) and is_full(error):
         raise error
     if error.__cause__ is not None:
         raise_if_full(error.__cause__)

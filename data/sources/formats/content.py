@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import xxhash
 
-from data.base.errors import DataError, setting
+from data.base.errors import DataError, cannot_be, os_errors_named, setting
 from data.base.problems import Problem, describe
 from data.base.sizes import format_bytes
 from data.sources.formats.compressed import PlainFile, RawFile
@@ -90,10 +90,8 @@ class Blocks:
 
     def __init__(self, path: Path, name: str, seen: Callable[[bytes], None] | None = None) -> None:
         self.path, self.name = path, name
-        try:
+        with os_errors_named(name, as_error=DataError):
             self.raw = RawFile(path, seen)
-        except OSError as error:
-            raise DataError(why_unreadable(name, error)) from None
         self._plain, self._begun = PlainFile(self.raw), False
 
     def __enter__(self: _Opened) -> _Opened:
@@ -115,7 +113,7 @@ class Blocks:
 
     def _why_broken(self, error: OSError) -> str:
         if error.errno is not None or self.raw.compression is None:
-            return why_unreadable(self.name, error)
+            return cannot_be("read", self.name, error)
         return (
             f"{self.name} is no whole {self.raw.compression} file ({error}): it was copied or written in part: copy or "
             "write it again"
@@ -141,10 +139,8 @@ class Content(Blocks):
 
     def check_unchanged(self) -> None:
         """For a reader that does not use read(), or not to the end."""
-        try:
+        with os_errors_named(self.name, as_error=DataError):
             same = state_of(self.file.path) == self.file.state
-        except OSError as error:
-            raise DataError(why_unreadable(self.name, error)) from None
         if not same:
             raise DataError(_changed(self.name))
 
@@ -160,10 +156,6 @@ def _changed(name: str) -> str:
 def state_of(path: Path) -> tuple[int, ...]:
     stat = path.stat()
     return (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
-
-
-def why_unreadable(name: str | Path, error: OSError) -> str:
-    return f"{name} cannot be read: {error.strerror or error}"
 
 
 def check_head(path: Path, name: str) -> bytes:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data.base.errors import DataError
+from data.base.errors import DataError, os_errors_named
 from data.sources.formats import content as c
 from data.sources.formats.parquet import arrow_chunk
 
@@ -14,12 +14,9 @@ _END = b"\xff\xff\xff\xff\0\0\0\0"
 
 def check(path: Path, name: str) -> None:
     """Raises DataError when it is no Arrow stream, or not whole."""
-    try:
-        with path.open("rb") as file:
-            file.seek(-len(_END), 2)
-            whole = file.read() == _END
-    except OSError as error:
-        raise DataError(c.why_unreadable(name, error)) from None
+    with os_errors_named(name, as_error=DataError), path.open("rb") as file:
+        file.seek(-len(_END), 2)
+        whole = file.read() == _END
     if not whole:
         raise DataError(_broken(name, "it does not end as one"))
     for _ in _batches(path, name):
