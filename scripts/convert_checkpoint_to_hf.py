@@ -30,12 +30,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--verify and --max_shard_size are for stock DBRX folders, which --adapter peft does not write")
 
     # torch is imported after the arguments are known to be right.
+    from data.base.console import show_on_console
     from data.base.errors import ConfigError
     from data.base.paths import refuse_path_arguments
     from train.export.export import export, find_checkpoint
     from train.export.peft import export_peft
     from train.export.writer import MAX_SHARD_BYTES
 
+    show_on_console()
     try:
         refuse_path_arguments(args, "--composer_path", "--hf_output_path")
         checkpoint = find_checkpoint(args.composer_path)

@@ -24,8 +24,10 @@ from typing import Any
 def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
 
+    from data.base.console import show_on_console
     from data.base.errors import ConfigError, DataError
 
+    show_on_console()
     try:
         _evaluate(args)
     except (ConfigError, DataError) as error:

@@ -27,8 +27,10 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_intermixed_args(argv)
 
+    from data.base.console import show_on_console
     from data.base.errors import ConfigError, DataError
 
+    show_on_console()
     try:
         _generate(args)
         sys.stdout.flush()

@@ -30,11 +30,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--verify", action="store_true", help="check every shard's size and hash, and nothing else")
     args = parser.parse_intermixed_args(argv)
 
+    from data.base.console import show_on_console
     from data.base.errors import ConfigError, DataError
     from data.base.paths import refuse_path_arguments
     from data.tokenization.build import build_tokenizer
     from train.config.load import load_config, resolve_pretrained
 
+    show_on_console()
     try:
         refuse_path_arguments(args, "--png")
         if args.rows < 0 or args.first < 0:

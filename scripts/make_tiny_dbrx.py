@@ -23,6 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--precision", choices=PRECISIONS, default="bf16", help="default: %(default)s")
     args = parser.parse_args(argv)
 
+    from data.base.console import show_on_console
     from data.base.errors import ConfigError, DataError, plain_os_errors
     from data.base.paths import refuse_path_arguments
     from data.tokenization.build import build_tokenizer
@@ -34,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from train.weights.frozen_base import DrawnWeights
 
     part = args.folder.absolute().with_name(f".{args.folder.name}.part")
+    show_on_console()
     try:
         refuse_path_arguments(args, "folder")
         if args.folder.exists() and (not args.folder.is_dir() or any(args.folder.iterdir())):

@@ -21,12 +21,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--png", type=Path, help="with --data: where the picture of the mix goes (default: plan.png)")
     args = parser.parse_intermixed_args(argv)
 
+    from data.base.console import show_on_console
     from data.base.errors import ConfigError, DataError
     from data.base.paths import refuse_path_arguments
     from train.config.load import load_config, resolve_pretrained
     from train.config.ranks import check_kernel_sizes
     from train.planning.summary import memory_lines, parameters_line
 
+    show_on_console()
     try:
         refuse_path_arguments(args, "--png")
         if args.ranks < 1:

@@ -18,9 +18,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--at_least", type=float, default=0.8, help="share to answer exactly (default: %(default)s)")
     args = parser.parse_intermixed_args(argv)
 
+    from data.base.console import show_on_console
     from data.base.errors import ConfigError
     from train.config.load import load_config, resolve_pretrained
 
+    show_on_console()
     try:
         config = resolve_pretrained(load_config(str(ROOT / args.config), args.overrides))
         from train.run.quickstart import quickstart

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from data.base.console import show_on_console
 from tests.helpers.markers import running, watch_programs
 from train.hardware import device
 
@@ -18,6 +19,7 @@ from train.hardware import device
 # which no import above needs, read it once.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.addaudithook(watch_programs)
+show_on_console()  # as every program does
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

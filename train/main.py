@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from data.base.console import show_on_console
 from data.base.errors import ConfigError, DataError, under
 from data.base.paths import refuse_path
 from train.config.load import check_vocab, load_config, resolve_pretrained
@@ -47,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0; 2 for what the user can mend (one `error:` line, no traceback); 128 + n after SIGINT or
     SIGTERM."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    show_on_console()
     with stop_signals() as signals:
         try:
             return _run_or_report(arguments, signals)

@@ -1,4 +1,4 @@
-"""What every package of the data plane needs: errors, durations, sizes, paths, locks, worker processes.
+"""What every package of the data plane needs: errors, console, durations, sizes, paths, locks, workers.
 
 Nothing here knows what a record, a row or a source is.
 """

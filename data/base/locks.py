@@ -1,12 +1,13 @@
 """Locks between processes of a machine: files' flocks, which end with the process that holds them however it ends."""
 
 import fcntl
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
+
+from data.base.console import is_first
 
 HEAD_START = 1.0
 """Seconds that local rank 0 is given to take the lock, because launchers show that rank's output alone."""
@@ -14,29 +15,16 @@ POLL = 1.0
 """Seconds between two looks at a lock that another process holds."""
 
 
-def is_first() -> bool:
-    """Is this the node's local rank 0, whose output alone launchers show?"""
-    return int(os.environ.get("LOCAL_RANK", "0")) == 0
-
-
 @contextmanager
-def exclusive(path: Path, waiting: Callable[[], object] | None = None) -> Iterator[None]:
-    """Holds the lock file's lock; waits without a time limit, and calls `waiting` each second meanwhile.
-
-    Without `waiting`, local rank 0 says once what it waits for.
-    """
+def exclusive(path: Path, waiting: Callable[[], object]) -> Iterator[None]:
+    """Holds the lock file's lock; waits without a time limit, and calls `waiting` each second meanwhile."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    first = is_first()
-    if not first:
+    if not is_first():
         time.sleep(HEAD_START)
     with path.open("a") as file:
-        if not _lock(file):
-            if waiting is None and first:
-                print(f"Waiting for another process that prepares the same rows ({path.with_suffix('')})", flush=True)
-            while not _lock(file):
-                if waiting is not None:
-                    waiting()
-                time.sleep(POLL)
+        while not _lock(file):
+            waiting()
+            time.sleep(POLL)
         try:
             yield
         finally:

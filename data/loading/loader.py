@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, DistributedSampler
 
+from data.base.console import shown_in_workers
 from data.base.errors import DataError
 from data.config.loader import DataLoaderConfig
 from data.loading.batches import EvalBatches, TrainBatches
@@ -132,6 +133,7 @@ def _loader(batches: TrainBatches | EvalBatches, config: DataLoaderConfig) -> Da
         persistent_workers=config.persistent_workers and with_workers,
         pin_memory=config.pin_memory and torch.cuda.is_available(),
         timeout=TIMEOUT if with_workers else 0,
+        worker_init_fn=shown_in_workers(),
         # Its own generator: the seed that a DataLoader draws for its workers must not move the model's random numbers.
         generator=torch.Generator(),
     )

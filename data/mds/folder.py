@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 import xxhash
 
+from data.base.console import notice
 from data.base.errors import ConfigError, DataError, os_errors_named
-from data.base.locks import is_first
-from data.base.notices import say_once
 from data.mds.fetcher import ShardFetcher
 from data.mds.index import bring_index, need_index, parse_index
 from data.mds.remote.fetch import check_scheme
@@ -39,8 +38,8 @@ class MdsFolder:
             parsed = parse_index(index, (*ROW_FORMS, *TEXT_FORMS))
         except DataError as error:
             raise DataError(f"{folder / INDEX} {error}: {hint}") from None
-        for note in parsed.notes if is_first() else ():
-            say_once(f"{self.name}: {note}")
+        for note in parsed.notes:
+            notice(f"{self.name}: {note}")
         self.shards, self.columns = parsed.shards, parsed.columns
         self._files = ShardFiles(folder, remote, self.shards, hint, work=work, cache_dir=cache_dir)
         self._fetcher = ShardFetcher(self._files)

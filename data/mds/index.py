@@ -6,6 +6,7 @@ that lies shows as garbage in the middle of a run.
 
 import functools
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -15,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from data.base.console import notice
 from data.base.errors import ConfigError, DataError, setting
-from data.base.notices import say_once
 from data.base.problems import listed
 from data.mds.remote.failures import FetchError
 from data.mds.remote.fetch import WAITS, check_network, fetch
@@ -72,7 +73,7 @@ def bring_index(folder: Path, remote: str, value: str, split: str | None) -> Non
         got.rename(index)
     except FetchError as error:
         if index.exists():
-            say_once(f"{remote} cannot be reached ({error}): going on with what is in {folder}")
+            notice(f"{remote} cannot be reached ({error}): going on with what is in {folder}", logging.WARNING)
             return
         if error.absent and "://" not in remote:
             need_index(Path(remote), "remote", value, split)

@@ -3,15 +3,14 @@
 import json
 import os
 from contextlib import nullcontext, suppress
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from data.base.console import is_first, notice
 from data.base.errors import DataError
-from data.base.locks import exclusive, is_first
-from data.base.notices import say_once
+from data.base.locks import exclusive
 from data.mds.shard import algorithm, file_defect
 from data.mds.shard_files import ShardFiles
 
@@ -28,15 +27,18 @@ class CheckedShards:
     def check(self, numbers: list[int]) -> None:
         """Verifies those of the shards that are not in the record. Raises DataError for the first with a defect."""
         files = self._files
-        if numbers and not algorithm(files.shards[numbers[0]].raw_data) and is_first():
-            say_once(f"{files.name} has no hashes in its index: of its shards only the sizes are checked")
+        if numbers and not algorithm(files.shards[numbers[0]].raw_data):
+            notice(f"{files.name} has no hashes in its index: of its shards only the sizes are checked")
         if not self._unchecked(numbers):
             return
         with suppress(OSError):
             files.work.mkdir(parents=True, exist_ok=True)
         can_write = os.access(files.work, os.W_OK)
-        waiting = cache(lambda: is_first() and print(f"Waiting for another process that checks {files.folder}"))
-        lock = exclusive(files.work / CHECKED, waiting) if can_write else nullcontext()
+        lock = (
+            exclusive(files.work / CHECKED, lambda: notice(f"Waiting for another process that checks {files.folder}"))
+            if can_write
+            else nullcontext()
+        )
         with files.plain_errors(CHECKED), lock:
             unchecked = self._unchecked(numbers)
             for number in tqdm(unchecked, desc="Checking shards", unit="shard", delay=2, disable=not is_first()):

@@ -7,9 +7,8 @@ from typing import Any
 
 import xxhash
 
+from data.base.console import notice
 from data.base.errors import DataError, plain_os_errors
-from data.base.locks import is_first
-from data.base.notices import say_once
 from data.mds.shard import check_header, file_defect
 
 
@@ -94,8 +93,8 @@ class ShardFiles:
         packed = [shard for shard in packed if not (self.folder / shard.raw_data.basename).exists()]
         for shard in packed:
             shard.dirname = str(self.work)
-        if packed and is_first():
-            say_once(f"{self.folder} cannot be written: its compressed shards are decompressed into {self.work}")
+        if packed:
+            notice(f"{self.folder} cannot be written: its compressed shards are decompressed into {self.work}")
 
 
 def work_folder(folder: Path, remote: str | None, index: bytes, cache_dir: str) -> Path:

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from data.base.console import node_logger
 from data.base.errors import ConfigError, DataError, plain_os_errors, setting
 from data.base.locks import exclusive
 from data.base.problems import listed
@@ -121,7 +122,7 @@ def _write(
         raise _of_worker(error, config) from None
     manifest = manifest_of(config, recipe.source, made_from, details, progress)
     shards.finish(manifest)
-    print(summary(manifest, folder, time.monotonic() - started), flush=True)
+    node_logger.info(summary(manifest, folder, time.monotonic() - started))
 
 
 def _of_worker(error: WorkerEnded, config: DatasetConfig) -> DataError:

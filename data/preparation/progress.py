@@ -8,8 +8,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from data.base.console import is_first, node_logger
 from data.base.errors import DataError
-from data.base.locks import is_first
 from data.examples.examples import Reading
 from data.mds.writer import read_journal
 from data.preparation.recipe import Part, Tally
@@ -82,7 +82,7 @@ class Waiting:
         if not self.shown:
             return
         if self.bar is None:
-            print(f"Waiting for another process that prepares the same rows ({self.folder})", flush=True)
+            node_logger.info(f"Waiting for another process that prepares the same rows ({self.folder})")
             self.bar = tqdm(desc="Prepared by another", unit_scale=True, delay=BAR_DELAY, mininterval=MININTERVAL)
         with suppress(DataError):  # it is finished just now
             state = (read_journal(self.folder) or {}).get("state") or {"done": 0, "total": 0}

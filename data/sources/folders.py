@@ -5,8 +5,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from data.base.console import notice
 from data.base.errors import ConfigError, setting
-from data.base.notices import notice
 from data.base.problems import listed
 from data.sources.formats.names import is_metadata, looks_like_data
 

@@ -20,7 +20,10 @@ MIB = 2**20
 
 
 def make_parser(description: str | None, **integers: int) -> argparse.ArgumentParser:
-    """With --json, and a flag for each integer, whose default is given."""
+    """With --json, and a flag for each integer, whose default is given. What the measured code says is shown."""
+    from data.base.console import show_on_console
+
+    show_on_console()
     parser = argparse.ArgumentParser(description=description)
     for name, default in integers.items():
         parser.add_argument(f"--{name}", type=int, default=default, help=f"default: {default}")

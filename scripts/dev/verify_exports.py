@@ -39,6 +39,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--versions", nargs="+", default=VERSIONS, help="of transformers; default: %(default)s")
     parser.add_argument("--folder", type=Path, default=ROOT / "build" / "verify", help="default: %(default)s")
     args = parser.parse_args(argv)
+
+    from data.base.console import show_on_console
+
+    show_on_console()
     args.folder.mkdir(parents=True, exist_ok=True)
     # One is saved by our code, the other by transformers.
     write_run(args.folder / "run-fp32")

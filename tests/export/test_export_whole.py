@@ -136,7 +136,7 @@ def test_a_disk_without_room_is_told_before(run: Path, tmp_path: Path, monkeypat
 
 
 def test_two_exports_to_one_folder(run: Path, tmp_path: Path) -> None:
-    with exclusive(tmp_path / ".out.part" / ".lock"):
+    with exclusive(tmp_path / ".out.part" / ".lock", lambda: None):
         with pytest.raises(ConfigError, match=r"another export to \S+out is under way"):
             export(run, tmp_path / "out")
 

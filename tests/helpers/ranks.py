@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from data.base.console import show_on_console
 from tests.helpers.markers import require_marker
 
 _calls = itertools.count()
@@ -83,6 +84,7 @@ def _rank(folder: Path, rank: int, world_size: int, port: int, function: Callabl
     torch.set_num_threads(1)
     # A child of the fork server would start its own children by another one; a real rank forks its loader's workers.
     multiprocessing.set_start_method("fork", force=True)
+    show_on_console()
     try:
         result = (True, function(*args))
     except BaseException:

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data.base import notices
+from data.base import console
 from data.base.errors import DataError
 from data.base.problems import Problem
 from data.config.dataset import DatasetConfig
@@ -137,7 +137,7 @@ def test_a_first_line_that_is_broken_stays_a_row_that_is(tmp_path, first):
 
 
 def test_an_index_column_is_left_out_with_one_line(tmp_path, capsys):
-    notices.say_once.cache_clear()
+    console.notice.cache_clear()
     for number in range(2):
         (tmp_path / f"{number}.csv").write_text(f",prompt,response\nrow-{number},{number}?,a\n")
     config = of_folder(tmp_path)

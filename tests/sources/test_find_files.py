@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from data.base import notices
+from data.base import console
 from data.base.errors import ConfigError
 from data.config.dataset import DatasetConfig, HFKwargs
 from data.sources.find import find
@@ -15,7 +15,7 @@ from tests.helpers.toy_tokenizer import write_jsonl
 
 @pytest.fixture(autouse=True)
 def nothing_printed_yet():
-    notices.say_once.cache_clear()
+    console.notice.cache_clear()
 
 
 def rows(*numbers) -> list:

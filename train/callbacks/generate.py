@@ -4,6 +4,7 @@ from composer.core import Callback, State, get_precision_context
 from composer.loggers import ConsoleLogger, Logger, TensorboardLogger
 from composer.utils import dist
 
+from data.base import console
 from data.base.durations import Clock
 from data.base.errors import ConfigError, DataError
 from data.tokenization.tokenizer import Tokenizer
@@ -36,9 +37,8 @@ class Generate(Callback):
         if batch % self.every and batch != _last_batch(state):
             return
         texts = self._generate(state)
-        if dist.get_global_rank() == 0:
-            for prompt, text in zip(self.shown, texts, strict=True):
-                print(f"batch {batch}: {prompt!r} -> {text!r}", flush=True)
+        for prompt, text in zip(self.shown, texts, strict=True):
+            console.logger.info(f"batch {batch}: {prompt!r} -> {text!r}")
         rows = [[batch, prompt, text] for prompt, text in zip(self.shown, texts, strict=True)]
         _log_table(logger, rows, batch)
 
@@ -79,7 +79,7 @@ def _log_table(logger: Logger, rows: list[list[object]], batch: int) -> None:
             text = "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines)
             destination.writer.add_text("generate", text, global_step=batch)
         elif not isinstance(destination, ConsoleLogger):
-            # What the console shows is printed above, in lines that can be read.
+            # What the console shows is said above, in lines that can be read.
             destination.log_table(COLUMNS, rows, "generate", batch)
 
 

@@ -6,6 +6,7 @@ from composer.loggers import Logger
 from composer.utils import dist
 from torch import Tensor
 
+from data.base import console
 from data.mds.row import IGNORED
 from train.models.config import ModelConfig
 
@@ -39,15 +40,15 @@ class GlobalBatch(Callback):
             batch["expert_counts"] = expert_counts.expand(n_rows, *expert_counts.shape)
 
     def print_cost(self, n_rows: int, microbatch_size: int) -> None:
-        """Says what `moe_lbl_scope: batch` costs, from one rank, the first time."""
-        if not self.count_experts or self.cost_printed or dist.get_global_rank():
+        """Says what `moe_lbl_scope: batch` costs, the first time."""
+        if not self.count_experts or self.cost_printed:
             return
         self.cost_printed = True
         cost = "nothing: a step is one microbatch"
         if microbatch_size < n_rows:
             number = -(-n_rows // microbatch_size)
             cost = f"a forward over a step's {number} microbatches before each step: a third more FLOPs"
-        print(f"moe_lbl_scope: batch costs {cost}", flush=True)
+        console.logger.info(f"moe_lbl_scope: batch costs {cost}")
 
     @staticmethod
     def _expert_counts(state: State, size: int) -> Tensor:

@@ -9,6 +9,7 @@ from composer.loggers import Logger
 from composer.utils import dist
 from torch.distributed.distributed_c10d import _get_default_store
 
+from data.base import console
 from data.base.durations import Clock
 from data.base.errors import ConfigError
 from train.checkpoint.save_folder import batch_of, check_writable, checkpoints, fill_in
@@ -89,7 +90,7 @@ class HFCheckpointer(Callback):
                 self._export(batch)
             except (ConfigError, OSError) as error:
                 why = str(error)
-                print(f"hf_checkpointer: ba{batch} was not exported: {why}", flush=True)
+                console.logger.warning(f"hf_checkpointer: ba{batch} was not exported: {why}")
         why = _from_first_rank(f"hf_checkpointer/{batch}", why)
         if why:
             self.failed[batch] = why
@@ -102,7 +103,7 @@ class HFCheckpointer(Callback):
         if output.is_dir():
             # Of an earlier start, which was killed and went on from a checkpoint before this one.
             shutil.rmtree(output)
-        print(f"hf_checkpointer: exporting {saved[-1].name} to {output}", flush=True)
+        console.logger.info(f"hf_checkpointer: exporting {saved[-1].name} to {output}")
         export(saved[-1], output, self.precision, verify=True)
 
 

@@ -4,6 +4,7 @@ from composer.core import Callback, State
 from composer.loggers import Logger
 from composer.utils import dist
 
+from data.base.console import node_logger
 from data.loading.shard_cache import ShardCache
 
 
@@ -34,11 +35,9 @@ class RemoteShards(Callback):
         logger.log_metrics(metrics)
 
     def fit_end(self, state: State, logger: Logger) -> None:
-        if dist.get_local_rank() != 0:
-            return
         for name, (downloaded, needed) in self.cache.downloads(state.timestamp.batch.value).items():
             message = f"{downloaded:,} shards were downloaded; the rows lie in {needed:,}, counted once a pass"
-            print(f"{f'stream {name}' if name else 'train'}: {message}", flush=True)
+            node_logger.info(f"{f'stream {name}' if name else 'train'}: {message}")
 
     def _make_room(self, state: State) -> None:
         # The folder is the node's: one of its ranks keeps it.

@@ -9,6 +9,7 @@ from composer.loggers import Logger
 from composer.utils import dist
 from torch import Tensor
 
+from data.base import console
 from data.mds.row import IGNORED
 from data.mixing.row_plan import RowPlan
 from train.models.dbrx import DbrxOutput
@@ -40,10 +41,10 @@ class StreamMonitor(Callback):
     def batch_start(self, state: State, logger: Logger) -> None:
         batch = state.timestamp.batch.value
         stage = self.plan.stage(batch)
-        if self.named and stage != self._stage and dist.get_global_rank() == 0:
+        if self.named and stage != self._stage:
             mix = zip(self.plan.names, self.plan.token_shares(batch).tolist(), strict=True)
             shares = ", ".join(f"{name} {share:.1%}" for name, share in mix)
-            print(f"batch {batch}: {f'stage {stage}' if stage else 'one mix'} (of tokens: {shares})", flush=True)
+            console.logger.info(f"batch {batch}: {f'stage {stage}' if stage else 'one mix'} (of tokens: {shares})")
         self._stage = stage
         self._sums_S3 = None
 

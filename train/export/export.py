@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from data.base.console import logger
 from data.base.errors import ConfigError, cannot_be
 from data.base.locks import exclusive_unless
 from data.base.sizes import format_bytes
@@ -145,7 +146,7 @@ def _begin(part: Path, order: dict[str, Any]) -> None:
     file = part / _ORDER
     if file.is_file() and file.read_text(encoding="utf-8") == json.dumps(order):
         done = len(list(part.glob("*.safetensors")))
-        print(f"going on in {part}, where {done} files of weights are finished", flush=True)
+        logger.info(f"going on in {part}, where {done} files of weights are finished")
         return
     for entry in part.iterdir():
         if entry.name != _LOCK:
@@ -198,4 +199,4 @@ def _prove(part: Path, checkpoint: Path, output: Path) -> None:
             f"the export is not right, and {output} was not made: {message} (what was written is in {part}: remove it "
             "to write it anew)"
         )
-    print(done.stdout, end="", flush=True)
+    logger.info(done.stdout.rstrip("\n"))

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from data.base.console import logger
 from data.base.errors import ConfigError, cannot_be
 from data.base.sizes import format_bytes
 from train.checkpoint.reader import CheckpointReader
@@ -46,7 +47,7 @@ def export_peft(checkpoint: Path, output: Path, precision: Precision = "fp32") -
     source = PeftWeights(reader, config.model, config.lora)
     size = sum(n_bytes(shape, precision) for shape in source.shapes.values())
     block = ", block-diagonal over the experts" if config.lora.per_expert else ""
-    print(f"the PEFT adapter will have {size:,} bytes in {precision}{block}", flush=True)
+    logger.info(f"the PEFT adapter will have {size:,} bytes in {precision}{block}")
     part = output.absolute().with_name(f".{output.name}.part")
     try:
         shutil.rmtree(part, ignore_errors=True)

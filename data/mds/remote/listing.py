@@ -7,8 +7,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
+from data.base.console import node_logger
 from data.base.errors import DataError
-from data.base.locks import is_first
 from data.mds.remote import deadlines
 from data.mds.remote.deadlines import in_time
 from data.mds.remote.failures import FetchError, fetch_error
@@ -31,8 +31,7 @@ def remote_has(remote: str, files: tuple[tuple[str, int], ...]) -> bool:
             raise DataError(f"{remote} cannot be looked at ({error}): start again when it answers") from None
         there, why = None, f"its list: {error}"
     if there is None:
-        if is_first():
-            print(f"{remote}: only the first and the last shard are looked at before training ({why})", flush=True)
+        node_logger.info(f"{remote}: only the first and the last shard are looked at before training ({why})")
         return False
     lost = [name for name, _ in files if name not in there]
     if lost:

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import get_args, get_type_hints
 
+from data.base.console import show_on_console
 from data.base.errors import ConfigError, DataError, settings_written
 from data.base.paths import refuse_path_arguments
 from data.config.dataset import DatasetConfig
@@ -22,6 +23,7 @@ def main_of(parser: argparse.ArgumentParser, convert: Callable[[argparse.Namespa
 
     def main(argv: Sequence[str] | None = None) -> int:
         args = parser.parse_args(argv)
+        show_on_console()
         try:
             refuse_path_arguments(args, *(name for name in _PATHS if hasattr(args, name.removeprefix("--"))))
             with settings_written(as_flag):

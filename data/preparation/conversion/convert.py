@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 import xxhash
 
+from data.base.console import node_logger
 from data.base.errors import ConfigError
 from data.config.dataset import DatasetConfig
 from data.mds.writer import INDEX
@@ -87,6 +88,6 @@ def _convert(place: _Place, config: DatasetConfig, tokenizer: Tokenizer | None, 
     else:
         prepare_into(place.folder, config, tokenizer, compression=compression, remote=place.remote)
     if was_whole:
-        print(f"{place.folder} was whole already", flush=True)
+        node_logger.info(f"{place.folder} was whole already")
     if place.passing:
         shutil.rmtree(place.folder)
