@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from data.base.console import show_on_console
+from data.base.console import logger, show_on_console
 from data.base.errors import ConfigError, DataError, under
 from data.base.paths import refuse_path
 from train.config.load import check_vocab, load_config, resolve_pretrained
@@ -95,8 +95,7 @@ def _run(arguments: list[str], signals: StopSignals) -> None:
     except ValueError as error:
         raise ConfigError(f"{arguments[0]}: {error}") from None
     check_patterns(config)
-    if _rank("RANK") == 0:
-        print(f"{masked_yaml(config)}\n{parameters_line(config.model, config.lora)}", flush=True)
+    logger.info(f"{masked_yaml(config)}\n{parameters_line(config.model, config.lora)}")
     device = choose_device(config.device)
     check_machine(config, world_size, device)
     _prepare(config)

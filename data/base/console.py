@@ -29,7 +29,7 @@ class _Console(logging.Handler):
         of_node = record.name == node_logger.name
         if is_first() if of_node else int(os.environ.get("RANK", "0")) == 0:
             warning = "warning: " if record.levelno >= logging.WARNING else ""
-            print(f"{warning}{record.getMessage()}", flush=True)
+            print(f"{warning}{record.getMessage()}", flush=True)  # noqa: T201
 
 
 def show_on_console() -> None:

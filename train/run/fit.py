@@ -11,6 +11,7 @@ from composer.core import Callback
 from composer.devices import Device as ComposerDevice
 from composer.utils import dist, get_device
 
+from data.base.console import logger
 from data.base.errors import DataError, is_full
 from data.tokenization.tokenizer import Tokenizer
 from train.callbacks.generate import build_generate
@@ -26,7 +27,6 @@ from train.hardware.device import Device, choose_device
 from train.hardware.kernels import choose_kernels
 from train.models.config import ModelConfig
 from train.planning.run_data import RunData
-from train.run.console import say
 from train.run.inputs import Inputs, build_eval_loader, build_train_loader, open_eval_streams, open_inputs
 from train.run.starting_model import check_lora, starting_model
 from train.run.trainer import build_trainer
@@ -100,7 +100,7 @@ def _train(trainer: Trainer, config: TrainConfig, inputs: Inputs) -> None:
     if batch >= max_batches:
         end = f"max_duration {config.max_duration} is {max_batches}"
         path = inputs.start.path if inputs.start is not None else "it"
-        say(f"nothing left to train: {path} is at batch {batch}, and {end}")
+        logger.info(f"nothing left to train: {path} is at batch {batch}, and {end}")
         return
     folder = inputs.folder
     if folder is not None:
@@ -119,7 +119,7 @@ def _run_name(config: TrainConfig) -> str:
 
 def _precision(config: TrainConfig, device: str) -> str:
     if device == "cpu" and config.precision == "amp_bf16":
-        say("precision: amp_bf16 becomes fp32 on CPU")
+        logger.info("precision: amp_bf16 becomes fp32 on CPU")
         return "fp32"
     return config.precision
 
@@ -132,7 +132,7 @@ def _choose_kernels(config: TrainConfig, device: torch.device, dtype: torch.dtyp
     """config.model with what `auto` stands for; says what was chosen, and checks that adapters fit it."""
     model_config, lines = choose_kernels(config, dist.get_world_size(), device, dtype)
     for line in lines:
-        say(line)
+        logger.info(line)
     check_lora(config, device, model_config.ffn_config.moe_impl)
     return model_config
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from composer.utils import dist
 from torch.utils.data import DataLoader
 
+from data.base.console import logger
 from data.base.errors import under
 from data.loading.loader import eval_loader, train_loader
 from data.loading.opening import open_streams
@@ -17,7 +18,6 @@ from train.config.load import check_vocab
 from train.config.schema import TrainConfig
 from train.distributed.first_rank import on_first_rank
 from train.planning.run_data import RunData, open_data
-from train.run.console import say
 from train.weights.frozen_base import check_base, frozen_base, frozen_weights
 from train.weights.start import Start, find_start
 
@@ -50,7 +50,7 @@ def open_inputs(config: TrainConfig, run_name: str) -> Inputs:
     start = _start(config, folder)
     data = open_data(config, tokenizer, start.data_state if start is not None else None)
     for line in (*data.describe(config.max_duration), *data.plan.notes):
-        say(line)
+        logger.info(line)
     return Inputs(tokenizer=tokenizer, folder=folder, start=start, data=data)
 
 
@@ -101,12 +101,12 @@ def _start(config: TrainConfig, folder: Path | None) -> Start | None:
     dist.broadcast_object_list(found, src=0)
     (start,) = found
     if start is not None and start.resuming:
-        say(f"autoresume: going on from {start.path}")
+        logger.info(f"autoresume: going on from {start.path}")
     elif config.autoresume:
-        say(f"autoresume: no complete checkpoint in {folder}, starting from the beginning")
+        logger.info(f"autoresume: no complete checkpoint in {folder}, starting from the beginning")
     if start is not None and not start.resuming:
         what = "the weights" if start.data_state is None else "the whole state"
-        say(f"starting from {what} in {start.path}")
+        logger.info(f"starting from {what} in {start.path}")
     elif start is None and frozen_base(config) is not None:
-        say(f"starting from the frozen weights in {config.load_path}")
+        logger.info(f"starting from the frozen weights in {config.load_path}")
     return start

@@ -4,6 +4,7 @@ import importlib.util
 
 import torch
 
+from data.base.console import logger
 from data.base.errors import ConfigError
 from train.config.schema import TrainConfig
 from train.distributed.build_model import NotFinite, Weights, build_model
@@ -11,7 +12,6 @@ from train.hf.finite import DIVERGED, not_finite
 from train.hf.repository import KEY
 from train.models.config import ModelConfig
 from train.models.dbrx import DbrxForCausalLM
-from train.run.console import say
 from train.weights.frozen_base import frozen_base
 from train.weights.pretrained import PretrainedFolder
 from train.weights.start import Start
@@ -53,10 +53,10 @@ def _weights(config: TrainConfig, start: Start | None) -> Weights | None:
         return base
     name = config.model.pretrained_model_name_or_path
     if name is not None:
-        say(f"starting from the weights in {name}")
+        logger.info(f"starting from the weights in {name}")
         return PretrainedFolder.open(name, config.model)
     if config.lora is not None:
-        say(
+        logger.info(
             f"lora: the frozen base is drawn from seed {config.seed}, because {KEY} names no weights and load_path no "
             "checkpoint of a whole model"
         )
@@ -79,4 +79,6 @@ def check_lora(config: TrainConfig, device: torch.device, moe_impl: str) -> None
             "model.ffn_config.moe_impl=torch"
         )
     if lora.dropout:
-        say(f"lora.dropout {lora.dropout}: on experts in training alone, PEFT's form of their adapters has none")
+        logger.info(
+            f"lora.dropout {lora.dropout}: on experts in training alone, PEFT's form of their adapters has none"
+        )

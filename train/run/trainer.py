@@ -15,6 +15,7 @@ from composer.utils.parallelism import FSDP2Config
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.utils.data import DataLoader
 
+from data.base.console import logger
 from data.base.durations import Clock
 from data.base.errors import ConfigError
 from data.mixing.row_plan import RowPlan
@@ -156,8 +157,8 @@ def _trainer(
             "optimizer.freeze, or by other code; put it back, or start another run from the weights, with another "
             "run_name, load_path and load_weights_only=true"
         ) from None
-    if saved is not None and dist.get_global_rank() == 0:
+    if saved is not None:
         names = {param: name for name, param in named_parameters(model.model)}
         if changed := changed_settings(optimizer_name, saved, optimizers.param_groups, names):
-            print(f"optimizer settings changed since the checkpoint: {'; '.join(changed)}", flush=True)
+            logger.info(f"optimizer settings changed since the checkpoint: {'; '.join(changed)}")
     return trainer
