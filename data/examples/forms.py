@@ -49,3 +49,5 @@ FORMS: dict[str, tuple[str, ...]] = {
     TokenTurns.form: ("turns",),
 }
 """The columns of each form."""
+TEXT_FORMS = (*(("prompt", name) for name in RESPONSE_NAMES), *(FORMS[form] for form in list(FORMS)[1:]))
+"""The columns that an MDS sample has to have, one of these, to be an example; rows are prepared of it."""

@@ -15,10 +15,11 @@ import xxhash
 
 from data.base.console import notice
 from data.base.errors import ConfigError, DataError, os_errors_named
+from data.examples.forms import TEXT_FORMS
 from data.mds.fetcher import ShardFetcher
 from data.mds.index import bring_index, need_index, parse_index
 from data.mds.remote.fetch import check_scheme
-from data.mds.row import ROW_FORMS, TEXT_FORMS
+from data.mds.row import ROW_FORMS
 from data.mds.shard_files import ShardFiles, plain_local_errors, work_folder
 from data.mds.writer import INDEX, MANIFEST
 

@@ -15,8 +15,6 @@ COLUMNS = {name: f"ndarray:{dtype}" for name, dtype in DTYPES.items()}
 """The same, by the names of MDS's encodings."""
 ROW_FORMS = (tuple(COLUMNS), ("input_ids", "labels"), ("tokens",))
 """Columns of samples that are rows already."""
-TEXT_FORMS = (("prompt", "response"), ("prompt", "completion"), ("messages",), ("turns",), ("text",))
-"""Columns of samples that have to be prepared."""
 IGNORED = -100
 """The label of a token or position that is not trained on."""
 

@@ -16,8 +16,8 @@ import xxhash
 from data.base.errors import ConfigError, setting
 from data.base.problems import listed
 from data.config.dataset import DatasetConfig
+from data.examples.forms import TEXT_FORMS
 from data.mds.folder import MdsFolder
-from data.mds.row import TEXT_FORMS
 from data.sources.formats import content as c
 
 _AS_JSON = ("messages", "turns")
