@@ -53,3 +53,12 @@ def _texts(value: object) -> list[str]:
         value = list(value.values())
     items: Any = value if isinstance(value, list | tuple) else [value]
     return [str(item) for item in items if item is not None]
+
+
+def is_unicode(text: str) -> bool:
+    """Whether it has no lone surrogates, such as those in the place of bytes that are not UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from data.base.errors import DataError, setting
+from data.base.errors import DataError
+from data.base.paths import is_unicode, setting
 
 SHOWN = 20
 """Problems that are written out; the others are counted."""
@@ -137,11 +138,3 @@ def listed_clauses(clauses: Sequence[str], most: int = LISTED) -> str:
 
 def _count(number: int, word: str) -> str:
     return f"{number} {word}" if number == 1 else f"{number} {word}s"
-
-
-def is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

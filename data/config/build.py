@@ -11,7 +11,7 @@ from typing import Any, TypeVar, get_args, get_origin
 
 from pydantic import TypeAdapter, ValidationError
 
-from data.base.problems import is_unicode
+from data.base.paths import is_unicode
 from data.config.sections import Defect, Section, check, hints_of, join, partial, raise_defects, unchecked
 from data.config.suggest import describe, fix_of_value, intended_key, is_section, options_of, show
 
