@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from data.base.errors import DataError
-from data.base.paths import is_unicode, setting
+from data.base.errors import DataError, setting
+from data.base.paths import is_unicode
 
 SHOWN = 20
 """Problems that are written out; the others are counted."""

@@ -33,15 +33,17 @@ def build_hf_checkpointer(
     interval, saved = clock.batches(wanted.save_interval), clock.batches(config.save_interval)
     if interval % saved and interval < clock.max_batches:
         raise ConfigError(
-            f"{_KEY}.save_interval is {wanted.save_interval} ({interval} batches), but checkpoints are saved every "
-            f"{saved} batches: write a multiple of it"
+            f"is {wanted.save_interval} ({interval} batches), but checkpoints are saved every "
+            f"{saved} batches: write a multiple of it",
+            key=f"{_KEY}.save_interval",
         )
     folder = fill_in(wanted.save_folder, run_name, f"{_KEY}.save_folder") / "huggingface"
     present = sorted(path.name for path in folder.glob("ba*")) if folder.is_dir() else []
     if present and not (resuming or config.save_overwrite):
         raise ConfigError(
-            f"{_KEY}.save_folder is {wanted.save_folder!r}, but {folder} holds another run's exports "
-            f"({', '.join(present[:3])}): name another, or write save_overwrite=true"
+            f"is {wanted.save_folder!r}, but {folder} holds another run's exports "
+            f"({', '.join(present[:3])}): name another, or write save_overwrite=true",
+            key=f"{_KEY}.save_folder",
         )
     check_writable(folder, f"{_KEY}.save_folder")
     return HFCheckpointer(checkpoint_folder, folder, interval, clock.max_batches, BY_DTYPE[wanted.precision])

@@ -64,13 +64,14 @@ def fill_in(folder: str, run_name: str, key: str) -> Path:
     """The local folder that a key names, with run_name filled in; ConfigError as of `local_folder`."""
     if "://" in folder:
         raise ConfigError(
-            f"{key} is {folder!r}, but checkpoints are written to a local or mounted folder for now: write a path and "
-            "copy it to the object store"
+            f"is {folder!r}, but checkpoints are written to a local or mounted folder for now: write a path and "
+            "copy it to the object store",
+            key=key,
         )
     try:
         filled = folder.format(run_name=run_name)
     except (KeyError, IndexError, ValueError):
-        raise ConfigError(f"{key} is {folder!r}, but only {{run_name}} is filled in") from None
+        raise ConfigError(f"is {folder!r}, but only {{run_name}} is filled in", key=key) from None
     refuse_path(key, filled)
     return Path(filled)
 
@@ -88,8 +89,9 @@ def check_save_folder(folder: Path, config: TrainConfig) -> None:
     deletes = config.save_overwrite and not config.autoresume
     if deletes and config.load_path and Path(config.load_path).resolve().is_relative_to(folder.resolve()):
         raise ConfigError(
-            f"load_path is {config.load_path!r}, which save_overwrite would delete with the other checkpoints of "
-            f"{folder}: write another run_name or save_folder"
+            f"is {config.load_path!r}, which save_overwrite would delete with the other checkpoints of "
+            f"{folder}: write another run_name or save_folder",
+            key="load_path",
         )
     check_writable(folder, "save_folder")
 

@@ -100,7 +100,7 @@ def check_exported(folder: Path) -> PretrainedFolder:
     try:
         return PretrainedFolder.open(str(folder))
     except ConfigError as error:
-        raise ConfigError(str(error).removeprefix(f"{KEY} is ")) from None
+        raise ConfigError(error.text.removeprefix("is ")) from None
 
 
 def check_loaded(weights: PretrainedFolder, model: nn.Module) -> None:

@@ -84,8 +84,9 @@ def choose_device(wanted: Device | None) -> Device:
     if not machine.torch_gpus and wanted == "gpu":
         vendors, files = ("NVIDIA or AMD", " or /dev/kfd") if machine.torch_hip else ("NVIDIA", "")
         raise ConfigError(
-            f"device is gpu, but this machine has none (no {vendors} GPU on its PCI bus, no /dev/nvidia0{files}): "
-            f"start it where there is one, {_ON_CPU}"
+            f"is gpu, but this machine has none (no {vendors} GPU on its PCI bus, no /dev/nvidia0{files}): "
+            f"start it where there is one, {_ON_CPU}",
+            key="device",
         )
     return "gpu" if machine.torch_gpus else "cpu"
 

@@ -34,20 +34,22 @@ def read_values(name: str) -> tuple[dict[str, Any], str]:
 
 @contextlib.contextmanager
 def errors_name_the_key(subject: str) -> Iterator[None]:
-    """What is wrong with a file becomes the ConfigError of the key that named it."""
+    """What is wrong with a file becomes a ConfigError of KEY; `subject` says what that is."""
     try:
         yield
     except OSError as error:
-        raise ConfigError(f"{subject}, but {cannot_be('read', error.filename, error)}") from None
+        raise ConfigError(f"{subject}, but {cannot_be('read', error.filename, error)}", key=KEY) from None
     except ValueError as error:
-        raise ConfigError(f"{subject}, but {error}") from None
+        raise ConfigError(f"{subject}, but {error}", key=KEY) from None
 
 
 def read_config_json(name: str, file: Path) -> tuple[dict[str, Any], str]:
-    subject = f"{KEY} is {name!r}"
+    subject = f"is {name!r}"
     hub_name = None if find_folder(name) is not None else name
     if not file.is_file():
-        raise ConfigError(f"{subject}, but there is no config.json in it: name a folder that transformers loads")
+        raise ConfigError(
+            f"{subject}, but there is no config.json in it: name a folder that transformers loads", key=KEY
+        )
     with errors_name_the_key(subject):
         try:
             contents = json.loads(file.read_text(encoding="utf-8"))
@@ -77,12 +79,12 @@ def find_folder(name: str) -> Path | None:
     path = Path(name).expanduser()
     if path.is_dir():
         return path
-    subject = f"{KEY} is {name!r}"
+    subject = f"is {name!r}"
     if path.exists():
-        raise ConfigError(f"{subject}, a file: name the folder that holds config.json and safetensors files")
+        raise ConfigError(f"{subject}, a file: name the folder that holds config.json and safetensors files", key=KEY)
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
         raise ConfigError(
-            f"{subject}, but there is no such folder, and a name on the hub looks like databricks/dbrx-base"
+            f"{subject}, but there is no such folder, and a name on the hub looks like databricks/dbrx-base", key=KEY
         )
     return None
 
@@ -91,22 +93,25 @@ def fetch(name: str, patterns: list[str]) -> Path:
     """The folder in the hub's cache with these files. Asks the hub where it can be asked."""
     from huggingface_hub import errors, snapshot_download
 
-    subject, offline = f"{KEY} is {name!r}", why_offline()
+    subject, offline = f"is {name!r}", why_offline()
     try:
         if offline is None:
             _ask_hub(name)
         with quiet() if patterns == ["config.json"] else contextlib.nullcontext():
             return Path(snapshot_download(name, allow_patterns=patterns, local_files_only=offline is not None))
     except errors.HFValidationError:
-        raise ConfigError(f"{subject}, which is neither a folder that is there nor a name on the hub") from None
+        raise ConfigError(
+            f"{subject}, which is neither a folder that is there nor a name on the hub", key=KEY
+        ) from None
     except errors.LocalEntryNotFoundError as error:  # an OSError too
         why = offline or first_line(error)
         raise ConfigError(
             f"{subject}, which is no folder here, and not in the hub's cache; {why}: fetch it where there is a network "
-            f"(hf download {name}), or name a folder"
+            f"(hf download {name}), or name a folder",
+            key=KEY,
         ) from None
     except (errors.HfHubHTTPError, OSError) as error:  # requests' errors are OSErrors
-        raise ConfigError(f"{subject}, but it cannot be fetched from the hub ({first_line(error)})") from None
+        raise ConfigError(f"{subject}, but it cannot be fetched from the hub ({first_line(error)})", key=KEY) from None
 
 
 def _ask_hub(name: str) -> None:
@@ -114,7 +119,7 @@ def _ask_hub(name: str) -> None:
     import requests
     from huggingface_hub import HfApi, errors
 
-    api, subject = HfApi(), f"{KEY} is {name!r}"
+    api, subject = HfApi(), f"is {name!r}"
     try:
         info = api.model_info(name, timeout=REQUEST_SECONDS)
         if info.gated:
@@ -122,18 +127,22 @@ def _ask_hub(name: str) -> None:
     except errors.GatedRepoError:
         raise ConfigError(
             f"{subject}, to which the hub gives access on request only: ask for it on the model's page, and log in "
-            "with `hf auth login` or HF_TOKEN"
+            "with `hf auth login` or HF_TOKEN",
+            key=KEY,
         ) from None
     except errors.RepositoryNotFoundError:
         raise ConfigError(
             f"{subject}, which is no folder here, and the hub has no such model, or not for you: look for a slip in "
-            "the name; for a private one log in with `hf auth login` or HF_TOKEN"
+            "the name; for a private one log in with `hf auth login` or HF_TOKEN",
+            key=KEY,
         ) from None
     except (errors.HfHubHTTPError, requests.RequestException) as error:
-        raise ConfigError(f"{subject}, but the hub does not tell what it holds ({first_line(error)})") from None
+        raise ConfigError(
+            f"{subject}, but the hub does not tell what it holds ({first_line(error)})", key=KEY
+        ) from None
     names = [file.rfilename for file in info.siblings or []]
     if not any(name.endswith(".safetensors") for name in names):
-        raise ConfigError(f"{subject}, but {no_weights(names)}")
+        raise ConfigError(f"{subject}, but {no_weights(names)}", key=KEY)
 
 
 def write_json(path: Path, contents: Mapping[str, object]) -> None:

@@ -24,7 +24,7 @@ def check_left(trained: set[str], optimizer: OptimizerConfig) -> None:
     """Raises ConfigError when no parameter is trained."""
     if not trained:
         raise ConfigError(
-            f"optimizer.freeze is {optimizer.freeze}, but it freezes every parameter: nothing is left to train"
+            f"is {optimizer.freeze}, but it freezes every parameter: nothing is left to train", key="optimizer.freeze"
         )
 
 
@@ -37,6 +37,6 @@ def matching(names: Sequence[str], patterns: Sequence[str], key: str) -> set[str
             examples = ", ".join(
                 sorted({name.replace(".0.", ".*.") for name in names if ".blocks." not in name or ".blocks.0." in name})
             )
-            raise ConfigError(f"{key} has {pattern!r}, but it matches no parameter; there are: {examples}")
+            raise ConfigError(f"has {pattern!r}, but it matches no parameter; there are: {examples}", key=key)
         matched.update(hits)
     return matched

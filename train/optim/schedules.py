@@ -26,17 +26,19 @@ def build_scheduler(config: SchedulerConfig, clock: Clock) -> ComposerScheduler:
     assert total is not None
     if warmup > total:
         raise ConfigError(
-            f"scheduler.t_warmup is {config.t_warmup} ({warmup} batches), but the run has only {total}: write fewer"
+            f"is {config.t_warmup} ({warmup} batches), but the run has only {total}: write fewer",
+            key="scheduler.t_warmup",
         )
     if config.name == "wsd_with_warmup" and warmup + decay > total:
         raise ConfigError(
-            f"scheduler.t_decay is {config.t_decay} ({decay} batches), but after a warmup of {warmup} only "
-            f"{total - warmup} of the run's {total} are left"
+            f"is {config.t_decay} ({decay} batches), but after a warmup of {warmup} only "
+            f"{total - warmup} of the run's {total} are left",
+            key="scheduler.t_decay",
         )
     if config.name == "inv_sqrt_with_warmup" and warmup == 0:
         raise ConfigError(
-            f"scheduler.t_warmup is {config.t_warmup}, but inv_sqrt_with_warmup measures its fall in warmups: "
-            "give it at least 1ba"
+            f"is {config.t_warmup}, but inv_sqrt_with_warmup measures its fall in warmups: give it at least 1ba",
+            key="scheduler.t_warmup",
         )
     return {
         "cosine_with_warmup": lambda: CosineAnnealingWithWarmupScheduler(f"{warmup}ba", alpha_f=config.alpha_f),

@@ -85,8 +85,9 @@ def _check_wandb() -> None:
 
     if os.environ.get("WANDB_MODE") not in ("offline", "disabled", "dryrun") and wandb.api.api_key is None:
         raise ConfigError(
-            "loggers.wandb is given, but wandb has no API key: run `wandb login`, set WANDB_API_KEY, or set "
-            "WANDB_MODE=offline to keep the log here"
+            "is given, but wandb has no API key: run `wandb login`, set WANDB_API_KEY, or set "
+            "WANDB_MODE=offline to keep the log here",
+            key="loggers.wandb",
         )
 
 

@@ -56,20 +56,20 @@ class PretrainedFolder:
         if folder is None:
             folder = fetch(name, FILES_TO_FETCH)
         values, _ = read_config_json(name, folder / "config.json")
-        subject = f"{KEY} is {name!r}"
+        subject = f"is {name!r}"
         try:
             own = _as_config(values)
         except ValueError as error:
-            raise ConfigError(f"{subject}, but its config.json cannot be: {error}") from None
+            raise ConfigError(f"{subject}, but its config.json cannot be: {error}", key=KEY) from None
         if model is not None and (found := contradictions(values, dataclasses.asdict(model))):
             changed = "; ".join(f"{key} is {there} there, {here} in this config" for key, there, here in found)
-            raise ConfigError(f"{subject}, but these are other weights: {changed}")
+            raise ConfigError(f"{subject}, but these are other weights: {changed}", key=KEY)
         with errors_name_the_key(subject):
             tensors, problems = _tensors(folder)
         problems += _differences({key: stored for key, (_, stored) in tensors.items()}, parameter_shapes(own))
         if problems:
             named = listed_clauses(problems)
-            raise ConfigError(f"{subject}, but it is no stock DBRX: {named}: name one, or export it anew")
+            raise ConfigError(f"{subject}, but it is no stock DBRX: {named}: name one, or export it anew", key=KEY)
         return cls(name, folder, own, tensors)
 
     def __contains__(self, name: str) -> bool:
@@ -103,7 +103,7 @@ class PretrainedFolder:
         path, stored = self.tensors[name]
         number = BY_SAFETENSORS[stored.dtype]
         row_bytes = math.prod(stored.shape[1:]) * number.n_bytes
-        with errors_name_the_key(f"{KEY} is {self.name!r}"):
+        with errors_name_the_key(f"is {self.name!r}"):
             read_rows(path, stored.start + start * row_bytes, number.torch_dtype, out[: stop - start])
 
     def not_finite(self, names: Sequence[str]) -> str:
