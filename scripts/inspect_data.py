@@ -28,6 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--first", type=int, default=0, metavar="ROW", help="the first that is shown (default: 0)")
     parser.add_argument("--png", type=Path, help="also draw the histogram of document lengths into this file")
     parser.add_argument("--verify", action="store_true", help="check every shard's size and hash, and nothing else")
+    parser.add_argument("--rehash", action="store_true", help="read input files again that seem not to have changed")
     args = parser.parse_intermixed_args(argv)
 
     from data.base.console import show_on_console
@@ -53,15 +54,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         }
         tokenizer = build_tokenizer(config.tokenizer)
         if args.verify:
-            return _verify(sources, tokenizer)
-        _inspect(sources, tokenizer, range(args.first, args.first + args.rows), args.png)
+            return _verify(sources, tokenizer, rehash=args.rehash)
+        _inspect(sources, tokenizer, range(args.first, args.first + args.rows), args.png, rehash=args.rehash)
     except (ConfigError, DataError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-def _inspect(sources: "dict[str, DatasetConfig]", tokenizer: "Tokenizer", shown: range, png: Path | None) -> None:
+def _inspect(
+    sources: "dict[str, DatasetConfig]", tokenizer: "Tokenizer", shown: range, png: Path | None, *, rehash: bool
+) -> None:
     from rich.console import Console
     from tqdm import tqdm
 
@@ -70,13 +73,13 @@ def _inspect(sources: "dict[str, DatasetConfig]", tokenizer: "Tokenizer", shown:
     from data.inspection.lengths import draw_histogram, histogram_lines, summary_lines
     from data.inspection.row_text import show_row
     from data.inspection.survey import survey_rows
-    from data.loading.opening import open_rows
+    from data.loading.opening import find_source, open_rows
 
     console = Console(highlight=False, soft_wrap=True)
     surveys = []
     for name, dataset in sources.items():
         with under(_key(name)):
-            rows = open_rows(dataset, tokenizer)
+            rows = open_rows(dataset, tokenizer, find_source(dataset, rehash=rehash))
         for number in range(shown.start, min(shown.stop, rows.n_rows)):
             console.print(show_row(number, rows.read(number), tokenizer, marks=console.color_system is None))
         surveys.append(
@@ -101,20 +104,23 @@ def _key(name: str) -> str:
     return f"{kind}_loader.dataset" + (f".streams.{stream}" if stream else "")
 
 
-def _verify(sources: "dict[str, DatasetConfig]", tokenizer: "Tokenizer") -> int:
+def _verify(sources: "dict[str, DatasetConfig]", tokenizer: "Tokenizer", *, rehash: bool) -> int:
     from data.base.errors import under
     from data.inspection.verification import verification_lines
-    from data.loading.opening import open_mds
+    from data.loading.opening import find_source
     from data.loading.verify import verify
+    from data.mds.folder import MdsFolder
     from data.preparation.prepare import prepare
+    from data.sources.mds import MdsSource
 
     broken = 0
     for name, dataset in sources.items():
         with under(_key(name)):
-            mds = None if dataset.local is None and dataset.remote is None else open_mds(dataset)
-            found = [verify(mds)] if mds is not None else []
-            if (mds is None or not mds.is_rows) and not any(each.broken for each in found):
-                found.append(verify(prepare(dataset, tokenizer)))
+            source = find_source(dataset, rehash=rehash)
+            mds = source.mds if isinstance(source, MdsSource) else source
+            found = [verify(mds)] if isinstance(mds, MdsFolder) else []
+            if not isinstance(source, MdsFolder) and not any(each.broken for each in found):
+                found.append(verify(prepare(dataset, tokenizer, source)))
         for each in found:
             broken += len(each.broken)
             print("\n".join(verification_lines(each)))

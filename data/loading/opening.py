@@ -13,36 +13,37 @@ from data.mds.folder import MdsFolder
 from data.mds.row import COLUMNS, ROW_FORMS, decoder
 from data.mds.writer import INDEX, MANIFEST
 from data.preparation.prepare import prepare
-from data.sources.source import open_source
+from data.sources.input_files import InputFiles
+from data.sources.mds import MdsSource, open_mds
+from data.sources.source import Source, open_source
 from data.tokenization.tokenizer import Tokenizer
 
 
-def check_source(config: DatasetConfig) -> None:
-    """Raises ConfigError or DataError when the dataset's one source is not there. Needs no tokenizer; quick."""
+def find_source(config: DatasetConfig, *, rehash: bool = False) -> Source | MdsFolder:
+    """The dataset's one source, or the folder where its samples are rows already. Needs no tokenizer; quick.
+
+    Raises what open_source and open_mds raise.
+    """
     if config.local is None and config.remote is None:
-        open_source(config)
-    else:
-        open_mds(config)
+        return open_source(config, rehash=rehash)
+    mds = open_mds(config)
+    return mds if mds.is_rows else MdsSource(config, mds, InputFiles(config.cache_dir, rehash=rehash))
 
 
-def open_mds(config: DatasetConfig) -> MdsFolder:
-    """The folder of `local`, `remote` and `split`. Raises what MdsFolder.open does."""
-    return MdsFolder.open(local=config.local, remote=config.remote, split=config.split, cache_dir=config.cache_dir)
-
-
-def open_rows(config: DatasetConfig, tokenizer: Tokenizer) -> Rows:
+def open_rows(config: DatasetConfig, tokenizer: Tokenizer, source: Source | MdsFolder | None = None) -> Rows:
     """The rows of the dataset's one source, prepared first when they are not there yet. Involves no collective.
+
+    `source` is what find_source has found, and is looked for here when it is None.
 
     An MDS folder is read in place when its samples are rows: ours; `input_ids` and `labels` of the same length, -100
     where nothing is trained; `tokens` alone, all of them trained on, where documents end with the tokenizer's eos. Ids
     are an ndarray, or bytes of int64. Raises what prepare and MdsFolder raise, ConfigError when the folder's manifest
     says another tokenizer or max_seq_len, and DataError when its first row cannot be.
     """
-    if config.local is not None or config.remote is not None:
-        mds = open_mds(config)
-        if mds.is_rows:
-            return _open_in_place(mds, config, tokenizer)
-    return _open_prepared(prepare(config, tokenizer), tokenizer)
+    source = find_source(config) if source is None else source
+    if isinstance(source, MdsFolder):
+        return _open_in_place(source, config, tokenizer)
+    return _open_prepared(prepare(config, tokenizer, source), tokenizer)
 
 
 def _open_prepared(folder: Path, tokenizer: Tokenizer) -> Rows:
@@ -127,10 +128,15 @@ def _check_count(mds: MdsFolder, manifest: Mapping[str, Any]) -> None:
         )
 
 
-def open_streams(config: DatasetConfig, tokenizer: Tokenizer) -> dict[str, Rows]:
-    """Each stream's rows under its name, or those of a dataset without streams under "". Raises what open_rows does."""
+def open_streams(
+    config: DatasetConfig, tokenizer: Tokenizer, sources: Mapping[str, Source | MdsFolder] | None = None
+) -> dict[str, Rows]:
+    """Each stream's rows under its name, or those of a dataset without streams under "". Raises what open_rows does.
+
+    `sources` are those that find_source has found, by stream.
+    """
     opened = {}
     for name, stream in config.each_stream().items():
         with under(f"streams.{name}") if name else nullcontext():
-            opened[name] = open_rows(stream, tokenizer)
+            opened[name] = open_rows(stream, tokenizer, (sources or {}).get(name))
     return opened

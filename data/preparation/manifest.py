@@ -18,7 +18,7 @@ FORMAT_VERSION = 3
 
 
 def what_decides(config: DatasetConfig, source: Source, tokenizer: Tokenizer | None) -> dict[str, Any]:
-    """Everything that decides the rows, by name; where the input lies does not. Reads all of the input."""
+    """Everything that decides the rows, by name; where the input lies does not. Reads what is new of the input."""
     preprocessing = preprocessing_source(config.preprocessing_fn)
     of_tokens = (
         {}

@@ -29,13 +29,15 @@ from data.sources.source import Source, open_source
 from data.tokenization.tokenizer import Tokenizer
 
 
-def prepare(config: DatasetConfig, tokenizer: Tokenizer) -> Path:
+def prepare(config: DatasetConfig, tokenizer: Tokenizer, source: Source | None = None) -> Path:
     """The folder of the source's rows in the cache, made if it is not there yet: `cache_dir/FINGERPRINT`.
+
+    `source` is the config's, where it is open already.
 
     Processes that ask for the same rows at once do the work once: the others wait, however long it takes. Raises
     ConfigError for a configuration error, DataError for a data error (all bad rows together).
     """
-    source = open_source(config)
+    source = open_source(config) if source is None else source
     made_from = what_decides(config, source, tokenizer)
     folder = Path(config.cache_dir) / fingerprint_of(made_from)
     with plain_os_errors(f"cache_dir is {config.cache_dir!r}, but it", "set it to a folder elsewhere"):
@@ -48,6 +50,7 @@ def prepare_into(
     config: DatasetConfig,
     tokenizer: Tokenizer,
     *,
+    source: Source | None = None,
     compression: str | None = None,
     remote: str | None = None,
 ) -> Path:
@@ -57,7 +60,7 @@ def prepare_into(
     resumed. Raises ConfigError when the folder, or the remote one, has anything else in it that would be in the way.
     """
     check_compression(compression)
-    source = open_source(config)
+    source = open_source(config) if source is None else source
     made_from = {**what_decides(config, source, tokenizer), "compression": compression}
     with plain_os_errors(str(folder), "name another folder"):
         recipe = _tokenizing(folder, config, source, tokenizer)

@@ -16,14 +16,8 @@ from data.base.errors import DataError, os_errors_named
 from data.base.problems import listed
 from data.sources.find import Part
 from data.sources.formats import arrays, delimited, ipc, lines, parquet, text
-from data.sources.formats.content import (
-    BLOCK_BYTES,
-    Content,
-    FileChunk,
-    InputFile,
-    check_head,
-    state_of,
-)
+from data.sources.formats.content import Content, FileChunk, InputFile, check_head
+from data.sources.input_files import InputFiles, Opened
 
 READERS: dict[str, Any] = {
     "lines": lines,
@@ -51,25 +45,31 @@ class FileSource:
 
     unit = "B"
 
-    def __init__(self, parts: Sequence[Part], format: str, names: Mapping[Path, str] | None = None) -> None:
-        """Raises DataError for a file that cannot be read, is not UTF-8 or has no proper header; if all are empty."""
-        self._parts = list(parts)
+    def __init__(
+        self, parts: Sequence[Part], format: str, record: InputFiles, names: Mapping[Path, str] | None = None
+    ) -> None:
+        """Raises DataError for a file that cannot be read, is not UTF-8 or has no proper header; if all are empty.
+
+        What is in the record is not opened.
+        """
+        self._parts, self._format, self._record = list(parts), format, record
         self._files = list(dict.fromkeys(path for part in parts for path in part.files))
         self._names = {path: str(path) for path in self._files} | dict(names or {})
+        self._opened = {path: record.opened(path, format) or self._open(path) for path in self._files}
+        self._readers = {path: opened.reader for path, opened in self._opened.items()}
         left_out: dict[str, list[str]] = {}
-        self._readers = {path: self._open(path, format, left_out) for path in self._files}
+        for path, opened in self._opened.items():
+            if opened.left_out is not None:
+                left_out.setdefault(opened.left_out, []).append(self._names[path])
         for what, files in left_out.items():
             notice(f"of {'1 file' if len(files) == 1 else f'{len(files):,} files'} {what} is left out: {listed(files)}")
         if not any(self._readers.values()):
             raise DataError(self._no_rows("the file is empty"))
 
-    def _open(self, path: Path, format: str, left_out: dict[str, list[str]]) -> str | None:
-        """The key of the file's reader; None when it is empty."""
+    def _open(self, path: Path) -> Opened:
         name = self._names[path]
-        reader = _reader_of(path, name, format)
-        if reader is not None and (what := READERS[reader].check(path, name)) is not None:
-            left_out.setdefault(what, []).append(name)
-        return reader
+        reader = _reader_of(path, name, self._format)
+        return Opened(reader=reader, left_out=READERS[reader].check(path, name) if reader is not None else None)
 
     @property
     def total(self) -> int:
@@ -87,7 +87,7 @@ class FileSource:
     @cached_property
     def _hashed(self) -> dict[Path, InputFile]:
         """As they were when the fingerprint was taken, which is what chunks() holds them to."""
-        return {path: hash_file(path) for path in self._files}
+        return self._record.hashed(self._opened, self._format)
 
     @property
     def fingerprint(self) -> str:
@@ -205,22 +205,6 @@ def _count_rows(reader: str, file: InputFile, name: str) -> int:
         return _TELL_ROWS[reader].count(file.path, name)
     with Content(file, name) as content:
         return sum(map(_rows_in, READERS[reader].split(content)))
-
-
-def hash_file(path: Path) -> InputFile:
-    """Raises DataError when the file cannot be read. A file that has not changed since is not read again."""
-    with os_errors_named(path, as_error=DataError):
-        return _hash_file(path, state_of(path))
-
-
-@functools.cache
-def _hash_file(path: Path, state: tuple[int, ...]) -> InputFile:
-    digest, size = xxhash.xxh3_128(), 0
-    with path.open("rb") as file:
-        while block := file.read(BLOCK_BYTES):
-            digest.update(block)
-            size += len(block)
-    return InputFile(path, size, digest.hexdigest(), state)
 
 
 def _reader_of(path: Path, name: str, format: str) -> str | None:

@@ -20,6 +20,7 @@ from data.sources.formats.names import DATA_SUFFIXES, named_format
 from data.sources.formats.parquet import arrow_chunk
 from data.sources.hub_choice import Chosen, choose
 from data.sources.hub_commit import Commit, find_commit, record_of
+from data.sources.input_files import InputFiles
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -28,7 +29,7 @@ _DOWNLOADS = 8
 """Files that are downloaded at a time."""
 
 
-def open_hub(config: DatasetConfig, name: str) -> "HubSource":
+def open_hub(config: DatasetConfig, name: str, record: InputFiles) -> "HubSource":
     """Asks for the commit, the list of its files and its card; none of the data is downloaded.
 
     Raises ConfigError for a dataset, revision, subset or split that is not there, one that may not be read, one that
@@ -43,7 +44,7 @@ def open_hub(config: DatasetConfig, name: str) -> "HubSource":
             f"name those that are in {setting('hf_kwargs.data_files')}, or set {setting('safe_load', False)}",
             key="safe_load",
         )
-    return HubSource(config, commit, chosen)
+    return HubSource(config, commit, chosen, record)
 
 
 class HubSource:
@@ -51,8 +52,8 @@ class HubSource:
 
     unit = "B"
 
-    def __init__(self, config: DatasetConfig, commit: Commit, chosen: Chosen) -> None:
-        self._config, self._commit, self._chosen = config, commit, chosen
+    def __init__(self, config: DatasetConfig, commit: Commit, chosen: Chosen, record: InputFiles) -> None:
+        self._config, self._commit, self._chosen, self._record = config, commit, chosen, record
         # How many of the bytes a slice has is known once they are here.
         is_known = chosen.format is not None and not chosen.slices
         self.total = sum(commit.files[file] for file in chosen.files) if is_known else 0
@@ -82,7 +83,7 @@ class HubSource:
             Part(tuple(by_name[file] for file in self._chosen.splits[part.name]), part if part.is_slice else None)
             for part in self._chosen.parts
         ]
-        yield from FileSource(parts, self._chosen.format, names).chunks()
+        yield from FileSource(parts, self._chosen.format, self._record, names).chunks()
 
     def rows(self, chunk: FileChunk) -> Iterator[tuple[str, Any]]:
         return read_rows(chunk)

@@ -19,6 +19,7 @@ from data.config.dataset import DatasetConfig
 from data.examples.forms import TEXT_FORMS
 from data.mds.folder import MdsFolder
 from data.sources.formats import content as c
+from data.sources.input_files import InputFiles, Opened
 
 _AS_JSON = ("messages", "turns")
 """Columns that hold a list, or its JSON text."""
@@ -32,16 +33,19 @@ class MdsChunk:
     """Samples; all of one shard."""
 
 
+def open_mds(config: DatasetConfig) -> MdsFolder:
+    """The folder of `local`, `remote` and `split`. Raises what MdsFolder.open does."""
+    return MdsFolder.open(local=config.local, remote=config.remote, split=config.split, cache_dir=config.cache_dir)
+
+
 class MdsSource:
     """Samples in their order; `folder sample N` is a row's place, counted from 0 over the whole folder."""
 
     unit = "rows"
 
-    def __init__(self, config: DatasetConfig) -> None:
-        """Raises what MdsFolder.open does, and ConfigError for a remote too large or columns that are no examples."""
-        self.mds = MdsFolder.open(
-            local=config.local, remote=config.remote, split=config.split, cache_dir=config.cache_dir
-        )
+    def __init__(self, config: DatasetConfig, mds: MdsFolder, record: InputFiles) -> None:
+        """`mds` is what open_mds opened. Raises ConfigError for a remote too large or columns that are no examples."""
+        self.mds, self._record = mds, record
         self.total = self.mds.n_samples
         key = "remote" if config.local is None else "local"
         has = f"is {getattr(config, key)!r}, whose samples have the columns {listed(self.mds.columns)}"
@@ -68,10 +72,11 @@ class MdsSource:
     def _fingerprint(self) -> str:
         self.mds.check()
         digest = xxhash.xxh3_128(self.mds.fingerprint)
-        for number, shard in enumerate(self.mds.shards):
-            if not shard.raw_data.hashes:
-                self.mds.ensure(number)
-                digest.update(_xxh3(self.mds, number))
+        unhashed = [number for number, shard in enumerate(self.mds.shards) if not shard.raw_data.hashes]
+        for number in unhashed:
+            self.mds.ensure(number)
+        for file in self._record.hashed({self.mds.file(number): Opened() for number in unhashed}, "mds").values():
+            digest.update(bytes.fromhex(file.xxh3))
         return digest.hexdigest()
 
     @property
@@ -112,11 +117,3 @@ def _plain(name: str, value: Any) -> Any:
         except (ValueError, RecursionError):
             return value
     return value
-
-
-def _xxh3(mds: MdsFolder, number: int) -> bytes:
-    digest = xxhash.xxh3_128()
-    with mds.file(number).open("rb") as file:
-        while block := file.read(c.BLOCK_BYTES):
-            digest.update(block)
-    return digest.digest()

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from data.base.errors import ConfigError, setting
 from data.config.dataset import DatasetConfig
+from data.sources.input_files import InputFiles
 
 
 class Chunk(Protocol):
@@ -20,7 +21,7 @@ class Chunk(Protocol):
 
 
 class Source(Protocol):
-    """One source, opened. Opening looks whether it is there and no more; the fingerprint reads all of it."""
+    """One source, opened. Opening looks whether it is there and no more; the fingerprint reads what is new of it."""
 
     unit: str
     """Of progress: `B` or `rows`."""
@@ -49,36 +50,38 @@ class Source(Protocol):
         ...
 
 
-def open_source(config: DatasetConfig) -> Source:
+def open_source(config: DatasetConfig, *, rehash: bool = False) -> Source:
     """The config's one source: which files there are, and whether they can be what they should be.
 
-    Raises ConfigError for what is not there, DataError for a file that cannot be read, is empty or is not UTF-8, or
-    whose header is wrong. Of a hub dataset only the list of its files and its card are asked for.
+    With rehash files are read for the fingerprint that have not changed since they were. Raises ConfigError for what is
+    not there, DataError for a file that cannot be read, is empty or is not UTF-8, or whose header is wrong. Of a hub
+    dataset only the list of its files and its card are asked for.
     """
+    record = InputFiles(config.cache_dir, rehash=rehash)
     if config.text is not None:
         from data.sources.files import FileSource
         from data.sources.find import find_text
 
-        return FileSource(find_text(config), "text")
+        return FileSource(find_text(config), "text", record)
     if config.hf_name is not None:
-        return _open_hf(config, config.hf_name)
-    from data.sources.mds import MdsSource
+        return _open_hf(config, config.hf_name, record)
+    from data.sources.mds import MdsSource, open_mds
 
-    return MdsSource(config)
+    return MdsSource(config, open_mds(config), record)
 
 
-def _open_hf(config: DatasetConfig, name: str) -> Source:
+def _open_hf(config: DatasetConfig, name: str, record: InputFiles) -> Source:
     from data.sources.files import FileSource
     from data.sources.find import find, is_path
     from data.sources.formats.names import FORMATS
 
     if name not in FORMATS and not is_path(name):
-        return _open_hub(config, name)
+        return _open_hub(config, name, record)
     format, parts = find(config)
-    return FileSource(parts, format)
+    return FileSource(parts, format, record)
 
 
-def _open_hub(config: DatasetConfig, name: str) -> Source:
+def _open_hub(config: DatasetConfig, name: str, record: InputFiles) -> Source:
     from data.sources.formats.names import FORMATS
     from data.sources.hub import open_hub
 
@@ -92,4 +95,4 @@ def _open_hub(config: DatasetConfig, name: str) -> Source:
             raise ConfigError(
                 f"is {name!r}, but such files are read with `{setting('hf_name', format)}`", key="hf_name"
             )
-    return open_hub(config, name)
+    return open_hub(config, name, record)

@@ -11,13 +11,15 @@ from data.sources.source import open_source
 
 def of_file(path, format=None) -> DatasetConfig:
     """Read as its name says, or as this format."""
+    cache_dir = str(Path(path).parent / ".cache")
     if format is None:
-        return DatasetConfig(hf_name=str(path), max_seq_len=8)
-    return DatasetConfig(hf_name=format, hf_kwargs=HFKwargs(data_files=str(path)), max_seq_len=8)
+        return DatasetConfig(hf_name=str(path), max_seq_len=8, cache_dir=cache_dir)
+    return DatasetConfig(hf_name=format, hf_kwargs=HFKwargs(data_files=str(path)), max_seq_len=8, cache_dir=cache_dir)
 
 
 def of_folder(folder, split=None, **kwargs) -> DatasetConfig:
-    return DatasetConfig(hf_name=str(folder), split=split, hf_kwargs=HFKwargs(**kwargs), max_seq_len=8)
+    settings = {"split": split, "hf_kwargs": HFKwargs(**kwargs), "cache_dir": str(Path(folder) / ".cache")}
+    return DatasetConfig(hf_name=str(folder), max_seq_len=8, **settings)
 
 
 def read(source) -> list:

@@ -10,7 +10,7 @@ import pytest
 from data.base.errors import ConfigError, DataError
 from data.config.dataset import HFKwargs
 from data.loading.loader import eval_loader
-from data.loading.opening import check_source, open_rows
+from data.loading.opening import find_source, open_rows
 from data.loading.verify import verify
 from data.mds.row import COLUMNS
 from data.mds.shard_files import ShardFiles
@@ -265,13 +265,13 @@ def test_texts_of_an_mds_folder_are_prepared(tmp_path, remote):
     assert rows.folder.parent == tmp_path / "cache"
 
 
-def test_check_source_needs_no_shard(tmp_path):
+def test_a_source_is_found_without_a_shard(tmp_path):
     folder = tokens_folder(tmp_path / "mds")
     for shard in folder.glob("*.mds"):
         shard.unlink()
-    check_source(mds_config(folder))
+    find_source(mds_config(folder))
     with pytest.raises(ConfigError, match="there is no such folder"):
-        check_source(mds_config(tmp_path / "none"))
+        find_source(mds_config(tmp_path / "none"))
 
 
 def test_verify_names_the_samples_of_what_is_broken(tmp_path):

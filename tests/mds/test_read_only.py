@@ -10,10 +10,11 @@ import pytest
 import data.mds.fetcher
 from data.base.errors import ConfigError, DataError
 from data.config.dataset import DatasetConfig, HFKwargs
-from data.loading.opening import open_mds, open_rows
+from data.loading.opening import open_rows
 from data.loading.verify import verify
 from data.mds.folder import MdsFolder
 from data.mds.shard_files import ShardFiles
+from data.sources.mds import open_mds
 from tests.helpers.mds_folders import open_folder, read_all, texts, write_mds, write_texts
 from tests.helpers.toy_tokenizer import ToyTokenizer, dataset_config
 

@@ -19,6 +19,7 @@ from data.config.dataset import DatasetConfig, HFKwargs
 from data.mds.row import COLUMNS, Row
 from data.preparation.prepare import prepare, prepare_into
 from data.preparation.progress import Waiting
+from data.sources.input_files import RECORD
 from tests.helpers.prepared import TOY, contents, documents_of, manifest_of, samples_of
 from tests.helpers.toy_tokenizer import ToyTokenizer, dataset_config, questions, write_jsonl
 
@@ -27,7 +28,7 @@ FORK = multiprocessing.get_context("fork")
 
 
 def left_behind(cache: Path) -> list[str]:
-    return sorted(path.name for path in cache.glob("*") if path.suffix != ".lock")
+    return sorted(path.name for path in cache.glob("*") if path.suffix != ".lock" and path.name != RECORD)
 
 
 def pairs(examples: list[dict[str, str]]) -> list[tuple[str, str]]:

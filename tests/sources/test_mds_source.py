@@ -7,6 +7,7 @@ import pytest
 from data.base.errors import ConfigError
 from data.config.dataset import HFKwargs
 from data.sources.mds import MdsSource
+from data.sources.source import open_source
 from tests.helpers.mds_folders import texts, write_mds
 from tests.helpers.toy_tokenizer import dataset_config
 
@@ -15,7 +16,9 @@ pytestmark = pytest.mark.timeout(60)
 
 def source_of(folder, **changes):
     settings = {"hf_name": None, "hf_kwargs": HFKwargs(), "local": str(folder)} | changes
-    return MdsSource(dataset_config(folder.parent, **settings))
+    source = open_source(dataset_config(folder.parent, **settings))
+    assert isinstance(source, MdsSource)
+    return source
 
 
 def rows_of(source):

@@ -5,11 +5,11 @@ import random
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import xxhash
 
 from data.base.errors import ConfigError, DataError
 from data.base.problems import Problem
 from data.config.dataset import DatasetConfig, HFKwargs
-from data.sources.files import hash_file
 from data.sources.find import find
 from data.sources.source import open_source
 from tests.helpers.read_source import of_file, read, refusal, rows_of, values
@@ -190,17 +190,8 @@ def test_the_fingerprint_is_of_content_and_format_not_of_place(tmp_path):
     text = DatasetConfig(text=str(one), max_seq_len=8)
     assert open_source(text).fingerprint != marks[0]
     assert open_source(of_file(one)).inputs == [
-        {"path": str(one), "bytes": len(LINE) + 1, "xxh3_128": hash_file(one).xxh3}
+        {"path": str(one), "bytes": len(LINE) + 1, "xxh3_128": xxhash.xxh3_128_hexdigest(LINE + b"\n")}
     ]
-
-
-def test_a_file_is_hashed_again_only_when_it_has_changed(tmp_path):
-    path = tmp_path / "rows.jsonl"
-    path.write_text("a\n")
-    first = hash_file(path)
-    assert hash_file(path) is first
-    path.write_text("bb\n")
-    assert hash_file(path).xxh3 != first.xxh3
 
 
 # JSON arrays

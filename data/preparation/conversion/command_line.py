@@ -96,6 +96,7 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--local", help="a folder for a local copy, when --out_root is remote")
     parser.add_argument("--remote", help="where the finished folders are sent as well: a folder, or s3:// and the like")
     parser.add_argument("--compression", help="of the shards, such as zstd or zstd:7 (default: none)")
+    parser.add_argument("--rehash", action="store_true", help="read files again that seem not to have changed")
     parser.add_argument("--num_workers", "--processes", type=int, help="processes that work (default: one a core)")
 
 

@@ -22,7 +22,7 @@ from data.preparation.conversion.arguments import (
 )
 from data.preparation.conversion.untokenized import write_untokenized
 from data.preparation.prepare import prepare_into
-from data.sources.source import open_source
+from data.sources.source import Source, open_source
 from data.tokenization.tokenizer import Tokenizer
 
 CACHE = Path(".cache/dropless/converted")
@@ -47,15 +47,15 @@ def convert_text(args: argparse.Namespace) -> None:
         return
     text = args.path if args.path is not None else [args.input_folder]
     config = config_of(args, text=text, preprocessing_fn=preprocessing_fn)
-    _convert(_Place.of(args, ""), config, tokenizer, args.compression)
+    _convert(_Place.of(args, ""), config, tokenizer, open_source(config, rehash=args.rehash), args.compression)
 
 
 def _convert_splits(args: argparse.Namespace, tokenizer: Tokenizer | None, **settings: Any) -> None:
     outputs = [(_Place.of(args, split), config_of(args, **source, **settings)) for split, source in splits_of(args)]
-    for _, config in outputs if len(outputs) > 1 else ():
-        open_source(config)  # one that is not there is an error before any is written
-    for place, config in outputs:
-        _convert(place, config, tokenizer, args.compression)
+    # All first: one that is not there is an error before any is written.
+    sources = [open_source(config, rehash=args.rehash) for _, config in outputs]
+    for (place, config), source in zip(outputs, sources, strict=True):
+        _convert(place, config, tokenizer, source, args.compression)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,12 +81,14 @@ class _Place:
         return cls(folder=root / split, remote=under, passing=is_url and args.local is None)
 
 
-def _convert(place: _Place, config: DatasetConfig, tokenizer: Tokenizer | None, compression: str | None) -> None:
+def _convert(
+    place: _Place, config: DatasetConfig, tokenizer: Tokenizer | None, source: Source, compression: str | None
+) -> None:
     was_whole = (place.folder / INDEX).exists()
     if tokenizer is None:
-        write_untokenized(place.folder, config, compression=compression, remote=place.remote)
+        write_untokenized(place.folder, config, source, compression=compression, remote=place.remote)
     else:
-        prepare_into(place.folder, config, tokenizer, compression=compression, remote=place.remote)
+        prepare_into(place.folder, config, tokenizer, source=source, compression=compression, remote=place.remote)
     if was_whole:
         node_logger.info(f"{place.folder} was whole already")
     if place.passing:

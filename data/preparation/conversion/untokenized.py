@@ -14,7 +14,7 @@ from data.mds.writer import check_compression
 from data.preparation.manifest import what_decides
 from data.preparation.prepare import write_once
 from data.preparation.recipe import Part, Tally, Task
-from data.sources.source import Source, open_source
+from data.sources.source import Source
 
 COLUMNS = {
     PromptResponse.form: {"prompt": "str", "response": "str"},
@@ -25,11 +25,10 @@ COLUMNS = {
 
 
 def write_untokenized(
-    folder: Path, config: DatasetConfig, *, compression: str | None = None, remote: str | None = None
+    folder: Path, config: DatasetConfig, source: Source, *, compression: str | None = None, remote: str | None = None
 ) -> None:
     """The valid examples in the source's order, in LLM Foundry's columns."""
     check_compression(compression)
-    source = open_source(config)
     made_from = {**what_decides(config, source, None), "columns": "untokenized", "compression": compression}
     recipe = Untokenized(source=source, preprocess=resolve_preprocessing_fn(config.preprocessing_fn))
     with plain_os_errors(str(folder), "name another folder"):

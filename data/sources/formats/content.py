@@ -150,7 +150,8 @@ class Content(Blocks):
 
 
 def _changed(name: str) -> str:
-    return f"{name} was changed while it was being read: start again when it is complete"
+    hint = "start again when it is complete (with --rehash if it has kept its time of change)"
+    return f"{name} was changed while it was being read: {hint}"
 
 
 def state_of(path: Path) -> tuple[int, ...]:

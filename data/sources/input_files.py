@@ -1,0 +1,144 @@
+"""What was found in input files, recorded in cache_dir: a file that has not changed since is not read again.
+
+A file has changed when its size, its time of change or its inode has. One process of a node reads what is new; the
+others wait for a file lock, not in a collective, and then find it in the record.
+"""
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import xxhash
+from tqdm import tqdm
+
+from data.base.console import is_first, notice
+from data.base.errors import DataError, os_errors_named
+from data.base.locks import exclusive
+from data.sources.formats.content import BLOCK_BYTES, InputFile, state_of
+
+RECORD = ".input-files.json"
+"""In cache_dir: an object with an entry for each file and format that it was read as. Beside it lies its lock."""
+SETTLED = 3.0
+"""Seconds. File systems count time in steps of up to 2 s (FAT): a file that was read so soon after a change may have
+been changed once more without another time of change."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opened:
+    """What opening a file found."""
+
+    reader: str | None = None
+    """The key of its reader; None when it is empty."""
+    left_out: str | None = None
+    """What of each row is not read; None: nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Entry:
+    state: list[int]
+    """Size, time of change in ns, inode."""
+    xxh3: str
+    begun: float
+    ended: float
+    """When it was read (Unix time)."""
+    opened: dict[str, Any]
+
+
+class InputFiles:
+    """The record of a cache_dir. Where that cannot be written, every process reads for itself."""
+
+    def __init__(self, cache_dir: str, *, rehash: bool = False) -> None:
+        """rehash: only what some process reads from now on counts."""
+        self._file, self._rehash, self._since = Path(cache_dir) / RECORD, rehash, time.time()
+        self._entries = self._load()
+
+    def opened(self, path: Path, format: str) -> Opened | None:
+        """What opening the file found when it was read; None when it has to be read."""
+        entry = self._entry(format, path, _state(path))
+        return Opened(**entry.opened) if entry is not None else None
+
+    def hashed(self, files: Mapping[Path, Opened], format: str) -> dict[Path, InputFile]:
+        """The files with their hashes; those that are not in the record are read. Raises DataError for one that cannot
+        be."""
+        hashed = {path: self._hashed(path, format) for path in files}
+        if None in hashed.values():
+            with ExitStack() as stack:
+                with suppress(OSError):
+                    stack.enter_context(exclusive(self._file.with_suffix(".lock"), self._waiting))
+                self._entries |= self._load()
+                hashed = {path: self._hashed(path, format) for path in files}
+                new = [path for path, file in hashed.items() if file is None]
+                stack.callback(self._save)
+                with _bar(new) as bar:
+                    for path in new:
+                        hashed[path] = self._read(path, format, files[path], bar)
+        return {path: file for path, file in hashed.items() if file is not None}
+
+    def _hashed(self, path: Path, format: str) -> InputFile | None:
+        state = _state(path)
+        entry = self._entry(format, path, state)
+        return InputFile(path, entry.state[0], entry.xxh3, state) if entry is not None else None
+
+    def _entry(self, format: str, path: Path, state: tuple[int, ...]) -> _Entry | None:
+        """The file's entry, where that holds for the file as it is."""
+        entry = self._entries.get(_key(format, path))
+        if entry is None or entry.state != _compared(state):
+            return None
+        settled = entry.state[1] / 1e9 + SETTLED < entry.begun
+        # What another rank has read meanwhile counts in any case: all ranks take the same hash.
+        return entry if entry.ended >= self._since or (settled and not self._rehash) else None
+
+    def _read(self, path: Path, format: str, opened: Opened, bar: Any) -> InputFile:
+        state, begun = _state(path), time.time()
+        digest, size = xxhash.xxh3_128(), 0
+        with os_errors_named(path, as_error=DataError), path.open("rb") as file:
+            while block := file.read(BLOCK_BYTES):
+                digest.update(block)
+                size += len(block)
+                bar.update(len(block))
+        self._entries[_key(format, path)] = _Entry(
+            state=_compared(state), xxh3=digest.hexdigest(), begun=begun, ended=time.time(), opened=asdict(opened)
+        )
+        return InputFile(path, size, digest.hexdigest(), state)
+
+    def _waiting(self) -> None:
+        notice(f"Waiting for another process that reads the input files ({self._file})")
+
+    def _load(self) -> dict[str, _Entry]:
+        try:
+            return {key: _Entry(**entry) for key, entry in json.loads(self._file.read_bytes()).items()}
+        except (OSError, ValueError, AttributeError, TypeError):  # there is none, or it is not ours
+            return {}
+
+    def _save(self) -> None:
+        """Without the files that are gone. Where it cannot be written they are read again the next time."""
+        kept = {key: asdict(entry) for key, entry in self._entries.items() if os.path.lexists(key.partition(":")[2])}
+        part = self._file.with_suffix(f".{os.getpid()}")
+        with suppress(OSError):
+            part.write_text(json.dumps(kept))
+            part.replace(self._file)
+
+
+def _key(format: str, path: Path) -> str:
+    return f"{format}:{os.path.realpath(path)}"
+
+
+def _state(path: Path) -> tuple[int, ...]:
+    with os_errors_named(path, as_error=DataError):
+        return state_of(path)
+
+
+def _compared(state: tuple[int, ...]) -> list[int]:
+    """Of what state_of tells: a device's number differs between nodes, and a link or a chmod moves ctime."""
+    _, inode, size, mtime_ns, _ = state
+    return [size, mtime_ns, inode]
+
+
+def _bar(files: list[Path]) -> Any:
+    total = sum(_state(path)[2] for path in files)
+    return tqdm(total=total, desc="Reading input files", unit="B", unit_scale=True, delay=2, disable=not is_first())

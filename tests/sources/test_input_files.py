@@ -1,0 +1,167 @@
+"""Files that have not changed since they were read are not read again, by any process of the node."""
+
+import json
+import multiprocessing
+import os
+import time
+from pathlib import Path
+
+import pytest
+import xxhash
+
+from data.base.errors import DataError
+from data.sources.input_files import RECORD, InputFiles, Opened
+from data.sources.source import open_source
+from tests.helpers.opened_files import opened_files
+from tests.helpers.read_source import of_file, read
+
+FIRST, OTHER = b'{"prompt": "2 + 2?", "response": "4"}\n', b'{"prompt": "2 + 2?", "response": "5"}\n'
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """A file that was written an hour ago."""
+    return write(tmp_path / "rows.jsonl", FIRST)
+
+
+def write(path: Path, content: bytes, age: float = 3600.0) -> Path:
+    path.write_bytes(content)
+    os.utime(path, ns=(time.time_ns() - int(age * 1e9),) * 2)
+    return path
+
+
+def start(path: Path, *, rehash: bool = False) -> tuple[str, int]:
+    """The fingerprint that a start finds, and how often it opens the file."""
+    with opened_files() as opened:
+        found = open_source(of_file(path), rehash=rehash).fingerprint
+    return found, opened.count(str(path))
+
+
+def test_a_second_start_opens_no_file(path: Path) -> None:
+    first, n_opened = start(path)
+    assert n_opened > 0
+    assert start(path) == (first, 0)
+
+
+def test_what_has_changed_is_read_again(path: Path) -> None:
+    first, _ = start(path)
+    write(path, OTHER, age=1800)
+    second, n_opened = start(path)
+    assert second != first
+    assert n_opened > 0
+
+
+def test_another_file_of_the_same_size_and_time_is_read(path: Path, tmp_path: Path) -> None:
+    first, _ = start(path)
+    then = path.stat()
+    other = write(tmp_path / "other", OTHER)
+    os.utime(other, ns=(then.st_atime_ns, then.st_mtime_ns))
+    other.replace(path)
+    now = path.stat()
+    assert (now.st_size, now.st_mtime_ns) == (then.st_size, then.st_mtime_ns)
+    second, n_opened = start(path)
+    assert second != first
+    assert n_opened > 0
+
+
+def test_rehash_finds_a_change_that_kept_size_time_and_inode(path: Path) -> None:
+    first, _ = start(path)
+    then = path.stat()
+    path.write_bytes(OTHER)
+    os.utime(path, ns=(then.st_atime_ns, then.st_mtime_ns))
+    assert start(path) == (first, 0)
+    with pytest.raises(DataError, match=r"rows\.jsonl was changed .*: start again .*with --rehash"):
+        read(open_source(of_file(path)))  # rows are never made of what was not hashed
+    second, n_opened = start(path, rehash=True)
+    assert second != first
+    assert n_opened > 0
+    assert start(path) == (second, 0)
+
+
+def test_a_file_that_had_just_been_changed_is_read_again(path: Path) -> None:
+    write(path, FIRST, age=1)
+    first, _ = start(path)
+    found, n_opened = start(path)
+    assert found == first
+    assert n_opened > 0
+
+
+@pytest.mark.parametrize("rehash", [False, True])
+def test_what_another_rank_read_meanwhile_is_not_read_again(path: Path, rehash: bool) -> None:
+    """Not even when it has just been changed: ranks that read by themselves could differ."""
+    write(path, FIRST, age=0)
+    mine, other = (InputFiles(of_file(path).cache_dir, rehash=rehash) for _ in range(2))
+    other.hashed({path: Opened(reader="lines")}, "json")
+    with opened_files() as opened:
+        (found,) = mine.hashed({path: Opened(reader="lines")}, "json").values()
+    assert found.xxh3 == xxhash.xxh3_128_hexdigest(FIRST)
+    assert opened.count(str(path)) == 0
+
+
+def hash_slowly(path: Path, begun: Path, go_on: Path) -> None:
+    class Slow(InputFiles):
+        def _read(self, *args):
+            begun.touch()
+            while not go_on.exists():
+                time.sleep(0.01)
+            return super()._read(*args)
+
+    Slow(of_file(path).cache_dir).hashed({path: Opened(reader="lines")}, "json")
+
+
+def test_those_who_wait_for_another_process_do_not_read(path: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("data.base.locks.POLL", 0.01)
+    begun, go_on = tmp_path / "begun", tmp_path / "go_on"
+    process = multiprocessing.get_context("fork").Process(target=hash_slowly, args=(path, begun, go_on))
+    process.start()
+    while not begun.exists():
+        time.sleep(0.01)
+    record = InputFiles(of_file(path).cache_dir)
+    monkeypatch.setattr(record, "_waiting", go_on.touch)
+    with opened_files() as opened:
+        record.hashed({path: Opened(reader="lines")}, "json")
+    assert opened.count(str(path)) == 0
+    process.join(20)
+    assert process.exitcode == 0
+
+
+def test_the_formats_of_a_file_are_apart(path: Path) -> None:
+    write(path, b"[" + FIRST + b"]")
+    assert start(path)[1] > 0
+    config = of_file(path, "json")
+    text = type(config)(text=str(path), max_seq_len=8, cache_dir=config.cache_dir)
+    with opened_files() as opened:
+        assert open_source(text).fingerprint != open_source(config).fingerprint
+    assert str(path) in opened
+    assert [row for _, row in read(open_source(config))] == [json.loads(FIRST)]
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"json:/x": 3}', b'{"json:/x": {"state": [1]}}', b"\xff"])
+def test_a_damaged_record_is_replaced(path: Path, content: bytes) -> None:
+    first, _ = start(path)
+    record = Path(of_file(path).cache_dir) / RECORD
+    record.write_bytes(content)
+    found, n_opened = start(path)
+    assert found == first
+    assert n_opened > 0
+    assert start(path) == (first, 0)
+
+
+def test_files_that_are_gone_leave_the_record(path: Path, tmp_path: Path) -> None:
+    start(path)
+    path.rename(tmp_path / "moved.jsonl")
+    start(tmp_path / "moved.jsonl")
+    record = json.loads((Path(of_file(path).cache_dir) / RECORD).read_text())
+    assert list(record) == [f"json:{tmp_path / 'moved.jsonl'}"]
+
+
+def test_without_a_cache_every_start_reads(path: Path, monkeypatch) -> None:
+    def refuse(*args, **kwargs):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("data.sources.input_files.exclusive", refuse)
+    monkeypatch.setattr(Path, "write_text", refuse)
+    first, _ = start(path)
+    found, n_opened = start(path)
+    assert found == first
+    assert n_opened > 0
