@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data.base.console import logger, show_on_console
-from data.base.errors import ConfigError, DataError, under
+from data.base.errors import ConfigError, ConfigErrors, DataError, Problems
 from data.base.paths import refuse_path
-from train.config.load import check_vocab, load_config, resolve_pretrained
+from data.config.sections import Unavailable
+from train.config.load import LoadedConfig, load_config, resolve_pretrained
 from train.config.ranks import check_kernel_sizes, check_run_name, check_world_size
 from train.config.redaction import masked_yaml
 from train.config.schema import TrainConfig
@@ -33,12 +34,15 @@ usage: composer train.py CONFIG [key=value ...]       one rank a GPU, or one on 
        python train.py --schema                       the JSON schema of CONFIG, for editors
 
 CONFIG is a YAML file: see yamls/finetune/.
+--rehash reads input files again that seem not to have changed since an earlier start.
 key=value changes a key of it; the value is YAML, and dots go deeper:
 
   composer -n 2 train.py yamls/finetune/dbrx_tiny.yaml run_name=mine max_duration=20ba optimizer.lr=1e-4
   composer train.py yamls/finetune/dbrx.yaml train_loader.dataset.hf_kwargs.data_files=$DATA
   composer train.py yamls/finetune/dbrx.yaml model.preset=9b 'callbacks={lr_monitor: {}}' eval_loader=null
 """
+
+_REHASH = "--rehash"
 
 # Long enough for local rank 0 to tell what it has met as well; the launcher then ends the others.
 _GRACE_SECONDS = 10.0
@@ -87,19 +91,22 @@ def _describe(flag: str, *keys: str) -> None:
 
 
 def _run(arguments: list[str], signals: StopSignals) -> None:
-    config, world_size = _read(arguments), int(os.environ.get("WORLD_SIZE", "1"))
-    try:
-        check_run_name(config)
-        check_world_size(config, world_size)
-        check_kernel_sizes(config, world_size)
-    except ValueError as error:
-        raise ConfigError(f"{arguments[0]}: {error}") from None
-    check_patterns(config)
-    logger.info(f"{masked_yaml(config)}\n{parameters_line(config.model, config.lora)}")
-    device = choose_device(config.device)
-    check_machine(config, world_size, device)
-    _prepare(config)
+    """The program: read the config, see that it can run here, open what it reads, train."""
+    loaded, problems, device = _load(arguments), Problems(Unavailable), None
+    config = _checked(loaded, problems)
+    if not problems:
+        logger.info(f"{masked_yaml(config)}\n{parameters_line(config.model, config.lora)}")
+        device = choose_device(config.device)
+        check_machine(config, _world_size(), device)
 
+    from train.run.inputs import open_inputs
+
+    try:
+        inputs = open_inputs(config, problems, rehash=_REHASH in arguments)
+    except ConfigErrors as error:
+        raise loaded.placed(error) from None
+
+    # After all that can be wrong: Composer alone takes 10 seconds to import.
     from train.run.fit import fit
 
     signals.install()
@@ -107,53 +114,31 @@ def _run(arguments: list[str], signals: StopSignals) -> None:
     gc.collect()
     gc.freeze()
     try:
-        fit(config, device=device)
+        fit(config, inputs=inputs, device=device)
     finally:
         # At the interpreter's end Triton reports what was not collected as leaked.
         gc.unfreeze()
 
 
-def _prepare(config: TrainConfig) -> None:
-    """What can be wrong with tokenizer and data comes before Composer is imported, which alone takes 10 seconds."""
-    from data.loading.opening import check_source, open_streams
-    from data.tokenization.build import build_tokenizer
-    from train.checkpoint.save_folder import check_writable, fill_in, local_folder, run_name_of
-    from train.planning.run_data import open_data
-    from train.weights.frozen_base import frozen_base
-    from train.weights.pretrained import PretrainedFolder
-    from train.weights.start import find_start
-
-    run_name = run_name_of(config)
-    folder = local_folder(config, run_name)
-    if (exports := config.callbacks.hf_checkpointer) is not None:
-        key = "callbacks.hf_checkpointer.save_folder"
-        check_writable(fill_in(exports.save_folder, run_name, key), key)
-    loaders = {"train_loader": config.train_loader, "eval_loader": config.eval_loader}
-    datasets = {key: loader.dataset for key, loader in loaders.items() if loader is not None}
-    # A file that is not there is told before a vocabulary is loaded.
-    for key, dataset in datasets.items():
-        for stream, single in dataset.each_stream().items():
-            with under(_stream_key(key, stream)):
-                check_source(single)
-    tokenizer = build_tokenizer(config.tokenizer)
-    check_vocab(config, tokenizer.vocab_size)
-    start = find_start(config, folder)
-    name = config.model.pretrained_model_name_or_path
-    # A checkpoint of a whole model brings all weights with it.
-    if name is not None and (start is None or config.lora is not None) and frozen_base(config) is None:
-        # Here, where no rank waits for another, a hub's files may take as long as they need.
-        PretrainedFolder.open(name, config.model)
-    open_data(config, tokenizer, start.data_state if start is not None else None)
-    if config.eval_loader is not None:
-        with under("eval_loader.dataset"):
-            open_streams(config.eval_loader.dataset, tokenizer)
+def _checked(loaded: LoadedConfig, problems: Problems) -> TrainConfig:
+    """The config of the run, checked as far as it goes without the data. Where the pretrained model cannot be read, so
+    cannot be what its config.json says, and checks that need it are left out."""
+    config = loaded.config
+    with problems.collect():
+        config = resolve_pretrained(loaded)
+    with problems.collect():
+        check_run_name(config)
+    with problems.collect():
+        check_world_size(config, _world_size())
+    with problems.collect():
+        check_kernel_sizes(config, _world_size())
+    with problems.collect():
+        check_patterns(config)
+    return config
 
 
-def _stream_key(loader: str, stream: str) -> str:
-    return f"{loader}.dataset.streams.{stream}" if stream else f"{loader}.dataset"
-
-
-def _read(arguments: list[str]) -> TrainConfig:
+def _load(arguments: list[str]) -> LoadedConfig:
+    arguments = [argument for argument in arguments if argument != _REHASH]
     if not arguments:
         raise ConfigError(
             "no config: python train.py CONFIG [key=value ...], such as yamls/finetune/dbrx_tiny.yaml (--help)"
@@ -162,7 +147,11 @@ def _read(arguments: list[str]) -> TrainConfig:
     refuse_path("the config", path)
     if path.startswith("-") or ("=" in path and not Path(path).exists()):
         raise ConfigError(f"the config comes first, but {path!r} is not a file: python train.py CONFIG [key=value ...]")
-    return resolve_pretrained(load_config(path, overrides))
+    return load_config(path, overrides)
+
+
+def _world_size() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def _rank(name: str) -> int:

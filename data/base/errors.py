@@ -114,6 +114,44 @@ def _below(key: str, error: ConfigError) -> ConfigError:
     return ConfigError(f"{key}.{error}")
 
 
+class Problems:
+    """Errors that do not follow from one another, collected so that all of them are reported together."""
+
+    def __init__(self, *consequences: type[Exception]) -> None:
+        """`consequences` end a block as errors do, but are not reported: they follow from another problem."""
+        self._consequences = consequences
+        self._errors: list[ConfigError | DataError] = []
+
+    def __bool__(self) -> bool:
+        return bool(self._errors)
+
+    @contextmanager
+    def collect(self) -> Iterator[None]:
+        """Keeps the block's ConfigError or DataError for the report."""
+        try:
+            yield
+        except ConfigErrors as several:
+            self._errors += several.errors
+        except (ConfigError, DataError) as error:
+            self._errors.append(error)
+        except self._consequences:
+            assert self._errors, "nothing that it follows from"
+
+    def raise_if_any(self) -> None:
+        """A single error as it is, several as ConfigErrors."""
+        if len(self._errors) == 1:
+            raise self._errors[0]
+        if self._errors:
+            raise ConfigErrors([_within(error) for error in self._errors])
+
+
+def _within(error: ConfigError | DataError) -> ConfigError:
+    """As one of several, which are told apart by how far their lines are indented."""
+    if isinstance(error, ConfigError) and "\n" not in str(error):
+        return error
+    return ConfigError(str(error).replace("\n", "\n  "))
+
+
 def os_error(error: BaseException) -> OSError | None:
     """What a file system refused, behind an error of a library; None when it is about something else.
 

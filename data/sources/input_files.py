@@ -4,6 +4,7 @@ A file has changed when its size, its time of change or its inode has. One proce
 others wait for a file lock, not in a collective, and then find it in the record.
 """
 
+import functools
 import json
 import os
 import time
@@ -18,7 +19,7 @@ from tqdm import tqdm
 
 from data.base.console import is_first, notice
 from data.base.errors import DataError, os_errors_named
-from data.base.locks import exclusive
+from data.base.locks import HEAD_START, exclusive_unless
 from data.sources.formats.content import BLOCK_BYTES, InputFile, state_of
 
 RECORD = ".input-files.json"
@@ -26,6 +27,11 @@ RECORD = ".input-files.json"
 SETTLED = 3.0
 """Seconds. File systems count time in steps of up to 2 s (FAT): a file that was read so soon after a change may have
 been changed once more without another time of change."""
+
+LARGE = 1 << 30
+"""Bytes of new files of which local rank 0 is let to read first, because launchers show that rank's progress alone."""
+DELAY = 2.0
+"""Seconds after which it is shown what takes long."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +52,8 @@ class _Entry:
     begun: float
     ended: float
     """When it was read (Unix time)."""
-    opened: dict[str, Any]
+    reader: str | None
+    left_out: str | None
 
 
 class InputFiles:
@@ -60,22 +67,25 @@ class InputFiles:
     def opened(self, path: Path, format: str) -> Opened | None:
         """What opening the file found when it was read; None when it has to be read."""
         entry = self._entry(format, path, _state(path))
-        return Opened(**entry.opened) if entry is not None else None
+        return Opened(reader=entry.reader, left_out=entry.left_out) if entry is not None else None
 
     def hashed(self, files: Mapping[Path, Opened], format: str) -> dict[Path, InputFile]:
         """The files with their hashes; those that are not in the record are read. Raises DataError for one that cannot
         be."""
         hashed = {path: self._hashed(path, format) for path in files}
         if None in hashed.values():
+            if not is_first() and _size(hashed) > LARGE:
+                time.sleep(HEAD_START)
             with ExitStack() as stack:
                 with suppress(OSError):
-                    stack.enter_context(exclusive(self._file.with_suffix(".lock"), self._waiting))
+                    notice_at = time.monotonic() + DELAY
+                    lock = exclusive_unless(self._file.with_suffix(".lock"), lambda: self._waiting(notice_at))
+                    stack.enter_context(lock)
                 self._entries |= self._load()
                 hashed = {path: self._hashed(path, format) for path in files}
-                new = [path for path, file in hashed.items() if file is None]
                 stack.callback(self._save)
-                with _bar(new) as bar:
-                    for path in new:
+                with _bar(_size(hashed)) as bar:
+                    for path in [path for path, file in hashed.items() if file is None]:
                         hashed[path] = self._read(path, format, files[path], bar)
         return {path: file for path, file in hashed.items() if file is not None}
 
@@ -102,16 +112,19 @@ class InputFiles:
                 size += len(block)
                 bar.update(len(block))
         self._entries[_key(format, path)] = _Entry(
-            state=_compared(state), xxh3=digest.hexdigest(), begun=begun, ended=time.time(), opened=asdict(opened)
+            state=_compared(state), xxh3=digest.hexdigest(), begun=begun, ended=time.time(), **asdict(opened)
         )
         return InputFile(path, size, digest.hexdigest(), state)
 
-    def _waiting(self) -> None:
-        notice(f"Waiting for another process that reads the input files ({self._file})")
+    def _waiting(self, notice_at: float) -> bool:
+        """Called while another process holds the lock; whether to give up."""
+        if time.monotonic() > notice_at:
+            notice(f"Waiting for another process that reads the input files ({self._file})")
+        return False
 
     def _load(self) -> dict[str, _Entry]:
         try:
-            return {key: _Entry(**entry) for key, entry in json.loads(self._file.read_bytes()).items()}
+            return dict(_parse(self._file, state_of(self._file)))
         except (OSError, ValueError, AttributeError, TypeError):  # there is none, or it is not ours
             return {}
 
@@ -122,6 +135,12 @@ class InputFiles:
         with suppress(OSError):
             part.write_text(json.dumps(kept))
             part.replace(self._file)
+
+
+@functools.lru_cache(maxsize=1)
+def _parse(record: Path, state: tuple[int, ...]) -> dict[str, _Entry]:
+    """Once for all streams, as long as the record stays as it is."""
+    return {key: _Entry(**entry) for key, entry in json.loads(record.read_bytes()).items()}
 
 
 def _key(format: str, path: Path) -> str:
@@ -139,6 +158,11 @@ def _compared(state: tuple[int, ...]) -> list[int]:
     return [size, mtime_ns, inode]
 
 
-def _bar(files: list[Path]) -> Any:
-    total = sum(_state(path)[2] for path in files)
-    return tqdm(total=total, desc="Reading input files", unit="B", unit_scale=True, delay=2, disable=not is_first())
+def _bar(n_bytes: int) -> Any:
+    hidden = not is_first()
+    return tqdm(desc="Reading input files", total=n_bytes, unit="B", unit_scale=True, delay=DELAY, disable=hidden)
+
+
+def _size(hashed: Mapping[Path, InputFile | None]) -> int:
+    """Bytes of the files that have to be read."""
+    return sum(_state(path)[2] for path, file in hashed.items() if file is None)

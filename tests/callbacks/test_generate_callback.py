@@ -123,7 +123,7 @@ def test_llm_foundrys_name_is_answered(tmp_path):
 )
 def test_a_prompt_that_nothing_can_follow_is_refused_before_the_model_is_built(tmp_path, monkeypatch, prompt, said):
     path = write_toy_run(tmp_path)
-    monkeypatch.setattr("train.run.starting_model.build_model", lambda *args, **kwargs: pytest.fail("it was built"))
+    monkeypatch.setattr("train.run.model.sharded.build_model", lambda *args, **kwargs: pytest.fail("it was built"))
     changes = [f"callbacks.generate.prompts=[a, '{prompt}']", "model.max_seq_len=128", "run_name=x"]
     with pytest.raises(ConfigError, match=said):
         fit(resolve_pretrained(load_config(path, changes)))

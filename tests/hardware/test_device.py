@@ -176,7 +176,7 @@ def test_a_driver_that_is_too_old_ends_a_run_before_its_data_is_opened(tmp_path,
     write_node(tmp_path / "root", "550.54.15")
     too_old(monkeypatch)
     monkeypatch.setattr(device, "look", lambda: look(tmp_path / "root"))
-    monkeypatch.setattr(main, "_prepare", lambda config: pytest.fail("the data was opened"))
+    monkeypatch.setattr("train.run.inputs.open_inputs", lambda *_, **__: pytest.fail("the data was opened"))
     assert main.main([write_toy_run(tmp_path), "device=null"]) == 2
     error = capsys.readouterr().err
     for part in ("driver 550.54.15", "torch 2.15.0+cu132", "--torch-backend auto", "device=cpu"):

@@ -154,7 +154,7 @@ def test_rows_of_another_width_are_refused(tmp_path) -> None:
 
 
 def test_what_is_missing_for_it_is_told(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from train.run.starting_model import check_lora
+    from train.run.model import check_lora
 
     config = load(tmp_path, "lora={r: 4, alpha: 8, target_modules: [experts], base_dtype: nf4}")
     check_lora(config, torch.device("cpu"), "torch")

@@ -11,6 +11,7 @@ import pytest
 import train.main
 from data.base.errors import ConfigError, DataError
 from tests.helpers.small_config import LEAST
+from tests.helpers.toy_run import write_toy_run
 from train.main import main
 
 ROOT = Path(__file__).parents[2]
@@ -35,7 +36,7 @@ def trains_with(monkeypatch, fit) -> None:
     module = types.ModuleType("train.run.fit")
     module.fit = fit  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "train.run.fit", module)
-    monkeypatch.setattr("train.main._prepare", lambda config: None)
+    monkeypatch.setattr("train.run.inputs.open_inputs", lambda config, problems, **_: problems.raise_if_any())
 
 
 def run(*arguments: str, cwd: Path = ROOT, **env: str) -> subprocess.CompletedProcess[str]:
@@ -73,13 +74,45 @@ EXPORTS = "callbacks={hf_checkpointer: {save_folder: 's3://bucket/x', save_inter
         (["save_folder=runs", EXPORTS], "callbacks.hf_checkpointer.save_folder is 's3://bucket/x', but"),
     ],
 )
-def test_what_needs_no_data_is_told_before_any(config, overrides, said, monkeypatch, capsys):
-    def too_far(*args: object) -> None:
-        raise AssertionError("the data was looked at")
-
-    monkeypatch.setattr("data.loading.opening.check_source", too_far)
-    assert main([config, *overrides]) == 2
+def test_what_can_be_told_before_data_is_prepared_is_told_alone(tmp_path, overrides, said, monkeypatch, capsys):
+    monkeypatch.setattr("train.run.inputs.open_data", lambda *_: pytest.fail("the data was prepared"))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert main([write_toy_run(tmp_path), *overrides]) == 2
     assert capsys.readouterr().err.startswith(f"error: {said}")
+
+
+def test_what_can_be_told_before_data_is_prepared_is_told_together(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("train.run.inputs.open_data", lambda *_: pytest.fail("the data was prepared"))
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    monkeypatch.delenv("RUN_NAME", raising=False)
+    (tmp_path / "bad.jsonl").write_bytes(b"PK\x03\x04")
+    wrong = {
+        "autoresume=true;run_name=null;save_folder=runs/{run_name}": "autoresume is true, but without",
+        "global_train_batch_size=8": "global_train_batch_size is 8, but it must be divisible by the 3 ranks",
+        "optimizer.freeze=['*.none']": "optimizer.freeze has '*.none', but it matches no parameter",
+        "train_loader.dataset.hf_kwargs.data_files=none.jsonl": "train_loader.dataset.hf_kwargs.data_files has 'none.",
+        f"eval_loader.dataset.hf_kwargs.data_files={tmp_path}/bad.jsonl": f"{tmp_path}/bad.jsonl is not UTF-8 text",
+        "tokenizer.kwargs.vocab_file=none": "tokenizer.kwargs.vocab_file is 'none', but",
+        "load_path=nowhere": "load_path is 'nowhere', but there is no such file or folder",
+        EXPORTS: "callbacks.hf_checkpointer.save_folder is 's3://bucket/x', but",
+    }
+    config = write_toy_run(tmp_path)
+    assert main([config, *";".join(wrong).split(";")]) == 2
+    out, err = capsys.readouterr()
+    first, *lines = err.splitlines()
+    assert (out, first, len(lines)) == ("", f"error: {config}: {len(wrong)} problems", len(wrong))
+    for said in wrong.values():
+        assert [line for line in lines if line.removeprefix("  command line: ").strip().startswith(said)], (said, lines)
+
+
+def test_weights_that_cannot_be_read_are_told_with_what_needs_none(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    overrides = ["model={pretrained_model_name_or_path: ./none}", "load_path=nowhere", "optimizer.freeze=['*.none']"]
+    assert main([write_toy_run(tmp_path), *overrides]) == 2
+    err = capsys.readouterr().err
+    assert "2 problems\n" in err
+    assert "model.pretrained_model_name_or_path is './none', but" in err
+    assert "load_path is 'nowhere', but there is no such file or folder" in err
 
 
 @pytest.mark.subprocess

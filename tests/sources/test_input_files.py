@@ -110,14 +110,13 @@ def hash_slowly(path: Path, begun: Path, go_on: Path) -> None:
 
 
 def test_those_who_wait_for_another_process_do_not_read(path: Path, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("data.base.locks.POLL", 0.01)
     begun, go_on = tmp_path / "begun", tmp_path / "go_on"
     process = multiprocessing.get_context("fork").Process(target=hash_slowly, args=(path, begun, go_on))
     process.start()
     while not begun.exists():
         time.sleep(0.01)
     record = InputFiles(of_file(path).cache_dir)
-    monkeypatch.setattr(record, "_waiting", go_on.touch)
+    monkeypatch.setattr(record, "_waiting", lambda _: go_on.touch())
     with opened_files() as opened:
         record.hashed({path: Opened(reader="lines")}, "json")
     assert opened.count(str(path)) == 0
@@ -159,7 +158,7 @@ def test_without_a_cache_every_start_reads(path: Path, monkeypatch) -> None:
     def refuse(*args, **kwargs):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("data.sources.input_files.exclusive", refuse)
+    monkeypatch.setattr("data.sources.input_files.exclusive_unless", refuse)
     monkeypatch.setattr(Path, "write_text", refuse)
     first, _ = start(path)
     found, n_opened = start(path)

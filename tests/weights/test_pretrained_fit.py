@@ -1,5 +1,6 @@
 """A run that begins with the weights of a stock folder, from its YAML on."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,8 @@ from train import main
 from train.checkpoint.save_folder import checkpoints
 from train.config.load import load_config, load_saved_config, resolve_pretrained
 from train.run.fit import fit
-from train.run.starting_model import starting_model
+from train.run.inputs import open_inputs
+from train.run.model import build_model
 
 
 class Evaluated(Callback):
@@ -77,9 +79,9 @@ def test_the_first_evaluation_is_that_of_transformers(tmp_path: Path, toy: tuple
     (tmp_path / "stock").mkdir()
     (tmp_path / "gone" / "config.json").rename(tmp_path / "stock" / "config.json")
     path, overrides = toy
-    main._prepare(resolve_pretrained(load_config(path, [*overrides, "autoresume=true", "max_duration=3ba"])))
+    open_inputs(resolve_pretrained(load_config(path, [*overrides, "autoresume=true", "max_duration=3ba"])))
     with pytest.raises(ConfigError, match="no safetensors files in it"):
-        main._prepare(resolve_pretrained(load_config(path, [*overrides, "save_overwrite=true"])))
+        open_inputs(resolve_pretrained(load_config(path, [*overrides, "save_overwrite=true"])))
 
 
 def test_a_folder_that_cannot_be_is_told_before_anything_heavy(
@@ -130,10 +132,11 @@ class Diverged:
         out.fill_(torch.inf)
 
 
-def test_so_are_those_of_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("train.run.starting_model._weights", lambda *args: Diverged())
-    config = resolve_pretrained(load_config(write_toy_run(tmp_path), ["load_path=runs/a/ep0-ba5", "fsdp_config=null"]))
+def test_so_are_those_of_a_checkpoint(tmp_path: Path) -> None:
+    config = load_config(write_toy_run(tmp_path), ["fsdp_config=null"]).config
+    inputs = replace(open_inputs(config), weights=Diverged())
+    config = replace(config, load_path="runs/a/ep0-ba5")
     with pytest.raises(
         ConfigError, match=r"load_path is 'runs/a/ep0-ba5', but .* in its weights: lm_head.weight: name"
     ):
-        starting_model(config, config.model, None, "fp32", torch.device("cpu"), torch.float32)
+        build_model(config, inputs, precision="fp32", device=torch.device("cpu"), dtype=torch.float32)

@@ -10,9 +10,11 @@ from data.base.errors import ConfigError, under
 from data.loading.opening import open_streams
 from data.loading.rows import Rows
 from data.loading.shard_cache import ShardCache
+from data.mds.folder import MdsFolder
 from data.mixing.resume import position
 from data.mixing.row_plan import RowPlan
 from data.mixing.streams import epoch_rows
+from data.sources.source import Source
 from data.tokenization.tokenizer import Tokenizer
 from train.config.schema import TrainConfig
 
@@ -39,15 +41,28 @@ class RunData:
         return [*lines, f"max_duration {max_duration} is {batches}, {', '.join(passes)}"]
 
 
-def open_data(config: TrainConfig, tokenizer: Tokenizer, state: Mapping[str, Any] | None = None) -> RunData:
-    """Opens the training streams and plans their rows: from the beginning, or on from a checkpoint's data state.
+def open_data(
+    config: TrainConfig,
+    tokenizer: Tokenizer,
+    state: Mapping[str, Any] | None = None,
+    sources: Mapping[str, Source | MdsFolder] | None = None,
+) -> RunData:
+    """Opens the training streams and plans their rows. `sources` are those that find_source has found, by stream.
 
-    Raises ConfigError and DataError for data that cannot be used, stages that cannot be, a past that the config or the
-    data contradict, and a cache_limit that is too low.
+    Raises ConfigError and DataError for data that cannot be used, and what plan_data raises.
+    """
+    with under("train_loader.dataset"):
+        streams = open_streams(config.train_loader.dataset, tokenizer, sources)
+    return plan_data(config, streams, state)
+
+
+def plan_data(config: TrainConfig, streams: dict[str, Rows], state: Mapping[str, Any] | None = None) -> RunData:
+    """Plans the rows of the streams: from the beginning, or on from a checkpoint's data state.
+
+    Raises ConfigError for stages that cannot be, a past that the config or the data contradict, and a cache_limit that
+    is too low.
     """
     loader, size = config.train_loader, config.global_train_batch_size
-    with under("train_loader.dataset"):
-        streams = open_streams(loader.dataset, tokenizer)
     mixed = loader.stages or any(stream.proportion is not None for stream in (loader.dataset.streams or {}).values())
     if len(streams) > 1 and mixed and parse_duration(config.max_duration)[1] == "ep":
         raise ConfigError(

@@ -13,22 +13,20 @@ from composer.utils import dist, get_device
 
 from data.base.console import logger
 from data.base.errors import DataError, is_full
-from data.tokenization.tokenizer import Tokenizer
 from train.callbacks.generate import build_generate
 from train.callbacks.hf_checkpointer import build_hf_checkpointer
 from train.callbacks.remote_shards import RemoteShards
 from train.callbacks.run_record import RunRecord
 from train.callbacks.stream_monitor import StreamMonitor
-from train.checkpoint.save_folder import furnish_save_folder, run_name_of
-from train.composer_model import DbrxForComposer
+from train.checkpoint.save_folder import furnish_save_folder
 from train.config.schema import TrainConfig
 from train.distributed.first_rank import on_first_rank
+from train.distributed.process_group import initialize_dist
 from train.hardware.device import Device, choose_device
-from train.hardware.kernels import choose_kernels
-from train.models.config import ModelConfig
 from train.planning.run_data import RunData
-from train.run.inputs import Inputs, build_eval_loader, build_train_loader, open_eval_streams, open_inputs
-from train.run.starting_model import check_lora, starting_model
+from train.run.inputs import Inputs, describe, open_inputs, starting_from
+from train.run.loaders import build_eval_loader, build_train_loader
+from train.run.model import build_model
 from train.run.trainer import build_trainer
 from train.weights.frozen_base import frozen_weights, note_base
 
@@ -44,6 +42,7 @@ _EXPECTED_WARNINGS = (
 
 def fit(
     config: TrainConfig,
+    inputs: Inputs | None = None,
     *,
     device: Device | None = None,
     callbacks: Sequence[Callback] = (),
@@ -52,36 +51,30 @@ def fit(
     """Trains as config says. Raises ConfigError or DataError, before the first step, for what a user can mend, and
     later for what a file system refuses.
 
-    device is what choose_device has chosen, and is chosen here when it is None; callbacks are added to the config's;
-    dtype is that of the weights (fp64 for tests of exactness).
+    inputs are what open_inputs has opened, device what choose_device has chosen: where they are None that is done here.
+    callbacks are added to the config's; dtype is that of the weights (fp64 for tests of exactness).
     """
     for message in _EXPECTED_WARNINGS:
         warnings.filterwarnings("ignore", message=message)
     composer_device = get_device(device or choose_device(config.device))
-    dist.initialize_dist(composer_device, timeout=config.dist_timeout)
-    run_name = _run_name(config)
+    inputs = _meet(open_inputs(config) if inputs is None else inputs, config, composer_device)
     precision = _precision(config, composer_device.name)
-    torch_device = _torch_device(composer_device)
-    model_config = _choose_kernels(config, torch_device, torch.bfloat16 if precision == "amp_bf16" else dtype)
-
-    inputs = open_inputs(config, run_name)
     generate = build_generate(config, inputs.tokenizer, inputs.data.clock)
     hf_checkpointer = build_hf_checkpointer(
-        config, inputs.data.clock, run_name, inputs.folder, resuming=inputs.resuming
+        config, inputs.data.clock, inputs.run_name, inputs.folder, resuming=inputs.resuming
     )
-    eval_streams = open_eval_streams(config, inputs.tokenizer)
-    model = starting_model(config, model_config, inputs.start, precision, torch_device, dtype)
+    model = build_model(config, inputs, precision=precision, device=_torch_device(composer_device), dtype=dtype)
     trainer = build_trainer(
         config,
-        model=DbrxForComposer(config.model, model, config.lora),
+        model=model,
         device=composer_device,
         train_loader=build_train_loader(config, inputs),
-        eval_loader=build_eval_loader(config, inputs, eval_streams),
+        eval_loader=build_eval_loader(config, inputs),
         clock=inputs.data.clock,
         plan=inputs.data.plan,
         callbacks=[*_data_callbacks(inputs.data), *generate, *callbacks],
         after_saving=[*_run_record(config, inputs), *([hf_checkpointer] if hf_checkpointer else [])],
-        run_name=run_name,
+        run_name=inputs.run_name,
         precision=precision,
         save_folder=str(inputs.folder) if inputs.folder is not None else None,
         start=inputs.start,
@@ -94,6 +87,18 @@ def fit(
         hf_checkpointer.check()
 
 
+def _meet(inputs: Inputs, config: TrainConfig, device: ComposerDevice) -> Inputs:
+    """Begins the process group when all ranks have opened their inputs, and says what was found. All take rank 0's name
+    and checkpoint: a rank whose node has another disk may have found another checkpoint, or none."""
+    initialize_dist(device, config.dist_timeout)
+    chosen = [inputs.run_name, inputs.start]
+    dist.broadcast_object_list(chosen, src=0)
+    inputs = starting_from(inputs, config, *chosen)
+    for line in describe(inputs, config):
+        logger.info(line)
+    return inputs
+
+
 def _train(trainer: Trainer, config: TrainConfig, inputs: Inputs) -> None:
     """The steps that are left, if any; what belongs beside the checkpoints is written first."""
     batch, max_batches = trainer.state.timestamp.batch.value, inputs.max_batches
@@ -104,17 +109,11 @@ def _train(trainer: Trainer, config: TrainConfig, inputs: Inputs) -> None:
         return
     folder = inputs.folder
     if folder is not None:
-        on_first_rank(lambda: _furnish(folder, config, inputs.tokenizer, resuming=inputs.resuming))
+        on_first_rank(lambda: _furnish(folder, config, inputs))
     with _full_disk_named(config, folder):
         if config.eval_first and config.eval_loader is not None and not inputs.resuming:
             trainer.eval()
         trainer.fit()
-
-
-def _run_name(config: TrainConfig) -> str:
-    names = [run_name_of(config)]
-    dist.broadcast_object_list(names, src=0)
-    return names[0]
 
 
 def _precision(config: TrainConfig, device: str) -> str:
@@ -126,15 +125,6 @@ def _precision(config: TrainConfig, device: str) -> str:
 
 def _torch_device(device: ComposerDevice) -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if device.name == "gpu" else torch.device("cpu")
-
-
-def _choose_kernels(config: TrainConfig, device: torch.device, dtype: torch.dtype) -> ModelConfig:
-    """config.model with what `auto` stands for; says what was chosen, and checks that adapters fit it."""
-    model_config, lines = choose_kernels(config, dist.get_world_size(), device, dtype)
-    for line in lines:
-        logger.info(line)
-    check_lora(config, device, model_config.ffn_config.moe_impl)
-    return model_config
 
 
 def _data_callbacks(run: RunData) -> list[Callback]:
@@ -151,10 +141,10 @@ def _run_record(config: TrainConfig, inputs: Inputs) -> list[Callback]:
     return [RunRecord(inputs.folder, data.plan, data.clock.batches(config.save_interval), inputs.max_batches)]
 
 
-def _furnish(folder: Path, config: TrainConfig, tokenizer: Tokenizer, *, resuming: bool) -> None:
-    furnish_save_folder(folder, config, tokenizer, resuming=resuming)
+def _furnish(folder: Path, config: TrainConfig, inputs: Inputs) -> None:
+    furnish_save_folder(folder, config, inputs.tokenizer, resuming=inputs.resuming)
     if config.lora is not None:
-        note_base(folder, frozen_weights(config))
+        note_base(folder, frozen_weights(config, inputs.weights))
 
 
 @contextmanager

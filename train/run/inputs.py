@@ -1,36 +1,42 @@
-"""What a run reads, opened once: tokenizer, data, and the checkpoint that it starts from."""
+"""What a run reads before its model is built, each opened once: tokenizer, data, the checkpoint that it starts from.
 
-from dataclasses import dataclass
+Nothing here is a collective: every rank opens for itself, however long hashing, preparing or downloading takes. Imports
+no Composer.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from composer.utils import dist
-from torch.utils.data import DataLoader
-
-from data.base.console import logger
-from data.base.errors import under
-from data.loading.loader import eval_loader, train_loader
-from data.loading.opening import open_streams
+from data.base.errors import Problems, under
+from data.loading.opening import find_source, open_streams
 from data.loading.rows import Rows
+from data.mds.folder import MdsFolder
+from data.sources.source import Source
 from data.tokenization.build import build_tokenizer
 from data.tokenization.tokenizer import Tokenizer
-from train.checkpoint.save_folder import local_folder
+from train.checkpoint.save_folder import check_writable, fill_in, local_folder, run_name_of
 from train.config.load import check_vocab
 from train.config.schema import TrainConfig
-from train.distributed.first_rank import on_first_rank
-from train.planning.run_data import RunData, open_data
-from train.weights.frozen_base import check_base, frozen_base, frozen_weights
-from train.weights.start import Start, find_start
+from train.hf.repository import KEY
+from train.planning.run_data import RunData, open_data, plan_data
+from train.weights.frozen_base import check_base, frozen_weights
+from train.weights.pretrained import PretrainedFolder
+from train.weights.start import Start, StartingWeights, find_start, open_weights
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Inputs:
-    """What a run reads before its model is built. `open_inputs` opens them."""
+    """`open_inputs` opens them."""
 
-    tokenizer: Tokenizer
+    run_name: str
     folder: Path | None
     """The save folder."""
+    tokenizer: Tokenizer
     start: Start | None
+    weights: StartingWeights | None
     data: RunData
+    eval_streams: dict[str, Rows] | None
 
     @property
     def resuming(self) -> bool:
@@ -42,71 +48,81 @@ class Inputs:
         return self.data.clock.max_batches
 
 
-def open_inputs(config: TrainConfig, run_name: str) -> Inputs:
-    """Opens them, and says what was found. For every rank. Raises ConfigError or DataError for what cannot be used."""
-    tokenizer = build_tokenizer(config.tokenizer)
-    check_vocab(config, tokenizer.vocab_size)
-    folder = local_folder(config, run_name)
-    start = _start(config, folder)
-    data = open_data(config, tokenizer, start.data_state if start is not None else None)
-    for line in (*data.describe(config.max_duration), *data.plan.notes):
-        logger.info(line)
-    return Inputs(tokenizer=tokenizer, folder=folder, start=start, data=data)
-
-
-def open_eval_streams(config: TrainConfig, tokenizer: Tokenizer) -> dict[str, Rows] | None:
-    if config.eval_loader is None:
-        return None
-    with under("eval_loader.dataset"):
-        return open_streams(config.eval_loader.dataset, tokenizer)
-
-
-def build_train_loader(config: TrainConfig, inputs: Inputs) -> DataLoader:
-    return train_loader(
-        inputs.data.streams,
-        config.train_loader,
-        inputs.data.plan,
-        # One more than is trained, so that Composer's epoch, which is the whole run, never ends: the position in it
-        # stays true in the last checkpoint, and a longer max_duration can go on from there.
-        n_batches=inputs.max_batches + 1,
-        rank=dist.get_global_rank(),
-        world_size=dist.get_world_size(),
-        pad_token_id=inputs.tokenizer.pad_token_id,
+def open_inputs(config: TrainConfig, problems: Problems | None = None, *, rehash: bool = False) -> Inputs:
+    """Opens them on this rank. Raises ConfigError or DataError: what can be found out quickly is reported together, and
+    with the problems that the caller has collected, before anything is downloaded or prepared."""
+    problems = Problems() if problems is None else problems
+    run_name, folder, start, tokenizer = run_name_of(config), None, None, None
+    sources = _find_sources(config, problems, rehash=rehash)
+    with problems.collect():
+        tokenizer = build_tokenizer(config.tokenizer)
+        check_vocab(config, tokenizer.vocab_size)
+    with problems.collect():
+        folder = local_folder(config, run_name)
+        start = find_start(config, folder)
+    if (exports := config.callbacks.hf_checkpointer) is not None:
+        key = "callbacks.hf_checkpointer.save_folder"
+        with problems.collect():
+            check_writable(fill_in(exports.save_folder, run_name, key), key)
+    problems.raise_if_any()
+    assert tokenizer is not None
+    weights = open_weights(config, start)
+    if config.lora is not None and start is not None and start.data_state is not None:
+        check_base(start.path, frozen_weights(config, weights), config)
+    data = open_data(config, tokenizer, start.data_state if start is not None else None, sources["train_loader"])
+    eval_streams = None
+    if config.eval_loader is not None:
+        with under("eval_loader.dataset"):
+            eval_streams = open_streams(config.eval_loader.dataset, tokenizer, sources["eval_loader"])
+    return Inputs(
+        run_name=run_name,
+        folder=folder,
+        tokenizer=tokenizer,
+        start=start,
+        weights=weights,
+        data=data,
+        eval_streams=eval_streams,
     )
 
 
-def build_eval_loader(config: TrainConfig, inputs: Inputs, streams: dict[str, Rows] | None) -> DataLoader | None:
-    if streams is None or config.eval_loader is None:
-        return None
-    return eval_loader(
-        streams,
-        config.eval_loader,
-        device_batch_size=config.device_eval_batch_size,
-        rank=dist.get_global_rank(),
-        world_size=dist.get_world_size(),
-        pad_token_id=inputs.tokenizer.pad_token_id,
-    )
+def starting_from(inputs: Inputs, config: TrainConfig, run_name: str, start: Start | None) -> Inputs:
+    """The inputs with another name and start: only what depends on them is opened again."""
+    inputs = replace(inputs, run_name=run_name, folder=local_folder(config, run_name))
+    if start == inputs.start:
+        return inputs
+    state = start.data_state if start is not None else None
+    data = plan_data(config, inputs.data.streams, state)
+    return replace(inputs, start=start, weights=open_weights(config, start), data=data)
 
 
-def _start(config: TrainConfig, folder: Path | None) -> Start | None:
-    """What the run starts from. Rank 0 looks, so that all ranks agree."""
-    found: list[Start | None] = [None]
-
-    def look() -> None:
-        found[0] = find_start(config, folder)
-        if config.lora is not None and found[0] is not None and found[0].data_state is not None:
-            check_base(found[0].path, frozen_weights(config), config)
-
-    on_first_rank(look)
-    dist.broadcast_object_list(found, src=0)
-    (start,) = found
+def describe(inputs: Inputs, config: TrainConfig) -> Iterator[str]:
+    """Lines for the console: what the run starts from, and its data."""
+    start = inputs.start
     if start is not None and start.resuming:
-        logger.info(f"autoresume: going on from {start.path}")
+        yield f"autoresume: going on from {start.path}"
     elif config.autoresume:
-        logger.info(f"autoresume: no complete checkpoint in {folder}, starting from the beginning")
+        yield f"autoresume: no complete checkpoint in {inputs.folder}, starting from the beginning"
     if start is not None and not start.resuming:
-        what = "the weights" if start.data_state is None else "the whole state"
-        logger.info(f"starting from {what} in {start.path}")
-    elif start is None and frozen_base(config) is not None:
-        logger.info(f"starting from the frozen weights in {config.load_path}")
-    return start
+        yield f"starting from {'the weights' if start.data_state is None else 'the whole state'} in {start.path}"
+    yield from inputs.data.describe(config.max_duration)
+    yield from inputs.data.plan.notes
+    if isinstance(inputs.weights, PretrainedFolder):
+        yield f"starting from the weights in {inputs.weights.name}"
+    elif inputs.weights is not None and start is None:
+        yield f"starting from the frozen weights in {config.load_path}"
+    elif inputs.weights is None and config.lora is not None:
+        yield (
+            f"lora: the frozen base is drawn from seed {config.seed}, because {KEY} names no weights and load_path no "
+            "checkpoint of a whole model"
+        )
+
+
+def _find_sources(config: TrainConfig, problems: Problems, *, rehash: bool) -> dict[str, dict[str, Source | MdsFolder]]:
+    """Loader -> stream -> its source; those that are not there are among the problems."""
+    loaders = {"train_loader": config.train_loader, "eval_loader": config.eval_loader}
+    sources = {}
+    for key, loader in loaders.items():
+        for stream, dataset in loader.dataset.each_stream().items() if loader is not None else ():
+            with problems.collect(), under(f"{key}.dataset.streams.{stream}" if stream else f"{key}.dataset"):
+                sources.setdefault(key, {})[stream] = find_source(dataset, rehash=rehash)
+    return sources

@@ -21,8 +21,10 @@ BASE = "base.json"
 """In the save folder of a run with lora: the fingerprint of the base, which its checkpoints do not hold."""
 
 
-def frozen_weights(config: TrainConfig) -> TensorSource:
-    """The base that a run with lora froze."""
+def frozen_weights(config: TrainConfig, opened: TensorSource | None = None) -> TensorSource:
+    """The base that a run with lora froze; what is open already, if anything is."""
+    if opened is not None:
+        return opened
     checkpoint, name = frozen_base(config), config.model.pretrained_model_name_or_path
     if checkpoint is not None:
         checkpoint.check(config.model, "the run's config")

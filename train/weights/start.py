@@ -16,6 +16,7 @@ from train.config.schema import TrainConfig
 from train.hf.config_json import at
 from train.models.shapes import WEIGHT_KEYS, adapter_shapes
 from train.weights.frozen_base import frozen_base
+from train.weights.pretrained import PretrainedFolder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +49,20 @@ def find_start(config: TrainConfig, folder: Path | None) -> Start | None:
     if frozen_base(config) is not None:
         return None
     return Start(path=path, data_state=None if config.load_weights_only else _data_state(path), resuming=False)
+
+
+StartingWeights = PretrainedFolder | CheckpointReader
+
+
+def open_weights(config: TrainConfig, start: Start | None) -> StartingWeights | None:
+    """Where the model's weights come from that the start does not bring; None: from nowhere, or they are drawn.
+
+    A checkpoint of a whole model brings all, one of adapters all but their base. From the hub the files are fetched.
+    """
+    if start is not None and config.lora is None:
+        return None
+    name = config.model.pretrained_model_name_or_path
+    return frozen_base(config) or (PretrainedFolder.open(name, config.model) if name is not None else None)
 
 
 def _data_state(checkpoint: Path) -> dict[str, str]:

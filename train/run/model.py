@@ -3,64 +3,52 @@
 import importlib.util
 
 import torch
+from composer.utils import dist
 
 from data.base.console import logger
 from data.base.errors import ConfigError
+from train.composer_model import DbrxForComposer
 from train.config.schema import TrainConfig
-from train.distributed.build_model import NotFinite, Weights, build_model
+from train.distributed import build_model as sharded
+from train.hardware.kernels import choose_kernels
 from train.hf.finite import DIVERGED, not_finite
-from train.hf.repository import KEY
 from train.models.config import ModelConfig
-from train.models.dbrx import DbrxForCausalLM
-from train.weights.frozen_base import frozen_base
+from train.run.inputs import Inputs
 from train.weights.pretrained import PretrainedFolder
-from train.weights.start import Start
 
 
-def starting_model(
-    config: TrainConfig,
-    model_config: ModelConfig,
-    start: Start | None,
-    precision: str,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> DbrxForCausalLM:
-    """Sharded, with its weights. Raises ConfigError, on every rank, when those that were read are not finite."""
-    weights = _weights(config, start)
+def build_model(
+    config: TrainConfig, inputs: Inputs, *, precision: str, device: torch.device, dtype: torch.dtype
+) -> DbrxForComposer:
+    """Sharded, with its weights. Raises ConfigError when it cannot be computed here, and on every rank when it has read
+    weights that are not finite."""
+    model_config = _choose_kernels(config, device, torch.bfloat16 if precision == "amp_bf16" else dtype)
     try:
-        return build_model(
+        model = sharded.build_model(
             model_config,
             config.fsdp_config,
             precision=precision,
             device=device,
             seed=config.seed,
             dtype=dtype,
-            pretrained=weights,
+            pretrained=inputs.weights,
             lora=config.lora,
         )
-    except NotFinite as error:
-        if isinstance(weights, PretrainedFolder):
-            raise ConfigError(weights.not_finite(error.names)) from None
+    except sharded.NotFinite as error:
+        if isinstance(inputs.weights, PretrainedFolder):
+            raise ConfigError(inputs.weights.not_finite(error.names)) from None
         defect = not_finite("its weights", error.names, DIVERGED)
         raise ConfigError(f"load_path is {config.load_path!r}, but {defect}") from None
+    return DbrxForComposer(config.model, model, config.lora)
 
 
-def _weights(config: TrainConfig, start: Start | None) -> Weights | None:
-    """What the model starts with. A checkpoint brings all weights anyway, but one of adapters never their base."""
-    if config.lora is None and start is not None:
-        return None
-    if (base := frozen_base(config)) is not None:
-        return base
-    name = config.model.pretrained_model_name_or_path
-    if name is not None:
-        logger.info(f"starting from the weights in {name}")
-        return PretrainedFolder.open(name, config.model)
-    if config.lora is not None:
-        logger.info(
-            f"lora: the frozen base is drawn from seed {config.seed}, because {KEY} names no weights and load_path no "
-            "checkpoint of a whole model"
-        )
-    return None
+def _choose_kernels(config: TrainConfig, device: torch.device, dtype: torch.dtype) -> ModelConfig:
+    """config.model with what `auto` stands for; says what was chosen, and checks that adapters fit it."""
+    model_config, lines = choose_kernels(config, dist.get_world_size(), device, dtype)
+    for line in lines:
+        logger.info(line)
+    check_lora(config, device, model_config.ffn_config.moe_impl)
+    return model_config
 
 
 def check_lora(config: TrainConfig, device: torch.device, moe_impl: str) -> None:
