@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data.base.console import logger, show_on_console
-from data.base.errors import ConfigError, ConfigErrors, DataError, Problems
+from data.base.errors import ConfigError, DataError, Problems
 from data.base.paths import refuse_path
 from data.config.sections import Unavailable
 from train.config.load import LoadedConfig, load_config, resolve_pretrained
@@ -103,7 +103,7 @@ def _run(arguments: list[str], signals: StopSignals) -> None:
 
     try:
         inputs = open_inputs(config, problems, rehash=_REHASH in arguments)
-    except ConfigErrors as error:
+    except ConfigError as error:
         raise loaded.placed(error) from None
 
     # After all that can be wrong: Composer alone takes 10 seconds to import.

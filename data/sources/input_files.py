@@ -27,7 +27,6 @@ RECORD = ".input-files.json"
 SETTLED = 3.0
 """Seconds. File systems count time in steps of up to 2 s (FAT): a file that was read so soon after a change may have
 been changed once more without another time of change."""
-
 LARGE = 1 << 30
 """Bytes of new files of which local rank 0 is let to read first, because launchers show that rank's progress alone."""
 DELAY = 2.0
@@ -153,7 +152,8 @@ def _state(path: Path) -> tuple[int, ...]:
 
 
 def _compared(state: tuple[int, ...]) -> list[int]:
-    """Of what state_of tells: a device's number differs between nodes, and a link or a chmod moves ctime."""
+    """What is compared of it: not the device, whose number differs between nodes, nor ctime, which a new hard link or
+    other permissions change."""
     _, inode, size, mtime_ns, _ = state
     return [size, mtime_ns, inode]
 

@@ -3,6 +3,7 @@ import os
 import pickle
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from data.base.errors import ConfigError, setting, settings_written
 from data.preparation.conversion.command_line import finetuning_parser, main_of, text_parser
 from data.preparation.conversion.convert import convert_finetuning, convert_text
 from data.preparation.conversion.flags import FLAGS, as_flag
+from tests.helpers.opened_files import opened_files
 from tests.helpers.prepared import contents, documents_of, manifest_of, samples_of
 from tests.helpers.toy_tokenizer import ToyTokenizer, questions, write_jsonl
 
@@ -52,6 +54,17 @@ def test_each_split_becomes_a_folder_of_rows(tmp_path, toy, files, capsys):
     assert finetuning(flags) == 0
     assert contents(tmp_path / "out") == before
     assert capsys.readouterr().out.count("was whole already") == 2
+
+
+def test_a_second_conversion_reads_the_files_only_with_rehash(tmp_path, toy, files, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where the record of the files goes
+    os.utime(files[0], (time.time() - 3600,) * 2)
+    flags = ["--dataset", files[0], "--splits", "train", "--skip-preprocessing", "--out_root", "out"]
+    flags += ["--tokenizer", "toy", "--max_seq_len", "64", "--num_workers", "1"]
+    for more, is_read in ([], True), ([], False), (["--rehash"], True):
+        with opened_files() as opened:
+            assert finetuning([*flags, *more]) == 0
+        assert (files[0] in opened) == is_read
 
 
 def test_flags_reach_the_rows(tmp_path, toy, files):

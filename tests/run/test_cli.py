@@ -180,6 +180,15 @@ def test_resolved_config_and_parameters_are_printed_before_training(config, monk
     assert printed.splitlines()[-1].startswith("parameters: ")
 
 
+@pytest.mark.parametrize("rehash", [True, False])
+def test_rehash_may_stand_anywhere(config, monkeypatch, rehash):
+    seen = []
+    trains_with(monkeypatch, lambda config, **_: seen.append(config.seed))
+    monkeypatch.setattr("train.run.inputs.open_inputs", lambda *_, rehash: seen.append(rehash))
+    assert main([config, *(["--rehash"] if rehash else []), "seed=3"]) == 0
+    assert seen == [rehash, 3]
+
+
 def test_only_rank_0_prints_the_config(config, monkeypatch, capsys):
     trains_with(monkeypatch, lambda config, **_: None)
     monkeypatch.setenv("RANK", "1")
