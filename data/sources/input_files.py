@@ -20,7 +20,7 @@ from tqdm import tqdm
 from data.base.console import is_first, notice
 from data.base.errors import DataError, os_errors_named
 from data.base.locks import HEAD_START, exclusive_unless
-from data.sources.formats.content import BLOCK_BYTES, InputFile, state_of
+from data.sources.formats.content import BLOCK_BYTES, InputFile, changed, state_of
 
 RECORD = ".input-files.json"
 """In cache_dir: an object with an entry for each file and format that it was read as. Beside it lies its lock."""
@@ -62,10 +62,13 @@ class InputFiles:
         """rehash: only what some process reads from now on counts."""
         self._file, self._rehash, self._since = Path(cache_dir) / RECORD, rehash, time.time()
         self._entries = self._load()
+        self._seen: dict[Path, tuple[int, ...]] = {}
+        """State of the files when they were opened, of which the entry will speak."""
 
     def opened(self, path: Path, format: str) -> Opened | None:
         """What opening the file found when it was read; None when it has to be read."""
-        entry = self._entry(format, path, _state(path))
+        state = self._seen[path] = _state(path)
+        entry = self._entry(format, path, state)
         return Opened(reader=entry.reader, left_out=entry.left_out) if entry is not None else None
 
     def hashed(self, files: Mapping[Path, Opened], format: str) -> dict[Path, InputFile]:
@@ -104,6 +107,8 @@ class InputFiles:
 
     def _read(self, path: Path, format: str, opened: Opened, bar: Any) -> InputFile:
         state, begun = _state(path), time.time()
+        if self._seen.get(path, state) != state:
+            raise DataError(changed(str(path)))
         digest, size = xxhash.xxh3_128(), 0
         with os_errors_named(path, as_error=DataError), path.open("rb") as file:
             while block := file.read(BLOCK_BYTES):

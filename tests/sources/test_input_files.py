@@ -98,6 +98,15 @@ def test_what_another_rank_read_meanwhile_is_not_read_again(path: Path, rehash: 
     assert opened.count(str(path)) == 0
 
 
+def test_a_file_replaced_between_opening_and_reading_is_refused(path: Path) -> None:
+    """What the record says of its format would not be true of its content."""
+    source = open_source(of_file(path))
+    write(path, b"[" + FIRST + b"]", age=1800)
+    with pytest.raises(DataError, match="was changed while it was being read"):
+        assert source.fingerprint
+    assert [row for _, row in read(open_source(of_file(path)))] == [json.loads(FIRST)]
+
+
 def hash_slowly(path: Path, begun: Path, go_on: Path) -> None:
     class Slow(InputFiles):
         def _read(self, *args):

@@ -134,7 +134,7 @@ class Content(Blocks):
             while self.raw.read(BLOCK_BYTES):  # what follows the compressed content, if anything does
                 pass
         if self.raw.n_read > self.file.bytes or (not block and self._digest.hexdigest() != self.file.xxh3):
-            raise DataError(_changed(self.name))
+            raise DataError(changed(self.name))
         return block
 
     def check_unchanged(self) -> None:
@@ -142,14 +142,14 @@ class Content(Blocks):
         with os_errors_named(self.name, as_error=DataError):
             same = state_of(self.file.path) == self.file.state
         if not same:
-            raise DataError(_changed(self.name))
+            raise DataError(changed(self.name))
 
     def _why_broken(self, error: OSError) -> str:
         self.check_unchanged()
         return super()._why_broken(error)
 
 
-def _changed(name: str) -> str:
+def changed(name: str) -> str:
     hint = "start again when it is complete (with --rehash if it has kept its time of change)"
     return f"{name} was changed while it was being read: {hint}"
 
