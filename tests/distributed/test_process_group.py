@@ -1,4 +1,4 @@
-"""Ranks that come late: dist_timeout counts from when all are there."""
+"""Ranks that join late: dist_timeout counts from when all are ready."""
 
 import os
 import time
@@ -14,7 +14,7 @@ from train.distributed.process_group import initialize_dist
 TIMEOUT = 3.0
 
 
-def come_late(late: int) -> float:
+def join_late(late: int) -> float:
     if int(os.environ["RANK"]) == late:
         time.sleep(2 * TIMEOUT)
     initialize_dist(DeviceCPU(), TIMEOUT)
@@ -27,4 +27,4 @@ def come_late(late: int) -> float:
 @pytest.mark.slow
 @pytest.mark.parametrize("late", [0, 1])
 def test_a_late_rank_is_waited_for(late: int) -> None:
-    assert run_ranks(come_late, 2, late) == [2.0, 2.0]
+    assert run_ranks(join_late, 2, late) == [2.0, 2.0]

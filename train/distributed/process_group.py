@@ -1,4 +1,4 @@
-"""The default process group, begun when every rank is there, however late the last one comes."""
+"""The default process group, initialized once every rank is ready to join it, however long that takes."""
 
 import os
 import socket
@@ -20,8 +20,8 @@ _CONNECT_SECONDS = 30.0
 
 
 def initialize_dist(device: Device, timeout: float) -> None:
-    """Composer's initialize_dist, which fails unless all ranks come within the timeout: here that counts from when they
-    are there. Late are those that prepare or download data, which may take any time."""
+    """Composer's initialize_dist, which fails unless all ranks call it within the timeout. Here it counts from the
+    last one's call. Before it ranks may prepare or download data, which may take any time."""
     store = _wait_for_all() if dist.get_world_size() > 1 and not is_initialized() else None
     dist.initialize_dist(device, timeout=timeout)
     del store  # torch has its own by now, of the same server
@@ -48,7 +48,7 @@ def _wait_for_all() -> TCPStore:
 
 
 def _poll(is_so: Callable[[], bool], waiting: Callable[[], str]) -> None:
-    """Waits in Python: while torch waits in a store, no signal is handled."""
+    """Waits in Python: while torch waits for a store, signals are not handled."""
     notice_at = time.monotonic() + _NOTICE_SECONDS
     while not is_so():
         if time.monotonic() > notice_at:

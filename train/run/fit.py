@@ -57,7 +57,7 @@ def fit(
     for message in _EXPECTED_WARNINGS:
         warnings.filterwarnings("ignore", message=message)
     composer_device = get_device(device or choose_device(config.device))
-    inputs = _meet(open_inputs(config) if inputs is None else inputs, config, composer_device)
+    inputs = _initialize(open_inputs(config) if inputs is None else inputs, config, composer_device)
     precision = _precision(config, composer_device.name)
     generate = build_generate(config, inputs.tokenizer, inputs.data.clock)
     hf_checkpointer = build_hf_checkpointer(
@@ -87,9 +87,9 @@ def fit(
         hf_checkpointer.check()
 
 
-def _meet(inputs: Inputs, config: TrainConfig, device: ComposerDevice) -> Inputs:
-    """Begins the process group when all ranks have opened their inputs, and says what was found. All take rank 0's name
-    and checkpoint: a rank whose node has another disk may have found another checkpoint, or none."""
+def _initialize(inputs: Inputs, config: TrainConfig, device: ComposerDevice) -> Inputs:
+    """Initializes the process group once all ranks have opened their inputs, and says what was found. All take rank 0's
+    name and checkpoint: a rank whose node has another disk may have found another checkpoint, or none."""
     initialize_dist(device, config.dist_timeout)
     chosen = [inputs.run_name, inputs.start]
     dist.broadcast_object_list(chosen, src=0)

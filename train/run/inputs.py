@@ -35,6 +35,7 @@ class Inputs:
     tokenizer: Tokenizer
     start: Start | None
     weights: StartingWeights | None
+    """Those that the start does not bring; None: it brings all, or they are drawn."""
     data: RunData
     eval_streams: dict[str, Rows] | None
 
