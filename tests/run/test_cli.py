@@ -78,7 +78,7 @@ def test_what_can_be_told_before_data_is_prepared_is_told_alone(tmp_path, overri
     monkeypatch.setattr("train.run.inputs.open_data", lambda *_: pytest.fail("the data was prepared"))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert main([write_toy_run(tmp_path), *overrides]) == 2
-    assert capsys.readouterr().err.startswith(f"error: {said}")
+    assert capsys.readouterr().err.startswith(f"error: command line: {said}")
 
 
 def test_what_can_be_told_before_data_is_prepared_is_told_together(tmp_path, monkeypatch, capsys):

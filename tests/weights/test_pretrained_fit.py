@@ -97,7 +97,9 @@ def test_a_folder_that_cannot_be_is_told_before_anything_heavy(
     capsys.readouterr()
     assert main.main([path, *overrides]) == 2
     said = capsys.readouterr().err.strip()
-    assert said.startswith(f"error: model.pretrained_model_name_or_path is '{tmp_path / 'stock'}', but not all of it")
+    assert said.startswith(
+        f"error: command line: model.pretrained_model_name_or_path is '{tmp_path / 'stock'}', but not all of it"
+    )
     assert "\n" not in said
 
 
