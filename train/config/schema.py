@@ -228,7 +228,8 @@ class TrainConfig(Section):
     fsdp_config: FSDPConfig | None = field(default_factory=FSDPConfig)
     """null replicates the model on every rank (DDP)."""
     dist_timeout: Positive = 600.0
-    """Seconds that a rank waits for the others before the run fails."""
+    """Seconds that a rank waits for the others before the run fails. They count from when all ranks are ready to train:
+    preparing data may take longer."""
 
     save_folder: PathText | None = None
     """Where checkpoints go; {run_name} is filled in."""

@@ -22,7 +22,6 @@ from train.hardware.device import Device
 from train.hardware.kernels import Wording, resolve_kernels
 from train.hardware.memory import available_memory
 from train.hf.finite import is_finite, of_checkpoint
-from train.hf.repository import KEY
 from train.hf.tensors import n_bytes
 from train.models.config import ModelConfig
 from train.models.dbrx import DbrxForCausalLM
@@ -106,7 +105,7 @@ def check_exported(folder: Path) -> PretrainedFolder:
 def check_loaded(weights: PretrainedFolder, model: nn.Module) -> None:
     """Raises ConfigError when what transformers loaded from the folder is not finite."""
     if names := _not_finite(model):
-        raise ConfigError(weights.not_finite(names).removeprefix(f"{KEY} is "))
+        raise ConfigError(weights.not_finite(names).text.removeprefix("is "))
 
 
 def _not_finite(model: nn.Module) -> list[str]:

@@ -66,8 +66,9 @@ def plan_data(config: TrainConfig, streams: dict[str, Rows], state: Mapping[str,
     mixed = loader.stages or any(stream.proportion is not None for stream in (loader.dataset.streams or {}).values())
     if len(streams) > 1 and mixed and parse_duration(config.max_duration)[1] == "ep":
         raise ConfigError(
-            f"max_duration is {config.max_duration!r}, but a mix of {len(streams)} streams by proportions has no "
-            "passes: write ba or tok"
+            f"is {config.max_duration!r}, but a mix of {len(streams)} streams by proportions has no "
+            "passes: write ba or tok",
+            key="max_duration",
         )
     batch, rows = position(state) if state is not None else (0, 0)
     with under("train_loader"):

@@ -23,6 +23,7 @@ from train.config.schema import TrainConfig
 from train.distributed.first_rank import on_first_rank
 from train.distributed.process_group import initialize_dist
 from train.hardware.device import Device, choose_device
+from train.models.precision import on_device
 from train.planning.run_data import RunData
 from train.run.inputs import Inputs, describe, open_inputs, starting_from
 from train.run.loaders import build_eval_loader, build_train_loader
@@ -117,10 +118,10 @@ def _train(trainer: Trainer, config: TrainConfig, inputs: Inputs) -> None:
 
 
 def _precision(config: TrainConfig, device: str) -> str:
-    if device == "cpu" and config.precision == "amp_bf16":
-        logger.info("precision: amp_bf16 becomes fp32 on CPU")
-        return "fp32"
-    return config.precision
+    precision = on_device(config.precision, gpu=device == "gpu")
+    if precision != config.precision:
+        logger.info(f"precision: {config.precision} becomes {precision} on CPU")
+    return precision
 
 
 def _torch_device(device: ComposerDevice) -> torch.device:

@@ -13,6 +13,7 @@ from train.distributed import build_model as sharded
 from train.hardware.kernels import choose_kernels
 from train.hf.finite import DIVERGED, not_finite
 from train.models.config import ModelConfig
+from train.models.shapes import adapted_experts
 from train.run.inputs import Inputs
 from train.weights.pretrained import PretrainedFolder
 
@@ -36,9 +37,9 @@ def build_model(
         )
     except sharded.NotFinite as error:
         if isinstance(inputs.weights, PretrainedFolder):
-            raise ConfigError(inputs.weights.not_finite(error.names)) from None
+            raise inputs.weights.not_finite(error.names) from None
         defect = not_finite("its weights", error.names, DIVERGED)
-        raise ConfigError(f"load_path is {config.load_path!r}, but {defect}") from None
+        raise ConfigError(f"is {config.load_path!r}, but {defect}", key="load_path") from None
     return DbrxForComposer(config.model, model, config.lora)
 
 
@@ -57,14 +58,15 @@ def check_lora(config: TrainConfig, device: torch.device, moe_impl: str) -> None
     lora = config.lora
     if lora is not None and lora.base_dtype == "nf4" and importlib.util.find_spec("bitsandbytes") is None:
         raise ConfigError(
-            "lora.base_dtype is nf4, but bitsandbytes is not installed: pip install -e '.[nf4]', or write bf16"
+            "is nf4, but bitsandbytes is not installed: pip install -e '.[nf4]', or write bf16", key="lora.base_dtype"
         )
-    if lora is None or not {"w1", "v1", "w2"} & set(lora.targets):
+    if lora is None or not adapted_experts(lora):
         return
     if device.type == "cuda" and moe_impl != "torch" and lora.r % 8:
         raise ConfigError(
-            f"lora.r is {lora.r}, but the grouped GEMMs of {moe_impl} want rows of 16 bytes: write a multiple of 8, or "
-            "model.ffn_config.moe_impl=torch"
+            f"is {lora.r}, but the grouped GEMMs of {moe_impl} want rows of 16 bytes: write a multiple of 8, or "
+            "model.ffn_config.moe_impl=torch",
+            key="lora.r",
         )
     if lora.dropout:
         logger.info(

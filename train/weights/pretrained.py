@@ -106,13 +106,13 @@ class PretrainedFolder:
         with errors_name_the_key(f"is {self.name!r}"):
             read_rows(path, stored.start + start * row_bytes, number.torch_dtype, out[: stop - start])
 
-    def not_finite(self, names: Sequence[str]) -> str:
-        """What is said when these parameters have been read and are not all numbers."""
+    def not_finite(self, names: Sequence[str]) -> ConfigError:
+        """The error when these parameters have been read and are not all numbers."""
         from train.hf.finite import not_finite
 
         places = [f"{name} in {self.tensors[name][0].name}" for name in names]
         hint = "download it again, or name weights whose training did not diverge"
-        return f"{KEY} is {self.name!r}, but {not_finite('its weights', places, hint)}"
+        return ConfigError(f"is {self.name!r}, but {not_finite('its weights', places, hint)}", key=KEY)
 
 
 def _as_config(values: dict[str, Any]) -> ModelConfig:

@@ -84,23 +84,28 @@ def check_start(path: Path, config: TrainConfig, key: str, *, whole_state: bool)
 
     With whole_state, going on from it and not from its weights alone, the weights must also mean what they meant.
     """
-    subject = f"{key} is {str(path)!r}"
+    subject = f"is {str(path)!r}"
     if "://" in str(path):
-        raise ConfigError(f"{subject}, but checkpoints are read from a local or mounted folder for now: copy it there")
+        raise ConfigError(
+            f"{subject}, but checkpoints are read from a local or mounted folder for now: copy it there", key=key
+        )
     if not path.exists():
-        raise ConfigError(f"{subject}, but there is no such file or folder")
+        raise ConfigError(f"{subject}, but there is no such file or folder", key=key)
     if not is_complete(path):
         inside = [found.name for found in checkpoints(path)]
         hint = f"; it holds checkpoints: {path / inside[-1]}" if inside else ""
         raise ConfigError(
             f"{subject}, but it is no complete checkpoint (a folder such as ep0-ba100 with .metadata in it, or a .pt "
-            f"file){hint}"
+            f"file){hint}",
+            key=key,
         )
     there = "sharded" if path.is_dir() else "full"
     wanted = config.fsdp_config.state_dict_type if config.fsdp_config is not None else "full"
     if there != wanted:
         hint = f"fsdp_config.state_dict_type={there}" if config.fsdp_config else "fsdp_config={}"
-        raise ConfigError(f"{subject}, a {there} checkpoint, but this run reads and writes {wanted} ones: write {hint}")
+        raise ConfigError(
+            f"{subject}, a {there} checkpoint, but this run reads and writes {wanted} ones: write {hint}", key=key
+        )
     before = path.resolve().parent / "config.yaml"
     if path.is_dir():
         reader = CheckpointReader(path)
@@ -108,35 +113,37 @@ def check_start(path: Path, config: TrainConfig, key: str, *, whole_state: bool)
         if base and whole_state:
             raise ConfigError(
                 f"{subject}, a whole model, of which a run with lora takes the weights alone, as its frozen base: "
-                "write load_weights_only=true"
+                "write load_weights_only=true",
+                key=key,
             )
         if reader.holds_adapters:
-            _check_adapters(before, config, subject)
+            _check_adapters(before, config, subject, key)
         reader.check(config.model, "this config's model", None if base else config.lora)
     if whole_state:
-        _check_meaning(before, config, subject)
+        _check_meaning(before, config, subject, key)
 
 
-def _check_adapters(before: Path, config: TrainConfig, subject: str) -> None:
+def _check_adapters(before: Path, config: TrainConfig, subject: str, key: str) -> None:
     """Adapters of other shapes, told by the YAML's keys and not tensor by tensor."""
     was, now = load_saved_config(before).lora if before.is_file() else None, config.lora
     if was is None or now is None or adapter_shapes(config.model, was) == adapter_shapes(config.model, now):
         return
-    keys = [key for key in ("r", "target_modules", "per_expert") if getattr(was, key) != getattr(now, key)]
+    keys = [name for name in ("r", "target_modules", "per_expert") if getattr(was, name) != getattr(now, name)]
     changed = [f"lora.{k} is {show(getattr(now, k))}, but the checkpoint's is {show(getattr(was, k))}" for k in keys]
-    raise ConfigError(f"{subject}: {'; '.join(changed)}: put it back, or train other adapters in another run")
+    raise ConfigError(f"{subject}: {'; '.join(changed)}: put it back, or train other adapters in another run", key=key)
 
 
-def _check_meaning(before: Path, config: TrainConfig, subject: str) -> None:
+def _check_meaning(before: Path, config: TrainConfig, subject: str, key: str) -> None:
     """The same tensors compute something else with other heads, rotations, clipping or routing."""
     if not before.is_file():
         return
     was, now = _meaning(load_saved_config(before)), _meaning(config)
-    changed = [f"{key} was {was.get(key)}, now {now[key]}" for key in now if was.get(key) != now[key]]
+    changed = [f"{name} was {was.get(name)}, now {now[name]}" for name in now if was.get(name) != now[name]]
     if changed:
         raise ConfigError(
             f"{subject}, but {'; '.join(changed)}: put it back, or start another run with load_path and "
-            "load_weights_only=true"
+            "load_weights_only=true",
+            key=key,
         )
 
 
