@@ -49,7 +49,7 @@ _GRACE_SECONDS = 10.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit code: 0; 2 for what the user can mend (one `error:` line, no traceback); 128 + n after SIGINT or
+    """Returns the exit code: 0; 2 for what the user can fix (one `error:` line, no traceback); 128 + n after SIGINT or
     SIGTERM."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     show_on_console()
@@ -68,7 +68,8 @@ def _run_or_report(arguments: list[str], signals: StopSignals) -> int:
             if _rank("LOCAL_RANK") == 0:
                 print(USAGE, end="")
         elif arguments[:1] in (["--schema"], ["--explain"]):
-            _describe(*arguments)
+            if _rank("LOCAL_RANK") == 0:
+                _describe(*arguments)
         else:
             _run(arguments, signals)
     except (ConfigError, DataError) as error:
@@ -82,6 +83,8 @@ def _describe(flag: str, *keys: str) -> None:
     """What a config may hold: all of it, or some keys of it."""
     from train.config.json_schema import explain, json_schema
 
+    if flag == "--schema" and keys:
+        raise ConfigError(f"--schema takes no key, but {' '.join(keys)} is given: write --explain for one key")
     if flag == "--schema":
         print(json.dumps(json_schema(), indent=2))
     elif not keys:

@@ -8,17 +8,21 @@ import math
 import re
 from dataclasses import dataclass, replace
 
+from data.base.paths import shown
+
 _UNITS = ("ba", "tok", "ep", "dur")
 DURATION_PATTERN = rf"(\d+(?:\.\d+)?)({'|'.join(_UNITS)})"
 _DURATION = re.compile(DURATION_PATTERN)
 
 
 def parse_duration(text: str) -> tuple[float, str]:
-    """`"2ep"` -> (2.0, "ep"). Raises ValueError for what is not a positive number and a unit."""
+    """`"2ep"` -> (2.0, "ep"). Raises ValueError for what is not a number and a unit."""
     match = _DURATION.fullmatch(text.strip())
     if match is None:
         raise ValueError(f"is {text!r}, but a duration is a number and a unit ({', '.join(_UNITS)}), such as 10ba")
     value, unit = float(match[1]), match[2]
+    if not math.isfinite(value):
+        raise ValueError(f"is {shown(text)}, which is too long")
     if unit in ("ba", "tok") and value != int(value):
         raise ValueError(f"is {text!r}, but {unit} counts whole ones")
     return value, unit

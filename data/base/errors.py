@@ -1,4 +1,4 @@
-"""The two errors a user can cause. Both name the place, the value and the way out; neither is shown as a traceback."""
+"""The two errors a user can cause. Both name the place, the value and a fix; neither is shown as a traceback."""
 
 import errno
 import os
@@ -78,7 +78,7 @@ class ConfigErrors(ConfigError):
 
 
 class DataError(ValueError):
-    """What was fed cannot be used."""
+    """A data error: what is in the data cannot be used."""
 
 
 class TemplateError(DataError):
@@ -207,7 +207,7 @@ def plain_os_errors(
     needed_for: str | None = None,
     again: str = "start again, which goes on from there",
 ) -> Iterator[None]:
-    """Makes one clear error of what a file system refuses, which begins with the subject and ends with the way out."""
+    """Makes one clear error of what a file system refuses, which begins with the subject and ends with a fix."""
     try:
         yield
     except (ConfigError, DataError):

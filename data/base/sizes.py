@@ -3,6 +3,8 @@
 import math
 import re
 
+from data.base.paths import shown
+
 _UNITS = ("", "k", "m", "g", "t")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([kmgt]?)i?b)?", re.IGNORECASE)
 
@@ -10,6 +12,8 @@ _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([kmgt]?)i?b)?", re.IGNORECASE)
 def parse_bytes(size: int | str) -> int:
     """`100gb`, or 100GiB, is 100 * 1024^3 bytes, as in Streaming; a number alone is in bytes. Raises ValueError."""
     match = _SIZE.fullmatch(str(size).strip())
+    if match is not None and not math.isfinite(float(match[1])):
+        raise ValueError(f"is {shown(size)}, which is too large")
     n_bytes = int(float(match[1]) * 1024 ** _UNITS.index((match[2] or "").lower())) if match else 0
     if n_bytes < 1:
         raise ValueError(f"is {size!r}, but a size is a number of bytes above 0, or such as 500mb, 100gb or 2tb")

@@ -1,4 +1,4 @@
-"""Plain values (mappings, lists, scalars) to sections: pydantic checks their types, and everything wrong is reported.
+"""Plain values (mappings, lists, scalars) to sections: pydantic checks their types, and all problems are reported.
 
 JSON has the types of YAML, and for JSON pydantic's strict mode takes mappings where it wants dataclasses.
 """
@@ -12,20 +12,32 @@ from typing import Any, TypeVar, get_args, get_origin
 from pydantic import TypeAdapter, ValidationError
 
 from data.base.paths import is_unicode
-from data.config.sections import Defect, Section, check, hints_of, join, partial, raise_defects, unchecked
+from data.config.sections import Defect, Section, check, has_partial, hints_of, join, partial, raise_defects, unchecked
 from data.config.suggest import describe, fix_of_value, intended_key, is_section, options_of, show
 
-UNRESOLVED = object()
+
+class _Unresolved:
+    def __repr__(self) -> str:
+        return "${...}"
+
+    def __deepcopy__(self, memo: object) -> "_Unresolved":
+        return self
+
+
+UNRESOLVED = _Unresolved()
 """A value that is not known, whose problem is reported elsewhere."""
 
 _OMITTED = object()
-_MEANT = "; did you mean "
 
 S = TypeVar("S", bound=Section)
 
 
 class KeyHints:
     """What is known of keys and values that a section does not have."""
+
+    def names(self, section: str) -> list[str]:
+        """Keys that may stand in a section besides its fields, and are handled by the caller."""
+        return []
 
     def ignores(self, key: str, value: object) -> bool:
         """Whether an unknown key may be there all the same: it asks for what is done anyway."""
@@ -57,9 +69,11 @@ class Builder:
         self.defects: list[Defect] = []
         self.missing: list[str] = []
         """Required keys that are not there."""
-        self.misspelt: list[str] = []
+        self.unknown: set[str] = set()
+        self.misspelt: set[str] = set()
         """Keys that were probably meant by unknown ones."""
-        self._invalid: set[str] = set()
+        self.invalid: set[str] = set()
+        """Keys whose values have the wrong type, or are not known."""
 
     def build(self, values: Mapping[str, Any], key: str = "") -> Any:
         """The section: whole, or partial (see sections.py) where something is wrong."""
@@ -67,7 +81,7 @@ class Builder:
         try:
             with unchecked():
                 whole = _adapter(self.cls).validate_json(json.dumps(tree, default=_stand_in))
-            if not self._invalid:
+            if not self.invalid:
                 return whole
         except ValidationError as error:
             for found in error.errors(include_url=False, include_context=False, include_input=False):
@@ -77,7 +91,7 @@ class Builder:
     def _cleaned(self, hint: Any, value: Any, key: str) -> Any:
         """Without keys that are ignored and values that are still to be filled in; an empty section is a mapping."""
         if value is UNRESOLVED:
-            self._invalid.add(key)
+            self.invalid.add(key)
         options = options_of(hint)
         section = next(filter(is_section, options), None)
         if section is not None and value is None and options == [hint]:
@@ -90,16 +104,26 @@ class Builder:
             return {
                 str(name): self._cleaned(hints.get(name, Any), item, join(key, name))
                 for name, item in value.items()
-                if item != "???" and (name in hints or not self.hints.ignores(join(key, name), item))
+                if self._counts(str(name), item, key, known=name in hints)
             }
         if isinstance(value, list):
             below = next((get_args(option)[0] for option in options if get_origin(option) is list), Any)
             return [self._cleaned(below, item, f"{key}[{index}]") for index, item in enumerate(value)]
         if isinstance(value, str) and not is_unicode(value):
-            self._invalid.add(key)
+            self.invalid.add(key)
             self.defects.append(Defect(key, f"is {show(value)}, which is not UTF-8: write it in UTF-8"))
             return ""
+        if not isinstance(value, str | int | float | None) and value is not UNRESOLVED:
+            self._note_wrong_type(hint, value, key)
+            return None
         return value
+
+    def _counts(self, name: str, value: object, section: str, *, known: bool) -> bool:
+        """Whether a key is built, or reported as unknown."""
+        if not is_unicode(name):
+            self.defects.append(Defect(section, f"has the key {show(name)}, which is not UTF-8: write it in UTF-8"))
+            return False
+        return value != "???" if known else not self.hints.ignores(join(section, name), value)
 
     def _note(self, kind: str, place: Sequence[int | str], tree: Any, key: str) -> None:
         """Adds what pydantic found at a place in the tree."""
@@ -127,29 +151,28 @@ class Builder:
                 hint, value, key = get_args(option)[1], value[step], join(key, step)
         if kind == "missing":
             self.missing += _required_below(hint, key)
-        elif key not in self._invalid:
-            self._invalid.add(key)
-            self.defects.append(Defect(key, self._wrong_type(hint, value, key)))
+        elif key not in self.invalid:
+            self._note_wrong_type(hint, value, key)
 
     def _note_unknown(self, name: str, value: object, section: str, names: list[str]) -> None:
         key = join(section, name)
+        self.unknown.add(key)
         text = self.hints.unknown(key, value)
         if text is None:
-            hint = intended_key(self.cls, name, section, names)
+            meant, hint = intended_key(self.cls, name, section, [*names, *self.hints.names(section)])
             text = f"is not a key{hint}"
-            if hint.startswith(_MEANT):
-                self.misspelt.append(join(section, hint.removeprefix(_MEANT).removesuffix("?")))
+            self.misspelt |= {meant} if meant is not None else set()
         self.defects.append(Defect(key, text))
 
-    def _wrong_type(self, hint: Any, value: object, key: str) -> str:
+    def _note_wrong_type(self, hint: Any, value: object, key: str) -> None:
+        self.invalid.add(key)
         instead = self.hints.invalid(key, value)
-        if instead is not None:
-            return f"is {show(value)}: {instead}"
-        return f"is {show(value)}, but it must be {describe(hint)}{fix_of_value(hint, value, key)}"
+        text = f"is {show(value)}, but it must be {describe(hint)}{fix_of_value(hint, value, key)}"
+        self.defects.append(Defect(key, text if instead is None else f"is {show(value)}: {instead}"))
 
     def _valid_part(self, hint: Any, value: Any, key: str) -> Any:
         """The value, with sections in the place of mappings; _OMITTED where it is invalid."""
-        if key in self._invalid:
+        if key in self.invalid:
             return _OMITTED
         options = options_of(hint)
         section = next(filter(is_section, options), None)
@@ -158,18 +181,23 @@ class Builder:
         parts: Any = value
         if isinstance(value, dict):
             below = next((get_args(option)[1] for option in options if get_origin(option) is dict), Any)
-            parts = {name: self._valid_part(below, item, join(key, name)) for name, item in value.items()}
+            parts = {name: self._valid_item(below, item, join(key, name)) for name, item in value.items()}
         elif isinstance(value, list):
             below = next((get_args(option)[0] for option in options if get_origin(option) is list), Any)
-            parts = [self._valid_part(below, item, f"{key}[{index}]") for index, item in enumerate(value)]
+            parts = [self._valid_item(below, item, f"{key}[{index}]") for index, item in enumerate(value)]
         elif type(value) is int and float in options and int not in options:
             return float(value)
         items = parts.values() if isinstance(parts, dict) else parts if isinstance(parts, list) else ()
         return _OMITTED if any(item is _OMITTED for item in items) else parts
 
+    def _valid_item(self, hint: Any, value: Any, key: str) -> Any:
+        """Of a list or mapping: an invalid section becomes one without values, so that its neighbours are checked."""
+        part = self._valid_part(hint, value, key)
+        return partial(hint, {}) if part is _OMITTED and is_section(hint) else part
+
     def _valid_section(self, cls: type[Section], values: dict[str, Any], key: str) -> Any:
-        found = {}
-        for field in dataclasses.fields(cls):  # pyright: ignore[reportArgumentType]
+        found, fields = {}, dataclasses.fields(cls)  # pyright: ignore[reportArgumentType]
+        for field in fields:
             if field.name in values:
                 value = self._valid_part(hints_of(cls)[field.name], values[field.name], join(key, field.name))
             elif _required(field):
@@ -179,7 +207,10 @@ class Builder:
                     value = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
             if value is not _OMITTED:
                 found[field.name] = value
-        return partial(cls, found)
+        if len(found) < len(fields) or any(map(has_partial, found.values())):
+            return partial(cls, found)
+        with unchecked():
+            return cls(**found)
 
 
 @functools.cache
@@ -187,9 +218,8 @@ def _adapter(cls: type[Section]) -> TypeAdapter[Any]:
     return TypeAdapter(cls)
 
 
-def _stand_in(value: object) -> Any:
-    """For what JSON does not have. Whatever stands for UNRESOLVED, its section does not become whole."""
-    return None if value is UNRESOLVED else str(value)
+def _stand_in(value: object) -> None:
+    """Null in the place of UNRESOLVED. Whatever becomes of it, its section does not become whole."""
 
 
 def _takes(option: Any, value: object) -> bool:

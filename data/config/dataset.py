@@ -1,6 +1,5 @@
 """What a YAML says about a dataset and its streams."""
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Annotated, Literal
@@ -8,15 +7,18 @@ from typing import Annotated, Literal
 from data.base.addresses import is_address, without_login
 from data.base.errors import ConfigError
 from data.base.paths import path_defect
-from data.config.sections import Defect, Section
+from data.config.sections import Defect, Section, each
 from data.config.splits import parse_split
-from data.config.values import Count, NotNegative, PathText, Positive, Range, Size
+from data.config.values import Count, Form, NotNegative, PathText, Positive, Range, Size
 
 Paths = PathText | list[PathText]
 
 
-def _local_files(kwargs: "HFKwargs") -> Iterator[Defect]:
+def _local_folder(kwargs: "HFKwargs") -> Iterator[Defect]:
     yield from _not_addresses("data_dir", kwargs.data_dir)
+
+
+def _local_files(kwargs: "HFKwargs") -> Iterator[Defect]:
     splits = kwargs.data_files if isinstance(kwargs.data_files, dict) else {"": kwargs.data_files}
     for split, files in splits.items():
         key = f"data_files.{split}" if split else "data_files"
@@ -41,7 +43,7 @@ def _not_addresses(key: str, value: str | list[str] | None) -> Iterator[Defect]:
 class HFKwargs(Section):
     """What `datasets.load_dataset` gets besides the name."""
 
-    RULES = (_local_files,)
+    RULES = (_local_folder, _local_files)
 
     data_dir: PathText | None = None
     """A folder in a hub dataset, or of local files."""
@@ -79,8 +81,11 @@ def _columns(stream: "StreamConfig") -> Iterator[Defect]:
         yield Defect("preprocessing_fn", text)
 
 
-def _local_source(stream: "StreamConfig") -> Iterator[Defect]:
+def _local_name(stream: "StreamConfig") -> Iterator[Defect]:
     yield from _not_addresses("hf_name", stream.hf_name)
+
+
+def _local_text(stream: "StreamConfig") -> Iterator[Defect]:
     yield from _not_addresses("text", stream.text)
 
 
@@ -118,7 +123,7 @@ def _split(stream: "StreamConfig") -> Iterator[Defect]:
 class StreamConfig(Section):
     """One source of rows: a dataset of the hub or local data files (hf_name), MDS shards (local, remote) or text."""
 
-    RULES = (_amount, _columns, _local_source, _one_source, _of_hf_name, _split)
+    RULES = (_amount, _columns, _local_name, _local_text, _one_source, _of_hf_name, _split)
 
     hf_name: PathText | None = None
     """A hub dataset's name; or `json`, `csv` or `parquet` for local files named by hf_kwargs; or the path of such a
@@ -159,11 +164,6 @@ class StreamConfig(Section):
         return [key for key, value in kinds.items() if value is not None]
 
 
-def _target_prompts(dataset: "DatasetConfig") -> Iterator[Defect]:
-    if re.fullmatch(r"none|all|length>=[1-9]\d*", dataset.target_prompts) is None:
-        yield Defect("target_prompts", f"is {dataset.target_prompts!r}, but it must be none, all or length>=N")
-
-
 def _cache_limit(dataset: "DatasetConfig") -> Iterator[Defect]:
     streams = (dataset.streams or {"": dataset}).values()
     if dataset.cache_limit is not None and not any(stream.remote for stream in streams):
@@ -184,9 +184,12 @@ def _own_source(dataset: "DatasetConfig") -> Iterator[Defect]:
 def _sources_of_streams(dataset: "DatasetConfig") -> Iterator[Defect]:
     if dataset.streams == {}:
         yield Defect("streams", "is empty: give at least one, or the data itself")
-    for name, stream in (dataset.streams or {}).items():
-        if not stream.sources():
-            yield Defect(f"streams.{name}", f"has no data: give it one of {', '.join(SOURCES)}")
+
+    def has_source(item: tuple[str, StreamConfig]) -> Iterator[Defect]:
+        if not item[1].sources():
+            yield Defect(f"streams.{item[0]}", f"has no data: give it one of {', '.join(SOURCES)}")
+
+    yield from each((dataset.streams or {}).items(), has_source)
 
 
 def _proportions(dataset: "DatasetConfig") -> Iterator[Defect]:
@@ -203,7 +206,7 @@ def _proportions(dataset: "DatasetConfig") -> Iterator[Defect]:
 class DatasetConfig(StreamConfig):
     """Rows from one source, or from several `streams`."""
 
-    RULES = (*StreamConfig.RULES, _target_prompts, _cache_limit, _own_source, _sources_of_streams, _proportions)
+    RULES = (*StreamConfig.RULES, _cache_limit, _own_source, _sources_of_streams, _proportions)
 
     streams: dict[str, StreamConfig] | None = None
     """Several sources by name, in place of one."""
@@ -211,7 +214,7 @@ class DatasetConfig(StreamConfig):
     """Tokens in a row."""
     packing: Literal["best_fit", "none"] = "best_fit"
     """best_fit puts several whole documents into a row; none gives each its own."""
-    target_prompts: str = "none"
+    target_prompts: Annotated[str, Form(pattern=r"none|all|length>=[1-9]\d*", name="none, all or length>=N")] = "none"
     """Which prompts are trained on: none, all, or length>=N (those of at least N tokens)."""
     target_responses: Literal["last", "all"] = "last"
     """Which of a conversation's responses are trained on, where their `weight` or `train` does not say it."""

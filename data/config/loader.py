@@ -6,7 +6,7 @@ from difflib import get_close_matches
 from typing import Literal
 
 from data.config.dataset import AMOUNTS, DatasetConfig
-from data.config.sections import Defect, Section
+from data.config.sections import Defect, Section, each
 from data.config.values import Count, CountOrZero, Positive, PositiveDuration
 
 
@@ -73,8 +73,8 @@ class StageConfig(Section):
     def mixes(self) -> tuple[dict[str, float], dict[str, float]]:
         """The shares at its start and at its end."""
         ramp = {key: value for key, value in self.proportions.items() if isinstance(value, dict)}
-        if ramp.keys() >= {"from", "to"}:
-            return ramp["from"], ramp["to"]
+        if ramp:
+            return ramp.get("from", {}), ramp.get("to", {})
         constant: dict[str, float] = {
             key: value for key, value in self.proportions.items() if not isinstance(value, dict)
         }
@@ -86,24 +86,36 @@ class StageConfig(Section):
 
 
 def _stage_names(loader: "DataLoaderConfig") -> Iterator[Defect]:
-    names = [stage.name for stage in loader.stages]
-    for number, name in enumerate(names):
-        if name in names[:number]:
+    names: list[str] = []
+
+    def is_new(item: tuple[int, StageConfig]) -> Iterator[Defect]:
+        number, name = item[0], item[1].name
+        if name in names:
             yield Defect(f"stages[{number}].name", f"is {name!r}, as of an earlier stage: give it another")
+        names.append(name)
+
+    yield from each(enumerate(loader.stages), is_new)
 
 
 def _open_stage(loader: "DataLoaderConfig") -> Iterator[Defect]:
-    for number, stage in enumerate(loader.stages[:-1]):
-        if stage.duration is None:
-            yield Defect(f"stages[{number}].duration", "is missing, but only the last stage may be open")
+    def has_end(item: tuple[int, StageConfig]) -> Iterator[Defect]:
+        if item[1].duration is None:
+            yield Defect(f"stages[{item[0]}].duration", "is missing, but only the last stage may be open")
+
+    yield from each(enumerate(loader.stages[:-1]), has_end)
 
 
 def _streams_of_stages(loader: "DataLoaderConfig") -> Iterator[Defect]:
-    for number, stage in enumerate(loader.stages):
-        for name in {**stage.mixes()[0], **stage.mixes()[1]}:
-            yield from _unknown_stream(loader.dataset, name, f"stages[{number}].proportions")
-        if isinstance(stage.duration, PassesOf):
-            yield from _unknown_stream(loader.dataset, stage.duration.of, f"stages[{number}].duration.of")
+    def of_proportions(item: tuple[int, StageConfig]) -> Iterator[Defect]:
+        for name in {**item[1].mixes()[0], **item[1].mixes()[1]}:
+            yield from _unknown_stream(loader.dataset, name, f"stages[{item[0]}].proportions")
+
+    def of_duration(item: tuple[int, StageConfig]) -> Iterator[Defect]:
+        if isinstance(item[1].duration, PassesOf):
+            yield from _unknown_stream(loader.dataset, item[1].duration.of, f"stages[{item[0]}].duration.of")
+
+    yield from each(enumerate(loader.stages), of_proportions)
+    yield from each(enumerate(loader.stages), of_duration)
 
 
 def _unknown_stream(dataset: DatasetConfig, name: str, key: str) -> Iterator[Defect]:

@@ -15,6 +15,7 @@ from typing import (
     ClassVar,
     NamedTuple,
     Protocol,
+    TypeVar,
     Union,
     get_args,
     get_origin,
@@ -23,6 +24,8 @@ from typing import (
 )
 
 from data.base.errors import ConfigError, ConfigErrors
+
+T = TypeVar("T")
 
 _unchecked = ContextVar("unchecked", default=False)
 
@@ -42,6 +45,10 @@ class Check(Protocol):
 
     def defect(self, value: object) -> str | None:
         """What follows the key in an error, or None, also for values of another Python type."""
+        ...
+
+    def described(self) -> str:
+        """What it must be, in words; empty where the Python type says it all."""
         ...
 
 
@@ -113,6 +120,13 @@ def _partial_class(cls: type[Any]) -> type[Any]:
     return cls if issubclass(cls, _Partial) else type(cls.__name__, (_Partial, cls), {})
 
 
+def each(items: Iterable[T], rule: Callable[[T], Iterable[Defect]]) -> Iterator[Defect]:
+    """What a rule yields for each item; one whose values are not available does not keep it from the others."""
+    for item in items:
+        with contextlib.suppress(Unavailable):
+            yield from rule(item)
+
+
 def check(section: Section, key: str = "") -> list[Defect]:
     """Everything that is wrong with a section and those below it. A rule runs when all that it reads is valid."""
     found: list[Defect] = []
@@ -142,7 +156,7 @@ def _valid_section(section: Any, key: str, found: list[Defect]) -> Any:
             whole = False
             continue
         valid[name] = part = _valid_part(value, below, found)
-        whole &= not _has_partial(part)
+        whole &= not has_partial(part)
     view = section if whole else partial(type(section), valid)
     for rule in section.RULES:
         with contextlib.suppress(Unavailable):
@@ -151,9 +165,10 @@ def _valid_section(section: Any, key: str, found: list[Defect]) -> Any:
     return view
 
 
-def _has_partial(value: Any) -> bool:
+def has_partial(value: Any) -> bool:
+    """Whether it is a partial section, or a list or mapping with one."""
     if isinstance(value, dict | list):
-        return any(map(_has_partial, value.values() if isinstance(value, dict) else value))
+        return any(map(has_partial, value.values() if isinstance(value, dict) else value))
     return is_partial(value)
 
 
@@ -183,3 +198,8 @@ def _checks(hint: Any) -> Iterator[Check]:
 def join(key: str, name: object) -> str:
     """`a` and `b` to `a.b`."""
     return f"{key}.{name}" if key and name != "" else key or str(name)
+
+
+def is_within(key: str, sections: Iterable[str]) -> bool:
+    """Whether a key is one of these, or below one of them."""
+    return any(key == section or key.startswith((f"{section}.", f"{section}[")) for section in sections)

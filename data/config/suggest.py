@@ -1,7 +1,7 @@
 """What errors about keys and values suggest: the nearest key, where a key belongs, what a value must be."""
 
 import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -47,47 +47,62 @@ def describe(hint: Any) -> str:
     if get_origin(option) is Literal:
         return " or ".join(map(str, get_args(option)))
     if get_origin(option) is list:
-        return f"a list of {_MANY.get(plain(get_args(option)[0]), 'mappings')}"
+        item = options_of(get_args(option)[0])[0]
+        return f"a list of {describe(item) if get_origin(item) is Literal else _MANY.get(item, 'mappings')}"
     return _WORDS.get(option, "a mapping of keys")
 
 
 def fix_of_value(hint: Any, value: object, key: str) -> str:
     """A value that was meant, or how to write it; empty where none is near."""
     options = options_of(hint)
-    if len(options) == 1 and get_origin(options[0]) is Literal:
-        return near(value, get_args(options[0]))
+    choices = [choice for option in options if get_origin(option) is Literal for choice in get_args(option)]
+    if choices and not isinstance(value, dict | list):
+        return near(value, choices)
     return _as_text(value, key) if str in options and isinstance(value, int | float) else ""
 
 
 def _as_text(value: object, key: str) -> str:
     name = key.rpartition(".")[2]
     if name.startswith("t_") or name.endswith(("duration", "interval")):
-        return f": a number and its unit, such as {10 if isinstance(value, bool) else value}ba"
-    return f": write '{value}' in quotes"
+        valid = not isinstance(value, bool) and isinstance(value, int | float) and 0 < value < float("inf")
+        return f": a number and its unit, such as {value if valid else 10}ba"
+    return f": write '{show(value)}' in quotes"
 
 
 def near(value: object, options: Iterable[object]) -> str:
-    close = difflib.get_close_matches(str(value), [str(option) for option in options], n=1, cutoff=0.65)
-    return f"; did you mean {close[0]}?" if close else ""
+    """`; did you mean X?` for the nearest of the options, whatever its case; empty where none is near."""
+    close = _nearest(str(value), map(str, options), cutoff=0.65)
+    return f"; did you mean {close}?" if close is not None else ""
 
 
-def intended_key(root: type[Section], name: str, key: str, names: list[str]) -> str:
-    """What to do about an unknown `name` in the section at `key`, which has `names`: the same key elsewhere, one like
-    it here or elsewhere, or the keys that there are."""
+def _nearest(name: str, options: Iterable[str], *, cutoff: float) -> str | None:
+    by_lower = {option.lower(): option for option in options}
+    close = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=cutoff)
+    return by_lower[close[0]] if close else None
+
+
+def intended_key(root: type[Section], name: str, key: str, names: Sequence[str]) -> tuple[str | None, str]:
+    """What was probably meant by an unknown `name` in the section at `key`, which has `names`, and how to say it.
+
+    That is the same key elsewhere, or one like it here or elsewhere; where there is none, the keys here are listed.
+    """
     everywhere = list(known_paths(root))
     same = [known for known in everywhere if known.rpartition(".")[2] == name]
     # Nearest in the tree first, so that train_loader.max_seq_len leads to train_loader.dataset.max_seq_len.
     same.sort(key=lambda known: -len(_common(known.split("."), key.split("."))))
-    alike = near(name, names)
-    # One like it here is nearer than the same in another part of the tree.
-    if same and (not alike or _common(same[0].split("."), key.split("."))):
-        return f" here; it belongs at {same[0]}"
-    if alike:
-        return alike
-    close = difflib.get_close_matches(name, [known.rpartition(".")[2] for known in everywhere], n=1, cutoff=0.75)
-    if close:
-        return f"; did you mean {next(known for known in everywhere if known.rpartition('.')[2] == close[0])}?"
-    return f"; the keys in {setting(key)} are {', '.join(names)}" if key else " here or anywhere below"
+    alike = _nearest(name, names, cutoff=0.65)
+    # One very like it here is nearer than the same in another part of the tree.
+    if same and (_common(same[0].split("."), key.split(".")) or _nearest(name, names, cutoff=0.7) is None):
+        return same[0], f" here; it belongs at {same[0]}"
+    if alike is not None:
+        return join(key, alike), f"; did you mean {alike}?"
+    close = _nearest(name, [known.rpartition(".")[2] for known in everywhere], cutoff=0.75)
+    if close is not None:
+        known = next(known for known in everywhere if known.rpartition(".")[2] == close)
+        return known, f"; did you mean {known}?"
+    if not names:
+        return None, f"; there are none in {setting(key)}"
+    return None, f"; the keys in {setting(key)} are {', '.join(names)}" if key else " here or anywhere below"
 
 
 def _common(one: list[str], other: list[str]) -> list[str]:

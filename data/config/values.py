@@ -3,6 +3,7 @@
 Most checks also add to the JSON schema what an editor can check.
 """
 
+import re
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -63,8 +64,30 @@ class Duration:
             return str(error)
         return f"is {value!r}, but it must be longer than 0" if self.positive and length == 0 else None
 
+    def described(self) -> str:
+        return "a number and its unit: ba, tok, ep or dur"
+
     def __get_pydantic_json_schema__(self, core_schema: Any, handler: Any) -> dict[str, Any]:
         return handler(core_schema) | {"pattern": rf"^\s*{DURATION_PATTERN}\s*$|{REFERENCE}"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Form:
+    """Text of a form."""
+
+    pattern: str
+    name: str
+    """The form in words."""
+
+    def defect(self, value: object) -> str | None:
+        wrong = isinstance(value, str) and re.fullmatch(self.pattern, value) is None
+        return f"is {value!r}, but it must be {self.name}" if wrong else None
+
+    def described(self) -> str:
+        return self.name
+
+    def __get_pydantic_json_schema__(self, core_schema: Any, handler: Any) -> dict[str, Any]:
+        return handler(core_schema) | {"pattern": f"^({self.pattern})$|{REFERENCE}"}
 
 
 @dataclass(frozen=True)
@@ -73,6 +96,9 @@ class _Path:
 
     def defect(self, value: object) -> str | None:
         return path_defect(value)
+
+    def described(self) -> str:
+        return ""
 
 
 @dataclass(frozen=True)
@@ -88,6 +114,13 @@ class _Bytes:
             return str(error)
         return None
 
+    def described(self) -> str:
+        return "bytes, or such as 100gb"
+
+    def __get_pydantic_json_schema__(self, core_schema: Any, handler: Any) -> dict[str, Any]:
+        form = r"^\s*\d+(\.\d+)?\s*([kmgtKMGT]?[iI]?[bB])?\s*$"
+        return handler(core_schema) | {"minimum": 1, "pattern": f"{form}|{REFERENCE}"}
+
 
 @dataclass(frozen=True)
 class _CountOrAll:
@@ -95,7 +128,10 @@ class _CountOrAll:
 
     def defect(self, value: object) -> str | None:
         wrong = isinstance(value, int) and value != -1 and value < 1
-        return f"is {value}, but it must be -1 (all) or at least 1" if wrong else None
+        return f"is {value}, but it must be {self.described()}" if wrong else None
+
+    def described(self) -> str:
+        return "-1 (all) or at least 1"
 
     def __get_pydantic_json_schema__(self, core_schema: Any, handler: Any) -> dict[str, Any]:
         return handler(core_schema) | {"minimum": -1, "not": {"const": 0}}

@@ -184,9 +184,9 @@ def test_all_problems_at_once(tmp_path):
     said = refusal(tmp_path, "seeed=1", "model.ffn_config.moe_top_k=17", "model.ffn_config.top_k=1", "optimizer=null")
     assert said.splitlines() == [
         "small.yaml: 4 problems",
-        "  small.yaml: model.ffn_config.top_k is not a key; did you mean moe_top_k?",
         "  small.yaml: seeed is not a key; did you mean seed?",
         "  small.yaml: model.ffn_config.moe_top_k is 17, but there are only 16 experts",
+        "  small.yaml: model.ffn_config.top_k is not a key; did you mean moe_top_k?",
         "  missing: optimizer.name, optimizer.lr",
     ]
 
@@ -241,7 +241,7 @@ def test_variable_that_nothing_refers_to(tmp_path):
 
 
 def test_variable_without_its_section(tmp_path):
-    said = refusal(tmp_path, "seed=${len}", text=VARIABLES)
+    said = refusal(tmp_path, "seed=${len}", text=VARIABLES.replace(", lr: 1e-2, data: {split: train}", ""))
     assert said == "small.yaml: seed is '${len}', but there is no key 'len'; write ${variables.len}"
 
 
@@ -418,3 +418,105 @@ def test_no_value_at_any_place_ends_in_a_traceback(tmp_path, seed):
         node[last] = random.choice(ODD_VALUES)
     with suppress(ConfigError):
         load(tmp_path, text=yaml.safe_dump(tree))
+
+
+def problems(folder, *overrides, text=LEAST):
+    """Key and problem of each line."""
+    lines = refusal(folder, *overrides, text=text).splitlines()
+    return [line.strip().removeprefix("small.yaml: ") for line in (lines[1:] if len(lines) > 1 else lines)]
+
+
+def keys_of(folder, *overrides, text=LEAST):
+    return [line.split()[0] for line in problems(folder, *overrides, text=text)]
+
+
+def test_a_model_by_reference_has_its_presets_values(tmp_path):
+    model = load(tmp_path, "variables={m: {preset: tiny, n_layers: 3}}", "model=${variables.m}").model
+    assert (model.d_model, model.n_layers) == (64, 3)
+    attn = load(tmp_path, "variables={a: {clip_qkv: 1.0}}", "model.attn_config=${variables.a}").model.attn_config
+    assert (attn.clip_qkv, attn.kv_n_heads) == (1.0, 2)
+
+
+@pytest.mark.parametrize(
+    "section", ["{text: a.txt, hf_kwargs: {}, max_seq_len: 64}", "{local: a, hf_kwargs: null, max_seq_len: 64}"]
+)
+def test_a_valid_section_has_no_problems_beside_an_invalid_key(tmp_path, section):
+    assert keys_of(tmp_path, f"train_loader.dataset={section}", "seeed=1") == ["seeed"]
+
+
+@pytest.mark.parametrize("model", ["{preset: tinny, d_model: 64}", "{presett: tiny, d_model: 64}"])
+def test_values_of_a_misspelt_preset_are_not_checked(tmp_path, model):
+    assert len(problems(tmp_path, f"model={model}", "max_seq_len=40000")) == 1
+
+
+@pytest.mark.parametrize(
+    ("overrides", "keys"),
+    [
+        (["seeed=???"], ["seeed"]),
+        (["fsdp_config.limit_all_gathers=${nope}"], ["fsdp_config.limit_all_gathers"]),
+        (["foo=${nope}"], ["foo"]),
+        (["run_name=!!binary aGk="], ["run_name"]),
+        (["\udcff=1"], ["has"]),
+        (["optimiser={name: adamw, lr: 1}", "optimizer=null"], ["optimiser"]),
+        (["train_loader.dataset={hf_name: json}", "train_loader.max_seq_len=64"], ["train_loader.max_seq_len"]),
+        (["variabels={n: 64}", "max_seq_len=${variables.n}"], ["variabels"]),
+        (["max_seq_len=${nope}"], ["max_seq_len"]),  # and not all that refer to it
+        (["eval_loader=${train_loader}", "train_loader.num_workers=${nope}"], ["train_loader.num_workers"]),
+        (["run_name=${nope}", "variables.w=3"], ["run_name", "variables.w"]),
+        (["seed=-1", "model.d_modell=3", "foo=1"], ["seed", "model.d_modell", "foo"]),
+        (["foo", "a..b=1"], ["'foo'", "'a..b=1'"]),
+        (
+            ["train_loader.dataset={streams: {a: 3, b: {hf_name: json, split: 'x['}}, max_seq_len: 64}"],
+            ["train_loader.dataset.streams.a", "train_loader.dataset.streams.b.split"],
+        ),
+        (
+            ["optimizer.param_groups=[3, {match: [a], lr: -1}]"],
+            ["optimizer.param_groups[0]", "optimizer.param_groups[1].lr"],
+        ),
+        (
+            ["train_loader.dataset.hf_kwargs={data_dir: 3, data_files: 's3://a/b'}"],
+            ["train_loader.dataset.hf_kwargs.data_dir", "train_loader.dataset.hf_kwargs.data_files"],
+        ),
+        (
+            ["train_loader.dataset.max_seq_len=x", "eval_loader={name: text, dataset: {text: a, max_seq_len: 8}}"],
+            ["train_loader.dataset.max_seq_len", "eval_loader.dataset.max_seq_len"],
+        ),
+    ],
+)
+def test_each_problem_is_reported_once(tmp_path, overrides, keys):
+    assert keys_of(tmp_path, *overrides) == keys
+
+
+@pytest.mark.parametrize("reference", ["${...max_seq_len}", "a${max_seq_len}", "${max_seq_len}"])
+def test_a_reference_to_a_misspelt_key_is_no_problem_of_its_own(tmp_path, reference):
+    text = LEAST.replace("max_seq_len: 64", "max_seq_lenn: 64", 1).replace("'${max_seq_len}'", f"'{reference}'")
+    assert keys_of(tmp_path, text=text) == ["max_seq_lenn"]
+
+
+def test_references_in_a_circle_are_reported(tmp_path):
+    assert keys_of(tmp_path, "run_name=${save_folder}", "save_folder=${run_name}") == ["run_name", "save_folder"]
+    circle = ["model.attn_config=${train_loader}", "train_loader.dataset.hf_kwargs=${model}"]
+    assert "cannot be filled in" in refusal(tmp_path, *circle)
+
+
+@pytest.mark.parametrize("override", [f"max_duration={'9' * 400}ba", f"seed={'9' * 5000}", f"run_name={'[' * 2000}"])
+def test_a_value_of_thousands_of_signs(tmp_path, override):
+    assert len(refusal(tmp_path, override)) < 1000
+
+
+def test_a_stream_can_be_called_by_a_number(tmp_path):
+    streams = "train_loader.dataset={streams: {2023: {hf_name: json}}, max_seq_len: 64}"
+    config = load(tmp_path, streams, "train_loader.dataset.streams.2023.choose=5")
+    assert config.train_loader.dataset.streams["2023"].choose == 5
+
+
+def test_text_with_an_escaped_reference_is_written_and_read_back(tmp_path):
+    config = load(tmp_path, r"run_name='a\${seed}'")
+    assert config.run_name == "a${seed}"
+    assert load(tmp_path, text=to_yaml(config)) == config
+    assert "a\\${seed}" in masked_yaml(config)
+
+
+def test_a_default_cannot_be_referred_to(tmp_path):
+    said = refusal(tmp_path, "device_eval_batch_size=${device_train_microbatch_size}")
+    assert said.endswith("but there is no key 'device_train_microbatch_size', only its default: write it")

@@ -15,10 +15,12 @@ from pydantic.json_schema import GenerateJsonSchema
 from data.base.errors import ConfigError
 from data.config.sections import Section, field_checks, hints_of, join
 from data.config.suggest import describe, intended_key, is_section, options_of
-from data.config.values import REFERENCE, Range
+from data.config.values import REFERENCE
 from train.config import llm_foundry
 from train.config.reading.interpolation import VARIABLES
 from train.config.schema import TrainConfig
+
+_VARIABLES = "Values to refer to as ${variables.NAME}."
 
 
 class _Generator(GenerateJsonSchema):
@@ -58,7 +60,7 @@ def json_schema() -> dict[str, Any]:
         _complete(definitions[name], cls, definitions)
     for path, cls in _sections(TrainConfig):
         _add_ignored(definitions[cls.__name__]["properties"], path)
-    schema["properties"][VARIABLES] = {"type": "object", "description": "Values to refer to as ${variables.NAME}."}
+    schema["properties"][VARIABLES] = {"type": ["object", "null"], "default": None, "description": _VARIABLES}
     schema["title"] = "A run of Dropless"
     return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | schema
 
@@ -67,7 +69,7 @@ def _complete(definition: dict[str, Any], cls: type[Section], definitions: dict[
     definition.pop("title", None)
     if cls is not TrainConfig:
         # An empty section has its defaults.
-        definition.update(_or_reference(definition, "null"))
+        definition.update(_or_reference(definition, *([] if "required" in definition else ["null"])))
     for field in dataclasses.fields(cls):  # pyright: ignore[reportArgumentType]
         key = definition["properties"][field.name]
         key.pop("title", None)
@@ -88,8 +90,10 @@ def _add_ignored(keys: dict[str, Any], path: str) -> None:
     for pattern, rule in llm_foundry.RULES.items():
         above, _, name = pattern.rpartition(".")
         here = fnmatchcase(path, above) if path else not above
-        if rule.accepts and "*" not in name and name not in keys and here:
-            keys[name] = {"enum": list(rule.accepts), "deprecated": True, "description": rule.say}
+        if rule.accepts and "*" not in name and here:
+            ignored = keys.setdefault(name, {"enum": [], "deprecated": True, "description": rule.say})
+            # Sections of one class may accept different values.
+            ignored["enum"] += [value for value in rule.accepts if value not in ignored["enum"]]
 
 
 def _sections(hint: Any, path: str = "") -> Iterator[tuple[str, type[Section]]]:
@@ -106,34 +110,40 @@ def _sections(hint: Any, path: str = "") -> Iterator[tuple[str, type[Section]]]:
 def explain(path: str) -> str:
     """Type, default and documentation of the key at `path`, or the keys of the section there.
 
-    Raises ConfigError for a key that there is none of.
+    Raises ConfigError for an unknown key.
     """
-    cls, name, hint, key = TrainConfig, "", TrainConfig, ""
-    for part in re.findall(r"[^.\[\]]+", path):
+    cls, name, hint, key, is_item = TrainConfig, "", TrainConfig, "", False
+    parts = re.findall(r"[^.\[\]]+", path)
+    if not parts:
+        raise ConfigError(f"{path!r} is not a key, such as train_loader.dataset.excess_length")
+    if parts == [VARIABLES]:
+        return f"{VARIABLES}\n  {_VARIABLES}"
+    for part in parts:
         option = next((option for option in options_of(hint) if is_section(option) or get_origin(option)), None)
         if option is None or get_origin(option) is Literal:
             raise ConfigError("has no keys below it", key=key)
         if get_origin(option) in (list, dict):
-            hint, key = get_args(option)[-1], join(key, part)
+            hint, key, is_item = get_args(option)[-1], join(key, part), True
         elif part in hints_of(option):
-            cls, name, hint, key = option, part, hints_of(option)[part], join(key, part)
+            cls, name, hint, key, is_item = option, part, hints_of(option)[part], join(key, part), False
         else:
             rule = llm_foundry.rule_for(join(key, part))
-            hint = f": {rule.say}" if rule else intended_key(TrainConfig, part, key, list(hints_of(option)))
+            hint = f": {rule.say}" if rule else intended_key(TrainConfig, part, key, list(hints_of(option)))[1]
             raise ConfigError(f"is not a key{hint}", key=join(key, part))
-    return "\n".join(_explained(path, cls, name, hint))
+    return "\n".join(_explained(path, cls, name, hint, is_item=is_item))
 
 
-def _explained(path: str, cls: type[Section], name: str, hint: Any) -> Iterator[str]:
+def _explained(path: str, cls: type[Section], name: str, hint: Any, *, is_item: bool) -> Iterator[str]:
     schema = json_schema()
     definition = schema if cls is TrainConfig else schema["$defs"][cls.__name__]
     key = definition["properties"][name]
-    bounds = [check.described() for check in field_checks(cls).get(name, ()) if isinstance(check, Range)]
+    bounds = [] if is_item else [text for check in field_checks(cls).get(name, ()) if (text := check.described())]
     null = " or null" if type(None) in get_args(hint) else ""
     yield path
     yield f"  type     {', '.join([describe(hint) + null, *bounds])}"
-    yield f"  default  {json.dumps(key['default']) if 'default' in key else 'none: the key is required'}"
+    if not is_item:
+        yield f"  default  {json.dumps(key['default']) if 'default' in key else 'none: the key is required'}"
     yield textwrap.indent(textwrap.fill(" ".join(key["description"].split()), 98), "  ")
     section = next(filter(is_section, options_of(hint)), None)
     if section is not None:
-        yield f"  keys     {', '.join(hints_of(section))}"
+        yield f"  keys     {', '.join(hints_of(section)) or 'none'}"

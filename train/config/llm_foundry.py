@@ -185,7 +185,7 @@ def instead_of_key(path: str, value: object) -> str | None:
 
 def instead_of(path: str, value: object) -> str | None:
     """What to write instead of a value that LLM Foundry has for a key of ours."""
-    if path in EPOCHS and isinstance(value, int) and not isinstance(value, bool):
+    if path in EPOCHS and isinstance(value, int) and not isinstance(value, bool) and value > 0:
         return f"a number alone is epochs in Composer and LLM Foundry; here write {value}ep, or {value}ba for batches"
     return VALUES.get(path, {}).get(value) if isinstance(value, str) else None
 

@@ -2,18 +2,18 @@
 
 import dataclasses
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from omegaconf import OmegaConf
 
 from data.base.errors import ConfigError, ConfigErrors
-from data.config.build import Builder, KeyHints
-from data.config.sections import Defect, check
+from data.config.build import UNRESOLVED, Builder, KeyHints
+from data.config.sections import Defect, check, is_within
 from data.config.suggest import known_paths
 from train.config import llm_foundry
-from train.config.reading.interpolation import VARIABLES, Unresolved, resolve, unused_variables
+from train.config.reading.interpolation import VARIABLES, Unresolved, escaped, resolve, unused_variables
 from train.config.reading.model_values import (
     PENDING,
     Pretrained,
@@ -21,6 +21,7 @@ from train.config.reading.model_values import (
     pretrained_name,
     unnamed_weights,
     with_values,
+    without_references,
     without_unwritten,
 )
 from train.config.reading.yaml_file import Written, read
@@ -31,7 +32,7 @@ from train.models.config import ModelConfig
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedConfig:
-    """A config of which everything has been checked that needs no network."""
+    """A config of which everything has been checked but its weights, data and tokenizer."""
 
     config: TrainConfig
     """Without what the pretrained model's config.json will say of it: reading that raises Unavailable."""
@@ -74,7 +75,7 @@ def load_saved_config(path: Path) -> TrainConfig:
 
 def to_yaml(config: TrainConfig) -> str:
     """The resolved config; `load_saved_config` reads it back as it was."""
-    return OmegaConf.to_yaml(OmegaConf.create(dataclasses.asdict(config)))
+    return OmegaConf.to_yaml(OmegaConf.create(escaped(dataclasses.asdict(config))))
 
 
 def check_vocab(config: TrainConfig, tokenizer_vocab_size: int) -> None:
@@ -87,12 +88,19 @@ def check_vocab(config: TrainConfig, tokenizer_vocab_size: int) -> None:
         )
 
 
+_KEYS = frozenset(known_paths(TrainConfig))
+_VALUES_FROM = {"model.preset", "model.pretrained_model_name_or_path"}
+
+
 class _Hints(KeyHints):
     """LLM Foundry's keys and values."""
 
+    def names(self, section: str) -> list[str]:
+        return [] if section else [VARIABLES]
+
     def ignores(self, key: str, value: object) -> bool:
         rule = llm_foundry.rule_for(key)
-        return rule is not None and llm_foundry.accepted(rule, value)
+        return rule is not None and (value is UNRESOLVED or llm_foundry.accepted(rule, value))
 
     def unknown(self, key: str, value: object) -> str | None:
         return llm_foundry.instead_of_key(key, value)
@@ -102,32 +110,42 @@ class _Hints(KeyHints):
 
 
 def _checked(written: Written, pretrained: Pretrained | None) -> TrainConfig:
-    tree = with_values(written.tree, pretrained)
-    plain, unresolved = resolve(tree)
+    base = without_references(written.tree)
+    tree = with_values(base, pretrained)
+    plain, unresolved = resolve(tree, _KEYS)
     builder = Builder(TrainConfig, _Hints())
     config = builder.build({key: value for key, value in plain.items() if key != VARIABLES})
-    if pretrained is PENDING:
+    pending = pretrained is PENDING
+    # What preset or weights would say is not known either where they are misspelt.
+    if pending or not _VALUES_FROM.isdisjoint(builder.invalid | builder.misspelt):
         config = without_unwritten(config, tree)
-    dangling = list(_dangling(unresolved, builder, pending=pretrained is PENDING))
-    defects = builder.defects + check(config) + (dangling or unused_variables(tree))
+    defects = builder.defects + check(config) + _dangling(unresolved, builder, pending=pending)
+    defects += unused_variables(written.tree)
     if pretrained is None:
-        defects += unnamed_weights(written.tree)
-    elif pretrained is not PENDING:
-        defects += contradicting_weights(written.tree, pretrained)
+        defects += unnamed_weights(base)
+    elif not pending:
+        defects += contradicting_weights(base, pretrained)
     errors = [ConfigError(defect.text, key=defect.key or None) for defect in defects]
-    if missing := [key for key in builder.missing if key not in builder.misspelt]:
+    if missing := [key for key in builder.missing if not is_within(key, builder.misspelt)]:
         errors.append(ConfigError(f"missing: {', '.join(missing)}"))
     if errors:
         raise written.placed(ConfigErrors(errors))
     return config
 
 
-def _dangling(unresolved: Collection[Unresolved], builder: Builder, *, pending: bool) -> Iterator[Defect]:
-    """References that lead nowhere, without those whose reason is reported anyway: a missing or misspelt key."""
-    reported = {reference.defect.key for reference in unresolved} | {*builder.missing, *builder.misspelt}
+def _dangling(unresolved: Collection[Unresolved], builder: Builder, *, pending: bool) -> list[Defect]:
+    """References that lead nowhere, but for those whose reason is reported anyway: a missing or misspelt key, or
+    another reference."""
+    reported = {*builder.missing, *builder.misspelt}
     if pending:
         reported |= {f"model.{key}" for key in known_paths(ModelConfig)}
-    for reference in unresolved:
-        wanted = reference.wanted
-        if wanted is None or not any(wanted == key or wanted.startswith(f"{key}.") for key in reported):
-            yield reference.defect
+    left = [reference for reference in unresolved if not is_within(reference.defect.key, builder.unknown)]
+    # First those that refer to no other one that fails.
+    roots = [one for one in left if not one.refers_to(other.defect.key for other in left if other is not one)]
+    defects = [one.defect for one in roots if not one.refers_to(reported)]
+    reported |= {one.defect.key for one in roots}
+    left = [one for one in left if one not in roots]
+    while follows := [one for one in left if one.refers_to(reported)]:
+        reported |= {one.defect.key for one in follows}
+        left = [one for one in left if one not in follows]
+    return defects + [one.defect for one in left]  # of those left each refers to another of them

@@ -1,4 +1,4 @@
-"""A config for eyes: without secrets."""
+"""A config as it is shown: without secrets."""
 
 import dataclasses
 import re
@@ -7,14 +7,15 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from data.base.addresses import without_login
+from train.config.reading.interpolation import escaped
 from train.config.schema import TrainConfig
 
 _SECRET_KEY = re.compile(r"(^|_)(token|key|secret|password)$")
 
 
 def masked_yaml(config: TrainConfig) -> str:
-    """`to_yaml` (load.py) for eyes: without the values of keys that name a secret and without logins in addresses."""
-    return OmegaConf.to_yaml(OmegaConf.create(_mask(dataclasses.asdict(config))))
+    """`to_yaml` (load.py) without the values of keys that name a secret and without logins in addresses."""
+    return OmegaConf.to_yaml(OmegaConf.create(escaped(_mask(dataclasses.asdict(config)))))
 
 
 def _mask(node: Any, key: str = "") -> Any:

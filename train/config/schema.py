@@ -8,13 +8,15 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from data.base.durations import parse_duration
+from data.config.dataset import StreamConfig
 from data.config.loader import DataLoaderConfig
-from data.config.sections import Defect, Section
+from data.config.sections import Defect, Section, each
 from data.config.tokenizer import TokenizerConfig
 from data.config.values import Count, CountOrAll, PathText, Positive, PositiveDuration, Range, Seed
 from train.config.callbacks import CallbacksConfig, LoggersConfig
 from train.config.optimizer import AlgorithmsConfig, OptimizerConfig, SchedulerConfig
 from train.models.config import LoraConfig, ModelConfig
+from train.models.precision import NF4_BLOCK
 
 
 def _replicas(fsdp: "FSDPConfig") -> Iterator[Defect]:
@@ -68,27 +70,36 @@ def _warmup(config: "TrainConfig") -> Iterator[Defect]:
 
 
 def _length_of_rows(config: "TrainConfig") -> Iterator[Defect]:
-    for key, loader in (("train_loader", config.train_loader), ("eval_loader", config.eval_loader)):
+    def is_that_of_the_run(key: str) -> Iterator[Defect]:
+        loader = getattr(config, key)
         if loader is not None and loader.dataset.max_seq_len != config.max_seq_len:
             yield Defect(
                 f"{key}.dataset.max_seq_len",
                 f"is {loader.dataset.max_seq_len}, but max_seq_len is {config.max_seq_len}: write ${{max_seq_len}}",
             )
 
+    yield from each(("train_loader", "eval_loader"), is_that_of_the_run)
 
-def _every_row_is_evaluated(config: "TrainConfig") -> Iterator[Defect]:
-    if config.eval_loader is None:
-        return
-    if config.eval_loader.stages:
+
+def _no_stages_in_evaluation(config: "TrainConfig") -> Iterator[Defect]:
+    if config.eval_loader is not None and config.eval_loader.stages:
         yield Defect("eval_loader.stages", "is given, but an evaluation sees every row: leave it out")
-    dataset = config.eval_loader.dataset
-    if dataset.cache_limit is not None:
+
+
+def _no_cache_limit_in_evaluation(config: "TrainConfig") -> Iterator[Defect]:
+    if config.eval_loader is not None and config.eval_loader.dataset.cache_limit is not None:
         text = "is given, but every evaluation reads all shards: leave it out"
         yield Defect("eval_loader.dataset.cache_limit", text)
-    for name, stream in (dataset.streams or {}).items():
-        for key in stream.amounts():
+
+
+def _no_amounts_in_evaluation(config: "TrainConfig") -> Iterator[Defect]:
+    def is_whole(item: tuple[str, StreamConfig]) -> Iterator[Defect]:
+        for key in item[1].amounts():
             text = "is given, but an evaluation sees every row: leave it out"
-            yield Defect(f"eval_loader.dataset.streams.{name}.{key}", text)
+            yield Defect(f"eval_loader.dataset.streams.{item[0]}.{key}", text)
+
+    if config.eval_loader is not None:
+        yield from each((config.eval_loader.dataset.streams or {}).items(), is_whole)
 
 
 def _length_of_model(config: "TrainConfig") -> Iterator[Defect]:
@@ -119,17 +130,18 @@ def _sharded_adapters(config: "TrainConfig") -> Iterator[Defect]:
         )
 
 
-def _exported_checkpoints(config: "TrainConfig") -> Iterator[Defect]:
-    if config.callbacks.hf_checkpointer is None:
-        return
-    key = "callbacks.hf_checkpointer"
-    if config.save_folder is None:
-        yield Defect(key, "is given, but there is no save_folder with checkpoints to export")
+def _checkpoints_to_export(config: "TrainConfig") -> Iterator[Defect]:
+    if config.callbacks.hf_checkpointer is not None and config.save_folder is None:
+        text = "is given, but there is no save_folder with checkpoints to export"
+        yield Defect("callbacks.hf_checkpointer", text)
+
+
+def _sharded_exports(config: "TrainConfig") -> Iterator[Defect]:
     sharded = config.fsdp_config is not None and config.fsdp_config.state_dict_type == "sharded"
-    if config.lora is None and not sharded:  # with lora _sharded_adapters reports it
-        yield Defect(
-            key, "is given, but it exports sharded checkpoints alone: write fsdp_config.state_dict_type: sharded"
-        )
+    # With lora _sharded_adapters reports it.
+    if config.callbacks.hf_checkpointer is not None and config.lora is None and not sharded:
+        text = "is given, but it exports sharded checkpoints alone: write fsdp_config.state_dict_type: sharded"
+        yield Defect("callbacks.hf_checkpointer", text)
 
 
 def _export_interval(config: "TrainConfig") -> Iterator[Defect]:
@@ -146,20 +158,21 @@ def _export_interval(config: "TrainConfig") -> Iterator[Defect]:
         )
 
 
-def _adapter_shape(config: "TrainConfig") -> Iterator[Defect]:
-    if config.lora is None:
-        return
-    d_model = config.model.d_model
-    if config.lora.r > d_model:
+def _adapter_rank(config: "TrainConfig") -> Iterator[Defect]:
+    if config.lora is not None and config.lora.r > config.model.d_model:
         yield Defect(
             "lora.r",
-            f"is {config.lora.r}, but model.d_model is only {d_model}, which no rank of an adapter can exceed: write a "
-            "smaller one, such as 16",
+            f"is {config.lora.r}, but model.d_model is only {config.model.d_model}, which no rank of an adapter can "
+            "exceed: write a smaller one, such as 16",
         )
-    if config.lora.base_dtype == "nf4" and d_model % 64:
+
+
+def _packed_base(config: "TrainConfig") -> Iterator[Defect]:
+    if config.lora is not None and config.lora.base_dtype == "nf4" and config.model.d_model % NF4_BLOCK:
         yield Defect(
             "lora.base_dtype",
-            f"is nf4, which packs 64 numbers of a row at a time, but model.d_model is {d_model}: write bf16",
+            f"is nf4, which packs {NF4_BLOCK} numbers of a row at a time, but model.d_model is "
+            f"{config.model.d_model}: write bf16",
         )
 
 
@@ -176,13 +189,17 @@ class TrainConfig(Section):
         _duration_of_run,
         _warmup,
         _length_of_rows,
-        _every_row_is_evaluated,
+        _no_stages_in_evaluation,
+        _no_cache_limit_in_evaluation,
+        _no_amounts_in_evaluation,
         _length_of_model,
         _length_of_tokenizer,
         _sharded_adapters,
-        _exported_checkpoints,
+        _checkpoints_to_export,
+        _sharded_exports,
         _export_interval,
-        _adapter_shape,
+        _adapter_rank,
+        _packed_base,
         _autoresume,
     )
 

@@ -171,11 +171,11 @@ class LoraConfig(Section):
     alpha: Positive
     """What an adapter adds is multiplied by alpha / r."""
     dropout: DropProbability = 0.0
-    """Of what enters an adapter, in training alone; PEFT's form of adapters on experts does not tell of it."""
+    """Of what enters an adapter, in training only; PEFT's form of adapters on experts has no dropout."""
     target_modules: list[str]
     """Names from LORA_TARGETS, in every block."""
     per_expert: bool = False
-    """Each expert has an A of its own; else there is one for all experts, each for w1, v1 and w2, and B is its own."""
+    """Each expert has its own A; else the experts share one A for each of w1, v1 and w2. B is always each expert's own."""
     base_dtype: Literal["fp32", "bf16", "nf4"] = "bf16"
     """In what the frozen weights are kept. Under amp_bf16 bf16 computes what fp32 would. nf4 keeps the blocks' large
     weights in 4 bits (QLoRA, Dettmers et al. 2023), the others in what is computed in; it needs bitsandbytes."""

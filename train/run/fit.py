@@ -49,7 +49,7 @@ def fit(
     callbacks: Sequence[Callback] = (),
     dtype: torch.dtype = torch.float32,
 ) -> None:
-    """Trains as config says. Raises ConfigError or DataError, before the first step, for what a user can mend, and
+    """Trains as config says. Raises ConfigError or DataError, before the first step, for what a user can fix, and
     later for what a file system refuses.
 
     inputs are what open_inputs has opened, device what choose_device has chosen: where they are None that is done here.

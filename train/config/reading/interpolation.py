@@ -5,21 +5,20 @@ OmegaConf interpolates. What it cannot follow is reported with the key that the 
 
 import copy
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from omegaconf import OmegaConf
-from omegaconf.errors import GrammarParseError, InterpolationToMissingValueError, OmegaConfBaseException
+from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 
 from data.config.build import UNRESOLVED
-from data.config.sections import Defect, join
+from data.config.sections import Defect, is_within, join
 from data.config.suggest import near, show
 
 VARIABLES = "variables"
 _RESOLVER = re.compile(r"\$\{\s*[\w.]+\s*:")
-_REFERENCE = re.compile(r"\$\{\s*(?P<dots>\.*)(?P<name>[\w.-]*)")
-_NOT_FOUND = re.compile(r"Interpolation key '(.*)' not found")
+_REFERENCE = re.compile(r"\$\{\s*(?P<dots>\.*)(?P<name>[\w.\[\]-]*)")
 
 Path = tuple[str | int, ...]
 """Of a value in nested mappings and lists."""
@@ -30,8 +29,13 @@ class Unresolved:
     """A text that OmegaConf cannot fill in."""
 
     defect: Defect
-    wanted: str | None = None
-    """The key that it refers to, where there is no such key or it has no value."""
+    targets: tuple[str, ...] = ()
+    """The keys that it refers to."""
+
+    def refers_to(self, keys: Iterable[str]) -> bool:
+        """Whether it refers to one of these keys, to something below one, or to a section that has one."""
+        keys, targets = set(keys), [target.replace("[", ".").replace("]", "") for target in self.targets]
+        return any(is_within(target, keys) for target in targets) or any(is_within(key, targets) for key in keys)
 
 
 def key_of(path: Path) -> str:
@@ -51,8 +55,20 @@ def strings(node: Any, path: Path = ()) -> Iterator[tuple[Path, str]]:
             yield from strings(value, (*path, name))
 
 
-def resolve(tree: dict[str, Any]) -> tuple[dict[str, Any], list[Unresolved]]:
-    """The tree with values in the place of `${...}`, and UNRESOLVED for those that there are none of."""
+def escaped(node: Any) -> Any:
+    """Plain values in which `${` is text, as they are written so that they are read back as they were."""
+    if isinstance(node, dict):
+        return {name: escaped(value) for name, value in node.items()}
+    if isinstance(node, list):
+        return [escaped(value) for value in node]
+    return node.replace("${", "\\${") if isinstance(node, str) else node
+
+
+def resolve(tree: dict[str, Any], defaults: Collection[str] = frozenset()) -> tuple[dict[str, Any], list[Unresolved]]:
+    """The tree with values in the place of `${...}`, and UNRESOLVED where there is none.
+
+    `defaults` are keys that have a value where they are not written, which cannot be referred to.
+    """
     texts = [(path, text) for path, text in strings(tree) if "${" in text]
     plain, failed = copy.deepcopy(tree), {}
     for path, text in texts:
@@ -65,8 +81,8 @@ def resolve(tree: dict[str, Any]) -> tuple[dict[str, Any], list[Unresolved]]:
             continue
         try:
             _set(plain, path, _at(config, path))
-        except OmegaConfBaseException as error:
-            failed[path] = _unresolved(key_of(path), text, error, tree)
+        except (OmegaConfBaseException, RecursionError) as error:
+            failed[path] = _unresolved(path, text, error, tree, defaults)
     for path in failed:
         _set(plain, path, UNRESOLVED)
     return plain, list(failed.values())
@@ -102,21 +118,32 @@ def _malformed(key: str, text: str) -> Defect | None:
     return None
 
 
-def _unresolved(key: str, text: str, error: OmegaConfBaseException, tree: Mapping[str, Any]) -> Unresolved:
-    message = str(error).partition("\n")[0]
-    if isinstance(error, InterpolationToMissingValueError):
-        wanted = message.rpartition(" ")[2]
-        return Unresolved(defect=Defect(key, f"is {show(text)}, but {wanted} has no value"), wanted=wanted)
-    missing = _NOT_FOUND.fullmatch(message)
+def _unresolved(path: Path, text: str, error: Exception, tree: dict[str, Any], defaults: Collection[str]) -> Unresolved:
+    key, targets = key_of(path), tuple(_targets(path, text))
+    missing = next((target for target in targets if not _is_written(tree, target)), None)
     if missing is None:
-        return Unresolved(defect=Defect(key, f"is {show(text)}, which cannot be filled in: {message}"))
+        why = "it refers to itself" if isinstance(error, RecursionError) else str(error).partition("\n")[0]
+        return Unresolved(defect=Defect(key, f"is {show(text)}, which cannot be filled in: {why}"), targets=targets)
     variables = tree.get(VARIABLES)
     names = [*tree, *(f"{VARIABLES}.{name}" for name in (variables if isinstance(variables, dict) else ()))]
-    wanted = f"{VARIABLES}.{missing[1]}"
-    hint = f"; write ${{{wanted}}}" if wanted in names else near(missing[1], names)
-    return Unresolved(
-        defect=Defect(key, f"is {show(text)}, but there is no key {missing[1]!r}{hint}"), wanted=missing[1]
-    )
+    if missing in defaults:
+        hint = ", only its default: write it"
+    else:
+        hint = f"; write ${{{VARIABLES}.{missing}}}" if f"{VARIABLES}.{missing}" in names else near(missing, names)
+    return Unresolved(defect=Defect(key, f"is {show(text)}, but there is no key {missing!r}{hint}"), targets=targets)
+
+
+def _is_written(tree: Any, key: str) -> bool:
+    for part in key.replace("[", ".").replace("]", "").split("."):
+        if isinstance(tree, str):
+            return True  # a reference itself
+        if isinstance(tree, list) and part.isdecimal() and int(part) < len(tree):
+            tree = tree[int(part)]
+        elif isinstance(tree, dict) and part in tree:
+            tree = tree[part]
+        else:
+            return False
+    return True
 
 
 def unused_variables(tree: dict[str, Any]) -> list[Defect]:
@@ -126,9 +153,11 @@ def unused_variables(tree: dict[str, Any]) -> list[Defect]:
         return []
     if not isinstance(variables, dict):
         return [Defect(VARIABLES, f"is {show(variables)}, but it must be a mapping of names to values")]
-    used = {name for path, text in strings(tree) for name in _references(path, text)}
-    if VARIABLES in used:
+    targets = [target for path, text in strings(tree) for target in _targets(path, text)]
+    if VARIABLES in targets:
         return []
+    # Some who write ${name} mean ${variables.name}, which is reported there.
+    used = {".".join(target.split(".")[:2]) for target in targets} | {f"{VARIABLES}.{target}" for target in targets}
     unused = [str(name) for name in variables if f"{VARIABLES}.{name}" not in used]
     return [
         Defect(f"{VARIABLES}.{name}", f"is never used: write ${{{VARIABLES}.{name}}} where it belongs, or remove it")
@@ -136,9 +165,9 @@ def unused_variables(tree: dict[str, Any]) -> list[Defect]:
     ]
 
 
-def _references(path: Path, text: str) -> Iterator[str]:
-    """The first two parts of what a text refers to: `variables.x`, or `variables` where that is all there is."""
+def _targets(path: Path, text: str) -> Iterator[str]:
+    """The keys that a text refers to."""
     for match in _REFERENCE.finditer(text):
         # One dot is the mapping that the key is in, each more the one above it.
         above = path[: -len(match["dots"])] if match["dots"] else ()
-        yield ".".join([*map(str, above), *filter(None, match["name"].split("."))][:2])
+        yield ".".join([*map(str, above), *filter(None, match["name"].split("."))])

@@ -28,6 +28,19 @@ PENDING = Pretrained(values={}, place="")
 """For weights whose config.json has not been read yet."""
 
 
+def without_references(tree: dict[str, Any]) -> dict[str, Any]:
+    """The tree with mappings where the model or its sections refer to some."""
+    for path in (("model",), ("model", "attn_config"), ("model", "ffn_config")):
+        above = tree if len(path) == 1 else tree.get("model")
+        if isinstance(above, dict) and isinstance(above.get(path[-1]), str):
+            value: Any = resolve(tree)[0]
+            for part in path:
+                value = value[part]
+            if isinstance(value, dict):
+                tree = {**tree, "model": value if len(path) == 1 else {**above, path[-1]: value}}
+    return tree
+
+
 def pretrained_name(tree: dict[str, Any]) -> str | None:
     """The folder or hub name of the weights that a tree names."""
     name = _model_of(tree).get("pretrained_model_name_or_path")

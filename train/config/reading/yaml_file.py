@@ -11,9 +11,9 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from data.base.errors import ConfigError, ConfigErrors
-from data.base.paths import refuse_path
-from data.config.sections import join
+from data.base.errors import ConfigError, ConfigErrors, Problems, cannot_be
+from data.base.paths import refuse_path, shown
+from data.config.sections import is_within, join
 from data.config.suggest import show
 
 _MARK = "\ue000{"
@@ -58,14 +58,14 @@ class Written:
         if key is None:
             return 2, 0
         if self.is_overridden(key):
-            return 1, 0
+            return 1, next(number for number, given in enumerate(self.overridden) if is_within(key, [given]))
         above = key
         while above and above not in lines:
             above = above[: max(above.rfind("."), above.rfind("["), 0)]
         return 0, lines.get(above, 0)
 
     def is_overridden(self, key: str) -> bool:
-        return any(key == given or key.startswith((f"{given}.", f"{given}[")) for given in self.overridden)
+        return is_within(key, self.overridden)
 
 
 def _add_lines(node: yaml.Node | None, key: str, found: dict[str, int]) -> None:
@@ -87,8 +87,12 @@ def _add_lines(node: yaml.Node | None, key: str, found: dict[str, int]) -> None:
 
 def read(path: str, overrides: Sequence[str] = ()) -> Written:
     """Raises ConfigError for a file that is no YAML mapping, and an override that is not `key=value`."""
-    tree = _read_yaml(path)
-    return Written(path=path, tree=tree, overridden=[_apply(tree, override) for override in overrides])
+    tree, overridden, problems = _read_yaml(path), [], Problems()
+    for override in overrides:
+        with problems.collect():
+            overridden.append(_apply(tree, override))
+    problems.raise_if_any()
+    return Written(path=path, tree=tree, overridden=overridden)
 
 
 def _read_yaml(path: str) -> dict[str, Any]:
@@ -106,14 +110,18 @@ def _read_yaml(path: str) -> dict[str, Any]:
             kind = "a list" if isinstance(node, yaml.SequenceNode) else "text"
             raise ConfigError(f"{path} holds {kind}, but a config is a mapping: lines of `key: value`")
         return _plain(text)
+    except ConfigError:
+        raise
     except UnicodeDecodeError:
         raise ConfigError(f"{path} is not YAML: it is not UTF-8 text") from None
     except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
+        raise ConfigError(cannot_be("read", path, error)) from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}{_yaml_problem(error)}") from None
     except OmegaConfBaseException as error:
         raise ConfigError(f"{path}: a config's keys are text: {_first_line(error)}") from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, lists thousands deep
+        raise ConfigError(f"{path} cannot be read: {_first_line(error)}") from None
 
 
 def _plain(text: str) -> Any:
@@ -124,7 +132,7 @@ def _plain(text: str) -> Any:
 
 def _restored(node: Any) -> Any:
     if isinstance(node, dict):
-        return {name: _restored(value) for name, value in node.items()}
+        return {str(name).replace(_MARK, "${"): _restored(value) for name, value in node.items()}
     if isinstance(node, list):
         return [_restored(value) for value in node]
     return node.replace(_MARK, "${") if isinstance(node, str) else node
@@ -187,9 +195,9 @@ def _value(override: str, text: str) -> Any:
     try:
         values: Any = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text.replace('${', _MARK)}"]))
         return _restored(values["value"])
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError) as error:
         raise ConfigError(
-            f"{override!r}: the value is not YAML: {_what(error)}; text with signs needs quotes"
+            f"{shown(override)}: the value is not YAML: {_what(error)}; text with signs needs quotes"
         ) from None
 
 
