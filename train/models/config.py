@@ -175,7 +175,7 @@ class LoraConfig(Section):
     target_modules: list[str]
     """Names from LORA_TARGETS, in every block."""
     per_expert: bool = False
-    """Each expert has its own A; else the experts share one A for each of w1, v1 and w2. B is always each expert's own."""
+    """Each expert has its own A; else the experts share one A for each of w1, v1 and w2. Each always has its own B."""
     base_dtype: Literal["fp32", "bf16", "nf4"] = "bf16"
     """In what the frozen weights are kept. Under amp_bf16 bf16 computes what fp32 would. nf4 keeps the blocks' large
     weights in 4 bits (QLoRA, Dettmers et al. 2023), the others in what is computed in; it needs bitsandbytes."""
