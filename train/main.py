@@ -94,8 +94,16 @@ def _describe(flag: str, *keys: str) -> None:
 
 
 def _run(arguments: list[str], signals: StopSignals) -> None:
-    """The program: read the config, see that it can run here, open what it reads, train."""
-    loaded, problems, device = _load(arguments), Problems(Unavailable), None
+    loaded = _load(arguments)
+    try:
+        _train(loaded, signals, rehash=_REHASH in arguments)
+    except ConfigError as error:
+        raise loaded.placed(error) from error
+
+
+def _train(loaded: LoadedConfig, signals: StopSignals, *, rehash: bool) -> None:
+    """The program: check the config, choose the device, open the inputs, fit."""
+    problems, device = Problems(Unavailable), None
     config = _checked(loaded, problems)
     if not problems:
         logger.info(f"{masked_yaml(config)}\n{parameters_line(config.model, config.lora)}")
@@ -104,10 +112,7 @@ def _run(arguments: list[str], signals: StopSignals) -> None:
 
     from train.run.inputs import open_inputs
 
-    try:
-        inputs = open_inputs(config, problems, rehash=_REHASH in arguments)
-    except ConfigError as error:
-        raise loaded.placed(error) from None
+    inputs = open_inputs(config, problems, rehash=rehash)
 
     # After all that can be wrong: Composer alone takes 10 seconds to import.
     from train.run.fit import fit

@@ -35,6 +35,8 @@ class RemoteShards(Callback):
         logger.log_metrics(metrics)
 
     def fit_end(self, state: State, logger: Logger) -> None:
+        if dist.get_local_rank() != 0:
+            return  # it has made no room, and so counted nothing
         for name, (downloaded, needed) in self.cache.downloads(state.timestamp.batch.value).items():
             message = f"{downloaded:,} shards were downloaded; the rows lie in {needed:,}, counted once a pass"
             node_logger.info(f"{f'stream {name}' if name else 'train'}: {message}")

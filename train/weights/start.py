@@ -40,7 +40,7 @@ def find_start(config: TrainConfig, folder: Path | None) -> Start | None:
         check_save_folder(folder, config)
         newest = next(reversed(checkpoints(folder)), None) if config.autoresume else None
         if newest is not None:
-            check_start(newest, config, "the checkpoint that autoresume takes", whole_state=True)
+            check_start(newest, config, "autoresume", whole_state=True)
             return Start(path=newest, data_state=_data_state(newest), resuming=True)
     if config.load_path is None:
         return None
@@ -61,8 +61,11 @@ def open_weights(config: TrainConfig, start: Start | None) -> StartingWeights | 
     """
     if start is not None and config.lora is None:
         return None
+    if (base := frozen_base(config)) is not None:
+        base.check(config.model, "the run's config")
+        return base
     name = config.model.pretrained_model_name_or_path
-    return frozen_base(config) or (PretrainedFolder.open(name, config.model) if name is not None else None)
+    return PretrainedFolder.open(name, config.model) if name is not None else None
 
 
 def _data_state(checkpoint: Path) -> dict[str, str]:
@@ -84,7 +87,7 @@ def check_start(path: Path, config: TrainConfig, key: str, *, whole_state: bool)
 
     With whole_state, going on from it and not from its weights alone, the weights must also mean what they meant.
     """
-    subject = f"is {str(path)!r}"
+    subject = f"is {str(path)!r}" if key == "load_path" else f"is true, and the newest checkpoint is {str(path)!r}"
     if "://" in str(path):
         raise ConfigError(
             f"{subject}, but checkpoints are read from a local or mounted folder for now: copy it there", key=key
