@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from data.base.console import logger, show_on_console
+from data.base.console import is_first, logger, show_on_console
 from data.base.errors import ConfigError, DataError, Problems
 from data.base.paths import refuse_path
 from data.config.sections import Unavailable
@@ -65,10 +65,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run_or_report(arguments: list[str], signals: StopSignals) -> int:
     try:
         if {"-h", "--help"} & set(arguments):
-            if _rank("LOCAL_RANK") == 0:
+            if is_first():
                 print(USAGE, end="")
         elif arguments[:1] in (["--schema"], ["--explain"]):
-            if _rank("LOCAL_RANK") == 0:
+            if is_first():
                 _describe(*arguments)
         else:
             _run(arguments, signals)
@@ -162,14 +162,10 @@ def _world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def _rank(name: str) -> int:
-    return int(os.environ.get(name, "0"))
-
-
 def _report(error: Exception) -> int:
     """Local rank 0 tells; another does so only if it is still there after a while, having met the error alone."""
-    rank = _rank("RANK")
-    if _rank("LOCAL_RANK") > 0:
+    rank = int(os.environ.get("RANK", "0"))
+    if not is_first():
         time.sleep(_GRACE_SECONDS)
     print(f"error: rank {rank}: {error}" if rank else f"error: {error}", file=sys.stderr, flush=True)
     return 2

@@ -33,7 +33,7 @@ FORMATS = {
 BY_SAFETENSORS = {each.safetensors: each for each in FORMATS.values()}
 BY_DTYPE: dict[str, Precision] = {FORMATS[precision].dtype: precision for precision in PRECISIONS}
 NF4_BLOCK, NF4_BLOCK_BYTES = 64, 36
-"""So many numbers in 4 bits take so many bytes: 32 of codes, 4 of their largest absolute value."""
+"""Numbers in a block of NF4, and its bytes: 32 of codes, 4 of the block's largest absolute value."""
 
 
 def on_device(precision: str, *, gpu: bool) -> str:

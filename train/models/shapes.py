@@ -10,7 +10,7 @@ WEIGHT_KEYS = (
     *("ffn_config.ffn_hidden_size", "ffn_config.moe_num_experts", "ffn_config.moe_top_k"),
     "ffn_config.moe_normalize_expert_weights",
 )
-"""The model's keys that decide what its weights mean: whoever takes weights takes these as well."""
+"""The model's keys that decide what its weights mean: a run that takes weights takes these too."""
 
 
 def parameter_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -47,7 +47,7 @@ def adapter_shapes(model: ModelConfig, lora: LoraConfig) -> dict[str, tuple[int,
 
 
 def pair_shapes(shape: tuple[int, int], lora: LoraConfig, n_experts: int = 1) -> tuple[tuple[int, int], ...]:
-    """Of the A and the B to a weight of that shape, in which the weights of so many experts lie one below the other."""
+    """Shapes of A and B of a weight's adapter; the weight holds those of n_experts experts, stacked along its rows."""
     rows, columns = shape
     return (lora.r * (n_experts if lora.per_expert else 1), columns), (rows, lora.r)
 

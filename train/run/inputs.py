@@ -35,7 +35,7 @@ class Inputs:
     tokenizer: Tokenizer
     start: Start | None
     weights: StartingWeights | None
-    """Those that the start does not bring; None: it brings all, or they are drawn."""
+    """Weights that the start does not contain; None where it contains all, or where they are drawn."""
     data: RunData
     eval_streams: dict[str, Rows] | None
 

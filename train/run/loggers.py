@@ -9,7 +9,7 @@ from composer.core import State
 from composer.loggers import FileLogger, Logger, LoggerDestination, TensorboardLogger, WandBLogger
 from composer.utils import dist
 
-from data.base.errors import ConfigError
+from data.base.errors import ConfigError, cannot_be
 from train.config.callbacks import LoggersConfig
 
 
@@ -59,6 +59,9 @@ class LogFile(FileLogger):
             raise
 
 
+_FILE = "loggers.file.filename"
+
+
 def build_loggers(config: LoggersConfig, run_name: str) -> list[LoggerDestination]:
     loggers: list[LoggerDestination] = []
     if config.file is not None:
@@ -96,7 +99,6 @@ def _log_file(filename: str, run_name: str) -> str:
 
     Raises ConfigError for another placeholder than run_name and rank, or when it cannot be written.
     """
-    key = f"loggers.file.filename is {filename!r}"
     path = Path(filename if "{rank}" in filename else f"{filename}-rank{{rank}}")
     attempt, rank = 1, dist.get_global_rank()
     try:
@@ -108,7 +110,7 @@ def _log_file(filename: str, run_name: str) -> str:
         file.touch()
         file.unlink()
     except (KeyError, IndexError, ValueError):
-        raise ConfigError(f"{key}, but only {{run_name}} and {{rank}} are filled in") from None
+        raise ConfigError(f"is {filename!r}, but only {{run_name}} and {{rank}} are filled in", key=_FILE) from None
     except OSError as error:
-        raise ConfigError(f"{key}, but it cannot be written: {error.strerror or error}") from None
+        raise ConfigError(f"is {filename!r}, but {cannot_be('written', 'it', error)}", key=_FILE) from None
     return str(path).replace("{run_name}", run_name)

@@ -13,6 +13,7 @@ from train.distributed import build_model as sharded
 from train.hardware.kernels import choose_kernels
 from train.hf.finite import DIVERGED, not_finite
 from train.models.config import ModelConfig
+from train.models.precision import computed
 from train.models.shapes import adapted_experts
 from train.run.inputs import Inputs
 from train.weights.pretrained import PretrainedFolder
@@ -23,7 +24,7 @@ def build_model(
 ) -> DbrxForComposer:
     """Sharded, with its weights. Raises ConfigError when it cannot be computed here, and on every rank when it has read
     weights that are not finite."""
-    model_config = _choose_kernels(config, device, torch.bfloat16 if precision == "amp_bf16" else dtype)
+    model_config = _choose_kernels(config, device, torch.bfloat16 if computed(precision) == "bf16" else dtype)
     try:
         model = sharded.build_model(
             model_config,

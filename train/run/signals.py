@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from data.base.console import is_first
+
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -41,7 +43,7 @@ class StopSignals:
         """Prints the line, on one rank of a node; returns the exit code."""
         assert self.received is not None
         first, self._reported = not self._reported, True
-        if first and os.environ.get("LOCAL_RANK", "0") == "0":
+        if first and is_first():
             # One write: the launcher prints at the same time.
             sys.stderr.write(
                 f"stopped: {self.received.name} received; with autoresume=true the next start resumes from the newest "
