@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from data.base.errors import ConfigError, DataError
     from data.base.paths import refuse_path_arguments
     from data.tokenization.build import build_tokenizer
-    from train.config.load import load_config, resolve_pretrained
+    from train.config.load import read_config
 
     show_on_console()
     try:
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ConfigError(f"--rows is {args.rows} and --first is {args.first}, but neither can be below 0")
         if args.png is not None and not os.access(args.png.parent, os.W_OK):
             raise ConfigError(f"--png is {str(args.png)!r}, but its folder cannot be written")
-        config = resolve_pretrained(load_config(args.config, args.overrides))
+        config = read_config(args.config, args.overrides)
         loaders = {"train": config.train_loader, "eval": config.eval_loader}
         sources = {
             f"{kind}.{stream}" if stream else kind: dataset

@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from data.base.errors import ConfigError, DataError, plain_os_errors
     from data.base.paths import refuse_path_arguments
     from data.tokenization.build import build_tokenizer
-    from train.config.load import load_config, resolve_pretrained
+    from train.config.load import read_config
     from train.export.writer import write_weights
     from train.hf.config_json import config_json
     from train.hf.repository import write_json
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         refuse_path_arguments(args, "folder")
         if args.folder.exists() and (not args.folder.is_dir() or any(args.folder.iterdir())):
             raise ConfigError(f"the folder {args.folder} is there and not empty: name a new one, or empty it")
-        config = resolve_pretrained(load_config(args.config))
+        config = read_config(args.config)
         weights, tokenizer = DrawnWeights(config.model, config.seed), build_tokenizer(config.tokenizer)
         with plain_os_errors(str(args.folder), "name another folder"):
             tokenizer.save_pretrained(part, config.max_seq_len)

@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from data.base.console import show_on_console
     from data.base.errors import ConfigError, DataError
     from data.base.paths import refuse_path_arguments
-    from train.config.load import load_config, resolve_pretrained
+    from train.config.load import read_config
     from train.config.ranks import check_kernel_sizes
     from train.planning.summary import memory_lines, parameters_line
 
@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ConfigError(f"--ranks is {args.ranks}, but there must be at least 1")
         if args.png is not None and not args.data:
             raise ConfigError("--png is given without --data, but the picture is of the data")
-        config = resolve_pretrained(load_config(args.config, args.overrides))
+        config = read_config(args.config, args.overrides)
         try:
             check_kernel_sizes(config, args.ranks)
         except ValueError as error:

@@ -20,11 +20,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from data.base.console import show_on_console
     from data.base.errors import ConfigError
-    from train.config.load import load_config, resolve_pretrained
+    from train.config.load import read_config
 
     show_on_console()
     try:
-        config = resolve_pretrained(load_config(str(ROOT / args.config), args.overrides))
+        config = read_config(str(ROOT / args.config), args.overrides)
         from train.run.quickstart import quickstart
 
         total = quickstart(args.config, config, args.overrides)["all"]

@@ -54,7 +54,7 @@ def make_checkpoint(folder: Path, gigabytes: float, d_model: int, ranks: int) ->
     from torch.distributed.checkpoint.state_dict_saver import save
 
     from train.checkpoint.reader import PREFIX
-    from train.config.load import load_config, resolve_pretrained
+    from train.config.load import read_config
     from train.models.shapes import parameter_shapes
 
     folder.mkdir()
@@ -72,7 +72,7 @@ def make_checkpoint(folder: Path, gigabytes: float, d_model: int, ranks: int) ->
         vocab,
         "model.attn_config.kv_n_heads=1",
     ]
-    config = resolve_pretrained(load_config(str(path), overrides))
+    config = read_config(str(path), overrides)
     write_config_and_tokenizer(folder, config)
     shapes = parameter_shapes(config.model)
     torch.manual_seed(0)

@@ -61,14 +61,14 @@ def write_run(folder: Path, tokenizer: str = TIKTOKEN) -> None:
 
     from data.tokenization.build import build_tokenizer
     from train.checkpoint.reader import PREFIX
-    from train.config.load import load_config, resolve_pretrained
+    from train.config.load import read_config
     from train.models.dbrx import DbrxForCausalLM
     from train.models.init import initialise
 
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     (folder / "config.yaml").write_text(CONFIG.replace("TOKENIZER", tokenizer), encoding="utf-8")
-    config = resolve_pretrained(load_config(str(folder / "config.yaml")))
+    config = read_config(str(folder / "config.yaml"))
     build_tokenizer(config.tokenizer).save_pretrained(folder / "tokenizer", config.max_seq_len)
     model = DbrxForCausalLM(config.model)
     initialise(model, config.model, config.seed)

@@ -19,7 +19,7 @@ from tests.helpers.ranks import run_ranks
 from tests.helpers.toy_run import write_toy_run
 from train.callbacks.run_record import RunRecord
 from train.checkpoint.save_folder import checkpoints, furnish_save_folder
-from train.config.load import load_config, resolve_pretrained
+from train.config.load import load_config, read_config
 from train.run.fit import fit
 
 
@@ -51,7 +51,7 @@ def refused(path: str, how: str, overrides: list[str]) -> tuple[str, list[str], 
     """The error of a run whose second save is refused, what that leaves, and what the next start has at its end, of a
     run that had no space."""
     overrides = [*overrides, "save_interval=2ba", "max_duration=4ba", "eval_loader=null", "autoresume=true"]
-    config = resolve_pretrained(load_config(path, overrides))
+    config = read_config(path, overrides)
     folder = Path(str(config.save_folder).format(run_name=config.run_name))
     with pytest.MonkeyPatch.context() as patch, pytest.raises(DataError) as caught:
         fit(config, callbacks=[Refuse(patch, how)])

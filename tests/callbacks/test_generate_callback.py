@@ -16,7 +16,7 @@ from tests.helpers.ranks import run_ranks
 from tests.helpers.small_config import refusal
 from tests.helpers.toy_run import write_toy_run
 from train.callbacks.generate import _log_table
-from train.config.load import load_config, resolve_pretrained
+from train.config.load import read_config
 from train.config.sampling import Sampling
 from train.generation.ask import ask
 from train.generation.questions import as_question, encode
@@ -39,7 +39,7 @@ class AtTheEnd(Callback):
 def run(path: str, overrides: list[str]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     """The weights and the random state at the end."""
     end = AtTheEnd()
-    fit(resolve_pretrained(load_config(path, overrides)), callbacks=[end])
+    fit(read_config(path, overrides), callbacks=[end])
     return end.weights, torch.get_rng_state()
 
 
@@ -126,7 +126,7 @@ def test_a_prompt_that_nothing_can_follow_is_refused_before_the_model_is_built(t
     monkeypatch.setattr("train.run.model.sharded.build_model", lambda *args, **kwargs: pytest.fail("it was built"))
     changes = [f"callbacks.generate.prompts=[a, '{prompt}']", "model.max_seq_len=128", "run_name=x"]
     with pytest.raises(ConfigError, match=said):
-        fit(resolve_pretrained(load_config(path, changes)))
+        fit(read_config(path, changes))
 
 
 def test_tensorboard_gets_the_table_as_text(tmp_path):

@@ -16,12 +16,12 @@ from tests.helpers.small_config import load, refusal
 from tests.helpers.toy_run import refused, write_toy_run
 from tests.helpers.verify_here import verify_here
 from train.callbacks.hf_checkpointer import HFCheckpointer
-from train.config.load import load_config, resolve_pretrained
+from train.config.load import read_config
 from train.run.fit import fit
 
 
 def run(path: str, overrides: list[str]) -> None:
-    fit(resolve_pretrained(load_config(path, overrides)))
+    fit(read_config(path, overrides))
 
 
 def run_and_verify_here(path: str, overrides: list[str]) -> None:
@@ -62,7 +62,7 @@ class Fail(Callback):
 def fail(path: str, overrides: list[str]) -> str:
     try:
         with patch("train.export.export.subprocess.run", verify_here):
-            fit(resolve_pretrained(load_config(path, overrides)), callbacks=[Fail()])
+            fit(read_config(path, overrides), callbacks=[Fail()])
     except ConfigError as error:
         return str(error)
     raise AssertionError("the failed export was not told")

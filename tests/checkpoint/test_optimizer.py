@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor
 from tests.helpers.ranks import run_ranks
 from tests.helpers.toy_run import write_toy_run
 from train.checkpoint.optimizer import as_one_group, changed_settings
-from train.config.load import load_config, resolve_pretrained
+from train.config.load import read_config
 from train.config.optimizer import OptimizerConfig, ParamGroupConfig
 from train.optim.optimizers import build_optimizer
 from train.run.fit import fit
@@ -85,7 +85,7 @@ def train(path: str, runs: list[list[str]]) -> list[tuple[dict[str, torch.Tensor
     for overrides in runs:
         watch = Weights()
         with contextlib.redirect_stdout(io.StringIO()) as out:
-            fit(resolve_pretrained(load_config(path, overrides)), callbacks=[watch])
+            fit(read_config(path, overrides), callbacks=[watch])
         lines = [line for line in out.getvalue().splitlines() if line.startswith("optimizer settings changed")]
         results.append((watch.weights, lines))
     return results

@@ -9,7 +9,7 @@ from data.config.sections import Unavailable
 from data.config.suggest import known_paths
 from tests.helpers.small_config import LEAST, load, placed_refusal, refusal
 from train.config.callbacks import LRMonitorConfig
-from train.config.load import check_vocab, load_config, resolve_pretrained, to_yaml
+from train.config.load import check_vocab, load_config, read_config, resolve_pretrained, to_yaml
 from train.config.redaction import masked_yaml
 from train.config.schema import TrainConfig
 
@@ -272,12 +272,12 @@ def test_files_that_are_no_config(tmp_path, text, said):
 def test_files_that_are_not_there(tmp_path):
     (tmp_path / "dbrx_tiny.yaml").write_text(LEAST)
     with pytest.raises(ConfigError, match=r"dbrx_tin.yaml does not exist; did you mean .*dbrx_tiny.yaml\?"):
-        resolve_pretrained(load_config(str(tmp_path / "dbrx_tin.yaml")))
+        read_config(str(tmp_path / "dbrx_tin.yaml"))
     with pytest.raises(ConfigError, match=r"is a folder, not a YAML file; in .* there are: dbrx_tiny.yaml"):
-        resolve_pretrained(load_config(str(tmp_path)))
+        read_config(str(tmp_path))
     (tmp_path / "latin.yaml").write_bytes(b"a: \xe9\n")
     with pytest.raises(ConfigError, match="it is not UTF-8 text"):
-        resolve_pretrained(load_config(str(tmp_path / "latin.yaml")))
+        read_config(str(tmp_path / "latin.yaml"))
 
 
 def test_to_yaml_reads_back_as_it_was(tmp_path):

@@ -14,7 +14,7 @@ from tests.helpers.toy_run import write_toy_run
 from tests.helpers.watched_run import run
 from train.checkpoint.reader import CheckpointReader
 from train.checkpoint.save_folder import checkpoints
-from train.config.load import load_config, resolve_pretrained
+from train.config.load import read_config
 from train.config.schema import FSDPConfig
 from train.models.config import AttnConfig, FFNConfig, LoraConfig, ModelConfig
 from train.models.shapes import adapter_shapes
@@ -98,7 +98,7 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="exit codes"):
         run_ranks(run, 2, path, [*overrides, "run_name=killed"], 6)
     (checkpoint,) = checkpoints(tmp_path / "killed")
-    config = resolve_pretrained(load_config(path, overrides))
+    config = read_config(path, overrides)
     assert config.lora is not None
     assert CheckpointReader(checkpoint).shapes == adapter_shapes(config.model, config.lora)
     resumed = run_ranks(run, 2, path, [*overrides, "run_name=killed"])[0]

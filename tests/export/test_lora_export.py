@@ -22,7 +22,7 @@ from tests.helpers.verify_here import verify_here
 from tests.helpers.watched_run import run
 from train.checkpoint.reader import CheckpointReader
 from train.checkpoint.save_folder import checkpoints
-from train.config.load import load_config, load_saved_config, resolve_pretrained
+from train.config.load import load_saved_config, read_config
 from train.export.export import export
 from train.export.peft import PeftWeights, _readme, export_peft
 from train.models.dbrx import DbrxForCausalLM
@@ -219,7 +219,7 @@ def test_a_tiny_base_is_what_a_run_without_one_would_draw(tmp_path: Path, capsys
     assert script.main([str(folder), "--precision", "fp32"]) == 0
     assert script.main([str(folder)]) == 2
     assert "is there and not empty" in capsys.readouterr().err
-    config = resolve_pretrained(load_config(str(Path(__file__).parents[2] / "yamls/finetune/dbrx_tiny_lora.yaml")))
+    config = read_config(str(Path(__file__).parents[2] / "yamls/finetune/dbrx_tiny_lora.yaml"))
     imported, drawn = PretrainedFolder.open(str(folder), config.model), DrawnWeights(config.model, config.seed)
     for name, shape in drawn.shapes.items():
         there, here = torch.empty(shape), torch.empty(shape)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from data.base.errors import ConfigError
-from train.config.load import load_config, resolve_pretrained
+from train.config.load import read_config
 
 LEAST = """\
 max_seq_len: 64
@@ -25,7 +25,7 @@ global_train_batch_size: 8
 def load(folder: Path, *overrides: str, text: str = LEAST):
     path = folder / "small.yaml"
     path.write_text(text, encoding="utf-8")
-    return resolve_pretrained(load_config(str(path), overrides))
+    return read_config(str(path), overrides)
 
 
 def refusal(folder: Path, *overrides: str, text: str = LEAST) -> str:

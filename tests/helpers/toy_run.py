@@ -74,11 +74,11 @@ def _config(folder: Path) -> dict:
 def refused(path: str, overrides: list[str]) -> str:
     """What the ConfigError says that a run of it ends with."""
     from data.base.errors import ConfigError
-    from train.config.load import load_config, resolve_pretrained
+    from train.config.load import read_config
     from train.run.fit import fit
 
     try:
-        fit(resolve_pretrained(load_config(path, overrides)))
+        fit(read_config(path, overrides))
     except ConfigError as error:
         return str(error)
     raise AssertionError("not refused")

@@ -9,7 +9,7 @@ from composer.core import Callback, State
 from composer.loggers import Logger
 from torch.distributed.tensor import DTensor
 
-from train.config.load import load_config, resolve_pretrained
+from train.config.load import read_config
 from train.run.fit import fit
 
 
@@ -43,5 +43,5 @@ class Watch(Callback):
 
 def run(path: str, overrides: list[str], kill_after: int | None = None) -> dict[str, Any]:
     watch = Watch(kill_after)
-    fit(resolve_pretrained(load_config(path, overrides)), callbacks=[watch])
+    fit(read_config(path, overrides), callbacks=[watch])
     return {"rates": watch.rates, "losses": watch.losses, "eval": watch.eval_losses, "weights": watch.weights}

@@ -29,7 +29,7 @@ from tests.helpers.open_here import open_here
 from tests.helpers.read_source import of_file, read
 from tests.helpers.stock_folder import write_stock_folder
 from train.checkpoint.reader import CheckpointReader
-from train.config.load import load_config, resolve_pretrained
+from train.config.load import read_config
 from train.export.export import export, open_run
 from train.hf.repository import read_values
 from train.weights.pretrained import PretrainedFolder
@@ -350,7 +350,7 @@ def test_a_yaml_makes_no_objects(tmp_path: Path, where: str) -> None:
     tag = f"!!python/object/apply:os.mkdir ['{tmp_path / 'canary'}']"
     (tmp_path / "a.yaml").write_text(f"seed: {tag}\n" if where == "file" else "seed: 1\n")
     overrides = [] if where == "file" else [f"seed={tag}"]
-    message = refused(lambda: resolve_pretrained(load_config(str(tmp_path / "a.yaml"), overrides)))
+    message = refused(lambda: read_config(str(tmp_path / "a.yaml"), overrides))
     assert "not YAML: could not determine a constructor for the tag" in message
     assert not (tmp_path / "canary").exists()
 
@@ -358,9 +358,7 @@ def test_a_yaml_makes_no_objects(tmp_path: Path, where: str) -> None:
 def test_aliases_of_aliases_end_soon(tmp_path: Path) -> None:
     lines = [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}' if i else 'x'] * 10)}]" for i in range(8)]
     (tmp_path / "a.yaml").write_text("\n".join(lines))
-    assert "expansion exceeds the configured limit of 10000" in refused(
-        lambda: resolve_pretrained(load_config(str(tmp_path / "a.yaml")))
-    )
+    assert "expansion exceeds the configured limit of 10000" in refused(lambda: read_config(str(tmp_path / "a.yaml")))
 
 
 def test_a_file_that_decompresses_to_far_more_stays_small_in_memory(

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from train.config.load import load_config, resolve_pretrained, to_yaml
+from train.config.load import read_config, to_yaml
 from train.config.ranks import check_world_size
 
 ROOT = Path(__file__).parents[2]
@@ -15,10 +15,10 @@ def test_there_are_yamls():
 
 @pytest.mark.parametrize("path", YAMLS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_yaml_loads_and_is_short(path, tmp_path):
-    config = resolve_pretrained(load_config(str(path)))
+    config = read_config(str(path))
     resolved = tmp_path / "resolved.yaml"
     resolved.write_text(to_yaml(config))
-    assert resolve_pretrained(load_config(str(resolved))) == config
+    assert read_config(str(resolved)) == config
     assert len(path.read_text().splitlines()) < 60
 
 
@@ -27,4 +27,4 @@ RANKS = {"dbrx.yaml": 64, "dbrx_lora.yaml": 8, "dbrx_tiny.yaml": 2, "dbrx_tiny_l
 
 @pytest.mark.parametrize(("name", "ranks"), RANKS.items())
 def test_a_yaml_can_be_cut_for_the_ranks_it_speaks_of(name, ranks):
-    check_world_size(resolve_pretrained(load_config(str(ROOT / "yamls/finetune" / name))), ranks)
+    check_world_size(read_config(str(ROOT / "yamls/finetune" / name)), ranks)

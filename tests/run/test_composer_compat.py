@@ -25,7 +25,7 @@ from tests.helpers.ranks import run_ranks
 from tests.helpers.toy_run import write_toy_run
 from train import composer_compat
 from train.callbacks.restore_rng import RestoreRNG
-from train.config.load import load_config, resolve_pretrained
+from train.config.load import read_config
 from train.run.fit import fit
 
 
@@ -82,7 +82,7 @@ class Look(Callback):
 def resumed(path: str) -> tuple[list[bool], int]:
     """What Look finds after a resume, and how many barriers a save of one rank has."""
     overrides = ["save_interval=1ba", "eval_loader=null", "autoresume=true", "scheduler.t_warmup=0ba"]
-    fit(resolve_pretrained(load_config(path, [*overrides, "max_duration=1ba"])))
+    fit(read_config(path, [*overrides, "max_duration=1ba"]))
     look, barriers, real = Look(), 0, dist.barrier
 
     def counted(*args: Any) -> None:
@@ -92,7 +92,7 @@ def resumed(path: str) -> tuple[list[bool], int]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checkpoint.dist, "barrier", counted)
-        fit(resolve_pretrained(load_config(path, [*overrides, "max_duration=3ba"])), callbacks=[look])
+        fit(read_config(path, [*overrides, "max_duration=3ba"]), callbacks=[look])
     return look.found, barriers
 
 

@@ -21,7 +21,7 @@ from data.tokenization.build import build_tokenizer
 from tests.helpers.ranks import run_ranks
 from tests.helpers.toy_run import WORDS, write_toy_run
 from train.checkpoint.save_folder import checkpoints
-from train.config.load import load_config, resolve_pretrained
+from train.config.load import read_config
 from train.planning.run_data import open_data
 from train.run.fit import fit
 from train.weights.start import find_start
@@ -95,7 +95,7 @@ def run(path: str, overrides: list[str], rows_file: str, kill_after: int | None 
             Path(f"{rows_file}.{rank}").write_text(json.dumps(watch.rows))
 
     try:
-        fit(resolve_pretrained(load_config(path, overrides)), callbacks=[watch, Writes()])
+        fit(read_config(path, overrides), callbacks=[watch, Writes()])
     except ConfigError as error:
         return str(error)
     return None
@@ -212,7 +212,7 @@ def test_a_changed_lr_scale_counts_from_the_first_batch_after_a_resume(tmp_path:
 def test_a_changed_past_is_told_before_the_model_is_built(tmp_path: Path) -> None:
     path = write_curriculum(tmp_path)
     go(path, 1, "run_name=early", kill_after=4)
-    config = resolve_pretrained(load_config(path, ["run_name=early", "seed=18"]))
+    config = read_config(path, ["run_name=early", "seed=18"])
     start = find_start(config, tmp_path / "early")
     assert start is not None
     assert start.resuming
@@ -251,5 +251,5 @@ class Collects(LoggerDestination):
 def logged_metrics(path: str, overrides: list[str]) -> dict[int, dict[str, Any]]:
     watch = Logged()
     constant = ["scheduler.name=constant_with_warmup", "scheduler.t_warmup=0ba"]
-    fit(resolve_pretrained(load_config(path, [*overrides, *constant])), callbacks=[watch])
+    fit(read_config(path, [*overrides, *constant]), callbacks=[watch])
     return watch.batches

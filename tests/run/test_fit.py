@@ -16,7 +16,7 @@ from tests.helpers.ranks import run_ranks
 from tests.helpers.toy_run import write_toy_run
 from train import main
 from train.checkpoint.save_folder import checkpoints
-from train.config.load import load_config, resolve_pretrained
+from train.config.load import read_config
 from train.run.fit import fit
 
 ROOT = Path(__file__).parents[2]
@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 def run(path: str, overrides: list[str]) -> str | None:
     """The refusal of a run, or None."""
     try:
-        fit(resolve_pretrained(load_config(path, overrides)))
+        fit(read_config(path, overrides))
     except (ConfigError, DataError) as error:
         return f"{type(error).__name__}: {error}"
     return None
@@ -100,7 +100,7 @@ def test_a_save_folder_is_complete_in_itself_and_guarded(tmp_path: Path) -> None
     assert third is None
     folder = tmp_path / "toy"
     assert {"config.yaml", "tokenizer", "ep0-ba2"} <= {entry.name for entry in folder.iterdir()}
-    assert resolve_pretrained(load_config(str(folder / "config.yaml"))).seed == 3
+    assert read_config(str(folder / "config.yaml")).seed == 3
     assert json.loads((folder / "tokenizer" / "tokenizer.json").read_text())["model"]["type"] == "BPE"
 
 
@@ -127,7 +127,7 @@ def test_a_changed_past_is_refused_and_leaves_the_save_folder_as_it_was(tmp_path
         assert text is not None, case
         assert expected in text, text
     assert [found.name for found in checkpoints(tmp_path / "toy")] == ["ep0-ba2"]
-    kept = resolve_pretrained(load_config(str(tmp_path / "toy" / "config.yaml")))
+    kept = read_config(str(tmp_path / "toy" / "config.yaml"))
     assert (kept.seed, kept.model.attn_config.rope_theta, kept.model.n_layers) == (17, 500.0, 2)
 
 
@@ -151,7 +151,7 @@ def rates(path: str, cases: list[list[str]]) -> list[list[float]]:
     told = []
     for overrides in cases:
         watch = Rates()
-        fit(resolve_pretrained(load_config(path, overrides)), callbacks=[watch])
+        fit(read_config(path, overrides), callbacks=[watch])
         told.append(watch.rates)
     return told
 

@@ -23,7 +23,7 @@ from data.loading.rows import Rows
 from data.tokenization.build import build_tokenizer
 from data.tokenization.tokenizer import Tokenizer
 from tests.helpers.ranks import run_ranks
-from train.config.load import load_config, resolve_pretrained
+from train.config.load import read_config
 from train.run.fit import fit
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -39,7 +39,7 @@ class Losses(Callback):
 
 def resumed(overrides: list[str]) -> dict[int, float]:
     losses = Losses()
-    fit(resolve_pretrained(load_config(str(GOLDEN / "config.yaml"), overrides)), callbacks=[losses])
+    fit(read_config(str(GOLDEN / "config.yaml"), overrides), callbacks=[losses])
     return losses.of_batch
 
 

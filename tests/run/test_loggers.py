@@ -10,13 +10,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from tests.helpers.ranks import run_ranks
 from tests.helpers.toy_run import write_toy_run
-from train.config.load import load_config, resolve_pretrained
+from train.config.load import read_config
 from train.run.fit import fit
 from train.run.loggers import LogFile
 
 
 def logged(path: str, overrides: list[str]) -> None:
-    fit(resolve_pretrained(load_config(path, overrides)))
+    fit(read_config(path, overrides))
 
 
 @pytest.mark.ranks

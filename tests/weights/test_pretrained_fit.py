@@ -17,7 +17,7 @@ from tests.helpers.stock_folder import write_stock_folder
 from tests.helpers.toy_run import refused, write_toy_run
 from train import main
 from train.checkpoint.save_folder import checkpoints
-from train.config.load import load_config, load_saved_config, resolve_pretrained
+from train.config.load import load_config, load_saved_config, read_config
 from train.run.fit import fit
 from train.run.inputs import open_inputs
 from train.run.model import build_model
@@ -41,7 +41,7 @@ class Evaluated(Callback):
 
 def evaluate_first(path: str, overrides: list[str]) -> tuple[list[tuple[torch.Tensor, torch.Tensor]], float | None]:
     evaluated = Evaluated()
-    fit(resolve_pretrained(load_config(path, overrides)), callbacks=[evaluated])
+    fit(read_config(path, overrides), callbacks=[evaluated])
     return evaluated.rows, evaluated.loss
 
 
@@ -79,9 +79,9 @@ def test_the_first_evaluation_is_that_of_transformers(tmp_path: Path, toy: tuple
     (tmp_path / "stock").mkdir()
     (tmp_path / "gone" / "config.json").rename(tmp_path / "stock" / "config.json")
     path, overrides = toy
-    open_inputs(resolve_pretrained(load_config(path, [*overrides, "autoresume=true", "max_duration=3ba"])))
+    open_inputs(read_config(path, [*overrides, "autoresume=true", "max_duration=3ba"]))
     with pytest.raises(ConfigError, match="no safetensors files in it"):
-        open_inputs(resolve_pretrained(load_config(path, [*overrides, "save_overwrite=true"])))
+        open_inputs(read_config(path, [*overrides, "save_overwrite=true"]))
 
 
 def test_a_folder_that_cannot_be_is_told_before_anything_heavy(

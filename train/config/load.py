@@ -50,27 +50,41 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> LoadedConfig:
     """
     written = read(path, overrides)
     pretrained = PENDING if pretrained_name(written.tree) is not None else None
-    return LoadedConfig(config=_checked(written, pretrained), written=written)
+    try:
+        return LoadedConfig(config=_checked(written, pretrained), written=written)
+    except ConfigError as error:
+        raise written.placed(error) from None
 
 
 def resolve_pretrained(loaded: LoadedConfig) -> TrainConfig:
     """The config with the values that the pretrained model's config.json decides, from a folder or the hub.
 
-    Raises ConfigError for weights that cannot be used, or that mean something else than what is written.
+    Raises ConfigError for weights that cannot be used, or that mean something else than what is written: without its
+    place, so that it can be reported with other problems (see LoadedConfig.placed).
     """
     name = pretrained_name(loaded.written.tree)
     if name is None:
         return loaded.config
+    values, place = read_values(name)
+    return _checked(loaded.written, Pretrained(values=values, place=place))
+
+
+def read_config(path: str, overrides: Sequence[str] = ()) -> TrainConfig:
+    """Both steps, for those who have nothing to do in between."""
+    loaded = load_config(path, overrides)
     try:
-        values, place = read_values(name)
+        return resolve_pretrained(loaded)
     except ConfigError as error:
         raise loaded.placed(error) from None
-    return _checked(loaded.written, Pretrained(values=values, place=place))
 
 
 def load_saved_config(path: Path) -> TrainConfig:
     """Reads back what `to_yaml` wrote: all of it is there, and the weights that it began with need not be any more."""
-    return _checked(read(str(path)), None)
+    written = read(str(path))
+    try:
+        return _checked(written, None)
+    except ConfigError as error:
+        raise written.placed(error) from None
 
 
 def to_yaml(config: TrainConfig) -> str:
@@ -129,7 +143,7 @@ def _checked(written: Written, pretrained: Pretrained | None) -> TrainConfig:
     if missing := [key for key in builder.missing if not is_within(key, builder.misspelt)]:
         errors.append(ConfigError(f"missing: {', '.join(missing)}"))
     if errors:
-        raise written.placed(ConfigErrors(errors))
+        raise ConfigErrors(errors)
     return config
 
 
