@@ -1,7 +1,10 @@
-"""Sizes in bytes, as YAMLs say them and as messages show them."""
+"""Sizes in bytes, as YAMLs say them and as messages and progress bars show them."""
 
 import math
 import re
+from typing import Any
+
+from tqdm import tqdm
 
 from data.base.paths import shown
 
@@ -20,7 +23,15 @@ def parse_bytes(size: int | str) -> int:
     return n_bytes
 
 
-def format_bytes(n_bytes: float) -> str:
-    """`1.5gb`: rounded up, so that it is enough when it is written where the message says."""
+def format_bytes(n_bytes: float, *, down: bool = False) -> str:
+    """`1.5gb`. A size that is needed is rounded up, so that it is enough when it is written where the message says; one
+    that is available is rounded down, so that it never looks like enough."""
     power = max((power for power in range(len(_UNITS)) if n_bytes >= 1024**power), default=0)
-    return f"{math.ceil(100 * n_bytes / 1024**power) / 100:g}{_UNITS[power]}b"
+    hundredths = 100 * n_bytes // 1024**power if down else -(-100 * n_bytes // 1024**power)
+    return f"{hundredths / 100:.2f}".rstrip("0").rstrip(".") + f"{_UNITS[power]}b"
+
+
+def progress_bar(desc: str, total: int | None, *, unit: str = "B", **settings: Any) -> tqdm:
+    """tqdm's bar. Bytes are counted in powers of 1024, as in messages; other units in powers of 1000."""
+    divisor = 1024 if unit == "B" else 1000
+    return tqdm(desc=desc, total=total, unit=unit, unit_scale=True, unit_divisor=divisor, **settings)

@@ -128,7 +128,7 @@ def test_cpu_machine_that_is_too_small(tmp_path, monkeypatch):
     machine(monkeypatch, cpu=400e9, local_ranks=2)
     line = refusal(load(tmp_path, *BIG), 2)
     assert line.startswith("131,596,523,520 parameters do not fit: each of 2 ranks needs at least ")
-    assert "but there is no GPU, and this machine has 186.27gb for each; it takes at least " in line
+    assert "but there is no GPU, and this machine has 186.26gb for each; it takes at least " in line
     assert line.endswith(" such machines, or 64 GPUs of 80gb")
 
 
@@ -142,7 +142,7 @@ def test_gpus_that_are_too_few(tmp_path, monkeypatch):
     machine(monkeypatch, gpu=80e9)
     config = load(tmp_path, *BIG, "fsdp_config={activation_checkpointing: true}")
     line = refusal(config, 8, "gpu")
-    assert "but its GPU has 74.51gb; it takes at least " in line
+    assert "but its GPU has 74.5gb; it takes at least " in line
     ranks = ranks_that_fit(config, 80e9, gpu=True)
     assert ranks is not None
     assert f"at least {ranks} such GPUs" in line

@@ -70,7 +70,7 @@ class CheckpointSaver(callbacks.CheckpointSaver):
 
     def _report(self, state: State, refused: OSError) -> NoReturn:
         subject, n_bytes = f"save_folder {self.folder}", format_bytes(_n_bytes(state))
-        free = format_bytes(shutil.disk_usage(self.folder).free)
+        free = format_bytes(shutil.disk_usage(self.folder).free, down=True)
         what = f"the checkpoint of batch {state.timestamp.batch.value}, which takes {n_bytes} ({free} are free)"
         again = "start again with autoresume=true, which resumes from the checkpoint before it"
         with (

@@ -159,10 +159,9 @@ def _check_space(part: Path, run: Run, precision: Precision) -> None:
     there = sum(file.stat().st_size for file in part.iterdir()) if part.is_dir() else 0
     free = shutil.disk_usage(next(parent for parent in part.parents if parent.exists())).free
     if free + there < needed:
-        raise ConfigError(
-            f"the export needs {format_bytes(needed - there)}, but {part.parent} has {format_bytes(free)} free: "
-            "make room, or name an output on another disk"
-        )
+        has = f"{part.parent} has {format_bytes(free, down=True)} free"
+        hint = "make room, or name an output on another disk"
+        raise ConfigError(f"the export needs {format_bytes(needed - there)}, but {has}: {hint}")
 
 
 def _write(part: Path, run: Run, precision: Precision, max_shard_bytes: int) -> None:

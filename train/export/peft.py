@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from data.base.console import logger
 from data.base.errors import ConfigError, cannot_be
-from data.base.sizes import format_bytes
+from data.base.sizes import format_bytes, progress_bar
 from train.checkpoint.reader import CheckpointReader
 from train.config.load import load_saved_config
 from train.config.schema import TrainConfig
@@ -53,14 +52,13 @@ def export_peft(checkpoint: Path, output: Path, precision: Precision = "fp32") -
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
         if (free := shutil.disk_usage(part).free) < size:
-            raise ConfigError(
-                f"the adapter needs {format_bytes(size)}, but {output.absolute().parent} has {format_bytes(free)} free"
-            )
+            has = f"{output.absolute().parent} has {format_bytes(free, down=True)} free"
+            raise ConfigError(f"the adapter needs {format_bytes(size)}, but {has}")
         base = config.model.pretrained_model_name_or_path
         write_json(part / "adapter_config.json", peft_config(config.model, config.lora, base))
         (part / "README.md").write_text(_readme(config, base), encoding="utf-8")
         _check_finite(reader, adapter_shapes(config.model, config.lora))
-        with tqdm(total=size, unit="b", unit_scale=True, unit_divisor=1024, desc="adapter", disable=None) as progress:
+        with progress_bar("adapter", size, disable=None) as progress:
             write_file(source, part / PEFT_WEIGHTS, source.shapes, precision, progress)
         part.replace(output)
     except OSError as error:

@@ -9,7 +9,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from data.base.errors import ConfigError
-from data.base.sizes import parse_bytes
+from data.base.sizes import parse_bytes, progress_bar
 from train.hf.raw_rows import Piece, Scratch
 from train.hf.repository import INDEX, write_json
 from train.hf.safetensors_file import header
@@ -37,7 +37,7 @@ def write_weights(
     shards = list(cut(shapes, precision, max_shard_bytes))
     total = sum(n_bytes(shape, precision) for shape in shapes.values())
     weight_map = {}
-    with tqdm(total=total, unit="b", unit_scale=True, unit_divisor=1024, desc="export", disable=None) as progress:
+    with progress_bar("export", total, disable=None) as progress:
         for number, names in enumerate(shards, start=1):
             file = folder / f"model-{number:05d}-of-{len(shards):05d}.safetensors"
             weight_map |= dict.fromkeys(names, file.name)

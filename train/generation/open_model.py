@@ -176,9 +176,10 @@ def _check_memory(path: Path, model: ModelConfig, precision: Precision, device: 
     have = available_memory(device)
     if need > have:
         where = "the GPU" if device == "gpu" else "this machine"
+        has = f"{where} has {format_bytes(have, down=True)}"
         raise ConfigError(
-            f"{path} needs {format_bytes(need)} in {precision}, but {where} has {format_bytes(have)}: take a "
-            "larger one, or serve the exported folder over several GPUs"
+            f"{path} needs {format_bytes(need)} in {precision}, but {has}: take a larger one, or serve the exported "
+            "folder over several GPUs"
         )
 
 

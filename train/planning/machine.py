@@ -29,7 +29,7 @@ def check_machine(config: TrainConfig, world_size: int, device: Device) -> None:
         f"weights, gradients and {config.optimizer.name} states {format_bytes(need.states)}, "
         f"a gathered unit {format_bytes(need.gathered)}, activations {format_bytes(need.activations)}"
     )
-    each = f"{format_bytes(have)}{'' if local_ranks == 1 or gpu else ' for each'}"
+    each = f"{format_bytes(have, down=True)}{'' if local_ranks == 1 or gpu else ' for each'}"
     on_cpu = "the CPU was chosen" if config.device == "cpu" else "there is no GPU"
     where = f"its GPU has {each}" if gpu else f"{on_cpu}, and this machine has {each}"
     raise ConfigError(
