@@ -1,4 +1,4 @@
-"""What the program says: one logger, `dropless`, and the handler that shows its lines on one rank's console.
+"""Messages to the user: the logger `dropless`, and the handler that prints its messages on the console of one rank.
 
 Programs call `show_on_console`; whoever uses the packages as a library can give the logger another handler.
 """
@@ -9,14 +9,16 @@ from collections.abc import Callable
 from functools import cache
 
 logger = logging.getLogger("dropless")
-"""Of what concerns the whole run: global rank 0 shows it."""
+"""For messages about the whole run: global rank 0 prints them."""
 node_logger = logging.getLogger("dropless.node")
-"""Of what concerns a node's files and processes: its local rank 0 shows it."""
+"""For messages about a node's files and processes: its local rank 0 prints them."""
+rank_logger = logging.getLogger("dropless.rank")
+"""For messages about work that one process does for all: that process prints them."""
 
 
 def is_first() -> bool:
-    """Is this the node's local rank 0, whose output alone launchers show?"""
-    return int(os.environ.get("LOCAL_RANK", "0")) == 0
+    """Is this the node's local rank 0, whose output alone launchers show, or its only rank?"""
+    return int(os.environ.get("LOCAL_RANK", "0")) == 0 or int(os.environ.get("LOCAL_WORLD_SIZE", "1")) == 1
 
 
 class _Console(logging.Handler):
@@ -26,14 +28,14 @@ class _Console(logging.Handler):
     """
 
     def emit(self, record: logging.LogRecord) -> None:
-        of_node = record.name == node_logger.name
-        if is_first() if of_node else int(os.environ.get("RANK", "0")) == 0:
+        shown = {node_logger.name: is_first(), rank_logger.name: True}
+        if shown.get(record.name, int(os.environ.get("RANK", "0")) == 0):
             warning = "warning: " if record.levelno >= logging.WARNING else ""
             print(f"{warning}{record.getMessage()}", flush=True)  # noqa: T201
 
 
 def show_on_console() -> None:
-    """Shows what the logger is told from now on. Needs no process group: ranks are the launcher's RANK, LOCAL_RANK."""
+    """Prints the messages from now on. Needs no process group: ranks are the launcher's variables."""
     if not _is_shown():
         logger.addHandler(_Console())
     logger.setLevel(logging.INFO)
@@ -55,5 +57,5 @@ def _show_in_worker(number: int) -> None:
 
 @cache
 def notice(text: str, level: int = logging.INFO) -> None:
-    """Says it of the node, once a process."""
+    """Logs a message about the node, once per process."""
     node_logger.log(level, text)

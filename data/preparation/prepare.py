@@ -18,7 +18,17 @@ from data.base.workers import WorkerEnded
 from data.config.dataset import DatasetConfig
 from data.examples.preprocessing import is_own, resolve_preprocessing_fn
 from data.mds.upload import Remote
-from data.mds.writer import UNFINISHED, MadeFrom, Shards, check_compression, is_whole, read_journal, refuse_other
+from data.mds.writer import (
+    MANIFEST,
+    UNFINISHED,
+    MadeFrom,
+    Shards,
+    check_compression,
+    is_whole,
+    read_journal,
+    read_json,
+    refuse_other,
+)
 from data.preparation.manifest import describe, fingerprint_of, manifest_of, what_decides
 from data.preparation.progress import Progress, Waiting
 from data.preparation.recipe import Recipe
@@ -94,10 +104,13 @@ def write_once(
         journal = read_journal(folder)
         if journal is not None:
             refuse_other(folder, journal["made_from"], made_from)
-        with exclusive(folder.with_name(f"{folder.name}.lock"), waiting=Waiting(folder)):
+        started = time.monotonic()
+        with exclusive(folder.with_name(f"{folder.name}.lock"), waiting=Waiting(folder, recipe.source.unit)):
             if not is_whole(folder, made_from):
                 _write(folder, recipe, config, made_from, details, compression)
             shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
+        # Whichever process did the work: local rank 0 shows it, also when it has waited for another rank.
+        node_logger.info(summary(read_json(folder / MANIFEST), folder, time.monotonic() - started))
     if upload is not None:
         upload.send()
     return folder
@@ -111,7 +124,6 @@ def _write(
     details: dict[str, Any],
     compression: str | None,
 ) -> None:
-    started = time.monotonic()
     shards = Shards(folder, made_from, compression)
     try:
         progress = write_windows(shards, recipe, config)
@@ -123,9 +135,7 @@ def _write(
         if error.status >= 0:
             shards.discard()
         raise _of_worker(error, config) from None
-    manifest = manifest_of(config, recipe.source, made_from, details, progress)
-    shards.finish(manifest)
-    node_logger.info(summary(manifest, folder, time.monotonic() - started))
+    shards.finish(manifest_of(config, recipe.source, made_from, details, progress))
 
 
 def _of_worker(error: WorkerEnded, config: DatasetConfig) -> DataError:

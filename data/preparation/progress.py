@@ -6,14 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from data.base.console import is_first, node_logger
 from data.base.errors import DataError
+from data.base.sizes import progress_bar
 from data.examples.examples import Reading
 from data.mds.writer import read_journal
 from data.preparation.recipe import Part, Tally
-from data.sources.source import Source
 
 BAR_DELAY = 2
 """Seconds that pass without a progress bar: what is quick needs none."""
@@ -58,23 +56,16 @@ class Progress:
         return {reason: count for reason, count in (self.tally.dropped | dropped).items() if count}
 
 
-def progress_bar(source: Source, progress: Progress) -> Any:
-    return tqdm(
-        total=source.total or None,
-        initial=progress.done,
-        desc="Preparing rows",
-        unit=source.unit,
-        unit_scale=True,
-        delay=BAR_DELAY,
-        mininterval=MININTERVAL,
-    )
+def source_bar(desc: str, total: int | None, unit: str, done: int = 0) -> Any:
+    """unit: the source's, in which total and done are."""
+    return progress_bar(desc, total, unit=unit, initial=done, delay=BAR_DELAY, mininterval=MININTERVAL)
 
 
 class Waiting:
     """Called each second while another process prepares the folder: shows, on one rank of a node, how far it is."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, unit: str) -> None:
+        self.folder, self.unit = folder, unit
         self.shown = is_first()
         self.bar: Any = None
 
@@ -83,7 +74,7 @@ class Waiting:
             return
         if self.bar is None:
             node_logger.info(f"Waiting for another process that prepares the same rows ({self.folder})")
-            self.bar = tqdm(desc="Prepared by another", unit_scale=True, delay=BAR_DELAY, mininterval=MININTERVAL)
+            self.bar = source_bar("Prepared by another", None, self.unit)
         with suppress(DataError):  # it is finished just now
             state = (read_journal(self.folder) or {}).get("state") or {"done": 0, "total": 0}
             self.bar.total = state["total"] or None

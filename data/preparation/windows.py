@@ -10,7 +10,7 @@ from data.base.workers import all_cores, in_order
 from data.config.dataset import DatasetConfig
 from data.examples.preprocessing import is_own
 from data.mds.writer import Shards
-from data.preparation.progress import Progress, progress_bar
+from data.preparation.progress import Progress, source_bar
 from data.preparation.recipe import Recipe, Task
 
 WINDOW_TOKENS = 16 << 20
@@ -26,7 +26,8 @@ def write_windows(shards: Shards, recipe: Recipe, config: DatasetConfig) -> Prog
     parts = in_order(
         recipe.read, tasks.give_out(), tasks.n_workers, tasks.limit, isolated=is_own(config.preprocessing_fn)
     )
-    with closing(parts), progress_bar(recipe.source, progress) as bar:
+    bar = source_bar("Preparing rows", recipe.source.total or None, recipe.source.unit, progress.done)
+    with closing(parts), bar:
         for part in parts:
             tasks.take_back(part.size)
             progress.add(part)

@@ -11,7 +11,7 @@ from typing import Any
 
 import xxhash
 
-from data.base.console import node_logger, notice
+from data.base.console import notice, rank_logger
 from data.base.errors import DataError, os_errors_named
 from data.base.problems import listed
 from data.sources.find import Part
@@ -117,7 +117,7 @@ class FileSource:
             raise DataError(self._no_rows("there are no rows in the file"))
         if without := list(dict.fromkeys(without)):
             are = "1 file has no rows and is" if len(without) == 1 else f"{len(without):,} files have no rows and are"
-            node_logger.info(f"{are} read as nothing: {listed(without)}")
+            rank_logger.info(f"{are} read as nothing: {listed(without)}")
 
     def rows(self, chunk: FileChunk) -> Iterator[tuple[str, Any]]:
         return read_rows(chunk)

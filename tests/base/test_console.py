@@ -10,15 +10,21 @@ from data.base import console
 
 @pytest.mark.parametrize(
     ("rank", "local_rank", "shown"),
-    [(0, 0, ["of the run", "of the node"]), (1, 1, []), (8, 0, ["of the node"])],
+    [
+        (0, 0, ["of the run", "of the node", "of its work"]),
+        (1, 1, ["of its work"]),
+        (8, 0, ["of the node", "of its work"]),
+    ],
 )
 def test_rank_0_speaks_for_the_run_and_local_rank_0_for_its_node(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], rank: int, local_rank: int, shown: list[str]
 ) -> None:
     monkeypatch.setenv("RANK", str(rank))
     monkeypatch.setenv("LOCAL_RANK", str(local_rank))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
     console.logger.info("of the run")
     console.node_logger.info("of the node")
+    console.rank_logger.info("of its work")
     assert capsys.readouterr().out.splitlines() == shown
 
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import xxhash
 from streaming import MDSWriter
 
 from data.base.errors import ConfigError, DataError
+from data.base.locks import exclusive
 from data.config.dataset import DatasetConfig, HFKwargs
 from data.mds.row import COLUMNS, Row
 from data.preparation.prepare import prepare, prepare_into
@@ -157,6 +159,36 @@ def test_prepared_rows_are_used_again(tmp_path, capsys):
     assert prepare(dataset_config(tmp_path), TOY) == folder
     assert (folder / "index.json").stat() == before
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(("local_rank", "n_shown"), [(0, 1), (1, 0)])
+def test_local_rank_0_shows_once_what_another_rank_prepared(tmp_path, monkeypatch, capfd, local_rank, n_shown):
+    """Launchers show its output alone. It takes the lock, as here, or waits for it, after the other has finished."""
+
+    @contextmanager
+    def after_another(path, waiting):
+        monkeypatch.setattr("data.preparation.prepare.exclusive", exclusive)
+        monkeypatch.setenv("LOCAL_RANK", "1")
+        assert in_child(prepare, config, TOY) == 0
+        monkeypatch.setenv("LOCAL_RANK", str(local_rank))
+        yield
+
+    write_jsonl(tmp_path / "train.jsonl", questions(20))
+    config = dataset_config(tmp_path, prepare_workers=1)
+    monkeypatch.setattr("data.base.locks.HEAD_START", 0)
+    monkeypatch.setattr("data.preparation.prepare.exclusive", after_another)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    prepare(config, TOY)
+    prepare(config, TOY)
+    assert capfd.readouterr().out.count("Prepared") == n_shown
+
+
+def test_a_process_that_is_alone_shows_what_it_prepared(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr("data.base.locks.HEAD_START", 0)
+    write_jsonl(tmp_path / "train.jsonl", questions(20))
+    prepare(dataset_config(tmp_path, prepare_workers=1), TOY)
+    assert capsys.readouterr().out.count("Prepared") == 1
 
 
 def test_the_fingerprint_follows_what_matters(tmp_path):
@@ -491,7 +523,7 @@ def test_those_who_wait_see_how_far_it_is(tmp_path, small_pieces, capsys, monkey
     monkeypatch.setattr("data.preparation.progress.MININTERVAL", 0)
     write_jsonl(tmp_path / "train.jsonl", questions(250))
     in_child(die_at_rename, 12, tmp_path / "out", dataset_config(tmp_path, prepare_workers=1))
-    waiting = Waiting(tmp_path / "out")
+    waiting = Waiting(tmp_path / "out", "B")
     waiting()
     waiting()
     shown = capsys.readouterr()

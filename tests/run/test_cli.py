@@ -140,6 +140,7 @@ def test_local_rank_above_0_waits_and_then_tells_what_it_alone_has_met(monkeypat
     waited = []
     monkeypatch.setattr(time, "sleep", waited.append)
     monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "9")
     assert main(["nope.yaml"]) == 2
     assert waited == [train.main._GRACE_SECONDS]
@@ -150,7 +151,8 @@ def test_local_rank_above_0_waits_and_then_tells_what_it_alone_has_met(monkeypat
 def test_launcher_ends_a_waiting_rank(tmp_path):
     env = {key: value for key, value in os.environ.items() if not key.endswith(("RANK", "WORLD_SIZE"))}
     command = [sys.executable, str(ROOT / "train.py"), "nope.yaml"]
-    rank = subprocess.Popen(command, env=env | {"RANK": "1", "LOCAL_RANK": "1"}, stderr=subprocess.PIPE, text=True)
+    env |= {"RANK": "1", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
+    rank = subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
     with pytest.raises(subprocess.TimeoutExpired):
         rank.wait(timeout=1.5)
     rank.send_signal(signal.SIGTERM)
@@ -159,6 +161,7 @@ def test_launcher_ends_a_waiting_rank(tmp_path):
 
 def test_help_is_printed_by_local_rank_0_alone(monkeypatch, capsys):
     monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     assert main(["--help"]) == 0
     assert capsys.readouterr().out == ""
 

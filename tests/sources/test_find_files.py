@@ -105,6 +105,7 @@ def test_what_looks_like_data_and_is_not_read_is_named(tmp_path, capsys):
 
 def test_another_rank_says_nothing(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     write_jsonl(tmp_path / "train.jsonl", rows(1))
     (tmp_path / "train.zip").write_text("x")
     open_source(of_folder(tmp_path))
