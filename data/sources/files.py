@@ -55,7 +55,7 @@ class FileSource:
         self._parts, self._format, self._record = list(parts), format, record
         self._files = list(dict.fromkeys(path for part in parts for path in part.files))
         self._names = {path: str(path) for path in self._files} | dict(names or {})
-        self._opened = {path: record.opened(path, format) or self._open(path) for path in self._files}
+        self._opened = {path: self._open(path) for path in self._files}
         self._readers = {path: opened.reader for path, opened in self._opened.items()}
         left_out: dict[str, list[str]] = {}
         for path, opened in self._opened.items():
@@ -67,6 +67,9 @@ class FileSource:
             raise DataError(self._no_rows("the file is empty"))
 
     def _open(self, path: Path) -> Opened:
+        recorded = self._record.opened(path, self._format)
+        if recorded is not None and recorded.reader in (None, *READERS):
+            return recorded
         name = self._names[path]
         reader = _reader_of(path, name, self._format)
         return Opened(reader=reader, left_out=READERS[reader].check(path, name) if reader is not None else None)

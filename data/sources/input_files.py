@@ -1,36 +1,42 @@
-"""What was found in input files, recorded in cache_dir: a file that has not changed since is not read again.
+"""The record of input files in cache_dir: their hashes and formats. A file that has not changed is not read again.
 
-A file has changed when its size, its time of change or its inode has. One process of a node reads what is new; the
-others wait for a file lock, not in a collective, and then find it in the record.
+A file has changed when its size, its time of change or its inode has. One process of a node reads new files; the others
+wait for a file lock, not in a collective, and then take the hashes from the record.
 """
 
 import functools
 import json
 import os
+import re
+import tempfile
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import xxhash
-from tqdm import tqdm
 
 from data.base.console import is_first, notice
 from data.base.errors import DataError, os_errors_named
 from data.base.locks import HEAD_START, exclusive_unless
+from data.base.sizes import progress_bar
 from data.sources.formats.content import BLOCK_BYTES, InputFile, changed, state_of
 
 RECORD = ".input-files.json"
-"""In cache_dir: an object with an entry for each file and format that it was read as. Beside it lies its lock."""
+"""In cache_dir: `version`, and in `files` an entry for each file and format. Its lock is beside it."""
+VERSION = 1
+"""Of the record's format. A record of another version is not used."""
 SETTLED = 3.0
 """Seconds. File systems count time in steps of up to 2 s (FAT): a file that was read so soon after a change may have
 been changed once more without another time of change."""
 LARGE = 1 << 30
-"""Bytes of new files of which local rank 0 is let to read first, because launchers show that rank's progress alone."""
+"""Bytes: with more of new files the other ranks let local rank 0 read, as launchers show only its progress bar."""
 DELAY = 2.0
-"""Seconds after which it is shown what takes long."""
+"""Seconds before a progress bar or a message about waiting appears."""
+SAVE_EVERY = 30.0
+"""Seconds between two saves: a killed run loses the hashes of that time, and of the file that it was reading."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +46,7 @@ class Opened:
     reader: str | None = None
     """The key of its reader; None when it is empty."""
     left_out: str | None = None
-    """What of each row is not read; None: nothing."""
+    """The part of each row that is not read; None: all is read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,11 +65,11 @@ class InputFiles:
     """The record of a cache_dir. Where that cannot be written, every process reads for itself."""
 
     def __init__(self, cache_dir: str, *, rehash: bool = False) -> None:
-        """rehash: only what some process reads from now on counts."""
+        """rehash: entries from before now are not used."""
         self._file, self._rehash, self._since = Path(cache_dir) / RECORD, rehash, time.time()
         self._entries = self._load()
         self._seen: dict[Path, tuple[int, ...]] = {}
-        """State of the files when they were opened, of which the entry will speak."""
+        """State of each file when it was opened: it must be the same when the file is hashed."""
 
     def opened(self, path: Path, format: str) -> Opened | None:
         """What opening the file found when it was read; None when it has to be read."""
@@ -86,29 +92,31 @@ class InputFiles:
                 self._entries |= self._load()
                 hashed = {path: self._hashed(path, format) for path in files}
                 stack.callback(self._save)
-                with _bar(_size(hashed)) as bar:
+                saved = time.monotonic()
+                with progress_bar("Reading input files", _size(hashed), delay=DELAY, disable=not is_first()) as bar:
                     for path in [path for path, file in hashed.items() if file is None]:
                         hashed[path] = self._read(path, format, files[path], bar)
+                        if time.monotonic() >= saved + SAVE_EVERY:
+                            self._save()
+                            saved = time.monotonic()
         return {path: file for path, file in hashed.items() if file is not None}
 
     def _hashed(self, path: Path, format: str) -> InputFile | None:
-        state = _state(path)
+        state = self._state_as_opened(path)
         entry = self._entry(format, path, state)
         return InputFile(path, entry.state[0], entry.xxh3, state) if entry is not None else None
 
     def _entry(self, format: str, path: Path, state: tuple[int, ...]) -> _Entry | None:
-        """The file's entry, where that holds for the file as it is."""
+        """The file's entry, unless the file has changed since or may have."""
         entry = self._entries.get(_key(format, path))
         if entry is None or entry.state != _compared(state):
             return None
         settled = entry.state[1] / 1e9 + SETTLED < entry.begun
-        # What another rank has read meanwhile counts in any case: all ranks take the same hash.
+        # What another rank has read since this process started is always used: all ranks take the same hash.
         return entry if entry.ended >= self._since or (settled and not self._rehash) else None
 
     def _read(self, path: Path, format: str, opened: Opened, bar: Any) -> InputFile:
-        state, begun = _state(path), time.time()
-        if self._seen.get(path, state) != state:
-            raise DataError(changed(str(path)))
+        state, begun = self._state_as_opened(path), time.time()
         digest, size = xxhash.xxh3_128(), 0
         with os_errors_named(path, as_error=DataError), path.open("rb") as file:
             while block := file.read(BLOCK_BYTES):
@@ -120,6 +128,13 @@ class InputFiles:
         )
         return InputFile(path, size, digest.hexdigest(), state)
 
+    def _state_as_opened(self, path: Path) -> tuple[int, ...]:
+        """Raises DataError when the file was changed since: its reader may be wrong for its content now."""
+        state = _state(path)
+        if self._seen.get(path, state) != state:
+            raise DataError(changed(str(path)))
+        return state
+
     def _waiting(self, notice_at: float) -> bool:
         """Called while another process holds the lock; whether to give up."""
         if time.monotonic() > notice_at:
@@ -129,22 +144,46 @@ class InputFiles:
     def _load(self) -> dict[str, _Entry]:
         try:
             return dict(_parse(self._file, state_of(self._file)))
-        except (OSError, ValueError, AttributeError, TypeError):  # there is none, or it is not ours
+        except (OSError, ValueError, RecursionError):  # there is none, or it is no JSON
             return {}
 
     def _save(self) -> None:
-        """Without the files that are gone. Where it cannot be written they are read again the next time."""
-        kept = {key: asdict(entry) for key, entry in self._entries.items() if os.path.lexists(key.partition(":")[2])}
-        part = self._file.with_suffix(f".{os.getpid()}")
-        with suppress(OSError):
-            part.write_text(json.dumps(kept))
+        """Without deleted files. Where the record cannot be written, the files are read again the next time."""
+        self._entries = {key: entry for key, entry in self._entries.items() if not _is_deleted(key)}
+        files = {key: asdict(entry) for key, entry in self._entries.items()}
+        with suppress(OSError), tempfile.TemporaryDirectory(dir=self._file.parent, prefix=RECORD) as folder:
+            part = Path(folder) / RECORD
+            part.write_text(json.dumps({"version": VERSION, "files": files}))
             part.replace(self._file)
 
 
 @functools.lru_cache(maxsize=1)
 def _parse(record: Path, state: tuple[int, ...]) -> dict[str, _Entry]:
-    """Once for all streams, as long as the record stays as it is."""
-    return {key: _Entry(**entry) for key, entry in json.loads(record.read_bytes()).items()}
+    """The valid entries. Parsed once for all streams, until the record changes."""
+    match json.loads(record.read_bytes()):
+        case {"version": version, "files": dict(files)} if version == VERSION:
+            return {key: _Entry(**entry) for key, entry in files.items() if _is_valid(entry)}
+    return {}
+
+
+def _is_valid(entry: Any) -> bool:
+    match entry:
+        case {
+            "state": [int(), int(), int()],
+            "xxh3": str(xxh3),
+            "begun": int() | float(),
+            "ended": int() | float(),
+            "reader": None | str(),
+            "left_out": None | str(),
+        }:
+            return len(entry) == len(fields(_Entry)) and re.fullmatch("[0-9a-f]{32}", xxh3) is not None
+    return False
+
+
+def _is_deleted(key: str) -> bool:
+    """Not where its folder is missing too: that may be on a disk that another node has, or that is not mounted now."""
+    path = Path(key.partition(":")[2])
+    return path.parent.is_dir() and not os.path.lexists(path)
 
 
 def _key(format: str, path: Path) -> str:
@@ -157,15 +196,10 @@ def _state(path: Path) -> tuple[int, ...]:
 
 
 def _compared(state: tuple[int, ...]) -> list[int]:
-    """What is compared of it: not the device, whose number differs between nodes, nor ctime, which a new hard link or
-    other permissions change."""
+    """Size, time of change and inode: not the device, whose number differs between nodes, nor ctime, which a new hard
+    link or other permissions change."""
     _, inode, size, mtime_ns, _ = state
     return [size, mtime_ns, inode]
-
-
-def _bar(n_bytes: int) -> Any:
-    hidden = not is_first()
-    return tqdm(desc="Reading input files", total=n_bytes, unit="B", unit_scale=True, delay=DELAY, disable=hidden)
 
 
 def _size(hashed: Mapping[Path, InputFile | None]) -> int:

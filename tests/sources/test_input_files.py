@@ -10,7 +10,8 @@ import pytest
 import xxhash
 
 from data.base.errors import DataError
-from data.sources.input_files import RECORD, InputFiles, Opened
+from data.sources import input_files
+from data.sources.input_files import RECORD, VERSION, InputFiles, Opened
 from data.sources.source import open_source
 from tests.helpers.opened_files import opened_files
 from tests.helpers.read_source import of_file, read
@@ -28,6 +29,14 @@ def write(path: Path, content: bytes, age: float = 3600.0) -> Path:
     path.write_bytes(content)
     os.utime(path, ns=(time.time_ns() - int(age * 1e9),) * 2)
     return path
+
+
+def record_of(path: Path) -> Path:
+    return Path(of_file(path).cache_dir) / RECORD
+
+
+def entries_of(path: Path) -> dict:
+    return json.loads(record_of(path).read_text())["files"]
 
 
 def start(path: Path, *, rehash: bool = False) -> tuple[str, int]:
@@ -107,6 +116,15 @@ def test_a_file_replaced_between_opening_and_reading_is_refused(path: Path) -> N
     assert [row for _, row in read(open_source(of_file(path)))] == [json.loads(FIRST)]
 
 
+def test_a_file_replaced_between_opening_and_the_hash_of_another_source_is_refused(path: Path) -> None:
+    """The other source has opened the new content; the reader of the first is for the old."""
+    source = open_source(of_file(path))
+    write(path, b"[" + FIRST + b"]", age=1800)
+    assert open_source(of_file(path)).fingerprint
+    with pytest.raises(DataError, match="was changed while it was being read"):
+        assert source.fingerprint
+
+
 def hash_slowly(path: Path, begun: Path, go_on: Path) -> None:
     class Slow(InputFiles):
         def _read(self, *args):
@@ -144,23 +162,96 @@ def test_the_formats_of_a_file_are_apart(path: Path) -> None:
     assert [row for _, row in read(open_source(config))] == [json.loads(FIRST)]
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"json:/x": 3}', b'{"json:/x": {"state": [1]}}', b"\xff"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(b"", b"{", b"[]", b"\xff", b"[" * 100_000, b'{"json:/x": 3}'),
+        *(b'{"version": 1}', b'{"version": 1, "files": []}', b'{"version": 1, "files": {"json:/x": {"state": [1]}}}'),
+    ],
+)
 def test_a_damaged_record_is_replaced(path: Path, content: bytes) -> None:
     first, _ = start(path)
-    record = Path(of_file(path).cache_dir) / RECORD
-    record.write_bytes(content)
+    record_of(path).write_bytes(content)
     found, n_opened = start(path)
     assert found == first
     assert n_opened > 0
     assert start(path) == (first, 0)
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *(("begun", None), ("ended", "1"), ("xxh3", "xyz"), ("xxh3", 1), ("reader", 1), ("left_out", [])),
+        *(("state", [1, 2]), ("state", None), ("other", 1)),
+    ],
+)
+def test_an_entry_with_a_field_of_another_type_is_replaced(path: Path, field: str, value: object) -> None:
+    first, _ = start(path)
+    entries = {key: entry | {field: value} for key, entry in entries_of(path).items()}
+    record_of(path).write_text(json.dumps({"version": VERSION, "files": entries}))
+    found, n_opened = start(path)
+    assert found == first
+    assert n_opened > 0
+    assert start(path) == (first, 0)
+
+
+def test_a_record_of_another_version_is_replaced(path: Path) -> None:
+    first, _ = start(path)
+    record_of(path).write_text(json.dumps({"version": VERSION + 1, "files": entries_of(path)}))
+    found, n_opened = start(path)
+    assert found == first
+    assert n_opened > 0
+    assert start(path) == (first, 0)
+
+
+def test_a_file_whose_reader_is_not_there_any_more_is_opened_again(path: Path) -> None:
+    first, _ = start(path)
+    entries = {key: entry | {"reader": "old_reader"} for key, entry in entries_of(path).items()}
+    record_of(path).write_text(json.dumps({"version": VERSION, "files": entries}))
+    source = open_source(of_file(path))
+    assert source.fingerprint == first
+    assert [row for _, row in read(source)] == [json.loads(FIRST)]
+
+
 def test_files_that_are_gone_leave_the_record(path: Path, tmp_path: Path) -> None:
     start(path)
     path.rename(tmp_path / "moved.jsonl")
     start(tmp_path / "moved.jsonl")
-    record = json.loads((Path(of_file(path).cache_dir) / RECORD).read_text())
-    assert list(record) == [f"json:{tmp_path / 'moved.jsonl'}"]
+    assert list(entries_of(path)) == [f"json:{tmp_path / 'moved.jsonl'}"]
+
+
+def test_files_whose_folder_is_missing_stay_in_the_record(path: Path, tmp_path: Path) -> None:
+    """Another node may have it, or a disk is not mounted."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    elsewhere, cache_dir = write(folder / "rows.jsonl", FIRST), of_file(path).cache_dir
+    InputFiles(cache_dir).hashed({elsewhere: Opened(reader="lines")}, "json")
+    folder.rename(tmp_path / "not_mounted")
+    start(path)
+    assert sorted(entries_of(path)) == sorted(f"json:{each}" for each in (path, elsewhere))
+
+
+def test_hashes_are_saved_before_the_last_file_is_read(path: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(input_files, "SAVE_EVERY", 0)
+    other, record, saved = write(tmp_path / "other.jsonl", OTHER), InputFiles(of_file(path).cache_dir), []
+    read_one = record._read
+
+    def read_and_note(file: Path, *args):
+        saved.append(len(entries_of(path)) if record_of(path).exists() else 0)
+        return read_one(file, *args)
+
+    monkeypatch.setattr(record, "_read", read_and_note)
+    record.hashed(dict.fromkeys((path, other), Opened(reader="lines")), "json")
+    assert saved == [0, 1]
+
+
+def test_a_record_that_cannot_be_put_in_place_leaves_no_other_file(path: Path, monkeypatch) -> None:
+    def refuse(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", refuse)
+    start(path)
+    assert [file.name for file in record_of(path).parent.iterdir()] == [".input-files.lock"]
 
 
 def test_without_a_cache_every_start_reads(path: Path, monkeypatch) -> None:
