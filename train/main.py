@@ -110,22 +110,24 @@ def _train(loaded: LoadedConfig, signals: StopSignals, *, rehash: bool) -> None:
         device = choose_device(config.device)
         check_machine(config, _world_size(), device)
 
+    from train.distributed.process_group import sharing_failures
     from train.run.inputs import open_inputs
 
-    inputs = open_inputs(config, problems, rehash=rehash)
+    with sharing_failures(problems):
+        inputs = open_inputs(config, problems, rehash=rehash)
 
-    # After all that can be wrong: Composer alone takes 10 seconds to import.
-    from train.run.fit import fit
+        # After all that can be wrong: Composer alone takes 10 seconds to import.
+        from train.run.fit import fit
 
-    signals.install()
-    # What importing has made stays: collections during the run need not look through it again and again.
-    gc.collect()
-    gc.freeze()
-    try:
-        fit(config, inputs=inputs, device=device)
-    finally:
-        # At the interpreter's end Triton reports what was not collected as leaked.
-        gc.unfreeze()
+        signals.install()
+        # What importing has made stays: collections during the run need not look through it again and again.
+        gc.collect()
+        gc.freeze()
+        try:
+            fit(config, inputs=inputs, device=device)
+        finally:
+            # At the interpreter's end Triton reports what was not collected as leaked.
+            gc.unfreeze()
 
 
 def _checked(loaded: LoadedConfig, problems: Problems) -> TrainConfig:

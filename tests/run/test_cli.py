@@ -31,6 +31,13 @@ def config(tmp_path, monkeypatch):
     return str(path)
 
 
+def launched(monkeypatch, world_size: int) -> None:
+    """Sets a launcher's variables for rank 1."""
+    variables = {"RANK": 1, "WORLD_SIZE": world_size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 1}
+    for name, value in variables.items():
+        monkeypatch.setenv(name, str(value))
+
+
 def trains_with(monkeypatch, fit) -> None:
     """Puts `fit` in the place of the real one, which the command line imports last."""
     module = types.ModuleType("train.run.fit")
@@ -83,7 +90,7 @@ def test_what_can_be_told_before_data_is_prepared_is_told_alone(tmp_path, overri
 
 def test_what_can_be_told_before_data_is_prepared_is_told_together(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("train.run.inputs.open_data", lambda *_: pytest.fail("the data was prepared"))
-    monkeypatch.setenv("WORLD_SIZE", "3")
+    launched(monkeypatch, 3)
     monkeypatch.delenv("RUN_NAME", raising=False)
     (tmp_path / "bad.jsonl").write_bytes(b"PK\x03\x04")
     wrong = {
@@ -194,10 +201,18 @@ def test_rehash_may_stand_anywhere(config, monkeypatch, rehash):
 
 def test_only_rank_0_prints_the_config(config, monkeypatch, capsys):
     trains_with(monkeypatch, lambda config, **_: None)
-    monkeypatch.setenv("RANK", "1")
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    launched(monkeypatch, 2)
     assert main([config]) == 0
     assert capsys.readouterr().out == ""
+
+
+def test_a_launcher_that_names_no_address_is_one_line(config, monkeypatch, capsys):
+    trains_with(monkeypatch, lambda config, **_: None)
+    launched(monkeypatch, 2)
+    monkeypatch.delenv("MASTER_ADDR")
+    assert main([config]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: rank 1: MASTER_ADDR is not set")
 
 
 @pytest.mark.parametrize("error", [ConfigError("a.b is 3"), DataError("x.jsonl, line 3: no")])
@@ -220,7 +235,7 @@ def test_a_bug_keeps_its_traceback(config, monkeypatch):
 
 
 def test_batch_that_cannot_be_cut_for_the_ranks(config, monkeypatch, capsys):
-    monkeypatch.setenv("WORLD_SIZE", "3")
+    launched(monkeypatch, 3)
     assert main([config]) == 2
     out, err = capsys.readouterr()
     assert out == ""

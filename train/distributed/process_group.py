@@ -1,65 +1,109 @@
-"""The default process group, initialized once every rank is ready to join it, however long that takes."""
+"""The default process group, initialized once every rank is ready to join it, however long that takes.
+
+Imports Composer late: `sharing_failures` is entered before anything slow.
+"""
 
 import os
-import socket
 import time
-from collections.abc import Callable
-from datetime import timedelta
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from typing import TYPE_CHECKING
 
-from composer.devices import Device
-from composer.utils import dist
-from torch.distributed import TCPStore, is_initialized  # pyright: ignore[reportPrivateImportUsage]
+from torch.distributed import PrefixStore, is_initialized  # pyright: ignore[reportPrivateImportUsage]
 
 from data.base.console import node_logger
+from data.base.errors import ConfigError, Problems
+from train.distributed.rank_store import address, connect, is_served, serves
 
-_POLL_SECONDS = 0.2
-_NOTICE_SECONDS = 10.0
-"""After which each node says once what it waits for."""
-_CONNECT_SECONDS = 30.0
-"""For a connection to a server that is there."""
+if TYPE_CHECKING:
+    from composer.devices import Device
+
+_POLL_SECONDS, _SLOWEST_POLL_SECONDS = 0.2, 5.0
+_NOTICE_SECONDS, _NEXT_NOTICE_SECONDS = 10.0, 60.0
+"""After which each node says what it waits for, and says it again."""
+_FAILED, _ARRIVED, _ALL_ARRIVED = "failed", "arrived", "all arrived"
 
 
-def initialize_dist(device: Device, timeout: float) -> None:
+@contextmanager
+def sharing_failures(problems: Problems | None = None) -> Iterator[None]:
+    """Around what precedes initialize_dist, and that: rank 0 serves the store from here on, and ranks that wait for one
+    that fails raise its error. What is wrong with the launcher's variables is raised, or added to the problems."""
+    held = None
+    if _must_join():
+        with problems.collect() if problems is not None else nullcontext():
+            address()
+            held = connect() if serves() else None
+    try:
+        yield
+    except Exception as error:
+        if _must_join():
+            with suppress(ConfigError, RuntimeError):
+                if held is not None or is_served():
+                    text = f"rank {os.environ['RANK']} failed: {error or type(error).__name__}"
+                    connect().compare_set(_FAILED, "", text)  # the first one counts
+        raise
+
+
+def initialize_dist(device: "Device", timeout: float) -> None:
     """Composer's initialize_dist, which fails unless all ranks call it within the timeout. Here it counts from the
-    last one's call. Before it ranks may prepare or download data, which may take any time."""
-    store = _wait_for_all() if dist.get_world_size() > 1 and not is_initialized() else None
+    last one's call. Before it ranks may prepare or download data, which may take any time if rank 0 does so in
+    sharing_failures: for its server a rank waits no longer than the timeout."""
+    from composer.utils import dist
+
+    store = _wait_for_all(timeout) if _must_join() else None
     dist.initialize_dist(device, timeout=timeout)
     del store  # torch has its own by now, of the same server
 
 
-def _wait_for_all() -> TCPStore:
+def _must_join() -> bool:
+    """Is this one of several ranks, whose process group is still to be initialized?"""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and not is_initialized()
+
+
+def _wait_for_all(timeout: float) -> PrefixStore:
     """Returns when every rank has called it."""
-    address, world_size = (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])), dist.get_world_size()
-    # As torch will: rank 0 serves the store, unless a launcher such as torchrun does.
-    serves = dist.get_global_rank() == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-    if not serves:
-        _poll(lambda: _is_served(address), lambda: "Waiting for rank 0, which still opens its data")
-    timeout = timedelta(seconds=_CONNECT_SECONDS)
-    store = TCPStore(*address, is_master=serves, timeout=timeout, wait_for_workers=False, multi_tenant=True)
-    if store.add("arrived", 1) == world_size:
-        store.set("all arrived", "")
-    _poll(
-        lambda: store.check(["all arrived"]),  # pyright: ignore[reportAttributeAccessIssue]: torch's stubs lack it
-        lambda: (
-            f"Waiting for {world_size - store.add('arrived', 0)} of {world_size} ranks, which still open their data"
-        ),
-    )
+    host, port = address()
+    world_size = int(os.environ["WORLD_SIZE"])
+    if not serves() and not _poll(is_served, lambda: f"Waiting for rank 0 at {host}:{port}", timeout):
+        raise ConfigError(
+            f"nothing listens at MASTER_ADDR:MASTER_PORT {host}:{port} after {timeout:g} s (dist_timeout): see the "
+            "output of rank 0, which may have ended, or set them to its address"
+        )
+    store = connect()
+
+    def all_arrived() -> bool:
+        if store.check([_FAILED]):
+            raise ConfigError(store.get(_FAILED).decode())
+        return store.check([_ALL_ARRIVED])
+
+    try:
+        if store.add(_ARRIVED, 1) == world_size:
+            store.set(_ALL_ARRIVED, "")
+        _poll(
+            all_arrived,
+            lambda: (
+                f"Waiting for {world_size - store.add(_ARRIVED, 0)} of {world_size} ranks, which still open their data "
+                f"(rank 0 is at {host}:{port})"
+            ),
+        )
+    except RuntimeError:  # torch's DistNetworkError
+        raise ConfigError(
+            f"the connection to rank 0 at MASTER_ADDR:MASTER_PORT {host}:{port} is lost: see its output, it has ended"
+        ) from None
     return store
 
 
-def _poll(is_so: Callable[[], bool], waiting: Callable[[], str]) -> None:
-    """Waits in Python: while torch waits for a store, signals are not handled."""
-    notice_at = time.monotonic() + _NOTICE_SECONDS
+def _poll(is_so: Callable[[], bool], waiting: Callable[[], str], timeout: float = float("inf")) -> bool:
+    """Whether it is so within the timeout. Waits in Python: while torch waits for a store, signals are not handled."""
+    start = time.monotonic()
+    notice_at, seconds = start + _NOTICE_SECONDS, _POLL_SECONDS
     while not is_so():
-        if time.monotonic() > notice_at:
+        now = time.monotonic()
+        if now >= start + timeout:
+            return False
+        if now >= notice_at:
             node_logger.info(waiting())
-            notice_at = float("inf")
-        time.sleep(_POLL_SECONDS)
-
-
-def _is_served(address: tuple[str, int]) -> bool:
-    try:
-        socket.create_connection(address, timeout=_CONNECT_SECONDS).close()
-    except OSError:
-        return False
+            notice_at = now + _NEXT_NOTICE_SECONDS
+        time.sleep(min(seconds, start + timeout - now))
+        seconds = min(1.1 * seconds, _SLOWEST_POLL_SECONDS)  # a tenth of the time waited so far
     return True

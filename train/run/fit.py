@@ -21,7 +21,7 @@ from train.callbacks.stream_monitor import StreamMonitor
 from train.checkpoint.save_folder import furnish_save_folder
 from train.config.schema import TrainConfig
 from train.distributed.first_rank import on_first_rank
-from train.distributed.process_group import initialize_dist
+from train.distributed.process_group import initialize_dist, sharing_failures
 from train.hardware.device import Device, choose_device
 from train.models.precision import on_device
 from train.planning.run_data import RunData
@@ -58,7 +58,8 @@ def fit(
     for message in _EXPECTED_WARNINGS:
         warnings.filterwarnings("ignore", message=message)
     composer_device = get_device(device or choose_device(config.device))
-    inputs = _initialize(open_inputs(config) if inputs is None else inputs, config, composer_device)
+    with sharing_failures():
+        inputs = _initialize(open_inputs(config) if inputs is None else inputs, config, composer_device)
     precision = _precision(config, composer_device.name)
     generate = build_generate(config, inputs.tokenizer, inputs.data.clock)
     hf_checkpointer = build_hf_checkpointer(

@@ -1,0 +1,78 @@
+"""The store by which ranks find one another, as torch makes it from the launcher's variables, with clear errors.
+
+Imports no Composer.
+"""
+
+import os
+import socket
+from concurrent.futures import Future
+from datetime import timedelta
+from threading import Thread
+
+from torch.distributed import PrefixStore, TCPStore  # pyright: ignore[reportPrivateImportUsage]
+
+from data.base.errors import ConfigError, reason
+
+_CONNECT_SECONDS = 30.0
+"""For a connection to a server that is there."""
+
+
+def serves() -> bool:
+    """As torch will: rank 0 serves the store, unless a launcher such as torchrun does."""
+    return _variable("RANK") == "0" and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+
+
+def connect() -> PrefixStore:
+    """In a thread: torch waits without end, and without handling signals, for a server that accepts and never answers.
+    Stores of a process for the same address share one server, which lasts as long as one of them."""
+    (host, port), is_master, future = address(), serves(), Future[TCPStore]()
+    timeout = timedelta(seconds=_CONNECT_SECONDS)
+
+    def connect() -> None:
+        try:
+            future.set_result(TCPStore(host, port, None, is_master, timeout, wait_for_workers=False, multi_tenant=True))
+        except RuntimeError as error:
+            future.set_exception(error)
+
+    Thread(target=connect, daemon=True).start()
+    try:
+        # Keys of an earlier attempt may be in a store that torchrun serves.
+        return PrefixStore(
+            f"ready/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", future.result(_CONNECT_SECONDS)
+        )
+    except (RuntimeError, TimeoutError) as error:
+        why = "is in use by another program" if "EADDRINUSE" in str(error) else "does not answer as rank 0"
+        raise ConfigError(
+            f"MASTER_ADDR:MASTER_PORT is {host}:{port}, which {why}: set them to the address of rank 0's node and a "
+            "free port on it (composer --master_addr, --master_port)"
+        ) from None
+
+
+def is_served() -> bool:
+    host, port = address()
+    try:
+        socket.create_connection((host, port), timeout=_CONNECT_SECONDS).close()
+    except (ConnectionError, TimeoutError):
+        return False
+    except OSError as error:  # an unknown host, no route
+        raise ConfigError(
+            f"MASTER_ADDR {host} cannot be reached ({reason(error)}): set it to the address of rank 0's node"
+        ) from None
+    return True
+
+
+def address() -> tuple[str, int]:
+    host, port = _variable("MASTER_ADDR"), _variable("MASTER_PORT")
+    if not (port.isdecimal() and 0 < int(port) < 2**16):
+        raise ConfigError(f"MASTER_PORT is {port!r}, but it must be a port, such as 29500")
+    return host, int(port)
+
+
+def _variable(name: str) -> str:
+    value = os.environ.get(name)
+    if not value:
+        raise ConfigError(
+            f"{name} is not set, but WORLD_SIZE is {os.environ.get('WORLD_SIZE')}: start with a launcher (composer or "
+            "torchrun), or set it; unset WORLD_SIZE for one rank"
+        )
+    return value
