@@ -31,10 +31,10 @@ def config(tmp_path, monkeypatch):
     return str(path)
 
 
-def launched(monkeypatch, world_size: int) -> None:
-    """Sets a launcher's variables for rank 1."""
-    variables = {"RANK": 1, "WORLD_SIZE": world_size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 1}
-    for name, value in variables.items():
+def launched(monkeypatch, world_size: int, rank: int = 0) -> None:
+    """Sets torchrun's variables; its own process would serve the store."""
+    variables = {"RANK": rank, "WORLD_SIZE": world_size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 1}
+    for name, value in (variables | {"TORCHELASTIC_USE_AGENT_STORE": True}).items():
         monkeypatch.setenv(name, str(value))
 
 
@@ -201,14 +201,14 @@ def test_rehash_may_stand_anywhere(config, monkeypatch, rehash):
 
 def test_only_rank_0_prints_the_config(config, monkeypatch, capsys):
     trains_with(monkeypatch, lambda config, **_: None)
-    launched(monkeypatch, 2)
+    launched(monkeypatch, 2, rank=1)
     assert main([config]) == 0
     assert capsys.readouterr().out == ""
 
 
 def test_a_launcher_that_names_no_address_is_one_line(config, monkeypatch, capsys):
     trains_with(monkeypatch, lambda config, **_: None)
-    launched(monkeypatch, 2)
+    launched(monkeypatch, 2, rank=1)
     monkeypatch.delenv("MASTER_ADDR")
     assert main([config]) == 2
     (line,) = capsys.readouterr().err.splitlines()
