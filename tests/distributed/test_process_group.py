@@ -80,13 +80,13 @@ def listening(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         for name, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
             monkeypatch.setenv(name, value)
         monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
-        monkeypatch.setattr(rank_store, "_CONNECT_SECONDS", 0.5)
         yield f"127.0.0.1:{port}"
 
 
 def test_another_programs_server_is_reported(listening: str) -> None:
+    assert rank_store.is_served()
     with pytest.raises(ConfigError, match=f"{listening}, which does not answer as rank 0"):
-        initialize_dist(DeviceCPU(), 60)
+        rank_store.connect(0.5)
 
 
 def test_a_port_in_use_is_reported(listening: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,6 +120,12 @@ def arrive_twice() -> list[int]:
 @pytest.mark.ranks
 def test_a_restart_does_not_count_arrivals_of_an_earlier_attempt() -> None:
     assert run_ranks(arrive_twice, 1) == [[1, 1]]
+
+
+def test_an_address_that_is_no_name_is_reported(listening: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MASTER_ADDR", "a..b")
+    with pytest.raises(ConfigError, match=r"^MASTER_ADDR a\.\.b cannot be reached"):
+        initialize_dist(DeviceCPU(), 60)
 
 
 @pytest.mark.parametrize("error", [socket.gaierror(-2, "Name or service not known"), OSError(113, "No route to host")])

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 _POLL_SECONDS, _SLOWEST_POLL_SECONDS = 0.2, 5.0
 _NOTICE_SECONDS, _NEXT_NOTICE_SECONDS = 10.0, 60.0
 """After which each node says what it waits for, and says it again."""
+_REPORT_SECONDS = 5.0
+"""In which a rank that fails tries to reach the store."""
 _FAILED, _ARRIVED, _ALL_ARRIVED = "failed", "arrived", "all arrived"
 
 
@@ -38,9 +40,9 @@ def sharing_failures(problems: Problems | None = None) -> Iterator[None]:
     except Exception as error:
         if _must_join():
             with suppress(ConfigError, RuntimeError):
-                if held is not None or is_served():
+                if held is not None or is_served(_REPORT_SECONDS):
                     text = f"rank {os.environ['RANK']} failed: {error or type(error).__name__}"
-                    connect().compare_set(_FAILED, "", text)  # the first one counts
+                    connect(_REPORT_SECONDS).compare_set(_FAILED, "", text)  # the first one counts
         raise
 
 

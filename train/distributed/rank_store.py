@@ -22,11 +22,11 @@ def serves() -> bool:
     return _variable("RANK") == "0" and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
 
 
-def connect() -> PrefixStore:
+def connect(seconds: float = _CONNECT_SECONDS) -> PrefixStore:
     """In a thread: torch waits without end, and without handling signals, for a server that accepts and never answers.
     Stores of a process for the same address share one server, which lasts as long as one of them."""
     (host, port), is_master, future = address(), serves(), Future[TCPStore]()
-    timeout = timedelta(seconds=_CONNECT_SECONDS)
+    timeout = timedelta(seconds=seconds)
 
     def connect() -> None:
         try:
@@ -37,9 +37,7 @@ def connect() -> PrefixStore:
     Thread(target=connect, daemon=True).start()
     try:
         # Keys of an earlier attempt may be in a store that torchrun serves.
-        return PrefixStore(
-            f"ready/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", future.result(_CONNECT_SECONDS)
-        )
+        return PrefixStore(f"ready/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", future.result(seconds))
     except (RuntimeError, TimeoutError) as error:
         why = "is in use by another program" if "EADDRINUSE" in str(error) else "does not answer as rank 0"
         raise ConfigError(
@@ -48,15 +46,16 @@ def connect() -> PrefixStore:
         ) from None
 
 
-def is_served() -> bool:
+def is_served(seconds: float = _CONNECT_SECONDS) -> bool:
     host, port = address()
     try:
-        socket.create_connection((host, port), timeout=_CONNECT_SECONDS).close()
+        socket.create_connection((host, port), timeout=seconds).close()
     except (ConnectionError, TimeoutError):
         return False
-    except OSError as error:  # an unknown host, no route
+    except (OSError, UnicodeError) as error:  # an unknown host, no route, no name of a host
+        why = reason(error) if isinstance(error, OSError) else error
         raise ConfigError(
-            f"MASTER_ADDR {host} cannot be reached ({reason(error)}): set it to the address of rank 0's node"
+            f"MASTER_ADDR {host} cannot be reached ({why}): set it to the address of rank 0's node"
         ) from None
     return True
 
