@@ -246,7 +246,7 @@ class TrainConfig(Section):
     """null replicates the model on every rank (DDP)."""
     dist_timeout: Positive = 600.0
     """Seconds that a rank waits for the others before the run fails. They count from when all ranks are ready to train:
-    preparing data may take longer."""
+    preparing data may take longer. It is also the longest wait for a connection to rank 0."""
 
     save_folder: PathText | None = None
     """Where checkpoints go; {run_name} is filled in."""

@@ -13,7 +13,7 @@ from torch.distributed import PrefixStore, is_initialized  # pyright: ignore[rep
 
 from data.base.console import node_logger
 from data.base.errors import ConfigError, Problems
-from train.distributed.rank_store import address, connect, is_served, serves
+from train.distributed.rank_store import address, connect, serves, why_not_served
 
 if TYPE_CHECKING:
     from composer.devices import Device
@@ -40,7 +40,7 @@ def sharing_failures(problems: Problems | None = None) -> Iterator[None]:
     except Exception as error:
         if _must_join():
             with suppress(ConfigError, RuntimeError):
-                if held is not None or is_served(_REPORT_SECONDS):
+                if held is not None or why_not_served(_REPORT_SECONDS) is None:
                     text = f"rank {os.environ['RANK']} failed: {error or type(error).__name__}"
                     connect(_REPORT_SECONDS).compare_set(_FAILED, "", text)  # the first one counts
         raise
@@ -66,11 +66,8 @@ def _wait_for_all(timeout: float) -> PrefixStore:
     """Returns when every rank has called it."""
     host, port = address()
     world_size = int(os.environ["WORLD_SIZE"])
-    if not serves() and not _poll(is_served, lambda: f"Waiting for rank 0 at {host}:{port}", timeout):
-        raise ConfigError(
-            f"nothing listens at MASTER_ADDR:MASTER_PORT {host}:{port} after {timeout:g} s (dist_timeout): see the "
-            "output of rank 0, which may have ended, or set them to its address"
-        )
+    if not serves():
+        _wait_for_server(f"{host}:{port}", timeout)
     store = connect()
 
     def all_arrived() -> bool:
@@ -93,6 +90,21 @@ def _wait_for_all(timeout: float) -> PrefixStore:
             f"the connection to rank 0 at MASTER_ADDR:MASTER_PORT {host}:{port} is lost: see its output, it has ended"
         ) from None
     return store
+
+
+def _wait_for_server(place: str, timeout: float) -> None:
+    why: str | None = None
+
+    def is_served() -> bool:
+        nonlocal why
+        why = why_not_served()
+        return why is None
+
+    if not _poll(is_served, lambda: f"Waiting for rank 0 at {place} ({why})", timeout):
+        raise ConfigError(
+            f"rank 0 at MASTER_ADDR:MASTER_PORT {place} cannot be reached after {timeout:g} s (dist_timeout): {why}: "
+            "see the output of rank 0, which may have ended, or set them to its address"
+        )
 
 
 def _poll(is_so: Callable[[], bool], waiting: Callable[[], str], timeout: float = float("inf")) -> bool:

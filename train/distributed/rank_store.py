@@ -46,18 +46,17 @@ def connect(seconds: float = _CONNECT_SECONDS) -> PrefixStore:
         ) from None
 
 
-def is_served(seconds: float = _CONNECT_SECONDS) -> bool:
+def why_not_served(seconds: float = _CONNECT_SECONDS) -> str | None:
+    """Why rank 0's server cannot be reached (yet: where nodes start one by one, also the name of its node may not be
+    known before it starts); None when it can."""
     host, port = address()
     try:
         socket.create_connection((host, port), timeout=seconds).close()
-    except (ConnectionError, TimeoutError):
-        return False
-    except (OSError, UnicodeError) as error:  # an unknown host, no route, no name of a host
-        why = reason(error) if isinstance(error, OSError) else error
-        raise ConfigError(
-            f"MASTER_ADDR {host} cannot be reached ({why}): set it to the address of rank 0's node"
-        ) from None
-    return True
+    except OSError as error:
+        return reason(error)
+    except UnicodeError as error:
+        raise ConfigError(f"MASTER_ADDR is {host!r}, which is no name of a host: {error}") from None
+    return None
 
 
 def address() -> tuple[str, int]:
