@@ -229,7 +229,7 @@ def test_folders_that_are_no_model_are_told(exported, tmp_path):
 def test_a_model_that_does_not_fit_is_refused_before_it_is_read(run, exported, monkeypatch):
     monkeypatch.setattr("train.generation.open_model.available_memory", lambda device: 1e5)
     for folder in (run, exported):
-        with pytest.raises(ConfigError, match=r"needs [\d.]+kb in fp32, but .* has 97.66kb: take a larger one"):
+        with pytest.raises(ConfigError, match=r"needs [\d.]+kb in fp32, but .* has 97.65kb: take a larger one"):
             open_here(folder)
 
 
