@@ -15,7 +15,7 @@ from tests.helpers.ranks import run_ranks
 from train.distributed import process_group, rank_store
 from train.distributed.process_group import initialize_dist, sharing_failures
 
-TIMEOUT = 3.0
+TIMEOUT = 2.0
 
 
 def join_late(late: int) -> float:

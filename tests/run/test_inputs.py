@@ -106,7 +106,14 @@ def run_slowly(path: str, overrides: list[str], slow_ranks: str) -> list[int]:
 
 @pytest.mark.ranks
 @pytest.mark.slow
-@pytest.mark.parametrize("slow_ranks", ["01", "0", "1"], ids=["one node", "two nodes, 0 slow", "two nodes, 1 slow"])
+@pytest.mark.parametrize(
+    "slow_ranks",
+    [
+        pytest.param("01", id="one node", marks=pytest.mark.proof),
+        pytest.param("0", id="two nodes, 0 slow", marks=pytest.mark.proof),
+        pytest.param("1", id="two nodes, 1 slow"),
+    ],
+)
 def test_a_preparation_longer_than_dist_timeout_ends_no_run(tmp_path: Path, slow_ranks: str) -> None:
     overrides = [f"dist_timeout={DIST_TIMEOUT}", "train_loader.dataset.preprocessing_fn=tests.run.test_inputs:slowly"]
     overrides += ["train_loader.dataset.prepare_workers=1", "max_duration=2ba", "eval_loader=null", "save_folder=null"]

@@ -43,8 +43,7 @@ def without_references(tree: dict[str, Any]) -> dict[str, Any]:
 
 def pretrained_name(tree: dict[str, Any]) -> str | None:
     """The folder or hub name of the weights that a tree names."""
-    name = _model_of(tree).get("pretrained_model_name_or_path")
-    return name if isinstance(name, str) else None
+    return _text(tree, "pretrained_model_name_or_path")
 
 
 def with_values(tree: dict[str, Any], pretrained: Pretrained | None) -> dict[str, Any]:
@@ -53,8 +52,8 @@ def with_values(tree: dict[str, Any], pretrained: Pretrained | None) -> dict[str
     if not isinstance(written, dict):
         return tree
     below = _merge(pretrained.values if pretrained is not None else {}, PRESETS.get(_preset(tree), {}))
-    named = _model_of(tree).get("pretrained_model_name_or_path")
-    if isinstance(named, str) and pretrained not in (None, PENDING) and (folder := Path(named).expanduser()).is_dir():
+    named = pretrained_name(tree)
+    if named is not None and pretrained not in (None, PENDING) and (folder := Path(named).expanduser()).is_dir():
         # What is saved is read from other folders too.
         written = {**written, "pretrained_model_name_or_path": str(folder.absolute())}
     return {**tree, "model": _merge(below, written)}
@@ -109,8 +108,17 @@ def _model_of(tree: dict[str, Any]) -> dict[str, Any]:
 
 def _preset(tree: dict[str, Any]) -> str:
     """Its name; empty where there is none of the family."""
-    preset = _model_of(tree).get("preset")
-    return preset if isinstance(preset, str) and preset in PRESETS else ""
+    preset = _text(tree, "preset")
+    return preset if preset is not None and preset in PRESETS else ""
+
+
+def _text(tree: dict[str, Any], key: str) -> str | None:
+    """The text at a key of the model, by a reference too."""
+    model = tree.get("model")
+    value = model.get(key) if isinstance(model, dict) else "${"
+    if isinstance(value, str) and "${" in value:  # only then is the whole tree resolved, which takes time
+        value = _model_of(tree).get(key)
+    return value if isinstance(value, str) else None
 
 
 def _merge(base: Mapping[str, Any], over: Mapping[str, Any] | None) -> dict[str, Any]:
