@@ -138,11 +138,16 @@ class Problems:
             assert self._errors, "nothing that it follows from"
 
     def raise_if_any(self) -> None:
-        """A single error as it is, several as ConfigErrors."""
-        if len(self._errors) == 1:
-            raise self._errors[0]
-        if self._errors:
-            raise ConfigErrors([_within(error) for error in self._errors])
+        """As raise_together."""
+        raise_together(self._errors)
+
+
+def raise_together(errors: Sequence[ConfigError | DataError]) -> None:
+    """Raises a single error as it is, and several as ConfigErrors."""
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        raise ConfigErrors([_within(error) for error in errors])
 
 
 def _within(error: ConfigError | DataError) -> ConfigError:

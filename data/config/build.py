@@ -98,7 +98,7 @@ class Builder:
             value = {}
         if isinstance(value, dict):
             if section is None:
-                below = next((get_args(option)[1] for option in options if get_origin(option) is dict), Any)
+                below = _item_hint(options, dict)
                 return {str(name): self._cleaned(below, item, join(key, name)) for name, item in value.items()}
             hints = hints_of(section)
             return {
@@ -107,7 +107,7 @@ class Builder:
                 if self._counts(str(name), item, key, known=name in hints)
             }
         if isinstance(value, list):
-            below = next((get_args(option)[0] for option in options if get_origin(option) is list), Any)
+            below = _item_hint(options, list)
             return [self._cleaned(below, item, f"{key}[{index}]") for index, item in enumerate(value)]
         if isinstance(value, str) and not is_unicode(value):
             self.invalid.add(key)
@@ -180,10 +180,10 @@ class Builder:
             return self._valid_section(section, value, key)
         parts: Any = value
         if isinstance(value, dict):
-            below = next((get_args(option)[1] for option in options if get_origin(option) is dict), Any)
+            below = _item_hint(options, dict)
             parts = {name: self._valid_item(below, item, join(key, name)) for name, item in value.items()}
         elif isinstance(value, list):
-            below = next((get_args(option)[0] for option in options if get_origin(option) is list), Any)
+            below = _item_hint(options, list)
             parts = [self._valid_item(below, item, f"{key}[{index}]") for index, item in enumerate(value)]
         elif type(value) is int and float in options and int not in options:
             return float(value)
@@ -220,6 +220,11 @@ def _adapter(cls: type[Section]) -> TypeAdapter[Any]:
 
 def _stand_in(value: object) -> None:
     """Null in the place of UNRESOLVED. Whatever becomes of it, its section does not become whole."""
+
+
+def _item_hint(options: list[Any], container: type) -> Any:
+    """The type of the items, where one of the options is such a container."""
+    return next((get_args(option)[-1] for option in options if get_origin(option) is container), Any)
 
 
 def _takes(option: Any, value: object) -> bool:

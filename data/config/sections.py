@@ -23,7 +23,7 @@ from typing import (
     runtime_checkable,
 )
 
-from data.base.errors import ConfigError, ConfigErrors
+from data.base.errors import ConfigError, raise_together
 
 T = TypeVar("T")
 
@@ -91,9 +91,7 @@ def unchecked() -> Iterator[None]:
 
 def raise_defects(defects: Iterable[Defect]) -> None:
     """Raises ConfigError when there are any."""
-    errors = [ConfigError(defect.text, key=defect.key or None) for defect in defects]
-    if errors:
-        raise errors[0] if len(errors) == 1 else ConfigErrors(errors)
+    raise_together([ConfigError(defect.text, key=defect.key or None) for defect in defects])
 
 
 def partial(cls: type[Any], values: Mapping[str, Any]) -> Any:
