@@ -13,14 +13,16 @@ import tempfile
 import time
 import zipfile
 from pathlib import Path
-
-from torch.distributed.checkpoint.api import CheckpointException
+from typing import TYPE_CHECKING
 
 from data.base.errors import ConfigError, os_errors_named, plain_os_errors
 from data.base.paths import refuse_path
 from data.tokenization.tokenizer import Tokenizer
 from train.config.load import to_yaml
 from train.config.schema import TrainConfig
+
+if TYPE_CHECKING:
+    from torch.distributed.checkpoint.api import CheckpointException
 
 RECORD = "record.jsonl"
 """In a save folder: a line {batch, rows, tokens, versions} for each checkpoint, {batch, eval} for each evaluation."""
@@ -46,7 +48,7 @@ def is_complete(path: Path) -> bool:
     return (path / ".metadata").is_file() if path.is_dir() else path.is_file() and zipfile.is_zipfile(path)
 
 
-def first_failure(error: CheckpointException) -> str:
+def first_failure(error: "CheckpointException") -> str:
     """The first line of the first rank's reason."""
     return str(next(iter(error.failures.values()))[0]).partition("\n")[0]
 
@@ -98,9 +100,14 @@ def check_save_folder(folder: Path, config: TrainConfig) -> None:
 
 def check_writable(folder: Path, key: str) -> None:
     """Raises ConfigError when the folder that a key names cannot be written, or made."""
-    there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    there = existing_parent(folder)
     with os_errors_named(f"{key} {folder}", "written", hint="name another"), tempfile.TemporaryFile(dir=there):
         pass
+
+
+def existing_parent(folder: Path) -> Path:
+    """The folder, or the nearest one above it that is there."""
+    return next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
 
 
 def furnish_save_folder(folder: Path, config: TrainConfig, tokenizer: Tokenizer, *, resuming: bool) -> None:

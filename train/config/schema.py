@@ -254,6 +254,8 @@ class TrainConfig(Section):
     """Time between checkpoints."""
     save_num_checkpoints_to_keep: CountOrAll = -1
     """The newest checkpoints that are kept; -1 keeps all."""
+    save_keep_every: Count | None = None
+    """Besides the newest ones, every such checkpoint is kept: 10 keeps every tenth; null keeps none."""
     save_overwrite: bool = False
     """Checkpoints of an earlier run in save_folder may be overwritten."""
     autoresume: bool = False
