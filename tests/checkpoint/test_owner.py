@@ -244,7 +244,7 @@ def test_something_else_in_the_place_of_the_file(tmp_path: Path, make) -> None:
 def test_a_folder_in_the_place_of_the_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / LOCK_FILE).mkdir()
     check_unowned(tmp_path)
-    assert "cannot be written: Is a directory" in refusal(tmp_path)
+    assert refusal(tmp_path) == f"save_folder {tmp_path} cannot be written: Is a directory"
 
 
 def test_a_run_whose_folder_was_taken_over_saves_no_more_and_leaves_it_to_the_other(tmp_path: Path) -> None:

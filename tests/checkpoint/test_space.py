@@ -161,6 +161,15 @@ def test_a_file_system_that_does_not_say_what_is_free(tmp_path: Path, monkeypatc
     assert describe_space(load(tmp_path), tmp_path, None).endswith("all are kept")
 
 
+def test_a_folder_that_cannot_be_looked_into_is_a_configuration_error(tmp_path: Path, monkeypatch) -> None:
+    def refuse(path: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(shutil, "disk_usage", refuse)
+    with pytest.raises(ConfigError, match=f"save_folder {tmp_path} cannot be read: Permission denied"):
+        check_space(load(tmp_path), tmp_path, 1)
+
+
 def test_a_limit_on_the_size_of_files_is_compared_with_the_largest_of_a_rank(tmp_path: Path, monkeypatch) -> None:
     config = load(tmp_path)
     limit = file_bytes(config, 2)

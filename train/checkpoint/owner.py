@@ -171,7 +171,7 @@ def own(folder: Path, run_name: str) -> Iterator[Owner]:
     """
     record = _this_process(run_name)
     with (
-        os_errors_named(f"save_folder {folder}", "written", key="save_folder"),
+        os_errors_named(folder, "written", key="save_folder"),
         plain_os_errors(f"save_folder {folder}", "name another", needed_for=f"its {LOCK_FILE}", again="start again"),
     ):
         folder.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from data.base.console import logger
 from data.base.durations import Clock
-from data.base.errors import ConfigError
+from data.base.errors import ConfigError, os_errors_named
 from data.base.sizes import format_bytes
 from train.checkpoint.save_folder import checkpoints, existing_parent
 from train.config.schema import TrainConfig
@@ -122,7 +122,8 @@ def _most(config: TrainConfig, n_saves: int | None) -> int | None:
 
 def _free(folder: Path) -> int | None:
     """Bytes; None where the file system does not say."""
-    usage = shutil.disk_usage(existing_parent(folder))
+    with os_errors_named(folder, key="save_folder"):
+        usage = shutil.disk_usage(existing_parent(folder))
     return usage.free if usage.total else None
 
 
