@@ -38,15 +38,17 @@ def checkpoint_bytes(config: TrainConfig, world_size: int = 1) -> int:
 
 
 def file_bytes(config: TrainConfig, world_size: int) -> int:
-    """Of the largest file of a checkpoint: its tensors alone, so that what is refused could not have been written."""
-    shards, replicas = _shards(config, world_size), _replicas(config)
-    n_bytes = 0
+    """Of the largest file of a checkpoint: its tensors alone, so that what is refused could not have been written.
+
+    Of several replicas the first is saved, each rank's shards in a file of its own.
+    """
+    shards, n_bytes = _shards(config, world_size), 0
     for name, shape in trainable_shapes(config).items():
         kept = 1 if is_frozen(config, name) else 1 + n_moments(config.optimizer)
         # FSDP2 cuts along the first dimension, and the first rank has no smaller part than another.
         rows = -(-shape[0] // shards) if _is_sharded(config) else shape[0]
         n_bytes += _FP32 * kept * rows * math.prod(shape[1:])
-    return n_bytes // replicas if _is_sharded(config) else n_bytes
+    return n_bytes
 
 
 def count_saves(config: TrainConfig, clock: Clock) -> int:
@@ -143,12 +145,9 @@ def _is_sharded(config: TrainConfig) -> bool:
     return config.fsdp_config is not None and config.fsdp_config.state_dict_type == "sharded"
 
 
-def _replicas(config: TrainConfig) -> int:
-    return (config.fsdp_config.data_parallel_replicate_degree if config.fsdp_config is not None else None) or 1
-
-
 def _shards(config: TrainConfig, world_size: int) -> int:
-    return max(world_size // _replicas(config), 1)
+    replicas = config.fsdp_config.data_parallel_replicate_degree if config.fsdp_config is not None else None
+    return max(world_size // (replicas or 1), 1)
 
 
 def _ranks(world_size: int | None) -> int:
