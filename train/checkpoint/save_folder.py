@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING
 
 from data.base.errors import ConfigError, os_errors_named, plain_os_errors
 from data.base.paths import refuse_path
-from data.tokenization.tokenizer import Tokenizer
 from train.config.load import to_yaml
 from train.config.schema import TrainConfig
 
 if TYPE_CHECKING:
     from torch.distributed.checkpoint.api import CheckpointException
+
+    from data.tokenization.tokenizer import Tokenizer
 
 RECORD = "record.jsonl"
 """In a save folder: a line {batch, rows, tokens, versions} for each checkpoint, {batch, eval} for each evaluation."""
@@ -110,7 +111,7 @@ def existing_parent(folder: Path) -> Path:
     return next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
 
 
-def furnish_save_folder(folder: Path, config: TrainConfig, tokenizer: Tokenizer, *, resuming: bool) -> None:
+def furnish_save_folder(folder: Path, config: TrainConfig, tokenizer: "Tokenizer", *, resuming: bool) -> None:
     """Writes what belongs beside the checkpoints; deletes those that save_overwrite gives up. For one rank."""
     what, again = "config.yaml and the tokenizer", "start again"
     with plain_os_errors(f"save_folder {folder}", "name another", needed_for=what, again=again):

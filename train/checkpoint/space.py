@@ -1,4 +1,4 @@
-"""The space that checkpoints take, from the config alone, and whether there is so much. Imports no torch."""
+"""The space that checkpoints take, from the config alone, and whether there is so much. Imports no torch and no numpy."""
 
 import math
 import os
