@@ -14,13 +14,16 @@ import tempfile
 import time
 import zipfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from data.base.errors import ConfigError, os_errors_named, plain_os_errors
 from data.base.paths import refuse_path
-from data.tokenization.tokenizer import Tokenizer
 from train.checkpoint.storage.manifest import MANIFEST, METADATA, STATE, CorruptCheckpointError, Manifest
 from train.config.load import to_yaml
 from train.config.schema import TrainConfig
+
+if TYPE_CHECKING:
+    from data.tokenization.tokenizer import Tokenizer
 
 RECORD = "record.jsonl"
 """In a save folder: a line {batch, rows, tokens, versions} for each checkpoint, {batch, eval} for each evaluation."""
@@ -121,24 +124,41 @@ def check_save_folder(folder: Path, config: TrainConfig) -> None:
 
 def check_writable(folder: Path, key: str) -> None:
     """Raises ConfigError when the folder that a key names cannot be written, or made."""
-    there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    there = existing_parent(folder)
     with os_errors_named(f"{key} {folder}", "written", hint="name another"), tempfile.TemporaryFile(dir=there):
         pass
 
 
+def existing_parent(folder: Path) -> Path:
+    """The folder, or the nearest one above it that is there."""
+    return next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+
+
+def remove_leftovers(folder: Path) -> list[Path]:
+    """Deletes what killed runs have left half-written, and a link of earlier versions that nothing updates any more;
+    returns it. For one rank, whose run owns the folder."""
+    if not folder.is_dir():
+        return []
+    found = sorted(
+        path
+        for path in folder.iterdir()
+        if path.name.startswith(PART)
+        or path.name == "latest-rank0.pt"
+        or (_NAME.fullmatch(path.name) and not is_complete(path))
+    )
+    with plain_os_errors(f"save_folder {folder}", "name another"):
+        for path in found:
+            _delete(path)
+    return found
+
+
 def furnish_save_folder(
-    folder: Path, config: TrainConfig, tokenizer: Tokenizer, *, run_id: str, resuming: bool
-) -> list[str]:
-    """Writes what belongs beside the checkpoints; deletes those that save_overwrite gives up, and what killed runs have
-    left. For one rank. Returns what was deleted, in words."""
+    folder: Path, config: TrainConfig, tokenizer: "Tokenizer", *, run_id: str, resuming: bool
+) -> None:
+    """Writes what belongs beside the checkpoints; deletes those that save_overwrite gives up. For one rank."""
     what, again = "config.yaml and the tokenizer", "start again"
-    deleted = []
     with plain_os_errors(f"save_folder {folder}", "name another", needed_for=what, again=again):
         folder.mkdir(parents=True, exist_ok=True)
-        # First, because they take the space that the rest needs.
-        for path in _leftovers(folder):
-            _delete(path)
-            deleted.append(f"{path} (incomplete)")
         with tempfile.TemporaryDirectory(dir=folder, prefix=PART) as made:
             tokenizer.save_pretrained(Path(made) / "tokenizer", config.max_seq_len)
             (Path(made) / "config.yaml").write_text(to_yaml(config))
@@ -150,19 +170,6 @@ def furnish_save_folder(
             (folder / RECORD).unlink(missing_ok=True)
             for path in checkpoints(folder):
                 _delete(path)
-                deleted.append(f"{path} (save_overwrite)")
-    return deleted
-
-
-def _leftovers(folder: Path) -> list[Path]:
-    """What killed runs have left half-written, and a link of earlier versions that nothing updates any more."""
-    return sorted(
-        path
-        for path in folder.iterdir()
-        if path.name.startswith(PART)
-        or path.name == "latest-rank0.pt"
-        or (_NAME.fullmatch(path.name) and not is_complete(path))
-    )
 
 
 def _delete(path: Path) -> None:

@@ -13,15 +13,13 @@ from composer.utils import dist, get_device
 
 from data.base.console import logger
 from data.base.errors import DataError, is_full
-from train.callbacks.checkpoint_saver import CheckpointSaver, Saving
 from train.callbacks.generate import build_generate
 from train.callbacks.hf_checkpointer import build_hf_checkpointer
 from train.callbacks.remote_shards import RemoteShards
 from train.callbacks.run_record import RunRecord
 from train.callbacks.stream_monitor import StreamMonitor
-from train.checkpoint.retention import Retention
+from train.checkpoint.owner import Owner
 from train.checkpoint.save_folder import furnish_save_folder
-from train.config.load import to_yaml
 from train.config.schema import TrainConfig
 from train.distributed.first_rank import on_first_rank
 from train.distributed.process_group import initialize_dist, sharing_failures
@@ -33,6 +31,7 @@ from train.run.inputs import Inputs, describe, open_inputs, starting_from
 from train.run.loaders import build_eval_loader, build_train_loader
 from train.run.model import build_model
 from train.run.restore import restore
+from train.run.saving import build_savers, owned
 from train.run.trainer import build_trainer
 from train.weights.frozen_base import frozen_weights, note_base
 
@@ -65,21 +64,37 @@ def fit(
     composer_device = get_device(device or choose_device(config.device))
     with sharing_failures():
         inputs = _initialize(open_inputs(config) if inputs is None else inputs, config, composer_device)
-    precision = _precision(config, composer_device.name)
+    with owned(config, inputs) as owner:
+        _fit(config, inputs, owner, composer_device, callbacks, dtype)
+
+
+def _fit(
+    config: TrainConfig,
+    inputs: Inputs,
+    owner: Owner | None,
+    device: ComposerDevice,
+    callbacks: Sequence[Callback],
+    dtype: torch.dtype,
+) -> None:
+    precision = _precision(config, device.name)
     generate = build_generate(config, inputs.tokenizer, inputs.data.clock)
     hf_checkpointer = build_hf_checkpointer(
         config, inputs.data.clock, inputs.run_name, inputs.folder, resuming=inputs.resuming
     )
-    model = build_model(config, inputs, precision=precision, device=_torch_device(composer_device), dtype=dtype)
+    model = build_model(config, inputs, precision=precision, device=_torch_device(device), dtype=dtype)
     optimizer = build_optimizer(config.optimizer, model.model)
     inputs = restore(config, inputs, model.model, optimizer)
     # Behind the others: a batch's checkpoint has what they did, and what is done with it comes after.
-    saving = [*_savers(config, inputs), *_run_record(config, inputs), *([hf_checkpointer] if hf_checkpointer else [])]
+    saving = [
+        *build_savers(config, inputs, owner),
+        *_run_record(config, inputs),
+        *([hf_checkpointer] if hf_checkpointer else []),
+    ]
     trainer = build_trainer(
         config,
         model=model,
         optimizer=optimizer,
-        device=composer_device,
+        device=device,
         train_loader=build_train_loader(config, inputs),
         eval_loader=build_eval_loader(config, inputs),
         clock=inputs.data.clock,
@@ -144,28 +159,6 @@ def _data_callbacks(run: RunData) -> list[Callback]:
     return callbacks
 
 
-def _savers(config: TrainConfig, inputs: Inputs) -> list[Callback]:
-    if inputs.folder is None:
-        return []
-    start, interval = inputs.start, inputs.data.clock.batches(config.save_interval)
-    every = config.save_keep_every
-    saving = Saving(
-        folder=inputs.folder,
-        interval=interval,
-        last_batch=inputs.max_batches,
-        retention=Retention(
-            newest=config.save_num_checkpoints_to_keep, every=every * interval if every is not None else None
-        ),
-        gather=config.fsdp_config is not None and config.fsdp_config.state_dict_type == "full",
-        on_error=config.on_save_error,
-        run_id=inputs.run_id,
-        run_name=inputs.run_name,
-        config=to_yaml(config),
-    )
-    verified = start.path if start is not None and start.resuming and start.run_id is not None else None
-    return [CheckpointSaver(saving, verified=verified, check_owner=lambda: None)]
-
-
 def _run_record(config: TrainConfig, inputs: Inputs) -> list[Callback]:
     if inputs.folder is None:
         return []
@@ -174,9 +167,7 @@ def _run_record(config: TrainConfig, inputs: Inputs) -> list[Callback]:
 
 
 def _furnish(folder: Path, config: TrainConfig, inputs: Inputs) -> None:
-    deleted = furnish_save_folder(folder, config, inputs.tokenizer, run_id=inputs.run_id, resuming=inputs.resuming)
-    for what in deleted:
-        logger.info(f"deleted {what}")
+    furnish_save_folder(folder, config, inputs.tokenizer, run_id=inputs.run_id, resuming=inputs.resuming)
     if config.lora is not None:
         note_base(folder, frozen_weights(config, inputs.weights))
 

@@ -17,6 +17,7 @@ from data.mds.folder import MdsFolder
 from data.sources.source import Source
 from data.tokenization.build import build_tokenizer
 from data.tokenization.tokenizer import Tokenizer
+from train.checkpoint.owner import check_unowned
 from train.checkpoint.save_folder import check_writable, fill_in, local_folder, run_name_of
 from train.config.load import check_vocab
 from train.config.schema import TrainConfig
@@ -67,6 +68,8 @@ def open_inputs(config: TrainConfig, problems: Problems | None = None, *, rehash
         check_vocab(config, tokenizer.vocab_size)
     with problems.collect():
         folder = local_folder(config, run_name)
+        if folder is not None:
+            check_unowned(folder)
         start = find_start(config, folder)
     if (exports := config.callbacks.hf_checkpointer) is not None:
         key = "callbacks.hf_checkpointer.save_folder"
