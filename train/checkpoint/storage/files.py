@@ -19,6 +19,8 @@ from train.checkpoint.storage.manifest import (
     unreadable,
 )
 
+_READ_BLOCKS = 8
+"""Whole blocks that are read at once: more than what a disk reads ahead, and little enough for a processor's cache."""
 _KEPT_BLOCKS = 16
 """Blocks of which a part was read are kept for the parts beside it, so that none is read twice."""
 
@@ -33,7 +35,7 @@ class CheckpointFiles:
         if self.manifest is not None:
             check_files(checkpoint, self.manifest)
         self._verify = verify and self.manifest is not None
-        self._kept: OrderedDict[tuple[str, int], bytes] = OrderedDict()
+        self._kept: OrderedDict[tuple[str, int], bytearray] = OrderedDict()
         self._lock = Lock()
 
     @contextmanager
@@ -62,13 +64,13 @@ class CheckpointFiles:
             file.read_into(0, memoryview(data))
         return bytes(data)
 
-    def kept(self, name: str, number: int) -> bytes | None:
+    def kept(self, name: str, number: int) -> bytearray | None:
         with self._lock:
             if (data := self._kept.get((name, number))) is not None:
                 self._kept.move_to_end((name, number))
             return data
 
-    def keep(self, name: str, number: int, data: bytes) -> None:
+    def keep(self, name: str, number: int, data: bytearray) -> None:
         with self._lock:
             self._kept[name, number] = data
             while len(self._kept) > _KEPT_BLOCKS:
@@ -109,30 +111,39 @@ class VerifiedFile:
             return
         while len(out):
             number, skip = divmod(offset, BLOCK_BYTES)
-            n_bytes = min(BLOCK_BYTES, self.size - number * BLOCK_BYTES)
-            if n_bytes <= skip:
+            left = self.size - offset
+            if left <= 0:
                 raise CorruptCheckpointError(self._files.checkpoint, self.name, "ends too early")
-            if skip == 0 and len(out) >= n_bytes:
-                taken = n_bytes
-                self._fill(offset, out[:taken])
-                self._compare(number, out[:taken])
+            if skip == 0 and len(out) >= min(BLOCK_BYTES, left):
+                taken = self._read_blocks(offset, out[:left])
             else:
-                taken = min(n_bytes - skip, len(out))
-                out[:taken] = self._block(number, n_bytes)[skip : skip + taken]
+                block = memoryview(self._block(number, min(BLOCK_BYTES, left + skip)))[skip:]
+                taken = min(len(block), len(out))
+                out[:taken] = block[:taken]
             offset, out = offset + taken, out[taken:]
+
+    def _read_blocks(self, offset: int, out: memoryview) -> int:
+        """Fills `out` from the beginning of a block on with blocks alone; returns how many bytes these have."""
+        taken = min(len(out), _READ_BLOCKS * BLOCK_BYTES)
+        if offset + taken < self.size:
+            taken -= taken % BLOCK_BYTES  # only a file's last block is shorter
+        self._fill(offset, out[:taken])
+        for start in range(0, taken, BLOCK_BYTES):
+            self._compare((offset + start) // BLOCK_BYTES, out[start : min(start + BLOCK_BYTES, taken)])
+        return taken
 
     def drop_cache(self) -> None:
         """What is read next comes from the disk, where the system allows to ask for it."""
         if hasattr(os, "posix_fadvise"):  # macOS lacks it
             os.posix_fadvise(self._handle, 0, 0, os.POSIX_FADV_DONTNEED)
 
-    def _block(self, number: int, n_bytes: int) -> bytes:
+    def _block(self, number: int, n_bytes: int) -> bytearray:
+        """Is not written to."""
         data = self._files.kept(self.name, number)
         if data is None:
-            buffer = bytearray(n_bytes)
-            self._fill(number * BLOCK_BYTES, memoryview(buffer))
-            self._compare(number, memoryview(buffer))
-            data = bytes(buffer)
+            data = bytearray(n_bytes)
+            self._fill(number * BLOCK_BYTES, memoryview(data))
+            self._compare(number, memoryview(data))
             self._files.keep(self.name, number, data)
         return data
 

@@ -1,13 +1,18 @@
 """torch's writer of sharded checkpoints, which hashes what it writes while it writes it."""
 
 import io
+import math
 import os
 from collections.abc import Generator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch.distributed.checkpoint.filesystem import FileSystem, FileSystemWriter
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteItem
+from torch.distributed.checkpoint.storage import WriteResult
+from torch.futures import Future
 
 from train.checkpoint.storage.digests import Digester, FileDigest
 
@@ -23,6 +28,10 @@ class HashingWriter(FileSystemWriter):
         super().__init__(folder)
         self.fs = self._files = _HashingFiles()
 
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        """Small tensors first: what every rank reads, such as Adam's steps, lies in few blocks, each verified as a whole."""
+        return super().write_data(replace(plan, items=sorted(plan.items, key=_numel)), planner)
+
     @property
     def digests(self) -> dict[str, FileDigest]:
         return {name: digester.digest() for name, digester in self._files.digesters.items()}
@@ -30,6 +39,10 @@ class HashingWriter(FileSystemWriter):
     @property
     def error(self) -> OSError | None:
         return self._files.error
+
+
+def _numel(item: WriteItem) -> int:
+    return math.prod(item.tensor_data.chunk.sizes) if item.tensor_data is not None else 0
 
 
 class _HashingFiles(FileSystem):
