@@ -40,7 +40,7 @@ def _without(inputs: Inputs, config: TrainConfig, start: Start, error: CorruptCh
     found = [chosen[0] if chosen else None]
     dist.broadcast_object_list(found, src=0)
     for line in passed_over(found[0]) if found[0] is not None else ():
-        logger.warning(line)
+        logger.info(line)
     return starting_from(inputs, config, inputs.run_name, found[0])
 
 
