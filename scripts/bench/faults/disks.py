@@ -1,0 +1,216 @@
+"""Disks that are full, read-only or limited, and folders that two runs want."""
+
+import json
+import os
+import resource
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from pathlib import Path
+
+from scripts.bench.faults.processes import Ended, Running
+from scripts.bench.faults.runs import LAST, REFUSED, SAME, SAVED, SKIPPED, WRONG, Case, Lab, refusal
+
+_MIB = 1 << 20
+_BATCH = SAVED[1]
+"""Whose checkpoint cannot be saved."""
+_STOPPED = "refused with path and reason, nothing left, resumes to the same model"
+_WARNED = "a warning, nothing left, the same model"
+_REFUSED = "refused before training, with path and reason"
+_OWNED = "refused, the owner named"
+_TAKEN = "taken over, the same model"
+
+
+@contextmanager
+def _small_disk(folder: Path) -> Iterator[bool]:
+    """A file system of 32 MB at the folder; False where this user cannot make one."""
+    command = ["mount", "-t", "tmpfs", "-o", f"size={32 * _MIB}", "tmpfs", str(folder)]
+    mounted = shutil.which("mount") is not None and not subprocess.run(command, capture_output=True).returncode
+    try:
+        yield mounted
+    finally:
+        if mounted:
+            subprocess.run(["umount", str(folder)], check=True)
+
+
+def _during(before: Callable[[], None], after: Callable[[], None], *, unforeseen: bool) -> None:
+    """In the process of a run: while the checkpoint of _BATCH is saved. unforeseen: free space is not looked at."""
+    from train.callbacks.checkpoint_saver import CheckpointSaver
+    from train.checkpoint import save
+
+    real = CheckpointSaver.batch_checkpoint
+
+    def batch_checkpoint(self: CheckpointSaver, state, logger) -> None:
+        here = state.timestamp.batch.value == _BATCH
+        if here:
+            before()
+        try:
+            real(self, state, logger)
+        finally:
+            if here:
+                after()
+
+    CheckpointSaver.batch_checkpoint = batch_checkpoint
+    if unforeseen:
+        save.n_bytes = lambda tensors: 0
+        save._OVERHEAD = 0
+
+
+def _fill(folder: Path) -> None:
+    left = 300_000
+    (folder / "filler").write_bytes(bytes(shutil.disk_usage(folder).free - left))
+
+
+def _full(folder: Path, unforeseen: bool) -> None:
+    _during(partial(_fill, folder), (folder / "filler").unlink, unforeseen=unforeseen)
+
+
+def _read_only(folder: Path) -> None:
+    _during(partial(_remount, folder, "ro"), partial(_remount, folder, "rw"), unforeseen=False)
+
+
+def _remount(folder: Path, how: str) -> None:
+    subprocess.run(["mount", "-o", f"remount,{how}", str(folder)], check=True)
+
+
+def _limit_files(n_bytes: int) -> None:
+    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (hard if n_bytes < 0 else n_bytes, hard))
+
+
+def _limited() -> None:
+    _during(partial(_limit_files, 200_000), partial(_limit_files, -1), unforeseen=False)
+
+
+def _saving(hook: Callable[[Path], Callable[[], None]], words: tuple[str, ...], mount: bool, lab: Lab) -> Iterator[str]:
+    """A run whose save of _BATCH fails: with on_save_error stop, and then warn."""
+    for policy in ("stop", "warn"):
+        disk = lab.new()
+        with _small_disk(disk) if mount else nullcontext(True) as possible:
+            if not possible:
+                yield SKIPPED
+                return
+            run = disk / "run"
+            ended = lab.resume(run, f"on_save_error={policy}", hook=hook(disk))
+            yield (_after_a_stop if policy == "stop" else _after_a_warning)(lab, ended, run, words)
+
+
+def _after_a_stop(lab: Lab, ended: Ended, run: Path, words: tuple[str, ...]) -> str:
+    if ended.code == 0:
+        return "not noticed"
+    if (seen := refusal(ended, str(run), *words)) != REFUSED:
+        return str(seen)
+    if (left := _left(run, [SAVED[0]])) is not None:
+        return left
+    again = lab.outcome(lab.resume(run), run)
+    return _STOPPED if again == SAME else f"then {again}"
+
+
+def _after_a_warning(lab: Lab, ended: Ended, run: Path, words: tuple[str, ...]) -> str:
+    if ended.code != 0:
+        return str(refusal(ended))
+    if not all(word in ended.text for word in ("warning: ", str(run), *words)):
+        return "no warning with path and reason"
+    if (left := _left(run, [SAVED[0], SAVED[2], LAST])) is not None:
+        return left
+    return _WARNED if lab.exported(run) == lab.model(1) else WRONG
+
+
+def _left(run: Path, batches: list[int]) -> str | None:
+    """What is there besides these checkpoints, or is missing."""
+    names = sorted(path.name for path in run.iterdir() if path.name.startswith((".part", "ep")))
+    return None if names == [f"ep0-ba{batch}" for batch in batches] else f"{names} there"
+
+
+def _at_the_start(ended: Ended, run: Path, reason: str) -> str:
+    seen = refusal(ended, str(run), reason)
+    return _REFUSED if seen == REFUSED and not list(run.glob("ep*")) else str(seen)
+
+
+def _no_room(lab: Lab) -> Iterator[str]:
+    disk = lab.new()
+    with _small_disk(disk) as mounted:
+        if not mounted:
+            yield SKIPPED
+            return
+        _fill(disk)
+        ended = lab.resume(disk / "run")
+        yield _at_the_start(ended, disk / "run", "free")
+
+
+def _small_files(lab: Lab) -> Iterator[str]:
+    run = lab.new() / "run"
+    ended = lab.resume(run, hook=partial(_limit_files, 200_000))
+    yield _at_the_start(ended, run, "ulimit -f")
+
+
+def _read_only_from_the_start(lab: Lab) -> Iterator[str]:
+    disk = lab.new()
+    with _small_disk(disk) as mounted:
+        if not mounted:
+            yield SKIPPED
+            return
+        _remount(disk, "ro")
+        ended = lab.resume(disk / "run")
+        yield _at_the_start(ended, disk / "run", "Read-only")
+
+
+def _sleep_in_a_batch() -> None:
+    """In the process of a run, before the checkpoint of _BATCH is saved."""
+    _during(partial(time.sleep, 120), lambda: None, unforeseen=False)
+
+
+def _two_runs(kill: bool, lab: Lab) -> Iterator[str]:
+    run = lab.new() / "run"
+    flags = (lab.config, f"save_folder={run}", f"max_duration={LAST}ba", "autoresume=true")
+    first = Running("train.py", flags, 1, _sleep_in_a_batch)
+    try:
+        deadline = time.monotonic() + 60
+        while not (run / f"ep0-ba{SAVED[0]}").exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        owner = json.loads((run / ".owner.json").read_bytes())["pid"]
+        if not kill:
+            ended = lab.resume(run)
+            named = owner == first.pid and f"pid {owner}" in ended.text and os.uname().nodename in ended.text
+            yield _OWNED if ended.code == 2 and named else f"exit code {ended.code}"
+    finally:
+        first.kill()
+    if kill:
+        ended = lab.resume(run)
+        seen = lab.outcome(ended, run)
+        yield _TAKEN if seen == SAME and f"pid {owner}" in ended.text else seen
+
+
+CASES: Mapping[str, Case] = {
+    case.name: case
+    for case in (
+        Case("two runs in one save folder", (_OWNED,), partial(_two_runs, False)),
+        Case("lock of a killed run", (_TAKEN,), partial(_two_runs, True)),
+        Case("no room for a checkpoint at the start", (_REFUSED,), _no_room),
+        Case(
+            "full disk before a save, stop and warn",
+            (_STOPPED, _WARNED),
+            partial(_saving, lambda disk: partial(_full, disk, False), ("free",), True),
+        ),
+        Case(
+            "disk full during a save, stop and warn",
+            (_STOPPED, _WARNED),
+            partial(_saving, lambda disk: partial(_full, disk, True), ("free",), True),
+        ),
+        Case("read-only disk at the start", (_REFUSED,), _read_only_from_the_start),
+        Case(
+            "disk read-only during a save, stop and warn",
+            (_STOPPED, _WARNED),
+            partial(_saving, lambda disk: partial(_read_only, disk), ("Read-only",), True),
+        ),
+        Case("file-size limit at the start", (_REFUSED,), _small_files),
+        Case(
+            "file-size limit during a save, stop and warn",
+            (_STOPPED, _WARNED),
+            partial(_saving, lambda disk: _limited, ("so large a file",), False),
+        ),
+    )
+}

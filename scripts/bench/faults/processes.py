@@ -1,0 +1,167 @@
+"""The commands of this project in processes that are forked from one that has imported the libraries.
+
+What a user would see is kept: exit code, and stdout and stderr together. A command takes a second or two, not fifteen.
+"""
+
+import multiprocessing
+import os
+import runpy
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[3]
+
+_PRELOADED = ["composer", "transformers", "streaming", "tiktoken", "omegaconf", "train.main", "train.run.fit"]
+_OTHERS_SECONDS = 2.0
+"""What other ranks have left once one has failed; a launcher ends them too."""
+_context = multiprocessing.get_context("forkserver")
+
+
+def prepare() -> None:
+    """Before the first command: what the processes are forked from."""
+    path = os.environ.get("PYTHONPATH")
+    os.environ.update(
+        PYTHONPATH=os.pathsep.join(filter(None, [str(ROOT), path])),
+        OMP_NUM_THREADS="1",
+        CUDA_VISIBLE_DEVICES="",
+        HF_HUB_OFFLINE="1",
+    )
+    _context.set_forkserver_preload([*_PRELOADED, __name__])
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What a command ended with."""
+
+    code: int | None
+    """None: it did not end in time, and was killed."""
+    text: str
+    """What it printed on all ranks."""
+
+    @property
+    def crashed(self) -> bool:
+        return "Traceback (most recent call last)" in self.text
+
+
+class Running:
+    """A command on its ranks."""
+
+    def __init__(self, script: str, arguments: Sequence[str], ranks: int, hook: Callable[[], None] | None) -> None:
+        self._folder = Path(tempfile.mkdtemp())
+        port = _free_port()
+        self._ranks: list[Any] = [
+            _context.Process(target=_rank, args=(self._folder / f"{rank}", rank, ranks, port, script, arguments, hook))
+            for rank in range(ranks)
+        ]
+        for process in self._ranks:
+            process.start()
+
+    @property
+    def pid(self) -> int:
+        """Of rank 0."""
+        return self._ranks[0].pid
+
+    def wait(self, seconds: float) -> Ended:
+        deadline, failed = time.monotonic() + seconds, None
+        while any(process.is_alive() for process in self._ranks):
+            now = time.monotonic()
+            if failed is None and any(process.exitcode for process in self._ranks):
+                failed = now
+            if now > deadline or (failed is not None and now > failed + _OTHERS_SECONDS):
+                break
+            time.sleep(0.02)
+        late = failed is None and any(process.is_alive() for process in self._ranks)
+        codes = [process.exitcode for process in self._ranks]
+        self.kill()
+        code = None if late else next((code for code in codes if code), 0)
+        text = "".join(path.read_text(errors="replace") for path in sorted(self._folder.iterdir()))
+        shutil.rmtree(self._folder)
+        return Ended(code, text)
+
+    def kill(self) -> None:
+        """With the processes that they have started: each rank leads a group of its own."""
+        for process in self._ranks:
+            if process.is_alive():
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+            process.join()
+
+
+def run(
+    script: str,
+    *arguments: str,
+    ranks: int = 1,
+    hook: Callable[[], None] | None = None,
+    seconds: float = 180,
+) -> Ended:
+    """A script of this project, such as `scripts/generate.py`, on each rank. hook is called first, in each process."""
+    return Running(script, arguments, ranks, hook).wait(seconds)
+
+
+def _free_port() -> int:
+    """Below the range from which the system takes ports by itself, so that nothing slips in before rank 0 listens."""
+    number = os.getpid() + time.monotonic_ns() // 1000
+    while True:
+        port = 20000 + number % 10000
+        with socket.socket() as sock:
+            if sock.connect_ex(("127.0.0.1", port)):
+                return port
+        number += 1
+
+
+def _rank(
+    log: Path,
+    rank: int,
+    ranks: int,
+    port: int,
+    script: str,
+    arguments: Sequence[str],
+    hook: Callable[[], None] | None,
+) -> None:
+    os.setsid()
+    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(handle, 1)
+    os.dup2(handle, 2)
+    os.environ.update(_variables(rank, ranks, port))
+    import torch
+
+    torch.set_num_threads(1)
+    # A child of the fork server would start its own children by another one; a real rank forks them.
+    multiprocessing.set_start_method("fork", force=True)
+    sys.argv = [script, *arguments]
+    code: Any = 0
+    try:
+        if hook is not None:
+            hook()
+        runpy.run_path(str(ROOT / script), run_name="__main__")
+    except SystemExit as end:
+        code = end.code or 0
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Without the exit handlers, which would wait for other ranks.
+    os._exit(code if isinstance(code, int) else 1)
+
+
+def _variables(rank: int, ranks: int, port: int) -> Mapping[str, str]:
+    return {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(ranks),
+        "LOCAL_WORLD_SIZE": str(ranks),
+        "NODE_RANK": "0",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }

@@ -1,0 +1,173 @@
+"""Small real runs, made once: each fault gets a copy of one, and what comes of it is compared with the run without."""
+
+import base64
+import hashlib
+import itertools
+import json
+import random
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from scripts.bench.faults.processes import Ended, run
+
+SAVED, LAST = (2, 4, 6), 8
+"""A run has checkpoints after these batches, and is resumed to the last."""
+
+_WORDS = ("amber", "birch", "cedar", "delta", "ember", "fjord", "grove", "haven")
+
+# What a fault can end with.
+SAME = "the same model"
+FELL_BACK = "named, fell back, the same model"
+REFUSED = "refused, named"
+UNNAMED = "refused, not named"
+CRASHED = "a traceback"
+WRONG = "another model"
+SILENT = "fell back without a name"
+NO_END = "no end"
+SKIPPED = "not possible here"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A fault, done once or several times."""
+
+    name: str
+    expected: tuple[str, ...]
+    """What may be seen."""
+    trials: Callable[["Lab"], Iterator[str]]
+    """What was seen, each time."""
+
+
+class Lab:
+    """Folders of runs below a temporary folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self._numbers = folder, itertools.count()
+        self.config = write_input(folder)
+        self._runs: dict[tuple[int, int], Path] = {}
+        self._models: dict[int, str] = {}
+
+    def new(self) -> Path:
+        """A new folder."""
+        folder = self.folder / f"{next(self._numbers):04}"
+        folder.mkdir()
+        return folder
+
+    def copy(self, ranks: int = 1, seed: int = 17) -> Path:
+        """The save folder of a run of so many ranks, with three checkpoints, as a copy to break."""
+        key = ranks, seed
+        if key not in self._runs:
+            folder = self.new() / "run"
+            flags = (f"save_folder={folder}", f"max_duration={SAVED[-1]}ba", f"seed={seed}")
+            _succeeded(run("train.py", self.config, *flags, ranks=ranks))
+            self._runs[key] = folder
+        copy = self.new() / "run"
+        shutil.copytree(self._runs[key], copy, symlinks=True)
+        return copy
+
+    def resume(
+        self, save_folder: Path, *overrides: str, ranks: int = 1, hook: Callable[[], None] | None = None
+    ) -> Ended:
+        """Goes on with a run, to its last batch."""
+        flags = (f"save_folder={save_folder}", f"max_duration={LAST}ba", "autoresume=true", *overrides)
+        return run("train.py", self.config, *flags, ranks=ranks, hook=hook)
+
+    def model(self, ranks: int) -> str:
+        """The hash of what a run exports in which nothing was broken, from its beginning to its end."""
+        if ranks not in self._models:
+            folder = self.new() / "run"
+            _succeeded(run("train.py", self.config, f"save_folder={folder}", f"max_duration={LAST}ba", ranks=ranks))
+            self._models[ranks] = self.exported(folder)
+        return self._models[ranks]
+
+    def exported(self, save_folder: Path) -> str:
+        """The hash of the newest checkpoint's export."""
+        output = self.new() / "hf"
+        _succeeded(self.export(save_folder, output))
+        files = sorted(output.glob("*.safetensors"))
+        return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+    def export(self, checkpoint: Path, output: Path) -> Ended:
+        flags = ("--composer_path", str(checkpoint), "--hf_output_path", str(output), "--no-verify")
+        return run("scripts/convert_checkpoint_to_hf.py", *flags)
+
+    def outcome(self, ended: Ended, save_folder: Path, *names: str, ranks: int = 1) -> str:
+        """What a resumed run has come to; all names are to be in what it printed."""
+        if (seen := refusal(ended, *names)) is not None:
+            return seen
+        if self.exported(save_folder) != self.model(ranks):
+            return WRONG
+        if "resumes from" not in ended.text:
+            return SAME
+        return FELL_BACK if all(name in ended.text for name in names) else SILENT
+
+
+def refusal(ended: Ended, *names: str) -> str | None:
+    """How a command has failed; None when it has not."""
+    if ended.code is None:
+        return NO_END
+    if ended.crashed:
+        return CRASHED
+    if ended.code:
+        return REFUSED if all(name in ended.text for name in names) else UNNAMED
+    return None
+
+
+def _succeeded(ended: Ended) -> None:
+    if ended.code != 0:
+        raise RuntimeError(f"a run without a fault has failed ({ended.code}):\n{ended.text}")
+
+
+def write_input(folder: Path) -> str:
+    """Writes train.jsonl, other.jsonl, vocab.tiktoken and config.yaml, with dropout; returns the config's path."""
+    for seed, name in enumerate(("train", "other")):
+        draw, lines = random.Random(seed), []
+        for _ in range(400):
+            words = draw.choices(_WORDS, k=draw.randint(1, 6))
+            lines.append(json.dumps({"prompt": " ".join(words) + "\n", "response": " ".join(reversed(words))}))
+        (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+    vocab = "".join(f"{base64.b64encode(bytes([byte])).decode()} {byte}\n" for byte in range(256))
+    (folder / "vocab.tiktoken").write_text(vocab)
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(_config(folder), sort_keys=False))
+    return str(path)
+
+
+def _config(folder: Path) -> dict:
+    dataset = {
+        "hf_name": "json",
+        "hf_kwargs": {"data_files": str(folder / "train.jsonl")},
+        "max_seq_len": 128,
+        "cache_dir": str(folder / "cache"),
+    }
+    return {
+        "run_name": "toy",
+        "max_seq_len": 128,
+        "model": {
+            "preset": "tiny",
+            "d_model": 32,
+            "n_layers": 2,
+            "vocab_size": 320,
+            "attn_config": {"attn_pdrop": 0.1},
+            "ffn_config": {"ffn_hidden_size": 48, "moe_num_experts": 4, "moe_top_k": 2, "moe_jitter_eps": 0.05},
+            "resid_pdrop": 0.1,
+            "emb_pdrop": 0.1,
+        },
+        "tokenizer": {"name": "tiktoken", "kwargs": {"vocab_file": str(folder / "vocab.tiktoken")}},
+        "train_loader": {"name": "finetuning", "dataset": dataset, "num_workers": 0},
+        "optimizer": {"name": "adamw", "lr": 3e-3, "weight_decay": 0.1},
+        # Does not depend on max_duration, which is raised for a resume.
+        "scheduler": {"name": "constant_with_warmup", "t_warmup": "2ba"},
+        "algorithms": {"gradient_clipping": {"clipping_type": "norm", "clipping_threshold": 1.0}},
+        "global_train_batch_size": 8,
+        "device_train_microbatch_size": 2,
+        "precision": "fp32",
+        "device": "cpu",
+        "save_interval": "2ba",
+        "progress_bar": False,
+        "log_to_console": False,
+    }
