@@ -67,6 +67,6 @@ class FullCheckpoint:
             if isinstance(out, DTensor):
                 shape, offsets = compute_local_shape_and_global_offset(out.shape, out.device_mesh, out.placements)
                 part = whole[tuple(slice(start, start + n) for start, n in zip(offsets, shape, strict=True))]
-                out.to_local().copy_(part)
+                out.detach().to_local().copy_(part)
             else:
-                out.copy_(whole)
+                out.detach().copy_(whole)

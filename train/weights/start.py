@@ -11,7 +11,7 @@ from train.checkpoint.load import open_checkpoint
 from train.checkpoint.reader import CheckpointReader
 from train.checkpoint.save_folder import check_identity, check_save_folder, checkpoints, is_complete
 from train.checkpoint.state import RunState, read_state
-from train.checkpoint.storage.manifest import MANIFEST, CorruptCheckpointError
+from train.checkpoint.storage.manifest import CONFIG, MANIFEST, CorruptCheckpointError
 from train.config.load import load_saved_config
 from train.config.schema import TrainConfig
 from train.hf.config_json import at
@@ -92,6 +92,8 @@ def _stopped(error: CorruptCheckpointError) -> ConfigError:
 def _open(path: Path, config: TrainConfig, corrupt: Sequence[CorruptCheckpointError]) -> Start:
     check_start(path, config, "autoresume", whole_state=True)
     checkpoint = open_checkpoint(path)
+    if isinstance(checkpoint, CheckpointReader) and checkpoint.manifest is not None:
+        checkpoint.read_file(CONFIG)  # `check_start` has used it
     run_id = checkpoint.manifest.run_id if checkpoint.manifest is not None else None
     return Start(path=path, state=read_state(checkpoint), resuming=True, run_id=run_id, corrupt=tuple(corrupt))
 
