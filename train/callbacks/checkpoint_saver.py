@@ -107,7 +107,7 @@ class CheckpointSaver(Callback):
         except (ConfigError, DataError) as error:
             if self.saving.on_error == "stop" or batch == self.saving.last_batch:
                 raise
-            console.warning(f"warning: {error}. The run continues without this checkpoint (on_save_error: warn)")
+            console.warning(f"{error}. The run continues without this checkpoint (on_save_error: warn)")
 
     def _prune(self, checkpoint: Path, batch: int, files: tuple[str, ...]) -> None:
         """Deletes what is superseded, unless nothing would be left that is known to be right."""
@@ -122,7 +122,7 @@ class CheckpointSaver(Callback):
             # Each rank reads what it has written, from the disk and not from memory.
             errors = dist.all_gather_object(_verify(checkpoint, files))
             if corrupt := [error for error in errors if error is not None]:
-                console.warning(f"warning: {corrupt[0]}. The checkpoints before it are kept")
+                console.warning(f"{corrupt[0]}. The checkpoints before it are kept")
                 return
             self._verified.add(checkpoint)
         if superseded:
