@@ -140,12 +140,13 @@ def redacted(text: str) -> str:
     if not (secrets := _secrets(text)):
         return text
     result = _replaced(text, secrets, HIDDEN)
-    # Libraries quote parts of an address: Invalid bucket name "KEY:SECRET@bucket".
-    logins = [match["secret"] for match in _LOGIN.finditer(text)]
-    parts = {part for login in logins if ":" in login for part in (login, login.partition(":")[2])}
-    for part in sorted(parts, key=len, reverse=True):
-        if len(part) >= _LONG:
-            result = result.replace(part, HIDDEN)
+    # Libraries quote parts of an address, such as `Invalid bucket name "KEY:SECRET@bucket"`, or what is before a /.
+    for match in _LOGIN.finditer(text):
+        login = match["secret"]
+        _, colon, password = login.partition(":")
+        for part in (login, password, *password.split("/")) if colon else ():
+            if len(part) >= _LONG:
+                result = result.replace(part, HIDDEN)
     return result
 
 

@@ -6,20 +6,19 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from data.base.redaction import HIDDEN, is_secret_name, redacted, variable_of, without_secrets
-from data.config.sections import join
+from data.config.sections import Section, join
 from train.config.reading.interpolation import escaped
-from train.config.schema import TrainConfig
 
 _LEFT_OUT = "# Secrets are left out of this file; a run that is started with it takes them from the environment:\n"
 _NOWHERE = "in no variable, write it on the command line"
 
 
-def masked_yaml(config: TrainConfig) -> str:
+def masked_yaml(config: Section) -> str:
     """The config as it is shown: *** in the place of each secret."""
     return _yaml(_mask(config))
 
 
-def saved_yaml(config: TrainConfig) -> str:
+def saved_yaml(config: Section) -> str:
     """The config as it is saved and read again: without secrets, which a comment at the top names with the environment
     variables that take their place."""
     left_out: dict[str, list[str]] = {}
