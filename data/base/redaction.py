@@ -93,7 +93,10 @@ _NO_SECRET = re.compile(r"null|none|true|false|~|\d{1,3}|[$<[].*|", re.IGNORECAS
 """What may stand beside the name of a secret: nothing, a switch, a variable of the shell, or `<|endoftext|>`."""
 
 _BY_SHAPE: tuple[tuple[str, re.Pattern[str]], ...] = (
-    ("HF_TOKEN", re.compile(r"(?<![A-Za-z0-9])(?:hf|api_org)_(?P<secret>[A-Za-z0-9]{16,})")),
+    (
+        "HF_TOKEN",  # hf_checkpointer is a key
+        re.compile(r"(?<![A-Za-z0-9])(?:hf|api_org)_(?P<secret>(?=[a-z]*[A-Z0-9]|[a-z]{16})[A-Za-z0-9]{12,})"),
+    ),
     (AWS_KEYS, re.compile(r"(?<![A-Za-z0-9])A[KS]IA(?P<secret>[A-Z0-9]{16})(?![A-Za-z0-9])")),
     (AWS_KEYS, re.compile(r"A[KS]IA[A-Z0-9]{16}[\s:,;|]{1,3}(?P<secret>[A-Za-z0-9/+]{40})(?![A-Za-z0-9/+])")),
     ("WANDB_API_KEY", re.compile(r"(?<![A-Za-z0-9])local-(?P<secret>[0-9a-f]{40})(?![0-9a-z])")),

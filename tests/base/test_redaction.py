@@ -37,7 +37,7 @@ NO_SECRETS = [
     "num_memory_tokens: 64, max_new_tokens=3, tokenizer: gpt2, eos_token='</s>', pad_token: <pad>",
     "key: a, sort_key=b, {'key': 'value'}, kv_n_heads=2, clip_qkv: 8",
     f"commit {HEX} of wandb",
-    "hf_checkpointer hf_kwargs.data_files hf://datasets/a/b@main/x",
+    "hf_checkpointer hf_checkpointer_of_mine hf_llama31b hf_kwargs.data_files hf://datasets/a/b@main/x",
     "http://localhost:8080/a@b ann@host oci://bucket@namespace/x sftp://ann@host/x",
     "token: 5 is unknown: the token is '<|im_end|>'; use_auth_token: true, hf_token=$HF_TOKEN, api_key: null",
     "    token = read(path) if token == 'x' else ranks[token]",

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.helpers.mds_folders import shorten_waits
 from tests.helpers.toy_run import write_toy_run
 from train.main import main
 
@@ -39,6 +40,7 @@ def test_secrets_are_nowhere_and_the_saved_config_starts_again(
     assert main([str(given), *overrides, "eval_loader=null"]) == 0
     saved = Path("saved/config.yaml")
     assert main([str(saved), "autoresume=true", "max_duration=2ba"]) == 0
+    shorten_waits(monkeypatch)
     for wrong in INVALID:
         assert main([str(given), wrong]) == 2
     out, err = capsys.readouterr()
