@@ -10,7 +10,6 @@ import pytest
 from composer.core import Callback, State
 from composer.loggers import Logger
 from composer.utils import dist
-from torch.distributed.checkpoint.filesystem import FileSystem
 
 from data.base.errors import ConfigError, DataError, os_error, plain_os_errors
 from data.mixing.row_plan import RowPlan
@@ -19,6 +18,7 @@ from tests.helpers.ranks import run_ranks
 from tests.helpers.toy_run import write_toy_run
 from train.callbacks.run_record import RunRecord
 from train.checkpoint.save_folder import checkpoints, furnish_save_folder
+from train.checkpoint.storage.writer import HashingWriter
 from train.config.load import load_config, read_config
 from train.run.fit import fit
 
@@ -35,7 +35,7 @@ class Refuse(Callback):
         if self.how == "size":
             _limit(50_000)
         elif dist.get_global_rank() == 1:
-            self.patch.setattr(FileSystem, "create_stream", _no_space)
+            self.patch.setattr(HashingWriter, "write_data", _no_space)
 
 
 def _limit(n_bytes: int | None) -> None:
@@ -67,7 +67,7 @@ SIZE, SPACE = "cannot take so large a file", "has no space left"
 CASES = {
     "size": ("size", SIZE, [], ["ep0-ba2", "ep0-ba4"]),
     "space": ("space", SPACE, [], ["ep0-ba2", "ep0-ba4"]),
-    "full": ("size", SIZE, ["fsdp_config=null"], ["ep0-ba2-rank0.pt", "ep0-ba4-rank0.pt"]),
+    "full": ("size", SIZE, ["fsdp_config=null"], ["ep0-ba2", "ep0-ba4"]),
 }
 
 
@@ -109,7 +109,7 @@ def test_what_stands_beside_the_checkpoints_is_refused_as_plainly(tmp_path: Path
     folder, tokenizer = tmp_path / "save", cast(Tokenizer, NoSpace())
     config = load_config(write_toy_run(tmp_path)).config
     with pytest.raises(DataError, match=r"save has no space left for config.yaml and the tokenizer: free some and"):
-        furnish_save_folder(folder, config, tokenizer, resuming=False)
+        furnish_save_folder(folder, config, tokenizer, run_id="a", resuming=False)
     assert list(folder.iterdir()) == []
     record = RunRecord(tmp_path / "gone", cast(RowPlan, None), 4, 8)
     with pytest.raises(ConfigError, match=r"gone cannot be written for record.jsonl .*No such file"):

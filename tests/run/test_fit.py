@@ -114,7 +114,6 @@ def test_a_changed_past_is_refused_and_leaves_the_save_folder_as_it_was(tmp_path
         "autoresume=true model.attn_config.rope_theta=777": "model.attn_config.rope_theta was 500.0, now 777.0",
         "autoresume=true model.n_layers=1": "does not hold the DBRX of this config's model: transformer.blocks.1.",
         "autoresume=true model.d_model=64": "transformer.wte.weight is [320, 32], not [320, 64]",
-        "autoresume=true fsdp_config=null": "a sharded checkpoint, but this run reads and writes full ones",
         "autoresume=true optimizer.name=sgd": "cannot be loaded into this run",
         "save_overwrite=true optimizer.freeze=['*.nothing']": "optimizer.freeze has '*.nothing'",
         f"save_overwrite=true load_path={first}": "which save_overwrite would delete",

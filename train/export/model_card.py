@@ -6,20 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from data.base.redaction import redacted
-from data.base.versions import STREAMING, installed_versions
+from data.base.versions import versions
 from data.config.dataset import DatasetConfig
 from train.checkpoint.save_folder import RECORD, batch_of
 from train.config.redaction import masked_yaml
 from train.config.schema import TrainConfig
 from train.models.config import LoraConfig
 from train.models.shapes import count_parameters
-
-_COMPUTES = ("torch", "mosaicml", *STREAMING, "transformers", "megablocks", "flash-attn", "bitsandbytes")
-
-
-def versions() -> dict[str, str]:
-    """Of Python and of the packages that compute."""
-    return installed_versions(_COMPUTES)
 
 
 def read_record(checkpoint: Path) -> dict[str, Any]:

@@ -4,8 +4,10 @@ Nothing here is a collective: every rank opens for itself, however long hashing,
 no Composer.
 """
 
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from data.base.errors import Problems, under
@@ -15,6 +17,7 @@ from data.mds.folder import MdsFolder
 from data.sources.source import Source
 from data.tokenization.build import build_tokenizer
 from data.tokenization.tokenizer import Tokenizer
+from train.checkpoint.owner import check_unowned
 from train.checkpoint.save_folder import check_writable, fill_in, local_folder, run_name_of
 from train.config.load import check_vocab
 from train.config.schema import TrainConfig
@@ -43,6 +46,11 @@ class Inputs:
     def resuming(self) -> bool:
         return self.start is not None and self.start.resuming
 
+    @cached_property
+    def run_id(self) -> str:
+        """The same in all checkpoints of the run. Only rank 0's is used."""
+        return (self.start.run_id if self.start is not None and self.resuming else None) or str(uuid.uuid4())
+
     @property
     def max_batches(self) -> int:
         assert self.data.clock.max_batches is not None
@@ -60,6 +68,8 @@ def open_inputs(config: TrainConfig, problems: Problems | None = None, *, rehash
         check_vocab(config, tokenizer.vocab_size)
     with problems.collect():
         folder = local_folder(config, run_name)
+        if folder is not None:
+            check_unowned(folder)
         start = find_start(config, folder)
     if (exports := config.callbacks.hf_checkpointer) is not None:
         key = "callbacks.hf_checkpointer.save_folder"
@@ -100,9 +110,10 @@ def describe(inputs: Inputs, config: TrainConfig) -> Iterator[str]:
     """Lines for the console: what the run starts from, and its data."""
     start = inputs.start
     if start is not None and start.resuming:
-        yield f"autoresume: going on from {start.path}"
+        yield from passed_over(start)
+        yield f"autoresume: resuming from {start.path}"
     elif config.autoresume:
-        yield f"autoresume: no complete checkpoint in {inputs.folder}, starting from the beginning"
+        yield f"autoresume: no checkpoint in {inputs.folder}, starting from the beginning"
     if start is not None and not start.resuming:
         yield f"starting from {'the weights' if start.data_state is None else 'the whole state'} in {start.path}"
     yield from inputs.data.describe(config.max_duration)
@@ -116,6 +127,16 @@ def describe(inputs: Inputs, config: TrainConfig) -> Iterator[str]:
             f"lora: the frozen base is drawn from seed {config.seed}, because {KEY} names no weights and load_path no "
             "checkpoint of a whole model"
         )
+
+
+def passed_over(start: Start) -> Iterator[str]:
+    """Lines that say which newer checkpoints are corrupt, and what is not verified."""
+    for error in start.corrupt:
+        yield f"WARNING: {error}"
+    if start.corrupt:
+        yield f"WARNING: the run resumes from {start.path.name}, and the batches after it are trained again"
+    if start.run_id is None:
+        yield f"warning: {start.path} has no manifest (it is of an earlier version): it is not verified"
 
 
 def _find_sources(config: TrainConfig, problems: Problems, *, rehash: bool) -> dict[str, dict[str, Source | MdsFolder]]:
