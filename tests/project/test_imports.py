@@ -20,6 +20,7 @@ ORDER = [
     "train.export",
     "train.weights",
     "train.checkpoint",
+    "train.checkpoint.storage",
     "train.distributed",
     "train.optim",
     "train.hardware",

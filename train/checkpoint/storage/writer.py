@@ -29,7 +29,7 @@ class HashingWriter(FileSystemWriter):
         self.fs = self._files = _HashingFiles()
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
-        """Small tensors first: what every rank reads, such as Adam's steps, lies in few blocks, each verified as a whole."""
+        """Small tensors first: what every rank reads, such as Adam's steps, lies in few blocks."""
         return super().write_data(replace(plan, items=sorted(plan.items, key=_numel)), planner)
 
     @property
