@@ -10,9 +10,9 @@ from scripts.bench.faults.damage import change_state, flip_bit, flip_tensor
 from scripts.bench.faults.runs import FELL_BACK, REFUSED, SAME, SAVED, Case, Lab, refusal
 
 MIDDLE, NEWEST = (f"ep0-ba{batch}" for batch in SAVED[-2:])
-_DELETED = "named as a leftover and deleted, the same model"
-_KEPT = "the good one kept until a newer one was verified, the same model"
-_KEPT_LAST = "the last good one kept, named"
+_DELETED = "named, deleted, same model"
+_KEPT = "kept until a newer one was verified, same model"
+_KEPT_LAST = "last good one kept, others named"
 
 
 def _weight(key: str) -> bool:
@@ -186,9 +186,9 @@ def _keep_one_on_a_bad_disk(lab: Lab) -> Iterator[str]:
     if ended.code != 0:
         yield refusal(ended) or "?"
     elif not (copy / MIDDLE).exists():
-        yield "the last good one deleted"
+        yield "last good one deleted"
     else:
-        yield _KEPT_LAST if "ep0-ba8 is corrupt" in ended.text else "the last good one kept, nothing said"
+        yield _KEPT_LAST if "ep0-ba8 is corrupt" in ended.text else "last good one kept, nothing said"
 
 
 def _flip_what_is_saved() -> None:
@@ -214,29 +214,29 @@ def _nothing_broken(lab: Lab) -> Iterator[str]:
 CASES: Mapping[str, Case] = {
     case.name: case
     for case in (
-        Case("no fault", (SAME,), _nothing_broken),
-        Case("16 random bits in shards", (FELL_BACK,), _bits),
-        Case("a bit of Adam's state", (FELL_BACK,), _moments),
+        Case("no fault", SAME, _nothing_broken),
+        Case("16 random bits in shards", FELL_BACK, _bits),
+        Case("a bit of Adam's state", FELL_BACK, _moments),
         *(
-            Case(f"another {what}", (FELL_BACK,), partial(_state, key))
+            Case(f"another {what}", FELL_BACK, partial(_state, key))
             for what, key in {"random state": "random", "clock": "timestamp", "position": "position"}.items()
         ),
-        Case("shards of two steps swapped", (FELL_BACK,), _swapped_steps),
-        Case("shards of two runs swapped", (FELL_BACK,), _swapped_runs),
-        Case("checkpoint of another run", (FELL_BACK,), _another_run),
-        Case("checkpoint of another step", (FELL_BACK,), _another_step),
-        Case("a weight's bit: export, generate, evaluate, load_path", (REFUSED,), _readers),
-        Case("truncated shard", (FELL_BACK,), partial(_broken, _cut, "__0_0.distcp")),
-        Case("missing shard", (FELL_BACK,), partial(_broken, _remove, "__0_0.distcp")),
-        Case("truncated .metadata", (FELL_BACK,), partial(_broken, _cut, ".metadata")),
-        Case("missing .metadata", (FELL_BACK,), partial(_broken, _remove, ".metadata")),
-        Case("missing state.json", (FELL_BACK,), partial(_broken, _remove, "state.json")),
-        Case("truncated manifest", (FELL_BACK,), partial(_broken, _cut, "manifest.json")),
-        Case("missing manifest", (_DELETED,), _no_manifest),
-        Case("truncated shard, on_corrupt_checkpoint: stop", (REFUSED,), _stop),
-        Case("all checkpoints corrupt", (REFUSED,), _all_corrupt),
-        Case("incomplete checkpoints of killed runs", (_DELETED,), _incomplete),
-        Case("newest corrupt, keep 1", (_KEPT,), _keep_one),
-        Case("newest corrupt, keep 1, what is saved corrupt too", (_KEPT_LAST,), _keep_one_on_a_bad_disk),
+        Case("shards of two steps swapped", FELL_BACK, _swapped_steps),
+        Case("shards of two runs swapped", FELL_BACK, _swapped_runs),
+        Case("checkpoint of another run", FELL_BACK, _another_run),
+        Case("checkpoint of another step", FELL_BACK, _another_step),
+        Case("a weight's bit: export, generate, evaluate, load_path", REFUSED, _readers),
+        Case("truncated shard", FELL_BACK, partial(_broken, _cut, "__0_0.distcp")),
+        Case("missing shard", FELL_BACK, partial(_broken, _remove, "__0_0.distcp")),
+        Case("truncated .metadata", FELL_BACK, partial(_broken, _cut, ".metadata")),
+        Case("missing .metadata", FELL_BACK, partial(_broken, _remove, ".metadata")),
+        Case("missing state.json", FELL_BACK, partial(_broken, _remove, "state.json")),
+        Case("truncated manifest", FELL_BACK, partial(_broken, _cut, "manifest.json")),
+        Case("missing manifest", _DELETED, _no_manifest),
+        Case("truncated shard, on_corrupt_checkpoint: stop", REFUSED, _stop),
+        Case("all checkpoints corrupt", REFUSED, _all_corrupt),
+        Case("incomplete checkpoints of killed runs", _DELETED, _incomplete),
+        Case("newest corrupt, keep 1", _KEPT, _keep_one),
+        Case("newest corrupt, keep 1, what is saved corrupt too", _KEPT_LAST, _keep_one_on_a_bad_disk),
     )
 }

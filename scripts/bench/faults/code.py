@@ -97,14 +97,14 @@ CASES: Mapping[str, Case] = {
     case.name: case
     for case in (
         *(
-            Case(f"pickle in .metadata, {name}", (_ABSENT,), partial(_of_metadata, what))
+            Case(f"pickle in .metadata, {name}", _ABSENT, partial(_of_metadata, what))
             for name, what in _METADATA.items()
         ),
         *(
-            Case(f"pickle in the {name} (earlier version)", (_ABSENT,), partial(_of_item, path))
+            Case(f"pickle in the {name} (earlier version)", _ABSENT, partial(_of_item, path))
             for name, path in _ITEMS.items()
         ),
-        Case("pickle in a full .pt", (_ABSENT,), _of_file),
-        Case("pickle in a full .pt, load_weights_only", (_ABSENT,), _of_file_weights),
+        Case("pickle in a full .pt", _ABSENT, _of_file),
+        Case("pickle in a full .pt, load_weights_only", _ABSENT, _of_file_weights),
     )
 }

@@ -10,18 +10,25 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from scripts.bench.faults.processes import Ended, Running
 from scripts.bench.faults.runs import LAST, REFUSED, SAME, SAVED, SKIPPED, WRONG, Case, Lab, refusal
 
+if TYPE_CHECKING:
+    from composer.core import State
+    from composer.loggers import Logger
+
 _MIB = 1 << 20
+Hook = Callable[[Path], Callable[[], None]]
+"""A disk -> what is called in the process of a run."""
 _BATCH = SAVED[1]
 """Whose checkpoint cannot be saved."""
-_STOPPED = "refused with path and reason, nothing left, resumes to the same model"
-_WARNED = "a warning, nothing left, the same model"
-_REFUSED = "refused before training, with path and reason"
+_STOPPED = "refused, named, nothing left, then same model"
+_WARNED = "warning, named, nothing left, same model"
+_REFUSED = "refused before training, named"
 _OWNED = "refused, the owner named"
-_TAKEN = "taken over, the same model"
+_TAKEN = "taken over, same model"
 
 
 @contextmanager
@@ -36,14 +43,13 @@ def _small_disk(folder: Path) -> Iterator[bool]:
             subprocess.run(["umount", str(folder)], check=True)
 
 
-def _during(before: Callable[[], None], after: Callable[[], None], *, unforeseen: bool) -> None:
-    """In the process of a run: while the checkpoint of _BATCH is saved. unforeseen: free space is not looked at."""
+def _during(before: Callable[[], None], after: Callable[[], None]) -> None:
+    """In the process of a run: while the checkpoint of _BATCH is saved."""
     from train.callbacks.checkpoint_saver import CheckpointSaver
-    from train.checkpoint import save
 
     real = CheckpointSaver.batch_checkpoint
 
-    def batch_checkpoint(self: CheckpointSaver, state, logger) -> None:
+    def batch_checkpoint(self: CheckpointSaver, state: "State", logger: "Logger") -> None:
         here = state.timestamp.batch.value == _BATCH
         if here:
             before()
@@ -54,9 +60,6 @@ def _during(before: Callable[[], None], after: Callable[[], None], *, unforeseen
                 after()
 
     CheckpointSaver.batch_checkpoint = batch_checkpoint
-    if unforeseen:
-        save.n_bytes = lambda tensors: 0
-        save._OVERHEAD = 0
 
 
 def _fill(folder: Path) -> None:
@@ -64,12 +67,29 @@ def _fill(folder: Path) -> None:
     (folder / "filler").write_bytes(bytes(shutil.disk_usage(folder).free - left))
 
 
-def _full(folder: Path, unforeseen: bool) -> None:
-    _during(partial(_fill, folder), (folder / "filler").unlink, unforeseen=unforeseen)
+def _full(folder: Path) -> None:
+    _during(partial(_fill, folder), (folder / "filler").unlink)
+
+
+def _full_meanwhile(folder: Path) -> None:
+    """Free space has been looked at before."""
+    from train.checkpoint.storage.writer import HashingWriter
+
+    real = HashingWriter.write_data
+
+    def write_data(self: HashingWriter, *arguments: Any) -> Any:
+        _fill(folder)
+        return real(self, *arguments)
+
+    def restore() -> None:
+        HashingWriter.write_data = real
+        (folder / "filler").unlink()
+
+    _during(partial(setattr, HashingWriter, "write_data", write_data), restore)
 
 
 def _read_only(folder: Path) -> None:
-    _during(partial(_remount, folder, "ro"), partial(_remount, folder, "rw"), unforeseen=False)
+    _during(partial(_remount, folder, "ro"), partial(_remount, folder, "rw"))
 
 
 def _remount(folder: Path, how: str) -> None:
@@ -82,26 +102,25 @@ def _limit_files(n_bytes: int) -> None:
 
 
 def _limited() -> None:
-    _during(partial(_limit_files, 200_000), partial(_limit_files, -1), unforeseen=False)
+    _during(partial(_limit_files, 200_000), partial(_limit_files, -1))
 
 
-def _saving(hook: Callable[[Path], Callable[[], None]], words: tuple[str, ...], mount: bool, lab: Lab) -> Iterator[str]:
-    """A run whose save of _BATCH fails: with on_save_error stop, and then warn."""
-    for policy in ("stop", "warn"):
-        disk = lab.new()
-        with _small_disk(disk) if mount else nullcontext(True) as possible:
-            if not possible:
-                yield SKIPPED
-                return
-            run = disk / "run"
-            ended = lab.resume(run, f"on_save_error={policy}", hook=hook(disk))
-            yield (_after_a_stop if policy == "stop" else _after_a_warning)(lab, ended, run, words)
+def _saving(policy: str, hook: Hook, reason: str, mount: bool, lab: Lab) -> Iterator[str]:
+    """A run whose save of _BATCH fails, with an on_save_error."""
+    disk = lab.new()
+    with _small_disk(disk) if mount else nullcontext(True) as possible:
+        if not possible:
+            yield SKIPPED
+            return
+        run = disk / "run"
+        ended = lab.resume(run, f"on_save_error={policy}", hook=hook(disk))
+        yield (_after_a_stop if policy == "stop" else _after_a_warning)(lab, ended, run, reason)
 
 
-def _after_a_stop(lab: Lab, ended: Ended, run: Path, words: tuple[str, ...]) -> str:
+def _after_a_stop(lab: Lab, ended: Ended, run: Path, reason: str) -> str:
     if ended.code == 0:
         return "not noticed"
-    if (seen := refusal(ended, str(run), *words)) != REFUSED:
+    if (seen := refusal(ended, str(run), reason)) != REFUSED:
         return str(seen)
     if (left := _left(run, [SAVED[0]])) is not None:
         return left
@@ -109,10 +128,10 @@ def _after_a_stop(lab: Lab, ended: Ended, run: Path, words: tuple[str, ...]) -> 
     return _STOPPED if again == SAME else f"then {again}"
 
 
-def _after_a_warning(lab: Lab, ended: Ended, run: Path, words: tuple[str, ...]) -> str:
+def _after_a_warning(lab: Lab, ended: Ended, run: Path, reason: str) -> str:
     if ended.code != 0:
         return str(refusal(ended))
-    if not all(word in ended.text for word in ("warning: ", str(run), *words)):
+    if not all(word in ended.text for word in ("warning: ", str(run), reason)):
         return "no warning with path and reason"
     if (left := _left(run, [SAVED[0], SAVED[2], LAST])) is not None:
         return left
@@ -160,7 +179,7 @@ def _read_only_from_the_start(lab: Lab) -> Iterator[str]:
 
 def _sleep_in_a_batch() -> None:
     """In the process of a run, before the checkpoint of _BATCH is saved."""
-    _during(partial(time.sleep, 120), lambda: None, unforeseen=False)
+    _during(partial(time.sleep, 120), lambda: None)
 
 
 def _two_runs(kill: bool, lab: Lab) -> Iterator[str]:
@@ -184,33 +203,26 @@ def _two_runs(kill: bool, lab: Lab) -> Iterator[str]:
         yield _TAKEN if seen == SAME and f"pid {owner}" in ended.text else seen
 
 
+_SAVES: Mapping[str, tuple[Hook, str, bool]] = {
+    "full disk before a save": (lambda disk: partial(_full, disk), "free", True),
+    "disk full during a save": (lambda disk: partial(_full_meanwhile, disk), "free", True),
+    "disk read-only during a save": (lambda disk: partial(_read_only, disk), "Read-only", True),
+    "file-size limit during a save": (lambda disk: _limited, "so large a file", False),
+}
+"""What happens, the reason that is to be named, and whether it takes a disk."""
+
 CASES: Mapping[str, Case] = {
     case.name: case
     for case in (
-        Case("two runs in one save folder", (_OWNED,), partial(_two_runs, False)),
-        Case("lock of a killed run", (_TAKEN,), partial(_two_runs, True)),
-        Case("no room for a checkpoint at the start", (_REFUSED,), _no_room),
-        Case(
-            "full disk before a save, stop and warn",
-            (_STOPPED, _WARNED),
-            partial(_saving, lambda disk: partial(_full, disk, False), ("free",), True),
-        ),
-        Case(
-            "disk full during a save, stop and warn",
-            (_STOPPED, _WARNED),
-            partial(_saving, lambda disk: partial(_full, disk, True), ("free",), True),
-        ),
-        Case("read-only disk at the start", (_REFUSED,), _read_only_from_the_start),
-        Case(
-            "disk read-only during a save, stop and warn",
-            (_STOPPED, _WARNED),
-            partial(_saving, lambda disk: partial(_read_only, disk), ("Read-only",), True),
-        ),
-        Case("file-size limit at the start", (_REFUSED,), _small_files),
-        Case(
-            "file-size limit during a save, stop and warn",
-            (_STOPPED, _WARNED),
-            partial(_saving, lambda disk: _limited, ("so large a file",), False),
+        Case("two runs in one save folder", _OWNED, partial(_two_runs, False)),
+        Case("lock of a killed run", _TAKEN, partial(_two_runs, True)),
+        Case("no room for a checkpoint at the start", _REFUSED, _no_room),
+        Case("read-only disk at the start", _REFUSED, _read_only_from_the_start),
+        Case("file-size limit at the start", _REFUSED, _small_files),
+        *(
+            Case(f"{name}, on_save_error: {policy}", expected, partial(_saving, policy, *what))
+            for name, what in _SAVES.items()
+            for policy, expected in {"stop": _STOPPED, "warn": _WARNED}.items()
         ),
     )
 }

@@ -10,10 +10,10 @@ from pathlib import Path
 from scripts.bench.faults.processes import run
 from scripts.bench.faults.runs import REFUSED, SAVED, Case, Lab, refusal
 
-_EXPLAINED = "explained by key, was and now"
+_EXPLAINED = "explained"
 _REFUSED_EXPLAINED = f"refused, {_EXPLAINED}"
-_NOTHING_TO_DO = "nothing to do, exit code 0"
-_HIDDEN = "nowhere in what is printed and written"
+_NOTHING_TO_DO = "nothing to do, exit 0"
+_HIDDEN = "printed and written nowhere"
 _WORD = "wJalrXUtnFEMI/K7MDENG"
 _TOKEN = "hf_" + "Ab12" * 8
 _LOOP = "{% for a in range(99999) %}{% for b in range(99999) %}{{ 'x' }}{% endfor %}{% endfor %}"
@@ -111,20 +111,20 @@ CASES: Mapping[str, Case] = {
     case.name: case
     for case in (
         *(
-            Case(f"changed on resume: {key}", (expected,), partial(_changed, key, was, now))
+            Case(f"changed on resume: {key}", expected, partial(_changed, key, was, now))
             for key, (was, now, expected) in _CHANGES.items()
         ),
-        Case("resumed at max_duration", (_NOTHING_TO_DO,), _at_the_end),
-        Case("secrets in addresses and in odd places", (_HIDDEN,), _secrets),
-        Case("run_name: ../x", (REFUSED,), partial(_outside, "run_name=../x", "run_name")),
-        Case("run_name: absolute", (REFUSED,), partial(_outside, "run_name=OUTSIDE/x", "run_name")),
+        Case("resumed at max_duration", _NOTHING_TO_DO, _at_the_end),
+        Case("secrets in addresses and in odd places", _HIDDEN, _secrets),
+        Case("run_name: ../x", REFUSED, partial(_outside, "run_name=../x", "run_name")),
+        Case("run_name: absolute", REFUSED, partial(_outside, "run_name=OUTSIDE/x", "run_name")),
         Case(
             "{run_name.__class__} in save_folder",
-            (REFUSED,),
+            REFUSED,
             partial(_outside, "save_folder='OUTSIDE/{run_name.__class__}'", "save_folder"),
         ),
-        Case("preprocessing_fn: subprocess:call", (REFUSED,), _function),
-        Case("chat template that loops", (REFUSED,), partial(_template, _LOOP)),
-        Case("chat template that builds 2 GB", (REFUSED,), partial(_template, _TWO_GIGABYTES)),
+        Case("preprocessing_fn: subprocess:call", REFUSED, _function),
+        Case("chat template that loops", REFUSED, partial(_template, _LOOP)),
+        Case("chat template that builds 2 GB", REFUSED, partial(_template, _TWO_GIGABYTES)),
     )
 }
