@@ -4,6 +4,7 @@ A function returns an example (examples.py says what that is), or None for a row
 registered ones are self-contained, each with the row's shape as the dataset's card on the Hugging Face hub gives it.
 """
 
+import functools
 import importlib
 import inspect
 import json
@@ -16,7 +17,7 @@ from typing import Any
 from data.base.errors import ConfigError, DataError, setting
 from data.base.problems import listed
 from data.base.workers import WorkerEnded, try_in_child
-from data.config.dataset import mapping_defect
+from data.config.dataset import is_standard_library, mapping_defect, standard_library_defect
 from data.examples.syntax import canonical
 
 PreprocessingFn = Callable[[Any], Any]
@@ -189,11 +190,14 @@ PREPROCESSORS: dict[str, PreprocessingFn] = {
 def resolve_preprocessing_fn(value: str | Mapping[str, str] | None) -> PreprocessingFn | None:
     """The function of a registered name, of `module:function`, or of columns: {prompt: column, response: column}.
 
-    None when rows are examples already. Raises ConfigError when there is no such function.
+    None when rows are examples already. Raises ConfigError when there is no such function, or it is one of Python's
+    standard library, also under another module's name.
     """
     if value is None:
         return None
     if isinstance(value, str):
+        if (defect := standard_library_defect(value)) is not None:
+            raise ConfigError(defect, key="preprocessing_fn")
         return _import_function(value) if is_own(value) else _registered(value)
     if (defect := mapping_defect(value)) is not None:
         raise ConfigError(defect, key="preprocessing_fn")
@@ -293,7 +297,24 @@ def _import_function(value: str) -> PreprocessingFn:
             f"is {value!r}, but {name} is not callable ({type(function).__name__}): name a function",
             key="preprocessing_fn",
         )
+    if is_standard_library(origin := _origin(function)):
+        raise ConfigError(
+            f"is {value!r}, but {name} is of Python's standard library ({origin}), which has no function that makes "
+            f"examples: write a function of your own in {module_name}",
+            key="preprocessing_fn",
+        )
     return function
+
+
+def _origin(function: Any) -> str:
+    """The module in which what is called was written."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    module = getattr(function, "__module__", None)
+    if module is None:  # a method of a class that is written in C
+        of = getattr(function, "__objclass__", None) or type(getattr(function, "__self__", None))
+        module = of.__module__
+    return str(module)
 
 
 def _did_you_mean(name: str, names: Iterable[Any]) -> str:
