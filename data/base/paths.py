@@ -36,6 +36,11 @@ def path_defect(value: object) -> str | None:
     return None
 
 
+def is_file_name(text: str) -> bool:
+    """Whether it names a file in a folder, and can neither lead out of it nor be no path at all."""
+    return text not in ("", ".", "..") and "/" not in text and path_defect(text) is None
+
+
 def refuse_path(key: str, value: object) -> None:
     """Raises ConfigError for what cannot be a path, where the value is not a section's (see data/config/values.py)."""
     if (defect := path_defect(value)) is not None:

@@ -16,7 +16,7 @@ import torch
 import transformers
 
 from data.base.errors import ConfigError, cannot_be
-from data.base.paths import refuse_path_arguments
+from data.base.paths import is_file_name, refuse_path_arguments, shown
 from data.hub.repository_files import TEMPLATES, check_json_files, refuse_code_beside
 from data.tokenization.templates.limits import TemplateLimits
 from data.tokenization.templates.sandbox import render_chat
@@ -120,6 +120,9 @@ def _weight_map(folder: Path) -> dict[str, str]:
     index = _read_json(folder, INDEX)
     if not isinstance(index.get("weight_map"), dict):
         raise _defect(INDEX, "has no weight_map")
+    for name in index["weight_map"].values():
+        if not isinstance(name, str) or not is_file_name(name):
+            raise _defect(INDEX, f"names {shown(name)}, which is no file of the folder")
     return index["weight_map"]
 
 
