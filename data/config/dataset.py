@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from data.base.addresses import is_address, without_login
 from data.base.errors import ConfigError
-from data.base.paths import path_defect
+from data.base.paths import label_defect, path_defect
 from data.config.sections import Defect, Section, each
 from data.config.splits import parse_split
 from data.config.values import Count, Form, NotNegative, PathText, Positive, Range, Size
@@ -50,9 +50,9 @@ class HFKwargs(Section):
     """A folder in a hub dataset, or of local files."""
     data_files: str | list[str] | dict[str, str | list[str]] | None = None
     """Names or patterns: of the train split, or of each split by its name."""
-    name: str | None = None
+    name: PathText | None = None
     """The subset (configuration) of a hub dataset."""
-    revision: str | None = None
+    revision: PathText | None = None
     """Branch, tag or commit of a hub dataset."""
 
 
@@ -183,6 +183,13 @@ class StreamConfig(Section):
         return [key for key, value in kinds.items() if value is not None]
 
 
+def _stream_names(dataset: "DatasetConfig") -> Iterator[Defect]:
+    """They are shown in lines of the log and in names of metrics."""
+    for name in dataset.streams or {}:
+        if (defect := label_defect(name)) is not None:
+            yield Defect("streams", f"has a name that {defect}")
+
+
 def _cache_limit(dataset: "DatasetConfig") -> Iterator[Defect]:
     streams = (dataset.streams or {"": dataset}).values()
     if dataset.cache_limit is not None and not any(stream.remote for stream in streams):
@@ -225,7 +232,7 @@ def _proportions(dataset: "DatasetConfig") -> Iterator[Defect]:
 class DatasetConfig(StreamConfig):
     """Rows from one source, or from several `streams`."""
 
-    RULES = (*StreamConfig.RULES, _cache_limit, _own_source, _sources_of_streams, _proportions)
+    RULES = (*StreamConfig.RULES, _stream_names, _cache_limit, _own_source, _sources_of_streams, _proportions)
 
     streams: dict[str, StreamConfig] | None = None
     """Several sources by name, in place of one."""

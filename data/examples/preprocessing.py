@@ -8,6 +8,7 @@ import functools
 import importlib
 import inspect
 import json
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -15,12 +16,14 @@ from difflib import get_close_matches
 from typing import Any
 
 from data.base.errors import ConfigError, DataError, setting
+from data.base.paths import path_defect, shown
 from data.base.problems import listed
 from data.base.workers import WorkerEnded, try_in_child
 from data.config.dataset import is_standard_library, mapping_defect, standard_library_defect
 from data.examples.syntax import canonical
 
 PreprocessingFn = Callable[[Any], Any]
+_MODULE = re.compile(r"[\w-]+(\.[\w-]+)*")
 
 
 def alpaca(row: Mapping[str, Any]) -> dict[str, str]:
@@ -259,7 +262,7 @@ class TakeColumns:
 def _registered(name: str) -> PreprocessingFn:
     if name not in PREPROCESSORS:
         raise ConfigError(
-            f"is {name!r}, but there is no such function{_did_you_mean(name, PREPROCESSORS)} "
+            f"is {shown(name)}, but there is no such function{_did_you_mean(name, PREPROCESSORS)} "
             f"(registered: {', '.join(PREPROCESSORS)}; one of your own is written module:function)",
             key="preprocessing_fn",
         )
@@ -268,8 +271,8 @@ def _registered(name: str) -> PreprocessingFn:
 
 def _import_function(value: str) -> PreprocessingFn:
     module_name, _, name = value.partition(":")
-    if not module_name or module_name.startswith(".") or not name.isidentifier():
-        raise ConfigError(f"is {value!r}, but one of your own is written module:function", key="preprocessing_fn")
+    if not _MODULE.fullmatch(module_name) or not name.isidentifier() or path_defect(value) is not None:
+        raise ConfigError(f"is {shown(value)}, but one of your own is written module:function", key="preprocessing_fn")
     try:
         if module_name not in sys.modules:
             try_in_child(lambda: importlib.import_module(module_name))

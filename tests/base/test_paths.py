@@ -179,6 +179,22 @@ def test_labels_of_a_service(tmp_path, key, text):
     assert "\n" not in said
 
 
+@pytest.mark.parametrize("key", ["dataset.split", "dataset.hf_kwargs.name", "dataset.hf_kwargs.revision"])
+@pytest.mark.parametrize("text", ["a\0b", "x" * 5000])
+def test_names_in_a_dataset(tmp_path, key, text):
+    said = refusal(tmp_path, f"train_loader.{key}={json.dumps(text)}")
+    assert f"train_loader.{key} " in said
+    assert len(said) < 300
+
+
+@pytest.mark.parametrize("text", ["a\0b", "a\nb", "a\x1b[2Jb", "x" * 200])
+def test_names_of_streams(tmp_path, text):
+    said = refusal(tmp_path, f"train_loader.dataset={STREAMS.replace('NAME', json.dumps(text))}")
+    assert "train_loader.dataset.streams has a name that is " in said
+    assert len(said) < 300
+    assert "\n" not in said
+
+
 def test_a_problem_that_is_found_twice_is_reported_once():
     problems = Problems()
     for text in ("a", "b", "a"):

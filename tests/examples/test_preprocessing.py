@@ -284,6 +284,14 @@ def test_a_name_does_not_lead_through_attributes(module, name):
         resolve_preprocessing_fn(f"mine:{name}")
 
 
+@pytest.mark.parametrize("value", ["../x:f", "/abs/x:f", "..:f", "a\0b:f", "a\nb:f", "a\x1bb:f", "x" * 5000 + ":f"])
+def test_a_module_is_named_by_a_name(value):
+    with pytest.raises(ConfigError, match="one of your own is written module:function") as caught:
+        resolve_preprocessing_fn(value)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 200
+
+
 def test_functions_of_ones_own_in_the_library_s_wrappers_are_taken(module):
     body = "def add(row, key): return {**row, key: 1}\nclass A:\n    def __call__(self, row): return row\n"
     module(f"import functools\n{body}make = functools.partial(functools.cache(add), key='b')\nother = A()\n")
