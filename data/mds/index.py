@@ -18,6 +18,7 @@ from typing import Any
 
 from data.base.console import notice
 from data.base.errors import ConfigError, DataError, setting
+from data.base.paths import path_defect
 from data.base.problems import listed
 from data.mds.remote.failures import FetchError
 from data.mds.remote.fetch import WAITS, check_network, fetch
@@ -285,6 +286,8 @@ def _check_file(info: Any, place: str) -> None:
 def _stays_inside(name: Any) -> bool:
     """A file below the folder (`merge_index` writes subfolders), and none of those that are no shards."""
     if not isinstance(name, str) or not name or not name.isprintable() or "\\" in name or ":" in name:
+        return False
+    if path_defect(name) is not None:
         return False
     parts = PurePosixPath(name).parts
     hidden = any(part.startswith((".", "/")) for part in parts)
