@@ -24,7 +24,7 @@ CHATML = TiktokenTokenizer("bytes", {bytes([byte]): byte for byte in range(256)}
 CONFIG = DatasetConfig(hf_name="json", max_seq_len=99)
 LOOP = "{% for a in range(99999) %}{% for b in range(99999) %}{{ 'x' }}{% endfor %}{% endfor %}"
 DOUBLE = "{% set ns = namespace(x='xxxx') %}\n{% for a in range(40) %}\n{% set ns.x = ns.x OP ns.x %}{% endfor %}"
-TIME, MEMORY = "takes more than 0.1 seconds for a conversation", "needs more than 128 MiB of memory for a conversation"
+TIME, MEMORY = "takes more than 0.3 seconds for a conversation", "needs more than 128 MiB of memory for a conversation"
 INTEGERS = "computes with integers of more than 4,096 bits"
 ATTACKS = {
     LOOP: f"{TIME} (line 1 of it)",
@@ -52,7 +52,7 @@ ATTACKS = {
 
 @pytest.fixture(autouse=True)
 def low(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "MAX_SECONDS", 0.1)
+    monkeypatch.setattr(limits, "MAX_SECONDS", 0.3)
     monkeypatch.setattr(limits, "_TICK_SECONDS", 0.02)
     monkeypatch.setattr(limits, "MAX_BYTES", 128 << 20)
     sandbox._compile.cache_clear()
@@ -75,7 +75,11 @@ def talk(*texts: str) -> Conversation:
 
 
 @pytest.mark.parametrize("template", ATTACKS)
-def test_a_template_that_has_no_end_is_refused_with_its_tokenizer(folder: Path, template: str) -> None:
+def test_a_template_that_has_no_end_is_refused_with_its_tokenizer(
+    folder: Path, template: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if ATTACKS[template] in (MEMORY, INTEGERS):
+        monkeypatch.setattr(limits, "MAX_SECONDS", 30.0)  # a busy machine takes its time to build 128 MiB
     with pytest.raises(ConfigError) as caught:
         load(folder, template)
     assert str(caught.value).startswith(f"tokenizer.name is '{folder}', but its chat template ")
