@@ -22,7 +22,7 @@ from data.tokenization.tiktoken_tokenizer import CL100K_PATTERN, TiktokenTokeniz
 
 CHATML = TiktokenTokenizer("bytes", {bytes([byte]): byte for byte in range(256)}, CL100K_PATTERN, {})
 CONFIG = DatasetConfig(hf_name="json", max_seq_len=99)
-LOOP = "{% for a in range(99999) %}{% for b in range(99999) %}{{ 'x' }}{% endfor %}{% endfor %}"
+LOOP = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
 DOUBLE = "{% set ns = namespace(x='xxxx') %}\n{% for a in range(40) %}\n{% set ns.x = ns.x OP ns.x %}{% endfor %}"
 TIME, MEMORY = "takes more than 0.3 seconds for a conversation", "needs more than 128 MiB of memory for a conversation"
 INTEGERS = "computes with integers of more than 4,096 bits"
