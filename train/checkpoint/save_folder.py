@@ -7,7 +7,6 @@ only when the run that asks for it has been accepted in all its parts.
 """
 
 import json
-import os
 import re
 import shutil
 import tempfile
@@ -17,9 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data.base.errors import ConfigError, os_errors_named, plain_os_errors
-from data.base.paths import refuse_path
+from data.base.paths import fill_placeholders, name_defect, placeholder_defect, refuse_path
 from train.checkpoint.storage.manifest import MANIFEST, METADATA, STATE, CorruptCheckpointError, Manifest
 from train.config.load import to_yaml
+from train.config.ranks import run_name_of_environment
 from train.config.schema import TrainConfig
 
 if TYPE_CHECKING:
@@ -83,7 +83,8 @@ def read_run_id(folder: Path) -> str | None:
 
 
 def run_name_of(config: TrainConfig) -> str:
-    return config.run_name or os.environ.get("RUN_NAME") or time.strftime("dbrx-%Y%m%d-%H%M%S")
+    """Raises ConfigError when it is $RUN_NAME, and that is no name."""
+    return config.run_name or run_name_of_environment() or time.strftime("dbrx-%Y%m%d-%H%M%S")
 
 
 def local_folder(config: TrainConfig, run_name: str) -> Path | None:
@@ -99,10 +100,10 @@ def fill_in(folder: str, run_name: str, key: str) -> Path:
             "copy it to the object store",
             key=key,
         )
-    try:
-        filled = folder.format(run_name=run_name)
-    except (KeyError, IndexError, ValueError):
-        raise ConfigError(f"is {folder!r}, but only {{run_name}} is filled in", key=key) from None
+    for named, defect in ((key, placeholder_defect(folder, "run_name")), ("run_name", name_defect(run_name))):
+        if defect is not None:
+            raise ConfigError(defect, key=named)
+    filled = fill_placeholders(folder, {"run_name": run_name})
     refuse_path(key, filled)
     return Path(filled)
 

@@ -62,22 +62,26 @@ def open_inputs(config: TrainConfig, problems: Problems | None = None, *, rehash
     """Opens them on this rank. Raises ConfigError or DataError: what can be found out quickly is reported together, and
     with the problems that the caller has collected, before anything is downloaded or prepared."""
     problems = Problems() if problems is None else problems
-    run_name, folder, start, tokenizer = run_name_of(config), None, None, None
+    run_name, folder, start, tokenizer = None, None, None, None
+    with problems.collect():
+        run_name = run_name_of(config)
     sources = _find_sources(config, problems, rehash=rehash)
     with problems.collect():
         tokenizer = build_tokenizer(config.tokenizer)
         check_vocab(config, tokenizer.vocab_size)
-    with problems.collect():
-        folder = local_folder(config, run_name)
-        if folder is not None:
-            check_unowned(folder)
-        start = find_start(config, folder)
-    if (exports := config.callbacks.hf_checkpointer) is not None:
-        key = "callbacks.hf_checkpointer.save_folder"
+    if run_name is not None:
         with problems.collect():
-            check_writable(fill_in(exports.save_folder, run_name, key), key)
+            folder = local_folder(config, run_name)
+            if folder is not None:
+                check_unowned(folder)
+            start = find_start(config, folder)
+        if (exports := config.callbacks.hf_checkpointer) is not None:
+            key = "callbacks.hf_checkpointer.save_folder"
+            with problems.collect():
+                check_writable(fill_in(exports.save_folder, run_name, key), key)
     problems.raise_if_any()
     assert tokenizer is not None
+    assert run_name is not None
     weights = open_weights(config, start)
     if config.lora is not None and start is not None and start.data_state is not None:
         check_base(start.path, frozen_weights(config, weights), config)
