@@ -2,11 +2,11 @@
 
 import io
 import os
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from threading import Lock
 
 from train.checkpoint.storage.digests import BLOCK_BYTES, FileDigest, block_hash
 from train.checkpoint.storage.manifest import (
@@ -35,8 +35,7 @@ class CheckpointFiles:
         if self.manifest is not None:
             check_files(checkpoint, self.manifest)
         self._verify = verify and self.manifest is not None
-        self._kept: OrderedDict[tuple[str, int], bytearray] = OrderedDict()
-        self._lock = Lock()
+        self.kept = _KeptBlocks()
 
     @contextmanager
     def open(self, name: str) -> Iterator["VerifiedFile"]:
@@ -64,17 +63,28 @@ class CheckpointFiles:
             file.read_into(0, memoryview(data))
         return bytes(data)
 
-    def kept(self, name: str, number: int) -> bytearray | None:
-        with self._lock:
-            if (data := self._kept.get((name, number))) is not None:
-                self._kept.move_to_end((name, number))
-            return data
 
-    def keep(self, name: str, number: int, data: bytearray) -> None:
-        with self._lock:
-            self._kept[name, number] = data
-            while len(self._kept) > _KEPT_BLOCKS:
-                self._kept.popitem(last=False)
+class _KeptBlocks(threading.local):
+    """The blocks of which a thread has read a part. Their memory is used again: new memory costs more than reading."""
+
+    def __init__(self) -> None:
+        self._blocks: OrderedDict[tuple[str, int], memoryview] = OrderedDict()
+
+    def get(self, name: str, number: int) -> memoryview | None:
+        if (data := self._blocks.get((name, number))) is not None:
+            self._blocks.move_to_end((name, number))
+        return data
+
+    def room(self) -> memoryview:
+        """For a block; what the thread got longest ago is overwritten."""
+        if len(self._blocks) < _KEPT_BLOCKS:
+            return memoryview(bytearray(BLOCK_BYTES))
+        oldest = self._blocks.popitem(last=False)[1].obj
+        assert isinstance(oldest, bytearray)
+        return memoryview(oldest)
+
+    def keep(self, name: str, number: int, data: memoryview) -> None:
+        self._blocks[name, number] = data
 
 
 def verify_files(
@@ -117,7 +127,7 @@ class VerifiedFile:
             if skip == 0 and len(out) >= min(BLOCK_BYTES, left):
                 taken = self._read_blocks(offset, out[:left])
             else:
-                block = memoryview(self._block(number, min(BLOCK_BYTES, left + skip)))[skip:]
+                block = self._block(number, min(BLOCK_BYTES, left + skip))[skip:]
                 taken = min(len(block), len(out))
                 out[:taken] = block[:taken]
             offset, out = offset + taken, out[taken:]
@@ -137,14 +147,14 @@ class VerifiedFile:
         if hasattr(os, "posix_fadvise"):  # macOS lacks it
             os.posix_fadvise(self._handle, 0, 0, os.POSIX_FADV_DONTNEED)
 
-    def _block(self, number: int, n_bytes: int) -> bytearray:
-        """Is not written to."""
-        data = self._files.kept(self.name, number)
+    def _block(self, number: int, n_bytes: int) -> memoryview:
+        """To be used before the next block is asked for."""
+        data = self._files.kept.get(self.name, number)
         if data is None:
-            data = bytearray(n_bytes)
-            self._fill(number * BLOCK_BYTES, memoryview(data))
-            self._compare(number, memoryview(data))
-            self._files.keep(self.name, number, data)
+            data = self._files.kept.room()[:n_bytes]
+            self._fill(number * BLOCK_BYTES, data)
+            self._compare(number, data)
+            self._files.kept.keep(self.name, number, data)
         return data
 
     def _compare(self, number: int, data: memoryview) -> None:
