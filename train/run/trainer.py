@@ -1,6 +1,6 @@
 """Composer's Trainer for a run, and what is set right around its loading of a checkpoint."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from train.callbacks.global_batch import GlobalBatch
 from train.callbacks.learning_rate import LearningRate
 from train.callbacks.restore_rng import RestoreRNG
 from train.checkpoint.optimizer import as_one_group, changed_settings, read_groups
+from train.checkpoint.reader import CheckpointReader
 from train.checkpoint.save_folder import batch_of, checkpoints, first_failure
 from train.composer_compat import leave_sharded_models, remember_checkpoints
 from train.composer_model import DbrxForComposer
@@ -101,6 +102,7 @@ def build_trainer(
         # Of a model with adapters checkpoints hold these alone; what is in them was compared by check_start.
         load_strict_model_weights=config.lora is None,
         load_progress_bar=False,
+        load_ignore_keys=None if start is None or start.data_state is None else _without_new_callbacks(start.path),
     )
     restore_rng.trainer = trainer
     if resuming:
@@ -109,6 +111,22 @@ def build_trainer(
             batch = trainer.state.timestamp.batch.value
             remember_checkpoints(saver, [path for path in checkpoints(Path(saver.folder)) if batch_of(path) <= batch])
     return trainer
+
+
+def _without_new_callbacks(checkpoint: Path) -> Callable[[dict[str, Any]], None] | None:
+    """Leaves out of what is to be loaded the state of callbacks that the checkpoint was written without, such as the
+    speed monitor: torch refuses a sharded checkpoint that lacks a key."""
+    if not checkpoint.is_dir():
+        return None
+    keys = (CheckpointReader(checkpoint).metadata.planner_data or {}).values()
+    present = {key[2] for key in keys if key[:2] == ("state", "callbacks")}
+
+    def leave_out(loaded: dict[str, Any]) -> None:
+        callbacks = loaded["state"]["callbacks"]
+        for name in [name for name, state in callbacks.items() if state and name not in present]:
+            del callbacks[name]
+
+    return leave_out
 
 
 def _algorithms(config: AlgorithmsConfig) -> list[Algorithm]:
