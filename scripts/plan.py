@@ -10,6 +10,7 @@ sys.path[:] = [str(ROOT), *(path for path in sys.path if not Path(path).resolve(
 import argparse
 import os
 from collections.abc import Sequence
+from functools import partial
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -65,9 +66,10 @@ def _data(config, picture: Path) -> None:
     if not os.access(picture.parent, os.W_OK):
         raise ConfigError(f"--png is {str(picture)!r}, but its folder cannot be written")
     start = find_start(config, local_folder(config, run_name_of(config)))
-    run = open_data(config, build_tokenizer(config.tokenizer), start.data_state if start is not None else None)
+    state, check = (start.data_state, partial(start.check_rows, config)) if start is not None else (None, None)
+    run = open_data(config, build_tokenizer(config.tokenizer), state, check=check)
     if start is not None:
-        print(f"starting from {start.path}")
+        print("\n".join([f"starting from {start.path}", *start.changes(config)]))
     _print(streams_table(run), stages_table(run, config), *run.plan.notes)
     draw(run, picture)
     print(f"the planned mix is drawn in {picture}")

@@ -13,15 +13,19 @@ import tempfile
 import time
 import zipfile
 from pathlib import Path
+from typing import Any
 
 from torch.distributed.checkpoint.api import CheckpointException
 
 from data.base.errors import ConfigError, os_errors_named, plain_os_errors
 from data.base.paths import refuse_path
 from data.tokenization.tokenizer import Tokenizer
-from train.config.load import to_yaml
+from train.config.load import load_saved_config, to_yaml
+from train.config.reading.yaml_file import read
 from train.config.schema import TrainConfig
 
+CONFIG = "config.yaml"
+"""In a save folder, and from now on in each checkpoint: the resolved config."""
 RECORD = "record.jsonl"
 """In a save folder: a line {batch, rows, tokens, versions} for each checkpoint, {batch, eval} for each evaluation."""
 
@@ -49,6 +53,26 @@ def is_complete(path: Path) -> bool:
 def first_failure(error: CheckpointException) -> str:
     """The first line of the first rank's reason."""
     return str(next(iter(error.failures.values()))[0]).partition("\n")[0]
+
+
+def saved_config(checkpoint: Path) -> TrainConfig | None:
+    """The config that a checkpoint was written with: its own, else the save folder's; None where there is neither.
+
+    Raises ConfigError when it cannot be read, such as one with keys that this code does not have.
+    """
+    found = _saved_yaml(checkpoint)
+    return None if found is None else load_saved_config(found)
+
+
+def saved_values(checkpoint: Path) -> dict[str, Any]:
+    """What stands in that config, whatever keys it has. Raises ConfigError when it is no YAML."""
+    found = _saved_yaml(checkpoint)
+    return {} if found is None else read(str(found)).tree
+
+
+def _saved_yaml(checkpoint: Path) -> Path | None:
+    places = (checkpoint / CONFIG, checkpoint.resolve().parent / CONFIG)
+    return next((path for path in places if path.is_file()), None)
 
 
 def run_name_of(config: TrainConfig) -> str:

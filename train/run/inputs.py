@@ -6,12 +6,14 @@ no Composer.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from data.base.errors import Problems, under
 from data.loading.opening import find_source, open_streams
 from data.loading.rows import Rows
 from data.mds.folder import MdsFolder
+from data.mixing.resume import position
 from data.sources.source import Source
 from data.tokenization.build import build_tokenizer
 from data.tokenization.tokenizer import Tokenizer
@@ -44,6 +46,12 @@ class Inputs:
         return self.start is not None and self.start.resuming
 
     @property
+    def first_batch(self) -> int:
+        """The batch that the run begins with."""
+        state = self.start.data_state if self.start is not None else None
+        return position(state)[0] if state is not None else 0
+
+    @property
     def max_batches(self) -> int:
         assert self.data.clock.max_batches is not None
         return self.data.clock.max_batches
@@ -70,7 +78,9 @@ def open_inputs(config: TrainConfig, problems: Problems | None = None, *, rehash
     weights = open_weights(config, start)
     if config.lora is not None and start is not None and start.data_state is not None:
         check_base(start.path, frozen_weights(config, weights), config)
-    data = open_data(config, tokenizer, start.data_state if start is not None else None, sources["train_loader"])
+    state = start.data_state if start is not None else None
+    check = partial(start.check_rows, config) if start is not None else None
+    data = open_data(config, tokenizer, state, sources["train_loader"], check=check)
     eval_streams = None
     if config.eval_loader is not None:
         with under("eval_loader.dataset"):
@@ -105,6 +115,8 @@ def describe(inputs: Inputs, config: TrainConfig) -> Iterator[str]:
         yield f"autoresume: no complete checkpoint in {inputs.folder}, starting from the beginning"
     if start is not None and not start.resuming:
         yield f"starting from {'the weights' if start.data_state is None else 'the whole state'} in {start.path}"
+    if start is not None:
+        yield from start.changes(config)
     yield from inputs.data.describe(config.max_duration)
     yield from inputs.data.plan.notes
     if isinstance(inputs.weights, PretrainedFolder):

@@ -1,20 +1,19 @@
 """What a run starts from: the checkpoint that autoresume or load_path means, checked before anything is built."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from data.base.errors import ConfigError
 from data.config.suggest import show
 from train.checkpoint.reader import CheckpointReader
-from train.checkpoint.save_folder import check_save_folder, checkpoints, is_complete
-from train.config.load import load_saved_config
+from train.checkpoint.save_folder import check_save_folder, checkpoints, is_complete, saved_config
 from train.config.schema import TrainConfig
-from train.hf.config_json import at
-from train.models.shapes import WEIGHT_KEYS, adapter_shapes
+from train.models.shapes import adapter_shapes
+from train.resume.explain import explain, refuse_changes, refuse_other_rows
 from train.weights.frozen_base import frozen_base
 from train.weights.pretrained import PretrainedFolder
 
@@ -29,6 +28,22 @@ class Start:
     and random state; None where it takes the weights alone."""
     resuming: bool
     """It is the run's own, found by autoresume."""
+
+    @property
+    def key(self) -> str:
+        """What names the checkpoint."""
+        return "autoresume" if self.resuming else "load_path"
+
+    def check_rows(self, config: TrainConfig, fingerprints: Mapping[str, str]) -> None:
+        """Raises ConfigError when the run would go on with streams of other rows; it names the keys that changed."""
+        if self.data_state is not None:
+            refuse_other_rows(self.path, config, self.data_state, fingerprints, self.key)
+
+    def changes(self, config: TrainConfig) -> Iterator[str]:
+        """What changed since the checkpoint was written, as lines for the console; none where its weights are taken
+        alone."""
+        if self.data_state is not None:
+            yield from explain(self.path, config, self.data_state, resuming=self.resuming)
 
 
 def find_start(config: TrainConfig, folder: Path | None) -> Start | None:
@@ -85,7 +100,7 @@ def _data_state(checkpoint: Path) -> dict[str, str]:
 def check_start(path: Path, config: TrainConfig, key: str, *, whole_state: bool) -> None:
     """Raises ConfigError when a run of this config cannot start from the checkpoint that `key` names.
 
-    With whole_state, going on from it and not from its weights alone, the weights must also mean what they meant.
+    With whole_state, going on from it and not from its weights alone, nothing may have changed that cannot change.
     """
     subject = f"is {str(path)!r}" if key == "load_path" else f"is true, and the newest checkpoint is {str(path)!r}"
     if "://" in str(path):
@@ -102,6 +117,8 @@ def check_start(path: Path, config: TrainConfig, key: str, *, whole_state: bool)
             f"file){hint}",
             key=key,
         )
+    if whole_state:
+        refuse_changes(path, config, _readable_state(path), key)
     there = "sharded" if path.is_dir() else "full"
     wanted = config.fsdp_config.state_dict_type if config.fsdp_config is not None else "full"
     if there != wanted:
@@ -109,7 +126,6 @@ def check_start(path: Path, config: TrainConfig, key: str, *, whole_state: bool)
         raise ConfigError(
             f"{subject}, a {there} checkpoint, but this run reads and writes {wanted} ones: write {hint}", key=key
         )
-    before = path.resolve().parent / "config.yaml"
     if path.is_dir():
         reader = CheckpointReader(path)
         base = config.lora is not None and not reader.holds_adapters
@@ -120,15 +136,16 @@ def check_start(path: Path, config: TrainConfig, key: str, *, whole_state: bool)
                 key=key,
             )
         if reader.holds_adapters:
-            _check_adapters(before, config, subject, key)
+            _check_adapters(path, config, subject, key)
         reader.check(config.model, "this config's model", None if base else config.lora)
-    if whole_state:
-        _check_meaning(before, config, subject, key)
 
 
-def _check_adapters(before: Path, config: TrainConfig, subject: str, key: str) -> None:
+def _check_adapters(path: Path, config: TrainConfig, subject: str, key: str) -> None:
     """Adapters of other shapes, told by the YAML's keys and not tensor by tensor."""
-    was, now = load_saved_config(before).lora if before.is_file() else None, config.lora
+    was, now = None, config.lora
+    with contextlib.suppress(ConfigError):  # one that cannot be read: the tensors are compared in any case
+        saved = saved_config(path)
+        was = saved.lora if saved is not None else None
     if was is None or now is None or adapter_shapes(config.model, was) == adapter_shapes(config.model, now):
         return
     keys = [name for name in ("r", "target_modules", "per_expert") if getattr(was, name) != getattr(now, name)]
@@ -136,22 +153,8 @@ def _check_adapters(before: Path, config: TrainConfig, subject: str, key: str) -
     raise ConfigError(f"{subject}: {'; '.join(changed)}: put it back, or train other adapters in another run", key=key)
 
 
-def _check_meaning(before: Path, config: TrainConfig, subject: str, key: str) -> None:
-    """The same tensors compute something else with other heads, rotations, clipping or routing."""
-    if not before.is_file():
-        return
-    was, now = _meaning(load_saved_config(before)), _meaning(config)
-    changed = [f"{name} was {was.get(name)}, now {now[name]}" for name in now if was.get(name) != now[name]]
-    if changed:
-        raise ConfigError(
-            f"{subject}, but {'; '.join(changed)}: put it back, or start another run with load_path and "
-            "load_weights_only=true",
-            key=key,
-        )
-
-
-def _meaning(config: TrainConfig) -> dict[str, Any]:
-    values = asdict(config)
-    # The base is compared by its weights, in frozen_base.check_base.
-    keys = [*(f"model.{key}" for key in WEIGHT_KEYS), *([] if config.lora is None else ["lora.alpha"])]
-    return {key: at(values, key) for key in keys}
+def _readable_state(path: Path) -> dict[str, str] | None:
+    """None where the checkpoint is damaged, which is reported by those that read it next."""
+    with contextlib.suppress(Exception):
+        return _data_state(path)
+    return None
