@@ -16,11 +16,12 @@ from tests.helpers.ranks import run_ranks
 from tests.helpers.toy_run import write_toy_run
 from train.config.load import read_config
 from train.run.fit import fit
-from train.run.inputs import open_inputs
+from train.run.inputs import describe, open_inputs
 
 pytestmark = [pytest.mark.ranks, pytest.mark.timeout(120)]
 
 COMMON = ["autoresume=true", "eval_loader=null", "save_interval=2ba"]
+DATA_FILES = "train_loader.dataset.hf_kwargs.data_files"
 APPLIED = {
     "optimizer.lr": "1e-4",
     "optimizer.freeze": "['*.wte.weight']",
@@ -52,7 +53,7 @@ REFUSED = {
     "optimizer.name": "sgd",
     "train_loader.dataset.shuffle": "false",
     "train_loader.dataset.packing": "none",
-    "train_loader.dataset.hf_kwargs.data_files": "other.jsonl",
+    DATA_FILES: "FOLDER/eval.jsonl",
     "global_train_batch_size": "16",
     "fsdp_config.state_dict_type": "full",
 }
@@ -81,8 +82,8 @@ class Watch(Callback):
         self.seen["weights"] = {name: param.full_tensor().detach().clone() for name, param in params}  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def resumed(path: str, runs: dict[str, list[str]]) -> dict[str, tuple[dict[str, Any], str]]:
-    """Of each run, which goes on from the checkpoint of one that trained two batches: what it did and printed."""
+def train(path: str, runs: dict[str, list[str]]) -> dict[str, tuple[dict[str, Any], str]]:
+    """A run of two batches, and those that resume from its checkpoint: what each computed with, and printed."""
     fit(read_config(path, [*COMMON, "max_duration=2ba"]))
     folder, results = Path(path).parent, {}
     for name, overrides in runs.items():
@@ -92,6 +93,30 @@ def resumed(path: str, runs: dict[str, list[str]]) -> dict[str, tuple[dict[str, 
             fit(read_config(path, [*COMMON, f"run_name={name}", *overrides]), callbacks=[watch])
         results[name] = watch.seen, out.getvalue()
     return results
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, tuple[dict[str, Any], str]]]:
+    """The folder, and what `train` returns."""
+    folder, four = tmp_path_factory.mktemp("trained"), "max_duration=4ba"
+    runs = {
+        "same": [four],
+        "applied": [four, *written(APPLIED)],
+        "ignored": [four, *written(IGNORED)],
+        "done": ["max_duration=2ba", f"loggers={{file: {{filename: {folder}/done.log}}}}"],
+    }
+    (results,) = run_ranks(train, 1, write_toy_run(folder), runs)
+    return folder, results
+
+
+@pytest.fixture
+def path(trained: tuple[Path, Any], tmp_path: Path) -> str:
+    """The config of a copy of it."""
+    folder = tmp_path / "copy"
+    shutil.copytree(trained[0], folder, symlinks=True)
+    for config in (folder / "config.yaml", folder / "toy" / "config.yaml"):
+        config.write_text(config.read_text().replace(str(trained[0]), str(folder)))
+    return str(folder / "config.yaml")
 
 
 def written(changes: dict[str, str]) -> list[str]:
@@ -104,87 +129,81 @@ def listed(printed: str) -> dict[str, str]:
     return dict(line.split(maxsplit=1) for line in lines if line.startswith("  "))
 
 
-def test_what_is_applied_and_ignored_is_printed_and_so(tmp_path: Path) -> None:
-    four = "max_duration=4ba"
-    runs = {
-        "same": [four],
-        "applied": [four, *written(APPLIED)],
-        "ignored": [four, *written(IGNORED)],
-        "done": ["max_duration=2ba", "loggers={file: {filename: toy.log}}"],
-    }
-    (results,) = run_ranks(resumed, 1, write_toy_run(tmp_path), runs)
-    (same, _), (applied, told), (ignored, told_ignored) = (results[name] for name in ("same", "applied", "ignored"))
-    lines = listed(told)
+def test_what_is_applied_is_printed_and_so(trained: tuple[Path, Any]) -> None:
+    folder, results = trained
+    applied, printed = results["applied"]
+    lines = listed(printed)
     assert lines.pop("run_name").split() == ["was", "toy,", "now", "applied", "applied"]
     assert lines.pop("max_duration").split() == ["was", "2ba,", "now", "4ba", "applied"]
     assert lines.keys() == APPLIED.keys()
     assert all(line.endswith(" applied") for line in lines.values())
-    assert (applied["algorithms"], applied["microbatch"], applied["frozen"]) == (
-        [0.5],
-        4,
-        ["model.transformer.wte.weight"],
-    )
+    assert (applied["algorithms"], applied["microbatch"]) == ([0.5], 4)
+    assert applied["frozen"] == ["model.transformer.wte.weight"]
     assert "SpeedMonitor" in applied["callbacks"]
     assert (applied["lr"], applied["dropout"]) == (1e-4, {0.1, 0.3})
-    assert (tmp_path / "applied" / "ep0-ba3").is_dir()
-    assert all(key in listed(told_ignored) and " ignored: " in listed(told_ignored)[key] for key in IGNORED)
+    assert (folder / "applied" / "ep0-ba3").is_dir()
+
+
+def test_what_is_ignored_is_printed_and_changes_nothing(trained: tuple[Path, Any]) -> None:
+    (same, _), (ignored, printed) = (trained[1][name] for name in ("same", "ignored"))
+    lines = listed(printed)
+    assert lines.keys() - IGNORED.keys() == {"run_name", "max_duration"}
+    assert all(" ignored: " in lines[key] for key in IGNORED)
     assert all(torch.equal(ignored["weights"][name], weight) for name, weight in same["weights"].items())
-    seen, said = results["done"]
+
+
+def test_a_run_at_max_duration_has_nothing_to_do(trained: tuple[Path, Any]) -> None:
+    folder, results = trained
+    seen, printed = results["done"]
     assert seen == {}
-    assert f"nothing to do: {tmp_path / 'done' / 'ep0-ba2'} is at batch 2, and max_duration 2ba is 2\n" in said
-    assert not Path("toy.log").exists()
-
-
-def refusals(path: str, cases: list[list[str]]) -> list[str]:
-    fit(read_config(path, [*COMMON, "max_duration=2ba"]))
-    return [refused_before_the_model_is_built(path, case) for case in cases]
+    assert f"nothing to do: {folder / 'done' / 'ep0-ba2'} is at batch 2, and max_duration 2ba is 2\n" in printed
+    assert not (folder / "done.log").exists()
 
 
 def refused_before_the_model_is_built(path: str, overrides: list[str]) -> str:
+    placed = [change.replace("FOLDER", str(Path(path).parent)) for change in overrides]
     try:
-        open_inputs(read_config(path, [*COMMON, *overrides]))
+        open_inputs(read_config(path, [*COMMON, *placed]))
     except ConfigError as error:
         return str(error)
     return "accepted"
 
 
-def test_what_is_refused_is_named_together(tmp_path: Path) -> None:
-    path = write_toy_run(tmp_path)
-    shutil.copy(tmp_path / "eval.jsonl", tmp_path / "other.jsonl")
-    shutil.copy(tmp_path / "train.jsonl", tmp_path / "copy.jsonl")
-    others = written(REFUSED | {"train_loader.dataset.hf_kwargs.data_files": str(tmp_path / "other.jsonl")})
-    copied = f"train_loader.dataset.hf_kwargs.data_files={tmp_path}/copy.jsonl"
-    of_rows = [[each] for each in others if "packing" in each or "data_files" in each]
-    certain = [[each] for each in others if [each] not in of_rows]
-    each, together = [*certain, *of_rows], [others, [copied]]
-    (said,) = run_ranks(refusals, 1, path, [*each, *together])
-    for (change,), text in zip(each, said[:-2], strict=True):
+def test_what_is_refused_is_named(path: str) -> None:
+    for change in written(REFUSED):
         key, _, value = change.partition("=")
-        assert f"but {key} was " in text, text
-        assert f", now {value} (" in text
-        assert ": put it back, or start another run from the" in text
-    first, *lines, fix = said[-2].splitlines()
+        said = refused_before_the_model_is_built(path, [change])
+        assert f"but {key} was " in said, said
+        assert f", now {value} (" in said.replace(str(Path(path).parent), "FOLDER")
+        assert ": put it back, or start another run from the" in said
+
+
+def test_all_that_is_refused_is_named_together(path: str) -> None:
+    first, *lines, fix = refused_before_the_model_is_built(path, written(REFUSED)).splitlines()
     assert first.startswith("autoresume is true, and the newest checkpoint is '")
     assert {line.split()[0] for line in lines} == REFUSED.keys()
     assert fix == "  put them back, or start another run from the beginning, with another run_name"
-    assert said[-1] == "accepted"
 
 
-def test_content_that_changed_under_the_same_keys_is_said_to_have(tmp_path: Path) -> None:
-    path = write_toy_run(tmp_path)
-    run_ranks(refusals, 1, path, [])
-    data = tmp_path / "train.jsonl"
+def test_the_same_rows_from_another_place_are_accepted(path: str) -> None:
+    copied = shutil.copy(Path(path).parent / "train.jsonl", Path(path).parent / "copied.jsonl")
+    assert refused_before_the_model_is_built(path, [f"{DATA_FILES}={copied}"]) == "accepted"
+
+
+def test_content_that_changed_under_the_same_keys_is_said_to_have(path: str) -> None:
+    data = Path(path).parent / "train.jsonl"
     data.write_text(data.read_text().replace("amber", "agate"))
     said = refused_before_the_model_is_built(path, ["optimizer.lr=1e-4"])
     assert "but the rows of train_loader.dataset (fingerprint was " in said
     assert "though no key of theirs has changed: the content of a file, of the tokenizer" in said
 
 
-def test_a_config_of_other_code_refuses_no_resume(tmp_path: Path) -> None:
-    path = write_toy_run(tmp_path)
-    run_ranks(refusals, 1, path, [])
-    saved = tmp_path / "toy" / "config.yaml"
+def test_a_config_of_other_code_refuses_no_resume(path: str) -> None:
+    saved = Path(path).parent / "toy" / "config.yaml"
     saved.write_text(saved.read_text() + "key_of_old: 3\n")
-    assert refused_before_the_model_is_built(path, ["optimizer.lr=1e-4"]) == "accepted"
+    config = read_config(path, [*COMMON, "optimizer.lr=1e-4"])
+    (line,) = (line for line in describe(open_inputs(config), config) if "changed" in line)
+    assert line.startswith("what changed since ep0-ba2 cannot be shown: ")
+    assert line.endswith("key_of_old is not a key here or anywhere below")
     said = refused_before_the_model_is_built(path, ["model.attn_config.rope_theta=3"])
     assert "model.attn_config.rope_theta was 500.0, now 3.0 (the weights were trained with it)" in said

@@ -163,7 +163,7 @@ def test_a_changed_future_is_taken_and_a_changed_past_is_refused(tmp_path: Path)
     assert len(given) > once
     assert len(set(given[:once])) == once
     told = run_ranks(run, 1, path, ["run_name=changed", "max_duration=20ba", "train_loader.stages.0.duration=6ba"], "x")
-    assert "stage broad is done; it was " in str(told[0])
+    assert "train_loader.stages[0].duration was 5ba, now 6ba (the stage is done)" in str(told[0])
 
 
 @pytest.mark.timeout(200)
