@@ -205,7 +205,7 @@ _OTHER_TENSORS = Outcome("refused", "the checkpoint's tensors have other shapes"
 _OTHER_MEANING = Outcome("refused", "the weights were trained with it")
 _ONE_SOURCE = Outcome("refused", "the streams of the checkpoint are others")
 _OTHER_ROWS = Outcome("refused", "the rows are not those of before")
-_PERHAPS_OTHER_ROWS = Outcome("refused", "where the rows are not those of before")
+_PERHAPS_OTHER_ROWS = Outcome("refused", "unless it gives the same rows")
 
 Decided = Outcome | Callable[[Case], Outcome]
 
