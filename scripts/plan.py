@@ -58,6 +58,7 @@ def _data(config, picture: Path) -> None:
     from train.checkpoint.save_folder import local_folder, run_name_of
     from train.planning.run_data import open_data
     from train.planning.tables import draw, stages_table, streams_table
+    from train.weights.changes import change_lines, check_rows
     from train.weights.start import find_start
 
     kinds = FigureCanvasBase.get_supported_filetypes()
@@ -66,10 +67,10 @@ def _data(config, picture: Path) -> None:
     if not os.access(picture.parent, os.W_OK):
         raise ConfigError(f"--png is {str(picture)!r}, but its folder cannot be written")
     start = find_start(config, local_folder(config, run_name_of(config)))
-    state, check = (start.data_state, partial(start.check_rows, config)) if start is not None else (None, None)
-    run = open_data(config, build_tokenizer(config.tokenizer), state, check=check)
+    state = start.data_state if start is not None else None
+    run = open_data(config, build_tokenizer(config.tokenizer), state, check=partial(check_rows, start, config))
     if start is not None:
-        print("\n".join([f"starting from {start.path}", *start.changes(config)]))
+        print("\n".join([f"starting from {start.path}", *change_lines(start, config)]))
     _print(streams_table(run), stages_table(run, config), *run.plan.notes)
     draw(run, picture)
     print(f"the planned mix is drawn in {picture}")

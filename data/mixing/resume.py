@@ -123,7 +123,7 @@ def _check_data(saved: DataState, now: DataState) -> None:
         if found is None:
             changed.append(f"{label} is gone, which gave {rows:,} rows (it may stay with a proportion of 0)")
         elif found != fingerprint:
-            changed.append(f"the fingerprint of {label} was {fingerprint}, now {found}")
+            changed.append(f"the rows of {label} are not those of before (fingerprint was {fingerprint}, now {found})")
     then, size = last.global_batch_size, now.segments[-1].global_batch_size
     if size != then and not saved.ends_a_stage:
         changed.append(f"global_train_batch_size was {then}, now {size}, which can change only where a stage ends")

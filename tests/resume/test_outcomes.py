@@ -105,9 +105,7 @@ def test_rows_are_those_of_before_or_not(tmp_path: Path) -> None:
 
 def test_a_stream_may_come_but_not_go(tmp_path: Path) -> None:
     more = ["train_loader.dataset.streams.math={text: math.txt}"]
-    assert outcomes(tmp_path, [], more) == {
-        "train_loader.dataset.streams.math": "applied: its rows are drawn from here on"
-    }
+    assert outcomes(tmp_path, [], more) == {"train_loader.dataset.streams.math": "applied: from here on"}
     (found,) = outcomes(tmp_path, more, []).values()
     assert found.startswith("refused: its rows are part of the run's past")
 

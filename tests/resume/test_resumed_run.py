@@ -207,3 +207,24 @@ def test_a_config_of_other_code_refuses_no_resume(path: str) -> None:
     assert line.endswith("key_of_old is not a key here or anywhere below")
     said = refused_before_the_model_is_built(path, ["model.attn_config.rope_theta=3"])
     assert "model.attn_config.rope_theta was 500.0, now 3.0 (the weights were trained with it)" in said
+
+
+def lines_of(path: str, overrides: list[str]) -> dict[str, str]:
+    config = read_config(path, overrides)
+    return listed("\n".join(describe(open_inputs(config), config)))
+
+
+def test_a_checkpoint_with_a_config_of_its_own_is_compared_with_that(path: str) -> None:
+    folder = Path(path).parent / "toy"
+    own = (folder / "config.yaml").read_text().replace("lr: 0.003", "lr: 0.5")
+    (folder / "ep0-ba2" / "config.yaml").write_text(own)
+    line = lines_of(path, [*COMMON, "max_duration=2ba"])["optimizer.lr"]
+    assert line.split() == ["was", "0.5,", "now", "0.003", "applied"]
+
+
+def test_another_run_that_starts_from_the_whole_state_says_the_same(path: str) -> None:
+    other = [f"load_path={Path(path).parent / 'toy' / 'ep0-ba2'}", "run_name=other", "eval_first=true"]
+    lines = lines_of(path, [*other, "train_loader.name=text"])
+    assert lines["eval_first"].split() == ["was", "false,", "now", "true", "applied"]
+    assert lines["train_loader.name"].endswith("ignored: both kinds read the same")
+    assert lines_of(path, [*other, "load_weights_only=true"]) == {}

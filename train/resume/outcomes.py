@@ -127,7 +127,7 @@ def streams_of(case: Case) -> set[str]:
 def _stream(case: Case) -> Outcome:
     if case.difference.now is ABSENT:
         return Outcome("refused", "its rows are part of the run's past; it may stay with a proportion of 0")
-    return Outcome("applied", "its rows are drawn from here on")
+    return Outcome("applied", "from here on")
 
 
 def _stage(case: Case) -> Outcome:

@@ -22,6 +22,7 @@ from train.config.load import check_vocab
 from train.config.schema import TrainConfig
 from train.hf.repository import KEY
 from train.planning.run_data import RunData, open_data, plan_data
+from train.weights.changes import change_lines, check_rows
 from train.weights.frozen_base import check_base, frozen_weights
 from train.weights.pretrained import PretrainedFolder
 from train.weights.start import Start, StartingWeights, find_start, open_weights
@@ -79,7 +80,7 @@ def open_inputs(config: TrainConfig, problems: Problems | None = None, *, rehash
     if config.lora is not None and start is not None and start.data_state is not None:
         check_base(start.path, frozen_weights(config, weights), config)
     state = start.data_state if start is not None else None
-    check = partial(start.check_rows, config) if start is not None else None
+    check = partial(check_rows, start, config)
     data = open_data(config, tokenizer, state, sources["train_loader"], check=check)
     eval_streams = None
     if config.eval_loader is not None:
@@ -115,8 +116,7 @@ def describe(inputs: Inputs, config: TrainConfig) -> Iterator[str]:
         yield f"autoresume: no complete checkpoint in {inputs.folder}, starting from the beginning"
     if start is not None and not start.resuming:
         yield f"starting from {'the weights' if start.data_state is None else 'the whole state'} in {start.path}"
-    if start is not None:
-        yield from start.changes(config)
+    yield from change_lines(start, config)
     yield from inputs.data.describe(config.max_duration)
     yield from inputs.data.plan.notes
     if isinstance(inputs.weights, PretrainedFolder):

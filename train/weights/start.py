@@ -1,7 +1,7 @@
 """What a run starts from: the checkpoint that autoresume or load_path means, checked before anything is built."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from train.checkpoint.reader import CheckpointReader
 from train.checkpoint.save_folder import check_save_folder, checkpoints, is_complete, saved_config
 from train.config.schema import TrainConfig
 from train.models.shapes import adapter_shapes
-from train.resume.explain import explain, refuse_changes, refuse_other_rows
+from train.resume.explain import refuse_changes
 from train.weights.frozen_base import frozen_base
 from train.weights.pretrained import PretrainedFolder
 
@@ -28,22 +28,6 @@ class Start:
     and random state; None where it takes the weights alone."""
     resuming: bool
     """It is the run's own, found by autoresume."""
-
-    @property
-    def key(self) -> str:
-        """What names the checkpoint."""
-        return "autoresume" if self.resuming else "load_path"
-
-    def check_rows(self, config: TrainConfig, fingerprints: Mapping[str, str]) -> None:
-        """Raises ConfigError when the run would go on with streams of other rows; it names the keys that changed."""
-        if self.data_state is not None:
-            refuse_other_rows(self.path, config, self.data_state, fingerprints, self.key)
-
-    def changes(self, config: TrainConfig) -> Iterator[str]:
-        """What changed since the checkpoint was written, as lines for the console; none where its weights are taken
-        alone."""
-        if self.data_state is not None:
-            yield from explain(self.path, config, self.data_state, resuming=self.resuming)
 
 
 def find_start(config: TrainConfig, folder: Path | None) -> Start | None:
