@@ -67,15 +67,19 @@ def explain(checkpoint: Path, config: TrainConfig, state: Mapping[str, Any], *, 
         yield "\n".join([f"changed since {checkpoint.name}:", *table(changes)])
 
 
-def refuse_changes(checkpoint: Path, config: TrainConfig, state: Mapping[str, Any] | None, key: str) -> None:
+def refuse_changes(
+    checkpoint: Path, config: TrainConfig, state: Mapping[str, Any] | None, key: str, *, whole_state: bool = True
+) -> None:
     """Raises ConfigError that names all keys that cannot change, as far as that is known before the data is open.
 
-    `key` is what names the checkpoint: autoresume or load_path.
+    `key` is what names the checkpoint: autoresume or load_path. Without whole_state its weights are taken alone.
     """
     known = {"resuming": key == "autoresume", "state": None if state is None else read_state(state)}
-    changes = _changes(checkpoint, config, **known)
-    if any(_is_certain(change) for change in changes):
-        raise _refusal(checkpoint, key, [change for change in changes if change.outcome.kind == "refused"])
+    refused = [change for change in _changes(checkpoint, config, **known) if change.outcome.kind == "refused"]
+    if not whole_state:
+        refused = [change for change in refused if change.outcome.also_of_weights]
+    if any(map(_is_certain, refused)):
+        raise _refusal(checkpoint, key, refused)
 
 
 def refuse_other_rows(

@@ -8,11 +8,9 @@ from pathlib import Path
 import torch
 
 from data.base.errors import ConfigError
-from data.config.suggest import show
 from train.checkpoint.reader import CheckpointReader
-from train.checkpoint.save_folder import check_save_folder, checkpoints, is_complete, saved_config
+from train.checkpoint.save_folder import check_save_folder, checkpoints, is_complete
 from train.config.schema import TrainConfig
-from train.models.shapes import adapter_shapes
 from train.resume.explain import refuse_changes
 from train.weights.frozen_base import frozen_base
 from train.weights.pretrained import PretrainedFolder
@@ -101,8 +99,7 @@ def check_start(path: Path, config: TrainConfig, key: str, *, whole_state: bool)
             f"file){hint}",
             key=key,
         )
-    if whole_state:
-        refuse_changes(path, config, _readable_state(path), key)
+    refuse_changes(path, config, _readable_state(path) if whole_state else None, key, whole_state=whole_state)
     there = "sharded" if path.is_dir() else "full"
     wanted = config.fsdp_config.state_dict_type if config.fsdp_config is not None else "full"
     if there != wanted:
@@ -119,22 +116,7 @@ def check_start(path: Path, config: TrainConfig, key: str, *, whole_state: bool)
                 "write load_weights_only=true",
                 key=key,
             )
-        if reader.holds_adapters:
-            _check_adapters(path, config, subject, key)
         reader.check(config.model, "this config's model", None if base else config.lora)
-
-
-def _check_adapters(path: Path, config: TrainConfig, subject: str, key: str) -> None:
-    """Adapters of other shapes, told by the YAML's keys and not tensor by tensor."""
-    was, now = None, config.lora
-    with contextlib.suppress(ConfigError):  # one that cannot be read: the tensors are compared in any case
-        saved = saved_config(path)
-        was = saved.lora if saved is not None else None
-    if was is None or now is None or adapter_shapes(config.model, was) == adapter_shapes(config.model, now):
-        return
-    keys = [name for name in ("r", "target_modules", "per_expert") if getattr(was, name) != getattr(now, name)]
-    changed = [f"lora.{k} is {show(getattr(now, k))}, but the checkpoint's is {show(getattr(was, k))}" for k in keys]
-    raise ConfigError(f"{subject}: {'; '.join(changed)}: put it back, or train other adapters in another run", key=key)
 
 
 def _readable_state(path: Path) -> dict[str, str] | None:
