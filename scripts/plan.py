@@ -1,4 +1,5 @@
-"""Says what a run will need, before it is started: parameters, memory a rank and, with --data, the plan of its rows."""
+"""Says what a run will need, before it is started: parameters, memory a rank, space for checkpoints and, with --data,
+the plan of its rows."""
 
 import sys
 from pathlib import Path
@@ -11,6 +12,11 @@ import argparse
 import os
 from collections.abc import Sequence
 from functools import partial
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from data.base.durations import Clock
+    from train.config.schema import TrainConfig
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -25,9 +31,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     from data.base.console import show_on_console
     from data.base.errors import ConfigError, DataError
     from data.base.paths import refuse_path_arguments
+    from train.checkpoint.save_folder import local_folder, run_name_of
     from train.config.load import read_config
     from train.config.ranks import check_kernel_sizes
-    from train.planning.summary import memory_lines, parameters_line
+    from train.planning.summary import checkpoints_line, memory_lines, parameters_line
 
     show_on_console()
     try:
@@ -42,20 +49,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         except ValueError as error:
             raise ConfigError(f"{args.config}: {error}") from None
         _print(parameters_line(config.model, config.lora), *memory_lines(config, args.ranks))
-        if args.data:
-            _data(config, args.png or Path("plan.png"))
+        folder = local_folder(config, run_name_of(config))
+        clock = _data(config, folder, args.png or Path("plan.png")) if args.data else None
+        if folder is not None:
+            _print(checkpoints_line(config, folder, args.ranks, clock))
     except (ConfigError, DataError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-def _data(config, picture: Path) -> None:
+def _data(config: "TrainConfig", folder: Path | None, picture: Path) -> "Clock":
+    """Shows the plan of the run's rows, and gives the clock that counts them."""
     from matplotlib.backend_bases import FigureCanvasBase
 
     from data.base.errors import ConfigError
     from data.tokenization.build import build_tokenizer
-    from train.checkpoint.save_folder import local_folder, run_name_of
     from train.planning.run_data import open_data
     from train.planning.tables import draw, stages_table, streams_table
     from train.weights.changes import change_lines, check_rows
@@ -66,7 +75,7 @@ def _data(config, picture: Path) -> None:
         raise ConfigError(f"--png is {str(picture)!r}, but it must be a file that ends in .png (or {', '.join(kinds)})")
     if not os.access(picture.parent, os.W_OK):
         raise ConfigError(f"--png is {str(picture)!r}, but its folder cannot be written")
-    start = find_start(config, local_folder(config, run_name_of(config)))
+    start = find_start(config, folder)
     state = start.data_state if start is not None else None
     run = open_data(config, build_tokenizer(config.tokenizer), state, check=partial(check_rows, start, config))
     if start is not None:
@@ -74,6 +83,7 @@ def _data(config, picture: Path) -> None:
     _print(streams_table(run), stages_table(run, config), *run.plan.notes)
     draw(run, picture)
     print(f"the planned mix is drawn in {picture}")
+    return run.clock
 
 
 def _print(*things: object) -> None:

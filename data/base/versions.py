@@ -16,3 +16,11 @@ def installed_versions(distributions: Iterable[str]) -> dict[str, str]:
         with suppress(PackageNotFoundError):
             found[distribution] = version(distribution)
     return found
+
+
+_COMPUTES = ("torch", "mosaicml", *STREAMING, "transformers", "megablocks", "flash-attn", "bitsandbytes")
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that compute."""
+    return installed_versions(_COMPUTES)

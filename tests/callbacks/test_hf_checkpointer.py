@@ -128,8 +128,6 @@ def test_the_config(tmp_path: Path) -> None:
     assert "save_interval is 6ba, but checkpoints are saved every 4ba: write a multiple of it" in said
     for fine in ("8ba", "11ba"):
         load(tmp_path, key.replace("1dur", fine), *with_folder)
-    for fsdp in ("fsdp_config=null", "fsdp_config={state_dict_type: full}"):
-        assert "it exports sharded checkpoints alone" in refusal(tmp_path, key, "save_folder=runs", fsdp)
     assert load(tmp_path, key, "save_folder=runs").callbacks.hf_checkpointer.precision == "float32"
     assert "write bfloat16" in refusal(tmp_path, key, "callbacks.hf_checkpointer.precision=bf16", "save_folder=runs")
     said = refusal(tmp_path, key, "callbacks.hf_checkpointer.overwrite=false", "save_folder=runs")

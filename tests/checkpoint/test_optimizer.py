@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor
 
 from tests.helpers.ranks import run_ranks
 from tests.helpers.toy_run import write_toy_run
-from train.checkpoint.optimizer import as_one_group, changed_settings
+from train.checkpoint.optimizer import changed_settings
 from train.config.load import read_config
 from train.config.optimizer import OptimizerConfig, ParamGroupConfig
 from train.optim.optimizers import build_optimizer
@@ -59,15 +59,6 @@ HEAD = ParamGroupConfig(match=["head"], lr=0.01)
 )
 def test_changed_settings_are_named_as_in_the_yaml(before: dict, after: dict, named: list[str]) -> None:
     assert changes(before, after) == named
-
-
-def test_the_groups_come_back_after_loading() -> None:
-    optimizer = build_optimizer(OptimizerConfig(name="adamw", lr=0.1, no_weight_decay=["norm"]), Tiny())
-    groups = optimizer.param_groups
-    with as_one_group(optimizer, [{"lr": 7.0, "params": ["embed"]}]):
-        assert [(group["lr"], len(group["params"])) for group in optimizer.param_groups] == [(7.0, 3)]
-    assert optimizer.param_groups is groups
-    assert [len(group["params"]) for group in groups] == [2, 1]
 
 
 class Weights(Callback):

@@ -34,6 +34,7 @@ from train.models.config import AttnConfig, FFNConfig, ModelConfig
 from train.models.dbrx import DbrxForCausalLM
 from train.models.init import initialise
 from train.models.recompute import named_parameters
+from train.optim.optimizers import build_optimizer
 from train.run.trainer import build_trainer
 
 STEPS, ROWS, LENGTH = 5, 8, 24
@@ -160,6 +161,7 @@ def _train(cut: Cut, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     trainer = build_trainer(
         config,
         model=DbrxForComposer(config.model, model),
+        optimizer=build_optimizer(config.optimizer, model),
         device=DeviceCPU(),
         train_loader=loader,
         eval_loader=None,
@@ -168,8 +170,7 @@ def _train(cut: Cut, dtype: torch.dtype) -> dict[str, torch.Tensor]:
         callbacks=[steps],
         run_name="step",
         precision="fp32",
-        save_folder=None,
-        start=None,
+        state=None,
     )
     trainer.fit()
     trainer.close()

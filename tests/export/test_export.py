@@ -17,6 +17,7 @@ from torch.distributed.tensor import Shard, distribute_tensor
 from data.base.errors import ConfigError
 from data.config.tokenizer import TokenizerConfig, TokenizerKwargs
 from data.tokenization.build import build_tokenizer
+from tests.helpers.committed import commit
 from tests.helpers.load_script import load_script
 from tests.helpers.ranks import run_ranks
 from tests.helpers.small_export import CONFIG, MODEL, save_checkpoint
@@ -208,12 +209,12 @@ def test_what_is_no_checkpoint_is_described(tmp_path):
     (tmp_path / "link").symlink_to("ep0-ba1")
     for name, said in (
         ("none", "but nothing is there"),
-        ("file.pt", "but a file; a full checkpoint is not exported: train with .*state_dict_type: sharded"),
+        ("file.pt", "but a file; resume the run from it, whose next checkpoint is a folder"),
         ("empty", "but an empty folder"),
         ("link", "but a link to ep0-ba1, which is not there"),
         (".", "but a folder that holds empty, file.pt, link"),
     ):
-        with pytest.raises(ConfigError, match=f"is not a sharded checkpoint .*, {said}"):
+        with pytest.raises(ConfigError, match=f"is not a checkpoint .*, {said}"):
             find_checkpoint(tmp_path / name)
 
 
@@ -254,18 +255,20 @@ def test_a_checkpoint_that_is_not_whole_is_refused(run, tmp_path):
     broken = copy_run(run, tmp_path / "run")
     (data,) = (broken / "ep0-ba10").glob("*.distcp")
     os.truncate(data, data.stat().st_size - 1)
-    refused(broken, tmp_path / "out", r"ep0-ba10 is not whole: __0_0.distcp has [\d,]+ of [\d,]+ bytes")
+    refused(broken, tmp_path / "out", r"ep0-ba10 is corrupt: __0_0.distcp has [\d,]+ bytes, but [\d,]+ were written")
     data.unlink()
-    refused(broken, tmp_path / "out", r"ep0-ba10 is not whole: __0_0.distcp is missing")
-    (broken / "ep0-ba10" / ".metadata").write_bytes(b"damaged")
-    refused(broken, tmp_path / "out", r"ep0-ba10/.metadata cannot be read")
+    refused(broken, tmp_path / "out", r"ep0-ba10 is corrupt: __0_0.distcp is missing")
+    (broken / "ep0-ba10" / "manifest.json").write_bytes(b"damaged")
+    refused(broken, tmp_path / "out", r"ep0-ba10 is corrupt: manifest.json is damaged")
 
 
 def test_a_tensor_that_cannot_be_read_is_named(run, tmp_path):
     broken = copy_run(run, tmp_path / "run")
     (data,) = (broken / "ep0-ba10").glob("*.distcp")
     data.write_bytes(b"\0" * data.stat().st_size)
-    refused(broken, tmp_path / "out", r"ep0-ba10 is damaged: transformer.wte.weight cannot be read: .")
+    refused(broken, tmp_path / "out", r"ep0-ba10 is corrupt: __0_0.distcp has other bytes than were written, in \[0, ")
+    commit(broken / "ep0-ba10")
+    refused(broken, tmp_path / "out", r"ep0-ba10 is corrupt: __0_0.distcp does not hold transformer.wte.weight: .")
 
 
 def test_what_the_run_left_beside_its_checkpoints_is_needed(run, tmp_path):

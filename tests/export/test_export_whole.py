@@ -36,7 +36,6 @@ from train.distributed.build_model import build_model
 from train.export.export import export
 from train.export.model_card import model_card, read_record
 from train.export.writer import write_file
-from train.hf.raw_rows import Piece
 from train.hf.safetensors_file import header
 from train.models.config import LoraConfig
 from train.models.shapes import parameter_shapes
@@ -51,17 +50,17 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def killed_after(run: Path, output: Path, n_reads: int) -> None:
-    """An export whose process dies as it asks where a piece is for the n-th time."""
-    piece, left = CheckpointReader._piece, [n_reads]
+    """An export whose process dies as it reads a tensor for the n-th time. Each of them is one block of rows."""
+    rows, left = CheckpointReader.rows, [n_reads]
 
-    def dying(self: CheckpointReader, name: str, chunk: ChunkStorageMetadata) -> Piece:
+    def dying(self: CheckpointReader, name: str, start: int, stop: int, out: torch.Tensor) -> None:
         left[0] -= 1
         if left[0] < 0:
             os.kill(os.getpid(), signal.SIGKILL)
-        return piece(self, name, chunk)
+        rows(self, name, start, stop, out)
 
     def run_it() -> None:
-        CheckpointReader._piece = dying
+        CheckpointReader.rows = dying
         export(run, output, max_shard_bytes=100_000)
 
     process = multiprocessing.get_context("fork").Process(target=run_it)
@@ -71,14 +70,14 @@ def killed_after(run: Path, output: Path, n_reads: int) -> None:
 
 
 def read_names(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The list to which each tensor's name goes as it is asked where a piece of it is."""
-    piece, names = CheckpointReader._piece, []
+    """The list to which each tensor's name goes as it is read."""
+    rows, names = CheckpointReader.rows, []
 
-    def noting(self: CheckpointReader, name: str, chunk: ChunkStorageMetadata) -> Piece:
+    def noting(self: CheckpointReader, name: str, start: int, stop: int, out: torch.Tensor) -> None:
         names.append(name)
-        return piece(self, name, chunk)
+        rows(self, name, start, stop, out)
 
-    monkeypatch.setattr(CheckpointReader, "_piece", noting)
+    monkeypatch.setattr(CheckpointReader, "rows", noting)
     return names
 
 

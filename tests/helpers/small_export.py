@@ -8,6 +8,7 @@ import torch.distributed.checkpoint as dcp
 
 from data.config.tokenizer import TokenizerConfig, TokenizerKwargs
 from data.tokenization.build import build_tokenizer
+from tests.helpers.committed import commit
 from train.checkpoint.reader import PREFIX
 from train.export.export import export
 from train.models.config import AttnConfig, FFNConfig, ModelConfig
@@ -62,7 +63,7 @@ def write_export(run: Path, folder: Path) -> Path:
 
 
 def save_checkpoint(folder, tensors):
-    """As Composer writes one: with what else is in a Trainer's state."""
+    """With some of what else is in the state of a run."""
     state = {PREFIX + name: tensor for name, tensor in tensors.items()}
     state |= {
         "state.optimizers.AdamW.state.model.transformer.wte.weight.exp_avg": torch.ones(3),
@@ -71,3 +72,4 @@ def save_checkpoint(folder, tensors):
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         dcp.save(state, checkpoint_id=folder, no_dist=True)
+    commit(folder)

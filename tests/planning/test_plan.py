@@ -14,7 +14,7 @@ from train.models.shapes import count_parameters, parameter_shapes
 from train.planning import machine as planned_machine
 from train.planning.machine import check_machine, ranks_that_fit
 from train.planning.memory import memory_per_rank
-from train.planning.summary import parameters_line
+from train.planning.summary import checkpoints_line, parameters_line
 
 BIG = ("model.preset=132b", "optimizer.name=decoupled_lionw", "max_seq_len=4096", "global_train_batch_size=64")
 
@@ -188,6 +188,22 @@ def test_memory_of_a_gpu(monkeypatch):
     )
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert machine_memory.gpu_memory() == 9
+
+
+@pytest.mark.parametrize(
+    ("overrides", "kept"),
+    [
+        (["save_interval=4ba"], "all 3 are kept: at most "),
+        (["max_duration=10000tok", "save_interval=0.1dur"], "all 10 are kept: at most "),
+        (["save_interval=1ep"], "all are kept, "),
+        (["save_interval=1ep", "save_num_checkpoints_to_keep=2"], "the newest 2 are kept: at most "),
+    ],
+)
+def test_checkpoints_are_planned_as_far_as_the_config_says(tmp_path, overrides, kept) -> None:
+    line = checkpoints_line(load(tmp_path, *overrides), tmp_path, 1)
+    assert line.startswith("checkpoints: ")
+    assert f" each, {kept}" in line
+    assert line.endswith(f" are free in {tmp_path}")
 
 
 def test_activation_checkpointing_keeps_less(tmp_path) -> None:

@@ -4,7 +4,6 @@ that are there. Each attack would leave a file called canary, or copy one: see d
 import gzip
 import json
 import os
-import pickle
 import re
 import shlex
 import shutil
@@ -28,7 +27,6 @@ from tests.helpers.hub_server import Repository, serve, use_hub
 from tests.helpers.open_here import open_here
 from tests.helpers.read_source import of_file, read
 from tests.helpers.stock_folder import write_stock_folder
-from train.checkpoint.reader import CheckpointReader
 from train.config.load import read_config
 from train.export.export import export, open_run
 from train.hf.repository import read_values
@@ -299,14 +297,6 @@ class Runs:
 
     def __reduce__(self) -> Any:
         return os.mkdir, (str(self.canary),)
-
-
-def test_a_checkpoint_s_metadata_runs_code(tmp_path: Path) -> None:
-    # It should not: docs/security.md warns of it. When this fails, shorten the warning there.
-    (tmp_path / "ep0-ba1").mkdir()
-    (tmp_path / "ep0-ba1" / ".metadata").write_bytes(pickle.dumps(Runs(tmp_path / "canary")))
-    refused(lambda: CheckpointReader(tmp_path / "ep0-ba1"))
-    assert (tmp_path / "canary").exists()
 
 
 def test_the_hub_s_files_are_checked_before_the_rest_is_fetched(

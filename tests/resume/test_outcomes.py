@@ -75,8 +75,6 @@ def outcomes(folder: Path, was: list[str], now: list[str], **known: Any) -> dict
         ("seed=17", "optimizer.freeze=['*.wte.*']", "applied"),
         ("seed=17", "scheduler.t_decay=0.2dur", "ignored: constant_with_warmup has none"),
         ("scheduler.name=wsd_with_warmup", "scheduler.t_decay=0.2dur", "applied"),
-        ("seed=17", "fsdp_config.state_dict_type=full", "refused: the checkpoint is sharded"),
-        ("fsdp_config={state_dict_type: full}", "fsdp_config=null", "applied"),
         ("seed=17", "train_loader.dataset.streams.code.split=x", "refused: unless it gives the same rows"),
         ("seed=17", "global_train_batch_size=16", "refused: it can change only where a stage ends"),
     ],

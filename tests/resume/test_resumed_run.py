@@ -3,6 +3,7 @@
 import contextlib
 import io
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from composer.loggers import Logger
 from data.base.errors import ConfigError
 from tests.helpers.ranks import run_ranks
 from tests.helpers.toy_run import write_toy_run
+from train.checkpoint.storage.digests import digest_file
+from train.checkpoint.storage.manifest import CONFIG, read_manifest, write_manifest
 from train.config.load import read_config
 from train.run.fit import fit
 from train.run.inputs import describe, open_inputs
@@ -33,6 +36,7 @@ APPLIED = {
     "progress_bar": "true",
     "device_train_microbatch_size": "4",
     "save_interval": "1ba",
+    "fsdp_config.state_dict_type": "full",
     "train_loader.dataset.max_repeats": "2",
 }
 IGNORED = {
@@ -55,7 +59,6 @@ REFUSED = {
     "train_loader.dataset.packing": "none",
     DATA_FILES: "FOLDER/eval.jsonl",
     "global_train_batch_size": "16",
-    "fsdp_config.state_dict_type": "full",
 }
 
 
@@ -111,12 +114,16 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, t
 
 @pytest.fixture
 def path(trained: tuple[Path, Any], tmp_path: Path) -> str:
-    """The config of a copy of it."""
-    folder = tmp_path / "copy"
-    shutil.copytree(trained[0], folder, symlinks=True)
-    for config in (folder / "config.yaml", folder / "toy" / "config.yaml"):
-        config.write_text(config.read_text().replace(str(trained[0]), str(folder)))
-    return str(folder / "config.yaml")
+    """The config of a run whose save folder is a copy of the first one's."""
+    folder, name = trained[0], tmp_path.name
+    shutil.copytree(folder / "toy", folder / name)
+    config = folder / f"{name}.yaml"
+    config.write_text((folder / "config.yaml").read_text().replace("run_name: toy", f"run_name: {name}"))
+    return str(config)
+
+
+def save_folder(path: str) -> Path:
+    return Path(path).with_suffix("")
 
 
 def written(changes: dict[str, str]) -> list[str]:
@@ -192,15 +199,16 @@ def test_the_same_rows_from_another_place_are_accepted(path: str) -> None:
 
 def test_content_that_changed_under_the_same_keys_is_said_to_have(path: str) -> None:
     data = Path(path).parent / "train.jsonl"
-    data.write_text(data.read_text().replace("amber", "agate"))
+    before = data.read_text()
+    data.write_text(before.replace("amber", "agate"))
     said = refused_before_the_model_is_built(path, ["optimizer.lr=1e-4"])
+    data.write_text(before)
     assert "but the rows of train_loader.dataset (fingerprint was " in said
     assert "though no key of theirs has changed: the content of a file, of the tokenizer" in said
 
 
 def test_a_config_of_other_code_refuses_no_resume(path: str) -> None:
-    saved = Path(path).parent / "toy" / "config.yaml"
-    saved.write_text(saved.read_text() + "key_of_old: 3\n")
+    with_config(save_folder(path), (save_folder(path) / "config.yaml").read_text() + "key_of_old: 3\n")
     config = read_config(path, [*COMMON, "optimizer.lr=1e-4"])
     (line,) = (line for line in describe(open_inputs(config), config) if "changed" in line)
     assert line.startswith("what changed since ep0-ba2 cannot be shown: ")
@@ -209,21 +217,30 @@ def test_a_config_of_other_code_refuses_no_resume(path: str) -> None:
     assert "model.attn_config.rope_theta was 500.0, now 3.0 (the weights were trained with it)" in said
 
 
+def with_config(folder: Path, text: str) -> None:
+    """Gives the checkpoint another config, as if it had been written with it."""
+    checkpoint = folder / "ep0-ba2"
+    (checkpoint / CONFIG).write_text(text)
+    manifest = read_manifest(checkpoint)
+    assert manifest is not None
+    write_manifest(checkpoint, replace(manifest, files={**manifest.files, CONFIG: digest_file(checkpoint / CONFIG)}))
+
+
 def lines_of(path: str, overrides: list[str]) -> dict[str, str]:
     config = read_config(path, overrides)
     return listed("\n".join(describe(open_inputs(config), config)))
 
 
 def test_a_checkpoint_with_a_config_of_its_own_is_compared_with_that(path: str) -> None:
-    folder = Path(path).parent / "toy"
-    own = (folder / "config.yaml").read_text().replace("lr: 0.003", "lr: 0.5")
-    (folder / "ep0-ba2" / "config.yaml").write_text(own)
+    beside = save_folder(path) / "config.yaml"
+    beside.write_text(beside.read_text().replace("lr: 0.003", "lr: 0.7"))
+    with_config(save_folder(path), beside.read_text().replace("lr: 0.7", "lr: 0.5"))
     line = lines_of(path, [*COMMON, "max_duration=2ba"])["optimizer.lr"]
     assert line.split() == ["was", "0.5,", "now", "0.003", "applied"]
 
 
 def test_another_run_that_starts_from_the_whole_state_says_the_same(path: str) -> None:
-    other = [f"load_path={Path(path).parent / 'toy' / 'ep0-ba2'}", "run_name=other", "eval_first=true"]
+    other = [f"load_path={save_folder(path) / 'ep0-ba2'}", "run_name=other", "eval_first=true"]
     lines = lines_of(path, [*other, "train_loader.name=text"])
     assert lines["eval_first"].split() == ["was", "false,", "now", "true", "applied"]
     assert lines["train_loader.name"].endswith("ignored: both kinds read the same")

@@ -114,7 +114,6 @@ def test_a_changed_past_is_refused_and_leaves_the_save_folder_as_it_was(tmp_path
         "autoresume=true model.attn_config.rope_theta=777": "model.attn_config.rope_theta was 500.0, now 777.0",
         "autoresume=true model.n_layers=1": "model.n_layers was 2, now 1 (the checkpoint's tensors have",
         "autoresume=true model.d_model=64": "model.d_model was 32, now 64",
-        "autoresume=true fsdp_config=null": "fsdp_config was {}, now null (the checkpoint is sharded, but",
         "autoresume=true optimizer.name=sgd": "optimizer.name was adamw, now sgd",
         "save_overwrite=true optimizer.freeze=['*.nothing']": "optimizer.freeze has '*.nothing'",
         f"save_overwrite=true load_path={first}": "which save_overwrite would delete",

@@ -1,137 +1,167 @@
-"""Saves checkpoints. What a file system refuses ends the run in one line, on every rank, and leaves no half of one."""
+"""Saves checkpoints. Older ones are deleted once one that stays has been read back and found right."""
 
-import errno
-import os
+import datetime
 import shutil
-import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import Any
 
-from composer import callbacks
-from composer.core import State
+from composer.core import Callback, State
 from composer.loggers import Logger
-from composer.utils import checkpoint, dist
-from torch import Tensor
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.tensor import DTensor
+from composer.utils import dist, reproducibility
+from torch.utils.data import DataLoader
 
-from data.base.errors import DataError, os_error, os_errors_named, plain_os_errors
+from data.base.console import logger as console
+from data.base.errors import ConfigError, DataError, os_errors_named, plain_os_errors
 from data.base.sizes import format_bytes
-from train.composer_compat import join_ranks_after_failed_save
+from data.base.versions import versions
+from train.checkpoint.load import saved_tensors
+from train.checkpoint.retention import Retention, remove
+from train.checkpoint.save import gathered, n_bytes, save_checkpoint
+from train.checkpoint.save_folder import checkpoints
+from train.checkpoint.state import RunState, encode_random, timestamp_from_composer, to_json
+from train.checkpoint.storage.files import verify_files
+from train.checkpoint.storage.manifest import CorruptCheckpointError, Manifest
+from train.composer_model import DbrxForComposer
+from train.distributed.first_rank import on_first_rank
+from train.models.recompute import named_parameters
 
 
-class CheckpointSaver(callbacks.CheckpointSaver):
-    """Composer's, into a local folder. It has the name of Composer's, under which checkpoints hold its state.
+@dataclass(frozen=True, kw_only=True)
+class Saving:
+    """When, where and for which run checkpoints are saved."""
 
-    When a rank cannot write its part of a checkpoint, every rank raises DataError or ConfigError (see plain_os_errors),
-    and what was written of it is removed. The checkpoints before it stay.
+    folder: Path
+    interval: int
+    """Batches between two checkpoints; the last batch has one as well."""
+    last_batch: int
+    retention: Retention
+    gather: bool
+    """Rank 0 gathers all tensors and writes them (state_dict_type: full)."""
+    on_error: str
+    """on_save_error: stop or warn. The last checkpoint has to be saved."""
+    run_id: str
+    run_name: str
+    config: str
+    """The run's config as YAML."""
+
+
+class CheckpointSaver(Callback):
+    """Saves a checkpoint every `interval` batches and after the last.
+
+    What a file system refuses raises, on every rank, DataError or ConfigError (see plain_os_errors), or is a warning.
+    Then nothing is left of the checkpoint, and those before it stay.
     """
 
-    def __init__(self, folder: str, save_interval: str, *, overwrite: bool, num_checkpoints_to_keep: int) -> None:
-        super().__init__(
-            folder,
-            remote_file_name=None,
-            latest_remote_file_name=None,
-            save_interval=save_interval,
-            overwrite=overwrite,
-            num_checkpoints_to_keep=num_checkpoints_to_keep,
+    def __init__(self, saving: Saving, *, verified: Path | None, check_owner: Callable[[], None]) -> None:
+        """verified: the checkpoint that the run resumes from. check_owner: raises DataError, on rank 0, when the folder
+        is not this run's any more."""
+        self.saving, self._check_owner = saving, check_owner
+        self._verified: set[Path] = set() if verified is None else {verified}
+
+    def batch_checkpoint(self, state: State, logger: Logger) -> None:
+        batch = state.timestamp.batch.value
+        if batch % self.saving.interval == 0 or batch == self.saving.last_batch:
+            self._save(state, batch)
+
+    def _save(self, state: State, batch: int) -> None:
+        on_first_rank(self._check_owner)
+        checkpoint = self.saving.folder / f"ep{state.timestamp.epoch.value}-ba{batch}"
+        (optimizer,) = state.optimizers
+        tensors = saved_tensors(_model(state).model, optimizer)
+        saved = save_checkpoint(
+            checkpoint,
+            gathered(tensors) if self.saving.gather else tensors,
+            state=to_json(_run_state(state)),
+            config=self.saving.config,
+            about=self._about(state),
+        )
+        if saved.refused is None:
+            self._prune(checkpoint, batch, saved.files)
+        else:
+            self._report(saved.refused, batch, n_bytes(tensors))
+
+    def _about(self, state: State) -> Manifest:
+        return Manifest(
+            run_id=self.saving.run_id,
+            run_name=self.saving.run_name,
+            batch=state.timestamp.batch.value,
+            epoch=state.timestamp.epoch.value,
+            written=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            world_size=dist.get_world_size(),
+            versions=versions(),
         )
 
-    def _save_checkpoint(self, state: State, logger: Logger) -> None:
-        file = Path(checkpoint.get_save_filename(state, self.filename.format(state, keep_placeholders=True)))
-        saved_before = self.symlink_count
-        # Made here, because a rank that fails to would be missing in the collectives of the save.
-        refused = _first(_make(file.parent))
-        error = None
-        if refused is None:
-            error = self._write(state, logger)
-            refused = _first(None if error is None else _refused(error) or _refusal(state, file.parent))
-        if refused is not None:
-            # Composer counts a symlink as soon as the checkpoint is complete: what failed then came after it.
-            if self.symlink_count == saved_before and dist.get_local_rank() == 0:
-                _remove(file.parent if state.fsdp_sharded_state_dict_enabled else file)
-            dist.barrier()
-            self._report(state, refused)
-        if error is not None:
-            raise error
-
-    def _write(self, state: State, logger: Logger) -> BaseException | None:
-        """The error of writing: of this rank, or of any where torch tells all of them. Other errors are raised."""
-        saved_before = self.symlink_count
-        try:
-            super()._save_checkpoint(state, logger)
-        except (CheckpointException, OSError, RuntimeError) as error:
-            if not isinstance(error, CheckpointException) and os_error(error) is None:
-                raise
-            if self.symlink_count == saved_before:
-                join_ranks_after_failed_save()
-            return error
-        return None
-
-    def _report(self, state: State, refused: OSError) -> NoReturn:
-        subject, n_bytes = f"save_folder {self.folder}", format_bytes(_n_bytes(state))
-        free = format_bytes(shutil.disk_usage(self.folder).free, down=True)
-        what = f"the checkpoint of batch {state.timestamp.batch.value}, which takes {n_bytes} ({free} are free)"
+    def _report(self, refused: OSError, batch: int, needed: int) -> None:
+        subject = f"save_folder {self.saving.folder}"
+        free = format_bytes(shutil.disk_usage(self.saving.folder).free, down=True)
+        what = f"the checkpoint of batch {batch}, which takes {format_bytes(needed)} ({free} are free)"
         again = "start again with autoresume=true, which resumes from the checkpoint before it"
-        with (
-            os_errors_named(f"{subject}, for {what},", "written", as_error=DataError),
-            plain_os_errors(subject, "name another save_folder", needed_for=what, again=again),
-        ):
-            raise refused
-        raise AssertionError
+        try:
+            with (
+                os_errors_named(f"{subject}, for {what},", "written", as_error=DataError),
+                plain_os_errors(subject, "name another save_folder", needed_for=what, again=again),
+            ):
+                raise refused
+        except (ConfigError, DataError) as error:
+            if self.saving.on_error == "stop" or batch == self.saving.last_batch:
+                raise
+            console.warning(f"{error}. The run continues without this checkpoint (on_save_error: warn)")
+
+    def _prune(self, checkpoint: Path, batch: int, files: tuple[str, ...]) -> None:
+        """Deletes what is superseded, unless nothing would be left that is known to be right."""
+        plan: list[tuple[list[Path], bool]] = [([], False)]
+        if dist.get_global_rank() == 0:
+            present = checkpoints(self.saving.folder)
+            superseded = self.saving.retention.superseded(present, batch)
+            plan = [(superseded, bool(superseded) and not self._verified & ({*present} - {*superseded}))]
+        dist.broadcast_object_list(plan, src=0)
+        ((superseded, verify),) = plan
+        if verify:
+            # Each rank reads what it has written, from the disk and not from memory.
+            errors = dist.all_gather_object(_verify(checkpoint, files))
+            if corrupt := [error for error in errors if error is not None]:
+                console.warning(f"{corrupt[0]}. The checkpoints before it are kept")
+                return
+            self._verified.add(checkpoint)
+        if superseded:
+            on_first_rank(lambda: _remove(superseded))
 
 
-def _make(folder: Path) -> OSError | None:
+def _remove(superseded: Sequence[Path]) -> None:
+    for path in superseded:
+        remove(path)
+
+
+def _verify(checkpoint: Path, files: tuple[str, ...]) -> CorruptCheckpointError | None:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
+        verify_files(checkpoint, files)
+    except CorruptCheckpointError as error:
         return error
     return None
 
 
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
+def _model(state: State) -> DbrxForComposer:
+    model = getattr(state.model, "module", state.model)  # DistributedDataParallel wraps it
+    assert isinstance(model, DbrxForComposer)
+    return model
 
 
-def _first(error: OSError | None) -> OSError | None:
-    """The error of the first rank that has one, on every rank."""
-    return next((found for found in dist.all_gather_object(error) if found is not None), None)
-
-
-def _refused(error: BaseException) -> OSError | None:
-    if not isinstance(error, CheckpointException):
-        return os_error(error)
-    found = (os_error(failure) for failure, _ in error.failures.values())
-    return next((cause for cause in found if cause is not None), None)
-
-
-def _refusal(state: State, folder: Path) -> OSError | None:
-    """What the file system says when it is asked for as much as this rank writes of a checkpoint.
-
-    torch pickles the errors of the ranks, which leaves out their causes: of a full disk, a limit on the size of a file
-    or a quota no more is known than the RuntimeError of torch's zip writer (`unexpected pos`).
-    """
-    n_bytes = _n_bytes(state, of_this_rank=True)
-    # What torch adds to the tensors is less.
-    n_bytes += n_bytes // 8 + 2**20
-    try:
-        if shutil.disk_usage(folder).free < n_bytes:
-            return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        if hasattr(os, "posix_fallocate"):  # macOS lacks it
-            with tempfile.TemporaryFile(dir=folder) as file:
-                os.posix_fallocate(file.fileno(), 0, n_bytes)
-    except OSError as error:
-        return error
-    return None
-
-
-def _n_bytes(state: State, *, of_this_rank: bool = False) -> int:
-    """Of the tensors in a checkpoint, or of this rank's shards of them."""
+def _run_state(state: State) -> RunState:
+    """For every rank."""
     (optimizer,) = state.optimizers
-    tensors = [*state.model.state_dict().values(), *(t for each in optimizer.state.values() for t in each.values())]
-    if of_this_rank:
-        tensors = [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors if isinstance(tensor, Tensor))
+    names = {param: name for name, param in named_parameters(_model(state).model)}
+    assert isinstance(state.train_dataloader, DataLoader)
+    data: Any = state.train_dataloader.dataset
+    return RunState(
+        timestamp=timestamp_from_composer(state.timestamp.state_dict()),
+        position=data.state_dict(int(state.timestamp.sample_in_epoch.value), True)["position"],
+        rank_zero_seed=state.rank_zero_seed,
+        callbacks={type(each).__qualname__: saved for each in state.callbacks if (saved := each.state_dict())},
+        optimizer=type(optimizer).__qualname__,
+        param_groups=[
+            {**group, "params": [names[param] for param in group["params"]]} for group in optimizer.param_groups
+        ],
+        random=[encode_random(each) for each in reproducibility.get_rng_state()],
+    )

@@ -1,17 +1,21 @@
-"""Restores the random state on a resume in the middle of an epoch, which Composer only does at an epoch's start."""
+"""Restores the random state of a checkpoint before the first batch."""
 
-from composer import Trainer
+from collections.abc import Sequence
+from typing import Any
+
 from composer.core import Callback, State
 from composer.loggers import Logger
-
-from train.composer_compat import restore_random_state
+from composer.utils import reproducibility
 
 
 class RestoreRNG(Callback):
     """Without this, dropout and router jitter after a resume are not those of the uninterrupted run."""
 
-    trainer: Trainer | None = None
+    def __init__(self, states: Sequence[dict[str, Any]]) -> None:
+        """states: of each rank, as composer.utils.reproducibility takes them; empty: nothing is restored."""
+        self._states = states
 
     def batch_start(self, state: State, logger: Logger) -> None:
-        if self.trainer is not None:
-            restore_random_state(self.trainer)
+        if self._states:
+            reproducibility.load_rng_state(list(self._states))
+            self._states = ()

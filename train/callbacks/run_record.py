@@ -8,11 +8,11 @@ from composer.core import Callback, State
 from composer.loggers import Logger
 
 from data.base.errors import plain_os_errors
+from data.base.versions import versions
 from data.mixing.row_plan import RowPlan
 from train.callbacks.stream_monitor import StreamMonitor
 from train.checkpoint.save_folder import RECORD
 from train.distributed.first_rank import on_first_rank
-from train.export.model_card import versions
 
 
 class RunRecord(Callback):

@@ -1,72 +1,12 @@
-"""What a checkpoint says of its optimizer, and how a run with other settings resumes from it.
-
-A checkpoint holds an optimizer's state by parameter name, but its settings by group number: torch loads them into as
-many groups and no more. Here the state is loaded into one group, whatever the groups were and are, and settings are
-always those of the run's config.
-"""
+"""How the settings of an optimizer differ from those in a checkpoint. Those of the run's config are used."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
-from data.base.errors import ConfigError
-from train.checkpoint.reader import PREFIX, CheckpointReader
-
-Groups = Sequence[Mapping[str, Any]]
-"""An optimizer's param_groups; in a checkpoint `params` are names."""
-
-_NAME_PREFIX = PREFIX.removeprefix("state.model.")
-
-
-def read_groups(checkpoint: Path, optimizer: str) -> Groups:
-    """The param_groups of the optimizer (the name of its class) in a checkpoint of the whole state.
-
-    Raises ConfigError when the checkpoint was written with another optimizer.
-    """
-    saved = _sharded(checkpoint) if checkpoint.is_dir() else _full(checkpoint)
-    if optimizer not in saved:
-        raise ConfigError(
-            f"{checkpoint} cannot be loaded into this run: it was written with {', '.join(saved) or 'no optimizer'}, "
-            f"and optimizer.name asks for {optimizer}: put it back, or start another run from the weights, with "
-            "another run_name, load_path and load_weights_only=true"
-        )
-    return [
-        {**group, "params": [name.removeprefix(_NAME_PREFIX) for name in group["params"]]} for group in saved[optimizer]
-    ]
-
-
-def _sharded(checkpoint: Path) -> dict[str, list[dict[str, Any]]]:
-    reader = CheckpointReader(checkpoint)
-    saved: dict[str, dict[int, dict[str, Any]]] = {}
-    for key, path in (reader.metadata.planner_data or {}).items():
-        match path:
-            case ("state", "optimizers", optimizer, "param_groups", number, setting):
-                saved.setdefault(optimizer, {}).setdefault(int(number), {})[setting] = reader.value(key)
-    return {optimizer: [groups[number] for number in sorted(groups)] for optimizer, groups in saved.items()}
-
-
-def _full(checkpoint: Path) -> dict[str, list[dict[str, Any]]]:
-    # Mapped, not read: weights and moments are in the same file.
-    state = torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=False)["state"]
-    return {optimizer: saved["param_groups"] for optimizer, saved in state.get("optimizers", {}).items()}
-
-
-@contextmanager
-def as_one_group(optimizer: torch.optim.Optimizer, saved: Groups) -> Iterator[None]:
-    """Within, the optimizer has one group with the settings that were saved; afterwards the groups that it had.
-
-    The saved settings decide what state there is: SGD keeps a momentum buffer only where momentum is not 0.
-    """
-    groups = optimizer.param_groups
-    optimizer.param_groups = [{**saved[0], "params": [param for group in groups for param in group["params"]]}]
-    try:
-        yield
-    finally:
-        optimizer.param_groups = groups
+from train.checkpoint.state import Groups
 
 
 def changed_settings(optimizer: str, saved: Groups, now: Groups, names: Mapping[torch.nn.Parameter, str]) -> list[str]:

@@ -1,19 +1,26 @@
-"""Reads a sharded Composer checkpoint: rows of its parameters, and what else it holds, without torch's loader."""
+"""Reads a checkpoint's tensors: whole ones, rows of them, or what a rank has of them."""
 
 import io
 import itertools
 import math
 import struct
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
+from torch.distributed.checkpoint import planner as planners
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata, MetadataIndex, TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.futures import Future
 
 from data.base.errors import ConfigError
+from train.checkpoint.storage.files import CheckpointFiles, Part, VerifiedFile
+from train.checkpoint.storage.manifest import METADATA, CorruptCheckpointError, Manifest
+from train.checkpoint.storage.unpickle import load_values, read_metadata
 from train.hf.raw_rows import Piece, read_rows
 from train.models.config import LoraConfig, ModelConfig
 from train.models.lora.adapters import is_adapter
@@ -22,51 +29,35 @@ from train.models.shapes import adapter_shapes, parameter_shapes
 MODEL = "state.model."
 PREFIX = "state.model.model."
 """Where the weights are in a Composer checkpoint: the Trainer's state, its model, and that one's attribute `model`."""
-
-
-class _Part(io.RawIOBase):
-    """A part of a file as if it were one."""
-
-    def __init__(self, file: BinaryIO, offset: int, length: int) -> None:
-        self._file, self._offset, self._length, self._at = file, offset, length, 0
-
-    def seekable(self) -> bool:
-        return True
-
-    def readable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._length}[whence]
-        if self._at < 0:
-            raise OSError("before the beginning")
-        return self._at
-
-    def tell(self) -> int:
-        return self._at
-
-    def read(self, size: int = -1) -> bytes:
-        left = max(self._length - self._at, 0)
-        self._file.seek(self._offset + self._at)
-        data = self._file.read(left if size < 0 else min(size, left))
-        self._at += len(data)
-        return data
+OPTIMIZERS = "state.optimizers."
+"""The state of an optimizer's parameter is at state.optimizers.CLASS.state.model.PARAMETER.KEY."""
 
 
 class CheckpointReader(FileSystemReader):
-    """Reads rows of a sharded checkpoint's parameters; its metadata, which lists all their pieces, is read once."""
+    """Reads the folder of a checkpoint and compares what it reads with the manifest. torch's index, which lists all
+    pieces of tensors, is read once.
 
-    def __init__(self, checkpoint: Path) -> None:
+    torch.distributed.checkpoint.load takes it as storage_reader. Whatever is read raises CorruptCheckpointError.
+    """
+
+    def __init__(self, checkpoint: Path, *, verify: bool = True) -> None:
         super().__init__(checkpoint)
         self.checkpoint = checkpoint
-        self._places: dict[MetadataIndex, Piece] = {}
-        try:
-            self.metadata = super().read_metadata()
-        except Exception as error:  # a damaged pickle raises almost anything
-            raise ConfigError(f"{checkpoint / '.metadata'} cannot be read: {error}") from error
+        self._contents = CheckpointFiles(checkpoint, verify=verify)
+        self._places: dict[MetadataIndex, tuple[str, int, int]] = {}
+        self.metadata = read_metadata(self._contents.read(METADATA), checkpoint, METADATA)
+
+    @property
+    def manifest(self) -> Manifest | None:
+        """What is read is compared with it; None in a checkpoint written before there were manifests."""
+        return self._contents.manifest
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         return self.metadata
+
+    def read_file(self, name: str) -> bytes:
+        """The whole of a small file."""
+        return self._contents.read(name)
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -83,78 +74,167 @@ class CheckpointReader(FileSystemReader):
         """All that it reads from."""
         return [path for path in sorted(self.checkpoint.iterdir()) if path.is_file()]
 
-    def tensor(self, name: str) -> torch.Tensor:
-        """The whole parameter, whatever ranks its pieces came from."""
-        stored = self._stored(name)
-        whole = torch.empty(stored.size, dtype=stored.properties.dtype)
-        self.rows(name, 0, stored.size[0], whole)
+    def tensor(self, key: str) -> torch.Tensor:
+        """The whole of a tensor, whatever ranks its pieces came from."""
+        size, dtype = self.describe(key)
+        whole = torch.empty(size, dtype=dtype)
+        self._rows(key, 0, size[0], whole)
         return whole
 
+    def describe(self, key: str) -> tuple[tuple[int, ...], torch.dtype]:
+        """The shape and the dtype of a tensor."""
+        stored = self._stored(key)
+        return tuple(stored.size), stored.properties.dtype
+
+    def load(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Fills the tensors, or this rank's parts of them. Every rank has to call it.
+
+        Raises CheckpointException, on every rank, when any of them cannot read: its `failures` have the errors.
+        """
+        planner = DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
+        with torch.no_grad():
+            load({key: tensor.detach() for key, tensor in tensors.items()}, storage_reader=self, planner=planner)
+
     def pieces(self, name: str, dtype: torch.dtype) -> list[Piece] | None:
-        """Where the parameter's bytes are, row after row; None where its dtype is another. Raises ConfigError."""
-        stored = self._stored(name)
+        """None: the bytes are compared with the manifest on their way, and so are not copied from file to file."""
+        if self.manifest is not None:
+            return None
+        stored = self._stored(PREFIX + name)
         if stored.properties.dtype != dtype:
             return None
         chunks = sorted((chunk for chunk in stored.chunks if chunk.sizes[0]), key=lambda chunk: chunk.offsets[0])
-        return [self._piece(name, chunk) for chunk in chunks]
+        places = [self._place(PREFIX + name, chunk) for chunk in chunks]
+        return [Piece(self.checkpoint / file, offset, length) for file, offset, length in places]
 
     def rows(self, name: str, start: int, stop: int, out: torch.Tensor) -> None:
-        """Reads rows [start, stop) of a parameter into `out` [stop - start, ...], in its dtype: their bytes alone.
+        """Reads rows [start, stop) of a parameter into `out` [stop - start, ...], in its dtype: their bytes alone."""
+        self._rows(PREFIX + name, start, stop, out)
 
-        Raises ConfigError when they cannot be read.
-        """
-        stored = self._stored(name)
-        dtype = stored.properties.dtype
+    def _rows(self, key: str, start: int, stop: int, out: torch.Tensor) -> None:
+        stored = self._stored(key)
         for chunk in stored.chunks:
             # FSDP2 cuts between rows alone: pieces lie one below the other.
             first, last = chunk.offsets[0], chunk.offsets[0] + chunk.sizes[0]
             low, high = max(start, first), min(stop, last)
-            if low >= high:
-                continue
-            piece = self._piece(name, chunk)
-            row_bytes = piece.length // chunk.sizes[0]
-            try:
-                read_rows(piece.path, piece.offset + (low - first) * row_bytes, dtype, out[low - start : high - start])
-            except (OSError, ValueError) as error:
-                raise ConfigError(f"{self.checkpoint} is damaged: {name} cannot be read: {error}") from error
+            if low < high:
+                place = self._place(key, chunk)
+                with self._contents.open(place[0]) as file:
+                    self._read_rows(file, key, chunk, place, low - first, out[low - start : high - start])
 
-    def _piece(self, name: str, chunk: ChunkStorageMetadata) -> Piece:
-        stored = self._stored(name)
-        try:
-            piece = self._place(name, chunk.offsets)
-            if piece.length != math.prod(chunk.sizes) * stored.properties.dtype.itemsize:
-                raise ValueError(f"a piece has {piece.length:,} bytes")
-        except (OSError, ValueError, zipfile.BadZipFile) as error:
-            raise ConfigError(f"{self.checkpoint} is damaged: {name} cannot be read: {error}") from error
-        return piece
+    def read_data(self, plan: planners.LoadPlan, planner: planners.LoadPlanner) -> Future[None]:
+        """Each piece's bytes that the plan needs, in the order in which they lie in their file."""
+        items = sorted(plan.items, key=lambda item: _order(self._info(item.storage_index)))
+        by_file = itertools.groupby(items, lambda item: self._info(item.storage_index).relative_path)
+        for name, in_file in by_file:
+            with self._contents.open(name) as file:
+                for item in in_file:
+                    if item.type == planners.LoadItemType.BYTE_IO:
+                        planner.load_bytes(item, io.BytesIO(self._bytes(file, item.storage_index)))
+                    else:
+                        out = planner.resolve_tensor(item).detach()
+                        self._read_item(file, item, out)
+                        planner.commit_tensor(item, out)
+        done: Future[None] = Future()
+        done.set_result(None)
+        return done
 
-    def _place(self, name: str, offsets: torch.Size) -> Piece:
-        """Where a parameter's piece is, which torch.save wrote as a zip."""
-        index = MetadataIndex(PREFIX + name, offsets)
+    def _read_item(self, file: VerifiedFile, item: planners.ReadItem, out: torch.Tensor) -> None:
+        key = item.storage_index.fqn
+        chunk = self._chunk(item.storage_index)
+        place = self._place(key, chunk, file)
+        offsets, lengths = tuple(item.storage_offsets), tuple(item.lengths)
+        if not chunk.sizes:
+            self._read_rows(file, key, chunk, place, 0, out.view(1))
+        elif lengths[1:] == tuple(chunk.sizes[1:]):
+            self._read_rows(file, key, chunk, place, offsets[0], out)
+        else:
+            whole = torch.empty(chunk.sizes, dtype=self._stored(key).properties.dtype)
+            self._read_rows(file, key, chunk, place, 0, whole)
+            out.copy_(whole[tuple(slice(start, start + n) for start, n in zip(offsets, lengths, strict=True))])
+
+    def _read_rows(
+        self,
+        file: VerifiedFile,
+        key: str,
+        chunk: ChunkStorageMetadata,
+        place: tuple[str, int, int],
+        first: int,
+        out: torch.Tensor,
+    ) -> None:
+        """Rows of a piece, from row `first` of it on; a scalar is one row."""
+        _, offset, length = place
+        row_bytes = length // chunk.sizes[0] if chunk.sizes else length
+        read_rows(file, offset + first * row_bytes, self._stored(key).properties.dtype, out)
+
+    def _place(self, key: str, chunk: ChunkStorageMetadata, file: VerifiedFile | None = None) -> tuple[str, int, int]:
+        """Where a piece's numbers are, which torch.save wrote as a zip: file, offset, length."""
+        index = MetadataIndex(key, chunk.offsets)
         if index not in self._places:
-            info = self.metadata.storage_data[index]
-            path = self.checkpoint / info.relative_path
-            with path.open("rb") as file, zipfile.ZipFile(_Part(file, info.offset, info.length)) as opened:  # pyright: ignore[reportArgumentType]: what it needs of a file is there
-                (record,) = (entry for entry in opened.infolist() if entry.filename.endswith("/data/0"))
-                file.seek(info.offset + record.header_offset)
-                header = file.read(30)
-            # A zip's local header: 30 bytes, of which the last four say how long the name and the extra field are.
-            name_length, extra_length = struct.unpack("<HH", header[26:30])
-            start = info.offset + record.header_offset + 30 + name_length + extra_length
-            self._places[index] = Piece(path, start, record.file_size)
+            name = self._info(index).relative_path
+            if file is None:
+                with self._contents.open(name) as opened:
+                    start, length = self._find(index, opened)
+            else:
+                start, length = self._find(index, file)
+            if length != math.prod(chunk.sizes) * self._stored(key).properties.dtype.itemsize:
+                defect = f"has a piece of {key.removeprefix(PREFIX)} with {length:,} bytes"
+                raise CorruptCheckpointError(self.checkpoint, name, defect)
+            self._places[index] = name, start, length
         return self._places[index]
 
-    def _stored(self, name: str) -> TensorStorageMetadata:
-        stored = self.metadata.state_dict_metadata[PREFIX + name]
-        assert isinstance(stored, TensorStorageMetadata)
-        return stored
+    def _find(self, index: MetadataIndex, file: VerifiedFile) -> tuple[int, int]:
+        info = self._info(index)
+        try:
+            with zipfile.ZipFile(Part(file, info.offset, info.length)) as opened:  # pyright: ignore[reportArgumentType]: what it needs of a file is there
+                (record,) = (entry for entry in opened.infolist() if entry.filename.endswith("/data/0"))
+            header = memoryview(bytearray(30))
+            file.read_into(info.offset + record.header_offset, header)
+            # A zip's local header: 30 bytes, of which the last four say how long the name and the extra field are.
+            name_length, extra_length = struct.unpack("<HH", header[26:30])
+        except (OSError, ValueError, zipfile.BadZipFile) as error:
+            if isinstance(error, ConfigError):
+                raise
+            name = index.fqn.removeprefix(PREFIX)
+            raise CorruptCheckpointError(self.checkpoint, file.name, f"does not hold {name}: {error}") from None
+        return info.offset + record.header_offset + 30 + name_length + extra_length, record.file_size
+
+    def _info(self, index: MetadataIndex) -> Any:
+        try:
+            return self.metadata.storage_data[index]
+        except KeyError:
+            raise CorruptCheckpointError(self.checkpoint, METADATA, f"does not say where {index.fqn} is") from None
+
+    def _chunk(self, index: MetadataIndex) -> ChunkStorageMetadata:
+        chunks = self._stored(index.fqn).chunks
+        if index.index is not None and index.index < len(chunks) and chunks[index.index].offsets == index.offset:
+            return chunks[index.index]
+        return next(chunk for chunk in chunks if chunk.offsets == index.offset)
+
+    def _stored(self, key: str) -> TensorStorageMetadata:
+        found = self.metadata.state_dict_metadata[key]
+        assert isinstance(found, TensorStorageMetadata)
+        return found
+
+    def optimizer_keys(self, optimizer: str) -> Iterator[tuple[str, str]]:
+        """(parameter, key) of each tensor of the state of an optimizer (the name of its class)."""
+        prefix = f"{OPTIMIZERS}{optimizer}.state.model."
+        for key, value in self.metadata.state_dict_metadata.items():
+            if key.startswith(prefix) and isinstance(value, TensorStorageMetadata):
+                name, _, what = key.removeprefix(prefix).rpartition(".")
+                yield name, what
 
     def value(self, key: str) -> Any:
-        """What is stored that is no tensor. Raises KeyError."""
-        place = self.metadata.storage_data[MetadataIndex(key)]
-        with (self.checkpoint / place.relative_path).open("rb") as file:
-            file.seek(place.offset)
-            return torch.load(io.BytesIO(file.read(place.length)), weights_only=False)
+        """What a checkpoint written before there was state.json holds that is no tensor. Raises KeyError."""
+        index = MetadataIndex(key)
+        place = self.metadata.storage_data[index]
+        with self._contents.open(place.relative_path) as file:
+            return load_values(io.BytesIO(self._bytes(file, index)), self.checkpoint, f"{file.name} ({key})")
+
+    def _bytes(self, file: VerifiedFile, index: MetadataIndex) -> bytes:
+        place = self._info(index)
+        data = bytearray(place.length)
+        file.read_into(place.offset, memoryview(data))
+        return bytes(data)
 
     def __contains__(self, name: str) -> bool:
         return name in self.shapes
@@ -180,10 +260,10 @@ class CheckpointReader(FileSystemReader):
         for name, size in sorted(needed.items()):
             file = self.checkpoint / name
             if not file.is_file():
-                raise ConfigError(f"{self.checkpoint} is not whole: {name} is missing")
+                raise CorruptCheckpointError(self.checkpoint, name, "is missing")
             if file.stat().st_size < size:
-                there = f"{file.stat().st_size:,} of {size:,} bytes"
-                raise ConfigError(f"{self.checkpoint} is not whole: {name} has {there}")
+                there = f"has {file.stat().st_size:,} of {size:,} bytes"
+                raise CorruptCheckpointError(self.checkpoint, name, there)
 
     def _tensor_problems(self, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
         stored = {key: value for key, value in self.metadata.state_dict_metadata.items() if key.startswith(MODEL)}
@@ -197,6 +277,10 @@ class CheckpointReader(FileSystemReader):
             elif key in stored and not _in_rows(stored[key]):
                 problems.append(f"{key.removeprefix(PREFIX)} is not in pieces of whole rows, each once")
         return problems
+
+
+def _order(place: Any) -> tuple[str, int]:
+    return place.relative_path, place.offset
 
 
 def _in_rows(stored: Any) -> bool:

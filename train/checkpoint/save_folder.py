@@ -6,6 +6,7 @@ export or another machine needs nothing else (of a run with lora, whose checkpoi
 only when the run that asks for it has been accepted in all its parts.
 """
 
+import json
 import os
 import re
 import shutil
@@ -13,27 +14,31 @@ import tempfile
 import time
 import zipfile
 from pathlib import Path
-from typing import Any
-
-from torch.distributed.checkpoint.api import CheckpointException
+from typing import TYPE_CHECKING, Any
 
 from data.base.errors import ConfigError, os_errors_named, plain_os_errors
 from data.base.paths import refuse_path
-from data.tokenization.tokenizer import Tokenizer
+from train.checkpoint.storage.manifest import CONFIG, MANIFEST, METADATA, STATE, CorruptCheckpointError, Manifest
 from train.config.load import load_saved_config, to_yaml
 from train.config.reading.yaml_file import read
 from train.config.schema import TrainConfig
 
-CONFIG = "config.yaml"
-"""In a save folder, and from now on in each checkpoint: the resolved config."""
+if TYPE_CHECKING:
+    from data.tokenization.tokenizer import Tokenizer
+
 RECORD = "record.jsonl"
 """In a save folder: a line {batch, rows, tokens, versions} for each checkpoint, {batch, eval} for each evaluation."""
+
+RUN = "run.json"
+"""In a save folder: the run_id of the run whose checkpoints are in it."""
+PART = ".part-"
+"""Begins the names of what is not committed."""
 
 _NAME = re.compile(r"ep\d+-ba(\d+)(?:-rank0\.pt)?")
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The complete checkpoints in a save folder, oldest first; not what a killed run left half-written."""
+    """The committed checkpoints in a save folder, oldest first. They may be corrupt."""
     entries = folder.iterdir() if folder.is_dir() else ()
     return sorted((path for path in entries if _NAME.fullmatch(path.name) and is_complete(path)), key=batch_of)
 
@@ -46,13 +51,36 @@ def batch_of(checkpoint: Path) -> int:
 
 
 def is_complete(path: Path) -> bool:
-    """Sharded: torch renames `.metadata` into place last, after every rank's file. Monolithic: a zip's end is read."""
-    return (path / ".metadata").is_file() if path.is_dir() else path.is_file() and zipfile.is_zipfile(path)
+    """Whether it was committed: it has a manifest. Of those written before there were manifests a folder has torch's
+    index, and a file is a whole zip."""
+    if not path.is_dir():
+        return path.is_file() and zipfile.is_zipfile(path)
+    return (path / MANIFEST).is_file() or ((path / METADATA).is_file() and not (path / STATE).exists())
 
 
-def first_failure(error: CheckpointException) -> str:
-    """The first line of the first rank's reason."""
-    return str(next(iter(error.failures.values()))[0]).partition("\n")[0]
+def check_identity(checkpoint: Path, manifest: Manifest | None) -> None:
+    """Raises CorruptCheckpointError when a checkpoint in a save folder is that of another batch or run."""
+    match = _NAME.fullmatch(checkpoint.name)
+    if manifest is None or match is None:
+        return
+    if manifest.batch != int(match[1]):
+        raise CorruptCheckpointError(checkpoint, MANIFEST, f"is that of batch {manifest.batch}")
+    run_id = read_run_id(checkpoint.absolute().parent)
+    if run_id is not None and manifest.run_id != run_id:
+        raise CorruptCheckpointError(checkpoint, MANIFEST, f"is that of another run ({manifest.run_name})")
+
+
+def unverified(checkpoint: Path) -> str:
+    """A warning."""
+    return f"{checkpoint} has no manifest (it is of an earlier version): it is not verified"
+
+
+def read_run_id(folder: Path) -> str | None:
+    """What identifies the run in all its checkpoints; None where nothing says it."""
+    try:
+        return str(json.loads((folder / RUN).read_bytes())["run_id"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def saved_config(checkpoint: Path) -> TrainConfig | None:
@@ -122,23 +150,56 @@ def check_save_folder(folder: Path, config: TrainConfig) -> None:
 
 def check_writable(folder: Path, key: str) -> None:
     """Raises ConfigError when the folder that a key names cannot be written, or made."""
-    there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    there = existing_parent(folder)
     with os_errors_named(f"{key} {folder}", "written", hint="name another"), tempfile.TemporaryFile(dir=there):
         pass
 
 
-def furnish_save_folder(folder: Path, config: TrainConfig, tokenizer: Tokenizer, *, resuming: bool) -> None:
+def existing_parent(folder: Path) -> Path:
+    """The folder, or the nearest one above it that is there."""
+    return next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+
+
+def remove_leftovers(folder: Path) -> list[Path]:
+    """Deletes what killed runs have left half-written, and a link of earlier versions that nothing updates any more;
+    returns it. For one rank, whose run owns the folder."""
+    if not folder.is_dir():
+        return []
+    found = sorted(
+        path
+        for path in folder.iterdir()
+        if path.name.startswith(PART)
+        or path.name == "latest-rank0.pt"
+        or (_NAME.fullmatch(path.name) and not is_complete(path))
+    )
+    with plain_os_errors(f"save_folder {folder}", "name another"):
+        for path in found:
+            _delete(path)
+    return found
+
+
+def furnish_save_folder(
+    folder: Path, config: TrainConfig, tokenizer: "Tokenizer", *, run_id: str, resuming: bool
+) -> None:
     """Writes what belongs beside the checkpoints; deletes those that save_overwrite gives up. For one rank."""
     what, again = "config.yaml and the tokenizer", "start again"
     with plain_os_errors(f"save_folder {folder}", "name another", needed_for=what, again=again):
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".part-") as made:
+        with tempfile.TemporaryDirectory(dir=folder, prefix=PART) as made:
             tokenizer.save_pretrained(Path(made) / "tokenizer", config.max_seq_len)
             (Path(made) / "config.yaml").write_text(to_yaml(config))
+            (Path(made) / RUN).write_text(json.dumps({"run_id": run_id}) + "\n")
             shutil.rmtree(folder / "tokenizer", ignore_errors=True)
-            for name in ("tokenizer", "config.yaml"):
+            for name in ("tokenizer", "config.yaml", RUN):
                 (Path(made) / name).replace(folder / name)
-    if not resuming:
-        (folder / RECORD).unlink(missing_ok=True)
-        for path in checkpoints(folder):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if not resuming:
+            (folder / RECORD).unlink(missing_ok=True)
+            for path in checkpoints(folder):
+                _delete(path)
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -3,11 +3,12 @@
 Keys are those of composer.Trainer and of LLM Foundry wherever the thing is the same.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from data.base.durations import parse_duration
+from data.base.redaction import redacted
 from data.config.dataset import StreamConfig
 from data.config.loader import DataLoaderConfig
 from data.config.sections import Defect, Section, each
@@ -43,7 +44,8 @@ class FSDPConfig(Section):
     """Under amp_bf16, which computes in bf16: the precisions in which weights are gathered and gradients reduced, bf16
     and fp32 (DEFAULT), both bf16 (PURE), or both fp32 (FULL)."""
     state_dict_type: Literal["sharded", "full"] = "sharded"
-    """sharded checkpoints are folders that each rank writes a part of; full ones are a file of rank 0."""
+    """sharded: each rank writes its part of a checkpoint. full: rank 0 gathers all parts and writes them. Both can be
+    loaded on any number of ranks."""
     activation_checkpointing: bool | Literal["none", "block", "selective"] = False
     """block (or true) computes a block again in the backward pass; selective keeps the results of its GEMMs and
     computes norms, activation functions and attention again."""
@@ -136,14 +138,6 @@ def _checkpoints_to_export(config: "TrainConfig") -> Iterator[Defect]:
         yield Defect("callbacks.hf_checkpointer", text)
 
 
-def _sharded_exports(config: "TrainConfig") -> Iterator[Defect]:
-    sharded = config.fsdp_config is not None and config.fsdp_config.state_dict_type == "sharded"
-    # With lora _sharded_adapters reports it.
-    if config.callbacks.hf_checkpointer is not None and config.lora is None and not sharded:
-        text = "is given, but it exports sharded checkpoints alone: write fsdp_config.state_dict_type: sharded"
-        yield Defect("callbacks.hf_checkpointer", text)
-
-
 def _export_interval(config: "TrainConfig") -> Iterator[Defect]:
     if (exports := config.callbacks.hf_checkpointer) is None:
         return
@@ -181,6 +175,26 @@ def _autoresume(config: "TrainConfig") -> Iterator[Defect]:
         yield Defect("autoresume", "is true, but there is no save_folder to resume from")
 
 
+def _names_without_secrets(config: "TrainConfig") -> Iterator[Defect]:
+    """In names of folders and metrics, and in checkpoints, which a resume compares, a secret cannot be hidden."""
+
+    def names_of(key: str) -> Iterator[Defect]:
+        if key == "run_name":
+            yield from _secret_names(key, [config.run_name or ""])
+        elif (loader := getattr(config, key)) is not None:
+            yield from _secret_names(f"{key}.dataset.streams", loader.dataset.streams or {})
+            yield from _secret_names(f"{key}.stages", [stage.name for stage in loader.stages])
+
+    yield from each(("run_name", "train_loader", "eval_loader"), names_of)
+
+
+def _secret_names(key: str, names: Iterable[str]) -> Iterator[Defect]:
+    for name in names:
+        if (shown := redacted(name)) != name:
+            text = f"has the name {shown!r}, in which there seems to be a secret, but names are written everywhere"
+            yield Defect(key, f"{text}: write another")
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(Section):
     """A run."""
@@ -196,11 +210,11 @@ class TrainConfig(Section):
         _length_of_tokenizer,
         _sharded_adapters,
         _checkpoints_to_export,
-        _sharded_exports,
         _export_interval,
         _adapter_rank,
         _packed_base,
         _autoresume,
+        _names_without_secrets,
     )
 
     max_seq_len: Annotated[int, Range(ge=2)]
@@ -253,11 +267,20 @@ class TrainConfig(Section):
     save_interval: PositiveDuration = "1ep"
     """Time between checkpoints."""
     save_num_checkpoints_to_keep: CountOrAll = -1
-    """The newest checkpoints that are kept; -1 keeps all."""
+    """The newest checkpoints that are kept; -1 keeps all. A checkpoint is deleted once one that is kept has been read
+    back from the disk and is right."""
+    save_keep_every: Count | None = None
+    """Besides the newest ones, every such checkpoint is kept: 10 keeps every tenth; null keeps none."""
+    on_save_error: Literal["stop", "warn"] = "stop"
+    """When a checkpoint cannot be written, as on a full disk: stop ends the run; warn continues without it, but not
+    after the last batch."""
     save_overwrite: bool = False
     """Checkpoints of an earlier run in save_folder may be overwritten."""
     autoresume: bool = False
-    """Resume from the newest complete checkpoint in save_folder."""
+    """Resume from the newest checkpoint in save_folder."""
+    on_corrupt_checkpoint: Literal["fallback", "stop"] = "fallback"
+    """When the newest checkpoint's files are not those that were written: fallback resumes from the one before it; stop
+    ends the run."""
     load_path: PathText | None = None
     """A checkpoint to start from."""
     load_weights_only: bool = False

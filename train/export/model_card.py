@@ -5,21 +5,14 @@ import re
 from pathlib import Path
 from typing import Any
 
-from data.base.addresses import without_login
-from data.base.versions import STREAMING, installed_versions
+from data.base.redaction import redacted
+from data.base.versions import versions
 from data.config.dataset import DatasetConfig
 from train.checkpoint.save_folder import RECORD, batch_of
 from train.config.redaction import masked_yaml
 from train.config.schema import TrainConfig
 from train.models.config import LoraConfig
 from train.models.shapes import count_parameters
-
-_COMPUTES = ("torch", "mosaicml", *STREAMING, "transformers", "megablocks", "flash-attn", "bitsandbytes")
-
-
-def versions() -> dict[str, str]:
-    """Of Python and of the packages that compute."""
-    return installed_versions(_COMPUTES)
 
 
 def read_record(checkpoint: Path) -> dict[str, Any]:
@@ -61,7 +54,7 @@ def model_card(checkpoint: Path, config: TrainConfig, precision: str) -> str:
         _section("Versions", _table("package", "version", record.get("versions", versions()))),
         "<details><summary>The run's config</summary>\n\n```yaml\n" + masked_yaml(config) + "```\n\n</details>",
     ]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    return redacted("\n\n".join(part for part in parts if part) + "\n")
 
 
 def front_matter(library: str, base: str | None) -> str:
@@ -122,7 +115,7 @@ def _source(dataset: DatasetConfig) -> str:
     if isinstance(value, dict):
         value = [f"{split}: {files}" for split, files in value.items()]
     text = ", ".join(value) if isinstance(value, list) else str(value)
-    return without_login(text if dataset.split is None else f"{text} ({dataset.split})")
+    return text if dataset.split is None else f"{text} ({dataset.split})"
 
 
 def _training(config: TrainConfig, record: dict[str, Any]) -> str:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from data.base.errors import ConfigError
 from data.base.sizes import parse_bytes
 from train.export.export import Run
-from train.hf.raw_rows import read_rows
+from train.hf.raw_rows import opened, read_rows
 from train.hf.safetensors_file import Stored
 from train.hf.tensors import n_bytes, row_blocks
 from train.models.attention.layout import Layout, find_documents, make_layout
@@ -44,7 +44,8 @@ def written_rows(tensors: Written, name: str, dtype: torch.dtype) -> Iterator[tu
     offset = stored.start
     for start, stop in row_blocks(stored.shape, dtype.itemsize):
         rows = torch.empty(stop - start, *stored.shape[1:], dtype=dtype)
-        read_rows(file, offset, dtype, rows)
+        with opened(file) as readable:
+            read_rows(readable, offset, dtype, rows)
         offset += rows.nbytes
         yield start, rows
 

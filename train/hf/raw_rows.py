@@ -5,8 +5,11 @@ Plain reads: what is mapped into memory instead would count as the process's own
 
 import math
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 
@@ -45,28 +48,47 @@ class Scratch(threading.local):
 _scratch = Scratch()
 
 
-def read_rows(path: Path, offset: int, dtype: torch.dtype, out: torch.Tensor) -> None:
-    """Fills `out` with as many numbers of the dtype, which begin at the file's byte `offset`.
+class Readable(Protocol):
+    """An open file."""
 
-    Raises OSError, and ValueError when the file ends before.
+    def read_into(self, offset: int, out: memoryview) -> None:
+        """Fills `out` with the bytes that begin at `offset`. Raises OSError, or ValueError when there are too few."""
+        ...
+
+
+class _PlainFile:
+    def __init__(self, path: Path, file: FileIO) -> None:
+        self._path, self._file = path, file
+
+    def read_into(self, offset: int, out: memoryview) -> None:
+        self._file.seek(offset)
+        while len(out):
+            n_read = self._file.readinto(out)
+            if not n_read:
+                raise ValueError(f"{self._path.name} ends too early: it was cut off, bring it here again")
+            out = out[n_read:]
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Readable]:
+    """A file as it is. Raises OSError."""
+    with path.open("rb", buffering=0) as file:
+        yield _PlainFile(path, file)
+
+
+def read_rows(file: Readable, offset: int, dtype: torch.dtype, out: torch.Tensor) -> None:
+    """Fills `out` [rows, ...] with as many numbers of the dtype, which begin at the file's byte `offset`.
+
+    Raises what `file` raises.
     """
     row_bytes = math.prod(out.shape[1:]) * dtype.itemsize
-    step = max(1, PIECE_BYTES // row_bytes)
-    with path.open("rb", buffering=0) as file, torch.no_grad():
-        file.seek(offset)
+    step = max(1, PIECE_BYTES // max(row_bytes, 1))
+    with torch.no_grad():
         if out.dtype == dtype and out.is_contiguous() and out.device.type == "cpu":
-            _fill(out.detach().view(-1).view(torch.uint8).numpy().data, file, path)
+            file.read_into(offset, out.detach().view(-1).view(torch.uint8).numpy().data)
             return
         for first in range(0, len(out), step):
             rows = out[first : first + step]
             piece, data = _scratch.take(rows.shape, dtype)
-            _fill(data, file, path)
+            file.read_into(offset + first * row_bytes, data)
             rows.copy_(piece)
-
-
-def _fill(view: memoryview, file: Any, path: Path) -> None:
-    while len(view):
-        n_read = file.readinto(view)
-        if not n_read:
-            raise ValueError(f"{path.name} ends too early: it was cut off, bring it here again")
-        view = view[n_read:]

@@ -7,15 +7,14 @@ the head's logits, the communication library's buffers or the processes themselv
 
 import math
 from dataclasses import dataclass
-from fnmatch import fnmatch
 
-from train.config.optimizer import OptimizerConfig
 from train.config.ranks import train_microbatch_rows
 from train.config.schema import FSDPConfig, TrainConfig
 from train.models import precision as precisions
 from train.models.config import NF4_WEIGHTS
 from train.models.precision import FORMATS, NF4_BLOCK, NF4_BLOCK_BYTES, Precision
 from train.models.shapes import adapter_shapes, parameter_shapes, parameter_sizes
+from train.optim.states import is_frozen, n_moments, trainable_shapes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,18 +81,14 @@ def _base_bytes(config: TrainConfig, width: float) -> dict[str, float]:
 def _state_bytes(config: TrainConfig, gathered_in: Precision | None) -> float:
     """Over all ranks: fp32 weights (4 bytes); for trained ones a gradient (4) and the optimizer's moments (4 each).
     Beneath adapters the weights are in lora.base_dtype."""
-    sizes, more = parameter_sizes(config.model), 4 + 4 * _moments(config.optimizer)
+    sizes, more = parameter_sizes(config.model), 4 + 4 * n_moments(config.optimizer)
     if config.lora is None:
-        return sum(size * (4 if _frozen(config, name) else 4 + more) for name, size in sizes.items())
+        return sum(size * (4 if is_frozen(config, name) else 4 + more) for name, size in sizes.items())
     base = _base_bytes(config, _width(precisions.frozen(config.lora.base_dtype, gathered_in)))
     return sum(base.values()) + sum(
-        math.prod(shape) * (4 if _frozen(config, name) else 4 + more)
+        math.prod(shape) * (4 if is_frozen(config, name) else 4 + more)
         for name, shape in adapter_shapes(config.model, config.lora).items()
     )
-
-
-def _moments(optimizer: OptimizerConfig) -> int:
-    return {"adamw": 2, "decoupled_adamw": 2, "decoupled_lionw": 1, "sgd": int(optimizer.momentum > 0)}[optimizer.name]
 
 
 def _kept_per_token(config: TrainConfig) -> int:
@@ -117,13 +112,8 @@ def _kept_per_token(config: TrainConfig) -> int:
 
 
 def _blocks_before_training(config: TrainConfig) -> int:
-    names = parameter_shapes(config.model) if config.lora is None else adapter_shapes(config.model, config.lora)
-    trained = [name for name in names if not _frozen(config, name)]
+    trained = [name for name in trainable_shapes(config) if not is_frozen(config, name)]
     if "transformer.wte.weight" in trained:
         return 0
     numbers = [int(name.split(".")[2]) for name in trained if name.startswith("transformer.blocks.")]
     return min(numbers, default=config.model.n_layers)
-
-
-def _frozen(config: TrainConfig, name: str) -> bool:
-    return any(fnmatch(name, pattern) for pattern in config.optimizer.freeze)

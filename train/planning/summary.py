@@ -1,6 +1,10 @@
 """Lines for the console: what a run needs, from its config alone. Imports no torch."""
 
+from pathlib import Path
+
+from data.base.durations import Clock, parse_duration
 from data.base.sizes import format_bytes
+from train.checkpoint.space import count_saves, describe_space
 from train.config.schema import TrainConfig
 from train.models.config import LoraConfig, ModelConfig
 from train.models.shapes import count_adapters, count_parameters
@@ -29,3 +33,15 @@ def memory_lines(config: TrainConfig, world_size: int) -> list[str]:
             f"{format_bytes(need.activations)})"
         )
     return lines
+
+
+def checkpoints_line(config: TrainConfig, folder: Path, world_size: int, clock: Clock | None = None) -> str:
+    """What checkpoints in the folder will take. clock: of the run's data; without it the number of checkpoints is known
+    where no epoch is counted."""
+    units = {parse_duration(text)[1] for text in (config.max_duration, config.save_interval)}
+    if clock is None and "ep" not in units:
+        size = config.global_train_batch_size
+        clock = Clock(tokens_per_batch=size * config.max_seq_len, rows_per_batch=size, rows_per_epoch=0)
+        clock = clock.until(config.max_duration)
+    n_saves = None if clock is None else count_saves(config, clock)
+    return describe_space(config, folder, n_saves, world_size=world_size)

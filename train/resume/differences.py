@@ -2,14 +2,13 @@
 
 import itertools
 import os
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from typing import Any, get_args, get_origin
 
-from data.base.addresses import is_address, without_login
 from data.base.durations import parse_duration
 from data.base.errors import yaml_of
+from data.base.redaction import is_address, is_secret_name, redacted, without_secrets
 from data.base.sizes import parse_bytes
 from data.config.sections import Check, Section, field_checks, hints_of, join
 from data.config.suggest import is_section, options_of
@@ -17,8 +16,6 @@ from data.config.values import DurationText, PathText, PositiveDuration, Size
 from train.models.config import LORA_TARGETS
 
 _LONGEST_SHOWN = 160
-_SECRET_KEY = re.compile(r"(^|_)(token|key|secret|password)$")
-_MASKED = re.compile(r"\*\*\*@|[?&][\w.-]+=\*\*\*")
 
 
 class _Absent:
@@ -54,14 +51,14 @@ def shown(value: Any) -> str:
     """As YAML on one line, without logins and defaults."""
     if value is ABSENT:
         return "absent"
-    text = without_login(yaml_of(_written(value)))
+    text = redacted(yaml_of(_written(value)))
     return text if len(text) <= _LONGEST_SHOWN else f"{text[: _LONGEST_SHOWN - 3]}..."
 
 
 def _of_sections(was: Section, now: Section, key: str, pattern: str) -> Iterator[Difference]:
     checks = field_checks(type(now))
     for name, hint in hints_of(type(now)).items():
-        if _SECRET_KEY.search(name):
+        if is_secret_name(name):
             continue  # a saved config has none, and where a run takes it from does not matter
         pair = getattr(was, name), getattr(now, name)
         yield from _of_values(pair, join(key, name), join(pattern, name), hint, checks.get(name, ()))
@@ -94,7 +91,7 @@ def _meaning(value: Any, pattern: str, checks: tuple[Check, ...]) -> Any:
         meant = [_meaning(item, "", checks) for item in value]
         value = meant[0] if len(meant) == 1 and isinstance(value[0], str) else meant
     elif isinstance(value, str):
-        value = _MASKED.sub("", without_login(value))
+        value = without_secrets(value).text
         meanings = [_OF_CHECKS[check] for check in checks if check in _OF_CHECKS]
         for meaning in meanings:
             value = meaning(value)

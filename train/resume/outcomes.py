@@ -183,14 +183,6 @@ def _trained(config: TrainConfig) -> set[str]:
     return {name for name in shapes if not any(fnmatch.fnmatch(name, each) for each in config.optimizer.freeze)}
 
 
-def _kind_of_checkpoint(case: Case) -> Outcome:
-    kinds = [each.fsdp_config.state_dict_type if each.fsdp_config else "full" for each in (case.was, case.now)]
-    if kinds[0] == kinds[1]:
-        return APPLIED
-    reason = f"the checkpoint is {kinds[0]}, but this run would read and write {kinds[1]} ones"
-    return Outcome("refused", reason, also_of_weights=True)
-
-
 def _at_the_start(case: Case) -> Outcome:
     return Outcome("ignored", "the run has started") if case.resuming else APPLIED
 
@@ -325,11 +317,11 @@ OUTCOMES: Mapping[str, Decided] = {
     # This machine and this process.
     "device": APPLIED,
     "precision": APPLIED,
-    "fsdp_config": _kind_of_checkpoint,
+    "fsdp_config": APPLIED,
     "fsdp_config.sharding_strategy": APPLIED,
     "fsdp_config.data_parallel_replicate_degree": APPLIED,
     "fsdp_config.mixed_precision": APPLIED,
-    "fsdp_config.state_dict_type": _kind_of_checkpoint,
+    "fsdp_config.state_dict_type": APPLIED,
     "fsdp_config.activation_checkpointing": APPLIED,
     "fsdp_config.activation_cpu_offload": APPLIED,
     "fsdp_config.reshard_after_forward": APPLIED,
@@ -337,6 +329,9 @@ OUTCOMES: Mapping[str, Decided] = {
     "save_folder": APPLIED,
     "save_interval": APPLIED,
     "save_num_checkpoints_to_keep": APPLIED,
+    "save_keep_every": APPLIED,
+    "on_save_error": APPLIED,
+    "on_corrupt_checkpoint": APPLIED,
     "save_overwrite": _at_the_start,
     "autoresume": APPLIED,
     "load_path": _load,

@@ -18,16 +18,20 @@ from train.callbacks.hf_checkpointer import build_hf_checkpointer
 from train.callbacks.remote_shards import RemoteShards
 from train.callbacks.run_record import RunRecord
 from train.callbacks.stream_monitor import StreamMonitor
+from train.checkpoint.owner import Owner
 from train.checkpoint.save_folder import furnish_save_folder
 from train.config.schema import TrainConfig
 from train.distributed.first_rank import on_first_rank
 from train.distributed.process_group import initialize_dist, sharing_failures
 from train.hardware.device import Device, choose_device
 from train.models.precision import on_device
+from train.optim.optimizers import build_optimizer
 from train.planning.run_data import RunData
-from train.run.inputs import Inputs, describe, open_inputs, starting_from
+from train.run.inputs import Inputs, describe, open_inputs, starting_from, warnings_about
 from train.run.loaders import build_eval_loader, build_train_loader
 from train.run.model import build_model
+from train.run.restore import restore
+from train.run.saving import build_savers, owned
 from train.run.trainer import build_trainer
 from train.weights.frozen_base import frozen_weights, note_base
 
@@ -63,26 +67,45 @@ def fit(
     if inputs.first_batch >= inputs.max_batches:
         _nothing_to_do(config, inputs)
         return
-    precision = _precision(config, composer_device.name)
+    with owned(config, inputs) as owner:
+        _fit(config, inputs, owner, composer_device, callbacks, dtype)
+
+
+def _fit(
+    config: TrainConfig,
+    inputs: Inputs,
+    owner: Owner | None,
+    device: ComposerDevice,
+    callbacks: Sequence[Callback],
+    dtype: torch.dtype,
+) -> None:
+    precision = _precision(config, device.name)
     generate = build_generate(config, inputs.tokenizer, inputs.data.clock)
     hf_checkpointer = build_hf_checkpointer(
         config, inputs.data.clock, inputs.run_name, inputs.folder, resuming=inputs.resuming
     )
-    model = build_model(config, inputs, precision=precision, device=_torch_device(composer_device), dtype=dtype)
+    model = build_model(config, inputs, precision=precision, device=_torch_device(device), dtype=dtype)
+    optimizer = build_optimizer(config.optimizer, model.model)
+    inputs = restore(config, inputs, model.model, optimizer)
+    # Behind the others: a batch's checkpoint has what they did, and what is done with it comes after.
+    saving = [
+        *build_savers(config, inputs, owner),
+        *_run_record(config, inputs),
+        *([hf_checkpointer] if hf_checkpointer else []),
+    ]
     trainer = build_trainer(
         config,
         model=model,
-        device=composer_device,
+        optimizer=optimizer,
+        device=device,
         train_loader=build_train_loader(config, inputs),
         eval_loader=build_eval_loader(config, inputs),
         clock=inputs.data.clock,
         plan=inputs.data.plan,
-        callbacks=[*_data_callbacks(inputs.data), *generate, *callbacks],
-        after_saving=[*_run_record(config, inputs), *([hf_checkpointer] if hf_checkpointer else [])],
+        callbacks=[*_data_callbacks(inputs.data), *generate, *callbacks, *saving],
         run_name=inputs.run_name,
         precision=precision,
-        save_folder=str(inputs.folder) if inputs.folder is not None else None,
-        start=inputs.start,
+        state=inputs.start.state if inputs.start is not None else None,
     )
     if hf_checkpointer is not None and inputs.resuming:
         hf_checkpointer.catch_up(trainer.state.timestamp.batch.value)
@@ -99,6 +122,8 @@ def _initialize(inputs: Inputs, config: TrainConfig, device: ComposerDevice) -> 
     chosen = [inputs.run_name, inputs.start]
     dist.broadcast_object_list(chosen, src=0)
     inputs = starting_from(inputs, config, *chosen)
+    for line in warnings_about(inputs):
+        logger.warning(line)
     for line in describe(inputs, config):
         logger.info(line)
     return inputs
@@ -155,7 +180,7 @@ def _run_record(config: TrainConfig, inputs: Inputs) -> list[Callback]:
 
 
 def _furnish(folder: Path, config: TrainConfig, inputs: Inputs) -> None:
-    furnish_save_folder(folder, config, inputs.tokenizer, resuming=inputs.resuming)
+    furnish_save_folder(folder, config, inputs.tokenizer, run_id=inputs.run_id, resuming=inputs.resuming)
     if config.lora is not None:
         note_base(folder, frozen_weights(config, inputs.weights))
 

@@ -4,9 +4,10 @@ Nothing here is a collective: every rank opens for itself, however long hashing,
 no Composer.
 """
 
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 from data.base.errors import Problems, under
@@ -17,7 +18,9 @@ from data.mixing.resume import position
 from data.sources.source import Source
 from data.tokenization.build import build_tokenizer
 from data.tokenization.tokenizer import Tokenizer
-from train.checkpoint.save_folder import check_writable, fill_in, local_folder, run_name_of
+from train.checkpoint.owner import check_unowned
+from train.checkpoint.reader import CheckpointReader
+from train.checkpoint.save_folder import check_writable, fill_in, local_folder, run_name_of, unverified
 from train.config.load import check_vocab
 from train.config.schema import TrainConfig
 from train.hf.repository import KEY
@@ -46,6 +49,11 @@ class Inputs:
     def resuming(self) -> bool:
         return self.start is not None and self.start.resuming
 
+    @cached_property
+    def run_id(self) -> str:
+        """The same in all checkpoints of the run. Only rank 0's is used."""
+        return (self.start.run_id if self.start is not None and self.resuming else None) or str(uuid.uuid4())
+
     @property
     def first_batch(self) -> int:
         """The batch that the run begins with."""
@@ -69,6 +77,8 @@ def open_inputs(config: TrainConfig, problems: Problems | None = None, *, rehash
         check_vocab(config, tokenizer.vocab_size)
     with problems.collect():
         folder = local_folder(config, run_name)
+        if folder is not None:
+            check_unowned(folder)
         start = find_start(config, folder)
     if (exports := config.callbacks.hf_checkpointer) is not None:
         key = "callbacks.hf_checkpointer.save_folder"
@@ -111,9 +121,9 @@ def describe(inputs: Inputs, config: TrainConfig) -> Iterator[str]:
     """Lines for the console: what the run starts from, and its data."""
     start = inputs.start
     if start is not None and start.resuming:
-        yield f"autoresume: going on from {start.path}"
+        yield f"autoresume: resuming from {start.path}"
     elif config.autoresume:
-        yield f"autoresume: no complete checkpoint in {inputs.folder}, starting from the beginning"
+        yield f"autoresume: no checkpoint in {inputs.folder}, starting from the beginning"
     if start is not None and not start.resuming:
         yield f"starting from {'the weights' if start.data_state is None else 'the whole state'} in {start.path}"
     yield from change_lines(start, config)
@@ -128,6 +138,19 @@ def describe(inputs: Inputs, config: TrainConfig) -> Iterator[str]:
             f"lora: the frozen base is drawn from seed {config.seed}, because {KEY} names no weights and load_path no "
             "checkpoint of a whole model"
         )
+
+
+def warnings_about(inputs: Inputs) -> Iterator[str]:
+    """Which newer checkpoints are corrupt, and what is not verified."""
+    start, weights = inputs.start, inputs.weights
+    if start is not None:
+        yield from map(str, start.corrupt)
+        if start.corrupt:
+            yield f"RESUMING FROM AN EARLIER CHECKPOINT, {start.path.name}: the batches after it are trained again"
+        if start.run_id is None:
+            yield unverified(start.path)
+    if isinstance(weights, CheckpointReader) and weights.manifest is None:
+        yield unverified(weights.checkpoint)
 
 
 def _find_sources(config: TrainConfig, problems: Problems, *, rehash: bool) -> dict[str, dict[str, Source | MdsFolder]]:

@@ -98,13 +98,13 @@ class PretrainedFolder:
 
         Only these rows' bytes are read, in small pieces. Raises ConfigError when they cannot be.
         """
-        from train.hf.raw_rows import read_rows
+        from train.hf.raw_rows import opened, read_rows
 
         path, stored = self.tensors[name]
         number = BY_SAFETENSORS[stored.dtype]
         row_bytes = math.prod(stored.shape[1:]) * number.n_bytes
-        with errors_name_the_key(f"is {self.name!r}"):
-            read_rows(path, stored.start + start * row_bytes, number.torch_dtype, out[: stop - start])
+        with errors_name_the_key(f"is {self.name!r}"), opened(path) as file:
+            read_rows(file, stored.start + start * row_bytes, number.torch_dtype, out[: stop - start])
 
     def not_finite(self, names: Sequence[str]) -> ConfigError:
         """The error when these parameters have been read and are not all numbers."""

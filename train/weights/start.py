@@ -1,15 +1,15 @@
 """What a run starts from: the checkpoint that autoresume or load_path means, checked before anything is built."""
 
-import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from data.base.errors import ConfigError
+from train.checkpoint.load import Checkpoint, open_checkpoint
 from train.checkpoint.reader import CheckpointReader
-from train.checkpoint.save_folder import check_save_folder, checkpoints, is_complete
+from train.checkpoint.save_folder import check_identity, check_save_folder, checkpoints, is_complete
+from train.checkpoint.state import RunState, read_state
+from train.checkpoint.storage.manifest import CONFIG, MANIFEST, CorruptCheckpointError
 from train.config.schema import TrainConfig
 from train.resume.explain import refuse_changes
 from train.weights.frozen_base import frozen_base
@@ -21,31 +21,91 @@ class Start:
     """The checkpoint that a run starts from."""
 
     path: Path
-    data_state: Mapping[str, str] | None
-    """What the training data's `state_dict` was (see RowPlan.state), where the run goes on from there, with optimizer
-    and random state; None where it takes the weights alone."""
+    state: RunState | None
+    """Where the run goes on from there; None where it takes the weights alone."""
     resuming: bool
     """It is the run's own, found by autoresume."""
+    run_id: str | None = None
+    """Of the run that wrote it; None where there is no manifest."""
+    corrupt: tuple[CorruptCheckpointError, ...] = ()
+    """Newer checkpoints that were passed over."""
+
+    @property
+    def data_state(self) -> Mapping[str, str] | None:
+        """What the training data's `state_dict` was (see RowPlan.state)."""
+        return {"position": self.state.position} if self.state is not None else None
 
 
-def find_start(config: TrainConfig, folder: Path | None) -> Start | None:
-    """The newest complete checkpoint in the save folder under autoresume, else load_path, else None.
+def find_start(
+    config: TrainConfig, folder: Path | None, corrupt: Sequence[CorruptCheckpointError] = ()
+) -> Start | None:
+    """The newest checkpoint in the save folder under autoresume that is not corrupt, as far as that is known before its
+    tensors are read, else load_path, else None. `corrupt`: what is known of some of them.
 
     Raises ConfigError when the run cannot start from it, or may not write to the save folder. Changes nothing.
     """
     if folder is not None:
         check_save_folder(folder, config)
-        newest = next(reversed(checkpoints(folder)), None) if config.autoresume else None
-        if newest is not None:
-            check_start(newest, config, "autoresume", whole_state=True)
-            return Start(path=newest, data_state=_data_state(newest), resuming=True)
+        if config.autoresume and (start := _newest(config, folder, list(corrupt))) is not None:
+            return start
     if config.load_path is None:
         return None
     path = Path(config.load_path)
     check_start(path, config, "load_path", whole_state=not config.load_weights_only)
     if frozen_base(config) is not None:
         return None
-    return Start(path=path, data_state=None if config.load_weights_only else _data_state(path), resuming=False)
+    checkpoint = open_checkpoint(path)
+    state = None if config.load_weights_only else read_state(checkpoint)
+    return Start(path=path, state=state, resuming=False, run_id=_run_id(checkpoint))
+
+
+def _newest(config: TrainConfig, folder: Path, corrupt: list[CorruptCheckpointError]) -> Start | None:
+    present = checkpoints(folder)
+    for path in reversed(present):
+        if any(error.checkpoint == path for error in corrupt):
+            continue
+        try:
+            return _open(path, config, corrupt)
+        except CorruptCheckpointError as error:
+            if error.checkpoint not in (path, path.parent):
+                raise
+            if config.on_corrupt_checkpoint == "stop":
+                raise _stopped(error) from None
+            corrupt.append(CorruptCheckpointError(path, error.name, error.defect))
+    if present:
+        none = f"save_folder {folder} has no checkpoint that can be resumed from"
+        hint = "restore one of them from a copy, or start again with another run_name"
+        raise ConfigError("\n  ".join([f"{none}: {hint}", *map(str, corrupt)]))
+    return None
+
+
+def _stopped(error: CorruptCheckpointError) -> ConfigError:
+    return ConfigError(
+        f"{error} (on_corrupt_checkpoint: stop): restore it from a copy, delete it to resume from the checkpoint "
+        "before it, or write on_corrupt_checkpoint=fallback"
+    )
+
+
+def _open(path: Path, config: TrainConfig, corrupt: Sequence[CorruptCheckpointError]) -> Start:
+    check_start(path, config, "autoresume", whole_state=True)
+    checkpoint = open_checkpoint(path)
+    run_id = _run_id(checkpoint)
+    return Start(path=path, state=read_state(checkpoint), resuming=True, run_id=run_id, corrupt=tuple(corrupt))
+
+
+def _run_id(checkpoint: Checkpoint) -> str | None:
+    return checkpoint.manifest.run_id if checkpoint.manifest is not None else None
+
+
+def fall_back(config: TrainConfig, folder: Path | None, start: Start, error: CorruptCheckpointError) -> Start:
+    """The checkpoint before a start whose tensors have turned out to be corrupt. Raises ConfigError without one."""
+    if not start.resuming:
+        raise error
+    if config.on_corrupt_checkpoint == "stop":
+        raise _stopped(error)
+    found = find_start(config, folder, [*start.corrupt, error])
+    assert found is not None, "find_start raises without a checkpoint that is not corrupt"
+    return found
 
 
 StartingWeights = PretrainedFolder | CheckpointReader
@@ -65,20 +125,6 @@ def open_weights(config: TrainConfig, start: Start | None) -> StartingWeights | 
     return PretrainedFolder.open(name, config.model) if name is not None else None
 
 
-def _data_state(checkpoint: Path) -> dict[str, str]:
-    try:
-        if checkpoint.is_dir():
-            return {"position": CheckpointReader(checkpoint).value("state.dataset_state.train.position")}
-        # Mapped, not read: the weights are in the same file.
-        state = torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=False)["state"]
-        return state["dataset_state"]["train"]
-    except (KeyError, TypeError):
-        raise ConfigError(
-            f"{checkpoint} has no position in the data, so a run cannot go on from it: start another from its weights, "
-            "with another run_name, load_path and load_weights_only=true"
-        ) from None
-
-
 def check_start(path: Path, config: TrainConfig, key: str, *, whole_state: bool) -> None:
     """Raises ConfigError when a run of this config cannot start from the checkpoint that `key` names.
 
@@ -95,32 +141,31 @@ def check_start(path: Path, config: TrainConfig, key: str, *, whole_state: bool)
         inside = [found.name for found in checkpoints(path)]
         hint = f"; it holds checkpoints: {path / inside[-1]}" if inside else ""
         raise ConfigError(
-            f"{subject}, but it is no complete checkpoint (a folder such as ep0-ba100 with .metadata in it, or a .pt "
-            f"file){hint}",
+            f"{subject}, but it is no complete checkpoint (a folder such as ep0-ba100 with {MANIFEST} in it){hint}",
             key=key,
         )
-    refuse_changes(path, config, _readable_state(path) if whole_state else None, key, whole_state=whole_state)
-    there = "sharded" if path.is_dir() else "full"
-    wanted = config.fsdp_config.state_dict_type if config.fsdp_config is not None else "full"
-    if there != wanted:
-        hint = f"fsdp_config.state_dict_type={there}" if config.fsdp_config else "fsdp_config={}"
-        raise ConfigError(
-            f"{subject}, a {there} checkpoint, but this run reads and writes {wanted} ones: write {hint}", key=key
-        )
-    if path.is_dir():
-        reader = CheckpointReader(path)
-        base = config.lora is not None and not reader.holds_adapters
+    checkpoint = open_checkpoint(path)
+    if isinstance(checkpoint, CheckpointReader) and checkpoint.manifest is not None:
+        check_identity(path, checkpoint.manifest)
+        checkpoint.read_file(CONFIG)  # what is compared next is what was written
+    position = _readable_position(checkpoint) if whole_state else None
+    refuse_changes(path, config, position, key, whole_state=whole_state)
+    if isinstance(checkpoint, CheckpointReader):
+        base = config.lora is not None and not checkpoint.holds_adapters
         if base and whole_state:
             raise ConfigError(
                 f"{subject}, a whole model, of which a run with lora takes the weights alone, as its frozen base: "
                 "write load_weights_only=true",
                 key=key,
             )
-        reader.check(config.model, "this config's model", None if base else config.lora)
+        checkpoint.check(config.model, "this config's model", None if base else config.lora)
 
 
-def _readable_state(path: Path) -> dict[str, str] | None:
-    """None where the checkpoint is damaged, which is reported by those that read it next."""
-    with contextlib.suppress(Exception):
-        return _data_state(path)
-    return None
+def _readable_position(checkpoint: Checkpoint) -> dict[str, str] | None:
+    """The position in the data; None where there is none, which is reported by those that need it."""
+    try:
+        return {"position": read_state(checkpoint).position}
+    except ConfigError as error:
+        if isinstance(error, CorruptCheckpointError):
+            raise
+        return None

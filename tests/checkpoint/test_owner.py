@@ -1,0 +1,370 @@
+"""One run owns a save folder: who is refused, whom it is taken over from, and what the heartbeat survives."""
+
+import json
+import multiprocessing
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from data.base.console import notice
+from data.base.errors import ConfigError, DataError
+from train.checkpoint import owner
+from train.checkpoint.owner import LOCK_FILE, check_unowned, own
+
+ELSEWHERE = {"host": "node-7", "boot_id": "of-node-7"}
+
+
+@pytest.fixture(autouse=True)
+def in_a_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, seconds in (("BEAT", 0.02), ("STALE", 0.1), ("POLL", 0.01), ("SETTLE", 0.01), ("_PATIENCE", 2.0)):
+        monkeypatch.setattr(owner, name, seconds)
+    notice.cache_clear()
+
+
+def write_lock(folder: Path, **changes: Any) -> Path:
+    """The lock file of a run that no longer, or not here, renews it."""
+    record = replace(owner._this_process("before"), token="another", **changes)
+    folder.mkdir(exist_ok=True)
+    (folder / LOCK_FILE).write_bytes(owner._serialize(record))
+    return folder / LOCK_FILE
+
+
+def content(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / LOCK_FILE).read_bytes())
+
+
+def refusal(folder: Path) -> str:
+    with pytest.raises(ConfigError) as caught, own(folder, "mine"):
+        pass
+    assert caught.value.key == "save_folder"
+    return str(caught.value)
+
+
+@contextmanager
+def beating(file: Path) -> Iterator[None]:
+    """As the owner on another machine does. Whoever watches is patient, as this test's machine may be slow."""
+    ended, stale = threading.Event(), owner.STALE
+
+    def beat() -> None:
+        while not ended.wait(owner.BEAT):
+            os.utime(file)
+
+    thread = threading.Thread(target=beat)
+    thread.start()
+    owner.STALE = 30.0
+    try:
+        yield
+    finally:
+        owner.STALE = stale
+        ended.set()
+        thread.join()
+
+
+def until(holds: Callable[[], bool]) -> None:
+    end = time.monotonic() + 30
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_a_folder_is_made_owned_and_released(tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "x"
+    check_unowned(folder)
+    with own(folder, "mine") as mine:
+        mine.check()
+        found = content(folder)
+        assert (found["run_name"], found["pid"], found["host"]) == ("mine", os.getpid(), socket.gethostname())
+    assert [path.name for path in folder.iterdir()] == [owner._TAKING]
+    with own(folder, "again"):
+        pass
+
+
+def test_a_live_run_of_this_machine_is_named_and_not_waited_for(tmp_path: Path, capsys) -> None:
+    with own(tmp_path, "first"):
+        with pytest.raises(ConfigError, match="run 'first'") as caught:
+            check_unowned(tmp_path)
+        assert refusal(tmp_path) == str(caught.value)
+        assert f"host {socket.gethostname()!r}, pid {os.getpid()}, since '20" in str(caught.value)
+        assert content(tmp_path)["run_name"] == "first"
+    assert "waiting" not in capsys.readouterr().out
+
+
+@pytest.mark.subprocess
+def test_what_a_killed_run_left_is_taken_over_at_once(tmp_path: Path, capsys) -> None:
+    script = "import sys, pathlib, time; from train.checkpoint.owner import own\n"
+    script += "with own(pathlib.Path(sys.argv[1]), 'first'): print('owns', flush=True); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", script, tmp_path], stdout=subprocess.PIPE, text=True) as run:
+        assert run.stdout is not None
+        assert run.stdout.readline() == "owns\n"
+        assert f"pid {run.pid}" in refusal(tmp_path)
+        run.send_signal(signal.SIGSTOP)  # however long: it is alive
+        assert f"pid {run.pid}" in refusal(tmp_path)
+        run.kill()
+        while psutil.Process(run.pid).status() != psutil.STATUS_ZOMBIE:  # nobody has asked for its exit code yet
+            time.sleep(0.01)
+        with own(tmp_path, "second") as second:
+            second.check()
+    out = capsys.readouterr().out
+    assert f"taken over from run 'first' (host {socket.gethostname()!r}, pid {run.pid}" in out
+    assert "waiting" not in out
+
+
+def test_a_process_that_has_the_pid_of_the_dead_owner_is_another(tmp_path: Path) -> None:
+    write_lock(tmp_path, started=owner._start_time(os.getpid()) - 1)
+    check_unowned(tmp_path)
+    with own(tmp_path, "mine"):
+        assert content(tmp_path)["run_name"] == "mine"
+
+
+def test_setting_the_clock_makes_no_process_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_lock(tmp_path)
+    monkeypatch.setattr(psutil, "boot_time", lambda: 0.0)
+    monkeypatch.setattr(time, "time", lambda: 4e9)
+    assert "run 'before'" in refusal(tmp_path)
+
+
+def test_a_process_that_is_hidden_is_judged_by_its_heartbeat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, mine = write_lock(tmp_path), owner._this_process("mine")
+
+    def hidden(pid: int) -> float:
+        raise psutil.AccessDenied(pid)
+
+    monkeypatch.setattr(owner, "_this_process", lambda name: mine)
+    monkeypatch.setattr(owner, "_start_time", hidden)
+    check_unowned(tmp_path)
+    with beating(file):
+        assert "run 'before'" in refusal(tmp_path)
+    with own(tmp_path, "mine"):
+        pass
+
+
+@pytest.mark.parametrize("change", [{"host": "node-7"}, {"boot_id": "earlier"}, {"pid_namespace": "pid:[1]"}])
+def test_an_owner_elsewhere_that_beats_is_refused_although_its_pid_is_none_here(tmp_path: Path, change, capsys) -> None:
+    file = write_lock(tmp_path, pid=2**31 - 1, **change)
+    check_unowned(tmp_path)  # which cannot know
+    with beating(file):
+        assert "run 'before'" in refusal(tmp_path)
+    assert content(tmp_path)["token"] == "another"
+    assert "to see whether its owner is alive, run 'before' (host " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("seconds", [-3600, -0.05, 0, 3600], ids=["long ago", "just now", "now", "in the future"])
+def test_an_owner_elsewhere_that_beats_no_more_is_taken_over(tmp_path: Path, seconds: float, capsys) -> None:
+    file = write_lock(tmp_path, **ELSEWHERE)  # its pid is that of a live process here
+    last = time.time() + seconds
+    os.utime(file, (last, last))
+    began = time.monotonic()
+    with own(tmp_path, "mine") as mine:
+        waited = time.monotonic() - began
+        mine.check()
+    assert waited >= owner.BEAT + (0 if seconds < -1 else owner.STALE - 0.05 if seconds < 0 else owner.STALE)
+    assert "taken over from run 'before' (host 'node-7'" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("seconds", [-3600, 3600])
+def test_an_owner_elsewhere_whose_clock_is_wrong_is_alive_when_it_beats(tmp_path, monkeypatch, seconds: float) -> None:
+    monkeypatch.setattr(owner, "BEAT", 30.0)
+    file = write_lock(tmp_path, **ELSEWHERE)
+    os.utime(file, (time.time() + seconds,) * 2)
+    beat = threading.Timer(0.05, os.utime, (file, (time.time() + seconds + 1,) * 2))
+    beat.start()
+    assert "run 'before'" in refusal(tmp_path)
+    beat.join()
+
+
+def test_an_owner_elsewhere_that_ends_meanwhile_leaves_the_folder(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(owner, "STALE", 30.0)
+    file = write_lock(tmp_path, **ELSEWHERE)
+    end = threading.Timer(0.05, file.unlink)
+    end.start()
+    with own(tmp_path, "mine"):
+        pass
+    assert "taken over" not in capsys.readouterr().out
+    end.join()
+
+
+DAMAGES = {
+    "empty": lambda data: b"",
+    "cut": lambda data: data[: len(data) // 2],
+    "no JSON": lambda data: b"\xff\x00" + data,
+    "a list": lambda data: b"[]",
+    "nested": lambda data: b"[" * 60_000,
+    "large": lambda data: b" " * 2**20 + data,
+    "another type": lambda data: data.replace(b'"pid": ', b'"pid": 0.0'),
+    "a flipped bit of the pid": lambda data: data.replace(b'"pid": ', b'"pid": 1'),
+    "a flipped bit of the token": lambda data: data.replace(b'"another"', b'"bnother"'),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_file_is_judged_by_its_heartbeat(tmp_path: Path, damage) -> None:
+    file = write_lock(tmp_path, pid=2**30)
+    file.write_bytes(damage(file.read_bytes()))
+    check_unowned(tmp_path)
+    with beating(file):
+        assert "an unknown run (.owner.json is damaged)" in refusal(tmp_path)
+    with own(tmp_path, "mine") as mine:
+        mine.check()
+
+
+def test_every_flipped_bit_is_seen_or_harmless() -> None:
+    record = owner._this_process("mine")
+    data = owner._serialize(record)
+    for at in range(8 * len(data)):
+        flipped = bytearray(data)
+        flipped[at // 8] ^= 1 << at % 8
+        assert owner._parse(bytes(flipped)) in (None, record)
+
+
+def test_what_a_file_claims_is_checked_even_with_a_checksum(tmp_path: Path) -> None:
+    for key, value in {"pid": -1, "started": "now", "run_name": None, "more": 1}.items():
+        fields = {**asdict(owner._this_process("mine")), key: value}
+        assert owner._parse(json.dumps({**fields, "crc32": owner._checksum(fields)}).encode()) is None
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda file: file.symlink_to("nowhere")], ids=["a pipe", "a link"])
+def test_something_else_in_the_place_of_the_file(tmp_path: Path, make) -> None:
+    make(tmp_path / LOCK_FILE)
+    with own(tmp_path, "mine") as mine:
+        mine.check()
+
+
+def test_a_folder_in_the_place_of_the_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / LOCK_FILE).mkdir()
+    check_unowned(tmp_path)
+    assert refusal(tmp_path) == f"save_folder {tmp_path} cannot be written: Is a directory"
+
+
+def test_a_run_whose_folder_was_taken_over_saves_no_more_and_leaves_it_to_the_other(tmp_path: Path) -> None:
+    with own(tmp_path, "mine") as mine:
+        file = write_lock(tmp_path, **ELSEWHERE)
+        before = file.stat().st_mtime_ns
+        time.sleep(3 * owner.BEAT)
+        assert file.stat().st_mtime_ns == before
+        with pytest.raises(DataError, match=r"taken over by run 'before' \(host 'node-7'"):
+            mine.check()
+    assert content(tmp_path)["token"] == "another"
+
+
+def test_a_folder_that_was_deleted_meanwhile_is_not_made_again(tmp_path: Path) -> None:
+    folder = tmp_path / "x"
+    with own(folder, "mine") as mine:
+        for path in folder.iterdir():
+            path.unlink()
+        with pytest.raises(DataError, match=r"\.owner\.json was deleted"):
+            mine.check()
+        folder.rmdir()
+        time.sleep(2 * owner.BEAT)
+        with pytest.raises(DataError, match=r"\.owner\.json was deleted"):
+            mine.check()
+    assert not folder.exists()
+
+
+def test_the_heartbeat_advances_and_repairs_the_file(tmp_path: Path) -> None:
+    file = tmp_path / LOCK_FILE
+    with own(tmp_path, "mine") as mine:
+        before, whole = file.stat().st_mtime_ns, file.read_bytes()
+        until(lambda: file.stat().st_mtime_ns > before)
+        file.write_bytes(whole[:-9])
+        mine.check()
+        assert file.read_bytes() == whole
+
+
+def test_a_disk_that_is_full_or_read_only_for_a_while_ends_no_heartbeat(tmp_path: Path, monkeypatch) -> None:
+    file = tmp_path / LOCK_FILE
+    with own(tmp_path, "mine") as mine:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "utime", lambda *_: (_ for _ in ()).throw(OSError(30, "Read-only file system")))
+            time.sleep(3 * owner.BEAT)
+            mine.check()
+            before = file.stat().st_mtime_ns
+        until(lambda: file.stat().st_mtime_ns > before)
+
+
+@pytest.mark.parametrize(("number", "kind"), [(28, DataError), (30, ConfigError)])
+def test_a_folder_that_cannot_be_written_is_an_error_of_ours(tmp_path: Path, monkeypatch, number, kind) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(owner, "_write", refuse)
+    with pytest.raises(kind, match=f"save_folder {tmp_path} (has no space left|cannot be written)"):
+        with own(tmp_path, "mine"):
+            pass
+
+
+@pytest.mark.parametrize("missing", ["flock", "links"])
+def test_file_systems_that_lack_something(tmp_path: Path, monkeypatch, missing: str) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError(95, "Operation not supported")
+
+    if missing == "flock":
+        monkeypatch.setattr("data.base.locks.fcntl.flock", refuse)
+    else:
+        monkeypatch.setattr(Path, "hardlink_to", refuse)
+    write_lock(tmp_path, started=1.0)
+    for name in ("first", "second"):
+        with own(tmp_path, name) as mine:
+            mine.check()
+            assert f"run {name!r}" in refusal(tmp_path)
+
+
+def test_a_forked_child_neither_beats_nor_releases(tmp_path: Path) -> None:
+    with own(tmp_path, "mine") as mine:
+        if (child := os.fork()) == 0:
+            names = {thread.name for thread in threading.enumerate()}
+            mine._release()
+            os._exit("owner-heartbeat" in names)
+        assert os.waitpid(child, 0)[1] == 0
+        mine.check()
+
+
+def race(folder: Path, number: int, barrier: Any, results: Any, flock: bool) -> None:
+    if not flock:
+        owner._one_at_a_time = no_flock
+    barrier.wait()
+    with suppress(ConfigError):
+        with own(folder, f"run {number}") as mine:
+            barrier.wait()  # all have tried
+            mine.check()
+            results.put(number)
+            return
+    barrier.wait()
+
+
+@contextmanager
+def no_flock(folder: Path) -> Iterator[bool]:
+    yield False
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize(
+    ("before", "flock"),
+    [(None, False), ({"started": 1.0}, True), ({"started": 1.0}, False), (ELSEWHERE, True)],
+    ids=["free, no flock", "dead", "dead, no flock", "dead elsewhere"],
+)
+def test_of_many_that_start_at_once_exactly_one_wins(tmp_path: Path, before, flock: bool, monkeypatch) -> None:
+    monkeypatch.setattr(owner, "SETTLE", 0.2)
+    context, n = multiprocessing.get_context("fork"), 6
+    if before is not None:
+        write_lock(tmp_path, **before)
+    barrier, results = context.Barrier(n), context.SimpleQueue()
+    runs = [context.Process(target=race, args=(tmp_path, i, barrier, results, flock)) for i in range(n)]
+    for run in runs:
+        run.start()
+    for run in runs:
+        run.join()
+    results.put(None)
+    assert [run.exitcode for run in runs] == [0] * n
+    assert len(list(iter(results.get, None))) == 1

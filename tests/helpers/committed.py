@@ -1,0 +1,24 @@
+"""Checkpoints that tests make, or change on purpose: committed as a run's are."""
+
+from pathlib import Path
+
+from train.checkpoint.storage.digests import digest_file
+from train.checkpoint.storage.manifest import MANIFEST, Manifest, write_manifest
+
+
+def commit(checkpoint: Path, run_id: str = "a-run") -> Path:
+    """Writes the manifest that belongs to the files as they are now."""
+    files = {path.name: digest_file(path) for path in checkpoint.iterdir() if path.name != MANIFEST}
+    epoch, _, batch = checkpoint.name.removeprefix("ep").partition("-ba")
+    about = Manifest(
+        run_id=run_id,
+        run_name="run",
+        batch=int(batch),
+        epoch=int(epoch),
+        written="2026-01-01T00:00:00+00:00",
+        world_size=1,
+        versions={},
+        files=files,
+    )
+    write_manifest(checkpoint, about)
+    return checkpoint

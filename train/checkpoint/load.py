@@ -1,0 +1,128 @@
+"""Loads a checkpoint's tensors into a model and its optimizer."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from composer.utils import dist
+from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
+
+from data.base.errors import ConfigError
+from train.checkpoint.full import FullCheckpoint
+from train.checkpoint.reader import OPTIMIZERS, PREFIX, CheckpointReader
+from train.models.lora.adapters import is_adapter
+from train.models.recompute import named_parameters
+
+Checkpoint = CheckpointReader | FullCheckpoint
+
+
+def open_checkpoint(path: Path, *, verify: bool = True) -> Checkpoint:
+    """A folder, or a file of an earlier version. Raises CorruptCheckpointError."""
+    return CheckpointReader(path, verify=verify) if path.is_dir() else FullCheckpoint(path)
+
+
+def saved_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that checkpoints hold: all or, where there are adapters, these alone, as the base stays where it
+    came from."""
+    params = dict(named_parameters(model))
+    adapters = {name: param for name, param in params.items() if is_adapter(name)}
+    return adapters or params
+
+
+def saved_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """What a checkpoint holds of them, under its keys."""
+    params = saved_parameters(model)
+    tensors: dict[str, Tensor] = {PREFIX + name: param for name, param in params.items()}
+    for name, param in params.items():
+        for key, value in optimizer.state.get(param, {}).items():
+            if isinstance(value, Tensor):
+                tensors[_state_key(optimizer, name, key)] = value
+    return tensors
+
+
+def load(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
+    """Fills the model's parameters and, unless it is None, the optimizer's state. Every rank has to call it.
+
+    The settings of the optimizer's groups stay as they are, whatever the groups of the checkpoint were. Raises
+    CorruptCheckpointError or ConfigError, the same on every rank; then the model has undefined values.
+    """
+    params = saved_parameters(model)
+    tensors: dict[str, Tensor] = {PREFIX + name: param for name, param in params.items()}
+    states: dict[nn.Parameter, dict[str, Tensor]] = {}
+    with _shared_errors():
+        if optimizer is not None:
+            states = _empty_states(checkpoint, params, optimizer)
+            names = {param: name for name, param in params.items()}
+            tensors |= {
+                _state_key(optimizer, names[param], key): value
+                for param, state in states.items()
+                for key, value in state.items()
+            }
+        checkpoint.load(tensors)
+    if optimizer is not None:
+        _set_states(optimizer, states)
+
+
+def _state_key(optimizer: torch.optim.Optimizer, name: str, key: str) -> str:
+    return f"{OPTIMIZERS}{type(optimizer).__qualname__}.state.model.{name}.{key}"
+
+
+def _empty_states(
+    checkpoint: Checkpoint, params: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
+) -> dict[nn.Parameter, dict[str, Tensor]]:
+    """Tensors for the state that the checkpoint has: SGD, for example, has none without momentum."""
+    states: dict[nn.Parameter, dict[str, Tensor]] = {}
+    with_state = set()
+    for name, key in checkpoint.optimizer_keys(type(optimizer).__qualname__):
+        with_state.add(name)
+        param = params.get(name)
+        if param is None or not param.requires_grad:
+            continue
+        size, dtype = checkpoint.describe(_state_key(optimizer, name, key))
+        like_param = size == tuple(param.shape)
+        empty = torch.zeros_like(param, dtype=dtype) if like_param else torch.zeros(size, dtype=dtype)
+        states.setdefault(param, {})[key] = empty.detach()
+    trained = {name for name, param in params.items() if param.requires_grad}
+    if with_state and (missing := sorted(trained - with_state)):
+        raise ConfigError(
+            f"{checkpoint.checkpoint} cannot be loaded into this run: it has no state of the optimizer for "
+            f"{_some(missing)}, because it was written with another optimizer.freeze; put it back, or start another "
+            "run from the weights, with another run_name, load_path and load_weights_only=true"
+        )
+    return states
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _set_states(optimizer: torch.optim.Optimizer, states: Mapping[nn.Parameter, Mapping[str, Tensor]]) -> None:
+    """As Optimizer.load_state_dict puts it where the optimizer wants it, under the numbers that it gives parameters."""
+    params = [param for group in optimizer.param_groups for param in group["params"]]
+    groups = optimizer.state_dict()["param_groups"]
+    numbered = {number: dict(states[param]) for number, param in enumerate(params) if param in states}
+    optimizer.load_state_dict({"state": numbered, "param_groups": groups})
+
+
+@contextmanager
+def _shared_errors() -> Iterator[None]:
+    """Makes the first rank's error every rank's: torch's CheckpointException has it, other errors are exchanged."""
+    error: ConfigError | CheckpointException | None = None
+    try:
+        yield
+    except (ConfigError, CheckpointException) as raised:
+        error = raised
+    first = next((found for found in dist.all_gather_object(_ours(error)) if found is not None), None)
+    if first is not None:
+        raise first from None
+    if error is not None:
+        raise error
+
+
+def _ours(error: BaseException | None) -> ConfigError | None:
+    if isinstance(error, CheckpointException):
+        failures = [failure for failure, _ in error.failures.values()]
+        return next((failure for failure in failures if isinstance(failure, ConfigError)), None)
+    return error if isinstance(error, ConfigError) else None

@@ -1,0 +1,178 @@
+"""Writes a checkpoint into a hidden folder and commits it: until its manifest is there, there is no checkpoint."""
+
+import errno
+import os
+import shutil
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from composer.utils import dist
+from torch import Tensor
+from torch.distributed import ProcessGroup
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
+from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.tensor import DTensor
+
+from data.base.errors import os_error
+from train.checkpoint.save_folder import PART
+from train.checkpoint.storage.digests import FileDigest, digest_bytes
+from train.checkpoint.storage.manifest import CONFIG, STATE, Manifest, sync_folder, write_manifest, write_synced
+from train.checkpoint.storage.writer import HashingWriter
+
+LATEST = "latest"
+"""A link to the newest checkpoint."""
+_OVERHEAD = 4096
+"""Bytes, at most, that torch adds to a tensor of a rank."""
+
+
+@dataclass(frozen=True)
+class Saved:
+    """The outcome of a save. `refused` is the same on every rank."""
+
+    files: tuple[str, ...] = ()
+    """What this rank has written of the tensors."""
+    refused: OSError | None = None
+    """What a file system refused, on the first rank that it was refused to: then nothing is left."""
+
+
+def save_checkpoint(
+    checkpoint: Path, tensors: Mapping[str, Tensor], *, state: bytes, config: str, about: Manifest
+) -> Saved:
+    """Saves and commits a checkpoint, in place of one of the same name. Every rank has to call it.
+
+    Tensors that all ranks have whole are written by rank 0; under HYBRID_SHARD the first replica writes. about: the
+    manifest, without files.
+    """
+    part = checkpoint.with_name(PART + checkpoint.name)
+    digests: Mapping[str, FileDigest] = {}
+    needed = n_bytes(tensors) + _OVERHEAD * len(tensors) * dist.get_world_size()
+    refused = _first(_prepare(part, needed if dist.get_global_rank() == 0 else 0))
+    if refused is None:
+        digests, refused = _write(part, tensors)
+        refused = _first(refused)
+    if refused is None:
+        files = {name: digest for each in dist.all_gather_object(digests) for name, digest in each.items()}
+        refused = _first(_commit(part, checkpoint, state, config, replace(about, files=files)))
+    if refused is not None:
+        if dist.get_local_rank() == 0:
+            shutil.rmtree(part, ignore_errors=True)
+        dist.barrier()
+    return Saved(tuple(digests), refused)
+
+
+def gathered(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """All tensors whole, in rank 0's memory, one after the other; nothing on the other ranks."""
+    first, whole = dist.get_global_rank() == 0, {}
+    for key, tensor in tensors.items():
+        value = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        if first:
+            whole[key] = value.detach().cpu()
+    return whole
+
+
+def n_bytes(tensors: Mapping[str, Tensor]) -> int:
+    """Of the tensors of all ranks."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+
+def _first(error: OSError | None) -> OSError | None:
+    """The error of the first rank that has one, on every rank."""
+    return next((found for found in dist.all_gather_object(error) if found is not None), None)
+
+
+def _prepare(part: Path, needed: int) -> OSError | None:
+    """Makes the folder to write to, on every node, if there is space."""
+    if dist.get_local_rank() != 0:
+        return None
+    try:
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True, exist_ok=True)
+        if shutil.disk_usage(part).free < needed:
+            return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    except OSError as error:
+        return error
+    return None
+
+
+def _write(part: Path, tensors: Mapping[str, Tensor]) -> tuple[Mapping[str, FileDigest], OSError | None]:
+    """Writes this rank's parts of the tensors: hashes of its files, and what a file system refused."""
+    group, writes = _writers(tensors)
+    if not writes:
+        return {}, None
+    writer = HashingWriter(part)
+    planner = DefaultSavePlanner(
+        flatten_state_dict=False, flatten_sharded_tensors=False, dedup_save_to_lowest_rank=True
+    )
+    try:
+        save(
+            dict(tensors),
+            storage_writer=writer,
+            planner=planner,
+            process_group=group,
+            no_dist=not _is_sharded(tensors),
+        )
+    except (CheckpointException, OSError, RuntimeError) as error:
+        refused = writer.error or _refused(error)
+        if refused is None:
+            raise
+        return {}, refused
+    return writer.digests, None
+
+
+def _is_sharded(tensors: Mapping[str, Tensor]) -> bool:
+    return any(isinstance(tensor, DTensor) for tensor in tensors.values())
+
+
+def _writers(tensors: Mapping[str, Tensor]) -> tuple[ProcessGroup | None, bool]:
+    """The group of the ranks that write (None: all of them, or one alone), and whether this rank is one of them."""
+    mesh = next((tensor.device_mesh for tensor in tensors.values() if isinstance(tensor, DTensor)), None)
+    if mesh is None:
+        return None, dist.get_global_rank() == 0
+    if mesh.ndim == 1:
+        return None, True
+    # (replicas, shards): see train/distributed/build_model.py.
+    return mesh.get_group(1), mesh.get_local_rank(0) == 0
+
+
+def _refused(error: BaseException) -> OSError | None:
+    if not isinstance(error, CheckpointException):
+        return os_error(error)
+    found = (os_error(failure) for failure, _ in error.failures.values())
+    # What another rank's file system refused, that rank reports itself: torch hides it behind its zip writer's error.
+    return next((cause for cause in found if cause is not None), None)
+
+
+def _commit(part: Path, checkpoint: Path, state: bytes, config: str, manifest: Manifest) -> OSError | None:
+    if dist.get_global_rank() != 0:
+        return None
+    try:
+        files = dict(manifest.files)
+        if missing := sorted(name for name in files if not (part / name).is_file()):
+            return OSError(errno.ENOENT, f"{missing[0]} was written on another node, but all nodes need to share it")
+        for name, data in ((STATE, state), (CONFIG, config.encode())):
+            write_synced(part / name, data)
+            files[name] = digest_bytes(data)
+        write_manifest(part, replace(manifest, files=files))
+        before = checkpoint.with_name(f"{PART}replaced-{checkpoint.name}")
+        if checkpoint.exists():
+            shutil.rmtree(before, ignore_errors=True)
+            checkpoint.rename(before)
+        part.rename(checkpoint)
+        sync_folder(checkpoint.parent)
+        shutil.rmtree(before, ignore_errors=True)
+        _point_to(checkpoint)
+    except OSError as error:
+        return error
+    return None
+
+
+def _point_to(checkpoint: Path) -> None:
+    """Makes `latest` a link to the checkpoint, in one step. Where a file system has no links, there is none."""
+    part = checkpoint.with_name(f"{PART}{LATEST}")
+    with suppress(OSError):
+        part.unlink(missing_ok=True)
+        part.symlink_to(checkpoint.name)
+        part.replace(checkpoint.with_name(LATEST))

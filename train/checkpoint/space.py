@@ -1,0 +1,147 @@
+"""The space that checkpoints take, from the config alone, and whether it is there. Imports no torch and no numpy."""
+
+import math
+import os
+import resource
+import shutil
+from contextlib import suppress
+from pathlib import Path
+
+from data.base.console import logger
+from data.base.durations import Clock
+from data.base.errors import ConfigError, os_errors_named
+from data.base.sizes import format_bytes
+from train.checkpoint.save_folder import checkpoints, existing_parent
+from train.config.schema import TrainConfig
+from train.optim.states import is_frozen, n_counters, n_moments, trainable_shapes
+
+_FP32 = 4
+"""Bytes of a number: weights and moments are saved as they are trained."""
+_TENSOR, _RANK = 2 * 2**10, 25 * 2**10
+"""What is added to a piece of a tensor, a zip of its own and an entry of torch's index, and to a rank, whose random
+state is in state.json: measured with torch 2.15."""
+
+
+def checkpoint_bytes(config: TrainConfig, world_size: int = 1) -> int:
+    """Of one checkpoint: weights in fp32, with lora those of the adapters alone, and what the optimizer keeps of those
+    that are trained."""
+    sizes = {name: math.prod(shape) for name, shape in trainable_shapes(config).items()}
+    trained = [name for name in sizes if not is_frozen(config, name)]
+    moments, counters = n_moments(config.optimizer), n_counters(config.optimizer)
+    n_bytes = _FP32 * (sum(sizes.values()) + moments * sum(sizes[name] for name in trained) + counters * len(trained))
+    tensors = len(sizes) + moments * len(trained)
+    return n_bytes + _RANK * world_size + _TENSOR * (tensors * _shards(config, world_size) + counters * len(trained))
+
+
+def file_bytes(config: TrainConfig, world_size: int) -> int:
+    """Of the largest file of a checkpoint: its tensors alone, so that what is refused could not have been written.
+
+    Of several replicas the first is saved, each rank's shards in a file of its own.
+    """
+    shards, n_bytes = _shards(config, world_size), 0
+    for name, shape in trainable_shapes(config).items():
+        kept = 1 if is_frozen(config, name) else 1 + n_moments(config.optimizer)
+        # FSDP2 cuts along the first dimension, and the first rank has no smaller part than another.
+        n_bytes += _FP32 * kept * -(-shape[0] // shards) * math.prod(shape[1:])
+    return n_bytes
+
+
+def count_saves(config: TrainConfig, clock: Clock) -> int:
+    """Checkpoints that the whole run saves: one an interval, and one at its end. Its clock knows its length."""
+    assert clock.max_batches is not None
+    return math.ceil(clock.max_batches / max(clock.batches(config.save_interval), 1))
+
+
+def describe_space(config: TrainConfig, folder: Path, n_saves: int | None, *, world_size: int | None = None) -> str:
+    """A line for the console: what a checkpoint takes, how many are kept, what is free. n_saves: see count_saves; None
+    where it is not known. world_size: None takes that of the launcher."""
+    each = checkpoint_bytes(config, _ranks(world_size))
+    line = f"checkpoints: {format_bytes(each)} each, {_kept(config, n_saves)}"
+    if (most := _most(config, n_saves)) is not None:
+        line += f": at most {format_bytes(most * each)} at a time"
+    free = _free(folder)
+    return line if free is None else f"{line}, {format_bytes(free, down=True)} are free in {folder}"
+
+
+def check_space(config: TrainConfig, folder: Path, n_saves: int | None, *, world_size: int | None = None) -> None:
+    """Raises ConfigError when not even one checkpoint fits, and logs a warning when those that will be kept do not.
+
+    Checkpoints that save_overwrite gives up count as free. Neither a quota nor what others write can be known here.
+    """
+    ranks = _ranks(world_size)
+    limit, largest = resource.getrlimit(resource.RLIMIT_FSIZE)[0], file_bytes(config, ranks)
+    if limit != resource.RLIM_INFINITY and limit < largest:
+        raise ConfigError(
+            f"is {folder}, where a checkpoint has a file of {_exact(largest)}, but this process can write no file "
+            f"above {_exact(limit)}: raise the limit (`ulimit -f` shows that of the shell)",
+            key="save_folder",
+        )
+    if (free := _free(folder)) is None:
+        return
+    each, there = checkpoint_bytes(config, ranks), sum(map(_bytes_of, checkpoints(folder)))
+    if free + (there if config.save_overwrite and not config.autoresume else 0) < each:
+        raise ConfigError(
+            f"is {folder}, where {_exact(free, down=True)} are free, but one checkpoint takes {_exact(each)}: free "
+            "some, or name a folder on another disk",
+            key="save_folder",
+        )
+    # Checkpoints of an earlier start of this run are among those that will be kept.
+    most, room = _most(config, n_saves), free + there
+    if most is not None and most * each > room:
+        logger.warning(
+            f"save_folder {folder} has room for {format_bytes(room, down=True)} of checkpoints, but they will take up "
+            f"to {format_bytes(most * each)} ({_kept(config, n_saves)}): free some, or keep fewer "
+            "(save_num_checkpoints_to_keep)"
+        )
+
+
+def _kept(config: TrainConfig, n_saves: int | None) -> str:
+    newest, every = config.save_num_checkpoints_to_keep, config.save_keep_every
+    if newest == -1:
+        return "all are kept" if n_saves is None else f"all {n_saves:,} are kept"
+    text = "the newest" if newest == 1 else f"the newest {newest:,}"
+    if every is not None:
+        return f"{text} and one of every {every:,} are kept"
+    return f"{text} {'is' if newest == 1 else 'are'} kept"
+
+
+def _most(config: TrainConfig, n_saves: int | None) -> int | None:
+    """Checkpoints that there are at a time, at most; None where the number of saves decides and is not known."""
+    newest, every = config.save_num_checkpoints_to_keep, config.save_keep_every
+    if n_saves is None:
+        return newest + 1 if newest != -1 and every is None else None
+    if newest == -1:
+        return n_saves
+    older = max(n_saves - newest, 0)
+    # The one that is too many is deleted when the last one has been written.
+    return min(newest + (older // every if every is not None else 0) + 1, n_saves)
+
+
+def _free(folder: Path) -> int | None:
+    """Bytes; None where the file system does not say."""
+    with os_errors_named(folder, key="save_folder"):
+        usage = shutil.disk_usage(existing_parent(folder))
+    return usage.free if usage.total else None
+
+
+def _bytes_of(path: Path) -> int:
+    n_bytes = 0
+    for file in path.rglob("*") if path.is_dir() else [path]:
+        with suppress(FileNotFoundError):
+            n_bytes += file.stat().st_size
+    return n_bytes
+
+
+def _exact(n_bytes: int, *, down: bool = False) -> str:
+    return f"{format_bytes(n_bytes, down=down)} ({n_bytes:,} bytes)"
+
+
+def _shards(config: TrainConfig, world_size: int) -> int:
+    """Ranks that write parts of tensors."""
+    if config.fsdp_config is None or config.fsdp_config.state_dict_type == "full":
+        return 1
+    return max(world_size // (config.fsdp_config.data_parallel_replicate_degree or 1), 1)
+
+
+def _ranks(world_size: int | None) -> int:
+    return int(os.environ.get("WORLD_SIZE", "1")) if world_size is None else world_size

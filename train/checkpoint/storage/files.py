@@ -1,0 +1,182 @@
+"""The files of a checkpoint, read: every block that is used is compared with the manifest on the way."""
+
+import io
+import os
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Lock
+
+from train.checkpoint.storage.digests import BLOCK_BYTES, FileDigest, block_hash
+from train.checkpoint.storage.manifest import (
+    CorruptCheckpointError,
+    Manifest,
+    check_files,
+    corrupt_block,
+    is_plain_name,
+    read_manifest,
+    unreadable,
+)
+
+_KEPT_BLOCKS = 16
+"""Blocks of which a part was read are kept for the parts beside it, so that none is read twice."""
+
+
+class CheckpointFiles:
+    """Reads them. One of a checkpoint written before there were manifests is read without being verified."""
+
+    def __init__(self, checkpoint: Path, *, verify: bool = True) -> None:
+        """Raises CorruptCheckpointError when the manifest is damaged, or a file is missing or has another size."""
+        self.checkpoint = checkpoint
+        self.manifest: Manifest | None = read_manifest(checkpoint)
+        if self.manifest is not None:
+            check_files(checkpoint, self.manifest)
+        self._verify = verify and self.manifest is not None
+        self._kept: OrderedDict[tuple[str, int], bytes] = OrderedDict()
+        self._lock = Lock()
+
+    @contextmanager
+    def open(self, name: str) -> Iterator["VerifiedFile"]:
+        """Raises CorruptCheckpointError when it cannot be read, or is no file of the checkpoint."""
+        if not is_plain_name(name):
+            raise CorruptCheckpointError(self.checkpoint, name, "is outside of the checkpoint's folder")
+        digest = None
+        if self.manifest is not None and self._verify:
+            if name not in self.manifest.files:
+                raise CorruptCheckpointError(self.checkpoint, name, "is not in the manifest")
+            digest = self.manifest.files[name]
+        try:
+            handle = os.open(self.checkpoint / name, os.O_RDONLY)
+        except OSError as error:
+            raise unreadable(self.checkpoint, name, error) from None
+        try:
+            yield VerifiedFile(self, name, handle, digest)
+        finally:
+            os.close(handle)
+
+    def read(self, name: str) -> bytes:
+        """The whole of a small file. Raises CorruptCheckpointError."""
+        with self.open(name) as file:
+            data = bytearray(file.size)
+            file.read_into(0, memoryview(data))
+        return bytes(data)
+
+    def kept(self, name: str, number: int) -> bytes | None:
+        with self._lock:
+            if (data := self._kept.get((name, number))) is not None:
+                self._kept.move_to_end((name, number))
+            return data
+
+    def keep(self, name: str, number: int, data: bytes) -> None:
+        with self._lock:
+            self._kept[name, number] = data
+            while len(self._kept) > _KEPT_BLOCKS:
+                self._kept.popitem(last=False)
+
+
+def verify_files(
+    checkpoint: Path, names: Iterable[str] | None = None, progress: Callable[[int], object] = lambda n_bytes: None
+) -> None:
+    """Reads files of a checkpoint, by default all, from the disk, and compares them with the manifest.
+
+    progress is called with the number of bytes read since its last call. Raises CorruptCheckpointError; of a checkpoint
+    without a manifest nothing is known.
+    """
+    files = CheckpointFiles(checkpoint)
+    scratch = memoryview(bytearray(BLOCK_BYTES))
+    for name in names if names is not None else files.manifest.files if files.manifest is not None else ():
+        with files.open(name) as file:
+            file.drop_cache()
+            for start in range(0, file.size, BLOCK_BYTES):
+                block = scratch[: min(BLOCK_BYTES, file.size - start)]
+                file.read_into(start, block)
+                progress(len(block))
+
+
+class VerifiedFile:
+    """An open file of a checkpoint."""
+
+    def __init__(self, files: CheckpointFiles, name: str, handle: int, digest: FileDigest | None) -> None:
+        self.name = name
+        self.size = os.fstat(handle).st_size
+        self._files, self._handle, self._digest = files, handle, digest
+
+    def read_into(self, offset: int, out: memoryview) -> None:
+        """Fills `out` with the bytes that begin at `offset`. Raises CorruptCheckpointError."""
+        if self._digest is None:
+            self._fill(offset, out)
+            return
+        while len(out):
+            number, skip = divmod(offset, BLOCK_BYTES)
+            n_bytes = min(BLOCK_BYTES, self.size - number * BLOCK_BYTES)
+            if n_bytes <= skip:
+                raise CorruptCheckpointError(self._files.checkpoint, self.name, "ends too early")
+            if skip == 0 and len(out) >= n_bytes:
+                taken = n_bytes
+                self._fill(offset, out[:taken])
+                self._compare(number, out[:taken])
+            else:
+                taken = min(n_bytes - skip, len(out))
+                out[:taken] = self._block(number, n_bytes)[skip : skip + taken]
+            offset, out = offset + taken, out[taken:]
+
+    def drop_cache(self) -> None:
+        """What is read next comes from the disk, where the system allows to ask for it."""
+        if hasattr(os, "posix_fadvise"):  # macOS lacks it
+            os.posix_fadvise(self._handle, 0, 0, os.POSIX_FADV_DONTNEED)
+
+    def _block(self, number: int, n_bytes: int) -> bytes:
+        data = self._files.kept(self.name, number)
+        if data is None:
+            buffer = bytearray(n_bytes)
+            self._fill(number * BLOCK_BYTES, memoryview(buffer))
+            self._compare(number, memoryview(buffer))
+            data = bytes(buffer)
+            self._files.keep(self.name, number, data)
+        return data
+
+    def _compare(self, number: int, data: memoryview) -> None:
+        assert self._digest is not None
+        if block_hash(data) != self._digest.block(number):
+            start = number * BLOCK_BYTES
+            raise corrupt_block(self._files.checkpoint, self.name, start, start + len(data))
+
+    def _fill(self, offset: int, out: memoryview) -> None:
+        while len(out):
+            try:
+                n_read = os.preadv(self._handle, [out], offset)
+            except OSError as error:
+                raise unreadable(self._files.checkpoint, self.name, error) from None
+            if not n_read:
+                raise CorruptCheckpointError(self._files.checkpoint, self.name, "ends too early")
+            offset, out = offset + n_read, out[n_read:]
+
+
+class Part(io.RawIOBase):
+    """A part of a file as if it were a file: for readers of zip archives."""
+
+    def __init__(self, file: VerifiedFile, offset: int, length: int) -> None:
+        self._file, self._offset, self._length, self._at = file, offset, length, 0
+
+    def seekable(self) -> bool:
+        return True
+
+    def readable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._length}[whence]
+        if self._at < 0:
+            raise OSError("before the beginning")
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def read(self, size: int = -1) -> bytes:
+        left = max(self._length - self._at, 0)
+        data = bytearray(left if size < 0 else min(size, left))
+        self._file.read_into(self._offset + self._at, memoryview(data))
+        self._at += len(data)
+        return bytes(data)

@@ -1,0 +1,197 @@
+"""The commit marker of a checkpoint: a manifest of its files with their hashes, written last.
+
+A checkpoint without it is not committed, unless it was written before there were manifests: such a one has no
+state.json either, and is read without being verified.
+"""
+
+import base64
+import binascii
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from data.base.errors import ConfigError, cannot_be
+from train.checkpoint.storage.digests import BLOCK_BYTES, HASH_BYTES, FileDigest, digest_file, text_hash
+
+MANIFEST = "manifest.json"
+STATE = "state.json"
+CONFIG = "config.yaml"
+METADATA = ".metadata"
+"""torch's index of the tensors in the other files."""
+FORMAT = 1
+"""Of the manifest. A newer one is refused."""
+
+
+class CorruptCheckpointError(ConfigError):
+    """A checkpoint whose files are not those that were written."""
+
+    def __init__(self, checkpoint: Path, name: str, defect: str) -> None:
+        super().__init__(f"checkpoint {checkpoint} is corrupt: {name} {defect}")
+        self.checkpoint, self.name, self.defect = checkpoint, name, defect
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return CorruptCheckpointError, (self.checkpoint, self.name, self.defect)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What a checkpoint consists of."""
+
+    run_id: str
+    """The same in all checkpoints of a run, however often it is resumed."""
+    run_name: str
+    batch: int
+    epoch: int
+    written: str
+    """When, in UTC (ISO 8601)."""
+    world_size: int
+    versions: Mapping[str, str]
+    """Of Python and of the packages that compute."""
+    files: Mapping[str, FileDigest] = field(default_factory=dict)
+    """All files but the manifest itself."""
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        return sum(digest.size for digest in self.files.values())
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Commits the checkpoint in the folder: what is written before is on disk first, and the marker is whole or absent.
+
+    Raises OSError.
+    """
+    values = asdict(manifest) | {"format": FORMAT, "block_bytes": BLOCK_BYTES, "files": _encoded(manifest.files)}
+    text = json.dumps({"manifest": values, "xxh3_128": text_hash(_canonical(values))}, indent=1)
+    part = folder / f"{MANIFEST}.part"
+    write_synced(part, text.encode())
+    sync_folder(folder)
+    part.replace(folder / MANIFEST)
+    sync_folder(folder)
+
+
+def read_manifest(checkpoint: Path) -> Manifest | None:
+    """The manifest, compared with its own hash and the folder's name; None of a checkpoint written without one.
+
+    Raises CorruptCheckpointError.
+    """
+    path = checkpoint / MANIFEST
+    if not path.exists():
+        if (checkpoint / STATE).exists():
+            raise CorruptCheckpointError(checkpoint, MANIFEST, "is missing")
+        return None
+    try:
+        content = json.loads(path.read_bytes())
+        values = content["manifest"]
+        if text_hash(_canonical(values)) != content["xxh3_128"]:
+            raise ValueError("it is not what was written")
+        if values["format"] != FORMAT:
+            raise ConfigError(
+                f"{path} has format {values['format']}, but this version reads {FORMAT}: read it with the version "
+                "that wrote it"
+            )
+        if values["block_bytes"] != BLOCK_BYTES:
+            raise ValueError(f"its blocks have {values['block_bytes']} bytes")
+        files = {name: _decoded(name, entry) for name, entry in values["files"].items()}
+        rest = {each.name: values[each.name] for each in fields(Manifest) if each.name != "files"}
+        manifest = Manifest(**rest, files=files)
+    except OSError as error:
+        raise CorruptCheckpointError(checkpoint, MANIFEST, f"cannot be read: {error}") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        defect = f"is damaged: {error}" if type(error) is ValueError else "is damaged"
+        raise CorruptCheckpointError(checkpoint, MANIFEST, defect) from None
+    return manifest
+
+
+def check_files(checkpoint: Path, manifest: Manifest) -> None:
+    """Compares names and sizes, without reading. Raises CorruptCheckpointError."""
+    for name, digest in manifest.files.items():
+        path = checkpoint / name
+        if not path.is_file():
+            raise CorruptCheckpointError(checkpoint, name, "is missing")
+        if (size := path.stat().st_size) != digest.size:
+            defect = f"has {size:,} bytes, but {digest.size:,} were written{_other_owner(checkpoint, name)}"
+            raise CorruptCheckpointError(checkpoint, name, defect)
+
+
+def corrupt_block(checkpoint: Path, name: str, start: int, stop: int) -> CorruptCheckpointError:
+    """The error for bytes [start, stop) of a file, whose hash is another than the manifest's."""
+    defect = f"has other bytes than were written, in [{start:,}, {stop:,}){_other_owner(checkpoint, name)}"
+    return CorruptCheckpointError(checkpoint, name, defect)
+
+
+def _other_owner(checkpoint: Path, name: str) -> str:
+    """Which checkpoint beside this one the file belongs to, if to any."""
+    try:
+        found = digest_file(checkpoint / name).xxh3_128
+    except OSError:
+        return ""
+    for other in sorted(checkpoint.absolute().parent.glob(f"*/{MANIFEST}")):
+        try:
+            manifest = read_manifest(other.parent)
+        except ConfigError:
+            continue
+        for its_name, digest in manifest.files.items() if manifest is not None else ():
+            if digest.xxh3_128 == found:
+                return f": it is {its_name} of {other.parent.name}"
+    return ""
+
+
+def write_synced(path: Path, data: bytes) -> None:
+    """Writes a file and waits until it is on disk. Raises OSError."""
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Waits until the names in the folder are on disk; some network file systems know no such thing."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(handle)
+    except OSError:
+        return
+    finally:
+        os.close(handle)
+
+
+def unreadable(checkpoint: Path, name: str, error: OSError) -> CorruptCheckpointError:
+    return CorruptCheckpointError(checkpoint, name, cannot_be("read", "", error).strip())
+
+
+def _encoded(files: Mapping[str, FileDigest]) -> dict[str, dict[str, Any]]:
+    return {
+        name: {"size": digest.size, "xxh3_128": digest.xxh3_128, "blocks": base64.b64encode(digest.blocks).decode()}
+        for name, digest in sorted(files.items())
+    }
+
+
+def _decoded(name: str, entry: Mapping[str, Any]) -> FileDigest:
+    if not is_plain_name(name) or name == MANIFEST:
+        raise ValueError(f"it names {name!r}, which is not a file of the checkpoint")
+    try:
+        blocks = base64.b64decode(entry["blocks"], validate=True)
+    except binascii.Error:
+        raise ValueError(f"the hashes of {name} cannot be read") from None
+    size = int(entry["size"])
+    if len(blocks) != -(-size // BLOCK_BYTES) * HASH_BYTES:
+        raise ValueError(f"{name} has another number of hashes than of blocks")
+    return FileDigest(size=size, xxh3_128=str(entry["xxh3_128"]), blocks=blocks)
+
+
+def is_plain_name(name: str) -> bool:
+    """Whether a name leads to a file of the folder itself, and nowhere else."""
+    return bool(name) and name not in (".", "..") and not set(name) & {"/", "\\", "\0"}
+
+
+def _canonical(values: Any) -> str:
+    return json.dumps(values, sort_keys=True, separators=(",", ":"))

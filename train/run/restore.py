@@ -1,0 +1,69 @@
+"""Puts what a run starts from into its model and optimizer; when that is corrupt, the checkpoint before it."""
+
+import torch
+from composer.utils import dist
+
+from data.base.console import logger
+from data.base.errors import ConfigError
+from train.checkpoint.load import load, open_checkpoint
+from train.checkpoint.optimizer import changed_settings
+from train.checkpoint.storage.manifest import CorruptCheckpointError
+from train.config.schema import TrainConfig
+from train.distributed.first_rank import on_first_rank
+from train.models.dbrx import DbrxForCausalLM
+from train.models.recompute import named_parameters
+from train.run.inputs import Inputs, starting_from, warnings_about
+from train.weights.changes import change_lines
+from train.weights.start import Start, fall_back
+
+
+def restore(config: TrainConfig, inputs: Inputs, model: DbrxForCausalLM, optimizer: torch.optim.Optimizer) -> Inputs:
+    """Loads the start's tensors, which are verified on the way. Returns the inputs, with another start where that of
+    `inputs` is corrupt. The optimizer keeps the settings of this run's config.
+
+    Every rank has to call it. Raises ConfigError, the same on every rank.
+    """
+    while (start := inputs.start) is not None:
+        _check_optimizer(start, optimizer)
+        try:
+            load(open_checkpoint(start.path), model, optimizer if start.state is not None else None)
+        except CorruptCheckpointError as error:
+            inputs = _without(inputs, config, start, error)
+        else:
+            _report_settings(config, start, model, optimizer)
+            break
+    return inputs
+
+
+def _without(inputs: Inputs, config: TrainConfig, start: Start, error: CorruptCheckpointError) -> Inputs:
+    chosen: list[Start] = []
+    on_first_rank(lambda: chosen.append(fall_back(config, inputs.folder, start, error)))
+    found = [chosen[0] if chosen else None]
+    dist.broadcast_object_list(found, src=0)
+    inputs = starting_from(inputs, config, inputs.run_name, found[0])
+    for line in warnings_about(inputs):
+        logger.warning(line)
+    for line in change_lines(inputs.start, config):
+        logger.info(line)
+    return inputs
+
+
+def _check_optimizer(start: Start, optimizer: torch.optim.Optimizer) -> None:
+    asked = type(optimizer).__qualname__
+    if start.state is not None and start.state.optimizer != asked:
+        raise ConfigError(
+            f"{start.path} cannot be loaded into this run: it was written with {start.state.optimizer}, and "
+            f"optimizer.name asks for {asked}: put it back, or start another run from the weights, with another "
+            "run_name, load_path and load_weights_only=true"
+        )
+
+
+def _report_settings(
+    config: TrainConfig, start: Start, model: DbrxForCausalLM, optimizer: torch.optim.Optimizer
+) -> None:
+    if start.state is None:
+        return
+    names = {param: name for name, param in named_parameters(model)}
+    changed = changed_settings(config.optimizer.name, start.state.param_groups, optimizer.param_groups, names)
+    if changed:
+        logger.info(f"optimizer settings changed since the checkpoint: {'; '.join(changed)}")

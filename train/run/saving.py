@@ -1,0 +1,83 @@
+"""The save folder during a run: owned, with room for checkpoints, and written to by the saver."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from composer.utils import dist
+
+from data.base.console import logger
+from data.base.errors import ConfigError
+from train.callbacks.checkpoint_saver import CheckpointSaver, Saving
+from train.checkpoint.owner import Owner, own
+from train.checkpoint.retention import Retention
+from train.checkpoint.save_folder import checkpoints, remove_leftovers
+from train.checkpoint.space import check_space, count_saves, describe_space
+from train.config.load import to_yaml
+from train.config.schema import TrainConfig
+from train.distributed.first_rank import on_first_rank
+from train.run.inputs import Inputs
+
+
+@contextmanager
+def owned(config: TrainConfig, inputs: Inputs) -> Iterator[Owner | None]:
+    """Within, the run owns its save folder, on rank 0; the others, and a run without one, get None.
+
+    Every rank has to call it. Raises ConfigError, on every rank, when another run owns the folder or has saved into it
+    since `inputs` were opened, and when there is no room for a checkpoint.
+    """
+    owners: list[Owner] = []
+    with ExitStack() as stack:
+        if (folder := inputs.folder) is not None:
+
+            def take() -> None:
+                owners.append(stack.enter_context(own(folder, inputs.run_name)))
+                _check_unchanged(folder, config, inputs)
+                for path in remove_leftovers(folder):
+                    logger.info(f"deleted {path}: a killed run has left it incomplete")
+                n_saves = count_saves(config, inputs.data.clock)
+                logger.info(describe_space(config, folder, n_saves, world_size=dist.get_world_size()))
+                check_space(config, folder, n_saves, world_size=dist.get_world_size())
+
+            on_first_rank(take)
+        yield owners[0] if owners else None
+
+
+def _check_unchanged(folder: Path, config: TrainConfig, inputs: Inputs) -> None:
+    """A run that ended while this one opened its inputs may have saved more."""
+    if not config.autoresume:
+        return
+    known = {error.checkpoint for error in inputs.start.corrupt} if inputs.start is not None else set()
+    newest = next((path for path in reversed(checkpoints(folder)) if path not in known), None)
+    started_from = inputs.start.path if inputs.resuming and inputs.start is not None else None
+    if newest != started_from:
+        raise ConfigError(
+            f"save_folder {folder} has {newest} now, which another run has saved while this one started: start again"
+        )
+
+
+def build_savers(config: TrainConfig, inputs: Inputs, owner: Owner | None) -> list[CheckpointSaver]:
+    """The callback that saves checkpoints; none without a save_folder. owner: on rank 0."""
+    if inputs.folder is None:
+        return []
+    start, interval, every = inputs.start, inputs.data.clock.batches(config.save_interval), config.save_keep_every
+    saving = Saving(
+        folder=inputs.folder,
+        interval=interval,
+        last_batch=inputs.max_batches,
+        retention=Retention(
+            newest=config.save_num_checkpoints_to_keep, every=every * interval if every is not None else None
+        ),
+        gather=config.fsdp_config is not None and config.fsdp_config.state_dict_type == "full",
+        on_error=config.on_save_error,
+        run_id=inputs.run_id,
+        run_name=inputs.run_name,
+        config=to_yaml(config),
+    )
+    # Loaded just now, and compared with its manifest on the way.
+    verified = start.path if start is not None and start.resuming and start.run_id is not None else None
+    return [CheckpointSaver(saving, verified=verified, check_owner=owner.check if owner is not None else _nothing)]
+
+
+def _nothing() -> None:
+    pass
