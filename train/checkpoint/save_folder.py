@@ -13,13 +13,14 @@ import tempfile
 import time
 import zipfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from data.base.errors import ConfigError, os_errors_named, plain_os_errors
 from data.base.paths import fill_placeholders, name_defect, placeholder_defect, refuse_path
-from train.checkpoint.storage.manifest import MANIFEST, METADATA, STATE, CorruptCheckpointError, Manifest
-from train.config.load import to_yaml
+from train.checkpoint.storage.manifest import CONFIG, MANIFEST, METADATA, STATE, CorruptCheckpointError, Manifest
+from train.config.load import load_saved_config, to_yaml
 from train.config.ranks import run_name_of_environment
+from train.config.reading.yaml_file import read
 from train.config.schema import TrainConfig
 
 if TYPE_CHECKING:
@@ -80,6 +81,26 @@ def read_run_id(folder: Path) -> str | None:
         return str(json.loads((folder / RUN).read_bytes())["run_id"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def saved_config(checkpoint: Path) -> TrainConfig | None:
+    """The config that a checkpoint was written with: its own, else the save folder's; None where there is neither.
+
+    Raises ConfigError when it cannot be read, such as one with keys that this code does not have.
+    """
+    found = _saved_yaml(checkpoint)
+    return None if found is None else load_saved_config(found)
+
+
+def saved_values(checkpoint: Path) -> dict[str, Any]:
+    """What stands in that config, whatever keys it has. Raises ConfigError when it is no YAML."""
+    found = _saved_yaml(checkpoint)
+    return {} if found is None else read(str(found)).tree
+
+
+def _saved_yaml(checkpoint: Path) -> Path | None:
+    places = (checkpoint / CONFIG, checkpoint.resolve().parent / CONFIG)
+    return next((path for path in places if path.is_file()), None)
 
 
 def run_name_of(config: TrainConfig) -> str:
