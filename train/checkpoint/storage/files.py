@@ -20,7 +20,7 @@ from train.checkpoint.storage.manifest import (
 )
 
 _READ_BLOCKS = 8
-"""Whole blocks that are read at once: more than what a disk reads ahead, and little enough for a processor's cache."""
+"""Blocks that are read at once: more than what a disk reads ahead, and little enough for a processor's cache."""
 _KEPT_BLOCKS = 16
 """Blocks of which a part was read are kept for the parts beside it, so that none is read twice."""
 
@@ -166,7 +166,7 @@ class VerifiedFile:
     def _fill(self, offset: int, out: memoryview) -> None:
         while len(out):
             try:
-                n_read = os.preadv(self._handle, [out], offset)
+                n_read = os.preadv(self._handle, [out[: _READ_BLOCKS * BLOCK_BYTES]], offset)
             except OSError as error:
                 raise unreadable(self._files.checkpoint, self.name, error) from None
             if not n_read:

@@ -14,7 +14,7 @@ from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteIte
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
-from train.checkpoint.storage.digests import Digester, FileDigest
+from train.checkpoint.storage.digests import BLOCK_BYTES, Digester, FileDigest
 
 
 class HashingWriter(FileSystemWriter):
@@ -78,15 +78,19 @@ class _Hashed(io.RawIOBase):
 
     def write(self, data: Any) -> int:
         view = memoryview(data).cast("B")
-        self._digester.update(view)
-        n_bytes = len(view)
+        for start in range(0, len(view), BLOCK_BYTES):
+            self._write(view[start : start + BLOCK_BYTES])
+        return len(view)
+
+    def _write(self, part: memoryview) -> None:
+        """Little enough to be hashed, and then written, while it is in a processor's cache."""
+        self._digester.update(part)
         try:
-            while len(view):
-                view = view[self._file.write(view) :]
+            while len(part):
+                part = part[self._file.write(part) :]
         except OSError as error:
             self._files.error = self._files.error or error
             raise
-        return n_bytes
 
     def tell(self) -> int:
         return self._file.tell()
