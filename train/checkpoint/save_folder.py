@@ -30,6 +30,8 @@ RECORD = "record.jsonl"
 
 RUN = "run.json"
 """In a save folder: the run_id of the run whose checkpoints are in it."""
+LATEST = "latest"
+"""In a save folder: a link to the newest checkpoint."""
 PART = ".part-"
 """Begins the names of what is not committed."""
 
@@ -134,18 +136,20 @@ def existing_parent(folder: Path) -> Path:
     return next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
 
 
-def remove_leftovers(folder: Path) -> list[Path]:
-    """Deletes what killed runs have left half-written, and a link of earlier versions that nothing updates any more;
-    returns it. For one rank, whose run owns the folder."""
-    if not folder.is_dir():
-        return []
-    found = sorted(
+def leftovers(folder: Path) -> list[Path]:
+    """What killed runs have left half-written, and a link of earlier versions that nothing updates any more."""
+    return sorted(
         path
-        for path in folder.iterdir()
+        for path in (folder.iterdir() if folder.is_dir() else ())
         if path.name.startswith(PART)
         or path.name == "latest-rank0.pt"
         or (_NAME.fullmatch(path.name) and not is_complete(path))
     )
+
+
+def remove_leftovers(folder: Path) -> list[Path]:
+    """Deletes them, and returns what it has deleted. For one rank, whose run owns the folder."""
+    found = leftovers(folder)
     with plain_os_errors(f"save_folder {folder}", "name another"):
         for path in found:
             _delete(path)
