@@ -119,12 +119,13 @@ def _diff(args: argparse.Namespace) -> int:
     from data.base.sizes import progress_bar
     from train.inspection.comparison import compare, lines
     from train.inspection.found import find_checkpoint
+    from train.inspection.verification import size_of
 
     refuse_path_arguments(args, "a", "b")
     if args.top < 0:
         raise ConfigError(f"--top is {args.top}, but it cannot be negative")
     a, b = find_checkpoint(args.a), find_checkpoint(args.b)
-    with progress_bar("diff", None, unit=" numbers", disable=None, leave=False) as bar:
+    with progress_bar("diff", size_of(a) or None, disable=None, leave=False) as bar:
         compared = compare(a, b, bar.update)
     _print(*lines(compared, str(a), str(b), args.top))
     return 0 if compared.equal else 1
@@ -142,13 +143,14 @@ def _prune(args: argparse.Namespace) -> int:
             raise ConfigError(f"--{name} is {getattr(args, name)}, but at least 1 is needed")
     planned = plan(args.folder, keep=args.keep, keep_every=args.keep_every)
     print("\n".join(planned.lines()))
-    size = format_bytes(planned.size, down=True)
-    if not args.yes:
-        print(f"nothing was deleted: --yes deletes it, which frees {size}")
-        return 0
-    with progress_bar("verify", None, disable=None, leave=False) as bar:
-        prune(args.folder, keep=args.keep, keep_every=args.keep_every, progress=bar.update)
-    print(f"freed {size}")
+    if planned.nothing:
+        print("nothing to delete")
+    elif args.yes:
+        with progress_bar("verify", None, disable=None, leave=False) as bar:
+            done = prune(args.folder, keep=args.keep, keep_every=args.keep_every, progress=bar.update)
+        print(f"freed {format_bytes(done.size, down=True)}")
+    else:
+        print(f"nothing was deleted: with --yes this frees {format_bytes(planned.size, down=True)}")
     return 0
 
 

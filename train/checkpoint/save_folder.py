@@ -46,9 +46,15 @@ def checkpoints(folder: Path) -> list[Path]:
 
 def batch_of(checkpoint: Path) -> int:
     """The batch that its name says."""
-    match = _NAME.fullmatch(checkpoint.name)
-    assert match is not None
-    return int(match[1])
+    batch = named_batch(checkpoint)
+    assert batch is not None
+    return batch
+
+
+def named_batch(path: Path) -> int | None:
+    """The same of any path; None where the name is not that of a checkpoint."""
+    match = _NAME.fullmatch(path.name)
+    return int(match[1]) if match is not None else None
 
 
 def is_complete(path: Path) -> bool:
@@ -61,10 +67,10 @@ def is_complete(path: Path) -> bool:
 
 def check_identity(checkpoint: Path, manifest: Manifest | None) -> None:
     """Raises CorruptCheckpointError when a checkpoint in a save folder is that of another batch or run."""
-    match = _NAME.fullmatch(checkpoint.name)
-    if manifest is None or match is None:
+    batch = named_batch(checkpoint)
+    if manifest is None or batch is None:
         return
-    if manifest.batch != int(match[1]):
+    if manifest.batch != batch:
         raise CorruptCheckpointError(checkpoint, MANIFEST, f"is that of batch {manifest.batch}")
     run_id = read_run_id(checkpoint.absolute().parent)
     if run_id is not None and manifest.run_id != run_id:

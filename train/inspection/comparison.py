@@ -38,7 +38,7 @@ class Comparison:
         return self.tensors.equal and not (self.manifest or self.config or self.state)
 
 
-def compare(a: Path, b: Path, progress: Callable[[int], object] = lambda numbers: None) -> Comparison:
+def compare(a: Path, b: Path, progress: Callable[[int], object] = lambda n_bytes: None) -> Comparison:
     """Compares all that is read with the manifests on the way. progress: see compare_tensors.
 
     Raises CorruptCheckpointError, and ConfigError for what cannot be read.
@@ -82,9 +82,14 @@ def _configs(a: Path, b: Path) -> list[str]:
         for path in (a, b):
             if (path / CONFIG).is_file():
                 verify_files(path, [CONFIG])
-        first, second = config_of(a), config_of(b)
+        try:
+            first, second = config_of(a), config_of(b)
+        except CorruptCheckpointError:
+            raise
+        except ConfigError as error:
+            return [f"it cannot be read: {str(error).splitlines()[0]}"]
     if first is None or second is None:
-        return [] if first is second else [f"config: there is none in {(a if first is None else b).name}"]
+        return [] if first is second else [f"there is none in {(a if first is None else b).name}"]
     return config_differences(first, second)
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data.base.errors import ConfigError, os_errors_named
-from train.checkpoint.save_folder import PART, checkpoints, is_complete, leftovers
+from train.checkpoint.save_folder import PART, batch_of, checkpoints, is_complete, leftovers
 from train.checkpoint.storage.manifest import METADATA, STATE
 
 
@@ -28,7 +28,7 @@ def find_checkpoints(path: Path) -> Found:
             return Found(folder=real.parent, checkpoints=[real], leftovers=[])
         found = find_save_folder(path)
     if not found.checkpoints:
-        raise ConfigError(f"{path} holds no checkpoint, but {_some(found.leftovers)}, which killed runs have left")
+        raise ConfigError(f"{path} holds no checkpoint, only {_some(found.leftovers)}: not committed")
     return found
 
 
@@ -38,11 +38,14 @@ def find_save_folder(path: Path) -> Found:
         if path.is_dir() and not _is_checkpoint(path):
             left = leftovers(path)
             # Nothing but damage leaves a checkpoint like that: it is renamed when its manifest is there.
-            damaged = [each for each in left if _is_checkpoint(each)]
-            there = sorted([*checkpoints(path), *damaged], key=_number)
+            damaged = [each for each in left if each.is_dir() and _is_checkpoint(each)]
+            there = sorted([*checkpoints(path), *damaged], key=batch_of)
             found = Found(folder=path, checkpoints=there, leftovers=[each for each in left if each not in damaged])
             if found.checkpoints or found.leftovers:
                 return found
+        if not path.exists():
+            there = f"is a link to {path.readlink()}, which is not there" if path.is_symlink() else "does not exist"
+            raise ConfigError(f"{path} {there}")
         raise ConfigError(f"{path} is not a folder with checkpoints (such as ep0-ba100), but {_describe(path)}")
 
 
@@ -59,18 +62,12 @@ def _is_checkpoint(path: Path) -> bool:
     return is_complete(path) or ((path / STATE).exists() and (path / METADATA).exists())
 
 
-def _number(checkpoint: Path) -> int:
-    return int(checkpoint.name.partition("-ba")[2].partition("-")[0])
-
-
 def _some(paths: list[Path]) -> str:
     return ", ".join(path.name for path in paths[:3]) + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")
 
 
 def _describe(path: Path) -> str:
-    if not path.exists():
-        return f"a link to {path.readlink()}, which is not there" if path.is_symlink() else "nothing is there"
-    if path.is_file():
+    if not path.is_dir():
         return "a file"
     if _is_checkpoint(path):
         return "a checkpoint itself: name the folder that it is in"

@@ -12,8 +12,15 @@ from rich.text import Text
 from data.base.errors import ConfigError, os_errors_named
 from data.base.sizes import format_bytes
 from train.checkpoint.owner import owner_of
-from train.checkpoint.save_folder import LATEST, check_identity
-from train.checkpoint.storage.manifest import FORMAT, METADATA, Manifest, check_files, read_manifest
+from train.checkpoint.save_folder import LATEST, check_identity, named_batch
+from train.checkpoint.storage.manifest import (
+    FORMAT,
+    METADATA,
+    CorruptCheckpointError,
+    Manifest,
+    check_files,
+    read_manifest,
+)
 from train.inspection.found import Found
 
 EARLIER = "earlier version"
@@ -42,7 +49,14 @@ class Entry:
     def format(self) -> str:
         if self.manifest is not None:
             return f"manifest {FORMAT}"
-        return "damaged" if self.error is not None else EARLIER
+        if self.error is None:
+            return EARLIER
+        return "damaged" if isinstance(self.error, CorruptCheckpointError) else "unknown"
+
+    @property
+    def batch(self) -> int | None:
+        """Without a manifest that of its name; None where this says nothing."""
+        return self.manifest.batch if self.manifest is not None else named_batch(self.checkpoint)
 
 
 def entries(found: Found) -> list[Entry]:
@@ -90,7 +104,7 @@ def table(listed: Sequence[Entry]) -> Table:
         # A run's name may have brackets in it, which rich would take as markup.
         row = [
             entry.checkpoint.name + (f" ({LATEST})" if entry.latest else ""),
-            f"{manifest.batch:,}" if manifest is not None else "?",
+            f"{entry.batch:,}" if entry.batch is not None else "?",
             entry.written[:19].replace("T", " "),
             format_bytes(entry.size),
             str(manifest.world_size) if manifest is not None else "?",
@@ -116,7 +130,7 @@ def notes(found: Found, listed: Sequence[Entry]) -> Iterator[str]:
     if link.is_symlink() and not link.exists():
         yield f"{LATEST} links to {link.readlink()}, which is not there"
     for path in found.leftovers:
-        yield f"{path.name} is what a killed run has left: the next run deletes it, as prune does"
+        yield f"{path.name} was not committed: the next run deletes it, as prune does"
     yield f"owner: {_owner(found.folder)}"
     if len(listed) > 1:
         yield f"{len(listed)} checkpoints, {format_bytes(sum(entry.size for entry in listed))}"
@@ -144,9 +158,10 @@ def as_json(found: Found, listed: Sequence[Entry]) -> dict[str, Any]:
 
 
 def _values(entry: Entry) -> dict[str, Any]:
-    names = ("batch", "epoch", "world_size", "run_name", "run_id", "versions")
+    names = ("epoch", "world_size", "run_name", "run_id", "versions")
     return {
         "name": entry.checkpoint.name,
+        "batch": entry.batch,
         "latest": entry.latest,
         "written": entry.written,
         "size": entry.size,

@@ -42,13 +42,17 @@ class Pruning:
     size: int
     """In bytes, of what is to be deleted."""
 
+    @property
+    def nothing(self) -> bool:
+        return not (self.superseded or self.leftovers)
+
     def lines(self) -> Iterator[str]:
         if self.every is not None:
             yield self.every.why
         for path in self.superseded:
             yield f"delete {path.name} ({format_bytes(_size(path), down=True)})"
         for path in self.leftovers:
-            yield f"delete {path.name} ({format_bytes(_size(path), down=True)}), which a killed run has left"
+            yield f"delete {path.name} ({format_bytes(_size(path), down=True)}): it was not committed"
         yield f"keep {', '.join(path.name for path in self.kept) or 'nothing'}"
 
 
@@ -84,7 +88,7 @@ def prune(
         if planned.superseded:
             _verify_one(planned, progress)
         for path in remove_leftovers(folder):
-            logger.info(f"deleted {path.name}, which a killed run had left")
+            logger.info(f"deleted {path.name}: it was not committed")
         for path in planned.superseded:
             remove(path)
             logger.info(f"deleted {path.name}")

@@ -46,22 +46,16 @@ class TensorsCompared:
         return not (self.only_first or self.only_second or self.other_shape or self.different or self.scalars)
 
 
-def n_numbers(checkpoint: Checkpoint) -> int:
-    """In all of its tensors."""
-    return sum(math.prod(checkpoint.describe(key)[0]) for key in checkpoint.tensor_keys)
-
-
 def compare_tensors(
-    a: Checkpoint, b: Checkpoint, progress: Callable[[int], object] = lambda numbers: None
+    a: Checkpoint, b: Checkpoint, progress: Callable[[int], object] = lambda n_bytes: None
 ) -> TensorsCompared:
-    """progress is called with the number of numbers compared since its last call. Raises CorruptCheckpointError."""
+    """progress is called with the bytes of `a` compared since its last call. Raises CorruptCheckpointError."""
     of_a, of_b = a.tensor_keys, set(b.tensor_keys)
     both = [key for key in of_a if key in of_b]
     other_shape, different, scalars = [], [], Counter[str]()
     for key in both:
         if a.describe(key) != b.describe(key):
             other_shape.append(f"{name_of(key)}: {_show(a, key)}, {_show(b, key)}")
-            progress(math.prod(a.describe(key)[0]))
         elif not a.describe(key)[0]:
             if (change := _scalar(a, b, key)) is not None:
                 scalars[change] += 1
@@ -114,7 +108,7 @@ def _compare(a: Checkpoint, b: Checkpoint, key: str, progress: Callable[[int], o
         first, second = (torch.empty((stop - start, *row), dtype=dtype) for _ in range(2))
         a.rows_of(key, start, stop, first)
         b.rows_of(key, start, stop, second)
-        progress(first.numel())
+        progress(first.numel() * first.itemsize)
         equal = torch.equal(first.view(-1).view(torch.uint8), second.view(-1).view(torch.uint8))
         same = same and equal
         first = first.double()

@@ -1,6 +1,5 @@
 """Reads all that a checkpoint consists of from the disk, and compares it with the manifest."""
 
-import os
 import threading
 import time
 from collections.abc import Callable
@@ -14,8 +13,9 @@ from train.checkpoint.save_folder import check_identity
 from train.checkpoint.storage.files import CheckpointFiles, verify_file
 from train.checkpoint.storage.manifest import CorruptCheckpointError, read_manifest
 
-THREADS = min(os.cpu_count() or 1, 8)
-"""Files that are read at a time: hashing takes a core each."""
+THREADS = 4
+"""Files that are read at a time. 1.6 GB in four files took 0.7 s from a local disk, 1.4 s with one thread; from memory
+either took 0.35 s (2 cores)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ class Verified:
         """One, or one for each corrupt file."""
         name = self.checkpoint.name
         if self.errors:
-            return [f"{name}: corrupt: {_defect(error)}" for error in self.errors]
+            return [f"{name}: {_defect(error)}" for error in self.errors]
         if not self.known:
             return [f"{name}: not verifiable: it was written before there were manifests"]
         speed = f", {format_bytes(self.n_bytes / self.seconds, down=True)}/s" if self.seconds else ""
@@ -50,7 +50,9 @@ class Verified:
 
 
 def _defect(error: ConfigError) -> str:
-    return f"{error.name} {error.defect}" if isinstance(error, CorruptCheckpointError) else str(error)
+    if isinstance(error, CorruptCheckpointError):
+        return f"corrupt: {error.name} {error.defect}"
+    return f"not verifiable: {error}"
 
 
 def size_of(checkpoint: Path) -> int:
@@ -69,9 +71,11 @@ def verify(
 
     Raises ConfigError where the checkpoint's folder cannot be looked into.
     """
-    one_at_a_time, began = threading.Lock(), time.monotonic()
+    one_at_a_time, stopped, began = threading.Lock(), threading.Event(), time.monotonic()
 
     def report(n_bytes: int) -> None:
+        if stopped.is_set():
+            raise InterruptedError
         with one_at_a_time:
             progress(n_bytes)
 
@@ -97,7 +101,11 @@ def verify(
         digests = files.manifest.files
         names = sorted(digests, key=lambda name: -digests[name].size)
         with ThreadPoolExecutor(threads) as pool:
-            found = [error for errors in pool.map(errors_of, names) for error in errors]
+            try:
+                found = [error for errors in pool.map(errors_of, names) for error in errors]
+            except BaseException:
+                stopped.set()  # files that are being read may have hours left
+                raise
     return Verified(
         checkpoint=checkpoint,
         n_files=len(names),
