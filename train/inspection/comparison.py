@@ -9,13 +9,14 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from data.base.errors import ConfigError, os_errors_named
+from data.base.errors import ConfigError
 from train.checkpoint.load import Checkpoint, open_checkpoint
 from train.checkpoint.save_folder import check_identity
 from train.checkpoint.state import RunState, read_state
 from train.checkpoint.storage.files import verify_files
 from train.checkpoint.storage.manifest import CONFIG, CorruptCheckpointError, Manifest
 from train.inspection.configs import config_differences, config_of
+from train.inspection.found import read_errors_named
 from train.inspection.tensors import TensorsCompared, compare_tensors
 
 _WALL_CLOCK = "_wct"
@@ -55,7 +56,7 @@ def compare(a: Path, b: Path, progress: Callable[[int], object] = lambda n_bytes
 
 
 def _open(path: Path) -> Checkpoint:
-    with os_errors_named(path):
+    with read_errors_named(path):
         checkpoint = open_checkpoint(path)
         check_identity(path, checkpoint.manifest)
     return checkpoint
@@ -78,7 +79,7 @@ def _times(a: Manifest | None, b: Manifest | None) -> Iterator[str]:
 
 
 def _configs(a: Path, b: Path) -> list[str]:
-    with os_errors_named(CONFIG):
+    with read_errors_named(a):
         for path in (a, b):
             if (path / CONFIG).is_file():
                 verify_files(path, [CONFIG])

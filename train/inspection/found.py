@@ -1,9 +1,11 @@
 """A path -> the checkpoint that it means, or those of the save folder; or an error that says what it is instead."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.base.errors import ConfigError, os_errors_named
+from data.base.errors import ConfigError, cannot_be
 from train.checkpoint.save_folder import PART, batch_of, checkpoints, is_complete, leftovers
 from train.checkpoint.storage.manifest import METADATA, STATE
 
@@ -20,9 +22,18 @@ class Found:
     """What killed runs have left in the save folder."""
 
 
+@contextmanager
+def read_errors_named(path: Path) -> Iterator[None]:
+    """Makes a ConfigError of every OSError, which names the file that the system names, or the path."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(cannot_be("read", error.filename or path, error)) from None
+
+
 def find_checkpoints(path: Path) -> Found:
     """Those of a save folder, or the one that the path is, or links to. Raises ConfigError when there is none."""
-    with os_errors_named(path):
+    with read_errors_named(path):
         if _is_checkpoint(path):
             real = path.resolve()
             return Found(folder=real.parent, checkpoints=[real], leftovers=[])
@@ -34,7 +45,7 @@ def find_checkpoints(path: Path) -> Found:
 
 def find_save_folder(path: Path) -> Found:
     """It may hold nothing but leftovers. Raises ConfigError for what is no save folder."""
-    with os_errors_named(path):
+    with read_errors_named(path):
         if path.is_dir() and not _is_checkpoint(path):
             left = leftovers(path)
             # Nothing but damage leaves a checkpoint like that: it is renamed when its manifest is there.
@@ -71,8 +82,9 @@ def _describe(path: Path) -> str:
         return "a file"
     if _is_checkpoint(path):
         return "a checkpoint itself: name the folder that it is in"
-    if (path / "config.json").is_file():
-        return "a Hugging Face folder (config.json is in it): name the save folder of the run that it was exported from"
+    exported = [name for name in ("config.json", "adapter_config.json") if (path / name).is_file()]
+    if exported:
+        return f"an exported folder ({exported[0]} is in it): name the save folder of the run that it came from"
     entries = sorted(path.iterdir())
     if not entries:
         return "an empty folder"

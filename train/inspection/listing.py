@@ -9,9 +9,9 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from data.base.errors import ConfigError, os_errors_named
+from data.base.errors import ConfigError
 from data.base.sizes import format_bytes
-from train.checkpoint.owner import owner_of
+from train.checkpoint.owner import FoundOwner, owner_of
 from train.checkpoint.save_folder import LATEST, check_identity, named_batch
 from train.checkpoint.storage.manifest import (
     FORMAT,
@@ -21,7 +21,7 @@ from train.checkpoint.storage.manifest import (
     check_files,
     read_manifest,
 )
-from train.inspection.found import Found
+from train.inspection.found import Found, read_errors_named
 
 EARLIER = "earlier version"
 """In the place of a manifest's format: a checkpoint written before there were manifests."""
@@ -63,12 +63,14 @@ def entries(found: Found) -> list[Entry]:
     """Raises ConfigError for a folder that cannot be read; what is wrong with a checkpoint is in its entry."""
     link = found.folder / LATEST
     latest = link.resolve() if link.is_symlink() else None
-    return [_entry(checkpoint, latest) for checkpoint in found.checkpoints]
+    listed = [_entry(checkpoint, latest) for checkpoint in found.checkpoints]
+    return [entry for entry in listed if entry is not None]
 
 
-def _entry(checkpoint: Path, latest: Path | None) -> Entry:
+def _entry(checkpoint: Path, latest: Path | None) -> Entry | None:
+    """None where the run has deleted it meanwhile."""
     manifest, error = None, None
-    with os_errors_named(checkpoint):
+    with read_errors_named(checkpoint):
         try:
             manifest = read_manifest(checkpoint) if checkpoint.is_dir() else None
             if manifest is not None:
@@ -76,6 +78,8 @@ def _entry(checkpoint: Path, latest: Path | None) -> Entry:
                 check_files(checkpoint, manifest)
         except ConfigError as raised:
             error = raised
+        if not checkpoint.exists():
+            return None
         files = [file for file in checkpoint.iterdir() if file.is_file()] if checkpoint.is_dir() else [checkpoint]
         size = sum(file.stat().st_size for file in files)
         index = checkpoint / METADATA
@@ -129,16 +133,19 @@ def notes(found: Found, listed: Sequence[Entry]) -> Iterator[str]:
     link = found.folder / LATEST
     if link.is_symlink() and not link.exists():
         yield f"{LATEST} links to {link.readlink()}, which is not there"
+    with read_errors_named(found.folder):
+        owner = owner_of(found.folder)
     for path in found.leftovers:
-        yield f"{path.name} was not committed: the next run deletes it, as prune does"
-    yield f"owner: {_owner(found.folder)}"
+        if owner is not None and owner.alive is not False:
+            yield f"{path.name} is not committed, as far as the run has come"
+        else:
+            yield f"{path.name} was not committed: the next run deletes it, as prune does"
+    yield f"owner: {_described(owner)}"
     if len(listed) > 1:
         yield f"{len(listed)} checkpoints, {format_bytes(sum(entry.size for entry in listed))}"
 
 
-def _owner(folder: Path) -> str:
-    with os_errors_named(folder):
-        owner = owner_of(folder)
+def _described(owner: FoundOwner | None) -> str:
     if owner is None:
         return "none"
     state = {True: "which is alive", False: "which has ended", None: "on another machine, as far as is known here"}
@@ -147,7 +154,7 @@ def _owner(folder: Path) -> str:
 
 def as_json(found: Found, listed: Sequence[Entry]) -> dict[str, Any]:
     """The same for programs; sizes in bytes. Raises ConfigError as notes."""
-    with os_errors_named(found.folder):
+    with read_errors_named(found.folder):
         owner = owner_of(found.folder)
     return {
         "folder": str(found.folder),

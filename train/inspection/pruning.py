@@ -2,6 +2,7 @@
 
 import logging
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from train.checkpoint.save_folder import batch_of, checkpoints, leftovers, remov
 from train.checkpoint.storage.manifest import CONFIG
 from train.config.load import load_saved_config
 from train.config.schema import TrainConfig
-from train.inspection.found import find_save_folder
+from train.inspection.found import find_save_folder, read_errors_named
 from train.inspection.verification import verify
 
 
@@ -62,7 +63,7 @@ def plan(folder: Path, *, keep: int, keep_every: int | None = None) -> Pruning:
     Raises ConfigError for what is no save folder, when its owner is alive, and when the interval is not known.
     """
     find_save_folder(folder)
-    with os_errors_named(folder):
+    with read_errors_named(folder):
         owner = owner_of(folder)
         if owner is not None and owner.alive:
             raise ConfigError(f"{folder} belongs to {owner.name}, and that run is alive: wait for its end, or stop it")
@@ -82,6 +83,8 @@ def prune(
     stay is right: then no checkpoint is deleted. Raises DataError on a full disk, which has no room for the lock file.
     """
     plan(folder, keep=keep, keep_every=keep_every)
+    if not os.access(folder, os.W_OK):
+        raise ConfigError(f"{folder} cannot be written, so nothing in it can be deleted")
     with own(folder, "checkpoint.py prune"), os_errors_named(folder, "written"):
         # Nothing is saved or deleted by others from here on.
         planned = _plan(folder, keep, keep_every)

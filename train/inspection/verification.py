@@ -7,11 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.base.errors import ConfigError, os_errors_named
+from data.base.errors import ConfigError
 from data.base.sizes import format_bytes
 from train.checkpoint.save_folder import check_identity
 from train.checkpoint.storage.files import CheckpointFiles, verify_file
 from train.checkpoint.storage.manifest import CorruptCheckpointError, read_manifest
+from train.inspection.found import read_errors_named
 
 THREADS = 4
 """Files that are read at a time. 1.6 GB in four files took 0.7 s from a local disk, 1.4 s with one thread; from memory
@@ -28,6 +29,8 @@ class Verified:
     seconds: float = 0.0
     errors: tuple[ConfigError, ...] = ()
     """One for each file that is not what was written."""
+    gone: bool = False
+    """Its run has deleted it meanwhile: that is no error."""
 
     @property
     def known(self) -> bool:
@@ -41,6 +44,8 @@ class Verified:
     def lines(self) -> list[str]:
         """One, or one for each corrupt file."""
         name = self.checkpoint.name
+        if self.gone:
+            return [f"{name}: deleted meanwhile"]
         if self.errors:
             return [f"{name}: {_defect(error)}" for error in self.errors]
         if not self.known:
@@ -71,6 +76,12 @@ def verify(
 
     Raises ConfigError where the checkpoint's folder cannot be looked into.
     """
+    with read_errors_named(checkpoint):
+        verified = _verify(checkpoint, progress, threads)
+        return verified if checkpoint.exists() else Verified(checkpoint=checkpoint, gone=True)
+
+
+def _verify(checkpoint: Path, progress: Callable[[int], object], threads: int) -> Verified:
     one_at_a_time, stopped, began = threading.Lock(), threading.Event(), time.monotonic()
 
     def report(n_bytes: int) -> None:
@@ -81,31 +92,30 @@ def verify(
 
     if not checkpoint.is_dir():
         return Verified(checkpoint=checkpoint)
-    with os_errors_named(checkpoint):
+    try:
+        files = CheckpointFiles(checkpoint)
+        check_identity(checkpoint, files.manifest)
+    except ConfigError as error:
+        return Verified(checkpoint=checkpoint, errors=(error,))
+    if files.manifest is None:
+        return Verified(checkpoint=checkpoint)
+
+    def errors_of(name: str) -> list[CorruptCheckpointError]:
         try:
-            files = CheckpointFiles(checkpoint)
-            check_identity(checkpoint, files.manifest)
-        except ConfigError as error:
-            return Verified(checkpoint=checkpoint, errors=(error,))
-        if files.manifest is None:
-            return Verified(checkpoint=checkpoint)
+            verify_file(files, name, report)
+        except CorruptCheckpointError as error:
+            return [error]
+        return []
 
-        def errors_of(name: str) -> list[CorruptCheckpointError]:
-            try:
-                verify_file(files, name, report)
-            except CorruptCheckpointError as error:
-                return [error]
-            return []
-
-        # The largest first, so that none is left to one thread at the end.
-        digests = files.manifest.files
-        names = sorted(digests, key=lambda name: -digests[name].size)
-        with ThreadPoolExecutor(threads) as pool:
-            try:
-                found = [error for errors in pool.map(errors_of, names) for error in errors]
-            except BaseException:
-                stopped.set()  # files that are being read may have hours left
-                raise
+    # The largest first, so that none is left to one thread at the end.
+    digests = files.manifest.files
+    names = sorted(digests, key=lambda name: -digests[name].size)
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            found = [error for errors in pool.map(errors_of, names) for error in errors]
+        except BaseException:
+            stopped.set()  # files that are being read may have hours left
+            raise
     return Verified(
         checkpoint=checkpoint,
         n_files=len(names),
