@@ -14,6 +14,7 @@ from pathlib import Path
 from data.base.console import is_first, logger, show_on_console
 from data.base.errors import ConfigError, DataError, Problems
 from data.base.paths import refuse_path
+from data.base.redaction import redacted
 from data.config.sections import Unavailable
 from train.config.load import LoadedConfig, load_config, resolve_pretrained
 from train.config.ranks import check_kernel_sizes, check_run_name, check_world_size
@@ -52,6 +53,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0; 2 for what the user can fix (one `error:` line, no traceback); 128 + n after SIGINT or
     SIGTERM."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if argv is None:
+        # Loggers such as wandb note the command line.
+        sys.argv[1:] = map(redacted, arguments)
     show_on_console()
     with stop_signals() as signals:
         try:

@@ -1,4 +1,4 @@
-"""What every package of the data plane needs: errors, console, durations, sizes, paths, locks, workers.
+"""What every package of the data plane needs: errors, console, durations, sizes, paths, secrets, locks, workers.
 
 Nothing here knows what a record, a row or a source is.
 """

@@ -1,12 +1,20 @@
 """Messages to the user: the logger `dropless`, and the handler that prints its messages on the console of one rank.
 
+Secrets are hidden in messages, and in all that goes to stderr, whoever writes it there.
+
 Programs call `show_on_console`; whoever uses the packages as a library can give the logger another handler.
 """
 
 import logging
 import os
-from collections.abc import Callable
+import sys
+import traceback
+from collections.abc import Callable, Iterable
 from functools import cache
+from types import TracebackType
+from typing import Any, TextIO
+
+from data.base.redaction import redacted
 
 logger = logging.getLogger("dropless")
 """For messages about the whole run: global rank 0 prints them."""
@@ -31,11 +39,37 @@ class _Console(logging.Handler):
         shown = {node_logger.name: is_first(), rank_logger.name: True}
         if shown.get(record.name, int(os.environ.get("RANK", "0")) == 0):
             warning = "warning: " if record.levelno >= logging.WARNING else ""
-            print(f"{warning}{record.getMessage()}", flush=True)  # noqa: T201
+            print(f"{warning}{redacted(record.getMessage())}", flush=True)  # noqa: T201
+
+
+class _RedactedStream:
+    """A stream that hides secrets in what is written to it, a text at a time."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        self._stream.write(redacted(text))
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def _print_traceback(kind: type[BaseException], error: BaseException, place: TracebackType | None) -> None:
+    """In one piece and without secrets also for those that copy what is written to stderr, as loggers do."""
+    sys.stderr.write(redacted("".join(traceback.format_exception(kind, error, place))))
 
 
 def show_on_console() -> None:
     """Prints the messages from now on. Needs no process group: ranks are the launcher's variables."""
+    if not isinstance(sys.stderr, _RedactedStream):
+        sys.stderr = _RedactedStream(sys.stderr)
+    sys.excepthook = _print_traceback
     if not _is_shown():
         logger.addHandler(_Console())
     logger.setLevel(logging.INFO)

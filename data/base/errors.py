@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
+from data.base.redaction import redacted
+
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _RUST = re.compile(r"\(os error (\d+)\)")
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP)
@@ -56,7 +58,14 @@ def settings_written(write: Callable[[str, Any], str]) -> Iterator[None]:
         _written.reset(token)
 
 
-class ConfigError(ValueError):
+class _Redacted(ValueError):
+    """Its text is without secrets, wherever it is shown, logged or sent to."""
+
+    def __str__(self) -> str:
+        return redacted(super().__str__())
+
+
+class ConfigError(_Redacted):
     """A configuration error: what a YAML or a command line says is invalid."""
 
     def __init__(self, text: str, *, key: str | None = None) -> None:
@@ -77,7 +86,7 @@ class ConfigErrors(ConfigError):
         return ConfigErrors, (self.errors,)
 
 
-class DataError(ValueError):
+class DataError(_Redacted):
     """A data error: what is in the data cannot be used."""
 
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from data.base.errors import ConfigError
+from data.base.redaction import redacted
 
 MAX_NAME_BYTES, MAX_PATH_BYTES = 255, 4095
 """NAME_MAX of the usual file systems, and Linux's PATH_MAX without its NUL."""
@@ -12,8 +13,8 @@ _SHOWN = 80
 
 
 def shown(value: object) -> str:
-    """repr, cut to a readable length."""
-    text = repr(value)
+    """repr without secrets, of which a part would not be recognized, cut to a readable length."""
+    text = redacted(repr(value))
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from data.base.errors import DataError, setting
 from data.base.paths import is_unicode
+from data.base.redaction import redacted
 
 SHOWN = 20
 """Problems that are written out; the others are counted."""
@@ -100,7 +101,8 @@ def other_form(form: str, reading: Reading) -> Problem:
 
 def describe(value: Any) -> str:
     """The value's beginning, and its type where that does not show: `12 (int)`, `'Once upon a ti...'`."""
-    text = repr(value[:50]) if isinstance(value, str | bytes | list | np.ndarray) else repr(value)
+    value = redacted(value) if isinstance(value, str) else value
+    text = repr(value[:50]) if isinstance(value, str | bytes | list | np.ndarray) else redacted(repr(value))
     short = text if len(text) <= 40 else text[:40] + "..."
     return short if isinstance(value, str) or value is None else f"{short} ({type(value).__name__})"
 

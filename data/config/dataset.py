@@ -4,9 +4,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Annotated, Literal
 
-from data.base.addresses import is_address, without_login
 from data.base.errors import ConfigError
 from data.base.paths import path_defect
+from data.base.redaction import is_address
 from data.config.sections import Defect, Section, each
 from data.config.splits import parse_split
 from data.config.values import Count, Form, NotNegative, PathText, Positive, Range, Size
@@ -33,7 +33,7 @@ def _not_addresses(key: str, value: str | list[str] | None) -> Iterator[Defect]:
         if is_address(path):
             yield Defect(
                 key,
-                f"has {without_login(path)!r}, but data files are read from local or mounted folders only: download "
+                f"has {path!r}, but data files are read from local or mounted folders only: download "
                 "the file or mount its folder, and write the path there (of a dataset of the hub, write its name in "
                 "hf_name; MDS shards are read from an address with `remote`)",
             )

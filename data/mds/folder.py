@@ -15,6 +15,7 @@ import xxhash
 
 from data.base.console import notice
 from data.base.errors import ConfigError, DataError, os_errors_named
+from data.base.redaction import without_login
 from data.examples.forms import TEXT_FORMS
 from data.mds.fetcher import ShardFetcher
 from data.mds.index import bring_index, need_index, parse_index
@@ -64,7 +65,9 @@ class MdsFolder:
             raise ConfigError(f"is {split!r}, but it must be a folder below the data", key="split")
         if local is None:
             assert remote is not None
-            local = str(Path(cache_dir) / f"remote-{xxhash.xxh3_64_hexdigest(remote.rstrip('/'))}")
+            # The saved config of a run is without a login, and has to find the same folder.
+            named = without_login(remote.rstrip("/"))
+            local = str(Path(cache_dir) / f"remote-{xxhash.xxh3_64_hexdigest(named)}")
         folder = Path(local) / part
         if remote is None or os.path.realpath(remote) == os.path.realpath(local):
             remote = None
@@ -82,7 +85,7 @@ class MdsFolder:
 
     @property
     def name(self) -> str:
-        return self.remote or str(self.folder)
+        return without_login(self.remote) if self.remote else str(self.folder)
 
     @property
     def is_rows(self) -> bool:

@@ -19,6 +19,7 @@ from typing import Any
 from data.base.console import notice
 from data.base.errors import ConfigError, DataError, setting
 from data.base.problems import listed
+from data.base.redaction import redacted
 from data.mds.remote.failures import FetchError
 from data.mds.remote.fetch import WAITS, check_network, fetch
 from data.mds.writer import INDEX, MANIFEST
@@ -313,5 +314,5 @@ def _is_texts(value: Any) -> bool:
 
 
 def _short(value: Any) -> str:
-    text = repr(dict(value) if isinstance(value, Mapping) else value)
+    text = redacted(repr(dict(value) if isinstance(value, Mapping) else value))
     return text if len(text) <= 60 else text[:60] + "..."

@@ -9,6 +9,7 @@ import xxhash
 
 from data.base.console import notice
 from data.base.errors import DataError, plain_os_errors
+from data.base.redaction import without_login
 from data.mds.shard import check_header, file_defect
 
 
@@ -33,7 +34,7 @@ class ShardFiles:
 
     @property
     def name(self) -> str:
-        return self.remote or str(self.folder)
+        return without_login(self.remote) if self.remote else str(self.folder)
 
     def file(self, number: int) -> Path:
         """The shard's file, decompressed; it may not be here yet."""

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from data.base.errors import ConfigError
+from data.base.redaction import redacted
 from data.hub.repository_files import CHECKED, check_json_files, refuse_links
 
 _REASON_LENGTH = 300
@@ -60,7 +61,7 @@ def _check_on_hub(name: str, offline: str | None) -> str:
 def _why_not_loaded(folder: Path, error: Exception) -> str:
     """What is wrong with the folder or repository that transformers raised this for, and what to do."""
     names = {file.name for file in folder.iterdir()} if folder.is_dir() else set()
-    reason = (str(error).strip() or "no reason given").splitlines()[0]
+    reason = redacted((str(error).strip() or "no reason given").splitlines()[0])
     if folder.is_dir() and not any(name.startswith(("tokenizer.", "vocab.", "spiece.")) for name in names):
         return "there is no tokenizer.json in it: save one there with transformers' tokenizer.save_pretrained"
     # The rest of this message lists every architecture that transformers knows.

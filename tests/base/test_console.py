@@ -1,6 +1,8 @@
 """Who says what on which rank."""
 
+import logging
 import multiprocessing
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -57,3 +59,17 @@ def test_a_spawned_worker_shows_what_its_parent_does(capfd: pytest.CaptureFixtur
     worker.start()
     worker.join()
     assert (worker.exitcode, capfd.readouterr().out) == (0, "from a worker\n")
+
+
+def test_secrets_are_hidden_in_messages_and_in_all_that_goes_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+    console.show_on_console()
+    console.logger.info("from %s", "s3://key:word@bucket")
+    logging.StreamHandler(sys.stderr).handle(logging.makeLogRecord({"msg": "its password=word"}))
+    try:
+        raise OSError("no s3://key:word@bucket")
+    except OSError as error:
+        sys.excepthook(OSError, error, error.__traceback__)
+    out, err = capsys.readouterr()
+    assert out == "from s3://***@bucket\n"
+    assert err.startswith("its password=***\nTraceback (most recent call last):\n")
+    assert err.endswith("OSError: no s3://***@bucket\n")

@@ -1,12 +1,15 @@
 """What a file system refuses during a save: one error on every rank, nothing half-written, and the next start works."""
 
+import contextlib
 import errno
+import io
 import os
 import resource
 from pathlib import Path
 from typing import cast
 
 import pytest
+import torch
 from composer.core import Callback, State
 from composer.loggers import Logger
 from composer.utils import dist
@@ -17,6 +20,7 @@ from data.tokenization.tokenizer import Tokenizer
 from tests.helpers.ranks import run_ranks
 from tests.helpers.toy_run import write_toy_run
 from train.callbacks.run_record import RunRecord
+from train.checkpoint.reader import CheckpointReader
 from train.checkpoint.save_folder import checkpoints, furnish_save_folder
 from train.checkpoint.storage.writer import HashingWriter
 from train.config.load import load_config, read_config
@@ -86,6 +90,54 @@ def test_a_refused_save_is_one_error_on_every_rank(tmp_path: Path) -> None:
         assert " are free): " in error
         assert left == names[:1]
         assert resumed == (names if name == "space" else left)
+
+
+class RefuseOnce(Callback):
+    """Files may not exceed a size while the checkpoint of batch 4 is written."""
+
+    def batch_start(self, state: State, logger: Logger) -> None:
+        _limit(50_000 if state.timestamp.batch.value == 3 else None)
+
+
+def warned(path: str) -> tuple[list[str], str, str]:
+    """What a run that continues after a refused save leaves and prints, and the error when its last save is refused."""
+    overrides = ["save_interval=2ba", "eval_loader=null", "autoresume=true", "on_save_error=warn"]
+    config = read_config(path, [*overrides, "max_duration=6ba"])
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        fit(config, callbacks=[RefuseOnce()])
+    left = sorted(entry.name for entry in Path(str(config.save_folder).format(run_name="toy")).glob("*ep*"))
+    with pytest.raises(DataError) as caught:
+        fit(read_config(path, [*overrides, "max_duration=4ba", "run_name=last"]), callbacks=[RefuseOnce()])
+    _limit(None)
+    return left, out.getvalue(), str(caught.value)
+
+
+@pytest.mark.ranks
+def test_a_run_may_continue_without_a_checkpoint_but_not_without_the_last(tmp_path: Path) -> None:
+    ((left, out, error),) = run_ranks(warned, 1, write_toy_run(tmp_path))
+    assert left == ["ep0-ba2", "ep0-ba6"]
+    (line,) = [line for line in out.splitlines() if "without this checkpoint" in line]
+    assert line.startswith(f"warning: save_folder {tmp_path / 'toy'} cannot take so large a file for the checkpoint of")
+    assert "for the checkpoint of batch 4, which takes " in error
+
+
+def forms(path: str) -> None:
+    for name, kind in (("sharded", "sharded"), ("full", "full")):
+        overrides = [f"fsdp_config={{state_dict_type: {kind}}}", f"run_name={name}", "save_interval=2ba"]
+        fit(read_config(path, [*overrides, "max_duration=2ba", "eval_loader=null"]))
+
+
+@pytest.mark.ranks
+def test_a_full_checkpoint_is_one_file_with_the_same_tensors(tmp_path: Path) -> None:
+    run_ranks(forms, 2, write_toy_run(tmp_path))
+    sharded, full = (CheckpointReader(tmp_path / name / "ep0-ba2") for name in ("sharded", "full"))
+    assert [len(list(reader.checkpoint.glob("*.distcp"))) for reader in (sharded, full)] == [2, 1]
+    keys = sharded.metadata.state_dict_metadata
+    assert keys.keys() == full.metadata.state_dict_metadata.keys()
+    for key in keys:
+        assert sharded.describe(key) == full.describe(key)
+        if sharded.describe(key)[0]:
+            assert torch.equal(sharded.tensor(key), full.tensor(key)), key
 
 
 def test_what_is_behind_the_errors_of_libraries() -> None:

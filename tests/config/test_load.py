@@ -1,16 +1,17 @@
 from contextlib import suppress
+from dataclasses import dataclass
 from random import Random
 
 import pytest
 import yaml
 
 from data.base.errors import ConfigError
-from data.config.sections import Unavailable
+from data.config.sections import Section, Unavailable
 from data.config.suggest import known_paths
 from tests.helpers.small_config import LEAST, load, placed_refusal, refusal
 from train.config.callbacks import LRMonitorConfig
 from train.config.load import check_vocab, load_config, read_config, resolve_pretrained, to_yaml
-from train.config.redaction import masked_yaml
+from train.config.redaction import masked_yaml, saved_yaml
 from train.config.schema import TrainConfig
 
 NAMES = "it must be 132b or 73b or 35b or 18b or 9b or tiny"
@@ -295,7 +296,52 @@ def test_printed_config_hides_secrets(tmp_path):
     assert "pa55" not in printed
     assert "https://***@host/x?part=1&access_token=***" in printed
     assert "s3://bucket/x" in printed
-    assert url in to_yaml(config)
+
+
+def test_a_saved_config_has_no_secrets_and_is_read_again(tmp_path):
+    hf = "hf_" + "Ab12" * 8
+    config = load(
+        tmp_path,
+        "train_loader.dataset={streams: {a: {remote: 's3://key:word@bucket/x'}}, max_seq_len: 64}",
+        f"loggers.wandb={{tags: [ok, {hf}], group: 'password=pa55'}}",
+    )
+    saved = to_yaml(config)
+    assert saved.splitlines()[1:4] == [
+        "#   train_loader.dataset.streams.a.remote: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+        "#   loggers.wandb.group: in no variable, write it on the command line",
+        "#   loggers.wandb.tags[1]: HF_TOKEN",
+    ]
+    assert not {text for text in ("key:word", hf, "pa55", "***") if text in saved}
+    again = load(tmp_path, text=saved)
+    assert again.train_loader.dataset.each_stream()["a"].remote == "s3://bucket/x"
+    assert again.loggers.wandb is not None
+    assert again.loggers.wandb.tags == ["ok", "hf_"]
+    assert to_yaml(again) == "".join(line for line in saved.splitlines(True) if not line.startswith("#"))
+
+
+def test_a_key_that_names_a_secret_is_saved_as_null():
+    @dataclass(frozen=True, kw_only=True)
+    class Login(Section):
+        name: str
+        hf_token: str | None
+        eos_token: str
+
+    login = Login(name="ann", hf_token="abc", eos_token="</s>")
+    assert saved_yaml(login).endswith(":\n#   hf_token: HF_TOKEN\nname: ann\nhf_token: null\neos_token: </s>\n")
+    assert masked_yaml(login) == "name: ann\nhf_token: '***'\neos_token: </s>\n"
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("run_name={hf}", "run_name"),
+        ("train_loader.dataset={{streams: {{{hf}: {{hf_name: a}}}}, max_seq_len: 64}}", "train_loader.dataset.streams"),
+        ("train_loader.stages=[{{name: {hf}, proportions: {{a: 1}}}}]", "train_loader.stages"),
+    ],
+)
+def test_a_name_holds_no_secret(tmp_path, override, key):
+    said = refusal(tmp_path, override.format(hf="hf_" + "Ab12" * 8))
+    assert f"small.yaml: {key} has the name 'hf_***', in which there seems to be a secret" in said
 
 
 def test_vocabulary_must_fit(tmp_path):

@@ -41,7 +41,7 @@ def fail_on_rank_1() -> str:
             if os.environ["RANK"] == "1":
                 while rank_store.why_not_served() is not None:
                     time.sleep(0.01)
-                raise DataError("no rows")
+                raise DataError("no rows in s3://key:word@bucket")
             initialize_dist(DeviceCPU(), 60)
     except (ConfigError, DataError) as error:
         return str(error)
@@ -50,7 +50,7 @@ def fail_on_rank_1() -> str:
 
 @pytest.mark.ranks
 def test_a_rank_that_fails_is_named_by_those_that_wait_for_it() -> None:
-    assert run_ranks(fail_on_rank_1, 2) == ["rank 1 failed: no rows", "no rows"]
+    assert run_ranks(fail_on_rank_1, 2) == [f"{whose}no rows in s3://***@bucket" for whose in ("rank 1 failed: ", "")]
 
 
 def join_rank_0_which_ends() -> str:

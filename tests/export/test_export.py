@@ -209,12 +209,12 @@ def test_what_is_no_checkpoint_is_described(tmp_path):
     (tmp_path / "link").symlink_to("ep0-ba1")
     for name, said in (
         ("none", "but nothing is there"),
-        ("file.pt", "but a file; a full checkpoint is not exported: train with .*state_dict_type: sharded"),
+        ("file.pt", "but a file; resume the run from it, whose next checkpoint is a folder"),
         ("empty", "but an empty folder"),
         ("link", "but a link to ep0-ba1, which is not there"),
         (".", "but a folder that holds empty, file.pt, link"),
     ):
-        with pytest.raises(ConfigError, match=f"is not a sharded checkpoint .*, {said}"):
+        with pytest.raises(ConfigError, match=f"is not a checkpoint .*, {said}"):
             find_checkpoint(tmp_path / name)
 
 

@@ -176,8 +176,8 @@ def test_a_turn_that_leaves_no_room_is_taken_back(opened):
         (["FOLDER", "--chat", "--file", "y.jsonl"], "a .jsonl says itself what is a conversation"),
         (["FOLDER", "x", "--top_p", "2", "--temperature", "1"], "--top_p is 2.0, but it must be in (0, 1]"),
         (["FOLDER", "x", "--top_k", "3"], "--temperature is 0, which is greedy, but top_k or top_p is given"),
-        (["none", "x"], "none is not a sharded checkpoint"),
-        (["tests", "x"], "tests is not a sharded checkpoint"),
+        (["none", "x"], "none is not a checkpoint"),
+        (["tests", "x"], "tests is not a checkpoint"),
     ],
 )
 def test_what_is_typed_wrong(script, monkeypatch, capsys, arguments, said):

@@ -49,6 +49,15 @@ def test_shards_come_when_they_are_read(folder, tmp_path, monkeypatch):
     assert urls[len(mds.shards) :] == [f"{folder}/index.json", f"{folder}/manifest.json"]
 
 
+def test_the_saved_config_finds_the_shards_of_a_remote_with_a_login(tmp_path, monkeypatch):
+    folders = []
+    monkeypatch.setattr("data.mds.folder.bring_index", lambda folder, *_: folders.append(folder))
+    for remote in ("s3://key:word@bucket/x", "s3://bucket/x"):
+        with pytest.raises(DataError, match="No such file"):
+            MdsFolder.open(local=None, remote=remote, split=None, cache_dir=str(tmp_path))
+    assert folders[0] == folders[1]
+
+
 def test_a_remote_alone_lies_below_cache_dir(tmp_path):
     write_texts(tmp_path / "mds" / "train")
     opened = [

@@ -21,6 +21,7 @@ ORDER = [
     "train.weights",
     "train.inspection",
     "train.checkpoint",
+    "train.checkpoint.storage",
     "train.distributed",
     "train.optim",
     "train.hardware",

@@ -10,9 +10,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from tests.helpers.ranks import run_ranks
 from tests.helpers.toy_run import write_toy_run
+from train.config.callbacks import LoggersConfig, WandBLoggerConfig
 from train.config.load import read_config
 from train.run.fit import fit
-from train.run.loggers import LogFile
+from train.run.loggers import LogFile, build_loggers
 
 
 def logged(path: str, overrides: list[str]) -> None:
@@ -44,6 +45,15 @@ def test_a_full_disk_under_the_log_file_is_reported_and_closes_it(
         print("the error", file=sys.stderr)
     assert capsys.readouterr().err == "the error\n"
     assert log.file is None
+
+
+def test_wandb_gets_what_the_saved_config_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("train.run.loggers._check_wandb", lambda: None)
+    monkeypatch.setattr("train.run.loggers.WandBLogger", dict)
+    hf, key = "hf_" + "Ab12" * 8, "0123456789abcdef0123456789abcdef01234567"
+    wandb = WandBLoggerConfig(project=f"p-{hf}", entity="e", group=f"WANDB_API_KEY={key}", tags=["ok", hf])
+    (sent,) = build_loggers(LoggersConfig(wandb=wandb), "toy")
+    assert sent == {"project": "p-hf_", "entity": "e", "group": "WANDB_API_KEY=", "name": "toy", "tags": ["ok", "hf_"]}
 
 
 @contextmanager

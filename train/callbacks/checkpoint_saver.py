@@ -13,7 +13,7 @@ from composer.utils import dist, reproducibility
 from torch.utils.data import DataLoader
 
 from data.base.console import logger as console
-from data.base.errors import ConfigError, DataError, os_errors_named, plain_os_errors
+from data.base.errors import ConfigError, DataError, os_errors_named, plain_os_errors, reason
 from data.base.sizes import format_bytes
 from data.base.versions import versions
 from train.checkpoint.load import saved_tensors
@@ -107,7 +107,7 @@ class CheckpointSaver(Callback):
         except (ConfigError, DataError) as error:
             if self.saving.on_error == "stop" or batch == self.saving.last_batch:
                 raise
-            console.warning(f"warning: {error}. The run continues without this checkpoint (on_save_error: warn)")
+            console.warning(f"{error}. The run continues without this checkpoint (on_save_error: warn)")
 
     def _prune(self, checkpoint: Path, batch: int, files: tuple[str, ...]) -> None:
         """Deletes what is superseded, unless nothing would be left that is known to be right."""
@@ -122,16 +122,20 @@ class CheckpointSaver(Callback):
             # Each rank reads what it has written, from the disk and not from memory.
             errors = dist.all_gather_object(_verify(checkpoint, files))
             if corrupt := [error for error in errors if error is not None]:
-                console.warning(f"warning: {corrupt[0]}. The checkpoints before it are kept")
+                console.warning(f"{corrupt[0]}. The checkpoints before it are kept")
                 return
             self._verified.add(checkpoint)
-        if superseded:
-            on_first_rank(lambda: _remove(superseded))
+        if dist.get_global_rank() == 0:
+            _remove(superseded)
 
 
 def _remove(superseded: Sequence[Path]) -> None:
+    """What cannot be deleted now is superseded the next time as well."""
     for path in superseded:
-        remove(path)
+        try:
+            remove(path)
+        except OSError as error:
+            console.warning(f"{path} is superseded, but cannot be deleted: {reason(error)}")
 
 
 def _verify(checkpoint: Path, files: tuple[str, ...]) -> CorruptCheckpointError | None:

@@ -7,6 +7,7 @@ from composer.utils import dist
 from data.base import console
 from data.base.durations import Clock
 from data.base.errors import ConfigError, DataError
+from data.base.redaction import redacted
 from data.tokenization.tokenizer import Tokenizer
 from train.composer_model import DbrxForComposer
 from train.config.sampling import Sampling, room
@@ -39,7 +40,7 @@ class Generate(Callback):
         texts = self._generate(state)
         for prompt, text in zip(self.shown, texts, strict=True):
             console.logger.info(f"batch {batch}: {prompt!r} -> {text!r}")
-        rows = [[batch, prompt, text] for prompt, text in zip(self.shown, texts, strict=True)]
+        rows = [[batch, redacted(prompt), redacted(text)] for prompt, text in zip(self.shown, texts, strict=True)]
         _log_table(logger, rows, batch)
 
     def _generate(self, state: State) -> list[str]:

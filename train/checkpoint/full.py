@@ -9,6 +9,7 @@ import torch
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
+from data.base.errors import ConfigError
 from train.checkpoint.storage.manifest import CorruptCheckpointError
 from train.checkpoint.storage.unpickle import load_values
 
@@ -69,14 +70,16 @@ class FullCheckpoint:
         out.copy_((whole if whole.dim() else whole.view(1))[start:stop])
 
     def load(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Fills the tensors, or this rank's parts of them."""
+        """Fills the tensors, or this rank's parts of them. Raises ConfigError when they have other shapes."""
         for key, out in tensors.items():
-            if key not in self.tensors or self.tensors[key].shape != out.shape:
-                raise CorruptCheckpointError(self.checkpoint.parent, self.checkpoint.name, f"has no such {key}")
-            whole = self.tensors[key]
-            if isinstance(out, DTensor):
-                shape, offsets = compute_local_shape_and_global_offset(out.shape, out.device_mesh, out.placements)
-                part = whole[tuple(slice(start, start + n) for start, n in zip(offsets, shape, strict=True))]
-                out.to_local().copy_(part)
-            else:
-                out.copy_(whole)
+            whole = self.tensors.get(key)
+            if whole is None or whole.shape != out.shape:
+                shape = "is missing" if whole is None else f"is {list(whole.shape)}, not {list(out.shape)}"
+                raise ConfigError(f"{self.checkpoint} does not hold the model of this config: {key} {shape}")
+            with torch.no_grad():
+                if isinstance(out, DTensor):
+                    shape, offsets = compute_local_shape_and_global_offset(out.shape, out.device_mesh, out.placements)
+                    part = whole[tuple(slice(start, start + n) for start, n in zip(offsets, shape, strict=True))]
+                    out.to_local().copy_(part)
+                else:
+                    out.copy_(whole)

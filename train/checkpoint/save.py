@@ -148,6 +148,8 @@ def _commit(part: Path, checkpoint: Path, state: bytes, config: str, manifest: M
         return None
     try:
         files = dict(manifest.files)
+        if missing := sorted(name for name in files if not (part / name).is_file()):
+            return OSError(errno.ENOENT, f"{missing[0]} was written on another node, but all nodes need to share it")
         for name, data in ((STATE, state), (CONFIG, config.encode())):
             write_synced(part / name, data)
             files[name] = digest_bytes(data)

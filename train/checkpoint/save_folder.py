@@ -77,6 +77,11 @@ def check_identity(checkpoint: Path, manifest: Manifest | None) -> None:
         raise CorruptCheckpointError(checkpoint, MANIFEST, f"is that of another run ({manifest.run_name})")
 
 
+def unverified(checkpoint: Path) -> str:
+    """A warning."""
+    return f"{checkpoint} has no manifest (it is of an earlier version): it is not verified"
+
+
 def read_run_id(folder: Path) -> str | None:
     """What identifies the run in all its checkpoints; None where nothing says it."""
     try:

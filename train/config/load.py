@@ -1,19 +1,16 @@
 """The only reader of configs: a YAML file and `key=value` become a TrainConfig, or a ConfigError with all problems."""
 
-import dataclasses
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-from omegaconf import OmegaConf
 
 from data.base.errors import ConfigError, ConfigErrors
 from data.config.build import UNRESOLVED, Builder, KeyHints
 from data.config.sections import Defect, check, is_within
 from data.config.suggest import known_paths
 from train.config import llm_foundry
-from train.config.reading.interpolation import VARIABLES, Unresolved, escaped, resolve, unused_variables
+from train.config.reading.interpolation import VARIABLES, Unresolved, resolve, unused_variables
 from train.config.reading.model_values import (
     PENDING,
     Pretrained,
@@ -25,6 +22,7 @@ from train.config.reading.model_values import (
     without_unwritten,
 )
 from train.config.reading.yaml_file import Written, read
+from train.config.redaction import saved_yaml
 from train.config.schema import TrainConfig
 from train.hf.repository import read_values
 from train.models.config import ModelConfig
@@ -88,8 +86,8 @@ def load_saved_config(path: Path) -> TrainConfig:
 
 
 def to_yaml(config: TrainConfig) -> str:
-    """The resolved config; `load_saved_config` reads it back as it was."""
-    return OmegaConf.to_yaml(OmegaConf.create(escaped(dataclasses.asdict(config))))
+    """The resolved config without its secrets; but for these `load_saved_config` reads it back as it was."""
+    return saved_yaml(config)
 
 
 def check_vocab(config: TrainConfig, tokenizer_vocab_size: int) -> None:

@@ -3,11 +3,12 @@
 Keys are those of composer.Trainer and of LLM Foundry wherever the thing is the same.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from data.base.durations import parse_duration
+from data.base.redaction import redacted
 from data.config.dataset import StreamConfig
 from data.config.loader import DataLoaderConfig
 from data.config.sections import Defect, Section, each
@@ -174,6 +175,26 @@ def _autoresume(config: "TrainConfig") -> Iterator[Defect]:
         yield Defect("autoresume", "is true, but there is no save_folder to resume from")
 
 
+def _names_without_secrets(config: "TrainConfig") -> Iterator[Defect]:
+    """In names of folders and metrics, and in checkpoints, which a resume compares, a secret cannot be hidden."""
+
+    def names_of(key: str) -> Iterator[Defect]:
+        if key == "run_name":
+            yield from _secret_names(key, [config.run_name or ""])
+        elif (loader := getattr(config, key)) is not None:
+            yield from _secret_names(f"{key}.dataset.streams", loader.dataset.streams or {})
+            yield from _secret_names(f"{key}.stages", [stage.name for stage in loader.stages])
+
+    yield from each(("run_name", "train_loader", "eval_loader"), names_of)
+
+
+def _secret_names(key: str, names: Iterable[str]) -> Iterator[Defect]:
+    for name in names:
+        if (shown := redacted(name)) != name:
+            text = f"has the name {shown!r}, in which there seems to be a secret, but names are written everywhere"
+            yield Defect(key, f"{text}: write another")
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(Section):
     """A run."""
@@ -193,6 +214,7 @@ class TrainConfig(Section):
         _adapter_rank,
         _packed_base,
         _autoresume,
+        _names_without_secrets,
     )
 
     max_seq_len: Annotated[int, Range(ge=2)]

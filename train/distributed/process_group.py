@@ -13,6 +13,7 @@ from torch.distributed import PrefixStore, is_initialized  # pyright: ignore[rep
 
 from data.base.console import node_logger
 from data.base.errors import ConfigError, Problems
+from data.base.redaction import redacted
 from train.distributed.rank_store import address, connect, serves, why_not_served
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def sharing_failures(problems: Problems | None = None) -> Iterator[None]:
         if _must_join():
             with suppress(ConfigError, RuntimeError):
                 if held is not None or why_not_served(_REPORT_SECONDS) is None:
-                    text = f"rank {os.environ['RANK']} failed: {error or type(error).__name__}"
+                    text = redacted(f"rank {os.environ['RANK']} failed: {error or type(error).__name__}")
                     connect(_REPORT_SECONDS).compare_set(_FAILED, "", text)  # the first one counts
         raise
 

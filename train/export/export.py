@@ -18,7 +18,7 @@ from data.base.locks import exclusive_unless
 from data.base.sizes import format_bytes
 from data.hub.repository_files import check_saved_tokenizer
 from train.checkpoint.reader import CheckpointReader
-from train.checkpoint.save_folder import check_writable, checkpoints
+from train.checkpoint.save_folder import check_identity, check_writable, checkpoints, is_complete, unverified
 from train.config.load import load_saved_config
 from train.config.schema import TrainConfig
 from train.export.model_card import model_card
@@ -106,21 +106,25 @@ def open_run(checkpoint: Path) -> Run:
             )
     check_saved_tokenizer(tokenizer)
     resolved = load_saved_config(config)
-    source = whole_weights(CheckpointReader(checkpoint), resolved)
+    reader = CheckpointReader(checkpoint)
+    check_identity(checkpoint, reader.manifest)
+    if reader.manifest is None:
+        logger.warning(unverified(checkpoint))
+    source = whole_weights(reader, resolved)
     return Run(checkpoint, resolved, tokenizer, json.loads(generation.read_text(encoding="utf-8")), source)
 
 
 def find_checkpoint(path: Path) -> Path:
     """The checkpoint that a path means: itself, what it links to, or the newest complete one in a save folder."""
     real = path.resolve()
-    if (real / ".metadata").is_file():
+    if real.is_dir() and is_complete(real):
         return real
     inside = [found for found in checkpoints(real) if found.is_dir()]
     if inside:
         return inside[-1]
     raise ConfigError(
-        f"{path} is not a sharded checkpoint (a folder such as ep0-ba100 with .metadata in it), nor a folder of them, "
-        f"but {_describe(path)}"
+        f"{path} is not a checkpoint (a folder such as ep0-ba100 with manifest.json in it), nor a folder of them, but "
+        f"{_describe(path)}"
     )
 
 
@@ -128,7 +132,7 @@ def _describe(path: Path) -> str:
     if not path.exists():
         return f"a link to {path.readlink()}, which is not there" if path.is_symlink() else "nothing is there"
     if path.is_file():
-        return "a file; a full checkpoint is not exported: train with fsdp_config.state_dict_type: sharded"
+        return "a file; resume the run from it, whose next checkpoint is a folder"
     names = sorted(entry.name for entry in path.iterdir())
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
     return f"a folder that holds {', '.join(names[:5])}{more}" if names else "an empty folder"

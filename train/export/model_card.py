@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from data.base.addresses import without_login
+from data.base.redaction import redacted
 from data.base.versions import versions
 from data.config.dataset import DatasetConfig
 from train.checkpoint.save_folder import RECORD, batch_of
@@ -54,7 +54,7 @@ def model_card(checkpoint: Path, config: TrainConfig, precision: str) -> str:
         _section("Versions", _table("package", "version", record.get("versions", versions()))),
         "<details><summary>The run's config</summary>\n\n```yaml\n" + masked_yaml(config) + "```\n\n</details>",
     ]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    return redacted("\n\n".join(part for part in parts if part) + "\n")
 
 
 def front_matter(library: str, base: str | None) -> str:
@@ -115,7 +115,7 @@ def _source(dataset: DatasetConfig) -> str:
     if isinstance(value, dict):
         value = [f"{split}: {files}" for split, files in value.items()]
     text = ", ".join(value) if isinstance(value, list) else str(value)
-    return without_login(text if dataset.split is None else f"{text} ({dataset.split})")
+    return text if dataset.split is None else f"{text} ({dataset.split})"
 
 
 def _training(config: TrainConfig, record: dict[str, Any]) -> str:

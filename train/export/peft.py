@@ -12,6 +12,7 @@ import torch
 
 from data.base.console import logger
 from data.base.errors import ConfigError, cannot_be
+from data.base.redaction import redacted, without_secrets
 from data.base.sizes import format_bytes, progress_bar
 from train.checkpoint.reader import CheckpointReader
 from train.config.load import load_saved_config
@@ -56,7 +57,7 @@ def export_peft(checkpoint: Path, output: Path, precision: Precision = "fp32") -
             raise ConfigError(f"the adapter needs {format_bytes(size)}, but {has}")
         base = config.model.pretrained_model_name_or_path
         write_json(part / "adapter_config.json", peft_config(config.model, config.lora, base))
-        (part / "README.md").write_text(_readme(config, base), encoding="utf-8")
+        (part / "README.md").write_text(redacted(_readme(config, base)), encoding="utf-8")
         _check_finite(reader, adapter_shapes(config.model, config.lora))
         with progress_bar("adapter", size, disable=None) as progress:
             write_file(source, part / PEFT_WEIGHTS, source.shapes, precision, progress)
@@ -92,7 +93,7 @@ def peft_config(model: ModelConfig, lora: LoraConfig, base: str | None) -> dict[
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base,
+        "base_model_name_or_path": without_secrets(base).text if base is not None else None,
         "r": wide * lora.r,
         "lora_alpha": wide * lora.alpha,
         # Of training alone, and refused by PEFT beside target_parameters.

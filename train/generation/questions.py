@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from data.base.errors import ConfigError, DataError, os_errors_named
 from data.base.problems import Problem, Reading
+from data.base.redaction import redacted
 from data.examples.examples import read_examples
 from data.examples.forms import FORMS, Conversation, Example, PromptResponse
 from data.sources.formats.lines import parse_line
@@ -97,7 +98,7 @@ def encode_one(question: Question, tokenizer: Tokenizer) -> list[int]:
         try:
             text.encode()
         except UnicodeEncodeError as error:
-            raise DataError(f"{text[:40]!r} is not UTF-8 text (character {error.start + 1})") from None
+            raise DataError(f"{redacted(text)[:40]!r} is not UTF-8 text (character {error.start + 1})") from None
     if isinstance(question, PromptResponse):
         return tokenizer.encode(question.prompt).tolist()
     return encode_question(replace(question, messages=question.messages[:-1]), tokenizer).tolist()
@@ -108,7 +109,7 @@ def encode(questions: Sequence[Question], opened: "Opened", sampling: Sampling) 
     prompts = []
     for number, question in enumerate(questions, start=1):
         ids = encode_one(question, opened.tokenizer)
-        name = f"prompt {number} ({question_text(question)[:40]!r})"
+        name = f"prompt {number} ({redacted(question_text(question))[:40]!r})"
         if not ids:
             raise DataError(f"{name} is empty: there is nothing to go on from")
         if room(len(ids), sampling, opened.decoder.max_seq_len) < 1:

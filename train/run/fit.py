@@ -27,7 +27,7 @@ from train.hardware.device import Device, choose_device
 from train.models.precision import on_device
 from train.optim.optimizers import build_optimizer
 from train.planning.run_data import RunData
-from train.run.inputs import Inputs, describe, open_inputs, starting_from
+from train.run.inputs import Inputs, describe, open_inputs, starting_from, warnings_about
 from train.run.loaders import build_eval_loader, build_train_loader
 from train.run.model import build_model
 from train.run.restore import restore
@@ -119,6 +119,8 @@ def _initialize(inputs: Inputs, config: TrainConfig, device: ComposerDevice) -> 
     chosen = [inputs.run_name, inputs.start]
     dist.broadcast_object_list(chosen, src=0)
     inputs = starting_from(inputs, config, *chosen)
+    for line in warnings_about(inputs):
+        logger.warning(line)
     for line in describe(inputs, config):
         logger.info(line)
     return inputs

@@ -18,7 +18,8 @@ from data.sources.source import Source
 from data.tokenization.build import build_tokenizer
 from data.tokenization.tokenizer import Tokenizer
 from train.checkpoint.owner import check_unowned
-from train.checkpoint.save_folder import check_writable, fill_in, local_folder, run_name_of
+from train.checkpoint.reader import CheckpointReader
+from train.checkpoint.save_folder import check_writable, fill_in, local_folder, run_name_of, unverified
 from train.config.load import check_vocab
 from train.config.schema import TrainConfig
 from train.hf.repository import KEY
@@ -110,7 +111,6 @@ def describe(inputs: Inputs, config: TrainConfig) -> Iterator[str]:
     """Lines for the console: what the run starts from, and its data."""
     start = inputs.start
     if start is not None and start.resuming:
-        yield from passed_over(start)
         yield f"autoresume: resuming from {start.path}"
     elif config.autoresume:
         yield f"autoresume: no checkpoint in {inputs.folder}, starting from the beginning"
@@ -129,14 +129,17 @@ def describe(inputs: Inputs, config: TrainConfig) -> Iterator[str]:
         )
 
 
-def passed_over(start: Start) -> Iterator[str]:
-    """Lines that say which newer checkpoints are corrupt, and what is not verified."""
-    for error in start.corrupt:
-        yield f"WARNING: {error}"
-    if start.corrupt:
-        yield f"WARNING: the run resumes from {start.path.name}, and the batches after it are trained again"
-    if start.run_id is None:
-        yield f"warning: {start.path} has no manifest (it is of an earlier version): it is not verified"
+def warnings_about(inputs: Inputs) -> Iterator[str]:
+    """Which newer checkpoints are corrupt, and what is not verified."""
+    start, weights = inputs.start, inputs.weights
+    if start is not None:
+        yield from map(str, start.corrupt)
+        if start.corrupt:
+            yield f"RESUMING FROM AN EARLIER CHECKPOINT, {start.path.name}: the batches after it are trained again"
+        if start.run_id is None:
+            yield unverified(start.path)
+    if isinstance(weights, CheckpointReader) and weights.manifest is None:
+        yield unverified(weights.checkpoint)
 
 
 def _find_sources(config: TrainConfig, problems: Problems, *, rehash: bool) -> dict[str, dict[str, Source | MdsFolder]]:

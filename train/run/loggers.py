@@ -10,6 +10,7 @@ from composer.loggers import FileLogger, Logger, LoggerDestination, TensorboardL
 from composer.utils import dist
 
 from data.base.errors import ConfigError, cannot_be
+from data.base.redaction import redacted, without_secrets
 from train.config.callbacks import LoggersConfig
 
 
@@ -35,11 +36,12 @@ class Tensorboard(TensorboardLogger):
 
 
 class LogFile(FileLogger):
-    """Composer's, which also copies stdout and stderr: until the file system refuses a line, which is raised once."""
+    """Composer's, which also copies stdout and stderr: until the file system refuses a line, which is raised once.
+    Secrets are hidden."""
 
     def write(self, prefix: str, s: str) -> None:
         with self._closed_when_refused():
-            super().write(prefix, s)
+            super().write(prefix, redacted(s))
 
     def _flush_file(self, logger: Logger) -> None:
         with self._closed_when_refused():
@@ -73,14 +75,19 @@ def build_loggers(config: LoggersConfig, run_name: str) -> list[LoggerDestinatio
         _check_wandb()
         loggers.append(
             WandBLogger(
-                project=wandb.project,
-                entity=wandb.entity,
-                group=wandb.group,
-                name=wandb.name or run_name,
-                tags=wandb.tags or None,
+                project=_sent(wandb.project),
+                entity=_sent(wandb.entity),
+                group=_sent(wandb.group),
+                name=_sent(wandb.name or run_name),
+                tags=[without_secrets(tag).text for tag in wandb.tags] or None,
             )
         )
     return loggers
+
+
+def _sent(value: str | None) -> str | None:
+    """As a run that is started with the saved config sends it."""
+    return None if value is None else without_secrets(value).text
 
 
 def _check_wandb() -> None:

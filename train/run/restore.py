@@ -12,7 +12,7 @@ from train.config.schema import TrainConfig
 from train.distributed.first_rank import on_first_rank
 from train.models.dbrx import DbrxForCausalLM
 from train.models.recompute import named_parameters
-from train.run.inputs import Inputs, passed_over, starting_from
+from train.run.inputs import Inputs, starting_from, warnings_about
 from train.weights.start import Start, fall_back
 
 
@@ -39,9 +39,10 @@ def _without(inputs: Inputs, config: TrainConfig, start: Start, error: CorruptCh
     on_first_rank(lambda: chosen.append(fall_back(config, inputs.folder, start, error)))
     found = [chosen[0] if chosen else None]
     dist.broadcast_object_list(found, src=0)
-    for line in passed_over(found[0]) if found[0] is not None else ():
+    inputs = starting_from(inputs, config, inputs.run_name, found[0])
+    for line in warnings_about(inputs):
         logger.warning(line)
-    return starting_from(inputs, config, inputs.run_name, found[0])
+    return inputs
 
 
 def _check_optimizer(start: Start, optimizer: torch.optim.Optimizer) -> None:

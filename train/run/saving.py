@@ -45,7 +45,7 @@ def owned(config: TrainConfig, inputs: Inputs) -> Iterator[Owner | None]:
 
 def _check_unchanged(folder: Path, config: TrainConfig, inputs: Inputs) -> None:
     """A run that ended while this one opened its inputs may have saved more."""
-    if not config.autoresume:
+    if config.save_overwrite and not config.autoresume:
         return
     known = {error.checkpoint for error in inputs.start.corrupt} if inputs.start is not None else set()
     newest = next((path for path in reversed(checkpoints(folder)) if path not in known), None)

@@ -7,11 +7,11 @@ from typing import Any
 
 from data.base.errors import ConfigError
 from data.config.suggest import show
-from train.checkpoint.load import open_checkpoint
+from train.checkpoint.load import Checkpoint, open_checkpoint
 from train.checkpoint.reader import CheckpointReader
 from train.checkpoint.save_folder import check_identity, check_save_folder, checkpoints, is_complete
 from train.checkpoint.state import RunState, read_state
-from train.checkpoint.storage.manifest import MANIFEST, CorruptCheckpointError
+from train.checkpoint.storage.manifest import CONFIG, MANIFEST, CorruptCheckpointError
 from train.config.load import load_saved_config
 from train.config.schema import TrainConfig
 from train.hf.config_json import at
@@ -30,7 +30,7 @@ class Start:
     resuming: bool
     """It is the run's own, found by autoresume."""
     run_id: str | None = None
-    """Of the run that wrote it, where that is known."""
+    """Of the run that wrote it; None where there is no manifest."""
     corrupt: tuple[CorruptCheckpointError, ...] = ()
     """Newer checkpoints that were passed over."""
 
@@ -58,8 +58,9 @@ def find_start(
     check_start(path, config, "load_path", whole_state=not config.load_weights_only)
     if frozen_base(config) is not None:
         return None
-    state = None if config.load_weights_only else read_state(open_checkpoint(path))
-    return Start(path=path, state=state, resuming=False)
+    checkpoint = open_checkpoint(path)
+    state = None if config.load_weights_only else read_state(checkpoint)
+    return Start(path=path, state=state, resuming=False, run_id=_run_id(checkpoint))
 
 
 def _newest(config: TrainConfig, folder: Path, corrupt: list[CorruptCheckpointError]) -> Start | None:
@@ -92,8 +93,14 @@ def _stopped(error: CorruptCheckpointError) -> ConfigError:
 def _open(path: Path, config: TrainConfig, corrupt: Sequence[CorruptCheckpointError]) -> Start:
     check_start(path, config, "autoresume", whole_state=True)
     checkpoint = open_checkpoint(path)
-    run_id = checkpoint.manifest.run_id if checkpoint.manifest is not None else None
+    if isinstance(checkpoint, CheckpointReader) and checkpoint.manifest is not None:
+        checkpoint.read_file(CONFIG)  # `check_start` has used it
+    run_id = _run_id(checkpoint)
     return Start(path=path, state=read_state(checkpoint), resuming=True, run_id=run_id, corrupt=tuple(corrupt))
+
+
+def _run_id(checkpoint: Checkpoint) -> str | None:
+    return checkpoint.manifest.run_id if checkpoint.manifest is not None else None
 
 
 def fall_back(config: TrainConfig, folder: Path | None, start: Start, error: CorruptCheckpointError) -> Start:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.core.multiarray import _reconstruct  # pyright: ignore[reportAttributeAccessIssue]: its place in all numpys
 from torch.distributed.checkpoint import filesystem, metadata
+from torch.torch_version import TorchVersion
 
 from train.checkpoint.storage.manifest import CorruptCheckpointError
 
@@ -42,12 +43,14 @@ _VALUES: list[Any] = [
     np.dtype,
     type(np.dtype(np.uint32)),
     OrderedDict,
+    TorchVersion,
     (_reconstruct, "numpy.core.multiarray._reconstruct"),
     (_reconstruct, "numpy._core.multiarray._reconstruct"),
 ]
-"""What torch.load(weights_only=True) does not take by itself: the random state of numpy, and lengths of time."""
+"""What torch.load(weights_only=True) does not take by itself: the random state of numpy, lengths of time, versions."""
 
-_REFUSED = re.compile(r"GLOBAL ([\w.]+)|[Uu]nsupported (?:global|class)\W+([\w.]+)|class or function ([\w.]+)")
+_REFUSED = re.compile(r"GLOBAL ([\w.]+)")
+"""How torch's errors name what they do not allow."""
 
 
 class _MetadataUnpickler(pickle.Unpickler):
@@ -98,6 +101,5 @@ def _defect(error: Exception) -> str:
     if text.startswith("names "):
         return text
     if isinstance(error, pickle.UnpicklingError) and (found := _REFUSED.search(text)):
-        named = next(group for group in found.groups() if group)
-        return f"names {named}, which is no part of a checkpoint: it was not run"
+        return f"names {found[1]}, which is no part of a checkpoint: it was not run"
     return f"cannot be read: {text.splitlines()[0] if text else type(error).__name__}"

@@ -1,0 +1,252 @@
+"""What a secret is, by the name beside it and by its shape, and texts without secrets.
+
+Everything that is shown or written goes through `redacted`, which puts *** in the place of a secret. What is read again
+goes through `without_secrets`, which leaves it out.
+"""
+
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+HIDDEN = "***"
+
+AWS_KEYS = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+_OF_SCHEME = {
+    "s3": AWS_KEYS,
+    "gs": "GCS_KEY and GCS_SECRET, or GOOGLE_APPLICATION_CREDENTIALS",
+    "hf": "HF_TOKEN",
+    "sftp": "COMPOSER_SFTP_KEY_FILE",
+    "azure": "AZURE_ACCOUNT_NAME and AZURE_ACCOUNT_ACCESS_KEY",
+    "azure-dl": "AZURE_ACCOUNT_NAME and AZURE_ACCOUNT_ACCESS_KEY",
+}
+"""Scheme of an address -> the environment variables from which Streaming takes the login."""
+_USER_IS_A_PLACE = ("sftp", "ssh", "git+ssh", "oci", "abfs", "abfss", "wasb", "wasbs")
+"""Schemes with a name before the @ that says where: a user, a bucket, a container."""
+
+_OF_WORD = {"hf": "HF_TOKEN", "hub": "HF_TOKEN", "wandb": "WANDB_API_KEY", "aws": AWS_KEYS}
+"""A word of a secret's name -> the environment variables that hold it."""
+_LONGEST_SCHEME = 20
+_LONG = 8
+"""Characters of what is hidden wherever it is repeated."""
+
+# Names.
+
+_SECRET = re.compile(
+    r"password|passwd|passphrase|pwd|secret|credential|(api|access|secret|private)key|(auth|access)token"
+)
+_KIND_OF_KEY = re.compile(
+    r"api|access|secret|private|auth|account|encryption|signing|service|shared|master|client|storage|subscription|ssh"
+    r"|hf|wandb|aws|azure|gcs|openai|anthropic"
+)
+"""What comes before `key` where it is a secret: keys of mappings and of sorting are none."""
+_TOKEN_OF_TEXT = re.compile(
+    r"eos|bos|pad|unk|sep|cls|mask|start|end|begin|stop|special|additional|added|extra|think|image|audio|video|system"
+    r"|assistant|role|turn|first|last|next|previous|prev|new|per|each|every|memory|prefix|suffix|middle|sentinel|prompt"
+    r"|response|text|byte|chat|tool|loss|current|final|initial"
+)
+"""What comes before `token` where it is a part of a text."""
+_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
+
+
+def is_secret_name(name: str) -> bool:
+    """Whether a key, parameter or variable of this name holds a secret: `hf_token`, `AWS_SECRET_ACCESS_KEY`,
+    `hf_kwargs.token`; not `eos_token`, `max_new_tokens`, `tokenizer` or `key`."""
+    words = [word.lower() for word in _WORD.findall(name.rpartition(".")[2])]
+    before, last = ("", "", *words)[-2:]
+    if last == "token":
+        return _TOKEN_OF_TEXT.fullmatch(before) is None
+    if last == "key":
+        return _KIND_OF_KEY.fullmatch(before) is not None
+    return words[-3:] == ["access", "key", "id"] or _SECRET.fullmatch(last) is not None
+
+
+def variable_of(name: str) -> str:
+    """The environment variables that hold the secret of this name; empty text where none are known."""
+    words = [word.lower() for word in _WORD.findall(name)]
+    return next((variable for word, variable in _OF_WORD.items() if word in words), "")
+
+
+# Shapes.
+
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_SCHEME_BEFORE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*\Z")
+_LOGIN = re.compile(
+    r"""://(?P<secret>[^/\s"<>]{1,1024}                 # up to the last @ before the path;
+    |[^/\s:@\["<>]{1,256}:(?!\d+/)[^\s@"<>]{1,1024}  # or the password has a / in it, as secret keys of AWS may
+    )@""",
+    re.VERBOSE,
+)
+_PARAMETER = re.compile(r"[?&](?P<name>[\w.-]{1,64})=(?P<secret>[^&\s#\"'<>]+)")
+_QUERY = re.compile(r"\?(?P<query>[^\s#?]*)")
+_NAME = re.compile(
+    r"""(?<![\w.-])(?P<name>-{0,2}[A-Za-z_][\w-]*+(?:\[\d+\]|\.[\w-]+)*+)
+    (?=(?P<between>\\?["']?\s{0,3}[:=](?![:=])\s{0,3}|\s(?:is|was|has)\s(?=["'])))""",
+    re.VERBOSE,
+)
+_VALUE = re.compile(
+    r"""\\"(?P<escaped>[^"\\\n]*)|"(?P<double>(?:[^"\\\n]|\\.)*)|'(?P<single>(?:[^'\\\n]|\\.)*)
+    |(?P<plain>[^\s,;&"'()\[\]{}<>\\]+)""",
+    re.VERBOSE,
+)
+_CALL = re.compile(r"[A-Za-z_][\w.]*[(\[]")
+_NO_SECRET = re.compile(r"null|none|true|false|~|\d{1,3}|[$<[].*|", re.IGNORECASE | re.DOTALL)
+"""What may stand beside the name of a secret: nothing, a switch, a variable of the shell, or `<|endoftext|>`."""
+
+_BY_SHAPE: tuple[tuple[str, re.Pattern[str]], ...] = (
+    (
+        "HF_TOKEN",  # hf_checkpointer is a key
+        re.compile(r"(?<![A-Za-z0-9])(?:hf|api_org)_(?P<secret>(?=[a-z]*[A-Z0-9]|[a-z]{16})[A-Za-z0-9]{12,})"),
+    ),
+    (AWS_KEYS, re.compile(r"(?<![A-Za-z0-9])A[KS]IA(?P<secret>[A-Z0-9]{16})(?![A-Za-z0-9])")),
+    (AWS_KEYS, re.compile(r"A[KS]IA[A-Z0-9]{16}[\s:,;|]{1,3}(?P<secret>[A-Za-z0-9/+]{40})(?![A-Za-z0-9/+])")),
+    ("WANDB_API_KEY", re.compile(r"(?<![A-Za-z0-9])local-(?P<secret>[0-9a-f]{40})(?![0-9a-z])")),
+    ("WANDB_API_KEY", re.compile(r"wandb_v\d_(?P<secret>[\w-]{16,})")),
+    (
+        "WANDB_API_KEY",  # 40 hexadecimal digits, which a commit of git has as well
+        re.compile(
+            r"(?:wandb|w&b)[^\n]{0,40}?(?:key|login|password)\W{1,4}(?:\w+\W{1,4}){0,2}?(?P<secret>[0-9a-f]{40})"
+            r"(?![0-9a-f])",
+            re.IGNORECASE,
+        ),
+    ),
+    (
+        "",
+        re.compile(r"""authorization\\?["']?\s{0,3}[:=]\s{0,3}\\?["']?(?P<secret>[^\n"'\\]+)""", re.IGNORECASE),
+    ),
+    ("", re.compile(r"\bbearer\s{1,3}(?P<secret>(?=\S*\d|\S{16})[\w.~+/=-]{8,})", re.IGNORECASE)),
+)
+"""(the environment variable from which it is taken, the shape)."""
+
+
+class _Secret(NamedTuple):
+    start: int
+    end: int
+    source: str
+    """The environment variables that hold it for a run; empty where none does."""
+
+
+class Stripped(NamedTuple):
+    """A text without its secrets."""
+
+    text: str
+    sources: list[str]
+    """For each secret the environment variables that take its place; empty text where none does."""
+
+
+def is_address(text: str) -> bool:
+    """Does it begin with a scheme, such as https:// or s3://?"""
+    return _SCHEME.match(text) is not None
+
+
+def redacted(text: str) -> str:
+    """The text with *** in the place of each secret."""
+    if not (secrets := _secrets(text)):
+        return text
+    result = _replaced(text, secrets, HIDDEN)
+    # Libraries quote parts of an address, such as `Invalid bucket name "KEY:SECRET@bucket"`, or what is before a /.
+    for match in _LOGIN.finditer(text):
+        login = match["secret"]
+        _, colon, password = login.partition(":")
+        for part in (login, password, *password.split("/")) if colon else ():
+            if len(part) >= _LONG:
+                result = result.replace(part, HIDDEN)
+    return result
+
+
+def without_secrets(text: str) -> Stripped:
+    """A value of a config as it can be read again: an address without login and secret parameters; of a secret
+    elsewhere in the text only what says of which kind it is stays, such as `hf_`."""
+    sources: list[str] = []
+
+    def without_login(match: re.Match[str]) -> str:
+        scheme, user = _scheme(text, match), match["secret"].partition(":")[0]
+        if not _is_secret_login(scheme, match["secret"]):
+            return match[0]
+        sources.append(_OF_SCHEME.get(scheme, ""))
+        return f"://{user}@" if scheme in _USER_IS_A_PLACE else "://"
+
+    def without_parameters(match: re.Match[str]) -> str:
+        parameters = match["query"].split("&")
+        kept = [one for one in parameters if not _is_secret_parameter(one.partition("=")[0])]
+        sources.extend([""] * (len(parameters) - len(kept)))
+        return f"?{'&'.join(kept)}" if kept else ""
+
+    result = _LOGIN.sub(without_login, text)
+    if is_address(text):
+        result = _QUERY.sub(without_parameters, result)
+    left = _secrets(result)
+    return Stripped(_replaced(result, left, ""), sources + [secret.source for secret in left])
+
+
+def without_login(address: str) -> str:
+    """The address as it names the same place whoever reads it: for identities, and for what is noted of a source."""
+    return without_secrets(address).text if is_address(address) else address
+
+
+def _secrets(text: str) -> list[_Secret]:
+    """In their order, of those that overlap the one that begins first."""
+    found: list[_Secret] = []
+    for secret in sorted(_found(text)):
+        if not found or secret.start >= found[-1].end:
+            found.append(secret)
+        elif secret.end > found[-1].end:
+            found[-1] = found[-1]._replace(end=secret.end)
+    return found
+
+
+def _found(text: str) -> Iterator[_Secret]:
+    for match in _LOGIN.finditer(text):
+        if _is_secret_login(scheme := _scheme(text, match), match["secret"]):
+            yield _Secret(*match.span("secret"), _OF_SCHEME.get(scheme, ""))
+    for match in _PARAMETER.finditer(text):
+        if _is_secret_parameter(match["name"]):
+            yield _Secret(*match.span("secret"), "")
+    yield from _found_by_name(text)
+    for source, shape in _BY_SHAPE:
+        for match in shape.finditer(text):
+            yield _Secret(*match.span("secret"), source)
+
+
+def _found_by_name(text: str) -> Iterator[_Secret]:
+    end = 0
+    for match in _NAME.finditer(text):
+        if match.start() < end or not is_secret_name(match["name"]):
+            continue
+        value = _VALUE.match(text, match.end("between"))
+        if value is None or _NO_SECRET.fullmatch(value[value.lastgroup or 0]) or not _is_followed_by_value(text, match):
+            continue
+        end = value.end()
+        yield _Secret(*value.span(value.lastgroup or 0), variable_of(match["name"]))
+
+
+def _replaced(text: str, secrets: list[_Secret], by: str) -> str:
+    parts, end = [], 0
+    for secret in secrets:
+        parts += [text[end : secret.start], by]
+        end = secret.end
+    return "".join([*parts, text[end:]])
+
+
+def _scheme(text: str, match: re.Match[str]) -> str:
+    before = _SCHEME_BEFORE.search(text, max(match.start() - _LONGEST_SCHEME, 0), match.start())
+    return before[0].lower() if before is not None else ""
+
+
+def _is_secret_login(scheme: str, login: str) -> bool:
+    return ":" in login or scheme not in _USER_IS_A_PLACE
+
+
+def _is_secret_parameter(name: str) -> bool:
+    return is_secret_name(name) or name.lower().rpartition("-")[2] in ("sig", "signature", "key")
+
+
+def _is_followed_by_value(text: str, match: re.Match[str]) -> bool:
+    """Whether what follows the name is its value, and not more of a sentence."""
+    name, between = match["name"], match["between"]
+    if _CALL.match(text, match.end("between")):
+        return " " not in between  # a line of a program, in a traceback
+    if "=" in between or name.lower() != "token":
+        return True
+    # A token is mostly one of a text.
+    line = text[text.rfind("\n", 0, match.start()) + 1 : match.start()]
+    return ":" in between and (line.endswith(('"', "'")) or not line.strip(" -{"))

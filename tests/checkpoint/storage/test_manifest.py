@@ -1,0 +1,121 @@
+"""A manifest says exactly which files a checkpoint has; nothing else passes for it."""
+
+import json
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+
+from data.base.errors import ConfigError
+from tests.helpers.committed import commit
+from train.checkpoint.save_folder import check_identity, checkpoints
+from train.checkpoint.storage.files import CheckpointFiles, verify_files
+from train.checkpoint.storage.manifest import MANIFEST, CorruptCheckpointError, read_manifest
+
+
+def make(folder: Path, name: str = "ep0-ba4", fill: int = 1, run_id: str = "a-run") -> Path:
+    checkpoint = folder / name
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "__0_0.distcp").write_bytes(bytes([fill]) * 5000)
+    (checkpoint / "state.json").write_text("{}")
+    return commit(checkpoint, run_id)
+
+
+def test_what_is_committed_is_verified(tmp_path: Path) -> None:
+    checkpoint = make(tmp_path)
+    manifest = read_manifest(checkpoint)
+    assert manifest is not None
+    assert (manifest.batch, manifest.size, sorted(manifest.files)) == (4, 5002, ["__0_0.distcp", "state.json"])
+    read: list[int] = []
+    verify_files(checkpoint, progress=read.append)
+    assert sum(read) == 5002
+    assert CheckpointFiles(checkpoint).read("state.json") == b"{}"
+
+
+def test_any_changed_byte_of_a_manifest_is_seen_or_says_the_same(tmp_path: Path) -> None:
+    checkpoint = make(tmp_path)
+    true, data, draw = read_manifest(checkpoint), (checkpoint / MANIFEST).read_bytes(), random.Random(0)
+    seen = 0
+    for place in range(0, len(data), 3):
+        flipped = bytearray(data)
+        flipped[place] ^= 1 << draw.randrange(8)
+        (checkpoint / MANIFEST).write_bytes(flipped)
+        try:
+            found = read_manifest(checkpoint)
+        except CorruptCheckpointError:
+            seen += 1
+        else:
+            assert found == true
+    assert seen > len(data) / 3 * 0.8, "the rest are spaces and ends of lines"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda folder: (folder / MANIFEST).unlink(), r"manifest.json is missing"),
+        (lambda folder: (folder / MANIFEST).write_text(""), r"manifest.json is damaged"),
+        (lambda folder: (folder / MANIFEST).write_text("[" * 10000), r"manifest.json is damaged"),
+        (lambda folder: (folder / "state.json").unlink(), r"state.json is missing"),
+        (lambda folder: (folder / "state.json").write_text("{ }"), r"state.json has 3 bytes, but 2 were written"),
+    ],
+)
+def test_what_is_not_whole_is_named(tmp_path: Path, change, said: str) -> None:
+    checkpoint = make(tmp_path)
+    change(checkpoint)
+    with pytest.raises(CorruptCheckpointError, match=rf"^checkpoint {checkpoint} is corrupt: {said}"):
+        CheckpointFiles(checkpoint)
+
+
+def test_without_its_marker_there_is_no_checkpoint(tmp_path: Path) -> None:
+    checkpoint = make(tmp_path)
+    assert checkpoints(tmp_path) == [checkpoint]
+    (checkpoint / MANIFEST).unlink()
+    assert checkpoints(tmp_path) == []
+
+
+def test_a_file_of_another_checkpoint_is_named_as_that(tmp_path: Path) -> None:
+    ours, other = make(tmp_path, fill=1), make(tmp_path, "ep0-ba2", fill=2)
+    shutil.copy(other / "__0_0.distcp", ours)
+    said = r"__0_0.distcp has other bytes than were written, in \[0, 5,000\): it is __0_0.distcp of ep0-ba2"
+    with pytest.raises(CorruptCheckpointError, match=said):
+        verify_files(ours)
+
+
+def test_a_checkpoint_under_another_name_or_of_another_run_is_refused(tmp_path: Path) -> None:
+    moved = make(tmp_path).rename(tmp_path / "ep0-ba6")
+    with pytest.raises(CorruptCheckpointError, match=r"manifest.json is that of batch 4"):
+        check_identity(moved, read_manifest(moved))
+    (tmp_path / "run.json").write_text('{"run_id": "mine"}')
+    foreign = make(tmp_path, "ep0-ba8", run_id="another")
+    with pytest.raises(CorruptCheckpointError, match=r"manifest.json is that of another run"):
+        check_identity(foreign, read_manifest(foreign))
+    check_identity(mine := make(tmp_path, "ep0-ba9", run_id="mine"), read_manifest(mine))
+
+
+@pytest.mark.parametrize("name", ["../x", "/etc/passwd", "a/b", "..", "", "manifest.json", "a\\b"])
+def test_a_name_that_leads_elsewhere_is_refused(tmp_path: Path, name: str) -> None:
+    checkpoint = make(tmp_path)
+    _rewrite(checkpoint, lambda values: values["files"].update({name: values["files"]["state.json"]}))
+    with pytest.raises(CorruptCheckpointError, match="which is not a file of the checkpoint"):
+        read_manifest(checkpoint)
+    with pytest.raises(CorruptCheckpointError), CheckpointFiles(make(tmp_path, "ep0-ba5")).open(name):
+        pass
+
+
+def test_a_newer_format_is_not_called_corrupt(tmp_path: Path) -> None:
+    checkpoint = make(tmp_path)
+    _rewrite(checkpoint, lambda values: values.update(format=2))
+    with pytest.raises(ConfigError, match=r"has format 2, but this version reads 1") as caught:
+        read_manifest(checkpoint)
+    assert not isinstance(caught.value, CorruptCheckpointError)
+
+
+def _rewrite(checkpoint: Path, change) -> None:
+    """With a hash that is right."""
+    from train.checkpoint.storage.digests import text_hash
+
+    values = json.loads((checkpoint / MANIFEST).read_text())["manifest"]
+    change(values)
+    canonical = json.dumps(values, sort_keys=True, separators=(",", ":"))
+    (checkpoint / MANIFEST).write_text(json.dumps({"manifest": values, "xxh3_128": text_hash(canonical)}))

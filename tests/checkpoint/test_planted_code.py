@@ -1,0 +1,116 @@
+"""Code that is planted in a checkpoint does not run, wherever it is, and is named."""
+
+import os
+import pickle
+import re
+import shutil
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+from data.base.errors import ConfigError
+from tests.helpers.small_export import write_run
+from train.checkpoint.load import open_checkpoint
+from train.checkpoint.reader import CheckpointReader
+from train.checkpoint.state import read_state
+from train.export.export import export
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "run" / "ep0-ba4"
+
+
+class Runs:
+    def __init__(self, canary: Path) -> None:
+        self.canary = canary
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.canary),)
+
+
+def _nested() -> dict[str, Any]:
+    """All that a checkpoint of an earlier version holds, as its Trainer's state was."""
+    reader = CheckpointReader(GOLDEN)
+    nested: dict[str, Any] = {}
+    for key, path in (reader.metadata.planner_data or {}).items():
+        if path[1] == "metadata":
+            continue
+        inner = nested
+        for part in path[:-1]:
+            inner = inner.setdefault(part, {})
+        is_tensor = isinstance(reader.metadata.state_dict_metadata[key], TensorStorageMetadata)
+        size = reader.describe(key)[0] if is_tensor else ()
+        inner[path[-1]] = (reader.tensor(key) if size else torch.ones(())) if is_tensor else reader.value(key)
+    return nested | {"rng": [nested["rng"][rank] for rank in sorted(nested["rng"])]}
+
+
+def _folder(path: Path, state: dict[str, Any]) -> None:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        dcp.save(state, checkpoint_id=path, no_dist=True)
+
+
+def _whole(path: Path) -> None:
+    read_state(open_checkpoint(path))
+
+
+PLACES: dict[str, Callable[[dict[str, Any], Any], None]] = {
+    "random state": lambda state, runs: state["rng"][0].update(python=runs),
+    "position": lambda state, runs: state["state"]["dataset_state"]["train"].update(position=runs),
+    "state of a callback": lambda state, runs: state["state"]["callbacks"]["StreamMonitor"].update(tokens=runs),
+    "state of the saver": lambda state, runs: state["state"]["callbacks"]["CheckpointSaver"].update(saved=runs),
+    "settings": lambda state, runs: state["state"]["optimizers"]["AdamW"]["param_groups"][0].update(lr=runs),
+    "counters": lambda state, runs: state["state"]["timestamp"]["Timestamp"].update(batch=runs),
+}
+
+
+def refused(path: Path, use: Callable[[Path], object]) -> None:
+    with pytest.raises(ConfigError, match=r"names posix\.mkdir, which is no part of a checkpoint: it was not run"):
+        use(path)
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("form", ["folder", "file"])
+def test_code_that_is_planted_in_a_checkpoint_does_not_run(tmp_path: Path, place: str, form: str) -> None:
+    state = _nested()
+    path = tmp_path / ("ep0-ba4" if form == "folder" else "ep0-ba4-rank0.pt")
+    write = _folder if form == "folder" else lambda path, state: torch.save(state, path)
+    write(path, state)
+    assert read_state(open_checkpoint(path)).timestamp["batch"] == 4
+    PLACES[place](state, Runs(tmp_path / "canary"))
+    shutil.rmtree(path, ignore_errors=True)
+    write(path, state)
+    refused(path, _whole)
+    assert not (tmp_path / "canary").exists()
+
+
+def test_an_index_with_code_is_refused_by_all_that_reads_it(tmp_path: Path) -> None:
+    write_run(tmp_path / "run")
+    checkpoint = tmp_path / "run" / "ep0-ba10"
+    (checkpoint / ".metadata").write_bytes(pickle.dumps(Runs(tmp_path / "canary")))
+    with pytest.raises(ConfigError, match=r"\.metadata has \d+ bytes, but [\d,]+ were written"):
+        CheckpointReader(checkpoint)
+    # As an earlier version wrote it, without a manifest.
+    (checkpoint / "manifest.json").unlink()
+    refused(checkpoint, CheckpointReader)
+    refused(checkpoint, lambda path: export(path, tmp_path / "out"))
+    assert not (tmp_path / "canary").exists()
+    with pytest.raises(AttributeError):
+        FileSystemReader(checkpoint).read_metadata()
+    assert (tmp_path / "canary").exists(), "the attack works on torch's own reader"
+
+
+@pytest.mark.parametrize("name", ["builtins.eval", "torch.load", "pathlib.Path.unlink", "os.system"])
+def test_names_that_an_index_may_not_have(tmp_path: Path, name: str) -> None:
+    write_run(tmp_path / "run")
+    checkpoint = tmp_path / "run" / "ep0-ba10"
+    (checkpoint / "manifest.json").unlink()
+    module, _, attribute = name.partition(".")
+    (checkpoint / ".metadata").write_bytes(f"c{module}\n{attribute}\n(S'1'\ntR.".encode())
+    with pytest.raises(ConfigError, match=rf"names {re.escape(name)}, which is no part"):
+        CheckpointReader(checkpoint)
