@@ -70,8 +70,8 @@ _DIFF = """\
 What differs between two checkpoints: manifest, config by YAML key, the run's state, and tensors, those with the largest
 differences first. All that is read is verified.
 
-The exit code is 0 when they are equal, 1 when they differ, and 2 after an error. Dates and lengths of time do
-not count.
+The exit code is 0 when they are equal, 1 when they differ, and 2 after an error. Dates and lengths of time
+do not count.
 """
 
 

@@ -80,6 +80,17 @@ def test_one_that_is_right_among_those_that_stay_is_enough(tmp_path: Path, capsy
     assert "warning: ep0-ba30: corrupt: __0_0.distcp" in capsys.readouterr().out
 
 
+def test_what_has_lost_its_manifest_is_deleted_where_another_is_right(tmp_path: Path) -> None:
+    folder = write_save_folder(tmp_path, 10, 20)
+    (folder / "ep0-ba20" / "manifest.json").unlink()
+    prune(folder, keep=1)
+    assert names(folder) == ["config.yaml", "ep0-ba10"]
+    (folder / "ep0-ba10" / "manifest.json").unlink()
+    with pytest.raises(ConfigError, match=r"that would stay \(none\) could be verified"):
+        prune(folder, keep=1)
+    assert names(folder) == ["config.yaml", "ep0-ba10"]
+
+
 def test_the_folder_of_a_run_that_is_alive_is_left_alone(tmp_path: Path) -> None:
     folder = write_save_folder(tmp_path, 10, 20)
     with own(folder, "mine"), pytest.raises(ConfigError, match=r"belongs to run 'mine' .* that run is alive"):

@@ -13,7 +13,7 @@ from data.base.errors import ConfigError, os_errors_named
 from data.base.sizes import format_bytes
 from train.checkpoint.owner import own, owner_of
 from train.checkpoint.retention import Retention, remove
-from train.checkpoint.save_folder import batch_of, checkpoints, leftovers, remove_leftovers
+from train.checkpoint.save_folder import batch_of, checkpoints, remove_leftovers
 from train.checkpoint.storage.manifest import CONFIG
 from train.config.load import load_saved_config
 from train.config.schema import TrainConfig
@@ -62,7 +62,6 @@ def plan(folder: Path, *, keep: int, keep_every: int | None = None) -> Pruning:
 
     Raises ConfigError for what is no save folder, when its owner is alive, and when the interval is not known.
     """
-    find_save_folder(folder)
     with read_errors_named(folder):
         owner = owner_of(folder)
         if owner is not None and owner.alive:
@@ -90,26 +89,28 @@ def prune(
         planned = _plan(folder, keep, keep_every)
         if planned.superseded:
             _verify_one(planned, progress)
-        for path in remove_leftovers(folder):
-            logger.info(f"deleted {path.name}: it was not committed")
         for path in planned.superseded:
             remove(path)
             logger.info(f"deleted {path.name}")
+        for path in remove_leftovers(folder):
+            logger.info(f"deleted {path.name}: it was not committed")
     return planned
 
 
 def _plan(folder: Path, keep: int, keep_every: int | None) -> Pruning:
-    present, left = checkpoints(folder), leftovers(folder)
+    found, present = find_save_folder(folder), checkpoints(folder)
     every = _every(folder, present, keep_every) if keep_every is not None and present else None
     retention = Retention(newest=keep, every=every.batches if every is not None else None)
     superseded = retention.superseded(present, batch_of(present[-1])) if present else []
+    # One that has lost its manifest cannot be loaded, but is no leftover either: it may be all that there is.
+    superseded = [path for path in found.checkpoints if path in superseded or path not in present]
     return Pruning(
         folder=folder,
         superseded=superseded,
-        leftovers=left,
+        leftovers=found.leftovers,
         kept=[path for path in present if path not in superseded],
         every=every,
-        size=sum(map(_size, [*superseded, *left])),
+        size=sum(map(_size, [*superseded, *found.leftovers])),
     )
 
 
@@ -121,7 +122,7 @@ def _verify_one(planned: Pruning, progress: Callable[[int], object]) -> None:
             logger.log(logging.INFO if verified.right else logging.WARNING, line)
         if verified.right:
             return
-    kept = ", ".join(path.name for path in planned.kept)
+    kept = ", ".join(path.name for path in planned.kept) or "none"
     raise ConfigError(
         f"none of the checkpoints of {planned.folder} that would stay ({kept}) could be verified, so none was deleted: "
         "keep more of them (--keep), or delete by hand"
