@@ -11,6 +11,7 @@ sys.path[:] = [str(ROOT), *(path for path in sys.path if not Path(path).resolve(
 import argparse
 import os
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ def _data(config: "TrainConfig", folder: Path | None, picture: Path) -> "Clock":
     from data.tokenization.build import build_tokenizer
     from train.planning.run_data import open_data
     from train.planning.tables import draw, stages_table, streams_table
+    from train.weights.changes import change_lines, check_rows
     from train.weights.start import find_start
 
     kinds = FigureCanvasBase.get_supported_filetypes()
@@ -74,9 +76,10 @@ def _data(config: "TrainConfig", folder: Path | None, picture: Path) -> "Clock":
     if not os.access(picture.parent, os.W_OK):
         raise ConfigError(f"--png is {str(picture)!r}, but its folder cannot be written")
     start = find_start(config, folder)
-    run = open_data(config, build_tokenizer(config.tokenizer), start.data_state if start is not None else None)
+    state = start.data_state if start is not None else None
+    run = open_data(config, build_tokenizer(config.tokenizer), state, check=partial(check_rows, start, config))
     if start is not None:
-        print(f"starting from {start.path}")
+        print("\n".join([f"starting from {start.path}", *change_lines(start, config)]))
     _print(streams_table(run), stages_table(run, config), *run.plan.notes)
     draw(run, picture)
     print(f"the planned mix is drawn in {picture}")

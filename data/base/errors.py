@@ -152,7 +152,8 @@ class Problems:
 
 
 def raise_together(errors: Sequence[ConfigError | DataError]) -> None:
-    """Raises a single error as it is, and several as ConfigErrors."""
+    """Raises a single error as it is, and several as ConfigErrors; what was found twice, once."""
+    errors = list({str(error): error for error in errors}.values())
     if len(errors) == 1:
         raise errors[0]
     if errors:

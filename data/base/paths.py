@@ -1,6 +1,7 @@
 """Paths that no system call takes: each would end in a traceback of its own, in whatever comes to it first."""
 
 import argparse
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,7 +10,10 @@ from data.base.redaction import redacted
 
 MAX_NAME_BYTES, MAX_PATH_BYTES = 255, 4095
 """NAME_MAX of the usual file systems, and Linux's PATH_MAX without its NUL."""
+MAX_LABEL = 128
+"""Characters of a name of a W&B run, its project or group."""
 _SHOWN = 80
+_PLACEHOLDER = re.compile(r"\{[^{}]*\}|[{}]")
 
 
 def shown(value: object) -> str:
@@ -35,6 +39,62 @@ def path_defect(value: object) -> str | None:
             most = MAX_NAME_BYTES if longest > MAX_NAME_BYTES else MAX_PATH_BYTES
             return f"is {shown(path)}, which has {what}, but file systems take {most:,}: shorten it"
     return None
+
+
+def name_defect(value: object) -> str | None:
+    """Why a text cannot be the name of one folder that is made below another, to stand after the key; else None."""
+    if not isinstance(value, str):
+        return None
+    if (defect := path_defect(value)) is not None:
+        return defect
+    if "/" in value or value in (".", ".."):
+        reason = "it names one folder, and cannot lead to another: write a name without slashes"
+    elif "{" in value or "}" in value:
+        reason = "nothing is filled in in it: write a name without braces"
+    elif not value.isprintable():
+        reason = "it has characters that cannot be shown: write letters, digits, - and _"
+    else:
+        return None
+    return f"is {shown(value)}, but {reason}"
+
+
+def label_defect(value: object) -> str | None:
+    """Why texts (in lists too) cannot be labels that a service shows, to stand after the key; else None."""
+    for text in _texts(value):
+        if not text.isprintable():
+            return f"is {shown(text)}, but it has characters that cannot be shown: remove them"
+        if len(text) > MAX_LABEL:
+            return f"is {shown(text)}, which has {len(text):,} characters, but {MAX_LABEL} are the most: shorten it"
+    return None
+
+
+def placeholder_defect(value: object, *names: str) -> str | None:
+    """Why a text with `{name}` in it cannot be filled in, to stand after the key; else None. Braces stand for nothing
+    else, and what is between them is not evaluated."""
+    known = [f"{{{name}}}" for name in names]
+    found = (
+        next((found for found in _PLACEHOLDER.findall(value) if found not in known), None)
+        if isinstance(value, str)
+        else None
+    )
+    if found is None:
+        return None
+    allowed = (
+        f"only {' and '.join(known)} {'is' if len(known) == 1 else 'are'} filled in"
+        if known
+        else "nothing is filled in"
+    )
+    return f"is {shown(value)}, but {allowed} there: remove {shown(found)}, and all other braces"
+
+
+def fill_placeholders(text: str, values: Mapping[str, object]) -> str:
+    """The text with each `{name}` replaced. It has no `placeholder_defect`."""
+    return _PLACEHOLDER.sub(lambda found: str(values[found[0][1:-1]]), text)
+
+
+def is_file_name(text: str) -> bool:
+    """Whether it names a file in a folder, and can neither lead out of it nor be no path at all."""
+    return text not in ("", ".", "..") and "/" not in text and path_defect(text) is None
 
 
 def refuse_path(key: str, value: object) -> None:

@@ -1,11 +1,12 @@
 """What a YAML says about a dataset and its streams."""
 
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Annotated, Literal
 
 from data.base.errors import ConfigError
-from data.base.paths import path_defect
+from data.base.paths import label_defect, path_defect
 from data.base.redaction import is_address
 from data.config.sections import Defect, Section, each
 from data.config.splits import parse_split
@@ -49,9 +50,9 @@ class HFKwargs(Section):
     """A folder in a hub dataset, or of local files."""
     data_files: str | list[str] | dict[str, str | list[str]] | None = None
     """Names or patterns: of the train split, or of each split by its name."""
-    name: str | None = None
+    name: PathText | None = None
     """The subset (configuration) of a hub dataset."""
-    revision: str | None = None
+    revision: PathText | None = None
     """Branch, tag or commit of a hub dataset."""
 
 
@@ -71,13 +72,31 @@ def mapping_defect(columns: Mapping[str, str]) -> str | None:
     return f"is {dict(columns)}, but a mapping must be {forms}"
 
 
+def standard_library_defect(function: str) -> str | None:
+    """Why a `preprocessing_fn` `module:function` is refused by its name, to stand after the key: nothing in Python's
+    standard library makes examples of rows, while some of it runs them as commands."""
+    module = function.partition(":")[0]
+    if ":" not in function or not is_standard_library(module):
+        return None
+    return (
+        f"is {function!r}, but {module} is a module of Python's standard library, which has no function that makes "
+        "examples: name a module of your own (if this is one, it needs another name)"
+    )
+
+
+def is_standard_library(module: str) -> bool:
+    return module.partition(".")[0] in sys.stdlib_module_names
+
+
 def _amount(stream: "StreamConfig") -> Iterator[Defect]:
     if len(amounts := stream.amounts()) > 1:
         yield Defect(amounts[1], f"is given beside {amounts[0]}, but only one of them can say how much")
 
 
-def _columns(stream: "StreamConfig") -> Iterator[Defect]:
+def _preprocessing(stream: "StreamConfig") -> Iterator[Defect]:
     if isinstance(stream.preprocessing_fn, dict) and (text := mapping_defect(stream.preprocessing_fn)):
+        yield Defect("preprocessing_fn", text)
+    if isinstance(stream.preprocessing_fn, str) and (text := standard_library_defect(stream.preprocessing_fn)):
         yield Defect("preprocessing_fn", text)
 
 
@@ -123,7 +142,7 @@ def _split(stream: "StreamConfig") -> Iterator[Defect]:
 class StreamConfig(Section):
     """One source of rows: a dataset of the hub or local data files (hf_name), MDS shards (local, remote) or text."""
 
-    RULES = (_amount, _columns, _local_name, _local_text, _one_source, _of_hf_name, _split)
+    RULES = (_amount, _preprocessing, _local_name, _local_text, _one_source, _of_hf_name, _split)
 
     hf_name: PathText | None = None
     """A hub dataset's name; or `json`, `csv` or `parquet` for local files named by hf_kwargs; or the path of such a
@@ -162,6 +181,13 @@ class StreamConfig(Section):
         mds = "local" if self.local is not None else "remote"
         kinds = {"hf_name": self.hf_name, mds: self.local or self.remote, "text": self.text}
         return [key for key, value in kinds.items() if value is not None]
+
+
+def _stream_names(dataset: "DatasetConfig") -> Iterator[Defect]:
+    """They are shown in lines of the log and in names of metrics."""
+    for name in dataset.streams or {}:
+        if (defect := label_defect(name)) is not None:
+            yield Defect("streams", f"has a name that {defect}")
 
 
 def _cache_limit(dataset: "DatasetConfig") -> Iterator[Defect]:
@@ -206,7 +232,7 @@ def _proportions(dataset: "DatasetConfig") -> Iterator[Defect]:
 class DatasetConfig(StreamConfig):
     """Rows from one source, or from several `streams`."""
 
-    RULES = (*StreamConfig.RULES, _cache_limit, _own_source, _sources_of_streams, _proportions)
+    RULES = (*StreamConfig.RULES, _stream_names, _cache_limit, _own_source, _sources_of_streams, _proportions)
 
     streams: dict[str, StreamConfig] | None = None
     """Several sources by name, in place of one."""

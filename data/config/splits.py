@@ -47,7 +47,7 @@ def parse_split(split: str) -> list[SplitPart]:
 
 def _parse(text: str, split: str) -> SplitPart:
     found = _PART.fullmatch(text)
-    if found is None:
+    if found is None or not text.isprintable():
         raise ConfigError(
             f"is {split!r}, but {text!r} is not a split or a slice of one: write it as in train, train[:90%], "
             "train[1000:2000], train[-5%:] or train+validation (percentages are whole numbers)",

@@ -6,16 +6,16 @@ from datetime import date
 from typing import Literal
 
 from data.config.sections import Defect, Section
-from data.config.values import PathText
+from data.config.values import Label, PathText
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerKwargs(Section):
     """What the tokenizer is made from."""
 
-    model_name: str | None = None
+    model_name: Label | None = None
     """tiktoken: a model whose encoding is taken, such as gpt-4."""
-    encoding_name: str | None = None
+    encoding_name: Label | None = None
     """tiktoken: an encoding, such as cl100k_base (downloaded by tiktoken on first use)."""
     vocab_file: PathText | None = None
     """tiktoken: a local vocabulary, one base64 token and its rank a line."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from data.base.durations import DURATION_PATTERN, parse_duration
-from data.base.paths import path_defect
+from data.base.paths import MAX_LABEL, label_defect, name_defect, path_defect, placeholder_defect
 from data.base.sizes import parse_bytes
 
 REFERENCE = r"\$\{|^\?\?\?$"
@@ -102,6 +102,41 @@ class _Path:
 
 
 @dataclass(frozen=True)
+class _Name:
+    """The name of one folder below another."""
+
+    def defect(self, value: object) -> str | None:
+        return name_defect(value)
+
+    def described(self) -> str:
+        return "a name without slashes and braces"
+
+
+@dataclass(frozen=True)
+class _Label:
+    """What a service shows."""
+
+    def defect(self, value: object) -> str | None:
+        return label_defect(value)
+
+    def described(self) -> str:
+        return f"at most {MAX_LABEL} characters"
+
+
+@dataclass(frozen=True)
+class _Placeholders:
+    """Text in which `{name}` of these names is filled in."""
+
+    names: tuple[str, ...] = ()
+
+    def defect(self, value: object) -> str | None:
+        return placeholder_defect(value, *self.names)
+
+    def described(self) -> str:
+        return ""
+
+
+@dataclass(frozen=True)
 class _Bytes:
     """A size in bytes: a number, or text such as 100gb."""
 
@@ -148,4 +183,11 @@ DropProbability = Annotated[float, Range(ge=0, lt=1)]
 DurationText = Annotated[str, Duration()]
 PositiveDuration = Annotated[str, Duration(positive=True)]
 PathText = Annotated[str, _Path()]
+PathOfRun = Annotated[str, _Path(), _Placeholders(("run_name",))]
+PathOfRank = Annotated[str, _Path(), _Placeholders(("run_name", "rank"))]
+PathAsItIs = Annotated[str, _Path(), _Placeholders()]
+"""For a path in which somebody may expect something to be filled in."""
+Name = Annotated[str, _Name()]
+Label = Annotated[str, _Label()]
+Labels = Annotated[list[str], _Label()]
 Size = Annotated[int | str, _Bytes()]

@@ -4,9 +4,11 @@ A function returns an example (examples.py says what that is), or None for a row
 registered ones are self-contained, each with the row's shape as the dataset's card on the Hugging Face hub gives it.
 """
 
+import functools
 import importlib
 import inspect
 import json
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -14,12 +16,14 @@ from difflib import get_close_matches
 from typing import Any
 
 from data.base.errors import ConfigError, DataError, setting
+from data.base.paths import path_defect, shown
 from data.base.problems import listed
 from data.base.workers import WorkerEnded, try_in_child
-from data.config.dataset import mapping_defect
+from data.config.dataset import is_standard_library, mapping_defect, standard_library_defect
 from data.examples.syntax import canonical
 
 PreprocessingFn = Callable[[Any], Any]
+_MODULE = re.compile(r"[\w-]+(\.[\w-]+)*")
 
 
 def alpaca(row: Mapping[str, Any]) -> dict[str, str]:
@@ -189,11 +193,14 @@ PREPROCESSORS: dict[str, PreprocessingFn] = {
 def resolve_preprocessing_fn(value: str | Mapping[str, str] | None) -> PreprocessingFn | None:
     """The function of a registered name, of `module:function`, or of columns: {prompt: column, response: column}.
 
-    None when rows are examples already. Raises ConfigError when there is no such function.
+    None when rows are examples already. Raises ConfigError when there is no such function, or it is one of Python's
+    standard library, also under another module's name.
     """
     if value is None:
         return None
     if isinstance(value, str):
+        if (defect := standard_library_defect(value)) is not None:
+            raise ConfigError(defect, key="preprocessing_fn")
         return _import_function(value) if is_own(value) else _registered(value)
     if (defect := mapping_defect(value)) is not None:
         raise ConfigError(defect, key="preprocessing_fn")
@@ -255,7 +262,7 @@ class TakeColumns:
 def _registered(name: str) -> PreprocessingFn:
     if name not in PREPROCESSORS:
         raise ConfigError(
-            f"is {name!r}, but there is no such function{_did_you_mean(name, PREPROCESSORS)} "
+            f"is {shown(name)}, but there is no such function{_did_you_mean(name, PREPROCESSORS)} "
             f"(registered: {', '.join(PREPROCESSORS)}; one of your own is written module:function)",
             key="preprocessing_fn",
         )
@@ -264,8 +271,8 @@ def _registered(name: str) -> PreprocessingFn:
 
 def _import_function(value: str) -> PreprocessingFn:
     module_name, _, name = value.partition(":")
-    if not module_name or module_name.startswith(".") or not name.isidentifier():
-        raise ConfigError(f"is {value!r}, but one of your own is written module:function", key="preprocessing_fn")
+    if not _MODULE.fullmatch(module_name) or not name.isidentifier() or path_defect(value) is not None:
+        raise ConfigError(f"is {shown(value)}, but one of your own is written module:function", key="preprocessing_fn")
     try:
         if module_name not in sys.modules:
             try_in_child(lambda: importlib.import_module(module_name))
@@ -293,7 +300,24 @@ def _import_function(value: str) -> PreprocessingFn:
             f"is {value!r}, but {name} is not callable ({type(function).__name__}): name a function",
             key="preprocessing_fn",
         )
+    if is_standard_library(origin := _origin(function)):
+        raise ConfigError(
+            f"is {value!r}, but {name} is of Python's standard library ({origin}), which has no function that makes "
+            f"examples: write a function of your own in {module_name}",
+            key="preprocessing_fn",
+        )
     return function
+
+
+def _origin(function: Any) -> str:
+    """The module in which what is called was written."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    module = getattr(function, "__module__", None)
+    if module is None:  # a method of a class that is written in C
+        of = getattr(function, "__objclass__", None) or type(getattr(function, "__self__", None))
+        module = of.__module__
+    return str(module)
 
 
 def _did_you_mean(name: str, names: Iterable[Any]) -> str:

@@ -73,6 +73,8 @@ TOKENIZER_KEYS: dict[str, Rule] = {
 _ANY_FILE = Rule(_PATH)
 """Of every other key of a tokenizer that ends in _file."""
 _TEMPLATE_NAME = re.compile(r"[A-Za-z0-9_-]+")
+_HASH = re.compile(r"[0-9a-f]{32,128}")
+"""The name of a file in a store that is addressed by content, such as the hub's cache."""
 
 
 def check_json_files(folder: Path, hub_name: str | None = None) -> None:
@@ -152,26 +154,46 @@ def _may_be_saved(path: Path, folder: Path) -> bool:
 
 
 def refuse_links(folder: Path) -> None:
-    """Raises ConfigError for a file that transformers may read and that lies elsewhere; weights may do so."""
+    """Raises ConfigError for a file that transformers may read and that lies elsewhere, in a folder that a user names.
+
+    Weights may do so, and files of the same name: many link the files of a tokenizer from a shared store. A folder that
+    was downloaded may have links too, and what they lead to would be copied into what is saved; but no file of a
+    tokenizer has the name of one that is secret.
+    """
     for path in sorted([*folder.glob("*"), *(folder / TEMPLATES).rglob("*")]):
         if path.suffix != ".safetensors":
-            _refuse_link(path, folder)
+            _refuse_link(path, folder, same_name=not _blobs(folder))
 
 
-def _refuse_link(path: Path, folder: Path) -> None:
+def refuse_links_in_hub_cache(folder: Path) -> None:
+    """Raises ConfigError for any file of a repository that was fetched and lies outside of it: links there are its
+    cache's own."""
+    for path in sorted(folder.rglob("*")):
+        _refuse_link(path, folder)
+
+
+def _blobs(folder: Path) -> list[Path]:
+    """Of the hub's cache, in which snapshots/COMMIT/config.json is a link to ../../blobs/HASH."""
+    root = folder.resolve()
+    is_cached = root.parent.name == "snapshots" and root.parents[1].name.startswith("models--")
+    return [root.parents[1] / "blobs"] if is_cached else []
+
+
+def _refuse_link(path: Path, folder: Path, *, same_name: bool = False) -> None:
     if not path.is_symlink():
         return
-    allowed = [folder.resolve()]
-    if allowed[0].parent.name == "snapshots" and allowed[0].parents[1].name.startswith("models--"):
-        # The hub's cache: snapshots/COMMIT/config.json is a link to ../../blobs/HASH.
-        allowed.append(allowed[0].parents[1] / "blobs")
     target = Path(os.path.realpath(path))  # which, unlike resolve, takes links that go round in circles
-    if not any(target.is_relative_to(root) for root in allowed):
-        raise ConfigError(
-            f"{_printable(str(path))} is a link to {shown(str(target))}, outside of the folder: Dropless reads "
-            "nothing outside of it, because it could end up in what is saved, so remove the link, or put a copy of the "
-            "file in its place"
-        )
+    if any(target.is_relative_to(root) for root in (folder.resolve(), *_blobs(folder))):
+        return
+    if same_name and target.is_file() and (target.name == path.name or _HASH.fullmatch(target.name)):
+        return
+    hint = "the file in its place"
+    if same_name:
+        hint += f" (a link to a file that is called {_printable(path.name)} too is followed)"
+    raise ConfigError(
+        f"{_printable(str(path))} is a link to {shown(str(target))}, outside of the folder: Dropless reads "
+        f"nothing outside of it, because it could end up in what is saved, so remove the link, or put a copy of {hint}"
+    )
 
 
 def nested_too_deeply(file: Path, hub_name: str | None = None) -> ConfigError:

@@ -18,6 +18,7 @@ from typing import Any
 
 from data.base.console import notice
 from data.base.errors import ConfigError, DataError, setting
+from data.base.paths import path_defect
 from data.base.problems import listed
 from data.base.redaction import redacted
 from data.mds.remote.failures import FetchError
@@ -286,6 +287,8 @@ def _check_file(info: Any, place: str) -> None:
 def _stays_inside(name: Any) -> bool:
     """A file below the folder (`merge_index` writes subfolders), and none of those that are no shards."""
     if not isinstance(name, str) or not name or not name.isprintable() or "\\" in name or ":" in name:
+        return False
+    if path_defect(name) is not None:
         return False
     parts = PurePosixPath(name).parts
     hidden = any(part.startswith((".", "/")) for part in parts)

@@ -35,6 +35,25 @@ class DataState:
         """The batch that comes next."""
         return self.segments[-1].batch(self.rows)
 
+    @property
+    def n_stages_done(self) -> int:
+        """Of those of the last segment; none where there is one mix for all."""
+        return sum(end is not None and end <= self.batch for end in self.segments[-1].ends)
+
+    @property
+    def in_a_stage(self) -> bool:
+        """Whether the stage after those that are done has begun."""
+        ends, done = self.segments[-1].ends, self.n_stages_done
+        begin = 0 if done == 0 else ends[done - 1]
+        named = done < len(ends) and self.segments[-1].stages[done]["name"] != ""
+        return named and begin is not None and begin < self.batch
+
+    @property
+    def ends_a_stage(self) -> bool:
+        """Whether the position is where a stage ends: there global_train_batch_size may change."""
+        last = self.segments[-1]
+        return self.rows in [last.row(end) for end in last.ends if end is not None]
+
     def write(self) -> dict[str, str]:
         """One text, so that any plan fits any checkpoint."""
         state = {
@@ -104,10 +123,9 @@ def _check_data(saved: DataState, now: DataState) -> None:
         if found is None:
             changed.append(f"{label} is gone, which gave {rows:,} rows (it may stay with a proportion of 0)")
         elif found != fingerprint:
-            changed.append(f"the fingerprint of {label} was {fingerprint}, now {found}")
+            changed.append(f"the rows of {label} are not those of before (fingerprint was {fingerprint}, now {found})")
     then, size = last.global_batch_size, now.segments[-1].global_batch_size
-    at_edge = saved.rows in [last.row(end) for end in last.ends if end is not None]
-    if size != then and not at_edge:
+    if size != then and not saved.ends_a_stage:
         changed.append(f"global_train_batch_size was {then}, now {size}, which can change only where a stage ends")
     if changed:
         raise ConfigError(

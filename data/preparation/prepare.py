@@ -144,6 +144,11 @@ def _of_worker(error: WorkerEnded, config: DatasetConfig) -> DataError:
             f"a worker process was killed ({error.how}: by the system, when memory runs out): start again, with a "
             f"smaller {setting('prepare_workers')} if it was memory; what is done is kept"
         )
+    if error.status == -signal.SIGVTALRM:
+        return DataError(
+            f"a worker process was ended ({error.how}), because the chat template computed for more than a minute in "
+            "a single operation: use a tokenizer with another chat template, or change this one"
+        )
     name = config.preprocessing_fn
     if not is_own(name):
         return DataError(f"a worker process ended before its work was done ({error.how}): start again")

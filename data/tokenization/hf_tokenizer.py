@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import numpy as np
 
 from data.base.errors import ConfigError, DataError, RowError, TemplateError, setting
 from data.tokenization.files import save_for_transformers_4, write_generation_config
+from data.tokenization.templates.sandbox import render_chat
 from data.tokenization.tokenizer import fingerprint_of
 
 MOST_BYTES = 2 << 20
@@ -37,7 +38,10 @@ class HFTokenizer:
         self.pad_token_id: int = _first_id(tokenizer.pad_token_id, self.eos_token_id)
         self.chat_template: str | None = tokenizer.chat_template
         self.stop_token_ids = [self.eos_token_id]
-        end_of_turn = _end_of_turn(tokenizer)
+        try:
+            end_of_turn = _end_of_turn(tokenizer)
+        except TemplateError as error:
+            raise ConfigError(f"is {name!r}, but {error}", key="tokenizer.name") from None
         if end_of_turn not in (None, self.eos_token_id):
             self.stop_token_ids.append(end_of_turn)
         self.special_tokens: Mapping[str, int] = _special_tokens(tokenizer)
@@ -64,7 +68,14 @@ class HFTokenizer:
                 key="tokenizer.name",
             )
         try:
-            return _render(self._tokenizer, messages, tools, add_generation_prompt, self._strftime)
+            return render_chat(
+                self._tokenizer,
+                messages,
+                subject=f"the chat template of tokenizer {self.name}",
+                strftime=self._strftime,
+                tools=tools,
+                add_generation_prompt=add_generation_prompt,
+            )
         except TemplateError:
             raise
         except Exception as error:  # whatever the template runs into, or raises itself
@@ -101,33 +112,6 @@ class HFTokenizer:
         write_generation_config(folder, bos=self.bos_token_id, stop=self.stop_token_ids, pad=self.pad_token_id)
 
 
-def _render(
-    tokenizer: Any,
-    messages: list[dict[str, Any]],
-    tools: list[Any] | None,
-    add_generation_prompt: bool,
-    strftime: Callable[[str], str],
-) -> str:
-    """tokenizer.apply_chat_template, but the same text with every transformers: 5 leaves out keys that are null, which
-    some templates ask for.
-
-    strftime replaces transformers' strftime_now, which is of the day on which it runs. It is set where transformers
-    keeps the compiled template, because a function that is handed over as a variable is not called by 5.
-    """
-    from transformers.utils.chat_template_utils import _compile_jinja_template, render_jinja_template
-
-    template = tokenizer.get_chat_template(tools=tools)
-    _compile_jinja_template(template).environment.globals["strftime_now"] = strftime
-    (text,), _ = render_jinja_template(
-        [messages],
-        tools=tools,
-        chat_template=template,
-        add_generation_prompt=add_generation_prompt,
-        **tokenizer.special_tokens_map,
-    )
-    return text
-
-
 def _check_size(text: str) -> None:
     n_bytes = len(text.encode())
     if n_bytes > MOST_BYTES:
@@ -143,13 +127,18 @@ def _first_id(*ids: int | None) -> int:
 
 
 def _end_of_turn(tokenizer: Any) -> int | None:
-    """The special token that the template writes after an assistant's words, if it writes one."""
+    """The special token that the template writes after an assistant's words, if it writes one.
+
+    Raises TemplateError when the template exceeds a limit.
+    """
     if tokenizer.chat_template is None:
         return None
     words = "the assistant's words"
     messages = [{"role": "user", "content": "a question"}, {"role": "assistant", "content": words}]
     try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False)
+        text = render_chat(tokenizer, messages, subject="its chat template", strftime=datetime.now().strftime)
+    except TemplateError:
+        raise
     except Exception:  # a template may ask for more than two plain messages; then eos alone stops
         return None
     rest = text.rpartition(words)[2].lstrip()

@@ -3,13 +3,17 @@
 import importlib
 import json
 import re
+from pathlib import Path
 
 import pytest
 
-from data.base.paths import MAX_NAME_BYTES, refuse_path
+from data.base.errors import ConfigError, Problems
+from data.base.paths import MAX_NAME_BYTES, fill_placeholders, refuse_path
 from data.config.suggest import known_paths
 from tests.helpers.load_script import load_script
 from tests.helpers.small_config import load, refusal
+from train.checkpoint.save_folder import fill_in, local_folder, run_name_of
+from train.config.ranks import check_run_name
 from train.config.schema import TrainConfig
 from train.main import main
 
@@ -98,12 +102,106 @@ def test_config_of_train(capsys, value):
 
 
 def test_a_run_name_that_is_filled_into_a_longer_name(tmp_path, monkeypatch):
-    from data.base.errors import ConfigError
-    from train.checkpoint.save_folder import local_folder
-
     config = load(tmp_path, "save_folder=runs/{run_name}-again/x")
     with pytest.raises(ConfigError, match=r"save_folder is 'runs/xxx.*which has a name of 256 bytes"):
         local_folder(config, "x" * 250)
+
+
+NAMES = {
+    "/abs": "names one folder",
+    "a/b": "names one folder",
+    "../x": "names one folder",
+    "..": "names one folder",
+    ".": "names one folder",
+    "a\nb": "cannot be shown",
+    "a\x1b[2J": "cannot be shown",
+    "a\u202eb": "cannot be shown",
+    "{run_name}": "without braces",
+    "a{0.__class__}": "without braces",
+    "a\0b": "NUL byte",
+    "x" * 5000: "5,000 bytes",
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_run_name_is_a_name(tmp_path, monkeypatch, name):
+    said = refusal(tmp_path, *AROUND, f"run_name={json.dumps(name)}")
+    assert re.match(r"(small\.yaml: )?run_name (is|has) ", said)
+    assert NAMES[name] in said
+    if "\0" not in name:
+        monkeypatch.setenv("RUN_NAME", name)
+        config = load(tmp_path)
+        for check in (run_name_of, check_run_name):
+            with pytest.raises(ConfigError, match=r"run_name \(from \$RUN_NAME\) is ") as caught:
+                check(config)
+            assert NAMES[name] in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["mine", "a b", "a.b-c_1", "模型", ".hidden", "x" * 255])
+def test_names_that_are_taken(tmp_path, monkeypatch, name):
+    monkeypatch.setenv("RUN_NAME", name)
+    assert load(tmp_path, f"run_name={json.dumps(name)}").run_name == name == run_name_of(load(tmp_path))
+    assert fill_in("runs/{run_name}/x", name, "save_folder") == Path("runs") / name / "x"
+
+
+FILLED = {
+    "save_folder": "{run_name}",
+    "callbacks.hf_checkpointer.save_folder": "{run_name}",
+    "loggers.file.filename": "{run_name} and {rank}",
+    "loggers.tensorboard.log_dir": "nothing is filled in",
+}
+EVALUATED = ("{run_name.__class__}", "{run_name!r}", "{run_name:>9}", "{0}", "{}", "{other}", "{{run_name}}", "{", "a}")
+
+
+@pytest.mark.parametrize("key", FILLED)
+@pytest.mark.parametrize("text", EVALUATED)
+def test_only_placeholders_are_filled_in(tmp_path, key, text):
+    said = refusal(tmp_path, *AROUND, f"{key}={json.dumps(f'runs/{text}/x')}")
+    assert f"{key} is 'runs/{text}/x', but " in said
+    assert FILLED[key] in said
+    assert f"remove '{'{' if text.startswith('{{') else text[-1] if text == 'a}' else text}'" in said
+
+
+def test_what_is_filled_in_is_not_filled_in_again():
+    assert fill_placeholders("{a}{b}", {"a": "{b}", "b": "{a.__class__}"}) == "{b}{a.__class__}"
+    with pytest.raises(ConfigError, match=r"save_folder is '\{x\}', but only \{run_name\} is filled in"):
+        fill_in("{x}", "a", "save_folder")
+    with pytest.raises(ConfigError, match=r"run_name is '../x', but it names one folder"):
+        fill_in("{run_name}", "../x", "save_folder")
+
+
+@pytest.mark.parametrize("key", ["project", "entity", "group", "name", "tags"])
+@pytest.mark.parametrize("text", ["a\0b", "a\nb", "x" * 5000])
+def test_labels_of_a_service(tmp_path, key, text):
+    value = json.dumps([text] if key == "tags" else text)
+    assert f"loggers.wandb.{key}" in (said := refusal(tmp_path, f"loggers.wandb={{{key}: {value}}}"))
+    assert len(said) < 300
+    assert "\n" not in said
+
+
+@pytest.mark.parametrize("key", ["dataset.split", "dataset.hf_kwargs.name", "dataset.hf_kwargs.revision"])
+@pytest.mark.parametrize("text", ["a\0b", "x" * 5000])
+def test_names_in_a_dataset(tmp_path, key, text):
+    said = refusal(tmp_path, f"train_loader.{key}={json.dumps(text)}")
+    assert f"train_loader.{key} " in said
+    assert len(said) < 300
+
+
+@pytest.mark.parametrize("text", ["a\0b", "a\nb", "a\x1b[2Jb", "x" * 200])
+def test_names_of_streams(tmp_path, text):
+    said = refusal(tmp_path, f"train_loader.dataset={STREAMS.replace('NAME', json.dumps(text))}")
+    assert "train_loader.dataset.streams has a name that is " in said
+    assert len(said) < 300
+    assert "\n" not in said
+
+
+def test_a_problem_that_is_found_twice_is_reported_once():
+    problems = Problems()
+    for text in ("a", "b", "a"):
+        with problems.collect():
+            raise ConfigError(text)
+    with pytest.raises(ConfigError, match=r"^2 problems\n  a\n  b$"):
+        problems.raise_if_any()
 
 
 def test_what_can_be_a_path():

@@ -211,12 +211,12 @@ def test_resolvers_are_refused_with_the_way_out(tmp_path, where):
 
 
 def test_every_unclosed_reference_is_named(tmp_path):
-    text = LEAST.replace("'${max_seq_len}'", "'${max_seq_len'") + "run_name: 'a${b.c'\n"
+    text = LEAST.replace("'${max_seq_len}'", "'${max_seq_len'") + "load_path: 'a${b.c'\n"
     first, *problems = refusal(tmp_path, text=text).splitlines()
     assert first == "small.yaml: 2 problems"
     assert "train_loader.dataset.max_seq_len is '${max_seq_len', in which ${ does not begin" in problems[0]
-    assert problems[1].startswith("  small.yaml: run_name is 'a${b.c', in which ${ does not begin")
-    assert load(tmp_path, text=LEAST + "run_name: 'a\\${b'\n").run_name == "a${b"
+    assert problems[1].startswith("  small.yaml: load_path is 'a${b.c', in which ${ does not begin")
+    assert load(tmp_path, text=LEAST + "load_path: 'a\\${b'\n").load_path == "a${b"
 
 
 VARIABLES = LEAST.replace("max_seq_len: 64", "variables: {len: 64, lr: 1e-2, data: {split: train}}\nmax_seq_len: 64", 1)
@@ -291,7 +291,7 @@ def test_to_yaml_reads_back_as_it_was(tmp_path):
 def test_printed_config_hides_secrets(tmp_path):
     url = "https://ann:pa55@host/x?part=1&access_token=pa55&X-Amz-Signature=pa55"
     columns = "train_loader.dataset.preprocessing_fn={prompt: a, response: b}"
-    config = load(tmp_path, f"load_path='{url}'", columns, "run_name=s3://bucket/x")
+    config = load(tmp_path, f"load_path='{url}'", columns, "loggers.wandb={name: s3://bucket/x}")
     printed = masked_yaml(config)
     assert "pa55" not in printed
     assert "https://***@host/x?part=1&access_token=***" in printed
@@ -557,8 +557,8 @@ def test_a_stream_can_be_called_by_a_number(tmp_path):
 
 
 def test_text_with_an_escaped_reference_is_written_and_read_back(tmp_path):
-    config = load(tmp_path, r"run_name='a\${seed}'")
-    assert config.run_name == "a${seed}"
+    config = load(tmp_path, r"load_path='a\${seed}'")
+    assert config.load_path == "a${seed}"
     assert load(tmp_path, text=to_yaml(config)) == config
     assert "a\\${seed}" in masked_yaml(config)
 

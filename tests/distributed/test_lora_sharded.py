@@ -145,13 +145,13 @@ def test_a_checkpoint_of_a_whole_model_is_a_base(tmp_path: Path) -> None:
     assert "a whole model, of which a run with lora takes the weights alone" in said
     adapters = checkpoints(tmp_path / "exact")[-1]
     said = refusal(path, [*still, f"load_path={adapters}", "load_weights_only=true", "run_name=b"])
-    assert "holds adapters alone, but this config's model has no lora" in said
+    assert "base_dtype: fp32}, now null (the checkpoint holds adapters alone): put it back" in said
     said = refusal(path, [*still, exact.replace("r: 4", "r: 8"), f"load_path={adapters}", "run_name=c"])
-    assert f"load_path is '{adapters}': lora.r is 8, but the checkpoint's is 4: put it back" in said
+    assert f"load_path is '{adapters}', but lora.r was 4, now 8 (the checkpoint's tensors have" in said
     other = exact.replace("base_dtype", "per_expert: true, base_dtype")
     said = refusal(path, [*still, other, f"load_path={adapters}", "load_weights_only=true", "run_name=f"])
-    assert "': lora.per_expert is true, but the checkpoint's is false: put it back" in said
+    assert "lora.per_expert was false, now true (the checkpoint's tensors have other shapes): put it back" in said
     said = refusal(path, [*still, exact.replace("alpha: 8", "alpha: 9"), f"load_path={adapters}", "run_name=d"])
-    assert "lora.alpha was 8.0, now 9.0: put it back" in said
+    assert "lora.alpha was 8.0, now 9.0 (the weights were trained with it): put it back" in said
     said = refusal(path, [*still, exact, f"load_path={adapters}", "run_name=e"])
     assert "trained above other weights than those drawn from seed 17" in said

@@ -1,10 +1,12 @@
 import inspect
 import json
+import re
 import sys
 
 import pytest
 
 from data.base.errors import ConfigError, DataError
+from data.config.dataset import StreamConfig
 from data.examples.examples import check_example
 from data.examples.forms import Conversation, PromptResponse
 from data.examples.preprocessing import PREPROCESSORS, preprocessing_source, resolve_preprocessing_fn
@@ -229,5 +231,69 @@ def test_sources_differ_between_kinds_of_function():
 
 
 def test_a_function_without_source_is_refused():
-    with pytest.raises(ConfigError, match="builtins has no Python source"):
-        preprocessing_source("builtins:dict")
+    with pytest.raises(ConfigError, match=r"numpy.random.mtrand has no Python source"):
+        preprocessing_source("numpy.random.mtrand:seed")
+
+
+STANDARD = (
+    "subprocess:call",
+    "os:system",
+    "os.path:join",
+    "builtins:eval",
+    "json:loads",
+    "posix:system",
+    "antigravity:x",
+)
+
+
+@pytest.mark.parametrize("value", STANDARD)
+def test_the_standard_library_is_refused_before_anything_is_imported(value, monkeypatch):
+    monkeypatch.setattr("data.examples.preprocessing.importlib.import_module", lambda name: pytest.fail(name))
+    module = value.partition(":")[0]
+    expected = f"preprocessing_fn is '{value}', but {module} is a module of Python's standard library"
+    for name in (lambda: resolve_preprocessing_fn(value), lambda: StreamConfig(hf_name="json", preprocessing_fn=value)):
+        with pytest.raises(ConfigError, match=re.escape(expected)):
+            name()
+
+
+@pytest.mark.parametrize(
+    ("source", "origin"),
+    [
+        ("from subprocess import call as make", "subprocess"),
+        ("from os import system as make", "posix"),
+        ("make = eval", "builtins"),
+        ("make = dict", "builtins"),
+        ("make = str.lower", "builtins"),
+        ("make = 'x'.format", "builtins"),
+        ("import functools, os\nmake = functools.partial(functools.partial(os.popen), mode='r')", "os"),
+        ("import functools, os\nmake = functools.cache(os.popen)", "os"),
+        ("import json\nmake = json.JSONDecoder().decode", "json.decoder"),
+        ("import operator\nmake = operator.itemgetter('messages')", "operator"),
+    ],
+)
+def test_the_standard_library_under_another_name_is_refused(module, source, origin):
+    module(source)
+    with pytest.raises(ConfigError, match=rf"'mine:make', but make is of Python's standard library \({origin}\)"):
+        resolve_preprocessing_fn("mine:make")
+
+
+@pytest.mark.parametrize("name", ["subprocess.call", "make.__globals__", "make.__call__", "Cls.make", "a b", ""])
+def test_a_name_does_not_lead_through_attributes(module, name):
+    module("import subprocess\ndef make(row):\n    return row\n")
+    with pytest.raises(ConfigError, match="one of your own is written module:function"):
+        resolve_preprocessing_fn(f"mine:{name}")
+
+
+@pytest.mark.parametrize("value", ["../x:f", "/abs/x:f", "..:f", "a\0b:f", "a\nb:f", "a\x1bb:f", "x" * 5000 + ":f"])
+def test_a_module_is_named_by_a_name(value):
+    with pytest.raises(ConfigError, match="one of your own is written module:function") as caught:
+        resolve_preprocessing_fn(value)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 200
+
+
+def test_functions_of_ones_own_in_the_library_s_wrappers_are_taken(module):
+    body = "def add(row, key): return {**row, key: 1}\nclass A:\n    def __call__(self, row): return row\n"
+    module(f"import functools\n{body}make = functools.partial(functools.cache(add), key='b')\nother = A()\n")
+    assert callable(resolve_preprocessing_fn("mine:make"))
+    assert resolve_preprocessing_fn("mine:other")({"a": 1}) == {"a": 1}

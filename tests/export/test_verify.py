@@ -213,11 +213,15 @@ def test_the_logits_alone_would_tell(exported: Path, run: Path, monkeypatch: pyt
         verify(exported, run)
 
 
-def test_a_template_that_cannot_render_is_told(run: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("template", "why"),
+    [("raise_exception('no such turn')", "no such turn"), ("'x' * 2**31", "it needs more than 1,024 MiB of memory")],
+)
+def test_a_template_that_cannot_render_is_told(run: Path, tmp_path: Path, template: str, why: str) -> None:
     shutil.copytree(run, tmp_path / "run")
-    (tmp_path / "run" / "tokenizer" / "chat_template.jinja").write_text("{{ raise_exception('no such turn') }}")
+    (tmp_path / "run" / "tokenizer" / "chat_template.jinja").write_text(f"{{{{ {template} }}}}")
     export(tmp_path / "run", tmp_path / "out")
-    with pytest.raises(ConfigError, match=r"the chat template does not render .*: no such turn"):
+    with pytest.raises(ConfigError, match=rf"the chat template does not render .*: {why}"):
         verify(tmp_path / "out", tmp_path / "run")
 
 

@@ -5,12 +5,13 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from data.base.errors import ConfigError, DataError
+from data.base.errors import ConfigError, DataError, TemplateError
 from data.examples.forms import PromptResponse
 from tests.helpers.load_script import load_script
 from tests.helpers.open_here import open_here
@@ -21,7 +22,7 @@ from train.generation.exact_match import exact_match, exact_match_result
 from train.generation.open_model import default_precision
 from train.generation.questions import as_question, encode, read_questions
 from train.generation.results import MARKER, Result, keep, with_section
-from train.generation.tasks import results_of, run_tasks
+from train.generation.tasks import _limit_template, results_of, run_tasks
 from train.hardware.device import choose_device
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -101,6 +102,17 @@ def test_the_harness_gives_what_our_model_finds_likely(exported, tasks, opened):
     one = tasks_here(exported, [str(tasks / "other.yaml")], limit=2)
     assert one["other"]["metrics"] == {"acc": pytest.approx(sum(right[:2]) / 2)}
     assert (list(one), one["other"]["asked"]) == (["other"], 2)
+
+
+def test_the_harness_renders_within_limits():
+    def render(messages, tokenize=True):
+        return "x" * 2**31 if messages == "go" else messages
+
+    tokenizer = SimpleNamespace(apply_chat_template=render, name_or_path="some/model")
+    _limit_template(tokenizer)
+    assert tokenizer.apply_chat_template("a", tokenize=False) == "a"
+    with pytest.raises(TemplateError, match=r"the chat template of some/model needs more than 1,024 MiB of memory"):
+        tokenizer.apply_chat_template("go")
 
 
 def test_tasks_are_not_run_on_weights_that_are_not_finite(exported, tasks):

@@ -86,6 +86,15 @@ def test_config_and_state_differ_by_key(tmp_path: Path) -> None:
     assert not found.equal
 
 
+def test_configs_with_unknown_keys_are_compared_as_a_whole(tmp_path: Path) -> None:
+    a, b = (write_checkpoint(tmp_path / name, weights(), config=f"{CONFIG}old_key: 1\n") for name in "ab")
+    assert compare(a, b).equal
+    other = write_checkpoint(tmp_path / "c", weights(), config=f"{CONFIG}old_key: 2\n")
+    (line,) = compare(a, other).config
+    assert line.startswith("it cannot be compared by key: ")
+    assert "old_key" in line
+
+
 def test_what_is_compared_is_verified(tmp_path: Path) -> None:
     a, b = (write_checkpoint(tmp_path / name, weights()) for name in "ab")
     flip(b / "__0_0.distcp", (b / "__0_0.distcp").stat().st_size // 2)

@@ -146,7 +146,10 @@ def test_shuffle_false_and_shuffle_seed_are_taken(rows, folder):
     ("change", "text"),
     [
         ({"seed": 18}, "seed was 18, now 17"),
-        ({"streams": [{"name": "", "fingerprint": "other"}]}, "the fingerprint of the dataset was other, now "),
+        (
+            {"streams": [{"name": "", "fingerprint": "other"}]},
+            "of before (fingerprint was other, now ",
+        ),
         ({"max_seq_len": 64}, "max_seq_len was 64, now 32"),
         ({"shuffle": False}, "shuffle was False, now True"),
         ({"version": 9}, "data position has version 9, but this code reads 2"),

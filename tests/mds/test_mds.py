@@ -71,6 +71,7 @@ LIES = {
     "digest": (lambda i: file_of(i, hashes={"xxh64": 5}), "xxh64 5, but it must be text"),
     "compression": (lambda i: shard_of(i, compression="rar"), "'rar', but known are br, bz2, gz, snappy, zstd"),
     "no zip": (lambda i: shard_of(i, compression="gz"), "compression 'gz', but zip_data None"),
+    "long": (lambda i: file_of(i, basename="x" * 5000), "it must be the plain name of a file in the folder"),
     "no raw": (lambda i: shard_of(i, raw_data=None), "raw_data None, but it must have basename"),
 }
 

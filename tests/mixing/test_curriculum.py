@@ -337,7 +337,12 @@ def test_the_global_batch_may_change_where_a_stage_ends():
     ("config", "there", "options", "text"),
     [
         (loader(THREE), shapes(), {"seed": 1}, "seed was 0, now 1"),
-        (loader(THREE), shapes() | {"a": Shape(70, fingerprint="g")}, {}, "the fingerprint of stream a was f, now g"),
+        (
+            loader(THREE),
+            shapes() | {"a": Shape(70, fingerprint="g")},
+            {},
+            r"rows of stream a are .* \(fingerprint was f, now g\)",
+        ),
         (loader(THREE[2:], "bc"), shapes("bc"), {}, "stream a is gone, which gave 270 rows"),
         (loader(THREE), shapes(), {"size": 4}, "global_train_batch_size was 8, now 4, which can change only where"),
     ],

@@ -20,6 +20,7 @@ ORDER = [
     "train.export",
     "train.weights",
     "train.inspection",
+    "train.resume",
     "train.checkpoint",
     "train.checkpoint.storage",
     "train.distributed",

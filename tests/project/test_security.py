@@ -246,6 +246,32 @@ def test_a_link_out_of_the_folder_is_refused(folder: Path, name: str, absolute: 
     assert "put a copy of the file in its place" in message
 
 
+@pytest.mark.parametrize("name", ["tokenizer.json", "chat_template.jinja", "additional_chat_templates/x.jinja"])
+@pytest.mark.parametrize("stored", ["", "0123456789abcdef0123456789abcdef"])
+def test_a_link_to_a_file_of_the_same_name_or_a_hash_is_followed(folder: Path, name: str, stored: str) -> None:
+    link, store = folder / name, folder.parent / "store"
+    link.parent.mkdir(exist_ok=True)
+    link.touch()
+    expected = load(folder).fingerprint
+    store.mkdir()
+    link.rename(store / (stored or link.name))
+    (store / "chain").symlink_to(stored or link.name)
+    link.symlink_to(store / "chain")
+    assert load(folder).fingerprint == expected
+    run = move_into_a_run(folder)
+    assert f"{run}/tokenizer/{name} is a link" in refused(lambda: open_run(run))
+
+
+@pytest.mark.parametrize("target", ["/dev/stdin", "/proc/self/environ", "store", "../store", "missing"])
+def test_a_link_to_what_is_no_file_of_that_name_is_refused(folder: Path, target: str) -> None:
+    (folder.parent / "store").mkdir()
+    (folder / "vocab.txt").symlink_to(target)
+    (folder / "store").symlink_to(folder.parent / "store")
+    message = refused(lambda: load(folder))
+    assert "outside of the folder" in message
+    assert "is followed" in message
+
+
 def test_links_that_stay_inside_are_followed(folder: Path) -> None:
     (folder / "chat_template.jinja").rename(folder / "default.jinja")
     (folder / "chat_template.jinja").symlink_to("default.jinja")
@@ -263,6 +289,9 @@ def test_the_hub_s_cache_consists_of_links(folder: Path, tmp_path: Path, monkeyp
     assert (snapshot / "tokenizer.json").is_symlink()
     assert load(snapshot).fingerprint == fingerprint
     (snapshot / "vocab.txt").symlink_to("../../blobs/../../../canary")
+    assert "outside of the folder" in refused(lambda: load(snapshot))
+    (snapshot / "vocab.txt").unlink()
+    (snapshot / "canary").symlink_to(folder.parent / "canary")  # of the same name
     assert "outside of the folder" in refused(lambda: load(snapshot))
 
 

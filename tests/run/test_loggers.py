@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from data.base.errors import ConfigError
 from tests.helpers.ranks import run_ranks
 from tests.helpers.toy_run import write_toy_run
-from train.config.callbacks import LoggersConfig, WandBLoggerConfig
+from train.config.callbacks import FileLoggerConfig, LoggersConfig, WandBLoggerConfig
 from train.config.load import read_config
 from train.run.fit import fit
 from train.run.loggers import LogFile, build_loggers
@@ -33,6 +34,17 @@ def test_tensorboard_has_one_file_of_rank_0_with_each_value_once(tmp_path: Path)
     assert [event.step for event in events.Tensors("generate/text_summary")] == [2, 4]
     assert [event.step for event in events.Scalars("metrics/eval/LanguageCrossEntropy")] == [2, 4]
     assert [event.step for event in events.Scalars("loss/train/lm")] == [0, 1, 2, 3]
+
+
+def test_composer_gets_a_log_file_s_name_with_nothing_left_to_fill_in(tmp_path: Path) -> None:
+    for number in ("", "-2"):
+        filename = f"{tmp_path}/{{run_name}}/{{rank}}.txt"
+        (log,) = build_loggers(LoggersConfig(file=FileLoggerConfig(filename=filename)), "mine")
+        assert isinstance(log, LogFile)
+        assert log.filename_format == f"{tmp_path}/mine/0{number}.txt"
+        Path(log.filename_format).touch()
+    with pytest.raises(ConfigError, match="has a name of 256 bytes"):
+        build_loggers(LoggersConfig(file=FileLoggerConfig(filename=f"{tmp_path}/{{run_name}}")), "x" * 250)
 
 
 def test_a_full_disk_under_the_log_file_is_reported_and_closes_it(

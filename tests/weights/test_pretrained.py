@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from data.base.errors import ConfigError
+from data.base.paths import shown
 from tests.helpers.ranks import run_ranks
 from tests.helpers.small_config import load, refusal
 from tests.helpers.stock_folder import SHAPE, make_stock_model, write_stock_folder
@@ -263,6 +265,23 @@ def test_an_index_that_is_not_true(folder: Path) -> None:
     said = refused(folder)
     assert "safetensors files, but no model.safetensors.index.json" in said
     assert said.endswith(": download or copy it too")
+
+
+@pytest.mark.parametrize("name", ["../x.safetensors", "/etc/passwd", "a/b", "..", "", "a\0b", "x" * 5000])
+def test_an_index_whose_names_leave_the_folder(folder: Path, name: str) -> None:
+    index = folder / "model.safetensors.index.json"
+    contents = json.loads(index.read_text())
+    shutil.copy(shards(folder)[0], folder.parent / "x.safetensors")
+    contents["weight_map"]["transformer.wte.weight"] = name
+    index.write_text(json.dumps(contents))
+    assert f"its {index.name} names {shown(name)}, which is no file of the folder" in refused(folder)
+
+
+def test_weights_may_be_links(folder: Path, tmp_path: Path) -> None:
+    expected = PretrainedFolder.open(str(folder)).shapes
+    for file in shards(folder):
+        file.symlink_to(file.rename(tmp_path / f"stored-{file.name}"))
+    assert PretrainedFolder.open(str(folder)).shapes == expected
 
 
 def test_folders_without_what_is_needed(folder: Path, tmp_path: Path) -> None:

@@ -7,19 +7,20 @@ only when the run that asks for it has been accepted in all its parts.
 """
 
 import json
-import os
 import re
 import shutil
 import tempfile
 import time
 import zipfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from data.base.errors import ConfigError, os_errors_named, plain_os_errors
-from data.base.paths import refuse_path
-from train.checkpoint.storage.manifest import MANIFEST, METADATA, STATE, CorruptCheckpointError, Manifest
-from train.config.load import to_yaml
+from data.base.paths import fill_placeholders, name_defect, placeholder_defect, refuse_path
+from train.checkpoint.storage.manifest import CONFIG, MANIFEST, METADATA, STATE, CorruptCheckpointError, Manifest
+from train.config.load import load_saved_config, to_yaml
+from train.config.ranks import run_name_of_environment
+from train.config.reading.yaml_file import read
 from train.config.schema import TrainConfig
 
 if TYPE_CHECKING:
@@ -90,8 +91,29 @@ def read_run_id(folder: Path) -> str | None:
         return None
 
 
+def saved_config(checkpoint: Path) -> TrainConfig | None:
+    """The config that a checkpoint was written with: its own, else the save folder's; None where there is neither.
+
+    Raises ConfigError when it cannot be read, such as one with keys that this code does not have.
+    """
+    found = _saved_yaml(checkpoint)
+    return None if found is None else load_saved_config(found)
+
+
+def saved_values(checkpoint: Path) -> dict[str, Any]:
+    """What stands in that config, whatever keys it has. Raises ConfigError when it is no YAML."""
+    found = _saved_yaml(checkpoint)
+    return {} if found is None else read(str(found)).tree
+
+
+def _saved_yaml(checkpoint: Path) -> Path | None:
+    places = (checkpoint / CONFIG, checkpoint.resolve().parent / CONFIG)
+    return next((path for path in places if path.is_file()), None)
+
+
 def run_name_of(config: TrainConfig) -> str:
-    return config.run_name or os.environ.get("RUN_NAME") or time.strftime("dbrx-%Y%m%d-%H%M%S")
+    """Raises ConfigError when it is $RUN_NAME, and that is no name."""
+    return config.run_name or run_name_of_environment() or time.strftime("dbrx-%Y%m%d-%H%M%S")
 
 
 def local_folder(config: TrainConfig, run_name: str) -> Path | None:
@@ -107,10 +129,10 @@ def fill_in(folder: str, run_name: str, key: str) -> Path:
             "copy it to the object store",
             key=key,
         )
-    try:
-        filled = folder.format(run_name=run_name)
-    except (KeyError, IndexError, ValueError):
-        raise ConfigError(f"is {folder!r}, but only {{run_name}} is filled in", key=key) from None
+    for named, defect in ((key, placeholder_defect(folder, "run_name")), ("run_name", name_defect(run_name))):
+        if defect is not None:
+            raise ConfigError(defect, key=named)
+    filled = fill_placeholders(folder, {"run_name": run_name})
     refuse_path(key, filled)
     return Path(filled)
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from data.config.sections import Defect, Section
-from data.config.values import Count, PathText, PositiveDuration
+from data.config.values import Count, Label, Labels, PathAsItIs, PathOfRank, PathOfRun, PositiveDuration
 from train.config.sampling import Sampling
 
 
@@ -36,7 +36,7 @@ class RuntimeEstimatorConfig(Section):
 class HFCheckpointerConfig(Section):
     """Exports checkpoints to Hugging Face folders during the run."""
 
-    save_folder: PathText
+    save_folder: PathOfRun
     """Exports go to huggingface/baN in it; {run_name} is filled in."""
     save_interval: PositiveDuration
     """Of the checkpoints those at this interval, and the last, are exported; a multiple of the run's save_interval."""
@@ -84,7 +84,7 @@ class CallbacksConfig(Section):
 class FileLoggerConfig(Section):
     """A log file for each rank."""
 
-    filename: PathText = "{run_name}/logs-rank{rank}.txt"
+    filename: PathOfRank = "{run_name}/logs-rank{rank}.txt"
     """What the console shows, in a file; {run_name} and {rank} are filled in."""
 
 
@@ -92,7 +92,7 @@ class FileLoggerConfig(Section):
 class TensorboardLoggerConfig(Section):
     """TensorBoard event files, of rank 0."""
 
-    log_dir: PathText | None = None
+    log_dir: PathAsItIs | None = None
     """Event files go to a folder of the run's name in it; null takes tensorboard_logs."""
 
 
@@ -100,15 +100,15 @@ class TensorboardLoggerConfig(Section):
 class WandBLoggerConfig(Section):
     """A Weights & Biases run, of rank 0."""
 
-    project: str | None = None
+    project: Label | None = None
     """The project that the run belongs to."""
-    entity: str | None = None
+    entity: Label | None = None
     """The user or team."""
-    group: str | None = None
+    group: Label | None = None
     """The group of runs."""
-    name: str | None = None
+    name: Label | None = None
     """null takes run_name."""
-    tags: list[str] = field(default_factory=list)
+    tags: Labels = field(default_factory=list)
     """Labels of the run."""
 
 

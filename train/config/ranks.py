@@ -4,17 +4,27 @@ import math
 import os
 from collections.abc import Iterator
 
+from data.base.errors import ConfigError
+from data.base.paths import name_defect
 from data.config.sections import Defect, raise_defects
 from train.config.schema import TrainConfig
 from train.models.config import MEGABLOCKS_LIMIT
 
 
 def check_run_name(config: TrainConfig) -> None:
-    """Raises ConfigError when a later start of this run would not find its checkpoints."""
-    named = config.run_name or os.environ.get("RUN_NAME")
+    """Raises ConfigError when $RUN_NAME is no name, or a later start of this run would not find its checkpoints."""
+    named = config.run_name or run_name_of_environment()
     if config.autoresume and not named and "{run_name}" in str(config.save_folder):
         text = "is true, but without run_name (or $RUN_NAME) no later start would find this run"
         raise_defects([Defect("autoresume", text)])
+
+
+def run_name_of_environment() -> str | None:
+    """$RUN_NAME. Raises ConfigError when it cannot be a run_name."""
+    name = os.environ.get("RUN_NAME")
+    if (defect := name_defect(name)) is not None:
+        raise ConfigError(f"(from $RUN_NAME) {defect}", key="run_name")
+    return name
 
 
 def check_world_size(config: TrainConfig, world_size: int) -> None:

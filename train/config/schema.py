@@ -13,7 +13,7 @@ from data.config.dataset import StreamConfig
 from data.config.loader import DataLoaderConfig
 from data.config.sections import Defect, Section, each
 from data.config.tokenizer import TokenizerConfig
-from data.config.values import Count, CountOrAll, PathText, Positive, PositiveDuration, Range, Seed
+from data.config.values import Count, CountOrAll, Name, PathOfRun, PathText, Positive, PositiveDuration, Range, Seed
 from train.config.callbacks import CallbacksConfig, LoggersConfig
 from train.config.optimizer import AlgorithmsConfig, OptimizerConfig, SchedulerConfig
 from train.models.config import LoraConfig, ModelConfig
@@ -219,8 +219,8 @@ class TrainConfig(Section):
 
     max_seq_len: Annotated[int, Range(ge=2)]
     """Tokens in a row."""
-    run_name: PathText | None = None
-    """null takes $RUN_NAME, and without it a name of the day and time."""
+    run_name: Name | None = None
+    """null takes $RUN_NAME, and without it a name of the day and time. A single name, without slashes and braces."""
     seed: Seed = 17
     """Of fresh weights, dropout and the order of rows."""
 
@@ -262,8 +262,8 @@ class TrainConfig(Section):
     """Seconds that a rank waits for the others before the run fails. They count from when all ranks are ready to train:
     preparing data may take longer. It is also the longest wait for a connection to rank 0."""
 
-    save_folder: PathText | None = None
-    """Where checkpoints go; {run_name} is filled in."""
+    save_folder: PathOfRun | None = None
+    """Where checkpoints go; {run_name} is filled in, as it is, and other braces are refused."""
     save_interval: PositiveDuration = "1ep"
     """Time between checkpoints."""
     save_num_checkpoints_to_keep: CountOrAll = -1

@@ -8,6 +8,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ import torch
 import transformers
 
 from data.base.errors import ConfigError, cannot_be
-from data.base.paths import refuse_path_arguments
+from data.base.paths import is_file_name, refuse_path_arguments, shown
 from data.hub.repository_files import TEMPLATES, check_json_files, refuse_code_beside
+from data.tokenization.templates.limits import TemplateLimits
+from data.tokenization.templates.sandbox import render_chat
 from train.export.export import EXIT_NOT_FINITE, Run, open_run
 from train.export.verify_logits import check_logits, written_rows
 from train.hf.config_json import config_json
@@ -117,6 +120,9 @@ def _weight_map(folder: Path) -> dict[str, str]:
     index = _read_json(folder, INDEX)
     if not isinstance(index.get("weight_map"), dict):
         raise _defect(INDEX, "has no weight_map")
+    for name in index["weight_map"].values():
+        if not isinstance(name, str) or not is_file_name(name):
+            raise _defect(INDEX, f"names {shown(name)}, which is no file of the folder")
     return index["weight_map"]
 
 
@@ -140,7 +146,10 @@ def _check_tokenizer(folder: Path, run: Run) -> None:
     words = ("How many legs has a spider?", "Eight.")
     messages = [{"role": role, "content": text} for role, text in zip(("user", "assistant"), words, strict=True)]
     try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False)
+        # What exceeds a limit is found here, where it ends surely; then what users of the export get.
+        render_chat(tokenizer, messages, subject="it", strftime=datetime.now().strftime)
+        with TemplateLimits("it"):
+            text = tokenizer.apply_chat_template(messages, tokenize=False)
     except Exception as error:  # whatever the template raises, and jinja's own
         raise _defect("the chat template", f"does not render {messages}: {error}") from None
     if not all(word in text for word in words):

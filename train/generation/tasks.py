@@ -10,6 +10,7 @@ from typing import Any
 
 from data.base.errors import ConfigError
 from data.hub.reach import why_offline
+from data.tokenization.templates.limits import TemplateLimits
 from train.generation.huggingface_compat import offline
 from train.generation.open_model import check_exported, check_loaded, torch_device
 from train.generation.results import Result
@@ -46,6 +47,8 @@ def run_tasks(
             trust_remote_code=False,
         )
         check_loaded(weights, model.model)
+        if apply_chat_template:
+            _limit_template(model.tokenizer)
         out = harness.simple_evaluate(
             model,
             tasks=loaded,
@@ -56,6 +59,17 @@ def run_tasks(
             bootstrap_iters=1000,
         )
     return results_of(out)
+
+
+def _limit_template(tokenizer: Any) -> None:
+    """The harness renders with transformers' tokenizer itself."""
+    render = tokenizer.apply_chat_template
+
+    def limited(*args: Any, **kwargs: Any) -> Any:
+        with TemplateLimits(f"the chat template of {tokenizer.name_or_path}"):
+            return render(*args, **kwargs)
+
+    tokenizer.apply_chat_template = limited
 
 
 def results_of(out: Mapping[str, Any]) -> dict[str, Result]:

@@ -11,13 +11,13 @@ from rich.text import Text
 
 from data.base.errors import ConfigError
 from train.checkpoint.load import Checkpoint, open_checkpoint
-from train.checkpoint.save_folder import check_identity
+from train.checkpoint.save_folder import check_identity, saved_config, saved_values
 from train.checkpoint.state import RunState, read_state
 from train.checkpoint.storage.files import verify_files
 from train.checkpoint.storage.manifest import CONFIG, CorruptCheckpointError, Manifest
-from train.inspection.configs import config_differences, config_of
 from train.inspection.found import read_errors_named
 from train.inspection.tensors import TensorsCompared, compare_tensors
+from train.resume.differences import differences, shown
 
 _WALL_CLOCK = "_wct"
 """Ends the names of Composer's lengths of time."""
@@ -84,14 +84,15 @@ def _configs(a: Path, b: Path) -> list[str]:
             if (path / CONFIG).is_file():
                 verify_files(path, [CONFIG])
         try:
-            first, second = config_of(a), config_of(b)
-        except CorruptCheckpointError:
-            raise
-        except ConfigError as error:
-            return [f"it cannot be read: {str(error).splitlines()[0]}"]
+            first, second = saved_config(a), saved_config(b)
+        except ConfigError as error:  # such as one with keys that this code does not have
+            if saved_values(a) == saved_values(b):
+                return []
+            return [f"it cannot be compared by key: {str(error).splitlines()[0]}"]
     if first is None or second is None:
         return [] if first is second else [f"there is none in {(a if first is None else b).name}"]
-    return config_differences(first, second)
+    found = differences(first, second)
+    return [f"{each.key}: {shown(each.was)} -> {shown(each.now)}" for each in found]
 
 
 def _state_of(checkpoint: Checkpoint) -> RunState | None:

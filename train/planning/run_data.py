@@ -1,7 +1,7 @@
 """A run's data, opened, and the plan of its rows: what can be wrong with them is told before the model is built."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,13 +46,18 @@ def open_data(
     tokenizer: Tokenizer,
     state: Mapping[str, Any] | None = None,
     sources: Mapping[str, Source | MdsFolder] | None = None,
+    *,
+    check: Callable[[dict[str, str]], None] | None = None,
 ) -> RunData:
     """Opens the training streams and plans their rows. `sources` are those that find_source has found, by stream.
 
-    Raises ConfigError and DataError for data that cannot be used, and what plan_data raises.
+    `check` gets each stream's fingerprint before anything is planned. Raises ConfigError and DataError for data that
+    cannot be used, and what check and plan_data raise.
     """
     with under("train_loader.dataset"):
         streams = open_streams(config.train_loader.dataset, tokenizer, sources)
+    if check is not None:
+        check({name: rows.fingerprint for name, rows in streams.items()})
     return plan_data(config, streams, state)
 
 

@@ -64,6 +64,9 @@ def fit(
     composer_device = get_device(device or choose_device(config.device))
     with sharing_failures():
         inputs = _initialize(open_inputs(config) if inputs is None else inputs, config, composer_device)
+    if inputs.first_batch >= inputs.max_batches:
+        _nothing_to_do(config, inputs)
+        return
     with owned(config, inputs) as owner:
         _fit(config, inputs, owner, composer_device, callbacks, dtype)
 
@@ -126,14 +129,22 @@ def _initialize(inputs: Inputs, config: TrainConfig, device: ComposerDevice) -> 
     return inputs
 
 
-def _train(trainer: Trainer, config: TrainConfig, inputs: Inputs) -> None:
-    """The steps that are left, if any; what belongs beside the checkpoints is written first."""
-    batch, max_batches = trainer.state.timestamp.batch.value, inputs.max_batches
-    if batch >= max_batches:
-        end = f"max_duration {config.max_duration} is {max_batches}"
-        path = inputs.start.path if inputs.start is not None else "it"
-        logger.info(f"nothing left to train: {path} is at batch {batch}, and {end}")
+def _nothing_to_do(config: TrainConfig, inputs: Inputs) -> None:
+    """Says so, and exports what the run that has ended was to export."""
+    assert inputs.start is not None
+    end = f"max_duration {config.max_duration} is {inputs.max_batches}"
+    logger.info(f"nothing to do: {inputs.start.path} is at batch {inputs.first_batch}, and {end}")
+    if not inputs.resuming:
         return
+    exporter = build_hf_checkpointer(config, inputs.data.clock, inputs.run_name, inputs.folder, resuming=True)
+    if exporter is not None:
+        exporter.catch_up(inputs.first_batch)
+        dist.barrier()  # rank 0 keeps the store that the others look into
+        exporter.check()
+
+
+def _train(trainer: Trainer, config: TrainConfig, inputs: Inputs) -> None:
+    """The steps that are left; what belongs beside the checkpoints is written first."""
     folder = inputs.folder
     if folder is not None:
         on_first_rank(lambda: _furnish(folder, config, inputs))

@@ -7,13 +7,14 @@ no Composer.
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 from data.base.errors import Problems, under
 from data.loading.opening import find_source, open_streams
 from data.loading.rows import Rows
 from data.mds.folder import MdsFolder
+from data.mixing.resume import position
 from data.sources.source import Source
 from data.tokenization.build import build_tokenizer
 from data.tokenization.tokenizer import Tokenizer
@@ -24,6 +25,7 @@ from train.config.load import check_vocab
 from train.config.schema import TrainConfig
 from train.hf.repository import KEY
 from train.planning.run_data import RunData, open_data, plan_data
+from train.weights.changes import change_lines, check_rows
 from train.weights.frozen_base import check_base, frozen_weights
 from train.weights.pretrained import PretrainedFolder
 from train.weights.start import Start, StartingWeights, find_start, open_weights
@@ -53,6 +55,12 @@ class Inputs:
         return (self.start.run_id if self.start is not None and self.resuming else None) or str(uuid.uuid4())
 
     @property
+    def first_batch(self) -> int:
+        """The batch that the run begins with."""
+        state = self.start.data_state if self.start is not None else None
+        return position(state)[0] if state is not None else 0
+
+    @property
     def max_batches(self) -> int:
         assert self.data.clock.max_batches is not None
         return self.data.clock.max_batches
@@ -62,26 +70,32 @@ def open_inputs(config: TrainConfig, problems: Problems | None = None, *, rehash
     """Opens them on this rank. Raises ConfigError or DataError: what can be found out quickly is reported together, and
     with the problems that the caller has collected, before anything is downloaded or prepared."""
     problems = Problems() if problems is None else problems
-    run_name, folder, start, tokenizer = run_name_of(config), None, None, None
+    run_name, folder, start, tokenizer = None, None, None, None
+    with problems.collect():
+        run_name = run_name_of(config)
     sources = _find_sources(config, problems, rehash=rehash)
     with problems.collect():
         tokenizer = build_tokenizer(config.tokenizer)
         check_vocab(config, tokenizer.vocab_size)
-    with problems.collect():
-        folder = local_folder(config, run_name)
-        if folder is not None:
-            check_unowned(folder)
-        start = find_start(config, folder)
-    if (exports := config.callbacks.hf_checkpointer) is not None:
-        key = "callbacks.hf_checkpointer.save_folder"
+    if run_name is not None:
         with problems.collect():
-            check_writable(fill_in(exports.save_folder, run_name, key), key)
+            folder = local_folder(config, run_name)
+            if folder is not None:
+                check_unowned(folder)
+            start = find_start(config, folder)
+        if (exports := config.callbacks.hf_checkpointer) is not None:
+            key = "callbacks.hf_checkpointer.save_folder"
+            with problems.collect():
+                check_writable(fill_in(exports.save_folder, run_name, key), key)
     problems.raise_if_any()
     assert tokenizer is not None
+    assert run_name is not None
     weights = open_weights(config, start)
     if config.lora is not None and start is not None and start.data_state is not None:
         check_base(start.path, frozen_weights(config, weights), config)
-    data = open_data(config, tokenizer, start.data_state if start is not None else None, sources["train_loader"])
+    state = start.data_state if start is not None else None
+    check = partial(check_rows, start, config)
+    data = open_data(config, tokenizer, state, sources["train_loader"], check=check)
     eval_streams = None
     if config.eval_loader is not None:
         with under("eval_loader.dataset"):
@@ -116,6 +130,7 @@ def describe(inputs: Inputs, config: TrainConfig) -> Iterator[str]:
         yield f"autoresume: no checkpoint in {inputs.folder}, starting from the beginning"
     if start is not None and not start.resuming:
         yield f"starting from {'the weights' if start.data_state is None else 'the whole state'} in {start.path}"
+    yield from change_lines(start, config)
     yield from inputs.data.describe(config.max_duration)
     yield from inputs.data.plan.notes
     if isinstance(inputs.weights, PretrainedFolder):

@@ -10,6 +10,7 @@ from composer.loggers import FileLogger, Logger, LoggerDestination, TensorboardL
 from composer.utils import dist
 
 from data.base.errors import ConfigError, cannot_be
+from data.base.paths import fill_placeholders, refuse_path
 from data.base.redaction import redacted, without_secrets
 from train.config.callbacks import LoggersConfig
 
@@ -102,22 +103,22 @@ def _check_wandb() -> None:
 
 
 def _log_file(filename: str, run_name: str) -> str:
-    """The file's name with run_name filled in, one a rank, and one a start of the run: a resume erases no log.
+    """This rank's file: run_name and rank are filled in, and each start of the run has its own: a resume erases no log.
 
-    Raises ConfigError for another placeholder than run_name and rank, or when it cannot be written.
+    Nothing is left for Composer to fill in. Raises ConfigError when the file cannot be written.
     """
-    path = Path(filename if "{rank}" in filename else f"{filename}-rank{{rank}}")
-    attempt, rank = 1, dist.get_global_rank()
+    rank = dist.get_global_rank()
+    filled = fill_placeholders(filename, {"run_name": run_name, "rank": rank})
+    path = Path(filled if "{rank}" in filename else f"{filled}-rank{rank}")
+    refuse_path(_FILE, str(path))
+    attempt, file = 1, path
     try:
-        while Path(str(path).format(run_name=run_name, rank=rank)).exists():
+        while file.exists():
             attempt += 1
-            path = path.with_stem(f"{path.stem.removesuffix(f'-{attempt - 1}')}-{attempt}")
-        file = Path(str(path).format(run_name=run_name, rank=rank))
+            file = path.with_stem(f"{path.stem}-{attempt}")
         file.parent.mkdir(parents=True, exist_ok=True)
         file.touch()
         file.unlink()
-    except (KeyError, IndexError, ValueError):
-        raise ConfigError(f"is {filename!r}, but only {{run_name}} and {{rank}} are filled in", key=_FILE) from None
     except OSError as error:
         raise ConfigError(f"is {filename!r}, but {cannot_be('written', 'it', error)}", key=_FILE) from None
-    return str(path).replace("{run_name}", run_name)
+    return str(file)

@@ -13,6 +13,7 @@ from train.distributed.first_rank import on_first_rank
 from train.models.dbrx import DbrxForCausalLM
 from train.models.recompute import named_parameters
 from train.run.inputs import Inputs, starting_from, warnings_about
+from train.weights.changes import change_lines
 from train.weights.start import Start, fall_back
 
 
@@ -42,6 +43,8 @@ def _without(inputs: Inputs, config: TrainConfig, start: Start, error: CorruptCh
     inputs = starting_from(inputs, config, inputs.run_name, found[0])
     for line in warnings_about(inputs):
         logger.warning(line)
+    for line in change_lines(inputs.start, config):
+        logger.info(line)
     return inputs
 
 

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data.base.errors import ConfigError
+from data.base.paths import is_file_name, shown
 from data.base.problems import listed_clauses
 from data.config.build import build
+from data.hub.repository_files import refuse_links_in_hub_cache
 from train.hf.config_json import contradictions
 from train.hf.repository import (
     FILES_TO_FETCH,
@@ -55,6 +57,8 @@ class PretrainedFolder:
         folder = find_folder(name)
         if folder is None:
             folder = fetch(name, FILES_TO_FETCH)
+            with errors_name_the_key(f"is {name!r}"):
+                refuse_links_in_hub_cache(folder)
         values, _ = read_config_json(name, folder / "config.json")
         subject = f"is {name!r}"
         try:
@@ -126,9 +130,16 @@ def _tensors(folder: Path) -> tuple[dict[str, tuple[Path, Stored]], list[str]]:
     if index.is_file():
         try:
             named: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-            files, weight_map = [folder / name for name in sorted(set(named.values()))], named
+            names = sorted(set(named.values()))
+            elsewhere = [name for name in names if not is_file_name(name)]
+            files, weight_map = [folder / name for name in names], named
         except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
             raise ValueError(f"its {INDEX} is damaged: download or copy it again") from None
+        if elsewhere:
+            raise ValueError(
+                f"its {INDEX} names {shown(elsewhere[0])}, which is no file of the folder: nothing outside of it is "
+                "read, so write names of files that are in it"
+            )
     elif len(files) > 1:
         # Such as a consolidated copy beside the parts: without an index nobody knows which are meant.
         raise ValueError(
@@ -138,7 +149,7 @@ def _tensors(folder: Path) -> tuple[dict[str, tuple[Path, Stored]], list[str]]:
         raise ValueError(no_weights([path.name for path in folder.iterdir()]))
     tensors: dict[str, tuple[Path, Stored]] = {}
     for file in files:
-        if file.parent != folder or not file.is_file():
+        if not file.is_file():
             problems.append(f"{file.name} is missing")
             continue
         try:

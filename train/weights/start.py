@@ -1,21 +1,17 @@
 """What a run starts from: the checkpoint that autoresume or load_path means, checked before anything is built."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from data.base.errors import ConfigError
-from data.config.suggest import show
 from train.checkpoint.load import Checkpoint, open_checkpoint
 from train.checkpoint.reader import CheckpointReader
 from train.checkpoint.save_folder import check_identity, check_save_folder, checkpoints, is_complete
 from train.checkpoint.state import RunState, read_state
 from train.checkpoint.storage.manifest import CONFIG, MANIFEST, CorruptCheckpointError
-from train.config.load import load_saved_config
 from train.config.schema import TrainConfig
-from train.hf.config_json import at
-from train.models.shapes import WEIGHT_KEYS, adapter_shapes
+from train.resume.explain import refuse_changes
 from train.weights.frozen_base import frozen_base
 from train.weights.pretrained import PretrainedFolder
 
@@ -93,8 +89,6 @@ def _stopped(error: CorruptCheckpointError) -> ConfigError:
 def _open(path: Path, config: TrainConfig, corrupt: Sequence[CorruptCheckpointError]) -> Start:
     check_start(path, config, "autoresume", whole_state=True)
     checkpoint = open_checkpoint(path)
-    if isinstance(checkpoint, CheckpointReader) and checkpoint.manifest is not None:
-        checkpoint.read_file(CONFIG)  # `check_start` has used it
     run_id = _run_id(checkpoint)
     return Start(path=path, state=read_state(checkpoint), resuming=True, run_id=run_id, corrupt=tuple(corrupt))
 
@@ -134,7 +128,7 @@ def open_weights(config: TrainConfig, start: Start | None) -> StartingWeights | 
 def check_start(path: Path, config: TrainConfig, key: str, *, whole_state: bool) -> None:
     """Raises ConfigError when a run of this config cannot start from the checkpoint that `key` names.
 
-    With whole_state, going on from it and not from its weights alone, the weights must also mean what they meant.
+    With whole_state, going on from it and not from its weights alone, nothing may have changed that cannot change.
     """
     subject = f"is {str(path)!r}" if key == "load_path" else f"is true, and the newest checkpoint is {str(path)!r}"
     if "://" in str(path):
@@ -150,50 +144,28 @@ def check_start(path: Path, config: TrainConfig, key: str, *, whole_state: bool)
             f"{subject}, but it is no complete checkpoint (a folder such as ep0-ba100 with {MANIFEST} in it){hint}",
             key=key,
         )
-    before = path.resolve().parent / "config.yaml"
-    if path.is_dir():
-        reader = CheckpointReader(path)
-        check_identity(path, reader.manifest)
-        base = config.lora is not None and not reader.holds_adapters
+    checkpoint = open_checkpoint(path)
+    if isinstance(checkpoint, CheckpointReader) and checkpoint.manifest is not None:
+        check_identity(path, checkpoint.manifest)
+        checkpoint.read_file(CONFIG)  # what is compared next is what was written
+    position = _readable_position(checkpoint) if whole_state else None
+    refuse_changes(path, config, position, key, whole_state=whole_state)
+    if isinstance(checkpoint, CheckpointReader):
+        base = config.lora is not None and not checkpoint.holds_adapters
         if base and whole_state:
             raise ConfigError(
                 f"{subject}, a whole model, of which a run with lora takes the weights alone, as its frozen base: "
                 "write load_weights_only=true",
                 key=key,
             )
-        if reader.holds_adapters:
-            _check_adapters(before, config, subject, key)
-        reader.check(config.model, "this config's model", None if base else config.lora)
-    if whole_state:
-        _check_meaning(before, config, subject, key)
+        checkpoint.check(config.model, "this config's model", None if base else config.lora)
 
 
-def _check_adapters(before: Path, config: TrainConfig, subject: str, key: str) -> None:
-    """Adapters of other shapes, told by the YAML's keys and not tensor by tensor."""
-    was, now = load_saved_config(before).lora if before.is_file() else None, config.lora
-    if was is None or now is None or adapter_shapes(config.model, was) == adapter_shapes(config.model, now):
-        return
-    keys = [name for name in ("r", "target_modules", "per_expert") if getattr(was, name) != getattr(now, name)]
-    changed = [f"lora.{k} is {show(getattr(now, k))}, but the checkpoint's is {show(getattr(was, k))}" for k in keys]
-    raise ConfigError(f"{subject}: {'; '.join(changed)}: put it back, or train other adapters in another run", key=key)
-
-
-def _check_meaning(before: Path, config: TrainConfig, subject: str, key: str) -> None:
-    """The same tensors compute something else with other heads, rotations, clipping or routing."""
-    if not before.is_file():
-        return
-    was, now = _meaning(load_saved_config(before)), _meaning(config)
-    changed = [f"{name} was {was.get(name)}, now {now[name]}" for name in now if was.get(name) != now[name]]
-    if changed:
-        raise ConfigError(
-            f"{subject}, but {'; '.join(changed)}: put it back, or start another run with load_path and "
-            "load_weights_only=true",
-            key=key,
-        )
-
-
-def _meaning(config: TrainConfig) -> dict[str, Any]:
-    values = asdict(config)
-    # The base is compared by its weights, in frozen_base.check_base.
-    keys = [*(f"model.{key}" for key in WEIGHT_KEYS), *([] if config.lora is None else ["lora.alpha"])]
-    return {key: at(values, key) for key in keys}
+def _readable_position(checkpoint: Checkpoint) -> dict[str, str] | None:
+    """The position in the data; None where there is none, which is reported by those that need it."""
+    try:
+        return {"position": read_state(checkpoint).position}
+    except ConfigError as error:
+        if isinstance(error, CorruptCheckpointError):
+            raise
+        return None

@@ -3,10 +3,10 @@
 import argparse
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from data.base.errors import ConfigError, setting
+from data.base.paths import is_file_name
 from data.config.build import build
 from data.config.dataset import DatasetConfig, HFKwargs
 from data.config.sections import unchecked
@@ -36,7 +36,7 @@ def splits_of(args: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
     if len(set(args.splits)) != len(args.splits):
         raise ConfigError(f"--splits is {' '.join(args.splits)}, but each can be written only once")
     for split in args.splits:
-        if not split or split != Path(split).name or split in (".", ".."):
+        if not is_file_name(split) or not split.isprintable():
             raise ConfigError(f"--splits has {split!r}, but it becomes a folder's name in --out_root")
     for number, split in enumerate(args.splits):
         files = [args.data_files[number]] if args.data_files else None

@@ -1,0 +1,161 @@
+"""What changed since a checkpoint, as lines for the console and as one error of everything that cannot change."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from data.base.errors import ConfigError
+from data.config.sections import unchecked
+from data.mixing.resume import read_state
+from train.checkpoint.save_folder import saved_config, saved_values
+from train.config.schema import TrainConfig
+from train.hf.config_json import at
+from train.models.shapes import WEIGHT_KEYS
+from train.resume.differences import Difference, differences, shown
+from train.resume.outcomes import Case, Outcome, outcome_of, streams_of
+
+_WIDEST = 60
+"""Of a column; what is longer moves what follows it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """A key whose value is not what it was, and what becomes of it."""
+
+    case: Case
+    outcome: Outcome
+
+    @property
+    def difference(self) -> Difference:
+        return self.case.difference
+
+    @property
+    def key(self) -> str:
+        return self.difference.key
+
+
+def changes_between(was: TrainConfig, now: TrainConfig, **known: Any) -> list[Change]:
+    """What changed from one config to the other, in the order of the schema. `known` are Case's other fields: what is
+    known of the checkpoint that a run resumes from."""
+    cases = [Case(difference=difference, was=was, now=now, **known) for difference in differences(was, now)]
+    return [Change(case=case, outcome=outcome_of(case)) for case in cases]
+
+
+def table(changes: Sequence[Change]) -> list[str]:
+    """A line for each: its key, what it was and is, and what becomes of it."""
+    rows = [(change.key, str(change.difference), str(change.outcome)) for change in changes]
+    widths = [min(max((len(row[column]) for row in rows), default=0), _WIDEST) for column in (0, 1)]
+    return [f"  {key:<{widths[0]}}  {values:<{widths[1]}}  {outcome}" for key, values, outcome in rows]
+
+
+def explain(checkpoint: Path, config: TrainConfig, state: Mapping[str, Any], *, resuming: bool) -> Iterator[str]:
+    """Lines for the console of a run that goes on from the checkpoint, whose data has been accepted.
+
+    `state` is the data state of the checkpoint; for `resuming` see Case.
+    """
+    try:
+        was = saved_config(checkpoint)
+    except ConfigError as error:
+        yield f"what changed since {checkpoint.name} cannot be shown: {_first_problem(error)}"
+        return
+    if was is None:
+        yield f"what changed since {checkpoint.name} cannot be shown: there is no config.yaml in it, nor beside it"
+        return
+    known = {"state": read_state(state), "resuming": resuming, "other_rows": frozenset[str]()}
+    if changes := changes_between(was, config, **known):
+        yield "\n".join([f"changed since {checkpoint.name}:", *table(changes)])
+
+
+def refuse_changes(
+    checkpoint: Path, config: TrainConfig, state: Mapping[str, Any] | None, key: str, *, whole_state: bool = True
+) -> None:
+    """Raises ConfigError that names all keys that cannot change, as far as that is known before the data is open.
+
+    `key` is what names the checkpoint: autoresume or load_path. Without whole_state its weights are taken alone.
+    """
+    known = {"resuming": key == "autoresume", "state": None if state is None else read_state(state)}
+    refused = [change for change in _changes(checkpoint, config, **known) if change.outcome.kind == "refused"]
+    if not whole_state:
+        refused = [change for change in refused if change.outcome.also_of_weights]
+    if any(map(_is_certain, refused)):
+        raise _refusal(checkpoint, key, refused)
+
+
+def refuse_other_rows(
+    checkpoint: Path, config: TrainConfig, state: Mapping[str, Any], fingerprints: Mapping[str, str], key: str
+) -> None:
+    """Raises ConfigError when streams do not have the rows that the run was trained on: it names the keys that changed.
+
+    fingerprints are those of the streams now; for `key` see refuse_changes.
+    """
+    saved = read_state(state)
+    others = frozenset(name for name, then in saved.streams.items() if fingerprints.get(name) != then)
+    if not others:
+        return
+    known = {"resuming": key == "autoresume", "state": saved, "other_rows": others}
+    refused = [change for change in _changes(checkpoint, config, **known) if change.outcome.kind == "refused"]
+    explained = {name for change in refused for name in streams_of(change.case)}
+    if not refused or others - explained:
+        unexplained = sorted(others - explained)
+        labels = ", ".join(f"stream {name}" if name else "train_loader.dataset" for name in unexplained)
+        prints = ", ".join(f"{saved.streams[name]}, now {fingerprints.get(name)}" for name in unexplained)
+        raise _refusal(checkpoint, key, refused, others=f"{labels} (fingerprint was {prints})")
+    raise _refusal(checkpoint, key, refused)
+
+
+def _changes(checkpoint: Path, config: TrainConfig, **known: Any) -> list[Change]:
+    """None where the checkpoint's config is not known; of one that other code wrote, what its weights mean."""
+    try:
+        was = saved_config(checkpoint)
+    except ConfigError:
+        was = _with_weights_of(checkpoint, config)
+    return [] if was is None else changes_between(was, config, **known)
+
+
+def _with_weights_of(checkpoint: Path, config: TrainConfig) -> TrainConfig:
+    """The config, with what the checkpoint's says about the meaning of its weights: those keys stay."""
+    values, now = saved_values(checkpoint), asdict(config.model)
+    keys: dict[str, dict[str, Any]] = {"": {}, "attn_config": {}, "ffn_config": {}}
+    for key in WEIGHT_KEYS:
+        section, _, name = key.rpartition(".")
+        keys[section][name] = at(values, f"model.{key}", at(now, key))
+    with unchecked():
+        attn = replace(config.model.attn_config, **keys["attn_config"])
+        ffn = replace(config.model.ffn_config, **keys["ffn_config"])
+        return replace(config, model=replace(config.model, attn_config=attn, ffn_config=ffn, **keys[""]))
+
+
+def _is_certain(change: Change) -> bool:
+    """Whether it is refused whatever the rows turn out to be."""
+    same_rows = replace(change.case, other_rows=frozenset())
+    return outcome_of(same_rows).kind == "refused"
+
+
+def _refusal(checkpoint: Path, key: str, refused: Sequence[Change], others: str | None = None) -> ConfigError:
+    path = str(checkpoint)
+    lines = [f"{change.key} {change.difference} ({change.outcome.reason})" for change in refused]
+    if others is not None:
+        also = "further " if refused else ""
+        lines.append(
+            f"the rows of {others} are not those that the checkpoint was trained on, though no {also}key of theirs "
+            "has changed: the content of a file, of the tokenizer or of preprocessing_fn is another"
+        )
+    back = "put it back" if len(lines) == 1 else "put them back"
+    if any(change.outcome.also_of_weights for change in refused):
+        fix = f"{back}, or start another run from the beginning, with another run_name"
+    else:
+        fix = (
+            f"{back}, or start another run from the weights, with another run_name, load_path={shown(path)} and "
+            "load_weights_only=true"
+        )
+    subject = f"is {path!r}" if key == "load_path" else f"is true, and the newest checkpoint is {path!r}"
+    if len(lines) == 1:
+        return ConfigError(f"{subject}, but {lines[0]}: {fix}", key=key)
+    return ConfigError("\n  ".join([f"{subject}, but there are changes that it cannot take:", *lines, fix]), key=key)
+
+
+def _first_problem(error: ConfigError) -> str:
+    """On one line."""
+    first, *others = str(error).splitlines()
+    return f"{first}: {others[0].strip()}" + (" ..." if others[1:] else "") if others else first

@@ -1,0 +1,346 @@
+"""What becomes of each key that changed, when a run goes on from a checkpoint: applied, ignored or refused, and why."""
+
+import fnmatch
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from data.config.sections import is_within
+from data.mixing.resume import DataState
+from train.config.schema import TrainConfig
+from train.models.shapes import adapter_shapes, parameter_shapes
+from train.resume.differences import ABSENT, Difference
+
+
+class Outcome(NamedTuple):
+    """Of a changed key."""
+
+    kind: Literal["applied", "ignored", "refused"]
+    reason: str = ""
+    also_of_weights: bool = False
+    """It is refused too where a run takes the checkpoint's weights alone."""
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.reason}" if self.reason else self.kind
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A changed key, and what decides what becomes of it."""
+
+    difference: Difference
+    was: TrainConfig
+    now: TrainConfig
+    resuming: bool = True
+    """autoresume has found the checkpoint; else load_path names it."""
+    state: DataState | None = None
+    """The checkpoint's position in the data, where it is known."""
+    other_rows: frozenset[str] | None = None
+    """The streams whose rows are not those of before, by name, once the data is open."""
+
+
+def outcome_of(case: Case) -> Outcome:
+    """What becomes of the changed key."""
+    decided = OUTCOMES[entry_of(case.difference.pattern)]
+    return decided if isinstance(decided, Outcome) else decided(case)
+
+
+def entry_of(pattern: str) -> str:
+    """The entry of OUTCOMES for a key as known_paths has it. Raises KeyError for one that nobody has decided."""
+    section = pattern
+    while section and pattern not in OUTCOMES:
+        section, _, _ = section.rpartition(".")
+        if f"{section}.*" in OUTCOMES:
+            return f"{section}.*"
+    if not section:
+        raise KeyError(f"{pattern}: train/resume/outcomes.py does not say what becomes of it")
+    return pattern
+
+
+def _seed(case: Case) -> Outcome:
+    """Of fresh weights, dropout and the order of rows."""
+    if _order_seed(case.was) != _order_seed(case.now):
+        return Outcome("refused", "the order of rows follows from it")
+    return Outcome("refused", _DRAWN_BASE) if _draws_base(case) else Outcome("ignored", "the checkpoint has its state")
+
+
+def _shuffle_seed(case: Case) -> Outcome:
+    if not case.now.train_loader.dataset.shuffle:
+        return Outcome("ignored", "rows are not shuffled")
+    if _order_seed(case.was) == _order_seed(case.now):
+        return Outcome("applied", "it is the seed that the order of rows follows from already")
+    return Outcome("refused", "the order of rows follows from it")
+
+
+def _order_seed(config: TrainConfig) -> int | None:
+    dataset = config.train_loader.dataset
+    if not dataset.shuffle:
+        return None
+    return config.seed if dataset.shuffle_seed is None else dataset.shuffle_seed
+
+
+def _draws_base(case: Case) -> bool:
+    """Whether the frozen base of adapters is drawn: no weights are named, and no checkpoint to take as the base."""
+    now = case.now
+    names = now.model.pretrained_model_name_or_path, now.load_path if now.load_weights_only else None
+    return now.lora is not None and not any(names)
+
+
+def _fresh_weights(case: Case) -> Outcome:
+    return Outcome("refused", _DRAWN_BASE) if _draws_base(case) else _FROM_CHECKPOINT
+
+
+def _pretrained(case: Case) -> Outcome:
+    return _FROM_CHECKPOINT if case.now.lora is None else _BASE_IS_COMPARED
+
+
+def _load(case: Case) -> Outcome:
+    if not case.resuming:
+        return APPLIED
+    return Outcome("ignored", "the run has a checkpoint of its own") if case.now.lora is None else _BASE_IS_COMPARED
+
+
+def _lora(case: Case) -> Outcome:
+    if case.now.lora is None:
+        return Outcome("refused", "the checkpoint holds adapters alone", also_of_weights=True)
+    return Outcome("refused", "the checkpoint is of a whole model, of which a run with lora takes the weights alone")
+
+
+def _adapters(case: Case) -> Outcome:
+    was, now = (adapter_shapes(each.model, each.lora) for each in (case.was, case.now) if each.lora is not None)
+    return Outcome("ignored", "the adapters are the same") if was == now else _OTHER_TENSORS
+
+
+def _rows(case: Case) -> Outcome:
+    """Of what decides the rows: the same data may lie elsewhere, or be described differently."""
+    if case.other_rows is None:
+        return _PERHAPS_OTHER_ROWS
+    return _OTHER_ROWS if case.other_rows & streams_of(case) else Outcome("applied", "the rows are the same")
+
+
+def streams_of(case: Case) -> set[str]:
+    """The checkpoint's streams whose rows the changed key may decide."""
+    names = set(case.was.train_loader.dataset.each_stream())
+    return {name for name in names if is_within(case.difference.key, [f"{_STREAMS}.{name}"])} or names
+
+
+def _stream(case: Case) -> Outcome:
+    if case.difference.now is ABSENT:
+        return Outcome("refused", "its rows are part of the run's past; it may stay with a proportion of 0")
+    return Outcome("applied", "from here on")
+
+
+def _stage(case: Case) -> Outcome:
+    """Of a stage, or of one of its keys: what is done cannot change."""
+    number = int(case.difference.key.partition("[")[2].partition("]")[0])
+    if case.state is None:
+        return Outcome("applied", "where the stage is not done")
+    if number < case.state.n_stages_done:
+        return Outcome("refused", "the stage is done")
+    is_current = number == case.state.n_stages_done and case.state.in_a_stage
+    if is_current and (case.difference.pattern.endswith(".name") or case.difference.now is ABSENT):
+        return Outcome("refused", "the run is in this stage")
+    return Outcome("applied", "from here on") if is_current else APPLIED
+
+
+def _batch_size(case: Case) -> Outcome:
+    if case.state is not None and case.state.ends_a_stage:
+        return Outcome("applied", "a stage ends here")
+    return Outcome("refused", "it can change only where a stage ends")
+
+
+def _optimizer(case: Case) -> Outcome:
+    same = {case.was.optimizer.name, case.now.optimizer.name} == {"adamw", "decoupled_adamw"}
+    return APPLIED if same else Outcome("refused", "the checkpoint's state is that of another optimizer")
+
+
+def _of_optimizers(*names: str) -> Callable[[Case], Outcome]:
+    def decide(case: Case) -> Outcome:
+        name = case.now.optimizer.name
+        return APPLIED if name in names else Outcome("ignored", f"{name} has none")
+
+    return decide
+
+
+def _of_schedules(*names: str) -> Callable[[Case], Outcome]:
+    def decide(case: Case) -> Outcome:
+        name = case.now.scheduler.name.removesuffix("_with_warmup")
+        return APPLIED if name in names else Outcome("ignored", f"{name}_with_warmup has none")
+
+    return decide
+
+
+def _freeze(case: Case) -> Outcome:
+    thawed = _trained(case.now) - _trained(case.was)
+    if not thawed:
+        return APPLIED
+    return Outcome("refused", f"the checkpoint has no optimizer state of what was frozen ({min(thawed)})")
+
+
+def _trained(config: TrainConfig) -> set[str]:
+    """The names of the parameters that are not frozen."""
+    shapes = parameter_shapes(config.model) if config.lora is None else adapter_shapes(config.model, config.lora)
+    return {name for name in shapes if not any(fnmatch.fnmatch(name, each) for each in config.optimizer.freeze)}
+
+
+def _at_the_start(case: Case) -> Outcome:
+    return Outcome("ignored", "the run has started") if case.resuming else APPLIED
+
+
+_STREAMS = "train_loader.dataset.streams"
+_DRAWN_BASE = "the frozen base is drawn with it"
+
+APPLIED = Outcome("applied")
+_FROM_CHECKPOINT = Outcome("ignored", "the weights are the checkpoint's")
+_BASE_IS_COMPARED = Outcome("applied", "the frozen base must have the same weights")
+_OTHER_TENSORS = Outcome("refused", "the checkpoint's tensors have other shapes", also_of_weights=True)
+_OTHER_MEANING = Outcome("refused", "the weights were trained with it")
+_ONE_SOURCE = Outcome("refused", "the streams of the checkpoint are others")
+_OTHER_ROWS = Outcome("refused", "the rows are not those of before")
+_PERHAPS_OTHER_ROWS = Outcome("refused", "unless it gives the same rows")
+
+Decided = Outcome | Callable[[Case], Outcome]
+
+_OF_A_SOURCE: Mapping[str, Decided] = {
+    "hf_name": _rows,
+    "hf_kwargs.*": _rows,
+    "safe_load": APPLIED,
+    "local": _rows,
+    "remote": _rows,
+    "text": _rows,
+    "split": _rows,
+    "preprocessing_fn": _rows,
+    "preprocessing_fn.*": _rows,
+    "proportion": APPLIED,
+    "repeat": APPLIED,
+    "choose": APPLIED,
+    "max_repeats": APPLIED,
+}
+
+OUTCOMES: Mapping[str, Decided] = {
+    # The run.
+    "max_seq_len": Outcome("refused", "rows have another length"),
+    "run_name": APPLIED,
+    "seed": _seed,
+    "max_duration": APPLIED,
+    "global_train_batch_size": _batch_size,
+    "device_train_microbatch_size": APPLIED,
+    "device_eval_batch_size": APPLIED,
+    "eval_interval": APPLIED,
+    "eval_first": _at_the_start,
+    "eval_subset_num_batches": APPLIED,
+    # The model: what its weights are, and what computes with them.
+    "model.name": APPLIED,
+    "model.preset": Outcome("ignored", "each key of the model is compared"),
+    "model.pretrained_model_name_or_path": _pretrained,
+    "model.d_model": _OTHER_TENSORS,
+    "model.n_heads": _OTHER_TENSORS,
+    "model.n_layers": _OTHER_TENSORS,
+    "model.vocab_size": _OTHER_TENSORS,
+    "model.attn_config.kv_n_heads": _OTHER_TENSORS,
+    "model.ffn_config.ffn_hidden_size": _OTHER_TENSORS,
+    "model.ffn_config.moe_num_experts": _OTHER_TENSORS,
+    "model.attn_config.rope_theta": _OTHER_MEANING,
+    "model.attn_config.clip_qkv": _OTHER_MEANING,
+    "model.ffn_config.moe_top_k": _OTHER_MEANING,
+    "model.ffn_config.moe_normalize_expert_weights": _OTHER_MEANING,
+    "model.max_seq_len": APPLIED,
+    "model.resid_pdrop": APPLIED,
+    "model.emb_pdrop": APPLIED,
+    "model.attn_config.attn_pdrop": APPLIED,
+    "model.attn_config.attn_impl": APPLIED,
+    "model.ffn_config.moe_jitter_eps": APPLIED,
+    "model.ffn_config.moe_impl": APPLIED,
+    "model.ffn_config.moe_recompute": APPLIED,
+    "model.ffn_config.moe_zloss_weight": APPLIED,
+    "model.ffn_config.moe_loss_weight": APPLIED,
+    "model.ffn_config.moe_lbl_scope": APPLIED,
+    "model.initializer_range": _fresh_weights,
+    "model.scale_residual_init": _fresh_weights,
+    "lora": _lora,
+    "lora.r": _adapters,
+    "lora.target_modules": _adapters,
+    "lora.per_expert": _adapters,
+    "lora.alpha": _OTHER_MEANING,
+    "lora.dropout": APPLIED,
+    "lora.base_dtype": APPLIED,
+    # The data: rows that were drawn cannot change, those to come can.
+    "tokenizer.name": _rows,
+    "tokenizer.kwargs.model_name": _rows,
+    "tokenizer.kwargs.encoding_name": _rows,
+    "tokenizer.kwargs.vocab_file": _rows,
+    "tokenizer.kwargs.use_default_system_prompt": _rows,
+    "tokenizer.kwargs.model_max_length": Outcome("ignored", "it repeats max_seq_len"),
+    "tokenizer.chat_template_drops": _rows,
+    "tokenizer.chat_date": _rows,
+    "train_loader.name": Outcome("ignored", "both kinds read the same"),
+    **{f"train_loader.dataset.{key}": decided for key, decided in _OF_A_SOURCE.items()},
+    "train_loader.dataset.streams": _ONE_SOURCE,
+    "train_loader.dataset.streams.NAME": _stream,
+    **{f"train_loader.dataset.streams.NAME.{key}": decided for key, decided in _OF_A_SOURCE.items()},
+    "train_loader.dataset.max_seq_len": Outcome("refused", "rows have another length"),
+    "train_loader.dataset.packing": _rows,
+    "train_loader.dataset.target_prompts": _rows,
+    "train_loader.dataset.target_responses": _rows,
+    "train_loader.dataset.excess_length": _rows,
+    "train_loader.dataset.on_bad_example": _rows,
+    "train_loader.dataset.shuffle": Outcome("refused", "the order of rows follows from it"),
+    "train_loader.dataset.shuffle_seed": _shuffle_seed,
+    "train_loader.dataset.cache_dir": APPLIED,
+    "train_loader.dataset.prepare_workers": APPLIED,
+    "train_loader.dataset.cache_limit": APPLIED,
+    "train_loader.dataset.max_prepare_bytes": APPLIED,
+    "train_loader.stages[0]": _stage,
+    "train_loader.stages[0].*": _stage,
+    "train_loader.num_workers": APPLIED,
+    "train_loader.prefetch_factor": APPLIED,
+    "train_loader.pin_memory": APPLIED,
+    "train_loader.persistent_workers": APPLIED,
+    "eval_loader": APPLIED,
+    "eval_loader.*": APPLIED,
+    # How weights are trained.
+    "optimizer.name": _optimizer,
+    "optimizer.lr": APPLIED,
+    "optimizer.betas": _of_optimizers("adamw", "decoupled_adamw", "decoupled_lionw"),
+    "optimizer.eps": _of_optimizers("adamw", "decoupled_adamw"),
+    "optimizer.momentum": _of_optimizers("sgd"),
+    "optimizer.weight_decay": APPLIED,
+    "optimizer.no_weight_decay": APPLIED,
+    "optimizer.param_groups[0]": APPLIED,
+    "optimizer.param_groups[0].*": APPLIED,
+    "optimizer.freeze": _freeze,
+    "scheduler.name": APPLIED,
+    "scheduler.t_warmup": APPLIED,
+    "scheduler.alpha_f": _of_schedules("cosine", "linear_decay", "wsd"),
+    "scheduler.t_decay": _of_schedules("wsd"),
+    "algorithms.*": APPLIED,
+    # This machine and this process.
+    "device": APPLIED,
+    "precision": APPLIED,
+    "fsdp_config": APPLIED,
+    "fsdp_config.sharding_strategy": APPLIED,
+    "fsdp_config.data_parallel_replicate_degree": APPLIED,
+    "fsdp_config.mixed_precision": APPLIED,
+    "fsdp_config.state_dict_type": APPLIED,
+    "fsdp_config.activation_checkpointing": APPLIED,
+    "fsdp_config.activation_cpu_offload": APPLIED,
+    "fsdp_config.reshard_after_forward": APPLIED,
+    "dist_timeout": APPLIED,
+    "save_folder": APPLIED,
+    "save_interval": APPLIED,
+    "save_num_checkpoints_to_keep": APPLIED,
+    "save_keep_every": APPLIED,
+    "on_save_error": APPLIED,
+    "on_corrupt_checkpoint": APPLIED,
+    "save_overwrite": _at_the_start,
+    "autoresume": APPLIED,
+    "load_path": _load,
+    "load_weights_only": _load,
+    "progress_bar": APPLIED,
+    "log_to_console": APPLIED,
+    "console_log_interval": APPLIED,
+    "callbacks.*": APPLIED,
+    "loggers.*": APPLIED,
+}
+"""Key -> what becomes of it, with NAME for any name and [0] for any number; `section.*` is for all below a section that
+have no entry of their own. A new key of the schema has to be decided here."""
