@@ -109,7 +109,8 @@ def _verify(args: argparse.Namespace) -> int:
             verified = verify(checkpoint, bar.update)
             corrupt = corrupt or bool(verified.errors)
             bar.clear()
-            print("\n".join(verified.lines()), flush=True)
+            # Save folders have checkpoints of the same names.
+            print("\n".join(verified.lines(str(checkpoint) if len(args.paths) > 1 else None)), flush=True)
     return 2 if corrupt else 0
 
 

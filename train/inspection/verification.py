@@ -41,9 +41,9 @@ class Verified:
     def right(self) -> bool:
         return self.known and not self.errors
 
-    def lines(self) -> list[str]:
-        """One, or one for each corrupt file."""
-        name = self.checkpoint.name
+    def lines(self, name: str | None = None) -> list[str]:
+        """One, or one for each corrupt file. name: what the checkpoint is called, by default the name of its folder."""
+        name = name or self.checkpoint.name
         if self.gone:
             return [f"{name}: deleted meanwhile"]
         if self.errors:
