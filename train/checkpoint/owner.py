@@ -150,6 +150,22 @@ class Owner:
                     (self._folder / LOCK_FILE).unlink()
 
 
+@dataclass(frozen=True, kw_only=True)
+class FoundOwner:
+    """Who owns a save folder, or has left its lock file there."""
+
+    name: str
+    """Its run, host and process, for people to read."""
+    alive: bool | None
+    """None where only its heartbeat can be seen, because it is on another machine."""
+
+
+def owner_of(folder: Path) -> FoundOwner | None:
+    """The owner as the lock file says it; None without one. Waits for nothing, changes nothing. Raises OSError."""
+    found = _look(folder)
+    return None if found is None else FoundOwner(name=str(found), alive=_is_alive(found))
+
+
 def check_unowned(folder: Path) -> None:
     """Raises ConfigError when a run that is alive on this machine owns the folder. Waits for nothing, changes nothing,
     and passes where it cannot know: see `own` for owners on other machines."""
