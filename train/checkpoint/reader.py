@@ -45,7 +45,17 @@ class CheckpointReader(FileSystemReader):
         self.checkpoint = checkpoint
         self._contents = CheckpointFiles(checkpoint, verify=verify)
         self._places: dict[MetadataIndex, tuple[str, int, int]] = {}
-        self.metadata = read_metadata(self._contents.read(METADATA), checkpoint, METADATA)
+        data = self._contents.read(METADATA)
+        try:
+            self.metadata = read_metadata(data, checkpoint, METADATA)
+        except CorruptCheckpointError as error:
+            if self.manifest is None or not verify:
+                raise
+            wrote = self.manifest.versions.get("torch", "another")
+            raise ConfigError(
+                f"{checkpoint} cannot be read with torch {torch.__version__}, because torch {wrote} wrote it "
+                f"({METADATA} {error.defect}): install that version or a newer one"
+            ) from None
 
     @property
     def manifest(self) -> Manifest | None:
