@@ -169,14 +169,25 @@ def existing_parent(folder: Path) -> Path:
     return next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
 
 
+def damaged(folder: Path) -> list[Path]:
+    """Folders in a save folder that have lost their manifest: a checkpoint gets its name when it has one, so no killed
+    run leaves such a folder. Oldest first."""
+    entries = folder.iterdir() if folder.is_dir() else ()
+    return sorted(
+        (path for path in entries if _NAME.fullmatch(path.name) and (path / STATE).exists() and not is_complete(path)),
+        key=batch_of,
+    )
+
+
 def leftovers(folder: Path) -> list[Path]:
     """What killed runs have left half-written, and a link of earlier versions that nothing updates any more."""
+    kept = {*checkpoints(folder), *damaged(folder)}
     return sorted(
         path
         for path in (folder.iterdir() if folder.is_dir() else ())
         if path.name.startswith(PART)
         or path.name == "latest-rank0.pt"
-        or (_NAME.fullmatch(path.name) and not is_complete(path))
+        or (_NAME.fullmatch(path.name) and path not in kept)
     )
 
 
@@ -205,7 +216,7 @@ def furnish_save_folder(
                 (Path(made) / name).replace(folder / name)
         if not resuming:
             (folder / RECORD).unlink(missing_ok=True)
-            for path in checkpoints(folder):
+            for path in (*checkpoints(folder), *damaged(folder)):
                 _delete(path)
 
 

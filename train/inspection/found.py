@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data.base.errors import ConfigError, cannot_be
-from train.checkpoint.save_folder import PART, batch_of, checkpoints, is_complete, leftovers
+from train.checkpoint.save_folder import PART, batch_of, checkpoints, damaged, is_complete, leftovers
 from train.checkpoint.storage.manifest import METADATA, STATE
 
 
@@ -47,11 +47,8 @@ def find_save_folder(path: Path) -> Found:
     """It may hold nothing but leftovers. Raises ConfigError for what is no save folder."""
     with read_errors_named(path):
         if path.is_dir() and not _is_checkpoint(path):
-            left = leftovers(path)
-            # Nothing but damage leaves a checkpoint like that: it is renamed when its manifest is there.
-            damaged = [each for each in left if each.is_dir() and _is_checkpoint(each)]
-            there = sorted([*checkpoints(path), *damaged], key=batch_of)
-            found = Found(folder=path, checkpoints=there, leftovers=[each for each in left if each not in damaged])
+            there = sorted([*checkpoints(path), *damaged(path)], key=batch_of)
+            found = Found(folder=path, checkpoints=there, leftovers=leftovers(path))
             if found.checkpoints or found.leftovers:
                 return found
         if not path.exists():
