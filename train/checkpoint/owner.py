@@ -29,7 +29,7 @@ from data.base.paths import shown
 
 LOCK_FILE = ".owner.json"
 """In a save folder while a run owns it, and after that run was killed."""
-_TAKING = ".owner.lock"
+FLOCK = ".owner.lock"
 """Its flock is held while the lock file is read and replaced. It stays: who deletes a file with a flock lets two in."""
 _PART = ".part-owner-"
 
@@ -398,7 +398,7 @@ def _one_at_a_time(folder: Path) -> Iterator[bool]:
     with ExitStack() as stack:
         alone = False
         try:
-            alone = stack.enter_context(exclusive_unless(folder / _TAKING, lambda: time.monotonic() > end))
+            alone = stack.enter_context(exclusive_unless(folder / FLOCK, lambda: time.monotonic() > end))
         except OSError as error:
             if error.errno not in _NO_FLOCK:
                 raise
