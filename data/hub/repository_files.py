@@ -73,8 +73,9 @@ TOKENIZER_KEYS: dict[str, Rule] = {
 _ANY_FILE = Rule(_PATH)
 """Of every other key of a tokenizer that ends in _file."""
 _TEMPLATE_NAME = re.compile(r"[A-Za-z0-9_-]+")
-_HASH = re.compile(r"[0-9a-f]{32,128}")
-"""The name of a file in a store that is addressed by content, such as the hub's cache."""
+_HASH = re.compile(r"(?<![0-9a-f])([0-9a-f]{30,128})(?![0-9a-f])")
+"""In the name of a file in a store that is addressed by content: the hub's cache, DVC (which cuts two digits off),
+git-annex (SHA256E-s12--HASH.json)."""
 
 
 def check_json_files(folder: Path, hub_name: str | None = None) -> None:
@@ -185,7 +186,7 @@ def _refuse_link(path: Path, folder: Path, *, same_name: bool = False) -> None:
     target = Path(os.path.realpath(path))  # which, unlike resolve, takes links that go round in circles
     if any(target.is_relative_to(root) for root in (folder.resolve(), *_blobs(folder))):
         return
-    if same_name and target.is_file() and (target.name == path.name or _HASH.fullmatch(target.name)):
+    if same_name and target.is_file() and (target.name == path.name or _HASH.search(target.name)):
         return
     hint = "the file in its place"
     if same_name:

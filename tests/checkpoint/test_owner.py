@@ -86,7 +86,7 @@ def test_a_folder_is_made_owned_and_released(tmp_path: Path) -> None:
         mine.check()
         found = content(folder)
         assert (found["run_name"], found["pid"], found["host"]) == ("mine", os.getpid(), socket.gethostname())
-    assert [path.name for path in folder.iterdir()] == [owner._TAKING]
+    assert [path.name for path in folder.iterdir()] == [owner.FLOCK]
     with own(folder, "again"):
         pass
 

@@ -19,6 +19,7 @@ ORDER = [
     "train.generation",
     "train.export",
     "train.weights",
+    "train.inspection",
     "train.resume",
     "train.checkpoint",
     "train.checkpoint.storage",

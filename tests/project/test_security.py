@@ -247,7 +247,7 @@ def test_a_link_out_of_the_folder_is_refused(folder: Path, name: str, absolute: 
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "chat_template.jinja", "additional_chat_templates/x.jinja"])
-@pytest.mark.parametrize("stored", ["", "0123456789abcdef0123456789abcdef"])
+@pytest.mark.parametrize("stored", ["", "0123456789abcdef" * 2, f"SHA256E-s12--{'0123456789abcdef' * 4}.json"])
 def test_a_link_to_a_file_of_the_same_name_or_a_hash_is_followed(folder: Path, name: str, stored: str) -> None:
     link, store = folder / name, folder.parent / "store"
     link.parent.mkdir(exist_ok=True)

@@ -17,7 +17,8 @@ from tests.helpers.toy_run import write_toy_run
 from tests.helpers.watched_run import run
 from train.callbacks import checkpoint_saver
 from train.checkpoint.save_folder import checkpoints
-from train.checkpoint.storage.files import verify_files
+from train.checkpoint.storage.files import corruption, verify_files
+from train.checkpoint.storage.manifest import CorruptCheckpointError
 from train.config.load import read_config
 from train.run.fit import fit
 
@@ -71,6 +72,8 @@ def all_faults(path: str) -> dict[str, Any]:
     for name, (_, fault) in FAULTS.items():
         _with_fault(folder, name, fault)
         results[name] = _resume(path, [f"run_name={name}", "max_duration=8ba"])
+    _with_fault(folder, "finished", FAULTS["moments"][1])
+    results["finished"] = _resume(path, ["run_name=finished", "max_duration=6ba"])
     _with_fault(folder, "stop", FAULTS["moments"][1])
     results["stop"] = _resume(path, ["run_name=stop", "max_duration=8ba", "on_corrupt_checkpoint=stop"])
 
@@ -106,6 +109,8 @@ def test_a_fault_ends_in_a_fallback_to_the_clean_run_or_in_an_error(tmp_path: Pa
         for checkpoint in checkpoints(tmp_path / name):
             verify_files(checkpoint)
     assert "of ep0-ba4" in results["swapped"][1]
+    finished, out = results["finished"]
+    assert list(finished["losses"]) == [5, 6], "the end of the run is read before it is called done"
     (stopped, _), (none, _), (load_path, _) = (results[key] for key in ("stop", "none", "load_path"))
     assert "__1_0.distcp has other bytes" in stopped
     assert "(on_corrupt_checkpoint: stop): restore it from a copy" in stopped
@@ -121,12 +126,12 @@ def newest_is_corrupt(path: str) -> tuple[list[str], list[str], str]:
     short = ["eval_loader=null", "save_interval=2ba", "save_num_checkpoints_to_keep=1", "autoresume=true"]
     fit(read_config(path, [*short, "max_duration=2ba"]))
 
-    def damaged(checkpoint: Path, files: tuple[str, ...]) -> None:
+    def damaged(checkpoint: Path, files: tuple[str, ...]) -> CorruptCheckpointError | None:
         flip(checkpoint / "__0_0.distcp")
-        verify_files(checkpoint, files)
+        return corruption(checkpoint, files)
 
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as out:
-        patch.setattr(checkpoint_saver, "verify_files", damaged)
+        patch.setattr(checkpoint_saver, "corruption", damaged)
         fit(read_config(path, [*short, "max_duration=4ba"]))
     damaged_left = [found.name for found in checkpoints(folder / "toy")]
     fit(read_config(path, [*short, "max_duration=6ba"]))

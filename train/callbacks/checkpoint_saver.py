@@ -21,8 +21,8 @@ from train.checkpoint.retention import Retention, remove
 from train.checkpoint.save import gathered, n_bytes, save_checkpoint
 from train.checkpoint.save_folder import checkpoints
 from train.checkpoint.state import RunState, encode_random, timestamp_from_composer, to_json
-from train.checkpoint.storage.files import verify_files
-from train.checkpoint.storage.manifest import CorruptCheckpointError, Manifest
+from train.checkpoint.storage.files import corruption
+from train.checkpoint.storage.manifest import Manifest
 from train.composer_model import DbrxForComposer
 from train.distributed.first_rank import on_first_rank
 from train.models.recompute import named_parameters
@@ -120,7 +120,7 @@ class CheckpointSaver(Callback):
         ((superseded, verify),) = plan
         if verify:
             # Each rank reads what it has written, from the disk and not from memory.
-            errors = dist.all_gather_object(_verify(checkpoint, files))
+            errors = dist.all_gather_object(corruption(checkpoint, files))
             if corrupt := [error for error in errors if error is not None]:
                 console.warning(f"{corrupt[0]}. The checkpoints before it are kept")
                 return
@@ -136,14 +136,6 @@ def _remove(superseded: Sequence[Path]) -> None:
             remove(path)
         except OSError as error:
             console.warning(f"{path} is superseded, but cannot be deleted: {reason(error)}")
-
-
-def _verify(checkpoint: Path, files: tuple[str, ...]) -> CorruptCheckpointError | None:
-    try:
-        verify_files(checkpoint, files)
-    except CorruptCheckpointError as error:
-        return error
-    return None
 
 
 def _model(state: State) -> DbrxForComposer:

@@ -59,6 +59,16 @@ class FullCheckpoint:
                 name, _, what = key.removeprefix(prefix).rpartition(".")
                 yield name, what
 
+    @property
+    def tensor_keys(self) -> list[str]:
+        """Of weights and of the optimizer's state."""
+        return [*self.tensors]
+
+    def rows_of(self, key: str, start: int, stop: int, out: torch.Tensor) -> None:
+        """Reads rows [start, stop) of a tensor into `out`; a scalar is one row."""
+        whole = self.tensors[key]
+        out.copy_((whole if whole.dim() else whole.view(1))[start:stop])
+
     def load(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Fills the tensors, or this rank's parts of them. Raises ConfigError when they have other shapes."""
         for key, out in tensors.items():

@@ -29,7 +29,7 @@ from data.base.paths import shown
 
 LOCK_FILE = ".owner.json"
 """In a save folder while a run owns it, and after that run was killed."""
-_TAKING = ".owner.lock"
+FLOCK = ".owner.lock"
 """Its flock is held while the lock file is read and replaced. It stays: who deletes a file with a flock lets two in."""
 _PART = ".part-owner-"
 
@@ -148,6 +148,22 @@ class Owner:
                 found = _look(self._folder)
                 if found is not None and found.record == self._record:
                     (self._folder / LOCK_FILE).unlink()
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoundOwner:
+    """Who owns a save folder, or has left its lock file there."""
+
+    name: str
+    """Its run, host and process, for people to read."""
+    alive: bool | None
+    """None where only its heartbeat can be seen, because it is on another machine."""
+
+
+def owner_of(folder: Path) -> FoundOwner | None:
+    """The owner as the lock file says it; None without one. Waits for nothing, changes nothing. Raises OSError."""
+    found = _look(folder)
+    return None if found is None else FoundOwner(name=str(found), alive=_is_alive(found))
 
 
 def check_unowned(folder: Path) -> None:
@@ -382,7 +398,7 @@ def _one_at_a_time(folder: Path) -> Iterator[bool]:
     with ExitStack() as stack:
         alone = False
         try:
-            alone = stack.enter_context(exclusive_unless(folder / _TAKING, lambda: time.monotonic() > end))
+            alone = stack.enter_context(exclusive_unless(folder / FLOCK, lambda: time.monotonic() > end))
         except OSError as error:
             if error.errno not in _NO_FLOCK:
                 raise

@@ -45,7 +45,17 @@ class CheckpointReader(FileSystemReader):
         self.checkpoint = checkpoint
         self._contents = CheckpointFiles(checkpoint, verify=verify)
         self._places: dict[MetadataIndex, tuple[str, int, int]] = {}
-        self.metadata = read_metadata(self._contents.read(METADATA), checkpoint, METADATA)
+        data = self._contents.read(METADATA)
+        try:
+            self.metadata = read_metadata(data, checkpoint, METADATA)
+        except CorruptCheckpointError as error:
+            if self.manifest is None or not verify:
+                raise
+            wrote = self.manifest.versions.get("torch", "another")
+            raise ConfigError(
+                f"{checkpoint} cannot be read with torch {torch.__version__}, because torch {wrote} wrote it "
+                f"({METADATA} {error.defect}): install that version or a newer one"
+            ) from None
 
     @property
     def manifest(self) -> Manifest | None:
@@ -70,6 +80,18 @@ class CheckpointReader(FileSystemReader):
         }
 
     @property
+    def tensor_keys(self) -> list[str]:
+        """Of weights and of the optimizer's state. Raises CorruptCheckpointError where `rows_of` cannot read them."""
+        keys = []
+        for key, value in self.metadata.state_dict_metadata.items():
+            if key.startswith((MODEL, OPTIMIZERS)) and isinstance(value, TensorStorageMetadata):
+                if value.size and not _in_rows(value):
+                    defect = f"has pieces of {key.removeprefix(PREFIX)} that are not whole rows, each once"
+                    raise CorruptCheckpointError(self.checkpoint, METADATA, defect)
+                keys.append(key)
+        return keys
+
+    @property
     def files(self) -> list[Path]:
         """All that it reads from."""
         return [path for path in sorted(self.checkpoint.iterdir()) if path.is_file()]
@@ -78,7 +100,7 @@ class CheckpointReader(FileSystemReader):
         """The whole of a tensor, whatever ranks its pieces came from."""
         size, dtype = self.describe(key)
         whole = torch.empty(size, dtype=dtype)
-        self._rows(key, 0, size[0], whole)
+        self.rows_of(key, 0, size[0], whole)
         return whole
 
     def describe(self, key: str) -> tuple[tuple[int, ...], torch.dtype]:
@@ -108,13 +130,15 @@ class CheckpointReader(FileSystemReader):
 
     def rows(self, name: str, start: int, stop: int, out: torch.Tensor) -> None:
         """Reads rows [start, stop) of a parameter into `out` [stop - start, ...], in its dtype: their bytes alone."""
-        self._rows(PREFIX + name, start, stop, out)
+        self.rows_of(PREFIX + name, start, stop, out)
 
-    def _rows(self, key: str, start: int, stop: int, out: torch.Tensor) -> None:
+    def rows_of(self, key: str, start: int, stop: int, out: torch.Tensor) -> None:
+        """The same of any tensor; a scalar is one row."""
         stored = self._stored(key)
         for chunk in stored.chunks:
             # FSDP2 cuts between rows alone: pieces lie one below the other.
-            first, last = chunk.offsets[0], chunk.offsets[0] + chunk.sizes[0]
+            first = chunk.offsets[0] if chunk.sizes else 0
+            last = first + (chunk.sizes[0] if chunk.sizes else 1)
             low, high = max(start, first), min(stop, last)
             if low < high:
                 place = self._place(key, chunk)

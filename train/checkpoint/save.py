@@ -17,13 +17,11 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor
 
 from data.base.errors import os_error
-from train.checkpoint.save_folder import PART
+from train.checkpoint.save_folder import LATEST, PART
 from train.checkpoint.storage.digests import FileDigest, digest_bytes
 from train.checkpoint.storage.manifest import CONFIG, STATE, Manifest, sync_folder, write_manifest, write_synced
 from train.checkpoint.storage.writer import HashingWriter
 
-LATEST = "latest"
-"""A link to the newest checkpoint."""
 _OVERHEAD = 4096
 """Bytes, at most, that torch adds to a tensor of a rank."""
 

@@ -31,6 +31,8 @@ RECORD = "record.jsonl"
 
 RUN = "run.json"
 """In a save folder: the run_id of the run whose checkpoints are in it."""
+LATEST = "latest"
+"""In a save folder: a link to the newest checkpoint."""
 PART = ".part-"
 """Begins the names of what is not committed."""
 
@@ -45,9 +47,15 @@ def checkpoints(folder: Path) -> list[Path]:
 
 def batch_of(checkpoint: Path) -> int:
     """The batch that its name says."""
-    match = _NAME.fullmatch(checkpoint.name)
-    assert match is not None
-    return int(match[1])
+    batch = named_batch(checkpoint)
+    assert batch is not None
+    return batch
+
+
+def named_batch(path: Path) -> int | None:
+    """The same of any path; None where the name is not that of a checkpoint."""
+    match = _NAME.fullmatch(path.name)
+    return int(match[1]) if match is not None else None
 
 
 def is_complete(path: Path) -> bool:
@@ -60,10 +68,10 @@ def is_complete(path: Path) -> bool:
 
 def check_identity(checkpoint: Path, manifest: Manifest | None) -> None:
     """Raises CorruptCheckpointError when a checkpoint in a save folder is that of another batch or run."""
-    match = _NAME.fullmatch(checkpoint.name)
-    if manifest is None or match is None:
+    batch = named_batch(checkpoint)
+    if manifest is None or batch is None:
         return
-    if manifest.batch != int(match[1]):
+    if manifest.batch != batch:
         raise CorruptCheckpointError(checkpoint, MANIFEST, f"is that of batch {manifest.batch}")
     run_id = read_run_id(checkpoint.absolute().parent)
     if run_id is not None and manifest.run_id != run_id:
@@ -161,18 +169,31 @@ def existing_parent(folder: Path) -> Path:
     return next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
 
 
-def remove_leftovers(folder: Path) -> list[Path]:
-    """Deletes what killed runs have left half-written, and a link of earlier versions that nothing updates any more;
-    returns it. For one rank, whose run owns the folder."""
-    if not folder.is_dir():
-        return []
-    found = sorted(
+def damaged(folder: Path) -> list[Path]:
+    """Folders in a save folder that have lost their manifest: a checkpoint gets its name when it has one, so no killed
+    run leaves such a folder. Oldest first."""
+    entries = folder.iterdir() if folder.is_dir() else ()
+    return sorted(
+        (path for path in entries if _NAME.fullmatch(path.name) and (path / STATE).exists() and not is_complete(path)),
+        key=batch_of,
+    )
+
+
+def leftovers(folder: Path) -> list[Path]:
+    """What killed runs have left half-written, and a link of earlier versions that nothing updates any more."""
+    kept = {*checkpoints(folder), *damaged(folder)}
+    return sorted(
         path
-        for path in folder.iterdir()
+        for path in (folder.iterdir() if folder.is_dir() else ())
         if path.name.startswith(PART)
         or path.name == "latest-rank0.pt"
-        or (_NAME.fullmatch(path.name) and not is_complete(path))
+        or (_NAME.fullmatch(path.name) and path not in kept)
     )
+
+
+def remove_leftovers(folder: Path) -> list[Path]:
+    """Deletes them, and returns what it has deleted. For one rank, whose run owns the folder."""
+    found = leftovers(folder)
     with plain_os_errors(f"save_folder {folder}", "name another"):
         for path in found:
             _delete(path)
@@ -195,7 +216,7 @@ def furnish_save_folder(
                 (Path(made) / name).replace(folder / name)
         if not resuming:
             (folder / RECORD).unlink(missing_ok=True)
-            for path in checkpoints(folder):
+            for path in (*checkpoints(folder), *damaged(folder)):
                 _delete(path)
 
 

@@ -30,7 +30,7 @@ from train.planning.run_data import RunData
 from train.run.inputs import Inputs, describe, open_inputs, starting_from, warnings_about
 from train.run.loaders import build_eval_loader, build_train_loader
 from train.run.model import build_model
-from train.run.restore import restore
+from train.run.restore import restore, verify_end
 from train.run.saving import build_savers, owned
 from train.run.trainer import build_trainer
 from train.weights.frozen_base import frozen_weights, note_base
@@ -64,6 +64,7 @@ def fit(
     composer_device = get_device(device or choose_device(config.device))
     with sharing_failures():
         inputs = _initialize(open_inputs(config) if inputs is None else inputs, config, composer_device)
+    inputs = verify_end(config, inputs)
     if inputs.first_batch >= inputs.max_batches:
         _nothing_to_do(config, inputs)
         return

@@ -7,7 +7,8 @@ from data.base.console import logger
 from data.base.errors import ConfigError
 from train.checkpoint.load import load, open_checkpoint
 from train.checkpoint.optimizer import changed_settings
-from train.checkpoint.storage.manifest import CorruptCheckpointError
+from train.checkpoint.storage.files import corruption
+from train.checkpoint.storage.manifest import MANIFEST, CorruptCheckpointError
 from train.config.schema import TrainConfig
 from train.distributed.first_rank import on_first_rank
 from train.models.dbrx import DbrxForCausalLM
@@ -32,6 +33,23 @@ def restore(config: TrainConfig, inputs: Inputs, model: DbrxForCausalLM, optimiz
         else:
             _report_settings(config, start, model, optimizer)
             break
+    return inputs
+
+
+def verify_end(config: TrainConfig, inputs: Inputs) -> Inputs:
+    """Where nothing is left to train, and so nothing will be loaded: reads the checkpoint, a part of its files on each
+    rank, and returns inputs with another start if it is corrupt.
+
+    Every rank has to call it. Raises ConfigError, the same on every rank.
+    """
+    while (start := inputs.start) is not None and start.run_id is not None and inputs.first_batch >= inputs.max_batches:
+        names = sorted(path.name for path in start.path.iterdir() if path.name != MANIFEST)
+        mine = names[dist.get_global_rank() :: dist.get_world_size()]
+        found = dist.all_gather_object(corruption(start.path, mine))
+        error = next((each for each in found if each is not None), None)
+        if error is None:
+            break
+        inputs = _without(inputs, config, start, error)
     return inputs
 
 

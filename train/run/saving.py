@@ -1,7 +1,8 @@
 """The save folder during a run: owned, with room for checkpoints, and written to by the saver."""
 
+import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from composer.utils import dist
@@ -9,7 +10,7 @@ from composer.utils import dist
 from data.base.console import logger
 from data.base.errors import ConfigError
 from train.callbacks.checkpoint_saver import CheckpointSaver, Saving
-from train.checkpoint.owner import Owner, own
+from train.checkpoint.owner import FLOCK, Owner, own
 from train.checkpoint.retention import Retention
 from train.checkpoint.save_folder import checkpoints, remove_leftovers
 from train.checkpoint.space import check_space, count_saves, describe_space
@@ -29,6 +30,8 @@ def owned(config: TrainConfig, inputs: Inputs) -> Iterator[Owner | None]:
     owners: list[Owner] = []
     with ExitStack() as stack:
         if (folder := inputs.folder) is not None:
+            if dist.get_global_rank() == 0 and not folder.exists():
+                stack.callback(_remove_if_unused, folder)
 
             def take() -> None:
                 owners.append(stack.enter_context(own(folder, inputs.run_name)))
@@ -41,6 +44,13 @@ def owned(config: TrainConfig, inputs: Inputs) -> Iterator[Owner | None]:
 
             on_first_rank(take)
         yield owners[0] if owners else None
+
+
+def _remove_if_unused(folder: Path) -> None:
+    """A folder that this run has made, when it was refused before it wrote anything."""
+    with suppress(OSError):
+        if all(path.name == FLOCK for path in folder.iterdir()):
+            shutil.rmtree(folder)
 
 
 def _check_unchanged(folder: Path, config: TrainConfig, inputs: Inputs) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from data.base.errors import ConfigError
 from train.checkpoint.load import Checkpoint, open_checkpoint
 from train.checkpoint.reader import CheckpointReader
-from train.checkpoint.save_folder import check_identity, check_save_folder, checkpoints, is_complete
+from train.checkpoint.save_folder import batch_of, check_identity, check_save_folder, checkpoints, damaged, is_complete
 from train.checkpoint.state import RunState, read_state
 from train.checkpoint.storage.manifest import CONFIG, MANIFEST, CorruptCheckpointError
 from train.config.schema import TrainConfig
@@ -60,11 +60,14 @@ def find_start(
 
 
 def _newest(config: TrainConfig, folder: Path, corrupt: list[CorruptCheckpointError]) -> Start | None:
-    present = checkpoints(folder)
+    without_manifest = damaged(folder)
+    present = sorted([*checkpoints(folder), *without_manifest], key=batch_of)
     for path in reversed(present):
         if any(error.checkpoint == path for error in corrupt):
             continue
         try:
+            if path in without_manifest:
+                raise CorruptCheckpointError(path, MANIFEST, "is missing")
             return _open(path, config, corrupt)
         except CorruptCheckpointError as error:
             if error.checkpoint not in (path, path.parent):

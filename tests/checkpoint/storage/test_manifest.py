@@ -9,7 +9,7 @@ import pytest
 
 from data.base.errors import ConfigError
 from tests.helpers.committed import commit
-from train.checkpoint.save_folder import check_identity, checkpoints
+from train.checkpoint.save_folder import check_identity, checkpoints, damaged, remove_leftovers
 from train.checkpoint.storage.files import CheckpointFiles, verify_files
 from train.checkpoint.storage.manifest import MANIFEST, CorruptCheckpointError, read_manifest
 
@@ -72,6 +72,8 @@ def test_without_its_marker_there_is_no_checkpoint(tmp_path: Path) -> None:
     assert checkpoints(tmp_path) == [checkpoint]
     (checkpoint / MANIFEST).unlink()
     assert checkpoints(tmp_path) == []
+    assert damaged(tmp_path) == [checkpoint]
+    assert remove_leftovers(tmp_path) == [], "it may be all that there is"
 
 
 def test_a_file_of_another_checkpoint_is_named_as_that(tmp_path: Path) -> None:

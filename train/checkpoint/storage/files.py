@@ -96,14 +96,28 @@ def verify_files(
     without a manifest nothing is known.
     """
     files = CheckpointFiles(checkpoint)
-    scratch = memoryview(bytearray(BLOCK_BYTES))
     for name in names if names is not None else files.manifest.files if files.manifest is not None else ():
-        with files.open(name) as file:
-            file.drop_cache()
-            for start in range(0, file.size, BLOCK_BYTES):
-                block = scratch[: min(BLOCK_BYTES, file.size - start)]
-                file.read_into(start, block)
-                progress(len(block))
+        verify_file(files, name, progress)
+
+
+def verify_file(files: CheckpointFiles, name: str, progress: Callable[[int], object] = lambda n_bytes: None) -> None:
+    """One of them. Raises CorruptCheckpointError. Several threads may call it, a file each."""
+    with files.open(name) as file:
+        scratch = memoryview(bytearray(min(BLOCK_BYTES, file.size)))
+        file.drop_cache()
+        for start in range(0, file.size, BLOCK_BYTES):
+            block = scratch[: min(BLOCK_BYTES, file.size - start)]
+            file.read_into(start, block)
+            progress(len(block))
+
+
+def corruption(checkpoint: Path, names: Iterable[str]) -> CorruptCheckpointError | None:
+    """What verify_files raises, returned: for ranks that read a part of the files each."""
+    try:
+        verify_files(checkpoint, names)
+    except CorruptCheckpointError as error:
+        return error
+    return None
 
 
 class VerifiedFile:

@@ -1,0 +1,168 @@
+"""Lists, verifies, compares and deletes checkpoints.
+
+  checkpoint.py ls runs/mine/checkpoints
+  checkpoint.py verify runs/mine/checkpoints              all of them; or one: runs/mine/checkpoints/ep0-ba500
+  checkpoint.py diff runs/mine/checkpoints/ep0-ba500 runs/mine/checkpoints/ep0-ba1000
+  checkpoint.py prune runs/mine/checkpoints --keep 2      says what it would delete; with --yes deletes it
+
+The exit code is 2 after an error, such as a corrupt checkpoint; that of diff is 1 when the two differ.
+"""
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+# Only the repository's root: in these folders evaluate.py, for one, would hide the package of the same name.
+sys.path[:] = [str(ROOT), *(path for path in sys.path if not Path(path).resolve().is_relative_to(ROOT / "scripts"))]
+
+import argparse
+from collections.abc import Sequence
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = _parser().parse_args(argv)
+
+    from data.base.console import show_on_console
+    from data.base.errors import ConfigError, DataError
+
+    show_on_console()
+    try:
+        return {"ls": _ls, "verify": _verify, "diff": _diff, "prune": _prune}[args.command](args)
+    except (ConfigError, DataError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    text = "the checkpoints of a save folder, from their manifests, and who owns the folder"
+    ls = commands.add_parser("ls", help=text, description=text)
+    ls.add_argument("folder", type=Path, help="a save folder, or a checkpoint")
+    ls.add_argument("--json", action="store_true", help="for programs: sizes are in bytes")
+
+    text = "read every byte from the disk, and compare it with the manifests"
+    more = f"{text}. The exit code is 0 when all that could be verified is right, and 2 when any is corrupt."
+    verify = commands.add_parser("verify", help=text, description=more)
+    verify.add_argument("paths", type=Path, nargs="+", metavar="PATH", help="a checkpoint, or a save folder: all in it")
+
+    text = "what differs between two checkpoints: manifest, config, state, tensors"
+    diff = commands.add_parser("diff", help=text, description=_DIFF, formatter_class=raw)
+    diff.add_argument("a", type=Path, help="a checkpoint, or a save folder: the newest in it")
+    diff.add_argument("b", type=Path, help="what it is compared with")
+    diff.add_argument("--top", type=int, default=10, metavar="N", help="tensors that are shown (default: %(default)s)")
+
+    text = "delete older checkpoints, and what killed runs have left"
+    more = f"{text}. One that stays is verified before. Without --yes it says what it would delete."
+    prune = commands.add_parser("prune", help=text, description=more)
+    prune.add_argument("folder", type=Path, help="a save folder, which no run owns")
+    prune.add_argument("--keep", type=int, required=True, metavar="N", help="the newest N stay")
+    prune.add_argument("--keep_every", type=int, metavar="K", help="besides, of every K that were saved one stays")
+    prune.add_argument("--yes", action="store_true", help="delete")
+    return parser
+
+
+_DIFF = """\
+What differs between two checkpoints: manifest, config by YAML key, the run's state, and tensors, those with the largest
+differences first. All that is read is verified.
+
+The exit code is 0 when they are equal, 1 when they differ, and 2 after an error. Dates and lengths of time
+do not count.
+"""
+
+
+def _ls(args: argparse.Namespace) -> int:
+    import json
+
+    from data.base.paths import refuse_path_arguments
+    from train.inspection.found import find_checkpoints
+    from train.inspection.listing import as_json, entries, notes, table
+
+    refuse_path_arguments(args, "folder")
+    found = find_checkpoints(args.folder)
+    listed = entries(found)
+    if args.json:
+        print(json.dumps(as_json(found, listed), indent=2))
+    else:
+        _print(table(listed), *notes(found, listed))
+    errors = [entry.error for entry in listed if entry.error is not None]
+    for error in errors:
+        print(f"error: {error}", file=sys.stderr)
+    return 2 if errors else 0
+
+
+def _verify(args: argparse.Namespace) -> int:
+    from data.base.paths import refuse_path_arguments
+    from data.base.sizes import progress_bar
+    from train.inspection.found import find_checkpoints
+    from train.inspection.verification import size_of, verify
+
+    refuse_path_arguments(args, "paths")
+    checkpoints = dict.fromkeys(each for path in args.paths for each in find_checkpoints(path).checkpoints)
+    corrupt = False
+    with progress_bar("verify", sum(map(size_of, checkpoints)), disable=None, leave=False) as bar:
+        for checkpoint in checkpoints:
+            verified = verify(checkpoint, bar.update)
+            corrupt = corrupt or bool(verified.errors)
+            bar.clear()
+            # Save folders have checkpoints of the same names.
+            print("\n".join(verified.lines(str(checkpoint) if len(args.paths) > 1 else None)), flush=True)
+    return 2 if corrupt else 0
+
+
+def _diff(args: argparse.Namespace) -> int:
+    from data.base.errors import ConfigError
+    from data.base.paths import refuse_path_arguments
+    from data.base.sizes import progress_bar
+    from train.inspection.comparison import compare, lines
+    from train.inspection.found import find_checkpoint
+    from train.inspection.verification import size_of
+
+    refuse_path_arguments(args, "a", "b")
+    if args.top < 0:
+        raise ConfigError(f"--top is {args.top}, but it cannot be negative")
+    a, b = find_checkpoint(args.a), find_checkpoint(args.b)
+    with progress_bar("diff", size_of(a) or None, disable=None, leave=False) as bar:
+        compared = compare(a, b, bar.update)
+    _print(*lines(compared, str(a), str(b), args.top))
+    return 0 if compared.equal else 1
+
+
+def _prune(args: argparse.Namespace) -> int:
+    from data.base.errors import ConfigError
+    from data.base.paths import refuse_path_arguments
+    from data.base.sizes import format_bytes, progress_bar
+    from train.inspection.pruning import plan, prune
+
+    refuse_path_arguments(args, "folder")
+    for name in ("keep", "keep_every"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            raise ConfigError(f"--{name} is {getattr(args, name)}, but at least 1 is needed")
+    planned = plan(args.folder, keep=args.keep, keep_every=args.keep_every)
+    print("\n".join(planned.lines()))
+    if planned.nothing:
+        print("nothing to delete")
+    elif args.yes:
+        with progress_bar("verify", None, disable=None, leave=False) as bar:
+            done = prune(args.folder, keep=args.keep, keep_every=args.keep_every, progress=bar.update)
+        print(f"freed {format_bytes(done.size, down=True)}")
+    else:
+        print(f"nothing was deleted: with --yes this frees {format_bytes(planned.size, down=True)}")
+    return 0
+
+
+def _print(*things: object) -> None:
+    from rich.console import Console
+
+    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+    for thing in things:
+        # Names may have brackets in them, which rich would take as markup.
+        console.print(thing, markup=False, soft_wrap=isinstance(thing, str))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

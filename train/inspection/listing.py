@@ -1,0 +1,178 @@
+"""The checkpoints of a save folder as a table, or as JSON: from their manifests, without reading what they hold."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from data.base.errors import ConfigError
+from data.base.sizes import format_bytes
+from train.checkpoint.owner import FoundOwner, owner_of
+from train.checkpoint.save_folder import LATEST, check_identity, named_batch
+from train.checkpoint.storage.manifest import (
+    FORMAT,
+    METADATA,
+    CorruptCheckpointError,
+    Manifest,
+    check_files,
+    read_manifest,
+)
+from train.inspection.found import Found, read_errors_named
+
+EARLIER = "earlier version"
+"""In the place of a manifest's format: a checkpoint written before there were manifests."""
+_ID = 8
+"""Characters of a run_id that are shown: enough to tell runs apart."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """What is known of a checkpoint without reading it."""
+
+    checkpoint: Path
+    manifest: Manifest | None
+    """None where it is damaged, and of one written before there were manifests."""
+    size: int
+    """In bytes, on disk."""
+    written: str
+    """In UTC (ISO 8601); without a manifest the time of the files."""
+    latest: bool
+    """`latest` links to it."""
+    error: ConfigError | None
+    """What is wrong with its manifest, or with the names and sizes of its files."""
+
+    @property
+    def format(self) -> str:
+        if self.manifest is not None:
+            return f"manifest {FORMAT}"
+        if self.error is None:
+            return EARLIER
+        return "damaged" if isinstance(self.error, CorruptCheckpointError) else "unknown"
+
+    @property
+    def batch(self) -> int | None:
+        """Without a manifest that of its name; None where this says nothing."""
+        return self.manifest.batch if self.manifest is not None else named_batch(self.checkpoint)
+
+
+def entries(found: Found) -> list[Entry]:
+    """Raises ConfigError for a folder that cannot be read; what is wrong with a checkpoint is in its entry."""
+    link = found.folder / LATEST
+    latest = link.resolve() if link.is_symlink() else None
+    listed = [_entry(checkpoint, latest) for checkpoint in found.checkpoints]
+    return [entry for entry in listed if entry is not None]
+
+
+def _entry(checkpoint: Path, latest: Path | None) -> Entry | None:
+    """None where the run has deleted it meanwhile."""
+    manifest, error = None, None
+    with read_errors_named(checkpoint):
+        try:
+            manifest = read_manifest(checkpoint) if checkpoint.is_dir() else None
+            if manifest is not None:
+                check_identity(checkpoint, manifest)
+                check_files(checkpoint, manifest)
+        except ConfigError as raised:
+            error = raised
+        if not checkpoint.exists():
+            return None
+        files = [file for file in checkpoint.iterdir() if file.is_file()] if checkpoint.is_dir() else [checkpoint]
+        size = sum(file.stat().st_size for file in files)
+        index = checkpoint / METADATA
+        changed = (index if index.is_file() else checkpoint).stat().st_mtime
+    when = datetime.fromtimestamp(changed, UTC).isoformat(timespec="seconds")
+    return Entry(
+        checkpoint=checkpoint,
+        manifest=manifest,
+        size=size,
+        written=manifest.written if manifest is not None else when,
+        latest=latest is not None and checkpoint.resolve() == latest,
+        error=error,
+    )
+
+
+def table(listed: Sequence[Entry]) -> Table:
+    """A row for each. Versions have a column where they are not all the same."""
+    changing = _changing_versions(listed)
+    found = Table()
+    for column in ("checkpoint", "batch", "written (UTC)", "size", "ranks", "run", "format"):
+        found.add_column(column, justify="right" if column in ("batch", "size", "ranks") else "left")
+    if changing:
+        found.add_column("versions")
+    for entry in listed:
+        manifest = entry.manifest
+        # A run's name may have brackets in it, which rich would take as markup.
+        row = [
+            entry.checkpoint.name + (f" ({LATEST})" if entry.latest else ""),
+            f"{entry.batch:,}" if entry.batch is not None else "?",
+            entry.written[:19].replace("T", " "),
+            format_bytes(entry.size),
+            str(manifest.world_size) if manifest is not None else "?",
+            f"{manifest.run_name} ({manifest.run_id[:_ID]})" if manifest is not None else "?",
+            entry.format + (" (corrupt)" if entry.error is not None and manifest is not None else ""),
+        ]
+        if changing:
+            versions = manifest.versions if manifest is not None else {}
+            row.append(", ".join(f"{name} {versions[name]}" for name in changing if name in versions))
+        found.add_row(*map(Text, row))
+    return found
+
+
+def _changing_versions(listed: Sequence[Entry]) -> list[str]:
+    known = [entry.manifest.versions for entry in listed if entry.manifest is not None]
+    names = dict.fromkeys(name for versions in known for name in versions)
+    return [name for name in names if len({versions.get(name) for versions in known}) > 1]
+
+
+def notes(found: Found, listed: Sequence[Entry]) -> Iterator[str]:
+    """Lines below the table. Raises ConfigError when the lock file cannot be read."""
+    link = found.folder / LATEST
+    if link.is_symlink() and not link.exists():
+        yield f"{LATEST} links to {link.readlink()}, which is not there"
+    with read_errors_named(found.folder):
+        owner = owner_of(found.folder)
+    for path in found.leftovers:
+        if owner is not None and owner.alive is not False:
+            yield f"{path.name} is not committed, as far as the run has come"
+        else:
+            yield f"{path.name} was not committed: the next run deletes it, as prune does"
+    yield f"owner: {_described(owner)}"
+    if len(listed) > 1:
+        yield f"{len(listed)} checkpoints, {format_bytes(sum(entry.size for entry in listed))}"
+
+
+def _described(owner: FoundOwner | None) -> str:
+    if owner is None:
+        return "none"
+    state = {True: "which is alive", False: "which has ended", None: "on another machine, as far as is known here"}
+    return f"{owner.name}, {state[owner.alive]}"
+
+
+def as_json(found: Found, listed: Sequence[Entry]) -> dict[str, Any]:
+    """The same for programs; sizes in bytes. Raises ConfigError as notes."""
+    with read_errors_named(found.folder):
+        owner = owner_of(found.folder)
+    return {
+        "folder": str(found.folder),
+        "owner": None if owner is None else {"name": owner.name, "alive": owner.alive},
+        "checkpoints": [_values(entry) for entry in listed],
+        "leftovers": [path.name for path in found.leftovers],
+    }
+
+
+def _values(entry: Entry) -> dict[str, Any]:
+    names = ("epoch", "world_size", "run_name", "run_id", "versions")
+    return {
+        "name": entry.checkpoint.name,
+        "batch": entry.batch,
+        "latest": entry.latest,
+        "written": entry.written,
+        "size": entry.size,
+        "format": entry.format,
+        **{name: getattr(entry.manifest, name, None) for name in names},
+        "error": None if entry.error is None else str(entry.error),
+    }

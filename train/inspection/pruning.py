@@ -1,0 +1,173 @@
+"""Deletes the older checkpoints of a save folder, as a run does: never the last that is known to be right."""
+
+import logging
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from data.base.console import logger
+from data.base.durations import Clock, parse_duration
+from data.base.errors import ConfigError, os_errors_named
+from data.base.sizes import format_bytes
+from train.checkpoint.owner import own, owner_of
+from train.checkpoint.retention import Retention, remove
+from train.checkpoint.save_folder import batch_of, checkpoints, remove_leftovers
+from train.checkpoint.storage.manifest import CONFIG
+from train.config.load import load_saved_config
+from train.config.schema import TrainConfig
+from train.inspection.found import find_save_folder, read_errors_named
+from train.inspection.verification import verify
+
+
+@dataclass(frozen=True, kw_only=True)
+class Every:
+    """Which of the older checkpoints are kept besides."""
+
+    batches: int
+    why: str
+    """How that follows from the number of checkpoints."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pruning:
+    """What is to be deleted, and what stays."""
+
+    folder: Path
+    superseded: list[Path]
+    leftovers: list[Path]
+    kept: list[Path]
+    """Oldest first."""
+    every: Every | None
+    size: int
+    """In bytes, of what is to be deleted."""
+
+    @property
+    def nothing(self) -> bool:
+        return not (self.superseded or self.leftovers)
+
+    def lines(self) -> Iterator[str]:
+        if self.every is not None:
+            yield self.every.why
+        for path in self.superseded:
+            yield f"delete {path.name} ({format_bytes(_size(path), down=True)})"
+        for path in self.leftovers:
+            yield f"delete {path.name} ({format_bytes(_size(path), down=True)}): it was not committed"
+        yield f"keep {', '.join(path.name for path in self.kept) or 'nothing'}"
+
+
+def plan(folder: Path, *, keep: int, keep_every: int | None = None) -> Pruning:
+    """keep: the newest so many. keep_every: besides, one of every so many that the run has saved. Changes nothing.
+
+    Raises ConfigError for what is no save folder, when its owner is alive, and when the interval is not known.
+    """
+    with read_errors_named(folder):
+        owner = owner_of(folder)
+        if owner is not None and owner.alive:
+            raise ConfigError(f"{folder} belongs to {owner.name}, and that run is alive: wait for its end, or stop it")
+        return _plan(folder, keep, keep_every)
+
+
+def prune(
+    folder: Path,
+    *,
+    keep: int,
+    keep_every: int | None = None,
+    progress: Callable[[int], object] = lambda n_bytes: None,
+) -> Pruning:
+    """Deletes what `plan` says, once one that stays has been read back and is right. Owns the folder meanwhile.
+
+    progress is called with the bytes that were read to verify. Raises ConfigError as plan, and when none of those that
+    stay is right: then no checkpoint is deleted. Raises DataError on a full disk, which has no room for the lock file.
+    """
+    plan(folder, keep=keep, keep_every=keep_every)
+    if not os.access(folder, os.W_OK):
+        raise ConfigError(f"{folder} cannot be written, so nothing in it can be deleted")
+    with own(folder, "checkpoint.py prune"), os_errors_named(folder, "written"):
+        # Nothing is saved or deleted by others from here on.
+        planned = _plan(folder, keep, keep_every)
+        if planned.superseded:
+            _verify_one(planned, progress)
+        for path in planned.superseded:
+            remove(path)
+            logger.info(f"deleted {path.name}")
+        for path in remove_leftovers(folder):
+            logger.info(f"deleted {path.name}: it was not committed")
+    return planned
+
+
+def _plan(folder: Path, keep: int, keep_every: int | None) -> Pruning:
+    found, present = find_save_folder(folder), checkpoints(folder)
+    every = _every(folder, present, keep_every) if keep_every is not None and present else None
+    retention = Retention(newest=keep, every=every.batches if every is not None else None)
+    superseded = retention.superseded(present, batch_of(present[-1])) if present else []
+    # One that has lost its manifest cannot be loaded, but is no leftover either: it may be all that there is.
+    superseded = [path for path in found.checkpoints if path in superseded or path not in present]
+    return Pruning(
+        folder=folder,
+        superseded=superseded,
+        leftovers=found.leftovers,
+        kept=[path for path in present if path not in superseded],
+        every=every,
+        size=sum(map(_size, [*superseded, *found.leftovers])),
+    )
+
+
+def _verify_one(planned: Pruning, progress: Callable[[int], object]) -> None:
+    """Raises ConfigError when none of those that stay is right."""
+    for path in reversed(planned.kept):
+        verified = verify(path, progress)
+        for line in verified.lines():
+            logger.log(logging.INFO if verified.right else logging.WARNING, line)
+        if verified.right:
+            return
+    kept = ", ".join(path.name for path in planned.kept) or "none"
+    raise ConfigError(
+        f"none of the checkpoints of {planned.folder} that would stay ({kept}) could be verified, so none was deleted: "
+        "keep more of them (--keep), or delete by hand"
+    )
+
+
+def _every(folder: Path, present: Sequence[Path], keep_every: int) -> Every:
+    """Raises ConfigError where the interval is not known."""
+    interval, why = _interval(folder, present)
+    batches = keep_every * interval
+    what = f"--keep_every {keep_every}: those of a multiple of {batches:,} batches stay"
+    return Every(batches=batches, why=f"{what}, because {why}")
+
+
+def _interval(folder: Path, present: Sequence[Path]) -> tuple[int, str]:
+    """Batches between two checkpoints that the run has saved, and how that is known."""
+    file = folder / CONFIG
+    config = load_saved_config(file) if file.is_file() else None
+    if config is not None and (batches := _batches(config)) is not None:
+        return batches, f"save_interval is {config.save_interval} in {CONFIG}"
+    # The last one of a run may be at any batch. Of those that are left the interval is a common divisor, or larger.
+    earlier = [batch_of(path) for path in present[:-1]]
+    if not (batches := math.gcd(*earlier)):
+        raise ConfigError(
+            f"--keep_every needs the batches between two checkpoints, but {folder} has neither a {CONFIG} that says it "
+            "nor two checkpoints: leave it out"
+        )
+    lacking = f"there is no {CONFIG}" if config is None else f"save_interval, {config.save_interval}, is not in batches"
+    return batches, f"{lacking}, and the checkpoints before the newest are at multiples of {batches:,}"
+
+
+def _batches(config: TrainConfig) -> int | None:
+    """save_interval in batches; None where that depends on the data."""
+    size = config.global_train_batch_size
+    # No unit that asks for rows_per_epoch comes here.
+    clock = Clock(tokens_per_batch=size * config.max_seq_len, rows_per_batch=size, rows_per_epoch=0)
+    unit, of = parse_duration(config.save_interval)[1], parse_duration(config.max_duration)[1]
+    if unit == "ep" or (unit == "dur" and of == "ep"):
+        return None
+    if unit == "dur":
+        clock = clock.until(config.max_duration)
+    return clock.batches(config.save_interval)
+
+
+def _size(path: Path) -> int:
+    """In bytes; of a link that itself."""
+    below = path.rglob("*") if path.is_dir() and not path.is_symlink() else [path]
+    return sum(file.lstat().st_size for file in below if file.is_symlink() or file.is_file())

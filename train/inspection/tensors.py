@@ -1,0 +1,137 @@
+"""By how much the tensors of two checkpoints differ, read a piece at a time."""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from train.checkpoint.load import Checkpoint
+from train.checkpoint.reader import OPTIMIZERS, PREFIX
+
+_PIECE = 1 << 18
+"""Numbers of a tensor that are compared at a time: a few times 2 MB in memory. Larger pieces are no faster."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorDifference:
+    """Of two tensors of the same shape."""
+
+    name: str
+    largest: float
+    """The largest absolute difference. It is nan, as are the others, where one of two numbers is."""
+    mean: float
+    """Of the absolute differences."""
+    relative: float
+    """The norm of the difference to that of the first tensor."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorsCompared:
+    """Of all tensors: weights, and the state of the optimizer."""
+
+    n_equal: int
+    only_first: Sequence[str]
+    only_second: Sequence[str]
+    other_shape: Sequence[str]
+    """`name: float32 [2, 3], float32 [3, 3]`."""
+    different: Sequence[TensorDifference]
+    """Those with the largest differences first."""
+    scalars: Mapping[str, int]
+    """Those that are one number, such as the optimizer's counts of steps: `AdamW step: 4 -> 8`, and how many."""
+
+    @property
+    def equal(self) -> bool:
+        return not (self.only_first or self.only_second or self.other_shape or self.different or self.scalars)
+
+
+def compare_tensors(
+    a: Checkpoint, b: Checkpoint, progress: Callable[[int], object] = lambda n_bytes: None
+) -> TensorsCompared:
+    """progress is called with the bytes of `a` compared since its last call. Raises CorruptCheckpointError."""
+    of_a, of_b = a.tensor_keys, set(b.tensor_keys)
+    both = [key for key in of_a if key in of_b]
+    other_shape, different, scalars = [], [], Counter[str]()
+    for key in both:
+        if a.describe(key) != b.describe(key):
+            other_shape.append(f"{name_of(key)}: {_show(a, key)}, {_show(b, key)}")
+        elif not a.describe(key)[0]:
+            if (change := _scalar(a, b, key)) is not None:
+                scalars[change] += 1
+        elif (found := _compare(a, b, key, progress)) is not None:
+            different.append(found)
+    return TensorsCompared(
+        n_equal=len(both) - len(other_shape) - len(different) - scalars.total(),
+        only_first=[name_of(key) for key in of_a if key not in of_b],
+        only_second=sorted(name_of(key) for key in of_b.difference(of_a)),
+        other_shape=other_shape,
+        different=sorted(different, key=lambda each: -_for_order(each.largest)),
+        scalars=scalars,
+    )
+
+
+def name_of(key: str) -> str:
+    """A parameter's name; of the optimizer's state with its class and its own key after it."""
+    if not key.startswith(OPTIMIZERS):
+        return key.removeprefix(PREFIX)
+    name, what = _of_optimizer(key)
+    return f"{name} ({what})"
+
+
+def _of_optimizer(key: str) -> tuple[str, str]:
+    """The parameter, and what is kept of it: `AdamW exp_avg`."""
+    optimizer, _, rest = key.removeprefix(OPTIMIZERS).partition(".state.model.")
+    name, _, what = rest.rpartition(".")
+    return name, f"{optimizer} {what}"
+
+
+def _scalar(a: Checkpoint, b: Checkpoint, key: str) -> str | None:
+    """What it was and is; None where that is the same."""
+    first, second = (torch.empty(1, dtype=each.describe(key)[1]) for each in (a, b))
+    a.rows_of(key, 0, 1, first)
+    b.rows_of(key, 0, 1, second)
+    if torch.equal(first.view(torch.uint8), second.view(torch.uint8)):
+        return None
+    what = _of_optimizer(key)[1] if key.startswith(OPTIMIZERS) else name_of(key)
+    return f"{what}: {first.item():g} -> {second.item():g}"
+
+
+def _compare(a: Checkpoint, b: Checkpoint, key: str, progress: Callable[[int], object]) -> TensorDifference | None:
+    """None where every bit is the same."""
+    shape, dtype = a.describe(key)
+    rows, row = shape[0], shape[1:]
+    step = max(_PIECE // max(math.prod(row), 1), 1)
+    same, largest, total, squares, norm = True, 0.0, 0.0, 0.0, 0.0
+    for start in range(0, rows, step):
+        stop = min(start + step, rows)
+        first, second = (torch.empty((stop - start, *row), dtype=dtype) for _ in range(2))
+        a.rows_of(key, start, stop, first)
+        b.rows_of(key, start, stop, second)
+        progress(first.numel() * first.itemsize)
+        equal = torch.equal(first.view(-1).view(torch.uint8), second.view(-1).view(torch.uint8))
+        same = same and equal
+        first = first.double()
+        norm += first.square().sum().item()
+        if equal:
+            continue
+        second = second.double()
+        difference = (first - second).abs()
+        difference[(first == second) | (first.isnan() & second.isnan())] = 0
+        largest = max(largest, difference.max().item(), key=_for_order)
+        total += difference.sum().item()
+        squares += difference.square().sum().item()
+    if same:
+        return None
+    relative = math.sqrt(squares) / math.sqrt(norm) if norm else math.inf if squares else 0.0
+    mean = total / max(math.prod(shape), 1)
+    return TensorDifference(name=name_of(key), largest=largest, mean=mean, relative=relative)
+
+
+def _for_order(value: float) -> float:
+    return math.inf if math.isnan(value) else value
+
+
+def _show(checkpoint: Checkpoint, key: str) -> str:
+    shape, dtype = checkpoint.describe(key)
+    return f"{str(dtype).removeprefix('torch.')} {list(shape)}"
