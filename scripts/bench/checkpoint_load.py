@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = common.make_parser(__doc__, d_model=1024, n_layers=4, rounds=7, threads=1)
+    parser = common.make_parser(__doc__, d_model=1024, n_layers=4, rounds=7, save_rounds=7, threads=1)
     parser.add_argument("--folder", type=Path, help="for the checkpoint (default: the system's temporary folder)")
     return parser.parse_args(argv)
 
@@ -82,7 +82,7 @@ def measure_rank(folder: Path, rank: int, port: int, args: argparse.Namespace) -
     report = {
         "bytes": sum(file.stat().st_size for file in checkpoint.iterdir()),
         "loads": measure_loads(checkpoint, model, optimizer, args.rounds),
-        "saves": measure_saves(folder, model, optimizer, args.rounds),
+        "saves": measure_saves(folder, model, optimizer, args.save_rounds),
     }
     if rank == 0:
         (folder / "report.json").write_text(json.dumps(report))
@@ -263,14 +263,14 @@ def load_cells(name: str, figures: list[dict[str, Any]], base: list[dict[str, An
     return {
         "load": name,
         **times(figures),
-        "x not verified (CPU)": ratios(figures, base),
+        "x not verified (CPU, shortest)": ratios(figures, base),
         "read by a rank": f"{shares['rchar']:.3f} of all",
         "from the disk": f"{shares['read_bytes']:.3f} of all",
     }
 
 
 def save_cells(name: str, figures: list[dict[str, Any]], base: list[dict[str, Any]]) -> dict[str, str]:
-    return {"save": name, **times(figures), "x torch's writer (CPU)": ratios(figures, base)}
+    return {"save": name, **times(figures), "x torch's writer (CPU, shortest)": ratios(figures, base)}
 
 
 def times(figures: list[dict[str, Any]]) -> dict[str, str]:
@@ -279,11 +279,14 @@ def times(figures: list[dict[str, Any]]) -> dict[str, str]:
 
 
 def ratios(figures: list[dict[str, Any]], base: list[dict[str, Any]]) -> str:
+    """Of the seconds, of the CPU seconds, and of the shortest of all rounds: memory that a virtual machine's host has
+    to find again makes single loads many times slower."""
     clock, cpu = (
         common.ratio([each[key] for each in figures], [each[key] for each in base])
         for key in ("seconds", "cpu_seconds")
     )
-    return f"{clock:.2f} ({cpu:.2f})"
+    shortest, other = (min(each["seconds"] for each in side) for side in (figures, base))
+    return f"{clock:.2f} ({cpu:.2f}, {shortest / other:.2f})"
 
 
 if __name__ == "__main__":
