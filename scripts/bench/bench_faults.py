@@ -46,7 +46,10 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     what = "faults whose name has this in it alone (several: one flag each)"
     parser.add_argument("--only", action="append", default=[], metavar="TEXT", help=what)
     parser.add_argument("--folder", type=Path, help="for all files (default: the system's temporary folder)")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if unknown := [text for text in args.only if not any(text in name for name in CASES)]:
+        parser.error(f"no fault has {unknown[0]!r} in its name; there are: {', '.join(CASES)}")
+    return args
 
 
 def wanted(name: str, only: Sequence[str]) -> bool:

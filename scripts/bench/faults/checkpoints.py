@@ -147,21 +147,15 @@ def _leftovers(lab: Lab, leave: Callable[[Path], list[Path]]) -> str:
     return f"{seen}, not named" if seen == SAME else seen
 
 
-def _no_manifest(lab: Lab) -> Iterator[str]:
-    def leave(copy: Path) -> list[Path]:
-        (copy / NEWEST / "manifest.json").unlink()
-        return [copy / NEWEST]
-
-    yield _leftovers(lab, leave)
-
-
 def _incomplete(lab: Lab) -> Iterator[str]:
     def leave(copy: Path) -> list[Path]:
         parts = [copy / ".part-ep0-ba8", copy / ".part-removed-ep0-ba0", copy / ".part-latest"]
         for part in parts:
             shutil.copytree(copy / NEWEST, part)
             (part / "manifest.json").unlink()
-        shutil.copytree(parts[0], copy / "ep0-ba7")
+        # As a killed run of an earlier version leaves it, which wrote torch's index last.
+        (copy / "ep0-ba7").mkdir()
+        shutil.copy(copy / NEWEST / "__0_0.distcp", copy / "ep0-ba7")
         return [*parts, copy / "ep0-ba7"]
 
     yield _leftovers(lab, leave)
@@ -232,7 +226,7 @@ CASES: Mapping[str, Case] = {
         Case("missing .metadata", FELL_BACK, partial(_broken, _remove, ".metadata")),
         Case("missing state.json", FELL_BACK, partial(_broken, _remove, "state.json")),
         Case("truncated manifest", FELL_BACK, partial(_broken, _cut, "manifest.json")),
-        Case("missing manifest", _DELETED, _no_manifest),
+        Case("missing manifest", FELL_BACK, partial(_broken, _remove, "manifest.json")),
         Case("truncated shard, on_corrupt_checkpoint: stop", REFUSED, _stop),
         Case("all checkpoints corrupt", REFUSED, _all_corrupt),
         Case("incomplete checkpoints of killed runs", _DELETED, _incomplete),
