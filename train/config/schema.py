@@ -123,12 +123,10 @@ def _length_of_tokenizer(config: "TrainConfig") -> Iterator[Defect]:
 
 
 def _sharded_adapters(config: "TrainConfig") -> Iterator[Defect]:
-    if config.lora is not None and (config.fsdp_config is None or config.fsdp_config.state_dict_type != "sharded"):
-        found = "null" if config.fsdp_config is None else "{state_dict_type: full}"
+    if config.lora is not None and config.fsdp_config is None:
         yield Defect(
             "fsdp_config",
-            f"is {found}, but lora shards the base apart from its adapters, and saves these alone: write "
-            "fsdp_config: {state_dict_type: sharded}, on one rank too",
+            "is null, but lora shards the base apart from its adapters: write fsdp_config: {}, on one rank too",
         )
 
 

@@ -39,10 +39,11 @@ _EXPECTED_WARNINGS = (
     "FSDP2 Config/APIs are experimental",
     "The warmup duration is 0",
     "TypedStorage is deprecated",
+    "torch.distributed is disabled, unavailable or uninitialized",
     "Specifying `eval_interval=.*` without an `eval_dataloader`",
     "LearningRate is not in the state_dict",
 )
-"""Of Composer's, about what was chosen on purpose."""
+"""Of Composer's and torch's, about what was chosen on purpose."""
 
 
 def fit(
