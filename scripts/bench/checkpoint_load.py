@@ -151,10 +151,10 @@ def loader(side: str, checkpoint: Path, model: Any, optimizer: Any) -> Callable[
     from torch.distributed.checkpoint.filesystem import FileSystemReader
     from torch.distributed.checkpoint.state_dict_loader import load as torch_load
 
-    from train.checkpoint.load import load, open_checkpoint, saved_tensors
+    from train.checkpoint.load import load, saved_tensors
 
     def ours() -> None:
-        load(open_checkpoint(checkpoint, verify=side == "verified"), model, optimizer)
+        load(checkpoint, model, optimizer, verify=side == "verified")
 
     def torchs() -> None:
         # New moments, as for a run that has just started.

@@ -1,6 +1,7 @@
 """Code that is planted in a checkpoint does not run, wherever it is, and is named."""
 
 import os
+import pathlib
 import pickle
 import re
 import shutil
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint import metadata
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
@@ -103,6 +105,26 @@ def test_an_index_with_code_is_refused_by_all_that_reads_it(tmp_path: Path) -> N
     with pytest.raises(AttributeError):
         FileSystemReader(checkpoint).read_metadata()
     assert (tmp_path / "canary").exists(), "the attack works on torch's own reader"
+
+
+TYPES = (pathlib.PosixPath, metadata.MetadataIndex, metadata.Metadata)
+
+
+@pytest.mark.parametrize("attribute", ["__init__", "anything"])
+@pytest.mark.parametrize("kind", TYPES)
+def test_an_index_does_not_change_types(tmp_path: Path, kind: type, attribute: str) -> None:
+    """BUILD with a second state sets attributes of whatever it is given, here of a type; then a true index follows."""
+    change = f"c{kind.__module__}\n{kind.__name__}\n(N}}X".encode() + len(attribute).to_bytes(4, "little")
+    change += attribute.encode() + b"ccollections\nOrderedDict\nstb0"
+    true = pickle.dumps(CheckpointReader(GOLDEN).metadata, protocol=2)
+    (tmp_path / ".metadata").write_bytes(true[:2] + change + true[2:])
+    before = [dict(vars(each)) for each in TYPES]
+    if kind is pathlib.PosixPath:
+        CheckpointReader(tmp_path)
+    else:
+        with pytest.raises(ConfigError, match=rf"names {kind.__name__} to change it: that was undone"):
+            CheckpointReader(tmp_path)
+    assert [dict(vars(each)) for each in TYPES] == before
 
 
 @pytest.mark.parametrize("name", ["builtins.eval", "torch.load", "pathlib.Path.unlink", "os.system"])

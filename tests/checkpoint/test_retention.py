@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from train.checkpoint.retention import Retention, remove
+from train.checkpoint.retention import KEEP, Retention, remove
 
 PRESENT = [Path(f"ep0-ba{batch}") for batch in (2, 4, 6, 8, 10, 12)]
 
@@ -29,6 +29,16 @@ def test_a_removal_that_is_interrupted_leaves_no_checkpoint(tmp_path: Path, monk
     checkpoint = tmp_path / "ep0-ba2"
     checkpoint.mkdir()
     (checkpoint / "manifest.json").touch()
-    monkeypatch.setattr("train.checkpoint.retention.shutil.rmtree", lambda path: None)
+    monkeypatch.setattr("train.checkpoint.save_folder.shutil.rmtree", lambda path: None)
     remove(checkpoint)
-    assert [path.name for path in tmp_path.iterdir()] == [".part-removed-ep0-ba2"]
+    (left,) = tmp_path.iterdir()
+    assert left.name.startswith(".part-removed-ep0-ba2-")
+
+
+def test_what_was_to_be_kept_is_kept_under_other_settings(tmp_path: Path) -> None:
+    present = [tmp_path / f"ep0-ba{batch}" for batch in (4, 5, 6)]
+    for path in present:
+        path.mkdir()
+    (present[0] / KEEP).touch()
+    assert Retention(newest=1, every=3).superseded(present, 6) == [present[1]]
+    assert Retention(newest=1).superseded(present, 6) == [present[1]]

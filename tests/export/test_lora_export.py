@@ -22,7 +22,7 @@ from tests.helpers.toy_run import write_toy_run
 from tests.helpers.verify_here import verify_here
 from tests.helpers.watched_run import run
 from train.checkpoint.reader import PREFIX, CheckpointReader
-from train.checkpoint.save_folder import checkpoints
+from train.checkpoint.save_folder import checkpoints, read_run_id
 from train.config.load import load_saved_config, read_config
 from train.export.export import export
 from train.export.peft import PeftWeights, _readme, export_peft
@@ -147,7 +147,7 @@ def test_adapters_that_are_not_finite_are_not_exported(trained: Path, tmp_path: 
     first = reader.tensor(PREFIX + name).numpy().tobytes()[:64]
     (file,) = checkpoint.glob("*.distcp")
     file.write_bytes(file.read_bytes().replace(first, struct.pack("<f", math.nan) + first[4:], 1))
-    commit(checkpoint)
+    commit(checkpoint, str(read_run_id(checkpoint.parent)))
     with pytest.raises(ConfigError, match=f"numbers in the weights of {checkpoint}: {name}: name an earlier"):
         export_peft(checkpoint, tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -1,15 +1,16 @@
 """Checkpoints that tests make, or change on purpose: committed as a run's are."""
 
+import json
 from pathlib import Path
 
-from train.checkpoint.storage.digests import digest_file
+from train.checkpoint.storage.digests import digest_file, text_hash
 from train.checkpoint.storage.manifest import MANIFEST, Manifest, write_manifest
 
 
 def commit(checkpoint: Path, run_id: str = "a-run") -> Path:
     """Writes the manifest that belongs to the files as they are now."""
     files = {path.name: digest_file(path) for path in checkpoint.iterdir() if path.name != MANIFEST}
-    epoch, _, batch = checkpoint.name.removeprefix("ep").partition("-ba")
+    epoch, _, batch = checkpoint.name.rpartition("ep")[2].partition("-ba")
     about = Manifest(
         run_id=run_id,
         run_name="run",
@@ -22,3 +23,10 @@ def commit(checkpoint: Path, run_id: str = "a-run") -> Path:
     )
     write_manifest(checkpoint, about)
     return checkpoint
+
+
+def write_run_file(folder: Path, run_id: str) -> None:
+    """The save folder's run.json."""
+    run = {"run_id": run_id, "tokenizer": {}}
+    whole = {"run": run, "xxh3_128": text_hash(json.dumps(run, sort_keys=True))}
+    (folder / "run.json").write_text(json.dumps(whole))

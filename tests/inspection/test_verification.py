@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.committed import commit
+from tests.helpers.committed import commit, write_run_file
 from tests.helpers.saved_checkpoints import flip, write_save_folder
 from train.checkpoint.storage.digests import BLOCK_BYTES
 from train.inspection.verification import size_of, verify
@@ -41,9 +41,11 @@ def test_the_place_of_a_flipped_bit_is_named(tmp_path: Path) -> None:
 def test_a_checkpoint_of_another_batch_or_run_is_corrupt(tmp_path: Path) -> None:
     folder = write_save_folder(tmp_path, 10, 20)
     (folder / "ep0-ba10").rename(folder / "ep0-ba30")
-    (folder / "run.json").write_text('{"run_id": "another"}')
+    write_run_file(folder, "another")
     assert verify(folder / "ep0-ba30").lines() == ["ep0-ba30: corrupt: manifest.json is that of batch 10"]
-    assert verify(folder / "ep0-ba20").lines() == ["ep0-ba20: corrupt: manifest.json is that of another run (run)"]
+    assert verify(folder / "ep0-ba20").lines() == [
+        "ep0-ba20: corrupt: manifest.json is that of another run (run) than run.json beside it"
+    ]
 
 
 def test_what_cannot_be_verified_is_no_error(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import datetime
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from data.base.errors import ConfigError, DataError, os_errors_named, plain_os_e
 from data.base.sizes import format_bytes
 from data.base.versions import versions
 from train.checkpoint.load import saved_tensors
-from train.checkpoint.retention import Retention, remove
+from train.checkpoint.retention import KEEP, Retention, remove
 from train.checkpoint.save import gathered, n_bytes, save_checkpoint
 from train.checkpoint.save_folder import checkpoints
 from train.checkpoint.state import RunState, encode_random, timestamp_from_composer, to_json
@@ -76,8 +77,11 @@ class CheckpointSaver(Callback):
             state=to_json(_run_state(state)),
             config=self.saving.config,
             about=self._about(state),
+            # A run that was suspended while it wrote may have lost its folder.
+            confirm=lambda: on_first_rank(self._check_owner),
         )
         if saved.refused is None:
+            on_first_rank(lambda: self._pin(checkpoint, batch))
             self._prune(checkpoint, batch, saved.files)
         else:
             self._report(saved.refused, batch, n_bytes(tensors))
@@ -95,8 +99,9 @@ class CheckpointSaver(Callback):
 
     def _report(self, refused: OSError, batch: int, needed: int) -> None:
         subject = f"save_folder {self.saving.folder}"
-        free = format_bytes(shutil.disk_usage(self.saving.folder).free, down=True)
-        what = f"the checkpoint of batch {batch}, which takes {format_bytes(needed)} ({free} are free)"
+        what = f"the checkpoint of batch {batch}, which takes {format_bytes(needed)}"
+        with suppress(OSError):  # the folder may be gone
+            what += f" ({format_bytes(shutil.disk_usage(self.saving.folder).free, down=True)} are free)"
         again = "start again with autoresume=true, which resumes from the checkpoint before it"
         try:
             with (
@@ -109,13 +114,21 @@ class CheckpointSaver(Callback):
                 raise
             console.warning(f"{error}. The run continues without this checkpoint (on_save_error: warn)")
 
+    def _pin(self, checkpoint: Path, batch: int) -> None:
+        every = self.saving.retention.every
+        if every is not None and batch % every == 0:
+            (checkpoint / KEEP).touch()
+
     def _prune(self, checkpoint: Path, batch: int, files: tuple[str, ...]) -> None:
         """Deletes what is superseded, unless nothing would be left that is known to be right."""
         plan: list[tuple[list[Path], bool]] = [([], False)]
-        if dist.get_global_rank() == 0:
+
+        def find() -> None:
             present = checkpoints(self.saving.folder)
             superseded = self.saving.retention.superseded(present, batch)
-            plan = [(superseded, bool(superseded) and not self._verified & ({*present} - {*superseded}))]
+            plan[0] = superseded, bool(superseded) and not self._verified & ({*present} - {*superseded})
+
+        on_first_rank(find)
         dist.broadcast_object_list(plan, src=0)
         ((superseded, verify),) = plan
         if verify:

@@ -28,9 +28,9 @@ class FullCheckpoint:
     @cached_property
     def content(self) -> dict[str, Any]:
         # Mapped, not read: weights and moments are in the same file.
-        content = load_values(str(self.checkpoint), self.checkpoint.parent, self.checkpoint.name, mmap=True)
+        content = load_values(str(self.checkpoint), self.checkpoint, self.checkpoint.name, mmap=True)
         if not isinstance(content, dict) or not isinstance(content.get("state"), dict):
-            raise CorruptCheckpointError(self.checkpoint.parent, self.checkpoint.name, "holds no state")
+            raise CorruptCheckpointError(self.checkpoint, self.checkpoint.name, "holds no state")
         return content
 
     @cached_property
@@ -44,7 +44,7 @@ class FullCheckpoint:
                     for key, value in values.items():
                         found[f"state.optimizers.{optimizer}.state.{param}.{key}"] = value
         except (KeyError, TypeError, AttributeError) as error:
-            raise CorruptCheckpointError(self.checkpoint.parent, self.checkpoint.name, f"lacks {error!r}") from None
+            raise CorruptCheckpointError(self.checkpoint, self.checkpoint.name, f"lacks {error!r}") from None
         return {key: value for key, value in found.items() if isinstance(value, torch.Tensor)}
 
     def describe(self, key: str) -> tuple[tuple[int, ...], torch.dtype]:

@@ -42,8 +42,9 @@ def saved_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[st
     return tensors
 
 
-def load(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
-    """Fills the model's parameters and, unless it is None, the optimizer's state. Every rank has to call it.
+def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None, *, verify: bool = True) -> None:
+    """Loads a checkpoint into the model's parameters and, unless it is None, the optimizer's state. Every rank has to
+    call it.
 
     The settings of the optimizer's groups stay as they are, whatever the groups of the checkpoint were. Raises
     CorruptCheckpointError or ConfigError, the same on every rank; then the model has undefined values.
@@ -51,6 +52,8 @@ def load(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimi
     params = saved_parameters(model)
     tensors: dict[str, Tensor] = {PREFIX + name: param for name, param in params.items()}
     states: dict[nn.Parameter, dict[str, Tensor]] = {}
+    with _shared_errors():
+        checkpoint = open_checkpoint(path, verify=verify)
     with _shared_errors():
         if optimizer is not None:
             states = _empty_states(checkpoint, params, optimizer)

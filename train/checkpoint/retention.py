@@ -1,11 +1,13 @@
 """Which checkpoints of a save folder are kept, by what is in it: those of the run's earlier starts count too."""
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from train.checkpoint.save_folder import PART, batch_of
+from train.checkpoint.save_folder import batch_of, remove
+
+KEEP = "keep"
+"""An empty file in a checkpoint, which is then never deleted for a newer one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,7 +17,8 @@ class Retention:
     newest: int
     """Number of checkpoints; -1: all."""
     every: int | None = None
-    """Batches: a checkpoint of a multiple of it is kept besides. None: of the older ones none."""
+    """Batches: a checkpoint of a multiple of it is kept besides, as long as it has the file KEEP, whatever the settings
+    are by then. None: no more are kept."""
 
     def superseded(self, present: Sequence[Path], batch: int) -> list[Path]:
         """The checkpoints, of those present (oldest first), that are not kept once there is one of `batch`.
@@ -26,14 +29,9 @@ class Retention:
             return []
         counted = [path for path in present if batch_of(path) <= batch]
         older = counted[: max(len(counted) - self.newest, 0)]
-        return [path for path in older if self.every is None or batch_of(path) % self.every]
+        return [
+            path for path in older if (self.every is None or batch_of(path) % self.every) and not (path / KEEP).exists()
+        ]
 
 
-def remove(checkpoint: Path) -> None:
-    """At once: what a killed process leaves of it is no checkpoint. Raises OSError."""
-    if checkpoint.is_dir():
-        gone = checkpoint.with_name(f"{PART}removed-{checkpoint.name}")
-        checkpoint.rename(gone)
-        shutil.rmtree(gone)
-    else:
-        checkpoint.unlink(missing_ok=True)
+__all__ = ["KEEP", "Retention", "remove"]

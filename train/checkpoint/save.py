@@ -3,7 +3,8 @@
 import errno
 import os
 import shutil
-from collections.abc import Mapping
+import uuid
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,34 +32,42 @@ class Saved:
     """The outcome of a save. `refused` is the same on every rank."""
 
     files: tuple[str, ...] = ()
-    """What this rank has written of the tensors."""
+    """What this rank has written."""
     refused: OSError | None = None
     """What a file system refused, on the first rank that it was refused to: then nothing is left."""
 
 
 def save_checkpoint(
-    checkpoint: Path, tensors: Mapping[str, Tensor], *, state: bytes, config: str, about: Manifest
+    checkpoint: Path,
+    tensors: Mapping[str, Tensor],
+    *,
+    state: bytes,
+    config: str,
+    about: Manifest,
+    confirm: Callable[[], object] = lambda: None,
 ) -> Saved:
     """Saves and commits a checkpoint, in place of one of the same name. Every rank has to call it.
 
     Tensors that all ranks have whole are written by rank 0; under HYBRID_SHARD the first replica writes. about: the
-    manifest, without files.
+    manifest, without files. confirm: called on every rank between writing and committing; what it raises is raised.
     """
     part = checkpoint.with_name(PART + checkpoint.name)
     digests: Mapping[str, FileDigest] = {}
     needed = n_bytes(tensors) + _OVERHEAD * len(tensors) * dist.get_world_size()
     refused = _first(_prepare(part, needed if dist.get_global_rank() == 0 else 0))
     if refused is None:
-        digests, refused = _write(part, tensors)
-        refused = _first(refused)
+        digests, error = _write(part, tensors)
+        refused = _first_refused(error)
     if refused is None:
+        confirm()
         files = {name: digest for each in dist.all_gather_object(digests) for name, digest in each.items()}
         refused = _first(_commit(part, checkpoint, state, config, replace(about, files=files)))
     if refused is not None:
         if dist.get_local_rank() == 0:
             shutil.rmtree(part, ignore_errors=True)
         dist.barrier()
-    return Saved(tuple(digests), refused)
+    mine = (*digests, STATE, CONFIG) if dist.get_global_rank() == 0 else tuple(digests)
+    return Saved(mine, refused)
 
 
 def gathered(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -81,22 +90,35 @@ def _first(error: OSError | None) -> OSError | None:
     return next((found for found in dist.all_gather_object(error) if found is not None), None)
 
 
+def _first_refused(error: BaseException | None) -> OSError | None:
+    """What a file system refused, on the first rank that knows. Raises another error, on every rank, where it is none
+    of these: torch tells other ranks of an error, but not of its cause."""
+    found = dist.all_gather_object(None if error is None else (_refused(error), f"{type(error).__name__}: {error}"))
+    failed = [each for each in found if each is not None]
+    refused = next((cause for cause, _ in failed if cause is not None), None)
+    if failed and refused is None:
+        raise RuntimeError(f"a checkpoint could not be written: {failed[0][1]}") from error
+    return refused
+
+
 def _prepare(part: Path, needed: int) -> OSError | None:
-    """Makes the folder to write to, on every node, if there is space."""
-    if dist.get_local_rank() != 0:
+    """Makes the folder to write to, if there is space. For rank 0: all nodes share it."""
+    if dist.get_global_rank() != 0:
         return None
     try:
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True, exist_ok=True)
-        if shutil.disk_usage(part).free < needed:
+        usage = shutil.disk_usage(part.parent)
+        # A file system that does not say how large it is has a total of 0.
+        if usage.total and usage.free < needed:
             return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     except OSError as error:
         return error
     return None
 
 
-def _write(part: Path, tensors: Mapping[str, Tensor]) -> tuple[Mapping[str, FileDigest], OSError | None]:
-    """Writes this rank's parts of the tensors: hashes of its files, and what a file system refused."""
+def _write(part: Path, tensors: Mapping[str, Tensor]) -> tuple[Mapping[str, FileDigest], BaseException | None]:
+    """Writes this rank's parts of the tensors: hashes of its files, and the error."""
     group, writes = _writers(tensors)
     if not writes:
         return {}, None
@@ -112,11 +134,9 @@ def _write(part: Path, tensors: Mapping[str, Tensor]) -> tuple[Mapping[str, File
             process_group=group,
             no_dist=not _is_sharded(tensors),
         )
-    except (CheckpointException, OSError, RuntimeError) as error:
-        refused = writer.error or _refused(error)
-        if refused is None:
-            raise
-        return {}, refused
+    except (CheckpointException, Exception) as error:
+        # To be exchanged: a rank that raised it would leave the others waiting.
+        return {}, writer.error or error
     return writer.digests, None
 
 
@@ -139,7 +159,6 @@ def _refused(error: BaseException) -> OSError | None:
     if not isinstance(error, CheckpointException):
         return os_error(error)
     found = (os_error(failure) for failure, _ in error.failures.values())
-    # What another rank's file system refused, that rank reports itself: torch hides it behind its zip writer's error.
     return next((cause for cause in found if cause is not None), None)
 
 
@@ -154,20 +173,19 @@ def _commit(part: Path, checkpoint: Path, state: bytes, config: str, manifest: M
             write_synced(part / name, data)
             files[name] = digest_bytes(data)
         write_manifest(part, replace(manifest, files=files))
-        before = checkpoint.with_name(f"{PART}replaced-{checkpoint.name}")
+        before = checkpoint.with_name(f"{PART}replaced-{checkpoint.name}-{uuid.uuid4().hex[:8]}")
         if checkpoint.exists():
-            shutil.rmtree(before, ignore_errors=True)
             checkpoint.rename(before)
         part.rename(checkpoint)
         sync_folder(checkpoint.parent)
         shutil.rmtree(before, ignore_errors=True)
-        _point_to(checkpoint)
+        point_to(checkpoint)
     except OSError as error:
         return error
     return None
 
 
-def _point_to(checkpoint: Path) -> None:
+def point_to(checkpoint: Path) -> None:
     """Makes `latest` a link to the checkpoint, in one step. Where a file system has no links, there is none."""
     part = checkpoint.with_name(f"{PART}{LATEST}")
     with suppress(OSError):

@@ -11,13 +11,22 @@ import re
 import shutil
 import tempfile
 import time
+import uuid
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data.base.errors import ConfigError, os_errors_named, plain_os_errors
 from data.base.paths import fill_placeholders, name_defect, placeholder_defect, refuse_path
-from train.checkpoint.storage.manifest import CONFIG, MANIFEST, METADATA, STATE, CorruptCheckpointError, Manifest
+from train.checkpoint.storage.digests import digest_file, text_hash
+from train.checkpoint.storage.manifest import (
+    CONFIG,
+    MANIFEST,
+    METADATA,
+    CorruptCheckpointError,
+    Manifest,
+    lacks_manifest,
+)
 from train.config.load import load_saved_config, to_yaml
 from train.config.ranks import run_name_of_environment
 from train.config.reading.yaml_file import read
@@ -30,7 +39,7 @@ RECORD = "record.jsonl"
 """In a save folder: a line {batch, rows, tokens, versions} for each checkpoint, {batch, eval} for each evaluation."""
 
 RUN = "run.json"
-"""In a save folder: the run_id of the run whose checkpoints are in it."""
+"""In a save folder: what identifies the run whose checkpoints are in it, and hashes of the tokenizer's files."""
 LATEST = "latest"
 """In a save folder: a link to the newest checkpoint."""
 PART = ".part-"
@@ -63,7 +72,7 @@ def is_complete(path: Path) -> bool:
     index, and a file is a whole zip."""
     if not path.is_dir():
         return path.is_file() and zipfile.is_zipfile(path)
-    return (path / MANIFEST).is_file() or ((path / METADATA).is_file() and not (path / STATE).exists())
+    return (path / MANIFEST).is_file() or ((path / METADATA).is_file() and not lacks_manifest(path))
 
 
 def check_identity(checkpoint: Path, manifest: Manifest | None) -> None:
@@ -75,7 +84,8 @@ def check_identity(checkpoint: Path, manifest: Manifest | None) -> None:
         raise CorruptCheckpointError(checkpoint, MANIFEST, f"is that of batch {manifest.batch}")
     run_id = read_run_id(checkpoint.absolute().parent)
     if run_id is not None and manifest.run_id != run_id:
-        raise CorruptCheckpointError(checkpoint, MANIFEST, f"is that of another run ({manifest.run_name})")
+        defect = f"is that of another run ({manifest.run_name}) than {RUN} beside it"
+        raise CorruptCheckpointError(checkpoint, MANIFEST, defect)
 
 
 def unverified(checkpoint: Path) -> str:
@@ -85,10 +95,38 @@ def unverified(checkpoint: Path) -> str:
 
 def read_run_id(folder: Path) -> str | None:
     """What identifies the run in all its checkpoints; None where nothing says it."""
+    return _read_run(folder).get("run_id")
+
+
+def check_tokenizer(folder: Path) -> None:
+    """Raises ConfigError when a file of the tokenizer beside the checkpoints is not what the run has written."""
+    for name, expected in _read_run(folder).get("tokenizer", {}).items():
+        path = folder / "tokenizer" / name
+        with os_errors_named(path):
+            found = digest_file(path).xxh3_128
+        if found != expected:
+            raise ConfigError(
+                f"{path} has other bytes than the run has written: restore it from a copy, or, if it was changed on "
+                f"purpose, remove {folder / RUN}"
+            )
+
+
+def _read_run(folder: Path) -> dict[str, Any]:
+    """Empty where there is none, or it is damaged: nothing can be compared with it then."""
     try:
-        return str(json.loads((folder / RUN).read_bytes())["run_id"])
+        values = json.loads((folder / RUN).read_bytes())
+        return values["run"] if text_hash(json.dumps(values["run"], sort_keys=True)) == values["xxh3_128"] else {}
     except (OSError, ValueError, KeyError, TypeError):
-        return None
+        return {}
+
+
+def _write_run(folder: Path, run_id: str) -> None:
+    """Of a folder that has the tokenizer."""
+    below = folder / "tokenizer"
+    files = sorted(path for path in below.rglob("*") if path.is_file())
+    run = {"run_id": run_id, "tokenizer": {str(path.relative_to(below)): digest_file(path).xxh3_128 for path in files}}
+    text = json.dumps({"run": run, "xxh3_128": text_hash(json.dumps(run, sort_keys=True))}, indent=1)
+    (folder / RUN).write_text(text + "\n")
 
 
 def saved_config(checkpoint: Path) -> TrainConfig | None:
@@ -160,7 +198,10 @@ def check_save_folder(folder: Path, config: TrainConfig) -> None:
 def check_writable(folder: Path, key: str) -> None:
     """Raises ConfigError when the folder that a key names cannot be written, or made."""
     there = existing_parent(folder)
-    with os_errors_named(f"{key} {folder}", "written", hint="name another"), tempfile.TemporaryFile(dir=there):
+    with (
+        os_errors_named(f"{key} {folder}", "written", hint="name another"),
+        tempfile.TemporaryFile(dir=there),
+    ):
         pass
 
 
@@ -174,7 +215,7 @@ def damaged(folder: Path) -> list[Path]:
     run leaves such a folder. Oldest first."""
     entries = folder.iterdir() if folder.is_dir() else ()
     return sorted(
-        (path for path in entries if _NAME.fullmatch(path.name) and (path / STATE).exists() and not is_complete(path)),
+        (path for path in entries if _NAME.fullmatch(path.name) and lacks_manifest(path) and not is_complete(path)),
         key=batch_of,
     )
 
@@ -191,12 +232,24 @@ def leftovers(folder: Path) -> list[Path]:
     )
 
 
+def recover(folder: Path) -> list[Path]:
+    """Gives committed checkpoints their names that a run had when it was killed between moving the one before it away
+    and renaming it; returns them. For one rank, whose run owns the folder."""
+    recovered = []
+    for path in leftovers(folder):
+        place = path.with_name(path.name.removeprefix(PART))
+        if _NAME.fullmatch(place.name) and (path / MANIFEST).is_file() and not place.exists():
+            path.rename(place)
+            recovered.append(place)
+    return recovered
+
+
 def remove_leftovers(folder: Path) -> list[Path]:
     """Deletes them, and returns what it has deleted. For one rank, whose run owns the folder."""
     found = leftovers(folder)
-    with plain_os_errors(f"save_folder {folder}", "name another"):
+    with plain_os_errors(f"save_folder {folder}", "name another save_folder"):
         for path in found:
-            _delete(path)
+            remove(path)
     return found
 
 
@@ -205,23 +258,28 @@ def furnish_save_folder(
 ) -> None:
     """Writes what belongs beside the checkpoints; deletes those that save_overwrite gives up. For one rank."""
     what, again = "config.yaml and the tokenizer", "start again"
-    with plain_os_errors(f"save_folder {folder}", "name another", needed_for=what, again=again):
+    with plain_os_errors(f"save_folder {folder}", "name another save_folder", needed_for=what, again=again):
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=PART) as made:
             tokenizer.save_pretrained(Path(made) / "tokenizer", config.max_seq_len)
             (Path(made) / "config.yaml").write_text(to_yaml(config))
-            (Path(made) / RUN).write_text(json.dumps({"run_id": run_id}) + "\n")
+            _write_run(Path(made), run_id)
+            if not resuming:
+                # Before run.json: checkpoints of another run than it names cannot be resumed from.
+                (folder / RECORD).unlink(missing_ok=True)
+                for path in (*checkpoints(folder), *damaged(folder)):
+                    remove(path)
             shutil.rmtree(folder / "tokenizer", ignore_errors=True)
             for name in ("tokenizer", "config.yaml", RUN):
                 (Path(made) / name).replace(folder / name)
-        if not resuming:
-            (folder / RECORD).unlink(missing_ok=True)
-            for path in (*checkpoints(folder), *damaged(folder)):
-                _delete(path)
 
 
-def _delete(path: Path) -> None:
+def remove(path: Path) -> None:
+    """Deletes a checkpoint, or what is left of one. It is gone at once: what a killed process leaves of it is no
+    checkpoint. Raises OSError."""
     if path.is_dir() and not path.is_symlink():
+        if not path.name.startswith(PART):
+            path = path.rename(path.with_name(f"{PART}removed-{path.name}-{uuid.uuid4().hex[:8]}"))
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)

@@ -19,6 +19,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
+from data.base.errors import ConfigError
 from train.config.schema import FSDPConfig
 from train.distributed.torch_compat import patch_fsdp2_on_gloo
 from train.hf.finite import is_finite
@@ -81,9 +82,15 @@ def build_model(
         checkpoint_activations(model, fsdp_config)
         _shard(model, fsdp_config, _policy(fsdp_config, gathered, None if base_dtype is dtype else dtype), device.type)
     model.to_empty(device=device)
-    not_finite = _fill(model, config, seed, pretrained)
-    if pretrained is not None:
-        _refuse(not_finite, model)
+    if pretrained is None:
+        _fill(model, config, seed, None)
+        return model
+    found: set[str] | ConfigError
+    try:
+        found = _fill(model, config, seed, pretrained)
+    except ConfigError as error:
+        found = error
+    _refuse(found, model)
     return model
 
 
@@ -170,12 +177,16 @@ def _fill(model: nn.Module, config: ModelConfig, seed: int, pretrained: Weights 
     return not_finite
 
 
-def _refuse(not_finite: set[str], model: nn.Module) -> None:
-    """Each rank has seen its own rows alone: what one has found is raised on all, so that none waits for it."""
-    found = [not_finite]
+def _refuse(mine: set[str] | ConfigError, model: nn.Module) -> None:
+    """Each rank has read its own rows alone: what one has found, or could not read, is raised on all, so that none
+    waits for it."""
+    found = [mine]
     if dist.is_initialized():
-        found = [not_finite] * dist.get_world_size()
-        dist.all_gather_object(found, not_finite)
-    of_all = set[str]().union(*found)
+        found = [mine] * dist.get_world_size()
+        dist.all_gather_object(found, mine)
+    for error in found:
+        if isinstance(error, ConfigError):
+            raise error
+    of_all = set[str]().union(*(names for names in found if isinstance(names, set)))
     if of_all:
         raise NotFinite([name for name, _ in named_parameters(model) if name in of_all])

@@ -17,9 +17,7 @@ from data.base.errors import ConfigError, cannot_be
 from data.base.locks import exclusive_unless
 from data.base.sizes import format_bytes
 from data.hub.repository_files import check_saved_tokenizer
-from train.checkpoint.reader import CheckpointReader
-from train.checkpoint.save_folder import check_identity, check_writable, checkpoints, is_complete, unverified
-from train.config.load import load_saved_config
+from train.checkpoint.save_folder import check_tokenizer, check_writable, checkpoints, is_complete
 from train.config.schema import TrainConfig
 from train.export.model_card import model_card
 from train.export.writer import MAX_SHARD_BYTES, write_weights
@@ -28,7 +26,7 @@ from train.hf.repository import write_json
 from train.hf.tensors import TensorSource, n_bytes
 from train.models.precision import FORMATS, Precision
 from train.models.shapes import parameter_shapes
-from train.weights.merged import whole_weights
+from train.weights.merged import open_checkpoint_and_config, whole_weights
 
 EXIT_NOT_FINITE = 3
 """Exit code of train/export/verify.py where the checkpoint's own weights are not finite."""
@@ -105,11 +103,8 @@ def open_run(checkpoint: Path) -> Run:
                 "checkpoints"
             )
     check_saved_tokenizer(tokenizer)
-    resolved = load_saved_config(config)
-    reader = CheckpointReader(checkpoint)
-    check_identity(checkpoint, reader.manifest)
-    if reader.manifest is None:
-        logger.warning(unverified(checkpoint))
+    check_tokenizer(checkpoint.parent)
+    reader, resolved = open_checkpoint_and_config(checkpoint)
     source = whole_weights(reader, resolved)
     return Run(checkpoint, resolved, tokenizer, json.loads(generation.read_text(encoding="utf-8")), source)
 

@@ -15,7 +15,6 @@ from data.base.errors import ConfigError, cannot_be
 from data.base.redaction import redacted, without_secrets
 from data.base.sizes import format_bytes, progress_bar
 from train.checkpoint.reader import CheckpointReader
-from train.config.load import load_saved_config
 from train.config.schema import TrainConfig
 from train.export.model_card import front_matter, lora_table
 from train.export.writer import write_file
@@ -25,6 +24,7 @@ from train.hf.tensors import n_bytes, row_blocks
 from train.models.config import LoraConfig, ModelConfig
 from train.models.precision import FORMATS, Precision
 from train.models.shapes import adapted_experts, adapted_shapes, adapter_name, adapter_shapes
+from train.weights.merged import open_checkpoint_and_config
 
 PEFT_WEIGHTS = "adapter_model.safetensors"
 
@@ -35,10 +35,10 @@ def export_peft(checkpoint: Path, output: Path, precision: Precision = "fp32") -
     Says beforehand how large it will be. Raises ConfigError, and leaves nothing, when the checkpoint holds none or is
     not whole, or the output is not empty or cannot be written.
     """
-    reader, beside = CheckpointReader(checkpoint), checkpoint.parent / "config.yaml"
+    beside = checkpoint.parent / "config.yaml"
     if not beside.is_file():
         raise ConfigError(f"{beside} is not there, but it says what the adapters are: copy it there")
-    config = load_saved_config(beside)
+    reader, config = open_checkpoint_and_config(checkpoint)
     if config.lora is None:
         raise ConfigError(f"{checkpoint} is a whole model without adapters: leave --adapter peft out")
     reader.check(config.model, str(beside), config.lora)

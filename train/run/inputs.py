@@ -20,7 +20,7 @@ from data.tokenization.build import build_tokenizer
 from data.tokenization.tokenizer import Tokenizer
 from train.checkpoint.owner import check_unowned
 from train.checkpoint.reader import CheckpointReader
-from train.checkpoint.save_folder import check_writable, fill_in, local_folder, run_name_of, unverified
+from train.checkpoint.save_folder import check_writable, fill_in, local_folder, read_run_id, run_name_of, unverified
 from train.config.load import check_vocab
 from train.config.schema import TrainConfig
 from train.hf.repository import KEY
@@ -52,7 +52,10 @@ class Inputs:
     @cached_property
     def run_id(self) -> str:
         """The same in all checkpoints of the run. Only rank 0's is used."""
-        return (self.start.run_id if self.start is not None and self.resuming else None) or str(uuid.uuid4())
+        known = None
+        if self.start is not None and self.resuming:
+            known = self.start.run_id or (read_run_id(self.folder) if self.folder is not None else None)
+        return known or str(uuid.uuid4())
 
     @property
     def first_batch(self) -> int:
@@ -114,11 +117,18 @@ def open_inputs(config: TrainConfig, problems: Problems | None = None, *, rehash
 def starting_from(inputs: Inputs, config: TrainConfig, run_name: str, start: Start | None) -> Inputs:
     """The inputs with another name and start: only what depends on them is opened again."""
     inputs = replace(inputs, run_name=run_name, folder=local_folder(config, run_name))
-    if start == inputs.start:
-        return inputs
+    if _is_same(start, inputs.start):
+        return replace(inputs, start=start)
     state = start.data_state if start is not None else None
     data = plan_data(config, inputs.data.streams, state)
     return replace(inputs, start=start, weights=open_weights(config, start), data=data)
+
+
+def _is_same(start: Start | None, other: Start | None) -> bool:
+    """Whether they are the same checkpoint, read alike."""
+    if start is None or other is None:
+        return start is other
+    return (start.path, start.run_id, start.state) == (other.path, other.run_id, other.state)
 
 
 def describe(inputs: Inputs, config: TrainConfig) -> Iterator[str]:

@@ -5,10 +5,10 @@ from composer.utils import dist
 
 from data.base.console import logger
 from data.base.errors import ConfigError
-from train.checkpoint.load import load, open_checkpoint
+from train.checkpoint.load import load
 from train.checkpoint.optimizer import changed_settings
 from train.checkpoint.storage.files import corruption
-from train.checkpoint.storage.manifest import MANIFEST, CorruptCheckpointError
+from train.checkpoint.storage.manifest import CorruptCheckpointError, read_manifest
 from train.config.schema import TrainConfig
 from train.distributed.first_rank import on_first_rank
 from train.models.dbrx import DbrxForCausalLM
@@ -27,7 +27,7 @@ def restore(config: TrainConfig, inputs: Inputs, model: DbrxForCausalLM, optimiz
     while (start := inputs.start) is not None:
         _check_optimizer(start, optimizer)
         try:
-            load(open_checkpoint(start.path), model, optimizer if start.state is not None else None)
+            load(start.path, model, optimizer if start.state is not None else None)
         except CorruptCheckpointError as error:
             inputs = _without(inputs, config, start, error)
         else:
@@ -43,14 +43,23 @@ def verify_end(config: TrainConfig, inputs: Inputs) -> Inputs:
     Every rank has to call it. Raises ConfigError, the same on every rank.
     """
     while (start := inputs.start) is not None and start.run_id is not None and inputs.first_batch >= inputs.max_batches:
-        names = sorted(path.name for path in start.path.iterdir() if path.name != MANIFEST)
-        mine = names[dist.get_global_rank() :: dist.get_world_size()]
-        found = dist.all_gather_object(corruption(start.path, mine))
+        found = dist.all_gather_object(_corruption_of_my_part(start))
         error = next((each for each in found if each is not None), None)
         if error is None:
             break
+        if not isinstance(error, CorruptCheckpointError):
+            raise error
         inputs = _without(inputs, config, start, error)
     return inputs
+
+
+def _corruption_of_my_part(start: Start) -> ConfigError | None:
+    try:
+        manifest = read_manifest(start.path)
+    except ConfigError as error:
+        return error
+    names = sorted(manifest.files) if manifest is not None else []
+    return corruption(start.path, names[dist.get_global_rank() :: dist.get_world_size()])
 
 
 def _without(inputs: Inputs, config: TrainConfig, start: Start, error: CorruptCheckpointError) -> Inputs:

@@ -12,7 +12,8 @@ from data.base.errors import ConfigError
 from train.callbacks.checkpoint_saver import CheckpointSaver, Saving
 from train.checkpoint.owner import FLOCK, Owner, own
 from train.checkpoint.retention import Retention
-from train.checkpoint.save_folder import checkpoints, remove_leftovers
+from train.checkpoint.save import point_to
+from train.checkpoint.save_folder import checkpoints, recover, remove_leftovers
 from train.checkpoint.space import check_space, count_saves, describe_space
 from train.config.load import to_yaml
 from train.config.schema import TrainConfig
@@ -35,9 +36,13 @@ def owned(config: TrainConfig, inputs: Inputs) -> Iterator[Owner | None]:
 
             def take() -> None:
                 owners.append(stack.enter_context(own(folder, inputs.run_name)))
+                for path in recover(folder):
+                    logger.info(f"recovered {path}: it was written whole when a run was killed")
                 _check_unchanged(folder, config, inputs)
                 for path in remove_leftovers(folder):
                     logger.info(f"deleted {path}: a killed run has left it incomplete")
+                if present := checkpoints(folder):
+                    point_to(present[-1])
                 n_saves = count_saves(config, inputs.data.clock)
                 logger.info(describe_space(config, folder, n_saves, world_size=dist.get_world_size()))
                 check_space(config, folder, n_saves, world_size=dist.get_world_size())

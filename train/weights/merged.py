@@ -2,17 +2,50 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import torch
 
+from data.base.console import logger
 from data.base.errors import ConfigError
 from train.checkpoint.reader import CheckpointReader
+from train.checkpoint.save_folder import check_identity, unverified
+from train.checkpoint.storage.manifest import CONFIG
+from train.config.load import load_saved_config
 from train.config.schema import TrainConfig
 from train.hf.raw_rows import Piece
 from train.hf.tensors import TensorSource
 from train.models.config import LoraConfig, ModelConfig
 from train.models.shapes import adapted_shapes, adapter_name, is_fused, parameter_shapes
 from train.weights.frozen_base import check_base, frozen_weights
+
+
+def open_checkpoint_and_config(checkpoint: Path) -> tuple[CheckpointReader, TrainConfig]:
+    """A checkpoint and the config that it was written with. Says when the checkpoint is not verified.
+
+    Raises ConfigError, also when it is that of another batch or run than its place says.
+    """
+    reader = CheckpointReader(checkpoint)
+    check_identity(checkpoint, reader.manifest)
+    if reader.manifest is None:
+        logger.warning(unverified(checkpoint))
+    return reader, _config_of(reader)
+
+
+def _config_of(reader: CheckpointReader) -> TrainConfig:
+    """The config that a checkpoint was written with: its own, or, of an earlier version, the save folder's. With lora
+    the save folder's says where the base is now."""
+    beside = reader.checkpoint.parent / CONFIG
+    if reader.manifest is None or CONFIG not in reader.manifest.files:
+        return load_saved_config(beside)
+    reader.read_file(CONFIG)
+    config = load_saved_config(reader.checkpoint / CONFIG)
+    if config.lora is None or not beside.is_file():
+        return config
+    now = load_saved_config(beside)
+    model = replace(config.model, pretrained_model_name_or_path=now.model.pretrained_model_name_or_path)
+    return replace(config, model=model, load_path=now.load_path)
 
 
 def whole_weights(reader: CheckpointReader, config: TrainConfig) -> TensorSource:

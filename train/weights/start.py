@@ -51,6 +51,8 @@ def find_start(
     if config.load_path is None:
         return None
     path = Path(config.load_path)
+    if path.is_symlink():
+        path = path.resolve()  # once: `latest` may lead to another one a moment later
     check_start(path, config, "load_path", whole_state=not config.load_weights_only)
     if frozen_base(config) is not None:
         return None
@@ -70,11 +72,11 @@ def _newest(config: TrainConfig, folder: Path, corrupt: list[CorruptCheckpointEr
                 raise CorruptCheckpointError(path, MANIFEST, "is missing")
             return _open(path, config, corrupt)
         except CorruptCheckpointError as error:
-            if error.checkpoint not in (path, path.parent):
+            if error.checkpoint != path:
                 raise
             if config.on_corrupt_checkpoint == "stop":
                 raise _stopped(error) from None
-            corrupt.append(CorruptCheckpointError(path, error.name, error.defect))
+            corrupt.append(error)
     if present:
         none = f"save_folder {folder} has no checkpoint that can be resumed from"
         hint = "restore one of them from a copy, or start again with another run_name"

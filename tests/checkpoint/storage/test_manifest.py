@@ -1,5 +1,6 @@
 """A manifest says exactly which files a checkpoint has; nothing else passes for it."""
 
+import errno
 import json
 import random
 import shutil
@@ -8,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from data.base.errors import ConfigError
-from tests.helpers.committed import commit
-from train.checkpoint.save_folder import check_identity, checkpoints, damaged, remove_leftovers
+from tests.helpers.committed import commit, write_run_file
+from train.checkpoint.save_folder import check_identity, checkpoints, damaged, recover, remove_leftovers
 from train.checkpoint.storage.files import CheckpointFiles, verify_files
 from train.checkpoint.storage.manifest import MANIFEST, CorruptCheckpointError, read_manifest
 
@@ -71,15 +72,36 @@ def test_without_its_marker_there_is_no_checkpoint(tmp_path: Path) -> None:
     checkpoint = make(tmp_path)
     assert checkpoints(tmp_path) == [checkpoint]
     (checkpoint / MANIFEST).unlink()
+    (checkpoint / ".metadata").touch()
     assert checkpoints(tmp_path) == []
     assert damaged(tmp_path) == [checkpoint]
     assert remove_leftovers(tmp_path) == [], "it may be all that there is"
 
 
+def test_a_checkpoint_that_a_killed_run_has_written_whole_is_recovered(tmp_path: Path) -> None:
+    whole, half = make(tmp_path, ".part-ep0-ba4"), tmp_path / ".part-ep0-ba6"
+    half.mkdir()
+    assert recover(tmp_path) == [tmp_path / "ep0-ba4"]
+    assert not whole.exists()
+    assert remove_leftovers(tmp_path) == [half]
+    assert checkpoints(tmp_path) == [tmp_path / "ep0-ba4"]
+
+
+def test_a_file_that_may_not_be_read_is_no_corruption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object) -> int:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    files = CheckpointFiles(make(tmp_path))
+    monkeypatch.setattr("os.preadv", refuse)
+    with pytest.raises(ConfigError, match=r"state.json cannot be read: Stale file handle") as caught:
+        files.read("state.json")
+    assert not isinstance(caught.value, CorruptCheckpointError)
+
+
 def test_a_file_of_another_checkpoint_is_named_as_that(tmp_path: Path) -> None:
     ours, other = make(tmp_path, fill=1), make(tmp_path, "ep0-ba2", fill=2)
     shutil.copy(other / "__0_0.distcp", ours)
-    said = r"__0_0.distcp has other bytes than were written, in \[0, 5,000\): it is __0_0.distcp of ep0-ba2"
+    said = r"__0_0.distcp has other bytes than were written, in \[0, 5,000\): it looks like __0_0.distcp of ep0-ba2"
     with pytest.raises(CorruptCheckpointError, match=said):
         verify_files(ours)
 
@@ -88,11 +110,14 @@ def test_a_checkpoint_under_another_name_or_of_another_run_is_refused(tmp_path: 
     moved = make(tmp_path).rename(tmp_path / "ep0-ba6")
     with pytest.raises(CorruptCheckpointError, match=r"manifest.json is that of batch 4"):
         check_identity(moved, read_manifest(moved))
-    (tmp_path / "run.json").write_text('{"run_id": "mine"}')
+    write_run_file(tmp_path, "mine")
     foreign = make(tmp_path, "ep0-ba8", run_id="another")
     with pytest.raises(CorruptCheckpointError, match=r"manifest.json is that of another run"):
         check_identity(foreign, read_manifest(foreign))
     check_identity(mine := make(tmp_path, "ep0-ba9", run_id="mine"), read_manifest(mine))
+    flipped = (tmp_path / "run.json").read_text().replace("mine", "mini")
+    (tmp_path / "run.json").write_text(flipped)
+    check_identity(mine, read_manifest(mine))
 
 
 @pytest.mark.parametrize("name", ["../x", "/etc/passwd", "a/b", "..", "", "manifest.json", "a\\b"])

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from data.base.errors import ConfigError
 from train.checkpoint.storage.digests import BLOCK_BYTES, FileDigest, block_hash
 from train.checkpoint.storage.manifest import (
     CorruptCheckpointError,
@@ -111,11 +112,11 @@ def verify_file(files: CheckpointFiles, name: str, progress: Callable[[int], obj
             progress(len(block))
 
 
-def corruption(checkpoint: Path, names: Iterable[str]) -> CorruptCheckpointError | None:
+def corruption(checkpoint: Path, names: Iterable[str]) -> ConfigError | None:
     """What verify_files raises, returned: for ranks that read a part of the files each."""
     try:
         verify_files(checkpoint, names)
-    except CorruptCheckpointError as error:
+    except ConfigError as error:
         return error
     return None
 

@@ -6,6 +6,7 @@ state.json either, and is read without being verified.
 
 import base64
 import binascii
+import errno
 import json
 import os
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from data.base.errors import ConfigError, cannot_be
-from train.checkpoint.storage.digests import BLOCK_BYTES, HASH_BYTES, FileDigest, digest_file, text_hash
+from train.checkpoint.storage.digests import BLOCK_BYTES, HASH_BYTES, FileDigest, block_hash, text_hash
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
@@ -23,6 +24,8 @@ METADATA = ".metadata"
 """torch's index of the tensors in the other files."""
 FORMAT = 1
 """Of the manifest. A newer one is refused."""
+_MOST_BYTES = 1 << 30
+"""Of a manifest; one of 1 TB of tensors has some 12 MB."""
 
 
 class CorruptCheckpointError(ConfigError):
@@ -59,6 +62,12 @@ class Manifest:
         return sum(digest.size for digest in self.files.values())
 
 
+def lacks_manifest(checkpoint: Path) -> bool:
+    """Whether a folder without a manifest ought to have one: those written before there were manifests have neither a
+    state.json nor a config.yaml."""
+    return (checkpoint / STATE).exists() or (checkpoint / CONFIG).exists()
+
+
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Commits the checkpoint in the folder: what is written before is on disk first, and the marker is whole or absent.
 
@@ -79,11 +88,13 @@ def read_manifest(checkpoint: Path) -> Manifest | None:
     Raises CorruptCheckpointError.
     """
     path = checkpoint / MANIFEST
-    if not path.exists():
-        if (checkpoint / STATE).exists():
-            raise CorruptCheckpointError(checkpoint, MANIFEST, "is missing")
-        return None
     try:
+        if not path.is_file():
+            if lacks_manifest(checkpoint):
+                raise CorruptCheckpointError(checkpoint, MANIFEST, "is missing")
+            return None
+        if path.stat().st_size > _MOST_BYTES:
+            raise ValueError(f"it has {path.stat().st_size:,} bytes")
         content = json.loads(path.read_bytes())
         values = content["manifest"]
         if text_hash(_canonical(values)) != content["xxh3_128"]:
@@ -99,7 +110,7 @@ def read_manifest(checkpoint: Path) -> Manifest | None:
         rest = {each.name: values[each.name] for each in fields(Manifest) if each.name != "files"}
         manifest = Manifest(**rest, files=files)
     except OSError as error:
-        raise CorruptCheckpointError(checkpoint, MANIFEST, f"cannot be read: {error}") from None
+        raise unreadable(checkpoint, MANIFEST, error) from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         if isinstance(error, ConfigError):
             raise
@@ -112,9 +123,13 @@ def check_files(checkpoint: Path, manifest: Manifest) -> None:
     """Compares names and sizes, without reading. Raises CorruptCheckpointError."""
     for name, digest in manifest.files.items():
         path = checkpoint / name
-        if not path.is_file():
-            raise CorruptCheckpointError(checkpoint, name, "is missing")
-        if (size := path.stat().st_size) != digest.size:
+        try:
+            if not path.is_file():  # nor a pipe, which would be waited for
+                raise CorruptCheckpointError(checkpoint, name, "is missing")
+            size = path.stat().st_size
+        except OSError as error:
+            raise unreadable(checkpoint, name, error) from None
+        if size != digest.size:
             defect = f"has {size:,} bytes, but {digest.size:,} were written{_other_owner(checkpoint, name)}"
             raise CorruptCheckpointError(checkpoint, name, defect)
 
@@ -126,9 +141,11 @@ def corrupt_block(checkpoint: Path, name: str, start: int, stop: int) -> Corrupt
 
 
 def _other_owner(checkpoint: Path, name: str) -> str:
-    """Which checkpoint beside this one the file belongs to, if to any."""
+    """Which checkpoint beside this one the file belongs to, if to any, by its size and its first block."""
     try:
-        found = digest_file(checkpoint / name).xxh3_128
+        path = checkpoint / name
+        with path.open("rb") as file:
+            size, first = path.stat().st_size, block_hash(file.read(BLOCK_BYTES))
     except OSError:
         return ""
     for other in sorted(checkpoint.absolute().parent.glob(f"*/{MANIFEST}")):
@@ -137,8 +154,8 @@ def _other_owner(checkpoint: Path, name: str) -> str:
         except ConfigError:
             continue
         for its_name, digest in manifest.files.items() if manifest is not None else ():
-            if digest.xxh3_128 == found:
-                return f": it is {its_name} of {other.parent.name}"
+            if digest.size == size and size and digest.block(0) == first and other.parent.name != checkpoint.name:
+                return f": it looks like {its_name} of {other.parent.name}"
     return ""
 
 
@@ -164,8 +181,12 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def unreadable(checkpoint: Path, name: str, error: OSError) -> CorruptCheckpointError:
-    return CorruptCheckpointError(checkpoint, name, cannot_be("read", "", error).strip())
+def unreadable(checkpoint: Path, name: str, error: OSError) -> ConfigError:
+    """The error for what the system refuses to read: a file that is missing or on a bad part of a disk is corruption,
+    and everything else, such as a permission or a network that is away, no reason to give the checkpoint up."""
+    if error.errno in (errno.ENOENT, errno.EIO):
+        return CorruptCheckpointError(checkpoint, name, cannot_be("read", "", error).strip())
+    return ConfigError(f"{cannot_be('read', checkpoint / name, error)}: see to it, and start again")
 
 
 def _encoded(files: Mapping[str, FileDigest]) -> dict[str, dict[str, Any]]:

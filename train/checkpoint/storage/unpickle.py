@@ -1,10 +1,13 @@
 """Pickles of a checkpoint, read without running code: a name outside of fixed lists is refused, and named."""
 
 import datetime
+import gc
 import io
 import pickle
 import re
 from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,26 +19,20 @@ from torch.torch_version import TorchVersion
 
 from train.checkpoint.storage.manifest import CorruptCheckpointError
 
-_METADATA = {
-    "torch": ("Size",),
-    "torch.serialization": ("_get_layout",),
-    "torch.distributed.checkpoint.metadata": (
-        "BytesStorageMetadata",
-        "ChunkStorageMetadata",
-        "Metadata",
-        "MetadataIndex",
-        "StorageMeta",
-        "TensorProperties",
-        "TensorStorageMetadata",
-        "_MEM_FORMAT_ENCODING",
-    ),
-    "torch.distributed.checkpoint.filesystem": ("_StorageInfo", "_StoragePrefix"),
-    "collections": ("OrderedDict",),
-    # The folder that torch wrote to, which is not looked at. From Python 3.13 on it is pickled with a place of its own.
-    "pathlib": ("PosixPath", "PurePosixPath"),
-    "pathlib._local": ("PosixPath", "PurePosixPath"),
-}
-"""Module -> what torch's `.metadata` may name in it, besides torch's dtypes."""
+_INDEX_TYPES = (
+    metadata.BytesStorageMetadata,
+    metadata.ChunkStorageMetadata,
+    metadata.Metadata,
+    metadata.MetadataIndex,
+    metadata.StorageMeta,
+    metadata.TensorProperties,
+    metadata.TensorStorageMetadata,
+    filesystem._StorageInfo,
+    filesystem._StoragePrefix,
+)
+"""What torch's `.metadata` consists of, besides sizes and dtypes."""
+_PATHS = ("pathlib.PosixPath", "pathlib.PurePosixPath", "pathlib._local.PosixPath", "pathlib._local.PurePosixPath")
+"""Of the folder that torch wrote to, which is not looked at."""
 
 _VALUES: list[Any] = [
     datetime.timedelta,
@@ -54,37 +51,90 @@ _REFUSED = re.compile(r"GLOBAL ([\w.]+)")
 
 
 class _MetadataUnpickler(pickle.Unpickler):
+    def __init__(self, data: bytes) -> None:
+        super().__init__(io.BytesIO(data))
+        # A pickle can set attributes of whatever it is given: of functions and paths it gets stand-ins of its own.
+        self._allowed: dict[str, Any] = {f"{kind.__module__}.{kind.__qualname__}": kind for kind in _INDEX_TYPES}
+        self._allowed |= dict.fromkeys(_PATHS, type("Path", (), {"__init__": lambda self, *parts: None}))
+        self._allowed |= {
+            "torch.Size": torch.Size,
+            "collections.OrderedDict": OrderedDict,
+            "torch.serialization._get_layout": lambda name: torch.serialization._get_layout(name),
+            "torch.distributed.checkpoint.metadata._MEM_FORMAT_ENCODING": lambda n: metadata._MEM_FORMAT_ENCODING(n),
+        }
+
     def find_class(self, module: str, name: str) -> Any:
-        if name in _METADATA.get(module, ()):
-            return super().find_class(module, name)
+        if (found := self._allowed.get(f"{module}.{name}")) is not None:
+            return found
         if module == "torch" and isinstance(found := getattr(torch, name, None), torch.dtype):
             return found
         raise pickle.UnpicklingError(f"names {module}.{name}, which is no part of a checkpoint: it was not run")
 
 
+@contextmanager
+def _types_kept() -> Iterator[None]:
+    """Afterwards torch's types are as they were. Raises UnpicklingError when the pickle has changed one."""
+    before = {kind: dict(vars(kind)) for kind in _INDEX_TYPES}
+    collecting = gc.isenabled()
+    gc.disable()  # which would go through the hundred thousands of new objects again and again
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
+        changed = [kind for kind, attributes in before.items() if _restore(kind, attributes)]
+    if changed:
+        raise pickle.UnpicklingError(f"names {changed[0].__qualname__} to change it: that was undone")
+
+
+def _restore(kind: type, attributes: Mapping[str, Any]) -> bool:
+    now = dict(vars(kind))
+    for name in now.keys() - attributes.keys():
+        delattr(kind, name)
+    different = [name for name, value in attributes.items() if now.get(name, _ABSENT) is not value]
+    for name in different:
+        setattr(kind, name, attributes[name])
+    return bool(different or now.keys() - attributes.keys())
+
+
+_ABSENT = object()
+
+
 def read_metadata(data: bytes, checkpoint: Path, name: str) -> metadata.Metadata:
     """torch's index of a sharded checkpoint. Raises CorruptCheckpointError."""
     try:
-        found = _MetadataUnpickler(io.BytesIO(data)).load()
+        with _types_kept():
+            found = _MetadataUnpickler(data).load()
         if not isinstance(found, metadata.Metadata):
             raise TypeError(f"it holds {type(found).__name__}")
         _check(found)
+        found.storage_meta = None  # it has the stand-in of a path
     except Exception as error:  # a damaged pickle raises almost anything
         raise CorruptCheckpointError(checkpoint, name, _defect(error)) from None
     return found
 
 
 def _check(found: metadata.Metadata) -> None:
-    """That what readers rely on is there, with its types."""
+    """That what readers rely on is there, with its types. Raises TypeError."""
     stored = found.state_dict_metadata
-    kinds = metadata.TensorStorageMetadata | metadata.BytesStorageMetadata
-    if not isinstance(stored, dict) or not all(isinstance(value, kinds) for value in stored.values()):
+    if not isinstance(stored, dict) or not isinstance(found.storage_data, dict):
         raise TypeError("it lists no tensors")
-    if not isinstance(found.storage_data, dict) or not all(
-        isinstance(info, filesystem._StorageInfo) and isinstance(info.relative_path, str)
-        for info in found.storage_data.values()
-    ):
-        raise TypeError("it does not say where tensors are")
+    for key, value in stored.items():
+        if isinstance(value, metadata.BytesStorageMetadata):
+            continue
+        if not isinstance(value, metadata.TensorStorageMetadata) or not isinstance(value.size, torch.Size):
+            raise TypeError(f"{key!r} is no tensor")
+        if not isinstance(value.properties.dtype, torch.dtype) or not isinstance(value.chunks, list):
+            raise TypeError(f"{key!r} has no pieces")
+        for chunk in value.chunks:
+            sizes = (chunk.offsets, chunk.sizes) if isinstance(chunk, metadata.ChunkStorageMetadata) else (None,)
+            if not all(isinstance(size, torch.Size) and len(size) == len(value.size) for size in sizes):
+                raise TypeError(f"{key!r} has a piece without a place")
+    for info in found.storage_data.values():
+        numbers = (info.offset, info.length) if isinstance(info, filesystem._StorageInfo) else (None,)
+        is_place = all(isinstance(number, int) and number >= 0 for number in numbers)
+        if not is_place or not isinstance(info.relative_path, str):
+            raise TypeError("it does not say where a tensor is")
 
 
 def load_values(source: Any, checkpoint: Path, name: str, **kwargs: Any) -> Any:
