@@ -17,7 +17,7 @@ from data.base.console import logger as console
 from data.base.errors import ConfigError, DataError, os_errors_named, plain_os_errors, reason
 from data.base.sizes import format_bytes
 from data.base.versions import versions
-from train.checkpoint.load import saved_tensors
+from train.checkpoint.load import saved_parameters, saved_tensors
 from train.checkpoint.retention import KEEP, Retention, remove
 from train.checkpoint.save import gathered, n_bytes, save_checkpoint
 from train.checkpoint.save_folder import checkpoints
@@ -26,7 +26,6 @@ from train.checkpoint.storage.files import corruption
 from train.checkpoint.storage.manifest import Manifest
 from train.composer_model import DbrxForComposer
 from train.distributed.first_rank import on_first_rank
-from train.models.recompute import named_parameters
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,7 +159,8 @@ def _model(state: State) -> DbrxForComposer:
 def _run_state(state: State) -> RunState:
     """For every rank."""
     (optimizer,) = state.optimizers
-    names = {param: name for name, param in named_parameters(_model(state).model)}
+    # Of the sharded parameters (see saved_parameters): those that the optimizer has.
+    names = {param: name for name, param in saved_parameters(_model(state).model).items()}
     assert isinstance(state.train_dataloader, DataLoader)
     data: Any = state.train_dataloader.dataset
     return RunState(

@@ -8,6 +8,7 @@ import torch
 from composer.utils import dist
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.fsdp import FSDPModule
 
 from data.base.errors import ConfigError
 from train.checkpoint.full import FullCheckpoint
@@ -24,8 +25,12 @@ def open_checkpoint(path: Path, *, verify: bool = True) -> Checkpoint:
 
 
 def saved_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters that checkpoints hold: all or, where there are adapters, these alone, as the base stays where it
-    came from."""
+    """The parameters that checkpoints hold, sharded as the optimizer has them: all or, where there are adapters, these
+    alone, as the base stays where it came from."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            # torch 2.7 leaves the root's parameters gathered after a forward pass without a backward one (evaluation).
+            module.reshard()
     params = dict(named_parameters(model))
     adapters = {name: param for name, param in params.items() if is_adapter(name)}
     return adapters or params
