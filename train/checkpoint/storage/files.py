@@ -5,7 +5,7 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from data.base.errors import ConfigError
@@ -181,12 +181,22 @@ class VerifiedFile:
     def _fill(self, offset: int, out: memoryview) -> None:
         while len(out):
             try:
-                n_read = os.preadv(self._handle, [out[: _READ_BLOCKS * BLOCK_BYTES]], offset)
+                n_read = _read(self._handle, out[: _READ_BLOCKS * BLOCK_BYTES], offset)
             except OSError as error:
                 raise unreadable(self._files.checkpoint, self.name, error) from None
             if not n_read:
                 raise CorruptCheckpointError(self._files.checkpoint, self.name, "ends too early")
             offset, out = offset + n_read, out[n_read:]
+
+
+def _read(handle: int, out: memoryview, offset: int) -> int:
+    """As preadv. What is not in memory is asked for with what comes after it: so the disk reads on while hashes are
+    computed. Raises OSError."""
+    if hasattr(os, "RWF_NOWAIT"):  # Linux
+        with suppress(OSError):
+            return os.preadv(handle, [out], offset, os.RWF_NOWAIT)
+        os.posix_fadvise(handle, offset, 2 * _READ_BLOCKS * BLOCK_BYTES, os.POSIX_FADV_WILLNEED)
+    return os.preadv(handle, [out], offset)
 
 
 class Part(io.RawIOBase):
