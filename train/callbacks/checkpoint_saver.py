@@ -18,9 +18,9 @@ from data.base.errors import ConfigError, DataError, os_errors_named, plain_os_e
 from data.base.sizes import format_bytes
 from data.base.versions import versions
 from train.checkpoint.load import saved_parameters, saved_tensors
-from train.checkpoint.retention import KEEP, Retention, remove
+from train.checkpoint.retention import KEEP, Retention
 from train.checkpoint.save import gathered, n_bytes, save_checkpoint
-from train.checkpoint.save_folder import checkpoints
+from train.checkpoint.save_folder import checkpoints, remove
 from train.checkpoint.state import RunState, encode_random, timestamp_from_composer, to_json
 from train.checkpoint.storage.files import corruption
 from train.checkpoint.storage.manifest import Manifest

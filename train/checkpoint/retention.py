@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from train.checkpoint.save_folder import batch_of, remove
+from train.checkpoint.save_folder import batch_of
 
 KEEP = "keep"
 """An empty file in a checkpoint, which is then never deleted for a newer one."""
@@ -32,6 +32,3 @@ class Retention:
         return [
             path for path in older if (self.every is None or batch_of(path) % self.every) and not (path / KEEP).exists()
         ]
-
-
-__all__ = ["KEEP", "Retention", "remove"]
