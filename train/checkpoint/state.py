@@ -89,6 +89,16 @@ def read_state(checkpoint: CheckpointReader | FullCheckpoint) -> RunState:
     return state
 
 
+def state_if_any(checkpoint: CheckpointReader | FullCheckpoint) -> RunState | None:
+    """None where it holds weights alone. Raises CorruptCheckpointError."""
+    try:
+        return read_state(checkpoint)
+    except CorruptCheckpointError:
+        raise
+    except ConfigError:
+        return None
+
+
 # Checkpoints written before there was state.json: Composer's state, a pickled value each.
 
 

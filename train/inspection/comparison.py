@@ -12,9 +12,9 @@ from rich.text import Text
 from data.base.errors import ConfigError
 from train.checkpoint.load import Checkpoint, open_checkpoint
 from train.checkpoint.save_folder import check_identity, saved_config, saved_values
-from train.checkpoint.state import RunState, read_state
+from train.checkpoint.state import RunState, state_if_any
 from train.checkpoint.storage.files import verify_files
-from train.checkpoint.storage.manifest import CONFIG, CorruptCheckpointError, Manifest
+from train.checkpoint.storage.manifest import CONFIG, Manifest
 from train.inspection.found import read_errors_named
 from train.inspection.tensors import TensorsCompared, compare_tensors
 from train.resume.differences import differences, shown
@@ -45,7 +45,7 @@ def compare(a: Path, b: Path, progress: Callable[[int], object] = lambda n_bytes
     Raises CorruptCheckpointError, and ConfigError for what cannot be read.
     """
     first, second = _open(a), _open(b)
-    states = _state_of(first), _state_of(second)
+    states = state_if_any(first), state_if_any(second)
     return Comparison(
         manifest=[*_manifests(first.manifest, second.manifest)],
         config=_configs(a, b),
@@ -93,16 +93,6 @@ def _configs(a: Path, b: Path) -> list[str]:
         return [] if first is second else [f"there is none in {(a if first is None else b).name}"]
     found = differences(first, second)
     return [f"{each.key}: {shown(each.was)} -> {shown(each.now)}" for each in found]
-
-
-def _state_of(checkpoint: Checkpoint) -> RunState | None:
-    """None where it holds weights alone."""
-    try:
-        return read_state(checkpoint)
-    except CorruptCheckpointError:
-        raise
-    except ConfigError:
-        return None
 
 
 def _states(a: RunState | None, b: RunState | None) -> Iterator[str]:

@@ -41,7 +41,6 @@ _EXPECTED_WARNINGS = (
     "TypedStorage is deprecated",
     "torch.distributed is disabled, unavailable or uninitialized",
     "Specifying `eval_interval=.*` without an `eval_dataloader`",
-    "LearningRate is not in the state_dict",
 )
 """Of Composer's and torch's, about what was chosen on purpose."""
 

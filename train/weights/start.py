@@ -8,7 +8,7 @@ from data.base.errors import ConfigError
 from train.checkpoint.load import Checkpoint, open_checkpoint
 from train.checkpoint.reader import CheckpointReader
 from train.checkpoint.save_folder import batch_of, check_identity, check_save_folder, checkpoints, damaged, is_complete
-from train.checkpoint.state import RunState, read_state
+from train.checkpoint.state import RunState, read_state, state_if_any
 from train.checkpoint.storage.manifest import CONFIG, MANIFEST, CorruptCheckpointError
 from train.config.schema import TrainConfig
 from train.resume.explain import refuse_changes
@@ -53,11 +53,11 @@ def find_start(
     path = Path(config.load_path)
     if path.is_symlink():
         path = path.resolve()  # once: `latest` may lead to another one a moment later
-    check_start(path, config, "load_path", whole_state=not config.load_weights_only)
+    checkpoint, state = check_start(path, config, "load_path", whole_state=not config.load_weights_only)
     if frozen_base(config) is not None:
         return None
-    checkpoint = open_checkpoint(path)
-    state = None if config.load_weights_only else read_state(checkpoint)
+    if not config.load_weights_only:
+        state = state or read_state(checkpoint)
     return Start(path=path, state=state, resuming=False, run_id=_run_id(checkpoint))
 
 
@@ -92,10 +92,9 @@ def _stopped(error: CorruptCheckpointError) -> ConfigError:
 
 
 def _open(path: Path, config: TrainConfig, corrupt: Sequence[CorruptCheckpointError]) -> Start:
-    check_start(path, config, "autoresume", whole_state=True)
-    checkpoint = open_checkpoint(path)
-    run_id = _run_id(checkpoint)
-    return Start(path=path, state=read_state(checkpoint), resuming=True, run_id=run_id, corrupt=tuple(corrupt))
+    checkpoint, state = check_start(path, config, "autoresume", whole_state=True)
+    state = state or read_state(checkpoint)
+    return Start(path=path, state=state, resuming=True, run_id=_run_id(checkpoint), corrupt=tuple(corrupt))
 
 
 def _run_id(checkpoint: Checkpoint) -> str | None:
@@ -130,9 +129,10 @@ def open_weights(config: TrainConfig, start: Start | None) -> StartingWeights | 
     return PretrainedFolder.open(name, config.model) if name is not None else None
 
 
-def check_start(path: Path, config: TrainConfig, key: str, *, whole_state: bool) -> None:
-    """Raises ConfigError when a run of this config cannot start from the checkpoint that `key` names.
+def check_start(path: Path, config: TrainConfig, key: str, *, whole_state: bool) -> tuple[Checkpoint, RunState | None]:
+    """Opens the checkpoint that `key` names; its state is None where it is not asked for, or has no position.
 
+    Raises ConfigError when a run of this config cannot start from it.
     With whole_state, going on from it and not from its weights alone, nothing may have changed that cannot change.
     """
     subject = f"is {str(path)!r}" if key == "load_path" else f"is true, and the newest checkpoint is {str(path)!r}"
@@ -153,7 +153,8 @@ def check_start(path: Path, config: TrainConfig, key: str, *, whole_state: bool)
     if isinstance(checkpoint, CheckpointReader) and checkpoint.manifest is not None:
         check_identity(path, checkpoint.manifest)
         checkpoint.read_file(CONFIG)  # what is compared next is what was written
-    position = _readable_position(checkpoint) if whole_state else None
+    state = state_if_any(checkpoint) if whole_state else None
+    position = {"position": state.position} if state is not None else None
     refuse_changes(path, config, position, key, whole_state=whole_state)
     if isinstance(checkpoint, CheckpointReader):
         base = config.lora is not None and not checkpoint.holds_adapters
@@ -164,13 +165,4 @@ def check_start(path: Path, config: TrainConfig, key: str, *, whole_state: bool)
                 key=key,
             )
         checkpoint.check(config.model, "this config's model", None if base else config.lora)
-
-
-def _readable_position(checkpoint: Checkpoint) -> dict[str, str] | None:
-    """The position in the data; None where there is none, which is reported by those that need it."""
-    try:
-        return {"position": read_state(checkpoint).position}
-    except ConfigError as error:
-        if isinstance(error, CorruptCheckpointError):
-            raise
-        return None
+    return checkpoint, state
