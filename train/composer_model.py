@@ -12,7 +12,6 @@ from data.mds.row import IGNORED
 from train.models.config import LoraConfig, ModelConfig
 from train.models.dbrx import DbrxForCausalLM, DbrxOutput
 from train.models.flops import flops_per_token
-from train.models.lora.adapters import is_adapter
 from train.models.moe import load_balancing_loss, router_z_loss
 
 Batch = dict[str, Tensor]
@@ -110,11 +109,6 @@ class DbrxForComposer(ComposerModel):
         counted = (counts_LE[0].sum() / ffn.moe_top_k).clamp(min=1)
         routed = batch["routed_tokens"][0].clamp(min=1)
         return load_balancing_loss(outputs.prob_sums_LE, counts_LE, counted, routed, ffn.moe_top_k)
-
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """What is saved: of a model with adapters theirs alone, because the base stays where it came from."""
-        state = super().state_dict(*args, **kwargs)
-        return state if self.lora is None else {name: value for name, value in state.items() if is_adapter(name)}
 
     def get_metrics(self, is_train: bool = False) -> dict[str, Metric]:
         if is_train:
