@@ -24,7 +24,8 @@ from train.hardware.device import choose_device
 from train.optim.patterns import check_patterns
 from train.planning.machine import check_machine
 from train.planning.summary import parameters_line
-from train.run.signals import StopSignals, stop_signals
+from train.supervision.exit_codes import RunStopped
+from train.supervision.signals import StopSignals, stop_signals
 
 USAGE = """\
 usage: composer train.py CONFIG [key=value ...]       one rank a GPU, or one on a machine without
@@ -80,6 +81,11 @@ def _run_or_report(arguments: list[str], signals: StopSignals) -> int:
         if signals.received is not None:
             raise  # such as a checkpoint that the signal kept from being read
         return _report(error)
+    except RunStopped as stop:
+        if is_first():
+            sys.stderr.write(f"stopped: {stop}\n")
+            sys.stderr.flush()
+        return stop.code
     return 0
 
 

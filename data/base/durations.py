@@ -13,6 +13,7 @@ from data.base.paths import shown
 _UNITS = ("ba", "tok", "ep", "dur")
 DURATION_PATTERN = rf"(\d+(?:\.\d+)?)({'|'.join(_UNITS)})"
 _DURATION = re.compile(DURATION_PATTERN)
+WALL_TIME_PATTERN = r"(?=\d)(\d+d)?(\d+h)?(\d+m)?(\d+s)?"
 
 
 def parse_duration(text: str) -> tuple[float, str]:
@@ -26,6 +27,19 @@ def parse_duration(text: str) -> tuple[float, str]:
     if unit in ("ba", "tok") and value != int(value):
         raise ValueError(f"is {text!r}, but {unit} counts whole ones")
     return value, unit
+
+
+def parse_wall_time(text: str) -> int:
+    """`"3h50m"` -> 13800 seconds. Raises ValueError for what is no time, or none at all."""
+    match = re.fullmatch(WALL_TIME_PATTERN, text.strip())
+    if match is None:
+        raise ValueError(f"is {shown(text)!r}, but a time is days, hours, minutes and seconds, such as 3h50m or 1d12h")
+    seconds = sum(
+        int(part[:-1]) * size for part, size in zip(match.groups(), (86400, 3600, 60, 1), strict=True) if part
+    )
+    if not seconds:
+        raise ValueError(f"is {text!r}, but it must be longer than 0")
+    return seconds
 
 
 @dataclass(frozen=True, kw_only=True)

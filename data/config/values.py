@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from data.base.durations import DURATION_PATTERN, parse_duration
+from data.base.durations import DURATION_PATTERN, WALL_TIME_PATTERN, parse_duration, parse_wall_time
 from data.base.paths import MAX_LABEL, label_defect, name_defect, path_defect, placeholder_defect
 from data.base.sizes import parse_bytes
 
@@ -69,6 +69,26 @@ class Duration:
 
     def __get_pydantic_json_schema__(self, core_schema: Any, handler: Any) -> dict[str, Any]:
         return handler(core_schema) | {"pattern": rf"^\s*{DURATION_PATTERN}\s*$|{REFERENCE}"}
+
+
+@dataclass(frozen=True)
+class _WallTime:
+    """Text such as 3h50m."""
+
+    def defect(self, value: object) -> str | None:
+        if not isinstance(value, str):
+            return None
+        try:
+            parse_wall_time(value)
+        except ValueError as error:
+            return str(error)
+        return None
+
+    def described(self) -> str:
+        return "days, hours, minutes and seconds, such as 3h50m"
+
+    def __get_pydantic_json_schema__(self, core_schema: Any, handler: Any) -> dict[str, Any]:
+        return handler(core_schema) | {"pattern": rf"^\s*{WALL_TIME_PATTERN}\s*$|{REFERENCE}"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,6 +202,7 @@ Share = Annotated[float, Range(ge=0, le=1)]
 DropProbability = Annotated[float, Range(ge=0, lt=1)]
 DurationText = Annotated[str, Duration()]
 PositiveDuration = Annotated[str, Duration(positive=True)]
+WallTime = Annotated[str, _WallTime()]
 PathText = Annotated[str, _Path()]
 PathOfRun = Annotated[str, _Path(), _Placeholders(("run_name",))]
 PathOfRank = Annotated[str, _Path(), _Placeholders(("run_name", "rank"))]

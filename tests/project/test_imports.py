@@ -15,6 +15,8 @@ ORDER = [
     "train.main",
     "train.run",
     "train.callbacks",
+    "train.stability",
+    "train.supervision",
     "train.planning",
     "train.generation",
     "train.export",

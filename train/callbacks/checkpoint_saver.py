@@ -2,7 +2,7 @@
 
 import datetime
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,13 +59,27 @@ class CheckpointSaver(Callback):
         is not this run's any more."""
         self.saving, self._check_owner = saving, check_owner
         self._verified: set[Path] = set() if verified is None else {verified}
+        self._saved: tuple[int, Path] | None = None
+        """The newest checkpoint of this process that is committed, and its batch."""
 
     def batch_checkpoint(self, state: State, logger: Logger) -> None:
         batch = state.timestamp.batch.value
         if batch % self.saving.interval == 0 or batch == self.saving.last_batch:
             self._save(state, batch)
 
-    def _save(self, state: State, batch: int) -> None:
+    def save_now(self, state: State, *, random: Mapping[str, Any] | None = None) -> Path | None:
+        """Saves a checkpoint of the batch that the run is at unless there is one, and returns it once it is committed;
+        None when a file system refuses it and on_error is warn. Every rank has to call it.
+
+        random: the random state that this rank's is to be saved as (see composer.utils.reproducibility), where it is
+        not the present one.
+        """
+        batch = state.timestamp.batch.value
+        if self._saved is None or self._saved[0] != batch:
+            self._save(state, batch, random)
+        return self._saved[1] if self._saved is not None and self._saved[0] == batch else None
+
+    def _save(self, state: State, batch: int, random: Mapping[str, Any] | None = None) -> None:
         on_first_rank(self._check_owner)
         checkpoint = self.saving.folder / f"ep{state.timestamp.epoch.value}-ba{batch}"
         (optimizer,) = state.optimizers
@@ -73,13 +87,14 @@ class CheckpointSaver(Callback):
         saved = save_checkpoint(
             checkpoint,
             gathered(tensors) if self.saving.gather else tensors,
-            state=to_json(_run_state(state)),
+            state=to_json(_run_state(state, random)),
             config=self.saving.config,
             about=self._about(state),
             # A run that was suspended while it wrote may have lost its folder.
             confirm=lambda: on_first_rank(self._check_owner),
         )
         if saved.refused is None:
+            self._saved = batch, checkpoint
             on_first_rank(lambda: self._pin(checkpoint, batch))
             self._prune(checkpoint, batch, saved.files)
         else:
@@ -156,8 +171,8 @@ def _model(state: State) -> DbrxForComposer:
     return model
 
 
-def _run_state(state: State) -> RunState:
-    """For every rank."""
+def _run_state(state: State, random: Mapping[str, Any] | None) -> RunState:
+    """For every rank. random: this rank's random state; None takes the present one."""
     (optimizer,) = state.optimizers
     # Of the sharded parameters (see saved_parameters): those that the optimizer has.
     names = {param: name for name, param in saved_parameters(_model(state).model).items()}
@@ -172,5 +187,9 @@ def _run_state(state: State) -> RunState:
         param_groups=[
             {**group, "params": [names[param] for param in group["params"]]} for group in optimizer.param_groups
         ],
-        random=[encode_random(each) for each in reproducibility.get_rng_state()],
+        random=[encode_random(each) for each in _of_all_ranks(random)],
     )
+
+
+def _of_all_ranks(random: Mapping[str, Any] | None) -> Sequence[Mapping[str, Any]]:
+    return reproducibility.get_rng_state() if random is None else dist.all_gather_object(random)

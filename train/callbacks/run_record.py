@@ -1,18 +1,16 @@
 """Notes beside the checkpoints what they saw: an export tells it in the model card."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from composer.core import Callback, State
 from composer.loggers import Logger
 
-from data.base.errors import plain_os_errors
 from data.base.versions import versions
 from data.mixing.row_plan import RowPlan
 from train.callbacks.stream_monitor import StreamMonitor
-from train.checkpoint.save_folder import RECORD
 from train.distributed.first_rank import on_first_rank
+from train.supervision.record_file import add_line
 
 
 class RunRecord(Callback):
@@ -22,7 +20,7 @@ class RunRecord(Callback):
     """
 
     def __init__(self, folder: Path, plan: RowPlan, interval: int, last_batch: int) -> None:
-        self.file, self.plan, self.interval, self.last_batch = folder / RECORD, plan, interval, last_batch
+        self.folder, self.plan, self.interval, self.last_batch = folder, plan, interval, last_batch
 
     def batch_checkpoint(self, state: State, logger: Logger) -> None:
         batch = state.timestamp.batch.value
@@ -38,16 +36,4 @@ class RunRecord(Callback):
         self._add({"batch": state.timestamp.batch.value, "eval": metrics})
 
     def _add(self, line: dict[str, Any]) -> None:
-        on_first_rank(lambda: self._write(json.dumps(line).encode() + b"\n"))
-
-    def _write(self, line: bytes) -> None:
-        again = "start again with autoresume=true"
-        with (
-            plain_os_errors(f"save_folder {self.file.parent}", "name another", needed_for=RECORD, again=again),
-            self.file.open("a+b") as file,
-        ):
-            end = file.seek(0, 2)
-            file.seek(max(end - 1, 0))
-            # A killed run's last line may have been cut off: it must not take this one with it.
-            begin = b"" if file.read(1) in (b"", b"\n") else b"\n"
-            file.write(begin + line)
+        on_first_rank(lambda: add_line(self.folder, line))

@@ -13,9 +13,21 @@ from data.config.dataset import StreamConfig
 from data.config.loader import DataLoaderConfig
 from data.config.sections import Defect, Section, each
 from data.config.tokenizer import TokenizerConfig
-from data.config.values import Count, CountOrAll, Name, PathOfRun, PathText, Positive, PositiveDuration, Range, Seed
+from data.config.values import (
+    Count,
+    CountOrAll,
+    Name,
+    PathOfRun,
+    PathText,
+    Positive,
+    PositiveDuration,
+    Range,
+    Seed,
+    WallTime,
+)
 from train.config.callbacks import CallbacksConfig, LoggersConfig
 from train.config.optimizer import AlgorithmsConfig, OptimizerConfig, SchedulerConfig
+from train.config.supervision import DeadlinesConfig, SpikesConfig
 from train.models.config import LoraConfig, ModelConfig
 from train.models.precision import NF4_BLOCK
 
@@ -173,6 +185,22 @@ def _autoresume(config: "TrainConfig") -> Iterator[Defect]:
         yield Defect("autoresume", "is true, but there is no save_folder to resume from")
 
 
+def _rollback(config: "TrainConfig") -> Iterator[Defect]:
+    if config.on_spike == "rollback" and config.save_folder is None:
+        yield Defect("on_spike", "is rollback, but there is no save_folder with checkpoints to return to")
+
+
+def _first_comparison(config: "TrainConfig") -> Iterator[Defect]:
+    if config.spikes.min_steps > config.spikes.window:
+        text = f"is {config.spikes.min_steps}, but spikes.window has only {config.spikes.window} steps"
+        yield Defect("spikes.min_steps", f"{text}: write at most that")
+
+
+def _wall_time(config: "TrainConfig") -> Iterator[Defect]:
+    if config.max_wall_time is not None and config.save_folder is None:
+        yield Defect("max_wall_time", "is given, but there is no save_folder to save into at its end")
+
+
 def _names_without_secrets(config: "TrainConfig") -> Iterator[Defect]:
     """In names of folders and metrics, and in checkpoints, which a resume compares, a secret cannot be hidden."""
 
@@ -212,6 +240,9 @@ class TrainConfig(Section):
         _adapter_rank,
         _packed_base,
         _autoresume,
+        _rollback,
+        _first_comparison,
+        _wall_time,
         _names_without_secrets,
     )
 
@@ -237,6 +268,8 @@ class TrainConfig(Section):
 
     max_duration: PositiveDuration
     """Length of the run: batches (ba), tokens (tok) or epochs (ep), such as 1000ba."""
+    max_wall_time: WallTime | None = None
+    """The time of the process, such as 3h50m, by which it has saved a checkpoint and ended, to be resumed."""
     global_train_batch_size: Count
     """Rows of one step over all ranks."""
     device_train_microbatch_size: Count = 1
@@ -272,6 +305,9 @@ class TrainConfig(Section):
     on_save_error: Literal["stop", "warn"] = "stop"
     """When a checkpoint cannot be written, as on a full disk: stop ends the run; warn continues without it, but not
     after the last batch."""
+    save_async: bool = True
+    """Checkpoints are copied to the memory of the host and written while training continues. Where the copy does not
+    fit, and with false, training waits until a checkpoint is written."""
     save_overwrite: bool = False
     """Checkpoints of an earlier run in save_folder may be overwritten."""
     autoresume: bool = False
@@ -283,6 +319,15 @@ class TrainConfig(Section):
     """A checkpoint to start from."""
     load_weights_only: bool = False
     """Take only the weights from load_path, not the optimizer's state and the position in the data."""
+
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """When the loss or a gradient of a step is NaN or infinite: stop ends the run, skip continues without that step.
+    The weights stay as they were, and the batch is written to save_folder."""
+    on_spike: Literal["log", "skip", "rollback"] = "log"
+    """When the loss of a step is a spike: log reports it; skip continues without that step; rollback continues with the
+    model and optimizer of the newest checkpoint, without the steps since."""
+    spikes: SpikesConfig = field(default_factory=SpikesConfig)
+    deadlines: DeadlinesConfig = field(default_factory=DeadlinesConfig)
 
     progress_bar: bool = True
     """Draw a progress bar on the console."""

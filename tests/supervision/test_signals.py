@@ -72,7 +72,7 @@ def test_signal_ends_preparation_with_its_workers(name, tmp_path):
     config = write_toy_run(tmp_path, 40)
     (tmp_path / "signal.jsonl").write_text(json.dumps({"prompt": name, "response": "Stop."}))
     files = f"hf_kwargs.data_files=[{tmp_path}/train.jsonl, {tmp_path}/signal.jsonl]"
-    dataset = ("preprocessing_fn=tests.run.test_signals:signal_in_worker", "prepare_workers=2", files)
+    dataset = ("preprocessing_fn=tests.supervision.test_signals:signal_in_worker", "prepare_workers=2", files)
     overrides = [f"train_loader.dataset.{override}" for override in dataset]
     ((code, err),) = run_ranks(_main, 1, config, overrides, "", 0)
     assert (code, err) == (128 + signal.Signals[name], LINE.format(name))

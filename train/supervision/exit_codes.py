@@ -1,0 +1,31 @@
+"""How a run ends that is not over, and the exit codes of the command line."""
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """Schedulers can act on them: see docs/training.md."""
+
+    DONE = 0
+    DEFECT = 1
+    """An error of this software, with its traceback."""
+    FIXABLE = 2
+    """A configuration error or a data error."""
+    UNSTABLE = 3
+    """The loss or a gradient was not finite, or spikes of the loss did not end."""
+    HUNG = 4
+    """A deadline has passed, or another rank has failed."""
+    RESUMABLE = 75
+    """Saved before a signal or max_wall_time: the same command with autoresume=true resumes. EX_TEMPFAIL of
+    sysexits.h."""
+
+
+class RunStopped(Exception):
+    """Ends a run that is not over, on every rank with the same code. The text is for the user."""
+
+    def __init__(self, code: ExitCode, text: str) -> None:
+        super().__init__(text)
+        self.code = code
+
+    def __reduce__(self) -> tuple[type["RunStopped"], tuple[ExitCode, str]]:
+        return RunStopped, (self.code, str(self))
