@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
@@ -17,6 +17,7 @@ from train.callbacks.generate import build_generate
 from train.callbacks.hf_checkpointer import build_hf_checkpointer
 from train.callbacks.remote_shards import RemoteShards
 from train.callbacks.run_record import RunRecord
+from train.callbacks.section_marks import SectionMarks
 from train.callbacks.stream_monitor import StreamMonitor
 from train.checkpoint.owner import Owner
 from train.checkpoint.save_folder import furnish_save_folder
@@ -33,6 +34,10 @@ from train.run.model import build_model
 from train.run.restore import restore, verify_end
 from train.run.saving import build_savers, owned
 from train.run.trainer import build_trainer
+from train.supervision.events import Events
+from train.supervision.hangs.deadlines import Section
+from train.supervision.hangs.sections import within
+from train.supervision.hangs.watch import watched
 from train.weights.frozen_base import frozen_weights, note_base
 
 _EXPECTED_WARNINGS = (
@@ -64,12 +69,14 @@ def fit(
     composer_device = get_device(device or choose_device(config.device))
     with sharing_failures():
         inputs = _initialize(open_inputs(config) if inputs is None else inputs, config, composer_device)
-    inputs = verify_end(config, inputs)
-    if inputs.first_batch >= inputs.max_batches:
-        _nothing_to_do(config, inputs)
-        return
-    with owned(config, inputs) as owner:
-        _fit(config, inputs, owner, composer_device, callbacks, dtype)
+    events = Events(inputs.folder)
+    with watched(config.deadlines, inputs.folder, events) as sections:
+        inputs = verify_end(config, inputs)
+        if inputs.first_batch >= inputs.max_batches:
+            _nothing_to_do(config, inputs)
+            return
+        with owned(config, inputs) as owner:
+            _fit(config, inputs, owner, composer_device, [SectionMarks(sections), *callbacks], dtype)
 
 
 def _fit(
@@ -88,6 +95,7 @@ def _fit(
     model = build_model(config, inputs, precision=precision, device=_torch_device(device), dtype=dtype)
     optimizer = build_optimizer(config.optimizer, model.model)
     inputs = restore(config, inputs, model.model, optimizer)
+    train_loader, eval_loader = build_train_loader(config, inputs), build_eval_loader(config, inputs)
     # Behind the others: a batch's checkpoint has what they did, and what is done with it comes after.
     saving = [
         *build_savers(config, inputs, owner),
@@ -99,8 +107,8 @@ def _fit(
         model=model,
         optimizer=optimizer,
         device=device,
-        train_loader=build_train_loader(config, inputs),
-        eval_loader=build_eval_loader(config, inputs),
+        train_loader=train_loader,
+        eval_loader=eval_loader,
         clock=inputs.data.clock,
         plan=inputs.data.plan,
         callbacks=[*_data_callbacks(inputs.data), *generate, *callbacks, *saving],
@@ -110,8 +118,13 @@ def _fit(
     )
     if hf_checkpointer is not None and inputs.resuming:
         hf_checkpointer.catch_up(trainer.state.timestamp.batch.value)
-    _train(trainer, config, inputs)
-    trainer.close()
+    with ExitStack() as stack:
+        for loader in (train_loader, eval_loader):
+            if loader is not None:
+                stack.enter_context(loader.worker_errors())
+        _train(trainer, config, inputs)
+    with within(Section.UNTIMED):
+        trainer.close()
     if hf_checkpointer is not None:
         hf_checkpointer.check()
 
