@@ -5,10 +5,12 @@ import multiprocessing
 import os
 import pickle
 import socket
+import sys
 import tempfile
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +49,60 @@ def run_ranks(function: Callable[..., Any], world_size: int, *args: Any, timeout
         return _results(Path(folder), [process.exitcode for process in ranks])
 
 
+@dataclass(frozen=True, kw_only=True)
+class RankEnd:
+    """How a rank ended."""
+
+    code: int
+    """Exit code; below 0, the signal."""
+    output: str
+    """stdout and stderr."""
+    seconds: float
+    """Since all were started."""
+
+
+def ends_of_ranks(function: Callable[..., int], world_size: int, *args: Any, timeout: float = 120) -> list[RankEnd]:
+    """How each rank ends whose exit code is function(*args), without a launcher that would end the others. function
+    lives at the top of a module. Raises TimeoutError, with the outputs, when one does not end."""
+    require_marker("ranks")
+    with tempfile.TemporaryDirectory() as folder:
+        port, outputs = _free_port(), [Path(folder) / str(rank) for rank in range(world_size)]
+        ranks = [
+            _context.Process(target=_ending_rank, args=(outputs[rank], rank, world_size, port, function, args))
+            for rank in range(world_size)
+        ]
+        for process in ranks:
+            process.start()
+        start, ended = time.monotonic(), dict[int, float]()
+        try:
+            while len(ended) < world_size and (seconds := time.monotonic() - start) < timeout:
+                ended |= {
+                    rank: seconds for rank in range(world_size) if rank not in ended and not ranks[rank].is_alive()
+                }
+                time.sleep(0.02)
+        finally:
+            _end(ranks)
+        texts = [path.read_text() if path.exists() else "" for path in outputs]
+        if len(ended) < world_size:
+            raise TimeoutError(f"of {world_size} ranks only {sorted(ended)} ended in {timeout} s: {texts}")
+        return [RankEnd(code=ranks[n].exitcode, output=texts[n], seconds=ended[n]) for n in range(world_size)]
+
+
+def _ending_rank(output: Path, rank: int, world_size: int, port: int, function: Callable[..., int], args: Any) -> None:
+    file = os.open(output, os.O_CREAT | os.O_WRONLY)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
+    _prepare(rank, world_size, port)
+    code = 1
+    try:
+        code = function(*args)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
 def _free_port() -> int:
     """Below the range from which the system takes ports by itself, so that nothing slips in before rank 0 listens.
 
@@ -69,7 +125,7 @@ def _end(ranks: list[Any]) -> None:
         process.join()
 
 
-def _rank(folder: Path, rank: int, world_size: int, port: int, function: Callable[..., Any], args: Any) -> None:
+def _prepare(rank: int, world_size: int, port: int) -> None:
     os.environ.update(
         RANK=str(rank),
         LOCAL_RANK=str(rank),
@@ -85,6 +141,10 @@ def _rank(folder: Path, rank: int, world_size: int, port: int, function: Callabl
     # A child of the fork server would start its own children by another one; a real rank forks its loader's workers.
     multiprocessing.set_start_method("fork", force=True)
     show_on_console()
+
+
+def _rank(folder: Path, rank: int, world_size: int, port: int, function: Callable[..., Any], args: Any) -> None:
+    _prepare(rank, world_size, port)
     try:
         result = (True, function(*args))
     except BaseException:

@@ -27,6 +27,8 @@ from train.checkpoint.storage.files import corruption
 from train.checkpoint.storage.manifest import Manifest
 from train.composer_model import DbrxForComposer
 from train.distributed.first_rank import on_first_rank
+from train.supervision.hangs.deadlines import Section
+from train.supervision.hangs.sections import within
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +84,7 @@ class CheckpointSaver(Callback):
             self._save(state, batch, random)
         return self._saved[1] if self._saved is not None and self._saved[0] == batch else None
 
+    @within(Section.SAVE)
     def _save(self, state: State, batch: int, random: Mapping[str, Any] | None = None) -> None:
         start = time.monotonic()
         on_first_rank(self._check_owner)
