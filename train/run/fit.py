@@ -33,6 +33,8 @@ from train.run.model import build_model
 from train.run.restore import restore, verify_end
 from train.run.saving import build_savers, owned
 from train.run.trainer import build_trainer
+from train.stability.step_check import StepCheck
+from train.supervision.events import Events
 from train.weights.frozen_base import frozen_weights, note_base
 
 _EXPECTED_WARNINGS = (
@@ -88,9 +90,19 @@ def _fit(
     model = build_model(config, inputs, precision=precision, device=_torch_device(device), dtype=dtype)
     optimizer = build_optimizer(config.optimizer, model.model)
     inputs = restore(config, inputs, model.model, optimizer)
+    events = Events(inputs.folder)
+    savers = build_savers(config, inputs, owner)
+    check = StepCheck(
+        config,
+        inputs.data.plan,
+        model.model,
+        events,
+        folder=inputs.folder,
+        saver=savers[0] if savers else None,
+    )
     # Behind the others: a batch's checkpoint has what they did, and what is done with it comes after.
     saving = [
-        *build_savers(config, inputs, owner),
+        *savers,
         *_run_record(config, inputs),
         *([hf_checkpointer] if hf_checkpointer else []),
     ]
@@ -103,7 +115,7 @@ def _fit(
         eval_loader=build_eval_loader(config, inputs),
         clock=inputs.data.clock,
         plan=inputs.data.plan,
-        callbacks=[*_data_callbacks(inputs.data), *generate, *callbacks, *saving],
+        callbacks=[*_data_callbacks(inputs.data), *generate, *callbacks, check, *saving],
         run_name=inputs.run_name,
         precision=precision,
         state=inputs.start.state if inputs.start is not None else None,
