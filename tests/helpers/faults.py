@@ -1,5 +1,6 @@
 """Faults that a run meets: in its loss, in its gradients, in the loads of its experts."""
 
+import json
 import math
 from collections.abc import Collection
 from dataclasses import dataclass, field
@@ -63,16 +64,13 @@ class Ended:
     stopped: str | None = None
     code: int | None = None
     events: list[dict[str, Any]] = field(default_factory=list)
-    metrics: dict[int, dict[str, float]] = field(default_factory=dict)
 
     def kinds(self) -> list[tuple[int, str]]:
         return [(event["batch"], event["event"]) for event in self.events]
 
 
-def run_with(path: str, overrides: list[str], *faults: Callback, resumed: bool = False) -> Ended:
+def run_with(path: str, overrides: list[str], *faults: Callback) -> Ended:
     """A run of the config with these faults; its events are those of its record."""
-    import json
-
     watch, config = Watch(None), read_config(path, overrides)
     ended = Ended(watch.losses, watch.weights)
     try:

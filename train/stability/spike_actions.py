@@ -14,6 +14,9 @@ from train.stability.spikes import SpikeDetector
 from train.supervision.events import Events
 from train.supervision.exit_codes import ExitCode, RunStopped
 
+OWNER = "StepCheck"
+"""The callback whose state in a checkpoint has that of SpikeActions as `spikes`."""
+
 
 class SpikeActions:
     """Follows the loss of a run from step to step. Its state can be JSON."""
@@ -66,17 +69,19 @@ class SpikeActions:
             raise RunStopped(ExitCode.UNSTABLE, f"{text}: lower optimizer.lr, or look at the data around this batch")
         assert self._saver is not None, "TrainConfig checks it"
         (optimizer,) = state.optimizers
-        checkpoint = roll_back(self._saver.committed(state), model, optimizer)
-        if checkpoint is None:
+        back = roll_back(self._saver.committed(state), model, optimizer)
+        if back is None:
             text = f"{what}. There is no checkpoint yet to go back to: steps are left out until it ends"
             self._events.report("spike", batch, text, logger=logger)
             return
         self._rollbacks += 1
+        if (then := back.callbacks.get(OWNER)) is not None:
+            self._detector.return_to(then["spikes"]["detector"])
         text = (
-            f"{what}. Model and optimizer are those of {checkpoint} again (rollback {self._rollbacks} of {most}): the "
-            "rows since then are left out, and so are steps until the spike ends"
+            f"{what}. Model and optimizer are those of {back.checkpoint} again (rollback {self._rollbacks} of {most}): "
+            "the rows since then are left out, and so are steps until the spike ends"
         )
-        self._events.report("rollback", batch, text, logger=logger, checkpoint=checkpoint.name)
+        self._events.report("rollback", batch, text, logger=logger, checkpoint=back.checkpoint.name)
 
     def _lasts(self, batch: int, loss: float, logger: Logger) -> None:
         """As many consecutive spikes as there can be."""

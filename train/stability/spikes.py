@@ -55,6 +55,12 @@ class SpikeDetector:
         self._losses.clear()
         self.length = 0
 
+    def return_to(self, state: Mapping[str, Any]) -> None:
+        """Compares with the losses before an earlier state, whose weights the run has again, if these are enough; a
+        spike that is going on does so."""
+        if len(state["losses"]) >= self.config.min_steps:
+            self._losses = deque(state["losses"], maxlen=self.config.window)
+
     def state_dict(self) -> dict[str, Any]:
         return {"losses": list(self._losses), "length": self.length}
 
