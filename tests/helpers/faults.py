@@ -55,6 +55,19 @@ class Fault(Callback):
             param.grad = None
 
 
+class Killed(Exception):
+    """Ends a run as a kill does, as far as its save folder tells."""
+
+
+class Kill(Callback):
+    def __init__(self, batch: int) -> None:
+        self.batch = batch
+
+    def batch_start(self, state: State, logger: Logger) -> None:
+        if state.timestamp.batch.value == self.batch:
+            raise Killed
+
+
 @dataclass
 class Ended:
     """A run, however it ended."""
@@ -75,6 +88,8 @@ def run_with(path: str, overrides: list[str], *faults: Callback) -> Ended:
     ended = Ended(watch.losses, watch.weights)
     try:
         fit(config, callbacks=[*faults, watch])
+    except Killed:
+        pass
     except RunStopped as stop:
         ended.stopped, ended.code = str(stop), int(stop.code)
     dist.barrier()
