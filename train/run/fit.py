@@ -34,6 +34,7 @@ from train.run.model import build_model
 from train.run.restore import restore, verify_end
 from train.run.saving import Supervision, build_preemption, build_savers, owned
 from train.run.trainer import build_trainer
+from train.stability.step_check import StepCheck
 from train.supervision.events import Events
 from train.supervision.exit_codes import RunStopped
 from train.supervision.hangs.deadlines import Section
@@ -106,6 +107,14 @@ def _fit(
     # Behind the others: a batch's checkpoint has what they did, and what is done with it comes after.
     savers, records = build_savers(config, inputs, owner), _run_record(config, inputs)
     saving = [*savers, *records, *([hf_checkpointer] if hf_checkpointer else [])]
+    check = StepCheck(
+        config,
+        inputs.data.plan,
+        model.model,
+        supervision.events,
+        folder=inputs.folder,
+        saver=savers[0] if savers else None,
+    )
     preemption = build_preemption(config, inputs, savers, records, supervision)
     for each in generate:
         each.is_ending = preemption.agree
@@ -118,7 +127,7 @@ def _fit(
         eval_loader=eval_loader,
         clock=inputs.data.clock,
         plan=inputs.data.plan,
-        callbacks=[*_data_callbacks(inputs.data), preemption, *generate, *callbacks, *saving],
+        callbacks=[*_data_callbacks(inputs.data), preemption, *generate, *callbacks, check, *saving],
         run_name=inputs.run_name,
         precision=precision,
         state=inputs.start.state if inputs.start is not None else None,
