@@ -31,7 +31,7 @@ from train.run.inputs import Inputs, describe, open_inputs, starting_from, warni
 from train.run.loaders import build_eval_loader, build_train_loader
 from train.run.model import build_model
 from train.run.restore import restore, verify_end
-from train.run.saving import build_savers, owned
+from train.run.saving import build_savers, finishing, owned
 from train.run.trainer import build_trainer
 from train.weights.frozen_base import frozen_weights, note_base
 
@@ -89,8 +89,9 @@ def _fit(
     optimizer = build_optimizer(config.optimizer, model.model)
     inputs = restore(config, inputs, model.model, optimizer)
     # Behind the others: a batch's checkpoint has what they did, and what is done with it comes after.
+    savers = build_savers(config, inputs, owner)
     saving = [
-        *build_savers(config, inputs, owner),
+        *savers,
         *_run_record(config, inputs),
         *([hf_checkpointer] if hf_checkpointer else []),
     ]
@@ -110,7 +111,8 @@ def _fit(
     )
     if hf_checkpointer is not None and inputs.resuming:
         hf_checkpointer.catch_up(trainer.state.timestamp.batch.value)
-    _train(trainer, config, inputs)
+    with finishing(savers):
+        _train(trainer, config, inputs)
     trainer.close()
     if hf_checkpointer is not None:
         hf_checkpointer.check()
