@@ -32,7 +32,7 @@ from train.run.inputs import Inputs, describe, open_inputs, starting_from, warni
 from train.run.loaders import build_eval_loader, build_train_loader
 from train.run.model import build_model
 from train.run.restore import restore, verify_end
-from train.run.saving import Supervision, build_preemption, build_savers, owned
+from train.run.saving import Supervision, build_preemption, build_savers, finishing, owned
 from train.run.trainer import build_trainer
 from train.stability.step_check import StepCheck
 from train.supervision.events import Events
@@ -139,6 +139,7 @@ def _fit(
             if loader is not None:
                 stack.enter_context(loader.worker_errors())
         stack.enter_context(supervision.signals.deferred())
+        stack.enter_context(finishing(savers))
         try:
             _train(trainer, config, inputs, evaluate=preemption.evaluation_due)
         except RunStopped:  # on every rank
