@@ -77,6 +77,41 @@ def test_a_signal_to_all_processes_ends_a_run_saved(number, place, tmp_path):
     assert err.count("\n") == 1
 
 
+def _launch_and_die(config: str, ended: Path) -> None:
+    """As a launcher that is killed while its rank trains."""
+    from train.composer_model import DbrxForComposer
+    from train.main import main
+
+    if os.fork():
+        time.sleep(60)
+    forward, calls = DbrxForComposer.forward, iter(range(100))
+
+    def with_kill(*args, **kwargs):
+        if next(calls) == 0:
+            os.kill(os.getppid(), signal.SIGKILL)
+        return forward(*args, **kwargs)
+
+    DbrxForComposer.forward = with_kill
+    sys.argv = ["train.py", config, "max_duration=2ba", "device_train_microbatch_size=8"]
+    code = main()
+    ended.with_suffix(".part").write_text(str(code))
+    ended.with_suffix(".part").rename(ended)
+    os._exit(0)
+
+
+@pytest.mark.ranks
+@pytest.mark.skipif(sys.platform != "linux", reason="a process is not signalled when its parent dies")
+def test_a_rank_whose_launcher_dies_saves_and_ends(tmp_path):
+    config = write_toy_run(tmp_path, 40)
+    with pytest.raises(RuntimeError, match=r"exit codes \[-9\]"):
+        run_ranks(_launch_and_die, 1, config, tmp_path / "ended")
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "ended").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert (tmp_path / "ended").read_text() == "75"
+    assert (tmp_path / "toy/ep0-ba1/.metadata").exists()
+
+
 @pytest.mark.ranks
 def test_a_signal_while_weights_are_loaded_ends_the_run_at_once(tmp_path):
     config = write_toy_run(tmp_path, 40)
