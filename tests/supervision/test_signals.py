@@ -168,6 +168,26 @@ def test_before_training_a_signal_raises_once(number):
     assert _in_child(act) == (128 + number, "")
 
 
+def test_before_training_a_signal_that_a_destructor_swallows_is_raised_again(monkeypatch):
+    monkeypatch.setattr("train.supervision.signals._AGAIN_SECONDS", 0.1)
+    monkeypatch.setattr("train.supervision.signals.IGNORED_SECONDS", 0.0)
+
+    class Swallows:
+        def __del__(self):
+            send()
+
+    def act(signals):
+        try:
+            Swallows()
+            sys.stderr.write("swallowed\n")
+            time.sleep(5)
+        finally:
+            time.sleep(0.5)  # not interrupted again
+            sys.stderr.write("cleaned up\n")
+
+    assert _in_child(act) == (143, "swallowed\ncleaned up\n")
+
+
 def _hang():
     """As in a collective: the main thread waits in C, and Python calls no handler."""
     lock = ctypes.create_string_buffer(256)
