@@ -2,7 +2,6 @@ import ctypes
 import json
 import os
 import signal
-import subprocess
 import sys
 import tempfile
 import threading
@@ -16,7 +15,6 @@ from tests.helpers.ranks import run_ranks
 from tests.helpers.toy_run import write_toy_run
 from train.supervision.signals import stop_signals
 
-ROOT = Path(__file__).parents[2]
 LINE = "stopped: {} received; with autoresume=true the next start resumes from the newest checkpoint\n"
 
 
@@ -259,28 +257,3 @@ def test_the_signals_of_a_forked_process_are_not_its_parents():
             assert signals.received is None
 
     assert _in_child(act) == (0, "")
-
-
-@pytest.mark.subprocess
-@pytest.mark.proof
-def test_ctrl_c_under_the_launcher(tmp_path):
-    config = write_toy_run(tmp_path)
-    launcher = [str(Path(sys.executable).with_name("composer")), "-n", "2", str(ROOT / "train.py")]
-    endless = ["max_duration=100000ba", "train_loader.dataset.max_repeats=1e9", "eval_loader=null"]
-    env = {key: value for key, value in os.environ.items() if not key.endswith(("RANK", "WORLD_SIZE"))}
-    run = subprocess.Popen(
-        [*launcher, config, *endless], env=env, stdout=-1, stderr=-1, text=True, start_new_session=True
-    )
-    try:
-        deadline = time.monotonic() + 120
-        while not (tmp_path / "toy/ep0-ba4/.metadata").exists() and run.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.05)
-        os.killpg(run.pid, signal.SIGINT)
-        out, err = run.communicate(timeout=60)
-    finally:
-        if run.poll() is None:
-            os.killpg(run.pid, signal.SIGKILL)
-    assert run.returncode == 130
-    assert (out + err).count("stopped: ") == 1
-    assert LINE.format("SIGINT").strip() in err
-    assert "main.py" not in out + err  # the launcher prints a traceback of its own, in which it is not

@@ -63,7 +63,7 @@ class Preemption(Callback):
             dist.all_reduce(flags, reduce_operation="MAX")
             number, is_up = flags.tolist()
             if number or is_up:
-                self._cause = _name(number) if number else "max_wall_time reached"
+                self._cause = _name(number) if number else "max_wall_time is almost over"
                 self._exit_code = 128 + number if number else ExitCode.FIXABLE
                 console.info(f"{self._cause}: the run ends at batch {state.timestamp.batch.value}")
         return self._cause is not None
@@ -75,6 +75,7 @@ class Preemption(Callback):
     def batch_end(self, state: State, logger: Logger) -> None:
         if self._wall_time is not None:
             self._wall_time.end_step()
+        self.evaluation_due = False
         self.agree(state)
 
     def eval_before_all(self, state: State, logger: Logger) -> None:
