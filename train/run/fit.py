@@ -122,6 +122,7 @@ def _fit(
         try:
             _train(trainer, config, inputs, evaluate=preemption.evaluation_due)
         except RunStopped:  # on every rank
+            signals.leave()
             trainer.close()
             raise
         trainer.close()

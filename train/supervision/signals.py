@@ -41,7 +41,8 @@ class StopSignals:
         self._first_at: float | None = None
         self._error: BaseException | None = None
         """What the handler has raised."""
-        self._caught = self._deferred = self._leaving = self._reported = self._waits = False
+        self._caught = self._deferred = self._reported = self._waits = False
+        self.leaving = False
         self._repeated = 0
         """Signals of this process to itself that the thread has still to see."""
         self._wakeup: int | None = None
@@ -91,8 +92,9 @@ class StopSignals:
             self._waits = False
 
     def leave(self) -> None:
-        """From now on all are ignored, to the end of the interpreter: the run is saved, and ends."""
-        self._leaving = True
+        """From now on all are ignored, to the end of the interpreter: the run has ended, and its exit code is to be
+        that, whichever rank is the first and makes the launcher end the others."""
+        self.leaving = True
         if self._wakeup is not None:
             for number in _SIGNALS:
                 signal.signal(number, signal.SIG_IGN)
@@ -119,7 +121,7 @@ class StopSignals:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._pid:
             self._handle_in_worker(number)
-        elif not self._leaving:
+        elif not self.leaving:
             # The thread notes it as well, and when it came: this may be called long after.
             self.received = self.received or signal.Signals(number)
             if self._interrupts and not self._is_unwinding():
@@ -146,13 +148,13 @@ class StopSignals:
             if not (numbers := os.read(reader, 64)):
                 break
             for number in numbers:
-                if number in _SIGNALS and not self._leaving:
+                if number in _SIGNALS and not self.leaving:
                     self._note(signal.Signals(number))
         os.close(reader)
 
     def _repeat(self) -> None:
         """What is raised in a destructor, or in a callback of C code, is printed and forgotten."""
-        if self.received is not None and self._interrupts and not self._leaving:
+        if self.received is not None and self._interrupts and not self.leaving:
             self._repeated += 1
             os.kill(self._pid, self.received)
 
@@ -177,14 +179,14 @@ class StopSignals:
 
 @contextmanager
 def stop_signals() -> Iterator[StopSignals]:
-    """Installs the handlers; puts the earlier ones back afterwards unless a signal has come, which ends the process."""
+    """Installs the handlers; puts the earlier ones back afterwards unless the process ends."""
     before = {number: signal.getsignal(number) for number in _SIGNALS}
     signals = StopSignals()
     signals.install()
     try:
         yield signals
     finally:
-        if signals.received is None and threading.current_thread() is threading.main_thread():
+        if signals.received is None and not signals.leaving and threading.current_thread() is threading.main_thread():
             for number, handler in before.items():
                 signal.signal(number, handler)
             signals.uninstall()
