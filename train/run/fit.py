@@ -143,6 +143,7 @@ def _fit(
         try:
             _train(trainer, config, inputs, evaluate=preemption.evaluation_due)
         except RunStopped:  # on every rank
+            supervision.signals.leave()
             with within(Section.UNTIMED):
                 trainer.close()
             raise
