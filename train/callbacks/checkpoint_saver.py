@@ -61,6 +61,8 @@ class CheckpointSaver(Callback):
         self._verified: set[Path] = set() if verified is None else {verified}
         self._saved: tuple[int, Path] | None = None
         """The newest checkpoint of this process that is committed, and its batch."""
+        self.on_committed: list[Callable[[Path], None]] = []
+        """Called on every rank with each checkpoint once it is committed."""
 
     def batch_checkpoint(self, state: State, logger: Logger) -> None:
         batch = state.timestamp.batch.value
@@ -96,6 +98,8 @@ class CheckpointSaver(Callback):
         if saved.refused is None:
             self._saved = batch, checkpoint
             on_first_rank(lambda: self._pin(checkpoint, batch))
+            for call in self.on_committed:
+                call(checkpoint)
             self._prune(checkpoint, batch, saved.files)
         else:
             self._report(saved.refused, batch, n_bytes(tensors))

@@ -1,23 +1,21 @@
 """Exports checkpoints to Hugging Face folders while the run waits."""
 
 import shutil
-import time
 from pathlib import Path
 
 from composer.core import Callback, State
 from composer.loggers import Logger
 from composer.utils import dist
-from torch.distributed.distributed_c10d import _get_default_store
 
 from data.base import console
 from data.base.durations import Clock
 from data.base.errors import ConfigError
 from train.checkpoint.save_folder import batch_of, check_writable, checkpoints, fill_in
 from train.config.schema import TrainConfig
+from train.distributed.first_rank import from_first_rank
 from train.export.export import export
 from train.models.precision import BY_DTYPE, Precision
 
-_POLL_SECONDS = 0.5
 _KEY = "callbacks.hf_checkpointer"
 
 
@@ -93,7 +91,7 @@ class HFCheckpointer(Callback):
             except (ConfigError, OSError) as error:
                 why = str(error)
                 console.logger.warning(f"hf_checkpointer: ba{batch} was not exported: {why}")
-        why = _from_first_rank(f"hf_checkpointer/{batch}", why)
+        why = from_first_rank(f"hf_checkpointer/{batch}", why)
         if why:
             self.failed[batch] = why
 
@@ -107,16 +105,3 @@ class HFCheckpointer(Callback):
             shutil.rmtree(output)
         console.logger.info(f"hf_checkpointer: exporting {saved[-1].name} to {output}")
         export(saved[-1], output, self.precision, verify=True)
-
-
-def _from_first_rank(key: str, value: str) -> str:
-    """What rank 0 has said, whenever it does: looked for, not waited for in a collective that would time out."""
-    if dist.get_world_size() == 1:
-        return value
-    store = _get_default_store()
-    if dist.get_global_rank() == 0:
-        store.set(key, value)
-        return value
-    while not store.check([key]):  # pyright: ignore[reportAttributeAccessIssue]: torch's stubs lack it
-        time.sleep(_POLL_SECONDS)
-    return store.get(key).decode()

@@ -19,6 +19,7 @@ from train.callbacks.remote_shards import RemoteShards
 from train.callbacks.run_record import RunRecord
 from train.callbacks.stream_monitor import StreamMonitor
 from train.checkpoint.owner import Owner
+from train.checkpoint.remote.mirror import Mirror
 from train.checkpoint.save_folder import furnish_save_folder
 from train.config.schema import TrainConfig
 from train.distributed.first_rank import on_first_rank
@@ -31,7 +32,7 @@ from train.run.inputs import Inputs, describe, open_inputs, starting_from, warni
 from train.run.loaders import build_eval_loader, build_train_loader
 from train.run.model import build_model
 from train.run.restore import restore, verify_end
-from train.run.saving import build_savers, owned
+from train.run.saving import build_savers, mirrored, owned
 from train.run.trainer import build_trainer
 from train.weights.frozen_base import frozen_weights, note_base
 
@@ -68,14 +69,15 @@ def fit(
     if inputs.first_batch >= inputs.max_batches:
         _nothing_to_do(config, inputs)
         return
-    with owned(config, inputs) as owner:
-        _fit(config, inputs, owner, composer_device, callbacks, dtype)
+    with owned(config, inputs) as owner, mirrored(config, inputs) as mirror:
+        _fit(config, inputs, owner, mirror, composer_device, callbacks, dtype)
 
 
 def _fit(
     config: TrainConfig,
     inputs: Inputs,
     owner: Owner | None,
+    mirror: Mirror | None,
     device: ComposerDevice,
     callbacks: Sequence[Callback],
     dtype: torch.dtype,
@@ -90,7 +92,7 @@ def _fit(
     inputs = restore(config, inputs, model.model, optimizer)
     # Behind the others: a batch's checkpoint has what they did, and what is done with it comes after.
     saving = [
-        *build_savers(config, inputs, owner),
+        *build_savers(config, inputs, owner, mirror),
         *_run_record(config, inputs),
         *([hf_checkpointer] if hf_checkpointer else []),
     ]
@@ -110,7 +112,7 @@ def _fit(
     )
     if hf_checkpointer is not None and inputs.resuming:
         hf_checkpointer.catch_up(trainer.state.timestamp.batch.value)
-    _train(trainer, config, inputs)
+    _train(trainer, config, inputs, mirror)
     trainer.close()
     if hf_checkpointer is not None:
         hf_checkpointer.check()
@@ -144,11 +146,13 @@ def _nothing_to_do(config: TrainConfig, inputs: Inputs) -> None:
         exporter.check()
 
 
-def _train(trainer: Trainer, config: TrainConfig, inputs: Inputs) -> None:
+def _train(trainer: Trainer, config: TrainConfig, inputs: Inputs, mirror: Mirror | None) -> None:
     """The steps that are left; what belongs beside the checkpoints is written first."""
     folder = inputs.folder
     if folder is not None:
         on_first_rank(lambda: _furnish(folder, config, inputs))
+    if mirror is not None:
+        mirror.begin(resuming=inputs.resuming)
     with _full_disk_named(config, folder):
         if config.eval_first and config.eval_loader is not None and not inputs.resuming:
             trainer.eval()

@@ -5,12 +5,18 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+from composer.core import Callback
 from composer.utils import dist
 
 from data.base.console import logger
-from data.base.errors import ConfigError
+from data.base.errors import ConfigError, DataError
 from train.callbacks.checkpoint_saver import CheckpointSaver, Saving
 from train.checkpoint.owner import FLOCK, Owner, own
+from train.checkpoint.remote.folder import store_errors_named
+from train.checkpoint.remote.lease import take
+from train.checkpoint.remote.mirror import Mirror
+from train.checkpoint.remote.sender import Sender
+from train.checkpoint.remote.staging import check_links, open_save_folder
 from train.checkpoint.retention import Retention
 from train.checkpoint.save import point_to
 from train.checkpoint.save_folder import checkpoints, recover, remove_leftovers
@@ -19,6 +25,7 @@ from train.config.load import to_yaml
 from train.config.schema import TrainConfig
 from train.distributed.first_rank import on_first_rank
 from train.run.inputs import Inputs
+from train.supervision.exit_codes import RunStopped
 
 
 @contextmanager
@@ -71,18 +78,19 @@ def _check_unchanged(folder: Path, config: TrainConfig, inputs: Inputs) -> None:
         )
 
 
-def build_savers(config: TrainConfig, inputs: Inputs, owner: Owner | None) -> list[CheckpointSaver]:
-    """The callback that saves checkpoints; none without a save_folder. owner: on rank 0."""
+def build_savers(
+    config: TrainConfig, inputs: Inputs, owner: Owner | None, mirror: Mirror | None = None
+) -> list[Callback]:
+    """The callbacks that save checkpoints, and send them to an object store; none without a save_folder. owner: on
+    rank 0."""
     if inputs.folder is None:
         return []
-    start, interval, every = inputs.start, inputs.data.clock.batches(config.save_interval), config.save_keep_every
+    start, interval = inputs.start, inputs.data.clock.batches(config.save_interval)
     saving = Saving(
         folder=inputs.folder,
         interval=interval,
         last_batch=inputs.max_batches,
-        retention=Retention(
-            newest=config.save_num_checkpoints_to_keep, every=every * interval if every is not None else None
-        ),
+        retention=_retention(config, inputs),
         gather=config.fsdp_config is not None and config.fsdp_config.state_dict_type == "full",
         on_error=config.on_save_error,
         run_id=inputs.run_id,
@@ -91,7 +99,67 @@ def build_savers(config: TrainConfig, inputs: Inputs, owner: Owner | None) -> li
     )
     # Loaded just now, and compared with its manifest on the way.
     verified = start.path if start is not None and start.resuming and start.run_id is not None else None
-    return [CheckpointSaver(saving, verified=verified, check_owner=owner.check if owner is not None else _nothing)]
+    saver = CheckpointSaver(saving, verified=verified, check_owner=owner.check if owner is not None else _nothing)
+    if mirror is None:
+        return [saver]
+    saver.on_committed.append(mirror.on_committed)
+    return [saver, mirror]
+
+
+def _retention(config: TrainConfig, inputs: Inputs) -> Retention:
+    interval, every = inputs.data.clock.batches(config.save_interval), config.save_keep_every
+    return Retention(newest=config.save_num_checkpoints_to_keep, every=every * interval if every is not None else None)
+
+
+@contextmanager
+def mirrored(config: TrainConfig, inputs: Inputs) -> Iterator[Mirror | None]:
+    """Within, the run owns its save folder in an object store, to which a Mirror sends what is saved; None for a run
+    without one. At the end all is sent, unless the run has failed.
+
+    Every rank has to call it. Raises ConfigError, on every rank, when another run owns it or the store refuses, and
+    DataError when not all could be sent.
+    """
+    remote = open_save_folder(config, inputs.run_name)
+    if remote is None or inputs.folder is None:
+        yield None
+        return
+    local, senders = inputs.folder, list[Sender]()
+
+    def take_it() -> None:
+        with store_errors_named("save_folder"):
+            lease = take(remote, inputs.run_name)
+        try:
+            check_links(local)
+            senders.append(Sender(remote, local, lease, _retention(config, inputs)))
+        except BaseException:
+            lease.release()
+            raise
+
+    on_first_rank(take_it)
+    mirror = Mirror(
+        senders[0] if senders else None, url=remote.url, local=local, stop_on_error=config.on_save_error == "stop"
+    )
+    try:
+        _check_shared(local)
+        yield mirror
+    except RunStopped:
+        try:
+            mirror.finish()
+        except DataError as error:
+            logger.warning(str(error))
+        raise
+    except BaseException:
+        mirror.abandon()
+        raise
+    else:
+        mirror.finish()
+
+
+def _check_shared(staging: Path) -> None:
+    if not all(dist.all_gather_object((staging / FLOCK).exists())):
+        raise ConfigError(
+            f"is {staging}, but not all nodes share it: name a folder that they share", key="save_staging_folder"
+        )
 
 
 def _nothing() -> None:
