@@ -54,8 +54,8 @@ class GCSBucket:
     def read(self, key: str) -> tuple[bytes, str]:
         blob = self._bucket.blob(key)
         blob.reload(**self._options)
-        data = blob.download_as_bytes(if_generation_match=blob.generation, **self._options)
-        return data, str(blob.generation)
+        version = blob.generation  # which reading forgets
+        return blob.download_as_bytes(if_generation_match=version, **self._options), str(version)
 
     def write(self, key: str, data: bytes, replaces: str | None) -> str | None:
         blob = self._bucket.blob(key)

@@ -78,6 +78,15 @@ class Store:
         """Sends each file under its name."""
         self._each(files, "written", lambda path, name: self._bucket.send(path, self._prefix + name))
 
+    def send_folder(self, folder: Path, below: str, last: str) -> None:
+        """Sends all files of a folder. Who finds `last`, the name of one of them, finds the others too: it is deleted
+        first and sent last."""
+        self.delete([f"{below}/{last}".lstrip("/")])
+        paths = sorted(path for path in folder.rglob("*") if path.is_file())
+        named = [(path, f"{below}/{path.relative_to(folder).as_posix()}".lstrip("/")) for path in paths]
+        self.send(each for each in named if each[0] != folder / last)
+        self.send(each for each in named if each[0] == folder / last)
+
     def fetch(self, files: Iterable[tuple[Path, str]]) -> None:
         """Writes what is under each name to its file."""
         self._each(files, "read", lambda path, name: self._bucket.fetch(self._prefix + name, path))

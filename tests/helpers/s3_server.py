@@ -11,17 +11,7 @@ from typing import Any
 
 import pytest
 
-
-@dataclass
-class Fault:
-    """What happens to requests of a method whose path contains a text."""
-
-    method: str
-    path: str
-    times: int
-    """To how many of them; the later ones are answered."""
-    kind: str
-    """error (500), denied (403), reset (the connection ends), cut (half of the body), or slow (a second)."""
+from tests.helpers.faults import Fault, take_fault
 
 
 @dataclass
@@ -30,6 +20,8 @@ class S3:
 
     client: Any
     faults: list[Fault] = field(default_factory=list)
+    environment: dict[str, str] = field(default_factory=dict)
+    """In which boto3 finds it."""
     requests: list[tuple[str, str]] = field(default_factory=list)
     """Method and path of those that were answered."""
 
@@ -50,12 +42,16 @@ def serve() -> Iterator[S3]:
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("S3_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
-        patch.setenv("AWS_ACCESS_KEY_ID", "test")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-        patch.setenv("AWS_MAX_ATTEMPTS", "1")
+        storage.environment |= {
+            "S3_ENDPOINT_URL": f"http://127.0.0.1:{server.server_port}",
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test",
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_EC2_METADATA_DISABLED": "true",
+            "AWS_MAX_ATTEMPTS": "1",
+        }
+        for name, value in storage.environment.items():
+            patch.setenv(name, value)
         patch.delenv("AWS_PROFILE", raising=False)
         storage.client = boto3.client("s3", endpoint_url=os.environ["S3_ENDPOINT_URL"])
         try:
@@ -68,14 +64,11 @@ def serve() -> Iterator[S3]:
 
 class _Faulty:
     def __init__(self, app: Callable[..., Iterable[bytes]], storage: S3) -> None:
-        self.app, self.storage, self.lock = app, storage, threading.Lock()
+        self.app, self.storage = app, storage
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         method, path = environ["REQUEST_METHOD"], environ["PATH_INFO"]
-        with self.lock:
-            fault = next((each for each in self.storage.faults if _meets(each, method, path)), None)
-            if fault is not None:
-                fault.times -= 1
+        fault = take_fault(self.storage.faults, method, path)
         kind = fault.kind if fault is not None else ""
         if kind in ("error", "denied"):
             environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
@@ -85,11 +78,8 @@ class _Faulty:
             environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
             return [b""]
         if kind == "slow":
-            time.sleep(1.0)
+            assert fault is not None
+            time.sleep(fault.seconds)
         answer = list(self.app(environ, start_response))
         self.storage.requests.append((method, path))
         return [b"".join(answer)[: sum(map(len, answer)) // 2]] if kind == "cut" else answer
-
-
-def _meets(fault: Fault, method: str, path: str) -> bool:
-    return fault.times > 0 and fault.method == method and fault.path in path

@@ -15,7 +15,7 @@ from data.base.errors import ConfigError
 from data.base.sizes import format_bytes
 from data.stores.store import Store, StoreError
 from train.checkpoint.retention import KEEP, Retention
-from train.checkpoint.save_folder import PART, named_batch, remove
+from train.checkpoint.save_folder import PART, RECORD, named_batch, remove
 from train.checkpoint.storage.files import verify_files
 from train.checkpoint.storage.manifest import MANIFEST, CorruptCheckpointError, Manifest, read_manifest
 
@@ -143,11 +143,12 @@ class RemoteFolder:
         self.store.delete(reversed(contents.of(name)))
 
     def clear(self) -> None:
-        """Deletes all but the owner's object; checkpoints first."""
+        """Deletes what a run that starts from the beginning deletes in a local save folder."""
         contents = self.look()
         for name in (*contents.committed, *contents.incomplete):
             self.remove(name, contents)
-        self.store.delete(contents.beside)
+        if RECORD in contents.sizes:
+            self.store.delete([RECORD])
 
     def prune(self, retention: Retention, batch: int) -> list[str]:
         """Deletes what is superseded by the checkpoint of that batch, which is committed; returns the names."""

@@ -26,6 +26,8 @@ from train.checkpoint.save_folder import (
 )
 from train.config.schema import TrainConfig
 
+STAGING = Path(TrainConfig.__dataclass_fields__["save_staging_folder"].default)
+"""For scripts, which have no config."""
 _FETCHED = "fetched"
 """Below save_staging_folder: checkpoints that load_path and scripts have named, which no run writes to."""
 
@@ -131,6 +133,11 @@ def load_path_of(config: TrainConfig) -> Path | None:
     if config.load_path is None or not is_address(config.load_path):
         return None if config.load_path is None else Path(config.load_path)
     return fetch_checkpoint(config.load_path, config.save_staging_folder, "load_path")
+
+
+def path_here(place: str, key: str) -> Path:
+    """A path as it is; of a URL the checkpoint that it names, fetched."""
+    return fetch_checkpoint(place, str(STAGING), key) if is_address(place) else Path(place)
 
 
 def _what_is_there(name: str, url: str, contents: Contents) -> str:
