@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -67,7 +67,10 @@ def fit(
         inputs = _initialize(open_inputs(config) if inputs is None else inputs, config, composer_device)
     inputs = verify_end(config, inputs)
     if inputs.first_batch >= inputs.max_batches:
-        _nothing_to_do(config, inputs)
+        with mirrored(config, inputs) if inputs.resuming else nullcontext() as mirror:
+            if mirror is not None:
+                mirror.begin(resuming=True)
+            _nothing_to_do(config, inputs)
         return
     with owned(config, inputs) as owner, mirrored(config, inputs) as mirror:
         _fit(config, inputs, owner, mirror, composer_device, callbacks, dtype)

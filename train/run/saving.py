@@ -1,6 +1,7 @@
 """The save folder during a run: owned, with room for checkpoints, and written to by the saver."""
 
 import shutil
+import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -19,7 +20,7 @@ from train.checkpoint.remote.sender import Sender
 from train.checkpoint.remote.staging import check_links, open_save_folder
 from train.checkpoint.retention import Retention
 from train.checkpoint.save import point_to
-from train.checkpoint.save_folder import checkpoints, recover, remove_leftovers
+from train.checkpoint.save_folder import PART, checkpoints, recover, remove_leftovers
 from train.checkpoint.space import check_space, count_saves, describe_space
 from train.config.load import to_yaml
 from train.config.schema import TrainConfig
@@ -156,7 +157,12 @@ def mirrored(config: TrainConfig, inputs: Inputs) -> Iterator[Mirror | None]:
 
 
 def _check_shared(staging: Path) -> None:
-    if not all(dist.all_gather_object((staging / FLOCK).exists())):
+    marker = [staging / f"{PART}{uuid.uuid4().hex}"]
+    dist.broadcast_object_list(marker, src=0)
+    on_first_rank(marker[0].touch)
+    seen = dist.all_gather_object(marker[0].exists())
+    on_first_rank(marker[0].unlink)
+    if not all(seen):
         raise ConfigError(
             f"is {staging}, but not all nodes share it: name a folder that they share", key="save_staging_folder"
         )

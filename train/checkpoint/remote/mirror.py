@@ -100,7 +100,9 @@ class Mirror(Callback):
                 notice(f"{self.url}: waiting for {len(self._sender.unsent)} checkpoint(s) to be sent")
             self._sender.end()
             text = self._problem(last=True) or ""
-        if text := from_first_rank("mirror/finished", text):
+        text = from_first_rank("mirror/finished", text)
+        dist.barrier()  # rank 0 keeps the store that the others look into
+        if text:
             raise DataError(text)
 
     def abandon(self) -> None:
