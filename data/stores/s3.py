@@ -47,6 +47,8 @@ class S3Bucket:
             self._client: Any = session.client("s3", config=config, endpoint_url=os.environ.get("S3_ENDPOINT_URL"))
         except BotoCoreError as error:  # such as a profile that is not there
             raise ConfigError(f"S3 cannot be used: {error}") from None
+        except ConfigError:
+            raise
         except ValueError as error:
             raise ConfigError(f"S3_ENDPOINT_URL cannot be used: {error}") from None
         self._transfer = TransferConfig(

@@ -138,7 +138,7 @@ class Store:
                 if wait is None or not is_worth_a_try(error):
                     failure = fetch_error(error)
                     what = f"{self.url}/{name}" if name else self.url
-                    reason = "there is no such bucket" if failure.absent and not name else failure
+                    reason = "there is no such bucket" if failure.absent and done == "listed" else failure
                     raise StoreError(f"{what} cannot be {done}: {reason}", absent=failure.absent) from None
             time.sleep(wait)
         raise AssertionError

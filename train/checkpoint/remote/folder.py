@@ -90,7 +90,7 @@ class RemoteFolder:
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
         try:
-            self._fetch(name, part, contents)
+            self.fetch(name, part, contents)
             verify_files(part)
         except CorruptCheckpointError as error:
             raise CorruptCheckpointError(path, error.name, f"{error.defect} (in {self.url}/{name})") from None
@@ -159,7 +159,8 @@ class RemoteFolder:
             self.remove(path.name, contents)
         return [path.name for path in superseded]
 
-    def _fetch(self, name: str, part: Path, contents: Contents) -> None:
+    def fetch(self, name: str, part: Path, contents: Contents) -> None:
+        """Fetches a committed checkpoint into a folder that is there, without comparing more than names and sizes."""
         self.store.fetch([(part / MANIFEST, f"{name}/{MANIFEST}")])
         manifest = read_manifest(part)
         assert manifest is not None, "it has just been written"
