@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -20,6 +20,7 @@ from train.callbacks.run_record import RunRecord
 from train.callbacks.section_marks import SectionMarks
 from train.callbacks.stream_monitor import StreamMonitor
 from train.checkpoint.owner import Owner
+from train.checkpoint.remote.mirror import Mirror
 from train.checkpoint.save_folder import furnish_save_folder
 from train.config.schema import TrainConfig
 from train.distributed.first_rank import on_first_rank
@@ -32,7 +33,8 @@ from train.run.inputs import Inputs, describe, open_inputs, starting_from, warni
 from train.run.loaders import build_eval_loader, build_train_loader
 from train.run.model import build_model
 from train.run.restore import restore, verify_end
-from train.run.saving import Supervision, build_preemption, build_savers, finishing, owned
+from train.run.saving import build_savers, finishing, mirrored, owned
+from train.run.supervision import Supervision, build_preemption
 from train.run.trainer import build_trainer
 from train.stability.step_check import StepCheck
 from train.supervision.events import Events
@@ -79,16 +81,21 @@ def fit(
     with watched(config.deadlines, inputs.folder, supervision.events) as sections:
         inputs = verify_end(config, inputs)
         if inputs.first_batch >= inputs.max_batches:
-            _nothing_to_do(config, inputs)
+            with mirrored(config, inputs) if inputs.resuming else nullcontext() as mirror:
+                if mirror is not None:
+                    mirror.begin(resuming=True)
+                _nothing_to_do(config, inputs)
             return
-        with owned(config, inputs) as owner:
-            _fit(config, inputs, owner, composer_device, [SectionMarks(sections), *callbacks], dtype, supervision)
+        with owned(config, inputs) as owner, mirrored(config, inputs) as mirror:
+            marks = SectionMarks(sections)
+            _fit(config, inputs, owner, mirror, composer_device, [marks, *callbacks], dtype, supervision)
 
 
 def _fit(
     config: TrainConfig,
     inputs: Inputs,
     owner: Owner | None,
+    mirror: Mirror | None,
     device: ComposerDevice,
     callbacks: Sequence[Callback],
     dtype: torch.dtype,
@@ -105,8 +112,8 @@ def _fit(
     train_loader = build_train_loader(config, inputs, supervision.signals)
     eval_loader = build_eval_loader(config, inputs)
     # Behind the others: a batch's checkpoint has what they did, and what is done with it comes after.
-    savers, records = build_savers(config, inputs, owner), _run_record(config, inputs)
-    saving = [*savers, *records, *([hf_checkpointer] if hf_checkpointer else [])]
+    savers, records = build_savers(config, inputs, owner, mirror), _run_record(config, inputs)
+    saving = [*savers, *([mirror] if mirror else []), *records, *([hf_checkpointer] if hf_checkpointer else [])]
     check = StepCheck(
         config,
         inputs.data.plan,
@@ -141,7 +148,7 @@ def _fit(
         stack.enter_context(supervision.signals.deferred())
         stack.enter_context(finishing(savers))
         try:
-            _train(trainer, config, inputs, evaluate=preemption.evaluation_due)
+            _train(trainer, config, inputs, mirror, evaluate=preemption.evaluation_due)
         except RunStopped:  # on every rank
             supervision.signals.leave()
             with within(Section.UNTIMED):
@@ -181,11 +188,13 @@ def _nothing_to_do(config: TrainConfig, inputs: Inputs) -> None:
         exporter.check()
 
 
-def _train(trainer: Trainer, config: TrainConfig, inputs: Inputs, *, evaluate: bool) -> None:
+def _train(trainer: Trainer, config: TrainConfig, inputs: Inputs, mirror: Mirror | None, *, evaluate: bool) -> None:
     """The steps that are left; what belongs beside the checkpoints is written first. evaluate: begin with that."""
     folder = inputs.folder
     if folder is not None:
         on_first_rank(lambda: _furnish(folder, config, inputs))
+    if mirror is not None:
+        mirror.begin(resuming=inputs.resuming)
     with _full_disk_named(config, folder):
         if config.eval_loader is not None and (evaluate or (config.eval_first and not inputs.resuming)):
             trainer.eval()
