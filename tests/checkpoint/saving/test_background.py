@@ -203,7 +203,7 @@ def test_a_run_that_ends_early_has_what_it_was_saving_and_one_without_memory_wai
     assert raised == ["ep0-ba2"]
     assert now == [["ep0-ba3", "ep0-ba2", "ep0-ba3"]] * 2
     (line,) = [line for line in out.splitlines() if "saved while training waits" in line]
-    assert line.endswith("of the memory of node 0, which has 1000b free (save_async uses 90% of it)")
+    assert line.endswith("of rank 0's node, which has 1000b free, of which at most 90% are used")
     assert (small, threads) == (["ep0-ba2", "ep0-ba4"], ["MainThread"])
 
 

@@ -211,7 +211,9 @@ class BackgroundSaver:
         rank's."""
         needed: dict[int, int] = {}
         free: dict[int, float] = {}
-        for node, size, there in self._told.gather((dist.get_node_rank(), mine, free_cpu_memory())):
+        # Named by its first rank: torchrun sets no NODE_RANK.
+        this_node = dist.get_global_rank() - dist.get_local_rank()
+        for node, size, there in self._told.gather((this_node, mine, free_cpu_memory())):
             needed[node] = needed.get(node, 0) + size
             free[node] = min(there, free.get(node, there))
         node = max(needed, key=lambda node: needed[node] - _USABLE * free[node])
@@ -219,7 +221,8 @@ class BackgroundSaver:
             return True
         logger.warning(
             f"checkpoints are saved while training waits: a copy takes {format_bytes(needed[node])} of the memory of "
-            f"node {node}, which has {format_bytes(free[node], down=True)} free (save_async uses {_USABLE:.0%} of it)"
+            f"rank {node}'s node, which has {format_bytes(free[node], down=True)} free, of which at most {_USABLE:.0%} "
+            "are used"
         )
         return False
 
