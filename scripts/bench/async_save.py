@@ -20,6 +20,7 @@ import shutil
 import statistics
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -33,6 +34,7 @@ _BALLAST = 16 * 10**6
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     common.prepare_process(args.threads)
+    warnings.filterwarnings("ignore", message="torch.distributed is disabled")
     report = common.description(args) | {"sizes": {}}
     for megabytes in args.megabytes:
         with tempfile.TemporaryDirectory(dir=args.folder) as folder:
@@ -44,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = common.make_parser(__doc__, d_model=128, n_layers=2, rows=1, max_seq_len=128, rounds=7, threads=1)
+    parser = common.make_parser(__doc__, d_model=64, n_layers=2, rows=1, max_seq_len=64, rounds=7, threads=1)
     parser.add_argument("--megabytes", type=int, nargs="+", default=[200, 1000], help="sizes (default: 200 1000)")
     parser.add_argument("--folder", type=Path, help="for the checkpoints (default: the system's temporary folder)")
     return parser.parse_args(argv)
@@ -54,7 +56,7 @@ def measure(folder: Path, n_bytes: int, args: argparse.Namespace) -> dict[str, l
     """Side -> figures of each round."""
     step, tensors = build(n_bytes, args)
     saver = build_saver(folder)
-    outside = [common.wall_seconds(step) for _ in range(20)]
+    count = 20
     save(saver, folder, tensors, 0, background=True)  # the first one makes room for the copy
     saver.wait()
     found: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
@@ -63,19 +65,19 @@ def measure(folder: Path, n_bytes: int, args: argparse.Namespace) -> dict[str, l
             if side == "bare write":
                 found[side].append({"stall": common.wall_seconds(bare_write, folder / "bare", n_bytes)})
                 continue
-            outside = [common.wall_seconds(step) for _ in range(len(outside))]
-            inside: list[float] = []
+            outside = [timed(step) for _ in range(count)]
+            inside: list[tuple[float, float]] = []
             began = time.perf_counter()
             save(saver, folder, tensors, number, background=side == "background")
             stall = time.perf_counter() - began
             while saver.poll() is None:
-                inside.append(common.wall_seconds(step))
+                inside.append(timed(step))
             seconds = time.perf_counter() - began
             shutil.rmtree(folder / f"ep0-ba{number}")
             if side == "background":
                 inside.pop()  # the thread ended meanwhile
+                count = max(len(inside), 20)  # as many outside of the next one
             found[side].append({"stall": stall, "seconds": seconds, "inside": inside, "outside": outside})
-            outside = inside or outside  # as many the next time
     return found
 
 
@@ -142,6 +144,13 @@ def save(saver: Any, folder: Path, tensors: dict[str, Any], batch: int, *, backg
     saver.save(folder / f"ep0-ba{batch}", content, background=background)
 
 
+def timed(step: Callable[[], None]) -> tuple[float, float]:
+    """Seconds on the clock, and those of this thread on a processor, which other programs do not change."""
+    began, cpu = time.perf_counter(), time.thread_time()
+    step()
+    return time.perf_counter() - began, time.thread_time() - cpu
+
+
 def bare_write(file: Path, n_bytes: int) -> None:
     data = bytes(1 << 20)
     with file.open("wb", buffering=0) as opened:
@@ -151,18 +160,28 @@ def bare_write(file: Path, n_bytes: int) -> None:
     file.unlink()
 
 
+def median_of(steps: Sequence[tuple[float, float]], clock: int) -> float:
+    return statistics.median(step[clock] for step in steps)
+
+
 def show(megabytes: int, found: dict[str, list[dict[str, Any]]]) -> None:
     background = found["background"]
     stalls = {side: [each["stall"] for each in found[side]] for side in SIDES}
     counts = [len(each["inside"]) for each in background]
-    slower = [statistics.median(each["inside"]) / statistics.median(each["outside"]) for each in background]
-    outside = [statistics.median(each["outside"]) for each in background]
+    slower, slower_cpu = (
+        [median_of(each["inside"], clock) / median_of(each["outside"], clock) for each in background]
+        for clock in (0, 1)
+    )
+    outside = [median_of(each["outside"], 0) for each in background]
     print(
         f"{megabytes} MB: {min(counts)} to {max(counts)} steps inside a write of "
         f"{common.median([each['seconds'] for each in background])} s, a step outside takes "
         f"{common.median(outside, 1, 1000)} ms"
     )
-    print(f"steps inside: {common.median(slower)} x steps outside ({common.spread(slower)})")
+    print(
+        f"steps inside: {common.median(slower)} x steps outside ({common.spread(slower)}), of the processor's time "
+        f"{common.median(slower_cpu)} x ({common.spread(slower_cpu)})"
+    )
     common.show_table(
         [
             {
