@@ -75,7 +75,7 @@ def measure(folder: Path, n_bytes: int, args: argparse.Namespace) -> dict[str, l
             seconds = time.perf_counter() - began
             shutil.rmtree(folder / f"ep0-ba{number}")
             if side == "background":
-                inside.pop()  # the thread ended meanwhile
+                inside = inside[:-1]  # the thread ended meanwhile
                 count = max(len(inside), 20)  # as many outside of the next one
             found[side].append({"stall": stall, "seconds": seconds, "inside": inside, "outside": outside})
     return found
@@ -169,7 +169,8 @@ def show(megabytes: int, found: dict[str, list[dict[str, Any]]]) -> None:
     stalls = {side: [each["stall"] for each in found[side]] for side in SIDES}
     counts = [len(each["inside"]) for each in background]
     slower, slower_cpu = (
-        [median_of(each["inside"], clock) / median_of(each["outside"], clock) for each in background]
+        [median_of(each["inside"], clock) / median_of(each["outside"], clock) for each in background if each["inside"]]
+        or [float("nan")]
         for clock in (0, 1)
     )
     outside = [median_of(each["outside"], 0) for each in background]
