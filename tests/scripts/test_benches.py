@@ -61,6 +61,16 @@ def test_bench_mixture_measures_planning_and_loading(tmp_path: Path, capsys: pyt
     assert "of one" in capsys.readouterr().out
 
 
+def test_bench_async_save_measures_both_ways(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "save.json"
+    sizes = ["--megabytes", "4", "--rounds=2", "--d_model=64", "--n_layers=1", "--max_seq_len=8"]
+    assert load_script("bench/async_save").main([*sizes, "--json", str(file)]) == 0
+    sides = json.loads(file.read_text())["sizes"]["4"]
+    assert {side: len(rounds) for side, rounds in sides.items()} == {"background": 2, "waiting": 2, "bare write": 2}
+    assert all(each["inside"] == [] for each in sides["waiting"])
+    assert "x steps outside" in capsys.readouterr().out
+
+
 def test_each_side_comes_first_in_turn() -> None:
     assert list(common.rounds("abc", 4)) == [["a", "b", "c"], ["b", "c", "a"], ["c", "a", "b"], ["a", "b", "c"]]
 
