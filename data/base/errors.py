@@ -247,3 +247,13 @@ def plain_os_errors(
         if error.errno in _NOT_WRITABLE:
             raise ConfigError(f"{subject} cannot be written{what} ({error}): {hint}") from None
         raise
+
+
+def note_shown_elsewhere(error: BaseException) -> None:
+    """Another rank shows the error to the user, so that this one need not."""
+    error.shown_elsewhere = True  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def shown_elsewhere(error: BaseException | None) -> bool:
+    """Whether that was noted of the error, or of the one that it was raised from."""
+    return error is not None and (getattr(error, "shown_elsewhere", False) or shown_elsewhere(error.__cause__))

@@ -19,7 +19,7 @@ def build_train_loader(config: TrainConfig, inputs: Inputs) -> BatchLoader:
         rank=dist.get_global_rank(),
         world_size=dist.get_world_size(),
         pad_token_id=inputs.tokenizer.pad_token_id,
-        timeout=config.deadlines.data,
+        limit=config.deadlines.data,
     )
     loader.waiting = waiting_for_data
     return loader
@@ -35,7 +35,7 @@ def build_eval_loader(config: TrainConfig, inputs: Inputs) -> BatchLoader | None
         rank=dist.get_global_rank(),
         world_size=dist.get_world_size(),
         pad_token_id=inputs.tokenizer.pad_token_id,
-        timeout=config.deadlines.data,
+        limit=config.deadlines.data,
     )
     loader.waiting = waiting_for_data
     return loader
