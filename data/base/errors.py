@@ -254,6 +254,6 @@ def note_shown_elsewhere(error: BaseException) -> None:
     error.shown_elsewhere = True  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def shown_elsewhere(error: BaseException | None) -> bool:
+def shown_elsewhere(error: BaseException) -> bool:
     """Whether that was noted of the error, or of the one that it was raised from."""
-    return error is not None and (getattr(error, "shown_elsewhere", False) or shown_elsewhere(error.__cause__))
+    return any(getattr(each, "shown_elsewhere", False) for each in (error, error.__cause__))

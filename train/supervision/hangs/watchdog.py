@@ -167,6 +167,8 @@ class Watchdog:
         if self._peers is not None:
             behind, silent = self._behind(self._peers)
             beats = self._peers.beats
+            if not silent and any(self._peers.silence(rank) > 2 * self._peers.period for rank in behind):
+                return None  # it will be known soon whether it is silent
             if behind and not silent and all(self._is_within_its_own(beats.get(rank), place) for rank in behind):
                 return None
         names = "; ".join(self._described(rank) for rank in behind[:_NAMED])
@@ -215,7 +217,8 @@ class Watchdog:
         elif self._peers is not None:
             self._peers.wait_until_shown(_SHOW)
         for each in self._local:
-            if each.rank in failure.lost and each.exists():
+            # A stopped process ends no other way.
+            if (each.rank in failure.lost or processes.is_stopped(each.pid)) and each.exists():
                 processes.kill(each.pid)
         _at_most(_WRITE, _kill_children)
         if self._peers is not None:
