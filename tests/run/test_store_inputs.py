@@ -67,18 +67,14 @@ def test_without_credentials(tmp_path: Path, monkeypatch) -> None:
     for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
         monkeypatch.setenv(name, str(tmp_path / "none"))
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    with pytest.raises(
-        ConfigError, match="save_folder is 's3://bucket/x', but no credentials for S3 were found: "
-    ):
+    with pytest.raises(ConfigError, match="save_folder is 's3://bucket/x', but no credentials for S3 were found: "):
         open_inputs(config_of(tmp_path, "save_folder=s3://bucket/x"))
 
 
 def test_a_folder_with_checkpoints_or_an_owner(server: Server, tmp_path: Path) -> None:
     remote = send(server, tmp_path / "run", 2, 4)
     config = config_of(tmp_path, "save_folder=gs://bucket/{run_name}")
-    with pytest.raises(
-        ConfigError, match=r"gs://bucket/toy holds 2 checkpoint\(s\), the newest ep0-ba4: write"
-    ):
+    with pytest.raises(ConfigError, match=r"gs://bucket/toy holds 2 checkpoint\(s\), the newest ep0-ba4: write"):
         open_inputs(config)
     take(remote, "mine")
     with pytest.raises(ConfigError, match="save_folder is gs://bucket/toy, which belongs to run 'mine'"):
