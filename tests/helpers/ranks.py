@@ -8,7 +8,8 @@ import socket
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,26 +26,71 @@ def run_ranks(function: Callable[..., Any], world_size: int, *args: Any, timeout
 
     A rank that raises fails the call with its traceback; one that takes longer than the timeout is killed.
     """
+    with started_ranks(function, world_size, *args) as ranks:
+        deadline = time.monotonic() + timeout
+        while ranks.running and not ranks.failed:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{function.__name__} on {world_size} ranks took longer than {timeout} s")
+            time.sleep(0.02)
+        ranks.end(grace=0.5)
+        return ranks.results()
+
+
+@contextmanager
+def started_ranks(function: Callable[..., Any], world_size: int, *args: Any) -> "Iterator[Ranks]":
+    """function(*args) on each rank, as of run_ranks. Those that are still there at the end are killed."""
     require_marker("ranks")
     with tempfile.TemporaryDirectory() as folder:
         port = _free_port()
-        ranks = [
+        processes = [
             _context.Process(target=_rank, args=(Path(folder), rank, world_size, port, function, args))
             for rank in range(world_size)
         ]
-        for process in ranks:
+        for process in processes:
             process.start()
-        deadline = time.monotonic() + timeout
+        ranks = Ranks(Path(folder), processes)
         try:
-            while any(process.is_alive() for process in ranks):
-                if time.monotonic() > deadline:
-                    raise TimeoutError(f"{function.__name__} on {world_size} ranks took longer than {timeout} s")
-                if any(process.exitcode for process in ranks):
-                    break
-                time.sleep(0.02)
+            yield ranks
         finally:
-            _end(ranks)
-        return _results(Path(folder), [process.exitcode for process in ranks])
+            ranks.end()
+
+
+class Ranks:
+    """Processes that have been started."""
+
+    def __init__(self, folder: Path, processes: list[Any]) -> None:
+        self._folder, self._processes = folder, processes
+
+    @property
+    def pids(self) -> list[int]:
+        return [process.pid for process in self._processes]
+
+    @property
+    def running(self) -> bool:
+        """Whether one is."""
+        return any(process.is_alive() for process in self._processes)
+
+    @property
+    def failed(self) -> bool:
+        """Whether one has ended with an exit code that is not 0."""
+        return any(process.exitcode for process in self._processes)
+
+    @property
+    def exitcodes(self) -> list[int | None]:
+        """-n: ended by signal n."""
+        return [process.exitcode for process in self._processes]
+
+    def end(self, grace: float = 0.0) -> None:
+        """Kills each that does not end by itself within so many seconds."""
+        for process in self._processes:
+            process.join(grace)
+            if process.is_alive():
+                process.kill()
+            process.join()
+
+    def results(self) -> list[Any]:
+        """What the function returned on each rank. Raises RuntimeError with the traceback of one where it raised."""
+        return _results(self._folder, self.exitcodes)
 
 
 def _free_port() -> int:
@@ -59,14 +105,6 @@ def _free_port() -> int:
         with socket.socket() as sock:
             if sock.connect_ex(("127.0.0.1", port)):
                 return port
-
-
-def _end(ranks: list[Any]) -> None:
-    for process in ranks:
-        process.join(0.5)
-        if process.is_alive():
-            process.kill()
-        process.join()
 
 
 def _rank(folder: Path, rank: int, world_size: int, port: int, function: Callable[..., Any], args: Any) -> None:

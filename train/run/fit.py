@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,6 +20,7 @@ from train.callbacks.remote_shards import RemoteShards
 from train.callbacks.run_record import RunRecord
 from train.callbacks.stream_monitor import StreamMonitor
 from train.checkpoint.owner import Owner
+from train.checkpoint.save import point_to
 from train.checkpoint.save_folder import furnish_save_folder
 from train.config.schema import TrainConfig
 from train.distributed.first_rank import on_first_rank
@@ -68,8 +70,11 @@ def fit(
     if inputs.first_batch >= inputs.max_batches:
         _nothing_to_do(config, inputs)
         return
-    with owned(config, inputs) as owner:
-        _fit(config, inputs, owner, composer_device, callbacks, dtype)
+    with owned(config, inputs) as (owner, inputs):
+        if inputs.first_batch >= inputs.max_batches:
+            _nothing_to_do(config, verify_end(config, inputs))
+        else:
+            _fit(config, inputs, owner, composer_device, callbacks, dtype)
 
 
 def _fit(
@@ -88,10 +93,11 @@ def _fit(
     model = build_model(config, inputs, precision=precision, device=_torch_device(device), dtype=dtype)
     optimizer = build_optimizer(config.optimizer, model.model)
     inputs = restore(config, inputs, model.model, optimizer)
-    # Behind the others: a batch's checkpoint has what they did, and what is done with it comes after.
+    # Behind the others: a batch's checkpoint has what they did, and what is done with it comes after. The record before
+    # it: a run that is killed between them notes the batch again, and does not leave it out.
     saving = [
-        *build_savers(config, inputs, owner),
         *_run_record(config, inputs),
+        *build_savers(config, inputs, owner),
         *([hf_checkpointer] if hf_checkpointer else []),
     ]
     trainer = build_trainer(
@@ -137,6 +143,8 @@ def _nothing_to_do(config: TrainConfig, inputs: Inputs) -> None:
     logger.info(f"nothing to do: {inputs.start.path} is at batch {inputs.first_batch}, and {end}")
     if not inputs.resuming:
         return
+    # A run that is killed right after its last save has left it on the one before.
+    on_first_rank(partial(point_to, inputs.start.path))
     exporter = build_hf_checkpointer(config, inputs.data.clock, inputs.run_name, inputs.folder, resuming=True)
     if exporter is not None:
         exporter.catch_up(inputs.first_batch)
