@@ -115,15 +115,17 @@ class Kill:
     """The first call in or after this batch counts, and in a worker the first of its data."""
     call: int = 1
     """Which of the calls."""
+    grace: float = 0.3
+    """Seconds between SIGTERM and SIGKILL for the other ranks: launchers give them some."""
 
 
 class Trigger:
     """On a rank: wraps the function of a kill's moment."""
 
-    def __init__(self, kill: Kill | None, rank: int, pids: Path) -> None:
-        """pids: a folder for the process ids of all ranks."""
-        (pids / str(rank)).write_text(str(os.getpid()))
-        self._kill, self._pids, self._calls = kill, pids, 0
+    def __init__(self, kill: Kill | None, rank: int, folder: Path) -> None:
+        """folder: for the process ids of all ranks, and `struck` once the moment has come."""
+        (folder / f"pid{rank}").write_text(str(os.getpid()))
+        self._kill, self._folder, self._calls = kill, folder, 0
         self._batch = multiprocessing.get_context("fork").RawValue("i", 0)  # workers see it
         self._rank_pid = os.getpid()
         if kill is not None and kill.moment is not None and kill.rank == rank:
@@ -167,8 +169,9 @@ class Trigger:
 
     def _strike(self) -> None:
         assert self._kill is not None
+        (self._folder / "struck").touch()
         if self._kill.everyone:
-            kill_all([int(path.read_text()) for path in self._pids.iterdir()])
+            kill_all([int(path.read_text()) for path in self._folder.glob("pid*")])
         os.kill(self._rank_pid if self._moment.victim == "its rank" else os.getpid(), signal.SIGKILL)
         time.sleep(60)  # a worker ends with its rank
 
