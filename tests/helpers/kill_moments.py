@@ -34,6 +34,8 @@ class Moment:
     """Ranks on which it is called."""
     batches: tuple[int, ...] = ()
     """Only in these, counted from 0; empty: in any."""
+    calls: int = 1
+    """That there are in a batch, at least."""
     setup: bool = False
     """Before the first batch, not after it."""
     victim: str = "rank"
@@ -60,8 +62,8 @@ MOMENTS: Mapping[str, Moment] = {
     "batch begins": Moment(of="train.callbacks.stream_monitor:StreamMonitor.batch_start"),
     "stage begins": Moment(of="train.callbacks.stream_monitor:StreamMonitor.batch_start", batches=(5, 9)),
     "stage ends": Moment(of="train.callbacks.stream_monitor:StreamMonitor.batch_end", batches=(4, 8)),
-    "forward": Moment(of="train.models.dbrx:DbrxForCausalLM.forward"),
-    "loss": Moment(of="train.composer_model:DbrxForComposer.loss", after=True),
+    "forward": Moment(of="train.models.dbrx:DbrxForCausalLM.forward", calls=2),
+    "loss": Moment(of="train.composer_model:DbrxForComposer.loss", after=True, calls=2),
     "optimizer steps": Moment(of="torch.optim:AdamW.step"),
     "optimizer has stepped": Moment(of="torch.optim:AdamW.step", after=True),
     "batch ends": Moment(of="train.callbacks.stream_monitor:StreamMonitor.batch_end", after=True),
@@ -76,7 +78,7 @@ MOMENTS: Mapping[str, Moment] = {
     "save begins": Moment(of=f"{_SAVER}:save_checkpoint"),
     "folder for writing is made": Moment(of=f"{_SAVE}:_prepare", after=True, ranks=(0,)),
     "shard is opened": Moment(of=f"{_WRITER}:_HashingFiles.create_stream", arguments=".distcp"),
-    "shard is half written": Moment(of=f"{_WRITER}:_Hashed.write", after=True),
+    "shard is half written": Moment(of=f"{_WRITER}:_Hashed.write", after=True, calls=20),
     "shard is written": Moment(of=f"{_WRITER}:HashingWriter.write_data", after=True),
     "index is renamed": Moment(of=f"{_WRITER}:_HashingFiles.rename", ranks=(0,)),
     "index is there": Moment(of=f"{_WRITER}:_HashingFiles.rename", after=True, ranks=(0,)),
@@ -94,7 +96,7 @@ MOMENTS: Mapping[str, Moment] = {
     "record is there": Moment(of="train.callbacks.run_record:add_line", after=True, ranks=(0,)),
     # What is superseded.
     "read-back begins": Moment(of=f"{_SAVER}:corruption"),
-    "read-back": Moment(of="train.checkpoint.storage.files:block_hash"),
+    "read-back": Moment(of="train.checkpoint.storage.files:block_hash", calls=2),
     "read-back ends": Moment(of=f"{_SAVER}:corruption", after=True),
     "superseded one is renamed": Moment(of=f"{_SAVER}:remove", ranks=(0,)),
     "superseded one is half deleted": Moment(of="os:unlink", after=True, arguments=".distcp", ranks=(0,)),
@@ -186,4 +188,3 @@ def kill_all(ranks: list[int]) -> None:
     for process in sorted(found, key=lambda each: each.pid == os.getpid()):
         with suppress(psutil.NoSuchProcess):
             process.kill()
-

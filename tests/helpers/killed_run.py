@@ -8,7 +8,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -204,33 +204,32 @@ class _Notes(Callback):
             file.write(json.dumps(line) + "\n")
 
 
-def kills_of(history: int) -> list[Kill]:
-    """One to four kills, in their order, drawn for the history of this number; all moments get about as many."""
-    draw = random.Random(f"history {history}")
-    count = draw.choices((1, 2, 3, 4), (4, 4, 3, 2))[0]
-    batches = sorted(draw.sample(range(LAST - 1), count))
-    return [_kill(draw, history * 4 + place, batch) for place, batch in enumerate(batches)]
+def drawn_histories() -> Iterator[list[Kill]]:
+    """For each history of a run one to five kills, in their order, always the same ones; all moments come as often."""
+    draw = random.Random(0)
+    names: list[str] = []
+    while True:
+        count = draw.choices((1, 2, 3, 4, 5), (1, 2, 3, 3, 2))[0]
+        kills = []
+        for batch in sorted(draw.sample(range(LAST - 1), count)):
+            if not names:
+                names = draw.sample(list(MOMENTS), len(MOMENTS))
+            kills.append(_drawn_kill(draw, None if draw.random() < 0.4 else names.pop(), batch))
+        yield kills
 
 
-def _kill(draw: random.Random, number: int, batch: int) -> Kill:
-    everyone = draw.random() < 0.4
-    if draw.random() < 0.4:
-        return Kill(seconds=draw.uniform(0.3, 5.0), rank=draw.randrange(RANKS), everyone=everyone)
-    name = list(MOMENTS)[number * 7 % len(MOMENTS)]
+def _drawn_kill(draw: random.Random, name: str | None, batch: int) -> Kill:
+    everyone, grace = draw.random() < 0.4, draw.choice((0.2, 3.0))
+    if name is None:
+        seconds = draw.uniform(0.3, 5.0)
+        return Kill(seconds=seconds, rank=draw.randrange(RANKS), everyone=everyone, grace=grace)
     moment = MOMENTS[name]
-    later = [each for each in moment.batches if each >= batch]
     if moment.setup:
         batch = 0
     elif moment.batches:
-        batch = later[0] if later else moment.batches[-1]
-    return Kill(
-        moment=name,
-        rank=draw.choice(moment.ranks),
-        everyone=everyone,
-        batch=batch,
-        grace=draw.choice((0.2, 3.0)),
-        call=draw.randint(1, 3) if name in ("forward", "shard is half written", "read-back", "loss") else 1,
-    )
+        batch = next((each for each in moment.batches if each >= batch), moment.batches[-1])
+    rank, call = draw.choice(moment.ranks), draw.randint(1, moment.calls)
+    return Kill(moment=name, rank=rank, everyone=everyone, batch=batch, call=call, grace=grace)
 
 
 def history(config: str, name: str, kills: Sequence[Kill], whole: KilledRun) -> tuple[list[Kill], list[str]]:

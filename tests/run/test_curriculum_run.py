@@ -24,6 +24,7 @@ from train.weights.start import find_start
 
 pytestmark = pytest.mark.ranks
 
+
 class Rows(Callback):
     """Which rows each batch has; an end like a power cut after one batch, if told."""
 

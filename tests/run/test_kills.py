@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.kill_moments import MOMENTS, Kill
-from tests.helpers.killed_run import KilledRun, history, kills_of, write_run
+from tests.helpers.killed_run import KilledRun, drawn_histories, history, write_run
 
 pytestmark = [pytest.mark.ranks, pytest.mark.slow]
 
@@ -50,10 +50,13 @@ def test_a_run_killed_at_200_moments_ends_as_if_it_had_not_been_killed(tmp_path:
     config = write_run(tmp_path)
     whole = KilledRun(config, "whole")
     whole.start()
-    while sum(len(line["hit"]) for line in lines) < 200:
-        number = len(lines)
-        hit, defects = history(config, f"run{number}", kills_of(number), whole)
-        lines.append({"history": number, "hit": [asdict(kill) for kill in hit], "defects": defects})
+    for number, kills in enumerate(drawn_histories()):
+        if number < len(lines):
+            continue
+        if sum(len(line["hit"]) for line in lines) >= 200:
+            break
+        hit, defects = history(config, f"run{number}", kills, whole)
+        lines.append({"hit": [asdict(kill) for kill in hit], "defects": defects})
         with file.open("a") as results:
             results.write(json.dumps(lines[-1]) + "\n")
     print(f"\n{table(lines)}\n{file}")

@@ -1,0 +1,71 @@
+"""Ranks and loader workers that are stopped or killed, and ranks that fail alone."""
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+
+from data.base.errors import DataError
+from scripts.bench.faults.injected import KILL, STOP, fail, in_batch, in_worker, send
+from scripts.bench.faults.processes import Ended
+from scripts.bench.faults.runs import SAME, Case, Lab
+
+_RANKS = 2
+_WITHIN = 30.0
+"""Seconds from the first rank that has ended to the last."""
+_NAMED = "named, all ranks ended in 30 s, same model"
+_ONCE = "said once, all ranks ended in 30 s, same model"
+_DEADLINES = "deadlines={multiple: null, step: 5, data: 5, setup: 60}"
+_MESSAGE = "the fault of rank 1"
+
+
+def _hang(hook: Callable[[], None], names: tuple[str, ...], overrides: tuple[str, ...], lab: Lab) -> Iterator[str]:
+    run = lab.new() / "run"
+    ended = lab.resume(run, _DEADLINES, *overrides, ranks=_RANKS, hook=hook, others_seconds=_WITHIN)
+    seen = _failed(ended)
+    if seen is None and not all(name in ended.text for name in names):
+        seen = "not named"
+    if seen is None:
+        again = lab.outcome(lab.resume(run, ranks=_RANKS), run, ranks=_RANKS)
+        seen = _NAMED if again == SAME else f"then {again}"
+    yield seen
+
+
+def _failed(ended: Ended) -> str | None:
+    """What is not as it should be; None: the run has failed on all ranks in time."""
+    if ended.code is None:
+        return "no end"
+    if ended.code == 0:
+        return "not noticed"
+    return None if ended.seconds < _WITHIN else f"a rank ended {ended.seconds:.0f} s after the first"
+
+
+def _raises(error: Exception, lab: Lab) -> Iterator[str]:
+    """On rank 1 alone."""
+    run = lab.new() / "run"
+    hook = partial(in_batch, [1], partial(fail, error))
+    ended = lab.resume(run, _DEADLINES, ranks=_RANKS, hook=hook, others_seconds=_WITHIN)
+    seen = _failed(ended)
+    if seen is None and ended.text.count(_MESSAGE) != 1:
+        seen = f"said {ended.text.count(_MESSAGE)} times"
+    if seen is None:
+        again = lab.outcome(lab.resume(run, ranks=_RANKS), run, ranks=_RANKS)
+        seen = _ONCE if again == SAME else f"then {again}"
+    yield seen
+
+
+_WORKERS = ("train_loader.num_workers=1",)
+_FAULTS = {
+    "one rank stopped": (partial(in_batch, [1], partial(send, STOP)), ("rank 1",), ()),
+    "rank 0 stopped": (partial(in_batch, [0], partial(send, STOP)), ("rank 0",), ()),
+    "one rank killed": (partial(in_batch, [1], partial(send, KILL)), ("rank 1",), ()),
+    "a loader worker stopped": (partial(in_worker, [1], STOP), ("worker", "rank 1"), _WORKERS),
+    "a loader worker killed": (partial(in_worker, [1], KILL), ("worker", "rank 1"), _WORKERS),
+}
+
+CASES: Mapping[str, Case] = {
+    case.name: case
+    for case in (
+        *(Case(name, _NAMED, partial(_hang, *what)) for name, what in _FAULTS.items()),
+        Case("a rank that raises a data error", _ONCE, partial(_raises, DataError(_MESSAGE))),
+        Case("a rank that raises a defect", _ONCE, partial(_raises, RuntimeError(_MESSAGE))),
+    )
+}
