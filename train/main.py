@@ -6,6 +6,7 @@ Nothing heavy is imported before the config has been read, so that help and erro
 import gc
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from data.base.console import is_first, logger, show_on_console
 from data.base.errors import ConfigError, DataError, Problems
 from data.base.paths import refuse_path
 from data.base.redaction import redacted
+from data.base.workers import signalled_at_end_of
 from data.config.sections import Unavailable
 from train.config.load import LoadedConfig, load_config, resolve_pretrained
 from train.config.ranks import check_kernel_sizes, check_run_name, check_world_size
@@ -25,6 +27,7 @@ from train.optim.patterns import check_patterns
 from train.planning.machine import check_machine
 from train.planning.summary import parameters_line
 from train.supervision.exit_codes import RunStopped
+from train.supervision.resume_command import resume_command
 from train.supervision.signals import StopSignals, stop_signals
 
 USAGE = """\
@@ -51,14 +54,17 @@ _GRACE_SECONDS = 10.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit code: 0; 2 for what the user can fix (one `error:` line, no traceback); 128 + n after SIGINT or
-    SIGTERM."""
+    """Returns the exit code: 0; 2 for what the user can fix (one `error:` line, no traceback); what
+    RunStopped says; 128 + n after signal n before training."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if argv is None:
         # Loggers such as wandb note the command line.
         sys.argv[1:] = map(redacted, arguments)
     show_on_console()
     with stop_signals() as signals:
+        if argv is None and "RANK" in os.environ:
+            # Ranks without their launcher would train on, known to no scheduler.
+            signalled_at_end_of(os.getppid(), signal.SIGTERM)
         try:
             return _run_or_report(arguments, signals)
         except BaseException as error:
@@ -78,14 +84,14 @@ def _run_or_report(arguments: list[str], signals: StopSignals) -> int:
         else:
             _run(arguments, signals)
     except (ConfigError, DataError) as error:
-        if signals.received is not None:
+        if signals.raised:
             raise  # such as a checkpoint that the signal kept from being read
         return _report(error)
     except RunStopped as stop:
         if is_first():
             sys.stderr.write(f"stopped: {stop}\n")
             sys.stderr.flush()
-        return stop.code
+        return int(stop.code)
     return 0
 
 
@@ -106,12 +112,12 @@ def _describe(flag: str, *keys: str) -> None:
 def _run(arguments: list[str], signals: StopSignals) -> None:
     loaded = _load(arguments)
     try:
-        _train(loaded, signals, rehash=_REHASH in arguments)
+        _train(loaded, signals, resume_command(arguments), rehash=_REHASH in arguments)
     except ConfigError as error:
         raise loaded.placed(error) from error
 
 
-def _train(loaded: LoadedConfig, signals: StopSignals, *, rehash: bool) -> None:
+def _train(loaded: LoadedConfig, signals: StopSignals, command: str, *, rehash: bool) -> None:
     """The program: check the config, choose the device, open the inputs, fit."""
     problems, device = Problems(Unavailable), None
     config = _checked(loaded, problems)
@@ -134,7 +140,7 @@ def _train(loaded: LoadedConfig, signals: StopSignals, *, rehash: bool) -> None:
         gc.collect()
         gc.freeze()
         try:
-            fit(config, inputs=inputs, device=device)
+            fit(config, inputs=inputs, device=device, signals=signals, command=command)
         finally:
             # At the interpreter's end Triton reports what was not collected as leaked.
             gc.unfreeze()

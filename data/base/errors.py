@@ -90,6 +90,10 @@ class DataError(_Redacted):
     """A data error: what is in the data cannot be used."""
 
 
+class WaitInterrupted(BaseException):
+    """A signal came while the training process waited for a batch, which will not be needed any more."""
+
+
 class TemplateError(DataError):
     """A chat template does not fit the configuration: no matter of one row, which could be dropped."""
 

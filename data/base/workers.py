@@ -44,6 +44,14 @@ def all_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def signalled_at_end_of(parent: int, number: int) -> None:
+    """This process gets the signal when its parent's thread that has started it ends. Linux only."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
+        if os.getppid() != parent:  # it died before that took effect
+            os.kill(os.getpid(), number)
+
+
 def in_order(
     work: Callable[[Task], Result],
     tasks: Iterable[Task],
@@ -192,7 +200,4 @@ def _end_with(parent: int) -> None:
     Ctrl-C, which is the parent's to handle."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it died before that took effect
-            os._exit(1)
+    signalled_at_end_of(parent, signal.SIGKILL)

@@ -4,18 +4,19 @@ The position lives in the training process alone. A loader's dataset is indexed 
 from the first batch that is due, so resuming at batch n costs the same as starting at 0.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, DistributedSampler
 
-from data.base.console import shown_in_workers
-from data.base.errors import DataError
+from data.base.errors import DataError, WaitInterrupted
 from data.config.loader import DataLoaderConfig
 from data.loading.batches import EvalBatches, TrainBatches
 from data.loading.collate import Batch
 from data.loading.rows import Rows
+from data.loading.worker_process import BeginWorker
 from data.mixing.row_plan import RowPlan
 
 TIMEOUT = 60
@@ -46,17 +47,25 @@ class BatchNumbers(DistributedSampler[Batch]):
 
 
 class BatchLoader(DataLoader[Batch]):
-    """A DataLoader that gives as many batches as it says or raises a DataError: what a worker met, or that it died."""
+    """A DataLoader that gives as many batches as it says or raises a DataError: what a worker met, or that it died.
+    It gives fewer only where a signal interrupts it."""
 
     def __init__(self, batches: TrainBatches | EvalBatches, **kwargs: Any) -> None:
         super().__init__(batches, batch_size=None, sampler=BatchNumbers(batches), **kwargs)
         self.batches = batches
+        self.interruptible: Callable[[], AbstractContextManager[None]] = nullcontext
+        """Entered while a batch is waited for. Where it raises WaitInterrupted the loader ends."""
 
     def __iter__(self) -> Iterator[Batch]:  # pyright: ignore[reportIncompatibleMethodOverride]
         batches = super().__iter__()
         due = len(self.batches) - self.batches.first
         for given in range(due):
-            yield self._next(batches, given, due)
+            try:
+                with self.interruptible():
+                    batch = self._next(batches, given, due)
+            except WaitInterrupted:
+                return
+            yield batch
 
     def _next(self, batches: Iterator[Batch], given: int, due: int) -> Batch:
         try:
@@ -86,7 +95,7 @@ def train_loader(
     rank: int,
     world_size: int,
     pad_token_id: int,
-) -> DataLoader[Batch]:
+) -> BatchLoader:
     """This rank's part of each of the run's n_batches global batches, one item a batch.
 
     `dataset.state_dict` and `dataset.load_state_dict` carry the position.
@@ -124,7 +133,7 @@ def eval_loader(
     return _loader(batches, config)
 
 
-def _loader(batches: TrainBatches | EvalBatches, config: DataLoaderConfig) -> DataLoader[Batch]:
+def _loader(batches: TrainBatches | EvalBatches, config: DataLoaderConfig) -> BatchLoader:
     with_workers = config.num_workers > 0
     return BatchLoader(
         batches,
@@ -133,7 +142,7 @@ def _loader(batches: TrainBatches | EvalBatches, config: DataLoaderConfig) -> Da
         persistent_workers=config.persistent_workers and with_workers,
         pin_memory=config.pin_memory and torch.cuda.is_available(),
         timeout=TIMEOUT if with_workers else 0,
-        worker_init_fn=shown_in_workers(),
+        worker_init_fn=BeginWorker(),
         # Its own generator: the seed that a DataLoader draws for its workers must not move the model's random numbers.
         generator=torch.Generator(),
     )

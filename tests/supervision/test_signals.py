@@ -1,16 +1,20 @@
+import ctypes
 import json
 import os
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
+from data.base.errors import WaitInterrupted
 from tests.helpers.ranks import run_ranks
 from tests.helpers.toy_run import write_toy_run
+from train.supervision.signals import stop_signals
 
 ROOT = Path(__file__).parents[2]
 LINE = "stopped: {} received; with autoresume=true the next start resumes from the newest checkpoint\n"
@@ -53,21 +57,36 @@ def _main(config: str, overrides: list[str], place: str, number: int) -> tuple[i
 
 @pytest.mark.ranks
 @pytest.mark.parametrize(
-    ("number", "place", "overrides"),
+    ("number", "place"),
     [
-        (signal.SIGTERM, "train.composer_model:DbrxForComposer.forward", ["train_loader.num_workers=1"]),
-        (signal.SIGTERM, "train.composer_model:DbrxForComposer.eval_forward", ["eval_first=true"]),
-        (signal.SIGINT, "torch.distributed.checkpoint.filesystem:FileSystemWriter.write_data", ["save_interval=1ba"]),
+        # To its loader's worker as well, whose batches are still needed.
+        (signal.SIGTERM, "train.composer_model:DbrxForComposer.forward"),
+        (signal.SIGINT, "torch.distributed.checkpoint.filesystem:FileSystemWriter.write_data"),
     ],
 )
-def test_signal_ends_a_run_with_one_line(number, place, overrides, tmp_path):
+def test_a_signal_to_all_processes_ends_a_run_saved(number, place, tmp_path):
     config = write_toy_run(tmp_path, 40)
-    ((code, err),) = run_ranks(_main, 1, config, ["max_duration=2ba", *overrides], place, number)
-    assert (code, err) == (128 + number, LINE.format(number.name))
+    overrides = ["max_duration=2ba", "save_interval=1ba", "train_loader.num_workers=1"]
+    ((code, err),) = run_ranks(_main, 1, config, overrides, place, number)
+    saved = (
+        f"stopped: {number.name} received: batch 1 is saved in {tmp_path}/toy/ep0-ba1; this resumes it: composer -n 1 "
+    )
+    assert code == 75
+    assert err.startswith(saved)
+    assert err.endswith(f" {config} {' '.join(overrides)} autoresume=true\n")
+    assert err.count("\n") == 1
 
 
 @pytest.mark.ranks
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_signal_while_weights_are_loaded_ends_the_run_at_once(tmp_path):
+    config = write_toy_run(tmp_path, 40)
+    place = "train.models.dbrx:DbrxForCausalLM.__init__"
+    ((code, err),) = run_ranks(_main, 1, config, ["max_duration=2ba"], place, signal.SIGUSR1)
+    assert (code, err) == (138, LINE.format("SIGUSR1"))
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize("name", ["SIGINT", "SIGUSR1"])
 def test_signal_ends_preparation_with_its_workers(name, tmp_path):
     config = write_toy_run(tmp_path, 40)
     (tmp_path / "signal.jsonl").write_text(json.dumps({"prompt": name, "response": "Stop."}))
@@ -76,6 +95,115 @@ def test_signal_ends_preparation_with_its_workers(name, tmp_path):
     overrides = [f"train_loader.dataset.{override}" for override in dataset]
     ((code, err),) = run_ranks(_main, 1, config, overrides, "", 0)
     assert (code, err) == (128 + signal.Signals[name], LINE.format(name))
+
+
+def _in_child(act) -> tuple[int, str]:
+    """Exit code (below 0: the signal) and stderr of a forked process that calls act(signals)."""
+    with tempfile.TemporaryFile("w+") as err:
+        if (pid := os.fork()) == 0:
+            os.dup2(err.fileno(), 2)
+            sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
+            code = 99
+            try:
+                with stop_signals() as signals:
+                    code = act(signals) or 0
+            except SystemExit as error:
+                code = error.code
+            finally:
+                os._exit(code)
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        err.seek(0)
+        return code, err.read()
+
+
+def send(number=signal.SIGTERM):
+    os.kill(os.getpid(), number)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_before_training_a_signal_raises_once(number):
+    def act(signals):
+        try:
+            send(number)
+        finally:
+            send(number)
+            send(signal.SIGTERM)
+            assert signals.received == number
+
+    assert _in_child(act) == (128 + number, "")
+
+
+def _hang():
+    """As in a collective: the main thread waits in C, and Python calls no handler."""
+    lock = ctypes.create_string_buffer(256)
+    libc = ctypes.CDLL(None)
+    libc.pthread_mutex_lock(lock)
+    libc.pthread_mutex_lock(lock)
+
+
+@pytest.mark.parametrize("where", [_hang, lambda: time.sleep(5)], ids=["hung", "in Python"])
+def test_while_training_the_first_is_noted_and_duplicates_are_not_and_a_later_one_ends_the_process(where, monkeypatch):
+    monkeypatch.setattr("train.supervision.signals.IGNORED_SECONDS", 0.3)
+
+    def act(signals):
+        with signals.deferred():
+            send(signal.SIGUSR1)
+            assert signals.received == signal.SIGUSR1
+            for _ in range(3):
+                send()
+            time.sleep(0.1)
+            threading.Timer(0.1, send).start()  # still a duplicate
+            threading.Timer(0.5, send).start()
+            where()
+
+    line = LINE.format("SIGUSR1").replace("received", "received again, and nothing was saved since")
+    assert _in_child(act) == (138, line)
+
+
+def test_while_the_saved_run_ends_signals_are_ignored(monkeypatch):
+    monkeypatch.setattr("train.supervision.signals.IGNORED_SECONDS", 0.0)
+
+    def act(signals):
+        with signals.deferred():
+            send()
+            signals.leave()
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+                send(number)
+                time.sleep(0.02)
+        return 75
+
+    assert _in_child(act) == (75, "")
+
+
+def test_waiting_for_data_is_interrupted_by_a_signal_before_it_or_in_it():
+    def act(signals):
+        interrupted = 0
+        with signals.deferred():
+            with signals.interruptible():
+                pass
+            for wait in (send, time.sleep):
+                try:
+                    with signals.interruptible():
+                        wait(*([] if wait is send else [60]))
+                except WaitInterrupted:
+                    interrupted += 1
+            send()  # not there
+        return interrupted
+
+    assert _in_child(act) == (2, "")
+
+
+def test_the_signals_of_a_forked_process_are_not_its_parents():
+    def act(signals):
+        with signals.deferred():
+            if (pid := os.fork()) == 0:
+                send()
+                os._exit(1)
+            assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGTERM
+            time.sleep(0.1)
+            assert signals.received is None
+
+    assert _in_child(act) == (0, "")
 
 
 @pytest.mark.subprocess

@@ -2,6 +2,7 @@
 
 import datetime
 import shutil
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -61,6 +62,8 @@ class CheckpointSaver(Callback):
         self._verified: set[Path] = set() if verified is None else {verified}
         self._saved: tuple[int, Path] | None = None
         """The newest checkpoint of this process that is committed, and its batch."""
+        self.longest_save = 0.0
+        """Seconds, of those of this process."""
 
     def batch_checkpoint(self, state: State, logger: Logger) -> None:
         batch = state.timestamp.batch.value
@@ -80,6 +83,7 @@ class CheckpointSaver(Callback):
         return self._saved[1] if self._saved is not None and self._saved[0] == batch else None
 
     def _save(self, state: State, batch: int, random: Mapping[str, Any] | None = None) -> None:
+        start = time.monotonic()
         on_first_rank(self._check_owner)
         checkpoint = self.saving.folder / f"ep{state.timestamp.epoch.value}-ba{batch}"
         (optimizer,) = state.optimizers
@@ -97,6 +101,7 @@ class CheckpointSaver(Callback):
             self._saved = batch, checkpoint
             on_first_rank(lambda: self._pin(checkpoint, batch))
             self._prune(checkpoint, batch, saved.files)
+            self.longest_save = max(self.longest_save, time.monotonic() - start)
         else:
             self._report(saved.refused, batch, n_bytes(tensors))
 

@@ -1,8 +1,11 @@
 """What the model writes after fixed prompts, during training."""
 
+from collections.abc import Callable
+
 from composer.core import Callback, State, get_precision_context
 from composer.loggers import ConsoleLogger, Logger, TensorboardLogger
 from composer.utils import dist
+from torch import Tensor
 
 from data.base import console
 from data.base.durations import Clock
@@ -31,19 +34,29 @@ class Generate(Callback):
     ) -> None:
         self.shown, self.prompts, self.every = shown, prompts, every
         self.sampling, self.tokenizer = sampling, tokenizer
+        self.is_ending: Callable[[State], bool] | None = None
+        """Whether the run is to end, on all ranks alike: then nothing more is generated."""
 
     def batch_end(self, state: State, logger: Logger) -> None:
         # The clock counts the batch already.
         batch = state.timestamp.batch.value
         if batch % self.every and batch != _last_batch(state):
             return
-        texts = self._generate(state)
+        if (texts := self._generate(state)) is None:
+            return
         for prompt, text in zip(self.shown, texts, strict=True):
             console.logger.info(f"batch {batch}: {prompt!r} -> {text!r}")
         rows = [[batch, redacted(prompt), redacted(text)] for prompt, text in zip(self.shown, texts, strict=True)]
         _log_table(logger, rows, batch)
 
-    def _generate(self, state: State) -> list[str]:
+    def _generate(self, state: State) -> list[str] | None:
+        """None where the run is to end."""
+
+        def agree(ids_B: Tensor) -> None:
+            if self._ends(state):
+                raise _Ending
+            dist.broadcast(ids_B, src=0)
+
         composed = state.model.module if state.is_model_ddp else state.model
         assert isinstance(composed, DbrxForComposer)
         texts = [""] * len(self.prompts)
@@ -57,12 +70,21 @@ class Generate(Callback):
                     self.prompts,
                     self.sampling,
                     self.tokenizer.stop_token_ids,
-                    agree=lambda ids_B: dist.broadcast(ids_B, src=0),
+                    agree=agree,
                 ):
                     texts[row] += piece
+        except _Ending:
+            return None
         finally:
             composed.train(was_training)
         return texts
+
+    def _ends(self, state: State) -> bool:
+        return self.is_ending is not None and self.is_ending(state)
+
+
+class _Ending(Exception):
+    pass
 
 
 def _last_batch(state: State) -> int:
@@ -88,7 +110,7 @@ def _cell(value: object) -> str:
     return str(value).replace("|", "\\|").replace("\n", "<br>")
 
 
-def build_generate(config: TrainConfig, tokenizer: Tokenizer, clock: Clock) -> list[Callback]:
+def build_generate(config: TrainConfig, tokenizer: Tokenizer, clock: Clock) -> list[Generate]:
     """The callback, where the config has one. Raises ConfigError for a prompt that nothing can follow."""
     generate = config.callbacks.generate
     if generate is None:

@@ -22,11 +22,19 @@ class RunRecord(Callback):
 
     def __init__(self, folder: Path, plan: RowPlan, interval: int, last_batch: int) -> None:
         self.folder, self.plan, self.interval, self.last_batch = folder, plan, interval, last_batch
+        self._newest: int | None = None
 
     def batch_checkpoint(self, state: State, logger: Logger) -> None:
         batch = state.timestamp.batch.value
-        if batch % self.interval and batch != self.last_batch:
+        if batch % self.interval == 0 or batch == self.last_batch:
+            self.note_checkpoint(state)
+
+    def note_checkpoint(self, state: State) -> None:
+        """Adds the line for a checkpoint of the present batch, once. For every rank."""
+        batch = state.timestamp.batch.value
+        if batch == self._newest:
             return
+        self._newest = batch
         rows = dict(zip(self.plan.names, self.plan.counts(batch).tolist(), strict=True))
         monitor = next((found for found in state.callbacks if isinstance(found, StreamMonitor)), None)
         tokens = monitor.tokens if monitor is not None else {}

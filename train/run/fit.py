@@ -33,8 +33,11 @@ from train.run.inputs import Inputs, describe, open_inputs, starting_from, warni
 from train.run.loaders import build_eval_loader, build_train_loader
 from train.run.model import build_model
 from train.run.restore import restore, verify_end
-from train.run.saving import build_savers, owned
+from train.run.saving import build_preemption, build_savers, owned
 from train.run.trainer import build_trainer
+from train.supervision.events import Events
+from train.supervision.exit_codes import RunStopped
+from train.supervision.signals import StopSignals
 from train.weights.frozen_base import frozen_weights, note_base
 
 _EXPECTED_WARNINGS = (
@@ -54,11 +57,14 @@ def fit(
     device: Device | None = None,
     callbacks: Sequence[Callback] = (),
     dtype: torch.dtype = torch.float32,
+    signals: StopSignals | None = None,
+    command: str = "the same command with autoresume=true",
 ) -> None:
     """Trains as config says. Raises ConfigError or DataError, before the first step, for what a user can fix, and
     later for what a file system refuses.
 
     inputs are what open_inputs has opened, device what choose_device has chosen: where they are None that is done here.
+    signals end the run, saved (see Preemption); command is what resumes it, for the message.
     callbacks are added to the config's; dtype is that of the weights (fp64 for tests of exactness).
     """
     for message in _EXPECTED_WARNINGS:
@@ -74,7 +80,7 @@ def fit(
         if inputs.first_batch >= inputs.max_batches:
             _nothing_to_do(config, verify_end(config, inputs))
         else:
-            _fit(config, inputs, owner, composer_device, callbacks, dtype)
+            _fit(config, inputs, owner, composer_device, callbacks, dtype, signals or StopSignals(), command)
 
 
 def _fit(
@@ -84,6 +90,8 @@ def _fit(
     device: ComposerDevice,
     callbacks: Sequence[Callback],
     dtype: torch.dtype,
+    signals: StopSignals,
+    command: str,
 ) -> None:
     precision = _precision(config, device.name)
     generate = build_generate(config, inputs.tokenizer, inputs.data.clock)
@@ -95,29 +103,34 @@ def _fit(
     inputs = restore(config, inputs, model.model, optimizer)
     # Behind the others: a batch's checkpoint has what they did, and what is done with it comes after. The record before
     # it: a run that is killed between them notes the batch again, and does not leave it out.
-    saving = [
-        *_run_record(config, inputs),
-        *build_savers(config, inputs, owner),
-        *([hf_checkpointer] if hf_checkpointer else []),
-    ]
+    savers, records, events = build_savers(config, inputs, owner), _run_record(config, inputs), Events(inputs.folder)
+    saving = [*records, *savers, *([hf_checkpointer] if hf_checkpointer else [])]
+    preemption = build_preemption(config, inputs, savers, records, events, signals, command)
+    for each in generate:
+        each.is_ending = preemption.agree
     trainer = build_trainer(
         config,
         model=model,
         optimizer=optimizer,
         device=device,
-        train_loader=build_train_loader(config, inputs),
+        train_loader=build_train_loader(config, inputs, signals),
         eval_loader=build_eval_loader(config, inputs),
         clock=inputs.data.clock,
         plan=inputs.data.plan,
-        callbacks=[*_data_callbacks(inputs.data), *generate, *callbacks, *saving],
+        callbacks=[*_data_callbacks(inputs.data), preemption, *generate, *callbacks, *saving],
         run_name=inputs.run_name,
         precision=precision,
         state=inputs.start.state if inputs.start is not None else None,
     )
     if hf_checkpointer is not None and inputs.resuming:
         hf_checkpointer.catch_up(trainer.state.timestamp.batch.value)
-    _train(trainer, config, inputs)
-    trainer.close()
+    with signals.deferred():
+        try:
+            _train(trainer, config, inputs, evaluate=preemption.evaluation_due)
+        except RunStopped:  # on every rank
+            trainer.close()
+            raise
+        trainer.close()
     if hf_checkpointer is not None:
         hf_checkpointer.check()
 
@@ -152,13 +165,13 @@ def _nothing_to_do(config: TrainConfig, inputs: Inputs) -> None:
         exporter.check()
 
 
-def _train(trainer: Trainer, config: TrainConfig, inputs: Inputs) -> None:
-    """The steps that are left; what belongs beside the checkpoints is written first."""
+def _train(trainer: Trainer, config: TrainConfig, inputs: Inputs, *, evaluate: bool) -> None:
+    """The steps that are left; what belongs beside the checkpoints is written first. evaluate: begin with that."""
     folder = inputs.folder
     if folder is not None:
         on_first_rank(lambda: _furnish(folder, config, inputs))
     with _full_disk_named(config, folder):
-        if config.eval_first and config.eval_loader is not None and not inputs.resuming:
+        if config.eval_loader is not None and (evaluate or (config.eval_first and not inputs.resuming)):
             trainer.eval()
         trainer.fit()
 
@@ -181,7 +194,7 @@ def _data_callbacks(run: RunData) -> list[Callback]:
     return callbacks
 
 
-def _run_record(config: TrainConfig, inputs: Inputs) -> list[Callback]:
+def _run_record(config: TrainConfig, inputs: Inputs) -> list[RunRecord]:
     if inputs.folder is None:
         return []
     data = inputs.data

@@ -6,10 +6,11 @@ from torch.utils.data import DataLoader
 from data.loading.loader import eval_loader, train_loader
 from train.config.schema import TrainConfig
 from train.run.inputs import Inputs
+from train.supervision.signals import StopSignals
 
 
-def build_train_loader(config: TrainConfig, inputs: Inputs) -> DataLoader:
-    return train_loader(
+def build_train_loader(config: TrainConfig, inputs: Inputs, signals: StopSignals) -> DataLoader:
+    loader = train_loader(
         inputs.data.streams,
         config.train_loader,
         inputs.data.plan,
@@ -20,6 +21,8 @@ def build_train_loader(config: TrainConfig, inputs: Inputs) -> DataLoader:
         world_size=dist.get_world_size(),
         pad_token_id=inputs.tokenizer.pad_token_id,
     )
+    loader.interruptible = signals.interruptible
+    return loader
 
 
 def build_eval_loader(config: TrainConfig, inputs: Inputs) -> DataLoader | None:

@@ -1,25 +1,32 @@
 """The save folder during a run: owned, with room for checkpoints, and written to by the saver."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
+from composer.core import State
 from composer.utils import dist
 
 from data.base.console import logger
+from data.base.durations import parse_wall_time
 from data.base.errors import ConfigError
 from train.callbacks.checkpoint_saver import CheckpointSaver, Saving
+from train.callbacks.run_record import RunRecord
 from train.checkpoint.owner import FLOCK, Owner, own
 from train.checkpoint.retention import Retention
 from train.checkpoint.save import point_to
 from train.checkpoint.save_folder import checkpoints, recover, remove_leftovers
-from train.checkpoint.space import check_space, count_saves, describe_space
+from train.checkpoint.space import check_space, count_saves, describe_space, file_bytes
 from train.config.load import to_yaml
 from train.config.schema import TrainConfig
 from train.distributed.first_rank import on_first_rank
 from train.run.inputs import Inputs, starting_from
+from train.supervision.events import Events
+from train.supervision.preemption import Preemption
+from train.supervision.signals import StopSignals
+from train.supervision.wall_time import WallTime
 from train.weights.start import find_start
 
 
@@ -107,6 +114,40 @@ def build_savers(config: TrainConfig, inputs: Inputs, owner: Owner | None) -> li
     # Loaded just now, and compared with its manifest on the way.
     verified = start.path if start is not None and start.resuming and start.run_id is not None else None
     return [CheckpointSaver(saving, verified=verified, check_owner=owner.check if owner is not None else _nothing)]
+
+
+def build_preemption(
+    config: TrainConfig,
+    inputs: Inputs,
+    savers: Sequence[CheckpointSaver],
+    records: Sequence[RunRecord],
+    events: Events,
+    signals: StopSignals,
+    resume_command: str,
+) -> Preemption:
+    """savers, records: of build_savers and of the run; at most one each."""
+
+    def save(state: State) -> Path | None:
+        path = savers[0].save_now(state)
+        if path is not None:
+            records[0].note_checkpoint(state)
+        return path
+
+    wall_time = None
+    if config.max_wall_time is not None:
+        n_bytes = file_bytes(config, dist.get_world_size())
+        wall_time = WallTime(parse_wall_time(config.max_wall_time), file_bytes=n_bytes)
+        logger.info(f"max_wall_time {config.max_wall_time}: {wall_time}")
+    return Preemption(
+        signals,
+        wall_time=wall_time,
+        save=save if savers else None,
+        longest_save=lambda: max((saver.longest_save for saver in savers), default=0.0),
+        events=events,
+        first_batch=inputs.first_batch,
+        resumed_from=inputs.start.path if inputs.start is not None and inputs.resuming else None,
+        resume_command=resume_command,
+    )
 
 
 def _nothing() -> None:

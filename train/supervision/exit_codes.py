@@ -23,9 +23,10 @@ class ExitCode(IntEnum):
 class RunStopped(Exception):
     """Ends a run that is not over, on every rank with the same code. The text is for the user."""
 
-    def __init__(self, code: ExitCode, text: str) -> None:
+    def __init__(self, code: int, text: str) -> None:
+        """code: an ExitCode, or 128 + n after signal n where nothing is saved."""
         super().__init__(text)
         self.code = code
 
-    def __reduce__(self) -> tuple[type["RunStopped"], tuple[ExitCode, str]]:
+    def __reduce__(self) -> tuple[type["RunStopped"], tuple[int, str]]:
         return RunStopped, (self.code, str(self))

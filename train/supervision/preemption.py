@@ -1,0 +1,127 @@
+"""Ends a run that is to make room: saved, on all ranks together, and so that a scheduler knows to start it again."""
+
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+from composer.core import Callback, State
+from composer.loggers import Logger
+from composer.utils import dist
+
+from data.base.console import logger as console
+from train.supervision.events import Events
+from train.supervision.exit_codes import ExitCode, RunStopped
+from train.supervision.signals import StopSignals
+from train.supervision.wall_time import WallTime
+
+_KEPT = "evaluation_due"
+
+
+class Preemption(Callback):
+    """After a signal to any rank, or in time before max_wall_time, finishes the step, saves, and raises RunStopped.
+
+    Stands before whatever takes long at the end of a batch, and before CheckpointSaver. What a batch is left without
+    because of it is made up for after a resume: its evaluation here, its export by hf_checkpointer.
+    """
+
+    def __init__(
+        self,
+        signals: StopSignals,
+        *,
+        wall_time: WallTime | None,
+        save: Callable[[State], Path | None] | None,
+        longest_save: Callable[[], float],
+        events: Events,
+        first_batch: int,
+        resumed_from: Path | None,
+        resume_command: str,
+    ) -> None:
+        """save: saves and commits a checkpoint of the present batch unless there is one, with its line in the run's
+        record; None without a save_folder. longest_save: seconds, of those of this process."""
+        self._signals, self._wall_time, self._save, self._longest_save = signals, wall_time, save, longest_save
+        self._events, self._first_batch = events, first_batch
+        self._resumed_from, self._resume_command = resumed_from, resume_command
+        self._cause: str | None = None
+        self._exit_code = 0
+        """Where nothing can be saved."""
+        self.evaluation_due = False
+        """Whether the evaluation of the batch that the run resumes from is still to be made."""
+
+    def state_dict(self) -> dict[str, bool]:
+        return {_KEPT: True} if self.evaluation_due else {}
+
+    def load_state_dict(self, state: dict[str, bool]) -> None:
+        self.evaluation_due = state.get(_KEPT, False)
+
+    def agree(self, state: State) -> bool:
+        """Whether the run is to end, on every rank alike. Every rank has to call it."""
+        if self._cause is None:
+            is_up = self._wall_time is not None and state.timestamp.batch > self._first_batch and self._is_up()
+            flags = state.device.tensor_to_device(torch.tensor([self._signals.received or 0, int(is_up)]))
+            dist.all_reduce(flags, reduce_operation="MAX")
+            number, is_up = flags.tolist()
+            if number or is_up:
+                self._cause = _name(number) if number else "max_wall_time reached"
+                self._exit_code = 128 + number if number else ExitCode.FIXABLE
+                console.info(f"{self._cause}: the run ends at batch {state.timestamp.batch.value}")
+        return self._cause is not None
+
+    def before_dataloader(self, state: State, logger: Logger) -> None:
+        if self._wall_time is not None:
+            self._wall_time.begin_step()
+
+    def batch_end(self, state: State, logger: Logger) -> None:
+        if self._wall_time is not None:
+            self._wall_time.end_step()
+        self.agree(state)
+
+    def eval_before_all(self, state: State, logger: Logger) -> None:
+        if self._cause is not None:
+            self.evaluation_due = True
+            self._leave(state, logger)
+
+    def eval_batch_end(self, state: State, logger: Logger) -> None:
+        if self.agree(state):
+            self.evaluation_due = True
+            self._leave(state, logger)
+
+    def eval_end(self, state: State, logger: Logger) -> None:
+        self.evaluation_due = False
+
+    def batch_checkpoint(self, state: State, logger: Logger) -> None:
+        if self._cause is not None:
+            self._leave(state, logger)
+
+    def epoch_end(self, state: State, logger: Logger) -> None:
+        # The run is one epoch, with one batch more than it trains: it ends early only where waiting for a batch was
+        # interrupted, on one rank at least, and Composer then has moved its clock to the next epoch.
+        if self.agree(state):
+            state.timestamp = state.previous_timestamp
+            self._leave(state, logger)
+
+    def _is_up(self) -> bool:
+        assert self._wall_time is not None
+        self._wall_time.note_save(self._longest_save())
+        return self._wall_time.is_up()
+
+    def _leave(self, state: State, logger: Logger) -> NoReturn:
+        batch = state.timestamp.batch.value
+        if self._save is None:
+            code, what = self._exit_code, "nothing was saved, for there is no save_folder"
+        elif batch == self._first_batch and self._resumed_from is None:
+            code, what = self._exit_code, "nothing was saved, for no batch was trained yet"
+        else:
+            # With no batch trained since, the checkpoint that it resumed from says all.
+            path = self._save(state) if batch > self._first_batch else self._resumed_from
+            code = self._exit_code if path is None else ExitCode.RESUMABLE
+            what = f"batch {batch} could not be saved" if path is None else f"batch {batch} is saved in {path}"
+        self._signals.leave()
+        self._events.report("preempted", batch, f"{self._cause}: {what}", logger=logger, exit_code=int(code))
+        again = f"; this resumes it: {self._resume_command}" if code == ExitCode.RESUMABLE else ""
+        raise RunStopped(code, f"{self._cause}: {what}{again}")
+
+
+def _name(number: int) -> str:
+    return f"{signal.Signals(number).name} received"

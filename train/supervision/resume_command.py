@@ -1,0 +1,56 @@
+"""The command that resumes a run, as its user started it."""
+
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import psutil
+
+from data.base.redaction import redacted
+
+_INTERPRETERS = ("python", "pypy")
+
+
+def resume_command(arguments: Sequence[str]) -> str:
+    """For a shell, without secrets: the launcher with its options if there is one, the script, its arguments, and
+    autoresume=true. Has to be called before the launcher may have ended."""
+    # What a launcher is to hand on unexpanded, or another rank's, is not known: this rank's arguments are.
+    kept = [argument for argument in arguments if not argument.startswith("autoresume=")]
+    return shlex.join(map(redacted, [*_started_by(), *kept, "autoresume=true"]))
+
+
+def _started_by() -> list[str]:
+    """Launcher and script, or interpreter and script."""
+    script = sys.argv[0]
+    if "RANK" not in os.environ:
+        own = sys.orig_argv
+        return [_name(own[0]), *own[1 : own.index(script) + 1]] if script in own[1:] else ["python", "train.py"]
+    return [*(_launcher(script) or _usual_launcher()), script]
+
+
+def _launcher(script: str) -> list[str]:
+    """The parent's command line up to the script; empty where it is another."""
+    try:
+        words = psutil.Process(os.getppid()).cmdline()
+    except psutil.Error:
+        return []
+    if script not in words[1:]:
+        return []
+    words = words[: words.index(script)]
+    if _name(words[0]).startswith(_INTERPRETERS) and len(words) > 1 and not words[1].startswith("-"):
+        words = words[1:]  # an installed program's own file, such as .venv/bin/composer
+    return [_name(words[0]), *words[1:]]
+
+
+def _usual_launcher() -> list[str]:
+    n_ranks = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return ["torchrun", "--nproc_per_node", n_ranks]
+    return ["composer", "-n", n_ranks]
+
+
+def _name(program: str) -> str:
+    """As a shell finds it where the environment is activated."""
+    return Path(program).name
