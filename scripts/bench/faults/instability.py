@@ -7,15 +7,15 @@ from pathlib import Path
 
 from scripts.bench.faults.injected import BATCH, bad_gradient, one_expert, scaled_loss
 from scripts.bench.faults.processes import Ended, run
-from scripts.bench.faults.runs import LAST, SAME, Case, Lab, refusal
+from scripts.bench.faults.runs import SAME, Case, Lab, refusal
 
 _UNSTABLE = 3
 """Exit code."""
 _RANKS = 2
 _STOPPED = "stopped, named, saved before it, same model"
 _STOPPED_FINITE = "stopped, named, finite checkpoints"
+_SKIPPED_FINITE = "steps skipped, finite checkpoints"
 _SKIPPED = "step skipped, named, finite model"
-_REPORTED = "reported once"
 _END = 80
 _SPIKE = range(40, 70)
 """Batches, of a longer run."""
@@ -74,35 +74,41 @@ def _lr(policy: str, lab: Lab) -> Iterator[str]:
     """A learning rate with which no run can be trained."""
     run_folder = lab.new() / "run"
     ended = lab.resume(run_folder, "optimizer.lr=1e6", f"on_nonfinite={policy}", ranks=_RANKS)
-    seen = _stopped(ended, "batch")
-    yield seen or (_STOPPED_FINITE if _is_finite(lab, run_folder) else "a checkpoint that is not finite")
+    if policy == "stop":
+        seen = _stopped(ended, "is not finite")
+    else:
+        seen = refusal(ended) or (None if _events(run_folder) else "not reported")
+    if seen is None and not _is_finite(lab, run_folder):
+        seen = "a checkpoint that is not finite"
+    yield seen or (_STOPPED_FINITE if policy == "stop" else _SKIPPED_FINITE)
 
 
-def _spike(policy: str, kinds: str, lab: Lab) -> Iterator[str]:
-    """25 times the loss in 30 steps of a longer run."""
+def _spike(policy: str, lab: Lab) -> Iterator[str]:
+    """25 times the loss in 30 steps of a longer run: the events and their batches."""
     run_folder = lab.new() / "run"
-    flags = (
-        *(f"save_folder={run_folder}", f"max_duration={_END}ba", "save_interval=20ba", f"on_spike={policy}"),
-        *("spikes.window=32", "spikes.min_steps=16"),
-    )
     hook = partial(scaled_loss, range(_RANKS), 25.0, _SPIKE.start, len(_SPIKE))
-    ended = run("train.py", lab.config, *flags, ranks=_RANKS, hook=hook)
-    if (seen := refusal(ended)) is not None:
-        yield seen
-        return
-    found = [line["event"] for line in _events(run_folder)]
-    finite = _is_finite(lab, run_folder)
-    yield f"{', '.join(sorted(set(found)))}: {len(found)} events" + ("" if finite else ", not finite")
+    flags = (f"on_spike={policy}", "spikes={window: 32, min_steps: 16}")
+    ended = _long(lab, run_folder, _END, hook, *flags)
+    finite = ended.code == 0 and _is_finite(lab, run_folder)
+    yield refusal(ended) or _listed(run_folder) + ("" if finite else ", not finite")
+
+
+def _long(lab: Lab, run_folder: Path, batches: int, hook: Hook, *overrides: str) -> Ended:
+    flags = (
+        *(f"save_folder={run_folder}", f"max_duration={batches}ba", "save_interval=20ba"),
+        "train_loader.dataset.max_repeats=9",
+    )
+    return run("train.py", lab.config, *flags, *overrides, ranks=_RANKS, hook=hook)
+
+
+def _listed(run_folder: Path) -> str:
+    return ", ".join(f"{line['event']} at {line['batch']}" for line in _events(run_folder))
 
 
 def _expert(lab: Lab) -> Iterator[str]:
     run_folder = lab.new() / "run"
-    ended = lab.resume(run_folder, ranks=_RANKS, hook=one_expert)
-    if (seen := refusal(ended)) is not None:
-        yield seen
-        return
-    found = [line for line in _events(run_folder) if "expert" in line["message"]]
-    yield _REPORTED if len(found) == 2 else f"{len(found)} events of {LAST} steps"  # one for each layer
+    ended = _long(lab, run_folder, 16, one_expert)
+    yield refusal(ended) or _listed(run_folder) or "not reported"
 
 
 _NAN, _INF = float("nan"), float("inf")
@@ -111,6 +117,12 @@ _FAULTS: Mapping[str, tuple[Hook, str]] = {
     "NaN in the loss, one rank": (partial(scaled_loss, [1], _NAN), "loss"),
     "inf in a gradient, all ranks": (partial(bad_gradient, range(_RANKS), _INF), "gradient"),
     "inf in a gradient, one rank": (partial(bad_gradient, [1], _INF), "gradient"),
+}
+
+_SPIKES = {
+    "log": "spike at 40, spike_end at 70",
+    "skip": "spike at 40, spike_end at 70",
+    "rollback": "rollback at 40, spike_end at 70",
 }
 
 CASES: Mapping[str, Case] = {
@@ -122,11 +134,11 @@ CASES: Mapping[str, Case] = {
             for policy, expected, trials in (("stop", _STOPPED, _stop), ("skip", _SKIPPED, _skip))
         ),
         Case("learning rate 1e6, on_nonfinite: stop", _STOPPED_FINITE, partial(_lr, "stop")),
-        Case("learning rate 1e6, on_nonfinite: skip", _STOPPED_FINITE, partial(_lr, "skip")),
+        Case("learning rate 1e6, on_nonfinite: skip", _SKIPPED_FINITE, partial(_lr, "skip")),
         *(
-            Case(f"25 times the loss for 30 steps, on_spike: {policy}", expected, partial(_spike, policy, expected))
-            for policy, expected in {"log": "", "skip": "", "rollback": ""}.items()
+            Case(f"25 times the loss for 30 steps, on_spike: {policy}", expected, partial(_spike, policy))
+            for policy, expected in _SPIKES.items()
         ),
-        Case("one expert takes all tokens", _REPORTED, _expert),
+        Case("one expert takes all tokens", "expert_collapse at 9", _expert),
     )
 }

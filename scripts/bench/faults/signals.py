@@ -62,10 +62,13 @@ _LAUNCHERS = {
 
 
 def _to_launcher(launcher: str, number: int, lab: Lab) -> Iterator[str]:
-    """The signal comes once two batches are saved. The run is resumed to a batch after that which it has saved."""
+    """The signal comes once two batches are saved."""
     folder = lab.new()
     run, log = folder / "run", folder / "log.txt"
-    flags = (f"save_folder={run}", "max_duration=5000ba", "save_interval=2ba", "save_num_checkpoints_to_keep=2")
+    flags = (
+        *(f"save_folder={run}", "max_duration=5000ba", "train_loader.dataset.max_repeats=300"),
+        *("save_interval=2ba", "save_num_checkpoints_to_keep=2"),
+    )
     command = [str(Path(sys.executable).parent / launcher), *_LAUNCHERS[launcher], "train.py", lab.config, *flags]
     with log.open("w") as output:
         started = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output, start_new_session=True)
