@@ -92,6 +92,10 @@ def _run_or_report(arguments: list[str], signals: StopSignals) -> int:
             sys.stderr.write(f"stopped: {stop}\n")
             sys.stderr.flush()
         return int(stop.code)
+    except Exception as error:
+        if not _shown_elsewhere(error):
+            raise
+        return 1
     return 0
 
 
@@ -181,9 +185,17 @@ def _world_size() -> int:
 
 
 def _report(error: Exception) -> int:
-    """Local rank 0 tells; another does so only if it is still there after a while, having met the error alone."""
+    """Local rank 0 tells; another does so only if it is still there after a while, having met the error alone; none for
+    which another rank has told it."""
     rank = int(os.environ.get("RANK", "0"))
+    if _shown_elsewhere(error):
+        return 2
     if not is_first():
         time.sleep(_GRACE_SECONDS)
     print(f"error: rank {rank}: {error}" if rank else f"error: {error}", file=sys.stderr, flush=True)
     return 2
+
+
+def _shown_elsewhere(error: Exception) -> bool:
+    """See train/distributed/failures.py, which is imported once there can be other ranks' failures."""
+    return getattr(error, "shown_elsewhere", False)

@@ -4,8 +4,9 @@ The position lives in the training process alone. A loader's dataset is indexed 
 from the first batch that is due, so resuming at batch n costs the same as starting at 0.
 """
 
+import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -17,10 +18,13 @@ from data.loading.batches import EvalBatches, TrainBatches
 from data.loading.collate import Batch
 from data.loading.rows import Rows
 from data.loading.worker_process import BeginWorker
+from data.loading.workers import Workers
 from data.mixing.row_plan import RowPlan
 
-TIMEOUT = 60
-"""Seconds without a batch from the workers after which the run stops."""
+Waiting = Callable[[], AbstractContextManager[Callable[[], float]]]
+"""Is entered while a batch is waited for, and gives the seconds that are left."""
+_SHORTEST_WAIT = 0.1
+"""Seconds."""
 
 
 class BatchNumbers(DistributedSampler[Batch]):
@@ -47,43 +51,83 @@ class BatchNumbers(DistributedSampler[Batch]):
 
 
 class BatchLoader(DataLoader[Batch]):
-    """A DataLoader that gives as many batches as it says or raises a DataError: what a worker met, or that it died.
-    It gives fewer only where a signal interrupts it."""
+    """A DataLoader that gives as many batches as it says or raises a DataError: what a worker met, or which one has
+    ended or is late. It gives fewer only where a signal interrupts it. `waiting` (see Waiting) can be replaced before
+    the first batch."""
 
-    def __init__(self, batches: TrainBatches | EvalBatches, **kwargs: Any) -> None:
+    def __init__(self, batches: TrainBatches | EvalBatches, *, name: str, **kwargs: Any) -> None:
+        """name: see Workers. timeout: seconds that a batch may take; a `waiting` may allow more."""
         super().__init__(batches, batch_size=None, sampler=BatchNumbers(batches), **kwargs)
-        self.batches = batches
+        self.batches, self.waiting = batches, self._until_timeout
+        self._name, self._workers, self._given = name, Workers(name, []), 0
         self.interruptible: Callable[[], AbstractContextManager[None]] = nullcontext
         """Entered while a batch is waited for. Where it raises WaitInterrupted the loader ends."""
 
     def __iter__(self) -> Iterator[Batch]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        batches = super().__iter__()
+        self._given = 0
+        with self.waiting(), self.worker_errors():
+            batches = self._begin()
         due = len(self.batches) - self.batches.first
         for given in range(due):
+            self._given = given
             try:
-                with self.interruptible():
-                    batch = self._next(batches, given, due)
+                with self.waiting() as seconds_left, self.worker_errors(), self.interruptible():
+                    batch = self._next(batches, due, seconds_left)
             except WaitInterrupted:
                 return
+            self._given += 1
             yield batch
 
-    def _next(self, batches: Iterator[Batch], given: int, due: int) -> Batch:
+    @contextmanager
+    def worker_errors(self) -> Iterator[None]:
+        """Makes a DataError of what torch raises when a worker has ended, at any moment of the run."""
         try:
-            return next(batches)
-        except DataError as error:
-            # As it was raised, without the worker's traceback in the text.
-            raise DataError(str(error).rpartition(f"{DataError.__name__}: ")[2].strip()) from None
-        except StopIteration:
-            raise DataError(f"the data ended after {given} of {due} batches: a worker lost its rows") from None
+            yield
         except RuntimeError as error:
-            lost = "DataLoader worker" in str(error) or "DataLoader timed out" in str(error)
-            if not lost:
+            named = self._workers.ended(error, self._given, self.batches.first + self._given)
+            if named is None:
                 raise
-            raise DataError(
-                f"a worker that reads rows died or gave nothing for {TIMEOUT} s ({str(error).splitlines()[0]}): look "
-                "for the system's out-of-memory messages, or for a file system that hangs; num_workers: 0 reads in "
-                "the training process, and shows where"
-            ) from None
+            raise named from None
+
+    def _begin(self) -> Iterator[Batch]:
+        try:
+            batches = super().__iter__()
+        except RuntimeError as error:
+            if "DataLoader timed out" not in str(error):
+                raise
+            raise self._workers.not_ready() from None
+        # torch's list, which only names them here.
+        self._workers = Workers(self._name, [worker.pid for worker in getattr(batches, "_workers", ())])
+        return batches
+
+    def _next(self, batches: Any, due: int, seconds_left: Callable[[], float]) -> Batch:
+        start = time.monotonic()
+        while True:
+            try:
+                batch = next(batches)
+            except DataError as error:
+                # As it was raised, without the worker's traceback in the text.
+                raise DataError(str(error).rpartition(f"{DataError.__name__}: ")[2].strip()) from None
+            except StopIteration:
+                raise DataError(
+                    f"the data ended after {self._given} of {due} batches: a worker lost its rows"
+                ) from None
+            except RuntimeError as error:
+                if "DataLoader timed out" not in str(error):
+                    raise
+                left = seconds_left()
+                if left <= 0:
+                    seconds = time.monotonic() - start
+                    raise self._workers.late(self._given, self.batches.first + self._given, seconds) from None
+                batches._timeout = min(max(left, _SHORTEST_WAIT), self.timeout)
+            else:
+                batches._timeout = self.timeout
+                return batch
+
+    @contextmanager
+    def _until_timeout(self) -> Iterator[Callable[[], float]]:
+        end = time.monotonic() + self.timeout
+        yield lambda: end - time.monotonic()
 
 
 def train_loader(
@@ -95,10 +139,12 @@ def train_loader(
     rank: int,
     world_size: int,
     pad_token_id: int,
+    timeout: float | None = None,
 ) -> BatchLoader:
     """This rank's part of each of the run's n_batches global batches, one item a batch.
 
-    `dataset.state_dict` and `dataset.load_state_dict` carry the position.
+    `dataset.state_dict` and `dataset.load_state_dict` carry the position. timeout: seconds that a batch of the workers
+    may take; None for any.
     """
     batches = TrainBatches(
         streams,
@@ -109,7 +155,7 @@ def train_loader(
         world_size=world_size,
         pad_token_id=pad_token_id,
     )
-    return _loader(batches, config)
+    return _loader(batches, config, f"rank {rank}'s train_loader", timeout)
 
 
 def eval_loader(
@@ -120,7 +166,8 @@ def eval_loader(
     rank: int,
     world_size: int,
     pad_token_id: int,
-) -> DataLoader[Batch]:
+    timeout: float | None = None,
+) -> BatchLoader:
     """Every row exactly once over the ranks, the same number of equal batches on each; what is missing is padding."""
     batches = EvalBatches(
         streams,
@@ -130,18 +177,21 @@ def eval_loader(
         world_size=world_size,
         pad_token_id=pad_token_id,
     )
-    return _loader(batches, config)
+    return _loader(batches, config, f"rank {rank}'s eval_loader", timeout)
 
 
-def _loader(batches: TrainBatches | EvalBatches, config: DataLoaderConfig) -> BatchLoader:
+def _loader(
+    batches: TrainBatches | EvalBatches, config: DataLoaderConfig, name: str, timeout: float | None
+) -> BatchLoader:
     with_workers = config.num_workers > 0
     return BatchLoader(
         batches,
+        name=name,
         num_workers=config.num_workers,
         prefetch_factor=config.prefetch_factor if with_workers else None,
         persistent_workers=config.persistent_workers and with_workers,
         pin_memory=config.pin_memory and torch.cuda.is_available(),
-        timeout=TIMEOUT if with_workers else 0,
+        timeout=timeout if with_workers and timeout is not None else 0,
         worker_init_fn=BeginWorker(),
         # Its own generator: the seed that a DataLoader draws for its workers must not move the model's random numbers.
         generator=torch.Generator(),

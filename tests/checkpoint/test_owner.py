@@ -122,7 +122,7 @@ def test_what_a_killed_run_left_is_taken_over_at_once(tmp_path: Path, capsys) ->
 
 
 def test_a_process_that_has_the_pid_of_the_dead_owner_is_another(tmp_path: Path) -> None:
-    write_lock(tmp_path, started=owner._start_time(os.getpid()) - 1)
+    write_lock(tmp_path, started=owner.start_time(os.getpid()) - 1)
     check_unowned(tmp_path)
     with own(tmp_path, "mine"):
         assert content(tmp_path)["run_name"] == "mine"
@@ -142,7 +142,7 @@ def test_a_process_that_is_hidden_is_judged_by_its_heartbeat(tmp_path: Path, mon
         raise psutil.AccessDenied(pid)
 
     monkeypatch.setattr(owner, "_this_process", lambda name: mine)
-    monkeypatch.setattr(owner, "_start_time", hidden)
+    monkeypatch.setattr(owner, "start_time", hidden)
     check_unowned(tmp_path)
     with beating(file):
         assert "run 'before'" in refusal(tmp_path)

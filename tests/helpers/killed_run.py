@@ -117,8 +117,8 @@ class KilledRun:
             if contents(self.folder / name).get(what) != value
         ]
         found += [f"{path.name} is left" for path in self.folder.iterdir() if path.name.startswith(".part")]
-        if os.readlink(self.folder / "latest") != expected[-1]:
-            found.append(f"latest is {os.readlink(self.folder / 'latest')}")
+        if (newest := str((self.folder / "latest").readlink())) != expected[-1]:
+            found.append(f"latest is {newest}")
         lines, expected_lines = record(self.folder), record(whole.folder)
         found += [f"record.jsonl: {line}" for line in lines if line not in expected_lines]
         # The last evaluation comes after the last save: with that nothing is left to do.

@@ -5,11 +5,13 @@ import multiprocessing
 import os
 import pickle
 import socket
+import sys
 import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +93,52 @@ class Ranks:
     def results(self) -> list[Any]:
         """What the function returned on each rank. Raises RuntimeError with the traceback of one where it raised."""
         return _results(self._folder, self.exitcodes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankEnd:
+    """How a rank ended."""
+
+    code: int
+    """Exit code; below 0, the signal."""
+    output: str
+    """stdout and stderr."""
+    seconds: float
+    """Since all were started."""
+
+
+def ends_of_ranks(function: Callable[..., int], world_size: int, *args: Any, timeout: float = 120) -> list[RankEnd]:
+    """How each rank ends whose exit code is function(*args), without a launcher that would end the others. function
+    lives at the top of a module. Raises TimeoutError, with the outputs, when one does not end."""
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        started_ranks(_ending_rank, world_size, folder, function, args) as ranks,
+    ):
+        start, ended = time.monotonic(), dict[int, float]()
+        while len(ended) < world_size and (seconds := time.monotonic() - start) < timeout:
+            ended |= {n: seconds for n, code in enumerate(ranks.exitcodes) if code is not None and n not in ended}
+            time.sleep(0.02)
+        ranks.end()
+        outputs = [Path(folder) / str(rank) for rank in range(world_size)]
+        texts = [path.read_text() if path.exists() else "" for path in outputs]
+        if len(ended) < world_size:
+            raise TimeoutError(f"of {world_size} ranks only {sorted(ended)} ended in {timeout} s: {texts}")
+        codes = [code for code in ranks.exitcodes if code is not None]
+        return [RankEnd(code=codes[n], output=texts[n], seconds=ended[n]) for n in range(world_size)]
+
+
+def _ending_rank(folder: str, function: Callable[..., int], args: Any) -> None:
+    file = os.open(Path(folder) / os.environ["RANK"], os.O_CREAT | os.O_WRONLY)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
+    code = 1
+    try:
+        code = function(*args)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)
 
 
 def _free_port() -> int:

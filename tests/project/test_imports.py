@@ -16,6 +16,7 @@ ORDER = [
     "train.run",
     "train.callbacks",
     "train.stability",
+    "train.supervision.hangs",
     "train.supervision",
     "train.planning",
     "train.generation",

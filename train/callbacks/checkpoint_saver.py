@@ -12,21 +12,27 @@ from typing import Any
 from composer.core import Callback, State
 from composer.loggers import Logger
 from composer.utils import dist, reproducibility
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from data.base.console import logger as console
 from data.base.errors import ConfigError, DataError, os_errors_named, plain_os_errors, reason
+from data.base.problems import listed_clauses
 from data.base.sizes import format_bytes
 from data.base.versions import versions
-from train.checkpoint.load import saved_parameters, saved_tensors
+from train.checkpoint.load import refuse_not_finite, saved_parameters, saved_tensors
 from train.checkpoint.retention import KEEP, Retention
 from train.checkpoint.save import gathered, n_bytes, save_checkpoint
-from train.checkpoint.save_folder import checkpoints, remove
+from train.checkpoint.save_folder import batch_of, checkpoints, remove
 from train.checkpoint.state import RunState, encode_random, timestamp_from_composer, to_json
 from train.checkpoint.storage.files import corruption
+from train.checkpoint.storage.finite import NotFiniteError
 from train.checkpoint.storage.manifest import Manifest
 from train.composer_model import DbrxForComposer
 from train.distributed.first_rank import on_first_rank
+from train.supervision.exit_codes import ExitCode, RunStopped
+from train.supervision.hangs.deadlines import Section
+from train.supervision.hangs.sections import within
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,12 +88,25 @@ class CheckpointSaver(Callback):
             self._save(state, batch, random)
         return self._saved[1] if self._saved is not None and self._saved[0] == batch else None
 
+    def committed(self, state: State) -> list[Path]:
+        """The checkpoints of the run up to its present batch, oldest first. Every rank has to call it, and gets those
+        that rank 0 sees."""
+        found: list[list[Path]] = [[]]
+        if dist.get_global_rank() == 0:
+            # Those of later batches are of a future that was given up: the run has resumed from one before them.
+            present = checkpoints(self.saving.folder)
+            found = [[path for path in present if batch_of(path) <= state.timestamp.batch.value]]
+        dist.broadcast_object_list(found, src=0)
+        return found[0]
+
+    @within(Section.SAVE)
     def _save(self, state: State, batch: int, random: Mapping[str, Any] | None = None) -> None:
         start = time.monotonic()
         on_first_rank(self._check_owner)
         checkpoint = self.saving.folder / f"ep{state.timestamp.epoch.value}-ba{batch}"
         (optimizer,) = state.optimizers
         tensors = saved_tensors(_model(state).model, optimizer)
+        _stop_unless_finite(checkpoint, tensors)
         saved = save_checkpoint(
             checkpoint,
             gathered(tensors) if self.saving.gather else tensors,
@@ -159,6 +178,19 @@ class CheckpointSaver(Callback):
             self._verified.add(checkpoint)
         if dist.get_global_rank() == 0:
             _remove(superseded)
+
+
+def _stop_unless_finite(checkpoint: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Raises RunStopped, on every rank, before anything is written."""
+    try:
+        refuse_not_finite(checkpoint, tensors)
+    except NotFiniteError as error:
+        names = listed_clauses(error.tensors)
+        raise RunStopped(
+            ExitCode.UNSTABLE,
+            f"{checkpoint.name} is not saved, because there are NaN or infinite numbers in {names}: start again with "
+            "autoresume=true from the checkpoint before it, with a lower optimizer.lr",
+        ) from None
 
 
 def _remove(superseded: Sequence[Path]) -> None:

@@ -18,6 +18,8 @@ from train.config.schema import TrainConfig
 from train.generation.decoders import DbrxDecoder
 from train.generation.generate import stream_answers
 from train.generation.questions import as_question, encode_one
+from train.supervision.hangs.deadlines import Section
+from train.supervision.hangs.sections import within
 
 COLUMNS = ["batch", "prompt", "response"]
 
@@ -49,6 +51,7 @@ class Generate(Callback):
         rows = [[batch, redacted(prompt), redacted(text)] for prompt, text in zip(self.shown, texts, strict=True)]
         _log_table(logger, rows, batch)
 
+    @within(Section.UNTIMED)
     def _generate(self, state: State) -> list[str] | None:
         """None where the run is to end."""
 

@@ -16,6 +16,8 @@ from train.checkpoint.save_folder import batch_of, check_writable, checkpoints, 
 from train.config.schema import TrainConfig
 from train.export.export import export
 from train.models.precision import BY_DTYPE, Precision
+from train.supervision.hangs.deadlines import Section
+from train.supervision.hangs.sections import within
 
 _POLL_SECONDS = 0.5
 _KEY = "callbacks.hf_checkpointer"
@@ -85,6 +87,7 @@ class HFCheckpointer(Callback):
     def _is_due(self, batch: int) -> bool:
         return batch > 0 and (batch % self.interval == 0 or batch == self.last_batch)
 
+    @within(Section.UNTIMED)
     def _export_on_first_rank(self, batch: int, *, only_if_missing: bool = False) -> None:
         why = ""
         if dist.get_global_rank() == 0 and not (only_if_missing and (self.folder / f"ba{batch}").exists()):

@@ -13,6 +13,7 @@ from torch.distributed.fsdp import FSDPModule
 from data.base.errors import ConfigError
 from train.checkpoint.full import FullCheckpoint
 from train.checkpoint.reader import OPTIMIZERS, PREFIX, CheckpointReader
+from train.checkpoint.storage.finite import NotFiniteError, keys_not_finite
 from train.models.lora.adapters import is_adapter
 from train.models.recompute import named_parameters
 
@@ -52,7 +53,7 @@ def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None, 
     call it.
 
     The settings of the optimizer's groups stay as they are, whatever the groups of the checkpoint were. Raises
-    CorruptCheckpointError or ConfigError, the same on every rank; then the model has undefined values.
+    CorruptCheckpointError, NotFiniteError or ConfigError, the same on every rank; then the model has undefined values.
     """
     params = saved_parameters(model)
     tensors: dict[str, Tensor] = {PREFIX + name: param for name, param in params.items()}
@@ -69,8 +70,15 @@ def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None, 
                 for key, value in state.items()
             }
         checkpoint.load(tensors)
+    refuse_not_finite(path, tensors)
     if optimizer is not None:
         _set_states(optimizer, states)
+
+
+def refuse_not_finite(checkpoint: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Raises NotFiniteError, on every rank, when one of them has NaN or infinite numbers. Every rank has to call it."""
+    if keys := keys_not_finite(tensors):
+        raise NotFiniteError(checkpoint, tuple(key.removeprefix(PREFIX).removeprefix(OPTIMIZERS) for key in keys))
 
 
 def _state_key(optimizer: torch.optim.Optimizer, name: str, key: str) -> str:

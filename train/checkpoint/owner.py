@@ -8,7 +8,6 @@ machines are never compared: a watcher sees that time change, or not.
 import errno
 import json
 import os
-import socket
 import tempfile
 import threading
 import time
@@ -26,6 +25,7 @@ from data.base.console import logger, notice
 from data.base.errors import ConfigError, DataError, os_errors_named, plain_os_errors
 from data.base.locks import exclusive_unless
 from data.base.paths import shown
+from data.base.processes import machine, start_time
 
 LOCK_FILE = ".owner.json"
 """In a save folder while a run owns it, and after that run was killed."""
@@ -57,7 +57,7 @@ class _Record:
     host: str
     pid: int
     started: float
-    """When the process started (see _start_time): a later process with its pid is another."""
+    """When the process started (see data/base/processes.py): a later process with its pid is another."""
     boot_id: str
     pid_namespace: str
     """Empty, as boot_id, where the system has none."""
@@ -277,47 +277,25 @@ def _refusal(folder: Path, found: _Found) -> ConfigError:
 def _is_alive(found: _Found) -> bool | None:
     """Whether the owner's process is; None where it is not visible from here."""
     record = found.record
-    if record is None or record.machine != _machine():
+    if record is None or record.machine != machine():
         return None
     if not psutil.pid_exists(record.pid):
         return False
     try:
-        return _start_time(record.pid) == record.started
+        return start_time(record.pid) == record.started
     except psutil.NoSuchProcess:  # a zombie too
         return False
     except (psutil.Error, OSError):
         return None  # such as another user's, where /proc hides these
 
 
-def _start_time(pid: int) -> float:
-    """When a process started. Raises psutil.NoSuchProcess when it has ended.
-
-    On Linux in ticks since the boot: psutil adds the time of the boot, which moves when the clock is set.
-    """
-    process = psutil.Process(pid)
-    if process.status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD):
-        raise psutil.ZombieProcess(pid)
-    stat = Path(f"/proc/{pid}/stat")
-    # The second field is the program's name in parentheses, with whatever is in it; the start time is the 22nd.
-    return float(stat.read_text().rpartition(")")[2].split()[19]) if psutil.LINUX else process.create_time()
-
-
-def _machine() -> tuple[str, str, str]:
-    boot_id = namespace = ""
-    with suppress(OSError):
-        boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    with suppress(OSError):
-        namespace = str(Path("/proc/self/ns/pid").readlink())
-    return socket.gethostname(), boot_id, namespace
-
-
 def _this_process(run_name: str) -> _Record:
-    host, boot_id, namespace = _machine()
+    host, boot_id, namespace = machine()
     return _Record(
         token=uuid.uuid4().hex,
         host=host,
         pid=os.getpid(),
-        started=_start_time(os.getpid()),
+        started=start_time(os.getpid()),
         boot_id=boot_id,
         pid_namespace=namespace,
         run_name=run_name,

@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     from data.tokenization.tokenizer import Tokenizer
 
 RECORD = "record.jsonl"
-"""In a save folder: a line {batch, rows, tokens, versions} for each checkpoint, {batch, eval} for each evaluation."""
+"""In a save folder: a line {batch, rows, tokens, versions} for each checkpoint, {batch, eval} for each evaluation,
+{batch, event, message, ...} for each event."""
 
 RUN = "run.json"
 """In a save folder: what identifies the run whose checkpoints are in it, and hashes of the tokenizer's files."""
@@ -44,6 +45,8 @@ LATEST = "latest"
 """In a save folder: a link to the newest checkpoint."""
 PART = ".part-"
 """Begins the names of what is not committed."""
+INCIDENTS = "incidents"
+"""In a save folder: batches whose loss or gradient was not finite (see train/stability/incidents.py)."""
 
 _NAME = re.compile(r"ep\d+-ba(\d+)(?:-rank0\.pt)?")
 
@@ -267,6 +270,7 @@ def furnish_save_folder(
             if not resuming:
                 # Before run.json: checkpoints of another run than it names cannot be resumed from.
                 (folder / RECORD).unlink(missing_ok=True)
+                shutil.rmtree(folder / INCIDENTS, ignore_errors=True)
                 for path in (*checkpoints(folder), *damaged(folder)):
                     remove(path)
             shutil.rmtree(folder / "tokenizer", ignore_errors=True)

@@ -40,3 +40,5 @@ class DeadlinesConfig(Section):
     """Seconds, at least, for a batch of an evaluation."""
     save: Positive | None = 1800.0
     """Seconds, at least, for saving a checkpoint."""
+    heartbeat: Positive | None = 120.0
+    """Seconds without a sign of life from a rank, whatever it was doing."""

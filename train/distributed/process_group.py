@@ -13,7 +13,7 @@ from torch.distributed import PrefixStore, is_initialized  # pyright: ignore[rep
 
 from data.base.console import node_logger
 from data.base.errors import ConfigError, Problems
-from data.base.redaction import redacted
+from train.distributed.failures import failure_of, is_shown, note_shown, note_shown_elsewhere, share, shared
 from train.distributed.rank_store import address, connect, serves, why_not_served
 
 if TYPE_CHECKING:
@@ -24,7 +24,9 @@ _NOTICE_SECONDS, _NEXT_NOTICE_SECONDS = 10.0, 60.0
 """After which each node says what it waits for, and says it again."""
 _REPORT_SECONDS = 5.0
 """In which a rank that fails tries to reach the store."""
-_FAILED, _ARRIVED, _ALL_ARRIVED = "failed", "arrived", "all arrived"
+_SHOWN_SECONDS = 10.0
+"""In which another rank, which waits for it, shows its error. The launcher then ends the others."""
+_ARRIVED, _ALL_ARRIVED = "arrived", "all arrived"
 
 
 @contextmanager
@@ -42,9 +44,18 @@ def sharing_failures(problems: Problems | None = None) -> Iterator[None]:
         if _must_join():
             with suppress(ConfigError, RuntimeError):
                 if held is not None or why_not_served(_REPORT_SECONDS) is None:
-                    text = redacted(f"rank {os.environ['RANK']} failed: {error or type(error).__name__}")
-                    connect(_REPORT_SECONDS).compare_set(_FAILED, "", text)  # the first one counts
+                    _share(error)
         raise
+
+
+def _share(error: Exception) -> None:
+    """Rank 0 shows what it raises itself. What another raises is rank 0's to show once it waits for the others."""
+    rank, store = int(os.environ["RANK"]), connect(_REPORT_SECONDS)
+    share(store, failure_of(error, rank))
+    if rank == 0:
+        note_shown(store)
+    elif _poll(lambda: is_shown(store), str, _SHOWN_SECONDS):
+        note_shown_elsewhere(error)
 
 
 def initialize_dist(device: "Device", timeout: float) -> None:
@@ -72,8 +83,8 @@ def _wait_for_all(timeout: float) -> PrefixStore:
     store = connect()
 
     def all_arrived() -> bool:
-        if store.check([_FAILED]):
-            raise ConfigError(store.get(_FAILED).decode())
+        if (failure := shared(store)) is not None:
+            raise ConfigError(failure.message)
         return store.check([_ALL_ARRIVED])
 
     try:

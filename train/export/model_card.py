@@ -26,6 +26,8 @@ def read_record(checkpoint: Path) -> dict[str, Any]:
             line = json.loads(text)
         except ValueError:
             continue  # a killed run's last
+        if "event" in line:
+            continue
         if "eval" in line and line["batch"] <= batch_of(checkpoint) and line["batch"] >= record.get("eval_batch", 0):
             record |= {"eval": line["eval"], "eval_batch": line["batch"]}
         elif line["batch"] == batch_of(checkpoint):

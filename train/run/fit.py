@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from train.callbacks.generate import build_generate
 from train.callbacks.hf_checkpointer import build_hf_checkpointer
 from train.callbacks.remote_shards import RemoteShards
 from train.callbacks.run_record import RunRecord
+from train.callbacks.section_marks import SectionMarks
 from train.callbacks.stream_monitor import StreamMonitor
 from train.checkpoint.owner import Owner
 from train.checkpoint.save import point_to
@@ -33,10 +34,14 @@ from train.run.inputs import Inputs, describe, open_inputs, starting_from, warni
 from train.run.loaders import build_eval_loader, build_train_loader
 from train.run.model import build_model
 from train.run.restore import restore, verify_end
-from train.run.saving import build_preemption, build_savers, owned
+from train.run.saving import Supervision, build_preemption, build_savers, owned
 from train.run.trainer import build_trainer
+from train.stability.step_check import StepCheck
 from train.supervision.events import Events
 from train.supervision.exit_codes import RunStopped
+from train.supervision.hangs.deadlines import Section
+from train.supervision.hangs.sections import within
+from train.supervision.hangs.watch import watched
 from train.supervision.signals import StopSignals
 from train.weights.frozen_base import frozen_weights, note_base
 
@@ -72,15 +77,17 @@ def fit(
     composer_device = get_device(device or choose_device(config.device))
     with sharing_failures():
         inputs = _initialize(open_inputs(config) if inputs is None else inputs, config, composer_device)
-    inputs = verify_end(config, inputs)
-    if inputs.first_batch >= inputs.max_batches:
-        _nothing_to_do(config, inputs)
-        return
-    with owned(config, inputs) as (owner, inputs):
+    supervision = Supervision(Events(inputs.folder), signals or StopSignals(), command)
+    with watched(config.deadlines, inputs.folder, supervision.events) as sections:
+        inputs = verify_end(config, inputs)
         if inputs.first_batch >= inputs.max_batches:
-            _nothing_to_do(config, verify_end(config, inputs))
-        else:
-            _fit(config, inputs, owner, composer_device, callbacks, dtype, signals or StopSignals(), command)
+            _nothing_to_do(config, inputs)
+            return
+        with owned(config, inputs) as (owner, inputs):
+            if inputs.first_batch >= inputs.max_batches:
+                _nothing_to_do(config, verify_end(config, inputs))
+                return
+            _fit(config, inputs, owner, composer_device, [SectionMarks(sections), *callbacks], dtype, supervision)
 
 
 def _fit(
@@ -90,8 +97,7 @@ def _fit(
     device: ComposerDevice,
     callbacks: Sequence[Callback],
     dtype: torch.dtype,
-    signals: StopSignals,
-    command: str,
+    supervision: Supervision,
 ) -> None:
     precision = _precision(config, device.name)
     generate = build_generate(config, inputs.tokenizer, inputs.data.clock)
@@ -101,11 +107,21 @@ def _fit(
     model = build_model(config, inputs, precision=precision, device=_torch_device(device), dtype=dtype)
     optimizer = build_optimizer(config.optimizer, model.model)
     inputs = restore(config, inputs, model.model, optimizer)
+    train_loader = build_train_loader(config, inputs, supervision.signals)
+    eval_loader = build_eval_loader(config, inputs)
     # Behind the others: a batch's checkpoint has what they did, and what is done with it comes after. The record before
     # it: a run that is killed between them notes the batch again, and does not leave it out.
-    savers, records, events = build_savers(config, inputs, owner), _run_record(config, inputs), Events(inputs.folder)
+    savers, records = build_savers(config, inputs, owner), _run_record(config, inputs)
     saving = [*records, *savers, *([hf_checkpointer] if hf_checkpointer else [])]
-    preemption = build_preemption(config, inputs, savers, records, events, signals, command)
+    check = StepCheck(
+        config,
+        inputs.data.plan,
+        model.model,
+        supervision.events,
+        folder=inputs.folder,
+        saver=savers[0] if savers else None,
+    )
+    preemption = build_preemption(config, inputs, savers, records, supervision)
     for each in generate:
         each.is_ending = preemption.agree
     trainer = build_trainer(
@@ -113,23 +129,29 @@ def _fit(
         model=model,
         optimizer=optimizer,
         device=device,
-        train_loader=build_train_loader(config, inputs, signals),
-        eval_loader=build_eval_loader(config, inputs),
+        train_loader=train_loader,
+        eval_loader=eval_loader,
         clock=inputs.data.clock,
         plan=inputs.data.plan,
-        callbacks=[*_data_callbacks(inputs.data), preemption, *generate, *callbacks, *saving],
+        callbacks=[*_data_callbacks(inputs.data), preemption, *generate, *callbacks, check, *saving],
         run_name=inputs.run_name,
         precision=precision,
         state=inputs.start.state if inputs.start is not None else None,
     )
     if hf_checkpointer is not None and inputs.resuming:
         hf_checkpointer.catch_up(trainer.state.timestamp.batch.value)
-    with signals.deferred():
+    with ExitStack() as stack:
+        for loader in (train_loader, eval_loader):
+            if loader is not None:
+                stack.enter_context(loader.worker_errors())
+        stack.enter_context(supervision.signals.deferred())
         try:
             _train(trainer, config, inputs, evaluate=preemption.evaluation_due)
         except RunStopped:  # on every rank
-            trainer.close()
+            with within(Section.UNTIMED):
+                trainer.close()
             raise
+    with within(Section.UNTIMED):
         trainer.close()
     if hf_checkpointer is not None:
         hf_checkpointer.check()

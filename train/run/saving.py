@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -28,6 +29,15 @@ from train.supervision.preemption import Preemption
 from train.supervision.signals import StopSignals
 from train.supervision.wall_time import WallTime
 from train.weights.start import find_start
+
+
+@dataclass(frozen=True)
+class Supervision:
+    """What ends a run from outside, and how that is reported."""
+
+    events: Events
+    signals: StopSignals
+    resume_command: str
 
 
 @contextmanager
@@ -121,9 +131,7 @@ def build_preemption(
     inputs: Inputs,
     savers: Sequence[CheckpointSaver],
     records: Sequence[RunRecord],
-    events: Events,
-    signals: StopSignals,
-    resume_command: str,
+    supervision: Supervision,
 ) -> Preemption:
     """savers, records: of build_savers and of the run; at most one each."""
 
@@ -139,14 +147,14 @@ def build_preemption(
         wall_time = WallTime(parse_wall_time(config.max_wall_time), file_bytes=n_bytes)
         logger.info(f"max_wall_time {config.max_wall_time}: {wall_time}")
     return Preemption(
-        signals,
+        supervision.signals,
         wall_time=wall_time,
         save=save if savers else None,
         longest_save=lambda: max((saver.longest_save for saver in savers), default=0.0),
-        events=events,
+        events=supervision.events,
         first_batch=inputs.first_batch,
         resumed_from=inputs.start.path if inputs.start is not None and inputs.resuming else None,
-        resume_command=resume_command,
+        resume_command=supervision.resume_command,
     )
 
 

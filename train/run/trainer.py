@@ -4,8 +4,7 @@ from collections.abc import Sequence
 
 import torch
 from composer import Trainer
-from composer.algorithms import GradientClipping
-from composer.core import Algorithm, Callback, DataSpec, Evaluator
+from composer.core import Callback, DataSpec, Evaluator
 from composer.devices import Device
 from composer.utils import dist
 from composer.utils.parallelism import FSDP2Config
@@ -20,7 +19,6 @@ from train.callbacks.restore_rng import RestoreRNG
 from train.checkpoint.state import RunState, decode_random, timestamp_for_composer
 from train.composer_compat import leave_sharded_models
 from train.composer_model import DbrxForComposer
-from train.config.optimizer import AlgorithmsConfig
 from train.config.ranks import train_microbatch_rows
 from train.config.schema import TrainConfig
 from train.hardware.allocator import keep_freed_memory
@@ -70,7 +68,6 @@ def build_trainer(
         eval_interval=f"{clock.batches(config.eval_interval)}ba",
         max_duration=f"{clock.max_batches}ba",
         optimizers=optimizer,
-        algorithms=_algorithms(config.algorithms),
         callbacks=[*first, *build_callbacks(config.callbacks), *callbacks],
         loggers=build_loggers(config.loggers, run_name),
         progress_bar=config.progress_bar,
@@ -99,11 +96,6 @@ def _resume(trainer: Trainer, state: RunState) -> None:
     for callback in trainer.state.callbacks:
         if (saved := state.callbacks.get(type(callback).__qualname__)) is not None:
             callback.load_state_dict(saved)
-
-
-def _algorithms(config: AlgorithmsConfig) -> list[Algorithm]:
-    clipping = config.gradient_clipping
-    return [] if clipping is None else [GradientClipping(clipping.clipping_type, clipping.clipping_threshold)]
 
 
 def _evaluator(config: TrainConfig, model: DbrxForComposer, loader: DataLoader | None) -> Evaluator | None:

@@ -1,4 +1,4 @@
-"""Whether a step can be trusted: non-finite values, spikes of the loss, and what is done about them.
+"""What the loss, the gradients and the experts' loads of a step say about a run, and what it does about them.
 
-What a run does when it is told to stop, or hangs, belongs to train/supervision.
+What a step computes belongs to train/models and train/composer_model.py; events and exit codes, to train/supervision.
 """

@@ -1,0 +1,72 @@
+"""Computes a batch again whose loss or gradient was not finite, and compares the loss of each rank, bit for bit.
+
+  python scripts/replay_batch.py runs/mine/checkpoints/incidents/ba700
+  composer -n 2 scripts/replay_batch.py runs/mine/checkpoints/incidents/ba700      as many ranks as the run had
+
+It starts from the newest checkpoint up to the batch and trains up to it; nothing is saved. The exit code is 0 when all
+is equal, 1 when not, 2 after an error.
+"""
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+# Only the repository's root: in these folders evaluate.py, for one, would hide the package of the same name.
+sys.path[:] = [str(ROOT), *(path for path in sys.path if not Path(path).resolve().is_relative_to(ROOT / "scripts"))]
+
+import argparse
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from train.run.replay import Replayed
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("incident", type=Path, help="a folder of SAVE_FOLDER/incidents")
+    args = parser.parse_args(argv)
+
+    from data.base.console import is_first, logger, show_on_console
+    from data.base.errors import ConfigError, DataError
+    from data.base.paths import refuse_path_arguments
+
+    show_on_console()
+    try:
+        refuse_path_arguments(args, "incident")
+        from train.run.replay import replay
+
+        ranks = replay(args.incident)
+    except (ConfigError, DataError) as error:
+        if is_first():
+            print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    for line in describe(ranks):
+        logger.info(line)
+    return 0 if all(rank.is_same for rank in ranks) else 1
+
+
+def describe(ranks: Sequence["Replayed"]) -> list[str]:
+    lines = []
+    for number, rank in enumerate(ranks):
+        rows = "the same rows" if rank.same_rows else "OTHER ROWS"
+        random = "the same random state" if rank.same_random else "ANOTHER RANDOM STATE"
+        equal = "equal" if rank.recorded == rank.replayed else "NOT EQUAL"
+        losses = f"recorded {_shown(rank.recorded)}, replayed {_shown(rank.replayed)}: {equal}"
+        lines.append(f"rank {number}: loss {losses}; {rows}, {random}")
+    if all(rank.is_same for rank in ranks):
+        lines.append("equal bit for bit on all ranks")
+    elif all(math.isfinite(float.fromhex(rank.replayed)) for rank in ranks):
+        lines.append("the loss is finite when it is computed again: neither weights nor rows explain what was recorded")
+    return lines
+
+
+def _shown(loss: str) -> str:
+    return f"{float.fromhex(loss)!r} ({loss})"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,44 @@
+"""A checkpoint holds finite numbers alone: what does not is neither saved nor loaded."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from composer.utils import dist
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from data.base.errors import ConfigError
+from train.hf.finite import not_finite
+
+_HINT = "use one from before the training diverged (autoresume=true takes the one before it where this one is deleted)"
+
+
+class NotFiniteError(ConfigError):
+    """A checkpoint with NaN or infinite numbers in its weights or in the state of its optimizer."""
+
+    def __init__(self, checkpoint: Path, tensors: tuple[str, ...]) -> None:
+        super().__init__(not_finite(f"checkpoint {checkpoint}", tensors, _HINT))
+        self.checkpoint, self.tensors = checkpoint, tensors
+
+    def __reduce__(self) -> tuple[type["NotFiniteError"], tuple[Path, tuple[str, ...]]]:
+        return NotFiniteError, (self.checkpoint, self.tensors)
+
+
+@torch.no_grad()
+def keys_not_finite(tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """The keys of the tensors that are not finite on some rank: each looks at its shards, once, and all learn of all.
+    Every rank has to call it."""
+    locals_ = {key: tensor.to_local() if isinstance(tensor, DTensor) else tensor for key, tensor in tensors.items()}
+    numbers = {key: local for key, local in locals_.items() if local.is_floating_point() and local.numel()}
+    # One wait for the device. Of counters, which stay on the CPU, as well.
+    ends = [torch.stack(local.aminmax()).isfinite().all().to(local.device, torch.uint8) for local in numbers.values()]
+    by_device: dict[torch.device, list[int]] = {}
+    for place, end in enumerate(ends):
+        by_device.setdefault(end.device, []).append(place)
+    mine, keys = set(), list(numbers)
+    for places in by_device.values():
+        right = torch.stack([ends[place] for place in places]).tolist()
+        mine |= {keys[place] for place, finite in zip(places, right, strict=True) if not finite}
+    of_all = set[str]().union(*dist.all_gather_object(mine))
+    return tuple(key for key in tensors if key in of_all)

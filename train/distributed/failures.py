@@ -1,0 +1,77 @@
+"""What ends a run, as one rank tells the others through the store: the first failure counts.
+
+Imports neither Composer nor a process group, so that ranks can share failures before there is one.
+"""
+
+import json
+import traceback
+from dataclasses import asdict, dataclass
+
+from torch.distributed import Store  # pyright: ignore[reportPrivateImportUsage]
+
+from data.base.errors import ConfigError, DataError
+from data.base.redaction import redacted
+
+_FAILURE, _SHOWN = "failure", "failure shown"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    rank: int
+    """That shared it."""
+    code: int
+    """With which all ranks end."""
+    text: str
+    """For the user; of a defect, its traceback."""
+    kind: str = "failed"
+    """`failed`: the rank has raised the text. `hung` or `lost`: the text names the ranks."""
+    lost: tuple[int, ...] = ()
+    """Ranks that cannot end by themselves, or have ended."""
+    shown_by: int = 0
+    """The rank that shows it to the user."""
+
+    @property
+    def message(self) -> str:
+        if self.kind != "failed":
+            return self.text
+        space = "\n" if self.code == 1 else " "
+        return f"rank {self.rank} failed:{space}{self.text}"
+
+
+def failure_of(error: BaseException, rank: int) -> Failure:
+    """With the exit code of the command line for the error."""
+    if isinstance(error, ConfigError | DataError):
+        return Failure(rank=rank, code=2, text=str(error) or type(error).__name__)
+    return Failure(rank=rank, code=1, text=redacted("".join(traceback.format_exception(error)).rstrip()))
+
+
+def share(store: Store, failure: Failure) -> Failure:
+    """Returns the first one that was shared, which may be another rank's."""
+    return _parsed(store.compare_set(_FAILURE, "", json.dumps(asdict(failure))))
+
+
+def shared(store: Store) -> Failure | None:
+    return _parsed(store.get(_FAILURE)) if store.check([_FAILURE]) else None
+
+
+def note_shown(store: Store) -> None:
+    """The failure that was shared is shown to the user, or will be in a moment."""
+    store.set(_SHOWN, "")
+
+
+def is_shown(store: Store) -> bool:
+    return store.check([_SHOWN])
+
+
+def shown_elsewhere(error: BaseException) -> bool:
+    """Whether another rank shows this error, so that this one need not."""
+    return getattr(error, "shown_elsewhere", False)
+
+
+def note_shown_elsewhere(error: BaseException) -> None:
+    error.shown_elsewhere = True  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _parsed(text: bytes | str) -> Failure:
+    fields = json.loads(text)
+    return Failure(**{**fields, "lost": tuple(fields["lost"])})

@@ -1,0 +1,164 @@
+"""What a run does about a step whose loss or gradient norm is NaN or infinite."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from composer.core import State
+from composer.loggers import Logger
+from composer.utils import dist
+from torch import Tensor, nn
+
+from data.base.errors import ConfigError, DataError
+from data.mixing.row_plan import RowPlan
+from train.checkpoint.state import encode_random
+from train.config.schema import TrainConfig
+from train.distributed.clipping import not_finite_gradients
+from train.stability.incidents import Incident, RankPart, write_incident
+from train.supervision.events import Events
+from train.supervision.exit_codes import ExitCode, RunStopped
+
+_SHOWN = 8
+"""Names, and row ids of a stream, that a message shows."""
+
+
+class Saver(Protocol):
+    """What saves checkpoints (see train/callbacks/checkpoint_saver.py)."""
+
+    def save_now(self, state: State, *, random: Mapping[str, Any] | None = None) -> Path | None:
+        """Saves and commits a checkpoint of the present batch."""
+        ...
+
+    def committed(self, state: State) -> list[Path]:
+        """The checkpoints up to the present batch, oldest first, once none is being written."""
+        ...
+
+
+class NonFiniteSteps:
+    """Reports them, writes their batches, and ends the run or counts them."""
+
+    def __init__(
+        self, config: TrainConfig, plan: RowPlan, events: Events, *, folder: Path | None, saver: Saver | None
+    ) -> None:
+        self._config, self._plan, self._events = config, plan, events
+        self._folder, self._saver = folder, saver
+        self.length = 0
+        """Consecutive steps that were not finite, up to now."""
+
+    def handle(
+        self,
+        state: State,
+        logger: Logger,
+        *,
+        loss: float,
+        params: Sequence[tuple[str, nn.Parameter]],
+        batch: Mapping[str, Tensor],
+        random: Mapping[str, Any],
+    ) -> None:
+        """Of a step before its optimizer steps. Every rank has to call it; the caller drops the gradients.
+
+        loss: this rank's part; params: with their gradients; random: this rank's random state at the batch's start.
+        Raises RunStopped, on every rank, for on_nonfinite: stop, and when too many steps come one after the other.
+        """
+        self.length += 1
+        number = state.timestamp.batch.value
+        mine = RankPart(
+            loss=float.hex(loss),
+            gradients=not_finite_gradients(params),
+            rows=self._rows(number),
+            random=encode_random(random),
+        )
+        incident = Incident(batch=number, run_name=state.run_name, ranks=dist.all_gather_object(mine))
+        written = "there is no save_folder" if self._folder is None else write_incident(self._folder, incident, batch)
+        self._report(incident, written, logger)
+        most = self._config.spikes.max_steps
+        if self._config.on_nonfinite == "stop":
+            raise self._stopped(state, incident, written, random)
+        if self.length >= most:
+            raise RunStopped(
+                ExitCode.UNSTABLE,
+                f"{self.length} consecutive steps up to batch {number} were not finite (spikes.max_steps: {most}): "
+                "lower optimizer.lr, or look at the batches",
+            )
+
+    def _rows(self, number: int) -> dict[str, list[int]]:
+        """Of this rank."""
+        size = self._plan.global_batch_size // dist.get_world_size()
+        start = dist.get_global_rank() * size
+        s_N, id_N = self._plan.rows(number, start, start + size)
+        return {
+            name: id_N[s_N == place].tolist() for place, name in enumerate(self._plan.names) if (s_N == place).any()
+        }
+
+    def _report(self, incident: Incident, written: Path | str, logger: Logger) -> None:
+        message = f"batch {incident.batch} is not finite: {'; '.join(_findings(incident))}. Its gradients are dropped"
+        if isinstance(written, Path):
+            message += f"; it is in {written}: {replay_command(written, len(incident.ranks))} computes it again"
+        else:
+            message += f"; it is not written: {written}"
+        self._events.report(
+            "nonfinite",
+            incident.batch,
+            message,
+            logger=logger,
+            losses=[part.loss for part in incident.ranks],
+            gradients=[list(part.gradients[:_SHOWN]) for part in incident.ranks],
+            rows=[dict(part.rows) for part in incident.ranks],
+            incident=str(written) if isinstance(written, Path) else None,
+        )
+
+    def _stopped(self, state: State, incident: Incident, written: Path | str, random: Mapping[str, Any]) -> RunStopped:
+        saved, why = None, "there is no save_folder"
+        if self._saver is not None:
+            try:
+                saved, why = self._saver.save_now(state, random=random), "it could not be written"
+            except (ConfigError, DataError, RunStopped) as error:  # the same on every rank
+                why = str(error)
+        lines = [f"batch {incident.batch} is not finite (on_nonfinite: stop)"]
+        lines.append(f"the state before it is in {saved}" if saved else f"the state before it is not saved: {why}")
+        if isinstance(written, Path):
+            lines.append(f"to compute it again: {replay_command(written, len(incident.ranks))}")
+        lines.append("to continue without it: the same command with autoresume=true on_nonfinite=skip")
+        return RunStopped(ExitCode.UNSTABLE, "\n  ".join(lines))
+
+
+def replay_command(incident: Path, n_ranks: int) -> str:
+    program = "python" if n_ranks == 1 else f"composer -n {n_ranks}"
+    return f"{program} scripts/replay_batch.py {incident}"
+
+
+def _findings(incident: Incident) -> Iterator[str]:
+    """What is not finite, on which ranks, and the rows of these."""
+    losses: dict[str, list[int]] = {}
+    for rank, part in enumerate(incident.ranks):
+        loss = float.fromhex(part.loss)
+        if not math.isfinite(loss):
+            losses.setdefault(str(loss), []).append(rank)
+    for loss, ranks in losses.items():
+        yield f"the loss is {loss} on {_ranks(ranks, len(incident.ranks))}"
+    on_ranks = [rank for rank, part in enumerate(incident.ranks) if part.gradients]
+    if on_ranks:
+        first = incident.ranks[on_ranks[0]].gradients[0]
+        n_params = len({name for part in incident.ranks for name in part.gradients})
+        more = f" and of {n_params - 1} more parameters" if n_params > 1 else ""
+        yield f"the gradient of {first}{more} on {_ranks(on_ranks, len(incident.ranks))}"
+    if not losses and not on_ranks:
+        yield "the norm of all gradients is infinite"
+    blamed = [rank for ranks in losses.values() for rank in ranks] or range(len(incident.ranks))
+    rows: dict[str, list[int]] = {}
+    for rank in sorted(blamed):
+        for stream, ids in incident.ranks[rank].rows.items():
+            rows.setdefault(stream, []).extend(ids)
+    yield "rows " + ", ".join(_some_rows(stream, ids) for stream, ids in rows.items())
+
+
+def _ranks(ranks: Sequence[int], n_ranks: int) -> str:
+    if len(ranks) == n_ranks:
+        return "all ranks" if n_ranks > 1 else "rank 0"
+    return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}"
+
+
+def _some_rows(stream: str, ids: Sequence[int]) -> str:
+    more = f" and {len(ids) - _SHOWN} more" if len(ids) > _SHOWN else ""
+    return f"{' '.join(map(str, ids[:_SHOWN]))}{more}{f' of stream {stream}' if stream else ''}"

@@ -1,0 +1,114 @@
+"""What a run does about spikes of its loss: reports them, leaves their steps out, or goes back to a checkpoint."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from composer.core import State
+from composer.loggers import Logger
+from torch import nn
+
+from train.config.schema import TrainConfig
+from train.stability.nonfinite import Saver
+from train.stability.rollback import roll_back
+from train.stability.spikes import SpikeDetector
+from train.supervision.events import Events
+from train.supervision.exit_codes import ExitCode, RunStopped
+
+OWNER = "StepCheck"
+"""The callback whose state in a checkpoint has that of SpikeActions as `spikes`."""
+
+
+class SpikeActions:
+    """Follows the loss of a run from step to step. Its state can be JSON."""
+
+    def __init__(self, config: TrainConfig, events: Events, saver: Saver | None) -> None:
+        self._config, self._events, self._saver = config, events, saver
+        self._detector = SpikeDetector(config.spikes)
+        self._highest = 0.0
+        """Of the spike that is going on."""
+        self._rollbacks = 0
+        self._mix: list[Any] | None = None
+
+    def enter(self, batch: int, mix: list[Any], logger: Logger) -> None:
+        """Before a batch. mix (can be JSON): with another one the loss has another level, so the losses before it are
+        forgotten; a spike that is going on ends."""
+        if self._mix is not None and mix != self._mix:
+            if self._detector.length:
+                self._report_end(batch, logger, "the mix of the data changes")
+            self._detector.restart()
+        self._mix = mix
+
+    def handle(self, state: State, loss: float, logger: Logger, model: nn.Module) -> bool:
+        """Of a step with a finite loss, before its optimizer steps: whether it is to be left out. Every rank has to
+        call it, with the same loss. Raises RunStopped, on every rank."""
+        batch, detector = state.timestamp.batch.value, self._detector
+        before, median, limit = detector.length, detector.median, detector.limit
+        if not detector.is_spike(loss):
+            if before:
+                self._report_end(batch, logger, f"the loss is {loss:.4g}", steps=before)
+            return False
+        self._highest = max(self._highest, loss) if before else loss
+        what = f"batch {batch}: the loss is {loss:.4g}, a spike: the median of the steps before is {median:.4g}, "
+        what += f"the limit {limit:.4g}"
+        leave_out = self._config.on_spike != "log"
+        if before == 0:
+            if self._config.on_spike == "rollback":
+                self._roll_back(state, what, logger, model)
+            else:
+                left_out = ". Steps are left out until it ends" if leave_out else ""
+                self._events.report("spike", batch, what + left_out, logger=logger, loss=loss, limit=limit)
+        if detector.length >= self._config.spikes.max_steps:
+            self._lasts(batch, loss, logger)
+        return leave_out
+
+    def _roll_back(self, state: State, what: str, logger: Logger, model: nn.Module) -> None:
+        batch, most = state.timestamp.batch.value, self._config.spikes.max_rollbacks
+        if self._rollbacks >= most:
+            text = f"{what}, and {self._rollbacks} rollbacks were made already (spikes.max_rollbacks: {most})"
+            self._events.report("spike", batch, text, logger=logger)
+            raise RunStopped(ExitCode.UNSTABLE, f"{text}: lower optimizer.lr, or look at the data around this batch")
+        assert self._saver is not None, "TrainConfig checks it"
+        (optimizer,) = state.optimizers
+        back = roll_back(self._saver.committed(state), model, optimizer)
+        if back is None:
+            text = f"{what}. There is no checkpoint yet to go back to: steps are left out until it ends"
+            self._events.report("spike", batch, text, logger=logger)
+            return
+        self._rollbacks += 1
+        if (then := back.callbacks.get(OWNER)) is not None:
+            self._detector.return_to(then["spikes"]["detector"])
+        text = (
+            f"{what}. Model and optimizer are those of {back.checkpoint} again (rollback {self._rollbacks} of {most}): "
+            "the rows since then are left out, and so are steps until the spike ends"
+        )
+        self._events.report("rollback", batch, text, logger=logger, checkpoint=back.checkpoint.name)
+
+    def _lasts(self, batch: int, loss: float, logger: Logger) -> None:
+        """As many consecutive spikes as there can be."""
+        steps, key = self._detector.length, f"spikes.max_steps: {self._config.spikes.max_steps}"
+        if self._config.on_spike == "log":
+            self._report_end(batch, logger, f"{loss:.4g} is taken as the new level ({key})")
+            self._detector.restart()
+            return
+        raise RunStopped(
+            ExitCode.UNSTABLE,
+            f"batch {batch}: the loss is a spike for {steps} steps ({key}; on_spike: {self._config.on_spike}): resume "
+            "from an earlier checkpoint with a lower optimizer.lr, or look at the data",
+        )
+
+    def _report_end(self, batch: int, logger: Logger, why: str, *, steps: int | None = None) -> None:
+        steps = self._detector.length if steps is None else steps
+        text = f"batch {batch}: the spike of the loss ends after {steps} steps, at most {self._highest:.4g}: {why}"
+        self._events.report("spike_end", batch, text, logger=logger, steps=steps, highest=self._highest)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "detector": self._detector.state_dict(),
+            "highest": self._highest,
+            "rollbacks": self._rollbacks,
+            "mix": self._mix,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._detector.load_state_dict(state["detector"])
+        self._highest, self._rollbacks, self._mix = state["highest"], state["rollbacks"], state["mix"]

@@ -1,0 +1,129 @@
+"""Looks at the loss and the gradients of every step before the optimizer steps, and clips the gradients."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from composer.core import Callback, State
+from composer.loggers import Logger
+from torch import nn
+
+from data.mixing.row_plan import RowPlan
+from train.config.optimizer import GradientClippingConfig
+from train.config.schema import TrainConfig
+from train.distributed.clipping import drop_gradients, scale_to_norm
+from train.models.recompute import named_parameters
+from train.stability.experts import ExpertWatch, load_imbalance
+from train.stability.measurement import StepMeasurement, StepValues
+from train.stability.nonfinite import NonFiniteSteps, Saver
+from train.stability.spike_actions import SpikeActions
+from train.supervision.events import Events
+
+
+class StepCheck(Callback):
+    """Keeps steps from the weights that are not finite or, if the config says so, spikes of the loss; reports experts
+    that take nearly all tokens. Takes the place of Composer's GradientClipping.
+
+    All ranks learn loss, gradient norm and expert counts with one reduction, so they decide alike. Logs, of every step:
+
+    - `l2_norm/grad/global`: the norm of all gradients before they are clipped;
+    - `experts/load_imbalance`: maximum over mean of the tokens per expert, in the layer where it is largest.
+
+    Stands behind callbacks that change gradients, and before those that save.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        plan: RowPlan,
+        model: nn.Module,
+        events: Events,
+        *,
+        folder: Path | None,
+        saver: Saver | None,
+    ) -> None:
+        """model: whose parameters are trained; folder: the save folder."""
+        self._plan, self._model, self._events = plan, model, events
+        self._clipping = config.algorithms.gradient_clipping
+        self._params = [(name, param) for name, param in named_parameters(model) if param.requires_grad]
+        self._measurement = StepMeasurement()
+        self._nonfinite = NonFiniteSteps(config, plan, events, folder=folder, saver=saver)
+        self._spikes = SpikeActions(config, events, saver)
+        self._experts = ExpertWatch(config.model.ffn_config.moe_top_k)
+        self._random: dict[str, Any] = {}
+
+    def batch_start(self, state: State, logger: Logger) -> None:
+        self._random = random_state()
+        self._measurement.begin(state.batch["input_ids"].shape[0])
+        batch = state.timestamp.batch.value
+        self._spikes.enter(batch, [len(self._plan.segments), self._plan.stage(batch)], logger)
+
+    def after_loss(self, state: State, logger: Logger) -> None:
+        self._measurement.add(state)
+
+    def after_train_batch(self, state: State, logger: Logger) -> None:
+        params = [param for _, param in self._params]
+        values = self._measurement.reduce(params)
+        imbalance = load_imbalance(values.counts_LE).max().item()
+        logger.log_metrics({"l2_norm/grad/global": values.gradient_norm, "experts/load_imbalance": imbalance})
+        if self._is_left_out(state, logger, values):
+            drop_gradients(params)
+        elif self._clipping is not None:
+            _clip(params, values.gradient_norm, self._clipping)
+        self._report_experts(state.timestamp.batch.value, logger, values)
+
+    def _is_left_out(self, state: State, logger: Logger, values: StepValues) -> bool:
+        if not values.is_finite:
+            self._nonfinite.handle(
+                state,
+                logger,
+                loss=self._measurement.loss,
+                params=self._params,
+                batch=state.batch,
+                random=self._random,
+            )
+            return True
+        self._nonfinite.length = 0
+        return self._spikes.handle(state, values.loss, logger, self._model)
+
+    def _report_experts(self, batch: int, logger: Logger, values: StepValues) -> None:
+        collapsed, ended = self._experts.update(values.counts_LE)
+        for kind, places in (("expert_collapse", collapsed), ("expert_collapse_end", ended)):
+            if places:
+                what = "gets" if kind == "expert_collapse" else "no longer gets"
+                named = ", ".join(f"expert {expert} of layer {layer}" for layer, expert in places)
+                text = f"batch {batch}: {named} {what} nearly all tokens of the layer"
+                self._events.report(kind, batch, text, logger=logger, places=places)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "nonfinite": self._nonfinite.length,
+            "spikes": self._spikes.state_dict(),
+            "experts": self._experts.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._nonfinite.length = state["nonfinite"]
+        self._spikes.load_state_dict(state["spikes"])
+        self._experts.load_state_dict(state["experts"])
+
+
+def random_state() -> dict[str, Any]:
+    """Of this rank, as composer.utils.reproducibility has it: its own function asks all ranks."""
+    state: dict[str, Any] = {
+        "python": random.getstate(),
+        "numpy": np.random.get_state(),
+        "torch": torch.random.get_rng_state(),
+    }
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def _clip(params: list[nn.Parameter], norm: float, clipping: GradientClippingConfig) -> None:
+    if clipping.clipping_type == "norm":
+        scale_to_norm(params, norm, clipping.clipping_threshold)
+    else:
+        torch.nn.utils.clip_grad_value_(params, clipping.clipping_threshold)

@@ -1,0 +1,40 @@
+"""The stacks of a process's threads, written by one of them while the others may be blocked."""
+
+import faulthandler
+import sys
+import time
+from pathlib import Path
+from threading import main_thread
+from types import FrameType
+
+FOLDER = "stacks"
+"""In the save folder."""
+
+
+def write_stacks(folder: Path | None, rank: int, headline: str) -> None:
+    """To FOLDER/stacks/rankN.txt, or to stderr without a folder. Raises OSError."""
+    if folder is None:
+        sys.stderr.write(f"stacks of rank {rank}: {headline}\n")
+        sys.stderr.flush()
+        faulthandler.dump_traceback(2, all_threads=True)
+        return
+    (folder / FOLDER).mkdir(parents=True, exist_ok=True)
+    with (folder / FOLDER / f"rank{rank}.txt").open("w") as file:
+        file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} rank {rank}: {headline}\n\n")
+        file.flush()
+        faulthandler.dump_traceback(file, all_threads=True)
+
+
+def main_thread_place() -> tuple[str, bool]:
+    """The innermost function of the main thread, and whether that waits for other ranks in a collective."""
+    ident = main_thread().ident
+    frame = sys._current_frames().get(ident) if ident is not None else None
+    if frame is None:
+        return "", False
+    code = frame.f_code
+    return f"{code.co_name} ({Path(code.co_filename).name}:{frame.f_lineno})", _is_in_a_collective(frame)
+
+
+def _is_in_a_collective(frame: FrameType) -> bool:
+    """The Python function that calls into torch's collectives is one of torch.distributed or of FSDP."""
+    return "/torch/distributed/" in frame.f_code.co_filename.replace("\\", "/")

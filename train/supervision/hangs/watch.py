@@ -1,0 +1,118 @@
+"""A run that is watched: the watchdog and the heartbeat of this rank, from when all ranks are there to the end."""
+
+import itertools
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from composer.utils import dist
+from torch.distributed import PrefixStore  # pyright: ignore[reportPrivateImportUsage]
+
+from train.config.supervision import DeadlinesConfig
+from train.distributed.failures import failure_of, note_shown_elsewhere
+from train.distributed.rank_store import connect
+from train.supervision.events import Events
+from train.supervision.exit_codes import RunStopped
+from train.supervision.hangs.clock import AwakeClock
+from train.supervision.hangs.deadlines import Deadlines
+from train.supervision.hangs.laggards import Beat
+from train.supervision.hangs.peers import Peers, this_process
+from train.supervision.hangs.sections import Sections, watched_sections
+from train.supervision.hangs.watchdog import Watchdog, beat_of
+
+_LOST = re.compile(
+    r"onnection (was )?(closed|reset|refused)|roken pipe|remote process (has )?exited|ncclRemoteError|closed by peer"
+)
+"""What torch's process groups raise when another rank has ended."""
+_CAUSE, _SHARE, _SHOW, _LEAVE, _END = 10.0, 3.0, 10.0, 8.0, 30.0
+"""Seconds in which another rank's end is found, and for each part of this rank's end."""
+
+_runs = itertools.count()
+
+
+@contextmanager
+def watched(config: DeadlinesConfig, folder: Path | None, events: Events) -> Iterator[Sections]:
+    """Ends every rank when a deadline passes, or one of them is lost or raises. All ranks have to enter it.
+
+    An exception is shared with the other ranks, which end with its message and exit code; where one of them shows it,
+    failures.shown_elsewhere says so. RunStopped and SystemExit are every rank's own.
+    """
+    clock = AwakeClock()
+    sections = Sections(
+        Deadlines(config), clock, lambda message: events.report("deadline", sections.place.batch, message)
+    )
+    rank = _Rank(sections, clock, config, folder)
+    try:
+        with watched_sections(sections):
+            yield sections
+    except BaseException as error:
+        rank.failed(error)
+        raise
+    else:
+        rank.leave()
+    finally:
+        rank.stop()
+
+
+class _Rank:
+    """The threads of this rank, and how its main thread leaves."""
+
+    def __init__(self, sections: Sections, clock: AwakeClock, config: DeadlinesConfig, folder: Path | None) -> None:
+        self._sections, self._number, self._left = sections, itertools.count(), False
+        rank, world_size, run = dist.get_global_rank(), dist.get_world_size(), next(_runs)
+        members, self.peers = [this_process(rank)], None
+        if world_size > 1:
+            members = dist.all_gather_object(members[0])
+            self.peers = Peers(
+                lambda: PrefixStore(f"run{run}", connect()), rank, world_size, beat=self._beat, clock=clock
+            )
+            self.peers.start()
+        self.watchdog = Watchdog(sections, clock, members, self.peers, folder, config.heartbeat)
+        self.watchdog.start()
+
+    def leave(self) -> None:
+        """Says that this rank ends by itself."""
+        self._left = True
+        if self.peers is not None:
+            self.peers.leave(0, _LEAVE)
+
+    def stop(self) -> None:
+        self.watchdog.stop()
+        if self.peers is not None:
+            self.peers.stop()
+
+    def failed(self, error: BaseException) -> None:
+        """The main thread has raised. Returns when it is to be reported by whoever catches it."""
+        peers, watchdog = self.peers, self.watchdog
+        self._unless_ending()
+        if peers is None:
+            return
+        if isinstance(error, RunStopped) or not isinstance(error, Exception):
+            self.leave()
+            return
+        if _LOST.search(str(error)):
+            watchdog.suspect()
+            watchdog.ending.wait(_CAUSE)
+            self._unless_ending()
+        mine = failure_of(error, peers.rank)
+        watchdog.main_reports.set()
+        first = peers.share(mine, _SHARE)
+        if first.text != mine.text:
+            watchdog.main_reports.clear()
+            watchdog.ending.wait(_END)
+            self._unless_ending()
+        if first.shown_by == peers.rank:
+            peers.say_shown()
+        elif peers.wait_until_shown(_SHOW):
+            note_shown_elsewhere(error)
+        self.leave()
+
+    def _unless_ending(self) -> None:
+        """What follows from the end that another thread prepares is not reported."""
+        if self.watchdog.ending.is_set():
+            time.sleep(_END)
+
+    def _beat(self) -> Beat:
+        return beat_of(self._sections, next(self._number), left=self._left)

@@ -1,0 +1,286 @@
+"""The thread that ends a rank: when a deadline passes, when another rank has failed, and when one is lost."""
+
+import os
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+
+from data.base import processes
+from data.base.redaction import redacted
+from train.distributed.failures import Failure
+from train.supervision.exit_codes import ExitCode
+from train.supervision.hangs.clock import AwakeClock
+from train.supervision.hangs.deadlines import Deadline, Section
+from train.supervision.hangs.laggards import IN_WORDS, Beat, laggards
+from train.supervision.hangs.peers import Member, Peers
+from train.supervision.hangs.sections import Place, Sections
+from train.supervision.hangs.stacks import FOLDER, main_thread_place, write_stacks
+from train.supervision.record_file import add_line
+
+_LOOK = 0.5
+"""Seconds between two looks."""
+_LOADER_MARGIN = 5.0
+"""Seconds that a loader has to report its own worker first, which it does better."""
+_CONSEQUENCE = 2.0
+"""Seconds in which the main thread may raise what another rank has raised as well."""
+_SHARE, _SHOW, _WRITE, _LEAVE = 3.0, 6.0, 5.0, 6.0
+"""Seconds for each part of the end, 30 at most together: the store, the disk, and other ranks may be what hangs."""
+_SILENT = 4.0
+"""Seconds without a heartbeat after which a rank that others wait for counts as not answering."""
+_GRACE_OF_SERVER = 3.0
+"""Seconds after the connection to the store is lost in which this rank may end by itself, as rank 0 has."""
+
+
+class Watchdog:
+    """Of one rank. Its thread never raises, and ends the process with os._exit."""
+
+    def __init__(
+        self,
+        sections: Sections,
+        clock: AwakeClock,
+        members: Sequence[Member],
+        peers: Peers | None,
+        folder: Path | None,
+        heartbeat: float | None,
+    ) -> None:
+        """members: of all ranks, peers: None with one rank. folder: the save folder."""
+        self._sections, self._clock, self._members, self._peers = sections, clock, members, peers
+        self._folder, self._heartbeat = folder, heartbeat
+        self.rank = peers.rank if peers is not None else 0
+        self._local = [
+            each for each in members if each.machine == members[self.rank].machine and each.rank != self.rank
+        ]
+        self._disconnected_at: float | None = None
+        self._stopped = threading.Event()
+        self.main_reports = threading.Event()
+        """Set when the main thread has raised and reports that itself."""
+        self.ending = threading.Event()
+        self._suspect = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopped.set()
+        self._thread.join(2 * _LOOK)
+
+    def suspect(self) -> None:
+        """The main thread has lost a connection to another rank: that one has probably ended."""
+        self._suspect.set()
+
+    def _run(self) -> None:
+        while not self._stopped.wait(_LOOK):
+            self._clock.tick()
+            failure = self._find()
+            if failure is not None and self._should_end(failure):
+                self.ending.set()
+                self._end(failure)
+
+    def _should_end(self, failure: Failure) -> bool:
+        """Not when the main thread raises the same."""
+        if failure.kind == "failed":
+            if failure.rank == self.rank:
+                return False
+            self.main_reports.wait(_CONSEQUENCE)
+        return not (self.main_reports.is_set() or self._stopped.is_set())
+
+    def _find(self) -> Failure | None:
+        peers = self._peers
+        if peers is None:
+            return self._overdue()
+        if peers.failure is not None:
+            return peers.failure
+        failure = self._gone() or self._unconnected(peers) or self._silent(peers) or self._overdue()
+        return None if failure is None else peers.share(failure, _SHARE)
+
+    def _gone(self) -> Failure | None:
+        """Ranks of this machine whose process does not exist any more, though they did not say that they end."""
+        gone = [each for each in self._local if not each.exists()]
+        if not gone or self._peers is None:
+            return None
+        self._peers.read_now(_SHARE)  # what they said last
+        gone = [each for each in gone if not self._has_left(each.rank)]
+        if not gone or not self._peers.connected:
+            return None  # rank 0's end is dealt with in _unconnected
+        names = ", ".join(map(str, gone))
+        return self._failure(
+            "lost",
+            f"{names} no longer exists: it was killed (kill -9, or by the system for lack of memory: see dmesg)",
+            lost=[each.rank for each in gone],
+        )
+
+    def _has_left(self, rank: int) -> bool:
+        assert self._peers is not None
+        beat = self._peers.beats.get(rank)
+        return beat is not None and beat.left
+
+    def _unconnected(self, peers: Peers) -> Failure | None:
+        """The store is gone with the process that keeps it."""
+        if peers.connected:
+            return None
+        now = self._clock()
+        if self._disconnected_at is None:
+            self._disconnected_at = now
+        if now - self._disconnected_at < _GRACE_OF_SERVER:
+            return None
+        server = self._members[0]
+        why = "no longer exists: it was killed, or it has ended (see its output)"
+        if server in self._local and server.exists():
+            why = "has lost the connections to the other ranks"
+        return self._failure("lost", f"{server} {why}", lost=[0])
+
+    def _silent(self, peers: Peers) -> Failure | None:
+        limit = _SILENT if self._suspect.is_set() else self._heartbeat
+        if limit is None:
+            return None
+        if self._suspect.is_set():
+            peers.read_now(_SHARE)
+        if self._clock() - peers.answered > max(limit, 3 * peers.period):
+            source = f"no answer for {limit:g} s (deadlines.heartbeat)"
+            return self._failure("hung", f"{self._described(0)}: {source}", lost=[0])
+        silent = self._silent_ranks(peers, max(limit, 3 * peers.period))
+        if not silent:
+            return None
+        names = "; ".join(self._described(rank) for rank in silent)
+        return self._failure("hung", f"{names}: no heartbeat for {limit:g} s (deadlines.heartbeat)", lost=silent)
+
+    def _silent_ranks(self, peers: Peers, seconds: float) -> list[int]:
+        return [
+            rank
+            for rank in peers.beats
+            if rank != self.rank and not self._has_left(rank) and peers.silence(rank) > seconds
+        ]
+
+    def _overdue(self) -> Failure | None:
+        """This rank's section has exceeded its deadline, unless it waits for a rank that is within its own."""
+        place = self._sections.place
+        deadline = overdue_deadline(self._sections, place)
+        if deadline is None:
+            return None
+        behind, silent, names = [self.rank], [], ""
+        if self._peers is not None:
+            behind, silent = self._behind(self._peers)
+            beats = self._peers.beats
+            if behind and not silent and all(self._is_within_its_own(beats.get(rank), place) for rank in behind):
+                return None
+            names = "; ".join(self._described(rank) for rank in behind[:8]) or "no rank in particular"
+            names += f"; and {len(behind) - 8} more" if len(behind) > 8 else ""
+        else:
+            names = self._described(0)
+        text = (
+            f"{names} holds the run up: {IN_WORDS[place.section]} after batch {place.batch} took longer than "
+            f"{deadline.seconds:.3g} s ({deadline.source})"
+        )
+        return self._failure("hung", text, lost=silent)
+
+    def _behind(self, peers: Peers) -> tuple[list[int], list[int]]:
+        """The ranks that hold this one up, and which of them do not answer."""
+        peers.read_now(_SHARE)
+        if self._clock() - peers.answered > max(_SILENT, 3 * peers.period):
+            return [0], [0]
+        silent = self._silent_ranks(peers, max(_SILENT, 3 * peers.period))
+        return laggards(peers.beats, silent), silent
+
+    def _is_within_its_own(self, beat: Beat | None, place: Place) -> bool:
+        return beat is not None and beat.section != place.section and not beat.overdue and not beat.left
+
+    def _described(self, rank: int) -> str:
+        member, peers = self._members[rank], self._peers
+        text = str(member)
+        if rank != self.rank and member in self._local:
+            text += f", which {processes.state(member.pid)}"
+        if rank == self.rank:
+            return f"{text} {beat_of(self._sections, 0)}"
+        beat = peers.beats.get(rank) if peers is not None else None
+        if beat is None:
+            return text
+        ago = f", as of {seconds:.0f} s ago," if (seconds := peers.silence(rank)) > 2 * peers.period else ""
+        return f"{text},{ago} {beat}"
+
+    def _failure(self, kind: str, text: str, *, lost: Sequence[int] = ()) -> Failure:
+        shown_by = next((rank for rank in range(len(self._members)) if rank not in lost), self.rank)
+        return Failure(
+            rank=self.rank, code=ExitCode.HUNG, text=redacted(text), kind=kind, lost=tuple(lost), shown_by=shown_by
+        )
+
+    def _end(self, failure: Failure) -> None:
+        """Never returns."""
+        if failure.kind == "hung":
+            _at_most(_WRITE, lambda: write_stacks(self._folder, self.rank, failure.text))
+        if failure.shown_by == self.rank:
+            _at_most(_WRITE, lambda: self._show(failure))
+            if self._peers is not None:
+                self._peers.say_shown()
+        elif self._peers is not None:
+            self._peers.wait_until_shown(_SHOW)
+        for each in self._local:
+            if each.rank in failure.lost and each.exists():
+                processes.kill(each.pid)
+        _at_most(_WRITE, _kill_children)
+        if self._peers is not None:
+            self._peers.leave(len(failure.lost), _LEAVE)
+        os._exit(failure.code)
+
+    def _show(self, failure: Failure) -> None:
+        text = failure.message
+        if failure.kind == "hung":
+            place = self._folder / FOLDER if self._folder is not None else "stderr of each"
+            text += f". The stacks of all ranks that answer are in {place}"
+        if failure.kind != "failed":
+            text += ". The run ends; with autoresume=true the next start resumes from the newest checkpoint"
+        # One write, past Python's streams, which the main thread may hold.
+        os.write(2, f"error: {redacted(text)}\n".encode())
+        if self._folder is not None and self._folder.is_dir():
+            batch = self._sections.place.batch
+            with suppress(Exception):
+                add_line(self._folder, {"batch": batch, "event": failure.kind, "message": redacted(text)})
+
+
+def overdue_deadline(sections: Sections, place: Place) -> Deadline | None:
+    """The deadline that the section has exceeded; None while it has not."""
+    deadline = sections.deadlines.of(place.section)
+    if deadline is None:
+        return None
+    margin = _LOADER_MARGIN if place.section is Section.DATA else 0.0
+    return deadline if sections.age(place) > deadline.seconds + margin else None
+
+
+def beat_of(sections: Sections, number: int, *, left: bool = False) -> Beat:
+    """What the rank publishes about itself now."""
+    place = sections.place
+    age = sections.age(place)
+    function, waits = main_thread_place() if age > 1 else ("", False)
+    return Beat(
+        number=number,
+        section=place.section,
+        batch=place.batch,
+        marks=place.marks,
+        age=round(age, 1),
+        overdue=overdue_deadline(sections, place) is not None,
+        function=function,
+        waits=waits,
+        left=left,
+    )
+
+
+def _kill_children() -> None:
+    """Workers of loaders, which would outlive this process."""
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            child.kill()
+
+
+def _at_most(seconds: float, do: Callable[[], object]) -> None:
+    """In a thread: the disk that it needs may be what hangs."""
+
+    def run() -> None:
+        with suppress(Exception):
+            do()
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
