@@ -140,7 +140,9 @@ def contents(checkpoint: Path) -> dict[str, Any]:
 
 
 def record(folder: Path) -> list[Any]:
-    return [json.loads(line) for line in (folder / RECORD).read_text().splitlines()]
+    """Without what happened to the run itself."""
+    lines = [json.loads(line) for line in (folder / RECORD).read_text().splitlines()]
+    return [line for line in lines if "event" not in line]
 
 
 def _wait(ranks: Ranks, kill: Kill | None) -> bool:
