@@ -117,7 +117,7 @@ def build(args: argparse.Namespace) -> tuple[Any, Any]:
 
 def save(checkpoint: Path, model: Any, optimizer: Any) -> None:
     from train.checkpoint.load import saved_tensors
-    from train.checkpoint.save import save_checkpoint
+    from train.checkpoint.saving.save import save_checkpoint
     from train.checkpoint.storage.manifest import Manifest
 
     about = Manifest(

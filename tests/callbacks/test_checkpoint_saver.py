@@ -18,6 +18,7 @@ from data.base.errors import ConfigError, DataError, os_error, plain_os_errors
 from data.mixing.row_plan import RowPlan
 from data.tokenization.tokenizer import Tokenizer
 from tests.helpers.ranks import run_ranks
+from tests.helpers.saving import wait_until_saved
 from tests.helpers.toy_run import write_toy_run
 from train.callbacks.run_record import RunRecord
 from train.checkpoint.reader import CheckpointReader
@@ -36,6 +37,7 @@ class Refuse(Callback):
     def batch_start(self, state: State, logger: Logger) -> None:
         if state.timestamp.batch.value != 2:
             return
+        wait_until_saved(state)
         if self.how == "size":
             _limit(50_000)
         elif dist.get_global_rank() == 1:
@@ -96,6 +98,7 @@ class RefuseOnce(Callback):
     """Files may not exceed a size while the checkpoint of batch 4 is written."""
 
     def batch_start(self, state: State, logger: Logger) -> None:
+        wait_until_saved(state)
         _limit(50_000 if state.timestamp.batch.value == 3 else None)
 
 

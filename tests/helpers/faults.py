@@ -41,6 +41,7 @@ class Fault(Callback):
 
     def after_loss(self, state: State, logger: Logger) -> None:
         if self.loss is not None and self._is_due(state):
+            assert isinstance(state.loss, dict)
             state.loss["total"] = state.loss["total"] * self.loss
 
     def after_train_batch(self, state: State, logger: Logger) -> None:

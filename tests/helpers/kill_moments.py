@@ -5,6 +5,7 @@ import inspect
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -38,12 +39,13 @@ class Moment:
     """That there are in a batch, at least."""
     setup: bool = False
     """Before the first batch, not after it."""
+    thread: str = ""
+    """Only while there is a thread of this name."""
     victim: str = "rank"
     """Otherwise the call is in a loader's worker: `worker` kills that alone, `its rank` the rank."""
 
 
-_SAVER = "train.callbacks.checkpoint_saver"
-_SAVE = "train.checkpoint.save"
+_SAVING = "train.checkpoint.saving"
 _WRITER = "train.checkpoint.storage.writer"
 _READ = "data.loading.batches:TrainBatches.__getitem__"
 
@@ -75,32 +77,37 @@ MOMENTS: Mapping[str, Moment] = {
     "evaluation": Moment(of="train.composer_model:DbrxForComposer.eval_forward", batches=(4, 9, 11)),
     "evaluation ends": Moment(of="train.callbacks.run_record:RunRecord.eval_end", batches=(4, 9, 11)),
     # A save, from its first to its last step.
-    "save begins": Moment(of=f"{_SAVER}:save_checkpoint"),
-    "folder for writing is made": Moment(of=f"{_SAVE}:_prepare", after=True, ranks=(0,)),
+    "copy is taken": Moment(of=f"{_SAVING}.snapshot:Snapshot.take"),
+    "copy is there": Moment(of=f"{_SAVING}.snapshot:Snapshot.take", after=True),
+    "writer begins": Moment(of=f"{_SAVING}.background:save_checkpoint"),
+    "step, while the writer writes": Moment(of="torch.optim:AdamW.step", thread="checkpoint-writer"),
+    "folder for writing is made": Moment(of=f"{_SAVING}.save:_prepare", after=True, ranks=(0,)),
     "shard is opened": Moment(of=f"{_WRITER}:_HashingFiles.create_stream", arguments=".distcp"),
     "shard is half written": Moment(of=f"{_WRITER}:_Hashed.write", after=True, calls=20),
     "shard is written": Moment(of=f"{_WRITER}:HashingWriter.write_data", after=True),
     "index is renamed": Moment(of=f"{_WRITER}:_HashingFiles.rename", ranks=(0,)),
     "index is there": Moment(of=f"{_WRITER}:_HashingFiles.rename", after=True, ranks=(0,)),
-    "all files are written": Moment(of=f"{_SAVE}:_write", after=True),
-    "state.json is written": Moment(of=f"{_SAVE}:write_synced", arguments="state.json", ranks=(0,)),
-    "state.json is there": Moment(of=f"{_SAVE}:write_synced", after=True, arguments="state.json", ranks=(0,)),
-    "manifest is written": Moment(of=f"{_SAVE}:write_manifest", ranks=(0,)),
+    "all files are written": Moment(of=f"{_SAVING}.save:_write", after=True),
+    "state.json is written": Moment(of=f"{_SAVING}.save:write_synced", arguments="state.json", ranks=(0,)),
+    "state.json is there": Moment(of=f"{_SAVING}.save:write_synced", after=True, arguments="state.json", ranks=(0,)),
+    "manifest is written": Moment(of=f"{_SAVING}.save:write_manifest", ranks=(0,)),
     "manifest gets its name": Moment(of="pathlib:Path.replace", arguments="manifest.json.part", ranks=(0,)),
-    "between manifest and rename": Moment(of=f"{_SAVE}:write_manifest", after=True, ranks=(0,)),
-    "between rename and latest": Moment(of=f"{_SAVE}:point_to", ranks=(0,)),
+    "between manifest and rename": Moment(of=f"{_SAVING}.save:write_manifest", after=True, ranks=(0,)),
+    "between rename and latest": Moment(of=f"{_SAVING}.save:point_to", ranks=(0,)),
     "latest is made": Moment(of="pathlib:Path.symlink_to", after=True, ranks=(0,)),
-    "latest is replaced": Moment(of=f"{_SAVE}:point_to", after=True, ranks=(0,)),
+    "latest is replaced": Moment(of=f"{_SAVING}.save:point_to", after=True, ranks=(0,)),
     "checkpoint is pinned": Moment(of="pathlib:Path.touch", arguments="/keep", ranks=(0,)),
+    "writer ends": Moment(of=f"{_SAVING}.background:BackgroundSaver._save", after=True),
+    "end of the save is noted": Moment(of=f"{_SAVING}.background:BackgroundSaver._conclude"),
     "record is written": Moment(of="train.callbacks.run_record:add_line", ranks=(0,)),
     "record is there": Moment(of="train.callbacks.run_record:add_line", after=True, ranks=(0,)),
     # What is superseded.
-    "read-back begins": Moment(of=f"{_SAVER}:corruption"),
+    "read-back begins": Moment(of=f"{_SAVING}.retention:corruption"),
     "read-back": Moment(of="train.checkpoint.storage.files:block_hash", calls=2),
-    "read-back ends": Moment(of=f"{_SAVER}:corruption", after=True),
-    "superseded one is renamed": Moment(of=f"{_SAVER}:remove", ranks=(0,)),
+    "read-back ends": Moment(of=f"{_SAVING}.retention:corruption", after=True),
+    "superseded one is renamed": Moment(of=f"{_SAVING}.retention:remove", ranks=(0,)),
     "superseded one is half deleted": Moment(of="os:unlink", after=True, arguments=".distcp", ranks=(0,)),
-    "superseded one is deleted": Moment(of=f"{_SAVER}:remove", after=True, ranks=(0,)),
+    "superseded one is deleted": Moment(of=f"{_SAVING}.retention:remove", after=True, ranks=(0,)),
 }
 
 
@@ -164,6 +171,8 @@ class Trigger:
         batch = args[1] if in_worker else self._batch.value
         wanted = batch == self._kill.batch if moment.batches else batch >= self._kill.batch
         if not wanted or not any(moment.arguments in str(arg) for arg in args or ("",)):
+            return
+        if moment.thread and moment.thread not in [thread.name for thread in threading.enumerate()]:
             return
         self._calls += 1
         if self._calls == self._kill.call:

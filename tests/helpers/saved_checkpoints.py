@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from tests.helpers.committed import commit
-from train.checkpoint.save import save_checkpoint
+from train.checkpoint.saving.save import save_checkpoint
 from train.checkpoint.state import RunState, encode_random, to_json
 from train.checkpoint.storage.manifest import Manifest
 

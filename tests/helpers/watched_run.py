@@ -9,6 +9,7 @@ from composer.core import Callback, State
 from composer.loggers import Logger
 from torch.distributed.tensor import DTensor
 
+from tests.helpers.saving import wait_until_saved
 from train.config.load import read_config
 from train.run.fit import fit
 
@@ -28,8 +29,9 @@ class Watch(Callback):
         self.losses[state.timestamp.batch.value] = state.total_loss_dict["loss/train/total"]
 
     def batch_checkpoint(self, state: State, logger: Logger) -> None:
-        # Composer runs its saver after the other callbacks: this is the batch after the one that was saved.
+        # The saver stands behind the other callbacks: this is the batch after the one that was saved.
         if state.timestamp.batch.value == self.kill_after:
+            wait_until_saved(state)
             os.kill(os.getpid(), signal.SIGKILL)
 
     def eval_end(self, state: State, logger: Logger) -> None:

@@ -24,6 +24,7 @@ ORDER = [
     "train.weights",
     "train.inspection",
     "train.resume",
+    "train.checkpoint.saving",
     "train.checkpoint",
     "train.checkpoint.storage",
     "train.distributed",

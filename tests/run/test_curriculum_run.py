@@ -16,6 +16,7 @@ from composer.utils import dist
 
 from data.base.errors import ConfigError
 from tests.helpers.ranks import run_ranks
+from tests.helpers.saving import wait_until_saved
 from tests.helpers.toy_curriculum import STAGES, write_curriculum
 from train.checkpoint.save_folder import checkpoints
 from train.config.load import read_config
@@ -41,6 +42,7 @@ class Rows(Callback):
     def batch_checkpoint(self, state: State, logger: Logger) -> None:
         batch = state.timestamp.batch.value
         if batch == self.kill_after:
+            wait_until_saved(state)
             os.kill(os.getpid(), signal.SIGKILL)
 
 

@@ -11,6 +11,7 @@ from composer.loggers import Logger
 from tests.helpers.faults import Ended, Fault, is_finite, run_with
 from tests.helpers.ranks import run_ranks
 from tests.helpers.toy_run import write_toy_run
+from train.models.dbrx import DbrxOutput
 from train.stability.experts import STEPS
 from train.stability.incidents import read_incident
 from train.supervision.exit_codes import ExitCode
@@ -58,6 +59,7 @@ class Collapse(Callback):
 
     def after_forward(self, state: State, logger: Logger) -> None:
         if state.timestamp.batch.value < STEPS:
+            assert isinstance(state.outputs, DbrxOutput)
             counts_LE = state.outputs.counts_LE.clone()
             tokens = counts_LE[1].sum() // 2
             counts_LE[1] = torch.tensor([0, 0, 1, 1]) * tokens

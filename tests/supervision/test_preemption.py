@@ -144,7 +144,7 @@ def test_a_run_that_is_ended_again_and_again_ends_as_if_it_never_was(tmp_path: P
         "in an evaluation": (5, "SIGINT received"),
         "in a wait": (6, "SIGTERM received"),
         "in a generation": (8, "SIGUSR1 received"),
-        "in time": (9, "max_wall_time reached"),
+        "in time": (9, "max_wall_time is almost over"),
     }
     for runs in ranks:
         for name, (batch, cause) in causes.items():
@@ -177,15 +177,20 @@ def _unsaved(path: str) -> list[Any]:
     return [
         _start(path, ["save_folder=null", "eval_loader=null"], lambda patch: InStep(1, signal.SIGUSR1)).ended,
         _start(path, ["eval_first=true"], lambda patch: InEvaluation(0, signal.SIGTERM)).ended,
+        _start(path, ["max_duration=2ba"]).ended,
+        _start(path, ["autoresume=true"], lambda patch: in_wait(patch, signal.SIGTERM, 2)).ended,
     ]
 
 
 @pytest.mark.ranks
 def test_a_run_that_has_nothing_to_save_says_so(tmp_path: Path) -> None:
-    ((no_folder, no_step),) = run_ranks(_unsaved, 1, write_toy_run(tmp_path))
+    ((no_folder, no_step, done, no_further_step),) = run_ranks(_unsaved, 1, write_toy_run(tmp_path))
     assert no_folder == (138, "SIGUSR1 received: nothing was saved, for there is no save_folder")
     assert no_step == (143, "SIGTERM received: nothing was saved, for no batch was trained yet")
-    assert not checkpoints(tmp_path / "toy")
+    assert done is None
+    code, text = no_further_step
+    assert (code, text.partition(";")[0]) == (75, f"SIGTERM received: batch 2 is saved in {tmp_path}/toy/ep0-ba2")
+    assert [found.name for found in checkpoints(tmp_path / "toy")] == ["ep0-ba2"]
 
 
 def test_wall_time_leaves_room_for_a_step_and_a_save(monkeypatch: pytest.MonkeyPatch) -> None:

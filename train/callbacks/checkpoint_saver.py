@@ -1,8 +1,7 @@
-"""Saves checkpoints. Older ones are deleted once one that stays has been read back and found right."""
+"""Saves checkpoints, while training continues or at once."""
 
 import datetime
 import shutil
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,20 +15,19 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from data.base.console import logger as console
-from data.base.errors import ConfigError, DataError, os_errors_named, plain_os_errors, reason
+from data.base.errors import ConfigError, DataError, os_errors_named, plain_os_errors
 from data.base.problems import listed_clauses
 from data.base.sizes import format_bytes
 from data.base.versions import versions
 from train.checkpoint.load import refuse_not_finite, saved_parameters, saved_tensors
-from train.checkpoint.retention import KEEP, Retention
-from train.checkpoint.save import gathered, n_bytes, save_checkpoint
-from train.checkpoint.save_folder import batch_of, checkpoints, remove
+from train.checkpoint.save_folder import batch_of, checkpoints
+from train.checkpoint.saving.background import BackgroundSaver, Content, Written
+from train.checkpoint.saving.ranks import separate_ranks
+from train.checkpoint.saving.retention import Pruning, Retention
 from train.checkpoint.state import RunState, encode_random, timestamp_from_composer, to_json
-from train.checkpoint.storage.files import corruption
 from train.checkpoint.storage.finite import NotFiniteError
 from train.checkpoint.storage.manifest import Manifest
 from train.composer_model import DbrxForComposer
-from train.distributed.first_rank import on_first_rank
 from train.supervision.exit_codes import ExitCode, RunStopped
 from train.supervision.hangs.deadlines import Section
 from train.supervision.hangs.sections import within
@@ -46,6 +44,12 @@ class Saving:
     retention: Retention
     gather: bool
     """Rank 0 gathers all tensors and writes them (state_dict_type: full)."""
+    background: bool
+    """While training continues (save_async)."""
+    replicas: int
+    """Of the model, under HYBRID_SHARD: the first one is saved."""
+    timeout: float
+    """Seconds that ranks wait for one another."""
     on_error: str
     """on_save_error: stop or warn. The last checkpoint has to be saved."""
     run_id: str
@@ -57,24 +61,40 @@ class Saving:
 class CheckpointSaver(Callback):
     """Saves a checkpoint every `interval` batches and after the last.
 
-    What a file system refuses raises, on every rank, DataError or ConfigError (see plain_os_errors), or is a warning.
-    Then nothing is left of the checkpoint, and those before it stay.
+    What a file system refuses raises, on every rank, DataError or ConfigError (see plain_os_errors), or is a warning:
+    at the end of the next step where checkpoints are saved in the background. Then nothing is left of the checkpoint,
+    and those before it stay.
     """
 
     def __init__(self, saving: Saving, *, verified: Path | None, check_owner: Callable[[], None]) -> None:
         """verified: the checkpoint that the run resumes from. check_owner: raises DataError, on rank 0, when the folder
-        is not this run's any more."""
-        self.saving, self._check_owner = saving, check_owner
-        self._verified: set[Path] = set() if verified is None else {verified}
+        is not this run's any more. Every rank has to call it."""
+        self.saving = saving
+        self.saver = BackgroundSaver(
+            ranks=separate_ranks(saving.timeout, replicas=saving.replicas),
+            told=separate_ranks(saving.timeout),
+            confirm=check_owner,
+            pruning=Pruning(saving.folder, saving.retention, verified),
+        )
         self._saved: tuple[int, Path] | None = None
         """The newest checkpoint of this process that is committed, and its batch."""
         self.longest_save = 0.0
         """Seconds, of those of this process."""
 
     def batch_checkpoint(self, state: State, logger: Logger) -> None:
+        self._note(self.saver.poll())
         batch = state.timestamp.batch.value
         if batch % self.saving.interval == 0 or batch == self.saving.last_batch:
-            self._save(state, batch)
+            self._save(state, background=self.saving.background)
+
+    def fit_end(self, state: State, logger: Logger) -> None:
+        self.wait()
+
+    def wait(self) -> Path | None:
+        """Returns the newest checkpoint of this process once nothing is being saved any more. Raises, on every rank,
+        what a save has failed with. Every rank has to call it."""
+        self._note(self.saver.wait())
+        return self._saved[1] if self._saved is not None else None
 
     def save_now(self, state: State, *, random: Mapping[str, Any] | None = None) -> Path | None:
         """Saves a checkpoint of the batch that the run is at unless there is one, and returns it once it is committed;
@@ -83,14 +103,17 @@ class CheckpointSaver(Callback):
         random: the random state that this rank's is to be saved as (see composer.utils.reproducibility), where it is
         not the present one.
         """
+        self.wait()
         batch = state.timestamp.batch.value
         if self._saved is None or self._saved[0] != batch:
-            self._save(state, batch, random)
+            self._save(state, random, background=False)
+            self.wait()
         return self._saved[1] if self._saved is not None and self._saved[0] == batch else None
 
     def committed(self, state: State) -> list[Path]:
-        """The checkpoints of the run up to its present batch, oldest first. Every rank has to call it, and gets those
-        that rank 0 sees."""
+        """The checkpoints of the run up to its present batch, oldest first, once nothing is being saved any more. Every
+        rank has to call it, and gets those that rank 0 sees."""
+        self.wait()
         found: list[list[Path]] = [[]]
         if dist.get_global_rank() == 0:
             # Those of later batches are of a future that was given up: the run has resumed from one before them.
@@ -100,29 +123,31 @@ class CheckpointSaver(Callback):
         return found[0]
 
     @within(Section.SAVE)
-    def _save(self, state: State, batch: int, random: Mapping[str, Any] | None = None) -> None:
-        start = time.monotonic()
-        on_first_rank(self._check_owner)
-        checkpoint = self.saving.folder / f"ep{state.timestamp.epoch.value}-ba{batch}"
+    def _save(self, state: State, random: Mapping[str, Any] | None = None, *, background: bool) -> None:
+        batch = state.timestamp.batch.value
         (optimizer,) = state.optimizers
+        checkpoint = self.saving.folder / f"ep{state.timestamp.epoch.value}-ba{batch}"
         tensors = saved_tensors(_model(state).model, optimizer)
         _stop_unless_finite(checkpoint, tensors)
-        saved = save_checkpoint(
-            checkpoint,
-            gathered(tensors) if self.saving.gather else tensors,
+        content = Content(
+            tensors=tensors,
             state=to_json(_run_state(state, random)),
             config=self.saving.config,
             about=self._about(state),
-            # A run that was suspended while it wrote may have lost its folder.
-            confirm=lambda: on_first_rank(self._check_owner),
+            gather=self.saving.gather,
         )
-        if saved.refused is None:
-            self._saved = batch, checkpoint
-            on_first_rank(lambda: self._pin(checkpoint, batch))
-            self._prune(checkpoint, batch, saved.files)
-            self.longest_save = max(self.longest_save, time.monotonic() - start)
+        self._note(self.saver.save(checkpoint, content, background=background))
+        if not background:
+            self.wait()
+
+    def _note(self, written: Written | None) -> None:
+        if written is None:
+            return
+        self.longest_save = max(self.longest_save, written.seconds)
+        if written.refused is not None:
+            self._report(written.refused, written.batch, written.needed)
         else:
-            self._report(saved.refused, batch, n_bytes(tensors))
+            self._saved = written.batch, written.checkpoint
 
     def _about(self, state: State) -> Manifest:
         return Manifest(
@@ -152,33 +177,6 @@ class CheckpointSaver(Callback):
                 raise
             console.warning(f"{error}. The run continues without this checkpoint (on_save_error: warn)")
 
-    def _pin(self, checkpoint: Path, batch: int) -> None:
-        every = self.saving.retention.every
-        if every is not None and batch % every == 0:
-            (checkpoint / KEEP).touch()
-
-    def _prune(self, checkpoint: Path, batch: int, files: tuple[str, ...]) -> None:
-        """Deletes what is superseded, unless nothing would be left that is known to be right."""
-        plan: list[tuple[list[Path], bool]] = [([], False)]
-
-        def find() -> None:
-            present = checkpoints(self.saving.folder)
-            superseded = self.saving.retention.superseded(present, batch)
-            plan[0] = superseded, bool(superseded) and not self._verified & ({*present} - {*superseded})
-
-        on_first_rank(find)
-        dist.broadcast_object_list(plan, src=0)
-        ((superseded, verify),) = plan
-        if verify:
-            # Each rank reads what it has written, from the disk and not from memory.
-            errors = dist.all_gather_object(corruption(checkpoint, files))
-            if corrupt := [error for error in errors if error is not None]:
-                console.warning(f"{corrupt[0]}. The checkpoints before it are kept")
-                return
-            self._verified.add(checkpoint)
-        if dist.get_global_rank() == 0:
-            _remove(superseded)
-
 
 def _stop_unless_finite(checkpoint: Path, tensors: Mapping[str, Tensor]) -> None:
     """Raises RunStopped, on every rank, before anything is written."""
@@ -191,15 +189,6 @@ def _stop_unless_finite(checkpoint: Path, tensors: Mapping[str, Tensor]) -> None
             f"{checkpoint.name} is not saved, because there are NaN or infinite numbers in {names}: start again with "
             "autoresume=true from the checkpoint before it, with a lower optimizer.lr",
         ) from None
-
-
-def _remove(superseded: Sequence[Path]) -> None:
-    """What cannot be deleted now is superseded the next time as well."""
-    for path in superseded:
-        try:
-            remove(path)
-        except OSError as error:
-            console.warning(f"{path} is superseded, but cannot be deleted: {reason(error)}")
 
 
 def _model(state: State) -> DbrxForComposer:

@@ -12,6 +12,7 @@ from torch.distributed.distributed_c10d import _get_default_store
 from data.base import console
 from data.base.durations import Clock
 from data.base.errors import ConfigError
+from train.callbacks.checkpoint_saver import CheckpointSaver
 from train.checkpoint.save_folder import batch_of, check_writable, checkpoints, fill_in
 from train.config.schema import TrainConfig
 from train.export.export import export
@@ -54,8 +55,9 @@ def build_hf_checkpointer(
 class HFCheckpointer(Callback):
     """Exports the checkpoint just saved to FOLDER/baN, every `interval` batches and after the last.
 
-    Stands behind Composer's saver. Rank 0 exports, proof and all; the others wait outside of collectives, whose time
-    limit an export may well exceed. What fails is told, and training goes on; `check` raises it at the end.
+    Stands behind CheckpointSaver, and waits until that has saved. Rank 0 exports, proof and all; the others wait
+    outside of collectives, whose time limit an export may well exceed. What fails is told, and training goes on;
+    `check` raises it at the end.
     """
 
     def __init__(
@@ -69,6 +71,9 @@ class HFCheckpointer(Callback):
     def batch_checkpoint(self, state: State, logger: Logger) -> None:
         batch = state.timestamp.batch.value
         if self._is_due(batch):
+            for saver in state.callbacks:
+                if isinstance(saver, CheckpointSaver):
+                    saver.wait()
             self._export_on_first_rank(batch)
 
     def catch_up(self, batch: int) -> None:

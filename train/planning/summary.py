@@ -4,7 +4,7 @@ from pathlib import Path
 
 from data.base.durations import Clock, parse_duration
 from data.base.sizes import format_bytes
-from train.checkpoint.space import count_saves, describe_space
+from train.checkpoint.saving.space import count_saves, describe_space
 from train.config.schema import TrainConfig
 from train.models.config import LoraConfig, ModelConfig
 from train.models.shapes import count_adapters, count_parameters

@@ -21,8 +21,8 @@ from train.callbacks.run_record import RunRecord
 from train.callbacks.section_marks import SectionMarks
 from train.callbacks.stream_monitor import StreamMonitor
 from train.checkpoint.owner import Owner
-from train.checkpoint.save import point_to
 from train.checkpoint.save_folder import furnish_save_folder
+from train.checkpoint.saving.save import point_to
 from train.config.schema import TrainConfig
 from train.distributed.first_rank import on_first_rank
 from train.distributed.process_group import initialize_dist, sharing_failures
@@ -34,7 +34,7 @@ from train.run.inputs import Inputs, describe, open_inputs, starting_from, warni
 from train.run.loaders import build_eval_loader, build_train_loader
 from train.run.model import build_model
 from train.run.restore import restore, verify_end
-from train.run.saving import Supervision, build_preemption, build_savers, owned
+from train.run.saving import Supervision, build_preemption, build_savers, finishing, owned
 from train.run.trainer import build_trainer
 from train.stability.step_check import StepCheck
 from train.supervision.events import Events
@@ -145,9 +145,11 @@ def _fit(
             if loader is not None:
                 stack.enter_context(loader.worker_errors())
         stack.enter_context(supervision.signals.deferred())
+        stack.enter_context(finishing(savers))
         try:
             _train(trainer, config, inputs, evaluate=preemption.evaluation_due)
         except RunStopped:  # on every rank
+            supervision.signals.leave()
             with within(Section.UNTIMED):
                 trainer.close()
             raise

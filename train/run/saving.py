@@ -16,10 +16,10 @@ from data.base.errors import ConfigError
 from train.callbacks.checkpoint_saver import CheckpointSaver, Saving
 from train.callbacks.run_record import RunRecord
 from train.checkpoint.owner import FLOCK, Owner, own
-from train.checkpoint.retention import Retention
-from train.checkpoint.save import point_to
 from train.checkpoint.save_folder import checkpoints, recover, remove_leftovers
-from train.checkpoint.space import check_space, count_saves, describe_space, file_bytes
+from train.checkpoint.saving.retention import Retention
+from train.checkpoint.saving.save import point_to
+from train.checkpoint.saving.space import check_space, count_saves, describe_space, file_bytes
 from train.config.load import to_yaml
 from train.config.schema import TrainConfig
 from train.distributed.first_rank import on_first_rank
@@ -104,10 +104,11 @@ def _check_unchanged(folder: Path, config: TrainConfig, inputs: Inputs) -> None:
 
 
 def build_savers(config: TrainConfig, inputs: Inputs, owner: Owner | None) -> list[CheckpointSaver]:
-    """The callback that saves checkpoints; none without a save_folder. owner: on rank 0."""
+    """The callback that saves checkpoints; none without a save_folder. owner: on rank 0. For every rank."""
     if inputs.folder is None:
         return []
     start, interval, every = inputs.start, inputs.data.clock.batches(config.save_interval), config.save_keep_every
+    fsdp = config.fsdp_config
     saving = Saving(
         folder=inputs.folder,
         interval=interval,
@@ -115,7 +116,10 @@ def build_savers(config: TrainConfig, inputs: Inputs, owner: Owner | None) -> li
         retention=Retention(
             newest=config.save_num_checkpoints_to_keep, every=every * interval if every is not None else None
         ),
-        gather=config.fsdp_config is not None and config.fsdp_config.state_dict_type == "full",
+        gather=fsdp is not None and fsdp.state_dict_type == "full",
+        background=config.save_async,
+        replicas=(fsdp.data_parallel_replicate_degree or 1) if fsdp is not None else 1,
+        timeout=config.dist_timeout,
         on_error=config.on_save_error,
         run_id=inputs.run_id,
         run_name=inputs.run_name,
@@ -156,6 +160,17 @@ def build_preemption(
         resumed_from=inputs.start.path if inputs.start is not None and inputs.resuming else None,
         resume_command=supervision.resume_command,
     )
+
+
+@contextmanager
+def finishing(savers: Sequence[CheckpointSaver]) -> Iterator[None]:
+    """Around training: what is being saved when it ends with an error is finished all the same."""
+    try:
+        yield
+    except BaseException:
+        for each in savers:
+            each.saver.abandon(each.saving.timeout)
+        raise
 
 
 def _nothing() -> None:

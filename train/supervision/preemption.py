@@ -63,7 +63,7 @@ class Preemption(Callback):
             dist.all_reduce(flags, reduce_operation="MAX")
             number, is_up = flags.tolist()
             if number or is_up:
-                self._cause = _name(number) if number else "max_wall_time reached"
+                self._cause = _name(number) if number else "max_wall_time is almost over"
                 self._exit_code = 128 + number if number else ExitCode.FIXABLE
                 console.info(f"{self._cause}: the run ends at batch {state.timestamp.batch.value}")
         return self._cause is not None
@@ -75,6 +75,7 @@ class Preemption(Callback):
     def batch_end(self, state: State, logger: Logger) -> None:
         if self._wall_time is not None:
             self._wall_time.end_step()
+        self.evaluation_due = False
         self.agree(state)
 
     def eval_before_all(self, state: State, logger: Logger) -> None:
@@ -117,7 +118,6 @@ class Preemption(Callback):
             path = self._save(state) if batch > self._first_batch else self._resumed_from
             code = self._exit_code if path is None else ExitCode.RESUMABLE
             what = f"batch {batch} could not be saved" if path is None else f"batch {batch} is saved in {path}"
-        self._signals.leave()
         self._events.report("preempted", batch, f"{self._cause}: {what}", logger=logger, exit_code=int(code))
         again = f"; this resumes it: {self._resume_command}" if code == ExitCode.RESUMABLE else ""
         raise RunStopped(code, f"{self._cause}: {what}{again}")

@@ -11,6 +11,7 @@ thread reads the numbers of the signals from the wakeup descriptor, to which the
 """
 
 import os
+import select
 import signal
 import sys
 import threading
@@ -25,6 +26,8 @@ from data.base.errors import WaitInterrupted
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 IGNORED_SECONDS = 10.0
 """After the first signal, in which others are taken as its duplicates."""
+_AGAIN_SECONDS = 1.0
+"""After which it is looked whether what was raised had an effect."""
 _RESUME = "with autoresume=true the next start resumes from the newest checkpoint"
 
 
@@ -34,12 +37,20 @@ class StopSignals:
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
         """The first one."""
-        self.raised = False
-        """Whether it ended what the main thread was doing."""
         self._pid = os.getpid()
         self._first_at: float | None = None
-        self._deferred = self._leaving = self._reported = self._waits = False
+        self._error: BaseException | None = None
+        """What the handler has raised."""
+        self._caught = self._deferred = self._reported = self._waits = False
+        self.leaving = False
+        self._repeated = 0
+        """Signals of this process to itself that the thread has still to see."""
         self._wakeup: int | None = None
+
+    @property
+    def raised(self) -> bool:
+        """Whether the signal ended what the main thread was doing."""
+        return isinstance(self._error, SystemExit)
 
     def install(self) -> None:
         """Again after an import that replaces handlers, as composer.core.engine does."""
@@ -81,8 +92,9 @@ class StopSignals:
             self._waits = False
 
     def leave(self) -> None:
-        """From now on all are ignored, to the end of the interpreter: the run is saved, and ends."""
-        self._leaving = True
+        """From now on all are ignored, to the end of the interpreter: the run has ended, and its exit code is to be
+        that, whichever rank is the first and makes the launcher end the others."""
+        self.leaving = True
         if self._wakeup is not None:
             for number in _SIGNALS:
                 signal.signal(number, signal.SIG_IGN)
@@ -91,7 +103,8 @@ class StopSignals:
         """Whether a signal ended the run with this error. Composer's own handlers, from its import to the next
         `install`, raise SystemExit and leave no other trace."""
         if not self.raised and isinstance(error, SystemExit) and error.code in [128 + n for n in _SIGNALS]:
-            self.raised, self.received = True, signal.Signals(int(error.code) - 128)
+            self._error, self.received = error, signal.Signals(int(error.code) - 128)
+        self._caught = self.raised
         return self.raised
 
     def report(self, *, again: bool = False) -> int:
@@ -108,27 +121,48 @@ class StopSignals:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._pid:
             self._handle_in_worker(number)
-        elif not self._leaving:
+        elif not self.leaving:
             # The thread notes it as well, and when it came: this may be called long after.
             self.received = self.received or signal.Signals(number)
-            if self._deferred and self._waits:
-                self._waits = False
-                raise WaitInterrupted
-            if not self._deferred and not self.raised:
-                self.raised = True
-                raise SystemExit(128 + number)
+            if self._interrupts and not self._is_unwinding():
+                self._error = WaitInterrupted() if self._deferred else SystemExit(128 + self.received)
+                raise self._error
+
+    @property
+    def _interrupts(self) -> bool:
+        return self._waits if self._deferred else not self._caught
+
+    def _is_unwinding(self) -> bool:
+        """Whether the main thread is in a `finally` or `except` block because of what the handler has raised."""
+        error = sys.exc_info()[1]
+        while error is not None and error is not self._error:
+            error = error.__context__
+        return error is not None
 
     def _watch(self, reader: int) -> None:
         """The thread: until the other end of the pipe is closed."""
-        while numbers := os.read(reader, 64):
+        while True:
+            if not select.select([reader], [], [], _AGAIN_SECONDS if self._error is not None else None)[0]:
+                self._repeat()
+                continue
+            if not (numbers := os.read(reader, 64)):
+                break
             for number in numbers:
-                if number in _SIGNALS and not self._leaving:
+                if number in _SIGNALS and not self.leaving:
                     self._note(signal.Signals(number))
         os.close(reader)
 
+    def _repeat(self) -> None:
+        """What is raised in a destructor, or in a callback of C code, is printed and forgotten."""
+        if self.received is not None and self._interrupts and not self.leaving:
+            self._repeated += 1
+            os.kill(self._pid, self.received)
+
     def _note(self, number: signal.Signals) -> None:
         now = time.monotonic()
-        if self._first_at is None:
+        if self._repeated and number == self.received:
+            self._repeated -= 1
+        elif self._first_at is None:
             self._first_at = now
             self.received = self.received or number
         elif now > self._first_at + IGNORED_SECONDS:
@@ -145,14 +179,14 @@ class StopSignals:
 
 @contextmanager
 def stop_signals() -> Iterator[StopSignals]:
-    """Installs the handlers; puts the earlier ones back afterwards unless a signal has come, which ends the process."""
+    """Installs the handlers; puts the earlier ones back afterwards unless the process ends."""
     before = {number: signal.getsignal(number) for number in _SIGNALS}
     signals = StopSignals()
     signals.install()
     try:
         yield signals
     finally:
-        if signals.received is None and threading.current_thread() is threading.main_thread():
+        if signals.received is None and not signals.leaving and threading.current_thread() is threading.main_thread():
             for number, handler in before.items():
                 signal.signal(number, handler)
             signals.uninstall()

@@ -31,7 +31,7 @@ class WallTime:
         self._save = min(file_bytes / _WRITTEN_PER_SECOND, _MOST_OF_IT * seconds)
 
     def __str__(self) -> str:
-        return f"{self.elapsed:.0f} s have passed; {self.margin:.0f} s are left for a step, a save and the end"
+        return f"{self.elapsed:.0f} s have passed; a step, a save and the exit may take {self.margin:.0f} s"
 
     @property
     def margin(self) -> float:

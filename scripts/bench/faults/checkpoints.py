@@ -187,16 +187,16 @@ def _keep_one_on_a_bad_disk(lab: Lab) -> Iterator[str]:
 
 def _flip_what_is_saved() -> None:
     """In the process of a run: a disk that loses a bit of each checkpoint."""
-    from train.callbacks import checkpoint_saver
+    from train.checkpoint.saving import background
 
-    save_checkpoint = checkpoint_saver.save_checkpoint
+    save_checkpoint = background.save_checkpoint
 
     def save(checkpoint: Path, *args, **kwargs):
         saved = save_checkpoint(checkpoint, *args, **kwargs)
         flip_tensor(checkpoint, _weight, random.Random(0))
         return saved
 
-    checkpoint_saver.save_checkpoint = save
+    background.save_checkpoint = save
 
 
 def _nothing_broken(lab: Lab) -> Iterator[str]:

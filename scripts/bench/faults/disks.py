@@ -52,9 +52,12 @@ def _during(before: Callable[[], None], after: Callable[[], None]) -> None:
     def batch_checkpoint(self: CheckpointSaver, state: "State", logger: "Logger") -> None:
         here = state.timestamp.batch.value == _BATCH
         if here:
+            self.wait()  # for the checkpoint before it
             before()
         try:
             real(self, state, logger)
+            if here:
+                self.wait()
         finally:
             if here:
                 after()

@@ -16,7 +16,7 @@ from tests.helpers.ranks import run_ranks
 from tests.helpers.small_config import load
 from tests.helpers.toy_run import write_toy_run
 from train.checkpoint.save_folder import checkpoints
-from train.checkpoint.space import check_space, checkpoint_bytes, count_saves, describe_space, file_bytes
+from train.checkpoint.saving.space import check_space, checkpoint_bytes, count_saves, describe_space, file_bytes
 from train.config.load import read_config
 from train.run.fit import fit
 
@@ -104,7 +104,7 @@ def write_checkpoint(folder: Path, n_bytes: int) -> None:
 )
 def test_what_is_kept_is_described(tmp_path: Path, monkeypatch, overrides, n_saves, kept: str) -> None:
     with_space(monkeypatch, 2**31)
-    monkeypatch.setattr("train.checkpoint.space.checkpoint_bytes", lambda config, ranks: 2**20)
+    monkeypatch.setattr("train.checkpoint.saving.space.checkpoint_bytes", lambda config, ranks: 2**20)
     kept = re.sub(r"\{(\d+)\}", r"\1mb", kept)
     folder = tmp_path / "not" / "yet"
     line = describe_space(load(tmp_path, *overrides), folder, n_saves)

@@ -1,0 +1,12 @@
+"""Waits for what a run saves in the background."""
+
+from composer.core import State
+
+from train.callbacks.checkpoint_saver import CheckpointSaver
+
+
+def wait_until_saved(state: State) -> None:
+    """Until this rank's thread has nothing left to save. Not a collective: ranks may be killed after it."""
+    for each in state.callbacks:
+        if isinstance(each, CheckpointSaver) and (pending := each.saver._pending) is not None:
+            pending.saved.exception()

@@ -1,0 +1,106 @@
+"""Batches that were not finite because of what is in them, computed again by scripts/replay_batch.py."""
+
+import contextlib
+import io
+import json
+import logging
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from composer.core import Callback, State
+from composer.loggers import Logger
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from data.base import console
+from tests.helpers.faults import Ended, Fault, run_with
+from tests.helpers.load_script import load_script
+from tests.helpers.ranks import run_ranks
+from tests.helpers.toy_run import write_toy_run
+from train.checkpoint.save_folder import checkpoints
+
+RARE = 126
+"""The token `~`, which one example has."""
+
+
+class Poison(Callback):
+    """An embedding from which a layer norm overflows: finite itself, and only the rows that have it are not."""
+
+    def fit_start(self, state: State, logger: Logger) -> None:
+        (param,) = [param for name, param in state.model.named_parameters() if name.endswith("wte.weight")]
+        added = torch.zeros(param.shape)
+        added[RARE] = 3e38
+        assert isinstance(param, DTensor)
+        with torch.no_grad():
+            param += distribute_tensor(added, param.device_mesh, param.placements)
+
+
+class Messages(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+
+
+def write_run(folder: Path) -> str:
+    path = write_toy_run(folder)
+    with (folder / "train.jsonl").open("a") as file:
+        file.write(json.dumps({"prompt": "~~~~\n", "response": "amber"}) + "\n")
+    return path
+
+
+def replayed(incident: Path) -> tuple[int, list[str]]:
+    """The exit code of the script, and what it says, errors last."""
+    messages, errors = Messages(), io.StringIO()
+    console.logger.addHandler(messages)
+    try:
+        with contextlib.redirect_stderr(errors):
+            code = load_script("replay_batch").main([str(incident)])
+        return code, [*messages.lines, *errors.getvalue().splitlines()]
+    finally:
+        console.logger.removeHandler(messages)
+
+
+def skipped(path: str, overrides: list[str]) -> tuple[Ended, dict[str, tuple[int, list[str]]]]:
+    """A run, and what becomes of its incidents."""
+    ended = run_with(path, overrides, Poison(), Fault([2], loss=math.inf, ranks=[1]))
+    folder = Path(path).parent / "skipped" / "incidents"
+    return ended, {incident.name: replayed(incident) for incident in folder.iterdir()}
+
+
+def stopped(path: str, overrides: list[str]) -> tuple[Ended, list[tuple[int, list[str]]]]:
+    ended = run_with(path, overrides, Poison())
+    folder = Path(path).parent
+    (incident,) = (folder / "stopped" / "incidents").iterdir()
+    return ended, [replayed(incident), replayed(folder / "skipped" / "incidents" / "ba2"), replayed(folder)]
+
+
+@pytest.mark.ranks
+def test_a_batch_is_computed_again_bit_for_bit(tmp_path: Path) -> None:
+    path = write_run(tmp_path)
+    overrides = ["eval_loader=null", "model.n_layers=1", "device_train_microbatch_size=2", "max_duration=8ba"]
+    run, found = run_ranks(skipped, 2, path, [*overrides, "run_name=skipped", "on_nonfinite=skip"])[0]
+    assert run.kinds() == [(2, "nonfinite"), (6, "nonfinite")]
+    # From ep0-ba4, through dropout and jitter; the other rank's loss is a number.
+    code, lines = found["ba6"]
+    assert code == 0, lines
+    assert lines[-1] == "equal bit for bit on all ranks"
+    assert "recorded nan (nan), replayed nan (nan): equal" in lines[-2]
+    assert "computed again from ep0-ba4" in lines[0]
+    # From the beginning; what a callback did to the loss is neither in the weights nor in the rows.
+    code, lines = found["ba2"]
+    assert code == 1
+    assert "recorded inf (inf)" in lines[-2]
+    assert "NOT EQUAL; the same rows, the same random state" in lines[-2]
+    assert "neither weights nor rows explain" in lines[-1]
+
+    run, (same, other_ranks, no_incident) = run_ranks(stopped, 1, path, [*overrides, "run_name=stopped"])[0]
+    assert run.code == 3
+    assert [found.name for found in checkpoints(tmp_path / "stopped")] == ["ep0-ba4", "ep0-ba6"]
+    assert (same[0], same[1][-1]) == (0, "equal bit for bit on all ranks")
+    assert other_ranks[0] == no_incident[0] == 2
+    assert "is of a run on 2 ranks, but there are 1: start it with composer -n 2 scripts/replay" in other_ranks[1][-1]
+    assert f"{tmp_path} is no incident" in no_incident[1][-1]

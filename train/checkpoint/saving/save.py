@@ -1,0 +1,172 @@
+"""Writes a checkpoint into a hidden folder and commits it: until its manifest is there, there is no checkpoint."""
+
+import errno
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from composer.utils import dist
+from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
+from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.tensor import DTensor
+
+from data.base.errors import os_error
+from train.checkpoint.save_folder import LATEST, PART
+from train.checkpoint.saving.ranks import Ranks, SaveFailed
+from train.checkpoint.storage.digests import FileDigest, digest_bytes
+from train.checkpoint.storage.manifest import CONFIG, STATE, Manifest, sync_folder, write_manifest, write_synced
+from train.checkpoint.storage.writer import HashingWriter
+
+_OVERHEAD = 4096
+"""Bytes, at most, that torch adds to a tensor of a rank."""
+
+
+@dataclass(frozen=True)
+class Saved:
+    """The outcome of a save. `refused` is the same on every rank."""
+
+    files: tuple[str, ...] = ()
+    """What this rank has written."""
+    refused: OSError | None = None
+    """What a file system refused, on the first rank that it was refused to: then nothing is left."""
+
+
+def save_checkpoint(
+    checkpoint: Path,
+    tensors: Mapping[str, Tensor],
+    *,
+    state: bytes,
+    config: str,
+    about: Manifest,
+    confirm: Callable[[], object] = lambda: None,
+    ranks: Ranks | None = None,
+) -> Saved:
+    """Saves and commits a checkpoint, in place of one of the same name. Every rank has to call it.
+
+    Tensors that all ranks have whole are written by rank 0; under HYBRID_SHARD the first replica writes. state: rank
+    0's counts. about: the manifest, without files. confirm: called on rank 0 before writing, and between writing and
+    committing; what it raises is raised on every rank.
+    """
+    ranks = ranks or Ranks()
+    part = checkpoint.with_name(PART + checkpoint.name)
+    digests: Mapping[str, FileDigest] = {}
+    needed = n_bytes(tensors) + _OVERHEAD * len(tensors) * ranks.world_size
+    refused = _refused_on_first(ranks, lambda: _prepare(part, needed, confirm))
+    if refused is None:
+        digests, error = _write(part, tensors, ranks)
+        refused = _first_refused(error, ranks)
+    if refused is None:
+        files = {name: digest for each in ranks.gather(digests) for name, digest in each.items()}
+        manifest = replace(about, files=files)
+        refused = _refused_on_first(ranks, lambda: _commit(part, checkpoint, state, config, manifest, confirm))
+    if refused is not None:
+        # Of each node: what is missing may be a file system that they share.
+        ranks.on_each(lambda: dist.get_local_rank() or shutil.rmtree(part, ignore_errors=True))
+    mine = (*digests, STATE, CONFIG) if ranks.is_first else tuple(digests)
+    return Saved(mine, refused)
+
+
+def n_bytes(tensors: Mapping[str, Tensor]) -> int:
+    """Of the tensors of all ranks."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+
+def _refused_on_first(ranks: Ranks, run: Callable[[], None]) -> OSError | None:
+    """What a file system refuses to rank 0's run(), on every rank; another error is raised."""
+    try:
+        ranks.on_first(run)
+    except OSError as error:
+        return error
+    return None
+
+
+def _first_refused(error: BaseException | None, ranks: Ranks) -> OSError | None:
+    """What a file system refused, on the first rank that knows. Raises another error, on every rank, where it is none
+    of these: torch tells other ranks of an error, but not of its cause."""
+    found = ranks.gather(None if error is None else (_refused(error), f"{type(error).__name__}: {error}"))
+    failed = [each for each in found if each is not None]
+    refused = next((cause for cause, _ in failed if cause is not None), None)
+    if failed and refused is None:
+        raise SaveFailed(f"a checkpoint could not be written: {failed[0][1]}") from error
+    return refused
+
+
+def _prepare(part: Path, needed: int, confirm: Callable[[], object]) -> None:
+    """Makes the folder to write to, if there is space. For rank 0: all nodes share it."""
+    confirm()
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True, exist_ok=True)
+    usage = shutil.disk_usage(part.parent)
+    # A file system that does not say how large it is has a total of 0.
+    if usage.total and usage.free < needed:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _write(
+    part: Path, tensors: Mapping[str, Tensor], ranks: Ranks
+) -> tuple[Mapping[str, FileDigest], BaseException | None]:
+    """Writes this rank's parts of the tensors: hashes of its files, and the error."""
+    mesh = next((tensor.device_mesh for tensor in tensors.values() if isinstance(tensor, DTensor)), None)
+    group, writes = ranks.writers(mesh)
+    if not writes:
+        return {}, None
+    writer = HashingWriter(part)
+    planner = DefaultSavePlanner(
+        flatten_state_dict=False, flatten_sharded_tensors=False, dedup_save_to_lowest_rank=True
+    )
+    try:
+        save(
+            dict(tensors),
+            storage_writer=writer,
+            planner=planner,
+            process_group=group,
+            no_dist=mesh is None,
+        )
+    except (CheckpointException, Exception) as error:
+        # To be exchanged: a rank that raised it would leave the others waiting.
+        return {}, writer.error or error
+    return writer.digests, None
+
+
+def _refused(error: BaseException) -> OSError | None:
+    if not isinstance(error, CheckpointException):
+        return os_error(error)
+    found = (os_error(failure) for failure, _ in error.failures.values())
+    return next((cause for cause in found if cause is not None), None)
+
+
+def _commit(
+    part: Path, checkpoint: Path, state: bytes, config: str, manifest: Manifest, confirm: Callable[[], object]
+) -> None:
+    """For rank 0. Raises OSError."""
+    # A run that was suspended while it wrote may have lost its folder.
+    confirm()
+    files = dict(manifest.files)
+    if missing := sorted(name for name in files if not (part / name).is_file()):
+        raise OSError(errno.ENOENT, f"{missing[0]} was written on another node, but all nodes need to share it")
+    for name, data in ((STATE, state), (CONFIG, config.encode())):
+        write_synced(part / name, data)
+        files[name] = digest_bytes(data)
+    write_manifest(part, replace(manifest, files=files))
+    before = checkpoint.with_name(f"{PART}replaced-{checkpoint.name}-{uuid.uuid4().hex[:8]}")
+    if checkpoint.exists():
+        checkpoint.rename(before)
+    part.rename(checkpoint)
+    sync_folder(checkpoint.parent)
+    shutil.rmtree(before, ignore_errors=True)
+    point_to(checkpoint)
+
+
+def point_to(checkpoint: Path) -> None:
+    """Makes `latest` a link to the checkpoint, in one step. Where a file system has no links, there is none."""
+    part = checkpoint.with_name(f"{PART}{LATEST}")
+    with suppress(OSError):
+        part.unlink(missing_ok=True)
+        part.symlink_to(checkpoint.name)
+        part.replace(checkpoint.with_name(LATEST))
