@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -95,13 +96,11 @@ def in_worker(ranks: Collection[int], number: int) -> None:
             os.kill(os.getpid(), number)
         return real(self, batch)
 
-    TrainBatches.__getitem__ = getitem
+    _replace(TrainBatches, "__getitem__", getitem)
 
 
 def in_a_save(ranks: Collection[int], number: int, seconds: float) -> None:
     """The signal comes while the checkpoint after the batch is written, which takes so long."""
-    import time
-
     from train.callbacks.stream_monitor import StreamMonitor
     from train.checkpoint.storage.writer import HashingWriter
 
@@ -118,7 +117,12 @@ def in_a_save(ranks: Collection[int], number: int, seconds: float) -> None:
             time.sleep(seconds)
         return real_write(self, *arguments)
 
-    StreamMonitor.batch_start, HashingWriter.write_data = batch_start, write_data
+    StreamMonitor.batch_start = batch_start
+    _replace(HashingWriter, "write_data", write_data)
+
+
+def _replace(owner: type, name: str, function: Callable[..., Any]) -> None:
+    setattr(owner, name, function)
 
 
 def _rank() -> int:
