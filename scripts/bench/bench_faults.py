@@ -21,12 +21,16 @@ from collections.abc import Sequence
 from typing import Any
 
 from scripts.bench import common
-from scripts.bench.faults import checkpoints, code, disks, settings
+from scripts.bench.faults import checkpoints, code, disks, hangs, instability, settings, signals
 from scripts.bench.faults.flips import GOOD, flips, table
 from scripts.bench.faults.processes import prepare
 from scripts.bench.faults.runs import SKIPPED, Case, Lab
 
-CASES = {**checkpoints.CASES, **code.CASES, **disks.CASES, **settings.CASES}
+CASES = {
+    case.name: case
+    for module in (checkpoints, code, disks, settings, instability, signals, hangs)
+    for case in module.CASES.values()
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

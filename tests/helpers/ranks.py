@@ -9,7 +9,8 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,26 +28,71 @@ def run_ranks(function: Callable[..., Any], world_size: int, *args: Any, timeout
 
     A rank that raises fails the call with its traceback; one that takes longer than the timeout is killed.
     """
+    with started_ranks(function, world_size, *args) as ranks:
+        deadline = time.monotonic() + timeout
+        while ranks.running and not ranks.failed:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{function.__name__} on {world_size} ranks took longer than {timeout} s")
+            time.sleep(0.02)
+        ranks.end(grace=0.5)
+        return ranks.results()
+
+
+@contextmanager
+def started_ranks(function: Callable[..., Any], world_size: int, *args: Any) -> "Iterator[Ranks]":
+    """function(*args) on each rank, as of run_ranks. Those that are still there at the end are killed."""
     require_marker("ranks")
     with tempfile.TemporaryDirectory() as folder:
         port = _free_port()
-        ranks = [
+        processes = [
             _context.Process(target=_rank, args=(Path(folder), rank, world_size, port, function, args))
             for rank in range(world_size)
         ]
-        for process in ranks:
+        for process in processes:
             process.start()
-        deadline = time.monotonic() + timeout
+        ranks = Ranks(Path(folder), processes)
         try:
-            while any(process.is_alive() for process in ranks):
-                if time.monotonic() > deadline:
-                    raise TimeoutError(f"{function.__name__} on {world_size} ranks took longer than {timeout} s")
-                if any(process.exitcode for process in ranks):
-                    break
-                time.sleep(0.02)
+            yield ranks
         finally:
-            _end(ranks)
-        return _results(Path(folder), [process.exitcode for process in ranks])
+            ranks.end()
+
+
+class Ranks:
+    """Processes that have been started."""
+
+    def __init__(self, folder: Path, processes: list[Any]) -> None:
+        self._folder, self._processes = folder, processes
+
+    @property
+    def pids(self) -> list[int]:
+        return [process.pid for process in self._processes]
+
+    @property
+    def running(self) -> bool:
+        """Whether one is."""
+        return any(process.is_alive() for process in self._processes)
+
+    @property
+    def failed(self) -> bool:
+        """Whether one has ended with an exit code that is not 0."""
+        return any(process.exitcode for process in self._processes)
+
+    @property
+    def exitcodes(self) -> list[int | None]:
+        """-n: ended by signal n."""
+        return [process.exitcode for process in self._processes]
+
+    def end(self, grace: float = 0.0) -> None:
+        """Kills each that does not end by itself within so many seconds."""
+        for process in self._processes:
+            process.join(grace)
+            if process.is_alive():
+                process.kill()
+            process.join()
+
+    def results(self) -> list[Any]:
+        """What the function returned on each rank. Raises RuntimeError with the traceback of one where it raised."""
+        return _results(self._folder, self.exitcodes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,36 +110,28 @@ class RankEnd:
 def ends_of_ranks(function: Callable[..., int], world_size: int, *args: Any, timeout: float = 120) -> list[RankEnd]:
     """How each rank ends whose exit code is function(*args), without a launcher that would end the others. function
     lives at the top of a module. Raises TimeoutError, with the outputs, when one does not end."""
-    require_marker("ranks")
-    with tempfile.TemporaryDirectory() as folder:
-        port, outputs = _free_port(), [Path(folder) / str(rank) for rank in range(world_size)]
-        ranks = [
-            _context.Process(target=_ending_rank, args=(outputs[rank], rank, world_size, port, function, args))
-            for rank in range(world_size)
-        ]
-        for process in ranks:
-            process.start()
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        started_ranks(_ending_rank, world_size, folder, function, args) as ranks,
+    ):
         start, ended = time.monotonic(), dict[int, float]()
-        try:
-            while len(ended) < world_size and (seconds := time.monotonic() - start) < timeout:
-                ended |= {
-                    rank: seconds for rank in range(world_size) if rank not in ended and not ranks[rank].is_alive()
-                }
-                time.sleep(0.02)
-        finally:
-            _end(ranks)
+        while len(ended) < world_size and (seconds := time.monotonic() - start) < timeout:
+            ended |= {n: seconds for n, code in enumerate(ranks.exitcodes) if code is not None and n not in ended}
+            time.sleep(0.02)
+        ranks.end()
+        outputs = [Path(folder) / str(rank) for rank in range(world_size)]
         texts = [path.read_text() if path.exists() else "" for path in outputs]
         if len(ended) < world_size:
             raise TimeoutError(f"of {world_size} ranks only {sorted(ended)} ended in {timeout} s: {texts}")
-        return [RankEnd(code=ranks[n].exitcode, output=texts[n], seconds=ended[n]) for n in range(world_size)]
+        codes = [code for code in ranks.exitcodes if code is not None]
+        return [RankEnd(code=codes[n], output=texts[n], seconds=ended[n]) for n in range(world_size)]
 
 
-def _ending_rank(output: Path, rank: int, world_size: int, port: int, function: Callable[..., int], args: Any) -> None:
-    file = os.open(output, os.O_CREAT | os.O_WRONLY)
+def _ending_rank(folder: str, function: Callable[..., int], args: Any) -> None:
+    file = os.open(Path(folder) / os.environ["RANK"], os.O_CREAT | os.O_WRONLY)
     os.dup2(file, 1)
     os.dup2(file, 2)
     sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
-    _prepare(rank, world_size, port)
     code = 1
     try:
         code = function(*args)
@@ -117,15 +155,7 @@ def _free_port() -> int:
                 return port
 
 
-def _end(ranks: list[Any]) -> None:
-    for process in ranks:
-        process.join(0.5)
-        if process.is_alive():
-            process.kill()
-        process.join()
-
-
-def _prepare(rank: int, world_size: int, port: int) -> None:
+def _rank(folder: Path, rank: int, world_size: int, port: int, function: Callable[..., Any], args: Any) -> None:
     os.environ.update(
         RANK=str(rank),
         LOCAL_RANK=str(rank),
@@ -141,10 +171,6 @@ def _prepare(rank: int, world_size: int, port: int) -> None:
     # A child of the fork server would start its own children by another one; a real rank forks its loader's workers.
     multiprocessing.set_start_method("fork", force=True)
     show_on_console()
-
-
-def _rank(folder: Path, rank: int, world_size: int, port: int, function: Callable[..., Any], args: Any) -> None:
-    _prepare(rank, world_size, port)
     try:
         result = (True, function(*args))
     except BaseException:

@@ -16,7 +16,8 @@ from train.supervision.record_file import add_line
 class RunRecord(Callback):
     """Adds a line to record.jsonl for every checkpoint (rows and tokens of each stream) and every evaluation.
 
-    Stands behind Composer's saver, every `interval` batches and at the last of whose it has just saved.
+    Stands before the saver, which saves every `interval` batches and after the last: no checkpoint is without its line,
+    but a line may come twice, or its checkpoint be missing, in a run that was killed.
     """
 
     def __init__(self, folder: Path, plan: RowPlan, interval: int, last_batch: int) -> None:

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,6 +23,7 @@ from train.callbacks.stream_monitor import StreamMonitor
 from train.checkpoint.owner import Owner
 from train.checkpoint.remote.mirror import Mirror
 from train.checkpoint.save_folder import furnish_save_folder
+from train.checkpoint.saving.save import point_to
 from train.config.schema import TrainConfig
 from train.distributed.first_rank import on_first_rank
 from train.distributed.process_group import initialize_dist, sharing_failures
@@ -80,15 +82,18 @@ def fit(
     supervision = Supervision(Events(inputs.folder), signals or StopSignals(), command)
     with watched(config.deadlines, inputs.folder, supervision.events) as sections:
         inputs = verify_end(config, inputs)
-        if inputs.first_batch >= inputs.max_batches:
-            with mirrored(config, inputs) if inputs.resuming else nullcontext() as mirror:
-                if mirror is not None:
-                    mirror.begin(resuming=True)
-                _nothing_to_do(config, inputs)
-            return
-        with owned(config, inputs) as owner, mirrored(config, inputs) as mirror:
-            marks = SectionMarks(sections)
-            _fit(config, inputs, owner, mirror, composer_device, [marks, *callbacks], dtype, supervision)
+        if not inputs.at_the_end:
+            with owned(config, inputs) as (owner, inputs):
+                if not inputs.at_the_end:
+                    with mirrored(config, inputs) as mirror:
+                        marks = SectionMarks(sections)
+                        _fit(config, inputs, owner, mirror, composer_device, [marks, *callbacks], dtype, supervision)
+                    return
+            inputs = verify_end(config, inputs)
+        with mirrored(config, inputs) if inputs.resuming else nullcontext() as mirror:
+            if mirror is not None:
+                mirror.begin(resuming=True)
+            _nothing_to_do(config, inputs)
 
 
 def _fit(
@@ -111,9 +116,10 @@ def _fit(
     inputs = restore(config, inputs, model.model, optimizer)
     train_loader = build_train_loader(config, inputs, supervision.signals)
     eval_loader = build_eval_loader(config, inputs)
-    # Behind the others: a batch's checkpoint has what they did, and what is done with it comes after.
+    # Behind the others: a batch's checkpoint has what they did, and what is done with it comes after. The record before
+    # it: a run that is killed between them notes the batch again, and does not leave it out.
     savers, records = build_savers(config, inputs, owner, mirror), _run_record(config, inputs)
-    saving = [*savers, *([mirror] if mirror else []), *records, *([hf_checkpointer] if hf_checkpointer else [])]
+    saving = [*records, *savers, *([mirror] if mirror else []), *([hf_checkpointer] if hf_checkpointer else [])]
     check = StepCheck(
         config,
         inputs.data.plan,
@@ -181,6 +187,8 @@ def _nothing_to_do(config: TrainConfig, inputs: Inputs) -> None:
     logger.info(f"nothing to do: {inputs.start.path} is at batch {inputs.first_batch}, and {end}")
     if not inputs.resuming:
         return
+    # A run that is killed right after its last save has left it on the one before.
+    on_first_rank(partial(point_to, inputs.start.path))
     exporter = build_hf_checkpointer(config, inputs.data.clock, inputs.run_name, inputs.folder, resuming=True)
     if exporter is not None:
         exporter.catch_up(inputs.first_batch)

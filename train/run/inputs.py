@@ -69,6 +69,11 @@ class Inputs:
         assert self.data.clock.max_batches is not None
         return self.data.clock.max_batches
 
+    @property
+    def at_the_end(self) -> bool:
+        """Whether nothing is left to train."""
+        return self.first_batch >= self.max_batches
+
 
 def open_inputs(config: TrainConfig, problems: Problems | None = None, *, rehash: bool = False) -> Inputs:
     """Opens them on this rank. Raises ConfigError or DataError: what can be found out quickly is reported together, and

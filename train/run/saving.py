@@ -4,6 +4,7 @@ import shutil
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 from composer.utils import dist
@@ -24,13 +25,15 @@ from train.checkpoint.saving.space import check_space, count_saves, describe_spa
 from train.config.load import to_yaml
 from train.config.schema import TrainConfig
 from train.distributed.first_rank import on_first_rank
-from train.run.inputs import Inputs
+from train.run.inputs import Inputs, starting_from
 from train.supervision.exit_codes import ExitCode, RunStopped
+from train.weights.start import find_start
 
 
 @contextmanager
-def owned(config: TrainConfig, inputs: Inputs) -> Iterator[Owner | None]:
-    """Within, the run owns its save folder, on rank 0; the others, and a run without one, get None.
+def owned(config: TrainConfig, inputs: Inputs) -> Iterator[tuple[Owner | None, Inputs]]:
+    """Within, the run owns its save folder, on rank 0; the others, and a run without one, get None. The inputs are
+    those given, or start from a newer checkpoint, which a killed run had written whole but not given its name.
 
     Every rank has to call it. Raises ConfigError, on every rank, when another run owns the folder or has saved into it
     since `inputs` were opened, and when there is no room for a checkpoint.
@@ -40,22 +43,34 @@ def owned(config: TrainConfig, inputs: Inputs) -> Iterator[Owner | None]:
         if (folder := inputs.folder) is not None:
             if dist.get_global_rank() == 0 and not folder.exists():
                 stack.callback(_remove_if_unused, folder)
+            chosen = [inputs.start]
 
             def take() -> None:
                 owners.append(stack.enter_context(own(folder, inputs.run_name)))
-                for path in recover(folder):
+                recovered = recover(folder)
+                for path in recovered:
                     logger.info(f"recovered {path}: it was written whole when a run was killed")
-                _check_unchanged(folder, config, inputs)
-                for path in remove_leftovers(folder):
-                    logger.info(f"deleted {path}: a killed run has left it incomplete")
-                if present := checkpoints(folder):
-                    point_to(present[-1])
-                n_saves = count_saves(config, inputs.data.clock)
-                logger.info(describe_space(config, folder, n_saves, world_size=dist.get_world_size()))
-                check_space(config, folder, n_saves, world_size=dist.get_world_size())
+                if recovered and config.autoresume:
+                    chosen[0] = find_start(config, folder)
+                    assert chosen[0] is not None
+                    logger.info(f"autoresume: resuming from {chosen[0].path}")
 
             on_first_rank(take)
-        yield owners[0] if owners else None
+            dist.broadcast_object_list(chosen, src=0)
+            inputs = starting_from(inputs, config, inputs.run_name, chosen[0])
+            on_first_rank(partial(_prepare, folder, config, inputs))
+        yield owners[0] if owners else None, inputs
+
+
+def _prepare(folder: Path, config: TrainConfig, inputs: Inputs) -> None:
+    _check_unchanged(folder, config, inputs)
+    for path in remove_leftovers(folder):
+        logger.info(f"deleted {path}: a killed run has left it incomplete")
+    if present := checkpoints(folder):
+        point_to(present[-1])
+    n_saves = count_saves(config, inputs.data.clock)
+    logger.info(describe_space(config, folder, n_saves, world_size=dist.get_world_size()))
+    check_space(config, folder, n_saves, world_size=dist.get_world_size())
 
 
 def _remove_if_unused(folder: Path) -> None:

@@ -22,7 +22,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[3]
 
 _PRELOADED = ["composer", "transformers", "streaming", "tiktoken", "omegaconf", "train.main", "train.run.fit"]
-_OTHERS_SECONDS = 2.0
+OTHERS_SECONDS = 2.0
 """What other ranks have left once one has failed; a launcher ends them too."""
 _context = multiprocessing.get_context("forkserver")
 
@@ -47,6 +47,10 @@ class Ended:
     """None: it did not end in time, and was killed."""
     text: str
     """What it printed on all ranks."""
+    codes: tuple[int | None, ...] = ()
+    """Of each rank; -9 of one that was killed, also at the end because it was left."""
+    seconds: float = 0.0
+    """From the first rank that failed to the last that ended."""
 
     @property
     def crashed(self) -> bool:
@@ -71,22 +75,24 @@ class Running:
         """Of rank 0."""
         return self._ranks[0].pid
 
-    def wait(self, seconds: float) -> Ended:
+    def wait(self, seconds: float, others_seconds: float = OTHERS_SECONDS) -> Ended:
+        """others_seconds: what other ranks have left once one has failed."""
         deadline, failed = time.monotonic() + seconds, None
         while any(process.is_alive() for process in self._ranks):
             now = time.monotonic()
             if failed is None and any(process.exitcode for process in self._ranks):
                 failed = now
-            if now > deadline or (failed is not None and now > failed + _OTHERS_SECONDS):
+            if now > deadline or (failed is not None and now > failed + others_seconds):
                 break
             time.sleep(0.02)
         late = failed is None and any(process.is_alive() for process in self._ranks)
+        took = 0.0 if failed is None else time.monotonic() - failed
         codes = [process.exitcode for process in self._ranks]
         self.kill()
         code = None if late else next((code for code in codes if code), 0)
         text = "".join(path.read_text(errors="replace") for path in sorted(self._folder.iterdir()))
         shutil.rmtree(self._folder)
-        return Ended(code, text)
+        return Ended(code, text, tuple(process.exitcode for process in self._ranks), took)
 
     def kill(self) -> None:
         """With the processes that they have started: each rank leads a group of its own."""
@@ -103,9 +109,10 @@ def run(
     ranks: int = 1,
     hook: Callable[[], None] | None = None,
     seconds: float = 180,
+    others_seconds: float = OTHERS_SECONDS,
 ) -> Ended:
     """A script of this project, such as `scripts/generate.py`, on each rank. hook is called first, in each process."""
-    return Running(script, arguments, ranks, hook).wait(seconds)
+    return Running(script, arguments, ranks, hook).wait(seconds, others_seconds)
 
 
 def _free_port() -> int:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import yaml
 
-from scripts.bench.faults.processes import Ended, run
+from scripts.bench.faults.processes import OTHERS_SECONDS, Ended, run
 
 SAVED, LAST = (2, 4, 6), 8
 """A run has checkpoints after these batches, and is resumed to the last."""
@@ -49,7 +49,7 @@ class Lab:
         self.folder, self._numbers = folder, itertools.count()
         self.config = write_input(folder)
         self._runs: dict[tuple[int, int], Path] = {}
-        self._models: dict[int, str] = {}
+        self._models: dict[tuple[int, int], str] = {}
 
     def new(self) -> Path:
         """A new folder."""
@@ -70,19 +70,26 @@ class Lab:
         return copy
 
     def resume(
-        self, save_folder: Path, *overrides: str, ranks: int = 1, hook: Callable[[], None] | None = None
+        self,
+        save_folder: Path,
+        *overrides: str,
+        ranks: int = 1,
+        hook: Callable[[], None] | None = None,
+        others_seconds: float = OTHERS_SECONDS,
     ) -> Ended:
         """Goes on with a run, to its last batch."""
         flags = (f"save_folder={save_folder}", f"max_duration={LAST}ba", "autoresume=true", *overrides)
-        return run("train.py", self.config, *flags, ranks=ranks, hook=hook)
+        return run("train.py", self.config, *flags, ranks=ranks, hook=hook, others_seconds=others_seconds)
 
-    def model(self, ranks: int) -> str:
+    def model(self, ranks: int, batches: int = LAST) -> str:
         """The hash of what a run exports in which nothing was broken, from its beginning to its end."""
-        if ranks not in self._models:
+        key = ranks, batches
+        if key not in self._models:
             folder = self.new() / "run"
-            _succeeded(run("train.py", self.config, f"save_folder={folder}", f"max_duration={LAST}ba", ranks=ranks))
-            self._models[ranks] = self.exported(folder)
-        return self._models[ranks]
+            flags = (f"save_folder={folder}", f"max_duration={batches}ba")
+            _succeeded(run("train.py", self.config, *flags, ranks=ranks))
+            self._models[key] = self.exported(folder)
+        return self._models[key]
 
     def exported(self, save_folder: Path) -> str:
         """The hash of the newest checkpoint's export."""
