@@ -17,7 +17,6 @@ from train.callbacks.generate import build_generate
 from train.callbacks.hf_checkpointer import build_hf_checkpointer
 from train.callbacks.remote_shards import RemoteShards
 from train.callbacks.run_record import RunRecord
-from train.callbacks.section_marks import SectionMarks
 from train.callbacks.stream_monitor import StreamMonitor
 from train.checkpoint.owner import Owner
 from train.checkpoint.save_folder import furnish_save_folder
@@ -36,6 +35,7 @@ from train.run.saving import build_savers, owned
 from train.run.trainer import build_trainer
 from train.supervision.events import Events
 from train.supervision.hangs.deadlines import Section
+from train.supervision.hangs.section_marks import SectionMarks
 from train.supervision.hangs.sections import within
 from train.supervision.hangs.watch import watched
 from train.weights.frozen_base import frozen_weights, note_base
