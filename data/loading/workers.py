@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from data.base import processes
 from data.base.errors import DataError
+from data.loading import processes
 
 _ENDED = re.compile(r"DataLoader worker \(pid(?:\(s\))? (\d+)[^)]*\)\s*(.*)")
 """torch's words. It raises them in the main thread, wherever that is."""

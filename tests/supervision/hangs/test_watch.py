@@ -161,7 +161,7 @@ def test_a_rank_that_raises_ends_the_others_with_its_message_once(
 def test_what_all_ranks_raise_is_reported_once(what: str, tmp_path: Path) -> None:
     ends = run(tmp_path, None, what, "deadlines.step=1000")
     assert len({end.code for end in ends}) == 1
-    assert "".join(end.output for end in ends).count("error: " if what == "config error" else "Traceback") == 1
+    assert "".join(end.output for end in ends).count("\nerror: " if what == "config error" else "Traceback") == 1
 
 
 @pytest.mark.ranks

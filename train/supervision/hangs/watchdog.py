@@ -8,8 +8,8 @@ from pathlib import Path
 
 import psutil
 
-from data.base import processes
 from data.base.redaction import redacted
+from data.loading import processes
 from train.distributed.failures import Failure
 from train.supervision.exit_codes import ExitCode
 from train.supervision.hangs.clock import AwakeClock
