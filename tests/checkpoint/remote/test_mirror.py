@@ -60,6 +60,22 @@ def test_checkpoints_are_sent_and_pruned_also_when_they_are_deleted_meanwhile(re
     assert [path.name for path in local.iterdir() if path.name.startswith(".part")] == []
 
 
+def test_the_third_unsent_checkpoint_waits(remote: RemoteFolder, server: Server, tmp_path: Path) -> None:
+    local = write_save_folder(tmp_path)
+    mirror = mirror_of(remote, local)
+    mirror.begin(resuming=False)
+    sender: Any = mirror._sender
+    server.faults += [Fault("PUT", "ep0-ba1/__0_0", 1, "slow", 1.0)]
+    unsent = []
+    for batch in (1, 2, 3):
+        write_save_folder(local, batch)
+        mirror.on_committed(local / f"ep0-ba{batch}")
+        unsent.append([order.name for order in sender.unsent])
+    assert unsent[:2] == [["ep0-ba1"], ["ep0-ba1", "ep0-ba2"]]
+    assert "ep0-ba1" not in unsent[2]
+    mirror.finish()
+
+
 def test_an_error_stops_the_run_before_the_next_step(remote: RemoteFolder, server: Server, tmp_path: Path) -> None:
     local = write_save_folder(tmp_path)
     mirror = mirror_of(remote, local)
