@@ -42,28 +42,43 @@ def _parser() -> argparse.ArgumentParser:
 
     text = "the checkpoints of a save folder, from their manifests, and who owns the folder"
     ls = commands.add_parser("ls", help=text, description=text)
-    ls.add_argument("folder", type=Path, help="a save folder, or a checkpoint")
+    ls.add_argument("folder", type=_place, help="a save folder, or a checkpoint; also s3://BUCKET/PREFIX or gs://")
     ls.add_argument("--json", action="store_true", help="for programs: sizes are in bytes")
 
     text = "read every byte from the disk, and compare it with the manifests"
     more = f"{text}. The exit code is 0 when all that could be verified is right, and 2 when any is corrupt."
     verify = commands.add_parser("verify", help=text, description=more)
-    verify.add_argument("paths", type=Path, nargs="+", metavar="PATH", help="a checkpoint, or a save folder: all in it")
+    text = "a checkpoint, or a save folder: all in it; those of s3:// and gs:// are fetched one after the other"
+    verify.add_argument("paths", type=_place, nargs="+", metavar="PATH", help=text)
 
     text = "what differs between two checkpoints: manifest, config, state, tensors"
     diff = commands.add_parser("diff", help=text, description=_DIFF, formatter_class=raw)
-    diff.add_argument("a", type=Path, help="a checkpoint, or a save folder: the newest in it")
-    diff.add_argument("b", type=Path, help="what it is compared with")
+    diff.add_argument("a", type=_folder, help="a checkpoint, or a save folder: the newest in it")
+    diff.add_argument("b", type=_folder, help="what it is compared with")
     diff.add_argument("--top", type=int, default=10, metavar="N", help="tensors that are shown (default: %(default)s)")
 
     text = "delete older checkpoints, and what killed runs have left"
     more = f"{text}. One that stays is verified before. Without --yes it says what it would delete."
     prune = commands.add_parser("prune", help=text, description=more)
-    prune.add_argument("folder", type=Path, help="a save folder, which no run owns")
+    prune.add_argument("folder", type=_folder, help="a save folder, which no run owns; not one in an object store")
     prune.add_argument("--keep", type=int, required=True, metavar="N", help="the newest N stay")
     prune.add_argument("--keep_every", type=int, metavar="K", help="besides, of every K that were saved one stays")
     prune.add_argument("--yes", action="store_true", help="delete")
     return parser
+
+
+def _place(text: str) -> Path | str:
+    """A URL stays text."""
+    from data.base.redaction import is_address
+
+    return text if is_address(text) else Path(text)
+
+
+def _folder(text: str) -> Path:
+    place = _place(text)
+    if isinstance(place, str):
+        raise argparse.ArgumentTypeError(f"{text} is in an object store: only ls and verify look there")
+    return place
 
 
 _DIFF = """\
@@ -81,14 +96,16 @@ def _ls(args: argparse.Namespace) -> int:
     from data.base.paths import refuse_path_arguments
     from train.inspection.found import find_checkpoints
     from train.inspection.listing import as_json, entries, notes, table
+    from train.inspection.stores import outlined
 
     refuse_path_arguments(args, "folder")
-    found = find_checkpoints(args.folder)
-    listed = entries(found)
-    if args.json:
-        print(json.dumps(as_json(found, listed), indent=2))
-    else:
-        _print(table(listed), *notes(found, listed))
+    with outlined(args.folder) as folder:
+        found = find_checkpoints(folder)
+        listed = entries(found)
+        if args.json:
+            print(json.dumps(as_json(found, listed), indent=2))
+        else:
+            _print(table(listed), *notes(found, listed))
     errors = [entry.error for entry in listed if entry.error is not None]
     for error in errors:
         print(f"error: {error}", file=sys.stderr)
@@ -99,10 +116,13 @@ def _verify(args: argparse.Namespace) -> int:
     from data.base.paths import refuse_path_arguments
     from data.base.sizes import progress_bar
     from train.inspection.found import find_checkpoints
+    from train.inspection.stores import verify_there
     from train.inspection.verification import size_of, verify
 
     refuse_path_arguments(args, "paths")
-    checkpoints = dict.fromkeys(each for path in args.paths for each in find_checkpoints(path).checkpoints)
+    remote = [path for path in args.paths if isinstance(path, str)]
+    local = [path for path in args.paths if not isinstance(path, str)]
+    checkpoints = dict.fromkeys(each for path in local for each in find_checkpoints(path).checkpoints)
     corrupt = False
     with progress_bar("verify", sum(map(size_of, checkpoints)), disable=None, leave=False) as bar:
         for checkpoint in checkpoints:
@@ -111,6 +131,9 @@ def _verify(args: argparse.Namespace) -> int:
             bar.clear()
             # Save folders have checkpoints of the same names.
             print("\n".join(verified.lines(str(checkpoint) if len(args.paths) > 1 else None)), flush=True)
+    for name, verified in (found for url in remote for found in verify_there(url)):
+        corrupt = corrupt or bool(verified.errors)
+        print("\n".join(verified.lines(name)), flush=True)
     return 2 if corrupt else 0
 
 

@@ -15,9 +15,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     from train.models.precision import PRECISIONS
 
     parser = argparse.ArgumentParser(description=__doc__)
-    what = "a sharded checkpoint such as runs/x/ep0-ba100, or a folder of them, whose newest is taken"
-    parser.add_argument("--composer_path", type=Path, required=True, help=what)
-    parser.add_argument("--hf_output_path", type=Path, required=True, help="the folder to write: new, or empty")
+    what = "a sharded checkpoint such as runs/x/ep0-ba100, or a folder of them, whose newest is taken; also "
+    what += "s3://bucket/runs/x/ep0-ba100 or s3://bucket/runs/x/latest, and gs://"
+    parser.add_argument("--composer_path", required=True, help=what)
+    parser.add_argument(
+        "--hf_output_path", required=True, help="the folder to write: new, or empty; also s3:// or gs://"
+    )
     parser.add_argument("--output_precision", choices=PRECISIONS, default="fp32", help="default: fp32")
     what = "what a file of weights takes at most: bytes, or such as 500mb or 5gb (the default)"
     parser.add_argument("--max_shard_size", type=_size, help=what)
@@ -33,22 +36,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     from data.base.console import show_on_console
     from data.base.errors import ConfigError
     from data.base.paths import refuse_path_arguments
+    from train.checkpoint.remote.staging import path_here
     from train.export.export import export, find_checkpoint
+    from train.export.output import output_folder
     from train.export.peft import export_peft
     from train.export.writer import MAX_SHARD_BYTES
 
     show_on_console()
     try:
         refuse_path_arguments(args, "--composer_path", "--hf_output_path")
-        checkpoint = find_checkpoint(args.composer_path)
+        with output_folder(args.hf_output_path, "--hf_output_path") as output:
+            checkpoint = find_checkpoint(path_here(args.composer_path, "--composer_path"))
+            if args.adapter == "peft":
+                export_peft(checkpoint, output, args.output_precision)
+            else:
+                print(f"exporting {checkpoint} in {args.output_precision}", flush=True)
+                max_shard_bytes = args.max_shard_size or MAX_SHARD_BYTES
+                export(checkpoint, output, args.output_precision, max_shard_bytes, verify=args.verify is not False)
         if args.adapter == "peft":
-            export_peft(checkpoint, args.hf_output_path, args.output_precision)
             print(f"wrote {args.hf_output_path}, which peft.PeftModel.from_pretrained loads: see its README.md")
             return 0
-        print(f"exporting {checkpoint} in {args.output_precision}", flush=True)
-        max_shard_bytes = args.max_shard_size or MAX_SHARD_BYTES
-        verify = args.verify is not False
-        export(checkpoint, args.hf_output_path, args.output_precision, max_shard_bytes, verify=verify)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

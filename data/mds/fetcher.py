@@ -17,11 +17,11 @@ from data.base.errors import DataError
 from data.base.locks import exclusive_unless
 from data.mds.records import CheckedShards, DownloadLog
 from data.mds.remote.deadlines import Silence
-from data.mds.remote.failures import FetchError
 from data.mds.remote.fetch import fetch
 from data.mds.remote.listing import remote_has
 from data.mds.shard import check_header, decompress, file_defect
 from data.mds.shard_files import ShardFiles
+from data.stores.failures import FetchError
 
 _AHEAD = 4
 """Shards that are brought at a time."""

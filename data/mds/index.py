@@ -21,9 +21,9 @@ from data.base.errors import ConfigError, DataError, setting
 from data.base.paths import path_defect
 from data.base.problems import listed
 from data.base.redaction import redacted
-from data.mds.remote.failures import FetchError
 from data.mds.remote.fetch import WAITS, check_network, fetch
 from data.mds.writer import INDEX, MANIFEST
+from data.stores.failures import FetchError
 
 _SHARD_KEYS = {
     "column_encodings",

@@ -8,11 +8,11 @@ from typing import Any
 from tqdm import tqdm
 
 from data.base.errors import ConfigError, DataError
-from data.mds.remote.failures import FetchError
 from data.mds.remote.fetch import fetch
 from data.mds.remote.listing import sizes
 from data.mds.streaming_compat import open_uploader
 from data.mds.writer import INDEX, MANIFEST, MadeFrom, file_of, read_json, refuse_other
+from data.stores.failures import FetchError
 
 UPLOADS = 8
 """Files that are sent at a time."""

@@ -141,7 +141,7 @@ def test_a_run_name_is_a_name(tmp_path, monkeypatch, name):
 def test_names_that_are_taken(tmp_path, monkeypatch, name):
     monkeypatch.setenv("RUN_NAME", name)
     assert load(tmp_path, f"run_name={json.dumps(name)}").run_name == name == run_name_of(load(tmp_path))
-    assert fill_in("runs/{run_name}/x", name, "save_folder") == Path("runs") / name / "x"
+    assert fill_in("runs/{run_name}/x", name, "save_folder", "staging") == Path("runs") / name / "x"
 
 
 FILLED = {
@@ -165,9 +165,9 @@ def test_only_placeholders_are_filled_in(tmp_path, key, text):
 def test_what_is_filled_in_is_not_filled_in_again():
     assert fill_placeholders("{a}{b}", {"a": "{b}", "b": "{a.__class__}"}) == "{b}{a.__class__}"
     with pytest.raises(ConfigError, match=r"save_folder is '\{x\}', but only \{run_name\} is filled in"):
-        fill_in("{x}", "a", "save_folder")
+        fill_in("{x}", "a", "save_folder", "staging")
     with pytest.raises(ConfigError, match=r"run_name is '../x', but it names one folder"):
-        fill_in("{run_name}", "../x", "save_folder")
+        fill_in("{run_name}", "../x", "save_folder", "staging")
 
 
 @pytest.mark.parametrize("key", ["project", "entity", "group", "name", "tags"])

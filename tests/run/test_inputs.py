@@ -76,7 +76,7 @@ def run_apart(path: str, overrides: list[str]) -> dict[str, Any]:
     rank = os.environ["RANK"]
     with pytest.MonkeyPatch.context() as patch:
         if rank != "0":
-            patch.setattr("train.run.inputs.find_start", lambda *_: None)
+            patch.setattr("train.run.inputs.find_start", lambda *_, **__: None)
         return run(path, [*overrides, f"train_loader.dataset.cache_dir={Path(path).parent}/cache-{rank}"])
 
 

@@ -20,10 +20,11 @@ from data.base.problems import listed_clauses
 from data.base.sizes import format_bytes
 from data.base.versions import versions
 from train.checkpoint.load import refuse_not_finite, saved_parameters, saved_tensors
+from train.checkpoint.retention import Retention
 from train.checkpoint.save_folder import batch_of, checkpoints
 from train.checkpoint.saving.background import BackgroundSaver, Content, Written
+from train.checkpoint.saving.pruning import Pruning
 from train.checkpoint.saving.ranks import separate_ranks
-from train.checkpoint.saving.retention import Pruning, Retention
 from train.checkpoint.state import RunState, encode_random, timestamp_from_composer, to_json
 from train.checkpoint.storage.finite import NotFiniteError
 from train.checkpoint.storage.manifest import Manifest

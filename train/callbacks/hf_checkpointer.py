@@ -1,26 +1,27 @@
 """Exports checkpoints to Hugging Face folders while the run waits."""
 
 import shutil
-import time
 from pathlib import Path
 
 from composer.core import Callback, State
 from composer.loggers import Logger
 from composer.utils import dist
-from torch.distributed.distributed_c10d import _get_default_store
 
 from data.base import console
 from data.base.durations import Clock
 from data.base.errors import ConfigError
+from data.stores.store import Store, StoreError
 from train.callbacks.checkpoint_saver import CheckpointSaver
+from train.checkpoint.remote.folder import store_errors_named
+from train.checkpoint.remote.staging import open_exports
 from train.checkpoint.save_folder import batch_of, check_writable, checkpoints, fill_in
 from train.config.schema import TrainConfig
+from train.distributed.first_rank import from_first_rank
 from train.export.export import export
 from train.models.precision import BY_DTYPE, Precision
 from train.supervision.hangs.deadlines import Section
 from train.supervision.hangs.sections import within
 
-_POLL_SECONDS = 0.5
 _KEY = "callbacks.hf_checkpointer"
 
 
@@ -40,16 +41,23 @@ def build_hf_checkpointer(
             f"{saved} batches: write a multiple of it",
             key=f"{_KEY}.save_interval",
         )
-    folder = fill_in(wanted.save_folder, run_name, f"{_KEY}.save_folder") / "huggingface"
-    present = sorted(path.name for path in folder.glob("ba*")) if folder.is_dir() else []
+    key, staging = f"{_KEY}.save_folder", str(Path(config.save_staging_folder, "exports"))
+    folder = fill_in(wanted.save_folder, run_name, key, staging) / "huggingface"
+    remote = open_exports(wanted.save_folder, run_name, key)
+    if remote is None:
+        present = sorted(path.name for path in folder.glob("ba*")) if folder.is_dir() else []
+    else:
+        with store_errors_named(key):
+            present = sorted({name.split("/")[1] for name in remote.store.sizes("huggingface/ba")})
     if present and not (resuming or config.save_overwrite):
         raise ConfigError(
-            f"is {wanted.save_folder!r}, but {folder} holds another run's exports "
-            f"({', '.join(present[:3])}): name another, or write save_overwrite=true",
-            key=f"{_KEY}.save_folder",
+            f"is {wanted.save_folder!r}, but {folder if remote is None else f'{remote.url}/huggingface'} holds another "
+            f"run's exports ({', '.join(present[:3])}): name another, or write save_overwrite=true",
+            key=key,
         )
-    check_writable(folder, f"{_KEY}.save_folder")
-    return HFCheckpointer(checkpoint_folder, folder, interval, clock.max_batches, BY_DTYPE[wanted.precision])
+    check_writable(folder, key)
+    store = None if remote is None else remote.store
+    return HFCheckpointer(checkpoint_folder, folder, store, interval, clock.max_batches, BY_DTYPE[wanted.precision])
 
 
 class HFCheckpointer(Callback):
@@ -61,9 +69,16 @@ class HFCheckpointer(Callback):
     """
 
     def __init__(
-        self, checkpoint_folder: Path, folder: Path, interval: int, last_batch: int, precision: Precision
+        self,
+        checkpoint_folder: Path,
+        folder: Path,
+        store: Store | None,
+        interval: int,
+        last_batch: int,
+        precision: Precision,
     ) -> None:
-        self.checkpoint_folder, self.folder = checkpoint_folder, folder
+        """store: where an export goes from `folder`, in which it is then deleted."""
+        self.checkpoint_folder, self.folder, self.store = checkpoint_folder, folder, store
         self.interval, self.last_batch = interval, last_batch
         self.precision: Precision = precision
         self.failed: dict[int, str] = {}
@@ -95,15 +110,21 @@ class HFCheckpointer(Callback):
     @within(Section.UNTIMED)
     def _export_on_first_rank(self, batch: int, *, only_if_missing: bool = False) -> None:
         why = ""
-        if dist.get_global_rank() == 0 and not (only_if_missing and (self.folder / f"ba{batch}").exists()):
+        if dist.get_global_rank() == 0:
             try:
-                self._export(batch)
-            except (ConfigError, OSError) as error:
+                if not (only_if_missing and self._is_exported(batch)):
+                    self._export(batch)
+            except (ConfigError, StoreError, OSError) as error:
                 why = str(error)
                 console.logger.warning(f"hf_checkpointer: ba{batch} was not exported: {why}")
-        why = _from_first_rank(f"hf_checkpointer/{batch}", why)
+        why = from_first_rank(f"hf_checkpointer/{batch}", why)
         if why:
             self.failed[batch] = why
+
+    def _is_exported(self, batch: int) -> bool:
+        if self.store is None:
+            return (self.folder / f"ba{batch}").exists()
+        return bool(self.store.sizes(f"huggingface/ba{batch}/config.json"))
 
     def _export(self, batch: int) -> None:
         saved = [path for path in checkpoints(self.checkpoint_folder) if batch_of(path) == batch]
@@ -115,16 +136,7 @@ class HFCheckpointer(Callback):
             shutil.rmtree(output)
         console.logger.info(f"hf_checkpointer: exporting {saved[-1].name} to {output}")
         export(saved[-1], output, self.precision, verify=True)
-
-
-def _from_first_rank(key: str, value: str) -> str:
-    """What rank 0 has said, whenever it does: looked for, not waited for in a collective that would time out."""
-    if dist.get_world_size() == 1:
-        return value
-    store = _get_default_store()
-    if dist.get_global_rank() == 0:
-        store.set(key, value)
-        return value
-    while not store.check([key]):  # pyright: ignore[reportAttributeAccessIssue]: torch's stubs lack it
-        time.sleep(_POLL_SECONDS)
-    return store.get(key).decode()
+        if self.store is not None:
+            console.logger.info(f"hf_checkpointer: sending it to {self.store.url}/huggingface/ba{batch}")
+            self.store.send_folder(output, f"huggingface/ba{batch}", last="config.json")
+            shutil.rmtree(output)

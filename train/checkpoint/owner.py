@@ -166,6 +166,18 @@ def owner_of(folder: Path) -> FoundOwner | None:
     return None if found is None else FoundOwner(name=str(found), alive=_is_alive(found))
 
 
+def this_owner(run_name: str) -> bytes:
+    """What says that this process owns a folder, for one that is not in a file system."""
+    return _serialize(_this_process(run_name))
+
+
+def read_owner(data: bytes) -> FoundOwner:
+    """The owner that such bytes name."""
+    record = _parse(data)
+    found = _Found(record=record, inode=0, mtime_ns=0)
+    return FoundOwner(name=str(found), alive=_is_alive(found))
+
+
 def check_unowned(folder: Path) -> None:
     """Raises ConfigError when a run that is alive on this machine owns the folder. Waits for nothing, changes nothing,
     and passes where it cannot know: see `own` for owners on other machines."""

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from data.base.errors import ConfigError, os_errors_named, plain_os_errors
 from data.base.paths import fill_placeholders, name_defect, placeholder_defect, refuse_path
+from data.base.redaction import is_address
+from data.stores.address import folder_for, url_defect
 from train.checkpoint.storage.digests import digest_file, text_hash
 from train.checkpoint.storage.manifest import (
     CONFIG,
@@ -158,24 +160,31 @@ def run_name_of(config: TrainConfig) -> str:
 
 
 def local_folder(config: TrainConfig, run_name: str) -> Path | None:
-    """The save folder with run_name filled in. Raises ConfigError for a remote one or for another placeholder."""
-    return None if config.save_folder is None else fill_in(config.save_folder, run_name, "save_folder")
+    """The save folder on this machine, with run_name filled in: of one in an object store the staging folder. Raises
+    ConfigError for another placeholder, or another kind of store."""
+    if config.save_folder is None:
+        return None
+    return fill_in(config.save_folder, run_name, "save_folder", config.save_staging_folder)
 
 
-def fill_in(folder: str, run_name: str, key: str) -> Path:
-    """The local folder that a key names, with run_name filled in; ConfigError as of `local_folder`."""
-    if "://" in folder:
-        raise ConfigError(
-            f"is {folder!r}, but checkpoints are written to a local or mounted folder for now: write a path and "
-            "copy it to the object store",
-            key=key,
-        )
+def fill_in(folder: str, run_name: str, key: str, staging: str) -> Path:
+    """The folder on this machine for one that a key names, with run_name filled in; ConfigError as of
+    `local_folder`."""
+    filled = fill_name(folder, run_name, key)
+    if is_address(filled):
+        if (defect := url_defect(filled)) is not None:
+            raise ConfigError(defect, key=key)
+        return folder_for(filled, staging)
+    refuse_path(key, filled)
+    return Path(filled)
+
+
+def fill_name(folder: str, run_name: str, key: str) -> str:
+    """The same as it is written: a path or a URL."""
     for named, defect in ((key, placeholder_defect(folder, "run_name")), ("run_name", name_defect(run_name))):
         if defect is not None:
             raise ConfigError(defect, key=named)
-    filled = fill_placeholders(folder, {"run_name": run_name})
-    refuse_path(key, filled)
-    return Path(filled)
+    return fill_placeholders(folder, {"run_name": run_name}).rstrip("/" if is_address(folder) else "")
 
 
 def check_save_folder(folder: Path, config: TrainConfig) -> None:
@@ -189,7 +198,8 @@ def check_save_folder(folder: Path, config: TrainConfig) -> None:
             "autoresume=true to go on from it, save_overwrite=true to delete them, or another run_name"
         )
     deletes = config.save_overwrite and not config.autoresume
-    if deletes and config.load_path and Path(config.load_path).resolve().is_relative_to(folder.resolve()):
+    local = config.load_path is not None and not is_address(config.load_path)
+    if deletes and config.load_path and local and Path(config.load_path).resolve().is_relative_to(folder.resolve()):
         raise ConfigError(
             f"is {config.load_path!r}, which save_overwrite would delete with the other checkpoints of "
             f"{folder}: write another run_name or save_folder",

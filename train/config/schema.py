@@ -294,7 +294,11 @@ class TrainConfig(Section):
     preparing data may take longer. It is also the longest wait for a connection to rank 0."""
 
     save_folder: PathOfRun | None = None
-    """Where checkpoints go; {run_name} is filled in, as it is, and other braces are refused."""
+    """Where checkpoints go, a folder or s3://BUCKET/PREFIX or gs://BUCKET/PREFIX; {run_name} is filled in, as it is,
+    and other braces are refused."""
+    save_staging_folder: PathText = ".cache/checkpoints"
+    """Where checkpoints are written before they are sent to a save_folder in an object store, and where those that
+    load_path names there are fetched to. All nodes have to share it."""
     save_interval: PositiveDuration = "1ep"
     """Time between checkpoints."""
     save_num_checkpoints_to_keep: CountOrAll = -1
@@ -316,7 +320,7 @@ class TrainConfig(Section):
     """When the newest checkpoint's files are not those that were written: fallback resumes from the one before it; stop
     ends the run."""
     load_path: PathText | None = None
-    """A checkpoint to start from."""
+    """A checkpoint to start from: a folder, or one in an object store (s3://, gs://); there /latest is the newest."""
     load_weights_only: bool = False
     """Take only the weights from load_path, not the optimizer's state and the position in the data."""
 

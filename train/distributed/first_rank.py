@@ -1,10 +1,14 @@
 """What one rank does for all, such as writing a file that they share."""
 
+import time
 from collections.abc import Callable
 
 from composer.utils import dist
+from torch.distributed.distributed_c10d import _get_default_store
 
 from data.base.errors import ConfigError, DataError
+
+_POLL_SECONDS, _SLOWEST_POLL_SECONDS = 0.002, 0.5
 
 
 def on_first_rank(write: Callable[[], None]) -> None:
@@ -23,3 +27,19 @@ def on_first_rank(write: Callable[[], None]) -> None:
     dist.broadcast_object_list(errors, src=0)
     if errors[0] is not None:
         raise errors[0]
+
+
+def from_first_rank(key: str, value: str) -> str:
+    """What rank 0 says under that key, whenever it does: looked for, not waited for in a collective that would time
+    out. Every rank has to call it."""
+    if dist.get_world_size() == 1:
+        return value
+    store = _get_default_store()
+    if dist.get_global_rank() == 0:
+        store.set(key, value)
+        return value
+    seconds = _POLL_SECONDS
+    while not store.check([key]):  # pyright: ignore[reportAttributeAccessIssue]: torch's stubs lack it
+        time.sleep(seconds)
+        seconds = min(1.5 * seconds, _SLOWEST_POLL_SECONDS)
+    return store.get(key).decode()

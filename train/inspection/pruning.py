@@ -12,8 +12,8 @@ from data.base.durations import Clock, parse_duration
 from data.base.errors import ConfigError, os_errors_named
 from data.base.sizes import format_bytes
 from train.checkpoint.owner import own, owner_of
+from train.checkpoint.retention import Retention
 from train.checkpoint.save_folder import batch_of, checkpoints, remove, remove_leftovers
-from train.checkpoint.saving.retention import Retention
 from train.checkpoint.storage.manifest import CONFIG
 from train.config.load import load_saved_config
 from train.config.schema import TrainConfig

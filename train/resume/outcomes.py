@@ -328,6 +328,7 @@ OUTCOMES: Mapping[str, Decided] = {
     "fsdp_config.reshard_after_forward": APPLIED,
     "dist_timeout": APPLIED,
     "save_folder": APPLIED,
+    "save_staging_folder": APPLIED,
     "save_interval": APPLIED,
     "save_num_checkpoints_to_keep": APPLIED,
     "save_keep_every": APPLIED,

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from train.callbacks.run_record import RunRecord
 from train.callbacks.section_marks import SectionMarks
 from train.callbacks.stream_monitor import StreamMonitor
 from train.checkpoint.owner import Owner
+from train.checkpoint.remote.mirror import Mirror
 from train.checkpoint.save_folder import furnish_save_folder
 from train.checkpoint.saving.save import point_to
 from train.config.schema import TrainConfig
@@ -34,7 +35,8 @@ from train.run.inputs import Inputs, describe, open_inputs, starting_from, warni
 from train.run.loaders import build_eval_loader, build_train_loader
 from train.run.model import build_model
 from train.run.restore import restore, verify_end
-from train.run.saving import Supervision, build_preemption, build_savers, finishing, owned
+from train.run.saving import build_savers, finishing, mirrored, owned
+from train.run.supervision import Supervision, build_preemption
 from train.run.trainer import build_trainer
 from train.stability.step_check import StepCheck
 from train.supervision.events import Events
@@ -80,20 +82,25 @@ def fit(
     supervision = Supervision(Events(inputs.folder), signals or StopSignals(), command)
     with watched(config.deadlines, inputs.folder, supervision.events) as sections:
         inputs = verify_end(config, inputs)
-        if inputs.first_batch >= inputs.max_batches:
+        if not inputs.at_the_end:
+            with owned(config, inputs) as (owner, inputs):
+                if not inputs.at_the_end:
+                    with mirrored(config, inputs) as mirror:
+                        marks = SectionMarks(sections)
+                        _fit(config, inputs, owner, mirror, composer_device, [marks, *callbacks], dtype, supervision)
+                    return
+            inputs = verify_end(config, inputs)
+        with mirrored(config, inputs) if inputs.resuming else nullcontext() as mirror:
+            if mirror is not None:
+                mirror.begin(resuming=True)
             _nothing_to_do(config, inputs)
-            return
-        with owned(config, inputs) as (owner, inputs):
-            if inputs.first_batch >= inputs.max_batches:
-                _nothing_to_do(config, verify_end(config, inputs))
-                return
-            _fit(config, inputs, owner, composer_device, [SectionMarks(sections), *callbacks], dtype, supervision)
 
 
 def _fit(
     config: TrainConfig,
     inputs: Inputs,
     owner: Owner | None,
+    mirror: Mirror | None,
     device: ComposerDevice,
     callbacks: Sequence[Callback],
     dtype: torch.dtype,
@@ -111,8 +118,8 @@ def _fit(
     eval_loader = build_eval_loader(config, inputs)
     # Behind the others: a batch's checkpoint has what they did, and what is done with it comes after. The record before
     # it: a run that is killed between them notes the batch again, and does not leave it out.
-    savers, records = build_savers(config, inputs, owner), _run_record(config, inputs)
-    saving = [*records, *savers, *([hf_checkpointer] if hf_checkpointer else [])]
+    savers, records = build_savers(config, inputs, owner, mirror), _run_record(config, inputs)
+    saving = [*records, *savers, *([mirror] if mirror else []), *([hf_checkpointer] if hf_checkpointer else [])]
     check = StepCheck(
         config,
         inputs.data.plan,
@@ -147,7 +154,7 @@ def _fit(
         stack.enter_context(supervision.signals.deferred())
         stack.enter_context(finishing(savers))
         try:
-            _train(trainer, config, inputs, evaluate=preemption.evaluation_due)
+            _train(trainer, config, inputs, mirror, evaluate=preemption.evaluation_due)
         except RunStopped:  # on every rank
             supervision.signals.leave()
             with within(Section.UNTIMED):
@@ -189,11 +196,13 @@ def _nothing_to_do(config: TrainConfig, inputs: Inputs) -> None:
         exporter.check()
 
 
-def _train(trainer: Trainer, config: TrainConfig, inputs: Inputs, *, evaluate: bool) -> None:
+def _train(trainer: Trainer, config: TrainConfig, inputs: Inputs, mirror: Mirror | None, *, evaluate: bool) -> None:
     """The steps that are left; what belongs beside the checkpoints is written first. evaluate: begin with that."""
     folder = inputs.folder
     if folder is not None:
         on_first_rank(lambda: _furnish(folder, config, inputs))
+    if mirror is not None:
+        mirror.begin(resuming=inputs.resuming)
     with _full_disk_named(config, folder):
         if config.eval_loader is not None and (evaluate or (config.eval_first and not inputs.resuming)):
             trainer.eval()

@@ -20,6 +20,7 @@ from data.tokenization.build import build_tokenizer
 from data.tokenization.tokenizer import Tokenizer
 from train.checkpoint.owner import check_unowned
 from train.checkpoint.reader import CheckpointReader
+from train.checkpoint.remote.staging import check_remote_unowned, open_exports, open_save_folder
 from train.checkpoint.save_folder import check_writable, fill_in, local_folder, read_run_id, run_name_of, unverified
 from train.config.load import check_vocab
 from train.config.schema import TrainConfig
@@ -68,6 +69,11 @@ class Inputs:
         assert self.data.clock.max_batches is not None
         return self.data.clock.max_batches
 
+    @property
+    def at_the_end(self) -> bool:
+        """Whether nothing is left to train."""
+        return self.first_batch >= self.max_batches
+
 
 def open_inputs(config: TrainConfig, problems: Problems | None = None, *, rehash: bool = False) -> Inputs:
     """Opens them on this rank. Raises ConfigError or DataError: what can be found out quickly is reported together, and
@@ -83,13 +89,17 @@ def open_inputs(config: TrainConfig, problems: Problems | None = None, *, rehash
     if run_name is not None:
         with problems.collect():
             folder = local_folder(config, run_name)
+            remote = open_save_folder(config, run_name)
             if folder is not None:
                 check_unowned(folder)
-            start = find_start(config, folder)
+            if remote is not None:
+                check_remote_unowned(remote)
+            start = find_start(config, folder, remote=remote)
         if (exports := config.callbacks.hf_checkpointer) is not None:
             key = "callbacks.hf_checkpointer.save_folder"
             with problems.collect():
-                check_writable(fill_in(exports.save_folder, run_name, key), key)
+                check_writable(fill_in(exports.save_folder, run_name, key, config.save_staging_folder), key)
+                open_exports(exports.save_folder, run_name, key)
     problems.raise_if_any()
     assert tokenizer is not None
     assert run_name is not None

@@ -7,6 +7,7 @@ from data.base.console import logger
 from data.base.errors import ConfigError
 from train.checkpoint.load import load
 from train.checkpoint.optimizer import changed_settings
+from train.checkpoint.remote.staging import open_save_folder
 from train.checkpoint.storage.files import corruption
 from train.checkpoint.storage.manifest import CorruptCheckpointError, read_manifest
 from train.config.schema import TrainConfig
@@ -64,7 +65,12 @@ def _corruption_of_my_part(start: Start) -> ConfigError | None:
 
 def _without(inputs: Inputs, config: TrainConfig, start: Start, error: CorruptCheckpointError) -> Inputs:
     chosen: list[Start] = []
-    on_first_rank(lambda: chosen.append(fall_back(config, inputs.folder, start, error)))
+
+    def choose() -> None:
+        remote = open_save_folder(config, inputs.run_name)
+        chosen.append(fall_back(config, inputs.folder, start, error, remote=remote))
+
+    on_first_rank(choose)
     found = [chosen[0] if chosen else None]
     dist.broadcast_object_list(found, src=0)
     inputs = starting_from(inputs, config, inputs.run_name, found[0])

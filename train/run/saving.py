@@ -1,43 +1,33 @@
 """The save folder during a run: owned, with room for checkpoints, and written to by the saver."""
 
 import shutil
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from composer.core import State
 from composer.utils import dist
 
 from data.base.console import logger
-from data.base.durations import parse_wall_time
-from data.base.errors import ConfigError
+from data.base.errors import ConfigError, DataError
 from train.callbacks.checkpoint_saver import CheckpointSaver, Saving
-from train.callbacks.run_record import RunRecord
 from train.checkpoint.owner import FLOCK, Owner, own
-from train.checkpoint.save_folder import checkpoints, recover, remove_leftovers
-from train.checkpoint.saving.retention import Retention
+from train.checkpoint.remote.folder import store_errors_named
+from train.checkpoint.remote.lease import take
+from train.checkpoint.remote.mirror import Mirror
+from train.checkpoint.remote.sender import Sender
+from train.checkpoint.remote.staging import check_links, open_save_folder
+from train.checkpoint.retention import Retention
+from train.checkpoint.save_folder import PART, checkpoints, recover, remove_leftovers
 from train.checkpoint.saving.save import point_to
-from train.checkpoint.saving.space import check_space, count_saves, describe_space, file_bytes
+from train.checkpoint.saving.space import check_space, count_saves, describe_space
 from train.config.load import to_yaml
 from train.config.schema import TrainConfig
 from train.distributed.first_rank import on_first_rank
 from train.run.inputs import Inputs, starting_from
-from train.supervision.events import Events
-from train.supervision.preemption import Preemption
-from train.supervision.signals import StopSignals
-from train.supervision.wall_time import WallTime
+from train.supervision.exit_codes import RunStopped
 from train.weights.start import find_start
-
-
-@dataclass(frozen=True)
-class Supervision:
-    """What ends a run from outside, and how that is reported."""
-
-    events: Events
-    signals: StopSignals
-    resume_command: str
 
 
 @contextmanager
@@ -103,19 +93,18 @@ def _check_unchanged(folder: Path, config: TrainConfig, inputs: Inputs) -> None:
         )
 
 
-def build_savers(config: TrainConfig, inputs: Inputs, owner: Owner | None) -> list[CheckpointSaver]:
+def build_savers(
+    config: TrainConfig, inputs: Inputs, owner: Owner | None, mirror: Mirror | None
+) -> list[CheckpointSaver]:
     """The callback that saves checkpoints; none without a save_folder. owner: on rank 0. For every rank."""
     if inputs.folder is None:
         return []
-    start, interval, every = inputs.start, inputs.data.clock.batches(config.save_interval), config.save_keep_every
-    fsdp = config.fsdp_config
+    start, interval, fsdp = inputs.start, inputs.data.clock.batches(config.save_interval), config.fsdp_config
     saving = Saving(
         folder=inputs.folder,
         interval=interval,
         last_batch=inputs.max_batches,
-        retention=Retention(
-            newest=config.save_num_checkpoints_to_keep, every=every * interval if every is not None else None
-        ),
+        retention=_retention(config, inputs),
         gather=fsdp is not None and fsdp.state_dict_type == "full",
         background=config.save_async,
         replicas=(fsdp.data_parallel_replicate_degree or 1) if fsdp is not None else 1,
@@ -127,39 +116,71 @@ def build_savers(config: TrainConfig, inputs: Inputs, owner: Owner | None) -> li
     )
     # Loaded just now, and compared with its manifest on the way.
     verified = start.path if start is not None and start.resuming and start.run_id is not None else None
-    return [CheckpointSaver(saving, verified=verified, check_owner=owner.check if owner is not None else _nothing)]
+    saver = CheckpointSaver(saving, verified=verified, check_owner=owner.check if owner is not None else _nothing)
+    if mirror is not None:
+        saver.saver.on_committed.append(mirror.on_committed)
+    return [saver]
 
 
-def build_preemption(
-    config: TrainConfig,
-    inputs: Inputs,
-    savers: Sequence[CheckpointSaver],
-    records: Sequence[RunRecord],
-    supervision: Supervision,
-) -> Preemption:
-    """savers, records: of build_savers and of the run; at most one each."""
+def _retention(config: TrainConfig, inputs: Inputs) -> Retention:
+    interval, every = inputs.data.clock.batches(config.save_interval), config.save_keep_every
+    return Retention(newest=config.save_num_checkpoints_to_keep, every=every * interval if every is not None else None)
 
-    def save(state: State) -> Path | None:
-        path = savers[0].save_now(state)
-        if path is not None:
-            records[0].note_checkpoint(state)
-        return path
 
-    wall_time = None
-    if config.max_wall_time is not None:
-        n_bytes = file_bytes(config, dist.get_world_size())
-        wall_time = WallTime(parse_wall_time(config.max_wall_time), file_bytes=n_bytes)
-        logger.info(f"max_wall_time {config.max_wall_time}: {wall_time}")
-    return Preemption(
-        supervision.signals,
-        wall_time=wall_time,
-        save=save if savers else None,
-        longest_save=lambda: max((saver.longest_save for saver in savers), default=0.0),
-        events=supervision.events,
-        first_batch=inputs.first_batch,
-        resumed_from=inputs.start.path if inputs.start is not None and inputs.resuming else None,
-        resume_command=supervision.resume_command,
+@contextmanager
+def mirrored(config: TrainConfig, inputs: Inputs) -> Iterator[Mirror | None]:
+    """Within, the run owns its save folder in an object store, to which a Mirror sends what is saved; None for a run
+    without one. At the end all is sent, unless the run has failed.
+
+    Every rank has to call it. Raises ConfigError, on every rank, when another run owns it or the store refuses, and
+    DataError when not all could be sent.
+    """
+    remote = open_save_folder(config, inputs.run_name)
+    if remote is None or inputs.folder is None:
+        yield None
+        return
+    local, senders = inputs.folder, list[Sender]()
+
+    def take_it() -> None:
+        with store_errors_named("save_folder"):
+            lease = take(remote, inputs.run_name)
+        try:
+            check_links(local)
+            senders.append(Sender(remote, local, lease, _retention(config, inputs)))
+        except BaseException:
+            lease.release()
+            raise
+
+    on_first_rank(take_it)
+    mirror = Mirror(
+        senders[0] if senders else None, url=remote.url, local=local, stop_on_error=config.on_save_error == "stop"
     )
+    try:
+        _check_shared(local)
+        yield mirror
+    except RunStopped:
+        try:
+            mirror.finish()
+        except DataError as error:
+            logger.warning(str(error))
+        raise
+    except BaseException:
+        mirror.abandon()
+        raise
+    else:
+        mirror.finish()
+
+
+def _check_shared(staging: Path) -> None:
+    marker = [staging / f"{PART}{uuid.uuid4().hex}"]
+    dist.broadcast_object_list(marker, src=0)
+    on_first_rank(marker[0].touch)
+    seen = dist.all_gather_object(marker[0].exists())
+    on_first_rank(marker[0].unlink)
+    if not all(seen):
+        raise ConfigError(
+            f"is {staging}, but not all nodes share it: name a folder that they share", key="save_staging_folder"
+        )
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import torch
 
 from data.base.errors import ConfigError
 from train.checkpoint.reader import CheckpointReader
+from train.checkpoint.remote.staging import load_path_of
 from train.config.schema import TrainConfig
 from train.hf.repository import KEY, write_json
 from train.hf.tensors import TensorSource
@@ -34,9 +35,9 @@ def frozen_weights(config: TrainConfig, opened: TensorSource | None = None) -> T
 
 def frozen_base(config: TrainConfig) -> CheckpointReader | None:
     """The checkpoint of a whole model at load_path, which a run with lora takes as its base; None without one."""
-    if config.lora is None or config.load_path is None:
+    if config.lora is None or (path := load_path_of(config)) is None:
         return None
-    reader = CheckpointReader(Path(config.load_path))
+    reader = CheckpointReader(path)
     return None if reader.holds_adapters else reader
 
 

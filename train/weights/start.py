@@ -7,6 +7,8 @@ from pathlib import Path
 from data.base.errors import ConfigError
 from train.checkpoint.load import Checkpoint, open_checkpoint
 from train.checkpoint.reader import CheckpointReader
+from train.checkpoint.remote.folder import Contents, RemoteFolder, store_errors_named
+from train.checkpoint.remote.staging import is_first_rank, load_path_of, look
 from train.checkpoint.save_folder import batch_of, check_identity, check_save_folder, checkpoints, damaged, is_complete
 from train.checkpoint.state import RunState, read_state, state_if_any
 from train.checkpoint.storage.manifest import CONFIG, MANIFEST, CorruptCheckpointError
@@ -37,20 +39,32 @@ class Start:
 
 
 def find_start(
-    config: TrainConfig, folder: Path | None, corrupt: Sequence[CorruptCheckpointError] = ()
+    config: TrainConfig,
+    folder: Path | None,
+    corrupt: Sequence[CorruptCheckpointError] = (),
+    *,
+    remote: RemoteFolder | None = None,
 ) -> Start | None:
     """The newest checkpoint in the save folder under autoresume that is not corrupt, as far as that is known before its
-    tensors are read, else load_path, else None. `corrupt`: what is known of some of them.
+    tensors are read, else load_path, else None. `corrupt`: what is known of some of them. remote: the save folder whose
+    staging folder `folder` is; from it the checkpoint is fetched.
 
-    Raises ConfigError when the run cannot start from it, or may not write to the save folder. Changes nothing.
+    Raises ConfigError when the run cannot start from it, or may not write to the save folder. Changes nothing but the
+    staging folder.
     """
-    if folder is not None:
+    if remote is not None and not is_first_rank():
+        # Rank 0 fetches; the others take the start that it has found.
+        with store_errors_named("save_folder"):
+            if config.autoresume and remote.look().committed:
+                return None
+    elif folder is not None:
+        contents = look(remote, folder, config) if remote is not None else None
         check_save_folder(folder, config)
-        if config.autoresume and (start := _newest(config, folder, list(corrupt))) is not None:
+        if config.autoresume and (start := _newest(config, folder, list(corrupt), remote, contents)) is not None:
             return start
-    if config.load_path is None:
+    path = load_path_of(config)
+    if path is None:
         return None
-    path = Path(config.load_path)
     if path.is_symlink():
         path = path.resolve()  # once: `latest` may lead to another one a moment later
     checkpoint, state = check_start(path, config, "load_path", whole_state=not config.load_weights_only)
@@ -61,14 +75,24 @@ def find_start(
     return Start(path=path, state=state, resuming=False, run_id=_run_id(checkpoint))
 
 
-def _newest(config: TrainConfig, folder: Path, corrupt: list[CorruptCheckpointError]) -> Start | None:
+def _newest(
+    config: TrainConfig,
+    folder: Path,
+    corrupt: list[CorruptCheckpointError],
+    remote: RemoteFolder | None,
+    contents: Contents | None,
+) -> Start | None:
     without_manifest = damaged(folder)
-    present = sorted([*checkpoints(folder), *without_manifest], key=batch_of)
+    there = [folder / name for name in contents.committed] if contents is not None else []
+    present = sorted({*checkpoints(folder), *without_manifest, *there}, key=batch_of)
     for path in reversed(present):
         if any(error.checkpoint == path for error in corrupt):
             continue
         try:
-            if path in without_manifest:
+            if remote is not None and contents is not None and path in there:
+                with store_errors_named("save_folder"):
+                    remote.bring(path.name, folder, contents)
+            elif path in without_manifest:
                 raise CorruptCheckpointError(path, MANIFEST, "is missing")
             return _open(path, config, corrupt)
         except CorruptCheckpointError as error:
@@ -101,13 +125,20 @@ def _run_id(checkpoint: Checkpoint) -> str | None:
     return checkpoint.manifest.run_id if checkpoint.manifest is not None else None
 
 
-def fall_back(config: TrainConfig, folder: Path | None, start: Start, error: CorruptCheckpointError) -> Start:
+def fall_back(
+    config: TrainConfig,
+    folder: Path | None,
+    start: Start,
+    error: CorruptCheckpointError,
+    *,
+    remote: RemoteFolder | None = None,
+) -> Start:
     """The checkpoint before a start whose tensors have turned out to be corrupt. Raises ConfigError without one."""
     if not start.resuming:
         raise error
     if config.on_corrupt_checkpoint == "stop":
         raise _stopped(error)
-    found = find_start(config, folder, [*start.corrupt, error])
+    found = find_start(config, folder, [*start.corrupt, error], remote=remote)
     assert found is not None, "find_start raises without a checkpoint that is not corrupt"
     return found
 
@@ -136,10 +167,6 @@ def check_start(path: Path, config: TrainConfig, key: str, *, whole_state: bool)
     With whole_state, going on from it and not from its weights alone, nothing may have changed that cannot change.
     """
     subject = f"is {str(path)!r}" if key == "load_path" else f"is true, and the newest checkpoint is {str(path)!r}"
-    if "://" in str(path):
-        raise ConfigError(
-            f"{subject}, but checkpoints are read from a local or mounted folder for now: copy it there", key=key
-        )
     if not path.exists():
         raise ConfigError(f"{subject}, but there is no such file or folder", key=key)
     if not is_complete(path):

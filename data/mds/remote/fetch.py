@@ -11,7 +11,7 @@ from data.base.errors import ConfigError
 from data.hub.reach import why_offline
 from data.mds.remote import deadlines
 from data.mds.remote.deadlines import Silence, in_time
-from data.mds.remote.failures import FetchError, fetch_error, is_worth_a_try, raise_if_full
+from data.stores.failures import FetchError, fetch_error, is_worth_a_try, raise_if_full
 
 WAITS = (1, 2, 4)
 """Seconds between the tries."""

@@ -11,7 +11,7 @@ from data.base.console import node_logger
 from data.base.errors import DataError
 from data.mds.remote import deadlines
 from data.mds.remote.deadlines import in_time
-from data.mds.remote.failures import FetchError, fetch_error
+from data.stores.failures import FetchError, fetch_error
 
 _TIMEOUT = 20
 """Seconds for an answer."""

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from train.checkpoint.retention import KEEP, Retention
 from train.checkpoint.save_folder import remove
-from train.checkpoint.saving.retention import KEEP, Retention
 
 PRESENT = [Path(f"ep0-ba{batch}") for batch in (2, 4, 6, 8, 10, 12)]
 

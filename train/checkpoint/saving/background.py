@@ -15,8 +15,8 @@ from torch.distributed.tensor import DTensor
 
 from data.base.console import logger
 from data.base.sizes import format_bytes
+from train.checkpoint.saving.pruning import Pruning
 from train.checkpoint.saving.ranks import Ranks, for_others
-from train.checkpoint.saving.retention import Pruning
 from train.checkpoint.saving.save import Saved, n_bytes, save_checkpoint
 from train.checkpoint.saving.snapshot import Snapshot, snapshot_size, whole
 from train.checkpoint.storage.manifest import Manifest

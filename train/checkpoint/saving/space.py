@@ -10,6 +10,7 @@ from pathlib import Path
 from data.base.console import logger
 from data.base.durations import Clock
 from data.base.errors import ConfigError, os_errors_named
+from data.base.redaction import is_address
 from data.base.sizes import format_bytes
 from train.checkpoint.save_folder import checkpoints, existing_parent
 from train.config.schema import TrainConfig
@@ -108,13 +109,15 @@ def _kept(config: TrainConfig, n_saves: int | None) -> str:
 def _most(config: TrainConfig, n_saves: int | None) -> int | None:
     """Checkpoints that there are at a time, at most; None where the number of saves decides and is not known."""
     newest, every = config.save_num_checkpoints_to_keep, config.save_keep_every
+    # The one that is too many is deleted when the last one has been written; in a staging folder the files of two more
+    # stay until they are sent.
+    more = 3 if config.save_folder is not None and is_address(config.save_folder) else 1
     if n_saves is None:
-        return newest + 1 if newest != -1 and every is None else None
+        return newest + more if newest != -1 and every is None else None
     if newest == -1:
         return n_saves
     older = max(n_saves - newest, 0)
-    # The one that is too many is deleted when the last one has been written.
-    return min(newest + (older // every if every is not None else 0) + 1, n_saves)
+    return min(newest + (older // every if every is not None else 0) + more, n_saves)
 
 
 def _free(folder: Path) -> int | None:

@@ -16,7 +16,7 @@ class FetchError(Exception):
 
 
 def fetch_error(error: Exception) -> FetchError:
-    status = _status(error)
+    status = status_of(error)
     if status == 404:
         return FetchError("there is no such file", absent=True)
     if status in (401, 403):
@@ -26,7 +26,7 @@ def fetch_error(error: Exception) -> FetchError:
 
 
 def is_worth_a_try(error: Exception) -> bool:
-    status = _status(error)
+    status = status_of(error)
     return status is None or status >= 500 or status in (408, 429)
 
 
@@ -38,7 +38,7 @@ def raise_if_full(error: BaseException) -> None:
         raise_if_full(error.__cause__)
 
 
-def _status(error: Exception) -> int | None:
+def status_of(error: Exception) -> int | None:
     """What the remote answered, in HTTP's numbers: each library has it elsewhere."""
     # Not their subclasses: huggingface_hub has one that says that the network is down.
     if type(error) in (FileNotFoundError, NotADirectoryError):

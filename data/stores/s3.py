@@ -1,0 +1,99 @@
+"""Buckets of S3 and of stores with its API (S3_ENDPOINT_URL), with the credentials that boto3 finds."""
+
+import io
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from data.base.errors import ConfigError
+from data.stores.failures import status_of
+
+_MISSING = (
+    "no credentials for S3 were found: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or run where a "
+    "role is attached"
+)
+_CONNECT_SECONDS, _READ_SECONDS = 20, 60
+_PART_BYTES = 64 * 2**20
+_PARTS_AT_A_TIME = 4
+"""Of one file; several files are sent at a time."""
+
+
+class S3Bucket:
+    """See store.Bucket. Calls are retried as AWS_MAX_ATTEMPTS says, a part of a large file by itself."""
+
+    def __init__(self, name: str, *, writable: bool) -> None:
+        """Raises ConfigError without credentials, unless it is only read, which public buckets allow to anyone."""
+        from boto3.s3.transfer import TransferConfig
+        from boto3.session import Session
+        from botocore import UNSIGNED
+        from botocore.config import Config
+        from botocore.exceptions import BotoCoreError
+
+        self.name = name
+        try:
+            session = Session()
+            signed = session.get_credentials() is not None
+            if writable and not signed:
+                raise ConfigError(_MISSING)
+            options: dict[str, Any] = {} if signed else {"signature_version": UNSIGNED}
+            config = Config(
+                connect_timeout=_CONNECT_SECONDS,
+                read_timeout=_READ_SECONDS,
+                retries={"mode": "standard"},
+                max_pool_connections=64,
+                **options,
+            )
+            self._client: Any = session.client("s3", config=config, endpoint_url=os.environ.get("S3_ENDPOINT_URL"))
+        except BotoCoreError as error:  # such as a profile that is not there
+            raise ConfigError(f"S3 cannot be used: {error}") from None
+        except ConfigError:
+            raise
+        except ValueError as error:
+            raise ConfigError(f"S3_ENDPOINT_URL cannot be used: {error}") from None
+        self._transfer = TransferConfig(
+            multipart_threshold=_PART_BYTES, multipart_chunksize=_PART_BYTES, max_concurrency=_PARTS_AT_A_TIME
+        )
+
+    def sizes(self, prefix: str) -> Iterator[tuple[str, int]]:
+        pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.name, Prefix=prefix)
+        return ((item["Key"], item["Size"]) for page in pages for item in page.get("Contents", []))
+
+    def send(self, path: Path, key: str) -> None:
+        from boto3.exceptions import S3UploadFailedError
+
+        try:
+            self._client.upload_file(str(path), self.name, key, Config=self._transfer)
+        except S3UploadFailedError as error:
+            raise error.__context__ or error from None  # what the store has answered
+
+    def fetch(self, key: str, path: Path) -> None:
+        self._client.download_file(self.name, key, str(path), Config=self._transfer)
+
+    def read(self, key: str) -> tuple[bytes, str]:
+        answer = self._client.get_object(Bucket=self.name, Key=key)
+        return answer["Body"].read(), answer["ETag"]
+
+    def write(self, key: str, data: bytes, replaces: str | None) -> str | None:
+        condition = {} if replaces is None else {"IfMatch": replaces} if replaces else {"IfNoneMatch": "*"}
+        try:
+            return self._put(key, data, condition)
+        except Exception as error:
+            status = status_of(error)
+            if condition and status in (404, 409, 412):
+                return None
+            if condition and status == 501:  # a store that knows no conditions
+                return self._put(key, data, {})
+            raise
+
+    def _put(self, key: str, data: bytes, condition: dict[str, str]) -> str:
+        return self._client.put_object(Bucket=self.name, Key=key, Body=io.BytesIO(data), **condition)["ETag"]
+
+    def delete(self, key: str) -> None:
+        self._client.delete_object(Bucket=self.name, Key=key)
+
+    def abandon_uploads(self, prefix: str) -> None:
+        """Parts of uploads that a killed process has begun are paid for, and no list of objects shows them."""
+        pages = self._client.get_paginator("list_multipart_uploads").paginate(Bucket=self.name, Prefix=prefix)
+        for upload in [upload for page in pages for upload in page.get("Uploads", [])]:
+            self._client.abort_multipart_upload(Bucket=self.name, Key=upload["Key"], UploadId=upload["UploadId"])

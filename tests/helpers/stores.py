@@ -1,0 +1,111 @@
+"""An S3 server and a Google storage on loopback, looked at in the same way."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import pytest
+
+from tests.helpers import gcs_server, s3_server
+from tests.helpers.store_faults import Fault
+
+
+class Server:
+    """With one bucket."""
+
+    scheme: str
+    faults: list[Fault]
+    environment: Mapping[str, str]
+    """In which clients find it."""
+
+    def content(self) -> dict[str, bytes]:
+        """Of all objects in the bucket."""
+        raise NotImplementedError
+
+    def put(self, key: str, data: bytes) -> None:
+        raise NotImplementedError
+
+    def delete(self, key: str) -> None:
+        raise NotImplementedError
+
+    def written(self) -> list[str]:
+        """Keys in the order in which they were written."""
+        raise NotImplementedError
+
+    def deleted(self) -> list[str]:
+        raise NotImplementedError
+
+    @property
+    def url(self) -> str:
+        return f"{self.scheme}://bucket"
+
+
+class _S3(Server):
+    scheme = "s3"
+
+    def __init__(self, storage: s3_server.S3) -> None:
+        self.storage, self.faults, self.environment = storage, storage.faults, storage.environment
+        storage.client.create_bucket(Bucket="bucket")
+
+    def content(self) -> dict[str, bytes]:
+        return {key: self._get(key) for key in self.storage.keys("bucket")}
+
+    def _get(self, key: str) -> bytes:
+        return self.storage.client.get_object(Bucket="bucket", Key=key)["Body"].read()
+
+    def put(self, key: str, data: bytes) -> None:
+        self.storage.client.put_object(Bucket="bucket", Key=key, Body=data)
+
+    def delete(self, key: str) -> None:
+        self.storage.client.delete_object(Bucket="bucket", Key=key)
+
+    def written(self) -> list[str]:
+        return self._keys("PUT")
+
+    def deleted(self) -> list[str]:
+        return self._keys("DELETE")
+
+    def _keys(self, method: str) -> list[str]:
+        return [path.removeprefix("/bucket/") for each, path in self.storage.requests if each == method]
+
+
+class _GCS(Server):
+    scheme = "gs"
+
+    def __init__(self, storage: gcs_server.Storage) -> None:
+        self.storage, self.faults = storage, storage.faults
+        self.environment = {"STORAGE_EMULATOR_HOST": storage.endpoint}
+
+    def content(self) -> dict[str, bytes]:
+        return dict(self.storage.buckets["bucket"])
+
+    def put(self, key: str, data: bytes) -> None:
+        self.storage.buckets["bucket"][key] = data
+
+    def delete(self, key: str) -> None:
+        del self.storage.buckets["bucket"][key]
+
+    def written(self) -> list[str]:
+        return list(self.storage.uploaded)
+
+    def deleted(self) -> list[str]:
+        return list(self.storage.deleted)
+
+
+@contextmanager
+def serve(scheme: str) -> Iterator[Server]:
+    """The environment of this process names it meanwhile."""
+    if scheme == "s3":
+        with s3_server.serve() as storage:
+            yield _S3(storage)
+        return
+    with gcs_server.serve(gcs_server.Storage({"bucket": {}})) as storage, pytest.MonkeyPatch.context() as patch:
+        server = _GCS(storage)
+        for name, value in server.environment.items():
+            patch.setenv(name, value)
+        yield server
+
+
+def shorten_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between tries, in this process; Google's library does not try again."""
+    monkeypatch.setattr("data.stores.store.WAITS", (0.01, 0.01))
+    monkeypatch.setattr("google.cloud.storage.retry.DEFAULT_RETRY", None)

@@ -1,0 +1,227 @@
+"""A save folder in an object store: its checkpoints listed, fetched and verified, sent and committed, deleted.
+
+A checkpoint is there when its manifest is. So the manifest is sent last and deleted first.
+"""
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from data.base.console import logger
+from data.base.errors import ConfigError
+from data.base.sizes import format_bytes
+from data.stores.store import Store, StoreError
+from train.checkpoint.retention import KEEP, Retention
+from train.checkpoint.save_folder import PART, RECORD, named_batch, remove
+from train.checkpoint.storage.files import verify_files
+from train.checkpoint.storage.manifest import MANIFEST, CorruptCheckpointError, Manifest, read_manifest
+
+OWNER = ".owner.json"
+"""In the store while a run owns the folder, and after that run was killed."""
+_RESERVE = 2**20
+"""Bytes that a disk should have left after a download."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contents:
+    """What is in the folder, at one moment."""
+
+    committed: tuple[str, ...]
+    """Checkpoints that have a manifest, oldest first. They may be corrupt."""
+    incomplete: tuple[str, ...]
+    """Those that have none: a killed run has not sent all of them, or not deleted all."""
+    sizes: dict[str, int]
+    """Of all objects, by name."""
+
+    def of(self, checkpoint: str) -> list[str]:
+        """Names of a checkpoint's objects, its manifest last."""
+        names = [name for name in self.sizes if name.startswith(f"{checkpoint}/")]
+        return sorted(names, key=lambda name: (name == f"{checkpoint}/{MANIFEST}", name))
+
+    @property
+    def beside(self) -> list[str]:
+        """Names of the objects that belong to no checkpoint, but to the run."""
+        return [name for name in self.sizes if _checkpoint_of(name) is None and not name.startswith(".")]
+
+
+@contextmanager
+def store_errors_named(key: str | None = None) -> Iterator[None]:
+    """Makes a ConfigError of every StoreError."""
+    try:
+        yield
+    except StoreError as error:
+        text = str(error) if key is None else f"cannot be used: {error}"
+        raise ConfigError(f"{text}: look at its name and at the credentials", key=key) from None
+
+
+class RemoteFolder:
+    """Its calls raise StoreError, and ConfigError for what is on this machine."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+
+    @property
+    def url(self) -> str:
+        return self.store.url
+
+    def look(self) -> Contents:
+        sizes = self.store.sizes()
+        names = {found for name in sizes if (found := _checkpoint_of(name)) is not None}
+        committed = {name for name in names if f"{name}/{MANIFEST}" in sizes}
+        return Contents(
+            committed=tuple(sorted(committed, key=_batch)),
+            incomplete=tuple(sorted(names - committed, key=_batch)),
+            sizes=sizes,
+        )
+
+    def bring(self, name: str, folder: Path, contents: Contents, *, trust_present: bool = False) -> Path:
+        """Fetches a committed checkpoint into the folder and verifies it, unless it is there and right. trust_present:
+        what is there is only compared by its manifest; its files are verified when they are read.
+
+        Raises CorruptCheckpointError, of the path in the folder, when its bytes are not those that were written.
+        """
+        path, part = folder / name, folder / f"{PART}fetched-{name}"
+        if path.is_dir() and self.is_same(name, path) and (trust_present or _defect(path) is None):
+            return path
+        logger.info(f"fetching {self.url}/{name} to {path}")
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        try:
+            self.fetch(name, part, contents)
+            verify_files(part)
+        except CorruptCheckpointError as error:
+            raise CorruptCheckpointError(path, error.name, f"{error.defect} (in {self.url}/{name})") from None
+        else:
+            if path.exists():
+                remove(path)
+            part.rename(path)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+        return path
+
+    def bring_beside(self, folder: Path, contents: Contents) -> None:
+        """Fetches what exports read beside the checkpoints, in place of what is in the folder."""
+        names = [name for name in contents.beside if "/" not in name or name.startswith("tokenizer/")]
+        for name in names:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        parts = {name: _part(folder / name) for name in names}
+        self.store.fetch((part, name) for name, part in parts.items())
+        for name, part in parts.items():
+            part.replace(folder / name)
+
+    def is_same(self, name: str, path: Path) -> bool:
+        """Whether the folder holds the checkpoint that was sent under the name, by their manifests."""
+        found = self.store.read(f"{name}/{MANIFEST}")
+        try:
+            return found is not None and (path / MANIFEST).read_bytes() == found[0]
+        except OSError:
+            return False
+
+    def send(self, path: Path, name: str, *, confirm: Callable[[], None]) -> int:
+        """Sends and commits a checkpoint, in place of one of the same name, and returns its bytes. What is sent is
+        verified before. confirm is called before the commit; what it raises is raised."""
+        manifest = read_manifest(path)
+        assert manifest is not None, "what is saved has a manifest"
+        verify_files(path)
+        self.store.delete([f"{name}/{MANIFEST}"])
+        files = [*manifest.files, *([KEEP] if (path / KEEP).exists() else [])]
+        self.store.send((path / file, f"{name}/{file}") for file in files)
+        there = self.store.sizes(f"{name}/")
+        for file, digest in manifest.files.items():
+            if (found := there.get(f"{name}/{file}")) != digest.size:
+                bytes_there = "is not there" if found is None else f"has {found:,} of {digest.size:,} bytes"
+                raise StoreError(f"{self.url}/{name}/{file} was written, but {bytes_there}")
+        confirm()
+        self.store.send([(path / MANIFEST, f"{name}/{MANIFEST}")])
+        return manifest.size
+
+    def remove(self, name: str, contents: Contents) -> None:
+        """Deletes a checkpoint; its manifest first."""
+        self.store.delete(reversed(contents.of(name)))
+
+    def clear(self) -> None:
+        """Deletes what a run that starts from the beginning deletes in a local save folder."""
+        contents = self.look()
+        for name in (*contents.committed, *contents.incomplete):
+            self.remove(name, contents)
+        if RECORD in contents.sizes:
+            self.store.delete([RECORD])
+
+    def prune(self, retention: Retention, batch: int) -> list[str]:
+        """Deletes what is superseded by the checkpoint of that batch, which is committed; returns the names."""
+        contents = self.look()
+        present = [Path(name) for name in contents.committed]
+        superseded = retention.superseded(present, batch, lambda path: f"{path.name}/{KEEP}" in contents.sizes)
+        for path in superseded:
+            self.remove(path.name, contents)
+        return [path.name for path in superseded]
+
+    def fetch(self, name: str, part: Path, contents: Contents) -> None:
+        """Fetches a committed checkpoint into a folder that is there, without comparing more than names and sizes."""
+        self.store.fetch([(part / MANIFEST, f"{name}/{MANIFEST}")])
+        manifest = read_manifest(part)
+        assert manifest is not None, "it has just been written"
+        for file, digest in manifest.files.items():
+            if (size := contents.sizes.get(f"{name}/{file}")) != digest.size:
+                there = "is missing" if size is None else f"has {size:,} bytes, but {digest.size:,} were written"
+                raise CorruptCheckpointError(part, file, there)
+        _check_space(manifest, part, f"{self.url}/{name}")
+        try:
+            self.store.fetch((part / file, f"{name}/{file}") for file in manifest.files)
+        except StoreError as error:
+            if not error.absent:
+                raise
+            raise CorruptCheckpointError(part, MANIFEST, f"names an object that is missing: {error}") from None
+        if f"{name}/{KEEP}" in contents.sizes:
+            (part / KEEP).touch()
+
+
+def files_beside(folder: Path) -> Iterator[tuple[Path, str]]:
+    """The files in a local save folder that belong to no checkpoint and are not hidden, and their names in a store."""
+    for parent, folders, names in os.walk(folder):
+        below = Path(parent).relative_to(folder)
+        folders[:] = [name for name in folders if not name.startswith(".") and not _is_checkpoint(below / name)]
+        for name in names:
+            path = Path(parent, name)
+            if not name.startswith(".") and not path.is_symlink() and _checkpoint_of(name) is None:
+                yield path, (below / name).as_posix()
+
+
+def _checkpoint_of(name: str) -> str | None:
+    """The checkpoint that an object belongs to by its name."""
+    first, slash, _ = name.partition("/")
+    return first if slash and named_batch(Path(first)) is not None else None
+
+
+def _is_checkpoint(path: Path) -> bool:
+    return len(path.parts) == 1 and named_batch(path) is not None
+
+
+def _batch(name: str) -> int:
+    batch = named_batch(Path(name))
+    assert batch is not None
+    return batch
+
+
+def _part(path: Path) -> Path:
+    return path.with_name(f"{PART}{path.name}")
+
+
+def _defect(path: Path) -> CorruptCheckpointError | None:
+    try:
+        verify_files(path)
+    except CorruptCheckpointError as error:
+        return error
+    return None
+
+
+def _check_space(manifest: Manifest, folder: Path, what: str) -> None:
+    usage = shutil.disk_usage(folder)
+    if usage.total and usage.free < manifest.size + _RESERVE:
+        raise ConfigError(
+            f"{what} takes {format_bytes(manifest.size)}, but {format_bytes(usage.free, down=True)} are free in "
+            f"{folder.parent}: free some, or name another save_staging_folder"
+        )

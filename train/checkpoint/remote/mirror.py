@@ -1,0 +1,127 @@
+"""Keeps the save folder in an object store what the staging folder is, while the run trains. For every rank."""
+
+import json
+from pathlib import Path
+
+from composer.core import Callback, State
+from composer.loggers import Logger
+from composer.utils import dist
+from torch.distributed.distributed_c10d import _get_default_store
+
+from data.base.console import logger as console
+from data.base.console import notice
+from data.base.errors import DataError
+from train.checkpoint.remote.folder import files_beside, store_errors_named
+from train.checkpoint.remote.sender import Sender
+from train.checkpoint.save_folder import checkpoints
+from train.distributed.first_rank import from_first_rank, on_first_rank
+
+PENDING = 2
+"""Checkpoints that may be unsent when training continues: one that is sent and one that waits."""
+_FAILED = "mirror/failed"
+"""In the ranks' store: the batch before which all ranks stop, and why."""
+
+
+class Mirror(Callback):
+    """Has each committed checkpoint sent, and raises DataError on all ranks, before the next step but one at the
+    latest, when that has failed and on_save_error is stop, or when another run has taken the folder over."""
+
+    def __init__(self, sender: Sender | None, *, url: str, local: Path, stop_on_error: bool) -> None:
+        """sender: on rank 0."""
+        self.url, self._local, self._sender, self._stop_on_error = url, local, sender, stop_on_error
+        self._stop: tuple[int, str] | None = None
+        self._warned: set[Path] = set()
+        self._commits = 0
+
+    def begin(self, *, resuming: bool) -> None:
+        """To be called when the save folder is furnished, before the first step. Every rank has to call it."""
+
+        def send() -> None:
+            assert self._sender is not None
+            folder = self._sender.folder
+            if not resuming:
+                folder.clear()
+            contents = folder.look()
+            folder.store.abandon_uploads()
+            here = {path.name: path for path in checkpoints(self._local)}
+            for name in contents.incomplete:
+                if name not in here:
+                    console.info(f"deleting {self.url}/{name}: a killed run has left it incomplete")
+                    folder.remove(name, contents)
+            folder.store.send(files_beside(self._local))
+            self._sender.begin()
+            for name, path in here.items():
+                if path.is_dir() and not (name in contents.committed and folder.is_same(name, path)):
+                    console.info(f"{self.url}/{name}: sending what a run has left unsent")
+                    self._sender.add(path)
+
+        def send_named() -> None:
+            with store_errors_named():
+                send()
+
+        on_first_rank(send_named)
+
+    def on_committed(self, checkpoint: Path) -> None:
+        """Returns when at most PENDING checkpoints are unsent. Every rank has to call it."""
+        self._commits += 1
+        if self._sender is not None:
+            self._sender.poll()
+            self._sender.retry()
+            self._sender.add(checkpoint)
+            if len(self._sender.unsent) > PENDING:
+                console.info(f"{self.url}: waiting until an earlier checkpoint is sent")
+            self._sender.wait(PENDING)
+        # However long that takes: a collective would time out.
+        from_first_rank(f"mirror/{self._commits}", "")
+
+    def batch_start(self, state: State, logger: Logger) -> None:
+        batch = state.timestamp.batch.value
+        if self._sender is not None:
+            self._sender.poll()
+            if self._stop is None and (text := self._problem()) is not None:
+                several = dist.get_world_size() > 1
+                self._stop = batch + several, text
+                if several:
+                    # The others see it before their next step, however far they are with this one.
+                    _get_default_store().set(_FAILED, json.dumps(self._stop))
+        elif self._stop is None and _get_default_store().check([_FAILED]):  # pyright: ignore[reportAttributeAccessIssue]: torch's stubs lack it
+            self._stop = json.loads(_get_default_store().get(_FAILED))
+        if self._stop is not None and batch >= self._stop[0]:
+            raise DataError(self._stop[1])
+
+    def finish(self) -> None:
+        """Waits until all is sent. Every rank has to call it. Raises DataError, on every rank, when the newest
+        checkpoint is not there."""
+        text = ""
+        if self._sender is not None:
+            if not self._stop_on_error:
+                self._sender.retry()
+            if self._sender.unsent:
+                notice(f"{self.url}: waiting for {len(self._sender.unsent)} checkpoint(s) to be sent")
+            self._sender.end()
+            text = self._problem(last=True) or ""
+        text = from_first_rank("mirror/finished", text)
+        dist.barrier()  # rank 0 keeps the store that the others look into
+        if text:
+            raise DataError(text)
+
+    def abandon(self) -> None:
+        """Gives the folder up; what is unsent is sent by the next start."""
+        if self._sender is not None:
+            self._sender.close()
+
+    def _problem(self, *, last: bool = False) -> str | None:
+        assert self._sender is not None
+        if self._sender.lost is not None:
+            return f"{self._sender.lost}: this run stops and sends nothing more"
+        if self._sender.failed:
+            order, reason = self._sender.failed[-1]
+            text = f"save_folder {self.url}: {order.name} was not sent: {reason}. It is in {self._local}"
+            if last or self._stop_on_error:
+                return f"{text}; the next start with autoresume=true sends it"
+            if order.path not in self._warned:
+                self._warned.add(order.path)
+                console.warning(f"{text}, and is sent with the next one (on_save_error: warn)")
+        if last and self._sender.end_error is not None:
+            return f"save_folder {self.url}: not all is sent: {self._sender.end_error}"
+        return None

@@ -1,0 +1,171 @@
+"""The folders on this machine that stand for those in object stores: of a run's save folder, and of load_path."""
+
+import os
+import tempfile
+from functools import cache
+from pathlib import Path
+
+from data.base.console import logger, notice
+from data.base.errors import ConfigError
+from data.base.locks import exclusive
+from data.base.redaction import is_address
+from data.stores.address import folder_for, url_defect
+from data.stores.store import open_store
+from train.checkpoint.remote.folder import Contents, RemoteFolder, store_errors_named
+from train.checkpoint.remote.lease import check_unowned
+from train.checkpoint.save_folder import (
+    LATEST,
+    RUN,
+    checkpoints,
+    damaged,
+    fill_name,
+    leftovers,
+    named_batch,
+    read_run_id,
+    remove,
+)
+from train.config.schema import TrainConfig
+
+STAGING = Path(TrainConfig.__dataclass_fields__["save_staging_folder"].default)
+"""For scripts, which have no config."""
+_FETCHED = "fetched"
+"""Below save_staging_folder: checkpoints that load_path and scripts have named, which no run writes to."""
+
+
+def open_save_folder(config: TrainConfig, run_name: str) -> RemoteFolder | None:
+    """The save folder where it is in a store. Raises ConfigError, also without credentials; asks the store nothing."""
+    if config.save_folder is None or not is_address(config.save_folder):
+        return None
+    return open_remote(fill_name(config.save_folder, run_name, "save_folder"), "save_folder")
+
+
+def check_remote_unowned(remote: RemoteFolder) -> None:
+    """Raises ConfigError when a run that is alive on this machine owns it, or the store refuses."""
+    with store_errors_named("save_folder"):
+        check_unowned(remote)
+
+
+def open_exports(folder: str, run_name: str, key: str) -> RemoteFolder | None:
+    """Where exports go, when that is in a store that answers. Raises ConfigError."""
+    if not is_address(folder):
+        return None
+    remote = open_remote(fill_name(folder, run_name, key), key)
+    with store_errors_named(key):
+        remote.store.sizes("huggingface/")
+    return remote
+
+
+def open_remote(url: str, key: str, *, writable: bool = True) -> RemoteFolder:
+    """Raises ConfigError, which names the key."""
+    if (defect := url_defect(url)) is not None:
+        raise ConfigError(defect, key=key)
+    try:
+        return RemoteFolder(open_store(url, writable=writable))
+    except ConfigError as error:
+        raise ConfigError(f"is {url!r}, but {error}", key=key) from None
+
+
+def look(remote: RemoteFolder, folder: Path, config: TrainConfig) -> Contents:
+    """What is in the save folder, for a run that may write to it. The staging folder is emptied when it is that of
+    another run than is in the store.
+
+    Raises ConfigError when the store refuses, or the folder holds checkpoints that this run would neither resume from
+    nor may overwrite.
+    """
+    with store_errors_named("save_folder"):
+        contents = remote.look()
+        if contents.committed and not (config.autoresume or config.save_overwrite):
+            raise ConfigError(
+                f"save_folder {remote.url} holds {len(contents.committed)} checkpoint(s), the newest "
+                f"{contents.committed[-1]}: write autoresume=true to go on from it, save_overwrite=true to delete "
+                "them, or another run_name"
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory() as made:
+            if (run := remote.store.read(RUN)) is not None:
+                Path(made, RUN).write_bytes(run[0])
+            run_id = read_run_id(Path(made))
+        if run_id is None or run_id != read_run_id(folder):
+            _empty(folder, remote.url)
+        if config.autoresume and contents.committed and not (folder / RUN).exists():
+            remote.bring_beside(folder, contents)
+    return contents
+
+
+def _empty(folder: Path, url: str) -> None:
+    """Its checkpoints are of a run whose save folder in the store is gone, or another's by now."""
+    for path in (*checkpoints(folder), *damaged(folder), *leftovers(folder)):
+        logger.info(f"deleted {path}: it is not of the run in {url}")
+        remove(path)
+    for path in folder.iterdir():
+        if path.is_file() and not path.name.startswith("."):
+            path.unlink()
+
+
+@cache
+def fetch_checkpoint(url: str, root: str, key: str) -> Path:
+    """The checkpoint at a URL, fetched to a folder below root and verified, with what is beside it; the newest one of a
+    URL that ends in /latest. What is there already is not fetched again. key: what names it.
+
+    Raises ConfigError and CorruptCheckpointError.
+    """
+    if (defect := url_defect(url)) is not None:
+        raise ConfigError(defect, key=key)
+    parent, _, name = url.rstrip("/").rpartition("/")
+    remote = open_remote(parent, key, writable=False)
+    folder = folder_for(parent, Path(root, _FETCHED))
+    with (
+        store_errors_named(key),
+        exclusive(folder.with_name(f"{folder.name}.lock"), lambda: notice(f"Waiting for another rank to fetch {url}")),
+    ):
+        contents = remote.look()
+        if name == LATEST and contents.committed:
+            name = contents.committed[-1]
+        if name not in contents.committed:
+            raise ConfigError(f"is {url!r}, but {_what_is_there(name, url, contents)}", key=key)
+        folder.mkdir(parents=True, exist_ok=True)
+        remote.bring_beside(folder, contents)
+        return remote.bring(name, folder, contents, trust_present=True)
+
+
+def load_path_of(config: TrainConfig) -> Path | None:
+    """load_path, fetched where it is in a store. Raises as fetch_checkpoint."""
+    if config.load_path is None or not is_address(config.load_path):
+        return None if config.load_path is None else Path(config.load_path)
+    return fetch_checkpoint(config.load_path, config.save_staging_folder, "load_path")
+
+
+def path_here(place: str, key: str) -> Path:
+    """A path as it is; of a URL the checkpoint that it names, fetched."""
+    return fetch_checkpoint(place, str(STAGING), key) if is_address(place) else Path(place)
+
+
+def _what_is_there(name: str, url: str, contents: Contents) -> str:
+    if name in contents.incomplete:
+        return "the checkpoint there has no manifest: it was not sent completely, or is being deleted"
+    if contents.committed:
+        return f"there is no such checkpoint; beside it is {contents.committed[-1]}"
+    below = [found for found in contents.sizes if found.startswith(f"{name}/")]
+    inside = sorted({part for found in below if named_batch(Path(part := found.split("/")[1])) is not None})
+    if inside:
+        return f"it must be a checkpoint, such as {url.rstrip('/')}/{inside[-1]}, or {url.rstrip('/')}/{LATEST}"
+    return "there is no checkpoint"
+
+
+def is_first_rank() -> bool:
+    """Of all ranks, also before they have met: it alone fetches from the save folder, and sends to it."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def check_links(folder: Path) -> None:
+    """Raises ConfigError when the staging folder's file system has no hard links."""
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".part-") as made:
+        file = Path(made, "file")
+        file.touch()
+        try:
+            Path(made, "link").hardlink_to(file)
+        except OSError as error:
+            raise ConfigError(
+                f"is on a file system without hard links ({folder}: {error.strerror}): name a folder on another disk",
+                key="save_staging_folder",
+            ) from None

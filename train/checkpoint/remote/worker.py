@@ -1,0 +1,155 @@
+"""The process that sends checkpoints to an object store while its parent, rank 0, trains. Imports no torch.
+
+It is a process and not a thread because sending takes the interpreter's lock that the training loop needs, and because
+a process that is forked beside threads of a store's library, as those of data loaders are, could hang.
+
+Orders come as lines of JSON by standard input, reports go to standard output. When the input ends without the order to
+end, the parent was killed: then nothing more is committed.
+"""
+
+import json
+import os
+import queue
+import shutil
+import signal
+import sys
+import threading
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+from data.stores.store import StoreError, open_store
+from train.checkpoint.remote.folder import RemoteFolder, files_beside
+from train.checkpoint.remote.lease import BEAT, Lease, TakenOverError
+from train.checkpoint.retention import Retention
+from train.checkpoint.storage.manifest import CorruptCheckpointError
+
+SCAN = 15.0
+"""Seconds between two looks at the files beside the checkpoints, such as record.jsonl."""
+
+
+@dataclass
+class Worker:
+    """Carries out orders one after the other."""
+
+    folder: RemoteFolder
+    local: Path
+    """The staging folder."""
+    lease: Lease
+    retention: Retention
+    reports: TextIO
+    orders: queue.Queue[dict[str, Any] | None] = field(default_factory=queue.Queue)
+    """None ends the work."""
+    stopped: threading.Event = field(default_factory=threading.Event)
+    """Nothing more is to be committed."""
+    scanning: threading.Event = field(default_factory=threading.Event)
+    """The files beside the checkpoints are this run's."""
+    _sent: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """Of files beside the checkpoints: size and time of what is in the store."""
+    _reporting: threading.Lock = field(default_factory=threading.Lock)
+
+    def work(self) -> None:
+        while True:
+            try:
+                order = self.orders.get(timeout=SCAN)
+            except queue.Empty:
+                if self.scanning.is_set():
+                    self._send_beside()
+                continue
+            if order is None:
+                break
+            self._checkpoint(Path(order["path"]), order["name"], order["batch"])
+        self._report(ended=True, error=self._send_beside())
+
+    def beat(self) -> None:
+        while not self.stopped.wait(BEAT):
+            try:
+                self.lease.renew()
+            except TakenOverError as error:
+                self.stopped.set()
+                self._report(lost=str(error))
+            except StoreError:
+                pass  # the next one may succeed; before a commit it has to
+
+    def _checkpoint(self, path: Path, name: str, batch: int) -> None:
+        started, error = time.monotonic(), None
+        try:
+            n_bytes = self.folder.send(path, name, confirm=self._confirm)
+            self._report(done=name, bytes=n_bytes, seconds=time.monotonic() - started)
+        except TakenOverError as taken:
+            self._report(lost=str(taken))
+            return
+        except CorruptCheckpointError as corrupt:
+            error = f"{name} was not sent, because it is corrupt: {corrupt.name} {corrupt.defect}"
+        except (StoreError, OSError, ValueError) as failed:
+            error = str(failed)
+        if error is not None:
+            self._report(failed=name, error=error)
+            return
+        shutil.rmtree(path, ignore_errors=True)
+        self._send_beside()
+        try:
+            for removed in self.folder.prune(self.retention, batch):
+                self._report(removed=removed)
+        except StoreError as failed:
+            self._report(warning=f"what is superseded is not deleted: {failed}")
+
+    def _confirm(self) -> None:
+        if self.stopped.is_set():
+            raise TakenOverError(f"{self.folder.url}: the run has ended")
+        self.lease.renew()
+
+    def _send_beside(self) -> str | None:
+        """Sends the files that have changed; returns why not. What fails is sent the next time."""
+        for path, name in files_beside(self.local):
+            try:
+                state = path.stat()
+                version = state.st_size, state.st_mtime_ns
+                if self._sent.get(name) != version:
+                    self.folder.store.send([(path, name)])
+                    self._sent[name] = version
+            except FileNotFoundError:
+                continue
+            except (StoreError, OSError) as error:
+                return str(error)
+        return None
+
+    def _report(self, **values: Any) -> None:
+        with self._reporting:
+            self.reports.write(json.dumps(values) + "\n")
+            self.reports.flush()
+
+
+def main() -> None:
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)  # its parent decides
+    reports, sys.stdout = sys.stdout, sys.stderr  # whatever a library prints is no report
+    begin = json.loads(sys.stdin.readline())
+    folder = RemoteFolder(open_store(begin["url"]))
+    lease = Lease(folder, begin["owner"], begin["version"], begin["beats"])
+    worker = Worker(folder, Path(begin["folder"]), lease, Retention(**begin["retention"]), reports)
+    threading.Thread(target=worker.beat, daemon=True).start()
+    work = threading.Thread(target=worker.work, daemon=True)
+    work.start()
+    ended = False
+    for line in sys.stdin:
+        order = json.loads(line)
+        ended = "end" in order
+        if "begin" in order:
+            worker.scanning.set()
+        else:
+            worker.orders.put(None if ended else order)
+        if ended:
+            work.join()
+            break
+    worker.stopped.set()
+    with suppress(StoreError, BrokenPipeError):
+        lease.release()
+    # Without waiting for what is under way.
+    os._exit(0 if ended else 1)
+
+
+if __name__ == "__main__":
+    main()
