@@ -91,7 +91,8 @@ class KilledRun:
         return [*self._of_rows(whole.starts[0].batches), *self._of_files(whole)]
 
     def _of_rows(self, expected: Mapping[tuple[int, int], Any]) -> list[str]:
-        found, history = [], {}
+        found: list[str] = []
+        history: dict[tuple[int, int], Any] = {}
         for number, start in enumerate(self.starts):
             trained = sorted(start.batches)
             found += [
@@ -101,7 +102,8 @@ class KilledRun:
             ]
             if trained and trained[0][0] != start.first:
                 found.append(f"start {number}: begins with batch {trained[0][0]}, not {start.first}")
-            history = {key: line for key, line in history.items() if key[0] < start.first} | start.batches
+            history = {key: line for key, line in history.items() if key[0] < start.first}
+            history.update(start.batches)
         if {key: line["rows"] for key, line in history.items()} != {key: x["rows"] for key, x in expected.items()}:
             found.append(f"the batches of the run: {sorted(history)}")
         return found
