@@ -23,9 +23,9 @@ TEN = [
     Kill(moment="stage begins", rank=0, batch=5, everyone=True),
     Kill(moment="superseded one is half deleted", batch=5, everyone=True),
     Kill(moment="rank, while its worker reads", rank=0, batch=7, everyone=True),
+    Kill(moment="between rename and latest", batch=7, everyone=True),
     Kill(moment="evaluation", rank=1, batch=9, everyone=True),
     Kill(moment="read-back", rank=0, batch=9, everyone=True),
-    Kill(moment="between rename and latest", batch=11, everyone=True),
 ]
 
 
