@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from train.checkpoint.save_folder import local_folder, run_name_of
     from train.config.load import read_config
     from train.config.ranks import check_kernel_sizes
-    from train.planning.summary import checkpoints_line, memory_lines, parameters_line
+    from train.planning.summary import checkpoints_line, memory_lines, parameters_line, snapshot_line
 
     show_on_console()
     try:
@@ -52,6 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         folder = local_folder(config, run_name_of(config))
         clock = _data(config, folder, args.png or Path("plan.png")) if args.data else None
         if folder is not None:
+            if config.save_async:
+                _print(snapshot_line(config, args.ranks))
             _print(checkpoints_line(config, folder, args.ranks, clock))
     except (ConfigError, DataError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -22,11 +22,11 @@ class BeginWorker:
     def __call__(self, number: int) -> None:
         if self._show is not None:
             self._show(number)
-        parent = parent_process()
+        trainer, parent = parent_process(), os.getppid()
         # A fork server's children end by torch's watchdog alone.
-        if parent is not None and parent.pid == os.getppid():
-            signalled_at_end_of(parent.pid, signal.SIGKILL)
-            _heed_only(parent.pid)
+        if trainer is not None and trainer.pid == parent:
+            signalled_at_end_of(parent, signal.SIGKILL)
+            _heed_only(parent)
 
 
 def _heed_only(parent: int) -> None:

@@ -1,6 +1,7 @@
 #!/bin/bash
 # sbatch scripts/launch/slurm.sh CONFIG [key=value ...]
 #
+# From the root of the repository, with its environment activated.
 # 10 minutes before its time is over, Slurm sends SIGUSR1 to every process of the job step. The ranks save and end with
 # exit code 75, and the job is queued again. Set the 600 seconds to several times what a checkpoint takes.
 

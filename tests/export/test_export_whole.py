@@ -218,6 +218,7 @@ def test_the_model_card(run: Path, tmp_path: Path) -> None:
         {"batch": 5, "rows": {"": 10}, "tokens": {}, "versions": {"torch": "0"}},
         {"batch": 10, "eval": {"LanguageCrossEntropy": 3.0}},
         {"batch": 10, "rows": {"": 20}, "tokens": {"": 1234}, "versions": {"torch": "2.7.0"}},
+        {"batch": 10, "event": "spike", "message": "a spike", "rows": {"": 30}},
         {"batch": 11, "eval": {"LanguageCrossEntropy": 1.0}},
     ]
     lines = [json.dumps(line) for line in record]

@@ -176,6 +176,25 @@ def test_control_groups_limit_the_memory(tmp_path, membership, file):
     assert machine_memory.cgroup_limits(tmp_path / "cgroup", tmp_path / "fs") == []
 
 
+def test_control_groups_have_memory_left(tmp_path):
+    (tmp_path / "cgroup").write_text("0::/a\n4:memory:/b\n")
+    files = {
+        "a/memory.max": "1000",
+        "a/memory.current": "900",
+        "a/memory.stat": "anon 500\ninactive_file 300",
+        "memory.max": "max",
+        "memory.current": "950",
+        "memory/b/memory.limit_in_bytes": "2000",
+        "memory/b/memory.usage_in_bytes": "2500",
+        "memory/b/memory.stat": "inactive_file 0\ntotal_inactive_file 100",
+    }
+    for name, text in files.items():
+        (tmp_path / "fs" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "fs" / name).write_text(text + "\n")
+    assert machine_memory.cgroup_free(tmp_path / "cgroup", tmp_path / "fs") == [400, 0]
+    assert 0 < machine_memory.free_cpu_memory() <= machine_memory.cpu_memory()
+
+
 def test_memory_of_this_machine_is_the_least_of_all(monkeypatch):
     monkeypatch.setattr(machine_memory, "cgroup_limits", lambda *_: [2**62, 5])
     assert machine_memory.cpu_memory() == 5

@@ -61,6 +61,16 @@ def test_bench_mixture_measures_planning_and_loading(tmp_path: Path, capsys: pyt
     assert "of one" in capsys.readouterr().out
 
 
+def test_bench_async_save_measures_both_ways(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "save.json"
+    sizes = ["--megabytes", "4", "--rounds=2", "--d_model=64", "--n_layers=1", "--max_seq_len=8"]
+    assert load_script("bench/async_save").main([*sizes, "--json", str(file)]) == 0
+    sides = json.loads(file.read_text())["sizes"]["4"]
+    assert {side: len(rounds) for side, rounds in sides.items()} == {"background": 2, "waiting": 2, "bare write": 2}
+    assert all(each["inside"] == [] for each in sides["waiting"])
+    assert "x steps outside" in capsys.readouterr().out
+
+
 def test_each_side_comes_first_in_turn() -> None:
     assert list(common.rounds("abc", 4)) == [["a", "b", "c"], ["b", "c", "a"], ["c", "a", "b"], ["a", "b", "c"]]
 
@@ -78,3 +88,14 @@ def test_tables_align_their_columns(capsys: pytest.CaptureFixture[str]) -> None:
         "a             2.00",
         "longer  2.00-10.00",
     ]
+
+
+def test_bench_step_check_measures_every_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = {"n_layers": 1, "d_model": 32, "n_heads": 4, "ffn_hidden_size": 24, "moe_num_experts": 4, "moe_top_k": 2}
+    sizes |= {"vocab_size": 64, "rows": 2, "max_seq_len": 32, "rounds": 2}
+    flags = [f"--{name}={value}" for name, value in sizes.items()]
+    assert load_script("bench/step_check").main([*flags, "--json", str(tmp_path / "check.json")]) == 0
+    report = json.loads((tmp_path / "check.json").read_text())
+    assert [len(side["seconds"]) for side in report["sides"].values()] == [2, 2, 2]
+    assert 0 < report["inside"] < 1
+    assert "inside the check" in capsys.readouterr().out

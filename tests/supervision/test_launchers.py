@@ -19,7 +19,7 @@ import yaml
 from tests.helpers.toy_run import write_toy_run
 from train.checkpoint.save_folder import checkpoints
 
-pytestmark = [pytest.mark.subprocess, pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.subprocess, pytest.mark.slow, pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -68,7 +68,7 @@ def started(folder: Path, command: list[str], **env: str) -> Iterator[subprocess
         run.wait()
 
 
-def wait_until(is_so: Callable[[], bool], seconds: float = 180) -> None:
+def wait_until(is_so: Callable[[], bool], seconds: float = 300) -> None:
     end = time.monotonic() + seconds
     while not is_so():
         assert time.monotonic() < end, "waited for too long"

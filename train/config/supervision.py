@@ -16,9 +16,11 @@ class SpikesConfig(Section):
     min_steps: Count = 32
     """Steps with which the first comparison is made."""
     threshold: Positive = 10.0
-    """In median absolute deviations, multiplied by 1.4826 so that they are standard deviations of normal noise."""
+    """In median absolute deviations, multiplied by 1.4826 so that they are standard deviations of normal noise, and at
+    least 1% of the median."""
     max_steps: Count = 100
-    """Consecutive spikes after which their loss is taken as the new level (on_spike: log), or the run ends."""
+    """Consecutive spikes after which their loss is taken as the new level (on_spike: log), or the run ends; and
+    consecutive steps that are not finite after which it ends (on_nonfinite: skip)."""
     max_rollbacks: Count = 3
     """Of on_spike: rollback. At the next one the run ends."""
 

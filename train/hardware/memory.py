@@ -35,13 +35,18 @@ def cpu_memory() -> float:
 def free_cpu_memory() -> float:
     """Bytes that this machine can still give, with the pages that it would drop for them: what is free in it, or in
     the control group that is the fullest."""
-    groups = _cgroups(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))
-    return float(min([psutil.virtual_memory().available, *(left for folder in groups for left in _left(folder))]))
+    left = cgroup_free(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))
+    return float(min([psutil.virtual_memory().available, *left]))
 
 
 def cgroup_limits(membership: Path, root: Path) -> list[int]:
     """The limits (cgroup v2's memory.max, v1's memory.limit_in_bytes) of the process's group and of all above it."""
     return [limit for folder in _cgroups(membership, root) if (limit := _number(folder, *_LIMITS)) is not None]
+
+
+def cgroup_free(membership: Path, root: Path) -> list[int]:
+    """What the same groups have left of their limits, with the pages of files that the kernel would drop first."""
+    return [left for folder in _cgroups(membership, root) for left in _left(folder)]
 
 
 def _left(folder: Path) -> list[int]:

@@ -4,11 +4,14 @@ from pathlib import Path
 
 from data.base.durations import Clock, parse_duration
 from data.base.sizes import format_bytes
-from train.checkpoint.saving.space import count_saves, describe_space
+from train.checkpoint.saving.space import count_saves, describe_space, snapshot_bytes
 from train.config.schema import TrainConfig
 from train.models.config import LoraConfig, ModelConfig
 from train.models.shapes import count_adapters, count_parameters
 from train.planning.memory import memory_per_rank
+
+_NODE_RANKS = 8
+"""GPUs come in nodes of 8."""
 
 
 def parameters_line(model: ModelConfig, lora: LoraConfig | None = None) -> str:
@@ -33,6 +36,13 @@ def memory_lines(config: TrainConfig, world_size: int) -> list[str]:
             f"{format_bytes(need.activations)})"
         )
     return lines
+
+
+def snapshot_line(config: TrainConfig, world_size: int) -> str:
+    """What the copy of a checkpoint takes that is written while training continues."""
+    ranks = min(_NODE_RANKS, world_size)
+    size = format_bytes(snapshot_bytes(config, world_size, ranks))
+    return f"memory of a node of {ranks} rank(s) for the copy that is saved (save_async): {size}"
 
 
 def checkpoints_line(config: TrainConfig, folder: Path, world_size: int, clock: Clock | None = None) -> str:

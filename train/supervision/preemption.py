@@ -99,6 +99,7 @@ class Preemption(Callback):
         # The run is one epoch, with one batch more than it trains: it ends early only where waiting for a batch was
         # interrupted, on one rank at least, and Composer then has moved its clock to the next epoch.
         if self.agree(state):
+            assert state.previous_timestamp is not None
             state.timestamp = state.previous_timestamp
             self._leave(state, logger)
 

@@ -16,7 +16,14 @@ from tests.helpers.ranks import run_ranks
 from tests.helpers.small_config import load
 from tests.helpers.toy_run import write_toy_run
 from train.checkpoint.save_folder import checkpoints
-from train.checkpoint.saving.space import check_space, checkpoint_bytes, count_saves, describe_space, file_bytes
+from train.checkpoint.saving.space import (
+    check_space,
+    checkpoint_bytes,
+    count_saves,
+    describe_space,
+    file_bytes,
+    snapshot_bytes,
+)
 from train.config.load import read_config
 from train.run.fit import fit
 
@@ -178,3 +185,14 @@ def test_a_limit_on_the_size_of_files_is_compared_with_the_largest_of_a_rank(tmp
     check_space(config, tmp_path, 1)
     with pytest.raises(ConfigError, match=rf"no file above .*\({limit:,} bytes\): raise the limit \(`ulimit -f`"):
         check_space(config, tmp_path, 1, world_size=1)
+
+
+def test_the_copies_of_a_node_are_what_its_ranks_write(tmp_path: Path) -> None:
+    def copies(world_size: int, *overrides: str) -> int:
+        return snapshot_bytes(load(tmp_path, "optimizer.name=decoupled_lionw", *overrides), world_size, 8)
+
+    whole = 2 * 4 * 131_596_523_520
+    assert copies(64, "model.preset=132b") == pytest.approx(whole / 8, rel=0.01)
+    hybrid = "fsdp_config={sharding_strategy: HYBRID_SHARD, data_parallel_replicate_degree: 16}"
+    assert copies(64, "model.preset=132b", hybrid) == pytest.approx(whole, rel=0.01), "4 ranks have a replica"
+    assert copies(8, "model.preset=132b", "fsdp_config={state_dict_type: full}") == whole, "rank 0 alone"

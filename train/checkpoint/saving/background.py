@@ -79,7 +79,9 @@ class BackgroundSaver:
         self.on_removed: list[Callable[[Path], None]] = []
         """The same of each one that was deleted for a newer one."""
         self._ranks, self._told, self._confirm, self._pruning = ranks, told, confirm, pruning
-        self._snapshot, self._fits = Snapshot(), dict[bool, bool]()
+        self._snapshot = Snapshot()
+        self._fits: bool | None = None
+        """Whether there is memory for it."""
         self._pending: _Pending | None = None
         self._said_that_it_waits = False
 
@@ -91,9 +93,10 @@ class BackgroundSaver:
         there is memory for a copy.
         """
         before = self._wait_for_the_one_before(content.about.batch)
-        background = background and self._has_room(content)
-        mesh = next((t.device_mesh for t in content.tensors.values() if isinstance(t, DTensor)), None)
-        writes = self._ranks.is_first if content.gather else self._ranks.writers(mesh)[1]
+        writes = self._writes(content)
+        if background and self._fits is None:
+            self._fits = self._look_for_room(snapshot_size(content.tensors, gather=content.gather) if writes else 0)
+        background = background and bool(self._fits)
         if background:
             tensors = self._snapshot.take(content.tensors, gather=content.gather, keep=writes)
         else:
@@ -141,7 +144,7 @@ class BackgroundSaver:
             error = error or pending.saved.result().refused
         except TimeoutError:
             error = TimeoutError(f"not after {seconds:g} s")
-        if error is not None:
+        if error is not None and not isinstance(error, SystemExit):
             logger.warning(f"the checkpoint of batch {pending.batch} was not saved: {error}")
 
     def _run(self, pending: _Pending, tensors: Mapping[str, Tensor], content: Content, device: int | None) -> None:
@@ -207,19 +210,19 @@ class BackgroundSaver:
             self._said_that_it_waits = True
         return self.wait()
 
-    def _has_room(self, content: Content) -> bool:
-        """Whether the copies of all ranks of every node fit into the memory that is free there. Found out once."""
-        if content.gather not in self._fits:
-            self._fits[content.gather] = self._look_for_room(content)
-        return self._fits[content.gather]
-
-    def _look_for_room(self, content: Content) -> bool:
+    def _writes(self, content: Content) -> bool:
+        """Whether this rank is one of those that write tensors."""
         mesh = next((t.device_mesh for t in content.tensors.values() if isinstance(t, DTensor)), None)
-        writes = self._ranks.is_first if content.gather else self._ranks.writers(mesh)[1]
-        mine = snapshot_size(content.tensors, gather=content.gather) if writes else 0
+        return self._ranks.is_first if content.gather else self._ranks.writers(mesh)[1]
+
+    def _look_for_room(self, mine: int) -> bool:
+        """Whether the copies of all ranks of every node fit into the memory that is free there. mine: bytes of this
+        rank's."""
         needed: dict[int, int] = {}
         free: dict[int, float] = {}
-        for node, size, there in self._told.gather((dist.get_node_rank(), mine, free_cpu_memory())):
+        # Named by its first rank: torchrun sets no NODE_RANK.
+        this_node = dist.get_global_rank() - dist.get_local_rank()
+        for node, size, there in self._told.gather((this_node, mine, free_cpu_memory())):
             needed[node] = needed.get(node, 0) + size
             free[node] = min(there, free.get(node, there))
         node = max(needed, key=lambda node: needed[node] - _USABLE * free[node])
@@ -227,7 +230,8 @@ class BackgroundSaver:
             return True
         logger.warning(
             f"checkpoints are saved while training waits: a copy takes {format_bytes(needed[node])} of the memory of "
-            f"node {node}, which has {format_bytes(free[node], down=True)} free (save_async uses {_USABLE:.0%} of it)"
+            f"rank {node}'s node, which has {format_bytes(free[node], down=True)} free, of which at most {_USABLE:.0%} "
+            "are used"
         )
         return False
 

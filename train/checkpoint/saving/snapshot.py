@@ -3,7 +3,6 @@
 import math
 import mmap
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from typing import Any
 
 import torch
@@ -112,10 +111,8 @@ class _Memory:
     def __init__(self, n_bytes: int) -> None:
         self.mapped = mmap.mmap(-1, n_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         # A forked worker of a loader would keep the pages of its start, and each of them would be there twice then.
-        # Pages of 2 MiB make the first copy faster.
-        for advice in ("MADV_DONTFORK", "MADV_HUGEPAGE"):
-            with suppress(AttributeError, OSError):  # of Linux alone
-                self.mapped.madvise(getattr(mmap, advice))
+        if hasattr(mmap, "MADV_DONTFORK"):  # of Linux alone
+            self.mapped.madvise(mmap.MADV_DONTFORK)
         self._pinned: int | None = None
         if torch.cuda.is_initialized():
             address = torch.frombuffer(self.mapped, dtype=torch.uint8).data_ptr()

@@ -47,6 +47,11 @@ def file_bytes(config: TrainConfig, world_size: int) -> int:
     return n_bytes
 
 
+def snapshot_bytes(config: TrainConfig, world_size: int, node_ranks: int) -> int:
+    """In the memory of a node with so many ranks, at most: the copy of what they write (save_async)."""
+    return min(node_ranks, _shards(config, world_size)) * file_bytes(config, world_size)
+
+
 def count_saves(config: TrainConfig, clock: Clock) -> int:
     """Checkpoints that the whole run saves: one an interval, and one at its end. Its clock knows its length."""
     assert clock.max_batches is not None

@@ -1,0 +1,199 @@
+"""Times saving in the background against saving while training waits: the stall of the step, and the steps meanwhile.
+
+One rank trains a small DBRX with one thread. What else is in a checkpoint (ballast, up to each size) is not touched by
+the steps, so that a step is short beside a write. In a round each side saves once, and sides swap places from round to
+round: the stall is how long the call takes that saves after a step, steps inside are those that begin and end while
+the thread writes, and steps outside are as many before it, when nothing is written. Medians count; ratios are taken
+within a round. A bare write of as many bytes with fsync is timed beside them: the disk's speed changes meanwhile.
+"""
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+# Only the repository's root: in these folders evaluate.py, for one, would hide the package of the same name.
+sys.path[:] = [str(ROOT), *(path for path in sys.path if not Path(path).resolve().is_relative_to(ROOT / "scripts"))]
+
+import argparse
+import os
+import shutil
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from scripts.bench import common
+
+SIDES = ("background", "waiting", "bare write")
+_BALLAST = 16 * 10**6
+"""Bytes of a tensor of it, about."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse_args(argv)
+    common.prepare_process(args.threads)
+    warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+    report = common.description(args) | {"sizes": {}}
+    for megabytes in args.megabytes:
+        with tempfile.TemporaryDirectory(dir=args.folder) as folder:
+            found = measure(Path(folder), megabytes * 10**6, args)
+        report["sizes"][str(megabytes)] = found
+        show(megabytes, found)
+    common.write_json(args.json, report)
+    return 0
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = common.make_parser(__doc__, d_model=64, n_layers=2, rows=1, max_seq_len=64, rounds=7, threads=1)
+    parser.add_argument("--megabytes", type=int, nargs="+", default=[200, 1000], help="sizes (default: 200 1000)")
+    parser.add_argument("--folder", type=Path, help="for the checkpoints (default: the system's temporary folder)")
+    return parser.parse_args(argv)
+
+
+def measure(folder: Path, n_bytes: int, args: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
+    """Side -> figures of each round."""
+    step, tensors = build(n_bytes, args)
+    saver = build_saver(folder)
+    count = 20
+    save(saver, folder, tensors, 0, background=True)  # the first one makes room for the copy
+    saver.wait()
+    found: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
+    for number, order in enumerate(common.rounds(SIDES, args.rounds), start=1):
+        for side in order:
+            if side == "bare write":
+                found[side].append({"stall": common.wall_seconds(bare_write, folder / "bare", n_bytes)})
+                continue
+            outside = [timed(step) for _ in range(count)]
+            inside: list[tuple[float, float]] = []
+            began = time.perf_counter()
+            save(saver, folder, tensors, number, background=side == "background")
+            stall = time.perf_counter() - began
+            while saver.poll() is None:
+                inside.append(timed(step))
+            seconds = time.perf_counter() - began
+            shutil.rmtree(folder / f"ep0-ba{number}")
+            if side == "background":
+                inside = inside[:-1]  # the thread ended meanwhile
+                count = max(len(inside), 20)  # as many outside of the next one
+            found[side].append({"stall": stall, "seconds": seconds, "inside": inside, "outside": outside})
+    return found
+
+
+def build(n_bytes: int, args: argparse.Namespace) -> tuple[Callable[[], None], dict[str, Any]]:
+    """A step, and what a checkpoint holds."""
+    import torch
+
+    from train.checkpoint.load import saved_tensors
+    from train.distributed.build_model import build_model
+    from train.models.config import AttnConfig, FFNConfig, ModelConfig
+
+    config = ModelConfig(
+        d_model=args.d_model,
+        n_heads=max(args.d_model // 64, 1),
+        n_layers=args.n_layers,
+        max_seq_len=args.max_seq_len,
+        vocab_size=1024,
+        attn_config=AttnConfig(kv_n_heads=1),
+        ffn_config=FFNConfig(ffn_hidden_size=2 * args.d_model, moe_num_experts=4, moe_top_k=2, moe_impl="torch"),
+    )
+    model = build_model(config, None, precision="fp32", device=torch.device("cpu"), seed=0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    ids = torch.randint(config.vocab_size, (args.rows, args.max_seq_len))
+
+    def step() -> None:
+        losses = model(ids, ids).losses_BS
+        assert losses is not None
+        losses.mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    step()
+    tensors = saved_tensors(model, optimizer)
+    left = n_bytes - sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    count = max(left // _BALLAST, 1)
+    for number in range(count if left > 0 else 0):
+        tensors[f"ballast.{number}"] = torch.rand(left // count // 4)
+    return step, tensors
+
+
+def build_saver(folder: Path) -> Any:
+    from train.checkpoint.saving.background import BackgroundSaver
+    from train.checkpoint.saving.ranks import Ranks
+    from train.checkpoint.saving.retention import Pruning, Retention
+
+    pruning = Pruning(folder, Retention(newest=-1), None)
+    return BackgroundSaver(ranks=Ranks(), told=Ranks(), confirm=lambda: None, pruning=pruning)
+
+
+def save(saver: Any, folder: Path, tensors: dict[str, Any], batch: int, *, background: bool) -> None:
+    from train.checkpoint.saving.background import Content
+    from train.checkpoint.storage.manifest import Manifest
+
+    about = Manifest(
+        run_id="bench",
+        run_name="bench",
+        batch=batch,
+        epoch=0,
+        written="2026-01-01T00:00:00+00:00",
+        world_size=1,
+        versions={},
+    )
+    content = Content(tensors=tensors, state=b"{}", config="", about=about, gather=False)
+    saver.save(folder / f"ep0-ba{batch}", content, background=background)
+
+
+def timed(step: Callable[[], None]) -> tuple[float, float]:
+    """Seconds on the clock, and those of this thread on a processor, which other programs do not change."""
+    began, cpu = time.perf_counter(), time.thread_time()
+    step()
+    return time.perf_counter() - began, time.thread_time() - cpu
+
+
+def bare_write(file: Path, n_bytes: int) -> None:
+    data = bytes(1 << 20)
+    with file.open("wb", buffering=0) as opened:
+        for _ in range(n_bytes // len(data)):
+            opened.write(data)
+        os.fsync(opened.fileno())
+    file.unlink()
+
+
+def median_of(steps: Sequence[tuple[float, float]], clock: int) -> float:
+    return statistics.median(step[clock] for step in steps)
+
+
+def show(megabytes: int, found: dict[str, list[dict[str, Any]]]) -> None:
+    background = found["background"]
+    stalls = {side: [each["stall"] for each in found[side]] for side in SIDES}
+    counts = [len(each["inside"]) for each in background]
+    slower, slower_cpu = (
+        [median_of(each["inside"], clock) / median_of(each["outside"], clock) for each in background if each["inside"]]
+        or [float("nan")]
+        for clock in (0, 1)
+    )
+    outside = [median_of(each["outside"], 0) for each in background]
+    print(
+        f"{megabytes} MB: {min(counts)} to {max(counts)} steps inside a write of "
+        f"{common.median([each['seconds'] for each in background])} s, a step outside takes "
+        f"{common.median(outside, 1, 1000)} ms"
+    )
+    print(
+        f"steps inside: {common.median(slower)} x steps outside ({common.spread(slower)}), of the processor's time "
+        f"{common.median(slower_cpu)} x ({common.spread(slower_cpu)})"
+    )
+    common.show_table(
+        [
+            {
+                "save": side,
+                "stall, s (min-max)": f"{common.median(stalls[side], 3)} ({common.spread(stalls[side], 3)})",
+                "x waiting": f"{common.ratio(stalls[side], stalls['waiting']):.3f}",
+            }
+            for side in SIDES
+        ]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

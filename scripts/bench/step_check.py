@@ -1,0 +1,144 @@
+"""What the check of every step costs: a whole training step with it, with torch's clip_grad_norm_ in its place, which
+is what Composer's GradientClipping calls, and with neither.
+
+The sides take turns in every round, in one process on the same model and rows; ratios are taken within a round. On a
+CPU one thread computes and its own CPU time is measured. `inside` is the time within the check's own functions, which
+is exact where the difference of two steps drowns in their noise.
+"""
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+# Only the repository's root: in these folders evaluate.py, for one, would hide the package of the same name.
+sys.path[:] = [str(ROOT), *(path for path in sys.path if not Path(path).resolve().is_relative_to(ROOT / "scripts"))]
+
+import argparse
+import os
+import statistics
+import warnings
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+
+import torch
+from composer.core import Callback, State
+from composer.loggers import Logger
+
+from data.config.dataset import DatasetConfig
+from data.config.loader import DataLoaderConfig
+from data.config.tokenizer import TokenizerConfig
+from scripts.bench import common
+from scripts.bench.step_sides import initial_model, make_batch, trainer_step
+from train.callbacks.global_batch import GlobalBatch
+from train.composer_model import DbrxForComposer
+from train.config.optimizer import AlgorithmsConfig, GradientClippingConfig, OptimizerConfig, SchedulerConfig
+from train.config.schema import TrainConfig
+from train.models.config import ModelConfig
+from train.stability.step_check import StepCheck
+from train.supervision.events import Events
+
+SIDES = ("neither", "torch's clip_grad_norm_", "step check")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse_args(argv)
+    warnings.filterwarnings("ignore")
+    common.prepare_process(args.threads)
+    config = common.model_config(args)
+    model = DbrxForComposer(config, initial_model(config))
+    turn = Turn(StepCheck(run_config(config, args), plan(), model.model, Events(None), folder=None, saver=None), args)
+    step = trainer_step(model, make_batch(args), [GlobalBatch(config), turn], args)
+    times = measure(step, turn, args.rounds)
+    rows = {side: summarise(times, side) for side in SIDES}
+    common.show_table([cells(side, row) for side, row in rows.items()])
+    inside = statistics.median(a / b for a, b in zip(turn.inside, times["step check"], strict=True))
+    print(f"  inside the check: {inside:.2%} of a step")
+    common.write_json(args.json, common.description(args) | {"sides": rows, "inside": inside})
+    return 0
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    sizes = {"n_layers": 8, "d_model": 512, "n_heads": 8, "kv_n_heads": 2, "ffn_hidden_size": 896}
+    sizes |= {"moe_num_experts": 16, "moe_top_k": 4, "vocab_size": 8192, "rows": 4, "max_seq_len": 512}
+    parser = common.make_parser(__doc__, **sizes, documents=3, rounds=7, threads=1)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "gpu"])
+    parser.add_argument("--precision", default="fp32", choices=["fp32", "amp_bf16"])
+    return parser.parse_args(argv)
+
+
+def run_config(config: ModelConfig, args: argparse.Namespace) -> TrainConfig:
+    dataset = DatasetConfig(hf_name="json", max_seq_len=args.max_seq_len)
+    clipping = GradientClippingConfig(clipping_type="norm", clipping_threshold=1.0)
+    return TrainConfig(
+        max_seq_len=args.max_seq_len,
+        model=config,
+        tokenizer=TokenizerConfig(name="unused"),
+        train_loader=DataLoaderConfig(name="finetuning", dataset=dataset),
+        optimizer=OptimizerConfig(name="adamw", lr=1e-4),
+        scheduler=SchedulerConfig(name="constant_with_warmup"),
+        algorithms=AlgorithmsConfig(gradient_clipping=clipping),
+        max_duration="1000ba",
+        global_train_batch_size=args.rows,
+    )
+
+
+def plan() -> Any:
+    """What the check asks a RowPlan before each batch."""
+    return SimpleNamespace(segments=(), stage=lambda batch: "")
+
+
+class Turn(Callback):
+    """Does in a step what the side does whose turn it is, and notes the seconds within the check."""
+
+    def __init__(self, check: StepCheck, args: argparse.Namespace) -> None:
+        self.check, self.device, self.side = check, args.device, SIDES[0]
+        self.inside: list[float] = []
+
+    def _timed(self, function: Callable[[State, Logger], None], state: State, logger: Logger) -> None:
+        if self.side == "step check":
+            began = common.now(self.device)
+            function(state, logger)
+            self.inside[-1] += common.now(self.device) - began
+
+    def batch_start(self, state: State, logger: Logger) -> None:
+        if self.side == "step check":
+            self.inside.append(0.0)
+        self._timed(self.check.batch_start, state, logger)
+
+    def after_loss(self, state: State, logger: Logger) -> None:
+        self._timed(self.check.after_loss, state, logger)
+
+    def after_train_batch(self, state: State, logger: Logger) -> None:
+        self._timed(self.check.after_train_batch, state, logger)
+        if self.side == "torch's clip_grad_norm_":
+            torch.nn.utils.clip_grad_norm_(state.model.parameters(), 1.0)
+
+
+def measure(step: Callable[[], dict[str, float]], turn: Turn, n_rounds: int) -> dict[str, list[float]]:
+    """Seconds of each side in each round."""
+    for side in (*SIDES, *SIDES):  # memory settles
+        turn.side = side
+        step()
+    turn.inside.clear()
+    times: dict[str, list[float]] = {side: [] for side in SIDES}
+    for order in common.rounds(SIDES, n_rounds):
+        for turn.side in order:
+            times[turn.side].append(step()["seconds"])
+    return times
+
+
+def summarise(times: dict[str, list[float]], side: str) -> dict[str, Any]:
+    ratios = {f"of {other}": common.ratio(times[side], times[other]) for other in SIDES[:2]}
+    return {"seconds": times[side], "median_s": statistics.median(times[side]), **ratios}
+
+
+def cells(side: str, row: dict[str, Any]) -> dict[str, str]:
+    shown = {f"of {other}": f"{row[f'of {other}']:.4f}" for other in SIDES[:2]}
+    return {"side": side, "s": f"{row['median_s']:.3f}", "min-max": common.spread(row["seconds"], 3), **shown}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
