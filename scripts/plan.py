@@ -67,7 +67,7 @@ def _data(config: "TrainConfig", folder: Path | None, picture: Path) -> "Clock":
 
     from data.base.errors import ConfigError
     from data.tokenization.build import build_tokenizer
-    from train.checkpoint.remote.staging import open_save_folder
+    from train.checkpoint.remote.staging import planned_folder
     from train.checkpoint.save_folder import run_name_of
     from train.planning.run_data import open_data
     from train.planning.tables import draw, stages_table, streams_table
@@ -79,7 +79,7 @@ def _data(config: "TrainConfig", folder: Path | None, picture: Path) -> "Clock":
         raise ConfigError(f"--png is {str(picture)!r}, but it must be a file that ends in .png (or {', '.join(kinds)})")
     if not os.access(picture.parent, os.W_OK):
         raise ConfigError(f"--png is {str(picture)!r}, but its folder cannot be written")
-    start = find_start(config, folder, remote=open_save_folder(config, run_name_of(config)))
+    start = find_start(config, planned_folder(config, run_name_of(config)) if folder is not None else None)
     state = start.data_state if start is not None else None
     run = open_data(config, build_tokenizer(config.tokenizer), state, check=partial(check_rows, start, config))
     if start is not None:

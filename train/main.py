@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data.base.console import is_first, logger, show_on_console
-from data.base.errors import ConfigError, DataError, Problems
+from data.base.errors import ConfigError, DataError, Problems, shown_elsewhere
 from data.base.paths import refuse_path
 from data.base.redaction import redacted
 from data.base.workers import signalled_at_end_of
@@ -61,6 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Loggers such as wandb note the command line.
         sys.argv[1:] = map(redacted, arguments)
     show_on_console()
+    # When a rank has ended, torch logs a stack of C++ functions for each connection to it.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     with stop_signals() as signals:
         if argv is None and "RANK" in os.environ:
             # Ranks without their launcher would train on, known to no scheduler.
@@ -93,7 +95,7 @@ def _run_or_report(arguments: list[str], signals: StopSignals) -> int:
             sys.stderr.flush()
         return int(stop.code)
     except Exception as error:
-        if not _shown_elsewhere(error):
+        if not shown_elsewhere(error):
             raise
         return 1
     return 0
@@ -188,14 +190,9 @@ def _report(error: Exception) -> int:
     """Local rank 0 tells; another does so only if it is still there after a while, having met the error alone; none for
     which another rank has told it."""
     rank = int(os.environ.get("RANK", "0"))
-    if _shown_elsewhere(error):
+    if shown_elsewhere(error):
         return 2
     if not is_first():
         time.sleep(_GRACE_SECONDS)
     print(f"error: rank {rank}: {error}" if rank else f"error: {error}", file=sys.stderr, flush=True)
     return 2
-
-
-def _shown_elsewhere(error: Exception) -> bool:
-    """See train/distributed/failures.py, which is imported once there can be other ranks' failures."""
-    return getattr(error, "shown_elsewhere", False)

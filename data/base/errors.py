@@ -251,3 +251,13 @@ def plain_os_errors(
         if error.errno in _NOT_WRITABLE:
             raise ConfigError(f"{subject} cannot be written{what} ({error}): {hint}") from None
         raise
+
+
+def note_shown_elsewhere(error: BaseException) -> None:
+    """Another rank shows the error to the user, so that this one need not."""
+    error.shown_elsewhere = True  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def shown_elsewhere(error: BaseException) -> bool:
+    """Whether that was noted of the error, or of the one that it was raised from."""
+    return any(getattr(each, "shown_elsewhere", False) for each in (error, error.__cause__))

@@ -23,8 +23,6 @@ from data.mixing.row_plan import RowPlan
 
 Waiting = Callable[[], AbstractContextManager[Callable[[], float]]]
 """Is entered while a batch is waited for, and gives the seconds that are left."""
-_SHORTEST_WAIT = 0.1
-"""Seconds."""
 
 
 class BatchNumbers(DistributedSampler[Batch]):
@@ -55,78 +53,69 @@ class BatchLoader(DataLoader[Batch]):
     ended or is late. It gives fewer only where a signal interrupts it. `waiting` (see Waiting) can be replaced before
     the first batch."""
 
-    def __init__(self, batches: TrainBatches | EvalBatches, *, name: str, **kwargs: Any) -> None:
-        """name: see Workers. timeout: seconds that a batch may take; a `waiting` may allow more."""
+    def __init__(
+        self, batches: TrainBatches | EvalBatches, *, name: str, limit: float | None = None, **kwargs: Any
+    ) -> None:
+        """name: see Workers. limit: seconds that a batch of the workers may take, unless `waiting` says otherwise."""
         super().__init__(batches, batch_size=None, sampler=BatchNumbers(batches), **kwargs)
-        self.batches, self.waiting = batches, self._until_timeout
+        self.batches, self.waiting, self.limit = batches, self._until_limit, limit
         self._name, self._workers, self._given = name, Workers(name, []), 0
         self.interruptible: Callable[[], AbstractContextManager[None]] = nullcontext
         """Entered while a batch is waited for. Where it raises WaitInterrupted the loader ends."""
 
     def __iter__(self) -> Iterator[Batch]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        first, due = self.batches.first, len(self.batches) - self.batches.first
         self._given = 0
-        with self.waiting(), self.worker_errors():
-            batches = self._begin()
-        due = len(self.batches) - self.batches.first
-        for given in range(due):
-            self._given = given
-            try:
-                with self.waiting() as seconds_left, self.worker_errors(), self.interruptible():
-                    batch = self._next(batches, due, seconds_left)
-            except WaitInterrupted:
-                return
-            self._given += 1
-            yield batch
+        with self._watched(), self.worker_errors():
+            with self.waiting() as seconds_left, self._workers.waited_for(None, first, seconds_left):
+                batches = super().__iter__()
+        # torch's list, which only names them here.
+        self._workers = Workers(self._name, [worker.pid for worker in getattr(batches, "_workers", ())])
+        with self._watched():
+            for given in range(due):
+                self._given = given
+                try:
+                    with self.worker_errors(), self.waiting() as seconds_left, self.interruptible():
+                        with self._workers.waited_for(given, first + given, seconds_left):
+                            batch = self._next(batches, due)
+                except WaitInterrupted:
+                    return
+                self._given += 1
+                yield batch
 
     @contextmanager
     def worker_errors(self) -> Iterator[None]:
         """Makes a DataError of what torch raises when a worker has ended, at any moment of the run."""
         try:
             yield
-        except RuntimeError as error:
-            named = self._workers.ended(error, self._given, self.batches.first + self._given)
+        except (RuntimeError, OSError, EOFError) as error:
+            named = self._workers.named(error, self._given, self.batches.first + self._given)
             if named is None:
                 raise
             raise named from None
 
-    def _begin(self) -> Iterator[Batch]:
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
+        if self.limit is not None and self._workers:
+            self._workers.watch()
         try:
-            batches = super().__iter__()
-        except RuntimeError as error:
-            if "DataLoader timed out" not in str(error):
-                raise
-            raise self._workers.not_ready() from None
-        # torch's list, which only names them here.
-        self._workers = Workers(self._name, [worker.pid for worker in getattr(batches, "_workers", ())])
-        return batches
+            yield
+        finally:
+            self._workers.close()
 
-    def _next(self, batches: Any, due: int, seconds_left: Callable[[], float]) -> Batch:
-        start = time.monotonic()
-        while True:
-            try:
-                batch = next(batches)
-            except DataError as error:
-                # As it was raised, without the worker's traceback in the text.
-                raise DataError(str(error).rpartition(f"{DataError.__name__}: ")[2].strip()) from None
-            except StopIteration:
-                raise DataError(
-                    f"the data ended after {self._given} of {due} batches: a worker lost its rows"
-                ) from None
-            except RuntimeError as error:
-                if "DataLoader timed out" not in str(error):
-                    raise
-                left = seconds_left()
-                if left <= 0:
-                    seconds = time.monotonic() - start
-                    raise self._workers.late(self._given, self.batches.first + self._given, seconds) from None
-                batches._timeout = min(max(left, _SHORTEST_WAIT), self.timeout)
-            else:
-                batches._timeout = self.timeout
-                return batch
+    def _next(self, batches: Iterator[Batch], due: int) -> Batch:
+        try:
+            return next(batches)
+        except DataError as error:
+            # As it was raised, without the worker's traceback in the text.
+            raise DataError(str(error).rpartition(f"{DataError.__name__}: ")[2].strip()) from None
+        except StopIteration:
+            given = f"{self._given} of {due} batches"
+            raise DataError(f"the data ended after {given}: a worker lost its rows") from None
 
     @contextmanager
-    def _until_timeout(self) -> Iterator[Callable[[], float]]:
-        end = time.monotonic() + self.timeout
+    def _until_limit(self) -> Iterator[Callable[[], float]]:
+        end = time.monotonic() + (self.limit if self.limit is not None else float("inf"))
         yield lambda: end - time.monotonic()
 
 
@@ -139,11 +128,11 @@ def train_loader(
     rank: int,
     world_size: int,
     pad_token_id: int,
-    timeout: float | None = None,
+    limit: float | None = None,
 ) -> BatchLoader:
     """This rank's part of each of the run's n_batches global batches, one item a batch.
 
-    `dataset.state_dict` and `dataset.load_state_dict` carry the position. timeout: seconds that a batch of the workers
+    `dataset.state_dict` and `dataset.load_state_dict` carry the position. limit: seconds that a batch of the workers
     may take; None for any.
     """
     batches = TrainBatches(
@@ -155,7 +144,7 @@ def train_loader(
         world_size=world_size,
         pad_token_id=pad_token_id,
     )
-    return _loader(batches, config, f"rank {rank}'s train_loader", timeout)
+    return _loader(batches, config, f"rank {rank}'s train_loader", limit)
 
 
 def eval_loader(
@@ -166,7 +155,7 @@ def eval_loader(
     rank: int,
     world_size: int,
     pad_token_id: int,
-    timeout: float | None = None,
+    limit: float | None = None,
 ) -> BatchLoader:
     """Every row exactly once over the ranks, the same number of equal batches on each; what is missing is padding."""
     batches = EvalBatches(
@@ -177,21 +166,21 @@ def eval_loader(
         world_size=world_size,
         pad_token_id=pad_token_id,
     )
-    return _loader(batches, config, f"rank {rank}'s eval_loader", timeout)
+    return _loader(batches, config, f"rank {rank}'s eval_loader", limit)
 
 
 def _loader(
-    batches: TrainBatches | EvalBatches, config: DataLoaderConfig, name: str, timeout: float | None
+    batches: TrainBatches | EvalBatches, config: DataLoaderConfig, name: str, limit: float | None
 ) -> BatchLoader:
     with_workers = config.num_workers > 0
     return BatchLoader(
         batches,
         name=name,
+        limit=limit,
         num_workers=config.num_workers,
         prefetch_factor=config.prefetch_factor if with_workers else None,
         persistent_workers=config.persistent_workers and with_workers,
         pin_memory=config.pin_memory and torch.cuda.is_available(),
-        timeout=timeout if with_workers and timeout is not None else 0,
         worker_init_fn=BeginWorker(),
         # Its own generator: the seed that a DataLoader draws for its workers must not move the model's random numbers.
         generator=torch.Generator(),

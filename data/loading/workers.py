@@ -2,29 +2,59 @@
 
 import re
 import signal
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 
-from data.base import processes
 from data.base.errors import DataError
+from data.loading import processes
 
 _ENDED = re.compile(r"DataLoader worker \(pid(?:\(s\))? (\d+)[^)]*\)\s*(.*)")
 """torch's words. It raises them in the main thread, wherever that is."""
 
-HINT = "num_workers: 0 reads in the training process, and shows where"
+_LOOK = 0.5
+"""Seconds between two looks whether a worker is late."""
+_HINT = "num_workers: 0 reads in the training process, and shows where"
 
 
 class Workers:
-    """Of one rank's loader. Batch n of an iteration is worker n % len(pids)'s."""
+    """Of one rank's loader, during one of its iterations: batch n of it is worker n % len(pids)'s.
+
+    torch's own timeout does not cover a worker that is stopped after it has announced a batch: its tensors are fetched
+    from the worker. A worker that is late is killed, which makes torch raise in the main thread.
+    """
 
     def __init__(self, name: str, pids: Sequence[int]) -> None:
         """name: whose they are, such as `rank 1's train_loader`."""
         self._name, self._pids = name, list(pids)
+        self._wait: _Wait | None = None
+        self._late: DataError | None = None
+        self._closed = threading.Event()
 
-    def ended(self, error: BaseException, given: int, due: int) -> DataError | None:
-        """For torch's error about a worker that has ended; None when it is about anything else, or another loader's.
+    def __bool__(self) -> bool:
+        return bool(self._pids)
 
-        given: batches of this iteration so far, due: the number of the next one.
-        """
+    def watch(self) -> None:
+        """From now on to `close`, in a thread."""
+        self._closed = threading.Event()
+        threading.Thread(target=self._watch, args=[self._closed], name="loader-workers", daemon=True).start()
+
+    def close(self) -> None:
+        self._closed.set()
+
+    @contextmanager
+    def waited_for(self, given: int | None, due: int, seconds_left: Callable[[], float]) -> Iterator[None]:
+        """given: batches of this iteration so far, None before it has begun. due: the number of the next one."""
+        self._wait = _Wait(given=given, due=due, seconds_left=seconds_left, since=time.monotonic())
+        yield
+        self._wait = None
+
+    def named(self, error: BaseException, given: int, due: int) -> DataError | None:
+        """For torch's error about a worker that has ended; None when it is about anything else, or another loader's."""
+        if self._late is not None:
+            return self._late
         found = _ENDED.search(str(error))
         if found is None or int(found[1]) not in self._pids:
             return None
@@ -33,34 +63,40 @@ class Workers:
         how = found[2].partition(". Details")[0].strip(" .") or "has ended"
         return DataError(
             f"{self._named(number)} {how} before it gave batch {batch}: look for the system's out-of-memory messages; "
-            f"{HINT}"
+            f"{_HINT}"
         )
 
-    def late(self, given: int, due: int, seconds: float) -> DataError:
-        """When nothing has come for so many seconds. Stopped workers are continued, so that they can be ended."""
-        number = given % len(self._pids)
-        error = DataError(
-            f"{self._named(number)} {processes.state(self._pids[number])} and has not given batch {due}, which was "
-            f"waited for {seconds:.3g} s (deadlines.data): {self._hint(number)}"
-        )
-        self._continue()
-        return error
+    def _watch(self, closed: threading.Event) -> None:
+        while not closed.wait(_LOOK):
+            wait = self._wait
+            if wait is not None and wait.seconds_left() <= 0:
+                stopped = [number for number, pid in enumerate(self._pids) if processes.is_stopped(pid)]
+                late = wait.given % len(self._pids) if wait.given is not None else (stopped or [0])[0]
+                self._late = self._lateness(late, wait)
+                for number in stopped:
+                    # It could not be ended otherwise.
+                    processes.kill(self._pids[number], signal.SIGCONT if number != late else signal.SIGKILL)
+                processes.kill(self._pids[late])
+                return
 
-    def not_ready(self) -> DataError:
-        """When a worker does not begin another epoch."""
-        states = [f"{pid} {processes.state(pid)}" for pid in self._pids]
-        self._continue()
-        return DataError(f"a worker of {self._name} does not begin another epoch: {', '.join(states)}: {HINT}")
+    def _lateness(self, number: int, wait: "_Wait") -> DataError:
+        pid, seconds = self._pids[number], time.monotonic() - wait.since
+        if processes.is_stopped(pid):
+            hint = "see who sends SIGSTOP to processes of this machine"
+        else:
+            hint = f"look for a file system that hangs, or raise deadlines.data; {_HINT}"
+        return DataError(
+            f"{self._named(number)} {processes.state(pid)} and has not given batch {wait.due}, which was waited for "
+            f"{seconds:.3g} s (deadlines.data): {hint}"
+        )
 
     def _named(self, number: int) -> str:
         return f"worker {number} of {len(self._pids)} (pid {self._pids[number]}) of {self._name}"
 
-    def _hint(self, number: int) -> str:
-        if processes.is_stopped(self._pids[number]):
-            return "see who sends SIGSTOP to processes of this machine"
-        return f"look for a file system that hangs, or raise deadlines.data; {HINT}"
 
-    def _continue(self) -> None:
-        for pid in self._pids:
-            if processes.is_stopped(pid):
-                processes.kill(pid, signal.SIGCONT)
+@dataclass(frozen=True, kw_only=True)
+class _Wait:
+    given: int | None
+    due: int
+    seconds_left: Callable[[], float]
+    since: float

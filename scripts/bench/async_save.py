@@ -119,9 +119,10 @@ def build(n_bytes: int, args: argparse.Namespace) -> tuple[Callable[[], None], d
 
 
 def build_saver(folder: Path) -> Any:
+    from train.checkpoint.retention import Retention
     from train.checkpoint.saving.background import BackgroundSaver
+    from train.checkpoint.saving.pruning import Pruning
     from train.checkpoint.saving.ranks import Ranks
-    from train.checkpoint.saving.retention import Pruning, Retention
 
     pruning = Pruning(folder, Retention(newest=-1), None)
     return BackgroundSaver(ranks=Ranks(), told=Ranks(), confirm=lambda: None, pruning=pruning)

@@ -11,8 +11,12 @@ from composer.core import Callback, State
 from composer.loggers import Logger
 
 from data.base.errors import ConfigError
+from data.stores.store import open_store
+from tests.helpers.faults import Fault
 from tests.helpers.ranks import run_ranks
+from tests.helpers.saved_checkpoints import write_save_folder
 from tests.helpers.small_config import load, refusal
+from tests.helpers.stores import serve, shorten_waits
 from tests.helpers.toy_run import refused, write_toy_run
 from tests.helpers.verify_here import verify_here
 from train.callbacks.hf_checkpointer import HFCheckpointer
@@ -95,6 +99,35 @@ def test_an_error_of_the_file_system_stops_nothing_either(tmp_path: Path, monkey
     exporter._export_on_first_rank(4)
     with pytest.raises(ConfigError, match=r"ba8: no checkpoint of it is in .*; ba4: .*Permission denied"):
         exporter.check()
+
+
+def test_an_export_goes_to_an_object_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_save_folder(tmp_path / "run", 4)
+
+    def export(checkpoint: Path, output: Path, *args: object, **kwargs: object) -> None:
+        output.mkdir(parents=True)
+        for name in ("config.json", "model.safetensors", "tokenizer.json"):
+            (output / name).write_text(name)
+
+    monkeypatch.setattr("train.callbacks.hf_checkpointer.export", export)
+    shorten_waits(monkeypatch)
+    with serve("gs") as server:
+        store = open_store(f"{server.url}/mine")
+        exporter = HFCheckpointer(tmp_path / "run", tmp_path / "hf", 4, 8, "fp32", store)
+        server.faults += [Fault("POST", "", 1, "denied")]
+        exporter._export_on_first_rank(4)
+        assert "mine/huggingface/ba4/config.json" not in server.content()
+        with pytest.raises(
+            ConfigError, match=r"ba4: gs://bucket/mine/huggingface/ba4/.* cannot be written: permission"
+        ):
+            exporter.check()
+        exporter.catch_up(4)
+        assert server.written()[-1] == "mine/huggingface/ba4/config.json"
+        assert len(server.content()) == 3
+        assert not (tmp_path / "hf" / "ba4").exists()
+        sent = len(server.written())
+        exporter.catch_up(4)
+        assert len(server.written()) == sent
 
 
 @pytest.mark.slow

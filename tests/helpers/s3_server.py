@@ -33,9 +33,11 @@ class S3:
 def serve() -> Iterator[S3]:
     """With a client, and the environment in which boto3 finds the server."""
     import boto3
+    from moto.moto_api._internal import moto_api_backend
     from moto.server import DomainDispatcherApplication, create_backend_app
     from werkzeug.serving import make_server
 
+    moto_api_backend.reset()  # of an earlier server in this process
     storage = S3(None)
     app = _Faulty(DomainDispatcherApplication(create_backend_app), storage)
     server = make_server("127.0.0.1", 0, app, threaded=True)

@@ -1,7 +1,5 @@
 import dataclasses
 import json
-import os
-import time
 
 import numpy as np
 import pytest
@@ -215,21 +213,6 @@ def test_loading_does_not_move_the_models_random_numbers(rows, folder, num_worke
     after = torch.rand(3)
     torch.manual_seed(0)
     assert torch.equal(after, torch.rand(3))
-
-
-def test_a_worker_that_dies_ends_the_run(rows, folder):
-    broken = dataclasses.replace(rows, decode=lambda sample: os._exit(1))
-    start = time.monotonic()
-    with pytest.raises(DataError, match=r"a worker that reads rows died .*DataLoader worker .* exited unexpectedly"):
-        list(train(broken, folder, 1))
-    assert time.monotonic() - start < 30
-
-
-def test_a_worker_that_stalls_ends_the_run(rows, folder, monkeypatch):
-    monkeypatch.setattr("data.loading.loader.TIMEOUT", 1)
-    stalled = dataclasses.replace(rows, decode=lambda sample: time.sleep(3))
-    with pytest.raises(DataError, match="DataLoader timed out after 1 seconds"):
-        list(train(stalled, folder, 1))
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])

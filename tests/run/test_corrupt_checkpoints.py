@@ -16,7 +16,7 @@ from tests.helpers.ranks import run_ranks
 from tests.helpers.toy_run import write_toy_run
 from tests.helpers.watched_run import run
 from train.checkpoint.save_folder import checkpoints
-from train.checkpoint.saving import retention
+from train.checkpoint.saving import pruning
 from train.checkpoint.storage.files import corruption, verify_files
 from train.checkpoint.storage.manifest import CorruptCheckpointError
 from train.config.load import read_config
@@ -131,7 +131,7 @@ def newest_is_corrupt(path: str) -> tuple[list[str], list[str], str]:
         return corruption(checkpoint, files)
 
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as out:
-        patch.setattr(retention, "corruption", damaged)
+        patch.setattr(pruning, "corruption", damaged)
         fit(read_config(path, [*short, "max_duration=4ba"]))
     damaged_left = [found.name for found in checkpoints(folder / "toy")]
     fit(read_config(path, [*short, "max_duration=6ba"]))

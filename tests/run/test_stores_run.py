@@ -7,16 +7,23 @@ from typing import Any
 
 import pytest
 import torch
+from composer.core import Callback, State
+from composer.loggers import Logger
 
+from data.base.errors import ConfigError
 from data.stores.store import open_store
 from tests.helpers.ranks import run_ranks
 from tests.helpers.store_faults import Fault
 from tests.helpers.stores import Server, serve
-from tests.helpers.toy_run import refused, write_toy_run
+from tests.helpers.toy_run import write_toy_run
 from tests.helpers.watched_run import run
 from train.checkpoint.remote.folder import RemoteFolder
 from train.checkpoint.save_folder import checkpoints
 from train.checkpoint.storage.files import verify_files
+from train.config.load import read_config
+from train.run.fit import fit
+from train.run.inputs import open_inputs
+from train.supervision.exit_codes import ExitCode, RunStopped
 
 pytestmark = [pytest.mark.ranks, pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -26,9 +33,22 @@ def run_there(environment: Mapping[str, str], path: str, overrides: list[str], k
     return run(path, overrides, kill_after)
 
 
-def refused_there(environment: Mapping[str, str], path: str, overrides: list[str]) -> str:
+class StopAt(Callback):
+    def __init__(self, batch: int) -> None:
+        self.batch = batch
+
+    def batch_start(self, state: State, logger: Logger) -> None:
+        if state.timestamp.batch.value == self.batch:
+            raise RunStopped(ExitCode.RESUMABLE, "asked to")
+
+
+def stopped_there(environment: Mapping[str, str], path: str, overrides: list[str], batch: int) -> int:
     os.environ.update(environment)
-    return refused(path, overrides)
+    try:
+        fit(read_config(path, overrides), callbacks=[StopAt(batch)])
+    except RunStopped as stop:
+        return stop.code
+    return 0
 
 
 @pytest.fixture(scope="module")
@@ -74,17 +94,21 @@ def test_a_run_killed_in_an_upload_ends_as_if_it_had_not_been(s3: Server, tmp_pa
 
 def test_a_corrupt_checkpoint_in_the_store_is_passed_over(gs: Server, tmp_path: Path) -> None:
     path = write_toy_run(tmp_path)
-    run_ranks(run_there, 1, gs.environment, path, [*machine(tmp_path, "first", gs), "max_duration=8ba"])
+    gs.faults += [Fault("POST", "", 1, "slow", 1.0)]
+    # All is sent before a run that is to be resumed ends.
+    assert run_ranks(stopped_there, 1, gs.environment, path, machine(tmp_path, "first", gs), 8) == [75]
     key = "toy/ep0-ba8/__0_0.distcp"
     gs.put(key, gs.content()[key][:-1] + b"x")
     stop = [*machine(tmp_path, "second", gs), "on_corrupt_checkpoint=stop"]
-    message = run_ranks(refused_there, 1, gs.environment, path, stop)[0]
-    assert "ep0-ba8 is corrupt: __0_0.distcp has other bytes than were written" in message
-    assert "gs://bucket/toy/ep0-ba8" in message
-    exports = f"callbacks.hf_checkpointer={{save_folder: '{gs.url}/exports/{{run_name}}', save_interval: 1dur}}"
-    resumed = run_ranks(run_there, 1, gs.environment, path, [*machine(tmp_path, "second", gs), exports])[0]
+    with pytest.raises(ConfigError, match=r"is corrupt: __0_0.distcp has other bytes.*\(in gs://bucket/toy/ep0-ba8\)"):
+        open_inputs(read_config(path, stop))
+    resumed = run_ranks(run_there, 1, gs.environment, path, machine(tmp_path, "second", gs))[0]
     assert list(resumed["losses"]) == [5, 6, 7, 8, 9, 10]
     remote = RemoteFolder(open_store(f"{gs.url}/toy"))
     (tmp_path / "third").mkdir()
     verify_files(remote.bring("ep0-ba8", tmp_path / "third", remote.look()))  # written anew
-    assert "exports/toy/huggingface/ba10/config.json" in gs.content()
+
+    others = ["run_name=other", "load_path=gs://bucket/toy/latest", f"save_staging_folder={tmp_path / 'fourth'}"]
+    start = open_inputs(read_config(path, [*others, "load_weights_only=true"])).start
+    assert start is not None
+    assert start.path.name == "ep0-ba10"

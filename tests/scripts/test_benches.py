@@ -90,6 +90,7 @@ def test_tables_align_their_columns(capsys: pytest.CaptureFixture[str]) -> None:
     ]
 
 
+@pytest.mark.subprocess
 def test_bench_step_check_measures_every_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sizes = {"n_layers": 1, "d_model": 32, "n_heads": 4, "ffn_hidden_size": 24, "moe_num_experts": 4, "moe_top_k": 2}
     sizes |= {"vocab_size": 64, "rows": 2, "max_seq_len": 32, "rounds": 2}

@@ -57,7 +57,7 @@ def build_hf_checkpointer(
         )
     check_writable(folder, key)
     store = None if remote is None else remote.store
-    return HFCheckpointer(checkpoint_folder, folder, store, interval, clock.max_batches, BY_DTYPE[wanted.precision])
+    return HFCheckpointer(checkpoint_folder, folder, interval, clock.max_batches, BY_DTYPE[wanted.precision], store)
 
 
 class HFCheckpointer(Callback):
@@ -72,10 +72,10 @@ class HFCheckpointer(Callback):
         self,
         checkpoint_folder: Path,
         folder: Path,
-        store: Store | None,
         interval: int,
         last_batch: int,
         precision: Precision,
+        store: Store | None = None,
     ) -> None:
         """store: where an export goes from `folder`, in which it is then deleted."""
         self.checkpoint_folder, self.folder, self.store = checkpoint_folder, folder, store

@@ -25,7 +25,7 @@ from data.base.console import logger, notice
 from data.base.errors import ConfigError, DataError, os_errors_named, plain_os_errors
 from data.base.locks import exclusive_unless
 from data.base.paths import shown
-from data.base.processes import machine, start_time
+from data.loading.processes import machine, start_time
 
 LOCK_FILE = ".owner.json"
 """In a save folder while a run owns it, and after that run was killed."""
@@ -57,7 +57,7 @@ class _Record:
     host: str
     pid: int
     started: float
-    """When the process started (see data/base/processes.py): a later process with its pid is another."""
+    """When the process started (see data/loading/processes.py): a later process with its pid is another."""
     boot_id: str
     pid_namespace: str
     """Empty, as boot_id, where the system has none."""

@@ -63,15 +63,6 @@ def is_shown(store: Store) -> bool:
     return store.check([_SHOWN])
 
 
-def shown_elsewhere(error: BaseException) -> bool:
-    """Whether another rank shows this error, so that this one need not."""
-    return getattr(error, "shown_elsewhere", False)
-
-
-def note_shown_elsewhere(error: BaseException) -> None:
-    error.shown_elsewhere = True  # pyright: ignore[reportAttributeAccessIssue]
-
-
 def _parsed(text: bytes | str) -> Failure:
     fields = json.loads(text)
     return Failure(**{**fields, "lost": tuple(fields["lost"])})

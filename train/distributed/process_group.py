@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from torch.distributed import PrefixStore, is_initialized  # pyright: ignore[reportPrivateImportUsage]
 
 from data.base.console import node_logger
-from data.base.errors import ConfigError, Problems
-from train.distributed.failures import failure_of, is_shown, note_shown, note_shown_elsewhere, share, shared
+from data.base.errors import ConfigError, Problems, note_shown_elsewhere
+from train.distributed.failures import failure_of, is_shown, note_shown, share, shared
 from train.distributed.rank_store import address, connect, serves, why_not_served
 
 if TYPE_CHECKING:

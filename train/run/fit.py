@@ -18,7 +18,6 @@ from train.callbacks.generate import build_generate
 from train.callbacks.hf_checkpointer import build_hf_checkpointer
 from train.callbacks.remote_shards import RemoteShards
 from train.callbacks.run_record import RunRecord
-from train.callbacks.section_marks import SectionMarks
 from train.callbacks.stream_monitor import StreamMonitor
 from train.checkpoint.owner import Owner
 from train.checkpoint.remote.mirror import Mirror
@@ -42,6 +41,7 @@ from train.stability.step_check import StepCheck
 from train.supervision.events import Events
 from train.supervision.exit_codes import RunStopped
 from train.supervision.hangs.deadlines import Section
+from train.supervision.hangs.section_marks import SectionMarks
 from train.supervision.hangs.sections import within
 from train.supervision.hangs.watch import watched
 from train.supervision.signals import StopSignals

@@ -20,7 +20,7 @@ def build_train_loader(config: TrainConfig, inputs: Inputs, signals: StopSignals
         rank=dist.get_global_rank(),
         world_size=dist.get_world_size(),
         pad_token_id=inputs.tokenizer.pad_token_id,
-        timeout=config.deadlines.data,
+        limit=config.deadlines.data,
     )
     loader.interruptible, loader.waiting = signals.interruptible, waiting_for_data
     return loader
@@ -36,7 +36,7 @@ def build_eval_loader(config: TrainConfig, inputs: Inputs) -> BatchLoader | None
         rank=dist.get_global_rank(),
         world_size=dist.get_world_size(),
         pad_token_id=inputs.tokenizer.pad_token_id,
-        timeout=config.deadlines.data,
+        limit=config.deadlines.data,
     )
     loader.waiting = waiting_for_data
     return loader

@@ -13,20 +13,20 @@ from data.base.console import logger
 from data.base.errors import ConfigError, DataError
 from train.callbacks.checkpoint_saver import CheckpointSaver, Saving
 from train.checkpoint.owner import FLOCK, Owner, own
-from train.checkpoint.remote.folder import store_errors_named
+from train.checkpoint.remote.folder import RemoteFolder, store_errors_named
 from train.checkpoint.remote.lease import take
 from train.checkpoint.remote.mirror import Mirror
 from train.checkpoint.remote.sender import Sender
 from train.checkpoint.remote.staging import check_links, open_save_folder
 from train.checkpoint.retention import Retention
-from train.checkpoint.save_folder import PART, checkpoints, recover, remove_leftovers
+from train.checkpoint.save_folder import PART, batch_of, checkpoints, recover, remove_leftovers
 from train.checkpoint.saving.save import point_to
 from train.checkpoint.saving.space import check_space, count_saves, describe_space
 from train.config.load import to_yaml
 from train.config.schema import TrainConfig
 from train.distributed.first_rank import on_first_rank
 from train.run.inputs import Inputs, starting_from
-from train.supervision.exit_codes import RunStopped
+from train.supervision.exit_codes import ExitCode, RunStopped
 from train.weights.start import find_start
 
 
@@ -145,6 +145,7 @@ def mirrored(config: TrainConfig, inputs: Inputs) -> Iterator[Mirror | None]:
         with store_errors_named("save_folder"):
             lease = take(remote, inputs.run_name)
         try:
+            _check_unchanged_there(remote, config, inputs)
             check_links(local)
             senders.append(Sender(remote, local, lease, _retention(config, inputs)))
         except BaseException:
@@ -158,7 +159,10 @@ def mirrored(config: TrainConfig, inputs: Inputs) -> Iterator[Mirror | None]:
     try:
         _check_shared(local)
         yield mirror
-    except RunStopped:
+    except RunStopped as stop:
+        if stop.code == ExitCode.HUNG:  # not every rank may come here
+            mirror.abandon()
+            raise
         try:
             mirror.finish()
         except DataError as error:
@@ -169,6 +173,23 @@ def mirrored(config: TrainConfig, inputs: Inputs) -> Iterator[Mirror | None]:
         raise
     else:
         mirror.finish()
+
+
+def _check_unchanged_there(remote: RemoteFolder, config: TrainConfig, inputs: Inputs) -> None:
+    """As _check_unchanged; what the run has left unsent may be newer than what is there."""
+    if config.save_overwrite and not config.autoresume:
+        return
+    known = {error.checkpoint.name for error in inputs.start.corrupt} if inputs.start is not None else set()
+    with store_errors_named("save_folder"):
+        newer = [Path(name) for name in remote.look().committed if name not in known]
+    if inputs.resuming and inputs.start is not None:
+        begun = batch_of(inputs.start.path)
+        newer = [path for path in newer if batch_of(path) > begun]
+    if newer:
+        raise ConfigError(
+            f"save_folder {remote.url} has {newer[-1]} now, which another run has saved while this one started: start "
+            "again"
+        )
 
 
 def _check_shared(staging: Path) -> None:

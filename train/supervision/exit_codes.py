@@ -14,7 +14,7 @@ class ExitCode(IntEnum):
     UNSTABLE = 3
     """The loss or a gradient was not finite, or spikes of the loss did not end."""
     HUNG = 4
-    """A deadline has passed, or another rank has failed."""
+    """A deadline has passed, or a rank was lost. When one raises, all ranks have its code."""
     RESUMABLE = 75
     """Saved before a signal or max_wall_time: the same command with autoresume=true resumes. EX_TEMPFAIL of
     sysexits.h."""

@@ -22,8 +22,8 @@ from tests.helpers.toy_run import write_toy_run
 from train.callbacks.checkpoint_saver import CheckpointSaver
 from train.checkpoint.save_folder import checkpoints
 from train.checkpoint.saving import background
+from train.checkpoint.saving.pruning import Pruning
 from train.checkpoint.saving.ranks import SaveFailed
-from train.checkpoint.saving.retention import Pruning
 from train.checkpoint.saving.snapshot import Snapshot, snapshot_size
 from train.checkpoint.storage.files import verify_files
 from train.checkpoint.storage.writer import HashingWriter

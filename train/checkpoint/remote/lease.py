@@ -33,8 +33,6 @@ class Lease:
     folder: RemoteFolder
     owner: str
     """See train.checkpoint.owner.this_owner."""
-    version: str
-    """Of the object, as this run has written it."""
     beats: int = 0
 
     def renew(self) -> None:
@@ -44,14 +42,11 @@ class Lease:
         # A store without conditions would write over another's.
         found = self.folder.store.read(OWNER)
         if found is not None and _owner_in(found[0]) == self.owner:
-            version = self.folder.store.write(OWNER, content, replaces=found[1])
-            if version is not None:
-                self.version = version
+            if self.folder.store.write(OWNER, content, replaces=found[1]) is not None:
                 return
             found = self.folder.store.read(OWNER)
-            if found is not None and found[0] == content:
-                self.version = found[1]  # written by a try whose answer was lost
-                return
+            if found is not None and _owner_in(found[0]) == self.owner:
+                return  # written by a try whose answer was lost, or by another thread
         by = "its object was deleted" if found is None else f"taken over by {_described(found[0]).name}"
         raise TakenOverError(f"save_folder {self.folder.url} is no longer this run's: {by}")
 
@@ -95,7 +90,7 @@ def take(folder: RemoteFolder, run_name: str) -> Lease:
             now = folder.store.read(OWNER)
             if now is None or _owner_in(now[0]) != owner:
                 raise _refusal(folder, _described(now[0]) if now is not None else FoundOwner(name="none", alive=None))
-            return Lease(folder, owner, version)
+            return Lease(folder, owner)
 
 
 def _watch(folder: RemoteFolder, version: str, owner: FoundOwner) -> str | None:

@@ -13,7 +13,7 @@ from data.base.console import notice
 from data.base.errors import DataError
 from train.checkpoint.remote.folder import files_beside, store_errors_named
 from train.checkpoint.remote.sender import Sender
-from train.checkpoint.save_folder import checkpoints
+from train.checkpoint.save_folder import batch_of, checkpoints
 from train.distributed.first_rank import from_first_rank, on_first_rank
 
 PENDING = 2
@@ -43,7 +43,7 @@ class Mirror(Callback):
                 folder.clear()
             contents = folder.look()
             folder.store.abandon_uploads()
-            here = {path.name: path for path in checkpoints(self._local)}
+            here = {path.name: path for path in self._kept()}
             for name in contents.incomplete:
                 if name not in here:
                     console.info(f"deleting {self.url}/{name}: a killed run has left it incomplete")
@@ -51,7 +51,7 @@ class Mirror(Callback):
             folder.store.send(files_beside(self._local))
             self._sender.begin()
             for name, path in here.items():
-                if path.is_dir() and not (name in contents.committed and folder.is_same(name, path)):
+                if name not in contents.committed:
                     console.info(f"{self.url}/{name}: sending what a run has left unsent")
                     self._sender.add(path)
 
@@ -109,6 +109,13 @@ class Mirror(Callback):
         """Gives the folder up; what is unsent is sent by the next start."""
         if self._sender is not None:
             self._sender.close()
+
+    def _kept(self) -> list[Path]:
+        """Checkpoints in the staging folder that are not superseded, and so belong into the store."""
+        assert self._sender is not None
+        present = [path for path in checkpoints(self._local) if path.is_dir()]
+        superseded = self._sender.retention.superseded(present, batch_of(present[-1])) if present else []
+        return [path for path in present if path not in superseded]
 
     def _problem(self, *, last: bool = False) -> str | None:
         assert self._sender is not None

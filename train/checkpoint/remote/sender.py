@@ -39,7 +39,7 @@ class Sender:
     """Sends checkpoints in the order in which they are added. Several threads may call it."""
 
     def __init__(self, folder: RemoteFolder, local: Path, lease: Lease, retention: Retention) -> None:
-        self.folder, self._local, self._lease, self._retention = folder, local, lease, retention
+        self.folder, self.retention, self._local, self._lease = folder, retention, local, lease
         self.unsent: list[_Order] = []
         """Under way or waiting, oldest first."""
         self.failed: list[tuple[_Order, str]] = []
@@ -75,19 +75,14 @@ class Sender:
                 self._send(failed[-1])
 
     def poll(self, seconds: float = 0.0) -> None:
-        """Reads what the process has reported; waits for a report at most that long."""
-        with self._lock:
-            assert self._process.stdout is not None
-            handle = self._process.stdout.fileno()
-            while self._process.returncode is None and select.select([handle], [], [], seconds)[0]:
-                data = os.read(handle, 1 << 16)
-                if not data:
-                    self._gone()
-                    return
-                *lines, self._buffer = (self._buffer + data).split(b"\n")
-                for line in lines:
-                    self._take(json.loads(line))
-                seconds = 0.0
+        """Reads what the process has reported; waits for a report at most that long. Without waiting it reads nothing
+        while another thread does."""
+        if not self._lock.acquire(blocking=seconds > 0):
+            return
+        try:
+            self._read(seconds)
+        finally:
+            self._lock.release()
 
     def wait(self, most: int) -> None:
         """Until at most that many checkpoints are unsent."""
@@ -129,10 +124,29 @@ class Sender:
             start_new_session=True,
         )
         self._process = process
-        lease = {"owner": self._lease.owner, "version": self._lease.version, "beats": self._lease.beats}
-        folder = {"url": self.folder.url, "folder": str(self._local.absolute())}
-        self._order({**folder, **lease, "retention": asdict(self._retention)})
+        self._order(
+            {
+                "url": self.folder.url,
+                "folder": str(self._local.absolute()),
+                "owner": self._lease.owner,
+                "retention": asdict(self.retention),
+                "parent": os.getpid(),
+            }
+        )
         return process
+
+    def _read(self, seconds: float) -> None:
+        assert self._process.stdout is not None
+        handle = self._process.stdout.fileno()
+        while self._process.returncode is None and select.select([handle], [], [], seconds)[0]:
+            data = os.read(handle, 1 << 16)
+            if not data:
+                self._gone()
+                return
+            *lines, self._buffer = (self._buffer + data).split(b"\n")
+            for line in lines:
+                self._take(json.loads(line))
+            seconds = 0.0
 
     def _send(self, order: _Order) -> None:
         with self._lock:

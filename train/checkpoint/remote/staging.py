@@ -20,6 +20,7 @@ from train.checkpoint.save_folder import (
     damaged,
     fill_name,
     leftovers,
+    local_folder,
     named_batch,
     read_run_id,
     remove,
@@ -133,6 +134,18 @@ def load_path_of(config: TrainConfig) -> Path | None:
     if config.load_path is None or not is_address(config.load_path):
         return None if config.load_path is None else Path(config.load_path)
     return fetch_checkpoint(config.load_path, config.save_staging_folder, "load_path")
+
+
+def planned_folder(config: TrainConfig, run_name: str) -> Path | None:
+    """A folder with the checkpoint that a run would resume from: the save folder, or one to which it is fetched from a
+    store. Nothing that belongs to a run is changed."""
+    remote = open_save_folder(config, run_name)
+    if remote is None:
+        return local_folder(config, run_name)
+    with store_errors_named("save_folder"):
+        if not remote.look().committed:
+            return None
+    return fetch_checkpoint(f"{remote.url}/{LATEST}", config.save_staging_folder, "save_folder").parent
 
 
 def path_here(place: str, key: str) -> Path:

@@ -28,6 +28,8 @@ from train.checkpoint.storage.manifest import CorruptCheckpointError
 
 SCAN = 15.0
 """Seconds between two looks at the files beside the checkpoints, such as record.jsonl."""
+_LOOK = 0.5
+"""Seconds between two looks whether the parent is there."""
 
 
 @dataclass
@@ -128,9 +130,10 @@ def main() -> None:
     reports, sys.stdout = sys.stdout, sys.stderr  # whatever a library prints is no report
     begin = json.loads(sys.stdin.readline())
     folder = RemoteFolder(open_store(begin["url"]))
-    lease = Lease(folder, begin["owner"], begin["version"], begin["beats"])
+    lease = Lease(folder, begin["owner"])
     worker = Worker(folder, Path(begin["folder"]), lease, Retention(**begin["retention"]), reports)
     threading.Thread(target=worker.beat, daemon=True).start()
+    threading.Thread(target=_watch_parent, args=(worker, begin["parent"]), daemon=True).start()
     work = threading.Thread(target=worker.work, daemon=True)
     work.start()
     ended = False
@@ -144,11 +147,22 @@ def main() -> None:
         if ended:
             work.join()
             break
+    _leave(worker, 0 if ended else 1)
+
+
+def _watch_parent(worker: Worker, parent: int) -> None:
+    """Processes that the parent has forked keep the standard input open for a while when it was killed."""
+    while os.getppid() == parent:
+        time.sleep(_LOOK)
+    _leave(worker, 1)
+
+
+def _leave(worker: Worker, code: int) -> None:
+    """Without waiting for what is under way."""
     worker.stopped.set()
-    with suppress(StoreError, BrokenPipeError):
-        lease.release()
-    # Without waiting for what is under way.
-    os._exit(0 if ended else 1)
+    with suppress(StoreError):
+        worker.lease.release()
+    os._exit(code)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from torch.distributed import Store  # pyright: ignore[reportPrivateImportUsage]
 
-from data.base import processes
+from data.loading import processes
 from train.distributed.failures import Failure, is_shown, note_shown, share, shared
 from train.supervision.hangs.laggards import Beat
 

@@ -10,8 +10,9 @@ from pathlib import Path
 from composer.utils import dist
 from torch.distributed import PrefixStore  # pyright: ignore[reportPrivateImportUsage]
 
+from data.base.errors import note_shown_elsewhere
 from train.config.supervision import DeadlinesConfig
-from train.distributed.failures import failure_of, note_shown_elsewhere
+from train.distributed.failures import failure_of
 from train.distributed.rank_store import connect
 from train.supervision.events import Events
 from train.supervision.exit_codes import RunStopped

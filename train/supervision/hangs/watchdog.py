@@ -8,8 +8,8 @@ from pathlib import Path
 
 import psutil
 
-from data.base import processes
 from data.base.redaction import redacted
+from data.loading import processes
 from train.distributed.failures import Failure
 from train.supervision.exit_codes import ExitCode
 from train.supervision.hangs.clock import AwakeClock
@@ -28,6 +28,8 @@ _CONSEQUENCE = 2.0
 """Seconds in which the main thread may raise what another rank has raised as well."""
 _SHARE, _SHOW, _WRITE, _LEAVE = 3.0, 6.0, 5.0, 6.0
 """Seconds for each part of the end, 30 at most together: the store, the disk, and other ranks may be what hangs."""
+_NAMED = 8
+"""Ranks that are named at most."""
 _SILENT = 4.0
 """Seconds without a heartbeat after which a rank that others wait for counts as not answering."""
 _GRACE_OF_SERVER = 3.0
@@ -161,19 +163,19 @@ class Watchdog:
         deadline = overdue_deadline(self._sections, place)
         if deadline is None:
             return None
-        behind, silent, names = [self.rank], [], ""
+        behind, silent = [self.rank], []
         if self._peers is not None:
             behind, silent = self._behind(self._peers)
             beats = self._peers.beats
+            if not silent and any(self._peers.silence(rank) > 2 * self._peers.period for rank in behind):
+                return None  # it will be known soon whether it is silent
             if behind and not silent and all(self._is_within_its_own(beats.get(rank), place) for rank in behind):
                 return None
-            names = "; ".join(self._described(rank) for rank in behind[:8]) or "no rank in particular"
-            names += f"; and {len(behind) - 8} more" if len(behind) > 8 else ""
-        else:
-            names = self._described(0)
+        names = "; ".join(self._described(rank) for rank in behind[:_NAMED])
+        names += f"; and {len(behind) - _NAMED} more" if len(behind) > _NAMED else ""
         text = (
-            f"{names} holds the run up: {IN_WORDS[place.section]} after batch {place.batch} took longer than "
-            f"{deadline.seconds:.3g} s ({deadline.source})"
+            f"{IN_WORDS[place.section]} after batch {place.batch} took longer than {deadline.seconds:.3g} s "
+            f"({deadline.source}): " + (f"the run waits for {names}" if names else "all ranks have come equally far")
         )
         return self._failure("hung", text, lost=silent)
 
@@ -190,16 +192,13 @@ class Watchdog:
 
     def _described(self, rank: int) -> str:
         member, peers = self._members[rank], self._peers
-        text = str(member)
-        if rank != self.rank and member in self._local:
-            text += f", which {processes.state(member.pid)}"
         if rank == self.rank:
-            return f"{text} {beat_of(self._sections, 0)}"
-        beat = peers.beats.get(rank) if peers is not None else None
-        if beat is None:
+            return f"{member}: {beat_of(self._sections, 0)}"
+        text = f"{member}, which {processes.state(member.pid)}" if member in self._local else str(member)
+        if peers is None or (beat := peers.beats.get(rank)) is None:
             return text
-        ago = f", as of {seconds:.0f} s ago," if (seconds := peers.silence(rank)) > 2 * peers.period else ""
-        return f"{text},{ago} {beat}"
+        silence = peers.silence(rank)
+        return f"{text}: {f'{silence:.0f} s ago ' if silence > 2 * peers.period else ''}{beat}"
 
     def _failure(self, kind: str, text: str, *, lost: Sequence[int] = ()) -> Failure:
         shown_by = next((rank for rank in range(len(self._members)) if rank not in lost), self.rank)
@@ -218,7 +217,8 @@ class Watchdog:
         elif self._peers is not None:
             self._peers.wait_until_shown(_SHOW)
         for each in self._local:
-            if each.rank in failure.lost and each.exists():
+            # A stopped process ends no other way.
+            if (each.rank in failure.lost or processes.is_stopped(each.pid)) and each.exists():
                 processes.kill(each.pid)
         _at_most(_WRITE, _kill_children)
         if self._peers is not None:
@@ -236,8 +236,10 @@ class Watchdog:
         os.write(2, f"error: {redacted(text)}\n".encode())
         if self._folder is not None and self._folder.is_dir():
             batch = self._sections.place.batch
+            # Of a traceback, the last line.
+            message = redacted(text.splitlines()[-1] if failure.code == ExitCode.DEFECT else text)
             with suppress(Exception):
-                add_line(self._folder, {"batch": batch, "event": failure.kind, "message": redacted(text)})
+                add_line(self._folder, {"batch": batch, "event": failure.kind, "message": message})
 
 
 def overdue_deadline(sections: Sections, place: Place) -> Deadline | None:

@@ -1,4 +1,4 @@
-"""Tells the watchdog where the run is (see train/supervision/hangs)."""
+"""The callback that marks steps and evaluations."""
 
 from composer.core import Callback, Event, State
 from composer.loggers import Logger

@@ -1,0 +1,146 @@
+"""Workers that are stopped, killed, slow or dead: one DataError that names the worker and the batch that it owed."""
+
+import dataclasses
+import gc
+import multiprocessing
+import os
+import re
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from data.base.durations import Clock
+from data.base.errors import DataError
+from data.loading.loader import BatchLoader, eval_loader, train_loader
+from data.loading.opening import open_rows
+from data.loading.rows import Rows
+from data.mixing.row_plan import RowPlan
+from tests.helpers.toy_tokenizer import ToyTokenizer, loader_config, questions, write_jsonl
+
+LIMIT = 2.0
+N_BATCHES = 25
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    write_jsonl(folder / "train.jsonl", questions(200))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def rows(folder: Path) -> Rows:
+    return open_rows(loader_config(folder).dataset, ToyTokenizer())
+
+
+def loader_of(rows: Rows, folder: Path, num_workers: int) -> BatchLoader:
+    config = loader_config(folder, num_workers)
+    plan = RowPlan(config, {"": rows}, Clock(tokens_per_batch=256, rows_per_batch=8, rows_per_epoch=1), seed=17)
+    return train_loader(
+        {"": rows}, config, plan, n_batches=N_BATCHES, rank=0, world_size=1, pad_token_id=257, limit=LIMIT
+    )
+
+
+def workers() -> list[int]:
+    """Pids, in the order in which they were started."""
+    return sorted(child.pid for child in multiprocessing.active_children() if child.pid is not None)
+
+
+def read_until_error(loader: BatchLoader, after: int, do: Callable[[], object]) -> tuple[int, str]:
+    """How many batches came, and the error. `do` is called when `after` have."""
+    given = 0
+    try:
+        with loader.worker_errors():
+            for _ in loader:
+                given += 1
+                if given == after:
+                    do()
+    except DataError as error:
+        return given, str(error)
+    raise AssertionError("no error")
+
+
+def wait_for_their_end() -> None:
+    deadline = time.monotonic() + 20
+    while multiprocessing.active_children():
+        gc.collect()  # the loader's iterator
+        assert time.monotonic() < deadline, "a worker was left"
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize(("num_workers", "number"), [(1, 0), (2, 1)])
+def test_a_stopped_worker_is_named_with_the_batch_that_it_owes(
+    rows: Rows, folder: Path, num_workers: int, number: int
+) -> None:
+    pids = []
+
+    def stop() -> None:
+        pids.append(workers()[number])
+        os.kill(pids[0], signal.SIGSTOP)
+
+    given, message = read_until_error(loader_of(rows, folder, num_workers), 3, stop)
+    named = f"worker {number} of {num_workers} (pid {pids[0]}) of rank 0's train_loader is stopped (SIGSTOP)"
+    assert message.startswith(f"{named} and has not given batch {given}, which was waited for 2")
+    assert given % num_workers == number
+    wait_for_their_end()
+
+
+@pytest.mark.parametrize(("num_workers", "number"), [(1, 0), (2, 1)])
+def test_a_killed_worker_is_named_wherever_torch_raises(
+    rows: Rows, folder: Path, num_workers: int, number: int
+) -> None:
+    pids = []
+
+    def kill() -> None:
+        pids.append(workers()[number])
+        os.kill(pids[0], signal.SIGKILL)
+        time.sleep(LIMIT)  # the step, in which torch raises
+
+    given, message = read_until_error(loader_of(rows, folder, num_workers), 3, kill)
+    named = f"worker {number} of {num_workers} (pid {pids[0]}) of rank 0's train_loader is killed by signal: Killed"
+    assert message.startswith(f"{named} before it gave batch {given + (number - given) % num_workers}")
+    wait_for_their_end()
+
+
+def test_a_worker_that_ends_is_named(rows: Rows, folder: Path) -> None:
+    broken = dataclasses.replace(rows, decode=lambda sample: os._exit(1))
+    _, message = read_until_error(loader_of(broken, folder, 1), 0, int)
+    assert re.match(r"worker 0 of 1 \(pid \d+\) of rank 0's train_loader exited unexpectedly.* before it gave", message)
+
+
+def test_a_slow_worker_is_told_from_a_stopped_one(rows: Rows, folder: Path) -> None:
+    slow = dataclasses.replace(rows, decode=lambda sample: time.sleep(60))
+    _, message = read_until_error(loader_of(slow, folder, 1), 0, int)
+    assert "is waiting (state S) and has not given batch 0" in message
+    assert "look for a file system that hangs, or raise deadlines.data" in message
+    wait_for_their_end()
+
+
+def test_the_run_may_allow_more_than_the_limit(rows: Rows, folder: Path) -> None:
+    def slowly(sample: object) -> object:
+        time.sleep(LIMIT / 6)  # 8 rows are a batch
+        return rows.decode(sample)
+
+    @contextmanager
+    def patient() -> Iterator[Callable[[], float]]:
+        yield lambda: 60.0
+
+    loader = loader_of(dataclasses.replace(rows, decode=slowly), folder, 1)
+    loader.waiting = patient
+    assert len(next(iter(loader))["input_ids"]) == 8
+
+
+def test_a_worker_that_is_stopped_between_two_evaluations_is_named(rows: Rows, folder: Path) -> None:
+    config = dataclasses.replace(loader_config(folder, 2), persistent_workers=True)
+    loader = eval_loader({"": rows}, config, device_batch_size=7, rank=0, world_size=1, pad_token_id=257, limit=LIMIT)
+    assert len(list(loader)) == len(loader)
+    pid = workers()[1]
+    os.kill(pid, signal.SIGSTOP)
+    with pytest.raises(DataError, match=rf"worker 1 of 2 \(pid {pid}\) of rank 0's eval_loader is stopped"):
+        list(loader)
+    del loader
+    wait_for_their_end()
