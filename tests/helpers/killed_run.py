@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,7 +92,8 @@ class KilledRun:
         return [*self._of_rows(whole.starts[0].batches), *self._of_files(whole)]
 
     def _of_rows(self, expected: Mapping[tuple[int, int], Any]) -> list[str]:
-        found, history = [], {}
+        found: list[str] = []
+        history: dict[tuple[int, int], Any] = {}
         for number, start in enumerate(self.starts):
             trained = sorted(start.batches)
             found += [
@@ -101,7 +103,8 @@ class KilledRun:
             ]
             if trained and trained[0][0] != start.first:
                 found.append(f"start {number}: begins with batch {trained[0][0]}, not {start.first}")
-            history = {key: line for key, line in history.items() if key[0] < start.first} | start.batches
+            history = {key: line for key, line in history.items() if key[0] < start.first}
+            history.update(start.batches)
         if {key: line["rows"] for key, line in history.items()} != {key: x["rows"] for key, x in expected.items()}:
             found.append(f"the batches of the run: {sorted(history)}")
         return found
@@ -156,14 +159,20 @@ def _wait(ranks: Ranks, kill: Kill | None) -> bool:
             if kill.everyone:
                 kill_all(ranks.pids)
             else:
-                os.kill(ranks.pids[kill.rank], signal.SIGKILL)
+                _send(ranks.pids[kill.rank], signal.SIGKILL)
         assert now < _LIMIT, f"a start takes longer than {_LIMIT} s"
         time.sleep(0.01)
     for pid, code in zip(ranks.pids, ranks.exitcodes, strict=True):
         if code is None:
-            os.kill(pid, signal.SIGTERM)
+            _send(pid, signal.SIGTERM)
     ranks.end(grace=kill.grace if kill is not None else _LIMIT)
     return struck and -signal.SIGKILL in ranks.exitcodes
+
+
+def _send(pid: int, number: int) -> None:
+    """It may have ended by itself just now."""
+    with suppress(ProcessLookupError):
+        os.kill(pid, number)
 
 
 def _rank(config: str, name: str, kill: Kill | None, files: str) -> None:
