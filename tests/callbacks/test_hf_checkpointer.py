@@ -12,10 +12,10 @@ from composer.loggers import Logger
 
 from data.base.errors import ConfigError
 from data.stores.store import open_store
-from tests.helpers.faults import Fault
 from tests.helpers.ranks import run_ranks
 from tests.helpers.saved_checkpoints import write_save_folder
 from tests.helpers.small_config import load, refusal
+from tests.helpers.store_faults import Fault
 from tests.helpers.stores import serve, shorten_waits
 from tests.helpers.toy_run import refused, write_toy_run
 from tests.helpers.verify_here import verify_here
@@ -94,7 +94,7 @@ def test_an_error_of_the_file_system_stops_nothing_either(tmp_path: Path, monkey
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
     monkeypatch.setattr("train.callbacks.hf_checkpointer.shutil.rmtree", refuse)
-    exporter = HFCheckpointer(tmp_path / "run", tmp_path / "hf", None, 4, 8, "fp32")
+    exporter = HFCheckpointer(tmp_path / "run", tmp_path / "hf", 4, 8, "fp32")
     exporter.catch_up(8)
     exporter._export_on_first_rank(4)
     with pytest.raises(ConfigError, match=r"ba8: no checkpoint of it is in .*; ba4: .*Permission denied"):

@@ -62,7 +62,7 @@ def test_help_and_config_errors_come_at_once_and_import_nothing_heavy(argument):
     assert done.stdout.splitlines()[-1] == f"{0 if argument == '--help' else 2} []"
 
 
-EXPORTS = "callbacks={hf_checkpointer: {save_folder: 's3://bucket/x', save_interval: 1dur}}"
+EXPORTS = "callbacks={hf_checkpointer: {save_folder: 'azure://bucket/x', save_interval: 1dur}}"
 
 
 @pytest.mark.parametrize(
@@ -77,8 +77,11 @@ EXPORTS = "callbacks={hf_checkpointer: {save_folder: 's3://bucket/x', save_inter
             ["optimizer.param_groups=[{match: ['*.qkv']}]"],
             "optimizer.param_groups[0].match has '*.qkv', but it matches",
         ),
-        (["save_folder=s3://bucket/x"], "save_folder is 's3://bucket/x', but checkpoints are written to a local"),
-        (["save_folder=runs", EXPORTS], "callbacks.hf_checkpointer.save_folder is 's3://bucket/x', but"),
+        (
+            ["save_folder=azure://bucket/x"],
+            "save_folder is 'azure://bucket/x', but the object stores that are supported are s3:// and gs://",
+        ),
+        (["save_folder=runs", EXPORTS], "callbacks.hf_checkpointer.save_folder is 'azure://bucket/x', but"),
     ],
 )
 def test_what_can_be_told_before_data_is_prepared_is_told_alone(tmp_path, overrides, said, monkeypatch, capsys):

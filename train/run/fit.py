@@ -31,12 +31,11 @@ from train.models.precision import on_device
 from train.optim.optimizers import build_optimizer
 from train.planning.run_data import RunData
 from train.run.inputs import Inputs, describe, open_inputs, starting_from, warnings_about
-from train.run.loaders import build_eval_loader, build_train_loader
 from train.run.model import build_model
 from train.run.restore import restore, verify_end
 from train.run.saving import build_savers, finishing, mirrored, owned
 from train.run.supervision import Supervision, build_preemption
-from train.run.trainer import build_trainer
+from train.run.trainer import build_eval_loader, build_train_loader, build_trainer
 from train.stability.step_check import StepCheck
 from train.supervision.events import Events
 from train.supervision.exit_codes import RunStopped

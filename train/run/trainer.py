@@ -1,4 +1,4 @@
-"""Composer's Trainer for a run."""
+"""Composer's Trainer for a run, and the loaders that it reads from."""
 
 from collections.abc import Sequence
 
@@ -11,6 +11,7 @@ from composer.utils.parallelism import FSDP2Config
 from torch.utils.data import DataLoader
 
 from data.base.durations import Clock
+from data.loading.loader import BatchLoader, eval_loader, train_loader
 from data.mixing.row_plan import RowPlan
 from train.callbacks.build import build_callbacks
 from train.callbacks.global_batch import GlobalBatch
@@ -23,7 +24,10 @@ from train.config.ranks import train_microbatch_rows
 from train.config.schema import TrainConfig
 from train.hardware.allocator import keep_freed_memory
 from train.optim.schedules import build_scheduler
+from train.run.inputs import Inputs
 from train.run.loggers import build_loggers
+from train.supervision.hangs.sections import waiting_for_data
+from train.supervision.signals import StopSignals
 
 
 def build_trainer(
@@ -108,3 +112,36 @@ def _evaluator(config: TrainConfig, model: DbrxForComposer, loader: DataLoader |
         subset_num_batches=config.eval_subset_num_batches,
         device_eval_microbatch_size=config.device_eval_batch_size,
     )
+
+
+def build_train_loader(config: TrainConfig, inputs: Inputs, signals: StopSignals) -> BatchLoader:
+    loader = train_loader(
+        inputs.data.streams,
+        config.train_loader,
+        inputs.data.plan,
+        # One more than is trained, so that Composer's epoch, which is the whole run, never ends: the position in it
+        # stays true in the last checkpoint, and a longer max_duration can go on from there.
+        n_batches=inputs.max_batches + 1,
+        rank=dist.get_global_rank(),
+        world_size=dist.get_world_size(),
+        pad_token_id=inputs.tokenizer.pad_token_id,
+        limit=config.deadlines.data,
+    )
+    loader.interruptible, loader.waiting = signals.interruptible, waiting_for_data
+    return loader
+
+
+def build_eval_loader(config: TrainConfig, inputs: Inputs) -> BatchLoader | None:
+    if config.eval_loader is None or inputs.eval_streams is None:
+        return None
+    loader = eval_loader(
+        inputs.eval_streams,
+        config.eval_loader,
+        device_batch_size=config.device_eval_batch_size,
+        rank=dist.get_global_rank(),
+        world_size=dist.get_world_size(),
+        pad_token_id=inputs.tokenizer.pad_token_id,
+        limit=config.deadlines.data,
+    )
+    loader.waiting = waiting_for_data
+    return loader

@@ -33,7 +33,7 @@ def unowned(remote: RemoteFolder, monkeypatch):
 
 def owner_elsewhere(monkeypatch) -> str:
     with monkeypatch.context() as patch:
-        patch.setattr("train.checkpoint.owner._machine", lambda: ("far", "", ""))
+        patch.setattr("train.checkpoint.owner.machine", lambda: ("far", "", ""))
         return this_owner("theirs").decode()
 
 

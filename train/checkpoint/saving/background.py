@@ -171,6 +171,7 @@ class BackgroundSaver:
             ranks=ranks,
         )
         if saved.refused is None:
+            ranks.on_first(lambda: self._pruning.pin(checkpoint, pending.batch))
             for committed in self.on_committed:
                 committed(checkpoint)
             for path in self._pruning.after(checkpoint, pending.batch, saved.files, ranks):

@@ -19,13 +19,19 @@ class Pruning:
         self._folder, self._retention = folder, retention
         self._verified: set[Path] = set() if verified is None else {verified}
 
+    def pin(self, checkpoint: Path, batch: int) -> None:
+        """Marks the checkpoint of this batch where it is to stay. For one rank."""
+        every = self._retention.every
+        if every is not None and batch % every == 0:
+            (checkpoint / KEEP).touch()
+
     def after(self, checkpoint: Path, batch: int, files: Sequence[str], ranks: Ranks) -> list[Path]:
-        """Marks the checkpoint of this batch where it is to stay, and deletes what is superseded unless nothing would
-        be left that is known to be right. Returns what was deleted. Every rank has to call it.
+        """Deletes what the checkpoint of this batch supersedes, unless nothing would be left that is known to be right.
+        Returns what was deleted. Every rank has to call it.
 
         files: those that this rank has written.
         """
-        superseded, verify = ranks.on_first(lambda: self._plan(checkpoint, batch))
+        superseded, verify = ranks.on_first(lambda: self._plan(batch))
         if verify:
             # Each rank reads what it has written, from the disk and not from memory.
             found = ranks.on_each(lambda: corruption(checkpoint, files))
@@ -35,10 +41,7 @@ class Pruning:
             self._verified.add(checkpoint)
         return ranks.on_first(lambda: _remove(superseded))
 
-    def _plan(self, checkpoint: Path, batch: int) -> tuple[list[Path], bool]:
-        every = self._retention.every
-        if every is not None and batch % every == 0:
-            (checkpoint / KEEP).touch()
+    def _plan(self, batch: int) -> tuple[list[Path], bool]:
         present = checkpoints(self._folder)
         superseded = self._retention.superseded(present, batch)
         return superseded, bool(superseded) and not self._verified & ({*present} - {*superseded})
