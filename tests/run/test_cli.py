@@ -104,7 +104,7 @@ def test_what_can_be_told_before_data_is_prepared_is_told_together(tmp_path, mon
         f"eval_loader.dataset.hf_kwargs.data_files={tmp_path}/bad.jsonl": f"{tmp_path}/bad.jsonl is not UTF-8 text",
         "tokenizer.kwargs.vocab_file=none": "tokenizer.kwargs.vocab_file is 'none', but",
         "load_path=nowhere": "load_path is 'nowhere', but there is no such file or folder",
-        EXPORTS: "callbacks.hf_checkpointer.save_folder is 's3://bucket/x', but",
+        EXPORTS: "callbacks.hf_checkpointer.save_folder is 'azure://bucket/x', but",
     }
     config = write_toy_run(tmp_path)
     assert main([config, *";".join(wrong).split(";")]) == 2
