@@ -185,10 +185,10 @@ def _rank(config: str, name: str, kill: Kill | None, files: str) -> None:
     from train import main
     from train.run import trainer
 
-    notes = _Notes(Path(files) / f"rows{rank}", rank, Trigger(kill, rank, Path(files)))
-    build_callbacks = trainer.build_callbacks
-    trainer.build_callbacks = lambda config: [notes, *build_callbacks(config)]
     try:
+        notes = _Notes(Path(files) / f"rows{rank}", rank, Trigger(kill, rank, Path(files)))
+        build_callbacks = trainer.build_callbacks
+        trainer.build_callbacks = lambda config: [notes, *build_callbacks(config)]
         code = main.main([config, f"run_name={name}"])
     except BaseException:
         traceback.print_exc()
