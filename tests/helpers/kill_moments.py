@@ -102,12 +102,12 @@ MOMENTS: Mapping[str, Moment] = {
     "record is written": Moment(of="train.callbacks.run_record:add_line", ranks=(0,)),
     "record is there": Moment(of="train.callbacks.run_record:add_line", after=True, ranks=(0,)),
     # What is superseded.
-    "read-back begins": Moment(of=f"{_SAVING}.retention:corruption"),
+    "read-back begins": Moment(of=f"{_SAVING}.pruning:corruption"),
     "read-back": Moment(of="train.checkpoint.storage.files:block_hash", calls=2),
-    "read-back ends": Moment(of=f"{_SAVING}.retention:corruption", after=True),
-    "superseded one is renamed": Moment(of=f"{_SAVING}.retention:remove", ranks=(0,)),
+    "read-back ends": Moment(of=f"{_SAVING}.pruning:corruption", after=True),
+    "superseded one is renamed": Moment(of=f"{_SAVING}.pruning:remove", ranks=(0,)),
     "superseded one is half deleted": Moment(of="os:unlink", after=True, arguments=".distcp", ranks=(0,)),
-    "superseded one is deleted": Moment(of=f"{_SAVING}.retention:remove", after=True, ranks=(0,)),
+    "superseded one is deleted": Moment(of=f"{_SAVING}.pruning:remove", after=True, ranks=(0,)),
 }
 
 
@@ -128,6 +128,12 @@ class Kill:
     """Seconds between SIGTERM and SIGKILL for the other ranks: launchers give them some."""
 
 
+def place(moment: Moment) -> tuple[Any, str]:
+    """The module or class that has the function, and its name there."""
+    path, _, name = moment.of.rpartition("." if "." in moment.of.partition(":")[2] else ":")
+    return resolve_name(path), name
+
+
 class Trigger:
     """On a rank: wraps the function of a kill's moment."""
 
@@ -145,11 +151,9 @@ class Trigger:
         self._batch.value = batch
 
     def _wrap(self) -> None:
-        path, _, name = self._moment.of.rpartition("." if "." in self._moment.of.partition(":")[2] else ":")
-        owner = resolve_name(path)
+        owner, name = place(self._moment)
         static = inspect.getattr_static(owner, name)
         real = getattr(owner, name)
-        assert callable(real), self._moment.of
 
         @functools.wraps(real)
         def wrapped(*args: Any, **kwargs: Any) -> Any:

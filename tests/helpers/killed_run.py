@@ -8,6 +8,7 @@ import re
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -184,10 +185,14 @@ def _rank(config: str, name: str, kill: Kill | None, files: str) -> None:
     from train import main
     from train.run import trainer
 
-    notes = _Notes(Path(files) / f"rows{rank}", rank, Trigger(kill, rank, Path(files)))
-    build_callbacks = trainer.build_callbacks
-    trainer.build_callbacks = lambda config: [notes, *build_callbacks(config)]
-    code = main.main([config, f"run_name={name}"])
+    try:
+        notes = _Notes(Path(files) / f"rows{rank}", rank, Trigger(kill, rank, Path(files)))
+        build_callbacks = trainer.build_callbacks
+        trainer.build_callbacks = lambda config: [notes, *build_callbacks(config)]
+        code = main.main([config, f"run_name={name}"])
+    except BaseException:
+        traceback.print_exc()
+        code = 1
     if code:
         sys.stderr.flush()
         # Without the exit handlers, which would wait for the other rank.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.kill_moments import MOMENTS, Kill
+from tests.helpers.kill_moments import MOMENTS, Kill, place
 from tests.helpers.killed_run import KilledRun, drawn_histories, history, write_run
 
 pytestmark = [pytest.mark.ranks, pytest.mark.slow]
@@ -27,6 +27,11 @@ TEN = [
     Kill(moment="evaluation", rank=1, batch=9, everyone=True),
     Kill(moment="read-back", rank=0, batch=9, everyone=True),
 ]
+
+
+def test_the_functions_of_all_moments_are_there() -> None:
+    for name, moment in MOMENTS.items():
+        assert callable(getattr(*place(moment), None)), name
 
 
 @pytest.mark.timeout(400)
