@@ -20,6 +20,7 @@ from train.checkpoint.storage.manifest import CONFIG, read_manifest, write_manif
 from train.config.load import read_config
 from train.run.fit import fit
 from train.run.inputs import describe, open_inputs
+from train.stability.step_check import StepCheck
 
 pytestmark = [pytest.mark.ranks, pytest.mark.timeout(120)]
 
@@ -69,7 +70,8 @@ class Watch(Callback):
         self.seen: dict[str, Any] = {}
 
     def fit_start(self, state: State, logger: Logger) -> None:
-        self.seen["algorithms"] = [vars(algorithm)["clipping_threshold"] for algorithm in state.algorithms]
+        (check,) = (each for each in state.callbacks if isinstance(each, StepCheck))
+        self.seen["clipping"] = vars(check)["_clipping"].clipping_threshold
         self.seen["callbacks"] = [type(callback).__name__ for callback in state.callbacks]
         self.seen["microbatch"] = state.device_train_microbatch_size
 
@@ -144,7 +146,7 @@ def test_what_is_applied_is_printed_and_so(trained: tuple[Path, Any]) -> None:
     assert lines.pop("max_duration").split() == ["was", "2ba,", "now", "4ba", "applied"]
     assert lines.keys() == APPLIED.keys()
     assert all(line.endswith(" applied") for line in lines.values())
-    assert (applied["algorithms"], applied["microbatch"]) == ([0.5], 4)
+    assert (applied["clipping"], applied["microbatch"]) == (0.5, 4)
     assert applied["frozen"] == ["model.transformer.wte.weight"]
     assert "SpeedMonitor" in applied["callbacks"]
     assert (applied["lr"], applied["dropout"]) == (1e-4, {0.1, 0.3})
