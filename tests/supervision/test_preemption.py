@@ -126,7 +126,7 @@ def _ended_again_and_again(path: str) -> dict[str, SimpleNamespace]:
         "to the end": None,
     }
     for name, signalled in starts.items():
-        limit = ["max_wall_time=1s"] if name == "in time" else []
+        limit = {"in time": ["max_wall_time=1s"], "in a save": ["save_async=false"]}.get(name, [])
         runs[name] = _start(path, [*both, "run_name=parts", *limit], signalled)
     return runs
 

@@ -34,6 +34,7 @@ def _main(config: str, overrides: list[str], place: str, number: int) -> tuple[i
     from train.main import main
 
     os.setpgrp()
+    sys.argv[0] = "train.py"  # not the fork server's, which is also its parent's
     if place:
         module, _, path = place.partition(":")
         owner, _, name = path.partition(".")
@@ -64,7 +65,7 @@ def _main(config: str, overrides: list[str], place: str, number: int) -> tuple[i
 )
 def test_a_signal_to_all_processes_ends_a_run_saved(number, place, tmp_path):
     config = write_toy_run(tmp_path, 40)
-    overrides = ["max_duration=2ba", "save_interval=1ba", "train_loader.num_workers=1"]
+    overrides = ["max_duration=2ba", "save_interval=1ba", "train_loader.num_workers=1", "save_async=false"]
     ((code, err),) = run_ranks(_main, 1, config, overrides, place, number)
     saved = (
         f"stopped: {number.name} received: batch 1 is saved in {tmp_path}/toy/ep0-ba1; this resumes it: composer -n 1 "
