@@ -90,7 +90,7 @@ def _run_or_report(arguments: list[str], signals: StopSignals) -> int:
             raise  # such as a checkpoint that the signal kept from being read
         return _report(error)
     except RunStopped as stop:
-        if is_first():
+        if os.environ.get("RANK", "0") == "0":
             sys.stderr.write(f"stopped: {stop}\n")
             sys.stderr.flush()
         return int(stop.code)

@@ -3,7 +3,7 @@
 import datetime
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from train.checkpoint.storage.manifest import Manifest
 from train.composer_model import DbrxForComposer
 from train.supervision.exit_codes import ExitCode, RunStopped
 from train.supervision.hangs.deadlines import Section
-from train.supervision.hangs.sections import within
+from train.supervision.hangs.sections import took, within
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +94,8 @@ class CheckpointSaver(Callback):
     def wait(self) -> Path | None:
         """Returns the newest checkpoint of this process once nothing is being saved any more. Raises, on every rank,
         what a save has failed with. Every rank has to call it."""
-        self._note(self.saver.wait())
+        with self._section():
+            self._note(self.saver.wait())
         return self._saved[1] if self._saved is not None else None
 
     def save_now(self, state: State, *, random: Mapping[str, Any] | None = None) -> Path | None:
@@ -123,7 +124,11 @@ class CheckpointSaver(Callback):
         dist.broadcast_object_list(found, src=0)
         return found[0]
 
-    @within(Section.SAVE)
+    def _section(self) -> AbstractContextManager[None]:
+        """Of saving, and of waiting for the thread that writes: its callbacks may send a checkpoint away, which may take
+        any time."""
+        return within(Section.UNTIMED) if self.saver.on_committed else within(Section.SAVE, measured=False)
+
     def _save(self, state: State, random: Mapping[str, Any] | None = None, *, background: bool) -> None:
         batch = state.timestamp.batch.value
         (optimizer,) = state.optimizers
@@ -137,7 +142,8 @@ class CheckpointSaver(Callback):
             about=self._about(state),
             gather=self.saving.gather,
         )
-        self._note(self.saver.save(checkpoint, content, background=background))
+        with self._section():
+            self._note(self.saver.save(checkpoint, content, background=background))
         if not background:
             self.wait()
 
@@ -145,6 +151,7 @@ class CheckpointSaver(Callback):
         if written is None:
             return
         self.longest_save = max(self.longest_save, written.seconds)
+        took(Section.SAVE, written.seconds)
         if written.refused is not None:
             self._report(written.refused, written.batch, written.needed)
         else:

@@ -38,7 +38,7 @@ from train.run.supervision import Supervision, build_preemption
 from train.run.trainer import build_eval_loader, build_train_loader, build_trainer
 from train.stability.step_check import StepCheck
 from train.supervision.events import Events
-from train.supervision.exit_codes import RunStopped
+from train.supervision.exit_codes import ExitCode, RunStopped
 from train.supervision.hangs.deadlines import Section
 from train.supervision.hangs.section_marks import SectionMarks
 from train.supervision.hangs.sections import within
@@ -154,10 +154,12 @@ def _fit(
         stack.enter_context(finishing(savers))
         try:
             _train(trainer, config, inputs, mirror, evaluate=preemption.evaluation_due)
-        except RunStopped:  # on every rank
+        except RunStopped as stop:  # on every rank
             supervision.signals.leave()
+            if stop.code == ExitCode.UNSTABLE:
+                supervision.events.record("stopped", trainer.state.timestamp.batch.value, str(stop))
             with within(Section.UNTIMED):
-                trainer.close()
+                _close(trainer)
             raise
     with within(Section.UNTIMED):
         trainer.close()
@@ -206,6 +208,14 @@ def _train(trainer: Trainer, config: TrainConfig, inputs: Inputs, mirror: Mirror
         if config.eval_loader is not None and (evaluate or (config.eval_first and not inputs.resuming)):
             trainer.eval()
         trainer.fit()
+
+
+def _close(trainer: Trainer) -> None:
+    """Of a run that was stopped: that is what it is to end with, whatever its loggers meet."""
+    try:
+        trainer.close()
+    except Exception as error:
+        logger.warning(f"a logger or callback could not be closed: {error}")
 
 
 def _precision(config: TrainConfig, device: str) -> str:

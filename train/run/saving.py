@@ -27,6 +27,8 @@ from train.config.schema import TrainConfig
 from train.distributed.first_rank import on_first_rank
 from train.run.inputs import Inputs, starting_from
 from train.supervision.exit_codes import ExitCode, RunStopped
+from train.supervision.hangs.deadlines import Section
+from train.supervision.hangs.sections import within
 from train.weights.start import find_start
 
 
@@ -210,8 +212,9 @@ def finishing(savers: Sequence[CheckpointSaver]) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        for each in savers:
-            each.saver.abandon(each.saving.timeout)
+        with within(Section.UNTIMED):  # it has a time limit of its own
+            for each in savers:
+                each.saver.abandon(each.saving.timeout)
         raise
 
 

@@ -31,7 +31,11 @@ class Events:
         console.logger.warning(message)
         if logger is not None:
             logger.log_metrics({f"events/{kind}": self._seen[kind]})
-        if self._folder is not None:
+        self.record(kind, batch, message, **details)
+
+    def record(self, kind: str, batch: int, message: str, **details: Any) -> None:
+        """On rank 0: the line of record.jsonl alone, of what is shown elsewhere."""
+        if self._folder is not None and dist.get_global_rank() == 0:
             line: Mapping[str, Any] = {"batch": batch, "event": kind, "message": message, **details}
             # What the event is about must not be replaced by a full disk.
             with suppress(ConfigError, DataError):

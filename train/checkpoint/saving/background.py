@@ -2,8 +2,9 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Thread
@@ -24,6 +25,8 @@ from train.hardware.memory import free_cpu_memory
 
 _USABLE = 0.9
 """Of the memory that is free on a node, what copies may take."""
+_ROUND_SECONDS = 0.5
+"""Between two exchanges of ranks that wait."""
 _WAITS_SECONDS = 1.0
 """For which a save may wait for the one before it without a word."""
 
@@ -76,14 +79,17 @@ class BackgroundSaver:
         """confirm: see save_checkpoint."""
         self.on_committed: list[Callable[[Path], None]] = []
         """Called on every rank, in the thread that saves, with each checkpoint that is committed."""
-        self.on_removed: list[Callable[[Path], None]] = []
-        """The same of each one that was deleted for a newer one."""
         self._ranks, self._told, self._confirm, self._pruning = ranks, told, confirm, pruning
         self._snapshot = Snapshot()
         self._fits: bool | None = None
         """Whether there is memory for it."""
         self._pending: _Pending | None = None
         self._said_that_it_waits = False
+
+    @property
+    def is_saving(self) -> bool:
+        """Whether there is a checkpoint that neither `poll` nor `wait` has returned."""
+        return self._pending is not None
 
     def save(self, checkpoint: Path, content: Content, *, background: bool) -> Written | None:
         """Begins to save a checkpoint, which `poll` or `wait` will return. Returns the one before it if that was still
@@ -97,7 +103,7 @@ class BackgroundSaver:
         if background and self._fits is None:
             self._fits = self._look_for_room(snapshot_size(content.tensors, gather=content.gather) if writes else 0)
         background = background and bool(self._fits)
-        if background:
+        if copied:
             tensors = self._snapshot.take(content.tensors, gather=content.gather, keep=writes)
         else:
             tensors = _gathered(content.tensors, keep=writes) if content.gather else content.tensors
@@ -130,8 +136,14 @@ class BackgroundSaver:
         """Waits until nothing is being saved. Raises as `poll` does."""
         if self._pending is None:
             return None
-        self._pending.saved.exception()
-        return self._conclude()
+        saved = self._pending.saved
+        while True:
+            with suppress(TimeoutError):
+                saved.exception(_ROUND_SECONDS)
+            failed = saved.done() and saved.exception() is not None
+            unfinished, failed = self._told.any(not saved.done(), failed)
+            if failed or not unfinished:  # see `poll`
+                return self._conclude()
 
     def abandon(self, seconds: float) -> None:
         """For a run that ends with an error, perhaps on this rank alone: the threads of all ranks go on with what is
@@ -139,6 +151,8 @@ class BackgroundSaver:
         if self._pending is None:
             return
         pending, self._pending = self._pending, None
+        if not pending.saved.done():
+            logger.info(f"the run ends with an error once the checkpoint of batch {pending.batch} is written")
         try:
             error = pending.saved.exception(seconds)
             error = error or pending.saved.result().refused
@@ -151,9 +165,7 @@ class BackgroundSaver:
         try:
             if device is not None:
                 torch.cuda.set_device(device)  # each thread begins with the first GPU
-            saved = self._save(pending, tensors, content)
-            pending.ended = time.monotonic()
-            pending.saved.set_result(saved)
+            pending.saved.set_result(self._save(pending, tensors, content))
         except BaseException as error:
             pending.saved.set_exception(error)
             if not isinstance(error, Exception):
@@ -170,13 +182,14 @@ class BackgroundSaver:
             confirm=self._confirm,
             ranks=ranks,
         )
+        pending.ended = time.monotonic()
         if saved.refused is None:
-            ranks.on_first(lambda: self._pruning.pin(checkpoint, pending.batch))
+            with _warned_of(checkpoint):
+                ranks.on_first(lambda: self._pruning.pin(checkpoint, pending.batch))
             for committed in self.on_committed:
                 committed(checkpoint)
-            for path in self._pruning.after(checkpoint, pending.batch, saved.files, ranks):
-                for removed in self.on_removed:
-                    removed(path)
+            with _warned_of(checkpoint):
+                self._pruning.after(pending.batch, saved.files, checkpoint, ranks)
         return saved
 
     def _conclude(self) -> Written:
@@ -235,6 +248,17 @@ class BackgroundSaver:
             "are used"
         )
         return False
+
+
+@contextmanager
+def _warned_of(checkpoint: Path) -> Iterator[None]:
+    """Around what is done with a checkpoint that is committed: it does not fail any more."""
+    try:
+        yield
+    except OSError as error:
+        logger.warning(
+            f"{checkpoint} is saved, but which checkpoints are kept could not be brought up to date: {error}"
+        )
 
 
 def _gathered(tensors: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tensor]:

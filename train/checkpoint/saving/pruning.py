@@ -25,9 +25,9 @@ class Pruning:
         if every is not None and batch % every == 0:
             (checkpoint / KEEP).touch()
 
-    def after(self, checkpoint: Path, batch: int, files: Sequence[str], ranks: Ranks) -> list[Path]:
+    def after(self, batch: int, files: Sequence[str], checkpoint: Path, ranks: Ranks) -> None:
         """Deletes what the checkpoint of this batch supersedes, unless nothing would be left that is known to be right.
-        Returns what was deleted. Every rank has to call it.
+        Every rank has to call it.
 
         files: those that this rank has written.
         """
@@ -37,9 +37,9 @@ class Pruning:
             found = ranks.on_each(lambda: corruption(checkpoint, files))
             if corrupt := [error for error in found if error is not None]:
                 logger.warning(f"{corrupt[0]}. The checkpoints before it are kept")
-                return []
+                return
             self._verified.add(checkpoint)
-        return ranks.on_first(lambda: _remove(superseded))
+        ranks.on_first(lambda: _remove(superseded))
 
     def _plan(self, batch: int) -> tuple[list[Path], bool]:
         present = checkpoints(self._folder)
@@ -47,14 +47,10 @@ class Pruning:
         return superseded, bool(superseded) and not self._verified & ({*present} - {*superseded})
 
 
-def _remove(superseded: Sequence[Path]) -> list[Path]:
+def _remove(superseded: Sequence[Path]) -> None:
     """What cannot be deleted now is superseded the next time as well."""
-    removed = []
     for path in superseded:
         try:
             remove(path)
         except OSError as error:
             logger.warning(f"{path} is superseded, but cannot be deleted: {reason(error)}")
-        else:
-            removed.append(path)
-    return removed

@@ -119,6 +119,9 @@ class _Memory:
             # What cannot be pinned is copied all the same, more slowly.
             if int(_cuda().cudaHostRegister(address, n_bytes, 0)) == 0:
                 self._pinned = address
+            else:
+                with suppress(RuntimeError):  # the error is kept, and raised by the next kernel
+                    torch.zeros(1, device="cuda")
 
     def release(self) -> None:
         """Given back to the system with the last tensor in it."""

@@ -48,7 +48,8 @@ class Deadlines:
     def of(self, section: Section) -> Deadline | None:
         """The deadline as of now; None where there is none.
 
-        Without a sample a step and a batch of an evaluation have set-up's, if it is longer: they may compile.
+        Without a sample a step, its batch and a batch of an evaluation have set-up's, if it is longer: they may
+        compile, and start workers.
         """
         floor = self._floor(section)
         if floor is None:
@@ -56,7 +57,7 @@ class Deadlines:
         found = Deadline(seconds=floor, source=f"deadlines.{section}")
         mid = self._medians.get(section)
         if mid is None:
-            if section in (Section.STEP, Section.EVALUATION):
+            if section in (Section.STEP, Section.DATA, Section.EVALUATION):
                 setup = self._floor(Section.SETUP)
                 if setup is None:
                     return None

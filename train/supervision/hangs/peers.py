@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from torch.distributed import Store  # pyright: ignore[reportPrivateImportUsage]
 
+from data.base.errors import ConfigError
 from data.loading import processes
 from train.distributed.failures import Failure, is_shown, note_shown, share, shared
 from train.supervision.hangs.laggards import Beat
@@ -72,6 +73,7 @@ class Peers:
         self.all_left = False
         self._connect, self._beat, self._clock = connect, beat, clock
         self._changed: dict[int, tuple[int, float]] = {}
+        self._read_at = clock()
         self._to_share: Failure | None = None
         self._to_show = self._to_leave = self._read_once = False
         self._reads = rank in (0, 1)
@@ -87,9 +89,9 @@ class Peers:
         self._thread.join(1)  # no longer: it may be waiting for the server
 
     def silence(self, rank: int) -> float:
-        """Seconds since the rank's heartbeat was last seen to advance."""
-        now = self._clock()
-        return now - self._changed.get(rank, (0, now))[1]
+        """Seconds for which the rank's heartbeat had not advanced when the heartbeats were read last: ranks other than 0
+        and 1 read them only when they need them."""
+        return self._read_at - self._changed.get(rank, (0, self._read_at))[1]
 
     def share(self, failure: Failure, seconds: float) -> Failure:
         """Tells the others, and returns what counts: the first failure, or this one where the store does not answer."""
@@ -132,7 +134,7 @@ class Peers:
                 hurry = self.failure is not None or self._to_leave or self._to_share is not None
                 self._wake.wait(_SOON if hurry else self.period)
                 self._wake.clear()
-        except RuntimeError:  # torch's DistNetworkError: the server has ended
+        except (RuntimeError, ConfigError):  # torch's DistNetworkError: the server has ended
             self.connected = False
 
     def _exchange(self) -> None:
@@ -157,10 +159,11 @@ class Peers:
         if not self._store.check(keys):  # pyright: ignore[reportAttributeAccessIssue]: torch's stubs lack it
             self._read_once = False
             return
-        now = self._clock()
+        self._read_at = now = self._clock()
         for rank, text in enumerate(self._store.multi_get(keys)):
             self.beats[rank] = beat = Beat.from_json(text)
-            if self._changed.get(rank, (0, 0.0))[0] != beat.number:
+            # The first one has number 0: a rank that is stopped after it is silent since then.
+            if rank not in self._changed or self._changed[rank][0] != beat.number:
                 self._changed[rank] = beat.number, now
         self._read_once = False
 

@@ -97,15 +97,22 @@ def watched_sections(sections: Sections) -> Iterator[None]:
 
 
 @contextmanager
-def within(section: Section) -> Iterator[None]:
-    """The main thread is in this section, and the one around it does not age. Also decorates functions."""
+def within(section: Section, *, measured: bool = True) -> Iterator[None]:
+    """The main thread is in this section, and the one around it does not age. Also decorates functions. measured: what
+    it takes counts for the section's median."""
     sections = _watched
     if sections is None:
         yield
         return
     sections.enter(section)
     yield  # an exception ends the run: until then the section is where it came from
-    sections.leave()
+    sections.leave(measured=measured)
+
+
+def took(section: Section, seconds: float) -> None:
+    """Adds a sample of what a section takes that the main thread was not in."""
+    if _watched is not None:
+        _watched.deadlines.add(section, seconds)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from pathlib import Path
 from composer.utils import dist
 from torch.distributed import PrefixStore  # pyright: ignore[reportPrivateImportUsage]
 
+from data.base.console import node_logger
 from data.base.errors import note_shown_elsewhere
 from train.config.supervision import DeadlinesConfig
 from train.distributed.failures import failure_of
@@ -41,9 +42,14 @@ def watched(config: DeadlinesConfig, folder: Path | None, events: Events) -> Ite
     failures.shown_elsewhere says so. RunStopped and SystemExit are every rank's own.
     """
     clock = AwakeClock()
-    sections = Sections(
-        Deadlines(config), clock, lambda message: events.report("deadline", sections.place.batch, message)
-    )
+
+    def report(message: str) -> None:
+        if dist.get_global_rank() == 0:
+            events.report("deadline", sections.place.batch, message)
+        else:
+            node_logger.warning(f"rank {dist.get_global_rank()}: {message}")
+
+    sections = Sections(Deadlines(config), clock, report)
     rank = _Rank(sections, clock, config, folder)
     try:
         with watched_sections(sections):
