@@ -125,8 +125,8 @@ class CheckpointSaver(Callback):
         return found[0]
 
     def _section(self) -> AbstractContextManager[None]:
-        """Of saving, and of waiting for the thread that writes: its callbacks may send a checkpoint away, which may take
-        any time."""
+        """Of saving, and of waiting for the thread that writes: its callbacks may send a checkpoint away, for any
+        time."""
         return within(Section.UNTIMED) if self.saver.on_committed else within(Section.SAVE, measured=False)
 
     def _save(self, state: State, random: Mapping[str, Any] | None = None, *, background: bool) -> None:

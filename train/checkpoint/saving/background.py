@@ -103,7 +103,7 @@ class BackgroundSaver:
         if background and self._fits is None:
             self._fits = self._look_for_room(snapshot_size(content.tensors, gather=content.gather) if writes else 0)
         background = background and bool(self._fits)
-        if copied:
+        if background or (content.gather and self._fits):  # what is gathered is not to be there twice
             tensors = self._snapshot.take(content.tensors, gather=content.gather, keep=writes)
         else:
             tensors = _gathered(content.tensors, keep=writes) if content.gather else content.tensors
@@ -256,9 +256,7 @@ def _warned_of(checkpoint: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        logger.warning(
-            f"{checkpoint} is saved, but which checkpoints are kept could not be brought up to date: {error}"
-        )
+        logger.warning(f"{checkpoint} is saved, but older ones may be kept that are superseded: {error}")
 
 
 def _gathered(tensors: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tensor]:

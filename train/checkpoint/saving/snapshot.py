@@ -3,6 +3,7 @@
 import math
 import mmap
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import torch
