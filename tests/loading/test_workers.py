@@ -21,7 +21,7 @@ from data.loading.rows import Rows
 from data.mixing.row_plan import RowPlan
 from tests.helpers.toy_tokenizer import ToyTokenizer, loader_config, questions, write_jsonl
 
-LIMIT = 2.0
+LIMIT = 1.0
 N_BATCHES = 25
 
 

@@ -95,7 +95,8 @@ def preempted(folder: Path) -> dict[str, Any]:
     return event
 
 
-@pytest.mark.parametrize("seconds", [2, pytest.param(40, marks=pytest.mark.proof)])
+@pytest.mark.proof
+@pytest.mark.parametrize("seconds", [2, 40])
 def test_the_slurm_script_saves_for_longer_than_a_launcher_waits_and_requeues(tmp_path: Path, seconds: float) -> None:
     config = write_train(tmp_path, seconds)
     (tmp_path / "bin").mkdir()
