@@ -21,7 +21,7 @@ from data.loading.rows import Rows
 from data.mixing.row_plan import RowPlan
 from tests.helpers.toy_tokenizer import ToyTokenizer, loader_config, questions, write_jsonl
 
-LIMIT = 1.0
+LIMIT = 2.0
 N_BATCHES = 25
 
 
@@ -72,7 +72,7 @@ def wait_for_their_end() -> None:
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize(("num_workers", "number"), [(1, 0), (2, 1)])
+@pytest.mark.parametrize(("num_workers", "number"), [pytest.param(1, 0, marks=pytest.mark.proof), (2, 1)])
 def test_a_stopped_worker_is_named_with_the_batch_that_it_owes(
     rows: Rows, folder: Path, num_workers: int, number: int
 ) -> None:
