@@ -88,6 +88,7 @@ class CheckpointSaver(Callback):
         if batch % self.saving.interval == 0 or batch == self.saving.last_batch:
             self._save(state, background=self.saving.background)
 
+    @within(Section.SAVE)
     def fit_end(self, state: State, logger: Logger) -> None:
         self.wait()
 
@@ -97,6 +98,7 @@ class CheckpointSaver(Callback):
         self._note(self.saver.wait())
         return self._saved[1] if self._saved is not None else None
 
+    @within(Section.SAVE)
     def save_now(self, state: State, *, random: Mapping[str, Any] | None = None) -> Path | None:
         """Saves a checkpoint of the batch that the run is at unless there is one, and returns it once it is committed;
         None when a file system refuses it and on_error is warn. Every rank has to call it.
