@@ -4,7 +4,7 @@
   composer -n 2 scripts/replay_batch.py runs/mine/checkpoints/incidents/ba700      as many ranks as the run had
 
 It starts from the newest checkpoint up to the batch and trains up to it; nothing is saved. The exit code is 0 when all
-is equal, 1 when not, 2 after an error.
+is equal, 1 when not, and that of train.py after an error.
 """
 
 import sys
@@ -16,6 +16,7 @@ sys.path[:] = [str(ROOT), *(path for path in sys.path if not Path(path).resolve(
 
 import argparse
 import math
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -28,22 +29,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("incident", type=Path, help="a folder of SAVE_FOLDER/incidents")
     args = parser.parse_args(argv)
 
-    from data.base.console import is_first, logger, show_on_console
-    from data.base.errors import ConfigError, DataError
+    # When a rank has ended, torch logs a stack of C++ functions for each connection to it. It asks when it is imported.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    from data.base.console import logger, show_on_console
     from data.base.paths import refuse_path_arguments
+    from train.distributed.process_group import sharing_failures
+    from train.supervision.error_report import report
 
     show_on_console()
     try:
         refuse_path_arguments(args, "incident")
-        from train.run.replay import replay
+        with sharing_failures():  # one rank may be unable to read its batch
+            from train.run.replay import replay
 
-        ranks = replay(args.incident)
-    except (ConfigError, DataError) as error:
-        if is_first():
-            print(f"error: {error}", file=sys.stderr)
-        return 2
+            ranks = replay(args.incident)
     except KeyboardInterrupt:
         return 130
+    except Exception as error:
+        if (code := report(error)) is None:
+            raise
+        return code
     for line in describe(ranks):
         logger.info(line)
     return 0 if all(rank.is_same for rank in ranks) else 1

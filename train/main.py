@@ -8,12 +8,11 @@ import json
 import os
 import signal
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from data.base.console import is_first, logger, show_on_console
-from data.base.errors import ConfigError, DataError, Problems, shown_elsewhere
+from data.base.errors import ConfigError, DataError, Problems
 from data.base.paths import refuse_path
 from data.base.redaction import redacted
 from data.base.workers import signalled_at_end_of
@@ -26,7 +25,7 @@ from train.hardware.device import choose_device
 from train.optim.patterns import check_patterns
 from train.planning.machine import check_machine
 from train.planning.summary import parameters_line
-from train.supervision.exit_codes import RunStopped
+from train.supervision.error_report import report
 from train.supervision.resume_command import resume_command
 from train.supervision.signals import StopSignals, stop_signals
 
@@ -48,9 +47,6 @@ key=value changes a key of it; the value is YAML, and dots go deeper:
 """
 
 _REHASH = "--rehash"
-
-# Long enough for local rank 0 to tell what it has met as well; the launcher then ends the others.
-_GRACE_SECONDS = 10.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -85,19 +81,12 @@ def _run_or_report(arguments: list[str], signals: StopSignals) -> int:
                 _describe(*arguments)
         else:
             _run(arguments, signals)
-    except (ConfigError, DataError) as error:
-        if signals.raised:
-            raise  # such as a checkpoint that the signal kept from being read
-        return _report(error)
-    except RunStopped as stop:
-        if os.environ.get("RANK", "0") == "0":
-            sys.stderr.write(f"stopped: {stop}\n")
-            sys.stderr.flush()
-        return int(stop.code)
     except Exception as error:
-        if not shown_elsewhere(error):
+        if signals.raised and isinstance(error, ConfigError | DataError):
+            raise  # such as a checkpoint that the signal kept from being read
+        if (code := report(error)) is None:
             raise
-        return 1
+        return code
     return 0
 
 
@@ -184,15 +173,3 @@ def _load(arguments: list[str]) -> LoadedConfig:
 
 def _world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def _report(error: Exception) -> int:
-    """Local rank 0 tells; another does so only if it is still there after a while, having met the error alone; none for
-    which another rank has told it."""
-    rank = int(os.environ.get("RANK", "0"))
-    if shown_elsewhere(error):
-        return 2
-    if not is_first():
-        time.sleep(_GRACE_SECONDS)
-    print(f"error: rank {rank}: {error}" if rank else f"error: {error}", file=sys.stderr, flush=True)
-    return 2

@@ -13,6 +13,7 @@ from data.base.errors import ConfigError, DataError
 from tests.helpers.small_config import LEAST
 from tests.helpers.toy_run import write_toy_run
 from train.main import main
+from train.supervision import error_report
 
 ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "composer", "transformers", "streaming", "datasets", "numpy")
@@ -153,7 +154,7 @@ def test_local_rank_above_0_waits_and_then_tells_what_it_alone_has_met(monkeypat
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "9")
     assert main(["nope.yaml"]) == 2
-    assert waited == [train.main._GRACE_SECONDS]
+    assert waited == [error_report._GRACE_SECONDS]
     assert capsys.readouterr().err == "error: rank 9: nope.yaml does not exist\n"
 
 

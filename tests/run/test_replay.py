@@ -5,6 +5,8 @@ import io
 import json
 import logging
 import math
+import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,10 @@ from tests.helpers.load_script import load_script
 from tests.helpers.ranks import run_ranks
 from tests.helpers.toy_run import write_toy_run
 from train.checkpoint.save_folder import checkpoints
+from train.distributed import failures, rank_store
+from train.run import replay
+from train.stability.incidents import read_batch
+from train.supervision.exit_codes import RunStopped
 
 RARE = 126
 """The token `~`, which one example has."""
@@ -102,5 +108,35 @@ def test_a_batch_is_computed_again_bit_for_bit(tmp_path: Path) -> None:
     assert [found.name for found in checkpoints(tmp_path / "stopped")] == ["ep0-ba4", "ep0-ba6"]
     assert (same[0], same[1][-1]) == (0, "equal bit for bit on all ranks")
     assert other_ranks[0] == no_incident[0] == 2
-    assert "is of a run on 2 ranks, but there are 1: start it with composer -n 2 scripts/replay" in other_ranks[1][-1]
+    assert "is of a run on 2 ranks, but there are 1: start it as the run was started" in other_ranks[1][-1]
     assert f"{tmp_path} is no incident" in no_incident[1][-1]
+
+
+def raising(error: Exception) -> Callable[[Path], None]:
+    def raise_it(incident: Path) -> None:
+        raise error
+
+    return raise_it
+
+
+def test_a_run_that_stops_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replay, "replay", raising(RunStopped(3, "the loss is a spike")))
+    assert replayed(Path("ba2")) == (3, ["stopped: the loss is a spike"])
+
+
+def test_what_another_rank_cannot_read_is_told_to_the_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = str(server.getsockname()[1])
+    variables = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "LOCAL_RANK": "1"}
+    for name, value in {**variables, "LOCAL_WORLD_SIZE": "2", "RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
+    store = rank_store.connect()
+    monkeypatch.setenv("RANK", "1")
+    failures.note_shown(store)  # as rank 0 does that waits for the others
+    monkeypatch.setattr(replay, "replay", lambda incident: read_batch(tmp_path, 1))
+    assert replayed(tmp_path) == (2, [])
+    failure = failures.shared(store)
+    assert failure is not None
+    assert failure.rank == 1
+    assert f"{tmp_path}/batch-rank1.safetensors cannot be read" in failure.message

@@ -12,11 +12,13 @@ import torch
 from torch import nn
 
 from tests.helpers.small_config import load
-from train.config.supervision import SpikesConfig
+from train.config.supervision import DeadlinesConfig, SpikesConfig
 from train.stability import spike_actions
 from train.stability.rollback import RolledBack
 from train.stability.spike_actions import SpikeActions
 from train.supervision.exit_codes import ExitCode, RunStopped
+from train.supervision.hangs.deadlines import Deadlines, Section
+from train.supervision.hangs.sections import Sections, watched_sections
 
 OnSpike = Literal["log", "skip", "rollback"]
 SPIKE = [1.0, 1.1, 0.9] * 5 + [25.0] * 30 + [1.0] * 3
@@ -136,9 +138,33 @@ def test_after_a_rollback_the_loss_is_compared_with_that_before_the_checkpoint(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     run = Run("rollback", Path("ep0-ba8"))
-    then = {"StepCheck": {"spikes": {"detector": {"losses": [3.0, 3.1, 2.9] * 3, "length": 0}}}}
+    then = {"StepCheck": {"spikes": {"detector": {"losses": [3.0, 3.1, 2.9] * 3, "length": 0}, "mix": [1, ""]}}}
     monkeypatch.setattr(spike_actions, "roll_back", lambda *args: RolledBack(Path("ep0-ba8"), then))
     for loss in SPIKE[:16]:
         run.step(loss)
     assert not run.step(3.05)
     assert run.events.found == [(15, "rollback"), (16, "spike_end")]
+
+
+def test_after_a_rollback_to_another_mix_the_loss_is_compared_with_that_of_the_present_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = Run("rollback", Path("ep0-ba8"))
+    for loss in [1.0, 1.1, 0.9] * 3:
+        run.step(loss, "first stage")
+    then = json.loads(json.dumps({"StepCheck": {"spikes": run.actions.state_dict()}}))
+    monkeypatch.setattr(spike_actions, "roll_back", lambda *args: RolledBack(Path("ep0-ba8"), then))
+    left_out = [run.step(loss, "second stage") for loss in [*[3.0, 3.1, 2.9] * 3, 25.0, 3.0, 3.1]]
+    assert left_out == [False] * 9 + [True, False, False]
+    assert run.events.found == [(18, "rollback"), (19, "spike_end")]
+
+
+def test_a_rollback_has_no_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    run, places = Run("rollback", Path("ep0-ba8")), []
+    sections = Sections(Deadlines(DeadlinesConfig()), lambda: 0.0, lambda message: None)
+    monkeypatch.setattr(Saver, "committed", lambda *args: places.append(sections.place.section) or [])
+    with watched_sections(sections):
+        sections.step_done(1)
+        for loss in SPIKE[:16]:
+            run.step(loss)
+    assert (places, sections.place.section) == ([Section.UNTIMED], Section.STEP)

@@ -1,5 +1,6 @@
 """Non-finite losses and gradients in runs on 2 ranks: they never reach the weights, and what is known is written."""
 
+import json
 import math
 from pathlib import Path
 
@@ -11,10 +12,13 @@ from composer.loggers import Logger
 from tests.helpers.faults import Ended, Fault, is_finite, run_with
 from tests.helpers.ranks import run_ranks
 from tests.helpers.toy_run import write_toy_run
+from train.checkpoint.load import open_checkpoint
+from train.checkpoint.state import read_state
 from train.models.dbrx import DbrxOutput
 from train.stability.experts import STEPS
 from train.stability.incidents import read_incident
 from train.supervision.exit_codes import ExitCode
+from train.supervision.record_file import RECORD
 
 SMALL = ["eval_loader=null", "device_train_microbatch_size=2", "max_duration=6ba"]
 NAN, INF = math.nan, math.inf
@@ -48,7 +52,14 @@ def test_a_run_stops_before_a_step_that_is_not_finite_and_loses_no_work(tmp_path
     name = "transformer.blocks.0.norm_attn_norm.attn.out_proj.weight"
     assert f"the gradient of {name} on rank 1" in messages["gradient on one"]
     assert "composer -n 2 scripts/replay_batch.py" in messages["loss on one"]
-    assert str(tmp_path / "one" / "ep0-ba3") in str(ends["loss on one"].stopped)
+    saved = tmp_path / "one" / "ep0-ba3"
+    assert str(saved) in str(ends["loss on one"].stopped)
+    # Its line is in the record as those of other checkpoints are; the batch that comes after it is not counted in it.
+    record = [json.loads(line) for line in (saved.parent / RECORD).read_text().splitlines()]
+    assert [line["rows"] for line in record if line["batch"] == 3 and "rows" in line and "event" not in line] == [
+        {"": 24}
+    ]
+    assert read_state(open_checkpoint(saved)).callbacks["StepCheck"]["nonfinite"] == 0
     incident = read_incident(tmp_path / "one" / "incidents" / "ba3")
     assert [math.isfinite(float.fromhex(part.loss)) for part in incident.ranks] == [True, False]
     assert [len(part.rows[""]) for part in incident.ranks] == [4, 4]

@@ -53,7 +53,8 @@ def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None, 
     call it.
 
     The settings of the optimizer's groups stay as they are, whatever the groups of the checkpoint were. Raises
-    CorruptCheckpointError, NotFiniteError or ConfigError, the same on every rank; then the model has undefined values.
+    CorruptCheckpointError, NotFiniteError or ConfigError, the same on every rank; then model and optimizer have
+    undefined values.
     """
     params = saved_parameters(model)
     tensors: dict[str, Tensor] = {PREFIX + name: param for name, param in params.items()}
@@ -62,7 +63,7 @@ def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None, 
         checkpoint = open_checkpoint(path, verify=verify)
     with _shared_errors():
         if optimizer is not None:
-            states = _empty_states(checkpoint, params, optimizer)
+            states = _states_to_fill(checkpoint, params, optimizer)
             names = {param: name for name, param in params.items()}
             tensors |= {
                 _state_key(optimizer, names[param], key): value
@@ -85,10 +86,11 @@ def _state_key(optimizer: torch.optim.Optimizer, name: str, key: str) -> str:
     return f"{OPTIMIZERS}{type(optimizer).__qualname__}.state.model.{name}.{key}"
 
 
-def _empty_states(
+def _states_to_fill(
     checkpoint: Checkpoint, params: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
 ) -> dict[nn.Parameter, dict[str, Tensor]]:
-    """Tensors for the state that the checkpoint has: SGD, for example, has none without momentum."""
+    """Tensors for the state that the checkpoint has: SGD, for example, has none without momentum. Those that the
+    optimizer has, where they fit: memory may not suffice for both."""
     states: dict[nn.Parameter, dict[str, Tensor]] = {}
     with_state = set()
     for name, key in checkpoint.optimizer_keys(type(optimizer).__qualname__):
@@ -97,9 +99,11 @@ def _empty_states(
         if param is None or not param.requires_grad:
             continue
         size, dtype = checkpoint.describe(_state_key(optimizer, name, key))
-        like_param = size == tuple(param.shape)
-        empty = torch.zeros_like(param, dtype=dtype) if like_param else torch.zeros(size, dtype=dtype)
-        states.setdefault(param, {})[key] = empty.detach()
+        value = optimizer.state.get(param, {}).get(key)
+        if not isinstance(value, Tensor) or tuple(value.shape) != size or value.dtype != dtype:
+            like_param = size == tuple(param.shape)
+            value = torch.zeros_like(param, dtype=dtype) if like_param else torch.zeros(size, dtype=dtype)
+        states.setdefault(param, {})[key] = value.detach()
     trained = {name for name, param in params.items() if param.requires_grad}
     if with_state and (missing := sorted(trained - with_state)):
         raise ConfigError(

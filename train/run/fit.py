@@ -34,7 +34,7 @@ from train.run.inputs import Inputs, describe, open_inputs, starting_from, warni
 from train.run.model import build_model
 from train.run.restore import restore, verify_end
 from train.run.saving import build_savers, finishing, mirrored, owned
-from train.run.supervision import Supervision, build_preemption
+from train.run.supervision import Supervision, build_preemption, build_recorded_saver
 from train.run.trainer import build_eval_loader, build_train_loader, build_trainer
 from train.stability.step_check import StepCheck
 from train.supervision.events import Events
@@ -119,15 +119,9 @@ def _fit(
     # it: a run that is killed between them notes the batch again, and does not leave it out.
     savers, records = build_savers(config, inputs, owner, mirror), _run_record(config, inputs)
     saving = [*records, *savers, *([mirror] if mirror else []), *([hf_checkpointer] if hf_checkpointer else [])]
-    check = StepCheck(
-        config,
-        inputs.data.plan,
-        model.model,
-        supervision.events,
-        folder=inputs.folder,
-        saver=savers[0] if savers else None,
-    )
-    preemption = build_preemption(config, inputs, savers, records, supervision)
+    saver = build_recorded_saver(savers, records)
+    check = StepCheck(config, inputs.data.plan, model.model, supervision.events, folder=inputs.folder, saver=saver)
+    preemption = build_preemption(config, inputs, saver, supervision)
     for each in generate:
         each.is_ending = preemption.agree
     trainer = build_trainer(

@@ -27,7 +27,6 @@ from train.config.schema import TrainConfig
 from train.run.fit import fit
 from train.stability.incidents import Incident, read_batch, read_incident
 from train.stability.measurement import StepMeasurement
-from train.stability.nonfinite import replay_command
 from train.stability.step_check import random_state
 
 
@@ -89,13 +88,15 @@ def replay(path: Path) -> list[Replayed]:
     """Of each rank. path: an incident in the save folder of its run, which is read alone. Starts from the newest
     checkpoint up to the batch, or as the run did, and trains up to it.
 
-    Raises ConfigError, also when the number of ranks is another than that of the run.
+    Raises ConfigError, also when the number of ranks is another than that of the run, and what fit raises.
     """
     incident = read_incident(path)
     n_ranks, world_size = len(incident.ranks), int(os.environ.get("WORLD_SIZE", "1"))
     if n_ranks != world_size:
-        command = replay_command(path, n_ranks)
-        raise ConfigError(f"{path} is of a run on {n_ranks} ranks, but there are {world_size}: start it with {command}")
+        raise ConfigError(
+            f"{path} is of a run on {n_ranks} ranks, but there are {world_size}: start it as the run was started, on "
+            f"one node with composer -n {n_ranks} scripts/replay_batch.py {path}"
+        )
     mine = read_batch(path, int(os.environ.get("RANK", "0")))
     folder = path.absolute().parents[1]
     present = [each for each in checkpoints(folder) if batch_of(each) <= incident.batch]

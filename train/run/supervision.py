@@ -1,8 +1,9 @@
-"""What ends a run from outside."""
+"""What ends a run from outside, and what saves it then."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from composer.core import State
 from composer.utils import dist
@@ -29,21 +30,36 @@ class Supervision:
     resume_command: str
 
 
-def build_preemption(
-    config: TrainConfig,
-    inputs: Inputs,
-    savers: Sequence[CheckpointSaver],
-    records: Sequence[RunRecord],
-    supervision: Supervision,
-) -> Preemption:
-    """savers, records: of build_savers and of the run; at most one each."""
+class RecordedSaver:
+    """Saves a run that ends early: its checkpoint has a line in the run's record, as those have that are due."""
 
-    def save(state: State) -> Path | None:
-        path = savers[0].save_now(state)
+    def __init__(self, saver: CheckpointSaver, record: RunRecord) -> None:
+        self._saver, self._record = saver, record
+
+    def save_now(self, state: State, *, random: Mapping[str, Any] | None = None) -> Path | None:
+        """As CheckpointSaver.save_now."""
+        path = self._saver.save_now(state, random=random)
         if path is not None:
-            records[0].note_checkpoint(state)
+            self._record.note_checkpoint(state)
         return path
 
+    def committed(self, state: State) -> list[Path]:
+        """As CheckpointSaver.committed."""
+        return self._saver.committed(state)
+
+    @property
+    def longest_save(self) -> float:
+        return self._saver.longest_save
+
+
+def build_recorded_saver(savers: Sequence[CheckpointSaver], records: Sequence[RunRecord]) -> RecordedSaver | None:
+    """savers, records: of build_savers and of the run; at most one each. None without a save_folder."""
+    return RecordedSaver(savers[0], records[0]) if savers else None
+
+
+def build_preemption(
+    config: TrainConfig, inputs: Inputs, saver: RecordedSaver | None, supervision: Supervision
+) -> Preemption:
     wall_time = None
     if config.max_wall_time is not None:
         n_bytes = file_bytes(config, dist.get_world_size())
@@ -52,8 +68,8 @@ def build_preemption(
     return Preemption(
         supervision.signals,
         wall_time=wall_time,
-        save=save if savers else None,
-        longest_save=lambda: max((saver.longest_save for saver in savers), default=0.0),
+        save=saver.save_now if saver is not None else None,
+        longest_save=lambda: saver.longest_save if saver is not None else 0.0,
         events=supervision.events,
         first_batch=inputs.first_batch,
         resumed_from=inputs.start.path if inputs.start is not None and inputs.resuming else None,

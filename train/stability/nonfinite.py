@@ -18,6 +18,7 @@ from train.distributed.clipping import not_finite_gradients
 from train.stability.incidents import Incident, RankPart, write_incident
 from train.supervision.events import Events
 from train.supervision.exit_codes import ExitCode, RunStopped
+from train.supervision.resume_command import replay_command
 
 _SHOWN = 8
 """Names, and row ids of a stream, that a message shows."""
@@ -61,7 +62,6 @@ class NonFiniteSteps:
         loss: this rank's part; params: with their gradients; random: this rank's random state at the batch's start.
         Raises RunStopped, on every rank, for on_nonfinite: stop, and when too many steps come one after the other.
         """
-        self.length += 1
         number = state.timestamp.batch.value
         mine = RankPart(
             loss=float.hex(loss),
@@ -72,9 +72,11 @@ class NonFiniteSteps:
         incident = Incident(batch=number, run_name=state.run_name, ranks=dist.all_gather_object(mine))
         written = "there is no save_folder" if self._folder is None else write_incident(self._folder, incident, batch)
         self._report(incident, written, logger)
-        most = self._config.spikes.max_steps
         if self._config.on_nonfinite == "stop":
+            # The state that this saves is the one before the step, which is not counted yet.
             raise self._stopped(state, incident, written, random)
+        self.length += 1
+        most = self._config.spikes.max_steps
         if self.length >= most:
             raise RunStopped(
                 ExitCode.UNSTABLE,
@@ -94,7 +96,7 @@ class NonFiniteSteps:
     def _report(self, incident: Incident, written: Path | str, logger: Logger) -> None:
         message = f"batch {incident.batch} is not finite: {'; '.join(_findings(incident))}. Its gradients are dropped"
         if isinstance(written, Path):
-            message += f"; it is in {written}: {replay_command(written, len(incident.ranks))} computes it again"
+            message += f"; it is in {written}: {replay_command(written)} computes it again"
         else:
             message += f"; it is not written: {written}"
         self._events.report(
@@ -118,14 +120,9 @@ class NonFiniteSteps:
         lines = [f"batch {incident.batch} is not finite (on_nonfinite: stop)"]
         lines.append(f"the state before it is in {saved}" if saved else f"the state before it is not saved: {why}")
         if isinstance(written, Path):
-            lines.append(f"to compute it again: {replay_command(written, len(incident.ranks))}")
+            lines.append(f"to compute it again: {replay_command(written)}")
         lines.append("to continue without it: the same command with autoresume=true on_nonfinite=skip")
         return RunStopped(ExitCode.UNSTABLE, "\n  ".join(lines))
-
-
-def replay_command(incident: Path, n_ranks: int) -> str:
-    program = "python" if n_ranks == 1 else f"composer -n {n_ranks}"
-    return f"{program} scripts/replay_batch.py {incident}"
 
 
 def _findings(incident: Incident) -> Iterator[str]:

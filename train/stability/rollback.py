@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from composer.utils import dist
 from torch import nn
 
 from data.base.console import logger
@@ -12,6 +13,8 @@ from train.checkpoint.load import load, open_checkpoint
 from train.checkpoint.state import state_if_any
 from train.checkpoint.storage.finite import NotFiniteError
 from train.checkpoint.storage.manifest import CorruptCheckpointError
+from train.distributed.clipping import drop_gradients
+from train.distributed.first_rank import on_first_rank
 from train.supervision.exit_codes import ExitCode, RunStopped
 
 
@@ -25,21 +28,38 @@ class RolledBack(NamedTuple):
 
 def roll_back(checkpoints: Sequence[Path], model: nn.Module, optimizer: torch.optim.Optimizer) -> RolledBack | None:
     """Loads the newest of the checkpoints (oldest first) that is right, which loading verifies; None where there are
-    none, and then nothing has changed. The settings of the optimizer's groups stay as they are.
+    none, and then nothing has changed. Otherwise the gradients are dropped. The settings of the optimizer's groups stay
+    as they are.
 
     Every rank has to call it. Raises RunStopped, on every rank, when none of them can be loaded.
     """
+    if checkpoints:
+        # First: loading needs memory.
+        drop_gradients(param for group in optimizer.param_groups for param in group["params"])
     errors = []
     for path in reversed(checkpoints):
         try:
+            callbacks = _callbacks(path)
             load(path, model, optimizer)
-            state = state_if_any(open_checkpoint(path))
         except (CorruptCheckpointError, NotFiniteError) as error:
             logger.warning(str(error))
             errors.append(str(error))
         else:
-            return RolledBack(path, state.callbacks if state is not None else {})
+            return RolledBack(path, callbacks)
     if errors:
         text = "\n  ".join(["on_spike: rollback found no checkpoint that can be loaded", *errors])
         raise RunStopped(ExitCode.UNSTABLE, text)
     return None
+
+
+def _callbacks(checkpoint: Path) -> Mapping[str, Any]:
+    """The state of the callbacks in it, which rank 0 reads: all ranks have it, or its error."""
+    found: list[Mapping[str, Any]] = [{}]
+
+    def read() -> None:
+        if (state := state_if_any(open_checkpoint(checkpoint))) is not None:
+            found[0] = state.callbacks
+
+    on_first_rank(read)
+    dist.broadcast_object_list(found, src=0)
+    return found[0]

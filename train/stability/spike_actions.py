@@ -13,6 +13,8 @@ from train.stability.rollback import roll_back
 from train.stability.spikes import SpikeDetector
 from train.supervision.events import Events
 from train.supervision.exit_codes import ExitCode, RunStopped
+from train.supervision.hangs.deadlines import Section
+from train.supervision.hangs.sections import within
 
 OWNER = "StepCheck"
 """The callback whose state in a checkpoint has that of SpikeActions as `spikes`."""
@@ -61,6 +63,7 @@ class SpikeActions:
             self._lasts(batch, loss, logger)
         return leave_out
 
+    @within(Section.UNTIMED)  # a large checkpoint may take longer than a step may
     def _roll_back(self, state: State, what: str, logger: Logger, model: nn.Module) -> None:
         batch, most = state.timestamp.batch.value, self._config.spikes.max_rollbacks
         if self._rollbacks >= most:
@@ -75,7 +78,8 @@ class SpikeActions:
             self._events.report("spike", batch, text, logger=logger)
             return
         self._rollbacks += 1
-        if (then := back.callbacks.get(OWNER)) is not None:
+        then = back.callbacks.get(OWNER)
+        if then is not None and then["spikes"]["mix"] == self._mix:
             self._detector.return_to(then["spikes"]["detector"])
         text = (
             f"{what}. Model and optimizer are those of {back.checkpoint} again (rollback {self._rollbacks} of {most}): "

@@ -1,4 +1,4 @@
-"""The command that resumes a run, as its user started it."""
+"""The commands that resume a run, or compute a batch of it again, as its user started it."""
 
 import os
 import shlex
@@ -21,13 +21,23 @@ def resume_command(arguments: Sequence[str]) -> str:
     return shlex.join(map(redacted, [*_started_by(), *kept, "autoresume=true"]))
 
 
+def replay_command(incident: Path) -> str:
+    """For a shell, without secrets: the launcher with its options if there is one, and the script."""
+    program = _launched_by(sys.argv[0]) if "RANK" in os.environ else ["python"]
+    return shlex.join(map(redacted, [*program, "scripts/replay_batch.py", str(incident)]))
+
+
 def _started_by() -> list[str]:
     """Launcher and script, or interpreter and script."""
     script = sys.argv[0]
     if "RANK" not in os.environ:
         own = sys.orig_argv
         return [_name(own[0]), *own[1 : own.index(script) + 1]] if script in own[1:] else ["python", "train.py"]
-    return [*(_launcher(script) or _usual_launcher()), script]
+    return [*_launched_by(script), script]
+
+
+def _launched_by(script: str) -> list[str]:
+    return _launcher(script) or _usual_launcher()
 
 
 def _launcher(script: str) -> list[str]:

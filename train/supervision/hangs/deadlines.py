@@ -24,7 +24,7 @@ class Section(StrEnum):
     EVALUATION = "evaluation"
     SAVE = "save"
     UNTIMED = "untimed"
-    """Without a deadline: exports, generated texts, what loggers upload at the end."""
+    """Without a deadline: exports, generated texts, rollbacks, what loggers upload at the end."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -89,8 +89,8 @@ class Peers:
         self._thread.join(1)  # no longer: it may be waiting for the server
 
     def silence(self, rank: int) -> float:
-        """Seconds for which the rank's heartbeat had not advanced when heartbeats were read last: ranks other than 0 and
-        1 read them only when they need them."""
+        """Seconds for which the rank's heartbeat had not advanced when heartbeats were read last: ranks above 1 read
+        them only when they need them."""
         return self._read_at - self._changed.get(rank, (0, self._read_at))[1]
 
     def share(self, failure: Failure, seconds: float) -> Failure:

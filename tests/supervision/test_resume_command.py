@@ -1,0 +1,33 @@
+"""The commands that a user is shown, from the command line of the launcher."""
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import psutil
+import pytest
+
+from train.supervision.resume_command import replay_command
+
+
+@pytest.mark.parametrize(
+    ("launcher", "shown"),
+    [
+        (["/venv/bin/python", "/venv/bin/composer", "-n", "8", "--world_size", "16"], "composer -n 8 --world_size 16"),
+        (["/bin/torchrun", "--nproc_per_node", "8", "--nnodes", "2"], "torchrun --nproc_per_node 8 --nnodes 2"),
+        # Of another program only the ranks of this node are known, not how the nodes are to find one another.
+        (["/sbin/init"], "composer -n 8"),
+    ],
+)
+def test_a_batch_is_computed_again_under_the_launcher_of_the_run(
+    launcher: list[str], shown: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = launcher if launcher == ["/sbin/init"] else [*launcher, "train.py", "mine.yaml"]
+    monkeypatch.setattr(psutil, "Process", lambda pid: SimpleNamespace(cmdline=lambda: words))
+    monkeypatch.setattr(sys, "argv", ["train.py", "mine.yaml"])
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    for name, value in {"RANK": "8", "WORLD_SIZE": "16", "LOCAL_WORLD_SIZE": "8"}.items():
+        monkeypatch.setenv(name, value)
+    assert replay_command(Path("runs/mine/incidents/ba7")) == f"{shown} scripts/replay_batch.py runs/mine/incidents/ba7"
+    monkeypatch.delenv("RANK")
+    assert replay_command(Path("ba7")) == "python scripts/replay_batch.py ba7"
