@@ -27,6 +27,8 @@ from train.config.schema import TrainConfig
 from train.distributed.first_rank import on_first_rank
 from train.run.inputs import Inputs, starting_from
 from train.supervision.exit_codes import ExitCode, RunStopped
+from train.supervision.hangs.deadlines import Section
+from train.supervision.hangs.sections import within
 from train.weights.start import find_start
 
 
@@ -152,7 +154,7 @@ def mirrored(config: TrainConfig, inputs: Inputs) -> Iterator[Mirror | None]:
             lease.release()
             raise
 
-    on_first_rank(take_it)
+    on_first_rank(take_it, slow="save_folder/taken")
     mirror = Mirror(
         senders[0] if senders else None, url=remote.url, local=local, stop_on_error=config.on_save_error == "stop"
     )
@@ -164,15 +166,22 @@ def mirrored(config: TrainConfig, inputs: Inputs) -> Iterator[Mirror | None]:
             mirror.abandon()
             raise
         try:
-            mirror.finish()
+            _finish(mirror)
         except DataError as error:
             logger.warning(str(error))
-        raise
+            raise stop from None
+        # What is here is there too.
+        raise RunStopped(stop.code, str(stop).replace(f"{local}/", f"{remote.url}/")) from None
     except BaseException:
         mirror.abandon()
         raise
     else:
-        mirror.finish()
+        _finish(mirror)
+
+
+@within(Section.UNTIMED)
+def _finish(mirror: Mirror) -> None:
+    mirror.finish()
 
 
 def _check_unchanged_there(remote: RemoteFolder, config: TrainConfig, inputs: Inputs) -> None:

@@ -11,7 +11,8 @@ from data.base.console import logger
 from data.base.durations import parse_wall_time
 from train.callbacks.checkpoint_saver import CheckpointSaver
 from train.callbacks.run_record import RunRecord
-from train.checkpoint.saving.space import file_bytes
+from train.checkpoint.remote.mirror import Mirror
+from train.checkpoint.saving.space import checkpoint_bytes, file_bytes
 from train.config.schema import TrainConfig
 from train.run.inputs import Inputs
 from train.supervision.events import Events
@@ -34,6 +35,7 @@ def build_preemption(
     inputs: Inputs,
     savers: Sequence[CheckpointSaver],
     records: Sequence[RunRecord],
+    mirror: Mirror | None,
     supervision: Supervision,
 ) -> Preemption:
     """savers, records: of build_savers and of the run; at most one each."""
@@ -47,13 +49,15 @@ def build_preemption(
     wall_time = None
     if config.max_wall_time is not None:
         n_bytes = file_bytes(config, dist.get_world_size())
-        wall_time = WallTime(parse_wall_time(config.max_wall_time), file_bytes=n_bytes)
+        sent = checkpoint_bytes(config, dist.get_world_size()) if mirror is not None else 0
+        wall_time = WallTime(parse_wall_time(config.max_wall_time), file_bytes=n_bytes, sent_bytes=sent)
         logger.info(f"max_wall_time {config.max_wall_time}: {wall_time}")
     return Preemption(
         supervision.signals,
         wall_time=wall_time,
         save=save if savers else None,
         longest_save=lambda: max((saver.longest_save for saver in savers), default=0.0),
+        sending=mirror.seconds_to_send if mirror is not None else lambda: 0.0,
         events=supervision.events,
         first_batch=inputs.first_batch,
         resumed_from=inputs.start.path if inputs.start is not None and inputs.resuming else None,

@@ -15,7 +15,7 @@ from data.base.errors import ConfigError
 from data.base.sizes import format_bytes
 from data.stores.store import Store, StoreError
 from train.checkpoint.retention import KEEP, Retention
-from train.checkpoint.save_folder import PART, RECORD, named_batch, remove
+from train.checkpoint.save_folder import INCIDENTS, PART, RECORD, named_batch, remove
 from train.checkpoint.storage.files import verify_files
 from train.checkpoint.storage.manifest import MANIFEST, CorruptCheckpointError, Manifest, read_manifest
 
@@ -122,10 +122,12 @@ class RemoteFolder:
 
     def send(self, path: Path, name: str, *, confirm: Callable[[], None]) -> int:
         """Sends and commits a checkpoint, in place of one of the same name, and returns its bytes. What is sent is
-        verified before. confirm is called before the commit; what it raises is raised."""
+        verified before. confirm is called before anything is changed, and before the commit; what it raises is raised.
+        """
         manifest = read_manifest(path)
         assert manifest is not None, "what is saved has a manifest"
         verify_files(path)
+        confirm()
         self.store.delete([f"{name}/{MANIFEST}"])
         files = [*manifest.files, *([KEEP] if (path / KEEP).exists() else [])]
         self.store.send((path / file, f"{name}/{file}") for file in files)
@@ -147,8 +149,7 @@ class RemoteFolder:
         contents = self.look()
         for name in (*contents.committed, *contents.incomplete):
             self.remove(name, contents)
-        if RECORD in contents.sizes:
-            self.store.delete([RECORD])
+        self.store.delete(name for name in contents.beside if name == RECORD or name.startswith(f"{INCIDENTS}/"))
 
     def prune(self, retention: Retention, batch: int) -> list[str]:
         """Deletes what is superseded by the checkpoint of that batch, which is committed; returns the names."""

@@ -73,6 +73,7 @@ def look(remote: RemoteFolder, folder: Path, config: TrainConfig) -> Contents:
     Raises ConfigError when the store refuses, or the folder holds checkpoints that this run would neither resume from
     nor may overwrite.
     """
+    _refuse_to_delete(config, remote.url)
     with store_errors_named("save_folder"):
         contents = remote.look()
         if contents.committed and not (config.autoresume or config.save_overwrite):
@@ -91,6 +92,16 @@ def look(remote: RemoteFolder, folder: Path, config: TrainConfig) -> Contents:
         if config.autoresume and contents.committed and not (folder / RUN).exists():
             remote.bring_beside(folder, contents)
     return contents
+
+
+def _refuse_to_delete(config: TrainConfig, url: str) -> None:
+    deletes = config.save_overwrite and not config.autoresume
+    if deletes and config.load_path is not None and f"{config.load_path}/".startswith(f"{url}/"):
+        raise ConfigError(
+            f"is {config.load_path!r}, which save_overwrite would delete with the other checkpoints of {url}: write "
+            "another run_name or save_folder",
+            key="load_path",
+        )
 
 
 def _empty(folder: Path, url: str) -> None:
