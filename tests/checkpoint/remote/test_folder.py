@@ -138,3 +138,11 @@ def test_retention_counts_what_is_in_the_store(remote: RemoteFolder, tmp_path: P
     assert remote.prune(Retention(newest=2), 8) == ["ep0-ba4"]
     # A later one is left alone: the run has resumed from one before it.
     assert remote.look().committed == ("ep0-ba2", "ep0-ba6", "ep0-ba8", "ep0-ba10")
+
+
+def test_a_run_from_the_beginning_clears_it(remote: RemoteFolder, server: Server, tmp_path: Path) -> None:
+    send(remote, tmp_path / "run", 2)
+    for name in ("record.jsonl", "incidents/ba1/batch.pt", "incidents.txt", "config.yaml"):
+        remote.store.send([(tmp_path / "run" / "config.yaml", name)])
+    remote.clear()
+    assert sorted(server.content()) == ["run/config.yaml", "run/incidents.txt"]

@@ -87,3 +87,15 @@ def test_who_has_lost_the_folder_notices_and_leaves_the_other_alone(remote: Remo
     remote.store.delete([OWNER])
     with pytest.raises(TakenOverError, match="its object was deleted"):
         held.renew()
+
+
+def test_an_answer_that_is_lost_refuses_nobody(remote: RemoteFolder, monkeypatch) -> None:
+    write = remote.store.write
+
+    def write_unanswered(name: str, data: bytes, *, replaces: str | None = None) -> str | None:
+        write(name, data, replaces=replaces)
+        monkeypatch.undo()
+        return None  # of the next try, which finds what this one has written
+
+    monkeypatch.setattr(remote.store, "write", write_unanswered)
+    take(remote, "mine").renew()
