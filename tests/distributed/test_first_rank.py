@@ -1,7 +1,7 @@
 """What rank 0 does for all, and how the others wait for it."""
 
 import pytest
-from torch.distributed import HashStore
+from torch._C._distributed_c10d import HashStore
 
 from train.distributed import first_rank
 from train.distributed.first_rank import on_first_rank
