@@ -19,12 +19,14 @@ from tests.helpers.toy_run import write_toy_run
 from tests.helpers.watched_run import run
 from train.callbacks.checkpoint_saver import CheckpointSaver
 from train.checkpoint.remote.folder import RemoteFolder
+from train.checkpoint.remote.staging import planned_folder
 from train.checkpoint.save_folder import checkpoints
 from train.checkpoint.storage.files import verify_files
 from train.config.load import read_config
 from train.run.fit import fit
 from train.run.inputs import open_inputs
 from train.supervision.exit_codes import ExitCode, RunStopped
+from train.weights.start import find_start
 
 pytestmark = [pytest.mark.ranks, pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -123,6 +125,12 @@ def test_a_corrupt_checkpoint_in_the_store_is_passed_over(gs: Server, tmp_path: 
     remote = RemoteFolder(open_store(f"{gs.url}/toy"))
     (tmp_path / "third").mkdir()
     verify_files(remote.bring("ep0-ba8", tmp_path / "third", remote.look()))  # written anew
+
+    planned = read_config(path, machine(tmp_path, "planned", gs))
+    with planned_folder(planned, "toy") as folder:
+        start = find_start(planned, folder)
+        assert start is not None
+        assert (start.path.name, start.data_state is not None) == ("ep0-ba10", True)
 
     others = ["run_name=other", "load_path=gs://bucket/toy/latest", f"save_staging_folder={tmp_path / 'fourth'}"]
     start = open_inputs(read_config(path, [*others, "load_weights_only=true"])).start

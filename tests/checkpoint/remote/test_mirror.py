@@ -67,7 +67,7 @@ def test_the_third_unsent_checkpoint_waits(remote: RemoteFolder, server: Server,
     mirror = mirror_of(remote, local)
     mirror.begin(resuming=False)
     sender: Any = mirror._sender
-    server.faults += [Fault("PUT", "ep0-ba1/__0_0", 1, "slow", 0.4)]
+    server.faults += [Fault("PUT", "ep0-ba1/__0_0", 1, "slow", 1.0)]
     unsent = []
     for batch in (1, 2, 3):
         write_save_folder(local, batch)
@@ -181,6 +181,7 @@ def test_a_run_that_has_lost_its_folder_stops(remote: RemoteFolder, tmp_path: Pa
     sender.wait(0)
     with pytest.raises(DataError, match="is no longer this run's: taken over by run 'other'"):
         mirror.batch_start(at(2), None)  # pyright: ignore[reportArgumentType]
-    mirror.abandon()
+    with pytest.raises(DataError, match="taken over by run 'other'"):
+        mirror.finish()
     assert remote.look().committed == ()
     other.renew()
