@@ -11,6 +11,7 @@ sys.path[:] = [str(ROOT), *(path for path in sys.path if not Path(path).resolve(
 import argparse
 import os
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -79,11 +80,12 @@ def _data(config: "TrainConfig", folder: Path | None, picture: Path) -> "Clock":
         raise ConfigError(f"--png is {str(picture)!r}, but it must be a file that ends in .png (or {', '.join(kinds)})")
     if not os.access(picture.parent, os.W_OK):
         raise ConfigError(f"--png is {str(picture)!r}, but its folder cannot be written")
-    start = find_start(config, planned_folder(config, run_name_of(config)) if folder is not None else None)
-    state = start.data_state if start is not None else None
-    run = open_data(config, build_tokenizer(config.tokenizer), state, check=partial(check_rows, start, config))
-    if start is not None:
-        print("\n".join([f"starting from {start.path}", *change_lines(start, config)]))
+    with planned_folder(config, run_name_of(config)) if folder is not None else nullcontext() as planned:
+        start = find_start(config, planned)
+        state = start.data_state if start is not None else None
+        run = open_data(config, build_tokenizer(config.tokenizer), state, check=partial(check_rows, start, config))
+        if start is not None:
+            print("\n".join([f"starting from {start.path}", *change_lines(start, config)]))
     _print(streams_table(run), stages_table(run, config), *run.plan.notes)
     draw(run, picture)
     print(f"the planned mix is drawn in {picture}")

@@ -5,15 +5,17 @@ from pathlib import Path
 import pytest
 
 from data.base.errors import ConfigError
+from data.stores.gcs import GCSBucket
 from data.stores.store import open_store
 from tests.helpers.saved_checkpoints import flip, write_save_folder
 from tests.helpers.stores import Server, serve, shorten_waits
 from tests.helpers.toy_run import write_toy_run
 from train.checkpoint.remote.folder import RemoteFolder
 from train.checkpoint.remote.lease import take
-from train.checkpoint.remote.staging import fetch_checkpoint, look, open_save_folder
+from train.checkpoint.remote.staging import fetch_checkpoint, look, open_save_folder, planned_folder
 from train.checkpoint.save_folder import checkpoints, local_folder
 from train.checkpoint.storage.files import verify_files
+from train.checkpoint.storage.manifest import check_files, read_manifest
 from train.config.load import read_config
 from train.config.schema import TrainConfig
 from train.run.inputs import open_inputs
@@ -76,6 +78,11 @@ def test_a_folder_with_checkpoints_or_an_owner(server: Server, tmp_path: Path) -
     config = config_of(tmp_path, "save_folder=gs://bucket/{run_name}")
     with pytest.raises(ConfigError, match=r"gs://bucket/toy holds 2 checkpoint\(s\), the newest ep0-ba4: write"):
         open_inputs(config)
+    over = config_of(
+        tmp_path, "save_folder=gs://bucket/{run_name}", "save_overwrite=true", "load_path=gs://bucket/toy/latest"
+    )
+    with pytest.raises(ConfigError, match="load_path is 'gs://bucket/toy/latest', which save_overwrite would delete"):
+        open_inputs(over)
     take(remote, "mine")
     with pytest.raises(ConfigError, match="save_folder is gs://bucket/toy, which belongs to run 'mine'"):
         open_inputs(config)
@@ -111,3 +118,22 @@ def test_load_path_is_fetched_once_and_again_when_it_has_changed(server: Server,
         fetch_checkpoint(f"{server.url}/toy", root, "load_path")
     with pytest.raises(ConfigError, match="there is no such checkpoint; beside it is ep0-ba4"):
         fetch_checkpoint(f"{server.url}/toy/ep0-ba9", root, "load_path")
+
+
+def test_a_plan_fetches_no_tensors(server: Server, tmp_path: Path, monkeypatch) -> None:
+    send(server, tmp_path / "run", 2, 4).store.send([(tmp_path / "run" / "config.yaml", "config.yaml")])
+    fetched = []
+    fetch = GCSBucket.fetch
+    monkeypatch.setattr(GCSBucket, "fetch", lambda self, key, path: [fetched.append(key), fetch(self, key, path)])
+    with planned_folder(config_of(tmp_path, "save_folder=gs://bucket/{run_name}"), "toy") as folder:
+        assert folder is not None
+        (found,) = checkpoints(folder)
+        manifest = read_manifest(found)
+        assert manifest is not None
+        check_files(found, manifest)
+        assert (found / "state.json").read_text() == "{}"
+    assert not folder.exists()
+    assert sorted(key.removeprefix("toy/") for key in fetched) == [
+        "config.yaml",
+        *(f"ep0-ba4/{name}" for name in (".metadata", "manifest.json", "state.json")),
+    ]

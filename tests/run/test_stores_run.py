@@ -17,13 +17,16 @@ from tests.helpers.store_faults import Fault
 from tests.helpers.stores import Server, serve
 from tests.helpers.toy_run import write_toy_run
 from tests.helpers.watched_run import run
+from train.callbacks.checkpoint_saver import CheckpointSaver
 from train.checkpoint.remote.folder import RemoteFolder
+from train.checkpoint.remote.staging import planned_folder
 from train.checkpoint.save_folder import checkpoints
 from train.checkpoint.storage.files import verify_files
 from train.config.load import read_config
 from train.run.fit import fit
 from train.run.inputs import open_inputs
 from train.supervision.exit_codes import ExitCode, RunStopped
+from train.weights.start import find_start
 
 pytestmark = [pytest.mark.ranks, pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -39,16 +42,17 @@ class StopAt(Callback):
 
     def batch_start(self, state: State, logger: Logger) -> None:
         if state.timestamp.batch.value == self.batch:
-            raise RunStopped(ExitCode.RESUMABLE, "asked to")
+            (saver,) = [each for each in state.callbacks if isinstance(each, CheckpointSaver)]
+            raise RunStopped(ExitCode.RESUMABLE, f"saved in {saver.wait()}")
 
 
-def stopped_there(environment: Mapping[str, str], path: str, overrides: list[str], batch: int) -> int:
+def stopped_there(environment: Mapping[str, str], path: str, overrides: list[str], batch: int) -> str:
     os.environ.update(environment)
     try:
         fit(read_config(path, overrides), callbacks=[StopAt(batch)])
     except RunStopped as stop:
-        return stop.code
-    return 0
+        return f"{stop.code}: {stop}"
+    return ""
 
 
 @pytest.fixture(scope="module")
@@ -92,11 +96,25 @@ def test_a_run_killed_in_an_upload_ends_as_if_it_had_not_been(s3: Server, tmp_pa
     assert {"config.yaml", "record.jsonl", "run.json"} < {*contents.beside}
 
 
+@pytest.mark.proof
+def test_a_failed_export_leaves_no_checkpoint_unsent(s3: Server, tmp_path: Path) -> None:
+    s3.faults += [Fault("PUT", "huggingface/ba10", 100, "denied"), Fault("PUT", "ep0-ba10/__0_0", 1, "slow", 3.0)]
+    exports = f"callbacks.hf_checkpointer={{save_folder: '{s3.url}/hf', save_interval: 1dur}}"
+    overrides = [*machine(tmp_path, "first", s3), "run_name=exported", exports]
+    with pytest.raises(RuntimeError, match="not every checkpoint was exported"):
+        run_ranks(run_there, 1, s3.environment, write_toy_run(tmp_path), overrides)
+    s3.faults.clear()
+    assert RemoteFolder(open_store(f"{s3.url}/exported")).look().committed[-1] == "ep0-ba10"
+
+
+@pytest.mark.proof
 def test_a_corrupt_checkpoint_in_the_store_is_passed_over(gs: Server, tmp_path: Path) -> None:
     path = write_toy_run(tmp_path)
     gs.faults += [Fault("POST", "", 1, "slow", 1.0)]
     # All is sent before a run that is to be resumed ends.
-    assert run_ranks(stopped_there, 1, gs.environment, path, machine(tmp_path, "first", gs), 8) == [75]
+    assert run_ranks(stopped_there, 1, gs.environment, path, machine(tmp_path, "first", gs), 8) == [
+        "75: saved in gs://bucket/toy/ep0-ba8"
+    ]
     key = "toy/ep0-ba8/__0_0.distcp"
     gs.put(key, gs.content()[key][:-1] + b"x")
     stop = [*machine(tmp_path, "second", gs), "on_corrupt_checkpoint=stop"]
@@ -107,6 +125,12 @@ def test_a_corrupt_checkpoint_in_the_store_is_passed_over(gs: Server, tmp_path: 
     remote = RemoteFolder(open_store(f"{gs.url}/toy"))
     (tmp_path / "third").mkdir()
     verify_files(remote.bring("ep0-ba8", tmp_path / "third", remote.look()))  # written anew
+
+    planned = read_config(path, machine(tmp_path, "planned", gs))
+    with planned_folder(planned, "toy") as folder:
+        start = find_start(planned, folder)
+        assert start is not None
+        assert (start.path.name, start.data_state is not None) == ("ep0-ba10", True)
 
     others = ["run_name=other", "load_path=gs://bucket/toy/latest", f"save_staging_folder={tmp_path / 'fourth'}"]
     start = open_inputs(read_config(path, [*others, "load_weights_only=true"])).start

@@ -11,8 +11,9 @@ from data.base.errors import ConfigError, DataError
 _POLL_SECONDS, _SLOWEST_POLL_SECONDS = 0.002, 0.5
 
 
-def on_first_rank(write: Callable[[], None]) -> None:
+def on_first_rank(write: Callable[[], None], *, slow: str | None = None) -> None:
     """Runs on global rank 0; its ConfigError, DataError or OSError is raised on every rank, an OSError as ConfigError.
+    slow: a name for what may take longer than a collective: the others wait for it as from_first_rank does.
 
     Every rank has to call it.
     """
@@ -24,6 +25,11 @@ def on_first_rank(write: Callable[[], None]) -> None:
             errors = [error]
         except OSError as error:
             errors = [ConfigError(str(error))]
+        finally:
+            if slow is not None:
+                from_first_rank(slow, "")
+    elif slow is not None:
+        from_first_rank(slow, "")
     dist.broadcast_object_list(errors, src=0)
     if errors[0] is not None:
         raise errors[0]

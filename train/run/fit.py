@@ -15,7 +15,7 @@ from composer.utils import dist, get_device
 from data.base.console import logger
 from data.base.errors import DataError, is_full
 from train.callbacks.generate import build_generate
-from train.callbacks.hf_checkpointer import build_hf_checkpointer
+from train.callbacks.hf_checkpointer import HFCheckpointer, build_hf_checkpointer
 from train.callbacks.remote_shards import RemoteShards
 from train.callbacks.run_record import RunRecord
 from train.callbacks.stream_monitor import StreamMonitor
@@ -84,15 +84,22 @@ def fit(
         if not inputs.at_the_end:
             with owned(config, inputs) as (owner, inputs):
                 if not inputs.at_the_end:
-                    with mirrored(config, inputs) as mirror:
-                        marks = SectionMarks(sections)
-                        _fit(config, inputs, owner, mirror, composer_device, [marks, *callbacks], dtype, supervision)
+                    with mirrored(config, inputs, supervision.signals) as mirror:
+                        callbacks = [SectionMarks(sections), *callbacks]
+                        exporter = _fit(config, inputs, owner, mirror, composer_device, callbacks, dtype, supervision)
+                    _check(exporter)  # once all is sent
                     return
             inputs = verify_end(config, inputs)
-        with mirrored(config, inputs) if inputs.resuming else nullcontext() as mirror:
+        with mirrored(config, inputs, supervision.signals) if inputs.resuming else nullcontext() as mirror:
             if mirror is not None:
                 mirror.begin(resuming=True)
-            _nothing_to_do(config, inputs)
+            exporter = _nothing_to_do(config, inputs)
+        _check(exporter)
+
+
+def _check(exporter: HFCheckpointer | None) -> None:
+    if exporter is not None:
+        exporter.check()
 
 
 def _fit(
@@ -104,7 +111,7 @@ def _fit(
     callbacks: Sequence[Callback],
     dtype: torch.dtype,
     supervision: Supervision,
-) -> None:
+) -> HFCheckpointer | None:
     precision = _precision(config, device.name)
     generate = build_generate(config, inputs.tokenizer, inputs.data.clock)
     hf_checkpointer = build_hf_checkpointer(
@@ -121,7 +128,7 @@ def _fit(
     saving = [*records, *savers, *([mirror] if mirror else []), *([hf_checkpointer] if hf_checkpointer else [])]
     saver = build_recorded_saver(savers, records)
     check = StepCheck(config, inputs.data.plan, model.model, supervision.events, folder=inputs.folder, saver=saver)
-    preemption = build_preemption(config, inputs, saver, supervision)
+    preemption = build_preemption(config, inputs, saver, mirror, supervision)
     for each in generate:
         each.is_ending = preemption.agree
     trainer = build_trainer(
@@ -157,8 +164,7 @@ def _fit(
             raise
     with within(Section.UNTIMED):
         trainer.close()
-    if hf_checkpointer is not None:
-        hf_checkpointer.check()
+    return hf_checkpointer
 
 
 def _initialize(inputs: Inputs, config: TrainConfig, device: ComposerDevice) -> Inputs:
@@ -175,20 +181,20 @@ def _initialize(inputs: Inputs, config: TrainConfig, device: ComposerDevice) -> 
     return inputs
 
 
-def _nothing_to_do(config: TrainConfig, inputs: Inputs) -> None:
+def _nothing_to_do(config: TrainConfig, inputs: Inputs) -> HFCheckpointer | None:
     """Says so, and exports what the run that has ended was to export."""
     assert inputs.start is not None
     end = f"max_duration {config.max_duration} is {inputs.max_batches}"
     logger.info(f"nothing to do: {inputs.start.path} is at batch {inputs.first_batch}, and {end}")
     if not inputs.resuming:
-        return
+        return None
     # A run that is killed right after its last save has left it on the one before.
     on_first_rank(partial(point_to, inputs.start.path))
     exporter = build_hf_checkpointer(config, inputs.data.clock, inputs.run_name, inputs.folder, resuming=True)
     if exporter is not None:
         exporter.catch_up(inputs.first_batch)
         dist.barrier()  # rank 0 keeps the store that the others look into
-        exporter.check()
+    return exporter
 
 
 def _train(trainer: Trainer, config: TrainConfig, inputs: Inputs, mirror: Mirror | None, *, evaluate: bool) -> None:

@@ -70,7 +70,8 @@ def _without(inputs: Inputs, config: TrainConfig, start: Start, error: CorruptCh
         remote = open_save_folder(config, inputs.run_name)
         chosen.append(fall_back(config, inputs.folder, start, error, remote=remote))
 
-    on_first_rank(choose)
+    # Of a store: a whole checkpoint is fetched.
+    on_first_rank(choose, slow=f"restore/{start.path.name}")
     found = [chosen[0] if chosen else None]
     dist.broadcast_object_list(found, src=0)
     inputs = starting_from(inputs, config, inputs.run_name, found[0])

@@ -26,9 +26,10 @@ from train.config.load import to_yaml
 from train.config.schema import TrainConfig
 from train.distributed.first_rank import on_first_rank
 from train.run.inputs import Inputs, starting_from
-from train.supervision.exit_codes import ExitCode, RunStopped
+from train.supervision.exit_codes import RunStopped
 from train.supervision.hangs.deadlines import Section
 from train.supervision.hangs.sections import within
+from train.supervision.signals import StopSignals
 from train.weights.start import find_start
 
 
@@ -130,7 +131,7 @@ def _retention(config: TrainConfig, inputs: Inputs) -> Retention:
 
 
 @contextmanager
-def mirrored(config: TrainConfig, inputs: Inputs) -> Iterator[Mirror | None]:
+def mirrored(config: TrainConfig, inputs: Inputs, signals: StopSignals) -> Iterator[Mirror | None]:
     """Within, the run owns its save folder in an object store, to which a Mirror sends what is saved; None for a run
     without one. At the end all is sent, unless the run has failed.
 
@@ -154,7 +155,7 @@ def mirrored(config: TrainConfig, inputs: Inputs) -> Iterator[Mirror | None]:
             lease.release()
             raise
 
-    on_first_rank(take_it)
+    on_first_rank(take_it, slow="save_folder/taken")
     mirror = Mirror(
         senders[0] if senders else None, url=remote.url, local=local, stop_on_error=config.on_save_error == "stop"
     )
@@ -162,18 +163,24 @@ def mirrored(config: TrainConfig, inputs: Inputs) -> Iterator[Mirror | None]:
         _check_shared(local)
         yield mirror
     except RunStopped as stop:
-        if stop.code == ExitCode.HUNG:  # not every rank may come here
-            mirror.abandon()
-            raise
         try:
-            mirror.finish()
+            _finish(mirror, signals)
         except DataError as error:
             logger.warning(str(error))
-        raise
+            raise stop from None
+        # What is here is there too.
+        raise RunStopped(stop.code, str(stop).replace(f"{local}/", f"{remote.url}/")) from None
     except BaseException:
         mirror.abandon()
         raise
     else:
+        _finish(mirror, signals)
+
+
+@within(Section.UNTIMED)
+def _finish(mirror: Mirror, signals: StopSignals) -> None:
+    # A signal does not end what takes all ranks; another one, later, ends the process.
+    with signals.deferred():
         mirror.finish()
 
 

@@ -12,7 +12,8 @@ from data.base.console import logger
 from data.base.durations import parse_wall_time
 from train.callbacks.checkpoint_saver import CheckpointSaver
 from train.callbacks.run_record import RunRecord
-from train.checkpoint.saving.space import file_bytes
+from train.checkpoint.remote.mirror import Mirror
+from train.checkpoint.saving.space import checkpoint_bytes, file_bytes
 from train.config.schema import TrainConfig
 from train.run.inputs import Inputs
 from train.supervision.events import Events
@@ -49,7 +50,8 @@ class RecordedSaver:
 
     @property
     def longest_save(self) -> float:
-        return self._saver.longest_save
+        """Seconds that a save may take, with the one that is under way."""
+        return self._saver.longest_save * (2 if self._saver.saver.is_saving else 1)
 
 
 def build_recorded_saver(savers: Sequence[CheckpointSaver], records: Sequence[RunRecord]) -> RecordedSaver | None:
@@ -58,18 +60,24 @@ def build_recorded_saver(savers: Sequence[CheckpointSaver], records: Sequence[Ru
 
 
 def build_preemption(
-    config: TrainConfig, inputs: Inputs, saver: RecordedSaver | None, supervision: Supervision
+    config: TrainConfig,
+    inputs: Inputs,
+    saver: RecordedSaver | None,
+    mirror: Mirror | None,
+    supervision: Supervision,
 ) -> Preemption:
     wall_time = None
     if config.max_wall_time is not None:
         n_bytes = file_bytes(config, dist.get_world_size())
-        wall_time = WallTime(parse_wall_time(config.max_wall_time), file_bytes=n_bytes)
+        sent = checkpoint_bytes(config, dist.get_world_size()) if mirror is not None else 0
+        wall_time = WallTime(parse_wall_time(config.max_wall_time), file_bytes=n_bytes, sent_bytes=sent)
         logger.info(f"max_wall_time {config.max_wall_time}: {wall_time}")
     return Preemption(
         supervision.signals,
         wall_time=wall_time,
         save=saver.save_now if saver is not None else None,
         longest_save=lambda: saver.longest_save if saver is not None else 0.0,
+        sending=mirror.seconds_to_send if mirror is not None else lambda: 0.0,
         events=supervision.events,
         first_batch=inputs.first_batch,
         resumed_from=inputs.start.path if inputs.start is not None and inputs.resuming else None,

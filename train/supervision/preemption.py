@@ -33,14 +33,17 @@ class Preemption(Callback):
         wall_time: WallTime | None,
         save: Callable[[State], Path | None] | None,
         longest_save: Callable[[], float],
+        sending: Callable[[], float],
         events: Events,
         first_batch: int,
         resumed_from: Path | None,
         resume_command: str,
     ) -> None:
         """save: saves and commits a checkpoint of the present batch unless there is one, with its line in the run's
-        record; None without a save_folder. longest_save: seconds, of those of this process."""
+        record; None without a save_folder. longest_save: seconds, of those of this process.
+        sending: seconds that the checkpoints that are not in an object store yet, and one more, take to be sent."""
         self._signals, self._wall_time, self._save, self._longest_save = signals, wall_time, save, longest_save
+        self._sending = sending
         self._events, self._first_batch = events, first_batch
         self._resumed_from, self._resume_command = resumed_from, resume_command
         self._cause: str | None = None
@@ -106,6 +109,7 @@ class Preemption(Callback):
     def _is_up(self) -> bool:
         assert self._wall_time is not None
         self._wall_time.note_save(self._longest_save())
+        self._wall_time.note_sending(self._sending())
         return self._wall_time.is_up()
 
     def _leave(self, state: State, logger: Logger) -> NoReturn:

@@ -1,4 +1,4 @@
-"""max_wall_time: until when a run may go on so that a step and a save still fit."""
+"""max_wall_time: until when a run may go on so that a step, a save and its upload still fit."""
 
 import time
 
@@ -7,11 +7,11 @@ import psutil
 _EXIT_SECONDS = 20.0
 """For loggers, the last messages and the interpreter to end, at most: a twentieth of the time if that is less."""
 _WRITTEN_PER_SECOND = 100e6
-"""Bytes of a rank's file of a checkpoint, before one has been timed: a slow shared file system."""
+"""Bytes of a rank's file of a checkpoint, before one has been timed: a slow shared file system; and of an upload."""
 _MOST_OF_IT = 0.25
-"""Of the time, that a save which has not been timed may count for."""
+"""Of the time, that a save which has not been timed may count for; an upload too."""
 _LONGER = 1.25
-"""A step or a save may take so many times the longest one seen."""
+"""A step, a save or an upload may take so many times the longest one seen."""
 
 
 def process_seconds() -> float:
@@ -22,21 +22,22 @@ def process_seconds() -> float:
 class WallTime:
     """Times steps and saves of this rank against the time that its process has."""
 
-    def __init__(self, seconds: float, *, file_bytes: int) -> None:
-        """file_bytes: of the largest file of a checkpoint."""
+    def __init__(self, seconds: float, *, file_bytes: int, sent_bytes: int = 0) -> None:
+        """file_bytes: of the largest file of a checkpoint. sent_bytes: of one that goes to an object store."""
         self.seconds = seconds
         self._started = time.monotonic() - process_seconds()
         self._step_began: float | None = None
         self._longest_step = 0.0
         self._save = min(file_bytes / _WRITTEN_PER_SECOND, _MOST_OF_IT * seconds)
+        self._sending = min(sent_bytes / _WRITTEN_PER_SECOND, _MOST_OF_IT * seconds)
 
     def __str__(self) -> str:
         return f"{self.elapsed:.0f} s have passed; a step, a save and the exit may take {self.margin:.0f} s"
 
     @property
     def margin(self) -> float:
-        """Seconds that a step, a save and the end may take."""
-        return _LONGER * (self._longest_step + self._save) + min(_EXIT_SECONDS, self.seconds / 20)
+        """Seconds that a step, a save, its upload and the end may take."""
+        return _LONGER * (self._longest_step + self._save + self._sending) + min(_EXIT_SECONDS, self.seconds / 20)
 
     @property
     def elapsed(self) -> float:
@@ -61,3 +62,8 @@ class WallTime:
         """longest: seconds of the longest save of this process so far; 0 where there was none."""
         if longest:
             self._save = longest
+
+    def note_sending(self, seconds: float) -> None:
+        """seconds: that all which is unsent and one checkpoint more take; 0 where none was sent yet."""
+        if seconds:
+            self._sending = seconds

@@ -14,6 +14,8 @@ from train.checkpoint.storage.files import verify_files
 from train.checkpoint.storage.manifest import CorruptCheckpointError
 
 pytestmark = pytest.mark.timeout(60)
+of_one_store = pytest.mark.parametrize("served", ["s3"], indirect=True)
+"""For tests of what has no code of a store's own."""
 
 
 @pytest.fixture(scope="module", params=["s3", "gs"])
@@ -71,6 +73,7 @@ def test_a_checkpoint_comes_back_as_it_was(remote: RemoteFolder, tmp_path: Path)
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["config.yaml", "ep0-ba5"]
 
 
+@of_one_store
 def test_what_is_here_and_right_is_not_fetched_again(remote: RemoteFolder, tmp_path: Path) -> None:
     send(remote, tmp_path / "run", 5)
     contents, here = remote.look(), tmp_path / "run" / "ep0-ba5" / "__0_0.distcp"
@@ -83,6 +86,7 @@ def test_what_is_here_and_right_is_not_fetched_again(remote: RemoteFolder, tmp_p
     verify_files(here.parent)
 
 
+@of_one_store
 @pytest.mark.parametrize("damage", ["flipped", "missing", "truncated", "no manifest", "damaged manifest"])
 def test_damage_in_the_store_is_named(remote: RemoteFolder, server: Server, tmp_path: Path, damage: str) -> None:
     send(remote, tmp_path / "run", 5)
@@ -132,9 +136,19 @@ def test_what_cannot_be_sent_is_not_committed(remote: RemoteFolder, server: Serv
     assert remote.look().committed == ()
 
 
+@of_one_store
 def test_retention_counts_what_is_in_the_store(remote: RemoteFolder, tmp_path: Path) -> None:
     send(remote, tmp_path / "run", 2, 4, 6, 8, 10)
     remote.store.send([(tmp_path / "run" / "config.yaml", f"ep0-ba2/{KEEP}")])
     assert remote.prune(Retention(newest=2), 8) == ["ep0-ba4"]
     # A later one is left alone: the run has resumed from one before it.
     assert remote.look().committed == ("ep0-ba2", "ep0-ba6", "ep0-ba8", "ep0-ba10")
+
+
+@of_one_store
+def test_a_run_from_the_beginning_clears_it(remote: RemoteFolder, server: Server, tmp_path: Path) -> None:
+    send(remote, tmp_path / "run", 2)
+    for name in ("record.jsonl", "incidents/ba1/batch.pt", "incidents.txt", "config.yaml"):
+        remote.store.send([(tmp_path / "run" / "config.yaml", name)])
+    remote.clear()
+    assert sorted(server.content()) == ["run/config.yaml", "run/incidents.txt"]

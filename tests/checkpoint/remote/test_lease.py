@@ -15,6 +15,8 @@ from train.checkpoint.remote.folder import OWNER, RemoteFolder
 from train.checkpoint.remote.lease import TakenOverError, take
 
 pytestmark = pytest.mark.timeout(60)
+of_one_store = pytest.mark.parametrize("remote", ["s3"], indirect=True)
+"""For tests of what has no code of a store's own."""
 
 
 @pytest.fixture(scope="module", params=["s3", "gs"])
@@ -52,6 +54,7 @@ def test_a_second_run_is_refused_until_the_first_has_ended(remote: RemoteFolder)
     assert remote.store.read(OWNER) is None
 
 
+@of_one_store
 def test_what_a_killed_run_on_this_machine_left_is_taken_over_at_once(remote: RemoteFolder, tmp_path: Path) -> None:
     if (child := os.fork()) == 0:
         (tmp_path / "owner").write_bytes(this_owner("killed"))
@@ -61,12 +64,14 @@ def test_what_a_killed_run_on_this_machine_left_is_taken_over_at_once(remote: Re
     take(remote, "mine").renew()
 
 
+@of_one_store
 def test_a_run_elsewhere_that_is_silent_is_taken_over(remote: RemoteFolder, monkeypatch) -> None:
     monkeypatch.setattr(lease, "STALE", 0.1)
     leave(remote, owner_elsewhere(monkeypatch))
     take(remote, "mine").renew()
 
 
+@of_one_store
 def test_a_run_elsewhere_that_renews_is_not(remote: RemoteFolder, monkeypatch) -> None:
     owner = owner_elsewhere(monkeypatch)
     leave(remote, owner)
@@ -87,3 +92,16 @@ def test_who_has_lost_the_folder_notices_and_leaves_the_other_alone(remote: Remo
     remote.store.delete([OWNER])
     with pytest.raises(TakenOverError, match="its object was deleted"):
         held.renew()
+
+
+@of_one_store
+def test_an_answer_that_is_lost_refuses_nobody(remote: RemoteFolder, monkeypatch) -> None:
+    write = remote.store.write
+
+    def write_unanswered(name: str, data: bytes, *, replaces: str | None = None) -> str | None:
+        write(name, data, replaces=replaces)
+        monkeypatch.undo()
+        return None  # of the next try, which finds what this one has written
+
+    monkeypatch.setattr(remote.store, "write", write_unanswered)
+    take(remote, "mine").renew()

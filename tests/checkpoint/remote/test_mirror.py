@@ -1,9 +1,11 @@
 """What is committed is sent by a process of its own, and what happens when that fails."""
 
+import errno
+import os
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -98,25 +100,42 @@ def test_an_error_stops_the_run_before_the_next_step(remote: RemoteFolder, serve
     assert remote.look().committed == ("ep0-ba2",)
 
 
-def test_with_warn_it_is_sent_with_the_next_one(remote: RemoteFolder, server: Server, tmp_path: Path, capsys) -> None:
+def test_with_warn_it_is_sent_with_the_next_one(remote: RemoteFolder, server: Server, tmp_path, monkeypatch) -> None:
     local = write_save_folder(tmp_path)
     mirror = mirror_of(remote, local, stop=False)
     mirror.begin(resuming=False)
     sender: Any = mirror._sender
-    server.faults += [
-        Fault("PUT", "ep0-ba2/state.json", 1, "denied"),
-        Fault("PUT", "ep0-ba6/state.json", 100, "denied"),
-    ]
+    server.faults += [Fault("PUT", "ep0-ba6/state.json", 100, "denied")]
+    link = os.link
+
+    def refuse_one(source: Path, place: Path) -> None:
+        if place.name == "state.json":
+            monkeypatch.undo()
+            raise OSError(errno.ENOSPC, "No space left on device")
+        link(source, place)
+
+    monkeypatch.setattr("train.checkpoint.remote.sender.os.link", refuse_one)
     for batch in (2, 4):
         write_save_folder(local, batch)
         mirror.on_committed(local / f"ep0-ba{batch}")
+        assert [reason for _, reason in sender.failed] == ["[Errno 28] No space left on device"][: batch == 2]
         sender.wait(0)
         mirror.batch_start(at(batch), None)  # pyright: ignore[reportArgumentType]
     assert remote.look().committed == ("ep0-ba2", "ep0-ba4")
+    assert mirror.seconds_to_send() == sender.longest > 0
     write_save_folder(local, 6)
     mirror.on_committed(local / "ep0-ba6")
     with pytest.raises(DataError, match="ep0-ba6 was not sent"):  # a run does not end without its last one
         mirror.finish()
+
+
+def test_the_others_wait_no_longer_when_rank_0_has_a_defect(tmp_path: Path, monkeypatch) -> None:
+    said = []
+    monkeypatch.setattr("train.checkpoint.remote.mirror.from_first_rank", lambda key, value: said.append(key))
+    mirror = Mirror(cast(Sender, object()), url="s3://bucket/run", local=tmp_path, stop_on_error=True)
+    with pytest.raises(AttributeError):
+        mirror.on_committed(tmp_path / "ep0-ba2")
+    assert said == ["mirror/1"]
 
 
 def test_a_sending_process_that_is_killed_is_an_error(remote: RemoteFolder, server: Server, tmp_path: Path) -> None:
@@ -134,6 +153,22 @@ def test_a_sending_process_that_is_killed_is_an_error(remote: RemoteFolder, serv
     mirror.abandon()
 
 
+def test_one_that_is_killed_while_it_has_nothing_to_do_is_started_again(remote: RemoteFolder, tmp_path: Path) -> None:
+    local = write_save_folder(tmp_path)
+    mirror = mirror_of(remote, local)
+    mirror.begin(resuming=False)
+    sender: Any = mirror._sender
+    killed = sender._process
+    killed.kill()
+    killed.stdout.peek(1)  # until it has ended
+    mirror.batch_start(at(2), None)  # pyright: ignore[reportArgumentType]
+    assert sender._process is not killed
+    (local / "record.jsonl").write_text("{}\n")
+    sender._process.kill()
+    mirror.finish()
+    assert "record.jsonl" in remote.look().sizes
+
+
 def test_a_run_that_has_lost_its_folder_stops(remote: RemoteFolder, tmp_path: Path, monkeypatch) -> None:
     local = write_save_folder(tmp_path)
     mirror = mirror_of(remote, local, stop=False)
@@ -146,6 +181,7 @@ def test_a_run_that_has_lost_its_folder_stops(remote: RemoteFolder, tmp_path: Pa
     sender.wait(0)
     with pytest.raises(DataError, match="is no longer this run's: taken over by run 'other'"):
         mirror.batch_start(at(2), None)  # pyright: ignore[reportArgumentType]
-    mirror.abandon()
+    with pytest.raises(DataError, match="taken over by run 'other'"):
+        mirror.finish()
     assert remote.look().committed == ()
     other.renew()

@@ -15,12 +15,14 @@ from data.base.errors import ConfigError
 from data.base.sizes import format_bytes
 from data.stores.store import Store, StoreError
 from train.checkpoint.retention import KEEP, Retention
-from train.checkpoint.save_folder import PART, RECORD, named_batch, remove
+from train.checkpoint.save_folder import INCIDENTS, PART, RECORD, named_batch, remove
 from train.checkpoint.storage.files import verify_files
-from train.checkpoint.storage.manifest import MANIFEST, CorruptCheckpointError, Manifest, read_manifest
+from train.checkpoint.storage.manifest import MANIFEST, CorruptCheckpointError, read_manifest
 
 OWNER = ".owner.json"
 """In the store while a run owns the folder, and after that run was killed."""
+TENSORS = ".distcp"
+"""How names of the files end that hold tensors."""
 _RESERVE = 2**20
 """Bytes that a disk should have left after a download."""
 
@@ -122,10 +124,12 @@ class RemoteFolder:
 
     def send(self, path: Path, name: str, *, confirm: Callable[[], None]) -> int:
         """Sends and commits a checkpoint, in place of one of the same name, and returns its bytes. What is sent is
-        verified before. confirm is called before the commit; what it raises is raised."""
+        verified before. confirm is called before anything is changed, and before the commit; what it raises is raised.
+        """
         manifest = read_manifest(path)
         assert manifest is not None, "what is saved has a manifest"
         verify_files(path)
+        confirm()
         self.store.delete([f"{name}/{MANIFEST}"])
         files = [*manifest.files, *([KEEP] if (path / KEEP).exists() else [])]
         self.store.send((path / file, f"{name}/{file}") for file in files)
@@ -147,8 +151,7 @@ class RemoteFolder:
         contents = self.look()
         for name in (*contents.committed, *contents.incomplete):
             self.remove(name, contents)
-        if RECORD in contents.sizes:
-            self.store.delete([RECORD])
+        self.store.delete(name for name in contents.beside if name == RECORD or name.startswith(f"{INCIDENTS}/"))
 
     def prune(self, retention: Retention, batch: int) -> list[str]:
         """Deletes what is superseded by the checkpoint of that batch, which is committed; returns the names."""
@@ -159,8 +162,10 @@ class RemoteFolder:
             self.remove(path.name, contents)
         return [path.name for path in superseded]
 
-    def fetch(self, name: str, part: Path, contents: Contents) -> None:
-        """Fetches a committed checkpoint into a folder that is there, without comparing more than names and sizes."""
+    def fetch(self, name: str, part: Path, contents: Contents, *, tensors: bool = True) -> None:
+        """Fetches a committed checkpoint into a folder that is there, without comparing more than names and sizes.
+        Without its tensors the files that hold them have their sizes, and no bytes.
+        """
         self.store.fetch([(part / MANIFEST, f"{name}/{MANIFEST}")])
         manifest = read_manifest(part)
         assert manifest is not None, "it has just been written"
@@ -168,9 +173,13 @@ class RemoteFolder:
             if (size := contents.sizes.get(f"{name}/{file}")) != digest.size:
                 there = "is missing" if size is None else f"has {size:,} bytes, but {digest.size:,} were written"
                 raise CorruptCheckpointError(part, file, there)
-        _check_space(manifest, part, f"{self.url}/{name}")
+        wanted = [file for file in manifest.files if tensors or not file.endswith(TENSORS)]
+        _check_space(sum(manifest.files[file].size for file in wanted), part, f"{self.url}/{name}")
+        for file in manifest.files.keys() - wanted:
+            (part / file).touch()
+            os.truncate(part / file, manifest.files[file].size)
         try:
-            self.store.fetch((part / file, f"{name}/{file}") for file in manifest.files)
+            self.store.fetch((part / file, f"{name}/{file}") for file in wanted)
         except StoreError as error:
             if not error.absent:
                 raise
@@ -218,10 +227,10 @@ def _defect(path: Path) -> CorruptCheckpointError | None:
     return None
 
 
-def _check_space(manifest: Manifest, folder: Path, what: str) -> None:
+def _check_space(n_bytes: int, folder: Path, what: str) -> None:
     usage = shutil.disk_usage(folder)
-    if usage.total and usage.free < manifest.size + _RESERVE:
+    if usage.total and usage.free < n_bytes + _RESERVE:
         raise ConfigError(
-            f"{what} takes {format_bytes(manifest.size)}, but {format_bytes(usage.free, down=True)} are free in "
+            f"{what} takes {format_bytes(n_bytes)}, but {format_bytes(usage.free, down=True)} are free in "
             f"{folder.parent}: free some, or name another save_staging_folder"
         )

@@ -76,6 +76,8 @@ def take(folder: RemoteFolder, run_name: str) -> Lease:
         found = folder.store.read(OWNER)
         described = None if found is None else _described(found[0])
         version = None
+        if found is not None and _owner_in(found[0]) == owner:
+            return Lease(folder, owner)  # written by a try whose answer was lost
         if found is None or described is None:
             version = folder.store.write(OWNER, _content(owner, 0), replaces="")
         elif described.alive:

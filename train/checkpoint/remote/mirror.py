@@ -38,6 +38,9 @@ class Mirror(Callback):
 
         def send() -> None:
             assert self._sender is not None
+            self._sender.poll()
+            if (text := self._problem()) is not None:
+                raise DataError(text)
             folder = self._sender.folder
             if not resuming:
                 folder.clear()
@@ -59,20 +62,22 @@ class Mirror(Callback):
             with store_errors_named():
                 send()
 
-        on_first_rank(send_named)
+        on_first_rank(send_named, slow="mirror/begun")
 
     def on_committed(self, checkpoint: Path) -> None:
         """Returns when at most PENDING checkpoints are unsent. Every rank has to call it."""
         self._commits += 1
-        if self._sender is not None:
-            self._sender.poll()
-            self._sender.retry()
-            self._sender.add(checkpoint)
-            if len(self._sender.unsent) > PENDING:
-                console.info(f"{self.url}: waiting until an earlier checkpoint is sent")
-            self._sender.wait(PENDING)
-        # However long that takes: a collective would time out.
-        from_first_rank(f"mirror/{self._commits}", "")
+        try:
+            if self._sender is not None:
+                self._sender.poll()
+                self._sender.retry()
+                self._sender.add(checkpoint)
+                if len(self._sender.unsent) > PENDING:
+                    console.info(f"{self.url}: waiting until an earlier checkpoint is sent")
+                self._sender.wait(PENDING)
+        finally:
+            # However long that takes: a collective would time out. The others wait for it without end.
+            from_first_rank(f"mirror/{self._commits}", "")
 
     def batch_start(self, state: State, logger: Logger) -> None:
         batch = state.timestamp.batch.value
@@ -88,6 +93,11 @@ class Mirror(Callback):
             self._stop = json.loads(_get_default_store().get(_FAILED))
         if self._stop is not None and batch >= self._stop[0]:
             raise DataError(self._stop[1])
+
+    def seconds_to_send(self) -> float:
+        """Of what is unsent and one checkpoint more, by the longest one that was sent; 0 where none was, and on other
+        ranks than 0."""
+        return (len(self._sender.unsent) + 1) * self._sender.longest if self._sender is not None else 0.0
 
     def finish(self) -> None:
         """Waits until all is sent. Every rank has to call it. Raises DataError, on every rank, when the newest

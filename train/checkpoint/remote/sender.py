@@ -24,15 +24,25 @@ from train.checkpoint.save_folder import PART, batch_of
 _ROOT = Path(__file__).resolve().parents[3]
 _CLOSE_SECONDS = 15.0
 """That the process is given to give the folder up when the run fails."""
+_RESTARTS = 3
+"""Of a process that has ended by itself, before the next checkpoint is committed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Order:
     """A checkpoint to be sent: its files are links, so that it may be deleted meanwhile."""
 
+    checkpoint: Path
     path: Path
-    name: str
-    batch: int
+    """Of the links."""
+
+    @property
+    def name(self) -> str:
+        return self.checkpoint.name
+
+    @property
+    def batch(self) -> int:
+        return batch_of(self.checkpoint)
 
 
 class Sender:
@@ -48,7 +58,10 @@ class Sender:
         """Why the folder is not this run's any more."""
         self.ended = False
         self.end_error: str | None = None
+        self.longest = 0.0
+        """Seconds that a checkpoint took to be sent, of those of this process."""
         self._numbers, self._lock, self._buffer, self._began = itertools.count(), threading.RLock(), b"", False
+        self._restarts = 0
         self._process = self._start()
 
     def begin(self) -> None:
@@ -57,13 +70,13 @@ class Sender:
         self._order({"begin": True})
 
     def add(self, checkpoint: Path) -> None:
-        """Raises OSError where the staging folder's file system has no hard links."""
+        """What the staging folder's file system or this machine refuses is among the `failed`."""
+        if self.lost is not None:
+            return
         part = checkpoint.with_name(f"{PART}sending-{next(self._numbers)}-{checkpoint.name}")
         shutil.rmtree(part, ignore_errors=True)
-        part.mkdir()
-        for file in checkpoint.iterdir():
-            os.link(file, part / file.name)
-        self._send(_Order(path=part, name=checkpoint.name, batch=batch_of(checkpoint)))
+        self._restarts = 0
+        self._send(_Order(checkpoint=checkpoint, path=part))
 
     def retry(self) -> None:
         """Sends the newest checkpoint that failed once more; older ones are given up."""
@@ -91,11 +104,15 @@ class Sender:
 
     def end(self) -> None:
         """Waits until all is sent. Then the folder belongs to nobody."""
-        self._order({"end": True})
-        while not self.ended and self._process.returncode is None:
+        self._restarts, told = 0, None
+        while not self.ended and self.lost is None and self._process.returncode is None:
+            if told is not self._process:  # also one that was started for one that has ended
+                told = self._process
+                self._order({"end": True})
             self.poll(0.2)
-        with suppress(subprocess.TimeoutExpired):
-            self._process.wait(_CLOSE_SECONDS)
+        if self.ended:
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(_CLOSE_SECONDS)
         self.close()
 
     def close(self) -> None:
@@ -108,12 +125,16 @@ class Sender:
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
+        self._close_pipes()
+
+    def _close_pipes(self) -> None:
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
                 with suppress(OSError):
                     pipe.close()
 
     def _start(self) -> "subprocess.Popen[bytes]":
+        """Raises OSError."""
         paths = os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
         process = subprocess.Popen(
             [sys.executable, "-m", "train.checkpoint.remote.worker"],
@@ -123,7 +144,7 @@ class Sender:
             # A launcher's signals are for the ranks.
             start_new_session=True,
         )
-        self._process = process
+        self._process, self._buffer = process, b""
         self._order(
             {
                 "url": self.folder.url,
@@ -133,6 +154,8 @@ class Sender:
                 "parent": os.getpid(),
             }
         )
+        if self._began:
+            self.begin()
         return process
 
     def _read(self, seconds: float) -> None:
@@ -150,23 +173,27 @@ class Sender:
 
     def _send(self, order: _Order) -> None:
         with self._lock:
-            if self._process.returncode is not None:
-                self._process = self._start()
-                if self._began:
-                    self.begin()
+            try:
+                if not order.path.exists():
+                    _link(order)
+                if self._process.returncode is not None:
+                    self._start()
+            except OSError as error:
+                self.failed.append((order, str(error)))
+                return
             self.unsent.append(order)
             self._order({"path": str(order.path.absolute()), "name": order.name, "batch": order.batch})
 
     def _order(self, values: Mapping[str, Any]) -> None:
         assert self._process.stdin is not None
-        with suppress(OSError):  # a process that has ended is seen by poll
+        with suppress(OSError, ValueError):  # a process that has ended is seen by poll
             self._process.stdin.write(json.dumps(values).encode() + b"\n")
             self._process.stdin.flush()
 
     def _take(self, report: Mapping[str, Any]) -> None:
         match report:
             case {"done": name, "bytes": n_bytes, "seconds": seconds}:
-                batch = self.unsent.pop(0).batch
+                batch, self.longest = self.unsent.pop(0).batch, max(self.longest, seconds)
                 for order in [order for order, _ in self.failed if order.batch <= batch]:
                     shutil.rmtree(order.path, ignore_errors=True)
                 self.failed = [each for each in self.failed if each[0].batch > batch]
@@ -184,9 +211,30 @@ class Sender:
                 self.ended, self.end_error = True, error
 
     def _gone(self) -> None:
+        """Another process is started: it keeps the folder this run's, and sends the files beside the checkpoints."""
         code = self._process.wait()
-        if not self.ended:
-            reason = f"the process that sends checkpoints to {self.folder.url} ended by itself (exit code {code})"
-            self.failed += [(order, reason) for order in self.unsent]
-            self.unsent = []
-            self.end_error = reason
+        if self.ended:
+            return
+        reason = f"the process that sends checkpoints to {self.folder.url} ended by itself (exit code {code})"
+        self.failed += [(order, reason) for order in self.unsent]
+        self.unsent = []
+        self.end_error = reason
+        if self.lost is not None or self._restarts == _RESTARTS:
+            return
+        self._restarts += 1
+        self._close_pipes()
+        logger.warning(f"{reason}: it is started again")
+        with suppress(OSError):  # the next checkpoint tries it again
+            self._start()
+            self.end_error = None
+
+
+def _link(order: _Order) -> None:
+    """Raises OSError, and then leaves nothing."""
+    try:
+        order.path.mkdir()
+        for file in order.checkpoint.iterdir():
+            os.link(file, order.path / file.name)
+    except OSError:
+        shutil.rmtree(order.path, ignore_errors=True)
+        raise

@@ -2,6 +2,8 @@
 
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -73,6 +75,7 @@ def look(remote: RemoteFolder, folder: Path, config: TrainConfig) -> Contents:
     Raises ConfigError when the store refuses, or the folder holds checkpoints that this run would neither resume from
     nor may overwrite.
     """
+    _refuse_to_delete(config, remote.url)
     with store_errors_named("save_folder"):
         contents = remote.look()
         if contents.committed and not (config.autoresume or config.save_overwrite):
@@ -91,6 +94,16 @@ def look(remote: RemoteFolder, folder: Path, config: TrainConfig) -> Contents:
         if config.autoresume and contents.committed and not (folder / RUN).exists():
             remote.bring_beside(folder, contents)
     return contents
+
+
+def _refuse_to_delete(config: TrainConfig, url: str) -> None:
+    deletes = config.save_overwrite and not config.autoresume
+    if deletes and config.load_path is not None and f"{config.load_path}/".startswith(f"{url}/"):
+        raise ConfigError(
+            f"is {config.load_path!r}, which save_overwrite would delete with the other checkpoints of {url}: write "
+            "another run_name or save_folder",
+            key="load_path",
+        )
 
 
 def _empty(folder: Path, url: str) -> None:
@@ -136,16 +149,23 @@ def load_path_of(config: TrainConfig) -> Path | None:
     return fetch_checkpoint(config.load_path, config.save_staging_folder, "load_path")
 
 
-def planned_folder(config: TrainConfig, run_name: str) -> Path | None:
-    """A folder with the checkpoint that a run would resume from: the save folder, or one to which it is fetched from a
-    store. Nothing that belongs to a run is changed."""
+@contextmanager
+def planned_folder(config: TrainConfig, run_name: str) -> Iterator[Path | None]:
+    """Gives a folder with the checkpoint that a run would resume from: the save folder, or a temporary one that has of
+    a checkpoint in a store all but its tensors. Nothing that belongs to a run is changed."""
     remote = open_save_folder(config, run_name)
     if remote is None:
-        return local_folder(config, run_name)
-    with store_errors_named("save_folder"):
-        if not remote.look().committed:
-            return None
-    return fetch_checkpoint(f"{remote.url}/{LATEST}", config.save_staging_folder, "save_folder").parent
+        yield local_folder(config, run_name)
+        return
+    with tempfile.TemporaryDirectory() as made:
+        folder = folder_for(remote.url, made)
+        with store_errors_named("save_folder"):
+            contents = remote.look()
+            for name in contents.committed[-1:]:
+                (folder / name).mkdir(parents=True)
+                remote.fetch(name, folder / name, contents, tensors=False)
+                remote.bring_beside(folder, contents)
+        yield folder if contents.committed else None
 
 
 def path_here(place: str, key: str) -> Path:

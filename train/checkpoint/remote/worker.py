@@ -15,6 +15,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,7 +35,7 @@ _LOOK = 0.5
 
 @dataclass
 class Worker:
-    """Carries out orders one after the other."""
+    """Carries out orders one after the other, until another run owns the folder: then it changes nothing more."""
 
     folder: RemoteFolder
     local: Path
@@ -62,7 +63,8 @@ class Worker:
                 continue
             if order is None:
                 break
-            self._checkpoint(Path(order["path"]), order["name"], order["batch"])
+            if not self.stopped.is_set():
+                self._checkpoint(Path(order["path"]), order["name"], order["batch"])
         self._report(ended=True, error=self._send_beside())
 
     def beat(self) -> None:
@@ -70,8 +72,7 @@ class Worker:
             try:
                 self.lease.renew()
             except TakenOverError as error:
-                self.stopped.set()
-                self._report(lost=str(error))
+                self._stop(error)
             except StoreError:
                 pass  # the next one may succeed; before a commit it has to
 
@@ -81,7 +82,7 @@ class Worker:
             n_bytes = self.folder.send(path, name, confirm=self._confirm)
             self._report(done=name, bytes=n_bytes, seconds=time.monotonic() - started)
         except TakenOverError as taken:
-            self._report(lost=str(taken))
+            self._stop(taken)
             return
         except CorruptCheckpointError as corrupt:
             error = f"{name} was not sent, because it is corrupt: {corrupt.name} {corrupt.defect}"
@@ -93,10 +94,17 @@ class Worker:
         shutil.rmtree(path, ignore_errors=True)
         self._send_beside()
         try:
+            self._confirm()
             for removed in self.folder.prune(self.retention, batch):
                 self._report(removed=removed)
+        except TakenOverError as taken:
+            self._stop(taken)
         except StoreError as failed:
             self._report(warning=f"what is superseded is not deleted: {failed}")
+
+    def _stop(self, error: TakenOverError) -> None:
+        self.stopped.set()
+        self._report(lost=str(error))
 
     def _confirm(self) -> None:
         if self.stopped.is_set():
@@ -105,15 +113,24 @@ class Worker:
 
     def _send_beside(self) -> str | None:
         """Sends the files that have changed; returns why not. What fails is sent the next time."""
+        if self.stopped.is_set():
+            return None
+        confirmed = False
         for path, name in files_beside(self.local):
             try:
                 state = path.stat()
                 version = state.st_size, state.st_mtime_ns
                 if self._sent.get(name) != version:
+                    if not confirmed:
+                        self._confirm()
+                        confirmed = True
                     self.folder.store.send([(path, name)])
                     self._sent[name] = version
             except FileNotFoundError:
                 continue
+            except TakenOverError as taken:
+                self._stop(taken)
+                return str(taken)
             except (StoreError, OSError) as error:
                 return str(error)
         return None
@@ -134,7 +151,7 @@ def main() -> None:
     worker = Worker(folder, Path(begin["folder"]), lease, Retention(**begin["retention"]), reports)
     threading.Thread(target=worker.beat, daemon=True).start()
     threading.Thread(target=_watch_parent, args=(worker, begin["parent"]), daemon=True).start()
-    work = threading.Thread(target=worker.work, daemon=True)
+    work = threading.Thread(target=_work, args=(worker,), daemon=True)
     work.start()
     ended = False
     for line in sys.stdin:
@@ -148,6 +165,15 @@ def main() -> None:
             work.join()
             break
     _leave(worker, 0 if ended else 1)
+
+
+def _work(worker: Worker) -> None:
+    """An error in it ends the process, which the parent notices: orders would wait without end."""
+    try:
+        worker.work()
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
 
 
 def _watch_parent(worker: Worker, parent: int) -> None:
