@@ -33,7 +33,7 @@ def parse_wall_time(text: str) -> int:
     """`"3h50m"` -> 13800 seconds. Raises ValueError for what is no time, or none at all."""
     match = re.fullmatch(WALL_TIME_PATTERN, text.strip())
     if match is None:
-        raise ValueError(f"is {shown(text)!r}, but a time is days, hours, minutes and seconds, such as 3h50m or 1d12h")
+        raise ValueError(f"is {shown(text)}, but a time is days, hours, minutes and seconds, such as 3h50m or 1d12h")
     seconds = sum(
         int(part[:-1]) * size for part, size in zip(match.groups(), (86400, 3600, 60, 1), strict=True) if part
     )
