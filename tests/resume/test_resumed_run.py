@@ -93,6 +93,9 @@ def train(path: str, runs: dict[str, list[str]]) -> dict[str, tuple[dict[str, An
     folder, results = Path(path).parent, {}
     for name, overrides in runs.items():
         shutil.copytree(folder / "toy", folder / name, symlinks=True)
+        # As a run that is killed while it deletes a checkpoint leaves it.
+        (folder / name / ".part-removed-ep0-ba1-0123abcd").mkdir()
+        (folder / name / "latest").unlink()
         watch = Watch()
         with contextlib.redirect_stdout(io.StringIO()) as out:
             fit(read_config(path, [*COMMON, f"run_name={name}", *overrides]), callbacks=[watch])
@@ -167,6 +170,8 @@ def test_a_run_at_max_duration_has_nothing_to_do(trained: tuple[Path, Any]) -> N
     assert seen == {}
     assert f"nothing to do: {folder / 'done' / 'ep0-ba2'} is at batch 2, and max_duration 2ba is 2\n" in printed
     assert not (folder / "done.log").exists()
+    assert not list((folder / "done").glob(".part*"))
+    assert (folder / "done" / "latest").resolve() == folder / "done" / "ep0-ba2"
 
 
 def refused_before_the_model_is_built(path: str, overrides: list[str]) -> str:

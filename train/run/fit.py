@@ -22,7 +22,6 @@ from train.callbacks.stream_monitor import StreamMonitor
 from train.checkpoint.owner import Owner
 from train.checkpoint.remote.mirror import Mirror
 from train.checkpoint.save_folder import furnish_save_folder
-from train.checkpoint.saving.save import point_to
 from train.config.schema import TrainConfig
 from train.distributed.first_rank import on_first_rank
 from train.distributed.process_group import initialize_dist, sharing_failures
@@ -33,7 +32,7 @@ from train.planning.run_data import RunData
 from train.run.inputs import Inputs, describe, open_inputs, starting_from, warnings_about
 from train.run.model import build_model
 from train.run.restore import restore, verify_end
-from train.run.saving import build_savers, finishing, mirrored, owned
+from train.run.saving import build_savers, finishing, mirrored, owned, tidy
 from train.run.supervision import Supervision, build_preemption, build_recorded_saver
 from train.run.trainer import build_eval_loader, build_train_loader, build_trainer
 from train.stability.step_check import StepCheck
@@ -188,8 +187,7 @@ def _nothing_to_do(config: TrainConfig, inputs: Inputs) -> HFCheckpointer | None
     logger.info(f"nothing to do: {inputs.start.path} is at batch {inputs.first_batch}, and {end}")
     if not inputs.resuming:
         return None
-    # A run that is killed right after its last save has left it on the one before.
-    on_first_rank(partial(point_to, inputs.start.path))
+    on_first_rank(partial(tidy, inputs, inputs.start.path))
     exporter = build_hf_checkpointer(config, inputs.data.clock, inputs.run_name, inputs.folder, resuming=True)
     if exporter is not None:
         exporter.catch_up(inputs.first_batch)

@@ -76,6 +76,15 @@ def _prepare(folder: Path, config: TrainConfig, inputs: Inputs) -> None:
     check_space(config, folder, n_saves, world_size=dist.get_world_size())
 
 
+def tidy(inputs: Inputs, last: Path) -> None:
+    """Finishes what a run that was killed right after its last save has left of it, if the folder can be owned and
+    written to. For rank 0. last: the last checkpoint."""
+    if inputs.folder is not None:
+        with suppress(ConfigError, DataError, OSError), own(inputs.folder, inputs.run_name):
+            remove_leftovers(inputs.folder)
+            point_to(last)
+
+
 def _remove_if_unused(folder: Path) -> None:
     """A folder that this run has made, when it was refused before it wrote anything."""
     with suppress(OSError):
