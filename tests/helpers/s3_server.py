@@ -62,6 +62,7 @@ def serve() -> Iterator[S3]:
             server.shutdown()
             server.server_close()
             thread.join()
+            moto_api_backend.reset()  # other tests of this process have servers of their own
 
 
 class _Faulty:

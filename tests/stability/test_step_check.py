@@ -104,7 +104,7 @@ def test_steps_that_are_not_finite_are_skipped_but_not_forever(tmp_path: Path) -
     always = ends["always"]
     assert always.code == ExitCode.UNSTABLE
     assert "3 consecutive steps" in str(always.stopped)
-    assert [batch for batch, _ in always.kinds()] == [1, 2, 3]
+    assert always.kinds() == [(1, "nonfinite"), (2, "nonfinite"), (3, "nonfinite"), (3, "stopped")]
     places = [(event["batch"], event["event"], event["places"]) for event in ends["experts"].events]
     assert places[0][:2] == (STEPS - 1, "expert_collapse")
     assert [1, 2] in places[0][2]

@@ -46,7 +46,8 @@ def _launcher(script: str) -> list[str]:
         words = psutil.Process(os.getppid()).cmdline()
     except psutil.Error:
         return []
-    if script not in words[1:]:
+    # -c, of a program that is no file, says nothing.
+    if script.startswith("-") or script not in words[1:]:
         return []
     words = words[: words.index(script)]
     if _name(words[0]).startswith(_INTERPRETERS) and len(words) > 1 and not words[1].startswith("-"):
