@@ -122,6 +122,7 @@ def test_a_slow_worker_is_told_from_a_stopped_one(rows: Rows, folder: Path) -> N
     wait_for_their_end()
 
 
+@pytest.mark.proof
 def test_the_run_may_allow_more_than_the_limit(rows: Rows, folder: Path) -> None:
     def slowly(sample: object) -> object:
         time.sleep(LIMIT / 6)  # 8 rows are a batch
@@ -136,6 +137,7 @@ def test_the_run_may_allow_more_than_the_limit(rows: Rows, folder: Path) -> None
     assert len(next(iter(loader))["input_ids"]) == 8
 
 
+@pytest.mark.proof
 def test_a_worker_that_is_stopped_between_two_evaluations_is_named(rows: Rows, folder: Path) -> None:
     config = dataclasses.replace(loader_config(folder, 2), persistent_workers=True)
     loader = eval_loader({"": rows}, config, device_batch_size=7, rank=0, world_size=1, pad_token_id=257, limit=LIMIT)

@@ -87,7 +87,14 @@ def state_of(checkpoint: Path) -> dict[str, Any]:
 
 @pytest.mark.ranks
 @pytest.mark.timeout(200)
-@pytest.mark.parametrize(("world_size", "kinds"), [(1, {"sharded": []}), (2, KINDS), (4, HYBRID)], ids=["1", "2", "4"])
+@pytest.mark.parametrize(
+    ("world_size", "kinds"),
+    [
+        pytest.param(1, {"sharded": []}, id="1"),
+        pytest.param(2, KINDS, id="2"),
+        pytest.param(4, HYBRID, id="4", marks=pytest.mark.proof),
+    ],
+)
 def test_a_checkpoint_has_the_state_of_the_step_that_it_names(
     tmp_path: Path, world_size: int, kinds: dict[str, list[str]]
 ) -> None:

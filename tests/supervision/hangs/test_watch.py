@@ -165,6 +165,7 @@ def test_what_all_ranks_raise_is_reported_once(what: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.ranks
+@pytest.mark.proof  # tests/loading/test_workers.py has the same on one rank
 def test_a_stopped_worker_of_a_loader_ends_all_ranks(tmp_path: Path) -> None:
     ends = run(tmp_path, 1, "stop a worker", "train_loader.num_workers=1", "deadlines.step=30")
     assert re.match(
