@@ -134,16 +134,12 @@ class BackgroundSaver:
 
     def wait(self) -> Written | None:
         """Waits until nothing is being saved. Raises as `poll` does."""
-        if self._pending is None:
-            return None
-        saved = self._pending.saved
-        while True:
+        written = None
+        while self._pending is not None:
             with suppress(TimeoutError):
-                saved.exception(_ROUND_SECONDS)
-            failed = saved.done() and saved.exception() is not None
-            unfinished, failed = self._told.any(not saved.done(), failed)
-            if failed or not unfinished:  # see `poll`
-                return self._conclude()
+                self._pending.saved.exception(_ROUND_SECONDS)
+            written = self.poll()
+        return written
 
     def abandon(self, seconds: float) -> None:
         """For a run that ends with an error, perhaps on this rank alone: the threads of all ranks go on with what is
