@@ -62,6 +62,16 @@ def state(pid: int) -> str:
     return _STATES.get(status, "is waiting (state S)")
 
 
+def has_ended(pid: int) -> bool:
+    """Whether or not its parent has asked for its exit code."""
+    try:
+        return psutil.Process(pid).status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+    except psutil.NoSuchProcess:
+        return True
+    except (psutil.Error, OSError):
+        return False
+
+
 def is_stopped(pid: int) -> bool:
     with suppress(psutil.Error, OSError):
         return psutil.Process(pid).status() == psutil.STATUS_STOPPED

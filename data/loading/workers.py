@@ -16,6 +16,8 @@ _ENDED = re.compile(r"DataLoader worker \(pid(?:\(s\))? (\d+)[^)]*\)\s*(.*)")
 
 _LOOK = 0.5
 """Seconds between two looks whether a worker is late."""
+_TOLD = 1.0
+"""Seconds within which the system tells of the end of a process whose connections are broken."""
 _HINT = "num_workers: 0 reads in the training process, and shows where"
 
 
@@ -53,9 +55,10 @@ class Workers:
 
     def named(self, error: BaseException, given: int, due: int) -> DataError | None:
         """For torch's error about a worker that has ended; None when it is about anything else, or another loader's."""
+        told = self._told_of_an_end(error)
         if self._late is not None:
             return self._late
-        found = _ENDED.search(str(error))
+        found = _ENDED.search(str(told))
         if found is None or int(found[1]) not in self._pids:
             return None
         number = self._pids.index(int(found[1]))
@@ -65,6 +68,20 @@ class Workers:
             f"{self._named(number)} {how} before it gave batch {batch}: look for the system's out-of-memory messages; "
             f"{_HINT}"
         )
+
+    def _told_of_an_end(self, error: BaseException) -> BaseException:
+        """What torch raises, once, when a worker has ended. The worker's connections break a moment before: an error
+        of them is known first, and torch would raise while that one is handled."""
+        if not isinstance(error, (OSError, EOFError)):
+            return error
+        deadline = time.monotonic() + _TOLD
+        try:
+            while not any(processes.has_ended(pid) for pid in self._pids) and time.monotonic() < deadline:
+                time.sleep(_TOLD / 100)
+            time.sleep(_TOLD / 100)
+        except RuntimeError as told:
+            return told
+        return error
 
     def _watch(self, closed: threading.Event) -> None:
         while not closed.wait(_LOOK):

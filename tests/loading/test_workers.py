@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import re
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from data.base.errors import DataError
 from data.loading.loader import BatchLoader, eval_loader, train_loader
 from data.loading.opening import open_rows
 from data.loading.rows import Rows
+from data.loading.workers import Workers
 from data.mixing.row_plan import RowPlan
 from tests.helpers.toy_tokenizer import ToyTokenizer, loader_config, questions, write_jsonl
 
@@ -106,6 +108,25 @@ def test_a_killed_worker_is_named_wherever_torch_raises(
     named = f"worker {number} of {num_workers} (pid {pids[0]}) of rank 0's train_loader is killed by signal: Killed"
     assert message.startswith(f"{named} before it gave batch {given + (number - given) % num_workers}")
     wait_for_their_end()
+
+
+def test_a_worker_whose_connection_breaks_before_its_end_is_known_is_named() -> None:
+    worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+    worker.start()
+    assert worker.pid is not None
+
+    def told(number: int, frame: object) -> None:
+        raise RuntimeError(f"DataLoader worker (pid {worker.pid}) is killed by signal: Killed. ")
+
+    before = signal.signal(signal.SIGCHLD, told)
+    try:
+        threading.Timer(0.2, worker.kill).start()
+        error = Workers("rank 0's train_loader", [worker.pid]).named(ConnectionResetError(), 3, 7)
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+    worker.join()
+    name = f"worker 0 of 1 (pid {worker.pid}) of rank 0's train_loader"
+    assert str(error).startswith(f"{name} is killed by signal: Killed before it gave batch 7")
 
 
 def test_a_worker_that_ends_is_named(rows: Rows, folder: Path) -> None:
