@@ -16,6 +16,7 @@ from torch.distributed.tensor import DTensor
 
 from data.base.console import logger
 from data.base.sizes import format_bytes
+from train.checkpoint.saving.pace import Pace
 from train.checkpoint.saving.pruning import Pruning
 from train.checkpoint.saving.ranks import Ranks, for_others
 from train.checkpoint.saving.save import Saved, n_bytes, save_checkpoint
@@ -80,7 +81,7 @@ class BackgroundSaver:
         self.on_committed: list[Callable[[Path], None]] = []
         """Called on every rank, in the thread that saves, with each checkpoint that is committed."""
         self._ranks, self._told, self._confirm, self._pruning = ranks, told, confirm, pruning
-        self._snapshot = Snapshot()
+        self._snapshot, self._pace = Snapshot(), Pace()
         self._fits: bool | None = None
         """Whether there is memory for it."""
         self._pending: _Pending | None = None
@@ -110,6 +111,7 @@ class BackgroundSaver:
         self._pending = pending = _Pending(
             checkpoint=checkpoint, batch=content.about.batch, needed=n_bytes(content.tensors)
         )
+        self._pace.begin(background=background)
         if background:
             device = torch.cuda.current_device() if torch.cuda.is_initialized() else None
             Thread(
@@ -135,6 +137,7 @@ class BackgroundSaver:
     def wait(self) -> Written | None:
         """Waits until nothing is being saved. Raises as `poll` does."""
         written = None
+        self._pace.hurry()
         while self._pending is not None:
             with suppress(TimeoutError):
                 self._pending.saved.exception(_ROUND_SECONDS)
@@ -147,6 +150,7 @@ class BackgroundSaver:
         if self._pending is None:
             return
         pending, self._pending = self._pending, None
+        self._pace.hurry()
         if not pending.saved.done():
             logger.info(f"the run ends with an error once the checkpoint of batch {pending.batch} is written")
         try:
@@ -177,6 +181,7 @@ class BackgroundSaver:
             about=content.about,
             confirm=self._confirm,
             ranks=ranks,
+            rest=self._pace.rest,
         )
         pending.ended = time.monotonic()
         if saved.refused is None:
@@ -209,6 +214,7 @@ class BackgroundSaver:
     def _wait_for_the_one_before(self, batch: int) -> Written | None:
         if (pending := self._pending) is None:
             return None
+        self._pace.hurry()
         try:
             pending.saved.exception(_WAITS_SECONDS)
         except TimeoutError:

@@ -46,12 +46,13 @@ def save_checkpoint(
     about: Manifest,
     confirm: Callable[[], object] = lambda: None,
     ranks: Ranks | None = None,
+    rest: Callable[[], object] = lambda: None,
 ) -> Saved:
     """Saves and commits a checkpoint, in place of one of the same name. Every rank has to call it.
 
     Tensors that all ranks have whole are written by rank 0; under HYBRID_SHARD the first replica writes. state: rank
     0's counts. about: the manifest, without files. confirm: called on rank 0 before writing, and between writing and
-    committing; what it raises is raised on every rank.
+    committing; what it raises is raised on every rank. rest: see HashingWriter.
     """
     ranks = ranks or Ranks()
     part = checkpoint.with_name(PART + checkpoint.name)
@@ -59,7 +60,7 @@ def save_checkpoint(
     needed = n_bytes(tensors) + _OVERHEAD * len(tensors) * ranks.world_size
     refused = _refused_on_first(ranks, lambda: _prepare(part, needed, confirm))
     if refused is None:
-        digests, error = _write(part, tensors, ranks)
+        digests, error = _write(part, tensors, ranks, rest)
         refused = _first_refused(error, ranks)
     if refused is None:
         files = {name: digest for each in ranks.gather(digests) for name, digest in each.items()}
@@ -109,14 +110,14 @@ def _prepare(part: Path, needed: int, confirm: Callable[[], object]) -> None:
 
 
 def _write(
-    part: Path, tensors: Mapping[str, Tensor], ranks: Ranks
+    part: Path, tensors: Mapping[str, Tensor], ranks: Ranks, rest: Callable[[], object]
 ) -> tuple[Mapping[str, FileDigest], BaseException | None]:
     """Writes this rank's parts of the tensors: hashes of its files, and the error."""
     mesh = next((tensor.device_mesh for tensor in tensors.values() if isinstance(tensor, DTensor)), None)
     group, writes = ranks.writers(mesh)
     if not writes:
         return {}, None
-    writer = HashingWriter(part)
+    writer = HashingWriter(part, rest=rest)
     planner = DefaultSavePlanner(
         flatten_state_dict=False, flatten_sharded_tensors=False, dedup_save_to_lowest_rank=True
     )

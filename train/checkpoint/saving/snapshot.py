@@ -3,6 +3,7 @@
 import math
 import mmap
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+_THREADS = 2
 _ALIGNED = 64
 """Bytes: where a tensor begins in the memory."""
 
@@ -36,16 +38,20 @@ class Snapshot:
         """
         if keep:
             self._make_room(tensors, gather=gather)
-        taken: dict[str, Tensor] = {}
-        with torch.no_grad():
+        if gather:
             for key, tensor in tensors.items():
-                source = whole(tensor) if gather else _local(tensor)
+                source = whole(tensor)
                 if keep:
-                    self._places[key].copy_(source, non_blocking=True)
-                    taken[key] = _like(tensor, self._places[key], gather=gather)
+                    _copy(self._places[key], source)
+        elif keep:
+            # A thread reads and writes memory at half the speed of two.
+            with ThreadPoolExecutor(_THREADS) as pool:
+                list(pool.map(_copy, self._places.values(), map(_local, tensors.values())))
         if torch.cuda.is_initialized():
             torch.cuda.current_stream().synchronize()
-        return taken
+        if not keep:
+            return {}
+        return {key: _like(tensor, self._places[key], gather=gather) for key, tensor in tensors.items()}
 
     def _make_room(self, tensors: Mapping[str, Tensor], *, gather: bool) -> None:
         layout = _layout(tensors, gather=gather)
@@ -66,6 +72,11 @@ def snapshot_size(tensors: Mapping[str, Tensor], *, gather: bool = False) -> int
 def whole(tensor: Tensor) -> Tensor:
     """All of a tensor, on every rank. Every rank has to call it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def _copy(place: Tensor, source: Tensor) -> None:
+    with torch.no_grad():  # which is each thread's own
+        place.copy_(source, non_blocking=True)
 
 
 def _local(tensor: Tensor) -> Tensor:

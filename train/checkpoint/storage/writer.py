@@ -3,7 +3,7 @@
 import io
 import math
 import os
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -25,9 +25,10 @@ class HashingWriter(FileSystemWriter):
     RuntimeError of its zip writer.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, rest: Callable[[], object] = lambda: None) -> None:
+        """rest: is called after each piece that is written."""
         super().__init__(folder)
-        self.fs = self._files = _HashingFiles()
+        self.fs = self._files = _HashingFiles(rest)
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         """Small tensors first: what every rank reads, such as Adam's steps, lies in few blocks."""
@@ -60,18 +61,20 @@ def _numel(item: WriteItem) -> int:
 
 
 class _HashingFiles(FileSystem):
-    def __init__(self) -> None:
+    def __init__(self, rest: Callable[[], object]) -> None:
+        self.rest = rest
         self.digesters: dict[str, Digester] = {}
         self.error: OSError | None = None
 
     @contextmanager
-    def create_stream(self, path: str | os.PathLike, mode: str) -> Generator[io.IOBase, None, None]:
+    def create_stream(self, path: str | os.PathLike, mode: str) -> Generator[io.IOBase]:
         assert mode == "wb"
         name = Path(path).name
         self.digesters[name] = digester = Digester()
         try:
             with Path(path).open(mode, buffering=0) as file:
-                yield _Hashed(file, digester, self)
+                with _Buffered(_Hashed(file, digester, self)) as stream:
+                    yield stream
         except OSError as error:
             self.error = self.error or error
             raise
@@ -81,11 +84,25 @@ class _HashingFiles(FileSystem):
         self.digesters[Path(new_path).name] = self.digesters.pop(Path(path).name)
 
 
+class _Buffered(io.BufferedWriter):
+    """torch writes a tensor by some 40 calls, most of them of a few bytes."""
+
+    def __init__(self, raw: "_Hashed") -> None:
+        super().__init__(raw, BLOCK_BYTES)
+        self._rest = raw.files.rest
+
+    def write(self, data: Any) -> int:
+        written = super().write(data)
+        self._rest()
+        return written
+
+
 class _Hashed(io.RawIOBase):
     """A file opened for writing from its beginning to its end."""
 
     def __init__(self, file: Any, digester: Digester, files: _HashingFiles) -> None:
-        self._file, self._digester, self._files = file, digester, files
+        self.files = files
+        self._file, self._digester = file, digester
 
     def writable(self) -> bool:
         return True
@@ -94,6 +111,7 @@ class _Hashed(io.RawIOBase):
         view = memoryview(data).cast("B")
         for start in range(0, len(view), BLOCK_BYTES):
             self._write(view[start : start + BLOCK_BYTES])
+            self.files.rest()
         return len(view)
 
     def _write(self, part: memoryview) -> None:
@@ -103,7 +121,7 @@ class _Hashed(io.RawIOBase):
             while len(part):
                 part = part[self._file.write(part) :]
         except OSError as error:
-            self._files.error = self._files.error or error
+            self.files.error = self.files.error or error
             raise
 
     def tell(self) -> int:
@@ -111,6 +129,3 @@ class _Hashed(io.RawIOBase):
 
     def fileno(self) -> int:
         return self._file.fileno()
-
-    def flush(self) -> None:
-        pass  # nothing is held back
