@@ -3,21 +3,29 @@
 Steps of SGD on every mesh, with microbatches and activation checkpointing, are in test_step.py.
 """
 
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 import torch
+from composer.core import State
+from composer.loggers import Logger
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from data.base.errors import ConfigError
 from tests.helpers.ranks import run_ranks
+from tests.helpers.small_export import CONFIG, write_save_folder
+from tests.helpers.small_export import MODEL as SMALL
 from tests.helpers.toy_run import write_toy_run
 from tests.helpers.watched_run import Watch
 from train.checkpoint.save_folder import checkpoints
 from train.config.load import read_config
+from train.config.ranks import check_world_size
 from train.config.schema import FSDPConfig
+from train.export.export import export
 from train.models.config import AttnConfig, FFNConfig, LoraConfig, ModelConfig
 from train.models.recompute import named_parameters
 
@@ -195,13 +203,33 @@ def test_experts_without_tokens_and_routers_have_gradients(found: dict[tuple[str
     assert all(torch.count_nonzero(grad) for name, grad in grads.items() if "router" in name)
 
 
+class Exact(Watch):
+    """What Composer logs passes through fp32."""
+
+    def __init__(self) -> None:
+        super().__init__(None)
+        self.loss = 0.0
+
+    def after_loss(self, state: State, logger: Logger) -> None:
+        assert isinstance(state.loss, dict)
+        rows, of_step = state.batch["input_ids"].shape[0], state.batch["device_rows"][0]
+        self.loss += float(state.loss["total"].detach() * rows / of_step)
+
+    def batch_end(self, state: State, logger: Logger) -> None:
+        from composer.utils import dist
+
+        loss, self.loss = torch.tensor(self.loss, dtype=torch.float64), 0.0
+        dist.all_reduce(loss)
+        self.losses[state.timestamp.batch.value] = loss.item() / dist.get_world_size()
+
+
 def trained(path: str, runs: list[list[str]]) -> list[tuple[list[float], dict[str, Tensor]]]:
     """Losses and final weights of runs in fp64, one after the other."""
     from train.run.fit import fit
 
     results = []
     for overrides in runs:
-        watch = Watch(None)
+        watch = Exact()
         fit(read_config(path, overrides), callbacks=[watch], dtype=torch.float64)
         results.append((list(watch.losses.values()), watch.weights))
     return results
@@ -231,30 +259,123 @@ OPTIMIZERS = {
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_a_checkpoint_continues_at_every_degree(tmp_path: Path, optimizer: str) -> None:
+@pytest.mark.parametrize(
+    ("optimizer", "starts", "ends"),
+    [
+        pytest.param("adamw", ["one", "ep2"], ["one", "ep2"], id="adamw, ep1 and ep2"),
+        *(
+            pytest.param(name, ["one", "ep2", "ep2x2", "hybrid"], list(DEGREES), marks=pytest.mark.proof, id=name)
+            for name in OPTIMIZERS
+        ),
+    ],
+)
+def test_a_checkpoint_continues_at_every_degree(
+    tmp_path: Path, optimizer: str, starts: list[str], ends: list[str]
+) -> None:
     """Four steps at one degree, four more at another: the eight of one rank."""
     path = write_toy_run(tmp_path)
     same = [*EXACT, OPTIMIZERS[optimizer]]
-    expected_losses, expected = run_ranks(trained, 1, path, [[*same, "max_duration=8ba", "save_folder=null"]])[0][0]
+    straight = [*same, "max_duration=8ba", "save_folder=null"]
+    expected_losses, expected = run_ranks(trained, 1, path, [straight])[0][0]
 
-    def run(world_size: int, runs: list[list[str]]) -> list[Any]:
-        return run_ranks(trained, world_size, path, [[*same, *each] for each in runs], timeout=300)[0]
+    def run(size: int, runs: list[list[str]]) -> list[Any]:
+        return run_ranks(trained, size, path, [[*same, *each] for each in runs], timeout=300)[0] if runs else []
 
-    written = ("one", "ep2", "ep2x2", "hybrid")
     for size in (1, 2, 4):
-        names = [name for name in written if DEGREES[name][0] == size]
+        names = [name for name in starts if DEGREES[name][0] == size]
         run(size, [[DEGREES[name][1], f"run_name={name}", "max_duration=4ba"] for name in names])
     for size in (1, 2, 4):
-        starts = [(start, name) for start in written for name in DEGREES if DEGREES[name][0] == size]
+        pairs = [(start, end) for start in starts for end in ends if DEGREES[end][0] == size]
         overrides = [
             [
-                *[DEGREES[name][1], f"run_name={start}-{name}", "max_duration=8ba", "save_interval=100ba"],
+                *[DEGREES[end][1], f"run_name={start}-{end}", "max_duration=8ba", "save_interval=100ba"],
                 f"load_path={checkpoints(tmp_path / start)[-1]}",
             ]
-            for start, name in starts
+            for start, end in pairs
         ]
-        for (start, name), (losses, weights) in zip(starts, run(size, overrides), strict=True):
-            assert losses == pytest.approx(expected_losses[4:], rel=1e-10), f"{start} to {name}"
+        for (start, end), (losses, weights) in zip(pairs, run(size, overrides), strict=True):
+            assert losses == pytest.approx(expected_losses[4:], rel=1e-10), f"{start} to {end}"
             worst = difference(weights, expected)
-            assert worst <= 1e-10, f"{start} to {name}: {worst:.1e}"
+            assert worst <= 1e-10, f"{start} to {end}: {worst:.1e}"
+
+
+class Ramp:
+    """Pretrained weights whose every number is known."""
+
+    def __contains__(self, name: str) -> bool:
+        return True
+
+    def rows(self, name: str, start: int, stop: int, out: Tensor) -> None:
+        out.copy_(_ramp(stop - start, out.shape[1:].numel(), start).view(out.shape))
+
+
+def _ramp(rows: int, columns: int, first: int) -> Tensor:
+    return torch.arange(first * columns, (first + rows) * columns, dtype=torch.float32)
+
+
+def imported_and_saved(folder: Path, fsdps: dict[str, FSDPConfig]) -> dict[str, dict[str, Tensor]]:
+    """Builds a model of pretrained weights, and saves it with what is in every checkpoint."""
+    from composer.utils import dist as composer_dist
+    from composer.utils import get_device
+
+    from tests.helpers.saved_checkpoints import write_checkpoint
+    from train.checkpoint.load import saved_tensors
+    from train.distributed.build_model import build_model
+
+    composer_dist.initialize_dist(get_device("cpu"), timeout=60)
+    found = {}
+    for name, fsdp in fsdps.items():
+        device = torch.device("cpu")
+        model = build_model(SMALL, fsdp, precision="fp32", device=device, seed=5, pretrained=Ramp())
+        found[name] = {name: whole(param) for name, param in model.named_parameters()}
+        optimizer = torch.optim.SGD(model.parameters())
+        write_checkpoint(folder / name, saved_tensors(model, optimizer), config=CONFIG)
+    return found
+
+
+def test_pretrained_weights_and_exports_are_the_same_at_every_degree(tmp_path: Path) -> None:
+    for size, fsdps in (
+        (1, {"one": FSDPConfig()}),
+        (2, {"ep2": EP2}),
+        (4, {"ep4": EP4, "ep2x2": EP2, "hybrid": HYBRID}),
+    ):
+        for name, weights in run_ranks(imported_and_saved, size, tmp_path, fsdps)[0].items():
+            for param_name, weight in weights.items():
+                columns = weight.shape[1:].numel()
+                assert torch.equal(weight.flatten(), _ramp(weight.shape[0], columns, 0)), (name, param_name)
+            write_save_folder(tmp_path / name)
+            export(tmp_path / name / "ep0-ba10", tmp_path / f"hf-{name}", "fp32")
+    files = sorted(file.name for file in (tmp_path / "hf-one").glob("*.safetensors"))
+    assert files
+    for name in ("ep2", "ep4", "ep2x2", "hybrid"):
+        for file in files:
+            assert (tmp_path / f"hf-{name}" / file).read_bytes() == (tmp_path / "hf-one" / file).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("world_size", "overrides", "text"),
+    [
+        (4, ["fsdp_config.expert_parallel_degree=3"], "is 3, but it must divide the 4 experts (model.ffn_config."),
+        (6, ["fsdp_config.expert_parallel_degree=4"], "is 4, but it must divide the 6 ranks over which a replica is"),
+        (
+            4,
+            [
+                "fsdp_config={sharding_strategy: HYBRID_SHARD, data_parallel_replicate_degree: 2}",
+                "fsdp_config.expert_parallel_degree=4",
+            ],
+            "is 4, but it must divide the 2 ranks over which a replica is sharded",
+        ),
+        (
+            8,
+            ["fsdp_config.expert_parallel_degree=2", "model.ffn_config.ffn_hidden_size=49"],
+            "moe_num_experts x ffn_hidden_size = 196 rows cannot be divided evenly over 8 ranks",
+        ),
+    ],
+)
+def test_degrees_that_do_not_divide_are_refused(
+    tmp_path: Path, world_size: int, overrides: list[str], text: str
+) -> None:
+    path = write_toy_run(tmp_path)
+    with pytest.raises(ConfigError, match=re.escape(text)) as caught:
+        check_world_size(read_config(path, [*overrides, "global_train_batch_size=24"]), world_size)
+    assert "fsdp_config.expert_parallel_degree" in str(caught.value)
