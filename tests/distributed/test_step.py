@@ -38,6 +38,7 @@ from train.optim.optimizers import build_optimizer
 from train.run.trainer import build_trainer
 
 STEPS, ROWS, LENGTH = 5, 8, 24
+EP2, EP4 = FSDPConfig(expert_parallel_degree=2), FSDPConfig(expert_parallel_degree=4)
 HYBRID = FSDPConfig(sharding_strategy="HYBRID_SHARD", data_parallel_replicate_degree=2)
 
 
@@ -198,6 +199,12 @@ CUTS = {
     "2 ranks, FSDP2, 4 microbatches, selective": (2, Cut(FSDP, 1, BATCH, "selective")),
     "4 ranks, FSDP2": (4, Cut(FSDP, 8)),
     "2x2 ranks, HSDP": (4, Cut(HYBRID, 8)),
+    "EP 2": (2, Cut(EP2, 8, BATCH)),
+    "EP 2, 2 microbatches, block": (2, Cut(EP2, 2, BATCH, "block")),
+    "EP 2, 4 microbatches, selective": (2, Cut(EP2, 1, BATCH, "selective")),
+    "EP 4": (4, Cut(EP4, 8, BATCH)),
+    "EP 2 x 2 shards": (4, Cut(EP2, 8, BATCH)),
+    "2 replicas of EP 2": (4, Cut(replace(HYBRID, expert_parallel_degree=2), 8, BATCH)),
 }
 """Each has to be the step of one rank with one microbatch."""
 

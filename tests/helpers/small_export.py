@@ -49,12 +49,17 @@ def write_run(folder: Path) -> DbrxForCausalLM:
     """Writes config.yaml, tokenizer/ and ep0-ba10; returns the model of the checkpoint."""
     model = DbrxForCausalLM(MODEL)
     initialise(model, MODEL, seed=3)
-    folder.mkdir(parents=True)
+    write_save_folder(folder)
+    save_checkpoint(folder / "ep0-ba10", model.state_dict())
+    return model.eval()
+
+
+def write_save_folder(folder: Path) -> None:
+    """Writes config.yaml and tokenizer/."""
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(CONFIG)
     vocab = TokenizerKwargs(vocab_file=str(ROOT / "quickstart" / "vocab.tiktoken"))
     build_tokenizer(TokenizerConfig(name="tiktoken", kwargs=vocab)).save_pretrained(folder / "tokenizer", 64)
-    save_checkpoint(folder / "ep0-ba10", model.state_dict())
-    return model.eval()
 
 
 def write_export(run: Path, folder: Path) -> Path:

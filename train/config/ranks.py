@@ -40,6 +40,25 @@ def _of_world_size(config: TrainConfig, world_size: int) -> Iterator[Defect]:
     if replicas is not None and world_size % replicas:
         text = f"is {replicas}, but it must divide the {world_size} ranks"
         yield Defect("fsdp_config.data_parallel_replicate_degree", text)
+    elif config.fsdp_config is not None:
+        yield from _of_expert_parallelism(
+            config, config.fsdp_config.expert_parallel_degree, world_size // (replicas or 1)
+        )
+
+
+def _of_expert_parallelism(config: TrainConfig, degree: int, shards: int) -> Iterator[Defect]:
+    """shards: ranks of a replica."""
+    key, ffn = "fsdp_config.expert_parallel_degree", config.model.ffn_config
+    if degree == 1:
+        return
+    if shards % degree:
+        yield Defect(key, f"is {degree}, but it must divide the {shards} ranks over which a replica is sharded")
+    elif (rows := ffn.moe_num_experts * ffn.ffn_hidden_size) % shards:
+        yield Defect(
+            key,
+            f"is {degree}, but moe_num_experts x ffn_hidden_size = {rows} rows cannot be divided evenly over {shards} "
+            "ranks: write a number of ranks that divides them, or 1",
+        )
 
 
 def train_microbatch_rows(config: TrainConfig, world_size: int) -> int:

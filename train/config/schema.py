@@ -52,6 +52,9 @@ class FSDPConfig(Section):
     """HYBRID_SHARD shards inside a group of ranks and replicates over data_parallel_replicate_degree groups."""
     data_parallel_replicate_degree: Count | None = None
     """Replicas of HYBRID_SHARD: a divisor of the number of ranks."""
+    expert_parallel_degree: Count = 1
+    """Ranks that share the experts of a layer: each has 1/N of them whole, and tokens are sent to the ranks that have
+    theirs. A divisor of moe_num_experts and of the ranks that shard; at best the GPUs of a node."""
     mixed_precision: Literal["PURE", "DEFAULT", "FULL"] = "DEFAULT"
     """Under amp_bf16, which computes in bf16: the precisions in which weights are gathered and gradients reduced, bf16
     and fp32 (DEFAULT), both bf16 (PURE), or both fp32 (FULL)."""
@@ -114,6 +117,13 @@ def _no_amounts_in_evaluation(config: "TrainConfig") -> Iterator[Defect]:
 
     if config.eval_loader is not None:
         yield from each((config.eval_loader.dataset.streams or {}).items(), is_whole)
+
+
+def _divided_experts(config: "TrainConfig") -> Iterator[Defect]:
+    degree = config.fsdp_config.expert_parallel_degree if config.fsdp_config is not None else 1
+    if (experts := config.model.ffn_config.moe_num_experts) % degree:
+        text = f"is {degree}, but it must divide the {experts} experts (model.ffn_config.moe_num_experts)"
+        yield Defect("fsdp_config.expert_parallel_degree", text)
 
 
 def _length_of_model(config: "TrainConfig") -> Iterator[Defect]:
@@ -239,6 +249,7 @@ class TrainConfig(Section):
         _export_interval,
         _adapter_rank,
         _packed_base,
+        _divided_experts,
         _autoresume,
         _rollback,
         _first_comparison,

@@ -16,7 +16,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
 )
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from data.base.errors import ConfigError
@@ -26,6 +26,8 @@ from train.hf.finite import is_finite
 from train.models import precision as precisions
 from train.models.config import LoraConfig, ModelConfig
 from train.models.dbrx import DbrxBlock, DbrxForCausalLM
+from train.models.experts.experts import ExpertsMLP
+from train.models.experts.parallel import ExpertParallel
 from train.models.init import draw_rows, init_std
 from train.models.lora.adapters import adapters, add_lora, draw_adapter_rows, is_adapter
 from train.models.lora.nf4 import pack, pack_parameters, rows_at_a_time
@@ -125,11 +127,44 @@ def make_mesh(config: FSDPConfig, device_type: str) -> DeviceMesh:
     return init_device_mesh(device_type, (replicas, world_size // replicas), mesh_dim_names=("replicate", "shard"))
 
 
+def make_experts_mesh(config: FSDPConfig, device_type: str) -> DeviceMesh:
+    """That of the experts: the ranks that shard are divided into groups of neighbours, which share the experts; within
+    `expert_shard`, whose ranks have the same ones, these are sharded."""
+    replicas, degree = config.data_parallel_replicate_degree, config.expert_parallel_degree
+    sizes = (dist.get_world_size() // ((replicas or 1) * degree), degree)
+    names = ("expert_shard", "expert")
+    if replicas is None:
+        return init_device_mesh(device_type, sizes, mesh_dim_names=names)
+    return init_device_mesh(device_type, (replicas, *sizes), mesh_dim_names=("replicate", *names))
+
+
 def _shard(model: DbrxForCausalLM, config: FSDPConfig, policy: MixedPrecisionPolicy, device_type: str) -> None:
-    """Units: each adapter, the embedding, each block, and at the root the last norm with the head."""
+    """Units: each adapter, the embedding, each block, and at the root the last norm with the head. Under expert
+    parallelism also each block's experts."""
     mesh = make_mesh(config, device_type)
-    for unit in (*adapters(model), model.transformer.wte, *model.transformer.blocks, model):
-        fully_shard(unit, mesh=mesh, mp_policy=policy, reshard_after_forward=config.reshard_after_forward)
+    units = [(adapter, mesh) for adapter in adapters(model)]
+    if config.expert_parallel_degree > 1:
+        units += _divide_experts(model, make_experts_mesh(config, device_type))
+    units += [(unit, mesh) for unit in (model.transformer.wte, *model.transformer.blocks, model)]
+    for unit, its_mesh in units:
+        fully_shard(unit, mesh=its_mesh, mp_policy=policy, reshard_after_forward=config.reshard_after_forward)
+
+
+def _divide_experts(model: DbrxForCausalLM, mesh: DeviceMesh) -> list[tuple[nn.Module, DeviceMesh]]:
+    """Leaves each rank the rows of its experts. Returns the units that have them, and the mesh to shard each over."""
+    shards = mesh["replicate", "expert_shard"] if mesh.ndim > 2 else mesh["expert_shard"]
+    units: list[tuple[nn.Module, DeviceMesh]] = []
+    for module in model.modules():
+        if isinstance(module, ExpertsMLP):
+            trained = False
+            for name, param in list(module.named_parameters(recurse=False)):
+                trained = trained or param.requires_grad
+                divided = distribute_tensor(param.data, mesh["expert"], [Shard(0)], src_data_rank=None)
+                setattr(module, name, nn.Parameter(divided, requires_grad=param.requires_grad))
+            # Adapters are on every rank, and averaged over all.
+            module.parallel = ExpertParallel(mesh.get_group("expert"), averaged=trained)
+            units.append((module, shards))
+    return units
 
 
 def _policy(config: FSDPConfig, gathered: Precision | None, computed: torch.dtype | None) -> MixedPrecisionPolicy:

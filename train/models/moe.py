@@ -68,8 +68,10 @@ class MoE(nn.Module):
     def forward(self, x_TD: Tensor) -> tuple[Tensor, RouterStats]:
         weights_TK, experts_TK, probs_TE, logits_TE = self.router(x_TD)
         assignment = assign(experts_TK, self.n_experts)
-        y_TD = self.experts(x_TD, weights_TK, assignment)
+        # Before the experts: when a block is computed again, that ends with the last tensor that is needed, and so
+        # before expert parallelism sends results back.
         z_sum = logits_TE.logsumexp(dim=-1).square().sum()
+        y_TD = self.experts(x_TD, weights_TK, assignment)
         return y_TD, RouterStats(assignment.counts_E, probs_TE.sum(0), z_sum, logits_TE)
 
 

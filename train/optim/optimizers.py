@@ -7,6 +7,7 @@ import torch
 from train.config.optimizer import OptimizerConfig, ParamGroupConfig
 from train.models.lora.adapters import is_adapter
 from train.models.recompute import named_parameters
+from train.optim.adamw import AdamW
 from train.optim.lion import DecoupledLionW
 from train.optim.patterns import check_left, matching
 
@@ -57,7 +58,7 @@ def _settings(config: OptimizerConfig, entry: int | None, decayed: bool) -> dict
 
 
 def _adamw(config: OptimizerConfig, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(groups, lr=config.lr, betas=_betas(config), eps=config.eps, fused=True)
+    return AdamW(groups, lr=config.lr, betas=_betas(config), eps=config.eps, fused=True)
 
 
 def _decoupled_adamw(config: OptimizerConfig, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:

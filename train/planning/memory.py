@@ -55,7 +55,10 @@ def _width(precision: Precision | None) -> int:
 
 def _gathered_bytes(config: TrainConfig, fsdp: FSDPConfig, width: float) -> float:
     """Of the largest unit (the embedding, a block, the head), or of all when they stay gathered."""
-    sizes = _base_bytes(config, width)
+    degree = fsdp.expert_parallel_degree
+    sizes = {
+        name: size / degree if ".experts.mlp." in name else size for name, size in _base_bytes(config, width).items()
+    }
     if not fsdp.reshard_after_forward:
         return sum(sizes.values())
     block = sum(size for name, size in sizes.items() if name.startswith("transformer.blocks.0."))

@@ -321,6 +321,7 @@ OUTCOMES: Mapping[str, Decided] = {
     "fsdp_config": APPLIED,
     "fsdp_config.sharding_strategy": APPLIED,
     "fsdp_config.data_parallel_replicate_degree": APPLIED,
+    "fsdp_config.expert_parallel_degree": APPLIED,
     "fsdp_config.mixed_precision": APPLIED,
     "fsdp_config.state_dict_type": APPLIED,
     "fsdp_config.activation_checkpointing": APPLIED,

@@ -12,13 +12,12 @@ from threading import Thread
 import torch
 from composer.utils import dist
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from data.base.console import logger
 from data.base.sizes import format_bytes
 from train.checkpoint.saving.pace import Pace
 from train.checkpoint.saving.pruning import Pruning
-from train.checkpoint.saving.ranks import Ranks, for_others
+from train.checkpoint.saving.ranks import Ranks, for_others, mesh_of
 from train.checkpoint.saving.save import Saved, n_bytes, save_checkpoint
 from train.checkpoint.saving.snapshot import Snapshot, snapshot_size, whole
 from train.checkpoint.storage.manifest import Manifest
@@ -228,8 +227,7 @@ class BackgroundSaver:
 
     def _writes(self, content: Content) -> bool:
         """Whether this rank is one of those that write tensors."""
-        mesh = next((t.device_mesh for t in content.tensors.values() if isinstance(t, DTensor)), None)
-        return self._ranks.is_first if content.gather else self._ranks.writers(mesh)[1]
+        return self._ranks.is_first if content.gather else self._ranks.writers(mesh_of(content.tensors.values()))[1]
 
     def _look_for_room(self, mine: int) -> bool:
         """Whether the copies of all ranks of every node fit into the memory that is free there. mine: bytes of this

@@ -1,14 +1,16 @@
 """What ranks tell one another while a checkpoint is saved, over process groups that nothing else uses."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor
 
 from data.base.errors import ConfigError, DataError
 
@@ -80,14 +82,21 @@ class Ranks:
         return of_all.bool().tolist()
 
     def writers(self, mesh: DeviceMesh | None) -> tuple[ProcessGroup | None, bool]:
-        """The group of the ranks that write tensors on this mesh (None: the default one, or one rank alone), and
-        whether this rank is one of them. mesh: None for tensors that every rank has whole."""
+        """The group of the ranks that write tensors (None: the default one, or one rank alone), and whether this rank
+        is one of them. mesh: see mesh_of."""
         if mesh is None:
             return None, self.is_first
         if mesh.ndim == 1:
             return self.group, True
         # (replicas, shards): see train/distributed/build_model.py.
         return self.first_replica or mesh.get_group(1), mesh.get_local_rank(0) == 0
+
+
+def mesh_of(tensors: Iterable[Tensor]) -> DeviceMesh | None:
+    """Of the ranks that share the tensors; None where every rank has them whole. Experts have a mesh of their own
+    (see train/distributed/build_model.py), over the same ranks, which is not meant here."""
+    meshes = (tensor.device_mesh for tensor in tensors if isinstance(tensor, DTensor))
+    return next((mesh for mesh in meshes if "expert" not in (mesh.mesh_dim_names or ())), None)
 
 
 def separate_ranks(timeout: float, *, replicas: int = 1) -> Ranks:

@@ -14,11 +14,10 @@ from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.state_dict_saver import save
-from torch.distributed.tensor import DTensor
 
 from data.base.errors import os_error
 from train.checkpoint.save_folder import LATEST, PART
-from train.checkpoint.saving.ranks import Ranks, SaveFailed
+from train.checkpoint.saving.ranks import Ranks, SaveFailed, mesh_of
 from train.checkpoint.storage.digests import FileDigest, digest_bytes
 from train.checkpoint.storage.manifest import CONFIG, STATE, Manifest, sync_folder, write_manifest, write_synced
 from train.checkpoint.storage.writer import HashingWriter
@@ -113,7 +112,7 @@ def _write(
     part: Path, tensors: Mapping[str, Tensor], ranks: Ranks, rest: Callable[[], object]
 ) -> tuple[Mapping[str, FileDigest], BaseException | None]:
     """Writes this rank's parts of the tensors: hashes of its files, and the error."""
-    mesh = next((tensor.device_mesh for tensor in tensors.values() if isinstance(tensor, DTensor)), None)
+    mesh = mesh_of(tensors.values())
     group, writes = ranks.writers(mesh)
     if not writes:
         return {}, None

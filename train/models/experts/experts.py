@@ -4,16 +4,19 @@ What computes them is `ffn_config.moe_impl`; parameters, results and gradients a
 Shapes: T tokens, K experts a token, D d_model, E experts, F ffn_hidden_size.
 """
 
+import functools
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from train.models.config import FFNConfig
 from train.models.experts.assignment import Assignment, assign
 from train.models.experts.grouped import Grouped
 from train.models.experts.grouped_mm import TorchGrouped, grouped_mm_experts, why_not_grouped_mm
 from train.models.experts.megablocks import MegaBlocks, RoutedShape, megablocks_experts, why_not_megablocks
+from train.models.experts.parallel import ExpertParallel
 from train.models.experts.torch_loop import Looped, torch_experts
 
 __all__ = [
@@ -100,19 +103,33 @@ class ExpertsMLP(nn.Module):
         """Set by lora.adapters.add_lora: computes these weights and its own together."""
         self.packed = False
         """Set by lora.nf4.pack_parameters: the weights are in 4 bits."""
+        self.parallel: ExpertParallel | None = None
+        """Set by train/distributed: the weights are DTensors, of which this rank has the rows of its experts."""
 
     def forward(self, x_TD: Tensor, weights_TK: Tensor, assignment: Assignment) -> Tensor:
         device = x_TD.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x_TD.dtype
         # The weights are cast here, where autograd sees it: gradients come back in the parameters' own dtype.
         x_TD, weights_TK = x_TD.to(dtype), weights_TK.to(dtype)
-        w1, v1, w2 = (w if self.packed else w.to(dtype) for w in (self.w1, self.v1, self.w2))
-        shape = (weights_TK.shape[0], weights_TK.shape[1], x_TD.shape[1])
-        moe_impl = resolve_moe_impl(self.moe_impl, x_TD.device, dtype, shape)
+        weights = [_local(w) if self.packed else _local(w).to(dtype) for w in (self.w1, self.v1, self.w2)]
+        compute = functools.partial(self._compute, weights)
         with torch.autocast(device, enabled=False):
-            if self.lora is not None:
-                return self.lora(x_TD, weights_TK, w1, v1, w2, GROUPED[moe_impl](assignment), self.moe_recompute)
-            return MOE_IMPLS[moe_impl](x_TD, weights_TK, w1, v1, w2, assignment, self.moe_recompute)
+            if self.parallel is not None:
+                return self.parallel(compute, x_TD, weights_TK, assignment)
+            return compute(x_TD, weights_TK, assignment)
+
+    def _compute(self, weights: list[Tensor], x_TD: Tensor, weights_TK: Tensor, assignment: Assignment) -> Tensor:
+        w1, v1, w2 = weights
+        shape = (weights_TK.shape[0], weights_TK.shape[1], x_TD.shape[1])
+        moe_impl = resolve_moe_impl(self.moe_impl, x_TD.device, x_TD.dtype, shape)
+        if self.lora is not None:
+            mine = self.parallel.experts(self.n_experts) if self.parallel is not None else None
+            return self.lora(x_TD, weights_TK, w1, v1, w2, GROUPED[moe_impl](assignment), self.moe_recompute, mine)
+        return MOE_IMPLS[moe_impl](x_TD, weights_TK, w1, v1, w2, assignment, self.moe_recompute)
+
+
+def _local(weight: Tensor) -> Tensor:
+    return weight.to_local() if isinstance(weight, DTensor) else weight
 
 
 class Experts(nn.Module):

@@ -57,7 +57,7 @@ class LoraExperts(nn.Module):
     def __init__(self, base: ExpertsMLP, names: Iterable[str], config: LoraConfig) -> None:
         super().__init__()
         self.scale, self.dropout, self.per_expert = config.scale, config.dropout, config.per_expert
-        self.packed = config.base_dtype == "nf4"
+        self.packed, self.n_experts = config.base_dtype == "nf4", base.n_experts
         for name in sorted(names):
             self.add_module(name, LoraWeights(base.shape, config, base.n_experts))
 
@@ -70,21 +70,29 @@ class LoraExperts(nn.Module):
         w2: Tensor,
         grouped: Grouped,
         recompute: bool,
+        experts: slice | None = None,
     ) -> Tensor:
+        """experts: those of which w1, v1 and w2 are; None: all."""
         dropout = self.dropout if self.training else 0.0
         dropped_TD = F.dropout(x_TD, dropout) if dropout else x_TD
-        pairs = (self._pair("w1", x_TD.dtype), self._pair("v1", x_TD.dtype), self._pair("w2", x_TD.dtype))
+        w1_pair, v1_pair, w2_pair = (self._pair(name, x_TD.dtype, experts) for name in ("w1", "v1", "w2"))
         options = Options(self.scale, self.per_expert, dropout, recompute)
         if self.packed:
             options = options._replace(open_weight=functools.partial(unpack, dtype=x_TD.dtype))
-        return lora_glu(x_TD, dropped_TD, weights_TK, (w1, v1, w2), pairs, grouped, options)
+        return lora_glu(x_TD, dropped_TD, weights_TK, (w1, v1, w2), (w1_pair, v1_pair, w2_pair), grouped, options)
 
-    def _pair(self, name: str, dtype: torch.dtype) -> Pair | None:
+    def _pair(self, name: str, dtype: torch.dtype, experts: slice | None) -> Pair | None:
         weights = self._modules.get(name)
         if weights is None:
             return None
         assert isinstance(weights, LoraWeights)
-        return Pair(weights.lora_A.to(dtype), weights.lora_B.to(dtype))
+        A, B = weights.lora_A, weights.lora_B
+        if experts is not None:
+            A, B = self._rows_of(A, experts) if self.per_expert else A, self._rows_of(B, experts)
+        return Pair(A.to(dtype), B.to(dtype))
+
+    def _rows_of(self, weight: Tensor, experts: slice) -> Tensor:
+        return weight.unflatten(0, (self.n_experts, -1))[experts].flatten(0, 1)
 
 
 def add_lora(model: DbrxForCausalLM, config: LoraConfig, dtype: torch.dtype = torch.float32) -> None:

@@ -41,9 +41,9 @@ def unpack(packed_MP: Tensor, dtype: torch.dtype) -> Tensor:
         code=bnb.get_4bit_type("nf4", device=str(packed_MP.device)),
         blocksize=NF4_BLOCK,
         quant_type="nf4",
-        dtype=dtype,
+        dtype=dtype if dtype != torch.float64 else torch.float32,  # bitsandbytes has no fp64
     )
-    return bnb.dequantize_4bit(codes.reshape(-1, 1), state).view(shape)
+    return bnb.dequantize_4bit(codes.reshape(-1, 1), state).view(shape).to(dtype)
 
 
 def pack_parameters(model: nn.Module, dtype: torch.dtype) -> None:

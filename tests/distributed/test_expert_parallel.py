@@ -1,0 +1,381 @@
+"""Experts that are divided over ranks, against the same model on one rank: losses, gradients, checkpoints and exports.
+
+Steps of SGD on every mesh, with microbatches and activation checkpointing, are in test_step.py.
+"""
+
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import torch
+from composer.core import State
+from composer.loggers import Logger
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from data.base.errors import ConfigError
+from tests.helpers.ranks import run_ranks
+from tests.helpers.small_export import CONFIG, write_save_folder
+from tests.helpers.small_export import MODEL as SMALL
+from tests.helpers.toy_run import write_toy_run
+from tests.helpers.watched_run import Watch
+from train.checkpoint.save_folder import checkpoints
+from train.config.load import read_config
+from train.config.ranks import check_world_size
+from train.config.schema import FSDPConfig
+from train.export.export import export
+from train.models.config import AttnConfig, FFNConfig, LoraConfig, ModelConfig
+from train.models.recompute import named_parameters
+
+pytestmark = pytest.mark.ranks
+
+FFN = FFNConfig(ffn_hidden_size=24, moe_num_experts=4, moe_top_k=2, moe_impl="torch")
+MODEL = ModelConfig(
+    d_model=128,  # 4-bit rows are whole numbers of fp64
+    n_heads=4,
+    n_layers=2,
+    max_seq_len=32,
+    vocab_size=48,
+    attn_config=AttnConfig(kv_n_heads=2),
+    ffn_config=FFN,
+    initializer_range=0.3,
+)
+EP2, EP4 = FSDPConfig(expert_parallel_degree=2), FSDPConfig(expert_parallel_degree=4)
+HYBRID = FSDPConfig(sharding_strategy="HYBRID_SHARD", data_parallel_replicate_degree=2, expert_parallel_degree=2)
+MESHES = {"EP 2": (2, EP2), "EP 4": (4, EP4), "EP 2 x 2 shards": (4, EP2), "2 replicas of EP 2": (4, HYBRID)}
+
+
+@dataclass(frozen=True)
+class Case:
+    fsdp: FSDPConfig | None
+    impl: str = "torch"
+    dtype: torch.dtype = torch.float64
+    lora: LoraConfig | None = None
+    on_first: bool = False
+    """All tokens go to the first expert."""
+    factor: bool = True
+    """Whether gradients of experts are made means over all ranks."""
+
+
+def gradients_of(cases: list[Case]) -> list[dict[str, Tensor]]:
+    import torch.distributed as dist
+    from composer.utils import dist as composer_dist
+    from composer.utils import get_device
+
+    composer_dist.initialize_dist(get_device("cpu"), timeout=60)
+    found = []
+    for case in cases:
+        model = _built(case)
+        ids = torch.randint(0, 48, (4, 16), generator=torch.Generator().manual_seed(0))
+        mine = ids.chunk(dist.get_world_size())[dist.get_rank()]
+        for _ in range(2):
+            # Twice, so that what backward leaves behind meets another forward.
+            model.zero_grad()
+            out = model(mine, mine.roll(-1, 1))
+            balance = (out.prob_sums_LE * torch.arange(1.0, 5.0)).sum() + out.z_sums_L.sum()
+            loss = out.losses_BS.mean() + 0.01 * balance / mine.numel()
+            loss.backward()
+        loss = loss.detach().clone()
+        dist.all_reduce(loss)
+        grads = {name: whole(param.grad) for name, param in named_parameters(model) if param.requires_grad}
+        found.append({"loss": loss / dist.get_world_size(), **grads})
+    return found
+
+
+def _built(case: Case) -> nn.Module:
+    from train.distributed.build_model import build_model
+    from train.models.experts.parallel import ExpertParallel
+    from train.models.moe import Router
+
+    config = replace(MODEL, ffn_config=replace(FFN, moe_impl=case.impl))  # pyright: ignore[reportArgumentType]
+    device = torch.device("cpu")
+    model = build_model(config, case.fsdp, precision="fp32", device=device, seed=5, dtype=case.dtype, lora=case.lora)
+    for name, param in model.named_parameters():
+        if name.endswith("lora_B"):
+            drawn = torch.randn(param.shape, generator=torch.Generator().manual_seed(1)).to(param.dtype) / 10
+            with torch.no_grad():
+                sharded = isinstance(param, DTensor)
+                param.copy_(distribute_tensor(drawn, param.device_mesh, param.placements) if sharded else drawn)
+    for module in model.modules():
+        if case.on_first and isinstance(module, Router):
+            module.register_forward_hook(lambda module, args, out: out._replace(experts_TK=out.experts_TK * 0))
+        if not case.factor and isinstance(parallel := getattr(module, "parallel", None), ExpertParallel):
+            module.parallel = ExpertParallel(parallel.group, averaged=False)
+    return model
+
+
+def whole(tensor: Tensor | None) -> Tensor:
+    assert tensor is not None, "a gradient is missing"
+    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().clone()
+
+
+def difference(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
+    """The largest of any tensor, relative to its largest number."""
+    assert found.keys() == expected.keys()
+    assert all(tensor.isfinite().all() for tensor in found.values())
+    return max(
+        float((found[key] - value).abs().max() / value.abs().max().clamp(min=1e-30)) for key, value in expected.items()
+    )
+
+
+FULL_LORA = LoraConfig(r=3, alpha=5.0, target_modules=["attn", "experts", "router"], base_dtype="fp32")
+VARIANTS: dict[str, tuple[Case, float]] = {
+    "torch": (Case(None), 1e-10),
+    "torch, all tokens to one expert": (Case(None, on_first=True), 1e-10),
+    "grouped_mm, fp32": (Case(None, "grouped_mm", torch.float32), 1e-4),
+    "grouped_mm, fp32, all tokens to one expert": (Case(None, "grouped_mm", torch.float32, on_first=True), 1e-4),
+    "LoRA": (Case(None, lora=FULL_LORA), 1e-10),
+    "LoRA, all tokens to one expert": (Case(None, lora=FULL_LORA, on_first=True), 1e-10),
+    "LoRA per expert": (Case(None, lora=replace(FULL_LORA, per_expert=True)), 1e-10),
+    "LoRA over nf4": (Case(None, lora=replace(FULL_LORA, base_dtype="nf4")), 1e-6),
+}
+POLICIES: tuple[Literal["block", "selective"], ...] = ("block", "selective")
+
+
+@pytest.fixture(scope="module")
+def found() -> dict[tuple[str, str], dict[str, Tensor]]:
+    """What each variant gives on each mesh, with one launch for each number of ranks."""
+    references = run_ranks(gradients_of, 1, [case for case, _ in VARIANTS.values()], timeout=150)[0]
+    results = {("1 rank", name): each for name, each in zip(VARIANTS, references, strict=True)}
+    for size in (2, 4):
+        cases: dict[tuple[str, str], Case] = {}
+        for mesh, (its_size, fsdp) in MESHES.items():
+            if its_size != size:
+                continue
+            cases |= {(mesh, name): replace(case, fsdp=fsdp) for name, (case, _) in VARIANTS.items()}
+            cases[mesh, "without the factor"] = Case(fsdp, factor=False)
+            if mesh == "EP 2":
+                for name in ("torch", "LoRA"):
+                    for policy in POLICIES:
+                        its = replace(fsdp, activation_checkpointing=policy)
+                        cases[mesh, f"{name}, {policy}"] = replace(VARIANTS[name][0], fsdp=its)
+                cases[mesh, "torch, offloaded"] = Case(replace(fsdp, activation_cpu_offload=True))
+                cases[mesh, "torch, gathered"] = Case(replace(fsdp, reshard_after_forward=False))
+        each_rank = run_ranks(gradients_of, size, list(cases.values()), timeout=200)
+        results |= zip(cases, each_rank[0], strict=True)
+    return results
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("mesh", MESHES)
+def test_gradients_are_those_of_one_rank(found: dict[tuple[str, str], Any], mesh: str, variant: str) -> None:
+    assert difference(found[mesh, variant], found["1 rank", variant]) <= VARIANTS[variant][1]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("variant", ["torch, block", "torch, selective", "torch, offloaded", "torch, gathered"])
+def test_what_is_kept_for_backward_changes_nothing(found: dict[tuple[str, str], Any], variant: str) -> None:
+    assert difference(found["EP 2", variant], found["1 rank", "torch"]) <= 1e-10
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("variant", ["LoRA, block", "LoRA, selective"])
+def test_what_is_kept_for_backward_changes_no_adapter(found: dict[tuple[str, str], Any], variant: str) -> None:
+    assert difference(found["EP 2", variant], found["1 rank", "LoRA"]) <= 1e-10
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("mesh", MESHES)
+def test_without_the_factor_gradients_of_experts_are_too_large(found: dict[tuple[str, str], Any], mesh: str) -> None:
+    """FSDP2 averages over the ranks that have the same experts only."""
+    degree = MESHES[mesh][1].expert_parallel_degree
+    mutant, reference = found[mesh, "without the factor"], found["1 rank", "torch"]
+    assert float(mutant["loss"]) == pytest.approx(float(reference["loss"]), rel=1e-12), "the loss does not show it"
+    for name, expected in reference.items():
+        factor = degree if ".experts." in name else 1
+        assert torch.allclose(mutant[name], factor * expected, rtol=1e-8, atol=1e-12), name
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_experts_without_tokens_and_routers_have_gradients(found: dict[tuple[str, str], Any]) -> None:
+    grads = found["EP 4", "torch, all tokens to one expert"]
+    w1 = grads["transformer.blocks.0.ffn.experts.mlp.w1"]
+    assert torch.count_nonzero(w1[24:]) == 0
+    assert torch.count_nonzero(w1[:24])
+    assert all(torch.count_nonzero(grad) for name, grad in grads.items() if "router" in name)
+
+
+class Exact(Watch):
+    """What Composer logs passes through fp32."""
+
+    def __init__(self) -> None:
+        super().__init__(None)
+        self.loss = 0.0
+
+    def after_loss(self, state: State, logger: Logger) -> None:
+        assert isinstance(state.loss, dict)
+        rows, of_step = state.batch["input_ids"].shape[0], state.batch["device_rows"][0]
+        self.loss += float(state.loss["total"].detach() * rows / of_step)
+
+    def batch_end(self, state: State, logger: Logger) -> None:
+        from composer.utils import dist
+
+        loss, self.loss = torch.tensor(self.loss, dtype=torch.float64), 0.0
+        dist.all_reduce(loss)
+        self.losses[state.timestamp.batch.value] = loss.item() / dist.get_world_size()
+
+
+def trained(path: str, runs: list[list[str]]) -> list[tuple[list[float], dict[str, Tensor]]]:
+    """Losses and final weights of runs in fp64, one after the other."""
+    from train.run.fit import fit
+
+    results = []
+    for overrides in runs:
+        watch = Exact()
+        fit(read_config(path, overrides), callbacks=[watch], dtype=torch.float64)
+        results.append((list(watch.losses.values()), watch.weights))
+    return results
+
+
+EXACT = [
+    *["precision=fp32", "scheduler.name=constant_with_warmup", "eval_interval=4ba", "save_interval=4ba"],
+    *["model.resid_pdrop=0", "model.emb_pdrop=0", "model.attn_config.attn_pdrop=0"],
+    "model.ffn_config={moe_jitter_eps: 0, moe_lbl_scope: batch}",
+]
+DEGREES = {
+    "one": (1, "fsdp_config={}"),
+    "ep1": (2, "fsdp_config={}"),
+    "ep2": (2, "fsdp_config={expert_parallel_degree: 2}"),
+    "ep4": (4, "fsdp_config={expert_parallel_degree: 4}"),
+    "ep2x2": (4, "fsdp_config={expert_parallel_degree: 2}"),
+    "hybrid": (
+        4,
+        "fsdp_config={sharding_strategy: HYBRID_SHARD, data_parallel_replicate_degree: 2, expert_parallel_degree: 2}",
+    ),
+}
+OPTIMIZERS = {
+    "adamw": "optimizer={name: adamw, lr: 3.0e-3, weight_decay: 0.1}",
+    "lion": "optimizer={name: decoupled_lionw, lr: 1.0e-3, weight_decay: 1.0e-4}",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    ("optimizer", "starts", "ends"),
+    [
+        pytest.param("adamw", ["one", "ep2"], ["one", "ep2"], id="adamw, ep1 and ep2"),
+        *(
+            pytest.param(name, ["one", "ep2", "ep2x2", "hybrid"], list(DEGREES), marks=pytest.mark.proof, id=name)
+            for name in OPTIMIZERS
+        ),
+    ],
+)
+def test_a_checkpoint_continues_at_every_degree(
+    tmp_path: Path, optimizer: str, starts: list[str], ends: list[str]
+) -> None:
+    """Four steps at one degree, four more at another: the eight of one rank."""
+    path = write_toy_run(tmp_path)
+    same = [*EXACT, OPTIMIZERS[optimizer]]
+    straight = [*same, "max_duration=8ba", "save_folder=null"]
+    expected_losses, expected = run_ranks(trained, 1, path, [straight])[0][0]
+
+    def run(size: int, runs: list[list[str]]) -> list[Any]:
+        return run_ranks(trained, size, path, [[*same, *each] for each in runs], timeout=300)[0] if runs else []
+
+    for size in (1, 2, 4):
+        names = [name for name in starts if DEGREES[name][0] == size]
+        run(size, [[DEGREES[name][1], f"run_name={name}", "max_duration=4ba"] for name in names])
+    for size in (1, 2, 4):
+        pairs = [(start, end) for start in starts for end in ends if DEGREES[end][0] == size]
+        overrides = [
+            [
+                *[DEGREES[end][1], f"run_name={start}-{end}", "max_duration=8ba", "save_interval=100ba"],
+                f"load_path={checkpoints(tmp_path / start)[-1]}",
+            ]
+            for start, end in pairs
+        ]
+        for (start, end), (losses, weights) in zip(pairs, run(size, overrides), strict=True):
+            assert losses == pytest.approx(expected_losses[4:], rel=1e-10), f"{start} to {end}"
+            worst = difference(weights, expected)
+            assert worst <= 1e-10, f"{start} to {end}: {worst:.1e}"
+
+
+class Ramp:
+    """Pretrained weights whose every number is known."""
+
+    def __contains__(self, name: str) -> bool:
+        return True
+
+    def rows(self, name: str, start: int, stop: int, out: Tensor) -> None:
+        out.copy_(_ramp(stop - start, out.shape[1:].numel(), start).view(out.shape))
+
+
+def _ramp(rows: int, columns: int, first: int) -> Tensor:
+    return torch.arange(first * columns, (first + rows) * columns, dtype=torch.float32)
+
+
+def imported_and_saved(folder: Path, fsdps: dict[str, FSDPConfig]) -> dict[str, dict[str, Tensor]]:
+    """Builds a model of pretrained weights, and saves it with what is in every checkpoint."""
+    from composer.utils import dist as composer_dist
+    from composer.utils import get_device
+
+    from tests.helpers.saved_checkpoints import write_checkpoint
+    from train.checkpoint.load import saved_tensors
+    from train.distributed.build_model import build_model
+
+    composer_dist.initialize_dist(get_device("cpu"), timeout=60)
+    found = {}
+    for name, fsdp in fsdps.items():
+        device = torch.device("cpu")
+        model = build_model(SMALL, fsdp, precision="fp32", device=device, seed=5, pretrained=Ramp())
+        found[name] = {name: whole(param) for name, param in model.named_parameters()}
+        optimizer = torch.optim.SGD(model.parameters())
+        write_checkpoint(folder / name, saved_tensors(model, optimizer), config=CONFIG)
+    return found
+
+
+def test_pretrained_weights_and_exports_are_the_same_at_every_degree(tmp_path: Path) -> None:
+    for size, fsdps in (
+        (1, {"one": FSDPConfig()}),
+        (2, {"ep2": EP2}),
+        (4, {"ep4": EP4, "ep2x2": EP2, "hybrid": HYBRID}),
+    ):
+        for name, weights in run_ranks(imported_and_saved, size, tmp_path, fsdps)[0].items():
+            for param_name, weight in weights.items():
+                columns = weight.shape[1:].numel()
+                assert torch.equal(weight.flatten(), _ramp(weight.shape[0], columns, 0)), (name, param_name)
+            write_save_folder(tmp_path / name)
+            export(tmp_path / name / "ep0-ba10", tmp_path / f"hf-{name}", "fp32")
+    files = sorted(file.name for file in (tmp_path / "hf-one").glob("*.safetensors"))
+    assert files
+    for name in ("ep2", "ep4", "ep2x2", "hybrid"):
+        for file in files:
+            assert (tmp_path / f"hf-{name}" / file).read_bytes() == (tmp_path / "hf-one" / file).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("world_size", "overrides", "text"),
+    [
+        (4, ["fsdp_config.expert_parallel_degree=3"], "is 3, but it must divide the 4 experts (model.ffn_config."),
+        (6, ["fsdp_config.expert_parallel_degree=4"], "is 4, but it must divide the 6 ranks over which a replica is"),
+        (
+            4,
+            [
+                "fsdp_config={sharding_strategy: HYBRID_SHARD, data_parallel_replicate_degree: 2}",
+                "fsdp_config.expert_parallel_degree=4",
+            ],
+            "is 4, but it must divide the 2 ranks over which a replica is sharded",
+        ),
+        (
+            8,
+            ["fsdp_config.expert_parallel_degree=2", "model.ffn_config.ffn_hidden_size=49"],
+            "moe_num_experts x ffn_hidden_size = 196 rows cannot be divided evenly over 8 ranks",
+        ),
+    ],
+)
+def test_degrees_that_do_not_divide_are_refused(
+    tmp_path: Path, world_size: int, overrides: list[str], text: str
+) -> None:
+    path = write_toy_run(tmp_path)
+    with pytest.raises(ConfigError, match=re.escape(text)) as caught:
+        check_world_size(read_config(path, [*overrides, "global_train_batch_size=24"]), world_size)
+    assert "fsdp_config.expert_parallel_degree" in str(caught.value)
