@@ -47,9 +47,20 @@ def loader_of(rows: Rows, folder: Path, num_workers: int) -> BatchLoader:
     )
 
 
+_of_others: set[int] = set()
+
+
+@pytest.fixture(autouse=True)
+def _note_processes_of_others() -> None:
+    """Such as workers of another test's loader, which end when it is collected."""
+    _of_others.clear()
+    _of_others.update(workers())
+
+
 def workers() -> list[int]:
-    """Pids, in the order in which they were started."""
-    return sorted(child.pid for child in multiprocessing.active_children() if child.pid is not None)
+    """Pids of those of this test, in the order in which they were started."""
+    pids = {child.pid for child in multiprocessing.active_children() if child.pid is not None}
+    return sorted(pids - _of_others)
 
 
 def read_until_error(loader: BatchLoader, after: int, do: Callable[[], object]) -> tuple[int, str]:
@@ -68,7 +79,7 @@ def read_until_error(loader: BatchLoader, after: int, do: Callable[[], object]) 
 
 def wait_for_their_end() -> None:
     deadline = time.monotonic() + 20
-    while multiprocessing.active_children():
+    while workers():
         gc.collect()  # the loader's iterator
         assert time.monotonic() < deadline, "a worker was left"
         time.sleep(0.05)
