@@ -34,10 +34,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     from data.base.console import logger, show_on_console
     from data.base.paths import refuse_path_arguments
     from train.distributed.process_group import sharing_failures
+    from train.distributed.slurm import ranks_of_srun
     from train.supervision.error_report import report
 
     show_on_console()
     try:
+        os.environ.update(ranks_of_srun(os.environ))
         refuse_path_arguments(args, "incident")
         with sharing_failures():  # one rank may be unable to read its batch
             from train.run.replay import replay

@@ -21,6 +21,7 @@ from train.config.load import LoadedConfig, load_config, resolve_pretrained
 from train.config.ranks import check_kernel_sizes, check_run_name, check_world_size
 from train.config.redaction import masked_yaml
 from train.config.schema import TrainConfig
+from train.distributed.slurm import ranks_of_srun
 from train.hardware.device import choose_device
 from train.optim.patterns import check_patterns
 from train.planning.machine import check_machine
@@ -32,6 +33,7 @@ from train.supervision.signals import StopSignals, stop_signals
 USAGE = """\
 usage: composer train.py CONFIG [key=value ...]       one rank a GPU, or one on a machine without
        composer -n 2 train.py CONFIG [key=value ...]  2 ranks
+       srun python train.py CONFIG [key=value ...]    under Slurm: one rank a task
        python train.py CONFIG [key=value ...]         1 rank, without the launcher
 
        python train.py --explain KEY                  type, default and documentation of a key of CONFIG
@@ -60,19 +62,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     # When a rank has ended, torch logs a stack of C++ functions for each connection to it.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     with stop_signals() as signals:
-        if argv is None and "RANK" in os.environ:
-            # Ranks without their launcher would train on, known to no scheduler.
-            signalled_at_end_of(os.getppid(), signal.SIGTERM)
         try:
-            return _run_or_report(arguments, signals)
+            return _run_or_report(arguments, signals, launched=argv is None)
         except BaseException as error:
             if not signals.caused(error):
                 raise
         return signals.report()
 
 
-def _run_or_report(arguments: list[str], signals: StopSignals) -> int:
+def _run_or_report(arguments: list[str], signals: StopSignals, *, launched: bool) -> int:
     try:
+        if launched:
+            _join_launcher()
         if {"-h", "--help"} & set(arguments):
             if is_first():
                 print(USAGE, end="")
@@ -88,6 +89,13 @@ def _run_or_report(arguments: list[str], signals: StopSignals) -> int:
             raise
         return code
     return 0
+
+
+def _join_launcher() -> None:
+    os.environ.update(ranks_of_srun(os.environ))
+    if "RANK" in os.environ:
+        # Ranks without their launcher would train on, known to no scheduler.
+        signalled_at_end_of(os.getppid(), signal.SIGTERM)
 
 
 def _describe(flag: str, *keys: str) -> None:

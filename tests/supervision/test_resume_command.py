@@ -29,5 +29,9 @@ def test_a_batch_is_computed_again_under_the_launcher_of_the_run(
     for name, value in {"RANK": "8", "WORLD_SIZE": "16", "LOCAL_WORLD_SIZE": "8"}.items():
         monkeypatch.setenv(name, value)
     assert replay_command(Path("runs/mine/incidents/ba7")) == f"{shown} scripts/replay_batch.py runs/mine/incidents/ba7"
+    monkeypatch.setattr(psutil, "Process", lambda pid: SimpleNamespace(cmdline=lambda: ["slurmstepd: [4321.0]"]))
+    monkeypatch.setenv("SLURM_PROCID", "8")
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "16")
+    assert replay_command(Path("ba7")) == "srun --ntasks 16 python scripts/replay_batch.py ba7"
     monkeypatch.delenv("RANK")
     assert replay_command(Path("ba7")) == "python scripts/replay_batch.py ba7"

@@ -9,6 +9,7 @@ from pathlib import Path
 import psutil
 
 from data.base.redaction import redacted
+from train.distributed.slurm import is_task_of_srun
 
 _INTERPRETERS = ("python", "pypy")
 
@@ -56,6 +57,8 @@ def _launcher(script: str) -> list[str]:
 
 
 def _usual_launcher() -> list[str]:
+    if is_task_of_srun(os.environ):
+        return ["srun", "--ntasks", os.environ["WORLD_SIZE"], "python"]
     n_ranks = os.environ.get("LOCAL_WORLD_SIZE", "1")
     if "TORCHELASTIC_RUN_ID" in os.environ:
         return ["torchrun", "--nproc_per_node", n_ranks]
