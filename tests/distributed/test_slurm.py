@@ -99,7 +99,9 @@ def test_what_would_start_independent_runs_is_refused(environment: dict[str, str
 
 
 def start(path: str, variables: dict[str, str], *overrides: str) -> "subprocess.Popen[str]":
-    others = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "MASTER_"))}
+    # Composer sets RANK and others of a process that is its own only rank.
+    known = ("SLURM_", "MASTER_", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "NODE_RANK")
+    others = {name: value for name, value in os.environ.items() if not name.startswith(known)}
     return subprocess.Popen(
         [sys.executable, "train.py", path, *overrides],
         cwd=ROOT,
