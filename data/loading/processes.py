@@ -65,11 +65,12 @@ def state(pid: int) -> str:
 def has_ended(pid: int) -> bool:
     """Whether or not its parent has asked for its exit code."""
     try:
-        return psutil.Process(pid).status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+        start_time(pid)
     except psutil.NoSuchProcess:
         return True
     except (psutil.Error, OSError):
-        return False
+        pass
+    return False
 
 
 def is_stopped(pid: int) -> bool:

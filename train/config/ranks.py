@@ -52,7 +52,8 @@ def _of_expert_parallelism(config: TrainConfig, degree: int, shards: int) -> Ite
     if degree == 1:
         return
     if shards % degree:
-        yield Defect(key, f"is {degree}, but it must divide the {shards} ranks over which a replica is sharded")
+        ranks = "1 rank" if shards == 1 else f"{shards} ranks"
+        yield Defect(key, f"is {degree}, but it must divide the {ranks} over which a replica is sharded")
     elif (rows := ffn.moe_num_experts * ffn.ffn_hidden_size) % shards:
         yield Defect(
             key,

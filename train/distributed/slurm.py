@@ -96,7 +96,7 @@ def _port(environment: Mapping[str, str]) -> int:
 
 def _refuse_one_gpu_each(environment: Mapping[str, str], local: int) -> None:
     seen = environment.get("CUDA_VISIBLE_DEVICES")
-    if local > 1 and seen is not None and len(seen.split(",")) < local and seen:
+    if seen and len(seen.split(",")) < local:
         raise ConfigError(
             f"CUDA_VISIBLE_DEVICES is {seen}, but {local} ranks are on this node, which each take the GPU of their "
             "number: start srun with --gpus-per-node in the place of --gpus-per-task, and without --gpu-bind"

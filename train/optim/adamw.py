@@ -13,7 +13,6 @@ class AdamW(torch.optim.AdamW):
     """One call of torch's kernel takes DTensors of one mesh only, so a group of parameters is stepped mesh by mesh. The
     groups themselves, which checkpoints know, stay as they are."""
 
-    @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         groups = self.param_groups
         self.param_groups = [{**group, "params": params} for group in groups for params in _by_mesh(group["params"])]

@@ -55,21 +55,27 @@ def _width(precision: Precision | None) -> int:
 
 def _gathered_bytes(config: TrainConfig, fsdp: FSDPConfig, width: float) -> float:
     """Of the largest unit (the embedding, a block, the head), or of all when they stay gathered."""
-    degree = fsdp.expert_parallel_degree
-    sizes = {
-        name: size / degree if ".experts.mlp." in name else size for name, size in _base_bytes(config, width).items()
-    }
+    degree, sizes = _expert_ranks(config), _base_bytes(config, width)
+    sizes = {name: size / degree if ".experts.mlp." in name else size for name, size in sizes.items()}
     if not fsdp.reshard_after_forward:
         return sum(sizes.values())
     block = sum(size for name, size in sizes.items() if name.startswith("transformer.blocks.0."))
     return max(block, sizes["transformer.wte.weight"])
 
 
+def _expert_ranks(config: TrainConfig) -> int:
+    """That share the experts of a layer."""
+    return config.fsdp_config.expert_parallel_degree if config.fsdp_config is not None else 1
+
+
 def _unpacked_bytes(config: TrainConfig, width: float) -> float:
-    """Of 4-bit weights one is unpacked at a time, at the most that of all experts."""
+    """Of 4-bit weights one is unpacked at a time, at the most that of all experts of a rank."""
     model, lora = config.model, config.lora
     packed = lora is not None and lora.base_dtype == "nf4"
-    return width * math.prod(parameter_shapes(model)["transformer.blocks.0.ffn.experts.mlp.w1"]) if packed else 0.0
+    if not packed:
+        return 0.0
+    shape = parameter_shapes(model)["transformer.blocks.0.ffn.experts.mlp.w1"]
+    return width * math.prod(shape) / _expert_ranks(config)
 
 
 def _base_bytes(config: TrainConfig, width: float) -> dict[str, float]:
