@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from data.mds.row import IGNORED
 from train.models.attention import layout as layout_module
-from train.models.attention.attention import Attention, _bound, _ClipAndRotate
+from train.models.attention.attention import Attention, gradient_bound, _ClipAndRotate
 from train.models.attention.backends import BACKENDS, FlashBackend, FlexBackend, make_flash_backend
 from train.models.attention.blocks import Block, _mask, make_blocks_backend
 from train.models.attention.layout import Layout, find_documents, make_layout, resolve_attn_impl
@@ -183,7 +183,7 @@ def test_clipping_and_turning_equal_torchs_differentiation(
 
 def test_the_probe_of_clamp_leaves_checkpointing_alone() -> None:
     qkv, angle = 2 * torch.randn(7, 24), torch.randn(7, 4)
-    _bound.cache_clear()
+    gradient_bound.cache_clear()
     grads = []
     for run in (up_to_last, lambda function, *args: function(*args)):
         x = qkv.clone().requires_grad_()

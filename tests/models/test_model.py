@@ -10,7 +10,7 @@ from train.models.dbrx import DbrxForCausalLM
 from train.models.experts.assignment import assign
 from train.models.experts.experts import ExpertsMLP
 from train.models.init import draw_rows, initialise
-from train.models.linear import Linear
+from train.models.lora.linear import Linear
 from train.models.moe import load_balancing_loss, router_z_loss
 from train.models.shapes import count_parameters
 

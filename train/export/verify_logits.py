@@ -23,7 +23,7 @@ from train.hf.tensors import n_bytes, row_blocks
 from train.models.attention.layout import Layout, find_documents, make_layout
 from train.models.config import ModelConfig
 from train.models.dbrx import DbrxBlock
-from train.models.linear import Linear
+from train.models.lora.linear import Linear
 from train.models.precision import FORMATS, Precision
 from train.models.shapes import parameter_shapes
 

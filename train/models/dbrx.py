@@ -18,7 +18,7 @@ from train.models.attention.attention import Attention
 from train.models.attention.kv_cache import KVCache
 from train.models.attention.layout import Layout, find_documents, make_layout
 from train.models.config import ModelConfig
-from train.models.linear import Linear
+from train.models.lora.linear import Linear
 from train.models.loss import head_losses
 from train.models.moe import MoE, RouterStats
 from train.models.recompute import recomputed, up_to_last

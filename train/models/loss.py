@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from data.mds.row import IGNORED
+from train.models.device import device_type
 
 _CHUNK_NUMEL = {"cpu": 1 << 22}
 """Logits of a chunk: on CPU as many as stay in its caches, elsewhere enough to fill the device."""
@@ -89,7 +90,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
 
 def _chunks(token_N: Tensor, place_N: Tensor, vocab_size: int) -> list[tuple[Tensor, Tensor]]:
-    numel = _CHUNK_NUMEL.get(token_N.device.type, 1 << 26)
+    numel = _CHUNK_NUMEL.get(device_type(token_N), 1 << 26)
     size = max(128, numel // vocab_size // 128 * 128)
     return list(zip(token_N.split(size), place_N.split(size), strict=True)) if token_N.numel() else []
 

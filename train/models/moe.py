@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from train.models.config import ModelConfig
 from train.models.experts.assignment import assign
 from train.models.experts.experts import Experts
-from train.models.linear import Linear
+from train.models.lora.linear import Linear
 
 
 class RouterStats(NamedTuple):

@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 
 from train.models.attention.layout import Layout
 from train.models.config import ModelConfig
-from train.models.linear import Linear
+from train.models.lora.linear import Linear
 
 _hardtanh_backward: Any = torch.ops.aten.hardtanh_backward
 
@@ -33,7 +33,7 @@ class _ClipAndRotate(torch.autograd.Function):
         ctx.save_for_backward(qkv_PW, cos_PC, sin_PC)
         ctx.heads, ctx.bound = (n_heads, kv_n_heads, kv_n_heads), None
         if clip is not None and ctx.needs_input_grad[0]:
-            ctx.bound = _bound(clip, qkv_PW.dtype)
+            ctx.bound = gradient_bound(clip, qkv_PW.dtype)
         clipped_PW = qkv_PW.clone() if clip is None else qkv_PW.clamp(-clip, clip)
         qk_PXC, v_PGC = clipped_PW.unflatten(1, (-1, cos_PC.shape[1])).split((n_heads + kv_n_heads, kv_n_heads), dim=1)
         turned = torch.promote_types(qkv_PW.dtype, cos_PC.dtype)
@@ -69,7 +69,7 @@ def _rotate(x_PHC: Tensor, cos_PC: Tensor, sin_PC: Tensor, out: Tensor) -> Tenso
 
 
 @functools.cache
-def _bound(clip: float, dtype: torch.dtype) -> float:
+def gradient_bound(clip: float, dtype: torch.dtype) -> float:
     """Inputs from this number on get no gradient: the clip in this dtype, or the next larger number where this torch's
     clamp passes the gradient of an input that equals the clip (2.7 does, 2.15 does not)."""
     # Hooks of its own: activation checkpointing's would count what the probe saves.

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from train.models.device import is_simulated
+
 _SLACK = 128
 """Tokens of padding that cost less than one more call of a kernel."""
 _STEP = 16
@@ -96,6 +98,10 @@ class _Collect(torch.autograd.Function):
 def causal(q: Tensor, k: Tensor, v: Tensor, call: tuple[int, int], dropout_p: float) -> Tensor:
     """One call of SDPA over N documents of L places: [N*L, H, C] from q of that shape and [N*L, G, C]."""
     q_NHLC, k_NGLC, v_NGLC = (x.unflatten(0, call).transpose(1, 2) for x in (q, k, v))
+    if is_simulated("cuda") and q.dtype in (torch.bfloat16, torch.float16):
+        # What SDPA takes on a GPU; for the CPU tensors of a simulation it would choose another kernel.
+        y_NHLC = torch.ops.aten._scaled_dot_product_flash_attention(q_NHLC, k_NGLC, v_NGLC, dropout_p, True)[0]
+        return y_NHLC.transpose(1, 2).flatten(0, 1)
     group = q_NHLC.shape[1] // k_NGLC.shape[1]
     grouped = group > 1 and _flash_takes_groups(q_NHLC, k_NGLC, v_NGLC, dropout_p)
     if group > 1 and not grouped:

@@ -4,35 +4,49 @@ Shapes: T tokens, K experts a token, A = T*K assignments (or those of one expert
 """
 
 import functools
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from train.models.device import is_simulated
+
 _silu_backward: Any = torch.ops.aten.silu_backward
 """(gradient, input) -> gradient."""
 
 
+_SIMULATED = SimpleNamespace(
+    fused_combine=lambda y_AD, slot_TK, weights_TK: y_AD.new_empty(slot_TK.shape[0], y_AD.shape[1]),
+    fused_glu=lambda *tensors: None,
+    fused_glu_backward=lambda *tensors: None,
+)
+"""In a simulation, where tensors have no data: what the kernels allocate."""
+
+
 @functools.cache
-def _has_triton() -> bool:
+def _triton() -> Any:
     try:
-        import train.models.experts.glu_triton  # noqa: F401
+        from train.models.experts import glu_triton
     except Exception:  # Triton raises whatever its driver does
-        return False
-    return True
+        return None
+    return glu_triton
 
 
-def _on_gpu(h_AF: Tensor) -> bool:
-    return h_AF.is_cuda and h_AF.dtype in (torch.bfloat16, torch.float16, torch.float32) and _has_triton()
+def _kernels(h_AF: Tensor) -> Any:
+    """The module of the Triton kernels where they compute on such a tensor, else None."""
+    if h_AF.dtype not in (torch.bfloat16, torch.float16, torch.float32):
+        return None
+    if is_simulated("cuda"):
+        return _SIMULATED
+    return _triton() if h_AF.is_cuda else None
 
 
 def combine(y_AD: Tensor, slot_TK: Tensor, weights_TK: Tensor | None) -> Tensor:
     """[T, D]: the sum of each token's rows of y, weighted where there are weights. Without gradients."""
-    if _on_gpu(y_AD):
-        from train.models.experts.glu_triton import fused_combine
-
-        return fused_combine(y_AD, slot_TK, weights_TK)
+    if (kernels := _kernels(y_AD)) is not None:
+        return kernels.fused_combine(y_AD, slot_TK, weights_TK)
     y_TKD = y_AD[slot_TK]
     if weights_TK is None:
         return y_TKD.sum(1)
@@ -43,10 +57,8 @@ def combine(y_AD: Tensor, slot_TK: Tensor, weights_TK: Tensor | None) -> Tensor:
 
 def glu(h1_AF: Tensor, h2_AF: Tensor, out: Tensor | None = None) -> Tensor:
     act_AF = torch.empty_like(h1_AF) if out is None else out
-    if _on_gpu(h1_AF):
-        from train.models.experts.glu_triton import fused_glu
-
-        fused_glu(h1_AF, h2_AF, act_AF)
+    if (kernels := _kernels(h1_AF)) is not None:
+        kernels.fused_glu(h1_AF, h2_AF, act_AF)
     else:
         torch.mul(F.silu(h1_AF), h2_AF, out=act_AF)
     return act_AF
@@ -61,11 +73,9 @@ def glu_backward(
     written into out where it is given.
     """
     dh2_AF, act_AF = out or (torch.empty_like(h1_AF), torch.empty_like(h1_AF))
-    if _on_gpu(h1_AF):
-        from train.models.experts.glu_triton import fused_glu_backward
-
+    if (kernels := _kernels(h1_AF)) is not None:
         dweights_A = torch.empty_like(weights_A)
-        fused_glu_backward(dact_AF, h1_AF, h2_AF, weights_A, dh2_AF, act_AF, dweights_A)
+        kernels.fused_glu_backward(dact_AF, h1_AF, h2_AF, weights_A, dh2_AF, act_AF, dweights_A)
         return dact_AF, dh2_AF, act_AF, dweights_A
     weights_A1 = weights_A.unsqueeze(1)
     silu_AF = F.silu(h1_AF)

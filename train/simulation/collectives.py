@@ -1,0 +1,84 @@
+"""What a rank sends and receives in collectives."""
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.utils._pytree import tree_iter
+
+
+class Traffic(NamedTuple):
+    kind: str
+    """`all-gather`, `reduce-scatter`, `all-reduce` or `all-to-all`."""
+    dimension: str
+    """Of the mesh; `world` for all ranks."""
+
+
+class _Kind(NamedTuple):
+    name: str
+    times: int
+    """How often each byte passes: an all-reduce is a reduce-scatter and an all-gather."""
+
+
+_KINDS = {
+    "_allgather_base_": _Kind("all-gather", 1),
+    "_reduce_scatter_base_": _Kind("reduce-scatter", 1),
+    "allreduce_": _Kind("all-reduce", 2),
+    "alltoall_base_": _Kind("all-to-all", 1),
+}
+_PARTS = {
+    "_allgather_base_": ("all-gather buffers", "all-gather buffers"),
+    "_reduce_scatter_base_": ("gradients", "reduce buffers"),
+    "alltoall_base_": ("exchanged tokens", "exchanged tokens"),
+}
+"""What result and input of a collective count as."""
+
+
+def parts_of(operation: Any, args: tuple[Any, ...]) -> Iterator[tuple[Tensor, str]]:
+    """Its tensors, and what each counts as."""
+    if parts := _PARTS.get(name_of(operation)):
+        yield from zip(tensors_of(args), parts, strict=False)
+
+
+def name_of(operation: Any) -> str:
+    return operation.overloadpacket.__name__
+
+
+def add_traffic(traffic: Counter[Traffic], operation: Any, args: tuple[Any, ...]) -> None:
+    """Adds the bytes that this rank sends: for a whole of so many bytes over n ranks (n - 1) / n of them, as in a ring,
+    and twice that in an all-reduce. The barriers and broadcasts at a run's start are left out."""
+    kind = _KINDS.get(name_of(operation))
+    if kind is None:
+        return
+    group = _group(args)
+    whole = max(tensor.numel() * tensor.element_size() for tensor in tensors_of(args))
+    description = group.group_desc
+    dimension = description.removeprefix("mesh_") if description.startswith("mesh_") else "world"
+    traffic[Traffic(kind.name, dimension)] += kind.times * whole * (group.size() - 1) // group.size()
+
+
+def answer(operation: Any, args: tuple[Any, ...]) -> Any:
+    """What a collective returns without having sent anything. Counts of tokens, which have data, are those of this rank
+    from every other: routing is even."""
+    # torch 2.7 has it there as well; it is the finished work of the fake backend.
+    from torch._C._distributed_c10d import FakeWork
+
+    name, work = name_of(operation), FakeWork().boxed()
+    if name == "alltoall_base_":
+        received, sent = args[0], args[1]
+        if type(received) is Tensor:
+            received.copy_(sent)
+        return work
+    return work if name == "barrier" else (args[0], work)
+
+
+def tensors_of(args: Any) -> Iterator[Tensor]:
+    return (each for each in tree_iter(args) if isinstance(each, Tensor))
+
+
+def _group(args: tuple[Any, ...]) -> dist.ProcessGroup:
+    boxed = next(each for each in args if isinstance(each, torch.ScriptObject))
+    return dist.ProcessGroup.unbox(boxed)

@@ -1,0 +1,102 @@
+"""Every operation of torch, followed: what it allocates, computes and sends; and, in a simulation, without data."""
+
+from collections import Counter
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
+from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+from torch.utils.flop_counter import flop_registry
+
+from train.simulation.collectives import Traffic, add_traffic, answer, name_of, parts_of, tensors_of
+from train.simulation.storages import Storages
+
+_aten = torch.ops.aten
+_RANDOM = {"rand", "randn", "uniform_", "normal_"}
+
+
+class FollowedOperations(TorchDispatchMode):
+    """Runs operations as they are, and counts."""
+
+    def __init__(self, storages: Storages) -> None:
+        super().__init__()
+        self.storages = storages
+        self.traffic = Counter[Traffic]()
+        self.flops = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        if any(issubclass(each, DTensor) for each in types):
+            return NotImplemented  # it comes again, with the tensors of this rank
+        kwargs = kwargs or {}
+        if func.namespace == "c10d":
+            return self._collective(func, args, kwargs)
+        if name_of(func).endswith("chunk_cat"):
+            # The copy of whole gradients into the input of a reduce-scatter.
+            for gradient in args[0]:
+                self.storages.add(gradient.untyped_storage(), "whole gradients")
+        out = self.run(func, args, kwargs)
+        formula = flop_registry.get(func.overloadpacket)
+        if formula is not None:
+            self.flops += formula(*args, **kwargs, out_val=out)
+        elif name_of(func) == "_grouped_mm":
+            self.flops += _grouped_flops(args[0], args[1])
+        for each in tree_iter(out):
+            if isinstance(each, Tensor) and each.device.type != "meta":
+                self.storages.add(each.untyped_storage())
+        return out
+
+    def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return func(*args, **kwargs)
+
+    def collect(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return func(*args, **kwargs)
+
+    def _collective(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        add_traffic(self.traffic, func, args)
+        for tensor, part in parts_of(func, args):
+            self.storages.add(tensor.untyped_storage(), part)
+        return self.collect(func, args, kwargs)
+
+
+class SimulatedOperations(FollowedOperations):
+    """Tensors of floating-point numbers have no data (it is used within a FakeTensorMode). Integers that decide sizes
+    have: documents, labels, and who goes to which expert. Every expert gets as many tokens."""
+
+    def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        tensors = list(tensors_of((args, kwargs)))
+        if func is _aten._local_scalar_dense.default and isinstance(tensors[0], FakeTensor):
+            return 1.0  # a norm, a loss: read, but no size depends on it
+        if _has_data(func, tensors, kwargs):
+            with unset_fake_temporarily():
+                return func(*args, **kwargs)
+        out = func(*args, **kwargs)
+        if func is _aten.topk.default:
+            # The router's choice.
+            values, indices = out
+            with unset_fake_temporarily():
+                indices = torch.arange(indices.numel()).remainder(args[0].shape[-1]).view(indices.shape)
+            return values, indices
+        return out
+
+    def collect(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        with unset_fake_temporarily():
+            return answer(func, args)
+
+
+def _has_data(func: Any, tensors: list[Tensor], kwargs: dict[str, Any]) -> bool:
+    if tensors:
+        return not any(isinstance(tensor, FakeTensor) or tensor.device.type == "meta" for tensor in tensors)
+    dtype = kwargs.get("dtype")
+    if dtype is not None:
+        return not dtype.is_floating_point
+    # Without a dtype: integers from arange, else torch's default dtype.
+    return name_of(func) == "arange"
+
+
+def _grouped_flops(a: Tensor, b: Tensor) -> int:
+    """[A, K] x [E, K, N] over the rows of each expert, or [M, A] x [A, N] over the columns of each: 2 for a product and
+    its addition."""
+    return 2 * a.shape[0] * a.shape[1] * b.shape[-1]

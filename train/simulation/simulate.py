@@ -1,0 +1,178 @@
+"""Builds a rank's model without data and takes two steps with it: the second has what the optimizer keeps."""
+
+import itertools
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from data.base.errors import ConfigError
+from train.composer_model import Batch, DbrxForComposer
+from train.config.ranks import check_world_size, train_microbatch_rows
+from train.config.schema import TrainConfig
+from train.distributed.build_model import meta_model
+from train.distributed.clipping import scale_to_norm, squared_norms, total_norm
+from train.models.attention.attention import gradient_bound
+from train.models.config import ModelConfig
+from train.models.device import simulating
+from train.models.experts.grouped_mm import why_not_grouped_mm
+from train.models.precision import computed, on_device
+from train.optim.optimizers import build_optimizer
+from train.simulation.collectives import Traffic
+from train.simulation.fake_ranks import fake_ranks
+from train.simulation.operations import FollowedOperations, SimulatedOperations
+from train.simulation.storages import Phase, Storages, resizes_noted
+
+
+@dataclass(frozen=True, kw_only=True)
+class Simulation:
+    """What a step of rank 0 takes."""
+
+    ranks: int
+    moe_impl: str
+    """What computed the experts."""
+    phases: tuple[Phase, ...]
+    """`build`, then those of the second step."""
+    traffic: Counter[Traffic]
+    """Bytes that the rank sends in the second step."""
+    flops: int
+    """Of the rank in the second step, what is recomputed among them."""
+    tokens: int
+    """Of the rank in a step."""
+
+    @property
+    def peak(self) -> Phase:
+        """The phase in which the most bytes are alive."""
+        return max(self.phases, key=lambda phase: phase.peak)
+
+
+def simulate(config: TrainConfig, ranks: int, *, gpu: bool = True) -> Simulation:
+    """A step of rank 0 of so many, on full rows and with even routing. gpu: as GPUs compute it, else as CPUs.
+
+    Raises ConfigError for what cannot be simulated.
+    """
+    check(config, ranks)
+    precision = on_device(config.precision, gpu=gpu)
+    model_config = _kernels(config.model, precision, gpu=gpu)
+    storages = Storages()
+    operations = SimulatedOperations(storages)
+    with fake_ranks(ranks), simulating("cuda" if gpu else "cpu"):
+        model = meta_model(
+            model_config, config.fsdp_config, precision=precision, device=torch.device("cpu"), lora=config.lora
+        )
+        _learn_constants(config, precision)
+        with FakeTensorMode(allow_non_fake_inputs=True), operations, resizes_noted(storages, "gathered weights"):
+            with storages.phase("build", "weights"):
+                model.to_empty(device="cpu")
+            optimizer = build_optimizer(config.optimizer, model)
+            bridge = DbrxForComposer(config.model, model, config.lora)
+            for _ in range(2):
+                del storages.phases[1:]
+                operations.traffic.clear()
+                operations.flops = 0
+                _step(config, ranks, bridge, optimizer, storages, bf16=computed(precision) == "bf16")
+    return Simulation(
+        ranks=ranks,
+        moe_impl=model_config.ffn_config.moe_impl,
+        phases=tuple(storages.phases),
+        traffic=operations.traffic,
+        flops=operations.flops,
+        tokens=config.global_train_batch_size // ranks * config.max_seq_len,
+    )
+
+
+def check(config: TrainConfig, ranks: int) -> None:
+    """Raises ConfigError for a config that cannot be simulated on so many ranks."""
+    check_world_size(config, ranks)
+    if config.fsdp_config is None and ranks > 1:
+        raise ConfigError(f"is null, but only 1 rank is simulated without FSDP, not {ranks}", key="fsdp_config")
+    if config.fsdp_config is not None and config.fsdp_config.activation_cpu_offload:
+        raise ConfigError(
+            "is true, but memory of the host is not simulated", key="fsdp_config.activation_cpu_offload"
+        )
+
+
+def _kernels(model: ModelConfig, precision: str, *, gpu: bool) -> ModelConfig:
+    """With what computes on the tensors of a simulation, and allocates what a GPU's kernels allocate."""
+    if not gpu:
+        return model
+    ffn, attn = model.ffn_config, model.attn_config
+    moe_impl = ffn.moe_impl
+    dtype = torch.bfloat16 if computed(precision) == "bf16" else torch.float32
+    if moe_impl != "torch":
+        moe_impl = "torch" if why_not_grouped_mm(torch.device("cpu"), dtype) else "grouped_mm"
+    return replace(
+        model, ffn_config=replace(ffn, moe_impl=moe_impl), attn_config=replace(attn, attn_impl="sdpa")
+    )
+
+
+def _learn_constants(config: TrainConfig, precision: str) -> None:
+    """What the model learns of torch by computing, which takes data. It remembers it."""
+    if config.model.attn_config.clip_qkv is not None:
+        for dtype in (torch.float32, torch.bfloat16):
+            gradient_bound(config.model.attn_config.clip_qkv, dtype)
+
+
+def _step(
+    config: TrainConfig,
+    ranks: int,
+    model: DbrxForComposer,
+    optimizer: torch.optim.Optimizer,
+    storages: Storages,
+    *,
+    bf16: bool,
+) -> None:
+    """As Composer's Trainer takes it with our callbacks."""
+    rows, params = config.global_train_batch_size // ranks, [p for p in model.parameters() if p.requires_grad]
+    optimizer.zero_grad()
+    batch = _batch(config, rows, ranks)
+    size = train_microbatch_rows(config, ranks)
+    autocast = torch.autocast("cpu", torch.bfloat16) if bf16 else nullcontext()
+    if config.model.ffn_config.moe_lbl_scope == "batch" and config.model.ffn_config.moe_loss_weight and size < rows:
+        with storages.phase("count experts", "activations"), torch.no_grad(), autocast:
+            counts = torch.stack([model({**part, "labels": None}).counts_LE for part in _cut(batch, size)]).sum(0)
+        batch["expert_counts"] = counts.expand(rows, *counts.shape)
+    for number, part in enumerate(_cut(batch, size)):
+        of = f" {number + 1}" if size < rows else ""
+        with storages.phase(f"forward{of}", "activations"), autocast:
+            outputs = model(part)
+            loss = model.loss(outputs, part)["total"]
+        with storages.phase(f"backward{of}", "activations"):
+            loss.backward()
+    with storages.phase("optimizer", "optimizer"):
+        _clip(config, params)
+        optimizer.step()
+
+
+def _clip(config: TrainConfig, params: list[nn.Parameter]) -> None:
+    """What stability.StepCheck does with gradients that are finite."""
+    norm = total_norm(squared_norms(params).tolist(), params)
+    clipping = config.algorithms.gradient_clipping
+    if clipping is not None and clipping.clipping_type == "norm":
+        scale_to_norm(params, norm, clipping.clipping_threshold)
+    elif clipping is not None:
+        torch.nn.utils.clip_grad_value_(params, clipping.clipping_threshold)
+
+
+def _batch(config: TrainConfig, rows: int, ranks: int) -> Batch:
+    """Rows of one document, every token of which is trained on; with what callbacks.GlobalBatch adds."""
+    tokens = torch.zeros(rows, config.max_seq_len, dtype=torch.int64)
+    counted = torch.full((rows,), rows * config.max_seq_len * ranks)
+    return {
+        "input_ids": tokens,
+        "labels": tokens.clone(),
+        "document_ids": tokens.clone(),
+        "trained_tokens": counted,
+        "routed_tokens": counted,
+        "device_rows": torch.full((rows,), rows),
+    }
+
+
+def _cut(batch: Batch, size: int) -> Iterator[Batch]:
+    rows = batch["input_ids"].shape[0]
+    for start in range(0, rows, size):
+        yield {name: column[start : start + size] for name, column in batch.items()}
