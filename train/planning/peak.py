@@ -12,7 +12,7 @@ from train.models.precision import FORMATS
 from train.models.shapes import parameter_sizes
 from train.optim.states import n_moments, trained_names
 from train.planning.memory import memory_per_rank
-from train.planning.units import Unit, meshes, reduce_bytes, units
+from train.planning.units import meshes, reduce_bytes, units
 
 _FP32 = 4
 _LOGITS = {True: 1 << 26, False: 1 << 22}
@@ -83,22 +83,24 @@ def _states(config: TrainConfig, ranks: int, *, gpu: bool) -> tuple[float, float
     mesh, kept, numbers = meshes(config.fsdp_config, ranks), 0.0, 0
     for unit in units(config, gpu=gpu):
         shards = (mesh.expert_shard if unit.experts else mesh.shard).size
-        kept += sum(p.kept_bytes * p.shard_size(shards) for p in unit.parameters)
-        numbers += unit.trained_size(shards)
+        kept += unit.copies * sum(p.kept_bytes * p.shard_size(shards) for p in unit.parameters)
+        numbers += unit.copies * unit.trained_size(shards)
     return kept, numbers
 
 
 def _of_block(config: TrainConfig, fsdp: FSDPConfig, ranks: int, *, gpu: bool) -> tuple[float, float]:
     """Bytes of the last block's gathered weights, and of its gradients before they are reduced."""
-    mesh, prefix = meshes(fsdp, ranks), f"transformer.blocks.{config.model.n_layers - 1}"
-    of_block: list[tuple[Unit, int]] = []
-    for unit in units(config, gpu=gpu):
-        if unit.name == prefix or unit.name.startswith(f"{prefix}."):
-            of_block.append((unit, (mesh.expert_shard if unit.experts else mesh.shard).size))
+    mesh = meshes(fsdp, ranks)
+    # Of blocks in which different parameters are trained, the last kind.
+    of_block = {
+        unit.name: (unit, (mesh.expert_shard if unit.experts else mesh.shard).size)
+        for unit in units(config, gpu=gpu)
+        if unit.of_block and unit.in_backward
+    }
     if mesh.shard.size == 1:
         return 0.0, 0.0
-    gathered = sum(unit.gathered_bytes(shards) for unit, shards in of_block)
-    trained = sum(p.size for unit, _ in of_block for p in unit.parameters if p.trained)
+    gathered = sum(unit.gathered_bytes(shards) for unit, shards in of_block.values())
+    trained = sum(p.size for unit, _ in of_block.values() for p in unit.parameters if p.trained)
     computed = FORMATS[precisions.computed(precisions.on_device(config.precision, gpu=gpu))].n_bytes
     reduced = reduce_bytes(config, gpu=gpu)
     return gathered, trained * (computed + reduced)

@@ -77,8 +77,8 @@ def _of_fsdp(config: TrainConfig, fsdp: FSDPConfig, ranks: int, *, gpu: bool) ->
     for unit in units(config, gpu=gpu):
         dim = mesh.expert_shard if unit.experts else mesh.shard
         again = number if unit.in_backward and fsdp.reshard_after_forward else 0
-        gathers = number + again + counting
-        reduced = number * width * unit.trained_size(dim.size)
+        gathers = unit.copies * (number + again + counting)
+        reduced = number * unit.copies * width * unit.trained_size(dim.size)
         sent["all-gather", dim] += gathers * _others(dim) * unit.gathered_bytes(dim.size)
         sent["reduce-scatter", dim] += _others(dim) * dim.size * reduced
         sent["all-reduce", mesh.replicate] += 2 * _others(mesh.replicate) * reduced

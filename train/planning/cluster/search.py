@@ -1,0 +1,190 @@
+"""Other settings of a run on the same GPUs: which fit, and which would be the fastest by prediction.
+
+Every candidate is the config with some keys changed, and passes the same checks.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+
+from data.base.errors import ConfigError
+from train.config.ranks import check_kernel_sizes, check_world_size, train_microbatch_rows
+from train.config.schema import FSDPConfig, TrainConfig
+from train.models.flops import Flops
+from train.planning.cluster.machines import Cluster
+from train.planning.cluster.step_time import StepTime, predict, recompute_policy, run_flops
+from train.planning.memory import memory_per_rank
+from train.planning.peak import MemoryParts, memory_parts
+from train.planning.traffic import traffic
+
+_MOST_ROWS = 4
+"""Of a microbatch: the largest that are tried."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """Settings of a run, and what they would take."""
+
+    config: TrainConfig
+    changes: tuple[str, ...]
+    """Of the config as it is, as overrides of the command line."""
+    memory: MemoryParts
+    step: StepTime
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What the search varies."""
+
+    replicas: int
+    expert_ranks: int
+    rows: int
+    """Of a microbatch."""
+    recompute: str
+    moe_recompute: bool
+
+    @classmethod
+    def of(cls, config: TrainConfig, ranks: int) -> "Settings":
+        fsdp = config.fsdp_config or FSDPConfig()
+        return cls(
+            replicas=fsdp.data_parallel_replicate_degree or 1,
+            expert_ranks=fsdp.expert_parallel_degree,
+            rows=train_microbatch_rows(config, ranks),
+            recompute=recompute_policy(config),
+            moe_recompute=config.model.ffn_config.moe_recompute,
+        )
+
+    def changes(self, config: TrainConfig, ranks: int) -> tuple[str, ...]:
+        """Overrides that make these settings of the config's: one for each setting, those of sharding together."""
+        own, found = Settings.of(config, ranks), []
+        if config.fsdp_config is None:
+            found.append("fsdp_config={}")
+        if self.replicas != own.replicas:
+            hybrid = "fsdp_config.sharding_strategy=HYBRID_SHARD fsdp_config.data_parallel_replicate_degree="
+            full = "fsdp_config.sharding_strategy=FULL_SHARD fsdp_config.data_parallel_replicate_degree=null"
+            found.append(full if self.replicas == 1 else f"{hybrid}{self.replicas}")
+        for key, mine, its in (
+            ("fsdp_config.expert_parallel_degree", self.expert_ranks, own.expert_ranks),
+            ("device_train_microbatch_size", self.rows, own.rows),
+            ("fsdp_config.activation_checkpointing", self.recompute, own.recompute),
+            ("model.ffn_config.moe_recompute", str(self.moe_recompute).lower(), str(own.moe_recompute).lower()),
+        ):
+            if mine != its:
+                found.append(f"{key}={mine}")
+        return tuple(found)
+
+    def apply(self, config: TrainConfig) -> TrainConfig:
+        """Raises ConfigError where the config's rules refuse them."""
+        fsdp = replace(
+            config.fsdp_config or FSDPConfig(),
+            sharding_strategy="FULL_SHARD" if self.replicas == 1 else "HYBRID_SHARD",
+            data_parallel_replicate_degree=None if self.replicas == 1 else self.replicas,
+            expert_parallel_degree=self.expert_ranks,
+            activation_checkpointing=self.recompute,
+        )
+        model, ffn = config.model, config.model.ffn_config
+        if ffn.moe_recompute != self.moe_recompute:
+            model = replace(model, ffn_config=replace(ffn, moe_recompute=self.moe_recompute))
+        return replace(config, fsdp_config=fsdp, model=model, device_train_microbatch_size=self.rows)
+
+
+def evaluate(
+    config: TrainConfig, cluster: Cluster, flops: Sequence[Flops] | None = None
+) -> tuple[MemoryParts, StepTime]:
+    """The predicted memory and time of a step of a config on a cluster whose GPU is known."""
+    memory = memory_parts(config, cluster.ranks, gpu=True)
+    return memory, predict(config, cluster, flops or run_flops(config), traffic(config, cluster.ranks))
+
+
+def fitting(config: TrainConfig, cluster: Cluster) -> list[Candidate]:
+    """All settings that fit the GPU's memory, the fastest first."""
+    have, found = _bytes_of(cluster), []
+    flops_of: dict[tuple[str, bool], list[Flops]] = {}
+    for settings, candidate in _candidates(config, cluster.ranks):
+        if memory_per_rank(candidate, cluster.ranks, gpu=True).total > have:
+            continue
+        policy = settings.recompute, settings.moe_recompute
+        if policy not in flops_of:
+            flops_of[policy] = run_flops(candidate)
+        memory, step = evaluate(candidate, cluster, flops_of[policy])
+        if memory.total <= have:
+            changes = settings.changes(config, cluster.ranks)
+            found.append(Candidate(config=candidate, changes=changes, memory=memory, step=step))
+    return sorted(found, key=lambda each: (each.step.total, len(each.changes)))
+
+
+def smallest_changes(config: TrainConfig, cluster: Cluster, candidates: Iterable[Candidate]) -> list[Candidate]:
+    """Those of the candidates, and of changes that the search does not make, with the fewest changes; the fastest
+    first."""
+    found = [each for each in [*candidates, *_other_changes(config, cluster)] if each.changes]
+    least = min((len(each.changes) for each in found), default=0)
+    return sorted((each for each in found if len(each.changes) == least), key=lambda each: each.step.total)
+
+
+def least_nodes(config: TrainConfig, cluster: Cluster) -> int | None:
+    """The fewest nodes, a multiple of those of the cluster, on which the config fits as it is; None when up to 64 times
+    as many are not enough, or rows and ranks do not divide."""
+    for factor in (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64):
+        larger = replace(cluster, nodes=cluster.nodes * factor)
+        try:
+            check_world_size(config, larger.ranks)
+        except ConfigError:
+            continue
+        if memory_parts(config, larger.ranks, gpu=True).total <= _bytes_of(cluster):
+            return larger.nodes
+    return None
+
+
+def _candidates(config: TrainConfig, ranks: int) -> Iterator[tuple[Settings, TrainConfig]]:
+    own = Settings.of(config, ranks)
+    rows = config.global_train_batch_size // ranks
+    sizes = sorted({own.rows, *(2**power for power in range(rows.bit_length()) if 2**power <= rows)})
+    experts = config.model.ffn_config.moe_num_experts
+    for replicas, degree, size, recompute, moe_recompute in product(
+        _divisors(ranks),
+        _divisors(experts),
+        sizes[:_MOST_ROWS] if own.rows in sizes[:_MOST_ROWS] else [*sizes[:_MOST_ROWS], own.rows],
+        ("none", "selective", "block"),
+        (False, True),
+    ):
+        if (ranks // replicas) % degree:
+            continue
+        settings = Settings(
+            replicas=replicas, expert_ranks=degree, rows=size, recompute=recompute, moe_recompute=moe_recompute
+        )
+        try:
+            candidate = settings.apply(config)
+            check_world_size(candidate, ranks)
+            check_kernel_sizes(candidate, ranks)
+        except ConfigError:
+            continue
+        yield settings, candidate
+
+
+def _other_changes(config: TrainConfig, cluster: Cluster) -> Iterator[Candidate]:
+    """Single keys that change what is trained, or how: no part of the search."""
+    fsdp, optimizer, lora = config.fsdp_config, config.optimizer, config.lora
+    changes: dict[str, dict[str, object]] = {}
+    if optimizer.name in ("adamw", "decoupled_adamw"):
+        changes["optimizer.name=decoupled_lionw"] = {"optimizer": replace(optimizer, name="decoupled_lionw")}
+    if lora is not None and lora.base_dtype != "nf4" and config.model.d_model % 64 == 0:
+        changes["lora.base_dtype=nf4"] = {"lora": replace(lora, base_dtype="nf4")}
+    if fsdp is not None and not fsdp.activation_cpu_offload:
+        offloading = replace(fsdp, activation_cpu_offload=True)
+        changes["fsdp_config.activation_cpu_offload=true"] = {"fsdp_config": offloading}
+    if fsdp is not None and not fsdp.reshard_after_forward:
+        changes["fsdp_config.reshard_after_forward=true"] = {"fsdp_config": replace(fsdp, reshard_after_forward=True)}
+    for change, values in changes.items():
+        candidate = replace(config, **values)  # pyright: ignore[reportArgumentType]
+        memory, step = evaluate(candidate, cluster)
+        if memory.total <= _bytes_of(cluster):
+            yield Candidate(config=candidate, changes=(change,), memory=memory, step=step)
+
+
+def _divisors(number: int) -> list[int]:
+    return [each for each in range(1, number + 1) if number % each == 0]
+
+
+def _bytes_of(cluster: Cluster) -> int:
+    assert cluster.gpu is not None, "a search is for a known GPU"
+    return cluster.gpu.n_bytes
