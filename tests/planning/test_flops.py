@@ -46,7 +46,9 @@ def counting() -> Iterator[FlopCounterMode]:
         yield counter
 
 
-def counted(config: ModelConfig, lora: LoraConfig | None, freeze: Collection[str], recompute: str) -> tuple[int, set]:
+def counted(
+    config: ModelConfig, lora: LoraConfig | None, freeze: Collection[str], recompute: Recompute
+) -> tuple[int, set]:
     """FLOPs of forward and backward of one row, and which parameters were trained."""
     model = DbrxForCausalLM(config)
     if lora is not None:
@@ -56,7 +58,7 @@ def counted(config: ModelConfig, lora: LoraConfig | None, freeze: Collection[str
         if any(fnmatch(name, pattern) for pattern in freeze):
             param.requires_grad_(False)
     trained = {name for name, param in model.named_parameters() if param.requires_grad}
-    checkpoint_activations(model, FSDPConfig(activation_checkpointing=recompute))  # pyright: ignore[reportArgumentType]
+    checkpoint_activations(model, FSDPConfig(activation_checkpointing=recompute))
     ids = torch.arange(TOKENS).view(1, -1)
     with counting() as counter:
         losses = model(ids, ids).losses_BS
@@ -81,7 +83,8 @@ def test_flops_of_a_whole_model(recompute: Recompute, moe_recompute: bool) -> No
 )
 def test_flops_where_parameters_are_frozen(freeze: tuple[str, ...]) -> None:
     config = small()
-    for recompute in ("none", "selective"):
+    policies: tuple[Recompute, ...] = ("none", "selective")
+    for recompute in policies:
         found, trained = counted(config, None, freeze, recompute)
         assert TOKENS * total(flops_by_part(config, TOKENS, trained=trained, recompute=recompute)) == found
 
@@ -90,7 +93,8 @@ def test_flops_where_parameters_are_frozen(freeze: tuple[str, ...]) -> None:
 @pytest.mark.parametrize("targets", [["attn"], ["out_proj"], ["w2"], ["attn", "experts", "router"]])
 def test_flops_with_adapters(targets: list[str], per_expert: bool) -> None:
     lora = LoraConfig(r=4, alpha=8, target_modules=targets, per_expert=per_expert)
-    for recompute, moe_recompute in (("none", False), ("block", True), ("selective", True)):
+    cases: tuple[tuple[Recompute, bool], ...] = (("none", False), ("block", True), ("selective", True))
+    for recompute, moe_recompute in cases:
         config = small(moe_recompute=moe_recompute)
         found, trained = counted(config, lora, (), recompute)
         assert TOKENS * total(flops_by_part(config, TOKENS, lora, trained=trained, recompute=recompute)) == (
@@ -98,7 +102,7 @@ def test_flops_with_adapters(targets: list[str], per_expert: bool) -> None:
         )
 
 
-def sums_on_cpu(config: ModelConfig, lora: LoraConfig, recompute: str) -> int:
+def sums_on_cpu(config: ModelConfig, lora: LoraConfig, recompute: Recompute) -> int:
     """What adds up the results of a token's experts, and of their shared A, is a bmm on a CPU, where w2 has an adapter,
     and else an elementwise kernel."""
     if "w2" not in lora.targets:

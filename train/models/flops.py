@@ -6,7 +6,7 @@ whole rows (S x S scores, of which a causal kernel computes half); each token as
 Shapes: S row length, D d_model, K experts a token, F ffn_hidden_size, R rank of the adapters.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -59,11 +59,16 @@ def flops_by_part(
     """
     if trained is None:
         trained = adapter_shapes(model, lora) if lora is not None else parameter_shapes(model)
-    total = {part: [0, 0, 0] for part in PARTS}
+    sums = {part: Flops(part=part) for part in PARTS}
     for each in _products(model, seq_len, lora, set(trained), recompute):
-        for place, count in enumerate((each.forward, each.backward, each.recomputed)):
-            total[each.part][place] += count
-    return [Flops(part=part, forward=f, backward=b, recomputed=r) for part, (f, b, r) in total.items()]
+        so_far = sums[each.part]
+        sums[each.part] = Flops(
+            part=each.part,
+            forward=so_far.forward + each.forward,
+            backward=so_far.backward + each.backward,
+            recomputed=so_far.recomputed + each.recomputed,
+        )
+    return list(sums.values())
 
 
 def _products(
@@ -73,16 +78,18 @@ def _products(
     adapters = adapter_shapes(model, lora) if lora is not None else {}
     for number in range(model.n_layers):
         prefix = f"transformer.blocks.{number}."
-        of_block = [
-            {name.removeprefix(prefix) for name in names if name.startswith(prefix)} for names in (trained, adapters)
-        ]
-        block = _Block(model, seq_len, lora, *of_block, flows, selective=recompute == "selective")
+        own, adapted = (_within(prefix, names) for names in (trained, adapters))
+        block = _Block(model, seq_len, lora, own, adapted, flows, selective=recompute == "selective")
         products = list(block.products())
         flows = block.flows
         yield from map(_repeated, products) if flows and recompute == "block" else products
     flows |= "transformer.norm_f.weight" in trained
     size = 2 * model.vocab_size * model.d_model
     yield Flops(part="head", forward=size, backward=size * (flows + ("lm_head.weight" in trained)))
+
+
+def _within(prefix: str, names: Iterable[str]) -> set[str]:
+    return {name.removeprefix(prefix) for name in names if name.startswith(prefix)}
 
 
 def _repeated(product: Flops) -> Flops:

@@ -29,7 +29,7 @@ def check_machine(config: TrainConfig, world_size: int, device: Device) -> None:
         if predicted > have:
             logger.warning(
                 f"memory may not be enough: {_ranks(world_size)} is predicted to need {format_bytes(predicted)} and at "
-                f"least {format_bytes(need.total)}, and has {format_bytes(have, down=True)} (scripts/plan.py shows both)"
+                f"least {format_bytes(need.total)}, and has {format_bytes(have, down=True)} (see scripts/plan.py)"
             )
         return
     total, _ = count_parameters(config.model)

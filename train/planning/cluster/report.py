@@ -27,6 +27,7 @@ _PARTS = {
     "norms": (".norm_1.", ".norm_2.", ".norm_f."),
     "head": ("lm_head.",),
 }
+_FLOPS = ("forward", "backward", "recomputed")
 _SECONDS = {
     "experts": "experts' GEMMs",
     "other_gemms": "other GEMMs",
@@ -65,20 +66,21 @@ def flops_table(config: TrainConfig, flops: Sequence[Flops]) -> Group:
     """Of a token and of a step, by part."""
     tokens = config.global_train_batch_size * config.max_seq_len
     title = f"FLOPs: GEMMs, attention over whole rows of {config.max_seq_len:,}; a step has {tokens:,} tokens"
-    table = _table("part", "forward", "backward", "recomputed", "a token", "a step")
+    table = _table("part", *_FLOPS, "a token", "a step")
     for each in flops:
         if each.total:
-            table.add_row(each.part, *_counted(each.forward, each.backward, each.recomputed, each.total, tokens))
+            table.add_row(*_counted(each, tokens))
     table.add_section()
-    sums = [sum(getattr(each, name) for each in flops) for name in ("forward", "backward", "recomputed", "total")]
-    table.add_row("all", *_counted(*sums, tokens))
+    forward, backward, again = (sum(getattr(each, name) for each in flops) for name in _FLOPS)
+    total = Flops(part="all", forward=forward, backward=backward, recomputed=again)
+    table.add_row(*_counted(total, tokens))
     of_model = flops_per_token(config.model, config.max_seq_len, config.lora)
     table.add_row("of the model (for MFU)", "", "", "", *_tokens(of_model, tokens))
     return _titled(title, table)
 
 
-def _counted(forward: int, backward: int, recomputed: int, total: int, tokens: int) -> list[str]:
-    return [_short(forward), _short(backward), _short(recomputed), *_tokens(total, tokens)]
+def _counted(flops: Flops, tokens: int) -> list[str]:
+    return [flops.part, *(_short(getattr(flops, name)) for name in _FLOPS), *_tokens(flops.total, tokens)]
 
 
 def _tokens(total: int, tokens: int) -> list[str]:

@@ -10,15 +10,16 @@ from itertools import product
 from data.base.errors import ConfigError
 from train.config.ranks import check_kernel_sizes, check_world_size, train_microbatch_rows
 from train.config.schema import FSDPConfig, TrainConfig
-from train.models.flops import Flops
+from train.models.flops import Flops, Recompute
 from train.planning.cluster.machines import Cluster
 from train.planning.cluster.step_time import StepTime, predict, recompute_policy, run_flops
 from train.planning.memory import memory_per_rank
 from train.planning.peak import MemoryParts, memory_parts
 from train.planning.traffic import traffic
 
-_MOST_ROWS = 4
-"""Of a microbatch: the largest that are tried."""
+_POLICIES: tuple[Recompute, ...] = ("none", "selective", "block")
+_POWERS = 4
+"""Microbatches of 1, 2, 4 and 8 rows are tried, and the config's own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +41,7 @@ class Settings:
     expert_ranks: int
     rows: int
     """Of a microbatch."""
-    recompute: str
+    recompute: Recompute
     moe_recompute: bool
 
     @classmethod
@@ -99,7 +100,7 @@ def evaluate(
 def fitting(config: TrainConfig, cluster: Cluster) -> list[Candidate]:
     """All settings that fit the GPU's memory, the fastest first."""
     have, found = _bytes_of(cluster), []
-    flops_of: dict[tuple[str, bool], list[Flops]] = {}
+    flops_of: dict[tuple[Recompute, bool], list[Flops]] = {}
     for settings, candidate in _candidates(config, cluster.ranks):
         if memory_per_rank(candidate, cluster.ranks, gpu=True).total > have:
             continue
@@ -138,13 +139,13 @@ def least_nodes(config: TrainConfig, cluster: Cluster) -> int | None:
 def _candidates(config: TrainConfig, ranks: int) -> Iterator[tuple[Settings, TrainConfig]]:
     own = Settings.of(config, ranks)
     rows = config.global_train_batch_size // ranks
-    sizes = sorted({own.rows, *(2**power for power in range(rows.bit_length()) if 2**power <= rows)})
+    powers = [2**power for power in range(_POWERS) if 2**power <= rows]
     experts = config.model.ffn_config.moe_num_experts
     for replicas, degree, size, recompute, moe_recompute in product(
         _divisors(ranks),
         _divisors(experts),
-        sizes[:_MOST_ROWS] if own.rows in sizes[:_MOST_ROWS] else [*sizes[:_MOST_ROWS], own.rows],
-        ("none", "selective", "block"),
+        sorted({own.rows, *powers}),
+        _POLICIES,
         (False, True),
     ):
         if (ranks // replicas) % degree:

@@ -84,9 +84,11 @@ class StepTime:
 
 
 def recompute_policy(config: TrainConfig) -> Recompute:
-    fsdp = config.fsdp_config
-    policy = fsdp.activation_checkpointing if fsdp is not None else "none"
-    return {True: "block", False: "none", "none": "none", "block": "block", "selective": "selective"}[policy]
+    """activation_checkpointing without its older names."""
+    policy = config.fsdp_config.activation_checkpointing if config.fsdp_config is not None else "none"
+    if isinstance(policy, bool):
+        return "block" if policy else "none"
+    return policy
 
 
 def run_flops(config: TrainConfig) -> list[Flops]:
