@@ -5,7 +5,7 @@ puts together or a reduce-scatter takes, twice that of an all-reduce, and of an 
 with tokens spread evenly over the experts. Left out are single numbers, such as norms, and counts of tokens.
 
 FSDP2 gathers each unit before its forward and again before its backward pass, and reduces its gradients after it, for
-every microbatch: Composer accumulates gradients in the shards.
+every microbatch: Composer accumulates gradients in the shards. (torch 2.7 keeps the head gathered between the two.)
 """
 
 import math

@@ -54,14 +54,14 @@ def search_tables(config: TrainConfig, cluster: Cluster, *, always: bool) -> Ite
     if not fits:
         changes = smallest_changes(config, cluster, found)
         if changes:
-            yield report.candidates_table("the smallest changes with which it fits", changes[:_SHOWN], cluster)
+            yield report.changes_table(changes[:_SHOWN], cluster)
         nodes = least_nodes(config, cluster)
         if nodes is not None:
             yield f"as it is, it fits on {nodes} nodes: --nodes {nodes}"
         elif not changes:
             yield "neither other settings nor up to 64 times as many nodes are enough"
     if always and found:
-        yield report.candidates_table(f"the fastest of {len(found)} settings that fit", found[:_SHOWN], cluster)
+        yield report.search_table(found[:_SHOWN], len(found), cluster)
 
 
 def check_fit(config: TrainConfig, cluster: Cluster) -> None:

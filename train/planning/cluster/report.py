@@ -14,7 +14,7 @@ from train.models.config import ModelConfig
 from train.models.flops import Flops, flops_per_token
 from train.models.shapes import adapter_shapes, count_adapters, count_parameters, parameter_sizes
 from train.planning.cluster.machines import Cluster, between_nodes
-from train.planning.cluster.search import Candidate
+from train.planning.cluster.search import Candidate, Settings
 from train.planning.cluster.step_time import Assumptions, StepTime, model_flops_utilization
 from train.planning.peak import MemoryParts
 from train.planning.traffic import Traffic
@@ -27,6 +27,7 @@ _PARTS = {
     "norms": (".norm_1.", ".norm_2.", ".norm_f."),
     "head": ("lm_head.",),
 }
+_PREDICTED = ("memory", "a step", "tokens/s", "MFU", "bound by")
 _FLOPS = ("forward", "backward", "recomputed")
 _SECONDS = {
     "experts": "experts' GEMMs",
@@ -131,7 +132,9 @@ def time_table(config: TrainConfig, cluster: Cluster, step: StepTime, batches: i
     table.add_row("a step", _seconds(step.total))
     table.add_row("communication hidden beside it", _seconds(step.hidden))
     table.add_row("bound by", step.bound)
-    table.add_row("tokens/s, padding included", f"{tokens / step.total:,.0f} ({_per_gpu(tokens, step, cluster)} a GPU)")
+    table.add_row(
+        "tokens/s, padding included", f"{tokens / step.total:,.0f} ({tokens / step.total / cluster.ranks:,.0f} a GPU)"
+    )
     table.add_row("MFU", f"{model_flops_utilization(config, cluster, step.total):.1%}")
     if batches is None:
         table.add_row("the run", f"{config.max_duration}: its length is known with --data")
@@ -151,20 +154,34 @@ def assumptions_line(assumed: Assumptions) -> str:
     )
 
 
-def candidates_table(title: str, candidates: Iterable[Candidate], cluster: Cluster) -> Group:
-    """Settings by their changes of the config."""
-    table = _table("changes", "memory", "a step", "tokens/s", "MFU", "bound by")
+def changes_table(candidates: Iterable[Candidate], cluster: Cluster) -> Group:
+    """By what each changes in the config."""
+    table = _table("changes", *_PREDICTED)
     for each in candidates:
-        tokens = each.config.global_train_batch_size * each.config.max_seq_len
-        table.add_row(
-            "\n".join(each.changes) or "(the config as it is)",
-            format_bytes(each.memory.total),
-            _seconds(each.step.total),
-            f"{tokens / each.step.total:,.0f}",
-            f"{model_flops_utilization(each.config, cluster, each.step.total):.1%}",
-            each.step.bound,
-        )
-    return _titled(title, table)
+        table.add_row("\n".join(each.changes), *_predicted(each, cluster))
+    return _titled("the smallest changes with which it fits (predicted)", table)
+
+
+def search_table(candidates: Sequence[Candidate], number: int, cluster: Cluster) -> Group:
+    """The first of so many settings that fit, and how to have the fastest."""
+    table = _table("replicas", "EP", "microbatch", "recompute", "moe_recompute", *_PREDICTED)
+    for each in candidates:
+        found = Settings.of(each.config, cluster.ranks)
+        own = (found.replicas, found.expert_ranks, found.rows, found.recompute, str(found.moe_recompute).lower())
+        table.add_row(*map(str, own), *_predicted(each, cluster))
+    command = " ".join(candidates[0].changes) or "the config as it is"
+    return Group(_titled(f"the fastest of {number} settings that fit (predicted)", table), f"the fastest: {command}")
+
+
+def _predicted(candidate: Candidate, cluster: Cluster) -> list[str]:
+    config, seconds = candidate.config, candidate.step.total
+    return [
+        format_bytes(candidate.memory.total),
+        _seconds(seconds),
+        f"{config.global_train_batch_size * config.max_seq_len / seconds:,.0f}",
+        f"{model_flops_utilization(config, cluster, seconds):.1%}",
+        candidate.step.bound,
+    ]
 
 
 def _titled(title: str, table: Table) -> Group:
@@ -191,7 +208,3 @@ def _gb(n_bytes: float) -> str:
 
 def _seconds(seconds: float) -> str:
     return f"{seconds:.3g} s" if seconds >= 0.1 else f"{1000 * seconds:.3g} ms"
-
-
-def _per_gpu(tokens: int, step: StepTime, cluster: Cluster) -> str:
-    return f"{tokens / step.total / cluster.ranks:,.0f}"
