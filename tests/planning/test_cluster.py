@@ -8,9 +8,8 @@ from tests.helpers.small_config import load
 from train.config.load import read_config
 from train.planning.cluster.gpus import GPUS, find_gpu
 from train.planning.cluster.machines import Cluster, between_nodes, check_gpu, make_cluster
-from train.planning.cluster.search import evaluate, fitting, least_nodes, smallest_changes
+from train.planning.cluster.search import candidates, fastest, fits, least_nodes, smallest_changes
 from train.planning.cluster.step_time import Assumptions, predict, run_flops
-from train.planning.memory import memory_per_rank
 from train.planning.traffic import Kind, Traffic, traffic
 from train.planning.units import MeshDim
 
@@ -73,6 +72,10 @@ def test_traffic_between_nodes(kind: Kind, size: int, stride: int, far: float) -
     assert between_nodes(one, 8) == pytest.approx(far)
 
 
+def test_a_run_for_a_cpu_has_no_gpu(tmp_path: Path) -> None:
+    assert message(check_gpu, load(tmp_path, "device=cpu"), GPUS["a100"]).startswith("device is cpu, but --gpu A100")
+
+
 def test_torchs_grouped_gemm_needs_its_gpu_and_precision(tmp_path: Path) -> None:
     grouped = load(tmp_path, "model.ffn_config.moe_impl=grouped_mm")
     check_gpu(grouped, GPUS["a100"])
@@ -98,22 +101,22 @@ def test_a_step_is_its_parts_and_follows_from_the_gpu() -> None:
 def test_every_setting_that_is_found_fits_and_is_made_by_its_changes() -> None:
     path = str(YAMLS / "dbrx.yaml")
     config = read_config(path, ["model.preset=35b"])
-    found = fitting(config, NODE)
-    assert len(found) > 20
+    found = fastest(candidates(config, NODES), NODES, most=20)
+    assert len(found) == 20
     assert [each.step.total for each in found] == sorted(each.step.total for each in found)
+    assert len({each.changes for each in found}) == 20
     for each in found[::7]:
         overrides = [change for line in each.changes for change in line.split()]
         again = read_config(path, ["model.preset=35b", *overrides])
-        assert evaluate(again, NODE) == (each.memory, each.step)
-        assert each.memory.total <= GPUS["h100"].n_bytes
+        assert predict(again, NODES, run_flops(again), traffic(again, 64)) == each.step
+        assert fits(again, NODES)
 
 
 def test_what_does_not_fit_gets_the_smallest_changes() -> None:
     config = read_config(str(YAMLS / "dbrx.yaml"), ["fsdp_config.activation_checkpointing=none"])
-    cluster = replace(NODES, gpu=GPUS["h100"])
-    assert memory_per_rank(config, 64, gpu=True).total < evaluate(config, cluster)[0].total
-    changes = smallest_changes(config, cluster, fitting(config, cluster))
-    assert all(len(each.changes) == 1 for each in changes)
+    assert not fits(config, NODES)
+    changes = smallest_changes(config, NODES, candidates(config, NODES), most=20)
+    assert all(len(each.changes) == 1 and fits(each.config, NODES) for each in changes)
     assert ("fsdp_config.activation_checkpointing=block",) in [each.changes for each in changes]
 
 
@@ -121,6 +124,6 @@ def test_nodes_that_are_enough() -> None:
     config = read_config(str(YAMLS / "dbrx.yaml"))
     nodes = least_nodes(config, NODE)
     assert nodes is not None
-    assert evaluate(config, replace(NODE, nodes=nodes))[0].total <= GPUS["h100"].n_bytes
-    assert evaluate(config, NODE)[0].total > GPUS["h100"].n_bytes
+    assert fits(config, replace(NODE, nodes=nodes))
+    assert not fits(config, NODE)
     assert least_nodes(config, replace(NODE, gpu=GPUS["rtx5090"])) is None

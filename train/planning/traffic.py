@@ -93,15 +93,14 @@ def _of_experts(config: TrainConfig, fsdp: FSDPConfig, ranks: int, *, gpu: bool)
         return {}
     model, ffn = config.model, config.model.ffn_config
     width = FORMATS[precisions.computed(precisions.on_device(config.precision, gpu=gpu))].n_bytes
-    assignments = train_microbatch_rows(config, ranks) * config.max_seq_len * ffn.moe_top_k
+    assignments = config.global_train_batch_size // ranks * config.max_seq_len * ffn.moe_top_k
     rows, weights = width * assignments * model.d_model, width * assignments
-    there = rows + weights + _COUNT * ffn.moe_num_experts
-    forward = there + rows
+    number, counting = microbatches(config, ranks), counting_forwards(config, ranks)
+    there = rows + weights + number * _COUNT * ffn.moe_num_experts
     recomputed = there if fsdp.activation_checkpointing in (True, "block") else 0
     reached, flows = _layers_in_backward(config)
-    number = microbatches(config, ranks)
-    total = (number + counting_forwards(config, ranks)) * model.n_layers * forward
-    total += number * (reached * (recomputed + rows) + flows * (rows + weights))
+    total = (2 if counting else 1) * model.n_layers * (there + rows)
+    total += reached * (recomputed + rows) + flows * (rows + weights)
     return {("all-to-all", dim): _others(dim) * total}
 
 

@@ -56,8 +56,10 @@ def between_nodes(sent: Traffic, gpus: int) -> float:
 
 
 def check_gpu(config: TrainConfig, gpu: Gpu) -> None:
-    """Raises ConfigError where torch's grouped GEMM is asked for and cannot compute on this GPU, as why_not_grouped_mm
-    of train/models/experts says once a run has the GPU."""
+    """Raises ConfigError where the run is for a CPU, and where torch's grouped GEMM is asked for and cannot compute on
+    this GPU, as why_not_grouped_mm of train/models/experts says once a run has the GPU."""
+    if config.device == "cpu":
+        raise ConfigError(f"is cpu, but --gpu {gpu.name} is given: leave one of them out", key="device")
     if config.model.ffn_config.moe_impl != "grouped_mm":
         return
     why = None

@@ -10,8 +10,8 @@ from data.base.sizes import format_bytes
 from train.config.schema import TrainConfig
 from train.planning.cluster import report
 from train.planning.cluster.machines import Cluster, check_gpu
-from train.planning.cluster.search import evaluate, fitting, least_nodes, smallest_changes
-from train.planning.cluster.step_time import Assumptions, run_flops
+from train.planning.cluster.search import candidates, fastest, fits, least_nodes, smallest_changes
+from train.planning.cluster.step_time import Assumptions, predict, run_flops
 from train.planning.memory import memory_per_rank
 from train.planning.peak import memory_parts
 from train.planning.traffic import traffic
@@ -37,8 +37,7 @@ def plan_tables(config: TrainConfig, cluster: Cluster, batches: int | None) -> I
     if sent:
         yield report.traffic_table(sent, cluster)
     if cluster.gpu is not None:
-        _, step = evaluate(config, cluster, flops)
-        yield report.time_table(config, cluster, step, batches)
+        yield report.time_table(config, cluster, predict(config, cluster, flops, sent), batches)
         yield report.assumptions_line(Assumptions())
 
 
@@ -47,21 +46,21 @@ def search_tables(config: TrainConfig, cluster: Cluster, *, always: bool) -> Ite
     would."""
     if cluster.gpu is None:
         return
-    fits = memory_parts(config, cluster.ranks, gpu=True).total <= cluster.gpu.n_bytes
-    if fits and not always:
+    fit = fits(config, cluster)
+    if fit and not always:
         return
-    found = fitting(config, cluster)
-    if not fits:
-        changes = smallest_changes(config, cluster, found)
+    found = candidates(config, cluster)
+    if not fit:
+        changes = smallest_changes(config, cluster, found, _SHOWN)
         if changes:
-            yield report.changes_table(changes[:_SHOWN], cluster)
+            yield report.changes_table(changes, cluster)
         nodes = least_nodes(config, cluster)
         if nodes is not None:
             yield f"as it is, it fits on {nodes} nodes: --nodes {nodes}"
         elif not changes:
             yield "neither other settings nor up to 64 times as many nodes are enough"
-    if always and found:
-        yield report.search_table(found[:_SHOWN], len(found), cluster)
+    if always and (fast := fastest(found, cluster, _SHOWN)):
+        yield report.search_table(fast, cluster)
 
 
 def check_fit(config: TrainConfig, cluster: Cluster) -> None:

@@ -16,7 +16,7 @@ from train.models.shapes import adapter_shapes, count_adapters, count_parameters
 from train.planning.cluster.machines import Cluster, between_nodes
 from train.planning.cluster.search import Candidate, Settings
 from train.planning.cluster.step_time import Assumptions, StepTime, model_flops_utilization
-from train.planning.peak import MemoryParts
+from train.planning.peak import MemoryParts, memory_parts
 from train.planning.traffic import Traffic
 
 _PARTS = {
@@ -162,21 +162,21 @@ def changes_table(candidates: Iterable[Candidate], cluster: Cluster) -> Group:
     return _titled("the smallest changes with which it fits (predicted)", table)
 
 
-def search_table(candidates: Sequence[Candidate], number: int, cluster: Cluster) -> Group:
-    """The first of so many settings that fit, and how to have the fastest."""
+def search_table(candidates: Sequence[Candidate], cluster: Cluster) -> Group:
+    """Settings, the fastest first, and how to have these."""
     table = _table("replicas", "EP", "microbatch", "recompute", "moe_recompute", *_PREDICTED)
     for each in candidates:
         found = Settings.of(each.config, cluster.ranks)
         own = (found.replicas, found.expert_ranks, found.rows, found.recompute, str(found.moe_recompute).lower())
         table.add_row(*map(str, own), *_predicted(each, cluster))
     command = " ".join(candidates[0].changes) or "the config as it is"
-    return Group(_titled(f"the fastest of {number} settings that fit (predicted)", table), f"the fastest: {command}")
+    return Group(_titled("the fastest settings that fit (predicted)", table), f"the fastest: {command}")
 
 
 def _predicted(candidate: Candidate, cluster: Cluster) -> list[str]:
     config, seconds = candidate.config, candidate.step.total
     return [
-        format_bytes(candidate.memory.total),
+        format_bytes(memory_parts(config, cluster.ranks, gpu=True).total),
         _seconds(seconds),
         f"{config.global_train_batch_size * config.max_seq_len / seconds:,.0f}",
         f"{model_flops_utilization(config, cluster, seconds):.1%}",

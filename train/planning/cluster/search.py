@@ -3,9 +3,10 @@
 Every candidate is the config with some keys changed, and passes the same checks.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from itertools import product
+from itertools import islice, product
 
 from data.base.errors import ConfigError
 from train.config.ranks import check_kernel_sizes, check_world_size, train_microbatch_rows
@@ -13,8 +14,7 @@ from train.config.schema import FSDPConfig, TrainConfig
 from train.models.flops import Flops, Recompute
 from train.planning.cluster.machines import Cluster
 from train.planning.cluster.step_time import StepTime, predict, recompute_policy, run_flops
-from train.planning.memory import memory_per_rank
-from train.planning.peak import MemoryParts, memory_parts
+from train.planning.peak import memory_parts
 from train.planning.traffic import traffic
 
 _POLICIES: tuple[Recompute, ...] = ("none", "selective", "block")
@@ -24,12 +24,11 @@ _POWERS = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """Settings of a run, and what they would take."""
+    """Settings of a run, and how long a step would take."""
 
     config: TrainConfig
     changes: tuple[str, ...]
     """Of the config as it is, as overrides of the command line."""
-    memory: MemoryParts
     step: StepTime
 
 
@@ -89,37 +88,38 @@ class Settings:
         return replace(config, fsdp_config=fsdp, model=model, device_train_microbatch_size=self.rows)
 
 
-def evaluate(
-    config: TrainConfig, cluster: Cluster, flops: Sequence[Flops] | None = None
-) -> tuple[MemoryParts, StepTime]:
-    """The predicted memory and time of a step of a config on a cluster whose GPU is known."""
-    memory = memory_parts(config, cluster.ranks, gpu=True)
-    return memory, predict(config, cluster, flops or run_flops(config), traffic(config, cluster.ranks))
-
-
-def fitting(config: TrainConfig, cluster: Cluster) -> list[Candidate]:
-    """All settings that fit the GPU's memory, the fastest first."""
-    have, found = _bytes_of(cluster), []
-    flops_of: dict[tuple[Recompute, bool], list[Flops]] = {}
-    for settings, candidate in _candidates(config, cluster.ranks):
-        if memory_per_rank(candidate, cluster.ranks, gpu=True).total > have:
-            continue
+def candidates(config: TrainConfig, cluster: Cluster) -> list[Candidate]:
+    """All settings that the config's checks accept, whether they fit or not; the fastest first."""
+    found, flops_of = [], dict[tuple[Recompute, bool], list[Flops]]()
+    for settings, changed in _changed(config, cluster):
         policy = settings.recompute, settings.moe_recompute
         if policy not in flops_of:
-            flops_of[policy] = run_flops(candidate)
-        memory, step = evaluate(candidate, cluster, flops_of[policy])
-        if memory.total <= have:
-            changes = settings.changes(config, cluster.ranks)
-            found.append(Candidate(config=candidate, changes=changes, memory=memory, step=step))
+            flops_of[policy] = run_flops(changed)
+        step = predict(changed, cluster, flops_of[policy], traffic(changed, cluster.ranks))
+        found.append(Candidate(config=changed, changes=settings.changes(config, cluster.ranks), step=step))
     return sorted(found, key=lambda each: (each.step.total, len(each.changes)))
 
 
-def smallest_changes(config: TrainConfig, cluster: Cluster, candidates: Iterable[Candidate]) -> list[Candidate]:
-    """Those of the candidates, and of changes that the search does not make, with the fewest changes; the fastest
-    first."""
-    found = [each for each in [*candidates, *_other_changes(config, cluster)] if each.changes]
-    least = min((len(each.changes) for each in found), default=0)
-    return sorted((each for each in found if len(each.changes) == least), key=lambda each: each.step.total)
+def fits(config: TrainConfig, cluster: Cluster) -> bool:
+    """Whether the GPU has the memory that is predicted."""
+    assert cluster.gpu is not None, "a search is for a known GPU"
+    return memory_parts(config, cluster.ranks, gpu=True).total <= cluster.gpu.n_bytes
+
+
+def fastest(found: Iterable[Candidate], cluster: Cluster, most: int) -> list[Candidate]:
+    """The first of the candidates that fit, at most so many."""
+    return list(islice((each for each in found if fits(each.config, cluster)), most))
+
+
+def smallest_changes(config: TrainConfig, cluster: Cluster, found: Iterable[Candidate], most: int) -> list[Candidate]:
+    """Of the candidates, and of changes that the search does not make, those with the fewest changes that fit; the
+    fastest first, at most so many."""
+    changed = [each for each in [*found, *_other_changes(config, cluster)] if each.changes]
+    for number in sorted({len(each.changes) for each in changed}):
+        level = sorted((each for each in changed if len(each.changes) == number), key=lambda each: each.step.total)
+        if enough := fastest(level, cluster, most):
+            return enough
+    return []
 
 
 def least_nodes(config: TrainConfig, cluster: Cluster) -> int | None:
@@ -131,18 +131,20 @@ def least_nodes(config: TrainConfig, cluster: Cluster) -> int | None:
             check_world_size(config, larger.ranks)
         except ConfigError:
             continue
-        if memory_parts(config, larger.ranks, gpu=True).total <= _bytes_of(cluster):
+        if fits(config, larger):
             return larger.nodes
     return None
 
 
-def _candidates(config: TrainConfig, ranks: int) -> Iterator[tuple[Settings, TrainConfig]]:
+def _changed(config: TrainConfig, cluster: Cluster) -> Iterator[tuple[Settings, TrainConfig]]:
+    """Replicas of whole nodes, or of one rank: a node's GPUs are closer to one another than to others."""
+    ranks = cluster.ranks
     own = Settings.of(config, ranks)
     rows = config.global_train_batch_size // ranks
     powers = [2**power for power in range(_POWERS) if 2**power <= rows]
     experts = config.model.ffn_config.moe_num_experts
     for replicas, degree, size, recompute, moe_recompute in product(
-        _divisors(ranks),
+        sorted({own.replicas, *_divisors(cluster.nodes), ranks}),
         _divisors(experts),
         sorted({own.rows, *powers}),
         _POLICIES,
@@ -154,12 +156,12 @@ def _candidates(config: TrainConfig, ranks: int) -> Iterator[tuple[Settings, Tra
             replicas=replicas, expert_ranks=degree, rows=size, recompute=recompute, moe_recompute=moe_recompute
         )
         try:
-            candidate = settings.apply(config)
-            check_world_size(candidate, ranks)
-            check_kernel_sizes(candidate, ranks)
+            changed = settings.apply(config)
+            check_world_size(changed, ranks)
+            check_kernel_sizes(changed, ranks)
         except ConfigError:
             continue
-        yield settings, candidate
+        yield settings, changed
 
 
 def _other_changes(config: TrainConfig, cluster: Cluster) -> Iterator[Candidate]:
@@ -176,16 +178,11 @@ def _other_changes(config: TrainConfig, cluster: Cluster) -> Iterator[Candidate]
     if fsdp is not None and not fsdp.reshard_after_forward:
         changes["fsdp_config.reshard_after_forward=true"] = {"fsdp_config": replace(fsdp, reshard_after_forward=True)}
     for change, values in changes.items():
-        candidate = replace(config, **values)  # pyright: ignore[reportArgumentType]
-        memory, step = evaluate(candidate, cluster)
-        if memory.total <= _bytes_of(cluster):
-            yield Candidate(config=candidate, changes=(change,), memory=memory, step=step)
+        changed = replace(config, **values)  # pyright: ignore[reportArgumentType]
+        step = predict(changed, cluster, run_flops(changed), traffic(changed, cluster.ranks))
+        yield Candidate(config=changed, changes=(change,), step=step)
 
 
 def _divisors(number: int) -> list[int]:
-    return [each for each in range(1, number + 1) if number % each == 0]
-
-
-def _bytes_of(cluster: Cluster) -> int:
-    assert cluster.gpu is not None, "a search is for a known GPU"
-    return cluster.gpu.n_bytes
+    small = [each for each in range(1, math.isqrt(number) + 1) if number % each == 0]
+    return sorted({*small, *(number // each for each in small)})
