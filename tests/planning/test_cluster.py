@@ -37,16 +37,16 @@ def test_a_gpu_from_a_file(tmp_path: Path) -> None:
     good = "{name: MI300X, capability: 9.4, memory: 192gb, bf16_tflops: 1307.0, fp32_tflops: 163.4, "
     file.write_text(good + "memory_bandwidth: 5300.0, node_link: 448.0, network: 50.0}")
     assert find_gpu(str(file)).n_bytes == 192 * 2**30
-    file.write_text(good + "memory_bandwidth: -1.0, node_link: 448.0, networks: 50.0}")
-    text = message(find_gpu, str(file))
-    assert text.startswith(f"--gpu {file}: ")
-    assert "networks is not a key" in text
-    assert "memory_bandwidth is -1.0" in text
-    file.write_text("[1")
-    assert "is not YAML" in message(find_gpu, str(file))
-    file.write_text("1")
-    assert "must be a mapping" in message(find_gpu, str(file))
-    assert "cannot be read" in message(find_gpu, str(tmp_path / "none.yaml"))
+    file.write_text(good + "memory_bandwidth: 5300.0, node_link: 448.0, networks: 50.0}")
+    with pytest.raises(ConfigError, match=r"networks is not a key; did you mean network\?"):
+        find_gpu(str(file))
+    file.write_text(good + "memory_bandwidth: -1.0, node_link: 448.0, network: 50.0}")
+    assert message(find_gpu, str(file)) == f"{file}:1: memory_bandwidth is -1.0, but it must be above 0"
+    file.write_text(good + "memory_bandwidth: 1.0, node_link: 448.0}")
+    assert message(find_gpu, str(file)) == f"{file}: network is missing"
+    file.write_bytes(b"name: \xff")
+    assert str(file) in message(find_gpu, str(file))
+    assert "does not exist" in message(find_gpu, str(tmp_path / "none.yaml"))
 
 
 def test_how_many_ranks_there_are() -> None:

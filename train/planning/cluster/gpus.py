@@ -10,12 +10,14 @@ measured by us.
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.base.errors import ConfigError, ConfigErrors, os_errors_named
+from data.base.errors import ConfigError
+from data.base.paths import refuse_path, shown
 from data.base.sizes import parse_bytes
 from data.config.build import build
 from data.config.sections import Section
 from data.config.suggest import near
 from data.config.values import Positive, Size
+from train.config.reading.yaml_file import read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,30 +124,16 @@ GPUS = {
 
 def find_gpu(name: str) -> Gpu:
     """That of GPUS, or of a YAML file whose keys are Gpu's fields. Raises ConfigError."""
+    refuse_path("--gpu", name)
     if Path(name).suffix in (".yaml", ".yml"):
-        return _read(Path(name))
+        written = read(name)
+        try:
+            return build(Gpu, written.tree)
+        except ConfigError as error:
+            raise written.placed(error) from None
     key = name.lower().replace(" ", "").replace("-", "_")
-    key = {"a100_80": "a100", "5090": "rtx5090", "rtx_5090": "rtx5090"}.get(key, key)
     if key not in GPUS:
-        known = ", ".join(GPUS)
-        raise ConfigError(f"--gpu is {name!r}, but it must be one of {known}, or a .yaml file{near(name, GPUS)}")
+        raise ConfigError(
+            f"--gpu is {shown(name)}, but it must be one of {', '.join(GPUS)}, or a .yaml file{near(name, GPUS)}"
+        )
     return GPUS[key]
-
-
-def _read(path: Path) -> Gpu:
-    import yaml
-
-    with os_errors_named(f"--gpu {path}"):
-        text = path.read_text(encoding="utf-8")
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--gpu {path} is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"--gpu {path} must be a mapping with the keys {', '.join(Gpu.__dataclass_fields__)}")
-    try:
-        return build(Gpu, {str(key): value for key, value in values.items()})
-    except ConfigErrors as several:
-        raise ConfigError(f"--gpu {path}: {'; '.join(map(str, several.errors))}") from None
-    except ConfigError as error:
-        raise ConfigError(f"--gpu {path}: {error}") from None
