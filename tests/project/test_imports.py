@@ -18,6 +18,7 @@ ORDER = [
     "train.stability",
     "train.supervision.hangs",
     "train.supervision",
+    "train.planning.cluster",
     "train.planning",
     "train.generation",
     "train.export",
