@@ -1,18 +1,22 @@
 """The most memory that a rank has allocated at a time, from the config alone. Imports no torch.
 
-memory.py has the lower bound, below which a run is refused; this is the prediction.
+memory.py has the lower bound, below which a run is refused; this is the prediction. It goes through the moments of a
+step at which much is alive. In the backward pass of a block, FSDP2 has beside the block's weights those of the next one
+on their way, and the input of the last reduce-scatter, which it keeps until the next one begins; the root's weights
+and their gradients stay for the whole backward pass.
 """
 
-from dataclasses import dataclass, fields
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
 
 from train.config.ranks import train_microbatch_rows
-from train.config.schema import FSDPConfig, TrainConfig
-from train.models import precision as precisions
-from train.models.precision import FORMATS
+from train.config.schema import TrainConfig
 from train.models.shapes import parameter_sizes
 from train.optim.states import n_moments, trained_names
-from train.planning.memory import memory_per_rank
-from train.planning.units import meshes, reduce_bytes, units
+from train.planning.activations import Moment, block_bytes, widths
+from train.planning.traffic import microbatches
+from train.planning.units import EXPERTS, Unit, first_trained_block, meshes, reduce_bytes, units
 
 _FP32 = 4
 _LOGITS = {True: 1 << 26, False: 1 << 22}
@@ -24,28 +28,33 @@ Assumed, not measured."""
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryParts:
-    """Bytes of a rank at the peak of a step, which is in the backward pass."""
+    """Bytes of a rank at the peak of a step."""
 
     weights: float
     """Its shards of the weights."""
-    gradients: float
-    """Its shards of the gradients."""
+    gradients: float = 0.0
+    """Its shards of the gradients, as far as they are there."""
     optimizer: float
-    """Its shards of the optimizer's moments."""
-    activations: float
+    """Its shards of the optimizer's moments, and what a step of it makes."""
+    activations: float = 0.0
     """Kept for the backward pass, and what the block that is computed needs meanwhile."""
-    gathered: float
-    """The weights of the unit that is computed."""
-    prefetched: float
-    """The weights of the unit that comes next."""
-    reduce_buffers: float
-    """A block's whole gradients, and their copy in the precision in which they are reduced."""
-    logits: float
+    gathered: float = 0.0
+    """Gathered weights of the units that are computed."""
+    prefetched: float = 0.0
+    """Buffers of all-gathers: of the unit that comes next or, in the forward pass, of the one that is computed."""
+    reduce_buffers: float = 0.0
+    """Whole gradients, and the input of the last reduce-scatter."""
+    logits: float = 0.0
     """Of a chunk of tokens, with the whole gradient of the head's weight."""
-    experts_exchange: float
+    experts_exchange: float = 0.0
     """Tokens that came for this rank's experts, their results and gradients (expert parallelism)."""
-    reserve: float
+    reserve: float = 0.0
     """CUDA's context, NCCL's buffers, gaps between the allocator's blocks: assumed."""
+
+    @property
+    def allocated(self) -> float:
+        """Without the reserve."""
+        return self.total - self.reserve
 
     @property
     def total(self) -> float:
@@ -54,27 +63,201 @@ class MemoryParts:
 
 def memory_parts(config: TrainConfig, ranks: int, *, gpu: bool) -> MemoryParts:
     """What a rank of so many has allocated at the peak of a step, on a GPU or on a CPU."""
-    bound = memory_per_rank(config, ranks, gpu=gpu)
-    fsdp = config.fsdp_config
-    weights, trained = _states(config, ranks, gpu=gpu)
-    gathered, gradients = _of_block(config, fsdp, ranks, gpu=gpu) if fsdp is not None else (0.0, 0.0)
-    whole = fsdp is not None and not fsdp.reshard_after_forward
-    parts = {
-        "weights": weights,
-        "gradients": _FP32 * trained,
-        "optimizer": _FP32 * n_moments(config.optimizer) * trained,
-        "activations": bound.activations,
-        "gathered": bound.gathered if whole else gathered,
-        "prefetched": 0.0 if whole or config.model.n_layers == 1 else gathered,
-        "reduce_buffers": gradients,
-        "logits": _logits(config, ranks, gpu=gpu),
-        "experts_exchange": _exchanged(config, ranks, gpu=gpu),
-    }
-    reserve = _CONTEXT + (_NCCL if ranks > 1 else 0) + _FRAGMENTS * sum(parts.values()) if gpu else 0.0
-    return MemoryParts(**parts, reserve=reserve)
+    parts = max(_Step(config, ranks, gpu=gpu).moments(), key=lambda each: each.total)
+    reserve = _CONTEXT + (_NCCL if ranks > 1 else 0) + _FRAGMENTS * parts.total if gpu else 0.0
+    return replace(parts, reserve=reserve)
 
 
-def _states(config: TrainConfig, ranks: int, *, gpu: bool) -> tuple[float, float]:
+@dataclass(frozen=True, kw_only=True)
+class _Buffers:
+    """Bytes of a unit of FSDP2."""
+
+    gathered: float = 0.0
+    buffer: float = 0.0
+    """Of the all-gather; there is none where the unit is on one rank."""
+    gradients: float = 0.0
+    """Whole, in the dtype of the gathered weights."""
+    reduced: float = 0.0
+    """The input of the reduce-scatter."""
+    sharded: float = 0.0
+    """What a rank keeps of the gradients."""
+
+
+class _Step:
+    """A step of a rank, from one moment to the next."""
+
+    def __init__(self, config: TrainConfig, ranks: int, *, gpu: bool) -> None:
+        self.config, self.ranks, self.gpu, self.n_layers = config, ranks, gpu, config.model.n_layers
+        trained = trained_names(config)
+        self.first = max(first_trained_block(config, trained), 0)
+        self.trains_embedding = "transformer.wte.weight" in trained
+        self.tokens = max(train_microbatch_rows(config, ranks), 1) * config.max_seq_len
+        self.block = block_bytes(config, self.tokens, gpu=gpu)
+        self.accumulates = microbatches(config, ranks) > 1
+        self.resharded = config.fsdp_config is not None and config.fsdp_config.reshard_after_forward
+
+        found = {unit.name: unit for unit in (units(config, gpu=gpu) if config.fsdp_config is not None else ())}
+        self.embedding, self.root, self.dense, self.experts = (
+            self._buffers(found.pop(name, None)) for name in ("embedding", "root", "block", EXPERTS)
+        )
+        adapters = [self._buffers(unit) for unit in found.values()]
+        self.fetches_late = any("attn" in name for name in found)
+        self.adapters_sharded = sum(each.sharded for each in adapters)
+        self.adapter = max(adapters, key=lambda each: each.gathered, default=_Buffers())
+        self.divided = self.experts.gathered > 0
+        self.gathered_block = self.dense.gathered + self.experts.gathered + self.adapter.gathered
+
+        model, ffn = config.model, config.model.ffn_config
+        a, x = widths(config, gpu=gpu)
+        fsdp = config.fsdp_config
+        degree = fsdp.expert_parallel_degree if fsdp is not None else 1
+        self.replicas = (fsdp.data_parallel_replicate_degree if fsdp is not None else None) or 1
+        weight = ffn.moe_num_experts // degree * ffn.ffn_hidden_size * model.d_model
+        self.of_expert_weight = float(weight * (x if config.lora is None else 0))
+        self.of_attention = self.dense.gradients - (0 if self.divided else 3 * self.of_expert_weight)
+        self.head = model.vocab_size * model.d_model if "lm_head.weight" in trained else 0
+        # Without FSDP2, autograd keeps copies of the experts' weights in the dtype that is computed in.
+        self.casts = 3.0 * a * weight if config.fsdp_config is None and a != x else 0.0
+        self.weights, n_trained = _states(config, ranks, gpu=gpu)
+        self.gradients, self.optimizer = _FP32 * n_trained, _FP32 * n_moments(config.optimizer) * n_trained
+
+    def moments(self) -> Iterator[MemoryParts]:
+        """Those at which the peak can be."""
+        # Lion makes the updates of all parameters at once.
+        updates = self.gradients if self.config.optimizer.name == "decoupled_lionw" else 0.0
+        yield MemoryParts(weights=self.weights, gradients=self.gradients, optimizer=self.optimizer + updates)
+        yield self._forward()
+        yield from self._head()
+        for number in range(self.n_layers - 1, self.first - 1, -1):
+            for moment in self.block.backward:
+                yield self._backward(number, moment)
+            yield self._reduce(number)
+        if self.trains_embedding:
+            yield self._embedding()
+
+    def _parts(self, *, done: int, gathered: float, prefetched: float, **parts: float) -> MemoryParts:
+        """done: blocks whose backward pass is over."""
+        sharded = self.dense.sharded + self.experts.sharded + self.adapters_sharded
+        every = self.accumulates or self.config.fsdp_config is None
+        # Over replicas, what is added to the gradients of earlier microbatches is kept until the backward pass is over.
+        added = done * sharded if self.accumulates and self.replicas > 1 else 0.0
+        if not self.resharded:
+            of_blocks = self.n_layers * (self.dense.gathered + self.experts.gathered)
+            gathered, prefetched = self.root.gathered + self.embedding.gathered + of_blocks, 0.0
+        return MemoryParts(
+            weights=self.weights,
+            gradients=added + (self.gradients if every else done * sharded),
+            optimizer=self.optimizer,
+            gathered=gathered,
+            prefetched=prefetched,
+            **parts,
+        )
+
+    def _forward(self) -> MemoryParts:
+        """Of the last block."""
+        kept = (self.n_layers - 1 - self.first) * (self.block.kept + self.casts) + self.casts
+        return self._parts(
+            done=0,
+            activations=kept + self.block.forward - self.block.exchanged,
+            experts_exchange=self.block.exchanged,
+            gathered=self.root.gathered + self.gathered_block,
+            # A buffer is kept until the next unit has been copied out of its own.
+            prefetched=self._last_buffer(),
+        )
+
+    def _head(self) -> Iterator[MemoryParts]:
+        model = self.config.model
+        a, x = widths(self.config, gpu=self.gpu)
+        stream, vocab_size = self.tokens * model.d_model, model.vocab_size
+        chunk = min(max(128, _LOGITS[self.gpu] // vocab_size // 128 * 128), self.tokens)
+        kept = (self.n_layers - self.first) * (self.block.kept + self.casts)
+        # The stream, its norm, its gradient; of a chunk the probabilities and their gradient; the weight's gradient, and
+        # what a chunk adds to it.
+        yield self._parts(
+            done=0,
+            activations=kept + stream * (2 * x + 2 * a),
+            logits=chunk * vocab_size * (_FP32 + a) + (_FP32 + a) * self.head,
+            gathered=self.root.gathered,
+            prefetched=self._last_buffer(),
+        )
+        yield self._parts(
+            done=0,
+            activations=kept + stream * (2 * x + 3 * a),
+            logits=(2 * _FP32 + x) * self.head,
+            gathered=self.root.gathered,
+            prefetched=self.dense.buffer,
+        )
+
+    def _last_buffer(self) -> float:
+        """Of the unit that a block gathers last."""
+        if self.adapter.gathered:
+            return self.adapter.buffer
+        return (self.experts if self.divided else self.dense).buffer
+
+    def _others(self, number: int) -> float:
+        """What all blocks but one keep in its backward pass."""
+        done = self.n_layers - 1 - number
+        return (number - self.first) * (self.block.kept + self.casts) + done * self.block.retained
+
+    def _backward(self, number: int, moment: Moment) -> MemoryParts:
+        done = self.n_layers - 1 - number
+        late = moment.other_gradients
+        whole = self.of_attention if late else 0.0
+        if not (self.divided and late):
+            whole += moment.expert_gradients * self.of_expert_weight
+        waits = self.experts.reduced if self.divided and late else self.dense.reduced if done else 0.0
+        # Adapters are units of their own: the next block is fetched when the backward pass of the first of them begins.
+        fetched = (self.dense if number else self.embedding).buffer if late or not self.fetches_late else 0.0
+        return self._parts(
+            done=done,
+            activations=self._others(number) + self.casts + moment.n_bytes - self.block.exchanged,
+            experts_exchange=self.block.exchanged,
+            gathered=self.root.gathered + self.gathered_block,
+            prefetched=fetched,
+            reduce_buffers=self.root.gradients + whole + waits,
+        )
+
+    def _reduce(self, number: int) -> MemoryParts:
+        """Whole gradients and the memory that they are copied to. The weights are freed before, as is the memory of the
+        reduce-scatter before."""
+        unit = self.experts if self.divided else self.dense
+        late = min(moment.n_bytes for moment in self.block.backward) if self.divided else 2 * self.block.stream
+        return self._parts(
+            done=self.n_layers - 1 - number,
+            activations=self._others(number) + self.block.retained + late,
+            gathered=self.root.gathered + (self.dense.gathered if self.divided else 0.0),
+            prefetched=(self.dense if number else self.embedding).buffer,
+            reduce_buffers=self.root.gradients + unit.gradients + unit.reduced + self.adapter.reduced,
+        )
+
+    def _embedding(self) -> MemoryParts:
+        return self._parts(
+            done=self.n_layers,
+            activations=self.n_layers * self.block.retained + 2 * self.block.stream,
+            gathered=self.root.gathered + self.embedding.gathered,
+            prefetched=0.0,
+            reduce_buffers=self.root.gradients
+            + self.embedding.gradients
+            + max(self.dense.reduced, self.embedding.reduced),
+        )
+
+    def _buffers(self, unit: Unit | None) -> _Buffers:
+        fsdp = self.config.fsdp_config
+        if unit is None or fsdp is None:
+            return _Buffers()
+        mesh = meshes(fsdp, self.ranks)
+        shards = (mesh.expert_shard if unit.experts else mesh.shard).size
+        gathered, n_trained = unit.gathered_bytes(shards), unit.trained_size(shards)
+        return _Buffers(
+            gathered=gathered,
+            buffer=gathered if shards > 1 else 0.0,
+            gradients=sum(p.gathered_bytes * math.prod(p.shape) for p in unit.parameters if p.trained),
+            reduced=float(reduce_bytes(self.config, gpu=self.gpu) * shards * n_trained),
+            sharded=float(_FP32 * n_trained),
+        )
+
+
+def _states(config: TrainConfig, ranks: int, *, gpu: bool) -> tuple[float, int]:
     """Bytes of a rank's weights, and how many numbers of them are trained."""
     if config.fsdp_config is None:
         trained = trained_names(config)
@@ -86,41 +269,3 @@ def _states(config: TrainConfig, ranks: int, *, gpu: bool) -> tuple[float, float
         kept += unit.copies * sum(p.kept_bytes * p.shard_size(shards) for p in unit.parameters)
         numbers += unit.copies * unit.trained_size(shards)
     return kept, numbers
-
-
-def _of_block(config: TrainConfig, fsdp: FSDPConfig, ranks: int, *, gpu: bool) -> tuple[float, float]:
-    """Bytes of the last block's gathered weights, and of its gradients before they are reduced."""
-    mesh = meshes(fsdp, ranks)
-    # Of blocks in which different parameters are trained, the last kind.
-    of_block = {
-        unit.name: (unit, (mesh.expert_shard if unit.experts else mesh.shard).size)
-        for unit in units(config, gpu=gpu)
-        if unit.of_block and unit.in_backward
-    }
-    if mesh.shard.size == 1:
-        return 0.0, 0.0
-    gathered = sum(unit.gathered_bytes(shards) for unit, shards in of_block.values())
-    trained = sum(p.size for unit, _ in of_block.values() for p in unit.parameters if p.trained)
-    computed = FORMATS[precisions.computed(precisions.on_device(config.precision, gpu=gpu))].n_bytes
-    reduced = reduce_bytes(config, gpu=gpu)
-    return gathered, trained * (computed + reduced)
-
-
-def _tokens(config: TrainConfig, ranks: int) -> int:
-    return max(train_microbatch_rows(config, ranks), 1) * config.max_seq_len
-
-
-def _logits(config: TrainConfig, ranks: int, *, gpu: bool) -> float:
-    model = config.model
-    chunk = max(128, _LOGITS[gpu] // model.vocab_size // 128 * 128)
-    logits = 2 * _FP32 * min(chunk, _tokens(config, ranks)) * model.vocab_size
-    whole = "lm_head.weight" in trained_names(config)
-    return float(logits + (_FP32 * model.vocab_size * model.d_model if whole else 0))
-
-
-def _exchanged(config: TrainConfig, ranks: int, *, gpu: bool) -> float:
-    fsdp, model = config.fsdp_config, config.model
-    if fsdp is None or fsdp.expert_parallel_degree == 1:
-        return 0.0
-    width = FORMATS[precisions.computed(precisions.on_device(config.precision, gpu=gpu))].n_bytes
-    return 3.0 * width * _tokens(config, ranks) * model.ffn_config.moe_top_k * model.d_model

@@ -143,6 +143,8 @@ def _step(
             loss = model.loss(outputs, part)["total"]
         with storages.phase(f"backward{of}", "activations"):
             loss.backward()
+        # As callbacks.ReleaseGraph does.
+        del outputs, loss
     with storages.phase("optimizer", "optimizer"):
         _clip(config, params)
         optimizer.step()
