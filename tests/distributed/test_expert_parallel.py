@@ -13,9 +13,21 @@ import torch
 from composer.core import State
 from composer.loggers import Logger
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from data.base.errors import ConfigError
+from tests.helpers.expert_parallel import (
+    EP2,
+    EP4,
+    HYBRID_EP2,
+    LORA,
+    MESHES,
+    Mutant,
+    difference,
+    draw_adapters,
+    mutate,
+    route_to_first,
+    whole,
+)
 from tests.helpers.ranks import run_ranks
 from tests.helpers.small_export import CONFIG, write_save_folder
 from tests.helpers.small_export import MODEL as SMALL
@@ -26,7 +38,7 @@ from train.config.load import read_config
 from train.config.ranks import check_world_size
 from train.config.schema import FSDPConfig
 from train.export.export import export
-from train.models.config import AttnConfig, FFNConfig, LoraConfig, ModelConfig
+from train.models.config import AttnConfig, FFNConfig, ModelConfig
 from train.models.recompute import named_parameters
 
 pytestmark = pytest.mark.ranks
@@ -42,9 +54,6 @@ MODEL = ModelConfig(
     ffn_config=FFN,
     initializer_range=0.3,
 )
-EP2, EP4 = FSDPConfig(expert_parallel_degree=2), FSDPConfig(expert_parallel_degree=4)
-HYBRID = FSDPConfig(sharding_strategy="HYBRID_SHARD", data_parallel_replicate_degree=2, expert_parallel_degree=2)
-MESHES = {"EP 2": (2, EP2), "EP 4": (4, EP4), "EP 2 x 2 shards": (4, EP2), "2 replicas of EP 2": (4, HYBRID)}
 
 
 @dataclass(frozen=True)
@@ -52,11 +61,11 @@ class Case:
     fsdp: FSDPConfig | None
     impl: str = "torch"
     dtype: torch.dtype = torch.float64
-    lora: LoraConfig | None = None
+    lora: str | None = None
+    """A key of LORA."""
     on_first: bool = False
     """All tokens go to the first expert."""
-    factor: bool = True
-    """Whether gradients of experts are made means over all ranks."""
+    mutant: Mutant | None = None
 
 
 def gradients_of(cases: list[Case]) -> list[dict[str, Tensor]]:
@@ -86,51 +95,29 @@ def gradients_of(cases: list[Case]) -> list[dict[str, Tensor]]:
 
 def _built(case: Case) -> nn.Module:
     from train.distributed.build_model import build_model
-    from train.models.experts.parallel import ExpertParallel
-    from train.models.moe import Router
 
     config = replace(MODEL, ffn_config=replace(FFN, moe_impl=case.impl))  # pyright: ignore[reportArgumentType]
-    device = torch.device("cpu")
-    model = build_model(config, case.fsdp, precision="fp32", device=device, seed=5, dtype=case.dtype, lora=case.lora)
-    for name, param in model.named_parameters():
-        if name.endswith("lora_B"):
-            drawn = torch.randn(param.shape, generator=torch.Generator().manual_seed(1)).to(param.dtype) / 10
-            with torch.no_grad():
-                sharded = isinstance(param, DTensor)
-                param.copy_(distribute_tensor(drawn, param.device_mesh, param.placements) if sharded else drawn)
-    for module in model.modules():
-        if case.on_first and isinstance(module, Router):
-            module.register_forward_hook(lambda module, args, out: out._replace(experts_TK=out.experts_TK * 0))
-        if not case.factor and isinstance(parallel := getattr(module, "parallel", None), ExpertParallel):
-            module.parallel = ExpertParallel(parallel.group, averaged=False)
+    device, lora = torch.device("cpu"), LORA[case.lora] if case.lora is not None else None
+    model = build_model(config, case.fsdp, precision="fp32", device=device, seed=5, dtype=case.dtype, lora=lora)
+    draw_adapters(model)
+    if case.on_first:
+        route_to_first(model)
+    if case.mutant is not None:
+        mutate(model, case.mutant)
     return model
 
 
-def whole(tensor: Tensor | None) -> Tensor:
-    assert tensor is not None, "a gradient is missing"
-    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().clone()
-
-
-def difference(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
-    """The largest of any tensor, relative to its largest number."""
-    assert found.keys() == expected.keys()
-    assert all(tensor.isfinite().all() for tensor in found.values())
-    return max(
-        float((found[key] - value).abs().max() / value.abs().max().clamp(min=1e-30)) for key, value in expected.items()
-    )
-
-
-FULL_LORA = LoraConfig(r=3, alpha=5.0, target_modules=["attn", "experts", "router"], base_dtype="fp32")
 VARIANTS: dict[str, tuple[Case, float]] = {
     "torch": (Case(None), 1e-10),
     "torch, all tokens to one expert": (Case(None, on_first=True), 1e-10),
     "grouped_mm, fp32": (Case(None, "grouped_mm", torch.float32), 1e-4),
     "grouped_mm, fp32, all tokens to one expert": (Case(None, "grouped_mm", torch.float32, on_first=True), 1e-4),
-    "LoRA": (Case(None, lora=FULL_LORA), 1e-10),
-    "LoRA, all tokens to one expert": (Case(None, lora=FULL_LORA, on_first=True), 1e-10),
-    "LoRA per expert": (Case(None, lora=replace(FULL_LORA, per_expert=True)), 1e-10),
-    "LoRA over nf4": (Case(None, lora=replace(FULL_LORA, base_dtype="nf4")), 1e-6),
+    "LoRA": (Case(None, lora="shared A"), 1e-10),
+    "LoRA, all tokens to one expert": (Case(None, lora="shared A", on_first=True), 1e-10),
+    "LoRA per expert": (Case(None, lora="A per expert"), 1e-10),
+    "LoRA over nf4": (Case(None, lora="over nf4"), 1e-6),
 }
+MUTANTS: tuple[Mutant, ...] = ("without the factor", "detached router")
 POLICIES: tuple[Literal["block", "selective"], ...] = ("block", "selective")
 
 
@@ -145,7 +132,7 @@ def found() -> dict[tuple[str, str], dict[str, Tensor]]:
             if its_size != size:
                 continue
             cases |= {(mesh, name): replace(case, fsdp=fsdp) for name, (case, _) in VARIANTS.items()}
-            cases[mesh, "without the factor"] = Case(fsdp, factor=False)
+            cases |= {(mesh, mutant): Case(fsdp, mutant=mutant) for mutant in MUTANTS}
             if mesh == "EP 2":
                 for name in ("torch", "LoRA"):
                     for policy in POLICIES:
@@ -191,6 +178,18 @@ def test_without_the_factor_gradients_of_experts_are_too_large(found: dict[tuple
     for name, expected in reference.items():
         factor = degree if ".experts." in name else 1
         assert torch.allclose(mutant[name], factor * expected, rtol=1e-8, atol=1e-12), name
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("mesh", MESHES)
+def test_a_detached_router_is_seen_by_its_gradient_alone(found: dict[tuple[str, str], Any], mesh: str) -> None:
+    mutant, reference = found[mesh, "detached router"], found["1 rank", "torch"]
+    assert float(mutant["loss"]) == pytest.approx(float(reference["loss"]), rel=1e-12), "the loss does not show it"
+    routers = [name for name in reference if ".router." in name]
+    assert routers
+    for name in routers:
+        assert difference({name: mutant[name]}, {name: reference[name]}) > 0.1, name
 
 
 @pytest.mark.slow
@@ -337,7 +336,7 @@ def test_pretrained_weights_and_exports_are_the_same_at_every_degree(tmp_path: P
     for size, fsdps in (
         (1, {"one": FSDPConfig()}),
         (2, {"ep2": EP2}),
-        (4, {"ep4": EP4, "ep2x2": EP2, "hybrid": HYBRID}),
+        (4, {"ep4": EP4, "ep2x2": EP2, "hybrid": HYBRID_EP2}),
     ):
         for name, weights in run_ranks(imported_and_saved, size, tmp_path, fsdps)[0].items():
             for param_name, weight in weights.items():
