@@ -1,7 +1,7 @@
 """Whole steps on every mesh against one rank that computes the same at once; the worst differences as a table.
 
-In fp64, except that torch's grouped GEMM computes in fp32. `pytest -m proof -s tests/distributed/test_exactness.py`
-prints the table; test_step.py has a smaller matrix without clipping, AdamW and adapters.
+In fp64, except that torch's grouped GEMM computes in fp32. `pytest -m proof tests/distributed/test_exactness.py` prints
+the table; test_step.py has a smaller matrix without clipping, AdamW and adapters.
 """
 
 from collections.abc import Iterable
@@ -132,9 +132,10 @@ def table(worst: dict[Key, dict[str, float]]) -> Table:
 
 
 @pytest.mark.proof
-def test_every_mesh_computes_the_step_of_one_rank() -> None:
+def test_every_mesh_computes_the_step_of_one_rank(capsys: pytest.CaptureFixture[str]) -> None:
     worst = measured(cases())
-    Console(width=160).print(table(worst))
+    with capsys.disabled():
+        Console(width=160).print(table(worst))
     for key, values in worst.items():
         if key.variant in MUTANTS:
             assert max(values.values()) > 1e-3, key

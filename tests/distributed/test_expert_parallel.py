@@ -10,8 +10,6 @@ from typing import Any, Literal
 
 import pytest
 import torch
-from composer.core import State
-from composer.loggers import Logger
 from torch import Tensor, nn
 
 from data.base.errors import ConfigError
@@ -32,8 +30,6 @@ from tests.helpers.ranks import run_ranks
 from tests.helpers.small_export import CONFIG, write_save_folder
 from tests.helpers.small_export import MODEL as SMALL
 from tests.helpers.toy_run import write_toy_run
-from tests.helpers.watched_run import Watch
-from train.checkpoint.save_folder import checkpoints
 from train.config.load import read_config
 from train.config.ranks import check_world_size
 from train.config.schema import FSDPConfig
@@ -200,102 +196,6 @@ def test_experts_without_tokens_and_routers_have_gradients(found: dict[tuple[str
     assert torch.count_nonzero(w1[24:]) == 0
     assert torch.count_nonzero(w1[:24])
     assert all(torch.count_nonzero(grad) for name, grad in grads.items() if "router" in name)
-
-
-class Exact(Watch):
-    """What Composer logs passes through fp32."""
-
-    def __init__(self) -> None:
-        super().__init__(None)
-        self.loss = 0.0
-
-    def after_loss(self, state: State, logger: Logger) -> None:
-        assert isinstance(state.loss, dict)
-        rows, of_step = state.batch["input_ids"].shape[0], state.batch["device_rows"][0]
-        self.loss += float(state.loss["total"].detach() * rows / of_step)
-
-    def batch_end(self, state: State, logger: Logger) -> None:
-        from composer.utils import dist
-
-        loss, self.loss = torch.tensor(self.loss, dtype=torch.float64), 0.0
-        dist.all_reduce(loss)
-        self.losses[state.timestamp.batch.value] = loss.item() / dist.get_world_size()
-
-
-def trained(path: str, runs: list[list[str]]) -> list[tuple[list[float], dict[str, Tensor]]]:
-    """Losses and final weights of runs in fp64, one after the other."""
-    from train.run.fit import fit
-
-    results = []
-    for overrides in runs:
-        watch = Exact()
-        fit(read_config(path, overrides), callbacks=[watch], dtype=torch.float64)
-        results.append((list(watch.losses.values()), watch.weights))
-    return results
-
-
-EXACT = [
-    *["precision=fp32", "scheduler.name=constant_with_warmup", "eval_interval=4ba", "save_interval=4ba"],
-    *["model.resid_pdrop=0", "model.emb_pdrop=0", "model.attn_config.attn_pdrop=0"],
-    "model.ffn_config={moe_jitter_eps: 0, moe_lbl_scope: batch}",
-]
-DEGREES = {
-    "one": (1, "fsdp_config={}"),
-    "ep1": (2, "fsdp_config={}"),
-    "ep2": (2, "fsdp_config={expert_parallel_degree: 2}"),
-    "ep4": (4, "fsdp_config={expert_parallel_degree: 4}"),
-    "ep2x2": (4, "fsdp_config={expert_parallel_degree: 2}"),
-    "hybrid": (
-        4,
-        "fsdp_config={sharding_strategy: HYBRID_SHARD, data_parallel_replicate_degree: 2, expert_parallel_degree: 2}",
-    ),
-}
-OPTIMIZERS = {
-    "adamw": "optimizer={name: adamw, lr: 3.0e-3, weight_decay: 0.1}",
-    "lion": "optimizer={name: decoupled_lionw, lr: 1.0e-3, weight_decay: 1.0e-4}",
-}
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-@pytest.mark.parametrize(
-    ("optimizer", "starts", "ends"),
-    [
-        pytest.param("adamw", ["one", "ep2"], ["one", "ep2"], id="adamw, ep1 and ep2"),
-        *(
-            pytest.param(name, ["one", "ep2", "ep2x2", "hybrid"], list(DEGREES), marks=pytest.mark.proof, id=name)
-            for name in OPTIMIZERS
-        ),
-    ],
-)
-def test_a_checkpoint_continues_at_every_degree(
-    tmp_path: Path, optimizer: str, starts: list[str], ends: list[str]
-) -> None:
-    """Four steps at one degree, four more at another: the eight of one rank."""
-    path = write_toy_run(tmp_path)
-    same = [*EXACT, OPTIMIZERS[optimizer]]
-    straight = [*same, "max_duration=8ba", "save_folder=null"]
-    expected_losses, expected = run_ranks(trained, 1, path, [straight])[0][0]
-
-    def run(size: int, runs: list[list[str]]) -> list[Any]:
-        return run_ranks(trained, size, path, [[*same, *each] for each in runs], timeout=300)[0] if runs else []
-
-    for size in (1, 2, 4):
-        names = [name for name in starts if DEGREES[name][0] == size]
-        run(size, [[DEGREES[name][1], f"run_name={name}", "max_duration=4ba"] for name in names])
-    for size in (1, 2, 4):
-        pairs = [(start, end) for start in starts for end in ends if DEGREES[end][0] == size]
-        overrides = [
-            [
-                *[DEGREES[end][1], f"run_name={start}-{end}", "max_duration=8ba", "save_interval=100ba"],
-                f"load_path={checkpoints(tmp_path / start)[-1]}",
-            ]
-            for start, end in pairs
-        ]
-        for (start, end), (losses, weights) in zip(pairs, run(size, overrides), strict=True):
-            assert losses == pytest.approx(expected_losses[4:], rel=1e-10), f"{start} to {end}"
-            worst = difference(weights, expected)
-            assert worst <= 1e-10, f"{start} to {end}: {worst:.1e}"
 
 
 class Ramp:
