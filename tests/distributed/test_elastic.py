@@ -1,5 +1,5 @@
-"""A run is resumed on any number of ranks and any mesh, from its real checkpoints: rows, losses and weights are those of
-one rank that never stopped. `pytest -m proof tests/distributed/test_elastic.py` prints a table of all pairs."""
+"""A run resumed on any number of ranks and any mesh, from its real checkpoints: its rows, losses and weights are those
+of one rank that never stopped. `pytest -m proof tests/distributed/test_elastic.py` prints a table of all pairs."""
 
 from dataclasses import dataclass
 from pathlib import Path
