@@ -19,8 +19,6 @@ from tests.helpers.ranks import run_ranks
 from tests.helpers.steps import Cut, Trained, differences, train_cuts
 from train.config.schema import FSDPConfig
 
-pytestmark = pytest.mark.ranks
-
 CLIP = 0.05
 VARIANTS = {
     "plain": Cut(),
@@ -132,6 +130,7 @@ def table(worst: dict[Key, dict[str, float]]) -> Table:
 
 
 @pytest.mark.proof
+@pytest.mark.ranks
 def test_every_mesh_computes_the_step_of_one_rank(capsys: pytest.CaptureFixture[str]) -> None:
     worst = measured(cases())
     with capsys.disabled():
@@ -142,18 +141,3 @@ def test_every_mesh_computes_the_step_of_one_rank(capsys: pytest.CaptureFixture[
         else:
             assert max(values.values()) <= bound(key), key
             assert values["initial_weights"] == 0, key
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(200)
-def test_clipped_steps_of_adamw_and_of_adapters_over_4_bits() -> None:
-    """AdamW and clipping have parameters on two meshes."""
-    wanted = {key: case for key, case in cases().items() if key[:2] == ("EP 2", "torch")}
-    wanted = {
-        key: case
-        for key, case in wanted.items()
-        if key.variant in ("AdamW, clipped, 4 microbatches, block", "LoRA over nf4")
-    }
-    assert len(wanted) == 2
-    for key, values in measured(wanted).items():
-        assert max(values.values()) <= bound(key), (key, values)

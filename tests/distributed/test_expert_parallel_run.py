@@ -18,7 +18,9 @@ from train.config.load import read_config
 PROMPTS = ["amber birch\n", "x", "y" * 120]
 """The last one leaves room for fewer tokens than the others."""
 OVERRIDES = [
-    *["max_duration=4ba", "eval_interval=2ba", "save_folder=null", "optimizer={name: sgd, lr: 0.5}"],
+    *["max_duration=4ba", "eval_interval=2ba", "save_folder=null"],
+    # Every step is clipped, which SGD does not hide.
+    *["optimizer={name: sgd, lr: 0.5}", "algorithms.gradient_clipping.clipping_threshold=0.1"],
     f"callbacks.generate={{prompts: {json.dumps(PROMPTS)}, interval: 2ba, max_new_tokens: 12}}",
 ]
 

@@ -8,7 +8,7 @@ import itertools
 import pytest
 import torch
 
-from tests.helpers.expert_parallel import EP2, EP4, HYBRID, HYBRID_EP2
+from tests.helpers.expert_parallel import EP2, EP4, HYBRID, HYBRID_EP2, difference
 from tests.helpers.ranks import run_ranks
 from tests.helpers.steps import Cut, Trained, config_of, differences, train_cuts
 from train.callbacks.global_batch import GlobalBatch
@@ -103,6 +103,23 @@ def test_the_scope_decides(runs: Runs) -> None:
     """With several microbatches the load-balancing loss of `ranks` and `microbatch` is not that of the whole batch."""
     losses = [runs[name][torch.float64].losses[0] for name in ("reference", "ranks, none", "microbatch, none")]
     assert all(abs(a - b) > 1e-6 for a, b in itertools.combinations(losses, 2))
+
+
+@pytest.mark.slow
+@pytest.mark.ranks
+@pytest.mark.timeout(400)
+def test_balancing_over_the_global_batch_survives_recomputation(runs: Runs) -> None:
+    """The router's gradients show it where blocks are computed again: those of each microbatch's balance differ."""
+    reference = runs["reference"][torch.float64].first_gradients
+    names = [name for name in reference if ".router." in name]
+    assert len(names) == 2
+    for name in names:
+        kept, lost = (
+            difference({name: runs[run][torch.float64].first_gradients[name]}, {name: reference[name]})
+            for run in ("EP 2, 2 microbatches, block", "microbatch, block")
+        )
+        assert kept <= 1e-10, name
+        assert lost > 1e-3, name
 
 
 def compare(cut: Trained, reference: Trained, bound: float) -> None:
