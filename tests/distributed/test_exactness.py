@@ -119,7 +119,7 @@ def measured(wanted: dict[Key, Case]) -> dict[Key, dict[str, float]]:
 def table(worst: dict[Key, dict[str, float]]) -> Table:
     shown = Table(title="Worst relative difference from one rank", title_justify="left")
     for name in ("mesh", "moe_impl", "variant"):
-        shown.add_column(name)
+        shown.add_column(name, no_wrap=True)
     for name in next(iter(worst.values())):
         shown.add_column(name.replace("_", " "), justify="right")
     shown.add_column("bound", justify="right")
@@ -134,7 +134,7 @@ def table(worst: dict[Key, dict[str, float]]) -> Table:
 def test_every_mesh_computes_the_step_of_one_rank(capsys: pytest.CaptureFixture[str]) -> None:
     worst = measured(cases())
     with capsys.disabled():
-        Console(width=160).print(table(worst))
+        Console(width=180).print(table(worst))
     for key, values in worst.items():
         if key.variant in MUTANTS:
             assert max(values.values()) > 1e-3, key
