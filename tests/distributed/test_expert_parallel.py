@@ -1,6 +1,6 @@
-"""Experts that are divided over ranks, against the same model on one rank: losses, gradients, checkpoints and exports.
+"""Experts that are divided over ranks, against the same model on one rank: gradients, pretrained weights and exports.
 
-Steps of SGD on every mesh, with microbatches and activation checkpointing, are in test_step.py.
+Whole steps on every mesh are in test_step.py and test_exactness.py, checkpoints in test_elastic.py.
 """
 
 import re
