@@ -17,7 +17,7 @@ from train.models.experts.assignment import Assignment
 from train.models.experts.grouped import grouped_glu
 
 RoutedShape = tuple[int, int, int]
-"""(tokens, experts a token, d_model)."""
+"""(tokens, experts a token, d_model). With expert parallelism each token that a rank receives has one expert."""
 Library = tuple[Any, Any]
 """MegaBlocks' kernels and its grouped GEMM."""
 
@@ -65,7 +65,7 @@ def why_not_megablocks(device: torch.device, dtype: torch.dtype | None, shape: R
         T, K, D = shape
         return (
             f"its kernels compute addresses in 32 bits, and {T:,} tokens x {K} experts a token x d_model {D:,} is "
-            f"{product:,}, which must be below 2**31 = {MEGABLOCKS_LIMIT:,}"
+            f"{product:,}, which must be below 2**31 = {MEGABLOCKS_LIMIT:,} (grouped_mm has no such limit)"
         )
     return None
 
