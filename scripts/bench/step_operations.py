@@ -9,7 +9,7 @@ import torch
 from data.mds.row import IGNORED
 from scripts.bench import common
 from scripts.bench.gemms import GEMM, gemm_kinds
-from scripts.bench.step_sides import Batch
+from scripts.bench.step_models import Batch
 from train.models.config import ModelConfig
 from train.models.precision import FORMATS, computed
 
