@@ -6,8 +6,8 @@
 #   scripts/dev/gpu_run.sh --list                the parts and their time limits
 #   scripts/dev/gpu_run.sh --tiny                on the CPU, at sizes at which the figures mean nothing
 #
-# Requires torch and transformers. Parts that need more (pytest, Composer, bitsandbytes) say so where it is missing. A part
-# that fails or takes too long is recorded, and the next one runs. Exits with 1 if a part failed.
+# Requires torch and transformers. Parts that need more (pytest, Composer, bitsandbytes) are recorded as not run where it
+# is missing. A part that fails or takes too long is recorded, and the next one runs. Exits with 1 if a part failed.
 # Environment variables:
 #   PYTHON   the environment's interpreter (default: .venv/bin/python, or else python3)
 #   OUT      folder for gpu_run.json, gpu_run.md and gpu_run.log (default: runs/gpu)
@@ -18,8 +18,8 @@ if [ -z "${PYTHON:-}" ]; then
     PYTHON=.venv/bin/python
     [ -x "$PYTHON" ] || PYTHON=python3
 fi
-"$PYTHON" -c 'import torch, transformers' || {
-    echo "error: $PYTHON cannot import torch and transformers: install them, or set PYTHON" >&2
+"$PYTHON" -c 'import sys; from importlib.util import find_spec; sys.exit(not (find_spec("torch") and find_spec("transformers")))' || {
+    echo "error: $PYTHON has no torch or no transformers: install them, or set PYTHON" >&2
     exit 2
 }
 # One rank, whatever launched this.

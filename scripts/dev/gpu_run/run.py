@@ -108,6 +108,7 @@ def _in_child(part: Part, file: Path, log: int, tiny: bool) -> None:
     os.setsid()
     os.dup2(log, 1)
     os.dup2(log, 2)
+    sys.stdout = sys.stderr = os.fdopen(log, "w", buffering=1, closefd=False)
     print(f"\n==== {part.name}", flush=True)
     try:
         found = part.run(tiny)
