@@ -23,8 +23,8 @@ _GB = 1e9
 
 
 def config_of(policy: Policy, *, tiny: bool) -> TrainConfig:
-    """A model whose states are about 24 GB, on one rank; its data is never opened."""
-    sizes: dict[str, Any] = {"d_model": 2048, "n_heads": 16, "n_layers": 3, "vocab_size": 100352}
+    """A model whose states are about 18 GB, on one rank; its data is never opened."""
+    sizes: dict[str, Any] = {"d_model": 2048, "n_heads": 16, "n_layers": 2, "vocab_size": 100352}
     ffn, attn, row = FFNConfig(ffn_hidden_size=3584), AttnConfig(), 4096
     if tiny:
         sizes, row = {"d_model": 64, "n_heads": 4, "n_layers": 2, "vocab_size": 512}, 64
