@@ -65,9 +65,13 @@ FORBIDDEN = {
 """What files below a folder do not import, at any depth of nesting."""
 
 _SECTIONS = ("data.config.sections", "data.config.values")
-ALLOWED = {"scripts/bench": ("scripts.bench",), "train/models": (*_SECTIONS, "data.mds.row")}
-"""The only exceptions: what the benches share; the base of all sections of a config, and the label that is not trained
-on, which need no other module of data but data.base."""
+ALLOWED = {
+    "scripts/bench": ("scripts.bench",),
+    "scripts/dev": ("scripts.bench", "scripts.dev"),
+    "train/models": (*_SECTIONS, "data.mds.row"),
+}
+"""The only exceptions: what the benches share, which maintenance uses too; the base of all sections of a config, and
+the label that is not trained on, which need no other module of data but data.base."""
 
 
 def module_of(path: Path) -> str:
