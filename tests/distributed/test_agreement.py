@@ -118,3 +118,23 @@ def test_a_run_whose_ranks_differ_ends_before_its_model_is_built(tmp_path: Path)
         assert "), but 0.002 on rank 1 (" in end.output
         assert "Traceback" not in end.output
     assert not (tmp_path / "toy").exists()
+
+
+def _start_in_own_folder(config: str, folders: list[str]) -> int:
+    from train.main import main
+
+    os.environ["LOCAL_RANK"] = "0"
+    os.chdir(folders[int(os.environ["RANK"])])  # as disks of two nodes, which have different files at the same path
+    return main([config, "max_duration=2ba", "save_folder=runs"])
+
+
+@pytest.mark.ranks
+def test_a_save_folder_that_nodes_do_not_share_is_refused_before_training(tmp_path: Path) -> None:
+    folders = [tmp_path / "node0", tmp_path / "node1"]
+    for folder in folders:
+        folder.mkdir()
+    ends = ends_of_ranks(_start_in_own_folder, 2, write_toy_run(tmp_path, 40), [str(folder) for folder in folders])
+    assert [end.code for end in ends] == [2, 2]
+    assert "save_folder is runs, but ranks 1 do not see what rank 0 writes there: name a folder" in ends[0].output
+    assert not any("Traceback" in end.output for end in ends)
+    assert not any(path for folder in folders for path in folder.rglob("*") if path.is_file())
