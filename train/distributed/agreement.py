@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 from torch.distributed import Store  # pyright: ignore[reportPrivateImportUsage]
 
-from data.base.errors import ConfigError, yaml_of
+from data.base.errors import ConfigError, note_shown_elsewhere, yaml_of
 from data.base.versions import versions
 from data.config.sections import join
 from train.config.redaction import masked_yaml
@@ -66,8 +66,8 @@ def announce(store: Store, facts: Mapping[str, str], rank: int) -> None:
 
 
 def check_agreement(store: Store, facts: Mapping[str, str], rank: int, world_size: int) -> None:
-    """Raises ConfigError on every rank alike unless all have announced the same facts. Every rank has to call it, once
-    all have announced theirs.
+    """Raises ConfigError on every rank alike, for rank 0 to show, unless all have announced the same facts. Every rank
+    has to call it, once all have announced theirs.
 
     The facts themselves, some 30 kB, are only exchanged where digests differ: by the first rank of each digest.
     """
@@ -86,7 +86,10 @@ def check_agreement(store: Store, facts: Mapping[str, str], rank: int, world_siz
     _wait_for_others(store, rank, world_size)
     more = [f"and {len(lines) - _MOST_LINES} more"] if len(lines) > _MOST_LINES else []
     fix = "start every node with the same command, source code, packages and data"
-    raise ConfigError("\n  ".join([f"the ranks do not run the same: {fix}", *lines[:_MOST_LINES], *more]))
+    error = ConfigError("\n  ".join([f"the ranks do not run the same: {fix}", *lines[:_MOST_LINES], *more]))
+    if rank != 0:
+        note_shown_elsewhere(error)
+    raise error
 
 
 def _wait_for_others(store: Store, rank: int, world_size: int) -> None:
