@@ -52,12 +52,14 @@ def facts_of_start(config: TrainConfig, device: str, fingerprints: Mapping[str, 
     """What must be the same on all ranks: the keys of the config without secrets, the rows of each stream by their
     fingerprints, the device's kind, versions of packages, and a hash of each source file."""
     values = yaml.safe_load(masked_yaml(config))
-    facts = {
-        key: yaml_of(value) for key, value in _flat(values) if not any(fnmatchcase(key, each) for each in MAY_DIFFER)
-    }
+    facts = {key: yaml_of(value) for key, value in _flat(values) if not _may_differ(key)}
     facts |= {f"rows of {name}": fingerprint for name, fingerprint in fingerprints.items()}
     facts |= {f"version of {name}": version for name, version in versions().items()}
     return facts | {"kind of device": device} | _source_files(_ROOT)
+
+
+def _may_differ(key: str) -> bool:
+    return any(fnmatchcase(key, pattern) for pattern in MAY_DIFFER)
 
 
 def announce(store: Store, facts: Mapping[str, str], rank: int) -> None:
@@ -73,9 +75,9 @@ def check_agreement(store: Store, facts: Mapping[str, str], rank: int, world_siz
     """
     announced = store.multi_get([f"facts of rank {each}" for each in range(world_size)])  # pyright: ignore[reportAttributeAccessIssue]: torch's stubs lack it
     digests, nodes = zip(*(text.decode().split(" ", 1) for text in announced), strict=True)
-    groups = {
-        digest: [each for each in range(world_size) if digests[each] == digest] for digest in dict.fromkeys(digests)
-    }
+    groups: dict[str, list[int]] = {}
+    for each, digest in enumerate(digests):
+        groups.setdefault(digest, []).append(each)
     if len(groups) == 1:
         return
     if groups[digests[rank]][0] == rank:
@@ -102,13 +104,15 @@ def _wait_for_others(store: Store, rank: int, world_size: int) -> None:
 
 def _differences(facts: Sequence[Mapping[str, str]], names: Sequence[str]) -> Iterator[str]:
     for key in dict.fromkeys(key for each in facts for key in each):
-        values = [each.get(key, "absent") for each in facts]
-        if len(set(values)) > 1:
-            which = {value: [name for name, its in zip(names, values, strict=True) if its == value] for value in values}
-            yield f"{key} is " + ", but ".join(
-                f"{value if len(value) <= _LONGEST else f'{value[:_LONGEST]}...'} on {' and '.join(where)}"
-                for value, where in which.items()
-            )
+        where: dict[str, list[str]] = {}
+        for each, name in zip(facts, names, strict=True):
+            where.setdefault(each.get(key, "absent"), []).append(name)
+        if len(where) > 1:
+            yield f"{key} is " + ", but ".join(f"{_cut(value)} on {' and '.join(on)}" for value, on in where.items())
+
+
+def _cut(value: str) -> str:
+    return value if len(value) <= _LONGEST else f"{value[:_LONGEST]}..."
 
 
 def _named(ranks: Sequence[int], nodes: Sequence[str]) -> str:
