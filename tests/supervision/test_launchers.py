@@ -99,17 +99,19 @@ def preempted(folder: Path) -> dict[str, Any]:
 SRUN = """\
 #!/bin/bash
 shift  # --kill-on-bad-exit=0
-for task in 0 1; do
-  SLURM_STEP_ID=0 SLURM_STEP_NUM_NODES=1 SLURM_STEP_NUM_TASKS=2 SLURM_STEP_TASKS_PER_NODE=2 \
-    SLURM_PROCID=$task SLURM_LOCALID=$task SLURM_NODEID=0 "$@" &
-done
-trap "" USR1
-wait %1
-code=$?
-wait %2
-exit $code
+export COMMAND="$*"
+exec bash -c '
+  for task in 0 1; do
+    SLURM_STEP_ID=0 SLURM_STEP_NUM_NODES=1 SLURM_STEP_NUM_TASKS=2 SLURM_STEP_TASKS_PER_NODE=2 \\
+      SLURM_PROCID=$task SLURM_LOCALID=$task SLURM_NODEID=0 $COMMAND &
+  done
+  wait %1
+  code=$?
+  wait %2
+  exit $code
+'
 """
-"""As srun starts two tasks of a node; it hands signals on that are sent to it, and does not end of them."""
+"""As srun starts two tasks of a node; like slurmstepd, their parent does not show their command."""
 
 
 @pytest.mark.proof
