@@ -28,7 +28,6 @@ MAY_DIFFER = (
     "*_loader.dataset.cache_dir",
     "*_loader.dataset.cache_limit",
     "*_loader.dataset.max_prepare_bytes",
-    "save_staging_folder",
     # Where data lies on a node: the rows themselves are compared.
     *(f"*_loader.dataset.{place}{key}" for place in ("", "streams.*.") for key in _WHERE_DATA_LIES),
     "tokenizer.kwargs.vocab_file",
