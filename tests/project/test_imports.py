@@ -13,6 +13,7 @@ FILES.append(ROOT / "train.py")
 
 ORDER = [
     "train.main",
+    "train.dry_run",
     "train.run",
     "train.callbacks",
     "train.stability",
