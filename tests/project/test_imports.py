@@ -19,6 +19,7 @@ ORDER = [
     "train.stability",
     "train.supervision.hangs",
     "train.supervision",
+    "train.doctor",
     "train.planning",
     "train.generation",
     "train.export",
