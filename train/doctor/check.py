@@ -43,12 +43,11 @@ def _short(number: float) -> str:
     return f"{number:,.0f}" if abs(number) >= 100 else f"{number:.3g}"
 
 
-def of_error(name: str, error: Exception, fix: str = "") -> Check:
-    """What is wrong as an error says it. Errors of ours end with the fix, after a colon."""
+def of_error(name: str, error: Exception, fix: str) -> Check:
+    """What is wrong as an error says it. fix: besides what an error of ours says at its end."""
     text = redacted(str(error))
     if isinstance(error, ConfigError | DataError):
-        found, colon, its_fix = text.rpartition(": ")
-        return Check(name=name, status="wrong", found=found if colon else text, fix=its_fix if colon else fix)
+        return Check(name=name, status="wrong", found=text, fix=fix)
     if isinstance(error, OSError) and error.errno is not None:
         place = f"{error.filename}: " if error.filename is not None else ""
         return Check(name=name, status="wrong", found=f"{place}{reason(error)}", fix=fix)
@@ -57,7 +56,7 @@ def of_error(name: str, error: Exception, fix: str = "") -> Check:
     return Check(name=name, status="wrong", found=f"{type(error).__name__}{first}", fix=fix)
 
 
-def run_check(name: str, checked: Callable[[], Iterable[Check]], seconds: float, fix: str = "") -> list[Check]:
+def run_check(name: str, checked: Callable[[], Iterable[Check]], seconds: float, fix: str) -> list[Check]:
     """What `checked` has yielded; and one check more that is wrong when it raises, or when it takes longer than
     `seconds`. Its thread is left behind then, in whatever call it is waiting."""
     found: list[Check] = []

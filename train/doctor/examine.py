@@ -29,6 +29,7 @@ _WIDTH = 160
 _INSTALL = "install the packages of requirements.lock (docs/install.md)"
 _GPU = "see what nvidia-smi shows"
 _FOLDER = "name another folder"
+_SYSTEM = "see what the node's /proc and control groups say"
 _NETWORK = (
     "see what the other ranks print; GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME choose the network, which must be open "
     "between the nodes"
@@ -53,8 +54,6 @@ def examine(loaded: LoadedConfig | None, place: Place, *, seconds: float, file: 
     config, checks = (None, []) if loaded is None else inputs.resolve(loaded, place.world_size)
     here = _look(config, seconds)
     checks = [*checks, *_of_node(config, place, here, seconds)] if place.is_first_of_node else []
-    if place.rank == 0:
-        checks += ranks.check_arrivals(hosts, place.world_size, seconds)
     first = meeting.gather("first", place.is_first_of_node, hosts, _MOST_CHECKS * seconds)
     checks += _of_ranks(meeting, config, hosts, first, seconds, gpu=here is not None and here.torch_gpus > 0)
     meeting.say("checks", [asdict(check) for check in checks])
@@ -96,6 +95,7 @@ def _report(
     for rank, checks in sorted(heard.items()):
         of_node = of_nodes.setdefault(_node_of(rank, hosts, first), [])
         of_node += [Check(**{**check, "numbers": tuple(check["numbers"])}) for check in checks]
+    of_nodes[_node_of(0, hosts, first)].append(ranks.check_ranks(hosts, heard, world_size))
     rows = merged(of_nodes)
     console = Console(highlight=False, width=None if sys.stdout.isatty() else _WIDTH)
     console.print(table(rows, len(of_nodes)))
@@ -121,7 +121,7 @@ def _look(config: TrainConfig | None, seconds: float) -> Machine | None:
         found.append(look())
         return []
 
-    run_check("torch", work, seconds)
+    run_check("torch", work, seconds, _INSTALL)
     if config is not None and config.device == "cpu":
         found = [replace(each, torch_gpus=0, nvidia_gpus=0, amd_gpus=0) for each in found]
     return found[0] if found else None
@@ -150,17 +150,21 @@ def _works(config: TrainConfig | None, place: Place, here: Machine | None) -> It
     yield "Triton", partial(software.check_triton, here), _INSTALL
     yield "MegaBlocks", partial(software.check_megablocks, here), "build it again: docs/megablocks.md"
     yield "flash-attn", partial(software.check_flash_attn, here), "install it again, for this torch"
-    yield "memory", machine.check_memory, ""
-    yield "/dev/shm", partial(machine.check_shared_memory, gpu=gpu), ""
-    yield "open files", partial(machine.check_limits, world_size), ""
+    yield "memory", machine.check_memory, _SYSTEM
+    yield "/dev/shm", partial(machine.check_shared_memory, gpu=gpu), _SYSTEM
+    yield "open files", partial(machine.check_limits, world_size), _SYSTEM
     yield "hub", inputs.check_hub, _INSTALL
     if config is not None:
         device = "gpu" if gpu else "cpu"
-        yield "tokenizer", partial(inputs.check_tokenizer, config), _INSTALL
-        yield "dataset", partial(inputs.check_hub_data, config), _INSTALL
-        yield "kernels", partial(inputs.check_kernels, config, world_size, gpu=gpu), _INSTALL
-        yield "memory of a rank", partial(machine.check_fits, config, world_size, device), ""
-        yield "save_folder: store", partial(inputs.check_store, config), ""
+        yield "tokenizer", partial(inputs.check_tokenizer, config), "bring its files to every node"
+        yield "dataset", partial(inputs.check_hub_data, config), "bring the hub's cache to every node"
+        yield "kernels", partial(inputs.check_kernels, config, world_size, gpu=gpu), "see docs/install.md"
+        yield (
+            "memory of a rank",
+            partial(machine.check_fits, config, world_size, device),
+            "see what would fit: scripts/plan.py",
+        )
+        yield "save_folder: store", partial(inputs.check_store, config), "see docs/checkpoints.md"
         if config.save_folder is not None:
             yield "save_folder: space", partial(_checkpoints, config, world_size), _FOLDER
     for folder in _folders(config):

@@ -6,9 +6,8 @@ import subprocess
 from collections import Counter
 from collections.abc import Iterator, Mapping
 
-from data.base.errors import ConfigError
 from data.base.sizes import format_bytes
-from train.doctor.check import Check, of_error, slow_if
+from train.doctor.check import Check, slow_if
 from train.hardware.device import Machine, why_no_gpu
 
 _FREE = 0.9
@@ -28,7 +27,8 @@ _SLOW_LINKS = {"PHB", "NODE", "SYS"}
 
 def check_driver(machine: Machine) -> Iterator[Check]:
     if (defect := why_no_gpu(machine)) is not None:
-        yield of_error("driver", ConfigError(defect))
+        found, _, fix = defect.partition(": ")
+        yield Check(name="driver", status="wrong", found=found, fix=fix)
     elif machine.torch_gpus:
         cuda = f" for CUDA {'.'.join(map(str, machine.driver_cuda))}" if machine.driver_cuda else ""
         yield Check(name="driver", status="ok", found=f"{machine.driver or 'loaded'}{cuda}")

@@ -26,7 +26,7 @@ def resolve(loaded: LoadedConfig, world_size: int) -> tuple[TrainConfig, list[Ch
         check_world_size(config, world_size)
         check_kernel_sizes(config, world_size)
     except ConfigError as error:
-        return config, [of_error("config", loaded.placed(error))]
+        return config, [of_error("config", loaded.placed(error), "correct the config")]
     name = config.model.pretrained_model_name_or_path
     found = "valid" if name is None else f"valid, and so is config.json of {name}"
     return config, [Check(name="config", status="ok", found=f"{found}, on {world_size} rank(s)")]
@@ -36,8 +36,7 @@ def check_tokenizer(config: TrainConfig) -> Iterator[Check]:
     """Builds it, as a run does. Raises ConfigError."""
     from data.tokenization.build import build_tokenizer
 
-    with under("tokenizer"):
-        tokenizer = build_tokenizer(config.tokenizer)
+    tokenizer = build_tokenizer(config.tokenizer)
     check_vocab(config, tokenizer.vocab_size)
     yield Check(name="tokenizer", status="ok", found=f"{config.tokenizer.name}: ids below {tokenizer.vocab_size:,}")
 

@@ -25,6 +25,8 @@ from train.doctor.folders import LOCK_FIX, Folder
 _POLL_SECONDS, _SLOWEST_POLL_SECONDS = 0.02, 0.5
 _PATIENCE = 3600.0
 """Seconds for rank 0, whose own waits end and whose loss is noticed at once."""
+_SHOWN = 16
+"""Ranks that a message names."""
 _ROUNDS = 5
 _MOST_SKEW = 1.0
 """Seconds. No run compares clocks; logs of nodes can be read side by side, and object stores refuse minutes."""
@@ -101,20 +103,25 @@ class Meeting:
         return dict(answer[0])
 
 
-def check_arrivals(came: Collection[int], world_size: int, seconds: float) -> Iterator[Check]:
+def check_ranks(came: Collection[int], answered: Collection[int], world_size: int) -> Check:
+    """Those that have come, and that have answered after their checks."""
+    absent, silent = sorted(set(range(world_size)) - set(came)), sorted(set(came) - set(answered))
+    if absent:
+        found = f"{len(absent)} of {world_size} have not come: {_listed(absent)}"
+        fix = "see what their nodes print; a firewall, or a host name that stands for 127.0.0.1, keeps nodes apart"
+        return Check(name="ranks", status="wrong", found=found, fix=fix)
+    if silent:
+        found = f"{len(silent)} of {world_size} have come, but not answered: {_listed(silent)}"
+        return Check(name="ranks", status="wrong", found=found, fix="see what they print: they have ended, or hang")
     if world_size == 1:
-        found = "1 rank: start it with the launcher of the run to check the links between ranks"
-        yield Check(name="ranks", status="not here", found=found)
-    elif missing := sorted(set(range(world_size)) - set(came)):
-        names = ", ".join(map(str, missing[:16])) + (f" and {len(missing) - 16} more" if len(missing) > 16 else "")
-        yield Check(
-            name="ranks",
-            status="wrong",
-            found=f"{len(missing)} of {world_size} have not come within {seconds:g} s: {names}",
-            fix="see what their nodes print; a firewall, or a host name that resolves to 127.0.0.1, keeps nodes apart",
-        )
-    else:
-        yield Check(name="ranks", status="ok", found=f"all {world_size} have come")
+        fix = "start the doctor with the launcher of the run, which also checks the links between ranks"
+        return Check(name="ranks", status="not here", found="1 rank", fix=fix)
+    return Check(name="ranks", status="ok", found=f"all {world_size} have come")
+
+
+def _listed(ranks: Sequence[int]) -> str:
+    more = len(ranks) - _SHOWN
+    return ", ".join(map(str, ranks[:_SHOWN])) + (f" and {more} more" if more > 0 else "")
 
 
 def check_clocks(hosts: Mapping[int, str]) -> Iterator[Check]:
