@@ -23,6 +23,8 @@ from train.doctor.check import Check
 from train.doctor.folders import LOCK_FIX, Folder
 
 _POLL_SECONDS, _SLOWEST_POLL_SECONDS = 0.02, 0.5
+_CONNECT_SECONDS = 30.0
+"""In which rank 0 on a busy node serves the store."""
 _PATIENCE = 3600.0
 """Seconds for rank 0, whose own waits end and whose loss is noticed at once."""
 _SHOWN = 16
@@ -59,7 +61,7 @@ class Meeting:
     """What ranks say to one another: rank 0 hears all, and the others hear it."""
 
     def __init__(self, place: Place, seconds: float) -> None:
-        """Raises ConfigError when rank 0 cannot be reached within the seconds."""
+        """seconds: for rank 0 to be reached, at least. Raises ConfigError when it is not."""
         self.place, self.store = place, None
         self._own: dict[str, Any] = {}
         if place.world_size > 1:
@@ -67,7 +69,7 @@ class Meeting:
 
             from train.distributed.rank_store import connect
 
-            self.store = PrefixStore("doctor", connect(seconds))
+            self.store = PrefixStore("doctor", connect(max(seconds, _CONNECT_SECONDS)))
 
     def say(self, subject: str, value: Any) -> None:
         """value: as JSON has it."""
