@@ -79,7 +79,9 @@ def test_a_rank_that_does_not_come_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.subprocess
 def test_without_torch_there_is_a_table_and_no_traceback(tmp_path: Path) -> None:
-    code = "import runpy, sys; sys.modules['torch'] = None; runpy.run_path(sys.argv[1], run_name='__main__')"
+    code = (
+        "import runpy, sys; sys.modules['torch'] = None; del sys.argv[0]; runpy.run_path(sys.argv[0], None, '__main__')"
+    )
     clean = {key: value for key, value in os.environ.items() if not key.endswith(("RANK", "WORLD_SIZE"))}
     env = clean | {"HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-c", code, str(SCRIPTS / "doctor.py"), "--json", str(tmp_path / "doctor.json")]

@@ -1,5 +1,6 @@
 """All checks: those of each node by its first rank, then those between ranks; rank 0 shows them."""
 
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -208,6 +209,8 @@ def _between_ranks(meeting: Meeting, hosts: Mapping[int, str], seconds: float, *
 
     place, device = meeting.place, torch.device("cpu")
     if gpu:
+        # By default torch ends the process when NCCL hangs, and with it the table.
+        os.environ["TORCH_NCCL_ASYNC_ERROR_HANDLING"] = "0"
         device = torch.device("cuda", place.local_rank % torch.cuda.device_count())
         torch.cuda.set_device(device)
     dist.init_process_group(
