@@ -15,7 +15,7 @@ import pytest
 from tests.helpers.load_script import SCRIPTS, load_script
 from tests.helpers.ranks import run_ranks
 from tests.helpers.toy_run import write_toy_run
-from train.doctor import collectives, folders
+from train.doctor import collectives, folders, inputs
 
 SMALL = {"cpu": (2**12, 2**16)}
 
@@ -23,13 +23,14 @@ SMALL = {"cpu": (2**12, 2**16)}
 def diagnose(path: str, seconds: float, absent: int, **faults: bool) -> tuple[int, str]:
     """Exit code and output of the doctor on this rank, which is a node of its own; `absent` does not take part."""
     rank = int(os.environ["RANK"])
-    os.environ.update(LOCAL_RANK="0", LOCAL_WORLD_SIZE="1", NODE_RANK=str(rank), HF_HUB_OFFLINE="1")
+    os.environ.update(LOCAL_RANK="0", LOCAL_WORLD_SIZE="1", NODE_RANK=str(rank))
     if rank == absent:
         time.sleep(seconds)
         return 0, ""
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as out:
         patch.setattr(collectives, "_SIZES", SMALL)
         patch.setattr(folders, "_BYTES", 2**20)
+        patch.setattr(inputs, "why_offline", lambda: "tests ask no network")
         if rank == 1:
             now = time.time
             patch.setattr(time, "time", lambda: now() + 100)

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from data.base.sizes import format_bytes
 from train.checkpoint.save_folder import existing_parent
-from train.checkpoint.saving.space import describe_space, refuse_space, space_warning
+from train.checkpoint.saving.space import checkpoint_bytes, refuse_space, space_warning
 from train.config.schema import TrainConfig
 from train.doctor.check import Check, slow_if
 
@@ -84,14 +84,16 @@ def check_free(folder: Folder) -> Iterator[Check]:
 def check_checkpoints(config: TrainConfig, folder: Path, world_size: int) -> Iterator[Check]:
     """Room for checkpoints. Raises ConfigError when not even one fits."""
     refuse_space(config, folder, world_size=world_size)
-    warning = space_warning(config, folder, None, world_size=world_size)
-    found, _, fix = (warning or "").rpartition(": ")
-    yield Check(
+    too_small = space_warning(config, folder, None, world_size=world_size) is not None
+    found = f"a checkpoint takes {format_bytes(checkpoint_bytes(config, world_size))}, {{}}gb are free"
+    check = Check(
         name="save_folder: space",
-        status="ok" if warning is None else "slow",
-        found=found or describe_space(config, folder, None, world_size=world_size),
-        fix=fix,
+        status="ok",
+        found=f"{found}, which is less than all that will be kept" if too_small else found,
+        numbers=(shutil.disk_usage(existing_parent(folder)).free / 2**30,),
+        fix="free some, or keep fewer (save_num_checkpoints_to_keep)",
     )
+    yield slow_if(too_small, check)
 
 
 def check_lock(folder: Folder) -> Iterator[Check]:
