@@ -13,11 +13,13 @@ FILES.append(ROOT / "train.py")
 
 ORDER = [
     "train.main",
+    "train.dry_run",
     "train.run",
     "train.callbacks",
     "train.stability",
     "train.supervision.hangs",
     "train.supervision",
+    "train.doctor",
     "train.planning",
     "train.generation",
     "train.export",

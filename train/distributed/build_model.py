@@ -70,6 +70,30 @@ def build_model(
 
     With lora it is frozen, in lora.base_dtype, and has adapters, in dtype. Raises NotFinite, on every rank.
     """
+    model = meta_model(config, fsdp_config, precision=precision, device=device, dtype=dtype, lora=lora)
+    model.to_empty(device=device)
+    if pretrained is None:
+        _fill(model, config, seed, None)
+        return model
+    found: set[str] | ConfigError
+    try:
+        found = _fill(model, config, seed, pretrained)
+    except ConfigError as error:
+        found = error
+    _refuse(found, model)
+    return model
+
+
+def meta_model(
+    config: ModelConfig,
+    fsdp_config: FSDPConfig | None,
+    *,
+    precision: str,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+    lora: LoraConfig | None = None,
+) -> DbrxForCausalLM:
+    """What build_model returns, with all its weights on meta: `to_empty(device=device)` gives them memory."""
     gathered = precisions.gathered(precision, fsdp_config.mixed_precision if fsdp_config is not None else None)
     kept = precisions.frozen(lora.base_dtype, gathered) if lora is not None else None
     base_dtype = FORMATS[kept].torch_dtype if kept is not None else dtype
@@ -83,16 +107,6 @@ def build_model(
         patch_fsdp2_on_gloo()
         checkpoint_activations(model, fsdp_config)
         _shard(model, fsdp_config, _policy(fsdp_config, gathered, None if base_dtype is dtype else dtype), device.type)
-    model.to_empty(device=device)
-    if pretrained is None:
-        _fill(model, config, seed, None)
-        return model
-    found: set[str] | ConfigError
-    try:
-        found = _fill(model, config, seed, pretrained)
-    except ConfigError as error:
-        found = error
-    _refuse(found, model)
     return model
 
 

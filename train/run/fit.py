@@ -78,7 +78,7 @@ def fit(
         warnings.filterwarnings("ignore", message=message)
     composer_device = get_device(device or choose_device(config.device))
     with sharing_failures():
-        inputs = _initialize(open_inputs(config) if inputs is None else inputs, config, composer_device)
+        inputs = initialize(open_inputs(config) if inputs is None else inputs, config, composer_device)
     supervision = Supervision(Events(inputs.folder), signals or StopSignals(), command)
     with watched(config.deadlines, inputs.folder, supervision.events) as sections:
         inputs = verify_end(config, inputs)
@@ -168,7 +168,7 @@ def _fit(
     return hf_checkpointer
 
 
-def _initialize(inputs: Inputs, config: TrainConfig, device: ComposerDevice) -> Inputs:
+def initialize(inputs: Inputs, config: TrainConfig, device: ComposerDevice) -> Inputs:
     """Initializes the process group once all ranks have opened their inputs and agree on what they run, and says what
     was found. All take rank 0's name and checkpoint: a rank whose node has another disk may have found another
     checkpoint, or none."""
