@@ -74,6 +74,9 @@ class Unit:
     parameters: tuple[Parameter, ...]
     in_backward: bool
     """Whether a gradient flows through it."""
+    prefetched: bool = False
+    """Whether it is gathered in backward nevertheless: FSDP2 fetches the unit that comes before the one that is
+    computed, and before the first that is reached too."""
 
     @property
     def of_block(self) -> bool:
@@ -123,17 +126,26 @@ def units(config: TrainConfig, *, gpu: bool) -> list[Unit]:
     trained = trained_names(config)
     first = first_trained_block(config, trained)
     shapes = _shapes_by_place(config)
-    outer = {"embedding": first < 0, "root": True}
     found = [
-        Unit(name=name, copies=1, parameters=_parameters(config, shapes[name], trained, gpu=gpu), in_backward=reached)
-        for name, reached in outer.items()
+        Unit(
+            name=name,
+            copies=1,
+            parameters=_parameters(config, shapes[name], trained, gpu=gpu),
+            in_backward=reached,
+            prefetched=name == "embedding" and first == 0,
+        )
+        for name, reached in {"embedding": first < 0, "root": True}.items()
     ]
-    # Blocks differ in what is trained alone.
+    # Blocks differ in what is trained alone, and in whether backward reaches them.
     kinds = Counter(
-        (number >= first, frozenset(name for name in shapes["block"] if _in_block(number, name) in trained))
+        (
+            number >= first,
+            number == first - 1,
+            frozenset(name for name in shapes["block"] if _in_block(number, name) in trained),
+        )
         for number in range(config.model.n_layers)
     )
-    for (reached, of_block), copies in kinds.items():
+    for (reached, prefetched, of_block), copies in kinds.items():
         by_unit: dict[str, dict[str, tuple[int, ...]]] = {}
         for name, shape in shapes["block"].items():
             by_unit.setdefault(_unit_of(name, divided=_expert_ranks(config) > 1), {})[name] = shape
@@ -143,6 +155,8 @@ def units(config: TrainConfig, *, gpu: bool) -> list[Unit]:
                 copies=copies,
                 parameters=_parameters(config, its_shapes, of_block, gpu=gpu),
                 in_backward=reached,
+                # Of the units of a block its own ends last.
+                prefetched=prefetched and name == "block",
             )
             for name, its_shapes in by_unit.items()
         ]
