@@ -123,10 +123,9 @@ def reduce_bytes(config: TrainConfig, *, gpu: bool) -> int:
 def units(config: TrainConfig, *, gpu: bool) -> list[Unit]:
     """The units of a model under FSDP2. Adapters and, under expert parallelism, experts are units within that of their
     block."""
-    trained = trained_names(config)
+    trained, shapes = trained_names(config), _shapes_by_place(config)
     first = first_trained_block(config, trained)
-    shapes = _shapes_by_place(config)
-    found = [
+    outer = [
         Unit(
             name=name,
             copies=1,
@@ -145,22 +144,18 @@ def units(config: TrainConfig, *, gpu: bool) -> list[Unit]:
         )
         for number in range(config.model.n_layers)
     )
-    for (reached, prefetched, of_block), copies in kinds.items():
-        by_unit: dict[str, dict[str, tuple[int, ...]]] = {}
-        for name, shape in shapes["block"].items():
-            by_unit.setdefault(_unit_of(name, divided=_expert_ranks(config) > 1), {})[name] = shape
-        found += [
-            Unit(
-                name=name,
-                copies=copies,
-                parameters=_parameters(config, its_shapes, of_block, gpu=gpu),
-                in_backward=reached,
-                # Of the units of a block its own ends last.
-                prefetched=prefetched and name == "block",
-            )
-            for name, its_shapes in by_unit.items()
-        ]
-    return found
+    return outer + [
+        Unit(
+            name=name,
+            copies=copies,
+            parameters=_parameters(config, of_unit, of_kind, gpu=gpu),
+            in_backward=reached,
+            # Of the units of a block its own ends last.
+            prefetched=before_first and name == "block",
+        )
+        for (reached, before_first, of_kind), copies in kinds.items()
+        for name, of_unit in _by_unit(shapes["block"], divided=_expert_ranks(config) > 1).items()
+    ]
 
 
 def trained_shard_size(config: TrainConfig, ranks: int) -> int:
@@ -232,6 +227,13 @@ def _parameters(
             )
         )
     return tuple(found)
+
+
+def _by_unit(shapes: Mapping[str, tuple[int, ...]], *, divided: bool) -> dict[str, dict[str, tuple[int, ...]]]:
+    found: dict[str, dict[str, tuple[int, ...]]] = {}
+    for name, shape in shapes.items():
+        found.setdefault(_unit_of(name, divided=divided), {})[name] = shape
+    return found
 
 
 def _unit_of(name: str, *, divided: bool) -> str:
