@@ -105,3 +105,15 @@ def test_selective_keeps_the_results_of_gemms_and_block_nothing_but_the_residual
     # The margin is routing and random states: less than one more [T, D] in each block.
     assert results < kept["selective"] - kept["block"] < results + L * T * D * 4
     assert kept["selective"] < share * kept["none"]
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_step_leaves_nothing_but_gradients(policy: str) -> None:
+    model, kept, ids = make_model(policy), [], torch.zeros(4, 64, dtype=torch.int64)
+    with Watch() as watch:
+        for _ in range(3):
+            # The routers' sums have no part in the loss: backward does not release what their operations saved.
+            model(ids, ids).losses_BS.mean().backward()
+            kept.append(watch.now)
+    # The first made the gradients.
+    assert kept[1] == kept[2]

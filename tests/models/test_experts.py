@@ -386,6 +386,7 @@ ADAPTERS = {f"experts.mlp.lora.{w}.lora_{matrix}" for w in ("w1", "v1", "w2") fo
         ("megablocks, one token", ALL),
         ("megablocks, lora", {"y", "x"} | ADAPTERS),
         ("megablocks, lora per expert", {"y", "x"} | ADAPTERS),
+        ("megablocks, expert parallel", ALL),
         ("dMoE", ALL),
     ],
 )

@@ -35,7 +35,8 @@ class recomputed(saved_tensors_hooks):
         dtype = torch.get_autocast_dtype(device)
 
         def pack(saved: Tensor) -> Any:
-            return placeholder if _identity(saved) == which else saved
+            # Detached: the result of an operation, saved by it, would else keep the whole graph for ever.
+            return placeholder if _identity(saved) == which else saved.detach()
 
         def unpack(packed: Any) -> Tensor:
             if packed is not placeholder:
@@ -49,7 +50,8 @@ class recomputed(saved_tensors_hooks):
 
 
 def _identity(tensor: Tensor) -> tuple[Any, ...]:
-    return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, tensor.device
+    storage = tensor.untyped_storage()._cdata  # unlike data_ptr, also of tensors without data
+    return storage, tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype
 
 
 _WRAPPED = "_checkpoint_wrapped_module."
