@@ -1,5 +1,5 @@
-"""Says what a run will need, before it is started: parameters, memory a rank, space for checkpoints and, with --data,
-the plan of its rows."""
+"""Says what a run will need, before it is started, from its config alone: parameters, FLOPs, memory, traffic, space for
+checkpoints; with --gpu predicted times, with --search faster settings, with --data the plan of its rows."""
 
 import sys
 from pathlib import Path
@@ -21,45 +21,58 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("config", help="a YAML file, as train.py takes it")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes of it")
-    parser.add_argument("--ranks", type=int, default=1, help="ranks that the memory is cut for (default: 1)")
-    parser.add_argument("--data", action="store_true", help="prepare the data if need be, and show streams and stages")
-    parser.add_argument("--png", type=Path, help="with --data: where the picture of the mix goes (default: plan.png)")
-    args = parser.parse_intermixed_args(argv)
+    args = _arguments(argv)
 
     from data.base.console import show_on_console
     from data.base.errors import ConfigError, DataError
-    from data.base.paths import refuse_path_arguments
-    from train.checkpoint.save_folder import local_folder, run_name_of
-    from train.config.load import read_config
-    from train.config.ranks import check_kernel_sizes
-    from train.planning.summary import checkpoints_line, memory_lines, parameters_line, snapshot_line
 
     show_on_console()
     try:
-        refuse_path_arguments(args, "--png")
-        if args.ranks < 1:
-            raise ConfigError(f"--ranks is {args.ranks}, but there must be at least 1")
-        if args.png is not None and not args.data:
-            raise ConfigError("--png is given without --data, but the picture is of the data")
-        config = read_config(args.config, args.overrides)
-        try:
-            check_kernel_sizes(config, args.ranks)
-        except ValueError as error:
-            raise ConfigError(f"{args.config}: {error}") from None
-        _print(parameters_line(config.model, config.lora), *memory_lines(config, args.ranks))
-        folder = local_folder(config, run_name_of(config))
-        clock = _data(config, folder, args.png or Path("plan.png")) if args.data else None
-        if folder is not None:
-            if config.save_async:
-                _print(snapshot_line(config, args.ranks))
-            _print(checkpoints_line(config, folder, args.ranks, clock))
+        _plan(args)
     except (ConfigError, DataError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("config", help="a YAML file, as train.py takes it")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes of it")
+    parser.add_argument("--nodes", type=int, help="nodes of the run (default: 1)")
+    parser.add_argument("--gpus", type=int, help="GPUs, and so ranks, of a node (default: 8 with --gpu, else 1)")
+    parser.add_argument("--gpu", help="their kind, such as h100, or a YAML file that describes it: predicts times")
+    parser.add_argument("--search", action="store_true", help="with --gpu: look for faster settings that fit")
+    parser.add_argument("--data", action="store_true", help="prepare the data if need be, and show streams and stages")
+    parser.add_argument("--png", type=Path, help="with --data: where the picture of the mix goes (default: plan.png)")
+    return parser.parse_intermixed_args(argv)
+
+
+def _plan(args: argparse.Namespace) -> None:
+    from data.base.errors import ConfigError
+    from data.base.paths import refuse_path_arguments
+    from train.checkpoint.save_folder import local_folder, run_name_of
+    from train.planning.checks import read_checked
+    from train.planning.cluster.machines import make_cluster
+    from train.planning.cluster.plan import check_fit, plan_tables, search_tables
+    from train.planning.summary import checkpoints_line, config_clock, export_line, snapshot_line
+
+    refuse_path_arguments(args, "--png")
+    if args.png is not None and not args.data:
+        raise ConfigError("--png is given without --data, but the picture is of the data")
+    if args.search and args.gpu is None:
+        raise ConfigError("--search is given without --gpu, but times are predicted for a kind of GPU: --gpu h100")
+    cluster = make_cluster(args.nodes, args.gpus, args.gpu)
+    config = read_checked(args.config, args.overrides, cluster.ranks)
+    folder = local_folder(config, run_name_of(config))
+    clock = _data(config, folder, args.png or Path("plan.png")) if args.data else config_clock(config)
+    _print(*plan_tables(config, cluster, clock.max_batches if clock is not None else None))
+    if folder is not None and config.save_async:
+        _print(snapshot_line(config, cluster.ranks, cluster.gpus))
+    if folder is not None:
+        _print(checkpoints_line(config, folder, cluster.ranks, clock))
+    _print(export_line(config), *search_tables(config, cluster, always=args.search))
+    check_fit(config, cluster)
 
 
 def _data(config: "TrainConfig", folder: Path | None, picture: Path) -> "Clock":

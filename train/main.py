@@ -12,18 +12,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data.base.console import is_first, logger, show_on_console
-from data.base.errors import ConfigError, DataError, Problems
+from data.base.errors import ConfigError, DataError
 from data.base.paths import refuse_path
 from data.base.redaction import redacted
 from data.base.workers import signalled_at_end_of
-from data.config.sections import Unavailable
-from train.config.load import LoadedConfig, load_config, resolve_pretrained
-from train.config.ranks import check_kernel_sizes, check_run_name, check_world_size
+from train.config.load import LoadedConfig, load_config
 from train.config.redaction import masked_yaml
-from train.config.schema import TrainConfig
 from train.distributed.slurm import ranks_of_srun
 from train.hardware.device import choose_device
-from train.optim.patterns import check_patterns
+from train.planning.checks import check_config, config_problems
 from train.planning.machine import check_machine
 from train.planning.summary import parameters_line
 from train.supervision.error_report import report
@@ -125,8 +122,8 @@ def _run(arguments: list[str], signals: StopSignals) -> None:
 
 def _train(loaded: LoadedConfig, signals: StopSignals, command: str, *, rehash: bool, dry: bool) -> None:
     """The program: check the config, choose the device, open the inputs, fit."""
-    problems, device = Problems(Unavailable), None
-    config = _checked(loaded, problems)
+    problems, device = config_problems(), None
+    config = check_config(loaded, _world_size(), problems)
     if not problems:
         logger.info(f"{masked_yaml(config)}\n{parameters_line(config.model, config.lora)}")
         device = choose_device(config.device)
@@ -158,23 +155,6 @@ def _train(loaded: LoadedConfig, signals: StopSignals, command: str, *, rehash: 
         finally:
             # At the interpreter's end Triton reports what was not collected as leaked.
             gc.unfreeze()
-
-
-def _checked(loaded: LoadedConfig, problems: Problems) -> TrainConfig:
-    """The config of the run, checked as far as it goes without the data. Where the pretrained model cannot be read, so
-    cannot be what its config.json says, and checks that need it are left out."""
-    config = loaded.config
-    with problems.collect():
-        config = resolve_pretrained(loaded)
-    with problems.collect():
-        check_run_name(config)
-    with problems.collect():
-        check_world_size(config, _world_size())
-    with problems.collect():
-        check_kernel_sizes(config, _world_size())
-    with problems.collect():
-        check_patterns(config)
-    return config
 
 
 def _load(arguments: list[str]) -> LoadedConfig:

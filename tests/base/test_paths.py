@@ -62,7 +62,7 @@ ARGUMENTS = {
     "convert_checkpoint_to_hf": ["--composer_path", "--hf_output_path"],
     "convert_finetuning_dataset": ["--out_root", "--local", "--dataset", "--tokenizer"],
     "convert_text_to_mds": ["--path", "--input_folder"],
-    "plan": ["config", "--png"],
+    "plan": ["config", "--png", "--gpu"],
     "inspect_data": ["config", "--png"],
     "make_tiny_dbrx": ["--config", "folder"],
     "verify": ["folder", "--composer_path"],

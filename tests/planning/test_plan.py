@@ -14,6 +14,7 @@ from train.models.shapes import count_parameters, parameter_shapes
 from train.planning import machine as planned_machine
 from train.planning.machine import check_machine, ranks_that_fit
 from train.planning.memory import memory_per_rank
+from train.planning.peak import memory_parts
 from train.planning.summary import checkpoints_line, parameters_line
 
 BIG = ("model.preset=132b", "optimizer.name=decoupled_lionw", "max_seq_len=4096", "global_train_batch_size=64")
@@ -122,6 +123,21 @@ def test_activations_of_attention_and_experts_are_what_autograd_keeps_at_the_lea
 def test_a_run_that_fits_is_let_through(tmp_path, monkeypatch):
     machine(monkeypatch, cpu=1e9, local_ranks=2)
     check_machine(load(tmp_path), 2, "cpu")
+
+
+def test_less_memory_than_is_predicted_is_warned_of(tmp_path, monkeypatch, caplog):
+    config = load(tmp_path)
+    bound, predicted = memory_per_rank(config, 2, gpu=True).total, memory_parts(config, 2, gpu=True).total
+    assert bound < predicted
+    machine(monkeypatch, gpu=predicted)
+    check_machine(config, 2, "gpu")
+    assert caplog.messages == []
+    machine(monkeypatch, gpu=predicted - 1)
+    check_machine(config, 2, "gpu")
+    (line,) = caplog.messages
+    assert line.startswith("memory may not be enough: each of 2 ranks is predicted to need ")
+    machine(monkeypatch, gpu=bound - 1)
+    assert "do not fit" in refusal(config, 2, "gpu")
 
 
 def test_cpu_machine_that_is_too_small(tmp_path, monkeypatch):

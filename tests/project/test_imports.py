@@ -20,6 +20,8 @@ ORDER = [
     "train.supervision.hangs",
     "train.supervision",
     "train.doctor",
+    "train.simulation",
+    "train.planning.cluster",
     "train.planning",
     "train.generation",
     "train.export",

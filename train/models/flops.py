@@ -1,7 +1,21 @@
-"""How many floating-point operations a training step takes."""
+"""How many floating-point operations a training step takes, from the config alone. Imports no torch.
+
+GEMMs are counted, two operations a multiplication and addition, as torch's FlopCounterMode counts them; attention over
+whole rows (S x S scores, of which a causal kernel computes half); each token as a trained one, so that it has logits.
+
+Shapes: S row length, D d_model, K experts a token, F ffn_hidden_size, R rank of the adapters.
+"""
+
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from train.models.config import LoraConfig, ModelConfig
-from train.models.shapes import count_adapters, count_parameters
+from train.models.shapes import adapter_shapes, count_adapters, count_parameters, parameter_shapes
+
+Recompute = Literal["none", "block", "selective"]
+PARTS = ("attention", "scores", "router", "experts", "adapters", "head")
+"""attention: its projections. scores: of queries with keys, and their products with values."""
 
 
 def flops_per_token(model: ModelConfig, seq_len: int, lora: LoraConfig | None = None) -> int:
@@ -12,3 +26,162 @@ def flops_per_token(model: ModelConfig, seq_len: int, lora: LoraConfig | None = 
     if lora is None:
         return 6 * active + attention
     return 4 * active + 6 * count_adapters(model, lora)[1] + attention
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flops:
+    """Of a token in a training step, in one part of the model."""
+
+    part: str
+    """One of PARTS."""
+    forward: int = 0
+    backward: int = 0
+    recomputed: int = 0
+    """Of the forward pass once more, in backward."""
+
+    @property
+    def total(self) -> int:
+        return self.forward + self.backward + self.recomputed
+
+
+def flops_by_part(
+    model: ModelConfig,
+    seq_len: int,
+    lora: LoraConfig | None = None,
+    *,
+    trained: Collection[str] | None = None,
+    recompute: Recompute = "none",
+) -> list[Flops]:
+    """What a training step computes of a token, in the order of PARTS.
+
+    trained: names of the trained parameters; None: all, or with lora the adapters. Gradients that nothing trained needs
+    are not computed.
+    """
+    if trained is None:
+        trained = adapter_shapes(model, lora) if lora is not None else parameter_shapes(model)
+    sums = {part: Flops(part=part) for part in PARTS}
+    for each in _products(model, seq_len, lora, set(trained), recompute):
+        so_far = sums[each.part]
+        sums[each.part] = Flops(
+            part=each.part,
+            forward=so_far.forward + each.forward,
+            backward=so_far.backward + each.backward,
+            recomputed=so_far.recomputed + each.recomputed,
+        )
+    return list(sums.values())
+
+
+def _products(
+    model: ModelConfig, seq_len: int, lora: LoraConfig | None, trained: set[str], recompute: Recompute
+) -> Iterator[Flops]:
+    flows = "transformer.wte.weight" in trained
+    adapters = adapter_shapes(model, lora) if lora is not None else {}
+    for number in range(model.n_layers):
+        prefix = f"transformer.blocks.{number}."
+        own, adapted = (_within(prefix, names) for names in (trained, adapters))
+        block = _Block(model, seq_len, lora, own, adapted, flows, selective=recompute == "selective")
+        products = list(block.products())
+        flows = block.flows
+        yield from map(_repeated, products) if flows and recompute == "block" else products
+    flows |= "transformer.norm_f.weight" in trained
+    size = 2 * model.vocab_size * model.d_model
+    yield Flops(part="head", forward=size, backward=size * (flows + ("lm_head.weight" in trained)))
+
+
+def _within(prefix: str, names: Iterable[str]) -> set[str]:
+    return {name.removeprefix(prefix) for name in names if name.startswith(prefix)}
+
+
+def _repeated(product: Flops) -> Flops:
+    return replace(product, recomputed=product.recomputed + product.forward)
+
+
+class _Block:
+    """The products of one block, while it is followed whether a gradient flows back through what enters them.
+
+    trained and adapted are names without the block's. selective: train/models/recompute.py computes attention again,
+    and what adapters add to its projections, whose own products it keeps.
+    """
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        seq_len: int,
+        lora: LoraConfig | None,
+        trained: set[str],
+        adapted: set[str],
+        flows: bool,
+        *,
+        selective: bool,
+    ) -> None:
+        self.model, self.seq_len, self.lora = model, seq_len, lora
+        self.trained, self.adapted = trained, adapted
+        self.flows, self.selective = flows, selective
+
+    def products(self) -> Iterator[Flops]:
+        d, attn = self.model.d_model, "norm_attn_norm.attn"
+        width = d + 2 * self.model.head_dim * self.model.attn_config.kv_n_heads
+        self.flows |= "norm_attn_norm.norm_1.weight" in self.trained
+        yield from self._linear("attention", f"{attn}.Wqkv", d, width, repeats=self.selective)
+        scores, enters = 4 * self.seq_len * d, self.flows
+        projected = list(self._linear("attention", f"{attn}.out_proj", d, d, repeats=self.selective))
+        again = scores if self.selective and self.flows else 0
+        yield Flops(part="scores", forward=scores, backward=2 * scores * enters, recomputed=again)
+        yield from projected
+        self.flows |= "norm_attn_norm.norm_2.weight" in self.trained
+        enters = self.flows
+        yield from self._linear("router", "ffn.router.layer", d, self.model.ffn_config.moe_num_experts)
+        yield from self._experts(enters)
+
+    def _linear(self, part: str, name: str, n_in: int, n_out: int, *, repeats: bool = False) -> Iterator[Flops]:
+        """x W^T, with the gradients of x and W as far as they are needed; with an adapter also (x A^T) B^T."""
+        size, enters = 2 * n_in * n_out, self.flows
+        is_trained = f"{name}.weight" in self.trained
+        yield Flops(part=part, forward=size, backward=size * (enters + is_trained))
+        self.flows |= is_trained
+        if f"{name}.lora.lora_A" not in self.adapted:
+            return
+        assert self.lora is not None
+        down, up = 2 * n_in * self.lora.r, 2 * self.lora.r * n_out
+        of_A, of_B = (f"{name}.lora.lora_{each}" in self.trained for each in "AB")
+        self.flows |= of_A or of_B
+        yield Flops(
+            part="adapters",
+            forward=down + up,
+            backward=down * (enters + of_A) + up * ((enters or of_A) + of_B),
+            # Computing again ends with the last input that is needed, which is that of x W^T where x has a gradient.
+            recomputed=(down + up * enters) if repeats and self.flows else 0,
+        )
+
+    def _experts(self, enters: bool) -> Iterator[Flops]:
+        """Three products of each assignment. Of what weights the results is needed, from which the gradients of the
+        router and of the activations come, where any gradient flows at all."""
+        ffn = self.model.ffn_config
+        size = 2 * ffn.ffn_hidden_size * self.model.d_model * ffn.moe_top_k
+        names = [f"ffn.experts.mlp.{name}" for name in ("w1", "v1", "w2")]
+        of_adapters = any(name.startswith("ffn.experts.mlp.lora.") for name in self.trained)
+        n_trained = sum(name in self.trained for name in names)
+        self.flows |= n_trained > 0 or of_adapters
+        backward = size * (1 + 2 * enters + n_trained) if self.flows else 0
+        recomputed = 2 * size if self.flows and ffn.moe_recompute else 0
+        yield Flops(part="experts", forward=3 * size, backward=backward, recomputed=recomputed)
+        if self.lora is not None:
+            yield from self._adapted_experts(self.lora, enters)
+
+    def _adapted_experts(self, lora: LoraConfig, enters: bool) -> Iterator[Flops]:
+        """In backward the products with A are computed again, and for w2 those with B (train/models/lora/experts.py).
+        An A that the experts share meets each token once."""
+        ffn = self.model.ffn_config
+        up = 2 * ffn.ffn_hidden_size * lora.r * ffn.moe_top_k
+        down = 2 * self.model.d_model * lora.r * (ffn.moe_top_k if lora.per_expert else 1)
+        for name in ("w1", "v1", "w2"):
+            if f"ffn.experts.mlp.lora.{name}.lora_A" not in self.adapted:
+                continue
+            backward = 2 * down + 3 * up if name == "w2" else (2 + enters) * down + 2 * up
+            again = down + up if name != "w2" and ffn.moe_recompute else 0
+            yield Flops(
+                part="adapters",
+                forward=down + up,
+                backward=backward if self.flows else 0,
+                recomputed=again if self.flows else 0,
+            )

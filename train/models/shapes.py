@@ -1,6 +1,8 @@
 """Every parameter's name and shape, and how many there are: from the config alone, without torch."""
 
+import functools
 import math
+from collections.abc import Mapping
 
 from train.models.config import LORA_TARGETS, LoraConfig, ModelConfig
 
@@ -15,6 +17,12 @@ WEIGHT_KEYS = (
 
 def parameter_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Every parameter by its name in Hugging Face's DBRX, and its shape."""
+    return dict(_parameter_shapes(model))
+
+
+@functools.lru_cache(maxsize=8)
+def _parameter_shapes(model: ModelConfig) -> Mapping[str, tuple[int, ...]]:
+    # A search for settings asks thousands of times.
     d, ffn = model.d_model, model.ffn_config
     experts = (ffn.moe_num_experts * ffn.ffn_hidden_size, d)
     block = {

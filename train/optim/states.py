@@ -17,6 +17,11 @@ def is_frozen(config: TrainConfig, name: str) -> bool:
     return any(fnmatch(name, pattern) for pattern in config.optimizer.freeze)
 
 
+def trained_names(config: TrainConfig) -> set[str]:
+    """Parameters that are trained: trainable, and not frozen by optimizer.freeze."""
+    return {name for name in trainable_shapes(config) if not is_frozen(config, name)}
+
+
 def n_moments(optimizer: OptimizerConfig) -> int:
     """Tensors of a trained parameter's shape that are kept for it."""
     return {"adamw": 2, "decoupled_adamw": 2, "decoupled_lionw": 1, "sgd": int(optimizer.momentum > 0)}[optimizer.name]

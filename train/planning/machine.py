@@ -3,6 +3,7 @@
 import math
 import os
 
+from data.base.console import logger
 from data.base.errors import ConfigError
 from data.base.sizes import format_bytes, parse_bytes
 from train.config.schema import TrainConfig
@@ -10,6 +11,7 @@ from train.hardware.device import Device
 from train.hardware.memory import cpu_memory, gpu_memory
 from train.models.shapes import count_parameters
 from train.planning.memory import memory_per_rank
+from train.planning.peak import memory_parts
 
 _COMMON_GPU = "80gb"
 _USABLE = 0.9
@@ -17,14 +19,20 @@ _USABLE = 0.9
 
 
 def check_machine(config: TrainConfig, world_size: int, device: Device) -> None:
-    """Raises ConfigError when this node's ranks cannot have what they need at the least. Allocates nothing."""
+    """Raises ConfigError when this node's ranks cannot have what they need at the least, and warns when they have less
+    than is predicted. Allocates nothing."""
     local_ranks, gpu = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), device == "gpu"
     need = memory_per_rank(config, world_size, gpu=gpu)
     have = gpu_memory() if gpu else cpu_memory() / local_ranks
     if need.total <= have:
+        predicted = memory_parts(config, world_size, gpu=gpu).total
+        if predicted > have:
+            logger.warning(
+                f"memory may not be enough: {_ranks(world_size)} is predicted to need {format_bytes(predicted)} and at "
+                f"least {format_bytes(need.total)}, and has {format_bytes(have, down=True)} (see scripts/plan.py)"
+            )
         return
     total, _ = count_parameters(config.model)
-    ranks = "1 rank needs" if world_size == 1 else f"each of {world_size} ranks needs"
     parts = (
         f"weights, gradients and {config.optimizer.name} states {format_bytes(need.states)}, "
         f"a gathered unit {format_bytes(need.gathered)}, activations {format_bytes(need.activations)}"
@@ -33,10 +41,14 @@ def check_machine(config: TrainConfig, world_size: int, device: Device) -> None:
     on_cpu = "the CPU was chosen" if config.device == "cpu" else "there is no GPU"
     where = f"its GPU has {each}" if gpu else f"{on_cpu}, and this machine has {each}"
     raise ConfigError(
-        f"{total:,} parameters do not fit: {ranks} at least {format_bytes(need.total)} ({parts}), "
+        f"{total:,} parameters do not fit: {_ranks(world_size)} needs at least {format_bytes(need.total)} ({parts}), "
         f"{format_bytes(need.total * world_size)} in all, but {where}; "
         f"{_hint(config, have, local_ranks, gpu=gpu)}"
     )
+
+
+def _ranks(world_size: int) -> str:
+    return "1 rank" if world_size == 1 else f"each of {world_size} ranks"
 
 
 def _hint(config: TrainConfig, have: float, local_ranks: int, *, gpu: bool) -> str:

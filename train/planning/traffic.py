@@ -1,0 +1,119 @@
+"""What a rank sends to others in a training step, from the config alone. Imports no torch.
+
+Bytes are those that a rank sends, which are as many as it receives: of n ranks in a ring (n-1)/n of what an all-gather
+puts together or a reduce-scatter takes, twice that of an all-reduce, and of an all-to-all what goes to other ranks,
+with tokens spread evenly over the experts. Left out are single numbers, such as norms, and counts of tokens.
+
+FSDP2 gathers each unit before its forward and again before its backward pass, and reduces its gradients after it, for
+every microbatch: Composer accumulates gradients in the shards. (torch 2.7 keeps the head gathered between the two.)
+"""
+
+import math
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Literal
+
+from train.config.ranks import train_microbatch_rows
+from train.config.schema import FSDPConfig, TrainConfig
+from train.models import precision as precisions
+from train.models.precision import FORMATS
+from train.optim.states import trainable_shapes, trained_names
+from train.planning.units import MeshDim, first_trained_block, meshes, reduce_bytes, units
+
+Kind = Literal["all-gather", "reduce-scatter", "all-reduce", "all-to-all"]
+
+_COUNT = 8
+"""Bytes of an expert's number of tokens (int64)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Traffic:
+    """Of one kind over one dimension of the mesh."""
+
+    kind: Kind
+    dim: MeshDim
+    n_bytes: float
+    """That a rank sends in a step."""
+
+
+def traffic(config: TrainConfig, ranks: int, *, gpu: bool = True) -> list[Traffic]:
+    """What a rank sends in a step, largest first; nothing where there is one rank. gpu: in the precision of a GPU."""
+    if config.fsdp_config is None:
+        sent = _of_ddp(config, ranks)
+    else:
+        sent = _of_fsdp(config, config.fsdp_config, ranks, gpu=gpu)
+        sent |= _of_experts(config, config.fsdp_config, ranks, gpu=gpu)
+    found = [Traffic(kind=kind, dim=dim, n_bytes=n_bytes) for (kind, dim), n_bytes in sent.items() if n_bytes > 0]
+    return sorted(found, key=lambda each: -each.n_bytes)
+
+
+def microbatches(config: TrainConfig, ranks: int) -> int:
+    """That a rank computes in a step."""
+    return -(-config.global_train_batch_size // ranks // train_microbatch_rows(config, ranks))
+
+
+def counting_forwards(config: TrainConfig, ranks: int) -> int:
+    """Forward passes of a step that count the tokens of each expert, without the head (moe_lbl_scope: batch)."""
+    ffn, number = config.model.ffn_config, microbatches(config, ranks)
+    return number if ffn.moe_lbl_scope == "batch" and ffn.moe_loss_weight > 0 and number > 1 else 0
+
+
+_Sent = dict[tuple[Kind, MeshDim], float]
+
+
+def _of_ddp(config: TrainConfig, ranks: int) -> _Sent:
+    """Gradients in fp32, once a step: Composer lets DDP reduce them with the last microbatch."""
+    trained, sizes = trained_names(config), trainable_shapes(config)
+    size = sum(math.prod(shape) for name, shape in sizes.items() if name in trained)
+    dim = MeshDim(name="data", size=ranks, stride=1)
+    return {("all-reduce", dim): 2 * _others(dim) * FORMATS["fp32"].n_bytes * size}
+
+
+def _of_fsdp(config: TrainConfig, fsdp: FSDPConfig, ranks: int, *, gpu: bool) -> _Sent:
+    sent: _Sent = defaultdict(float)
+    mesh = meshes(fsdp, ranks)
+    width, number = reduce_bytes(config, gpu=gpu), microbatches(config, ranks)
+    counting = counting_forwards(config, ranks)
+    for unit in units(config, gpu=gpu):
+        dim = mesh.expert_shard if unit.experts else mesh.shard
+        again = number if fsdp.reshard_after_forward and (unit.in_backward or unit.prefetched) else 0
+        gathers = unit.copies * (number + again + counting)
+        reduced = number * unit.copies * width * unit.trained_size(dim.size)
+        sent["all-gather", dim] += gathers * _others(dim) * unit.gathered_bytes(dim.size)
+        sent["reduce-scatter", dim] += _others(dim) * dim.size * reduced
+        sent["all-reduce", mesh.replicate] += 2 * _others(mesh.replicate) * reduced
+    return sent
+
+
+def _of_experts(config: TrainConfig, fsdp: FSDPConfig, ranks: int, *, gpu: bool) -> _Sent:
+    """Tokens and their routing weights go to their experts, results come back; gradients the other way. Block
+    checkpointing does the forward exchange once more."""
+    dim = meshes(fsdp, ranks).expert
+    if dim.size == 1:
+        return {}
+    model, ffn = config.model, config.model.ffn_config
+    width = FORMATS[precisions.computed(precisions.on_device(config.precision, gpu=gpu))].n_bytes
+    assignments = config.global_train_batch_size // ranks * config.max_seq_len * ffn.moe_top_k
+    rows, weights = width * assignments * model.d_model, width * assignments
+    number, counting = microbatches(config, ranks), counting_forwards(config, ranks)
+    there = rows + weights + number * _COUNT * ffn.moe_num_experts
+    recomputed = there + rows if fsdp.activation_checkpointing in (True, "block") else 0
+    reached, flows = _layers_in_backward(config)
+    total = (2 if counting else 1) * model.n_layers * (there + rows)
+    total += reached * (recomputed + rows) + flows * (rows + weights)
+    return {("all-to-all", dim): _others(dim) * total}
+
+
+def _layers_in_backward(config: TrainConfig) -> tuple[int, int]:
+    """Layers whose experts have a backward pass, and those among them whose input gets a gradient, because something
+    trained stands before it."""
+    n_layers, trained = config.model.n_layers, trained_names(config)
+    first = max(first_trained_block(config, trained), 0)
+    before = ("transformer.wte.", f"transformer.blocks.{first}.norm_attn_norm.")
+    flows = any(name.startswith(before) for name in trained)
+    return n_layers - first, n_layers - first - (0 if flows or first == n_layers else 1)
+
+
+def _others(dim: MeshDim) -> float:
+    """The share of the other ranks."""
+    return (dim.size - 1) / dim.size
