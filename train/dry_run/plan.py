@@ -1,5 +1,6 @@
 """The plan of a run whose data is open, for the console."""
 
+import os
 from functools import partial
 
 from rich.console import Console, RenderableType
@@ -7,17 +8,21 @@ from rich.console import Console, RenderableType
 from train.checkpoint.saving.space import check_space, count_saves
 from train.config.schema import TrainConfig
 from train.distributed.first_rank import on_first_rank
-from train.planning.summary import checkpoints_line, memory_lines, snapshot_line
+from train.planning.cluster.machines import Cluster
+from train.planning.cluster.plan import plan_tables
+from train.planning.summary import checkpoints_line, snapshot_line
 from train.planning.tables import stages_table, streams_table
 from train.run.inputs import Inputs
 
 
 def plan_of(config: TrainConfig, inputs: Inputs, world_size: int) -> list[RenderableType]:
     """What scripts/plan.py shows, for these ranks and this data: lines and rich's tables, in their order."""
-    shown: list[RenderableType] = [*memory_lines(config, world_size)]
+    local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    cluster = Cluster(nodes=max(world_size // local_ranks, 1), gpus=local_ranks)
+    shown: list[RenderableType] = [*plan_tables(config, cluster, inputs.max_batches)]
     if inputs.folder is not None:
         if config.save_async:
-            shown.append(snapshot_line(config, world_size))
+            shown.append(snapshot_line(config, world_size, local_ranks))
         shown.append(checkpoints_line(config, inputs.folder, world_size, inputs.data.clock))
     return [*shown, streams_table(inputs.data), stages_table(inputs.data, config)]
 
