@@ -12,7 +12,7 @@ CORE := $(addprefix tests/,distributed/test_step.py distributed/test_torch_compa
 WORKERS ?= 2
 XDIST := --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: help quickstart lora test test-fast test-classic proof verify-exports lint lock clean
+.PHONY: help quickstart lora test test-fast test-classic proof verify-exports gpu-gate lint lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-15s %s\n", $$1, $$2}' Makefile
@@ -39,6 +39,9 @@ proof: .venv/installed  ## run the long proofs (hours; run again, they go on)
 
 verify-exports: .venv/installed  ## check an export with transformers 4.53, 4.57, the locked and the newest (5 minutes)
 	$(BIN)/python scripts/dev/verify_exports.py
+
+gpu-gate: .venv/installed .venv/megablocks  ## compile all Triton kernels for A100, H100 and B200, without a GPU (15 seconds)
+	$(BIN)/python scripts/dev/gpu_gate.py
 
 lint: .venv/installed  ## ruff and pyright
 	$(BIN)/ruff check .

@@ -38,6 +38,7 @@ usage: composer train.py CONFIG [key=value ...]       one rank a GPU, or one on 
 
 CONFIG is a YAML file: see yamls/finetune/.
 --rehash reads input files again that seem not to have changed since an earlier start.
+--dry-run opens everything and shows the plan and the first batch, but trains nothing and leaves save_folder as it is.
 key=value changes a key of it; the value is YAML, and dots go deeper:
 
   composer -n 2 train.py yamls/finetune/dbrx_tiny.yaml run_name=mine max_duration=20ba optimizer.lr=1e-4
@@ -45,7 +46,8 @@ key=value changes a key of it; the value is YAML, and dots go deeper:
   composer train.py yamls/finetune/dbrx.yaml model.preset=9b 'callbacks={lr_monitor: {}}' eval_loader=null
 """
 
-_REHASH = "--rehash"
+_REHASH, _DRY_RUN = _FLAGS = "--rehash", "--dry-run"
+"""They may stand anywhere."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -110,14 +112,15 @@ def _describe(flag: str, *keys: str) -> None:
 
 
 def _run(arguments: list[str], signals: StopSignals) -> None:
-    loaded = _load(arguments)
+    flags = {argument for argument in arguments if argument in _FLAGS}
+    loaded = _load([argument for argument in arguments if argument not in flags])
     try:
-        _train(loaded, signals, resume_command(arguments), rehash=_REHASH in arguments)
+        _train(loaded, signals, resume_command(arguments), rehash=_REHASH in flags, dry=_DRY_RUN in flags)
     except ConfigError as error:
         raise loaded.placed(error) from error
 
 
-def _train(loaded: LoadedConfig, signals: StopSignals, command: str, *, rehash: bool) -> None:
+def _train(loaded: LoadedConfig, signals: StopSignals, command: str, *, rehash: bool, dry: bool) -> None:
     """The program: check the config, choose the device, open the inputs, fit."""
     problems, device = config_problems(), None
     config = check_config(loaded, _world_size(), problems)
@@ -130,6 +133,14 @@ def _train(loaded: LoadedConfig, signals: StopSignals, command: str, *, rehash: 
     from train.run.inputs import open_inputs
 
     with sharing_failures(problems):
+        if dry:
+            from train.dry_run.opening import opened
+
+            with opened(config, problems, rehash=rehash) as inputs:
+                from train.dry_run.dry_run import dry_run
+
+                dry_run(config, inputs, device=device)
+            return
         inputs = open_inputs(config, problems, rehash=rehash)
 
         # After all that can be wrong: Composer alone takes 10 seconds to import.
@@ -147,7 +158,6 @@ def _train(loaded: LoadedConfig, signals: StopSignals, command: str, *, rehash: 
 
 
 def _load(arguments: list[str]) -> LoadedConfig:
-    arguments = [argument for argument in arguments if argument != _REHASH]
     if not arguments:
         raise ConfigError(
             "no config: python train.py CONFIG [key=value ...], such as yamls/finetune/dbrx_tiny.yaml (--help)"

@@ -66,12 +66,13 @@ def layer_side(layer: Any, batched: bool = False) -> Side:
     """Forward and backward of a module whose first result is [T, D] (batched: [1, T, D])."""
 
     def side(x: Tensor, dy: Tensor) -> Any:
-        for param in layer.parameters():
-            param.grad = None
         x = x.detach().requires_grad_()
         y = layer(x.unsqueeze(0) if batched else x)
         y = y if hasattr(y, "backward") else y[0]
         y.reshape(dy.shape).backward(dy)
+        # Not kept until this side's next turn: at DBRX's width the gradients of a layer are 6 GB.
+        for param in layer.parameters():
+            param.grad = None
         return y
 
     return side

@@ -31,8 +31,9 @@ os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 import transformers
 
 from scripts.bench import common
+from scripts.bench.step_models import dense, make_batch
 from scripts.bench.step_operations import gemm_floors, profile
-from scripts.bench.step_sides import dense, dropless, make_batch, transformers_side
+from scripts.bench.step_sides import dropless, transformers_side
 
 FLOORS = "floors"
 

@@ -31,7 +31,8 @@ from data.config.dataset import DatasetConfig
 from data.config.loader import DataLoaderConfig
 from data.config.tokenizer import TokenizerConfig
 from scripts.bench import common
-from scripts.bench.step_sides import initial_model, make_batch, trainer_step
+from scripts.bench.step_models import initial_model, make_batch
+from scripts.bench.step_sides import trainer_step
 from train.callbacks.global_batch import GlobalBatch
 from train.composer_model import DbrxForComposer
 from train.config.optimizer import AlgorithmsConfig, GradientClippingConfig, OptimizerConfig, SchedulerConfig

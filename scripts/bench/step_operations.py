@@ -1,7 +1,7 @@
 """A training step's GEMMs alone, and its time by group of operations."""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -9,25 +9,30 @@ import torch
 from data.mds.row import IGNORED
 from scripts.bench import common
 from scripts.bench.gemms import GEMM, gemm_kinds
-from scripts.bench.step_sides import Batch
+from scripts.bench.step_models import Batch
 from train.models.config import ModelConfig
 from train.models.precision import FORMATS, computed
 
 
-def gemm_floors(config: ModelConfig, batch: Batch, args: argparse.Namespace) -> dict[str, Callable[[], float]]:
-    """Each runs one layer's GEMMs and the head's, and returns the seconds of a step's."""
+def gemm_floors(
+    config: ModelConfig, batch: Batch, args: argparse.Namespace, experts: Collection[str] = ("dense", "per expert")
+) -> dict[str, Callable[[], float]]:
+    """Each runs one layer's GEMMs and the head's, and returns the seconds of a step's.
+
+    experts: as one GEMM over all assignments, and as one an expert, whose matrices are all in memory.
+    """
     device = "cuda" if args.device == "gpu" else "cpu"
     dtype = FORMATS[computed(args.precision)].torch_dtype
     T, D, ffn = batch["input_ids"].numel(), config.d_model, config.ffn_config
     N, A, E = int((batch["labels"] != IGNORED).sum()), T * ffn.moe_top_k, ffn.moe_num_experts
     qkv = D + 2 * config.attn_config.kv_n_heads * config.head_dim
     others = [(T, D, qkv), (T, D, D), (T, D, E)]
-    experts = {"dense": [(A, D, ffn.ffn_hidden_size)] * 3, "per expert": [(A // E, D, ffn.ffn_hidden_size)] * 3 * E}
+    shapes_of = {"dense": [(A, D, ffn.ffn_hidden_size)] * 3, "per expert": [(A // E, D, ffn.ffn_hidden_size)] * 3 * E}
     floors = {}
     for kind, mm in gemm_kinds(torch.empty(0, device=device, dtype=dtype)).items():
         head = linear((N, D, config.vocab_size), device, dtype, mm)
-        for name, shapes in experts.items():
-            layer = [linear(shape, device, dtype, mm) for shape in others + shapes]
+        for name in experts:
+            layer = [linear(shape, device, dtype, mm) for shape in others + shapes_of[name]]
             floors[f"GEMMs, {kind}, {name}"] = lambda layer=layer, head=head: (
                 config.n_layers * timed(layer, args.device) + timed([head], args.device)
             )

@@ -12,37 +12,12 @@ from composer.loggers import Logger
 from composer.models import ComposerModel
 from torch import Tensor
 
-from data.mds.row import IGNORED
 from scripts.bench import common
+from scripts.bench.step_models import Batch, initial_model, transformers_batch
 from train.callbacks.global_batch import GlobalBatch
 from train.composer_model import DbrxForComposer
 from train.hf.config_json import transformers_config
-from train.models.config import FFNConfig, ModelConfig
-from train.models.dbrx import DbrxForCausalLM
-from train.models.init import initialise
-
-Batch = dict[str, Tensor]
-
-
-def make_batch(args: argparse.Namespace) -> Batch:
-    """Rows of documents of unequal length; every token is trained on but each document's first."""
-    draw = torch.Generator().manual_seed(0)
-    shape = (args.rows, args.max_seq_len)
-    ids = torch.randint(0, args.vocab_size, shape, generator=draw)
-    bounds = torch.stack([torch.randperm(shape[1] - 1, generator=draw)[: args.documents - 1] + 1 for _ in ids])
-    document_ids = (torch.arange(shape[1])[None, :, None] >= bounds[:, None, :]).sum(-1)
-    continues = torch.zeros(shape, dtype=torch.bool)
-    continues[:, :-1] = document_ids[:, 1:] == document_ids[:, :-1]
-    return {"input_ids": ids, "labels": torch.where(continues, ids.roll(-1, 1), IGNORED), "document_ids": document_ids}
-
-
-def dense(config: ModelConfig) -> ModelConfig:
-    """One expert as wide as all that a token is sent to."""
-    ffn = config.ffn_config
-    width = ffn.ffn_hidden_size * ffn.moe_top_k
-    one = FFNConfig(ffn_hidden_size=width, moe_num_experts=1, moe_top_k=1, moe_loss_weight=0.0)
-    fields = {name: getattr(config, name) for name in ("d_model", "n_heads", "n_layers", "max_seq_len", "vocab_size")}
-    return ModelConfig(**fields, attn_config=config.attn_config, ffn_config=one)
+from train.models.config import ModelConfig
 
 
 class Clock(Callback):
@@ -98,12 +73,6 @@ def trainer_step(model: ComposerModel, batch: Batch, callbacks: list[Callback], 
     return step
 
 
-def initial_model(config: ModelConfig) -> DbrxForCausalLM:
-    model = DbrxForCausalLM(config)
-    initialise(model, config, seed=0)
-    return model
-
-
 def dropless(config: ModelConfig, batch: Batch, args: argparse.Namespace) -> Any:
     model = DbrxForComposer(config, initial_model(config))
     return trainer_step(model, batch, [GlobalBatch(config)], args)
@@ -126,20 +95,3 @@ def transformers_side(config: ModelConfig, batch: Batch, args: argparse.Namespac
     model = transformers.DbrxForCausalLM(transformers_config(config, attn_implementation="sdpa"))
     model.load_state_dict(initial_model(config).state_dict())
     return trainer_step(TransformersForComposer(model), transformers_batch(batch), [], args)
-
-
-def transformers_batch(batch: Batch) -> Batch:
-    """The same rows in transformers' terms: a mask of blocks keeps documents apart, positions restart."""
-    ids, documents = batch["input_ids"], batch["document_ids"]
-    index = torch.arange(ids.shape[1])
-    starts = torch.ones_like(documents, dtype=torch.bool)
-    starts[:, 1:] = documents[:, 1:] != documents[:, :-1]
-    sees = (documents[:, :, None] == documents[:, None, :]) & (index[:, None] >= index[None, :])
-    least = torch.finfo(torch.float32).min
-    return {
-        "input_ids": ids,
-        # transformers shifts labels itself.
-        "labels": torch.where(starts, IGNORED, ids),
-        "position_ids": index - torch.where(starts, index, 0).cummax(dim=1).values,
-        "attention_mask": torch.where(sees, 0.0, least).unsqueeze(1),
-    }

@@ -11,6 +11,7 @@ from composer.loggers import ConsoleLogger, Logger, TensorboardLogger
 from torch.distributed.tensor import DTensor
 
 from data.base.errors import ConfigError
+from tests.helpers.generated import generated_tables
 from tests.helpers.open_here import open_here
 from tests.helpers.ranks import run_ranks
 from tests.helpers.small_config import refusal
@@ -43,13 +44,6 @@ def run(path: str, overrides: list[str]) -> tuple[dict[str, torch.Tensor], torch
     return end.weights, torch.get_rng_state()
 
 
-def tables(folder: Path, rank: int = 0) -> list[list[list]]:
-    """Rows of each table in the file logger's text."""
-    (log,) = folder.glob(f"log-rank{rank}*.txt")
-    lines = [line for line in log.read_text().splitlines() if line.startswith("[table]: generate: ")]
-    return [json.loads(line.partition("generate: ")[2])["data"] for line in lines]
-
-
 def written_by(checkpoint: Path, sampling: Sampling) -> list[str]:
     opened = open_here(checkpoint)
     prompts = encode([as_question(prompt) for prompt in PROMPTS], opened, sampling)
@@ -77,7 +71,7 @@ def test_a_run_trains_the_same_and_the_text_is_its_weights(tmp_path, fsdp, drawn
         assert weights.keys() == expected.keys()
         for name, tensor in expected.items():
             assert torch.equal(weights[name], tensor), name
-    shown = tables(tmp_path / "told")
+    shown = generated_tables(tmp_path / "told")
     assert [[row[:2] for row in table] for table in shown] == [
         [[batch, prompt] for prompt in PROMPTS] for batch in (4, 8, 10)
     ]

@@ -7,7 +7,7 @@ from data.base.errors import ConfigError
 from data.config.build import build
 from data.config.tokenizer import TokenizerConfig
 from tests.helpers.small_config import load, refusal
-from train.config.ranks import check_kernel_sizes, check_run_name, check_world_size
+from train.config.ranks import check_kernel_sizes, check_run_name, check_world_size, routed_sizes
 from train.config.schema import TrainConfig
 
 
@@ -52,6 +52,27 @@ def test_microbatch_that_megablocks_cannot_address(tmp_path):
     evaluated = "eval_loader={name: finetuning, dataset: {hf_name: json, max_seq_len: 64}}"
     with pytest.raises(ValueError, match=r"lower device_eval_batch_size or max_seq_len"):
         check_kernel_sizes(load(tmp_path, *sizes, evaluated, "device_eval_batch_size=1366"), 4)
+
+
+@pytest.mark.parametrize(("rows", "allowed"), [(1023, True), (1024, False)])
+def test_what_a_rank_may_receive_counts_under_expert_parallelism(tmp_path, rows: int, allowed: bool) -> None:
+    # 1024 rows x 64 tokens x 8 ranks x 2 experts of a rank x d_model 2048 = 2**31; top-4 of one rank alone: half of it.
+    model = "model={preset: tiny, d_model: 2048, ffn_config: {moe_num_experts: 16, moe_top_k: 4, moe_impl: megablocks}}"
+    sizes = [f"device_train_microbatch_size={rows}", "global_train_batch_size=65536", model]
+    parallel = "fsdp_config.expert_parallel_degree=8"
+    check_kernel_sizes(load(tmp_path, *sizes), 8)
+    config = load(tmp_path, *sizes, parallel)
+    assert routed_sizes(config, rows) == (rows * 64 * 8, 2, 2048)
+    if allowed:
+        check_kernel_sizes(config, 8)
+        return
+    said = (
+        r"moe_impl is megablocks, .* device_train_microbatch_size \(1,024\) x max_seq_len \(64\) x "
+        r"fsdp_config.expert_parallel_degree \(8\) x a token's experts on one rank \(2\) x model.d_model \(2,048\) is "
+        r"2,147,483,648, which must be below 2\*\*31 = 2,147,483,648: .* write grouped_mm or auto"
+    )
+    with pytest.raises(ValueError, match=said):
+        check_kernel_sizes(config, 8)
 
 
 @pytest.mark.parametrize(

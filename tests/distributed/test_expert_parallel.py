@@ -1,6 +1,6 @@
-"""Experts that are divided over ranks, against the same model on one rank: losses, gradients, checkpoints and exports.
+"""Experts that are divided over ranks, against the same model on one rank: gradients, pretrained weights and exports.
 
-Steps of SGD on every mesh, with microbatches and activation checkpointing, are in test_step.py.
+Whole steps on every mesh are in test_step.py and test_exactness.py, checkpoints in test_elastic.py.
 """
 
 import re
@@ -10,23 +10,31 @@ from typing import Any, Literal
 
 import pytest
 import torch
-from composer.core import State
-from composer.loggers import Logger
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from data.base.errors import ConfigError
+from tests.helpers.expert_parallel import (
+    EP2,
+    EP4,
+    HYBRID_EP2,
+    LORA,
+    MESHES,
+    Mutant,
+    difference,
+    draw_adapters,
+    mutate,
+    route_to_first,
+    whole,
+)
 from tests.helpers.ranks import run_ranks
 from tests.helpers.small_export import CONFIG, write_save_folder
 from tests.helpers.small_export import MODEL as SMALL
 from tests.helpers.toy_run import write_toy_run
-from tests.helpers.watched_run import Watch
-from train.checkpoint.save_folder import checkpoints
 from train.config.load import read_config
 from train.config.ranks import check_world_size
 from train.config.schema import FSDPConfig
 from train.export.export import export
-from train.models.config import AttnConfig, FFNConfig, LoraConfig, ModelConfig
+from train.models.config import AttnConfig, FFNConfig, ModelConfig
 from train.models.recompute import named_parameters
 
 pytestmark = pytest.mark.ranks
@@ -42,9 +50,6 @@ MODEL = ModelConfig(
     ffn_config=FFN,
     initializer_range=0.3,
 )
-EP2, EP4 = FSDPConfig(expert_parallel_degree=2), FSDPConfig(expert_parallel_degree=4)
-HYBRID = FSDPConfig(sharding_strategy="HYBRID_SHARD", data_parallel_replicate_degree=2, expert_parallel_degree=2)
-MESHES = {"EP 2": (2, EP2), "EP 4": (4, EP4), "EP 2 x 2 shards": (4, EP2), "2 replicas of EP 2": (4, HYBRID)}
 
 
 @dataclass(frozen=True)
@@ -52,11 +57,11 @@ class Case:
     fsdp: FSDPConfig | None
     impl: str = "torch"
     dtype: torch.dtype = torch.float64
-    lora: LoraConfig | None = None
+    lora: str | None = None
+    """A key of LORA."""
     on_first: bool = False
     """All tokens go to the first expert."""
-    factor: bool = True
-    """Whether gradients of experts are made means over all ranks."""
+    mutant: Mutant | None = None
 
 
 def gradients_of(cases: list[Case]) -> list[dict[str, Tensor]]:
@@ -86,50 +91,27 @@ def gradients_of(cases: list[Case]) -> list[dict[str, Tensor]]:
 
 def _built(case: Case) -> nn.Module:
     from train.distributed.build_model import build_model
-    from train.models.experts.parallel import ExpertParallel
-    from train.models.moe import Router
 
     config = replace(MODEL, ffn_config=replace(FFN, moe_impl=case.impl))  # pyright: ignore[reportArgumentType]
-    device = torch.device("cpu")
-    model = build_model(config, case.fsdp, precision="fp32", device=device, seed=5, dtype=case.dtype, lora=case.lora)
-    for name, param in model.named_parameters():
-        if name.endswith("lora_B"):
-            drawn = torch.randn(param.shape, generator=torch.Generator().manual_seed(1)).to(param.dtype) / 10
-            with torch.no_grad():
-                sharded = isinstance(param, DTensor)
-                param.copy_(distribute_tensor(drawn, param.device_mesh, param.placements) if sharded else drawn)
-    for module in model.modules():
-        if case.on_first and isinstance(module, Router):
-            module.register_forward_hook(lambda module, args, out: out._replace(experts_TK=out.experts_TK * 0))
-        if not case.factor and isinstance(parallel := getattr(module, "parallel", None), ExpertParallel):
-            module.parallel = ExpertParallel(parallel.group, averaged=False)
+    device, lora = torch.device("cpu"), LORA[case.lora] if case.lora is not None else None
+    model = build_model(config, case.fsdp, precision="fp32", device=device, seed=5, dtype=case.dtype, lora=lora)
+    draw_adapters(model)
+    if case.on_first:
+        route_to_first(model)
+    if case.mutant is not None:
+        mutate(model, case.mutant)
     return model
 
 
-def whole(tensor: Tensor | None) -> Tensor:
-    assert tensor is not None, "a gradient is missing"
-    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().clone()
-
-
-def difference(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
-    """The largest of any tensor, relative to its largest number."""
-    assert found.keys() == expected.keys()
-    assert all(tensor.isfinite().all() for tensor in found.values())
-    return max(
-        float((found[key] - value).abs().max() / value.abs().max().clamp(min=1e-30)) for key, value in expected.items()
-    )
-
-
-FULL_LORA = LoraConfig(r=3, alpha=5.0, target_modules=["attn", "experts", "router"], base_dtype="fp32")
 VARIANTS: dict[str, tuple[Case, float]] = {
     "torch": (Case(None), 1e-10),
     "torch, all tokens to one expert": (Case(None, on_first=True), 1e-10),
     "grouped_mm, fp32": (Case(None, "grouped_mm", torch.float32), 1e-4),
     "grouped_mm, fp32, all tokens to one expert": (Case(None, "grouped_mm", torch.float32, on_first=True), 1e-4),
-    "LoRA": (Case(None, lora=FULL_LORA), 1e-10),
-    "LoRA, all tokens to one expert": (Case(None, lora=FULL_LORA, on_first=True), 1e-10),
-    "LoRA per expert": (Case(None, lora=replace(FULL_LORA, per_expert=True)), 1e-10),
-    "LoRA over nf4": (Case(None, lora=replace(FULL_LORA, base_dtype="nf4")), 1e-6),
+    "LoRA": (Case(None, lora="shared A"), 1e-10),
+    "LoRA, all tokens to one expert": (Case(None, lora="shared A", on_first=True), 1e-10),
+    "LoRA per expert": (Case(None, lora="A per expert"), 1e-10),
+    "LoRA over nf4": (Case(None, lora="over nf4"), 1e-6),
 }
 POLICIES: tuple[Literal["block", "selective"], ...] = ("block", "selective")
 
@@ -145,8 +127,9 @@ def found() -> dict[tuple[str, str], dict[str, Tensor]]:
             if its_size != size:
                 continue
             cases |= {(mesh, name): replace(case, fsdp=fsdp) for name, (case, _) in VARIANTS.items()}
-            cases[mesh, "without the factor"] = Case(fsdp, factor=False)
+            cases[mesh, "without the factor"] = Case(fsdp, mutant="without the factor")
             if mesh == "EP 2":
+                cases[mesh, "detached router"] = Case(fsdp, mutant="detached router")
                 for name in ("torch", "LoRA"):
                     for policy in POLICIES:
                         its = replace(fsdp, activation_checkpointing=policy)
@@ -195,108 +178,23 @@ def test_without_the_factor_gradients_of_experts_are_too_large(found: dict[tuple
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
+def test_a_detached_router_is_seen_by_its_gradient_alone(found: dict[tuple[str, str], Any]) -> None:
+    mutant, reference = found["EP 2", "detached router"], found["1 rank", "torch"]
+    assert float(mutant["loss"]) == pytest.approx(float(reference["loss"]), rel=1e-12), "the loss does not show it"
+    routers = [name for name in reference if ".router." in name]
+    assert routers
+    for name in routers:
+        assert difference({name: mutant[name]}, {name: reference[name]}) > 0.1, name
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
 def test_experts_without_tokens_and_routers_have_gradients(found: dict[tuple[str, str], Any]) -> None:
     grads = found["EP 4", "torch, all tokens to one expert"]
     w1 = grads["transformer.blocks.0.ffn.experts.mlp.w1"]
     assert torch.count_nonzero(w1[24:]) == 0
     assert torch.count_nonzero(w1[:24])
     assert all(torch.count_nonzero(grad) for name, grad in grads.items() if "router" in name)
-
-
-class Exact(Watch):
-    """What Composer logs passes through fp32."""
-
-    def __init__(self) -> None:
-        super().__init__(None)
-        self.loss = 0.0
-
-    def after_loss(self, state: State, logger: Logger) -> None:
-        assert isinstance(state.loss, dict)
-        rows, of_step = state.batch["input_ids"].shape[0], state.batch["device_rows"][0]
-        self.loss += float(state.loss["total"].detach() * rows / of_step)
-
-    def batch_end(self, state: State, logger: Logger) -> None:
-        from composer.utils import dist
-
-        loss, self.loss = torch.tensor(self.loss, dtype=torch.float64), 0.0
-        dist.all_reduce(loss)
-        self.losses[state.timestamp.batch.value] = loss.item() / dist.get_world_size()
-
-
-def trained(path: str, runs: list[list[str]]) -> list[tuple[list[float], dict[str, Tensor]]]:
-    """Losses and final weights of runs in fp64, one after the other."""
-    from train.run.fit import fit
-
-    results = []
-    for overrides in runs:
-        watch = Exact()
-        fit(read_config(path, overrides), callbacks=[watch], dtype=torch.float64)
-        results.append((list(watch.losses.values()), watch.weights))
-    return results
-
-
-EXACT = [
-    *["precision=fp32", "scheduler.name=constant_with_warmup", "eval_interval=4ba", "save_interval=4ba"],
-    *["model.resid_pdrop=0", "model.emb_pdrop=0", "model.attn_config.attn_pdrop=0"],
-    "model.ffn_config={moe_jitter_eps: 0, moe_lbl_scope: batch}",
-]
-DEGREES = {
-    "one": (1, "fsdp_config={}"),
-    "ep1": (2, "fsdp_config={}"),
-    "ep2": (2, "fsdp_config={expert_parallel_degree: 2}"),
-    "ep4": (4, "fsdp_config={expert_parallel_degree: 4}"),
-    "ep2x2": (4, "fsdp_config={expert_parallel_degree: 2}"),
-    "hybrid": (
-        4,
-        "fsdp_config={sharding_strategy: HYBRID_SHARD, data_parallel_replicate_degree: 2, expert_parallel_degree: 2}",
-    ),
-}
-OPTIMIZERS = {
-    "adamw": "optimizer={name: adamw, lr: 3.0e-3, weight_decay: 0.1}",
-    "lion": "optimizer={name: decoupled_lionw, lr: 1.0e-3, weight_decay: 1.0e-4}",
-}
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-@pytest.mark.parametrize(
-    ("optimizer", "starts", "ends"),
-    [
-        pytest.param("adamw", ["one", "ep2"], ["one", "ep2"], id="adamw, ep1 and ep2"),
-        *(
-            pytest.param(name, ["one", "ep2", "ep2x2", "hybrid"], list(DEGREES), marks=pytest.mark.proof, id=name)
-            for name in OPTIMIZERS
-        ),
-    ],
-)
-def test_a_checkpoint_continues_at_every_degree(
-    tmp_path: Path, optimizer: str, starts: list[str], ends: list[str]
-) -> None:
-    """Four steps at one degree, four more at another: the eight of one rank."""
-    path = write_toy_run(tmp_path)
-    same = [*EXACT, OPTIMIZERS[optimizer]]
-    straight = [*same, "max_duration=8ba", "save_folder=null"]
-    expected_losses, expected = run_ranks(trained, 1, path, [straight])[0][0]
-
-    def run(size: int, runs: list[list[str]]) -> list[Any]:
-        return run_ranks(trained, size, path, [[*same, *each] for each in runs], timeout=300)[0] if runs else []
-
-    for size in (1, 2, 4):
-        names = [name for name in starts if DEGREES[name][0] == size]
-        run(size, [[DEGREES[name][1], f"run_name={name}", "max_duration=4ba"] for name in names])
-    for size in (1, 2, 4):
-        pairs = [(start, end) for start in starts for end in ends if DEGREES[end][0] == size]
-        overrides = [
-            [
-                *[DEGREES[end][1], f"run_name={start}-{end}", "max_duration=8ba", "save_interval=100ba"],
-                f"load_path={checkpoints(tmp_path / start)[-1]}",
-            ]
-            for start, end in pairs
-        ]
-        for (start, end), (losses, weights) in zip(pairs, run(size, overrides), strict=True):
-            assert losses == pytest.approx(expected_losses[4:], rel=1e-10), f"{start} to {end}"
-            worst = difference(weights, expected)
-            assert worst <= 1e-10, f"{start} to {end}: {worst:.1e}"
 
 
 class Ramp:
@@ -337,7 +235,7 @@ def test_pretrained_weights_and_exports_are_the_same_at_every_degree(tmp_path: P
     for size, fsdps in (
         (1, {"one": FSDPConfig()}),
         (2, {"ep2": EP2}),
-        (4, {"ep4": EP4, "ep2x2": EP2, "hybrid": HYBRID}),
+        (4, {"ep4": EP4, "ep2x2": EP2, "hybrid": HYBRID_EP2}),
     ):
         for name, weights in run_ranks(imported_and_saved, size, tmp_path, fsdps)[0].items():
             for param_name, weight in weights.items():

@@ -1,6 +1,5 @@
 """Ranks of srun: which variables they get, and who is refused. Two tasks as Slurm starts them train as two ranks."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ import pytest
 from data.base.errors import ConfigError
 from tests.helpers.ranks import run_ranks
 from tests.helpers.toy_run import write_toy_run
+from tests.helpers.two_nodes import started_nodes, without_ranks
 from tests.helpers.watched_run import run
 from train.checkpoint.storage.manifest import read_manifest
 from train.distributed.slurm import is_task_of_srun, ranks_of_srun
@@ -98,20 +98,6 @@ def test_what_would_start_independent_runs_is_refused(environment: dict[str, str
     assert text in str(caught.value)
 
 
-def start(path: str, variables: dict[str, str], *overrides: str) -> "subprocess.Popen[str]":
-    # Composer sets RANK and others of a process that is its own only rank.
-    known = ("SLURM_", "MASTER_", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "NODE_RANK")
-    others = {name: value for name, value in os.environ.items() if not name.startswith(known)}
-    return subprocess.Popen(
-        [sys.executable, "train.py", path, *overrides],
-        cwd=ROOT,
-        env=others | {"OMP_NUM_THREADS": "1"} | variables,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
-
-
 def written(checkpoint: Path) -> dict[str, Any]:
     """The hashes of weights and optimizer's states, by the file of each rank."""
     manifest = read_manifest(checkpoint)
@@ -125,32 +111,23 @@ def written(checkpoint: Path) -> dict[str, Any]:
 @pytest.mark.timeout(240)
 def test_two_tasks_on_two_nodes_train_together(tmp_path: Path) -> None:
     """Each with a cache of its own, as without a disk that nodes share."""
-    path, port = write_toy_run(tmp_path), str(20000 + os.getpid() % 10000)
-    step = {"SLURM_STEP_ID": "0", "SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2"}
-    step |= {
-        "SLURM_STEP_TASKS_PER_NODE": "1(x2)",
-        "SLURM_STEP_NODELIST": "127.0.0.1,127.0.0.2",
-        "SLURM_LOCALID": "0",
-        "MASTER_PORT": port,
-    }
-    tasks = [
-        start(
-            path,
-            step | {"SLURM_PROCID": str(node), "SLURM_NODEID": str(node)},
-            *[*SHORT, f"train_loader.dataset.cache_dir={tmp_path / f'cache{node}'}"],
-        )
-        for node in range(2)
-    ]
-    output = [task.communicate()[0] for task in tasks]
-    assert [task.returncode for task in tasks] == [0, 0], output
+    path = write_toy_run(tmp_path)
+    (tmp_path / "train.py").symlink_to(ROOT / "train.py")
+    arguments = [[path, *SHORT, f"train_loader.dataset.cache_dir={tmp_path / f'cache{node}'}"] for node in range(2)]
+    with started_nodes(tmp_path, "srun", arguments) as tasks:
+        codes = [task.wait() for task in tasks]
+    assert codes == [0, 0], [(tmp_path / f"out{node}").read_text() for node in range(2)]
     run_ranks(run, 2, path, [*SHORT, "run_name=forked"])
     assert written(tmp_path / "toy/ep0-ba2") == written(tmp_path / "forked/ep0-ba2")
 
 
 @pytest.mark.subprocess
 def test_a_batch_script_that_forgot_srun_is_told(tmp_path: Path) -> None:
-    process = start(write_toy_run(tmp_path), {"SLURM_NTASKS": "8", "SLURM_PROCID": "0"})
-    output = process.communicate()[0]
+    environment = without_ranks() | {"SLURM_NTASKS": "8", "SLURM_PROCID": "0"}
+    command = [sys.executable, "train.py", write_toy_run(tmp_path)]
+    process = subprocess.run(command, cwd=ROOT, env=environment, text=True, capture_output=True, check=False)
     assert process.returncode == 2
-    assert output.startswith("error: SLURM_NTASKS is 8, but srun has not started this process: write `srun python")
+    assert process.stderr.startswith(
+        "error: SLURM_NTASKS is 8, but srun has not started this process: write `srun python"
+    )
     assert not (tmp_path / "toy").exists()

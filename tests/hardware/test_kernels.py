@@ -93,3 +93,8 @@ def test_megablocks_is_chosen_for_the_largest_microbatch(tmp_path, gpu, monkeypa
     model, lines = choose_kernels(config, 1, CUDA, torch.bfloat16)
     assert model.ffn_config.moe_impl == "grouped_mm"
     assert "131,072 tokens x 4 experts a token x d_model 6,144 is 3,221,225,472" in lines[0]
+    # With expert parallelism the 8 ranks may send a rank 2.7 times as many as on average, and more.
+    config = load(tmp_path, "model.preset=132b", "max_seq_len=32768", "fsdp_config.expert_parallel_degree=8")
+    model, lines = choose_kernels(config, 8, CUDA, torch.bfloat16)
+    assert model.ffn_config.moe_impl == "grouped_mm"
+    assert "262,144 tokens x 2 experts a token x d_model 6,144 is 3,221,225,472" in lines[0]

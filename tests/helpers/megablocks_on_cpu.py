@@ -7,9 +7,12 @@ grouped_gemm.
 
 import functools
 import json
+import multiprocessing
 import os
 import sys
+import tempfile
 import types
+from pathlib import Path
 from typing import Any
 
 os.environ["TRITON_INTERPRET"] = "1"
@@ -17,8 +20,10 @@ os.environ["TRITON_INTERPRET"] = "1"
 import torch
 import triton
 from torch import Tensor
+from torch.distributed import destroy_process_group, group, init_process_group
 
 T, D, F, E, K = 96, 32, 48, 6, 2
+RANKS = 2
 
 
 class _FirstConfig:
@@ -154,6 +159,39 @@ def compare_lora(x: Tensor, dy: Tensor, per_expert: bool) -> dict[str, float]:
     return {name: difference(got[name], expected[name]) for name in expected}
 
 
+def compare_expert_parallel(x: Tensor, dy: Tensor) -> dict[str, float]:
+    """Two ranks with half of the tokens and of the experts each, against our loop over all of them."""
+    context = multiprocessing.get_context("fork")  # this process has imported everything, and has one thread
+    with tempfile.TemporaryDirectory() as folder:
+        ranks = [context.Process(target=_expert_parallel_rank, args=(Path(folder), n, x, dy)) for n in range(RANKS)]
+        for rank in ranks:
+            rank.start()
+        for rank in ranks:
+            rank.join()
+        assert [rank.exitcode for rank in ranks] == [0] * RANKS
+        parts = [torch.load(Path(folder) / str(n)) for n in range(RANKS)]
+    expected = results(make_layer("torch"), x, dy)
+    router = "router.layer.weight"
+    got = {name: torch.cat([part[name] for part in parts]) for name in expected if name != router}
+    got[router] = torch.stack([part[router] for part in parts]).sum(0)
+    for name in ("w1", "v1", "w2"):
+        got[f"experts.mlp.{name}"] *= RANKS  # each is made for a mean over ranks
+    return {name: difference(got[name], expected[name]) for name in expected}
+
+
+def _expert_parallel_rank(folder: Path, rank: int, x: Tensor, dy: Tensor) -> None:
+    from train.models.experts.parallel import ExpertParallel
+
+    init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=RANKS)
+    layer = make_layer("megablocks")
+    mlp = layer.experts.mlp
+    for name in ("w1", "v1", "w2"):
+        setattr(mlp, name, torch.nn.Parameter(getattr(mlp, name).detach().chunk(RANKS)[rank].clone()))
+    mlp.parallel = ExpertParallel(group.WORLD, averaged=True)
+    torch.save(results(layer, x.chunk(RANKS)[rank], dy.chunk(RANKS)[rank]), folder / str(rank))
+    destroy_process_group()
+
+
 def compare_dmoe(x: Tensor, dy: Tensor) -> dict[str, float]:
     """MegaBlocks' own layer, its router too, with our weights: names and shapes are the same."""
     from megablocks.layers.arguments import Arguments
@@ -217,6 +255,7 @@ def main() -> None:
         "megablocks, one token": compare("megablocks", x[:1], dy[:1]),
         "megablocks, lora": compare_lora(x, dy, per_expert=False),
         "megablocks, lora per expert": compare_lora(x, dy, per_expert=True),
+        "megablocks, expert parallel": compare_expert_parallel(x, dy),
         "dMoE": compare_dmoe(x, dy),
         "kernels": compare_kernels(),
     }

@@ -348,6 +348,23 @@ def test_megablocks_is_refused_where_its_addresses_would_overflow(monkeypatch, f
         mlp(x_TD, weights_TK, assignment)
     assert resolve_moe_impl("megablocks", "cpu", torch.float32, (87_381, 4, 6144)) == "megablocks"
     assert resolve_moe_impl("auto", "cuda", torch.float64, (87_382, 4, 6144)) == "torch"
+    # The limit itself.
+    assert resolve_moe_impl("megablocks", "cpu", torch.float32, (2**31 - 1, 1, 1)) == "megablocks"
+    assert "(grouped_mm has no such limit)" in refusal("megablocks", "cpu", torch.float32, (2**31, 1, 1))
+
+
+def test_what_a_rank_received_is_refused_where_its_addresses_would_overflow(monkeypatch, fresh_megablocks) -> None:
+    make_fake_megablocks(fresh_megablocks, grouped_gemm=True)
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    mlp = ExpertsMLP(6144, FFNConfig(ffn_hidden_size=1, moe_num_experts=4, moe_top_k=4, moe_impl="megablocks"))
+
+    def receive(compute: Callable[..., Tensor], x_TD: Tensor, weights_TK: Tensor, assignment: object) -> Tensor:
+        return compute(x_TD[:1].expand(349_526, 6144), weights_TK[:1, :1].expand(349_526, 1), assignment)
+
+    mlp.parallel = receive  # type: ignore[assignment]
+    said = r"349,526 tokens x 1 experts a token x d_model 6,144 is 2,147,487,744, which must be below 2\*\*31"
+    with pytest.raises(ValueError, match=said):
+        mlp(torch.zeros(1, 6144), torch.zeros(1, 4), assign(torch.zeros(1, 4, dtype=torch.int64), 4))
 
 
 def test_megablocks_is_refused_without_its_grouped_gemm(monkeypatch, fresh_megablocks: Path) -> None:
@@ -386,6 +403,7 @@ ADAPTERS = {f"experts.mlp.lora.{w}.lora_{matrix}" for w in ("w1", "v1", "w2") fo
         ("megablocks, one token", ALL),
         ("megablocks, lora", {"y", "x"} | ADAPTERS),
         ("megablocks, lora per expert", {"y", "x"} | ADAPTERS),
+        ("megablocks, expert parallel", ALL),
         ("dMoE", ALL),
     ],
 )

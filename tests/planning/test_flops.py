@@ -90,7 +90,7 @@ def test_flops_where_parameters_are_frozen(freeze: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize("per_expert", [False, True])
-@pytest.mark.parametrize("targets", [["attn"], ["out_proj"], ["w2"], ["attn", "experts", "router"]])
+@pytest.mark.parametrize("targets", [["out_proj"], ["w2"], ["attn", "experts", "router"]])
 def test_flops_with_adapters(targets: list[str], per_expert: bool) -> None:
     lora = LoraConfig(r=4, alpha=8, target_modules=targets, per_expert=per_expert)
     cases: tuple[tuple[Recompute, bool], ...] = (("none", False), ("block", True), ("selective", True))

@@ -13,11 +13,14 @@ FILES.append(ROOT / "train.py")
 
 ORDER = [
     "train.main",
+    "train.dry_run",
     "train.run",
     "train.callbacks",
     "train.stability",
     "train.supervision.hangs",
     "train.supervision",
+    "train.doctor",
+    "train.simulation",
     "train.planning.cluster",
     "train.planning",
     "train.generation",
@@ -66,9 +69,13 @@ FORBIDDEN = {
 """What files below a folder do not import, at any depth of nesting."""
 
 _SECTIONS = ("data.config.sections", "data.config.values")
-ALLOWED = {"scripts/bench": ("scripts.bench",), "train/models": (*_SECTIONS, "data.mds.row")}
-"""The only exceptions: what the benches share; the base of all sections of a config, and the label that is not trained
-on, which need no other module of data but data.base."""
+ALLOWED = {
+    "scripts/bench": ("scripts.bench",),
+    "scripts/dev": ("scripts.bench", "scripts.dev"),
+    "train/models": (*_SECTIONS, "data.mds.row"),
+}
+"""The only exceptions: what the benches share, which maintenance uses too; the base of all sections of a config, and
+the label that is not trained on, which need no other module of data but data.base."""
 
 
 def module_of(path: Path) -> str:

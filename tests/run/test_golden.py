@@ -44,8 +44,8 @@ def resumed(overrides: list[str]) -> dict[int, float]:
 
 
 @pytest.mark.ranks
-@pytest.mark.parametrize("world_size", [1, 2])
-def test_a_checkpoint_of_an_earlier_version_resumes(tmp_path: Path, world_size: int) -> None:
+@pytest.mark.parametrize(("world_size", "degree"), [(1, 1), (2, 2)], ids=["1 rank", "EP 2"])
+def test_a_checkpoint_of_an_earlier_version_resumes(tmp_path: Path, world_size: int, degree: int) -> None:
     for name in ("rows", "run"):
         shutil.copytree(GOLDEN / name, tmp_path / name)
     overrides = [
@@ -53,6 +53,7 @@ def test_a_checkpoint_of_an_earlier_version_resumes(tmp_path: Path, world_size: 
         f"save_folder={tmp_path / 'run'}",
         f"train_loader.dataset.local={tmp_path / 'rows' / 'train'}",
         f"tokenizer.kwargs.vocab_file={GOLDEN / 'vocab.tiktoken'}",
+        f"fsdp_config.expert_parallel_degree={degree}",
     ]
     losses = run_ranks(resumed, world_size, overrides)[0]
     expected = json.loads((GOLDEN / "expected.json").read_text())["losses"]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from data.base.errors import ConfigError
+from data.base.errors import ConfigError, Problems
 from data.stores.gcs import GCSBucket
 from data.stores.store import open_store
 from tests.helpers.saved_checkpoints import flip, write_save_folder
@@ -18,6 +18,7 @@ from train.checkpoint.storage.files import verify_files
 from train.checkpoint.storage.manifest import check_files, read_manifest
 from train.config.load import read_config
 from train.config.schema import TrainConfig
+from train.dry_run.opening import opened
 from train.run.inputs import open_inputs
 
 pytestmark = pytest.mark.timeout(120)
@@ -73,19 +74,25 @@ def test_without_credentials(tmp_path: Path, monkeypatch) -> None:
         open_inputs(config_of(tmp_path, "save_folder=s3://bucket/x"))
 
 
-def test_a_folder_with_checkpoints_or_an_owner(server: Server, tmp_path: Path) -> None:
+def open_for_dry_run(config: TrainConfig) -> None:
+    with opened(config, Problems(), rehash=False):
+        pass
+
+
+@pytest.mark.parametrize("open_all", [open_inputs, open_for_dry_run])
+def test_a_folder_with_checkpoints_or_an_owner(server: Server, tmp_path: Path, open_all) -> None:
     remote = send(server, tmp_path / "run", 2, 4)
     config = config_of(tmp_path, "save_folder=gs://bucket/{run_name}")
     with pytest.raises(ConfigError, match=r"gs://bucket/toy holds 2 checkpoint\(s\), the newest ep0-ba4: write"):
-        open_inputs(config)
+        open_all(config)
     over = config_of(
         tmp_path, "save_folder=gs://bucket/{run_name}", "save_overwrite=true", "load_path=gs://bucket/toy/latest"
     )
     with pytest.raises(ConfigError, match="load_path is 'gs://bucket/toy/latest', which save_overwrite would delete"):
-        open_inputs(over)
+        open_all(over)
     take(remote, "mine")
     with pytest.raises(ConfigError, match="save_folder is gs://bucket/toy, which belongs to run 'mine'"):
-        open_inputs(config)
+        open_all(config)
 
 
 def test_a_staging_folder_of_another_run_is_emptied(server: Server, tmp_path: Path, capsys) -> None:
@@ -125,7 +132,8 @@ def test_a_plan_fetches_no_tensors(server: Server, tmp_path: Path, monkeypatch) 
     fetched = []
     fetch = GCSBucket.fetch
     monkeypatch.setattr(GCSBucket, "fetch", lambda self, key, path: [fetched.append(key), fetch(self, key, path)])
-    with planned_folder(config_of(tmp_path, "save_folder=gs://bucket/{run_name}"), "toy") as folder:
+    config = config_of(tmp_path, "save_folder=gs://bucket/{run_name}", "autoresume=true")
+    with planned_folder(config, "toy") as folder:
         assert folder is not None
         (found,) = checkpoints(folder)
         manifest = read_manifest(found)

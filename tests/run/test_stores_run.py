@@ -10,7 +10,7 @@ import torch
 from composer.core import Callback, State
 from composer.loggers import Logger
 
-from data.base.errors import ConfigError
+from data.base.errors import ConfigError, Problems
 from data.stores.store import open_store
 from tests.helpers.ranks import run_ranks
 from tests.helpers.store_faults import Fault
@@ -23,6 +23,7 @@ from train.checkpoint.remote.staging import planned_folder
 from train.checkpoint.save_folder import checkpoints
 from train.checkpoint.storage.files import verify_files
 from train.config.load import read_config
+from train.dry_run.opening import opened
 from train.run.fit import fit
 from train.run.inputs import open_inputs
 from train.supervision.exit_codes import ExitCode, RunStopped
@@ -131,6 +132,9 @@ def test_a_corrupt_checkpoint_in_the_store_is_passed_over(gs: Server, tmp_path: 
         start = find_start(planned, folder)
         assert start is not None
         assert (start.path.name, start.data_state is not None) == ("ep0-ba10", True)
+    with opened(planned, Problems(), rehash=False) as inputs:
+        assert (inputs.first_batch, inputs.at_the_end) == (10, True)
+    assert not (tmp_path / "planned").exists()
 
     others = ["run_name=other", "load_path=gs://bucket/toy/latest", f"save_staging_folder={tmp_path / 'fourth'}"]
     start = open_inputs(read_config(path, [*others, "load_weights_only=true"])).start

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from train.supervision.resume_command import replay_command
+from train.supervision.resume_command import replay_command, resume_command
 
 
 @pytest.mark.parametrize(
@@ -32,6 +32,13 @@ def test_a_batch_is_computed_again_under_the_launcher_of_the_run(
     monkeypatch.setattr(psutil, "Process", lambda pid: SimpleNamespace(cmdline=lambda: ["slurmstepd: [4321.0]"]))
     monkeypatch.setenv("SLURM_PROCID", "8")
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "16")
+    for name in ("SLURM_STEP_NUM_NODES", "SLURM_GPUS_PER_NODE"):
+        monkeypatch.delenv(name, raising=False)
     assert replay_command(Path("ba7")) == "srun --ntasks 16 python scripts/replay_batch.py ba7"
+    monkeypatch.setenv("SLURM_STEP_NUM_NODES", "2")
+    monkeypatch.setenv("SLURM_GPUS_PER_NODE", "8")
+    assert resume_command(["mine.yaml", "seed=3"]) == (
+        "srun --nodes 2 --ntasks 16 --gpus-per-node 8 python train.py mine.yaml seed=3 autoresume=true"
+    )
     monkeypatch.delenv("RANK")
     assert replay_command(Path("ba7")) == "python scripts/replay_batch.py ba7"

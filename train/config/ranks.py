@@ -73,8 +73,23 @@ def microbatch_rows(config: TrainConfig, world_size: int) -> dict[str, int]:
     return {"device_train_microbatch_size": train_microbatch_rows(config, world_size)} | evaluated
 
 
+def routed_sizes(config: TrainConfig, n_rows: int) -> tuple[int, int, int]:
+    """(tokens, experts a token, d_model) of the most that a rank's experts get of a microbatch of so many rows.
+
+    With expert parallelism these are the tokens of all ranks that share the experts, if each of them chooses as many
+    of this rank's experts as there are.
+    """
+    ffn, degree = config.model.ffn_config, _expert_ranks(config)
+    experts_a_token = min(ffn.moe_top_k, max(ffn.moe_num_experts // degree, 1))
+    return n_rows * config.max_seq_len * degree, experts_a_token, config.model.d_model
+
+
+def _expert_ranks(config: TrainConfig) -> int:
+    return config.fsdp_config.expert_parallel_degree if config.fsdp_config is not None else 1
+
+
 def check_kernel_sizes(config: TrainConfig, world_size: int) -> None:
-    """Raises ConfigError when a microbatch has more tokens than moe_impl's kernels can address."""
+    """Raises ConfigError when moe_impl's kernels cannot address all that a rank's experts may get of a microbatch."""
     raise_defects(_of_kernel_sizes(config, world_size))
 
 
@@ -82,13 +97,14 @@ def _of_kernel_sizes(config: TrainConfig, world_size: int) -> Iterator[Defect]:
     if config.model.ffn_config.moe_impl != "megablocks":
         return
     for key, n_rows in microbatch_rows(config, world_size).items():
-        sizes = {
-            key: n_rows,
-            "max_seq_len": config.max_seq_len,
-            "model.ffn_config.moe_top_k": config.model.ffn_config.moe_top_k,
-            "model.d_model": config.model.d_model,
-        }
-        if (product := math.prod(sizes.values())) >= MEGABLOCKS_LIMIT:
+        _, experts_a_token, d_model = routed = routed_sizes(config, n_rows)
+        sizes = {key: n_rows, "max_seq_len": config.max_seq_len}
+        if (degree := _expert_ranks(config)) > 1:
+            sizes |= {"fsdp_config.expert_parallel_degree": degree, "a token's experts on one rank": experts_a_token}
+        else:
+            sizes["model.ffn_config.moe_top_k"] = experts_a_token
+        sizes["model.d_model"] = d_model
+        if (product := math.prod(routed)) >= MEGABLOCKS_LIMIT:
             yield Defect(
                 "model.ffn_config.moe_impl",
                 "is megablocks, whose kernels compute addresses in 32 bits, but "

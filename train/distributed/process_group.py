@@ -5,7 +5,7 @@ Imports Composer late: `sharing_failures` is entered before anything slow.
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,7 @@ from torch.distributed import PrefixStore, is_initialized  # pyright: ignore[rep
 
 from data.base.console import node_logger
 from data.base.errors import ConfigError, Problems, note_shown_elsewhere
+from train.distributed.agreement import announce, check_agreement
 from train.distributed.failures import failure_of, is_shown, note_shown, share, shared
 from train.distributed.rank_store import address, connect, serves, why_not_served
 
@@ -58,13 +59,15 @@ def _share(error: Exception) -> None:
         note_shown_elsewhere(error)
 
 
-def initialize_dist(device: "Device", timeout: float) -> None:
+def initialize_dist(device: "Device", timeout: float, facts: Callable[[], Mapping[str, str]] = dict) -> None:
     """Composer's initialize_dist, which fails unless all ranks call it within the timeout. Here it counts from the
     last one's call. Before it ranks may prepare or download data, which may take any time if rank 0 does so in
-    sharing_failures: for its server a rank waits no longer than the timeout."""
+    sharing_failures: for its server a rank waits no longer than the timeout.
+
+    facts: returns what must be the same on all ranks (facts_of_start); raises ConfigError on all where it is not."""
     from composer.utils import dist
 
-    store = _wait_for_all(timeout) if _must_join() else None
+    store = _wait_for_all(timeout, facts()) if _must_join() else None
     dist.initialize_dist(device, timeout=timeout)
     del store  # torch has its own by now, of the same server
 
@@ -74,10 +77,10 @@ def _must_join() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1 and not is_initialized()
 
 
-def _wait_for_all(timeout: float) -> PrefixStore:
-    """Returns when every rank has called it."""
+def _wait_for_all(timeout: float, facts: Mapping[str, str]) -> PrefixStore:
+    """Returns when every rank has called it with the same facts."""
     host, port = address()
-    world_size = int(os.environ["WORLD_SIZE"])
+    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     if not serves():
         _wait_for_server(f"{host}:{port}", timeout)
     store = connect()
@@ -88,6 +91,7 @@ def _wait_for_all(timeout: float) -> PrefixStore:
         return store.check([_ALL_ARRIVED])
 
     try:
+        announce(store, facts, rank)
         if store.add(_ARRIVED, 1) == world_size:
             store.set(_ALL_ARRIVED, "")
         _poll(
@@ -97,6 +101,7 @@ def _wait_for_all(timeout: float) -> PrefixStore:
                 f"(rank 0 is at {host}:{port})"
             ),
         )
+        check_agreement(store, facts, rank, world_size)
     except RuntimeError:  # torch's DistNetworkError
         raise ConfigError(
             f"the connection to rank 0 at MASTER_ADDR:MASTER_PORT {host}:{port} is lost: see its output, it has ended"

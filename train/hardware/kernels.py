@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 
 from data.base.errors import ConfigError
-from train.config.ranks import microbatch_rows
+from train.config.ranks import microbatch_rows, routed_sizes
 from train.config.schema import TrainConfig
 from train.models.attention.layout import passed_over_attn_impls, resolve_attn_impl
 from train.models.config import ModelConfig
@@ -44,8 +44,7 @@ def choose_kernels(
     dtype and errors: see resolve_kernels.
     """
     model = config.model
-    rows = max(microbatch_rows(config, world_size).values())
-    shape = (rows * config.max_seq_len, model.ffn_config.moe_top_k, model.d_model)
+    shape = routed_sizes(config, max(microbatch_rows(config, world_size).values()))
     moe_impl, lines = resolve_kernels(model, device, dtype, shape, _OF_CONFIG)
     return replace(model, ffn_config=replace(model.ffn_config, moe_impl=moe_impl)), lines
 

@@ -76,7 +76,7 @@ def _of_fsdp(config: TrainConfig, fsdp: FSDPConfig, ranks: int, *, gpu: bool) ->
     counting = counting_forwards(config, ranks)
     for unit in units(config, gpu=gpu):
         dim = mesh.expert_shard if unit.experts else mesh.shard
-        again = number if unit.in_backward and fsdp.reshard_after_forward else 0
+        again = number if fsdp.reshard_after_forward and (unit.in_backward or unit.prefetched) else 0
         gathers = unit.copies * (number + again + counting)
         reduced = number * unit.copies * width * unit.trained_size(dim.size)
         sent["all-gather", dim] += gathers * _others(dim) * unit.gathered_bytes(dim.size)
@@ -87,7 +87,7 @@ def _of_fsdp(config: TrainConfig, fsdp: FSDPConfig, ranks: int, *, gpu: bool) ->
 
 def _of_experts(config: TrainConfig, fsdp: FSDPConfig, ranks: int, *, gpu: bool) -> _Sent:
     """Tokens and their routing weights go to their experts, results come back; gradients the other way. Block
-    checkpointing sends the tokens once more, and not the results."""
+    checkpointing does the forward exchange once more."""
     dim = meshes(fsdp, ranks).expert
     if dim.size == 1:
         return {}
@@ -97,7 +97,7 @@ def _of_experts(config: TrainConfig, fsdp: FSDPConfig, ranks: int, *, gpu: bool)
     rows, weights = width * assignments * model.d_model, width * assignments
     number, counting = microbatches(config, ranks), counting_forwards(config, ranks)
     there = rows + weights + number * _COUNT * ffn.moe_num_experts
-    recomputed = there if fsdp.activation_checkpointing in (True, "block") else 0
+    recomputed = there + rows if fsdp.activation_checkpointing in (True, "block") else 0
     reached, flows = _layers_in_backward(config)
     total = (2 if counting else 1) * model.n_layers * (there + rows)
     total += reached * (recomputed + rows) + flows * (rows + weights)

@@ -74,6 +74,9 @@ class Unit:
     parameters: tuple[Parameter, ...]
     in_backward: bool
     """Whether a gradient flows through it."""
+    prefetched: bool = False
+    """Whether it is gathered in backward nevertheless: FSDP2 fetches the unit that comes before the one that is
+    computed, and before the first that is reached too."""
 
     @property
     def of_block(self) -> bool:
@@ -120,33 +123,39 @@ def reduce_bytes(config: TrainConfig, *, gpu: bool) -> int:
 def units(config: TrainConfig, *, gpu: bool) -> list[Unit]:
     """The units of a model under FSDP2. Adapters and, under expert parallelism, experts are units within that of their
     block."""
-    trained = trained_names(config)
+    trained, shapes = trained_names(config), _shapes_by_place(config)
     first = first_trained_block(config, trained)
-    shapes = _shapes_by_place(config)
-    outer = {"embedding": first < 0, "root": True}
-    found = [
-        Unit(name=name, copies=1, parameters=_parameters(config, shapes[name], trained, gpu=gpu), in_backward=reached)
-        for name, reached in outer.items()
+    outer = [
+        Unit(
+            name=name,
+            copies=1,
+            parameters=_parameters(config, shapes[name], trained, gpu=gpu),
+            in_backward=reached,
+            prefetched=name == "embedding" and first == 0,
+        )
+        for name, reached in {"embedding": first < 0, "root": True}.items()
     ]
-    # Blocks differ in what is trained alone.
+    # Blocks differ in what is trained alone, and in whether backward reaches them.
     kinds = Counter(
-        (number >= first, frozenset(name for name in shapes["block"] if _in_block(number, name) in trained))
+        (
+            number >= first,
+            number == first - 1,
+            frozenset(name for name in shapes["block"] if _in_block(number, name) in trained),
+        )
         for number in range(config.model.n_layers)
     )
-    for (reached, of_block), copies in kinds.items():
-        by_unit: dict[str, dict[str, tuple[int, ...]]] = {}
-        for name, shape in shapes["block"].items():
-            by_unit.setdefault(_unit_of(name, divided=_expert_ranks(config) > 1), {})[name] = shape
-        found += [
-            Unit(
-                name=name,
-                copies=copies,
-                parameters=_parameters(config, its_shapes, of_block, gpu=gpu),
-                in_backward=reached,
-            )
-            for name, its_shapes in by_unit.items()
-        ]
-    return found
+    return outer + [
+        Unit(
+            name=name,
+            copies=copies,
+            parameters=_parameters(config, of_unit, of_kind, gpu=gpu),
+            in_backward=reached,
+            # Of the units of a block its own ends last.
+            prefetched=before_first and name == "block",
+        )
+        for (reached, before_first, of_kind), copies in kinds.items()
+        for name, of_unit in _by_unit(shapes["block"], divided=_expert_ranks(config) > 1).items()
+    ]
 
 
 def trained_shard_size(config: TrainConfig, ranks: int) -> int:
@@ -218,6 +227,13 @@ def _parameters(
             )
         )
     return tuple(found)
+
+
+def _by_unit(shapes: Mapping[str, tuple[int, ...]], *, divided: bool) -> dict[str, dict[str, tuple[int, ...]]]:
+    found: dict[str, dict[str, tuple[int, ...]]] = {}
+    for name, shape in shapes.items():
+        found.setdefault(_unit_of(name, divided=divided), {})[name] = shape
+    return found
 
 
 def _unit_of(name: str, *, divided: bool) -> str:

@@ -14,6 +14,7 @@ from composer.utils import dist, get_device
 
 from data.base.console import logger
 from data.base.errors import DataError, is_full
+from data.config.sections import join
 from train.callbacks.generate import build_generate
 from train.callbacks.hf_checkpointer import HFCheckpointer, build_hf_checkpointer
 from train.callbacks.remote_shards import RemoteShards
@@ -23,6 +24,7 @@ from train.checkpoint.owner import Owner
 from train.checkpoint.remote.mirror import Mirror
 from train.checkpoint.save_folder import furnish_save_folder
 from train.config.schema import TrainConfig
+from train.distributed.agreement import facts_of_start
 from train.distributed.first_rank import on_first_rank
 from train.distributed.process_group import initialize_dist, sharing_failures
 from train.hardware.device import Device, choose_device
@@ -76,7 +78,7 @@ def fit(
         warnings.filterwarnings("ignore", message=message)
     composer_device = get_device(device or choose_device(config.device))
     with sharing_failures():
-        inputs = _initialize(open_inputs(config) if inputs is None else inputs, config, composer_device)
+        inputs = initialize(open_inputs(config) if inputs is None else inputs, config, composer_device)
     supervision = Supervision(Events(inputs.folder), signals or StopSignals(), command)
     with watched(config.deadlines, inputs.folder, supervision.events) as sections:
         inputs = verify_end(config, inputs)
@@ -166,10 +168,12 @@ def _fit(
     return hf_checkpointer
 
 
-def _initialize(inputs: Inputs, config: TrainConfig, device: ComposerDevice) -> Inputs:
-    """Initializes the process group once all ranks have opened their inputs, and says what was found. All take rank 0's
-    name and checkpoint: a rank whose node has another disk may have found another checkpoint, or none."""
-    initialize_dist(device, config.dist_timeout)
+def initialize(inputs: Inputs, config: TrainConfig, device: ComposerDevice) -> Inputs:
+    """Initializes the process group once all ranks have opened their inputs and agree on what they run, and says what
+    was found. All take rank 0's name and checkpoint: a rank whose node has another disk may have found another
+    checkpoint, or none."""
+    facts = partial(facts_of_start, config, device.name, _fingerprints(inputs))
+    initialize_dist(device, config.dist_timeout, facts)
     chosen = [inputs.run_name, inputs.start]
     dist.broadcast_object_list(chosen, src=0)
     inputs = starting_from(inputs, config, *chosen)
@@ -178,6 +182,12 @@ def _initialize(inputs: Inputs, config: TrainConfig, device: ComposerDevice) -> 
     for line in describe(inputs, config):
         logger.info(line)
     return inputs
+
+
+def _fingerprints(inputs: Inputs) -> dict[str, str]:
+    """Loader, or its stream -> the fingerprint of the rows."""
+    loaders = {"train_loader": inputs.data.streams, "eval_loader": inputs.eval_streams or {}}
+    return {join(key, name): rows.fingerprint for key, streams in loaders.items() for name, rows in streams.items()}
 
 
 def _nothing_to_do(config: TrainConfig, inputs: Inputs) -> HFCheckpointer | None:

@@ -11,6 +11,7 @@ from composer.utils import dist
 
 from data.base.console import logger
 from data.base.errors import ConfigError, DataError
+from data.base.redaction import is_address
 from train.callbacks.checkpoint_saver import CheckpointSaver, Saving
 from train.checkpoint.owner import FLOCK, Owner, own
 from train.checkpoint.remote.folder import RemoteFolder, store_errors_named
@@ -39,7 +40,7 @@ def owned(config: TrainConfig, inputs: Inputs) -> Iterator[tuple[Owner | None, I
     those given, or start from a newer checkpoint, which a killed run had written whole but not given its name.
 
     Every rank has to call it. Raises ConfigError, on every rank, when another run owns the folder or has saved into it
-    since `inputs` were opened, and when there is no room for a checkpoint.
+    since `inputs` were opened, when not all nodes share the folder, and when there is no room for a checkpoint.
     """
     owners: list[Owner] = []
     with ExitStack() as stack:
@@ -59,6 +60,7 @@ def owned(config: TrainConfig, inputs: Inputs) -> Iterator[tuple[Owner | None, I
                     logger.info(f"autoresume: resuming from {chosen[0].path}")
 
             on_first_rank(take)
+            _check_shared(folder, _folder_key(config))
             dist.broadcast_object_list(chosen, src=0)
             inputs = starting_from(inputs, config, inputs.run_name, chosen[0])
             on_first_rank(partial(_prepare, folder, config, inputs))
@@ -169,7 +171,6 @@ def mirrored(config: TrainConfig, inputs: Inputs, signals: StopSignals) -> Itera
         senders[0] if senders else None, url=remote.url, local=local, stop_on_error=config.on_save_error == "stop"
     )
     try:
-        _check_shared(local)
         yield mirror
     except RunStopped as stop:
         try:
@@ -210,15 +211,25 @@ def _check_unchanged_there(remote: RemoteFolder, config: TrainConfig, inputs: In
         )
 
 
-def _check_shared(staging: Path) -> None:
-    marker = [staging / f"{PART}{uuid.uuid4().hex}"]
+def _folder_key(config: TrainConfig) -> str:
+    """The key that names the save folder on this machine."""
+    return "save_staging_folder" if is_address(config.save_folder or "") else "save_folder"
+
+
+def _check_shared(folder: Path, key: str) -> None:
+    """Else it would be found at the first save, or when a rank reads another node's part of a checkpoint."""
+    if dist.get_world_size() == 1:
+        return
+    marker = [folder / f"{PART}{uuid.uuid4().hex}"]
     dist.broadcast_object_list(marker, src=0)
     on_first_rank(marker[0].touch)
     seen = dist.all_gather_object(marker[0].exists())
     on_first_rank(marker[0].unlink)
     if not all(seen):
+        ranks = ", ".join(str(rank) for rank, there in enumerate(seen) if not there)
         raise ConfigError(
-            f"is {staging}, but not all nodes share it: name a folder that they share", key="save_staging_folder"
+            f"is {folder}, but ranks {ranks} do not see what rank 0 writes there: name a folder that all nodes share",
+            key=key,
         )
 
 

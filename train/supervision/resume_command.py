@@ -58,11 +58,21 @@ def _launcher(script: str) -> list[str]:
 
 def _usual_launcher() -> list[str]:
     if is_task_of_srun(os.environ):
-        return ["srun", "--ntasks", os.environ["WORLD_SIZE"], "python"]
+        return ["srun", *_options_of_srun(), "python"]
     n_ranks = os.environ.get("LOCAL_WORLD_SIZE", "1")
     if "TORCHELASTIC_RUN_ID" in os.environ:
         return ["torchrun", "--nproc_per_node", n_ranks]
     return ["composer", "-n", n_ranks]
+
+
+def _options_of_srun() -> list[str]:
+    """srun itself is no parent of its tasks, and its options are known by what Slurm has made of them."""
+    options = {
+        "--nodes": os.environ.get("SLURM_STEP_NUM_NODES"),
+        "--ntasks": os.environ["WORLD_SIZE"],
+        "--gpus-per-node": os.environ.get("SLURM_GPUS_PER_NODE"),
+    }
+    return [word for name, value in options.items() if value for word in (name, value)]
 
 
 def _name(program: str) -> str:

@@ -78,12 +78,7 @@ def look(remote: RemoteFolder, folder: Path, config: TrainConfig) -> Contents:
     _refuse_to_delete(config, remote.url)
     with store_errors_named("save_folder"):
         contents = remote.look()
-        if contents.committed and not (config.autoresume or config.save_overwrite):
-            raise ConfigError(
-                f"save_folder {remote.url} holds {len(contents.committed)} checkpoint(s), the newest "
-                f"{contents.committed[-1]}: write autoresume=true to go on from it, save_overwrite=true to delete "
-                "them, or another run_name"
-            )
+        _refuse_to_mix(config, remote.url, contents)
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory() as made:
             if (run := remote.store.read(RUN)) is not None:
@@ -103,6 +98,14 @@ def _refuse_to_delete(config: TrainConfig, url: str) -> None:
             f"is {config.load_path!r}, which save_overwrite would delete with the other checkpoints of {url}: write "
             "another run_name or save_folder",
             key="load_path",
+        )
+
+
+def _refuse_to_mix(config: TrainConfig, url: str, contents: Contents) -> None:
+    if contents.committed and not (config.autoresume or config.save_overwrite):
+        raise ConfigError(
+            f"save_folder {url} holds {len(contents.committed)} checkpoint(s), the newest {contents.committed[-1]}: "
+            "write autoresume=true to go on from it, save_overwrite=true to delete them, or another run_name"
         )
 
 
@@ -152,15 +155,18 @@ def load_path_of(config: TrainConfig) -> Path | None:
 @contextmanager
 def planned_folder(config: TrainConfig, run_name: str) -> Iterator[Path | None]:
     """Gives a folder with the checkpoint that a run would resume from: the save folder, or a temporary one that has of
-    a checkpoint in a store all but its tensors. Nothing that belongs to a run is changed."""
+    a checkpoint in a store all but its tensors. Nothing that belongs to a run is changed. Raises ConfigError as `look`.
+    """
     remote = open_save_folder(config, run_name)
     if remote is None:
         yield local_folder(config, run_name)
         return
+    _refuse_to_delete(config, remote.url)
     with tempfile.TemporaryDirectory() as made:
         folder = folder_for(remote.url, made)
         with store_errors_named("save_folder"):
             contents = remote.look()
+            _refuse_to_mix(config, remote.url, contents)
             for name in contents.committed[-1:]:
                 (folder / name).mkdir(parents=True)
                 remote.fetch(name, folder / name, contents, tensors=False)

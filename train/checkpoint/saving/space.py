@@ -70,7 +70,14 @@ def describe_space(config: TrainConfig, folder: Path, n_saves: int | None, *, wo
 
 
 def check_space(config: TrainConfig, folder: Path, n_saves: int | None, *, world_size: int | None = None) -> None:
-    """Raises ConfigError when not even one checkpoint fits, and logs a warning when those that will be kept do not.
+    """As refuse_space, and logs a warning when the checkpoints that will be kept do not fit."""
+    refuse_space(config, folder, world_size=world_size)
+    if (warning := space_warning(config, folder, n_saves, world_size=world_size)) is not None:
+        logger.warning(warning)
+
+
+def refuse_space(config: TrainConfig, folder: Path, *, world_size: int | None = None) -> None:
+    """Raises ConfigError when not even one checkpoint fits.
 
     Checkpoints that save_overwrite gives up count as free. Neither a quota nor what others write can be known here.
     """
@@ -91,14 +98,24 @@ def check_space(config: TrainConfig, folder: Path, n_saves: int | None, *, world
             "some, or name a folder on another disk",
             key="save_folder",
         )
+
+
+def space_warning(
+    config: TrainConfig, folder: Path, n_saves: int | None, *, world_size: int | None = None
+) -> str | None:
+    """That the checkpoints that will be kept do not fit, and what to do; None where they do, or nothing is known."""
+    free, most = _free(folder), _most(config, n_saves)
+    if free is None or most is None:
+        return None
     # Checkpoints of an earlier start of this run are among those that will be kept.
-    most, room = _most(config, n_saves), free + there
-    if most is not None and most * each > room:
-        logger.warning(
-            f"save_folder {folder} has room for {format_bytes(room, down=True)} of checkpoints, but they will take up "
-            f"to {format_bytes(most * each)} ({_kept(config, n_saves)}): free some, or keep fewer "
-            "(save_num_checkpoints_to_keep)"
-        )
+    room = free + sum(map(_bytes_of, checkpoints(folder)))
+    needed = most * checkpoint_bytes(config, _ranks(world_size))
+    if needed <= room:
+        return None
+    return (
+        f"save_folder {folder} has room for {format_bytes(room, down=True)} of checkpoints, but they will take up "
+        f"to {format_bytes(needed)} ({_kept(config, n_saves)}): free some, or keep fewer (save_num_checkpoints_to_keep)"
+    )
 
 
 def _kept(config: TrainConfig, n_saves: int | None) -> str:

@@ -17,12 +17,14 @@ from train.models.experts.assignment import Assignment
 from train.models.experts.grouped import grouped_glu
 
 RoutedShape = tuple[int, int, int]
-"""(tokens, experts a token, d_model)."""
+"""(tokens, experts a token, d_model). With expert parallelism each token that a rank receives has one expert."""
+Library = tuple[Any, Any]
+"""MegaBlocks' kernels and its grouped GEMM."""
 
 
 @functools.cache
-def _import() -> tuple[Any, Any] | str:
-    """MegaBlocks' kernels and its grouped GEMM, or why they cannot be had."""
+def _import() -> Library | str:
+    """What is installed, or why it cannot be had."""
     try:
         import megablocks.grouped_gemm_util as grouped_gemm  # pyright: ignore[reportMissingImports]
         from megablocks.backend import kernels  # pyright: ignore[reportMissingImports]
@@ -63,7 +65,7 @@ def why_not_megablocks(device: torch.device, dtype: torch.dtype | None, shape: R
         T, K, D = shape
         return (
             f"its kernels compute addresses in 32 bits, and {T:,} tokens x {K} experts a token x d_model {D:,} is "
-            f"{product:,}, which must be below 2**31 = {MEGABLOCKS_LIMIT:,}"
+            f"{product:,}, which must be below 2**31 = {MEGABLOCKS_LIMIT:,} (grouped_mm has no such limit)"
         )
     return None
 
@@ -75,8 +77,9 @@ def megablocks_experts(
 
 
 class MegaBlocks:
-    def __init__(self, assignment: Assignment) -> None:
-        imported = _import()
+    def __init__(self, assignment: Assignment, library: Library | None = None) -> None:
+        """library: None takes what is installed."""
+        imported = library or _import()
         assert not isinstance(imported, str), imported
         self.kernels, self.backend = imported
         self.order_A, self.top_k = assignment.order_A, assignment.slot_TK.shape[1]

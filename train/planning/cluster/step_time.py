@@ -3,8 +3,9 @@ them. Nothing of it is measured.
 
 A step is: GEMMs and attention at a share of the peak TFLOPs; everything else of the model at a share of the memory
 bandwidth; gathers and reductions of weights, which run beside the computation, as far as they outlast it; the exchange
-of tokens under expert parallelism, which nothing hides; the optimizer, bound by the memory. Not in it: the host,
-waiting for data, ranks that wait for slower ones, an uneven load of the experts, checkpoints and evaluations.
+of tokens under expert parallelism, which nothing hides; the optimizer, bound by the memory. Not in it: launches
+of kernels and latencies of collectives, which decide the time of small models; waiting for data, ranks that wait for
+slower ones, an uneven load of the experts, checkpoints and evaluations.
 """
 
 from collections.abc import Sequence

@@ -1,0 +1,84 @@
+"""What a launch compiles to for a GPU that need not be there: registers, spills and shared memory."""
+
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from scripts.dev.gate.addresses import narrow_products
+from scripts.dev.gate.launches import Launch
+
+KIB = 1024
+SHARED_LIMITS = {80: 163 * KIB, 90: 227 * KIB, 100: 227 * KIB}
+"""Bytes of shared memory that a block can have, by compute capability times ten: CUDA C++ Programming Guide, technical
+specifications per compute capability."""
+
+
+class Compiled(NamedTuple):
+    """For one compute capability."""
+
+    registers: int
+    """Of a thread."""
+    spilled: int
+    """Bytes of a thread that are in memory instead of registers: its stack, as Triton's own n_spills."""
+    shared: int
+    """Bytes of a block. Triton's kernels have them as dynamic shared memory alone."""
+    narrow: list[str]
+    """Products of a row's number that are computed in 32 bits."""
+
+    def defects(self, capability: int) -> list[str]:
+        """What a GPU of this capability would be slow with, or refuse."""
+        found = [f"spills {self.spilled} bytes a thread"] if self.spilled else []
+        if self.shared > (limit := SHARED_LIMITS[capability]):
+            found.append(f"needs {self.shared:,} bytes of shared memory a block, and sm_{capability} has {limit:,}")
+        return found
+
+
+def why_not_compiled() -> str | None:
+    """What stands in the way of compiling, or None."""
+    could_not = "the Triton kernels could not be compiled"
+    try:
+        import triton
+    except ImportError as error:
+        return (
+            f"{could_not}: {error}. Triton comes with torch's CUDA wheels, not with its CPU wheel: install such a "
+            "wheel, or Triton alone (uv pip install triton)"
+        )
+    missing = [name for name in ("ptxas", "cuobjdump") if not (_tools(triton) / name).is_file()]
+    if missing:
+        return f"{could_not}: Triton {triton.__version__} is installed without {' and '.join(missing)}"
+    return None
+
+
+def compile_launch(launch: Launch, capability: int) -> Compiled:
+    """Raises what Triton and ptxas raise."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    alignment = {(place,): [["tt.divisibility", 16]] for place in launch.aligned}
+    source = ASTSource(launch.function, launch.types, launch.constants, alignment)
+    # Fusion is the default of the versions we use; given, Triton does not warn that this will change.
+    options = {"enable_fp_fusion": True} | launch.options
+    made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    registers, spilled = _resources(_tools(triton) / "cuobjdump", made.asm["cubin"])
+    return Compiled(registers, spilled, made.metadata.shared, narrow_products(made.asm["ttir"]))
+
+
+def _tools(triton: Any) -> Path:
+    return Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+
+
+def _resources(cuobjdump: Path, cubin: bytes) -> tuple[int, int]:
+    """Registers, and bytes of stack and local memory. A driver would tell them once it has loaded the kernel."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [str(cuobjdump), "--dump-resource-usage", file.name]
+        shown = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", shown)
+    if found is None:
+        raise ValueError(f"cuobjdump shows no resource usage: {shown!r}")
+    registers, stack, local = map(int, found.groups())
+    return registers, stack + local

@@ -1,0 +1,200 @@
+"""How each Triton kernel is launched for DBRX: recorded while the code that launches it runs on the CPU.
+
+A kernel is replaced by a recorder, and the function that launches it is called with tensors of DBRX's widths. So the
+types, the constants and the tuned configurations are those of a run, and nothing has to be kept up to date here but
+which function to call.
+"""
+
+import ast
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+ROOT = Path(__file__).resolve().parents[3]
+GLU = "train/models/experts/glu_triton.py"
+MEGABLOCKS = "megablocks/backend/kernels.py"
+KERNELS = {GLU: {"_glu_kernel", "_glu_backward_kernel", "_combine_kernel"}, MEGABLOCKS: {"_padded_copy"}}
+"""The kernels that are checked, by file: all of ours, and those of MegaBlocks that we launch."""
+
+D_MODEL, FFN_HIDDEN_SIZE, EXPERTS, TOP_K = 6144, 10752, 16, 4
+_FEW, _MANY = 64, 2**31 // FFN_HIDDEN_SIZE + 1
+"""Tokens. Above 2**31 elements Triton passes their number in 64 bits, which is another compilation."""
+_TYPES = {torch.bfloat16: "bf16", torch.float32: "fp32", torch.int32: "i32", torch.int64: "i64"}
+
+
+class Launch(NamedTuple):
+    """What Triton compiles a kernel for."""
+
+    file: str
+    """Where the kernel is: a key of KERNELS."""
+    name: str
+    function: Any
+    """The triton.JITFunction."""
+    types: dict[str, str]
+    """Of each parameter, as in ASTSource: *bf16, i64, constexpr."""
+    constants: dict[str, Any]
+    aligned: tuple[int, ...]
+    """The parameters that are divisible by 16, as are all addresses of tensors."""
+    options: dict[str, int]
+    """num_warps and the like."""
+
+    @property
+    def variant(self) -> str:
+        """What tells launches of one kernel apart, without the dtype and what is tuned."""
+        tuned = ("BLOCK", "BLOCK_X", "NUM_COLUMNS")
+        parts = [f"{name}={value}" for name, value in self.constants.items() if name not in tuned and value is not None]
+        parts += [f"{name}: {kind}" for name, kind in self.types.items() if kind == "i64"]
+        return " ".join(parts)
+
+
+def kernels_in(path: Path) -> set[str]:
+    """Names of the functions that a file decorates with triton.jit, or with another name for it. Needs no Triton."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    jit = {"triton.jit", "jit"}
+    for node in ast.walk(tree):
+        value = getattr(node, "value", None)
+        if isinstance(node, ast.Assign | ast.AnnAssign) and value is not None and ast.unparse(value) == "triton.jit":
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            jit |= {ast.unparse(target) for target in targets}
+    return {
+        node.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef)
+        if any(ast.unparse(each).partition("(")[0] in jit for each in node.decorator_list)
+    }
+
+
+def kernels_of_packages() -> dict[str, set[str]]:
+    """All Triton kernels of this repository, by file."""
+    files = [path for folder in ("train", "data", "scripts") for path in sorted((ROOT / folder).rglob("*.py"))]
+    found = {path.relative_to(ROOT).as_posix(): kernels_in(path) for path in files if "triton" in path.read_text()}
+    return {file: kernels for file, kernels in found.items() if kernels}
+
+
+def megablocks_kernels() -> Path:
+    """MegaBlocks' file of kernels: of the installed package, or of the copy that the tests have.
+
+    Raises FileNotFoundError.
+    """
+    spec = importlib.util.find_spec("megablocks")
+    folders = [Path(place) for place in (spec.submodule_search_locations or ())] if spec is not None else []
+    files = [*(folder / "backend/kernels.py" for folder in folders), Path(sys.prefix) / "megablocks" / MEGABLOCKS]
+    for file in files:
+        if file.is_file():
+            return file
+    raise FileNotFoundError("MegaBlocks is not installed: run make .venv/megablocks or scripts/dev/build_megablocks.sh")
+
+
+def our_launches(dtype: torch.dtype) -> list[Launch]:
+    """Each way in which a step launches the kernels of glu_triton.py."""
+    module = importlib.import_module("train.models.experts.glu_triton")
+    with _recorded(module, GLU) as launches:
+        for tokens in (_FEW, _MANY):
+            h1, h2, act = (torch.empty(tokens, FFN_HIDDEN_SIZE, dtype=dtype, device="meta") for _ in range(3))
+            module.fused_glu(h1, h2, act)
+        weights = torch.empty(_FEW, dtype=dtype, device="meta")
+        h1, h2, act, dh2 = (torch.empty(_FEW, FFN_HIDDEN_SIZE, dtype=dtype, device="meta") for _ in range(4))
+        module.fused_glu_backward(act, h1, h2, weights, dh2, act, weights)
+        # With expert parallelism a received row has one expert.
+        for experts_a_token in (TOP_K, 1):
+            slots = torch.empty(_FEW // experts_a_token, experts_a_token, dtype=torch.int64, device="meta")
+            y = torch.empty(_FEW, D_MODEL, dtype=dtype, device="meta")
+            for weighted in (slots.to(dtype), None):
+                module.fused_combine(y, slots, weighted)
+    return launches
+
+
+def megablocks_launches(dtype: torch.dtype) -> list[Launch]:
+    """Each way in which our experts launch MegaBlocks' kernels, in each configuration that its autotuner tries.
+
+    Raises FileNotFoundError where MegaBlocks is not installed.
+    """
+    from train.models.experts.assignment import assign
+    from train.models.experts.megablocks import MegaBlocks
+
+    module = _loaded(megablocks_kernels())
+    with _recorded(module, MEGABLOCKS) as launches:
+        # With expert parallelism a received row has one expert.
+        for experts_a_token in (TOP_K, 1):
+            experts_TK = torch.arange(_FEW).remainder(EXPERTS).view(-1, experts_a_token)
+            grouped = MegaBlocks(assign(experts_TK, EXPERTS), library=(module, None))
+            y_AD = grouped.gather(torch.empty(len(experts_TK), D_MODEL, dtype=dtype))
+            for weights_TK in (torch.empty(experts_TK.shape, dtype=dtype), None):
+                grouped.combine(y_AD, weights_TK)
+    return launches
+
+
+def _loaded(file: Path) -> ModuleType:
+    """The file alone: its package imports compiled extensions."""
+    spec = importlib.util.spec_from_file_location("megablocks_kernels", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@contextmanager
+def _recorded(module: ModuleType, file: str) -> Iterator[list[Launch]]:
+    """Within, the kernels of this file compute nothing, and their launches are listed."""
+    launches: list[Launch] = []
+    real = {name: getattr(module, name) for name in sorted(KERNELS[file])}
+    for name, kernel in real.items():
+        setattr(module, name, _Recorder(file, name, kernel, launches))
+    try:
+        yield launches
+    finally:
+        for name, kernel in real.items():
+            setattr(module, name, kernel)
+
+
+class _Recorder:
+    """A kernel, launched as kernel[grid](...)."""
+
+    def __init__(self, file: str, name: str, kernel: Any, launches: list[Launch]) -> None:
+        self.file, self.name, self.launches = file, name, launches
+        # An autotuner has its configurations, and the kernel itself as fn.
+        self.configs = getattr(kernel, "configs", None)
+        self.function = kernel if self.configs is None else kernel.fn
+
+    def __getitem__(self, grid: Any) -> Callable[..., None]:
+        return self._record
+
+    def _record(self, *args: Any, **kwargs: Any) -> None:
+        given = dict(zip(self.function.arg_names, args, strict=False)) | kwargs
+        if self.configs is None:
+            self.launches.append(self._launch(given, {}))
+        for config in self.configs or ():
+            options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
+            self.launches.append(self._launch(given | config.kwargs, options))
+
+    def _launch(self, given: dict[str, Any], options: dict[str, int]) -> Launch:
+        types, constants, aligned = specialise(self.function, given)
+        return Launch(self.file, self.name, self.function, types, constants, aligned, options)
+
+
+def specialise(function: Any, given: dict[str, Any]) -> tuple[dict[str, str], dict[str, Any], tuple[int, ...]]:
+    """Types, constants and aligned parameters of a launch with these arguments, by the rules of JITFunction.run."""
+    types: dict[str, str] = {}
+    constants: dict[str, Any] = {}
+    aligned: list[int] = []
+    for place, parameter in enumerate(function.params):
+        value = given[parameter.name]
+        if parameter.is_constexpr or value is None:
+            types[parameter.name], constants[parameter.name] = "constexpr", value
+        elif isinstance(value, Tensor):
+            types[parameter.name] = f"*{_TYPES[value.dtype]}"
+            aligned.append(place)
+        else:
+            types[parameter.name] = "i32" if value < 2**31 else "i64"
+            if value % 16 == 0:
+                aligned.append(place)
+    return types, constants, tuple(aligned)

@@ -1,0 +1,62 @@
+"""What a GPU run was made with, and whether Triton can launch a kernel there."""
+
+import platform
+import shutil
+import sysconfig
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+_PACKAGES = ("transformers", "triton", "megablocks", "grouped_gemm", "flash_attn", "bitsandbytes", "mosaicml")
+_FIRST_LAUNCH = "Triton's first launch"
+
+
+def environment(device: torch.device) -> tuple[dict[str, str], str]:
+    """What is there, by name, and what makes our kernels impossible; empty where nothing does."""
+    compiler = next((path for name in ("cc", "gcc", "clang") if (path := shutil.which(name))), "none")
+    header = Path(sysconfig.get_path("include")) / "Python.h"
+    facts = {
+        "Python": platform.python_version(),
+        "torch": str(torch.__version__),
+        **{name: _version(name) for name in _PACKAGES},
+        # Triton compiles a launcher on a kernel's first use.
+        "C compiler": compiler,
+        "Python.h": str(header) if header.is_file() else f"missing: {header}",
+        **(_gpu() if device.type == "cuda" else {"device": "CPU"}),
+    }
+    why = _why_no_launch(device)
+    facts[_FIRST_LAUNCH] = why or "the GLU is as torch computes it"
+    return facts, f"{_FIRST_LAUNCH}: {why}" if why and device.type == "cuda" else ""
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _gpu() -> dict[str, str]:
+    properties = torch.cuda.get_device_properties(0)
+    return {
+        "device": properties.name,
+        "memory": f"{properties.total_memory / 1e9:.1f} GB",
+        "compute capability": f"{properties.major}.{properties.minor}",
+        "CUDA of torch": str(torch.version.cuda),
+    }
+
+
+def _why_no_launch(device: torch.device) -> str | None:
+    """What keeps Triton from launching a kernel of ours, or None."""
+    if device.type != "cuda":
+        return f"not tried on {device.type}"
+    h1, h2 = torch.randn(2, 3, 1300, device=device).unbind()
+    try:
+        from train.models.experts.glu_triton import fused_glu
+
+        fused_glu(h1, h2, act := torch.empty_like(h1))
+        difference = (act - torch.nn.functional.silu(h1) * h2).abs().max().item()
+    except Exception as error:  # whatever Triton, its driver or the compiler raise
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    return None if difference < 1e-5 else f"the GLU differs from torch's by {difference:.1e}"

@@ -1,0 +1,146 @@
+"""Do all ranks run the same? They compare config, source code, packages and rows through the store, before there is a
+process group: ranks that differ may not be able to form one.
+
+A rank that differs would train another model, or wait in a collective that the others do not call.
+"""
+
+import hashlib
+import json
+import platform
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import yaml
+from torch.distributed import Store  # pyright: ignore[reportPrivateImportUsage]
+
+from data.base.errors import ConfigError, note_shown_elsewhere, yaml_of
+from data.base.versions import versions
+from data.config.sections import join
+from train.config.redaction import masked_yaml
+from train.config.schema import TrainConfig
+
+_WHERE_DATA_LIES = ("hf_name", "hf_kwargs.data_dir", "hf_kwargs.data_files*", "local", "text")
+MAY_DIFFER = (
+    # A node's own disks: neither rows nor checkpoints depend on them.
+    "*_loader.dataset.cache_dir",
+    "*_loader.dataset.cache_limit",
+    "*_loader.dataset.max_prepare_bytes",
+    # Where data lies on a node: the rows themselves are compared.
+    *(f"*_loader.dataset.{place}{key}" for place in ("", "streams.*.") for key in _WHERE_DATA_LIES),
+    "tokenizer.kwargs.vocab_file",
+    # Its processors: the order of rows does not depend on them.
+    "*_loader.dataset.prepare_workers",
+    "*_loader.num_workers",
+    "*_loader.prefetch_factor",
+    "*_loader.persistent_workers",
+    "*_loader.pin_memory",
+)
+"""Patterns of keys that may differ between nodes. All others must be the same on every rank."""
+
+_ROOT = Path(__file__).resolve().parents[2]
+_MOST_GROUPS, _MOST_LINES, _LONGEST = 4, 20, 80
+"""Groups of ranks that are compared, differences that are listed, characters of a value that are shown."""
+_POLL_SECONDS, _COMPARED_SECONDS = 0.05, 10.0
+"""In which the other ranks find out what differs, before rank 0 ends and its store with it."""
+
+
+def facts_of_start(config: TrainConfig, device: str, fingerprints: Mapping[str, str]) -> dict[str, str]:
+    """What must be the same on all ranks: the keys of the config without secrets, the rows of each stream by their
+    fingerprints, the device's kind, versions of packages, and a hash of each source file."""
+    values = yaml.safe_load(masked_yaml(config))
+    facts = {key: yaml_of(value) for key, value in _flat(values) if not _may_differ(key)}
+    facts |= {f"rows of {name}": fingerprint for name, fingerprint in fingerprints.items()}
+    facts |= {f"version of {name}": version for name, version in versions().items()}
+    return facts | {"kind of device": device} | _source_files(_ROOT)
+
+
+def _may_differ(key: str) -> bool:
+    return any(fnmatchcase(key, pattern) for pattern in MAY_DIFFER)
+
+
+def announce(store: Store, facts: Mapping[str, str], rank: int) -> None:
+    """Before check_agreement: this rank's facts, as a digest."""
+    store.set(f"facts of rank {rank}", f"{_digest(facts)} {platform.node()}")
+
+
+def check_agreement(store: Store, facts: Mapping[str, str], rank: int, world_size: int) -> None:
+    """Raises ConfigError on every rank alike, for rank 0 to show, unless all have announced the same facts. Every rank
+    has to call it, once all have announced theirs.
+
+    The facts themselves, some 30 kB, are only exchanged where digests differ: by the first rank of each digest.
+    """
+    announced = store.multi_get([f"facts of rank {each}" for each in range(world_size)])  # pyright: ignore[reportAttributeAccessIssue]: torch's stubs lack it
+    digests, nodes = zip(*(text.decode().split(" ", 1) for text in announced), strict=True)
+    groups: dict[str, list[int]] = {}
+    for each, digest in enumerate(digests):
+        groups.setdefault(digest, []).append(each)
+    if len(groups) == 1:
+        return
+    if groups[digests[rank]][0] == rank:
+        store.set(f"facts {digests[rank]}", json.dumps(facts))
+    compared = list(groups)[:_MOST_GROUPS]
+    names = [_named(groups[digest], nodes) for digest in compared]
+    lines = list(_differences([json.loads(store.get(f"facts {digest}")) for digest in compared], names))
+    _wait_for_others(store, rank, world_size)
+    more = [f"and {len(lines) - _MOST_LINES} more"] if len(lines) > _MOST_LINES else []
+    fix = "start every node with the same command, source code, packages and data"
+    error = ConfigError("\n  ".join([f"the ranks do not run the same: {fix}", *lines[:_MOST_LINES], *more]))
+    if rank != 0:
+        note_shown_elsewhere(error)
+    raise error
+
+
+def _wait_for_others(store: Store, rank: int, world_size: int) -> None:
+    """Rank 0, until all have what they need of its store."""
+    compared, end = store.add("compared", 1), time.monotonic() + _COMPARED_SECONDS
+    while rank == 0 and compared < world_size and time.monotonic() < end:
+        time.sleep(_POLL_SECONDS)
+        compared = store.add("compared", 0)
+
+
+def _differences(facts: Sequence[Mapping[str, str]], names: Sequence[str]) -> Iterator[str]:
+    for key in dict.fromkeys(key for each in facts for key in each):
+        where: dict[str, list[str]] = {}
+        for each, name in zip(facts, names, strict=True):
+            where.setdefault(each.get(key, "absent"), []).append(name)
+        if len(where) > 1:
+            yield f"{key} is " + ", but ".join(f"{_cut(value)} on {' and '.join(on)}" for value, on in where.items())
+
+
+def _cut(value: str) -> str:
+    return value if len(value) <= _LONGEST else f"{value[:_LONGEST]}..."
+
+
+def _named(ranks: Sequence[int], nodes: Sequence[str]) -> str:
+    """`ranks 8-15 (gpu04)`."""
+    runs: list[list[int]] = []
+    for rank in ranks:
+        if runs and runs[-1][-1] == rank - 1:
+            runs[-1] = [runs[-1][0], rank]
+        else:
+            runs.append([rank])
+    numbers = ", ".join("-".join(map(str, run)) for run in runs)
+    hosts = list(dict.fromkeys(nodes[rank] for rank in ranks))
+    others = f" and {len(hosts) - 1} other nodes" if len(hosts) > 1 else ""
+    return f"rank{'s' if len(ranks) > 1 else ''} {numbers} ({hosts[0]}{others})"
+
+
+def _flat(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(node, dict) and node:
+        for name, value in node.items():
+            yield from _flat(value, join(key, name))
+    else:
+        yield key, node
+
+
+def _source_files(root: Path) -> dict[str, str]:
+    """Path -> hash, of the files of train and data."""
+    paths = sorted(path for package in ("train", "data") for path in (root / package).rglob("*.py"))
+    return {path.relative_to(root).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()[:12] for path in paths}
+
+
+def _digest(facts: Mapping[str, str]) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

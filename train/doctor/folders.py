@@ -1,0 +1,124 @@
+"""The folders that a run writes to: their speed, the room in them, and whether locks work there.
+
+What is written lies in a folder, or in the nearest one above it that exists, and is gone at the end.
+"""
+
+import fcntl
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from data.base.sizes import format_bytes
+from train.checkpoint.save_folder import existing_parent
+from train.checkpoint.saving.space import checkpoint_bytes, refuse_space, space_warning
+from train.config.schema import TrainConfig
+from train.doctor.check import Check, slow_if
+
+_BYTES, _CHUNK = 64 * 2**20, 4 * 2**20
+_SLOW_MB_S = 100.0
+"""10^6 bytes a second, below which a disk or network drive is slow: a hard disk of today has more."""
+_LEAST_FREE = 2**30
+_LOCK_SECONDS = 30
+_OTHER_PROCESS = """\
+import fcntl, sys
+try:
+    fcntl.flock(open(sys.argv[1], "a"), fcntl.LOCK_EX | fcntl.LOCK_NB)
+except BlockingIOError:
+    sys.exit(3)
+"""
+"""Exits with 3 where another process holds the lock."""
+_HELD = 3
+
+
+class Folder(NamedTuple):
+    key: str
+    """What of a config names it."""
+    path: Path
+
+
+def check_speed(folder: Folder) -> Iterator[Check]:
+    """Written with fsync, then read with the page cache dropped. Raises OSError."""
+    part = os.urandom(_CHUNK)
+    with tempfile.TemporaryFile(dir=existing_parent(folder.path), buffering=0) as file:
+        start = time.perf_counter()
+        for _ in range(_BYTES // _CHUNK):
+            file.write(part)
+        os.fsync(file.fileno())
+        written = time.perf_counter()
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        file.seek(0)
+        begun = time.perf_counter()
+        while file.read(_CHUNK):
+            pass
+        seconds = written - start, time.perf_counter() - begun
+    speeds = _BYTES / 1e6 / seconds[0], _BYTES / 1e6 / seconds[1]
+    fix = "name a folder on a faster disk, or do without other users of this one"
+    found = f"{format_bytes(_BYTES)} written and synced at {{}} MB/s, read at {{}} MB/s"
+    check = Check(name=f"{folder.key}: speed", status="ok", found=found, numbers=speeds, fix=fix)
+    yield slow_if(min(speeds) < _SLOW_MB_S, check)
+
+
+def check_free(folder: Folder) -> Iterator[Check]:
+    """Where nothing is known of what will be written. Raises OSError."""
+    usage = shutil.disk_usage(existing_parent(folder.path))
+    if not usage.total:
+        yield Check(name=f"{folder.key}: space", status="ok", found="the file system does not say")
+        return
+    full = usage.free < _LEAST_FREE
+    yield Check(
+        name=f"{folder.key}: space",
+        status="wrong" if full else "ok",
+        found=f"{{}}gb free of {format_bytes(usage.total)}",
+        numbers=(usage.free / 2**30,),
+        fix="free some, or name a folder on another disk" if full else "",
+    )
+
+
+def check_checkpoints(config: TrainConfig, folder: Path, world_size: int) -> Iterator[Check]:
+    """Room for checkpoints. Raises ConfigError when not even one fits."""
+    refuse_space(config, folder, world_size=world_size)
+    too_small = space_warning(config, folder, None, world_size=world_size) is not None
+    found = f"a checkpoint takes {format_bytes(checkpoint_bytes(config, world_size))}, {{}}gb are free"
+    check = Check(
+        name="save_folder: space",
+        status="ok",
+        found=f"{found}, which is less than all that will be kept" if too_small else found,
+        numbers=(shutil.disk_usage(existing_parent(folder)).free / 2**30,),
+        fix="free some, or keep fewer (save_num_checkpoints_to_keep)",
+    )
+    yield slow_if(too_small, check)
+
+
+def check_lock(folder: Folder) -> Iterator[Check]:
+    """A lock that this process holds must keep another one out, and one that it gives up must not. Raises OSError."""
+    name = f"{folder.key}: locks"
+    with tempfile.NamedTemporaryFile(dir=existing_parent(folder.path), prefix=".doctor-") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        held = _other_process(file.name)
+        fcntl.flock(file, fcntl.LOCK_UN)
+        free = _other_process(file.name)
+    if (held, free) == (_HELD, 0):
+        yield Check(name=name, status="ok", found="flock keeps processes of this node apart")
+        return
+    found = (
+        "a process gets a lock that another one holds"
+        if held == 0
+        else f"flock fails in another process (exit codes {held}, {free})"
+    )
+    yield Check(name=name, status="wrong", found=found, fix=f"{LOCK_FIX}, or name a folder on a local disk")
+
+
+LOCK_FIX = "mount the file system with locks (Lustre: -o flock; NFS: without nolock and local_lock)"
+
+
+def _other_process(file: str) -> int:
+    # -I and -S: without site-packages it starts in 20 ms.
+    command = [sys.executable, "-I", "-S", "-c", _OTHER_PROCESS, file]
+    return subprocess.run(command, capture_output=True, timeout=_LOCK_SECONDS, check=False).returncode

@@ -1,0 +1,211 @@
+"""The ranks that a launcher has started: who has come, whose clock is off, and which folders their nodes share.
+
+They talk through the launcher's store (train/distributed/rank_store.py), so that a rank that is missing can be named in
+place of being waited for.
+"""
+
+import fcntl
+import json
+import os
+import socket
+import statistics
+import tempfile
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from data.base.errors import ConfigError
+from train.checkpoint.save_folder import existing_parent
+from train.doctor.check import Check
+from train.doctor.folders import LOCK_FIX, Folder
+
+_POLL_SECONDS, _SLOWEST_POLL_SECONDS = 0.02, 0.5
+_CONNECT_SECONDS = 30.0
+"""In which rank 0 on a busy node serves the store."""
+_PATIENCE = 3600.0
+"""Seconds for rank 0, whose own waits end and whose loss is noticed at once."""
+_SHOWN = 16
+"""Ranks that a message names."""
+_ROUNDS = 5
+_MOST_SKEW = 1.0
+"""Seconds. No run compares clocks; logs of nodes can be read side by side, and object stores refuse minutes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """A rank among the others, by the launcher's variables."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    host: str = field(default_factory=socket.gethostname)
+
+    @property
+    def is_first_of_node(self) -> bool:
+        return self.local_rank == 0
+
+
+def place_of(environment: Mapping[str, str]) -> Place:
+    """Of one without a launcher: rank 0 of 1."""
+    rank, world_size, local = (int(environment.get(name, default)) for name, default in _VARIABLES)
+    return Place(rank=rank, world_size=world_size, local_rank=local)
+
+
+_VARIABLES = (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))
+
+
+class Meeting:
+    """What ranks say to one another: rank 0 hears all, and the others hear it."""
+
+    def __init__(self, place: Place, seconds: float) -> None:
+        """seconds: for rank 0 to be reached, at least. Raises ConfigError when it is not."""
+        self.place, self.store = place, None
+        self._own: dict[str, Any] = {}
+        if place.world_size > 1:
+            from torch.distributed import PrefixStore  # pyright: ignore[reportPrivateImportUsage]
+
+            from train.distributed.rank_store import connect
+
+            self.store = PrefixStore("doctor", connect(max(seconds, _CONNECT_SECONDS)))
+
+    def say(self, subject: str, value: Any) -> None:
+        """value: as JSON has it."""
+        self._own[subject] = value
+        if self.store is not None:
+            self.store.set(f"{subject}/{self.place.rank}", json.dumps(value))
+
+    def hear(self, subject: str, ranks: Collection[int], seconds: float) -> dict[int, Any]:
+        """What these ranks have said, without those that have not within the seconds."""
+        if self.store is None:
+            return {0: self._own[subject]}
+        keys, end, pause = [f"{subject}/{rank}" for rank in ranks], time.monotonic() + seconds, _POLL_SECONDS
+        try:
+            while not self.store.check(keys) and time.monotonic() < end:
+                time.sleep(pause)
+                pause = min(1.2 * pause, _SLOWEST_POLL_SECONDS)
+            there = [rank for rank, key in zip(ranks, keys, strict=True) if self.store.check([key])]
+            return {rank: json.loads(self.store.get(f"{subject}/{rank}")) for rank in there}
+        except RuntimeError:  # torch's DistNetworkError
+            raise ConfigError("the connection to rank 0 is lost: see its output, it has ended") from None
+
+    def gather(self, subject: str, value: Any, ranks: Collection[int], seconds: float) -> dict[int, Any]:
+        """What these ranks have said, as rank 0 has heard it within the seconds: the same on each rank. Raises
+        ConfigError where rank 0 does not say it."""
+        self.say(subject, value)
+        if self.place.rank == 0:
+            heard = self.hear(subject, ranks, seconds)
+            self.say(f"all {subject}", sorted(heard.items()))
+            return heard
+        answer = self.hear(f"all {subject}", [0], _PATIENCE)
+        if not answer:
+            raise ConfigError(f"rank 0 has not answered within {_PATIENCE:g} s: see its output")
+        return dict(answer[0])
+
+
+def check_ranks(came: Collection[int], answered: Collection[int], world_size: int) -> Check:
+    """Those that have come, and that have answered after their checks."""
+    absent, silent = sorted(set(range(world_size)) - set(came)), sorted(set(came) - set(answered))
+    if absent:
+        found = f"{len(absent)} of {world_size} have not come: {_listed(absent)}"
+        fix = "see what their nodes print; a firewall, or a host name that stands for 127.0.0.1, keeps nodes apart"
+        return Check(name="ranks", status="wrong", found=found, fix=fix)
+    if silent:
+        found = f"{len(silent)} of {world_size} have come, but not answered: {_listed(silent)}"
+        return Check(name="ranks", status="wrong", found=found, fix="see what they print: they have ended, or hang")
+    if world_size == 1:
+        fix = "start the doctor with the launcher of the run, which also checks the links between ranks"
+        return Check(name="ranks", status="not here", found="1 rank", fix=fix)
+    return Check(name="ranks", status="ok", found=f"all {world_size} have come")
+
+
+def _listed(ranks: Sequence[int]) -> str:
+    more = len(ranks) - _SHOWN
+    return ", ".join(map(str, ranks[:_SHOWN])) + (f" and {more} more" if more > 0 else "")
+
+
+def check_clocks(hosts: Mapping[int, str]) -> Iterator[Check]:
+    """How far the clocks of nodes are from rank 0's. A collective: they are read when all ranks leave an all-reduce."""
+    import torch
+    import torch.distributed as dist
+
+    rounds: list[list[float]] = []
+    for _ in range(_ROUNDS):
+        dist.all_reduce(torch.zeros(1))
+        now = torch.tensor([time.time()], dtype=torch.float64)
+        of_ranks = [torch.empty_like(now) for _ in hosts]
+        dist.all_gather(of_ranks, now)
+        rounds.append([(each - of_ranks[0]).item() for each in of_ranks])
+    skews = [statistics.median(column) for column in zip(*rounds, strict=True)]
+    off = sorted({hosts[rank] for rank, skew in enumerate(skews) if abs(skew) > _MOST_SKEW})
+    worst = max(skews, key=abs)
+    yield Check(
+        name="clocks",
+        status="wrong" if off else "ok",
+        found=f"at most {1000 * abs(worst):,.1f} ms from rank 0's" + (f": {', '.join(off)}" if off else ""),
+        fix="synchronize the clocks of the nodes (chrony, or another NTP client)" if off else "",
+    )
+
+
+def check_shared(
+    meeting: Meeting, first_ranks: Sequence[int], folders: Sequence[Folder], seconds: float
+) -> Iterator[Check]:
+    """Whether the nodes see one another's files in a folder and keep locks there. For the first rank of each node;
+    rank 0 yields. It holds locks on files that the others look for."""
+    others = [rank for rank in first_ranks if rank != 0]
+    if meeting.place.rank != 0:
+        (files,) = meeting.hear("files", [0], seconds).values() or ([],)
+        meeting.say("seen", [_seen(Path(file)) for file in files])
+        return
+    with ExitStack() as stack:
+        files = []
+        for folder in folders:
+            file = stack.enter_context(tempfile.NamedTemporaryFile(dir=existing_parent(folder.path), prefix=".doctor-"))
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            files.append(str(Path(file.name).absolute()))
+        meeting.say("files", files)
+        seen = meeting.hear("seen", others, seconds)
+    for number, folder in enumerate(folders):
+        answers = [answer[number] for answer in seen.values()]
+        yield _shared(folder, answers, len(others))
+
+
+_ABSENT, _KEPT_OUT, _LET_IN, _NO_LOCKS = "absent", "kept out", "let in", "no locks"
+
+
+def _seen(file: Path) -> str:
+    """Without making it where it is not: that would leave it behind."""
+    try:
+        number = os.open(file, os.O_RDWR)
+    except OSError:
+        return _ABSENT
+    with os.fdopen(number, "r+b") as opened:
+        try:
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return _KEPT_OUT
+        except OSError:
+            return _NO_LOCKS
+    return _LET_IN
+
+
+def _shared(folder: Folder, answers: list[str], n_others: int) -> Check:
+    name, absent = f"{folder.key}: nodes", answers.count(_ABSENT)
+    is_cache = folder.key.startswith("cache_dir")
+    if len(answers) < n_others:
+        return Check(name=name, status="wrong", found="not all nodes have answered", fix="see what they print")
+    if absent and not is_cache:
+        found, fix = (
+            f"{absent} of {n_others} other nodes do not see",
+            "name a folder on a file system that all nodes share",
+        )
+        return Check(name=name, status="wrong", found=f"{found} a file that rank 0 has made in it", fix=fix)
+    if absent:
+        return Check(name=name, status="ok", found=f"{absent} of {n_others} other nodes have one of their own")
+    if is_cache and set(answers) != {_KEPT_OUT}:
+        defect = "a node gets a lock that another one holds" if _LET_IN in answers else "without locks"
+        fix = f"{LOCK_FIX}, or give each node a cache_dir on a disk of its own"
+        return Check(name=name, status="wrong", found=f"shared, but {defect}", fix=fix)
+    return Check(name=name, status="ok", found="shared by all nodes")
