@@ -1,5 +1,6 @@
 """Says what a run will need, before it is started, from its config alone: parameters, FLOPs, memory, traffic, space for
-checkpoints; with --gpu predicted times, with --search faster settings, with --data the plan of its rows."""
+checkpoints; with --gpu predicted times, with --search faster settings, with --simulate memory and traffic of the real
+code, with --data the plan of its rows."""
 
 import sys
 from pathlib import Path
@@ -43,6 +44,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--gpus", type=int, help="GPUs, and so ranks, of a node (default: 8 with --gpu, else 1)")
     parser.add_argument("--gpu", help="their kind, such as h100, or a YAML file that describes it: predicts times")
     parser.add_argument("--search", action="store_true", help="with --gpu: look for faster settings that fit")
+    parser.add_argument("--simulate", action="store_true", help="run a rank's step on tensors without data, as on GPUs")
     parser.add_argument("--data", action="store_true", help="prepare the data if need be, and show streams and stages")
     parser.add_argument("--png", type=Path, help="with --data: where the picture of the mix goes (default: plan.png)")
     return parser.parse_intermixed_args(argv)
@@ -73,6 +75,12 @@ def _plan(args: argparse.Namespace) -> None:
         _print(checkpoints_line(config, folder, cluster.ranks, clock))
     _print(export_line(config), *search_tables(config, cluster, always=args.search))
     check_fit(config, cluster)
+    if args.simulate:
+        # Here, because it imports torch and Composer.
+        from train.simulation.simulate import simulate
+        from train.simulation.tables import simulation_tables
+
+        _print(*simulation_tables(config, simulate(config, cluster.ranks)))
 
 
 def _data(config: "TrainConfig", folder: Path | None, picture: Path) -> "Clock":

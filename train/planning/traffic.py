@@ -87,7 +87,7 @@ def _of_fsdp(config: TrainConfig, fsdp: FSDPConfig, ranks: int, *, gpu: bool) ->
 
 def _of_experts(config: TrainConfig, fsdp: FSDPConfig, ranks: int, *, gpu: bool) -> _Sent:
     """Tokens and their routing weights go to their experts, results come back; gradients the other way. Block
-    checkpointing does the forward exchange once more."""
+    checkpointing sends the tokens once more, but not the results."""
     dim = meshes(fsdp, ranks).expert
     if dim.size == 1:
         return {}
@@ -97,7 +97,7 @@ def _of_experts(config: TrainConfig, fsdp: FSDPConfig, ranks: int, *, gpu: bool)
     rows, weights = width * assignments * model.d_model, width * assignments
     number, counting = microbatches(config, ranks), counting_forwards(config, ranks)
     there = rows + weights + number * _COUNT * ffn.moe_num_experts
-    recomputed = there + rows if fsdp.activation_checkpointing in (True, "block") else 0
+    recomputed = there if fsdp.activation_checkpointing in (True, "block") else 0
     reached, flows = _layers_in_backward(config)
     total = (2 if counting else 1) * model.n_layers * (there + rows)
     total += reached * (recomputed + rows) + flows * (rows + weights)

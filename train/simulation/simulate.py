@@ -40,7 +40,7 @@ class Simulation:
     traffic: Counter[Traffic]
     """Bytes that the rank sends in the second step."""
     flops: int
-    """Of the rank in the second step, what is recomputed among them."""
+    """Of the GEMMs and attention of the rank in the second step, those that are recomputed among them."""
     tokens: int
     """Of the rank in a step."""
 
@@ -143,7 +143,7 @@ def _step(
             loss = model.loss(outputs, part)["total"]
         with storages.phase(f"backward{of}", "activations"):
             loss.backward()
-        # As callbacks.ReleaseGraph does.
+        # As StepCheck does.
         del outputs, loss
     with storages.phase("optimizer", "optimizer"):
         _clip(config, params)

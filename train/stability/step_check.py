@@ -63,6 +63,13 @@ class StepCheck(Callback):
     def after_loss(self, state: State, logger: Logger) -> None:
         self._measurement.add(state)
 
+    def after_backward(self, state: State, logger: Logger) -> None:
+        # Composer keeps both until the next forward pass is over, and they keep the graph: with activation checkpointing
+        # the input of every block.
+        assert isinstance(state.loss, dict)
+        state.outputs = torch.Tensor()
+        state.loss = {name: loss.detach() for name, loss in state.loss.items()}
+
     def after_train_batch(self, state: State, logger: Logger) -> None:
         params = [param for _, param in self._params]
         values = self._measurement.reduce(params)

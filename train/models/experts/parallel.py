@@ -113,11 +113,11 @@ class _Combine(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, y_AD: Tensor, token_A: Tensor, slot_TK: Tensor) -> Tensor:
-        ctx.save_for_backward(token_A)
+        # Not saved: a block that is computed again would go on to here, and send all results once more.
+        ctx.token_A = token_A
         return combine(y_AD, slot_TK, None)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        (token_A,) = ctx.saved_tensors
-        return grad_outputs[0].index_select(0, token_A), None, None
+        return grad_outputs[0].index_select(0, ctx.token_A), None, None

@@ -1,0 +1,60 @@
+"""A simulation as tables for the console."""
+
+from collections.abc import Iterator
+
+from rich.console import RenderableType
+from rich.table import Table
+
+from data.base.sizes import format_bytes
+from train.config.schema import TrainConfig
+from train.simulation.simulate import Simulation
+
+
+def simulation_tables(config: TrainConfig, simulation: Simulation) -> Iterator[RenderableType]:
+    yield _phases(simulation)
+    yield _peak(simulation)
+    if simulation.traffic:
+        yield _traffic(simulation)
+    tokens = simulation.tokens
+    yield (
+        f"{simulation.flops / 1e12:,.1f} TFLOPs of a rank in a step of {tokens:,} tokens, "
+        f"{simulation.flops / tokens / 1e9:,.2f} GFLOPs a token; experts: {simulation.moe_impl}"
+        f"{', routing is even' if config.model.ffn_config.moe_num_experts > 1 else ''}"
+    )
+
+
+def _table(title: str, first: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", title_style="")
+    table.add_column(first)
+    for column in columns:
+        table.add_column(column, justify="right")
+    return table
+
+
+def _phases(simulation: Simulation) -> Table:
+    title = f"simulated memory of rank 0 of {simulation.ranks:,}, in its second step"
+    table = _table(title, "phase", "alive at its end", "peak")
+    for phase in simulation.phases:
+        table.add_row(phase.name, format_bytes(phase.alive), format_bytes(phase.peak))
+    return table
+
+
+def _peak(simulation: Simulation) -> Table:
+    peak = simulation.peak
+    table = _table(f"at the peak, in {peak.name}", "part", "alive")
+    for part, n_bytes in sorted(peak.parts.items(), key=lambda item: -item[1]):
+        if n_bytes:
+            table.add_row(part, format_bytes(n_bytes))
+    table.add_section()
+    table.add_row("all", format_bytes(peak.peak))
+    return table
+
+
+def _traffic(simulation: Simulation) -> Table:
+    table = _table("simulated traffic: GB (10^9 bytes) that rank 0 sends in a step", "kind", "over", "GB")
+    found = sorted(simulation.traffic.items(), key=lambda item: -item[1])
+    for (kind, dimension), n_bytes in found:
+        table.add_row(kind, dimension, f"{n_bytes / 1e9:,.3g}")
+    table.add_section()
+    table.add_row("all", "", f"{sum(n_bytes for _, n_bytes in found) / 1e9:,.4g}")
+    return table
