@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from data.mds.row import IGNORED
 from train.models.attention import layout as layout_module
-from train.models.attention.attention import Attention, gradient_bound, _ClipAndRotate
+from train.models.attention.attention import Attention, _ClipAndRotate, gradient_bound
 from train.models.attention.backends import BACKENDS, FlashBackend, FlexBackend, make_flash_backend
 from train.models.attention.blocks import Block, _mask, make_blocks_backend
 from train.models.attention.layout import Layout, find_documents, make_layout, resolve_attn_impl

@@ -106,7 +106,9 @@ def block_bytes(config: TrainConfig, tokens: int, *, gpu: bool) -> BlockBytes:
     without = open_ - hidden
     moments = [
         # Hidden vectors, the gradients of three, the gathered gradient of the result.
-        Moment(n_bytes=without + 2 * KF + max(3 * KF, KF + opened, opening) + KD + gradient + again, expert_gradients=1),
+        Moment(
+            n_bytes=without + 2 * KF + max(3 * KF, KF + opened, opening) + KD + gradient + again, expert_gradients=1
+        ),
         # Gradients of the hidden vectors; tokens gathered again, and the gradients of two.
         Moment(
             n_bytes=without

@@ -1,13 +1,12 @@
 """Builds a rank's model without data and takes two steps with it: the second has what the optimizer keeps."""
 
-import itertools
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from data.base.errors import ConfigError
@@ -24,7 +23,7 @@ from train.models.precision import computed, on_device
 from train.optim.optimizers import build_optimizer
 from train.simulation.collectives import Traffic
 from train.simulation.fake_ranks import fake_ranks
-from train.simulation.operations import FollowedOperations, SimulatedOperations
+from train.simulation.operations import SimulatedOperations
 from train.simulation.storages import Phase, Storages, resizes_noted
 
 
@@ -91,9 +90,7 @@ def check(config: TrainConfig, ranks: int) -> None:
     if config.fsdp_config is None and ranks > 1:
         raise ConfigError(f"is null, but only 1 rank is simulated without FSDP, not {ranks}", key="fsdp_config")
     if config.fsdp_config is not None and config.fsdp_config.activation_cpu_offload:
-        raise ConfigError(
-            "is true, but memory of the host is not simulated", key="fsdp_config.activation_cpu_offload"
-        )
+        raise ConfigError("is true, but memory of the host is not simulated", key="fsdp_config.activation_cpu_offload")
 
 
 def _kernels(model: ModelConfig, precision: str, *, gpu: bool) -> ModelConfig:
@@ -105,9 +102,7 @@ def _kernels(model: ModelConfig, precision: str, *, gpu: bool) -> ModelConfig:
     dtype = torch.bfloat16 if computed(precision) == "bf16" else torch.float32
     if moe_impl != "torch":
         moe_impl = "torch" if why_not_grouped_mm(torch.device("cpu"), dtype) else "grouped_mm"
-    return replace(
-        model, ffn_config=replace(ffn, moe_impl=moe_impl), attn_config=replace(attn, attn_impl="sdpa")
-    )
+    return replace(model, ffn_config=replace(ffn, moe_impl=moe_impl), attn_config=replace(attn, attn_impl="sdpa"))
 
 
 def _learn_constants(config: TrainConfig, precision: str) -> None:

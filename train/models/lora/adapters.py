@@ -19,8 +19,8 @@ from train.models.dbrx import DbrxForCausalLM
 from train.models.experts.experts import ExpertsMLP
 from train.models.experts.grouped import Grouped
 from train.models.init import draw_blocks
-from train.models.lora.linear import Linear
 from train.models.lora.experts import Options, Pair, lora_glu
+from train.models.lora.linear import Linear
 from train.models.lora.nf4 import unpack
 from train.models.shapes import adapted_experts, pair_shapes
 
