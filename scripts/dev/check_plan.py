@@ -37,7 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for number, (overrides, ranks) in enumerate(draw(args.seed, args.draws)):
         rows.append(compare(overrides, ranks))
         print(f"{number + 1} of {args.draws}: {rows[-1]['difference']:+.2%}", file=sys.stderr)
-    table = Table(title=f"seed {args.seed}: peak of a rank, planned without the reserve, and simulated", title_justify="left")
+    print(f"seed {args.seed}: peak of a rank, planned without the reserve, and simulated")
+    table = Table()
     for column in ("configuration", "ranks", "planned GB", "simulated GB", "difference", "peak in", "traffic", "FLOPs"):
         table.add_column(column, justify="left" if column in ("configuration", "peak in") else "right")
     for row in rows:

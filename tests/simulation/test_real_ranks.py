@@ -11,6 +11,7 @@ from composer.core import Callback, State
 from composer.devices import DeviceCPU
 from composer.loggers import Logger
 from composer.utils import dist
+from torch.utils._pytree import tree_map
 
 from data.base.durations import Clock
 from data.loading.loader import train_loader
@@ -23,7 +24,7 @@ from train.config.schema import TrainConfig
 from train.distributed.build_model import build_model
 from train.optim.optimizers import build_optimizer
 from train.run.trainer import build_trainer
-from train.simulation.collectives import Traffic
+from train.simulation.collectives import Traffic, answer
 from train.simulation.operations import FollowedOperations
 from train.simulation.simulate import simulate
 from train.simulation.storages import Phase, Storages, resizes_noted
@@ -33,8 +34,8 @@ from train.supervision.events import Events
 # Every token goes to every expert: real routers are not even, but so their choice does not matter.
 COMMON = (
     "max_seq_len=32",
-    "model={preset: tiny, d_model: 128, n_layers: 3, vocab_size: 512, "
-    "ffn_config: {ffn_hidden_size: 96, moe_num_experts: 4, moe_top_k: 4, moe_impl: grouped_mm}}",
+    "model={preset: tiny, d_model: 128, n_layers: 3, vocab_size: 512}",
+    "model.ffn_config={ffn_hidden_size: 96, moe_num_experts: 4, moe_top_k: 4, moe_impl: grouped_mm}",
     "algorithms={gradient_clipping: {clipping_type: norm, clipping_threshold: 1.0}}",
     "global_train_batch_size=8",
     "device_train_microbatch_size=2",
@@ -42,7 +43,7 @@ COMMON = (
 CASES = {
     "ep1": ("fsdp_config={activation_checkpointing: block}", "optimizer.name=decoupled_lionw"),
     "ep2": ("fsdp_config={expert_parallel_degree: 2, activation_checkpointing: selective}",),
-    "LoRA": ("fsdp_config={}", "lora={r: 4, alpha: 8, target_modules: [attn, experts]}", "model.vocab_size=4096"),
+    "LoRA": ("fsdp_config={}", "lora={r: 4, alpha: 8, target_modules: [attn, experts]}", "model.vocab_size=8192"),
     "HSDP": ("fsdp_config={sharding_strategy: HYBRID_SHARD, data_parallel_replicate_degree: 2}",),
 }
 
@@ -58,6 +59,26 @@ class FullRows:
     def read(self, row_id: int) -> Row:
         n = self.max_seq_len
         return Row(np.zeros(n, dtype=np.int32), np.ones(n, dtype=np.uint8), np.array([n], dtype=np.int32))
+
+
+class WaitedOperations(FollowedOperations):
+    """Sends copies: gloo's threads let go of what they have sent some time after."""
+
+    def collect(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+        def copied(value: Any) -> Any:
+            if isinstance(value, torch.Tensor):
+                pairs.append((value, value.clone()))
+                return pairs[-1][1]
+            return value
+
+        sent = func(*tree_map(copied, args), **kwargs)
+        work = sent[-1] if isinstance(sent, tuple) else sent
+        torch.distributed.Work.unbox(work).wait()
+        for tensor, copy in pairs:
+            tensor.copy_(copy)
+        return answer(func, args)
 
 
 class Phases(Callback):
@@ -103,7 +124,7 @@ def followed(folder: Path) -> dict[str, Step]:
     found = {}
     for name, overrides in CASES.items():
         (own := folder / f"{name}{dist.get_global_rank()}").mkdir()
-        operations = FollowedOperations(Storages())
+        operations = WaitedOperations(Storages())
         with operations, resizes_noted(operations.storages, "gathered weights"):
             _train(load(own, *COMMON, *overrides), Phases(operations))
         found[name] = Step(operations.storages.phases, dict(operations.traffic))
@@ -146,8 +167,11 @@ def test_a_simulated_step_is_that_of_real_ranks(tmp_path: Path) -> None:
         simulation, found = simulate(load(tmp_path, *COMMON, *overrides), 2, gpu=False), real[name]
         phases = {phase.name: phase for phase in simulation.phases}
         for phase in found.phases:
-            print(name, *phase[:3], *phases[phase.name][1:3])
+            print(
+                name, *phase[:3], *phases[phase.name][1:3]
+            )  # bytes alive at its end and at its peak, real and simulated
             assert phases[phase.name].peak == pytest.approx(phase.peak, rel=0.01), (name, phase.name)
             assert phases[phase.name].alive == pytest.approx(phase.alive, rel=0.01), (name, phase.name)
-        large = {kind: n_bytes for kind, n_bytes in found.traffic.items() if n_bytes > 10_000}
-        assert large == {kind: n_bytes for kind, n_bytes in simulation.traffic.items() if n_bytes > 10_000}, name
+        for kind, n_bytes in found.traffic.items():
+            # Beside sums of a few numbers, which the simulation leaves out.
+            assert simulation.traffic[kind] == pytest.approx(n_bytes, rel=1e-3, abs=4096), (name, kind)

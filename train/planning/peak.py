@@ -171,8 +171,8 @@ class _Step:
         stream, vocab_size = self.tokens * model.d_model, model.vocab_size
         chunk = min(max(128, _LOGITS[self.gpu] // vocab_size // 128 * 128), self.tokens)
         kept = (self.n_layers - self.first) * (self.block.kept + self.casts)
-        # The stream, its norm, its gradient; of a chunk the probabilities and their gradient; the weight's gradient, and
-        # what a chunk adds to it.
+        # The stream, its norm, its gradient; of a chunk the probabilities and their gradient; the weight's gradient,
+        # and what a chunk adds to it.
         yield self._parts(
             done=0,
             activations=kept + stream * (2 * x + 2 * a),

@@ -8,12 +8,16 @@ from rich.table import Table
 from data.base.sizes import format_bytes
 from train.config.schema import TrainConfig
 from train.simulation.simulate import Simulation
+from train.simulation.storages import Phase
 
 
 def simulation_tables(config: TrainConfig, simulation: Simulation) -> Iterator[RenderableType]:
+    yield f"\nsimulated memory of rank 0 of {simulation.ranks:,}, in its second step"
     yield _phases(simulation)
-    yield _peak(simulation)
+    yield f"\nat the peak, in {simulation.peak.name}"
+    yield _peak(simulation.peak)
     if simulation.traffic:
+        yield "\nsimulated traffic: GB (10^9 bytes) that rank 0 sends in a step"
         yield _traffic(simulation)
     tokens = simulation.tokens
     yield (
@@ -23,8 +27,8 @@ def simulation_tables(config: TrainConfig, simulation: Simulation) -> Iterator[R
     )
 
 
-def _table(title: str, first: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left", title_style="")
+def _table(first: str, *columns: str) -> Table:
+    table = Table()
     table.add_column(first)
     for column in columns:
         table.add_column(column, justify="right")
@@ -32,16 +36,14 @@ def _table(title: str, first: str, *columns: str) -> Table:
 
 
 def _phases(simulation: Simulation) -> Table:
-    title = f"simulated memory of rank 0 of {simulation.ranks:,}, in its second step"
-    table = _table(title, "phase", "alive at its end", "peak")
+    table = _table("phase", "alive at its end", "peak")
     for phase in simulation.phases:
         table.add_row(phase.name, format_bytes(phase.alive), format_bytes(phase.peak))
     return table
 
 
-def _peak(simulation: Simulation) -> Table:
-    peak = simulation.peak
-    table = _table(f"at the peak, in {peak.name}", "part", "alive")
+def _peak(peak: Phase) -> Table:
+    table = _table("part", "alive")
     for part, n_bytes in sorted(peak.parts.items(), key=lambda item: -item[1]):
         if n_bytes:
             table.add_row(part, format_bytes(n_bytes))
@@ -51,7 +53,7 @@ def _peak(simulation: Simulation) -> Table:
 
 
 def _traffic(simulation: Simulation) -> Table:
-    table = _table("simulated traffic: GB (10^9 bytes) that rank 0 sends in a step", "kind", "over", "GB")
+    table = _table("kind", "over", "GB")
     found = sorted(simulation.traffic.items(), key=lambda item: -item[1])
     for (kind, dimension), n_bytes in found:
         table.add_row(kind, dimension, f"{n_bytes / 1e9:,.3g}")

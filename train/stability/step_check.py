@@ -64,8 +64,8 @@ class StepCheck(Callback):
         self._measurement.add(state)
 
     def after_backward(self, state: State, logger: Logger) -> None:
-        # Composer keeps both until the next forward pass is over, and they keep the graph: with activation checkpointing
-        # the input of every block.
+        # Composer keeps both until the next forward pass is over, and they keep the graph: with activation
+        # checkpointing the input of every block.
         assert isinstance(state.loss, dict)
         state.outputs = torch.Tensor()
         state.loss = {name: loss.detach() for name, loss in state.loss.items()}
