@@ -89,7 +89,8 @@ def draw(seed: int, draws: int) -> Iterator[tuple[list[str], int]]:
         if number % 4 == 3:
             targets = rng.choice(("attn, experts", "attn, experts", "experts", "attn"))
             rest = f"base_dtype: {rng.choice(('bf16', 'bf16', 'fp32'))}, per_expert: {str(rng.random() < 0.3).lower()}"
-            overrides.append(f"lora={{r: {rng.choice((8, 16, 64))}, alpha: 32, target_modules: [{targets}], {rest}}}")
+            r = rng.choice((8, 16, 64)) if preset != "tiny" else 8
+            overrides.append(f"lora={{r: {r}, alpha: 32, target_modules: [{targets}], {rest}}}")
         yield overrides, ranks
 
 

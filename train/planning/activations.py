@@ -34,8 +34,12 @@ class BlockBytes:
     kept: float
     """From its forward pass to its backward pass."""
     retained: float
-    """Of that, and of what was made again, what stays after its backward pass until that of the model is over:
-    checkpointing holds the inputs of what it computes again, and the graph holds those."""
+    """Of that, and of what was made again, what stays after its backward pass until that of the model is over, because
+    the graph holds what checkpointing computes again from."""
+    unreached: float
+    """What is not kept of it where no gradient flows further than to its experts."""
+    kept_unreached: float
+    """`kept`, of such a block."""
     stream: float
     """The stream of [tokens, D] that enters and leaves it, and its gradient."""
     forward: float
@@ -81,7 +85,7 @@ def block_bytes(config: TrainConfig, tokens: int, *, gpu: bool) -> BlockBytes:
     if policy in (True, "block"):
         kept = retained = x * D
     elif policy == "selective":
-        kept, retained = 2 * x * D + a * W + experts, 2 * x * D + a * W + a * D
+        kept, retained = 2 * x * D + a * W + experts, x * D + a * D
 
     # Of weights in 4 bits one is opened at a time, with a copy of its codes, before it meets tokens.
     opened = opening = 0.0
@@ -98,12 +102,16 @@ def block_bytes(config: TrainConfig, tokens: int, *, gpu: bool) -> BlockBytes:
         alive += a * D
     forward = max(alive + experts + in_experts, x * D + a * D + 3.5 * a * W + a * D)
 
+    unreached = attention + routing - 4 * _INT * K
+    # What adapters make of tokens, in a few places.
+    low = 4 * a * K * config.lora.r if config.lora is not None else 0
+
     # At the start of the experts' backward pass: what was kept or has been made again, and the gradient of the result.
     open_ = (kept + a * D if policy == "selective" else everything) + x * D
     held = hidden if policy in (False, "none", "selective") else 0
     gradient = KD if divided else 0
     again = KD if ffn.moe_recompute and trained else 0
-    without = open_ - hidden
+    without = open_ - hidden + low
     moments = [
         # Hidden vectors, the gradients of three, the gathered gradient of the result.
         Moment(
@@ -130,6 +138,8 @@ def block_bytes(config: TrainConfig, tokens: int, *, gpu: bool) -> BlockBytes:
     return BlockBytes(
         kept=float(tokens * kept),
         retained=float(tokens * retained),
+        unreached=float(tokens * unreached),
+        kept_unreached=float(tokens * (kept if policy in (True, "block") else received + hidden + between)),
         stream=float(tokens * x * D),
         forward=tokens * forward,
         backward=tuple(

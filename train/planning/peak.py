@@ -101,7 +101,11 @@ class _Step:
             self._buffers(found.pop(name, None)) for name in ("embedding", "root", "block", EXPERTS)
         )
         adapters = [self._buffers(unit) for unit in found.values()]
-        self.fetches_late = any("attn" in name for name in found)
+        self.fetches_late = config.lora is not None and any("attn" in name for name in found)
+        # No gradient flows through the attention of the first block, unless something there or before it is trained.
+        first = f"transformer.blocks.{self.first}.norm_attn_norm"
+        self.ends_in_experts = not self.trains_embedding and not any(name.startswith(first) for name in trained)
+        self.adapts_experts = any(name.startswith(EXPERTS) for name in found)
         self.adapters_sharded = sum(each.sharded for each in adapters)
         self.adapter = max(adapters, key=lambda each: each.gathered, default=_Buffers())
         self.divided = self.experts.gathered > 0
@@ -133,7 +137,7 @@ class _Step:
                 yield self._backward(number, moment)
             yield self._reduce(number)
         if self.trains_embedding:
-            yield self._embedding()
+            yield from self._embedding()
 
     def _parts(self, *, done: int, gathered: float, prefetched: float, **parts: float) -> MemoryParts:
         """done: blocks whose backward pass is over."""
@@ -190,14 +194,15 @@ class _Step:
 
     def _last_buffer(self) -> float:
         """Of the unit that a block gathers last."""
-        if self.adapter.gathered:
-            return self.adapter.buffer
-        return (self.experts if self.divided else self.dense).buffer
+        if self.divided and not self.adapts_experts:
+            return self.experts.buffer
+        return (self.adapter if self.adapter.gathered else self.dense).buffer
 
     def _others(self, number: int) -> float:
         """What all blocks but one keep in its backward pass."""
-        done = self.n_layers - 1 - number
-        return (number - self.first) * (self.block.kept + self.casts) + done * self.block.retained
+        done, waiting = self.n_layers - 1 - number, number - self.first
+        unreached = self.block.kept - self.block.kept_unreached if waiting and self.ends_in_experts else 0.0
+        return waiting * (self.block.kept + self.casts) - unreached + done * self.block.retained
 
     def _backward(self, number: int, moment: Moment) -> MemoryParts:
         done = self.n_layers - 1 - number
@@ -210,7 +215,11 @@ class _Step:
         fetched = (self.dense if number else self.embedding).buffer if late or not self.fetches_late else 0.0
         return self._parts(
             done=done,
-            activations=self._others(number) + self.casts + moment.n_bytes - self.block.exchanged,
+            activations=self._others(number)
+            + self.casts
+            + moment.n_bytes
+            - self.block.exchanged
+            - (self.block.unreached if number == self.first and self.ends_in_experts else 0.0),
             experts_exchange=self.block.exchanged,
             gathered=self.root.gathered + self.gathered_block,
             prefetched=fetched,
@@ -230,16 +239,17 @@ class _Step:
             reduce_buffers=self.root.gradients + unit.gradients + unit.reduced + self.adapter.reduced,
         )
 
-    def _embedding(self) -> MemoryParts:
-        return self._parts(
-            done=self.n_layers,
-            activations=self.n_layers * self.block.retained + 2 * self.block.stream,
-            gathered=self.root.gathered + self.embedding.gathered,
-            prefetched=0.0,
-            reduce_buffers=self.root.gradients
-            + self.embedding.gradients
-            + max(self.dense.reduced, self.embedding.reduced),
-        )
+    def _embedding(self) -> Iterator[MemoryParts]:
+        """Its whole gradient, and then the memory that it is copied to."""
+        whole = self.root.gradients + self.embedding.gradients
+        for gathered, reduced in ((self.embedding.gathered, self.dense.reduced), (0.0, self.embedding.reduced)):
+            yield self._parts(
+                done=self.n_layers,
+                activations=self.n_layers * self.block.retained + 2 * self.block.stream,
+                gathered=self.root.gathered + gathered,
+                prefetched=0.0,
+                reduce_buffers=whole + reduced,
+            )
 
     def _buffers(self, unit: Unit | None) -> _Buffers:
         fsdp = self.config.fsdp_config
