@@ -104,7 +104,7 @@ def block_bytes(config: TrainConfig, tokens: int, *, gpu: bool) -> BlockBytes:
 
     unreached = attention + routing - 4 * _INT * K
     # What adapters make of tokens, in a few places.
-    low = 4 * a * K * config.lora.r if config.lora is not None else 0
+    low = 2 * a * K * config.lora.r if config.lora is not None else 0
 
     # At the start of the experts' backward pass: what was kept or has been made again, and the gradient of the result.
     open_ = (kept + a * D if policy == "selective" else everything) + x * D
@@ -139,7 +139,7 @@ def block_bytes(config: TrainConfig, tokens: int, *, gpu: bool) -> BlockBytes:
         kept=float(tokens * kept),
         retained=float(tokens * retained),
         unreached=float(tokens * unreached),
-        kept_unreached=float(tokens * (kept if policy in (True, "block") else received + hidden + between)),
+        kept_unreached=float(tokens * (kept if policy in (True, "block") else received + hidden)),
         stream=float(tokens * x * D),
         forward=tokens * forward,
         backward=tuple(

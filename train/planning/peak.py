@@ -159,7 +159,7 @@ class _Step:
 
     def _forward(self) -> MemoryParts:
         """Of the last block."""
-        kept = (self.n_layers - 1 - self.first) * (self.block.kept + self.casts) + self.casts
+        kept = self._kept(self.n_layers - 1 - self.first) + self.casts
         return self._parts(
             done=0,
             activations=kept + self.block.forward - self.block.exchanged,
@@ -174,7 +174,7 @@ class _Step:
         a, x = widths(self.config, gpu=self.gpu)
         stream, vocab_size = self.tokens * model.d_model, model.vocab_size
         chunk = min(max(128, _LOGITS[self.gpu] // vocab_size // 128 * 128), self.tokens)
-        kept = (self.n_layers - self.first) * (self.block.kept + self.casts)
+        kept = self._kept(self.n_layers - self.first)
         # The stream, its norm, its gradient; of a chunk the probabilities and their gradient; the weight's gradient,
         # and what a chunk adds to it.
         yield self._parts(
@@ -200,9 +200,12 @@ class _Step:
 
     def _others(self, number: int) -> float:
         """What all blocks but one keep in its backward pass."""
-        done, waiting = self.n_layers - 1 - number, number - self.first
-        unreached = self.block.kept - self.block.kept_unreached if waiting and self.ends_in_experts else 0.0
-        return waiting * (self.block.kept + self.casts) - unreached + done * self.block.retained
+        return self._kept(number - self.first) + (self.n_layers - 1 - number) * self.block.retained
+
+    def _kept(self, blocks: int) -> float:
+        """By the first blocks that have something for the backward pass."""
+        unreached = self.block.kept - self.block.kept_unreached if blocks and self.ends_in_experts else 0.0
+        return blocks * (self.block.kept + self.casts) - unreached
 
     def _backward(self, number: int, moment: Moment) -> MemoryParts:
         done = self.n_layers - 1 - number
