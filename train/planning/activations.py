@@ -66,19 +66,23 @@ def block_bytes(config: TrainConfig, tokens: int, *, gpu: bool) -> BlockBytes:
     policy = fsdp.activation_checkpointing if fsdp is not None else False
     divided = fsdp is not None and fsdp.expert_parallel_degree > 1
     a, x = widths(config, gpu=gpu)
+    trained = config.lora is None
     D, K, E = model.d_model, ffn.moe_top_k, ffn.moe_num_experts
     GC = model.attn_config.kv_n_heads * model.head_dim
     W = D + 2 * GC
     KD, KF = a * K * D, a * K * ffn.ffn_hidden_size
-    # Choices and sorted assignments; in fp32 logits, probabilities and their gradients, and weights.
-    routing = 6 * _INT * K + 3 * _FP32 * E + (4 * _FP32 + a) * K
+    # Choices and sorted assignments; in fp32 logits, probabilities and weights; in backward their gradients as well.
+    routing = 4 * _INT * K + 2 * _FP32 * E + (3 * _FP32 + a) * K
+    routed_back = 2 * _INT * K + _FP32 * E + _FP32 * K
     # Tokens that came for this rank's experts, in their order.
     received = KD + 3 * _INT * K + a * K if divided else 0
     hidden = 0 if ffn.moe_recompute else 2 * KF
-    trained = config.lora is None
 
-    attention = x * D + a * D + 3 * a * W - a * GC + a * D + _FP32 * (model.n_heads + 4)
-    between = x * D + a * D  # the stream after attention, and what the second norm makes of it
+    # A frozen GEMM does not keep its input.
+    first_norm = a * D if config.lora is None or "Wqkv" in config.lora.targets else 0
+    second_norm = a * D if trained or not divided else 0
+    attention = x * D + first_norm + 3 * a * W - a * GC + a * D + _FP32 * (model.n_heads + 4)
+    between = x * D + second_norm
     experts = routing + received + hidden
     everything = attention + between + experts
     kept, retained = everything, 0
@@ -107,11 +111,13 @@ def block_bytes(config: TrainConfig, tokens: int, *, gpu: bool) -> BlockBytes:
     low = 2 * a * K * config.lora.r if config.lora is not None else 0
 
     # At the start of the experts' backward pass: what was kept or has been made again, and the gradient of the result.
-    open_ = (kept + a * D if policy == "selective" else everything) + x * D
+    open_ = everything
+    if policy == "selective":
+        open_ = kept + (0 if divided else a * D)
     held = hidden if policy in (False, "none", "selective") else 0
     gradient = KD if divided else 0
     again = KD if ffn.moe_recompute and trained else 0
-    without = open_ - hidden + low
+    without = open_ - hidden + x * D + routed_back + low
     moments = [
         # Hidden vectors, the gradients of three, the gathered gradient of the result.
         Moment(
