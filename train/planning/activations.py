@@ -6,7 +6,8 @@ is. tests/planning/test_peak.py compares it with the same code, run on tensors w
 Letters: D d_model, W width of queries, keys and values, K experts a token, F ffn_hidden_size, E experts.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 from train.config.schema import TrainConfig
 from train.models import precision as precisions
@@ -62,99 +63,110 @@ def widths(config: TrainConfig, *, gpu: bool) -> tuple[int, int]:
 
 def block_bytes(config: TrainConfig, tokens: int, *, gpu: bool) -> BlockBytes:
     """tokens: of a microbatch."""
-    model, ffn, fsdp = config.model, config.model.ffn_config, config.fsdp_config
-    policy = fsdp.activation_checkpointing if fsdp is not None else False
-    divided = fsdp is not None and fsdp.expert_parallel_degree > 1
-    a, x = widths(config, gpu=gpu)
-    trained = config.lora is None
-    D, K, E = model.d_model, ffn.moe_top_k, ffn.moe_num_experts
-    GC = model.attn_config.kv_n_heads * model.head_dim
-    W = D + 2 * GC
-    KD, KF = a * K * D, a * K * ffn.ffn_hidden_size
-    # Choices and sorted assignments; in fp32 logits, probabilities and weights; in backward their gradients as well.
-    routing = 4 * _INT * K + 2 * _FP32 * E + (3 * _FP32 + a) * K
-    routed_back = 2 * _INT * K + _FP32 * E + _FP32 * K
-    # Tokens that came for this rank's experts, in their order.
-    received = KD + 3 * _INT * K + a * K if divided else 0
-    hidden = 0 if ffn.moe_recompute else 2 * KF
-
-    # A frozen GEMM does not keep its input.
-    first_norm = a * D if config.lora is None or "Wqkv" in config.lora.targets else 0
-    second_norm = a * D if trained or not divided else 0
-    attention = x * D + first_norm + 3 * a * W - a * GC + a * D + _FP32 * (model.n_heads + 4)
-    between = x * D + second_norm
-    experts = routing + received + hidden
-    everything = attention + between + experts
-    kept, retained = everything, 0
-    if policy in (True, "block"):
-        kept = retained = x * D
-    elif policy == "selective":
-        kept, retained = 2 * x * D + a * W + experts, x * D + a * D
-
-    # Of weights in 4 bits one is opened at a time, with a copy of its codes, before it meets tokens.
-    opened = opening = 0.0
-    if config.lora is not None and config.lora.base_dtype == "nf4":
-        degree = fsdp.expert_parallel_degree if fsdp is not None else 1
-        weight = E // degree * ffn.ffn_hidden_size * D / tokens
-        opened, opening = a * weight, (a + NF4_BLOCK_BYTES / NF4_BLOCK) * weight
-
-    # Gathered tokens, activations, results of each expert, their sum; under expert parallelism nothing is summed here.
-    rows = KD if divided else a * D
-    in_experts = 2 * KF - hidden + KF + (2 * KD + rows if trained else max(opening, opened + KD, KD + rows))
-    alive = {True: x * D + between, "block": x * D + between}.get(policy, kept - experts)
-    if policy == "selective":
-        alive += a * D
-    forward = max(alive + experts + in_experts, x * D + a * D + 3.5 * a * W + a * D)
-
-    unreached = attention + routing - 4 * _INT * K
-    # What adapters make of tokens, in a few places.
-    low = 2 * a * K * config.lora.r if config.lora is not None else 0
-
-    # At the start of the experts' backward pass: what was kept or has been made again, and the gradient of the result.
-    open_ = everything
-    if policy == "selective":
-        open_ = kept + (0 if divided else a * D)
-    held = hidden if policy in (False, "none", "selective") else 0
-    gradient = KD if divided else 0
-    again = KD if ffn.moe_recompute and trained else 0
-    without = open_ - hidden + x * D + routed_back + low
-    moments = [
-        # Hidden vectors, the gradients of three, the gathered gradient of the result.
-        Moment(
-            n_bytes=without + 2 * KF + max(3 * KF, KF + opened, opening) + KD + gradient + again, expert_gradients=1
-        ),
-        # Gradients of the hidden vectors; tokens gathered again, and the gradients of two.
-        Moment(
-            n_bytes=without
-            + held
-            + 2 * KF
-            + (2 * KD + 2 * rows if trained else max(opening, opened + KD) + 3 * rows)
-            + gradient,
-            expert_gradients=3,
-        ),
-        # Queries, keys and values, and their gradients at three places.
-        Moment(n_bytes=attention + between + 3 * a * W + 2 * x * D, expert_gradients=3, other_gradients=True),
-    ]
-    if not trained:
-        # The gradient of the first GEMM's result, where only its adapter is left.
-        moments[-1] = Moment(n_bytes=2 * x * D + a * D + a * W + x * D, other_gradients=True)
-    if policy in (True, "block"):
-        # Computed again, before anything has a gradient.
-        moments.append(Moment(n_bytes=everything + in_experts + x * D))
+    block = _Block(config, tokens, gpu=gpu)
     return BlockBytes(
-        kept=float(tokens * kept),
-        retained=float(tokens * retained),
-        unreached=float(tokens * unreached),
-        kept_unreached=float(tokens * (kept if policy in (True, "block") else received + hidden)),
-        stream=float(tokens * x * D),
-        forward=tokens * forward,
-        backward=tuple(
-            Moment(
-                n_bytes=tokens * each.n_bytes,
-                expert_gradients=each.expert_gradients if trained else 0,
-                other_gradients=each.other_gradients,
-            )
-            for each in moments
-        ),
-        exchanged=float(tokens * (received + gradient + 2 * rows)) if divided else 0.0,
+        kept=float(tokens * block.kept),
+        retained=float(tokens * block.retained),
+        unreached=float(tokens * block.unreached),
+        kept_unreached=float(tokens * (block.kept if block.policy == "block" else block.received + block.hidden)),
+        stream=float(tokens * block.stream),
+        forward=tokens * block.forward(),
+        backward=tuple(replace(each, n_bytes=tokens * each.n_bytes) for each in block.backward()),
+        exchanged=float(tokens * (block.received + block.gradient + 2 * block.rows)) if block.divided else 0.0,
     )
+
+
+class _Block:
+    """Bytes for each token."""
+
+    def __init__(self, config: TrainConfig, tokens: int, *, gpu: bool) -> None:
+        model, ffn, fsdp, self.lora = config.model, config.model.ffn_config, config.fsdp_config, config.lora
+        policy = fsdp.activation_checkpointing if fsdp is not None else "none"
+        self.policy = "block" if policy in (True, "block") else "selective" if policy == "selective" else "none"
+        self.divided = fsdp is not None and fsdp.expert_parallel_degree > 1
+        self.trained, self.recomputes = self.lora is None, ffn.moe_recompute
+        a, x = widths(config, gpu=gpu)
+        D, K, E = model.d_model, ffn.moe_top_k, ffn.moe_num_experts
+        GC = model.attn_config.kv_n_heads * model.head_dim
+        self.normed, self.stream, self.qkv = a * D, x * D, a * (D + 2 * GC)
+        self.KD, self.KF = a * K * D, a * K * ffn.ffn_hidden_size
+        # Choices and sorted assignments; in fp32 logits, probabilities and weights, and in backward their gradients.
+        self.routed_floats = 2 * _FP32 * E + (3 * _FP32 + a) * K
+        self.routing = 4 * _INT * K + self.routed_floats
+        self.routed_back = 2 * _INT * K + _FP32 * E + _FP32 * K
+        # Tokens that came for this rank's experts, in their order, and the gradient of their results.
+        self.received = self.KD + 3 * _INT * K + a * K if self.divided else 0
+        self.gradient = self.KD if self.divided else 0
+        # Of what experts sum up: under expert parallelism nothing, it is summed where the token came from.
+        self.rows = self.KD if self.divided else self.normed
+        self.hidden = 0 if self.recomputes else 2 * self.KF
+        # A frozen GEMM does not keep its input.
+        first_norm = self.normed if self.lora is None or "Wqkv" in self.lora.targets else 0
+        self.attention = self.stream + first_norm + 3 * self.qkv - a * GC + self.normed + _FP32 * (model.n_heads + 4)
+        self.between = self.stream + (self.normed if self.trained or not self.divided else 0)
+        self.experts = self.routing + self.received + self.hidden
+        self.everything = self.attention + self.between + self.experts
+        # What adapters make of tokens, in a few places.
+        self.low = 2 * a * K * self.lora.r if self.lora is not None else 0
+        # Of weights in 4 bits one is opened at a time, with a copy of its codes, before it meets tokens.
+        self.opened = self.opening = 0.0
+        if self.lora is not None and self.lora.base_dtype == "nf4":
+            degree = fsdp.expert_parallel_degree if fsdp is not None else 1
+            weight = E // degree * ffn.ffn_hidden_size * D / tokens
+            self.opened, self.opening = a * weight, (a + NF4_BLOCK_BYTES / NF4_BLOCK) * weight
+
+    @property
+    def kept(self) -> float:
+        selective = 2 * self.stream + self.qkv + self.experts
+        return {"none": self.everything, "block": self.stream, "selective": selective}[self.policy]
+
+    @property
+    def retained(self) -> float:
+        return {"none": 0, "block": self.stream, "selective": self.stream + self.normed}[self.policy]
+
+    @property
+    def unreached(self) -> float:
+        return self.attention + self.routed_floats
+
+    def forward(self) -> float:
+        """At most: while the experts compute, or attention."""
+        before = {
+            "none": self.kept - self.experts,
+            "block": self.stream + self.between,
+            "selective": self.kept - self.experts + self.normed,
+        }
+        attention = self.stream + 2 * self.normed + 3.5 * self.qkv
+        return max(before[self.policy] + self.experts + self._in_experts(), attention)
+
+    def _in_experts(self) -> float:
+        """Gathered tokens, activations, results of each expert, their sum."""
+        results = 2 * self.KD + self.rows
+        if not self.trained:
+            results = max(self.opening, self.opened + self.KD, self.KD + self.rows)
+        return 2 * self.KF - self.hidden + self.KF + results
+
+    def backward(self) -> Iterator[Moment]:
+        """What is kept or has been made again, and gradients."""
+        KD, KF, rows = self.KD, self.KF, self.rows
+        there = self.everything
+        if self.policy == "selective":
+            there = self.kept + (0 if self.divided else self.normed)
+        there += self.stream + self.routed_back + self.low + self.gradient - self.hidden
+        # Hidden vectors, the gradients of three, the gathered gradient of the result.
+        again = KD if self.recomputes and self.trained else 0
+        of_hidden = 2 * KF + max(3 * KF, KF + self.opened, self.opening) + KD + again
+        yield Moment(n_bytes=there + of_hidden, expert_gradients=1 if self.trained else 0)
+        # Gradients of the hidden vectors; tokens gathered again, and the gradients of two.
+        held = self.hidden if self.policy != "block" else 0
+        of_input = 2 * KD + 2 * rows if self.trained else max(self.opening, self.opened + KD) + 3 * rows
+        yield Moment(n_bytes=there + held + 2 * KF + of_input, expert_gradients=3 if self.trained else 0)
+        if self.trained:
+            # Queries, keys and values, and their gradients at three places.
+            late = self.attention + self.between + 3 * self.qkv + 2 * self.stream
+            yield Moment(n_bytes=late, expert_gradients=3, other_gradients=True)
+        else:
+            # The gradient of the first GEMM's result, where only its adapter is left.
+            yield Moment(n_bytes=3 * self.stream + self.normed + self.qkv, other_gradients=True)
+        if self.policy == "block":
+            # Computed again, before anything has a gradient.
+            yield Moment(n_bytes=self.everything + self._in_experts() + self.stream)
