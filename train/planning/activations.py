@@ -68,7 +68,7 @@ def block_bytes(config: TrainConfig, tokens: int, *, gpu: bool) -> BlockBytes:
         kept=float(tokens * block.kept),
         retained=float(tokens * block.retained),
         unreached=float(tokens * block.unreached),
-        kept_unreached=float(tokens * (block.kept if block.policy == "block" else block.received + block.hidden)),
+        kept_unreached=float(tokens * block.kept_unreached),
         stream=float(tokens * block.stream),
         forward=tokens * block.forward(),
         backward=tuple(replace(each, n_bytes=tokens * each.n_bytes) for each in block.backward()),
@@ -123,6 +123,12 @@ class _Block:
     @property
     def retained(self) -> float:
         return {"none": 0, "block": self.stream, "selective": self.stream + self.normed}[self.policy]
+
+    @property
+    def kept_unreached(self) -> float:
+        if self.policy == "block":
+            return self.kept
+        return self.hidden + (self.received if self.divided else self.normed + self.routing - self.routed_floats)
 
     @property
     def unreached(self) -> float:
