@@ -1,5 +1,6 @@
 """A process group of any size in one process, in which nothing is sent."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -11,11 +12,21 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 @contextmanager
 def fake_ranks(world_size: int) -> Iterator[None]:
-    """This process is rank 0 of so many. Raises RuntimeError where there is a process group already."""
+    """This process is rank 0 of so many, and by its environment, which Composer compares, as well. Raises RuntimeError
+    where there is a process group already."""
     if dist.is_initialized():
         raise RuntimeError("ranks cannot be simulated in a process that has a process group")
+    sizes = {"WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": world_size}
+    numbers = {"RANK": 0, "LOCAL_RANK": 0, "NODE_RANK": 0}
+    before = {name: os.environ.get(name) for name in (*sizes, *numbers)}
+    os.environ |= {name: str(number) for name, number in (sizes | numbers).items()}
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=world_size)
     try:
         yield
     finally:
         dist.destroy_process_group()
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

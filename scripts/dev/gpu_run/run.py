@@ -1,5 +1,12 @@
 """Runs the parts one after the other and writes what they found after each: see scripts/dev/gpu_run.sh."""
 
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[3]
+# Only the repository's root: in these folders evaluate.py, for one, would hide the package of the same name.
+sys.path[:] = [str(ROOT), *(path for path in sys.path if not Path(path).resolve().is_relative_to(ROOT / "scripts"))]
+
 import argparse
 import importlib
 import importlib.util
@@ -7,13 +14,11 @@ import json
 import multiprocessing
 import os
 import signal
-import sys
 import tempfile
 import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from scripts.dev.gpu_run.parts import PARTS, Found, Part
