@@ -113,6 +113,9 @@ VARIANTS: dict[str, tuple[Case, float]] = {
     "LoRA per expert": (Case(None, lora="A per expert"), 1e-10),
     "LoRA over nf4": (Case(None, lora="over nf4"), 1e-6),
 }
+ON_ALL_MESHES = ("torch", "torch, all tokens to one expert", "grouped_mm, fp32", "LoRA per expert")
+"""Those that are run here on every mesh. test_exactness.py, a proof, runs whole steps of all on all."""
+CASES = [(mesh, name) for mesh in MESHES for name in VARIANTS if mesh == "EP 2" or name in ON_ALL_MESHES]
 POLICIES: tuple[Literal["block", "selective"], ...] = ("block", "selective")
 
 
@@ -126,7 +129,9 @@ def found() -> dict[tuple[str, str], dict[str, Tensor]]:
         for mesh, (its_size, fsdp) in MESHES.items():
             if its_size != size:
                 continue
-            cases |= {(mesh, name): replace(case, fsdp=fsdp) for name, (case, _) in VARIANTS.items()}
+            cases |= {
+                (mesh, name): replace(case, fsdp=fsdp) for name, (case, _) in VARIANTS.items() if (mesh, name) in CASES
+            }
             cases[mesh, "without the factor"] = Case(fsdp, mutant="without the factor")
             if mesh == "EP 2":
                 cases[mesh, "detached router"] = Case(fsdp, mutant="detached router")
@@ -143,8 +148,7 @@ def found() -> dict[tuple[str, str], dict[str, Tensor]]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize(("mesh", "variant"), CASES)
 def test_gradients_are_those_of_one_rank(found: dict[tuple[str, str], Any], mesh: str, variant: str) -> None:
     assert difference(found[mesh, variant], found["1 rank", variant]) <= VARIANTS[variant][1]
 

@@ -26,7 +26,8 @@ def test_the_limits_sum_to_12_minutes_and_what_needs_more_comes_last() -> None:
 @pytest.mark.slow
 @pytest.mark.subprocess
 def test_it_runs_on_the_cpu_at_tiny_sizes(tmp_path: Path) -> None:
-    names = ["environment", "parity", "moe", "step", "memory"]
+    # test_experts.py runs what `moe` runs.
+    names = ["environment", "parity", "step", "memory"]
     env = {name: value for name, value in os.environ.items() if name not in OF_RANKS and "SLURM" not in name}
     env |= {"PYTHON": sys.executable, "OUT": str(tmp_path), "OMP_NUM_THREADS": "1"}
     command = [str(ROOT / "scripts/dev/gpu_run.sh"), "--tiny", "--parts", *names]
