@@ -105,6 +105,7 @@ def written(checkpoint: Path) -> dict[str, Any]:
     return {name: digest for name, digest in manifest.files.items() if name.endswith(".distcp")}
 
 
+@pytest.mark.proof
 @pytest.mark.ranks
 @pytest.mark.subprocess
 @pytest.mark.slow
