@@ -1,43 +1,22 @@
 """The planned traffic is what ranks send, to the byte."""
 
 from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.helpers.ranks import run_ranks
 from tests.helpers.small_config import load
 from train.planning.traffic import traffic
+from train.simulation.operations import FollowedOperations
+from train.simulation.storages import Storages
 
 CASES = {
     "whole": (),
     "experts": ("fsdp_config={expert_parallel_degree: 2, activation_checkpointing: block}",),
     "adapters": ("lora={r: 2, alpha: 8, target_modules: [attn, experts]}", "fsdp_config.expert_parallel_degree=2"),
 }
-
-
-class Sent(TorchDispatchMode):
-    """Bytes that one of 2 ranks sends, of an all-to-all half of what it has."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.n_bytes: Counter[str] = Counter()
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        name = func.name().partition(".")[0]
-        if name == "c10d::_allgather_base_":
-            self.n_bytes["all-gather"] += args[0].nbytes - args[1].nbytes
-        elif name == "c10d::_reduce_scatter_base_":
-            self.n_bytes["reduce-scatter"] += args[1].nbytes - args[0].nbytes
-        elif name == "c10d::alltoall_base_":
-            self.n_bytes["all-to-all"] += args[1].nbytes // 2
-        return func(*args, **(kwargs or {}))
 
 
 def sent_by(folder: Path) -> dict[str, tuple[dict[str, int], dict[str, float]]]:
@@ -55,7 +34,7 @@ def sent_by(folder: Path) -> dict[str, tuple[dict[str, int], dict[str, float]]]:
         config = load(own, *overrides, "global_train_batch_size=4")
         device = torch.device("cpu")
         model = build_model(config.model, config.fsdp_config, precision="fp32", device=device, seed=1, lora=config.lora)
-        with Sent() as mode:
+        with FollowedOperations(Storages()) as operations:
             for _ in range(2):
                 ids = torch.arange(config.max_seq_len).view(1, -1)
                 losses = model(ids, ids).losses_BS
@@ -63,7 +42,10 @@ def sent_by(folder: Path) -> dict[str, tuple[dict[str, int], dict[str, float]]]:
         planned: Counter[str] = Counter()
         for each in traffic(config, 2, gpu=False):
             planned[each.kind] += each.n_bytes  # pyright: ignore[reportArgumentType]
-        found[name] = dict(mode.n_bytes), dict(planned)
+        sent: Counter[str] = Counter()
+        for each, n_bytes in operations.traffic.items():
+            sent[each.kind] += n_bytes
+        found[name] = dict(sent), dict(planned)
     return found
 
 

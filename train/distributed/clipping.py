@@ -12,6 +12,8 @@ from composer.utils import dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from train.config.optimizer import GradientClippingConfig
+
 Copies = Callable[[Tensor], int]
 
 
@@ -71,6 +73,14 @@ def scale_to_norm(params: Iterable[nn.Parameter], norm: float, max_norm: float) 
         factor = (max_norm / (torch.tensor(norm, dtype=dtype) + 1e-6)).item()
         if factor < 1:
             torch._foreach_mul_(gradients, factor)  # pyright: ignore[reportPrivateImportUsage]
+
+
+def clip_gradients(params: Sequence[nn.Parameter], norm: float, clipping: GradientClippingConfig) -> None:
+    """norm: of all gradients."""
+    if clipping.clipping_type == "norm":
+        scale_to_norm(params, norm, clipping.clipping_threshold)
+    else:
+        torch.nn.utils.clip_grad_value_(params, clipping.clipping_threshold)
 
 
 def drop_gradients(params: Iterable[nn.Parameter]) -> None:

@@ -16,7 +16,7 @@ from train.models.shapes import parameter_sizes
 from train.optim.states import n_moments, trained_names
 from train.planning.activations import Moment, block_bytes, widths
 from train.planning.traffic import microbatches
-from train.planning.units import EXPERTS, Unit, first_trained_block, meshes, reduce_bytes, units
+from train.planning.units import EXPERTS, Unit, first_trained_block, meshes, reduce_bytes, trained_shard_size, units
 
 _FP32 = 4
 _LOGITS = {True: 1 << 26, False: 1 << 22}
@@ -122,7 +122,7 @@ class _Step:
         self.head = model.vocab_size * model.d_model if "lm_head.weight" in trained else 0
         # Without FSDP2, autograd keeps copies of the experts' weights in the dtype that is computed in.
         self.casts = 3.0 * a * weight if config.fsdp_config is None and a != x else 0.0
-        self.weights, n_trained = _states(config, ranks, gpu=gpu)
+        self.weights, n_trained = _weights(config, ranks, gpu=gpu), trained_shard_size(config, ranks)
         self.gradients, self.optimizer = _FP32 * n_trained, _FP32 * n_moments(config.optimizer) * n_trained
 
     def moments(self) -> Iterator[MemoryParts]:
@@ -270,15 +270,16 @@ class _Step:
         )
 
 
-def _states(config: TrainConfig, ranks: int, *, gpu: bool) -> tuple[float, int]:
-    """Bytes of a rank's weights, and how many numbers of them are trained."""
+def _weights(config: TrainConfig, ranks: int, *, gpu: bool) -> float:
+    """Bytes of a rank's weights."""
     if config.fsdp_config is None:
-        trained = trained_names(config)
-        sizes = parameter_sizes(config.model)
-        return float(_FP32 * sum(sizes.values())), sum(size for name, size in sizes.items() if name in trained)
-    mesh, kept, numbers = meshes(config.fsdp_config, ranks), 0.0, 0
-    for unit in units(config, gpu=gpu):
-        shards = (mesh.expert_shard if unit.experts else mesh.shard).size
-        kept += unit.copies * sum(p.kept_bytes * p.shard_size(shards) for p in unit.parameters)
-        numbers += unit.copies * unit.trained_size(shards)
-    return kept, numbers
+        return float(_FP32 * sum(parameter_sizes(config.model).values()))
+    mesh = meshes(config.fsdp_config, ranks)
+    return float(
+        sum(
+            unit.copies * parameter.kept_bytes * parameter.shard_size(shards)
+            for unit in units(config, gpu=gpu)
+            for shards in [(mesh.expert_shard if unit.experts else mesh.shard).size]
+            for parameter in unit.parameters
+        )
+    )

@@ -54,7 +54,9 @@ def add_traffic(traffic: Counter[Traffic], operation: Any, args: tuple[Any, ...]
     if kind is None:
         return
     group = _group(args)
-    whole = max(tensor.numel() * tensor.element_size() for tensor in tensors_of(args))
+    sizes = [tensor.numel() * tensor.element_size() for tensor in tensors_of(args)]
+    # Result and input: of an all-to-all a rank may receive more than it sends.
+    whole = sizes[1] if kind.name == "all-to-all" else max(sizes)
     description = group.group_desc
     dimension = description.removeprefix("mesh_") if description.startswith("mesh_") else "world"
     traffic[Traffic(kind.name, dimension)] += kind.times * whole * (group.size() - 1) // group.size()

@@ -15,7 +15,6 @@ from train.simulation.collectives import Traffic, add_traffic, answer, name_of, 
 from train.simulation.storages import Storages
 
 _aten = torch.ops.aten
-_RANDOM = {"rand", "randn", "uniform_", "normal_"}
 
 
 class FollowedOperations(TorchDispatchMode):

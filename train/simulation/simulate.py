@@ -6,7 +6,6 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import torch
-from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from data.base.errors import ConfigError
@@ -14,7 +13,7 @@ from train.composer_model import Batch, DbrxForComposer
 from train.config.ranks import check_world_size, train_microbatch_rows
 from train.config.schema import TrainConfig
 from train.distributed.build_model import meta_model
-from train.distributed.clipping import scale_to_norm, squared_norms, total_norm
+from train.distributed.clipping import clip_gradients, squared_norms, total_norm
 from train.models.attention.attention import gradient_bound
 from train.models.config import ModelConfig
 from train.models.device import simulating
@@ -63,7 +62,7 @@ def simulate(config: TrainConfig, ranks: int, *, gpu: bool = True) -> Simulation
         model = meta_model(
             model_config, config.fsdp_config, precision=precision, device=torch.device("cpu"), lora=config.lora
         )
-        _learn_constants(config, precision)
+        _learn_constants(config)
         with FakeTensorMode(allow_non_fake_inputs=True), operations, resizes_noted(storages, "gathered weights"):
             with storages.phase("build", "weights"):
                 model.to_empty(device="cpu")
@@ -107,7 +106,7 @@ def _kernels(model: ModelConfig, precision: str, *, gpu: bool) -> ModelConfig:
     return replace(model, ffn_config=replace(ffn, moe_impl=moe_impl), attn_config=replace(attn, attn_impl="sdpa"))
 
 
-def _learn_constants(config: TrainConfig, precision: str) -> None:
+def _learn_constants(config: TrainConfig) -> None:
     """What the model learns of torch by computing, which takes data. It remembers it."""
     if config.model.attn_config.clip_qkv is not None:
         for dtype in (torch.float32, torch.bfloat16):
@@ -143,18 +142,10 @@ def _step(
         # As StepCheck does.
         del outputs, loss
     with storages.phase("optimizer", "optimizer"):
-        _clip(config, params)
+        norm = total_norm(squared_norms(params).tolist(), params)
+        if (clipping := config.algorithms.gradient_clipping) is not None:
+            clip_gradients(params, norm, clipping)
         optimizer.step()
-
-
-def _clip(config: TrainConfig, params: list[nn.Parameter]) -> None:
-    """What stability.StepCheck does with gradients that are finite."""
-    norm = total_norm(squared_norms(params).tolist(), params)
-    clipping = config.algorithms.gradient_clipping
-    if clipping is not None and clipping.clipping_type == "norm":
-        scale_to_norm(params, norm, clipping.clipping_threshold)
-    elif clipping is not None:
-        torch.nn.utils.clip_grad_value_(params, clipping.clipping_threshold)
 
 
 def _batch(config: TrainConfig, rows: int, ranks: int) -> Batch:

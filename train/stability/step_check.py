@@ -11,9 +11,8 @@ from composer.loggers import Logger
 from torch import nn
 
 from data.mixing.row_plan import RowPlan
-from train.config.optimizer import GradientClippingConfig
 from train.config.schema import TrainConfig
-from train.distributed.clipping import drop_gradients, scale_to_norm
+from train.distributed.clipping import clip_gradients, drop_gradients
 from train.models.recompute import named_parameters
 from train.stability.experts import ExpertWatch, load_imbalance
 from train.stability.measurement import StepMeasurement, StepValues
@@ -78,7 +77,7 @@ class StepCheck(Callback):
         if self._is_left_out(state, logger, values):
             drop_gradients(params)
         elif self._clipping is not None:
-            _clip(params, values.gradient_norm, self._clipping)
+            clip_gradients(params, values.gradient_norm, self._clipping)
         self._report_experts(state.timestamp.batch.value, logger, values)
 
     def _is_left_out(self, state: State, logger: Logger, values: StepValues) -> bool:
@@ -127,10 +126,3 @@ def random_state() -> dict[str, Any]:
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         state["cuda"] = torch.cuda.get_rng_state()
     return state
-
-
-def _clip(params: list[nn.Parameter], norm: float, clipping: GradientClippingConfig) -> None:
-    if clipping.clipping_type == "norm":
-        scale_to_norm(params, norm, clipping.clipping_threshold)
-    else:
-        torch.nn.utils.clip_grad_value_(params, clipping.clipping_threshold)
