@@ -44,6 +44,19 @@ def model_config(args: argparse.Namespace, moe_recompute: bool = False) -> "Mode
     )
 
 
+def available_moe_impls(device: str, dtype: Any, notes: list[str]) -> Iterator[str]:
+    """Those that compute on this device in this dtype; notes gets why the others do not."""
+    from train.models.experts.experts import MOE_IMPLS, resolve_moe_impl
+
+    for moe_impl in MOE_IMPLS:
+        try:
+            resolve_moe_impl(moe_impl, device, dtype)
+        except ValueError as error:
+            notes.append(f"not measured: {error}")
+            continue
+        yield moe_impl
+
+
 def prepare_process(threads: int) -> None:
     """Sets torch's threads, and the allocator as train/run/trainer.py does; it serves all sides."""
     import torch

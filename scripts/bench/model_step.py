@@ -30,7 +30,6 @@ from scripts.bench.step_operations import gemm_floors
 from train.hf.config_json import transformers_config
 from train.models.config import ModelConfig
 from train.models.dbrx import DbrxForCausalLM
-from train.models.experts.experts import MOE_IMPLS, resolve_moe_impl
 
 Loss = Callable[[], Tensor]
 TRANSFORMERS = "transformers"
@@ -70,12 +69,7 @@ def build_sides(args: argparse.Namespace) -> tuple[dict[str, Loss], list[nn.Para
     state = draw_weights(config, args.device, dtype)
     sides: dict[str, Loss] = {}
     notes: list[str] = []
-    for moe_impl in MOE_IMPLS:
-        try:
-            resolve_moe_impl(moe_impl, args.device, dtype)
-        except ValueError as error:
-            notes.append(f"not measured: {error}")
-            continue
+    for moe_impl in common.available_moe_impls(args.device, dtype, notes):
         sides[f"dropless, {moe_impl}"] = dropless_loss(config, moe_impl, state, to(batch, args.device))
     try:
         sides[TRANSFORMERS] = transformers_loss(config, state, to(transformers_batch(batch), args.device))

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scripts.bench import common
 from scripts.bench.gemms import gemm_kinds
 from train.hf.config_json import transformers_config
 from train.models.config import FFNConfig, ModelConfig
-from train.models.experts.experts import MOE_IMPLS, resolve_moe_impl
 from train.models.moe import MoE
 
 Side = Callable[[Tensor, Tensor], Any]
@@ -25,12 +25,7 @@ def build_sides(args: argparse.Namespace) -> tuple[dict[str, Side], list[str]]:
     for param in reference.parameters():
         torch.nn.init.normal_(param, std=0.02)
     weights = reference.state_dict()
-    for moe_impl in MOE_IMPLS:
-        try:
-            resolve_moe_impl(moe_impl, args.device, dtype)
-        except ValueError as error:
-            notes.append(f"not measured: {error}")
-            continue
+    for moe_impl in common.available_moe_impls(args.device, dtype, notes):
         for recompute in (False, True):
             layer = our_layer(args, moe_impl, recompute)
             layer.load_state_dict(weights, assign=True)
