@@ -1,7 +1,7 @@
 """Patches of Composer 0.32.1. Each says what it is for and has a probe: a Composer without the need is left as it is.
 
 Subclasses and callbacks that only use what Composer offers stand beside their subject, even where Composer's own do
-something else than is wanted: train/callbacks (CheckpointSaver, RestoreRNG, LearningRate) and train/run/loggers.py.
+something else than is wanted: train/callbacks (CheckpointSaver, RestoreRNG, LearningRate) and train/loggers.
 """
 
 import inspect

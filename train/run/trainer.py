@@ -23,9 +23,9 @@ from train.composer_model import DbrxForComposer
 from train.config.ranks import train_microbatch_rows
 from train.config.schema import TrainConfig
 from train.hardware.allocator import keep_freed_memory
+from train.loggers.build import build_loggers
 from train.optim.schedules import build_scheduler
 from train.run.inputs import Inputs
-from train.run.loggers import build_loggers
 from train.supervision.hangs.sections import waiting_for_data
 from train.supervision.signals import StopSignals
 

@@ -13,8 +13,9 @@ from tests.helpers.ranks import run_ranks
 from tests.helpers.toy_run import write_toy_run
 from train.config.callbacks import FileLoggerConfig, LoggersConfig, WandBLoggerConfig
 from train.config.load import read_config
+from train.loggers.build import build_loggers
+from train.loggers.log_file import LogFile
 from train.run.fit import fit
-from train.run.loggers import LogFile, build_loggers
 
 
 def logged(path: str, overrides: list[str]) -> None:
@@ -60,8 +61,8 @@ def test_a_full_disk_under_the_log_file_is_reported_and_closes_it(
 
 
 def test_wandb_gets_what_the_saved_config_has(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("train.run.loggers._check_wandb", lambda: None)
-    monkeypatch.setattr("train.run.loggers.WandBLogger", dict)
+    monkeypatch.setattr("train.loggers.build._check_wandb", lambda: None)
+    monkeypatch.setattr("train.loggers.build.WandBLogger", dict)
     hf, key = "hf_" + "Ab12" * 8, "0123456789abcdef0123456789abcdef01234567"
     wandb = WandBLoggerConfig(project=f"p-{hf}", entity="e", group=f"WANDB_API_KEY={key}", tags=["ok", hf])
     (sent,) = build_loggers(LoggersConfig(wandb=wandb), "toy")

@@ -1,0 +1,62 @@
+"""The log file of each rank: what its console shows."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from composer.loggers import FileLogger, Logger
+from composer.utils import dist
+
+from data.base.errors import ConfigError, cannot_be
+from data.base.paths import fill_placeholders, refuse_path
+from data.base.redaction import redacted
+
+_FILE = "loggers.file.filename"
+
+
+class LogFile(FileLogger):
+    """Composer's, which also copies stdout and stderr: until the file system refuses a line, which is raised once.
+    Secrets are hidden."""
+
+    def write(self, prefix: str, s: str) -> None:
+        with self._closed_when_refused():
+            super().write(prefix, redacted(s))
+
+    def _flush_file(self, logger: Logger) -> None:
+        with self._closed_when_refused():
+            super()._flush_file(logger)
+
+    @contextmanager
+    def _closed_when_refused(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError:
+            # Else the message about it could not be printed: the copy of stderr would be refused as well.
+            self._closed = True
+            file, self.file = self.file, None
+            with suppress(OSError):
+                if file is not None:
+                    file.close()
+            raise
+
+
+def log_file(filename: str, run_name: str) -> str:
+    """This rank's file: run_name and rank are filled in, and each start of the run has its own: a resume erases no log.
+
+    Nothing is left for Composer to fill in. Raises ConfigError when the file cannot be written.
+    """
+    rank = dist.get_global_rank()
+    filled = fill_placeholders(filename, {"run_name": run_name, "rank": rank})
+    path = Path(filled if "{rank}" in filename else f"{filled}-rank{rank}")
+    refuse_path(_FILE, str(path))
+    attempt, file = 1, path
+    try:
+        while file.exists():
+            attempt += 1
+            file = path.with_stem(f"{path.stem}-{attempt}")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+        file.unlink()
+    except OSError as error:
+        raise ConfigError(f"is {filename!r}, but {cannot_be('written', 'it', error)}", key=_FILE) from None
+    return str(file)
