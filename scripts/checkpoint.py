@@ -1,6 +1,6 @@
 """Lists, verifies, compares and deletes checkpoints.
 
-  checkpoint.py ls runs/mine/checkpoints
+  checkpoint.py ls runs/mine                              or its save folder: runs/mine/checkpoints
   checkpoint.py verify runs/mine/checkpoints              all of them; or one: runs/mine/checkpoints/ep0-ba500
   checkpoint.py diff runs/mine/checkpoints/ep0-ba500 runs/mine/checkpoints/ep0-ba1000
   checkpoint.py prune runs/mine/checkpoints --keep 2      says what it would delete; with --yes deletes it
@@ -42,25 +42,25 @@ def _parser() -> argparse.ArgumentParser:
 
     text = "the checkpoints of a save folder, from their manifests, and who owns the folder"
     ls = commands.add_parser("ls", help=text, description=text)
-    ls.add_argument("folder", type=_place, help="a save folder, or a checkpoint; also s3://BUCKET/PREFIX or gs://")
+    ls.add_argument("folder", type=_place, help="a run's folder, or a checkpoint; also s3://BUCKET/PREFIX or gs://")
     ls.add_argument("--json", action="store_true", help="for programs: sizes are in bytes")
 
     text = "read every byte from the disk, and compare it with the manifests"
     more = f"{text}. The exit code is 0 when all that could be verified is right, and 2 when any is corrupt."
     verify = commands.add_parser("verify", help=text, description=more)
-    text = "a checkpoint, or a save folder: all in it; those of s3:// and gs:// are fetched one after the other"
+    text = "a checkpoint, or a run's folder: all in it; those of s3:// and gs:// are fetched one after the other"
     verify.add_argument("paths", type=_place, nargs="+", metavar="PATH", help=text)
 
     text = "what differs between two checkpoints: manifest, config, state, tensors"
     diff = commands.add_parser("diff", help=text, description=_DIFF, formatter_class=raw)
-    diff.add_argument("a", type=_folder, help="a checkpoint, or a save folder: the newest in it")
+    diff.add_argument("a", type=_folder, help="a checkpoint, or a run's folder: the newest in it")
     diff.add_argument("b", type=_folder, help="what it is compared with")
     diff.add_argument("--top", type=int, default=10, metavar="N", help="tensors that are shown (default: %(default)s)")
 
     text = "delete older checkpoints, and what killed runs have left"
     more = f"{text}. One that stays is verified before. Without --yes it says what it would delete."
     prune = commands.add_parser("prune", help=text, description=more)
-    prune.add_argument("folder", type=_folder, help="a save folder, which no run owns; not one in an object store")
+    prune.add_argument("folder", type=_folder, help="a run's folder, which no run owns; not one in an object store")
     prune.add_argument("--keep", type=int, required=True, metavar="N", help="the newest N stay")
     prune.add_argument("--keep_every", type=int, metavar="K", help="besides, of every K that were saved one stays")
     prune.add_argument("--yes", action="store_true", help="delete")
@@ -159,19 +159,21 @@ def _prune(args: argparse.Namespace) -> int:
     from data.base.errors import ConfigError
     from data.base.paths import refuse_path_arguments
     from data.base.sizes import format_bytes, progress_bar
+    from train.checkpoint.places import resolve_save_folder
     from train.inspection.pruning import plan, prune
 
     refuse_path_arguments(args, "folder")
     for name in ("keep", "keep_every"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise ConfigError(f"--{name} is {getattr(args, name)}, but at least 1 is needed")
-    planned = plan(args.folder, keep=args.keep, keep_every=args.keep_every)
+    folder = resolve_save_folder(args.folder)
+    planned = plan(folder, keep=args.keep, keep_every=args.keep_every)
     print("\n".join(planned.lines()))
     if planned.nothing:
         print("nothing to delete")
     elif args.yes:
         with progress_bar("verify", None, disable=None, leave=False) as bar:
-            done = prune(args.folder, keep=args.keep, keep_every=args.keep_every, progress=bar.update)
+            done = prune(folder, keep=args.keep, keep_every=args.keep_every, progress=bar.update)
         print(f"freed {format_bytes(done.size, down=True)}")
     else:
         print(f"nothing was deleted: with --yes this frees {format_bytes(planned.size, down=True)}")

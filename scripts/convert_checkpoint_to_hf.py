@@ -15,7 +15,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from train.models.precision import PRECISIONS
 
     parser = argparse.ArgumentParser(description=__doc__)
-    what = "a sharded checkpoint such as runs/x/ep0-ba100, or a folder of them, whose newest is taken; also "
+    what = "a sharded checkpoint such as runs/x/ep0-ba100, or a run's folder, whose newest is taken; also "
     what += "s3://bucket/runs/x/ep0-ba100 or s3://bucket/runs/x/latest, and gs://"
     parser.add_argument("--composer_path", required=True, help=what)
     parser.add_argument(

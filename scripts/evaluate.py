@@ -42,7 +42,11 @@ def _parser() -> argparse.ArgumentParser:
     from train.models.precision import PRECISIONS
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="an exported model; for --exact_match alone also a checkpoint")
+    parser.add_argument(
+        "folder",
+        type=Path,
+        help="an exported model; for --exact_match alone also a checkpoint or a run",
+    )
     parser.add_argument("--tasks", nargs="+", default=[], metavar="TASK", help="names, YAML files, or folders of them")
     parser.add_argument("--exact_match", type=Path, metavar="FILE", help=".jsonl of {prompt, response} or {messages}")
     parser.add_argument("--num_fewshot", type=int, help="examples before each question (default: the task's)")
@@ -94,11 +98,12 @@ def _evaluate(args: argparse.Namespace) -> None:
     questions = read_questions(args.exact_match, with_answers=True) if args.exact_match is not None else []
 
     from train.generation.exact_match import exact_match, exact_match_result
-    from train.generation.open_model import default_precision, is_exported, open_model
+    from train.generation.open_model import default_precision, is_exported, open_model, resolve_model
     from train.generation.results import keep
     from train.generation.tasks import run_tasks
     from train.hardware.device import choose_device
 
+    args.folder = resolve_model(args.folder)
     exported = is_exported(args.folder)
     if exported:
         _check_exported(args.folder)

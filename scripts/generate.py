@@ -49,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     from train.models.precision import PRECISIONS
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="an exported model, a sharded checkpoint, or a run's save folder")
+    parser.add_argument("folder", type=Path, help="an exported model, a sharded checkpoint, or a run's folder")
     parser.add_argument("prompts", nargs="*", metavar="PROMPT", help="without any, and without --file: a conversation")
     parser.add_argument("--file", type=Path, help="prompts: .jsonl of {prompt} or {messages}, else text, one a line")
     parser.add_argument("--chat", action="store_true", help="each PROMPT is what a user says, in the chat template")

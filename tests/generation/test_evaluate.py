@@ -19,7 +19,7 @@ from tests.helpers.small_export import write_export
 from train.config.sampling import Sampling
 from train.generation.ask import ask
 from train.generation.exact_match import exact_match, exact_match_result
-from train.generation.open_model import default_precision
+from train.generation.open_model import default_precision, resolve_model
 from train.generation.questions import as_question, encode, read_questions
 from train.generation.results import MARKER, Result, keep, with_section
 from train.generation.tasks import _limit_template, results_of, run_tasks
@@ -56,6 +56,16 @@ def original(run, tmp_path_factory):
 @pytest.fixture
 def exported(original, tmp_path):
     return Path(shutil.copytree(original, tmp_path / "model"))
+
+
+def test_a_folder_of_a_run_means_the_one_model_in_it(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "record.jsonl").touch()
+    assert resolve_model(tmp_path) == tmp_path / "checkpoints"
+    (tmp_path / "hf").mkdir()
+    (tmp_path / "hf" / "config.json").touch()
+    with pytest.raises(ConfigError, match=r"holds .*/checkpoints and .*/hf: name one of them"):
+        resolve_model(tmp_path)
 
 
 @pytest.fixture

@@ -11,7 +11,9 @@ from rich.console import Console
 from data.base.errors import ConfigError
 from tests.helpers.saved_checkpoints import flip, write_save_folder
 from train.checkpoint.owner import own
+from train.checkpoint.places import resolve_save_folder
 from train.checkpoint.storage.manifest import read_manifest, write_manifest
+from train.export.export import find_checkpoint as find_newest
 from train.inspection.found import find_checkpoint, find_checkpoints, find_save_folder
 from train.inspection.listing import as_json, entries, notes, table
 
@@ -95,6 +97,16 @@ def test_a_link_and_a_save_folder_mean_a_checkpoint(tmp_path: Path) -> None:
         find_save_folder(folder / "ep0-ba10")
 
 
+def test_a_folder_of_a_run_means_its_save_folder(tmp_path: Path) -> None:
+    folder = write_save_folder(tmp_path / "run" / "checkpoints", 10, 20)
+    (tmp_path / "run" / "logs").mkdir()
+    assert find_checkpoint(tmp_path / "run") == find_newest(tmp_path / "run") == folder / "ep0-ba20"
+    assert find_save_folder(tmp_path / "run").folder == folder
+    assert resolve_save_folder(folder / "ep0-ba10") == folder / "ep0-ba10"
+    write_save_folder(tmp_path / "run" / "other", 5)
+    assert refused(tmp_path / "run") == "PATH holds PATH/checkpoints and PATH/other: name one of them"
+
+
 def test_what_has_no_checkpoints_is_refused(tmp_path: Path) -> None:
     write_save_folder(tmp_path / "run" / "checkpoints", 10)
     (tmp_path / "left" / ".part-ep0-ba20").mkdir(parents=True)
@@ -107,7 +119,6 @@ def test_what_has_no_checkpoints_is_refused(tmp_path: Path) -> None:
     assert refused(tmp_path / "run" / "checkpoints" / "config.yaml").endswith("but a file")
     assert refused(tmp_path / "none").endswith("but an empty folder")
     assert "an exported folder (config.json is in it)" in refused(tmp_path / "hf")
-    assert refused(tmp_path / "run").endswith("did you mean PATH/checkpoints?")
     assert refused(tmp_path / "left") == "PATH holds no checkpoint, only .part-ep0-ba20: not committed"
 
 

@@ -17,6 +17,7 @@ from data.base.errors import ConfigError, cannot_be
 from data.base.locks import exclusive_unless
 from data.base.sizes import format_bytes
 from data.hub.repository_files import check_saved_tokenizer
+from train.checkpoint.places import resolve_save_folder
 from train.checkpoint.save_folder import check_tokenizer, check_writable, checkpoints, is_complete
 from train.config.schema import TrainConfig
 from train.export.model_card import model_card
@@ -110,8 +111,9 @@ def open_run(checkpoint: Path) -> Run:
 
 
 def find_checkpoint(path: Path) -> Path:
-    """The checkpoint that a path means: itself, what it links to, or the newest complete one in a save folder."""
-    real = path.resolve()
+    """The checkpoint that a path means: itself, what it links to, or the newest complete one in a save folder (or in
+    the one of a run's folder)."""
+    real = resolve_save_folder(path.resolve())
     if real.is_dir() and is_complete(real):
         return real
     inside = [found for found in checkpoints(real) if found.is_dir()]

@@ -16,6 +16,7 @@ from data.config.tokenizer import TokenizerConfig
 from data.hub.repository_files import check_json_files, refuse_code_beside
 from data.tokenization.build import build_tokenizer
 from data.tokenization.tokenizer import Tokenizer
+from train.checkpoint.places import is_save_folder, resolve_folder
 from train.export.export import find_checkpoint, open_run
 from train.generation.decoders import DbrxDecoder, Decoder, TransformersDecoder
 from train.hardware.device import Device
@@ -44,8 +45,9 @@ class Opened:
 def open_model(folder: Path, device: Device, precision: Precision | None = None) -> Opened:
     """The model of an exported folder, or of a checkpoint (or of the newest in a save folder).
 
-    precision: see default_precision. Raises ConfigError for whatever else is there.
+    folder: see resolve_model; precision: see default_precision. Raises ConfigError for whatever else is there.
     """
+    folder = resolve_model(folder)
     precision = precision or default_precision(device)
     if (folder / "adapter_config.json").is_file():
         raise ConfigError(
@@ -64,6 +66,11 @@ def default_precision(device: Device) -> Precision:
 
 def torch_device(device: Device) -> torch.device:
     return torch.device("cuda" if device == "gpu" else "cpu")
+
+
+def resolve_model(folder: Path) -> Path:
+    """A run's folder means the one save folder or exported model in it. Raises ConfigError where it holds several."""
+    return resolve_folder(folder, lambda each: is_exported(each) or is_save_folder(each))
 
 
 def is_exported(folder: Path) -> bool:

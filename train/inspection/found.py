@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data.base.errors import ConfigError, cannot_be
+from train.checkpoint.places import resolve_save_folder
 from train.checkpoint.save_folder import PART, batch_of, checkpoints, damaged, is_complete, leftovers
 from train.checkpoint.storage.manifest import METADATA, STATE
 
@@ -38,13 +39,15 @@ def find_checkpoints(path: Path) -> Found:
             real = path.resolve()
             return Found(folder=real.parent, checkpoints=[real], leftovers=[])
         found = find_save_folder(path)
+    path = found.folder
     if not found.checkpoints:
         raise ConfigError(f"{path} holds no checkpoint, only {_some(found.leftovers)}: not committed")
     return found
 
 
 def find_save_folder(path: Path) -> Found:
-    """It may hold nothing but leftovers. Raises ConfigError for what is no save folder."""
+    """It may hold nothing but leftovers. Raises ConfigError for what is no save folder, nor holds one alone."""
+    path = resolve_save_folder(path)
     with read_errors_named(path):
         if path.is_dir() and not _is_checkpoint(path):
             there = sorted([*checkpoints(path), *damaged(path)], key=batch_of)
@@ -85,6 +88,4 @@ def _describe(path: Path) -> str:
     entries = sorted(path.iterdir())
     if not entries:
         return "an empty folder"
-    below = [each for each in entries if each.is_dir() and not each.is_symlink() and checkpoints(each)]
-    hint = f": did you mean {below[0]}?" if below else ""
-    return f"a folder that holds {_some(entries)}{hint}"
+    return f"a folder that holds {_some(entries)}"

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from data.base.errors import ConfigError
 from train.checkpoint.load import Checkpoint, open_checkpoint
+from train.checkpoint.places import resolve_save_folder
 from train.checkpoint.reader import CheckpointReader
 from train.checkpoint.remote.folder import Contents, RemoteFolder, store_errors_named
 from train.checkpoint.remote.staging import is_first_rank, load_path_of, look
@@ -170,8 +171,8 @@ def check_start(path: Path, config: TrainConfig, key: str, *, whole_state: bool)
     if not path.exists():
         raise ConfigError(f"{subject}, but there is no such file or folder", key=key)
     if not is_complete(path):
-        inside = [found.name for found in checkpoints(path)]
-        hint = f"; it holds checkpoints: {path / inside[-1]}" if inside else ""
+        inside = checkpoints(resolve_save_folder(path))
+        hint = f": write {key}={inside[-1]}, the newest one there" if inside else ""
         raise ConfigError(
             f"{subject}, but it is no complete checkpoint (a folder such as ep0-ba100 with {MANIFEST} in it){hint}",
             key=key,
