@@ -1,6 +1,7 @@
 """Which files a config means: those of a split in a folder, or those that are named."""
 
 import glob
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -171,12 +172,22 @@ def _texts_below(folder: Path) -> list[Path]:
 def _why_nothing(key: str, path: Path) -> str:
     if path.is_dir():
         if key == "text":
-            return "there is no .txt file in this folder"
+            return f"there is no .txt file in this folder{_others_below(path)}"
         return f"it is a folder: name it in {setting('hf_kwargs.data_dir')}"
     if path.is_symlink():
         return f"it is a link to {str(path.readlink())!r}, which is not there"
     bracket = " ([ and ] stand for one of the characters in them: write [[] for a bracket)" if "[" in path.name else ""
     return f"there is no such file{bracket}"
+
+
+def _others_below(folder: Path) -> str:
+    """What else a folder of text files holds, and how it is named."""
+    found = Counter(path.suffix for path in files_below(folder) if path.suffix)
+    if not found:
+        return ""
+    there = listed([f"{count:,} {suffix}" for suffix, count in found.most_common()], 3)
+    pattern = folder / "**" / f"*{found.most_common(1)[0][0]}"
+    return f" (there: {there}): other files are named by a pattern, such as {setting('text', str(pattern))}"
 
 
 def _of_kwargs(config: DatasetConfig, base: Path, suffixes: tuple[str, ...], split: str) -> list[Path]:
@@ -229,6 +240,8 @@ def _split_files(key: str, folder: Path, split: str, suffixes: tuple[str, ...]) 
     if not every:
         others = [str(path.relative_to(folder)) for path in files if looks_like_data(path)]
         there = f" (there: {listed(others)})" if others else ""
+        if any(suffix_of(other) in TEXT_SUFFIXES for other in others):
+            there += f": text files are named in {setting('text', str(folder))}"
         raise ConfigError(f"is {str(folder)!r}, but there is no {either(suffixes)} file in it{there}", key=key)
     taken = _of_this_split(folder, split, every)
     name_unread(key, folder, files, split, taken)

@@ -203,3 +203,19 @@ def test_a_path_that_cannot_be_is_one_error(tmp_path, monkeypatch, name):
         open_source(DatasetConfig(hf_name="json", hf_kwargs=HFKwargs(data_dir=name), max_seq_len=8))
     with pytest.raises(ValueError, match=r"data_files.test has 'a\\x00b', but no path has a NUL byte"):
         HFKwargs(data_files={"test": "a\0b"})
+
+
+def test_a_folder_without_text_files_suggests_a_pattern(tmp_path):
+    for name in ("a.md", "b/c.md", "d.rst"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    with pytest.raises(ConfigError, match=r"there: 2 \.md, 1 \.rst\): .* such as (?:text: )(.*\.md)$") as error:
+        open_source(DatasetConfig(text=str(tmp_path), max_seq_len=8))
+    pattern = str(error.value).rpartition("text: ")[2]
+    assert len(read(open_source(DatasetConfig(text=pattern, max_seq_len=8)))) == 2
+
+
+def test_a_folder_of_text_files_in_hf_name_suggests_text(tmp_path):
+    (tmp_path / "a.txt").write_text("a")
+    with pytest.raises(ConfigError, match=f"text files are named in text: {tmp_path}$"):
+        find(of_folder(tmp_path))
