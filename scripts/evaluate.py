@@ -18,7 +18,10 @@ import argparse
 import json
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from train.generation.questions import Question
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,6 +52,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--tasks", nargs="+", default=[], metavar="TASK", help="names, YAML files, or folders of them")
     parser.add_argument("--exact_match", type=Path, metavar="FILE", help=".jsonl of {prompt, response} or {messages}")
+    makes = "makes questions of the rows of --exact_match: a registered name, module:function, or columns such as "
+    makes += "'{prompt: question, response: answer}'"
+    parser.add_argument("--preprocessor", metavar="NAME", help=makes)
     parser.add_argument("--num_fewshot", type=int, help="examples before each question (default: the task's)")
     parser.add_argument("--limit", type=int, help="questions of each task (default: all)")
     parser.add_argument("--apply_chat_template", action="store_true", help="tasks' questions are a user's turns")
@@ -72,6 +78,8 @@ def _check_arguments(args: argparse.Namespace) -> None:
         raise ConfigError(f"--num_fewshot is {args.num_fewshot}, but it cannot be negative")
     if not args.tasks and args.exact_match is None:
         raise ConfigError("nothing to evaluate: give --tasks, --exact_match, or both")
+    if args.preprocessor is not None and args.exact_match is None:
+        raise ConfigError("--preprocessor is given, but it is for --exact_match, which is not: leave it out")
     of_tasks = {"num_fewshot": args.num_fewshot is not None, "apply_chat_template": args.apply_chat_template}
     for name in (name for name, given in of_tasks.items() if given and not args.tasks):
         raise ConfigError(f"--{name} is given, but it is for --tasks, of which there are none: leave it out")
@@ -89,13 +97,24 @@ def _check_exported(folder: Path) -> None:
         raise ConfigError(f"{folder} cannot be written, but results are kept in it: copy it")
 
 
+def _read_questions(args: argparse.Namespace) -> "list[Question]":
+    from data.base.errors import settings_written
+    from data.examples.preprocessing import resolve_preprocessing_fn
+    from data.preparation.conversion.arguments import preprocessor_of
+    from data.preparation.conversion.flags import as_flag
+    from train.generation.questions import read_questions
+
+    with settings_written(as_flag):
+        preprocess = resolve_preprocessing_fn(preprocessor_of(args))
+        return read_questions(args.exact_match, with_answers=True, preprocess=preprocess)
+
+
 def _evaluate(args: argparse.Namespace) -> None:
     _check_arguments(args)
 
     from data.base.errors import ConfigError
-    from train.generation.questions import read_questions
 
-    questions = read_questions(args.exact_match, with_answers=True) if args.exact_match is not None else []
+    questions = _read_questions(args) if args.exact_match is not None else []
 
     from train.generation.exact_match import exact_match, exact_match_result
     from train.generation.open_model import default_precision, is_exported, open_model, resolve_model

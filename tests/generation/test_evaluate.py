@@ -183,6 +183,29 @@ def test_a_file_without_answers_is_told_by_line(tmp_path):
         read_questions(tmp_path / "x.jsonl", with_answers=True)
 
 
+def test_a_preprocessor_makes_questions_of_any_rows(tmp_path, capsys):
+    rows = [{"question": "a", "answer": "b"}, {"question": "c", "answer": None}]
+    file = tmp_path / "x.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    evaluate = load_script("evaluate")
+    args = [str(tmp_path), "--exact_match", str(file)]
+
+    def asked(*more):
+        return evaluate._read_questions(evaluate._parser().parse_args([*args, *more]))
+
+    with pytest.raises(DataError, match=r"x.jsonl:2: response is null"):
+        asked("--preprocessor", "{prompt: question, response: answer}")
+    with pytest.raises(DataError, match="say which columns to take with --preprocessor"):
+        asked()
+    assert asked("--preprocessor", f"{__name__}:answered") == [PromptResponse("a", "b")]
+    assert "--preprocessor left out 1 of its rows" in capsys.readouterr().out
+    assert evaluate.main([str(tmp_path), "--tasks", "x", "--preprocessor", "alpaca"]) == 2
+
+
+def answered(row):
+    return {"prompt": row["question"], "response": row["answer"]} if row["answer"] else None
+
+
 RESULT = {"asked": 4, "metrics": {"acc": 0.25}, "stderr": {"acc": 0.1}}
 
 

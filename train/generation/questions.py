@@ -1,11 +1,12 @@
 """What is asked: prompts and conversations, from a command line or a file, and their tokens."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data.base.errors import ConfigError, DataError, os_errors_named
+from data.base.console import notice
+from data.base.errors import ConfigError, DataError, os_errors_named, setting
 from data.base.problems import Problem, Reading
 from data.base.redaction import redacted
 from data.examples.examples import read_examples
@@ -39,11 +40,15 @@ def expected_answer(question: Question) -> str:
     return question.response if isinstance(question, PromptResponse) else question.messages[-1]["content"]
 
 
-def read_questions(file: Path, *, with_answers: bool = False) -> list[Question]:
+def read_questions(
+    file: Path, *, with_answers: bool = False, preprocess: Callable[[Any], Any] | None = None
+) -> list[Question]:
     """The prompts of a .jsonl file of `{prompt}` or `{messages}`, else of a text file, one a line.
 
-    with_answers: the file must be JSONL, of `{prompt, response}` or of messages that end with the assistant. Raises
-    ConfigError when it cannot be read or holds nothing, DataError with the line of each row that cannot be used.
+    with_answers: the file must be JSONL, of `{prompt, response}` or of messages that end with the assistant, or of what
+    preprocess makes such an example of; rows for which it returns None are counted and left out.
+
+    Raises ConfigError when it cannot be read or holds nothing, DataError with the line of each row that cannot be used.
     """
     with os_errors_named(file):
         lines = file.read_bytes().splitlines()
@@ -51,11 +56,13 @@ def read_questions(file: Path, *, with_answers: bool = False) -> list[Question]:
     reading = Reading()
     if with_answers or file.suffix == ".jsonl":
         parsed = ((place, parse_line(line)) for place, line in rows)
-        examples = read_examples(parsed if with_answers else _with_any_answer(parsed), None, reading)
+        examples = read_examples(parsed if with_answers else _with_any_answer(parsed), preprocess, reading)
     else:
         examples = (PromptResponse(_text(line, place), "") for place, line in rows)
     questions = [_only_questions(example, file) for example in examples]
     reading.raise_if_any()
+    if reading.n_dropped:
+        notice(f"{file}: {setting('preprocessing_fn')} left out {reading.n_dropped:,} of its rows")
     if not questions:
         raise ConfigError(f'{file} holds no prompts: write one a line, or JSON lines such as {{"prompt": "..."}}')
     return questions
