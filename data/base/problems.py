@@ -12,7 +12,9 @@ from data.base.paths import is_unicode
 from data.base.redaction import redacted
 
 SHOWN = 20
-"""Problems that are written out; the others are counted."""
+"""Kinds of problems that are written out; the others are counted."""
+PLACES = 3
+"""Places that are named of each."""
 
 LISTED = 10
 """Names or kinds that are written out in a line; the others are counted."""
@@ -39,8 +41,10 @@ class Reading:
     bad_rows: int = 0
     kinds: Counter[str] = field(default_factory=Counter)
     """Kind of problem -> how many."""
-    shown: list[str] = field(default_factory=list)
-    """The first problems, each with its place."""
+    first: dict[str, str] = field(default_factory=dict)
+    """Kind of problem -> text of the first one."""
+    places: dict[str, list[str]] = field(default_factory=dict)
+    """Kind of problem -> the first places."""
     ignored: Counter[str] = field(default_factory=Counter)
     """Column that is not used -> rows that have it."""
     place: str = ""
@@ -52,9 +56,7 @@ class Reading:
         """Counts one row with all that is wrong with it."""
         self.bad_rows += 1
         for problem in problems:
-            self.kinds[problem.kind] += 1
-            if len(self.shown) < SHOWN:
-                self.shown.append(f"{place}: {problem.text}")
+            self._count(problem, [place], 1)
 
     def merge(self, other: "Reading") -> None:
         """Adds what was found after this. Where each found another form, the later rows are the problem."""
@@ -62,32 +64,43 @@ class Reading:
         if self.form is None:
             self.form, self.first_place = other.form, other.first_place
         elif other.form not in (None, self.form) and valid:
-            problem = other_form(str(other.form), self)
-            rest = f" (and so for {_count(valid - 1, 'more row')})" if valid > 1 else ""
             self.bad_rows += valid
-            self.kinds[problem.kind] += valid
-            self.shown.append(f"{other.first_place}: {problem.text}{rest}")
+            self._count(other_form(str(other.form), self), [other.first_place], valid)
             valid = 0
         self.n_valid += valid
         self.bad_rows += other.bad_rows
         self.n_dropped += other.n_dropped
         self.first_place = self.first_place or other.first_place
         self.place = other.place or self.place
-        self.kinds.update(other.kinds)
+        for kind, count in other.kinds.items():
+            self._count(Problem(kind, other.first[kind]), other.places[kind], count)
         self.ignored.update(other.ignored)
-        self.shown = (self.shown + other.shown)[:SHOWN]
+
+    def _count(self, problem: Problem, places: Sequence[str], count: int) -> None:
+        """places: the first of `count` rows."""
+        self.kinds[problem.kind] += count
+        self.first.setdefault(problem.kind, problem.text)
+        named = self.places.setdefault(problem.kind, [])
+        named += places[: PLACES - len(named)]
+
+    def lines(self) -> list[str]:
+        """A line for each kind of problem: the first one with its place, how many more, and the next places."""
+        kinds = list(self.kinds)
+        lines = [f"{self.places[kind][0]}: {self.first[kind]}{self._more(kind)}" for kind in kinds[:SHOWN]]
+        if len(kinds) > SHOWN:
+            rest = sum(self.kinds[kind] for kind in kinds[SHOWN:])
+            lines.append(f"... and {_count(rest, 'problem')} of {_count(len(kinds) - SHOWN, 'more kind')}")
+        return lines
+
+    def _more(self, kind: str) -> str:
+        more, places = self.kinds[kind] - 1, self.places[kind][1:]
+        such_as = f", such as {' and '.join(places)}" if len(places) < more else f": {' and '.join(places)}"
+        return f" (and {_count(more, 'more row')}{such_as if places else ''})" if more else ""
 
     def raise_if_any(self) -> None:
-        """DataError with the first problems, each with its place, and a count by kind."""
-        if not self.bad_rows:
-            return
-        total = self.kinds.total()
-        lines = [f"{_count(self.bad_rows, 'row')} cannot be used:", *self.shown]
-        if total > len(self.shown):
-            lines.append(f"... and {total - len(self.shown)} more")
-        if total > 1:
-            lines.append("by kind: " + listed(f"{kind} ({count})" for kind, count in self.kinds.most_common()))
-        raise DataError("\n  ".join(lines))
+        """DataError with a line for each kind of problem."""
+        if self.bad_rows:
+            raise DataError("\n  ".join([f"{_count(self.bad_rows, 'row')} cannot be used:", *self.lines()]))
 
 
 def other_form(form: str, reading: Reading) -> Problem:
@@ -139,4 +152,4 @@ def listed_clauses(clauses: Sequence[str], most: int = LISTED) -> str:
 
 
 def _count(number: int, word: str) -> str:
-    return f"{number} {word}" if number == 1 else f"{number} {word}s"
+    return f"{number:,} {word}" if number == 1 else f"{number:,} {word}s"

@@ -175,4 +175,4 @@ def _hint(progress: Progress, config: DatasetConfig) -> str:
     if progress.tally.dropped:
         return f"{setting('max_seq_len')} is {config.max_seq_len}: raise it, or shorten the rows"
     kinds = listed(f"{kind} ({count:,})" for kind, count in progress.reading.kinds.most_common())
-    return f"mend them ({kinds})" if kinds else f"look at {setting('preprocessing_fn')}"
+    return f"fix them ({kinds})" if kinds else f"look at {setting('preprocessing_fn')}"

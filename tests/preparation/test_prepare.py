@@ -280,7 +280,7 @@ def test_a_dataset_whose_examples_are_all_dropped_is_refused(tmp_path):
 
 def test_a_dataset_of_bad_rows_alone_is_refused_with_what_is_wrong(tmp_path):
     write_jsonl(tmp_path / "train.jsonl", [{"prompt": "a"}] * 3)
-    text = r"none of the 3 rows can be used: bad rows \(3\): mend them \(response is missing \(3\)\)"
+    text = r"none of the 3 rows can be used: bad rows \(3\): fix them \(response is missing \(3\)\)"
     with pytest.raises(DataError, match=text):
         prepare(dataset_config(tmp_path, on_bad_example="drop"), TOY)
 

@@ -47,7 +47,7 @@ def test_diff_ends_with_1_for_other_checkpoints_and_2_for_errors(
     config.write_text(config.read_text().replace("seed: 5", "seed: 6"))
     assert main(["diff", str(GOLDEN), str(tmp_path / "run")]) == 1
     assert "  seed: 5 -> 6\n" in capsys.readouterr().out
-    assert main(["diff", str(GOLDEN), str(tmp_path)]) == 2
+    assert main(["diff", str(GOLDEN), str(tmp_path / "none")]) == 2
     assert main(["diff", str(GOLDEN), str(GOLDEN), "--top", "-1"]) == 2
 
 
