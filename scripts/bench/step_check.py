@@ -27,6 +27,7 @@ import torch
 from composer.core import Callback, State
 from composer.loggers import Logger
 
+from data.base.durations import Clock
 from data.config.dataset import DatasetConfig
 from data.config.loader import DataLoaderConfig
 from data.config.tokenizer import TokenizerConfig
@@ -37,6 +38,7 @@ from train.callbacks.global_batch import GlobalBatch
 from train.composer_model import DbrxForComposer
 from train.config.optimizer import AlgorithmsConfig, GradientClippingConfig, OptimizerConfig, SchedulerConfig
 from train.config.schema import TrainConfig
+from train.config.supervision import ExpertsConfig
 from train.models.config import ModelConfig
 from train.stability.step_check import StepCheck
 from train.supervision.events import Events
@@ -50,7 +52,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     common.prepare_process(args.threads)
     config = common.model_config(args)
     model = DbrxForComposer(config, initial_model(config))
-    turn = Turn(StepCheck(run_config(config, args), plan(), model.model, Events(None), folder=None, saver=None), args)
+    check = StepCheck(
+        run_config(config, args), plan(), model.model, Events(None), clock=clock(args), folder=None, saver=None
+    )
+    turn = Turn(check, args)
     step = trainer_step(model, make_batch(args), [GlobalBatch(config), turn], args)
     times = measure(step, turn, args.rounds)
     rows = {side: summarise(times, side) for side in SIDES}
@@ -83,7 +88,13 @@ def run_config(config: ModelConfig, args: argparse.Namespace) -> TrainConfig:
         algorithms=AlgorithmsConfig(gradient_clipping=clipping),
         max_duration="1000ba",
         global_train_batch_size=args.rows,
+        # scripts/bench/expert_health.py has that.
+        experts=ExpertsConfig(interval=None),
     )
+
+
+def clock(args: argparse.Namespace) -> Clock:
+    return Clock(tokens_per_batch=args.rows * args.max_seq_len, rows_per_batch=args.rows, rows_per_epoch=args.rows)
 
 
 def plan() -> Any:

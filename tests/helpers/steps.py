@@ -202,9 +202,9 @@ def train_cuts(cuts: list[Cut], *dtypes: torch.dtype) -> list[dict[torch.dtype, 
 
 def _train(cut: Cut, dtype: torch.dtype) -> Trained:
     config, steps = config_of(cut), Steps()
-    model = _build(config, cut, dtype)
+    model = build_cut(config, cut, dtype)
     initial = {name: whole(param) for name, param in named_parameters(model)}
-    _fit(config, model, steps)
+    fit_made_rows(config, model, steps)
     return Trained(
         losses=torch.tensor(steps.losses, dtype=torch.float64),
         norms=torch.tensor(steps.norms, dtype=torch.float64),
@@ -214,7 +214,8 @@ def _train(cut: Cut, dtype: torch.dtype) -> Trained:
     )
 
 
-def _build(config: TrainConfig, cut: Cut, dtype: torch.dtype) -> DbrxForCausalLM:
+def build_cut(config: TrainConfig, cut: Cut, dtype: torch.dtype) -> DbrxForCausalLM:
+    """The model of the config on the mesh of the cut."""
     model = build_model(
         config.model,
         config.fsdp_config,
@@ -232,7 +233,8 @@ def _build(config: TrainConfig, cut: Cut, dtype: torch.dtype) -> DbrxForCausalLM
     return model
 
 
-def _fit(config: TrainConfig, model: DbrxForCausalLM, steps: Steps) -> None:
+def fit_made_rows(config: TrainConfig, model: DbrxForCausalLM, *callbacks: Callback) -> None:
+    """STEPS steps on MadeRows."""
     streams: Any = {"": MadeRows()}
     clock = Clock(tokens_per_batch=ROWS * LENGTH, rows_per_batch=ROWS, rows_per_epoch=ROWS * STEPS, max_batches=STEPS)
     plan = RowPlan(config.train_loader, streams, clock, seed=0)
@@ -255,7 +257,7 @@ def _fit(config: TrainConfig, model: DbrxForCausalLM, steps: Steps) -> None:
         eval_loader=None,
         clock=clock,
         plan=plan,
-        callbacks=[steps, StepCheck(config, plan, model, Events(None), folder=None, saver=None)],
+        callbacks=[*callbacks, StepCheck(config, plan, model, Events(None), clock=clock, folder=None, saver=None)],
         run_name="step",
         precision="fp32",
         state=None,

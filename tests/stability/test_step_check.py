@@ -14,12 +14,13 @@ from tests.helpers.ranks import run_ranks
 from tests.helpers.toy_run import write_toy_run
 from train.checkpoint.load import open_checkpoint
 from train.checkpoint.state import read_state
+from train.config.supervision import ExpertsConfig
 from train.models.dbrx import DbrxOutput
-from train.stability.experts import STEPS
 from train.stability.incidents import read_incident
 from train.supervision.exit_codes import ExitCode
 from train.supervision.record_file import RECORD
 
+STEPS = ExpertsConfig().max_share_steps
 SMALL = ["eval_loader=null", "device_train_microbatch_size=2", "max_duration=6ba"]
 NAN, INF = math.nan, math.inf
 

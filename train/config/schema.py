@@ -27,7 +27,7 @@ from data.config.values import (
 )
 from train.config.callbacks import CallbacksConfig, LoggersConfig
 from train.config.optimizer import AlgorithmsConfig, OptimizerConfig, SchedulerConfig
-from train.config.supervision import DeadlinesConfig, SpikesConfig
+from train.config.supervision import DeadlinesConfig, ExpertsConfig, SpikesConfig
 from train.models.config import LoraConfig, ModelConfig
 from train.models.precision import NF4_BLOCK
 
@@ -342,6 +342,7 @@ class TrainConfig(Section):
     """When the loss of a step is a spike: log reports it; skip continues without that step; rollback continues with the
     model and optimizer of the newest checkpoint, without the steps since."""
     spikes: SpikesConfig = field(default_factory=SpikesConfig)
+    experts: ExpertsConfig = field(default_factory=ExpertsConfig)
     deadlines: DeadlinesConfig = field(default_factory=DeadlinesConfig)
 
     progress_bar: bool = True

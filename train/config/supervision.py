@@ -1,9 +1,9 @@
-"""What a run watches in itself: spikes of the loss, and how long each part of it may take."""
+"""What a run watches in itself: spikes of the loss, its experts, and how long each part of it may take."""
 
 from dataclasses import dataclass
 
 from data.config.sections import Section
-from data.config.values import Count, Positive
+from data.config.values import Count, CountOrZero, Positive, PositiveDuration, PositiveShare
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +23,25 @@ class SpikesConfig(Section):
     consecutive steps that are not finite after which it ends (on_nonfinite: skip)."""
     max_rollbacks: Count = 3
     """Of on_spike: rollback. At the next one the run ends."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpertsConfig(Section):
+    """What a run measures of its experts, and when it reports one (see docs/reliability.md#expert-health)."""
+
+    interval: PositiveDuration | None = "100ba"
+    """Time between measurements of each layer: load shares, router logits, gradient norms, unchanged choices. The first
+    and the last step are measured too; null measures none."""
+    probe_tokens: CountOrZero = 256
+    """Tokens of the run's first rows, at most a microbatch of them, that each measurement routes again to compare their
+    experts with those of the last one; 0 leaves that out."""
+    dead_steps: Count = 100
+    """Consecutive steps without a token of any rank after which an expert is reported as dead."""
+    max_share: PositiveShare = 0.95
+    """Share of its layer's tokens: an expert that has more of them in `max_share_steps` consecutive steps is reported.
+    1 reports none. Not where a token has more than half of the experts (moe_top_k)."""
+    max_share_steps: Count = 10
+    """Consecutive steps for which an expert has more than `max_share` of the tokens until it is reported."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -37,6 +37,8 @@ class DbrxOutput(NamedTuple):
     """Sums of the routers' probabilities over the batch's tokens."""
     z_sums_L: Tensor
     """Sums of logsumexp(router logits)^2 over the batch's tokens."""
+    logit_squares_L: Tensor
+    """Sums of the squared router logits over the batch's tokens and experts; carry no gradient."""
     logits_BSV: Tensor | None = None
     """Or [B, 1, V], where the last alone were asked for."""
     hidden_states_BSD: tuple[Tensor, ...] | None = None
@@ -48,8 +50,8 @@ class DbrxOutput(NamedTuple):
 class Inside(NamedTuple):
     """What DbrxModel tells besides its result, on [T, ...]; lists that were not asked for are empty."""
 
-    sums: tuple[Tensor, Tensor, Tensor]
-    """counts_LE, prob_sums_LE and z_sums_L of DbrxOutput."""
+    sums: tuple[Tensor, Tensor, Tensor, Tensor]
+    """counts_LE, prob_sums_LE, z_sums_L and logit_squares_L of DbrxOutput."""
     hidden: list[Tensor]
     router_logits: list[Tensor]
 
@@ -132,14 +134,15 @@ class DbrxModel(nn.Module):
             if keep_hidden:
                 hidden.append(x_TD)
             x_TD, stats = block(x_TD, layout)
-            sums.append((stats.counts_E, stats.prob_sums_E, stats.z_sum))
+            sums.append((stats.counts_E, stats.prob_sums_E, stats.z_sum, stats.logit_squares))
             if keep_router:
                 router_logits.append(stats.logits_TE)
-        counts_LE, prob_sums_LE, z_sums_L = (torch.stack(column) for column in zip(*sums, strict=True))
+        counts_LE, prob_sums_LE, z_sums_L, logit_squares_L = map(torch.stack, zip(*sums, strict=True))
         x_TD = self.norm_f(x_TD)
         if keep_hidden:
             hidden.append(x_TD)
-        return x_TD, layouts[0], Inside((counts_LE, prob_sums_LE, z_sums_L), hidden, router_logits)
+        stacked = (counts_LE, prob_sums_LE, z_sums_L, logit_squares_L)
+        return x_TD, layouts[0], Inside(stacked, hidden, router_logits)
 
 
 class DbrxForCausalLM(nn.Module):

@@ -23,6 +23,8 @@ class RouterStats(NamedTuple):
     """Sum of the router's probabilities; carries gradient."""
     z_sum: Tensor
     """Sum of logsumexp(logits)^2, a scalar; carries gradient."""
+    logit_squares: Tensor
+    """Sum of the squared logits, over experts too, a scalar."""
     logits_TE: Tensor
 
 
@@ -72,7 +74,8 @@ class MoE(nn.Module):
         # before expert parallelism sends results back.
         z_sum = logits_TE.logsumexp(dim=-1).square().sum()
         y_TD = self.experts(x_TD, weights_TK, assignment)
-        return y_TD, RouterStats(assignment.counts_E, probs_TE.sum(0), z_sum, logits_TE)
+        logit_squares = torch.linalg.vector_norm(logits_TE.detach()).square()
+        return y_TD, RouterStats(assignment.counts_E, probs_TE.sum(0), z_sum, logit_squares, logits_TE)
 
 
 def load_balancing_loss(

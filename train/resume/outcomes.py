@@ -343,6 +343,7 @@ OUTCOMES: Mapping[str, Decided] = {
     "on_nonfinite": APPLIED,
     "on_spike": APPLIED,
     "spikes.*": APPLIED,
+    "experts.*": APPLIED,
     "deadlines.*": APPLIED,
     "progress_bar": APPLIED,
     "log_to_console": APPLIED,

@@ -128,7 +128,15 @@ def _fit(
     savers, records = build_savers(config, inputs, owner, mirror), _run_record(config, inputs)
     saving = [*records, *savers, *([mirror] if mirror else []), *([hf_checkpointer] if hf_checkpointer else [])]
     saver = build_recorded_saver(savers, records)
-    check = StepCheck(config, inputs.data.plan, model.model, supervision.events, folder=inputs.folder, saver=saver)
+    check = StepCheck(
+        config,
+        inputs.data.plan,
+        model.model,
+        supervision.events,
+        clock=inputs.data.clock,
+        folder=inputs.folder,
+        saver=saver,
+    )
     preemption = build_preemption(config, inputs, saver, mirror, supervision)
     for each in generate:
         each.is_ending = preemption.agree

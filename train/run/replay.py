@@ -24,6 +24,7 @@ from train.checkpoint.storage.manifest import CONFIG
 from train.config.callbacks import CallbacksConfig, LoggersConfig
 from train.config.load import load_saved_config
 from train.config.schema import TrainConfig
+from train.config.supervision import ExpertsConfig
 from train.run.fit import fit
 from train.stability.incidents import Incident, read_batch, read_incident
 from train.stability.measurement import StepMeasurement
@@ -129,6 +130,7 @@ def _without_output(config: TrainConfig, incident: Incident, folder: Path) -> Tr
         on_nonfinite="skip",
         callbacks=CallbacksConfig(),
         loggers=LoggersConfig(),
+        experts=ExpertsConfig(interval=None),
         progress_bar=False,
         log_to_console=False,
     )

@@ -10,6 +10,7 @@ from composer.utils import dist
 from torch import Tensor, nn
 
 from train.distributed.clipping import squared_norms, total_norm
+from train.expert_health.routing import RoutingSums
 from train.models.dbrx import DbrxOutput
 
 
@@ -21,8 +22,9 @@ class StepValues:
     """As Composer logs it, but added up in fp64."""
     gradient_norm: float
     """L2, of all gradients, before they are clipped."""
-    counts_LE: np.ndarray
-    """Assignments of the step's tokens to each layer's experts."""
+    squares_P: Sequence[float]
+    """The squared L2 norm of each parameter's gradient."""
+    routing: RoutingSums
 
     @property
     def is_finite(self) -> bool:
@@ -34,38 +36,43 @@ class StepMeasurement:
 
     def __init__(self) -> None:
         self._rows = 0
-        self._loss: Tensor | None = None
-        self._counts_LE: Tensor | None = None
+        self._sums: Tensor | None = None
+        """Loss, then z_sums_L, logit_squares_L and counts_LE of DbrxOutput, in fp64."""
+        self._shape_LE = torch.Size()
 
     def begin(self, n_rows: int) -> None:
         """n_rows: of this rank's batch."""
-        self._rows, self._loss, self._counts_LE = n_rows, None, None
+        self._rows, self._sums = n_rows, None
 
     def add(self, state: State) -> None:
         """A microbatch, between its loss and its backward pass: there Composer multiplies the loss in place."""
         assert isinstance(state.outputs, DbrxOutput)
         assert isinstance(state.loss, dict)
-        share = state.batch["input_ids"].shape[0] / self._rows
-        loss, counts_LE = state.loss["total"].detach().double() * share, state.outputs.counts_LE
-        self._loss = loss if self._loss is None else self._loss + loss
-        self._counts_LE = counts_LE if self._counts_LE is None else self._counts_LE + counts_LE
+        share, out = state.batch["input_ids"].shape[0] / self._rows, state.outputs
+        loss = state.loss["total"].detach().double() * share
+        routed = (out.z_sums_L.detach(), out.logit_squares_L, out.counts_LE.flatten())
+        sums = torch.cat((loss.view(1), *(each.double() for each in routed)))
+        self._sums, self._shape_LE = sums if self._sums is None else self._sums + sums, out.counts_LE.shape
 
     @property
     def loss(self) -> float:
         """This rank's part, whose mean over the ranks is the loss of the step."""
-        assert self._loss is not None
-        return self._loss.item()
+        assert self._sums is not None
+        return self._sums[0].item()
 
-    def reduce(self, params: Sequence[nn.Parameter]) -> StepValues:
-        """The values of all ranks. Every rank has to call it."""
-        assert self._loss is not None
-        assert self._counts_LE is not None
-        squares_P = squared_norms(params).to(self._loss.device)
-        sums = torch.cat((self._loss.view(1), squares_P, self._counts_LE.flatten().double()))
+    def reduce(self, params: Sequence[nn.Parameter], top_k: int) -> StepValues:
+        """The values of all ranks. Every rank has to call it. top_k: experts of a token."""
+        assert self._sums is not None
+        sums = torch.cat((self._sums, squared_norms(params).to(self._sums.device)))
         dist.all_reduce(sums)
-        loss, *rest = sums.tolist()
+        L, E = self._shape_LE
+        loss, z_sums_L, logit_squares_L, counts, squares_P = np.split(sums.cpu().numpy(), np.cumsum([1, L, L, L * E]))
+        routing = RoutingSums(
+            counts_LE=counts.reshape(L, E), z_sums_L=z_sums_L, logit_squares_L=logit_squares_L, top_k=top_k
+        )
         return StepValues(
-            loss=loss / dist.get_world_size(),
-            gradient_norm=total_norm(rest[: len(params)], params),
-            counts_LE=np.reshape(rest[len(params) :], self._counts_LE.shape),
+            loss=loss.item() / dist.get_world_size(),
+            gradient_norm=total_norm(squares_P.tolist(), params),
+            squares_P=squares_P.tolist(),
+            routing=routing,
         )

@@ -10,11 +10,12 @@ from composer.core import Callback, State
 from composer.loggers import Logger
 from torch import nn
 
+from data.base.durations import Clock
 from data.mixing.row_plan import RowPlan
 from train.config.schema import TrainConfig
 from train.distributed.clipping import clip_gradients, drop_gradients
+from train.expert_health.health import ExpertHealth
 from train.models.recompute import named_parameters
-from train.stability.experts import ExpertWatch, load_imbalance
 from train.stability.measurement import StepMeasurement, StepValues
 from train.stability.nonfinite import NonFiniteSteps, Saver
 from train.stability.spike_actions import SpikeActions
@@ -22,13 +23,16 @@ from train.supervision.events import Events
 
 
 class StepCheck(Callback):
-    """Keeps steps from the weights that are not finite or, if the config says so, spikes of the loss; reports experts
-    that take nearly all tokens. Takes the place of Composer's GradientClipping.
+    """Keeps steps from the weights that are not finite or, if the config says so, spikes of the loss; measures the
+    experts, and reports those without tokens or with nearly all. Takes the place of Composer's GradientClipping.
 
     All ranks learn loss, gradient norm and expert counts with one reduction, so they decide alike. Logs, of every step:
 
     - `l2_norm/grad/global`: the norm of all gradients before they are clipped;
-    - `experts/load_imbalance`: maximum over mean of the tokens per expert, in the layer where it is largest.
+    - `experts/load_imbalance`: maximum over mean of the tokens per expert, in the layer where it is largest;
+    - `experts/dead`: experts without a token, over all layers;
+
+    and of each layer, at an interval, what train/expert_health measures.
 
     Stands behind callbacks that change gradients, and before those that save.
     """
@@ -40,6 +44,7 @@ class StepCheck(Callback):
         model: nn.Module,
         events: Events,
         *,
+        clock: Clock,
         folder: Path | None,
         saver: Saver | None,
     ) -> None:
@@ -50,7 +55,8 @@ class StepCheck(Callback):
         self._measurement = StepMeasurement()
         self._nonfinite = NonFiniteSteps(config, plan, events, folder=folder, saver=saver)
         self._spikes = SpikeActions(config, events, saver)
-        self._experts = ExpertWatch(config.model.ffn_config.moe_top_k)
+        self._top_k = config.model.ffn_config.moe_top_k
+        self._experts = ExpertHealth(config.experts, clock, model, events)
         self._random: dict[str, Any] = {}
 
     def batch_start(self, state: State, logger: Logger) -> None:
@@ -71,14 +77,17 @@ class StepCheck(Callback):
 
     def after_train_batch(self, state: State, logger: Logger) -> None:
         params = [param for _, param in self._params]
-        values = self._measurement.reduce(params)
-        imbalance = load_imbalance(values.counts_LE).max().item()
-        logger.log_metrics({"l2_norm/grad/global": values.gradient_norm, "experts/load_imbalance": imbalance})
+        values = self._measurement.reduce(params, self._top_k)
+        logger.log_metrics({"l2_norm/grad/global": values.gradient_norm})
+        self._experts.log_step(logger, values.routing)
         if self._is_left_out(state, logger, values):
             drop_gradients(params)
         elif self._clipping is not None:
             clip_gradients(params, values.gradient_norm, self._clipping)
-        self._report_experts(state.timestamp.batch.value, logger, values)
+        self._experts.report(state.timestamp.batch.value, logger, values.routing)
+        if self._experts.is_due(state):
+            names = [name for name, _ in self._params]
+            self._experts.measure(state, logger, values.routing, names, values.squares_P)
 
     def _is_left_out(self, state: State, logger: Logger, values: StepValues) -> bool:
         if not values.is_finite:
@@ -93,15 +102,6 @@ class StepCheck(Callback):
             return True
         self._nonfinite.length = 0
         return self._spikes.handle(state, values.loss, logger, self._model)
-
-    def _report_experts(self, batch: int, logger: Logger, values: StepValues) -> None:
-        collapsed, ended = self._experts.update(values.counts_LE)
-        for kind, places in (("expert_collapse", collapsed), ("expert_collapse_end", ended)):
-            if places:
-                what = "gets" if kind == "expert_collapse" else "no longer gets"
-                named = ", ".join(f"expert {expert} of layer {layer}" for layer, expert in places)
-                text = f"batch {batch}: {named} {what} nearly all tokens of the layer"
-                self._events.report(kind, batch, text, logger=logger, places=places)
 
     def state_dict(self) -> dict[str, Any]:
         return {

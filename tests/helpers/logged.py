@@ -1,0 +1,24 @@
+"""What a run logs, step by step."""
+
+from typing import Any
+
+from composer.core import State
+from composer.loggers import Logger, LoggerDestination
+
+
+class Logged(LoggerDestination):
+    """A callback that collects metrics of each step, by the number of batches before it and their names."""
+
+    def __init__(self, prefix: str) -> None:
+        """prefix: of the names that are collected."""
+        self.prefix = prefix
+        self.metrics: dict[int, dict[str, float]] = {}
+
+    def fit_start(self, state: State, logger: Logger) -> None:
+        logger.destinations = (*logger.destinations, self)
+
+    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
+        assert step is not None
+        found = {name: value for name, value in metrics.items() if name.startswith(self.prefix)}
+        if found:
+            self.metrics.setdefault(step, {}).update(found)

@@ -1,0 +1,95 @@
+"""Measures the experts at an interval, and reports those that have no tokens, or nearly all, for many steps."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from composer.core import State
+from composer.loggers import Logger
+from torch import nn
+
+from data.base.durations import Clock
+from train.config.supervision import ExpertsConfig
+from train.expert_health.probe import Probe
+from train.expert_health.routing import RoutingSums, by_layer, gradient_norms, layer_metrics, load_imbalance
+from train.expert_health.streaks import Place, Streaks, named
+from train.supervision.events import Events
+
+_MOST_PLACES = 64
+"""That an event lists."""
+
+
+class ExpertHealth:
+    """Follows the experts of a run from step to step. Its state can be JSON."""
+
+    def __init__(self, config: ExpertsConfig, clock: Clock, model: nn.Module, events: Events) -> None:
+        self._config, self._model, self._events = config, model, events
+        self._every = clock.batches(config.interval) if config.interval is not None else None
+        self._probe = Probe(config.probe_tokens) if config.probe_tokens else None
+        self._dead = Streaks(config.dead_steps)
+        self._overloaded = Streaks(config.max_share_steps)
+
+    def is_due(self, state: State) -> bool:
+        """Whether this step is measured: the first of the run, each that ends an interval, and the last. Before the
+        clock counts it."""
+        assert state.max_duration is not None
+        trained = state.timestamp.batch.value + 1
+        return self._every is not None and (trained % self._every == 0 or trained in (1, state.max_duration.value))
+
+    def log_step(self, logger: Logger, sums: RoutingSums) -> None:
+        imbalance, dead = load_imbalance(sums.counts_LE).max(), (sums.counts_LE == 0).sum()
+        logger.log_metrics({"experts/load_imbalance": float(imbalance), "experts/dead": float(dead)})
+
+    def measure(
+        self, state: State, logger: Logger, sums: RoutingSums, names: Iterable[str], squares_P: Iterable[float]
+    ) -> None:
+        """Logs the metrics of each layer. Every rank has to call it, with the same values.
+
+        names: of the trained parameters; squares_P: the squared norm of each one's gradient.
+        """
+        metrics = layer_metrics(sums) | gradient_norms(names, squares_P)
+        if self._probe is not None and (unchanged_L := self._probe.measure(state, self._model)) is not None:
+            metrics |= by_layer({"unchanged_choices": unchanged_L})
+        logger.log_metrics(metrics)
+
+    def report(self, batch: int, logger: Logger, sums: RoutingSums) -> None:
+        """The events of a step. batch: those before it."""
+        dead, alive = self._dead.update(sums.counts_LE == 0)
+        overloaded, relieved = self._overloaded.update(self._has_too_many(sums))
+        steps, most = self._config.dead_steps, f"{self._config.max_share:.4g} of the layer's tokens"
+        for kind, text, places in (
+            ("expert_dead", f"no tokens in {steps} consecutive steps for", dead),
+            ("expert_dead_end", "tokens again for", alive),
+            (
+                "expert_collapse",
+                f"more than {most} in {self._config.max_share_steps} consecutive steps for",
+                overloaded,
+            ),
+            ("expert_collapse_end", f"no longer more than {most} for", relieved),
+        ):
+            if places:
+                self._report(kind, batch, f"batch {batch}: {text} {named(places)}", places, logger)
+
+    def _has_too_many(self, sums: RoutingSums) -> np.ndarray:
+        n_experts = sums.counts_LE.shape[1]
+        # Where most experts are chosen for every token, having nearly all tokens means nothing.
+        means_something = n_experts >= 2 * sums.top_k
+        return (sums.counts_LE > self._config.max_share * sums.tokens_L[:, None]) & means_something
+
+    def _report(self, kind: str, batch: int, text: str, places: list[Place], logger: Logger) -> None:
+        self._events.report(kind, batch, text, logger=logger, experts=len(places), places=places[:_MOST_PLACES])
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "dead": self._dead.state_dict(),
+            "overloaded": self._overloaded.state_dict(),
+            "probe": self._probe.state_dict() if self._probe is not None else None,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """That of a checkpoint from before there were these states is left."""
+        for name, streaks in (("dead", self._dead), ("overloaded", self._overloaded)):
+            if name in state:
+                streaks.load_state_dict(state[name])
+        if self._probe is not None and state.get("probe") is not None:
+            self._probe.load_state_dict(state["probe"])
