@@ -248,7 +248,7 @@ def _fit(config: TrainConfig, model: DbrxForCausalLM, steps: Steps) -> None:
     optimizer = build_optimizer(config.optimizer, model)
     trainer = build_trainer(
         config,
-        model=DbrxForComposer(config.model, model, config.lora),
+        model=DbrxForComposer(config.model, model),
         optimizer=optimizer,
         device=DeviceCPU(),
         train_loader=loader,

@@ -18,6 +18,7 @@ ORDER = [
     "train.loggers",
     "train.callbacks",
     "train.stability",
+    "train.throughput",
     "train.supervision.hangs",
     "train.supervision",
     "train.doctor",
