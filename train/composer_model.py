@@ -1,4 +1,4 @@
-"""DBRX as Composer sees it: the loss of a step, evaluation metrics, FLOPs. The one bridge between model and Trainer."""
+"""DBRX as Composer sees it: the loss of a step and evaluation metrics. The one bridge between model and Trainer."""
 
 from typing import Any
 
@@ -9,9 +9,8 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from data.mds.row import IGNORED
-from train.models.config import LoraConfig, ModelConfig
+from train.models.config import ModelConfig
 from train.models.dbrx import DbrxForCausalLM, DbrxOutput
-from train.models.flops import flops_per_token
 from train.models.moe import load_balancing_loss, router_z_loss
 
 Batch = dict[str, Tensor]
@@ -63,11 +62,10 @@ class LanguageTokenAccuracy(Metric):
 
 
 class DbrxForComposer(ComposerModel):
-    def __init__(self, config: ModelConfig, model: DbrxForCausalLM, lora: LoraConfig | None = None) -> None:
+    def __init__(self, config: ModelConfig, model: DbrxForCausalLM) -> None:
         super().__init__()
         self.config = config
         self.model = model
-        self.lora = lora
 
     def forward(self, batch: Batch) -> DbrxOutput:
         """A batch without labels tells the routers' statistics alone: no head is computed."""
@@ -121,7 +119,3 @@ class DbrxForComposer(ComposerModel):
         assert outputs.correct_BS is not None
         measured_BS = outputs.correct_BS if isinstance(metric, LanguageTokenAccuracy) else outputs.losses_BS
         metric.update(measured_BS, batch["labels"] != IGNORED)
-
-    def flops_per_batch(self, batch: Batch) -> int:
-        rows, length = batch["input_ids"].shape
-        return rows * length * flops_per_token(self.config, length, self.lora)

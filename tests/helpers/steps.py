@@ -250,7 +250,7 @@ def fit_made_rows(config: TrainConfig, model: DbrxForCausalLM, *callbacks: Callb
     optimizer = build_optimizer(config.optimizer, model)
     trainer = build_trainer(
         config,
-        model=DbrxForComposer(config.model, model, config.lora),
+        model=DbrxForComposer(config.model, model),
         optimizer=optimizer,
         device=DeviceCPU(),
         train_loader=loader,

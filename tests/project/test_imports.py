@@ -19,6 +19,7 @@ ORDER = [
     "train.callbacks",
     "train.stability",
     "train.expert_health",
+    "train.throughput",
     "train.supervision.hangs",
     "train.supervision",
     "train.doctor",

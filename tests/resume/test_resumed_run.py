@@ -33,7 +33,7 @@ APPLIED = {
     "model.resid_pdrop": "0.3",
     "model.ffn_config.moe_loss_weight": "0.5",
     "scheduler.name": "constant_with_warmup",
-    "callbacks.speed_monitor": "{window_size: 3}",
+    "callbacks.lr_monitor": "{}",
     "progress_bar": "true",
     "device_train_microbatch_size": "4",
     "save_interval": "1ba",
@@ -151,7 +151,7 @@ def test_what_is_applied_is_printed_and_so(trained: tuple[Path, Any]) -> None:
     assert all(line.endswith(" applied") for line in lines.values())
     assert (applied["clipping"], applied["microbatch"]) == (0.5, 4)
     assert applied["frozen"] == ["model.transformer.wte.weight"]
-    assert "SpeedMonitor" in applied["callbacks"]
+    assert "LRMonitor" in applied["callbacks"]
     assert (applied["lr"], applied["dropout"]) == (1e-4, {0.1, 0.3})
     assert (folder / "applied" / "ep0-ba3").is_dir()
 

@@ -146,7 +146,7 @@ def _train(config: TrainConfig, phases: Phases) -> None:
     )
     trainer = build_trainer(
         config,
-        model=DbrxForComposer(config.model, model, config.lora),
+        model=DbrxForComposer(config.model, model),
         optimizer=build_optimizer(config.optimizer, model),
         device=DeviceCPU(),
         train_loader=train_loader(streams, config.train_loader, plan, n_batches=3, pad_token_id=0, **ranks),

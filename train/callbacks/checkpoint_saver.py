@@ -127,7 +127,7 @@ class CheckpointSaver(Callback):
     def _section(self) -> AbstractContextManager[None]:
         """Of saving, and of waiting for the thread that writes: its callbacks may send a checkpoint away, for any
         time."""
-        return within(Section.UNTIMED) if self.saver.on_committed else within(Section.SAVE, measured=False)
+        return within(Section.SEND) if self.saver.on_committed else within(Section.SAVE, measured=False)
 
     def _save(self, state: State, random: Mapping[str, Any] | None = None, *, background: bool) -> None:
         batch = state.timestamp.batch.value

@@ -51,7 +51,7 @@ class Generate(Callback):
         rows = [[batch, redacted(prompt), redacted(text)] for prompt, text in zip(self.shown, texts, strict=True)]
         _log_table(logger, rows, batch)
 
-    @within(Section.UNTIMED)
+    @within(Section.GENERATE)
     def _generate(self, state: State) -> list[str] | None:
         """None where the run is to end."""
 

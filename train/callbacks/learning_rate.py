@@ -1,4 +1,4 @@
-"""Sets the learning rate of every batch."""
+"""Sets and logs the learning rate of every batch."""
 
 from composer.core import Callback, State
 from composer.loggers import Logger
@@ -14,6 +14,8 @@ class LearningRate(Callback):
     clock counts the batch, so that batch n would be trained with schedule(n - 1), and the first two both with
     schedule(0). What is logged at a batch's end is the rate that it was trained with. It depends on the batch and on
     the groups' `initial_lr` alone, so that no checkpoint has to bring it back.
+
+    Logs `lr`: that of the first parameter group.
     """
 
     def __init__(self, schedule: ComposerScheduler, plan: RowPlan) -> None:
@@ -24,3 +26,7 @@ class LearningRate(Callback):
         (optimizer,) = state.optimizers
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
+
+    def batch_end(self, state: State, logger: Logger) -> None:
+        (optimizer,) = state.optimizers
+        logger.log_metrics({"lr": optimizer.param_groups[0]["lr"]})

@@ -16,10 +16,10 @@ class LRMonitorConfig(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class SpeedMonitorConfig(Section):
-    """Logs throughput."""
+    """The window of throughput, which is always logged; and also what Composer's SpeedMonitor calls otherwise."""
 
     window_size: Count = 100
-    """Batches over which throughput is averaged."""
+    """Batches over which throughput is averaged. Before there are so many: over those since the warm-up."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,7 @@ class MemoryMonitorConfig(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class RuntimeEstimatorConfig(Section):
-    """Logs the time that is left."""
+    """Logs the time that is left as Composer does, time/remaining_estimate in hours, beside time/remaining_seconds."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -45,6 +45,7 @@ from train.supervision.hangs.section_marks import SectionMarks
 from train.supervision.hangs.sections import within
 from train.supervision.hangs.watch import watched
 from train.supervision.signals import StopSignals
+from train.throughput.build import build_throughput
 from train.weights.frozen_base import frozen_weights, note_base
 
 _EXPECTED_WARNINGS = (
@@ -138,6 +139,7 @@ def _fit(
         saver=saver,
     )
     preemption = build_preemption(config, inputs, saver, mirror, supervision)
+    throughput = build_throughput(config, gpu=device.name == "gpu", precision=precision)
     for each in generate:
         each.is_ending = preemption.agree
     trainer = build_trainer(
@@ -149,7 +151,7 @@ def _fit(
         eval_loader=eval_loader,
         clock=inputs.data.clock,
         plan=inputs.data.plan,
-        callbacks=[*_data_callbacks(inputs.data), preemption, *generate, *callbacks, check, *saving],
+        callbacks=[*_data_callbacks(inputs.data), preemption, *generate, *callbacks, check, *saving, throughput],
         run_name=inputs.run_name,
         precision=precision,
         state=inputs.start.state if inputs.start is not None else None,

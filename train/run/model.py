@@ -41,7 +41,7 @@ def build_model(
             raise inputs.weights.not_finite(error.names) from None
         defect = not_finite("its weights", error.names, DIVERGED)
         raise ConfigError(f"is {config.load_path!r}, but {defect}", key="load_path") from None
-    return DbrxForComposer(config.model, model, config.lora)
+    return DbrxForComposer(config.model, model)
 
 
 def _choose_kernels(config: TrainConfig, device: torch.device, dtype: torch.dtype) -> ModelConfig:

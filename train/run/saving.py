@@ -187,7 +187,7 @@ def mirrored(config: TrainConfig, inputs: Inputs, signals: StopSignals) -> Itera
         _finish(mirror, signals)
 
 
-@within(Section.UNTIMED)
+@within(Section.SEND)
 def _finish(mirror: Mirror, signals: StopSignals) -> None:
     # A signal does not end what takes all ranks; another one, later, ends the process.
     with signals.deferred():

@@ -69,7 +69,7 @@ def simulate(config: TrainConfig, ranks: int, *, gpu: bool = True) -> Simulation
             # DTensor derives shapes from whole tensors, which are counted here but have no memory in a run.
             storages.phases[0] = storages.phases[0]._replace(peak=storages.alive, parts={"weights": storages.alive})
             optimizer = build_optimizer(config.optimizer, model)
-            bridge = DbrxForComposer(config.model, model, config.lora)
+            bridge = DbrxForComposer(config.model, model)
             for _ in range(2):
                 del storages.phases[1:]
                 operations.traffic.clear()

@@ -46,6 +46,10 @@ class Gpu(Section):
         """Of memory."""
         return parse_bytes(self.memory)
 
+    def peak_flops(self, precision: str) -> float:
+        """Operations a second, at most, of a run with this `precision`."""
+        return 1e12 * (self.bf16_tflops if precision == "amp_bf16" else self.fp32_tflops)
+
 
 GPUS = {
     "a100_40": Gpu(
@@ -120,6 +124,25 @@ GPUS = {
     ),
 }
 """By the names of --gpu. Others: see read_gpu."""
+
+_CUDA_NAMES = {
+    "NVIDIA A100-SXM4-40GB": "a100_40",
+    "NVIDIA A100-PCIE-40GB": "a100_40",
+    "NVIDIA A100-SXM4-80GB": "a100",
+    "NVIDIA A100 80GB PCIe": "a100",
+    "NVIDIA H100 80GB HBM3": "h100",
+    "NVIDIA H200": "h200",
+    "NVIDIA B200": "b200",
+    "NVIDIA L40S": "l40s",
+    "NVIDIA GeForce RTX 5090": "rtx5090",
+}
+"""What CUDA calls the GPUs, to their names in GPUS. Those with PCIe have the same peaks; their links differ."""
+
+
+def known_gpu(cuda_name: str) -> Gpu | None:
+    """The GPU that torch.cuda.get_device_name names so; None where its peaks are not known."""
+    name = _CUDA_NAMES.get(cuda_name)
+    return GPUS[name] if name is not None else None
 
 
 def find_gpu(name: str) -> Gpu:

@@ -146,8 +146,7 @@ def predict(
 def model_flops_utilization(config: TrainConfig, cluster: Cluster, seconds: float) -> float:
     """MFU: the FLOPs of forward and backward, attention over whole rows as in the PaLM paper, over the peak of all
     GPUs. Recomputation does not count."""
-    gpu = _known(cluster)
-    peak = 1e12 * (gpu.bf16_tflops if config.precision == "amp_bf16" else gpu.fp32_tflops)
+    peak = _known(cluster).peak_flops(config.precision)
     tokens = tokens_per_rank(config, cluster.ranks)
     return tokens * flops_per_token(config.model, config.max_seq_len, config.lora) / (seconds * peak)
 

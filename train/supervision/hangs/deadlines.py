@@ -16,15 +16,22 @@ _INSTEAD_OF_NULL = 10.0
 
 
 class Section(StrEnum):
-    """What a rank is doing. The values are keys of `deadlines`, but for the last."""
+    """What a rank is doing. The values are keys of `deadlines`, but for those without a deadline."""
 
     SETUP = "setup"
     STEP = "step"
     DATA = "data"
     EVALUATION = "evaluation"
     SAVE = "save"
+    SEND = "send"
+    """Saving a checkpoint that goes to an object store as well: without a deadline."""
+    GENERATE = "generate"
+    """Texts during the run: without a deadline."""
     UNTIMED = "untimed"
-    """Without a deadline: exports, generated texts, rollbacks, what loggers upload at the end."""
+    """Without a deadline: exports, rollbacks, what loggers upload at the end."""
+
+
+_WITHOUT_DEADLINE = (Section.SEND, Section.GENERATE, Section.UNTIMED)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +47,7 @@ class Deadlines:
     def __init__(self, config: DeadlinesConfig) -> None:
         self._config = config
         self._samples: dict[Section, deque[float]] = {
-            section: deque(maxlen=_SAMPLES) for section in Section if section not in (Section.SETUP, Section.UNTIMED)
+            section: deque(maxlen=_SAMPLES) for section in Section if section not in (Section.SETUP, *_WITHOUT_DEADLINE)
         }
         self._medians: dict[Section, float] = {}
         self._exceeded: set[Section] = set()
@@ -90,7 +97,7 @@ class Deadlines:
         )
 
     def _floor(self, section: Section) -> float | None:
-        return None if section is Section.UNTIMED else getattr(self._config, section.value)
+        return None if section in _WITHOUT_DEADLINE else getattr(self._config, section.value)
 
     def _multiple(self, section: Section) -> float | None:
         multiple, floor, mid = self._config.multiple, self._floor(section), self._medians.get(section)

@@ -33,6 +33,18 @@ class Sections:
         self.place = Place(section=Section.SETUP, batch=0, since=clock(), marks=0)
         self._outer: list[tuple[Place, float]] = []
         """What the present section is within, from the outside in, and when it was left for the next."""
+        self._seconds = dict.fromkeys(Section, 0.0)
+        self._counted = self.place.since
+
+    def seconds(self) -> dict[Section, float]:
+        """What each section has taken so far, without the sections within it. Waiting for data counts as such within a
+        step, elsewhere as what it is within. For the main thread."""
+        now, section = self._clock(), self.place.section
+        if section is Section.DATA and self._outer and self._outer[-1][0].section is not Section.STEP:
+            section = self._outer[-1][0].section
+        self._seconds[section] += now - self._counted
+        self._counted = now
+        return dict(self._seconds)
 
     def age(self, place: Place) -> float:
         return self._clock() - place.since
@@ -47,11 +59,13 @@ class Sections:
     def step_done(self, batch: int) -> None:
         """A step has ended, which a step follows. The first one of the process is part of set-up."""
         assert not self._outer, "steps are within nothing"
+        self.seconds()
         if self.place.section is Section.STEP:
             self._add(self.place)
         self.place = Place(section=Section.STEP, batch=batch, since=self._clock(), marks=self.place.marks + 1)
 
     def enter(self, section: Section) -> None:
+        self.seconds()
         now = self._clock()
         self._outer.append((self.place, now))
         self.place = replace(self.place, section=section, since=now, marks=self.place.marks + 1)
@@ -63,6 +77,7 @@ class Sections:
 
     def leave(self, *, measured: bool = True) -> None:
         """measured: what the section took is one sample of what it takes."""
+        self.seconds()
         inner, (outer, entered) = self.place, self._outer.pop()
         if measured:
             self._add(inner)
@@ -113,6 +128,11 @@ def took(section: Section, seconds: float) -> None:
     """Adds a sample of what a section takes that the main thread was not in."""
     if _watched is not None:
         _watched.deadlines.add(section, seconds)
+
+
+def seconds_so_far() -> dict[Section, float]:
+    """As Sections.seconds, of the run that is watched; empty where none is."""
+    return _watched.seconds() if _watched is not None else {}
 
 
 @contextmanager

@@ -1,0 +1,155 @@
+"""The callback that logs throughput, tokens, memory, and where the time of a run goes."""
+
+import itertools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from composer.core import Callback, State
+from composer.loggers import Logger
+from composer.utils import dist
+
+from data.base import console
+from train.config.callbacks import CallbacksConfig
+from train.supervision.hangs.deadlines import Section
+from train.supervision.hangs.sections import seconds_so_far
+from train.supervision.wall_time import process_seconds
+from train.throughput.composer_names import composer_metrics
+from train.throughput.memory import peak_memory
+from train.throughput.window import Interruptions, Progress, Window
+
+_SECONDS = {
+    Section.SETUP: "startup",
+    Section.DATA: "data",
+    Section.STEP: "train",
+    Section.SAVE: "save",
+    Section.SEND: "save",
+    Section.EVALUATION: "eval",
+    Section.GENERATE: "generate",
+    Section.UNTIMED: "other",
+}
+"""The metric seconds/... that counts a section of a run."""
+_STEPS = ("train", "data")
+_INTERRUPTIONS = ("eval", "save", "generate", "other")
+
+_runs = itertools.count()
+
+
+class Throughput(Callback):
+    """Logs, at the end of each step (docs/metrics.md): `throughput/*` over a window of steps, in which evaluations,
+    saves and generated texts do not count; `tokens/*` and `seconds/*` since the beginning of the run;
+    `memory/peak_gib` of the rank that has most; `time/remaining_seconds`.
+
+    Stands behind the other callbacks: at the end of a run they wait for what is being saved. Needs the batch's counts,
+    as callbacks/global_batch.py adds them. It reads values that are computed already, so no step waits for it.
+    """
+
+    def __init__(
+        self,
+        config: CallbacksConfig,
+        *,
+        window_size: int,
+        rows_per_batch: int,
+        flops_per_token: int,
+        device_flops: float | None,
+        seconds: Callable[[], Mapping[Section, float]] = seconds_so_far,
+    ) -> None:
+        """window_size: in steps; rows_per_batch: over all ranks; flops_per_token: of a training step; device_flops: the
+        peak of a device in a second, None where it is not known; seconds: what the sections of this process have taken
+        so far."""
+        self._config, self._rows_per_batch = config, rows_per_batch
+        self._flops_per_token, self._device_flops, self._of_sections = flops_per_token, device_flops, seconds
+        self._window, self._interruptions = Window(window_size), Interruptions()
+        self._real_tokens = self._trained_tokens = 0
+        # A later run of a process begins when it is called.
+        before = process_seconds() if next(_runs) == 0 else 0.0
+        self._before = dict.fromkeys(_SECONDS.values(), 0.0) | {"startup": before}
+        self._loaded = False
+
+    def fit_start(self, state: State, logger: Logger) -> None:
+        batch = state.timestamp.batch.value
+        if batch and not self._loaded and dist.get_global_rank() == 0:
+            console.logger.info(
+                f"tokens/real, tokens/trained and seconds/*: the checkpoint has none up to batch {batch}"
+            )
+
+    def batch_end(self, state: State, logger: Logger) -> None:
+        counts = state.batch["trained_tokens"][0], state.batch["routed_tokens"][0]
+        trained, real = torch.stack(counts).tolist()
+        self._trained_tokens += trained
+        self._real_tokens += real
+        progress = Progress(
+            batches=state.timestamp.batch.value,
+            tokens=state.timestamp.token.value,
+            real_tokens=self._real_tokens,
+            trained_tokens=self._trained_tokens,
+        )
+        here = self._seconds_here()
+        self._window.add(sum(here[name] for name in _STEPS), progress)
+        self._interruptions.add(progress.batches, sum(here[name] for name in _INTERRUPTIONS))
+        speeds = self._window.per_second()
+        metrics = {
+            "tokens/total": progress.tokens,
+            "tokens/real": progress.real_tokens,
+            "tokens/trained": progress.trained_tokens,
+            "memory/peak_gib": _peak_of_ranks(state) / 2**30,
+            **self._speed_metrics(speeds),
+            **self._seconds_metrics(here),
+        }
+        if speeds:
+            assert state.max_duration is not None
+            left = state.max_duration.value - progress.batches
+            metrics["time/remaining_seconds"] = left * (1 / speeds["batches"] + self._interruptions.per_batch)
+        also = composer_metrics(
+            self._config, metrics, rows_per_batch=self._rows_per_batch, devices=dist.get_world_size()
+        )
+        logger.log_metrics(metrics | also)
+
+    def fit_end(self, state: State, logger: Logger) -> None:
+        logger.log_metrics(self._seconds_metrics(self._seconds_here()))
+
+    def _seconds_here(self) -> dict[str, float]:
+        """Of this process, by the metric that counts them."""
+        here = dict.fromkeys(_SECONDS.values(), 0.0)
+        for section, seconds in self._of_sections().items():
+            here[_SECONDS[section]] += seconds
+        return here
+
+    def _seconds_metrics(self, here: Mapping[str, float]) -> dict[str, float]:
+        return {f"seconds/{name}": self._before[name] + seconds for name, seconds in here.items()}
+
+    def _speed_metrics(self, speeds: Mapping[str, float]) -> dict[str, float]:
+        """speeds: of Window."""
+        if not speeds:
+            return {}
+        flops, devices = speeds["real_tokens"] * self._flops_per_token, dist.get_world_size()
+        metrics = {f"throughput/{name}_per_sec": speed for name, speed in speeds.items()}
+        metrics["throughput/flops_per_sec"] = flops
+        for name in ("tokens", "real_tokens"):
+            metrics[f"throughput/device/{name}_per_sec"] = speeds[name] / devices
+        metrics["throughput/device/flops_per_sec"] = flops / devices
+        if self._device_flops is not None:
+            metrics["throughput/device/mfu"] = flops / devices / self._device_flops
+        return metrics
+
+    def state_dict(self) -> dict[str, Any]:
+        here = self._seconds_here()
+        return {
+            "real_tokens": self._real_tokens,
+            "trained_tokens": self._trained_tokens,
+            "seconds": {name: self._before[name] + seconds for name, seconds in here.items()},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._loaded = True
+        self._real_tokens, self._trained_tokens = state["real_tokens"], state["trained_tokens"]
+        for name, seconds in state["seconds"].items():
+            self._before[name] += seconds
+
+
+def _peak_of_ranks(state: State) -> float:
+    """Bytes of the rank that has most."""
+    peak = torch.tensor(peak_memory(gpu=state.device.name == "gpu"), dtype=torch.float64)
+    peak = state.device.tensor_to_device(peak)
+    dist.all_reduce(peak, "MAX")
+    return peak.item()
