@@ -100,6 +100,13 @@ def test_evaluations_are_taken_from_the_record_of_earlier_versions(tmp_path: Pat
     assert read_run(tmp_path).metrics.series[EVAL_LOSS].values.tolist() == [2.0, 1.0]
 
 
+def test_a_folder_of_several_runs_is_not_one(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_run(tmp_path / name, Shape(steps=10, resumed=False))
+    with pytest.raises(ConfigError, match=r"/a and .*/b: name one of them"):
+        find_run(tmp_path)
+
+
 @pytest.mark.parametrize("name", ["", "checkpoints", "checkpoints/metrics.jsonl", "checkpoints/record.jsonl"])
 def test_a_run_is_found(name: str, tmp_path: Path) -> None:
     folder = write_run(tmp_path / "checkpoints", Shape(steps=10, resumed=False))
@@ -116,7 +123,7 @@ def test_a_run_is_found(name: str, tmp_path: Path) -> None:
     ],
 )
 def test_what_is_no_run_is_refused(name: str, expected: str, tmp_path: Path) -> None:
-    write_run(tmp_path / "a" / "b", Shape(steps=10, resumed=False))
+    write_run(tmp_path / "a" / "b" / "c", Shape(steps=10, resumed=False))
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match=f"{name}.*{expected}"):

@@ -9,8 +9,9 @@ from pathlib import Path
 from data.base.console import logger
 from data.base.errors import ConfigError
 from data.base.paths import refuse_path
+from train.checkpoint.places import METRICS
 from train.report.page import write_page
-from train.report.reading.find import METRICS, REPORT
+from train.report.reading.find import REPORT
 from train.report.reading.run import Run, read_run
 
 

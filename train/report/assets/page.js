@@ -60,7 +60,7 @@
 
   function logarithmic(spec) {
     for (const { encoding } of spec.layer) {
-      if (encoding.y && encoding.y.scale) Object.assign(encoding.y, { scale: { type: "log", zero: false, nice: false }, axis: { ...encoding.y.axis, tickCount: 5 } });
+      if (encoding.y && encoding.y.scale) Object.assign(encoding.y, { scale: { type: "log", nice: false }, axis: { ...encoding.y.axis, tickCount: 5 } });
     }
   }
 

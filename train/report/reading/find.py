@@ -5,12 +5,10 @@ from pathlib import Path
 
 from data.base.errors import ConfigError, os_errors_named
 from data.base.paths import refuse_path
+from train.checkpoint.places import METRICS, resolve_folder
 from train.checkpoint.save_folder import RECORD
 
-METRICS = "metrics.jsonl"
 REPORT = "report.html"
-_BELOW = "checkpoints"
-"""The save folder in the run's folder, as the YAMLs of this repository name it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,29 +23,28 @@ class RunFiles:
 
 
 def find_run(path: Path) -> RunFiles:
-    """`path` is the log folder, a run's folder whose `checkpoints` is meant, or one of the files.
-
-    Raises ConfigError.
-    """
+    """`path` is the log folder, a run's folder in which it is, or one of its files. Raises ConfigError."""
     refuse_path("RUN", str(path))
     with os_errors_named(path):
         if not path.exists():
             raise ConfigError(f"{path} does not exist: name the save_folder or log_folder of a run")
-        folder = path if path.is_dir() else path.parent
-        if path.is_file() and path.name not in (METRICS, RECORD):
+        if not path.is_dir() and path.name not in (METRICS, RECORD):
             raise ConfigError(f"{path} is not the log of a run: name its folder, or its {METRICS}")
-        tried = [folder, folder / _BELOW] if path.is_dir() else [folder]
-        for each in tried:
-            if (each / METRICS).is_file():
-                return RunFiles(
-                    folder=each,
-                    metrics=each / METRICS,
-                    record=_existing(each / RECORD),
-                    config=_existing(each / "config.yaml"),
-                )
-        runs = [] if path.is_file() else sorted(each.parent for each in folder.glob(f"*/**/{METRICS}"))
-    found = f"; there are runs below it: {', '.join(map(str, runs[:3]))}" if runs else ""
-    raise ConfigError(f"{path} has no {METRICS}, which a run writes with its first step{found}")
+        folder = resolve_folder(path, _has_metrics) if path.is_dir() else path.parent
+        if not _has_metrics(folder):
+            runs = sorted(each.parent for each in path.glob(f"*/*/{METRICS}")) if path.is_dir() else []
+            found = f"; there are runs below it: {', '.join(map(str, runs[:3]))}" if runs else ""
+            raise ConfigError(f"{path} has no {METRICS}, which a run writes with its first step{found}")
+        return RunFiles(
+            folder=folder,
+            metrics=folder / METRICS,
+            record=_existing(folder / RECORD),
+            config=_existing(folder / "config.yaml"),
+        )
+
+
+def _has_metrics(folder: Path) -> bool:
+    return (folder / METRICS).is_file()
 
 
 def _existing(path: Path) -> Path | None:
