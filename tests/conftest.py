@@ -14,6 +14,7 @@ import pytest
 from data.base.console import show_on_console
 from tests.helpers.markers import running, watch_programs
 from train.hardware import device
+from train.report import report
 
 # One thread for each worker of pytest-xdist, and for what tests start: more would wait for each other. torch and numpy,
 # which no import above needs, read it once.
@@ -46,6 +47,23 @@ def an_unusable_gpu_does_not_matter():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(device, "look", look)
         yield
+
+
+_report_at_end = report.report_at_end
+
+
+@pytest.fixture(autouse=True, scope="session")
+def runs_end_without_a_report() -> Iterator[None]:
+    """The many small runs of tests need none, and each would take a quarter of a second."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "report_at_end", lambda folder: None)
+        yield
+
+
+@pytest.fixture
+def reports_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs of the test, on forked ranks too, end with their report."""
+    monkeypatch.setattr(report, "report_at_end", _report_at_end)
 
 
 @pytest.fixture(autouse=True)

@@ -30,6 +30,8 @@ ORDER = [
     "train.export",
     "train.weights",
     "train.inspection",
+    "train.report",
+    "train.report.reading",
     "train.resume",
     "train.checkpoint.saving",
     "train.checkpoint.remote",

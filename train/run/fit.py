@@ -31,6 +31,7 @@ from train.hardware.device import Device, choose_device
 from train.models.precision import on_device
 from train.optim.optimizers import build_optimizer
 from train.planning.run_data import RunData
+from train.report import report
 from train.run.inputs import Inputs, describe, open_inputs, starting_from, warnings_about
 from train.run.model import build_model
 from train.run.restore import restore, verify_end
@@ -163,6 +164,7 @@ def _fit(
             if loader is not None:
                 stack.enter_context(loader.worker_errors())
         stack.enter_context(supervision.signals.deferred())
+        stack.callback(_report, inputs.folder)  # once all is saved
         stack.enter_context(finishing(savers))
         try:
             _train(trainer, config, inputs, mirror, evaluate=preemption.evaluation_due)
@@ -234,6 +236,13 @@ def _close(trainer: Trainer) -> None:
         trainer.close()
     except Exception as error:
         logger.warning(f"a logger or callback could not be closed: {error}")
+
+
+def _report(folder: Path | None) -> None:
+    """Of a run that ends, however it does."""
+    if folder is not None and dist.get_global_rank() == 0:
+        with within(Section.UNTIMED):
+            report.report_at_end(folder)
 
 
 def _precision(config: TrainConfig, device: str) -> str:

@@ -1,0 +1,48 @@
+"""Writes one HTML file about a run, or several: curves, experts, data, config, events, samples; it needs no network.
+
+report.py runs/mine                        -> the report.html in the run's log folder; also while the run trains
+report.py runs/mine runs/other             -> ./report-mine-other.html: their curves on the same axes
+"""
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+# Only the repository's root: in these folders evaluate.py, for one, would hide the package of the same name.
+sys.path[:] = [str(ROOT), *(path for path in sys.path if not Path(path).resolve().is_relative_to(ROOT / "scripts"))]
+
+import argparse
+from collections.abc import Sequence
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = _parser().parse_args(argv)
+
+    from data.base.console import show_on_console
+    from data.base.errors import ConfigError, DataError
+    from train.report.report import write_report
+
+    show_on_console()
+    try:
+        print(write_report(args.runs, args.output))
+    except (ConfigError, DataError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "runs",
+        nargs="+",
+        type=Path,
+        metavar="RUN",
+        help="its save_folder or log_folder, the folder above, or its metrics.jsonl",
+    )
+    parser.add_argument("--output", type=Path, metavar="FILE", help="where the report goes")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,73 @@
+"""Chromium draws every chart of a report, without network and without an error."""
+
+import re
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.report_runs import HOSTILE, Shape, write_run
+from train.report.report import write_report
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+OFFLINE = ("--host-resolver-rules=MAP * ~NOTFOUND", "--proxy-server=127.0.0.1:9")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed"),
+]
+
+
+def browse(page: Path, *arguments: str, at: str = "") -> tuple[str, list[str]]:
+    """What Chromium prints, and the errors on the page's console. `at`: #x=...&theme=..."""
+    assert CHROMIUM is not None
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--enable-logging=stderr"]
+    command += [f"--user-data-dir={page.parent / 'chromium'}", "--virtual-time-budget=20000", *OFFLINE, *arguments]
+    done = subprocess.run([*command, f"file://{page}{at}"], capture_output=True, text=True, timeout=180, check=True)
+    return done.stdout, [line for line in done.stderr.splitlines() if ":CONSOLE" in line]
+
+
+def drawn(dom: str) -> list[bool]:
+    """Of each chart, whether it has marks."""
+    charts = re.split(r'<div class="chart[" ]', dom.partition("<script")[0])[1:]
+    marks = re.compile(r'class="mark-(line|rect|symbol)[^"]* role-mark[^"]*"[^>]*>\s*<path')
+    return [marks.search(chart) is not None for chart in charts]
+
+
+def test_every_chart_is_drawn(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", Shape(streams=("web", HOSTILE), text=HOSTILE))
+    dom, errors = browse(write_report([folder]), "--dump-dom", at="#x=h&log=1&theme=dark")
+    assert errors == []
+    assert len(drawn(dom)) >= 18
+    assert all(drawn(dom))
+    assert 'data-ready="true"' in dom
+    assert "A chart could not be drawn" not in dom
+
+
+@pytest.mark.proof
+@pytest.mark.parametrize(
+    ("at", "size", "runs"),
+    [
+        ("#theme=light", (1280, 5200), 1),
+        ("#theme=dark&x=tok", (1280, 5200), 1),
+        ("#theme=light&x=h&log=1", (420, 9000), 1),
+        ("#theme=light", (1280, 2400), 2),
+    ],
+)
+def test_screenshots(at: str, size: Sequence[int], runs: int, tmp_path: Path) -> None:
+    """They lie in pytest's folder (--basetemp), to be looked at."""
+    from PIL import Image
+
+    folders = [
+        write_run(tmp_path / name, Shape(name=name, seed=n, resumed=n == 0)) for n, name in enumerate("ab"[:runs])
+    ]
+    page, picture = write_report(folders, tmp_path / "report.html"), tmp_path / "report.png"
+    _, errors = browse(page, f"--screenshot={picture}", f"--window-size={size[0]},{size[1]}", at=at)
+    assert errors == []
+    image = Image.open(picture).convert("RGB")
+    assert image.size == tuple(size)
+    colors = {color for _, color in image.getcolors(image.width * image.height) or []}
+    background = image.getpixel((2, image.height - 2))
+    assert background == ((20, 23, 27) if "dark" in at else (255, 255, 255))
+    assert {(0, 114, 178), (79, 168, 224)} & colors, "no line has the first colour of the palette"

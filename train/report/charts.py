@@ -1,0 +1,269 @@
+"""Charts as Vega-Lite specifications, and the numbers that they show.
+
+A specification names its rows `rows`; train/report/assets/page.js makes them from the series, which charts share, and
+fills in the x axis, so that it can be switched between steps, tokens and time.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from train.report.reading.run import EVAL_LOSS, EVALUATIONS, LOSS, Run
+
+_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31", "#7F7F7F")
+"""Told apart without colour vision (Okabe and Ito); each has a dash pattern as well."""
+_DASHES = ([1, 0], [6, 3], [2, 2], [9, 3, 2, 3], [4, 1], [12, 4], [1, 3], [8, 2, 2, 2, 2, 2])
+MOST_STREAMS = 12
+"""That have a chart of their own; tables have all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chart:
+    """Lines over the run."""
+
+    key: str
+    title: str
+    lines: tuple[tuple[str, str], ...]
+    """Metric and label of each. Of several runs the first metric is drawn."""
+    format: str = "~g"
+    """Of values, as d3 writes it."""
+    zero: bool = False
+    """The axis begins at 0."""
+    log: bool = False
+    """Whether the reader may switch to a logarithmic axis."""
+    height: int = 200
+    wide: bool = False
+    stages: bool = False
+    """Whether borders of stages are drawn."""
+    limit: float | None = None
+    """Drawn as a line across."""
+
+
+def run_charts(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Of loss, speed and memory; for one run, or for several together."""
+    speed = _MFU if any(_MFU.lines[0][0] in run.metrics.series for run in runs) else _FLOPS
+    evaluation = [_EVAL_LOSS] if len(runs) > 1 else []
+    charts = [_LOSS, *evaluation, *_other_evaluations(runs), _learning_rate(runs), _NORM, _TOKENS, speed, _memory(runs)]
+    return [*_drawn(charts, runs)]
+
+
+def stream_charts(run: Run) -> list[dict[str, Any]]:
+    names = streams_of(run)
+    losses = tuple((f"streams/{name}/loss", name) for name in names)
+    charts = [
+        Chart(key="stream-loss", title="Loss by stream", lines=losses, format=".4~g", log=True, wide=True, stages=True)
+    ]
+    for number, name in enumerate(names[:MOST_STREAMS]):
+        shares = (f"streams/{name}/token_share", "realised"), (f"streams/{name}/planned_token_share", "planned")
+        title = f"{name}: share of the tokens"
+        charts.append(
+            Chart(key=f"share-{number}", title=title, lines=shares, format=".0%", zero=True, height=130, stages=True)
+        )
+    return [*_drawn(charts, [run])]
+
+
+def expert_charts(run: Run) -> list[dict[str, Any]]:
+    charts = [
+        Chart(
+            key="imbalance",
+            title="Load imbalance of the worst layer (maximum / mean)",
+            lines=(("experts/load_imbalance", ""),),
+            format=".3~g",
+        ),
+        Chart(key="dead", title="Dead experts, all layers", lines=(("experts/dead", ""),), zero=True),
+        Chart(key="lbl", title="Load-balancing loss", lines=(("loss/train/load_balancing", ""),), format=".3~g"),
+        Chart(key="z", title="Router z-loss", lines=(("loss/train/router_z", ""),), format=".3~g"),
+    ]
+    return [*_drawn(charts, [run])]
+
+
+def streams_of(run: Run) -> list[str]:
+    """By the tokens that they have contributed."""
+    tokens = run.metrics.matching("streams/", "/tokens")
+    return sorted(tokens, key=lambda name: -tokens[name].last)
+
+
+def metrics_of(charts: Sequence[dict[str, Any]], run: int = 0) -> set[str]:
+    """That the charts draw of a run."""
+    return {line["metric"] for chart in charts for line in chart["lines"] if line["run"] == run}
+
+
+_LOSS = Chart(
+    key="loss",
+    title="Loss",
+    lines=((LOSS, "train"), (EVAL_LOSS, "evaluation")),
+    format=".4~g",
+    log=True,
+    height=280,
+    wide=True,
+    stages=True,
+)
+_EVAL_LOSS = Chart(key="eval", title="Evaluation loss", lines=((EVAL_LOSS, ""),), format=".4~g")
+_NORM = Chart(
+    key="norm", title="Gradient norm before clipping", lines=(("l2_norm/grad/global", ""),), format=".3~g", log=True
+)
+_TOKENS = Chart(
+    key="throughput",
+    title="Tokens per second, evaluation and saving not counted",
+    lines=(
+        ("throughput/real_tokens_per_sec", "without padding"),
+        ("throughput/tokens_per_sec", "with padding"),
+        ("throughput/trained_tokens_per_sec", "trained on"),
+    ),
+    format="~s",
+    zero=True,
+)
+_MFU = Chart(key="mfu", title="Model FLOPs utilization", lines=(("throughput/device/mfu", ""),), format=".1%")
+_FLOPS = Chart(
+    key="flops", title="FLOP/s of a device", lines=(("throughput/device/flops_per_sec", ""),), format="~s", zero=True
+)
+
+
+def _learning_rate(runs: Sequence[Run]) -> Chart:
+    names = sorted(name for name in runs[0].metrics.series if name == "lr" or name.startswith("lr-"))
+    return Chart(key="lr", title="Learning rate", lines=((names[0] if names else "lr", ""),), format=".1e", zero=True)
+
+
+def _memory(runs: Sequence[Run]) -> Chart:
+    planned = runs[0].record.start.get("planned_memory_bytes")
+    limit = planned / 2**30 if isinstance(planned, int | float) and len(runs) == 1 else None
+    title = "Peak memory of the rank that has most, GiB" + (" (dashed: planned)" if limit is not None else "")
+    return Chart(key="memory", title=title, lines=(("memory/peak_gib", ""),), format=".4~g", limit=limit)
+
+
+def _other_evaluations(runs: Sequence[Run]) -> Iterator[Chart]:
+    names = {name for run in runs for name in run.metrics.matching(EVALUATIONS)}
+    for number, name in enumerate(sorted(names)):
+        # The perplexity is the loss in other words.
+        if f"{EVALUATIONS}{name}" != EVAL_LOSS and "Perplexity" not in name:
+            yield Chart(
+                key=f"eval-{number}", title=f"Evaluation: {name}", lines=((f"{EVALUATIONS}{name}", ""),), format=".4~g"
+            )
+
+
+def _drawn(charts: Sequence[Chart], runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
+    """Those that have something to show."""
+    for chart in charts:
+        lines = [*_lines(chart, runs)]
+        if lines:
+            labels = [line["label"] for line in lines] if len(runs) == 1 else [run.name for run in runs]
+            yield {
+                "key": chart.key,
+                "title": chart.title,
+                "wide": chart.wide,
+                "log": chart.log,
+                "stages": chart.stages and len(runs) == 1,
+                "lines": lines,
+                "spec": _spec(chart, labels if any(labels) else []),
+            }
+
+
+def _lines(chart: Chart, runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
+    for number, run in enumerate(runs):
+        for metric, label in chart.lines if len(runs) == 1 else chart.lines[:1]:
+            if metric in run.metrics.series:
+                points = metric.startswith(EVALUATIONS)
+                shown = label if len(runs) == 1 else run.name
+                yield {"run": number, "metric": metric, "label": shown, "points": points}
+
+
+def _spec(chart: Chart, labels: list[str]) -> dict[str, Any]:
+    colors: dict[str, Any] = {"value": _COLORS[0]}
+    dashes: dict[str, Any] = {"value": _DASHES[0]}
+    if labels:
+        colors = {**_label(labels), "scale": {"domain": labels, "range": _cycled(_COLORS, labels)}}
+        dashes = {**_label(labels), "scale": {"domain": labels, "range": _cycled(_DASHES, labels)}}
+    layers = _layers(chart, colors, dashes, [_LINE] if labels else [])
+    if chart.stages:
+        layers += _STAGES
+    if chart.limit is not None:
+        layers.append(_limit(chart.limit))
+    return {"height": chart.height, "width": "container", "encoding": {"x": X}, "layer": layers}
+
+
+def _layers(
+    chart: Chart, colors: dict[str, Any], dashes: dict[str, Any], line: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """page.js leaves out band and points where no line has any."""
+    axis = {"format": chart.format}
+    values = {"type": "quantitative", "scale": {"zero": chart.zero}, "axis": axis, "title": None}
+    y, low = {"field": "y", **values}, {"field": "lo", **values}
+    number = ".2%" if chart.format.endswith("%") else ".5~g"
+    tooltip = [*line, {"field": "y", "type": "quantitative", "format": number, "title": "value"}, *_PLACE]
+    shown_when_near = {"condition": {"param": "near", "empty": False, "value": 1}, "value": 0}
+    return [
+        {
+            "name": "band",
+            "transform": [{"filter": "isValid(datum.hi) && datum.hi > datum.lo"}],
+            "mark": {"type": "area", "opacity": 0.25, "line": False},
+            "encoding": {"y": low, "y2": {"field": "hi"}, "color": colors},
+        },
+        {
+            "mark": {"type": "line", "strokeWidth": 1.6, "clip": True},
+            "encoding": {
+                "y": y,
+                "color": colors,
+                "strokeDash": dashes,
+                "detail": {"field": "label", "type": "nominal"},
+            },
+        },
+        {
+            "name": "points",
+            "transform": [{"filter": "datum.points"}],
+            "mark": {"type": "point", "filled": True, "size": 28},
+            "encoding": {"y": y, "color": colors},
+        },
+        {
+            "transform": [{"filter": "isValid(datum.y)"}],
+            "params": [_NEAR],
+            "mark": {"type": "point", "filled": True, "size": 60},
+            "encoding": {"y": y, "color": colors, "opacity": shown_when_near, "tooltip": tooltip},
+        },
+    ]
+
+
+def _limit(value: float) -> dict[str, Any]:
+    return {
+        "data": {"values": [{"limit": value}]},
+        "mark": {"type": "rule", "strokeDash": [4, 4], "color": "#888888"},
+        "encoding": {"y": {"field": "limit", "type": "quantitative"}, "x": {"value": 0}, "x2": {"value": "width"}},
+    }
+
+
+def _label(labels: list[str]) -> dict[str, Any]:
+    legend = {
+        "orient": "top",
+        "title": None,
+        "symbolType": "stroke",
+        "symbolSize": 500,
+        "symbolOpacity": 1,
+        "symbolStrokeWidth": 2,
+        "labelLimit": 220,
+    }
+    return {"field": "label", "type": "nominal", "sort": labels, "legend": legend if len(labels) > 1 else None}
+
+
+def _cycled(values: Sequence[Any], labels: list[str]) -> list[Any]:
+    return [values[number % len(values)] for number in range(len(labels))]
+
+
+X: dict[str, Any] = {"field": "x", "type": "quantitative", "scale": {"zero": False, "nice": False}}
+"""page.js adds title and format."""
+_LINE = {"field": "label", "type": "nominal", "title": "line"}
+_NEAR = {
+    "name": "near",
+    "select": {"type": "point", "nearest": True, "on": "pointerover", "clear": "pointerout"},
+}
+_PLACE = [
+    {"field": "b", "type": "quantitative", "title": "step", "format": ","},
+    {"field": "tok", "type": "quantitative", "title": "tokens", "format": ".4~s"},
+    {"field": "h", "type": "quantitative", "title": "hours", "format": ".3~f"},
+]
+_STAGES: list[dict[str, Any]] = [
+    {"data": {"name": "stages"}, "mark": {"type": "rule", "strokeDash": [2, 3], "color": "#888888"}, "encoding": {}},
+    {
+        "data": {"name": "stages"},
+        "mark": {"type": "text", "align": "left", "baseline": "top", "dx": 4, "fontSize": 11, "color": "#888888"},
+        "encoding": {"y": {"value": 2}, "text": {"field": "name"}},
+    },
+]

@@ -1,0 +1,144 @@
+"""The figures at the top of a report, and what in a run ought to alarm its reader."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from train.report.reading.run import EVAL_LOSS, LOSS, Run
+from train.report.timeline import counts
+
+_STATES = {
+    "running": "running",
+    "finished": "finished",
+    "stopped": "stopped: it can be resumed",
+    "failed": "failed",
+}
+_RECENT = 20
+"""Steps over which a loss is averaged."""
+_RISE = 1.005
+"""Times the lowest evaluation loss, from which it has risen."""
+_ALARMING = {
+    "not finite": "{} with a loss or gradient that is not finite",
+    "spike": "{} at which the loss had a spike",
+    "rollback": "{} at which the run went back to a checkpoint",
+    "expert collapse": "{} at which an expert got too many tokens",
+}
+
+
+def state(run: Run) -> str:
+    if run.state == "silent":
+        return f"no line for {duration(run.age)}, and no end: it may have been killed"
+    return _STATES.get(run.state, run.state)
+
+
+def key_figures(run: Run) -> Iterator[tuple[str, str, str]]:
+    """Name, value, and a note to it."""
+    last, metrics = run.last_step, run.metrics
+    of = f" of {run.max_steps:,}" if run.max_steps else ""
+    part = f"{last / run.max_steps:.0%}" if run.max_steps else ""
+    yield "step", f"{last:,}{of}", part
+    yield "tokens", short(float(metrics.tokens[-1])) if metrics.tokens.size else "", _tokens_note(run)
+    if LOSS in metrics.series:
+        yield "train loss", f"{_mean_of_last(run, LOSS):.4g}", f"mean of the last {_RECENT} steps"
+    if EVAL_LOSS in metrics.series:
+        series = metrics.series[EVAL_LOSS]
+        best = int(np.nanargmin(series.values)) if np.isfinite(series.values).any() else 0
+        yield (
+            "evaluation loss",
+            f"{series.last:.4g}",
+            f"lowest {series.values[best]:.4g} at step {series.steps[best]:,}",
+        )
+    for name, metric, unit, note in _SPEED:
+        if metric in metrics.series:
+            yield name, unit(_mean_of_last(run, metric)), note
+    if (peak := metrics.last("memory/peak_gib")) is not None:
+        planned = run.record.start.get("planned_memory_bytes")
+        yield "peak memory", f"{peak:.3g} GiB", f"planned {planned / 2**30:.3g} GiB" if planned else ""
+    yield "time", *_times(run)
+    parameters = run.record.start.get("parameters")
+    if isinstance(parameters, dict) and isinstance(parameters.get("total"), int):
+        active = parameters.get("active")
+        yield "parameters", short(parameters["total"]), f"{short(active)} active" if isinstance(active, int) else ""
+    if (device := run.record.start.get("device")) is not None:
+        yield (
+            "ranks",
+            f"{run.record.start.get('world_size', '')} × {device}",
+            str(run.record.start.get("precision", "")),
+        )
+
+
+def alarms(run: Run) -> list[str]:
+    """One short sentence each; the worst first."""
+    found = []
+    end = run.record.end
+    if end is not None and run.state in ("failed", "stopped"):
+        found.append(f"The run has {run.state}: {end.message}")
+    if run.state == "silent":
+        found.append(f"The last line is {duration(run.age)} old, and nothing says that the run has ended.")
+    loss = run.metrics.series.get(LOSS)
+    if loss is not None and not np.isfinite(loss.last):
+        found.append("The last loss is not finite.")
+    happened = counts(run)
+    found += [
+        f"There {'was' if n == 1 else 'were'} {text.format('1 step' if n == 1 else f'{n} steps')}."
+        for kind, text in _ALARMING.items()
+        if (n := happened[kind])
+    ]
+    if dead := run.metrics.last("experts/dead"):
+        found.append(f"{dead:.0f} {'expert gets' if dead == 1 else 'experts get'} no tokens.")
+    return [*found, *_evaluation_rises(run)]
+
+
+def duration(seconds: float) -> str:
+    """`3 d 4 h`, `2 h 5 min`, `40 s`."""
+    units = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
+    first = next((n for n, (_, size) in enumerate(units) if seconds >= size), len(units) - 1)
+    left, parts = round(seconds), []
+    for name, size in units[first : first + 2]:
+        count, left = divmod(left, size)
+        parts += [f"{count} {name}"] if count or not parts else []
+    return " ".join(parts)
+
+
+def short(number: float) -> str:
+    """`131.6B`, `42.1M`, `512`."""
+    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e4, "k")):
+        if abs(number) >= size:
+            return f"{number / (1e3 if letter == 'k' else size):.4g}{letter}"
+    return f"{number:,.4g}" if number != int(number) else f"{int(number):,}"
+
+
+def _tokens_note(run: Run) -> str:
+    real, trained = run.metrics.last("tokens/real"), run.metrics.last("tokens/trained")
+    parts = [f"{short(real)} without padding"] if real is not None else []
+    return ", ".join([*parts, *([f"{short(trained)} trained on"] if trained is not None else [])])
+
+
+def _times(run: Run) -> tuple[str, str]:
+    hours = run.hours(run.metrics.times[-1:])
+    left = run.metrics.last("time/remaining_seconds")
+    note = f"{duration(left)} left" if left and run.state == "running" else ""
+    return duration(float(hours[0]) * 3600) if hours.size else "", note
+
+
+def _mean_of_last(run: Run, name: str) -> float:
+    values = run.metrics.series[name].values[-_RECENT:]
+    finite = values[np.isfinite(values)]
+    return float(finite.mean()) if finite.size else float("nan")
+
+
+def _evaluation_rises(run: Run) -> Iterator[str]:
+    series = run.metrics.series.get(EVAL_LOSS)
+    if series is None or len(series.values) < 3 or not np.isfinite(series.values).all():
+        return
+    best = int(series.values.argmin())
+    if series.last > _RISE * series.values[best]:
+        was, step = f"{series.values[best]:.4g}", f"{series.steps[best]:,}"
+        yield f"The evaluation loss has risen from {was} at step {step} to {series.last:.4g}."
+
+
+_SPEED: tuple[tuple[str, str, Any, str], ...] = (
+    ("tokens/s", "throughput/real_tokens_per_sec", short, "without padding"),
+    ("MFU", "throughput/device/mfu", "{:.1%}".format, "model FLOPs utilization"),
+)

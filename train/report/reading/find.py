@@ -1,0 +1,51 @@
+"""A path -> the log folder of the run that it means, or an error that says what is missing."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from data.base.errors import ConfigError, os_errors_named
+from data.base.paths import refuse_path
+from train.checkpoint.places import METRICS, resolve_folder
+from train.checkpoint.save_folder import RECORD
+
+REPORT = "report.html"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFiles:
+    """What a run has written."""
+
+    folder: Path
+    metrics: Path
+    record: Path | None
+    config: Path | None
+    """The resolved config that a save folder holds."""
+
+
+def find_run(path: Path) -> RunFiles:
+    """`path` is the log folder, a run's folder in which it is, or one of its files. Raises ConfigError."""
+    refuse_path("RUN", str(path))
+    with os_errors_named(path):
+        if not path.exists():
+            raise ConfigError(f"{path} does not exist: name the save_folder or log_folder of a run")
+        if not path.is_dir() and path.name not in (METRICS, RECORD):
+            raise ConfigError(f"{path} is not the log of a run: name its folder, or its {METRICS}")
+        folder = resolve_folder(path, _has_metrics) if path.is_dir() else path.parent
+        if not _has_metrics(folder):
+            runs = sorted(each.parent for each in path.glob(f"*/*/{METRICS}")) if path.is_dir() else []
+            found = f"; there are runs below it: {', '.join(map(str, runs[:3]))}" if runs else ""
+            raise ConfigError(f"{path} has no {METRICS}, which a run writes with its first step{found}")
+        return RunFiles(
+            folder=folder,
+            metrics=folder / METRICS,
+            record=_existing(folder / RECORD),
+            config=_existing(folder / "config.yaml"),
+        )
+
+
+def _has_metrics(folder: Path) -> bool:
+    return (folder / METRICS).is_file()
+
+
+def _existing(path: Path) -> Path | None:
+    return path if path.is_file() else None

@@ -1,0 +1,40 @@
+"""Long series -> as many points as a screen shows, with the minima and maxima of what is between them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from train.report.reading.metrics import Series
+
+POINTS = 500
+"""Of a line."""
+MEASUREMENTS = 60
+"""Of experts, in the heat maps."""
+
+
+def thin(series: Series, points: int = POINTS) -> dict[str, list[Any]]:
+    """`b`: the last step of each bucket; `v`: the mean of its finite values, null without any. Where a bucket has
+    several: `lo` and `hi`, its minimum and maximum."""
+    count = len(series.steps)
+    edges = np.unique(np.linspace(0, count, min(points, count) + 1).astype(np.int64))
+    finite = np.isfinite(series.values)
+    starts, sizes = edges[:-1], np.add.reduceat(finite, edges[:-1], dtype=np.int64)
+    sums = np.add.reduceat(np.where(finite, series.values, 0.0), starts)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        means = sums / sizes
+    thinned = {"b": series.steps[edges[1:] - 1].tolist(), "v": rounded(means)}
+    if count > len(starts):
+        thinned["lo"] = rounded(np.minimum.reduceat(np.where(finite, series.values, np.inf), starts))
+        thinned["hi"] = rounded(np.maximum.reduceat(np.where(finite, series.values, -np.inf), starts))
+    return thinned
+
+
+def rounded(values: np.ndarray, digits: int = 5) -> list[float | None]:
+    """With so many significant digits; null for what is not finite, which JSON lacks."""
+    return [float(f"{value:.{digits}g}") if np.isfinite(value) else None for value in values.tolist()]
+
+
+def chosen(steps: Sequence[int], most: int = MEASUREMENTS) -> list[int]:
+    """Indices of at most so many of the steps, evenly spread, the first and the last among them."""
+    return sorted({int(index) for index in np.linspace(0, len(steps) - 1, min(most, len(steps)))})

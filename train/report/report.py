@@ -1,0 +1,51 @@
+"""Reports of runs: of any by their paths, and of a run that ends."""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from data.base.console import logger
+from data.base.errors import ConfigError
+from data.base.paths import refuse_path
+from train.checkpoint.places import METRICS
+from train.report.page import write_page
+from train.report.reading.find import REPORT
+from train.report.reading.run import Run, read_run
+
+
+def write_report(paths: Sequence[Path], output: Path | None = None) -> Path:
+    """Writes a page about the runs at the paths, and returns it: by default report.html in the log folder of the one
+    run, or a file in the working directory named after the several. Raises ConfigError."""
+    if output is not None:
+        refuse_path("--output", str(output))
+        if output.is_dir():
+            raise ConfigError(f"--output is {str(output)!r}, which is a folder: name a file that ends in .html")
+    runs = _apart([read_run(path) for path in paths])
+    if output is None:
+        names = "-".join(re.sub(r"[^\w.-]+", "_", run.name) for run in runs)
+        output = runs[0].files.folder / REPORT if len(runs) == 1 else Path(f"report-{names[:100]}.html")
+    write_page(runs, output)
+    return output
+
+
+def _apart(runs: Sequence[Run]) -> list[Run]:
+    """With names that differ: runs of the same name are numbered."""
+    seen, named = Counter[str](), list[Run]()
+    for run in runs:
+        seen[run.name] += 1
+        number = seen[run.name]
+        named.append(run if number == 1 else replace(run, name=f"{run.name} ({number})"))
+    return named
+
+
+def report_at_end(folder: Path) -> None:
+    """Writes the report of a run that has ended into its log folder, if it has made a step. It must not change how the
+    run ends: what goes wrong is a warning. For one rank."""
+    if not (folder / METRICS).is_file():
+        return
+    try:
+        logger.info(f"report: {write_report([folder])}")
+    except Exception as error:
+        logger.warning(f"no report was written: {error!r}")
