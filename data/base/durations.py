@@ -29,6 +29,14 @@ def parse_duration(text: str) -> tuple[float, str]:
     return value, unit
 
 
+def in_unit_of(total: str, text: str) -> float | None:
+    """The duration in the unit of `total`, of which `dur` is a part; None where it has another unit."""
+    (length, unit), (whole, unit_of_total) = parse_duration(text), parse_duration(total)
+    if unit == "dur":
+        return length * whole
+    return length if unit == unit_of_total else None
+
+
 def parse_wall_time(text: str) -> int:
     """`"3h50m"` -> 13800 seconds. Raises ValueError for what is no time, or none at all."""
     match = re.fullmatch(WALL_TIME_PATTERN, text.strip())

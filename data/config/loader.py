@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Literal
 
+from data.base.durations import in_unit_of, parse_duration
 from data.config.dataset import AMOUNTS, DatasetConfig
 from data.config.sections import Defect, Section, each
 from data.config.values import Count, CountOrZero, Positive, PositiveDuration
@@ -134,6 +135,21 @@ def _amounts_beside_stages(loader: "DataLoaderConfig") -> Iterator[Defect]:
         for key in AMOUNTS:
             if getattr(stream, key) is not None:
                 yield Defect(f"dataset.streams.{name}.{key}", "is given beside stages, which say the mix")
+
+
+def stages_too_long(loader: "DataLoaderConfig", max_duration: str) -> Iterator[Defect]:
+    """Whether a run ends before its stages do. A stage in another unit than the run counts as nothing here."""
+    lengths = [in_unit_of(max_duration, each.duration) for each in loader.stages if isinstance(each.duration, str)]
+    known, (total, unit) = sum(length or 0.0 for length in lengths), parse_duration(max_duration)
+    is_open = bool(loader.stages) and loader.stages[-1].duration is None
+    # Rounded as durations are when they are turned into batches: 0.1dur and 0.2dur and 0.7dur are a whole.
+    if (excess := round(known - total, 6)) > 0 or (is_open and excess == 0):
+        yield Defect(
+            "stages",
+            f"last {known:,.10g}{unit}, but max_duration is {max_duration}, so that {loader.stages[-1].name} would not "
+            "be reached or not be finished: shorten them or raise max_duration, or for a short test "
+            "train_loader.stages=[]",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,5 +1,7 @@
 import dataclasses
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -7,8 +9,11 @@ from data.base.errors import ConfigError
 from data.config.build import build
 from data.config.tokenizer import TokenizerConfig
 from tests.helpers.small_config import load, refusal
+from train.config.load import read_config
 from train.config.ranks import check_kernel_sizes, check_run_name, check_world_size, routed_sizes
 from train.config.schema import TrainConfig
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_configs_are_frozen_all_the_way_down(tmp_path):
@@ -85,6 +90,7 @@ def test_what_a_rank_may_receive_counts_under_expert_parallelism(tmp_path, rows:
         ("eval_interval=10", "eval_interval is 10"),
         ("eval_interval=soon", "eval_interval is 'soon', but a duration is a number and a unit"),
         ("scheduler.t_warmup=9999ba", "scheduler.t_warmup is 9999ba, but max_duration is only"),
+        ("scheduler={name: wsd_with_warmup, t_decay: 1dur, t_warmup: 1ba}", "t_decay is 1dur, but with scheduler.t_"),
         ("scheduler.t_warmup=1.1dur", "scheduler.t_warmup is 1.1dur, but max_duration is only"),
         ("scheduler.t_warmup=1.5ba", "scheduler.t_warmup is '1.5ba', but ba counts whole ones"),
         ("train_loader.dataset.max_seq_len=32", "train_loader.dataset.max_seq_len is 32, but max_seq_len is 64"),
@@ -120,3 +126,15 @@ def test_a_run_that_no_later_start_would_find_is_refused(tmp_path, monkeypatch):
 def test_text_that_is_not_utf_8_names_its_key():
     with pytest.raises(ConfigError, match=r"tokenizer.name is 'a.udcff', which is not UTF-8"):
         build(TokenizerConfig, {"name": "a\udcff"}, "tokenizer")
+
+
+@pytest.mark.parametrize("length", ["2ba", "600tok"])
+def test_what_a_short_test_needs_is_suggested_at_once(length):
+    curriculum = str(ROOT / "yamls" / "pretrain" / "dbrx_tiny_curriculum.yaml")
+    unit = length.lstrip("0123456789")
+    overrides = [f"max_duration={length}", f"scheduler.t_warmup=999{unit}", f"train_loader.stages.0.duration=999{unit}"]
+    with pytest.raises(ConfigError) as error:
+        read_config(curriculum, overrides)
+    suggested = re.findall(r"for a short test (.*)", str(error.value))
+    assert suggested == ["train_loader.stages=[]", "scheduler.t_warmup=0ba"]
+    assert read_config(curriculum, [*overrides, *suggested]).max_duration == length

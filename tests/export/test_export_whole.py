@@ -237,6 +237,15 @@ def test_the_model_card(run: Path, tmp_path: Path) -> None:
     assert "word" not in card
 
 
+def test_the_card_has_the_precision_that_was_computed_in(run: Path, tmp_path: Path) -> None:
+    config = dataclasses.replace(load_saved_config(run / "config.yaml"), precision="amp_bf16")
+    starts = [(0, "CPU"), (5, "CPU"), (8, "NVIDIA H200"), (10, "CPU")]  # the last one begins after the checkpoint
+    lines = [{"batch": n, "event": "start", "precision": "amp_bf16", "device": device} for n, device in starts]
+    for count, expected in ((2, "fp32"), (4, "fp32, then amp_bf16"), (0, "amp_bf16 (fp32 if it ran on a CPU)")):
+        (tmp_path / "record.jsonl").write_text("\n".join(map(json.dumps, lines[:count])))
+        assert f"| precision | {expected} |" in model_card(tmp_path / "ep0-ba10", config, "fp32")
+
+
 def test_the_card_of_a_run_without_notes(run: Path) -> None:
     card = model_card(run / "ep0-ba10", load_saved_config(run / "config.yaml"), "fp32")
     assert "trained from fresh weights" in card

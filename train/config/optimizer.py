@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
+from data.base.durations import in_unit_of, parse_duration
 from data.config.sections import Defect, Section
 from data.config.values import DurationText, NotNegative, Positive, Share
 
@@ -88,3 +89,23 @@ class AlgorithmsConfig(Section):
     """Composer's algorithms."""
 
     gradient_clipping: GradientClippingConfig | None = None
+
+
+def too_long(scheduler: SchedulerConfig, max_duration: str) -> Iterator[Defect]:
+    """What does not fit into a run, as far as the units tell; each with overrides for a short test."""
+    total = parse_duration(max_duration)[0]
+    warmup = in_unit_of(max_duration, scheduler.t_warmup) or 0.0
+    if warmup > total:
+        yield Defect(
+            "t_warmup",
+            f"is {scheduler.t_warmup}, but max_duration is only {max_duration}: write at most that, or for a short "
+            f"test scheduler.t_warmup={'1ba' if scheduler.name == 'inv_sqrt_with_warmup' else '0ba'}",
+        )
+        warmup = 0.0
+    if scheduler.name == "wsd_with_warmup" and warmup + (in_unit_of(max_duration, scheduler.t_decay) or 0.0) > total:
+        yield Defect(
+            "t_decay",
+            f"is {scheduler.t_decay}, but with scheduler.t_warmup, {scheduler.t_warmup}, that is more than "
+            f"max_duration, {max_duration}: write less, or for a short test scheduler.t_warmup=0ba "
+            "scheduler.t_decay=0.1dur",
+        )

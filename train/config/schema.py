@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from data.base.durations import parse_duration
 from data.base.redaction import redacted
 from data.config.dataset import StreamConfig
-from data.config.loader import DataLoaderConfig
+from data.config.loader import DataLoaderConfig, stages_too_long
 from data.config.sections import Defect, Section, each
 from data.config.tokenizer import TokenizerConfig
 from data.config.values import (
@@ -26,7 +26,7 @@ from data.config.values import (
     WallTime,
 )
 from train.config.callbacks import CallbacksConfig, LoggersConfig
-from train.config.optimizer import AlgorithmsConfig, OptimizerConfig, SchedulerConfig
+from train.config.optimizer import AlgorithmsConfig, OptimizerConfig, SchedulerConfig, too_long
 from train.config.supervision import DeadlinesConfig, ExpertsConfig, SpikesConfig
 from train.models.config import LoraConfig, ModelConfig
 from train.models.precision import NF4_BLOCK
@@ -75,15 +75,15 @@ def _duration_of_run(config: "TrainConfig") -> Iterator[Defect]:
         yield Defect("max_duration", f"is {config.max_duration!r}, but dur is a part of it: write ba, tok or ep")
 
 
-def _warmup(config: "TrainConfig") -> Iterator[Defect]:
-    """As far as the units tell before anything is prepared; the scheduler compares the rest in batches."""
-    length, of = parse_duration(config.scheduler.t_warmup)
-    most, unit = (1.0, "dur") if of == "dur" else parse_duration(config.max_duration)
-    if of == unit and length > most:
-        yield Defect(
-            "scheduler.t_warmup",
-            f"is {config.scheduler.t_warmup}, but max_duration is only {config.max_duration}: write a shorter one",
-        )
+def _schedule(config: "TrainConfig") -> Iterator[Defect]:
+    """As far as the units tell before anything is prepared, as for stages; the rest is compared in batches."""
+    for key, text in too_long(config.scheduler, config.max_duration):
+        yield Defect(f"scheduler.{key}", text)
+
+
+def _stages(config: "TrainConfig") -> Iterator[Defect]:
+    for key, text in stages_too_long(config.train_loader, config.max_duration):
+        yield Defect(f"train_loader.{key}", text)
 
 
 def _length_of_rows(config: "TrainConfig") -> Iterator[Defect]:
@@ -237,7 +237,8 @@ class TrainConfig(Section):
 
     RULES = (
         _duration_of_run,
-        _warmup,
+        _schedule,
+        _stages,
         _length_of_rows,
         _no_stages_in_evaluation,
         _no_cache_limit_in_evaluation,

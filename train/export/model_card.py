@@ -12,11 +12,13 @@ from train.checkpoint.save_folder import RECORD, batch_of
 from train.config.redaction import masked_yaml
 from train.config.schema import TrainConfig
 from train.models.config import LoraConfig
+from train.models.precision import on_device
 from train.models.shapes import count_parameters
 
 
 def read_record(checkpoint: Path) -> dict[str, Any]:
-    """What the run noted up to the checkpoint: of evaluations the newest, all else at the checkpoint's own batch."""
+    """What the run noted up to the checkpoint: of evaluations the newest, of starts the precision that each computed
+    in (`precisions`), all else at the checkpoint's own batch."""
     record: dict[str, Any] = {}
     file = checkpoint.parent / RECORD
     if not file.is_file():
@@ -26,6 +28,9 @@ def read_record(checkpoint: Path) -> dict[str, Any]:
             line = json.loads(text)
         except ValueError:
             continue  # a killed run's last
+        if line.get("event") == "start" and line["batch"] < batch_of(checkpoint):
+            used = on_device(line["precision"], gpu=line["device"] != "CPU")
+            record["precisions"] = list(dict.fromkeys([*record.get("precisions", []), used]))
         if "event" in line:
             continue
         if "eval" in line and line["batch"] <= batch_of(checkpoint) and line["batch"] >= record.get("eval_batch", 0):
@@ -127,7 +132,7 @@ def _training(config: TrainConfig, record: dict[str, Any]) -> str:
         "learning rate": f"{optimizer.lr:g}, {scheduler.name}, warmup {scheduler.t_warmup}",
         "rows of a step": config.global_train_batch_size,
         "longest row": f"{config.max_seq_len:,} tokens",
-        "precision": config.precision,
+        "precision": _precision(config, record),
         "seed": config.seed,
     }
     if (clipping := config.algorithms.gradient_clipping) is not None:
@@ -136,6 +141,13 @@ def _training(config: TrainConfig, record: dict[str, Any]) -> str:
         rows["steps"] = f"{record['batch']:,} of {config.max_duration}"
         rows["positions (padding included)"] = f"{sum(record['rows'].values()) * config.max_seq_len:,}"
     return _table("setting", "value", rows)
+
+
+def _precision(config: TrainConfig, record: dict[str, Any]) -> str:
+    if "precisions" in record:
+        return ", then ".join(record["precisions"])
+    on_cpu = on_device(config.precision, gpu=False)
+    return config.precision if on_cpu == config.precision else f"{config.precision} ({on_cpu} if it ran on a CPU)"
 
 
 def lora_table(lora: LoraConfig) -> str:

@@ -26,13 +26,15 @@ def build_scheduler(config: SchedulerConfig, clock: Clock) -> ComposerScheduler:
     assert total is not None
     if warmup > total:
         raise ConfigError(
-            f"is {config.t_warmup} ({warmup} batches), but the run has only {total}: write fewer",
+            f"is {config.t_warmup} ({warmup} batches), but the run has only {total}: write fewer, or for a "
+            f"short test scheduler.t_warmup={'1ba' if config.name == 'inv_sqrt_with_warmup' else '0ba'}",
             key="scheduler.t_warmup",
         )
     if config.name == "wsd_with_warmup" and warmup + decay > total:
         raise ConfigError(
             f"is {config.t_decay} ({decay} batches), but after a warmup of {warmup} only "
-            f"{total - warmup} of the run's {total} are left",
+            f"{total - warmup} of the run's {total} are left: write fewer, or for a short test "
+            "scheduler.t_warmup=0ba scheduler.t_decay=0.1dur",
             key="scheduler.t_decay",
         )
     if config.name == "inv_sqrt_with_warmup" and warmup == 0:

@@ -153,7 +153,10 @@ def _yaml_problem(error: yaml.YAMLError) -> str:
     problem = _what(error)
     if "found duplicate key " in problem:
         return f"{place}: the key {problem.partition('found duplicate key ')[2]} is there twice"
-    return f"{place}: not YAML: {problem}"
+    if mark is not None and "found character '\\t'" in problem:
+        return f"{place}: not YAML: a tab in column {mark.column + 1}: use spaces"
+    hint = ": check the indentation, and put text with `: ` in it in quotes" if "mapping values" in problem else ""
+    return f"{place}: not YAML: {problem}{hint}"
 
 
 def _what(error: Exception) -> str:
