@@ -14,6 +14,7 @@ import torch
 from composer.core import State, get_precision_context
 from composer.utils import dist
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from train.models.moe import Router, Routing
 
@@ -76,6 +77,7 @@ class Probe:
                 model(**batch)
         finally:
             model.train(was_training)
+            _reshard(model)
         return torch.stack(chosen).cpu().numpy()
 
     def state_dict(self) -> dict[str, Any]:
@@ -94,6 +96,14 @@ class Probe:
             packed = np.frombuffer(zlib.decompress(base64.b64decode(state["chosen"])), dtype=np.uint8)
             shape = tuple(state["shape"])
             self._chosen = np.unpackbits(packed, count=int(np.prod(shape))).reshape(shape).astype(bool)
+
+
+def _reshard(model: nn.Module) -> None:
+    """Frees the gathered weights that FSDP2 keeps after a forward: the next step would compute with them, as they were
+    before the optimizer changes them."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 @contextmanager

@@ -74,8 +74,12 @@ class MoE(nn.Module):
         # before expert parallelism sends results back.
         z_sum = logits_TE.logsumexp(dim=-1).square().sum()
         y_TD = self.experts(x_TD, weights_TK, assignment)
-        logit_squares = torch.linalg.vector_norm(logits_TE.detach()).square()
-        return y_TD, RouterStats(assignment.counts_E, probs_TE.sum(0), z_sum, logit_squares, logits_TE)
+        return y_TD, RouterStats(assignment.counts_E, probs_TE.sum(0), z_sum, squares_of(logits_TE), logits_TE)
+
+
+def squares_of(logits_TE: Tensor) -> Tensor:
+    """Their sum, without gradient and without a copy of their size."""
+    return torch.linalg.vector_norm(logits_TE.detach()).square()
 
 
 def load_balancing_loss(

@@ -1,0 +1,150 @@
+"""What measuring the experts costs: a training step without it, one between two measurements, and one that is measured.
+
+The sides take turns in every round, in one process on the same model and rows; ratios are taken within a round. On a
+CPU one thread computes and its own CPU time is measured. `without` leaves out the sums of squared logits, the metrics,
+the probe and the search for experts to report; `default` weighs the other two as `experts.interval` does. Of both,
+`inside` is the time within the functions themselves, which is exact where the difference of two steps drowns in their
+noise.
+"""
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+# Only the repository's root: in these folders evaluate.py, for one, would hide the package of the same name.
+sys.path[:] = [str(ROOT), *(path for path in sys.path if not Path(path).resolve().is_relative_to(ROOT / "scripts"))]
+
+import argparse
+import os
+import statistics
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+
+from composer.core import Callback, State
+from composer.loggers import Logger
+from torch import Tensor
+
+from data.base.durations import Clock, parse_duration
+from scripts.bench import common
+from scripts.bench.step_models import initial_model, make_batch
+from scripts.bench.step_sides import trainer_step
+from train.callbacks.global_batch import GlobalBatch
+from train.composer_model import DbrxForComposer
+from train.config.supervision import ExpertsConfig
+from train.expert_health.health import ExpertHealth
+from train.models import moe
+from train.models.recompute import named_parameters
+from train.stability.measurement import StepMeasurement
+from train.supervision.events import Events
+
+SIDES = ("without", "between measurements", "measured")
+INTERVAL = int(parse_duration(ExpertsConfig().interval or "1ba")[0])
+"""Steps of which one is measured."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse_args(argv)
+    warnings.filterwarnings("ignore")
+    common.prepare_process(args.threads)
+    config = common.model_config(args)
+    model = DbrxForComposer(config, initial_model(config))
+    turn = Turn(model, args)
+    step = trainer_step(model, make_batch(args), [GlobalBatch(config), turn], args)
+    times = measure(step, turn, args.rounds)
+    rows = {side: {"seconds": times[side], "of without": common.ratio(times[side], times["without"])} for side in SIDES}
+    inside = {side: common.ratio(turn.inside[side], times[side]) for side in SIDES[1:]}
+    default = {
+        "of without": weighed(rows[SIDES[1]]["of without"], rows[SIDES[2]]["of without"]),
+        "inside": weighed(inside[SIDES[1]], inside[SIDES[2]]),
+    }
+    common.show_table([cells(side, row, inside.get(side)) for side, row in rows.items()])
+    print(f"  one step in {INTERVAL} measured: {default['of without']:.4f} of without, {default['inside']:.3%} inside")
+    report = {"sides": rows, "inside": inside, "interval": INTERVAL, "default": default}
+    common.write_json(args.json, common.description(args) | report)
+    return 0
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    sizes = {"n_layers": 8, "d_model": 512, "n_heads": 8, "kv_n_heads": 2, "ffn_hidden_size": 896}
+    sizes |= {"moe_num_experts": 16, "moe_top_k": 4, "vocab_size": 8192, "rows": 4, "max_seq_len": 512}
+    parser = common.make_parser(
+        __doc__, **sizes, documents=3, rounds=7, threads=1, probe_tokens=ExpertsConfig().probe_tokens
+    )
+    parser.add_argument("--device", default="cpu", choices=["cpu", "gpu"])
+    parser.add_argument("--precision", default="fp32", choices=["fp32", "amp_bf16"])
+    return parser.parse_args(argv)
+
+
+def weighed(between: float, measured: float) -> float:
+    return ((INTERVAL - 1) * between + measured) / INTERVAL
+
+
+def no_sum(logits_TE: Tensor) -> Tensor:
+    return logits_TE.new_zeros(())
+
+
+class Turn(Callback):
+    """Does in a step what the side does whose turn it is, and notes the seconds within it."""
+
+    def __init__(self, model: DbrxForComposer, args: argparse.Namespace) -> None:
+        clock = Clock(tokens_per_batch=args.rows * args.max_seq_len, rows_per_batch=args.rows, rows_per_epoch=args.rows)
+        self.health = ExpertHealth(ExpertsConfig(probe_tokens=args.probe_tokens), clock, model.model, Events(None))
+        self.named, self.top_k = named_parameters(model.model), args.moe_top_k
+        self.measurement = StepMeasurement()
+        self.device, self.side = args.device, SIDES[0]
+        self.inside: dict[str, list[float]] = {side: [] for side in SIDES}
+        self._squares = moe.squares_of
+
+    def batch_start(self, state: State, logger: Logger) -> None:
+        moe.squares_of = self._timed if self.side != "without" else no_sum
+        self.inside[self.side].append(0.0)
+        self.measurement.begin(state.batch["input_ids"].shape[0])
+
+    def _timed(self, logits_TE: Tensor) -> Tensor:
+        began = common.now("cpu")  # on a GPU what is waited for would count
+        squares = self._squares(logits_TE)
+        self.inside[self.side][-1] += common.now("cpu") - began
+        return squares
+
+    def after_loss(self, state: State, logger: Logger) -> None:
+        self.measurement.add(state)
+
+    def after_train_batch(self, state: State, logger: Logger) -> None:
+        # All sides pay for the reduction, which is there without expert health.
+        values = self.measurement.reduce([param for _, param in self.named], self.top_k)
+        if self.side == "without":
+            return
+        began = common.now(self.device)
+        self.health.log_step(logger, values.routing)
+        self.health.report(state.timestamp.batch.value, logger, values.routing)
+        if self.side == "measured":
+            names = [name for name, _ in self.named]
+            self.health.measure(state, logger, values.routing, names, values.squares_P)
+        self.inside[self.side][-1] += common.now(self.device) - began
+
+
+def measure(step: Callable[[], dict[str, float]], turn: Turn, n_rounds: int) -> dict[str, list[float]]:
+    """Seconds of each side in each round."""
+    for turn.side in (*SIDES, *SIDES):  # memory settles
+        step()
+    for seconds in turn.inside.values():
+        seconds.clear()
+    times: dict[str, list[float]] = {side: [] for side in SIDES}
+    for order in common.rounds(SIDES, n_rounds):
+        for turn.side in order:
+            times[turn.side].append(step()["seconds"])
+    return times
+
+
+def cells(side: str, row: dict[str, Any], inside: float | None) -> dict[str, str]:
+    seconds = row["seconds"]
+    shown = {"s": f"{statistics.median(seconds):.3f}", "min-max": common.spread(seconds, 3)}
+    shown |= {"of without": f"{row['of without']:.4f}", "inside": f"{inside:.3%}" if inside is not None else ""}
+    return {"side": side, **shown}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
