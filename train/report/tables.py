@@ -120,7 +120,7 @@ def events(run: Run) -> Table:
 
 
 def event_counts(run: Run) -> str:
-    found = ", ".join(f"{number} {kind}" for kind, number in timeline.counts(run).most_common())
+    found = ", ".join(f"{kind}: {number}" for kind, number in timeline.counts(run).most_common())
     hidden = len(run.record.events()) - len(timeline.shown_events(run))
     return f"{found}. The newest {timeline.MOST} are shown." if hidden else found
 
