@@ -209,10 +209,15 @@ def _start(shape: Shape, batch: int, now: float, lr: float, resumed_from: str | 
         "tokens": 512_000,
         "trained_tokens": 312_000,
         "documents": 9_000,
-        "packing": True,
-        "truncated": 12,
-        "dropped": {"longer than max_seq_len": 7, "bad rows": 2},
         "fingerprint": "0123456789abcdef",
+        "source": ["data/web-0.jsonl", "data/web-1.jsonl"],
+        "packing": True,
+        "rows_in": 9_021,
+        "examples_truncated": 12,
+        "tokens_truncated": 800,
+        "tokens_dropped": 1_200,
+        "padding": 2_048,
+        "dropped": {"longer than max_seq_len": 7, "bad rows": 2},
     }
     return {
         "batch": batch,

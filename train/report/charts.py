@@ -125,8 +125,7 @@ def _learning_rate(runs: Sequence[Run]) -> Chart:
 
 
 def _memory(runs: Sequence[Run]) -> Chart:
-    planned = runs[0].record.start.get("planned_memory_bytes")
-    limit = planned / 2**30 if isinstance(planned, int | float) and len(runs) == 1 else None
+    limit = runs[0].planned_gib if len(runs) == 1 else None
     title = "Peak memory of the rank that has most, GiB" + (" (dashed: planned)" if limit is not None else "")
     return Chart(key="memory", title=title, lines=(("memory/peak_gib", ""),), format=".4~g", limit=limit)
 

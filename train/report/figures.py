@@ -53,8 +53,8 @@ def key_figures(run: Run) -> Iterator[tuple[str, str, str]]:
         if metric in metrics.series:
             yield name, unit(_mean_of_last(run, metric)), note
     if (peak := metrics.last("memory/peak_gib")) is not None:
-        planned = run.record.start.get("planned_memory_bytes")
-        yield "peak memory", f"{peak:.3g} GiB", f"planned {planned / 2**30:.3g} GiB" if planned else ""
+        planned = run.planned_gib
+        yield "peak memory", f"{peak:.3g} GiB", f"planned {planned:.3g} GiB" if planned is not None else ""
     yield "time", *_times(run)
     parameters = run.record.start.get("parameters")
     if isinstance(parameters, dict) and isinstance(parameters.get("total"), int):
@@ -91,7 +91,9 @@ def alarms(run: Run) -> list[str]:
 
 
 def duration(seconds: float) -> str:
-    """`3 d 4 h`, `2 h 5 min`, `40 s`."""
+    """`3 d 4 h`, `2 h 5 min`, `40 s`, `1.2 s`."""
+    if 0 < seconds < 10:
+        return f"{seconds:.1f} s"
     units = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
     first = next((n for n, (_, size) in enumerate(units) if seconds >= size), len(units) - 1)
     left, parts = round(seconds), []

@@ -25,6 +25,14 @@ _STEP_COLUMNS = (
     ("MFU", "throughput/device/mfu", ".1%"),
     ("peak GiB", "memory/peak_gib", ".3g"),
 )
+_OVERVIEW = (
+    ("rows", "rows"),
+    ("documents", "documents"),
+    ("tokens", "tokens"),
+    ("trained_tokens", "trained on"),
+    ("padding", "padding"),
+    ("examples_truncated", "documents truncated"),
+)
 _SPENT = ("train", "data", "eval", "save", "generate", "startup", "other")
 _SPENT_NAMES = {
     "train": "training",
@@ -112,18 +120,25 @@ def events(run: Run) -> Table:
 
 
 def event_counts(run: Run) -> str:
-    found = ", ".join(f"{number} {kind}" for kind, number in timeline.counts(run).most_common())
+    found = ", ".join(f"{kind}: {number}" for kind, number in timeline.counts(run).most_common())
     hidden = len(run.record.events()) - len(timeline.shown_events(run))
     return f"{found}. The newest {timeline.MOST} are shown." if hidden else found
 
 
-def data(run: Run) -> Iterator[tuple[str, list[tuple[str, str]]]]:
-    """Loader and stream -> what its manifest says."""
-    loaders = run.record.start.get("data")
-    for loader, found in loaders.items() if isinstance(loaders, dict) else ():
-        for stream, manifest in found.items() if isinstance(found, dict) else ():
-            if isinstance(manifest, dict):
-                yield f"{loader}{f', stream {stream}' if stream else ''}", [*_manifest(manifest)]
+def data_overview(run: Run) -> Table:
+    """A row for each stream of each loader."""
+    rows = []
+    for name, manifest in _manifests(run):
+        dropped = manifest.get("dropped")
+        drops = sum(n for n in dropped.values() if isinstance(n, int)) if isinstance(dropped, dict) else None
+        counts = [manifest.get(key) for key, _ in _OVERVIEW]
+        rows.append([name, *(f"{n:,}" if isinstance(n, int) else "" for n in (*counts, drops))])
+    return Table(columns=["stream", *(title for _, title in _OVERVIEW), "dropped"], rows=rows)
+
+
+def data(run: Run) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Loader and stream -> all that its manifest says."""
+    return [(name, [*_manifest(manifest)]) for name, manifest in _manifests(run)]
 
 
 def environment(run: Run) -> list[tuple[str, str]]:
@@ -186,6 +201,14 @@ def runs(several: Sequence[Run]) -> Table:
 def config_differences(several: Sequence[Run]) -> Table:
     rows = configs.differences([read_config(run) for run in several])
     return Table(columns=["key", *(run.name for run in several)], rows=rows, left=1 + len(several))
+
+
+def _manifests(run: Run) -> Iterator[tuple[str, dict[str, Any]]]:
+    loaders = run.record.start.get("data")
+    for loader, found in loaders.items() if isinstance(loaders, dict) else ():
+        for stream, manifest in found.items() if isinstance(found, dict) else ():
+            if isinstance(manifest, dict):
+                yield f"{loader}{f', stream {stream}' if stream else ''}", manifest
 
 
 def _manifest(manifest: dict[str, Any]) -> Iterator[tuple[str, str]]:

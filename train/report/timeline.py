@@ -1,6 +1,7 @@
 """What happened in a run, on the time line and as a table."""
 
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 from train.report.charts import X
@@ -83,7 +84,7 @@ def text(entry: Entry) -> str:
     values = entry.values
     if entry.event == "saved":
         size, seconds = values.get("bytes"), values.get("seconds")
-        parts = [str(values.get("path", ""))]
+        parts = [Path(str(values.get("path", ""))).name]
         parts += [f"{size / 2**30:.2f} GiB"] if isinstance(size, int | float) else []
         parts += [f"{seconds:.1f} s"] if isinstance(seconds, int | float) else []
         return ", ".join(parts)

@@ -164,7 +164,7 @@ def _fit(
             if loader is not None:
                 stack.enter_context(loader.worker_errors())
         stack.enter_context(supervision.signals.deferred())
-        stack.callback(_report, inputs.folder)  # once all is saved
+        stack.callback(_report, inputs)  # once all is saved
         stack.enter_context(finishing(savers))
         try:
             _train(trainer, config, inputs, mirror, evaluate=preemption.evaluation_due)
@@ -238,11 +238,11 @@ def _close(trainer: Trainer) -> None:
         logger.warning(f"a logger or callback could not be closed: {error}")
 
 
-def _report(folder: Path | None) -> None:
+def _report(inputs: Inputs) -> None:
     """Of a run that ends, however it does."""
-    if folder is not None and dist.get_global_rank() == 0:
+    if inputs.folder is not None and dist.get_global_rank() == 0:
         with within(Section.UNTIMED):
-            report.report_at_end(folder)
+            report.report_at_end(inputs.folder)
 
 
 def _precision(config: TrainConfig, device: str) -> str:

@@ -40,6 +40,14 @@ class Run:
         return steps if isinstance(steps, int) else None
 
     @property
+    def planned_gib(self) -> float | None:
+        """The peak that was planned, of a GPU: the peak of a CPU counts the whole process."""
+        planned = self.record.start.get("planned_memory_bytes")
+        if not isinstance(planned, int | float) or self.record.start.get("device") == "CPU":
+            return None
+        return planned / 2**30
+
+    @property
     def stages(self) -> list[tuple[str, int]]:
         """Name and first step (counted from 0) of each."""
         stages = self.record.start.get("stages")
