@@ -22,14 +22,14 @@ from collections.abc import Sequence
 def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
 
-    from data.base.console import show_on_console
+    from data.base.console import show_error, show_on_console
     from data.base.errors import ConfigError, DataError
 
     show_on_console()
     try:
         return {"ls": _ls, "verify": _verify, "diff": _diff, "prune": _prune}[args.command](args)
     except (ConfigError, DataError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        show_error(error, debug=args.debug)
         return 2
     except KeyboardInterrupt:
         return 130
@@ -64,6 +64,8 @@ def _parser() -> argparse.ArgumentParser:
     prune.add_argument("--keep", type=int, required=True, metavar="N", help="the newest N stay")
     prune.add_argument("--keep_every", type=int, metavar="K", help="besides, of every K that were saved one stays")
     prune.add_argument("--yes", action="store_true", help="delete")
+    for command in commands.choices.values():
+        command.add_argument("--debug", action="store_true", help="show the traceback of an error as well")
     return parser
 
 

@@ -28,12 +28,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--verify", action=argparse.BooleanOptionalAction, help=what)
     what = "of a checkpoint of adapters: merge them into their base (default), or write them alone for PEFT"
     parser.add_argument("--adapter", choices=("merge", "peft"), default="merge", help=what)
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error as well")
     args = parser.parse_args(argv)
     if args.adapter == "peft" and (args.verify is not None or args.max_shard_size is not None):
         parser.error("--verify and --max_shard_size are for stock DBRX folders, which --adapter peft does not write")
 
     # torch is imported after the arguments are known to be right.
-    from data.base.console import show_on_console
+    from data.base.console import show_error, show_on_console
     from data.base.errors import ConfigError
     from data.base.paths import refuse_path_arguments
     from train.checkpoint.remote.staging import path_here
@@ -57,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"wrote {args.hf_output_path}, which peft.PeftModel.from_pretrained loads: see its README.md")
             return 0
     except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
+        show_error(error, debug=args.debug)
         return 2
     print(f"wrote {args.hf_output_path}, which transformers.AutoModelForCausalLM.from_pretrained loads")
     return 0

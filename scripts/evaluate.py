@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
 
-    from data.base.console import show_on_console
+    from data.base.console import show_error, show_on_console
     from data.base.errors import ConfigError, DataError
 
     show_on_console()
     try:
         _evaluate(args)
     except (ConfigError, DataError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        show_error(error, debug=args.debug)
         return 2
     except KeyboardInterrupt:
         return 130
@@ -62,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", choices=("cpu", "gpu"), help="default: the GPU where there is one")
     parser.add_argument("--precision", choices=PRECISIONS, help="default: bf16 on a GPU, fp32 on a CPU")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write this evaluation's results here too")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error as well")
     return parser
 
 

@@ -29,9 +29,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--png", type=Path, help="also draw the histogram of document lengths into this file")
     parser.add_argument("--verify", action="store_true", help="check every shard's size and hash, and nothing else")
     parser.add_argument("--rehash", action="store_true", help="read input files again that seem not to have changed")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error as well")
     args = parser.parse_intermixed_args(argv)
 
-    from data.base.console import show_on_console
+    from data.base.console import show_error, show_on_console
     from data.base.errors import ConfigError, DataError
     from data.base.paths import refuse_path_arguments
     from data.tokenization.build import build_tokenizer
@@ -57,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _verify(sources, tokenizer, rehash=args.rehash)
         _inspect(sources, tokenizer, range(args.first, args.first + args.rows), args.png, rehash=args.rehash)
     except (ConfigError, DataError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        show_error(error, debug=args.debug)
         return 2
     return 0
 

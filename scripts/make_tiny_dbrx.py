@@ -21,9 +21,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = str(ROOT / "yamls/finetune/dbrx_tiny_lora.yaml")
     parser.add_argument("--config", default=config, help="default: %(default)s")
     parser.add_argument("--precision", choices=PRECISIONS, default="bf16", help="default: %(default)s")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error as well")
     args = parser.parse_args(argv)
 
-    from data.base.console import show_on_console
+    from data.base.console import show_error, show_on_console
     from data.base.errors import ConfigError, DataError, plain_os_errors
     from data.base.paths import refuse_path_arguments
     from data.tokenization.build import build_tokenizer
@@ -49,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             write_json(part / "config.json", config_json(config.model, generation, FORMATS[args.precision].dtype))
             part.replace(args.folder)
     except (ConfigError, DataError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        show_error(error, debug=args.debug)
         return 2
     finally:
         shutil.rmtree(part, ignore_errors=True)

@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str] | None = None) -> int:
     args = _arguments(argv)
 
-    from data.base.console import show_on_console
+    from data.base.console import show_error, show_on_console
     from data.base.errors import ConfigError, DataError
 
     show_on_console()
     try:
         _plan(args)
     except (ConfigError, DataError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        show_error(error, debug=args.debug)
         return 2
     return 0
 
@@ -47,6 +47,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--simulate", action="store_true", help="run a rank's step on tensors without data, as on GPUs")
     parser.add_argument("--data", action="store_true", help="prepare the data if need be, and show streams and stages")
     parser.add_argument("--png", type=Path, help="with --data: where the picture of the mix goes (default: plan.png)")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error as well")
     return parser.parse_intermixed_args(argv)
 
 

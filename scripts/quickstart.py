@@ -16,9 +16,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--config", default="yamls/finetune/dbrx_tiny.yaml", help="default: %(default)s")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes of it, such as device=cpu")
     parser.add_argument("--at_least", type=float, default=0.8, help="share to answer exactly (default: %(default)s)")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error as well")
     args = parser.parse_intermixed_args(argv)
 
-    from data.base.console import show_on_console
+    from data.base.console import show_error, show_on_console
     from data.base.errors import ConfigError
     from train.config.load import read_config
 
@@ -29,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         total = quickstart(args.config, config, args.overrides)["all"]
     except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
+        show_error(error, debug=args.debug)
         return 2
     except KeyboardInterrupt:
         print("stopped: make quickstart goes on from the newest checkpoint", file=sys.stderr)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("incident", type=Path, help="a folder of SAVE_FOLDER/incidents")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error as well")
     args = parser.parse_args(argv)
 
     # When a rank has ended, torch logs a stack of C++ functions for each connection to it. It asks when it is imported.
@@ -48,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except Exception as error:
-        if (code := report(error)) is None:
+        if (code := report(error, debug=args.debug)) is None:
             raise
         return code
     for line in describe(ranks):

@@ -8,7 +8,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from data.base.console import is_first, logger, show_on_console
@@ -17,12 +17,13 @@ from data.base.paths import refuse_path
 from data.base.redaction import redacted
 from data.base.workers import signalled_at_end_of
 from train.config.load import LoadedConfig, load_config
-from train.config.redaction import masked_yaml
+from train.config.schema import TrainConfig
+from train.console.start import config_lines, machine_lines, model_lines
+from train.console.warnings import silence_expected_warnings
 from train.distributed.slurm import ranks_of_srun
-from train.hardware.device import choose_device
+from train.hardware.device import Device, choose_device
 from train.planning.checks import check_config, config_problems
 from train.planning.machine import check_machine
-from train.planning.summary import parameters_line
 from train.supervision.error_report import report
 from train.supervision.resume_command import resume_command
 from train.supervision.signals import StopSignals, stop_signals
@@ -39,6 +40,7 @@ usage: composer train.py CONFIG [key=value ...]       one rank a GPU, or one on 
 CONFIG is a YAML file: see yamls/finetune/.
 --rehash reads input files again that seem not to have changed since an earlier start.
 --dry-run opens everything and shows the plan and the first batch, but trains nothing and leaves save_folder as it is.
+--debug shows the traceback of a configuration or data error as well.
 key=value changes a key of it; the value is YAML, and dots go deeper:
 
   composer -n 2 train.py yamls/finetune/dbrx_tiny.yaml run_name=mine max_duration=20ba optimizer.lr=1e-4
@@ -46,7 +48,7 @@ key=value changes a key of it; the value is YAML, and dots go deeper:
   composer train.py yamls/finetune/dbrx.yaml model.preset=9b 'callbacks={lr_monitor: {}}' eval_loader=null
 """
 
-_REHASH, _DRY_RUN = _FLAGS = "--rehash", "--dry-run"
+_REHASH, _DRY_RUN, _DEBUG = _FLAGS = "--rehash", "--dry-run", "--debug"
 """They may stand anywhere."""
 
 
@@ -58,6 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Loggers such as wandb note the command line.
         sys.argv[1:] = map(redacted, arguments)
     show_on_console()
+    silence_expected_warnings()
     # When a rank has ended, torch logs a stack of C++ functions for each connection to it.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     with stop_signals() as signals:
@@ -84,7 +87,7 @@ def _run_or_report(arguments: list[str], signals: StopSignals, *, launched: bool
     except Exception as error:
         if signals.raised and isinstance(error, ConfigError | DataError):
             raise  # such as a checkpoint that the signal kept from being read
-        if (code := report(error)) is None:
+        if (code := report(error, debug=_DEBUG in arguments)) is None:
             raise
         return code
     return 0
@@ -125,9 +128,7 @@ def _train(loaded: LoadedConfig, signals: StopSignals, command: str, *, rehash: 
     problems, device = config_problems(), None
     config = check_config(loaded, _world_size(), problems)
     if not problems:
-        logger.info(f"{masked_yaml(config)}\n{parameters_line(config.model, config.lora)}")
-        device = choose_device(config.device)
-        check_machine(config, _world_size(), device)
+        device = _show_start(config)
 
     from train.distributed.process_group import sharing_failures
     from train.run.inputs import open_inputs
@@ -155,6 +156,21 @@ def _train(loaded: LoadedConfig, signals: StopSignals, command: str, *, rehash: 
         finally:
             # At the interpreter's end Triton reports what was not collected as leaked.
             gc.unfreeze()
+
+
+def _show_start(config: TrainConfig) -> Device:
+    """Shows what config and machine say of the run, and returns its device. Raises ConfigError when it does not fit."""
+    _show(model_lines(config))
+    device = choose_device(config.device)
+    memory = check_machine(config, _world_size(), device)
+    _show(machine_lines(config, _world_size(), device, memory))
+    _show(config_lines(config))
+    return device
+
+
+def _show(lines: Iterable[str]) -> None:
+    for line in lines:
+        logger.info(line)
 
 
 def _load(arguments: list[str]) -> LoadedConfig:

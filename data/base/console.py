@@ -76,6 +76,13 @@ def show_on_console() -> None:
     logger.propagate = False
 
 
+def show_error(error: Exception, *, what: str = "error", debug: bool = False) -> None:
+    """One line on stderr, `error: ...`; debug prints the traceback before it."""
+    trace = "".join(traceback.format_exception(error)) if debug else ""
+    sys.stderr.write(redacted(f"{trace}{what}: {error}\n"))
+    sys.stderr.flush()
+
+
 def shown_in_workers() -> Callable[[int], None] | None:
     """What a worker process begins with, so that it shows what this process does, however it is started."""
     return _show_in_worker if _is_shown() else None

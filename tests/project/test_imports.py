@@ -15,6 +15,7 @@ ORDER = [
     "train.main",
     "train.dry_run",
     "train.run",
+    "train.console",
     "train.loggers",
     "train.callbacks",
     "train.stability",

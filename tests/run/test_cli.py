@@ -182,16 +182,22 @@ def test_config_comes_first(capsys):
     assert "error: the config comes first, but 'optimizer.lr=3' is not a file" in capsys.readouterr().err
 
 
-def test_resolved_config_and_parameters_are_printed_before_training(config, monkeypatch, capsys):
+def test_a_summary_is_printed_before_training(config, monkeypatch, capsys):
     seen = []
     trains_with(monkeypatch, lambda config, **_: seen.append((config, capsys.readouterr().out)))
     assert main([config, "seed=3"]) == 0
     (given, printed), = seen  # fmt: skip
     assert given.seed == 3
-    assert "\nseed: 3\n" in printed
-    assert "  d_model: 64\n" in printed
-    assert printed.count("max_duration: 10ba") == 1
-    assert printed.splitlines()[-1].startswith("parameters: ")
+    keys = [line.split()[0] for line in printed.splitlines() if not line.startswith(" ")]
+    assert keys == ["model", "parameters", "ranks", "precision", "batch", "memory", "config"]
+    assert " seed=3" in printed
+
+
+def test_debug_shows_the_traceback_of_a_configuration_error(config, capsys):
+    assert main([config, "seed=-1", "--debug"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("Traceback")
+    assert lines[-1].endswith("seed is -1, but it must be in [0, 2**32)")
 
 
 @pytest.mark.parametrize("rehash", [True, False])
@@ -252,6 +258,6 @@ def test_the_132b_is_counted_and_refused_before_anything_is_allocated_or_read(mo
     trains_with(monkeypatch, lambda config, **_: pytest.fail("it went on to train"))
     assert main([str(ROOT / "yamls/finetune/dbrx.yaml")]) == 2
     out, err = capsys.readouterr()
-    assert out.splitlines()[-1] == "parameters: 131,596,523,520 (36.47 B active)"
+    assert out.splitlines()[-1] == "parameters     131,596,523,520 (36.47 B active)"
     assert err.startswith("error: 131,596,523,520 parameters do not fit: 1 rank needs at least 1.45tb")
     assert err.count("\n") == 1

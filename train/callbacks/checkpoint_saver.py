@@ -156,6 +156,8 @@ class CheckpointSaver(Callback):
             self._report(written.refused, written.batch, written.needed)
         else:
             self._saved = written.batch, written.checkpoint
+            size = format_bytes(written.needed)
+            console.info(f"batch {written.batch}: saved {written.checkpoint} ({size}, {written.seconds:.1f} s)")
 
     def _about(self, state: State) -> Manifest:
         return Manifest(

@@ -347,10 +347,12 @@ class TrainConfig(Section):
     deadlines: DeadlinesConfig = field(default_factory=DeadlinesConfig)
 
     progress_bar: bool = True
-    """Draw a progress bar on the console."""
-    log_to_console: bool = False
-    """Lines where progress_bar draws: for logs that are kept. Composer advises against both."""
-    console_log_interval: PositiveDuration = "1ba"
-    """Time between the lines of log_to_console."""
+    """Draw a live bar at the bottom of the terminal. Where the output is no terminal, lines are printed instead."""
+    log_to_console: bool | Literal["composer"] = False
+    """Print a line for each logged step: for logs that are kept. composer prints them in Composer's own format, and
+    draws Composer's own bar."""
+    console_log_interval: PositiveDuration | None = None
+    """Time between two lines; null takes the least of 1ba, 2ba, 5ba, 10ba and so on with which the run prints at most
+    1,000 lines, and 1ba with log_to_console: composer."""
     callbacks: CallbacksConfig = field(default_factory=CallbacksConfig)
     loggers: LoggersConfig = field(default_factory=LoggersConfig)

@@ -13,6 +13,7 @@ from train.callbacks.generate import build_generate
 from train.callbacks.hf_checkpointer import build_hf_checkpointer
 from train.checkpoint.save_folder import local_folder
 from train.config.schema import TrainConfig
+from train.console.facts import fact_of
 from train.distributed.build_model import meta_model
 from train.dry_run.first_batch import read_first_batch, texts_of
 from train.dry_run.plan import check_room, plan_of, show
@@ -64,7 +65,7 @@ def _build(config: TrainConfig, inputs: Inputs, device: Device) -> None:
     dtype = torch.bfloat16 if computed(precision) == "bf16" else torch.float32
     model_config, lines = choose_kernels(config, dist.get_world_size(), where, dtype)
     for line in lines:
-        logger.info(line)
+        logger.info(fact_of(line))
     check_lora(config, where, model_config.ffn_config.moe_impl)
     model = meta_model(model_config, config.fsdp_config, precision=precision, device=where, lora=config.lora)
     params = list(model.parameters())

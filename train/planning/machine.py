@@ -2,6 +2,7 @@
 
 import math
 import os
+from dataclasses import dataclass
 
 from data.base.console import logger
 from data.base.errors import ConfigError
@@ -18,7 +19,18 @@ _USABLE = 0.9
 """Of a GPU's memory, what a run can count on beside the allocator's gaps, CUDA's context and NCCL's buffers."""
 
 
-def check_machine(config: TrainConfig, world_size: int, device: Device) -> None:
+@dataclass(frozen=True, kw_only=True)
+class RankMemory:
+    """Bytes of memory of a rank: of its GPU, or its part of the machine."""
+
+    at_least: float
+    """The lower bound of what it needs."""
+    predicted: float
+    """What it needs at the peak of a step."""
+    available: float
+
+
+def check_machine(config: TrainConfig, world_size: int, device: Device) -> RankMemory:
     """Raises ConfigError when this node's ranks cannot have what they need at the least, and warns when they have less
     than is predicted. Allocates nothing."""
     local_ranks, gpu = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), device == "gpu"
@@ -31,7 +43,7 @@ def check_machine(config: TrainConfig, world_size: int, device: Device) -> None:
                 f"memory may not be enough: {_ranks(world_size)} is predicted to need {format_bytes(predicted)} and at "
                 f"least {format_bytes(need.total)}, and has {format_bytes(have, down=True)} (see scripts/plan.py)"
             )
-        return
+        return RankMemory(at_least=need.total, predicted=predicted, available=have)
     total, _ = count_parameters(config.model)
     parts = (
         f"weights, gradients and {config.optimizer.name} states {format_bytes(need.states)}, "

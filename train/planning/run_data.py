@@ -30,16 +30,6 @@ class RunData:
     plan: RowPlan
     cache: ShardCache
 
-    def describe(self, max_duration: str) -> list[str]:
-        """Lines for the console: what there is, and how much of it the run takes."""
-        lines = [f"train{f', stream {name}' if name else ''}: {_rows(rows)}" for name, rows in self.streams.items()]
-        max_batches = self.clock.max_batches
-        assert max_batches is not None
-        given = zip(self.plan.names, self.plan.counts(max_batches).tolist(), strict=True)
-        passes = [f"{n / self.streams[name].n_rows:.2f} passes{f' of {name}' if name else ''}" for name, n in given]
-        batches = f"{max_batches:,} batches of {self.plan.global_batch_size} rows"
-        return [*lines, f"max_duration {max_duration} is {batches}, {', '.join(passes)}"]
-
 
 def open_data(
     config: TrainConfig,
@@ -86,9 +76,3 @@ def plan_data(config: TrainConfig, streams: dict[str, Rows], state: Mapping[str,
         if state is not None:
             plan.resume(state)
         return RunData(streams=streams, clock=clock, plan=plan, cache=ShardCache(streams, plan, loader))
-
-
-def _rows(rows: Rows) -> str:
-    if rows.tokens is None:
-        return f"{rows.n_rows:,} rows"
-    return f"{rows.n_rows:,} rows, {rows.tokens:,} tokens ({rows.trained_tokens:,} trained on)"

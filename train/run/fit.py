@@ -1,6 +1,5 @@
 """One run: open its inputs, build everything, then fit."""
 
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
@@ -24,6 +23,9 @@ from train.checkpoint.owner import Owner
 from train.checkpoint.remote.mirror import Mirror
 from train.checkpoint.save_folder import furnish_save_folder
 from train.config.schema import TrainConfig
+from train.console.opened import place_lines
+from train.console.run_console import RunConsole, run_console
+from train.console.warnings import silence_expected_warnings
 from train.distributed.agreement import facts_of_start
 from train.distributed.first_rank import on_first_rank
 from train.distributed.process_group import initialize_dist, sharing_failures
@@ -49,15 +51,6 @@ from train.supervision.signals import StopSignals
 from train.throughput.build import build_throughput
 from train.weights.frozen_base import frozen_weights, note_base
 
-_EXPECTED_WARNINGS = (
-    "FSDP2 Config/APIs are experimental",
-    "The warmup duration is 0",
-    "TypedStorage is deprecated",
-    "torch.distributed is disabled, unavailable or uninitialized",
-    "Specifying `eval_interval=.*` without an `eval_dataloader`",
-)
-"""Of Composer's and torch's, about what was chosen on purpose."""
-
 
 def fit(
     config: TrainConfig,
@@ -76,20 +69,22 @@ def fit(
     signals end the run, saved (see Preemption); command is what resumes it, for the message.
     callbacks are added to the config's; dtype is that of the weights (fp64 for tests of exactness).
     """
-    for message in _EXPECTED_WARNINGS:
-        warnings.filterwarnings("ignore", message=message)
+    silence_expected_warnings()
     composer_device = get_device(device or choose_device(config.device))
     with sharing_failures():
         inputs = initialize(open_inputs(config) if inputs is None else inputs, config, composer_device)
     supervision = Supervision(Events(inputs.folder), signals or StopSignals(), command)
-    with watched(config.deadlines, inputs.folder, supervision.events) as sections:
+    shown = run_console(config, inputs.run_name, inputs.folder, command)
+    with shown as console, watched(config.deadlines, inputs.folder, supervision.events) as sections:
         inputs = verify_end(config, inputs)
         if not inputs.at_the_end:
             with owned(config, inputs) as (owner, inputs):
                 if not inputs.at_the_end:
                     with mirrored(config, inputs, supervision.signals) as mirror:
                         callbacks = [SectionMarks(sections), *callbacks]
-                        exporter = _fit(config, inputs, owner, mirror, composer_device, callbacks, dtype, supervision)
+                        exporter = _fit(
+                            config, inputs, owner, mirror, composer_device, callbacks, dtype, supervision, console
+                        )
                     _check(exporter)  # once all is sent
                     return
             inputs = verify_end(config, inputs)
@@ -114,8 +109,9 @@ def _fit(
     callbacks: Sequence[Callback],
     dtype: torch.dtype,
     supervision: Supervision,
+    console: RunConsole,
 ) -> HFCheckpointer | None:
-    precision = _precision(config, device.name)
+    precision = on_device(config.precision, gpu=device.name == "gpu")
     generate = build_generate(config, inputs.tokenizer, inputs.data.clock)
     hf_checkpointer = build_hf_checkpointer(
         config, inputs.data.clock, inputs.run_name, inputs.folder, resuming=inputs.resuming
@@ -156,6 +152,7 @@ def _fit(
         run_name=inputs.run_name,
         precision=precision,
         state=inputs.start.state if inputs.start is not None else None,
+        console=console.begin(inputs.data.plan, inputs.data.clock),
     )
     if hf_checkpointer is not None and inputs.resuming:
         hf_checkpointer.catch_up(trainer.state.timestamp.batch.value)
@@ -220,6 +217,8 @@ def _nothing_to_do(config: TrainConfig, inputs: Inputs) -> HFCheckpointer | None
 def _train(trainer: Trainer, config: TrainConfig, inputs: Inputs, mirror: Mirror | None, *, evaluate: bool) -> None:
     """The steps that are left; what belongs beside the checkpoints is written first. evaluate: begin with that."""
     folder = inputs.folder
+    for line in place_lines(config, inputs.run_name, folder):
+        logger.info(line)
     if folder is not None:
         on_first_rank(lambda: _furnish(folder, config, inputs))
     if mirror is not None:
@@ -243,13 +242,6 @@ def _report(inputs: Inputs) -> None:
     if inputs.folder is not None and dist.get_global_rank() == 0:
         with within(Section.UNTIMED):
             report.report_at_end(inputs.folder)
-
-
-def _precision(config: TrainConfig, device: str) -> str:
-    precision = on_device(config.precision, gpu=device == "gpu")
-    if precision != config.precision:
-        logger.info(f"precision: {config.precision} becomes {precision} on CPU")
-    return precision
 
 
 def _torch_device(device: ComposerDevice) -> torch.device:

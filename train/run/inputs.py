@@ -24,6 +24,8 @@ from train.checkpoint.remote.staging import check_remote_unowned, open_exports, 
 from train.checkpoint.save_folder import check_writable, fill_in, local_folder, read_run_id, run_name_of, unverified
 from train.config.load import check_vocab
 from train.config.schema import TrainConfig
+from train.console.facts import fact
+from train.console.opened import data_lines
 from train.hf.repository import KEY
 from train.planning.run_data import RunData, open_data, plan_data
 from train.weights.changes import change_lines, check_rows
@@ -145,22 +147,23 @@ def describe(inputs: Inputs, config: TrainConfig) -> Iterator[str]:
     """Lines for the console: what the run starts from, and its data."""
     start = inputs.start
     if start is not None and start.resuming:
-        yield f"autoresume: resuming from {start.path}"
+        yield fact("start", f"resuming from {start.path} (autoresume)")
     elif config.autoresume:
-        yield f"autoresume: no checkpoint in {inputs.folder}, starting from the beginning"
+        yield fact("start", f"from the beginning: autoresume finds no checkpoint in {inputs.folder}")
     if start is not None and not start.resuming:
-        yield f"starting from {'the weights' if start.data_state is None else 'the whole state'} in {start.path}"
+        yield fact("start", f"from {'the weights' if start.data_state is None else 'the whole state'} in {start.path}")
     yield from change_lines(start, config)
-    yield from inputs.data.describe(config.max_duration)
+    yield from data_lines(config, inputs.data, inputs.eval_streams)
     yield from inputs.data.plan.notes
     if isinstance(inputs.weights, PretrainedFolder):
-        yield f"starting from the weights in {inputs.weights.name}"
+        yield fact("weights", f"those in {inputs.weights.name}")
     elif inputs.weights is not None and start is None:
-        yield f"starting from the frozen weights in {config.load_path}"
+        yield fact("weights", f"the frozen ones in {config.load_path}")
     elif inputs.weights is None and config.lora is not None:
-        yield (
-            f"lora: the frozen base is drawn from seed {config.seed}, because {KEY} names no weights and load_path no "
-            "checkpoint of a whole model"
+        yield fact(
+            "weights",
+            f"the frozen base is drawn from seed {config.seed}, because {KEY} names no weights and load_path no "
+            "checkpoint of a whole model",
         )
 
 

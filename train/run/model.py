@@ -9,6 +9,7 @@ from data.base.console import logger
 from data.base.errors import ConfigError
 from train.composer_model import DbrxForComposer
 from train.config.schema import TrainConfig
+from train.console.facts import fact_of
 from train.distributed import build_model as sharded
 from train.hardware.kernels import choose_kernels
 from train.hf.finite import DIVERGED, not_finite
@@ -48,7 +49,7 @@ def _choose_kernels(config: TrainConfig, device: torch.device, dtype: torch.dtyp
     """config.model with what `auto` stands for; says what was chosen, and checks that adapters fit it."""
     model_config, lines = choose_kernels(config, dist.get_world_size(), device, dtype)
     for line in lines:
-        logger.info(line)
+        logger.info(fact_of(line))
     check_lora(config, device, model_config.ffn_config.moe_impl)
     return model_config
 

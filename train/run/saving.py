@@ -25,6 +25,7 @@ from train.checkpoint.saving.save import point_to
 from train.checkpoint.saving.space import check_space, count_saves, describe_space
 from train.config.load import to_yaml
 from train.config.schema import TrainConfig
+from train.console.facts import fact, fact_of
 from train.distributed.first_rank import on_first_rank
 from train.run.inputs import Inputs, starting_from
 from train.supervision.exit_codes import RunStopped
@@ -57,7 +58,7 @@ def owned(config: TrainConfig, inputs: Inputs) -> Iterator[tuple[Owner | None, I
                 if recovered and config.autoresume:
                     chosen[0] = find_start(config, folder)
                     assert chosen[0] is not None
-                    logger.info(f"autoresume: resuming from {chosen[0].path}")
+                    logger.info(fact("start", f"resuming from {chosen[0].path} (autoresume)"))
 
             on_first_rank(take)
             _check_shared(folder, _folder_key(config))
@@ -74,7 +75,7 @@ def _prepare(folder: Path, config: TrainConfig, inputs: Inputs) -> None:
     if present := checkpoints(folder):
         point_to(present[-1])
     n_saves = count_saves(config, inputs.data.clock)
-    logger.info(describe_space(config, folder, n_saves, world_size=dist.get_world_size()))
+    logger.info(fact_of(describe_space(config, folder, n_saves, world_size=dist.get_world_size())))
     check_space(config, folder, n_saves, world_size=dist.get_world_size())
 
 

@@ -6,6 +6,7 @@ import torch
 from composer import Trainer
 from composer.core import Callback, DataSpec, Evaluator
 from composer.devices import Device
+from composer.loggers import LoggerDestination
 from composer.utils import dist
 from composer.utils.parallelism import FSDP2Config
 from torch.utils.data import DataLoader
@@ -44,9 +45,11 @@ def build_trainer(
     run_name: str,
     precision: str,
     state: RunState | None,
+    console: Sequence[LoggerDestination] = (),
 ) -> Trainer:
     """Composer's Trainer for the run. Every duration that it is given is in batches (see durations.Clock).
 
+    console: what shows the steps there.
     state: where the run goes on; the tensors of the checkpoint are in model and optimizer already.
     """
     if device.name == "cpu":
@@ -62,6 +65,8 @@ def build_trainer(
         # Tells Composer of FSDP2; the model itself is sharded already, by train/distributed/build_model.py.
         parallelism = {"fsdp": FSDP2Config(state_dict_type="sharded")}
         leave_sharded_models()
+    # One rank tells: a launcher keeps the others' output and shows all of it when one of them fails.
+    is_composers = config.log_to_console == "composer" and dist.get_global_rank() == 0
     trainer = Trainer(
         model=model,
         device=device,
@@ -73,11 +78,10 @@ def build_trainer(
         max_duration=f"{clock.max_batches}ba",
         optimizers=optimizer,
         callbacks=[*first, *build_callbacks(config.callbacks), *callbacks],
-        loggers=build_loggers(config.loggers, run_name),
-        progress_bar=config.progress_bar,
-        # One rank tells: a launcher keeps the others' output and shows all of it when one of them fails.
-        log_to_console=config.log_to_console and dist.get_global_rank() == 0,
-        console_log_interval=f"{clock.batches(config.console_log_interval)}ba",
+        loggers=[*build_loggers(config.loggers, run_name), *console],
+        progress_bar=config.progress_bar and is_composers,
+        log_to_console=is_composers,
+        console_log_interval=f"{clock.batches(config.console_log_interval or '1ba')}ba",
         device_train_microbatch_size=train_microbatch_rows(config, dist.get_world_size()),
         precision=precision,
         parallelism_config=parallelism,

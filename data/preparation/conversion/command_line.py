@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import get_args, get_type_hints
 
-from data.base.console import show_on_console
+from data.base.console import show_error, show_on_console
 from data.base.errors import ConfigError, DataError, settings_written
 from data.base.paths import refuse_path_arguments
 from data.config.dataset import DatasetConfig
@@ -20,6 +20,7 @@ _PATHS = (
 
 def main_of(parser: argparse.ArgumentParser, convert: Callable[[argparse.Namespace], None]) -> Callable[..., int]:
     """The main function of a converter: 0, or 2 after one line that says what is wrong."""
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error as well")
 
     def main(argv: Sequence[str] | None = None) -> int:
         args = parser.parse_args(argv)
@@ -29,7 +30,7 @@ def main_of(parser: argparse.ArgumentParser, convert: Callable[[argparse.Namespa
             with settings_written(as_flag):
                 convert(args)
         except (ConfigError, DataError) as error:
-            print(f"error: {error}", file=sys.stderr)
+            show_error(error, debug=args.debug)
             return 2
         except KeyboardInterrupt:
             print("stopped: the same command goes on from here", file=sys.stderr)

@@ -1,0 +1,112 @@
+"""The live bar at the bottom of a terminal, through which everything else is printed whole."""
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from data.base.redaction import redacted
+
+_BAR_WIDTH = 20
+_SECONDS = 0.1
+"""Between two pictures, at least."""
+
+
+def is_terminal() -> bool:
+    """Whether a bar can be drawn on stdout."""
+    return sys.stdout.isatty() and os.environ.get("TERM", "") not in ("", "dumb", "unknown")
+
+
+class LiveBar:
+    """One line, as wide as the terminal. It is drawn when it is given something new, by no thread of its own."""
+
+    def __init__(self, terminal: TextIO, total: int) -> None:
+        self._console = Console(file=terminal, force_terminal=True, force_interactive=True, highlight=False)
+        self._live = Live(console=self._console, auto_refresh=False, transient=True)
+        self._total, self._drawn = total, 0.0
+        self._process = os.getpid()
+
+    def update(self, batch: int, parts: list[str], *, now: bool = False) -> None:
+        """parts: the most important first; those for which there is no room are left out. now: draws it at once."""
+        if now or time.monotonic() - self._drawn >= _SECONDS:
+            self._drawn = time.monotonic()
+            self._live.update(self._picture(batch, parts), refresh=True)
+
+    def _picture(self, batch: int, parts: list[str]) -> Table:
+        room = self._console.width - 1
+        text = ""
+        for part in parts:
+            if len(longer := f"{text}  {part}" if text else part) > room:
+                break
+            text = longer
+        row: list[Any] = [Text(text, no_wrap=True, overflow="crop")]
+        if len(text) + 2 + _BAR_WIDTH <= room:
+            row.insert(0, ProgressBar(total=self._total, completed=batch, width=_BAR_WIDTH))
+        picture = Table.grid(padding=(0, 2, 0, 0))
+        picture.add_row(*row)
+        return picture
+
+    def print(self, text: str) -> None:
+        """Whole lines, above the bar."""
+        self._console.out(text, highlight=False)
+
+    @property
+    def is_mine(self) -> bool:
+        """Not so in a forked worker, which must not wait for a lock that was held when it was forked."""
+        return os.getpid() == self._process
+
+    @contextmanager
+    def shown(self) -> Iterator["LiveBar"]:
+        """Draws it meanwhile, and prints stdout and stderr through it."""
+        streams = sys.stdout, sys.stderr
+        above = (_Above(streams[0], self), _Above(streams[1], self) if streams[1].isatty() else None)
+        self._live.start()
+        # A process that is killed would leave the terminal without its cursor.
+        self._console.show_cursor(True)
+        sys.stdout, sys.stderr = above[0], above[1] or sys.stderr
+        try:
+            yield self
+            # After an error a copy of what is written, such as a log file's, is to have the message too.
+            sys.stdout, sys.stderr = streams
+        finally:
+            for stream in filter(None, above):
+                stream.end()
+            self._live.stop()
+
+
+class _Above:
+    """In the place of a stream: prints each line above the bar once it is whole."""
+
+    def __init__(self, stream: TextIO, bar: LiveBar) -> None:
+        self._stream, self._bar, self._begun = stream, bar, ""
+        self._is_over = False
+
+    def write(self, text: str) -> int:
+        if self._is_over or not self._bar.is_mine:
+            return self._stream.write(text)
+        lines, newline, self._begun = (self._begun + text).rpartition("\n")
+        if newline:
+            # What a terminal would show of a line that another program draws again and again.
+            self._bar.print(redacted("\n".join(line.rpartition("\r")[2] for line in lines.split("\n"))))
+        return len(text)
+
+    def writelines(self, lines: list[str]) -> None:
+        for line in lines:
+            self.write(line)
+
+    def end(self) -> None:
+        """What was begun is a line; from now on texts are written as they are, by whoever still has this stream."""
+        if self._begun:
+            self.write("\n")
+        self._is_over = True
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)

@@ -1,0 +1,98 @@
+"""The columns of the lines of steps, and their header."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from train.console.facts import count_of, time_of
+
+HEADER_EVERY = 30
+"""Lines."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """A metric as it is shown."""
+
+    header: str
+    metric: str
+    show: Callable[[float], str]
+    width: int
+    """At least: a longer value is not cut."""
+    instead_of: str | None = None
+    """The column is left out where there is this metric."""
+
+
+def _fixed(value: float) -> str:
+    """Four decimals, or an exponent."""
+    return f"{value:.4f}" if abs(value) < 1000 or value != value else f"{value:.1e}"
+
+
+COLUMNS = (
+    Column(header="loss", metric="loss/train/total", show=_fixed, width=7),
+    Column(header="lbl", metric="loss/train/load_balancing", show=_fixed, width=6),
+    Column(header="lr", metric="lr", show=lambda value: f"{value:.1e}", width=7),
+    Column(header="grad", metric="l2_norm/grad/global", show=lambda value: f"{value:.3g}", width=6),
+    Column(header="tok/s", metric="throughput/tokens_per_sec", show=count_of, width=6),
+    Column(header="MFU", metric="throughput/device/mfu", show=lambda value: f"{value:.1%}", width=6),
+    Column(
+        header="FLOP/s",
+        metric="throughput/flops_per_sec",
+        show=count_of,
+        width=6,
+        instead_of="throughput/device/mfu",
+    ),
+    Column(header="GiB", metric="memory/peak_gib", show=lambda value: f"{value:.2f}", width=5),
+    Column(header="left", metric="time/remaining_seconds", show=time_of, width=6),
+)
+"""After those of the step and the tokens. lbl is the load-balancing loss, GiB the peak of memory."""
+
+
+def shown(metrics: Mapping[str, float]) -> list[Column]:
+    """The columns of the metrics that there are."""
+    return [column for column in COLUMNS if column.metric in metrics and column.instead_of not in metrics]
+
+
+class StepTable:
+    """Lines of steps under a header, which comes again every HEADER_EVERY lines and when there is another column."""
+
+    def __init__(self, max_batches: int, *, stages: bool) -> None:
+        self._max_batches, self._stages = max_batches, stages
+        self._columns: list[Column] = []
+        self._rows = 0
+
+    def lines(self, batch: int, tokens: int, metrics: Mapping[str, float], stage: str = "") -> list[str]:
+        """The line of a step, with a header above it where that is due."""
+        columns = shown(metrics)
+        due = self._rows % HEADER_EVERY == 0 or columns != self._columns
+        self._rows = 1 if due else self._rows + 1
+        self._columns = columns
+        values = [column.show(metrics[column.metric]) for column in columns]
+        line = self._line(f"{batch}/{self._max_batches}", count_of(tokens), values, stage)
+        return [self._line("step", "tokens", [column.header for column in columns], "stage"), line] if due else [line]
+
+    def _line(self, step: str, tokens: str, cells: list[str], stage: str) -> str:
+        width = 2 * len(str(self._max_batches)) + 1
+        parts = [f"{step:>{width}}", f"{tokens:>6}"]
+        parts += [f"{cell:>{column.width}}" for column, cell in zip(self._columns, cells, strict=True)]
+        return "  ".join([*parts, stage] if self._stages else parts).rstrip()
+
+
+def eval_text(metrics: Mapping[str, float]) -> str:
+    """`loss 1.2301, perplexity 3.42, token accuracy 61.2%`, of Composer's `metrics/eval/*`."""
+    names = {"LanguageCrossEntropy": "loss", "LanguagePerplexity": "perplexity", "LanguageTokenAccuracy": "accuracy"}
+    parts = []
+    for key, value in metrics.items():
+        if key.startswith("metrics/"):
+            name = names.get(key.rpartition("/")[2], key.removeprefix("metrics/"))
+            parts.append(f"{name} {value:.1%}" if name == "accuracy" else f"{name} {_fixed(value)}")
+    return ", ".join(parts)
+
+
+def lines_interval(max_batches: int, most: int = 1000) -> int:
+    """The least of 1, 2, 5, 10, 20, 50 and so on with which a run of so many batches has at most `most` lines."""
+    interval, steps = 1, (2, 2.5, 2)
+    for number in range(60):
+        if interval * most >= max_batches:
+            break
+        interval = round(interval * steps[number % 3])
+    return interval

@@ -1,0 +1,54 @@
+"""Lines of a key and a text: aligned, and readable in a file too."""
+
+import textwrap
+
+WIDTH = 100
+"""Columns of a line at most, unless a word is longer."""
+_KEY = 15
+
+
+def fact(key: str, text: str) -> str:
+    """`key          text`; what does not fit continues below the text."""
+    return textwrap.fill(
+        text,
+        WIDTH,
+        initial_indent=f"{key:<{_KEY - 1}} ",
+        subsequent_indent=" " * _KEY,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def fact_of(line: str) -> str:
+    """The fact that a line `key: text` states."""
+    key, _, text = line.partition(": ")
+    return fact(key, text)
+
+
+def command_fact(key: str, command: str) -> str:
+    """A fact whose text is a shell command, which can be copied from several lines too."""
+    if "'" in command:  # a line must not end inside of quotes
+        return f"{key:<{_KEY - 1}} {command}"
+    return " \\\n".join(fact(key, command).split("\n"))
+
+
+def count_of(number: float) -> str:
+    """`912`, `61.4k`, `3.07M`, `1.20T`: three digits."""
+    for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e4, "k")):
+        if number >= size:
+            value = number / (1e3 if unit == "k" else size)
+            return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f}{unit}"
+    return f"{number:,.0f}" if number >= 10 else f"{number:.3g}"
+
+
+def time_of(seconds: float) -> str:
+    """`8.1s`, `42s`, `4m05s`, `3h12m`, `2d03h`."""
+    if seconds < 9.95:
+        return f"{max(seconds, 0.0):.1f}s"
+    whole = round(seconds)
+    minutes, hours, days = whole // 60, whole // 3600, whole // 86400
+    if days:
+        return f"{days}d{hours % 24:02}h"
+    if hours:
+        return f"{hours}h{minutes % 60:02}m"
+    return f"{minutes}m{whole % 60:02}s" if minutes else f"{whole}s"

@@ -1,0 +1,48 @@
+"""The summary of a run whose data is open: what it reads, in which stages, and where it writes."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from data.loading.rows import Rows
+from train.config.schema import TrainConfig
+from train.console.facts import fact
+from train.planning.run_data import RunData
+
+
+def data_lines(config: TrainConfig, data: RunData, eval_streams: Mapping[str, Rows] | None) -> Iterator[str]:
+    """Rows, tokens and epochs of each stream; the stages; the length of the run."""
+    max_batches = data.clock.max_batches
+    assert max_batches is not None
+    taken = dict(zip(data.plan.names, data.plan.counts(max_batches).tolist(), strict=True))
+    epochs = {name: f", {taken[name] / rows.n_rows:.2f} epochs" for name, rows in data.streams.items()}
+    yield from _stream_lines("train data", data.streams, epochs)
+    yield from _stream_lines("eval data", eval_streams or {}, {})
+    stages = [stage for stage in data.plan.stages() if stage[0]]
+    for number, (name, first, end) in enumerate(stages):
+        last = max_batches if end is None else end
+        yield fact("" if number else "stages", f"{name}: batches {first:,} to {last:,}")
+    rows = data.plan.global_batch_size
+    yield fact("duration", f"max_duration {config.max_duration} is {max_batches:,} batches of {rows:,} rows")
+
+
+def _stream_lines(key: str, streams: Mapping[str, Rows], epochs: Mapping[str, str]) -> Iterator[str]:
+    width = max((len(name) for name in streams), default=0)
+    for number, (name, rows) in enumerate(streams.items()):
+        named = f"{name:<{width}}  " if name else ""
+        tokens = "" if rows.tokens is None else f", {rows.tokens:,} tokens ({rows.trained_tokens:,} trained on)"
+        yield fact("" if number else key, f"{named}{rows.n_rows:,} rows{tokens}{epochs.get(name, '')}")
+
+
+def place_lines(config: TrainConfig, run_name: str, folder: Path | None) -> Iterator[str]:
+    """Where the run writes, besides the checkpoints."""
+    if folder is None:
+        yield fact("checkpoints", "none, because there is no save_folder")
+    loggers, logs = config.loggers, []
+    if loggers.file is not None:
+        logs.append(loggers.file.filename.replace("{run_name}", run_name))
+    if loggers.tensorboard is not None:
+        logs.append(f"TensorBoard in {loggers.tensorboard.log_dir or 'tensorboard_logs'}")
+    if loggers.wandb is not None:
+        logs.append("Weights & Biases")
+    if logs:
+        yield fact("logs", ", ".join(logs))
