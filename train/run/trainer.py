@@ -23,7 +23,7 @@ from train.composer_model import DbrxForComposer
 from train.config.ranks import train_microbatch_rows
 from train.config.schema import TrainConfig
 from train.hardware.allocator import keep_freed_memory
-from train.loggers.build import build_loggers
+from train.loggers.build import LoggedRun, build_loggers
 from train.optim.schedules import build_scheduler
 from train.run.inputs import Inputs
 from train.supervision.hangs.sections import waiting_for_data
@@ -41,7 +41,7 @@ def build_trainer(
     clock: Clock,
     plan: RowPlan,
     callbacks: Sequence[Callback] = (),
-    run_name: str,
+    run: LoggedRun,
     precision: str,
     state: RunState | None,
 ) -> Trainer:
@@ -65,7 +65,7 @@ def build_trainer(
     trainer = Trainer(
         model=model,
         device=device,
-        run_name=run_name,
+        run_name=run.name,
         seed=config.seed,
         train_dataloader=DataSpec(train_loader),
         eval_dataloader=_evaluator(config, model, eval_loader),
@@ -73,7 +73,7 @@ def build_trainer(
         max_duration=f"{clock.max_batches}ba",
         optimizers=optimizer,
         callbacks=[*first, *build_callbacks(config.callbacks), *callbacks],
-        loggers=build_loggers(config.loggers, run_name),
+        loggers=build_loggers(config, run),
         progress_bar=config.progress_bar,
         # One rank tells: a launcher keeps the others' output and shows all of it when one of them fails.
         log_to_console=config.log_to_console and dist.get_global_rank() == 0,
