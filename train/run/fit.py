@@ -1,10 +1,11 @@
 """One run: open its inputs, build everything, then fit."""
 
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import torch
 from composer import Trainer
@@ -13,12 +14,10 @@ from composer.devices import Device as ComposerDevice
 from composer.utils import dist, get_device
 
 from data.base.console import logger
-from data.base.errors import DataError, is_full
 from data.config.sections import join
 from train.callbacks.generate import build_generate
 from train.callbacks.hf_checkpointer import HFCheckpointer, build_hf_checkpointer
 from train.callbacks.remote_shards import RemoteShards
-from train.callbacks.run_record import RunRecord
 from train.callbacks.stream_monitor import StreamMonitor
 from train.checkpoint.log_folder import begin_log
 from train.checkpoint.owner import Owner
@@ -29,14 +28,13 @@ from train.distributed.agreement import facts_of_start
 from train.distributed.first_rank import on_first_rank
 from train.distributed.process_group import initialize_dist, sharing_failures
 from train.hardware.device import Device, choose_device
-from train.loggers.build import LoggedRun
 from train.models.precision import on_device
 from train.optim.optimizers import build_optimizer
 from train.planning.run_data import RunData
 from train.report import report
 from train.run.inputs import Inputs, describe, open_inputs, starting_from, warnings_about
+from train.run.logs import full_disk_named, logged_run, recorded, run_record, start_line
 from train.run.model import build_model
-from train.run.record_lines import recorded, start_line
 from train.run.restore import restore, verify_end
 from train.run.saving import build_savers, finishing, mirrored, owned, tidy
 from train.run.supervision import Supervision, build_preemption, build_recorded_saver
@@ -131,7 +129,7 @@ def _fit(
     # Behind the others: a batch's checkpoint has what they did, and what is done with it comes after. The record before
     # it: a run that is killed between them notes the batch again, and does not leave it out.
     savers = build_savers(config, inputs, owner, mirror, supervision.events)
-    record = _run_record(config, inputs)
+    record = run_record(config, inputs)
     saving = [record, *savers, *([mirror] if mirror else []), *([hf_checkpointer] if hf_checkpointer else [])]
     saver = build_recorded_saver(savers, record)
     check = StepCheck(
@@ -157,7 +155,7 @@ def _fit(
         clock=inputs.data.clock,
         plan=inputs.data.plan,
         callbacks=[*_data_callbacks(inputs.data), preemption, *generate, *callbacks, check, *saving, throughput],
-        run=_logged(inputs),
+        run=logged_run(inputs),
         precision=precision,
         state=inputs.start.state if inputs.start is not None else None,
     )
@@ -227,7 +225,7 @@ def _train(trainer: Trainer, config: TrainConfig, inputs: Inputs, mirror: Mirror
     """The steps that are left. evaluate: begin with that."""
     if mirror is not None:
         mirror.begin(resuming=inputs.resuming)
-    with _full_disk_named(config, inputs):
+    with full_disk_named(config, inputs):
         if config.eval_loader is not None and (evaluate or (config.eval_first and not inputs.resuming)):
             trainer.eval()
         trainer.fit()
@@ -266,15 +264,6 @@ def _data_callbacks(run: RunData) -> list[Callback]:
     return callbacks
 
 
-def _logged(inputs: Inputs) -> LoggedRun:
-    return LoggedRun(name=inputs.run_name, id=inputs.run_id, folder=inputs.log_folder, first_batch=inputs.first_batch)
-
-
-def _run_record(config: TrainConfig, inputs: Inputs) -> RunRecord:
-    interval = inputs.data.clock.batches(config.save_interval) if inputs.folder is not None else None
-    return RunRecord(inputs.record, inputs.data.plan, interval, inputs.max_batches)
-
-
 def _furnish(config: TrainConfig, inputs: Inputs) -> None:
     """What belongs beside the checkpoints, and the folder of the logs."""
     if inputs.folder is not None:
@@ -283,24 +272,3 @@ def _furnish(config: TrainConfig, inputs: Inputs) -> None:
             note_base(inputs.folder, frozen_weights(config, inputs.weights))
     if inputs.log_folder is not None:
         begin_log(inputs.log_folder, inputs.folder, resuming=inputs.resuming)
-
-
-@contextmanager
-def _full_disk_named(config: TrainConfig, inputs: Inputs) -> Iterator[None]:
-    """DataError for what loggers cannot write; checkpoints have their own (callbacks/checkpoint_saver.py)."""
-    try:
-        yield
-    except OSError as error:
-        if not is_full(error):
-            raise
-        file, board = config.loggers.file, config.loggers.tensorboard
-        places = {
-            "save_folder": inputs.folder,
-            "log_folder": inputs.log_folder if inputs.log_folder != inputs.folder else None,
-            "loggers.file.filename": file.filename if file is not None else None,
-            "loggers.tensorboard.log_dir": board.log_dir if board is not None else None,
-        }
-        named = ", ".join(f"{key} {place}" for key, place in places.items() if place is not None)
-        raise DataError(
-            f"no space is left where the run writes ({named}): free some and start again with autoresume=true"
-        ) from None

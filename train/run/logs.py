@@ -1,4 +1,4 @@
-"""The lines of record.jsonl that a process of the run begins and ends with: all that it runs, and how that ended."""
+"""What a run logs besides its metrics: the lines of record.jsonl that it begins and ends with, above all."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -10,11 +10,14 @@ import torch
 from composer import Trainer
 from composer.utils import dist
 
+from data.base.errors import DataError, is_full
 from data.base.redaction import redacted
 from data.base.versions import installed_versions, versions
 from data.loading.rows import Rows
+from train.callbacks.run_record import RunRecord
 from train.config.redaction import differing, masked
 from train.config.schema import TrainConfig
+from train.loggers.build import LoggedRun
 from train.models.shapes import adapter_shapes, count_parameters, parameter_shapes
 from train.planning.peak import memory_parts
 from train.run.inputs import Inputs
@@ -31,6 +34,17 @@ _MOST_PATHS = 20
 """Of a stream's input files, those that are listed."""
 _LONGEST_MESSAGE = 2000
 """Characters."""
+
+
+def logged_run(inputs: Inputs) -> LoggedRun:
+    """What loggers know of it besides its config."""
+    return LoggedRun(name=inputs.run_name, id=inputs.run_id, folder=inputs.log_folder, first_batch=inputs.first_batch)
+
+
+def run_record(config: TrainConfig, inputs: Inputs) -> RunRecord:
+    """The callback that adds to record.jsonl what follows from the steps."""
+    interval = inputs.data.clock.batches(config.save_interval) if inputs.folder is not None else None
+    return RunRecord(inputs.record, inputs.data.plan, interval, inputs.max_batches)
 
 
 @contextmanager
@@ -84,6 +98,27 @@ def start_line(config: TrainConfig, inputs: Inputs, device: str, precision: str)
         ],
         "planned_memory_bytes": round(memory_parts(config, dist.get_world_size(), gpu=gpu).total),
     }
+
+
+@contextmanager
+def full_disk_named(config: TrainConfig, inputs: Inputs) -> Iterator[None]:
+    """DataError for what loggers cannot write; checkpoints have their own (callbacks/checkpoint_saver.py)."""
+    try:
+        yield
+    except OSError as error:
+        if not is_full(error):
+            raise
+        file, board = config.loggers.file, config.loggers.tensorboard
+        places = {
+            "save_folder": inputs.folder,
+            "log_folder": inputs.log_folder if inputs.log_folder != inputs.folder else None,
+            "loggers.file.filename": file.filename if file is not None else None,
+            "loggers.tensorboard.log_dir": board.log_dir if board is not None else None,
+        }
+        named = ", ".join(f"{key} {place}" for key, place in places.items() if place is not None)
+        raise DataError(
+            f"no space is left where the run writes ({named}): free some and start again with autoresume=true"
+        ) from None
 
 
 def _parameters(config: TrainConfig) -> dict[str, int]:
