@@ -207,8 +207,6 @@ WallTime = Annotated[str, _WallTime()]
 PathText = Annotated[str, _Path()]
 PathOfRun = Annotated[str, _Path(), _Placeholders(("run_name",))]
 PathOfRank = Annotated[str, _Path(), _Placeholders(("run_name", "rank"))]
-PathAsItIs = Annotated[str, _Path(), _Placeholders()]
-"""For a path in which somebody may expect something to be filled in."""
 Name = Annotated[str, _Name()]
 Label = Annotated[str, _Label()]
 Labels = Annotated[list[str], _Label()]

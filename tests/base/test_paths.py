@@ -19,8 +19,10 @@ from train.main import main
 
 LONG = "x" * (MAX_NAME_BYTES + 1)
 BAD = {"long": (LONG, f"{MAX_NAME_BYTES + 1} bytes"), "NUL": ("a\0b", "NUL byte")}
-NO_PATHS = {"model.name", "tokenizer.kwargs.model_name", "tokenizer.kwargs.encoding_name", "loggers.wandb.name"} | {
-    f"{part}.name" for part in ("train_loader", "eval_loader", "optimizer", "scheduler")
+NO_PATHS = {
+    *("model.name", "tokenizer.kwargs.model_name", "tokenizer.kwargs.encoding_name"),
+    *("loggers.wandb.name", "loggers.mlflow.experiment_name", "loggers.mlflow.run_name"),
+    *(f"{part}.name" for part in ("train_loader", "eval_loader", "optimizer", "scheduler")),
 }
 _PATH_WORD = re.compile(r"(folder|path|filename|_file|_files|_dir|local|remote|text|split|(?<!kwargs\.)name)$")
 PATHS = [
@@ -148,7 +150,8 @@ FILLED = {
     "save_folder": "{run_name}",
     "callbacks.hf_checkpointer.save_folder": "{run_name}",
     "loggers.file.filename": "{run_name} and {rank}",
-    "loggers.tensorboard.log_dir": "nothing is filled in",
+    "loggers.tensorboard.log_dir": "{run_name}",
+    "log_folder": "{run_name}",
 }
 EVALUATED = ("{run_name.__class__}", "{run_name!r}", "{run_name:>9}", "{0}", "{}", "{other}", "{{run_name}}", "{", "a}")
 

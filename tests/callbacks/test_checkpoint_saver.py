@@ -26,6 +26,7 @@ from train.checkpoint.save_folder import checkpoints, furnish_save_folder
 from train.checkpoint.storage.writer import HashingWriter
 from train.config.load import load_config, read_config
 from train.run.fit import fit
+from train.supervision.record_file import Record
 
 
 class Refuse(Callback):
@@ -166,6 +167,6 @@ def test_what_stands_beside_the_checkpoints_is_refused_as_plainly(tmp_path: Path
     with pytest.raises(DataError, match=r"save has no space left for config.yaml and the tokenizer: free some and"):
         furnish_save_folder(folder, config, tokenizer, run_id="a", resuming=False)
     assert list(folder.iterdir()) == []
-    record = RunRecord(tmp_path / "gone", cast(RowPlan, None), 4, 8)
+    record = RunRecord(Record({"save_folder": tmp_path / "gone"}), cast(RowPlan, None), 4, 8)
     with pytest.raises(ConfigError, match=r"gone cannot be written for record.jsonl .*No such file"):
         record._add({"batch": 4})

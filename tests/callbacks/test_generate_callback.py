@@ -2,12 +2,11 @@
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 from composer.core import Callback, State
-from composer.loggers import ConsoleLogger, Logger, TensorboardLogger
+from composer.loggers import Logger
 from torch.distributed.tensor import DTensor
 
 from data.base.errors import ConfigError
@@ -16,7 +15,6 @@ from tests.helpers.open_here import open_here
 from tests.helpers.ranks import run_ranks
 from tests.helpers.small_config import refusal
 from tests.helpers.toy_run import write_toy_run
-from train.callbacks.generate import _log_table
 from train.config.load import read_config
 from train.config.sampling import Sampling
 from train.generation.ask import ask
@@ -121,13 +119,3 @@ def test_a_prompt_that_nothing_can_follow_is_refused_before_the_model_is_built(t
     changes = [f"callbacks.generate.prompts=[a, '{prompt}']", "model.max_seq_len=128", "run_name=x"]
     with pytest.raises(ConfigError, match=said):
         fit(read_config(path, changes))
-
-
-def test_tensorboard_gets_the_table_as_text(tmp_path):
-    board = TensorboardLogger(log_dir=str(tmp_path))
-    board.run_name = "x"
-    board._initialize_summary_writer()
-    _log_table(SimpleNamespace(destinations=[board, ConsoleLogger()]), [[4, "a|b", "c\nd"]], 4)
-    board.writer.flush()
-    (file,) = (tmp_path / "x").iterdir()
-    assert b"| 4 | a\\|b | c<br>d |" in file.read_bytes()

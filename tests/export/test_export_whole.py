@@ -39,6 +39,7 @@ from train.export.writer import write_file
 from train.hf.safetensors_file import header
 from train.models.config import LoraConfig
 from train.models.shapes import parameter_shapes
+from train.supervision.record_file import Record
 from train.weights.pretrained import PretrainedFolder
 
 
@@ -256,7 +257,7 @@ def test_the_card_of_a_run_without_notes(run: Path) -> None:
 
 def test_a_line_cut_off_by_a_kill_takes_no_other_with_it(tmp_path: Path) -> None:
     (tmp_path / "record.jsonl").write_text('{"batch": 4, "rows')
-    noting = RunRecord(tmp_path, cast(RowPlan, None), 4, 8)
+    noting = RunRecord(Record({"save_folder": tmp_path}), cast(RowPlan, None), 4, 8)
     noting._add({"batch": 6, "eval": {"loss": 2.0}})
     noting._add({"batch": 8, "rows": {"": 64}})
     assert read_record(tmp_path / "ep0-ba8") == {

@@ -97,7 +97,7 @@ def run_with(path: str, overrides: list[str], *faults: Callback) -> Ended:
     if config.save_folder is not None:
         record = Path(config.save_folder.format(run_name=config.run_name)) / RECORD
         lines = [json.loads(line) for line in record.read_text().splitlines()] if record.exists() else []
-        ended.events = [line for line in lines if "event" in line]
+        ended.events = [line for line in lines if line.get("event") not in (None, "start", "saved", "end")]
     return ended
 
 

@@ -27,6 +27,7 @@ from train.composer_model import DbrxForComposer
 from train.config.optimizer import AlgorithmsConfig, GradientClippingConfig, OptimizerConfig, SchedulerConfig
 from train.config.schema import FSDPConfig, TrainConfig
 from train.distributed.build_model import build_model
+from train.loggers.build import LoggedRun
 from train.models.config import AttnConfig, FFNConfig, LoraConfig, ModelConfig
 from train.models.dbrx import DbrxForCausalLM
 from train.models.recompute import named_parameters
@@ -258,7 +259,7 @@ def fit_made_rows(config: TrainConfig, model: DbrxForCausalLM, *callbacks: Callb
         clock=clock,
         plan=plan,
         callbacks=[*callbacks, StepCheck(config, plan, model, Events(None), clock=clock, folder=None, saver=None)],
-        run_name="step",
+        run=LoggedRun(name="step"),
         precision="fp32",
         state=None,
     )

@@ -66,6 +66,8 @@ def _config(folder: Path) -> dict:
         "device": None if torch.cuda.is_available() else "cpu",
         "save_folder": str(folder / "{run_name}"),
         "save_interval": "4ba",
+        # A run without a save_folder has its logs there too, and not in the working folder.
+        "log_folder": str(folder / "{run_name}"),
         "progress_bar": False,
         "log_to_console": False,
     }

@@ -3,19 +3,31 @@
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+from unittest.mock import MagicMock
 
 import pytest
+from composer.core import Timestamp
+from composer.loggers import Logger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from data.base.errors import ConfigError
 from tests.helpers.ranks import run_ranks
+from tests.helpers.steps import Cut, config_of
 from tests.helpers.toy_run import write_toy_run
 from train.config.callbacks import FileLoggerConfig, LoggersConfig, WandBLoggerConfig
 from train.config.load import read_config
-from train.loggers.build import build_loggers
+from train.config.schema import TrainConfig
+from train.loggers.build import LoggedRun, build_loggers
 from train.loggers.log_file import LogFile
 from train.run.fit import fit
+
+
+def with_loggers(**loggers: Any) -> TrainConfig:
+    return replace(config_of(Cut()), loggers=LoggersConfig(**loggers))
 
 
 def logged(path: str, overrides: list[str]) -> None:
@@ -27,25 +39,28 @@ def logged(path: str, overrides: list[str]) -> None:
 def test_tensorboard_has_one_file_of_rank_0_with_each_value_once(tmp_path: Path) -> None:
     overrides = ["max_duration=4ba", "eval_interval=2ba", "save_folder=null"]
     overrides += [f"loggers.tensorboard.log_dir={tmp_path / 'board'}"]
-    overrides += ["callbacks.generate={prompts: ['a'], interval: 2ba, max_new_tokens: 2}"]
+    overrides += ["callbacks.generate={prompts: ['a|b'], interval: 2ba, max_new_tokens: 2}"]
     run_ranks(logged, 2, write_toy_run(tmp_path), overrides)
     (file,) = (path for path in (tmp_path / "board").rglob("*") if path.is_file())
     assert file.parent == tmp_path / "board" / "toy"
     events = EventAccumulator(str(file)).Reload()
-    assert [event.step for event in events.Tensors("generate/text_summary")] == [2, 4]
+    tables = events.Tensors("generate/text_summary")
+    assert [event.step for event in tables] == [2, 4]
+    assert b"| 2 | a\\|b | " in tables[0].tensor_proto.string_val[0]
     assert [event.step for event in events.Scalars("metrics/eval/LanguageCrossEntropy")] == [2, 4]
-    assert [event.step for event in events.Scalars("loss/train/lm")] == [0, 1, 2, 3]
+    assert [event.step for event in events.Scalars("loss/train/lm")] == [1, 2, 3, 4]
 
 
 def test_composer_gets_a_log_file_s_name_with_nothing_left_to_fill_in(tmp_path: Path) -> None:
     for number in ("", "-2"):
         filename = f"{tmp_path}/{{run_name}}/{{rank}}.txt"
-        (log,) = build_loggers(LoggersConfig(file=FileLoggerConfig(filename=filename)), "mine")
+        (log,) = build_loggers(with_loggers(file=FileLoggerConfig(filename=filename)), LoggedRun(name="mine"))
         assert isinstance(log, LogFile)
         assert log.filename_format == f"{tmp_path}/mine/0{number}.txt"
         Path(log.filename_format).touch()
+    config = with_loggers(file=FileLoggerConfig(filename=f"{tmp_path}/{{run_name}}"))
     with pytest.raises(ConfigError, match="has a name of 256 bytes"):
-        build_loggers(LoggersConfig(file=FileLoggerConfig(filename=f"{tmp_path}/{{run_name}}")), "x" * 250)
+        build_loggers(config, LoggedRun(name="x" * 250))
 
 
 def test_a_full_disk_under_the_log_file_is_reported_and_closes_it(
@@ -61,12 +76,29 @@ def test_a_full_disk_under_the_log_file_is_reported_and_closes_it(
 
 
 def test_wandb_gets_what_the_saved_config_has(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("train.loggers.build._check_wandb", lambda: None)
-    monkeypatch.setattr("train.loggers.build.WandBLogger", dict)
+    sent = {}
+    monkeypatch.setattr("wandb.init", lambda **settings: sent.update(settings) or MagicMock())
     hf, key = "hf_" + "Ab12" * 8, "0123456789abcdef0123456789abcdef01234567"
     wandb = WandBLoggerConfig(project=f"p-{hf}", entity="e", group=f"WANDB_API_KEY={key}", tags=["ok", hf])
-    (sent,) = build_loggers(LoggersConfig(wandb=wandb), "toy")
-    assert sent == {"project": "p-hf_", "entity": "e", "group": "WANDB_API_KEY=", "name": "toy", "tags": ["ok", "hf_"]}
+    build_loggers(with_loggers(wandb=wandb), LoggedRun(name="toy", id="an-id"))
+    assert {key: sent[key] for key in ("project", "entity", "group", "name", "tags", "id")} == {
+        **{"project": "p-hf_", "entity": "e", "group": "WANDB_API_KEY=", "name": "toy", "tags": ["ok", "hf_"]},
+        "id": "an-id",
+    }
+
+
+def test_a_service_that_fails_is_one_warning(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    run = MagicMock()
+    run.log.side_effect = ConnectionError("https://me:secret-word@host is gone")
+    monkeypatch.setattr("wandb.init", lambda **settings: run)
+    (log,) = build_loggers(with_loggers(wandb=WandBLoggerConfig()), LoggedRun(name="toy"))
+    state: Any = SimpleNamespace(timestamp=Timestamp(batch=3))
+    for _ in range(2):
+        log.log_metrics({"loss": 1.0})
+        log.batch_end(state, cast(Logger, None))
+    (line,) = caplog.messages
+    assert "loggers.wandb: not all is logged there (ConnectionError: https://***@host is gone); the run conti" in line
+    assert run.log.call_count == 2
 
 
 @contextmanager

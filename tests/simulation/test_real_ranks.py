@@ -22,6 +22,7 @@ from tests.helpers.small_config import load
 from train.composer_model import DbrxForComposer
 from train.config.schema import TrainConfig
 from train.distributed.build_model import build_model
+from train.loggers.build import LoggedRun
 from train.optim.optimizers import build_optimizer
 from train.run.trainer import build_trainer
 from train.simulation.collectives import Traffic, answer
@@ -154,7 +155,7 @@ def _train(config: TrainConfig, phases: Phases) -> None:
         clock=clock,
         plan=plan,
         callbacks=[phases, StepCheck(config, plan, model, Events(None), clock=clock, folder=None, saver=None)],
-        run_name="step",
+        run=LoggedRun(name="step"),
         precision="fp32",
         state=None,
     )

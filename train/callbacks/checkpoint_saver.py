@@ -67,10 +67,18 @@ class CheckpointSaver(Callback):
     and those before it stay.
     """
 
-    def __init__(self, saving: Saving, *, verified: Path | None, check_owner: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        saving: Saving,
+        *,
+        verified: Path | None,
+        check_owner: Callable[[], None],
+        on_saved: Callable[[Written], None],
+    ) -> None:
         """verified: the checkpoint that the run resumes from. check_owner: raises DataError, on rank 0, when the folder
-        is not this run's any more. Every rank has to call it."""
-        self.saving = saving
+        is not this run's any more. on_saved: called with each checkpoint that is committed, on every rank. Every rank
+        has to call it."""
+        self.saving, self._on_saved = saving, on_saved
         self.saver = BackgroundSaver(
             ranks=separate_ranks(saving.timeout, replicas=saving.replicas),
             told=separate_ranks(saving.timeout),
@@ -158,6 +166,7 @@ class CheckpointSaver(Callback):
             self._saved = written.batch, written.checkpoint
             size = format_bytes(written.needed)
             console.info(f"batch {written.batch}: saved {written.checkpoint} ({size}, {written.seconds:.1f} s)")
+            self._on_saved(written)
 
     def _about(self, state: State) -> Manifest:
         return Manifest(

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from composer.core import Callback, State, get_precision_context
-from composer.loggers import ConsoleLogger, Logger, TensorboardLogger
+from composer.loggers import ConsoleLogger, Logger
 from composer.utils import dist
 from torch import Tensor
 
@@ -18,6 +18,7 @@ from train.config.schema import TrainConfig
 from train.generation.decoders import DbrxDecoder
 from train.generation.generate import stream_answers
 from train.generation.questions import as_question, encode_one
+from train.supervision.events import Events
 from train.supervision.hangs.deadlines import Section
 from train.supervision.hangs.sections import within
 
@@ -38,6 +39,7 @@ class Generate(Callback):
         self.sampling, self.tokenizer = sampling, tokenizer
         self.is_ending: Callable[[State], bool] | None = None
         """Whether the run is to end, on all ranks alike: then nothing more is generated."""
+        self.events: Events | None = None
 
     def batch_end(self, state: State, logger: Logger) -> None:
         # The clock counts the batch already.
@@ -48,8 +50,13 @@ class Generate(Callback):
             return
         for prompt, text in zip(self.shown, texts, strict=True):
             console.logger.info(f"batch {batch}: {prompt!r} -> {text!r}")
-        rows = [[batch, redacted(prompt), redacted(text)] for prompt, text in zip(self.shown, texts, strict=True)]
-        _log_table(logger, rows, batch)
+        samples = [(redacted(prompt), redacted(text)) for prompt, text in zip(self.shown, texts, strict=True)]
+        if self.events is not None:
+            self.events.note(batch, samples=[{"prompt": prompt, "text": text} for prompt, text in samples])
+        for destination in logger.destinations:
+            # What the console shows is reported above, in lines that can be read.
+            if not isinstance(destination, ConsoleLogger):
+                destination.log_table(COLUMNS, [[batch, *sample] for sample in samples], "generate", batch)
 
     @within(Section.GENERATE)
     def _generate(self, state: State) -> list[str] | None:
@@ -94,23 +101,6 @@ def _last_batch(state: State) -> int:
     # Every duration is told to Composer in batches (see train/run/trainer.py).
     assert state.max_duration is not None
     return state.max_duration.value
-
-
-def _log_table(logger: Logger, rows: list[list[object]], batch: int) -> None:
-    for destination in logger.destinations:
-        if isinstance(destination, TensorboardLogger):
-            # It has no tables.
-            assert destination.writer is not None
-            lines = [COLUMNS, ["---"] * len(COLUMNS), *rows]
-            text = "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines)
-            destination.writer.add_text("generate", text, global_step=batch)
-        elif not isinstance(destination, ConsoleLogger):
-            # What the console shows is said above, in lines that can be read.
-            destination.log_table(COLUMNS, rows, "generate", batch)
-
-
-def _cell(value: object) -> str:
-    return str(value).replace("|", "\\|").replace("\n", "<br>")
 
 
 def build_generate(config: TrainConfig, tokenizer: Tokenizer, clock: Clock) -> list[Generate]:

@@ -1,6 +1,5 @@
-"""Notes beside the checkpoints what they saw: an export tells it in the model card."""
+"""Adds to record.jsonl what checkpoints saw, evaluations, and stages that begin: model cards and reports read it."""
 
-from pathlib import Path
 from typing import Any
 
 from composer.core import Callback, State
@@ -10,23 +9,31 @@ from data.base.versions import versions
 from data.mixing.row_plan import RowPlan
 from train.callbacks.stream_monitor import StreamMonitor
 from train.distributed.first_rank import on_first_rank
-from train.supervision.record_file import add_line
+from train.supervision.record_file import Record
 
 
 class RunRecord(Callback):
-    """Adds a line to record.jsonl for every checkpoint (rows and tokens of each stream) and every evaluation.
+    """Adds a line to record.jsonl for every checkpoint (rows and tokens of each stream), every evaluation, and every
+    stage that begins.
 
     Stands before the saver, which saves every `interval` batches and after the last: no checkpoint is without its line,
     but a line may come twice, or its checkpoint be missing, in a run that was killed.
     """
 
-    def __init__(self, folder: Path, plan: RowPlan, interval: int, last_batch: int) -> None:
-        self.folder, self.plan, self.interval, self.last_batch = folder, plan, interval, last_batch
+    def __init__(self, record: Record, plan: RowPlan, interval: int | None, last_batch: int) -> None:
+        """interval: None for a run without checkpoints."""
+        self.record, self.plan, self.interval, self.last_batch = record, plan, interval, last_batch
         self._newest: int | None = None
+
+    def batch_start(self, state: State, logger: Logger) -> None:
+        batch = state.timestamp.batch.value
+        stage = self.plan.stage(batch)
+        if stage and (batch == 0 or stage != self.plan.stage(batch - 1)):
+            self._add({"batch": batch, "event": "stage", "name": stage})
 
     def batch_checkpoint(self, state: State, logger: Logger) -> None:
         batch = state.timestamp.batch.value
-        if batch % self.interval == 0 or batch == self.last_batch:
+        if self.interval is not None and (batch % self.interval == 0 or batch == self.last_batch):
             self.note_checkpoint(state)
 
     def note_checkpoint(self, state: State) -> None:
@@ -45,4 +52,4 @@ class RunRecord(Callback):
         self._add({"batch": state.timestamp.batch.value, "eval": metrics})
 
     def _add(self, line: dict[str, Any]) -> None:
-        on_first_rank(lambda: add_line(self.folder, line))
+        on_first_rank(lambda: self.record.add(line))

@@ -4,10 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from data.base.errors import ConfigError, cannot_be
-from train.checkpoint.save_folder import RECORD, RUN, checkpoints, damaged, leftovers
-
-METRICS = "metrics.jsonl"
-"""In a save folder: a line for each step (of a run without one, in its log folder)."""
+from train.checkpoint.save_folder import METRICS, RECORD, RUN, checkpoints, damaged, leftovers
 
 
 def resolve_save_folder(path: Path) -> Path:

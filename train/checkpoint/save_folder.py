@@ -38,8 +38,12 @@ if TYPE_CHECKING:
     from data.tokenization.tokenizer import Tokenizer
 
 RECORD = "record.jsonl"
-"""In a save folder: a line {batch, rows, tokens, versions} for each checkpoint, {batch, eval} for each evaluation,
-{batch, event, message, ...} for each event."""
+"""In a save folder: a line for each start, checkpoint, evaluation and event of the run (see docs/metrics.md)."""
+METRICS = "metrics.jsonl"
+"""In a log folder: a line for each step."""
+REPORT = "report.html"
+"""In a log folder: the run, drawn."""
+LOGS = (RECORD, METRICS, REPORT)
 
 RUN = "run.json"
 """In a save folder: what identifies the run whose checkpoints are in it, and hashes of the tokenizer's files."""
@@ -279,7 +283,8 @@ def furnish_save_folder(
             _write_run(Path(made), run_id)
             if not resuming:
                 # Before run.json: checkpoints of another run than it names cannot be resumed from.
-                (folder / RECORD).unlink(missing_ok=True)
+                for name in LOGS:
+                    (folder / name).unlink(missing_ok=True)
                 shutil.rmtree(folder / INCIDENTS, ignore_errors=True)
                 for path in (*checkpoints(folder), *damaged(folder)):
                     remove(path)

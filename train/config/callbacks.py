@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from data.config.sections import Defect, Section
-from data.config.values import Count, Label, Labels, PathAsItIs, PathOfRank, PathOfRun, PositiveDuration
+from data.config.values import Count, Label, Labels, PathOfRank, PathOfRun, PositiveDuration
 from train.config.sampling import Sampling
 
 
@@ -92,8 +92,9 @@ class FileLoggerConfig(Section):
 class TensorboardLoggerConfig(Section):
     """TensorBoard event files, of rank 0."""
 
-    log_dir: PathAsItIs | None = None
-    """Event files go to a folder of the run's name in it; null takes tensorboard_logs."""
+    log_dir: PathOfRun | None = None
+    """Where event files go; {run_name} is filled in. Without it they go to a folder of the run's name below log_dir;
+    null takes tensorboard_logs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,9 +114,25 @@ class WandBLoggerConfig(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
+class MLflowLoggerConfig(Section):
+    """An MLflow run, of rank 0. Needs the extra `mlflow`."""
+
+    tracking_uri: Label | None = None
+    """A folder, file:PATH, or http://HOST:PORT of a server; null takes $MLFLOW_TRACKING_URI, and without it the folder
+    mlruns."""
+    experiment_name: Label | None = None
+    """null takes $MLFLOW_EXPERIMENT_NAME, and without it MLflow's own Default."""
+    run_name: Label | None = None
+    """null takes the run's run_name."""
+    tags: dict[str, str] = field(default_factory=dict)
+    """Labels of the run."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class LoggersConfig(Section):
     """Where metrics go."""
 
     file: FileLoggerConfig | None = None
     tensorboard: TensorboardLoggerConfig | None = None
     wandb: WandBLoggerConfig | None = None
+    mlflow: MLflowLoggerConfig | None = None

@@ -38,10 +38,6 @@ def differing(config: Section) -> dict[str, Any]:
     return found
 
 
-def _yaml(values: Any) -> str:
-    return OmegaConf.to_yaml(OmegaConf.create(escaped(values)))
-
-
 def masked(node: Any, name: str = "") -> Any:
     """Plain values: *** in the place of each secret. name: of the field that holds the node."""
     # Keys of mappings are no fields but names that a user gives, such as those of splits.
@@ -54,6 +50,10 @@ def masked(node: Any, name: str = "") -> Any:
     if isinstance(node, str):
         return HIDDEN if is_secret_name(name) else redacted(node)
     return node
+
+
+def _yaml(values: Any) -> str:
+    return OmegaConf.to_yaml(OmegaConf.create(escaped(values)))
 
 
 def _strip(node: Any, key: str, left_out: dict[str, list[str]], name: str = "") -> Any:
@@ -84,11 +84,22 @@ def _collect(section: Any, default: Any, key: str, found: dict[str, Any]) -> Non
         if value == usual:
             continue
         if dataclasses.is_dataclass(value):
-            before = len(found)
-            _collect(value, usual, below, found)
-            if len(found) > before:
-                continue
-        found[below] = masked(value, field.name)
+            _collect_whole(value, usual, below, found)
+        elif isinstance(value, dict) and any(map(dataclasses.is_dataclass, value.values())):
+            for name, item in value.items():
+                _collect_whole(item, None, join(below, name), found)
+        elif isinstance(value, list):
+            found[below] = [differing(item) if isinstance(item, Section) else masked(item) for item in value]
+        else:
+            found[below] = masked(value, field.name)
+
+
+def _collect_whole(section: Any, default: Any, key: str, found: dict[str, Any]) -> None:
+    """Also where each of its fields has its default."""
+    before = len(found)
+    _collect(section, default, key, found)
+    if len(found) == before:
+        found[key] = {}
 
 
 def _default(field: "dataclasses.Field[Any]") -> Any:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from data.base.durations import parse_duration
-from data.base.redaction import redacted
+from data.base.redaction import is_address, redacted
 from data.config.dataset import StreamConfig
 from data.config.loader import DataLoaderConfig, stages_too_long
 from data.config.sections import Defect, Section, each
@@ -211,6 +211,12 @@ def _wall_time(config: "TrainConfig") -> Iterator[Defect]:
         yield Defect("max_wall_time", "is given, but there is no save_folder to save into at its end")
 
 
+def _log_folder(config: "TrainConfig") -> Iterator[Defect]:
+    if config.log_folder is not None and is_address(config.log_folder):
+        text = f"is {config.log_folder!r}, but logs are written on this machine: name a folder, or leave it out"
+        yield Defect("log_folder", f"{text}, and they are sent to save_folder with the checkpoints")
+
+
 def _names_without_secrets(config: "TrainConfig") -> Iterator[Defect]:
     """In names of folders and metrics, and in checkpoints, which a resume compares, a secret cannot be hidden."""
 
@@ -255,6 +261,7 @@ class TrainConfig(Section):
         _rollback,
         _first_comparison,
         _wall_time,
+        _log_folder,
         _names_without_secrets,
     )
 
@@ -354,5 +361,8 @@ class TrainConfig(Section):
     console_log_interval: PositiveDuration | None = None
     """Time between two lines; null takes the least of 1ba, 2ba, 5ba, 10ba and so on with which the run prints at most
     1,000 lines, and 1ba with log_to_console: composer."""
+    log_folder: PathOfRun | None = None
+    """Where metrics.jsonl, record.jsonl and report.html go, a folder on this machine; {run_name} is filled in. null
+    takes save_folder, with which they are also sent to an object store, and without one runs/{run_name}."""
     callbacks: CallbacksConfig = field(default_factory=CallbacksConfig)
     loggers: LoggersConfig = field(default_factory=LoggersConfig)

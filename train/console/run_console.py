@@ -13,7 +13,7 @@ from data.base.console import logger
 from data.base.durations import Clock
 from data.base.redaction import is_address
 from data.mixing.row_plan import RowPlan
-from train.checkpoint.save_folder import checkpoints
+from train.checkpoint.save_folder import REPORT, checkpoints
 from train.config.schema import TrainConfig
 from train.console.bar import LiveBar, is_terminal
 from train.console.columns import eval_text, lines_interval, shown
@@ -22,14 +22,15 @@ from train.console.lines import ConsoleLines
 from train.supervision.exit_codes import RunStopped
 from train.supervision.wall_time import process_seconds
 
-REPORT = "report.html"
-
 
 class RunConsole:
     """On rank 0; the others show nothing."""
 
-    def __init__(self, config: TrainConfig, run_name: str, folder: Path | None, resume_command: str) -> None:
-        self._config, self._run_name, self._folder, self._resume = config, run_name, folder, resume_command
+    def __init__(
+        self, config: TrainConfig, run_name: str, folder: Path | None, log_folder: Path | None, resume_command: str
+    ) -> None:
+        self._config, self._run_name, self._resume = config, run_name, resume_command
+        self._folder, self._log_folder = folder, log_folder
         self._lines: ConsoleLines | None = None
         self._max_batches = 0
         self._stack = ExitStack()
@@ -61,13 +62,11 @@ class RunConsole:
             yield fact("training", ", ".join(train))
         if lines.evaluation:
             yield fact("evaluation", eval_text(lines.evaluation))
-        if self._folder is None:
-            return
-        saved = checkpoints(self._folder)
+        saved = checkpoints(self._folder) if self._folder is not None else []
         if saved and not is_stopped:  # else its message says where
             yield fact("checkpoint", f"{self._address or self._folder}/{saved[-1].name}")
-        if (self._folder / REPORT).exists():
-            yield fact("report", str(self._folder / REPORT))
+        if self._log_folder is not None and (self._log_folder / REPORT).exists():
+            yield fact("report", str(self._log_folder / REPORT))
         if error is None and saved:
             yield command_fact("next", self._export_command())
         elif saved and not is_stopped:
@@ -87,9 +86,11 @@ class RunConsole:
 
 
 @contextmanager
-def run_console(config: TrainConfig, run_name: str, folder: Path | None, resume_command: str) -> Iterator[RunConsole]:
-    """Around all that the run does: what it has ended with is shown last."""
-    console = RunConsole(config, run_name, folder, resume_command)
+def run_console(
+    config: TrainConfig, run_name: str, folder: Path | None, log_folder: Path | None, resume_command: str
+) -> Iterator[RunConsole]:
+    """Around all that the run does: what it has ended with is shown last. folder: the save folder."""
+    console = RunConsole(config, run_name, folder, log_folder, resume_command)
     try:
         yield console
     except BaseException as error:

@@ -20,7 +20,7 @@ def read_record(checkpoint: Path) -> dict[str, Any]:
     """What the run noted up to the checkpoint: of evaluations the newest, of starts the precision that each computed
     in (`precisions`), all else at the checkpoint's own batch."""
     record: dict[str, Any] = {}
-    file = checkpoint.parent / RECORD
+    file, saved = checkpoint.parent / RECORD, batch_of(checkpoint)
     if not file.is_file():
         return record
     for text in file.read_text(encoding="utf-8").splitlines():
@@ -28,15 +28,15 @@ def read_record(checkpoint: Path) -> dict[str, Any]:
             line = json.loads(text)
         except ValueError:
             continue  # a killed run's last
-        if line.get("event") == "start" and line["batch"] < batch_of(checkpoint):
-            used = on_device(line["precision"], gpu=line["device"] != "CPU")
-            record["precisions"] = list(dict.fromkeys([*record.get("precisions", []), used]))
-        if "event" in line:
-            continue
-        if "eval" in line and line["batch"] <= batch_of(checkpoint) and line["batch"] >= record.get("eval_batch", 0):
-            record |= {"eval": line["eval"], "eval_batch": line["batch"]}
-        elif line["batch"] == batch_of(checkpoint):
-            record |= line
+        match line:
+            case {"event": "start", "batch": int(batch), "precision": str(precision), "device": str(device)}:
+                if batch < saved:
+                    used = on_device(precision, gpu=device != "CPU")
+                    record["precisions"] = list(dict.fromkeys([*record.get("precisions", []), used]))
+            case {"batch": int(batch), "eval": dict(metrics)} if record.get("eval_batch", 0) <= batch <= saved:
+                record |= {"eval": metrics, "eval_batch": batch}
+            case {"batch": int(batch), "rows": dict()} if batch == saved and "event" not in line:
+                record |= {key: line[key] for key in ("batch", "rows", "tokens", "versions") if key in line}
     return record
 
 
@@ -166,5 +166,6 @@ def lora_table(lora: LoraConfig) -> str:
 def _evaluation(record: dict[str, Any]) -> str:
     if "eval" not in record:
         return ""
-    rows = {name: f"{value:.6g}" for name, value in record["eval"].items()}
+    # A number that is not finite is text.
+    rows = {name: f"{float(value):.6g}" for name, value in record["eval"].items()}
     return f"On the run's held-out rows, after {record['eval_batch']:,} steps:\n\n{_table('metric', 'value', rows)}"

@@ -1,49 +1,60 @@
-"""From config to loggers: one TensorBoard writer and one wandb run, both of rank 0, and a log file for each rank."""
+"""From config to loggers: all of rank 0, but for a log file of each rank."""
 
-import os
+from dataclasses import dataclass
+from pathlib import Path
 
-from composer.loggers import LoggerDestination, WandBLogger
-from composer.utils import dist
+from composer.loggers import LoggerDestination
 
-from data.base.errors import ConfigError
-from data.base.redaction import without_secrets
-from train.config.callbacks import LoggersConfig
+from data.base.paths import fill_placeholders
+from train.config.schema import TrainConfig
+from train.distributed.first_rank import on_first_rank
+from train.loggers.json_lines import JsonLines
 from train.loggers.log_file import LogFile, log_file
 from train.loggers.tensorboard import Tensorboard
 
 
-def build_loggers(config: LoggersConfig, run_name: str) -> list[LoggerDestination]:
+@dataclass(frozen=True, kw_only=True)
+class LoggedRun:
+    """What loggers know of the run besides its config."""
+
+    name: str
+    id: str = ""
+    """The same after each resume. Only rank 0's is used."""
+    folder: Path | None = None
+    """The log folder."""
+    first_batch: int = 0
+    """The batch that this process begins with."""
+
+
+def build_loggers(config: TrainConfig, run: LoggedRun) -> list[LoggerDestination]:
+    """Every rank has to call it. Raises ConfigError, on every rank, when one of rank 0 cannot be started."""
     loggers: list[LoggerDestination] = []
-    if config.file is not None:
-        loggers.append(LogFile(log_file(config.file.filename, run_name), log_traces=False))
-    if config.tensorboard is not None and dist.get_global_rank() == 0:
-        loggers.append(Tensorboard(log_dir=config.tensorboard.log_dir))
-    if config.wandb is not None:
-        wandb = config.wandb
-        _check_wandb()
-        loggers.append(
-            WandBLogger(
-                project=_sent(wandb.project),
-                entity=_sent(wandb.entity),
-                group=_sent(wandb.group),
-                name=_sent(wandb.name or run_name),
-                tags=[without_secrets(tag).text for tag in wandb.tags] or None,
-            )
-        )
+    if (file := config.loggers.file) is not None:
+        loggers.append(LogFile(log_file(file.filename, run.name), log_traces=False))
+    # wandb and MLflow may wait for a server.
+    on_first_rank(lambda: loggers.extend(_of_rank_0(config, run)), slow="loggers/built")
     return loggers
 
 
-def _sent(value: str | None) -> str | None:
-    """As a run that is started with the saved config sends it."""
-    return None if value is None else without_secrets(value).text
+def _of_rank_0(config: TrainConfig, run: LoggedRun) -> list[LoggerDestination]:
+    loggers: list[LoggerDestination] = []
+    if run.folder is not None:
+        loggers.append(JsonLines(run.folder))
+    if (board := config.loggers.tensorboard) is not None:
+        loggers.append(Tensorboard(board_folder(board.log_dir, run.name), config, run.first_batch))
+    # Imported here: each is slow to import, and MLflow need not be installed.
+    if config.loggers.wandb is not None:
+        from train.loggers.wandb import WandB
+
+        loggers.append(WandB(config, name=run.name, run_id=run.id))
+    if config.loggers.mlflow is not None:
+        from train.loggers.mlflow import MLflow
+
+        loggers.append(MLflow(config, name=run.name, run_id=run.id))
+    return loggers
 
 
-def _check_wandb() -> None:
-    import wandb
-
-    if os.environ.get("WANDB_MODE") not in ("offline", "disabled", "dryrun") and wandb.api.api_key is None:
-        raise ConfigError(
-            "is given, but wandb has no API key: run `wandb login`, set WANDB_API_KEY, or set "
-            "WANDB_MODE=offline to keep the log here",
-            key="loggers.wandb",
-        )
+def board_folder(log_dir: str | None, run_name: str) -> Path:
+    """The folder of a run's event files."""
+    filled = fill_placeholders(log_dir or "tensorboard_logs", {"run_name": run_name})
+    return Path(filled) if "{run_name}" in (log_dir or "") else Path(filled) / run_name

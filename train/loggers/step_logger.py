@@ -6,6 +6,13 @@ from typing import Any
 from composer.core import State
 from composer.loggers import Logger, LoggerDestination
 
+_CLOCK = ("epoch", "iteration", "batch", "sample", "token")
+_LEFT_OUT = {
+    "trainer/device_train_microbatch_size",
+    *(f"time/{unit}{of}" for unit in _CLOCK for of in ("", "_in_epoch", "_in_iteration")),
+}
+"""What Composer logs besides metrics: its clock before the step, and a key of the config."""
+
 
 class StepLogger(LoggerDestination):
     """Collects what is logged during a step, and hands it to `write` when the step, or an evaluation, has ended.
@@ -22,7 +29,7 @@ class StepLogger(LoggerDestination):
         raise NotImplementedError
 
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
-        self._metrics.update((name, float(value)) for name, value in metrics.items())
+        self._metrics.update((name, float(value)) for name, value in metrics.items() if name not in _LEFT_OUT)
 
     # Composer runs these of loggers after those of callbacks.
     def batch_end(self, state: State, logger: Logger) -> None:

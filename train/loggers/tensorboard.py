@@ -1,25 +1,60 @@
-"""TensorBoard event files of rank 0."""
+"""TensorBoard event files."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 from composer.core import State
-from composer.loggers import Logger, TensorboardLogger
+from composer.loggers import Logger
+from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
+
+from train.config.redaction import masked_yaml
+from train.config.schema import TrainConfig
+from train.loggers.hyperparameters import flat
+from train.loggers.step_logger import StepLogger
+
+_METRICS = dict.fromkeys(("loss/train/total", "metrics/eval/LanguageCrossEntropy"))
+"""What the HParams tab shows beside the config."""
+_FLUSH_SECONDS = 10
 
 
-class Tensorboard(TensorboardLogger):
-    """Composer's, for rank 0 alone, with one event file for a start of the run, in LOG_DIR/RUN_NAME.
+class Tensorboard(StepLogger):
+    """One event file for each start of the run. TensorBoard hides what earlier ones have of steps after the checkpoint
+    that a run resumes from.
 
-    Composer 0.32.1's makes a writer on every rank, and on each, at every evaluation, one more for a run inside the
-    run: it calls add_hparams(run_name=...), for which torch opens the folder RUN_NAME/RUN_NAME. It also closes its
-    file at every flush, to upload it, and begins another.
+    Composer 0.32.1's makes a writer on every rank, and at every evaluation another one, of a run inside the run. It
+    also closes its file at every flush, and begins another.
     """
 
-    def eval_end(self, state: State, logger: Logger) -> None:
-        self._flush(logger)
+    def __init__(self, folder: Path, config: TrainConfig, first_batch: int) -> None:
+        super().__init__()
+        self._writer = SummaryWriter(str(folder), purge_step=first_batch + 1, max_queue=1000, flush_secs=_FLUSH_SECONDS)
+        self._writer.add_text("config", f"```yaml\n{masked_yaml(config)}```", global_step=first_batch)
+        # SummaryWriter.add_hparams would begin a run inside the run.
+        for summary in hparams(flat(config), _METRICS):
+            self._writer._get_file_writer().add_summary(summary)
 
-    def _flush(self, logger: Logger) -> None:
-        if self.writer is not None:
-            self.writer.flush()
+    def write(self, state: State, metrics: Mapping[str, float]) -> None:
+        for name, value in metrics.items():
+            self._writer.add_scalar(name, value, global_step=state.timestamp.batch.value)
+
+    def log_table(
+        self, columns: list[str], rows: list[list[Any]], name: str = "Table", step: int | None = None
+    ) -> None:
+        # It has no tables.
+        lines = [columns, ["---"] * len(columns), *rows]
+        text = "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines)
+        self._writer.add_text(name, text, global_step=step)
+
+    def eval_end(self, state: State, logger: Logger) -> None:
+        super().eval_end(state, logger)
+        self._writer.flush()
 
     def close(self, state: State, logger: Logger) -> None:
-        if self.writer is not None:
-            self.writer.close()
-            self.writer = None
+        super().close(state, logger)
+        self._writer.close()
+
+
+def _cell(value: object) -> str:
+    return str(value).replace("|", "\\|").replace("\n", "<br>")

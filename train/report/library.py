@@ -20,7 +20,8 @@ def library() -> str:
             return file.read_text(encoding="utf-8")
     import vl_convert
 
-    text = vl_convert.javascript_bundle(None).replace(_EDITOR, "")
+    text = vl_convert.javascript_bundle(None)  # pyright: ignore[reportArgumentType]: without a snippet of our own
+    text = text.replace(_EDITOR, "")
     text = text.replace("</script", "<\\/script").replace("<!--", "<\\!--")
     part = file.with_name(f"{file.name}.{uuid.uuid4().hex[:8]}")
     with suppress(OSError):

@@ -9,9 +9,8 @@ from pathlib import Path
 from data.base.console import logger
 from data.base.errors import ConfigError
 from data.base.paths import refuse_path
-from train.checkpoint.places import METRICS
+from train.checkpoint.save_folder import METRICS, REPORT
 from train.report.page import write_page
-from train.report.reading.find import REPORT
 from train.report.reading.run import Run, read_run
 
 
@@ -46,6 +45,6 @@ def report_at_end(folder: Path) -> None:
     if not (folder / METRICS).is_file():
         return
     try:
-        logger.info(f"report: {write_report([folder])}")
+        write_report([folder])
     except Exception as error:
         logger.warning(f"no report was written: {error!r}")

@@ -348,6 +348,7 @@ OUTCOMES: Mapping[str, Decided] = {
     "progress_bar": APPLIED,
     "log_to_console": APPLIED,
     "console_log_interval": APPLIED,
+    "log_folder": APPLIED,
     "callbacks.*": APPLIED,
     "loggers.*": APPLIED,
 }

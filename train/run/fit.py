@@ -1,9 +1,9 @@
 """One run: open its inputs, build everything, then fit."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import ExitStack, nullcontext
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import torch
 from composer import Trainer
@@ -12,13 +12,12 @@ from composer.devices import Device as ComposerDevice
 from composer.utils import dist, get_device
 
 from data.base.console import logger
-from data.base.errors import DataError, is_full
 from data.config.sections import join
 from train.callbacks.generate import build_generate
 from train.callbacks.hf_checkpointer import HFCheckpointer, build_hf_checkpointer
 from train.callbacks.remote_shards import RemoteShards
-from train.callbacks.run_record import RunRecord
 from train.callbacks.stream_monitor import StreamMonitor
+from train.checkpoint.log_folder import begin_log
 from train.checkpoint.owner import Owner
 from train.checkpoint.remote.mirror import Mirror
 from train.checkpoint.save_folder import furnish_save_folder
@@ -35,6 +34,7 @@ from train.optim.optimizers import build_optimizer
 from train.planning.run_data import RunData
 from train.report import report
 from train.run.inputs import Inputs, describe, open_inputs, starting_from, warnings_about
+from train.run.logs import full_disk_named, logged_run, recorded, run_record, start_line
 from train.run.model import build_model
 from train.run.restore import restore, verify_end
 from train.run.saving import build_savers, finishing, mirrored, owned, tidy
@@ -73,8 +73,9 @@ def fit(
     composer_device = get_device(device or choose_device(config.device))
     with sharing_failures():
         inputs = initialize(open_inputs(config) if inputs is None else inputs, config, composer_device)
-    supervision = Supervision(Events(inputs.folder), signals or StopSignals(), command)
-    shown = run_console(config, inputs.run_name, inputs.folder, command)
+    supervision = Supervision(Events(inputs.record), signals or StopSignals(), command)
+    folders = (inputs.folder, inputs.log_folder)
+    shown = run_console(config, inputs.run_name, *folders, command)
     with shown as console, watched(config.deadlines, inputs.folder, supervision.events) as sections:
         inputs = verify_end(config, inputs)
         if not inputs.at_the_end:
@@ -123,9 +124,10 @@ def _fit(
     eval_loader = build_eval_loader(config, inputs)
     # Behind the others: a batch's checkpoint has what they did, and what is done with it comes after. The record before
     # it: a run that is killed between them notes the batch again, and does not leave it out.
-    savers, records = build_savers(config, inputs, owner, mirror), _run_record(config, inputs)
-    saving = [*records, *savers, *([mirror] if mirror else []), *([hf_checkpointer] if hf_checkpointer else [])]
-    saver = build_recorded_saver(savers, records)
+    savers = build_savers(config, inputs, owner, mirror, supervision.events)
+    record = run_record(config, inputs)
+    saving = [record, *savers, *([mirror] if mirror else []), *([hf_checkpointer] if hf_checkpointer else [])]
+    saver = build_recorded_saver(savers, record)
     check = StepCheck(
         config,
         inputs.data.plan,
@@ -138,7 +140,7 @@ def _fit(
     preemption = build_preemption(config, inputs, saver, mirror, supervision)
     throughput = build_throughput(config, gpu=device.name == "gpu", precision=precision)
     for each in generate:
-        each.is_ending = preemption.agree
+        each.is_ending, each.events = preemption.agree, supervision.events
     trainer = build_trainer(
         config,
         model=model,
@@ -149,7 +151,7 @@ def _fit(
         clock=inputs.data.clock,
         plan=inputs.data.plan,
         callbacks=[*_data_callbacks(inputs.data), preemption, *generate, *callbacks, check, *saving, throughput],
-        run_name=inputs.run_name,
+        run=logged_run(inputs),
         precision=precision,
         state=inputs.start.state if inputs.start is not None else None,
         console=console.begin(inputs.data.plan, inputs.data.clock),
@@ -163,6 +165,8 @@ def _fit(
         stack.enter_context(supervision.signals.deferred())
         stack.callback(_report, inputs)  # once all is saved
         stack.enter_context(finishing(savers))
+        on_first_rank(lambda: _furnish(config, inputs))
+        stack.enter_context(recorded(supervision.events, start_line(config, inputs, device.name, precision), trainer))
         try:
             _train(trainer, config, inputs, mirror, evaluate=preemption.evaluation_due)
         except RunStopped as stop:  # on every rank
@@ -183,9 +187,9 @@ def initialize(inputs: Inputs, config: TrainConfig, device: ComposerDevice) -> I
     checkpoint, or none."""
     facts = partial(facts_of_start, config, device.name, _fingerprints(inputs))
     initialize_dist(device, config.dist_timeout, facts)
-    chosen = [inputs.run_name, inputs.start]
+    chosen = [inputs.run_name, inputs.start, inputs.log_folder]
     dist.broadcast_object_list(chosen, src=0)
-    inputs = starting_from(inputs, config, *chosen)
+    inputs = replace(starting_from(inputs, config, *chosen[:2]), log_folder=chosen[2])
     for line in warnings_about(inputs):
         logger.warning(line)
     for line in describe(inputs, config):
@@ -215,15 +219,12 @@ def _nothing_to_do(config: TrainConfig, inputs: Inputs) -> HFCheckpointer | None
 
 
 def _train(trainer: Trainer, config: TrainConfig, inputs: Inputs, mirror: Mirror | None, *, evaluate: bool) -> None:
-    """The steps that are left; what belongs beside the checkpoints is written first. evaluate: begin with that."""
-    folder = inputs.folder
-    for line in place_lines(config, inputs.run_name, folder):
+    """The steps that are left. evaluate: begin with that."""
+    for line in place_lines(config, inputs.run_name, inputs.folder):
         logger.info(line)
-    if folder is not None:
-        on_first_rank(lambda: _furnish(folder, config, inputs))
     if mirror is not None:
         mirror.begin(resuming=inputs.resuming)
-    with _full_disk_named(config, folder):
+    with full_disk_named(config, inputs):
         if config.eval_loader is not None and (evaluate or (config.eval_first and not inputs.resuming)):
             trainer.eval()
         trainer.fit()
@@ -239,9 +240,9 @@ def _close(trainer: Trainer) -> None:
 
 def _report(inputs: Inputs) -> None:
     """Of a run that ends, however it does."""
-    if inputs.folder is not None and dist.get_global_rank() == 0:
+    if inputs.log_folder is not None and dist.get_global_rank() == 0:
         with within(Section.UNTIMED):
-            report.report_at_end(inputs.folder)
+            report.report_at_end(inputs.log_folder)
 
 
 def _torch_device(device: ComposerDevice) -> torch.device:
@@ -255,34 +256,11 @@ def _data_callbacks(run: RunData) -> list[Callback]:
     return callbacks
 
 
-def _run_record(config: TrainConfig, inputs: Inputs) -> list[RunRecord]:
-    if inputs.folder is None:
-        return []
-    data = inputs.data
-    return [RunRecord(inputs.folder, data.plan, data.clock.batches(config.save_interval), inputs.max_batches)]
-
-
-def _furnish(folder: Path, config: TrainConfig, inputs: Inputs) -> None:
-    furnish_save_folder(folder, config, inputs.tokenizer, run_id=inputs.run_id, resuming=inputs.resuming)
-    if config.lora is not None:
-        note_base(folder, frozen_weights(config, inputs.weights))
-
-
-@contextmanager
-def _full_disk_named(config: TrainConfig, folder: Path | None) -> Iterator[None]:
-    """DataError for what loggers cannot write; checkpoints have their own (callbacks/checkpoint_saver.py)."""
-    try:
-        yield
-    except OSError as error:
-        if not is_full(error):
-            raise
-        file, board = config.loggers.file, config.loggers.tensorboard
-        places = {
-            "save_folder": folder,
-            "loggers.file.filename": file.filename if file is not None else None,
-            "loggers.tensorboard.log_dir": board.log_dir if board is not None else None,
-        }
-        named = ", ".join(f"{key} {place}" for key, place in places.items() if place is not None)
-        raise DataError(
-            f"no space is left where the run writes ({named}): free some and start again with autoresume=true"
-        ) from None
+def _furnish(config: TrainConfig, inputs: Inputs) -> None:
+    """What belongs beside the checkpoints, and the folder of the logs."""
+    if inputs.folder is not None:
+        furnish_save_folder(inputs.folder, config, inputs.tokenizer, run_id=inputs.run_id, resuming=inputs.resuming)
+        if config.lora is not None:
+            note_base(inputs.folder, frozen_weights(config, inputs.weights))
+    if inputs.log_folder is not None:
+        begin_log(inputs.log_folder, inputs.folder, resuming=inputs.resuming)

@@ -18,16 +18,19 @@ from data.mixing.resume import position
 from data.sources.source import Source
 from data.tokenization.build import build_tokenizer
 from data.tokenization.tokenizer import Tokenizer
+from train.checkpoint.log_folder import log_folder_of
 from train.checkpoint.owner import check_unowned
 from train.checkpoint.reader import CheckpointReader
-from train.checkpoint.remote.staging import check_remote_unowned, open_exports, open_save_folder
+from train.checkpoint.remote.staging import check_remote_unowned, is_first_rank, open_exports, open_save_folder
 from train.checkpoint.save_folder import check_writable, fill_in, local_folder, read_run_id, run_name_of, unverified
 from train.config.load import check_vocab
 from train.config.schema import TrainConfig
 from train.console.facts import fact
 from train.console.opened import data_lines
 from train.hf.repository import KEY
+from train.loggers.checks import check_loggers
 from train.planning.run_data import RunData, open_data, plan_data
+from train.supervision.record_file import Record
 from train.weights.changes import change_lines, check_rows
 from train.weights.frozen_base import check_base, frozen_weights
 from train.weights.pretrained import PretrainedFolder
@@ -41,6 +44,8 @@ class Inputs:
     run_name: str
     folder: Path | None
     """The save folder."""
+    log_folder: Path | None
+    """Where metrics.jsonl, record.jsonl and report.html go; None where that cannot be written, which was reported."""
     tokenizer: Tokenizer
     start: Start | None
     weights: StartingWeights | None
@@ -59,6 +64,11 @@ class Inputs:
         if self.start is not None and self.resuming:
             known = self.start.run_id or (read_run_id(self.folder) if self.folder is not None else None)
         return known or str(uuid.uuid4())
+
+    @property
+    def record(self) -> Record:
+        """record.jsonl, in the log folder and beside the checkpoints."""
+        return Record({"save_folder": self.folder, "log_folder": self.log_folder})
 
     @property
     def first_batch(self) -> int:
@@ -81,7 +91,7 @@ def open_inputs(config: TrainConfig, problems: Problems | None = None, *, rehash
     """Opens them on this rank. Raises ConfigError or DataError: what can be found out quickly is reported together, and
     with the problems that the caller has collected, before anything is downloaded or prepared."""
     problems = Problems() if problems is None else problems
-    run_name, folder, start, tokenizer = None, None, None, None
+    run_name, folder, log_folder, start, tokenizer = None, None, None, None, None
     with problems.collect():
         run_name = run_name_of(config)
     sources = _find_sources(config, problems, rehash=rehash)
@@ -97,6 +107,11 @@ def open_inputs(config: TrainConfig, problems: Problems | None = None, *, rehash
             if remote is not None:
                 check_remote_unowned(remote)
             start = find_start(config, folder, remote=remote)
+        with problems.collect():
+            if is_first_rank():
+                check_loggers(config.loggers)
+        with problems.collect():
+            log_folder = log_folder_of(config, run_name, check=is_first_rank())
         if (exports := config.callbacks.hf_checkpointer) is not None:
             key = "callbacks.hf_checkpointer.save_folder"
             with problems.collect():
@@ -118,6 +133,7 @@ def open_inputs(config: TrainConfig, problems: Problems | None = None, *, rehash
     return Inputs(
         run_name=run_name,
         folder=folder,
+        log_folder=log_folder,
         tokenizer=tokenizer,
         start=start,
         weights=weights,

@@ -21,6 +21,7 @@ from train.checkpoint.remote.sender import Sender
 from train.checkpoint.remote.staging import check_links, open_save_folder
 from train.checkpoint.retention import Retention
 from train.checkpoint.save_folder import PART, batch_of, checkpoints, recover, remove_leftovers
+from train.checkpoint.saving.background import Written
 from train.checkpoint.saving.save import point_to
 from train.checkpoint.saving.space import check_space, count_saves, describe_space
 from train.config.load import to_yaml
@@ -28,6 +29,7 @@ from train.config.schema import TrainConfig
 from train.console.facts import fact, fact_of
 from train.distributed.first_rank import on_first_rank
 from train.run.inputs import Inputs, starting_from
+from train.supervision.events import Events
 from train.supervision.exit_codes import RunStopped
 from train.supervision.hangs.deadlines import Section
 from train.supervision.hangs.sections import within
@@ -109,7 +111,7 @@ def _check_unchanged(folder: Path, config: TrainConfig, inputs: Inputs) -> None:
 
 
 def build_savers(
-    config: TrainConfig, inputs: Inputs, owner: Owner | None, mirror: Mirror | None
+    config: TrainConfig, inputs: Inputs, owner: Owner | None, mirror: Mirror | None, events: Events
 ) -> list[CheckpointSaver]:
     """The callback that saves checkpoints; none without a save_folder. owner: on rank 0. For every rank."""
     if inputs.folder is None:
@@ -131,10 +133,16 @@ def build_savers(
     )
     # Loaded just now, and compared with its manifest on the way.
     verified = start.path if start is not None and start.resuming and start.run_id is not None else None
-    saver = CheckpointSaver(saving, verified=verified, check_owner=owner.check if owner is not None else _nothing)
+    check_owner = owner.check if owner is not None else _nothing
+    saver = CheckpointSaver(saving, verified=verified, check_owner=check_owner, on_saved=partial(_note_saved, events))
     if mirror is not None:
         saver.saver.on_committed.append(mirror.on_committed)
     return [saver]
+
+
+def _note_saved(events: Events, saved: Written) -> None:
+    path, seconds = str(saved.checkpoint), round(saved.seconds, 3)
+    events.note(saved.batch, event="saved", path=path, seconds=seconds, bytes=saved.needed)
 
 
 def _retention(config: TrainConfig, inputs: Inputs) -> Retention:

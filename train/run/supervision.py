@@ -54,9 +54,9 @@ class RecordedSaver:
         return self._saver.longest_save * (2 if self._saver.saver.is_saving else 1)
 
 
-def build_recorded_saver(savers: Sequence[CheckpointSaver], records: Sequence[RunRecord]) -> RecordedSaver | None:
-    """savers, records: of build_savers and of the run; at most one each. None without a save_folder."""
-    return RecordedSaver(savers[0], records[0]) if savers else None
+def build_recorded_saver(savers: Sequence[CheckpointSaver], record: RunRecord) -> RecordedSaver | None:
+    """savers: of build_savers. None without a save_folder."""
+    return RecordedSaver(savers[0], record) if savers else None
 
 
 def build_preemption(

@@ -24,7 +24,7 @@ from train.composer_model import DbrxForComposer
 from train.config.ranks import train_microbatch_rows
 from train.config.schema import TrainConfig
 from train.hardware.allocator import keep_freed_memory
-from train.loggers.build import build_loggers
+from train.loggers.build import LoggedRun, build_loggers
 from train.optim.schedules import build_scheduler
 from train.run.inputs import Inputs
 from train.supervision.hangs.sections import waiting_for_data
@@ -42,7 +42,7 @@ def build_trainer(
     clock: Clock,
     plan: RowPlan,
     callbacks: Sequence[Callback] = (),
-    run_name: str,
+    run: LoggedRun,
     precision: str,
     state: RunState | None,
     console: Sequence[LoggerDestination] = (),
@@ -70,7 +70,7 @@ def build_trainer(
     trainer = Trainer(
         model=model,
         device=device,
-        run_name=run_name,
+        run_name=run.name,
         seed=config.seed,
         train_dataloader=DataSpec(train_loader),
         eval_dataloader=_evaluator(config, model, eval_loader),
@@ -78,7 +78,7 @@ def build_trainer(
         max_duration=f"{clock.max_batches}ba",
         optimizers=optimizer,
         callbacks=[*first, *build_callbacks(config.callbacks), *callbacks],
-        loggers=[*build_loggers(config.loggers, run_name), *console],
+        loggers=[*build_loggers(config, run), *console],
         progress_bar=config.progress_bar and is_composers,
         log_to_console=is_composers,
         console_log_interval=f"{clock.batches(config.console_log_interval or '1ba')}ba",

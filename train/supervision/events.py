@@ -1,9 +1,7 @@
 """What happened in a run that was not planned: on the console, in the loggers and in record.jsonl."""
 
 from collections import Counter
-from collections.abc import Mapping
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from composer.loggers import Logger
@@ -11,15 +9,14 @@ from composer.utils import dist
 
 from data.base import console
 from data.base.errors import ConfigError, DataError
-from train.supervision.record_file import add_line
+from train.supervision.record_file import Record
 
 
 class Events:
     """Reports the events of one run."""
 
-    def __init__(self, folder: Path | None) -> None:
-        """folder: the run's save folder."""
-        self._folder = folder
+    def __init__(self, record: Record | None) -> None:
+        self._record = record
         self._seen: Counter[str] = Counter()
 
     def report(self, kind: str, batch: int, message: str, *, logger: Logger | None = None, **details: Any) -> None:
@@ -35,8 +32,11 @@ class Events:
 
     def record(self, kind: str, batch: int, message: str, **details: Any) -> None:
         """On rank 0: the line of record.jsonl alone, of what is shown elsewhere."""
-        if self._folder is not None and dist.get_global_rank() == 0:
-            line: Mapping[str, Any] = {"batch": batch, "event": kind, "message": message, **details}
-            # What the event is about must not be replaced by a full disk.
+        self.note(batch, event=kind, message=message, **details)
+
+    def note(self, batch: int, **fields: Any) -> None:
+        """On rank 0: a line of record.jsonl, unless the file system refuses it."""
+        if self._record is not None and dist.get_global_rank() == 0:
+            # What it is about must not be replaced by a full disk.
             with suppress(ConfigError, DataError):
-                add_line(self._folder, line)
+                self._record.add({"batch": batch, **fields})

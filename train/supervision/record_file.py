@@ -1,6 +1,8 @@
-"""record.jsonl beside the checkpoints: a line for each checkpoint, evaluation and event of a run."""
+"""record.jsonl: a line for each start, stage, checkpoint, evaluation, event and sample of a run."""
 
 import json
+import math
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,16 +11,49 @@ from data.base.errors import plain_os_errors
 from train.checkpoint.save_folder import RECORD
 
 
-def add_line(folder: Path, line: Mapping[str, Any]) -> None:
-    """For one process. Raises ConfigError or DataError for what a file system refuses (see plain_os_errors)."""
-    text = json.dumps(line).encode() + b"\n"
+class Record:
+    """record.jsonl of a run, in its log folder and beside its checkpoints. For one process."""
+
+    def __init__(self, folders: Mapping[str, Path | None]) -> None:
+        """folders: by the key that names them."""
+        self._folders: dict[Path, str] = {}
+        for key, folder in folders.items():
+            if folder is not None:
+                self._folders.setdefault(folder, key)
+
+    def add(self, line: Mapping[str, Any]) -> None:
+        """Raises as add_line."""
+        for folder, key in self._folders.items():
+            add_line(folder, line, key)
+
+
+def add_line(folder: Path, line: Mapping[str, Any], key: str = "save_folder") -> None:
+    """Adds the line with the time. key: what names the folder.
+
+    Raises ConfigError or DataError for what a file system refuses (see plain_os_errors).
+    """
     again = "start again with autoresume=true"
-    with (
-        plain_os_errors(f"save_folder {folder}", "name another", needed_for=RECORD, again=again),
-        (folder / RECORD).open("a+b") as file,
-    ):
-        end = file.seek(0, 2)
-        file.seek(max(end - 1, 0))
+    with plain_os_errors(f"{key} {folder}", "name another", needed_for=RECORD, again=again):
+        append_line(folder / RECORD, {"batch": line["batch"], "time": round(time.time(), 3), **line})
+
+
+def append_line(file: Path, line: Mapping[str, Any]) -> None:
+    """Adds an object to a file of JSON lines, at once. Numbers that are not finite become "nan", "inf" and "-inf".
+
+    Raises OSError.
+    """
+    text = json.dumps(_finite(line), allow_nan=False).encode() + b"\n"
+    with file.open("a+b", buffering=0) as opened:
+        end = opened.seek(0, 2)
+        opened.seek(max(end - 1, 0))
         # A killed run's last line may have been cut off: it must not take this one with it.
-        begin = b"" if file.read(1) in (b"", b"\n") else b"\n"
-        file.write(begin + text)
+        begin = b"" if opened.read(1) in (b"", b"\n") else b"\n"
+        opened.write(begin + text)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value

@@ -19,7 +19,7 @@ def resume_command(arguments: Sequence[str]) -> str:
     autoresume=true. Has to be called before the launcher may have ended."""
     # What a launcher is to hand on unexpanded, or another rank's, is not known: this rank's arguments are.
     kept = [argument for argument in arguments if not argument.startswith("autoresume=")]
-    return shlex.join(map(redacted, [*_started_by(), *kept, "autoresume=true"]))
+    return shlex.join(map(redacted, [*started_by(), *kept, "autoresume=true"]))
 
 
 def replay_command(incident: Path) -> str:
@@ -28,7 +28,7 @@ def replay_command(incident: Path) -> str:
     return shlex.join(map(redacted, [*program, "scripts/replay_batch.py", str(incident)]))
 
 
-def _started_by() -> list[str]:
+def started_by() -> list[str]:
     """Launcher and script, or interpreter and script."""
     script = sys.argv[0]
     if "RANK" not in os.environ:

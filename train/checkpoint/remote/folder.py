@@ -15,7 +15,7 @@ from data.base.errors import ConfigError
 from data.base.sizes import format_bytes
 from data.stores.store import Store, StoreError
 from train.checkpoint.retention import KEEP, Retention
-from train.checkpoint.save_folder import INCIDENTS, PART, RECORD, named_batch, remove
+from train.checkpoint.save_folder import INCIDENTS, LOGS, PART, named_batch, remove
 from train.checkpoint.storage.files import verify_files
 from train.checkpoint.storage.manifest import MANIFEST, CorruptCheckpointError, read_manifest
 
@@ -151,7 +151,7 @@ class RemoteFolder:
         contents = self.look()
         for name in (*contents.committed, *contents.incomplete):
             self.remove(name, contents)
-        self.store.delete(name for name in contents.beside if name == RECORD or name.startswith(f"{INCIDENTS}/"))
+        self.store.delete(name for name in contents.beside if name in LOGS or name.startswith(f"{INCIDENTS}/"))
 
     def prune(self, retention: Retention, batch: int) -> list[str]:
         """Deletes what is superseded by the checkpoint of that batch, which is committed; returns the names."""

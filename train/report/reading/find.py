@@ -5,10 +5,8 @@ from pathlib import Path
 
 from data.base.errors import ConfigError, os_errors_named
 from data.base.paths import refuse_path
-from train.checkpoint.places import METRICS, resolve_folder
-from train.checkpoint.save_folder import RECORD
-
-REPORT = "report.html"
+from train.checkpoint.places import resolve_folder
+from train.checkpoint.save_folder import METRICS, RECORD
 
 
 @dataclass(frozen=True, kw_only=True)

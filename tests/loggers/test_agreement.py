@@ -1,0 +1,101 @@
+"""All loggers have the same names under the same steps, the resolved config, and one run after a resume."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow.tracking import MlflowClient
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from wandb.proto.wandb_internal_pb2 import Record
+from wandb.sdk.internal.datastore import DataStore
+
+from tests.helpers.ranks import run_ranks
+from tests.helpers.toy_run import write_toy_run
+from train.config.load import read_config
+from train.run.fit import fit
+
+Steps = dict[str, list[int]]
+"""Metric -> the steps that it was logged under."""
+
+
+def logged(path: str, folder: str) -> None:
+    os.environ |= {"WANDB_MODE": "offline", "WANDB_DIR": folder, "WANDB_SILENT": "true"}
+    board, runs = {"log_dir": f"{folder}/{{run_name}}"}, {"tracking_uri": f"{folder}/ml"}
+    loggers = {"tensorboard": board, "wandb": {}, "mlflow": runs}
+    overrides = [f"loggers={json.dumps(loggers)}", "save_interval=2ba", "eval_interval=2ba", "run_name=toy"]
+    fit(read_config(path, [*overrides, "max_duration=3ba"]))
+    fit(read_config(path, [*overrides, "max_duration=5ba", "autoresume=true", "optimizer.lr=1e-4"]))
+
+
+@pytest.mark.ranks
+@pytest.mark.timeout(200)
+def test_all_loggers_agree_and_continue_after_a_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_ranks(logged, 1, write_toy_run(tmp_path), str(tmp_path / "logs"))
+    expected = of_json_lines(tmp_path / "toy" / "metrics.jsonl")
+    assert expected["loss/train/total"] == [1, 2, 3, 4, 5]
+    assert expected["metrics/eval/LanguageCrossEntropy"] == [2, 3, 4, 5]
+
+    boards = [EventAccumulator(str(file)).Reload() for file in sorted((tmp_path / "logs" / "toy").iterdir())]
+    assert len(boards) == 2
+    assert merged(of_board(board) for board in boards) == expected
+    assert b"lr: 0.0001" in boards[1].Tensors("config/text_summary")[0].tensor_proto.string_val[0]
+
+    records = [list(wandb_records(file)) for file in sorted(tmp_path.glob("logs/wandb/offline-*/*.wandb"))]
+    assert merged(of_wandb(process) for process in records) == expected
+    assert len({record.run.run_id for process in records for record in process if record.HasField("run")}) == 1
+    assert [wandb_config(process)["optimizer"]["lr"] for process in records] == [3e-3, 1e-4]
+
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")  # to read it; a run sets it by itself
+    client = MlflowClient(str(tmp_path / "logs" / "ml"))
+    (run,) = client.search_runs(["0"])
+    history = {name: client.get_metric_history(run.info.run_id, name) for name in run.data.metrics}
+    assert {name: sorted(metric.step for metric in metrics) for name, metrics in history.items()} == expected
+    assert (run.info.status, run.data.params["optimizer.lr"]) == ("FINISHED", "0.003")
+    (artifact,) = tmp_path.glob("logs/ml/0/*/artifacts/config.yaml")
+    assert "lr: 0.0001" in artifact.read_text()
+
+
+def merged(several: Iterator[Steps]) -> Steps:
+    steps: Steps = {}
+    for each in several:
+        for name, found in each.items():
+            steps[name] = steps.get(name, []) + found
+    return steps
+
+
+def of_json_lines(file: Path) -> Steps:
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    return merged({name: [line["batch"]] for name in line["metrics"]} for line in lines)
+
+
+def of_board(board: EventAccumulator) -> Steps:
+    return {name: [event.step for event in board.Scalars(name)] for name in board.Tags()["scalars"]}
+
+
+def wandb_records(file: Path) -> Iterator[Record]:
+    store = DataStore()
+    store.open_for_scan(str(file))
+    while (data := store.scan_data()) is not None:
+        record = Record()
+        record.ParseFromString(data)
+        yield record
+
+
+def of_wandb(records: list[Record]) -> Steps:
+    def steps() -> Iterator[Steps]:
+        for record in records:
+            line = {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
+            yield {name: [line["batch"]] for name in line if name != "batch" and not name.startswith("_")}
+
+    return merged(steps())
+
+
+def wandb_config(records: list[Record]) -> dict[str, Any]:
+    return {
+        item.key or item.nested_key[0]: json.loads(item.value_json)
+        for record in records
+        for item in (*record.run.config.update, *record.config.update)
+    }

@@ -1,0 +1,45 @@
+"""Where a run's logs go: metrics.jsonl, record.jsonl and report.html.
+
+That is its log_folder; by default the save folder, so that they go with the checkpoints, and without one a folder of
+the run's name in runs/.
+"""
+
+from pathlib import Path
+
+from data.base.console import logger
+from data.base.errors import ConfigError, os_errors_named, plain_os_errors
+from train.checkpoint.save_folder import LOGS, check_writable, fill_in, local_folder
+from train.config.schema import TrainConfig
+
+DEFAULT = "runs/{run_name}"
+"""Of a run without a save_folder."""
+
+
+def log_folder_of(config: TrainConfig, run_name: str, *, check: bool) -> Path | None:
+    """The folder on this machine. check: whether this rank writes to it; where it cannot, a folder that the key names
+    raises ConfigError, and the default is None after a warning. Makes nothing."""
+    if config.log_folder is None and config.save_folder is not None:
+        return local_folder(config, run_name)  # which is checked with the checkpoints in it
+    folder = fill_in(config.log_folder or DEFAULT, run_name, "log_folder", "")
+    try:
+        if check:
+            check_writable(folder, "log_folder")
+    except ConfigError as error:
+        if config.log_folder is not None:
+            raise
+        logger.warning(f"{error}. The run continues without metrics.jsonl, record.jsonl and report.html")
+        return None
+    return folder
+
+
+def begin_log(folder: Path, save_folder: Path | None, *, resuming: bool) -> None:
+    """Makes the folder. Logs of an earlier run in it get names that end in .old, unless this run resumes it. For one
+    rank, after furnish_save_folder."""
+    with plain_os_errors(f"log_folder {folder}", "name another log_folder", again="start again"):
+        folder.mkdir(parents=True, exist_ok=True)
+        if resuming or folder == save_folder:
+            return
+        for name in LOGS:
+            if (folder / name).exists():
+                with os_errors_named(folder / name, "written"):
+                    (folder / name).replace(folder / f"{name}.old")

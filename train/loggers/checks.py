@@ -1,0 +1,33 @@
+"""What keeps a logger from starting, known before anything expensive. Imports no Composer."""
+
+import importlib.util
+import os
+
+from data.base.errors import ConfigError
+from train.config.callbacks import LoggersConfig
+
+
+def check_loggers(config: LoggersConfig) -> None:
+    """For the rank that logs. Raises ConfigError."""
+    if config.mlflow is not None and importlib.util.find_spec("mlflow") is None:
+        raise ConfigError(
+            "is given, but MLflow is not installed: pip install 'dropless[mlflow]', or mlflow-skinny",
+            key="loggers.mlflow",
+        )
+    if config.wandb is not None and not is_offline() and not _has_api_key():
+        raise ConfigError(
+            "is given, but wandb has no API key: run `wandb login`, set WANDB_API_KEY, or set "
+            "WANDB_MODE=offline to keep the log here",
+            key="loggers.wandb",
+        )
+
+
+def is_offline() -> bool:
+    """Whether wandb is to send nothing."""
+    return os.environ.get("WANDB_MODE") in ("offline", "disabled", "dryrun")
+
+
+def _has_api_key() -> bool:
+    import wandb
+
+    return wandb.api.api_key is not None

@@ -1,0 +1,117 @@
+"""An MLflow run, in a folder or on a server."""
+
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+from mlflow.entities import Metric, Param
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+
+from data.base.errors import ConfigError
+from data.base.redaction import is_address, without_secrets
+from train.config.redaction import masked_yaml
+from train.config.schema import TrainConfig
+from train.loggers.hyperparameters import flat
+from train.loggers.service import ServiceLogger
+
+_TAG = "dropless.run_id"
+_DEFAULT_FOLDER, _DEFAULT_EXPERIMENT = "mlruns", "Default"
+_SECONDS = 5.0
+"""Between two requests."""
+_MOST_METRICS, _MOST_PARAMETERS = 1000, 100
+"""Of a request, which MLflow's servers accept."""
+_MOST_WAITING = 1_000_000
+"""Metrics that wait for a server; older ones are given up."""
+_REFUSED = re.compile(r"[^\w\-. /:]")
+"""Characters that names in MLflow cannot have."""
+
+
+class MLflow(ServiceLogger):
+    """The same MLflow run after each resume; it is found by a tag with the run's id. A thread sends what was logged."""
+
+    key = "loggers.mlflow"
+
+    def __init__(self, config: TrainConfig, *, name: str, run_id: str) -> None:
+        """Raises ConfigError when MLflow refuses to start a run."""
+        super().__init__()
+        settings = config.loggers.mlflow
+        assert settings is not None
+        uri = settings.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or _DEFAULT_FOLDER
+        _allow_folders(uri)
+        self._waiting: list[Metric] = []
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="mlflow")
+        self._sending: Future[None] | None = None
+        self._sent_at = time.monotonic()
+        try:
+            self._client = MlflowClient(uri)
+            self._id = os.environ.get("MLFLOW_RUN_ID") or self._find_or_create(
+                settings.experiment_name or os.environ.get("MLFLOW_EXPERIMENT_NAME") or _DEFAULT_EXPERIMENT,
+                {key: without_secrets(value).text for key, value in settings.tags.items()} | {_TAG: run_id},
+                settings.run_name or name,
+            )
+            self._client.update_run(self._id, status="RUNNING")
+            self._log_config(config)
+        except (MlflowException, OSError) as error:
+            text = f"is given, but MLflow cannot start a run in {uri} ({error}): set tracking_uri, or leave it out"
+            raise ConfigError(text, key=self.key) from None
+
+    def send(self, batch: int, metrics: Mapping[str, float]) -> None:
+        now = round(time.time() * 1000)
+        self._waiting += [Metric(_REFUSED.sub("_", name), value, now, batch) for name, value in metrics.items()]
+        del self._waiting[:-_MOST_WAITING]
+        if time.monotonic() - self._sent_at >= _SECONDS and (self._sending is None or self._sending.done()):
+            self._begin_sending()
+
+    def send_table(self, batch: int, name: str, columns: list[str], rows: list[list[Any]]) -> None:
+        data = {column: [row[number] for row in rows] for number, column in enumerate(columns)}
+        self._client.log_text(self._id, json.dumps(data, ensure_ascii=False), f"{name}/batch-{batch}.json")
+
+    def end(self) -> None:
+        failed = sys.exc_info()[1] is not None
+        self._begin_sending()
+        self._thread.shutdown()
+        if self._sending is not None:
+            self._sending.result()
+        self._client.set_terminated(self._id, "FAILED" if failed else "FINISHED")
+
+    def _begin_sending(self) -> None:
+        """What could not be sent before is sent first."""
+        if self._sending is not None and (error := self._sending.exception()) is not None:
+            self.warn(error)
+        self._sent_at = time.monotonic()
+        self._sending = self._thread.submit(self._send_waiting)
+
+    def _send_waiting(self) -> None:
+        while chunk := self._waiting[:_MOST_METRICS]:
+            self._client.log_batch(self._id, metrics=chunk)
+            del self._waiting[: len(chunk)]
+
+    def _find_or_create(self, experiment: str, tags: dict[str, str], name: str) -> str:
+        found = self._client.get_experiment_by_name(experiment)
+        number = found.experiment_id if found is not None else self._client.create_experiment(experiment)
+        if tags[_TAG]:
+            for run in self._client.search_runs([number], f"tags.`{_TAG}` = '{tags[_TAG]}'"):
+                return run.info.run_id
+        return self._client.create_run(number, tags=tags, run_name=without_secrets(name).text).info.run_id
+
+    def _log_config(self, config: TrainConfig) -> None:
+        """As parameters, which never change: after a resume they are those of the first start, and config.yaml among
+        the artifacts is the newest."""
+        known = self._client.get_run(self._id).data.params
+        new = [(_REFUSED.sub("_", key), str(value)) for key, value in flat(config).items()]
+        new = [Param(key, value) for key, value in new if key not in known]
+        for start in range(0, len(new), _MOST_PARAMETERS):
+            self._client.log_batch(self._id, params=new[start : start + _MOST_PARAMETERS])
+        self._client.log_text(self._id, masked_yaml(config), "config.yaml")
+
+
+def _allow_folders(uri: str) -> None:
+    """MLflow 3.17 refuses folders, which need no server, unless this variable is set."""
+    if uri.startswith("file:") or not is_address(uri):
+        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")

@@ -1,0 +1,60 @@
+"""Base of loggers that send metrics to a service, which may fail while the run trains."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from composer.core import State
+from composer.loggers import Logger
+
+from data.base import console
+from data.base.redaction import redacted
+from train.loggers.step_logger import StepLogger
+
+
+class ServiceLogger(StepLogger):
+    """What the service refuses, or its library raises, is one warning: the run continues, and its metrics are in
+    metrics.jsonl."""
+
+    key: str
+    """Of the config, for the warning."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._failed = self._ended = False
+
+    def send(self, batch: int, metrics: Mapping[str, float]) -> None:
+        raise NotImplementedError
+
+    def send_table(self, batch: int, name: str, columns: list[str], rows: list[list[Any]]) -> None:
+        raise NotImplementedError
+
+    def end(self) -> None:
+        """Sends what is left."""
+        raise NotImplementedError
+
+    def write(self, state: State, metrics: Mapping[str, float]) -> None:
+        self._try(lambda: self.send(state.timestamp.batch.value, metrics))
+
+    def log_table(
+        self, columns: list[str], rows: list[list[Any]], name: str = "Table", step: int | None = None
+    ) -> None:
+        self._try(lambda: self.send_table(step or 0, name, columns, rows))
+
+    def close(self, state: State, logger: Logger) -> None:
+        super().close(state, logger)
+        if not self._ended:  # Composer may close it again at the interpreter's exit
+            self._ended = True
+            self._try(self.end)
+
+    def warn(self, error: BaseException) -> None:
+        """Once."""
+        if not self._failed:
+            self._failed = True
+            text = redacted(f"{type(error).__name__}: {error}")
+            console.logger.warning(f"{self.key}: not all is logged there ({text}); the run continues")
+
+    def _try(self, do: Callable[[], None]) -> None:
+        try:
+            do()
+        except Exception as error:  # whatever a network, or a library, comes up with
+            self.warn(error)

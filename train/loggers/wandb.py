@@ -1,0 +1,63 @@
+"""A Weights & Biases run."""
+
+import os
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import wandb
+
+from data.base.errors import ConfigError
+from data.base.redaction import without_secrets
+from train.config.redaction import masked
+from train.config.schema import TrainConfig
+from train.loggers.checks import is_offline
+from train.loggers.service import ServiceLogger
+
+
+class WandB(ServiceLogger):
+    """The same W&B run after each resume, with the batch as the axis of all charts.
+
+    wandb drops what is logged under a smaller step than before, which a resume from a checkpoint begins with. So its
+    own steps are left to it, and each line has its batch.
+    """
+
+    key = "loggers.wandb"
+
+    def __init__(self, config: TrainConfig, *, name: str, run_id: str) -> None:
+        """Raises ConfigError when wandb cannot start a run."""
+        super().__init__()
+        settings = config.loggers.wandb
+        assert settings is not None
+        try:
+            self._run = wandb.init(
+                project=_sent(settings.project),
+                entity=_sent(settings.entity),
+                group=_sent(settings.group),
+                name=_sent(settings.name or name),
+                tags=[without_secrets(tag).text for tag in settings.tags] or None,
+                id=os.environ.get("WANDB_RUN_ID") or run_id or None,
+                resume=None if is_offline() else "allow",
+            )
+        except wandb.Error as error:
+            text = f"is given, but wandb cannot start a run ({error}): set WANDB_MODE=offline to keep the log here"
+            raise ConfigError(text, key=self.key) from None
+        self._run.config.update(masked(config), allow_val_change=True)
+        self._run.define_metric("batch")
+        self._run.define_metric("*", step_metric="batch")
+
+    def send(self, batch: int, metrics: Mapping[str, float]) -> None:
+        self._run.log({**metrics, "batch": batch})
+
+    def send_table(self, batch: int, name: str, columns: list[str], rows: list[list[Any]]) -> None:
+        self._run.log({name: wandb.Table(columns=[*columns], data=[*rows]), "batch": batch})
+
+    def end(self) -> None:
+        # At the interpreter's exit after an error wandb has ended it already.
+        if wandb.run is self._run:
+            self._run.finish(exit_code=0 if sys.exc_info()[1] is None else 1)
+
+
+def _sent(value: str | None) -> str | None:
+    """As a run that is started with the saved config sends it."""
+    return None if value is None else without_secrets(value).text

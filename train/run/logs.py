@@ -1,0 +1,157 @@
+"""What a run logs besides its metrics: the lines of record.jsonl that it begins and ends with, above all."""
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from fnmatch import fnmatch
+from typing import Any
+
+import torch
+from composer import Trainer
+from composer.utils import dist
+
+from data.base.errors import DataError, is_full
+from data.base.redaction import redacted
+from data.base.versions import installed_versions, versions
+from data.loading.rows import Rows
+from train.callbacks.run_record import RunRecord
+from train.config.redaction import differing, masked
+from train.config.schema import TrainConfig
+from train.loggers.build import LoggedRun
+from train.models.shapes import adapter_shapes, count_parameters, parameter_shapes
+from train.planning.peak import memory_parts
+from train.run.inputs import Inputs
+from train.supervision.events import Events
+from train.supervision.exit_codes import ExitCode, RunStopped
+from train.supervision.surroundings import environment, git_state, start_command
+
+_OF_MANIFEST = (
+    *("form", "packing", "max_seq_len", "rows_in", "examples_in", "examples_kept", "examples_truncated"),
+    *("tokens_in", "tokens_truncated", "tokens_dropped", "padding", "dropped", "bad_rows", "preprocessing_fn"),
+)
+"""Of a folder's manifest.json: what became of the input."""
+_MOST_PATHS = 20
+"""Of a stream's input files, those that are listed."""
+_LONGEST_MESSAGE = 2000
+"""Characters."""
+
+
+def logged_run(inputs: Inputs) -> LoggedRun:
+    """What loggers know of it besides its config."""
+    return LoggedRun(name=inputs.run_name, id=inputs.run_id, folder=inputs.log_folder, first_batch=inputs.first_batch)
+
+
+def run_record(config: TrainConfig, inputs: Inputs) -> RunRecord:
+    """The callback that adds to record.jsonl what follows from the steps."""
+    interval = inputs.data.clock.batches(config.save_interval) if inputs.folder is not None else None
+    return RunRecord(inputs.record, inputs.data.plan, interval, inputs.max_batches)
+
+
+@contextmanager
+def recorded(events: Events, start: Mapping[str, Any], trainer: Trainer) -> Iterator[None]:
+    """Adds the line of the start, and at the end that of the end. start: of start_line."""
+
+    def note_end(outcome: str, message: str) -> None:
+        events.note(trainer.state.timestamp.batch.value, event="end", message=message, outcome=outcome)
+
+    events.note(trainer.state.timestamp.batch.value, **start)
+    try:
+        yield
+    except RunStopped as stop:
+        note_end("failed" if stop.code == ExitCode.UNSTABLE else "stopped", str(stop))
+        raise
+    except BaseException as error:
+        note_end("failed", redacted(f"{type(error).__name__}: {error}")[:_LONGEST_MESSAGE])
+        raise
+    note_end("finished", f"finished at batch {trainer.state.timestamp.batch.value}")
+
+
+def start_line(config: TrainConfig, inputs: Inputs, device: str, precision: str) -> dict[str, Any]:
+    """On rank 0: as docs/metrics.md has it, without batch and time; empty on others. device: cpu or gpu."""
+    if dist.get_global_rank() != 0:
+        return {}
+    gpu = device == "gpu"
+    start = inputs.start.path if inputs.start is not None and inputs.resuming else None
+    what = f"resumes from {start}" if start is not None else "starts"
+    return {
+        "event": "start",
+        "message": f"{inputs.run_name} {what} at batch {inputs.first_batch} of {inputs.max_batches}",
+        "run_id": inputs.run_id,
+        "run_name": inputs.run_name,
+        "resumed_from": str(start) if start is not None else None,
+        "world_size": dist.get_world_size(),
+        "nodes": math.ceil(dist.get_world_size() / dist.get_local_world_size()),
+        "device": torch.cuda.get_device_name() if gpu else "CPU",
+        "precision": precision,
+        "command": start_command(),
+        "max_batches": inputs.max_batches,
+        "tokens_per_batch": inputs.data.clock.tokens_per_batch,
+        "parameters": _parameters(config),
+        "config": masked(config),
+        "defaults_differ": differing(config),
+        "versions": {**installed_versions(["dropless"]), **versions()},
+        "git": git_state(),
+        "environment": environment(),
+        "data": _data(inputs),
+        "stages": [
+            {"name": name, "first": first, "end": end} for name, first, end in inputs.data.plan.stages() if name
+        ],
+        "planned_memory_bytes": round(memory_parts(config, dist.get_world_size(), gpu=gpu).total),
+    }
+
+
+@contextmanager
+def full_disk_named(config: TrainConfig, inputs: Inputs) -> Iterator[None]:
+    """DataError for what loggers cannot write; checkpoints have their own (callbacks/checkpoint_saver.py)."""
+    try:
+        yield
+    except OSError as error:
+        if not is_full(error):
+            raise
+        file, board = config.loggers.file, config.loggers.tensorboard
+        places = {
+            "save_folder": inputs.folder,
+            "log_folder": inputs.log_folder if inputs.log_folder != inputs.folder else None,
+            "loggers.file.filename": file.filename if file is not None else None,
+            "loggers.tensorboard.log_dir": board.log_dir if board is not None else None,
+        }
+        named = ", ".join(f"{key} {place}" for key, place in places.items() if place is not None)
+        raise DataError(
+            f"no space is left where the run writes ({named}): free some and start again with autoresume=true"
+        ) from None
+
+
+def _parameters(config: TrainConfig) -> dict[str, int]:
+    total, active = count_parameters(config.model)
+    shapes = parameter_shapes(config.model) if config.lora is None else adapter_shapes(config.model, config.lora)
+    frozen = config.optimizer.freeze
+    trained = sum(
+        math.prod(shape) for name, shape in shapes.items() if not any(fnmatch(name, pattern) for pattern in frozen)
+    )
+    return {"total": total, "active": active, "trained": trained}
+
+
+def _data(inputs: Inputs) -> dict[str, dict[str, Any]]:
+    loaders: Mapping[str, Mapping[str, Rows] | None] = {
+        "train_loader": inputs.data.streams,
+        "eval_loader": inputs.eval_streams,
+    }
+    return {key: {name: _rows(rows) for name, rows in streams.items()} for key, streams in loaders.items() if streams}
+
+
+def _rows(rows: Rows) -> dict[str, Any]:
+    """Of one stream. What its manifest does not know is left out."""
+    manifest = rows.mds.manifest or {}
+    inputs = manifest.get("inputs")
+    paths = [each["path"] for each in inputs if "path" in each] if isinstance(inputs, list) else []
+    facts = {
+        "rows": rows.n_rows,
+        "tokens": rows.tokens,
+        "documents": manifest.get("examples_kept"),
+        "trained_tokens": rows.trained_tokens,
+        "fingerprint": rows.fingerprint,
+        "source": paths[:_MOST_PATHS] or [rows.mds.name],
+        "files": len(paths) or None,
+        **{key: manifest[key] for key in _OF_MANIFEST if key in manifest},
+    }
+    return masked({key: value for key, value in facts.items() if value is not None})
