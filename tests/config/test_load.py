@@ -1,6 +1,6 @@
-from pathlib import Path
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from random import Random
 
 import pytest
