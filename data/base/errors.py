@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Any
 
 from data.base.redaction import redacted
@@ -198,7 +199,18 @@ def reason(error: OSError) -> str:
 
 def cannot_be(done: str, subject: object, error: OSError) -> str:
     """`SUBJECT cannot be read: No such file or directory`; `done` is read or written."""
-    return f"{subject} cannot be {done}: {reason(error)}"
+    missing = error.filename if isinstance(error, FileNotFoundError) else None
+    return f"{subject} cannot be {done}: {reason(error)}{from_here(missing) if missing else ''}"
+
+
+def from_here(path: str | Path) -> str:
+    """What a relative path is relative to, to stand after it in an error; empty for an absolute one."""
+    if Path(path).is_absolute() or str(path).startswith("~"):
+        return ""
+    try:
+        return f" (relative to the working directory, {Path.cwd()})"
+    except OSError:
+        return " (relative to the working directory, which is gone)"
 
 
 @contextmanager

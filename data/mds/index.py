@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from data.base.console import notice
-from data.base.errors import ConfigError, DataError, setting
+from data.base.errors import ConfigError, DataError, from_here, setting
 from data.base.paths import path_defect
 from data.base.problems import listed
 from data.base.redaction import redacted
@@ -50,7 +50,7 @@ def need_index(folder: Path, key: str, value: str, split: str | None) -> None:
     splits = [path.parent.name for path in sorted(base.glob(f"*/{INDEX}"))]
     where = f"split {split!r} has" if split else "it has"
     if not base.is_dir() and not folder.is_dir():
-        raise ConfigError(f"is {value!r}, but there is no such folder", key=key)
+        raise ConfigError(f"is {value!r}, but there is no such folder{from_here(value)}", key=key)
     hint = f"{setting('split')} is one of {', '.join(splits)}" if splits else f"is {str(folder)!r} the right folder?"
     raise ConfigError(f"is {value!r}, but {where} no {INDEX}: {hint}", key=key)
 

@@ -163,10 +163,30 @@ def resumed(saved: DataState, resolver: StageResolver) -> tuple[Timeline, str | 
     fresh = resolver.next_segment(saved.rows, counts, before)
     if _same_future(fresh, before, batch):
         # The stages may be written differently: later starts are held to the new ones.
-        return Timeline((*past.segments[:-1], replace(before, stages=fresh.stages))), None
+        return Timeline((*past.segments[:-1], replace(before, stages=fresh.stages))), _other_start(saved, fresh)
+    current = saved.n_stages_done if saved.in_a_stage else None
     made = time.strftime("%Y-%m-%d %H:%M:%S %z")
-    note = f"the plan of the data changes at batch {batch}: {_difference(fresh, before)} ({made})"
+    note = f"the plan of the data changes at batch {batch}: {_difference(fresh, before, current)} ({made})"
     return Timeline((*past.segments, replace(fresh, made=made))), note
+
+
+def _other_start(saved: DataState, fresh: Segment) -> str | None:
+    """What to say where only the start of the ramp that the run is in is written differently: it is over."""
+    number, stages = saved.n_stages_done, saved.segments[-1].stages
+    if not saved.in_a_stage or _start(stages[number]) == _start(fresh.stages[number]):
+        return None
+    return (
+        f"stage {stages[number]['name']}: the run is in this ramp, which continues from where it is; its start was "
+        f"{_describe(stages[number])}, and is written differently now: {_describe(fresh.stages[number])}"
+    )
+
+
+def _start(stage: Mapping[str, Any]) -> tuple[dict[str, float], float]:
+    """The shares and the scale of the learning rate with which a stage begins."""
+    mix = stage["proportions"].get("from", stage["proportions"])
+    scale, total = stage["lr_scale"], sum(mix.values())
+    shares = {name: round(share / total, 12) for name, share in mix.items() if share}
+    return shares, scale.get("from", 1.0) if isinstance(scale, Mapping) else scale
 
 
 def _same_future(new: Segment, old: Segment, batch: int) -> bool:
@@ -186,7 +206,8 @@ def _same_piece(a: Piece, b: Piece) -> bool:
     return all(np.allclose(x, y, rtol=0, atol=1e-12) for x, y in ((ends_a, ends_b), (rates_a, rates_b)))
 
 
-def _difference(new: Segment, old: Segment) -> str:
+def _difference(new: Segment, old: Segment, current: int | None) -> str:
+    """current: the number of the stage that the run is in."""
     changes = []
     if new.global_batch_size != old.global_batch_size:
         changes.append(f"global_train_batch_size {old.global_batch_size} -> {new.global_batch_size}")
@@ -195,8 +216,9 @@ def _difference(new: Segment, old: Segment) -> str:
         b = new.stages[number] if number < len(new.stages) else None
         ends = [s.ends[number] if number < len(s.ends) else None for s in (old, new)]
         if a != b or ends[0] != ends[1]:
+            where = ", which the run is in" if number == current else ""
             changes.append(
-                f"stage {(b or a or {})['name']}: {_describe(a)} to batch {ends[0]} -> "
+                f"stage {(b or a or {})['name']}{where}: {_describe(a)} to batch {ends[0]} -> "
                 f"{_describe(b)} to batch {ends[1]}"
             )
     in_rows = {piece.stage for piece in old.rest(new.first_batch) if piece.is_of_version_2()}

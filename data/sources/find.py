@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.base.errors import ConfigError, reason, setting
+from data.base.errors import ConfigError, from_here, reason, setting
 from data.base.problems import listed
 from data.config.dataset import DatasetConfig
 from data.config.splits import SplitPart, parse_split
@@ -92,7 +92,7 @@ def _split(config: DatasetConfig, name: str, split: str) -> list[Path]:
         if path.is_dir():
             return _of_kwargs(config, path, DATA_SUFFIXES, split)
         if not path.is_file():
-            raise ConfigError(f"is {name!r}, but there is no such file or folder", key="hf_name")
+            raise ConfigError(f"is {name!r}, but there is no such file or folder{from_here(path)}", key="hf_name")
     _refuse_files(config, "is one already")
     format_of(path)
     _check_split("hf_name", split)
@@ -177,7 +177,7 @@ def _why_nothing(key: str, path: Path) -> str:
     if path.is_symlink():
         return f"it is a link to {str(path.readlink())!r}, which is not there"
     bracket = " ([ and ] stand for one of the characters in them: write [[] for a bracket)" if "[" in path.name else ""
-    return f"there is no such file{bracket}"
+    return f"there is no such file{bracket or from_here(path)}"
 
 
 def _others_below(folder: Path) -> str:
@@ -195,7 +195,8 @@ def _of_kwargs(config: DatasetConfig, base: Path, suffixes: tuple[str, ...], spl
     key = "hf_kwargs.data_dir" if kwargs.data_dir is not None else "hf_name"
     folder = base / _expanded(key, kwargs.data_dir) if kwargs.data_dir is not None else base
     if kwargs.data_dir is not None and not folder.is_dir():
-        defect = f"is a file: name it in {setting('hf_kwargs.data_files')}" if folder.exists() else "is not there"
+        in_files = f"is a file: name it in {setting('hf_kwargs.data_files')}"
+        defect = in_files if folder.exists() else f"is not there{from_here(folder)}"
         raise ConfigError(f"is {str(folder)!r}, but this folder {defect}", key="hf_kwargs.data_dir")
     if kwargs.data_files is not None:
         return _data_files(config, folder, split)

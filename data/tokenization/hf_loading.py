@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from data.base.errors import ConfigError
+from data.base.errors import ConfigError, from_here
 from data.base.redaction import redacted
 from data.hub.repository_files import CHECKED, check_json_files, refuse_links
 
@@ -20,7 +20,7 @@ def load_hf(name: str) -> Any:
     path = Path(name).expanduser()
     looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1
     if looks_local and not path.is_dir():
-        raise ConfigError(f"is {name!r}, but there is no such folder", key="tokenizer.name")
+        raise ConfigError(f"is {name!r}, but there is no such folder{from_here(name)}", key="tokenizer.name")
     offline = None if path.is_dir() else why_offline()
     try:
         if path.is_dir():

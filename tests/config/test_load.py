@@ -1,11 +1,12 @@
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from random import Random
 
 import pytest
 import yaml
 
-from data.base.errors import ConfigError
+from data.base.errors import ConfigError, os_errors_named
 from data.config.sections import Section, Unavailable
 from data.config.suggest import known_paths
 from tests.helpers.small_config import LEAST, load, placed_refusal, refusal
@@ -567,3 +568,14 @@ def test_text_with_an_escaped_reference_is_written_and_read_back(tmp_path):
 def test_a_default_cannot_be_referred_to(tmp_path):
     said = refusal(tmp_path, "device_eval_batch_size=${device_train_microbatch_size}")
     assert said.endswith("but there is no key 'device_train_microbatch_size', only its default: write it")
+
+
+def test_a_missing_relative_path_says_what_it_is_relative_to(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for path, expected in (("a.yaml", f" (relative to the working directory, {tmp_path})"), ("/no/a.yaml", "")):
+        with pytest.raises(ConfigError) as error:
+            read_config(path)
+        assert str(error.value) == f"{path} does not exist{expected}"
+        with pytest.raises(ConfigError) as error, os_errors_named("it"):
+            Path(path).read_text()
+        assert str(error.value) == f"it cannot be read: No such file or directory{expected}"

@@ -231,7 +231,7 @@ def test_a_longer_run_freezes_the_stages_that_are_done():
     assert plan.stages()[0] == ("one", 0, 40)
     plan.resume(short.state(30 * 8))
     assert plan.stages() == [("one", 0, 20), ("two", 20, 80)]
-    assert plan.notes[-1].startswith("the plan of the data changes at batch 30: stage two: ")
+    assert plan.notes[-1].startswith("the plan of the data changes at batch 30: stage two, which the run is in: ")
     plan = make(loader(stages), shapes(), 100)
     plan.resume(short.state(10 * 8))
     assert plan.stages()[0] == ("one", 0, 40)
@@ -266,6 +266,27 @@ def test_a_stage_that_is_added_after_the_last_begins_where_the_run_is():
     again = make(loader(TWO), shapes())
     again.resume(plan.state(55 * 8))
     assert sequence(again, 55, 80) == sequence(plan, 55, 80)
+
+
+@pytest.mark.parametrize(
+    ("change", "note"),
+    [
+        (
+            {"mix": {"a": 0.5, "b": 0.5}},
+            "stage r: the run is in this ramp, which continues from where it is",
+        ),
+        ({"lr_scale": {"from": 0.1, "to": 2.0}}, "stage r: the run is in this ramp, which continues from where it is"),
+        ({"mix": {"a": 3.0}}, None),  # the same shares
+        ({"to": {"c": 1.0}}, "the plan of the data changes at batch 25: stage r, which the run is in: "),
+        ({"duration": "20ba"}, "the plan of the data changes at batch 25: stage r, which the run is in: "),
+    ],
+)
+def test_no_change_of_the_stage_that_the_run_is_in_is_silent(change, note):
+    was = {"name": "r", "duration": "50ba", "mix": {"a": 1.0}, "to": {"b": 1.0}, "lr_scale": {"from": 1.0, "to": 2.0}}
+    plan = make(loader([stage(**was | change)]), shapes(), 50)
+    plan.resume(make(loader([stage(**was)]), shapes(), 50).state(25 * 8))
+    said = [line for line in plan.notes if line.startswith(("stage", "the plan"))]
+    assert [line.startswith(note or "") for line in said] == ([] if note is None else [True])
 
 
 def test_the_start_of_a_ramp_to_come_may_change():

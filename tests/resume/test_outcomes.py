@@ -108,6 +108,7 @@ def test_a_stream_may_come_but_not_go(tmp_path: Path) -> None:
     assert found.startswith("refused: its rows are part of the run's past")
 
 
+IN_STAGE = "the run is in this stage, which began as it was"
 STAGE = "{{name: {}, duration: 5ba, proportions: {{web: 1}}}}"
 
 
@@ -125,11 +126,29 @@ def test_a_stage_that_is_done_cannot_change(tmp_path: Path) -> None:
     was = ["max_duration=20ba", f"train_loader.stages=[{', '.join(map(STAGE.format, 'abc'))}]"]
     keys = [f"train_loader.stages.{number}" for number in range(3)]
     now = [*was, *(f"{key}.{change}" for key in keys for change in (f"name=x{key[-1]}", "lr_scale=2"))]
-    done, becomes = ["refused: the stage is done"] * 2, ["refused: the run is in this stage", "applied: from here on"]
+    done, becomes = (
+        ["refused: the stage is done"] * 2,
+        ["refused: the run is in this stage", "applied: from batch 7 on; " + IN_STAGE],
+    )
     assert [*outcomes(tmp_path, was, now, state=state(7, (5, 10, 15))).values()] == [*done, *becomes, *["applied"] * 2]
     assert [*outcomes(tmp_path, was, now, state=state(10, (5, 10, 15))).values()] == [*done, *done, *["applied"] * 2]
     bigger = outcomes(tmp_path, was, [*was, "global_train_batch_size=16"], state=state(10, (5, 10, 15)))
     assert bigger == {"global_train_batch_size": "applied: a stage ends here"}
+
+
+def test_the_stage_that_the_run_is_in_changes_from_there_on(tmp_path: Path) -> None:
+    def ramp(start: str, end: str) -> list[str]:
+        stage = f"{{name: a, duration: 9ba, proportions: {{from: {start}, to: {end}}}, lr_scale: {{from: 1, to: 2}}}}"
+        return ["max_duration=20ba", f"train_loader.stages=[{stage}]"]
+
+    was, key = ramp("{web: 1}", "{code: 1}"), "train_loader.stages[0]"
+    now = [*ramp("{web: 2}", "{code: 3}"), "train_loader.stages.0.lr_scale.from=0.5"]
+    passed = "ignored: the run is in this ramp, which continues from where it is"
+    assert outcomes(tmp_path, was, now, state=state(3, (9,))) == {
+        f"{key}.proportions.from.web": passed,
+        f"{key}.proportions.to.code": f"applied: from batch 3 on; {IN_STAGE}",
+        f"{key}.lr_scale.from": passed,
+    }
 
 
 def test_what_is_of_the_start_alone_is_ignored_on_a_resume(tmp_path: Path) -> None:

@@ -155,7 +155,10 @@ def test_local_rank_above_0_waits_and_then_tells_what_it_alone_has_met(monkeypat
     monkeypatch.setenv("RANK", "9")
     assert main(["nope.yaml"]) == 2
     assert waited == [error_report._GRACE_SECONDS]
-    assert capsys.readouterr().err == "error: rank 9: nope.yaml does not exist\n"
+    assert (
+        capsys.readouterr().err
+        == f"error: rank 9: nope.yaml does not exist (relative to the working directory, {Path.cwd()})\n"
+    )
 
 
 @pytest.mark.subprocess

@@ -21,6 +21,7 @@ from tests.helpers.toy_curriculum import STAGES, write_curriculum
 from train.checkpoint.save_folder import checkpoints
 from train.config.load import read_config
 from train.run.fit import fit
+from train.run.inputs import describe, open_inputs
 from train.weights.start import find_start
 
 pytestmark = pytest.mark.ranks
@@ -164,6 +165,10 @@ def test_a_changed_lr_scale_counts_from_the_first_batch_after_a_resume(tmp_path:
     constant = ["run_name=scaled", "scheduler.name=constant_with_warmup", "scheduler.t_warmup=0ba"]
     go(path, 1, *constant, kill_after=4)
     changed = [*constant, "max_duration=10ba", "train_loader.stages.0.lr_scale=0.25"]
+    config = read_config(path, changed)
+    printed = " ".join("\n".join(describe(open_inputs(config), config)).split())
+    assert "stages[0].lr_scale was 1.0, now 0.25 applied: from batch 2 on; the run is in this stage, which" in printed
+    assert "the plan of the data changes at batch 2: stage broad, which the run is in: " in printed
     (logged,) = run_ranks(logged_metrics, 1, path, changed)
     assert list(logged) == list(range(2, 10))
     assert [metrics["lr-factor"] for metrics in logged.values()] == pytest.approx([0.25] * 3 + [1.0] * 4 + [0.5])

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data.base.console import logger
-from data.base.errors import ConfigError, cannot_be
+from data.base.errors import ConfigError, cannot_be, from_here
 from data.base.locks import exclusive_unless
 from data.base.sizes import format_bytes
 from data.hub.repository_files import check_saved_tokenizer
@@ -127,7 +127,8 @@ def find_checkpoint(path: Path) -> Path:
 
 def _describe(path: Path) -> str:
     if not path.exists():
-        return f"a link to {path.readlink()}, which is not there" if path.is_symlink() else "nothing is there"
+        nothing = f"nothing is there{from_here(path)}"
+        return f"a link to {path.readlink()}, which is not there" if path.is_symlink() else nothing
     if path.is_file():
         return "a file; resume the run from it, whose next checkpoint is a folder"
     names = sorted(entry.name for entry in path.iterdir())

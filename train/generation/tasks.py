@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from data.base.errors import ConfigError
+from data.base.errors import ConfigError, from_here
 from data.hub.reach import why_offline
 from data.tokenization.templates.limits import TemplateLimits
 from train.generation.huggingface_compat import offline
@@ -122,7 +122,7 @@ def _is_path(task: str) -> bool:
     if not ("/" in task or task.endswith((".yaml", ".yml"))):
         return False
     if not Path(task).exists():
-        raise ConfigError(f"--tasks has {task!r}, but there is no such file or folder")
+        raise ConfigError(f"--tasks has {task!r}, but there is no such file or folder{from_here(task)}")
     return True
 
 

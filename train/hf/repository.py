@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from data.base.errors import ConfigError, cannot_be
+from data.base.errors import ConfigError, cannot_be, from_here
 from data.base.paths import refuse_path
 from data.hub.client import REQUEST_SECONDS, first_line, quiet
 from data.hub.reach import why_offline
@@ -84,7 +84,9 @@ def find_folder(name: str) -> Path | None:
         raise ConfigError(f"{subject}, a file: name the folder that holds config.json and safetensors files", key=KEY)
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
         raise ConfigError(
-            f"{subject}, but there is no such folder, and a name on the hub looks like databricks/dbrx-base", key=KEY
+            f"{subject}, but there is no such folder{from_here(name)}, and a name on the hub looks like "
+            "databricks/dbrx-base",
+            key=KEY,
         )
     return None
 

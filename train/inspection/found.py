@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.base.errors import ConfigError, cannot_be
+from data.base.errors import ConfigError, cannot_be, from_here
 from train.checkpoint.places import resolve_save_folder
 from train.checkpoint.save_folder import PART, batch_of, checkpoints, damaged, is_complete, leftovers
 from train.checkpoint.storage.manifest import METADATA, STATE
@@ -55,7 +55,8 @@ def find_save_folder(path: Path) -> Found:
             if found.checkpoints or found.leftovers:
                 return found
         if not path.exists():
-            there = f"is a link to {path.readlink()}, which is not there" if path.is_symlink() else "does not exist"
+            missing = f"does not exist{from_here(path)}"
+            there = f"is a link to {path.readlink()}, which is not there" if path.is_symlink() else missing
             raise ConfigError(f"{path} {there}")
         raise ConfigError(f"{path} is not a folder with checkpoints (such as ep0-ba100), but {_describe(path)}")
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from data.config.loader import StageConfig
 from data.config.sections import is_within
 from data.mixing.resume import DataState
 from train.config.schema import TrainConfig
@@ -140,7 +141,20 @@ def _stage(case: Case) -> Outcome:
     is_current = number == case.state.n_stages_done and case.state.in_a_stage
     if is_current and (case.difference.pattern.endswith(".name") or case.difference.now is ABSENT):
         return Outcome("refused", "the run is in this stage")
-    return Outcome("applied", "from here on") if is_current else APPLIED
+    if not is_current:
+        return APPLIED
+    if _begins_a_ramp(case, case.now.train_loader.stages[number]):
+        return Outcome("ignored", "the run is in this ramp, which continues from where it is")
+    return Outcome("applied", f"from batch {case.state.batch:,} on; the run is in this stage, which began as it was")
+
+
+def _begins_a_ramp(case: Case, stage: StageConfig) -> bool:
+    """Whether the key is the start of one of the stage's ramps."""
+    (mix, last_mix), (scale, last_scale) = stage.mixes(), stage.lr_scales()
+    below = case.difference.key.partition("].")[2]
+    return (mix != last_mix and is_within(below, ["proportions.from"])) or (
+        scale != last_scale and is_within(below, ["lr_scale.from"])
+    )
 
 
 def _batch_size(case: Case) -> Outcome:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.base.errors import ConfigError
+from data.base.errors import ConfigError, from_here
 from train.checkpoint.load import Checkpoint, open_checkpoint
 from train.checkpoint.places import resolve_save_folder
 from train.checkpoint.reader import CheckpointReader
@@ -169,7 +169,7 @@ def check_start(path: Path, config: TrainConfig, key: str, *, whole_state: bool)
     """
     subject = f"is {str(path)!r}" if key == "load_path" else f"is true, and the newest checkpoint is {str(path)!r}"
     if not path.exists():
-        raise ConfigError(f"{subject}, but there is no such file or folder", key=key)
+        raise ConfigError(f"{subject}, but there is no such file or folder{from_here(path)}", key=key)
     if not is_complete(path):
         inside = checkpoints(resolve_save_folder(path))
         hint = f": write {key}={inside[-1]}, the newest one there" if inside else ""

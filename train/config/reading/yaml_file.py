@@ -11,7 +11,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from data.base.errors import ConfigError, ConfigErrors, Problems, cannot_be
+from data.base.errors import ConfigError, ConfigErrors, Problems, cannot_be, from_here
 from data.base.paths import refuse_path, shown
 from data.config.sections import is_within, join
 from data.config.suggest import show
@@ -99,7 +99,7 @@ def _read_yaml(path: str) -> dict[str, Any]:
     refuse_path("the config", path)
     file = Path(path)
     if not file.is_file():
-        what = "is a folder, not a YAML file" if file.is_dir() else "does not exist"
+        what = "is a folder, not a YAML file" if file.is_dir() else f"does not exist{from_here(file)}"
         raise ConfigError(f"{path} {what}{_yamls_beside(file)}")
     try:
         text = file.read_text(encoding="utf-8")
@@ -115,7 +115,7 @@ def _read_yaml(path: str) -> dict[str, Any]:
     except UnicodeDecodeError:
         raise ConfigError(f"{path} is not YAML: it is not UTF-8 text") from None
     except OSError as error:
-        raise ConfigError(cannot_be("read", path, error)) from None
+        raise ConfigError(cannot_be("read", file, error)) from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}{_yaml_problem(error)}") from None
     except OmegaConfBaseException as error:
