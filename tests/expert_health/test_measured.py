@@ -3,6 +3,7 @@
 import math
 from collections import defaultdict
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -46,9 +47,9 @@ class Obvious(Callback):
         self.logits: dict[int, list[Tensor]] = defaultdict(list)
         routers = [module for module in model.modules() if isinstance(module, Router)]
         for layer, router in enumerate(routers):
-            router.register_forward_hook(lambda module, args, out, layer=layer: self.note(module, layer, out))
+            router.register_forward_hook(partial(self.note, layer))
 
-    def note(self, router: nn.Module, layer: int, routing: Routing) -> None:
+    def note(self, layer: int, router: nn.Module, args: Any, routing: Routing) -> None:
         if router.training:
             self.logits[layer].append(routing.logits_TE.detach())
 

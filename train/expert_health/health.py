@@ -54,21 +54,17 @@ class ExpertHealth:
 
     def report(self, batch: int, logger: Logger, sums: RoutingSums) -> None:
         """The events of a step. batch: those before it."""
-        dead, alive = self._dead.update(sums.counts_LE == 0)
-        overloaded, relieved = self._overloaded.update(self._has_too_many(sums))
-        steps, most = self._config.dead_steps, f"{self._config.max_share:.4g} of the layer's tokens"
-        for kind, text, places in (
-            ("expert_dead", f"no tokens in {steps} consecutive steps for", dead),
-            ("expert_dead_end", "tokens again for", alive),
-            (
-                "expert_collapse",
-                f"more than {most} in {self._config.max_share_steps} consecutive steps for",
-                overloaded,
-            ),
-            ("expert_collapse_end", f"no longer more than {most} for", relieved),
+        config, dead_LE, too_many_LE = self._config, sums.counts_LE == 0, self._has_too_many(sums)
+        share = f"more than {config.max_share:.4g} of the layer's tokens"
+        no_tokens = f"no tokens in {config.dead_steps} consecutive steps"
+        too_many = f"{share} in {config.max_share_steps} consecutive steps"
+        for kind, streaks, holds_LE, message, end_message in (
+            ("expert_dead", self._dead, dead_LE, no_tokens, "tokens again"),
+            ("expert_collapse", self._overloaded, too_many_LE, too_many, f"no longer {share}"),
         ):
-            if places:
-                self._report(kind, batch, f"batch {batch}: {text} {named(places)}", places, logger)
+            begun, ended = streaks.update(holds_LE)
+            self._report(kind, batch, message, begun, logger)
+            self._report(f"{kind}_end", batch, end_message, ended, logger)
 
     def _has_too_many(self, sums: RoutingSums) -> np.ndarray:
         n_experts = sums.counts_LE.shape[1]
@@ -76,8 +72,10 @@ class ExpertHealth:
         means_something = n_experts >= 2 * sums.top_k
         return (sums.counts_LE > self._config.max_share * sums.tokens_L[:, None]) & means_something
 
-    def _report(self, kind: str, batch: int, text: str, places: list[Place], logger: Logger) -> None:
-        self._events.report(kind, batch, text, logger=logger, experts=len(places), places=places[:_MOST_PLACES])
+    def _report(self, kind: str, batch: int, what: str, places: list[Place], logger: Logger) -> None:
+        if places:
+            text, first = f"batch {batch}: {what} for {named(places)}", places[:_MOST_PLACES]
+            self._events.report(kind, batch, text, logger=logger, experts=len(places), places=first)
 
     def state_dict(self) -> dict[str, Any]:
         return {
