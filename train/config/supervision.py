@@ -1,4 +1,4 @@
-"""What a run watches in itself: spikes of the loss, its experts, how long each part of it may take; profiles of steps."""
+"""What a run watches in itself: spikes of the loss, experts, deadlines of its parts, and profiles of its steps."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
