@@ -219,7 +219,7 @@ def test_the_picture_has_a_step_where_a_stage_begins_with_another_mix_and_a_slop
     stages = [
         stage("even", "40ba", {"a": 0.5, "b": 0.5}),
         stage("ramp", "40ba", {"b": 1.0}, {"c": 1.0}),
-        dataclasses.replace(stage("rest", "20ba", {"c": 1.0}), lr_scale={"from": 1.0, "to": 0.5}),
+        stage("rest", "20ba", {"c": 1.0}, lr_scale={"from": 1.0, "to": 0.5}),
     ]
     plan = make(loader(stages), counted(), 100)
     drawn = curves(cast(RunData, SimpleNamespace(plan=plan, clock=plan._resolver.clock)))
