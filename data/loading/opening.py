@@ -8,6 +8,7 @@ from typing import Any
 from data.base.errors import ConfigError, DataError, under
 from data.base.problems import listed
 from data.config.dataset import DatasetConfig
+from data.examples.forms import Text
 from data.loading.rows import Rows
 from data.mds.folder import MdsFolder
 from data.mds.row import COLUMNS, ROW_FORMS, decoder
@@ -69,6 +70,7 @@ def _open_prepared(folder: Path, tokenizer: Tokenizer) -> Rows:
         vocab_size=tokenizer.vocab_size,
         mds=mds,
         decode=decoder(tuple(COLUMNS), tokenizer.eos_token_id),
+        end_of_text=tokenizer.eos_token_id if manifest["form"] == Text.form else None,
     )
 
 
@@ -95,6 +97,7 @@ def _open_in_place(mds: MdsFolder, config: DatasetConfig, tokenizer: Tokenizer) 
         vocab_size=tokenizer.vocab_size,
         mds=mds,
         decode=decoder(form, tokenizer.eos_token_id),
+        end_of_text=tokenizer.eos_token_id if form == ("tokens",) or manifest.get("form") == Text.form else None,
     )
     rows.read(0)
     return rows

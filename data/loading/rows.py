@@ -28,6 +28,9 @@ class Rows:
     mds: MdsFolder = field(repr=False)
     decode: Callable[[Mapping[str, Any]], Row] = field(repr=False)
     """Makes the row of a sample; raises ValueError."""
+    end_of_text: int | None = None
+    """The token with which each document ends: a row's last one that does not continues in the next row. None where no
+    document is cut."""
 
     @property
     def shard_sizes(self) -> np.ndarray:

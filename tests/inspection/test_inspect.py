@@ -75,6 +75,18 @@ def test_a_survey_counts_every_row_and_document(tmp_path):
     assert "mean 22.5, median 22, longest 42" in summary_lines(survey)[1]
 
 
+@pytest.mark.parametrize("packing", ["best_fit", "none"])
+def test_a_text_that_is_cut_into_rows_is_one_document_and_found_again(tmp_path: Path, packing: str):
+    texts = ["a" * 40, "b" * 7, "c" * 15, "a" * 40]
+    write_jsonl(tmp_path / "train.jsonl", [{"text": text} for text in texts])
+    rows = open_rows(dataset_config(tmp_path, max_seq_len=16, packing=packing), TOY)
+    survey = survey_rows("train", rows)
+    assert np.flatnonzero(survey.lengths).tolist() == [8, 16, 41]
+    assert summary_lines(survey)[0].startswith(f"train: {rows.n_rows} rows, 4 documents, 106 tokens")
+    assert duplicates(survey).exact.tolist() == [[3, 0]]
+    assert survey.trained_tokens == rows.trained_tokens
+
+
 def test_the_histogram_holds_every_document_once():
     rng = np.random.default_rng(0)
     for longest in (1, 7, 20, 21, 400):

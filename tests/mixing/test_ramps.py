@@ -17,7 +17,7 @@ from data.mixing.row_plan import RowPlan
 from data.mixing.segments import Segment
 from tests.helpers.curriculum import THREE, TWO, Shape, loader, make, random_stages, sequence, shapes, stage
 from train.planning.run_data import RunData
-from train.planning.tables import stages_table, token_shares
+from train.planning.tables import curves, stages_table
 
 VERSION_2 = json.loads((Path(__file__).parent / "data_positions_version_2.json").read_text())
 """Plans of the code that wrote version 2: its states, and the streams of the rows from their last segment's first row
@@ -197,12 +197,11 @@ def test_any_1000_batches_have_the_token_shares_of_their_token_midpoint(seed):
         assert abs(given_S / given_S.sum() - (a_S + middle * (b_S - a_S))).max() <= min(bound, 0.005 + bound / 2)
 
 
-def test_planned_shares_and_the_picture_add_up_to_the_rows_and_tokens_that_are_given():
+def test_planned_shares_add_up_to_the_rows_and_tokens_that_are_given():
     stages = [*THREE[:2], stage("back", "30ba", {"c": 1.0}, {"a": 0.5, "b": 0.5})]
     plan = make(loader(stages), counted(), 100)
-    run = cast(RunData, SimpleNamespace(plan=plan, clock=plan._resolver.clock, streams=plan._resolver.streams.shapes))
-    batches, shares_BS = token_shares(run)
-    assert batches == list(range(100))
+    batches = range(100)
+    shares_BS = np.stack([plan.token_shares(batch) for batch in batches])
     m_S = np.array([20, 100, 7])
     rows_BS = np.stack([plan.shares(batch) for batch in batches]) * 8
     tokens_BS = shares_BS * (rows_BS @ m_S)[:, None]
@@ -214,6 +213,25 @@ def test_planned_shares_and_the_picture_add_up_to_the_rows_and_tokens_that_are_g
         assert (abs(given_S * m_S - tokens_BS[first:stop].sum(0)) <= 4 * m_S).all()
     letters = "".join(name for name, _ in sequence(plan, 0, 100))
     assert [letters.count(name) for name in "abc"] == plan.counts(100).tolist()
+
+
+def test_the_picture_has_a_step_where_a_stage_begins_with_another_mix_and_a_slope_in_a_ramp():
+    stages = [
+        stage("even", "40ba", {"a": 0.5, "b": 0.5}),
+        stage("ramp", "40ba", {"b": 1.0}, {"c": 1.0}),
+        stage("rest", "20ba", {"c": 1.0}, lr_scale={"from": 1.0, "to": 0.5}),
+    ]
+    plan = make(loader(stages), counted(), 100)
+    drawn = curves(cast(RunData, SimpleNamespace(plan=plan, clock=plan._resolver.clock)))
+    at = {batch: drawn.shares_PS[drawn.batches == batch] for batch in (0, 40, 60, 80, 100)}
+    assert at[40] == pytest.approx(np.array([[0.5, 0.5, 0], [0, 1, 0]]))
+    assert len(at[80]) == 2
+    assert at[80] == pytest.approx(np.array([[0, 0, 1], [0, 0, 1]]), abs=1e-6)
+    inside = drawn.shares_PS[(drawn.batches > 40) & (drawn.batches < 80)]
+    assert (np.diff(inside[:, 2]) > 0).all()
+    assert np.diff(inside[:, 2]).max() < 0.1
+    assert (np.diff(drawn.batches) >= 0).all()
+    assert np.interp([50, 90, 100], drawn.batches, drawn.lr_scale) == pytest.approx([1, 0.75, 0.5])
 
 
 def test_a_duration_in_passes_of_a_stream_counts_its_rows_in_a_ramp():

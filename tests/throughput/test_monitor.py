@@ -1,7 +1,11 @@
-"""What Throughput logs of a run of two ranks that is resumed, with a clock that the run's own callbacks move."""
+"""What Throughput logs of a run of two ranks that is resumed, with a clock that the run's own callbacks move; and the
+profile of two of its steps."""
 
+import gzip
+import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +24,7 @@ from train.run.fit import fit
 from train.supervision.hangs import watch
 from train.supervision.hangs.sections import waiting_for_data
 from train.throughput import monitor
+from train.throughput.timeline import CATEGORIES, read_timeline
 
 STEP, DATA, EVALUATION, SAVE, START = 2.0, 1.0, 10.0, 7.0, 30.0
 
@@ -92,6 +97,7 @@ def two_runs(path: str) -> list[Any]:
     kept, found = [], torch.zeros(3)
     for end in (6, 9):
         overrides = [f"max_duration={end}ba", "eval_interval=2ba", "save_interval=3ba", "autoresume=true"]
+        overrides.append("profile={step: 4, steps: 2, ranks: [0, 1]}")
         kept.append(Kept())
         spend = Spend()
         fit(read_config(path, overrides), callbacks=[spend, kept[-1]])
@@ -100,8 +106,13 @@ def two_runs(path: str) -> list[Any]:
 
 
 @pytest.fixture(scope="module")
-def logged(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
-    return run_ranks(two_runs, 2, write_toy_run(tmp_path_factory.mktemp("run")))[0]
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("run")
+
+
+@pytest.fixture(scope="module")
+def logged(folder: Path) -> list[Any]:
+    return run_ranks(two_runs, 2, write_toy_run(folder))[0]
 
 
 def seconds_of(metrics: Mapping[str, float]) -> dict[str, float]:
@@ -161,3 +172,21 @@ def test_the_time_left_has_the_evaluations_and_saves_to_come(logged: list[Any]) 
 @pytest.mark.ranks
 def test_the_learning_rate_is_always_logged(logged: list[Any]) -> None:
     assert [logged[0][batch]["lr"] for batch in (1, 2, 3)] == [0.0, 0.0015, 0.003]
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_profile_s_table_adds_up_to_its_steps(folder: Path, logged: list[Any], rank: int) -> None:
+    files = folder / "toy" / "profile"
+    assert sorted(path.name for path in files.glob(f"*rank{rank}*")) == [
+        f"step4-5-rank{rank}.json.gz",
+        f"step4-5-rank{rank}.txt",
+    ]
+    with gzip.open(files / f"step4-5-rank{rank}.json.gz") as file:
+        events = json.load(file)["traceEvents"]
+    steps = [each["dur"] for each in events if each["name"].startswith("ProfilerStep#")]
+    found = read_timeline(files / f"step4-5-rank{rank}.json.gz")
+    assert found.steps == len(steps) == 2
+    assert sum(found.seconds.values()) == pytest.approx(sum(steps) / 1e6, rel=0.01)
+    assert all(found.seconds[name] > 0 for name in CATEGORIES)
+    assert f"{sum(steps) / 2e3:.1f}"[:-2] in (files / f"step4-5-rank{rank}.txt").read_text()

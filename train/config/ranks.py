@@ -36,6 +36,8 @@ def _of_world_size(config: TrainConfig, world_size: int) -> Iterator[Defect]:
     rows = config.global_train_batch_size
     if rows % world_size:
         yield Defect("global_train_batch_size", f"is {rows}, but it must be divisible by the {world_size} ranks")
+    if config.profile is not None and (absent := [rank for rank in config.profile.ranks if rank >= world_size]):
+        yield Defect("profile.ranks", f"has {absent[0]}, but the ranks of this run are 0 to {world_size - 1}")
     replicas = config.fsdp_config.data_parallel_replicate_degree if config.fsdp_config else None
     if replicas is not None and world_size % replicas:
         text = f"is {replicas}, but it must divide the {world_size} ranks"

@@ -27,7 +27,7 @@ from data.config.values import (
 )
 from train.config.callbacks import CallbacksConfig, LoggersConfig
 from train.config.optimizer import AlgorithmsConfig, OptimizerConfig, SchedulerConfig, too_long
-from train.config.supervision import DeadlinesConfig, ExpertsConfig, SpikesConfig
+from train.config.supervision import DeadlinesConfig, ExpertsConfig, ProfileConfig, SpikesConfig
 from train.models.config import LoraConfig, ModelConfig
 from train.models.precision import NF4_BLOCK
 
@@ -217,6 +217,12 @@ def _log_folder(config: "TrainConfig") -> Iterator[Defect]:
         yield Defect("log_folder", f"{text}, and they are sent to save_folder with the checkpoints")
 
 
+def _profiled_steps(config: "TrainConfig") -> Iterator[Defect]:
+    length, unit = parse_duration(config.max_duration)
+    if config.profile is not None and unit == "ba":
+        yield from config.profile.past_the_end(int(length))
+
+
 def _names_without_secrets(config: "TrainConfig") -> Iterator[Defect]:
     """In names of folders and metrics, and in checkpoints, which a resume compares, a secret cannot be hidden."""
 
@@ -262,6 +268,7 @@ class TrainConfig(Section):
         _first_comparison,
         _wall_time,
         _log_folder,
+        _profiled_steps,
         _names_without_secrets,
     )
 
@@ -352,6 +359,8 @@ class TrainConfig(Section):
     spikes: SpikesConfig = field(default_factory=SpikesConfig)
     experts: ExpertsConfig = field(default_factory=ExpertsConfig)
     deadlines: DeadlinesConfig = field(default_factory=DeadlinesConfig)
+    profile: ProfileConfig | None = None
+    """null profiles nothing."""
 
     progress_bar: bool = True
     """Draw a live bar at the bottom of the terminal. Where the output is no terminal, lines are printed instead."""

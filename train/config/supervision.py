@@ -1,9 +1,11 @@
-"""What a run watches in itself: spikes of the loss, its experts, and how long each part of it may take."""
+"""What a run watches in itself: spikes of the loss, experts, deadlines of its parts, and profiles of its steps."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Annotated
 
-from data.config.sections import Section
-from data.config.values import Count, CountOrZero, Positive, PositiveDuration, PositiveShare
+from data.config.sections import Defect, Section
+from data.config.values import Count, CountOrZero, Positive, PositiveDuration, PositiveShare, Range
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,3 +65,29 @@ class DeadlinesConfig(Section):
     """Seconds, at least, for saving a checkpoint."""
     heartbeat: Positive | None = 120.0
     """Seconds without a sign of life from a rank, whatever it was doing."""
+
+
+def _ranks(profile: "ProfileConfig") -> Iterator[Defect]:
+    if not profile.ranks:
+        yield Defect("ranks", "is [], but at least 1 is needed: write [0]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProfileConfig(Section):
+    """Steps that torch.profiler records: a trace and a table by category, in the folder profile of the log folder."""
+
+    RULES = (_ranks,)
+
+    step: Count
+    """The first one, counted from 1, as on the console. The first steps of a run are slower than those to come."""
+    steps: Count = 3
+    """How many. A step of a large model may take some hundred MB of the host's memory and of the trace."""
+    ranks: list[Annotated[int, Range(ge=0)]] = field(default_factory=lambda: [0])
+    """Those that are recorded."""
+
+    def past_the_end(self, max_batches: int) -> Iterator[Defect]:
+        """Of a run of so many batches."""
+        last = self.step + self.steps - 1
+        if last > max_batches:
+            text = f"is {self.step}, and with profile.steps: {self.steps} the last profiled step is {last}"
+            yield Defect("profile.step", f"{text}, but the run has only {max_batches}: write a lower one")

@@ -1,10 +1,13 @@
 """The plan of a run's data for eyes: which streams, how much of each, in which stages; as tables and as a picture."""
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from rich.table import Table
 
+from data.mixing.row_plan import RowPlan
 from train.config.schema import TrainConfig
 from train.planning.run_data import RunData
 
@@ -79,34 +82,71 @@ def _arrow(start: str, end: str) -> str:
     return start if start == end else f"{start} → {end}"
 
 
-def token_shares(run: RunData) -> tuple[list[int], np.ndarray]:
-    """Batches all over the run, those at the ends of stages among them, and each stream's planned share of the tokens
-    of each: int [B], float64 [B, S]."""
-    plan, total = run.plan, run.clock.max_batches
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Curves:
+    """The plan over the run, at points that lines connect: two at the border of two stages, of the end of the one and
+    the start of the other."""
+
+    batches: np.ndarray
+    """float64 [P], rising; n is where batch n begins."""
+    shares_PS: np.ndarray
+    """Each stream's planned share of the tokens."""
+    lr_scale: np.ndarray
+    """[P]"""
+
+
+def curves(run: RunData) -> Curves:
+    """Of the whole run."""
+    total = run.clock.max_batches
     assert total is not None
-    edges = {first for _, first, _ in plan.stages()}
-    batches = sorted(
-        {*range(0, total, max(1, total // _POINTS)), *edges, *(edge - 1 for edge in edges if edge), total - 1}
-    )
-    return batches, np.stack([plan.token_shares(batch) for batch in batches])
+    stages = enumerate(run.plan.stages())
+    points = [point for n, (_, first, end) in stages for point in _stage_points(run.plan, n, first, end, total)]
+    batches, shares, scales = zip(*points, strict=True)
+    return Curves(batches=np.array(batches), shares_PS=np.stack(shares), lr_scale=np.array(scales))
+
+
+def _stage_points(
+    plan: RowPlan, number: int, first: int, end: int | None, total: int
+) -> Iterator[tuple[float, np.ndarray, float]]:
+    """Batch, shares and lr_scale where the stage starts, in the middle of some of its batches, and where it ends."""
+    stop = total if end is None else min(end, total)
+    if first >= stop:
+        return
+    start, last = plan.start_of(number), plan.end_of(number)
+    yield first, start.tokens, start.lr_scale
+    count = max(_POINTS * (stop - first) // total, 2)
+    for batch in np.unique(np.linspace(first, stop - 1, count).astype(int)).tolist():
+        after = last.lr_scale if batch + 1 == end else plan.lr_scale(batch + 1)
+        # What a batch draws is what is planned for its middle.
+        yield batch + 0.5, plan.token_shares(batch), (plan.lr_scale(batch) + after) / 2
+    if stop == end:
+        yield stop, last.tokens, last.lr_scale
+    else:
+        yield stop, plan.token_shares(stop - 1), plan.lr_scale(stop)
 
 
 def draw(run: RunData, file: Path) -> None:
-    """The planned mix over the run, stacked, as a picture of whatever kind the file's name says."""
+    """The planned mix over the run, stacked, and below it lr_scale, as a picture of whatever kind the file's name
+    says."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    plan, total = run.plan, run.clock.max_batches
+    plan, total, drawn = run.plan, run.clock.max_batches, curves(run)
     assert total is not None
-    batches, shares_BS = token_shares(run)
-    figure, axes = plt.subplots(figsize=(10, 4.5), layout="constrained")
-    axes.stackplot(batches, shares_BS.T, labels=[name or "the dataset" for name in plan.names], alpha=0.85)
+    figure, (mix, scale) = plt.subplots(
+        2, 1, figsize=(10, 5.5), layout="constrained", sharex=True, gridspec_kw={"height_ratios": [4, 1]}
+    )
+    mix.stackplot(drawn.batches, drawn.shares_PS.T, labels=[name or "the dataset" for name in plan.names], alpha=0.85)
+    scale.plot(drawn.batches, drawn.lr_scale, color="black", linewidth=1.2)
     for name, first, _ in plan.stages():
-        axes.axvline(first, color="black", linewidth=0.8)
-        axes.text(first, 1.01, f" {name}", fontsize=9, va="bottom")
-    axes.set(xlim=(0, max(total - 1, 1)), ylim=(0, 1), xlabel="batch", ylabel="planned share of tokens")
-    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+        if first < total:
+            mix.text(first, 1.01, f" {name}", fontsize=9, va="bottom")
+            for axes in (mix, scale):
+                axes.axvline(first, color="black", linewidth=0.8)
+    mix.set(xlim=(0, total), ylim=(0, 1), ylabel="planned share of tokens")
+    mix.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    scale.set(ylim=(0, 1.1 * max(drawn.lr_scale.max(), 1e-12)), xlabel="batch", ylabel="lr_scale")
     figure.savefig(file, dpi=150)
     plt.close(figure)

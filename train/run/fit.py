@@ -48,7 +48,7 @@ from train.supervision.hangs.section_marks import SectionMarks
 from train.supervision.hangs.sections import within
 from train.supervision.hangs.watch import watched
 from train.supervision.signals import StopSignals
-from train.throughput.build import build_throughput
+from train.throughput.build import build_profile, build_throughput
 from train.weights.frozen_base import frozen_weights, note_base
 
 
@@ -113,6 +113,7 @@ def _fit(
     console: RunConsole,
 ) -> HFCheckpointer | None:
     precision = on_device(config.precision, gpu=device.name == "gpu")
+    profile = build_profile(config, inputs.log_folder, inputs.max_batches)
     generate = build_generate(config, inputs.tokenizer, inputs.data.clock)
     hf_checkpointer = build_hf_checkpointer(
         config, inputs.data.clock, inputs.run_name, inputs.folder, resuming=inputs.resuming
@@ -138,7 +139,7 @@ def _fit(
         saver=saver,
     )
     preemption = build_preemption(config, inputs, saver, mirror, supervision)
-    throughput = build_throughput(config, gpu=device.name == "gpu", precision=precision)
+    measuring = [build_throughput(config, gpu=device.name == "gpu", precision=precision), *profile]
     for each in generate:
         each.is_ending, each.events = preemption.agree, supervision.events
     trainer = build_trainer(
@@ -150,7 +151,7 @@ def _fit(
         eval_loader=eval_loader,
         clock=inputs.data.clock,
         plan=inputs.data.plan,
-        callbacks=[*_data_callbacks(inputs.data), preemption, *generate, *callbacks, check, *saving, throughput],
+        callbacks=[*_data_callbacks(inputs.data), preemption, *generate, *callbacks, check, *saving, *measuring],
         run=logged_run(inputs),
         precision=precision,
         state=inputs.start.state if inputs.start is not None else None,

@@ -1,12 +1,17 @@
 """The callbacks of this package, from the config."""
 
+from pathlib import Path
+
 import torch
 
+from data.base.errors import ConfigError
+from data.config.sections import raise_defects
 from train.config.callbacks import SpeedMonitorConfig
 from train.config.schema import TrainConfig
 from train.models.flops import flops_per_token
 from train.planning.cluster.gpus import known_gpu
 from train.throughput.monitor import Throughput
+from train.throughput.profile import Profile
 
 
 def build_throughput(config: TrainConfig, *, gpu: bool, precision: str) -> Throughput:
@@ -20,3 +25,13 @@ def build_throughput(config: TrainConfig, *, gpu: bool, precision: str) -> Throu
         flops_per_token=flops_per_token(config.model, config.max_seq_len, config.lora),
         device_flops=known.peak_flops(precision) if known is not None else None,
     )
+
+
+def build_profile(config: TrainConfig, folder: Path | None, max_batches: int) -> list[Profile]:
+    """folder: for logs. Raises ConfigError for steps past the end of the run, and without a folder."""
+    if config.profile is None:
+        return []
+    raise_defects(config.profile.past_the_end(max_batches))
+    if folder is None:
+        raise ConfigError("is given, but there is no folder for it: name one with log_folder", key="profile")
+    return [Profile(config.profile, folder / "profile")]

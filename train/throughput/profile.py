@@ -1,0 +1,125 @@
+"""Profiles a few steps: a trace of torch.profiler for each rank, and a table by category."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import torch
+from composer.core import Callback, State
+from composer.loggers import Logger
+from composer.utils import dist
+from torch.profiler import ProfilerActivity, profile, record_function, schedule
+
+from data.base.console import logger as console
+from data.base.console import rank_logger
+from train.config.supervision import ProfileConfig
+from train.models.attention.attention import Attention
+from train.models.experts.experts import Experts
+from train.supervision.hangs.deadlines import Section
+from train.supervision.hangs.sections import within
+from train.throughput.timeline import ATTENTION, BATCH, EXPERTS, read_timeline, table
+
+_RANGES = ((Attention, "forward", ATTENTION), (Attention, "attend", ATTENTION), (Experts, "forward", EXPERTS))
+
+
+class Profile(Callback):
+    """Writes, for each rank of the config, stepA-B-rankR.json.gz, a Chrome trace, and the table as .txt, and shows that
+    of the first of them.
+
+    A step lasts from the end of the one before it to its own: waiting for data, evaluations and saves count in it. The
+    step before the first is profiled as well, to warm up, and dropped. Stands behind the other callbacks.
+    """
+
+    def __init__(self, config: ProfileConfig, folder: Path) -> None:
+        """folder: for the files."""
+        self._config, self._folder = config, folder
+        self._end = config.step + config.steps - 1
+        self._running: tuple[profile, ExitStack] | None = None
+        self._batch = record_function(BATCH)
+
+    @property
+    def name(self) -> str:
+        """Of this rank's files, without suffix."""
+        last = f"-{self._end}" if self._config.steps > 1 else ""
+        return f"step{self._config.step}{last}-rank{dist.get_global_rank()}"
+
+    def fit_start(self, state: State, logger: Logger) -> None:
+        done = state.timestamp.batch.value
+        if done >= self._config.step:
+            console.info(f"profile.step is {self._config.step}, but the run resumes at {done}: nothing is profiled")
+        elif done == self._config.step - 1 and self._is_profiled:
+            self._start(warm_up=False)
+        elif done == self._config.step - 2 and self._is_profiled:
+            self._start(warm_up=True)
+
+    def before_train_batch(self, state: State, logger: Logger) -> None:
+        if self._running is not None:
+            self._batch.__enter__()
+
+    def after_train_batch(self, state: State, logger: Logger) -> None:
+        if self._running is not None:
+            self._batch.__exit__(None, None, None)
+
+    def batch_end(self, state: State, logger: Logger) -> None:
+        done = state.timestamp.batch.value
+        if self._running is not None:
+            with within(Section.UNTIMED) if done == self._end else ExitStack():
+                self._running[0].step()
+            if done == self._end:
+                self._stop()
+        elif done == self._config.step - 2 and self._is_profiled:
+            self._start(warm_up=True)
+
+    def close(self, state: State, logger: Logger) -> None:
+        """Of a run that ends meanwhile, without a trace."""
+        if self._running is not None:
+            self._stop()
+
+    @property
+    def _is_profiled(self) -> bool:
+        return dist.get_global_rank() in self._config.ranks
+
+    @within(Section.UNTIMED)
+    def _start(self, *, warm_up: bool) -> None:
+        stack = ExitStack()
+        stack.enter_context(_named_ranges())
+        gpu = [ProfilerActivity.CUDA] if torch.cuda.is_available() else []
+        running = profile(
+            activities=[ProfilerActivity.CPU, *gpu],
+            schedule=schedule(wait=0, warmup=int(warm_up), active=self._config.steps, repeat=1),
+            on_trace_ready=self._write,
+        )
+        running.start()
+        self._running = running, stack
+
+    def _stop(self) -> None:
+        assert self._running is not None
+        (running, stack), self._running = self._running, None
+        with stack:
+            running.stop()
+
+    def _write(self, profiled: profile) -> None:
+        if self._running is None:
+            return
+        self._folder.mkdir(parents=True, exist_ok=True)
+        trace = self._folder / f"{self.name}.json.gz"
+        profiled.export_chrome_trace(str(trace))
+        rank, first, last = dist.get_global_rank(), self._config.step, self._end
+        steps = f"steps {first} to {last}" if last > first else f"step {first}"
+        text = table(read_timeline(trace), f"profile of {steps}, rank {rank}")
+        (self._folder / f"{self.name}.txt").write_text(text + "\n")
+        if rank == min(self._config.ranks):
+            rank_logger.info(f"{text}\n  trace: {trace} (for https://ui.perfetto.dev)")
+
+
+@contextmanager
+def _named_ranges() -> Iterator[None]:
+    """Names attention and experts in the trace."""
+    before = [(kind, name, getattr(kind, name)) for kind, name, _ in _RANGES]
+    for kind, name, range_name in _RANGES:
+        setattr(kind, name, record_function(range_name)(getattr(kind, name)))
+    try:
+        yield
+    finally:
+        for kind, name, function in before:
+            setattr(kind, name, function)
