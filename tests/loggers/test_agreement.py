@@ -1,7 +1,8 @@
-"""All loggers have the same names under the same steps, the resolved config, and one run after a resume."""
+"""All loggers have the same names under the same steps, those of docs/metrics.md, and one run after a resume."""
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,24 @@ Steps = dict[str, list[int]]
 """Metric -> the steps that it was logged under."""
 
 
+ROW = re.compile(r"^\| `([^`]+)` \|.*\|([^|]*)\|$", re.MULTILINE)
+"""Of the table of metrics: the name, and the key that switches it on."""
+PLACEHOLDER = re.compile(r"STREAM|KIND|OPTIMIZER|GROUP|STATISTIC|(?<=_)[LE]\b")
+
+
 def logged(path: str, folder: str) -> None:
     os.environ |= {"WANDB_MODE": "offline", "WANDB_DIR": folder, "WANDB_SILENT": "true"}
     board, runs = {"log_dir": f"{folder}/{{run_name}}"}, {"tracking_uri": f"{folder}/ml"}
     loggers = {"tensorboard": board, "wandb": {}, "mlflow": runs}
-    overrides = [f"loggers={json.dumps(loggers)}", "save_interval=2ba", "eval_interval=2ba", "run_name=toy"]
+    files = {"hf_name": "json", "hf_kwargs": {"data_files": str(Path(path).with_name("train.jsonl"))}}
+    streams = {name: {**files, "proportion": 0.5} for name in ("a", "b")}
+    callbacks = {"lr_monitor": {}, "speed_monitor": {"window_size": 2}, "runtime_estimator": {}}
+    overrides = [
+        *["save_interval=2ba", "eval_interval=2ba", "run_name=toy", "model.ffn_config.moe_zloss_weight=0.01"],
+        *[f"loggers={json.dumps(loggers)}", f"callbacks={json.dumps(callbacks)}"],
+        *["train_loader.dataset.hf_name=null", "train_loader.dataset.hf_kwargs={}"],
+        f"train_loader.dataset.streams={json.dumps(streams)}",
+    ]
     fit(read_config(path, [*overrides, "max_duration=3ba"]))
     fit(read_config(path, [*overrides, "max_duration=5ba", "autoresume=true", "optimizer.lr=1e-4"]))
 
@@ -56,6 +70,18 @@ def test_all_loggers_agree_and_continue_after_a_resume(tmp_path: Path, monkeypat
     assert (run.info.status, run.data.params["optimizer.lr"]) == ("FINISHED", "0.003")
     (artifact,) = tmp_path.glob("logs/ml/0/*/artifacts/config.yaml")
     assert "lr: 0.0001" in artifact.read_text()
+    check_the_table(set(expected))
+
+
+def check_the_table(names: set[str]) -> None:
+    """Each name is in the table, and what needs no key was logged."""
+    rows = dict(ROW.findall((Path(__file__).parents[2] / "docs" / "metrics.md").read_text()))
+    rows = {name: key.strip() for name, key in rows.items()}
+    patterns = {name: re.compile(PLACEHOLDER.sub(r"[^/]+", name)) for name in rows}
+    assert [name for name in sorted(names) if not any(each.fullmatch(name) for each in patterns.values())] == []
+    wanted = [name for name, key in rows.items() if not key or key == "named streams" or key.startswith("experts.")]
+    missing = [name for name in wanted if not any(map(patterns[name].fullmatch, names))]
+    assert missing == ["events/KIND"]
 
 
 def merged(several: Iterator[Steps]) -> Steps:
