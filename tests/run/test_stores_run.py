@@ -70,12 +70,8 @@ def gs():
 
 def machine(tmp_path: Path, name: str, server: Server) -> list[str]:
     """Overrides of a run on a machine of its own."""
-    return [
-        f"save_folder={server.url}/{{run_name}}",
-        f"save_staging_folder={tmp_path / name}",
-        "autoresume=true",
-        "log_folder=null",
-    ]
+    folders = [f"save_folder={server.url}/{{run_name}}", f"save_staging_folder={tmp_path / name}", "log_folder=null"]
+    return [*folders, "autoresume=true"]
 
 
 def test_a_run_killed_in_an_upload_ends_as_if_it_had_not_been(s3: Server, tmp_path: Path) -> None:
