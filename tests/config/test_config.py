@@ -11,6 +11,7 @@ from data.config.tokenizer import TokenizerConfig
 from tests.helpers.small_config import load, refusal
 from train.config.load import read_config
 from train.config.ranks import check_kernel_sizes, check_run_name, check_world_size, routed_sizes
+from train.config.redaction import differing
 from train.config.schema import TrainConfig
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,6 +30,18 @@ def test_configs_are_frozen_all_the_way_down(tmp_path):
     nodes = list(below(config))
     assert len(nodes) > 12
     assert all(node.__dataclass_params__.frozen for node in nodes)
+
+
+def test_what_differs_from_the_defaults(tmp_path):
+    groups = "optimizer.param_groups=[{match: ['*.wte.*'], lr: 0.1}]"
+    config = load(tmp_path, "callbacks.lr_monitor={}", "optimizer.lr=0.5", "loggers.wandb={tags: [a]}", groups)
+    found = differing(config)
+    assert found["optimizer.lr"] == 0.5
+    assert found["callbacks.lr_monitor"] == {}
+    assert found["loggers.wandb.tags"] == ["a"]
+    assert found["optimizer.param_groups"] == [{"match": ["*.wte.*"], "lr": 0.1}]
+    assert {"max_seq_len", "max_duration"} <= found.keys()  # they have no default
+    assert not {"seed", "optimizer.eps", "callbacks", "loggers"} & found.keys()
 
 
 def test_global_batch_must_be_divisible_by_ranks(tmp_path):

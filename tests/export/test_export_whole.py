@@ -217,9 +217,12 @@ def test_the_model_card(run: Path, tmp_path: Path) -> None:
     (folder / "config.yaml").write_text(text)
     record = [
         {"batch": 5, "rows": {"": 10}, "tokens": {}, "versions": {"torch": "0"}},
-        {"batch": 10, "eval": {"LanguageCrossEntropy": 3.0}},
+        {"batch": 10, "eval": {"LanguageCrossEntropy": 3.0, "Worst": "nan"}},
         {"batch": 10, "rows": {"": 20}, "tokens": {"": 1234}, "versions": {"torch": "2.7.0"}},
         {"batch": 10, "event": "spike", "message": "a spike", "rows": {"": 30}},
+        {"batch": 10, "samples": [{"prompt": "a", "text": "b"}]},
+        {"batch": "10", "eval": 3.0},
+        ["no", "object"],
         {"batch": 11, "eval": {"LanguageCrossEntropy": 1.0}},
     ]
     lines = [json.dumps(line) for line in record]
@@ -233,7 +236,7 @@ def test_the_model_card(run: Path, tmp_path: Path) -> None:
     assert "| all | `s3://***@x.org/a` | 20 | 1,234 |" in card
     assert "| positions (padding included) | 1,280 |" in card
     assert "| learning rate | 0.001, constant_with_warmup, warmup 0ba |" in card
-    assert "after 10 steps:\n\n| metric | value |\n|---|---|\n| LanguageCrossEntropy | 3 |" in card
+    assert "after 10 steps:\n\n| metric | value |\n|---|---|\n| LanguageCrossEntropy | 3 |\n| Worst | nan |" in card
     assert "| torch | 2.7.0 |" in card
     assert "word" not in card
 

@@ -1,7 +1,8 @@
-"""All loggers have the same names under the same steps, the resolved config, and one run after a resume."""
+"""All loggers have the same names under the same steps, those of docs/metrics.md, and one run after a resume."""
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,27 @@ Steps = dict[str, list[int]]
 """Metric -> the steps that it was logged under."""
 
 
+ROW = re.compile(r"^\| `([^`]+)` \|.*\|([^|]*)\|$", re.MULTILINE)
+"""Of the table of metrics: the name, and the key that switches it on."""
+PLACEHOLDER = re.compile(r"STREAM|KIND|OPTIMIZER|GROUP|STATISTIC|(?<=_)[LE]\b")
+
+
 def logged(path: str, folder: str) -> None:
     os.environ |= {"WANDB_MODE": "offline", "WANDB_DIR": folder, "WANDB_SILENT": "true"}
     board, runs = {"log_dir": f"{folder}/{{run_name}}"}, {"tracking_uri": f"{folder}/ml"}
     loggers = {"tensorboard": board, "wandb": {}, "mlflow": runs}
-    overrides = [f"loggers={json.dumps(loggers)}", "save_interval=2ba", "eval_interval=2ba", "run_name=toy"]
+    files = {"hf_name": "json", "hf_kwargs": {"data_files": str(Path(path).with_name("train.jsonl"))}}
+    streams = {name: {**files, "max_repeats": 2} for name in ("a", "b")}
+    stages = [{"name": name, "proportions": {"a": 0.5, "b": 0.5}} for name in ("first", "second")]
+    stages[0]["duration"] = "2ba"
+    generate = {"prompts": ["ab"], "interval": "5ba", "max_new_tokens": 2}
+    callbacks = {"generate": generate, "lr_monitor": {}, "speed_monitor": {"window_size": 2}, "runtime_estimator": {}}
+    overrides = [
+        *["save_interval=2ba", "eval_interval=2ba", "run_name=toy", "model.ffn_config.moe_zloss_weight=0.01"],
+        *[f"loggers={json.dumps(loggers)}", f"callbacks={json.dumps(callbacks)}"],
+        *["train_loader.dataset.hf_name=null", "train_loader.dataset.hf_kwargs={}"],
+        *[f"train_loader.dataset.streams={json.dumps(streams)}", f"train_loader.stages={json.dumps(stages)}"],
+    ]
     fit(read_config(path, [*overrides, "max_duration=3ba"]))
     fit(read_config(path, [*overrides, "max_duration=5ba", "autoresume=true", "optimizer.lr=1e-4"]))
 
@@ -56,6 +73,45 @@ def test_all_loggers_agree_and_continue_after_a_resume(tmp_path: Path, monkeypat
     assert (run.info.status, run.data.params["optimizer.lr"]) == ("FINISHED", "0.003")
     (artifact,) = tmp_path.glob("logs/ml/0/*/artifacts/config.yaml")
     assert "lr: 0.0001" in artifact.read_text()
+    check_the_table(set(expected))
+    check_the_record(tmp_path / "toy")
+
+
+def check_the_table(names: set[str]) -> None:
+    """Each name is in the table, and what needs no key was logged."""
+    rows = dict(ROW.findall((Path(__file__).parents[2] / "docs" / "metrics.md").read_text()))
+    rows = {name: key.strip() for name, key in rows.items()}
+    patterns = {name: re.compile(PLACEHOLDER.sub(r"[^/]+", name)) for name in rows}
+    assert [name for name in sorted(names) if not any(each.fullmatch(name) for each in patterns.values())] == []
+    wanted = [name for name, key in rows.items() if not key or key == "named streams" or key.startswith("experts.")]
+    missing = [name for name in wanted if not any(map(patterns[name].fullmatch, names))]
+    assert missing == ["events/KIND"]
+
+
+def check_the_record(folder: Path) -> None:
+    lines = [json.loads(line) for line in (folder / "record.jsonl").read_text().splitlines()]
+    assert [line["time"] for line in lines] == sorted(line["time"] for line in lines)
+    events = [(line["event"], line["batch"]) for line in lines if "event" in line]
+    assert [event for event in events if event[0] != "saved"] == [
+        *[("start", 0), ("stage", 0), ("stage", 2), ("end", 3), ("start", 3), ("end", 5)],
+    ]
+    saved = [line for line in lines if line.get("event") == "saved"]
+    assert [(line["batch"], Path(line["path"]).name) for line in saved] == [
+        (batch, f"ep0-ba{batch}") for batch in (2, 3, 4, 5)
+    ]
+    assert all(line["bytes"] > 0 and line["seconds"] > 0 for line in saved)
+    samples = [(line["batch"], line["samples"][0]["prompt"]) for line in lines if "samples" in line]
+    assert samples == [(3, "ab"), (5, "ab")]
+    first, second = [line for line in lines if line.get("event") == "start"]
+    assert first["run_id"] == second["run_id"] == json.loads((folder / "run.json").read_text())["run"]["run_id"]
+    assert [line["resumed_from"] for line in (first, second)] == [None, str(folder / "ep0-ba3")]
+    assert first["data"]["train_loader"]["a"]["rows"] > 0
+    assert first["data"]["train_loader"]["a"]["packing"] == "best_fit"
+    assert first["data"]["eval_loader"][""]["documents"] == 21
+    assert first["stages"][1] == {"name": "second", "first": 2, "end": None}
+    assert (second["config"]["optimizer"]["lr"], second["defaults_differ"]["optimizer.lr"]) == (1e-4, 1e-4)
+    assert "optimizer.eps" not in second["defaults_differ"]
+    assert [line["outcome"] for line in lines if line.get("event") == "end"] == ["finished"] * 2
 
 
 def merged(several: Iterator[Steps]) -> Steps:
@@ -88,7 +144,7 @@ def of_wandb(records: list[Record]) -> Steps:
     def steps() -> Iterator[Steps]:
         for record in records:
             line = {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
-            yield {name: [line["batch"]] for name in line if name != "batch" and not name.startswith("_")}
+            yield {name: [line["batch"]] for name in line if not name.startswith(("_", "batch", "generate/"))}
 
     return merged(steps())
 

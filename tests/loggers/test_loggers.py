@@ -10,6 +10,7 @@ from typing import Any, cast
 from unittest.mock import MagicMock
 
 import pytest
+import wandb
 from composer.core import Timestamp
 from composer.loggers import Logger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -18,11 +19,13 @@ from data.base.errors import ConfigError
 from tests.helpers.ranks import run_ranks
 from tests.helpers.steps import Cut, config_of
 from tests.helpers.toy_run import write_toy_run
-from train.config.callbacks import FileLoggerConfig, LoggersConfig, WandBLoggerConfig
+from train.config.callbacks import FileLoggerConfig, LoggersConfig, MLflowLoggerConfig, WandBLoggerConfig
 from train.config.load import read_config
 from train.config.schema import TrainConfig
 from train.loggers.build import LoggedRun, build_loggers
+from train.loggers.checks import check_loggers
 from train.loggers.log_file import LogFile
+from train.loggers.mlflow import MLflow
 from train.run.fit import fit
 
 
@@ -79,8 +82,8 @@ def test_wandb_gets_what_the_saved_config_has(monkeypatch: pytest.MonkeyPatch) -
     sent = {}
     monkeypatch.setattr("wandb.init", lambda **settings: sent.update(settings) or MagicMock())
     hf, key = "hf_" + "Ab12" * 8, "0123456789abcdef0123456789abcdef01234567"
-    wandb = WandBLoggerConfig(project=f"p-{hf}", entity="e", group=f"WANDB_API_KEY={key}", tags=["ok", hf])
-    build_loggers(with_loggers(wandb=wandb), LoggedRun(name="toy", id="an-id"))
+    settings = WandBLoggerConfig(project=f"p-{hf}", entity="e", group=f"WANDB_API_KEY={key}", tags=["ok", hf])
+    build_loggers(with_loggers(wandb=settings), LoggedRun(name="toy", id="an-id"))
     assert {key: sent[key] for key in ("project", "entity", "group", "name", "tags", "id")} == {
         **{"project": "p-hf_", "entity": "e", "group": "WANDB_API_KEY=", "name": "toy", "tags": ["ok", "hf_"]},
         "id": "an-id",
@@ -99,6 +102,38 @@ def test_a_service_that_fails_is_one_warning(monkeypatch: pytest.MonkeyPatch, ca
     (line,) = caplog.messages
     assert "loggers.wandb: not all is logged there (ConnectionError: https://***@host is gone); the run conti" in line
     assert run.log.call_count == 2
+
+
+def test_mlflow_sends_later_what_its_server_refused(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = MagicMock()
+    client.search_runs.return_value = []
+    client.get_run.return_value.data.params = {}
+    monkeypatch.setattr("train.loggers.mlflow.MlflowClient", lambda uri: client)
+    monkeypatch.setattr("train.loggers.mlflow._SECONDS", 0.0)
+    log = MLflow(with_loggers(mlflow=MLflowLoggerConfig(tracking_uri="http://host")), name="toy", run_id="an-id")
+    client.reset_mock()
+    client.log_batch.side_effect = [ConnectionError("host is gone"), None]
+    log.send(3, {"streams/a*b/loss": 1.0})
+    log.end()
+    assert "loggers.mlflow: not all is logged there (ConnectionError: host is gone); the run" in caplog.messages[0]
+    (metric,) = client.log_batch.call_args.kwargs["metrics"]
+    assert (metric.key, metric.value, metric.step) == ("streams/a_b/loss", 1.0, 3)
+    assert client.log_batch.call_count == 2
+
+
+def test_what_keeps_a_service_from_starting_names_its_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"loggers.mlflow is given, but MLflow is not installed: pip install"):
+        check_loggers(LoggersConfig(mlflow=MLflowLoggerConfig()))
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setattr("train.loggers.checks._has_api_key", lambda: False)
+    with pytest.raises(ConfigError, match=r"loggers.wandb is given, but wandb has no API key: run"):
+        check_loggers(LoggersConfig(wandb=WandBLoggerConfig()))
+    monkeypatch.setattr("wandb.init", MagicMock(side_effect=wandb.Error("no such entity")))
+    with pytest.raises(ConfigError, match=r"loggers.wandb is given, but wandb cannot start a run \(no such entity\)"):
+        build_loggers(with_loggers(wandb=WandBLoggerConfig()), LoggedRun(name="toy"))
 
 
 @contextmanager

@@ -70,7 +70,8 @@ def gs():
 
 def machine(tmp_path: Path, name: str, server: Server) -> list[str]:
     """Overrides of a run on a machine of its own."""
-    return [f"save_folder={server.url}/{{run_name}}", f"save_staging_folder={tmp_path / name}", "autoresume=true"]
+    folders = [f"save_folder={server.url}/{{run_name}}", f"save_staging_folder={tmp_path / name}", "log_folder=null"]
+    return [*folders, "autoresume=true"]
 
 
 def test_a_run_killed_in_an_upload_ends_as_if_it_had_not_been(s3: Server, tmp_path: Path) -> None:
@@ -94,7 +95,7 @@ def test_a_run_killed_in_an_upload_ends_as_if_it_had_not_been(s3: Server, tmp_pa
     assert (contents.committed, contents.incomplete) == (("ep0-ba10",), ())
     (tmp_path / "third").mkdir()
     verify_files(remote.bring("ep0-ba10", tmp_path / "third", contents))
-    assert {"config.yaml", "record.jsonl", "run.json"} < {*contents.beside}
+    assert {"config.yaml", "record.jsonl", "metrics.jsonl", "report.html", "run.json"} < {*contents.beside}
 
 
 @pytest.mark.proof

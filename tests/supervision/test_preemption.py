@@ -91,6 +91,8 @@ def in_generation(patch: pytest.MonkeyPatch, number: int) -> None:
 def _start(
     path: str, overrides: list[str], signalled: Callable[[pytest.MonkeyPatch], Callback | None] | None = None
 ) -> SimpleNamespace:
+    from composer.utils import dist
+
     from train.run.fit import fit
 
     watch, signals = Watch(None), StopSignals()
@@ -105,6 +107,7 @@ def _start(
             ended = (stop.code, str(stop))
     signals.uninstall()
     seconds = time.monotonic() - started
+    dist.barrier()  # rank 0 owns the folder until it has written the report
     return SimpleNamespace(ended=ended, seconds=seconds, losses=watch.losses, weights=watch.weights)
 
 

@@ -10,6 +10,7 @@ from tests.helpers.store_faults import Fault
 from tests.helpers.stores import Server, serve, shorten_waits
 from train.checkpoint.remote.folder import RemoteFolder, files_beside
 from train.checkpoint.retention import KEEP, Retention
+from train.checkpoint.save_folder import LOGS
 from train.checkpoint.storage.files import verify_files
 from train.checkpoint.storage.manifest import CorruptCheckpointError
 
@@ -148,7 +149,7 @@ def test_retention_counts_what_is_in_the_store(remote: RemoteFolder, tmp_path: P
 @of_one_store
 def test_a_run_from_the_beginning_clears_it(remote: RemoteFolder, server: Server, tmp_path: Path) -> None:
     send(remote, tmp_path / "run", 2)
-    for name in ("record.jsonl", "incidents/ba1/batch.pt", "incidents.txt", "config.yaml"):
+    for name in (*LOGS, "incidents/ba1/batch.pt", "incidents.txt", "config.yaml"):
         remote.store.send([(tmp_path / "run" / "config.yaml", name)])
     remote.clear()
     assert sorted(server.content()) == ["run/config.yaml", "run/incidents.txt"]

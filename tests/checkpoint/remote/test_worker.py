@@ -61,6 +61,20 @@ def test_nothing_of_a_new_owner_is_changed(server: Server, tmp_path: Path) -> No
     assert server.content() == before
 
 
+def test_a_long_log_is_sent_with_checkpoints_alone(server: Server, tmp_path: Path) -> None:
+    remote = RemoteFolder(open_store(f"{server.url}/run"))
+    folder = write_save_folder(tmp_path / "mine", 2)
+    worker = worker_of(remote, folder, take(remote, "mine"))
+    (folder / "metrics.jsonl").write_text("{}\n")
+    assert worker._send_beside(most=3) is None
+    assert server.content()["run/metrics.jsonl"] == b"{}\n"
+    (folder / "metrics.jsonl").write_text("{}\n{}\n")
+    assert worker._send_beside(most=3) is None
+    assert server.content()["run/metrics.jsonl"] == b"{}\n"
+    carry_out(worker, folder / "ep0-ba2")
+    assert server.content()["run/metrics.jsonl"] == b"{}\n{}\n"
+
+
 def test_files_beside_are_not_sent_either(server: Server, tmp_path: Path) -> None:
     remote = RemoteFolder(open_store(f"{server.url}/run"))
     lease = take(remote, "mine")

@@ -13,10 +13,12 @@ import queue
 import shutil
 import signal
 import sys
+import tempfile
 import threading
 import time
 import traceback
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
@@ -25,10 +27,13 @@ from data.stores.store import StoreError, open_store
 from train.checkpoint.remote.folder import RemoteFolder, files_beside
 from train.checkpoint.remote.lease import BEAT, Lease, TakenOverError
 from train.checkpoint.retention import Retention
+from train.checkpoint.save_folder import LOGS, PART
 from train.checkpoint.storage.manifest import CorruptCheckpointError
 
 SCAN = 15.0
 """Seconds between two looks at the files beside the checkpoints, such as record.jsonl."""
+_SENT_OFTEN = 8 * 2**20
+"""Bytes: larger files beside the checkpoints, as metrics.jsonl becomes, are sent after a checkpoint and at the end."""
 _LOOK = 0.5
 """Seconds between two looks whether the parent is there."""
 
@@ -59,7 +64,7 @@ class Worker:
                 order = self.orders.get(timeout=SCAN)
             except queue.Empty:
                 if self.scanning.is_set():
-                    self._send_beside()
+                    self._send_beside(most=_SENT_OFTEN)
                 continue
             if order is None:
                 break
@@ -111,8 +116,9 @@ class Worker:
             raise TakenOverError(f"{self.folder.url}: the run has ended")
         self.lease.renew()
 
-    def _send_beside(self) -> str | None:
-        """Sends the files that have changed; returns why not. What fails is sent the next time."""
+    def _send_beside(self, *, most: int | None = None) -> str | None:
+        """Sends the files that have changed, of at most so many bytes; returns why not. What fails is sent the next
+        time."""
         if self.stopped.is_set():
             return None
         confirmed = False
@@ -120,11 +126,12 @@ class Worker:
             try:
                 state = path.stat()
                 version = state.st_size, state.st_mtime_ns
-                if self._sent.get(name) != version:
+                if self._sent.get(name) != version and (most is None or state.st_size <= most):
                     if not confirmed:
                         self._confirm()
                         confirmed = True
-                    self.folder.store.send([(path, name)])
+                    with _at_rest(path) as source:
+                        self.folder.store.send([(source, name)])
                     self._sent[name] = version
             except FileNotFoundError:
                 continue
@@ -139,6 +146,17 @@ class Worker:
         with self._reporting:
             self.reports.write(json.dumps(values) + "\n")
             self.reports.flush()
+
+
+@contextmanager
+def _at_rest(path: Path) -> Iterator[Path]:
+    """Of a log, to which the run adds lines while it is sent, a copy."""
+    if path.name not in LOGS:
+        yield path
+        return
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f"{PART}sent-") as copy:
+        shutil.copyfile(path, copy.name)
+        yield Path(copy.name)
 
 
 def main() -> None:
