@@ -13,14 +13,15 @@ import pytest
 
 from data.base.console import show_on_console
 from tests.helpers.markers import running, watch_programs
+from tests.helpers.reports import reports_at_end
 from train.hardware import device
-from train.report import report
 
 # One thread for each worker of pytest-xdist, and for what tests start: more would wait for each other. torch and numpy,
 # which no import above needs, read it once.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.addaudithook(watch_programs)
 show_on_console()  # as every program does
+reports_at_end(False)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -49,21 +50,12 @@ def an_unusable_gpu_does_not_matter():
         yield
 
 
-_report_at_end = report.report_at_end
-
-
-@pytest.fixture(autouse=True, scope="session")
-def runs_end_without_a_report() -> Iterator[None]:
-    """The many small runs of tests need none, and each would take a quarter of a second."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report, "report_at_end", lambda folder: None)
-        yield
-
-
 @pytest.fixture
-def reports_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs of the test, on forked ranks too, end with their report."""
-    monkeypatch.setattr(report, "report_at_end", _report_at_end)
+def reports() -> Iterator[None]:
+    """Runs of the test end with their report."""
+    reports_at_end(True)
+    yield
+    reports_at_end(False)
 
 
 @pytest.fixture(autouse=True)

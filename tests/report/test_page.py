@@ -133,6 +133,14 @@ def test_two_runs_share_their_axes(toy: Run, tmp_path: Path) -> None:
     assert "key toy other run_name toy other optimizer.lr 0.0001 0.001" in elements.text
 
 
+def test_twenty_runs_have_twenty_kinds_of_lines(toy: Run) -> None:
+    runs = [Run(**{**vars(toy), "name": f"run {number}"}) for number in range(20)]
+    loss = next(chart for chart in run_charts(runs) if chart["key"] == "loss")
+    (line,) = [layer["encoding"] for layer in loss["spec"]["layer"] if layer["mark"]["type"] == "line"]
+    colors, dashes = (line[channel]["scale"]["range"] for channel in ("color", "strokeDash"))
+    assert len({(color, *dash) for color, dash in zip(colors, dashes, strict=True)}) == 20
+
+
 @pytest.mark.parametrize("missing", ["metrics/eval/", "experts/", "streams/", "throughput/", "seconds/", "loss/", "lr"])
 def test_a_run_that_logs_less(missing: str, toy: Run) -> None:
     series = {name: each for name, each in toy.metrics.series.items() if not name.startswith(missing)}

@@ -45,7 +45,7 @@ def test_the_script_prints_the_place_or_the_error(tmp_path: Path, capsys: pytest
     assert printed.err == f"error: {tmp_path / 'nothing'} does not exist: name the save_folder or log_folder of a run\n"
 
 
-@pytest.mark.usefixtures("reports_at_the_end")
+@pytest.mark.usefixtures("reports")
 def test_a_report_that_fails_is_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -58,7 +58,7 @@ def test_a_report_that_fails_is_a_warning(
     assert capsys.readouterr().out == "warning: no report was written: ZeroDivisionError('a bug')\n"
 
 
-@pytest.mark.usefixtures("reports_at_the_end")
+@pytest.mark.usefixtures("reports")
 def test_a_run_without_a_step_has_no_report(tmp_path: Path) -> None:
     report.report_at_end(tmp_path)
     assert list(tmp_path.iterdir()) == []

@@ -5,7 +5,7 @@ fills in the x axis, so that it can be switched between steps, tokens and time.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from train.report.reading.run import EVAL_LOSS, EVALUATIONS, LOSS, Run
@@ -42,8 +42,8 @@ class Chart:
 def run_charts(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """Of loss, speed and memory; for one run, or for several together."""
     speed = _MFU if any(_MFU.lines[0][0] in run.metrics.series for run in runs) else _FLOPS
-    evaluation = [_EVAL_LOSS] if len(runs) > 1 else []
-    charts = [_LOSS, *evaluation, *_other_evaluations(runs), _learning_rate(runs), _NORM, _TOKENS, speed, _memory(runs)]
+    losses = [_LOSS] if len(runs) == 1 else [replace(_LOSS, title="Training loss"), _EVAL_LOSS]
+    charts = [*losses, *_other_evaluations(runs), _learning_rate(runs), _NORM, _TOKENS, speed, _memory(runs)]
     return [*_drawn(charts, runs)]
 
 
@@ -177,7 +177,13 @@ def _spec(chart: Chart, labels: list[str]) -> dict[str, Any]:
         layers += _STAGES
     if chart.limit is not None:
         layers.append(_limit(chart.limit))
-    return {"height": chart.height, "width": "container", "encoding": {"x": X}, "layer": layers}
+    return {
+        "description": chart.title,
+        "height": chart.height,
+        "width": "container",
+        "encoding": {"x": X},
+        "layer": layers,
+    }
 
 
 def _layers(
@@ -243,7 +249,9 @@ def _label(labels: list[str]) -> dict[str, Any]:
 
 
 def _cycled(values: Sequence[Any], labels: list[str]) -> list[Any]:
-    return [values[number % len(values)] for number in range(len(labels))]
+    """Colours and dashes are of one number: a second time round each colour has the next dash, so that they differ."""
+    shift = 1 if values is _DASHES else 0
+    return [values[(number + shift * (number // len(values))) % len(values)] for number in range(len(labels))]
 
 
 X: dict[str, Any] = {"field": "x", "type": "quantitative", "scale": {"zero": False, "nice": False}}

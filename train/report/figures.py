@@ -94,9 +94,10 @@ def duration(seconds: float) -> str:
     """`3 d 4 h`, `2 h 5 min`, `40 s`, `1.2 s`."""
     if 0 < seconds < 10:
         return f"{seconds:.1f} s"
+    seconds = round(seconds)
     units = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
     first = next((n for n, (_, size) in enumerate(units) if seconds >= size), len(units) - 1)
-    left, parts = round(seconds), []
+    left, parts = seconds, []
     for name, size in units[first : first + 2]:
         count, left = divmod(left, size)
         parts += [f"{count} {name}"] if count or not parts else []
