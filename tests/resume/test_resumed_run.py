@@ -4,6 +4,7 @@ import contextlib
 import io
 import shutil
 from dataclasses import replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +139,7 @@ def written(changes: dict[str, str]) -> list[str]:
 def listed(printed: str) -> dict[str, str]:
     """Key -> the rest of its line, of the table of changes."""
     lines = printed.partition("changed since ep0-ba2:\n")[2].splitlines()
-    return dict(line.split(maxsplit=1) for line in lines if line.startswith("  "))
+    return dict(line.split(maxsplit=1) for line in takewhile(lambda line: line.startswith("  "), lines))
 
 
 def test_what_is_applied_is_printed_and_so(trained: tuple[Path, Any]) -> None:

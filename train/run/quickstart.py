@@ -5,7 +5,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,12 +29,29 @@ from train.models.init import initialise
 ROOT = Path(__file__).resolve().parents[2]
 
 
+_OF_LAUNCHER = "Waiting up to 30 seconds for all training processes to terminate."
+"""The line that Composer's launcher ends every run with, in its own process."""
+
+
 def run(*command: str) -> None:
-    """A command of this project, in its root. Raises ConfigError when it fails: it has told why itself."""
+    """A command of this project, in its root. Raises ConfigError when it fails: it has shown why itself."""
     print(f"\n$ {' '.join(command)}", flush=True)
-    done = subprocess.run([str(Path(sys.executable).parent / command[0]), *command[1:]], cwd=ROOT, check=False)
-    if done.returncode:
-        raise ConfigError(f"`{' '.join(command)}` ended with exit code {done.returncode}")
+    program = [str(Path(sys.executable).parent / command[0]), *command[1:]]
+    with subprocess.Popen(program, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            _show(process.stdout)
+        except KeyboardInterrupt:  # which the command gets as well, and ends after it has saved
+            _show(process.stdout)
+            raise
+    if process.returncode:
+        raise ConfigError(f"`{' '.join(command)}` ended with exit code {process.returncode}")
+
+
+def _show(lines: Iterable[str]) -> None:
+    for line in lines:
+        if not line.startswith(_OF_LAUNCHER):
+            print(line, end="", flush=True)
 
 
 def kinds(path: Path) -> list[str]:
