@@ -133,7 +133,6 @@ RULES: dict[str, Rule] = {
         accepts=(True,), say="what an earlier start of the run exported of the same batch is written anew"
     ),
     "callbacks.generate_callback": Rule(say="write `generate: {prompts: [...], interval: ..., max_new_tokens: ...}`"),
-    "loggers.mlflow": Rule(say="the loggers are file, tensorboard and wandb"),
 }
 
 VALUES: dict[str, dict[object, str]] = {
