@@ -9,11 +9,12 @@ from composer.loggers import Logger
 from torch import nn
 
 from data.base.durations import Clock
+from train.checkpoint.save_folder import RECORD
 from train.config.supervision import ExpertsConfig
 from train.expert_health.health import ExpertHealth
 from train.expert_health.routing import RoutingSums
 from train.supervision.events import Events
-from train.supervision.record_file import RECORD
+from train.supervision.record_file import Record
 
 CLOCK = Clock(tokens_per_batch=8, rows_per_batch=1, rows_per_epoch=8)
 
@@ -30,7 +31,7 @@ class Names:
 
 def reported(folder: Path, counts_LE: Any, *, top_k: int, steps: int = 4, **config: Any) -> list[dict[str, Any]]:
     """The events of so many steps with these loads."""
-    health = ExpertHealth(ExpertsConfig(**config), CLOCK, nn.Module(), Events(folder))
+    health = ExpertHealth(ExpertsConfig(**config), CLOCK, nn.Module(), Events(Record({"save_folder": folder})))
     zeros = np.zeros(len(counts_LE))
     sums = RoutingSums(counts_LE=np.array(counts_LE, float), z_sums_L=zeros, logit_squares_L=zeros, top_k=top_k)
     for batch in range(steps):
