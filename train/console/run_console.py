@@ -19,7 +19,6 @@ from train.console.bar import LiveBar, is_terminal
 from train.console.columns import eval_text, lines_interval, shown
 from train.console.facts import command_fact, fact, time_of
 from train.console.lines import ConsoleLines
-from train.report.reading.find import REPORT
 from train.supervision.exit_codes import RunStopped
 from train.supervision.wall_time import process_seconds
 
