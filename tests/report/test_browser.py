@@ -19,6 +19,27 @@ pytestmark = [
 ]
 
 
+_POINT_AND_SLIDE = """<script>
+const once = setInterval(() => {
+  if (document.documentElement.dataset.ready !== "true") return;
+  clearInterval(once);
+  const slider = document.querySelector('[data-slider="0"]');
+  slider.value = 0;
+  slider.dispatchEvent(new Event("input", { bubbles: true }));
+  const { left, top, width, height } = document.querySelector('[data-chart="loss"] svg').getBoundingClientRect();
+  const place = { bubbles: true, clientX: left + width / 2, clientY: top + height / 2 };
+  const chart = document.elementFromPoint(place.clientX, place.clientY);
+  for (const kind of ["pointerover", "pointermove"]) chart.dispatchEvent(new PointerEvent(kind, place));
+  setTimeout(() => {
+    const below = document.elementFromPoint(place.clientX, place.clientY);
+    for (const kind of ["pointerover", "pointermove"]) below.dispatchEvent(new PointerEvent(kind, place));
+    document.title = document.getElementById("vg-tooltip-element").textContent;
+  }, 500);
+}, 100);
+</script>"""
+"""Moves the slider to the first measurement, points at the middle of the loss, and notes the tooltip as the title."""
+
+
 def browse(page: Path, *arguments: str, at: str = "") -> tuple[str, list[str]]:
     """What Chromium prints, and the errors on the page's console. `at`: #x=...&theme=..."""
     assert CHROMIUM is not None
@@ -35,14 +56,19 @@ def drawn(dom: str) -> list[bool]:
     return [marks.search(chart) is not None for chart in charts]
 
 
-def test_every_chart_is_drawn(tmp_path: Path) -> None:
+def test_every_chart_is_drawn_and_answers(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", Shape(streams=("web", HOSTILE), text=HOSTILE))
-    dom, errors = browse(write_report([folder]), "--dump-dom", at="#x=h&log=1&theme=dark")
+    page = write_report([folder])
+    html, closed, rest = page.read_text("utf-8").rpartition("</body>")
+    page.write_text(html + _POINT_AND_SLIDE + closed + rest, "utf-8")
+    dom, errors = browse(page, "--dump-dom", "--window-size=1280,1600", at="#x=h&log=1&theme=dark")
     assert errors == []
     assert len(drawn(dom)) >= 18
     assert all(drawn(dom))
     assert 'data-ready="true"' in dom
     assert '<p id="failure" class="alarms" hidden="">' in dom
+    assert "<title>linetrainvalue" in dom  # the tooltip
+    assert re.search(r"<output data-step-of=.0.>step 20</output>", dom)
 
 
 @pytest.mark.proof

@@ -256,7 +256,8 @@ def _cycled(values: Sequence[Any], labels: list[str]) -> list[Any]:
 
 X: dict[str, Any] = {"field": "x", "type": "quantitative", "scale": {"zero": False, "nice": False}}
 """page.js adds title and format."""
-_LINE = {"field": "label", "type": "nominal", "title": "line"}
+_LABEL = {"field": "label", "type": "nominal"}
+_LINE = {**_LABEL, "title": "line"}
 _NEAR = {
     "name": "near",
     "select": {"type": "point", "nearest": True, "on": "pointerover", "clear": "pointerout"},

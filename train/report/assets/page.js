@@ -64,13 +64,24 @@
     }
   }
 
+  // Where a tooltip belongs to the nearest point, vega-lite 6.4 reads its texts, but not its numbers, from the cell
+  // around the point: there `datum` is the point, and `datum.datum` its row.
+  function textsOfNearest(compiled) {
+    for (const mark of compiled.marks || []) {
+      textsOfNearest(mark);
+      const tooltip = /voronoi/.test(mark.name) && mark.encode.update.tooltip;
+      if (tooltip) tooltip.signal = tooltip.signal.replace(/(?<!datum\.)datum\[/g, "datum.datum[");
+    }
+    return compiled;
+  }
+
   async function draw(element, spec, datasets) {
     const old = views.get(element);
     if (old) old.finalize();
     const config = theme();
     config.legend.columns = Math.max(1, Math.floor(element.clientWidth / 180));
     if (element.closest(".wide") && element.clientWidth > 760) config.axis.minExtent = 84;
-    const options = { actions: false, logLevel: 1, mode: "vega-lite", renderer: "svg", config, tooltip: { theme: isDark() ? "dark" : "light" } };
+    const options = { actions: false, logLevel: 1, patch: textsOfNearest, mode: "vega-lite", renderer: "svg", config, tooltip: { theme: isDark() ? "dark" : "light" } };
     views.set(element, await vegaEmbed(element, { data: { name: "rows" }, datasets, autosize: { type: "fit-x", contains: "padding" }, ...spec }, options));
   }
 
