@@ -21,6 +21,7 @@ from train.config.reading.model_values import (
     without_references,
     without_unwritten,
 )
+from train.config.reading.other_names import other_name
 from train.config.reading.yaml_file import Written, read
 from train.config.redaction import saved_yaml
 from train.config.schema import TrainConfig
@@ -105,7 +106,7 @@ _VALUES_FROM = {"model.preset", "model.pretrained_model_name_or_path"}
 
 
 class _Hints(KeyHints):
-    """LLM Foundry's keys and values."""
+    """LLM Foundry's keys and values, and names that others have."""
 
     def names(self, section: str) -> list[str]:
         return [] if section else [VARIABLES]
@@ -115,7 +116,7 @@ class _Hints(KeyHints):
         return rule is not None and (value is UNRESOLVED or llm_foundry.accepted(rule, value))
 
     def unknown(self, key: str, value: object) -> str | None:
-        return llm_foundry.instead_of_key(key, value)
+        return llm_foundry.instead_of_key(key, value) or other_name(key)
 
     def invalid(self, key: str, value: object) -> str | None:
         return llm_foundry.instead_of(key, value)
