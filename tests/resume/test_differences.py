@@ -55,11 +55,11 @@ def test_logins_and_sizes_are_compared_by_what_they_mean(tmp_path: Path) -> None
 def test_keys_are_named_as_in_the_yaml(tmp_path: Path) -> None:
     stage = "{{name: {}, duration: 5ba, proportions: {{web: 1, code: 1}}}}"
     stages = f"train_loader.stages=[{stage.format('one')}, {stage.format('two')}]"
-    now = ["train_loader.stages.1.duration=7ba", "train_loader.stages.1.proportions.code=0.5"]
+    now = ["train_loader.stages.1.duration=4ba", "train_loader.stages.1.proportions.code=0.5"]
     now += ["train_loader.dataset.streams={web: {hf_name: csv}, code: {remote: 's3://bucket/code'}}"]
     assert changed(tmp_path, [stages], [stages, *now], STREAMS) == [
         "train_loader.dataset.streams.web.hf_name was json, now csv",
-        "train_loader.stages[1].duration was 5ba, now 7ba",
+        "train_loader.stages[1].duration was 5ba, now 4ba",
         "train_loader.stages[1].proportions.code was 1.0, now 0.5",
     ]
 
