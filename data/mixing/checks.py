@@ -16,7 +16,8 @@ def check_size(streams: Streams, global_batch_size: int) -> None:
     if n_rows < global_batch_size:
         raise DataError(
             f"the dataset has {n_rows} rows of {streams.max_seq_len} tokens, but one global batch has "
-            f"{global_batch_size}: lower global_train_batch_size or max_seq_len, or add data"
+            f"{global_batch_size}: add global_train_batch_size={n_rows} to the command, or a smaller one that the "
+            "ranks divide; or lower max_seq_len, or add data"
         )
 
 
@@ -69,6 +70,6 @@ def check_repeats(dataset: DatasetConfig, streams: Streams, segment: Segment, cl
             raise ConfigError(
                 f"dataset.{key} is {config.max_repeats:g}, but in {end:,} batches of {segment.global_batch_size} rows "
                 f"{f'stream {name}' if name else 'the dataset'} gives {drawn:,}, {passes:.2f} times its "
-                f"{shape.n_rows:,}: write {key}: {math.floor(whole) + 1}, or give it "
-                "less of the run" + ("" if name else f", or write max_duration: {math.ceil(passes)}ep")
+                f"{shape.n_rows:,}: add train_loader.dataset.{key}={math.floor(whole) + 1} to the command, or "
+                + ("give it less of the run" if name else f"max_duration={math.ceil(passes)}ep (1ep: each row once)")
             )
