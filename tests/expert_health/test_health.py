@@ -5,18 +5,27 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import torch
 from composer.loggers import Logger
-from torch import nn
 
 from data.base.durations import Clock
+from tests.helpers.models import make_config
 from train.checkpoint.save_folder import RECORD
 from train.config.supervision import ExpertsConfig
 from train.expert_health.health import ExpertHealth
 from train.expert_health.routing import RoutingSums
+from train.models.config import FFNConfig
+from train.models.dbrx import DbrxForCausalLM
 from train.supervision.events import Events
 from train.supervision.record_file import Record
 
 CLOCK = Clock(tokens_per_batch=8, rows_per_batch=1, rows_per_epoch=8)
+
+
+def model(n_layers: int, n_experts: int) -> DbrxForCausalLM:
+    ffn = FFNConfig(ffn_hidden_size=24, moe_num_experts=n_experts, moe_top_k=1)
+    with torch.device("meta"):
+        return DbrxForCausalLM(make_config(n_layers=n_layers, ffn_config=ffn))
 
 
 class Names:
@@ -31,7 +40,12 @@ class Names:
 
 def reported(folder: Path, counts_LE: Any, *, top_k: int, steps: int = 4, **config: Any) -> list[dict[str, Any]]:
     """The events of so many steps with these loads."""
-    health = ExpertHealth(ExpertsConfig(**config), CLOCK, nn.Module(), Events(Record({"save_folder": folder})))
+    health = ExpertHealth(
+        ExpertsConfig(**config),
+        CLOCK,
+        model(len(counts_LE), len(counts_LE[0])),
+        Events(Record({"save_folder": folder})),
+    )
     zeros = np.zeros(len(counts_LE))
     sums = RoutingSums(counts_LE=np.array(counts_LE, float), z_sums_L=zeros, logit_squares_L=zeros, top_k=top_k)
     for batch in range(steps):
@@ -60,7 +74,7 @@ def test_max_share_counts_tokens_and_not_assignments(tmp_path: Path) -> None:
 
 
 def test_the_state_of_an_older_checkpoint_or_of_another_probe_is_left() -> None:
-    health = ExpertHealth(ExpertsConfig(), CLOCK, nn.Module(), Events(None))
+    health = ExpertHealth(ExpertsConfig(), CLOCK, model(2, 4), Events(None))
     fresh = json.dumps(health.state_dict())
     health.load_state_dict({"lengths": {"0.1": 7}})
     health.load_state_dict({"probe": {"n_tokens": 7, "rows": [[[1, 2], [0, 0]]]}})

@@ -18,20 +18,20 @@ def at(*places: Place) -> np.ndarray:
 
 
 def test_a_streak_is_reported_once_and_so_is_its_end() -> None:
-    streaks = Streaks(STEPS)
+    streaks = Streaks(STEPS, NONE.shape)
     found = [streaks.update(at((1, 0)) if 5 <= step < 30 else NONE) for step in range(40)]
     reported = {step: each for step, each in enumerate(found) if each != ([], [])}
     assert reported == {5 + STEPS - 1: ([(1, 0)], []), 30: ([], [(1, 0)])}
 
 
 def test_a_few_steps_are_no_streak() -> None:
-    streaks = Streaks(STEPS)
+    streaks = Streaks(STEPS, NONE.shape)
     assert all(streaks.update(at((0, 1)) if step % STEPS else NONE) == ([], []) for step in range(60))
 
 
 def test_experts_that_come_and_go_at_different_times_are_reported_together() -> None:
-    streaks, reports = Streaks(STEPS), 0
     holds = np.zeros((8, 64), dtype=bool)
+    streaks, reports = Streaks(STEPS, holds.shape), 0
     draw = np.random.default_rng(0)
     for _ in range(50 * STEPS):
         holds = np.where(holds, draw.random(holds.shape) < 0.95, draw.random(holds.shape) < 0.2)
@@ -41,7 +41,7 @@ def test_experts_that_come_and_go_at_different_times_are_reported_together() -> 
 
 
 def test_what_began_in_the_quiet_time_and_lasts_is_reported_after_it() -> None:
-    streaks, found = Streaks(STEPS), {}
+    streaks, found = Streaks(STEPS, NONE.shape), {}
     for step in range(3 * STEPS):
         begun, _ = streaks.update(at((0, 0)) if step < 3 else at((0, 0), (1, 1)))
         found |= {step: begun} if begun else {}
@@ -49,7 +49,7 @@ def test_what_began_in_the_quiet_time_and_lasts_is_reported_after_it() -> None:
 
 
 def test_resumed_streaks_continue() -> None:
-    streaks, resumed = Streaks(STEPS), Streaks(STEPS)
+    streaks, resumed = Streaks(STEPS, NONE.shape), Streaks(STEPS, NONE.shape)
     for step in range(STEPS + 3):
         streaks.update(at((0, 2)) if step < 5 else at((0, 2), (1, 3)))
     resumed.load_state_dict(json.loads(json.dumps(streaks.state_dict())))

@@ -6,13 +6,13 @@ from typing import Any
 import numpy as np
 from composer.core import State
 from composer.loggers import Logger
-from torch import nn
 
 from data.base.durations import Clock
 from train.config.supervision import ExpertsConfig
 from train.expert_health.probe import Probe
 from train.expert_health.routing import RoutingSums, by_layer, gradient_norms, layer_metrics, load_imbalance
 from train.expert_health.streaks import Place, Streaks, named
+from train.models.dbrx import DbrxForCausalLM
 from train.supervision.events import Events
 
 _MOST_PLACES = 64
@@ -22,12 +22,13 @@ _MOST_PLACES = 64
 class ExpertHealth:
     """Follows the experts of a run from step to step. Its state can be JSON."""
 
-    def __init__(self, config: ExpertsConfig, clock: Clock, model: nn.Module, events: Events) -> None:
+    def __init__(self, config: ExpertsConfig, clock: Clock, model: DbrxForCausalLM, events: Events) -> None:
         self._config, self._model, self._events = config, model, events
         self._every = clock.batches(config.interval) if config.interval is not None else None
         self._probe = Probe(config.probe_tokens) if config.probe_tokens else None
-        self._dead = Streaks(config.dead_steps)
-        self._overloaded = Streaks(config.max_share_steps)
+        shape_LE = (model.config.n_layers, model.config.ffn_config.moe_num_experts)
+        self._dead = Streaks(config.dead_steps, shape_LE)
+        self._overloaded = Streaks(config.max_share_steps, shape_LE)
 
     def is_due(self, state: State) -> bool:
         """Whether this step is measured: the first of the run, each that ends an interval, and the last. Before the

@@ -19,41 +19,44 @@ class Streaks:
     report. So a run in which many experts change often still has few of them.
     """
 
-    def __init__(self, steps: int) -> None:
-        """steps: consecutive ones after which an expert is reported."""
+    def __init__(self, steps: int, shape_LE: tuple[int, int]) -> None:
+        """steps: consecutive ones after which an expert is reported; shape_LE: numbers of layers and experts."""
         self.steps = steps
-        self._lengths: dict[Place, int] = {}
-        self._reported: set[Place] = set()
+        self._lengths_LE = np.zeros(shape_LE, dtype=np.int64)
+        self._reported_LE = np.zeros(shape_LE, dtype=bool)
         self._quiet = [0, 0]
         """Steps for which no beginning, and no end, is reported."""
 
     def update(self, holds_LE: np.ndarray) -> tuple[list[Place], list[Place]]:
         """The experts to report with this step: for which it has held long enough, and no longer holds."""
-        now = {(layer, expert) for layer, expert in np.argwhere(holds_LE).tolist()}
-        self._lengths = {place: self._lengths.get(place, 0) + 1 for place in sorted(now)}
-        long = {place for place, length in self._lengths.items() if length >= self.steps}
+        self._lengths_LE = np.where(holds_LE, self._lengths_LE + 1, 0)
         self._quiet = [max(left - 1, 0) for left in self._quiet]
-        begun, ended = (self._due(0, long - self._reported), self._due(1, self._reported - now))
-        self._reported = self._reported.union(begun).difference(ended)
-        return begun, ended
+        begun_LE = self._due(0, (self._lengths_LE >= self.steps) & ~self._reported_LE)
+        ended_LE = self._due(1, self._reported_LE & ~holds_LE)
+        self._reported_LE = (self._reported_LE | begun_LE) & ~ended_LE
+        return _places(begun_LE), _places(ended_LE)
 
-    def _due(self, which: int, places: set[Place]) -> list[Place]:
-        if not places or self._quiet[which]:
-            return []
+    def _due(self, which: int, found_LE: np.ndarray) -> np.ndarray:
+        if self._quiet[which] or not found_LE.any():
+            return np.zeros_like(found_LE)
         self._quiet[which] = self.steps
-        return sorted(places)
+        return found_LE
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            "lengths": [[*place, length] for place, length in self._lengths.items()],
-            "reported": sorted(self._reported),
+            "lengths": self._lengths_LE.tolist(),
+            "reported": self._reported_LE.tolist(),
             "quiet": list(self._quiet),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._lengths = {(layer, expert): length for layer, expert, length in state["lengths"]}
-        self._reported = {(layer, expert) for layer, expert in state["reported"]}
+        self._lengths_LE = np.array(state["lengths"])
+        self._reported_LE = np.array(state["reported"])
         self._quiet = list(state["quiet"])
+
+
+def _places(chosen_LE: np.ndarray) -> list[Place]:
+    return [(layer, expert) for layer, expert in np.argwhere(chosen_LE).tolist()]
 
 
 def named(places: Sequence[Place]) -> str:

@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from composer.core import Callback, State
 from composer.loggers import Logger
-from torch import nn
 
 from data.base.durations import Clock
 from data.mixing.row_plan import RowPlan
 from train.config.schema import TrainConfig
 from train.distributed.clipping import clip_gradients, drop_gradients
 from train.expert_health.health import ExpertHealth
+from train.models.dbrx import DbrxForCausalLM
 from train.models.recompute import named_parameters
 from train.stability.measurement import StepMeasurement, StepValues
 from train.stability.nonfinite import NonFiniteSteps, Saver
@@ -41,7 +41,7 @@ class StepCheck(Callback):
         self,
         config: TrainConfig,
         plan: RowPlan,
-        model: nn.Module,
+        model: DbrxForCausalLM,
         events: Events,
         *,
         clock: Clock,
