@@ -112,3 +112,15 @@ def test_bench_expert_health_weighs_the_steps_that_are_measured(tmp_path: Path) 
     assert list(report["inside"]) == ["between measurements", "measured"]
     assert 0 < report["inside"]["between measurements"] < report["inside"]["measured"] < 1
     assert report["default"]["inside"] < report["inside"]["measured"]
+
+
+@pytest.mark.subprocess
+def test_bench_throughput_measures_both_sides(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = {"n_layers": 1, "d_model": 32, "n_heads": 4, "ffn_hidden_size": 24, "moe_num_experts": 4, "moe_top_k": 2}
+    sizes |= {"vocab_size": 64, "rows": 2, "max_seq_len": 32, "rounds": 2}
+    flags = [f"--{name}={value}" for name, value in sizes.items()]
+    assert load_script("bench/throughput").main([*flags, "--json", str(tmp_path / "throughput.json")]) == 0
+    report = json.loads((tmp_path / "throughput.json").read_text())
+    assert {side: len(seconds) for side, seconds in report["seconds"].items()} == {"without": 2, "with": 2}
+    assert 0 < report["inside"] < 1
+    assert "with / without" in capsys.readouterr().out

@@ -1,0 +1,122 @@
+"""What it costs to measure throughput: a whole training step with train/throughput's callback, and without.
+
+The sides take turns in every round, in one process on the same model and rows; the ratio is taken within a round. On a
+CPU one thread computes and its own CPU time is measured. `inside` is the time within the callback, with the marks of
+sections that it reads, which is exact where the difference of two steps drowns in their noise.
+"""
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+# Only the repository's root: in these folders evaluate.py, for one, would hide the package of the same name.
+sys.path[:] = [str(ROOT), *(path for path in sys.path if not Path(path).resolve().is_relative_to(ROOT / "scripts"))]
+
+import argparse
+import os
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Sequence
+
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+
+from composer.core import Callback, State
+from composer.loggers import Logger
+
+from scripts.bench import common
+from scripts.bench.step_models import initial_model, make_batch
+from scripts.bench.step_sides import trainer_step
+from train.callbacks.global_batch import GlobalBatch
+from train.composer_model import DbrxForComposer
+from train.config.callbacks import CallbacksConfig
+from train.config.supervision import DeadlinesConfig
+from train.models.flops import flops_per_token
+from train.supervision.hangs.deadlines import Deadlines, Section
+from train.supervision.hangs.sections import Sections, waiting_for_data, watched_sections
+from train.throughput.monitor import Throughput
+
+SIDES = ("without", "with")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse_args(argv)
+    warnings.filterwarnings("ignore")
+    common.prepare_process(args.threads)
+    config = common.model_config(args)
+    model = DbrxForComposer(config, initial_model(config))
+    sections = Sections(Deadlines(DeadlinesConfig()), time.monotonic, print)
+    monitor = Throughput(
+        CallbacksConfig(),
+        window_size=100,
+        rows_per_batch=args.rows,
+        flops_per_token=flops_per_token(config, args.max_seq_len),
+        device_flops=None,
+    )
+    turn = Turn(monitor, sections, args.device)
+    step = trainer_step(model, make_batch(args), [GlobalBatch(config), turn], args)
+    with watched_sections(sections):
+        times = measure(step, turn, args.rounds)
+    inside = statistics.median(a / b for a, b in zip(turn.inside, times["with"], strict=True))
+    ratio = common.ratio(times["with"], times["without"])
+    common.show_table(
+        [{"side": side, "s": common.median(times[side], 3), "min-max": common.spread(times[side], 3)} for side in SIDES]
+    )
+    milliseconds = 1e3 * statistics.median(turn.inside)
+    print(f"  with / without: {ratio:.4f}; inside the callback: {milliseconds:.2f} ms, {inside:.3%} of a step")
+    figures = {"seconds": times, "ratio": ratio, "inside_ms": milliseconds, "inside": inside}
+    common.write_json(args.json, common.description(args) | figures)
+    return 0
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    sizes = {"n_layers": 8, "d_model": 512, "n_heads": 8, "kv_n_heads": 2, "ffn_hidden_size": 896}
+    sizes |= {"moe_num_experts": 16, "moe_top_k": 4, "vocab_size": 8192, "rows": 4, "max_seq_len": 512}
+    parser = common.make_parser(__doc__, **sizes, documents=3, rounds=7, threads=1)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "gpu"])
+    parser.add_argument("--precision", default="fp32", choices=["fp32", "amp_bf16"])
+    return parser.parse_args(argv)
+
+
+class Turn(Callback):
+    """Runs the callback in the steps of its side, with the marks of sections that a step has, and notes its seconds."""
+
+    def __init__(self, monitor: Throughput, sections: Sections, device: str) -> None:
+        self.monitor, self.sections, self.device, self.side = monitor, sections, device, SIDES[0]
+        self.inside: list[float] = []
+        self.began = self.seconds = 0.0
+
+    def batch_start(self, state: State, logger: Logger) -> None:
+        self.began = common.now(self.device)
+
+    def batch_end(self, state: State, logger: Logger) -> None:
+        if self.side == "with":
+            began = common.now(self.device)
+            self._measure(state, logger)
+            self.inside.append(common.now(self.device) - began)
+        self.seconds = common.now(self.device) - self.began
+
+    def _measure(self, state: State, logger: Logger) -> None:
+        with waiting_for_data():
+            pass
+        self.sections.enter(Section.SAVE)
+        self.sections.leave()
+        self.sections.step_done(state.timestamp.batch.value)
+        self.monitor.batch_end(state, logger)
+
+
+def measure(step: Callable[[], object], turn: Turn, n_rounds: int) -> dict[str, list[float]]:
+    """Seconds of each side in each round."""
+    for turn.side in (*SIDES, *SIDES):  # memory settles, and the callback's warm-up ends
+        step()
+    turn.inside.clear()
+    times: dict[str, list[float]] = {side: [] for side in SIDES}
+    for order in common.rounds(SIDES, n_rounds):
+        for turn.side in order:
+            step()
+            times[turn.side].append(turn.seconds)
+    return times
+
+
+if __name__ == "__main__":
+    sys.exit(main())
