@@ -116,7 +116,8 @@ def test_mlflow_sends_later_what_its_server_refused(
     client.reset_mock()
     client.log_batch.side_effect = [ConnectionError("host is gone"), None]
     log.send(3, {"streams/a*b/loss": 1.0})
-    log.end()
+    log.end(complete=False)
+    client.set_terminated.assert_called_once_with(log._id, "FAILED")
     assert "loggers.mlflow: not all is logged there (ConnectionError: host is gone); the run" in caplog.messages[0]
     (metric,) = client.log_batch.call_args.kwargs["metrics"]
     assert (metric.key, metric.value, metric.step) == ("streams/a_b/loss", 1.0, 3)

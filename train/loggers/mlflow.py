@@ -3,10 +3,9 @@
 import json
 import os
 import re
-import sys
 import time
 from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from threading import Lock, Thread
 from typing import Any
 
 from mlflow.entities import Metric, Param
@@ -45,9 +44,7 @@ class MLflow(ServiceLogger):
         uri = settings.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or _DEFAULT_FOLDER
         _allow_folders(uri)
         self._waiting: list[Metric] = []
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="mlflow")
-        self._sending: Future[None] | None = None
-        self._sent_at = time.monotonic()
+        self._lock, self._thread, self._began = Lock(), Thread(), time.monotonic()
         try:
             self._client = MlflowClient(uri)
             self._id = os.environ.get("MLFLOW_RUN_ID") or self._find_or_create(
@@ -63,34 +60,32 @@ class MLflow(ServiceLogger):
 
     def send(self, batch: int, metrics: Mapping[str, float]) -> None:
         now = round(time.time() * 1000)
-        self._waiting += [Metric(_REFUSED.sub("_", name), value, now, batch) for name, value in metrics.items()]
-        del self._waiting[:-_MOST_WAITING]
-        if time.monotonic() - self._sent_at >= _SECONDS and (self._sending is None or self._sending.done()):
-            self._begin_sending()
+        new = [Metric(_REFUSED.sub("_", name), value, now, batch) for name, value in metrics.items()]
+        with self._lock:
+            self._waiting += new
+        if time.monotonic() - self._began >= _SECONDS and not self._thread.is_alive():
+            del self._waiting[:-_MOST_WAITING]
+            self._began = time.monotonic()
+            # It must not keep the interpreter from ending.
+            self._thread = Thread(target=self._try, args=(self._send_waiting,), name="mlflow", daemon=True)
+            self._thread.start()
 
     def send_table(self, batch: int, name: str, columns: list[str], rows: list[list[Any]]) -> None:
         data = {column: [row[number] for row in rows] for number, column in enumerate(columns)}
         self._client.log_text(self._id, json.dumps(data, ensure_ascii=False), f"{name}/batch-{batch}.json")
 
-    def end(self) -> None:
-        failed = sys.exc_info()[1] is not None
-        self._begin_sending()
-        self._thread.shutdown()
-        if self._sending is not None:
-            self._sending.result()
-        self._client.set_terminated(self._id, "FAILED" if failed else "FINISHED")
-
-    def _begin_sending(self) -> None:
-        """What could not be sent before is sent first."""
-        if self._sending is not None and (error := self._sending.exception()) is not None:
-            self.warn(error)
-        self._sent_at = time.monotonic()
-        self._sending = self._thread.submit(self._send_waiting)
+    def end(self, *, complete: bool) -> None:
+        if self._thread.is_alive():
+            self._thread.join()
+        self._send_waiting()
+        self._client.set_terminated(self._id, "FINISHED" if complete else "FAILED")
 
     def _send_waiting(self) -> None:
+        """What could not be sent before comes first."""
         while chunk := self._waiting[:_MOST_METRICS]:
             self._client.log_batch(self._id, metrics=chunk)
-            del self._waiting[: len(chunk)]
+            with self._lock:
+                del self._waiting[: len(chunk)]
 
     def _find_or_create(self, experiment: str, tags: dict[str, str], name: str) -> str:
         found = self._client.get_experiment_by_name(experiment)

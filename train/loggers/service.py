@@ -20,7 +20,7 @@ class ServiceLogger(StepLogger):
 
     def __init__(self) -> None:
         super().__init__()
-        self._failed = self._ended = False
+        self._failed = self._ended = self._complete = False
 
     def send(self, batch: int, metrics: Mapping[str, float]) -> None:
         raise NotImplementedError
@@ -28,8 +28,8 @@ class ServiceLogger(StepLogger):
     def send_table(self, batch: int, name: str, columns: list[str], rows: list[list[Any]]) -> None:
         raise NotImplementedError
 
-    def end(self) -> None:
-        """Sends what is left."""
+    def end(self, *, complete: bool) -> None:
+        """Sends what is left. complete: whether all steps of the run were trained."""
         raise NotImplementedError
 
     def write(self, state: State, metrics: Mapping[str, float]) -> None:
@@ -40,21 +40,21 @@ class ServiceLogger(StepLogger):
     ) -> None:
         self._try(lambda: self.send_table(step or 0, name, columns, rows))
 
+    def fit_end(self, state: State, logger: Logger) -> None:
+        super().fit_end(state, logger)
+        self._complete = True
+
     def close(self, state: State, logger: Logger) -> None:
         super().close(state, logger)
         if not self._ended:  # Composer may close it again at the interpreter's exit
             self._ended = True
-            self._try(self.end)
-
-    def warn(self, error: BaseException) -> None:
-        """Once."""
-        if not self._failed:
-            self._failed = True
-            text = redacted(f"{type(error).__name__}: {error}")
-            console.logger.warning(f"{self.key}: not all is logged there ({text}); the run continues")
+            self._try(lambda: self.end(complete=self._complete))
 
     def _try(self, do: Callable[[], None]) -> None:
         try:
             do()
         except Exception as error:  # whatever a network, or a library, comes up with
-            self.warn(error)
+            if not self._failed:
+                self._failed = True
+                text = redacted(f"{type(error).__name__}: {error}")
+                console.logger.warning(f"{self.key}: not all is logged there ({text}); the run continues")

@@ -1,7 +1,6 @@
 """A Weights & Biases run."""
 
 import os
-import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -52,10 +51,10 @@ class WandB(ServiceLogger):
     def send_table(self, batch: int, name: str, columns: list[str], rows: list[list[Any]]) -> None:
         self._run.log({name: wandb.Table(columns=[*columns], data=[*rows]), "batch": batch})
 
-    def end(self) -> None:
-        # At the interpreter's exit after an error wandb has ended it already.
+    def end(self, *, complete: bool) -> None:
+        # At the interpreter's exit wandb may have ended it already.
         if wandb.run is self._run:
-            self._run.finish(exit_code=0 if sys.exc_info()[1] is None else 1)
+            self._run.finish(exit_code=0 if complete else 1)
 
 
 def _sent(value: str | None) -> str | None:
