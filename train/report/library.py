@@ -14,22 +14,39 @@ _EDITOR = "https://vega.github.io/editor/"
 @cache
 def library() -> str:
     """Made by vl-convert in about 1.5 seconds, and read where it has been made before."""
-    file = _cache_folder() / f"vega-{version('vl-convert-python')}.js"
+    file = _cached_file()
     with suppress(OSError, UnicodeError):
-        if file.stat().st_uid == os.getuid():
+        if file is not None and file.stat().st_uid == os.getuid():
             return file.read_text(encoding="utf-8")
-    import vl_convert
-
-    text = vl_convert.javascript_bundle(None)  # pyright: ignore[reportArgumentType]: without a snippet of our own
-    text = text.replace(_EDITOR, "")
-    text = text.replace("</script", "<\\/script").replace("<!--", "<\\!--")
-    part = file.with_name(f"{file.name}.{uuid.uuid4().hex[:8]}")
-    with suppress(OSError):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(text, encoding="utf-8")
-        part.replace(file)
+    text = _made()
+    if file is not None:
+        with suppress(OSError):
+            _write(file, text)
     return text
 
 
-def _cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dropless"
+def _made() -> str:
+    import vl_convert
+
+    text = vl_convert.javascript_bundle(None)  # pyright: ignore[reportArgumentType]: without a snippet of our own
+    # Neither may stand in a script element.
+    return text.replace(_EDITOR, "").replace("</script", "<\\/script").replace("<!--", "<\\!--")
+
+
+def _cached_file() -> Path | None:
+    """None where the user has no home."""
+    try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:
+        return None
+    return folder / "dropless" / f"vega-{version('vl-convert-python')}.js"
+
+
+def _write(file: Path, text: str) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_name(f"{file.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        part.write_text(text, encoding="utf-8")
+        part.replace(file)
+    finally:
+        part.unlink(missing_ok=True)
