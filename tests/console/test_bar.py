@@ -66,7 +66,7 @@ def test_prints_go_through_whole_and_the_log_file_gets_plain_text(
             bar.update(12, PARTS, now=True)
             print(long)
             print("beg", end="")
-            print("\rbegun and ended", file=sys.stdout)
+            print("\rbegun and ended\r", file=sys.stdout)
             print("hf_" + "Ab12" * 8, file=sys.stderr)
             bar.update(13, PARTS, now=True)
         print("after")

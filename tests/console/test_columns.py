@@ -36,13 +36,22 @@ def test_columns_are_aligned_and_a_small_learning_rate_is_shown() -> None:
     assert header.index("stage") == line.index("anneal")
 
 
-def test_what_is_not_logged_has_no_column_and_what_comes_later_another_header() -> None:
+def test_what_is_not_logged_has_no_column_and_what_comes_later_has_one() -> None:
     table = StepTable(10, stages=False)
-    assert table.lines(1, 512, {"loss/train/total": 3.0})[0].split() == ["step", "tokens", "loss"]
-    assert len(table.lines(2, 1024, {"loss/train/total": 3.0})) == 1
-    later = table.lines(3, 1536, METRICS | {"throughput/device/mfu": 0.412})
-    assert "41.2%" in later[1]
-    assert "FLOP/s" not in later[0]
+    header, line = table.lines(1, 512, {"loss/train/total": 3.0})
+    assert header.split() == ["step", "tokens", "loss", "tok/s", "FLOP/s", "left"]
+    assert line.split() == ["1/10", "512", "3.0000", "-", "-", "-"]
+    speed = {"throughput/tokens_per_sec": 1e3, "throughput/flops_per_sec": 1e9, "time/remaining_seconds": 1.0}
+    assert len(table.lines(2, 1024, {"loss/train/total": 3.0} | speed)) == 1
+
+
+def test_another_column_brings_another_header() -> None:
+    table = StepTable(10, stages=False)
+    table.lines(1, 512, METRICS)
+    header, line = table.lines(2, 1024, METRICS | {"throughput/device/mfu": 0.412})
+    assert "41.2%" in line
+    assert "MFU" in header
+    assert "FLOP/s" not in header
 
 
 def test_the_header_comes_again() -> None:

@@ -30,7 +30,8 @@ def test_counts_have_three_digits(number: float, shown: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "shown"), [(0.42, "0.4s"), (59.6, "1m00s"), (245, "4m05s"), (11_540, "3h12m"), (183_700, "2d03h")]
+    ("seconds", "shown"),
+    [(0.42, "0.4s"), (59.6, "1m00s"), (245, "4m05s"), (11_540, "3h12m"), (183_700, "2d03h"), (float("nan"), "?")],
 )
 def test_times_have_two_units(seconds: float, shown: str) -> None:
     assert time_of(seconds) == shown

@@ -95,7 +95,7 @@ class _Above:
         lines, newline, self._begun = (self._begun + text).rpartition("\n")
         if newline:
             # What a terminal would show of a line that another program draws again and again.
-            self._bar.print(redacted("\n".join(line.rpartition("\r")[2] for line in lines.split("\n"))))
+            self._bar.print(redacted("\n".join(line.rstrip("\r").rpartition("\r")[2] for line in lines.split("\n"))))
         return len(text)
 
     def writelines(self, lines: list[str]) -> None:

@@ -18,8 +18,13 @@ class Column:
     show: Callable[[float], str]
     width: int
     """At least: a longer value is not cut."""
-    instead_of: str | None = None
+    unless: str | None = None
     """The column is left out where there is this metric."""
+    comes_later: bool = False
+    """The column is there before its metric, which every run logs once its speed is known."""
+
+    def cell(self, metrics: Mapping[str, float]) -> str:
+        return self.show(metrics[self.metric]) if self.metric in metrics else "-"
 
 
 def _fixed(value: float) -> str:
@@ -32,24 +37,25 @@ COLUMNS = (
     Column(header="lbl", metric="loss/train/load_balancing", show=_fixed, width=6),
     Column(header="lr", metric="lr", show=lambda value: f"{value:.1e}", width=7),
     Column(header="grad", metric="l2_norm/grad/global", show=lambda value: f"{value:.3g}", width=6),
-    Column(header="tok/s", metric="throughput/tokens_per_sec", show=count_of, width=6),
+    Column(header="tok/s", metric="throughput/tokens_per_sec", show=count_of, width=6, comes_later=True),
     Column(header="MFU", metric="throughput/device/mfu", show=lambda value: f"{value:.1%}", width=6),
     Column(
         header="FLOP/s",
         metric="throughput/flops_per_sec",
         show=count_of,
         width=6,
-        instead_of="throughput/device/mfu",
+        unless="throughput/device/mfu",
+        comes_later=True,
     ),
     Column(header="GiB", metric="memory/peak_gib", show=lambda value: f"{value:.2f}", width=5),
-    Column(header="left", metric="time/remaining_seconds", show=time_of, width=6),
+    Column(header="left", metric="time/remaining_seconds", show=time_of, width=6, comes_later=True),
 )
 """After those of the step and the tokens. lbl is the load-balancing loss, GiB the peak of memory."""
 
 
 def shown(metrics: Mapping[str, float]) -> list[Column]:
     """The columns of the metrics that there are."""
-    return [column for column in COLUMNS if column.metric in metrics and column.instead_of not in metrics]
+    return [column for column in COLUMNS if column.metric in metrics and column.unless not in metrics]
 
 
 class StepTable:
@@ -62,11 +68,12 @@ class StepTable:
 
     def lines(self, batch: int, tokens: int, metrics: Mapping[str, float], stage: str = "") -> list[str]:
         """The line of a step, with a header above it where that is due."""
-        columns = shown(metrics)
+        present = shown(metrics)
+        columns = [each for each in COLUMNS if each in present or (each.comes_later and each.unless not in metrics)]
         due = self._rows % HEADER_EVERY == 0 or columns != self._columns
         self._rows = 1 if due else self._rows + 1
         self._columns = columns
-        values = [column.show(metrics[column.metric]) for column in columns]
+        values = [column.cell(metrics) for column in columns]
         line = self._line(f"{batch}/{self._max_batches}", count_of(tokens), values, stage)
         return [self._line("step", "tokens", [column.header for column in columns], "stage"), line] if due else [line]
 

@@ -1,5 +1,6 @@
 """Lines of a key and a text: aligned, and readable in a file too."""
 
+import math
 import textwrap
 
 WIDTH = 100
@@ -43,6 +44,8 @@ def count_of(number: float) -> str:
 
 def time_of(seconds: float) -> str:
     """`8.1s`, `42s`, `4m05s`, `3h12m`, `2d03h`."""
+    if not math.isfinite(seconds):
+        return "?"
     if seconds < 9.95:
         return f"{max(seconds, 0.0):.1f}s"
     whole = round(seconds)

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from data.loading.rows import Rows
+from train.checkpoint.save_folder import METRICS, RECORD, REPORT
 from train.config.schema import TrainConfig
 from train.console.facts import fact
 from train.planning.run_data import RunData
@@ -33,16 +34,17 @@ def _stream_lines(key: str, streams: Mapping[str, Rows], epochs: Mapping[str, st
         yield fact("" if number else key, f"{named}{rows.n_rows:,} rows{tokens}{epochs.get(name, '')}")
 
 
-def place_lines(config: TrainConfig, run_name: str, folder: Path | None) -> Iterator[str]:
-    """Where the run writes, besides the checkpoints."""
+def place_lines(config: TrainConfig, run_name: str, folder: Path | None, log_folder: Path | None) -> Iterator[str]:
+    """Where the run writes. folder: the save folder, of which another line says what goes there."""
     if folder is None:
         yield fact("checkpoints", "none, because there is no save_folder")
     loggers, logs = config.loggers, []
+    if log_folder is not None:
+        logs.append(f"{METRICS}, {RECORD} and, at the end, {REPORT} in {log_folder}")
     if loggers.file is not None:
         logs.append(loggers.file.filename.replace("{run_name}", run_name))
     if loggers.tensorboard is not None:
         logs.append(f"TensorBoard in {loggers.tensorboard.log_dir or 'tensorboard_logs'}")
-    if loggers.wandb is not None:
-        logs.append("Weights & Biases")
+    logs += [name for name, section in (("W&B", loggers.wandb), ("MLflow", loggers.mlflow)) if section is not None]
     if logs:
-        yield fact("logs", ", ".join(logs))
+        yield fact("logs", "; ".join(logs))

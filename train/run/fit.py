@@ -221,7 +221,7 @@ def _nothing_to_do(config: TrainConfig, inputs: Inputs) -> HFCheckpointer | None
 
 def _train(trainer: Trainer, config: TrainConfig, inputs: Inputs, mirror: Mirror | None, *, evaluate: bool) -> None:
     """The steps that are left. evaluate: begin with that."""
-    for line in place_lines(config, inputs.run_name, inputs.folder):
+    for line in place_lines(config, inputs.run_name, inputs.folder, inputs.log_folder):
         logger.info(line)
     if mirror is not None:
         mirror.begin(resuming=inputs.resuming)

@@ -1,22 +1,24 @@
 """The main job from end to end: train the tiny DBRX, export it, ask stock transformers what was never trained on."""
 
 import json
-import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from data.base.errors import ConfigError
 from train.config.schema import TrainConfig
+from train.console.facts import WIDTH, command_fact, fact
+from train.console.warnings import silence_expected_warnings, silence_transformers
 from train.generation.decoders import TransformersDecoder
 from train.generation.exact_match import exact_match, exact_match_result
 from train.generation.open_model import open_model
@@ -25,6 +27,8 @@ from train.generation.results import keep
 from train.hardware.device import Device, choose_device
 from train.models.dbrx import DbrxForCausalLM
 from train.models.init import initialise
+from train.report.reading.find import find_run
+from train.report.reading.metrics import Metrics, read_metrics
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -68,11 +72,6 @@ def untrained(folder: Path, config: TrainConfig) -> PreTrainedModel:
     return model.eval()
 
 
-def logged(log: str, metric: str) -> list[float]:
-    """The values of a metric in a file logger's text, in order."""
-    return [float(value) for value in re.findall(rf"^\[metric\].*{re.escape(metric)}: ([\d.e+-]+)", log, re.MULTILINE)]
-
-
 def examine(folder: Path, config: TrainConfig, heldout: Path, device: Device) -> dict[str, dict[str, Any]]:
     """By kind of task, and over `all`: how many were asked, and answered exactly before and after; and one example."""
     asked = read_questions(heldout, with_answers=True)
@@ -92,33 +91,33 @@ def examine(folder: Path, config: TrainConfig, heldout: Path, device: Device) ->
     return dict(sorted(results.items(), key=lambda item: (item[0] == "all", item[0])))
 
 
-def show(results: dict[str, dict[str, Any]], log: str, folder: Path, seconds: float | None) -> None:
-    """The table that ends the quickstart."""
-    console = Console(width=110, highlight=False)
-    table = Table("held-out questions", "asked", "before", "after", "for example", title="Answered exactly")
+def show(results: dict[str, dict[str, Any]], metrics: Metrics, folder: Path, seconds: float | None) -> None:
+    """What ends the quickstart: a table, and what can be done next."""
+    table = Table("held-out questions", "asked", "before", "after", "for example", box=box.SIMPLE, title_justify="left")
+    table.title = "Answered exactly"
     for kind, result in results.items():
         # Rounded down: 100% is all of them.
         share = f"{result['after']} ({100 * result['after'] // result['asked']}%)"
         table.add_row(kind, str(result["asked"]), str(result["before"]), share, result["example"])
-    console.print(table)
-    losses = logged(log, "metrics/eval/LanguageCrossEntropy")
-    speeds = logged(log, "throughput/tokens_per_sec")
-    facts = Table(show_header=False)
-    facts.add_column(no_wrap=True)
-    facts.add_column(overflow="fold")
-    if losses:
-        facts.add_row("held-out loss before and after", f"{losses[0]:.3f} -> {losses[-1]:.3f}")
-    if speeds:
-        facts.add_row("tokens per second, all ranks", f"{speeds[-1]:,.0f}")
+    Console(width=WIDTH, highlight=False).print(table)
+    for line in _facts(metrics, folder, seconds):
+        print(line)
+
+
+def _facts(metrics: Metrics, folder: Path, seconds: float | None) -> Iterator[str]:
+    losses, speed = metrics.series.get("metrics/eval/LanguageCrossEntropy"), metrics.last("throughput/tokens_per_sec")
+    if losses is not None:
+        yield fact("held-out loss", f"{losses.values[0]:.3f} before, {losses.last:.3f} after")
+    if speed is not None:
+        yield fact("speed", f"{speed:,.0f} tokens a second on all ranks")
     if seconds is not None:
-        facts.add_row("wall clock, all of it", f"{seconds:.0f} s")
-    facts.add_row("exported model", str(folder))
-    facts.add_row("ask it more", f".venv/bin/python scripts/generate.py {folder} $'Reverse: dropless\\n'")
-    facts.add_row("load it with", "transformers.AutoModelForCausalLM.from_pretrained(that folder)")
-    facts.add_row("try next", "your own lines of {prompt, response}: run_name=mine eval_loader=null")
-    facts.add_row("", "train_loader.dataset.hf_kwargs.data_files=my.jsonl")
-    facts.add_row("", "what the 132B needs: .venv/bin/python train.py yamls/finetune/dbrx.yaml")
-    console.print(facts)
+        yield fact("time", f"{seconds:.0f} s in all")
+    shown = folder.relative_to(ROOT)
+    yield fact("model", f"{shown}: transformers.AutoModelForCausalLM.from_pretrained loads it")
+    yield command_fact("ask it more", f".venv/bin/python scripts/generate.py {shown} $'Reverse: dropless\\n'")
+    yield fact("your data", "lines of {prompt, response}: train_loader.dataset.hf_kwargs.data_files=my.jsonl")
+    yield fact("", "run_name=mine eval_loader=null")
+    yield command_fact("the 132B", ".venv/bin/python scripts/plan.py yamls/finetune/dbrx.yaml")
 
 
 def n_ranks(device: Device) -> int:
@@ -128,6 +127,8 @@ def n_ranks(device: Device) -> int:
 
 def quickstart(config_path: str, config: TrainConfig, overrides: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
     """Trains, exports and asks; what an earlier call has finished is left as it is. overrides are in config already."""
+    silence_expected_warnings()
+    silence_transformers()
     device = choose_device(config.device)
     ranks = str(n_ranks(device))
     started = time.monotonic()
@@ -145,7 +146,6 @@ def quickstart(config_path: str, config: TrainConfig, overrides: Sequence[str] =
     heldout = config.eval_loader.dataset.hf_kwargs.data_files
     assert isinstance(heldout, str)
     results = examine(folder, config, ROOT / heldout, device)
-    logs = sorted(home.glob("log-rank0*.txt"), key=lambda path: path.stat().st_mtime)
-    log = "".join(path.read_text(encoding="utf-8") for path in logs)
-    show(results, log, folder, None if done else time.monotonic() - started)
+    metrics = read_metrics(find_run(home).metrics)
+    show(results, metrics, folder, None if done else time.monotonic() - started)
     return results

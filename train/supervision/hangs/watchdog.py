@@ -233,7 +233,8 @@ class Watchdog:
         if failure.kind != "failed":
             text += ". The run ends; with autoresume=true the next start resumes from the newest checkpoint"
         # One write, past Python's streams, which the main thread may hold.
-        os.write(2, f"error: {redacted(text)}\n".encode())
+        begin = "\n" if os.isatty(2) else ""  # below the live bar
+        os.write(2, f"{begin}error: {redacted(text)}\n".encode())
         if self._folder is not None and self._folder.is_dir():
             batch = self._sections.place.batch
             # Of a traceback, the last line.
