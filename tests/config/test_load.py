@@ -72,7 +72,7 @@ def test_an_override_reaches_into_a_list(tmp_path):
     ("override", "said"),
     [
         ("foo", "'foo' is not key=value, such as optimizer.lr=1e-5"),
-        ("--lr=3", "the key '--lr' must be names with dots between"),
+        ("--lr=3", "the key '--lr' must be names with dots between: write lr=3, without dashes"),
         ("a..b=3", "the key 'a..b' must be names with dots between"),
         ("max_seq_len.a=3", "max_seq_len.a=3: max_seq_len is 64, which has no keys below it"),
         ("run_name={a:", "'run_name={a:': the value is not YAML"),

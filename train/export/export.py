@@ -130,7 +130,8 @@ def _describe(path: Path) -> str:
         nothing = f"nothing is there{from_here(path)}"
         return f"a link to {path.readlink()}, which is not there" if path.is_symlink() else nothing
     if path.is_file():
-        return "a file; resume the run from it, whose next checkpoint is a folder"
+        earlier = "; resume the run from it, whose next checkpoint is a folder" if path.suffix == ".pt" else ""
+        return f"a file{earlier}"
     names = sorted(entry.name for entry in path.iterdir())
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
     return f"a folder that holds {', '.join(names[:5])}{more}" if names else "an empty folder"

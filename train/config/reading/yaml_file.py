@@ -175,7 +175,8 @@ def _apply(tree: dict[str, Any], override: str) -> str:
         raise ConfigError(f"{override!r} is not key=value, such as optimizer.lr=1e-5")
     parts = key.split(".")
     if key.startswith("-") or not all(part.strip() for part in parts):
-        raise ConfigError(f"{override!r} is not key=value: the key {key!r} must be names with dots between")
+        fix = f": write {key.lstrip('-')}={text}, without dashes" if key.startswith("-") and key.lstrip("-") else ""
+        raise ConfigError(f"{override!r} is not key=value: the key {key!r} must be names with dots between{fix}")
     value = _value(override, text)
     node: Any = tree
     place = ""
