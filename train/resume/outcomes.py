@@ -358,6 +358,7 @@ OUTCOMES: Mapping[str, Decided] = {
     "on_spike": APPLIED,
     "spikes.*": APPLIED,
     "experts.*": APPLIED,
+    "profile": APPLIED,
     "profile.*": APPLIED,
     "deadlines.*": APPLIED,
     "progress_bar": APPLIED,
