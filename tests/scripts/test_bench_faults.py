@@ -45,4 +45,4 @@ def test_flips_are_counted_by_file_and_outcome() -> None:
 
 
 def test_every_fault_is_there_once() -> None:
-    assert len(load_script("bench/bench_faults").CASES) == 95
+    assert len(load_script("bench/bench_faults").CASES) == 96

@@ -85,6 +85,21 @@ def one_expert() -> None:
     Router.forward = forward
 
 
+def dead_expert() -> None:
+    """The first expert of each layer gets no tokens."""
+    from train.models.moe import Router
+
+    real = Router.forward
+
+    def forward(self: Any, x_TD: Any) -> Any:
+        routing = real(self, x_TD)
+        others_TE = routing.probs_TE.detach().clone()
+        others_TE[:, 0] = -1
+        return routing._replace(experts_TK=others_TE.topk(self.moe_top_k, dim=-1).indices)
+
+    Router.forward = forward
+
+
 def in_worker(ranks: Collection[int], number: int) -> None:
     """The loader's worker that is to read the batch gets the signal."""
     from data.loading.batches import TrainBatches

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
-from scripts.bench.faults.injected import BATCH, bad_gradient, one_expert, scaled_loss
+from scripts.bench.faults.injected import BATCH, bad_gradient, dead_expert, one_expert, scaled_loss
 from scripts.bench.faults.processes import Ended, run
 from scripts.bench.faults.runs import SAME, Case, Lab, refusal
 
@@ -19,6 +19,8 @@ _SKIPPED = "step skipped, named, finite model"
 _END = 80
 _SPIKE = range(40, 70)
 """Batches, of a longer run."""
+_PLANNED = ("start", "stage", "saved", "end")
+"""Events of a run without a fault."""
 Hook = Callable[[], None]
 
 
@@ -57,7 +59,7 @@ def _skip(hook: Hook, what: str, lab: Lab) -> Iterator[str]:
 
 def _events(run_folder: Path) -> list[dict]:
     lines = [json.loads(line) for line in (run_folder / "record.jsonl").read_text().splitlines()]
-    return [line for line in lines if "event" in line]
+    return [line for line in lines if line.get("event") not in (None, *_PLANNED)]
 
 
 def _is_finite(lab: Lab, run_folder: Path) -> bool:
@@ -105,9 +107,9 @@ def _listed(run_folder: Path) -> str:
     return ", ".join(f"{line['event']} at {line['batch']}" for line in _events(run_folder))
 
 
-def _expert(lab: Lab) -> Iterator[str]:
+def _expert(hook: Hook, lab: Lab) -> Iterator[str]:
     run_folder = lab.new() / "run"
-    ended = _long(lab, run_folder, 16, one_expert)
+    ended = _long(lab, run_folder, 16, hook, "experts.dead_steps=12")
     yield refusal(ended) or _listed(run_folder) or "not reported"
 
 
@@ -139,6 +141,7 @@ CASES: Mapping[str, Case] = {
             Case(f"25 times the loss for 30 steps, on_spike: {policy}", expected, partial(_spike, policy))
             for policy, expected in _SPIKES.items()
         ),
-        Case("one expert takes all tokens", "expert_collapse at 9", _expert),
+        Case("one expert takes all tokens", "expert_collapse at 9", partial(_expert, one_expert)),
+        Case("an expert gets no tokens", "expert_dead at 11", partial(_expert, dead_expert)),
     )
 }
