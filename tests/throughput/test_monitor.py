@@ -69,7 +69,7 @@ class Kept(StepLogger):
         logger.destinations = (*logger.destinations, self)
 
     def write(self, state: State, metrics: Mapping[str, float]) -> None:
-        self.steps[state.timestamp.batch.value] = self.steps.get(state.timestamp.batch.value, {}) | metrics
+        self.steps[state.timestamp.batch.value] = self.steps.get(state.timestamp.batch.value, {}) | dict(metrics)
 
 
 @contextmanager
