@@ -1,5 +1,6 @@
 """Profiles a few steps: a trace of torch.profiler for each rank, and a table by category."""
 
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -84,6 +85,8 @@ class Profile(Callback):
         stack = ExitStack()
         stack.enter_context(_named_ranges())
         gpu = [ProfilerActivity.CUDA] if torch.cuda.is_available() else []
+        if not gpu:
+            os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # else Kineto reports that there is no GPU as an error
         running = profile(
             activities=[ProfilerActivity.CPU, *gpu],
             schedule=schedule(wait=0, warmup=int(warm_up), active=self._config.steps, repeat=1),

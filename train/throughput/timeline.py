@@ -85,7 +85,9 @@ def _slices(ordered: Sequence[Mapping[str, Any]], main: int) -> list[Slice]:
         elif (found := operations.found.get(id(event))) is not None:
             depth, category = found
             if event["tid"] == main:
-                host.append(Slice(start, end, 3 + depth, category))
+                # A range that is no category has Python between its operations.
+                is_range = event["cat"] == "user_annotation" and category == _OTHER
+                host.append(Slice(start, end, 3 + depth, "idle" if is_range else category))
             if (category == "data" and event["tid"] == main) or (category == "collectives" and event["tid"] != main):
                 below.append(Slice(start, end, 0, category))
     if device:
@@ -177,7 +179,10 @@ def _partition(slices: Sequence[Slice], start: float, end: float) -> dict[str, f
             number += 1
         while active and active[0][1] <= left:
             heapq.heappop(active)
-        taken[active[0][2] if active else "idle"] += right - left
+        category = active[0][2] if active else "idle"
+        if category == "idle":
+            category = next((name for priority, until, name in active if priority == 0 and until > left), category)
+        taken[category] += right - left
     return taken
 
 
