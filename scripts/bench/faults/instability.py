@@ -57,7 +57,7 @@ def _skip(hook: Hook, what: str, lab: Lab) -> Iterator[str]:
 
 def _events(run_folder: Path) -> list[dict]:
     lines = [json.loads(line) for line in (run_folder / "record.jsonl").read_text().splitlines()]
-    return [line for line in lines if "event" in line]
+    return [line for line in lines if line.get("event") not in (None, "start", "stage", "saved", "end")]
 
 
 def _is_finite(lab: Lab, run_folder: Path) -> bool:
