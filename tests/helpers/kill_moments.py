@@ -99,8 +99,8 @@ MOMENTS: Mapping[str, Moment] = {
     "checkpoint is pinned": Moment(of="pathlib:Path.touch", arguments="/keep", ranks=(0,)),
     "writer ends": Moment(of=f"{_SAVING}.background:BackgroundSaver._save", after=True),
     "end of the save is noted": Moment(of=f"{_SAVING}.background:BackgroundSaver._conclude"),
-    "record is written": Moment(of="train.callbacks.run_record:add_line", ranks=(0,)),
-    "record is there": Moment(of="train.callbacks.run_record:add_line", after=True, ranks=(0,)),
+    "record is written": Moment(of="train.callbacks.run_record:RunRecord._add", ranks=(0,)),
+    "record is there": Moment(of="train.callbacks.run_record:RunRecord._add", after=True, ranks=(0,)),
     # What is superseded.
     "read-back begins": Moment(of=f"{_SAVING}.pruning:corruption"),
     "read-back": Moment(of="train.checkpoint.storage.files:block_hash", calls=2),

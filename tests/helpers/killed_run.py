@@ -145,9 +145,9 @@ def contents(checkpoint: Path) -> dict[str, Any]:
 
 
 def record(folder: Path) -> list[Any]:
-    """Without what happened to the run itself."""
+    """Without what happened to the run itself, and when."""
     lines = [json.loads(line) for line in (folder / RECORD).read_text().splitlines()]
-    return [line for line in lines if "event" not in line]
+    return [{**line, "time": None} for line in lines if "event" not in line]
 
 
 def _wait(ranks: Ranks, kill: Kill | None) -> bool:

@@ -1,5 +1,7 @@
 """What the loggers of two ranks leave: nothing twice."""
 
+import errno
+import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,18 +14,25 @@ from unittest.mock import MagicMock
 import pytest
 import wandb
 from composer.core import Timestamp
-from composer.loggers import Logger
+from composer.loggers import Logger, LoggerDestination
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from data.base.errors import ConfigError
 from tests.helpers.ranks import run_ranks
 from tests.helpers.steps import Cut, config_of
 from tests.helpers.toy_run import write_toy_run
-from train.config.callbacks import FileLoggerConfig, LoggersConfig, MLflowLoggerConfig, WandBLoggerConfig
+from train.config.callbacks import (
+    FileLoggerConfig,
+    LoggersConfig,
+    MLflowLoggerConfig,
+    TensorboardLoggerConfig,
+    WandBLoggerConfig,
+)
 from train.config.load import read_config
 from train.config.schema import TrainConfig
 from train.loggers.build import LoggedRun, build_loggers
 from train.loggers.checks import check_loggers
+from train.loggers.json_lines import JsonLines
 from train.loggers.log_file import LogFile
 from train.loggers.mlflow import MLflow
 from train.run.fit import fit
@@ -52,6 +61,8 @@ def test_tensorboard_has_one_file_of_rank_0_with_each_value_once(tmp_path: Path)
     assert b"| 2 | a\\|b | " in tables[0].tensor_proto.string_val[0]
     assert [event.step for event in events.Scalars("metrics/eval/LanguageCrossEntropy")] == [2, 4]
     assert [event.step for event in events.Scalars("loss/train/lm")] == [1, 2, 3, 4]
+    lines = [json.loads(line) for line in (tmp_path / "toy" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["batch"] for line in lines if "loss/train/lm" in line["metrics"]] == [1, 2, 3, 4]
 
 
 def test_composer_gets_a_log_file_s_name_with_nothing_left_to_fill_in(tmp_path: Path) -> None:
@@ -95,10 +106,8 @@ def test_a_service_that_fails_is_one_warning(monkeypatch: pytest.MonkeyPatch, ca
     run.log.side_effect = ConnectionError("https://me:secret-word@host is gone")
     monkeypatch.setattr("wandb.init", lambda **settings: run)
     (log,) = build_loggers(with_loggers(wandb=WandBLoggerConfig()), LoggedRun(name="toy"))
-    state: Any = SimpleNamespace(timestamp=Timestamp(batch=3))
-    for _ in range(2):
-        log.log_metrics({"loss": 1.0})
-        log.batch_end(state, cast(Logger, None))
+    for batch in (1, 2):
+        log_one(log, batch)
     (line,) = caplog.messages
     assert "loggers.wandb: not all is logged there (ConnectionError: https://***@host is gone); the run conti" in line
     assert run.log.call_count == 2
@@ -122,6 +131,37 @@ def test_mlflow_sends_later_what_its_server_refused(
     (metric,) = client.log_batch.call_args.kwargs["metrics"]
     assert (metric.key, metric.value, metric.step) == ("streams/a_b/loss", 1.0, 3)
     assert client.log_batch.call_count == 2
+
+
+def test_lines_that_a_disk_refuses_are_written_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    full, log = OSError(errno.ENOSPC, "No space left on device"), JsonLines(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr("train.loggers.json_lines.append_line", MagicMock(side_effect=full))
+        for batch in (1, 2):
+            log_one(log, batch)
+    assert [message.rpartition(": ")[2] for message in caplog.messages] == [
+        "No space left on device. The run continues, and writes its lines once that is possible"
+    ]
+    log_one(log, 3)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["batch"], line["tok"], line["metrics"]) for line in lines] == [
+        (batch, 8 * batch, {"loss": float(batch)}) for batch in (1, 2, 3)
+    ]
+
+
+def log_one(log: LoggerDestination, batch: int) -> None:
+    state: Any = SimpleNamespace(timestamp=Timestamp(batch=batch, token=8 * batch))
+    log.log_metrics({"loss": float(batch)})
+    log.batch_end(state, cast(Logger, None))
+
+
+def test_event_files_that_cannot_be_written_name_their_key(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    config = with_loggers(tensorboard=TensorboardLoggerConfig(log_dir=f"{tmp_path}/file/{{run_name}}"))
+    with pytest.raises(ConfigError, match=r"loggers.tensorboard.log_dir is '.*', but .*/file/toy cannot be written: "):
+        build_loggers(config, LoggedRun(name="toy"))
 
 
 def test_what_keeps_a_service_from_starting_names_its_key(monkeypatch: pytest.MonkeyPatch) -> None:

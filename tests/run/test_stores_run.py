@@ -95,7 +95,7 @@ def test_a_run_killed_in_an_upload_ends_as_if_it_had_not_been(s3: Server, tmp_pa
     assert (contents.committed, contents.incomplete) == (("ep0-ba10",), ())
     (tmp_path / "third").mkdir()
     verify_files(remote.bring("ep0-ba10", tmp_path / "third", contents))
-    assert {"config.yaml", "record.jsonl", "metrics.jsonl", "report.html", "run.json"} < {*contents.beside}
+    assert {"config.yaml", "record.jsonl", "metrics.jsonl", "run.json"} < {*contents.beside}
 
 
 @pytest.mark.proof

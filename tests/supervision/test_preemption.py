@@ -107,7 +107,7 @@ def _start(
             ended = (stop.code, str(stop))
     signals.uninstall()
     seconds = time.monotonic() - started
-    dist.barrier()  # rank 0 owns the folder until it has written the report
+    dist.barrier()  # rank 0 gives the folder up last
     return SimpleNamespace(ended=ended, seconds=seconds, losses=watch.losses, weights=watch.weights)
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from composer.loggers import LoggerDestination
 
+from data.base.errors import os_errors_named
 from data.base.paths import fill_placeholders
 from train.config.schema import TrainConfig
 from train.distributed.first_rank import on_first_rank
@@ -41,7 +42,9 @@ def _of_rank_0(config: TrainConfig, run: LoggedRun) -> list[LoggerDestination]:
     if run.folder is not None:
         loggers.append(JsonLines(run.folder))
     if (board := config.loggers.tensorboard) is not None:
-        loggers.append(Tensorboard(board_folder(board.log_dir, run.name), config, run.first_batch))
+        folder = board_folder(board.log_dir, run.name)
+        with os_errors_named(f"is {board.log_dir!r}, but {folder}", "written", key="loggers.tensorboard.log_dir"):
+            loggers.append(Tensorboard(folder, config, run.first_batch))
     # Imported here: each is slow to import, and MLflow need not be installed.
     if config.loggers.wandb is not None:
         from train.loggers.wandb import WandB

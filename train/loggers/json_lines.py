@@ -1,31 +1,52 @@
 """metrics.jsonl: what every run logs, on disk."""
 
 import time
+from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from composer.core import State
+from composer.loggers import Logger
 
-from data.base.errors import DataError, cannot_be, is_full
+from data.base import console
+from data.base.errors import cannot_be
 from train.checkpoint.save_folder import METRICS
 from train.loggers.step_logger import StepLogger
 from train.supervision.record_file import append_line
 
+_MOST_WAITING = 100_000
+"""Lines that wait for the file system; older ones are given up."""
+
 
 class JsonLines(StepLogger):
     """Adds a line to metrics.jsonl for each step and each evaluation, on disk when the step ends: {batch, time, tok,
-    metrics}."""
+    metrics}.
+
+    What the file system refuses, such as a full disk, is one warning, and is written once it can be.
+    """
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
         self._file = folder / METRICS
+        self._waiting: deque[dict[str, Any]] = deque(maxlen=_MOST_WAITING)
+        self._warned = False
 
     def write(self, state: State, metrics: Mapping[str, float]) -> None:
         batch, tokens = state.timestamp.batch.value, state.timestamp.token.value
-        line = {"batch": batch, "time": round(time.time(), 3), "tok": tokens, "metrics": metrics}
+        self._waiting.append({"batch": batch, "time": round(time.time(), 3), "tok": tokens, "metrics": metrics})
         try:
-            append_line(self._file, line)
+            while self._waiting:
+                append_line(self._file, self._waiting[0])
+                self._waiting.popleft()
         except OSError as error:
-            if is_full(error):
-                raise
-            raise DataError(f"{cannot_be('written', self._file, error)}: start again with autoresume=true") from None
+            if not self._warned:
+                self._warned = True
+                text = cannot_be("written", self._file, error)
+                console.logger.warning(f"{text}. The run continues, and writes its lines once that is possible")
+
+    def close(self, state: State, logger: Logger) -> None:
+        super().close(state, logger)
+        if self._waiting:
+            console.logger.warning(f"{self._file}: the last {len(self._waiting):,} lines could not be written")
+            self._waiting.clear()

@@ -55,6 +55,7 @@ def recorded(events: Events, start: Mapping[str, Any], trainer: Trainer) -> Iter
         events.note(trainer.state.timestamp.batch.value, event="end", message=message, outcome=outcome)
 
     events.note(trainer.state.timestamp.batch.value, **start)
+    events.started = True
     try:
         yield
     except RunStopped as stop:

@@ -17,6 +17,8 @@ class Events:
 
     def __init__(self, record: Record | None) -> None:
         self._record = record
+        self.started = False
+        """Whether the record has the line of this process's start: then it is to have one of its end."""
         self._seen: Counter[str] = Counter()
 
     def report(self, kind: str, batch: int, message: str, *, logger: Logger | None = None, **details: Any) -> None:
@@ -34,9 +36,9 @@ class Events:
         """On rank 0: the line of record.jsonl alone, of what is shown elsewhere."""
         self.note(batch, event=kind, message=message, **details)
 
-    def note(self, batch: int, **fields: Any) -> None:
-        """On rank 0: a line of record.jsonl, unless the file system refuses it."""
-        if self._record is not None and dist.get_global_rank() == 0:
+    def note(self, batch: int, *, any_rank: bool = False, **fields: Any) -> None:
+        """On rank 0, or on any rank that calls it: a line of record.jsonl, unless the file system refuses it."""
+        if self._record is not None and (any_rank or dist.get_global_rank() == 0):
             # What it is about must not be replaced by a full disk.
             with suppress(ConfigError, DataError):
                 self._record.add({"batch": batch, **fields})

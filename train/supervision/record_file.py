@@ -43,7 +43,7 @@ def append_line(file: Path, line: Mapping[str, Any]) -> None:
     Raises OSError.
     """
     text = json.dumps(_finite(line), allow_nan=False).encode() + b"\n"
-    with file.open("a+b", buffering=0) as opened:
+    with file.open("a+b") as opened:
         end = opened.seek(0, 2)
         opened.seek(max(end - 1, 0))
         # A killed run's last line may have been cut off: it must not take this one with it.

@@ -50,7 +50,7 @@ def watched(config: DeadlinesConfig, folder: Path | None, events: Events) -> Ite
             node_logger.warning(f"rank {dist.get_global_rank()}: {message}")
 
     sections = Sections(Deadlines(config), clock, report)
-    rank = _Rank(sections, clock, config, folder)
+    rank = _Rank(sections, clock, config, folder, events)
     try:
         with watched_sections(sections):
             yield sections
@@ -66,7 +66,9 @@ def watched(config: DeadlinesConfig, folder: Path | None, events: Events) -> Ite
 class _Rank:
     """The threads of this rank, and how its main thread leaves."""
 
-    def __init__(self, sections: Sections, clock: AwakeClock, config: DeadlinesConfig, folder: Path | None) -> None:
+    def __init__(
+        self, sections: Sections, clock: AwakeClock, config: DeadlinesConfig, folder: Path | None, events: Events
+    ) -> None:
         self._sections, self._number, self._left = sections, itertools.count(), False
         rank, world_size, run = dist.get_global_rank(), dist.get_world_size(), next(_runs)
         members, self.peers = [this_process(rank)], None
@@ -76,7 +78,7 @@ class _Rank:
                 lambda: PrefixStore(f"run{run}", connect()), rank, world_size, beat=self._beat, clock=clock
             )
             self.peers.start()
-        self.watchdog = Watchdog(sections, clock, members, self.peers, folder, config.heartbeat)
+        self.watchdog = Watchdog(sections, clock, members, self.peers, folder, events, config.heartbeat)
         self.watchdog.start()
 
     def leave(self) -> None:

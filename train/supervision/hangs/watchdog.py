@@ -11,6 +11,7 @@ import psutil
 from data.base.redaction import redacted
 from data.loading import processes
 from train.distributed.failures import Failure
+from train.supervision.events import Events
 from train.supervision.exit_codes import ExitCode
 from train.supervision.hangs.clock import AwakeClock
 from train.supervision.hangs.deadlines import Deadline, Section
@@ -18,7 +19,6 @@ from train.supervision.hangs.laggards import IN_WORDS, Beat, laggards
 from train.supervision.hangs.peers import Member, Peers
 from train.supervision.hangs.sections import Place, Sections
 from train.supervision.hangs.stacks import FOLDER, main_thread_place, write_stacks
-from train.supervision.record_file import add_line
 
 _LOOK = 0.5
 """Seconds between two looks."""
@@ -46,11 +46,12 @@ class Watchdog:
         members: Sequence[Member],
         peers: Peers | None,
         folder: Path | None,
+        events: Events,
         heartbeat: float | None,
     ) -> None:
         """members: of all ranks, peers: None with one rank. folder: the save folder."""
         self._sections, self._clock, self._members, self._peers = sections, clock, members, peers
-        self._folder, self._heartbeat = folder, heartbeat
+        self._folder, self._events, self._heartbeat = folder, events, heartbeat
         self.rank = peers.rank if peers is not None else 0
         self._local = [
             each for each in members if each.machine == members[self.rank].machine and each.rank != self.rank
@@ -235,12 +236,13 @@ class Watchdog:
         # One write, past Python's streams, which the main thread may hold.
         begin = "\n" if os.isatty(2) else ""  # below the live bar
         os.write(2, f"{begin}error: {redacted(text)}\n".encode())
-        if self._folder is not None and self._folder.is_dir():
-            batch = self._sections.place.batch
-            # Of a traceback, the last line.
-            message = redacted(text.splitlines()[-1] if failure.code == ExitCode.DEFECT else text)
-            with suppress(Exception):
-                add_line(self._folder, {"batch": batch, "event": failure.kind, "message": message})
+        batch = self._sections.place.batch
+        # Of a traceback, the last line.
+        message = redacted(text.splitlines()[-1] if failure.code == ExitCode.DEFECT else text)
+        with suppress(Exception):
+            self._events.note(batch, any_rank=True, event=failure.kind, message=message)
+            if self._events.started:
+                self._events.note(batch, any_rank=True, event="end", message=message, outcome="failed")
 
 
 def overdue_deadline(sections: Sections, place: Place) -> Deadline | None:
