@@ -25,7 +25,7 @@ def summary(manifest: dict[str, Any], folder: Path, seconds: float) -> str:
     lines = [f"  {name:<10}{rows:>14}{tokens:>20}  {note}".rstrip() for name, rows, tokens, note in cells]
     lines[0] = lines[0].replace("  Prepared", "Prepared  ", 1)
     positions = manifest["rows"] * manifest["max_seq_len"]
-    used = f"{manifest['tokens_kept'] / positions:.1%} of {positions:,} positions used"
+    used = f"{manifest['tokens_kept'] / positions:.1%} full"
     lines.append(f"  {manifest['rows']:,} rows of {manifest['max_seq_len']:,} ({used}) in {seconds:.1f} s: {folder}")
     return "\n".join([*lines, *_noticed(manifest)])
 
