@@ -18,6 +18,7 @@ def test_a_long_command_can_be_copied_from_its_lines() -> None:
     command = f"python scripts/x.py --composer_path /{'a' * 50} --hf_output_path /{'b' * 60}"
     text = command_fact("next", command).removeprefix("next")
     assert "\n" in text
+    assert all(len(line) <= WIDTH for line in command_fact("next", command).splitlines())
     assert shlex.split(text.replace("\\\n", "")) == shlex.split(command)
 
 

@@ -16,6 +16,8 @@ from rich.text import Text
 from data.base.redaction import redacted
 
 _BAR_WIDTH = 20
+_BEFORE_BAR = 4
+"""Parts that are more important than the bar itself."""
 _SECONDS = 0.1
 """Between two pictures, at least."""
 
@@ -42,13 +44,12 @@ class LiveBar:
 
     def _picture(self, batch: int, parts: list[str]) -> Table:
         room = self._console.width - 1
-        text = ""
-        for part in parts:
-            if len(longer := f"{text}  {part}" if text else part) > room:
-                break
-            text = longer
+        has_bar = len("  ".join(parts[:_BEFORE_BAR])) + 2 + _BAR_WIDTH <= room
+        room -= 2 + _BAR_WIDTH if has_bar else 0
+        # As many as fit, in their order.
+        text = next((text for n in range(len(parts), 0, -1) if len(text := "  ".join(parts[:n])) <= room), "")
         row: list[Any] = [Text(text, no_wrap=True, overflow="crop")]
-        if len(text) + 2 + _BAR_WIDTH <= room:
+        if has_bar:
             row.insert(0, ProgressBar(total=self._total, completed=batch, width=_BAR_WIDTH))
         picture = Table.grid(padding=(0, 2, 0, 0))
         picture.add_row(*row)

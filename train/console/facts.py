@@ -8,11 +8,11 @@ WIDTH = 100
 _KEY = 15
 
 
-def fact(key: str, text: str) -> str:
+def fact(key: str, text: str, width: int = WIDTH) -> str:
     """`key          text`; what does not fit continues below the text."""
     return textwrap.fill(
         text,
-        WIDTH,
+        width,
         initial_indent=f"{key:<{_KEY - 1}} ",
         subsequent_indent=" " * _KEY,
         break_long_words=False,
@@ -30,7 +30,7 @@ def command_fact(key: str, command: str) -> str:
     """A fact whose text is a shell command, which can be copied from several lines too."""
     if "'" in command:  # a line must not end inside of quotes
         return f"{key:<{_KEY - 1}} {command}"
-    return " \\\n".join(fact(key, command).split("\n"))
+    return " \\\n".join(fact(key, command, WIDTH - 2).split("\n"))
 
 
 def count_of(number: float) -> str:

@@ -50,7 +50,7 @@ class SpikeActions:
                 self._report_end(batch, logger, f"the loss is {loss:.4g}", steps=before)
             return False
         self._highest = max(self._highest, loss) if before else loss
-        what = f"batch {batch}: the loss is {loss:.4g}, a spike: the median of the steps before is {median:.4g}, "
+        what = f"batch {batch}: the loss is {loss:.4g}, a spike: the median before it is {median:.4g}, "
         what += f"the limit {limit:.4g}"
         leave_out = self._config.on_spike != "log"
         if before == 0:

@@ -21,13 +21,24 @@ class Events:
         """Whether the record has the line of this process's start: then it is to have one of its end."""
         self._seen: Counter[str] = Counter()
 
-    def report(self, kind: str, batch: int, message: str, *, logger: Logger | None = None, **details: Any) -> None:
-        """On rank 0 (nothing on others, so every rank may call it; it waits for none): a warning on the console, the
-        metric `events/KIND`, which counts those of this process, and a line of record.jsonl. details can be JSON."""
+    def report(
+        self,
+        kind: str,
+        batch: int,
+        message: str,
+        *,
+        logger: Logger | None = None,
+        on_console: bool = True,
+        **details: Any,
+    ) -> None:
+        """On rank 0 (nothing on others, so every rank may call it; it waits for none): a warning on the console unless
+        the run ends with the message, the metric `events/KIND`, which counts those of this process, and a line of
+        record.jsonl. details can be JSON."""
         if dist.get_global_rank() != 0:
             return
         self._seen[kind] += 1
-        console.logger.warning(message)
+        if on_console:
+            console.logger.warning(message)
         if logger is not None:
             logger.log_metrics({f"events/{kind}": self._seen[kind]})
         self.record(kind, batch, message, **details)

@@ -123,9 +123,10 @@ class Preemption(Callback):
             path = self._save(state) if batch > self._first_batch else self._resumed_from
             code = self._exit_code if path is None else ExitCode.RESUMABLE
             what = f"batch {batch} could not be saved" if path is None else f"batch {batch} is saved in {path}"
-        self._events.report("preempted", batch, f"{self._cause}: {what}", logger=logger, exit_code=int(code))
+        message = f"{self._cause}: {what}"
+        self._events.report("preempted", batch, message, logger=logger, on_console=False, exit_code=int(code))
         again = f"; this resumes it: {self._resume_command}" if code == ExitCode.RESUMABLE else ""
-        raise RunStopped(code, f"{self._cause}: {what}{again}")
+        raise RunStopped(code, f"{message}{again}")
 
 
 def _name(number: int) -> str:
