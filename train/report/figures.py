@@ -23,6 +23,7 @@ _ALARMING = {
     "spike": "{} at which the loss had a spike",
     "rollback": "{} at which the run went back to a checkpoint",
     "expert collapse": "{} at which an expert got too many tokens",
+    "expert dead": "{} at which an expert had got no tokens for long",
 }
 
 

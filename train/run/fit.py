@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import ExitStack, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -13,6 +13,8 @@ from composer.utils import dist, get_device
 
 from data.base.console import logger
 from data.config.sections import join
+from data.loading.loader import BatchLoader
+from train.callbacks.checkpoint_saver import CheckpointSaver
 from train.callbacks.generate import build_generate
 from train.callbacks.hf_checkpointer import HFCheckpointer, build_hf_checkpointer
 from train.callbacks.remote_shards import RemoteShards
@@ -47,6 +49,7 @@ from train.supervision.hangs.deadlines import Section
 from train.supervision.hangs.section_marks import SectionMarks
 from train.supervision.hangs.sections import within
 from train.supervision.hangs.watch import watched
+from train.supervision.preemption import Preemption
 from train.supervision.signals import StopSignals
 from train.throughput.build import build_profile, build_throughput
 from train.weights.frozen_base import frozen_weights, note_base
@@ -82,10 +85,11 @@ def fit(
             with owned(config, inputs) as (owner, inputs):
                 if not inputs.at_the_end:
                     with mirrored(config, inputs, supervision.signals) as mirror:
-                        callbacks = [SectionMarks(sections), *callbacks]
-                        exporter = _fit(
-                            config, inputs, owner, mirror, composer_device, callbacks, dtype, supervision, console
+                        around = _Around(
+                            device=composer_device, owner=owner, mirror=mirror, supervision=supervision, console=console
                         )
+                        built = _build(config, inputs, around, [SectionMarks(sections), *callbacks], dtype)
+                        exporter = _fit(config, built, around)
                     _check(exporter)  # once all is sent
                     return
             inputs = verify_end(config, inputs)
@@ -101,47 +105,58 @@ def _check(exporter: HFCheckpointer | None) -> None:
         exporter.check()
 
 
-def _fit(
-    config: TrainConfig,
-    inputs: Inputs,
-    owner: Owner | None,
-    mirror: Mirror | None,
-    device: ComposerDevice,
-    callbacks: Sequence[Callback],
-    dtype: torch.dtype,
-    supervision: Supervision,
-    console: RunConsole,
-) -> HFCheckpointer | None:
-    precision = on_device(config.precision, gpu=device.name == "gpu")
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Around:
+    """What a run has around it while it trains."""
+
+    device: ComposerDevice
+    owner: Owner | None
+    """Of the save folder; on rank 0."""
+    mirror: Mirror | None
+    supervision: Supervision
+    console: RunConsole
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Built:
+    """A run that is ready to train."""
+
+    trainer: Trainer
+    inputs: Inputs
+    """Without the tensors of the checkpoint, which model and optimizer have taken."""
+    precision: str
+    savers: Sequence[CheckpointSaver]
+    exporter: HFCheckpointer | None
+    preemption: Preemption
+    loaders: Sequence[BatchLoader]
+
+
+def _build(
+    config: TrainConfig, inputs: Inputs, around: _Around, callbacks: Sequence[Callback], dtype: torch.dtype
+) -> _Built:
+    device, mirror, supervision = around.device, around.mirror, around.supervision
+    data, gpu = inputs.data, device.name == "gpu"
+    precision = on_device(config.precision, gpu=gpu)
     profile = build_profile(config, inputs.log_folder, inputs.max_batches)
-    generate = build_generate(config, inputs.tokenizer, inputs.data.clock)
-    hf_checkpointer = build_hf_checkpointer(
-        config, inputs.data.clock, inputs.run_name, inputs.folder, resuming=inputs.resuming
-    )
+    generate = build_generate(config, inputs.tokenizer, data.clock)
+    exporter = build_hf_checkpointer(config, data.clock, inputs.run_name, inputs.folder, resuming=inputs.resuming)
     model = build_model(config, inputs, precision=precision, device=_torch_device(device), dtype=dtype)
     optimizer = build_optimizer(config.optimizer, model.model)
     inputs = restore(config, inputs, model.model, optimizer)
     train_loader = build_train_loader(config, inputs, supervision.signals)
     eval_loader = build_eval_loader(config, inputs)
+    savers = build_savers(config, inputs, around.owner, mirror, supervision.events)
+    record = run_record(config, inputs)
+    saver = build_recorded_saver(savers, record)
+    events, folder = supervision.events, inputs.folder
+    check = StepCheck(config, data.plan, model.model, events, clock=data.clock, folder=folder, saver=saver)
+    preemption = build_preemption(config, inputs, saver, mirror, supervision)
+    for each in generate:
+        each.is_ending, each.events = preemption.agree, events
     # Behind the others: a batch's checkpoint has what they did, and what is done with it comes after. The record before
     # it: a run that is killed between them notes the batch again, and does not leave it out.
-    savers = build_savers(config, inputs, owner, mirror, supervision.events)
-    record = run_record(config, inputs)
-    saving = [record, *savers, *([mirror] if mirror else []), *([hf_checkpointer] if hf_checkpointer else [])]
-    saver = build_recorded_saver(savers, record)
-    check = StepCheck(
-        config,
-        inputs.data.plan,
-        model.model,
-        supervision.events,
-        clock=inputs.data.clock,
-        folder=inputs.folder,
-        saver=saver,
-    )
-    preemption = build_preemption(config, inputs, saver, mirror, supervision)
-    measuring = [build_throughput(config, gpu=device.name == "gpu", precision=precision), *profile]
-    for each in generate:
-        each.is_ending, each.events = preemption.agree, supervision.events
+    saving = [record, *savers, *([mirror] if mirror else []), *([exporter] if exporter else [])]
+    measuring = [build_throughput(config, gpu=gpu, precision=precision), *profile]
     trainer = build_trainer(
         config,
         model=model,
@@ -149,27 +164,40 @@ def _fit(
         device=device,
         train_loader=train_loader,
         eval_loader=eval_loader,
-        clock=inputs.data.clock,
-        plan=inputs.data.plan,
-        callbacks=[*_data_callbacks(inputs.data), preemption, *generate, *callbacks, check, *saving, *measuring],
+        clock=data.clock,
+        plan=data.plan,
+        callbacks=[*_data_callbacks(data), preemption, *generate, *callbacks, check, *saving, *measuring],
         run=logged_run(inputs),
         precision=precision,
         state=inputs.start.state if inputs.start is not None else None,
-        console=console.begin(inputs.data.plan, inputs.data.clock),
+        console=around.console.begin(data.plan, data.clock),
     )
-    if hf_checkpointer is not None and inputs.resuming:
-        hf_checkpointer.catch_up(trainer.state.timestamp.batch.value)
+    if exporter is not None and inputs.resuming:
+        exporter.catch_up(trainer.state.timestamp.batch.value)
+    return _Built(
+        trainer=trainer,
+        inputs=inputs,
+        precision=precision,
+        savers=savers,
+        exporter=exporter,
+        preemption=preemption,
+        loaders=[loader for loader in (train_loader, eval_loader) if loader is not None],
+    )
+
+
+def _fit(config: TrainConfig, built: _Built, around: _Around) -> HFCheckpointer | None:
+    trainer, inputs, supervision = built.trainer, built.inputs, around.supervision
     with ExitStack() as stack:
-        for loader in (train_loader, eval_loader):
-            if loader is not None:
-                stack.enter_context(loader.worker_errors())
+        for loader in built.loaders:
+            stack.enter_context(loader.worker_errors())
         stack.enter_context(supervision.signals.deferred())
         stack.callback(_report, inputs)  # once all is saved
-        stack.enter_context(finishing(savers))
+        stack.enter_context(finishing(built.savers))
         on_first_rank(lambda: _furnish(config, inputs))
-        stack.enter_context(recorded(supervision.events, start_line(config, inputs, device.name, precision), trainer))
+        start = start_line(config, inputs, around.device.name, built.precision)
+        stack.enter_context(recorded(supervision.events, start, trainer))
         try:
-            _train(trainer, config, inputs, mirror, evaluate=preemption.evaluation_due)
+            _train(trainer, config, inputs, around.mirror, evaluate=built.preemption.evaluation_due)
         except RunStopped as stop:  # on every rank
             supervision.signals.leave()
             if stop.code == ExitCode.UNSTABLE:
@@ -179,7 +207,7 @@ def _fit(
             raise
     with within(Section.UNTIMED):
         trainer.close()
-    return hf_checkpointer
+    return built.exporter
 
 
 def initialize(inputs: Inputs, config: TrainConfig, device: ComposerDevice) -> Inputs:
