@@ -48,10 +48,8 @@ class Profile(Callback):
         done = state.timestamp.batch.value
         if done >= self._config.step:
             console.info(f"profile.step is {self._config.step}, but the run resumes at {done}: nothing is profiled")
-        elif done == self._config.step - 1 and self._is_profiled:
-            self._start(warm_up=False)
-        elif done == self._config.step - 2 and self._is_profiled:
-            self._start(warm_up=True)
+        elif done >= self._config.step - 2:
+            self._start(warm_up=done == self._config.step - 2)
 
     def before_train_batch(self, state: State, logger: Logger) -> None:
         if self._running is not None:
@@ -63,25 +61,23 @@ class Profile(Callback):
 
     def batch_end(self, state: State, logger: Logger) -> None:
         done = state.timestamp.batch.value
-        if self._running is not None:
-            with within(Section.UNTIMED) if done == self._end else ExitStack():
-                self._running[0].step()
-            if done == self._end:
-                self._stop()
-        elif done == self._config.step - 2 and self._is_profiled:
+        if done == self._config.step - 2:
             self._start(warm_up=True)
+        elif done == self._end:
+            self._finish()
+        elif self._running is not None:
+            self._running[0].step()
 
     def close(self, state: State, logger: Logger) -> None:
         """Of a run that ends meanwhile, without a trace."""
         if self._running is not None:
             self._stop()
 
-    @property
-    def _is_profiled(self) -> bool:
-        return dist.get_global_rank() in self._config.ranks
-
+    # Every rank enters these sections, profiled or not: by their number the watchdog knows which rank is behind.
     @within(Section.UNTIMED)
     def _start(self, *, warm_up: bool) -> None:
+        if dist.get_global_rank() not in self._config.ranks:
+            return
         stack = ExitStack()
         stack.enter_context(_named_ranges())
         gpu = [ProfilerActivity.CUDA] if torch.cuda.is_available() else []
@@ -94,6 +90,12 @@ class Profile(Callback):
         )
         running.start()
         self._running = running, stack
+
+    @within(Section.UNTIMED)
+    def _finish(self) -> None:
+        if self._running is not None:
+            self._running[0].step()  # which writes
+            self._stop()
 
     def _stop(self) -> None:
         assert self._running is not None
