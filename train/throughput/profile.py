@@ -13,6 +13,7 @@ from torch.profiler import ProfilerActivity, profile, record_function, schedule
 
 from data.base.console import logger as console
 from data.base.console import rank_logger
+from data.base.errors import cannot_be
 from train.config.supervision import ProfileConfig
 from train.models.attention.attention import Attention
 from train.models.experts.experts import Experts
@@ -106,6 +107,12 @@ class Profile(Callback):
     def _write(self, profiled: profile) -> None:
         if self._running is None:
             return
+        try:
+            self._write_files(profiled)
+        except OSError as error:
+            rank_logger.warning(f"profile: {cannot_be('written', self._folder, error)}. The run continues without it")
+
+    def _write_files(self, profiled: profile) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
         trace = self._folder / f"{self.name}.json.gz"
         profiled.export_chrome_trace(str(trace))
