@@ -161,6 +161,16 @@ class NoSpace:
         raise Exception("No space left on device (os error 28)")
 
 
+def test_a_record_that_is_refused_is_one_warning_where_a_run_may_continue(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    record = RunRecord(Record({"log_folder": tmp_path / "gone"}), cast(RowPlan, None), None, 8, stop_on_error=False)
+    for batch in (4, 5):
+        record._add({"batch": batch})
+    (message,) = caplog.messages
+    assert message.startswith(f"log_folder {tmp_path}/gone cannot be written for record.jsonl")
+
+
 def test_what_stands_beside_the_checkpoints_is_refused_as_plainly(tmp_path: Path) -> None:
     folder, tokenizer = tmp_path / "save", cast(Tokenizer, NoSpace())
     config = load_config(write_toy_run(tmp_path)).config

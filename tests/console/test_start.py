@@ -6,6 +6,7 @@ import pytest
 
 from tests.helpers.small_config import load
 from train.console.facts import WIDTH
+from train.console.opened import place_lines
 from train.console.start import config_lines, machine_lines, model_lines
 from train.planning.machine import RankMemory
 
@@ -19,6 +20,12 @@ def test_only_what_differs_from_the_defaults_is_listed(tmp_path: Path) -> None:
     assert "seed" not in text  # its default was written
     assert "d_model" not in text  # the preset's
     assert "max_duration" not in text  # other lines have it
+
+
+def test_the_folder_of_event_files_is_the_run_s(tmp_path: Path) -> None:
+    config = load(tmp_path, "loggers={tensorboard: {log_dir: 'boards/{run_name}'}}")
+    text = "\n".join(place_lines(config, "mine", None, None))
+    assert "TensorBoard in boards/mine" in text
 
 
 def test_a_key_beside_a_preset_is_listed(tmp_path: Path) -> None:

@@ -151,6 +151,16 @@ def test_lines_that_a_disk_refuses_are_written_later(
     ]
 
 
+def test_what_is_logged_of_a_step_that_ends_the_run_is_not_that_of_the_step_before(tmp_path: Path) -> None:
+    log, state = JsonLines(tmp_path), cast(Any, SimpleNamespace(timestamp=Timestamp(batch=2)))
+    log_one(log, 2)
+    log.batch_start(state, cast(Logger, None))
+    log.log_metrics({"loss": float("nan")})
+    log.close(state, cast(Logger, None))
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["batch"], line["metrics"]["loss"]) for line in lines] == [(2, 2.0), (3, "nan")]
+
+
 def log_one(log: LoggerDestination, batch: int) -> None:
     state: Any = SimpleNamespace(timestamp=Timestamp(batch=batch, token=8 * batch))
     log.log_metrics({"loss": float(batch)})

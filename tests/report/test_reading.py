@@ -41,6 +41,12 @@ def test_an_evaluation_belongs_to_its_step(tmp_path: Path) -> None:
     assert metrics.series["loss"].values.tolist() == [5.0, 4.0, 3.0]
 
 
+def test_a_step_that_a_run_ended_within_is_that_of_the_resumed_run(tmp_path: Path) -> None:
+    metrics = read(tmp_path, step(1, 5.0), {**step(2, "nan"), "tok": 10}, step(2, 4.0))
+    assert metrics.tokens.tolist() == [10, 20]
+    assert metrics.series["loss"].values.tolist() == [5.0, 4.0]
+
+
 @pytest.mark.parametrize(("text", "value"), [("nan", math.nan), ("inf", math.inf), ("-inf", -math.inf)])
 def test_numbers_that_are_not_finite_are_texts(text: str, value: float, tmp_path: Path) -> None:
     assert read(tmp_path, step(1, text)).series["loss"].last == pytest.approx(value, nan_ok=True)

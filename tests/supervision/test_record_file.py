@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from data.base.errors import ConfigError
 from train.supervision import surroundings
 from train.supervision.record_file import Record, append_line
 from train.supervision.surroundings import environment, git_state
@@ -28,6 +29,13 @@ def test_a_record_is_in_both_folders_once(tmp_path: Path) -> None:
         f.name: [json.loads(t)["batch"] for t in (f / "record.jsonl").read_text().splitlines()] for f in (logs, saved)
     }
     assert read == {"logs": [1], "saved": [1, 2]}
+
+
+def test_a_folder_that_refuses_a_line_does_not_keep_it_from_the_other(tmp_path: Path) -> None:
+    gone, logs = tmp_path / "gone", tmp_path
+    with pytest.raises(ConfigError, match=r"save_folder .*gone"):
+        Record({"save_folder": gone, "log_folder": logs}).add({"batch": 1})
+    assert json.loads((logs / "record.jsonl").read_text())["batch"] == 1
 
 
 def test_the_state_of_a_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -76,8 +76,9 @@ class CheckpointSaver(Callback):
         on_saved: Callable[[Written], None],
     ) -> None:
         """verified: the checkpoint that the run resumes from. check_owner: raises DataError, on rank 0, when the folder
-        is not this run's any more. on_saved: called with each checkpoint that is committed, on every rank. Every rank
-        has to call it."""
+        is not this run's any more. on_saved is called on every rank, with each checkpoint that is committed.
+
+        Every rank has to make one."""
         self.saving, self._on_saved = saving, on_saved
         self.saver = BackgroundSaver(
             ranks=separate_ranks(saving.timeout, replicas=saving.replicas),

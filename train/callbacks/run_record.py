@@ -5,9 +5,12 @@ from typing import Any
 from composer.core import Callback, State
 from composer.loggers import Logger
 
+from data.base import console
+from data.base.errors import ConfigError, DataError
 from data.base.versions import versions
 from data.mixing.row_plan import RowPlan
 from train.callbacks.stream_monitor import StreamMonitor
+from train.checkpoint.save_folder import RECORD
 from train.distributed.first_rank import on_first_rank
 from train.supervision.record_file import Record
 
@@ -20,9 +23,13 @@ class RunRecord(Callback):
     but a line may come twice, or its checkpoint be missing, in a run that was killed.
     """
 
-    def __init__(self, record: Record, plan: RowPlan, interval: int | None, last_batch: int) -> None:
-        """interval: None for a run without checkpoints."""
+    def __init__(
+        self, record: Record, plan: RowPlan, interval: int | None, last_batch: int, *, stop_on_error: bool = True
+    ) -> None:
+        """interval: None for a run without checkpoints. stop_on_error: raises, on every rank, what a file system
+        refuses (see Record.add); else it is one warning."""
         self.record, self.plan, self.interval, self.last_batch = record, plan, interval, last_batch
+        self._stop_on_error, self._warned = stop_on_error, False
         self._newest: int | None = None
 
     def batch_start(self, state: State, logger: Logger) -> None:
@@ -52,4 +59,11 @@ class RunRecord(Callback):
         self._add({"batch": state.timestamp.batch.value, "eval": metrics})
 
     def _add(self, line: dict[str, Any]) -> None:
-        on_first_rank(lambda: self.record.add(line))
+        try:
+            on_first_rank(lambda: self.record.add(line))
+        except (ConfigError, DataError) as error:
+            if self._stop_on_error:
+                raise
+            if not self._warned:
+                self._warned = True
+                console.logger.warning(f"{error}. The run continues without such lines of {RECORD}")

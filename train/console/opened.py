@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from data.loading.rows import Rows
+from train.checkpoint.log_folder import board_folder
 from train.checkpoint.save_folder import METRICS, RECORD, REPORT
 from train.config.schema import TrainConfig
 from train.console.facts import fact
@@ -44,7 +45,7 @@ def place_lines(config: TrainConfig, run_name: str, folder: Path | None, log_fol
     if loggers.file is not None:
         logs.append(loggers.file.filename.replace("{run_name}", run_name))
     if loggers.tensorboard is not None:
-        logs.append(f"TensorBoard in {loggers.tensorboard.log_dir or 'tensorboard_logs'}")
+        logs.append(f"TensorBoard in {board_folder(loggers.tensorboard.log_dir, run_name)}")
     logs += [name for name, section in (("W&B", loggers.wandb), ("MLflow", loggers.mlflow)) if section is not None]
     if logs:
         yield fact("logs", "; ".join(logs))

@@ -6,7 +6,7 @@ from pathlib import Path
 from composer.loggers import LoggerDestination
 
 from data.base.errors import os_errors_named
-from data.base.paths import fill_placeholders
+from train.checkpoint.log_folder import board_folder
 from train.config.schema import TrainConfig
 from train.distributed.first_rank import on_first_rank
 from train.loggers.json_lines import JsonLines
@@ -55,9 +55,3 @@ def _of_rank_0(config: TrainConfig, run: LoggedRun) -> list[LoggerDestination]:
 
         loggers.append(MLflow(config, name=run.name, run_id=run.id))
     return loggers
-
-
-def board_folder(log_dir: str | None, run_name: str) -> Path:
-    """The folder of a run's event files."""
-    filled = fill_placeholders(log_dir or "tensorboard_logs", {"run_name": run_name})
-    return Path(filled) if "{run_name}" in (log_dir or "") else Path(filled) / run_name

@@ -33,7 +33,7 @@ class JsonLines(StepLogger):
         self._warned = False
 
     def write(self, state: State, metrics: Mapping[str, float]) -> None:
-        batch, tokens = state.timestamp.batch.value, state.timestamp.token.value
+        batch, tokens = self.batch_of(state), state.timestamp.token.value
         self._waiting.append({"batch": batch, "time": round(time.time(), 3), "tok": tokens, "metrics": metrics})
         try:
             while self._waiting:

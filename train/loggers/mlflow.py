@@ -77,8 +77,10 @@ class MLflow(ServiceLogger):
     def end(self, *, complete: bool) -> None:
         if self._thread.is_alive():
             self._thread.join()
-        self._send_waiting()
-        self._client.set_terminated(self._id, "FINISHED" if complete else "FAILED")
+        try:
+            self._send_waiting()
+        finally:
+            self._client.set_terminated(self._id, "FINISHED" if complete else "FAILED")
 
     def _send_waiting(self) -> None:
         """What could not be sent before comes first."""

@@ -33,7 +33,7 @@ class ServiceLogger(StepLogger):
         raise NotImplementedError
 
     def write(self, state: State, metrics: Mapping[str, float]) -> None:
-        self._try(lambda: self.send(state.timestamp.batch.value, metrics))
+        self._try(lambda: self.send(self.batch_of(state), metrics))
 
     def log_table(
         self, columns: list[str], rows: list[list[Any]], name: str = "Table", step: int | None = None

@@ -23,16 +23,25 @@ class StepLogger(LoggerDestination):
 
     def __init__(self) -> None:
         self._metrics: dict[str, float] = {}
+        self._in_step = False
 
     def write(self, state: State, metrics: Mapping[str, float]) -> None:
-        """metrics: of the step that `state.timestamp` counts last; never empty."""
+        """metrics: of batch_of(state); never empty."""
         raise NotImplementedError
+
+    def batch_of(self, state: State) -> int:
+        """The number of what is written now: that of the last step, or of the one that the run ends in."""
+        return state.timestamp.batch.value + self._in_step
 
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
         self._metrics.update((name, float(value)) for name, value in metrics.items() if name not in _LEFT_OUT)
 
+    def batch_start(self, state: State, logger: Logger) -> None:
+        self._in_step = True
+
     # Composer runs these of loggers after those of callbacks.
     def batch_end(self, state: State, logger: Logger) -> None:
+        self._in_step = False
         self.flush(state)
 
     def eval_end(self, state: State, logger: Logger) -> None:

@@ -37,7 +37,7 @@ class Tensorboard(StepLogger):
 
     def write(self, state: State, metrics: Mapping[str, float]) -> None:
         for name, value in metrics.items():
-            self._writer.add_scalar(name, value, global_step=state.timestamp.batch.value)
+            self._writer.add_scalar(name, value, global_step=self.batch_of(state))
 
     def log_table(
         self, columns: list[str], rows: list[list[Any]], name: str = "Table", step: int | None = None

@@ -269,8 +269,8 @@ def _close(trainer: Trainer) -> None:
 
 def _report(inputs: Inputs) -> None:
     """Of a run that ends, however it does."""
-    if inputs.log_folder is not None and dist.get_global_rank() == 0:
-        with within(Section.UNTIMED):
+    with within(Section.UNTIMED):  # on every rank, as all sections
+        if inputs.log_folder is not None and dist.get_global_rank() == 0:
             report.report_at_end(inputs.log_folder)
 
 

@@ -44,7 +44,9 @@ def logged_run(inputs: Inputs) -> LoggedRun:
 def run_record(config: TrainConfig, inputs: Inputs) -> RunRecord:
     """The callback that adds to record.jsonl what follows from the steps."""
     interval = inputs.data.clock.batches(config.save_interval) if inputs.folder is not None else None
-    return RunRecord(inputs.record, inputs.data.plan, interval, inputs.max_batches)
+    # Without checkpoints nothing depends on it.
+    stop = config.on_save_error == "stop" and inputs.folder is not None
+    return RunRecord(inputs.record, inputs.data.plan, interval, inputs.max_batches, stop_on_error=stop)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ import json
 import math
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,10 @@ class Record:
                 self._folders.setdefault(folder, key)
 
     def add(self, line: Mapping[str, Any]) -> None:
-        """Raises as add_line."""
-        for folder, key in self._folders.items():
-            add_line(folder, line, key)
+        """Raises as add_line, once the other folder has the line."""
+        with ExitStack() as stack:
+            for folder, key in reversed(self._folders.items()):
+                stack.callback(add_line, folder, line, key)
 
 
 def add_line(folder: Path, line: Mapping[str, Any], key: str = "save_folder") -> None:

@@ -61,9 +61,9 @@ class Throughput(Callback):
         self._flops_per_token, self._device_flops, self._of_sections = flops_per_token, device_flops, seconds
         self._window, self._interruptions = Window(window_size), Interruptions()
         self._real_tokens = self._trained_tokens = 0
-        # A later run of a process begins when it is called.
-        before = process_seconds() if next(_runs) == 0 else 0.0
-        self._before = dict.fromkeys(_SECONDS.values(), 0.0) | {"startup": before}
+        # What the process took before its first run, whose sections count from there; a later one begins when called.
+        before = process_seconds() - sum(seconds().values()) if next(_runs) == 0 else 0.0
+        self._before = dict.fromkeys(_SECONDS.values(), 0.0) | {"startup": max(before, 0.0)}
         self._loaded = False
 
     def fit_start(self, state: State, logger: Logger) -> None:

@@ -13,6 +13,7 @@ from torch.profiler import ProfilerActivity, profile, record_function, schedule
 
 from data.base.console import logger as console
 from data.base.console import rank_logger
+from data.base.errors import cannot_be
 from train.config.supervision import ProfileConfig
 from train.models.attention.attention import Attention
 from train.models.experts.experts import Experts
@@ -48,10 +49,8 @@ class Profile(Callback):
         done = state.timestamp.batch.value
         if done >= self._config.step:
             console.info(f"profile.step is {self._config.step}, but the run resumes at {done}: nothing is profiled")
-        elif done == self._config.step - 1 and self._is_profiled:
-            self._start(warm_up=False)
-        elif done == self._config.step - 2 and self._is_profiled:
-            self._start(warm_up=True)
+        elif done >= self._config.step - 2:
+            self._start(warm_up=done == self._config.step - 2)
 
     def before_train_batch(self, state: State, logger: Logger) -> None:
         if self._running is not None:
@@ -63,25 +62,23 @@ class Profile(Callback):
 
     def batch_end(self, state: State, logger: Logger) -> None:
         done = state.timestamp.batch.value
-        if self._running is not None:
-            with within(Section.UNTIMED) if done == self._end else ExitStack():
-                self._running[0].step()
-            if done == self._end:
-                self._stop()
-        elif done == self._config.step - 2 and self._is_profiled:
+        if done == self._config.step - 2:
             self._start(warm_up=True)
+        elif done == self._end:
+            self._finish()
+        elif self._running is not None:
+            self._running[0].step()
 
     def close(self, state: State, logger: Logger) -> None:
         """Of a run that ends meanwhile, without a trace."""
         if self._running is not None:
             self._stop()
 
-    @property
-    def _is_profiled(self) -> bool:
-        return dist.get_global_rank() in self._config.ranks
-
+    # Every rank enters these sections, profiled or not: by their number the watchdog knows which rank is behind.
     @within(Section.UNTIMED)
     def _start(self, *, warm_up: bool) -> None:
+        if dist.get_global_rank() not in self._config.ranks:
+            return
         stack = ExitStack()
         stack.enter_context(_named_ranges())
         gpu = [ProfilerActivity.CUDA] if torch.cuda.is_available() else []
@@ -95,6 +92,12 @@ class Profile(Callback):
         running.start()
         self._running = running, stack
 
+    @within(Section.UNTIMED)
+    def _finish(self) -> None:
+        if self._running is not None:
+            self._running[0].step()  # which writes
+            self._stop()
+
     def _stop(self) -> None:
         assert self._running is not None
         (running, stack), self._running = self._running, None
@@ -104,6 +107,12 @@ class Profile(Callback):
     def _write(self, profiled: profile) -> None:
         if self._running is None:
             return
+        try:
+            self._write_files(profiled)
+        except OSError as error:
+            rank_logger.warning(f"profile: {cannot_be('written', self._folder, error)}. The run continues without it")
+
+    def _write_files(self, profiled: profile) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
         trace = self._folder / f"{self.name}.json.gz"
         profiled.export_chrome_trace(str(trace))

@@ -7,7 +7,7 @@ import pytest
 from train.config.supervision import DeadlinesConfig
 from train.supervision.hangs.clock import LONGEST_TICK, AwakeClock
 from train.supervision.hangs.deadlines import Deadlines, Section
-from train.supervision.hangs.laggards import Beat, laggards
+from train.supervision.hangs.laggards import IN_WORDS, Beat, laggards
 from train.supervision.hangs.sections import Sections
 
 CONFIG = DeadlinesConfig(multiple=10, setup=100, step=5, data=5, evaluation=5, save=5)
@@ -71,6 +71,10 @@ def test_a_clock_stands_still_while_its_process_is_suspended() -> None:
     now[0] += 1000
     clock.tick()
     assert clock() == 5 + LONGEST_TICK
+
+
+def test_a_watchdog_can_name_every_section() -> None:
+    assert IN_WORDS.keys() == {section.value for section in Section}
 
 
 BEAT = Beat(number=1, section="step", batch=3, marks=9, age=5, overdue=True, function="f", waits=True)

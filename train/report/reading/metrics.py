@@ -94,7 +94,8 @@ def read_metrics(path: Path) -> Metrics:
             newest = time
             if not times.steps or times.steps[-1] != step:
                 times.put(step, time)
-                tokens.put(step, line["tok"])
+            # A run may have ended within the step, which a resumed one then trains.
+            tokens.put(step, line["tok"])
             for name, value in line["metrics"].items():
                 number = _NOT_FINITE.get(value) if isinstance(value, str) else value
                 if isinstance(number, int | float):

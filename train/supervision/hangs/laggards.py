@@ -46,8 +46,11 @@ IN_WORDS = {
     "data": "waiting for its data",
     "evaluation": "an evaluation",
     "save": "saving a checkpoint",
+    "send": "saving or sending a checkpoint",
+    "generate": "generating texts",
     "untimed": "an export or another section without deadline",
 }
+"""By the values of Section."""
 
 
 def laggards(beats: Mapping[int, Beat], silent: Collection[int]) -> list[int]:
