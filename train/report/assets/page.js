@@ -120,7 +120,7 @@
 
   // A measurement is drawn from the one before it.
   function spans({ steps }, run) {
-    return steps.map((step, n) => ({ b: step, x: at(run, n ? steps[n - 1] : 2 * step - (steps[1] || step + 1), chosen.x), x2: at(run, step, chosen.x) }));
+    return steps.map((step, n) => ({ b: step, x: at(run, n ? steps[n - 1] : Math.max(0, 2 * step - (steps[1] || step + 1)), chosen.x), x2: at(run, step, chosen.x) }));
   }
 
   function drawExperts(element) {
