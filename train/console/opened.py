@@ -7,6 +7,7 @@ from data.loading.rows import Rows
 from train.checkpoint.save_folder import METRICS, RECORD, REPORT
 from train.config.schema import TrainConfig
 from train.console.facts import fact
+from train.loggers.build import board_folder
 from train.planning.run_data import RunData
 
 
@@ -22,8 +23,8 @@ def data_lines(config: TrainConfig, data: RunData, eval_streams: Mapping[str, Ro
     for number, (name, first, end) in enumerate(stages):
         last = max_batches if end is None else end
         yield fact("" if number else "stages", f"{name}: batches {first:,} to {last:,}")
-    rows = data.plan.global_batch_size
-    yield fact("duration", f"max_duration {config.max_duration} is {max_batches:,} batches of {rows:,} rows")
+    rows, noun = data.plan.global_batch_size, "batch" if max_batches == 1 else "batches"
+    yield fact("duration", f"max_duration {config.max_duration} is {max_batches:,} {noun} of {rows:,} rows")
 
 
 def _stream_lines(key: str, streams: Mapping[str, Rows], epochs: Mapping[str, str]) -> Iterator[str]:
@@ -44,7 +45,7 @@ def place_lines(config: TrainConfig, run_name: str, folder: Path | None, log_fol
     if loggers.file is not None:
         logs.append(loggers.file.filename.replace("{run_name}", run_name))
     if loggers.tensorboard is not None:
-        logs.append(f"TensorBoard in {loggers.tensorboard.log_dir or 'tensorboard_logs'}")
+        logs.append(f"TensorBoard in {board_folder(loggers.tensorboard.log_dir, run_name)}")
     logs += [name for name, section in (("W&B", loggers.wandb), ("MLflow", loggers.mlflow)) if section is not None]
     if logs:
         yield fact("logs", "; ".join(logs))
