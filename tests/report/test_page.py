@@ -154,7 +154,10 @@ def test_a_run_that_logs_less(missing: str, toy: Run) -> None:
 
 def test_a_run_without_a_single_step(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").touch()
-    assert Elements(render([read_run(tmp_path)])).payload["charts"] == {}
+    page = render([read_run(tmp_path)])
+    assert Elements(page).payload["charts"] == {}
+    assert "No step has been logged yet." in page
+    assert "it may have been killed" not in page
 
 
 def test_a_week_fits_into_the_limits(page: str, toy: Run) -> None:

@@ -41,7 +41,11 @@ def key_figures(run: Run) -> Iterator[tuple[str, str, str]]:
     if metrics.tokens.size:
         yield "tokens", short(float(metrics.tokens[-1])), _tokens_note(run)
     if LOSS in metrics.series:
-        yield "train loss", f"{_mean_of_last(run, LOSS):.4g}", f"mean of the last {_RECENT} steps"
+        yield (
+            "train loss",
+            f"{_mean_of_last(run, LOSS):.4g}",
+            f"mean of the last {min(_RECENT, metrics.steps.size)} steps",
+        )
     if EVAL_LOSS in metrics.series:
         series = metrics.series[EVAL_LOSS]
         best = int(np.nanargmin(series.values)) if np.isfinite(series.values).any() else 0

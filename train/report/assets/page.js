@@ -3,7 +3,7 @@
   "use strict";
   const payload = JSON.parse(document.getElementById("payload").textContent);
   const axes = {
-    b: { title: "step", format: ",d" },
+    b: { title: "step", format: ",.10~g" },
     tok: { title: "tokens, padding included", format: "~s" },
     h: { title: "hours", format: ",.3~f" },
   };
@@ -45,10 +45,13 @@
   }
   const place = (run, step) => ({ b: step, tok: at(run, step, "tok"), h: at(run, step, "h"), x: at(run, step, chosen.x) });
 
+  // Without a neighbour no line is drawn to it.
+  const isAlone = (values, n) => values[n] !== null && (values[n - 1] ?? null) === null && (values[n + 1] ?? null) === null;
+
   function lineRows(lines) {
     return lines.flatMap(({ run, metric, label, points }) => {
       const { b, v, lo, hi } = payload.runs[run].series[metric];
-      return b.map((step, n) => ({ ...place(run, step), y: v[n], lo: lo && lo[n], hi: hi && hi[n], label, points }));
+      return b.map((step, n) => ({ ...place(run, step), y: v[n], lo: lo && lo[n], hi: hi && hi[n], label, points: points || isAlone(v, n) }));
     });
   }
 
