@@ -46,6 +46,9 @@ def place_lines(config: TrainConfig, run_name: str, folder: Path | None, log_fol
         logs.append(loggers.file.filename.replace("{run_name}", run_name))
     if loggers.tensorboard is not None:
         logs.append(f"TensorBoard in {board_folder(loggers.tensorboard.log_dir, run_name)}")
-    logs += [name for name, section in (("W&B", loggers.wandb), ("MLflow", loggers.mlflow)) if section is not None]
+    if loggers.wandb is not None:
+        logs.append(f"W&B project {loggers.wandb.project}" if loggers.wandb.project else "W&B")
+    if loggers.mlflow is not None:
+        logs.append(f"MLflow in {loggers.mlflow.tracking_uri}" if loggers.mlflow.tracking_uri else "MLflow")
     if logs:
         yield fact("logs", "; ".join(logs))
