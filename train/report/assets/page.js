@@ -5,7 +5,7 @@
   const axes = {
     b: { title: "step", format: ",.10~g" },
     tok: { title: "tokens, padding included", format: "~s" },
-    h: { title: "hours", format: ",.3~f" },
+    h: { title: "hours", format: ",.6~g" },
   };
   // In the address, so that a link to the page keeps them: #x=tok&theme=dark&log=1
   const chosen = Object.fromEntries(new URLSearchParams(location.hash.slice(1)));
