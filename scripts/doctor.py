@@ -31,6 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         default=60.0,
         help="that a check may take, and that is waited for a rank to start (default: %(default)g)",
     )
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error as well")
     args = parser.parse_intermixed_args(argv)
 
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
@@ -57,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except Exception as error:
-        if (code := report(error)) is None:
+        if (code := report(error, debug=args.debug)) is None:
             raise
         return code
 

@@ -181,12 +181,17 @@ def _why_nothing(key: str, path: Path) -> str:
 
 
 def _others_below(folder: Path) -> str:
-    """What else a folder of text files holds, and how it is named."""
+    """What a folder without text files holds, and how that is named."""
     found = Counter(path.suffix for path in files_below(folder) if path.suffix)
     if not found:
         return ""
     there = listed([f"{count:,} {suffix}" for suffix, count in found.most_common()], 3)
-    pattern = folder / "**" / f"*{found.most_common(1)[0][0]}"
+    most = found.most_common(1)[0][0]
+    pattern = folder / "**" / f"*{most}"
+    if most in DATA_SUFFIXES:
+        name = next(name for name, suffixes in FORMATS.items() if most in suffixes)
+        kwargs = setting("hf_kwargs", {"data_files": str(pattern)})
+        return f" (there: {there}): for records write {setting('hf_name', name)} and {kwargs}"
     return f" (there: {there}): other files are named by a pattern, such as {setting('text', str(pattern))}"
 
 

@@ -24,7 +24,7 @@ def test_columns_are_aligned_and_a_small_learning_rate_is_shown() -> None:
         "2.3100",
         "0.0113",
         "1.0e-06",
-        "0.91",
+        "0.910",
         "12.3k",
         "4.20T",
         "71.40",

@@ -1,6 +1,7 @@
 """Lines of a key and a text."""
 
 import shlex
+import sys
 
 import pytest
 
@@ -12,6 +13,14 @@ def test_a_long_fact_continues_below_its_text() -> None:
     assert len(lines) > 1
     assert all(len(line) <= WIDTH for line in lines)
     assert {line.index("word") for line in lines} == {lines[0].index("word")}
+
+
+def test_a_narrow_terminal_breaks_no_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    assert max(len(line) for line in fact("data", " ".join(["word"] * 60)).splitlines()) <= 80
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: False, raising=False)
+    assert max(len(line) for line in fact("data", " ".join(["word"] * 60)).splitlines()) > 80
 
 
 def test_a_long_command_can_be_copied_from_its_lines() -> None:

@@ -110,7 +110,7 @@ def test_everything_is_on_the_page_without_javascript(page: str) -> None:
         "finished",
         "step 400 of 400",
         "1 step at which the loss had a spike",
-        "1 expert gets no tokens",
+        "1 expert got no token",
         "evaluation loss 2.073",  # the last one: 2 + 4 exp(-4)
         "the run resumes from checkpoints/ep0-ba300",
         "300 optimizer.lr 0.0003 0.0001",
@@ -154,7 +154,10 @@ def test_a_run_that_logs_less(missing: str, toy: Run) -> None:
 
 def test_a_run_without_a_single_step(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").touch()
-    assert Elements(render([read_run(tmp_path)])).payload["charts"] == {}
+    page = render([read_run(tmp_path)])
+    assert Elements(page).payload["charts"] == {}
+    assert "No step has been logged yet." in page
+    assert "it may have been killed" not in page
 
 
 def test_a_week_fits_into_the_limits(page: str, toy: Run) -> None:

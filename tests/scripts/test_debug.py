@@ -13,6 +13,8 @@ from tests.helpers.load_script import load_script
         ["checkpoint", "ls", "nowhere"],
         ["plan", "nowhere.yaml"],
         ["inspect_data", "nowhere.yaml"],
+        ["report", "nowhere"],
+        ["doctor", "nowhere.yaml"],
         ["generate", "nowhere", "a prompt"],
         ["convert_text_to_mds", "--path", "nowhere.txt", "--out_root", "out", "--tokenizer", "tiktoken"],
     ],

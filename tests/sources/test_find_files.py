@@ -215,6 +215,12 @@ def test_a_folder_without_text_files_suggests_a_pattern(tmp_path):
     assert len(read(open_source(DatasetConfig(text=pattern, max_seq_len=8)))) == 2
 
 
+def test_a_folder_of_records_is_not_suggested_as_text(tmp_path):
+    write_jsonl(tmp_path / "a.jsonl", rows(1))
+    with pytest.raises(ConfigError, match=r"there: 1 \.jsonl\): for records write hf_name: json and .*\*\.jsonl"):
+        open_source(DatasetConfig(text=str(tmp_path), max_seq_len=8))
+
+
 def test_a_folder_of_text_files_in_hf_name_suggests_text(tmp_path):
     (tmp_path / "a.txt").write_text("a")
     with pytest.raises(ConfigError, match=f"text files are named in text: {tmp_path}$"):

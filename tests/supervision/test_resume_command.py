@@ -26,7 +26,7 @@ def test_a_batch_is_computed_again_under_the_launcher_of_the_run(
     monkeypatch.setattr(psutil, "Process", lambda pid: SimpleNamespace(cmdline=lambda: words))
     monkeypatch.setattr(sys, "argv", ["train.py", "mine.yaml"])
     monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
-    for name, value in {"RANK": "8", "WORLD_SIZE": "16", "LOCAL_WORLD_SIZE": "8"}.items():
+    for name, value in {"RANK": "8", "WORLD_SIZE": "16", "LOCAL_WORLD_SIZE": "8", "MASTER_ADDR": "node0"}.items():
         monkeypatch.setenv(name, value)
     assert replay_command(Path("runs/mine/incidents/ba7")) == f"{shown} scripts/replay_batch.py runs/mine/incidents/ba7"
     monkeypatch.setattr(psutil, "Process", lambda pid: SimpleNamespace(cmdline=lambda: ["slurmstepd: [4321.0]"]))
@@ -40,5 +40,5 @@ def test_a_batch_is_computed_again_under_the_launcher_of_the_run(
     assert resume_command(["mine.yaml", "seed=3"]) == (
         "srun --nodes 2 --ntasks 16 --gpus-per-node 8 python train.py mine.yaml seed=3 autoresume=true"
     )
-    monkeypatch.delenv("RANK")
+    monkeypatch.delenv("MASTER_ADDR")  # RANK alone is Composer's, in a process without a launcher
     assert replay_command(Path("ba7")) == "python scripts/replay_batch.py ba7"

@@ -90,4 +90,6 @@ class ProfileConfig(Section):
         last = self.step + self.steps - 1
         if last > max_batches:
             text = f"is {self.step}, and with profile.steps: {self.steps} the last profiled step is {last}"
-            yield Defect("profile.step", f"{text}, but the run has only {max_batches}: write a lower one")
+            most = max_batches - self.steps + 1
+            fix = f"write at most {most}, or profile=null" if most >= 1 else "write profile=null"
+            yield Defect("profile.step", f"{text}, but the run has only {max_batches}: {fix}")

@@ -32,11 +32,16 @@ def _fixed(value: float) -> str:
     return f"{value:.4f}" if abs(value) < 1000 or value != value else f"{value:.1e}"
 
 
+def _three_digits(value: float) -> str:
+    """`0.931`, `1.30`, `12.5`, `340`, or an exponent."""
+    return f"{value:#.3g}".rstrip(".")
+
+
 COLUMNS = (
     Column(header="loss", metric="loss/train/total", show=_fixed, width=7),
     Column(header="lbl", metric="loss/train/load_balancing", show=_fixed, width=6),
     Column(header="lr", metric="lr", show=lambda value: f"{value:.1e}", width=7),
-    Column(header="grad", metric="l2_norm/grad/global", show=lambda value: f"{value:.3g}", width=6),
+    Column(header="grad", metric="l2_norm/grad/global", show=_three_digits, width=6),
     Column(header="tok/s", metric="throughput/tokens_per_sec", show=count_of, width=6, comes_later=True),
     Column(header="MFU", metric="throughput/device/mfu", show=lambda value: f"{value:.1%}", width=6),
     Column(

@@ -1,18 +1,28 @@
 """Lines of a key and a text: aligned, and readable in a file too."""
 
 import math
+import shutil
+import sys
 import textwrap
 
 WIDTH = 100
 """Columns of a line at most, unless a word is longer."""
+_NARROWEST = 60
 _KEY = 15
 
 
-def fact(key: str, text: str, width: int = WIDTH) -> str:
-    """`key          text`; what does not fit continues below the text."""
+def line_width() -> int:
+    """WIDTH, or that of a narrower terminal."""
+    if not sys.stdout.isatty():
+        return WIDTH
+    return max(_NARROWEST, min(WIDTH, shutil.get_terminal_size((WIDTH, 24)).columns))
+
+
+def fact(key: str, text: str, width: int | None = None) -> str:
+    """`key          text`; what does not fit continues below the text. width: that of a line; None is line_width()."""
     return textwrap.fill(
         text,
-        width,
+        width or line_width(),
         initial_indent=f"{key:<{_KEY - 1}} ",
         subsequent_indent=" " * _KEY,
         break_long_words=False,
@@ -30,7 +40,7 @@ def command_fact(key: str, command: str) -> str:
     """A fact whose text is a shell command, which can be copied from several lines too."""
     if "'" in command:  # a line must not end inside of quotes
         return f"{key:<{_KEY - 1}} {command}"
-    return " \\\n".join(fact(key, command, WIDTH - 2).split("\n"))
+    return " \\\n".join(fact(key, command, line_width() - 2).split("\n"))
 
 
 def count_of(number: float) -> str:

@@ -8,6 +8,7 @@ from train.checkpoint.log_folder import board_folder
 from train.checkpoint.save_folder import METRICS, RECORD, REPORT
 from train.config.schema import TrainConfig
 from train.console.facts import fact
+from train.loggers.build import board_folder
 from train.planning.run_data import RunData
 
 
@@ -23,8 +24,8 @@ def data_lines(config: TrainConfig, data: RunData, eval_streams: Mapping[str, Ro
     for number, (name, first, end) in enumerate(stages):
         last = max_batches if end is None else end
         yield fact("" if number else "stages", f"{name}: batches {first:,} to {last:,}")
-    rows = data.plan.global_batch_size
-    yield fact("duration", f"max_duration {config.max_duration} is {max_batches:,} batches of {rows:,} rows")
+    rows, noun = data.plan.global_batch_size, "batch" if max_batches == 1 else "batches"
+    yield fact("duration", f"max_duration {config.max_duration} is {max_batches:,} {noun} of {rows:,} rows")
 
 
 def _stream_lines(key: str, streams: Mapping[str, Rows], epochs: Mapping[str, str]) -> Iterator[str]:
@@ -46,6 +47,9 @@ def place_lines(config: TrainConfig, run_name: str, folder: Path | None, log_fol
         logs.append(loggers.file.filename.replace("{run_name}", run_name))
     if loggers.tensorboard is not None:
         logs.append(f"TensorBoard in {board_folder(loggers.tensorboard.log_dir, run_name)}")
-    logs += [name for name, section in (("W&B", loggers.wandb), ("MLflow", loggers.mlflow)) if section is not None]
+    if loggers.wandb is not None:
+        logs.append(f"W&B project {loggers.wandb.project}" if loggers.wandb.project else "W&B")
+    if loggers.mlflow is not None:
+        logs.append(f"MLflow in {loggers.mlflow.tracking_uri}" if loggers.mlflow.tracking_uri else "MLflow")
     if logs:
         yield fact("logs", "; ".join(logs))

@@ -10,6 +10,7 @@ EXPECTED = (
     "Specifying `eval_interval=.*` without an `eval_dataloader`",
     "Setting both `progress_bar` and `log_to_console` both to True",
     "`past_key_values` is deprecated",
+    "The current world size",
 )
 """Of Composer, torch and transformers (whose earlier versions need the argument), about what was chosen on purpose.
 Each is the beginning of a message, as a pattern."""

@@ -13,6 +13,8 @@ from train.report.reading.run import EVAL_LOSS, EVALUATIONS, LOSS, Run
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31", "#7F7F7F")
 """Told apart without colour vision (Okabe and Ito); each has a dash pattern as well."""
 _DASHES = ([1, 0], [6, 3], [2, 2], [9, 3, 2, 3], [4, 1], [12, 4], [1, 3], [8, 2, 2, 2, 2, 2])
+_TICKS = ".6~g"
+"""Ticks are round numbers: so many digits tell them apart where a curve is flat, and are not written elsewhere."""
 MOST_STREAMS = 12
 """That have a chart of their own; tables have all."""
 
@@ -51,7 +53,7 @@ def stream_charts(run: Run) -> list[dict[str, Any]]:
     names = streams_of(run)
     losses = tuple((f"streams/{name}/loss", name) for name in names)
     charts = [
-        Chart(key="stream-loss", title="Loss by stream", lines=losses, format=".4~g", log=True, wide=True, stages=True)
+        Chart(key="stream-loss", title="Loss by stream", lines=losses, format=_TICKS, log=True, wide=True, stages=True)
     ]
     for number, name in enumerate(names[:MOST_STREAMS]):
         shares = (f"streams/{name}/token_share", "realised"), (f"streams/{name}/planned_token_share", "planned")
@@ -68,11 +70,11 @@ def expert_charts(run: Run) -> list[dict[str, Any]]:
             key="imbalance",
             title="Load imbalance of the worst layer (maximum / mean)",
             lines=(("experts/load_imbalance", ""),),
-            format=".3~g",
+            format=_TICKS,
         ),
         Chart(key="dead", title="Dead experts, all layers", lines=(("experts/dead", ""),), zero=True),
-        Chart(key="lbl", title="Load-balancing loss", lines=(("loss/train/load_balancing", ""),), format=".3~g"),
-        Chart(key="z", title="Router z-loss", lines=(("loss/train/router_z", ""),), format=".3~g"),
+        Chart(key="lbl", title="Load-balancing loss", lines=(("loss/train/load_balancing", ""),), format=_TICKS),
+        Chart(key="z", title="Router z-loss", lines=(("loss/train/router_z", ""),), format=_TICKS),
     ]
     return [*_drawn(charts, [run])]
 
@@ -92,15 +94,15 @@ _LOSS = Chart(
     key="loss",
     title="Loss",
     lines=((LOSS, "train"), (EVAL_LOSS, "evaluation")),
-    format=".4~g",
+    format=_TICKS,
     log=True,
     height=280,
     wide=True,
     stages=True,
 )
-_EVAL_LOSS = Chart(key="eval", title="Evaluation loss", lines=((EVAL_LOSS, ""),), format=".4~g")
+_EVAL_LOSS = Chart(key="eval", title="Evaluation loss", lines=((EVAL_LOSS, ""),), format=_TICKS)
 _NORM = Chart(
-    key="norm", title="Gradient norm before clipping", lines=(("l2_norm/grad/global", ""),), format=".3~g", log=True
+    key="norm", title="Gradient norm before clipping", lines=(("l2_norm/grad/global", ""),), format=_TICKS, log=True
 )
 _TOKENS = Chart(
     key="throughput",
@@ -127,7 +129,7 @@ def _learning_rate(runs: Sequence[Run]) -> Chart:
 def _memory(runs: Sequence[Run]) -> Chart:
     limit = runs[0].planned_gib if len(runs) == 1 else None
     title = "Peak memory of the rank that has most, GiB" + (" (dashed: planned)" if limit is not None else "")
-    return Chart(key="memory", title=title, lines=(("memory/peak_gib", ""),), format=".4~g", limit=limit)
+    return Chart(key="memory", title=title, lines=(("memory/peak_gib", ""),), format=_TICKS, limit=limit)
 
 
 def _other_evaluations(runs: Sequence[Run]) -> Iterator[Chart]:
@@ -136,7 +138,7 @@ def _other_evaluations(runs: Sequence[Run]) -> Iterator[Chart]:
         # The perplexity is the loss in other words.
         if f"{EVALUATIONS}{name}" != EVAL_LOSS and "Perplexity" not in name:
             yield Chart(
-                key=f"eval-{number}", title=f"Evaluation: {name}", lines=((f"{EVALUATIONS}{name}", ""),), format=".4~g"
+                key=f"eval-{number}", title=f"Evaluation: {name}", lines=((f"{EVALUATIONS}{name}", ""),), format=_TICKS
             )
 
 

@@ -39,9 +39,14 @@ def key_figures(run: Run) -> Iterator[tuple[str, str, str]]:
     of = f" of {run.max_steps:,}" if run.max_steps else ""
     part = f"{last / run.max_steps:.0%}" if run.max_steps else ""
     yield "step", f"{last:,}{of}", part
-    yield "tokens", short(float(metrics.tokens[-1])) if metrics.tokens.size else "", _tokens_note(run)
+    if metrics.tokens.size:
+        yield "tokens", short(float(metrics.tokens[-1])), _tokens_note(run)
     if LOSS in metrics.series:
-        yield "train loss", f"{_mean_of_last(run, LOSS):.4g}", f"mean of the last {_RECENT} steps"
+        yield (
+            "train loss",
+            f"{_mean_of_last(run, LOSS):.4g}",
+            f"mean of the last {min(_RECENT, metrics.steps.size)} steps",
+        )
     if EVAL_LOSS in metrics.series:
         series = metrics.series[EVAL_LOSS]
         best = int(np.nanargmin(series.values)) if np.isfinite(series.values).any() else 0
@@ -56,7 +61,8 @@ def key_figures(run: Run) -> Iterator[tuple[str, str, str]]:
     if (peak := metrics.last("memory/peak_gib")) is not None:
         planned = run.planned_gib
         yield "peak memory", f"{peak:.3g} GiB", f"planned {planned:.3g} GiB" if planned is not None else ""
-    yield "time", *_times(run)
+    if metrics.times.size:
+        yield "time", *_times(run)
     parameters = run.record.start.get("parameters")
     if isinstance(parameters, dict) and isinstance(parameters.get("total"), int):
         active = parameters.get("active")
@@ -77,6 +83,8 @@ def alarms(run: Run) -> list[str]:
         found.append(f"The run has {run.state}: {end.message}")
     if run.state == "silent":
         found.append(f"The last line is {duration(run.age)} old, and nothing says that the run has ended.")
+    if not run.metrics.steps.size:
+        found.append("No step has been logged yet.")
     loss = run.metrics.series.get(LOSS)
     if loss is not None and not np.isfinite(loss.last):
         found.append("The last loss is not finite.")
@@ -87,7 +95,7 @@ def alarms(run: Run) -> list[str]:
         if (n := happened[kind])
     ]
     if dead := run.metrics.last("experts/dead"):
-        found.append(f"{dead:.0f} {'expert gets' if dead == 1 else 'experts get'} no tokens.")
+        found.append(f"{dead:.0f} {'expert' if dead == 1 else 'experts'} got no token in the last step.")
     return [*found, *_evaluation_rises(run)]
 
 
@@ -120,10 +128,10 @@ def _tokens_note(run: Run) -> str:
 
 
 def _times(run: Run) -> tuple[str, str]:
-    hours = run.hours(run.metrics.times[-1:])
+    seconds = float(run.hours(run.metrics.times[-1:])[0]) * 3600
     left = run.metrics.last("time/remaining_seconds")
     note = f"{duration(left)} left" if left and run.state == "running" else ""
-    return duration(float(hours[0]) * 3600) if hours.size else "", note
+    return duration(seconds), note
 
 
 def _mean_of_last(run: Run, name: str) -> float:

@@ -23,6 +23,7 @@ from train.composer_compat import leave_sharded_models
 from train.composer_model import DbrxForComposer
 from train.config.ranks import train_microbatch_rows
 from train.config.schema import TrainConfig
+from train.console.bar import is_terminal
 from train.hardware.allocator import keep_freed_memory
 from train.loggers.build import LoggedRun, build_loggers
 from train.optim.schedules import build_scheduler
@@ -79,7 +80,7 @@ def build_trainer(
         optimizers=optimizer,
         callbacks=[*first, *build_callbacks(config.callbacks), *callbacks],
         loggers=[*build_loggers(config, run), *console],
-        progress_bar=config.progress_bar and is_composers,
+        progress_bar=config.progress_bar and is_composers and is_terminal(),
         log_to_console=is_composers,
         console_log_interval=f"{clock.batches(config.console_log_interval or '1ba')}ba",
         device_train_microbatch_size=train_microbatch_rows(config, dist.get_world_size()),

@@ -12,6 +12,8 @@ from data.base.redaction import redacted
 from train.distributed.slurm import is_task_of_srun
 
 _INTERPRETERS = ("python", "pypy")
+_OF_LAUNCHERS = ("RANK", "MASTER_ADDR")
+"""What launchers set. Composer sets the first itself for a process without one."""
 
 
 def resume_command(arguments: Sequence[str]) -> str:
@@ -24,17 +26,21 @@ def resume_command(arguments: Sequence[str]) -> str:
 
 def replay_command(incident: Path) -> str:
     """For a shell, without secrets: the launcher with its options if there is one, and the script."""
-    program = _launched_by(sys.argv[0]) if "RANK" in os.environ else ["python"]
+    program = _launched_by(sys.argv[0]) if _is_launched() else ["python"]
     return shlex.join(map(redacted, [*program, "scripts/replay_batch.py", str(incident)]))
 
 
 def started_by() -> list[str]:
     """Launcher and script, or interpreter and script."""
     script = sys.argv[0]
-    if "RANK" not in os.environ:
+    if not _is_launched():
         own = sys.orig_argv
         return [_name(own[0]), *own[1 : own.index(script) + 1]] if script in own[1:] else ["python", "train.py"]
     return [*_launched_by(script), script]
+
+
+def _is_launched() -> bool:
+    return all(name in os.environ for name in _OF_LAUNCHERS)
 
 
 def _launched_by(script: str) -> list[str]:

@@ -83,7 +83,7 @@ class Profile(Callback):
         stack.enter_context(_named_ranges())
         gpu = [ProfilerActivity.CUDA] if torch.cuda.is_available() else []
         if not gpu:
-            os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # else Kineto reports that there is no GPU as an error
+            os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # Kineto: no GPU is an error, and when it starts and stops
         running = profile(
             activities=[ProfilerActivity.CPU, *gpu],
             schedule=schedule(wait=0, warmup=int(warm_up), active=self._config.steps, repeat=1),

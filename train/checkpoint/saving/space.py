@@ -121,6 +121,8 @@ def space_warning(
 def _kept(config: TrainConfig, n_saves: int | None) -> str:
     newest, every = config.save_num_checkpoints_to_keep, config.save_keep_every
     if newest == -1:
+        if n_saves == 1:
+            return "one is kept"
         return "all are kept" if n_saves is None else f"all {n_saves:,} are kept"
     text = "the newest" if newest == 1 else f"the newest {newest:,}"
     if every is not None:

@@ -3,9 +3,9 @@
   "use strict";
   const payload = JSON.parse(document.getElementById("payload").textContent);
   const axes = {
-    b: { title: "step", format: ",d" },
+    b: { title: "step", format: ",.10~g" },
     tok: { title: "tokens, padding included", format: "~s" },
-    h: { title: "hours", format: ",.3~f" },
+    h: { title: "hours", format: ",.6~g" },
   };
   // In the address, so that a link to the page keeps them: #x=tok&theme=dark&log=1
   const chosen = Object.fromEntries(new URLSearchParams(location.hash.slice(1)));
@@ -45,10 +45,13 @@
   }
   const place = (run, step) => ({ b: step, tok: at(run, step, "tok"), h: at(run, step, "h"), x: at(run, step, chosen.x) });
 
+  // Without a neighbour no line is drawn to it.
+  const isAlone = (values, n) => values[n] !== null && (values[n - 1] ?? null) === null && (values[n + 1] ?? null) === null;
+
   function lineRows(lines) {
     return lines.flatMap(({ run, metric, label, points }) => {
       const { b, v, lo, hi } = payload.runs[run].series[metric];
-      return b.map((step, n) => ({ ...place(run, step), y: v[n], lo: lo && lo[n], hi: hi && hi[n], label, points }));
+      return b.map((step, n) => ({ ...place(run, step), y: v[n], lo: lo && lo[n], hi: hi && hi[n], label, points: points || isAlone(v, n) }));
     });
   }
 
@@ -120,7 +123,7 @@
 
   // A measurement is drawn from the one before it.
   function spans({ steps }, run) {
-    return steps.map((step, n) => ({ b: step, x: at(run, n ? steps[n - 1] : 2 * step - (steps[1] || step + 1), chosen.x), x2: at(run, step, chosen.x) }));
+    return steps.map((step, n) => ({ b: step, x: at(run, n ? steps[n - 1] : Math.max(0, 2 * step - (steps[1] || step + 1)), chosen.x), x2: at(run, step, chosen.x) }));
   }
 
   function drawExperts(element) {

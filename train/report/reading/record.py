@@ -29,7 +29,8 @@ class Entry:
 
     @property
     def message(self) -> str:
-        return str(self.values.get("message", ""))
+        """In one line."""
+        return "; ".join(line.strip() for line in str(self.values.get("message", "")).splitlines())
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -89,7 +89,7 @@ def read_run(path: Path, now: float | None = None) -> Run:
     files = find_run(path)
     metrics, record = read_metrics(files.metrics), read_record(files.record)
     metrics.series.update(_evaluations(metrics, record))
-    age = max(0.0, (time.time() if now is None else now) - _newest(metrics, record))
+    age = max(0.0, (time.time() if now is None else now) - _newest(files, metrics, record))
     return Run(
         files=files,
         name=_name(files, record),
@@ -130,9 +130,10 @@ def _evaluations(metrics: Metrics, record: Record) -> dict[str, Series]:
     }
 
 
-def _newest(metrics: Metrics, record: Record) -> float:
+def _newest(files: RunFiles, metrics: Metrics, record: Record) -> float:
+    """Unix seconds of the last line; before the first, of the file."""
     times = [each.time for each in record.entries[-1:] if each.time is not None]
-    return max([*metrics.times[-1:].tolist(), *times], default=0.0)
+    return max([*metrics.times[-1:].tolist(), *times], default=files.metrics.stat().st_mtime)
 
 
 def _state(metrics: Metrics, record: Record, age: float) -> str:
