@@ -18,7 +18,7 @@ from collections.abc import Sequence
 def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
 
-    from data.base.console import show_on_console
+    from data.base.console import show_error, show_on_console
     from data.base.errors import ConfigError, DataError
     from train.report.report import write_report
 
@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         print(write_report(args.runs, args.output))
     except (ConfigError, DataError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        show_error(error, debug=args.debug)
         return 2
     return 0
 
@@ -41,6 +41,7 @@ def _parser() -> argparse.ArgumentParser:
         help="its save_folder or log_folder, the folder above, or its metrics.jsonl",
     )
     parser.add_argument("--output", type=Path, metavar="FILE", help="where the report goes")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error as well")
     return parser
 
 

@@ -14,6 +14,7 @@ from tests.helpers.load_script import load_script
         ["plan", "nowhere.yaml"],
         ["inspect_data", "nowhere.yaml"],
         ["generate", "nowhere", "a prompt"],
+        ["report", "nowhere"],
         ["convert_text_to_mds", "--path", "nowhere.txt", "--out_root", "out", "--tokenizer", "tiktoken"],
     ],
     ids=lambda arguments: arguments[0],
