@@ -44,7 +44,7 @@ def place_lines(config: TrainConfig, run_name: str, folder: Path | None, log_fol
     if loggers.file is not None:
         logs.append(loggers.file.filename.replace("{run_name}", run_name))
     if loggers.tensorboard is not None:
-        logs.append(f"TensorBoard in {loggers.tensorboard.log_dir or 'tensorboard_logs'}")
+        logs.append(f"TensorBoard in {loggers.tensorboard.folder(run_name)}")
     logs += [name for name, section in (("W&B", loggers.wandb), ("MLflow", loggers.mlflow)) if section is not None]
     if logs:
         yield fact("logs", "; ".join(logs))

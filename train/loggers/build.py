@@ -6,7 +6,6 @@ from pathlib import Path
 from composer.loggers import LoggerDestination
 
 from data.base.errors import os_errors_named
-from data.base.paths import fill_placeholders
 from train.config.schema import TrainConfig
 from train.distributed.first_rank import on_first_rank
 from train.loggers.json_lines import JsonLines
@@ -42,7 +41,7 @@ def _of_rank_0(config: TrainConfig, run: LoggedRun) -> list[LoggerDestination]:
     if run.folder is not None:
         loggers.append(JsonLines(run.folder))
     if (board := config.loggers.tensorboard) is not None:
-        folder = board_folder(board.log_dir, run.name)
+        folder = board.folder(run.name)
         with os_errors_named(f"is {board.log_dir!r}, but {folder}", "written", key="loggers.tensorboard.log_dir"):
             loggers.append(Tensorboard(folder, config, run.first_batch))
     # Imported here: each is slow to import, and MLflow need not be installed.
@@ -55,9 +54,3 @@ def _of_rank_0(config: TrainConfig, run: LoggedRun) -> list[LoggerDestination]:
 
         loggers.append(MLflow(config, name=run.name, run_id=run.id))
     return loggers
-
-
-def board_folder(log_dir: str | None, run_name: str) -> Path:
-    """The folder of a run's event files."""
-    filled = fill_placeholders(log_dir or "tensorboard_logs", {"run_name": run_name})
-    return Path(filled) if "{run_name}" in (log_dir or "") else Path(filled) / run_name
