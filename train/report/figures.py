@@ -8,12 +8,6 @@ import numpy as np
 from train.report.reading.run import EVAL_LOSS, LOSS, Run
 from train.report.timeline import counts
 
-_STATES = {
-    "running": "running",
-    "finished": "finished",
-    "stopped": "stopped: it can be resumed",
-    "failed": "failed",
-}
 _RECENT = 20
 """Steps over which a loss is averaged."""
 _RISE = 1.005
@@ -22,6 +16,7 @@ _ALARMING = {
     "not finite": "{} with a loss or gradient that is not finite",
     "spike": "{} at which the loss had a spike",
     "rollback": "{} at which the run went back to a checkpoint",
+    "expert dead": "{} at which an expert was reported as dead",
     "expert collapse": "{} at which an expert got too many tokens",
 }
 
@@ -29,7 +24,7 @@ _ALARMING = {
 def state(run: Run) -> str:
     if run.state == "silent":
         return f"no line for {duration(run.age)}, and no end: it may have been killed"
-    return _STATES.get(run.state, run.state)
+    return "stopped: it can be resumed" if run.state == "stopped" else run.state
 
 
 def key_figures(run: Run) -> Iterator[tuple[str, str, str]]:
@@ -86,7 +81,7 @@ def alarms(run: Run) -> list[str]:
         if (n := happened[kind])
     ]
     if dead := run.metrics.last("experts/dead"):
-        found.append(f"{dead:.0f} {'expert gets' if dead == 1 else 'experts get'} no tokens.")
+        found.append(f"{dead:.0f} {'expert has' if dead == 1 else 'experts have'} no tokens in the last step.")
     return [*found, *_evaluation_rises(run)]
 
 

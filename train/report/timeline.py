@@ -4,6 +4,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from data.base.sizes import format_bytes
 from train.report.charts import X
 from train.report.reading.record import Entry
 from train.report.reading.run import Run
@@ -85,7 +86,7 @@ def text(entry: Entry) -> str:
     if entry.event == "saved":
         size, seconds = values.get("bytes"), values.get("seconds")
         parts = [Path(str(values.get("path", ""))).name]
-        parts += [f"{size / 2**30:.2f} GiB"] if isinstance(size, int | float) else []
+        parts += [format_bytes(size)] if isinstance(size, int | float) else []
         parts += [f"{seconds:.1f} s"] if isinstance(seconds, int | float) else []
         return ", ".join(parts)
     if entry.event == "stage":
