@@ -85,7 +85,7 @@ class StepTable:
 
 
 def eval_text(metrics: Mapping[str, float]) -> str:
-    """`loss 1.2301, perplexity 3.42, token accuracy 61.2%`, of Composer's `metrics/eval/*`."""
+    """`loss 1.2301, perplexity 3.4216, accuracy 61.2%`, of Composer's `metrics/eval/*`."""
     names = {"LanguageCrossEntropy": "loss", "LanguagePerplexity": "perplexity", "LanguageTokenAccuracy": "accuracy"}
     parts = []
     for key, value in metrics.items():
