@@ -123,11 +123,8 @@ def events(run: Run) -> Table:
 def event_counts(run: Run) -> str:
     found = ", ".join(f"{kind}: {number}" for kind, number in timeline.counts(run).most_common())
     hidden = len(run.record.events()) - len(timeline.shown_events(run))
-    return (
-        f"{found}. {timeline.MOST} are listed: the newest, and checkpoints only where there is room."
-        if hidden
-        else found
-    )
+    listed = f"{timeline.MOST} are listed: the newest, and checkpoints only where there is room"
+    return f"{found}. {listed}." if hidden else found
 
 
 def data_overview(run: Run) -> Table:
