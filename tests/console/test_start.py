@@ -6,6 +6,7 @@ import pytest
 
 from tests.helpers.small_config import load
 from train.console.facts import WIDTH
+from train.console.opened import place_lines
 from train.console.start import config_lines, machine_lines, model_lines
 from train.planning.machine import RankMemory
 
@@ -52,6 +53,14 @@ def test_the_ranks_and_their_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert lines[0] == f"ranks          4 on 2 nodes, CPU; {shown}"
     assert lines[1] == "precision      fp32 (amp_bf16 becomes fp32 on CPU)"
     assert lines[3] == "memory         1.5gb predicted for a rank (at least 1gb), 8gb available"
+
+
+@pytest.mark.parametrize(
+    ("log_dir", "folder"), [("null", "tensorboard_logs/mine"), ("'runs/{run_name}/board'", "runs/mine/board")]
+)
+def test_where_event_files_go(tmp_path: Path, log_dir: str, folder: str) -> None:
+    lines = place_lines(load(tmp_path, f"loggers.tensorboard.log_dir={log_dir}"), "mine", None, None)
+    assert f"logs           TensorBoard in {folder}" in lines
 
 
 def test_the_model(tmp_path: Path) -> None:

@@ -3,7 +3,8 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from train.console.facts import count_of, time_of
+from data.base.durations import format_seconds
+from train.console.facts import count_of
 
 HEADER_EVERY = 30
 """Lines."""
@@ -48,7 +49,7 @@ COLUMNS = (
         comes_later=True,
     ),
     Column(header="GiB", metric="memory/peak_gib", show=lambda value: f"{value:.2f}", width=5),
-    Column(header="left", metric="time/remaining_seconds", show=time_of, width=6, comes_later=True),
+    Column(header="left", metric="time/remaining_seconds", show=format_seconds, width=6, comes_later=True),
 )
 """After those of the step and the tokens. lbl is the load-balancing loss, GiB the peak of memory."""
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from data.base.durations import format_seconds
 from train.report.reading.run import EVAL_LOSS, LOSS, Run
 from train.report.timeline import counts
 
@@ -23,7 +24,7 @@ _ALARMING = {
 
 def state(run: Run) -> str:
     if run.state == "silent":
-        return f"no line for {duration(run.age)}, and no end: it may have been killed"
+        return f"no line for {format_seconds(run.age)}, and no end: it may have been killed"
     return "stopped: it can be resumed" if run.state == "stopped" else run.state
 
 
@@ -70,7 +71,7 @@ def alarms(run: Run) -> list[str]:
     if end is not None and run.state in ("failed", "stopped"):
         found.append(f"The run has {run.state}: {end.message}")
     if run.state == "silent":
-        found.append(f"The last line is {duration(run.age)} old, and nothing says that the run has ended.")
+        found.append(f"The last line is {format_seconds(run.age)} old, and nothing says that the run has ended.")
     loss = run.metrics.series.get(LOSS)
     if loss is not None and not np.isfinite(loss.last):
         found.append("The last loss is not finite.")
@@ -83,20 +84,6 @@ def alarms(run: Run) -> list[str]:
     if dead := run.metrics.last("experts/dead"):
         found.append(f"{dead:.0f} {'expert has' if dead == 1 else 'experts have'} no tokens in the last step.")
     return [*found, *_evaluation_rises(run)]
-
-
-def duration(seconds: float) -> str:
-    """`3 d 4 h`, `2 h 5 min`, `40 s`, `1.2 s`."""
-    if 0 < seconds < 10:
-        return f"{seconds:.1f} s"
-    seconds = round(seconds)
-    units = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
-    first = next((n for n, (_, size) in enumerate(units) if seconds >= size), len(units) - 1)
-    left, parts = seconds, []
-    for name, size in units[first : first + 2]:
-        count, left = divmod(left, size)
-        parts += [f"{count} {name}"] if count or not parts else []
-    return " ".join(parts)
 
 
 def short(number: float) -> str:
@@ -116,8 +103,8 @@ def _tokens_note(run: Run) -> str:
 def _times(run: Run) -> tuple[str, str]:
     hours = run.hours(run.metrics.times[-1:])
     left = run.metrics.last("time/remaining_seconds")
-    note = f"{duration(left)} left" if left and run.state == "running" else ""
-    return duration(float(hours[0]) * 3600) if hours.size else "", note
+    note = f"{format_seconds(left)} left" if left and run.state == "running" else ""
+    return format_seconds(float(hours[0]) * 3600) if hours.size else "", note
 
 
 def _mean_of_last(run: Run, name: str) -> float:

@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from data.base.durations import format_seconds
 from data.base.sizes import format_bytes
 from train.report import configs, timeline
 from train.report.charts import streams_of
 from train.report.experts import LAYER_METRICS, layer_rows
-from train.report.figures import duration, short, state
+from train.report.figures import short, state
 from train.report.reading.run import EVAL_LOSS, EVALUATIONS, LOSS, Run, read_config
 
 _ROWS = 25
@@ -180,7 +181,7 @@ def time_spent(run: Run) -> list[tuple[str, str, float]]:
     seconds = {name: series.last for name, series in run.metrics.matching("seconds/").items()}
     total = sum(seconds.values()) or 1.0
     names = [name for name in _SPENT if name in seconds] + sorted(seconds.keys() - set(_SPENT))
-    return [(_SPENT_NAMES.get(name, name), duration(seconds[name]), seconds[name] / total) for name in names]
+    return [(_SPENT_NAMES.get(name, name), format_seconds(seconds[name]), seconds[name] / total) for name in names]
 
 
 def runs(several: Sequence[Run]) -> Table:
