@@ -50,6 +50,21 @@ def parse_wall_time(text: str) -> int:
     return seconds
 
 
+def format_seconds(seconds: float) -> str:
+    """`8.1s`, `42s`, `4m05s`, `3h12m`, `2d03h`."""
+    if not math.isfinite(seconds):
+        return "?"
+    if seconds < 9.95:
+        return f"{max(seconds, 0.0):.1f}s"
+    whole = round(seconds)
+    minutes, hours, days = whole // 60, whole // 3600, whole // 86400
+    if days:
+        return f"{days}d{hours % 24:02}h"
+    if hours:
+        return f"{hours}h{minutes % 60:02}m"
+    return f"{minutes}m{whole % 60:02}s" if minutes else f"{whole}s"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Clock:
     """What a duration is measured against."""

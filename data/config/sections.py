@@ -198,6 +198,15 @@ def join(key: str, name: object) -> str:
     return f"{key}.{name}" if key and name != "" else key or str(name)
 
 
+def leaves(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values of nested mappings. Empty mappings, and lists, are values."""
+    if isinstance(node, Mapping) and node:
+        for name, value in node.items():
+            yield from leaves(value, join(key, name))
+    else:
+        yield key, node
+
+
 def is_within(key: str, sections: Iterable[str]) -> bool:
     """Whether a key is one of these, or below one of them."""
     return any(key == section or key.startswith((f"{section}.", f"{section}[")) for section in sections)

@@ -38,6 +38,9 @@ class Progress:
         for target, values in ((reading, state["reading"]), (tally, state["tally"])):
             for name, value in values.items():
                 setattr(target, name, type(getattr(target, name))(value) if isinstance(value, dict) else value)
+        for kind in reading.kinds:  # those of an earlier version's journal have no places
+            reading.first.setdefault(kind, kind)
+            reading.places.setdefault(kind, ["an earlier row"])
         return cls(state["chunks"], state["done"], total, reading, tally)
 
     def for_journal(self) -> dict[str, Any]:

@@ -31,6 +31,16 @@ def make_parser(description: str | None, **integers: int) -> argparse.ArgumentPa
     return parser
 
 
+def step_parser(description: str | None, **integers: int) -> argparse.ArgumentParser:
+    """For a training step of a small DBRX, with the integers besides."""
+    sizes = {"n_layers": 8, "d_model": 512, "n_heads": 8, "kv_n_heads": 2, "ffn_hidden_size": 896}
+    sizes |= {"moe_num_experts": 16, "moe_top_k": 4, "vocab_size": 8192, "rows": 4, "max_seq_len": 512}
+    parser = make_parser(description, **sizes, documents=3, rounds=7, threads=1, **integers)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "gpu"])
+    parser.add_argument("--precision", default="fp32", choices=["fp32", "amp_bf16"])
+    return parser
+
+
 def model_config(args: argparse.Namespace, moe_recompute: bool = False) -> "ModelConfig":
     """Of the flags that are named as its keys."""
     from train.models.config import AttnConfig, FFNConfig, ModelConfig

@@ -70,12 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    sizes = {"n_layers": 8, "d_model": 512, "n_heads": 8, "kv_n_heads": 2, "ffn_hidden_size": 896}
-    sizes |= {"moe_num_experts": 16, "moe_top_k": 4, "vocab_size": 8192, "rows": 4, "max_seq_len": 512}
-    parser = common.make_parser(__doc__, **sizes, documents=3, rounds=7, threads=1)
-    parser.add_argument("--device", default="cpu", choices=["cpu", "gpu"])
-    parser.add_argument("--precision", default="fp32", choices=["fp32", "amp_bf16"])
-    return parser.parse_args(argv)
+    return common.step_parser(__doc__).parse_args(argv)
 
 
 class Turn(Callback):

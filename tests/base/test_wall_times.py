@@ -1,6 +1,6 @@
 import pytest
 
-from data.base.durations import parse_wall_time
+from data.base.durations import format_seconds, parse_wall_time
 
 
 @pytest.mark.parametrize(
@@ -14,3 +14,11 @@ def test_a_time_is_its_parts_together(text: str, seconds: int) -> None:
 def test_what_is_no_time_is_named(text: str) -> None:
     with pytest.raises(ValueError, match=f"is '{text}', but"):
         parse_wall_time(text)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [(0.42, "0.4s"), (59.6, "1m00s"), (245, "4m05s"), (11_540, "3h12m"), (183_700, "2d03h"), (float("nan"), "?")],
+)
+def test_seconds_are_shown_in_two_units(seconds: float, shown: str) -> None:
+    assert format_seconds(seconds) == shown

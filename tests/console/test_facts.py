@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from train.console.facts import WIDTH, command_fact, count_of, fact, time_of
+from train.console.facts import WIDTH, command_fact, count_of, fact
 
 
 def test_a_long_fact_continues_below_its_text() -> None:
@@ -37,11 +37,3 @@ def test_a_long_command_can_be_copied_from_its_lines() -> None:
 )
 def test_counts_have_three_digits(number: float, shown: str) -> None:
     assert count_of(number) == shown
-
-
-@pytest.mark.parametrize(
-    ("seconds", "shown"),
-    [(0.42, "0.4s"), (59.6, "1m00s"), (245, "4m05s"), (11_540, "3h12m"), (183_700, "2d03h"), (float("nan"), "?")],
-)
-def test_times_have_two_units(seconds: float, shown: str) -> None:
-    assert time_of(seconds) == shown

@@ -61,6 +61,14 @@ def test_the_ranks_and_their_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert lines[3] == "memory         1.5gb predicted for a rank (at least 1gb), 8gb available"
 
 
+@pytest.mark.parametrize(
+    ("log_dir", "folder"), [("null", "tensorboard_logs/mine"), ("'runs/{run_name}/board'", "runs/mine/board")]
+)
+def test_where_event_files_go(tmp_path: Path, log_dir: str, folder: str) -> None:
+    lines = place_lines(load(tmp_path, f"loggers.tensorboard.log_dir={log_dir}"), "mine", None, None)
+    assert f"logs           TensorBoard in {folder}" in lines
+
+
 def test_the_model(tmp_path: Path) -> None:
     first, second = model_lines(load(tmp_path))
     assert first == "model          DBRX tiny: 2 layers of width 64, 16 experts, 4 a token"

@@ -60,7 +60,7 @@ def exported(original, tmp_path):
 
 def test_a_folder_of_a_run_means_the_one_model_in_it(tmp_path):
     (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "checkpoints" / "record.jsonl").touch()
+    (tmp_path / "checkpoints" / "run.json").touch()
     assert resolve_model(tmp_path) == tmp_path / "checkpoints"
     (tmp_path / "hf").mkdir()
     (tmp_path / "hf" / "config.json").touch()

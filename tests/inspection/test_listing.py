@@ -102,6 +102,9 @@ def test_a_folder_of_a_run_means_its_save_folder(tmp_path: Path) -> None:
     (tmp_path / "run" / "logs").mkdir()
     assert find_checkpoint(tmp_path / "run") == find_newest(tmp_path / "run") == folder / "ep0-ba20"
     assert find_save_folder(tmp_path / "run").folder == folder
+    for name in ("metrics.jsonl", "record.jsonl"):  # its log_folder is the folder above
+        (tmp_path / "run" / name).touch()
+    assert find_save_folder(tmp_path / "run").folder == folder
     assert resolve_save_folder(folder / "ep0-ba10") == folder / "ep0-ba10"
     write_save_folder(tmp_path / "run" / "other", 5)
     assert refused(tmp_path / "run") == "PATH holds PATH/checkpoints and PATH/other: name one of them"

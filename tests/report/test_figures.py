@@ -7,7 +7,7 @@ import pytest
 
 from tests.helpers.report_runs import START, Shape, write_run
 from train.report.configs import differences, flat
-from train.report.figures import alarms, duration, key_figures, short
+from train.report.figures import alarms, key_figures, short
 from train.report.reading.metrics import Metrics, Series
 from train.report.reading.run import EVAL_LOSS, LOSS, Run, read_run
 
@@ -41,9 +41,7 @@ def test_a_last_loss_that_is_not_finite_is_alarming(calm: Run) -> None:
     assert alarms(with_series(calm, {**calm.metrics.series, LOSS: lost})) == ["The last loss is not finite."]
 
 
-@pytest.mark.parametrize(
-    ("outcome", "begin"), [("failed", "The run has failed: "), (None, "The last line is 41 d 16 h")]
-)
+@pytest.mark.parametrize(("outcome", "begin"), [("failed", "The run has failed: "), (None, "The last line is 41d16h")])
 def test_the_end_of_a_run_may_be_alarming(outcome: str | None, begin: str, tmp_path: Path) -> None:
     write_run(tmp_path, Shape(steps=60, outcome=outcome, resumed=False))
     assert alarms(read_run(tmp_path, START + 90 + 3_600_000))[0].startswith(begin)
@@ -55,22 +53,6 @@ def test_figures_of_a_run_on_a_cpu_have_no_planned_memory(tmp_path: Path) -> Non
     record = (tmp_path / "record.jsonl").read_text().replace("NVIDIA H200", "CPU")
     (tmp_path / "record.jsonl").write_text(record)
     assert ("peak memory", "63.3 GiB", "") in list(key_figures(read_run(tmp_path)))
-
-
-@pytest.mark.parametrize(
-    ("seconds", "expected"),
-    [
-        (0, "0 s"),
-        (0.44, "0.4 s"),
-        (59, "59 s"),
-        (60, "1 min"),
-        (7500, "2 h 5 min"),
-        (273_600, "3 d 4 h"),
-        (86_399.9, "1 d"),
-    ],
-)
-def test_durations(seconds: float, expected: str) -> None:
-    assert duration(seconds) == expected
 
 
 @pytest.mark.parametrize(

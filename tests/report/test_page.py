@@ -118,7 +118,7 @@ def test_everything_is_on_the_page_without_javascript(page: str) -> None:
         "fcc31de01234 on main, with changes that are not committed",
         "torch 2.15.0",
         "Experts are the router sends each token (400)",
-        "training 8 min 78.4%",
+        "training 8m00s 78.4%",
     ):
         assert expected in text
 

@@ -69,7 +69,7 @@ def test_events_before_a_resume_are_known_as_such(tmp_path: Path) -> None:
 def test_secrets_are_hidden(tmp_path: Path) -> None:
     key = "hf_" + "a1B2c3D4e5" * 4
     (tmp_path / "record.jsonl").write_text(json.dumps({"batch": 1, "event": "start", "command": f"x hub_token={key}"}))
-    assert key not in json.dumps(read_record(tmp_path / "record.jsonl").start)
+    assert read_record(tmp_path / "record.jsonl").start["command"] == "x hub_token=***"
 
 
 def test_hours_without_a_process_do_not_count(tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from data.base.console import logger
 from data.base.errors import ConfigError, os_errors_named, plain_os_errors
-from data.base.paths import fill_placeholders
 from train.checkpoint.save_folder import LOGS, check_writable, fill_in, local_folder
 from train.config.schema import TrainConfig
 
@@ -31,12 +30,6 @@ def log_folder_of(config: TrainConfig, run_name: str, *, check: bool) -> Path | 
         logger.warning(f"{error}. The run continues without metrics.jsonl, record.jsonl and report.html")
         return None
     return folder
-
-
-def board_folder(log_dir: str | None, run_name: str) -> Path:
-    """Of a run's TensorBoard event files. log_dir: of loggers.tensorboard."""
-    filled = fill_placeholders(log_dir or "tensorboard_logs", {"run_name": run_name})
-    return Path(filled) if "{run_name}" in (log_dir or "") else Path(filled) / run_name
 
 
 def begin_log(folder: Path, save_folder: Path | None, *, resuming: bool) -> None:

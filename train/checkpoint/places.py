@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from data.base.errors import ConfigError, cannot_be
-from train.checkpoint.save_folder import METRICS, RECORD, RUN, checkpoints, damaged, leftovers
+from train.checkpoint.save_folder import RUN, checkpoints, damaged, leftovers
 
 
 def resolve_save_folder(path: Path) -> Path:
@@ -32,7 +32,5 @@ def resolve_folder(path: Path, is_meant: Callable[[Path], bool]) -> Path:
 
 
 def is_save_folder(path: Path) -> bool:
-    """Whether a run has written checkpoints, a record or metrics there, or begun to."""
-    return any((path / name).is_file() for name in (RUN, RECORD, METRICS)) or any(
-        find(path) for find in (checkpoints, damaged, leftovers)
-    )
+    """Whether a run has written checkpoints there, or begun to. A record and metrics may be in another log_folder."""
+    return (path / RUN).is_file() or any(find(path) for find in (checkpoints, damaged, leftovers))

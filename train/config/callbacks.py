@@ -2,8 +2,10 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
+from data.base.paths import fill_placeholders
 from data.config.sections import Defect, Section
 from data.config.values import Count, Label, Labels, PathOfRank, PathOfRun, PositiveDuration
 from train.config.sampling import Sampling
@@ -95,6 +97,12 @@ class TensorboardLoggerConfig(Section):
     log_dir: PathOfRun | None = None
     """Where event files go; {run_name} is filled in. Without it they go to a folder of the run's name below log_dir;
     null takes tensorboard_logs."""
+
+    def folder(self, run_name: str) -> Path:
+        """That of a run."""
+        log_dir = self.log_dir or "tensorboard_logs"
+        filled = Path(fill_placeholders(log_dir, {"run_name": run_name}))
+        return filled if "{run_name}" in log_dir else filled / run_name
 
 
 @dataclass(frozen=True, kw_only=True)

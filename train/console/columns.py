@@ -3,7 +3,8 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from train.console.facts import count_of, time_of
+from data.base.durations import format_seconds
+from train.console.facts import count_of
 
 HEADER_EVERY = 30
 """Lines."""
@@ -53,7 +54,7 @@ COLUMNS = (
         comes_later=True,
     ),
     Column(header="GiB", metric="memory/peak_gib", show=lambda value: f"{value:.2f}", width=5),
-    Column(header="left", metric="time/remaining_seconds", show=time_of, width=6, comes_later=True),
+    Column(header="left", metric="time/remaining_seconds", show=format_seconds, width=6, comes_later=True),
 )
 """After those of the step and the tokens. lbl is the load-balancing loss, GiB the peak of memory."""
 
@@ -90,7 +91,7 @@ class StepTable:
 
 
 def eval_text(metrics: Mapping[str, float]) -> str:
-    """`loss 1.2301, perplexity 3.42, token accuracy 61.2%`, of Composer's `metrics/eval/*`."""
+    """`loss 1.2301, perplexity 3.4216, accuracy 61.2%`, of Composer's `metrics/eval/*`."""
     names = {"LanguageCrossEntropy": "loss", "LanguagePerplexity": "perplexity", "LanguageTokenAccuracy": "accuracy"}
     parts = []
     for key, value in metrics.items():

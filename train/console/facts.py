@@ -1,6 +1,5 @@
 """Lines of a key and a text: aligned, and readable in a file too."""
 
-import math
 import shutil
 import sys
 import textwrap
@@ -50,18 +49,3 @@ def count_of(number: float) -> str:
             value = number / (1e3 if unit == "k" else size)
             return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f}{unit}"
     return f"{number:,.0f}" if number >= 10 else f"{number:.3g}"
-
-
-def time_of(seconds: float) -> str:
-    """`8.1s`, `42s`, `4m05s`, `3h12m`, `2d03h`."""
-    if not math.isfinite(seconds):
-        return "?"
-    if seconds < 9.95:
-        return f"{max(seconds, 0.0):.1f}s"
-    whole = round(seconds)
-    minutes, hours, days = whole // 60, whole // 3600, whole // 86400
-    if days:
-        return f"{days}d{hours % 24:02}h"
-    if hours:
-        return f"{hours}h{minutes % 60:02}m"
-    return f"{minutes}m{whole % 60:02}s" if minutes else f"{whole}s"

@@ -7,10 +7,10 @@ from composer.core import State
 from composer.loggers import Logger
 
 from data.base import console
+from data.base.durations import format_seconds
 from data.mixing.row_plan import RowPlan
 from train.console.bar import LiveBar
 from train.console.columns import StepTable, eval_text, shown
-from train.console.facts import time_of
 from train.loggers.step_logger import StepLogger
 
 _PARTS = {
@@ -71,7 +71,7 @@ class ConsoleLines(StepLogger):
         super().eval_end(state, logger)
         self._draw(state.timestamp.batch.value, now=True)
         if self._interval is not None or self._bar is not None:
-            took = time_of(time.monotonic() - self._eval_began)
+            took = format_seconds(time.monotonic() - self._eval_began)
             batch = state.timestamp.batch.value
             console.logger.info(f"batch {batch}: evaluation: {eval_text(self.evaluation)} ({took})")
 

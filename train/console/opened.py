@@ -4,11 +4,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from data.loading.rows import Rows
-from train.checkpoint.log_folder import board_folder
 from train.checkpoint.save_folder import METRICS, RECORD, REPORT
 from train.config.schema import TrainConfig
 from train.console.facts import fact
-from train.loggers.build import board_folder
 from train.planning.run_data import RunData
 
 
@@ -46,7 +44,7 @@ def place_lines(config: TrainConfig, run_name: str, folder: Path | None, log_fol
     if loggers.file is not None:
         logs.append(loggers.file.filename.replace("{run_name}", run_name))
     if loggers.tensorboard is not None:
-        logs.append(f"TensorBoard in {board_folder(loggers.tensorboard.log_dir, run_name)}")
+        logs.append(f"TensorBoard in {loggers.tensorboard.folder(run_name)}")
     if loggers.wandb is not None:
         logs.append(f"W&B project {loggers.wandb.project}" if loggers.wandb.project else "W&B")
     if loggers.mlflow is not None:

@@ -10,14 +10,14 @@ from composer.loggers import LoggerDestination
 from composer.utils import dist
 
 from data.base.console import logger
-from data.base.durations import Clock
+from data.base.durations import Clock, format_seconds
 from data.base.redaction import is_address
 from data.mixing.row_plan import RowPlan
 from train.checkpoint.save_folder import REPORT, checkpoints
 from train.config.schema import TrainConfig
 from train.console.bar import LiveBar, is_terminal
 from train.console.columns import eval_text, lines_interval, shown
-from train.console.facts import command_fact, fact, time_of
+from train.console.facts import command_fact, fact
 from train.console.lines import ConsoleLines
 from train.supervision.exit_codes import RunStopped
 from train.supervision.wall_time import process_seconds
@@ -56,7 +56,7 @@ class RunConsole:
     def _end_lines(self, lines: ConsoleLines, error: BaseException | None) -> Iterator[str]:
         is_stopped = isinstance(error, RunStopped)
         word = "finished" if error is None else "stopped" if is_stopped else "failed"
-        took = time_of(process_seconds())
+        took = format_seconds(process_seconds())
         yield fact(word, f"at batch {lines.batch:,} of {self._max_batches:,}, {took} after the start")
         if train := [f"{each.header} {each.show(lines.metrics[each.metric])}" for each in shown(lines.metrics)[:2]]:
             yield fact("training", ", ".join(train))

@@ -5,12 +5,12 @@ Imports nothing heavy: it is shown at once.
 
 import dataclasses
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from data.base.errors import yaml_of
 from data.base.sizes import format_bytes
-from data.config.sections import is_within, join
+from data.config.sections import is_within, leaves
 from train.config.ranks import train_microbatch_rows
 from train.config.redaction import differing
 from train.config.schema import TrainConfig
@@ -96,8 +96,8 @@ def config_lines(config: TrainConfig) -> Iterator[str]:
     ]
     if not lines:
         return
-    whole = " (all of it: config.yaml in the save folder)" if config.save_folder is not None else ""
-    yield fact("config", f"differs from the defaults in{whole}:")
+    whole = " (all of it is in config.yaml in the save folder)" if config.save_folder is not None else ""
+    yield fact("config", f"what differs from the defaults{whole}:")
     yield from lines[:_MOST_LINES]
     if len(lines) > _MOST_LINES:
         yield fact("", f"... and {len(lines) - _MOST_LINES} more lines")
@@ -106,21 +106,14 @@ def config_lines(config: TrainConfig) -> Iterator[str]:
 def _chosen(config: TrainConfig) -> dict[str, Any]:
     """What differs from the defaults, without what the model's preset or pretrained weights give."""
     model = config.model
-    given: dict[str, Any] = _flat(PRESETS.get(model.preset or "", {}))
+    given: dict[str, Any] = dict(leaves(PRESETS.get(model.preset or "", {})))
     if model.pretrained_model_name_or_path is not None:
-        given |= {key: value for key, value in _flat(dataclasses.asdict(model)).items() if key in _OF_WEIGHTS}
+        given |= {key: value for key, value in leaves(dataclasses.asdict(model)) if key in _OF_WEIGHTS}
     return {
         key: value
         for key, value in differing(config).items()
         if not key.startswith("model.") or given.get(key.removeprefix("model."), _NOTHING) != value
     }
-
-
-def _flat(values: Mapping[str, Any], key: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in values.items():
-        found |= _flat(value, join(key, name)) if isinstance(value, Mapping) else {join(key, name): value}
-    return found
 
 
 def _short(value: Any) -> str:

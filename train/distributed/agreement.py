@@ -11,14 +11,13 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
 
 import yaml
 from torch.distributed import Store  # pyright: ignore[reportPrivateImportUsage]
 
 from data.base.errors import ConfigError, note_shown_elsewhere, yaml_of
 from data.base.versions import versions
-from data.config.sections import join
+from data.config.sections import leaves
 from train.config.redaction import masked_yaml
 from train.config.schema import TrainConfig
 
@@ -51,7 +50,7 @@ def facts_of_start(config: TrainConfig, device: str, fingerprints: Mapping[str, 
     """What must be the same on all ranks: the keys of the config without secrets, the rows of each stream by their
     fingerprints, the device's kind, versions of packages, and a hash of each source file."""
     values = yaml.safe_load(masked_yaml(config))
-    facts = {key: yaml_of(value) for key, value in _flat(values) if not _may_differ(key)}
+    facts = {key: yaml_of(value) for key, value in leaves(values) if not _may_differ(key)}
     facts |= {f"rows of {name}": fingerprint for name, fingerprint in fingerprints.items()}
     facts |= {f"version of {name}": version for name, version in versions().items()}
     return facts | {"kind of device": device} | _source_files(_ROOT)
@@ -126,14 +125,6 @@ def _named(ranks: Sequence[int], nodes: Sequence[str]) -> str:
     hosts = list(dict.fromkeys(nodes[rank] for rank in ranks))
     others = f" and {len(hosts) - 1} other nodes" if len(hosts) > 1 else ""
     return f"rank{'s' if len(ranks) > 1 else ''} {numbers} ({hosts[0]}{others})"
-
-
-def _flat(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(node, dict) and node:
-        for name, value in node.items():
-            yield from _flat(value, join(key, name))
-    else:
-        yield key, node
 
 
 def _source_files(root: Path) -> dict[str, str]:

@@ -6,7 +6,6 @@ from pathlib import Path
 from composer.loggers import LoggerDestination
 
 from data.base.errors import os_errors_named
-from train.checkpoint.log_folder import board_folder
 from train.config.schema import TrainConfig
 from train.distributed.first_rank import on_first_rank
 from train.loggers.json_lines import JsonLines
@@ -42,7 +41,7 @@ def _of_rank_0(config: TrainConfig, run: LoggedRun) -> list[LoggerDestination]:
     if run.folder is not None:
         loggers.append(JsonLines(run.folder))
     if (board := config.loggers.tensorboard) is not None:
-        folder = board_folder(board.log_dir, run.name)
+        folder = board.folder(run.name)
         with os_errors_named(f"is {board.log_dir!r}, but {folder}", "written", key="loggers.tensorboard.log_dir"):
             loggers.append(Tensorboard(folder, config, run.first_batch))
     # Imported here: each is slow to import, and MLflow need not be installed.

@@ -11,7 +11,7 @@ def check_loggers(config: LoggersConfig) -> None:
     """For the rank that logs. Raises ConfigError."""
     if config.mlflow is not None and importlib.util.find_spec("mlflow") is None:
         raise ConfigError(
-            "is given, but MLflow is not installed: pip install 'dropless[mlflow]', or mlflow-skinny",
+            "is given, but MLflow is not installed: pip install -e '.[mlflow]'",
             key="loggers.mlflow",
         )
     if config.wandb is not None and not is_offline() and not _has_api_key():

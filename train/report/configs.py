@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
+from data.config.sections import join
 from train.report.reading.run import Run, read_config
 
 ABSENT = "(absent)"
@@ -13,7 +14,7 @@ ABSENT = "(absent)"
 def flat(config: Any, key: str = "") -> dict[str, Any]:
     """Dotted keys, as command lines write them -> values. Lists of plain values stay as they are."""
     if isinstance(config, Mapping) and config:
-        return {name: value for part, each in config.items() for name, value in flat(each, _join(key, part)).items()}
+        return {name: value for part, each in config.items() for name, value in flat(each, join(key, part)).items()}
     if isinstance(config, list) and any(isinstance(each, dict | list) for each in config):
         return {name: value for n, each in enumerate(config) for name, value in flat(each, f"{key}[{n}]").items()}
     return {key: config}
@@ -49,7 +50,3 @@ def shown(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.10g}"
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def _join(key: str, name: object) -> str:
-    return f"{key}.{name}" if key else str(name)

@@ -5,15 +5,10 @@ from typing import Any
 
 import numpy as np
 
+from data.base.durations import format_seconds
 from train.report.reading.run import EVAL_LOSS, LOSS, Run
 from train.report.timeline import counts
 
-_STATES = {
-    "running": "running",
-    "finished": "finished",
-    "stopped": "stopped: it can be resumed",
-    "failed": "failed",
-}
 _RECENT = 20
 """Steps over which a loss is averaged."""
 _RISE = 1.005
@@ -22,15 +17,15 @@ _ALARMING = {
     "not finite": "{} with a loss or gradient that is not finite",
     "spike": "{} at which the loss had a spike",
     "rollback": "{} at which the run went back to a checkpoint",
+    "expert dead": "{} at which an expert was reported as dead",
     "expert collapse": "{} at which an expert got too many tokens",
-    "expert dead": "{} at which an expert had got no tokens for long",
 }
 
 
 def state(run: Run) -> str:
     if run.state == "silent":
-        return f"no line for {duration(run.age)}, and no end: it may have been killed"
-    return _STATES.get(run.state, run.state)
+        return f"no line for {format_seconds(run.age)}, and no end: it may have been killed"
+    return "stopped: it can be resumed" if run.state == "stopped" else run.state
 
 
 def key_figures(run: Run) -> Iterator[tuple[str, str, str]]:
@@ -82,7 +77,7 @@ def alarms(run: Run) -> list[str]:
     if end is not None and run.state in ("failed", "stopped"):
         found.append(f"The run has {run.state}: {end.message}")
     if run.state == "silent":
-        found.append(f"The last line is {duration(run.age)} old, and nothing says that the run has ended.")
+        found.append(f"The last line is {format_seconds(run.age)} old, and nothing says that the run has ended.")
     if not run.metrics.steps.size:
         found.append("No step has been logged yet.")
     loss = run.metrics.series.get(LOSS)
@@ -97,20 +92,6 @@ def alarms(run: Run) -> list[str]:
     if dead := run.metrics.last("experts/dead"):
         found.append(f"{dead:.0f} {'expert' if dead == 1 else 'experts'} got no token in the last step.")
     return [*found, *_evaluation_rises(run)]
-
-
-def duration(seconds: float) -> str:
-    """`3 d 4 h`, `2 h 5 min`, `40 s`, `1.2 s`."""
-    if 0 < seconds < 10:
-        return f"{seconds:.1f} s"
-    seconds = round(seconds)
-    units = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
-    first = next((n for n, (_, size) in enumerate(units) if seconds >= size), len(units) - 1)
-    left, parts = seconds, []
-    for name, size in units[first : first + 2]:
-        count, left = divmod(left, size)
-        parts += [f"{count} {name}"] if count or not parts else []
-    return " ".join(parts)
 
 
 def short(number: float) -> str:
@@ -130,8 +111,8 @@ def _tokens_note(run: Run) -> str:
 def _times(run: Run) -> tuple[str, str]:
     seconds = float(run.hours(run.metrics.times[-1:])[0]) * 3600
     left = run.metrics.last("time/remaining_seconds")
-    note = f"{duration(left)} left" if left and run.state == "running" else ""
-    return duration(seconds), note
+    note = f"{format_seconds(left)} left" if left and run.state == "running" else ""
+    return format_seconds(seconds), note
 
 
 def _mean_of_last(run: Run, name: str) -> float:

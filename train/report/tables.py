@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from data.base.durations import format_seconds
+from data.base.sizes import format_bytes
 from train.report import configs, timeline
 from train.report.charts import streams_of
 from train.report.experts import LAYER_METRICS, layer_rows
-from train.report.figures import duration, short, state
+from train.report.figures import short, state
 from train.report.reading.run import EVAL_LOSS, EVALUATIONS, LOSS, Run, read_config
 
 _ROWS = 25
@@ -75,13 +77,13 @@ def evaluations(run: Run) -> Table:
 
 def streams(run: Run) -> Table:
     columns = ("stream", "loss", "tokens", "passes", "share of tokens", "planned now")
-    metrics = ("loss", "tokens", "passes", "share", "planned_token_share")
+    metrics = ("loss", "tokens", "passes", "planned_token_share")
     names = streams_of(run)
     contributed = {name: run.metrics.last(f"streams/{name}/tokens") or 0.0 for name in names}
     total = sum(contributed.values()) or 1.0
     rows = []
     for name in names:
-        loss, tokens, passes, _, planned = (run.metrics.last(f"streams/{name}/{metric}") for metric in metrics)
+        loss, tokens, passes, planned = (run.metrics.last(f"streams/{name}/{metric}") for metric in metrics)
         numbers = [_form(loss, ".4f"), short(tokens or 0), _form(passes, ".2f"), f"{contributed[name] / total:.1%}"]
         rows.append([name, *numbers, _form(planned, ".1%")])
     return Table(columns=columns, rows=rows)
@@ -122,7 +124,8 @@ def events(run: Run) -> Table:
 def event_counts(run: Run) -> str:
     found = ", ".join(f"{kind}: {number}" for kind, number in timeline.counts(run).most_common())
     hidden = len(run.record.events()) - len(timeline.shown_events(run))
-    return f"{found}. The newest {timeline.MOST} are shown." if hidden else found
+    listed = f"{timeline.MOST} are listed: the newest, and checkpoints only where there is room"
+    return f"{found}. {listed}." if hidden else found
 
 
 def data_overview(run: Run) -> Table:
@@ -154,7 +157,7 @@ def environment(run: Run) -> list[tuple[str, str]]:
     ]
     for key, value in configs.flat(start.get("environment") or {}).items():
         is_size = key.endswith("_bytes") and isinstance(value, int)
-        found.append((key.removesuffix("_bytes"), f"{value / 2**30:.4g} GiB" if is_size else value))
+        found.append((key.removesuffix("_bytes"), format_bytes(value, down=True) if is_size else value))
     return [(name, str(value)) for name, value in found if name and value not in (None, "")]
 
 
@@ -178,7 +181,7 @@ def time_spent(run: Run) -> list[tuple[str, str, float]]:
     seconds = {name: series.last for name, series in run.metrics.matching("seconds/").items()}
     total = sum(seconds.values()) or 1.0
     names = [name for name in _SPENT if name in seconds] + sorted(seconds.keys() - set(_SPENT))
-    return [(_SPENT_NAMES.get(name, name), duration(seconds[name]), seconds[name] / total) for name in names]
+    return [(_SPENT_NAMES.get(name, name), format_seconds(seconds[name]), seconds[name] / total) for name in names]
 
 
 def runs(several: Sequence[Run]) -> Table:

@@ -67,11 +67,8 @@ class Run:
 
     @property
     def _began(self) -> float:
-        first, starts = (
-            float(self.metrics.times[0]),
-            [each.time for each in self.record.starts if each.time is not None],
-        )
-        return min(first, starts[0]) if starts else first
+        starts = [each.time for each in self.record.starts if each.time is not None]
+        return min([float(self.metrics.times[0]), *starts[:1]])
 
     @property
     def _pauses(self) -> list[tuple[float, float]]:
