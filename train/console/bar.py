@@ -1,4 +1,4 @@
-"""The live bar at the bottom of a terminal, through which everything else is printed whole."""
+"""The live bar at the bottom of a terminal. Everything else is printed above it, in whole lines."""
 
 import os
 import sys
@@ -19,7 +19,7 @@ _BAR_WIDTH = 20
 _BEFORE_BAR = 4
 """Parts that are more important than the bar itself."""
 _SECONDS = 0.1
-"""Between two pictures, at least."""
+"""At least, between two updates of the screen."""
 
 
 def is_terminal() -> bool:
@@ -28,7 +28,7 @@ def is_terminal() -> bool:
 
 
 class LiveBar:
-    """One line, as wide as the terminal. It is drawn when it is given something new, by no thread of its own."""
+    """One line, as wide as the terminal. It is drawn when it is updated; it has no thread."""
 
     def __init__(self, terminal: TextIO, total: int) -> None:
         self._console = Console(file=terminal, force_terminal=True, force_interactive=True, highlight=False)
@@ -66,7 +66,7 @@ class LiveBar:
 
     @contextmanager
     def shown(self) -> Iterator["LiveBar"]:
-        """Draws it meanwhile, and prints stdout and stderr through it."""
+        """Draws the bar, and prints stdout and stderr above it, until the context ends."""
         streams = sys.stdout, sys.stderr
         above = (_Above(streams[0], self), _Above(streams[1], self) if streams[1].isatty() else None)
         self._live.start()
@@ -75,7 +75,7 @@ class LiveBar:
         sys.stdout, sys.stderr = above[0], above[1] or sys.stderr
         try:
             yield self
-            # After an error a copy of what is written, such as a log file's, is to have the message too.
+            # Not after an error: a logger that copies what is written, such as a log file, gets the message too.
             sys.stdout, sys.stderr = streams
         finally:
             for stream in filter(None, above):
@@ -95,7 +95,7 @@ class _Above:
             return self._stream.write(text)
         lines, newline, self._begun = (self._begun + text).rpartition("\n")
         if newline:
-            # What a terminal would show of a line that another program draws again and again.
+            # Of a line that is rewritten after a carriage return, as by a progress bar, a terminal shows the last text.
             self._bar.print(redacted("\n".join(line.rstrip("\r").rpartition("\r")[2] for line in lines.split("\n"))))
         return len(text)
 
@@ -104,7 +104,7 @@ class _Above:
             self.write(line)
 
     def end(self) -> None:
-        """What was begun is a line; from now on texts are written as they are, by whoever still has this stream."""
+        """Prints an unfinished line. From now on texts are written as they are: code may have kept this stream."""
         if self._begun:
             self.write("\n")
         self._is_over = True

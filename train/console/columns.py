@@ -65,7 +65,7 @@ def shown(metrics: Mapping[str, float]) -> list[Column]:
 
 
 class StepTable:
-    """Lines of steps under a header, which comes again every HEADER_EVERY lines and when there is another column."""
+    """Lines of steps under a header, which is repeated every HEADER_EVERY lines and when the columns change."""
 
     def __init__(self, max_batches: int, *, stages: bool) -> None:
         self._max_batches, self._stages = max_batches, stages

@@ -36,7 +36,7 @@ class RunConsole:
         self._stack = ExitStack()
 
     def begin(self, plan: RowPlan, clock: Clock) -> list[LoggerDestination]:
-        """The logger that shows the steps. A bar is drawn from now on: whoever copies stdout has to begin after it."""
+        """The logger that shows the steps. The bar is drawn from now on: loggers that copy stdout are made after it."""
         if dist.get_global_rank() != 0:
             return []
         assert clock.max_batches is not None

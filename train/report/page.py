@@ -19,8 +19,8 @@ _ASSETS = Path(__file__).parent / "assets"
 
 
 def write_page(runs: Sequence[Run], output: Path) -> None:
-    """In one piece: whoever reads it sees the page of before, or this one. Raises ConfigError when it cannot be
-    written."""
+    """Replaces the file at once: a reader sees either the earlier page or this one. Raises ConfigError when it cannot
+    be written."""
     text = render(runs)
     part = output.with_name(f".part-{uuid.uuid4().hex[:8]}-{output.name}")
     with os_errors_named(output, "written", hint="name another with --output"):

@@ -26,7 +26,7 @@ class Run:
     metrics: Metrics
     record: Record
     state: str
-    """running, finished, stopped, failed, or silent: it has written nothing for long, and has not said that it ends."""
+    """running, finished, stopped, failed, or silent: nothing was written for long, and there is no line of an end."""
     age: float
     """Seconds since its last line."""
 
