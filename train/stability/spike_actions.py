@@ -102,7 +102,8 @@ class SpikeActions:
 
     def _report_end(self, batch: int, logger: Logger, why: str, *, steps: int | None = None) -> None:
         steps = self._detector.length if steps is None else steps
-        text = f"batch {batch}: the spike of the loss ends after {steps} steps, at most {self._highest:.4g}: {why}"
+        length = "1 step" if steps == 1 else f"{steps} steps"
+        text = f"batch {batch}: the spike of the loss ends after {length}, at most {self._highest:.4g}: {why}"
         self._events.report("spike_end", batch, text, logger=logger, steps=steps, highest=self._highest)
 
     def state_dict(self) -> dict[str, Any]:
