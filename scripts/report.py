@@ -28,6 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ConfigError, DataError) as error:
         show_error(error, debug=args.debug)
         return 2
+    except KeyboardInterrupt:
+        return 130
     return 0
 
 

@@ -86,6 +86,21 @@ def rounds(sides: Iterable[str], n_rounds: int) -> Iterator[list[str]]:
         yield names[start:] + names[:start]
 
 
+def alternated(
+    sides: Sequence[str], n_rounds: int, step: Callable[[str], float], settled: Callable[[], None]
+) -> dict[str, list[float]]:
+    """What `step` returns for each side in each round, such as its seconds. Each side has two steps before, in which
+    memory settles; then `settled` is called."""
+    for side in (*sides, *sides):
+        step(side)
+    settled()
+    times: dict[str, list[float]] = {side: [] for side in sides}
+    for order in rounds(sides, n_rounds):
+        for side in order:
+            times[side].append(step(side))
+    return times
+
+
 def now(device: str) -> float:
     """Seconds: on a GPU on the clock, after all that was started has ended; on a CPU those of this process."""
     if device == "cpu":

@@ -17,8 +17,7 @@ sys.path[:] = [str(ROOT), *(path for path in sys.path if not Path(path).resolve(
 import argparse
 import os
 import statistics
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
@@ -29,8 +28,8 @@ from torch import Tensor
 
 from data.base.durations import Clock, parse_duration
 from scripts.bench import common
-from scripts.bench.step_models import initial_model, make_batch
-from scripts.bench.step_sides import trainer_step
+from scripts.bench.step_models import make_batch
+from scripts.bench.step_sides import prepared_model, trainer_step
 from train.callbacks.global_batch import GlobalBatch
 from train.composer_model import DbrxForComposer
 from train.config.supervision import ExpertsConfig
@@ -46,14 +45,16 @@ INTERVAL = int(parse_duration(ExpertsConfig().interval or "1ba")[0])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = parse_args(argv)
-    warnings.filterwarnings("ignore")
-    common.prepare_process(args.threads)
-    config = common.model_config(args)
-    model = DbrxForComposer(config, initial_model(config))
+    args = common.step_parser(__doc__, probe_tokens=ExpertsConfig().probe_tokens).parse_args(argv)
+    model = prepared_model(args)
     turn = Turn(model, args)
-    step = trainer_step(model, make_batch(args), [GlobalBatch(config), turn], args)
-    times = measure(step, turn, args.rounds)
+    step = trainer_step(model, make_batch(args), [GlobalBatch(model.config), turn], args)
+
+    def seconds(side: str) -> float:
+        turn.side = side
+        return step()["seconds"]
+
+    times = common.alternated(SIDES, args.rounds, seconds, turn.forget)
     rows = {side: {"seconds": times[side], "of without": common.ratio(times[side], times["without"])} for side in SIDES}
     inside = {side: common.ratio(turn.inside[side], times[side]) for side in SIDES[1:]}
     default = {
@@ -65,10 +66,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     report = {"sides": rows, "inside": inside, "interval": INTERVAL, "default": default}
     common.write_json(args.json, common.description(args) | report)
     return 0
-
-
-def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    return common.step_parser(__doc__, probe_tokens=ExpertsConfig().probe_tokens).parse_args(argv)
 
 
 def weighed(between: float, measured: float) -> float:
@@ -88,8 +85,13 @@ class Turn(Callback):
         self.named, self.top_k = named_parameters(model.model), args.moe_top_k
         self.measurement = StepMeasurement()
         self.device, self.side = args.device, SIDES[0]
-        self.inside: dict[str, list[float]] = {side: [] for side in SIDES}
+        self.inside: dict[str, list[float]] = {}
+        self.forget()
         self._squares = moe.squares_of
+
+    def forget(self) -> None:
+        """The seconds of the steps so far."""
+        self.inside = {side: [] for side in SIDES}
 
     def batch_start(self, state: State, logger: Logger) -> None:
         moe.squares_of = self._timed if self.side != "without" else no_sum
@@ -117,19 +119,6 @@ class Turn(Callback):
             names = [name for name, _ in self.named]
             self.health.measure(state, logger, values.routing, names, values.squares_P)
         self.inside[self.side][-1] += common.now(self.device) - began
-
-
-def measure(step: Callable[[], dict[str, float]], turn: Turn, n_rounds: int) -> dict[str, list[float]]:
-    """Seconds of each side in each round."""
-    for turn.side in (*SIDES, *SIDES):  # memory settles
-        step()
-    for seconds in turn.inside.values():
-        seconds.clear()
-    times: dict[str, list[float]] = {side: [] for side in SIDES}
-    for order in common.rounds(SIDES, n_rounds):
-        for turn.side in order:
-            times[turn.side].append(step()["seconds"])
-    return times
 
 
 def cells(side: str, row: dict[str, Any], inside: float | None) -> dict[str, str]:

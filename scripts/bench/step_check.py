@@ -16,7 +16,6 @@ sys.path[:] = [str(ROOT), *(path for path in sys.path if not Path(path).resolve(
 import argparse
 import os
 import statistics
-import warnings
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -32,10 +31,9 @@ from data.config.dataset import DatasetConfig
 from data.config.loader import DataLoaderConfig
 from data.config.tokenizer import TokenizerConfig
 from scripts.bench import common
-from scripts.bench.step_models import initial_model, make_batch
-from scripts.bench.step_sides import trainer_step
+from scripts.bench.step_models import make_batch
+from scripts.bench.step_sides import prepared_model, trainer_step
 from train.callbacks.global_batch import GlobalBatch
-from train.composer_model import DbrxForComposer
 from train.config.optimizer import AlgorithmsConfig, GradientClippingConfig, OptimizerConfig, SchedulerConfig
 from train.config.schema import TrainConfig
 from train.config.supervision import ExpertsConfig
@@ -47,27 +45,25 @@ SIDES = ("neither", "torch's clip_grad_norm_", "step check")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = parse_args(argv)
-    warnings.filterwarnings("ignore")
-    common.prepare_process(args.threads)
-    config = common.model_config(args)
-    model = DbrxForComposer(config, initial_model(config))
+    args = common.step_parser(__doc__).parse_args(argv)
+    model = prepared_model(args)
     check = StepCheck(
-        run_config(config, args), plan(), model.model, Events(None), clock=clock(args), folder=None, saver=None
+        run_config(model.config, args), plan(), model.model, Events(None), clock=clock(args), folder=None, saver=None
     )
     turn = Turn(check, args)
-    step = trainer_step(model, make_batch(args), [GlobalBatch(config), turn], args)
-    times = measure(step, turn, args.rounds)
+    step = trainer_step(model, make_batch(args), [GlobalBatch(model.config), turn], args)
+
+    def seconds(side: str) -> float:
+        turn.side = side
+        return step()["seconds"]
+
+    times = common.alternated(SIDES, args.rounds, seconds, turn.inside.clear)
     rows = {side: summarise(times, side) for side in SIDES}
     common.show_table([cells(side, row) for side, row in rows.items()])
     inside = statistics.median(a / b for a, b in zip(turn.inside, times["step check"], strict=True))
     print(f"  inside the check: {inside:.2%} of a step")
     common.write_json(args.json, common.description(args) | {"sides": rows, "inside": inside})
     return 0
-
-
-def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    return common.step_parser(__doc__).parse_args(argv)
 
 
 def run_config(config: ModelConfig, args: argparse.Namespace) -> TrainConfig:
@@ -122,19 +118,6 @@ class Turn(Callback):
         self._timed(self.check.after_train_batch, state, logger)
         if self.side == "torch's clip_grad_norm_":
             torch.nn.utils.clip_grad_norm_(state.model.parameters(), 1.0)
-
-
-def measure(step: Callable[[], dict[str, float]], turn: Turn, n_rounds: int) -> dict[str, list[float]]:
-    """Seconds of each side in each round."""
-    for side in (*SIDES, *SIDES):  # memory settles
-        turn.side = side
-        step()
-    turn.inside.clear()
-    times: dict[str, list[float]] = {side: [] for side in SIDES}
-    for order in common.rounds(SIDES, n_rounds):
-        for turn.side in order:
-            times[turn.side].append(step()["seconds"])
-    return times
 
 
 def summarise(times: dict[str, list[float]], side: str) -> dict[str, Any]:

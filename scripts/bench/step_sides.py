@@ -1,6 +1,7 @@
 """What the bench of the training step compares: models under Composer, on the same batch."""
 
 import argparse
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -71,6 +72,14 @@ def trainer_step(model: ComposerModel, batch: Batch, callbacks: list[Callback], 
         return {"seconds": clock.seconds, "loss": clock.loss}
 
     return step
+
+
+def prepared_model(args: argparse.Namespace) -> DbrxForComposer:
+    """In a process that is prepared as args say."""
+    warnings.filterwarnings("ignore")
+    common.prepare_process(args.threads)
+    config = common.model_config(args)
+    return DbrxForComposer(config, initial_model(config))
 
 
 def dropless(config: ModelConfig, batch: Batch, args: argparse.Namespace) -> Any:

@@ -12,12 +12,10 @@ ROOT = Path(__file__).resolve().parents[2]
 # Only the repository's root: in these folders evaluate.py, for one, would hide the package of the same name.
 sys.path[:] = [str(ROOT), *(path for path in sys.path if not Path(path).resolve().is_relative_to(ROOT / "scripts"))]
 
-import argparse
 import os
 import statistics
 import time
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
@@ -25,10 +23,9 @@ from composer.core import Callback, State
 from composer.loggers import Logger
 
 from scripts.bench import common
-from scripts.bench.step_models import initial_model, make_batch
-from scripts.bench.step_sides import trainer_step
+from scripts.bench.step_models import make_batch
+from scripts.bench.step_sides import prepared_model, trainer_step
 from train.callbacks.global_batch import GlobalBatch
-from train.composer_model import DbrxForComposer
 from train.config.callbacks import CallbacksConfig
 from train.config.supervision import DeadlinesConfig
 from train.models.flops import flops_per_token
@@ -40,23 +37,26 @@ SIDES = ("without", "with")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = parse_args(argv)
-    warnings.filterwarnings("ignore")
-    common.prepare_process(args.threads)
-    config = common.model_config(args)
-    model = DbrxForComposer(config, initial_model(config))
+    args = common.step_parser(__doc__).parse_args(argv)
+    model = prepared_model(args)
     sections = Sections(Deadlines(DeadlinesConfig()), time.monotonic, print)
     monitor = Throughput(
         CallbacksConfig(),
         window_size=100,
         rows_per_batch=args.rows,
-        flops_per_token=flops_per_token(config, args.max_seq_len),
+        flops_per_token=flops_per_token(model.config, args.max_seq_len),
         device_flops=None,
     )
     turn = Turn(monitor, sections, args.device)
-    step = trainer_step(model, make_batch(args), [GlobalBatch(config), turn], args)
+    step = trainer_step(model, make_batch(args), [GlobalBatch(model.config), turn], args)
+
+    def seconds(side: str) -> float:
+        turn.side = side
+        step()
+        return turn.seconds  # with the callback, which comes after Composer's own
+
     with watched_sections(sections):
-        times = measure(step, turn, args.rounds)
+        times = common.alternated(SIDES, args.rounds, seconds, turn.inside.clear)
     inside = statistics.median(a / b for a, b in zip(turn.inside, times["with"], strict=True))
     ratio = common.ratio(times["with"], times["without"])
     common.show_table(
@@ -67,10 +67,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     figures = {"seconds": times, "ratio": ratio, "inside_ms": milliseconds, "inside": inside}
     common.write_json(args.json, common.description(args) | figures)
     return 0
-
-
-def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    return common.step_parser(__doc__).parse_args(argv)
 
 
 class Turn(Callback):
@@ -98,19 +94,6 @@ class Turn(Callback):
         self.sections.leave()
         self.sections.step_done(state.timestamp.batch.value)
         self.monitor.batch_end(state, logger)
-
-
-def measure(step: Callable[[], object], turn: Turn, n_rounds: int) -> dict[str, list[float]]:
-    """Seconds of each side in each round."""
-    for turn.side in (*SIDES, *SIDES):  # memory settles, and the callback's warm-up ends
-        step()
-    turn.inside.clear()
-    times: dict[str, list[float]] = {side: [] for side in SIDES}
-    for order in common.rounds(SIDES, n_rounds):
-        for turn.side in order:
-            step()
-            times[turn.side].append(turn.seconds)
-    return times
 
 
 if __name__ == "__main__":

@@ -8,6 +8,11 @@ import pytest
 from scripts.bench import common
 from tests.helpers.load_script import load_script
 
+_SIZES = {"n_layers": 1, "d_model": 32, "n_heads": 4, "ffn_hidden_size": 24, "moe_num_experts": 4, "moe_top_k": 2}
+STEP = [f"--{name}={value}" for name, value in (_SIZES | {"vocab_size": 64, "rows": 2, "max_seq_len": 32}).items()]
+STEP.append("--rounds=2")
+"""Of benches that measure callbacks in a training step."""
+
 
 @pytest.mark.slow
 def test_bench_step_measures_every_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -92,10 +97,7 @@ def test_tables_align_their_columns(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.subprocess
 def test_bench_step_check_measures_every_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    sizes = {"n_layers": 1, "d_model": 32, "n_heads": 4, "ffn_hidden_size": 24, "moe_num_experts": 4, "moe_top_k": 2}
-    sizes |= {"vocab_size": 64, "rows": 2, "max_seq_len": 32, "rounds": 2}
-    flags = [f"--{name}={value}" for name, value in sizes.items()]
-    assert load_script("bench/step_check").main([*flags, "--json", str(tmp_path / "check.json")]) == 0
+    assert load_script("bench/step_check").main([*STEP, "--json", str(tmp_path / "check.json")]) == 0
     report = json.loads((tmp_path / "check.json").read_text())
     assert [len(side["seconds"]) for side in report["sides"].values()] == [2, 2, 2]
     assert 0 < report["inside"] < 1
@@ -104,10 +106,7 @@ def test_bench_step_check_measures_every_side(tmp_path: Path, capsys: pytest.Cap
 
 @pytest.mark.subprocess
 def test_bench_expert_health_weighs_the_steps_that_are_measured(tmp_path: Path) -> None:
-    sizes = {"n_layers": 1, "d_model": 32, "n_heads": 4, "ffn_hidden_size": 24, "moe_num_experts": 4, "moe_top_k": 2}
-    sizes |= {"vocab_size": 64, "rows": 2, "max_seq_len": 32, "rounds": 2}
-    flags = [f"--{name}={value}" for name, value in sizes.items()]
-    assert load_script("bench/expert_health").main([*flags, "--json", str(tmp_path / "health.json")]) == 0
+    assert load_script("bench/expert_health").main([*STEP, "--json", str(tmp_path / "health.json")]) == 0
     report = json.loads((tmp_path / "health.json").read_text())
     assert list(report["inside"]) == ["between measurements", "measured"]
     assert 0 < report["inside"]["between measurements"] < report["inside"]["measured"] < 1
@@ -116,10 +115,7 @@ def test_bench_expert_health_weighs_the_steps_that_are_measured(tmp_path: Path) 
 
 @pytest.mark.subprocess
 def test_bench_throughput_measures_both_sides(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    sizes = {"n_layers": 1, "d_model": 32, "n_heads": 4, "ffn_hidden_size": 24, "moe_num_experts": 4, "moe_top_k": 2}
-    sizes |= {"vocab_size": 64, "rows": 2, "max_seq_len": 32, "rounds": 2}
-    flags = [f"--{name}={value}" for name, value in sizes.items()]
-    assert load_script("bench/throughput").main([*flags, "--json", str(tmp_path / "throughput.json")]) == 0
+    assert load_script("bench/throughput").main([*STEP, "--json", str(tmp_path / "throughput.json")]) == 0
     report = json.loads((tmp_path / "throughput.json").read_text())
     assert {side: len(seconds) for side, seconds in report["seconds"].items()} == {"without": 2, "with": 2}
     assert 0 < report["inside"] < 1
