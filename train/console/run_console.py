@@ -13,7 +13,7 @@ from data.base.console import logger
 from data.base.durations import Clock, format_seconds
 from data.base.redaction import is_address
 from data.mixing.row_plan import RowPlan
-from train.checkpoint.save_folder import REPORT, checkpoints
+from train.checkpoint.save_folder import REPORT, checkpoints, fill_name
 from train.config.schema import TrainConfig
 from train.console.bar import LiveBar, is_terminal
 from train.console.columns import eval_text, lines_interval, shown
@@ -75,8 +75,8 @@ class RunConsole:
     @property
     def _address(self) -> str | None:
         """The save folder, where it is in an object store."""
-        address = (self._config.save_folder or "").replace("{run_name}", self._run_name)
-        return address if is_address(address) else None
+        folder = self._config.save_folder or ""
+        return fill_name(folder, self._run_name, "save_folder") if is_address(folder) else None
 
     def _export_command(self) -> str:
         source = f"{self._address}/latest" if self._address is not None else str(self._folder)

@@ -1,6 +1,5 @@
 """What becomes of each key that changed, when a run goes on from a checkpoint: applied, ignored or refused, and why."""
 
-import fnmatch
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -9,7 +8,8 @@ from data.config.loader import StageConfig
 from data.config.sections import is_within
 from data.mixing.resume import DataState
 from train.config.schema import TrainConfig
-from train.models.shapes import adapter_shapes, parameter_shapes
+from train.models.shapes import adapter_shapes
+from train.optim.states import trained_names
 from train.resume.differences import ABSENT, Difference
 
 
@@ -185,16 +185,10 @@ def _of_schedules(*names: str) -> Callable[[Case], Outcome]:
 
 
 def _freeze(case: Case) -> Outcome:
-    thawed = _trained(case.now) - _trained(case.was)
+    thawed = trained_names(case.now) - trained_names(case.was)
     if not thawed:
         return APPLIED
     return Outcome("refused", f"the checkpoint has no optimizer state of what was frozen ({min(thawed)})")
-
-
-def _trained(config: TrainConfig) -> set[str]:
-    """The names of the parameters that are not frozen."""
-    shapes = parameter_shapes(config.model) if config.lora is None else adapter_shapes(config.model, config.lora)
-    return {name for name in shapes if not any(fnmatch.fnmatch(name, each) for each in config.optimizer.freeze)}
 
 
 def _at_the_start(case: Case) -> Outcome:

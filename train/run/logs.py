@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from fnmatch import fnmatch
 from typing import Any
 
 import torch
@@ -18,7 +17,8 @@ from train.callbacks.run_record import RunRecord
 from train.config.redaction import differing, masked
 from train.config.schema import TrainConfig
 from train.loggers.build import LoggedRun
-from train.models.shapes import adapter_shapes, count_parameters, parameter_shapes
+from train.models.shapes import count_parameters
+from train.optim.states import trainable_shapes, trained_names
 from train.planning.peak import memory_parts
 from train.run.inputs import Inputs
 from train.supervision.events import Events
@@ -126,12 +126,8 @@ def full_disk_named(config: TrainConfig, inputs: Inputs) -> Iterator[None]:
 
 def _parameters(config: TrainConfig) -> dict[str, int]:
     total, active = count_parameters(config.model)
-    shapes = parameter_shapes(config.model) if config.lora is None else adapter_shapes(config.model, config.lora)
-    frozen = config.optimizer.freeze
-    trained = sum(
-        math.prod(shape) for name, shape in shapes.items() if not any(fnmatch(name, pattern) for pattern in frozen)
-    )
-    return {"total": total, "active": active, "trained": trained}
+    names, shapes = trained_names(config), trainable_shapes(config)
+    return {"total": total, "active": active, "trained": sum(math.prod(shapes[name]) for name in names)}
 
 
 def _data(inputs: Inputs) -> dict[str, dict[str, Any]]:
