@@ -17,6 +17,9 @@ XDIST := --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-15s %s\n", $$1, $$2}' Makefile
 
+.PHONY: install
+install: .venv/installed  ## install everything into .venv
+
 quickstart: .venv/installed  ## train a tiny DBRX on the CPU, export it, ask it questions (about 6 minutes)
 	$(BIN)/python scripts/quickstart.py device=cpu
 
