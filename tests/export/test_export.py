@@ -240,8 +240,8 @@ def test_tensors_that_a_stock_dbrx_does_not_have_are_named(run, model, tmp_path)
     tensors["transformer.norm_f.weight"] = torch.zeros(33)
     del tensors["lm_head.weight"]
     said = (
-        r"ep0-ba10 does not hold the DBRX of .*config.yaml: lm_head.weight is missing; extra.weight is not a part of "
-        r"DBRX; transformer.norm_f.weight is \[33\], not \[32\]$"
+        r"ep0-ba10 does not match the DBRX of .*config.yaml: lm_head.weight is missing; extra.weight is not a parameter of "
+        r"DBRX; transformer.norm_f.weight is \[33\], expected \[32\]$"
     )
     refused(copy_run(run, tmp_path / "run", tensors=tensors), tmp_path / "out", said)
 
@@ -266,9 +266,9 @@ def test_a_tensor_that_cannot_be_read_is_named(run, tmp_path):
     broken = copy_run(run, tmp_path / "run")
     (data,) = (broken / "ep0-ba10").glob("*.distcp")
     data.write_bytes(b"\0" * data.stat().st_size)
-    refused(broken, tmp_path / "out", r"ep0-ba10 is corrupt: __0_0.distcp has other bytes than were written, in \[0, ")
+    refused(broken, tmp_path / "out", r"ep0-ba10 is corrupt: __0_0.distcp differs from what was written in bytes \[0, ")
     commit(broken / "ep0-ba10")
-    refused(broken, tmp_path / "out", r"ep0-ba10 is corrupt: __0_0.distcp does not hold transformer.wte.weight: .")
+    refused(broken, tmp_path / "out", r"ep0-ba10 is corrupt: __0_0.distcp does not contain transformer.wte.weight: .")
 
 
 def test_what_the_run_left_beside_its_checkpoints_is_needed(run, tmp_path):

@@ -288,7 +288,7 @@ def test_a_piece_that_is_missing_is_no_garbage_in_the_output(run: Path) -> None:
     (whole,) = stored.chunks
     offsets, sizes = torch.Size([1, 0]), torch.Size([whole.sizes[0] - 1, whole.sizes[1]])
     stored.chunks = [ChunkStorageMetadata(offsets, sizes)]
-    with pytest.raises(ConfigError, match=r"lm_head\.weight is not in pieces of whole rows, each once"):
+    with pytest.raises(ConfigError, match=r"lm_head\.weight is not stored in disjoint chunks of whole rows"):
         reader.check(MODEL, "the config's")
 
 

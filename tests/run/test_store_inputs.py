@@ -83,7 +83,7 @@ def open_for_dry_run(config: TrainConfig) -> None:
 def test_a_folder_with_checkpoints_or_an_owner(server: Server, tmp_path: Path, open_all) -> None:
     remote = send(server, tmp_path / "run", 2, 4)
     config = config_of(tmp_path, "save_folder=gs://bucket/{run_name}")
-    with pytest.raises(ConfigError, match=r"gs://bucket/toy holds 2 checkpoint\(s\), the newest ep0-ba4: write"):
+    with pytest.raises(ConfigError, match=r"gs://bucket/toy contains 2 checkpoint\(s\), the newest ep0-ba4: set"):
         open_all(config)
     over = config_of(
         tmp_path, "save_folder=gs://bucket/{run_name}", "save_overwrite=true", "load_path=gs://bucket/toy/latest"
