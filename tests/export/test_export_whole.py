@@ -120,8 +120,10 @@ def test_a_disk_that_fills_up_keeps_what_is_written(run: Path, tmp_path: Path, m
 
     with monkeypatch.context() as patch:
         patch.setattr("train.export.writer._write_tensor", full)
-        said = r"out cannot be written: No space left on device; what is written stays in \S+/.out.part, and the same"
-        with pytest.raises(ConfigError, match=said):
+        message = (
+            r"out cannot be written: No space left on device; what is written stays in \S+/.out.part, and the same"
+        )
+        with pytest.raises(ConfigError, match=message):
             export(run, tmp_path / "out")
     export(run, tmp_path / "out")
     assert (tmp_path / "out" / "config.json").is_file()

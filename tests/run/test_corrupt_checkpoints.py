@@ -35,9 +35,9 @@ def flip(path: Path, where: float = 0.5) -> None:
 
 
 FAULTS: dict[str, tuple[str, Callable[[Path], object]]] = {
-    "moments": ("__1_0.distcp differs from what was written, in [", lambda six: flip(six / "__1_0.distcp", 0.9)),
+    "moments": ("__1_0.distcp differs from what was written in bytes [", lambda six: flip(six / "__1_0.distcp", 0.9)),
     "swapped": (
-        "__0_0.distcp differs from what was written, in [",
+        "__0_0.distcp differs from what was written in bytes [",
         lambda six: shutil.copy(six.with_name("ep0-ba4") / "__0_0.distcp", six),
     ),
     "config": ("config.yaml differs from what was written", lambda six: flip(six / "config.yaml")),

@@ -52,7 +52,7 @@ def test_any_changed_byte_of_a_manifest_is_seen_or_says_the_same(tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (lambda folder: (folder / MANIFEST).unlink(), r"manifest.json is missing"),
         (lambda folder: (folder / MANIFEST).write_text(""), r"manifest.json is damaged"),
@@ -61,10 +61,10 @@ def test_any_changed_byte_of_a_manifest_is_seen_or_says_the_same(tmp_path: Path)
         (lambda folder: (folder / "state.json").write_text("{ }"), r"state.json has 3 bytes, but 2 were written"),
     ],
 )
-def test_what_is_not_whole_is_named(tmp_path: Path, change, said: str) -> None:
+def test_what_is_not_whole_is_named(tmp_path: Path, change, message: str) -> None:
     checkpoint = make(tmp_path)
     change(checkpoint)
-    with pytest.raises(CorruptCheckpointError, match=rf"^checkpoint {checkpoint} is corrupt: {said}"):
+    with pytest.raises(CorruptCheckpointError, match=rf"^checkpoint {checkpoint} is corrupt: {message}"):
         CheckpointFiles(checkpoint)
 
 
@@ -101,8 +101,8 @@ def test_a_file_that_may_not_be_read_is_no_corruption(tmp_path: Path, monkeypatc
 def test_a_file_of_another_checkpoint_is_named_as_that(tmp_path: Path) -> None:
     ours, other = make(tmp_path, fill=1), make(tmp_path, "ep0-ba2", fill=2)
     shutil.copy(other / "__0_0.distcp", ours)
-    said = r"__0_0.distcp differs from what was written in bytes \[0, 5,000\): it looks like __0_0.distcp of ep0-ba2"
-    with pytest.raises(CorruptCheckpointError, match=said):
+    message = r"__0_0.distcp differs from what was written in bytes \[0, 5,000\): it looks like __0_0.distcp of ep0-ba2"
+    with pytest.raises(CorruptCheckpointError, match=message):
         verify_files(ours)
 
 
