@@ -82,7 +82,7 @@ def test_a_run_trains_the_same_and_the_text_is_its_weights(tmp_path, fsdp, drawn
 @pytest.mark.parametrize(
     ("generate", "said"),
     [
-        ("{prompts: []}", "callbacks.generate.prompts is [], but at least 1 is needed"),
+        ("{prompts: []}", "callbacks.generate.prompts is [], but at least 1 prompt is required"),
         (
             "{prompts: [a], interval: 0ba}",
             "callbacks.generate.interval is '0ba', but it must be longer than 0",
@@ -103,13 +103,13 @@ def test_what_the_config_cannot_say(tmp_path, generate, said):
 
 def test_llm_foundrys_name_is_answered(tmp_path):
     said = refusal(tmp_path, "callbacks.generate_callback={prompts: [a]}")
-    assert "callbacks.generate_callback is not taken: write `generate: {prompts: [...]" in said
+    assert "callbacks.generate_callback is not supported: use `generate: {prompts: [...]" in said
 
 
 @pytest.mark.parametrize(
     ("prompt", "said"),
     [
-        ("", r"callbacks.generate.prompts\[1\] is '', but a prompt needs at least 1 character"),
+        ("", r"callbacks.generate.prompts\[1\] is '', but a prompt must have at least 1 character"),
         ("y" * 128, r"callbacks.generate.prompts\[1\] is 'yyy.* of 128 tokens, but model.max_seq_len is 128"),
     ],
 )

@@ -340,8 +340,8 @@ def test_a_step_with_adapters_costs_two_thirds_and_theirs() -> None:
 def test_adapters_that_cannot_be_are_refused(tmp_path: Path) -> None:
     lora = "lora={r: 4, alpha: 8, target_modules: [experts]}"
     said = refusal(tmp_path, lora, "fsdp_config=null")
-    assert "fsdp_config is null, but lora shards the base apart from its adapters" in said
-    assert "lora.r is 4000, but model.d_model is only" in refusal(tmp_path, lora, "lora.r=4000")
+    assert "fsdp_config is null, but lora shards the base and its adapters separately" in said
+    assert "lora.r is 4000, but it cannot exceed model.d_model" in refusal(tmp_path, lora, "lora.r=4000")
     assert "lora.target_modules has 'Wq', which matches nothing" in refusal(tmp_path, lora.replace("experts", "Wq"))
 
 

@@ -35,12 +35,12 @@ def flip(path: Path, where: float = 0.5) -> None:
 
 
 FAULTS: dict[str, tuple[str, Callable[[Path], object]]] = {
-    "moments": ("__1_0.distcp has other bytes than were written, in [", lambda six: flip(six / "__1_0.distcp", 0.9)),
+    "moments": ("__1_0.distcp differs from what was written in bytes [", lambda six: flip(six / "__1_0.distcp", 0.9)),
     "swapped": (
-        "__0_0.distcp has other bytes than were written, in [",
+        "__0_0.distcp differs from what was written in bytes [",
         lambda six: shutil.copy(six.with_name("ep0-ba4") / "__0_0.distcp", six),
     ),
-    "config": ("config.yaml has other bytes than were written", lambda six: flip(six / "config.yaml")),
+    "config": ("config.yaml differs from what was written", lambda six: flip(six / "config.yaml")),
 }
 """What is found while tensors are loaded, and before. The other files: tests/checkpoint/storage, bench_faults.py."""
 
@@ -112,7 +112,7 @@ def test_a_fault_ends_in_a_fallback_to_the_clean_run_or_in_an_error(tmp_path: Pa
     finished, out = results["finished"]
     assert list(finished["losses"]) == [5, 6], "the end of the run is read before it is called done"
     (stopped, _), (none, _), (load_path, _) = (results[key] for key in ("stop", "none", "load_path"))
-    assert "__1_0.distcp has other bytes" in stopped
+    assert "__1_0.distcp differs from what was written" in stopped
     assert "(on_corrupt_checkpoint: stop): restore it from a copy" in stopped
     assert none.startswith(f"save_folder {tmp_path / 'none'} has no checkpoint that can be resumed from: restore")
     assert [f"ep0-ba{batch} is corrupt: __0_0" in none for batch in (2, 4, 6)] == [True] * 3
@@ -141,6 +141,6 @@ def newest_is_corrupt(path: str) -> tuple[list[str], list[str], str]:
 def test_the_last_checkpoint_that_is_known_to_be_right_is_never_deleted(tmp_path: Path) -> None:
     ((damaged, left, out),) = run_ranks(newest_is_corrupt, 1, write_toy_run(tmp_path))
     assert damaged == ["ep0-ba2", "ep0-ba4"]
-    assert "ep0-ba4 is corrupt: __0_0.distcp has other bytes" in out
+    assert "ep0-ba4 is corrupt: __0_0.distcp differs from what was written" in out
     assert "The checkpoints before it are kept" in out
     assert left == ["ep0-ba6"]

@@ -96,7 +96,7 @@ def test_a_save_folder_is_complete_in_itself_and_guarded(tmp_path: Path) -> None
     first, second, third = run_ranks(run_each, 1, path, again)[0]
     assert first is None
     assert second is not None
-    assert "holds 1 checkpoint(s), the newest ep0-ba2: write autoresume=true" in second
+    assert "contains 1 checkpoint(s), the newest ep0-ba2: set autoresume=true" in second
     assert third is None
     folder = tmp_path / "toy"
     assert {"config.yaml", "tokenizer", "ep0-ba2"} <= {entry.name for entry in folder.iterdir()}

@@ -83,7 +83,7 @@ def open_for_dry_run(config: TrainConfig) -> None:
 def test_a_folder_with_checkpoints_or_an_owner(server: Server, tmp_path: Path, open_all) -> None:
     remote = send(server, tmp_path / "run", 2, 4)
     config = config_of(tmp_path, "save_folder=gs://bucket/{run_name}")
-    with pytest.raises(ConfigError, match=r"gs://bucket/toy holds 2 checkpoint\(s\), the newest ep0-ba4: write"):
+    with pytest.raises(ConfigError, match=r"gs://bucket/toy contains 2 checkpoint\(s\), the newest ep0-ba4: set"):
         open_all(config)
     over = config_of(
         tmp_path, "save_folder=gs://bucket/{run_name}", "save_overwrite=true", "load_path=gs://bucket/toy/latest"
@@ -120,10 +120,10 @@ def test_load_path_is_fetched_once_and_again_when_it_has_changed(server: Server,
     verify_files(fetch_checkpoint(f"{server.url}/toy/ep0-ba4", root, "load_path"))
     assert len(server.content()) == sent
     with pytest.raises(
-        ConfigError, match=r"it must be a checkpoint, such as gs://bucket/toy/ep0-ba4, or gs://bucket/toy/la"
+        ConfigError, match=r"it must name a checkpoint, such as gs://bucket/toy/ep0-ba4 or gs://bucket/toy/la"
     ):
         fetch_checkpoint(f"{server.url}/toy", root, "load_path")
-    with pytest.raises(ConfigError, match="there is no such checkpoint; beside it is ep0-ba4"):
+    with pytest.raises(ConfigError, match="this checkpoint does not exist; the newest one there is ep0-ba4"):
         fetch_checkpoint(f"{server.url}/toy/ep0-ba9", root, "load_path")
 
 

@@ -120,7 +120,9 @@ def test_a_corrupt_checkpoint_in_the_store_is_passed_over(gs: Server, tmp_path: 
     key = "toy/ep0-ba8/__0_0.distcp"
     gs.put(key, gs.content()[key][:-1] + b"x")
     stop = [*machine(tmp_path, "second", gs), "on_corrupt_checkpoint=stop"]
-    with pytest.raises(ConfigError, match=r"is corrupt: __0_0.distcp has other bytes.*\(in gs://bucket/toy/ep0-ba8\)"):
+    with pytest.raises(
+        ConfigError, match=r"is corrupt: __0_0.distcp differs from what was written.*\(in gs://bucket/toy/ep0-ba8\)"
+    ):
         open_inputs(read_config(path, stop))
     resumed = run_ranks(run_there, 1, gs.environment, path, machine(tmp_path, "second", gs))[0]
     assert list(resumed["losses"]) == [5, 6, 7, 8, 9, 10]

@@ -82,7 +82,7 @@ class CheckpointSaver(Callback):
         self.saving, self._on_saved = saving, on_saved
         self.saver = BackgroundSaver(
             ranks=separate_ranks(saving.timeout, replicas=saving.replicas),
-            told=separate_ranks(saving.timeout),
+            main_ranks=separate_ranks(saving.timeout),
             confirm=check_owner,
             pruning=Pruning(saving.folder, saving.retention, verified),
         )
