@@ -34,7 +34,7 @@ def errors_of(facts: Sequence[Mapping[str, str]], nodes: Sequence[str], monkeypa
         return list(ranks.map(check, range(len(facts))))
 
 
-def test_ranks_that_run_the_same_exchange_digests_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranks_with_the_same_run_exchange_only_digests(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(agreement.json, "loads", lambda text: pytest.fail("facts were exchanged"))
     assert errors_of([{"seed": "1"}] * 3, ["a", "a", "b"], monkeypatch) == ["", "", ""]
 
@@ -51,7 +51,7 @@ def test_every_rank_names_what_differs_and_where(monkeypatch: pytest.MonkeyPatch
     ]
 
 
-def test_a_long_list_of_differences_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_list_of_differences_is_truncated(monkeypatch: pytest.MonkeyPatch) -> None:
     facts = [{f"key{n}": f"{rank}" * 100 for n in range(30)} for rank in range(6)]
     error = errors_of(facts, ["a"] * 6, monkeypatch)[5]
     assert error.count("\n") == 21
@@ -63,7 +63,7 @@ def facts_with(path: str, *overrides: str) -> dict[str, str]:
     return facts_of_start(read_config(path, overrides), "cpu", {"train_loader": "f1"})
 
 
-def test_a_node_may_have_its_own_disks_and_processors_and_nothing_else(tmp_path: Path) -> None:
+def test_nodes_may_differ_only_in_folders_and_processors(tmp_path: Path) -> None:
     path = write_toy_run(tmp_path, 4)
     dataset = "train_loader.dataset"
     same = [

@@ -75,7 +75,7 @@ def spread(dtype: torch.dtype) -> dict[str, tuple[float, list[torch.Tensor]]]:
 
 
 @pytest.mark.ranks
-def test_each_number_counts_once_however_gradients_lie_on_ranks() -> None:
+def test_each_element_counts_once_for_every_placement_of_gradients() -> None:
     gradients = drawn(torch.float64)
     norm = torch.cat([gradient.flatten() for gradient in gradients]).norm().item()
     for found in run_ranks(spread, 4, torch.float64):
@@ -106,18 +106,18 @@ def both(dtype: torch.dtype) -> list[tuple[list[torch.Tensor], list[torch.Tensor
 
 @pytest.mark.ranks
 @pytest.mark.parametrize("world_size", [1, 2])
-def test_clipping_equals_torchs_to_the_last_bit(world_size: int) -> None:
+def test_clipping_is_bitwise_equal_to_torchs(world_size: int) -> None:
     for mine, torchs, exact in run_ranks(both, world_size, torch.float32)[0]:
         rtol = 0.0 if exact else 1e-6
         assert all(torch.allclose(a, b, rtol=rtol, atol=0) for a, b in zip(mine, torchs, strict=True))
 
 
-def test_small_gradients_are_left_as_they_are() -> None:
+def test_small_gradients_are_not_changed() -> None:
     gradients = [gradient * 1e-3 for gradient in drawn(torch.float32)]
     assert all(torch.equal(a, b) for a, b in zip(clipped([*gradients])[1], gradients, strict=True))
 
 
-def test_a_gradient_that_is_not_there_counts_nothing() -> None:
+def test_a_missing_gradient_counts_as_zero() -> None:
     params = [*with_gradients(drawn(torch.float32)), nn.Parameter(torch.zeros(3))]
     squares_P = squared_norms(params).tolist()
     assert squares_P[-1] == 0

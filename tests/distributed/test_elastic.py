@@ -60,7 +60,7 @@ class Resumed:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_checkpoint_is_resumed_at_another_degree(tmp_path: Path) -> None:
+def test_a_checkpoint_is_resumed_at_another_degree_of_expert_parallelism(tmp_path: Path) -> None:
     meshes = ["1 rank, FULL_SHARD", "EP 2"]
     pairs = [Pair(start, end) for start in meshes for end in meshes]
     for pair, resumed in resumed_at(tmp_path, "adamw", pairs).items():

@@ -156,14 +156,14 @@ def test_gradients_are_those_of_one_rank(found: dict[tuple[str, str], Any], mesh
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("variant", ["torch, block", "torch, selective", "torch, offloaded", "torch, gathered"])
-def test_what_is_kept_for_backward_changes_nothing(found: dict[tuple[str, str], Any], variant: str) -> None:
+def test_activation_checkpointing_changes_no_gradient(found: dict[tuple[str, str], Any], variant: str) -> None:
     assert difference(found["EP 2", variant], found["1 rank", "torch"]) <= 1e-10
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("variant", ["LoRA, block", "LoRA, selective"])
-def test_what_is_kept_for_backward_changes_no_adapter(found: dict[tuple[str, str], Any], variant: str) -> None:
+def test_activation_checkpointing_changes_no_adapter_gradient(found: dict[tuple[str, str], Any], variant: str) -> None:
     assert difference(found["EP 2", variant], found["1 rank", "LoRA"]) <= 1e-10
 
 
@@ -182,7 +182,7 @@ def test_without_the_factor_gradients_of_experts_are_too_large(found: dict[tuple
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-def test_a_detached_router_is_seen_by_its_gradient_alone(found: dict[tuple[str, str], Any]) -> None:
+def test_only_its_gradient_shows_a_detached_router(found: dict[tuple[str, str], Any]) -> None:
     mutant, reference = found["EP 2", "detached router"], found["1 rank", "torch"]
     assert float(mutant["loss"]) == pytest.approx(float(reference["loss"]), rel=1e-12), "the loss does not show it"
     routers = [name for name in reference if ".router." in name]

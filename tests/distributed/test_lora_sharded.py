@@ -91,7 +91,7 @@ ADAPTERS = [
 
 
 @pytest.mark.timeout(300)
-def test_a_killed_run_goes_on_where_it_was(tmp_path: Path) -> None:
+def test_a_killed_run_resumes_where_it_was(tmp_path: Path) -> None:
     path = write_toy_run(tmp_path)
     overrides = ["autoresume=true", *ADAPTERS]
     whole = run_ranks(run, 2, path, [*overrides, "run_name=whole"])[0]
@@ -118,7 +118,7 @@ def refusal(path: str, overrides: list[str]) -> str:
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_a_checkpoint_of_a_whole_model_is_a_base(tmp_path: Path) -> None:
+def test_a_checkpoint_of_a_whole_model_can_be_the_base(tmp_path: Path) -> None:
     path = write_toy_run(tmp_path)
     still = ["model.d_model=64", "eval_first=true", "max_duration=4ba", "save_interval=4ba", "eval_interval=4ba"]
     whole = run_ranks(run, 2, path, [*still, "run_name=whole"])[0]

@@ -103,7 +103,7 @@ def test_a_missing_variable_is_named(listening: str, name: str, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("port", ["x", "0", "65536"])
-def test_a_port_that_is_none_is_named(listening: str, port: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_port_is_named(listening: str, port: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MASTER_PORT", port)
     with pytest.raises(ConfigError, match=f"^MASTER_PORT is '{port}'"), sharing_failures():
         pass
@@ -122,7 +122,7 @@ def test_a_restart_does_not_count_arrivals_of_an_earlier_attempt() -> None:
     assert run_ranks(arrive_twice, 1) == [[1, 1]]
 
 
-def test_an_address_that_is_no_name_is_reported(listening: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_address_that_cannot_be_resolved_is_reported(listening: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MASTER_ADDR", "a..b")
     with pytest.raises(ConfigError, match=r"^MASTER_ADDR is 'a\.\.b', which is no name of a host"):
         initialize_dist(DeviceCPU(), 60)
@@ -149,7 +149,7 @@ def test_rank_0_that_is_never_reached_is_reported_with_the_reason(
         initialize_dist(DeviceCPU(), 0.3)
 
 
-def test_polls_become_rarer_and_the_notice_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_polling_slows_down_and_the_notice_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
     now, sleeps, notices = [0.0], [], []
 
     def sleep(seconds: float) -> None:

@@ -30,7 +30,7 @@ TASK = {
 }
 
 
-def test_a_task_is_a_rank() -> None:
+def test_each_slurm_task_is_a_rank() -> None:
     assert ranks_of_srun(TASK) == {
         "RANK": "3",
         "WORLD_SIZE": "7",
@@ -70,7 +70,7 @@ def test_the_first_of_several_nodes_has_rank_0(nodes: str, first: str) -> None:
     ],
     ids=["no Slurm", "one task", "a step of one task", "a launcher within Slurm"],
 )
-def test_others_are_left_as_they_are(environment: dict[str, str]) -> None:
+def test_other_launchers_are_left_unchanged(environment: dict[str, str]) -> None:
     assert ranks_of_srun(environment) == {}
     assert not is_task_of_srun(environment)
 
@@ -92,7 +92,7 @@ def without(*names: str, **others: str) -> dict[str, str]:
         ({**TASK, "CUDA_VISIBLE_DEVICES": "0"}, "start srun with --gpus-per-node in the place of --gpus-per-task"),
     ],
 )
-def test_what_would_start_independent_runs_is_refused(environment: dict[str, str], text: str) -> None:
+def test_slurm_settings_that_would_start_independent_runs_are_rejected(environment: dict[str, str], text: str) -> None:
     with pytest.raises(ConfigError) as caught:
         ranks_of_srun(environment)
     assert text in str(caught.value)
@@ -123,7 +123,7 @@ def test_two_tasks_on_two_nodes_train_together(tmp_path: Path) -> None:
 
 
 @pytest.mark.subprocess
-def test_a_batch_script_that_forgot_srun_is_told(tmp_path: Path) -> None:
+def test_a_batch_script_without_srun_is_reported(tmp_path: Path) -> None:
     environment = without_ranks() | {"SLURM_NTASKS": "8", "SLURM_PROCID": "0"}
     command = [sys.executable, "train.py", write_toy_run(tmp_path)]
     process = subprocess.run(command, cwd=ROOT, env=environment, text=True, capture_output=True, check=False)

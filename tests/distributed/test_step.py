@@ -69,7 +69,7 @@ def runs() -> Runs:
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("name", CUTS)
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-10), (torch.float32, 1e-5)], ids=["fp64", "fp32"])
-def test_a_cut_changes_nothing(runs: Runs, name: str, dtype: torch.dtype, bound: float) -> None:
+def test_splitting_a_step_changes_nothing(runs: Runs, name: str, dtype: torch.dtype, bound: float) -> None:
     reference = runs["reference"][dtype]
     assert reference.losses[0] - reference.losses[-2] > 0.05
     compare(runs[name][dtype], reference, bound)
@@ -99,7 +99,7 @@ def test_initial_weights_from_meta_are_those_of_direct_init(runs: Runs, name: st
 @pytest.mark.slow
 @pytest.mark.ranks
 @pytest.mark.timeout(400)
-def test_the_scope_decides(runs: Runs) -> None:
+def test_the_scope_of_the_load_balancing_loss_matters(runs: Runs) -> None:
     """With several microbatches the load-balancing loss of `ranks` and `microbatch` is not that of the whole batch."""
     losses = [runs[name][torch.float64].losses[0] for name in ("reference", "ranks, none", "microbatch, none")]
     assert all(abs(a - b) > 1e-6 for a, b in itertools.combinations(losses, 2))
@@ -127,7 +127,7 @@ def compare(cut: Trained, reference: Trained, bound: float) -> None:
     assert max(worst.values()) <= bound, worst
 
 
-def test_what_counting_costs_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_cost_of_counting_is_reported_once(capsys: pytest.CaptureFixture[str]) -> None:
     callback = GlobalBatch(config_of(Cut()).model)
     callback.print_cost(n_rows=8, microbatch_size=2)
     callback.print_cost(n_rows=8, microbatch_size=2)

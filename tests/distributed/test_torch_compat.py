@@ -18,6 +18,6 @@ def patched() -> tuple[bool, bool, list[str]]:
 
 
 @pytest.mark.ranks
-def test_torch_is_patched_where_it_must_be_and_only_there():
+def test_torch_is_patched_only_where_necessary():
     found = (True, False, ["events", "averages"]) if IS_CLASSIC else (False, True, [])
     assert run_ranks(patched, 2) == [found] * 2

@@ -119,7 +119,7 @@ def test_the_metrics_are_those_of_a_loop_over_the_logits(one_rank: dict[str, Any
 
 @pytest.mark.ranks
 @pytest.mark.parametrize("size", [1, 2, 4])
-def test_every_cut_measures_the_step_of_one_rank(size: int, one_rank: dict[str, Any]) -> None:
+def test_every_split_measures_the_same_as_one_rank(size: int, one_rank: dict[str, Any]) -> None:
     named = {name: cut for name, (n, cut) in CUTS.items() if n == size}
     results = one_rank["others"] if size == 1 else run_ranks(measured, size, list(named.values()))[0]
     for (name, cut), (found, _) in zip(named.items(), results, strict=True):

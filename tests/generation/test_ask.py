@@ -73,14 +73,14 @@ def test_prompts_of_jsonl_need_no_answers(tmp_path):
         ("x.jsonl", b'{"messages": [{"role": "boss", "content": "a"}]}\n', r"x.jsonl:1: messages\[0\].role is 'boss'"),
     ],
 )
-def test_a_file_that_holds_no_prompts_is_told_by_line(tmp_path, name, content, said):
+def test_errors_in_a_file_of_prompts_name_the_line(tmp_path, name, content, said):
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises((ConfigError, DataError), match=said):
         read_questions(tmp_path / name)
 
 
-def test_a_question_is_encoded_as_training_writes_it(opened):
+def test_a_question_is_encoded_as_in_training(opened):
     tokenizer = opened.tokenizer
     said = as_question("is <|im_end|> text?", chat=True, system_prompt="Be brief.")
     text = tokenizer.decode(encode_one(said, tokenizer))
@@ -102,7 +102,7 @@ def test_a_prompt_that_leaves_no_room_is_named(opened):
         encode([as_question("")], opened, SHORT)
 
 
-def test_what_comes_of_later_prompts_waits_for_its_turn():
+def test_output_of_later_prompts_waits_for_its_turn():
     done = Answer([], "", ended=True)
     events = [(1, "b", None), (0, "a", None), (1, "", done), (2, "c", None), (0, "A", None), (0, "", done)]
     events += [(2, "C", None), (2, "", done)]
@@ -110,7 +110,7 @@ def test_what_comes_of_later_prompts_waits_for_its_turn():
     assert [piece for _, piece, _ in told] == ["a", "A", "", "b", "", "c", "C", ""]
 
 
-def test_batches_answer_what_single_prompts_do(opened):
+def test_batches_give_the_answers_of_single_prompts(opened):
     sampled = Sampling(max_new_tokens=8, temperature=1.0)
     prompts = encode([as_question(text) for text in ("one", "two more", "3")], opened, sampled)
     heard = {0: "", 1: "", 2: ""}
@@ -143,7 +143,7 @@ def converse(opened, *lines, **settings):
     return "".join(written), read
 
 
-def test_a_conversation_remembers_until_a_new_one_begins(opened):
+def test_a_conversation_keeps_its_context_until_a_new_one_begins(opened):
     written, read = converse(opened, "a", " ", "b", "/new", "c", "/exit", "d")
     assert read[0] == "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n"
     (first,) = ask(opened, [encode_one(as_question("a", chat=True), opened.tokenizer)], Sampling(max_new_tokens=4), 1)
@@ -153,7 +153,7 @@ def test_a_conversation_remembers_until_a_new_one_begins(opened):
     assert len(read) == 3
 
 
-def test_a_turn_that_leaves_no_room_is_taken_back(opened):
+def test_a_turn_that_leaves_no_room_is_removed(opened):
     written, read = converse(opened, "y" * 80, "z")
     assert "the model reads and writes 64; /new begins another conversation\n" in written
     assert len(read) == 1
@@ -199,7 +199,7 @@ def test_more_new_tokens_than_the_model_has_room_for_are_refused(script, run, ca
     assert script.main([str(run), "y" * 62]) == 0
 
 
-def test_folders_that_are_no_model_are_told(exported, tmp_path):
+def test_folders_without_a_model_are_reported(exported, tmp_path):
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
     with pytest.raises(ConfigError, match="is a PEFT adapter, which is no model by itself"):
@@ -233,7 +233,7 @@ def test_a_model_that_does_not_fit_is_refused_before_it_is_read(run, exported, m
             open_here(folder)
 
 
-def test_a_checkpoint_without_what_belongs_beside_it(run, tmp_path):
+def test_a_checkpoint_without_its_accompanying_files(run, tmp_path):
     (tmp_path / "ep0-ba10").symlink_to(run / "ep0-ba10")
     alone = tmp_path / "alone"
     alone.mkdir()

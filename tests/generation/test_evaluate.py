@@ -101,7 +101,7 @@ def tasks_here(folder: Path, tasks: list[str], *, limit: int | None = None) -> d
 
 
 @pytest.mark.slow
-def test_the_harness_gives_what_our_model_finds_likely(exported, tasks, opened):
+def test_the_harness_scores_are_our_models_log_probabilities(exported, tasks, opened):
     right = [likeliest(opened, question) == number % 3 for number, question in enumerate(QUESTIONS)]
     results = tasks_here(exported, [str(tasks)])
     assert set(results) == {"sorting", "other"}
@@ -135,7 +135,7 @@ def test_tasks_are_not_run_on_weights_that_are_not_finite(exported, tasks):
 
 
 @pytest.mark.slow
-def test_tasks_that_are_not_there(exported, tasks, tmp_path):
+def test_missing_tasks_are_reported(exported, tasks, tmp_path):
     for name, said in (
         ("none/x.yaml", "--tasks has 'none/x.yaml', but there is no such file or folder"),
         (str(exported), "but no task is defined there"),
@@ -177,7 +177,7 @@ def test_an_answer_is_exact_to_the_letter(opened):
     assert result["stderr"]["exact_match"] == pytest.approx((0.25 * 0.75 / 4) ** 0.5)
 
 
-def test_a_file_without_answers_is_told_by_line(tmp_path):
+def test_a_missing_answer_is_reported_with_its_line(tmp_path):
     (tmp_path / "x.jsonl").write_text('{"prompt": "a", "response": "b"}\n{"prompt": "a"}\n')
     with pytest.raises(DataError, match=r"x.jsonl:2: response is missing"):
         read_questions(tmp_path / "x.jsonl", with_answers=True)
@@ -209,7 +209,7 @@ def answered(row):
 RESULT = {"asked": 4, "metrics": {"acc": 0.25}, "stderr": {"acc": 0.1}}
 
 
-def test_results_stay_until_they_are_made_again(exported):
+def test_results_are_kept_until_they_are_replaced(exported):
     (exported / "README.md").write_text("# Mine\n\nwords\n")
     keep(exported, {"one": RESULT, "a|b": RESULT}, "fp32")
     (exported / "README.md").write_text((exported / "README.md").read_text() + "more words\n")
@@ -232,7 +232,7 @@ def test_a_folder_without_a_card_gets_one(exported):
     assert (exported / "README.md").read_text().startswith(f"# model\n\n{MARKER}\n## Benchmarks\n")
 
 
-def test_backslashes_in_a_card_stay(exported):
+def test_backslashes_in_a_card_are_kept(exported):
     assert with_section(f"a\n{MARKER}old{MARKER}\nb", "\\1 \\n\n") == f"a\n{MARKER}\n\\1 \\n\n{MARKER}\nb"
 
 
@@ -262,7 +262,7 @@ def test_what_is_typed_wrong(run, script, capsys, arguments, said):
     assert err.count("\n") == 1
 
 
-def test_results_that_cannot_be_kept_are_refused_first(exported, script, capsys):
+def test_results_that_cannot_be_saved_are_rejected_before_evaluation(exported, script, capsys):
     (exported / "evaluation.json").write_text("[]")
     assert script.main([str(exported), "--tasks", "x"]) == 2
     assert "evaluation.json holds no results of an evaluation" in capsys.readouterr().err

@@ -130,7 +130,7 @@ def test_greedy_is_what_transformers_own_generate_writes(exported, prompts):
         assert whole[0, len(prompt) :].tolist() == mine
 
 
-def test_what_is_sampled_depends_on_seed_and_number_alone(ours, prompts):
+def test_samples_depend_only_on_seed_and_number(ours, prompts):
     together = written(ours.decoder, prompts, SAMPLED)
     alone = [written(ours.decoder, [prompt], SAMPLED, first_number=row)[0] for row, prompt in enumerate(prompts)]
     assert alone == together
@@ -154,7 +154,7 @@ def test_an_answer_ends_at_max_seq_len(ours):
     assert [(len(answer.tokens), answer.ended) for answer in answers] == [(4, False), (1, False)]
 
 
-def test_drawn_as_often_as_it_is_likely():
+def test_tokens_are_drawn_as_often_as_their_probability():
     logits = torch.tensor([2.0, 0.0, 1.0, -1.0, -3.0]).expand(20000, 5)
     draws = [torch.Generator().manual_seed(seed) for seed in range(20000)]
     probs = (logits[0] / 0.7).softmax(0)
@@ -186,7 +186,7 @@ def test_no_temperature_is_too_extreme(temperature):
         ({"seed": -1}, "seed is -1"),
     ],
 )
-def test_what_sampling_cannot_be(settings, said):
+def test_invalid_sampling_settings_are_rejected(settings, said):
     with pytest.raises(ValueError, match=said):
         Sampling(**settings)
 
@@ -201,12 +201,12 @@ def pieces(tokenizer, ids):
     return [*(stream.add(token) for token in ids), stream.end()]
 
 
-def test_a_character_is_told_when_it_is_whole():
+def test_a_character_is_output_when_it_is_complete():
     ids = list("aé漢🙂!".encode())
     assert pieces(Bytes(), ids) == ["a", "", "é", "", "", "漢", "", "", "", "🙂", "!", ""]
 
 
-def test_pieces_are_together_what_all_tokens_are(ours):
+def test_joined_pieces_equal_the_text_of_all_tokens(ours):
     draw = random.Random(0)
     for _ in range(200):
         ids = [draw.randrange(256) for _ in range(draw.randrange(40))]
@@ -215,6 +215,6 @@ def test_pieces_are_together_what_all_tokens_are(ours):
         assert "".join(pieces(ours.tokenizer, vocabulary)) == ours.tokenizer.decode(vocabulary)
 
 
-def test_bytes_that_are_no_character_are_not_held_back_for_ever():
+def test_invalid_bytes_are_output_eventually():
     told = pieces(Bytes(), [0xFF] * 10)
     assert told == ["", "", "", *["\ufffd"] * 7, "\ufffd" * 3]

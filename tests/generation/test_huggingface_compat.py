@@ -7,7 +7,7 @@ from train.generation.huggingface_compat import asking_modules, offline
 HUB, DATASETS = (importlib.import_module(name) for name in ("huggingface_hub.constants", "datasets.config"))
 
 
-def test_only_libraries_that_would_ask_are_told_to_be_offline(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_libraries_that_query_the_hub_are_set_offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(HUB, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(DATASETS, "HF_HUB_OFFLINE", True)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

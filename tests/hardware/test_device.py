@@ -93,7 +93,7 @@ def test_a_gpu_that_torch_cannot_use_is_explained(case: str) -> None:
 @pytest.mark.parametrize(
     "machine", [CPU_ONLY, WORKING, replace(WORKING, capability=(7, 9)), replace(WORKING, capability=(12, 0))]
 )
-def test_what_works_and_what_has_no_gpu_is_not_refused(machine: Machine) -> None:
+def test_working_gpus_and_machines_without_gpus_are_accepted(machine: Machine) -> None:
     assert why_no_gpu(machine) is None
 
 
@@ -160,7 +160,7 @@ def too_old(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device, "_driver_cuda", lambda: (12, 4))
 
 
-def test_a_machine_is_known_by_what_linux_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_is_found_in_the_files_of_linux(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_node(tmp_path, "550.54.15")
     too_old(monkeypatch)
     machine = look(tmp_path)
@@ -193,7 +193,7 @@ def test_without_a_driver_its_library_knows_no_cuda(monkeypatch: pytest.MonkeyPa
     assert device._driver_cuda() is None
 
 
-def test_this_machine_is_looked_at_without_a_word(recwarn: pytest.WarningsRecorder, capfd) -> None:
+def test_checking_this_machine_prints_nothing(recwarn: pytest.WarningsRecorder, capfd) -> None:
     machine = look()
     assert machine.torch_version == torch.__version__
     assert (machine.torch_gpus > 0) == torch.cuda.is_available()

@@ -42,7 +42,7 @@ def test_on_a_gpu_what_would_be_better_is_listed(tmp_path) -> None:
 
 
 @pytest.mark.usefixtures("gpu")
-def test_what_was_configured_is_taken_or_refused(tmp_path) -> None:
+def test_configured_kernels_are_used_or_rejected(tmp_path) -> None:
     chosen = ["model.ffn_config.moe_impl=torch", "model.attn_config.attn_impl=sdpa"]
     _, lines = choose_kernels(load(tmp_path, "model.preset=9b", *chosen), 1, CUDA, torch.float32)
     assert lines == ["experts: torch, as configured", "attention: sdpa, as configured"]
@@ -51,7 +51,7 @@ def test_what_was_configured_is_taken_or_refused(tmp_path) -> None:
 
 
 @pytest.mark.usefixtures("gpu")
-def test_what_was_not_asked_for_is_not_imported(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernels_that_are_not_requested_are_not_imported(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     for module, probe in ((experts_megablocks, "_import"), (layout, "_flash_import_error")):
         monkeypatch.setattr(module, probe, lambda: pytest.fail("a package was imported that nobody asked for"))
     chosen = ["model.ffn_config.moe_impl=torch", "model.attn_config.attn_impl=sdpa"]
@@ -59,7 +59,7 @@ def test_what_was_not_asked_for_is_not_imported(tmp_path, monkeypatch: pytest.Mo
     assert lines == ["experts: torch, as configured", "attention: sdpa, as configured"]
 
 
-def test_a_choice_that_needs_bf16_is_refused_with_that_fix(tmp_path, gpu, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kernel_that_needs_bf16_is_rejected_with_that_fix(tmp_path, gpu, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(experts_megablocks, "_import", lambda: (None, None))
     config = load(tmp_path, "model.ffn_config.moe_impl=megablocks")
     with pytest.raises(ConfigError, match=r"in bfloat16, not in torch.float32; .*; or set precision: amp_bf16$"):

@@ -98,7 +98,7 @@ def test_a_step_is_its_parts_and_follows_from_the_gpu() -> None:
     assert predict(config, fast, flops, sent).total < step.total
 
 
-def test_every_setting_that_is_found_fits_and_is_made_by_its_changes() -> None:
+def test_every_setting_found_fits_and_follows_from_its_changes() -> None:
     path = str(YAMLS / "dbrx.yaml")
     config = read_config(path, ["model.preset=35b"])
     found = fastest(candidates(config, NODES), NODES, most=20)
@@ -120,7 +120,7 @@ def test_what_does_not_fit_gets_the_smallest_changes() -> None:
     assert ("fsdp_config.activation_checkpointing=block",) in [each.changes for each in changes]
 
 
-def test_nodes_that_are_enough() -> None:
+def test_the_number_of_nodes_that_is_sufficient() -> None:
     config = read_config(str(YAMLS / "dbrx.yaml"))
     nodes = least_nodes(config, NODE)
     assert nodes is not None

@@ -44,7 +44,7 @@ def plan(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str,
         (["model={ffn_config: {moe_impl: megablocks}}", "max_seq_len=32768", *ROWS], "below 2**31"),
     ],
 )
-def test_what_a_run_would_refuse_is_refused(
+def test_a_plan_rejects_what_a_run_rejects(
     small: str, capsys: pytest.CaptureFixture[str], arguments: list[str], error: str
 ) -> None:
     code, _, printed = plan(capsys, small, *arguments)

@@ -87,14 +87,14 @@ def test_a_frozen_base_is_gathered_and_not_reduced(tmp_path: Path) -> None:
     assert found["reduce-scatter", "shard"] == 4 * adapters / 2
 
 
-def test_what_is_padded_is_sent(tmp_path: Path) -> None:
+def test_padding_is_included_in_traffic(tmp_path: Path) -> None:
     config = load(tmp_path, "lora={r: 2, alpha: 8, target_modules: [out_proj]}")
     adapter = next(unit for unit in units(config, gpu=True) if unit.name.endswith("out_proj.lora"))
     # Of A's 2 rows, 64 numbers each, no rank of 8 has less than one.
     assert (adapter.copies, adapter.shard_size(8)) == (2, 64 + 64 * 2 // 8)
 
 
-def test_of_the_blocks_that_backward_does_not_reach_only_the_last_is_gathered_again(tmp_path: Path) -> None:
+def test_backward_gathers_only_the_last_of_the_blocks_it_does_not_reach(tmp_path: Path) -> None:
     freeze = "optimizer.freeze=['*.wte.*', '*.blocks.0.*', '*.blocks.1.*']"
     config = load(tmp_path, freeze, "device_train_microbatch_size=4", "model.n_layers=3")
     sizes = parameter_sizes(config.model)

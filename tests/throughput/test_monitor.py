@@ -125,7 +125,7 @@ def seconds_of(metrics: Mapping[str, float]) -> dict[str, float]:
 
 @pytest.mark.ranks
 @pytest.mark.timeout(200)
-def test_evaluations_saves_and_the_warm_up_are_no_part_of_the_speed(logged: list[Any]) -> None:
+def test_throughput_excludes_evaluations_saves_and_warm_up(logged: list[Any]) -> None:
     first, second, _ = logged
     speeds = {batch: step.get("throughput/batches_per_sec") for batch, step in (first | second).items()}
     per_step = pytest.approx(1 / (STEP + DATA))
@@ -147,7 +147,7 @@ def test_evaluations_saves_and_the_warm_up_are_no_part_of_the_speed(logged: list
 
 
 @pytest.mark.ranks
-def test_seconds_add_up_and_are_kept_over_a_resume(logged: list[Any]) -> None:
+def test_seconds_add_up_and_survive_a_resume(logged: list[Any]) -> None:
     first, second, _ = logged
     before = {"data": 5, "train": 5 * STEP, "save": 2 * SAVE, "eval": 3 * (EVALUATION + 4 * DATA)}
     assert seconds_of(first[6]) == before | {"startup": START + STEP + 4 * DATA, "generate": 0, "other": 0}
@@ -166,7 +166,7 @@ def test_tokens_are_those_of_all_ranks_with_and_without_padding_and_trained(logg
 
 
 @pytest.mark.ranks
-def test_the_time_left_has_the_evaluations_and_saves_to_come(logged: list[Any]) -> None:
+def test_the_remaining_time_includes_future_evaluations_and_saves(logged: list[Any]) -> None:
     # As of step 5: 2 evaluations and a save in 4 steps since the first.
     per_batch = (2 * (EVALUATION + 4 * DATA) + SAVE) / 4
     assert logged[0][5]["time/remaining_seconds"] == pytest.approx(STEP + DATA + per_batch)
@@ -179,7 +179,7 @@ def test_the_learning_rate_is_always_logged(logged: list[Any]) -> None:
 
 
 @pytest.mark.ranks
-def test_a_profile_s_table_adds_up_to_its_steps(folder: Path, logged: list[Any]) -> None:
+def test_the_table_of_a_profile_adds_up_to_its_steps(folder: Path, logged: list[Any]) -> None:
     trace, text = sorted((folder / "toy" / "profile").iterdir())
     assert (trace.name, text.name) == ("step4-5-rank1.json.gz", "step4-5-rank1.txt")
     with gzip.open(trace) as file:

@@ -34,7 +34,7 @@ def launch(at: float, correlation: int, tid: int = MAIN) -> dict[str, Any]:
     return event("cudaLaunchKernel", at, at + 0.1, tid, "cuda_runtime", correlation=correlation)
 
 
-def test_on_a_cpu_the_innermost_operation_counts_and_gemms_of_experts_are_theirs() -> None:
+def test_on_a_cpu_the_innermost_operation_counts_and_expert_gemms_belong_to_experts() -> None:
     events = [
         event(EXPERTS, 0, 40, cat="user_annotation"),
         event("aten::mm", 5, 30),
@@ -67,7 +67,7 @@ def test_on_a_gpu_kernels_have_the_category_of_what_launched_them_and_hide_colle
     assert milliseconds(events) == {"attention": 30, "collectives": 20, "data": 25, "idle": 25}
 
 
-def test_the_gradient_of_an_operation_belongs_to_its_module_and_what_is_computed_again_does_not() -> None:
+def test_gradients_belong_to_the_module_and_recomputation_does_not() -> None:
     backward = "autograd::engine::evaluate_function: MmBackward0"
     events = [
         event("Optimizer.step#AdamW.step", 0, 90, cat="user_annotation"),
@@ -106,11 +106,11 @@ def test_the_table_has_means_of_the_steps() -> None:
         ("{steps: 2}", "missing: profile.step"),
     ],
 )
-def test_a_profile_that_cannot_be_is_refused(tmp_path: Path, profile: str, message: str) -> None:
+def test_an_impossible_profile_is_rejected(tmp_path: Path, profile: str, message: str) -> None:
     assert message in refusal(tmp_path, f"profile={profile}")
 
 
-def test_a_profile_of_a_rank_that_is_not_there_is_refused(tmp_path: Path) -> None:
+def test_a_profile_of_a_nonexistent_rank_is_rejected(tmp_path: Path) -> None:
     config = load(tmp_path, "profile={step: 8, ranks: [0, 2]}")
     with pytest.raises(ConfigError, match=r"profile.ranks has 2, but the ranks of this run are 0 to 1"):
         check_world_size(config, 2)

@@ -9,7 +9,7 @@ def progress(batches: int) -> Progress:
     return Progress(batches=batches, tokens=100 * batches, real_tokens=80 * batches, trained_tokens=10 * batches)
 
 
-def test_the_warm_up_is_left_out_and_old_steps_leave_the_window() -> None:
+def test_the_warm_up_is_excluded_and_old_steps_leave_the_window() -> None:
     window, seconds, speeds = Window(3), 0.0, []
     for batch, took in enumerate((50.0, 20.0, 2.0, 2.0, 2.0, 1.0, 1.0, 1.0), 1):
         seconds += took
