@@ -49,7 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = common.make_parser(__doc__, d_model=64, n_layers=2, rows=1, max_seq_len=64, rounds=7, threads=1)
     parser.add_argument("--megabytes", type=int, nargs="+", default=[200, 1000], help="sizes (default: 200 1000)")
-    parser.add_argument("--folder", type=Path, help="folder of the checkpoints (default: the system's temporary folder)")
+    parser.add_argument(
+        "--folder", type=Path, help="folder of the checkpoints (default: the system's temporary folder)"
+    )
     return parser.parse_args(argv)
 
 

@@ -40,7 +40,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = common.make_parser(__doc__, d_model=1024, rounds=7)
     what = "size of the checkpoint's weights; default: %(default)s"
     parser.add_argument("--gigabytes", type=float, default=3.0, help=what)
-    parser.add_argument("--ranks", type=int, default=2, help="number of ranks that wrote the checkpoint; default: %(default)s")
+    parser.add_argument(
+        "--ranks", type=int, default=2, help="number of ranks that wrote the checkpoint; default: %(default)s"
+    )
     parser.add_argument("--folder", type=Path, help="folder for all files (default: the system's temporary folder)")
     return parser.parse_args(argv)
 

@@ -47,7 +47,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = common.make_parser(__doc__)
     lengths = (4096, 8192, 16384, 32768)
     parser.add_argument("--lengths", type=int, nargs="+", default=lengths, help="lengths of the rows in tokens")
-    parser.add_argument("--steps", type=int, default=1, help="steps on the same row; the last one is timed (default: 1)")
+    parser.add_argument(
+        "--steps", type=int, default=1, help="steps on the same row; the last one is timed (default: 1)"
+    )
     parser.add_argument("--threads", type=int, default=1, help="torch's number of threads (default: 1)")
     parser.add_argument("--attn_impl", default="auto", help="default: auto")
     parser.add_argument("--measure", choices=("one", "many"), help=argparse.SUPPRESS)

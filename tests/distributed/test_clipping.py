@@ -1,4 +1,4 @@
-"""The norm of gradients that lie on ranks in different ways, and clipping by it, compared with torch's own."""
+"""The norm of gradients that are placed on ranks in different ways, and clipping by it, compared with torch's."""
 
 from pathlib import Path
 
@@ -48,7 +48,7 @@ def whole(tensor: torch.Tensor | None) -> torch.Tensor:
 
 
 def spread(dtype: torch.dtype) -> dict[str, tuple[float, list[torch.Tensor]]]:
-    """The same gradients, spread over 4 ranks in several ways."""
+    """The same gradients, distributed over 4 ranks in several ways."""
     torch.distributed.init_process_group("gloo")
     line, grid = init_device_mesh("cpu", (4,)), init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard"))
     ways = {
@@ -86,7 +86,7 @@ def test_each_element_counts_once_for_every_placement_of_gradients() -> None:
 
 
 def both(dtype: torch.dtype) -> list[tuple[list[torch.Tensor], list[torch.Tensor], bool]]:
-    """Clipped by ours and by torch's, and whether torch's is exact: sharded, then plain."""
+    """Gradients clipped by our code and by torch, and whether torch's are exact: sharded, then plain."""
     torch.distributed.init_process_group("gloo")
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     pairs = []
@@ -98,7 +98,7 @@ def both(dtype: torch.dtype) -> list[tuple[list[torch.Tensor], list[torch.Tensor
         mine = clipped([gradient.clone() for gradient in gradients])[1]
         params = with_gradients(gradients)
         norm = torch.nn.utils.clip_grad_norm_(params, MAX_NORM)
-        # torch 2.7 leaves the norm in parts and adds 1e-6 to each of them.
+        # torch 2.7 keeps the norm in parts and adds 1e-6 to each of them.
         exact = not isinstance(norm, DTensor) or all(placement.is_replicate() for placement in norm.placements)
         pairs.append((mine, [whole(param.grad) for param in params], exact))
     return pairs

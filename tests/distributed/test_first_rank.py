@@ -1,4 +1,4 @@
-"""What rank 0 does for all, and how the others wait for it."""
+"""Work of rank 0 for all ranks, and how the others wait for it."""
 
 import pytest
 from torch._C._distributed_c10d import HashStore

@@ -1,4 +1,4 @@
-"""Ranks that join late, fail, or cannot reach one another: dist_timeout counts from when all are ready."""
+"""Ranks that join late, fail, or cannot reach each other: dist_timeout starts when all ranks are ready."""
 
 import os
 import socket
@@ -74,7 +74,7 @@ def test_rank_0_that_has_ended_is_reported() -> None:
 
 @pytest.fixture
 def listening(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A server that never answers, at the address of rank 0."""
+    """A server at the address of rank 0 that never answers."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = str(server.getsockname()[1])
         for name, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
@@ -110,7 +110,7 @@ def test_an_invalid_port_is_named(listening: str, port: str, monkeypatch: pytest
 
 
 def arrive_twice() -> list[int]:
-    """How many have arrived, in a first and in a second attempt."""
+    """The number of arrived ranks, in a first and in a second attempt."""
     first = rank_store.connect()
     os.environ["TORCHELASTIC_RESTART_COUNT"] = "1"
     second = rank_store.connect()
@@ -124,7 +124,7 @@ def test_a_restart_does_not_count_arrivals_of_an_earlier_attempt() -> None:
 
 def test_an_address_that_cannot_be_resolved_is_reported(listening: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MASTER_ADDR", "a..b")
-    with pytest.raises(ConfigError, match=r"^MASTER_ADDR is 'a\.\.b', which is no name of a host"):
+    with pytest.raises(ConfigError, match=r"^MASTER_ADDR is 'a\.\.b', which is not a valid host name"):
         initialize_dist(DeviceCPU(), 60)
 
 

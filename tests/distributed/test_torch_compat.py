@@ -9,7 +9,7 @@ from train.distributed.torch_compat import (
 )
 
 IS_CLASSIC = not hasattr(torch.nn.functional, "grouped_mm")
-"""torch 2.7, by a feature that later ones have."""
+"""Whether this is torch 2.7, detected by a feature that later versions have."""
 
 
 def patched() -> tuple[bool, bool, list[str]]:

@@ -122,7 +122,7 @@ def test_a_library_that_is_installed_and_broken_is_wrong_on_a_gpu(monkeypatch: p
 # GPUs
 
 
-@pytest.mark.parametrize("name", ["old driver", "no driver", "hidden", "not given to the container"])
+@pytest.mark.parametrize("name", ["old driver", "no driver", "hidden", "not passed to the container"])
 def test_a_driver_that_torch_cannot_use(name: str) -> None:
     defect, expected = DEFECTS[name]
     check = only(gpus.check_driver(defect))

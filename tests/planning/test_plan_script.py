@@ -1,4 +1,4 @@
-"""scripts/plan.py itself: what it refuses, what it prints, and that it needs no torch."""
+"""scripts/plan.py: the errors it reports, what it prints, and that it does not import torch."""
 
 import json
 import re

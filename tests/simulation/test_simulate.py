@@ -18,7 +18,7 @@ DBRX = str(Path(__file__).parents[2] / "yamls" / "finetune" / "dbrx.yaml")
 
 
 def sent(simulation: Simulation) -> dict[str, int]:
-    """By kind; without sums of a few numbers."""
+    """Bytes by kind, without reductions of a few numbers."""
     found: dict[str, int] = {}
     for each, n_bytes in simulation.traffic.items():
         found[each.kind] = found.get(each.kind, 0) + n_bytes
@@ -34,7 +34,7 @@ def test_blocks_of_the_132b_on_64_ranks_take_what_is_planned(degree: int) -> Non
     for each in traffic(config, 64):
         planned[each.kind] = planned.get(each.kind, 0) + each.n_bytes
     assert sent(simulation) == pytest.approx(planned, rel=1e-4)
-    # The moment of Lion, which the first step makes, is there at the build of none, and at the end of all others.
+    # Lion's moment is created in the first step: it is not included in `build`, but in all later phases.
     weights = simulation.phases[0].alive
     assert simulation.phases[-1].alive == pytest.approx(3 * weights, rel=0.01)
 
