@@ -1,4 +1,4 @@
-"""`train.py CONFIG --dry-run` shows what the run would begin with, and changes nothing."""
+"""`train.py CONFIG --dry-run` shows the start of the run, and changes nothing."""
 
 import io
 import re
@@ -18,7 +18,7 @@ from train.run.inputs import open_inputs
 
 
 def outputs(path: str, commands: Sequence[Sequence[str]]) -> list[tuple[int, str, list[str]]]:
-    """Of each command on this rank: the exit code, stdout, and what is in the save folder afterwards."""
+    """For each command on this rank: the exit code, stdout, and the files in the save folder afterwards."""
     found = []
     for command in commands:
         out = io.StringIO()

@@ -1,4 +1,4 @@
-"""What ExpertHealth reports of steps, and what it resumes from."""
+"""The events that ExpertHealth reports, and its state across a resume."""
 
 import json
 from pathlib import Path
@@ -29,7 +29,7 @@ def model(n_layers: int, n_experts: int) -> DbrxForCausalLM:
 
 
 class Names:
-    """As a Logger: the names of what is logged."""
+    """A stand-in for Logger that records the names of logged metrics."""
 
     def __init__(self) -> None:
         self.names: list[str] = []
@@ -39,7 +39,7 @@ class Names:
 
 
 def reported(folder: Path, counts_LE: Any, *, top_k: int, steps: int = 4, **config: Any) -> list[dict[str, Any]]:
-    """The events of so many steps with these loads."""
+    """The events of this number of steps with these loads."""
     health = ExpertHealth(
         ExpertsConfig(**config),
         CLOCK,

@@ -1,4 +1,4 @@
-"""Experts of which something has held for many steps."""
+"""Experts for which a condition has held for many steps."""
 
 import json
 

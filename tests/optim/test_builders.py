@@ -158,8 +158,8 @@ def test_invalid_schedules_are_rejected(changes: dict, text: str) -> None:
 
 
 def test_durations_become_batches() -> None:
-    told = {"7ba": 7, "801tok": 2, "1ep": 13, "2ep": 25, "0.1dur": 10, "0.011dur": 2, "1dur": 100}
-    assert {text: CLOCK.batches(text) for text in told} == told
+    batches = {"7ba": 7, "801tok": 2, "1ep": 13, "2ep": 25, "0.1dur": 10, "0.011dur": 2, "1dur": 100}
+    assert {text: CLOCK.batches(text) for text in batches} == batches
 
 
 @pytest.mark.parametrize("text", ["10", "ba", "-1ba", "1.5ba", "10 steps", ""])

@@ -1,4 +1,4 @@
-"""Peaks of GPUs, and the names of Composer's callbacks."""
+"""Peak FLOPs of GPUs, and metrics with the names of Composer's callbacks."""
 
 import pytest
 

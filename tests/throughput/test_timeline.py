@@ -1,4 +1,4 @@
-"""Categories of traces that are written by hand, and which profiles are refused."""
+"""Categories in handwritten traces, and rejected profiles."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +20,7 @@ def event(name: str, start: float, end: float, tid: int = MAIN, cat: str = "cpu_
 
 
 def milliseconds(events: Sequence[dict[str, Any]], end: float = 100) -> dict[str, Any]:
-    """Of one step, by category, without those that take no time."""
+    """Milliseconds of one step by category, without categories that take no time."""
     found = timeline([event("ProfilerStep#3", 0, end, cat="user_annotation"), *events])
     assert sum(found.seconds.values()) == pytest.approx(end / 1e6)
     return {name: pytest.approx(1e6 * seconds) for name, seconds in found.seconds.items() if seconds}
@@ -90,7 +90,7 @@ def test_gradients_belong_to_the_module_and_recomputation_does_not() -> None:
 def test_the_table_has_means_of_the_steps() -> None:
     steps = [event(f"ProfilerStep#{n}", 1000 * n, 1000 * (n + 1), cat="user_annotation") for n in (3, 4)]
     lines = table(timeline([*steps, event("aten::mm", 3000, 4000)]), "profile").splitlines()
-    assert lines[0] == "profile: 1.0 ms a step"
+    assert lines[0] == "profile: 1.0 ms per step"
     assert [line.split() for line in lines if "GEMMs" in line] == [["other", "GEMMs", "0.50", "50.0%"]]
 
 
