@@ -107,7 +107,7 @@ def test_a_library_that_is_installed_and_broken_is_wrong_on_a_gpu(monkeypatch: p
     monkeypatch.setattr("train.models.experts.megablocks.why_not_megablocks", lambda *_: broken)
 
     def refuse(*_: Any, **__: Any) -> None:
-        raise ValueError(f"attn_config.attn_impl is flash, but {broken}: write auto or sdpa")
+        raise ValueError(f"attn_config.attn_impl is flash, but {broken}: use auto or sdpa")
 
     monkeypatch.setattr("train.models.attention.layout.resolve_attn_impl", refuse)
     check = {"megablocks": software.check_megablocks, "flash_attn": software.check_flash_attn}[name]
@@ -122,7 +122,7 @@ def test_a_library_that_is_installed_and_broken_is_wrong_on_a_gpu(monkeypatch: p
 # GPUs
 
 
-@pytest.mark.parametrize("name", ["old driver", "no driver", "hidden", "not given to the container"])
+@pytest.mark.parametrize("name", ["old driver", "no driver", "hidden", "not passed to the container"])
 def test_a_driver_that_torch_cannot_use(name: str) -> None:
     defect, expected = DEFECTS[name]
     check = only(gpus.check_driver(defect))

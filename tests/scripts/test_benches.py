@@ -49,7 +49,7 @@ def test_bench_lora_measures_every_side(tmp_path: Path, capsys: pytest.CaptureFi
     states = [sides[name]["state_bytes"] for name in ("full", "  fp32 base", "attention and experts", "  nf4 base")]
     assert states == sorted(states, reverse=True)
     assert all(len(side["seconds"]) == 1 for side in sides.values())
-    assert "loss above the 4-bit base less that above bf16" in capsys.readouterr().out
+    assert "loss with the 4-bit base minus loss with the bf16 base" in capsys.readouterr().out
 
 
 def test_bench_mixture_measures_planning_and_loading(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
