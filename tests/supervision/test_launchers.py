@@ -133,7 +133,7 @@ def test_the_slurm_script_saves_for_longer_than_a_launcher_waits_and_requeues(tm
     assert preempted(tmp_path)["exit_code"] == 75
     assert (tmp_path / "requeued").read_text() == "requeue 17\n"
     err = (tmp_path / "err").read_text()
-    assert f"; this resumes it: srun --nodes 1 --ntasks 2 python train.py {config} " in err
+    assert f"; resume with: srun --nodes 1 --ntasks 2 python train.py {config} " in err
     assert "Traceback" not in err
 
 
@@ -189,7 +189,7 @@ def test_ranks_end_saved_whoever_is_signalled(tmp_path: Path, launcher: str, num
     err = (tmp_path / "err").read_text()
     assert "train/main.py" not in err  # launchers print tracebacks of their own, in which it is not
     assert err.count("stopped: ") == 1
-    assert f"; this resumes it: {launcher} train.py {config} {' '.join(ENDLESS)} autoresume=true\n" in err
+    assert f"; resume with: {launcher} train.py {config} {' '.join(ENDLESS)} autoresume=true\n" in err
 
 
 @pytest.mark.proof

@@ -152,7 +152,7 @@ def test_a_run_that_is_ended_again_and_again_ends_as_if_it_never_was(tmp_path: P
     for runs in ranks:
         for name, (batch, cause) in causes.items():
             saved = f"{cause}: batch {batch} is saved in {folder}/ep0-ba{batch}"
-            assert runs[name].ended == (75, f"{saved}; this resumes it: the same command with autoresume=true"), name
+            assert runs[name].ended == (75, f"{saved}; resume with: the same command with autoresume=true"), name
             assert runs[name].seconds < 45
         assert runs["whole"].ended is runs["to the end"].ended is None
         losses = {batch: loss for name in [*causes, "to the end"] for batch, loss in runs[name].losses.items()}
@@ -189,8 +189,8 @@ def _unsaved(path: str) -> list[Any]:
 @pytest.mark.ranks
 def test_a_run_that_has_nothing_to_save_says_so(tmp_path: Path) -> None:
     ((no_folder, no_step, done, no_further_step),) = run_ranks(_unsaved, 1, write_toy_run(tmp_path))
-    assert no_folder == (138, "SIGUSR1 received: nothing was saved, for there is no save_folder")
-    assert no_step == (143, "SIGTERM received: nothing was saved, for no batch was trained yet")
+    assert no_folder == (138, "SIGUSR1 received: nothing was saved, because there is no save_folder")
+    assert no_step == (143, "SIGTERM received: nothing was saved, because no batch has been trained yet")
     assert done is None
     code, text = no_further_step
     assert (code, text.partition(";")[0]) == (75, f"SIGTERM received: batch 2 is saved in {tmp_path}/toy/ep0-ba2")

@@ -67,9 +67,7 @@ def test_a_signal_to_all_processes_ends_a_run_saved(number, place, tmp_path):
     config = write_toy_run(tmp_path, 40)
     overrides = ["max_duration=2ba", "save_interval=1ba", "train_loader.num_workers=1", "save_async=false"]
     ((code, err),) = run_ranks(_main, 1, config, overrides, place, number)
-    saved = (
-        f"stopped: {number.name} received: batch 1 is saved in {tmp_path}/toy/ep0-ba1; this resumes it: composer -n 1 "
-    )
+    saved = f"stopped: {number.name} received: batch 1 is saved in {tmp_path}/toy/ep0-ba1; resume with: composer -n 1 "
     assert code == 75
     assert err.startswith(saved)
     assert err.endswith(f" {config} {' '.join(overrides)} autoresume=true\n")
@@ -210,7 +208,7 @@ def test_while_training_the_first_is_noted_and_duplicates_are_not_and_a_later_on
             threading.Timer(0.5, send).start()
             where()
 
-    line = LINE.format("SIGUSR1").replace("received", "received again, and nothing was saved since")
+    line = LINE.format("SIGUSR1").replace("received", "received again, and nothing has been saved since the first")
     assert _in_child(act) == (138, line)
 
 

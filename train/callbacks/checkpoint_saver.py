@@ -31,7 +31,7 @@ from train.checkpoint.storage.manifest import Manifest
 from train.composer_model import DbrxForComposer
 from train.supervision.exit_codes import ExitCode, RunStopped
 from train.supervision.hangs.deadlines import Section
-from train.supervision.hangs.sections import took, within
+from train.supervision.hangs.sections import add_sample, within
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,7 +160,7 @@ class CheckpointSaver(Callback):
         if written is None:
             return
         self.longest_save = max(self.longest_save, written.seconds)
-        took(Section.SAVE, written.seconds)
+        add_sample(Section.SAVE, written.seconds)
         if written.refused is not None:
             self._report(written.refused, written.batch, written.needed)
         else:

@@ -7,8 +7,8 @@ import pytest
 from train.config.supervision import DeadlinesConfig
 from train.supervision.hangs.clock import LONGEST_TICK, AwakeClock
 from train.supervision.hangs.deadlines import Deadlines, Section
-from train.supervision.hangs.laggards import IN_WORDS, Beat, laggards
 from train.supervision.hangs.sections import Sections
+from train.supervision.hangs.stragglers import SECTION_NAMES, Beat, stragglers
 
 CONFIG = DeadlinesConfig(multiple=10, setup=100, step=5, data=5, evaluation=5, save=5)
 
@@ -74,7 +74,7 @@ def test_a_clock_stands_still_while_its_process_is_suspended() -> None:
 
 
 def test_a_watchdog_can_name_every_section() -> None:
-    assert IN_WORDS.keys() == {section.value for section in Section}
+    assert SECTION_NAMES.keys() == {section.value for section in Section}
 
 
 BEAT = Beat(number=1, section="step", batch=3, marks=9, age=5, overdue=True, function="f", waits=True)
@@ -91,4 +91,4 @@ BEAT = Beat(number=1, section="step", batch=3, marks=9, age=5, overdue=True, fun
     ],
 )
 def test_who_is_behind(beats: list[Beat], silent: list[int], behind: list[int]) -> None:
-    assert laggards(dict(enumerate(beats)), silent) == behind
+    assert stragglers(dict(enumerate(beats)), silent) == behind
