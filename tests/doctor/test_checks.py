@@ -30,7 +30,7 @@ def raising(error: Exception) -> Callable[[], Iterable[Check]]:
         (ConfigError("is 3: write 4", key="a.b"), "wrong", "a.b is 3: write 4", "another folder"),
         (OSError(errno.EROFS, "Read-only file system", "/x"), "wrong", "/x: Read-only file system", "another folder"),
         (ImportError("libx.so: no\nmore"), "wrong", "ImportError: libx.so: no", "another folder"),
-        (Unavailable(), "not here", "depends on what could not be read of the config", ""),
+        (Unavailable(), "not here", "depends on a part of the config that could not be read", ""),
     ],
 )
 def test_an_error_is_one_more_check(error: Exception, status: str, found: str, fix: str) -> None:

@@ -151,8 +151,8 @@ def test_links_of_gpus() -> None:
     assert (check.status, check.found) == ("ok", "3 GPUs: 3 pairs by NV18 (NVLink)")
     check = gpus.describe_links(gpus.links(HGX.replace("NV18", "SYS")), [(0, 2)], 3)
     assert (check.status, bool(check.fix)) == ("slow", True)
-    assert "3 pairs by SYS (PCIe between NUMA nodes); 1 pairs cannot read each other's memory" in check.found
-    assert gpus.describe_links({}, [], 2).found == "2 GPUs: nvidia-smi is not here"
+    assert "3 pairs by SYS (PCIe between NUMA nodes); 1 pairs cannot access each other's memory" in check.found
+    assert gpus.describe_links({}, [], 2).found == "2 GPUs: nvidia-smi was not found"
 
 
 @pytest.mark.parametrize(("free", "names", "status"), [(79, "aa", "ok"), (40, "aa", "wrong"), (79, "ab", "slow")])
@@ -224,7 +224,7 @@ def test_a_folder_that_is_fast_and_has_locks(folder: Folder, monkeypatch: pytest
 def test_a_flock_that_lies(folder: Folder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(fcntl, "flock", lambda *_: None)
     check = only(folders.check_lock(folder))
-    assert (check.status, check.found) == ("wrong", "a process gets a lock that another one holds")
+    assert (check.status, check.found) == ("wrong", "a process can take a lock that another process holds")
     assert list(tmp_path.iterdir()) == []
 
 

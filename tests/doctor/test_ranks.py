@@ -73,7 +73,7 @@ def test_a_rank_that_does_not_come_is_named(tmp_path: Path) -> None:
     (code, _), _ = run_ranks(diagnose, 2, write_toy_run(tmp_path), 2.0, 1)
     assert code == 1
     rows = found(tmp_path)
-    assert (rows["ranks"][0]["status"], rows["ranks"][0]["found"]) == ("wrong", "1 of 2 have not come: 1")
+    assert (rows["ranks"][0]["status"], rows["ranks"][0]["found"]) == ("wrong", "1 of 2 did not connect: 1")
     assert rows["config"][0]["status"] == "ok"
     assert "all-reduce (gloo)" not in rows
 

@@ -95,7 +95,7 @@ def test_a_batch_is_computed_again_bit_for_bit(tmp_path: Path) -> None:
     assert code == 0, lines
     assert lines[-1] == "equal bit for bit on all ranks"
     assert "recorded nan (nan), replayed nan (nan): equal" in lines[-2]
-    assert "computed again from ep0-ba4" in lines[0]
+    assert "starting from ep0-ba4" in lines[0]
     # From the beginning; what a callback did to the loss is neither in the weights nor in the rows.
     code, lines = found["ba2"]
     assert code == 1
@@ -108,7 +108,7 @@ def test_a_batch_is_computed_again_bit_for_bit(tmp_path: Path) -> None:
     assert [found.name for found in checkpoints(tmp_path / "stopped")] == ["ep0-ba4", "ep0-ba6"]
     assert (same[0], same[1][-1]) == (0, "equal bit for bit on all ranks")
     assert other_ranks[0] == no_incident[0] == 2
-    assert "is of a run on 2 ranks, but there are 1: start it as the run was started" in other_ranks[1][-1]
+    assert "is from a run on 2 ranks, but there are 1: use the run's launcher" in other_ranks[1][-1]
     assert f"{tmp_path} is no incident" in no_incident[1][-1]
 
 
