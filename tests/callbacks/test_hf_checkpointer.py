@@ -97,7 +97,7 @@ def test_an_error_of_the_file_system_stops_nothing_either(tmp_path: Path, monkey
     exporter = HFCheckpointer(tmp_path / "run", tmp_path / "hf", 4, 8, "fp32")
     exporter.catch_up(8)
     exporter._export_on_first_rank(4)
-    with pytest.raises(ConfigError, match=r"ba8: no checkpoint of it is in .*; ba4: .*Permission denied"):
+    with pytest.raises(ConfigError, match=r"ba8: .* has no checkpoint of this batch; ba4: .*Permission denied"):
         exporter.check()
 
 

@@ -46,7 +46,7 @@ def test_secrets_are_hidden_and_the_list_is_short(tmp_path: Path) -> None:
     ("override", "shown"),
     [
         ("fsdp_config=null", "DDP: every rank has the whole model"),
-        ("fsdp_config={expert_parallel_degree: 2}", "FSDP: sharded over 4 ranks, experts shared by 2 ranks"),
+        ("fsdp_config={expert_parallel_degree: 2}", "FSDP: sharded over 4 ranks, experts sharded over 2 ranks"),
         (
             "fsdp_config={sharding_strategy: HYBRID_SHARD, data_parallel_replicate_degree: 2}",
             "HSDP: 2 replicas, each sharded over 2 ranks",
@@ -58,7 +58,7 @@ def test_the_ranks_and_their_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     lines = list(machine_lines(load(tmp_path, override), 4, "cpu", MEMORY))
     assert lines[0] == f"ranks          4 on 2 nodes, CPU; {shown}"
     assert lines[1] == "precision      fp32 (amp_bf16 becomes fp32 on CPU)"
-    assert lines[3] == "memory         1.5gb predicted for a rank (at least 1gb), 8gb available"
+    assert lines[3] == "memory         1.5gb predicted per rank (at least 1gb), 8gb available"
 
 
 @pytest.mark.parametrize(
@@ -71,5 +71,5 @@ def test_where_event_files_go(tmp_path: Path, log_dir: str, folder: str) -> None
 
 def test_the_model(tmp_path: Path) -> None:
     first, second = model_lines(load(tmp_path))
-    assert first == "model          DBRX tiny: 2 layers of width 64, 16 experts, 4 a token"
+    assert first == "model          DBRX tiny: 2 layers of width 64, 16 experts, 4 active per token"
     assert second.startswith("parameters     ")
