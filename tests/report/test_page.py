@@ -115,7 +115,7 @@ def test_everything_is_on_the_page_without_javascript(page: str) -> None:
         "the run resumes from checkpoints/ep0-ba300",
         "300 optimizer.lr 0.0003 0.0001",
         "dropped: longer than max_seq_len 7",
-        "fcc31de01234 on main, with changes that are not committed",
+        "fcc31de01234 on main, with uncommitted changes",
         "torch 2.15.0",
         "Experts are the router sends each token (400)",
         "training 8m00s 78.4%",
