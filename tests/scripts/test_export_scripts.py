@@ -59,7 +59,7 @@ def test_verify_exports_checks_every_precision(
     assert script.main(["--versions", "4.57", "--folder", str(tmp_path / "verify")]) == 0
     said = capsys.readouterr().out
     assert said.count("verified: the whole model at once") == len(PRECISIONS)
-    assert said.endswith("every one is right\n")
+    assert said.endswith("all exports are correct\n")
     wrong = subprocess.CompletedProcess([], 2, "", "error: config.json is not JSON\n")
     monkeypatch.setattr(script.subprocess, "run", lambda *args, **kwargs: wrong)
     assert not script.check("4.57", tmp_path / "verify")

@@ -80,7 +80,7 @@ def test_a_part_that_fails_or_hangs_is_recorded_and_the_next_one_runs(
     assert results == {
         "fails": "failed: ValueError: this is broken",
         "missing": "not run: no_such_package not installed",
-        "hangs": "failed: not ended after 1 s",
+        "hangs": "failed: timed out after 1 s",
         "dies": "failed: ended with exit code 7, see gpu_run.log",
         "finds": "ok",
     }
