@@ -17,18 +17,18 @@ def test_only_what_differs_from_the_defaults_is_listed(tmp_path: Path) -> None:
     text = "\n".join(config_lines(load(tmp_path, "seed=17", "optimizer.weight_decay=0.1", "callbacks.lr_monitor={}")))
     assert "weight_decay=0.1" in text
     assert "lr_monitor={}" in text
-    assert "seed" not in text  # its default was written
-    assert "d_model" not in text  # the preset's
-    assert "max_duration" not in text  # other lines have it
+    assert "seed" not in text  # set to its default
+    assert "d_model" not in text  # set by the preset
+    assert "max_duration" not in text  # shown by another line
 
 
-def test_the_folder_of_event_files_is_the_run_s(tmp_path: Path) -> None:
+def test_event_files_are_in_the_folder_of_the_run(tmp_path: Path) -> None:
     config = load(tmp_path, "loggers={tensorboard: {log_dir: 'boards/{run_name}'}}")
     text = "\n".join(place_lines(config, "mine", None, None))
     assert "TensorBoard in boards/mine" in text
 
 
-def test_a_key_beside_a_preset_is_listed(tmp_path: Path) -> None:
+def test_a_key_that_overrides_a_preset_is_listed(tmp_path: Path) -> None:
     text = "\n".join(config_lines(load(tmp_path, "model={preset: tiny, d_model: 128}")))
     assert "  model        d_model=128" in text
 
@@ -64,7 +64,7 @@ def test_the_ranks_and_their_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(
     ("log_dir", "folder"), [("null", "tensorboard_logs/mine"), ("'runs/{run_name}/board'", "runs/mine/board")]
 )
-def test_where_event_files_go(tmp_path: Path, log_dir: str, folder: str) -> None:
+def test_the_folder_of_event_files_is_shown(tmp_path: Path, log_dir: str, folder: str) -> None:
     lines = place_lines(load(tmp_path, f"loggers.tensorboard.log_dir={log_dir}"), "mine", None, None)
     assert f"logs           TensorBoard in {folder}" in lines
 

@@ -166,7 +166,10 @@ def test_a_turn_that_leaves_no_room_is_taken_back(opened):
         (["FOLDER", "x", "--batch_size", "0"], "--batch_size is 0"),
         (["FOLDER", "x", "--file", "y"], "--file and prompts are both given"),
         (["FOLDER", "--output", "y.jsonl"], "--output is given without prompts"),
-        (["FOLDER", "x", "--output", "y.csv"], "--output is 'y.csv', but the answers are JSON lines: name a .jsonl file"),
+        (
+            ["FOLDER", "x", "--output", "y.csv"],
+            "--output is 'y.csv', but the answers are JSON lines: name a .jsonl file",
+        ),
         (
             ["FOLDER", "x", "--output", "quickstart/heldout.jsonl"],
             "--output is 'quickstart/heldout.jsonl', which already exists: name another",

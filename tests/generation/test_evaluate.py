@@ -249,7 +249,10 @@ def script():
         (["--tasks", "x", "--limit", "0"], "--limit is 0"),
         (["--tasks", "x", "--num_fewshot", "-1"], "--num_fewshot is -1"),
         (["--exact_match", "x", "--num_fewshot", "3"], "--num_fewshot needs --tasks"),
-        (["--tasks", "x"], "is not an exported model, which --tasks needs: export it with scripts/convert_checkpoint_to_hf.py"),
+        (
+            ["--tasks", "x"],
+            "is not an exported model, which --tasks needs: export it with scripts/convert_checkpoint_to_hf.py",
+        ),
         (["--exact_match", "none.jsonl"], "none.jsonl cannot be read"),
         (["--tasks", "x", "--json", "none/y"], "--json is 'none/y', but its folder cannot be written"),
     ],

@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[2]
 YAMLS = sorted((ROOT / "yamls").rglob("*.yaml"))
 
 
-def test_there_are_yamls():
+def test_yamls_exist():
     assert {path.name for path in YAMLS} >= {"dbrx.yaml", "dbrx_tiny.yaml"}
 
 
@@ -26,5 +26,5 @@ RANKS = {"dbrx.yaml": 64, "dbrx_lora.yaml": 8, "dbrx_tiny.yaml": 2, "dbrx_tiny_l
 
 
 @pytest.mark.parametrize(("name", "ranks"), RANKS.items())
-def test_a_yaml_can_be_cut_for_the_ranks_it_speaks_of(name, ranks):
+def test_the_batch_of_a_yaml_can_be_split_over_its_ranks(name, ranks):
     check_world_size(read_config(str(ROOT / "yamls/finetune" / name)), ranks)
