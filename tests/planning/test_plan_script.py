@@ -34,7 +34,7 @@ def plan(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str,
     [
         (["--nodes", "0"], "--nodes is 0"),
         (["--gpu", "h10"], "did you mean h100?"),
-        (["--search"], "--search is given without --gpu"),
+        (["--search"], "--search needs --gpu"),
         (["--gpus", "3"], "global_train_batch_size is 8, but it must be divisible by the 3 ranks"),
         (["fsdp_config.expert_parallel_degree=3"], "must divide the 16 experts"),
         (["fsdp_config.expert_parallel_degree=2"], "must divide the 1 rank over which"),

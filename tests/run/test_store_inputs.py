@@ -1,4 +1,4 @@
-"""What is wrong with an object store in a config is reported before anything is allocated."""
+"""Errors about an object store in a config are reported before anything is allocated."""
 
 from pathlib import Path
 
@@ -115,7 +115,7 @@ def test_load_path_is_fetched_once_and_again_when_it_has_changed(server: Server,
     fetch_checkpoint.cache_clear()
     assert fetch_checkpoint(f"{server.url}/toy/ep0-ba4", root, "load_path") == found
     assert (found / "__0_0.distcp").stat().st_ino == inode
-    flip(found / "manifest.json", 200)  # as if another had been sent since
+    flip(found / "manifest.json", 200)  # as if another version had been uploaded since
     fetch_checkpoint.cache_clear()
     verify_files(fetch_checkpoint(f"{server.url}/toy/ep0-ba4", root, "load_path"))
     assert len(server.content()) == sent
