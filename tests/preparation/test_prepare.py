@@ -69,7 +69,7 @@ def text_config(folder: Path, texts: list[str], **changes) -> DatasetConfig:
     return dataset_config(folder, **changes)
 
 
-def test_texts_are_cut_and_go_on_in_the_next_row(tmp_path):
+def test_texts_are_cut_and_continue_in_the_next_row(tmp_path):
     texts = [f"{i} " * (i % 90 + 1) for i in range(100)]
     folder = prepare(text_config(tmp_path, texts), TOY)
     rows = samples_of(folder)
@@ -448,7 +448,7 @@ def test_input_that_changes_while_it_is_read_is_refused(tmp_path, small_pieces):
             return super().encode(text)
 
     write_jsonl(tmp_path / "train.jsonl", questions(250))
-    with pytest.raises(DataError, match="was changed while it was being read"):
+    with pytest.raises(DataError, match="changed while it was being read"):
         prepare(dataset_config(tmp_path, prepare_workers=1), Appending())
     assert left_behind(tmp_path / "cache") == []
 
@@ -533,7 +533,7 @@ def test_those_who_wait_see_how_far_it_is(tmp_path, small_pieces, capsys, monkey
 
 @pytest.mark.parametrize("place", ["train.jsonl/cache", "x" * 300])
 def test_a_cache_that_cannot_be_written_is_named(tmp_path, monkeypatch, place):
-    """Also on a file system that takes shorter names than a config is checked for."""
+    """Also on a file system that allows only shorter names than the config check does."""
     monkeypatch.setattr("data.base.paths.MAX_NAME_BYTES", 1000)
     write_jsonl(tmp_path / "train.jsonl", questions(3))
     config = dataset_config(tmp_path, cache_dir=str(tmp_path / place))
