@@ -346,7 +346,7 @@ def test_killed_while_it_writes_a_shard_it_goes_on(tmp_path, small_pieces, monke
     assert contents(tmp_path / "out") == expected
 
 
-def test_a_full_disk_is_said_and_what_is_done_is_kept(tmp_path, small_pieces, monkeypatch):
+def test_a_full_disk_is_reported_and_what_is_done_is_kept(tmp_path, small_pieces, monkeypatch):
     write_jsonl(tmp_path / "train.jsonl", questions(250))
     config, expected = dataset_config(tmp_path, prepare_workers=1), undisturbed(tmp_path)
     numbers, flush = count(1), MDSWriter.flush_shard
@@ -566,7 +566,7 @@ def test_a_remote_folder_gets_all_of_it_the_index_last(tmp_path, small_pieces, m
 
     monkeypatch.setattr(LocalUploader, "upload_file", note)
     settings = {"config": dataset_config(tmp_path), "tokenizer": TOY, "remote": str(tmp_path / "remote")}
-    with pytest.raises(DataError, match=r"not all of .*out could be sent to .*remote' .*the network is gone"):
+    with pytest.raises(DataError, match=r"out could not be sent completely to .*remote' .*the network is gone"):
         prepare_into(tmp_path / "out", **settings)
     assert not (tmp_path / "remote" / "index.json").exists()
     prepare_into(tmp_path / "out", **settings)

@@ -76,7 +76,7 @@ def test_columns_may_differ_between_files(tmp_path):
     assert values(read(open_source(of_folder(tmp_path / "parquet")))) == [ROWS[0], {"id": 9, **ROWS[1]}]
 
 
-# JSON objects that are no rows
+# JSON objects that are not rows
 
 
 @pytest.mark.parametrize("indent", [None, 2])

@@ -82,7 +82,7 @@ def test_a_saved_folder_must_be_named_itself(tmp_path):
         ({"_indices_data_files": [{"filename": "indices.arrow"}]}, "rows are selected by an index file"),
         ({"_data_files": [{"filename": "../other.arrow"}]}, "does not list its data files in `_data_files`"),
         ({"_data_files": []}, "does not list its data files in `_data_files`"),
-        ({"_data_files": [{"filename": "gone.arrow"}]}, "files listed in state.json are missing \(gone.arrow\)"),
+        ({"_data_files": [{"filename": "gone.arrow"}]}, r"files listed in state.json are missing \(gone.arrow\)"),
     ],
 )
 def test_a_state_that_cannot_be_followed_is_refused(tmp_path, change, text):
