@@ -80,7 +80,7 @@ EXPORTS = "callbacks={hf_checkpointer: {save_folder: 'azure://bucket/x', save_in
         ),
         (
             ["save_folder=azure://bucket/x"],
-            "save_folder is 'azure://bucket/x', but the object stores that are supported are s3:// and gs://",
+            "save_folder is 'azure://bucket/x', but the supported object stores are s3:// and gs://",
         ),
         (["save_folder=runs", EXPORTS], "callbacks.hf_checkpointer.save_folder is 'azure://bucket/x', but"),
     ],

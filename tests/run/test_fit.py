@@ -66,7 +66,7 @@ def test_errors_before_the_first_step(tmp_path: Path) -> None:
         "load_path=nowhere": "load_path is 'nowhere', but there is no such file or folder",
         "load_path=A_FILE": "but it is no complete checkpoint",
         "model.vocab_size=200": "model.vocab_size is 200, but the tokenizer has",
-        "save_folder=azure://bucket/x": "save_folder is 'azure://bucket/x', but the object stores that are supported",
+        "save_folder=azure://bucket/x": "save_folder is 'azure://bucket/x', but the supported object stores",
         "save_folder='{name}/x'": "only {run_name} is filled in",
         "train_loader.dataset.hf_kwargs.data_files=FOLDER/few.jsonl": "but one global batch has 8",
         "train_loader.dataset.hf_kwargs.data_files=FOLDER/bad.jsonl": "bad.jsonl",
