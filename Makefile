@@ -12,7 +12,7 @@ CORE := $(addprefix tests/,distributed/test_step.py distributed/test_torch_compa
 WORKERS ?= 2
 XDIST := --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: help quickstart lora test test-fast test-classic proof verify-exports gpu-gate lint lock clean
+.PHONY: help quickstart lora test test-fast test-classic proof verify-exports gpu-gate docs lint lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-15s %s\n", $$1, $$2}' Makefile
@@ -45,6 +45,9 @@ verify-exports: .venv/installed  ## check an export with transformers 4.53, 4.57
 
 gpu-gate: .venv/installed .venv/megablocks  ## compile all Triton kernels for A100, H100 and B200, without a GPU (15 seconds)
 	$(BIN)/python scripts/dev/gpu_gate.py
+
+docs: .venv/installed  ## build the documentation as a web site into build/site (5 seconds)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 lint: .venv/installed  ## run ruff and pyright
 	$(BIN)/ruff check .
