@@ -1,4 +1,4 @@
-# The targets need Python 3.11 to 3.13, git and make. Everything else is installed into .venv.
+# Requires only Python 3.11 to 3.13, git and make: everything else is installed into .venv.
 PYTHON ?= python3
 BIN := .venv/bin
 # .venv-classic has torch 2.7.0, the version that the metadata of MegaBlocks 0.10.0 requires.
@@ -10,19 +10,22 @@ CORE := $(addprefix tests/,distributed/test_step.py distributed/test_torch_compa
 MINUTE := $(addprefix tests/,config examples loading mixing models optim planning)
 FAST := not proof and not ranks and not subprocess and not slow
 
-# Workers of pytest-xdist. Each needs about one core and 2 GB of memory. All tests of a file run in one worker, in order.
+# Workers of pytest-xdist; each takes about one core and 2 GB of memory. A file's tests run in order on one worker.
 WORKERS ?= 2
 XDIST := --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: help quickstart lora test test-minute test-fast test-classic proof verify-exports gpu-gate lint lock clean
+.PHONY: help quickstart lora test test-minute test-fast test-classic proof verify-exports gpu-gate docs lint lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-15s %s\n", $$1, $$2}' Makefile
 
+.PHONY: install
+install: .venv/installed  ## install everything into .venv
+
 quickstart: .venv/installed  ## train a tiny DBRX on the CPU, export it, ask it questions (about 6 minutes)
 	$(BIN)/python scripts/quickstart.py device=cpu
 
-lora: .venv/installed  ## train LoRA adapters on a tiny DBRX on the CPU, merge and export them (about 2 minutes)
+lora: .venv/installed  ## train adapters on a tiny imported DBRX on the CPU, merge and export them (about 2 minutes)
 	test -d runs/tiny_base || $(BIN)/python scripts/make_tiny_dbrx.py runs/tiny_base
 	$(BIN)/composer -n 2 train.py yamls/finetune/dbrx_tiny_lora.yaml device=cpu model.pretrained_model_name_or_path=runs/tiny_base
 	$(BIN)/python scripts/convert_checkpoint_to_hf.py --composer_path runs/dbrx_tiny_lora/checkpoints --hf_output_path runs/dbrx_tiny_lora/hf
@@ -33,13 +36,13 @@ test: .venv/installed .venv/megablocks .venv/peft  ## run the tests (at most 8 m
 test-minute: .venv/installed  ## run the fast tests of model, data order, config and planner (1 minute on 2 cores)
 	$(BIN)/python -m pytest -m "$(FAST)" $(XDIST) $(MINUTE)
 
-test-fast: .venv/installed  ## run the tests that start no processes and are not slow (1.5 minutes on 2 cores)
+test-fast: .venv/installed  ## run only the fast tests, without ranks and subprocesses (1.5 minutes on 2 cores)
 	$(BIN)/python -m pytest -m "$(FAST)" $(XDIST)
 
 test-classic: .venv-classic/installed .venv-classic/megablocks  ## run the core tests on torch 2.7 and transformers 4 (2 minutes)
 	.venv-classic/bin/python -m pytest -m "not proof" $(XDIST) $(CORE)
 
-proof: .venv/installed  ## run the long proofs (hours; the same command continues them)
+proof: .venv/installed  ## run the long proofs (hours; a second call resumes them)
 	$(BIN)/python -m pytest -m proof --timeout 0
 
 verify-exports: .venv/installed  ## check an export with transformers 4.53, 4.57, the locked and the newest version (5 minutes)
@@ -48,30 +51,33 @@ verify-exports: .venv/installed  ## check an export with transformers 4.53, 4.57
 gpu-gate: .venv/installed .venv/megablocks  ## compile all Triton kernels for A100, H100 and B200, without a GPU (15 seconds)
 	$(BIN)/python scripts/dev/gpu_gate.py
 
+docs: .venv/installed  ## build the documentation as a web site into build/site (5 seconds)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 lint: .venv/installed  ## run ruff and pyright
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright
 
-lock: .venv/bin/uv  ## compile requirements.lock and requirements-classic.lock from pyproject.toml
+lock: .venv/bin/uv  ## update requirements.lock and requirements-classic.lock from pyproject.toml
 	$(BIN)/uv pip compile pyproject.toml $(COMPILE) -o requirements.lock
 	$(BIN)/uv pip compile --no-config pyproject.toml requirements-classic.in $(COMPILE) -o requirements-classic.lock
 
 clean:  ## remove the environment, runs and caches
 	rm -rf .venv .venv-classic .cache runs build *.egg-info .pytest_cache .ruff_cache
 
-# MegaBlocks' metadata allows numpy up to 2.0, which has no wheels for Python 3.13.
+# numpy 2.0, the newest version that MegaBlocks' metadata allows, has no wheels for Python 3.13.
 .venv/%: NEWEST := 13
 .venv-classic/%: NEWEST := 12
-CHECK_PYTHON = 'import sys; assert (3, 11) <= sys.version_info < (3, $(NEWEST) + 1), "Python 3.11 to 3.$(NEWEST) is needed here (make clean; make PYTHON=python3.12 ...), not " + sys.version.split()[0]'
+CHECK_PYTHON = 'import sys; assert (3, 11) <= sys.version_info < (3, $(NEWEST) + 1), "this environment needs Python 3.11 to 3.$(NEWEST) (make clean; make PYTHON=python3.12 ...), not " + sys.version.split()[0]'
 
-# uv, because pip needs 6 minutes for the lock. pip is the fallback where the package index is configured for pip only.
+# uv, because pip takes 6 minutes to install the lock; pip is the fallback if only pip is configured for the package index.
 $(ENVIRONMENTS:%=%/bin/uv): %/bin/uv:
 	$(PYTHON) -c $(CHECK_PYTHON)
 	$(PYTHON) -m venv $*
 	$*/bin/python -m pip install --quiet uv
 
-# --no-config and --no-deps: the lock is installed as it is, even where the packages' metadata does not allow it.
+# --no-config and --no-deps: a lock is installed as it is, without checking the metadata of its packages.
 .venv/installed: LOCK := requirements.lock
 .venv-classic/installed: LOCK := requirements-classic.lock
 .venv-classic/installed: CONFIG := --no-config
@@ -87,12 +93,12 @@ endif
 	$*/bin/uv pip install --python $*/bin/python --no-deps --editable .
 	@touch $@
 
-# MegaBlocks' Python files, which run on a CPU through Triton's interpreter. Only tests use them.
+# MegaBlocks' Python files, which run on a CPU through Triton's interpreter. Only for tests.
 $(ENVIRONMENTS:%=%/megablocks): %/megablocks: %/installed tests/helpers/install_megablocks_on_cpu.py
 	$*/bin/python tests/helpers/install_megablocks_on_cpu.py $@
 	@touch $@
 
-# PEFT, which tests use to load exported adapters. It is not in .venv, because Composer would import it there.
+# PEFT, which loads exported adapters in tests. It is not in the environment itself, because Composer would import it.
 .venv/peft: .venv/installed
 	rm -rf $@
 	$(BIN)/uv pip install --python $(BIN)/python --no-deps --target $@ peft==0.21.2 || $(BIN)/python -m pip install --no-deps --target $@ peft==0.21.2
