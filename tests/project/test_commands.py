@@ -79,7 +79,7 @@ RULES: list[Run | Elsewhere | Proof] = [
     # Set-up.
     Elsewhere(pattern=r"source .venv/bin/activate", reason="the tests run in this environment"),
     Elsewhere(pattern=r"make test( TORCH_BACKEND=auto)?", reason="runs this test"),
-    Elsewhere(pattern=r"make test-minute", reason="runs tests"),
+    Elsewhere(pattern=r"make (install|test-minute)", reason="the tests run in this environment"),
     Elsewhere(pattern=r"make clean", reason="deletes the environment that the tests run in"),
     Elsewhere(pattern=r"(\.venv/bin/)?uv pip install .*", reason=NETWORK),
     Proof(pattern=r"make quickstart( TORCH_BACKEND=cpu)?"),
