@@ -64,7 +64,7 @@ def test_what_is_refused_before_the_first_step(tmp_path: Path) -> None:
     cases = {
         "max_duration=2ba save_folder=A_FILE/x": "save_folder A_FILE/x cannot be written: Not a directory",
         "load_path=nowhere": "load_path is 'nowhere', but there is no such file or folder",
-        "load_path=A_FILE": "but it is no complete checkpoint",
+        "load_path=A_FILE": "but it is not a complete checkpoint",
         "model.vocab_size=200": "model.vocab_size is 200, but the tokenizer has",
         "save_folder=azure://bucket/x": "save_folder is 'azure://bucket/x', but the object stores that are supported",
         "save_folder='{name}/x'": "only {run_name} is filled in",

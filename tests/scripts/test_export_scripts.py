@@ -58,7 +58,7 @@ def test_verify_exports_checks_every_precision(
     monkeypatch.setattr(script.subprocess, "run", verify_once_in_a_fresh_process)
     assert script.main(["--versions", "4.57", "--folder", str(tmp_path / "verify")]) == 0
     said = capsys.readouterr().out
-    assert said.count("verified: the whole model at once") == len(PRECISIONS)
+    assert said.count("verified: the whole model: largest relative difference") == len(PRECISIONS)
     assert said.endswith("every one is right\n")
     wrong = subprocess.CompletedProcess([], 2, "", "error: config.json is not JSON\n")
     monkeypatch.setattr(script.subprocess, "run", lambda *args, **kwargs: wrong)
