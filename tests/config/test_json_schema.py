@@ -15,6 +15,7 @@ from train.main import main
 
 ROOT = Path(__file__).parents[2]
 SCHEMA = ROOT / "yamls" / "schema.json"
+KEYS = ROOT / "docs" / "keys.md"
 YAMLS = sorted((ROOT / "yamls").rglob("*.yaml"))
 
 MISSPELT = {
@@ -52,6 +53,14 @@ def test_the_committed_schema_is_up_to_date(capsys):
     assert main(["--schema"]) == 0
     assert capsys.readouterr().out == SCHEMA.read_text(encoding="utf-8"), "python train.py --schema > yamls/schema.json"
     Draft202012Validator.check_schema(json.loads(SCHEMA.read_text(encoding="utf-8")))
+
+
+def test_the_committed_page_of_keys_is_generated_from_the_code(capsys):
+    assert main(["--keys"]) == 0
+    page = capsys.readouterr().out
+    assert page == KEYS.read_text(encoding="utf-8"), "python train.py --keys > docs/keys.md"
+    for path in known_paths(TrainConfig):
+        assert f"\n| `{path.rpartition('.')[2]}` | " in page or path.endswith("NAME"), path
 
 
 def test_shipped_yamls_name_the_schema_and_satisfy_it(capsys):
@@ -125,6 +134,7 @@ def test_a_key_that_cannot_be_explained(capsys):
     assert main(["--explain"]) == 2
     assert main(["--explain", ""]) == 2
     assert main(["--schema", "seed"]) == 2
+    assert main(["--keys", "seed"]) == 2
     with pytest.raises(ConfigError, match=r"model.ffn_config.ffn_type is not a key: every layer has dropless experts"):
         explain("model.ffn_config.ffn_type")
     with pytest.raises(ConfigError, match="seed has no keys below it"):

@@ -252,7 +252,7 @@ def test_the_script_verifies(run, tmp_path):
     ("arguments", "message"),
     [
         (["train_loader.dataset.hf_kwargs.data_files=none.jsonl"], "error: train_loader.dataset.hf_kwargs.data_files"),
-        (["--rows", "-1"], "error: --rows is -1 and --first is 0, but neither can be below 0"),
+        (["--rows", "-1"], "error: --rows is -1 and --first is 0, but neither can be negative"),
         (["--png", "no/such/folder.png"], "error: --png is 'no/such/folder.png', but its folder cannot be written"),
     ],
 )

@@ -64,4 +64,4 @@ def test_other_commands_refuse_object_stores(capsys: pytest.CaptureFixture[str])
     for arguments in (["prune", "s3://b/x", "--keep", "1"], ["diff", "s3://b/x", "."]):
         with pytest.raises(SystemExit):
             main(arguments)
-        assert "s3://b/x is in an object store: only ls and verify look there" in capsys.readouterr().err
+        assert "s3://b/x is in an object store: only ls and verify support object stores" in capsys.readouterr().err
