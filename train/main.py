@@ -36,6 +36,7 @@ usage: composer train.py CONFIG [key=value ...]       one rank per GPU, or one r
 
        python train.py --explain KEY                  type, default and documentation of a key of CONFIG
        python train.py --schema                       the JSON schema of CONFIG, for editors
+       python train.py --keys                         all keys of CONFIG as a Markdown page (docs/keys.md)
 
 CONFIG is a YAML file: see yamls/finetune/.
 --rehash also reads input files again that have apparently not changed since an earlier start.
@@ -79,7 +80,7 @@ def _run_or_report(arguments: list[str], signals: StopSignals, *, launched: bool
         if {"-h", "--help"} & set(arguments):
             if is_first():
                 print(USAGE, end="")
-        elif arguments[:1] in (["--schema"], ["--explain"]):
+        elif arguments[:1] in (["--schema"], ["--explain"], ["--keys"]):
             if is_first():
                 _describe(*arguments)
         else:
@@ -102,12 +103,14 @@ def _join_launcher() -> None:
 
 def _describe(flag: str, *keys: str) -> None:
     """Print the documentation of all keys of a config, or of some."""
-    from train.config.json_schema import explain, json_schema
+    from train.config.json_schema import explain, json_schema, key_reference
 
-    if flag == "--schema" and keys:
-        raise ConfigError(f"--schema takes no key, but {' '.join(keys)} is given: use --explain for one key")
+    if flag != "--explain" and keys:
+        raise ConfigError(f"{flag} takes no key, but {' '.join(keys)} is given: use --explain for one key")
     if flag == "--schema":
         print(json.dumps(json_schema(), indent=2))
+    elif flag == "--keys":
+        print(key_reference(), end="")
     elif not keys:
         raise ConfigError("no key: python train.py --explain KEY, such as train_loader.dataset.excess_length")
     for key in keys:

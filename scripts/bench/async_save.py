@@ -128,7 +128,7 @@ def build_saver(folder: Path) -> Any:
     from train.checkpoint.saving.ranks import Ranks
 
     pruning = Pruning(folder, Retention(newest=-1), None)
-    return BackgroundSaver(ranks=Ranks(), told=Ranks(), confirm=lambda: None, pruning=pruning)
+    return BackgroundSaver(ranks=Ranks(), main_ranks=Ranks(), confirm=lambda: None, pruning=pruning)
 
 
 def save(saver: Any, folder: Path, tensors: dict[str, Any], batch: int, *, background: bool) -> None:

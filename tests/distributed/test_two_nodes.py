@@ -94,6 +94,6 @@ def test_tasks_of_srun_save_and_name_srun(number: signal.Signals, to: str, tmp_p
     assert sum(output.count("stopped: ") for output in outputs) == 1
     newest = checkpoints(tmp_path / "toy")[-1]
     command = f"srun --nodes 2 --ntasks 2 python train.py {' '.join(arguments)} autoresume=true\n"
-    line = f"stopped: {number.name} received: batch {newest.name[6:]} is saved in {newest}; this resumes it: {command}"
+    line = f"stopped: {number.name} received: batch {newest.name[6:]} is saved in {newest}; resume with: {command}"
     assert line in outputs[0]
     assert not any("Traceback" in output for output in outputs)

@@ -244,12 +244,15 @@ def script():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "nothing to evaluate: give --tasks, --exact_match, or both"),
+        ([], "nothing to evaluate: add --tasks, --exact_match, or both"),
         (["--tasks", "x", "--batch_size", "0"], "--batch_size is 0"),
         (["--tasks", "x", "--limit", "0"], "--limit is 0"),
         (["--tasks", "x", "--num_fewshot", "-1"], "--num_fewshot is -1"),
-        (["--exact_match", "x", "--num_fewshot", "3"], "--num_fewshot is given, but it is for --tasks"),
-        (["--tasks", "x"], "is no exported model, which --tasks needs: scripts/convert_checkpoint_to_hf.py"),
+        (["--exact_match", "x", "--num_fewshot", "3"], "--num_fewshot needs --tasks"),
+        (
+            ["--tasks", "x"],
+            "is not an exported model, which --tasks needs: export it with scripts/convert_checkpoint_to_hf.py",
+        ),
         (["--exact_match", "none.jsonl"], "none.jsonl cannot be read"),
         (["--tasks", "x", "--json", "none/y"], "--json is 'none/y', but its folder cannot be written"),
     ],

@@ -340,9 +340,9 @@ def test_a_step_with_adapters_costs_two_thirds_plus_the_adapters() -> None:
 def test_impossible_adapters_are_rejected(tmp_path: Path) -> None:
     lora = "lora={r: 4, alpha: 8, target_modules: [experts]}"
     message = refusal(tmp_path, lora, "fsdp_config=null")
-    assert "fsdp_config is null, but lora shards the base apart from its adapters" in message
-    assert "lora.r is 4000, but model.d_model is only" in refusal(tmp_path, lora, "lora.r=4000")
-    assert "lora.target_modules has unknown names: 'Wq'" in refusal(tmp_path, lora.replace("experts", "Wq"))
+    assert "fsdp_config is null, but lora shards the base and its adapters separately" in message
+    assert "lora.r is 4000, but it cannot exceed model.d_model" in refusal(tmp_path, lora, "lora.r=4000")
+    assert "lora.target_modules has 'Wq', which matches nothing" in refusal(tmp_path, lora.replace("experts", "Wq"))
 
 
 @pytest.mark.parametrize("per_expert", [False, True], ids=["shared", "per_expert"])

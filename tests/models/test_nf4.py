@@ -150,7 +150,7 @@ def test_two_ranks_pack_the_same_bytes_and_get_the_gradients_of_one() -> None:
 def test_rows_of_another_width_are_refused(tmp_path) -> None:
     lora = "lora={r: 4, alpha: 8, target_modules: [experts], base_dtype: nf4}"
     assert load(tmp_path, lora).lora is not None
-    assert "lora.base_dtype is nf4, which packs 64 numbers of a row" in refusal(tmp_path, lora, "model.d_model=48")
+    assert "lora.base_dtype is nf4, which packs blocks of 64 values" in refusal(tmp_path, lora, "model.d_model=48")
 
 
 def test_missing_requirements_of_nf4_are_reported(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:

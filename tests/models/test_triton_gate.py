@@ -89,7 +89,7 @@ def test_a_product_in_32_bits_is_found(code: str, found: int) -> None:
 def test_too_much_shared_memory_is_a_defect() -> None:
     compiled = Compiled(registers=32, spilled=0, shared=200 * 1024, narrow=[])
     assert [bool(compiled.defects(capability)) for capability in SHARED_LIMITS] == [True, False, False]
-    assert "needs 204,800 bytes of shared memory a block, and sm_80 has 166,912" in compiled.defects(80)[0]
+    assert "needs 204,800 bytes of shared memory per block, but sm_80 has 166,912" in compiled.defects(80)[0]
 
 
 def test_a_kernel_that_spills_or_does_not_compile_fails(monkeypatch: pytest.MonkeyPatch) -> None:
