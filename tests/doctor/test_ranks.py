@@ -31,7 +31,7 @@ def diagnose(path: str, seconds: float, absent: int, **faults: bool) -> tuple[in
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as out:
         patch.setattr(collectives, "_SIZES", SMALL)
         patch.setattr(folders, "_BYTES", 2**20)
-        patch.setattr(inputs, "why_offline", lambda: "tests ask no network")
+        patch.setattr(inputs, "why_offline", lambda: "tests do not use the network")
         if rank == 1:
             now = time.time
             patch.setattr(time, "time", lambda: now() + 100)

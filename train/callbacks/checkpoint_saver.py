@@ -183,7 +183,7 @@ class CheckpointSaver(Callback):
         subject = f"save_folder {self.saving.folder}"
         what = f"the checkpoint of batch {batch}, which takes {format_bytes(needed)}"
         with suppress(OSError):  # the folder may be gone
-            what += f" ({format_bytes(shutil.disk_usage(self.saving.folder).free, down=True)} are free)"
+            what += f" ({format_bytes(shutil.disk_usage(self.saving.folder).free, down=True)} free)"
         again = "start again with autoresume=true to resume from the previous checkpoint"
         try:
             with (

@@ -139,6 +139,6 @@ class HFCheckpointer(Callback):
         console.logger.info(f"hf_checkpointer: exporting {saved[-1].name} to {output}")
         export(saved[-1], output, self.precision, verify=True)
         if self.store is not None:
-            console.logger.info(f"hf_checkpointer: sending it to {self.store.url}/huggingface/ba{batch}")
+            console.logger.info(f"hf_checkpointer: uploading it to {self.store.url}/huggingface/ba{batch}")
             self.store.send_folder(output, f"huggingface/ba{batch}", last="config.json")
             shutil.rmtree(output)

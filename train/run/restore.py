@@ -30,7 +30,7 @@ def restore(config: TrainConfig, inputs: Inputs, model: DbrxForCausalLM, optimiz
         try:
             load(start.path, model, optimizer if start.state is not None else None)
         except CorruptCheckpointError as error:
-            inputs = _without(inputs, config, start, error)
+            inputs = _with_earlier_start(inputs, config, start, error)
         else:
             _report_settings(config, start, model, optimizer)
             break
@@ -50,7 +50,7 @@ def verify_end(config: TrainConfig, inputs: Inputs) -> Inputs:
             break
         if not isinstance(error, CorruptCheckpointError):
             raise error
-        inputs = _without(inputs, config, start, error)
+        inputs = _with_earlier_start(inputs, config, start, error)
     return inputs
 
 
@@ -63,7 +63,7 @@ def _corruption_of_my_part(start: Start) -> ConfigError | None:
     return corruption(start.path, names[dist.get_global_rank() :: dist.get_world_size()])
 
 
-def _without(inputs: Inputs, config: TrainConfig, start: Start, error: CorruptCheckpointError) -> Inputs:
+def _with_earlier_start(inputs: Inputs, config: TrainConfig, start: Start, error: CorruptCheckpointError) -> Inputs:
     chosen: list[Start] = []
 
     def choose() -> None:

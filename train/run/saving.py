@@ -81,7 +81,7 @@ def _prepare(folder: Path, config: TrainConfig, inputs: Inputs) -> None:
     check_space(config, folder, n_saves, world_size=dist.get_world_size())
 
 
-def tidy(inputs: Inputs, last: Path) -> None:
+def clean_up(inputs: Inputs, last: Path) -> None:
     """Finish the clean-up that a run killed right after its last save has missed, if the folder can be owned and
     written to. For rank 0. last: the last checkpoint."""
     if inputs.folder is not None:

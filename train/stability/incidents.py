@@ -72,7 +72,7 @@ def read_incident(path: Path) -> Incident:
         return Incident(**values, ranks=ranks)
     except FileNotFoundError:
         hint = f"name a folder of SAVE_FOLDER/{INCIDENTS}, such as {INCIDENTS}/ba100"
-        raise ConfigError(f"{path} is no incident: it has no {_INCIDENT}: {hint}") from None
+        raise ConfigError(f"{path} is not an incident: it has no {_INCIDENT}: {hint}") from None
     except OSError as error:
         raise ConfigError(f"{path / _INCIDENT} cannot be read: {reason(error)}") from None
     except (ValueError, TypeError, KeyError, AttributeError) as error:
