@@ -93,7 +93,8 @@ class HFCheckpointer(Callback):
             self._export_on_first_rank(batch)
 
     def catch_up(self, batch: int) -> None:
-        """Export the checkpoint that a run resumes from, unless that was done before the run ended. Collective."""
+        """Export the checkpoint that a run resumes from, unless that was done before the run ended. Every rank must
+        call this."""
         if self._is_due(batch):
             self._export_on_first_rank(batch, only_if_missing=True)
 

@@ -44,7 +44,7 @@ CheckFunction = Callable[[], Iterable[Check]]
 
 def examine(loaded: LoadedConfig | None, place: Place, *, seconds: float, file: Path | None) -> bool:
     """Run all checks and return whether none has failed, as far as this rank knows. Only rank 0 knows all results, and
-    shows them. Collective.
+    shows them. Every rank must call this.
 
     seconds: time limit of each check and of waiting for a rank. Raises ConfigError if rank 0 cannot be reached or the
     JSON file cannot be written.
@@ -75,7 +75,8 @@ def _rank_checks(
     *,
     gpu: bool,
 ) -> list[Check]:
-    """Run the checks that need several ranks. Collective. first: whether a ready rank is the first one of its node."""
+    """Run the checks that need several ranks. Every rank must call this. first: whether a ready rank is the first one
+    of its node."""
     checks: list[Check] = []
     nodes = [rank for rank, is_first in sorted(first.items()) if is_first]
     if len(nodes) > 1 and exchange.place.is_first_of_node:
@@ -211,7 +212,7 @@ def _folders(config: TrainConfig | None) -> list[Folder]:
 
 
 def _between_ranks(exchange: RankExchange, hosts: Mapping[int, str], seconds: float, *, gpu: bool) -> Iterator[Check]:
-    """Measure the links. Collective; rank 0 yields the results of all ranks."""
+    """Measure the links. Every rank must call this; rank 0 yields the results of all ranks."""
     import torch
     import torch.distributed as dist
 

@@ -16,7 +16,7 @@ _DASHES = ([1, 0], [6, 3], [2, 2], [9, 3, 2, 3], [4, 1], [12, 4], [1, 3], [8, 2,
 _TICKS = ".6~g"
 """Format of ticks: enough digits to distinguish them on a flat curve; trailing zeros are not shown."""
 MOST_STREAMS = 12
-"""Most streams with their own chart; tables contain all streams."""
+"""Maximum number of streams with their own chart; tables contain all streams."""
 
 
 @dataclass(frozen=True, kw_only=True)

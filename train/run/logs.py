@@ -31,9 +31,9 @@ _MANIFEST_KEYS = (
 )
 """Keys of a folder's manifest.json that describe how its input was used."""
 _MOST_PATHS = 20
-"""Most input files that are listed for a stream."""
+"""Maximum number of input files listed for a stream."""
 _LONGEST_MESSAGE = 2000
-"""Most characters of a message."""
+"""Maximum number of characters in a message."""
 
 
 def logged_run(inputs: Inputs) -> LoggedRun:

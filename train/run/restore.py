@@ -23,7 +23,7 @@ def restore(config: TrainConfig, inputs: Inputs, model: DbrxForCausalLM, optimiz
     """Load and verify the tensors of the start. Returns the inputs, with an earlier start if the checkpoint is corrupt.
     The optimizer keeps the settings of this run's config.
 
-    Collective. Raises ConfigError, the same on every rank.
+    Every rank must call this. Raises ConfigError, the same on every rank.
     """
     while (start := inputs.start) is not None:
         _check_optimizer(start, optimizer)
@@ -41,7 +41,7 @@ def verify_end(config: TrainConfig, inputs: Inputs) -> Inputs:
     """If nothing is left to train, and so nothing will be loaded: verify the checkpoint, each rank a part of its files.
     Returns the inputs, with an earlier start if the checkpoint is corrupt.
 
-    Collective. Raises ConfigError, the same on every rank.
+    Every rank must call this. Raises ConfigError, the same on every rank.
     """
     while (start := inputs.start) is not None and start.run_id is not None and inputs.first_batch >= inputs.max_batches:
         found = dist.all_gather_object(_corruption_of_my_part(start))

@@ -41,8 +41,8 @@ class SpikeActions:
         self._mix = mix
 
     def handle(self, state: State, loss: float, logger: Logger, model: nn.Module) -> bool:
-        """Handle a step with a finite loss before the optimizer steps. Returns whether to skip the step. Collective;
-        the loss is the same on every rank. Raises RunStopped, on every rank."""
+        """Handle a step with a finite loss before the optimizer steps. Returns whether to skip the step. Every rank
+        must call this; the loss is the same on every rank. Raises RunStopped, on every rank."""
         batch, detector = state.timestamp.batch.value, self._detector
         before, median, limit = detector.length, detector.median, detector.limit
         if not detector.is_spike(loss):

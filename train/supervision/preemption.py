@@ -59,7 +59,7 @@ class Preemption(Callback):
         self.evaluation_due = state.get(_KEPT, False)
 
     def should_end(self, state: State) -> bool:
-        """Whether the run must end, the same on every rank. Collective."""
+        """Whether the run must end, the same on every rank. Every rank must call this."""
         if self._cause is None:
             is_almost_over = (
                 self._wall_time is not None and state.timestamp.batch > self._first_batch and self._is_almost_over()

@@ -21,7 +21,7 @@ PERIOD = 1.0
 _SOON = 0.1
 """Seconds between two exchanges while the run is ending."""
 _RANKS_PER_SECOND = 256
-"""Most heartbeats per second that the server receives; each takes three requests."""
+"""Maximum number of heartbeats per second that the server receives; each takes three requests."""
 
 
 @dataclass(frozen=True, kw_only=True)

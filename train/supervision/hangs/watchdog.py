@@ -27,9 +27,9 @@ _LOADER_MARGIN = 5.0
 _CONSEQUENCE = 2.0
 """Seconds for the main thread to raise the same error as another rank."""
 _SHARE, _SHOW, _WRITE, _LEAVE = 3.0, 6.0, 5.0, 6.0
-"""Most seconds for each part of ending, 30 together: the store, the disk or another rank may be what hangs."""
+"""Time limits in seconds of each part of ending, 30 in total: the store, the disk or another rank may hang."""
 _NAMED = 8
-"""Most ranks that a message names."""
+"""Maximum number of ranks named in a message."""
 _SILENT = 4.0
 """Seconds without a heartbeat after which a rank that others wait for counts as unresponsive."""
 _GRACE_OF_SERVER = 3.0
@@ -236,7 +236,7 @@ class Watchdog:
         if failure.kind != "failed":
             text += ". The run ends; with autoresume=true the next start resumes from the newest checkpoint"
         # A single write that bypasses Python's streams, whose locks the main thread may hold.
-        begin = "\n" if os.isatty(2) else ""  # below the live bar
+        begin = "\n" if os.isatty(2) else ""  # start below the live bar
         os.write(2, f"{begin}error: {redacted(text)}\n".encode())
         batch = self._sections.place.batch
         # Of a traceback, record only the last line.
