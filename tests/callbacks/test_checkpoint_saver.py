@@ -91,7 +91,7 @@ def test_a_refused_save_is_one_error_on_every_rank(tmp_path: Path) -> None:
     for name, (_, text, _, names) in CASES.items():
         error, left, resumed = first[name]
         assert error.startswith(f"save_folder {tmp_path / name} {text} for the checkpoint of batch 4, which takes ")
-        assert " are free): " in error
+        assert " free): " in error
         assert left == names[:1]
         assert resumed == (names if name == "space" else left)
 
