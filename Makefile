@@ -12,6 +12,8 @@ CORE := $(addprefix tests/,distributed/test_step.py distributed/test_torch_compa
 WORKERS ?= 2
 XDIST := --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
+SERVE := openai==2.16.0 distro==1.9.0 jiter==0.12.0 sniffio==1.3.1
+
 .PHONY: help quickstart lora test test-fast test-classic proof verify-exports gpu-gate lint lock clean
 
 help:  ## list the targets
@@ -25,7 +27,7 @@ lora: .venv/installed  ## adapters on a tiny imported DBRX on the CPU, merged an
 	$(BIN)/composer -n 2 train.py yamls/finetune/dbrx_tiny_lora.yaml device=cpu model.pretrained_model_name_or_path=runs/tiny_base
 	$(BIN)/python scripts/convert_checkpoint_to_hf.py --composer_path runs/dbrx_tiny_lora/checkpoints --hf_output_path runs/dbrx_tiny_lora/hf
 
-test: .venv/installed .venv/megablocks .venv/peft  ## run the tests (at most 8 minutes on 2 cores)
+test: .venv/installed .venv/megablocks .venv/peft .venv/serve  ## run the tests (at most 8 minutes on 2 cores)
 	$(BIN)/python -m pytest -m "not proof" $(XDIST)
 
 test-fast: .venv/installed  ## run the tests that start no ranks and no programs and are not slow (1.5 minutes on 2 cores)
@@ -85,6 +87,12 @@ endif
 # MegaBlocks' Python files, which run on a CPU through Triton's interpreter: for tests alone.
 $(ENVIRONMENTS:%=%/megablocks): %/megablocks: %/installed tests/helpers/install_megablocks_on_cpu.py
 	$*/bin/python tests/helpers/install_megablocks_on_cpu.py $@
+	@touch $@
+
+# What `transformers serve` imports beside the installed packages: for docs/examples and its test alone.
+.venv/serve: .venv/installed
+	rm -rf $@
+	$(BIN)/uv pip install --python $(BIN)/python --no-deps --target $@ $(SERVE) || $(BIN)/python -m pip install --no-deps --target $@ $(SERVE)
 	@touch $@
 
 # PEFT, to load what is exported for it: for tests alone. Among the installed packages Composer would import it.
