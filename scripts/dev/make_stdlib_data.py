@@ -1,13 +1,14 @@
 """Writes the text of this Python's standard library as three JSONL files: code, docstrings and comments.
 
-It is on every machine: for trying out mixtures and curricula without a download. One line a module: {"text": ...}.
+Every machine has this text, so mixtures and curricula can be tried without a download. One line per module:
+{"text": ...}.
 """
 
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-# Only the repository's root: in these folders evaluate.py, for one, would hide the package of the same name.
+# Import only from the repository's root: evaluate.py in scripts/ would hide the package of the same name.
 sys.path[:] = [str(ROOT), *(path for path in sys.path if not Path(path).resolve().is_relative_to(ROOT / "scripts"))]
 
 import argparse
@@ -25,7 +26,7 @@ STREAMS = ("code", "docstrings", "comments")
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path(".cache/stdlib"), help="default: .cache/stdlib")
-    parser.add_argument("--modules", type=int, default=0, help="only so many of them (default: all)")
+    parser.add_argument("--modules", type=int, default=0, help="maximum number of modules (default: all)")
     args = parser.parse_args(argv)
     args.out.mkdir(parents=True, exist_ok=True)
     texts: dict[str, list[str]] = {name: [] for name in STREAMS}
@@ -49,14 +50,14 @@ def _modules() -> list[Path]:
 def _reads(file: Path) -> bool:
     try:
         ast.parse(file.read_text(encoding="utf-8"))
-    except (SyntaxError, UnicodeDecodeError):  # a few are there to be wrong
+    except (SyntaxError, UnicodeDecodeError):  # a few files are invalid by design
         return False
     return True
 
 
 def split(source: str) -> dict[str, str]:
-    """A module's code, docstrings and comments, each in their order; the code without the other two."""
-    lines = source.split("\n")  # as ast counts them: a form feed ends none
+    """Split a module into code, docstrings and comments, each in order; the code excludes the other two."""
+    lines = source.split("\n")  # counted like ast: a form feed does not end a line
     docstrings = []
     for node in ast.walk(ast.parse(source)):
         if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):

@@ -49,7 +49,7 @@ def checked(*files: Path) -> int:
     return int(ended.value.code or 0)
 
 
-def test_the_committed_schema_is_that_of_the_code(capsys):
+def test_the_committed_schema_is_up_to_date(capsys):
     assert main(["--schema"]) == 0
     assert capsys.readouterr().out == SCHEMA.read_text(encoding="utf-8"), "python train.py --schema > yamls/schema.json"
     Draft202012Validator.check_schema(json.loads(SCHEMA.read_text(encoding="utf-8")))
@@ -69,7 +69,7 @@ def test_shipped_yamls_name_the_schema_and_satisfy_it(capsys):
     assert checked(*YAMLS) == 0
 
 
-def test_misspelt_yamls_are_found_by_the_schema_as_by_the_reader(tmp_path, capsys):
+def test_the_schema_rejects_the_misspelt_yamls_that_the_reader_rejects(tmp_path, capsys):
     text = LEAST.replace("lr: 1e-3", "lr: 1.0e-3")
     files = []
     for number, (right, wrong) in enumerate([*MISSPELT.items(), *INVALID.items()]):
@@ -99,7 +99,7 @@ def test_misspelt_yamls_are_found_by_the_schema_as_by_the_reader(tmp_path, capsy
         "train_loader.dataset.target_prompts=length>=8",
     ],
 )
-def test_the_schema_takes_what_the_reader_takes(override):
+def test_the_schema_accepts_what_the_reader_accepts(override):
     key, _, text = override.partition("=")
     tree = yaml.safe_load(LEAST.replace("1e-3", "1.0e-3")) | {"variables": {"n": 3}}
     node = tree
@@ -141,7 +141,7 @@ def test_a_key_that_cannot_be_explained(capsys):
         explain("seed.x")
 
 
-def test_defaults_of_the_schema_are_those_of_the_reader(tmp_path):
+def test_the_schema_has_the_defaults_of_the_reader(tmp_path):
     config, schema = load(tmp_path), json_schema()
     for name, key in schema["properties"].items():
         if isinstance(key.get("default"), int | float | str | bool):

@@ -207,14 +207,14 @@ def test_what_is_no_checkpoint_is_described(tmp_path):
     (tmp_path / "file.pt").touch()
     (tmp_path / "empty").mkdir()
     (tmp_path / "link").symlink_to("ep0-ba1")
-    for name, said in (
+    for name, message in (
         ("none", "but nothing is there"),
         ("file.pt", "but a file; resume the run from it, whose next checkpoint is a folder"),
         ("empty", "but an empty folder"),
         ("link", "but a link to ep0-ba1, which is not there"),
         (".", "but a folder that holds empty, file.pt, link"),
     ):
-        with pytest.raises(ConfigError, match=f"is not a checkpoint .*, {said}"):
+        with pytest.raises(ConfigError, match=f"is not a checkpoint .*, {message}"):
             find_checkpoint(tmp_path / name)
 
 
@@ -226,9 +226,9 @@ def copy_run(run, folder, *, tensors=None):
     return folder
 
 
-def refused(run, output, said):
+def refused(run, output, message):
     """The export fails with this text, and leaves nothing."""
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=message):
         export(run, output)
     assert not output.exists()
     assert not [entry for entry in output.parent.iterdir() if ".part" in entry.name]
@@ -239,16 +239,16 @@ def test_tensors_that_a_stock_dbrx_does_not_have_are_named(run, model, tmp_path)
     tensors["extra.weight"] = torch.zeros(2)
     tensors["transformer.norm_f.weight"] = torch.zeros(33)
     del tensors["lm_head.weight"]
-    said = (
-        r"ep0-ba10 does not hold the DBRX of .*config.yaml: lm_head.weight is missing; extra.weight is not a part of "
-        r"DBRX; transformer.norm_f.weight is \[33\], not \[32\]$"
+    message = (
+        r"ep0-ba10 does not match the DBRX of .*: lm_head.weight is missing; extra.weight is not a parameter "
+        r"of DBRX; transformer.norm_f.weight is \[33\], expected \[32\]$"
     )
-    refused(copy_run(run, tmp_path / "run", tensors=tensors), tmp_path / "out", said)
+    refused(copy_run(run, tmp_path / "run", tensors=tensors), tmp_path / "out", message)
 
 
 def test_no_more_than_ten_tensors_are_named(run, tmp_path):
-    said = r"transformer.wte.weight is missing; .*blocks.1.norm_attn_norm.norm_1.weight is missing \(and 9 more\)"
-    refused(copy_run(run, tmp_path / "run", tensors={}), tmp_path / "out", said)
+    message = r"transformer.wte.weight is missing; .*blocks.1.norm_attn_norm.norm_1.weight is missing \(and 9 more\)"
+    refused(copy_run(run, tmp_path / "run", tensors={}), tmp_path / "out", message)
 
 
 def test_a_checkpoint_that_is_not_whole_is_refused(run, tmp_path):
@@ -266,9 +266,9 @@ def test_a_tensor_that_cannot_be_read_is_named(run, tmp_path):
     broken = copy_run(run, tmp_path / "run")
     (data,) = (broken / "ep0-ba10").glob("*.distcp")
     data.write_bytes(b"\0" * data.stat().st_size)
-    refused(broken, tmp_path / "out", r"ep0-ba10 is corrupt: __0_0.distcp has other bytes than were written, in \[0, ")
+    refused(broken, tmp_path / "out", r"ep0-ba10 is corrupt: __0_0.distcp differs from what was written in bytes \[0, ")
     commit(broken / "ep0-ba10")
-    refused(broken, tmp_path / "out", r"ep0-ba10 is corrupt: __0_0.distcp does not hold transformer.wte.weight: .")
+    refused(broken, tmp_path / "out", r"ep0-ba10 is corrupt: __0_0.distcp does not contain transformer.wte.weight: .")
 
 
 def test_what_the_run_left_beside_its_checkpoints_is_needed(run, tmp_path):

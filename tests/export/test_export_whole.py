@@ -120,8 +120,10 @@ def test_a_disk_that_fills_up_keeps_what_is_written(run: Path, tmp_path: Path, m
 
     with monkeypatch.context() as patch:
         patch.setattr("train.export.writer._write_tensor", full)
-        said = r"out cannot be written: No space left on device; what is written stays in \S+/.out.part, and the same"
-        with pytest.raises(ConfigError, match=said):
+        message = (
+            r"out cannot be written: No space left on device; what is written stays in \S+/.out.part, and the same"
+        )
+        with pytest.raises(ConfigError, match=message):
             export(run, tmp_path / "out")
     export(run, tmp_path / "out")
     assert (tmp_path / "out" / "config.json").is_file()
@@ -288,7 +290,7 @@ def test_a_piece_that_is_missing_is_no_garbage_in_the_output(run: Path) -> None:
     (whole,) = stored.chunks
     offsets, sizes = torch.Size([1, 0]), torch.Size([whole.sizes[0] - 1, whole.sizes[1]])
     stored.chunks = [ChunkStorageMetadata(offsets, sizes)]
-    with pytest.raises(ConfigError, match=r"lm_head\.weight is not in pieces of whole rows, each once"):
+    with pytest.raises(ConfigError, match=r"lm_head\.weight is not stored in disjoint chunks of whole rows"):
         reader.check(MODEL, "the config's")
 
 

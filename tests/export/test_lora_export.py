@@ -172,10 +172,10 @@ def test_the_size_is_told_first(trained: Path, tmp_path: Path, capsys: pytest.Ca
     export_peft(trained, tmp_path / "out", "bf16")
     config = load_saved_config(trained.parent / "config.yaml")
     assert config.lora is not None
-    said = int(capsys.readouterr().out.split(" bytes")[0].rpartition(" ")[2].replace(",", ""))
+    message = int(capsys.readouterr().out.split(" bytes")[0].rpartition(" ")[2].replace(",", ""))
     file = tmp_path / "out" / "adapter_model.safetensors"
     header = int.from_bytes(file.read_bytes()[:8], "little") + 8
-    assert file.stat().st_size == said + header
+    assert file.stat().st_size == message + header
     written = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
     assert written["r"] == (16 if config.lora.per_expert else 4)
     assert written["lora_alpha"] / written["r"] == config.lora.scale

@@ -39,10 +39,12 @@ def exported(run: Path, request: pytest.FixtureRequest) -> Path:
 
 def test_what_was_exported_is_right(exported: Path, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(exported), "--composer_path", str(run)]) == 0
-    said = capsys.readouterr().out
-    assert "verified: 19 tensors with the names and shapes of stock DBRX, equal to the checkpoint's to the byte" in said
-    assert "block by block: " in said
-    assert "the whole model at once: " in said
+    message = capsys.readouterr().out
+    assert (
+        "verified: 19 tensors with the names and shapes of stock DBRX, equal to the checkpoint's to the byte" in message
+    )
+    assert "block by block: " in message
+    assert "the whole model at once: " in message
 
 
 @pytest.fixture(scope="module")
@@ -193,9 +195,9 @@ CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
 def test_a_file_changed_by_hand_is_caught(changed: str, exported: Path, run: Path, tmp_path: Path) -> None:
     folder = tmp_path / "changed"
     shutil.copytree(exported, folder)
-    change, said = CHANGES[changed]
+    change, message = CHANGES[changed]
     change(folder)
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=message):
         verify(folder, run)
 
 

@@ -249,14 +249,14 @@ def test_the_script_verifies(run, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["train_loader.dataset.hf_kwargs.data_files=none.jsonl"], "error: train_loader.dataset.hf_kwargs.data_files"),
-        (["--rows", "-1"], "error: --rows is -1 and --first is 0, but neither can be below 0"),
+        (["--rows", "-1"], "error: --rows is -1 and --first is 0, but neither can be negative"),
         (["--png", "no/such/folder.png"], "error: --png is 'no/such/folder.png', but its folder cannot be written"),
     ],
 )
-def test_the_script_says_what_is_wrong(run, arguments, said):
+def test_the_script_says_what_is_wrong(run, arguments, message):
     code, _, errors = run(*arguments)
     assert code == 2
-    assert errors.startswith(said)
+    assert errors.startswith(message)

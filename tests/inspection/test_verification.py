@@ -25,8 +25,8 @@ def test_each_corrupt_file_is_named(tmp_path: Path, threads: int) -> None:
     flip(checkpoint / "__0_0.distcp", 3000)
     flip(checkpoint / "state.json")
     assert verify(checkpoint, threads=threads).lines() == [
-        "ep0-ba10: corrupt: __0_0.distcp has other bytes than were written, in [0, 4,000)",
-        "ep0-ba10: corrupt: state.json has other bytes than were written, in [0, 2)",
+        "ep0-ba10: corrupt: __0_0.distcp differs from what was written in bytes [0, 4,000)",
+        "ep0-ba10: corrupt: state.json differs from what was written in bytes [0, 2)",
     ]
 
 
@@ -35,16 +35,16 @@ def test_the_place_of_a_flipped_bit_is_named(tmp_path: Path) -> None:
     (checkpoint / "__0_0.distcp").write_bytes(bytes(2 * BLOCK_BYTES + 5))
     commit(checkpoint)
     flip(checkpoint / "__0_0.distcp", BLOCK_BYTES)
-    assert "in [1,048,576, 2,097,152)" in verify(checkpoint).lines()[0]
+    assert "in bytes [1,048,576, 2,097,152)" in verify(checkpoint).lines()[0]
 
 
 def test_a_checkpoint_of_another_batch_or_run_is_corrupt(tmp_path: Path) -> None:
     folder = write_save_folder(tmp_path, 10, 20)
     (folder / "ep0-ba10").rename(folder / "ep0-ba30")
     write_run_file(folder, "another")
-    assert verify(folder / "ep0-ba30").lines() == ["ep0-ba30: corrupt: manifest.json is that of batch 10"]
+    assert verify(folder / "ep0-ba30").lines() == ["ep0-ba30: corrupt: manifest.json belongs to batch 10"]
     assert verify(folder / "ep0-ba20").lines() == [
-        "ep0-ba20: corrupt: manifest.json is that of another run (run) than run.json beside it"
+        "ep0-ba20: corrupt: manifest.json belongs to another run (run) than run.json beside it"
     ]
 
 

@@ -1,4 +1,4 @@
-"""The planned traffic is what ranks send, to the byte."""
+"""The planned traffic equals the bytes that ranks send."""
 
 from collections import Counter
 from pathlib import Path
@@ -20,7 +20,7 @@ CASES = {
 
 
 def sent_by(folder: Path) -> dict[str, tuple[dict[str, int], dict[str, float]]]:
-    """What this rank has sent in a step of each case, and what was planned."""
+    """The bytes that this rank sent in a step of each case, and the planned bytes."""
     import torch.distributed as dist
     from composer.utils import dist as composer_dist
     from composer.utils import get_device
@@ -53,6 +53,6 @@ def sent_by(folder: Path) -> dict[str, tuple[dict[str, int], dict[str, float]]]:
 def test_planned_traffic_is_what_ranks_send(tmp_path: Path) -> None:
     first, second = run_ranks(sent_by, 2, tmp_path)
     for name in CASES:
-        # Which experts tokens go to makes one rank send more than the other.
+        # The routing makes one rank send more than the other.
         (sent, planned), (its, _) = first[name], second[name]
         assert {kind: (n_bytes + its[kind]) / 2 for kind, n_bytes in sent.items()} == planned

@@ -187,10 +187,10 @@ def refused_before_the_model_is_built(path: str, overrides: list[str]) -> str:
 def test_what_is_refused_is_named(path: str) -> None:
     for change in written(REFUSED):
         key, _, value = change.partition("=")
-        said = refused_before_the_model_is_built(path, [change])
-        assert f"but {key} was " in said, said
-        assert f", now {value} (" in said.replace(str(Path(path).parent), "FOLDER")
-        assert ": put it back, or start another run from the" in said
+        message = refused_before_the_model_is_built(path, [change])
+        assert f"but {key} was " in message, message
+        assert f", now {value} (" in message.replace(str(Path(path).parent), "FOLDER")
+        assert ": put it back, or start another run from the" in message
 
 
 def test_all_that_is_refused_is_named_together(path: str) -> None:
@@ -209,10 +209,10 @@ def test_content_that_changed_under_the_same_keys_is_said_to_have(path: str) -> 
     data = Path(path).parent / "train.jsonl"
     before = data.read_text()
     data.write_text(before.replace("amber", "agate"))
-    said = refused_before_the_model_is_built(path, ["optimizer.lr=1e-4"])
+    message = refused_before_the_model_is_built(path, ["optimizer.lr=1e-4"])
     data.write_text(before)
-    assert "but the rows of train_loader.dataset (fingerprint was " in said
-    assert "though no key of theirs has changed: the content of a file, of the tokenizer" in said
+    assert "but the rows of train_loader.dataset (fingerprint was " in message
+    assert "though no key of theirs has changed: the content of a file, of the tokenizer" in message
 
 
 def test_a_config_of_other_code_refuses_no_resume(path: str) -> None:
@@ -221,8 +221,8 @@ def test_a_config_of_other_code_refuses_no_resume(path: str) -> None:
     (line,) = (line for line in describe(open_inputs(config), config) if "changed" in line)
     assert line.startswith("what changed since ep0-ba2 cannot be shown: ")
     assert line.endswith("key_of_old is not a key here or anywhere below")
-    said = refused_before_the_model_is_built(path, ["model.attn_config.rope_theta=3"])
-    assert "model.attn_config.rope_theta was 500.0, now 3.0 (the weights were trained with it)" in said
+    message = refused_before_the_model_is_built(path, ["model.attn_config.rope_theta=3"])
+    assert "model.attn_config.rope_theta was 500.0, now 3.0 (the weights were trained with it)" in message
 
 
 def with_config(folder: Path, text: str) -> None:

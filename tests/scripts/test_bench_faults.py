@@ -1,4 +1,4 @@
-"""What the bench of faults makes of outcomes: the runs themselves take minutes."""
+"""How the bench of faults evaluates outcomes. Its runs take minutes and are not part of this test."""
 
 from collections import Counter
 from pathlib import Path
@@ -28,7 +28,7 @@ def test_how_a_command_failed(ended: Ended, seen: str | None) -> None:
     assert refusal(ended, "ep0-ba6", "__0_0.distcp") == seen
 
 
-def test_one_other_outcome_is_not_as_expected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_different_outcome_is_unexpected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     outcomes = {"right": [REFUSED, REFUSED], "wrong": [REFUSED, WRONG], "skipped": [SKIPPED], "nothing": []}
     cases = [Case(name, REFUSED, lambda lab, seen=seen: iter(seen)) for name, seen in outcomes.items()]
     rows = load_script("bench/bench_faults").measure(Lab(tmp_path), cases)
@@ -44,5 +44,5 @@ def test_flips_are_counted_by_file_and_outcome() -> None:
     ]
 
 
-def test_every_fault_is_there_once() -> None:
+def test_every_fault_occurs_once() -> None:
     assert len(load_script("bench/bench_faults").CASES) == 96

@@ -1,4 +1,4 @@
-"""Weights of stock folders: what is read, by whom, and what is said of folders that cannot be."""
+"""Weights of stock folders: what is read, by whom, and what is message of folders that cannot be."""
 
 import json
 import os
@@ -92,7 +92,7 @@ def test_the_architecture_is_the_folders(tmp_path: Path, folder: Path) -> None:
 
 def test_keys_that_contradict_are_one_error_with_both_values(tmp_path: Path, folder: Path) -> None:
     keys = f"pretrained_model_name_or_path: {folder}, n_layers: 3, ffn_config: {{moe_top_k: 1}}, max_seq_len: 65"
-    there = f"in {folder / 'config.json'}: leave that to the weights, or name others"
+    there = f"in {folder / 'config.json'}: remove the key, or use other weights"
     assert refusal(tmp_path, f"model={{{keys}}}").splitlines() == [
         "small.yaml: 3 problems",
         f"  small.yaml: model.n_layers is 3, but 2 {there}",
@@ -109,9 +109,9 @@ def test_a_preset_may_stand_beside_weights_of_its_shape_alone(tmp_path: Path) ->
     write_stock_folder(tmp_path / "stock", **shape, attn_config=attn, ffn_config=ffn)
     named = f"model.pretrained_model_name_or_path={tmp_path / 'stock'}"
     assert load(tmp_path, named).model.preset == "tiny"
-    said = refusal(tmp_path, named, "model.preset=9b")
-    assert "d_model is 2048 by preset 9b, but 64 in " in said
-    assert "n_layers is 24 by preset 9b, but 2 in " in said
+    message = refusal(tmp_path, named, "model.preset=9b")
+    assert "d_model is 2048 by preset 9b, but 64 in " in message
+    assert "n_layers is 24 by preset 9b, but 2 in " in message
     assert load(tmp_path, named, "model.max_seq_len=100").model.max_seq_len == 100
 
 
@@ -137,7 +137,7 @@ def test_what_is_saved_finds_a_folder_from_anywhere(
 
 
 def test_pretrained_true_needs_a_name(tmp_path: Path) -> None:
-    assert "no weights are named: write model.pretrained_model_name" in refusal(tmp_path, "model.pretrained=true")
+    assert "no weights are named: set model.pretrained_model_name" in refusal(tmp_path, "model.pretrained=true")
 
 
 def change_config(folder: Path, **changes: object) -> None:
@@ -148,7 +148,7 @@ def change_config(folder: Path, **changes: object) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"model_type": "mixtral"}, "its model_type is mixtral, but only dbrx can be taken"),
         ({"rope_parameters": [1]}, "its rope_parameters is [1], not a mapping of keys"),
@@ -168,9 +168,9 @@ def change_config(folder: Path, **changes: object) -> None:
         ({"n_heads": "x"}, "config.json cannot be: "),
     ],
 )
-def test_another_architecture(folder: Path, changes: dict[str, object], said: str) -> None:
+def test_another_architecture(folder: Path, changes: dict[str, object], message: str) -> None:
     change_config(folder, **changes)
-    assert said in refused(folder)
+    assert message in refused(folder)
 
 
 def test_the_config_of_transformers_5(folder: Path) -> None:
@@ -202,21 +202,21 @@ def test_missing_extra_and_misshapen_tensors_are_named(folder: Path) -> None:
             tensors["transformer.norm_f.weight"] = torch.zeros(33)
 
     rewrite(folder, change)
-    said = refused(folder)
-    assert "it is no stock DBRX: " in said
+    message = refused(folder)
+    assert "it is no stock DBRX: " in message
     for problem in (
         "lm_head.weight is missing",
         "extra.bias is not a part of DBRX",
         "norm_f.weight is [33], not [32]",
     ):
-        assert problem in said
+        assert problem in message
 
 
 def test_no_more_than_ten_are_named(folder: Path) -> None:
     rewrite(folder, lambda tensors: [tensors.update({f"{name}x": tensors.pop(name)}) for name in list(tensors)])
-    said = refused(folder)
-    assert said.count(" is missing") == 10
-    assert said.endswith("(and 28 more): name one, or export it anew")
+    message = refused(folder)
+    assert message.count(" is missing") == 10
+    assert message.endswith("(and 28 more): name one, or export it anew")
 
 
 def test_a_wrong_dtype_is_named(folder: Path) -> None:
@@ -228,16 +228,16 @@ def test_files_that_are_not_whole(folder: Path) -> None:
     first, second, *_ = shards(folder)
     os.truncate(first, first.stat().st_size - 1)
     second.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
-    said = refused(folder)
-    assert "not all of it can be read: model-00001-of-" in said
-    assert f"{first.name} is cut off: it has " in said
-    assert f"{second.name} is a Git LFS pointer, not the file itself: run `git lfs pull`" in said
+    message = refused(folder)
+    assert "not all of it can be read: model-00001-of-" in message
+    assert f"{first.name} is cut off: it has " in message
+    assert f"{second.name} is a Git LFS pointer, not the file itself: run `git lfs pull`" in message
     os.truncate(first, 4)
     second.unlink()
-    said = refused(folder)
-    assert f"{first.name} is not a safetensors file (4 bytes)" in said
-    assert f"{second.name} is missing" in said
-    assert said.endswith(": download or copy these files again")
+    message = refused(folder)
+    assert f"{first.name} is not a safetensors file (4 bytes)" in message
+    assert f"{second.name} is missing" in message
+    assert message.endswith(": download or copy these files again")
 
 
 def test_a_file_that_is_cut_off_in_its_header(folder: Path) -> None:
@@ -262,9 +262,9 @@ def test_an_index_that_is_not_true(folder: Path) -> None:
     index.write_text("{}")
     assert refused(folder).endswith("its model.safetensors.index.json is damaged: download or copy it again")
     index.unlink()
-    said = refused(folder)
-    assert "safetensors files, but no model.safetensors.index.json" in said
-    assert said.endswith(": download or copy it too")
+    message = refused(folder)
+    assert "safetensors files, but no model.safetensors.index.json" in message
+    assert message.endswith(": download or copy it too")
 
 
 @pytest.mark.parametrize("name", ["../x.safetensors", "/etc/passwd", "a/b", "..", "", "a\0b", "x" * 5000])

@@ -96,11 +96,11 @@ def test_a_folder_that_cannot_be_is_told_before_anything_heavy(
     next((tmp_path / "stock").glob("*.safetensors")).unlink()
     capsys.readouterr()
     assert main.main([path, *overrides]) == 2
-    said = capsys.readouterr().err.strip()
-    assert said.startswith(
+    message = capsys.readouterr().err.strip()
+    assert message.startswith(
         f"error: command line: model.pretrained_model_name_or_path is '{tmp_path / 'stock'}', but not all of it"
     )
-    assert "\n" not in said
+    assert "\n" not in message
 
 
 @pytest.mark.ranks

@@ -1,4 +1,4 @@
-"""Weights named by a repository of the hub: what is fetched, and what is said when they cannot be."""
+"""Weights named by a repository of the hub: what is fetched, and what is message when they cannot be."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -83,5 +83,5 @@ def test_offline_the_cache_is_enough(hub: Hub, tmp_path: Path, monkeypatch: pyte
     use_hub(monkeypatch, hub.endpoint, tmp_path, offline=True)
     assert PretrainedFolder.open("acme/dbrx").model.d_model == 32
     assert len(hub.requests) == n_requests
-    said = refused("acme/other")
-    assert "not in the hub's cache; HF_HUB_OFFLINE is set: fetch it where there is a network" in said
+    message = refused("acme/other")
+    assert "not in the hub's cache; HF_HUB_OFFLINE is set: fetch it where there is a network" in message

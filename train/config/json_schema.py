@@ -34,11 +34,11 @@ dataclasses: `python train.py --keys > docs/keys.md`. The same text is available
 - LLM Foundry's keys that have no effect here are listed in [Coming from LLM Foundry](llm-foundry.md).
 """
 
-_VARIABLES = "Values to refer to as ${variables.NAME}."
+_VARIABLES = "Values that other keys can refer to as ${variables.NAME}."
 
 
 class _Generator(GenerateJsonSchema):
-    """pydantic's, with a reference such as `${max_seq_len}` wherever there can be a value."""
+    """pydantic's generator, extended to allow a reference such as `${max_seq_len}` in place of any value."""
 
     def int_schema(self, schema: Any) -> dict[str, Any]:
         return _or_reference(super().int_schema(schema))
@@ -60,13 +60,13 @@ class _Generator(GenerateJsonSchema):
 
 
 def _or_reference(schema: dict[str, Any], *more: str) -> dict[str, Any]:
-    # One schema with two types, because editors say more about it than about alternatives.
+    # One schema with two types, because editors give better hints for it than for alternatives.
     return schema | {"type": [schema["type"], *more, "string"], "pattern": REFERENCE}
 
 
 @functools.cache
 def json_schema() -> dict[str, Any]:
-    """The schema of a whole config (draft 2020-12), with documentation and default of each key."""
+    """The schema of a whole config (draft 2020-12), with the documentation and the default of each key."""
     schema = TypeAdapter(TrainConfig).json_schema(schema_generator=_Generator)
     classes = {cls.__name__: cls for _, cls in sections(TrainConfig)}
     definitions = schema["$defs"] | {TrainConfig.__name__: schema}
@@ -82,7 +82,7 @@ def json_schema() -> dict[str, Any]:
 def _complete(definition: dict[str, Any], cls: type[Section], definitions: dict[str, Any]) -> None:
     definition.pop("title", None)
     if cls is not TrainConfig:
-        # An empty section has its defaults.
+        # An empty section uses its defaults.
         definition.update(_or_reference(definition, *([] if "required" in definition else ["null"])))
     for field in dataclasses.fields(cls):  # pyright: ignore[reportArgumentType]
         key = definition["properties"][field.name]
@@ -94,19 +94,19 @@ def _complete(definition: dict[str, Any], cls: type[Section], definitions: dict[
         if "description" not in key and section is not None:
             key["description"] = definitions[section.__name__]["description"]
     for base in cls.__mro__[1:]:
-        if dataclasses.is_dataclass(base):  # pydantic finds the documentation of a class's own fields
+        if dataclasses.is_dataclass(base):  # pydantic only finds the docstrings of the class itself
             for name, inherited in TypeAdapter(base).json_schema()["properties"].items():
                 definition["properties"][name].setdefault("description", inherited.get("description"))
 
 
 def _add_ignored(keys: dict[str, Any], path: str) -> None:
-    """LLM Foundry's keys that may say what is done anyway."""
+    """Add LLM Foundry's keys that are ignored if their value is what this framework always does."""
     for pattern, rule in llm_foundry.RULES.items():
         above, _, name = pattern.rpartition(".")
         here = fnmatchcase(path, above) if path else not above
         if rule.accepts and "*" not in name and here:
-            ignored = keys.setdefault(name, {"enum": [], "deprecated": True, "description": rule.say})
-            # Sections of one class may accept different values.
+            ignored = keys.setdefault(name, {"enum": [], "deprecated": True, "description": rule.hint})
+            # Sections of the same class may accept different values.
             ignored["enum"] += [value for value in rule.accepts if value not in ignored["enum"]]
 
 
@@ -123,7 +123,7 @@ def sections(hint: Any, path: str = "") -> Iterator[tuple[str, type[Section]]]:
 
 
 def explain(path: str) -> str:
-    """Type, default and documentation of the key at `path`, or the keys of the section there.
+    """The type, default and documentation of the key at `path`, or the keys if it is a section.
 
     Raises ConfigError for an unknown key.
     """
@@ -143,7 +143,7 @@ def explain(path: str) -> str:
             cls, name, hint, key, is_item = option, part, hints_of(option)[part], join(key, part), False
         else:
             rule = llm_foundry.rule_for(join(key, part))
-            hint = f": {rule.say}" if rule else intended_key(TrainConfig, part, key, list(hints_of(option)))[1]
+            hint = f": {rule.hint}" if rule else intended_key(TrainConfig, part, key, list(hints_of(option)))[1]
             raise ConfigError(f"is not a key{hint}", key=join(key, part))
     return "\n".join(_explained(path, cls, name, hint, is_item=is_item))
 

@@ -1,4 +1,4 @@
-"""One run: open its inputs, build everything, then fit."""
+"""One run: open its inputs, build everything, then train."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack, nullcontext
@@ -65,12 +65,12 @@ def fit(
     signals: StopSignals | None = None,
     command: str = "the same command with autoresume=true",
 ) -> None:
-    """Trains as config says. Raises ConfigError or DataError, before the first step, for what a user can fix, and
-    later for what a file system refuses.
+    """Train as the config specifies. Raises ConfigError or DataError for errors that the user can fix: before the first
+    step, or later if the file system refuses a write.
 
-    inputs are what open_inputs has opened, device what choose_device has chosen: where they are None that is done here.
-    signals end the run, saved (see Preemption); command is what resumes it, for the message.
-    callbacks are added to the config's; dtype is that of the weights (fp64 for tests of exactness).
+    inputs: from open_inputs, and device: from choose_device; if None, they are opened and chosen here. signals: save
+    and end the run (see Preemption). command: resumes the run, for messages. callbacks: added to those of the config.
+    dtype: of the weights (fp64 in tests of exactness).
     """
     silence_expected_warnings()
     composer_device = get_device(device or choose_device(config.device))
@@ -90,7 +90,7 @@ def fit(
                         )
                         built = _build(config, inputs, around, [SectionMarks(sections), *callbacks], dtype)
                         exporter = _fit(config, built, around)
-                    _check(exporter)  # once all is sent
+                    _check(exporter)  # after all uploads
                     return
             inputs = verify_end(config, inputs)
         with mirrored(config, inputs, supervision.signals) if inputs.resuming else nullcontext() as mirror:
@@ -107,11 +107,11 @@ def _check(exporter: HFCheckpointer | None) -> None:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Around:
-    """What a run has around it while it trains."""
+    """The environment of a run while it trains."""
 
     device: ComposerDevice
     owner: Owner | None
-    """Of the save folder; on rank 0."""
+    """The owner of the save folder; on rank 0."""
     mirror: Mirror | None
     supervision: Supervision
     console: RunConsole
@@ -123,7 +123,7 @@ class _Built:
 
     trainer: Trainer
     inputs: Inputs
-    """Without the tensors of the checkpoint, which model and optimizer have taken."""
+    """The inputs without the checkpoint's tensors, which the model and the optimizer have loaded."""
     precision: str
     savers: Sequence[CheckpointSaver]
     exporter: HFCheckpointer | None
@@ -153,8 +153,9 @@ def _build(
     preemption = build_preemption(config, inputs, saver, mirror, supervision)
     for each in generate:
         each.is_ending, each.events = preemption.agree, events
-    # Behind the others: a batch's checkpoint has what they did, and what is done with it comes after. The record before
-    # it: a run that is killed between them notes the batch again, and does not leave it out.
+    # Savers run after the other callbacks, so that a batch's checkpoint includes their work; mirror and exporter then
+    # use the checkpoint. The record runs before the savers: a run that is killed between them records the batch twice
+    # instead of not at all.
     saving = [record, *savers, *([mirror] if mirror else []), *([exporter] if exporter else [])]
     measuring = [build_throughput(config, gpu=gpu, precision=precision), *profile]
     trainer = build_trainer(
@@ -191,7 +192,7 @@ def _fit(config: TrainConfig, built: _Built, around: _Around) -> HFCheckpointer 
         for loader in built.loaders:
             stack.enter_context(loader.worker_errors())
         stack.enter_context(supervision.signals.deferred())
-        stack.callback(_report, inputs)  # once all is saved
+        stack.callback(_report, inputs)  # after the last save
         stack.enter_context(finishing(built.savers))
         on_first_rank(lambda: _furnish(config, inputs))
         start = start_line(config, inputs, around.device.name, built.precision)
@@ -211,9 +212,9 @@ def _fit(config: TrainConfig, built: _Built, around: _Around) -> HFCheckpointer 
 
 
 def initialize(inputs: Inputs, config: TrainConfig, device: ComposerDevice) -> Inputs:
-    """Initializes the process group once all ranks have opened their inputs and agree on what they run, and says what
-    was found. All take rank 0's name and checkpoint: a rank whose node has another disk may have found another
-    checkpoint, or none."""
+    """Initialize the process group after all ranks have opened their inputs and agree on what they run, and log what
+    was found. All ranks use rank 0's run name and checkpoint, because the disk of another node may have a different
+    checkpoint or none."""
     facts = partial(facts_of_start, config, device.name, _fingerprints(inputs))
     initialize_dist(device, config.dist_timeout, facts)
     chosen = [inputs.run_name, inputs.start, inputs.log_folder]
@@ -227,13 +228,13 @@ def initialize(inputs: Inputs, config: TrainConfig, device: ComposerDevice) -> I
 
 
 def _fingerprints(inputs: Inputs) -> dict[str, str]:
-    """Loader, or its stream -> the fingerprint of the rows."""
+    """Return the fingerprint of the rows for each loader or stream."""
     loaders = {"train_loader": inputs.data.streams, "eval_loader": inputs.eval_streams or {}}
     return {join(key, name): rows.fingerprint for key, streams in loaders.items() for name, rows in streams.items()}
 
 
 def _nothing_to_do(config: TrainConfig, inputs: Inputs) -> HFCheckpointer | None:
-    """Says so, and exports what the run that has ended was to export."""
+    """Report that nothing is left to train, and make the exports that the finished run still lacks."""
     assert inputs.start is not None
     end = f"max_duration {config.max_duration} is {inputs.max_batches}"
     logger.info(f"nothing to do: {inputs.start.path} is at batch {inputs.first_batch}, and {end}")
@@ -243,12 +244,12 @@ def _nothing_to_do(config: TrainConfig, inputs: Inputs) -> HFCheckpointer | None
     exporter = build_hf_checkpointer(config, inputs.data.clock, inputs.run_name, inputs.folder, resuming=True)
     if exporter is not None:
         exporter.catch_up(inputs.first_batch)
-        dist.barrier()  # rank 0 keeps the store that the others look into
+        dist.barrier()  # rank 0 hosts the store that the other ranks read
     return exporter
 
 
 def _train(trainer: Trainer, config: TrainConfig, inputs: Inputs, mirror: Mirror | None, *, evaluate: bool) -> None:
-    """The steps that are left. evaluate: begin with that."""
+    """Train the remaining steps. evaluate: evaluate before the first one."""
     for line in place_lines(config, inputs.run_name, inputs.folder, inputs.log_folder):
         logger.info(line)
     if mirror is not None:
@@ -260,7 +261,7 @@ def _train(trainer: Trainer, config: TrainConfig, inputs: Inputs, mirror: Mirror
 
 
 def _close(trainer: Trainer) -> None:
-    """Of a run that was stopped: that is what it is to end with, whatever its loggers meet."""
+    """Close the trainer of a stopped run. Errors of loggers are only logged, so that they do not replace the cause."""
     try:
         trainer.close()
     except Exception as error:
@@ -268,8 +269,8 @@ def _close(trainer: Trainer) -> None:
 
 
 def _report(inputs: Inputs) -> None:
-    """Of a run that ends, however it does."""
-    with within(Section.UNTIMED):  # on every rank, as all sections
+    """Write the report of a run that ends, successfully or not."""
+    with within(Section.UNTIMED):  # every rank enters the same sections
         if inputs.log_folder is not None and dist.get_global_rank() == 0:
             report.report_at_end(inputs.log_folder)
 
@@ -286,7 +287,7 @@ def _data_callbacks(run: RunData) -> list[Callback]:
 
 
 def _furnish(config: TrainConfig, inputs: Inputs) -> None:
-    """What belongs beside the checkpoints, and the folder of the logs."""
+    """Create the other files of the save folder, and the log folder."""
     if inputs.folder is not None:
         furnish_save_folder(inputs.folder, config, inputs.tokenizer, run_id=inputs.run_id, resuming=inputs.resuming)
         if config.lora is not None:

@@ -1,16 +1,16 @@
-"""A clock that stands still while the process is suspended."""
+"""A clock that does not advance while the process is suspended."""
 
 import time
 from collections.abc import Callable
 
 LONGEST_TICK = 3.0
-"""Seconds that one tick counts at most: a thread that ticks more often and was not scheduled for longer was suspended,
-with its whole process."""
+"""Most seconds that one tick counts. If a thread that ticks more often was not scheduled for longer than this, the
+whole process was suspended."""
 
 
 class AwakeClock:
-    """Seconds that the process could run. A run that is stopped and continued as a whole (SIGSTOP and SIGCONT, a
-    debugger, a virtual machine that is paused) has not exceeded a deadline."""
+    """Seconds during which the process could run. A run that was suspended and continued as a whole (SIGSTOP and
+    SIGCONT, a debugger, a paused virtual machine) has not exceeded a deadline."""
 
     def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._monotonic = monotonic
@@ -21,5 +21,5 @@ class AwakeClock:
         return seconds + min(self._monotonic() - ticked, LONGEST_TICK)
 
     def tick(self) -> None:
-        """For one thread, more often than every LONGEST_TICK seconds."""
+        """Advance the clock. One thread must call this more often than every LONGEST_TICK seconds."""
         self._at_tick = self(), self._monotonic()
