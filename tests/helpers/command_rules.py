@@ -106,7 +106,7 @@ RULES: list[Run | Elsewhere | Proof] = [
     Elsewhere(
         pattern=r"python scripts/plan\.py .* --simulate",
         reason="takes 10 seconds",
-        test="tests/simulation/test_simulate.py::test_plan_simulates",
+        test="tests/simulation/test_simulate.py::test_plan_script_simulates",
     ),
     # GPUs and clusters.
     Elsewhere(pattern=r"composer (-n 8|--nproc 8|train\.py) .*", reason=GPUS),
