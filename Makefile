@@ -14,6 +14,8 @@ FAST := not proof and not ranks and not subprocess and not slow
 WORKERS ?= 2
 XDIST := --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
+SERVE := openai==2.16.0 distro==1.9.0 jiter==0.12.0 sniffio==1.3.1
+
 .PHONY: help quickstart lora test test-minute test-fast test-classic proof verify-exports gpu-gate docs lint lock clean
 
 help:  ## list the targets
@@ -30,7 +32,7 @@ lora: .venv/installed  ## train adapters on a tiny imported DBRX on the CPU, mer
 	$(BIN)/composer -n 2 train.py yamls/finetune/dbrx_tiny_lora.yaml device=cpu model.pretrained_model_name_or_path=runs/tiny_base
 	$(BIN)/python scripts/convert_checkpoint_to_hf.py --composer_path runs/dbrx_tiny_lora/checkpoints --hf_output_path runs/dbrx_tiny_lora/hf
 
-test: .venv/installed .venv/megablocks .venv/peft  ## run the tests (at most 8 minutes on 2 cores)
+test: .venv/installed .venv/megablocks .venv/peft .venv/serve  ## run the tests (at most 8 minutes on 2 cores)
 	$(BIN)/python -m pytest -m "not proof" $(XDIST)
 
 test-minute: .venv/installed  ## run the fast tests of model, data order, config and planner (1 minute on 2 cores)
@@ -96,6 +98,12 @@ endif
 # MegaBlocks' Python files, which run on a CPU through Triton's interpreter. Only for tests.
 $(ENVIRONMENTS:%=%/megablocks): %/megablocks: %/installed tests/helpers/install_megablocks_on_cpu.py
 	$*/bin/python tests/helpers/install_megablocks_on_cpu.py $@
+	@touch $@
+
+# The packages that `transformers serve` needs in addition, for docs/examples and its test.
+.venv/serve: .venv/installed
+	rm -rf $@
+	$(BIN)/uv pip install --python $(BIN)/python --no-deps --target $@ $(SERVE) || $(BIN)/python -m pip install --no-deps --target $@ $(SERVE)
 	@touch $@
 
 # PEFT, which loads exported adapters in tests. It is not in the environment itself, because Composer would import it.
