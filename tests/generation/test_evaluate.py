@@ -64,7 +64,7 @@ def test_a_folder_of_a_run_means_the_one_model_in_it(tmp_path):
     assert resolve_model(tmp_path) == tmp_path / "checkpoints"
     (tmp_path / "hf").mkdir()
     (tmp_path / "hf" / "config.json").touch()
-    with pytest.raises(ConfigError, match=r"holds .*/checkpoints and .*/hf: name one of them"):
+    with pytest.raises(ConfigError, match=r"contains .*/checkpoints and .*/hf: name one of them"):
         resolve_model(tmp_path)
 
 
@@ -209,7 +209,7 @@ def answered(row):
 RESULT = {"asked": 4, "metrics": {"acc": 0.25}, "stderr": {"acc": 0.1}}
 
 
-def test_results_are_kept_until_they_are_replaced(exported):
+def test_results_stay_until_they_are_made_again(exported):
     (exported / "README.md").write_text("# Mine\n\nwords\n")
     keep(exported, {"one": RESULT, "a|b": RESULT}, "fp32")
     (exported / "README.md").write_text((exported / "README.md").read_text() + "more words\n")
