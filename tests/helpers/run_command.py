@@ -163,7 +163,7 @@ def _env() -> dict[str, str]:
     return {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", **VARIABLES}
 
 
-VARIABLES = {"WEIGHTS": "weights", "DATA": "data.jsonl", "HOST": "127.0.0.1", "N": "0", "REPOSITORY": "repository"}
+VARIABLES = {"WEIGHTS": "weights", "DATA": "data.jsonl", "HOST": "127.0.0.1", "N": "0"}
 """Variables that commands of the documentation leave to the reader."""
 
 
