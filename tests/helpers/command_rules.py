@@ -68,7 +68,7 @@ RULES: list[Run | Elsewhere | Proof] = [
     Elsewhere(
         pattern=r"make docs",
         reason="builds into the repository",
-        test="tests/project/test_site.py::test_links_to_files_of_the_repository_stay_on_the_site",
+        test="tests/project/test_site.py::test_links_and_images_are_on_the_site",
     ),
     Elsewhere(
         pattern=r"python scripts/dev/prose\.py .*",
