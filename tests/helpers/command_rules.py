@@ -25,12 +25,10 @@ class Run:
     """Matches the whole command."""
     values: dict[str, str] = field(default_factory=dict)
     """Values of configuration keys, in place of those of the command."""
-    words: dict[str, str] = field(default_factory=dict)
-    """Words of the command, and what they are replaced by."""
     more: tuple[str, ...] = ()
     """Words that are appended."""
-    stdin: str = ""
     code: int = 0
+    """The exit code."""
 
 
 @dataclass(frozen=True, kw_only=True)
