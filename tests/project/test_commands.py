@@ -131,10 +131,10 @@ def run(text: str, rule: Run, folder: Path) -> Ended:
     program = program_of(text)
     if program is None:
         assert not rule.values, f"{text}: only programs of this repository have configuration keys"
-        return run_shell(text, folder, rule.stdin)
-    arguments = [rule.words.get(word, word) for word in program.arguments if word.partition("=")[0] not in rule.values]
+        return run_shell(text, folder)
+    arguments = [word for word in program.arguments if word.partition("=")[0] not in rule.values]
     arguments += [*rule.more, *(f"{key}={value}" for key, value in rule.values.items())]
-    return run_program(Program(program.script, arguments, program.ranks, program.env), folder, rule.stdin)
+    return run_program(Program(program.script, arguments, program.ranks, program.env), folder)
 
 
 def commands_by(kind: type) -> Iterator[object]:
@@ -195,6 +195,8 @@ def test_make_targets_and_named_tests_exist() -> None:
 def test_a_long_command_runs(command: FencedCommand, tmp_path: Path) -> None:
     folder = tmp_path / "clone"
     assert run_shell(f"git clone --quiet {ROOT} {folder} && ln -s {ROOT}/.venv {folder}/.venv", tmp_path).code == 0
+    for name in ("pyproject.toml", "requirements.lock"):
+        os.utime(folder / name, (0, 0))  # older than the environment, or make would install the clone into it
     ended = run_shell(command.text, folder, timeout=0)
     assert ended.code == 0, ended.output[-3000:]
 
