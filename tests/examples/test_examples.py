@@ -92,26 +92,29 @@ def test_a_text_is_checked_like_a_prompt(value):
 def test_text_beside_a_known_datasets_columns_is_no_text_to_train_on_as_a_whole():
     alpaca = {"instruction": "Add.", "input": "1 1", "output": "2", "text": "Add. 1 1 2"}
     (problem,) = check_example(alpaca)
-    assert "has instruction, output beside text, of which every token would be trained on" in problem.text
+    assert "has instruction, output in addition to text, of which all tokens would be trained on" in problem.text
     assert "preprocessing_fn: alpaca" in problem.text
-    assert check_example(alpaca, "what preprocessing_fn returned") == Text(alpaca["text"])
+    assert check_example(alpaca, "the result of preprocessing_fn") == Text(alpaca["text"])
 
 
 @pytest.mark.parametrize(
     ("messages", "text"),
     [
-        ([], "messages is empty, but a conversation needs at least what is asked and the assistant's answer"),
+        ([], "messages is empty, but a conversation needs at least a question and the assistant's answer"),
         ([USER], "messages is only one turn, but"),
         ("hello", "messages is 'hello', but it must be a list of {role, content}"),
         (None, "messages is None, but it must be a list"),
         ({"role": "user"}, "(dict), but it must be a list"),
-        ([USER, ANSWER, USER], "messages[2] (user) is the last, but a conversation must end with the assistant"),
-        ([USER, USER, ANSWER], "messages[1] (user) follows another turn by the user: join the two"),
-        ([USER, ANSWER, ANSWER], "messages[2] (assistant) follows another turn by the assistant"),
+        ([USER, ANSWER, USER], "messages[2] (user) is the last one, but a conversation must end with the assistant"),
+        ([USER, USER, ANSWER], "messages[1] (user) follows another turn of the user: join the two"),
+        ([USER, ANSWER, ANSWER], "messages[2] (assistant) follows another turn of the assistant"),
         ([USER, SYSTEM, ANSWER], "messages[1] (system) is not the first"),
         ([SYSTEM, SYSTEM, USER, ANSWER], "messages[1] (system) is not the first"),
-        ([ANSWER, USER, ANSWER], "messages[0] (assistant) is the first, but a conversation begins with system or user"),
-        ([USER, TOOL, ANSWER], "messages[1] (tool) follows the user, but a tool's result follows the assistant"),
+        (
+            [ANSWER, USER, ANSWER],
+            "messages[0] (assistant) is the first, but a conversation must begin with system or user",
+        ),
+        ([USER, TOOL, ANSWER], "messages[1] (tool) follows the user, but a tool's result must follow the assistant"),
         ([USER, "4"], "messages[1] is '4', but it must be an object with role and content"),
         ([turn("human"), ANSWER], "messages[0].role is 'human', but it must be one of system, user, assistant, tool"),
         ([turn(["user"]), ANSWER], "messages[0].role is ['user'] (list), but it must be one of"),
@@ -164,7 +167,7 @@ def test_missing_fields_show_what_is_there_and_the_way_out():
     assert [problem.kind for problem in problems] == ["prompt and response are missing"]
     assert "(the row has question, reply)" in problems[0].text
     assert "preprocessing_fn: {prompt: COLUMN, response: COLUMN}" in problems[0].text
-    assert problems[0].text.endswith("or make them with a function of your own (module:function)")
+    assert problems[0].text.endswith("or make them with your own function (module:function)")
 
 
 @pytest.mark.parametrize(
@@ -202,7 +205,7 @@ def test_the_preprocessing_function_that_an_error_suggests_reads_the_row(row, na
 def test_two_columns_are_not_suggested_where_they_would_leave_out_a_third(column):
     text = check_example({"question": "a", "answer": "b", column: "c"})[0].text
     assert "for these columns" not in text
-    assert "or make them with a function of your own (module:function)" in text
+    assert "or make them with your own function (module:function)" in text
 
 
 def test_columns_that_a_mapping_does_not_take_are_counted():
@@ -222,7 +225,7 @@ def test_a_function_that_would_not_read_the_row_is_not_suggested(row):
 
 @pytest.mark.parametrize("row", [[GOOD], "text", 3, None])
 def test_a_row_must_be_an_object(row):
-    assert "an object with prompt and response, messages, text or turns is needed" in check_example(row)[0].text
+    assert "it must be an object with prompt and response, messages, text or turns" in check_example(row)[0].text
 
 
 def test_all_bad_rows_are_reported_together():
@@ -315,7 +318,7 @@ def test_what_preprocessing_raises_names_row_and_line():
 
 def test_what_preprocessing_returns_is_checked():
     text = error_of([{"q": "x"}], lambda row: {"prompt": row["q"], "answer": "y"})
-    assert "response is missing (what preprocessing_fn returned has prompt, answer)" in text
+    assert "response is missing (the result of preprocessing_fn has prompt, answer)" in text
 
 
 def test_rows_for_which_preprocessing_returns_none_are_counted():

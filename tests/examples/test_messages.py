@@ -84,7 +84,7 @@ def test_weight_and_train_say_whether_a_message_is_trained_on(keys, train):
         ({"train": "no"}, "messages[1] (assistant).train is 'no', but it must be true or false"),
         ({"weight": 0, "train": True}, "messages[1] (assistant) has weight 0 and train true, which contradict"),
         ({"reasoning_content": 3}, "messages[1] (assistant).reasoning_content is 3 (int), but it must be text"),
-        ({"tool_calls": "add(2)"}, "messages[1] (assistant).tool_calls is 'add(2)', but a call is {function"),
+        ({"tool_calls": "add(2)"}, "messages[1] (assistant).tool_calls is 'add(2)', but a tool call must be {function"),
         ({"tool_calls": [{"function": {}}]}, "messages[1] (assistant).tool_calls is [{'function': {}}] (list), but"),
     ],
 )
@@ -135,17 +135,20 @@ def test_the_older_form_of_calls_becomes_the_newer():
         ),
         ({"messages": [USER, ANSWER], "tools": "add"}, "tools is 'add', but it must be a list of {type: function"),
         ({"messages": [USER, ANSWER], "tools": [{}]}, "tools is [{}] (list), but it must be a list of {type"),
-        ({"messages": [USER, ANSWER], "weight": 0.3}, "has weight 0.3 (float), but all rows are trained on alike"),
-        ({"prompt": "a", "response": "b", "train": False}, "has train False (bool), but all rows are trained on alike"),
-        ({"prompt": "a", "response": "b", "tools": [TOOL]}, "has tools beside prompt and response, which would not be"),
-        ({"text": "a", "reasoning_content": "b"}, "has reasoning_content beside text, which would not be trained on"),
+        ({"messages": [USER, ANSWER], "weight": 0.3}, "has weight 0.3 (float), but weights of rows are not supported"),
+        (
+            {"prompt": "a", "response": "b", "train": False},
+            "has train False (bool), but weights of rows are not supported",
+        ),
+        ({"prompt": "a", "response": "b", "tools": [TOOL]}, "has tools in addition to prompt and response, which"),
+        ({"text": "a", "reasoning_content": "b"}, "has reasoning_content in addition to text, which would not be used"),
         (
             {"messages": [USER, ANSWER], "system": "Be brief."},
-            "has system beside messages, which would not be trained on",
+            "has system in addition to messages, which would not be used",
         ),
-        ({"prompt": "a", "response": "b", "context": "c"}, "has context beside prompt and response, which would not"),
-        ({"text": "a", "role": "prompter", "user": "x"}, "has role beside text, which would not be trained on"),
-        ({"prompt": "a", "completion": "b", "label": False}, "has label false, as an answer that is not wanted"),
+        ({"prompt": "a", "response": "b", "context": "c"}, "has context in addition to prompt and response, which"),
+        ({"text": "a", "role": "prompter", "user": "x"}, "has role in addition to text, which would not be used"),
+        ({"prompt": "a", "completion": "b", "label": False}, "has label false, which marks an unwanted answer"),
         ({"prompt": "a", "response": [{"value": "b"}]}, "response is [{'value': 'b'}] (list), but it must be text"),
         ({"prompt": [USER], "other": 1}, "prompt is [{'role': 'user', 'content': '2 + 2?'}] (list), but it must be"),
     ],
@@ -181,4 +184,4 @@ def test_a_system_column_that_the_messages_have_is_no_loss():
 
 def test_a_row_that_is_a_list_of_messages_says_where_they_belong():
     (problem,) = check_example([USER, ANSWER])
-    assert problem.text.endswith('text or turns is needed: write {"messages": [...]}')
+    assert problem.text.endswith('text or turns: write {"messages": [...]}')

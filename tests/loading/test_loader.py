@@ -146,7 +146,7 @@ def test_shuffle_false_and_shuffle_seed_are_taken(rows, folder):
         ({"seed": 18}, "seed was 18, now 17"),
         (
             {"streams": [{"name": "", "fingerprint": "other"}]},
-            "of before (fingerprint was other, now ",
+            "have changed (fingerprint was other, now ",
         ),
         ({"max_seq_len": 64}, "max_seq_len was 64, now 32"),
         ({"shuffle": False}, "shuffle was False, now True"),
@@ -202,7 +202,7 @@ def test_samplers_are_what_composer_takes_and_nothing_is_trimmed(rows, folder):
     training = train(rows, folder)
     assert isinstance(training.sampler, DistributedSampler)
     training.sampler.set_epoch(0)
-    with pytest.raises(ValueError, match="epoch 1 was asked for"):
+    with pytest.raises(ValueError, match="epoch 1 was requested"):
         training.sampler.set_epoch(1)
 
 

@@ -177,7 +177,7 @@ TOKENS = {"tokens": "ndarray:int64"}
     ("columns", "sample", "said"),
     [
         (TOKENS, {"tokens": np.arange(33)}, "33 tokens, but max_seq_len is 32"),
-        (TOKENS, {"tokens": np.array([1, 258])}, "the id 258, but the tokenizer has ids below 258: is it another's"),
+        (TOKENS, {"tokens": np.array([1, 258])}, "the id 258, but the tokenizer's ids are below 258"),
         (TOKENS, {"tokens": np.array([1, -1])}, "the id -1, but"),
         (TOKENS, {"tokens": np.array([[1, 2]])}, r"tokens is ndarray of int64 \(1, 2\), but it must be a 1-D integer"),
         ({"tokens": "ndarray"}, {"tokens": np.array([1.0])}, r"tokens is ndarray of float64"),
@@ -193,7 +193,7 @@ TOKENS = {"tokens": "ndarray:int64"}
         (
             COLUMNS,
             {"tokens": np.int32([1, 2]), "loss_mask": np.uint8([1, 1]), "lengths": np.int32([3])},
-            "2 tokens, 2 of mask, lengths 3",
+            "2 tokens, 2 in the loss mask, lengths sum to 3",
         ),
     ],
 )
@@ -223,7 +223,9 @@ def test_the_fingerprint_of_rows_in_place_is_the_content_s(tmp_path):
 
 
 def test_rows_already_need_no_preprocessing(tmp_path):
-    with pytest.raises(ConfigError, match=r"preprocessing_fn is 'm:f', but the samples of .* are rows already"):
+    with pytest.raises(
+        ConfigError, match=r"preprocessing_fn is 'm:f', but the samples of .* are already prepared rows"
+    ):
         open_mds_rows(tokens_folder(tmp_path / "mds"), preprocessing_fn="m:f")
 
 

@@ -130,7 +130,7 @@ def test_sizes(size, n_bytes):
 
 @pytest.mark.parametrize("limit", ["", "many", "-5gb", "0", "5xb", 0])
 def test_what_is_no_size_is_refused(limit):
-    with pytest.raises(ValueError, match=r"cache_limit is .*, but a size is"):
+    with pytest.raises(ValueError, match=r"cache_limit is .*, but it must be a positive number of bytes"):
         DatasetConfig(remote="s3://b/x", max_seq_len=8, cache_limit=limit)
 
 

@@ -97,7 +97,7 @@ def test_a_stopped_worker_is_named_with_the_batch_that_it_owes(
 
     given, message = read_until_error(loader_of(rows, folder, num_workers), 3, stop)
     named = f"worker {number} of {num_workers} (pid {pids[0]}) of rank 0's train_loader is stopped (SIGSTOP)"
-    waited = re.match(rf"{re.escape(named)} and has not given batch {given}, which was waited for ([\d.]+) s ", message)
+    waited = re.match(rf"{re.escape(named)} and has not delivered batch {given} within ([\d.]+) s ", message)
     assert waited is not None
     assert float(waited[1]) >= LIMIT
     assert given % num_workers == number
@@ -117,7 +117,7 @@ def test_a_killed_worker_is_named_wherever_torch_raises(
 
     given, message = read_until_error(loader_of(rows, folder, num_workers), 3, kill)
     named = f"worker {number} of {num_workers} (pid {pids[0]}) of rank 0's train_loader is killed by signal: Killed"
-    assert message.startswith(f"{named} before it gave batch {given + (number - given) % num_workers}")
+    assert message.startswith(f"{named} before it delivered batch {given + (number - given) % num_workers}")
     wait_for_their_end()
 
 
@@ -137,20 +137,22 @@ def test_a_worker_whose_connection_breaks_before_its_end_is_known_is_named() -> 
         signal.signal(signal.SIGCHLD, before)
     worker.join()
     name = f"worker 0 of 1 (pid {worker.pid}) of rank 0's train_loader"
-    assert str(error).startswith(f"{name} is killed by signal: Killed before it gave batch 7")
+    assert str(error).startswith(f"{name} is killed by signal: Killed before it delivered batch 7")
 
 
 def test_a_worker_that_ends_is_named(rows: Rows, folder: Path) -> None:
     broken = dataclasses.replace(rows, decode=lambda sample: os._exit(1))
     _, message = read_until_error(loader_of(broken, folder, 1), 0, int)
-    assert re.match(r"worker 0 of 1 \(pid \d+\) of rank 0's train_loader exited unexpectedly.* before it gave", message)
+    assert re.match(
+        r"worker 0 of 1 \(pid \d+\) of rank 0's train_loader exited unexpectedly.* before it delivered", message
+    )
 
 
 def test_a_slow_worker_is_told_from_a_stopped_one(rows: Rows, folder: Path) -> None:
     slow = dataclasses.replace(rows, decode=lambda sample: time.sleep(60))
     _, message = read_until_error(loader_of(slow, folder, 1), 0, int)
-    assert "is waiting (state S) and has not given batch 0" in message
-    assert "look for a file system that hangs, or raise deadlines.data" in message
+    assert "is waiting (state S) and has not delivered batch 0" in message
+    assert "check for a file system that hangs, or raise deadlines.data" in message
     wait_for_their_end()
 
 

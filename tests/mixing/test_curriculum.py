@@ -493,7 +493,7 @@ def test_durations_in_epochs_need_no_max_repeats():
     assert make(config, there, "3ep").counts(27).tolist() == [216]
     with pytest.raises(
         ConfigError,
-        match=r"160 rows are drawn from the dataset, 2.29 times its 70 rows: .*dataset.max_repeats=3, or max_duration=3ep",
+        match=r"160 rows are drawn from .*, 2.29 times its 70 rows: .*dataset.max_repeats=3, or max_duration=3ep",
     ):
         make(config, there, 20)
     # A pass may end with its last batch.

@@ -384,7 +384,7 @@ def test_a_worker_that_is_killed_is_one_clear_error(tmp_path, small_pieces):
 ENDS = {
     "sys.exit(0)": r"exit code 0 \(SystemExit at .*ends.py:3\)",
     "os._exit(3)": r"exit code 3",
-    "os.kill(os.getpid(), 31)": r"a process that ran it was ended by signal 31 \(SIGSYS\)",
+    "os.kill(os.getpid(), 31)": r"a process running it was ended by signal 31 \(SIGSYS\)",
 }
 
 
@@ -474,7 +474,9 @@ def test_names_in_the_way_are_refused(tmp_path, name):
     foreign = tmp_path / "out" / name
     foreign.parent.mkdir(parents=True)
     foreign.write_text("mine")
-    with pytest.raises(ConfigError, match=rf"out has an? ?{name.partition('/')[0]}|out has {name.partition('/')[0]}"):
+    with pytest.raises(
+        ConfigError, match=rf"out has an? ?{name.partition('/')[0]}|out already contains {name.partition('/')[0]}"
+    ):
         prepare_into(tmp_path / "out", dataset_config(tmp_path), TOY)
     assert contents(tmp_path / "out") == {name: b"mine"}
 
@@ -527,7 +529,7 @@ def test_those_who_wait_see_how_far_it_is(tmp_path, small_pieces, capsys, monkey
     waiting()
     waiting()
     shown = capsys.readouterr()
-    assert shown.out.count("Waiting for another process that prepares the same rows") == 1
+    assert shown.out.count("Waiting for another process to prepare the same rows") == 1
     assert any(f"{percent}%|" in shown.err for percent in range(10, 90))
 
 
