@@ -18,7 +18,7 @@ CHAT = {"messages": [USER, ANSWER]}
 
 
 def read(rows, preprocess=None, **reading):
-    """The examples of rows at row 1, row 2, ... and what was found besides."""
+    """The examples of rows at row 1, row 2, ..., and the result of reading them."""
     reading = Reading(**reading)
     examples = list(read_examples(((f"row {n}", row) for n, row in enumerate(rows, start=1)), preprocess, reading))
     return examples, reading
@@ -77,7 +77,7 @@ def test_turns_of_token_ids_are_an_example(ids):
         ({"text": "a"}, "has prompt and response and text, but an example has exactly one form"),
     ],
 )
-def test_each_way_to_be_wrong_is_said(change, text):
+def test_each_defect_of_a_row_is_reported(change, text):
     (problem,) = check_example(GOOD | change)
     assert text in problem.text
 
@@ -89,7 +89,7 @@ def test_a_text_is_checked_like_a_prompt(value):
     assert problem == Problem(same.kind.replace("prompt", "text"), same.text.replace("prompt", "text"))
 
 
-def test_text_beside_a_known_datasets_columns_is_no_text_to_train_on_as_a_whole():
+def test_text_next_to_a_known_datasets_columns_is_refused():
     alpaca = {"instruction": "Add.", "input": "1 1", "output": "2", "text": "Add. 1 1 2"}
     (problem,) = check_example(alpaca)
     assert "has instruction, output in addition to text, of which all tokens would be trained on" in problem.text
@@ -132,7 +132,7 @@ def test_text_beside_a_known_datasets_columns_is_no_text_to_train_on_as_a_whole(
         ),
     ],
 )
-def test_each_way_for_messages_to_be_wrong_names_the_turn(messages, text):
+def test_each_defect_of_messages_names_the_turn(messages, text):
     (problem,) = check_example({"messages": messages})
     assert text in problem.text
 
@@ -157,12 +157,12 @@ def test_all_wrong_messages_of_a_row_are_named():
         ([{"input_ids": "12", "labels": [1]}], "turns[0].input_ids is '12', but"),
     ],
 )
-def test_each_way_for_turns_to_be_wrong_is_said(turns, text):
+def test_each_defect_of_turns_is_reported(turns, text):
     (problem,) = check_example({"turns": turns})
     assert text in problem.text
 
 
-def test_missing_fields_show_what_is_there_and_the_way_out():
+def test_missing_fields_are_reported_with_the_present_ones_and_a_fix():
     problems = check_example({"question": "2 + 2?", "reply": "4"})
     assert [problem.kind for problem in problems] == ["prompt and response are missing"]
     assert "(the row has question, reply)" in problems[0].text
@@ -285,7 +285,7 @@ def test_the_place_of_the_last_example_is_known():
     assert reading.first_place == "here"
 
 
-def test_parts_merge_to_what_one_reading_finds():
+def test_merged_parts_equal_one_reading():
     rows = [GOOD, {"prompt": ""}, CHAT, None, GOOD | {"id": 1}, *[{"response": "a"}] * 30]
 
     def preprocess(row):
@@ -309,7 +309,7 @@ def test_parts_of_different_forms_are_refused_when_they_are_merged():
     assert "(and 1 more row)" in reading.lines()[0]
 
 
-def test_what_preprocessing_raises_names_row_and_line():
+def test_exceptions_of_preprocessing_name_row_and_line():
     text = error_of([{"q": "x"}], lambda row: {"prompt": row["question"]})
     assert "row 1: preprocessing_fn raised KeyError: 'question' at " in text
     assert "test_examples.py:" in text

@@ -61,7 +61,7 @@ def test_without_colors_it_has_marks():
     assert "ask ⟦answer⟧\n" in shown(row_of((b"ask ", b"answer")), marks=True, color=False)
 
 
-def test_data_does_not_steer_the_terminal():
+def test_data_cannot_control_the_terminal():
     text = shown(row_of((b"a\x1b[31m[bold]b\r", b"c\x07\nd")), marks=True, color=False)
     assert "a␛[31m[bold]b␍⟦c␇\nd⟧" in text
 
@@ -104,7 +104,7 @@ def test_histogram_lines_are_as_long_as_the_counts():
     assert lines == ["  1 to 1  ████      4 (33.3%)", "  2 to 2  ████████  8 (66.7%)"]
 
 
-def test_copies_and_near_copies_are_told_apart(tmp_path):
+def test_copies_and_near_duplicates_are_distinguished(tmp_path):
     rng = random.Random(0)
     originals = [words(rng) for _ in range(30)]
     near = [[*text[:30], "zzzzz", *text[31:]] for text in originals[:5]]
@@ -122,7 +122,7 @@ def test_copies_and_near_copies_are_told_apart(tmp_path):
 
 
 def _numbers(survey: Survey, texts: list[str], folder: Path) -> dict[int, int]:
-    """Document of the survey -> which of the texts it is, the first of equal ones left over."""
+    """Document of the survey -> index of its text. Equal texts are used in order."""
     rows = open_rows(dataset_config(folder / survey.name, max_seq_len=512), TOY)
     left = [f"p{text}" for text in texts]
     numbers = {}
@@ -171,7 +171,7 @@ def test_documents_shorter_than_an_ngram_have_signatures(n):
     assert (signature(one) != signature(two)).mean() > 0.5
 
 
-def test_only_so_many_documents_are_compared_and_that_is_said(tmp_path, monkeypatch):
+def test_a_limit_of_compared_documents_is_reported(tmp_path, monkeypatch):
     monkeypatch.setattr("data.inspection.survey.MOST_COMPARED", 10)
     survey = surveyed(tmp_path, [pair("same words")] * 15)
     assert (survey.n_documents, len(survey.hashes)) == (15, 10)
@@ -202,7 +202,7 @@ def test_verification_names_the_samples_of_a_broken_shard(tmp_path):
 
 @pytest.fixture
 def run(tmp_path, capsys):
-    """Runs the script on the quickstart's tokenizer and 30 examples; gives exit code, output and errors."""
+    """Run the script with the quickstart's tokenizer and 30 examples. Returns exit code, output and errors."""
     examples = [pair("a" * n) for n in range(1, 31)]
     write_jsonl(tmp_path / "train.jsonl", examples)
     write_jsonl(tmp_path / "eval.jsonl", [*examples[20:], pair("new")])
@@ -249,14 +249,14 @@ def test_the_script_verifies(run, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["train_loader.dataset.hf_kwargs.data_files=none.jsonl"], "error: train_loader.dataset.hf_kwargs.data_files"),
         (["--rows", "-1"], "error: --rows is -1 and --first is 0, but neither can be below 0"),
         (["--png", "no/such/folder.png"], "error: --png is 'no/such/folder.png', but its folder cannot be written"),
     ],
 )
-def test_the_script_says_what_is_wrong(run, arguments, said):
+def test_the_script_reports_errors(run, arguments, message):
     code, _, errors = run(*arguments)
     assert code == 2
-    assert errors.startswith(said)
+    assert errors.startswith(message)

@@ -52,19 +52,19 @@ _of_others: set[int] = set()
 
 @pytest.fixture(autouse=True)
 def _note_processes_of_others() -> None:
-    """Such as workers of another test's loader, which end when it is collected."""
+    """Other children, such as workers of another test's loader, which end when it is collected."""
     _of_others.clear()
     _of_others.update(workers())
 
 
 def workers() -> list[int]:
-    """Pids of those of this test, in the order in which they were started."""
+    """Pids of the workers of this test, in the order in which they were started."""
     pids = {child.pid for child in multiprocessing.active_children() if child.pid is not None}
     return sorted(pids - _of_others)
 
 
 def read_until_error(loader: BatchLoader, after: int, do: Callable[[], object]) -> tuple[int, str]:
-    """How many batches came, and the error. `do` is called when `after` have."""
+    """The number of batches, and the error. `do` is called after `after` batches."""
     given = 0
     try:
         with loader.worker_errors():
@@ -126,10 +126,10 @@ def test_a_worker_whose_connection_breaks_before_its_end_is_known_is_named() -> 
     worker.start()
     assert worker.pid is not None
 
-    def told(number: int, frame: object) -> None:
+    def raised(number: int, frame: object) -> None:
         raise RuntimeError(f"DataLoader worker (pid {worker.pid}) is killed by signal: Killed. ")
 
-    before = signal.signal(signal.SIGCHLD, told)
+    before = signal.signal(signal.SIGCHLD, raised)
     try:
         threading.Timer(0.2, worker.kill).start()
         error = Workers("rank 0's train_loader", [worker.pid]).named(ConnectionResetError(), 3, 7)
@@ -148,7 +148,7 @@ def test_a_worker_that_ends_is_named(rows: Rows, folder: Path) -> None:
     )
 
 
-def test_a_slow_worker_is_told_from_a_stopped_one(rows: Rows, folder: Path) -> None:
+def test_a_slow_worker_is_distinguished_from_a_stopped_one(rows: Rows, folder: Path) -> None:
     slow = dataclasses.replace(rows, decode=lambda sample: time.sleep(60))
     _, message = read_until_error(loader_of(slow, folder, 1), 0, int)
     assert "is waiting (state S) and has not delivered batch 0" in message

@@ -26,13 +26,13 @@ text = main_of(text_parser(None), convert_text)
 
 @pytest.fixture
 def toy(monkeypatch):
-    """`--tokenizer toy` is the one of bytes."""
+    """Make `--tokenizer toy` the tokenizer of bytes."""
     monkeypatch.setattr("data.preparation.conversion.arguments.build_tokenizer", lambda config: ToyTokenizer())
 
 
 @pytest.fixture
 def files(tmp_path) -> list[str]:
-    """Of two splits."""
+    """Files of two splits."""
     write_jsonl(tmp_path / "a.jsonl", questions(50))
     write_jsonl(tmp_path / "b.jsonl", questions(10, start=50))
     return [str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl")]
@@ -83,9 +83,9 @@ def test_bad_and_long_examples_are_dropped_where_that_is_asked_for(tmp_path, toy
     flags = ["--dataset", str(tmp_path / "a.jsonl"), "--splits", "train", "--skip-preprocessing", *tokenizer]
     flags += ["--out_root", str(tmp_path / "out"), "--on_bad_example", "drop"]
     assert finetuning([*flags, *(["--excess_length", "drop"] if tokenizer else [])]) == 0
-    said = manifest_of(tmp_path / "out" / "train")
-    assert said["examples_kept"] == (5 if tokenizer else 6)
-    assert said["dropped"]["bad rows"] == 1
+    message = manifest_of(tmp_path / "out" / "train")
+    assert message["examples_kept"] == (5 if tokenizer else 6)
+    assert message["dropped"]["bad rows"] == 1
     assert "bad rows: response is missing (1)" in capsys.readouterr().out
 
 
@@ -257,7 +257,7 @@ def test_a_dataset_of_texts_becomes_rows(tmp_path, toy):
         ),
     ],
 )
-def test_what_cannot_be_is_one_line(tmp_path, capsys, flags, says):
+def test_invalid_flags_are_reported_in_one_line(tmp_path, capsys, flags, says):
     write_jsonl(tmp_path / "a.jsonl", questions(3))
     base = ["--dataset", "json", "--data_files", str(tmp_path / "a.jsonl"), "--out_root", str(tmp_path / "out")]
     splits = [] if "--splits" in flags else ["--splits", "train"]
@@ -309,7 +309,7 @@ def test_rows_that_workers_refuse_name_flags(tmp_path, monkeypatch, capsys):
     assert "a.jsonl:1: --preprocessor raised ValueError: no" in capsys.readouterr().err
 
 
-def test_what_a_user_has_quoted_is_left_as_it_is():
+def test_quoted_values_are_not_changed():
     with settings_written(as_flag):
         assert str(ConfigError("has 'hf_name', but split it", key="split")) == "--splits has 'hf_name', but split it"
 
@@ -347,7 +347,7 @@ def test_texts_are_made_of_other_columns_where_that_is_asked_for(tmp_path, toy):
     assert (manifest["form"], manifest["ignored_columns"]) == ("text", {"lang": 1})
 
 
-def test_a_split_that_is_not_there_is_an_error_before_any_is_written(tmp_path, toy, capsys):
+def test_a_missing_split_is_an_error_before_any_is_written(tmp_path, toy, capsys):
     write_jsonl(tmp_path / "data" / "train.jsonl", questions(5))
     flags = ["--dataset", str(tmp_path / "data"), "--skip-preprocessing", "--tokenizer", "toy"]
     assert finetuning([*flags, "--out_root", str(tmp_path / "out")]) == 2
