@@ -266,7 +266,7 @@ def test_a_tensor_that_cannot_be_read_is_named(run, tmp_path):
     broken = copy_run(run, tmp_path / "run")
     (data,) = (broken / "ep0-ba10").glob("*.distcp")
     data.write_bytes(b"\0" * data.stat().st_size)
-    refused(broken, tmp_path / "out", r"ep0-ba10 is corrupt: __0_0.distcp differs from what was written in bytes \[0, ")
+    refused(broken, tmp_path / "out", r"ep0-ba10 is corrupt: __0_0.distcp does not match its hash in bytes \[0, ")
     commit(broken / "ep0-ba10")
     refused(broken, tmp_path / "out", r"ep0-ba10 is corrupt: __0_0.distcp does not contain transformer.wte.weight: .")
 

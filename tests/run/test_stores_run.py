@@ -121,7 +121,7 @@ def test_a_corrupt_checkpoint_in_the_store_is_skipped(gs: Server, tmp_path: Path
     gs.put(key, gs.content()[key][:-1] + b"x")
     stop = [*machine(tmp_path, "second", gs), "on_corrupt_checkpoint=stop"]
     with pytest.raises(
-        ConfigError, match=r"is corrupt: __0_0.distcp differs from what was written.*\(in gs://bucket/toy/ep0-ba8\)"
+        ConfigError, match=r"is corrupt: __0_0.distcp does not match its hash.*\(in gs://bucket/toy/ep0-ba8\)"
     ):
         open_inputs(read_config(path, stop))
     resumed = run_ranks(run_there, 1, gs.environment, path, machine(tmp_path, "second", gs))[0]

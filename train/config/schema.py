@@ -348,8 +348,7 @@ class TrainConfig(Section):
     autoresume: bool = False
     """Resume from the newest checkpoint in save_folder."""
     on_corrupt_checkpoint: Literal["fallback", "stop"] = "fallback"
-    """If the files of the newest checkpoint differ from what was written: fallback resumes from the previous one; stop
-    ends the run."""
+    """If the newest checkpoint is corrupt: fallback resumes from the previous one; stop ends the run."""
     load_path: PathText | None = None
     """Checkpoint to start from: a path, s3:// or gs://. In an object store, /latest names the newest checkpoint."""
     load_weights_only: bool = False

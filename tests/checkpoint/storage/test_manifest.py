@@ -101,7 +101,7 @@ def test_a_file_that_may_not_be_read_is_no_corruption(tmp_path: Path, monkeypatc
 def test_a_file_of_another_checkpoint_is_named_as_that(tmp_path: Path) -> None:
     ours, other = make(tmp_path, fill=1), make(tmp_path, "ep0-ba2", fill=2)
     shutil.copy(other / "__0_0.distcp", ours)
-    message = r"__0_0.distcp differs from what was written in bytes \[0, 5,000\): it looks like __0_0.distcp of ep0-ba2"
+    message = r"__0_0.distcp does not match its hash in bytes \[0, 5,000\): it looks like __0_0.distcp of ep0-ba2"
     with pytest.raises(CorruptCheckpointError, match=message):
         verify_files(ours)
 

@@ -83,7 +83,7 @@ class RemoteFolder:
         """Fetch a committed checkpoint into the folder and verify it, unless a valid copy is already there.
 
         trust_present: check an existing copy only by its manifest; its files are verified when they are read. Raises
-        CorruptCheckpointError, with the path in the folder, if the data differ from what was written.
+        CorruptCheckpointError, with the path in the folder, if the data do not match the manifest.
         """
         path, part = folder / name, folder / f"{PART}fetched-{name}"
         if path.is_dir() and self.is_same(name, path) and (trust_present or _defect(path) is None):
