@@ -21,7 +21,7 @@ def leave_sharded_models() -> bool:
     """
     needed = shards_again()
     if needed:
-        prepare_distributed.parallelize_composer_model = _leave_as_sharded
+        prepare_distributed.parallelize_composer_model = _keep_sharding
     return needed
 
 
@@ -31,5 +31,5 @@ def shards_again() -> bool:
     return not any("FSDPModule" in inspect.getsource(module) for module in (prepare_distributed, fsdp2))
 
 
-def _leave_as_sharded(model: torch.nn.Module, *args: Any, **kwargs: Any) -> None:
+def _keep_sharding(model: torch.nn.Module, *args: Any, **kwargs: Any) -> None:
     assert any(isinstance(module, FSDPModule) for module in model.modules())

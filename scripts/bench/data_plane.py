@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             make_vocabulary(args.vocab_file, args.vocab_size)
         if args.gigabyte:  # first, so that later imports do not count as its memory
             report["gigabyte"] = in_fresh_process(prepare_gigabyte, args, folder)
-        report["prepare"] = prepare_and_others(args, folder)
+        report["prepare"] = compare_preparation(args, folder)
         report["load"] = load(args, folder)
         if args.rows:
             report["resume"] = resume(args, folder)
@@ -98,7 +98,7 @@ def prepare(folder: Path, config: "DatasetConfig", tokenizer: "Tokenizer") -> di
     return json.loads((folder / "manifest.json").read_text())
 
 
-def prepare_and_others(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+def compare_preparation(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     file = folder / "text.jsonl"
     write_text(file, args.megabytes * 1e6)
     tokens, sides = make_sides(args, file)

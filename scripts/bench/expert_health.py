@@ -87,14 +87,14 @@ class Turn(Callback):
         self.device, self.side = args.device, SIDES[0]
         self.inside: dict[str, list[float]] = {}
         self.forget()
-        self._squares = moe.squares_of
+        self._squares = moe.sum_of_squares
 
     def forget(self) -> None:
         """Discard the seconds recorded so far."""
         self.inside = {side: [] for side in SIDES}
 
     def batch_start(self, state: State, logger: Logger) -> None:
-        moe.squares_of = self._timed if self.side != "without" else no_sum
+        moe.sum_of_squares = self._timed if self.side != "without" else no_sum
         self.inside[self.side].append(0.0)
         self.measurement.begin(state.batch["input_ids"].shape[0])
 

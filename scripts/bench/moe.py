@@ -156,13 +156,13 @@ def cells(name: str, row: dict[str, Any]) -> dict[str, str]:
         "TFLOP/s": f"{row['tflop_per_s']:.3g}",
         "of torch.mm's floor": f"{row['share of the floor, torch.mm']:.2f}",
         "of the best GEMMs": f"{row['share of the floor, best GEMMs']:.2f}",
-        "x transformers": number_or_nothing(row.get("speed over transformers"), "{:.2f}"),
-        "saved MiB": number_or_nothing(row.get("saved_bytes"), "{:.1f}", 1 / common.MIB),
-        "of transformers": number_or_nothing(row.get("saved, share of transformers"), "{:.2f}"),
+        "x transformers": number_or_blank(row.get("speed over transformers"), "{:.2f}"),
+        "saved MiB": number_or_blank(row.get("saved_bytes"), "{:.1f}", 1 / common.MIB),
+        "of transformers": number_or_blank(row.get("saved, share of transformers"), "{:.2f}"),
     }
 
 
-def number_or_nothing(value: float | None, form: str, scale: float = 1.0) -> str:
+def number_or_blank(value: float | None, form: str, scale: float = 1.0) -> str:
     return "" if value is None else form.format(value * scale)
 
 

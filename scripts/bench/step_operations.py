@@ -63,14 +63,14 @@ def timed(gemms: list[Callable[[], None]], device: str) -> float:
 
 GROUPS = {
     "GEMMs": ("aten::mm", "aten::addmm"),
-    "attention between its matrices": (
+    "attention without projections": (
         "scaled_dot_product",
         "aten::bmm",
         "aten::baddbmm",
         "_softmax",
         "_Blocks",
     ),
-    "functions that call all this": ("_ExpertsGLU", "_ClipAndRotate"),
+    "custom autograd functions": ("_ExpertsGLU", "_ClipAndRotate"),
     "AdamW": ("_fused_adamw_",),
     "copies": ("copy_", "aten::cat"),
     "gathers, scatters, sorts": ("index", "gather", "scatter", "sort", "embedding", "topk"),

@@ -119,17 +119,17 @@ def test_unknown_key(tmp_path, override, message):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("seed=1.5", "seed is 1.5, but it must be a whole number"),
-        ("seed=true", "seed is true, but it must be a whole number"),
+        ("seed=1.5", "seed is 1.5, but it must be an integer"),
+        ("seed=true", "seed is true, but it must be an integer"),
         ("optimizer.lr=high", "optimizer.lr is 'high', but it must be a finite number"),
         ("optimizer.lr=.nan", "optimizer.lr is nan, but it must be a finite number"),
         ("autoresume=1", "autoresume is 1, but it must be true or false"),
-        ("run_name=7", "run_name is 7, but it must be text: write '7' in quotes"),
-        ("max_duration=1.5", "max_duration is 1.5, but it must be text: a number and its unit, such as 1.5ba"),
-        ("max_duration=true", "max_duration is true, but it must be text: a number and its unit, such as 10ba"),
+        ("run_name=7", "run_name is 7, but it must be a string: write '7' in quotes"),
+        ("max_duration=1.5", "max_duration is 1.5, but it must be a string: a number and its unit, such as 1.5ba"),
+        ("max_duration=true", "max_duration is true, but it must be a string: a number and its unit, such as 10ba"),
         (
             "callbacks.generate={prompts: [a], interval: 10}",
-            "callbacks.generate.interval is 10, but it must be text: a number and its unit, such as 10ba",
+            "callbacks.generate.interval is 10, but it must be a string: a number and its unit, such as 10ba",
         ),
         (
             "train_loader.dataset.packing=null",
@@ -139,7 +139,7 @@ def test_unknown_key(tmp_path, override, message):
         ("optimizer.betas=0.9", "optimizer.betas is 0.9, but it must be a list of numbers"),
         ("optimizer.betas=[a, 1]", "optimizer.betas[0] is 'a', but it must be a finite number"),
         ("model=3", "model is 3, but it must be a mapping of keys"),
-        ("load_path=[1]", "load_path is [1], but it must be text"),
+        ("load_path=[1]", "load_path is [1], but it must be a string"),
         (
             "fsdp_config.activation_checkpointing=2",
             "fsdp_config.activation_checkpointing is 2, but it must be true or false or none or block or selective",
@@ -156,8 +156,8 @@ def test_a_value_that_matches_no_member_of_a_union_is_refused(tmp_path):
     streams = "train_loader.dataset={streams: {a: {hf_name: json}}, max_seq_len: 64}"
     message = refusal(tmp_path, streams, "train_loader.stages=[{name: a, duration: 1, proportions: {a: 1}}]")
     assert message == (
-        "small.yaml: train_loader.stages[0].duration is 1, but it must be text or a mapping of keys: a number and its "
-        "unit, such as 1ba"
+        "small.yaml: train_loader.stages[0].duration is 1, but it must be a string or a mapping of keys: a number and "
+        "its unit, such as 1ba"
     )
 
 
@@ -413,7 +413,7 @@ def test_references_to_a_misspelt_key_are_not_reported(tmp_path):
 
 def test_a_rule_is_skipped_if_a_value_that_it_reads_is_invalid(tmp_path):
     message = refusal(tmp_path, "model.ffn_config.moe_num_experts=few", "model.ffn_config.moe_top_k=17")
-    assert message == "small.yaml: model.ffn_config.moe_num_experts is 'few', but it must be a whole number"
+    assert message == "small.yaml: model.ffn_config.moe_num_experts is 'few', but it must be an integer"
 
 
 def test_no_network_is_needed_before_resolve_pretrained(tmp_path, monkeypatch):

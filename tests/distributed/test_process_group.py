@@ -85,7 +85,7 @@ def listening(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 def test_another_programs_server_is_reported(listening: str) -> None:
     assert rank_store.why_not_served() is None
-    with pytest.raises(ConfigError, match=f"{listening}, which does not answer as rank 0"):
+    with pytest.raises(ConfigError, match=f"{listening}, which does not respond like rank 0"):
         rank_store.connect(0.5)
 
 

@@ -22,7 +22,7 @@ from train.models.attention.attention import Attention, _ClipAndRotate, gradient
 from train.models.attention.backends import BACKENDS, FlashBackend, FlexBackend, make_flash_backend
 from train.models.attention.blocks import Block, _mask, make_blocks_backend
 from train.models.attention.layout import Layout, find_documents, make_layout, resolve_attn_impl
-from train.models.attention.sdpa import SdpaBackend, cut_calls, make_sdpa_backend
+from train.models.attention.sdpa import SdpaBackend, make_sdpa_backend, split_into_calls
 from train.models.config import AttnConfig, FFNConfig, ModelConfig
 from train.models.dbrx import DbrxForCausalLM
 from train.models.init import initialise
@@ -306,13 +306,13 @@ LENGTHS = {
 
 @pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
 def test_calls_are_few_and_padding_is_little(lengths: list[int]) -> None:
-    calls = cut_calls(sorted(lengths, reverse=True))
+    calls = split_into_calls(sorted(lengths, reverse=True))
     assert sum(documents for documents, _ in calls) == len(lengths)
     # Lengths fall by a factor of 4/5 per call, until whole documents fit into a call's slack.
     assert len(calls) <= math.log(max(lengths)) / math.log(1.25) + 1
     assert sum(documents * length for documents, length in calls) <= 1.25 * sum(lengths) + 128 * len(calls)
-    assert cut_calls([20] * 25) == [(25, 20)]
-    assert cut_calls([31] * 25) == [(25, 32)]
+    assert split_into_calls([20] * 25) == [(25, 20)]
+    assert split_into_calls([31] * 25) == [(25, 32)]
 
 
 @pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)

@@ -9,7 +9,7 @@ import torch
 from tests.helpers.ranks import run_ranks
 from tests.helpers.small_config import load
 from train.planning.traffic import traffic
-from train.simulation.operations import FollowedOperations
+from train.simulation.operations import TrackedOperations
 from train.simulation.storages import Storages
 
 CASES = {
@@ -34,7 +34,7 @@ def sent_by(folder: Path) -> dict[str, tuple[dict[str, int], dict[str, float]]]:
         config = load(own, *overrides, "global_train_batch_size=4")
         device = torch.device("cpu")
         model = build_model(config.model, config.fsdp_config, precision="fp32", device=device, seed=1, lora=config.lora)
-        with FollowedOperations(Storages()) as operations:
+        with TrackedOperations(Storages()) as operations:
             for _ in range(2):
                 ids = torch.arange(config.max_seq_len).view(1, -1)
                 losses = model(ids, ids).losses_BS

@@ -79,9 +79,28 @@ RULES: list[Run | Elsewhere | Proof] = [
     # Set-up.
     Elsewhere(pattern=r"source .venv/bin/activate", reason="the tests run in this environment"),
     Elsewhere(pattern=r"make test( TORCH_BACKEND=auto)?", reason="runs this test"),
+    Elsewhere(pattern=r"make (install|test-minute)", reason="the tests run in this environment"),
     Elsewhere(pattern=r"make clean", reason="deletes the environment that the tests run in"),
     Elsewhere(pattern=r"(\.venv/bin/)?uv pip install .*", reason=NETWORK),
     Proof(pattern=r"make quickstart( TORCH_BACKEND=cpu)?"),
+    Proof(pattern=r"make lora"),
+    # Development.
+    Elsewhere(
+        pattern=r"make docs",
+        reason="builds into the repository",
+        test="tests/project/test_site.py::test_links_to_files_of_the_repository_stay_on_the_site",
+    ),
+    Elsewhere(
+        pattern=r"python scripts/dev/prose\.py .*",
+        reason="lists the files that git tracks",
+        test="tests/project/test_english.py::test_a_sample_is_drawn_by_its_seed_alone",
+    ),
+    Elsewhere(
+        pattern=r"python scripts/dev/preset_table\.py --write",
+        reason="writes into the pages",
+        test="tests/project/test_yamls.py::test_tables_of_a_page_are_those_of_the_planner",
+    ),
+    Elsewhere(pattern=r"python scripts/dev/package_tables\.py", reason="writes into the pages"),
     # Data.
     Run(
         pattern=r"python scripts/convert_finetuning_dataset\.py .* --tokenizer tiktoken .*",
@@ -123,7 +142,10 @@ RULES: list[Run | Elsewhere | Proof] = [
     ),
     # Training on GPUs.
     Run(pattern=r"python train\.py yamls/finetune/dbrx\.yaml", code=2),
-    Elsewhere(pattern=r"composer train\.py yamls/finetune/dbrx(_lora)?\.yaml .*", reason=GPUS),
+    Elsewhere(
+        pattern=r"composer (-n 2 |--nproc 8 .*)?train\.py yamls/(finetune|pretrain)/dbrx(?!_tiny)\w*\.yaml( .*)?",
+        reason=GPUS,
+    ),
     Elsewhere(pattern=r"srun python scripts/doctor\.py .*", reason=CLUSTER),
     Elsewhere(pattern=r"sbatch .*", reason=CLUSTER),
     Elsewhere(pattern=r"docker build .*", reason=NETWORK),

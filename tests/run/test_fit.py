@@ -75,7 +75,7 @@ def test_errors_before_the_first_step(tmp_path: Path) -> None:
         "tokenizer.kwargs.vocab_file=FOLDER/none": "tokenizer.kwargs.vocab_file is 'FOLDER/none'",
         "optimizer.freeze=['*.nothing']": "optimizer.freeze has '*.nothing'",
         "scheduler.t_warmup=99ba": "scheduler.t_warmup is 99ba",
-        "loggers.file.filename='{name}.txt'": "only {run_name} and {rank} are filled in",
+        "loggers.file.filename='{name}.txt'": "the only placeholders are {run_name} and {rank}",
         "loggers.file.filename=A_FILE/x.txt": "loggers.file.filename is 'A_FILE/x.txt', but it cannot be written",
     }
 

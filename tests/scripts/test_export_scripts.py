@@ -76,4 +76,4 @@ def test_invalid_sizes(capsys: pytest.CaptureFixture[str]) -> None:
         load_script("convert_checkpoint_to_hf").main(
             ["--composer_path=a", "--hf_output_path=b", "--max_shard_size=5XB"]
         )
-    assert "--max_shard_size: is '5XB', but a size is a number of bytes" in capsys.readouterr().err
+    assert "--max_shard_size: is '5XB', but it must be a positive number of bytes" in capsys.readouterr().err

@@ -26,9 +26,9 @@ from train.loggers.build import LoggedRun
 from train.optim.optimizers import build_optimizer
 from train.run.trainer import build_trainer
 from train.simulation.collectives import Traffic, answer
-from train.simulation.operations import FollowedOperations
+from train.simulation.operations import TrackedOperations
 from train.simulation.simulate import simulate
-from train.simulation.storages import Phase, Storages, resizes_noted
+from train.simulation.storages import Phase, Storages, counting_resizes
 from train.stability.step_check import StepCheck
 from train.supervision.events import Events
 
@@ -64,7 +64,7 @@ class FullRows:
         return Row(np.zeros(n, dtype=np.int32), np.ones(n, dtype=np.uint8), np.array([n], dtype=np.int32))
 
 
-class WaitedOperations(FollowedOperations):
+class CopyingOperations(TrackedOperations):
     """Sends copies, because gloo's threads release the tensors they send with a delay."""
 
     def collect(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -87,7 +87,7 @@ class WaitedOperations(FollowedOperations):
 class Phases(Callback):
     """Records the phases of the second step under the names that simulate uses."""
 
-    def __init__(self, operations: FollowedOperations) -> None:
+    def __init__(self, operations: TrackedOperations) -> None:
         self.operations, self.stack, self.number = operations, ExitStack(), 0
 
     def batch_start(self, state: State, logger: Logger) -> None:
@@ -127,8 +127,8 @@ def followed(folder: Path) -> dict[str, Step]:
     found = {}
     for name, overrides in CASES.items():
         (own := folder / f"{name}{dist.get_global_rank()}").mkdir()
-        operations = WaitedOperations(Storages())
-        with operations, resizes_noted(operations.storages, "gathered weights"):
+        operations = CopyingOperations(Storages())
+        with operations, counting_resizes(operations.storages, "gathered weights"):
             _train(load(own, *COMMON, *overrides), Phases(operations))
         found[name] = Step(operations.storages.phases, dict(operations.traffic))
     return found

@@ -106,10 +106,12 @@ def _differences(facts: Sequence[Mapping[str, str]], names: Sequence[str]) -> It
         for each, name in zip(facts, names, strict=True):
             where.setdefault(each.get(key, "absent"), []).append(name)
         if len(where) > 1:
-            yield f"{key} is " + ", but ".join(f"{_cut(value)} on {' and '.join(on)}" for value, on in where.items())
+            yield f"{key} is " + ", but ".join(
+                f"{_truncated(value)} on {' and '.join(on)}" for value, on in where.items()
+            )
 
 
-def _cut(value: str) -> str:
+def _truncated(value: str) -> str:
     return value if len(value) <= _LONGEST else f"{value[:_LONGEST]}..."
 
 

@@ -40,7 +40,7 @@ def connect(seconds: float = _CONNECT_SECONDS) -> PrefixStore:
         # A store served by torchrun may contain keys of an earlier attempt.
         return PrefixStore(f"ready/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", future.result(seconds))
     except (RuntimeError, TimeoutError) as error:
-        why = "is in use by another program" if "EADDRINUSE" in str(error) else "does not answer as rank 0"
+        why = "is in use by another program" if "EADDRINUSE" in str(error) else "does not respond like rank 0"
         raise ConfigError(
             f"MASTER_ADDR:MASTER_PORT is {host}:{port}, which {why}: set them to the address of rank 0's node and a "
             "free port on it (composer --master_addr, --master_port)"

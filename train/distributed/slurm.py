@@ -32,7 +32,7 @@ def ranks_of_srun(environment: Mapping[str, str]) -> dict[str, str]:
         )
     rank, node = _needed(environment, "SLURM_PROCID"), _number(environment, "SLURM_NODEID") or 0
     local_rank, local = _needed(environment, "SLURM_LOCALID"), _tasks_of_node(environment, node, n_tasks)
-    _refuse_one_gpu_each(environment, local)
+    _check_visible_gpus(environment, local)
     return {
         "RANK": str(rank),
         "WORLD_SIZE": str(n_tasks),
@@ -94,7 +94,7 @@ def _port(environment: Mapping[str, str]) -> int:
     return _FIRST_PORT + (7 * job + step) % _N_PORTS
 
 
-def _refuse_one_gpu_each(environment: Mapping[str, str], local: int) -> None:
+def _check_visible_gpus(environment: Mapping[str, str], local: int) -> None:
     seen = environment.get("CUDA_VISIBLE_DEVICES")
     if seen and len(seen.split(",")) < local:
         raise ConfigError(

@@ -69,7 +69,7 @@ def resolve_kernels(
     if model.ffn_config.moe_impl == "auto":
         experts = _reasons(passed_over_moe_impls(device, dtype, shape))
         if device.type == "cuda" and moe_impl == "torch":
-            _refuse_loop(model, device, shape, wording, experts)
+            _raise_for_loop(model, device, shape, wording, experts)
     if model.attn_config.attn_impl == "auto":
         attention = _reasons(passed_over_attn_impls(device, dtype, model.attn_config.attn_pdrop))
     return moe_impl, [f"experts: {moe_impl}{experts}", f"attention: {attn_impl}{attention}"]
@@ -95,7 +95,7 @@ def _reasons(passed_over: Mapping[str, str]) -> str:
     return f" ({'; '.join(f'not {impl}: {why}' for impl, why in passed_over.items())})" if passed_over else ""
 
 
-def _refuse_loop(
+def _raise_for_loop(
     model: ModelConfig, device: torch.device, shape: RoutedShape | None, wording: Wording, reasons: str
 ) -> None:
     total, _ = count_parameters(model)

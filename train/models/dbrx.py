@@ -47,7 +47,7 @@ class DbrxOutput(NamedTuple):
     """One tensor per layer, in at least fp32."""
 
 
-class Inside(NamedTuple):
+class Intermediates(NamedTuple):
     """Intermediate results of DbrxModel, over [T, ...]; lists that were not requested are empty."""
 
     sums: tuple[Tensor, Tensor, Tensor, Tensor]
@@ -74,12 +74,12 @@ class NormAttnNorm(nn.Module):
         else:
             y_TD = self.attn.attend(self._qkv(x_TD), layout)
         x_TD = x_TD + self.dropout(y_TD)
-        return x_TD, self.second_norm(x_TD)
+        return x_TD, self.apply_norm_2(x_TD)
 
     def _qkv(self, x_TD: Tensor) -> Tensor:
         return self.attn.Wqkv(self.norm_1(x_TD))
 
-    def second_norm(self, x_TD: Tensor) -> Tensor:
+    def apply_norm_2(self, x_TD: Tensor) -> Tensor:
         """Apply norm_2 and cast to the compute dtype. Under autocast, router and experts would each save their own
         copy."""
         normed_TD, device = self.norm_2(x_TD), x_TD.device.type
@@ -103,7 +103,7 @@ class DbrxBlock(nn.Module):
         return x_TD + self.dropout(y_TD), stats
 
     def _without_saving(self, normed_TD: Tensor, x_TD: Tensor) -> recomputed:
-        return recomputed(normed_TD, lambda: self.norm_attn_norm.second_norm(x_TD))
+        return recomputed(normed_TD, lambda: self.norm_attn_norm.apply_norm_2(x_TD))
 
 
 class DbrxModel(nn.Module):
@@ -122,7 +122,7 @@ class DbrxModel(nn.Module):
         keep_hidden: bool,
         keep_router: bool,
         cache: KVCache | None,
-    ) -> tuple[Tensor, Layout, Inside]:
+    ) -> tuple[Tensor, Layout, Intermediates]:
         """Return the normalized hidden states [T, D], the layout of the tokens, and intermediate results."""
         documents = find_documents(input_ids_BS, document_ids_BS, self.config)
         x_TD = self.dropout(self.wte(input_ids_BS.flatten()[documents.place_T]))
@@ -143,7 +143,7 @@ class DbrxModel(nn.Module):
         if keep_hidden:
             hidden.append(x_TD)
         stacked = (counts_LE, prob_sums_LE, z_sums_L, logit_squares_L)
-        return x_TD, layouts[0], Inside(stacked, hidden, router_logits)
+        return x_TD, layouts[0], Intermediates(stacked, hidden, router_logits)
 
 
 class DbrxForCausalLM(nn.Module):

@@ -74,10 +74,10 @@ class MoE(nn.Module):
         # stop before expert parallelism sends results back.
         z_sum = logits_TE.logsumexp(dim=-1).square().sum()
         y_TD = self.experts(x_TD, weights_TK, assignment)
-        return y_TD, RouterStats(assignment.counts_E, probs_TE.sum(0), z_sum, squares_of(logits_TE), logits_TE)
+        return y_TD, RouterStats(assignment.counts_E, probs_TE.sum(0), z_sum, sum_of_squares(logits_TE), logits_TE)
 
 
-def squares_of(logits_TE: Tensor) -> Tensor:
+def sum_of_squares(logits_TE: Tensor) -> Tensor:
     """Sum of the squared logits, without gradient and without allocating a copy of the logits."""
     return torch.linalg.vector_norm(logits_TE.detach()).square()
 

@@ -9,7 +9,7 @@ from train.models.lora.adapters import is_adapter
 from train.models.recompute import named_parameters
 from train.optim.adamw import AdamW
 from train.optim.lion import DecoupledLionW
-from train.optim.patterns import check_left, matching
+from train.optim.patterns import check_any_trained, matching
 
 
 def build_optimizer(config: OptimizerConfig, model: torch.nn.Module) -> torch.optim.Optimizer:
@@ -29,7 +29,7 @@ def build_optimizer(config: OptimizerConfig, model: torch.nn.Module) -> torch.op
         for i, group in enumerate(config.param_groups)
     ]
     trained = {name for name in names if is_adapter(name) or not lora} - frozen
-    check_left(trained, config)
+    check_any_trained(trained, config)
     # Grouped by which patterns match and not by values, so that a changed lr or weight_decay keeps the groups.
     groups: dict[tuple[int | None, bool], list[torch.nn.Parameter]] = {}
     for name, param in params:

@@ -17,10 +17,10 @@ def check_patterns(config: TrainConfig) -> None:
     matching(names, optimizer.no_weight_decay, "optimizer.no_weight_decay")
     for i, group in enumerate(optimizer.param_groups):
         matching(names, group.match, f"optimizer.param_groups[{i}].match")
-    check_left(set(adapters or base) - matching(names, optimizer.freeze, "optimizer.freeze"), optimizer)
+    check_any_trained(set(adapters or base) - matching(names, optimizer.freeze, "optimizer.freeze"), optimizer)
 
 
-def check_left(trained: set[str], optimizer: OptimizerConfig) -> None:
+def check_any_trained(trained: set[str], optimizer: OptimizerConfig) -> None:
     """Raise ConfigError if no parameter is trained."""
     if not trained:
         raise ConfigError(

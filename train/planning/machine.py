@@ -54,7 +54,7 @@ def check_machine(config: TrainConfig, world_size: int, device: Device) -> RankM
     where = f"its GPU has {each}" if gpu else f"{on_cpu}, and this machine has {each}"
     raise ConfigError(
         f"{total:,} parameters do not fit: {_ranks(world_size)} needs at least {format_bytes(need.total)} ({parts}), "
-        f"{format_bytes(need.total * world_size)} in all, but {where}; "
+        f"{format_bytes(need.total * world_size)} in total, but {where}; "
         f"{_hint(config, have, local_ranks, gpu=gpu)}"
     )
 

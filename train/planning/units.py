@@ -237,7 +237,7 @@ def _by_unit(shapes: Mapping[str, tuple[int, ...]], *, divided: bool) -> dict[st
 
 
 def _unit_of(name: str, *, divided: bool) -> str:
-    """The module of a block that its parameter of this name is gathered with."""
+    """The module of a block whose unit contains the parameter of this name."""
     if ".lora." in name:
         # The experts' adapters are one unit; each linear layer's adapter is a separate unit.
         return name[: name.index(".lora.") + len(".lora")]

@@ -17,7 +17,7 @@ from train.simulation.storages import Storages
 _aten = torch.ops.aten
 
 
-class FollowedOperations(TorchDispatchMode):
+class TrackedOperations(TorchDispatchMode):
     """Runs operations unchanged, and counts."""
 
     def __init__(self, storages: Storages) -> None:
@@ -60,7 +60,7 @@ class FollowedOperations(TorchDispatchMode):
         return self.collect(func, args, kwargs)
 
 
-class SimulatedOperations(FollowedOperations):
+class SimulatedOperations(TrackedOperations):
     """Runs operations within a FakeTensorMode, where floating-point tensors have no data. Integers that determine sizes
     have data: documents, labels, and the assignment of tokens to experts. Every expert gets the same number of
     tokens."""

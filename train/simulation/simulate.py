@@ -23,7 +23,7 @@ from train.optim.optimizers import build_optimizer
 from train.simulation.collectives import Traffic
 from train.simulation.fake_ranks import fake_ranks
 from train.simulation.operations import SimulatedOperations
-from train.simulation.storages import Phase, Storages, resizes_noted
+from train.simulation.storages import Phase, Storages, counting_resizes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,8 +63,8 @@ def simulate(config: TrainConfig, ranks: int, *, gpu: bool = True) -> Simulation
         model = meta_model(
             model_config, config.fsdp_config, precision=precision, device=torch.device("cpu"), lora=config.lora
         )
-        _learn_constants(config)
-        with FakeTensorMode(allow_non_fake_inputs=True), operations, resizes_noted(storages, "gathered weights"):
+        _run_probes(config)
+        with FakeTensorMode(allow_non_fake_inputs=True), operations, counting_resizes(storages, "gathered weights"):
             with storages.phase("build", "weights"):
                 model.to_empty(device="cpu")
             # DTensor derives shapes from unsharded tensors, which are counted here but use no memory in a real run.
@@ -108,7 +108,7 @@ def _kernels(model: ModelConfig, precision: str, *, gpu: bool) -> ModelConfig:
     return replace(model, ffn_config=replace(ffn, moe_impl=moe_impl), attn_config=replace(attn, attn_impl="sdpa"))
 
 
-def _learn_constants(config: TrainConfig) -> None:
+def _run_probes(config: TrainConfig) -> None:
     """Call functions that probe torch with real data and cache the result, before data is unavailable."""
     if config.model.attn_config.clip_qkv is not None:
         for dtype in (torch.float32, torch.bfloat16):
@@ -132,9 +132,9 @@ def _step(
     autocast = torch.autocast("cpu", torch.bfloat16) if bf16 else nullcontext()
     if config.model.ffn_config.moe_lbl_scope == "batch" and config.model.ffn_config.moe_loss_weight and size < rows:
         with storages.phase("count experts", "activations"), torch.no_grad(), autocast:
-            counts = torch.stack([model({**part, "labels": None}).counts_LE for part in _cut(batch, size)]).sum(0)
+            counts = torch.stack([model({**part, "labels": None}).counts_LE for part in _split(batch, size)]).sum(0)
         batch["expert_counts"] = counts.expand(rows, *counts.shape)
-    for number, part in enumerate(_cut(batch, size)):
+    for number, part in enumerate(_split(batch, size)):
         of = f" {number + 1}" if size < rows else ""
         with storages.phase(f"forward{of}", "activations"), autocast:
             outputs = model(part)
@@ -164,7 +164,7 @@ def _batch(config: TrainConfig, rows: int, ranks: int) -> Batch:
     }
 
 
-def _cut(batch: Batch, size: int) -> Iterator[Batch]:
+def _split(batch: Batch, size: int) -> Iterator[Batch]:
     rows = batch["input_ids"].shape[0]
     for start in range(0, rows, size):
         yield {name: column[start : start + size] for name, column in batch.items()}

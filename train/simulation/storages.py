@@ -83,17 +83,17 @@ class Storages:
 
 
 @contextmanager
-def resizes_noted(storages: Storages, part: str) -> Iterator[None]:
+def counting_resizes(storages: Storages, part: str) -> Iterator[None]:
     """Within this context, storages that are resized are counted in this category. torch's dispatcher does not report
     resizing."""
     resize = torch.UntypedStorage.resize_
 
-    def resize_and_note(storage: torch.UntypedStorage, size: int) -> Any:
+    def resize_and_count(storage: torch.UntypedStorage, size: int) -> Any:
         result = resize(storage, size)
         storages.resized(storage, part)
         return result
 
-    torch.UntypedStorage.resize_ = resize_and_note  # pyright: ignore[reportAttributeAccessIssue]
+    torch.UntypedStorage.resize_ = resize_and_count  # pyright: ignore[reportAttributeAccessIssue]
     try:
         yield
     finally:

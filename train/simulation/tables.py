@@ -36,14 +36,14 @@ def _table(first: str, *columns: str) -> Table:
 
 
 def _phases(simulation: Simulation) -> Table:
-    table = _table("phase", "alive at its end", "peak")
+    table = _table("phase", "allocated at the end", "peak")
     for phase in simulation.phases:
         table.add_row(phase.name, format_bytes(phase.alive), format_bytes(phase.peak))
     return table
 
 
 def _peak(peak: Phase) -> Table:
-    table = _table("part", "alive")
+    table = _table("part", "allocated")
     for part, n_bytes in sorted(peak.parts.items(), key=lambda item: -item[1]):
         if n_bytes:
             table.add_row(part, format_bytes(n_bytes))

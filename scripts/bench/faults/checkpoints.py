@@ -109,7 +109,7 @@ def _readers(lab: Lab) -> Iterator[str]:
         yield refusal(run(*command), NEWEST, name) or "done with a corrupt weight"
 
 
-def _cut(file: Path) -> None:
+def _truncate(file: Path) -> None:
     file.write_bytes(file.read_bytes()[: file.stat().st_size * 2 // 3])
 
 
@@ -126,7 +126,7 @@ def _broken(what: Callable[[Path], None], name: str, lab: Lab) -> Iterator[str]:
 
 def _stop(lab: Lab) -> Iterator[str]:
     copy = lab.copy()
-    _cut(copy / NEWEST / "__0_0.distcp")
+    _truncate(copy / NEWEST / "__0_0.distcp")
     yield refusal(lab.resume(copy, "on_corrupt_checkpoint=stop"), NEWEST, "__0_0.distcp") or "not stopped"
 
 
@@ -220,12 +220,12 @@ CASES: Mapping[str, Case] = {
         Case("checkpoint of another run", FELL_BACK, _another_run),
         Case("checkpoint of another step", FELL_BACK, _another_step),
         Case("a weight's bit: export, generate, evaluate, load_path", REFUSED, _readers),
-        Case("truncated shard", FELL_BACK, partial(_broken, _cut, "__0_0.distcp")),
+        Case("truncated shard", FELL_BACK, partial(_broken, _truncate, "__0_0.distcp")),
         Case("missing shard", FELL_BACK, partial(_broken, _remove, "__0_0.distcp")),
-        Case("truncated .metadata", FELL_BACK, partial(_broken, _cut, ".metadata")),
+        Case("truncated .metadata", FELL_BACK, partial(_broken, _truncate, ".metadata")),
         Case("missing .metadata", FELL_BACK, partial(_broken, _remove, ".metadata")),
         Case("missing state.json", FELL_BACK, partial(_broken, _remove, "state.json")),
-        Case("truncated manifest", FELL_BACK, partial(_broken, _cut, "manifest.json")),
+        Case("truncated manifest", FELL_BACK, partial(_broken, _truncate, "manifest.json")),
         Case("missing manifest", FELL_BACK, partial(_broken, _remove, "manifest.json")),
         Case("truncated shard, on_corrupt_checkpoint: stop", REFUSED, _stop),
         Case("all checkpoints corrupt", REFUSED, _all_corrupt),

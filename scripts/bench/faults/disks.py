@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scripts.bench.faults.processes import Ended, Running
-from scripts.bench.faults.runs import LAST, REFUSED, SAME, SAVED, SKIPPED, WRONG, Case, Lab, refusal
+from scripts.bench.faults.runs import LAST, OTHER_MODEL, REFUSED, SAME, SAVED, SKIPPED, Case, Lab, refusal
 
 if TYPE_CHECKING:
     from composer.core import State
@@ -138,7 +138,7 @@ def _after_a_warning(lab: Lab, ended: Ended, run: Path, reason: str) -> str:
         return "no warning with path and reason"
     if (left := _left(run, [SAVED[0], SAVED[2], LAST])) is not None:
         return left
-    return _WARNED if lab.exported(run) == lab.model(1) else WRONG
+    return _WARNED if lab.exported(run) == lab.model(1) else OTHER_MODEL
 
 
 def _left(run: Path, batches: list[int]) -> str | None:
@@ -210,7 +210,7 @@ _SAVES: Mapping[str, tuple[Hook, str, bool]] = {
     "full disk before a save": (lambda disk: partial(_full, disk), "free", True),
     "disk full during a save": (lambda disk: partial(_full_meanwhile, disk), "free", True),
     "disk read-only during a save": (lambda disk: partial(_read_only, disk), "Read-only", True),
-    "file-size limit during a save": (lambda disk: _limited, "so large a file", False),
+    "file-size limit during a save": (lambda disk: _limited, "a file of this size", False),
 }
 """The hook, the reason that must be named, and whether a mounted disk is needed."""
 

@@ -25,7 +25,7 @@ FELL_BACK = "named, fell back, same model"
 REFUSED = "refused, named"
 UNNAMED = "refused, not named"
 CRASHED = "a traceback"
-WRONG = "another model"
+OTHER_MODEL = "another model"
 SILENT = "fell back without a name"
 NO_END = "no end"
 SKIPPED = "not possible here"
@@ -107,7 +107,7 @@ class Lab:
         if (seen := refusal(ended, *names)) is not None:
             return seen
         if self.exported(save_folder) != self.model(ranks):
-            return WRONG
+            return OTHER_MODEL
         if "RESUMING FROM AN EARLIER CHECKPOINT" not in ended.text:
             return SAME
         return FELL_BACK if all(name in ended.text for name in names) else SILENT

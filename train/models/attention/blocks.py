@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from train.models.attention.sdpa import causal, in_parts
+from train.models.attention.sdpa import apply_in_parts, causal
 
 _BLOCK = 64
 """Queries per block: large enough for efficient GEMMs with R rows each, small enough to waste little work."""
@@ -60,7 +60,7 @@ class BlocksBackend(NamedTuple):
     def attend(self, q_THC: Tensor, k_TGC: Tensor, v_TGC: Tensor, dropout_p: float) -> Tensor:
         assert not dropout_p, "resolve_attn_impl rejects dropout"
         parts = [(run.n_tokens, functools.partial(_attend, run=run)) for run in self.runs]
-        return in_parts(parts, q_THC, k_TGC, v_TGC)
+        return apply_in_parts(parts, q_THC, k_TGC, v_TGC)
 
     def leave(self, y_TW: Tensor) -> Tensor:
         return y_TW

@@ -52,7 +52,7 @@ def find_documents(input_ids_BS: Tensor, document_ids_BS: Tensor, config: ModelC
     low, high = torch.where(real_BS, input_ids_BS, 0).aminmax()
     host = torch.cat((document_ids_BS.flatten(), low.view(1), high.view(1))).cpu()
     if host[-2] < 0 or host[-1] >= config.vocab_size:
-        _refuse_tokens(input_ids_BS, real_BS, config.vocab_size)
+        _raise_unknown_token(input_ids_BS, real_BS, config.vocab_size)
     ids_BS = host[:-2].view(B, S)
     starts_BS = torch.ones(B, S, dtype=torch.bool)
     starts_BS[:, 1:] = ids_BS[:, 1:] != ids_BS[:, :-1]
@@ -71,7 +71,7 @@ def find_documents(input_ids_BS: Tensor, document_ids_BS: Tensor, config: ModelC
     return Documents(lengths, B * S, token_T + shift_T, token_T - first_T)
 
 
-def _refuse_tokens(input_ids_BS: Tensor, real_BS: Tensor, vocab_size: int) -> None:
+def _raise_unknown_token(input_ids_BS: Tensor, real_BS: Tensor, vocab_size: int) -> None:
     row, position = (real_BS & ((input_ids_BS < 0) | (input_ids_BS >= vocab_size))).nonzero()[0].tolist()
     token = int(input_ids_BS[row, position])
     raise ValueError(
@@ -193,5 +193,5 @@ def _why_not_flex(device_type: str) -> str | None:
             warnings.simplefilter("ignore")
             flex_attention(x, x, x).sum().backward()  # pyright: ignore[reportAttributeAccessIssue]
     except Exception as error:
-        return f"this torch's FlexAttention cannot be trained on {device_type} ({error})"
+        return f"FlexAttention in this version of torch has no backward pass on {device_type} ({error})"
     return None

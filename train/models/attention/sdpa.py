@@ -45,19 +45,19 @@ class SdpaBackend(NamedTuple):
     def enter(self, x_TW: Tensor) -> Tensor:
         if self.source_P is None or self.slot_T is None:
             return x_TW
-        return _Spread.apply(x_TW, self.source_P, self.slot_T)  # pyright: ignore[reportReturnType]
+        return _Pad.apply(x_TW, self.source_P, self.slot_T)  # pyright: ignore[reportReturnType]
 
     def attend(self, q_PHC: Tensor, k_PGC: Tensor, v_PGC: Tensor, dropout_p: float) -> Tensor:
         parts = [(call[0] * call[1], functools.partial(causal, call=call, dropout_p=dropout_p)) for call in self.calls]
-        return in_parts(parts, q_PHC, k_PGC, v_PGC)
+        return apply_in_parts(parts, q_PHC, k_PGC, v_PGC)
 
     def leave(self, y_PW: Tensor) -> Tensor:
         if self.slot_T is None:
             return y_PW
-        return _Collect.apply(y_PW, self.slot_T)  # pyright: ignore[reportReturnType]
+        return _Unpad.apply(y_PW, self.slot_T)  # pyright: ignore[reportReturnType]
 
 
-def in_parts(parts: Sequence[tuple[int, Callable[..., Tensor]]], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def apply_in_parts(parts: Sequence[tuple[int, Callable[..., Tensor]]], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Split q, k and v into consecutive parts, apply each part's function, and concatenate the results."""
     if not parts:
         return q
@@ -68,7 +68,7 @@ def in_parts(parts: Sequence[tuple[int, Callable[..., Tensor]]], q: Tensor, k: T
     return torch.cat([attend(*given) for (_, attend), *given in split])
 
 
-class _Spread(torch.autograd.Function):
+class _Pad(torch.autograd.Function):
     """Moves tokens into padded order. Padding gets no gradient, because its outputs are not used."""
 
     @staticmethod
@@ -82,8 +82,8 @@ class _Spread(torch.autograd.Function):
         return grad_outputs[0].index_select(0, slot_T), None, None
 
 
-class _Collect(torch.autograd.Function):
-    """Moves tokens out of padded order: the inverse of _Spread. Places are distinct, so backward needs no
+class _Unpad(torch.autograd.Function):
+    """Moves tokens out of padded order: the inverse of _Pad. Places are distinct, so backward needs no
     scatter-add."""
 
     @staticmethod
@@ -124,7 +124,7 @@ def _flash_takes_groups(q_NHLC: Tensor, k_NGLC: Tensor, v_NGLC: Tensor, dropout_
     return torch.backends.cuda.can_use_flash_attention(params)
 
 
-def cut_calls(lengths: Sequence[int]) -> list[tuple[int, int]]:
+def split_into_calls(lengths: Sequence[int]) -> list[tuple[int, int]]:
     """(number of documents, padded length) of each call. The lengths must be sorted in descending order.
 
     A call ends where one more document would increase its padding beyond both a quarter of its tokens and _SLACK. The
@@ -135,22 +135,22 @@ def cut_calls(lengths: Sequence[int]) -> list[tuple[int, int]]:
     while first < len(lengths):
         length, tokens, last = lengths[first], 0, first
         while last < min(len(lengths), first + _MOST_DOCUMENTS):
-            if not _spare(length, last + 1 - first, tokens + lengths[last]):
+            if not _pads_little(length, last + 1 - first, tokens + lengths[last]):
                 break
             tokens, last = tokens + lengths[last], last + 1
         rounded = -(-length // _STEP) * _STEP
-        calls.append((last - first, rounded if _spare(rounded, last - first, tokens) else length))
+        calls.append((last - first, rounded if _pads_little(rounded, last - first, tokens) else length))
         first = last
     return calls
 
 
-def _spare(length: int, documents: int, tokens: int) -> bool:
+def _pads_little(length: int, documents: int, tokens: int) -> bool:
     return length * documents - tokens <= max(_SLACK, tokens // 4)
 
 
 def make_sdpa_backend(lengths: list[int], n_positions: int, device: torch.device) -> SdpaBackend:
     order = sorted(range(len(lengths)), key=lambda document: -lengths[document])
-    calls = cut_calls([lengths[document] for document in order])
+    calls = split_into_calls([lengths[document] for document in order])
     places = sum(documents * length for documents, length in calls)
     if places == sum(lengths) and order == list(range(len(lengths))):
         return SdpaBackend(calls, None, None)

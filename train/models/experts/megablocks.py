@@ -31,9 +31,9 @@ def _import() -> Library | str:
     except ModuleNotFoundError as error:
         if error.name is not None and error.name.split(".")[0] == "megablocks":
             return "MegaBlocks is not installed: run scripts/dev/build_megablocks.sh"
-        return f"importing MegaBlocks failed: {_shown(error)}"
+        return f"importing MegaBlocks failed: {_error_text(error)}"
     except Exception as error:  # without a driver, Triton or MegaBlocks raises RuntimeError
-        return f"importing MegaBlocks failed: {_shown(error)}"
+        return f"importing MegaBlocks failed: {_error_text(error)}"
     if not grouped_gemm.grouped_gemm_is_available():
         return f"MegaBlocks cannot use its grouped GEMM: {_why_not_importable('grouped_gemm')}"
     return kernels, grouped_gemm.backend
@@ -43,11 +43,11 @@ def _why_not_importable(name: str) -> str:
     try:
         __import__(name)
     except Exception as error:
-        return _shown(error)
+        return _error_text(error)
     return f"{name} could not be imported when MegaBlocks was imported"
 
 
-def _shown(error: Exception) -> str:
+def _error_text(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 

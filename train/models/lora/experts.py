@@ -23,7 +23,7 @@ class Pair(NamedTuple):
     B: Tensor
 
 
-def _as_it_is(weight: Tensor) -> Tensor:
+def _unchanged(weight: Tensor) -> Tensor:
     return weight
 
 
@@ -33,7 +33,7 @@ class Options(NamedTuple):
     dropout: float
     """Dropout on the input of w2's adapter; the input of the other adapters is passed in with dropout applied."""
     recompute: bool
-    open_weight: Callable[[Tensor], Tensor] = _as_it_is
+    open_weight: Callable[[Tensor], Tensor] = _unchanged
     """Returns [E*F, D] for a stored w1, v1 or w2, such as a packed one. Called each time a weight is needed."""
 
 

@@ -34,10 +34,10 @@ _SECONDS = {
     "other_gemms": "other GEMMs",
     "attention": "attention scores",
     "elementwise": "elementwise operations",
-    "inside": "communication inside a node, not hidden",
-    "between": "communication between nodes, not hidden",
+    "inside": "exposed communication within a node",
+    "between": "exposed communication between nodes",
     "optimizer": "clipping and optimizer",
-    "offload": "activations to the host and back",
+    "offload": "transfer of activations to the host and back",
 }
 
 
@@ -76,7 +76,7 @@ def flops_table(config: TrainConfig, flops: Sequence[Flops]) -> Group:
     total = Flops(part="all", forward=forward, backward=backward, recomputed=again)
     table.add_row(*_counted(total, tokens))
     of_model = flops_per_token(config.model, config.max_seq_len, config.lora)
-    table.add_row("of the model (for MFU)", "", "", "", *_tokens(of_model, tokens))
+    table.add_row("model FLOPs (for MFU)", "", "", "", *_tokens(of_model, tokens))
     return _titled(title, table)
 
 
@@ -130,7 +130,7 @@ def time_table(config: TrainConfig, cluster: Cluster, step: StepTime, batches: i
     table.add_section()
     tokens = config.global_train_batch_size * config.max_seq_len
     table.add_row("a step", _seconds(step.total))
-    table.add_row("communication hidden by computation", _seconds(step.hidden))
+    table.add_row("communication overlapped with computation", _seconds(step.hidden))
     table.add_row("bound by", step.bound)
     table.add_row(
         "tokens/s, including padding",
@@ -171,7 +171,7 @@ def search_table(candidates: Sequence[Candidate], cluster: Cluster) -> Group:
         found = Settings.of(each.config, cluster.ranks)
         own = (found.replicas, found.expert_ranks, found.rows, found.recompute, str(found.moe_recompute).lower())
         table.add_row(*map(str, own), *_predicted(each, cluster))
-    command = " ".join(candidates[0].changes) or "the config as it is"
+    command = " ".join(candidates[0].changes) or "no changes"
     return Group(_titled("the fastest settings that fit (predicted)", table), f"the fastest: {command}")
 
 
