@@ -1,4 +1,4 @@
-"""A thread that saves rests while training goes on, and not while somebody waits for it."""
+"""The saving thread pauses while training continues, and not while somebody waits for it."""
 
 import threading
 import time
@@ -10,7 +10,7 @@ from train.checkpoint.saving import pace as module
 from train.checkpoint.saving.pace import Pace
 
 
-def test_the_thread_rests_three_times_as_long_as_it_computes() -> None:
+def test_pauses_are_three_times_as_long_as_the_computing_time() -> None:
     pace = Pace()
     pace.begin(background=True)
 
@@ -26,7 +26,7 @@ def test_the_thread_rests_three_times_as_long_as_it_computes() -> None:
 
 
 @pytest.mark.parametrize("moment", ["the save begins", "it rests", "it has been waited for"])
-def test_nobody_waits_for_a_rest(moment: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_there_are_no_pauses_while_somebody_waits(moment: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module.time, "thread_time", lambda: 1e6)  # a rest of weeks
     pace = Pace()
     pace.begin(background=moment != "the save begins")
