@@ -54,7 +54,7 @@ def test_a_file_of_an_earlier_version_is_resumed_exactly(tmp_path: Path) -> None
     (whole, _), *others = results
     for (result, out), name in zip(others, ("replicated", "sharded"), strict=True):
         path = tmp_path / name / "ep0-ba2-rank0.pt"
-        assert f"resuming from {path} (autoresume)" in " ".join(out.split())  # lines are wrapped
+        assert f"resuming from {path} (autoresume)" in " ".join(out.split())  # the console wraps lines
         assert out.count(f"{path} has no manifest (an earlier version wrote it): it is not verified") == 1
         assert list(result["losses"]) == [3, 4]
         for key, expected in whole["weights"].items():

@@ -110,10 +110,10 @@ def test_the_lock_of_a_killed_run_is_taken_over_immediately(tmp_path: Path, caps
         assert run.stdout is not None
         assert run.stdout.readline() == "owns\n"
         assert f"pid {run.pid}" in refusal(tmp_path)
-        run.send_signal(signal.SIGSTOP)  # however long: it is alive
+        run.send_signal(signal.SIGSTOP)  # a stopped process is still alive
         assert f"pid {run.pid}" in refusal(tmp_path)
         run.kill()
-        while psutil.Process(run.pid).status() != psutil.STATUS_ZOMBIE:  # nobody has asked for its exit code yet
+        while psutil.Process(run.pid).status() != psutil.STATUS_ZOMBIE:  # its exit code has not been read
             time.sleep(0.01)
         with own(tmp_path, "second") as second:
             second.check()
@@ -156,7 +156,7 @@ def test_a_hidden_process_is_judged_by_its_heartbeat(tmp_path: Path, monkeypatch
 @pytest.mark.parametrize("change", [{"host": "node-7"}, {"boot_id": "earlier"}, {"pid_namespace": "pid:[1]"}])
 def test_a_remote_owner_with_a_heartbeat_is_refused(tmp_path: Path, change, capsys) -> None:
     file = write_lock(tmp_path, pid=2**31 - 1, **change)
-    check_unowned(tmp_path)  # which cannot know
+    check_unowned(tmp_path)  # passes, because the owner's state is unknown
     with beating(file):
         assert "run 'before'" in refusal(tmp_path)
     assert content(tmp_path)["token"] == "another"
@@ -165,7 +165,7 @@ def test_a_remote_owner_with_a_heartbeat_is_refused(tmp_path: Path, change, caps
 
 @pytest.mark.parametrize("seconds", [-3600, -0.05, 0, 3600], ids=["long ago", "just now", "now", "in the future"])
 def test_a_remote_owner_without_a_heartbeat_is_taken_over(tmp_path: Path, seconds: float, capsys) -> None:
-    file = write_lock(tmp_path, **ELSEWHERE)  # its pid is that of a live process here
+    file = write_lock(tmp_path, **ELSEWHERE)  # with the pid of a running process on this machine
     last = time.time() + seconds
     os.utime(file, (last, last))
     began = time.monotonic()
@@ -341,7 +341,7 @@ def race(folder: Path, number: int, barrier: Any, results: Any, flock: bool) -> 
     barrier.wait()
     with suppress(ConfigError):
         with own(folder, f"run {number}") as mine:
-            barrier.wait()  # all have tried
+            barrier.wait()  # wait until all processes have tried
             mine.check()
             results.put(number)
             return

@@ -94,7 +94,7 @@ def test_a_run_killed_in_an_upload_ends_as_if_it_had_not_been(s3: Server, tmp_pa
     contents = remote.look()
     assert (contents.committed, contents.incomplete) == (("ep0-ba10",), ())
     (tmp_path / "third").mkdir()
-    verify_files(remote.bring("ep0-ba10", tmp_path / "third", contents))
+    verify_files(remote.fetch_verified("ep0-ba10", tmp_path / "third", contents))
     assert {"config.yaml", "record.jsonl", "metrics.jsonl", "run.json"} < {*contents.beside}
 
 
@@ -128,7 +128,7 @@ def test_a_corrupt_checkpoint_in_the_store_is_skipped(gs: Server, tmp_path: Path
     assert list(resumed["losses"]) == [5, 6, 7, 8, 9, 10]
     remote = RemoteFolder(open_store(f"{gs.url}/toy"))
     (tmp_path / "third").mkdir()
-    verify_files(remote.bring("ep0-ba8", tmp_path / "third", remote.look()))  # written again
+    verify_files(remote.fetch_verified("ep0-ba8", tmp_path / "third", remote.look()))  # written again
 
     planned = read_config(path, machine(tmp_path, "planned", gs))
     with planned_folder(planned, "toy") as folder:

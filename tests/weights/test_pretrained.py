@@ -102,7 +102,7 @@ def test_contradicting_keys_are_reported_together_with_both_values(tmp_path: Pat
 
 
 def test_a_preset_must_match_the_weights(tmp_path: Path) -> None:
-    tiny = ModelConfig()  # what "tiny" leaves as it is
+    tiny = ModelConfig()  # for values that the preset tiny does not set
     shape = {"d_model": 64, "n_layers": 2, "vocab_size": 512, "max_seq_len": 512}
     attn = {"kv_n_heads": 2, "rope_theta": 500.0, "clip_qkv": tiny.attn_config.clip_qkv}
     ffn = {"ffn_hidden_size": 64, "moe_num_experts": 16, "moe_top_k": 4}

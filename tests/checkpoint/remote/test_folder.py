@@ -65,11 +65,11 @@ def test_a_sent_checkpoint_is_fetched_unchanged(remote: RemoteFolder, tmp_path: 
     contents = remote.look()
     assert (contents.committed, contents.incomplete, contents.beside) == (("ep0-ba5",), (), ["config.yaml"])
     (tmp_path / "new").mkdir()
-    brought = remote.bring("ep0-ba5", tmp_path / "new", contents)
+    brought = remote.fetch_verified("ep0-ba5", tmp_path / "new", contents)
     verify_files(brought)
     for path in (folder / "ep0-ba5").iterdir():
         assert (brought / path.name).read_bytes() == path.read_bytes()
-    remote.bring_beside(tmp_path / "new", contents)
+    remote.fetch_beside(tmp_path / "new", contents)
     assert (tmp_path / "new" / "config.yaml").read_text() == (folder / "config.yaml").read_text()
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["config.yaml", "ep0-ba5"]
 
@@ -79,10 +79,10 @@ def test_a_valid_local_copy_is_not_fetched_again(remote: RemoteFolder, tmp_path:
     send(remote, tmp_path / "run", 5)
     contents, here = remote.look(), tmp_path / "run" / "ep0-ba5" / "__0_0.distcp"
     inode = here.stat().st_ino
-    remote.bring("ep0-ba5", tmp_path / "run", contents)
+    remote.fetch_verified("ep0-ba5", tmp_path / "run", contents)
     assert here.stat().st_ino == inode
     flip(here, 17)
-    remote.bring("ep0-ba5", tmp_path / "run", contents)
+    remote.fetch_verified("ep0-ba5", tmp_path / "run", contents)
     assert here.stat().st_ino != inode
     verify_files(here.parent)
 
@@ -104,7 +104,7 @@ def test_damage_in_the_store_is_named(remote: RemoteFolder, server: Server, tmp_
         return
     (tmp_path / "new").mkdir()
     with pytest.raises(CorruptCheckpointError, match=rf"ep0-ba5 is corrupt.*\(in {remote.url}/ep0-ba5\)") as error:
-        remote.bring("ep0-ba5", tmp_path / "new", contents)
+        remote.fetch_verified("ep0-ba5", tmp_path / "new", contents)
     assert error.value.checkpoint == tmp_path / "new" / "ep0-ba5"
     assert error.value.name == key.rpartition("/")[2]
     assert list((tmp_path / "new").iterdir()) == []
@@ -114,7 +114,7 @@ def test_a_truncated_response_is_fetched_again(remote: RemoteFolder, server: Ser
     send(remote, tmp_path / "run", 5)
     server.faults += [Fault("GET", "ep0-ba5/__0_0.distcp", 1, "cut"), Fault("GET", "ep0-ba5/state.json", 1, "reset")]
     (tmp_path / "new").mkdir()
-    verify_files(remote.bring("ep0-ba5", tmp_path / "new", remote.look()))
+    verify_files(remote.fetch_verified("ep0-ba5", tmp_path / "new", remote.look()))
     assert not any(fault.times for fault in server.faults)
 
 
@@ -123,7 +123,7 @@ def test_a_checkpoint_that_cannot_be_sent_is_not_committed(
 ) -> None:
     folder = write_save_folder(tmp_path / "run", 5, 6)
     sending = "POST" if server.scheme == "gs" else "PUT"
-    if server.scheme == "s3":  # where the URL has the key
+    if server.scheme == "s3":  # whose URLs contain the key, so that the fault can match it
         server.faults += [Fault(sending, "state.json", 1, "denied")]
         with pytest.raises(StoreError, match=rf"{remote.url}/ep0-ba5/state.json cannot be written: permission denied"):
             remote.send(folder / "ep0-ba5", "ep0-ba5", confirm=lambda: None)

@@ -103,7 +103,7 @@ def test_a_lost_response_does_not_refuse_the_owner(remote: RemoteFolder, monkeyp
     def write_unanswered(name: str, data: bytes, *, replaces: str | None = None) -> str | None:
         write(name, data, replaces=replaces)
         monkeypatch.undo()
-        return None  # of the next try, which finds what this one has written
+        return None  # the next attempt finds the object that this one has written
 
     monkeypatch.setattr(remote.store, "write", write_unanswered)
     take(remote, "mine").renew()

@@ -127,7 +127,7 @@ def test_with_warn_a_failed_checkpoint_is_sent_with_the_next_one(
     assert mirror.seconds_to_send() == sender.longest > 0
     write_save_folder(local, 6)
     mirror.on_committed(local / "ep0-ba6")
-    with pytest.raises(DataError, match="ep0-ba6 was not sent"):  # a run does not end without its last one
+    with pytest.raises(DataError, match="ep0-ba6 was not sent"):  # the last checkpoint is required
         mirror.finish()
 
 
@@ -162,7 +162,7 @@ def test_an_idle_sending_process_that_is_killed_is_restarted(remote: RemoteFolde
     sender: Any = mirror._sender
     killed = sender._process
     killed.kill()
-    killed.stdout.peek(1)  # until it has ended
+    killed.stdout.peek(1)  # wait until it has ended
     mirror.batch_start(at(2), None)  # pyright: ignore[reportArgumentType]
     assert sender._process is not killed
     (local / "record.jsonl").write_text("{}\n")

@@ -46,7 +46,7 @@ def test_files_of_a_new_owner_are_not_changed(server: Server, tmp_path: Path) ->
     mine = write_save_folder(tmp_path / "mine", 2, 3)
     (mine / "record.jsonl").write_text("mine\n")
     first = worker_of(remote, mine, take(remote, "mine"))
-    remote.store.delete([OWNER])  # as another run does that has seen no renewal
+    remote.store.delete([OWNER])  # another run deletes it if it sees no renewal
     theirs = write_save_folder(tmp_path / "theirs", 2)
     (theirs / "record.jsonl").write_text("theirs\n")
     (theirs / "ep0-ba2" / "keep").touch()

@@ -22,12 +22,12 @@ def test_pauses_are_three_times_as_long_as_the_computing_time() -> None:
 
     with ThreadPoolExecutor(1) as pool:
         busy, seconds = pool.submit(save).result()
-    assert seconds > 3 * busy  # the last piece is followed by no rest
+    assert seconds > 3 * busy  # there is no pause after the last call
 
 
 @pytest.mark.parametrize("moment", ["the save begins", "it rests", "it has been waited for"])
 def test_there_are_no_pauses_while_somebody_waits(moment: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module.time, "thread_time", lambda: 1e6)  # a rest of weeks
+    monkeypatch.setattr(module.time, "thread_time", lambda: 1e6)  # the pause would last weeks
     pace = Pace()
     pace.begin(background=moment != "the save begins")
     if moment == "it rests":

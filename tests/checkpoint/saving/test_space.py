@@ -74,7 +74,7 @@ def test_predicted_sizes_match_for_every_optimizer_and_kind(tmp_path: Path, worl
 
 def test_the_largest_file_is_divided_by_shards_only(tmp_path: Path) -> None:
     config = load(tmp_path, "optimizer.name=sgd", "model.vocab_size=1001")
-    odd_rows = 2 * 4 * config.model.d_model  # of the embedding and the head
+    odd_rows = 2 * 4 * config.model.d_model  # one row each of the embedding and the head
     assert file_bytes(config, 2) == (file_bytes(config, 1) + odd_rows) / 2
     hybrid = "fsdp_config={sharding_strategy: HYBRID_SHARD, data_parallel_replicate_degree: 2}"
     replicated = load(tmp_path, "optimizer.name=sgd", "model.vocab_size=1001", hybrid)
@@ -152,7 +152,7 @@ def test_checkpoints_that_save_overwrite_deletes_count_as_free(tmp_path: Path, m
 def test_a_run_whose_checkpoints_will_not_fit_is_warned(tmp_path: Path, monkeypatch, capsys) -> None:
     config = load(tmp_path, "save_num_checkpoints_to_keep=2")
     needed = checkpoint_bytes(config)
-    write_checkpoint(tmp_path / "x", needed)  # of this run's earlier start
+    write_checkpoint(tmp_path / "x", needed)  # saved by an earlier start of this run
     with_space(monkeypatch, 2 * needed)
     check_space(config, tmp_path / "x", 10)
     with_space(monkeypatch, 2 * needed - 1)
