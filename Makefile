@@ -7,12 +7,16 @@ COMPILE := --extra dev --universal --python-version 3.11 --no-emit-index-url --n
 CORE := $(addprefix tests/,distributed/test_step.py distributed/test_torch_compat.py export/test_export_whole.py export/test_verify.py \
 	models/test_attention.py models/test_experts.py models/test_parity.py project/test_security.py run/test_fit.py run/test_resume.py \
 	sources/test_hub.py tokenization/test_rendering.py tokenization/test_tokenizer.py)
+MINUTE := $(addprefix tests/,config examples loading mixing models optim planning)
+FAST := not proof and not ranks and not subprocess and not slow
 
 # Workers of pytest-xdist; each takes about one core and 2 GB of memory. A file's tests run in order on one worker.
 WORKERS ?= 2
 XDIST := --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: help quickstart lora test test-fast test-classic proof verify-exports gpu-gate docs lint lock clean
+SERVE := openai==2.16.0 distro==1.9.0 jiter==0.12.0 sniffio==1.3.1
+
+.PHONY: help quickstart lora test test-minute test-fast test-classic proof verify-exports gpu-gate docs lint lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-15s %s\n", $$1, $$2}' Makefile
@@ -28,11 +32,14 @@ lora: .venv/installed  ## train adapters on a tiny imported DBRX on the CPU, mer
 	$(BIN)/composer -n 2 train.py yamls/finetune/dbrx_tiny_lora.yaml device=cpu model.pretrained_model_name_or_path=runs/tiny_base
 	$(BIN)/python scripts/convert_checkpoint_to_hf.py --composer_path runs/dbrx_tiny_lora/checkpoints --hf_output_path runs/dbrx_tiny_lora/hf
 
-test: .venv/installed .venv/megablocks .venv/peft  ## run the tests (at most 8 minutes on 2 cores)
+test: .venv/installed .venv/megablocks .venv/peft .venv/serve  ## run the tests (at most 8 minutes on 2 cores)
 	$(BIN)/python -m pytest -m "not proof" $(XDIST)
 
+test-minute: .venv/installed  ## run the fast tests of model, data order, config and planner (1 minute on 2 cores)
+	$(BIN)/python -m pytest -m "$(FAST)" $(XDIST) $(MINUTE)
+
 test-fast: .venv/installed  ## run only the fast tests, without ranks and subprocesses (1.5 minutes on 2 cores)
-	$(BIN)/python -m pytest -m "not proof and not ranks and not subprocess and not slow" $(XDIST)
+	$(BIN)/python -m pytest -m "$(FAST)" $(XDIST)
 
 test-classic: .venv-classic/installed .venv-classic/megablocks  ## run the core tests on torch 2.7 and transformers 4 (2 minutes)
 	.venv-classic/bin/python -m pytest -m "not proof" $(XDIST) $(CORE)
@@ -91,6 +98,12 @@ endif
 # MegaBlocks' Python files, which run on a CPU through Triton's interpreter. Only for tests.
 $(ENVIRONMENTS:%=%/megablocks): %/megablocks: %/installed tests/helpers/install_megablocks_on_cpu.py
 	$*/bin/python tests/helpers/install_megablocks_on_cpu.py $@
+	@touch $@
+
+# The packages that `transformers serve` needs in addition, for docs/examples and its test.
+.venv/serve: .venv/installed
+	rm -rf $@
+	$(BIN)/uv pip install --python $(BIN)/python --no-deps --target $@ $(SERVE) || $(BIN)/python -m pip install --no-deps --target $@ $(SERVE)
 	@touch $@
 
 # PEFT, which loads exported adapters in tests. It is not in the environment itself, because Composer would import it.

@@ -65,9 +65,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 if __name__ == "__main__":
     code = main()
-    from train.doctor.check import is_stuck
+    from train.doctor.check import is_any_check_running
 
-    if is_stuck():
+    if is_any_check_running():
         sys.stdout.flush()
         os._exit(code)
     sys.exit(code)

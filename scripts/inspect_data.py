@@ -96,7 +96,7 @@ def _inspect(
                 console.print("\n".join(overlap_lines(known, asked)), markup=False)
     if png is not None:
         draw_histogram(surveys, png)
-        console.print(f"the lengths are drawn in {png}", markup=False)
+        console.print(f"wrote the histogram of lengths to {png}", markup=False)
 
 
 def _key(name: str) -> str:

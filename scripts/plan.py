@@ -112,7 +112,7 @@ def _data(config: "TrainConfig", folder: Path | None, picture: Path) -> "Clock":
             print("\n".join([f"starting from {start.path}", *change_lines(start, config)]))
     _print(streams_table(run), stages_table(run, config), *run.plan.notes)
     draw(run, picture)
-    print(f"the planned mix is drawn in {picture}")
+    print(f"wrote the plot of the planned mixture to {picture}")
     return run.clock
 
 

@@ -40,7 +40,7 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         type=Path,
         metavar="RUN",
-        help="a run's save_folder or log_folder, the folder above, or its metrics.jsonl",
+        help="a run's save_folder or log_folder, its parent folder, or its metrics.jsonl",
     )
     parser.add_argument("--output", type=Path, metavar="FILE", help="the file to write")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error as well")

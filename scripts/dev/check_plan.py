@@ -76,7 +76,7 @@ def draw(seed: int, draws: int) -> Iterator[tuple[list[str], int]]:
             f"device_train_microbatch_size={rng.choice((1, rows))}",
             f"optimizer.name={rng.choice(('decoupled_lionw', 'adamw', 'decoupled_adamw'))}",
             f"model.ffn_config.moe_recompute={str(rng.random() < 0.3).lower()}",
-            # The time of a simulation grows with the number of layers; the peak per layer hardly changes.
+            # The time of a simulation grows with the number of layers, but its temporary memory hardly does.
             f"model.n_layers={rng.choice((4, 8, 12))}" if preset in ("35b", "73b") else "model.name=dbrx",
         ]
         replicas = rng.choice((1, 1, 2)) if ranks > 1 else 1

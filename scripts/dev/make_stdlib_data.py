@@ -1,7 +1,7 @@
 """Writes the text of this Python's standard library as three JSONL files: code, docstrings and comments.
 
-Every machine has this text, so mixtures and curricula can be tried without a download. One line per module:
-{"text": ...}.
+The standard library is on every machine, so mixtures and curricula can be tried without a download. Each line is one
+module: {"text": ...}. With --heldout N every N-th module goes to heldout-code.jsonl and so on instead.
 """
 
 import sys
@@ -14,10 +14,11 @@ sys.path[:] = [str(ROOT), *(path for path in sys.path if not Path(path).resolve(
 import argparse
 import ast
 import io
+import itertools
 import json
 import sysconfig
 import tokenize
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 SKIPPED = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "__pycache__"}
 STREAMS = ("code", "docstrings", "comments")
@@ -26,14 +27,19 @@ STREAMS = ("code", "docstrings", "comments")
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path(".cache/stdlib"), help="default: .cache/stdlib")
-    parser.add_argument("--modules", type=int, default=0, help="maximum number of modules (default: all)")
+    parser.add_argument("--modules", type=int, default=0, help="read only the first N modules (default: all)")
+    parser.add_argument(
+        "--heldout", type=int, default=0, metavar="N", help="hold out every N-th module (default: 0, none)"
+    )
     args = parser.parse_args(argv)
     args.out.mkdir(parents=True, exist_ok=True)
-    texts: dict[str, list[str]] = {name: [] for name in STREAMS}
-    for file in _modules()[: args.modules or None]:
+    prefixes = ("", "heldout-") if args.heldout else ("",)
+    texts: dict[str, list[str]] = {prefix + name: [] for prefix in prefixes for name in STREAMS}
+    for number, file in enumerate(itertools.islice(modules(), args.modules or None), start=1):
+        prefix = "heldout-" if args.heldout and number % args.heldout == 0 else ""
         for name, text in split(file.read_text(encoding="utf-8")).items():
             if text.strip():
-                texts[name].append(text)
+                texts[prefix + name].append(text)
     for name, parts in texts.items():
         lines = [json.dumps({"text": text}) + "\n" for text in parts]
         (args.out / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
@@ -41,16 +47,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _modules() -> list[Path]:
+def modules() -> Iterator[Path]:
+    """The source files of the standard library, in the order of their paths, without tests and invalid syntax."""
     root = Path(sysconfig.get_paths()["stdlib"])
     files = [file for file in sorted(root.rglob("*.py")) if not SKIPPED & set(file.relative_to(root).parts)]
-    return [file for file in files if _reads(file)]
+    return filter(_reads, files)
 
 
 def _reads(file: Path) -> bool:
     try:
         ast.parse(file.read_text(encoding="utf-8"))
-    except (SyntaxError, UnicodeDecodeError):  # a few files are invalid by design
+    except (SyntaxError, UnicodeDecodeError):  # a few are invalid on purpose
         return False
     return True
 

@@ -71,7 +71,7 @@ def refused(path: str, how: str, overrides: list[str]) -> tuple[str, list[str], 
     return str(caught.value), left, [found.name for found in checkpoints(folder)]
 
 
-SIZE, SPACE = "cannot take so large a file", "has no space left"
+SIZE, SPACE = "cannot store a file of this size", "has no space left"
 CASES = {
     "size": ("size", SIZE, [], ["ep0-ba2", "ep0-ba4"]),
     "space": ("space", SPACE, [], ["ep0-ba2", "ep0-ba4"]),
@@ -91,7 +91,7 @@ def test_a_refused_save_is_one_error_on_every_rank(tmp_path: Path) -> None:
     for name, (_, text, _, names) in CASES.items():
         error, left, resumed = first[name]
         assert error.startswith(f"save_folder {tmp_path / name} {text} for the checkpoint of batch 4, which takes ")
-        assert " are free): " in error
+        assert " free): " in error
         assert left == names[:1]
         assert resumed == (names if name == "space" else left)
 
@@ -123,7 +123,9 @@ def test_a_run_may_continue_without_a_checkpoint_but_not_without_the_last(tmp_pa
     ((left, out, error),) = run_ranks(warned, 1, write_toy_run(tmp_path))
     assert left == ["ep0-ba2", "ep0-ba6"]
     (line,) = [line for line in out.splitlines() if "without this checkpoint" in line]
-    assert line.startswith(f"warning: save_folder {tmp_path / 'toy'} cannot take so large a file for the checkpoint of")
+    assert line.startswith(
+        f"warning: save_folder {tmp_path / 'toy'} cannot store a file of this size for the checkpoint of"
+    )
     assert "for the checkpoint of batch 4, which takes " in error
 
 

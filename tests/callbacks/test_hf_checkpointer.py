@@ -49,7 +49,7 @@ def test_a_run_exports_at_its_interval_and_at_its_end(tmp_path: Path) -> None:
     assert model.config.n_layers == 2
     card = (exports / "ba8" / "README.md").read_text()
     # The run has 8 batches of 8 rows of 128 tokens and evaluates after batch 5.
-    assert "| positions (padding included) | 8,192 |" in card
+    assert "| tokens (including padding) | 8,192 |" in card
     assert "after 5 steps:" in card
     assert "after 10 steps:" in (exports / "ba10" / "README.md").read_text()
 
@@ -158,10 +158,10 @@ def test_the_config(tmp_path: Path) -> None:
     assert "there is no save_folder with checkpoints to export" in refusal(tmp_path, key)
     with_folder = ("save_folder=runs", "save_interval=4ba", "max_duration=10ba")
     message = refusal(tmp_path, key.replace("1dur", "6ba"), *with_folder)
-    assert "save_interval is 6ba, but checkpoints are saved every 4ba: write a multiple of it" in message
+    assert "save_interval is 6ba, but checkpoints are saved every 4ba: use a multiple of that" in message
     for fine in ("8ba", "11ba"):
         load(tmp_path, key.replace("1dur", fine), *with_folder)
     assert load(tmp_path, key, "save_folder=runs").callbacks.hf_checkpointer.precision == "float32"
-    assert "write bfloat16" in refusal(tmp_path, key, "callbacks.hf_checkpointer.precision=bf16", "save_folder=runs")
+    assert "use bfloat16" in refusal(tmp_path, key, "callbacks.hf_checkpointer.precision=bf16", "save_folder=runs")
     message = refusal(tmp_path, key, "callbacks.hf_checkpointer.overwrite=false", "save_folder=runs")
-    assert "overwrite is false, which cannot be" in message
+    assert "overwrite is false, which is not supported" in message

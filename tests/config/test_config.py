@@ -101,14 +101,14 @@ def test_kernel_sizes_include_tokens_of_all_expert_parallel_ranks(tmp_path, rows
         ("max_duration=1dur", "max_duration is '1dur', but dur is a fraction of it"),
         ("max_duration=0ba", "must be longer than 0"),
         ("eval_interval=10", "eval_interval is 10"),
-        ("eval_interval=soon", "eval_interval is 'soon', but a duration is a number and a unit"),
+        ("eval_interval=soon", "eval_interval is 'soon', but a duration must be a number and a unit"),
         ("scheduler.t_warmup=9999ba", "scheduler.t_warmup is 9999ba, but max_duration is only"),
         ("scheduler={name: wsd_with_warmup, t_decay: 1dur, t_warmup: 1ba}", "t_decay is 1dur, but with scheduler.t_"),
         ("scheduler.t_warmup=1.1dur", "scheduler.t_warmup is 1.1dur, but max_duration is only"),
-        ("scheduler.t_warmup=1.5ba", "scheduler.t_warmup is '1.5ba', but ba counts whole ones"),
+        ("scheduler.t_warmup=1.5ba", "scheduler.t_warmup is '1.5ba', but a number of ba must be an integer"),
         ("train_loader.dataset.max_seq_len=32", "train_loader.dataset.max_seq_len is 32, but max_seq_len is 64"),
         ("tokenizer.kwargs.model_max_length=32", "tokenizer.kwargs.model_max_length is 32, but max_seq_len is 64"),
-        ("tokenizer.kwargs.model_name=gpt-4", "tokenizer.kwargs.model_name belongs to `name: tiktoken`"),
+        ("tokenizer.kwargs.model_name=gpt-4", "tokenizer.kwargs.model_name requires `name: tiktoken`"),
         ("tokenizer.name=tiktoken", "tokenizer.kwargs needs exactly one of model_name, encoding_name, vocab_file"),
         ("train_loader.num_workers=-1", "train_loader.num_workers is -1"),
         (
@@ -127,7 +127,7 @@ def test_every_field_of_every_config_can_be_built_from_its_own_value(tmp_path):
     assert build(TrainConfig, dataclasses.asdict(config)) == config
 
 
-def test_autoresume_without_a_run_name_is_refused(tmp_path, monkeypatch):
+def test_a_run_that_no_later_start_would_find_is_refused(tmp_path, monkeypatch):
     monkeypatch.delenv("RUN_NAME", raising=False)
     with pytest.raises(ValueError, match="autoresume is true, but without run_name"):
         check_run_name(load(tmp_path, "autoresume=true", "save_folder='runs/{run_name}'"))

@@ -72,15 +72,15 @@ def test_shipped_yamls_name_the_schema_and_satisfy_it(capsys):
 def test_the_schema_rejects_the_misspelt_yamls_that_the_reader_rejects(tmp_path, capsys):
     text = LEAST.replace("lr: 1e-3", "lr: 1.0e-3")
     files = []
-    for number, (right, wrong) in enumerate([*MISSPELT.items(), *INVALID.items()]):
-        right = right.replace("1e-3", "1.0e-3")
-        assert text.count(right) == 1
+    for number, (valid, invalid) in enumerate([*MISSPELT.items(), *INVALID.items()]):
+        valid = valid.replace("1e-3", "1.0e-3")
+        assert text.count(valid) == 1
         files.append(tmp_path / f"{number}.yaml")
-        files[-1].write_text(text.replace(right, wrong), encoding="utf-8")
-        refusal(tmp_path, text=text.replace(right, wrong))
-    (tmp_path / "right.yaml").write_text(text, encoding="utf-8")
+        files[-1].write_text(text.replace(valid, invalid), encoding="utf-8")
+        refusal(tmp_path, text=text.replace(valid, invalid))
+    (tmp_path / "valid.yaml").write_text(text, encoding="utf-8")
     assert len(MISSPELT) == 10
-    assert checked(tmp_path / "right.yaml") == 0
+    assert checked(tmp_path / "valid.yaml") == 0
     for file in files:
         assert checked(file) == 1, file.read_text()
 

@@ -80,7 +80,7 @@ def test_an_override_reaches_into_a_list(tmp_path):
         ("model={d_model: 'a ${x'}", "model.d_model is 'a ${x', in which ${ does not begin a reference"),
     ],
 )
-def test_overrides_that_cannot_be_parsed_are_refused(tmp_path, override, message):
+def test_override_that_cannot_be_read(tmp_path, override, message):
     assert message in refusal(tmp_path, override)
 
 
@@ -119,17 +119,17 @@ def test_unknown_key(tmp_path, override, message):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("seed=1.5", "seed is 1.5, but it must be a whole number"),
-        ("seed=true", "seed is true, but it must be a whole number"),
+        ("seed=1.5", "seed is 1.5, but it must be an integer"),
+        ("seed=true", "seed is true, but it must be an integer"),
         ("optimizer.lr=high", "optimizer.lr is 'high', but it must be a finite number"),
         ("optimizer.lr=.nan", "optimizer.lr is nan, but it must be a finite number"),
         ("autoresume=1", "autoresume is 1, but it must be true or false"),
-        ("run_name=7", "run_name is 7, but it must be text: write '7' in quotes"),
-        ("max_duration=1.5", "max_duration is 1.5, but it must be text: a number and its unit, such as 1.5ba"),
-        ("max_duration=true", "max_duration is true, but it must be text: a number and its unit, such as 10ba"),
+        ("run_name=7", "run_name is 7, but it must be a string: write '7' in quotes"),
+        ("max_duration=1.5", "max_duration is 1.5, but it must be a string: a number and its unit, such as 1.5ba"),
+        ("max_duration=true", "max_duration is true, but it must be a string: a number and its unit, such as 10ba"),
         (
             "callbacks.generate={prompts: [a], interval: 10}",
-            "callbacks.generate.interval is 10, but it must be text: a number and its unit, such as 10ba",
+            "callbacks.generate.interval is 10, but it must be a string: a number and its unit, such as 10ba",
         ),
         (
             "train_loader.dataset.packing=null",
@@ -139,7 +139,7 @@ def test_unknown_key(tmp_path, override, message):
         ("optimizer.betas=0.9", "optimizer.betas is 0.9, but it must be a list of numbers"),
         ("optimizer.betas=[a, 1]", "optimizer.betas[0] is 'a', but it must be a finite number"),
         ("model=3", "model is 3, but it must be a mapping of keys"),
-        ("load_path=[1]", "load_path is [1], but it must be text"),
+        ("load_path=[1]", "load_path is [1], but it must be a string"),
         (
             "fsdp_config.activation_checkpointing=2",
             "fsdp_config.activation_checkpointing is 2, but it must be true or false or none or block or selective",
@@ -156,8 +156,8 @@ def test_a_value_that_matches_no_member_of_a_union_is_refused(tmp_path):
     streams = "train_loader.dataset={streams: {a: {hf_name: json}}, max_seq_len: 64}"
     message = refusal(tmp_path, streams, "train_loader.stages=[{name: a, duration: 1, proportions: {a: 1}}]")
     assert message == (
-        "small.yaml: train_loader.stages[0].duration is 1, but it must be text or a mapping of keys: a number and its "
-        "unit, such as 1ba"
+        "small.yaml: train_loader.stages[0].duration is 1, but it must be a string or a mapping of keys: a number and "
+        "its unit, such as 1ba"
     )
 
 
@@ -207,7 +207,7 @@ def test_all_missing_keys_are_reported_together(tmp_path):
 @pytest.mark.parametrize(
     "where", ["run_name=${oc.env:HOME}", "run_name=a-${ oc.env:HOME,x}", "run_name=${oc.decode:x}"]
 )
-def test_resolvers_are_refused_and_the_message_suggests_a_fix(tmp_path, where):
+def test_resolvers_are_refused_with_the_way_out(tmp_path, where):
     message = refusal(tmp_path, where)
     assert "but only other keys are interpolated" in message
     assert "pass run_name=$VAR on the command line" in message
@@ -270,7 +270,7 @@ def test_unresolved_references_are_reported(tmp_path):
         ("null: 1\n", "small.yaml: keys of a config must be text"),
     ],
 )
-def test_files_that_are_not_a_config_are_refused(tmp_path, text, message):
+def test_files_that_are_no_config(tmp_path, text, message):
     assert placed_refusal(tmp_path, text=text).startswith(message)
 
 
@@ -413,7 +413,7 @@ def test_references_to_a_misspelt_key_are_not_reported(tmp_path):
 
 def test_a_rule_is_skipped_if_a_value_that_it_reads_is_invalid(tmp_path):
     message = refusal(tmp_path, "model.ffn_config.moe_num_experts=few", "model.ffn_config.moe_top_k=17")
-    assert message == "small.yaml: model.ffn_config.moe_num_experts is 'few', but it must be a whole number"
+    assert message == "small.yaml: model.ffn_config.moe_num_experts is 'few', but it must be an integer"
 
 
 def test_no_network_is_needed_before_resolve_pretrained(tmp_path, monkeypatch):

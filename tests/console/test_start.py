@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.small_config import load
+from train.console.data_summary import output_lines
 from train.console.facts import WIDTH
-from train.console.opened import place_lines
 from train.console.start import config_lines, machine_lines, model_lines
 from train.planning.machine import RankMemory
 
@@ -24,7 +24,7 @@ def test_only_what_differs_from_the_defaults_is_listed(tmp_path: Path) -> None:
 
 def test_event_files_are_in_the_folder_of_the_run(tmp_path: Path) -> None:
     config = load(tmp_path, "loggers={tensorboard: {log_dir: 'boards/{run_name}'}}")
-    text = "\n".join(place_lines(config, "mine", None, None))
+    text = "\n".join(output_lines(config, "mine", None, None))
     assert "TensorBoard in boards/mine" in text
 
 
@@ -65,7 +65,7 @@ def test_the_ranks_and_their_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     ("log_dir", "folder"), [("null", "tensorboard_logs/mine"), ("'runs/{run_name}/board'", "runs/mine/board")]
 )
 def test_the_folder_of_event_files_is_shown(tmp_path: Path, log_dir: str, folder: str) -> None:
-    lines = place_lines(load(tmp_path, f"loggers.tensorboard.log_dir={log_dir}"), "mine", None, None)
+    lines = output_lines(load(tmp_path, f"loggers.tensorboard.log_dir={log_dir}"), "mine", None, None)
     assert f"logs           TensorBoard in {folder}" in lines
 
 

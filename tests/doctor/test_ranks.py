@@ -31,7 +31,7 @@ def diagnose(path: str, seconds: float, absent: int, **faults: bool) -> tuple[in
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as out:
         patch.setattr(collectives, "_SIZES", SMALL)
         patch.setattr(folders, "_BYTES", 2**20)
-        patch.setattr(inputs, "why_offline", lambda: "tests ask no network")
+        patch.setattr(inputs, "why_offline", lambda: "tests do not use the network")
         if rank == 1:
             now = time.time
             patch.setattr(time, "time", lambda: now() + 100)
@@ -52,7 +52,7 @@ def test_two_nodes(tmp_path: Path) -> None:
     (code, out), other = run_ranks(diagnose, 2, write_toy_run(tmp_path), 30.0, -1)
     assert (code, other) == (1, (0, ""))
     rows = found(tmp_path)
-    assert rows["ranks"][0]["found"] == "all 2 have come"
+    assert rows["ranks"][0]["found"] == "all 2 connected"
     ((nodes, both),) = ((row["nodes"], row["found"]) for row in rows["open files"])
     assert len(nodes) == 2
     assert all(name.endswith(f"(rank {number})") for number, name in enumerate(nodes))

@@ -178,9 +178,9 @@ def test_a_turn_that_leaves_no_room_is_removed(opened):
         (["FOLDER", "x", "--system_prompt", "y"], "plain prompts have none: add --chat"),
         (["FOLDER", "--chat", "--file", "y.jsonl"], "a .jsonl file defines conversations itself"),
         (["FOLDER", "x", "--top_p", "2", "--temperature", "1"], "--top_p is 2.0, but it must be in (0, 1]"),
-        (["FOLDER", "x", "--top_k", "3"], "--temperature is 0, which is greedy, but top_k or top_p is given"),
-        (["none", "x"], "none is not a checkpoint"),
-        (["tests", "x"], "tests is not a checkpoint"),
+        (["FOLDER", "x", "--top_k", "3"], "--temperature is 0, which is greedy, but top_k or top_p is set"),
+        (["none", "x"], "none is neither a checkpoint"),
+        (["tests", "x"], "tests is neither a checkpoint"),
     ],
 )
 def test_invalid_arguments_are_reported(script, monkeypatch, capsys, arguments, message):
@@ -242,7 +242,7 @@ def test_a_checkpoint_without_its_accompanying_files(run, tmp_path):
     alone.mkdir()
     for file in (run / "ep0-ba10").iterdir():
         (alone / file.name).write_bytes(file.read_bytes())
-    with pytest.raises(ConfigError, match=r"config.yaml is not there, but .* the model's shape"):
+    with pytest.raises(ConfigError, match=r"config.yaml does not exist, but .* the model's shape"):
         open_here(alone)
 
 

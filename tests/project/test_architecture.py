@@ -23,4 +23,4 @@ def test_the_tables_are_in_the_order_of_imports() -> None:
 def test_descriptions_are_short() -> None:
     for folder in ("train", "data"):
         for name in packages(folder):
-            assert 10 <= len(description(name)) <= 160, name
+            assert 10 <= len(description(name)) <= 180, name

@@ -370,7 +370,7 @@ def test_a_yaml_makes_no_objects(tmp_path: Path, where: str) -> None:
     (tmp_path / "a.yaml").write_text(f"seed: {tag}\n" if where == "file" else "seed: 1\n")
     overrides = [] if where == "file" else [f"seed={tag}"]
     message = refused(lambda: read_config(str(tmp_path / "a.yaml"), overrides))
-    assert "not YAML: could not determine a constructor for the tag" in message
+    assert "not valid YAML: could not determine a constructor for the tag" in message
     assert not (tmp_path / "canary").exists()
 
 

@@ -104,7 +104,7 @@ def test_early_errors_are_reported_together(tmp_path, monkeypatch, capsys):
         "train_loader.dataset.hf_kwargs.data_files=none.jsonl": "train_loader.dataset.hf_kwargs.data_files has 'none.",
         f"eval_loader.dataset.hf_kwargs.data_files={tmp_path}/bad.jsonl": f"{tmp_path}/bad.jsonl is not UTF-8 text",
         "tokenizer.kwargs.vocab_file=none": "tokenizer.kwargs.vocab_file is 'none', but",
-        "load_path=nowhere": "load_path is 'nowhere', but there is no such file or folder",
+        "load_path=nowhere": "load_path is 'nowhere', which does not exist",
         EXPORTS: "callbacks.hf_checkpointer.save_folder is 'azure://bucket/x', but",
     }
     config = write_toy_run(tmp_path)
@@ -126,7 +126,7 @@ def test_missing_weights_are_reported_with_other_errors(tmp_path, monkeypatch, c
     err = capsys.readouterr().err
     assert "2 problems\n" in err
     assert "model.pretrained_model_name_or_path is './none', but" in err
-    assert "load_path is 'nowhere', but there is no such file or folder" in err
+    assert "load_path is 'nowhere', which does not exist" in err
 
 
 @pytest.mark.subprocess

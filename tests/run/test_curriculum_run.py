@@ -129,7 +129,7 @@ def test_changes_of_later_stages_are_applied_and_of_earlier_stages_refused(tmp_p
     errors = run_ranks(
         run, 1, path, ["run_name=changed", "max_duration=20ba", "train_loader.stages.0.duration=6ba"], "x"
     )
-    assert "train_loader.stages[0].duration was 5ba, now 6ba (the stage is done)" in str(errors[0])
+    assert "train_loader.stages[0].duration was 5ba, now 6ba (the stage is completed)" in str(errors[0])
 
 
 @pytest.mark.timeout(200)
@@ -169,8 +169,8 @@ def test_a_changed_lr_scale_counts_from_the_first_batch_after_a_resume(tmp_path:
     changed = [*constant, "max_duration=10ba", "train_loader.stages.0.lr_scale=0.25"]
     config = read_config(path, changed)
     printed = " ".join("\n".join(describe(open_inputs(config), config)).split())
-    assert "stages[0].lr_scale was 1.0, now 0.25 applied: from batch 2 on; the run is in this stage, which" in printed
-    assert "the plan of the data changes at batch 2: stage broad, which the run is in: " in printed
+    assert "stages[0].lr_scale was 1.0, now 0.25 applied: from batch 2 on; the part of this stage before it" in printed
+    assert "the data plan changes at batch 2: stage broad, which the run is in: " in printed
     (logged,) = run_ranks(logged_metrics, 1, path, changed)
     assert list(logged) == list(range(2, 10))
     assert [metrics["lr-factor"] for metrics in logged.values()] == pytest.approx([0.25] * 3 + [1.0] * 4 + [0.5])
@@ -180,7 +180,9 @@ def test_a_changed_lr_scale_counts_from_the_first_batch_after_a_resume(tmp_path:
 def test_a_changed_past_is_refused_before_the_model_is_built(tmp_path: Path) -> None:
     path = write_curriculum(tmp_path)
     go(path, 1, "run_name=early", kill_after=4)
-    with pytest.raises(ConfigError, match=r"seed was 17, now 18 \(the order of rows follows from it\): put it back"):
+    with pytest.raises(
+        ConfigError, match=r"seed was 17, now 18 \(the order of rows depends on it\): restore the old value"
+    ):
         find_start(read_config(path, ["run_name=early", "seed=18"]), tmp_path / "early")
 
 

@@ -64,7 +64,7 @@ def test_errors_before_the_first_step(tmp_path: Path) -> None:
     cases = {
         "max_duration=2ba save_folder=A_FILE/x": "save_folder A_FILE/x cannot be written: Not a directory",
         "load_path=nowhere": "load_path is 'nowhere', but there is no such file or folder",
-        "load_path=A_FILE": "but it is no complete checkpoint",
+        "load_path=A_FILE": "but it is not a complete checkpoint",
         "model.vocab_size=200": "model.vocab_size is 200, but the tokenizer has",
         "save_folder=azure://bucket/x": "save_folder is 'azure://bucket/x', but the supported object stores",
         "save_folder='{name}/x'": "only {run_name} is filled in",
@@ -75,7 +75,7 @@ def test_errors_before_the_first_step(tmp_path: Path) -> None:
         "tokenizer.kwargs.vocab_file=FOLDER/none": "tokenizer.kwargs.vocab_file is 'FOLDER/none'",
         "optimizer.freeze=['*.nothing']": "optimizer.freeze has '*.nothing'",
         "scheduler.t_warmup=99ba": "scheduler.t_warmup is 99ba",
-        "loggers.file.filename='{name}.txt'": "only {run_name} and {rank} are filled in",
+        "loggers.file.filename='{name}.txt'": "the only placeholders are {run_name} and {rank}",
         "loggers.file.filename=A_FILE/x.txt": "loggers.file.filename is 'A_FILE/x.txt', but it cannot be written",
     }
 

@@ -40,7 +40,7 @@ def test_a_run_killed_ten_times_ends_as_if_it_had_not_been_killed(tmp_path: Path
     whole = KilledRun(config, "whole")
     whole.start()
     rows = [row for line in whole.starts[0].batches.values() for row in line["rows"] if row.startswith("0:")]
-    assert len(set(rows)) == len(rows), "no row of a stream comes twice before each has come once"
+    assert len(set(rows)) == len(rows), "no row of a stream is repeated within an epoch"
     hit, defects = history(config, "killed", TEN, whole)
     assert hit == TEN
     assert defects == []

@@ -109,7 +109,7 @@ def test_a_batch_is_computed_again_bit_for_bit(tmp_path: Path) -> None:
     assert (same[0], same[1][-1]) == (0, "equal bit for bit on all ranks")
     assert other_ranks[0] == no_incident[0] == 2
     assert "is from a run on 2 ranks, but there are 1: use the run's launcher" in other_ranks[1][-1]
-    assert f"{tmp_path} is no incident" in no_incident[1][-1]
+    assert f"{tmp_path} is not an incident" in no_incident[1][-1]
 
 
 def raising(error: Exception) -> Callable[[Path], None]:

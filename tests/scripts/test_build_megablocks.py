@@ -104,4 +104,4 @@ def test_a_toolkit_that_cannot_build_is_refused(tmp_path: Path, nvcc: str | None
 
 @pytest.mark.subprocess
 def test_an_unknown_argument_is_refused(tmp_path: Path) -> None:
-    assert build(tmp_path, "", None, "--chek") == "error: unknown argument --chek: there is only --check\n"
+    assert build(tmp_path, "", None, "--chek") == "error: unknown argument --chek: the only option is --check\n"

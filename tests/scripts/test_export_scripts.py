@@ -58,7 +58,7 @@ def test_verify_exports_checks_every_precision(
     monkeypatch.setattr(script.subprocess, "run", verify_once_in_a_fresh_process)
     assert script.main(["--versions", "4.57", "--folder", str(tmp_path / "verify")]) == 0
     out = capsys.readouterr().out
-    assert out.count("verified: the whole model at once") == len(PRECISIONS)
+    assert out.count("verified: the whole model: largest relative difference") == len(PRECISIONS)
     assert out.endswith("all exports are correct\n")
     failed = subprocess.CompletedProcess([], 2, "", "error: config.json is not JSON\n")
     monkeypatch.setattr(script.subprocess, "run", lambda *args, **kwargs: failed)
@@ -76,4 +76,4 @@ def test_invalid_sizes(capsys: pytest.CaptureFixture[str]) -> None:
         load_script("convert_checkpoint_to_hf").main(
             ["--composer_path=a", "--hf_output_path=b", "--max_shard_size=5XB"]
         )
-    assert "--max_shard_size: is '5XB', but a size is a number of bytes" in capsys.readouterr().err
+    assert "--max_shard_size: is '5XB', but it must be a positive number of bytes" in capsys.readouterr().err

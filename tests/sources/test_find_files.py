@@ -181,9 +181,9 @@ ADDRESS = "https://me:secret@host/a/train.jsonl?token=abc"
 )
 def test_an_address_is_no_data_file(make):
     for address, shown in ((ADDRESS, "https://***@host/a/train.jsonl?token=***"), ("s3://b/x", "s3://b/x")):
-        with pytest.raises(ValueError, match="folders only") as error:
+        with pytest.raises(ValueError, match="only read from") as error:
             make(address)
-        assert f"has {shown!r}, but data files are read from local or mounted folders only: download" in str(
+        assert f"has {shown!r}, but data files are only read from local or mounted folders: download" in str(
             error.value
         )
 
@@ -205,7 +205,7 @@ def test_an_invalid_path_is_a_config_error(tmp_path, monkeypatch, name):
             open_source(config)
     with pytest.raises(ConfigError, match=r"cannot be accessed \(File name too long|write the path in full"):
         open_source(DatasetConfig(hf_name="json", hf_kwargs=HFKwargs(data_dir=name), max_seq_len=8))
-    with pytest.raises(ValueError, match=r"data_files.test has 'a\\x00b', but no path has a NUL byte"):
+    with pytest.raises(ValueError, match=r"data_files.test has 'a\\x00b', but a path cannot contain a NUL byte"):
         HFKwargs(data_files={"test": "a\0b"})
 
 

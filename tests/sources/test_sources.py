@@ -469,9 +469,9 @@ def test_a_split_of_files_that_are_named_can_only_be_train(tmp_path, named):
 @pytest.mark.parametrize("key", ["cache_dir", "hf_name", "local", "remote", "text"])
 def test_a_path_with_a_nul_byte_is_refused(key):
     source = {} if key != "cache_dir" else {"hf_name": "a.jsonl"}
-    with pytest.raises(ValueError, match=rf"{key} has 'a\\x00b', but no path has a NUL byte"):
+    with pytest.raises(ValueError, match=rf"{key} has 'a\\x00b', but a path cannot contain a NUL byte"):
         DatasetConfig(max_seq_len=8, **{key: "a\0b"}, **source)
-    with pytest.raises(ValueError, match=r"data_files has 'a\\x00b', but no path"):
+    with pytest.raises(ValueError, match=r"data_files has 'a\\x00b', but a path cannot"):
         HFKwargs(data_files=["a", "a\0b"])
 
 

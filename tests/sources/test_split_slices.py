@@ -44,15 +44,15 @@ def no_rows(start, end) -> bool:
 @pytest.mark.parametrize(
     ("split", "text"),
     [
-        ("train[:90", "but 'train[:90' is not a split or a slice of one: write it as in train, train[:90%]"),
+        ("train[:90", "but 'train[:90' is not a split or a slice of one: write it like train, train[:90%]"),
         ("train[:33.3%]", "is not a split or a slice of one"),
         ("train[5]", "is not a split or a slice of one"),
         ("train+", "but '' is not a split"),
         ("train[10%:20]", "is in percent and one in rows"),
-        ("train[:120%]", "beyond 100%"),
-        ("train[20:10]", "there are no rows in 'train[20:10]'"),
-        ("train[-5%:-5%]", "there are no rows in"),
-        ("train[:0]", "there are no rows in"),
+        ("train[:120%]", "above 100%"),
+        ("train[20:10]", "'train[20:10]' contains no rows"),
+        ("train[-5%:-5%]", "contains no rows"),
+        ("train[:0]", "contains no rows"),
     ],
 )
 def test_what_is_no_split_is_refused_by_the_config(split, text):
@@ -63,7 +63,7 @@ def test_what_is_no_split_is_refused_by_the_config(split, text):
 
 @pytest.mark.parametrize("key", ["local", "remote"])
 def test_a_split_of_mds_is_a_folder(key):
-    with pytest.raises(ValueError, match=r"split is 'train\[:90%\]', but of MDS shards it names a folder"):
+    with pytest.raises(ValueError, match=r"split is 'train\[:90%\]', but for MDS shards it is the name of a folder"):
         DatasetConfig(split="train[:90%]", max_seq_len=8, **{key: "/mds"})
 
 

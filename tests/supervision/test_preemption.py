@@ -218,13 +218,13 @@ def test_wall_time_leaves_room_for_a_step_and_a_save(monkeypatch: pytest.MonkeyP
     limit.end_step()
     assert limit.elapsed == 650
     assert limit.margin == 1.25 * (60 + 100) + 20
-    assert not limit.is_up()
+    assert not limit.is_almost_over()
     limit.note_sending(0.0)
     limit.note_sending(30.0)
     assert limit.margin == 1.25 * (60 + 100 + 30) + 20
     limit.note_sending(1e-9)
     now[0] += 131
-    assert limit.is_up()
+    assert limit.is_almost_over()
 
 
 def test_the_time_of_a_process_counts_from_its_start() -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from data.base.errors import ConfigError
-from train.supervision import surroundings
+from train.supervision import provenance
+from train.supervision.provenance import environment, git_state
 from train.supervision.record_file import Record, append_line
-from train.supervision.surroundings import environment, git_state
 
 
 def test_numbers_that_are_not_finite_are_text(tmp_path: Path) -> None:
@@ -58,7 +58,7 @@ def test_the_state_of_a_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert git_state(tmp_path) == {"commit": commit, "branch": None, "dirty": True}
     (tmp_path / "below").mkdir()
     assert git_state(tmp_path / "below") is None  # code that is installed inside another repository
-    monkeypatch.setattr(surroundings, "_GIT", ("no-such-program",))
+    monkeypatch.setattr(provenance, "_GIT", ("no-such-program",))
     assert git_state(tmp_path) is None
 
 

@@ -218,7 +218,7 @@ def test_while_the_saved_run_ends_signals_are_ignored(monkeypatch):
     def act(signals):
         with signals.deferred():
             send()
-            signals.leave()
+            signals.ignore_all()
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
                 send(number)
                 time.sleep(0.02)

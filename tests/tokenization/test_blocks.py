@@ -83,7 +83,7 @@ def test_the_pattern_finds_the_pieces_that_tiktoken_finds(pattern):
 
 
 def test_merges_that_depend_on_all_that_follows_are_found(monkeypatch):
-    """Each token merges a letter with its right neighbour, the last one first, so a split would change all ids before it."""
+    """Each token merges a letter with its right neighbour, last one first: a split would change all ids before it."""
     text = "".join(chr(ord("a") + i) for i in range(26))
     ranks = {token: rank for rank, token in enumerate(BYTES)}
     ranks |= {text[i : i + 2].encode(): 1000 - i for i in range(25)}

@@ -210,7 +210,7 @@ def test_a_generation_prompt_that_differs_from_the_conversation_names_the_turn(t
     tokenizer = template(f"{TURNS} + '<|im_end|>' }}}}{ASK.replace('assistant', 'bot')}")
     problem = tokenize(talk("a", "b"), tokenizer, config())
     assert problem.text.startswith("messages[1] (assistant): the generation prompt ends with 'bot\\n', but before a ")
-    assert "last answers alone" not in problem.text
+    assert "last answers only" not in problem.text
 
 
 def test_a_template_that_fails_is_a_problem_of_its_row(template):

@@ -200,7 +200,7 @@ def test_a_date_comes_from_the_config_and_is_in_the_fingerprint(template):
 @pytest.mark.parametrize(
     ("settings", "text"),
     [
-        ({"name": "a", "chat_date": "today"}, "chat_date is 'today', but a date is written '2026-11-29'"),
+        ({"name": "a", "chat_date": "today"}, "chat_date is 'today', but a date must be written like '2026-11-29'"),
         ({"name": "tiktoken", "chat_date": "2026-11-29"}, "kwargs needs exactly one of"),
     ],
 )
@@ -234,9 +234,7 @@ def test_thinking_opened_by_the_generation_prompt_is_named(template):
     config = DatasetConfig(hf_name="json", max_seq_len=64)
     problem = tokenize(conversation(*TALK), template(shape), config)
     assert isinstance(problem, Problem)
-    assert problem.text.startswith(
-        "messages[3] (assistant): the generation prompt ends with '<think>\\n', but the chat"
-    )
+    assert problem.text.startswith("messages[3] (assistant): the generation prompt ends with '<think>\\n', but before")
     assert "remove that from it" in problem.text
 
 

@@ -1,4 +1,4 @@
-"""Chat templates that loop, allocate gigabytes or compute huge integers are stopped with an error that names the limit."""
+"""Chat templates that loop, allocate gigabytes or compute huge integers are stopped; the error names the limit."""
 
 import resource
 import signal

@@ -78,7 +78,7 @@ class CheckpointSaver(Callback):
         """verified: the checkpoint that the run resumes from. check_owner: raises DataError, on rank 0, if this run no
         longer owns the folder. on_saved: called on every rank with each committed checkpoint.
 
-        Collective."""
+        Every rank must call this."""
         self.saving, self._on_saved = saving, on_saved
         self.saver = BackgroundSaver(
             ranks=separate_ranks(saving.timeout, replicas=saving.replicas),
@@ -101,15 +101,15 @@ class CheckpointSaver(Callback):
         self.wait()
 
     def wait(self) -> Path | None:
-        """Wait until nothing is being saved, and return the newest checkpoint of this process. Collective. If a save
-        failed, every rank raises its error."""
+        """Wait until nothing is being saved, and return the newest checkpoint of this process. Every rank must call
+        this. If a save failed, every rank raises its error."""
         with self._section():
             self._note(self.saver.wait())
         return self._saved[1] if self._saved is not None else None
 
     def save_now(self, state: State, *, random: Mapping[str, Any] | None = None) -> Path | None:
         """Save and commit a checkpoint of the current batch, unless one exists, and return it; None if the file system
-        refuses it and on_error is warn. Collective.
+        refuses it and on_error is warn. Every rank must call this.
 
         random: the random state to save for this rank (see composer.utils.reproducibility) instead of the current one.
         """
@@ -122,7 +122,7 @@ class CheckpointSaver(Callback):
 
     def committed(self, state: State) -> list[Path]:
         """Wait until nothing is being saved, and return the run's checkpoints up to its current batch, oldest first.
-        Collective; every rank returns the checkpoints that rank 0 sees."""
+        Every rank must call this, and returns the checkpoints that rank 0 sees."""
         self.wait()
         found: list[list[Path]] = [[]]
         if dist.get_global_rank() == 0:
@@ -183,7 +183,7 @@ class CheckpointSaver(Callback):
         subject = f"save_folder {self.saving.folder}"
         what = f"the checkpoint of batch {batch}, which takes {format_bytes(needed)}"
         with suppress(OSError):  # the folder may be gone
-            what += f" ({format_bytes(shutil.disk_usage(self.saving.folder).free, down=True)} are free)"
+            what += f" ({format_bytes(shutil.disk_usage(self.saving.folder).free, down=True)} free)"
         again = "start again with autoresume=true to resume from the previous checkpoint"
         try:
             with (
@@ -217,7 +217,8 @@ def _model(state: State) -> DbrxForComposer:
 
 
 def _run_state(state: State, random: Mapping[str, Any] | None) -> RunState:
-    """Collective. random: this rank's random state; None uses the current one."""
+    """Return the state of the run. Every rank must call this. random: this rank's random state; None uses the current
+    one."""
     (optimizer,) = state.optimizers
     # The names of the sharded parameters (see saved_parameters), which the optimizer holds.
     names = {param: name for name, param in saved_parameters(_model(state).model).items()}

@@ -93,7 +93,8 @@ class HFCheckpointer(Callback):
             self._export_on_first_rank(batch)
 
     def catch_up(self, batch: int) -> None:
-        """Export the checkpoint that a run resumes from, unless that was done before the run ended. Collective."""
+        """Export the checkpoint that a run resumes from, unless that was done before the run ended. Every rank must
+        call this."""
         if self._is_due(batch):
             self._export_on_first_rank(batch, only_if_missing=True)
 
@@ -139,6 +140,6 @@ class HFCheckpointer(Callback):
         console.logger.info(f"hf_checkpointer: exporting {saved[-1].name} to {output}")
         export(saved[-1], output, self.precision, verify=True)
         if self.store is not None:
-            console.logger.info(f"hf_checkpointer: sending it to {self.store.url}/huggingface/ba{batch}")
+            console.logger.info(f"hf_checkpointer: uploading it to {self.store.url}/huggingface/ba{batch}")
             self.store.send_folder(output, f"huggingface/ba{batch}", last="config.json")
             shutil.rmtree(output)

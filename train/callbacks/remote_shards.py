@@ -38,7 +38,7 @@ class RemoteShards(Callback):
         if dist.get_local_rank() != 0:
             return  # this rank does not manage the cache and has counted nothing
         for name, (downloaded, needed) in self.cache.downloads(state.timestamp.batch.value).items():
-            message = f"{downloaded:,} shards were downloaded; the rows are in {needed:,}, counted once per epoch"
+            message = f"{downloaded:,} shards were downloaded; the rows needed {needed:,}, counted once per epoch"
             node_logger.info(f"{f'stream {name}' if name else 'train'}: {message}")
 
     def _make_room(self, state: State) -> None:

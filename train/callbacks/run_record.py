@@ -44,7 +44,7 @@ class RunRecord(Callback):
             self.note_checkpoint(state)
 
     def note_checkpoint(self, state: State) -> None:
-        """Add the line of a checkpoint of the current batch, once. Collective."""
+        """Add the line of a checkpoint of the current batch, once. Every rank must call this."""
         batch = state.timestamp.batch.value
         if batch == self._newest:
             return

@@ -44,7 +44,9 @@ class StreamMonitor(Callback):
         if self.named and stage != self._stage:
             mix = zip(self.plan.names, self.plan.token_shares(batch).tolist(), strict=True)
             shares = ", ".join(f"{name} {share:.1%}" for name, share in mix)
-            console.logger.info(f"batch {batch}: {f'stage {stage}' if stage else 'one mix'} (of tokens: {shares})")
+            console.logger.info(
+                f"batch {batch}: {f'stage {stage}' if stage else 'one mixture'} (share of tokens: {shares})"
+            )
         self._stage = stage
         self._sums_S3 = None
 

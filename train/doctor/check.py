@@ -43,7 +43,7 @@ def _short(number: float) -> str:
     return f"{number:,.0f}" if abs(number) >= 100 else f"{number:.3g}"
 
 
-def of_error(name: str, error: Exception, fix: str) -> Check:
+def failed_check(name: str, error: Exception, fix: str) -> Check:
     """Return a failed check for an error. fix: for errors whose own message suggests none."""
     text = redacted(str(error))
     if isinstance(error, ConfigError | DataError):
@@ -68,7 +68,7 @@ def run_check(name: str, checked: Callable[[], Iterable[Check]], seconds: float,
             text = "depends on a part of the config that could not be read"
             found.append(Check(name=name, status="not here", found=text))
         except Exception as error:
-            found.append(of_error(name, error, fix))
+            found.append(failed_check(name, error, fix))
 
     thread = threading.Thread(target=work, name=f"doctor {name}", daemon=True)
     thread.start()
@@ -79,7 +79,7 @@ def run_check(name: str, checked: Callable[[], Iterable[Check]], seconds: float,
     return found
 
 
-def is_stuck() -> bool:
+def is_any_check_running() -> bool:
     """Whether a check is still waiting in a thread, which may keep the interpreter from exiting."""
     return any(thread.name.startswith("doctor ") for thread in threading.enumerate())
 

@@ -32,7 +32,7 @@ _FIX = {
 
 
 def check_collectives(device: torch.device) -> Iterator[Check]:
-    """Measure the collectives. Collective, in a process group with the device's backend."""
+    """Measure the collectives. Every rank must call this, in a process group with the device's backend."""
     backend = "NCCL" if device.type == "cuda" else "gloo"
     for kind in ("all-reduce", "all-to-all"):
         speeds = {size: bandwidth(kind, size, device) for size in _SIZES[device.type]}
@@ -48,7 +48,7 @@ def check_collectives(device: torch.device) -> Iterator[Check]:
 
 
 def bandwidth(kind: Kind, n_bytes: int, device: torch.device) -> float:
-    """Return the bus bandwidth of the slowest rank in GB/s. Collective."""
+    """Return the bus bandwidth of the slowest rank in GB/s. Every rank must call this."""
     world_size = dist.get_world_size()
     x = torch.ones(-(-n_bytes // 4 // world_size) * world_size, device=device)
     y = torch.empty_like(x)

@@ -39,12 +39,12 @@ _NETWORK = (
 _MOST_CHECKS = 10
 """Number of a node's checks that may each use their full time limit."""
 
-Work = Callable[[], Iterable[Check]]
+CheckFunction = Callable[[], Iterable[Check]]
 
 
 def examine(loaded: LoadedConfig | None, place: Place, *, seconds: float, file: Path | None) -> bool:
     """Run all checks and return whether none has failed, as far as this rank knows. Only rank 0 knows all results, and
-    shows them. Collective.
+    shows them. Every rank must call this.
 
     seconds: time limit of each check and of waiting for a rank. Raises ConfigError if rank 0 cannot be reached or the
     JSON file cannot be written.
@@ -55,10 +55,10 @@ def examine(loaded: LoadedConfig | None, place: Place, *, seconds: float, file: 
     exchange = RankExchange(place, seconds)
     hosts = exchange.gather("host", place.host, range(place.world_size), seconds)
     config, checks = (None, []) if loaded is None else inputs.resolve(loaded, place.world_size)
-    here = _look(config, seconds)
-    checks = [*checks, *_of_node(config, place, here, seconds)] if place.is_first_of_node else []
+    here = _inspect_machine(config, seconds)
+    checks = [*checks, *_node_checks(config, place, here, seconds)] if place.is_first_of_node else []
     first = exchange.gather("first", place.is_first_of_node, hosts, _MOST_CHECKS * seconds)
-    checks += _of_ranks(exchange, config, hosts, first, seconds, gpu=here is not None and here.torch_gpus > 0)
+    checks += _rank_checks(exchange, config, hosts, first, seconds, gpu=here is not None and here.torch_gpus > 0)
     exchange.publish("checks", [asdict(check) for check in checks])
     if place.rank != 0:
         return True
@@ -66,7 +66,7 @@ def examine(loaded: LoadedConfig | None, place: Place, *, seconds: float, file: 
     return _report(heard, hosts, first, place.world_size, file)
 
 
-def _of_ranks(
+def _rank_checks(
     exchange: RankExchange,
     config: TrainConfig | None,
     hosts: Mapping[int, str],
@@ -75,7 +75,8 @@ def _of_ranks(
     *,
     gpu: bool,
 ) -> list[Check]:
-    """Run the checks that need several ranks. Collective. first: whether a ready rank is the first one of its node."""
+    """Run the checks that need several ranks. Every rank must call this. first: whether a ready rank is the first one
+    of its node."""
     checks: list[Check] = []
     nodes = [rank for rank, is_first in sorted(first.items()) if is_first]
     if len(nodes) > 1 and exchange.place.is_first_of_node:
@@ -116,7 +117,7 @@ def _node_of(rank: int, hosts: Mapping[int, str], first: Mapping[int, bool]) -> 
     return f"{hosts[rank]} (rank {max((number for number in firsts if number <= rank), default=rank)})"
 
 
-def _look(config: TrainConfig | None, seconds: float) -> Machine | None:
+def _inspect_machine(config: TrainConfig | None, seconds: float) -> Machine | None:
     """Return this machine, without GPUs if the config does not use them; None if torch cannot be imported, which a
     check then reports."""
     found: list[Machine] = []
@@ -131,14 +132,16 @@ def _look(config: TrainConfig | None, seconds: float) -> Machine | None:
     return found[0] if found else None
 
 
-def _of_node(config: TrainConfig | None, place: Place, here: Machine | None, seconds: float) -> list[Check]:
+def _node_checks(config: TrainConfig | None, place: Place, here: Machine | None, seconds: float) -> list[Check]:
     checks: list[Check] = []
-    for name, work, fix in _works(config, place, here):
+    for name, work, fix in _check_functions(config, place, here):
         checks += run_check(name, work, seconds, fix)
     return checks
 
 
-def _works(config: TrainConfig | None, place: Place, here: Machine | None) -> Iterator[tuple[str, Work, str]]:
+def _check_functions(
+    config: TrainConfig | None, place: Place, here: Machine | None
+) -> Iterator[tuple[str, CheckFunction, str]]:
     """Yield names, checks, and the fix if a check fails with an error of a library."""
     gpu, world_size = here is not None and here.torch_gpus > 0, place.world_size
     if here is None:
@@ -181,7 +184,12 @@ def _works(config: TrainConfig | None, place: Place, here: Machine | None) -> It
 def _import_torch() -> Iterator[Check]:
     import torch
 
-    yield Check(name="torch", status="wrong", found=f"torch {torch.__version__} does not answer", fix=_INSTALL)
+    yield Check(
+        name="torch",
+        status="wrong",
+        found=f"torch {torch.__version__} is installed, but its check for GPUs failed",
+        fix=_INSTALL,
+    )
 
 
 def _checkpoints(config: TrainConfig, world_size: int) -> Iterable[Check]:
@@ -204,7 +212,7 @@ def _folders(config: TrainConfig | None) -> list[Folder]:
 
 
 def _between_ranks(exchange: RankExchange, hosts: Mapping[int, str], seconds: float, *, gpu: bool) -> Iterator[Check]:
-    """Measure the links. Collective; rank 0 yields the results of all ranks."""
+    """Measure the links. Every rank must call this; rank 0 yields the results of all ranks."""
     import torch
     import torch.distributed as dist
 

@@ -39,7 +39,7 @@ def check_driver(machine: Machine) -> Iterator[Check]:
 def check_gpus(machine: Machine) -> Iterator[Check]:
     """Check the GPUs' models, and whether their memory is free."""
     if not machine.torch_gpus:
-        found = f"{machine}, not usable" if machine.nvidia_gpus or machine.amd_gpus else "none that a run would use"
+        found = f"{machine}, not usable" if machine.nvidia_gpus or machine.amd_gpus else "no GPU that a run would use"
         yield Check(name="GPUs", status="not here", found=found)
         return
     import torch
@@ -94,7 +94,7 @@ def links(topology: str) -> dict[tuple[int, int], str]:
 def describe_links(of_pairs: Mapping[tuple[int, int], str], apart: list[tuple[int, int]], n_gpus: int) -> Check:
     """of_pairs: empty if nvidia-smi is missing. apart: pairs that cannot access each other's memory."""
     counts = Counter(of_pairs.values())
-    shown = ", ".join(f"{count} pairs by {_named(link)}" for link, count in counts.most_common())
+    shown = ", ".join(f"{count} pairs over {_named(link)}" for link, count in counts.most_common())
     found = f"{n_gpus} GPUs: {shown or 'nvidia-smi was not found'}"
     if apart:
         found += f"; {len(apart)} pairs cannot access each other's memory, such as GPUs {apart[0][0]} and {apart[0][1]}"

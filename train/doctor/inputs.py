@@ -14,7 +14,7 @@ from train.checkpoint.save_folder import run_name_of
 from train.config.load import LoadedConfig, check_vocab, resolve_pretrained
 from train.config.ranks import check_kernel_sizes, check_world_size
 from train.config.schema import TrainConfig
-from train.doctor.check import Check, of_error
+from train.doctor.check import Check, failed_check
 from train.models.precision import computed, on_device
 
 
@@ -26,7 +26,7 @@ def resolve(loaded: LoadedConfig, world_size: int) -> tuple[TrainConfig, list[Ch
         check_world_size(config, world_size)
         check_kernel_sizes(config, world_size)
     except ConfigError as error:
-        return config, [of_error("config", loaded.placed(error), "correct the config")]
+        return config, [failed_check("config", loaded.placed(error), "correct the config")]
     name = config.model.pretrained_model_name_or_path
     found = "valid" if name is None else f"valid, and so is config.json of {name}"
     return config, [Check(name="config", status="ok", found=f"{found}, on {world_size} rank(s)")]

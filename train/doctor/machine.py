@@ -37,7 +37,7 @@ def check_memory() -> Iterator[Check]:
 def check_fits(config: TrainConfig, world_size: int, device: Device) -> Iterator[Check]:
     """Check the lower bound of the memory that the run's ranks need. Raises ConfigError."""
     check_machine(config, world_size, device)
-    yield Check(name="memory of a rank", status="ok", found="the run fits, judged by a lower bound (scripts/plan.py)")
+    yield Check(name="memory of a rank", status="ok", found="the run fits by the lower bound (scripts/plan.py)")
 
 
 def check_shared_memory(*, gpu: bool) -> Iterator[Check]:

@@ -28,7 +28,7 @@ _CONNECT_SECONDS = 30.0
 _PATIENCE = 3600.0
 """Seconds to wait for rank 0. Its own waits are limited, and losing the connection to it is noticed immediately."""
 _SHOWN = 16
-"""Most ranks that a message names."""
+"""Maximum number of ranks named in a message."""
 _ROUNDS = 5
 _MOST_SKEW = 1.0
 """Seconds. Runs do not compare clocks, but logs of nodes are easier to compare, and object stores reject differences of
@@ -128,7 +128,7 @@ def _listed(ranks: Sequence[int]) -> str:
 
 
 def check_clocks(hosts: Mapping[int, str]) -> Iterator[Check]:
-    """Compare the nodes' clocks with rank 0's. Collective: the clocks are read when all ranks leave an all-reduce."""
+    """Compare the nodes' clocks with rank 0's. Every rank must call this; the clocks are read after an all-reduce."""
     import torch
     import torch.distributed as dist
 

@@ -27,7 +27,8 @@ class LoggedRun:
 
 
 def build_loggers(config: TrainConfig, run: LoggedRun) -> list[LoggerDestination]:
-    """Build the loggers. Collective. Raises ConfigError, on every rank, if a logger of rank 0 cannot be started."""
+    """Build the loggers. Every rank must call this. Raises ConfigError, on every rank, if a logger of rank 0 cannot be
+    started."""
     loggers: list[LoggerDestination] = []
     if (file := config.loggers.file) is not None:
         loggers.append(LogFile(log_file(file.filename, run.name), log_traces=False))

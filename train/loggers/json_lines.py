@@ -16,7 +16,7 @@ from train.loggers.step_logger import StepLogger
 from train.supervision.record_file import append_line
 
 _MOST_WAITING = 100_000
-"""Most lines that wait for the file system; older ones are dropped."""
+"""Maximum number of lines that wait for the file system; older ones are dropped."""
 
 
 class JsonLines(StepLogger):

@@ -26,7 +26,7 @@ _SECONDS = 5.0
 _MOST_METRICS, _MOST_PARAMETERS = 1000, 100
 """Limits of a request that MLflow's servers accept."""
 _MOST_WAITING = 1_000_000
-"""Most metrics that wait for a server; older ones are dropped."""
+"""Maximum number of metrics that wait for a server; older ones are dropped."""
 _REFUSED = re.compile(r"[^\w\-. /:]")
 """Characters that MLflow does not allow in names."""
 

@@ -16,7 +16,7 @@ _DASHES = ([1, 0], [6, 3], [2, 2], [9, 3, 2, 3], [4, 1], [12, 4], [1, 3], [8, 2,
 _TICKS = ".6~g"
 """Format of ticks: enough digits to distinguish them on a flat curve; trailing zeros are not shown."""
 MOST_STREAMS = 12
-"""Most streams with their own chart; tables contain all streams."""
+"""Maximum number of streams with their own chart; tables contain all streams."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,7 @@ def run_charts(runs: Sequence[Run]) -> list[dict[str, Any]]:
     speed = _MFU if any(_MFU.lines[0][0] in run.metrics.series for run in runs) else _FLOPS
     losses = [_LOSS] if len(runs) == 1 else [replace(_LOSS, title="Training loss"), _EVAL_LOSS]
     charts = [*losses, *_other_evaluations(runs), _learning_rate(runs), _NORM, _TOKENS, speed, _memory(runs)]
-    return [*_drawn(charts, runs)]
+    return [*_non_empty(charts, runs)]
 
 
 def stream_charts(run: Run) -> list[dict[str, Any]]:
@@ -61,7 +61,7 @@ def stream_charts(run: Run) -> list[dict[str, Any]]:
         charts.append(
             Chart(key=f"share-{number}", title=title, lines=shares, format=".0%", zero=True, height=130, stages=True)
         )
-    return [*_drawn(charts, [run])]
+    return [*_non_empty(charts, [run])]
 
 
 def expert_charts(run: Run) -> list[dict[str, Any]]:
@@ -76,7 +76,7 @@ def expert_charts(run: Run) -> list[dict[str, Any]]:
         Chart(key="lbl", title="Load-balancing loss", lines=(("loss/train/load_balancing", ""),), format=_TICKS),
         Chart(key="z", title="Router z-loss", lines=(("loss/train/router_z", ""),), format=_TICKS),
     ]
-    return [*_drawn(charts, [run])]
+    return [*_non_empty(charts, [run])]
 
 
 def streams_of(run: Run) -> list[str]:
@@ -142,7 +142,7 @@ def _other_evaluations(runs: Sequence[Run]) -> Iterator[Chart]:
             )
 
 
-def _drawn(charts: Sequence[Chart], runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
+def _non_empty(charts: Sequence[Chart], runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
     """Yield the charts that have data."""
     for chart in charts:
         lines = [*_lines(chart, runs)]

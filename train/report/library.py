@@ -30,7 +30,6 @@ def _made() -> str:
 
     text = vl_convert.javascript_bundle(None)  # pyright: ignore[reportArgumentType]: None adds no snippet
     # These sequences must not occur inside a script element.
-    # Neither may stand in a script element.
     return text.replace(_EDITOR, "").replace("</script", "<\\/script").replace("<!--", "<\\!--")
 
 

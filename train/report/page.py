@@ -139,4 +139,4 @@ def _json(value: Any) -> str:
 def _plain(value: Any) -> Any:
     if isinstance(value, np.generic):
         return value.item()
-    raise TypeError(f"{type(value).__name__} cannot be JSON")
+    raise TypeError(f"{type(value).__name__} cannot be converted to JSON")

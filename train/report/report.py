@@ -21,7 +21,7 @@ def write_report(paths: Sequence[Path], output: Path | None = None) -> Path:
         refuse_path("--output", str(output))
         if output.is_dir():
             raise ConfigError(f"--output is {str(output)!r}, which is a folder: name a file, such as report.html")
-    runs = _apart([read_run(path) for path in paths])
+    runs = _with_unique_names([read_run(path) for path in paths])
     if output is None:
         names = "-".join(re.sub(r"[^\w.-]+", "_", run.name) for run in runs)
         output = runs[0].files.folder / REPORT if len(runs) == 1 else Path(f"report-{names[:100]}.html")
@@ -29,7 +29,7 @@ def write_report(paths: Sequence[Path], output: Path | None = None) -> Path:
     return output
 
 
-def _apart(runs: Sequence[Run]) -> list[Run]:
+def _with_unique_names(runs: Sequence[Run]) -> list[Run]:
     """Number runs of the same name, so that names are unique."""
     seen, named = Counter[str](), list[Run]()
     for run in runs:

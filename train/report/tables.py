@@ -16,7 +16,7 @@ from train.report.figures import short, state
 from train.report.reading.run import EVAL_LOSS, EVALUATIONS, LOSS, Run, read_config
 
 _ROWS = 25
-"""Most rows in the table of steps."""
+"""Maximum number of rows in the table of steps."""
 MOST_SAMPLES = 40
 _STEP_COLUMNS = (
     ("loss", LOSS, ".4f"),

@@ -10,7 +10,7 @@ from train.report.reading.record import Entry
 from train.report.reading.run import Run
 
 MOST = 300
-"""Most events that are shown; the others are only counted."""
+"""Maximum number of events shown; the others are only counted."""
 _GROUPS = {"start": "start or resume", "saved": "checkpoint", "stage": "stage", "end": "end", "stopped": "end"}
 _ALERT = "alert"
 _SHAPES = {

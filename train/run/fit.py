@@ -24,7 +24,7 @@ from train.checkpoint.owner import Owner
 from train.checkpoint.remote.mirror import Mirror
 from train.checkpoint.save_folder import furnish_save_folder
 from train.config.schema import TrainConfig
-from train.console.opened import place_lines
+from train.console.data_summary import output_lines
 from train.console.run_console import RunConsole, run_console
 from train.console.warnings import silence_expected_warnings
 from train.distributed.agreement import facts_of_start
@@ -36,10 +36,10 @@ from train.optim.optimizers import build_optimizer
 from train.planning.run_data import RunData
 from train.report import report
 from train.run.inputs import Inputs, describe, open_inputs, starting_from, warnings_about
-from train.run.logs import full_disk_named, logged_run, recorded, run_record, start_line
+from train.run.logs import disk_full_as_data_error, logged_run, recorded, run_record, start_line
 from train.run.model import build_model
 from train.run.restore import restore, verify_end
-from train.run.saving import build_savers, finishing, mirrored, owned, tidy
+from train.run.saving import build_savers, clean_up, finishing, mirrored, owned
 from train.run.supervision import Supervision, build_preemption, build_recorded_saver
 from train.run.trainer import build_eval_loader, build_train_loader, build_trainer
 from train.stability.step_check import StepCheck
@@ -85,11 +85,11 @@ def fit(
             with owned(config, inputs) as (owner, inputs):
                 if not inputs.at_the_end:
                     with mirrored(config, inputs, supervision.signals) as mirror:
-                        around = _Around(
+                        context = _RunContext(
                             device=composer_device, owner=owner, mirror=mirror, supervision=supervision, console=console
                         )
-                        built = _build(config, inputs, around, [SectionMarks(sections), *callbacks], dtype)
-                        exporter = _fit(config, built, around)
+                        built = _build(config, inputs, context, [SectionMarks(sections), *callbacks], dtype)
+                        exporter = _fit(config, built, context)
                     _check(exporter)  # after all uploads
                     return
             inputs = verify_end(config, inputs)
@@ -106,7 +106,7 @@ def _check(exporter: HFCheckpointer | None) -> None:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _Around:
+class _RunContext:
     """The environment of a run while it trains."""
 
     device: ComposerDevice
@@ -132,9 +132,9 @@ class _Built:
 
 
 def _build(
-    config: TrainConfig, inputs: Inputs, around: _Around, callbacks: Sequence[Callback], dtype: torch.dtype
+    config: TrainConfig, inputs: Inputs, context: _RunContext, callbacks: Sequence[Callback], dtype: torch.dtype
 ) -> _Built:
-    device, mirror, supervision = around.device, around.mirror, around.supervision
+    device, mirror, supervision = context.device, context.mirror, context.supervision
     data, gpu = inputs.data, device.name == "gpu"
     precision = on_device(config.precision, gpu=gpu)
     profile = build_profile(config, inputs.log_folder, inputs.max_batches)
@@ -145,14 +145,14 @@ def _build(
     inputs = restore(config, inputs, model.model, optimizer)
     train_loader = build_train_loader(config, inputs, supervision.signals)
     eval_loader = build_eval_loader(config, inputs)
-    savers = build_savers(config, inputs, around.owner, mirror, supervision.events)
+    savers = build_savers(config, inputs, context.owner, mirror, supervision.events)
     record = run_record(config, inputs)
     saver = build_recorded_saver(savers, record)
     events, folder = supervision.events, inputs.folder
     check = StepCheck(config, data.plan, model.model, events, clock=data.clock, folder=folder, saver=saver)
     preemption = build_preemption(config, inputs, saver, mirror, supervision)
     for each in generate:
-        each.is_ending, each.events = preemption.agree, events
+        each.is_ending, each.events = preemption.should_end, events
     # Savers run after the other callbacks, so that a batch's checkpoint includes their work; mirror and exporter then
     # use the checkpoint. The record runs before the savers: a run that is killed between them records the batch twice
     # instead of not at all.
@@ -171,7 +171,7 @@ def _build(
         run=logged_run(inputs),
         precision=precision,
         state=inputs.start.state if inputs.start is not None else None,
-        console=around.console.begin(data.plan, data.clock),
+        console=context.console.begin(data.plan, data.clock),
     )
     if exporter is not None and inputs.resuming:
         exporter.catch_up(trainer.state.timestamp.batch.value)
@@ -186,21 +186,21 @@ def _build(
     )
 
 
-def _fit(config: TrainConfig, built: _Built, around: _Around) -> HFCheckpointer | None:
-    trainer, inputs, supervision = built.trainer, built.inputs, around.supervision
+def _fit(config: TrainConfig, built: _Built, context: _RunContext) -> HFCheckpointer | None:
+    trainer, inputs, supervision = built.trainer, built.inputs, context.supervision
     with ExitStack() as stack:
         for loader in built.loaders:
             stack.enter_context(loader.worker_errors())
         stack.enter_context(supervision.signals.deferred())
         stack.callback(_report, inputs)  # after the last save
         stack.enter_context(finishing(built.savers))
-        on_first_rank(lambda: _furnish(config, inputs))
-        start = start_line(config, inputs, around.device.name, built.precision)
+        on_first_rank(lambda: _write_run_files(config, inputs))
+        start = start_line(config, inputs, context.device.name, built.precision)
         stack.enter_context(recorded(supervision.events, start, trainer))
         try:
-            _train(trainer, config, inputs, around.mirror, evaluate=built.preemption.evaluation_due)
+            _train(trainer, config, inputs, context.mirror, evaluate=built.preemption.evaluation_due)
         except RunStopped as stop:  # on every rank
-            supervision.signals.leave()
+            supervision.signals.ignore_all()
             if stop.code == ExitCode.UNSTABLE:
                 supervision.events.record("stopped", trainer.state.timestamp.batch.value, str(stop))
             with within(Section.UNTIMED):
@@ -240,7 +240,7 @@ def _nothing_to_do(config: TrainConfig, inputs: Inputs) -> HFCheckpointer | None
     logger.info(f"nothing to do: {inputs.start.path} is at batch {inputs.first_batch}, and {end}")
     if not inputs.resuming:
         return None
-    on_first_rank(partial(tidy, inputs, inputs.start.path))
+    on_first_rank(partial(clean_up, inputs, inputs.start.path))
     exporter = build_hf_checkpointer(config, inputs.data.clock, inputs.run_name, inputs.folder, resuming=True)
     if exporter is not None:
         exporter.catch_up(inputs.first_batch)
@@ -250,11 +250,11 @@ def _nothing_to_do(config: TrainConfig, inputs: Inputs) -> HFCheckpointer | None
 
 def _train(trainer: Trainer, config: TrainConfig, inputs: Inputs, mirror: Mirror | None, *, evaluate: bool) -> None:
     """Train the remaining steps. evaluate: evaluate before the first one."""
-    for line in place_lines(config, inputs.run_name, inputs.folder, inputs.log_folder):
+    for line in output_lines(config, inputs.run_name, inputs.folder, inputs.log_folder):
         logger.info(line)
     if mirror is not None:
         mirror.begin(resuming=inputs.resuming)
-    with full_disk_named(config, inputs):
+    with disk_full_as_data_error(config, inputs):
         if config.eval_loader is not None and (evaluate or (config.eval_first and not inputs.resuming)):
             trainer.eval()
         trainer.fit()
@@ -286,7 +286,7 @@ def _data_callbacks(run: RunData) -> list[Callback]:
     return callbacks
 
 
-def _furnish(config: TrainConfig, inputs: Inputs) -> None:
+def _write_run_files(config: TrainConfig, inputs: Inputs) -> None:
     """Create the other files of the save folder, and the log folder."""
     if inputs.folder is not None:
         furnish_save_folder(inputs.folder, config, inputs.tokenizer, run_id=inputs.run_id, resuming=inputs.resuming)

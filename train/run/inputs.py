@@ -25,8 +25,8 @@ from train.checkpoint.remote.staging import check_remote_unowned, is_first_rank,
 from train.checkpoint.save_folder import check_writable, fill_in, local_folder, read_run_id, run_name_of, unverified
 from train.config.load import check_vocab
 from train.config.schema import TrainConfig
+from train.console.data_summary import data_lines
 from train.console.facts import fact
-from train.console.opened import data_lines
 from train.hf.repository import KEY
 from train.loggers.checks import check_loggers
 from train.planning.run_data import RunData, open_data, plan_data
@@ -167,14 +167,14 @@ def describe(inputs: Inputs, config: TrainConfig) -> Iterator[str]:
     elif config.autoresume:
         yield fact("start", f"from the beginning: autoresume found no checkpoint in {inputs.folder}")
     if start is not None and not start.resuming:
-        yield fact("start", f"from {'the weights' if start.data_state is None else 'the whole state'} in {start.path}")
+        yield fact("start", f"from {'the weights' if start.data_state is None else 'the full state'} in {start.path}")
     yield from change_lines(start, config)
     yield from data_lines(config, inputs.data, inputs.eval_streams)
     yield from inputs.data.plan.notes
     if isinstance(inputs.weights, PretrainedFolder):
         yield fact("weights", f"those in {inputs.weights.name}")
     elif inputs.weights is not None and start is None:
-        yield fact("weights", f"the frozen ones in {config.load_path}")
+        yield fact("weights", f"frozen weights of {config.load_path}")
     elif inputs.weights is None and config.lora is not None:
         yield fact(
             "weights",

@@ -23,17 +23,17 @@ from train.planning.peak import memory_parts
 from train.run.inputs import Inputs
 from train.supervision.events import Events
 from train.supervision.exit_codes import ExitCode, RunStopped
-from train.supervision.surroundings import environment, git_state, start_command
+from train.supervision.provenance import environment, git_state, start_command
 
-_OF_MANIFEST = (
+_MANIFEST_KEYS = (
     *("form", "packing", "max_seq_len", "rows_in", "examples_in", "examples_kept", "examples_truncated"),
     *("tokens_in", "tokens_truncated", "tokens_dropped", "padding", "dropped", "bad_rows", "preprocessing_fn"),
 )
 """Keys of a folder's manifest.json that describe how its input was used."""
 _MOST_PATHS = 20
-"""Most input files that are listed for a stream."""
+"""Maximum number of input files listed for a stream."""
 _LONGEST_MESSAGE = 2000
-"""Most characters of a message."""
+"""Maximum number of characters in a message."""
 
 
 def logged_run(inputs: Inputs) -> LoggedRun:
@@ -105,7 +105,7 @@ def start_line(config: TrainConfig, inputs: Inputs, device: str, precision: str)
 
 
 @contextmanager
-def full_disk_named(config: TrainConfig, inputs: Inputs) -> Iterator[None]:
+def disk_full_as_data_error(config: TrainConfig, inputs: Inputs) -> Iterator[None]:
     """Raise DataError if a logger runs out of disk space; callbacks/checkpoint_saver.py handles checkpoints."""
     try:
         yield
@@ -152,6 +152,6 @@ def _rows(rows: Rows) -> dict[str, Any]:
         "fingerprint": rows.fingerprint,
         "source": paths[:_MOST_PATHS] or [rows.mds.name],
         "files": len(paths) or None,
-        **{key: manifest[key] for key in _OF_MANIFEST if key in manifest},
+        **{key: manifest[key] for key in _MANIFEST_KEYS if key in manifest},
     }
     return masked({key: value for key, value in facts.items() if value is not None})

@@ -71,4 +71,6 @@ def check_lora(config: TrainConfig, device: torch.device, moe_impl: str) -> None
             key="lora.r",
         )
     if lora.dropout:
-        logger.info(f"lora.dropout {lora.dropout}: on experts only in training; PEFT's adapters of experts have none")
+        logger.info(
+            f"lora.dropout {lora.dropout} applies to experts only in training: PEFT's adapters for experts have none"
+        )

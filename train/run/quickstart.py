@@ -109,7 +109,7 @@ def _facts(metrics: Metrics, folder: Path, seconds: float | None) -> Iterator[st
     if losses is not None:
         yield fact("held-out loss", f"{losses.values[0]:.3f} before, {losses.last:.3f} after")
     if speed is not None:
-        yield fact("speed", f"{speed:,.0f} tokens a second on all ranks")
+        yield fact("speed", f"{speed:,.0f} tokens per second on all ranks")
     if seconds is not None:
         yield fact("time", f"{seconds:.0f} s in all")
     shown = folder.relative_to(ROOT)

@@ -23,14 +23,14 @@ def restore(config: TrainConfig, inputs: Inputs, model: DbrxForCausalLM, optimiz
     """Load and verify the tensors of the start. Returns the inputs, with an earlier start if the checkpoint is corrupt.
     The optimizer keeps the settings of this run's config.
 
-    Collective. Raises ConfigError, the same on every rank.
+    Every rank must call this. Raises ConfigError, the same on every rank.
     """
     while (start := inputs.start) is not None:
         _check_optimizer(start, optimizer)
         try:
             load(start.path, model, optimizer if start.state is not None else None)
         except CorruptCheckpointError as error:
-            inputs = _without(inputs, config, start, error)
+            inputs = _with_earlier_start(inputs, config, start, error)
         else:
             _report_settings(config, start, model, optimizer)
             break
@@ -41,7 +41,7 @@ def verify_end(config: TrainConfig, inputs: Inputs) -> Inputs:
     """If nothing is left to train, and so nothing will be loaded: verify the checkpoint, each rank a part of its files.
     Returns the inputs, with an earlier start if the checkpoint is corrupt.
 
-    Collective. Raises ConfigError, the same on every rank.
+    Every rank must call this. Raises ConfigError, the same on every rank.
     """
     while (start := inputs.start) is not None and start.run_id is not None and inputs.first_batch >= inputs.max_batches:
         found = dist.all_gather_object(_corruption_of_my_part(start))
@@ -50,7 +50,7 @@ def verify_end(config: TrainConfig, inputs: Inputs) -> Inputs:
             break
         if not isinstance(error, CorruptCheckpointError):
             raise error
-        inputs = _without(inputs, config, start, error)
+        inputs = _with_earlier_start(inputs, config, start, error)
     return inputs
 
 
@@ -63,7 +63,7 @@ def _corruption_of_my_part(start: Start) -> ConfigError | None:
     return corruption(start.path, names[dist.get_global_rank() :: dist.get_world_size()])
 
 
-def _without(inputs: Inputs, config: TrainConfig, start: Start, error: CorruptCheckpointError) -> Inputs:
+def _with_earlier_start(inputs: Inputs, config: TrainConfig, start: Start, error: CorruptCheckpointError) -> Inputs:
     chosen: list[Start] = []
 
     def choose() -> None:

@@ -42,8 +42,8 @@ def owned(config: TrainConfig, inputs: Inputs) -> Iterator[tuple[Owner | None, I
     """In this context, the run owns its save folder. Yields the owner, on rank 0 only and None without a folder, and
     the inputs, which start from a newer checkpoint if a killed run had completed one without renaming it.
 
-    Collective. Raises ConfigError, on every rank, if another run owns the folder or has saved into it since `inputs`
-    were opened, if not all nodes share the folder, or if a checkpoint does not fit.
+    Every rank must call this. Raises ConfigError, on every rank, if another run owns the folder or has saved into it
+    since `inputs` were opened, if not all nodes share the folder, or if a checkpoint does not fit.
     """
     owners: list[Owner] = []
     with ExitStack() as stack:
@@ -81,9 +81,9 @@ def _prepare(folder: Path, config: TrainConfig, inputs: Inputs) -> None:
     check_space(config, folder, n_saves, world_size=dist.get_world_size())
 
 
-def tidy(inputs: Inputs, last: Path) -> None:
+def clean_up(inputs: Inputs, last: Path) -> None:
     """Finish the clean-up that a run killed right after its last save has missed, if the folder can be owned and
-    written to. For rank 0. last: the last checkpoint."""
+    written to. Called on rank 0. last: the last checkpoint."""
     if inputs.folder is not None:
         with suppress(ConfigError, DataError, OSError), own(inputs.folder, inputs.run_name):
             remove_leftovers(inputs.folder)
@@ -113,7 +113,8 @@ def _check_unchanged(folder: Path, config: TrainConfig, inputs: Inputs) -> None:
 def build_savers(
     config: TrainConfig, inputs: Inputs, owner: Owner | None, mirror: Mirror | None, events: Events
 ) -> list[CheckpointSaver]:
-    """Return the callback that saves checkpoints; none without a save_folder. owner: on rank 0. Collective."""
+    """Return the callback that saves checkpoints; none without a save_folder. owner: on rank 0. Every rank must call
+    this."""
     if inputs.folder is None:
         return []
     start, interval, fsdp = inputs.start, inputs.data.clock.batches(config.save_interval), config.fsdp_config
@@ -155,8 +156,8 @@ def mirrored(config: TrainConfig, inputs: Inputs, signals: StopSignals) -> Itera
     """In this context, the run owns its save folder in an object store. Yields the Mirror that uploads checkpoints;
     None for a run without an object store. On exit all pending uploads are finished, unless the run has failed.
 
-    Collective. Raises ConfigError, on every rank, if another run owns the folder or the store refuses access, and
-    DataError if an upload fails.
+    Every rank must call this. Raises ConfigError, on every rank, if another run owns the folder or the store refuses
+    access, and DataError if an upload fails.
     """
     remote = open_save_folder(config, inputs.run_name)
     if remote is None or inputs.folder is None:

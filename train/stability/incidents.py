@@ -19,7 +19,7 @@ from train.checkpoint.save_folder import INCIDENTS, PART
 from train.distributed.first_rank import on_first_rank
 
 MOST = 20
-"""Most incidents kept in a save folder; later ones are reported but not written."""
+"""Maximum number of incidents kept in a save folder; later ones are reported but not written."""
 _INCIDENT = "incident.json"
 _TENSORS = ("input_ids", "labels", "document_ids", "streams")
 """Tensors of a batch from data/loading/batches.py; what callbacks add can be recomputed from them."""
@@ -50,7 +50,7 @@ class Incident:
 
 def write_incident(folder: Path, incident: Incident, batch: Mapping[str, Tensor]) -> Path | str:
     """Write the incident and this rank's batch to the save folder. Returns the incident's folder, or why it was not
-    written. Collective."""
+    written. Every rank must call this."""
     place = folder / INCIDENTS / f"ba{incident.batch}"
     part = place.with_name(PART + place.name)
     try:
@@ -72,7 +72,7 @@ def read_incident(path: Path) -> Incident:
         return Incident(**values, ranks=ranks)
     except FileNotFoundError:
         hint = f"name a folder of SAVE_FOLDER/{INCIDENTS}, such as {INCIDENTS}/ba100"
-        raise ConfigError(f"{path} is no incident: it has no {_INCIDENT}: {hint}") from None
+        raise ConfigError(f"{path} is not an incident: it has no {_INCIDENT}: {hint}") from None
     except OSError as error:
         raise ConfigError(f"{path / _INCIDENT} cannot be read: {reason(error)}") from None
     except (ValueError, TypeError, KeyError, AttributeError) as error:

@@ -61,7 +61,7 @@ class StepMeasurement:
         return self._sums[0].item()
 
     def reduce(self, params: Sequence[nn.Parameter], top_k: int) -> StepValues:
-        """Return the values over all ranks. Collective. top_k: active experts per token."""
+        """Return the values over all ranks. Every rank must call this. top_k: active experts per token."""
         assert self._sums is not None
         sums = torch.cat((self._sums, squared_norms(params).to(self._sums.device)))
         dist.all_reduce(sums)

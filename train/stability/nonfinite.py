@@ -21,7 +21,7 @@ from train.supervision.exit_codes import ExitCode, RunStopped
 from train.supervision.resume_command import replay_command
 
 _SHOWN = 8
-"""Most names, and most row ids per stream, in a message."""
+"""Maximum number of names, and of row ids per stream, in a message."""
 
 
 class Saver(Protocol):
@@ -57,10 +57,10 @@ class NonFiniteSteps:
         batch: Mapping[str, Tensor],
         random: Mapping[str, Any],
     ) -> None:
-        """Handle a step before the optimizer steps. Collective; the caller drops the gradients.
+        """Handle a step before the optimizer steps. Every rank must call this; the caller drops the gradients.
 
-        loss: this rank's part. params: with their gradients. random: this rank's random state at the start of the
-        batch. Raises RunStopped, on every rank, with on_nonfinite: stop and after too many consecutive steps.
+        loss: this rank's part. params: the parameters, with gradients. random: this rank's random state at the start of
+        the batch. Raises RunStopped, on every rank, with on_nonfinite: stop and after too many consecutive steps.
         """
         number = state.timestamp.batch.value
         mine = RankPart(

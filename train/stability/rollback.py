@@ -30,7 +30,7 @@ def roll_back(checkpoints: Sequence[Path], model: nn.Module, optimizer: torch.op
     """Load the newest of the checkpoints (oldest first) that can be loaded and verified, and drop the gradients.
     Returns None, and changes nothing, if there are no checkpoints. The settings of the optimizer's groups are kept.
 
-    Collective. Raises RunStopped, on every rank, if none of them can be loaded.
+    Every rank must call this. Raises RunStopped, on every rank, if none of them can be loaded.
     """
     if checkpoints:
         # Dropped first, because loading needs memory.

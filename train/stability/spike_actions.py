@@ -36,13 +36,13 @@ class SpikeActions:
         loss, so earlier losses are forgotten and a current spike ends."""
         if self._mix is not None and mix != self._mix:
             if self._detector.length:
-                self._report_end(batch, logger, "the mix of the data changes")
+                self._report_end(batch, logger, "the data mixture changes")
             self._detector.restart()
         self._mix = mix
 
     def handle(self, state: State, loss: float, logger: Logger, model: nn.Module) -> bool:
-        """Handle a step with a finite loss before the optimizer steps. Returns whether to skip the step. Collective;
-        the loss is the same on every rank. Raises RunStopped, on every rank."""
+        """Handle a step with a finite loss before the optimizer steps. Returns whether to skip the step. Every rank
+        must call this; the loss is the same on every rank. Raises RunStopped, on every rank."""
         batch, detector = state.timestamp.batch.value, self._detector
         before, median, limit = detector.length, detector.median, detector.limit
         if not detector.is_spike(loss):
@@ -60,7 +60,7 @@ class SpikeActions:
                 left_out = ". Steps are skipped until it ends" if leave_out else ""
                 self._events.report("spike", batch, what + left_out, logger=logger, loss=loss, limit=limit)
         if detector.length >= self._config.spikes.max_steps:
-            self._lasts(batch, loss, logger)
+            self._end_long_spike(batch, loss, logger)
         return leave_out
 
     @within(Section.UNTIMED)  # a large checkpoint may take longer than the deadline of a step
@@ -87,11 +87,11 @@ class SpikeActions:
         )
         self._events.report("rollback", batch, text, logger=logger, checkpoint=back.checkpoint.name)
 
-    def _lasts(self, batch: int, loss: float, logger: Logger) -> None:
+    def _end_long_spike(self, batch: int, loss: float, logger: Logger) -> None:
         """Handle a spike that has lasted for spikes.max_steps."""
         steps, key = self._detector.length, f"spikes.max_steps: {self._config.spikes.max_steps}"
         if self._config.on_spike == "log":
-            self._report_end(batch, logger, f"{loss:.4g} is taken as the new level ({key})")
+            self._report_end(batch, logger, f"{loss:.4g} becomes the new level ({key})")
             self._detector.restart()
             return
         raise RunStopped(

@@ -81,7 +81,7 @@ class StepCheck(Callback):
         values = self._measurement.reduce(params, self._top_k)
         logger.log_metrics({"l2_norm/grad/global": values.gradient_norm})
         self._experts.log_step(logger, values.routing)
-        if self._is_left_out(state, logger, values):
+        if self._is_skipped(state, logger, values):
             drop_gradients(params)
         elif self._clipping is not None:
             clip_gradients(params, values.gradient_norm, self._clipping)
@@ -90,7 +90,7 @@ class StepCheck(Callback):
             names = [name for name, _ in self._params]
             self._experts.measure(state, logger, values.routing, names, values.squares_P)
 
-    def _is_left_out(self, state: State, logger: Logger, values: StepValues) -> bool:
+    def _is_skipped(self, state: State, logger: Logger, values: StepValues) -> bool:
         if not values.is_finite:
             self._nonfinite.handle(
                 state,

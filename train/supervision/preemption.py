@@ -58,14 +58,16 @@ class Preemption(Callback):
     def load_state_dict(self, state: dict[str, bool]) -> None:
         self.evaluation_due = state.get(_KEPT, False)
 
-    def agree(self, state: State) -> bool:
-        """Whether the run must end, the same on every rank. Collective."""
+    def should_end(self, state: State) -> bool:
+        """Whether the run must end, the same on every rank. Every rank must call this."""
         if self._cause is None:
-            is_up = self._wall_time is not None and state.timestamp.batch > self._first_batch and self._is_up()
-            flags = state.device.tensor_to_device(torch.tensor([self._signals.received or 0, int(is_up)]))
+            is_almost_over = (
+                self._wall_time is not None and state.timestamp.batch > self._first_batch and self._is_almost_over()
+            )
+            flags = state.device.tensor_to_device(torch.tensor([self._signals.received or 0, int(is_almost_over)]))
             dist.all_reduce(flags, reduce_operation="MAX")
-            number, is_up = flags.tolist()
-            if number or is_up:
+            number, is_almost_over = flags.tolist()
+            if number or is_almost_over:
                 self._cause = _name(number) if number else "max_wall_time is almost over"
                 self._exit_code = 128 + number if number else ExitCode.FIXABLE
                 console.info(f"{self._cause}: the run ends at batch {state.timestamp.batch.value}")
@@ -79,7 +81,7 @@ class Preemption(Callback):
         if self._wall_time is not None:
             self._wall_time.end_step()
         self.evaluation_due = False
-        self.agree(state)
+        self.should_end(state)
 
     def eval_before_all(self, state: State, logger: Logger) -> None:
         if self._cause is not None:
@@ -87,7 +89,7 @@ class Preemption(Callback):
             self._leave(state, logger)
 
     def eval_batch_end(self, state: State, logger: Logger) -> None:
-        if self.agree(state):
+        if self.should_end(state):
             self.evaluation_due = True
             self._leave(state, logger)
 
@@ -101,16 +103,16 @@ class Preemption(Callback):
     def epoch_end(self, state: State, logger: Logger) -> None:
         # The run is one epoch with one batch more than it trains. The epoch ends early only if waiting for a batch was
         # interrupted on at least one rank; Composer has then already advanced its clock to the next epoch.
-        if self.agree(state):
+        if self.should_end(state):
             assert state.previous_timestamp is not None
             state.timestamp = state.previous_timestamp
             self._leave(state, logger)
 
-    def _is_up(self) -> bool:
+    def _is_almost_over(self) -> bool:
         assert self._wall_time is not None
         self._wall_time.note_save(self._longest_save())
         self._wall_time.note_sending(self._sending())
-        return self._wall_time.is_up()
+        return self._wall_time.is_almost_over()
 
     def _leave(self, state: State, logger: Logger) -> NoReturn:
         batch = state.timestamp.batch.value

@@ -43,7 +43,7 @@ class StopSignals:
         self._error: BaseException | None = None
         """The exception that the handler raised."""
         self._caught = self._deferred = self._reported = self._waits = False
-        self.leaving = False
+        self.ignoring_all = False
         self._repeated = 0
         """Signals that this process has sent to itself and that the thread has not read yet."""
         self._wakeup: int | None = None
@@ -93,10 +93,10 @@ class StopSignals:
         finally:
             self._waits = False
 
-    def leave(self) -> None:
+    def ignore_all(self) -> None:
         """Ignore all signals until the interpreter ends. The run has ended, and every rank must keep its exit code even
         if the launcher signals it because another rank exited first."""
-        self.leaving = True
+        self.ignoring_all = True
         if self._wakeup is not None:
             for number in _SIGNALS:
                 signal.signal(number, signal.SIG_IGN)
@@ -123,7 +123,7 @@ class StopSignals:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._pid:
             self._handle_in_worker(number)
-        elif not self.leaving:
+        elif not self.ignoring_all:
             # The thread also records the signal and its time, because this handler may be called much later.
             self.received = self.received or signal.Signals(number)
             if self._interrupts and not self._is_unwinding():
@@ -150,14 +150,14 @@ class StopSignals:
             if not (numbers := os.read(reader, 64)):
                 break
             for number in numbers:
-                if number in _SIGNALS and not self.leaving:
+                if number in _SIGNALS and not self.ignoring_all:
                     self._note(signal.Signals(number))
         os.close(reader)
 
     def _repeat(self) -> None:
         """Send the signal again: an exception raised in a destructor or a C callback is only printed, not
         propagated."""
-        if self.received is not None and self._interrupts and not self.leaving:
+        if self.received is not None and self._interrupts and not self.ignoring_all:
             self._repeated += 1
             os.kill(self._pid, self.received)
 
@@ -189,7 +189,11 @@ def stop_signals() -> Iterator[StopSignals]:
     try:
         yield signals
     finally:
-        if signals.received is None and not signals.leaving and threading.current_thread() is threading.main_thread():
+        if (
+            signals.received is None
+            and not signals.ignoring_all
+            and threading.current_thread() is threading.main_thread()
+        ):
             for number, handler in before.items():
                 signal.signal(number, handler)
             signals.uninstall()

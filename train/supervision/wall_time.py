@@ -44,7 +44,7 @@ class WallTime:
         """Seconds since the process started."""
         return time.monotonic() - self._started
 
-    def is_up(self) -> bool:
+    def is_almost_over(self) -> bool:
         """Whether another step and a save after it might not fit."""
         return self.elapsed + self.margin > self.seconds
 

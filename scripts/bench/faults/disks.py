@@ -210,7 +210,7 @@ _SAVES: Mapping[str, tuple[Hook, str, bool]] = {
     "full disk before a save": (lambda disk: partial(_full, disk), "free", True),
     "disk full during a save": (lambda disk: partial(_full_meanwhile, disk), "free", True),
     "disk read-only during a save": (lambda disk: partial(_read_only, disk), "Read-only", True),
-    "file-size limit during a save": (lambda disk: _limited, "so large a file", False),
+    "file-size limit during a save": (lambda disk: _limited, "a file of this size", False),
 }
 """The hook, the reason that must be named, and whether a mounted disk is needed."""
 

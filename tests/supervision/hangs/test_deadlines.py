@@ -8,7 +8,7 @@ from train.config.supervision import DeadlinesConfig
 from train.supervision.hangs.clock import LONGEST_TICK, AwakeClock
 from train.supervision.hangs.deadlines import Deadlines, Section
 from train.supervision.hangs.sections import Sections
-from train.supervision.hangs.stragglers import SECTION_NAMES, Beat, stragglers
+from train.supervision.hangs.stragglers import SECTION_NAMES, Heartbeat, stragglers
 
 CONFIG = DeadlinesConfig(multiple=10, setup=100, step=5, data=5, evaluation=5, save=5)
 
@@ -75,7 +75,7 @@ def test_a_watchdog_can_name_every_section() -> None:
     assert SECTION_NAMES.keys() == {section.value for section in Section}
 
 
-BEAT = Beat(number=1, section="step", batch=3, marks=9, age=5, overdue=True, function="f", waits=True)
+BEAT = Heartbeat(number=1, section="step", batch=3, marks=9, age=5, overdue=True, function="f", waits=True)
 
 
 @pytest.mark.parametrize(
@@ -88,5 +88,5 @@ BEAT = Beat(number=1, section="step", batch=3, marks=9, age=5, overdue=True, fun
         ([replace(BEAT, left=True), BEAT], [], [0]),
     ],
 )
-def test_stragglers_are_found(beats: list[Beat], silent: list[int], behind: list[int]) -> None:
+def test_stragglers_are_found(beats: list[Heartbeat], silent: list[int], behind: list[int]) -> None:
     assert stragglers(dict(enumerate(beats)), silent) == behind

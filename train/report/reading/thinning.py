@@ -8,9 +8,9 @@ import numpy as np
 from train.report.reading.metrics import Series
 
 POINTS = 500
-"""Most points of a line."""
+"""Maximum number of points of a line."""
 MEASUREMENTS = 60
-"""Most measurements of experts in the heat maps."""
+"""Maximum number of measurements in the heat maps of experts."""
 
 
 def thin(series: Series, points: int = POINTS) -> dict[str, list[Any]]:

@@ -4,8 +4,8 @@ import time
 from collections.abc import Callable
 
 LONGEST_TICK = 3.0
-"""Most seconds that one tick counts. If a thread that ticks more often was not scheduled for longer than this, the
-whole process was suspended."""
+"""Maximum number of seconds that one tick counts. If a thread that ticks more often was not scheduled for longer than
+this, the whole process was suspended."""
 
 
 class AwakeClock:
@@ -17,7 +17,7 @@ class AwakeClock:
         self._at_tick = 0.0, monotonic()
 
     def __call__(self) -> float:
-        seconds, ticked = self._at_tick  # one read: another thread ticks
+        seconds, ticked = self._at_tick  # a single read, because another thread updates it
         return seconds + min(self._monotonic() - ticked, LONGEST_TICK)
 
     def tick(self) -> None:

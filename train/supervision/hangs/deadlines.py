@@ -69,7 +69,7 @@ class Deadlines:
                 if setup is None:
                     return None
                 if setup > floor:
-                    return Deadline(seconds=setup, source="deadlines.setup, for the first")
+                    return Deadline(seconds=setup, source="deadlines.setup, for the first one")
             return found
         multiple = self._multiple(section)
         if multiple is not None and multiple * mid > floor:

@@ -14,18 +14,18 @@ from torch.distributed import Store  # pyright: ignore[reportPrivateImportUsage]
 from data.base.errors import ConfigError
 from data.loading import processes
 from train.distributed.failures import Failure, is_shown, note_shown, share, shared
-from train.supervision.hangs.stragglers import Beat
+from train.supervision.hangs.stragglers import Heartbeat
 
 PERIOD = 1.0
 """Seconds between two heartbeats; longer with many ranks (see _period)."""
 _SOON = 0.1
 """Seconds between two exchanges while the run is ending."""
 _RANKS_PER_SECOND = 256
-"""Most heartbeats per second that the server receives; each takes three requests."""
+"""Maximum number of heartbeats per second that the server receives; each takes three requests."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Member:
+class RankProcess:
     """The process of a rank."""
 
     rank: int
@@ -41,9 +41,9 @@ class Member:
         return processes.is_alive(self.pid, self.started)
 
 
-def this_process(rank: int) -> Member:
+def this_process(rank: int) -> RankProcess:
     pid = os.getpid()
-    return Member(rank=rank, machine=processes.machine(), pid=pid, started=processes.start_time(pid))
+    return RankProcess(rank=rank, machine=processes.machine(), pid=pid, started=processes.start_time(pid))
 
 
 def _period(world_size: int) -> float:
@@ -59,14 +59,14 @@ class Peers:
         rank: int,
         world_size: int,
         *,
-        beat: Callable[[], Beat],
+        beat: Callable[[], Heartbeat],
         clock: Callable[[], float],
     ) -> None:
         self.rank, self.world_size, self.period = rank, world_size, _period(world_size)
         self.failure: Failure | None = None
         self.shown = False
         self.connected = True
-        self.beats: dict[int, Beat] = {}
+        self.beats: dict[int, Heartbeat] = {}
         """The latest heartbeats of all ranks."""
         self.answered = clock()
         """Time of the store's last answer."""
@@ -161,7 +161,7 @@ class Peers:
             return
         self._read_at = now = self._clock()
         for rank, text in enumerate(self._store.multi_get(keys)):
-            self.beats[rank] = beat = Beat.from_json(text)
+            self.beats[rank] = beat = Heartbeat.from_json(text)
             # The first heartbeat has number 0; a rank that is stopped after it counts as silent since then.
             if rank not in self._changed or self._changed[rank][0] != beat.number:
                 self._changed[rank] = beat.number, now

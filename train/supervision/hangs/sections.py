@@ -38,7 +38,7 @@ class Sections:
 
     def seconds(self) -> dict[Section, float]:
         """Return the seconds spent in each section so far, without nested sections. Waiting for data has its own entry
-        within a step; elsewhere it counts for the enclosing section. For the main thread."""
+        within a step; elsewhere it counts for the enclosing section. Call it from the main thread."""
         now, section = self._clock(), self.place.section
         if section is Section.DATA and self._outer and self._outer[-1][0].section is not Section.STEP:
             section = self._outer[-1][0].section

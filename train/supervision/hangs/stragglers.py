@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 
 
 @dataclass(frozen=True, kw_only=True)
-class Beat:
+class Heartbeat:
     """The heartbeat that a rank publishes about itself."""
 
     number: int
@@ -30,8 +30,8 @@ class Beat:
         return json.dumps(asdict(self))
 
     @staticmethod
-    def from_json(text: str | bytes) -> "Beat":
-        return Beat(**json.loads(text))
+    def from_json(text: str | bytes) -> "Heartbeat":
+        return Heartbeat(**json.loads(text))
 
     def __str__(self) -> str:
         if self.left:
@@ -46,14 +46,14 @@ SECTION_NAMES = {
     "data": "waiting for its data",
     "evaluation": "an evaluation",
     "save": "saving a checkpoint",
-    "send": "saving or sending a checkpoint",
+    "send": "saving or uploading a checkpoint",
     "generate": "generating texts",
-    "untimed": "an export or another section without deadline",
+    "untimed": "an export or another section without a deadline",
 }
 """Names of the sections in messages, by the values of Section."""
 
 
-def stragglers(beats: Mapping[int, Beat], silent: Collection[int]) -> list[int]:
+def stragglers(beats: Mapping[int, Heartbeat], silent: Collection[int]) -> list[int]:
     """Return the ranks that the others wait for.
 
     These are the ranks without a heartbeat; else the ranks that have ended; else the ranks with the least progress;

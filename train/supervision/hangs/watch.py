@@ -21,8 +21,8 @@ from train.supervision.hangs.clock import AwakeClock
 from train.supervision.hangs.deadlines import Deadlines
 from train.supervision.hangs.peers import Peers, this_process
 from train.supervision.hangs.sections import Sections, watched_sections
-from train.supervision.hangs.stragglers import Beat
-from train.supervision.hangs.watchdog import Watchdog, beat_of
+from train.supervision.hangs.stragglers import Heartbeat
+from train.supervision.hangs.watchdog import Watchdog, heartbeat_of
 
 _LOST = re.compile(
     r"onnection (was )?(closed|reset|refused)|roken pipe|remote process (has )?exited|ncclRemoteError|closed by peer"
@@ -95,7 +95,7 @@ class _Rank:
     def failed(self, error: BaseException) -> None:
         """Handle an exception of the main thread. Returns if the caller must report the exception."""
         peers, watchdog = self.peers, self.watchdog
-        self._unless_ending()
+        self._block_if_ending()
         if peers is None:
             return
         if isinstance(error, RunStopped) or not isinstance(error, Exception):
@@ -104,24 +104,24 @@ class _Rank:
         if _LOST.search(str(error)):
             watchdog.suspect()
             watchdog.ending.wait(_CAUSE)
-            self._unless_ending()
+            self._block_if_ending()
         mine = failure_of(error, peers.rank)
         watchdog.main_reports.set()
         first = peers.share(mine, _SHARE)
         if first.text != mine.text:
             watchdog.main_reports.clear()
             watchdog.ending.wait(_END)
-            self._unless_ending()
+            self._block_if_ending()
         if first.shown_by == peers.rank:
             peers.mark_shown()
         elif peers.wait_until_shown(_SHOW):
             note_shown_elsewhere(error)
         self.leave()
 
-    def _unless_ending(self) -> None:
+    def _block_if_ending(self) -> None:
         """Block while another thread ends the process: errors that this causes are not reported."""
         if self.watchdog.ending.is_set():
             time.sleep(_END)
 
-    def _beat(self) -> Beat:
-        return beat_of(self._sections, next(self._number), left=self._left)
+    def _beat(self) -> Heartbeat:
+        return heartbeat_of(self._sections, next(self._number), left=self._left)

@@ -15,10 +15,10 @@ from train.supervision.events import Events
 from train.supervision.exit_codes import ExitCode
 from train.supervision.hangs.clock import AwakeClock
 from train.supervision.hangs.deadlines import Deadline, Section
-from train.supervision.hangs.peers import Member, Peers
+from train.supervision.hangs.peers import Peers, RankProcess
 from train.supervision.hangs.sections import Place, Sections
 from train.supervision.hangs.stacks import FOLDER, main_thread_place, write_stacks
-from train.supervision.hangs.stragglers import SECTION_NAMES, Beat, stragglers
+from train.supervision.hangs.stragglers import SECTION_NAMES, Heartbeat, stragglers
 
 _LOOK = 0.5
 """Seconds between two checks."""
@@ -27,9 +27,9 @@ _LOADER_MARGIN = 5.0
 _CONSEQUENCE = 2.0
 """Seconds for the main thread to raise the same error as another rank."""
 _SHARE, _SHOW, _WRITE, _LEAVE = 3.0, 6.0, 5.0, 6.0
-"""Most seconds for each part of ending, 30 together: the store, the disk or another rank may be what hangs."""
+"""Time limits in seconds of each part of ending, 30 in total: the store, the disk or another rank may hang."""
 _NAMED = 8
-"""Most ranks that a message names."""
+"""Maximum number of ranks named in a message."""
 _SILENT = 4.0
 """Seconds without a heartbeat after which a rank that others wait for counts as unresponsive."""
 _GRACE_OF_SERVER = 3.0
@@ -43,7 +43,7 @@ class Watchdog:
         self,
         sections: Sections,
         clock: AwakeClock,
-        members: Sequence[Member],
+        members: Sequence[RankProcess],
         peers: Peers | None,
         folder: Path | None,
         events: Events,
@@ -97,10 +97,10 @@ class Watchdog:
             return self._overdue()
         if peers.failure is not None:
             return peers.failure
-        failure = self._gone() or self._unconnected(peers) or self._silent(peers) or self._overdue()
+        failure = self._lost_processes() or self._unconnected(peers) or self._silent(peers) or self._overdue()
         return None if failure is None else peers.share(failure, _SHARE)
 
-    def _gone(self) -> Failure | None:
+    def _lost_processes(self) -> Failure | None:
         """The failure of ranks on this machine whose process no longer exists although they did not announce their
         end."""
         gone = [each for each in self._local if not each.exists()]
@@ -190,13 +190,13 @@ class Watchdog:
         silent = self._silent_ranks(peers, max(_SILENT, 3 * peers.period))
         return stragglers(peers.beats, silent), silent
 
-    def _is_within_its_deadline(self, beat: Beat | None, place: Place) -> bool:
+    def _is_within_its_deadline(self, beat: Heartbeat | None, place: Place) -> bool:
         return beat is not None and beat.section != place.section and not beat.overdue and not beat.left
 
     def _described(self, rank: int) -> str:
         member, peers = self._members[rank], self._peers
         if rank == self.rank:
-            return f"{member}: {beat_of(self._sections, 0)}"
+            return f"{member}: {heartbeat_of(self._sections, 0)}"
         text = f"{member}, which {processes.state(member.pid)}" if member in self._local else str(member)
         if peers is None or (beat := peers.beats.get(rank)) is None:
             return text
@@ -236,7 +236,7 @@ class Watchdog:
         if failure.kind != "failed":
             text += ". The run ends; with autoresume=true the next start resumes from the newest checkpoint"
         # A single write that bypasses Python's streams, whose locks the main thread may hold.
-        begin = "\n" if os.isatty(2) else ""  # below the live bar
+        begin = "\n" if os.isatty(2) else ""  # start below the live bar
         os.write(2, f"{begin}error: {redacted(text)}\n".encode())
         batch = self._sections.place.batch
         # Of a traceback, record only the last line.
@@ -256,12 +256,12 @@ def overdue_deadline(sections: Sections, place: Place) -> Deadline | None:
     return deadline if sections.age(place) > deadline.seconds + margin else None
 
 
-def beat_of(sections: Sections, number: int, *, left: bool = False) -> Beat:
+def heartbeat_of(sections: Sections, number: int, *, left: bool = False) -> Heartbeat:
     """Return this rank's current heartbeat."""
     place = sections.place
     age = sections.age(place)
     function, waits = main_thread_place() if age > 1 else ("", False)
-    return Beat(
+    return Heartbeat(
         number=number,
         section=place.section,
         batch=place.batch,

@@ -34,7 +34,7 @@ def _stream_lines(key: str, streams: Mapping[str, Rows], epochs: Mapping[str, st
         yield fact("" if number else key, f"{named}{rows.n_rows:,} rows{tokens}{epochs.get(name, '')}")
 
 
-def place_lines(config: TrainConfig, run_name: str, folder: Path | None, log_folder: Path | None) -> Iterator[str]:
+def output_lines(config: TrainConfig, run_name: str, folder: Path | None, log_folder: Path | None) -> Iterator[str]:
     """Yield lines for the output of the run. folder: the save folder; another line describes its checkpoints."""
     if folder is None:
         yield fact("checkpoints", "none, because there is no save_folder")

@@ -1,0 +1,41 @@
+"""Writes questions about functions of Python's standard library, to train on and held out, as {prompt, response}.
+
+questions.jsonl asks for a function's name, given its docstring, and for its parameters, given its signature.
+class_names.jsonl asks to write a function's name as a class is named. heldout-*.jsonl ask about functions of the
+modules that make_stdlib_data.py --heldout leaves out, and only about names that no training question has.
+"""
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+# Only the repository's root: in these folders evaluate.py, for one, would hide the package of the same name.
+sys.path[:] = [str(ROOT), *(path for path in sys.path if not Path(path).resolve().is_relative_to(ROOT / "scripts"))]
+
+import argparse
+import itertools
+import json
+from collections.abc import Sequence
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path(".cache/stdlib"), help="default: .cache/stdlib")
+    parser.add_argument("--modules", type=int, default=0, help="read only the first N modules (default: all)")
+    parser.add_argument("--heldout", type=int, default=20, metavar="N", help="hold out every N-th module (default: 20)")
+    args = parser.parse_args(argv)
+
+    from scripts.dev.example.questions import make_questions
+    from scripts.dev.make_stdlib_data import modules
+
+    args.out.mkdir(parents=True, exist_ok=True)
+    files = itertools.islice(modules(), args.modules or None)
+    for name, questions in make_questions(files, args.heldout).items():
+        lines = [json.dumps(question) + "\n" for question in questions]
+        (args.out / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+        print(f"{args.out / name}.jsonl: {len(questions):,} questions")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
