@@ -1,28 +1,33 @@
-# Everything below works with Python 3.11 to 3.13, git and make: the rest is installed into .venv.
+# Requires only Python 3.11 to 3.13, git and make: everything else is installed into .venv.
 PYTHON ?= python3
 BIN := .venv/bin
-# .venv-classic has torch 2.7.0, which is what MegaBlocks 0.10.0's own metadata asks for.
+# .venv-classic has torch 2.7.0, the version that the metadata of MegaBlocks 0.10.0 requires.
 ENVIRONMENTS := .venv .venv-classic
 COMPILE := --extra dev --universal --python-version 3.11 --no-emit-index-url --no-emit-find-links --quiet
 CORE := $(addprefix tests/,distributed/test_step.py distributed/test_torch_compat.py export/test_export_whole.py export/test_verify.py \
 	models/test_attention.py models/test_experts.py models/test_parity.py project/test_security.py run/test_fit.py run/test_resume.py \
 	sources/test_hub.py tokenization/test_rendering.py tokenization/test_tokenizer.py)
+MINUTE := $(addprefix tests/,config examples loading mixing models optim planning)
+FAST := not proof and not ranks and not subprocess and not slow
 
-# Workers of pytest-xdist; each takes about a core and 2 GB of memory. A file's tests go to one worker, in their order.
+# Workers of pytest-xdist; each takes about one core and 2 GB of memory. A file's tests run in order on one worker.
 WORKERS ?= 2
 XDIST := --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 SERVE := openai==2.16.0 distro==1.9.0 jiter==0.12.0 sniffio==1.3.1
 
-.PHONY: help quickstart lora test test-fast test-classic proof verify-exports gpu-gate lint lock clean
+.PHONY: help quickstart lora test test-minute test-fast test-classic proof verify-exports gpu-gate docs lint lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-15s %s\n", $$1, $$2}' Makefile
 
+.PHONY: install
+install: .venv/installed  ## install everything into .venv
+
 quickstart: .venv/installed  ## train a tiny DBRX on the CPU, export it, ask it questions (about 6 minutes)
 	$(BIN)/python scripts/quickstart.py device=cpu
 
-lora: .venv/installed  ## adapters on a tiny imported DBRX on the CPU, merged and exported (about 2 minutes)
+lora: .venv/installed  ## train adapters on a tiny imported DBRX on the CPU, merge and export them (about 2 minutes)
 	test -d runs/tiny_base || $(BIN)/python scripts/make_tiny_dbrx.py runs/tiny_base
 	$(BIN)/composer -n 2 train.py yamls/finetune/dbrx_tiny_lora.yaml device=cpu model.pretrained_model_name_or_path=runs/tiny_base
 	$(BIN)/python scripts/convert_checkpoint_to_hf.py --composer_path runs/dbrx_tiny_lora/checkpoints --hf_output_path runs/dbrx_tiny_lora/hf
@@ -30,45 +35,51 @@ lora: .venv/installed  ## adapters on a tiny imported DBRX on the CPU, merged an
 test: .venv/installed .venv/megablocks .venv/peft .venv/serve  ## run the tests (at most 8 minutes on 2 cores)
 	$(BIN)/python -m pytest -m "not proof" $(XDIST)
 
-test-fast: .venv/installed  ## run the tests that start no ranks and no programs and are not slow (1.5 minutes on 2 cores)
-	$(BIN)/python -m pytest -m "not proof and not ranks and not subprocess and not slow" $(XDIST)
+test-minute: .venv/installed  ## run the fast tests of model, data order, config and planner (1 minute on 2 cores)
+	$(BIN)/python -m pytest -m "$(FAST)" $(XDIST) $(MINUTE)
 
-test-classic: .venv-classic/installed .venv-classic/megablocks  ## run the core of the tests on torch 2.7 and transformers 4 (2 minutes)
+test-fast: .venv/installed  ## run only the fast tests, without ranks and subprocesses (1.5 minutes on 2 cores)
+	$(BIN)/python -m pytest -m "$(FAST)" $(XDIST)
+
+test-classic: .venv-classic/installed .venv-classic/megablocks  ## run the core tests on torch 2.7 and transformers 4 (2 minutes)
 	.venv-classic/bin/python -m pytest -m "not proof" $(XDIST) $(CORE)
 
-proof: .venv/installed  ## run the long proofs (hours; run again, they go on)
+proof: .venv/installed  ## run the long proofs (hours; a second call resumes them)
 	$(BIN)/python -m pytest -m proof --timeout 0
 
-verify-exports: .venv/installed  ## check an export with transformers 4.53, 4.57, the locked and the newest (5 minutes)
+verify-exports: .venv/installed  ## check an export with transformers 4.53, 4.57, the locked and the newest version (5 minutes)
 	$(BIN)/python scripts/dev/verify_exports.py
 
 gpu-gate: .venv/installed .venv/megablocks  ## compile all Triton kernels for A100, H100 and B200, without a GPU (15 seconds)
 	$(BIN)/python scripts/dev/gpu_gate.py
 
-lint: .venv/installed  ## ruff and pyright
+docs: .venv/installed  ## build the documentation as a web site into build/site (5 seconds)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+lint: .venv/installed  ## run ruff and pyright
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright
 
-lock: .venv/bin/uv  ## compile requirements.lock and requirements-classic.lock from pyproject.toml
+lock: .venv/bin/uv  ## update requirements.lock and requirements-classic.lock from pyproject.toml
 	$(BIN)/uv pip compile pyproject.toml $(COMPILE) -o requirements.lock
 	$(BIN)/uv pip compile --no-config pyproject.toml requirements-classic.in $(COMPILE) -o requirements-classic.lock
 
 clean:  ## remove the environment, runs and caches
 	rm -rf .venv .venv-classic .cache runs build *.egg-info .pytest_cache .ruff_cache
 
-# numpy 2.0, the last that MegaBlocks' metadata allows, has no wheels for Python 3.13.
+# numpy 2.0, the newest version that MegaBlocks' metadata allows, has no wheels for Python 3.13.
 .venv/%: NEWEST := 13
 .venv-classic/%: NEWEST := 12
-CHECK_PYTHON = 'import sys; assert (3, 11) <= sys.version_info < (3, $(NEWEST) + 1), "Python 3.11 to 3.$(NEWEST) is needed here (make clean; make PYTHON=python3.12 ...), not " + sys.version.split()[0]'
+CHECK_PYTHON = 'import sys; assert (3, 11) <= sys.version_info < (3, $(NEWEST) + 1), "this environment needs Python 3.11 to 3.$(NEWEST) (make clean; make PYTHON=python3.12 ...), not " + sys.version.split()[0]'
 
-# uv, because pip alone needs 6 minutes for the lock; pip after all where only pip has been told of the package index.
+# uv, because pip takes 6 minutes to install the lock; pip is the fallback if only pip is configured for the package index.
 $(ENVIRONMENTS:%=%/bin/uv): %/bin/uv:
 	$(PYTHON) -c $(CHECK_PYTHON)
 	$(PYTHON) -m venv $*
 	$*/bin/python -m pip install --quiet uv
 
-# --no-config and --no-deps: a lock is installed as it is, whatever the metadata of its packages allows.
+# --no-config and --no-deps: a lock is installed as it is, without checking the metadata of its packages.
 .venv/installed: LOCK := requirements.lock
 .venv-classic/installed: LOCK := requirements-classic.lock
 .venv-classic/installed: CONFIG := --no-config
@@ -84,18 +95,18 @@ endif
 	$*/bin/uv pip install --python $*/bin/python --no-deps --editable .
 	@touch $@
 
-# MegaBlocks' Python files, which run on a CPU through Triton's interpreter: for tests alone.
+# MegaBlocks' Python files, which run on a CPU through Triton's interpreter. Only for tests.
 $(ENVIRONMENTS:%=%/megablocks): %/megablocks: %/installed tests/helpers/install_megablocks_on_cpu.py
 	$*/bin/python tests/helpers/install_megablocks_on_cpu.py $@
 	@touch $@
 
-# What `transformers serve` imports beside the installed packages: for docs/examples and its test alone.
+# The packages that `transformers serve` needs in addition, for docs/examples and its test.
 .venv/serve: .venv/installed
 	rm -rf $@
 	$(BIN)/uv pip install --python $(BIN)/python --no-deps --target $@ $(SERVE) || $(BIN)/python -m pip install --no-deps --target $@ $(SERVE)
 	@touch $@
 
-# PEFT, to load what is exported for it: for tests alone. Among the installed packages Composer would import it.
+# PEFT, which loads exported adapters in tests. It is not in the environment itself, because Composer would import it.
 .venv/peft: .venv/installed
 	rm -rf $@
 	$(BIN)/uv pip install --python $(BIN)/python --no-deps --target $@ peft==0.21.2 || $(BIN)/python -m pip install --no-deps --target $@ peft==0.21.2

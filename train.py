@@ -3,7 +3,7 @@
 import os
 import sys
 
-# Torch asks when it makes its first tensor: large ones then lie in huge pages (Linux, CPU).
+# Torch reads this variable when it creates its first tensor, and then uses huge pages for large ones (Linux, CPU).
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 from train.main import main

@@ -1,18 +1,18 @@
 """Lists, verifies, compares and deletes checkpoints.
 
   checkpoint.py ls runs/mine                              or its save folder: runs/mine/checkpoints
-  checkpoint.py verify runs/mine/checkpoints              all of them; or one: runs/mine/checkpoints/ep0-ba500
+  checkpoint.py verify runs/mine/checkpoints              all checkpoints; or one: runs/mine/checkpoints/ep0-ba500
   checkpoint.py diff runs/mine/checkpoints/ep0-ba500 runs/mine/checkpoints/ep0-ba1000
-  checkpoint.py prune runs/mine/checkpoints --keep 2      says what it would delete; with --yes deletes it
+  checkpoint.py prune runs/mine/checkpoints --keep 2      shows what it would delete; --yes deletes it
 
-The exit code is 2 after an error, such as a corrupt checkpoint; that of diff is 1 when the two differ.
+The exit code is 2 after an error, such as a corrupt checkpoint. diff returns 1 if the checkpoints differ.
 """
 
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-# Only the repository's root: in these folders evaluate.py, for one, would hide the package of the same name.
+# Import only from the repository's root: evaluate.py in scripts/ would hide the package of the same name.
 sys.path[:] = [str(ROOT), *(path for path in sys.path if not Path(path).resolve().is_relative_to(ROOT / "scripts"))]
 
 import argparse
@@ -40,37 +40,37 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    text = "the checkpoints of a save folder, from their manifests, and who owns the folder"
+    text = "list the checkpoints of a save folder from their manifests, and the owner of the folder"
     ls = commands.add_parser("ls", help=text, description=text)
-    ls.add_argument("folder", type=_place, help="a run's folder, or a checkpoint; also s3://BUCKET/PREFIX or gs://")
-    ls.add_argument("--json", action="store_true", help="for programs: sizes are in bytes")
+    ls.add_argument("folder", type=_place, help="a run's folder or a checkpoint, also in s3://BUCKET/PREFIX or gs://")
+    ls.add_argument("--json", action="store_true", help="print JSON for programs, with sizes in bytes")
 
-    text = "read every byte from the disk, and compare it with the manifests"
-    more = f"{text}. The exit code is 0 when all that could be verified is right, and 2 when any is corrupt."
+    text = "read every byte of checkpoints and compare them with the manifests"
+    more = f"{text}. The exit code is 0 if everything that can be verified is correct, and 2 if anything is corrupt."
     verify = commands.add_parser("verify", help=text, description=more)
-    text = "a checkpoint, or a run's folder: all in it; those of s3:// and gs:// are fetched one after the other"
+    text = "a checkpoint, or a run's folder with several; those in s3:// and gs:// are downloaded one at a time"
     verify.add_argument("paths", type=_place, nargs="+", metavar="PATH", help=text)
 
-    text = "what differs between two checkpoints: manifest, config, state, tensors"
+    text = "compare two checkpoints: manifest, config, state, tensors"
     diff = commands.add_parser("diff", help=text, description=_DIFF, formatter_class=raw)
-    diff.add_argument("a", type=_folder, help="a checkpoint, or a run's folder: the newest in it")
-    diff.add_argument("b", type=_folder, help="what it is compared with")
-    diff.add_argument("--top", type=int, default=10, metavar="N", help="tensors that are shown (default: %(default)s)")
+    diff.add_argument("a", type=_folder, help="a checkpoint, or a run's folder, whose newest checkpoint is used")
+    diff.add_argument("b", type=_folder, help="the checkpoint to compare it with")
+    diff.add_argument("--top", type=int, default=10, metavar="N", help="show at most N tensors (default: %(default)s)")
 
-    text = "delete older checkpoints, and what killed runs have left"
-    more = f"{text}. One that stays is verified before. Without --yes it says what it would delete."
+    text = "delete older checkpoints, and incomplete files of killed runs"
+    more = f"{text}. First, a checkpoint that is kept is verified. Without --yes it only shows what it would delete."
     prune = commands.add_parser("prune", help=text, description=more)
-    prune.add_argument("folder", type=_folder, help="a run's folder, which no run owns; not one in an object store")
-    prune.add_argument("--keep", type=int, required=True, metavar="N", help="the newest N stay")
-    prune.add_argument("--keep_every", type=int, metavar="K", help="besides, of every K that were saved one stays")
-    prune.add_argument("--yes", action="store_true", help="delete")
+    prune.add_argument("folder", type=_folder, help="a local run's folder that no run owns")
+    prune.add_argument("--keep", type=int, required=True, metavar="N", help="keep the newest N checkpoints")
+    prune.add_argument("--keep_every", type=int, metavar="K", help="also keep one of every K saved checkpoints")
+    prune.add_argument("--yes", action="store_true", help="delete the files")
     for command in commands.choices.values():
         command.add_argument("--debug", action="store_true", help="show the traceback of an error as well")
     return parser
 
 
 def _place(text: str) -> Path | str:
-    """A URL stays text."""
+    """Convert to a path, except for URLs."""
     from data.base.redaction import is_address
 
     return text if is_address(text) else Path(text)
@@ -79,16 +79,15 @@ def _place(text: str) -> Path | str:
 def _folder(text: str) -> Path:
     place = _place(text)
     if isinstance(place, str):
-        raise argparse.ArgumentTypeError(f"{text} is in an object store: only ls and verify look there")
+        raise argparse.ArgumentTypeError(f"{text} is in an object store: only ls and verify support object stores")
     return place
 
 
 _DIFF = """\
-What differs between two checkpoints: manifest, config by YAML key, the run's state, and tensors, those with the largest
-differences first. All that is read is verified.
+Compare two checkpoints: manifest, config by YAML key, the run's state, and tensors, largest differences first.
+Everything that is read is verified.
 
-The exit code is 0 when they are equal, 1 when they differ, and 2 after an error. Dates and lengths of time
-do not count.
+The exit code is 0 if they are equal, 1 if they differ, and 2 after an error. Dates and durations are ignored.
 """
 
 
@@ -131,7 +130,7 @@ def _verify(args: argparse.Namespace) -> int:
             verified = verify(checkpoint, bar.update)
             corrupt = corrupt or bool(verified.errors)
             bar.clear()
-            # Save folders have checkpoints of the same names.
+            # Checkpoints in different save folders may have the same name.
             print("\n".join(verified.lines(str(checkpoint) if len(args.paths) > 1 else None)), flush=True)
     for name, verified in (found for url in remote for found in verify_there(url)):
         corrupt = corrupt or bool(verified.errors)
@@ -167,7 +166,7 @@ def _prune(args: argparse.Namespace) -> int:
     refuse_path_arguments(args, "folder")
     for name in ("keep", "keep_every"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
-            raise ConfigError(f"--{name} is {getattr(args, name)}, but at least 1 is needed")
+            raise ConfigError(f"--{name} is {getattr(args, name)}, but it must be at least 1")
     folder = resolve_save_folder(args.folder)
     planned = plan(folder, keep=args.keep, keep_every=args.keep_every)
     print("\n".join(planned.lines()))
@@ -187,7 +186,7 @@ def _print(*things: object) -> None:
 
     console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
     for thing in things:
-        # Names may have brackets in them, which rich would take as markup.
+        # Names may contain brackets, which rich would interpret as markup.
         console.print(thing, markup=False, soft_wrap=isinstance(thing, str))
 
 

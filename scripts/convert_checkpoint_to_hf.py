@@ -1,10 +1,11 @@
-"""A sharded Composer checkpoint as a folder that stock transformers loads as DBRX, or its adapters as one of PEFT's."""
+"""Exports a sharded Composer checkpoint to a folder that transformers loads as DBRX, or its adapters to one for
+PEFT."""
 
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-# Only the repository's root: in these folders evaluate.py, for one, would hide the package of the same name.
+# Import only from the repository's root: evaluate.py in scripts/ would hide the package of the same name.
 sys.path[:] = [str(ROOT), *(path for path in sys.path if not Path(path).resolve().is_relative_to(ROOT / "scripts"))]
 
 import argparse
@@ -15,25 +16,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     from train.models.precision import PRECISIONS
 
     parser = argparse.ArgumentParser(description=__doc__)
-    what = "a sharded checkpoint such as runs/x/ep0-ba100, or a run's folder, whose newest is taken; also "
+    what = "a sharded checkpoint such as runs/x/ep0-ba100, or a run's folder, whose newest checkpoint is used; also "
     what += "s3://bucket/runs/x/ep0-ba100 or s3://bucket/runs/x/latest, and gs://"
     parser.add_argument("--composer_path", required=True, help=what)
     parser.add_argument(
-        "--hf_output_path", required=True, help="the folder to write: new, or empty; also s3:// or gs://"
+        "--hf_output_path", required=True, help="the folder to write, which must be new or empty; also s3:// or gs://"
     )
     parser.add_argument("--output_precision", choices=PRECISIONS, default="fp32", help="default: fp32")
-    what = "what a file of weights takes at most: bytes, or such as 500mb or 5gb (the default)"
+    what = "maximum size of a weights file: bytes, or for example 500mb or 5gb (the default)"
     parser.add_argument("--max_shard_size", type=_size, help=what)
-    what = "prove in a fresh process that stock transformers computes from the files what the checkpoint does; default"
+    what = "check in a new process that transformers computes the same from the files as the checkpoint does; default"
     parser.add_argument("--verify", action=argparse.BooleanOptionalAction, help=what)
-    what = "of a checkpoint of adapters: merge them into their base (default), or write them alone for PEFT"
+    what = "for a checkpoint of adapters: merge them into their base (default), or write only the adapters for PEFT"
     parser.add_argument("--adapter", choices=("merge", "peft"), default="merge", help=what)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error as well")
     args = parser.parse_args(argv)
     if args.adapter == "peft" and (args.verify is not None or args.max_shard_size is not None):
-        parser.error("--verify and --max_shard_size are for stock DBRX folders, which --adapter peft does not write")
+        parser.error("--verify and --max_shard_size are for DBRX folders, which --adapter peft does not write")
 
-    # torch is imported after the arguments are known to be right.
+    # torch is imported only after the arguments are valid.
     from data.base.console import show_error, show_on_console
     from data.base.errors import ConfigError
     from data.base.paths import refuse_path_arguments
@@ -55,12 +56,12 @@ def main(argv: Sequence[str] | None = None) -> int:
                 max_shard_bytes = args.max_shard_size or MAX_SHARD_BYTES
                 export(checkpoint, output, args.output_precision, max_shard_bytes, verify=args.verify is not False)
         if args.adapter == "peft":
-            print(f"wrote {args.hf_output_path}, which peft.PeftModel.from_pretrained loads: see its README.md")
+            print(f"wrote {args.hf_output_path}; load it with peft.PeftModel.from_pretrained (see its README.md)")
             return 0
     except ConfigError as error:
         show_error(error, debug=args.debug)
         return 2
-    print(f"wrote {args.hf_output_path}, which transformers.AutoModelForCausalLM.from_pretrained loads")
+    print(f"wrote {args.hf_output_path}; load it with transformers.AutoModelForCausalLM.from_pretrained")
     return 0
 
 

@@ -1,10 +1,10 @@
-"""Turns a dataset of prompts and responses, or of conversations, into MDS folders: one for each split."""
+"""Converts a dataset of prompts and responses, or of conversations, to MDS folders, one per split."""
 
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-# Only the repository's root: in these folders evaluate.py, for one, would hide the package of the same name.
+# Import only from the repository's root: evaluate.py in scripts/ would hide the package of the same name.
 sys.path[:] = [str(ROOT), *(path for path in sys.path if not Path(path).resolve().is_relative_to(ROOT / "scripts"))]
 
 from collections.abc import Sequence

@@ -1,10 +1,10 @@
-"""Turns texts into MDS rows for pretraining: tokenized, laid end to end, and cut every max_seq_len tokens."""
+"""Converts texts to MDS rows for pretraining: tokenized, concatenated, and split every max_seq_len tokens."""
 
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-# Only the repository's root: in these folders evaluate.py, for one, would hide the package of the same name.
+# Import only from the repository's root: evaluate.py in scripts/ would hide the package of the same name.
 sys.path[:] = [str(ROOT), *(path for path in sys.path if not Path(path).resolve().is_relative_to(ROOT / "scripts"))]
 
 from collections.abc import Sequence

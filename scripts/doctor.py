@@ -1,17 +1,17 @@
-"""Checks what a run needs of every node: software, GPUs, folders, network, and the links between ranks.
+"""Checks what a run needs on every node: software, GPUs, folders, network, and the links between ranks.
 
   python scripts/doctor.py                                    one node, without a config
   python scripts/doctor.py yamls/finetune/dbrx.yaml           also tokenizer, hub data, folders, memory and kernels
-  composer -n 8 scripts/doctor.py CONFIG key=value ...        also the links between ranks; so do torchrun and srun
+  composer -n 8 scripts/doctor.py CONFIG key=value ...        also the links between ranks; torchrun and srun work too
 
-The exit code is 1 when anything is wrong, 0 otherwise, and 2 after an error. docs/doctor.md explains each row.
+The exit code is 1 if a check is wrong, 0 otherwise, and 2 after an error. docs/doctor.md explains each row.
 """
 
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-# Only the repository's root: in these folders evaluate.py, for one, would hide the package of the same name.
+# Import only from the repository's root: evaluate.py in scripts/ would hide the package of the same name.
 sys.path[:] = [str(ROOT), *(path for path in sys.path if not Path(path).resolve().is_relative_to(ROOT / "scripts"))]
 
 import argparse
@@ -22,14 +22,14 @@ from collections.abc import Sequence
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config", nargs="?", help="a YAML file, as train.py takes it")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes of it")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the table for programs too")
+    parser.add_argument("config", nargs="?", help="a YAML file for train.py")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides of the config")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the table to this JSON file")
     parser.add_argument(
         "--seconds",
         type=float,
         default=60.0,
-        help="that a check may take, and that is waited for a rank to start (default: %(default)g)",
+        help="time limit of a check, and of waiting for a rank to start (default: %(default)g)",
     )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error as well")
     args = parser.parse_intermixed_args(argv)
@@ -65,9 +65,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 if __name__ == "__main__":
     code = main()
-    from train.doctor.check import is_stuck
+    from train.doctor.check import is_any_check_running
 
-    if is_stuck():
+    if is_any_check_running():
         sys.stdout.flush()
         os._exit(code)
     sys.exit(code)

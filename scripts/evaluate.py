@@ -1,17 +1,17 @@
-"""Evaluates a model: tasks of the lm-evaluation-harness, and exact answers to a JSONL file of prompts and responses.
+"""Evaluates a model on tasks of the lm-evaluation-harness, and by exact match on a JSONL file of prompts and responses.
 
   evaluate.py runs/dbrx_tiny/hf --exact_match quickstart/heldout.jsonl
   evaluate.py runs/mine/hf --tasks arc_easy hellaswag --num_fewshot 5
   evaluate.py runs/mine/hf --tasks my_tasks/                       all tasks of the folder's YAML files, offline
 
-Results are printed, and kept in an exported folder's evaluation.json and in the table of its model card.
+The results are printed and, for an exported folder, saved in its evaluation.json and in the table of its model card.
 """
 
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-# Only the repository's root: in these folders evaluate.py, for one, would hide the package of the same name.
+# Import only from the repository's root: evaluate.py in scripts/ would hide the package of the same name.
 sys.path[:] = [str(ROOT), *(path for path in sys.path if not Path(path).resolve().is_relative_to(ROOT / "scripts"))]
 
 import argparse
@@ -48,54 +48,58 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "folder",
         type=Path,
-        help="an exported model; for --exact_match alone also a checkpoint or a run",
+        help="an exported model; with only --exact_match also a checkpoint or a run",
     )
-    parser.add_argument("--tasks", nargs="+", default=[], metavar="TASK", help="names, YAML files, or folders of them")
+    parser.add_argument(
+        "--tasks", nargs="+", default=[], metavar="TASK", help="task names, YAML files, or their folders"
+    )
     parser.add_argument("--exact_match", type=Path, metavar="FILE", help=".jsonl of {prompt, response} or {messages}")
-    makes = "makes questions of the rows of --exact_match: a registered name, module:function, or columns such as "
-    makes += "'{prompt: question, response: answer}'"
-    parser.add_argument("--preprocessor", metavar="NAME", help=makes)
+    converts = (
+        "converts the rows of --exact_match to questions: a registered name, module:function, or columns such as "
+    )
+    converts += "'{prompt: question, response: answer}'"
+    parser.add_argument("--preprocessor", metavar="NAME", help=converts)
     parser.add_argument("--num_fewshot", type=int, help="examples before each question (default: the task's)")
-    parser.add_argument("--limit", type=int, help="questions of each task (default: all)")
-    parser.add_argument("--apply_chat_template", action="store_true", help="tasks' questions are a user's turns")
+    parser.add_argument("--limit", type=int, help="questions per task (default: all)")
+    parser.add_argument("--apply_chat_template", action="store_true", help="ask the tasks' questions as user messages")
     parser.add_argument("--batch_size", type=int, default=16, help="default: %(default)s")
-    parser.add_argument("--device", choices=("cpu", "gpu"), help="default: the GPU where there is one")
+    parser.add_argument("--device", choices=("cpu", "gpu"), help="default: the GPU if there is one")
     parser.add_argument("--precision", choices=PRECISIONS, help="default: bf16 on a GPU, fp32 on a CPU")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write this evaluation's results here too")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results of this evaluation here")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error as well")
     return parser
 
 
 def _check_arguments(args: argparse.Namespace) -> None:
-    """Raises ConfigError for options that cannot be, or that do not fit together."""
+    """Raise ConfigError for invalid or conflicting options."""
     from data.base.errors import ConfigError
     from data.base.paths import refuse_path_arguments
 
     refuse_path_arguments(args, "folder", "--exact_match", "--json", "--tasks")
     for name in ("batch_size", "limit"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
-            raise ConfigError(f"--{name} is {getattr(args, name)}, but at least 1 is needed")
+            raise ConfigError(f"--{name} is {getattr(args, name)}, but it must be at least 1")
     if args.num_fewshot is not None and args.num_fewshot < 0:
         raise ConfigError(f"--num_fewshot is {args.num_fewshot}, but it cannot be negative")
     if not args.tasks and args.exact_match is None:
-        raise ConfigError("nothing to evaluate: give --tasks, --exact_match, or both")
+        raise ConfigError("nothing to evaluate: add --tasks, --exact_match, or both")
     if args.preprocessor is not None and args.exact_match is None:
-        raise ConfigError("--preprocessor is given, but it is for --exact_match, which is not: leave it out")
+        raise ConfigError("--preprocessor needs --exact_match: add it, or remove --preprocessor")
     of_tasks = {"num_fewshot": args.num_fewshot is not None, "apply_chat_template": args.apply_chat_template}
     for name in (name for name, given in of_tasks.items() if given and not args.tasks):
-        raise ConfigError(f"--{name} is given, but it is for --tasks, of which there are none: leave it out")
+        raise ConfigError(f"--{name} needs --tasks: add them, or remove --{name}")
     if args.json is not None and not os.access(args.json.parent, os.W_OK):
         raise ConfigError(f"--json is {str(args.json)!r}, but its folder cannot be written")
 
 
 def _check_exported(folder: Path) -> None:
-    """Raises ConfigError when results cannot be kept in the folder."""
+    """Raise ConfigError if results cannot be saved in the folder."""
     from data.base.errors import ConfigError
     from train.generation.results import read_kept
 
     read_kept(folder)
     if not os.access(folder, os.W_OK):
-        raise ConfigError(f"{folder} cannot be written, but results are kept in it: copy it")
+        raise ConfigError(f"{folder} cannot be written, but the results are saved in it: evaluate a copy")
 
 
 def _read_questions(args: argparse.Namespace) -> "list[Question]":
@@ -129,7 +133,8 @@ def _evaluate(args: argparse.Namespace) -> None:
         _check_exported(args.folder)
     elif args.tasks:
         raise ConfigError(
-            f"{args.folder} is no exported model, which --tasks needs: scripts/convert_checkpoint_to_hf.py makes one"
+            f"{args.folder} is not an exported model, which --tasks needs: export it with "
+            "scripts/convert_checkpoint_to_hf.py"
         )
     device = choose_device(args.device)
     precision = args.precision or default_precision(device)
@@ -152,7 +157,7 @@ def _evaluate(args: argparse.Namespace) -> None:
     _print_table(results)
     if exported:
         keep(args.folder, results, precision)
-        print(f"kept in {args.folder / 'evaluation.json'} and in its README.md")
+        print(f"saved in {args.folder / 'evaluation.json'} and in its README.md")
     if args.json is not None:
         args.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 

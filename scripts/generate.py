@@ -1,4 +1,4 @@
-r"""Text from an exported Hugging Face folder or from a checkpoint: of prompts, of a file of them, or in a conversation.
+r"""Generates text with an exported Hugging Face folder or a checkpoint, from prompts, a file, or in a conversation.
 
 generate.py runs/dbrx_tiny/hf $'Reverse: kotab\n'
 generate.py runs/dbrx_tiny/hf --file prompts.jsonl --output answers.jsonl --temperature 0.7 --top_p 0.9
@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-# Only the repository's root: in these folders evaluate.py, for one, would hide the package of the same name.
+# Import only from the repository's root: evaluate.py in scripts/ would hide the package of the same name.
 sys.path[:] = [str(ROOT), *(path for path in sys.path if not Path(path).resolve().is_relative_to(ROOT / "scripts"))]
 
 import argparse
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        # Who read has seen enough; the interpreter's own last flush would complain.
+        # The reader has closed the pipe; without this the interpreter's final flush would print an error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
@@ -50,42 +50,48 @@ def _parser() -> argparse.ArgumentParser:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="an exported model, a sharded checkpoint, or a run's folder")
-    parser.add_argument("prompts", nargs="*", metavar="PROMPT", help="without any, and without --file: a conversation")
-    parser.add_argument("--file", type=Path, help="prompts: .jsonl of {prompt} or {messages}, else text, one a line")
-    parser.add_argument("--chat", action="store_true", help="each PROMPT is what a user says, in the chat template")
-    parser.add_argument("--system_prompt", metavar="TEXT", help="what a conversation begins with")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="write the answers to this .jsonl instead")
-    parser.add_argument("--max_new_tokens", type=int, help="default: 256, or what the model's length leaves")
+    parser.add_argument("prompts", nargs="*", metavar="PROMPT", help="without prompts and --file: a conversation")
+    parser.add_argument("--file", type=Path, help="prompts: .jsonl of {prompt} or {messages}, or text, one per line")
+    parser.add_argument(
+        "--chat", action="store_true", help="format each PROMPT as a user message with the chat template"
+    )
+    parser.add_argument("--system_prompt", metavar="TEXT", help="system message at the start of a conversation")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="write the answers to this .jsonl file")
+    parser.add_argument("--max_new_tokens", type=int, help="default: 256, or what the model's max_seq_len allows")
     parser.add_argument("--temperature", type=float, default=0.0, help="0, the default, is greedy")
-    parser.add_argument("--top_k", type=int, help="draw from so many of the likeliest tokens alone")
-    parser.add_argument("--top_p", type=float, default=1.0, help="draw from the likeliest that are together so likely")
-    parser.add_argument("--seed", type=int, default=0, help="of the draws (default: %(default)s)")
-    parser.add_argument("--batch_size", type=int, default=16, help="prompts at a time (default: %(default)s)")
-    parser.add_argument("--device", choices=("cpu", "gpu"), help="default: the GPU where there is one")
+    parser.add_argument("--top_k", type=int, help="sample only from the k most likely tokens")
+    parser.add_argument(
+        "--top_p", type=float, default=1.0, help="nucleus sampling: cumulative probability to sample from"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="random seed of the samples (default: %(default)s)")
+    parser.add_argument("--batch_size", type=int, default=16, help="prompts per batch (default: %(default)s)")
+    parser.add_argument("--device", choices=("cpu", "gpu"), help="default: the GPU if there is one")
     parser.add_argument("--precision", choices=PRECISIONS, help="default: bf16 on a GPU, fp32 on a CPU")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error as well")
     return parser
 
 
 def _generate(args: argparse.Namespace) -> None:
-    # What can be wrong with the arguments comes before torch is imported; what with the prompts, before the weights.
+    # Arguments are checked before torch is imported, prompts before the weights are loaded.
     from data.base.errors import ConfigError
     from data.base.paths import refuse_path_arguments
 
     refuse_path_arguments(args, "folder", "--file", "--output")
     if args.batch_size < 1:
-        raise ConfigError(f"--batch_size is {args.batch_size}, but at least 1 is needed")
+        raise ConfigError(f"--batch_size is {args.batch_size}, but it must be at least 1")
     if args.file is not None and args.prompts:
-        raise ConfigError("both --file and prompts are given: put the prompts into the file, or leave one")
+        raise ConfigError("--file and prompts are both given: put the prompts into the file, or remove one of them")
     asked = args.file is not None or bool(args.prompts)
     if args.output is not None:
         if not asked:
-            raise ConfigError("--output is given without prompts: a conversation is not written down")
+            raise ConfigError(
+                "--output is given without prompts, but conversations are not saved: add prompts or --file"
+            )
         _check_output(args.output)
     if args.system_prompt is not None and asked and not args.chat:
-        raise ConfigError("--system_prompt is given, but plain prompts have none: give --chat too")
+        raise ConfigError("--system_prompt is given, but plain prompts have none: add --chat")
     if args.file is not None and args.chat and args.file.suffix == ".jsonl":
-        raise ConfigError("--chat is given, but a .jsonl says itself what is a conversation: write {messages} there")
+        raise ConfigError("--chat is given, but a .jsonl file defines conversations itself: write {messages} in it")
 
     from train.config.sampling import Sampling
     from train.generation.questions import as_question, question_text, read_questions
@@ -116,9 +122,9 @@ def _check_output(output: Path) -> None:
     from data.base.errors import ConfigError
 
     if output.suffix != ".jsonl":
-        raise ConfigError(f"--output is {str(output)!r}, but JSON lines are written: name a .jsonl")
+        raise ConfigError(f"--output is {str(output)!r}, but the answers are JSON lines: name a .jsonl file")
     if output.exists():
-        raise ConfigError(f"--output is {str(output)!r}, which is there already: name another")
+        raise ConfigError(f"--output is {str(output)!r}, which already exists: name another")
     if not os.access(output.parent, os.W_OK):
         raise ConfigError(f"--output is {str(output)!r}, but its folder cannot be written")
 
@@ -146,7 +152,7 @@ def _answer(opened: "Opened", questions: "list[Question]", sampling: "Sampling",
         return
     begun = -1
 
-    def tell(number: int, piece: str) -> None:
+    def show(number: int, piece: str) -> None:
         nonlocal begun
         if number != begun and len(prompts) > 1:
             text = question_text(questions[number]).strip()
@@ -154,7 +160,7 @@ def _answer(opened: "Opened", questions: "list[Question]", sampling: "Sampling",
         begun = number
         _write(piece)
 
-    for _ in ask(opened, prompts, sampling, args.batch_size, tell):
+    for _ in ask(opened, prompts, sampling, args.batch_size, show):
         _write("\n")
 
 
@@ -162,10 +168,10 @@ def _chat(opened: "Opened", sampling: "Sampling", system_prompt: str | None) -> 
     from train.generation.chat import EXIT, NEW, chat
 
     if sys.stdin.isatty():
-        # Arrow keys and earlier lines.
+        # Enables arrow keys and the history of lines.
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401
-        print(f"{NEW} begins another conversation, {EXIT} or ^D ends it, ^C ends an answer", file=sys.stderr)
+        print(f"{NEW} starts a new conversation, {EXIT} or ^D ends it, ^C stops an answer", file=sys.stderr)
     chat(opened, sampling, system_prompt, lambda: input("> " if sys.stdin.isatty() else ""), _write)
 
 

@@ -1,13 +1,13 @@
-"""Shows what a run is trained on: rows as text with what is trained on in green, lengths, duplicates, train in eval.
+"""Shows the training data: rows as text with trained tokens in green, lengths, duplicates, training rows in eval data.
 
-With --verify nothing is shown, and every shard's size and hash is checked instead (exit code 1 when one is broken).
+With --verify it only checks the size and hash of every shard (exit code 1 if one is missing, truncated or corrupt).
 """
 
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-# Only the repository's root: in these folders evaluate.py, for one, would hide the package of the same name.
+# Import only from the repository's root: evaluate.py in scripts/ would hide the package of the same name.
 sys.path[:] = [str(ROOT), *(path for path in sys.path if not Path(path).resolve().is_relative_to(ROOT / "scripts"))]
 
 import argparse
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("config", help="a YAML file, as train.py takes it")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes of it")
-    parser.add_argument("--rows", type=int, default=2, help="rows of each source that are shown (default: 2)")
-    parser.add_argument("--first", type=int, default=0, metavar="ROW", help="the first that is shown (default: 0)")
+    parser.add_argument("config", help="a YAML file for train.py")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides of the config")
+    parser.add_argument("--rows", type=int, default=2, help="rows shown from each source (default: 2)")
+    parser.add_argument("--first", type=int, default=0, metavar="ROW", help="first row to show (default: 0)")
     parser.add_argument("--png", type=Path, help="also draw the histogram of document lengths into this file")
-    parser.add_argument("--verify", action="store_true", help="check every shard's size and hash, and nothing else")
-    parser.add_argument("--rehash", action="store_true", help="read input files again that seem not to have changed")
+    parser.add_argument("--verify", action="store_true", help="only check the size and hash of every shard")
+    parser.add_argument("--rehash", action="store_true", help="hash input files again even if they look unchanged")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error as well")
     args = parser.parse_intermixed_args(argv)
 
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         refuse_path_arguments(args, "--png")
         if args.rows < 0 or args.first < 0:
-            raise ConfigError(f"--rows is {args.rows} and --first is {args.first}, but neither can be below 0")
+            raise ConfigError(f"--rows is {args.rows} and --first is {args.first}, but neither can be negative")
         if args.png is not None and not os.access(args.png.parent, os.W_OK):
             raise ConfigError(f"--png is {str(args.png)!r}, but its folder cannot be written")
         config = read_config(args.config, args.overrides)
@@ -96,11 +96,11 @@ def _inspect(
                 console.print("\n".join(overlap_lines(known, asked)), markup=False)
     if png is not None:
         draw_histogram(surveys, png)
-        console.print(f"the lengths are drawn in {png}", markup=False)
+        console.print(f"wrote the histogram of lengths to {png}", markup=False)
 
 
 def _key(name: str) -> str:
-    """Where the config has the source."""
+    """Return the config key of the source."""
     kind, _, stream = name.partition(".")
     return f"{kind}_loader.dataset" + (f".streams.{stream}" if stream else "")
 

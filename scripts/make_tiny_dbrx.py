@@ -1,10 +1,10 @@
-"""Writes the weights that a config's run would begin with as a stock DBRX folder: something small to import."""
+"""Writes the initial weights of a config's model as a DBRX folder of Hugging Face: a small model to import."""
 
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-# Only the repository's root: in these folders evaluate.py, for one, would hide the package of the same name.
+# Import only from the repository's root: evaluate.py in scripts/ would hide the package of the same name.
 sys.path[:] = [str(ROOT), *(path for path in sys.path if not Path(path).resolve().is_relative_to(ROOT / "scripts"))]
 
 import argparse
@@ -17,7 +17,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from train.models.precision import PRECISIONS
 
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path, help="where it goes: new, or empty")
+    parser.add_argument("folder", type=Path, help="the folder to write, which must be new or empty")
     config = str(ROOT / "yamls/finetune/dbrx_tiny_lora.yaml")
     parser.add_argument("--config", default=config, help="default: %(default)s")
     parser.add_argument("--precision", choices=PRECISIONS, default="bf16", help="default: %(default)s")
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         refuse_path_arguments(args, "folder")
         if args.folder.exists() and (not args.folder.is_dir() or any(args.folder.iterdir())):
-            raise ConfigError(f"the folder {args.folder} is there and not empty: name a new one, or empty it")
+            raise ConfigError(f"{args.folder} exists and is not empty: name a new folder, or empty it")
         config = read_config(args.config)
         weights, tokenizer = DrawnWeights(config.model, config.seed), build_tokenizer(config.tokenizer)
         with plain_os_errors(str(args.folder), "name another folder"):

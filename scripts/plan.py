@@ -1,12 +1,12 @@
-"""Says what a run will need, before it is started, from its config alone: parameters, FLOPs, memory, traffic, space for
-checkpoints; with --gpu predicted times, with --search faster settings, with --simulate memory and traffic of the real
-code, with --data the plan of its rows."""
+"""Predicts from its config alone what a run needs: parameters, FLOPs, memory, traffic, disk space for checkpoints. With
+--gpu also times, with --search faster settings, with --simulate memory and traffic of the real code, with --data the
+plan of its rows."""
 
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-# Only the repository's root: in these folders evaluate.py, for one, would hide the package of the same name.
+# Import only from the repository's root: evaluate.py in scripts/ would hide the package of the same name.
 sys.path[:] = [str(ROOT), *(path for path in sys.path if not Path(path).resolve().is_relative_to(ROOT / "scripts"))]
 
 import argparse
@@ -38,15 +38,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("config", help="a YAML file, as train.py takes it")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes of it")
+    parser.add_argument("config", help="a YAML file for train.py")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides of the config")
     parser.add_argument("--nodes", type=int, help="nodes of the run (default: 1)")
-    parser.add_argument("--gpus", type=int, help="GPUs, and so ranks, of a node (default: 8 with --gpu, else 1)")
-    parser.add_argument("--gpu", help="their kind, such as h100, or a YAML file that describes it: predicts times")
+    parser.add_argument("--gpus", type=int, help="GPUs (and ranks) per node (default: 8 with --gpu, else 1)")
+    parser.add_argument("--gpu", help="predict times on this GPU, such as h100, or a YAML file that describes it")
     parser.add_argument("--search", action="store_true", help="with --gpu: look for faster settings that fit")
-    parser.add_argument("--simulate", action="store_true", help="run a rank's step on tensors without data, as on GPUs")
-    parser.add_argument("--data", action="store_true", help="prepare the data if need be, and show streams and stages")
-    parser.add_argument("--png", type=Path, help="with --data: where the picture of the mix goes (default: plan.png)")
+    parser.add_argument("--simulate", action="store_true", help="run a rank's step for GPUs on tensors without data")
+    parser.add_argument(
+        "--data", action="store_true", help="prepare the data if necessary, and show streams and stages"
+    )
+    parser.add_argument("--png", type=Path, help="with --data: file for the plot of the mixture (default: plan.png)")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error as well")
     return parser.parse_intermixed_args(argv)
 
@@ -62,9 +64,9 @@ def _plan(args: argparse.Namespace) -> None:
 
     refuse_path_arguments(args, "--png")
     if args.png is not None and not args.data:
-        raise ConfigError("--png is given without --data, but the picture is of the data")
+        raise ConfigError("--png needs --data, because it plots the data: add --data")
     if args.search and args.gpu is None:
-        raise ConfigError("--search is given without --gpu, but times are predicted for a kind of GPU: --gpu h100")
+        raise ConfigError("--search needs --gpu, because times are predicted for a kind of GPU: add --gpu h100")
     cluster = make_cluster(args.nodes, args.gpus, args.gpu)
     config = read_checked(args.config, args.overrides, cluster.ranks)
     folder = local_folder(config, run_name_of(config))
@@ -77,7 +79,7 @@ def _plan(args: argparse.Namespace) -> None:
     _print(export_line(config), *search_tables(config, cluster, always=args.search))
     check_fit(config, cluster)
     if args.simulate:
-        # Here, because it imports torch and Composer.
+        # Imported here, because it imports torch and Composer.
         from train.simulation.simulate import simulate
         from train.simulation.tables import simulation_tables
 
@@ -85,7 +87,7 @@ def _plan(args: argparse.Namespace) -> None:
 
 
 def _data(config: "TrainConfig", folder: Path | None, picture: Path) -> "Clock":
-    """Shows the plan of the run's rows, and gives the clock that counts them."""
+    """Show the plan of the run's rows, and return the clock that counts them."""
     from matplotlib.backend_bases import FigureCanvasBase
 
     from data.base.errors import ConfigError
@@ -110,7 +112,7 @@ def _data(config: "TrainConfig", folder: Path | None, picture: Path) -> "Clock":
             print("\n".join([f"starting from {start.path}", *change_lines(start, config)]))
     _print(streams_table(run), stages_table(run, config), *run.plan.notes)
     draw(run, picture)
-    print(f"the planned mix is drawn in {picture}")
+    print(f"wrote the plot of the planned mixture to {picture}")
     return run.clock
 
 

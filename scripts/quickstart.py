@@ -1,10 +1,10 @@
-"""Trains the tiny DBRX on 2 ranks, exports it, and asks it held-out questions through stock transformers."""
+"""Trains the tiny DBRX on 2 ranks, exports it, and asks it held-out questions through transformers."""
 
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-# Only the repository's root: in these folders evaluate.py, for one, would hide the package of the same name.
+# Import only from the repository's root: evaluate.py in scripts/ would hide the package of the same name.
 sys.path[:] = [str(ROOT), *(path for path in sys.path if not Path(path).resolve().is_relative_to(ROOT / "scripts"))]
 
 import argparse
@@ -14,8 +14,8 @@ from collections.abc import Sequence
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config", default="yamls/finetune/dbrx_tiny.yaml", help="default: %(default)s")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes of it, such as device=cpu")
-    parser.add_argument("--at_least", type=float, default=0.8, help="share to answer exactly (default: %(default)s)")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides of the config, such as device=cpu")
+    parser.add_argument("--at_least", type=float, default=0.8, help="required share of exact answers; %(default)s")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error as well")
     args = parser.parse_intermixed_args(argv)
 
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         show_error(error, debug=args.debug)
         return 2
     except KeyboardInterrupt:
-        print("stopped: make quickstart goes on from the newest checkpoint", file=sys.stderr)
+        print("stopped: make quickstart resumes from the newest checkpoint", file=sys.stderr)
         return 130
     if total["after"] < args.at_least * total["asked"]:
         print(f"error: {total['after']} of {total['asked']} is less than {args.at_least:.0%}", file=sys.stderr)

@@ -1,17 +1,17 @@
-"""Computes a batch again whose loss or gradient was not finite, and compares the loss of each rank, bit for bit.
+"""Recomputes a batch whose loss or gradient was not finite, and compares the loss of each rank bit for bit.
 
   python scripts/replay_batch.py runs/mine/checkpoints/incidents/ba700
-  composer -n 2 scripts/replay_batch.py runs/mine/checkpoints/incidents/ba700      as many ranks as the run had
+  composer -n 2 scripts/replay_batch.py runs/mine/checkpoints/incidents/ba700      with as many ranks as the run had
 
-It starts from the newest checkpoint up to the batch and trains up to it; nothing is saved. The exit code is 0 when all
-is equal, 1 when not, and that of train.py after an error.
+It starts from the newest checkpoint before the batch and trains up to it; nothing is saved. The exit code is 0 if all
+losses are equal, 1 if not, and that of train.py after an error.
 """
 
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-# Only the repository's root: in these folders evaluate.py, for one, would hide the package of the same name.
+# Import only from the repository's root: evaluate.py in scripts/ would hide the package of the same name.
 sys.path[:] = [str(ROOT), *(path for path in sys.path if not Path(path).resolve().is_relative_to(ROOT / "scripts"))]
 
 import argparse
@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error as well")
     args = parser.parse_args(argv)
 
-    # When a rank has ended, torch logs a stack of C++ functions for each connection to it. It asks when it is imported.
+    # When a rank has ended, torch logs a C++ stack for each connection to it. torch reads this variable on import.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from data.base.console import logger, show_on_console
     from data.base.paths import refuse_path_arguments
@@ -60,15 +60,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 def describe(ranks: Sequence["Replayed"]) -> list[str]:
     lines = []
     for number, rank in enumerate(ranks):
-        rows = "the same rows" if rank.same_rows else "OTHER ROWS"
-        random = "the same random state" if rank.same_random else "ANOTHER RANDOM STATE"
+        rows = "the same rows" if rank.same_rows else "DIFFERENT ROWS"
+        random = "the same random state" if rank.same_random else "DIFFERENT RANDOM STATE"
         equal = "equal" if rank.recorded == rank.replayed else "NOT EQUAL"
         losses = f"recorded {_shown(rank.recorded)}, replayed {_shown(rank.replayed)}: {equal}"
         lines.append(f"rank {number}: loss {losses}; {rows}, {random}")
     if all(rank.is_same for rank in ranks):
         lines.append("equal bit for bit on all ranks")
     elif all(math.isfinite(float.fromhex(rank.replayed)) for rank in ranks):
-        lines.append("the loss is finite when it is computed again: neither weights nor rows explain what was recorded")
+        lines.append("the recomputed loss is finite: neither weights nor rows explain what was recorded")
     return lines
 
 

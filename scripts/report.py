@@ -1,14 +1,14 @@
-"""Writes one HTML file about a run, or several: curves, experts, data, config, events, samples; it needs no network.
+"""Writes one HTML file about one or several runs: curves, experts, data, config, events, samples. It works offline.
 
-report.py runs/mine                        -> the report.html in the run's log folder; also while the run trains
-report.py runs/mine runs/other             -> ./report-mine-other.html: their curves on the same axes
+report.py runs/mine                        writes report.html in the run's log folder; also during training
+report.py runs/mine runs/other             writes ./report-mine-other.html, with the curves on the same axes
 """
 
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-# Only the repository's root: in these folders evaluate.py, for one, would hide the package of the same name.
+# Import only from the repository's root: evaluate.py in scripts/ would hide the package of the same name.
 sys.path[:] = [str(ROOT), *(path for path in sys.path if not Path(path).resolve().is_relative_to(ROOT / "scripts"))]
 
 import argparse
@@ -40,9 +40,9 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         type=Path,
         metavar="RUN",
-        help="its save_folder or log_folder, the folder above, or its metrics.jsonl",
+        help="a run's save_folder or log_folder, its parent folder, or its metrics.jsonl",
     )
-    parser.add_argument("--output", type=Path, metavar="FILE", help="where the report goes")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="the file to write")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error as well")
     return parser
 

@@ -1,4 +1,4 @@
-"""Fixtures of several test files."""
+"""Fixtures that several test files use."""
 
 import os
 import random
@@ -16,16 +16,16 @@ from tests.helpers.markers import running, watch_programs
 from tests.helpers.reports import reports_at_end
 from train.hardware import device
 
-# One thread for each worker of pytest-xdist, and for what tests start: more would wait for each other. torch and numpy,
-# which no import above needs, read it once.
+# Use one thread per pytest-xdist worker and in the processes that tests start: more threads would compete. torch and
+# numpy read the variable once on import, and no import above loads them.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.addaudithook(watch_programs)
-show_on_console()  # as every program does
+show_on_console()  # every program sets this too
 reports_at_end(False)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests come first, so that no worker is left with one when the others have finished."""
+    """Run files with slow tests first, so that no worker still runs one when the others have finished."""
     weights = Counter(item.path for item in items for marker in ("slow", "ranks") if item.get_closest_marker(marker))
     items.sort(key=lambda item: -weights[item.path])
 
@@ -38,7 +38,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
 
 @pytest.fixture(autouse=True, scope="session")
 def an_unusable_gpu_does_not_matter():
-    """Tests compute on the CPU where torch cannot use the machine's GPU, which a run would refuse."""
+    """Compute on the CPU if torch cannot use the machine's GPU; a run would refuse such a machine."""
 
     def look() -> device.Machine:
         machine = real_look()
@@ -52,7 +52,7 @@ def an_unusable_gpu_does_not_matter():
 
 @pytest.fixture
 def reports() -> Iterator[None]:
-    """Runs of the test end with their report."""
+    """Let runs of the test write their report."""
     reports_at_end(True)
     yield
     reports_at_end(False)
@@ -60,11 +60,11 @@ def reports() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def fixed_random_numbers(request: pytest.FixtureRequest) -> None:
-    """Each test has random numbers of its own, the same in every run."""
+    """Seed the random numbers of each test by its name, so that they are the same in every session."""
     seed = zlib.crc32(request.node.nodeid.encode())
     random.seed(seed)
-    # Not imported here: torch takes seconds, which tests that do without need not wait for. A test that is the first to
-    # import them has their own initial state.
+    # torch and numpy are not imported here, because that takes seconds that many tests do not need. A test that imports
+    # them first uses their own initial state.
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed(seed)
     if "torch" in sys.modules:
@@ -73,7 +73,7 @@ def fixed_random_numbers(request: pytest.FixtureRequest) -> None:
 
 @pytest.fixture(autouse=True, scope="module")
 def no_process_group_is_left() -> Iterator[None]:
-    """A test of a run's start may begin one, and files run in any order, and in any company."""
+    """End a process group that a test has started: files run in any order in the same process."""
     yield
     distributed = sys.modules.get("torch.distributed")
     if distributed is not None and distributed.is_initialized():
@@ -82,16 +82,18 @@ def no_process_group_is_left() -> Iterator[None]:
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """An MDS folder of texts, in several shards."""
-    from tests.helpers.mds_folders import write_texts  # imports for seconds what most files do not need
+    """Return an MDS folder of texts in several shards."""
+    from tests.helpers.mds_folders import (
+        write_texts,
+    )  # imported here because it takes seconds that most files do not need
 
     return write_texts(tmp_path / "mds")
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A save folder with one checkpoint of a small model."""
-    from tests.helpers.small_export import write_run  # as above
+    """Return a save folder with one checkpoint of a small model."""
+    from tests.helpers.small_export import write_run  # imported here for the same reason
 
     folder = tmp_path_factory.mktemp("run") / "checkpoints"
     write_run(folder)

@@ -1,1 +1,1 @@
-"""Training: configuration, Composer's Trainer, FSDP2, checkpoints, export. `train.models` is the model itself."""
+"""Training: configuration, Composer's Trainer, FSDP2, checkpoints, export. The model itself is in `train.models`."""

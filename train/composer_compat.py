@@ -1,7 +1,8 @@
-"""Patches of Composer 0.32.1. Each says what it is for and has a probe: a Composer without the need is left as it is.
+"""Patches of Composer 0.32.1. Each states its purpose and has a probe, so that versions that do not need it are not
+patched.
 
-Subclasses and callbacks that only use what Composer offers stand beside their subject, even where Composer's own do
-something else than is wanted: train/callbacks (CheckpointSaver, RestoreRNG, LearningRate) and train/loggers.
+Subclasses and callbacks that only use Composer's public features are next to related code, even if they replace
+Composer's own: train/callbacks (CheckpointSaver, RestoreRNG, LearningRate) and train/loggers.
 """
 
 import inspect
@@ -13,22 +14,22 @@ from torch.distributed.fsdp import FSDPModule
 
 
 def leave_sharded_models() -> bool:
-    """Lets a Trainer with FSDP2 take a model that is sharded already; returns whether Composer had to be patched.
+    """Let a Trainer with FSDP2 accept a model that is already sharded. Returns whether Composer had to be patched.
 
-    Composer's own sharding knows neither meta on CPU (composer/distributed/param_init.py always asks for cuda) nor
-    HSDP, and fails on a model to which fully_shard has been applied.
+    Composer's own sharding supports neither meta on a CPU (composer/distributed/param_init.py always requests cuda) nor
+    HSDP, and fails for a model to which fully_shard was already applied.
     """
     needed = shards_again()
     if needed:
-        prepare_distributed.parallelize_composer_model = _leave_as_sharded
+        prepare_distributed.parallelize_composer_model = _keep_sharding
     return needed
 
 
 def shards_again() -> bool:
-    """Whether Composer applies fully_shard without looking whether a model has it. From its source: running it takes
-    ranks and a device."""
+    """Whether Composer applies fully_shard without checking whether the model is already sharded. Read from its source,
+    because running it requires ranks and a device."""
     return not any("FSDPModule" in inspect.getsource(module) for module in (prepare_distributed, fsdp2))
 
 
-def _leave_as_sharded(model: torch.nn.Module, *args: Any, **kwargs: Any) -> None:
+def _keep_sharding(model: torch.nn.Module, *args: Any, **kwargs: Any) -> None:
     assert any(isinstance(module, FSDPModule) for module in model.modules())

@@ -1,4 +1,4 @@
-"""DBRX as Composer sees it: the loss of a step and evaluation metrics. The one bridge between model and Trainer."""
+"""DBRX as a ComposerModel: the loss of a step and evaluation metrics. The only link between model and Trainer."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ Batch = dict[str, Tensor]
 
 
 class LanguageCrossEntropy(Metric):
-    """Mean loss over all trained tokens seen, however they fell into batches and ranks."""
+    """Mean loss over all trained tokens, independent of their split into batches and ranks."""
 
     full_state_update = False
 
@@ -42,7 +42,7 @@ class LanguagePerplexity(LanguageCrossEntropy):
 
 
 class LanguageTokenAccuracy(Metric):
-    """Share of all trained tokens seen whose label has the highest logit."""
+    """Share of all trained tokens whose label has the highest logit."""
 
     full_state_update = False
 
@@ -68,7 +68,7 @@ class DbrxForComposer(ComposerModel):
         self.model = model
 
     def forward(self, batch: Batch) -> DbrxOutput:
-        """A batch without labels tells the routers' statistics alone: no head is computed."""
+        """For a batch without labels, only the router statistics are computed, without the head."""
         return self.model(batch["input_ids"], batch.get("labels"), batch["document_ids"])
 
     def eval_forward(self, batch: Batch, outputs: DbrxOutput | None = None) -> DbrxOutput:
@@ -77,11 +77,11 @@ class DbrxForComposer(ComposerModel):
     def loss(  # pyright: ignore[reportIncompatibleMethodOverride]: Composer takes dicts, its annotation does not
         self, outputs: DbrxOutput, batch: Batch
     ) -> dict[str, Tensor]:
-        """This microbatch's part of the mean over the global batch's trained (for the router: routed) tokens.
+        """This microbatch's part of the mean over the global batch's trained tokens (for the router: routed tokens).
 
-        Composer multiplies by the microbatch's share of the device's rows and averages over ranks; both are divided
-        out, so that parts add up to the same step for any number of ranks and microbatches. Needs what
-        callbacks/global_batch.py adds to the batch.
+        Composer multiplies the loss by the microbatch's share of the device's rows and averages over ranks. Both
+        factors are divided out, so that the parts add up to the same step for any number of ranks and microbatches.
+        Requires the keys that callbacks/global_batch.py adds to the batch.
         """
         assert outputs.losses_BS is not None
         n_rows = batch["input_ids"].shape[0]
@@ -100,7 +100,7 @@ class DbrxForComposer(ComposerModel):
         if "expert_counts" in batch:
             counts_LE = batch["expert_counts"][0]
         elif ffn.moe_lbl_scope != "microbatch" and ffn.moe_loss_weight > 0:
-            # With one microbatch, those of all ranks are the whole batch.
+            # With a single microbatch, the microbatches of all ranks are the global batch.
             counts_LE = counts_LE.clone()
             dist.all_reduce(counts_LE)
         # Every token is counted moe_top_k times in every layer.

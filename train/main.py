@@ -1,6 +1,6 @@
-"""The command line: read the config, say what will be run, see that it fits, and train.
+"""The command line: reads the config, reports what will run, checks that it fits, and trains.
 
-Nothing heavy is imported before the config has been read, so that help and errors come at once.
+Nothing heavy is imported before the config has been read, so that help and errors appear quickly.
 """
 
 import gc
@@ -29,19 +29,20 @@ from train.supervision.resume_command import resume_command
 from train.supervision.signals import StopSignals, stop_signals
 
 USAGE = """\
-usage: composer train.py CONFIG [key=value ...]       one rank a GPU, or one on a machine without
+usage: composer train.py CONFIG [key=value ...]       one rank per GPU, or one rank on a machine without GPUs
        composer -n 2 train.py CONFIG [key=value ...]  2 ranks
-       srun python train.py CONFIG [key=value ...]    under Slurm: one rank a task
+       srun python train.py CONFIG [key=value ...]    under Slurm: one rank per task
        python train.py CONFIG [key=value ...]         1 rank, without the launcher
 
        python train.py --explain KEY                  type, default and documentation of a key of CONFIG
        python train.py --schema                       the JSON schema of CONFIG, for editors
+       python train.py --keys                         all keys of CONFIG as a Markdown page (docs/keys.md)
 
 CONFIG is a YAML file: see yamls/finetune/.
---rehash reads input files again that seem not to have changed since an earlier start.
---dry-run opens everything and shows the plan and the first batch, but trains nothing and leaves save_folder as it is.
---debug shows the traceback of a configuration or data error as well.
-key=value changes a key of it; the value is YAML, and dots go deeper:
+--rehash also reads input files again that have apparently not changed since an earlier start.
+--dry-run opens everything and shows the plan and the first batch, but trains nothing and does not change save_folder.
+--debug also shows the traceback of a configuration or data error.
+key=value changes a key of CONFIG; the value is YAML, and dots separate nested keys:
 
   composer -n 2 train.py yamls/finetune/dbrx_tiny.yaml run_name=mine max_duration=20ba optimizer.lr=1e-4
   composer train.py yamls/finetune/dbrx.yaml train_loader.dataset.hf_kwargs.data_files=$DATA
@@ -49,19 +50,19 @@ key=value changes a key of it; the value is YAML, and dots go deeper:
 """
 
 _REHASH, _DRY_RUN, _DEBUG = _FLAGS = "--rehash", "--dry-run", "--debug"
-"""They may stand anywhere."""
+"""These flags may be at any position."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit code: 0; 2 for what the user can fix (one `error:` line, no traceback); what
-    RunStopped says; 128 + n after signal n before training."""
+    """Return the exit code: 0; 2 for errors that the user can fix (one `error:` line, no traceback); the code of
+    RunStopped; 128 + n after signal n before training."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if argv is None:
-        # Loggers such as wandb note the command line.
+        # Loggers such as wandb record the command line.
         sys.argv[1:] = map(redacted, arguments)
     show_on_console()
     silence_expected_warnings()
-    # When a rank has ended, torch logs a stack of C++ functions for each connection to it.
+    # After a rank has ended, torch logs a stack of C++ functions for each connection to it.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     with stop_signals() as signals:
         try:
@@ -79,14 +80,14 @@ def _run_or_report(arguments: list[str], signals: StopSignals, *, launched: bool
         if {"-h", "--help"} & set(arguments):
             if is_first():
                 print(USAGE, end="")
-        elif arguments[:1] in (["--schema"], ["--explain"]):
+        elif arguments[:1] in (["--schema"], ["--explain"], ["--keys"]):
             if is_first():
                 _describe(*arguments)
         else:
             _run(arguments, signals)
     except Exception as error:
         if signals.raised and isinstance(error, ConfigError | DataError):
-            raise  # such as a checkpoint that the signal kept from being read
+            raise  # such as an error because the signal interrupted reading a checkpoint
         if (code := report(error, debug=_DEBUG in arguments)) is None:
             raise
         return code
@@ -96,18 +97,20 @@ def _run_or_report(arguments: list[str], signals: StopSignals, *, launched: bool
 def _join_launcher() -> None:
     os.environ.update(ranks_of_srun(os.environ))
     if "RANK" in os.environ:
-        # Ranks without their launcher would train on, known to no scheduler.
+        # Ranks that outlive their launcher would continue training, unknown to any scheduler.
         signalled_at_end_of(os.getppid(), signal.SIGTERM)
 
 
 def _describe(flag: str, *keys: str) -> None:
-    """What a config may hold: all of it, or some keys of it."""
-    from train.config.json_schema import explain, json_schema
+    """Print the documentation of all keys of a config, or of some."""
+    from train.config.json_schema import explain, json_schema, key_reference
 
-    if flag == "--schema" and keys:
-        raise ConfigError(f"--schema takes no key, but {' '.join(keys)} is given: write --explain for one key")
+    if flag != "--explain" and keys:
+        raise ConfigError(f"{flag} takes no key, but {' '.join(keys)} is given: use --explain for one key")
     if flag == "--schema":
         print(json.dumps(json_schema(), indent=2))
+    elif flag == "--keys":
+        print(key_reference(), end="")
     elif not keys:
         raise ConfigError("no key: python train.py --explain KEY, such as train_loader.dataset.excess_length")
     for key in keys:
@@ -124,7 +127,7 @@ def _run(arguments: list[str], signals: StopSignals) -> None:
 
 
 def _train(loaded: LoadedConfig, signals: StopSignals, command: str, *, rehash: bool, dry: bool) -> None:
-    """The program: check the config, choose the device, open the inputs, fit."""
+    """The main program: check the config, choose the device, open the inputs, fit."""
     problems, device = config_problems(), None
     config = check_config(loaded, _world_size(), problems)
     if not problems:
@@ -144,22 +147,23 @@ def _train(loaded: LoadedConfig, signals: StopSignals, command: str, *, rehash: 
             return
         inputs = open_inputs(config, problems, rehash=rehash)
 
-        # After all that can be wrong: Composer alone takes 10 seconds to import.
+        # Imported after everything that can fail: Composer alone takes 10 seconds.
         from train.run.fit import fit
 
         signals.install()
-        # What importing has made stays: collections during the run need not look through it again and again.
+        # Objects created by imports stay in memory: garbage collections during the run need not traverse them.
         gc.collect()
         gc.freeze()
         try:
             fit(config, inputs=inputs, device=device, signals=signals, command=command)
         finally:
-            # At the interpreter's end Triton reports what was not collected as leaked.
+            # Otherwise Triton reports uncollected objects as leaks at exit.
             gc.unfreeze()
 
 
 def _show_start(config: TrainConfig) -> Device:
-    """Shows what config and machine say of the run, and returns its device. Raises ConfigError when it does not fit."""
+    """Log what is known from the config and the machine, and return the device. Raises ConfigError if the run does not
+    fit."""
     _show(model_lines(config))
     device = choose_device(config.device)
     memory = check_machine(config, _world_size(), device)

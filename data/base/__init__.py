@@ -1,4 +1,4 @@
-"""What every package of the data plane needs: errors, console, durations, sizes, paths, secrets, locks, workers.
+"""Utilities for all packages in data/: errors, console, durations, sizes, paths, secrets, locks, workers.
 
-Nothing here knows what a record, a row or a source is.
+Records, rows and sources are unknown here.
 """

@@ -1,8 +1,8 @@
 """Messages to the user: the logger `dropless`, and the handler that prints its messages on the console of one rank.
 
-Secrets are hidden in messages, and in all that goes to stderr, whoever writes it there.
+Secrets are hidden in messages, and in everything that is written to stderr by any code.
 
-Programs call `show_on_console`; whoever uses the packages as a library can give the logger another handler.
+Programs call `show_on_console`. Code that uses the packages as a library can add its own handler to the logger.
 """
 
 import logging
@@ -21,18 +21,18 @@ logger = logging.getLogger("dropless")
 node_logger = logging.getLogger("dropless.node")
 """For messages about a node's files and processes: its local rank 0 prints them."""
 rank_logger = logging.getLogger("dropless.rank")
-"""For messages about work that one process does for all: that process prints them."""
+"""For messages about work that one process does for all ranks: that process prints them."""
 
 
 def is_first() -> bool:
-    """Is this the node's local rank 0, whose output alone launchers show, or its only rank?"""
+    """Whether this is the node's local rank 0, the only rank whose output launchers show, or the node's only rank."""
     return int(os.environ.get("LOCAL_RANK", "0")) == 0 or int(os.environ.get("LOCAL_WORLD_SIZE", "1")) == 1
 
 
 class _Console(logging.Handler):
-    """Prints to stdout as it is at that moment: capturing replaces it, and Composer's log file replaces its `write`.
+    """Prints to the current sys.stdout, which is replaced when output is captured, or patched by Composer's log file.
 
-    What stdout raises is raised here too, such as the full disk of a log file.
+    Errors of stdout, such as a full disk for a log file, are raised here too.
     """
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -43,7 +43,7 @@ class _Console(logging.Handler):
 
 
 class _RedactedStream:
-    """A stream that hides secrets in what is written to it, a text at a time."""
+    """A stream that hides secrets in each string written to it."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -61,12 +61,12 @@ class _RedactedStream:
 
 
 def _print_traceback(kind: type[BaseException], error: BaseException, place: TracebackType | None) -> None:
-    """In one piece and without secrets also for those that copy what is written to stderr, as loggers do."""
+    """Write the traceback as one string, so that loggers that copy stderr also get it without secrets."""
     sys.stderr.write(redacted("".join(traceback.format_exception(kind, error, place))))
 
 
 def show_on_console() -> None:
-    """Prints the messages from now on. Needs no process group: ranks are the launcher's variables."""
+    """Print messages from now on. No process group is needed, because ranks are read from the launcher's variables."""
     if not isinstance(sys.stderr, _RedactedStream):
         sys.stderr = _RedactedStream(sys.stderr)
     sys.excepthook = _print_traceback
@@ -77,14 +77,14 @@ def show_on_console() -> None:
 
 
 def show_error(error: Exception, *, what: str = "error", debug: bool = False) -> None:
-    """One line on stderr, `error: ...`; debug prints the traceback before it."""
+    """Write one line to stderr, `error: ...`. With debug, the traceback is written before it."""
     trace = "".join(traceback.format_exception(error)) if debug else ""
     sys.stderr.write(redacted(f"{trace}{what}: {error}\n"))
     sys.stderr.flush()
 
 
 def shown_in_workers() -> Callable[[int], None] | None:
-    """What a worker process begins with, so that it shows what this process does, however it is started."""
+    """An initializer for worker processes that makes them print messages if this process does; None otherwise."""
     return _show_in_worker if _is_shown() else None
 
 

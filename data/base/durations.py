@@ -1,7 +1,7 @@
-"""Durations as Composer writes them (`10ba`, `500tok`, `2ep`, `0.1dur`), turned into batches before the Trainer starts.
+"""Durations in Composer's format (`10ba`, `500tok`, `2ep`, `0.1dur`), converted to batches before the Trainer starts.
 
-Everything the Trainer is told is in batches: one epoch of its clock is the whole run, because the order of rows is
-planned over the whole run (see data/mixing/mixture.py) and not epoch by epoch.
+The Trainer only gets durations in batches. Its one epoch is the whole run, because the order of rows is planned over
+the whole run (see data/mixing/mixture.py) and not epoch by epoch.
 """
 
 import math
@@ -17,20 +17,20 @@ WALL_TIME_PATTERN = r"(?=\d)(\d+d)?(\d+h)?(\d+m)?(\d+s)?"
 
 
 def parse_duration(text: str) -> tuple[float, str]:
-    """`"2ep"` -> (2.0, "ep"). Raises ValueError for what is not a number and a unit."""
+    """`"2ep"` -> (2.0, "ep"). Raises ValueError unless the text is a number and a unit."""
     match = _DURATION.fullmatch(text.strip())
     if match is None:
-        raise ValueError(f"is {text!r}, but a duration is a number and a unit ({', '.join(_UNITS)}), such as 10ba")
+        raise ValueError(f"is {text!r}, but a duration must be a number and a unit ({', '.join(_UNITS)}), such as 10ba")
     value, unit = float(match[1]), match[2]
     if not math.isfinite(value):
         raise ValueError(f"is {shown(text)}, which is too long")
     if unit in ("ba", "tok") and value != int(value):
-        raise ValueError(f"is {text!r}, but {unit} counts whole ones")
+        raise ValueError(f"is {text!r}, but a number of {unit} must be an integer")
     return value, unit
 
 
 def in_unit_of(total: str, text: str) -> float | None:
-    """The duration in the unit of `total`, of which `dur` is a part; None where it has another unit."""
+    """The duration in the unit of `total`. `dur` is a fraction of `total`. None if the units differ."""
     (length, unit), (whole, unit_of_total) = parse_duration(text), parse_duration(total)
     if unit == "dur":
         return length * whole
@@ -38,10 +38,12 @@ def in_unit_of(total: str, text: str) -> float | None:
 
 
 def parse_wall_time(text: str) -> int:
-    """`"3h50m"` -> 13800 seconds. Raises ValueError for what is no time, or none at all."""
+    """`"3h50m"` -> 13800 seconds. Raises ValueError for an invalid or empty time."""
     match = re.fullmatch(WALL_TIME_PATTERN, text.strip())
     if match is None:
-        raise ValueError(f"is {shown(text)}, but a time is days, hours, minutes and seconds, such as 3h50m or 1d12h")
+        raise ValueError(
+            f"is {shown(text)}, but a time must be days, hours, minutes and seconds, such as 3h50m or 1d12h"
+        )
     seconds = sum(
         int(part[:-1]) * size for part, size in zip(match.groups(), (86400, 3600, 60, 1), strict=True) if part
     )
@@ -67,21 +69,21 @@ def format_seconds(seconds: float) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Clock:
-    """What a duration is measured against."""
+    """The sizes that convert durations to batches."""
 
     tokens_per_batch: int
-    """Positions of a global batch: rows x max_seq_len, padding included, as the Trainer's clock counts."""
+    """Positions in a global batch: rows x max_seq_len, including padding, as counted by the Trainer."""
     rows_per_batch: int
     rows_per_epoch: int
     max_batches: int | None = None
-    """The run's length, once it is known: what `dur` is a part of."""
-    counts_passes: bool = False
-    """Whether that length was given in passes, and so says how often rows are repeated."""
+    """The run's length in batches, of which `dur` is a fraction; None if it is not known yet."""
+    counts_epochs: bool = False
+    """Whether the run's length was given in epochs, which determines how often rows are repeated."""
 
     def until(self, max_duration: str, *, batch: int = 0, rows: int = 0) -> "Clock":
-        """This clock for a run that lasts so long in all, and has given so many rows by that batch.
+        """This clock for a run with the total length max_duration that has drawn `rows` rows by batch `batch`.
 
-        Those rows count as what they are, also where the batches before had other sizes.
+        The rows before count as they are, even if the batches before had other sizes.
         """
         value, unit = parse_duration(max_duration)
         if unit == "tok":
@@ -92,12 +94,12 @@ class Clock:
             length = batch + max(math.ceil(left / self.rows_per_batch), 0)
         else:
             length = self.batches(max_duration)
-        return replace(self, max_batches=length, counts_passes=unit == "ep")
+        return replace(self, max_batches=length, counts_epochs=unit == "ep")
 
     def batches(self, text: str) -> int:
-        """Batches in the duration, rounded up: at least as long as what was asked for.
+        """Number of batches in the duration, rounded up.
 
-        `ep` counts passes over the rows; a pass that ends inside a batch ends with that batch.
+        `ep` counts epochs over the rows. An epoch that ends inside a batch ends with that batch.
         """
         value, unit = parse_duration(text)
         if unit == "ba":
@@ -107,5 +109,5 @@ class Clock:
         if unit == "ep":
             return math.ceil(round(value * self.rows_per_epoch, 6) / self.rows_per_batch)
         if self.max_batches is None:
-            raise ValueError(f"is {text!r}, but dur is a part of max_duration, so max_duration itself cannot be in dur")
+            raise ValueError(f"is {text!r}, but dur is a fraction of max_duration, which therefore needs another unit")
         return math.ceil(round(value * self.max_batches, 6))

@@ -1,4 +1,4 @@
-"""The two errors a user can cause. Both name the place, the value and a fix; neither is shown as a traceback."""
+"""The two kinds of errors a user can cause. Both name the place, the value and a fix; no traceback is shown."""
 
 import errno
 import os
@@ -26,12 +26,12 @@ _NOT_WRITABLE = (
 
 
 def in_yaml(key: str, value: Any = None) -> str:
-    """The key, or the key with a value that is suggested for it: `split`, `tokenizer.chat_template_drops: [tools]`."""
+    """The key, or the key with a suggested value: `split`, `tokenizer.chat_template_drops: [tools]`."""
     return key if value is None else f"{key}: {yaml_of(value)}"
 
 
 def yaml_of(value: Any) -> str:
-    """On one line."""
+    """The value as YAML on one line."""
     import yaml
 
     text = yaml.safe_dump(value, default_flow_style=True, width=float("inf"), allow_unicode=True, sort_keys=False)
@@ -42,16 +42,16 @@ _written: ContextVar[Callable[[str, Any], str]] = ContextVar("written", default=
 
 
 def setting(key: str, value: Any = None) -> str:
-    """A key, or a key with a value that is suggested for it, in an error's text: as the user writes them.
+    """A key, or a key with a suggested value, for an error message, in the form in which the user writes settings.
 
-    That is YAML, unless `settings_written` says otherwise.
+    This is YAML, unless `settings_written` sets another form.
     """
     return _written.get()(key, value)
 
 
 @contextmanager
 def settings_written(write: Callable[[str, Any], str]) -> Iterator[None]:
-    """`setting(key, value)` is `write(key, value)` meanwhile, also in processes that are forked."""
+    """Within the block, `setting(key, value)` returns `write(key, value)`, also in forked processes."""
     token = _written.set(write)
     try:
         yield
@@ -60,17 +60,17 @@ def settings_written(write: Callable[[str, Any], str]) -> Iterator[None]:
 
 
 class _Redacted(ValueError):
-    """Its text is without secrets, wherever it is shown, logged or sent to."""
+    """An error whose text contains no secrets, wherever it is shown, logged or sent."""
 
     def __str__(self) -> str:
         return redacted(super().__str__())
 
 
 class ConfigError(_Redacted):
-    """A configuration error: what a YAML or a command line says is invalid."""
+    """A configuration error: something in a YAML file or on a command line is invalid."""
 
     def __init__(self, text: str, *, key: str | None = None) -> None:
-        """`key` is the YAML key that is wrong, and `text` what follows it: `is -1, but it must be above 0`."""
+        """`key` is the invalid YAML key, and `text` follows it: `is -1, but it must be above 0`."""
         super().__init__(text if key is None else f"{setting(key)} {text}")
         self.key = key
         self.text = text
@@ -88,24 +88,24 @@ class ConfigErrors(ConfigError):
 
 
 class DataError(_Redacted):
-    """A data error: what is in the data cannot be used."""
+    """A data error: something in the data is invalid."""
 
 
 class WaitInterrupted(BaseException):
-    """A signal came while the training process waited for a batch, which will not be needed any more."""
+    """A signal arrived while the training process waited for a batch, which is no longer needed."""
 
 
 class TemplateError(DataError):
-    """A chat template does not fit the configuration: no matter of one row, which could be dropped."""
+    """A chat template does not fit the configuration. This cannot be solved by dropping a row."""
 
 
 class RowError(DataError):
-    """What a row holds cannot be tokenized: the text stands after the row's place."""
+    """The content of a row cannot be tokenized. The text follows the row's place."""
 
     def __init__(self, kind: str, text: str) -> None:
         super().__init__(text)
         self.kind = kind
-        """What it is counted under."""
+        """The name under which the problem is counted."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return RowError, (self.kind, str(self))
@@ -113,7 +113,7 @@ class RowError(DataError):
 
 @contextmanager
 def under(key: str) -> Iterator[None]:
-    """Puts the key before a ConfigError whose text begins with a key below it: who checks need not know who holds."""
+    """Put the key before the key of a ConfigError raised in the block, so that checks need not know their section."""
     try:
         yield
     except ConfigErrors as several:
@@ -129,10 +129,10 @@ def _below(key: str, error: ConfigError) -> ConfigError:
 
 
 class Problems:
-    """Errors that do not follow from one another, collected so that all of them are reported together."""
+    """Independent errors, collected so that all of them are reported together."""
 
     def __init__(self, *consequences: type[Exception]) -> None:
-        """`consequences` end a block as errors do, but are not reported: they follow from another problem."""
+        """`consequences` are errors that also end a block, but follow from another problem and are not reported."""
         self._consequences = consequences
         self._errors: list[ConfigError | DataError] = []
 
@@ -141,7 +141,7 @@ class Problems:
 
     @contextmanager
     def collect(self) -> Iterator[None]:
-        """Keeps the block's ConfigError or DataError for the report."""
+        """Collect the ConfigError or DataError of the block."""
         try:
             yield
         except ConfigErrors as several:
@@ -149,15 +149,15 @@ class Problems:
         except (ConfigError, DataError) as error:
             self._errors.append(error)
         except self._consequences:
-            assert self._errors, "nothing that it follows from"
+            assert self._errors, "a consequence without a problem that causes it"
 
     def raise_if_any(self) -> None:
-        """As raise_together."""
+        """See raise_together."""
         raise_together(self._errors)
 
 
 def raise_together(errors: Sequence[ConfigError | DataError]) -> None:
-    """Raises a single error as it is, and several as ConfigErrors; what was found twice, once."""
+    """Raise a single error unchanged, and several as ConfigErrors without duplicates."""
     errors = list({str(error): error for error in errors}.values())
     if len(errors) == 1:
         raise errors[0]
@@ -166,17 +166,17 @@ def raise_together(errors: Sequence[ConfigError | DataError]) -> None:
 
 
 def _within(error: ConfigError | DataError) -> ConfigError:
-    """As one of several, which are told apart by how far their lines are indented."""
+    """The error as one of several. Further lines are indented, so that errors can be distinguished."""
     if isinstance(error, ConfigError) and "\n" not in str(error):
         return error
     return ConfigError(str(error).replace("\n", "\n  "))
 
 
 def os_error(error: BaseException) -> OSError | None:
-    """What a file system refused, behind an error of a library; None when it is about something else.
+    """The OSError that caused a library's error; None if the error has another cause.
 
-    torch's zip writer raises a RuntimeError (`unexpected pos`) while it handles the OSError; tokenizers and safetensors
-    raise a plain Exception with Rust's words, such as `No space left on device (os error 28)`.
+    torch's zip writer raises a RuntimeError (`unexpected pos`) while it handles the OSError. tokenizers and safetensors
+    raise a plain Exception with a message of Rust, such as `No space left on device (os error 28)`.
     """
     cause: BaseException | None = error
     while isinstance(cause, RuntimeError):
@@ -188,29 +188,29 @@ def os_error(error: BaseException) -> OSError | None:
 
 
 def is_full(error: OSError) -> bool:
-    """Whether no space was left, on the disk or in the user's quota."""
+    """Whether there is no space left, on the disk or in the user's quota."""
     return error.errno in _FULL
 
 
 def reason(error: OSError) -> str:
-    """The system's words alone, such as `No such file or directory`."""
+    """The message of the operating system alone, such as `No such file or directory`."""
     return error.strerror or str(error)
 
 
 def cannot_be(done: str, subject: object, error: OSError) -> str:
-    """`SUBJECT cannot be read: No such file or directory`; `done` is read or written."""
+    """`SUBJECT cannot be read: No such file or directory`; `done` is read, written or the like."""
     missing = error.filename if isinstance(error, FileNotFoundError) else None
     return f"{subject} cannot be {done}: {reason(error)}{from_here(missing) if missing else ''}"
 
 
 def from_here(path: str | Path) -> str:
-    """What a relative path is relative to, to stand after it in an error; empty for an absolute one."""
+    """A note for an error message that names the folder a relative path refers to; empty for an absolute path."""
     if Path(path).is_absolute() or str(path).startswith("~"):
         return ""
     try:
         return f" (relative to the working directory, {Path.cwd()})"
     except OSError:
-        return " (relative to the working directory, which is gone)"
+        return " (relative to the working directory, which no longer exists)"
 
 
 @contextmanager
@@ -222,7 +222,8 @@ def os_errors_named(
     key: str | None = None,
     as_error: type[ConfigError | DataError] = ConfigError,
 ) -> Iterator[None]:
-    """Makes an error of ours of every OSError, in the words of `cannot_be`; of writing much, see plain_os_errors."""
+    """Convert every OSError to a ConfigError or DataError with the text of `cannot_be`. For large writes, see
+    plain_os_errors."""
     try:
         yield
     except OSError as error:
@@ -236,9 +237,9 @@ def plain_os_errors(
     hint: str,
     *,
     needed_for: str | None = None,
-    again: str = "start again, which goes on from there",
+    again: str = "start again to resume",
 ) -> Iterator[None]:
-    """Makes one clear error of what a file system refuses, which begins with the subject and ends with a fix."""
+    """Convert errors of the file system, also inside errors of libraries, to one error with the subject and a fix."""
     try:
         yield
     except (ConfigError, DataError):
@@ -252,13 +253,13 @@ def plain_os_errors(
             raise DataError(f"{subject} has no space left{what}: free some and {again}, or {hint}") from None
         if error.errno == errno.EFBIG:
             raise DataError(
-                f"{subject} cannot take so large a file{what}: raise the limit (`ulimit -f` shows that of the shell) "
-                f"and {again}, or {hint}"
+                f"{subject} cannot store a file of this size{what}: raise the limit (`ulimit -f` shows the shell's "
+                f"limit) and {again}, or {hint}"
             ) from None
         if error.errno in _NO_LOCKS:
             raise ConfigError(
-                f"{subject} is on a file system that has no locks, without which processes would write over one "
-                f"another: {hint}"
+                f"{subject} is on a file system without locks, which are needed to keep processes from overwriting "
+                f"each other's files: {hint}"
             ) from None
         if error.errno in _NOT_WRITABLE:
             raise ConfigError(f"{subject} cannot be written{what} ({error}): {hint}") from None
@@ -266,10 +267,10 @@ def plain_os_errors(
 
 
 def note_shown_elsewhere(error: BaseException) -> None:
-    """Another rank shows the error to the user, so that this one need not."""
+    """Mark the error as shown to the user by another rank, so that this rank does not show it."""
     error.shown_elsewhere = True  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def shown_elsewhere(error: BaseException) -> bool:
-    """Whether that was noted of the error, or of the one that it was raised from."""
+    """Whether the error, or its cause, is marked by note_shown_elsewhere."""
     return any(getattr(each, "shown_elsewhere", False) for each in (error, error.__cause__))

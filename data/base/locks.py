@@ -1,4 +1,4 @@
-"""Locks between processes of a machine: files' flocks, which end with the process that holds them however it ends."""
+"""Locks between processes of a machine. They use flock on files and are released when the process ends in any way."""
 
 import fcntl
 import time
@@ -10,14 +10,14 @@ from typing import IO
 from data.base.console import is_first
 
 HEAD_START = 1.0
-"""Seconds that local rank 0 is given to take the lock, because launchers show that rank's output alone."""
+"""Seconds by which local rank 0 may take the lock earlier, because launchers show only its output."""
 POLL = 1.0
-"""Seconds between two looks at a lock that another process holds."""
+"""Seconds between attempts to take a lock that another process holds."""
 
 
 @contextmanager
 def exclusive(path: Path, waiting: Callable[[], object]) -> Iterator[None]:
-    """Holds the lock file's lock; waits without a time limit, and calls `waiting` each second meanwhile."""
+    """Hold the lock of the lock file. Waits without a time limit, and calls `waiting` every second while it waits."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if not is_first():
         time.sleep(HEAD_START)
@@ -32,16 +32,16 @@ def exclusive(path: Path, waiting: Callable[[], object]) -> Iterator[None]:
 
 
 @contextmanager
-def exclusive_unless(path: Path, given_up: Callable[[], bool], poll: float = 0.05) -> Iterator[bool]:
-    """Holds the lock file's lock and gives True; or gives False once given_up() does while another holds it."""
+def exclusive_unless(path: Path, give_up: Callable[[], bool], poll: float = 0.05) -> Iterator[bool]:
+    """Hold the lock of the lock file and yield True; or yield False if give_up() while another process holds it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
-        while not (held := _lock(file)) and not given_up():
+        while not (held := _lock(file)) and not give_up():
             time.sleep(poll)
         try:
             yield held
         finally:
-            # By hand: a process that was forked meanwhile has the file open too, and closing it would not be enough.
+            # Unlock explicitly: a process forked meanwhile has the file open too, so closing it is not enough.
             if held:
                 fcntl.flock(file, fcntl.LOCK_UN)
 

@@ -1,7 +1,7 @@
-"""What a secret is, by the name beside it and by its shape, and texts without secrets.
+"""Recognize secrets by the name next to them or by their shape, and remove them from texts.
 
-Everything that is shown or written goes through `redacted`, which puts *** in the place of a secret. What is read again
-goes through `without_secrets`, which leaves it out.
+Everything that is shown or written goes through `redacted`, which replaces each secret by ***. Text that will be read
+again goes through `without_secrets`, which removes them.
 """
 
 import re
@@ -19,15 +19,15 @@ _OF_SCHEME = {
     "azure": "AZURE_ACCOUNT_NAME and AZURE_ACCOUNT_ACCESS_KEY",
     "azure-dl": "AZURE_ACCOUNT_NAME and AZURE_ACCOUNT_ACCESS_KEY",
 }
-"""Scheme of an address -> the environment variables from which Streaming takes the login."""
+"""Scheme of an address -> the environment variables from which Streaming reads the login."""
 _USER_IS_A_PLACE = ("sftp", "ssh", "git+ssh", "oci", "abfs", "abfss", "wasb", "wasbs")
-"""Schemes with a name before the @ that says where: a user, a bucket, a container."""
+"""Schemes in which the name before the @ is part of the location: a user, a bucket, a container."""
 
 _OF_WORD = {"hf": "HF_TOKEN", "hub": "HF_TOKEN", "wandb": "WANDB_API_KEY", "aws": AWS_KEYS}
-"""A word of a secret's name -> the environment variables that hold it."""
+"""Word in a secret's name -> the environment variables that contain the secret."""
 _LONGEST_SCHEME = 20
 _LONG = 8
-"""Characters of what is hidden wherever it is repeated."""
+"""Minimum length of a part of a login that is also hidden where it is repeated alone."""
 
 # Names.
 
@@ -38,19 +38,19 @@ _KIND_OF_KEY = re.compile(
     r"api|access|secret|private|auth|account|encryption|signing|service|shared|master|client|storage|subscription|ssh"
     r"|hf|wandb|aws|azure|gcs|openai|anthropic"
 )
-"""What comes before `key` where it is a secret: keys of mappings and of sorting are none."""
+"""Words before `key` in names of secrets. Keys of mappings and of sorting are not secrets."""
 _TOKEN_OF_TEXT = re.compile(
     r"eos|bos|pad|unk|sep|cls|mask|start|end|begin|stop|special|additional|added|extra|think|image|audio|video|system"
     r"|assistant|role|turn|first|last|next|previous|prev|new|per|each|every|memory|prefix|suffix|middle|sentinel|prompt"
     r"|response|text|byte|chat|tool|loss|current|final|initial"
 )
-"""What comes before `token` where it is a part of a text."""
+"""Words before `token` in names of parts of a text."""
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 
 
 def is_secret_name(name: str) -> bool:
-    """Whether a key, parameter or variable of this name holds a secret: `hf_token`, `AWS_SECRET_ACCESS_KEY`,
-    `hf_kwargs.token`; not `eos_token`, `max_new_tokens`, `tokenizer` or `key`."""
+    """Whether a key, parameter or variable with this name contains a secret: `hf_token`, `AWS_SECRET_ACCESS_KEY`,
+    `hf_kwargs.token`; but not `eos_token`, `max_new_tokens`, `tokenizer` or `key`."""
     words = [word.lower() for word in _WORD.findall(name.rpartition(".")[2])]
     before, last = ("", "", *words)[-2:]
     if last == "token":
@@ -61,7 +61,7 @@ def is_secret_name(name: str) -> bool:
 
 
 def variable_of(name: str) -> str:
-    """The environment variables that hold the secret of this name; empty text where none are known."""
+    """The environment variables that contain the secret with this name; empty if unknown."""
     words = [word.lower() for word in _WORD.findall(name)]
     return next((variable for word, variable in _OF_WORD.items() if word in words), "")
 
@@ -90,11 +90,11 @@ _VALUE = re.compile(
 )
 _CALL = re.compile(r"[A-Za-z_][\w.]*[(\[]")
 _NO_SECRET = re.compile(r"null|none|true|false|~|\d{1,3}|[$<[].*|", re.IGNORECASE | re.DOTALL)
-"""What may stand beside the name of a secret: nothing, a switch, a variable of the shell, or `<|endoftext|>`."""
+"""Values next to the name of a secret that are not secrets: null, booleans, shell variables, or `<|endoftext|>`."""
 
 _BY_SHAPE: tuple[tuple[str, re.Pattern[str]], ...] = (
     (
-        "HF_TOKEN",  # hf_checkpointer is a key
+        "HF_TOKEN",  # the pattern must not match the key hf_checkpointer
         re.compile(r"(?<![A-Za-z0-9])(?:hf|api_org)_(?P<secret>(?=[a-z]*[A-Z0-9]|[a-z]{16})[A-Za-z0-9]{12,})"),
     ),
     (AWS_KEYS, re.compile(r"(?<![A-Za-z0-9])A[KS]IA(?P<secret>[A-Z0-9]{16})(?![A-Za-z0-9])")),
@@ -102,7 +102,7 @@ _BY_SHAPE: tuple[tuple[str, re.Pattern[str]], ...] = (
     ("WANDB_API_KEY", re.compile(r"(?<![A-Za-z0-9])local-(?P<secret>[0-9a-f]{40})(?![0-9a-z])")),
     ("WANDB_API_KEY", re.compile(r"wandb_v\d_(?P<secret>[\w-]{16,})")),
     (
-        "WANDB_API_KEY",  # 40 hexadecimal digits, which a commit of git has as well
+        "WANDB_API_KEY",  # 40 hexadecimal digits, like a git commit
         re.compile(
             r"(?:wandb|w&b)[^\n]{0,40}?(?:key|login|password)\W{1,4}(?:\w+\W{1,4}){0,2}?(?P<secret>[0-9a-f]{40})"
             r"(?![0-9a-f])",
@@ -115,14 +115,14 @@ _BY_SHAPE: tuple[tuple[str, re.Pattern[str]], ...] = (
     ),
     ("", re.compile(r"\bbearer\s{1,3}(?P<secret>(?=\S*\d|\S{16})[\w.~+/=-]{8,})", re.IGNORECASE)),
 )
-"""(the environment variable from which it is taken, the shape)."""
+"""(the environment variable that contains the secret, the secret's shape)."""
 
 
 class _Secret(NamedTuple):
     start: int
     end: int
     source: str
-    """The environment variables that hold it for a run; empty where none does."""
+    """The environment variables that provide the secret for a run; empty if there are none."""
 
 
 class Stripped(NamedTuple):
@@ -130,20 +130,20 @@ class Stripped(NamedTuple):
 
     text: str
     sources: list[str]
-    """For each secret the environment variables that take its place; empty text where none does."""
+    """For each secret, the environment variables that replace it; empty if there are none."""
 
 
 def is_address(text: str) -> bool:
-    """Does it begin with a scheme, such as https:// or s3://?"""
+    """Whether the text begins with a scheme, such as https:// or s3://."""
     return _SCHEME.match(text) is not None
 
 
 def redacted(text: str) -> str:
-    """The text with *** in the place of each secret."""
+    """Replace each secret in the text by ***."""
     if not (secrets := _secrets(text)):
         return text
     result = _replaced(text, secrets, HIDDEN)
-    # Libraries quote parts of an address, such as `Invalid bucket name "KEY:SECRET@bucket"`, or what is before a /.
+    # Libraries quote parts of an address, such as `Invalid bucket name "KEY:SECRET@bucket"`, or the part before a /.
     for match in _LOGIN.finditer(text):
         login = match["secret"]
         _, colon, password = login.partition(":")
@@ -154,8 +154,8 @@ def redacted(text: str) -> str:
 
 
 def without_secrets(text: str) -> Stripped:
-    """A value of a config as it can be read again: an address without login and secret parameters; of a secret
-    elsewhere in the text only what says of which kind it is stays, such as `hf_`."""
+    """A config value that can be read again: addresses without login and secret parameters. Of other secrets only the
+    prefix that shows their kind remains, such as `hf_`."""
     sources: list[str] = []
 
     def without_login(match: re.Match[str]) -> str:
@@ -179,12 +179,12 @@ def without_secrets(text: str) -> Stripped:
 
 
 def without_login(address: str) -> str:
-    """The address as it names the same place whoever reads it: for identities, and for what is noted of a source."""
+    """The address without credentials, which identifies the same location for all users."""
     return without_secrets(address).text if is_address(address) else address
 
 
 def _secrets(text: str) -> list[_Secret]:
-    """In their order, of those that overlap the one that begins first."""
+    """The secrets in order. Overlapping secrets are merged."""
     found: list[_Secret] = []
     for secret in sorted(_found(text)):
         if not found or secret.start >= found[-1].end:
@@ -241,12 +241,12 @@ def _is_secret_parameter(name: str) -> bool:
 
 
 def _is_followed_by_value(text: str, match: re.Match[str]) -> bool:
-    """Whether what follows the name is its value, and not more of a sentence."""
+    """Whether a value follows the name, and not the rest of a sentence."""
     name, between = match["name"], match["between"]
     if _CALL.match(text, match.end("between")):
-        return " " not in between  # a line of a program, in a traceback
+        return " " not in between  # a line of code in a traceback
     if "=" in between or name.lower() != "token":
         return True
-    # A token is mostly one of a text.
+    # `token` usually means a token of a text.
     line = text[text.rfind("\n", 0, match.start()) + 1 : match.start()]
     return ":" in between and (line.endswith(('"', "'")) or not line.strip(" -{"))

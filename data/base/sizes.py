@@ -1,4 +1,4 @@
-"""Sizes in bytes, as YAMLs say them and as messages and progress bars show them."""
+"""Sizes in bytes, in YAML files, messages and progress bars."""
 
 import math
 import re
@@ -13,25 +13,27 @@ _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([kmgt]?)i?b)?", re.IGNORECASE)
 
 
 def parse_bytes(size: int | str) -> int:
-    """`100gb`, or 100GiB, is 100 * 1024^3 bytes, as in Streaming; a number alone is in bytes. Raises ValueError."""
+    """`100gb` and 100GiB are 100 * 1024^3 bytes, as in Streaming; a plain number is in bytes. Raises ValueError."""
     match = _SIZE.fullmatch(str(size).strip())
     if match is not None and not math.isfinite(float(match[1])):
         raise ValueError(f"is {shown(size)}, which is too large")
     n_bytes = int(float(match[1]) * 1024 ** _UNITS.index((match[2] or "").lower())) if match else 0
     if n_bytes < 1:
-        raise ValueError(f"is {size!r}, but a size is a number of bytes above 0, or such as 500mb, 100gb or 2tb")
+        raise ValueError(
+            f"is {size!r}, but it must be a positive number of bytes, or a size such as 500mb, 100gb or 2tb"
+        )
     return n_bytes
 
 
 def format_bytes(n_bytes: float, *, down: bool = False) -> str:
-    """`1.5gb`. A size that is needed is rounded up, so that it is enough when it is written where the message says; one
-    that is available is rounded down, so that it never looks like enough."""
+    """`1.5gb`. Required sizes are rounded up, so that the shown value is sufficient; available sizes are rounded down
+    (`down`), so that they never look sufficient when they are not."""
     power = max((power for power in range(len(_UNITS)) if n_bytes >= 1024**power), default=0)
     hundredths = 100 * n_bytes // 1024**power if down else -(-100 * n_bytes // 1024**power)
     return f"{hundredths / 100:.2f}".rstrip("0").rstrip(".") + f"{_UNITS[power]}b"
 
 
 def progress_bar(desc: str, total: int | None, *, unit: str = "B", **settings: Any) -> tqdm:
-    """tqdm's bar. Bytes are counted in powers of 1024, as in messages; other units in powers of 1000."""
+    """A tqdm bar. Bytes are shown in powers of 1024, as in messages; other units in powers of 1000."""
     divisor = 1024 if unit == "B" else 1000
     return tqdm(desc=desc, total=total, unit=unit, unit_scale=True, unit_divisor=divisor, **settings)

@@ -1,4 +1,4 @@
-"""Which versions of Python and of other packages computed something, for records."""
+"""Versions of Python and of installed packages, for records."""
 
 import platform
 from collections.abc import Iterable
@@ -6,11 +6,11 @@ from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 
 STREAMING = ("mosaicml-streaming", "streaming-community")
-"""The module `streaming` comes from either of these distributions."""
+"""The distributions that provide the module `streaming`."""
 
 
 def installed_versions(distributions: Iterable[str]) -> dict[str, str]:
-    """Of Python, and of those distributions that are installed."""
+    """The versions of Python and of those of the distributions that are installed."""
     found = {"python": platform.python_version()}
     for distribution in distributions:
         with suppress(PackageNotFoundError):
@@ -22,5 +22,5 @@ _COMPUTES = ("torch", "mosaicml", *STREAMING, "transformers", "megablocks", "fla
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of the packages that compute."""
+    """The versions of Python and of the packages that affect results."""
     return installed_versions(_COMPUTES)

@@ -1,6 +1,6 @@
-"""One function over many tasks in forked processes: results in order, a bounded number of tasks under way.
+"""Apply a function to tasks in forked processes: results in order, with a limited number of tasks in flight.
 
-Code of users runs in such a process only: what ends its process ends a worker, and this process reports how.
+User code runs only in such a process. If it ends the process, this process reports how.
 """
 
 import ctypes
@@ -25,63 +25,63 @@ Result = TypeVar("Result")
 _FORK = multiprocessing.get_context("fork")
 _PR_SET_PDEATHSIG = 1
 _STOP = signal.SIGUSR1
-"""Ends a worker unless it is sending a result: half a message would leave the reader in this process waiting."""
+"""Ends a worker, unless it is sending a result: half a message would block the reader in this process."""
 
 
 class WorkerEnded(Exception):
-    """A worker's process ended before its task did, or the task raised what ends a process."""
+    """A worker process ended before its task was done, or the task raised an exception that ends a process."""
 
     def __init__(self, how: str, status: int) -> None:
         super().__init__(how, status)
         self.how = how
-        """Such as `exit code 3` or `signal 11 (SIGSEGV)`."""
+        """For example `exit code 3` or `signal 11 (SIGSEGV)`."""
         self.status = status
-        """The exit code; below 0, the signal."""
+        """The exit code, or the negative number of the signal."""
 
 
 def all_cores() -> int:
-    """Those that this process may use."""
+    """Number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def signalled_at_end_of(parent: int, number: int) -> None:
-    """This process gets the signal when its parent's thread that has started it ends. Linux only."""
+    """Send this process the signal `number` when the thread that started it ends. Linux only."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
-        if os.getppid() != parent:  # it died before that took effect
+        if os.getppid() != parent:  # the parent ended before prctl took effect
             os.kill(os.getpid(), number)
 
 
-def in_order(
+def map_in_order(
     work: Callable[[Task], Result],
     tasks: Iterable[Task],
     n_workers: int,
-    under_way: Callable[[], int],
+    max_in_flight: Callable[[], int],
     *,
     isolated: bool = False,
 ) -> Generator[Result]:
-    """`work(task)` for each task, in the tasks' order, in workers that are forked from this process.
+    """`work(task)` for each task, in the order of the tasks, in workers that are forked from this process.
 
-    A single worker works in this process, unless `isolated`: work that may end its process. A task is taken when it is
-    given out, while fewer than under_way() are. Tasks and results must be picklable, `work` need not be. No worker
-    outlives this process, or an exception. Raises the exceptions of `work`, and WorkerEnded when a worker ended, or
-    `work` raised SystemExit or KeyboardInterrupt in it.
+    With one worker, the work is done in this process, unless `isolated`, for work that may end its process. A task is
+    taken from `tasks` when it is submitted, while fewer than max_in_flight() tasks are in flight. Tasks and results
+    must be picklable; `work` need not be. No worker outlives this process or an exception. Raises the exceptions of
+    `work`, and WorkerEnded if a worker ended or `work` raised SystemExit or KeyboardInterrupt.
     """
     if n_workers == 1 and not isolated:
         yield from map(work, tasks)
         return
     pool = ProcessPoolExecutor(n_workers, _FORK, initializer=_begin, initargs=(work, os.getpid()))
     processes: Mapping[int, BaseProcess] = pool._processes  # its shutdown() drops them
-    tasks, given_out, end = iter(tasks), deque[Future[Any]](), object()
+    tasks, in_flight, end = iter(tasks), deque[Future[Any]](), object()
     try:
         while True:
-            while len(given_out) < under_way() and (task := next(tasks, end)) is not end:
-                given_out.append(pool.submit(_run, task))
-            if not given_out:
+            while len(in_flight) < max_in_flight() and (task := next(tasks, end)) is not end:
+                in_flight.append(pool.submit(_run, task))
+            if not in_flight:
                 return
-            yield given_out.popleft().result()
+            yield in_flight.popleft().result()
     except BrokenProcessPool:
-        pool.shutdown()  # which waits for all of them: now the exit codes are known
+        pool.shutdown()  # waits for all workers, so that their exit codes are known
         raise _ended(list(processes.values())) from None
     except BaseException:
         for pid, process in processes.items():
@@ -93,10 +93,10 @@ def in_order(
 
 
 def try_in_child(work: Callable[[], object]) -> None:
-    """Does the work in a forked process, and drops its result. Raises WorkerEnded when it ends that process.
+    """Do the work in a forked process, and discard its result. Raises WorkerEnded if the work ends that process.
 
-    Exceptions of `work` are dropped as well: whoever does the work in this process afterwards meets them again. What
-    the child printed is shown only if it ended.
+    Exceptions of `work` are discarded too, because they occur again when the caller does the work in this process.
+    Output of the child is shown only if the child ended.
     """
     reader, writer = _FORK.Pipe(duplex=False)
     with reader, writer, tempfile.TemporaryFile() as output:
@@ -117,7 +117,7 @@ def try_in_child(work: Callable[[], object]) -> None:
 
 
 _work: Callable[[Any], Any]
-"""A worker's function: it came with the fork, so that nothing of it need be pickled."""
+"""The function of this worker. It is inherited by the fork, so it need not be picklable."""
 _working = _stopping = False
 
 
@@ -133,8 +133,8 @@ def _run(task: Any) -> Any:
 
 
 def _survived(work: Callable[..., Result], *args: Any) -> Result:
-    """What work(*args) returns. Raises WorkerEnded for what would end whichever process raises it, this one or, sent
-    there by the pool, the parent."""
+    """Return work(*args). Raises WorkerEnded for exceptions that would end the process that raises them, which is this
+    one or, if the pool sends them there, the parent."""
     try:
         return work(*args)
     except (SystemExit, KeyboardInterrupt) as error:
@@ -142,14 +142,14 @@ def _survived(work: Callable[..., Result], *args: Any) -> Result:
         where = f"{type(error).__name__} at {frames[-1].filename}:{frames[-1].lineno}"
         if isinstance(error, KeyboardInterrupt):
             raise WorkerEnded(where, 130) from None
-        # As the interpreter exits: none is 0, and anything but a number is printed.
+        # As when the interpreter exits: None is 0, and other values than integers are printed.
         code = error.code if isinstance(error.code, int) else int(error.code is not None)
         text = f", {error.code}" if isinstance(error.code, str) else ""
         raise WorkerEnded(f"exit code {code} ({where}{text})", code & 0xFF) from None
 
 
 def _ended(processes: list[BaseProcess]) -> WorkerEnded:
-    """How the first of the processes ended; the pool has then ended the others with SIGTERM."""
+    """How the first of the processes ended. The pool ends the others with SIGTERM after that."""
     codes = [process.exitcode for process in processes]
     status = next((code for code in codes if code not in (None, -signal.SIGTERM)), -signal.SIGTERM)
     if status >= 0:
@@ -164,9 +164,9 @@ def _ended(processes: list[BaseProcess]) -> WorkerEnded:
 def _begin(work: Callable[[Any], Any], parent: int) -> None:
     global _work
     _work = work
-    gc.freeze()  # a collection would touch, and so copy, all the memory that is shared with the parent
+    gc.freeze()  # a collection would touch, and therefore copy, all memory shared with the parent
     signal.signal(_STOP, _stop)
-    # A tokenizer's own threads would only fight over the cores that the other workers use.
+    # Threads of a tokenizer would only compete for the cores that the other workers use.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     _end_with(parent)
 
@@ -192,12 +192,12 @@ def _try(work: Callable[[], object], writer: Connection, output: int, parent: in
     sys.stdout.flush()
     sys.stderr.flush()
     writer.send(how)
-    os._exit(0)  # not what the work has registered for the end of a process, nor its threads
+    os._exit(0)  # without exit handlers and threads that the work has started
 
 
 def _end_with(parent: int) -> None:
-    """This process ends when its parent does or with SIGTERM, whatever handler the parent has for that, and not with
-    Ctrl-C, which is the parent's to handle."""
+    """End this process when its parent ends or on SIGTERM, regardless of the parent's handlers, but not on Ctrl-C,
+    which the parent handles."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signalled_at_end_of(parent, signal.SIGKILL)

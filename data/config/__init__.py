@@ -1,4 +1,4 @@
-"""What a YAML says about data, and what all sections of a config are made of: rules, types of values, pydantic.
+"""The data sections of a config, and the base of all sections: rules, types of values, pydantic.
 
-No file is opened here. What a config leads to belongs to the packages that read it.
+No files are opened here. The packages that read the data check whether it exists.
 """

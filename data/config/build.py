@@ -1,6 +1,7 @@
-"""Plain values (mappings, lists, scalars) to sections: pydantic checks their types, and all problems are reported.
+"""Convert plain values (mappings, lists, scalars) to sections. pydantic checks their types; all problems are reported.
 
-JSON has the types of YAML, and for JSON pydantic's strict mode takes mappings where it wants dataclasses.
+Values are passed as JSON, which has the same types as YAML: only for JSON does pydantic's strict mode accept mappings
+as dataclasses.
 """
 
 import dataclasses
@@ -25,7 +26,7 @@ class _Unresolved:
 
 
 UNRESOLVED = _Unresolved()
-"""A value that is not known, whose problem is reported elsewhere."""
+"""A value that is unknown because of a problem that is reported elsewhere."""
 
 _OMITTED = object()
 
@@ -33,27 +34,27 @@ S = TypeVar("S", bound=Section)
 
 
 class KeyHints:
-    """What is known of keys and values that a section does not have."""
+    """Hints about keys and values that a section does not have. The base class has none."""
 
     def names(self, section: str) -> list[str]:
-        """Keys that may stand in a section besides its fields, and are handled by the caller."""
+        """Additional keys that are allowed in a section and handled by the caller."""
         return []
 
     def ignores(self, key: str, value: object) -> bool:
-        """Whether an unknown key may be there all the same: it asks for what is done anyway."""
+        """Whether an unknown key is ignored because its value only asks for the default behavior."""
         return False
 
     def unknown(self, key: str, value: object) -> str | None:
-        """What to do about an unknown key, to stand after it."""
+        """The message about an unknown key, in words that follow the key; None for the default message."""
         return None
 
     def invalid(self, key: str, value: object) -> str | None:
-        """What to write instead of a value of the wrong type."""
+        """The fix for a value of the wrong type; None for the default message."""
         return None
 
 
 def build(cls: type[S], values: Mapping[str, Any], key: str = "") -> S:
-    """Makes a section of plain values. Raises ConfigError with everything that is wrong; `key` is put before keys."""
+    """Make a section from plain values. Raises ConfigError with all problems. `key` is put before the keys."""
     builder = Builder(cls, KeyHints())
     section = builder.build(values, key)
     missing = [Defect(name, "is missing") for name in builder.missing]
@@ -62,21 +63,21 @@ def build(cls: type[S], values: Mapping[str, Any], key: str = "") -> S:
 
 
 class Builder:
-    """Makes a section without checking its rules, and keeps what is wrong with keys and types."""
+    """Makes a section without checking its rules, and collects invalid keys and types."""
 
     def __init__(self, cls: type[Section], hints: KeyHints) -> None:
         self.cls, self.hints = cls, hints
         self.defects: list[Defect] = []
         self.missing: list[str] = []
-        """Required keys that are not there."""
+        """Required keys that are missing."""
         self.unknown: set[str] = set()
         self.misspelt: set[str] = set()
-        """Keys that were probably meant by unknown ones."""
+        """Keys that unknown keys were probably meant to be."""
         self.invalid: set[str] = set()
-        """Keys whose values have the wrong type, or are not known."""
+        """Keys whose values have the wrong type or are unknown."""
 
     def build(self, values: Mapping[str, Any], key: str = "") -> Any:
-        """The section: whole, or partial (see sections.py) where something is wrong."""
+        """The complete section, or a partial one (see sections.py) if something is invalid."""
         tree = self._cleaned(self.cls, dict(values), key)
         try:
             with unchecked():
@@ -89,7 +90,7 @@ class Builder:
         return self._valid_part(self.cls, tree, key)
 
     def _cleaned(self, hint: Any, value: Any, key: str) -> Any:
-        """Without keys that are ignored and values that are still to be filled in; an empty section is a mapping."""
+        """Remove ignored keys and values that are not filled in yet, and convert an empty section to a mapping."""
         if value is UNRESOLVED:
             self.invalid.add(key)
         options = options_of(hint)
@@ -104,7 +105,7 @@ class Builder:
             return {
                 str(name): self._cleaned(hints.get(name, Any), item, join(key, name))
                 for name, item in value.items()
-                if self._counts(str(name), item, key, known=name in hints)
+                if self._is_kept(str(name), item, key, known=name in hints)
             }
         if isinstance(value, list):
             below = _item_hint(options, list)
@@ -118,15 +119,15 @@ class Builder:
             return None
         return value
 
-    def _counts(self, name: str, value: object, section: str, *, known: bool) -> bool:
-        """Whether a key is built, or reported as unknown."""
+    def _is_kept(self, name: str, value: object, section: str, *, known: bool) -> bool:
+        """Whether the key is kept: a known key with a value, or an unknown one, which is reported unless ignored."""
         if not is_unicode(name):
             self.defects.append(Defect(section, f"has the key {show(name)}, which is not UTF-8: write it in UTF-8"))
             return False
         return value != "???" if known else not self.hints.ignores(join(section, name), value)
 
     def _note(self, kind: str, place: Sequence[int | str], tree: Any, key: str) -> None:
-        """Adds what pydantic found at a place in the tree."""
+        """Record an error of pydantic at a place in the tree."""
         hint, value = self.cls, tree
         for step in place:
             options = options_of(hint)
@@ -135,7 +136,7 @@ class Builder:
                 if len(matching) != 1:
                     break
                 if not str(step).startswith(matching[0].__name__):
-                    return  # the same value, tried as another type
+                    return  # pydantic tried another type of the union for the same value
                 hint = matching[0]
                 continue
             option = options[0]
@@ -171,7 +172,7 @@ class Builder:
         self.defects.append(Defect(key, text if instead is None else f"is {show(value)}: {instead}"))
 
     def _valid_part(self, hint: Any, value: Any, key: str) -> Any:
-        """The value, with sections in the place of mappings; _OMITTED where it is invalid."""
+        """The value with sections instead of mappings; _OMITTED if it is invalid."""
         if key in self.invalid:
             return _OMITTED
         options = options_of(hint)
@@ -191,7 +192,7 @@ class Builder:
         return _OMITTED if any(item is _OMITTED for item in items) else parts
 
     def _valid_item(self, hint: Any, value: Any, key: str) -> Any:
-        """Of a list or mapping: an invalid section becomes one without values, so that its neighbours are checked."""
+        """A list or mapping item. An invalid section becomes an empty partial one, so that the others are checked."""
         part = self._valid_part(hint, value, key)
         return partial(hint, {}) if part is _OMITTED and is_section(hint) else part
 
@@ -219,11 +220,11 @@ def _adapter(cls: type[Section]) -> TypeAdapter[Any]:
 
 
 def _stand_in(value: object) -> None:
-    """Null in the place of UNRESOLVED. Whatever becomes of it, its section does not become whole."""
+    """Replace UNRESOLVED by null. The result is not used, because a section with such a value is always partial."""
 
 
 def _item_hint(options: list[Any], container: type) -> Any:
-    """The type of the items, where one of the options is such a container."""
+    """The type of the items of the option that is this kind of container; Any if there is none."""
     return next((get_args(option)[-1] for option in options if get_origin(option) is container), Any)
 
 
@@ -239,7 +240,7 @@ def _required(field: "dataclasses.Field[Any]") -> bool:
 
 
 def _required_below(hint: Any, key: str) -> list[str]:
-    """The keys that must be written for what is missing at `key`."""
+    """The keys that must be set for what is missing at `key`."""
     if not is_section(hint):
         return [key]
     fields = [field for field in dataclasses.fields(hint) if _required(field)]

@@ -1,4 +1,4 @@
-"""What a YAML says about a dataset and its streams."""
+"""Configuration of a dataset and its streams."""
 
 import sys
 from collections.abc import Iterator, Mapping
@@ -29,27 +29,27 @@ def _local_files(kwargs: "HFKwargs") -> Iterator[Defect]:
 
 
 def _not_addresses(key: str, value: str | list[str] | None) -> Iterator[Defect]:
-    """Data files are not read over a network, but for those of a hub dataset, which hf_name names."""
+    """Data files cannot be read over a network, except those of a hub dataset in hf_name."""
     for path in [value] if isinstance(value, str) else value or []:
         if is_address(path):
             yield Defect(
                 key,
-                f"has {path!r}, but data files are read from local or mounted folders only: download "
-                "the file or mount its folder, and write the path there (of a dataset of the hub, write its name in "
-                "hf_name; MDS shards are read from an address with `remote`)",
+                f"has {path!r}, but data files are only read from local or mounted folders: download the file or mount "
+                "its folder, and write the path here (for a dataset of the hub, write its name in hf_name; MDS shards "
+                "are read from an address with `remote`)",
             )
 
 
 @dataclass(frozen=True, kw_only=True)
 class HFKwargs(Section):
-    """What `datasets.load_dataset` gets besides the name."""
+    """Arguments of `datasets.load_dataset` other than the name."""
 
     RULES = (_local_folder, _local_files)
 
     data_dir: PathText | None = None
-    """A folder in a hub dataset, or of local files."""
+    """A folder in a hub dataset, or a folder of local files."""
     data_files: str | list[str] | dict[str, str | list[str]] | None = None
-    """Names or patterns: of the train split, or of each split by its name."""
+    """File names or patterns, for the train split or as a mapping from each split's name."""
     name: PathText | None = None
     """The subset (configuration) of a hub dataset."""
     revision: PathText | None = None
@@ -57,15 +57,15 @@ class HFKwargs(Section):
 
 
 COLUMN_MAPPINGS = (("prompt", "response"), ("messages",), ("text",))
-"""The keys of a `preprocessing_fn` that only says which columns to take."""
+"""The possible keys of a `preprocessing_fn` that is a mapping of columns."""
 SOURCES = ("hf_name", "local", "text")
-"""The keys of which a source has one: `local` may be, or be joined by, `remote`."""
+"""The keys that set the source. Exactly one is set; `remote` can replace or accompany `local`."""
 AMOUNTS = ("proportion", "repeat", "choose")
-"""The keys of which a stream has at most one: how much of it is drawn."""
+"""The keys that set how much of a stream is drawn. At most one is set."""
 
 
 def mapping_defect(columns: Mapping[str, str]) -> str | None:
-    """Why a `preprocessing_fn` that is a mapping takes columns for no form of example, to stand after the key."""
+    """Why a `preprocessing_fn` mapping matches no form of example, in words that follow the key; or None."""
     if tuple(sorted(columns)) in COLUMN_MAPPINGS:
         return None
     forms = " or ".join(f"{{{', '.join(f'{key}: COLUMN' for key in keys)}}}" for keys in COLUMN_MAPPINGS)
@@ -73,14 +73,14 @@ def mapping_defect(columns: Mapping[str, str]) -> str | None:
 
 
 def standard_library_defect(function: str) -> str | None:
-    """Why a `preprocessing_fn` `module:function` is refused by its name, to stand after the key: nothing in Python's
-    standard library makes examples of rows, while some of it runs them as commands."""
+    """Why a `preprocessing_fn` in Python's standard library is refused, in words that follow the key; or None. Nothing
+    in it converts rows to examples, but some of its functions would run them as commands."""
     module = function.partition(":")[0]
     if ":" not in function or not is_standard_library(module):
         return None
     return (
         f"is {function!r}, but {module} is a module of Python's standard library, which has no function that makes "
-        "examples: name a module of your own (if this is one, it needs another name)"
+        "examples: use your own module (if this is your own module, rename it)"
     )
 
 
@@ -90,7 +90,7 @@ def is_standard_library(module: str) -> bool:
 
 def _amount(stream: "StreamConfig") -> Iterator[Defect]:
     if len(amounts := stream.amounts()) > 1:
-        yield Defect(amounts[1], f"is given beside {amounts[0]}, but only one of them can say how much")
+        yield Defect(amounts[1], f"is set together with {amounts[0]}, but only one of them may set the amount")
 
 
 def _preprocessing(stream: "StreamConfig") -> Iterator[Defect]:
@@ -110,7 +110,7 @@ def _local_text(stream: "StreamConfig") -> Iterator[Defect]:
 
 def _one_source(stream: "StreamConfig") -> Iterator[Defect]:
     if len(given := stream.sources()) > 1:
-        yield Defect(given[1], f"is given beside {given[0]}, but a source is one of {', '.join(SOURCES)}")
+        yield Defect(given[1], f"is set together with {given[0]}, but only one of {', '.join(SOURCES)} may be set")
 
 
 def _of_hf_name(stream: "StreamConfig") -> Iterator[Defect]:
@@ -118,7 +118,7 @@ def _of_hf_name(stream: "StreamConfig") -> Iterator[Defect]:
         return
     for key, given in {"hf_kwargs": stream.hf_kwargs != HFKwargs(), "safe_load": stream.safe_load}.items():
         if given:
-            yield Defect(key, "belongs to hf_name, which is not given")
+            yield Defect(key, "requires hf_name, which is not set")
 
 
 def _split(stream: "StreamConfig") -> Iterator[Defect]:
@@ -133,58 +133,58 @@ def _split(stream: "StreamConfig") -> Iterator[Defect]:
     elif "[" in split and (stream.local is not None or stream.remote is not None):
         yield Defect(
             "split",
-            f"is {split!r}, but of MDS shards it names a folder, of which all samples are read: leave "
-            f"{split[split.index('[') :]!r} out (choose takes fewer rows), or slice what the shards are made from",
+            f"is {split!r}, but for MDS shards it is the name of a folder, of which all samples are read: remove "
+            f"{split[split.index('[') :]!r} (choose takes fewer rows), or slice the data before writing the shards",
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class StreamConfig(Section):
-    """One source of rows: a dataset of the hub or local data files (hf_name), MDS shards (local, remote) or text."""
+    """A single source of rows: a hub dataset or local data files (hf_name), MDS shards (local, remote), or text."""
 
     RULES = (_amount, _preprocessing, _local_name, _local_text, _one_source, _of_hf_name, _split)
 
     hf_name: PathText | None = None
-    """A hub dataset's name; or `json`, `csv` or `parquet` for local files named by hf_kwargs; or the path of such a
-    file, or of a folder of them."""
+    """The name of a hub dataset; or `json`, `csv` or `parquet` for the local files in hf_kwargs; or the path of such a
+    file or of a folder with such files."""
     hf_kwargs: HFKwargs = field(default_factory=HFKwargs)
     safe_load: bool = False
-    """Of a hub dataset only csv, json, jsonl and parquet files are downloaded. (Code is never run.)"""
+    """Download only csv, json, jsonl and parquet files of a hub dataset. (Code is never run.)"""
     local: PathText | None = None
-    """A folder of MDS shards; with `remote`, where they are kept once downloaded."""
+    """A folder of MDS shards; with `remote`, the folder for the downloaded shards."""
     remote: PathText | None = None
     """Where MDS shards come from: a folder, s3://, gs:// or hf://."""
     text: Paths | None = None
-    """Plain text files for pretraining, each a document: names, patterns, or folders (their .txt files)."""
+    """Plain text files for pretraining, one document each: file names, patterns, or folders (their .txt files)."""
     split: PathText | None = None
-    """null: train for hub and data files, the folder itself for MDS. Of hub and data files also slices and sums, as in
-    the `datasets` library: train[:90%], train[1000:2000], train+validation."""
+    """The split; null: train for hub datasets and data files, the folder itself for MDS. Hub datasets and data files
+    also support slices and sums as in the `datasets` library: train[:90%], train[1000:2000], train+validation."""
     preprocessing_fn: str | dict[str, str] | None = None
-    """A registered name, `module:function`, or the columns to take: {prompt: column, response: column}, {messages:
-    column} or {text: column}; null: rows are examples already."""
+    """A registered name, `module:function`, or the columns to use: {prompt: column, response: column}, {messages:
+    column} or {text: column}; null: the rows are already examples."""
 
     proportion: NotNegative | None = None
-    """Share of the run's tokens, relative to those of the other streams."""
+    """Share of the run's tokens, relative to the other streams."""
     repeat: Positive | None = None
-    """Instead: how often each row is in an epoch of all streams (1 without any of the three)."""
+    """Alternative to proportion: how often each row occurs in an epoch of all streams (default: 1)."""
     choose: Count | None = None
-    """Instead: how many rows are in an epoch of all streams."""
+    """Alternative to proportion: the number of rows in an epoch of all streams."""
     max_repeats: Positive = 1.0
-    """How often the run may see a row of this stream. Needless where `ep` or `repeat` say it."""
+    """How often a row of this stream may be drawn during the run. Not needed with `repeat` or a duration in `ep`."""
 
     def amounts(self) -> list[str]:
-        """The keys of what says how much of it is taken."""
+        """The keys of AMOUNTS that are set."""
         return [key for key in AMOUNTS if getattr(self, key) is not None]
 
     def sources(self) -> list[str]:
-        """The keys of what is given."""
+        """The keys of the sources that are set."""
         mds = "local" if self.local is not None else "remote"
         kinds = {"hf_name": self.hf_name, mds: self.local or self.remote, "text": self.text}
         return [key for key, value in kinds.items() if value is not None]
 
 
 def _stream_names(dataset: "DatasetConfig") -> Iterator[Defect]:
-    """They are shown in lines of the log and in names of metrics."""
+    """Names of streams appear in log lines and in names of metrics."""
     for name in dataset.streams or {}:
         if (defect := label_defect(name)) is not None:
             yield Defect("streams", f"has a name that {defect}")
@@ -193,7 +193,7 @@ def _stream_names(dataset: "DatasetConfig") -> Iterator[Defect]:
 def _cache_limit(dataset: "DatasetConfig") -> Iterator[Defect]:
     streams = (dataset.streams or {"": dataset}).values()
     if dataset.cache_limit is not None and not any(stream.remote for stream in streams):
-        yield Defect("cache_limit", f"is {dataset.cache_limit!r}, but there is no remote to cache: leave it out")
+        yield Defect("cache_limit", f"is {dataset.cache_limit!r}, but there is no remote to cache: remove it")
 
 
 def _own_source(dataset: "DatasetConfig") -> Iterator[Defect]:
@@ -202,18 +202,18 @@ def _own_source(dataset: "DatasetConfig") -> Iterator[Defect]:
     ]
     own += ["max_repeats"] if dataset.max_repeats != 1 else []
     if dataset.streams is not None and own:
-        yield Defect(own[0], "is given beside streams: write it in the stream it belongs to")
+        yield Defect(own[0], "is set together with streams: move it to the stream it belongs to")
     if dataset.streams is None and not dataset.sources():
-        yield Defect("", f"has no data: give one of {', '.join(SOURCES)} or streams")
+        yield Defect("", f"has no data: set one of {', '.join(SOURCES)} or streams")
 
 
 def _sources_of_streams(dataset: "DatasetConfig") -> Iterator[Defect]:
     if dataset.streams == {}:
-        yield Defect("streams", "is empty: give at least one, or the data itself")
+        yield Defect("streams", "is empty: add at least one stream, or set the source directly")
 
     def has_source(item: tuple[str, StreamConfig]) -> Iterator[Defect]:
         if not item[1].sources():
-            yield Defect(f"streams.{item[0]}", f"has no data: give it one of {', '.join(SOURCES)}")
+            yield Defect(f"streams.{item[0]}", f"has no data: set one of {', '.join(SOURCES)}")
 
     yield from each((dataset.streams or {}).items(), has_source)
 
@@ -223,9 +223,9 @@ def _proportions(dataset: "DatasetConfig") -> Iterator[Defect]:
     if not any("proportion" in stream.amounts() for stream in streams):
         return
     if any(stream.amounts() != ["proportion"] for stream in streams):
-        yield Defect("streams", "is a mix of streams with a proportion and without: give each one, 0 for none of it")
+        yield Defect("streams", "mixes streams with and without proportion: set it for each stream (0: no rows)")
     if not any(stream.proportion for stream in streams):
-        yield Defect("streams", "has only proportions of 0: give at least one stream a share")
+        yield Defect("streams", "has only proportions of 0: set a positive proportion for at least one stream")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,35 +235,35 @@ class DatasetConfig(StreamConfig):
     RULES = (*StreamConfig.RULES, _stream_names, _cache_limit, _own_source, _sources_of_streams, _proportions)
 
     streams: dict[str, StreamConfig] | None = None
-    """Several sources by name, in place of one."""
+    """Several sources by name, instead of a single source."""
     max_seq_len: Annotated[int, Range(ge=2)]
     """Tokens in a row."""
     packing: Literal["best_fit", "none"] = "best_fit"
-    """best_fit puts several whole documents into a row; none gives each its own."""
+    """How documents are packed into rows. best_fit: several complete documents per row; none: one document per row."""
     target_prompts: Annotated[str, Form(pattern=r"none|all|length>=[1-9]\d*", name="none, all or length>=N")] = "none"
-    """Which prompts are trained on: none, all, or length>=N (those of at least N tokens)."""
+    """Prompts that are trained on: none, all, or length>=N (prompts of at least N tokens)."""
     target_responses: Literal["last", "all"] = "last"
-    """Which of a conversation's responses are trained on, where their `weight` or `train` does not say it."""
+    """Responses of a conversation that are trained on, unless its messages have `weight` or `train`."""
     excess_length: Literal["truncate_response", "drop", "error"] = "truncate_response"
-    """What becomes of an example longer than max_seq_len. A text is cut and goes on in the next row."""
+    """What to do with an example longer than max_seq_len. Texts are always split and continue in the next row."""
     on_bad_example: Literal["error", "drop"] = "error"
-    """error: all bad rows are reported together, and nothing is trained; drop: they are counted and left out."""
+    """What to do with invalid rows. error: report all of them together and stop; drop: count them and skip them."""
     shuffle: bool = True
-    """Rows are drawn in a random order, which is fixed by the seed; false: in the order of the source."""
+    """Draw rows in a random order, which is determined by the seed; false: in the order of the source."""
     shuffle_seed: int | None = None
-    """null takes the seed of the run."""
+    """Seed of the order; null: the seed of the run."""
     cache_dir: PathText = ".cache/dropless"
-    """Where prepared rows are kept, in a folder named by the fingerprint of all that matters to them."""
+    """Folder for prepared rows. Each dataset has a subfolder named by the fingerprint of everything that affects it."""
     prepare_workers: Count | None = None
-    """Processes that prepare rows; null takes one a core. The rows are the same for any number."""
+    """Number of processes that prepare rows; null: one per core. It does not affect the rows."""
     cache_limit: Size | None = None
-    """What downloaded shards of all remote streams may take on a node's disk: bytes, or such as 100gb. Finished shards
-    are deleted, and downloaded again in the next pass; null keeps all."""
+    """Maximum size of downloaded shards of all remote streams on a node's disk: bytes, or a size such as 100gb. Shards
+    that are no longer needed are evicted, and downloaded again in the next epoch; null: keep all shards."""
     max_prepare_bytes: Count = 10 << 30
-    """A remote MDS folder whose text is to be prepared must not be larger."""
+    """Maximum size of a remote MDS folder with text to prepare."""
 
     def each_stream(self) -> dict[str, "DatasetConfig"]:
-        """name -> the dataset with that stream as its one source; `""` for a dataset without streams."""
+        """Name -> the dataset with only this stream as its source; `""` for a dataset without streams."""
         if self.streams is None:
             return {"": self}
         of_source = [f.name for f in fields(StreamConfig)]

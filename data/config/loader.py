@@ -1,4 +1,4 @@
-"""What a YAML says about a loader and the stages of its curriculum."""
+"""Configuration of a loader and of the stages of its curriculum."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -12,11 +12,11 @@ from data.config.values import Count, CountOrZero, Positive, PositiveDuration
 
 
 @dataclass(frozen=True, kw_only=True)
-class PassesOf(Section):
-    """As long as it takes to draw the rows of one stream `ep` times."""
+class EpochsOf(Section):
+    """A duration in epochs of one stream."""
 
     ep: Positive
-    """Epochs of the stream."""
+    """Number of epochs."""
     of: str
     """The stream's name."""
 
@@ -25,7 +25,7 @@ def _ramp_of_proportions(stage: "StageConfig") -> Iterator[Defect]:
     mixes = [value for value in stage.proportions.values() if isinstance(value, dict)]
     if mixes and (set(stage.proportions) != {"from", "to"} or len(mixes) != 2):
         found = ", ".join(stage.proportions)
-        yield Defect("proportions", f"has {found}, but a ramp is {{from: shares, to: shares}}")
+        yield Defect("proportions", f"has the keys {found}, but a ramp must be {{from: shares, to: shares}}")
 
 
 def _shares(stage: "StageConfig") -> Iterator[Defect]:
@@ -39,7 +39,7 @@ def _shares(stage: "StageConfig") -> Iterator[Defect]:
                 place = ".".join(filter(None, ("proportions", key, name)))
                 yield Defect(place, f"is {share}, but it must be at least 0")
         if not any(mix.values()):
-            yield Defect(f"proportions.{key}".rstrip("."), "are all 0: give at least one stream a share")
+            yield Defect(f"proportions.{key}".rstrip("."), "are all 0: set a positive share for at least one stream")
 
 
 def _learning_rate(stage: "StageConfig") -> Iterator[Defect]:
@@ -53,23 +53,24 @@ def _learning_rate(stage: "StageConfig") -> Iterator[Defect]:
 def _end_of_ramp(stage: "StageConfig") -> Iterator[Defect]:
     ramp = stage.mixes()[0] != stage.mixes()[1] or stage.lr_scales()[0] != stage.lr_scales()[1]
     if ramp and stage.duration is None:
-        yield Defect("duration", "is missing: a ramp needs an end")
+        yield Defect("duration", "is missing, but a ramp needs one")
 
 
 @dataclass(frozen=True, kw_only=True)
 class StageConfig(Section):
-    """A part of the run with its own mix."""
+    """A part of the run with a separate mix."""
 
     RULES = (_ramp_of_proportions, _shares, _learning_rate, _end_of_ramp)
 
     name: str
-    """What the stage is called in messages and logs."""
-    duration: PositiveDuration | PassesOf | None = None
-    """Such as 800ba, 1000000tok, 0.1dur, 1ep (one stream) or {ep: 2, of: web}; null for a last stage: the rest."""
+    """Name of the stage in messages and logs."""
+    duration: PositiveDuration | EpochsOf | None = None
+    """Such as 800ba, 1000000tok, 0.1dur, 1ep (with a single stream) or {ep: 2, of: web}; null for the last stage: the
+    rest of the run."""
     proportions: dict[str, float | dict[str, float]]
-    """stream -> share of the tokens; or {from: shares, to: shares}: the mix goes from one to the other in a line."""
+    """stream -> share of the tokens; or a linear ramp {from: shares, to: shares}."""
     lr_scale: float | dict[str, float] = 1.0
-    """What the learning rate of the scheduler is multiplied by; or {from: scale, to: scale}."""
+    """Factor of the scheduler's learning rate; or a linear ramp {from: factor, to: factor}."""
 
     def mixes(self) -> tuple[dict[str, float], dict[str, float]]:
         """The shares at its start and at its end."""
@@ -92,7 +93,7 @@ def _stage_names(loader: "DataLoaderConfig") -> Iterator[Defect]:
     def is_new(item: tuple[int, StageConfig]) -> Iterator[Defect]:
         number, name = item[0], item[1].name
         if name in names:
-            yield Defect(f"stages[{number}].name", f"is {name!r}, as of an earlier stage: give it another")
+            yield Defect(f"stages[{number}].name", f"is {name!r}, the name of an earlier stage: use another name")
         names.append(name)
 
     yield from each(enumerate(loader.stages), is_new)
@@ -101,7 +102,7 @@ def _stage_names(loader: "DataLoaderConfig") -> Iterator[Defect]:
 def _open_stage(loader: "DataLoaderConfig") -> Iterator[Defect]:
     def has_end(item: tuple[int, StageConfig]) -> Iterator[Defect]:
         if item[1].duration is None:
-            yield Defect(f"stages[{item[0]}].duration", "is missing, but only the last stage may be open")
+            yield Defect(f"stages[{item[0]}].duration", "is missing, but only the last stage may have no duration")
 
     yield from each(enumerate(loader.stages[:-1]), has_end)
 
@@ -112,7 +113,7 @@ def _streams_of_stages(loader: "DataLoaderConfig") -> Iterator[Defect]:
             yield from _unknown_stream(loader.dataset, name, f"stages[{item[0]}].proportions")
 
     def of_duration(item: tuple[int, StageConfig]) -> Iterator[Defect]:
-        if isinstance(item[1].duration, PassesOf):
+        if isinstance(item[1].duration, EpochsOf):
             yield from _unknown_stream(loader.dataset, item[1].duration.of, f"stages[{item[0]}].duration.of")
 
     yield from each(enumerate(loader.stages), of_proportions)
@@ -122,7 +123,7 @@ def _streams_of_stages(loader: "DataLoaderConfig") -> Iterator[Defect]:
 def _unknown_stream(dataset: DatasetConfig, name: str, key: str) -> Iterator[Defect]:
     streams = dataset.streams
     if streams is None:
-        hint = "but the dataset has no streams: put its source under dataset.streams"
+        hint = "but the dataset has no streams: move its source to dataset.streams"
         yield Defect(key, f"names {name!r}, {hint}")
     elif name not in streams:
         close = get_close_matches(name, streams, n=1)
@@ -134,40 +135,40 @@ def _amounts_beside_stages(loader: "DataLoaderConfig") -> Iterator[Defect]:
     for name, stream in (loader.dataset.streams or {}).items() if loader.stages else ():
         for key in AMOUNTS:
             if getattr(stream, key) is not None:
-                yield Defect(f"dataset.streams.{name}.{key}", "is given beside stages, which say the mix")
+                yield Defect(f"dataset.streams.{name}.{key}", "is set together with stages, which set the mix")
 
 
 def stages_too_long(loader: "DataLoaderConfig", max_duration: str) -> Iterator[Defect]:
-    """Whether a run ends before its stages do. A stage in another unit than the run counts as nothing here."""
+    """A Defect if a run ends before its stages do. Stages in another unit than the run are not counted here."""
     lengths = [in_unit_of(max_duration, each.duration) for each in loader.stages if isinstance(each.duration, str)]
     known, (total, unit) = sum(length or 0.0 for length in lengths), parse_duration(max_duration)
     is_open = bool(loader.stages) and loader.stages[-1].duration is None
-    # Rounded as durations are when they are turned into batches: 0.1dur and 0.2dur and 0.7dur are a whole.
+    # Rounded in the same way as durations in batches: 0.1dur + 0.2dur + 0.7dur is exactly the whole run.
     if (excess := round(known - total, 6)) > 0 or (is_open and excess == 0):
         yield Defect(
             "stages",
-            f"last {known:,.10g}{unit}, but max_duration is {max_duration}, so that {loader.stages[-1].name} would not "
-            "be reached or not be finished: shorten them or raise max_duration, or for a short test "
+            f"last {known:,.10g}{unit}, but max_duration is {max_duration}, so {loader.stages[-1].name} would not be "
+            "reached or not be completed: shorten them or raise max_duration, or for a short test "
             "train_loader.stages=[]",
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataLoaderConfig(Section):
-    """Rows, and how they are read."""
+    """A dataset and the settings for reading it."""
 
     RULES = (_stage_names, _open_stage, _streams_of_stages, _amounts_beside_stages)
 
     name: Literal["finetuning", "text"]
-    """What LLM Foundry calls the two kinds; both read the same sources here."""
+    """The two kinds of loaders in LLM Foundry. Both read the same sources here."""
     dataset: DatasetConfig
     stages: list[StageConfig] = field(default_factory=list)
-    """The curriculum: stages in their order. Without any there is one mix for the whole run."""
+    """The stages of the curriculum, in order; empty: one mix for the whole run."""
     num_workers: CountOrZero = 2
-    """Processes that read rows ahead; 0 reads in the training process."""
+    """Number of processes that read rows ahead; 0: read in the training process."""
     prefetch_factor: Count = 2
-    """Batches that each worker holds ready."""
+    """Number of batches that each worker prefetches."""
     pin_memory: bool = True
-    """Batches are read into page-locked memory, from which copies to a GPU are faster."""
+    """Read batches into page-locked memory, which makes copies to a GPU faster."""
     persistent_workers: bool = True
-    """Worker processes are kept between epochs."""
+    """Keep worker processes between epochs."""

@@ -1,6 +1,6 @@
 """Sections of a config: frozen dataclasses whose values are checked by small rules.
 
-What a single field must be is in its type (values.py). What fields must be to one another is in the section's RULES.
+The type of a field checks its value (values.py). The section's RULES check relations between fields.
 """
 
 import contextlib
@@ -31,39 +31,39 @@ _unchecked = ContextVar("unchecked", default=False)
 
 
 class Defect(NamedTuple):
-    """One thing that is wrong."""
+    """One problem in a section."""
 
     key: str
-    """Relative to the section."""
+    """The key, relative to the section."""
     text: str
-    """What follows the key: `is -1, but it must be above 0`."""
+    """The text that follows the key: `is -1, but it must be above 0`."""
 
 
 @runtime_checkable
 class Check(Protocol):
-    """What a single value must be besides its Python type; stands in `Annotated`."""
+    """A check of a single value beyond its Python type, for use in `Annotated`."""
 
     def defect(self, value: object) -> str | None:
-        """What follows the key in an error, or None, also for values of another Python type."""
+        """The text that follows the key in an error; None if the value is valid or has another Python type."""
         ...
 
     def described(self) -> str:
-        """What it must be, in words; empty where the Python type says it all."""
+        """The requirement in words; empty if the Python type is enough."""
         ...
 
 
 Rule = Callable[[Any], Iterable[Defect]]
-"""Gets a section and yields what is wrong with it. It may read fields of sections below."""
+"""Takes a section and yields its defects. It may read fields of nested sections."""
 
 
 class Unavailable(Exception):
-    """A rule, or code, reads a field whose value is missing, invalid or not known yet."""
+    """A field was read whose value is missing, invalid or not known yet."""
 
 
 class Section:
-    """Base of a config's dataclasses. Making one with values that break a rule raises ConfigError, all of them in one.
+    """Base class of a config's dataclasses. Creating one with invalid values raises ConfigError with all problems.
 
-    Each field has its documentation below it, and its default nowhere else.
+    The docstring below each field is its documentation. Its default is defined nowhere else.
     """
 
     RULES: ClassVar[tuple[Rule, ...]] = ()
@@ -81,7 +81,7 @@ class Section:
 
 @contextlib.contextmanager
 def unchecked() -> Iterator[None]:
-    """Sections can be made without their rules: whoever makes them calls `check` on the outermost."""
+    """Create sections without running their rules. The caller must call `check` on the outermost section."""
     token = _unchecked.set(True)
     try:
         yield
@@ -90,12 +90,12 @@ def unchecked() -> Iterator[None]:
 
 
 def raise_defects(defects: Iterable[Defect]) -> None:
-    """Raises ConfigError when there are any."""
+    """Raises ConfigError if there are any defects."""
     raise_together([ConfigError(defect.text, key=defect.key or None) for defect in defects])
 
 
 def partial(cls: type[Any], values: Mapping[str, Any]) -> Any:
-    """A section that has only these values: reading another field raises Unavailable."""
+    """A section with only these values. Reading another field raises Unavailable."""
     section = object.__new__(_partial_class(cls))
     vars(section).update(values)
     return section
@@ -107,7 +107,7 @@ def is_partial(section: object) -> bool:
 
 class _Partial:
     def __getattribute__(self, name: str) -> Any:
-        # Defaults are attributes of the class, which would be found.
+        # Without this check, defaults would be found as attributes of the class.
         if name in type(self).__dataclass_fields__ and name not in object.__getattribute__(self, "__dict__"):  # pyright: ignore[reportAttributeAccessIssue]
             raise Unavailable(name)
         return object.__getattribute__(self, name)
@@ -119,21 +119,21 @@ def _partial_class(cls: type[Any]) -> type[Any]:
 
 
 def each(items: Iterable[T], rule: Callable[[T], Iterable[Defect]]) -> Iterator[Defect]:
-    """What a rule yields for each item; one whose values are not available does not keep it from the others."""
+    """Apply a rule to each item. An item with unavailable values does not keep the others from being checked."""
     for item in items:
         with contextlib.suppress(Unavailable):
             yield from rule(item)
 
 
 def check(section: Section, key: str = "") -> list[Defect]:
-    """Everything that is wrong with a section and those below it. A rule runs when all that it reads is valid."""
+    """All defects of a section and its nested sections. A rule runs if all values that it reads are valid."""
     found: list[Defect] = []
     _valid_part(section, key, found)
     return found
 
 
 def _valid_part(value: Any, key: str, found: list[Defect]) -> Any:
-    """The value itself, or, where something in it is wrong, its partial sections."""
+    """The value itself, or with partial sections if something in it is invalid."""
     if isinstance(value, Section):
         return _valid_section(value, key, found)
     if isinstance(value, dict):
@@ -164,7 +164,7 @@ def _valid_section(section: Any, key: str, found: list[Defect]) -> Any:
 
 
 def has_partial(value: Any) -> bool:
-    """Whether it is a partial section, or a list or mapping with one."""
+    """Whether the value is a partial section, or a list or mapping that contains one."""
     if isinstance(value, dict | list):
         return any(map(has_partial, value.values() if isinstance(value, dict) else value))
     return is_partial(value)
@@ -172,7 +172,7 @@ def has_partial(value: Any) -> bool:
 
 @functools.cache
 def hints_of(cls: type[Any]) -> dict[str, Any]:
-    """Field -> its type, with what `Annotated` adds."""
+    """Field -> its type, including `Annotated`."""
     hints = get_type_hints(cls, include_extras=True)
     return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
 
@@ -189,17 +189,17 @@ def _checks(hint: Any) -> Iterator[Check]:
         yield from (item for item in metadata if isinstance(item, Check))
         yield from _checks(inner)
     elif get_origin(hint) in (Union, types.UnionType):
-        # Each looks only at values of its own Python type.
+        # Each check ignores values of other Python types.
         yield from (check for option in get_args(hint) for check in _checks(option))
 
 
 def join(key: str, name: object) -> str:
-    """`a` and `b` to `a.b`."""
+    """Join `a` and `b` to `a.b`."""
     return f"{key}.{name}" if key and name != "" else key or str(name)
 
 
 def leaves(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and values of nested mappings. Empty mappings, and lists, are values."""
+    """Dotted keys and values of nested mappings. Empty mappings and lists count as values."""
     if isinstance(node, Mapping) and node:
         for name, value in node.items():
             yield from leaves(value, join(key, name))
@@ -208,5 +208,5 @@ def leaves(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def is_within(key: str, sections: Iterable[str]) -> bool:
-    """Whether a key is one of these, or below one of them."""
+    """Whether a key is one of these sections or below one of them."""
     return any(key == section or key.startswith((f"{section}.", f"{section}[")) for section in sections)

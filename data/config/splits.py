@@ -1,4 +1,4 @@
-"""Which rows of which splits `split` means, in the syntax of the `datasets` library: `train[:90%]+test[10:20]`."""
+"""Parse `split`: the rows of which splits, in the syntax of the `datasets` library: `train[:90%]+test[10:20]`."""
 
 import re
 from dataclasses import dataclass
@@ -11,23 +11,23 @@ _PART = re.compile(rf"(?P<name>[^\[\]+:]+?)\s*(?:\[(?P<start>{_BOUND})?:(?P<end>
 
 @dataclass(frozen=True, kw_only=True)
 class SplitPart:
-    """A split, or the rows of it between two bounds."""
+    """A split, or a slice of its rows."""
 
     name: str
     start: int | None = None
     end: int | None = None
-    """Rows, counted from the end where negative, as in a Python slice; null: no bound."""
+    """Bounds in rows, from the end if negative, as in a Python slice; None: no bound."""
     percent: bool = False
-    """The bounds are percent of the split's rows."""
+    """Whether the bounds are percentages of the split's rows."""
 
     @property
     def is_slice(self) -> bool:
         return self.start is not None or self.end is not None
 
     def bounds(self, n_rows: int) -> tuple[int, int]:
-        """The first row, from 0, and the one after the last, of a split of `n_rows`.
+        """The index of the first row, and of the row after the last, for a split of `n_rows` rows.
 
-        Percentages are rounded to the closest row, as in `datasets`.
+        Percentages are rounded to the nearest row, as in `datasets`.
         """
         start, end = (self._row(bound, n_rows) for bound in (self.start, self.end))
         start, end = 0 if start is None else start, n_rows if end is None else end
@@ -41,7 +41,7 @@ class SplitPart:
 
 
 def parse_split(split: str) -> list[SplitPart]:
-    """The parts in their order. Raises ConfigError for what is none."""
+    """The parts in order. Raises ConfigError for an invalid split."""
     return [_parse(text.strip(), split) for text in split.split("+")]
 
 
@@ -49,21 +49,19 @@ def _parse(text: str, split: str) -> SplitPart:
     found = _PART.fullmatch(text)
     if found is None or not text.isprintable():
         raise ConfigError(
-            f"is {split!r}, but {text!r} is not a split or a slice of one: write it as in train, train[:90%], "
-            "train[1000:2000], train[-5%:] or train+validation (percentages are whole numbers)",
+            f"is {split!r}, but {text!r} is not a split or a slice of one: write it like train, train[:90%], "
+            "train[1000:2000], train[-5%:] or train+validation (percentages must be integers)",
             key="split",
         )
     given = [found[key] for key in ("start", "end") if found[key]]
     percent = [bound.endswith("%") for bound in given]
     if len(set(percent)) > 1:
         raise ConfigError(
-            f"is {split!r}, but one bound of {text!r} is in percent and one in rows: write both in one", key="split"
+            f"is {split!r}, but one bound of {text!r} is in percent and one in rows: use the same unit", key="split"
         )
     start, end = (int(found[key].rstrip("%")) if found[key] else None for key in ("start", "end"))
     if any(percent) and max(abs(start or 0), abs(end or 0)) > 100:
-        raise ConfigError(f"is {split!r}, but a bound of {text!r} is beyond 100%", key="split")
+        raise ConfigError(f"is {split!r}, but a bound of {text!r} is above 100%", key="split")
     if end == 0 or (start is not None and end is not None and (start < 0) == (end < 0) and start >= end):
-        raise ConfigError(
-            f"is {split!r}, but there are no rows in {text!r}: its end must be after its start", key="split"
-        )
+        raise ConfigError(f"is {split!r}, but {text!r} contains no rows: its end must be after its start", key="split")
     return SplitPart(name=found["name"], start=start, end=end, percent=any(percent))

@@ -1,4 +1,4 @@
-"""What errors about keys and values suggest: the nearest key, where a key belongs, what a value must be."""
+"""Suggestions in errors about keys and values: the most similar key, the right section of a key, valid values."""
 
 import difflib
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,12 +11,12 @@ from data.config.sections import Section, hints_of, join
 
 
 def plain(hint: Any) -> Any:
-    """A type without what `Annotated` adds."""
+    """The type without `Annotated`."""
     return plain(get_args(hint)[0]) if get_origin(hint) is Annotated else hint
 
 
 def options_of(hint: Any) -> list[Any]:
-    """The types of a union, without null and flattened; of another type itself."""
+    """The types of a union, flattened and without null; for another type, the type itself."""
     hint = plain(hint)
     if get_origin(hint) not in (Union, UnionType):
         return [hint]
@@ -28,18 +28,18 @@ def is_section(hint: Any) -> bool:
 
 
 def show(value: object) -> str:
-    """A value as YAML has it, cut to a readable length."""
+    """The value in YAML, cut to a readable length."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     return shown(value)
 
 
-_WORDS = {int: "a whole number", float: "a finite number", bool: "true or false", str: "text"}
-_MANY = {int: "whole numbers", float: "numbers", str: "texts"}
+_WORDS = {int: "an integer", float: "a finite number", bool: "true or false", str: "a string"}
+_MANY = {int: "integers", float: "numbers", str: "strings"}
 
 
 def describe(hint: Any) -> str:
-    """What a value of this type is, in words."""
+    """The values of this type, in words."""
     options = options_of(hint)
     if len(options) > 1:
         return " or ".join(map(describe, options))
@@ -53,7 +53,7 @@ def describe(hint: Any) -> str:
 
 
 def fix_of_value(hint: Any, value: object, key: str) -> str:
-    """A value that was meant, or how to write it; empty where none is near."""
+    """A suggested value, or how to write it; empty if there is no suggestion."""
     options = options_of(hint)
     choices = [choice for option in options if get_origin(option) is Literal for choice in get_args(option)]
     if choices and not isinstance(value, dict | list):
@@ -70,7 +70,7 @@ def _as_text(value: object, key: str) -> str:
 
 
 def near(value: object, options: Iterable[object]) -> str:
-    """`; did you mean X?` for the nearest of the options, whatever its case; empty where none is near."""
+    """`; did you mean X?` for the most similar option, ignoring case; empty if none is similar."""
     close = _nearest(str(value), map(str, options), cutoff=0.65)
     return f"; did you mean {close}?" if close is not None else ""
 
@@ -82,16 +82,17 @@ def _nearest(name: str, options: Iterable[str], *, cutoff: float) -> str | None:
 
 
 def intended_key(root: type[Section], name: str, key: str, names: Sequence[str]) -> tuple[str | None, str]:
-    """What was probably meant by an unknown `name` in the section at `key`, which has `names`, and how to say it.
+    """The key that was probably meant by an unknown `name` in the section `key`, and the text that suggests it.
 
-    That is the same key elsewhere, or one like it here or elsewhere; where there is none, the keys here are listed.
+    This is the same name in another section, or a similar name in this section or elsewhere. If there is none, the text
+    lists the section's `names`.
     """
     everywhere = list(known_paths(root))
     same = [known for known in everywhere if known.rpartition(".")[2] == name]
-    # Nearest in the tree first, so that train_loader.max_seq_len leads to train_loader.dataset.max_seq_len.
+    # Nearby sections come first, so that train_loader.max_seq_len leads to train_loader.dataset.max_seq_len.
     same.sort(key=lambda known: -len(_common(known.split("."), key.split("."))))
     alike = _nearest(name, names, cutoff=0.65)
-    # One very like it here is nearer than the same in another part of the tree.
+    # A very similar name in this section is preferred to the same name in a distant section.
     if same and (_common(same[0].split("."), key.split(".")) or _nearest(name, names, cutoff=0.7) is None):
         return same[0], f" here; it belongs at {same[0]}"
     if alike is not None:
@@ -101,7 +102,7 @@ def intended_key(root: type[Section], name: str, key: str, names: Sequence[str])
         known = next(known for known in everywhere if known.rpartition(".")[2] == close)
         return known, f"; did you mean {known}?"
     if not names:
-        return None, f"; there are none in {setting(key)}"
+        return None, f"; {setting(key)} has no keys"
     return None, f"; the keys in {setting(key)} are {', '.join(names)}" if key else " here or anywhere below"
 
 
@@ -110,7 +111,7 @@ def _common(one: list[str], other: list[str]) -> list[str]:
 
 
 def known_paths(hint: Any, key: str = "") -> Iterator[str]:
-    """Every key there can be, with its path."""
+    """The paths of all possible keys."""
     for option in options_of(hint):
         if is_section(option):
             for name, below in hints_of(option).items():

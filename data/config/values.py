@@ -1,6 +1,6 @@
-"""Types of single values of a config, with what each must be besides its Python type.
+"""Types of single values in a config, with requirements beyond the Python type.
 
-Most checks also add to the JSON schema what an editor can check.
+Most checks are also added to the JSON schema, if an editor can check them.
 """
 
 import re
@@ -12,12 +12,12 @@ from data.base.paths import MAX_LABEL, label_defect, name_defect, path_defect, p
 from data.base.sizes import parse_bytes
 
 REFERENCE = r"\$\{|^\?\?\?$"
-"""In a JSON schema: text with a reference such as `${max_seq_len}`, or a value that is still to be filled in."""
+"""Pattern for a JSON schema: a reference such as `${max_seq_len}`, or a value that must be filled in."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Range:
-    """Numbers between bounds."""
+    """A number between bounds."""
 
     ge: float | None = None
     gt: float | None = None
@@ -51,7 +51,7 @@ def _short(number: float) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Duration:
-    """Text such as 10ba, 500tok, 2ep or 0.1dur."""
+    """A string such as 10ba, 500tok, 2ep or 0.1dur."""
 
     positive: bool = False
 
@@ -73,7 +73,7 @@ class Duration:
 
 @dataclass(frozen=True)
 class _WallTime:
-    """Text such as 3h50m."""
+    """A string such as 3h50m."""
 
     def defect(self, value: object) -> str | None:
         if not isinstance(value, str):
@@ -93,15 +93,15 @@ class _WallTime:
 
 @dataclass(frozen=True, kw_only=True)
 class Form:
-    """Text of a form."""
+    """A string that matches a pattern."""
 
     pattern: str
     name: str
-    """The form in words."""
+    """The pattern in words."""
 
     def defect(self, value: object) -> str | None:
-        wrong = isinstance(value, str) and re.fullmatch(self.pattern, value) is None
-        return f"is {value!r}, but it must be {self.name}" if wrong else None
+        valid = not isinstance(value, str) or re.fullmatch(self.pattern, value) is not None
+        return None if valid else f"is {value!r}, but it must be {self.name}"
 
     def described(self) -> str:
         return self.name
@@ -112,7 +112,7 @@ class Form:
 
 @dataclass(frozen=True)
 class _Path:
-    """A path, or paths, that a file system takes. Whether something is there is asked elsewhere."""
+    """One or several paths that a file system accepts. Whether they exist is checked elsewhere."""
 
     def defect(self, value: object) -> str | None:
         return path_defect(value)
@@ -123,7 +123,7 @@ class _Path:
 
 @dataclass(frozen=True)
 class _Name:
-    """The name of one folder below another."""
+    """The name of a folder inside another folder."""
 
     def defect(self, value: object) -> str | None:
         return name_defect(value)
@@ -134,7 +134,7 @@ class _Name:
 
 @dataclass(frozen=True)
 class _Label:
-    """What a service shows."""
+    """A label that a service shows."""
 
     def defect(self, value: object) -> str | None:
         return label_defect(value)
@@ -145,7 +145,7 @@ class _Label:
 
 @dataclass(frozen=True)
 class _Placeholders:
-    """Text in which `{name}` of these names is filled in."""
+    """A string in which `{name}` is replaced, for these names."""
 
     names: tuple[str, ...] = ()
 
@@ -158,7 +158,7 @@ class _Placeholders:
 
 @dataclass(frozen=True)
 class _Bytes:
-    """A size in bytes: a number, or text such as 100gb."""
+    """A size in bytes: a number, or a string such as 100gb."""
 
     def defect(self, value: object) -> str | None:
         if not isinstance(value, int | str):
@@ -170,7 +170,7 @@ class _Bytes:
         return None
 
     def described(self) -> str:
-        return "bytes, or such as 100gb"
+        return "bytes, or a size such as 100gb"
 
     def __get_pydantic_json_schema__(self, core_schema: Any, handler: Any) -> dict[str, Any]:
         form = r"^\s*\d+(\.\d+)?\s*([kmgtKMGT]?[iI]?[bB])?\s*$"
@@ -179,11 +179,11 @@ class _Bytes:
 
 @dataclass(frozen=True)
 class _CountOrAll:
-    """A number of things, or -1 for all of them."""
+    """A positive count, or -1 for all."""
 
     def defect(self, value: object) -> str | None:
-        wrong = isinstance(value, int) and value != -1 and value < 1
-        return f"is {value}, but it must be {self.described()}" if wrong else None
+        valid = not isinstance(value, int) or value == -1 or value >= 1
+        return None if valid else f"is {value}, but it must be {self.described()}"
 
     def described(self) -> str:
         return "-1 (all) or at least 1"

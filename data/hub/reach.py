@@ -1,4 +1,4 @@
-"""Can the Hugging Face hub be asked? Its own library takes up to a minute of retries to find out."""
+"""Check whether the Hugging Face hub can be reached. Its own library retries for up to a minute to find out."""
 
 import functools
 import threading
@@ -6,14 +6,14 @@ import threading
 from data.base.errors import reason
 
 WAIT_SECONDS = 6.0
-"""For the hub to answer. Looking up its name, which no timeout of the HTTP library covers, can alone take longer."""
+"""Time limit for the hub to answer. Timeouts of the HTTP library do not cover the DNS lookup, which may take longer."""
 
 
 def why_offline() -> str | None:
-    """Why the hub cannot be asked, to stand in a sentence; None when it answers.
+    """Why the hub cannot be reached, as a clause; None if it answers.
 
-    Asked once a process, with one short request to the endpoint (HF_ENDPOINT, through the proxies of the environment).
-    Who gets a reason should use what is in the hub's cache: `local_files_only=True`.
+    Sends one short request per process to the endpoint (HF_ENDPOINT, through the proxies of the environment). If the
+    hub cannot be reached, callers should use only the hub's cache: `local_files_only=True`.
     """
     from huggingface_hub import constants
 
@@ -25,7 +25,7 @@ def why_offline() -> str | None:
 @functools.cache
 def _why_silent(endpoint: str) -> str | None:
     answers: list[str | None] = []
-    # A daemon, for it may still be waiting for a name server when the program ends.
+    # A daemon thread, because it may still wait for DNS when the program ends.
     asking = threading.Thread(target=lambda: answers.append(_ask(endpoint)), daemon=True)
     asking.start()
     asking.join(WAIT_SECONDS)
@@ -44,7 +44,7 @@ def _ask(endpoint: str) -> str | None:
 
 
 def _root_of(error: BaseException) -> str:
-    """What the operating system said, below what the libraries made of it."""
+    """The message of the operating system, which the libraries' errors were raised from."""
     while (below := error.__cause__ or error.__context__) is not None:
         error = below
     message = reason(error) if isinstance(error, OSError) else str(error)

@@ -1,8 +1,8 @@
 """JSON files and chat templates of a model's or tokenizer's repository, checked before transformers reads them.
 
 Some of their keys make transformers run code, fetch it from the hub, or read or write files elsewhere (CVE-2026-4372,
-CVE-2026-9856). KEYS and TOKENIZER_KEYS list them, from the source of transformers 4.53, 4.57.6 and 5.24. A file
-that is not JSON is left to transformers, which reads the files as they are read here and refuses it.
+CVE-2026-9856). KEYS and TOKENIZER_KEYS list them, according to the source of transformers 4.53, 4.57.6 and 5.24. A file
+that is not JSON is not checked here, because transformers refuses it too.
 """
 
 import json
@@ -17,12 +17,12 @@ from data.base.errors import ConfigError
 from data.base.paths import shown
 
 TOKENIZER_FILES = ("tokenizer_config.json", "special_tokens_map.json")
-"""transformers gives every key of both to the tokenizer's class, where each `..._file` is a path that is opened."""
+"""transformers passes every key of both files to the tokenizer's class, which opens each `..._file` as a path."""
 JSON_FILES = ("config.json", "generation_config.json", *TOKENIZER_FILES)
 TEMPLATES = "additional_chat_templates"
-"""The folder of chat templates other than the default, each a file NAME.jinja."""
+"""The folder of additional chat templates, each a file NAME.jinja."""
 CHECKED = (*JSON_FILES, f"{TEMPLATES}/*")
-"""What has to be here before a repository of the hub can be checked."""
+"""Files that must be downloaded before a repository of the hub can be checked."""
 
 Place = tuple[str | int, ...]
 """The keys that lead to a value."""
@@ -32,56 +32,58 @@ class Rule(NamedTuple):
     does: str
     """What the key makes transformers do."""
     allowed: str = ""
-    """A pattern that harmless texts match. null, false and what is empty are harmless under any key."""
-    texts_alone: bool = False
-    """Whether mappings and lists are harmless."""
+    """A pattern of harmless strings. null, false and empty values are harmless for every key."""
+    strings_only: bool = False
+    """Whether mappings and lists are harmless, so that only strings are checked."""
 
 
 _CODE = "names code of a repository to run"
-_KERNEL = "can name a kernel, which is code that is fetched from the hub"
+_KERNEL = "can name a kernel, which is code downloaded from the hub"
 _ATTENTION, _EXPERTS = "eager|sdpa|flex_attention", "eager|grouped_mm|batched_mm"
 _PATH = "is a path that is opened, and may be copied when the tokenizer is saved"
 
 KEYS: dict[str, Rule] = {
-    # Any file, at any depth: a config may hold others.
+    # These apply to any file, at any depth, because a config may contain other configs.
     "auto_map": Rule(_CODE),
     "attn_implementation": Rule(_KERNEL, _ATTENTION),
     "_attn_implementation": Rule(_KERNEL, _ATTENTION),
-    "_attn_implementation_internal": Rule(_KERNEL),  # until 5.3 it was taken as it is; nobody saves it
+    "_attn_implementation_internal": Rule(_KERNEL),  # used unchecked until 5.3; it is never saved
     "experts_implementation": Rule(_KERNEL, _EXPERTS),
     "_experts_implementation": Rule(_KERNEL, _EXPERTS),
     "_experts_implementation_internal": Rule(_KERNEL),
-    "configuration_files": Rule("names another file to read instead of config.json, which may lie elsewhere"),
-    "transformers_weights": Rule("names other weights than the folder's own, which may lie elsewhere"),
-    "tokenizer_class": Rule("names a class that is no tokenizer", r"(?!Auto|Rag)\w+(Tokenizer|TokenizerFast|Backend)"),
-    "model_type": Rule("has tokenizers in folders of their own, which are not checked", "(?!rag$).*"),
+    "configuration_files": Rule("names another file to read instead of config.json, perhaps outside the folder"),
+    "transformers_weights": Rule("names other weights than the folder's own, perhaps outside the folder"),
+    "tokenizer_class": Rule(
+        "names a class that is not a tokenizer", r"(?!Auto|Rag)\w+(Tokenizer|TokenizerFast|Backend)"
+    ),
+    "model_type": Rule("has its tokenizers in subfolders, which are not checked", "(?!rag$).*"),
 }
 
 TOKENIZER_KEYS: dict[str, Rule] = {
-    "init_inputs": Rule("gives the tokenizer's class arguments, the first of which is a path"),
-    "fast_tokenizer_files": Rule("names files that may lie elsewhere", r"tokenizer\.[\w.-]*json"),
-    "special_tokens_map_file": Rule(_PATH, ".*"),  # many have one: where it lay when the tokenizer was saved; not read
-    "vocab": Rule(_PATH, texts_alone=True),
-    "merges": Rule(_PATH, texts_alone=True),
+    "init_inputs": Rule("passes arguments to the tokenizer's class, the first of which is a path"),
+    "fast_tokenizer_files": Rule("names files that may be outside the folder", r"tokenizer\.[\w.-]*json"),
+    "special_tokens_map_file": Rule(_PATH, ".*"),  # common: its path when the tokenizer was saved; it is not read
+    "vocab": Rule(_PATH, strings_only=True),
+    "merges": Rule(_PATH, strings_only=True),
     "source_spm": Rule(_PATH),
     "target_spm": Rule(_PATH),
-    "mecab_option": Rule("is a command line, with paths"),
+    "mecab_option": Rule("is a command line with paths"),
     "sudachi_config_path": Rule(_PATH),
     "sudachi_resource_dir": Rule(_PATH),
 }
-"""Of a tokenizer's files besides, at any depth."""
+"""Additional keys for a tokenizer's files, at any depth."""
 _ANY_FILE = Rule(_PATH)
-"""Of every other key of a tokenizer that ends in _file."""
+"""The rule for every other key of a tokenizer that ends in _file."""
 _TEMPLATE_NAME = re.compile(r"[A-Za-z0-9_-]+")
 _HASH = re.compile(r"(?<![0-9a-f])([0-9a-f]{30,128})(?![0-9a-f])")
-"""In the name of a file in a store that is addressed by content: the hub's cache, DVC (which cuts two digits off),
-git-annex (SHA256E-s12--HASH.json)."""
+"""Matches names in a content-addressed store: the hub's cache, DVC (which cuts two digits off), git-annex
+(SHA256E-s12--HASH.json)."""
 
 
 def check_json_files(folder: Path, hub_name: str | None = None) -> None:
-    """Raises ConfigError for the first key or name of a template in the folder that could do harm.
+    """Raises ConfigError for the first harmful key or template name in the folder.
 
-    hub_name: the repository whose copy in the hub's cache this is.
+    hub_name: the repository, if the folder is its copy in the hub's cache.
     """
     for name in JSON_FILES:
         file = folder / name
@@ -93,7 +95,7 @@ def check_json_files(folder: Path, hub_name: str | None = None) -> None:
             continue
         if isinstance(contents, Mapping):
             check_contents(contents, file, hub_name)
-    # transformers makes a path of each name again when it saves them.
+    # When transformers saves the templates, it uses each name as a path.
     for file in sorted((folder / TEMPLATES).rglob("*.jinja")):
         name = file.relative_to(folder / TEMPLATES).as_posix().removesuffix(".jinja")
         if not _TEMPLATE_NAME.fullmatch(name):
@@ -101,23 +103,23 @@ def check_json_files(folder: Path, hub_name: str | None = None) -> None:
 
 
 def check_contents(contents: Mapping[str, Any], file: Path, hub_name: str | None = None) -> None:
-    """The same for what was read from one of the JSON files."""
+    """Apply the same checks to the content of one of the JSON files."""
     try:
         _check_keys(contents, file, hub_name)
-    except RecursionError:  # from Python 3.12 on, json reads deeper than Python's own functions may call each other
+    except RecursionError:  # since Python 3.12, json can read deeper nesting than Python functions can process
         raise nested_too_deeply(file, hub_name) from None
 
 
 def check_saved_tokenizer(folder: Path) -> None:
-    """The same for the tokenizer's folder of a run, and all else in it: an export copies it as a whole."""
+    """Apply the same checks to the tokenizer folder of a run, and to all its other files, which an export copies."""
     check_json_files(folder)
     refuse_code_beside(folder)
     for path in sorted(folder.rglob("*")):
         _refuse_link(path, folder)
         if not _may_be_saved(path, folder):
             raise ConfigError(
-                f"{_printable(str(path))} is no file of a tokenizer, but an export would copy it: remove it (a run "
-                f"leaves files beside each other, none of them *.py, and {TEMPLATES}/*.jinja)"
+                f"{_printable(str(path))} is not a file of a tokenizer, but an export would copy it: remove it (a run "
+                f"saves files in this folder, none of them *.py, and {TEMPLATES}/*.jinja)"
             )
 
 
@@ -127,8 +129,8 @@ def _check_keys(contents: Mapping[str, Any], file: Path, hub_name: str | None) -
         if rule is None or not _is_refused(value, rule):
             continue
         raise ConfigError(
-            f"{_of(file, hub_name)} has {_dotted(place)} {shown(value)}, which {rule.does}: Dropless runs nothing of a "
-            f"repository and reads nothing outside of it, so {_hint(file, place, hub_name)}"
+            f"{_of(file, hub_name)} has {_dotted(place)} {shown(value)}, which {rule.does}: Dropless runs no code of a "
+            f"repository and reads no files outside of it, so {_hint(file, place, hub_name)}"
         )
     for name in _template_names(contents.get("chat_template")):
         if not isinstance(name, str) or not _TEMPLATE_NAME.fullmatch(name):
@@ -136,17 +138,17 @@ def _check_keys(contents: Mapping[str, Any], file: Path, hub_name: str | None) -
 
 
 def refuse_code_beside(folder: Path) -> None:
-    """Raises ConfigError for what makes transformers load code or another model when it loads the folder's model."""
+    """Raises ConfigError for files that make transformers load code or another model together with the model."""
     for name, does in (
         ("custom_generate/generate.py", "is code that transformers 4 runs when it loads the model"),
-        ("adapter_config.json", "makes transformers load another model, which may lie on the hub"),
+        ("adapter_config.json", "makes transformers load another model, perhaps from the hub"),
     ):
         if (folder / name).exists():
             raise ConfigError(f"{folder / name} {does}: remove it, or name a folder without it")
 
 
 def _may_be_saved(path: Path, folder: Path) -> bool:
-    """No link to a folder is: it may lead in circles."""
+    """Whether the file belongs to a saved tokenizer. Links to folders do not, because they may form a cycle."""
     if path.parent == folder / TEMPLATES:
         return path.is_file() and path.suffix == ".jinja"
     if path == folder / TEMPLATES:
@@ -155,11 +157,11 @@ def _may_be_saved(path: Path, folder: Path) -> bool:
 
 
 def refuse_links(folder: Path) -> None:
-    """Raises ConfigError for a file that transformers may read and that lies elsewhere, in a folder that a user names.
+    """Raises ConfigError for links to files outside the folder that transformers may read. For folders named by users.
 
-    Weights may do so, and files of the same name: many link the files of a tokenizer from a shared store. A folder that
-    was downloaded may have links too, and what they lead to would be copied into what is saved; but no file of a
-    tokenizer has the name of one that is secret.
+    Links of weights are allowed, and links to files of the same name, because many users link tokenizer files from a
+    shared store. A downloaded folder may contain links too, whose targets would be copied when the tokenizer is saved;
+    but no file with the name of a tokenizer file contains secrets.
     """
     for path in sorted([*folder.glob("*"), *(folder / TEMPLATES).rglob("*")]):
         if path.suffix != ".safetensors":
@@ -167,14 +169,15 @@ def refuse_links(folder: Path) -> None:
 
 
 def refuse_links_in_hub_cache(folder: Path) -> None:
-    """Raises ConfigError for any file of a repository that was fetched and lies outside of it: links there are its
-    cache's own."""
+    """Raises ConfigError for any file of a downloaded repository that is outside of it. Links of the hub's cache itself
+    are allowed."""
     for path in sorted(folder.rglob("*")):
         _refuse_link(path, folder)
 
 
 def _blobs(folder: Path) -> list[Path]:
-    """Of the hub's cache, in which snapshots/COMMIT/config.json is a link to ../../blobs/HASH."""
+    """The blobs folder, if the folder is in the hub's cache, where snapshots/COMMIT/config.json links to
+    ../../blobs/HASH."""
     root = folder.resolve()
     is_cached = root.parent.name == "snapshots" and root.parents[1].name.startswith("models--")
     return [root.parents[1] / "blobs"] if is_cached else []
@@ -183,36 +186,36 @@ def _blobs(folder: Path) -> list[Path]:
 def _refuse_link(path: Path, folder: Path, *, same_name: bool = False) -> None:
     if not path.is_symlink():
         return
-    target = Path(os.path.realpath(path))  # which, unlike resolve, takes links that go round in circles
+    target = Path(os.path.realpath(path))  # unlike resolve(), realpath() accepts cyclic links
     if any(target.is_relative_to(root) for root in (folder.resolve(), *_blobs(folder))):
         return
     if same_name and target.is_file() and (target.name == path.name or _HASH.search(target.name)):
         return
-    hint = "the file in its place"
+    hint = "the file"
     if same_name:
-        hint += f" (a link to a file that is called {_printable(path.name)} too is followed)"
+        hint += f" (links to a file that is also named {_printable(path.name)} are allowed)"
     raise ConfigError(
         f"{_printable(str(path))} is a link to {shown(str(target))}, outside of the folder: Dropless reads "
-        f"nothing outside of it, because it could end up in what is saved, so remove the link, or put a copy of {hint}"
+        f"nothing outside of it, because it could be copied into what is saved: replace the link by a copy of {hint}"
     )
 
 
 def nested_too_deeply(file: Path, hub_name: str | None = None) -> ConfigError:
-    """What cannot be read cannot be checked, while other parsers may take it."""
+    """The error for a file that is nested too deeply to be checked, although other parsers may read it."""
     return ConfigError(
-        f"{_of(file, hub_name)} cannot be checked, because its values are nested too deeply (hundreds of levels, where "
-        "a model's files have fewer than ten): remove these values, or take the file of another copy"
+        f"{_of(file, hub_name)} cannot be checked, because its values are nested too deeply (hundreds of levels, while "
+        "a model's files have fewer than ten): remove these values, or use another copy of the file"
     )
 
 
 _NAMES = (
-    "which would become a path when the tokenizer is saved: names are of letters, digits, _ and - alone, so rename it "
-    "or remove it (transformers itself uses default, tool_use and rag)"
+    "which would become a path when the tokenizer is saved: rename it using only letters, digits, _ and -, or remove "
+    "it (transformers itself uses default, tool_use and rag)"
 )
 
 
 def _walk(contents: Any) -> Iterator[tuple[Place, Any]]:
-    """(keys, value) of every key at any depth."""
+    """(keys, value) pairs of all keys at any depth."""
     left: list[tuple[Place, Any]] = [((), contents)]
     while left:
         place, value = left.pop()
@@ -234,14 +237,14 @@ def _rule(file_name: str, place: Place) -> Rule | None:
 
 def _is_refused(value: Any, rule: Rule) -> bool:
     if isinstance(value, list):
-        return not rule.texts_alone and any(_is_refused(item, rule) for item in value)
+        return not rule.strings_only and any(_is_refused(item, rule) for item in value)
     if isinstance(value, str):
         return bool(value) and not re.fullmatch(rule.allowed, value)
-    return bool(value) and not rule.texts_alone
+    return bool(value) and not rule.strings_only
 
 
 def _template_names(templates: Any) -> list[Any]:
-    """A list of {name, template}, or a mapping of names; one template alone has no name."""
+    """The names of the templates: a list of {name, template}, or a mapping by name. A single template has no name."""
     if isinstance(templates, list):
         return [template.get("name") for template in templates if isinstance(template, Mapping)]
     return list(templates) if isinstance(templates, Mapping) else []
@@ -256,7 +259,7 @@ def _dotted(place: Place) -> str:
 
 
 def _printable(text: str) -> str:
-    """Keys and names of files are as foreign as values, and may hold what moves a terminal's cursor."""
+    """Keys and file names are untrusted too, and may contain control characters of a terminal."""
     return text if text.isprintable() else shown(text)
 
 
@@ -264,8 +267,8 @@ def _hint(file: Path, place: Place, hub_name: str | None) -> str:
     if hub_name is not None:
         folder = hub_name.rpartition("/")[2]
         own = f"`{shlex.join(['hf', 'download', hub_name, '--local-dir', folder])}`"
-        return f"make a copy of your own ({own}), delete the key there, and name that folder"
-    # As JSON, a text is one of Python's as well, and holds no character that a terminal or shell would obey.
+        return f"download a copy ({own}), delete the key there, and use that folder"
+    # A JSON string is also a Python string, and contains no characters that a terminal or shell interprets.
     keys = "".join(f"[{json.dumps(key)}]" for key in place)
     code = f'p = {json.dumps(str(file))}; c = json.load(open(p)); del c{keys}; json.dump(c, open(p, "w"), indent=2)'
     return f"delete the key: python -c {shlex.quote(f'import json; {code}')}"

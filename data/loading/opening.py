@@ -48,7 +48,7 @@ def open_rows(config: DatasetConfig, tokenizer: Tokenizer, source: Source | MdsF
 
 
 def _open_prepared(folder: Path, tokenizer: Tokenizer) -> Rows:
-    hint = f"delete the folder {folder.name}, and it is prepared again"
+    hint = f"delete the folder {folder.name} to prepare it again"
     try:
         mds = MdsFolder.open(local=str(folder), remote=None, split=None, cache_dir="", hint=hint)
     except ConfigError:

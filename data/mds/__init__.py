@@ -1,4 +1,4 @@
-"""MDS folders, here or remote: index, shards, download, upload, and the writer that resumes.
+"""MDS folders, local or remote: index, shards, download, upload, and a writer that can be resumed.
 
-What the samples mean belongs to the packages that read them.
+The packages that read samples define what they mean.
 """

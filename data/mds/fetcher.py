@@ -1,7 +1,7 @@
-"""Brings a folder's shards on demand: downloaded or decompressed, and verified.
+"""Fetch a folder's shards on demand: download or decompress them, and verify them.
 
-Locks, time limits and what is believed are ours: any number of ranks and workers of a node may ask for a shard at once,
-one brings it, and none waits for ever.
+Streaming's downloaders are used, but with our own locks, time limits and checks. Any number of ranks and workers of a
+node may request the same shard: one process fetches it, and no process waits without a time limit.
 """
 
 import os
@@ -24,95 +24,96 @@ from data.mds.shard_files import ShardFiles
 from data.stores.failures import FetchError
 
 _AHEAD = 4
-"""Shards that are brought at a time."""
+"""Shards that are fetched in parallel."""
 
 
 class ShardFetcher:
-    """Brings the shards of a folder, by their numbers. Workers that are forked later can use it."""
+    """Fetches the shards of a folder by their numbers. Workers that are forked later can use it."""
 
     def __init__(self, files: ShardFiles) -> None:
         self._files = files
         self._checked = CheckedShards(files)
-        # Of this machine alone: on a shared disk whose locks do not reach others, they must not clear it away.
+        # One folder per machine: on a shared disk whose locks are local to each machine, machines must not delete each
+        # other's downloads.
         self._downloads = files.work / ".downloads" / platform.node()
         self._log = DownloadLog(self._downloads / "downloaded.jsonl")
         self._ready: set[int] = set()
         self._ahead: _Prefetcher | None = None
 
     def check(self) -> None:
-        """Of the shards here: size, header and hash, once. Of the others: whether the remote has them, of what size.
+        """Check size, header and hash of the local shards once, and that the remote has the others in the right sizes.
 
-        Raises DataError for the first that is not right.
+        Raises DataError for the first defect.
         """
         here = self._files.here()
         elsewhere = sorted(set(range(len(self._files.shards))) - set(here))
         self._checked.check(here)
         self._ready.update(here)
-        to_bring = [number for number in elsewhere if not self._files.packed(number).exists()]
-        if to_bring:
-            self._check_remote(to_bring)
+        to_fetch = [number for number in elsewhere if not self._files.packed(number).exists()]
+        if to_fetch:
+            self._check_remote(to_fetch)
 
     def ensure(self, number: int) -> None:
-        """The shard is here afterwards, whole and right: another process may bring it, or this one does.
+        """Make sure that the shard is local, complete and verified. This process or another one fetches it.
 
-        Raises DataError within a minute of the last byte that came.
+        Raises DataError at most a minute after the last byte was received.
         """
         if self._is_ready(number):
             return
         if not self._files.file(number).exists():
-            self._bring_unless_another_does(number)
-        # Its hash is right: a shard that is brought gets its name afterwards.
+            self._fetch_unless_another_does(number)
+        # Its hash is already verified: a fetched shard is only renamed to its final name after that.
         self._files.check(number, hashes=False)
         self._ready.add(number)
 
     def prefetch(self, shards: Iterable[int]) -> None:
-        """Begins to bring the shards, in that order, in threads of this process. What fails is raised by `ensure`."""
+        """Start to fetch the shards in this order, in threads of this process. Errors are raised by `ensure`."""
         wanted = [number for number in shards if not self._is_ready(number)]
         if not wanted:
             return
         if self._ahead is None or self._ahead.pid != os.getpid():
             self._ahead = _Prefetcher(self.ensure)
-        self._ahead.ask(wanted)
+        self._ahead.request(wanted)
 
     def evict(self, number: int) -> None:
-        """Deletes the shard's file, which the remote has."""
+        """Delete the shard's local file. The remote must have it."""
         assert self._files.remote is not None
         self._ready.discard(number)
         self._files.file(number).unlink(missing_ok=True)
 
     def n_downloaded(self) -> int:
-        """How many shards this machine's processes have ever downloaded into the folder."""
+        """Number of shards that processes on this machine have downloaded into the folder so far."""
         return self._log.count()
 
     def _is_ready(self, number: int) -> bool:
-        """Known to be right, and still here: what came from a remote may have been evicted by any process."""
+        """Whether the shard is verified and still local: any process may have evicted a downloaded shard."""
         return number in self._ready and (self._files.remote is None or self._files.file(number).exists())
 
-    def _check_remote(self, to_bring: list[int]) -> None:
+    def _check_remote(self, to_fetch: list[int]) -> None:
         remote = self._files.remote
         if remote is None:
-            others = f" (and {len(to_bring) - 1} more)" if len(to_bring) > 1 else ""
-            raise DataError(f"{self._files.packed(to_bring[0])} is not there{others}: {self._files.hint}")
-        infos = [self._files.sent(number) for number in to_bring]
+            others = f" (and {len(to_fetch) - 1} more)" if len(to_fetch) > 1 else ""
+            raise DataError(f"{self._files.packed(to_fetch[0])} is missing{others}: {self._files.hint}")
+        infos = [self._files.sent(number) for number in to_fetch]
         if not remote_has(remote, tuple((info.basename, info.bytes) for info in infos)):
-            self.ensure(to_bring[0])
-            self.ensure(to_bring[-1])
+            self.ensure(to_fetch[0])
+            self.ensure(to_fetch[-1])
 
-    def _bring_unless_another_does(self, number: int) -> None:
+    def _fetch_unless_another_does(self, number: int) -> None:
         file, downloads = self._files.file(number), self._downloads / str(number)
         silence = Silence(downloads)
         with self._files.plain_errors(file.name):
             with exclusive_unless(self._files.work / ".locks" / str(number), silence.is_long) as held:
                 if not held:
                     raise DataError(
-                        f"{file} does not come: another process holds its download and has written nothing for a "
-                        f"while: look whether {self._files.name} answers, and start again"
+                        f"{file} is not downloaded: another process holds its lock, but has written nothing for a "
+                        f"while: check that {self._files.name} responds, and start again"
                     )
                 if not file.exists():
-                    self._bring(number, downloads, silence)
+                    self._fetch(number, downloads, silence)
 
-    def _bring(self, number: int, downloads: Path, silence: Silence) -> None:
-        """Under the shard's lock: what lies in `downloads` is a dead process's."""
+    def _fetch(self, number: int, downloads: Path, silence: Silence) -> None:
+        """Fetch the shard while holding its lock. Any content of `downloads` is left over from a killed process."""
         file = self._files.file(number)
         shutil.rmtree(downloads, ignore_errors=True)
         try:
@@ -128,7 +129,7 @@ class ShardFetcher:
             shutil.rmtree(downloads, ignore_errors=True)
 
     def _whole(self, number: int, downloads: Path, silence: Silence) -> Path:
-        """The shard's file in `downloads`, decompressed where it is compressed, and verified."""
+        """The shard's file in `downloads`, decompressed if needed, and verified."""
         shard = self._files.shards[number]
         packed = self._packed(number, downloads, silence)
         if not shard.compression:
@@ -140,7 +141,7 @@ class ShardFetcher:
         return whole
 
     def _packed(self, number: int, downloads: Path, silence: Silence) -> Path:
-        """The shard's file as it was sent, verified: that of the folder, or downloaded."""
+        """The shard's file as stored in the remote, verified. It is local already, or downloaded."""
         packed, sent = self._files.packed(number), self._files.sent(number)
         if packed.exists():
             defect = file_defect(packed, sent)
@@ -148,13 +149,13 @@ class ShardFetcher:
                 raise DataError(f"{packed} {defect}: {self._files.hint}")
             return packed
         if self._files.remote is None:
-            raise DataError(f"{packed} is not there: {self._files.hint}")
+            raise DataError(f"{packed} is missing: {self._files.hint}")
         url = f"{self._files.remote}/{sent.basename}"
         try:
             packed = fetch(url, downloads, lambda file: file_defect(file, sent), silence)
         except FetchError as error:
             raise DataError(
-                f"{url} cannot be downloaded ({error}): look whether the remote answers and the shard is there, "
+                f"{url} cannot be downloaded ({error}): check that the remote responds and has this shard, "
                 "and start again"
             ) from None
         self._log.add(sent)
@@ -162,25 +163,25 @@ class ShardFetcher:
 
 
 class _Prefetcher:
-    """Threads that bring shards in the order they are asked for, in the process in which they were made."""
+    """Threads that fetch shards in the requested order, in the process in which they were started."""
 
     def __init__(self, ensure: Callable[[int], None]) -> None:
         self.pid = os.getpid()
-        self._asked: set[int] = set()
+        self._requested: set[int] = set()
         self._queue: queue.SimpleQueue[int] = queue.SimpleQueue()
         for _ in range(_AHEAD):
             threading.Thread(target=self._run, args=(ensure,), daemon=True).start()
 
-    def ask(self, shards: Iterable[int]) -> None:
+    def request(self, shards: Iterable[int]) -> None:
         for number in shards:
-            if number not in self._asked:
-                self._asked.add(number)
+            if number not in self._requested:
+                self._requested.add(number)
                 self._queue.put(number)
 
     def _run(self, ensure: Callable[[int], None]) -> None:
         while True:
             number = self._queue.get()
-            # Whoever reads the shard meets the failure again, and raises it.
+            # The error is raised again when the shard is read.
             with suppress(Exception):
                 ensure(number)
-                self._asked.discard(number)  # once it is evicted, it may be asked for again
+                self._requested.discard(number)  # it may be requested again after an eviction

@@ -1,6 +1,6 @@
-"""An MDS folder, here or remote: its index is validated at opening, its shards are checked once and brought on demand.
+"""An MDS folder, local or remote. Opening validates its index; shards are checked once and fetched on demand.
 
-Format, decoding, hashes, compression and the download itself are Streaming's.
+Streaming provides the format, decoding, hashes, compression and the download itself.
 """
 
 import json
@@ -18,7 +18,7 @@ from data.base.errors import ConfigError, DataError, os_errors_named
 from data.base.redaction import without_login
 from data.examples.forms import TEXT_FORMS
 from data.mds.fetcher import ShardFetcher
-from data.mds.index import bring_index, need_index, parse_index
+from data.mds.index import fetch_index, need_index, parse_index
 from data.mds.remote.fetch import check_scheme
 from data.mds.row import ROW_FORMS
 from data.mds.shard_files import ShardFiles, plain_local_errors, work_folder
@@ -26,14 +26,14 @@ from data.mds.writer import INDEX, MANIFEST
 
 
 class MdsFolder:
-    """The samples of an MDS folder, numbered from 0 through all shards. Workers that are forked later can use it.
+    """The samples of an MDS folder, numbered from 0 over all shards. Workers that are forked later can use it.
 
-    With a remote, shards are brought into `folder` when they are asked for, and stay there until they are evicted.
-    Compressed ones are decompressed beside themselves, or below `cache_dir` when the folder is read-only.
+    With a remote, shards are downloaded into `folder` on demand and stay there until they are evicted. Compressed
+    shards are decompressed next to the compressed files, or below `cache_dir` if the folder is read-only.
     """
 
     def __init__(self, folder: Path, remote: str | None, index: bytes, hint: str, cache_dir: str = "") -> None:
-        """`folder` and `remote` with the split; `hint` ends the error of a damaged file."""
+        """`folder` and `remote` include the split. Errors about a damaged file end with `hint`."""
         self.folder, self.remote, self.hint = folder, remote, hint
         work = work_folder(folder, remote, index, cache_dir)
         try:
@@ -46,26 +46,26 @@ class MdsFolder:
         self._files = ShardFiles(folder, remote, self.shards, hint, work=work, cache_dir=cache_dir)
         self._fetcher = ShardFetcher(self._files)
         self.shard_sizes = np.array([shard.samples for shard in self.shards], dtype=np.int64)
-        """Samples of each shard, int64."""
+        """Number of samples in each shard, int64."""
         self.n_samples = int(self.shard_sizes.sum())
         self.n_bytes = sum(shard.raw_data.bytes for shard in self.shards)
-        """Of all shards, decompressed."""
+        """Size of all shards in bytes, decompressed."""
 
     @classmethod
     def open(
         cls, *, local: str | None, remote: str | None, split: str | None, cache_dir: str, hint: str | None = None
     ) -> "MdsFolder":
-        """Reads the index (and brings it and the manifest), no shard.
+        """Read the index, and download it and the manifest if there is a remote. No shard is downloaded.
 
-        A remote without `local` gets a folder below cache_dir. Raises ConfigError when there is no index or it cannot
-        be read, DataError when it cannot be believed, or is not the one whose shards are in `local`.
+        A remote without `local` gets a folder below cache_dir. Raises ConfigError if the index does not exist or cannot
+        be read, and DataError if it is invalid or differs from the index of the shards in `local`.
         """
         part = PurePosixPath(split or "")
         if part.is_absolute() or ".." in part.parts:
             raise ConfigError(f"is {split!r}, but it must be a folder below the data", key="split")
         if local is None:
             assert remote is not None
-            # The saved config of a run is without a login, and has to find the same folder.
+            # The saved config of a run has no login, and must lead to the same folder.
             named = without_login(remote.rstrip("/"))
             local = str(Path(cache_dir) / f"remote-{xxhash.xxh3_64_hexdigest(named)}")
         folder = Path(local) / part
@@ -73,13 +73,13 @@ class MdsFolder:
             remote = None
             with os_errors_named(f"is {local!r}, but it", key="local"):
                 need_index(folder, "local", local, split)
-            hint = hint or "write the folder again, or copy it again"
+            hint = hint or "write or copy the folder again"
         else:
             check_scheme(remote)
             value, remote = remote, "/".join((remote.rstrip("/"), *part.parts))
             with plain_local_errors(folder, INDEX):
-                bring_index(folder, remote, value, split)
-            hint = f"delete it, and it is downloaded from {remote} again"
+                fetch_index(folder, remote, value, split)
+            hint = f"delete it to download it from {remote} again"
         with os_errors_named(folder / INDEX, hint=hint, as_error=DataError):
             return cls(folder, remote, (folder / INDEX).read_bytes(), hint, cache_dir)
 
@@ -89,7 +89,7 @@ class MdsFolder:
 
     @property
     def is_rows(self) -> bool:
-        """Are the samples rows already, or still to be prepared?"""
+        """Whether the samples are prepared rows. Otherwise they still have to be tokenized."""
         return any(set(form) <= set(self.columns) for form in ROW_FORMS)
 
     @cached_property
@@ -100,7 +100,7 @@ class MdsFolder:
 
     @cached_property
     def manifest(self) -> dict[str, Any] | None:
-        """What `prepare` wrote of the rows; None for folders of others."""
+        """The manifest that `prepare` wrote; None for folders from other programs."""
         file = self.folder / MANIFEST
         try:
             manifest = json.loads(file.read_bytes())
@@ -112,28 +112,28 @@ class MdsFolder:
 
     @cached_property
     def ends(self) -> np.ndarray:
-        """Where each shard's samples end, int64."""
+        """Index after the last sample of each shard, int64."""
         return np.cumsum(self.shard_sizes)
 
     def place(self, sample: int) -> tuple[int, int]:
-        """The shard, and the sample's number in it."""
+        """The shard's number, and the sample's index in the shard."""
         shard = int(np.searchsorted(self.ends, sample, side="right"))
         return shard, sample - int(self.ends[shard] - self.shard_sizes[shard])
 
     def read(self, sample: int) -> dict[str, Any]:
-        """Column -> value. Brings the shard first when it is not here.
+        """Column -> value. Fetches the shard first if it is not local.
 
-        Raises DataError when that fails, or the shard is gone or damaged since it was checked.
+        Raises DataError if that fails, or if the shard was deleted or damaged after it was checked.
         """
         shard, place = self.place(sample)
         self.ensure(shard)
         try:
             return self.shards[shard][place]
-        except Exception as error:  # whatever a damaged file makes of the decoder
+        except Exception as error:  # a damaged file can cause any error in the decoder
             raise self.damaged(sample, f"{type(error).__name__}: {error}") from None
 
     def sample_bytes(self, sample: int) -> int:
-        """How large the sample is, encoded. Raises what `read` does."""
+        """Size of the encoded sample in bytes. Raises the errors of `read`."""
         shard, place = self.place(sample)
         self.ensure(shard)
         try:
@@ -153,38 +153,38 @@ class MdsFolder:
     # The shards' files.
 
     def file(self, shard: int) -> Path:
-        """The shard's file, decompressed; it may not be here yet."""
+        """Path of the shard's decompressed file, which may not exist yet."""
         return self._files.file(shard)
 
     def here(self) -> list[int]:
-        """The shards that are in the folder."""
+        """The shards that are local."""
         return self._files.here()
 
     def bytes_of(self, shard: int) -> int:
-        """Of the shard, decompressed."""
+        """Size of the shard in bytes, decompressed."""
         return self.shards[shard].raw_data.bytes
 
     def defect(self, shard: int) -> str | None:
-        """What of the shard's size, header or hash is not what the index says, to stand after the file's name."""
+        """How the shard's size, header or hash differ from the index, in words that follow the file's name; or None."""
         return self._files.defect(shard)
 
     def check(self) -> None:
-        """Verifies the shards here, each once, and that the remote has the others. Raises DataError for the first that
-        is not right."""
+        """Verify each local shard once, and that the remote has the others. Raises DataError for the first defect."""
         self._fetcher.check()
 
     def ensure(self, shard: int) -> None:
-        """The shard is here afterwards, whole and right. Raises DataError within a minute of the last byte received."""
+        """Make sure that the shard is local, complete and verified. Raises DataError at most a minute after the last
+        byte was received."""
         self._fetcher.ensure(shard)
 
     def prefetch(self, shards: Iterable[int]) -> None:
-        """Begins to bring the shards, in that order, in threads of this process. What fails is raised by `read`."""
+        """Start to fetch the shards in this order, in threads of this process. Errors are raised by `read`."""
         self._fetcher.prefetch(shards)
 
     def evict(self, shard: int) -> None:
-        """Deletes the shard's file, which the remote has."""
+        """Delete the shard's local file. The remote must have it."""
         self._fetcher.evict(shard)
 
     def n_downloaded(self) -> int:
-        """How many shards this machine's processes have ever brought into the folder."""
+        """Number of shards that processes on this machine have downloaded into the folder so far."""
         return self._fetcher.n_downloaded()

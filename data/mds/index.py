@@ -1,7 +1,7 @@
-"""The index.json of an MDS folder: found, or brought from a remote, and validated before Streaming's readers see it.
+"""The index.json of an MDS folder: found or downloaded, and validated before Streaming's readers use it.
 
-Streaming believes it: a basename leads its reader (and its eviction) out of the folder, `pkl` runs code, a count
-that lies shows as garbage in the middle of a run.
+Streaming does not validate it: a basename can point outside the folder (also for eviction), the encoding `pkl` runs
+code, and a false count only shows as garbage in the middle of a run.
 """
 
 import functools
@@ -39,24 +39,28 @@ _SHARD_KEYS = {
     "zip_data",
 }
 _MAX_BYTES = 2**32 - 1
-"""Of a shard: its offsets are uint32."""
+"""Maximum size of a shard, because its offsets are uint32."""
 
 
 def need_index(folder: Path, key: str, value: str, split: str | None) -> None:
-    """Raises ConfigError with the splits that there are, when the folder has no index."""
+    """Raises ConfigError if the folder has no index. The message lists the splits that have one."""
     if (folder / INDEX).exists():
         return
     base = folder.parent if split else folder
     splits = [path.parent.name for path in sorted(base.glob(f"*/{INDEX}"))]
     where = f"split {split!r} has" if split else "it has"
     if not base.is_dir() and not folder.is_dir():
-        raise ConfigError(f"is {value!r}, but there is no such folder{from_here(value)}", key=key)
-    hint = f"{setting('split')} is one of {', '.join(splits)}" if splits else f"is {str(folder)!r} the right folder?"
+        raise ConfigError(f"is {value!r}, but no such folder exists{from_here(value)}", key=key)
+    hint = (
+        f"set {setting('split')} to {' or '.join(splits)}"
+        if splits
+        else f"check that {str(folder)!r} is the right folder"
+    )
     raise ConfigError(f"is {value!r}, but {where} no {INDEX}: {hint}", key=key)
 
 
-def bring_index(folder: Path, remote: str, value: str, split: str | None) -> None:
-    """index.json, and manifest.json where the remote has one, are in the folder afterwards. `value` is the config's."""
+def fetch_index(folder: Path, remote: str, value: str, split: str | None) -> None:
+    """Download index.json, and manifest.json if the remote has one, into the folder. `value` is the config's remote."""
     index = folder / INDEX
     if index.exists() and not os.access(folder, os.W_OK):
         return
@@ -67,81 +71,81 @@ def bring_index(folder: Path, remote: str, value: str, split: str | None) -> Non
         got = fetch(f"{remote}/{INDEX}", downloads, waits=WAITS[:1])
         if index.exists() and index.read_bytes() != got.read_bytes():
             raise DataError(
-                f"{remote} is not what {folder} was downloaded from: its {INDEX} is another. Delete that folder, or "
-                "name another in local"
+                f"{folder} was downloaded from another dataset than {remote}: the {INDEX} differs. Delete that folder, "
+                "or set local to another folder"
             )
         if not (folder / MANIFEST).exists():
-            _bring_manifest(folder, remote, downloads)
+            _fetch_manifest(folder, remote, downloads)
         got.rename(index)
     except FetchError as error:
         if index.exists():
-            notice(f"{remote} cannot be reached ({error}): going on with what is in {folder}", logging.WARNING)
+            notice(f"{remote} cannot be reached ({error}): using the files in {folder}", logging.WARNING)
             return
         if error.absent and "://" not in remote:
             need_index(Path(remote), "remote", value, split)
-        hint = "look at the path and the split" if error.absent else "look at its name, and at the credentials"
+        hint = "check the path and the split" if error.absent else "check its name and the credentials"
         text = f"is {value!r}, but {remote}/{INDEX} cannot be read: {error}: {hint}"
         raise ConfigError(text, key="remote") from None
     finally:
         shutil.rmtree(downloads, ignore_errors=True)
 
 
-def _bring_manifest(folder: Path, remote: str, downloads: Path) -> None:
+def _fetch_manifest(folder: Path, remote: str, downloads: Path) -> None:
     try:
         fetch(f"{remote}/{MANIFEST}", downloads, waits=WAITS[:1]).rename(folder / MANIFEST)
     except FetchError as error:
-        # A bucket whose list may not be read says "permission denied" of a file that it does not have.
+        # A bucket that may not be listed answers "permission denied" for a missing file.
         if not (error.absent or error.denied):
             raise
 
 
 @dataclass(frozen=True)
 class Index:
-    """What an index.json lists."""
+    """The content of an index.json."""
 
     shards: list[Any]
-    """Streaming's reader of each shard, without its folder. Shards of 0 samples are left out."""
+    """Streaming's reader of each shard, without its folder. Empty shards are left out."""
     columns: dict[str, str]
-    """Name -> encoding, of the columns that all shards have alike."""
+    """Name -> encoding of the columns that are the same in all shards."""
     notes: list[str]
-    """What a user should know of it, each to stand after the folder's name."""
+    """Messages for the user, in words that follow the folder's name."""
 
 
 def parse_index(content: bytes, forms: Iterable[Sequence[str]]) -> Index:
-    """Raises DataError with what is wrong, to stand after a name. `forms`: the columns by which samples are recognized.
+    """Validate and parse an index. `forms`: the sets of columns by which samples are recognized.
 
-    What holds afterwards: format and version are known, all encodings are known, all shards have the same columns of
-    those in `forms` and at least one in common, every file name stays in the folder and is there once, counts are
-    possible in the bytes that are said.
+    Raises DataError with the first defect, in words that follow the file's name. Afterwards: format, version and all
+    encodings are known; all shards have the same columns of those in `forms` and at least one column in common; every
+    file name stays in the folder and is unique; the sample counts are possible for the file sizes.
     """
     try:
         index = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise DataError(f"is not JSON ({error})") from None
     _need(isinstance(index, dict), "is not a JSON object")
-    _need(index.get("version") == 2, f"has version {index.get('version')!r}, but only 2 is known")
+    _need(index.get("version") == 2, f"has version {index.get('version')!r}, but only version 2 is supported")
     shards = index.get("shards")
     _need(isinstance(shards, list), "has no list of shards")
-    _need(bool(shards), "lists no shards: there is not one sample")
+    _need(bool(shards), "lists no shards, so there are no samples")
     readers = {number: _parse_shard(shard, f"shards[{number}]") for number, shard in enumerate(shards)}
     _check_names_differ(list(readers.values()))
-    # MDSWriter writes one before a first sample that is larger than its size_limit.
+    # MDSWriter writes an empty shard before a first sample that is larger than its size_limit.
     full = {number: reader for number, reader in readers.items() if reader.samples}
-    _need(bool(full), f"lists {len(shards)} shards, all of 0 samples: there is not one sample")
+    _need(bool(full), f"lists {len(shards)} shards, all of them empty, so there are no samples")
     columns, in_some = _common_columns(full, {name for form in forms for name in form})
     notes = []
     if empty := len(shards) - len(full):
-        notes.append(f"{empty} of its {len(shards)} shards have 0 samples and are read as nothing")
+        notes.append(f"{empty} of its {len(shards)} shards are empty and are skipped")
     if in_some:
         counts = listed(f"{name} (in {count} of {len(full)})" for name, count in in_some.items())
-        notes.append(f"some of its shards have other columns besides, absent from the samples of the rest: {counts}")
+        notes.append(f"some of its shards have additional columns, which are missing in the others: {counts}")
     return Index(list(full.values()), columns, notes)
 
 
 def _common_columns(readers: Mapping[int, Any], needed: Collection[str]) -> tuple[dict[str, str], Counter[str]]:
-    """Name -> encoding of the columns that all shards have, and how many shards have each of the others.
+    """Name -> encoding of the columns that all shards have, and for each other column the number of shards with it.
 
-    Raises DataError when one that is needed is not in all of them, or not alike.
+    Raises DataError if a needed column is missing in a shard or has different encodings.
     """
     number, reader = next(iter(readers.items()))
     first = columns_of(reader)
@@ -157,8 +161,8 @@ def _common_columns(readers: Mapping[int, Any], needed: Collection[str]) -> tupl
         if differ or not common:
             names = listed(f"{name} {encoding}" for name, encoding in columns.items())
             raise DataError(
-                f"has in shards[{other}] other columns than in shards[{number}] ({names}), where "
-                f"{differ[0] if differ else 'at least one'} must be alike in all shards"
+                f"has other columns in shards[{other}] ({names}) than in shards[{number}], but "
+                f"{differ[0] if differ else 'at least one'} must be the same in all shards"
             )
     in_some = Counter({name: count for name, count in n_shards.items() if count < len(readers)})
     return {name: first[name] for name in first if name in common}, in_some
@@ -179,7 +183,7 @@ def _parse_shard(shard: Any, place: str) -> Any:
     if shard["compression"] is not None:
         _check_file(shard["zip_data"], f"{place}.zip_data")
     _check_counts(shard, place)
-    # Not from_json, whose deep copies take seconds for an index of many shards.
+    # from_json is not used because its deep copies take seconds for an index with many shards.
     return MDSReader(
         dirname="",
         split=None,
@@ -198,23 +202,23 @@ def _parse_shard(shard: Any, place: str) -> Any:
 def _check_keys(shard: Any, place: str) -> None:
     _need(isinstance(shard, dict), f"has {place}, which is not an object")
     if shard.get("format") != "mds" and "format" in shard:
-        raise DataError(f"has {place}.format {shard['format']!r}, but only mds is read")
+        raise DataError(f"has {place}.format {shard['format']!r}, but only mds is supported")
     for key in sorted(_SHARD_KEYS ^ shard.keys()):
         raise DataError(f"has {place} " + (f"without {key}" if key in _SHARD_KEYS else f"with the unknown key {key}"))
-    _need(shard["version"] == 2, f"has {place}.version {shard['version']!r}, but only 2 is known")
+    _need(shard["version"] == 2, f"has {place}.version {shard['version']!r}, but only version 2 is supported")
 
 
 def _check_columns(shard: Mapping[str, Any], place: str) -> None:
     names, encodings, column_sizes = (shard[f"column_{key}"] for key in ("names", "encodings", "sizes"))
     for key, value in (("names", names), ("encodings", encodings)):
-        _need(_is_texts(value), f"has {place}.column_{key} {_short(value)}, but it must be a list of texts")
+        _need(_is_texts(value), f"has {place}.column_{key} {_short(value)}, but it must be a list of strings")
     _need(isinstance(column_sizes, list), f"has {place}.column_sizes {_short(column_sizes)}, but it must be a list")
     if not len(names) == len(encodings) == len(column_sizes) > 0:
         raise DataError(
             f"has {place} with {len(names)} column_names, {len(encodings)} column_encodings and "
-            f"{len(column_sizes)} column_sizes: they must be as many, and at least one"
+            f"{len(column_sizes)} column_sizes: the numbers must be equal and at least 1"
         )
-    _need(len(set(names)) == len(names), f"has {place}.column_names {_short(names)}, where a name is there twice")
+    _need(len(set(names)) == len(names), f"has {place}.column_names {_short(names)}, which contains duplicates")
     for name, encoding, size in zip(names, encodings, column_sizes, strict=True):
         _check_encoding(f"{place}, column {_short(name)}", encoding, size)
 
@@ -225,25 +229,25 @@ def _check_compression(shard: Mapping[str, Any], place: str) -> None:
     compression = shard["compression"]
     if compression is not None and not (isinstance(compression, str) and is_compression(compression)):
         known = ", ".join(sorted(name for name in get_compressions() if ":" not in name))
-        raise DataError(f"has {place}.compression {_short(compression)}, but known are {known}")
+        raise DataError(f"has {place}.compression {_short(compression)}, but it must be one of {known}")
     if (shard["zip_data"] is None) != (compression is None):
         raise DataError(f"has {place} with compression {compression!r}, but zip_data {_short(shard['zip_data'])}")
 
 
 def _check_counts(shard: Mapping[str, Any], place: str) -> None:
     samples, n_bytes = shard["samples"], shard["raw_data"]["bytes"]
-    _need(_is_count(samples, 0), f"has {place}.samples {_short(samples)}, but it must be a whole number of at least 0")
-    # The count, an offset before and after each sample, and a byte of each.
+    _need(_is_count(samples, 0), f"has {place}.samples {_short(samples)}, but it must be an integer of at least 0")
+    # The sample count, the offsets, and at least one byte per sample.
     least = 4 * (samples + 2) + samples
     if samples == 0 and n_bytes != (n_empty := _bytes_without_samples(shard)):
-        raise DataError(f"has {place}.samples 0, but its file has {n_bytes} bytes, and without samples {n_empty}")
+        raise DataError(f"has {place}.samples 0, but its file has {n_bytes} bytes instead of {n_empty}")
     if least > n_bytes:
         raise DataError(f"has {place}.samples {samples}, which need at least {least} bytes, but its file has {n_bytes}")
     _need(n_bytes <= _MAX_BYTES, f"has {place}.raw_data.bytes {n_bytes}, but a shard has at most {_MAX_BYTES}")
 
 
 def _bytes_without_samples(shard: Mapping[str, Any]) -> int:
-    """Of a shard's file as MDSWriter writes it: the count, one offset, and what the index has of it as JSON."""
+    """Size of an empty shard written by MDSWriter: the count, one offset, and a header in JSON."""
     header = {key: value for key, value in shard.items() if key not in ("raw_data", "samples", "zip_data")}
     return 8 + len(json.dumps(header, sort_keys=True))
 
@@ -251,15 +255,15 @@ def _bytes_without_samples(shard: Mapping[str, Any]) -> int:
 def _check_encoding(place: str, encoding: str, size: Any) -> None:
     if "pkl" in encoding:
         raise DataError(
-            f"has the encoding {encoding} ({place}), which runs code that was hidden in the data: write the column as "
+            f"has the encoding {encoding} ({place}), which can run code hidden in the data: write the column as "
             "json, str or ndarray"
         )
     try:
         right = _encoded_size(encoding)
-    except Exception:  # KeyError, ValueError, AssertionError, AttributeError: whatever the name makes it trip over
+    except Exception:  # KeyError, ValueError, AssertionError or AttributeError, depending on the name
         raise DataError(f"has the encoding {_short(encoding)} ({place}), which is unknown") from None
     if size != right or isinstance(size, bool):
-        raise DataError(f"has the size {_short(size)} ({place}), but {encoding} has {right}")
+        raise DataError(f"has the size {_short(size)} ({place}), but the size of {encoding} is {right}")
 
 
 @functools.cache
@@ -276,16 +280,16 @@ def _check_file(info: Any, place: str) -> None:
         raise DataError(f"has {place} {_short(info)}, but it must have basename, bytes and hashes")
     name, n_bytes, hashes = info["basename"], info["bytes"], info["hashes"]
     if not _stays_inside(name):
-        raise DataError(f"has {place}.basename {_short(name)}, but it must be the plain name of a file in the folder")
-    _need(_is_count(n_bytes), f"has {place}.bytes {_short(n_bytes)}, but it must be a whole number of at least 1")
+        raise DataError(f"has {place}.basename {_short(name)}, but it must be a plain file name inside the folder")
+    _need(_is_count(n_bytes), f"has {place}.bytes {_short(n_bytes)}, but it must be an integer of at least 1")
     _need(isinstance(hashes, dict), f"has {place}.hashes {_short(hashes)}, but it must be an object")
     for algorithm, digest in hashes.items():
-        _need(is_hash(algorithm), f"has {place}.hashes with {_short(algorithm)}, which is no known algorithm")
-        _need(isinstance(digest, str), f"has {place}.hashes.{algorithm} {_short(digest)}, but it must be text")
+        _need(is_hash(algorithm), f"has {place}.hashes with {_short(algorithm)}, which is not a known algorithm")
+        _need(isinstance(digest, str), f"has {place}.hashes.{algorithm} {_short(digest)}, but it must be a string")
 
 
 def _stays_inside(name: Any) -> bool:
-    """A file below the folder (`merge_index` writes subfolders), and none of those that are no shards."""
+    """Whether the name is a file below the folder (`merge_index` writes subfolders) that can be a shard."""
     if not isinstance(name, str) or not name or not name.isprintable() or "\\" in name or ":" in name:
         return False
     if path_defect(name) is not None:

@@ -1,4 +1,4 @@
-"""What is recorded of a folder's shards, one line each: those that were verified, and those that were downloaded."""
+"""Records about a folder's shards, one line each: which shards were verified, and which were downloaded."""
 
 import json
 import os
@@ -15,27 +15,27 @@ from data.mds.shard import algorithm, file_defect
 from data.mds.shard_files import ShardFiles
 
 CHECKED = "checked.jsonl"
-"""A line has a verified shard's name, size, time of change, samples and hash."""
+"""Each line has a verified shard's name, size, modification time, number of samples and hash."""
 
 
 class CheckedShards:
-    """The shards that were verified: each is hashed once, and again after a change."""
+    """The verified shards. Each shard is hashed once, and again if it changes."""
 
     def __init__(self, files: ShardFiles) -> None:
         self._files = files
 
     def check(self, numbers: list[int]) -> None:
-        """Verifies those of the shards that are not in the record. Raises DataError for the first with a defect."""
+        """Verify the shards that are not in the record. Raises DataError for the first defect."""
         files = self._files
         if numbers and not algorithm(files.shards[numbers[0]].raw_data):
-            notice(f"{files.name} has no hashes in its index: of its shards only the sizes are checked")
+            notice(f"{files.name} has no hashes in its index: only the sizes of its shards are checked")
         if not self._unchecked(numbers):
             return
         with suppress(OSError):
             files.work.mkdir(parents=True, exist_ok=True)
         can_write = os.access(files.work, os.W_OK)
         lock = (
-            exclusive(files.work / CHECKED, lambda: notice(f"Waiting for another process that checks {files.folder}"))
+            exclusive(files.work / CHECKED, lambda: notice(f"Waiting for another process to check {files.folder}"))
             if can_write
             else nullcontext()
         )
@@ -47,11 +47,11 @@ class CheckedShards:
                     self.add(number)
 
     def add(self, number: int) -> None:
-        """Records that the shard's file is what the index says."""
+        """Record that the shard's file matches the index."""
         _append(self._files.work / CHECKED, self._state(number))
 
     def _unchecked(self, numbers: list[int]) -> list[int]:
-        """Those of the shards whose hash has to be looked at. Raises DataError for one of a wrong size."""
+        """The shards that still have to be hashed. Raises DataError for a shard of the wrong size."""
         files = self._files
         recorded = {line for folder in {files.folder, files.work} for line in _lines(folder / CHECKED)}
         unchecked = []
@@ -70,27 +70,27 @@ class CheckedShards:
 
 
 class DownloadLog:
-    """The shards that this machine's processes have ever downloaded into a folder."""
+    """The shards that processes on this machine have downloaded into a folder so far."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
         self._counted = 0, 0
-        """Bytes of the file, and its lines."""
+        """Size of the file in bytes, and its number of lines."""
 
     def add(self, info: Any) -> None:
-        """The index's FileInfo of the file that was downloaded."""
+        """Add a downloaded file, given as the index's FileInfo."""
         _append(self._file, json.dumps([info.basename, info.bytes]))
 
     def count(self) -> int:
         size = self._file.stat().st_size if self._file.exists() else 0
-        if size != self._counted[0]:  # asked after every batch
+        if size != self._counted[0]:  # count() is called after every batch
             self._counted = size, len(_lines(self._file))
         return self._counted[1]
 
 
 def _append(file: Path, line: str) -> None:
-    # One short write to the end of a file, so that processes need not wait for one another. Where it cannot be
-    # written (a disk that is full), the shard is checked each time, or not counted.
+    # A single short write is appended, so that processes need no lock. If it cannot be written (a full disk), the shard
+    # is checked again next time, or not counted.
     with suppress(OSError), file.open("a") as opened:
         opened.write(line + "\n")
 

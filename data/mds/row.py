@@ -1,4 +1,4 @@
-"""A row: its columns and its encoding in an MDS folder, and how a sample of each of the row formats becomes one."""
+"""The row: its columns and their encoding in MDS folders, and decoders from the supported row formats."""
 
 import struct
 from collections.abc import Callable, Iterator, Mapping
@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 DTYPES = {"tokens": np.dtype(np.int32), "loss_mask": np.dtype(np.uint8), "lengths": np.dtype(np.int32)}
-"""Of the columns that we write, in the order of Row's fields."""
+"""dtype of each column that we write, in the order of Row's fields."""
 COLUMNS = {name: f"ndarray:{dtype}" for name, dtype in DTYPES.items()}
-"""The same, by the names of MDS's encodings."""
+"""The names of their MDS encodings."""
 ROW_FORMS = (tuple(COLUMNS), ("input_ids", "labels"), ("tokens",))
-"""Columns of samples that are rows already."""
+"""The sets of columns of samples that are prepared rows."""
 IGNORED = -100
 """The label of a token or position that is not trained on."""
 
@@ -23,9 +23,9 @@ IGNORED = -100
 class Row:
     tokens: np.ndarray
     loss_mask: np.ndarray
-    """1 where a token is trained on, else 0."""
+    """1 for tokens that are trained on, else 0."""
     lengths: np.ndarray
-    """Of the row's documents, in order; they add up to the tokens."""
+    """Number of tokens of each document in the row, in order."""
 
     def documents(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Tokens and loss mask of each document."""
@@ -34,10 +34,10 @@ class Row:
             yield self.tokens[start:end], self.loss_mask[start:end]
 
     def encode(self) -> bytes:
-        """The MDS sample of the COLUMNS, as MDSWriter encodes it, with one copy for its six.
+        """The row as an encoded MDS sample, the same as from MDSWriter, but with one copy instead of its six.
 
-        The size of each column in the order of their names, then of each the width of its length, the length, the
-        values.
+        The format is the size of each column in the order of their names; then, for each column, the width of its
+        length field, the length, and the values.
         """
         arrays = [getattr(self, name).astype(DTYPES[name], copy=False) for name in sorted(DTYPES)]
         heads = [_head(len(array)) for array in arrays]
@@ -48,14 +48,15 @@ class Row:
 
 @cache
 def _head(n: int) -> bytes:
-    """Of an array with one dimension: 4 + the width's logarithm, and the length."""
+    """The header of a one-dimensional array: 4 + log2 of the width of the length field, and the length."""
     if n < 1 << 8:
         return struct.pack("<BB", 4, n)
     return struct.pack("<BH", 5, n) if n < 1 << 16 else struct.pack("<BI", 6, n)
 
 
 def decoder(form: tuple[str, ...], eos_token_id: int) -> Callable[[Mapping[str, Any]], Row]:
-    """What makes a row of a sample with these columns, one of ROW_FORMS; it raises ValueError. Can be pickled."""
+    """A function that converts samples with these columns (one of ROW_FORMS) to rows. It can be pickled and raises
+    ValueError."""
     decoders: dict[tuple[str, ...], Callable[[Mapping[str, Any]], Row]] = {
         tuple(COLUMNS): _decode_ours,
         ("input_ids", "labels"): _decode_labels,
@@ -73,22 +74,22 @@ def _decode_labels(sample: Mapping[str, Any]) -> Row:
     if len(tokens) != len(labels):
         raise ValueError(
             f"{len(tokens)} input_ids, but {len(labels)} labels; if they are a prompt and its response, convert the "
-            "data again: today both converters write them as turns"
+            "data again: current converters write them as turns"
         )
     trained = labels != IGNORED
     differ = np.flatnonzero(trained & (labels != tokens))
     if len(differ):
         at = int(differ[0])
         raise ValueError(
-            f"labels[{at}] is {labels[at]}, but input_ids[{at}] is {tokens[at]}: labels are not shifted here, they "
-            f"equal input_ids or are {IGNORED}"
+            f"labels[{at}] is {labels[at]}, but input_ids[{at}] is {tokens[at]}: labels must not be shifted; each "
+            f"equals its input_id or is {IGNORED}"
         )
     return _row(tokens, trained, [len(tokens)])
 
 
 @dataclass(frozen=True)
 class _DecodeTokens:
-    """Tokens alone, in which each document ends with eos; the last one may continue in another row."""
+    """Decodes samples with tokens only. Each document ends with eos; the last one may continue in another row."""
 
     eos_token_id: int
 
@@ -101,7 +102,7 @@ class _DecodeTokens:
 
 
 def _row(tokens: np.ndarray, loss_mask: np.ndarray, lengths: ArrayLike) -> Row:
-    """Tokens are left as they are: whether they fit is checked where the vocabulary is known (loading/rows.py)."""
+    """Tokens are not converted. loading/rows.py, which knows the vocabulary, checks their range."""
     return Row(tokens, loss_mask.astype(DTYPES["loss_mask"]), np.asarray(lengths, dtype=DTYPES["lengths"]))
 
 
@@ -109,9 +110,9 @@ def _ids(sample: Mapping[str, Any], name: str) -> np.ndarray:
     value = sample[name]
     if isinstance(value, bytes):
         if len(value) % 8:
-            raise ValueError(f"{name} has {len(value)} bytes, which are not int64")
+            raise ValueError(f"{name} has {len(value)} bytes, which is not a multiple of int64")
         value = np.frombuffer(value, dtype=np.int64)
     if not isinstance(value, np.ndarray) or value.ndim != 1 or value.dtype.kind not in "iu":
         seen = f"ndarray of {value.dtype} {value.shape}" if isinstance(value, np.ndarray) else type(value).__name__
-        raise ValueError(f"{name} is {seen}, but it must be integers in a row: an ndarray, or bytes of int64")
+        raise ValueError(f"{name} is {seen}, but it must be a 1-D integer ndarray, or bytes of int64")
     return value.astype(np.int64, copy=False)

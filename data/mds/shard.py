@@ -1,4 +1,4 @@
-"""A shard's file: is it what the index says? Its own header is not believed either."""
+"""Check whether the file of a shard matches the index. The shard's own header is checked too."""
 
 import hashlib
 import json
@@ -14,36 +14,36 @@ _BLOCK = 1 << 20
 
 
 def file_defect(file: Path, info: Any, *, hashes: bool = True) -> str | None:
-    """What is wrong with the file, to stand after its name, if its size or hash is not that of the index's FileInfo."""
+    """How size or hash differ from the index's FileInfo, in words that follow the file's name; None if they match."""
     try:
         size = file.stat().st_size
         if size != info.bytes:
-            return f"has {size} bytes, but {info.bytes} were written"
+            return f"has {size} bytes, but {info.bytes} are expected"
         name = algorithm(info) if hashes else None
         if name and _hash(file, name) != info.hashes[name]:
-            return f"is damaged (its {name} is not the index's)"
+            return f"is damaged (its {name} differs from the index)"
     except OSError as error:
         return f"cannot be read ({reason(error)})"
     return None
 
 
 def check_header(file: Path, reader: Any) -> None:
-    """Raises DataError when the shard's own count, columns or offsets are not those of the index or of its size."""
+    """Raises DataError if the header's count, columns or offsets do not match the index or the file's size."""
     with file.open("rb") as opened:
         n_samples = int(np.frombuffer(opened.read(4), np.uint32)[0])
         if n_samples != reader.samples:
-            raise DataError(f"has {n_samples} samples, but index.json says {reader.samples}")
+            raise DataError(f"has {n_samples} samples, but index.json lists {reader.samples}")
         offsets = np.frombuffer(opened.read(4 * (n_samples + 1)), np.uint32).astype(np.int64)
         start = 4 * (n_samples + 2)
         if not (offsets[0] >= start and offsets[-1] == reader.raw_data.bytes and np.all(np.diff(offsets) > 0)):
-            raise DataError("has offsets that do not rise from its header to its end")
+            raise DataError("has offsets that do not increase from its header to its end")
         try:
             header = json.loads(opened.read(int(offsets[0]) - start))
             same = all(header[key] == getattr(reader, key) for key in ("column_names", "column_encodings"))
         except (ValueError, RecursionError, KeyError, TypeError):
             raise DataError("has a header that is not MDS") from None
         if not same:
-            raise DataError("has other columns than index.json says")
+            raise DataError("has other columns than index.json lists")
 
 
 def decompress(packed: Path, whole: Path, compression: str) -> Path:
@@ -52,19 +52,19 @@ def decompress(packed: Path, whole: Path, compression: str) -> Path:
     whole.parent.mkdir(parents=True, exist_ok=True)
     try:
         content = streaming.decompress(compression, packed.read_bytes())
-    except Exception as error:  # each library has its own
+    except Exception as error:  # each library raises its own errors
         raise DataError(f"{packed} cannot be decompressed ({error}): write it again") from None
     whole.write_bytes(content)
     return whole
 
 
 def algorithm(info: Any) -> str | None:
-    """The quickest of the file's hashes."""
+    """The fastest of the file's hash algorithms."""
     return min(info.hashes, key=lambda name: (not name.startswith("xxh"), name), default=None)
 
 
 def _hash(file: Path, name: str) -> str:
-    # The two families from which Streaming takes its algorithms; its own function wants the whole file in memory.
+    # Streaming takes its algorithms from these two libraries. Its own hash function loads the whole file into memory.
     digest = getattr(xxhash if name.startswith("xxh") else hashlib, name)()
     with file.open("rb") as opened:
         while block := opened.read(_BLOCK):

@@ -1,4 +1,4 @@
-"""The files of a folder's shards: where each lies, here and in the remote, and whether it is what the index says."""
+"""The files of a folder's shards: their local and remote paths, and whether they match the index."""
 
 import os
 from contextlib import AbstractContextManager
@@ -14,18 +14,18 @@ from data.mds.shard import check_header, file_defect
 
 
 class ShardFiles:
-    """The files of all shards, by a shard's number.
+    """The files of all shards, by the number of the shard.
 
-    Compressed shards are decompressed beside themselves, or in `work` where that is another folder.
+    Compressed shards are decompressed next to the compressed files, or in `work` if that is another folder.
     """
 
     def __init__(
         self, folder: Path, remote: str | None, shards: list[Any], hint: str, *, work: Path, cache_dir: str
     ) -> None:
-        """`hint` ends the error of a damaged file: how to replace it."""
+        """Errors about a damaged file end with `hint`, which explains how to replace it."""
         self.folder, self.remote, self.shards, self.hint = folder, remote, shards, hint
         self.work = work
-        """Where files are written: shards, locks and records of them."""
+        """The folder for written files: shards, locks and records."""
         self._cache_dir = cache_dir
         for shard in shards:
             shard.dirname = str(folder)
@@ -37,29 +37,29 @@ class ShardFiles:
         return without_login(self.remote) if self.remote else str(self.folder)
 
     def file(self, number: int) -> Path:
-        """The shard's file, decompressed; it may not be here yet."""
+        """Path of the shard's decompressed file, which may not exist yet."""
         return Path(self.shards[number].dirname, self.shards[number].raw_data.basename)
 
     def here(self) -> list[int]:
-        """The shards whose file is here."""
+        """The shards whose file is local."""
         return [number for number in range(len(self.shards)) if self.file(number).exists()]
 
     def sent(self, number: int) -> Any:
-        """The index's FileInfo of what lies in the remote: the compressed file, where there is one."""
+        """The index's FileInfo of the file in the remote: the compressed file, if there is one."""
         return self.shards[number].zip_data or self.shards[number].raw_data
 
     def packed(self, number: int) -> Path:
-        """Where that file lies in the folder, if it does."""
+        """Path of that file in the local folder; the file may not exist."""
         return self.folder / self.sent(number).basename
 
     def check(self, number: int, *, hashes: bool = True) -> None:
-        """Raises DataError when the shard's size, header or hash is not what the index says."""
+        """Raises DataError if the shard's size, header or hash does not match the index."""
         defect = self.defect(number, hashes=hashes)
         if defect is not None:
             raise DataError(f"{self.file(number)} {defect}: {self.hint_of(number)}")
 
     def defect(self, number: int, *, hashes: bool = True) -> str | None:
-        """The same, to stand after the file's name."""
+        """The difference that `check` would raise, in words that follow the file's name; None if there is none."""
         defect = file_defect(self.file(number), self.shards[number].raw_data, hashes=hashes)
         if defect is not None:
             return defect
@@ -73,10 +73,10 @@ class ShardFiles:
         """How to replace the shard's file."""
         if self.shards[number].dirname == str(self.folder):
             return self.hint
-        return "delete it, and it is decompressed again"
+        return "delete it to decompress it again"
 
     def plain_errors(self, what: str) -> AbstractContextManager[None]:
-        """What the local file system refuses becomes an error that suggests a fix."""
+        """Convert errors of the local file system into errors that suggest a fix."""
         if self.remote is not None:
             return plain_local_errors(self.folder, what)
         if self.work != self.folder:
@@ -86,7 +86,7 @@ class ShardFiles:
                 needed_for=f"decompressed shards of {self.folder}",
             )
         return plain_os_errors(
-            str(self.folder), "copy it to a disk that can be written, or write it without compression", needed_for=what
+            str(self.folder), "copy it to a writable disk, or write it without compression", needed_for=what
         )
 
     def _decompress_elsewhere(self) -> None:
@@ -95,11 +95,11 @@ class ShardFiles:
         for shard in packed:
             shard.dirname = str(self.work)
         if packed:
-            notice(f"{self.folder} cannot be written: its compressed shards are decompressed into {self.work}")
+            notice(f"{self.folder} is read-only: its compressed shards are decompressed into {self.work}")
 
 
 def work_folder(folder: Path, remote: str | None, index: bytes, cache_dir: str) -> Path:
-    """Where files are written: the folder, or one below cache_dir of its own when the folder is read-only."""
+    """The folder for written files: the folder itself, or a folder below cache_dir if it is read-only."""
     if remote is None and cache_dir and not os.access(folder, os.W_OK):
         name = xxhash.xxh3_64_hexdigest(os.path.realpath(folder).encode() + index)
         return Path(cache_dir) / f"read-only-{name}"
@@ -107,5 +107,5 @@ def work_folder(folder: Path, remote: str | None, index: bytes, cache_dir: str) 
 
 
 def plain_local_errors(folder: Path, what: str) -> AbstractContextManager[None]:
-    """What the local file system refuses of a remote's copy becomes an error that suggests a fix."""
-    return plain_os_errors(f"local is {str(folder)!r}, but it", "name another folder in local", needed_for=what)
+    """Convert errors of the local file system about a remote's copy into errors that suggest a fix."""
+    return plain_os_errors(f"local is {str(folder)!r}, but it", "set local to another folder", needed_for=what)

@@ -1,4 +1,4 @@
-"""Patches of Streaming's objects. Each says what it is for and has a probe: a Streaming that needs none is left alone.
+"""Patches of Streaming's objects. Each has a reason and a probe; a version of Streaming that needs none is unchanged.
 
 All of them are for mosaicml-streaming 0.13.
 """
@@ -10,10 +10,10 @@ from typing import Any
 
 
 def take_encoded_samples(writer: Any) -> None:
-    """Makes MDSWriter.write take samples that are encoded already, as bytes.
+    """Make MDSWriter.write accept samples that are already encoded, as bytes.
 
-    Streaming 0.13 encodes every sample itself, column by column. We encode rows faster, and with fewer copies of them
-    in memory (data/preparation/rows.py). There is no upstream issue.
+    Streaming 0.13 encodes every sample itself, column by column. Our encoding is faster and makes fewer copies in
+    memory (data/preparation/rows.py). There is no upstream issue.
     """
     if _takes_encoded_samples(writer):
         return
@@ -24,15 +24,16 @@ def take_encoded_samples(writer: Any) -> None:
 def _takes_encoded_samples(writer: Any) -> bool:
     try:
         return writer.encode_sample(b"probe") == b"probe"
-    except Exception:  # whatever it makes of bytes
+    except Exception:  # any error means that bytes are not accepted
         return False
 
 
 def open_uploader(folder: Path, remote: str) -> Any:
-    """A CloudUploader that sends files of the folder, which need not be there yet. Raises what Streaming raises.
+    """A CloudUploader that sends files of the folder, which may not exist yet. Raises Streaming's errors.
 
-    Streaming 0.13 makes the folder, which the preparation would then take for another's, and refuses one with files in
-    it, which a resumed preparation has (mosaicml/streaming pull request 520, open). Any other folder will do.
+    Streaming 0.13 creates the folder, which the preparation would then mistake for a folder of another program. It also
+    rejects a folder with files in it, which a resumed preparation has (mosaicml/streaming pull request 520, open). So
+    the uploader is created for a temporary folder.
     """
     from streaming.base.storage.upload import CloudUploader
 

@@ -1,4 +1,4 @@
-"""A finished MDS folder, copied to where others read it from."""
+"""Upload a finished MDS folder to a remote folder."""
 
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
@@ -15,22 +15,22 @@ from data.mds.writer import INDEX, MANIFEST, MadeFrom, file_of, read_json, refus
 from data.stores.failures import FetchError
 
 UPLOADS = 8
-"""Files that are sent at a time."""
+"""Files that are sent in parallel."""
 
 
 class Remote:
-    """A folder, or s3://bucket/prefix and the like: looked at before the work, and sent to after it."""
+    """A remote folder, such as s3://bucket/prefix. It is checked before the preparation and written after it."""
 
     def __init__(self, remote: str, folder: Path, made_from: MadeFrom) -> None:
-        """Raises ConfigError when it cannot be written, or has another dataset in it."""
+        """Raises ConfigError if the remote is not writable or contains another dataset."""
         self.remote, self.folder = remote.rstrip("/"), folder
         self.whole = False
-        """Whether all of it is there already."""
+        """Whether the remote already has the complete folder."""
         try:
             self._uploader = open_uploader(folder, self.remote)
-        except Exception as error:  # whatever the cloud's library raises
+        except Exception as error:  # each cloud library raises its own errors
             raise ConfigError(
-                f"{remote!r} cannot be written ({_first_line(error)}): look at its name, and at the credentials"
+                f"{remote!r} cannot be written ({_first_line(error)}): check its name and the credentials"
             ) from None
         manifest = self._fetch(MANIFEST)
         index = self._fetch(INDEX)
@@ -38,12 +38,13 @@ class Remote:
             refuse_other(self.remote, manifest.get("made_from", {}), made_from)
             self.whole = index is not None
         elif index is not None:
-            raise ConfigError(f"{remote!r} has an {INDEX}, but no {MANIFEST}, so it is not ours: name another")
+            raise ConfigError(f"{remote!r} has an {INDEX}, but no {MANIFEST}, so it is not ours: name another folder")
 
     def send(self) -> None:
-        """The manifest first, by which a half-sent folder is known as ours; the index last, which makes it whole.
+        """Upload the folder: first the manifest, which marks an incomplete folder as ours, and last the index, which
+        marks the folder as complete.
 
-        Shards that are there are not sent again. Raises DataError when some cannot be sent.
+        Shards that the remote already has are not sent again. Raises DataError if some files cannot be sent.
         """
         if self.whole:
             return
@@ -59,12 +60,12 @@ class Remote:
             self._uploader.upload_file(INDEX)
         except Exception as error:
             raise DataError(
-                f"not all of {self.folder} could be sent to {self.remote!r} ({_first_line(error)}): start again, and "
-                "only the sending is repeated"
+                f"{self.folder} could not be sent completely to {self.remote!r} ({_first_line(error)}): start again; "
+                "only the upload is repeated"
             ) from None
 
     def _fetch(self, name: str) -> dict[str, Any] | None:
-        """A JSON file that is there."""
+        """The content of a JSON file in the remote; None if it does not exist."""
         with tempfile.TemporaryDirectory() as folder:
             try:
                 return read_json(fetch(f"{self.remote}/{name}", Path(folder)))

@@ -1,7 +1,7 @@
-"""An MDS folder while it is written: whole windows at a time, so that a run that was killed resumes from its last.
+"""Write an MDS folder in windows, so that a killed run can be resumed from its last complete window.
 
-All of it lies in the folder's `unfinished/`, with a journal of what is done, until the last window is written. Then the
-shards move up, `manifest.json` is written, and `index.json` comes last: a folder with an index is whole.
+Until the last window is written, all files are in the subfolder `unfinished/`, with a journal of what is done. Then the
+shards are moved up, `manifest.json` is written, and `index.json` is written last: a folder with an index is complete.
 """
 
 import json
@@ -19,22 +19,22 @@ UNFINISHED = "unfinished"
 SHARD_BYTES = 8 << 20
 
 Sample = dict[str, Any] | bytes
-"""Values by column, or all of them encoded already."""
+"""Column -> value, or the encoded sample."""
 MadeFrom = Mapping[str, Any]
-"""Everything that decides the folder's bytes, by name, as plain JSON values."""
+"""Everything that determines the folder's bytes, by name, as plain JSON values."""
 
 
 class Shards:
-    """The folder and what its journal says. One process at a time: see data/base/locks.py."""
+    """The folder and its journal. Only one process at a time may use it: see data/base/locks.py."""
 
     def __init__(self, folder: Path, made_from: MadeFrom, compression: str | None) -> None:
-        """Takes up what a killed process left. Raises ConfigError when the folder has anything else in the way."""
+        """Resume what a killed process has written. Raises ConfigError if the folder contains other files."""
         self.folder, self.made_from, self.compression = folder, made_from, compression
         self.unfinished = folder / UNFINISHED
         self.entries: list[dict[str, Any]] = []
-        """The index's, one a shard."""
+        """The index entries, one per shard."""
         self.state: dict[str, Any] = {}
-        """What was given with the last window."""
+        """The state that was saved with the last window."""
         journal = read_journal(folder)
         if journal is None:
             refuse_names_in_the_way(folder)
@@ -49,7 +49,7 @@ class Shards:
     def write_window(
         self, columns: dict[str, str], samples: Iterable[Sample], state: Callable[[], dict[str, Any]]
     ) -> None:
-        """New shards of the samples. They, and the state() after them, count once the journal says so."""
+        """Write the samples to new shards. The shards and the state() after them count once the journal is written."""
         entries = self._write_shards(columns, samples)
         for entry in entries:
             name = f"shard.{len(self.entries):05}.mds"
@@ -64,7 +64,7 @@ class Shards:
         self._write_journal()
 
     def finish(self, manifest: Mapping[str, Any]) -> None:
-        """Makes the folder whole."""
+        """Complete the folder."""
         for entry in self.entries:
             name = file_of(entry)["basename"]
             if (self.unfinished / name).exists():
@@ -76,13 +76,15 @@ class Shards:
         shutil.rmtree(self.unfinished)
 
     def discard(self) -> None:
-        """Removes what is not finished."""
+        """Remove the unfinished files."""
         shutil.rmtree(self.unfinished, ignore_errors=True)
         if not any(self.folder.iterdir()):
             self.folder.rmdir()
 
     def _write_shards(self, columns: dict[str, str], samples: Iterable[Sample]) -> list[dict[str, Any]]:
-        from streaming import MDSWriter  # imports for seconds, and rows that are prepared need none of it
+        from streaming import (
+            MDSWriter,
+        )  # the import takes seconds, and is not needed when the rows are already prepared
 
         shutil.rmtree(self.unfinished / "window", ignore_errors=True)
         writer = MDSWriter(
@@ -97,7 +99,7 @@ class Shards:
             writer.write(sample)  # pyright: ignore[reportArgumentType]
         if writer.new_samples:
             writer.flush_shard()
-        # Not finish(), which writes an index: no part of the data may look whole.
+        # finish() is not called because it writes an index, which would mark the folder as complete.
         writer.executor.shutdown()
         return writer.shards
 
@@ -115,12 +117,12 @@ class Shards:
             ]
             if not there or there[0].stat().st_size != file["bytes"]:
                 raise DataError(
-                    f"{self.unfinished} cannot be gone on with, because {file['basename']} is missing or has another "
-                    f"size than when it was written: delete the folder {self.folder}, and all is prepared again"
+                    f"{self.unfinished} cannot be resumed, because {file['basename']} is missing or its size has "
+                    f"changed: delete the folder {self.folder} to prepare everything again"
                 )
 
     def _clear(self) -> None:
-        """Removes what was written after the last window."""
+        """Remove files written after the last window."""
         keep = {"journal.json", *(file_of(entry)["basename"] for entry in self.entries)}
         for path in self.unfinished.iterdir():
             if path.is_dir():
@@ -130,12 +132,12 @@ class Shards:
 
 
 def file_of(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """The index's word on the shard's file as it lies on disk: compressed, if it is."""
+    """The index entry's FileInfo of the shard's file on disk: the compressed file, if there is one."""
     return entry["zip_data"] or entry["raw_data"]
 
 
 def is_whole(folder: Path, made_from: MadeFrom) -> bool:
-    """Whether it was made from this already. Raises ConfigError when it is whole, but made from something else."""
+    """Whether the folder is complete. Raises ConfigError if it is complete, but was made from something else."""
     if not (folder / INDEX).exists():
         return False
     if not (folder / MANIFEST).exists():
@@ -147,7 +149,7 @@ def is_whole(folder: Path, made_from: MadeFrom) -> bool:
 
 
 def check_compression(compression: str | None) -> None:
-    """Raises ConfigError when Streaming does not know it."""
+    """Raises ConfigError for a compression that Streaming does not support."""
     if compression is None:
         return
     from streaming.base.compression import get_compressions
@@ -158,7 +160,7 @@ def check_compression(compression: str | None) -> None:
 
 
 def read_journal(folder: Path) -> dict[str, Any] | None:
-    """Of the preparation that is under way in the folder, or was killed."""
+    """The journal of a preparation that is running or was killed; None if there is none."""
     file = folder / UNFINISHED / "journal.json"
     return read_json(file) if file.exists() else None
 
@@ -172,10 +174,10 @@ def refuse_other(folder: Path | str, was: MadeFrom, now: MadeFrom) -> None:
 
 
 def refuse_names_in_the_way(folder: Path) -> None:
-    """Raises ConfigError when files that are not ours have the names that ours will have."""
+    """Raises ConfigError if the folder has files of another program with the names that we write."""
     there = [name for name in (INDEX, MANIFEST) if (folder / name).exists()]
     unfinished = folder / UNFINISHED
-    # A run that was killed at its very start has left no journal yet.
+    # A run that was killed at its start has not written a journal yet.
     if unfinished.exists() and (
         not unfinished.is_dir() or {path.name for path in unfinished.iterdir()} - {"journal.tmp"}
     ):
@@ -183,8 +185,8 @@ def refuse_names_in_the_way(folder: Path) -> None:
     there += sorted(path.name for path in folder.glob("shard.*.mds*"))
     if there:
         raise ConfigError(
-            f"{folder} has {there[0]} already, which no preparation that can be gone on with has left: name another "
-            "folder, or remove it"
+            f"{folder} already contains {there[0]}, which does not belong to a preparation that can be resumed: name "
+            "another folder, or remove it"
         )
 
 
@@ -195,12 +197,12 @@ def read_json(file: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         folder = file.parent.parent if file.parent.name == UNFINISHED else file.parent
         raise DataError(
-            f"{file} cannot be read ({error}): delete the folder {folder.name}, and it is prepared again"
+            f"{file} cannot be read ({error}): delete the folder {folder.name} to prepare it again"
         ) from None
 
 
 def _write(file: Path, text: str) -> None:
-    """Raises what a full disk raises, now and not when the file is closed by the system."""
+    """Write and sync the file, so that a full disk raises here and not later."""
     with file.open("w", encoding="utf-8") as out:
         out.write(text)
         out.flush()

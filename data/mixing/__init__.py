@@ -1,4 +1,4 @@
-"""Which rows each batch has: the closed form of the row order, stages resolved into batches, and resuming.
+"""Which rows each batch has: the closed form of the row order, stages converted to batches, and resuming.
 
-No row is read here.
+This package reads no rows.
 """

@@ -1,4 +1,4 @@
-"""What is refused, or only noted, of a config and of the segment that its stages were resolved into."""
+"""Errors and notes about a config and the segment that its stages were converted to."""
 
 import math
 
@@ -11,13 +11,13 @@ from data.mixing.streams import Streams
 
 
 def check_size(streams: Streams, global_batch_size: int) -> None:
-    """Raises DataError for streams that together have fewer rows than one global batch."""
+    """Raises DataError if all streams together have fewer rows than one global batch."""
     n_rows = sum(shape.n_rows for shape in streams.shapes.values())
     if n_rows < global_batch_size:
         raise DataError(
             f"the dataset has {n_rows} rows of {streams.max_seq_len} tokens, but one global batch has "
-            f"{global_batch_size}: add global_train_batch_size={n_rows} to the command, or a smaller one that the "
-            "ranks divide; or lower max_seq_len, or add data"
+            f"{global_batch_size}: set global_train_batch_size={n_rows}, or a smaller value that is divisible by the "
+            "number of ranks; or lower max_seq_len, or add data"
         )
 
 
@@ -27,14 +27,14 @@ def normalized_proportions(config: DataLoaderConfig) -> list[str]:
     streams = config.dataset.streams or {}
     mixes["the streams' proportions"] = {name: stream.proportion or 0.0 for name, stream in streams.items()}
     return [
-        f"{key} add up to {total:g}, and are taken as parts of that"
+        f"{key} add up to {total:g}, and are divided by that"
         for key, mix in mixes.items()
         if (total := sum(mix.values())) and not math.isclose(total, 1, abs_tol=1e-6)
     ]
 
 
 def check_length(stages: list[StageConfig], segment: Segment, max_batches: int | None) -> list[str]:
-    """Notes on stages that end before the run. Raises ConfigError for stages that the run would not finish."""
+    """Notes on stages that end before the run. Raises ConfigError for stages that the run would not complete."""
     run, ends = max_batches, segment.ends
     if not stages or run is None:
         return []
@@ -42,18 +42,17 @@ def check_length(stages: list[StageConfig], segment: Segment, max_batches: int |
     total = max((end for end in ends if end is not None), default=0)
     if total > run or (is_open and total == run):
         raise ConfigError(
-            f"stages: they last {total:,} batches, but max_duration is {run:,}, so that {last} would not be "
-            "reached or not be finished: shorten them or raise max_duration, or for a short test "
-            "train_loader.stages=[]"
+            f"stages: they last {total:,} batches, but max_duration is {run:,}, so {last} would not be reached or not "
+            "be completed: shorten them or raise max_duration, or for a short test train_loader.stages=[]"
         )
     if total < run and not is_open:
-        return [f"the stages last {total:,} of the run's {run:,} batches: the mix at the end of {last} goes on"]
+        return [f"the stages last {total:,} of the run's {run:,} batches: the final mix of {last} continues"]
     return []
 
 
 def check_repeats(dataset: DatasetConfig, streams: Streams, segment: Segment, clock: Clock) -> None:
-    """Raises ConfigError for a stream whose rows would be drawn more often than max_repeats, repeat or choose allow."""
-    if clock.max_batches is None or clock.counts_passes:
+    """Raises ConfigError if a stream's rows would be drawn more often than max_repeats, repeat or choose allow."""
+    if clock.max_batches is None or clock.counts_epochs:
         return
     end = max(clock.max_batches, segment.first_batch)
     counts, planned = segment.counts_before(end).tolist(), segment.planned_before(end).tolist()
@@ -61,15 +60,15 @@ def check_repeats(dataset: DatasetConfig, streams: Streams, segment: Segment, cl
     shares = segment.largest_shares()
     for (name, shape), drawn, due, share in zip(streams.shapes.items(), counts, planned, shares, strict=True):
         config = configs[name]
-        passes = drawn / shape.n_rows
+        epochs = drawn / shape.n_rows
         allowed = max(config.max_repeats, config.repeat or 0, (config.choose or 0) / shape.n_rows)
-        # A pass that ends inside a batch may end with that batch: with the stream's part of it.
+        # An epoch that ends inside a batch may end with that batch, so the stream's part of one batch is not counted.
         whole = (due - share * segment.global_batch_size + 1e-6) / shape.n_rows
         if whole >= allowed:
             key = f"streams.{name}.max_repeats" if name else "max_repeats"
             raise ConfigError(
                 f"dataset.{key} is {config.max_repeats:g}, but in {end:,} batches of {segment.global_batch_size} rows "
-                f"{f'stream {name}' if name else 'the dataset'} gives {drawn:,}, {passes:.2f} times its "
-                f"{shape.n_rows:,}: add train_loader.dataset.{key}={math.floor(whole) + 1} to the command, or "
-                + ("give it less of the run" if name else f"max_duration={math.ceil(passes)}ep (1ep: each row once)")
+                f"{drawn:,} rows are drawn from {f'stream {name}' if name else 'the dataset'}, {epochs:.2f} times its "
+                f"{shape.n_rows:,} rows: set train_loader.dataset.{key}={math.floor(whole) + 1}, or "
+                + ("lower its share" if name else f"max_duration={math.ceil(epochs)}ep (1ep: each row once)")
             )

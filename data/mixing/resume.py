@@ -1,4 +1,4 @@
-"""What a checkpoint holds of the training data, and how a run whose stages, streams or size changed resumes from it."""
+"""The state of the training data in checkpoints, and resuming with changed stages, streams or batch size."""
 
 import json
 import time
@@ -13,18 +13,18 @@ from data.mixing.segments import Piece, Segment, Timeline
 from data.mixing.stages import StageResolver
 
 STATE_VERSION = 3
-"""Of the format. 2: ramps are linear in rows. 3: in tokens."""
+"""Version of the format. 2: ramps are linear in rows. 3: ramps are linear in tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataState:
-    """The position of a run in its data, and what that position means."""
+    """The position of a run in its data, and the plan that it refers to."""
 
     rows: int
-    """Of all ranks, so far."""
+    """Rows drawn by all ranks so far."""
     max_seq_len: int
     seed: int | None
-    """A shuffle has a seed; the order of the files has none."""
+    """Seed of the shuffle; None without shuffle."""
     shuffle: bool
     streams: dict[str, str]
     """Name -> fingerprint, in the order of the plan."""
@@ -32,17 +32,17 @@ class DataState:
 
     @property
     def batch(self) -> int:
-        """The batch that comes next."""
+        """The next batch."""
         return self.segments[-1].batch(self.rows)
 
     @property
     def n_stages_done(self) -> int:
-        """Of those of the last segment; none where there is one mix for all."""
+        """Number of completed stages of the last segment; 0 without stages."""
         return sum(end is not None and end <= self.batch for end in self.segments[-1].ends)
 
     @property
     def in_a_stage(self) -> bool:
-        """Whether the stage after those that are done has begun."""
+        """Whether the first stage that is not completed has begun."""
         ends, done = self.segments[-1].ends, self.n_stages_done
         begin = 0 if done == 0 else ends[done - 1]
         named = done < len(ends) and self.segments[-1].stages[done]["name"] != ""
@@ -50,12 +50,12 @@ class DataState:
 
     @property
     def ends_a_stage(self) -> bool:
-        """Whether the position is where a stage ends: there global_train_batch_size may change."""
+        """Whether a stage ends at this position. Only there may global_train_batch_size change."""
         last = self.segments[-1]
         return self.rows in [last.row(end) for end in last.ends if end is not None]
 
     def write(self) -> dict[str, str]:
-        """One text, so that any plan fits any checkpoint."""
+        """The state as one JSON string, so that its shape in the checkpoint does not depend on the plan."""
         state = {
             "version": STATE_VERSION,
             "rows": self.rows,
@@ -69,7 +69,7 @@ class DataState:
 
 
 def read_state(state: Mapping[str, Any]) -> DataState:
-    """Raises ConfigError for a state that other code wrote."""
+    """Parse a checkpoint's state. Raises ConfigError for a state of another version."""
     try:
         saved: dict[str, Any] = json.loads(state["position"])
     except (KeyError, TypeError, ValueError):
@@ -77,7 +77,7 @@ def read_state(state: Mapping[str, Any]) -> DataState:
     if saved.get("version") not in (2, STATE_VERSION):
         raise ConfigError(
             f"the checkpoint's data position has version {saved.get('version')}, but this code reads "
-            f"2 and {STATE_VERSION}: go on with the code that wrote it, or start another run with "
+            f"2 and {STATE_VERSION}: resume with the code that wrote it, or start a new run with "
             "load_weights_only=true"
         )
     return DataState(
@@ -91,7 +91,7 @@ def read_state(state: Mapping[str, Any]) -> DataState:
 
 
 def _segment(saved: Mapping[str, Any]) -> Segment:
-    alike = {"tokens_per_row": [1.0] * len(saved["counts"])}  # of version 2
+    alike = {"tokens_per_row": [1.0] * len(saved["counts"])}  # the default for version 2
     per_stream = ("start", "end", "tokens_per_row")
     every = [alike | piece for piece in saved["pieces"]]
     pieces = [Piece(**piece | {key: tuple(piece[key]) for key in per_stream}) for piece in every]
@@ -100,14 +100,14 @@ def _segment(saved: Mapping[str, Any]) -> Segment:
 
 
 def position(state: Mapping[str, Any]) -> tuple[int, int]:
-    """How many batches, and how many rows, all ranks have been given by a checkpoint. Raises what read_state raises."""
+    """Number of batches and of rows that all ranks have drawn by a checkpoint. Raises the errors of read_state."""
     saved = read_state(state)
     return saved.batch, saved.rows
 
 
 def check_past(saved: DataState, now: DataState) -> None:
-    """`now`: the state of a run with this config and data at its beginning. Raises ConfigError that names the
-    difference when the past of `saved` cannot be this run's."""
+    """Check that the past of `saved` can be the past of this run. `now` is the state at the beginning of a run with the
+    current config and data. Raises ConfigError that names the differences."""
     _check_data(saved, now)
     _check_stages(saved, now)
 
@@ -121,16 +121,18 @@ def _check_data(saved: DataState, now: DataState) -> None:
         found = now.streams.get(name)
         label = f"stream {name}" if name else "the dataset"
         if found is None:
-            changed.append(f"{label} is gone, which gave {rows:,} rows (it may stay with a proportion of 0)")
+            changed.append(
+                f"{label} was removed after {rows:,} of its rows were drawn (its proportion may be set to 0)"
+            )
         elif found != fingerprint:
-            changed.append(f"the rows of {label} are not those of before (fingerprint was {fingerprint}, now {found})")
+            changed.append(f"the rows of {label} have changed (fingerprint was {fingerprint}, now {found})")
     then, size = last.global_batch_size, now.segments[-1].global_batch_size
     if size != then and not saved.ends_a_stage:
-        changed.append(f"global_train_batch_size was {then}, now {size}, which can change only where a stage ends")
+        changed.append(f"global_train_batch_size was {then}, now {size}, but it may only change where a stage ends")
     if changed:
         raise ConfigError(
-            f"dataset is not what the checkpoint has had so far ({'; '.join(changed)}): put it back to go on, "
-            "or start another run from the weights, with another run_name, load_path and load_weights_only=true"
+            f"dataset differs from that of the checkpoint ({'; '.join(changed)}): restore it to resume, "
+            "or start a new run from the weights, with another run_name, load_path and load_weights_only=true"
         )
 
 
@@ -141,48 +143,50 @@ def _check_stages(saved: DataState, now: DataState) -> None:
         found = stages[number] if number < len(stages) else None
         begin = 0 if number == 0 else last.ends[number - 1]
         if end is not None and end <= batch and found != stage:
-            changed.append(f"stage {stage['name']} is done; it was {_describe(stage)}, now {_describe(found)}")
+            changed.append(f"stage {stage['name']} is completed; it was {_describe(stage)}, now {_describe(found)}")
         in_it = begin is not None and begin < batch and (end is None or batch < end)
-        # One mix for all becomes the first of the stages that are written now.
+        # A run without stages becomes the first of the stages in the current config.
         if in_it and (found is None or stage["name"] not in ("", found["name"])):
-            changed.append(f"the run is in stage {stage['name'] or 'one mix for all'}, now {_describe(found)}")
+            where = f"stage {stage['name']}" if stage["name"] else "one mix without stages"
+            changed.append(f"the run is in {where}, now {_describe(found)}")
     if changed:
         raise ConfigError(
-            f"stages: the checkpoint is at batch {batch}: its past cannot change ({'; '.join(changed)}): put it "
-            "back to go on; later stages may change, and stages may be added after them"
+            f"stages: the checkpoint is at batch {batch}, and earlier stages cannot change ({'; '.join(changed)}): "
+            "restore them to resume; later stages may change, and stages may be added after them"
         )
 
 
 def resumed(saved: DataState, resolver: StageResolver) -> tuple[Timeline, str | None]:
-    """The saved segments, and another one where the config plans other rows from the checkpoint on; then the second
-    value says what changes. The resolver's streams begin with those of the checkpoint, in its order."""
+    """The saved segments, followed by a new segment if the current config plans different rows after the checkpoint. In
+    that case, the second value describes the change. The resolver's streams must begin with the checkpoint's, in the
+    same order."""
     added = resolver.streams.tokens_per_row[len(saved.streams) :]
     past = Timeline(tuple(segment.widened(added) for segment in saved.segments))
     before, batch = past.last, saved.batch
     counts = past.segment(batch).counts_before(batch).tolist()
     fresh = resolver.next_segment(saved.rows, counts, before)
     if _same_future(fresh, before, batch):
-        # The stages may be written differently: later starts are held to the new ones.
+        # The stages may be written differently with the same meaning: later starts are compared with the new ones.
         return Timeline((*past.segments[:-1], replace(before, stages=fresh.stages))), _other_start(saved, fresh)
     current = saved.n_stages_done if saved.in_a_stage else None
     made = time.strftime("%Y-%m-%d %H:%M:%S %z")
-    note = f"the plan of the data changes at batch {batch}: {_difference(fresh, before, current)} ({made})"
+    note = f"the data plan changes at batch {batch}: {_difference(fresh, before, current)} ({made})"
     return Timeline((*past.segments, replace(fresh, made=made))), note
 
 
 def _other_start(saved: DataState, fresh: Segment) -> str | None:
-    """What to say where only the start of the ramp that the run is in is written differently: it is over."""
+    """A note if only the start of the current ramp has changed in the config, which has no effect any more."""
     number, stages = saved.n_stages_done, saved.segments[-1].stages
     if not saved.in_a_stage or _start(stages[number]) == _start(fresh.stages[number]):
         return None
     return (
-        f"stage {stages[number]['name']}: the run is in this ramp, which continues from where it is; its start was "
-        f"{_describe(stages[number])}, and is written differently now: {_describe(fresh.stages[number])}"
+        f"stage {stages[number]['name']}: the run continues this ramp from its current mix; the ramp's start was "
+        f"{_describe(stages[number])}, and is now {_describe(fresh.stages[number])}, which has no effect"
     )
 
 
 def _start(stage: Mapping[str, Any]) -> tuple[dict[str, float], float]:
-    """The shares and the scale of the learning rate with which a stage begins."""
+    """The shares and the scale of the learning rate at the start of a stage."""
     mix = stage["proportions"].get("from", stage["proportions"])
     scale, total = stage["lr_scale"], sum(mix.values())
     shares = {name: round(share / total, 12) for name, share in mix.items() if share}
@@ -190,7 +194,7 @@ def _start(stage: Mapping[str, Any]) -> tuple[dict[str, float], float]:
 
 
 def _same_future(new: Segment, old: Segment, batch: int) -> bool:
-    """Whether both draw the same rows from the batch on."""
+    """Whether both draw the same rows from this batch on."""
     if new.global_batch_size != old.global_batch_size or new.ends != old.ends:
         return False
     rest = old.rest(batch)
@@ -201,13 +205,13 @@ def _same_piece(a: Piece, b: Piece) -> bool:
     if (a.stage, a.n_batches) != (b.stage, b.n_batches):
         return False
     ends_a, ends_b = ([*each.start, *each.end, each.lr_start, each.lr_end] for each in (a, b))
-    # Shares that begin and end alike are alike in between too when their rates are.
+    # Shares with the same start and end are also the same in between if their rates are.
     rates_a, rates_b = (each.stage_of(1).rates() for each in (a, b))
     return all(np.allclose(x, y, rtol=0, atol=1e-12) for x, y in ((ends_a, ends_b), (rates_a, rates_b)))
 
 
 def _difference(new: Segment, old: Segment, current: int | None) -> str:
-    """current: the number of the stage that the run is in."""
+    """Describe how the plans differ. current: the number of the stage that the run is in."""
     changes = []
     if new.global_batch_size != old.global_batch_size:
         changes.append(f"global_train_batch_size {old.global_batch_size} -> {new.global_batch_size}")
@@ -227,7 +231,7 @@ def _difference(new: Segment, old: Segment, current: int | None) -> str:
         for piece in new.pieces
         if piece.stage in in_rows and piece.stage_of(1).rates() != (1.0, 1.0)
     ]
-    return "; ".join(changes) or "the shares of the streams are others"
+    return "; ".join(changes) or "the shares of the streams change"
 
 
 def _describe(stage: Mapping[str, Any] | None) -> str:

@@ -1,6 +1,7 @@
-"""Which rows each batch of a run has: what the loader, the callbacks and the plan's tables ask.
+"""The rows of each batch of a run, for the loader, the callbacks and the tables of the plan.
 
-Stages are resolved in stages.py, the rows of a batch follow in mixture.py, and resume.py continues from a checkpoint.
+Stages are converted to batches in stages.py, the rows of a batch are computed in mixture.py, and resume.py continues
+from a checkpoint.
 """
 
 import math
@@ -23,7 +24,7 @@ from data.mixing.streams import Streams, StreamShape
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Mix:
-    """What a run draws at one of its moments."""
+    """The mix at one point of a run."""
 
     rows: np.ndarray
     tokens: np.ndarray
@@ -32,7 +33,7 @@ class Mix:
 
 
 class RowPlan:
-    """The rows of a run's batches. `resume` continues from a checkpoint; until then the run is at its beginning."""
+    """The rows of a run's batches. A new plan starts at the beginning; `resume` continues from a checkpoint."""
 
     def __init__(
         self,
@@ -43,19 +44,19 @@ class RowPlan:
         seed: int,
         resuming: bool = False,
     ) -> None:
-        """`resuming`: `resume` comes next, and it checks lengths and repeats.
+        """`resuming`: `resume` will be called next, which checks lengths and repeats.
 
-        Raises ConfigError for stages that cannot be resolved, or would repeat rows, and DataError for streams that
-        together have fewer rows than one global batch.
+        Raises ConfigError for stages that cannot be converted to batches or would repeat rows, and DataError if all
+        streams together have fewer rows than one global batch.
         """
         dataset = config.dataset
         self._resolver = StageResolver(config, Streams(dict(streams), dataset.max_seq_len), clock)
         check_size(self._resolver.streams, self.global_batch_size)
         self.seed = seed if dataset.shuffle_seed is None else dataset.shuffle_seed
         self.notes = normalized_proportions(config)
-        """What whoever starts the run should know of the plan."""
+        """Notes about the plan for the user."""
         self._set(Timeline((self._resolver.first_segment(),)))
-        # What the config plans from the beginning differs from what it plans after another past.
+        # The plan from the beginning differs from the plan after a checkpoint, so it is not checked when resuming.
         if not resuming:
             self.notes += self._check()
 
@@ -65,17 +66,17 @@ class RowPlan:
 
     @property
     def names(self) -> list[str]:
-        """Of the streams, in the order in which they are numbered."""
+        """Names of the streams, in the order of their numbers."""
         return self._resolver.streams.names
 
     @property
     def segments(self) -> tuple[Segment, ...]:
         return self._timeline.segments
 
-    # Of a batch.
+    # Queries about batches
 
     def rows(self, batch: int, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        """Of the batch's rows start..stop-1: the stream (its place in `names`) and the row's id in it; int64 each."""
+        """Stream (index in `names`) and row id of the batch's rows start..stop-1; int64 each."""
         return self._batches.rows(batch, start, stop)
 
     def counts(self, batch: int) -> np.ndarray:
@@ -91,22 +92,22 @@ class RowPlan:
         return self._timeline.segment(batch).shares(batch)
 
     def token_shares(self, batch: int) -> np.ndarray:
-        """Each stream's planned share of the batch's tokens, without padding: what `proportions` configure; [S]."""
+        """[S] planned share of each stream in the batch's tokens, without padding. `proportions` sets these shares."""
         return self.of_tokens(self.shares(batch))
 
     def of_tokens(self, rows: np.ndarray) -> np.ndarray:
-        """[S] shares of the tokens in so many rows (or such shares of rows) that hold their streams' means."""
+        """[S] shares of the tokens for these numbers (or shares) of rows, given each stream's mean tokens per row."""
         return self._resolver.streams.token_shares(rows)
 
     def lr_scale(self, batch: int) -> float:
-        """What the schedule's learning rate is multiplied by in the batch."""
+        """The factor of the learning rate in the batch."""
         piece, part = self._timeline.at(batch)
         return piece.lr_scale(part)
 
-    # Of the stages.
+    # Queries about stages
 
     def stage(self, batch: int) -> str:
-        """The name of the batch's stage; the last one's after its end; "" without stages."""
+        """Name of the batch's stage. After the last stage, its name; "" without stages."""
         return self._timeline.stage(batch)
 
     def stages(self) -> list[tuple[str, int, int | None]]:
@@ -114,51 +115,51 @@ class RowPlan:
         return self._timeline.stages()
 
     def start_of(self, number: int) -> Mix:
-        """The mix at the start of the stage of that number."""
+        """The mix at the start of stage `number`."""
         return self._mix(*self._timeline.start_of(number))
 
     def end_of(self, number: int) -> Mix:
-        """The mix at the end of the stage of that number."""
+        """The mix at the end of stage `number`."""
         return self._mix(*self._timeline.end_of(number))
 
     def _mix(self, piece: Piece, part: float) -> Mix:
         rows = np.array(piece.shares(part))
         return Mix(rows=rows, tokens=self.of_tokens(rows), lr_scale=piece.lr_scale(part))
 
-    # Of the shards.
+    # Queries about shards
 
     def shards(self, first: int, stop: int) -> dict[str, np.ndarray]:
-        """Stream -> the shards in whose windows the rows of batches first..stop-1 lie."""
+        """Stream -> the shards whose windows contain the rows of batches first..stop-1."""
         return {name: order.shards(start, end) for name, order, start, end in self._drawn(first, stop)}
 
     def n_shards(self, first: int, stop: int) -> dict[str, int]:
-        """Stream -> how many those are, each counted once per epoch of the stream."""
+        """Stream -> number of these shards, each counted once per epoch of the stream."""
         return {name: order.n_shards(start, end) for name, order, start, end in self._drawn(first, stop)}
 
     def _drawn(self, first: int, stop: int) -> Iterator[tuple[str, StreamOrder, int, int]]:
-        """Of each stream: which of its rows, counted over all epochs, the batches first..stop-1 draw."""
+        """For each stream, the range of its rows, counted over all epochs, that batches first..stop-1 draw."""
         starts, ends = (self.counts(max(batch, 0)).tolist() for batch in (first, stop))
         return zip(self.names, self._batches.orders, starts, ends, strict=True)
 
     def most_shards(self, n_batches: int) -> dict[str, int]:
-        """Stream -> how many shards so many batches may need at a time, wherever in the run they are."""
+        """Stream -> maximum number of shards that any n_batches consecutive batches need."""
         rows, n_streams = n_batches * self.global_batch_size, len(self.names)
         largest_S = self._timeline.last.largest_shares()
-        # The counts at both ends are within 1/2 + share S/2 of the plan.
+        # At both ends, the counts differ from the plan by at most 1/2 + share S/2.
         most_S = [min(rows, math.ceil(share * (rows + n_streams) + 1)) if share else 0 for share in largest_S]
         orders = zip(self.names, self._batches.orders, most_S, strict=True)
         return {name: order.most_shards(n_rows) for name, order, n_rows in orders}
 
-    # Of a checkpoint.
+    # Checkpoints
 
     def state(self, rows: int) -> dict[str, str]:
-        """What a checkpoint holds after so many rows of all ranks."""
+        """The state for a checkpoint after `rows` rows of all ranks."""
         return self._state(rows).write()
 
     def resume(self, state: Mapping[str, Any]) -> int:
-        """Takes the past of the checkpoint, and the future of the config; returns the batch that comes next.
+        """Use the past of the checkpoint and the future of the config. Returns the next batch.
 
-        Raises ConfigError that names the difference when the config or the data contradict the past.
+        Raises ConfigError that names the differences if the config or the data contradict the past.
         """
         saved = read_state(state)
         check_past(saved, self._state(0))
@@ -187,7 +188,7 @@ class RowPlan:
         self._timeline, self._batches = timeline, BatchRows(timeline.last, orders)
 
     def _check(self) -> list[str]:
-        """Notes on the last segment. Raises ConfigError for stages that are too long, or would repeat rows."""
+        """Notes on the last segment. Raises ConfigError for stages that are too long or would repeat rows."""
         config, clock = self._resolver.config, self._resolver.clock
         last = self._timeline.last
         notes = check_length(config.stages, last, clock.max_batches)

@@ -1,8 +1,8 @@
-"""A run's plan as segments of pieces: what is drawn from each stream, batch by batch.
+"""A run's plan as segments of pieces: how many rows are drawn from each stream, batch by batch.
 
-A run whose config never changes has one segment. Where it resumes with different later stages, another segment begins
-at the checkpoint's batch, with the rows that each stream has contributed by then. So the past stays as it was, and no
-row is drawn twice.
+A run whose config never changes has one segment. If it is resumed with different later stages, a new segment begins at
+the checkpoint's batch, with the number of rows that each stream has contributed so far. So the past does not change,
+and no row is drawn twice.
 """
 
 import math
@@ -17,69 +17,69 @@ from data.mixing.interleaving import Interleaving, Stage
 
 @dataclass(frozen=True, kw_only=True)
 class Piece:
-    """A stretch of batches in which each stream's share of the tokens changes linearly in the tokens so far."""
+    """A range of batches in which each stream's share of the tokens changes linearly in the tokens so far."""
 
     stage: int
     n_batches: int | None
-    """None: to the end, however far that is."""
+    """None: until the end of the run."""
     start: tuple[float, ...]
     end: tuple[float, ...]
     """[S] shares of the rows."""
     tokens_per_row: tuple[float, ...]
-    """[S] mean tokens of each stream's rows when the plan was made. In checkpoints of version 2 all were 1: there the
-    shares are linear in rows."""
+    """[S] mean tokens per row of each stream when the plan was made. In checkpoints of version 2 all are 1, so shares
+    are linear in rows there."""
     lr_start: float
     lr_end: float
 
     def stage_of(self, global_batch_size: int) -> Stage:
-        """The piece in rows."""
+        """The piece with its length in rows."""
         n_rows = math.inf if self.n_batches is None else float(self.n_batches * global_batch_size)
         return Stage(n_rows, np.array(self.start), np.array(self.end), np.array(self.tokens_per_row))
 
     def is_of_version_2(self) -> bool:
-        """Whether all rows that it draws were taken to hold one token."""
+        """Whether all its streams have one token per row, as in version 2."""
         drawn = zip(self.start, self.end, self.tokens_per_row, strict=True)
         return all(mean == 1 for start, end, mean in drawn if start or end)
 
     def shares(self, part: float) -> tuple[float, ...]:
-        """[S] shares of the rows when that part (0 to 1) of its batches is over."""
+        """[S] shares of the rows after the fraction `part` (0 to 1) of its batches."""
         return tuple(self.stage_of(1).shares(part).tolist())
 
     def lr_scale(self, part: float) -> float:
-        """What the learning rate is multiplied by then."""
+        """The factor of the learning rate at the same point."""
         return self.lr_start + part * (self.lr_end - self.lr_start)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Segment:
-    """A plan from one batch on."""
+    """The plan from one batch on."""
 
     first_batch: int
     first_row: int
     global_batch_size: int
     counts: tuple[int, ...]
-    """[S] rows drawn from each stream before."""
+    """[S] rows drawn from each stream before this segment."""
     stages: tuple[dict[str, Any], ...]
-    """As in the config."""
+    """The stages as in the config."""
     ends: tuple[int | None, ...]
-    """The batch after each stage's last."""
+    """The batch after each stage's last batch."""
     pieces: tuple[Piece, ...]
     made: str = ""
-    """When, where a run was resumed with different later stages."""
+    """The time at which a run was resumed with this plan; empty for the first segment."""
 
     @cached_property
     def interleaving(self) -> Interleaving:
         return Interleaving([piece.stage_of(self.global_batch_size) for piece in self.pieces], self.counts)
 
     def row(self, batch: int) -> int:
-        """The run's row with which the batch begins."""
+        """The number of the batch's first row in the run."""
         return self.first_row + (batch - self.first_batch) * self.global_batch_size
 
     def batch(self, row: int) -> int:
         return self.first_batch + (row - self.first_row) // self.global_batch_size
 
     def at(self, batch: int) -> tuple[Piece, float]:
-        """The piece that the batch is in, and which part of it (0 to 1) is over when the batch begins."""
+        """The piece that contains the batch, and the fraction (0 to 1) of it that precedes the batch."""
         first = self.first_batch
         for piece in self.pieces:
             if piece.n_batches is None or batch < first + piece.n_batches:
@@ -102,11 +102,11 @@ class Segment:
         return np.maximum(merge.planned(first + size) - merge.planned(first), 0.0) / size
 
     def largest_shares(self) -> list[float]:
-        """[S] the largest share of the rows that each stream has in any of the pieces."""
+        """[S] largest share of rows of each stream over all pieces."""
         return np.max([(piece.start, piece.end) for piece in self.pieces], axis=(0, 1)).tolist()
 
     def rest(self, batch: int) -> list[Piece]:
-        """The pieces from the batch on, the first of them cut. After the last piece, its end continues."""
+        """The pieces from the batch on; the first one is cut. After the last piece, its final shares continue."""
         rest: list[Piece] = []
         first = self.first_batch
         for piece in self.pieces:
@@ -121,7 +121,7 @@ class Segment:
         return rest or [replace(last, n_batches=None, start=last.end, lr_start=last.lr_end)]
 
     def widened(self, tokens_per_row: tuple[float, ...]) -> "Segment":
-        """The segment with further streams from which it draws no rows, given the mean tokens of their rows."""
+        """The segment with additional streams of which it draws no rows, given their mean tokens per row."""
         none = (0.0,) * len(tokens_per_row)
         pieces = tuple(
             replace(
@@ -146,11 +146,11 @@ class Timeline:
         return self.segments[-1]
 
     def segment(self, batch: int) -> Segment:
-        """The segment that the batch is in."""
+        """The segment that contains the batch."""
         return next((segment for segment in reversed(self.segments) if segment.first_batch <= batch), self.segments[0])
 
     def at(self, batch: int) -> tuple[Piece, float]:
-        """What Segment.at gives."""
+        """See Segment.at."""
         return self.segment(batch).at(batch)
 
     def stages(self) -> list[tuple[str, int, int | None]]:
@@ -162,16 +162,16 @@ class Timeline:
         ]
 
     def stage(self, batch: int) -> str:
-        """The name of the batch's stage; the last one's after its end; "" without stages."""
+        """Name of the batch's stage. After the last stage, its name; "" without stages."""
         segment = self.segment(batch)
         return segment.stages[segment.at(batch)[0].stage]["name"]
 
     def start_of(self, number: int) -> tuple[Piece, float]:
-        """Where the stage of that number starts, as a piece and the part of it that is over."""
+        """The start of stage `number`, as a piece and the fraction of it that precedes the start."""
         return self.at(self.stages()[number][1])
 
     def end_of(self, number: int) -> tuple[Piece, float]:
-        """Where the stage of that number ends."""
+        """The end of stage `number`, in the same form."""
         _, first, end = self.stages()[number]
         if end is None:
             return self.last.pieces[-1], 1.0

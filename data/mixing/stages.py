@@ -1,4 +1,4 @@
-"""A config's stages, resolved into batches."""
+"""Convert the stages of a config to batches."""
 
 import math
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ import numpy as np
 
 from data.base.durations import Clock, parse_duration
 from data.base.errors import ConfigError
-from data.config.loader import DataLoaderConfig, PassesOf, StageConfig
+from data.config.loader import DataLoaderConfig, EpochsOf, StageConfig
 from data.mixing.interleaving import Stage
 from data.mixing.segments import Piece, Segment
 from data.mixing.streams import Streams, epoch_rows
@@ -16,19 +16,19 @@ from data.mixing.streams import Streams, epoch_rows
 
 @dataclass(frozen=True, eq=False)
 class StageResolver:
-    """Resolves the stages of a config for these streams and this length of the run."""
+    """Converts the stages of a config to batches, for given streams and a given length of the run."""
 
     config: DataLoaderConfig
     streams: Streams
     clock: Clock
 
     def first_segment(self) -> Segment:
-        """The plan of a run from its beginning. Raises ConfigError for durations that cannot be resolved."""
+        """The plan of a run from its beginning. Raises ConfigError for invalid durations."""
         return self._segment(0, 0, [0] * len(self.streams.names), None)
 
     def next_segment(self, first_row: int, counts: Sequence[int], before: Segment) -> Segment:
-        """The plan from the batch of that row on, before which `before` held and so many rows of each stream were
-        drawn. Raises what first_segment raises."""
+        """The plan from first_row on, after the segment `before`, in which `counts` rows of each stream were drawn.
+        Raises the errors of first_segment."""
         return self._segment(before.batch(first_row), first_row, counts, before)
 
     def _segment(self, first_batch: int, first_row: int, counts: Sequence[int], before: Segment | None) -> Segment:
@@ -49,36 +49,36 @@ class StageResolver:
         for number, stage in enumerate(self.config.stages):
             frozen = before.ends[number] if before is not None and number < len(before.ends) else None
             if frozen is not None and frozen <= now:
-                # The last stage's mix has continued until now, where the stages that were added begin.
+                # The mix of the last stage has continued until now, where the added stages begin.
                 added = before is not None and number + 1 == len(before.ends) < len(self.config.stages)
                 ends.append(now if added else frozen)
             elif stage.duration is None:
                 ends.append(None)
             else:
                 length = max(self._batches(stage.duration, stage, f"stages[{number}].duration"), 1)
-                # A stage that the run is in cannot have ended before.
+                # The current stage cannot have ended in the past.
                 ends.append(max(begin + length, now if begin < now else 0))
             begin = ends[-1] if ends[-1] is not None else begin
         return ends
 
-    def _batches(self, duration: str | PassesOf, stage: StageConfig, key: str) -> int:
+    def _batches(self, duration: str | EpochsOf, stage: StageConfig, key: str) -> int:
         names = self.streams.names
         if isinstance(duration, str) and parse_duration(duration)[1] != "ep":
             return self.clock.batches(duration)
-        if isinstance(duration, PassesOf):
-            passes, name = duration.ep, duration.of
+        if isinstance(duration, EpochsOf):
+            epochs, name = duration.ep, duration.of
         elif len(names) > 1:
             raise ConfigError(
-                f"{key} is {duration!r}, but with several streams `ep` has to say of which: write {{ep: "
-                f"{parse_duration(duration)[0]:g}, of: {names[0]}}}, or ba, tok or dur"
+                f"{key} is {duration!r}, but with several streams `ep` needs the name of one: write {{ep: "
+                f"{parse_duration(duration)[0]:g}, of: {names[0]}}}, or use ba, tok or dur"
             )
         else:
-            passes, name = parse_duration(duration)[0], names[0]
+            epochs, name = parse_duration(duration)[0], names[0]
         start, end = (np.array(self.streams.row_shares(mix)) for mix in stage.mixes())
         share = float(Stage(1.0, start, end, np.array(self.streams.tokens_per_row)).mean()[names.index(name)])
         if share == 0:
-            raise ConfigError(f"{key} counts passes of {name}, but the stage gives {name} no share")
-        return math.ceil(round(passes * self.streams.shapes[name].n_rows / share, 6) / self.clock.rows_per_batch)
+            raise ConfigError(f"{key} is in epochs of {name}, but {name} has no share in this stage")
+        return math.ceil(round(epochs * self.streams.shapes[name].n_rows / share, 6) / self.clock.rows_per_batch)
 
     def _pieces(self, ends: Sequence[int | None], first_batch: int, before: Segment | None) -> list[Piece]:
         if not ends:
@@ -123,7 +123,7 @@ class StageResolver:
         )
 
     def _default_shares(self) -> tuple[float, ...]:
-        """[S] without stages: by `proportion`, or in an epoch of all streams by `choose`, `repeat` or their sizes."""
+        """[S] shares without stages: by `proportion`, or by `choose`, `repeat` or the number of rows of each stream."""
         configs = self.config.dataset.streams or {}
         proportions = {name: c.proportion for name, c in configs.items() if c.proportion is not None}
         if proportions:
@@ -133,7 +133,7 @@ class StageResolver:
 
 
 def _continued(piece: Piece, current: Piece, part: float) -> Piece:
-    """In the middle of a ramp: from where the run is to where the config ends it."""
+    """The rest of a ramp: from the current shares to the end in the config."""
     start, lr_start = piece.start, piece.lr_start
     if start != piece.end:
         start = current.shares(part)

@@ -8,17 +8,17 @@ import numpy as np
 from data.mixing.permutation import make_key, permute, splitmix64
 
 WINDOW_SHARDS = 8
-"""Shards whose rows are mixed with one another: what has to be at hand at a time."""
+"""Number of shards whose rows are mixed with one another, which must be local at the same time."""
 
-_SHARD_ORDER, _ROW_ORDER = 1, 2  # what a key is for
+_SHARD_ORDER, _ROW_ORDER = 1, 2  # the purposes of a key
 
 
 class StreamOrder:
-    """The order of one stream's rows, pass after pass, each pass a permutation of all of them.
+    """The order of one stream's rows. Each epoch is a permutation of all rows.
 
-    In a pass the shards stand in a keyed order, and rows are permuted inside windows of consecutive shards, so that
-    each shard is read in one window only. Without shuffle every pass is in the order of the files. Only integer
-    arithmetic modulo 2^64 is used, so the order is the same on every machine and for every NumPy version.
+    In an epoch the shards are in a keyed order, and rows are permuted inside windows of consecutive shards, so that
+    each shard is read in one window only. Without shuffle every epoch has the order of the files. Only integer
+    arithmetic modulo 2^64 is used, so the order is the same on every machine and for every version of NumPy.
     """
 
     def __init__(
@@ -32,13 +32,13 @@ class StreamOrder:
             raise ValueError(f"a stream of {self.n_rows} rows has no order")
 
     def rows(self, k: np.ndarray) -> np.ndarray:
-        """Ids (places in the files) of the stream's k-th rows, counted from 0 over all passes; int64 of k's shape."""
+        """Ids (indices in the files) of the stream's k-th rows, counted from 0 over all epochs; int64 of k's shape."""
         return shuffled([(self, np.asarray(k, dtype=np.int64))])[0]
 
     def windows(self, k_N: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Where in its pass the window of each row starts, how many rows it has, and the key that permutes them."""
+        """For each row: where its window starts in its epoch, the number of rows in it, and the window's key."""
         start_N, size_N, key_N = np.empty_like(k_N), np.empty_like(k_N), np.empty(k_N.shape, dtype=np.uint64)
-        for number, chosen, places in self._passes(k_N):
+        for number, chosen, places in self._epochs(k_N):
             starts = self._table(number)[0]
             window = (np.searchsorted(starts, places, side="right") - 1) // self.window
             start_N[chosen] = starts[window * self.window]
@@ -48,31 +48,31 @@ class StreamOrder:
         return start_N, size_N, key_N
 
     def ids(self, k_N: np.ndarray, place_N: np.ndarray) -> np.ndarray:
-        """The ids of the rows at those places of their passes' shards."""
+        """The ids of the rows at these places in the shard order of their epochs."""
         out = np.empty_like(k_N)
-        for number, chosen, _ in self._passes(k_N):
+        for number, chosen, _ in self._epochs(k_N):
             starts, first_rows, _ = self._table(number)
             shard = np.searchsorted(starts, place_N[chosen], side="right") - 1
             out[chosen] = first_rows[shard] + (place_N[chosen] - starts[shard])
         return out
 
     def shards(self, start: int, stop: int) -> np.ndarray:
-        """The shards in whose windows the stream's rows start..stop-1 lie: what has to be at hand for them; int64."""
+        """The shards whose windows contain the stream's rows start..stop-1, which must be local to read them; int64."""
         if stop - start >= 2 * self.n_rows:
             return np.arange(len(self.shard_sizes))
         parts = [self._table(number)[2][first:last] for number, first, last in self._begun(start, stop)]
         return np.unique(np.concatenate([np.empty(0, dtype=np.int64), *parts]))
 
     def n_shards(self, start: int, stop: int) -> int:
-        """How many those are, each counted once in every pass."""
+        """Number of these shards, each counted once per epoch."""
         return sum(last - first for _, first, last in self._begun(start, stop))
 
     def most_shards(self, n_rows: int) -> int:
-        """In the windows of how many shards so many rows in a row can lie, wherever they are."""
+        """Maximum number of shards whose windows contain any n_rows consecutive rows."""
         if not n_rows:
             return 0
         least = int(np.sort(self.shard_sizes)[: self._window].sum())
-        # The first window and the last may be only touched; and one may be short, where a pass ends.
+        # The rows may lie only partly in the first and last windows; and the last window of an epoch may be short.
         n_windows = math.ceil(n_rows / least) + 1 + (len(self.shard_sizes) % self._window > 0)
         return min(n_windows * self._window, len(self.shard_sizes))
 
@@ -81,7 +81,7 @@ class StreamOrder:
         return self.window if self.shuffle else 1
 
     def _begun(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
-        """Of each pass with those rows: its number, and from which to which shard of its order their windows go."""
+        """For each epoch with these rows: its number, and the range of shards in its order that their windows cover."""
         window, n_shards = self._window, len(self.shard_sizes)
         for number in range(start // self.n_rows, -(-stop // self.n_rows)):
             first, last = (min(max(k - number * self.n_rows, 0), self.n_rows) for k in (start, stop))
@@ -92,18 +92,18 @@ class StreamOrder:
                 low, high = (int(np.searchsorted(starts, place, side="right")) - 1 for place in (first, last - 1))
                 yield number, low // window * window, min((high // window + 1) * window, n_shards)
 
-    def _passes(self, k_N: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-        """Of each pass: its number, which rows are of it, and their places in it."""
-        passes, places = np.divmod(k_N, self.n_rows)
-        for number in np.unique(passes).tolist():
-            chosen = passes == number
+    def _epochs(self, k_N: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """For each epoch: its number, a mask of the rows in it, and their places in it."""
+        epochs, places = np.divmod(k_N, self.n_rows)
+        for number in np.unique(epochs).tolist():
+            chosen = epochs == number
             yield number, chosen, places[chosen]
 
     def _table(self, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Of the shards in the pass's order: the place at which each starts (and the end), its first row's id, and its
-        number."""
+        """For the shards in the epoch's order: the place at which each starts (and the end), the id of its first row,
+        and its number."""
         if number not in self._tables:
-            if len(self._tables) == 2:  # a batch touches two passes at most, unless the stream is tiny
+            if len(self._tables) == 2:  # a batch needs at most two epochs, unless the stream is tiny
                 self._tables.clear()
             key = make_key(self.seed, _SHARD_ORDER, self.stream, number)
             shards = np.arange(len(self.shard_sizes), dtype=np.uint64)
@@ -114,7 +114,7 @@ class StreamOrder:
 
 
 def shuffled(wanted: Sequence[tuple[StreamOrder, np.ndarray]]) -> list[np.ndarray]:
-    """For each stream the ids of its k-th rows. All streams are permuted in one go: it is many small steps."""
+    """For each stream, the ids of its k-th rows. All streams are permuted in one call, which has many small steps."""
     if not wanted or not wanted[0][0].shuffle:
         return [k_N % order.n_rows for order, k_N in wanted]
     start_N, size_N, key_N = (

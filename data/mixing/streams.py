@@ -1,4 +1,4 @@
-"""What a plan knows of its streams: their rows, and how many tokens a row of each holds."""
+"""The streams of a plan: the number of their rows, and their mean tokens per row."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +12,7 @@ from data.mixing.stream_order import StreamOrder
 
 
 class StreamShape(Protocol):
-    """What a plan has to know of a stream's rows."""
+    """The properties of a stream that a plan needs."""
 
     @property
     def fingerprint(self) -> str: ...
@@ -26,7 +26,7 @@ class StreamShape(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Streams:
-    """The streams of a run, in the order in which the plan numbers them."""
+    """The streams of a run, in the order of their numbers in the plan."""
 
     shapes: Mapping[str, StreamShape]
     max_seq_len: int
@@ -37,24 +37,24 @@ class Streams:
 
     @cached_property
     def tokens_per_row(self) -> tuple[float, ...]:
-        """[S] mean tokens of each stream's rows; full rows where the tokens are not known."""
+        """[S] mean tokens per row of each stream; rows are assumed to be full if the tokens are unknown."""
         full = float(self.max_seq_len)
         shapes = self.shapes.values()
         return tuple(full if shape.tokens is None else shape.tokens / shape.n_rows for shape in shapes)
 
     def row_shares(self, mix: Mapping[str, float]) -> tuple[float, ...]:
-        """[S] shares of rows from shares of tokens: a stream whose rows hold fewer tokens contributes more of them."""
+        """[S] shares of rows from shares of tokens. A stream with fewer tokens per row contributes more rows."""
         means = zip(self.names, self.tokens_per_row, strict=True)
         per_token = [mix.get(name, 0.0) / mean for name, mean in means]
         return tuple(share / sum(per_token) for share in per_token)
 
     def token_shares(self, rows: np.ndarray) -> np.ndarray:
-        """[S] shares of the tokens in so many rows (or such shares of rows) that hold their streams' means."""
+        """[S] shares of the tokens for these numbers (or shares) of rows, given each stream's mean tokens per row."""
         tokens_S = rows * self.tokens_per_row
         return tokens_S / tokens_S.sum()
 
     def continuing(self, names: Sequence[str]) -> "Streams":
-        """Those names first, the other streams after them: a stream's place is in the key of its shuffle."""
+        """The streams with these names first, then the others. The number of a stream is part of its shuffle key."""
         ordered = [*names, *(name for name in self.names if name not in names)]
         return replace(self, shapes={name: self.shapes[name] for name in ordered})
 
@@ -66,7 +66,7 @@ class Streams:
 
 
 def epoch_rows(dataset: DatasetConfig, streams: Mapping[str, StreamShape]) -> dict[str, float]:
-    """Rows of each stream in an epoch of all of them: `choose`, or `repeat` times its rows, or each once."""
+    """Rows of each stream in an epoch of all streams: `choose`, or `repeat` times its rows, or each row once."""
     configs: Mapping[str, StreamConfig] = dataset.streams or {}
     out = {}
     for name, stream in streams.items():

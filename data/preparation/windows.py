@@ -6,7 +6,7 @@ from contextlib import closing
 from itertools import islice
 from typing import Any
 
-from data.base.workers import all_cores, in_order
+from data.base.workers import all_cores, map_in_order
 from data.config.dataset import DatasetConfig
 from data.examples.preprocessing import is_own
 from data.mds.writer import Shards
@@ -23,7 +23,7 @@ def write_windows(shards: Shards, recipe: Recipe, config: DatasetConfig) -> Prog
     """All windows that are not written yet. Raises DataError with all bad rows, where they are errors."""
     progress = Progress.of_journal(shards.state, recipe.source.total)
     tasks, window = _Tasks(recipe, progress, config), _Window(shards, recipe, progress)
-    parts = in_order(
+    parts = map_in_order(
         recipe.read, tasks.give_out(), tasks.n_workers, tasks.limit, isolated=is_own(config.preprocessing_fn)
     )
     bar = source_bar("Preparing rows", recipe.source.total or None, recipe.source.unit, progress.done)

@@ -1,5 +1,5 @@
-"""Where records come from: hub datasets, local files, MDS folders. A source becomes chunks, a chunk (place, record)
-pairs.
+"""Where records come from: hub datasets, local files, MDS folders. A source yields chunks; a chunk yields (place,
+record) pairs.
 
-How the bytes of a file are parsed belongs to data/sources/formats.
+The parsers for the individual file formats are in data/sources/formats.
 """

@@ -1,4 +1,4 @@
-"""Files as a source: each is hashed once, then read in order, cut into chunks of bytes that workers parse."""
+"""The source for local files. Each file is hashed once, then read in order and split into chunks that workers parse."""
 
 import functools
 import json
@@ -27,20 +27,21 @@ READERS: dict[str, Any] = {
     "arrow": ipc,
     "text": text,
 }
-"""Each has `check(path, name)` for opening, which gives what of each row is left out (None: nothing),
-`split(content) -> chunks` for the parent and `rows(chunk)` for workers."""
-_TELL_ROWS = {"parquet": parquet, "arrow": ipc}
-"""Binary formats, which tell how many rows they have."""
+"""The module that reads each kind of file. It has `check(path, name)`, which runs when a file is opened and returns
+what is skipped in every row (None: nothing); `split(content) -> chunks` for the parent process; and `rows(chunk)` for
+workers."""
+_WITH_ROW_COUNT = {"parquet": parquet, "arrow": ipc}
+"""Binary formats that store their number of rows."""
 LARGE = 16 << 20
-"""Bytes of a chunk's content that count in full towards what is held in memory."""
+"""Bytes. A chunk with at least this much content counts with its full size towards the memory limit."""
 
 
 class FileSource:
     """The rows of files of one format: `json`, `csv`, `parquet`, `arrow` or `text`.
 
-    JSON is one object a line, or an array when it begins with `[`. A text file is one document; one larger than a chunk
-    (1 MB) is cut at line ends into several. Files without rows are read as nothing. `names` are what places call the
-    files, where that is not their path.
+    JSON is one object per line, or an array if the file begins with `[`. A text file is one document; a file larger
+    than a chunk (1 MB) is split at line ends into several documents. Files without rows are skipped. `names` maps files
+    to the names used in messages, where these differ from the paths.
     """
 
     unit = "B"
@@ -48,9 +49,10 @@ class FileSource:
     def __init__(
         self, parts: Sequence[Part], format: str, record: InputFiles, names: Mapping[Path, str] | None = None
     ) -> None:
-        """Raises DataError for a file that cannot be read, is not UTF-8 or has no proper header; if all are empty.
+        """Raises DataError for a file that cannot be read, is not UTF-8 or has an invalid header, and if all files are
+        empty.
 
-        What is in the record is not opened.
+        Files in the record are not opened.
         """
         self._parts, self._format, self._record = list(parts), format, record
         self._files = list(dict.fromkeys(path for part in parts for path in part.files))
@@ -62,7 +64,7 @@ class FileSource:
             if opened.left_out is not None:
                 left_out.setdefault(opened.left_out, []).append(self._names[path])
         for what, files in left_out.items():
-            notice(f"of {'1 file' if len(files) == 1 else f'{len(files):,} files'} {what} is left out: {listed(files)}")
+            notice(f"Skipping {what} in {'1 file' if len(files) == 1 else f'{len(files):,} files'}: {listed(files)}")
         if not any(self._readers.values()):
             raise DataError(self._no_rows("the file is empty"))
 
@@ -76,7 +78,7 @@ class FileSource:
 
     @property
     def total(self) -> int:
-        """Bytes of the files, or the share of them that the slices have of the rows, which are counted for it."""
+        """Size of the files in bytes. A slice counts in proportion to its rows, which are counted for this."""
         shares = [
             self._bytes[path] if rows is None else self._bytes[path] * (rows[1] - rows[0]) // max(self._count(path), 1)
             for path, rows in self._ranges()
@@ -89,12 +91,12 @@ class FileSource:
 
     @cached_property
     def _hashed(self) -> dict[Path, InputFile]:
-        """As they were when the fingerprint was taken, which is what chunks() holds them to."""
+        """The files as they were when the fingerprint was computed. chunks() raises if they have changed since."""
         return self._record.hashed(self._opened, self._format)
 
     @property
     def fingerprint(self) -> str:
-        """Of the files' content and of the slices as they are written, which together decide the rows."""
+        """Hash of the files' content and of the slices as written in the config. Together they determine the rows."""
         parts: list[Any] = []
         for part in self._parts:
             files = [[reader, self._hashed[path].xxh3] for path in part.files if (reader := self._readers[path])]
@@ -117,16 +119,16 @@ class FileSource:
             if not found and (wanted is None or not self._count(path)):
                 without.append(self._names[path])
         if not some_rows:
-            raise DataError(self._no_rows("there are no rows in the file"))
+            raise DataError(self._no_rows("the file has no rows"))
         if without := list(dict.fromkeys(without)):
-            are = "1 file has no rows and is" if len(without) == 1 else f"{len(without):,} files have no rows and are"
-            rank_logger.info(f"{are} read as nothing: {listed(without)}")
+            files = "1 file has no rows and is" if len(without) == 1 else f"{len(without):,} files have no rows and are"
+            rank_logger.info(f"{files} skipped: {listed(without)}")
 
     def rows(self, chunk: FileChunk) -> Iterator[tuple[str, Any]]:
         return read_rows(chunk)
 
     def _ranges(self) -> Iterator[tuple[Path, tuple[int, int] | None]]:
-        """Each file with the rows of it that are wanted, from 0; None: all."""
+        """Each file with the range of rows to read, counted from 0; None: all rows."""
         for part in self._parts:
             if part.slice is None:
                 yield from ((path, None) for path in part.files)
@@ -138,7 +140,7 @@ class FileSource:
                 start, end = start - count, end - count
 
     def _count(self, path: Path) -> int:
-        """Rows of the file, the ones that cannot be used among them."""
+        """Number of rows in the file, including invalid ones."""
         reader = self._readers[path]
         return _count_rows(reader, self._hashed[path], self._names[path]) if reader is not None else 0
 
@@ -154,14 +156,14 @@ class FileSource:
         names = [self._names[path] for path in self._files]
         slices = [part.slice for part in self._parts if part.slice is not None]
         if slices and (n_rows := sum(map(self._count, self._files))):
-            return f"split asks for a slice that has none of the {n_rows:,} rows ({listed(names)}): make it larger"
+            return f"split selects none of the {n_rows:,} rows of {listed(names)}: use a larger slice"
         if len(names) == 1:
-            return f"{names[0]}: {why}: remove it, or put rows into it"
-        return f"there are no rows in any of the {len(names):,} files ({listed(names)}): name others"
+            return f"{names[0]}: {why}: remove it, or add rows to it"
+        return f"none of the {len(names):,} files has any rows ({listed(names)}): name other files"
 
 
 def read_rows(chunk: FileChunk) -> Iterator[tuple[str, Any]]:
-    """`(place, row)` of a chunk; a row that cannot be read is a Problem."""
+    """`(place, row)` pairs of a chunk. A row that cannot be read is a Problem."""
     if chunk.problem is not None:
         return iter([(chunk.place, chunk.problem)])
     rows = READERS[chunk.reader].rows(chunk)
@@ -169,9 +171,10 @@ def read_rows(chunk: FileChunk) -> Iterator[tuple[str, Any]]:
 
 
 def _sized(content: Content, chunks: Iterator[FileChunk]) -> Iterator[FileChunk]:
-    """The chunks of compressed content with their share of the file's bytes on disk as their size.
+    """Set the size of each chunk of compressed content to its share of the file's bytes on disk.
 
-    A large one keeps its own, by which memory is bounded; those that follow it have less until that is made up for.
+    A large chunk keeps its decompressed size, because memory is limited by it. The chunks after it get smaller sizes
+    until the total matches again.
     """
     done = 0
     for chunk in chunks:
@@ -182,7 +185,7 @@ def _sized(content: Content, chunks: Iterator[FileChunk]) -> Iterator[FileChunk]
 
 
 def _cut(content: Content, chunks: Iterator[FileChunk], start: int, end: int) -> Iterator[FileChunk]:
-    """The rows from `start` to before `end` of the file's chunks. What follows is not read."""
+    """The rows from `start` up to, but not including, `end`. Chunks after `end` are not read."""
     row = 0
     for chunk in chunks:
         n_rows = _rows_in(chunk)
@@ -203,16 +206,16 @@ def _rows_in(chunk: FileChunk) -> int:
 
 @functools.cache
 def _count_rows(reader: str, file: InputFile, name: str) -> int:
-    """Counted once a process. Reads the file, unless its format says the number."""
-    if reader in _TELL_ROWS:
-        return _TELL_ROWS[reader].count(file.path, name)
+    """Number of rows, cached per process. Reads the whole file unless its format stores the number."""
+    if reader in _WITH_ROW_COUNT:
+        return _WITH_ROW_COUNT[reader].count(file.path, name)
     with Content(file, name) as content:
         return sum(map(_rows_in, READERS[reader].split(content)))
 
 
 def _reader_of(path: Path, name: str, format: str) -> str | None:
-    """The key of the file's reader; None when it is empty. Raises DataError when it cannot be read."""
-    if format in _TELL_ROWS:
+    """The key of the file's reader; None if the file is empty. Raises DataError if the file cannot be read."""
+    if format in _WITH_ROW_COUNT:
         with os_errors_named(name, as_error=DataError):
             return format if path.stat().st_size else None
     head = check_head(path, name)

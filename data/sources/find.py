@@ -1,4 +1,4 @@
-"""Which files a config means: those of a split in a folder, or those that are named."""
+"""Find the local files that a config refers to: the files of a split in a folder, or files named by the config."""
 
 import glob
 from collections import Counter
@@ -11,7 +11,14 @@ from data.base.errors import ConfigError, from_here, reason, setting
 from data.base.problems import listed
 from data.config.dataset import DatasetConfig
 from data.config.splits import SplitPart, parse_split
-from data.sources.folders import SPLIT_WORDS, each_once, files_below, is_file_or_broken_link, name_unread, of_split
+from data.sources.folders import (
+    SPLIT_WORDS,
+    files_below,
+    files_of_split,
+    is_file_or_broken_link,
+    notice_unread_in,
+    without_duplicates,
+)
 from data.sources.formats.names import (
     DATA_SUFFIXES,
     FORMATS,
@@ -27,23 +34,23 @@ from data.sources.saved import is_saved, refuse_saved_below, saved_files
 
 @dataclass(frozen=True)
 class Part:
-    """Files that are read in this order."""
+    """Files to read, in this order."""
 
     files: tuple[Path, ...]
     slice: SplitPart | None = None
-    """Which of their rows are taken; null: all."""
+    """The rows to read; None: all."""
 
 
 def is_path(name: str) -> bool:
-    """Is this hf_name a file or folder here, and not a dataset of the hub?"""
+    """Whether hf_name is a local file or folder and not a hub dataset."""
     if name.startswith((".", "/", "~")) or named_format(name) is not None:
         return True
-    with _looked_at("hf_name"):  # a folder here comes before a dataset of its name, as in the `datasets` library
+    with _access_errors("hf_name"):  # a local folder takes precedence over a hub dataset, as in `datasets`
         return Path(name).exists()
 
 
 def find(config: DatasetConfig) -> tuple[str, list[Part]]:
-    """The files' format and the parts of `split`. Raises ConfigError for what is not there, or of different kinds."""
+    """The format of the files and the parts of `split`. Raises ConfigError for missing files and for mixed formats."""
     name = str(config.hf_name)
     _refuse_hub_keys(config, name)
     wanted = parse_split(config.split or "train")
@@ -54,7 +61,7 @@ def find(config: DatasetConfig) -> tuple[str, list[Part]]:
     if len(kinds) > 1:
         shown = " and ".join(repr(str(path)) for path in kinds.values())
         raise ConfigError(
-            f"is {name!r}, but there are files of different kinds in it ({shown}): name those to be read in "
+            f"is {name!r}, but it contains files of different formats ({shown}): name the files to read in "
             f"{setting('hf_kwargs.data_files')}",
             key="hf_name",
         )
@@ -62,14 +69,14 @@ def find(config: DatasetConfig) -> tuple[str, list[Part]]:
 
 
 def find_text(config: DatasetConfig) -> list[Part]:
-    """The text files, in a fixed order. Raises ConfigError when there are none."""
+    """The text files in a fixed order. Raises ConfigError if there are none."""
     if config.split is not None:
         raise ConfigError(
-            f"is {config.split!r}, but text files have no splits: name the files of one in {setting('text')}",
+            f"is {config.split!r}, but text files have no splits: name the files of that split in {setting('text')}",
             key="split",
         )
     patterns = config.text or []
-    with _looked_at("text"):
+    with _access_errors("text"):
         return [Part(tuple(_named_files("text", [patterns] if isinstance(patterns, str) else patterns, Path())))]
 
 
@@ -80,20 +87,20 @@ def _kind(path: Path, name: str) -> str:
 def _split(config: DatasetConfig, name: str, split: str) -> list[Path]:
     """The files of one split."""
     if name in FORMATS:
-        with _looked_at("hf_kwargs"):
+        with _access_errors("hf_kwargs"):
             files = _of_kwargs(config, Path(), FORMATS[name], split)
         _check_format(name, files)
         return files
     path = _expanded("hf_name", name)
-    with _looked_at("hf_name"):
+    with _access_errors("hf_name"):
         if path.is_dir() and is_saved(path):
-            _refuse_files(config, "was written by save_to_disk, whose files it names itself")
+            _refuse_files(config, "is a folder written by save_to_disk, which lists its own files")
             return saved_files("hf_name", path, split)
         if path.is_dir():
             return _of_kwargs(config, path, DATA_SUFFIXES, split)
         if not path.is_file():
-            raise ConfigError(f"is {name!r}, but there is no such file or folder{from_here(path)}", key="hf_name")
-    _refuse_files(config, "is one already")
+            raise ConfigError(f"is {name!r}, but no such file or folder exists{from_here(path)}", key="hf_name")
+    _refuse_files(config, "is already a file")
     format_of(path)
     _check_split("hf_name", split)
     return [path]
@@ -104,7 +111,7 @@ def _refuse_hub_keys(config: DatasetConfig, name: str) -> None:
         if (value := getattr(config.hf_kwargs, key)) is not None:
             what = "subsets" if key == "name" else "revisions"
             raise ConfigError(
-                f"is {value!r}, but {setting('hf_name')} is {name!r}, and local files have no {what}: leave it out",
+                f"is {value!r}, but {setting('hf_name')} is {name!r}, and local files have no {what}: remove it",
                 key=f"hf_kwargs.{key}",
             )
 
@@ -112,20 +119,20 @@ def _refuse_hub_keys(config: DatasetConfig, name: str) -> None:
 def _refuse_files(config: DatasetConfig, why: str) -> None:
     if config.hf_kwargs.data_dir is not None or config.hf_kwargs.data_files is not None:
         raise ConfigError(
-            f"names files, but {setting('hf_name')} {why} ({config.hf_name!r}): leave {setting('hf_kwargs')} out",
+            f"names files, but {setting('hf_name')} {why} ({config.hf_name!r}): remove {setting('hf_kwargs')}",
             key="hf_kwargs",
         )
 
 
 @contextmanager
-def _looked_at(key: str) -> Iterator[None]:
-    """Makes a ConfigError of a path that the system does not let us look at."""
+def _access_errors(key: str) -> Iterator[None]:
+    """Convert an OSError for a path that cannot be accessed into a ConfigError."""
     try:
         yield
     except OSError as error:
         raise ConfigError(
-            f"names {str(error.filename)!r}, but it cannot be looked at ({reason(error)}): name another, or "
-            "have its folder opened to you",
+            f"names {str(error.filename)!r}, which cannot be accessed ({reason(error)}): name another path, or "
+            "get read permission for its folder",
             key=key,
         ) from None
 
@@ -133,12 +140,12 @@ def _looked_at(key: str) -> Iterator[None]:
 def _expanded(key: str, path: str) -> Path:
     try:
         return Path(path).expanduser()
-    except RuntimeError as error:  # of ~somebody
+    except RuntimeError as error:  # for ~user
         raise ConfigError(f"has {path!r}, but {error}: write the path in full", key=key) from None
 
 
 def _named_files(key: str, patterns: list[str], base: Path) -> list[Path]:
-    """Files in the order of the patterns, sorted inside a pattern, each once."""
+    """Files in the order of the patterns, and sorted within a pattern, without duplicates."""
     files: list[Path] = []
     for pattern in patterns:
         whole = base / _expanded(key, pattern)
@@ -152,11 +159,11 @@ def _named_files(key: str, patterns: list[str], base: Path) -> list[Path]:
     if not files:
         or_folder = ", or a folder" if key == "text" else f", or a folder in {setting('hf_kwargs.data_dir')}"
         raise ConfigError(f"is empty: name at least one file{or_folder}", key=key)
-    return each_once(files)
+    return without_duplicates(files)
 
 
 def _matches(pattern: Path) -> list[Path]:
-    """Files and folders that match. The longest beginning that is a folder is taken as it is written."""
+    """Files and folders that match the pattern. Its longest prefix that is an existing folder is taken literally."""
     folder = next((above for above in pattern.parents if above.is_dir()), Path())
     rest = str(pattern.relative_to(folder))
     return [folder / name for name in sorted(glob.glob(rest, root_dir=folder, recursive=True))]  # noqa: PTH207
@@ -165,7 +172,7 @@ def _matches(pattern: Path) -> list[Path]:
 def _texts_below(folder: Path) -> list[Path]:
     files = files_below(folder)
     found = [path for path in files if suffix_of(path) in TEXT_SUFFIXES]
-    name_unread("text", folder, files, None, found)
+    notice_unread_in("text", folder, files, None, found)
     return found
 
 
@@ -175,13 +182,15 @@ def _why_nothing(key: str, path: Path) -> str:
             return f"there is no .txt file in this folder{_others_below(path)}"
         return f"it is a folder: name it in {setting('hf_kwargs.data_dir')}"
     if path.is_symlink():
-        return f"it is a link to {str(path.readlink())!r}, which is not there"
-    bracket = " ([ and ] stand for one of the characters in them: write [[] for a bracket)" if "[" in path.name else ""
-    return f"there is no such file{bracket or from_here(path)}"
+        return f"it is a link to {str(path.readlink())!r}, which does not exist"
+    bracket = (
+        " (in a pattern, [...] matches one of the characters; write [[] for a bracket)" if "[" in path.name else ""
+    )
+    return f"no such file exists{bracket or from_here(path)}"
 
 
 def _others_below(folder: Path) -> str:
-    """What a folder without text files holds, and how that is named."""
+    """The other files in a folder without text files, and how to name them in the config."""
     found = Counter(path.suffix for path in files_below(folder) if path.suffix)
     if not found:
         return ""
@@ -191,8 +200,8 @@ def _others_below(folder: Path) -> str:
     if most in DATA_SUFFIXES:
         name = next(name for name, suffixes in FORMATS.items() if most in suffixes)
         kwargs = setting("hf_kwargs", {"data_files": str(pattern)})
-        return f" (there: {there}): for records write {setting('hf_name', name)} and {kwargs}"
-    return f" (there: {there}): other files are named by a pattern, such as {setting('text', str(pattern))}"
+        return f" (it contains {there}): for records write {setting('hf_name', name)} and {kwargs}"
+    return f" (it contains {there}): name other files by a pattern, such as {setting('text', str(pattern))}"
 
 
 def _of_kwargs(config: DatasetConfig, base: Path, suffixes: tuple[str, ...], split: str) -> list[Path]:
@@ -201,8 +210,8 @@ def _of_kwargs(config: DatasetConfig, base: Path, suffixes: tuple[str, ...], spl
     folder = base / _expanded(key, kwargs.data_dir) if kwargs.data_dir is not None else base
     if kwargs.data_dir is not None and not folder.is_dir():
         in_files = f"is a file: name it in {setting('hf_kwargs.data_files')}"
-        defect = in_files if folder.exists() else f"is not there{from_here(folder)}"
-        raise ConfigError(f"is {str(folder)!r}, but this folder {defect}", key="hf_kwargs.data_dir")
+        defect = in_files if folder.exists() else f"does not exist{from_here(folder)}"
+        raise ConfigError(f"is {str(folder)!r}, which {defect}", key="hf_kwargs.data_dir")
     if kwargs.data_files is not None:
         return _data_files(config, folder, split)
     if kwargs.data_dir is None and config.hf_name in FORMATS:
@@ -228,45 +237,43 @@ def _data_files(config: DatasetConfig, folder: Path, split: str) -> list[Path]:
 
 
 def _check_split(key: str, split: str) -> None:
-    """Files that are named are all of `train`, as in the `datasets` library."""
+    """Files named without a split belong to `train`, as in the `datasets` library."""
     if split != "train":
-        instead = f"leave {setting('split')} out, and name the files of that split"
+        instead = f"remove {setting('split')} and name the files of that split"
         if key == "hf_kwargs.data_files":
             instead += f", or write {{train: files, {split}: files}}"
         raise ConfigError(
-            f"is {split!r}, but {setting(key)} names files, and all of them are read: {instead}", key="split"
+            f"is {split!r}, but {setting(key)} names files, all of which are read as train: {instead}", key="split"
         )
 
 
 def _split_files(key: str, folder: Path, split: str, suffixes: tuple[str, ...]) -> list[Path]:
-    """The folder's files whose name, or whose folder's, has the split's word; all of them when no file has any."""
+    """The files with the split's name in their file or folder name; all files if none has the name of any split."""
     files = files_below(folder)
     refuse_saved_below(key, folder, files)
     every = [path for path in files if suffix_of(path) in suffixes and named_format(path) is not None]
     if not every:
         others = [str(path.relative_to(folder)) for path in files if looks_like_data(path)]
-        there = f" (there: {listed(others)})" if others else ""
+        there = f" (it contains {listed(others)})" if others else ""
         if any(suffix_of(other) in TEXT_SUFFIXES for other in others):
-            there += f": text files are named in {setting('text', str(folder))}"
-        raise ConfigError(f"is {str(folder)!r}, but there is no {either(suffixes)} file in it{there}", key=key)
+            there += f": name text files in {setting('text', str(folder))}"
+        raise ConfigError(f"is {str(folder)!r}, but it contains no {either(suffixes)} file{there}", key=key)
     taken = _of_this_split(folder, split, every)
-    name_unread(key, folder, files, split, taken)
-    return each_once(taken)
+    notice_unread_in(key, folder, files, split, taken)
+    return without_duplicates(taken)
 
 
 def _of_this_split(folder: Path, split: str, every: list[Path]) -> list[Path]:
-    splits = {name: of_split(every, folder, name) for name in dict.fromkeys((split, *SPLIT_WORDS))}
+    splits = {name: files_of_split(every, folder, name) for name in dict.fromkeys((split, *SPLIT_WORDS))}
     if splits[split]:
         return splits[split]
     there = [name for name, files in splits.items() if files]
     if split == "train" and not there:
         return every
-    hint = (
-        f"{setting('split')} is one of {', '.join(there)} here" if there else f"put the word {split} into a file's name"
-    )
+    hint = f"set {setting('split')} to {' or '.join(there)}" if there else f"put the word {split} into a file name"
     names = listed([path.name for path in every], 5)
     raise ConfigError(
-        f"is {split!r}, but no file in {str(folder)!r} is named so (there: {names}): {hint}, or name the files "
+        f"is {split!r}, but no file in {str(folder)!r} has this name (found {names}): {hint}, or name the files "
         f"in {setting('hf_kwargs.data_files')}",
         key="split",
     )

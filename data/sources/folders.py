@@ -1,4 +1,4 @@
-"""The files in a folder and below it, behind links too, and which of them belong to a split."""
+"""The files in a folder and its subfolders, including those behind links, and the files of each split."""
 
 import os
 import re
@@ -15,13 +15,14 @@ SPLIT_WORDS = {
     "validation": ("validation", "valid", "val", "dev"),
     "test": ("test", "testing", "eval", "evaluation"),
 }
-"""What files and folders of a split are called, as in the `datasets` library."""
+"""Words in the names of a split's files and folders, as in the `datasets` library."""
 
 
 def files_below(folder: Path) -> list[Path]:
-    """Sorted, without hidden ones and metadata. Links are followed, but not into a folder that they lie in themselves.
+    """The files below a folder, sorted, without hidden files and metadata. Links are followed, except a link to a
+    folder that contains the link.
 
-    A link that leads nowhere is among them. Raises OSError for what cannot be looked at.
+    Broken links are included. Raises OSError for a folder that cannot be read.
     """
     return [path for path in _walk(folder, frozenset()) if not is_metadata(path)]
 
@@ -43,52 +44,53 @@ def _walk(folder: Path, above: frozenset[tuple[int, int]]) -> Iterator[Path]:
 
 
 def is_file_or_broken_link(path: Path) -> bool:
-    """Of what is not a folder: false for pipes and the like. A broken link is not skipped: each_once refuses it."""
+    """Whether a path that is not a folder is a file or a broken link, and not a pipe or a device. Broken links are
+    kept so that `without_duplicates` can report them."""
     return path.is_file() or (path.is_symlink() and not path.exists())
 
 
-def of_split(files: list[Path], folder: Path, split: str) -> list[Path]:
-    """Those whose name, or whose folder's below `folder`, has the split's word."""
+def files_of_split(files: list[Path], folder: Path, split: str) -> list[Path]:
+    """The files with a word for the split in their name, or in the name of a folder between `folder` and them."""
     words = "|".join(re.escape(word) for word in SPLIT_WORDS.get(split, (split,)))
     word = re.compile(rf"(?:^|[-._ /0-9])(?:{words})(?:[-._ /0-9]|$)")
     return [path for path in files if word.search(path.relative_to(folder).as_posix())]
 
 
-def each_once(files: list[Path]) -> list[Path]:
-    """Without those that are an earlier one by another name, which are named in one line.
+def without_duplicates(files: list[Path]) -> list[Path]:
+    """The files without links to earlier files of the list. One message names the links that were removed.
 
-    Raises ConfigError for a link to a file that is not there.
+    Raises ConfigError for a link to a missing file.
     """
     by_place: dict[Path, Path] = {}
     again: list[str] = []
     for path in dict.fromkeys(files):
         if not path.exists():
             raise ConfigError(
-                f"{str(path)!r} is a link to {str(path.readlink())!r}, which is not there: bring the file there, or "
+                f"{str(path)!r} is a link to {str(path.readlink())!r}, which does not exist: restore the file, or "
                 "remove the link"
             )
         first = by_place.setdefault(path.resolve(), path)
         if first is not path:
-            again.append(f"{path} (is {first})")
+            again.append(f"{path} (same as {first})")
     if again:
-        count = "1 file has" if len(again) == 1 else f"{len(again):,} files have"
-        notice(f"{count} another name that is read already, and is not read twice: {listed(again)}")
+        count = "1 path leads" if len(again) == 1 else f"{len(again):,} paths lead"
+        notice(f"{count} to a file that is already read, and skipped: {listed(again)}")
     return list(by_place.values())
 
 
-def name_unread(key: str, folder: Path, files: list[Path], split: str | None, taken: list[Path]) -> None:
-    """Names in one line what looks like data, is of this split or of none, and is not among the files taken."""
+def notice_unread_in(key: str, folder: Path, files: list[Path], split: str | None, taken: list[Path]) -> None:
+    """Log one message with the files that look like data, belong to this split or to no split, and are not taken."""
     left = set(files) - set(taken)
     if split is not None:
-        own = set(of_split(files, folder, split))
-        left -= {path for word in SPLIT_WORDS if word != split for path in of_split(files, folder, word)} - own
+        own = set(files_of_split(files, folder, split))
+        left -= {path for word in SPLIT_WORDS if word != split for path in files_of_split(files, folder, word)} - own
     unread = [str(path.relative_to(folder)) for path in files if path in left and looks_like_data(path)]
     in_split = f" and {setting('split')} {split!r}" if split is not None else ""
-    say_unread(f"{setting(key)} is {str(folder)!r}{in_split}", unread)
+    notice_unread(f"{setting(key)} is {str(folder)!r}{in_split}", unread)
 
 
-def say_unread(where: str, unread: list[str]) -> None:
-    """One line with the files that look like data and are not read, if there are any."""
+def notice_unread(where: str, unread: list[str]) -> None:
+    """Log one message with the files that look like data but are not read, if there are any."""
     if unread:
         count = "1 file looks like data and is" if len(unread) == 1 else f"{len(unread):,} files look like data and are"
         notice(f"{where}, but {count} not read: {listed(unread)}")

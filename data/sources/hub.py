@@ -1,4 +1,4 @@
-"""A dataset of the Hugging Face hub: one commit of it, downloaded into the hub's cache, where it is found offline."""
+"""A dataset of the Hugging Face hub: one commit, downloaded into the hub's cache, where it is also found offline."""
 
 import glob
 import json
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _DOWNLOADS = 8
-"""Files that are downloaded at a time."""
+"""Number of parallel downloads."""
 
 
 def open_hub(config: DatasetConfig, name: str, record: InputFiles) -> "HubSource":
-    """Asks for the commit, the list of its files and its card; none of the data is downloaded.
+    """Request the commit, the list of its files and the dataset card. No data is downloaded yet.
 
-    Raises ConfigError for a dataset, revision, subset or split that is not there, one that may not be read, one that
-    is all code, and without a network when the dataset is not in the hub's cache.
+    Raises ConfigError for a dataset, revision, subset or split that does not exist, for a dataset without access, for a
+    dataset that is loaded by code, and without a network if the dataset is not in the hub's cache.
     """
     commit = find_commit(config, name)
     chosen = choose(config, commit)
@@ -41,26 +41,26 @@ def open_hub(config: DatasetConfig, name: str, record: InputFiles) -> "HubSource
     if config.safe_load and others:
         raise ConfigError(
             f"is true, but not all files of {name!r} are {', '.join(DATA_SUFFIXES)} ({listed(others, 5)}): "
-            f"name those that are in {setting('hf_kwargs.data_files')}, or set {setting('safe_load', False)}",
+            f"name the files to read in {setting('hf_kwargs.data_files')}, or set {setting('safe_load', False)}",
             key="safe_load",
         )
     return HubSource(config, commit, chosen, record)
 
 
 class HubSource:
-    """A split of a commit. Its files are downloaded when chunks() is first asked for."""
+    """The splits of a commit. Files are downloaded when chunks() starts."""
 
     unit = "B"
 
     def __init__(self, config: DatasetConfig, commit: Commit, chosen: Chosen, record: InputFiles) -> None:
         self._config, self._commit, self._chosen, self._record = config, commit, chosen, record
-        # How many of the bytes a slice has is known once they are here.
+        # The size of a slice is only known after the download.
         is_known = chosen.format is not None and not chosen.slices
         self.total = sum(commit.files[file] for file in chosen.files) if is_known else 0
 
     @property
     def fingerprint(self) -> str:
-        """Of the commit and the files' names: a commit's content does not change, so nothing need be downloaded."""
+        """Hash of the commit and the file names. A commit's content never changes, so no download is needed."""
         chosen = self._chosen
         parts: list[Any] = [self._commit.sha, chosen.format, chosen.files]
         if chosen.slices:
@@ -90,7 +90,7 @@ class HubSource:
 
 
 def _download(config: DatasetConfig, commit: Commit, files: list[str]) -> list[Path]:
-    """The files in the hub's cache. Those that are there already are not asked for."""
+    """The paths of the files in the hub's cache. Files that are already cached are not requested again."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
     from requests import RequestException
@@ -109,16 +109,16 @@ def _download(config: DatasetConfig, commit: Commit, files: list[str]) -> list[P
                     file for file, task in zip(files, tasks, strict=True) if task.done() and task.exception()
                 )
                 raise DataError(
-                    f"{commit.dataset}/{missing} is not in the hub's cache, and {commit.offline}: start once where "
-                    "there is a network, which completes the download"
+                    f"{commit.dataset}/{missing} is not in the hub's cache, and {commit.offline}: run once with a "
+                    "network connection to complete the download"
                 ) from None
             raise DataError(
-                f"the download of {commit.dataset} stopped ({first_line(error)}): start again, and it goes on"
+                f"the download of {commit.dataset} was interrupted ({first_line(error)}): run again to resume it"
             ) from None
 
 
 def _record(config: DatasetConfig, commit: Commit) -> None:
-    """Writes which files the commit has, for when it is opened offline."""
+    """Write the list of the commit's files, which is read when the commit is opened offline."""
     record = record_of(config, commit.dataset, commit.sha)
     record.parent.mkdir(parents=True, exist_ok=True)
     unfinished = record.with_suffix(".unfinished")
@@ -127,7 +127,7 @@ def _record(config: DatasetConfig, commit: Commit) -> None:
 
 
 def _chunks_of_builder(config: DatasetConfig, commit: Commit, chosen: Chosen) -> Iterator[FileChunk]:
-    """For files that only the `datasets` library reads: it makes Arrow tables of them, in its own cache."""
+    """Chunks of files that only the `datasets` library can read. It converts them to Arrow tables in its own cache."""
     import datasets
     from datasets.exceptions import DatasetsError
 
@@ -148,4 +148,4 @@ def _chunks_of_builder(config: DatasetConfig, commit: Commit, chosen: Chosen) ->
             yield arrow_chunk(name, batch, row, batch.nbytes)
             row += batch.num_rows
     if row == 1:
-        raise DataError(f"{name}: there are no rows in it")
+        raise DataError(f"{name}: the dataset has no rows")

@@ -1,4 +1,4 @@
-"""Which files of a hub dataset's commit are read: those that the `datasets` library chooses for the splits."""
+"""Choose the files to read from the commit of a hub dataset: the files that the `datasets` library chooses."""
 
 import contextlib
 from dataclasses import dataclass
@@ -11,20 +11,20 @@ from data.base.problems import listed
 from data.config.dataset import DatasetConfig, HFKwargs
 from data.config.splits import SplitPart, parse_split
 from data.hub.client import first_line, quiet
-from data.sources.folders import say_unread
+from data.sources.folders import notice_unread
 from data.sources.formats.names import looks_like_data, named_format, suffix_of
 from data.sources.hub_commit import CARD, Commit
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """The files of the splits that are asked for, as the `datasets` library chooses them."""
+    """The files of the requested splits, as chosen by the `datasets` library."""
 
     splits: dict[str, list[str]]
     parts: list[SplitPart]
-    """What of them is read, in this order."""
+    """The splits and slices to read, in this order."""
     format: str | None
-    """A key of FORMATS; None for what only the library can read."""
+    """A key of FORMATS; None for files that only the library can read."""
 
     @property
     def files(self) -> list[str]:
@@ -36,13 +36,14 @@ class Chosen:
 
 
 def choose(config: DatasetConfig, commit: Commit) -> Chosen:
-    """The library finds subsets and splits in a folder by the card and by files' names, so it is given those alone."""
+    """Choose the files of the splits. The library needs only the dataset card and the file names for this, so it gets a
+    folder of empty files."""
     kwargs = config.hf_kwargs
     with TemporaryDirectory() as folder:
         root = Path(folder) / commit.dataset.rpartition("/")[2]
         builder = _builder(config, commit, root)
         splits: dict[str, list[str]] = {
-            # The library names a file once for each pattern that it matches.
+            # The library lists a file once for each pattern that it matches.
             str(split): [Path(file).relative_to(root.resolve()).as_posix() for file in dict.fromkeys(files)]
             for split, files in (builder.config.data_files or {}).items()
         }
@@ -55,13 +56,13 @@ def choose(config: DatasetConfig, commit: Commit) -> Chosen:
             key="split",
         )
     if kwargs == HFKwargs(revision=kwargs.revision) and set(builder.builder_configs) <= {"default"}:
-        _name_unread(commit, {file for files in splits.values() for file in files})
+        _notice_unread(commit, {file for files in splits.values() for file in files})
     chosen = {part.name: splits[part.name] for part in parts}
     return Chosen(chosen, parts, _format([file for files in chosen.values() for file in files], builder.config))
 
 
 def _builder(config: DatasetConfig, commit: Commit, root: Path) -> Any:
-    """The library's, of a folder made at `root` that has the card and empty files with the names of the others."""
+    """The library's builder for a folder, created at `root`, with the dataset card and empty files for all others."""
     import datasets
     from datasets.exceptions import DatasetsError
 
@@ -82,15 +83,15 @@ def _builder(config: DatasetConfig, commit: Commit, root: Path) -> Any:
         raise _why_not_chosen(config, commit, root, error) from None
 
 
-def _name_unread(commit: Commit, read: set[str]) -> None:
-    """Of a dataset without subsets: what is in none of its splits, such as files with a suffix in capital letters."""
+def _notice_unread(commit: Commit, read: set[str]) -> None:
+    """Report the files that are in no split, such as those with an upper-case suffix. For datasets without subsets."""
     unread = [file for file in sorted(commit.files) if file not in read and looks_like_data(PurePath(file))]
     hidden = {file for file in unread if any(part.startswith(".") for part in PurePath(file).parts)}
-    say_unread(f"{setting('hf_name')} is {commit.dataset!r}", [file for file in unread if file not in hidden])
+    notice_unread(f"{setting('hf_name')} is {commit.dataset!r}", [file for file in unread if file not in hidden])
 
 
 def _format(files: list[str], builder_config: Any) -> str | None:
-    """The format that our readers are to read the files as; None when they would read them otherwise than is meant."""
+    """The format for our readers; None if our readers would interpret the files differently from the library."""
     kinds = {named_format(file) for file in files}
     if len(kinds) != 1:
         return None
@@ -108,7 +109,7 @@ def _why_not_chosen(config: DatasetConfig, commit: Commit, root: Path, error: Ex
     if isinstance(error, FileNotFoundError) and (kwargs.data_dir is not None or kwargs.data_files is not None):
         key = "data_files" if kwargs.data_files is not None else "data_dir"
         return ConfigError(
-            f"is {getattr(kwargs, key)!r}, but {name!r} has no such data (it has {_files_of(commit)})"
+            f"is {getattr(kwargs, key)!r}, but {name!r} has no such data (its files: {_files_of(commit)})"
             f"{_only_cached(commit)}",
             key=f"hf_kwargs.{key}",
         )
@@ -117,24 +118,25 @@ def _why_not_chosen(config: DatasetConfig, commit: Commit, root: Path, error: Ex
         subsets = list(datasets.get_dataset_config_names(str(root)))
     if subsets and kwargs.name not in subsets:
         return ConfigError(
-            f"is {kwargs.name!r}, but {name!r} has the subsets {', '.join(subsets)}: choose one", key="hf_kwargs.name"
+            f"is {kwargs.name!r}, but the subsets of {name!r} are {', '.join(subsets)}: choose one",
+            key="hf_kwargs.name",
         )
-    nothing = isinstance(error, RuntimeError | FileNotFoundError)  # a script stands in the way, or there is no data
+    nothing = isinstance(error, RuntimeError | FileNotFoundError)  # the dataset has a loading script, or no data
     if nothing and any(file.endswith(".py") and "/" not in file for file in commit.files):
         return ConfigError(
-            f"is {name!r}, which is read by code of its own, and such code is never run: try "
+            f"is {name!r}, which is loaded by its own script, and scripts of datasets are never run: try "
             f"{setting('hf_kwargs.revision', 'refs/convert/parquet')}, where the hub keeps a copy as Parquet",
             key="hf_name",
         )
     return ConfigError(
-        f"is {name!r}, but no data is found in it ({first_line(error)}; it has {_files_of(commit)}): name "
+        f"is {name!r}, but it contains no data ({first_line(error)}; its files: {_files_of(commit)}): name "
         f"the files in {setting('hf_kwargs.data_files')}",
         key="hf_name",
     )
 
 
 def _only_cached(commit: Commit) -> str:
-    return f" (of what is in the hub's cache; {commit.offline})" if commit.offline is not None else ""
+    return f" (only the hub's cache was searched: {commit.offline})" if commit.offline is not None else ""
 
 
 def _files_of(commit: Commit) -> str:

@@ -1,4 +1,4 @@
-"""Which commit of a dataset there is on the Hugging Face hub, or in the hub's cache."""
+"""Find the commit of a dataset on the Hugging Face hub, or in the hub's cache."""
 
 import json
 from dataclasses import dataclass
@@ -8,28 +8,28 @@ from data.base.errors import ConfigError
 from data.config.dataset import DatasetConfig
 from data.hub.client import REQUEST_SECONDS, first_line, quiet
 from data.hub.reach import why_offline
-from data.sources.formats.names import DATA_SUFFIXES
+from data.sources.formats.names import DATA_SUFFIXES, either
 
 CARD = ["README.md", ".huggingface.yaml"]
-"""Files that say which subsets and splits there are."""
+"""Files that define subsets and splits."""
 
 
 @dataclass(frozen=True)
 class Commit:
-    """What of a dataset is there."""
+    """One commit of a dataset and its files."""
 
     dataset: str
     sha: str
     files: dict[str, int]
-    """Path in the repository -> bytes (0 where it is not known)."""
+    """Path in the repository -> bytes (0 if unknown)."""
     card: Path
-    """The snapshot's folder in the hub's cache, with the card in it if there is one."""
+    """The snapshot folder in the hub's cache. It contains the dataset card if there is one."""
     offline: str | None
-    """Why the hub was not asked."""
+    """Why the hub was not contacted; None if it was."""
 
 
 def find_commit(config: DatasetConfig, name: str) -> Commit:
-    """Of the revision, or of the main branch. Raises ConfigError when it is not there, or may not be read."""
+    """The commit of the revision or the main branch. Raises ConfigError if it does not exist or access is denied."""
     from huggingface_hub.errors import HFValidationError
 
     offline = why_offline()
@@ -37,7 +37,7 @@ def find_commit(config: DatasetConfig, name: str) -> Commit:
         return _cached_commit(config, name, offline) if offline is not None else _hub_commit(config, name)
     except HFValidationError:
         raise ConfigError(
-            f"is {name!r}, which is neither a file or folder that is there nor a name on the hub such as "
+            f"is {name!r}, which is neither an existing file or folder nor a valid name on the hub such as "
             "tatsu-lab/alpaca",
             key="hf_name",
         ) from None
@@ -55,7 +55,7 @@ def _hub_commit(config: DatasetConfig, name: str) -> Commit:
         card = _snapshot(name, revision)
     except errors.GatedRepoError:
         raise ConfigError(
-            f"is {name!r}, to which the hub gives access on request only: ask for it on the dataset's page, "
+            f"is {name!r}, a gated dataset: request access on the dataset's page, "
             "and log in with `hf auth login` or HF_TOKEN",
             key="hf_name",
         ) from None
@@ -65,26 +65,26 @@ def _hub_commit(config: DatasetConfig, name: str) -> Commit:
         ) from None
     except errors.RepositoryNotFoundError:
         raise ConfigError(
-            f"is {name!r}, but the hub has no such dataset, or not for you: look for a slip in the name; for a "
-            "private one log in with `hf auth login` or HF_TOKEN; a local file's name ends in "
-            f"{', '.join(DATA_SUFFIXES)}",
+            f"is {name!r}, but the hub has no such dataset, or you have no access to it: check the spelling; for a "
+            "private dataset log in with `hf auth login` or HF_TOKEN; the name of a local file must end in "
+            f"{either(DATA_SUFFIXES)}",
             key="hf_name",
         ) from None
     except (errors.HfHubHTTPError, requests.RequestException, errors.LocalEntryNotFoundError) as error:
         raise ConfigError(
-            f"is {name!r}, but the hub does not tell what it holds ({first_line(error)})", key="hf_name"
+            f"is {name!r}, but its files cannot be listed on the hub ({first_line(error)})", key="hf_name"
         ) from None
     assert info.sha is not None
     if card.name != info.sha:
-        raise ConfigError(f"is {name!r}, which was changed on the hub in this moment: start again", key="hf_name")
-    # No name may lead out of the folder that stands for the repository.
+        raise ConfigError(f"is {name!r}, which was just changed on the hub: start again", key="hf_name")
+    # No file name may point outside the repository's folder.
     inside = [file for file in info.siblings or [] if not {"/", ".."} & set(PurePosixPath(file.rfilename).parts)]
     files = {file.rfilename: file.size or 0 for file in inside}
     return Commit(name, info.sha, files, card, None)
 
 
 def _snapshot(name: str, revision: str | None, *, local_only: bool = False) -> Path:
-    """The commit's folder in the hub's cache, with the card. Notes there which commit the revision is."""
+    """The commit's folder in the hub's cache, with the dataset card. Caches which commit the revision refers to."""
     from huggingface_hub import snapshot_download
 
     with quiet():
@@ -104,8 +104,8 @@ def _cached_commit(config: DatasetConfig, name: str, offline: str) -> Commit:
         revision = f" at revision {config.hf_kwargs.revision!r}" if config.hf_kwargs.revision is not None else ""
         raise ConfigError(
             f"is {name!r}, but {offline}, and the dataset is not in the hub's cache{revision} "
-            f"({constants.HF_HUB_CACHE}): start once where there is a network, copy the cache from there, or name "
-            "local files",
+            f"({constants.HF_HUB_CACHE}): run once with a network connection, copy the cache from another machine, or "
+            "use local files",
             key="hf_name",
         ) from None
     record = record_of(config, name, folder.name)
@@ -117,5 +117,5 @@ def _cached_commit(config: DatasetConfig, name: str, offline: str) -> Commit:
 
 
 def record_of(config: DatasetConfig, name: str, sha: str) -> Path:
-    """Where the list of a commit's files is kept: the hub's cache alone cannot tell a download that was cut off."""
+    """Path of the list of a commit's files. The hub's cache alone cannot show that a download is incomplete."""
     return Path(config.cache_dir) / "hub" / f"{name.replace('/', '--')}@{sha}.json"

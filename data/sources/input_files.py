@@ -1,7 +1,7 @@
-"""The record of input files in cache_dir: their hashes and formats. A file that has not changed is not read again.
+"""The record of input files in cache_dir: their hashes and formats. An unchanged file is not read again.
 
-A file has changed when its size, its time of change or its inode has. One process of a node reads new files; the others
-wait for a file lock, not in a collective, and then take the hashes from the record.
+A file has changed if its size, its modification time or its inode has. One process per node reads new files. The others
+wait for a file lock, not in a collective operation, and then take the hashes from the record.
 """
 
 import functools
@@ -25,61 +25,62 @@ from data.base.sizes import progress_bar
 from data.sources.formats.content import BLOCK_BYTES, InputFile, changed, state_of
 
 RECORD = ".input-files.json"
-"""In cache_dir: `version`, and in `files` an entry for each file and format. Its lock is beside it."""
+"""File in cache_dir with `version` and, in `files`, an entry for each file and format. Its lock file is next to it."""
 VERSION = 1
-"""Of the record's format. A record of another version is not used."""
+"""Version of the record's format. A record of another version is not used."""
 SETTLED = 3.0
-"""Seconds. File systems count time in steps of up to 2 s (FAT): a file that was read so soon after a change may have
-been changed once more without another time of change."""
+"""Seconds. File systems store times in steps of up to 2 s (FAT), so a file that is read this soon after a change may
+change again without a new modification time."""
 LARGE = 1 << 30
-"""Bytes: with more of new files the other ranks let local rank 0 read, as launchers show only its progress bar."""
+"""Bytes. For more new data than this, the other ranks let local rank 0 read, because launchers show only its progress
+bar."""
 DELAY = 2.0
 """Seconds before a progress bar or a message about waiting appears."""
 SAVE_EVERY = 30.0
-"""Seconds between two saves: a killed run loses the hashes of that time, and of the file that it was reading."""
+"""Seconds between two saves. A killed run loses at most the hashes of this period and of the file being read."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Opened:
-    """What opening a file found."""
+    """The result of opening a file."""
 
     reader: str | None = None
-    """The key of its reader; None when it is empty."""
+    """The key of its reader; None if the file is empty."""
     left_out: str | None = None
-    """The part of each row that is not read; None: all is read."""
+    """The part of each row that is skipped; None: nothing is skipped."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Entry:
     state: list[int]
-    """Size, time of change in ns, inode."""
+    """Size, modification time in ns, inode."""
     xxh3: str
     begun: float
     ended: float
-    """When it was read (Unix time)."""
+    """Start and end of reading the file (Unix time)."""
     reader: str | None
     left_out: str | None
 
 
 class InputFiles:
-    """The record of a cache_dir. Where that cannot be written, every process reads for itself."""
+    """The record of a cache_dir. If the folder cannot be written, every process reads the files itself."""
 
     def __init__(self, cache_dir: str, *, rehash: bool = False) -> None:
-        """rehash: entries from before now are not used."""
+        """rehash: ignore entries written before this object was created."""
         self._file, self._rehash, self._since = Path(cache_dir) / RECORD, rehash, time.time()
         self._entries = self._load()
         self._seen: dict[Path, tuple[int, ...]] = {}
-        """State of each file when it was opened: it must be the same when the file is hashed."""
+        """State of each file when it was opened. It must not change before the file is hashed."""
 
     def opened(self, path: Path, format: str) -> Opened | None:
-        """What opening the file found when it was read; None when it has to be read."""
+        """The recorded result of opening the file; None if the file must be read."""
         state = self._seen[path] = _state(path)
         entry = self._entry(format, path, state)
         return Opened(reader=entry.reader, left_out=entry.left_out) if entry is not None else None
 
     def hashed(self, files: Mapping[Path, Opened], format: str) -> dict[Path, InputFile]:
-        """The files with their hashes; those that are not in the record are read. Raises DataError for one that cannot
-        be."""
+        """The files with their hashes. Files that are not in the record are read. Raises DataError for a file that
+        cannot be read."""
         hashed = {path: self._hashed(path, format) for path in files}
         if None in hashed.values():
             if not is_first() and _size(hashed) > LARGE:
@@ -107,12 +108,12 @@ class InputFiles:
         return InputFile(path, entry.state[0], entry.xxh3, state) if entry is not None else None
 
     def _entry(self, format: str, path: Path, state: tuple[int, ...]) -> _Entry | None:
-        """The file's entry, unless the file has changed since or may have."""
+        """The file's entry, unless the file has changed, or may have changed, since."""
         entry = self._entries.get(_key(format, path))
         if entry is None or entry.state != _compared(state):
             return None
         settled = entry.state[1] / 1e9 + SETTLED < entry.begun
-        # What another rank has read since this process started is always used: all ranks take the same hash.
+        # An entry that another rank wrote since this process started is always used, so that all ranks agree.
         return entry if entry.ended >= self._since or (settled and not self._rehash) else None
 
     def _read(self, path: Path, format: str, opened: Opened, bar: Any) -> InputFile:
@@ -129,26 +130,26 @@ class InputFiles:
         return InputFile(path, size, digest.hexdigest(), state)
 
     def _state_as_opened(self, path: Path) -> tuple[int, ...]:
-        """Raises DataError when the file was changed since: its reader may be wrong for its content now."""
+        """Raises DataError if the file has changed since it was opened, because its reader may no longer be right."""
         state = _state(path)
         if self._seen.get(path, state) != state:
             raise DataError(changed(str(path)))
         return state
 
     def _waiting(self, notice_at: float) -> bool:
-        """Called while another process holds the lock; whether to give up."""
+        """Called while another process holds the lock. Returns whether to give up, which is never."""
         if time.monotonic() > notice_at:
-            notice(f"Waiting for another process that reads the input files ({self._file})")
+            notice(f"Waiting for another process that is reading the input files ({self._file})")
         return False
 
     def _load(self) -> dict[str, _Entry]:
         try:
             return dict(_parse(self._file, state_of(self._file)))
-        except (OSError, ValueError, RecursionError):  # there is none, or it is no JSON
+        except (OSError, ValueError, RecursionError):  # there is no record, or it is not JSON
             return {}
 
     def _save(self) -> None:
-        """Without deleted files. Where the record cannot be written, the files are read again the next time."""
+        """Write the record without deleted files. If this fails, the files are read again in the next run."""
         self._entries = {key: entry for key, entry in self._entries.items() if not _is_deleted(key)}
         files = {key: asdict(entry) for key, entry in self._entries.items()}
         with suppress(OSError), tempfile.TemporaryDirectory(dir=self._file.parent, prefix=RECORD) as folder:
@@ -159,7 +160,7 @@ class InputFiles:
 
 @functools.lru_cache(maxsize=1)
 def _parse(record: Path, state: tuple[int, ...]) -> dict[str, _Entry]:
-    """The valid entries. Parsed once for all streams, until the record changes."""
+    """The valid entries. The record is parsed once for all streams, until it changes."""
     match json.loads(record.read_bytes()):
         case {"version": version, "files": dict(files)} if version == VERSION:
             return {key: _Entry(**entry) for key, entry in files.items() if _is_valid(entry)}
@@ -181,7 +182,7 @@ def _is_valid(entry: Any) -> bool:
 
 
 def _is_deleted(key: str) -> bool:
-    """Not where its folder is missing too: that may be on a disk that another node has, or that is not mounted now."""
+    """Whether the file was deleted. False if its folder is missing too: that may be unmounted or on another node."""
     path = Path(key.partition(":")[2])
     return path.parent.is_dir() and not os.path.lexists(path)
 
@@ -196,12 +197,12 @@ def _state(path: Path) -> tuple[int, ...]:
 
 
 def _compared(state: tuple[int, ...]) -> list[int]:
-    """Size, time of change and inode: not the device, whose number differs between nodes, nor ctime, which a new hard
-    link or other permissions change."""
+    """Size, modification time and inode. The device is left out because its number differs between nodes, and ctime
+    because a new hard link or a change of permissions changes it."""
     _, inode, size, mtime_ns, _ = state
     return [size, mtime_ns, inode]
 
 
 def _size(hashed: Mapping[Path, InputFile | None]) -> int:
-    """Bytes of the files that have to be read."""
+    """Total size in bytes of the files that must be read."""
     return sum(_state(path)[2] for path, file in hashed.items() if file is None)

@@ -1,7 +1,7 @@
-"""MDS folders whose samples still have to be tokenised, ours or LLM Foundry's, here or remote.
+"""MDS folders with samples that are not tokenized yet, local or remote, written by this project or by LLM Foundry.
 
-LLM Foundry's converter writes `prompt` and `response` (str; older ones bytes), `messages` (json) or `turns` (json: a
-list of {input_ids, labels}), its text datasets `text` (str).
+LLM Foundry's finetuning converter writes `prompt` and `response` (str; older versions bytes), `messages` (json) or
+`turns` (json: a list of {input_ids, labels}). Its text converter writes `text` (str).
 """
 
 import json
@@ -22,50 +22,50 @@ from data.sources.formats import content as c
 from data.sources.input_files import InputFiles, Opened
 
 _AS_JSON = ("messages", "turns")
-"""Columns that hold a list, or its JSON text."""
+"""Columns that contain a list, or a list as JSON text."""
 
 
 @dataclass(frozen=True)
 class MdsChunk:
     first: int
-    """Number of its first sample in the folder, from 0."""
+    """Index of the chunk's first sample in the folder, from 0."""
     size: int
-    """Samples; all of one shard."""
+    """Number of samples, all from one shard."""
 
 
 def open_mds(config: DatasetConfig) -> MdsFolder:
-    """The folder of `local`, `remote` and `split`. Raises what MdsFolder.open does."""
+    """Open the folder of `local`, `remote` and `split`. Raises the errors of MdsFolder.open."""
     return MdsFolder.open(local=config.local, remote=config.remote, split=config.split, cache_dir=config.cache_dir)
 
 
 class MdsSource:
-    """Samples in their order; `folder sample N` is a row's place, counted from 0 over the whole folder."""
+    """The samples in order. The place of a row is `folder sample N`, counted from 0 over the whole folder."""
 
     unit = "rows"
 
     def __init__(self, config: DatasetConfig, mds: MdsFolder, record: InputFiles) -> None:
-        """`mds` is what open_mds opened. Raises ConfigError for a remote too large or columns that are no examples."""
+        """`mds` comes from open_mds. Raises ConfigError if the remote is too large or its columns form no examples."""
         self.mds, self._record = mds, record
         self.total = self.mds.n_samples
         key = "remote" if config.local is None else "local"
         has = f"is {getattr(config, key)!r}, whose samples have the columns {listed(self.mds.columns)}"
         if self.mds.is_rows:
-            raise ConfigError(f"{has}: they are rows already, and nothing is to be prepared", key=key)
+            raise ConfigError(f"{has}: they are already prepared rows", key=key)
         if config.preprocessing_fn is None and not any(set(form) <= set(self.mds.columns) for form in TEXT_FORMS):
             forms = "; ".join(" and ".join(form) for form in TEXT_FORMS)
-            fix = f"say how to make them with {setting('preprocessing_fn')}"
-            raise ConfigError(f"{has}, but needed are {forms}: {fix}", key=key)
+            fix = f"set {setting('preprocessing_fn')} to convert the samples"
+            raise ConfigError(f"{has}, but the supported columns are {forms}: {fix}", key=key)
         if self.mds.remote is not None and self.mds.n_bytes > config.max_prepare_bytes:
             raise ConfigError(
-                f"is {config.remote!r}, whose samples have {self.mds.n_bytes:,} bytes to be tokenised, but "
-                f"max_prepare_bytes is {config.max_prepare_bytes:,}: convert what it was written from once with "
+                f"is {config.remote!r}, whose samples contain {self.mds.n_bytes:,} bytes to tokenize, but "
+                f"max_prepare_bytes is {config.max_prepare_bytes:,}: convert the original data once with "
                 "scripts/convert_finetuning_dataset.py --tokenizer, or raise max_prepare_bytes",
                 key="remote",
             )
 
     @property
     def fingerprint(self) -> str:
-        """Of the hashes in the index, which the shards have; of the shards where it has none."""
+        """Hash of the shard hashes in the index. Shards without a recorded hash are downloaded and hashed."""
         return self._fingerprint
 
     @cached_property
@@ -85,7 +85,7 @@ class MdsSource:
         return [{"path": self.mds.name, **about, "fingerprint": self.fingerprint}]
 
     def chunks(self) -> Iterator[MdsChunk]:
-        """As many samples as make about a megabyte on average: told by the index, no shard is brought for it."""
+        """Chunks of about a megabyte on average. Their sizes follow from the index, so no shard is downloaded."""
         self.mds.check()
         for shard, end in zip(self.mds.shards, self.mds.ends.tolist(), strict=True):
             size = min(max(c.BLOCK_BYTES * shard.samples // shard.raw_data.bytes, 1), c.CHUNK_ROWS)
@@ -103,7 +103,8 @@ class MdsSource:
 
 
 def _plain(name: str, value: Any) -> Any:
-    """The value as a JSONL row would have it. What cannot be is left, for data/examples/examples.py to refuse."""
+    """The value as it would be in a JSONL row. Other values are returned unchanged; data/examples/examples.py reports
+    them."""
     if isinstance(value, bytes):
         try:
             value = value.decode()

@@ -1,4 +1,4 @@
-"""Folders that the `datasets` library wrote with save_to_disk: Arrow streams, and JSON files that name them."""
+"""Folders that the `datasets` library wrote with save_to_disk: Arrow streams, and JSON files that list them."""
 
 import json
 from pathlib import Path, PurePath
@@ -11,12 +11,12 @@ _STATE, _INFO, _DICT = "state.json", "dataset_info.json", "dataset_dict.json"
 
 
 def is_saved(folder: Path) -> bool:
-    """Was it written by Dataset.save_to_disk or DatasetDict.save_to_disk?"""
+    """Whether the folder was written by Dataset.save_to_disk or DatasetDict.save_to_disk."""
     return (folder / _DICT).is_file() or _is_dataset(folder)
 
 
 def refuse_saved_below(key: str, folder: Path, files: list[Path]) -> None:
-    """Raises ConfigError when one of the files belongs to such a folder, which is read only when it is named itself."""
+    """Raises ConfigError if a file belongs to a folder written by save_to_disk, which must be named itself."""
     for path in files:
         if path.name == _STATE and _is_dataset(path.parent):
             where = path.parent.parent if (path.parent.parent / _DICT).is_file() else path.parent
@@ -28,10 +28,10 @@ def refuse_saved_below(key: str, folder: Path, files: list[Path]) -> None:
 
 
 def saved_files(key: str, folder: Path, split: str) -> list[Path]:
-    """The Arrow files of the split in their order, which may be none.
+    """The Arrow files of the split in order; the list may be empty.
 
-    A single dataset is `train`, or what its state calls it. Raises ConfigError for a split that is not there, DataError
-    for a folder that is not whole or whose rows are chosen by an index file.
+    The split of a single dataset is `train`, or the name in its state file. Raises ConfigError for a split that does
+    not exist, and DataError for an incomplete folder or one whose rows are selected by an index file.
     """
     if not _is_dataset(folder):
         splits = _read(folder / _DICT).get("splits")
@@ -42,14 +42,14 @@ def saved_files(key: str, folder: Path, split: str) -> list[Path]:
             )
         folder = folder / PurePath(split).name
         if not _is_dataset(folder):
-            raise DataError(f"{folder} has no {_STATE} and {_INFO}, though {_DICT} names it: copy or save it again")
+            raise DataError(f"{folder} has no {_STATE} and {_INFO}, but {_DICT} lists it: copy or save it again")
         return _files(folder, _read(folder / _STATE))
     state = _read(folder / _STATE)
     own = state.get("_split") if isinstance(state.get("_split"), str) else None
     if split not in ("train", own):
         raise ConfigError(
-            f"is {split!r}, but {setting(key)} is {str(folder)!r}, in which save_to_disk wrote the one split "
-            f"{own or 'train'}: leave {setting('split')} out",
+            f"is {split!r}, but {setting(key)} is {str(folder)!r}, where save_to_disk wrote only the split "
+            f"{own or 'train'}: remove {setting('split')}",
             key="split",
         )
     return _files(folder, state)
@@ -62,18 +62,18 @@ def _is_dataset(folder: Path) -> bool:
 def _files(folder: Path, state: dict[str, Any]) -> list[Path]:
     if any(value for key, value in state.items() if key.startswith("_indices")):
         raise DataError(
-            f"{folder}: its rows are chosen by an index file (of select, shuffle or filter), as older versions of "
-            "`datasets` wrote it: save it again with load_from_disk(...).flatten_indices().save_to_disk(...)"
+            f"{folder}: its rows are selected by an index file (from select, shuffle or filter), as written by older "
+            "versions of `datasets`: save it again with load_from_disk(...).flatten_indices().save_to_disk(...)"
         )
     files = state.get("_data_files")
     items = files if isinstance(files, list) else []
     names = [str(item.get("filename")) if isinstance(item, dict) else "" for item in items]
-    # No name may lead out of the folder.
+    # No file name may point outside the folder.
     if not names or any(PurePath(name).name != name for name in names):
-        raise DataError(f"{folder / _STATE} does not name its data files under `_data_files`: save the dataset again")
+        raise DataError(f"{folder / _STATE} does not list its data files in `_data_files`: save the dataset again")
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
-        raise DataError(f"{folder}: of the files in {_STATE}, {listed(missing)} are missing: copy the folder again")
+        raise DataError(f"{folder}: files listed in {_STATE} are missing ({listed(missing)}): copy the folder again")
     return [folder / name for name in names]
 
 
@@ -83,5 +83,5 @@ def _read(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read ({error}): copy or save the dataset again") from None
     if not isinstance(value, dict):
-        raise DataError(f"{path} holds no JSON object: copy or save the dataset again")
+        raise DataError(f"{path} does not contain a JSON object: copy or save the dataset again")
     return value

@@ -1,6 +1,6 @@
-"""Where records come from: whatever a config names becomes chunks, and a chunk becomes `(place, record)` pairs.
+"""Open the source that a config names. A source yields chunks, and a chunk yields `(place, record)` pairs.
 
-What a row holds is looked at in data/examples/examples.py.
+The content of records is checked in data/examples/examples.py.
 """
 
 from collections.abc import Iterator
@@ -12,50 +12,50 @@ from data.sources.input_files import InputFiles
 
 
 class Chunk(Protocol):
-    """A part of a source, about a megabyte of it: made in the parent, sent to a worker. Can be pickled."""
+    """A part of a source of about a megabyte. It is made in the parent, sent to a worker, and can be pickled."""
 
     @property
     def size(self) -> int:
-        """In the source's unit of progress."""
+        """Size in the source's unit of progress."""
         ...
 
 
 class Source(Protocol):
-    """One source, opened. Opening looks whether it is there and no more; the fingerprint reads what is new of it."""
+    """One open source. Opening only checks that the data exists; the fingerprint reads the files that are new."""
 
     unit: str
-    """Of progress: `B` or `rows`."""
+    """Unit of progress: `B` or `rows`."""
 
     @property
     def total(self) -> int:
-        """Units in the whole source; 0 where it is not known."""
+        """Units in the whole source; 0 if unknown."""
         ...
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the content in its order; where it lies does not matter."""
+        """Hash of the content and its order. It does not depend on the location."""
         ...
 
     @property
     def inputs(self) -> list[dict[str, Any]]:
-        """What the manifest says of the files: path or name, bytes or rows, hash or revision. Plain JSON values."""
+        """The manifest's entries for the files: path or name, bytes or rows, hash or revision. Plain JSON values."""
         ...
 
     def chunks(self) -> Iterator[Chunk]:
-        """The same chunks each time. Raises DataError when the content is not what the fingerprint was taken of."""
+        """The chunks, always the same. Raises DataError if the content has changed since the fingerprint."""
         ...
 
     def rows(self, chunk: Any) -> Iterator[tuple[str, Any]]:
-        """`(place, row)` of a chunk; a row that cannot be read is a Problem. Runs in workers, which were forked."""
+        """`(place, row)` pairs of a chunk. A row that cannot be read is a Problem. Runs in forked workers."""
         ...
 
 
 def open_source(config: DatasetConfig, *, rehash: bool = False) -> Source:
-    """The config's one source: which files there are, and whether they can be what they should be.
+    """Open the config's single source: find its files and check that their formats are supported.
 
-    With rehash files are read for the fingerprint that have not changed since they were. Raises ConfigError for what is
-    not there, DataError for a file that cannot be read, is empty or is not UTF-8, or whose header is wrong. Of a hub
-    dataset only the list of its files and its card are asked for.
+    With rehash, unchanged files are read again for the fingerprint. Raises ConfigError for data that does not exist,
+    and DataError for a file that cannot be read, is empty, is not UTF-8 or has an invalid header. For a hub dataset
+    only the list of its files and its card are requested.
     """
     record = InputFiles(config.cache_dir, rehash=rehash)
     if config.text is not None:
@@ -87,12 +87,13 @@ def _open_hub(config: DatasetConfig, name: str, record: InputFiles) -> Source:
 
     if name == "text":
         raise ConfigError(
-            f"is 'text', but plain text files are named under `{setting('text')}`, in place of {setting('hf_name')}",
+            f"is 'text', but plain text files are named in `{setting('text')}` instead of {setting('hf_name')}",
             key="hf_name",
         )
     for format, suffixes in FORMATS.items():
         if f".{name}" in suffixes:
             raise ConfigError(
-                f"is {name!r}, but such files are read with `{setting('hf_name', format)}`", key="hf_name"
+                f"is {name!r}, but the {setting('hf_name')} for these files is `{setting('hf_name', format)}`",
+                key="hf_name",
             )
     return open_hub(config, name, record)

@@ -1,4 +1,4 @@
-"""Object stores (s3://, gs://) that files are written to and read from: addresses, clients, retries, errors.
+"""Object stores (s3://, gs://) for reading and writing files: addresses, clients, retries, errors.
 
-What the objects contain is known by the packages that use them.
+The packages that use the objects define their content.
 """

@@ -1,4 +1,4 @@
-"""Why a remote's file could not be fetched, whichever library raised the error, and whether to try again."""
+"""Classify errors about files in a remote, from any library: the reason, and whether to retry."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,31 +7,31 @@ from data.base.errors import is_full
 
 
 class FetchError(Exception):
-    """A file that could not be fetched: the text is the cause."""
+    """A file could not be fetched. The text is the cause."""
 
     def __init__(self, cause: str, *, absent: bool = False, denied: bool = False) -> None:
         super().__init__(cause)
         self.absent, self.denied = absent, denied
-        """What the remote answered: that there is no such file, or that we may not read it."""
+        """The answer of the remote: the file does not exist, or access to it is denied."""
 
 
 def fetch_error(error: Exception) -> FetchError:
     status = status_of(error)
     if status == 404:
-        return FetchError("there is no such file", absent=True)
+        return FetchError("no such file exists", absent=True)
     if status in (401, 403):
         return FetchError("permission denied", denied=True)
     lines = str(error).strip().splitlines()
     return FetchError(f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__)
 
 
-def is_worth_a_try(error: Exception) -> bool:
+def is_worth_a_retry(error: Exception) -> bool:
     status = status_of(error)
     return status is None or status >= 500 or status in (408, 429)
 
 
 def raise_if_full(error: BaseException) -> None:
-    """Raises the OSError of a full disk, also one that the error was raised from."""
+    """Raises the OSError of a full disk, if the error is one or was raised from one."""
     if isinstance(error, OSError) and is_full(error):
         raise error
     if error.__cause__ is not None:
@@ -39,8 +39,8 @@ def raise_if_full(error: BaseException) -> None:
 
 
 def status_of(error: Exception) -> int | None:
-    """What the remote answered, in HTTP's numbers: each library has it elsewhere."""
-    # Not their subclasses: huggingface_hub has one that says that the network is down.
+    """The HTTP status code of the answer; each library stores it in another attribute."""
+    # Subclasses are excluded: one in huggingface_hub means that there is no network.
     if type(error) in (FileNotFoundError, NotADirectoryError):
         return 404
     if isinstance(error, PermissionError):

@@ -9,20 +9,20 @@ from data.base.errors import ConfigError
 from data.stores.failures import status_of
 
 _MISSING = (
-    "no credentials for Google Cloud Storage were found: run `gcloud auth application-default login`, set "
-    "GOOGLE_APPLICATION_CREDENTIALS to a key file, or run where a service account is attached"
+    "no credentials for Google Cloud Storage found: run `gcloud auth application-default login`, set "
+    "GOOGLE_APPLICATION_CREDENTIALS to a key file, or run on a machine with a service account"
 )
 _TIMEOUT = (20, 60)
-"""Seconds for a connection and for an answer."""
+"""Time limits for a connection and for a response, in seconds."""
 _CHUNK_BYTES = 64 * 2**20
-"""Of a large file: what is sent again after a failure."""
+"""Size of the parts of a large file. A failed part is sent again."""
 
 
 class GCSBucket:
-    """See store.Bucket. Calls are retried by Google's library, for two minutes each."""
+    """See store.Bucket. Google's library retries each call for up to two minutes."""
 
     def __init__(self, name: str, *, writable: bool) -> None:
-        """Raises ConfigError without credentials, unless it is only read, which public buckets allow to anyone."""
+        """Raises ConfigError without credentials if writable. Public buckets can be read without them."""
         from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError
         from google.cloud.storage import Client
         from google.cloud.storage.retry import DEFAULT_RETRY
@@ -32,7 +32,7 @@ class GCSBucket:
             self._client: Any = Client()
         except DefaultCredentialsError:
             if writable:
-                unused = " (GCS_KEY and GCS_SECRET are used for data alone)" if "GCS_KEY" in os.environ else ""
+                unused = " (GCS_KEY and GCS_SECRET are only used for data)" if "GCS_KEY" in os.environ else ""
                 raise ConfigError(_MISSING + unused) from None
             self._client = Client.create_anonymous_client()
         except (GoogleAuthError, OSError, ValueError) as error:
@@ -54,7 +54,7 @@ class GCSBucket:
     def read(self, key: str) -> tuple[bytes, str]:
         blob = self._bucket.blob(key)
         blob.reload(**self._options)
-        version = blob.generation  # which reading forgets
+        version = blob.generation  # the download resets this attribute
         return blob.download_as_bytes(if_generation_match=version, **self._options), str(version)
 
     def write(self, key: str, data: bytes, replaces: str | None) -> str | None:
@@ -76,4 +76,4 @@ class GCSBucket:
                 raise
 
     def abandon_uploads(self, prefix: str) -> None:
-        """Google deletes what was not completed by itself."""
+        """Nothing to do: Google deletes incomplete uploads itself."""

@@ -1,4 +1,4 @@
-"""Buckets of S3 and of stores with its API (S3_ENDPOINT_URL), with the credentials that boto3 finds."""
+"""Buckets of S3 and of compatible stores (S3_ENDPOINT_URL), with boto3's default credentials."""
 
 import io
 import os
@@ -10,20 +10,20 @@ from data.base.errors import ConfigError
 from data.stores.failures import status_of
 
 _MISSING = (
-    "no credentials for S3 were found: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or run where a "
-    "role is attached"
+    "no credentials for S3 found: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or run on a machine "
+    "with a role"
 )
 _CONNECT_SECONDS, _READ_SECONDS = 20, 60
 _PART_BYTES = 64 * 2**20
-_PARTS_AT_A_TIME = 4
-"""Of one file; several files are sent at a time."""
+_PARALLEL_PARTS = 4
+"""Parts of one file that are sent in parallel. Several files are sent in parallel too."""
 
 
 class S3Bucket:
-    """See store.Bucket. Calls are retried as AWS_MAX_ATTEMPTS says, a part of a large file by itself."""
+    """See store.Bucket. Calls are retried according to AWS_MAX_ATTEMPTS; each part of a large file separately."""
 
     def __init__(self, name: str, *, writable: bool) -> None:
-        """Raises ConfigError without credentials, unless it is only read, which public buckets allow to anyone."""
+        """Raises ConfigError without credentials if writable. Public buckets can be read without them."""
         from boto3.s3.transfer import TransferConfig
         from boto3.session import Session
         from botocore import UNSIGNED
@@ -45,14 +45,14 @@ class S3Bucket:
                 **options,
             )
             self._client: Any = session.client("s3", config=config, endpoint_url=os.environ.get("S3_ENDPOINT_URL"))
-        except BotoCoreError as error:  # such as a profile that is not there
+        except BotoCoreError as error:  # such as a missing profile
             raise ConfigError(f"S3 cannot be used: {error}") from None
         except ConfigError:
             raise
         except ValueError as error:
             raise ConfigError(f"S3_ENDPOINT_URL cannot be used: {error}") from None
         self._transfer = TransferConfig(
-            multipart_threshold=_PART_BYTES, multipart_chunksize=_PART_BYTES, max_concurrency=_PARTS_AT_A_TIME
+            multipart_threshold=_PART_BYTES, multipart_chunksize=_PART_BYTES, max_concurrency=_PARALLEL_PARTS
         )
 
     def sizes(self, prefix: str) -> Iterator[tuple[str, int]]:
@@ -65,7 +65,7 @@ class S3Bucket:
         try:
             self._client.upload_file(str(path), self.name, key, Config=self._transfer)
         except S3UploadFailedError as error:
-            raise error.__context__ or error from None  # what the store has answered
+            raise error.__context__ or error from None  # the answer of the store
 
     def fetch(self, key: str, path: Path) -> None:
         self._client.download_file(self.name, key, str(path), Config=self._transfer)
@@ -82,7 +82,7 @@ class S3Bucket:
             status = status_of(error)
             if condition and status in (404, 409, 412):
                 return None
-            if condition and status == 501:  # a store that knows no conditions
+            if condition and status == 501:  # the store does not support conditional writes
                 return self._put(key, data, {})
             raise
 
@@ -93,7 +93,7 @@ class S3Bucket:
         self._client.delete_object(Bucket=self.name, Key=key)
 
     def abandon_uploads(self, prefix: str) -> None:
-        """Parts of uploads that a killed process has begun are paid for, and no list of objects shows them."""
+        """Abort incomplete uploads of killed processes: their parts cost money and do not show up in listings."""
         pages = self._client.get_paginator("list_multipart_uploads").paginate(Bucket=self.name, Prefix=prefix)
         for upload in [upload for page in pages for upload in page.get("Uploads", [])]:
             self._client.abort_multipart_upload(Bucket=self.name, Key=upload["Key"], UploadId=upload["UploadId"])

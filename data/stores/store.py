@@ -1,4 +1,4 @@
-"""A folder in an object store: its objects by their names in it. Failures are retried, then named with their object."""
+"""A folder in an object store. Failed calls are retried; the final error names the object."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -9,20 +9,20 @@ from typing import Protocol, TypeVar
 
 from data.base.errors import ConfigError
 from data.stores.address import split_url
-from data.stores.failures import fetch_error, is_worth_a_try, raise_if_full
+from data.stores.failures import fetch_error, is_worth_a_retry, raise_if_full
 from data.stores.gcs import GCSBucket
 from data.stores.s3 import S3Bucket
 
 WAITS = (1, 4)
-"""Seconds between the tries; the clients' own tries come before."""
-AT_A_TIME = 8
-"""Files that are sent or fetched at a time."""
+"""Seconds between retries, in addition to the retries of the clients."""
+PARALLEL = 8
+"""Files that are sent or fetched in parallel."""
 
 T = TypeVar("T")
 
 
 class Bucket(Protocol):
-    """One of a store's library. What it raises is that library's own."""
+    """A bucket of one store's library. Its methods raise that library's errors."""
 
     name: str
 
@@ -31,38 +31,38 @@ class Bucket(Protocol):
         ...
 
     def send(self, path: Path, key: str) -> None:
-        """The store compares a checksum with what it gets."""
+        """Upload the file. The store verifies a checksum."""
         ...
 
     def fetch(self, key: str, path: Path) -> None: ...
 
     def read(self, key: str) -> tuple[bytes, str]:
-        """What is in a small object, and what tells this version of it from others."""
+        """The content of a small object, and its version."""
         ...
 
     def write(self, key: str, data: bytes, replaces: str | None) -> str | None:
-        """Returns the new version; None when the object there is not the version `replaces` (empty: when there is
-        one). A store that knows no such conditions writes, as all do where `replaces` is None."""
+        """Write the object and return its new version, or None if its current version is not `replaces` (empty: if the
+        object exists). Without `replaces`, and in stores without conditional writes, the object is always written."""
         ...
 
     def delete(self, key: str) -> None:
-        """It need not be there."""
+        """Delete the object if it exists."""
         ...
 
     def abandon_uploads(self, prefix: str) -> None: ...
 
 
 class StoreError(Exception):
-    """A store did not do what it was asked for. The text names the object and the reason."""
+    """A call to a store failed. The text names the object and the reason."""
 
     def __init__(self, text: str, *, absent: bool = False) -> None:
         super().__init__(text)
         self.absent = absent
-        """The object, or the bucket, is not there."""
+        """Whether the object or the bucket does not exist."""
 
 
 class Store:
-    """A folder. Names in it are relative to its URL. Every call may raise StoreError, and OSError for local files."""
+    """A folder in a store. Names are relative to its URL. Calls may raise StoreError, and OSError for local files."""
 
     def __init__(self, url: str, bucket: Bucket) -> None:
         self.url, self._bucket = url.rstrip("/"), bucket
@@ -70,17 +70,17 @@ class Store:
         self._prefix = f"{prefix}/" if prefix else ""
 
     def sizes(self, below: str = "") -> dict[str, int]:
-        """Bytes of all objects, by name; of those whose names begin with `below`."""
+        """Name -> size in bytes of all objects whose names begin with `below`."""
         keys = self._tried(below, "listed", lambda: list(self._bucket.sizes(self._prefix + below)))
         return {key.removeprefix(self._prefix): n_bytes for key, n_bytes in keys}
 
     def send(self, files: Iterable[tuple[Path, str]]) -> None:
-        """Sends each file under its name."""
+        """Upload each file under its name."""
         self._each(files, "written", lambda path, name: self._bucket.send(path, self._prefix + name))
 
     def send_folder(self, folder: Path, below: str, last: str) -> None:
-        """Sends all files of a folder. Who finds `last`, the name of one of them, finds the others too: it is deleted
-        first and sent last."""
+        """Upload all files of a folder. `last`, one of their names, is deleted first and sent last, so that a reader
+        who finds it also finds the others."""
         self.delete([f"{below}/{last}".lstrip("/")])
         paths = sorted(path for path in folder.rglob("*") if path.is_file())
         named = [(path, f"{below}/{path.relative_to(folder).as_posix()}".lstrip("/")) for path in paths]
@@ -88,11 +88,11 @@ class Store:
         self.send(each for each in named if each[0] == folder / last)
 
     def fetch(self, files: Iterable[tuple[Path, str]]) -> None:
-        """Writes what is under each name to its file."""
+        """Download each name to its file."""
         self._each(files, "read", lambda path, name: self._bucket.fetch(self._prefix + name, path))
 
     def read(self, name: str) -> tuple[bytes, str] | None:
-        """What is in a small object, and its version; None where there is none."""
+        """The content and version of a small object; None if it does not exist."""
         try:
             return self._tried(name, "read", lambda: self._bucket.read(self._prefix + name))
         except StoreError as error:
@@ -105,17 +105,17 @@ class Store:
         return self._tried(name, "written", lambda: self._bucket.write(self._prefix + name, data, replaces))
 
     def delete(self, names: Iterable[str]) -> None:
-        """One after the other."""
+        """Delete the objects one after another."""
         for name in names:
             self._tried(name, "deleted", lambda name=name: self._bucket.delete(self._prefix + name))
 
     def abandon_uploads(self) -> None:
-        """Deletes what is left of uploads that were killed. Who may write is not always allowed to list these."""
+        """Delete incomplete uploads of killed processes. Errors are ignored: listing them needs its own permission."""
         with suppress(StoreError):
             self._tried("", "listed", lambda: self._bucket.abandon_uploads(self._prefix))
 
     def _each(self, files: Iterable[tuple[Path, str]], done: str, call: Callable[[Path, str], None]) -> None:
-        with ThreadPoolExecutor(AT_A_TIME) as threads:
+        with ThreadPoolExecutor(PARALLEL) as threads:
             work = [
                 threads.submit(self._tried, name, done, lambda path=path, name=name: call(path, name))
                 for path, name in files
@@ -134,11 +134,11 @@ class Store:
             except Exception as error:
                 raise_if_full(error)
                 if isinstance(error, OSError) and error.filename is not None:
-                    raise  # of a file on this machine
-                if wait is None or not is_worth_a_try(error):
+                    raise  # the error is about a local file
+                if wait is None or not is_worth_a_retry(error):
                     failure = fetch_error(error)
                     what = f"{self.url}/{name}" if name else self.url
-                    reason = "there is no such bucket" if failure.absent and done == "listed" else failure
+                    reason = "no such bucket exists" if failure.absent and done == "listed" else failure
                     raise StoreError(f"{what} cannot be {done}: {reason}", absent=failure.absent) from None
             time.sleep(wait)
         raise AssertionError
@@ -148,9 +148,9 @@ _BUCKETS: dict[str, Callable[..., Bucket]] = {"s3": S3Bucket, "gs": GCSBucket}
 
 
 def open_store(url: str, *, writable: bool = True) -> Store:
-    """The folder of a URL without `url_defect`. Raises ConfigError without credentials; asks nothing of the store."""
+    """Open the folder of a valid URL. Raises ConfigError without credentials; sends no request to the store."""
     scheme, bucket, _ = split_url(url)
     try:
         return Store(url, _BUCKETS[scheme](bucket, writable=writable))
     except ImportError as error:
-        raise ConfigError(f"a package is missing for {scheme}:// ({error}): install it") from None
+        raise ConfigError(f"{scheme}:// needs a package that is not installed ({error}): install it") from None

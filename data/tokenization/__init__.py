@@ -1,4 +1,4 @@
 """Tokenizers, chat templates and loss masks: from an example to token ids, and which of them are trained on.
 
-How documents share a row belongs to data/preparation.
+Packing of documents into rows is in data/preparation.
 """

@@ -1,7 +1,7 @@
-"""A text of any size through tiktoken, block by block: the ids of the whole, with the memory for a block.
+"""Encode a text of any size with tiktoken in blocks: the same ids as for the whole text, with the memory of a block.
 
-tiktoken cuts a text into pieces by a pattern, and merges the bytes of each. That takes 35 bytes for a byte of the
-longest piece, and its regex engine gives up on a million characters of whitespace.
+tiktoken splits a text into pieces by a pattern, and merges the bytes of each piece. This needs 35 bytes of memory per
+byte of the longest piece, and its regex engine fails on a million characters of whitespace.
 """
 
 import re
@@ -19,19 +19,20 @@ if TYPE_CHECKING:
     import tiktoken
 
 BLOCK = 400_000
-"""Characters of a text, or bytes of a piece, that tiktoken gets at a time. No token is longer."""
+"""Characters of a text, or bytes of a piece, that tiktoken gets in one call. No token is longer."""
 OVERLAP = 64
-"""Tokens at the end of a piece's block that are merged again with what follows."""
+"""Tokens at the end of a block of a long piece that are merged again together with the next block."""
 
-# A piece never goes on from another character to a space, whichever of tiktoken's patterns it is, and none looks
-# further ahead than that. (What is whitespace to them is so to Python.)
+# In all patterns of tiktoken, a piece never continues from another character to a space, and no pattern looks further
+# ahead than that. (tiktoken and Python agree on what is whitespace.)
 _CUT = re.compile(r"\S(?= )")
 _LAST_CUT = re.compile(r".*\S(?= )", re.DOTALL)
 
 
 def encode_blocks(encoding: "tiktoken.Encoding", text: str, *, special: bool) -> np.ndarray:
-    """int32. Special tokens written in the text are special, or text. Raises RowError, see check_known."""
-    ids = bytearray()  # it grows where it is: nothing is held twice
+    """The ids as int32. With `special`, special tokens written in the text are encoded as special tokens, otherwise as
+    text. Raises RowError, see check_known."""
+    ids = bytearray()  # it grows in place, so nothing is held twice
     for part in _between_special(encoding, text) if special else _blocks(encoding, text, 0, len(text)):
         ids += np.asarray(part, dtype=np.int32).data
     return np.frombuffer(ids, dtype=np.int32)
@@ -63,7 +64,7 @@ def _encode(encoding: "tiktoken.Encoding", text: str) -> np.ndarray:
 
 
 def _pieces(encoding: "tiktoken.Encoding", text: str, start: int, end: int) -> Iterator[list[int]]:
-    """Of a stretch without a sure cut: the pattern itself says where its pieces end."""
+    """The ids of a stretch in which no safe place to split was found. The pattern itself finds its pieces."""
     check_known(text[start:end])
     ids: list[int] = []
     for found in _compile(encoding._pat_str).finditer(text, start, end):
@@ -88,32 +89,33 @@ def _compile(pattern: str) -> "regex.Pattern[str]":
 
 
 def check_known(stretch: str) -> None:
-    """Raises RowError for a character newer than Python: two regex engines may not take it for the same."""
+    """Raises RowError for a character that is newer than Python: two regex engines may classify it differently."""
     if stretch.isascii():
         return
     unknown = sorted(c for c in set(stretch) if unicodedata.category(c) == "Cn")
     if unknown:
         raise RowError(
             "a long run with an unknown character",
-            f"has {len(stretch):,} characters without a space, and among them U+{ord(unknown[0]):04X}, which Unicode "
-            f"{unicodedata.unidata_version} does not know: split the row, or remove the character",
+            f"has {len(stretch):,} characters without a space, including U+{ord(unknown[0]):04X}, which is not in "
+            f"Unicode {unicodedata.unidata_version}: split the row, or remove the character",
         )
 
 
 def merge_long(
     merge: Callable[[bytes], list[int]], bytes_of: Callable[[int], bytes], piece: bytes
 ) -> Iterator[list[int]]:
-    """The ids that `merge(piece)` would give, of a piece that is longer than any token.
+    """The ids of `merge(piece)` for a piece that is longer than any token, merged in blocks.
 
-    Tokens are what their bytes are merged into when, and only when, every two neighbours are what the bytes of the two
-    are merged into: the first merge across a border would be made in these two alone as well. Neighbours in one block
-    are such. So at any border of a block the next may begin, if its first token is the one that was there.
+    A sequence of tokens is the merge of its bytes if and only if every two neighbours are the merge of their own bytes:
+    the first merge across a border would also happen if only these two tokens existed. Neighbours within one block
+    fulfil this. So the next block may begin at any border between tokens at which its first token is the same as in
+    this block.
     """
     start, size = 0, BLOCK
     ids = merge(piece[:size])
     while start + size < len(piece):
         border = _border(merge, bytes_of, piece, start + size, ids)
-        if border is None:  # merges that depend on all that follows
+        if border is None:  # the merges depend on everything that follows
             size *= 2
             ids = merge(piece[start : start + size])
             continue
@@ -126,7 +128,7 @@ def merge_long(
 def _border(
     merge: Callable[[bytes], list[int]], bytes_of: Callable[[int], bytes], piece: bytes, end: int, ids: list[int]
 ) -> tuple[int, int, list[int]] | None:
-    """How many ids of a block that ends at `end` stay, where the next one starts, and its ids."""
+    """How many ids of a block that ends at `end` are kept, where the next block starts, and the next block's ids."""
     overlap = OVERLAP
     while overlap < len(ids):
         start = end - sum(len(bytes_of(token)) for token in ids[-overlap:])

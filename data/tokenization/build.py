@@ -1,4 +1,4 @@
-"""From a config to its tokenizer."""
+"""Build the tokenizer of a config."""
 
 from data.config.tokenizer import TokenizerConfig
 from data.tokenization.hf_loading import load_hf
@@ -8,7 +8,7 @@ from data.tokenization.tokenizer import Tokenizer
 
 
 def build_tokenizer(config: TokenizerConfig) -> Tokenizer:
-    """Raises ConfigError when there is no such vocabulary, encoding, model, folder or name, or it cannot be read."""
+    """Raises ConfigError if the vocabulary, encoding, model, folder or name does not exist or cannot be read."""
     if config.name == "tiktoken":
         return build_tiktoken(config)
     tokenizer = load_hf(config.name)

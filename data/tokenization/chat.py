@@ -1,6 +1,6 @@
-"""From an example to token ids and which of them are trained on.
+"""From an example to token ids, and which of them are trained on.
 
-A trained response reaches from the end of the generation prompt up to and including the token that ends the turn.
+A trained response extends from the end of the generation prompt to the token that ends the turn, inclusive.
 """
 
 from collections.abc import Iterable, Iterator
@@ -27,27 +27,27 @@ class Document:
     """One example as tokens."""
 
     tokens: np.ndarray
-    """int32; unsigned and as narrow as the vocabulary for a text."""
+    """int32. For a text, the smallest unsigned type that fits the vocabulary."""
     loss_mask: np.ndarray
-    """As long as tokens: is the token trained on?"""
+    """Same length as tokens: 1 for tokens that are trained on."""
     is_text: bool = False
-    """A document to pretrain on: it may be cut anywhere."""
+    """Whether this is a text for pretraining, which may be split anywhere."""
 
     @property
     def trained_tokens(self) -> int:
-        """Tokens that some position predicts: a document's first is nobody's label."""
+        """Number of trained tokens. The first token of a document is never a label, so it does not count."""
         return int(self.loss_mask[1:].sum())
 
 
 def tokenize(example: Example, tokenizer: Tokenizer, config: DatasetConfig) -> Document | Problem:
-    """The example's tokens with what `target_prompts` and `target_responses` choose of them.
+    """The example's tokens, and a loss mask according to `target_prompts` and `target_responses`.
 
-    A prompt and its response are joined as they are, and the tokenizer's end token follows; a conversation is what the
-    chat template makes of it; a text gets the end token and is trained on as a whole. A Problem is what only shows in
-    the tokens, or a text too large to be encoded.
+    A prompt and its response are concatenated unchanged, followed by the tokenizer's end token. A conversation is
+    rendered by the chat template. A text is followed by the end token and trained on completely. Returns a Problem for
+    defects that only show in the tokens, and for a text that is too large to be encoded.
 
-    Raises TemplateError when a conversation meets a tokenizer without a template, one whose template does not end an
-    answer with a special token, or one that leaves out what `tokenizer.chat_template_drops` does not list.
+    Raises TemplateError for a conversation if the tokenizer has no chat template, if its template does not end an
+    answer with a special token, or if it leaves out something that `tokenizer.chat_template_drops` does not list.
     """
     try:
         return _tokenize(example, tokenizer, config)
@@ -58,7 +58,7 @@ def tokenize(example: Example, tokenizer: Tokenizer, config: DatasetConfig) -> D
 def _tokenize(example: Example, tokenizer: Tokenizer, config: DatasetConfig) -> Document | Problem:
     end = np.array([tokenizer.eos_token_id], dtype=np.int32)
     if isinstance(example, Text):
-        # A text may be the largest thing in memory: it gets its end in no more bytes than its ids need.
+        # A text may be the largest object in memory, so its ids are stored in the smallest type while eos is added.
         smallest = np.min_scalar_type(tokenizer.vocab_size - 1)
         tokens = np.concatenate([tokenizer.encode(example.text), end], dtype=smallest, casting="unsafe")
         return Document(tokens, np.ones(len(tokens), dtype=DTYPES["loss_mask"]), is_text=True)
@@ -72,9 +72,10 @@ def _tokenize(example: Example, tokenizer: Tokenizer, config: DatasetConfig) -> 
 
 
 def encode_question(conversation: Conversation, tokenizer: Tokenizer) -> np.ndarray:
-    """int32: what the assistant's next answer follows, as training writes it. Special tokens in the messages stay text.
+    """The tokens before the assistant's next answer as int32, the same as in training. Special tokens written in the
+    messages stay text.
 
-    Raises ConfigError when the tokenizer has no chat template, DataError with what the template says against them.
+    Raises ConfigError if the tokenizer has no chat template, DataError if the template rejects the conversation.
     """
     hidden = hide_special_tokens(conversation, tokenizer)
     try:
@@ -82,14 +83,14 @@ def encode_question(conversation: Conversation, tokenizer: Tokenizer) -> np.ndar
     except TemplateError:
         raise
     except DataError as error:
-        raise DataError(f"the chat template refuses the conversation: {hidden.restore(str(error))}") from None
+        raise DataError(f"the chat template rejects the conversation: {hidden.restore(str(error))}") from None
     return _encode(text, tokenizer, hidden)
 
 
 def fit(document: Document, config: DatasetConfig) -> Document | str | Problem:
-    """The document in at most max_seq_len tokens; the reason for which it is dropped; or, where that is an error, it.
+    """The document with at most max_seq_len tokens; the reason if it is dropped; a Problem if its length is an error.
 
-    A text comes back whole: packing cuts it, and it goes on in the next row.
+    A text is returned at its full length: packing splits it, and it continues in the next row.
     """
     length, longest = len(document.tokens), config.max_seq_len
     if not document.is_text and not document.trained_tokens:
@@ -100,7 +101,7 @@ def fit(document: Document, config: DatasetConfig) -> Document | str | Problem:
         return TOO_LONG
     if config.excess_length == "error":
         text = (
-            f"has {length} tokens, but max_seq_len is {longest}: raise it, shorten the row, or write "
+            f"has {length} tokens, but max_seq_len is {longest}: raise it, shorten the row, or set "
             f"{setting('excess_length', 'truncate_response')} or drop"
         )
         return Problem(TOO_LONG, text)
@@ -109,7 +110,7 @@ def fit(document: Document, config: DatasetConfig) -> Document | str | Problem:
 
 
 def _document(parts: Iterable[tuple[str, np.ndarray, bool | None]], config: DatasetConfig) -> Document:
-    """Of `(kind, ids, train)` in their order; train None leaves it to the config."""
+    """Join the `(kind, ids, train)` parts in their order. If train is None, the config decides."""
     parts = list(parts)
     last = max(index for index, (kind, _, _) in enumerate(parts) if kind == "response")
     masks = []
@@ -136,15 +137,15 @@ def _not_in_vocabulary(example: TokenTurns, tokenizer: Tokenizer) -> Problem | N
             outside = ids[(ids < 0) | (ids >= tokenizer.vocab_size)]
             if len(outside):
                 text = (
-                    f"turns[{index}].{key} has the id {outside[0]}, but the tokenizer's are 0 to "
-                    f"{tokenizer.vocab_size - 1}: these ids are another tokenizer's"
+                    f"turns[{index}].{key} has the id {outside[0]}, but the tokenizer's ids are 0 to "
+                    f"{tokenizer.vocab_size - 1}: these ids belong to another tokenizer"
                 )
                 return Problem("an id is not in the vocabulary", text)
     return None
 
 
 def _token_parts(example: TokenTurns, tokenizer: Tokenizer) -> Iterator[tuple[str, np.ndarray, None]]:
-    """As LLM Foundry's collator joins them: eos follows the last response, unless a token that ends it is there."""
+    """The parts as in LLM Foundry's collator: eos follows the last response, unless that ends with a stop token."""
     for index, (prompt, response) in enumerate(example.turns):
         is_last = index == len(example.turns) - 1
         ends = not is_last or response[-1] in tokenizer.stop_token_ids
@@ -155,7 +156,7 @@ def _token_parts(example: TokenTurns, tokenizer: Tokenizer) -> Iterator[tuple[st
 def _tokenize_conversation(example: Conversation, tokenizer: Tokenizer, config: DatasetConfig) -> Document | Problem:
     if tokenizer.chat_template is None:
         raise TemplateError(
-            f"the rows have messages, but tokenizer {tokenizer.name} has no chat template: name one that has, or set "
+            f"the rows have messages, but tokenizer {tokenizer.name} has no chat template: use one that has, or set "
             "chat_template in its tokenizer_config.json"
         )
     hidden = hide_special_tokens(example, tokenizer)
@@ -164,7 +165,7 @@ def _tokenize_conversation(example: Conversation, tokenizer: Tokenizer, config: 
     except TemplateError:
         raise
     except DataError as error:
-        text = f"the chat template refuses the conversation: {hidden.restore(str(error))}"
+        text = f"the chat template rejects the conversation: {hidden.restore(str(error))}"
         return Problem("the chat template fails", text)
     if isinstance(parts, Problem):
         return parts
@@ -185,22 +186,22 @@ def _check_ends_of_turns(parts: list[Part], tokenizer: Tokenizer) -> None:
         end = next((end for end in sorted(ends, key=len, reverse=True) if part.text.endswith(end)), None)
         if end is None:
             raise TemplateError(
-                f"the chat template of tokenizer {tokenizer.name} ends an answer with {part.text[-20:]!r}, which is no "
-                f"special token (those are {', '.join(ends[:8])}), so that a model trained on it would never stop: "
-                "take a tokenizer whose template ends each answer with one, or change its chat_template"
+                f"the chat template of tokenizer {tokenizer.name} ends an answer with {part.text[-20:]!r}, which is "
+                f"not a special token (these are {', '.join(ends[:8])}), so a model trained on it would never stop: "
+                "use a tokenizer whose template ends each answer with a special token, or change its chat_template"
             )
         if not part.text.removesuffix(end).strip():
             raise TemplateError(
-                f"the chat template of tokenizer {tokenizer.name} writes nothing of an answer but its end ({end}): "
-                "take a tokenizer whose template writes it, or change its chat_template"
+                f"the chat template of tokenizer {tokenizer.name} writes only the end of an answer ({end}), without "
+                "its text: use a tokenizer whose template writes it, or change its chat_template"
             )
 
 
 def _encode(text: str, tokenizer: Tokenizer, hidden: Hidden) -> np.ndarray:
-    """The ids of rendered text: special tokens are the template's, and what is hidden is text.
+    """The ids of rendered text. The template's special tokens are special; hidden ones are encoded as text.
 
-    With something hidden, the text between special tokens is encoded piece by piece. A vocabulary that treats a text's
-    beginning otherwise than its middle (SentencePiece's leading space) may then give another id there.
+    If any are hidden, the text between special tokens is encoded piece by piece. Vocabularies that treat the beginning
+    of a text differently (SentencePiece's leading space) may then produce other ids there.
     """
     if not hidden.tokens:
         return tokenizer.encode_rendered(text)

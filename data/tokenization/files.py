@@ -1,4 +1,4 @@
-"""The files of a Hugging Face tokenizer, as transformers 4.53 to 5 read them alike.
+"""The files of a Hugging Face tokenizer, in a form that transformers 4.53 to 5 read identically.
 
 transformers 5 saves a class (`TokenizersBackend`) and a list (`extra_special_tokens`) that transformers 4 cannot load.
 """
@@ -12,10 +12,10 @@ if TYPE_CHECKING:
     import tokenizers
 
 TRANSFORMERS_VERSION = "4.53.0"
-"""The oldest that reads what is written, and what the files say. Without a version from before its pattern check, 4.57
-warns falsely of the GPT-4 tokenizer."""
+"""The oldest version that reads these files, which they name. 4.57 falsely warns about the GPT-4 tokenizer unless the
+named version is older than its check of patterns."""
 _CLASS = "PreTrainedTokenizerFast"
-"""A tokenizer that is all in tokenizer.json: the name that transformers 4 has for it, and 5 reads too."""
+"""The class of a tokenizer with only a tokenizer.json in transformers 4, which 5 also accepts."""
 _NAMES = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
@@ -29,7 +29,7 @@ def write_tokenizer(
     chat_template: str,
     max_seq_len: int,
 ) -> None:
-    """Writes tokenizer.json, tokenizer_config.json, special_tokens_map.json and chat_template.jinja."""
+    """Write tokenizer.json, tokenizer_config.json, special_tokens_map.json and chat_template.jinja."""
     special = dict(zip(_NAMES, (bos_eos_unk, bos_eos_unk, bos_eos_unk, pad), strict=True))
     named: dict[str, Any] = {"additional_special_tokens": list(additional), **special}
     added = {
@@ -47,7 +47,7 @@ def write_tokenizer(
         **named,
         "added_tokens_decoder": added,
         "clean_up_tokenization_spaces": False,
-        # Without token_type_ids, which DBRX does not take: model.generate(**tokenizer(text)) works.
+        # DBRX takes no token_type_ids. Without them, model.generate(**tokenizer(text)) works.
         "model_input_names": ["input_ids", "attention_mask"],
         "model_max_length": max_seq_len,
         "tokenizer_class": _CLASS,
@@ -60,7 +60,7 @@ def write_tokenizer(
 
 
 def save_for_transformers_4(tokenizer: Any, folder: Path) -> None:
-    """tokenizer.save_pretrained, with what only transformers 5 reads written as 4 has it."""
+    """Call tokenizer.save_pretrained, and convert what only transformers 5 reads to the format of 4."""
     tokenizer.save_pretrained(folder)
     file = folder / "tokenizer_config.json"
     config = json.loads(file.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""Loads a tokenizer of the transformers library from a folder or the hub, once its files are found safe to read."""
+"""Load a tokenizer of the transformers library from a folder or the hub, after checking that its files are safe."""
 
 from pathlib import Path
 from typing import Any
@@ -8,11 +8,11 @@ from data.base.redaction import redacted
 from data.hub.repository_files import CHECKED, check_json_files, refuse_links
 
 _REASON_LENGTH = 300
-"""Characters of a message of transformers that are shown at most."""
+"""Maximum number of characters shown of a message from transformers."""
 
 
 def load_hf(name: str) -> Any:
-    """Raises ConfigError when there is no such folder or name, or it cannot be read."""
+    """Raises ConfigError if the folder or name does not exist or cannot be read."""
     from transformers import AutoTokenizer
 
     from data.hub.reach import why_offline
@@ -20,11 +20,11 @@ def load_hf(name: str) -> Any:
     path = Path(name).expanduser()
     looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1
     if looks_local and not path.is_dir():
-        raise ConfigError(f"is {name!r}, but there is no such folder{from_here(name)}", key="tokenizer.name")
+        raise ConfigError(f"is {name!r}, but no such folder exists{from_here(name)}", key="tokenizer.name")
     offline = None if path.is_dir() else why_offline()
     try:
         if path.is_dir():
-            # What it reads can be saved beside a checkpoint.
+            # The files read here may be saved next to a checkpoint.
             refuse_links(path)
             check_json_files(path)
             return AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
@@ -39,15 +39,15 @@ def load_hf(name: str) -> Any:
     ) as error:  # transformers raises OSError, ValueError, KeyError, ImportError and bare Exceptions here
         if offline is not None:
             raise ConfigError(
-                f"is {name!r}, which is neither a folder here nor in the hub's cache, and the hub "
-                f"cannot be asked ({offline}): give a Hugging Face folder",
+                f"is {name!r}, which is neither a local folder nor in the hub's cache, and the hub "
+                f"cannot be reached ({offline}): use a Hugging Face folder",
                 key="tokenizer.name",
             ) from error
         raise ConfigError(f"is {name!r}, but {_why_not_loaded(path, error)}", key="tokenizer.name") from error
 
 
 def _check_on_hub(name: str, offline: str | None) -> str:
-    """Checks a repository's JSON files, which are fetched; returns their commit, of which alone the rest may be."""
+    """Download and check a repository's JSON files. Returns their commit; the other files must have the same commit."""
     from huggingface_hub import snapshot_download
 
     from data.hub.client import quiet
@@ -59,21 +59,21 @@ def _check_on_hub(name: str, offline: str | None) -> str:
 
 
 def _why_not_loaded(folder: Path, error: Exception) -> str:
-    """What is wrong with the folder or repository that transformers raised this for, and what to do."""
+    """The defect of the folder or repository that made transformers raise this error, and a fix."""
     names = {file.name for file in folder.iterdir()} if folder.is_dir() else set()
     reason = redacted((str(error).strip() or "no reason given").splitlines()[0])
     if folder.is_dir() and not any(name.startswith(("tokenizer.", "vocab.", "spiece.")) for name in names):
-        return "there is no tokenizer.json in it: save one there with transformers' tokenizer.save_pretrained"
-    # The rest of this message lists every architecture that transformers knows.
+        return "it contains no tokenizer.json: save one there with transformers' tokenizer.save_pretrained"
+    # The rest of this message lists all architectures that transformers supports.
     if reason.startswith("Unrecognized model") and folder.is_dir():
         return (
-            "neither a config.json with a model_type nor a tokenizer_class in a tokenizer_config.json says of which "
-            "class its tokenizer is: copy the one that belongs to it, or write a tokenizer_config.json with "
-            '{"tokenizer_class": "PreTrainedTokenizerFast"} and its special tokens'
+            "the class of its tokenizer is unknown: it has neither a config.json with a model_type nor a "
+            "tokenizer_config.json with a tokenizer_class: copy the file that belongs to it, or write a "
+            'tokenizer_config.json with {"tokenizer_class": "PreTrainedTokenizerFast"} and its special tokens'
         )
     if len(reason) > _REASON_LENGTH:
         reason = f"{reason[: _REASON_LENGTH - 3]}..."
     return (
-        f"no tokenizer could be loaded from there ({type(error).__name__}: {reason}): give a Hugging Face folder or "
-        "name that needs no code of its own, or `tiktoken`"
+        f"no tokenizer could be loaded from it ({type(error).__name__}: {reason}): use a Hugging Face folder or "
+        "name that needs no custom code, or `tiktoken`"
     )

@@ -1,4 +1,4 @@
-"""Tokenizers of the transformers library, with the text of their chat templates as every transformers renders it."""
+"""Tokenizers of the transformers library. Chat templates are rendered the same with every version of transformers."""
 
 import hashlib
 import re
@@ -15,12 +15,12 @@ from data.tokenization.templates.sandbox import render_chat
 from data.tokenization.tokenizer import fingerprint_of
 
 MOST_BYTES = 2 << 20
-"""Of a text that the tokenizers library gets: it takes up to 270 bytes for a byte, and no text can be cut surely for
-any vocabulary."""
+"""Maximum size of a text for the tokenizers library. The library needs up to 270 bytes of memory per byte, and no
+place to split a text is safe for every vocabulary."""
 
 
 class HFTokenizer:
-    """Any tokenizer of the transformers library that needs no code from elsewhere."""
+    """Any tokenizer of the transformers library that needs no custom code."""
 
     def __init__(
         self, name: str, tokenizer: Any, *, chat_template_drops: Sequence[str] = (), chat_date: str | None = None
@@ -63,7 +63,7 @@ class HFTokenizer:
     ) -> str:
         if self.chat_template is None:
             raise ConfigError(
-                f"is {self.name!r}, but that tokenizer has no chat template, which messages need: name "
+                f"is {self.name!r}, but that tokenizer has no chat template, which messages need: use "
                 "one that has, or set chat_template in its tokenizer_config.json",
                 key="tokenizer.name",
             )
@@ -78,14 +78,14 @@ class HFTokenizer:
             )
         except TemplateError:
             raise
-        except Exception as error:  # whatever the template runs into, or raises itself
+        except Exception as error:  # an error in the template, or one that it raises itself
             raise DataError(str(error) or type(error).__name__) from error
 
     def _strftime(self, format: str) -> str:
         if self._date is None:
             raise TemplateError(
-                f"the chat template of tokenizer {self.name} writes today's date ({format}), so that the rows would "
-                "depend on the day on which they are prepared: configure the date, as in "
+                f"the chat template of tokenizer {self.name} writes today's date ({format}), so the rows would "
+                "depend on the day on which they are prepared: set the date, as in "
                 f"{setting('tokenizer.chat_date', '2026-11-29')}"
             )
         return self._date.strftime(format)
@@ -94,7 +94,7 @@ class HFTokenizer:
         return self._encode(text, split_special_tokens=False)
 
     def _encode(self, text: str, *, split_special_tokens: bool) -> np.ndarray:
-        if len(text) > MOST_BYTES // 4:  # what a character takes at most
+        if len(text) > MOST_BYTES // 4:  # a character has at most 4 bytes
             _check_size(text)
         ids = self._tokenizer.encode(
             text, add_special_tokens=False, split_special_tokens=split_special_tokens, verbose=False
@@ -117,8 +117,8 @@ def _check_size(text: str) -> None:
     if n_bytes > MOST_BYTES:
         raise RowError(
             "too large for its tokenizer",
-            f"has a text of {n_bytes:,} bytes, but {MOST_BYTES:,} are the most for a Hugging Face tokenizer, which "
-            "takes up to 270 times that in memory: split the row, remove it, or use tiktoken, which takes any size",
+            f"has a text of {n_bytes:,} bytes, but a Hugging Face tokenizer, which needs up to 270 times that in "
+            f"memory, gets at most {MOST_BYTES:,}: split the row, remove it, or use tiktoken, which takes any size",
         )
 
 
@@ -127,9 +127,9 @@ def _first_id(*ids: int | None) -> int:
 
 
 def _end_of_turn(tokenizer: Any) -> int | None:
-    """The special token that the template writes after an assistant's words, if it writes one.
+    """The special token that the template writes after an assistant's message; None if it writes none.
 
-    Raises TemplateError when the template exceeds a limit.
+    Raises TemplateError if the template exceeds a limit.
     """
     if tokenizer.chat_template is None:
         return None
@@ -139,7 +139,7 @@ def _end_of_turn(tokenizer: Any) -> int | None:
         text = render_chat(tokenizer, messages, subject="its chat template", strftime=datetime.now().strftime)
     except TemplateError:
         raise
-    except Exception:  # a template may ask for more than two plain messages; then eos alone stops
+    except Exception:  # the template may need more than two plain messages; then only eos stops generation
         return None
     rest = text.rpartition(words)[2].lstrip()
     found = [token for token in tokenizer.all_special_tokens if rest.startswith(token)]
@@ -147,7 +147,7 @@ def _end_of_turn(tokenizer: Any) -> int | None:
 
 
 def _special_tokens(tokenizer: Any) -> dict[str, int]:
-    """Those that split_special_tokens would split, in the order of their ids."""
+    """The special tokens that split_special_tokens splits, in the order of their ids."""
     added = {token.content: token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special}
     named = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
     return dict(sorted((named | added).items(), key=lambda item: item[1]))
@@ -161,6 +161,6 @@ def _contents(tokenizer: Any) -> object:
     with tempfile.TemporaryDirectory() as folder:
         files = sorted(Path(file) for file in tokenizer.save_vocabulary(folder) if file is not None)
         contents = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
-    # Of its settings (such as do_lower_case) those that are not paths or names of files.
+    # Only settings that are not paths or file names (such as do_lower_case) count.
     settings = {key: repr(value) for key, value in tokenizer.init_kwargs.items() if not re.search("file|path", key)}
     return [type(tokenizer).__name__, contents, settings, sorted(tokenizer.get_added_vocab().items())]

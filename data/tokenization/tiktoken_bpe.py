@@ -1,4 +1,4 @@
-"""tiktoken's vocabulary format: reading it, and turning it into a tokenizer of the `tokenizers` library."""
+"""tiktoken's vocabulary format: read it, and convert it to a tokenizer of the `tokenizers` library."""
 
 import base64
 import binascii
@@ -16,10 +16,10 @@ _KEY = "tokenizer.kwargs.vocab_file"
 
 
 def read_vocabulary(path: Path, special_tokens: Sequence[str] = ()) -> dict[bytes, int]:
-    """token -> rank, from a file with a base64 token and its rank a line.
+    """token -> rank, from a file with a base64 token and its rank on each line.
 
-    Raises ConfigError for a file that is not there or not such a file (with the line), that lacks a byte, or that holds
-    one of the special tokens, which get ids of their own.
+    Raises ConfigError for a file that does not exist or is malformed (with the line), that lacks a single byte, or that
+    contains one of the special tokens, which get their own ids.
     """
     where = f"is {str(path)!r}, but"
     with os_errors_named(f"{where} it", key=_KEY):
@@ -30,10 +30,10 @@ def read_vocabulary(path: Path, special_tokens: Sequence[str] = ()) -> dict[byte
         if not line.strip():
             continue
         token, rank = _parse_line(line, f"{where} line {number}")
-        for message, value in (("token", token), ("rank", rank)):
+        for kind, value in (("token", token), ("rank", rank)):
             if value in line_of:
                 raise ConfigError(
-                    f"{where} line {number} repeats the {message} of line {line_of[value]}: {_short(line)}",
+                    f"{where} line {number} repeats the {kind} of line {line_of[value]}: {_short(line)}",
                     key=_KEY,
                 )
             line_of[value] = number
@@ -47,8 +47,8 @@ def read_vocabulary(path: Path, special_tokens: Sequence[str] = ()) -> dict[byte
     missing = [byte for byte in range(256) if bytes([byte]) not in ranks]
     if missing:
         raise ConfigError(
-            f"{where} {len(missing)} of the 256 single bytes are not in it (the first is {missing[0]:#04x}), so not "
-            "every text could be encoded",
+            f"{where} {len(missing)} of the 256 single bytes are missing (the first is {missing[0]:#04x}), so some "
+            "texts could not be encoded",
             key=_KEY,
         )
     return ranks
@@ -70,17 +70,17 @@ def _short(line: bytes) -> str:
 
 
 def to_fast(ranks: dict[bytes, int], pattern: str, special_tokens: dict[str, int]) -> "tokenizers.Tokenizer":
-    """A byte-level BPE that gives the ids tiktoken gives, for any text without a special token in it."""
+    """A byte-level BPE with the same ids as tiktoken for any text without special tokens."""
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 
     letters = byte_letters()
     written = {token: "".join(letters[byte] for byte in token) for token in ranks}
-    # Special tokens stand in the model's vocabulary too: that is how they keep ids that leave gaps (cl100k's 100256).
+    # Special tokens are also in the model's vocabulary, so that their ids may have gaps (cl100k's 100256).
     vocab = {written[token]: rank for token, rank in ranks.items()} | special_tokens
     merges = [(written[left], written[right]) for left, right in merges_of(ranks)]
-    # tiktoken takes a piece that is a token as it is, whether or not merges lead to it: ignore_merges.
+    # tiktoken does not merge a piece that is a token itself: ignore_merges.
     fast = Tokenizer(models.BPE(vocab=vocab, merges=merges, ignore_merges=True, byte_fallback=False))
-    # In the tokenizers library's regex language {1,3}+ is not possessive but repeated; the other forms mean the same.
+    # In the regex syntax of the tokenizers library, {1,3}+ is a repetition, not possessive. Other syntax is the same.
     split = pre_tokenizers.Split(Regex(re.sub(r"(\{[\d,]+\})\+", r"\1", pattern)), behavior="isolated")
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     fast.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
@@ -96,10 +96,10 @@ def to_fast(ranks: dict[bytes, int], pattern: str, special_tokens: dict[str, int
 
 
 def merges_of(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
-    """Every pair of tokens that joins into a token, in the order in which tiktoken joins them.
+    """Every pair of tokens that merges into a token, in the order of tiktoken.
 
-    tiktoken joins the neighbours whose joined bytes have the lowest rank, whatever the two were; the tokenizers library
-    ranks pairs. So all cuts of a token follow one another.
+    tiktoken merges the neighbours whose merged bytes have the lowest rank, while the tokenizers library ranks pairs. So
+    all splits of a token are listed one after another.
     """
     merges: list[tuple[bytes, bytes]] = []
     for token in sorted(ranks, key=ranks.__getitem__):
@@ -110,7 +110,7 @@ def merges_of(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
 
 
 def byte_letters() -> list[str]:
-    """The printable letter that stands for each byte in GPT-2's byte-level BPE: itself, or one from U+0100 on."""
+    """The printable character of each byte in GPT-2's byte-level BPE: itself, or one from U+0100 on."""
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     letters, others = [], 0
     for byte in range(256):

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import tiktoken
     import tokenizers
 
-# The pattern of cl100k_base in the spelling that tiktoken's and the tokenizers library's regex engines read alike.
+# The pattern of cl100k_base in syntax that the regex engines of tiktoken and of the tokenizers library read alike.
 CL100K_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
     r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -29,9 +29,9 @@ END_OF_TEXT, PAD, IM_START, IM_END = "<|endoftext|>", "<|pad|>", "<|im_start|>",
 OURS = (END_OF_TEXT, PAD, IM_START, IM_END)
 
 DEFAULT_SYSTEM_PROMPT = "You are a helpful assistant. Answer truthfully, and say so when you do not know."
-"""What a conversation without a system turn begins with under `use_default_system_prompt`."""
+"""The system prompt of conversations without one if `use_default_system_prompt` is set."""
 
-# The newline stands before a turn, not after one, so that a conversation's text begins with that of its first turns.
+# The newline comes before a turn, not after it, so that a rendered conversation begins with its rendered first turns.
 CHATML_TEMPLATE = (
     "{% for message in messages %}"
     "{{ ('' if loop.first else '\\n') + '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' }}"
@@ -46,7 +46,7 @@ DEFAULT_SYSTEM_TURN = (
 
 
 def build_tiktoken(config: TokenizerConfig) -> "TiktokenTokenizer":
-    """Raises ConfigError when there is no such vocabulary, encoding or model, or it cannot be read."""
+    """Raises ConfigError if the vocabulary, encoding or model does not exist or cannot be read."""
     kwargs = config.kwargs
     if kwargs.vocab_file is not None:
         ranks, pattern, special = read_vocabulary(Path(kwargs.vocab_file), OURS), CL100K_PATTERN, {}
@@ -74,20 +74,20 @@ def _load_encoding(key: str, name: str) -> "tiktoken.Encoding":
         encoding_name = tiktoken.encoding_name_for_model(name) if key == "model_name" else name
     except KeyError:
         raise ConfigError(
-            f"is {name!r}, which tiktoken does not know: DBRX's is gpt-4, or give an encoding_name",
+            f"is {name!r}, which is unknown to tiktoken: use gpt-4 as DBRX does, or set encoding_name",
             key="tokenizer.kwargs.model_name",
         ) from None
     known = tiktoken.list_encoding_names()
     if encoding_name not in known:
         raise ConfigError(
-            f"is {name!r}, but tiktoken knows only {', '.join(sorted(known))}", key=f"tokenizer.kwargs.{key}"
+            f"is {name!r}, but tiktoken's encodings are {', '.join(sorted(known))}", key=f"tokenizer.kwargs.{key}"
         )
     try:
         return tiktoken.get_encoding(encoding_name)
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"is {name!r}, but its vocabulary cannot be downloaded ({type(error).__name__}): "
-            "set TIKTOKEN_CACHE_DIR to a folder that holds it, or give a local "
+            "set TIKTOKEN_CACHE_DIR to a folder that contains it, or use a local "
             f"{setting('tokenizer.kwargs.vocab_file')}",
             key=f"tokenizer.kwargs.{key}",
         ) from error
@@ -96,8 +96,8 @@ def _load_encoding(key: str, name: str) -> "tiktoken.Encoding":
 class TiktokenTokenizer:
     """A tiktoken encoding with DBRX's special tokens and ChatML template.
 
-    Those that the encoding lacks come right after its last id: cl100k_base gets <|pad|> 100277, <|im_start|> 100278
-    and <|im_end|> 100279 beside its own <|endoftext|> 100257, which are DBRX's.
+    Special tokens that the encoding lacks get the ids after its last one. With cl100k_base these are <|pad|> 100277,
+    <|im_start|> 100278 and <|im_end|> 100279, next to its own <|endoftext|> 100257, the same as in DBRX.
     """
 
     def __init__(
@@ -130,7 +130,7 @@ class TiktokenTokenizer:
         by_rank = sorted((rank, token.hex()) for token, rank in ranks.items())
         contents = ["tiktoken", by_rank, pattern, sorted(special.items()), self._template]
         self.fingerprint = fingerprint_of(contents, self.chat_template_drops)
-        # Encodings with different special tokens should have different names, tiktoken says.
+        # tiktoken's documentation asks for different names if the special tokens differ.
         self._encoding = tiktoken.Encoding(
             f"dropless-{self.fingerprint}", pat_str=pattern, mergeable_ranks=ranks, special_tokens=special
         )
@@ -149,7 +149,7 @@ class TiktokenTokenizer:
     ) -> str:
         try:
             return _compile(self._template).render(messages=messages, add_generation_prompt=add_generation_prompt)
-        except TypeError as error:  # the template joins texts, and a content is none
+        except TypeError as error:  # the template concatenates strings, but a content is not a string
             raise DataError(str(error)) from error
 
     def encode_rendered(self, text: str) -> np.ndarray:
@@ -159,7 +159,7 @@ class TiktokenTokenizer:
 
     @cached_property
     def _fast(self) -> "tokenizers.Tokenizer":
-        """The same vocabulary in the tokenizers library, as it is exported."""
+        """The same vocabulary for the tokenizers library, as in exports."""
         encoding = self._encoding
         return to_fast(encoding._mergeable_ranks, encoding._pat_str, encoding._special_tokens)
 
@@ -186,7 +186,7 @@ class TiktokenTokenizer:
 
 @lru_cache
 def _compile(template: str) -> "jinja2.Template":
-    """As transformers compiles it, so that an exported template writes the same."""
+    """Compile the template like transformers does, so that an exported template renders the same text."""
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     return ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True).from_string(template)

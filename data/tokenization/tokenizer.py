@@ -1,4 +1,4 @@
-"""Text <-> token ids: what the rest of the code knows of a tokenizer."""
+"""The interface of all tokenizers: text <-> token ids."""
 
 import hashlib
 import json
@@ -10,28 +10,28 @@ import numpy as np
 
 
 class Tokenizer(Protocol):
-    """What the rest of the code knows of a tokenizer. Instances can be pickled for loader workers."""
+    """The interface of all tokenizers. Instances can be pickled for loader workers."""
 
     name: str
     vocab_size: int
-    """The largest id, special ones included, plus one."""
+    """The largest id plus one, including special tokens."""
     bos_token_id: int
     eos_token_id: int
     pad_token_id: int
     stop_token_ids: list[int]
-    """Ids at which generation ends: eos, and the chat template's end of a turn."""
+    """Ids that end generation: eos, and the chat template's end of turn."""
     chat_template: str | None
     chat_template_drops: frozenset[str]
-    """What of a conversation the template may leave out: see TokenizerConfig."""
+    """The parts of a conversation that the template may leave out: see TokenizerConfig."""
     special_tokens: Mapping[str, int]
-    """Those that are written out in rendered conversations, and their ids."""
+    """The tokens that are special in rendered conversations, and their ids."""
     fingerprint: str
-    """Hash of everything that decides ids and the template's text."""
+    """Hash of everything that determines the ids and the rendered text."""
 
     def encode(self, text: str) -> np.ndarray:
-        """int32. Adds nothing; special tokens written in the text stay text.
+        """The ids as int32. Nothing is added; special tokens written in the text are encoded as text.
 
-        Raises RowError for a text that would take too much memory.
+        Raises RowError for a text that would need too much memory.
         """
         ...
 
@@ -42,27 +42,27 @@ class Tokenizer(Protocol):
         add_generation_prompt: bool,
         tools: list[dict[str, Any]] | None = None,
     ) -> str:
-        """The conversation as the chat template writes it; with the generation prompt, up to where an answer begins.
+        """The conversation as rendered by the chat template; with the generation prompt, up to the start of an answer.
 
-        Raises ConfigError when there is no template, TemplateError when it asks for the date and none is configured,
-        DataError with what the template says against the conversation.
+        Raises ConfigError if there is no template, TemplateError if it needs the date and none is configured, and
+        DataError with the template's message if it rejects the conversation.
         """
         ...
 
     def encode_rendered(self, text: str) -> np.ndarray:
-        """int32. Of what render wrote: special tokens in it are special. Raises what encode does."""
+        """The ids of rendered text as int32. Special tokens in it are special. Raises the errors of encode."""
         ...
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        """Bytes that are no character become U+FFFD; ids that stand for nothing, as some of a model's may, nothing."""
+        """The text of the ids. Invalid UTF-8 becomes U+FFFD. Unused ids, which a model may have, become empty."""
         ...
 
     def save_pretrained(self, folder: Path, max_seq_len: int) -> None:
-        """Writes the files of a Hugging Face tokenizer and generation_config.json."""
+        """Write the files of a Hugging Face tokenizer and generation_config.json."""
         ...
 
 
 def fingerprint_of(contents: list[Any], drops: frozenset[str], date: str | None = None) -> str:
-    """Hash of a tokenizer's contents, and of what is configured of its chat template, where anything is."""
+    """Hash of a tokenizer's contents, and of the settings of its chat template that are set."""
     settings = [sorted(drops), date] if drops or date is not None else []
     return hashlib.sha256(json.dumps([*contents, *settings]).encode()).hexdigest()[:32]

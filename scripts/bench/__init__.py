@@ -1,4 +1,4 @@
-"""Benchmarks, and what they share: common.py, gemms.py and watch.py.
+"""Benchmarks, and their shared code: common.py, gemms.py and watch.py.
 
-Nothing here is needed to train a model.
+Training does not need this package.
 """

@@ -1,17 +1,18 @@
-"""Times saving in the background against saving while training waits: the stall of the step, and the steps meanwhile.
+"""Compares saving in the background with blocking saves: the stall of training, and step times during the write.
 
-One rank trains a small DBRX with one thread. What else is in a checkpoint (ballast, up to each size) is not touched by
-the steps, so that a step is short beside a write. In a round each side saves once, and sides swap places from round to
-round: the stall is how long the call takes that saves after a step, steps inside are those that begin and end while
-the thread writes, and steps outside are as many before it, when nothing is written. Medians count; ratios are taken
-within a round. A bare write of as many bytes with fsync is timed beside them: the disk's speed changes meanwhile.
+One rank trains a small DBRX with one thread. The rest of the checkpoint (ballast, to reach each size) is not touched by
+the steps, so that a step is short compared with a write. In each round every side saves once, and the order of the
+sides changes from round to round. The stall is the duration of the save call after a step. Steps inside begin and end
+while the thread writes; as many steps outside run before, when nothing is written. The results are medians; ratios are
+taken within a round. A plain write of the same number of bytes with fsync is also timed, because the speed of the disk
+varies.
 """
 
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-# Only the repository's root: in these folders evaluate.py, for one, would hide the package of the same name.
+# Keep only the repository's root: in these folders, evaluate.py would hide the package of the same name.
 sys.path[:] = [str(ROOT), *(path for path in sys.path if not Path(path).resolve().is_relative_to(ROOT / "scripts"))]
 
 import argparse
@@ -28,7 +29,7 @@ from scripts.bench import common
 
 SIDES = ("background", "waiting", "bare write")
 _BALLAST = 16 * 10**6
-"""Bytes of a tensor of it, about."""
+"""The approximate size in bytes of one tensor of the ballast."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,16 +49,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = common.make_parser(__doc__, d_model=64, n_layers=2, rows=1, max_seq_len=64, rounds=7, threads=1)
     parser.add_argument("--megabytes", type=int, nargs="+", default=[200, 1000], help="sizes (default: 200 1000)")
-    parser.add_argument("--folder", type=Path, help="for the checkpoints (default: the system's temporary folder)")
+    parser.add_argument(
+        "--folder", type=Path, help="folder of the checkpoints (default: the system's temporary folder)"
+    )
     return parser.parse_args(argv)
 
 
 def measure(folder: Path, n_bytes: int, args: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
-    """Side -> figures of each round."""
+    """Return the figures of each round by side."""
     step, tensors = build(n_bytes, args)
     saver = build_saver(folder)
     count = 20
-    save(saver, folder, tensors, 0, background=True)  # the first one makes room for the copy
+    save(saver, folder, tensors, 0, background=True)  # the first save allocates memory for the copy
     saver.wait()
     found: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
     for number, order in enumerate(common.rounds(SIDES, args.rounds), start=1):
@@ -75,14 +78,14 @@ def measure(folder: Path, n_bytes: int, args: argparse.Namespace) -> dict[str, l
             seconds = time.perf_counter() - began
             shutil.rmtree(folder / f"ep0-ba{number}")
             if side == "background":
-                inside = inside[:-1]  # the thread ended meanwhile
-                count = max(len(inside), 20)  # as many outside of the next one
+                inside = inside[:-1]  # the thread ended during the last step
+                count = max(len(inside), 20)  # the number of steps outside in the next round
             found[side].append({"stall": stall, "seconds": seconds, "inside": inside, "outside": outside})
     return found
 
 
 def build(n_bytes: int, args: argparse.Namespace) -> tuple[Callable[[], None], dict[str, Any]]:
-    """A step, and what a checkpoint holds."""
+    """Return a training step and the tensors of a checkpoint."""
     import torch
 
     from train.checkpoint.load import saved_tensors
@@ -125,7 +128,7 @@ def build_saver(folder: Path) -> Any:
     from train.checkpoint.saving.ranks import Ranks
 
     pruning = Pruning(folder, Retention(newest=-1), None)
-    return BackgroundSaver(ranks=Ranks(), told=Ranks(), confirm=lambda: None, pruning=pruning)
+    return BackgroundSaver(ranks=Ranks(), main_ranks=Ranks(), confirm=lambda: None, pruning=pruning)
 
 
 def save(saver: Any, folder: Path, tensors: dict[str, Any], batch: int, *, background: bool) -> None:
@@ -146,7 +149,7 @@ def save(saver: Any, folder: Path, tensors: dict[str, Any], batch: int, *, backg
 
 
 def timed(step: Callable[[], None]) -> tuple[float, float]:
-    """Seconds on the clock, and those of this thread on a processor, which other programs do not change."""
+    """Wall-clock seconds, and CPU seconds of this thread, which other programs do not affect."""
     began, cpu = time.perf_counter(), time.thread_time()
     step()
     return time.perf_counter() - began, time.thread_time() - cpu
@@ -181,7 +184,7 @@ def show(megabytes: int, found: dict[str, list[dict[str, Any]]]) -> None:
         f"{common.median(outside, 1, 1000)} ms"
     )
     print(
-        f"steps inside: {common.median(slower)} x steps outside ({common.spread(slower)}), of the processor's time "
+        f"steps inside: {common.median(slower)} x steps outside ({common.spread(slower)}), in CPU time "
         f"{common.median(slower_cpu)} x ({common.spread(slower_cpu)})"
     )
     common.show_table(

@@ -1,16 +1,16 @@
-"""Injects faults into small real runs, and compares what each ends with, with what is expected.
+"""Injects faults into small real runs and compares the outcomes with the expected ones.
 
-Each fault gets a copy of a run of its own, which is then started as a user would; what it has trained is compared bit
-by bit, by the hash of its export, with a run without a fault. --flips N: as often one random bit of one random file
-below a run's checkpoints is flipped. The exit code is not 0 when an outcome is not as expected. Disks are small tmpfs
-mounts, which only root can make: elsewhere these rows say so.
+Each fault gets its own copy of a run, which is then started as a user would start it. The trained weights are compared
+bitwise, by the hash of the export, with a run without a fault. With --flips N, a random bit of a random file of a run's
+checkpoints is flipped, N times. The exit code is nonzero if an outcome is not as expected. Full disks are small tmpfs
+mounts, which require root; without root these faults are reported as not injected.
 """
 
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-# Only the repository's root: in these folders evaluate.py, for one, would hide the package of the same name.
+# Keep only the repository's root: in these folders, evaluate.py would hide the package of the same name.
 sys.path[:] = [str(ROOT), *(path for path in sys.path if not Path(path).resolve().is_relative_to(ROOT / "scripts"))]
 
 import argparse
@@ -47,12 +47,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = common.make_parser(__doc__, flips=0)
-    what = "faults whose name has this in it alone (several: one flag each)"
+    what = "only run faults whose name contains this text (may be repeated)"
     parser.add_argument("--only", action="append", default=[], metavar="TEXT", help=what)
-    parser.add_argument("--folder", type=Path, help="for all files (default: the system's temporary folder)")
+    parser.add_argument("--folder", type=Path, help="folder for all files (default: the system's temporary folder)")
     args = parser.parse_args(argv)
     if unknown := [text for text in args.only if not any(text in name for name in CASES)]:
-        parser.error(f"no fault has {unknown[0]!r} in its name; there are: {', '.join(CASES)}")
+        parser.error(f"no fault has {unknown[0]!r} in its name; valid names are: {', '.join(CASES)}")
     return args
 
 
@@ -61,7 +61,8 @@ def wanted(name: str, only: Sequence[str]) -> bool:
 
 
 def measure(lab: Lab, cases: Sequence[Case]) -> list[dict[str, Any]]:
-    """A row for each fault: what was seen, how often. `ok` is None where it cannot be injected here."""
+    """Return a row for each fault with the observed outcomes and their counts. `ok` is None if it cannot be injected
+    here."""
     rows = []
     for number, case in enumerate(cases, 1):
         began, seen = time.perf_counter(), Counter[str]()
@@ -91,7 +92,7 @@ def flip(lab: Lab, count: int) -> list[dict[str, Any]]:
         progress(f"bit {number} of {count}: {kind}: {seen}")
     common.show_table(table(outcomes))
     right = sum(number for (_, seen), number in outcomes.items() if seen in GOOD)
-    print(f"{right} of {count} bits end with an error that names the file, or with the same model")
+    print(f"{right} of {count} flipped bits end with an error that names the file, or with the same model")
     return [
         {"file": kind, "seen": seen, "count": number, "ok": seen in GOOD} for (kind, seen), number in outcomes.items()
     ]

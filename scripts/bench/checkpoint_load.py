@@ -1,18 +1,18 @@
 """Times loading a sharded checkpoint (weights and Adam's moments) into model and optimizer, and saving one.
 
-On 2 ranks with FSDP2 all sides take turns on the same files: this project's reader with verification and without, and
-torch's own reader, which fills the same tensors. In a round each loads once with the files in the page cache, and once
-after the checkpoint's pages, and only these, were dropped from it; sides swap places from round to round. A load takes
-as long as its slowest rank. Medians over the rounds count, and ratios are taken within a round. Bytes are those of
-/proc/self/io: what a rank asked for, and what of it came from the disk. Saving compares the writer that hashes with
-torch's own: both with fsync.
+All sides run in turn on 2 ranks with FSDP2 and read the same files: this project's reader with and without
+verification, and torch's own reader, which fills the same tensors. In each round every side loads once with the files
+in the page cache, and once after the checkpoint's pages were dropped from it; the order of the sides changes from round
+to round. The duration of a load is that of its slowest rank. The results are medians over the rounds; ratios are taken
+within a round. Bytes come from /proc/self/io: those that a rank requested, and those that came from the disk. For
+saving, the writer that computes hashes is compared with torch's own; both call fsync.
 """
 
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-# Only the repository's root: in these folders evaluate.py, for one, would hide the package of the same name.
+# Keep only the repository's root: in these folders, evaluate.py would hide the package of the same name.
 sys.path[:] = [str(ROOT), *(path for path in sys.path if not Path(path).resolve().is_relative_to(ROOT / "scripts"))]
 
 import argparse
@@ -46,12 +46,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = common.make_parser(__doc__, d_model=1024, n_layers=4, rounds=7, save_rounds=7, threads=1)
-    parser.add_argument("--folder", type=Path, help="for the checkpoint (default: the system's temporary folder)")
+    parser.add_argument("--folder", type=Path, help="folder of the checkpoint (default: the system's temporary folder)")
     return parser.parse_args(argv)
 
 
 def measure(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
-    """Starts the ranks, and merges what they have measured."""
+    """Start the ranks and merge their measurements."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         port = sock.getsockname()[1]
@@ -62,12 +62,12 @@ def measure(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     for process in ranks:
         process.join()
     if any(process.exitcode for process in ranks):
-        raise RuntimeError(f"the ranks ended with {[process.exitcode for process in ranks]}")
+        raise RuntimeError(f"the ranks ended with exit codes {[process.exitcode for process in ranks]}")
     return json.loads((folder / "report.json").read_text())
 
 
 def measure_rank(folder: Path, rank: int, port: int, args: argparse.Namespace) -> None:
-    """In a rank's process."""
+    """Run the measurements of one rank in its process."""
     variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": RANKS, "LOCAL_WORLD_SIZE": RANKS, "NODE_RANK": 0}
     os.environ.update({key: str(value) for key, value in variables.items()})
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), CUDA_VISIBLE_DEVICES="")
@@ -135,7 +135,7 @@ def save(checkpoint: Path, model: Any, optimizer: Any) -> None:
 
 
 def measure_loads(checkpoint: Path, model: Any, optimizer: Any, rounds: int) -> dict[str, Any]:
-    """Side -> state of the page cache -> figures of each round."""
+    """Return figures of each round by side and state of the page cache."""
     found: dict[str, Any] = {side: {state: [] for state in STATES} for side in LOADS}
     sides = {side: loader(side, checkpoint, model, optimizer) for side in LOADS}
     for order in turns(sides, rounds):
@@ -157,7 +157,7 @@ def loader(side: str, checkpoint: Path, model: Any, optimizer: Any) -> Callable[
         load(checkpoint, model, optimizer, verify=side == "verified")
 
     def torchs() -> None:
-        # New moments, as for a run that has just started.
+        # New moments, as in a run that has just started.
         for param, state in optimizer.state.items():
             state.update({key: torch.zeros_like(param).detach() for key in ("exp_avg", "exp_avg_sq")})
         with torch.no_grad():
@@ -168,7 +168,7 @@ def loader(side: str, checkpoint: Path, model: Any, optimizer: Any) -> Callable[
 
 
 def keep(checkpoint: Path, state: str) -> None:
-    """Has the checkpoint's pages in the page cache, or not: on both ranks, before either begins."""
+    """Put the checkpoint's pages into the page cache or drop them, on both ranks before either continues."""
     import torch.distributed as dist
 
     if dist.get_rank() == 0:
@@ -185,7 +185,7 @@ def keep(checkpoint: Path, state: str) -> None:
 
 
 def measure_saves(folder: Path, model: Any, optimizer: Any, rounds: int) -> dict[str, Any]:
-    """Side -> figures of each round."""
+    """Return the figures of each round by side."""
     import torch.distributed as dist
     from torch.distributed.checkpoint.filesystem import FileSystemWriter
     from torch.distributed.checkpoint.state_dict_saver import save as torch_save
@@ -210,7 +210,7 @@ def measure_saves(folder: Path, model: Any, optimizer: Any, rounds: int) -> dict
 
 
 def turns(sides: Any, rounds: int) -> Any:
-    """The order of the sides in each round; rank 0 shows progress."""
+    """Yield the order of the sides in each round; rank 0 shows the progress."""
     import torch.distributed as dist
 
     if dist.get_rank() == 0:
@@ -220,7 +220,8 @@ def turns(sides: Any, rounds: int) -> Any:
 
 
 def timed(function: Callable[[], Any]) -> dict[str, Any]:
-    """Seconds of the slowest rank, CPU seconds of all; and of each rank the bytes it read, and those from the disk."""
+    """Seconds of the slowest rank, CPU seconds of all ranks, and per rank the bytes read, in total and from the
+    disk."""
     import torch.distributed as dist
 
     before, began, cpu = io_counters(), time.perf_counter(), time.process_time()
@@ -264,7 +265,7 @@ def load_cells(name: str, figures: list[dict[str, Any]], base: list[dict[str, An
         "load": name,
         **times(figures),
         "x not verified (CPU, shortest)": ratios(figures, base),
-        "read by a rank": f"{shares['rchar']:.3f} of all",
+        "read per rank": f"{shares['rchar']:.3f} of all",
         "from the disk": f"{shares['read_bytes']:.3f} of all",
     }
 
@@ -279,8 +280,8 @@ def times(figures: list[dict[str, Any]]) -> dict[str, str]:
 
 
 def ratios(figures: list[dict[str, Any]], base: list[dict[str, Any]]) -> str:
-    """Of the seconds, of the CPU seconds, and of the shortest of all rounds: memory that a virtual machine's host has
-    to find again makes single loads many times slower."""
+    """Ratios of the seconds, of the CPU seconds, and of the shortest rounds. On a virtual machine, single loads can be
+    many times slower because the host must provide memory again."""
     clock, cpu = (
         common.ratio([each[key] for each in figures], [each[key] for each in base])
         for key in ("seconds", "cpu_seconds")

@@ -1,4 +1,5 @@
-"""What the benches share: flags, turns of the sides, clocks, ratios, tables and reports. torch is imported on use."""
+"""Shared code of the benches: flags, order of the sides, clocks, ratios, tables and reports. torch is imported
+lazily."""
 
 import argparse
 import json
@@ -20,7 +21,8 @@ MIB = 2**20
 
 
 def make_parser(description: str | None, **integers: int) -> argparse.ArgumentParser:
-    """With --json, and a flag for each integer, whose default is given. What the measured code says is shown."""
+    """A parser with --json and a flag for each integer with its default. Also enables the console output of the
+    measured code."""
     from data.base.console import show_on_console
 
     show_on_console()
@@ -32,7 +34,7 @@ def make_parser(description: str | None, **integers: int) -> argparse.ArgumentPa
 
 
 def step_parser(description: str | None, **integers: int) -> argparse.ArgumentParser:
-    """For a training step of a small DBRX, with the integers besides."""
+    """A parser for a training step of a small DBRX, with additional integer flags."""
     sizes = {"n_layers": 8, "d_model": 512, "n_heads": 8, "kv_n_heads": 2, "ffn_hidden_size": 896}
     sizes |= {"moe_num_experts": 16, "moe_top_k": 4, "vocab_size": 8192, "rows": 4, "max_seq_len": 512}
     parser = make_parser(description, **sizes, documents=3, rounds=7, threads=1, **integers)
@@ -42,7 +44,7 @@ def step_parser(description: str | None, **integers: int) -> argparse.ArgumentPa
 
 
 def model_config(args: argparse.Namespace, moe_recompute: bool = False) -> "ModelConfig":
-    """Of the flags that are named as its keys."""
+    """The model config of the flags that are named like its keys."""
     from train.models.config import AttnConfig, FFNConfig, ModelConfig
 
     ffn_sizes = {name: getattr(args, name) for name in ("ffn_hidden_size", "moe_num_experts", "moe_top_k")}
@@ -55,7 +57,8 @@ def model_config(args: argparse.Namespace, moe_recompute: bool = False) -> "Mode
 
 
 def available_moe_impls(device: str, dtype: Any, notes: list[str]) -> Iterator[str]:
-    """Those that compute on this device in this dtype; notes gets why the others do not."""
+    """The implementations that are available on this device in this dtype. Reasons for the others are appended to
+    notes."""
     from train.models.experts.experts import MOE_IMPLS, resolve_moe_impl
 
     for moe_impl in MOE_IMPLS:
@@ -68,7 +71,7 @@ def available_moe_impls(device: str, dtype: Any, notes: list[str]) -> Iterator[s
 
 
 def prepare_process(threads: int) -> None:
-    """Sets torch's threads, and the allocator as train/run/trainer.py does; it serves all sides."""
+    """Set torch's number of threads, and the allocator as in train/run/trainer.py; the settings apply to all sides."""
     import torch
 
     from train.hardware.allocator import keep_freed_memory
@@ -78,7 +81,8 @@ def prepare_process(threads: int) -> None:
 
 
 def rounds(sides: Iterable[str], n_rounds: int) -> Iterator[list[str]]:
-    """The sides' order in each round. It rotates, so that a side does not always follow the same other one."""
+    """Yield the order of the sides in each round. It rotates, so that a side does not always follow the same other
+    side."""
     names = list(sides)
     for number in range(n_rounds):
         print(f"round {number + 1} of {n_rounds}", file=sys.stderr, flush=True)
@@ -89,8 +93,8 @@ def rounds(sides: Iterable[str], n_rounds: int) -> Iterator[list[str]]:
 def alternated(
     sides: Sequence[str], n_rounds: int, step: Callable[[str], float], settled: Callable[[], None]
 ) -> dict[str, list[float]]:
-    """What `step` returns for each side in each round, such as its seconds. Each side has two steps before, in which
-    memory settles; then `settled` is called."""
+    """Call `step` for each side in each round and return its results, such as seconds. Each side first runs two warm-up
+    steps, then `settled` is called."""
     for side in (*sides, *sides):
         step(side)
     settled()
@@ -102,7 +106,7 @@ def alternated(
 
 
 def now(device: str) -> float:
-    """Seconds: on a GPU on the clock, after all that was started has ended; on a CPU those of this process."""
+    """A clock in seconds: on a GPU the wall clock after synchronization, on a CPU the CPU time of this process."""
     if device == "cpu":
         return time.process_time()
     import torch
@@ -130,12 +134,12 @@ def peak_bytes(who: int = resource.RUSAGE_SELF) -> int:
 
 
 def ratio(above: Sequence[float], below: Sequence[float]) -> float:
-    """The median of each round's ratio."""
+    """The median of the ratios of the rounds."""
     return statistics.median(a / b for a, b in zip(above, below, strict=True))
 
 
 def floors_of(times: Mapping[str, Sequence[float]], prefixes: Mapping[str, str]) -> dict[str, list[float]]:
-    """For each prefix of sides' names, the fastest of these sides in each round."""
+    """For each prefix, the time of the fastest side with this prefix in each round."""
     return {
         floor: [min(row) for row in zip(*(times[name] for name in times if name.startswith(prefix)), strict=True)]
         for floor, prefix in prefixes.items()
@@ -147,12 +151,12 @@ def median(values: Sequence[float], digits: int = 2, scale: float = 1.0) -> str:
 
 
 def spread(values: Sequence[float], digits: int = 2, scale: float = 1.0) -> str:
-    """Smallest and largest."""
+    """The minimum and maximum."""
     return f"{min(values) * scale:.{digits}f}-{max(values) * scale:.{digits}f}"
 
 
 def show_table(rows: Sequence[Mapping[str, str]]) -> None:
-    """Cells by column. The first column is aligned to the left, the others to the right."""
+    """Print the cells by column. The first column is left-aligned, the others are right-aligned."""
     columns = list(rows[0])
     widths = {column: max(len(column), *(len(row[column]) for row in rows)) for column in columns}
     for row in ({column: column for column in columns}, *rows):
@@ -175,10 +179,10 @@ def _cpu_name() -> str:
 
 
 def description(args: argparse.Namespace) -> dict[str, Any]:
-    """What a report begins with: flags, machine and torch."""
+    """The head of a report: flags, machine and version of torch."""
     flags = {name: value for name, value in vars(args).items() if name != "json"}
     settings = {name: str(value) if isinstance(value, Path) else value for name, value in flags.items()}
-    # The metadata of the package lacks the build, such as +cu130.
+    # The package metadata lacks the build, such as +cu130.
     torch = sys.modules["torch"].__version__ if "torch" in sys.modules else version("torch")
     return {"settings": settings, "hardware": hardware(getattr(args, "device", "cpu")), "torch": torch}
 

@@ -1,15 +1,15 @@
-"""Times the data plane: preparing rows, loading them, and resuming in the middle of them.
+"""Times the data plane: preparing rows, loading them, and resuming at a row in the middle.
 
-The text is Python's standard library, shuffled and repeated. Preparing is compared with tiktoken alone on the same
-text, in CPU seconds of all processes, which other programs on the machine hardly change; and with `datasets.map` and
-`MDSWriter` in one process, in seconds on the clock. All sides run in every round, and ratios are taken within a round.
+The text is Python's standard library, shuffled and repeated. Preparation is compared with tiktoken alone on the same
+text, in CPU seconds of all processes, which other programs hardly affect, and with `datasets.map` and `MDSWriter` in
+one process, in wall-clock seconds. All sides run in every round; ratios are taken within a round.
 """
 
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-# Only the repository's root: in these folders evaluate.py, for one, would hide the package of the same name.
+# Keep only the repository's root: in these folders, evaluate.py would hide the package of the same name.
 sys.path[:] = [str(ROOT), *(path for path in sys.path if not Path(path).resolve().is_relative_to(ROOT / "scripts"))]
 
 import argparse
@@ -34,7 +34,7 @@ GIGABYTE = 10**9
 TIKTOKEN, STOCK = "tiktoken alone", "stock: datasets.map + MDSWriter"
 RESUME_AT = (10, 10_000, 1_000_000)
 SHORT_ROW = 16
-"""Tokens of a row where a million of them are needed."""
+"""Tokens per row, for measurements that need a million rows."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,9 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.vocab_file is None:
             args.vocab_file = folder / "vocab.tiktoken"
             make_vocabulary(args.vocab_file, args.vocab_size)
-        if args.gigabyte:  # first: what is imported later would count as its memory
+        if args.gigabyte:  # first, so that later imports do not count as its memory
             report["gigabyte"] = in_fresh_process(prepare_gigabyte, args, folder)
-        report["prepare"] = prepare_and_others(args, folder)
+        report["prepare"] = compare_preparation(args, folder)
         report["load"] = load(args, folder)
         if args.rows:
             report["resume"] = resume(args, folder)
@@ -58,14 +58,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = common.make_parser(__doc__, vocab_size=32768, max_seq_len=2048, rounds=3, batch=8)
-    what = "a tiktoken vocabulary; the quickstart's has one token per letter (default: one is made from the text)"
+    what = "a tiktoken vocabulary; the quickstart's has one token per letter (default: learned from the text)"
     parser.add_argument("--vocab_file", type=Path, help=what)
-    parser.add_argument("--megabytes", type=float, default=40, help="of text to prepare; default: %(default)s")
-    parser.add_argument("--workers", type=int, help="default: one a core")
-    what = "rows of the dataset to resume in; 0: do not; default: %(default)s"
+    parser.add_argument("--megabytes", type=float, default=40, help="size of the text to prepare; default: %(default)s")
+    parser.add_argument("--workers", type=int, help="default: one per core")
+    what = "number of rows of the dataset for resuming; 0 skips this part; default: %(default)s"
     parser.add_argument("--rows", type=int, default=RESUME_AT[-1] + 1024, help=what)
-    parser.add_argument("--gigabyte", action="store_true", help="also prepare 1 GB, and measure the peak memory")
-    parser.add_argument("--folder", type=Path, help="for all files (default: the system's temporary folder)")
+    parser.add_argument("--gigabyte", action="store_true", help="also prepare 1 GB and measure the peak memory")
+    parser.add_argument("--folder", type=Path, help="folder for all files (default: the system's temporary folder)")
     args = parser.parse_args(argv)
     if args.vocab_file is not None and not args.vocab_file.is_file():
         parser.error(f"--vocab_file is {args.vocab_file}, but there is no such file")
@@ -90,7 +90,7 @@ def make_config(file: Path, **settings: Any) -> "DatasetConfig":
 
 
 def prepare(folder: Path, config: "DatasetConfig", tokenizer: "Tokenizer") -> dict[str, Any]:
-    """The manifest."""
+    """Prepare the rows and return the manifest."""
     from data.preparation.prepare import prepare_into
 
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):  # noqa: PTH123
@@ -98,7 +98,7 @@ def prepare(folder: Path, config: "DatasetConfig", tokenizer: "Tokenizer") -> di
     return json.loads((folder / "manifest.json").read_text())
 
 
-def prepare_and_others(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+def compare_preparation(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     file = folder / "text.jsonl"
     write_text(file, args.megabytes * 1e6)
     tokens, sides = make_sides(args, file)
@@ -116,9 +116,9 @@ def prepare_and_others(args: argparse.Namespace, folder: Path) -> dict[str, Any]
 
 
 def make_sides(args: argparse.Namespace, file: Path) -> tuple[list[int], dict[str, Callable[[Path], None]]]:
-    """What is compared, by name; the first item of the list becomes the number of tokens once rows are prepared."""
+    """Return the sides by name, and a list whose item is set to the number of tokens once rows are prepared."""
     import datasets
-    import streaming  # noqa: F401 - the imports are not what is measured
+    import streaming  # noqa: F401 - imported here, so that the import is not measured
 
     datasets.disable_progress_bars()
     tokenizer, texts, tokens = make_tokenizer(args), list(texts_of(file)), [0]
@@ -143,7 +143,7 @@ def encode_alone(texts: list[str], args: argparse.Namespace) -> None:
 
 
 def stock(file: Path, out: Path, args: argparse.Namespace) -> None:
-    """Without Dropless: tokens by `datasets.map`, rows cut from them in a loop, MDS by `MDSWriter`."""
+    """Preparation without Dropless: `datasets.map` tokenizes, a loop splits rows, `MDSWriter` writes them."""
     import datasets
     import numpy as np
     from streaming import MDSWriter
@@ -163,7 +163,7 @@ def stock(file: Path, out: Path, args: argparse.Namespace) -> None:
 
 
 def timed(side: Callable[[Path], None], out: Path) -> tuple[float, float]:
-    """Seconds on the clock, and of all cores."""
+    """Wall-clock seconds, and CPU seconds of all cores."""
     cpu_began = cpu_seconds()
     return common.wall_seconds(side, out), cpu_seconds() - cpu_began
 
@@ -174,7 +174,7 @@ def cpu_seconds() -> float:
 
 
 def load(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Tokens a second of one worker, through a DataLoader, padding and all."""
+    """Tokens per second of one worker through a DataLoader, including padding."""
     config = make_config(folder / "text.jsonl", max_seq_len=args.max_seq_len, cache_dir=str(folder / "cache"))
     loader, n_batches = make_loader(args, config, num_workers=1)
     rates = []
@@ -186,7 +186,7 @@ def load(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def resume(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Seconds from opened rows to the first batch, where a run resumes there."""
+    """Seconds from opened rows to the first batch of a run that resumes at these batches."""
     file = folder / "short.jsonl"
     write_text(file, args.rows * SHORT_ROW * 1.1)
     config = make_config(file, max_seq_len=SHORT_ROW, cache_dir=str(folder / "cache"))
@@ -255,7 +255,7 @@ def show(report: dict[str, Any]) -> None:
     tokens = f"{prepared['tokens'] / 1e6:,.1f} M tokens"
     print(f"Preparing {prepared['bytes'] / 1e6:,.0f} MB, {tokens}: {report['hardware']}")
     common.show_table([cells(name, row) for name, row in prepared["sides"].items()])
-    print(f"Loading, one worker: {common.median(rates, scale=1e-6)} M tokens/s ({min(rates) / 1e6:.2f} at least)")
+    print(f"Loading, one worker: {common.median(rates, scale=1e-6)} M tokens/s (minimum {min(rates) / 1e6:.2f})")
     if "resume" in report:
         resumed = report["resume"]
         times = ", ".join(f"{seconds:.3f} s at row {int(row):,}" for row, seconds in resumed["first_batch_s"].items())

@@ -1,17 +1,17 @@
-"""What measuring the experts costs: a training step without it, one between two measurements, and one that is measured.
+"""Measures the cost of expert health: a training step without it, between two measurements, and with a measurement.
 
-The sides take turns in every round, in one process on the same model and rows; ratios are taken within a round. On a
-CPU one thread computes and its own CPU time is measured. `without` leaves out the sums of squared logits, the metrics,
-the probe and the search for experts to report; `default` weighs the other two as `experts.interval` does. Of both,
-`inside` is the time within the functions themselves, which is exact where the difference of two steps drowns in their
-noise.
+The sides run in turn in every round, in one process on the same model and rows; ratios are taken within a round. On a
+CPU one thread computes and its CPU time is measured. `without` omits the sums of squared logits, the metrics, the probe
+and the detection of experts to report. `default` is the average of the other two, weighted as by `experts.interval`.
+For both, `inside` is the time within the functions themselves, which is exact even if the difference of two steps is
+below their noise.
 """
 
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-# Only the repository's root: in these folders evaluate.py, for one, would hide the package of the same name.
+# Keep only the repository's root: in these folders, evaluate.py would hide the package of the same name.
 sys.path[:] = [str(ROOT), *(path for path in sys.path if not Path(path).resolve().is_relative_to(ROOT / "scripts"))]
 
 import argparse
@@ -41,7 +41,7 @@ from train.supervision.events import Events
 
 SIDES = ("without", "between measurements", "measured")
 INTERVAL = int(parse_duration(ExpertsConfig().interval or "1ba")[0])
-"""Steps of which one is measured."""
+"""Measurements are made once in this number of steps."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -77,7 +77,7 @@ def no_sum(logits_TE: Tensor) -> Tensor:
 
 
 class Turn(Callback):
-    """Does in a step what the side does whose turn it is, and notes the seconds within it."""
+    """Runs the work of the current side in each step, and records the seconds it takes."""
 
     def __init__(self, model: DbrxForComposer, args: argparse.Namespace) -> None:
         clock = Clock(tokens_per_batch=args.rows * args.max_seq_len, rows_per_batch=args.rows, rows_per_epoch=args.rows)
@@ -87,19 +87,19 @@ class Turn(Callback):
         self.device, self.side = args.device, SIDES[0]
         self.inside: dict[str, list[float]] = {}
         self.forget()
-        self._squares = moe.squares_of
+        self._squares = moe.sum_of_squares
 
     def forget(self) -> None:
-        """The seconds of the steps so far."""
+        """Discard the seconds recorded so far."""
         self.inside = {side: [] for side in SIDES}
 
     def batch_start(self, state: State, logger: Logger) -> None:
-        moe.squares_of = self._timed if self.side != "without" else no_sum
+        moe.sum_of_squares = self._timed if self.side != "without" else no_sum
         self.inside[self.side].append(0.0)
         self.measurement.begin(state.batch["input_ids"].shape[0])
 
     def _timed(self, logits_TE: Tensor) -> Tensor:
-        began = common.now("cpu")  # on a GPU what is waited for would count
+        began = common.now("cpu")  # on a GPU, waiting would count
         squares = self._squares(logits_TE)
         self.inside[self.side][-1] += common.now("cpu") - began
         return squares
@@ -108,7 +108,7 @@ class Turn(Callback):
         self.measurement.add(state)
 
     def after_train_batch(self, state: State, logger: Logger) -> None:
-        # All sides pay for the reduction, which is there without expert health.
+        # All sides perform the reduction, which also takes place without expert health.
         values = self.measurement.reduce([param for _, param in self.named], self.top_k)
         if self.side == "without":
             return

@@ -1,16 +1,16 @@
-"""Times the export of a checkpoint beside copying the bytes that it writes, and measures the export's peak memory.
+"""Compares exporting a checkpoint with copying the bytes that the export writes, and measures the export's peak memory.
 
-The checkpoint is a random DBRX in as many files as ranks would leave. In every round both take turns, with everything
-on disk before the clock starts; medians over the rounds count, and ratios are taken within a round, on the clock and in
-CPU seconds: where a virtual machine's memory is new a file's pages cost up to eight times as much, on either side. What
-is read is in the page cache for both. The proof of the export is not part of it.
+The checkpoint is a random DBRX in as many files as the given number of ranks would write. In every round both sides run
+in turn, after all data was flushed to disk. The results are medians over the rounds. Ratios are taken within a round,
+of wall-clock and CPU seconds: if a virtual machine's memory is new, the pages of a file cost up to eight times as much
+on either side. The source is in the page cache for both. Verification of the export is not included.
 """
 
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-# Only the repository's root: in these folders evaluate.py, for one, would hide the package of the same name.
+# Keep only the repository's root: in these folders, evaluate.py would hide the package of the same name.
 sys.path[:] = [str(ROOT), *(path for path in sys.path if not Path(path).resolve().is_relative_to(ROOT / "scripts"))]
 
 import argparse
@@ -38,15 +38,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = common.make_parser(__doc__, d_model=1024, rounds=7)
-    what = "of the checkpoint's weights; default: %(default)s"
+    what = "size of the checkpoint's weights; default: %(default)s"
     parser.add_argument("--gigabytes", type=float, default=3.0, help=what)
-    parser.add_argument("--ranks", type=int, default=2, help="that wrote the checkpoint; default: %(default)s")
-    parser.add_argument("--folder", type=Path, help="for all files (default: the system's temporary folder)")
+    parser.add_argument(
+        "--ranks", type=int, default=2, help="number of ranks that wrote the checkpoint; default: %(default)s"
+    )
+    parser.add_argument("--folder", type=Path, help="folder for all files (default: the system's temporary folder)")
     return parser.parse_args(argv)
 
 
 def make_checkpoint(folder: Path, gigabytes: float, d_model: int, ranks: int) -> dict[str, Any]:
-    """A save folder as training on so many ranks leaves one; and its figures."""
+    """Create a save folder as a run on this number of ranks would, and return its figures."""
     import warnings
 
     import torch
@@ -93,11 +95,11 @@ def write_config_and_tokenizer(folder: Path, config: Any) -> None:
 
 
 def measure(folder: Path, precision: str, n_rounds: int) -> dict[str, Any]:
-    """Of each side in each round the seconds on the clock and of CPU; and the peak of an export's memory above what it
-    began with. The side that goes first changes from round to round."""
+    """Return the wall-clock and CPU seconds of each side in each round, and the peak memory of an export relative to
+    its start. The order of the sides changes from round to round."""
     model, other = folder / precision, folder / "other"
     found: dict[str, Any] = {"export": [], "copy": []}
-    in_fresh_process("export", folder / "run", model, precision)  # what is copied, and not timed
+    in_fresh_process("export", folder / "run", model, precision)  # the source of the copy, not timed
     sources = {"export": folder / "run", "copy": model}
     for order in common.rounds(sources, n_rounds):
         for side in order:
@@ -134,8 +136,8 @@ print(time.perf_counter() - started, time.process_time() - cpu, status("VmHWM") 
 
 
 def in_fresh_process(side: str, source: Path, output: Path, precision: str) -> list[float]:
-    """Seconds on the clock, of CPU, and bytes. Both sides in processes that are alike: a virtual machine's memory is
-    several times slower where nobody has written before."""
+    """Return wall-clock seconds, CPU seconds, and bytes. Both sides run in the same kind of process: the memory of a
+    virtual machine is several times slower on first use."""
     command = [sys.executable, "-c", _SIDE, side, str(source), str(output), precision]
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
     return [float(word) for word in done.stdout.split()[-3:]]

@@ -1,14 +1,14 @@
-"""Memory and time of training a tiny DBRX on one long row: one document in it, or many.
+"""Memory and time of training a tiny DBRX on one long row that contains one document or many.
 
-Every figure comes from a process of its own: its peak resident memory, less what it had after building the model and
-one step on a short row. Memory is linear when it doubles with the row.
+Every measurement runs in a separate process. Memory is its peak resident memory minus the memory after building the
+model and one step on a short row. Memory is linear if it doubles with the row length.
 """
 
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-# Only the repository's root: in these folders evaluate.py, for one, would hide the package of the same name.
+# Keep only the repository's root: in these folders, evaluate.py would hide the package of the same name.
 sys.path[:] = [str(ROOT), *(path for path in sys.path if not Path(path).resolve().is_relative_to(ROOT / "scripts"))]
 
 import argparse
@@ -20,7 +20,7 @@ from typing import Any
 
 from scripts.bench import common
 
-SHORTEST, LONGEST = 32, 480  # tokens of one of many documents
+SHORTEST, LONGEST = 32, 480  # tokens per document, if there are many
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,9 +46,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = common.make_parser(__doc__)
     lengths = (4096, 8192, 16384, 32768)
-    parser.add_argument("--lengths", type=int, nargs="+", default=lengths, help="of the rows, in tokens")
-    parser.add_argument("--steps", type=int, default=1, help="on the same row; the time is the last one's (default: 1)")
-    parser.add_argument("--threads", type=int, default=1, help="of torch (default: 1)")
+    parser.add_argument("--lengths", type=int, nargs="+", default=lengths, help="lengths of the rows in tokens")
+    parser.add_argument(
+        "--steps", type=int, default=1, help="steps on the same row; the last one is timed (default: 1)"
+    )
+    parser.add_argument("--threads", type=int, default=1, help="torch's number of threads (default: 1)")
     parser.add_argument("--attn_impl", default="auto", help="default: auto")
     parser.add_argument("--measure", choices=("one", "many"), help=argparse.SUPPRESS)
     return parser.parse_args(argv)
@@ -66,12 +68,12 @@ def cells(row: dict[str, Any]) -> dict[str, str]:
 
 
 def measure(length: int, kind: str, steps: int, threads: int, attn_impl: str) -> dict[str, Any]:
-    """Trains on one row of this many tokens in this process, whose peak memory must not have been used before."""
+    """Train on one row of this many tokens. The process must not have reached a higher peak memory before."""
     import torch
 
     torch.set_num_threads(threads)
     step = make_step(length, attn_impl)
-    # What the libraries need the first time does not belong to a row, nor do the weights.
+    # Excludes the weights, and memory that libraries allocate on first use.
     step([min(64, length)])
     before = common.peak_bytes()
     lengths = [length] if kind == "one" else many(length)
@@ -91,7 +93,7 @@ def measure(length: int, kind: str, steps: int, threads: int, attn_impl: str) ->
 
 
 def make_step(max_seq_len: int, attn_impl: str) -> Callable[[list[int]], float]:
-    """Trains on a row of documents of these lengths, and returns the loss before."""
+    """Return a function that trains on a row of documents of these lengths and returns the loss before the update."""
     import torch
 
     from train.models.config import PRESETS, AttnConfig, FFNConfig, ModelConfig
@@ -108,7 +110,7 @@ def make_step(max_seq_len: int, attn_impl: str) -> Callable[[list[int]], float]:
 
     def step(lengths: list[int]) -> float:
         documents = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))[None]
-        # Counting up from a random token: something to learn, so that the loss shows that training works.
+        # Counts up from a random token: learnable, so that a falling loss shows that training works.
         first = torch.randint(config.vocab_size, (1,), generator=generator)
         ids = (first + torch.arange(documents.shape[1])[None]) % config.vocab_size
         losses = model(ids, (ids + 1) % config.vocab_size, documents).losses_BS

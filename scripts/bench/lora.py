@@ -1,16 +1,17 @@
-"""A training step of adapters on attention, on experts, on both, above a base in fp32, bf16 and 4 bits, beside full
-fine-tuning: its time, what is kept from step to step, the most that a step adds to it, and the loss.
+"""Compares LoRA with full fine-tuning: adapters on attention, on experts and on both, over a base in fp32, bf16 and 4
+bits. Measures the time of a training step, the memory kept between steps, the peak memory added by a step, and the
+loss.
 
-All sides begin from one model, which is trained first on a chain of tokens and then, by each side, on another one. They
-run in one process as one rank of FSDP2, in turn in every round; ratios are taken within a round. Bytes are those of the
-tensors that are alive. On a CPU one thread computes and its own CPU time is measured.
+All sides start from one model that was trained on a chain of tokens, and train on another chain. They run in turn in
+every round, in one process as one rank of FSDP2; ratios are taken within a round. Bytes are those of the allocated
+tensors. On a CPU one thread computes and its CPU time is measured.
 """
 
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-# Only the repository's root: in these folders evaluate.py, for one, would hide the package of the same name.
+# Keep only the repository's root: in these folders, evaluate.py would hide the package of the same name.
 sys.path[:] = [str(ROOT), *(path for path in sys.path if not Path(path).resolve().is_relative_to(ROOT / "scripts"))]
 
 import argparse
@@ -93,7 +94,7 @@ def measure(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
 
 
 def first_weights(args: argparse.Namespace) -> "Kept":
-    """Of a model that has learnt the first chain."""
+    """The weights of a model that has learned the first chain."""
     side = Side(args, None, None, chain_seed=1)
     for _ in range(args.first_steps):
         side.step()
@@ -101,7 +102,7 @@ def first_weights(args: argparse.Namespace) -> "Kept":
 
 
 class Kept:
-    """Weights in memory, as train.distributed.build_model.Weights."""
+    """Weights in memory that implement train.distributed.build_model.Weights."""
 
     def __init__(self, tensors: dict[str, Tensor]) -> None:
         self.tensors = tensors
@@ -114,7 +115,7 @@ class Kept:
 
 
 class Side:
-    """A model, its optimizer, and its batches: the same for all with one chain_seed."""
+    """A model, its optimizer and its batches, which depend only on chain_seed."""
 
     def __init__(
         self, args: argparse.Namespace, lora: LoraConfig | None, base: Kept | None, chain_seed: int = 2
@@ -133,7 +134,7 @@ class Side:
         self.optimizer = torch.optim.AdamW(trained, lr=1e-3 if lora is None else 4e-3, fused=True)
 
     def step(self) -> float:
-        """Forward, backward and the optimizer's step; the loss before it."""
+        """Run forward, backward and the optimizer's step, and return the loss."""
         ids = self.next_batch()
         with torch.autocast(self.args.device, torch.bfloat16, enabled=self.args.precision == "amp_bf16"):
             losses_BS = self.model(ids[:, :-1], ids[:, 1:]).losses_BS
@@ -149,7 +150,7 @@ class Side:
 
 
 def chain(args: argparse.Namespace, seed: int) -> Callable[[], Tensor]:
-    """Batches of rows in which a token is followed by the one that a permutation gives it, mostly."""
+    """Return batches of rows in which a permutation determines most next tokens."""
     draw = torch.Generator().manual_seed(seed)
     follows = torch.randperm(args.vocab_size, generator=draw)
 
@@ -177,7 +178,7 @@ def show(rows: dict[str, dict[str, Any]]) -> None:
     common.show_table([cells(name, row, rows[FULL]) for name, row in rows.items()])
     nf4, bf16 = rows["  nf4 base"]["losses"], rows[BF16]["losses"]
     more = f"{nf4[0] - bf16[0]:+.4f} at first, {nf4[-1] - bf16[-1]:+.4f} after"
-    print(f"loss above the 4-bit base less that above bf16: {more}")
+    print(f"loss with the 4-bit base minus loss with the bf16 base: {more}")
 
 
 def cells(name: str, row: dict[str, Any], full: dict[str, Any]) -> dict[str, str]:

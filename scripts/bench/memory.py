@@ -1,15 +1,15 @@
-"""What is kept between forward and backward and what a step costs, for each policy of activation checkpointing, with
-and without ffn_config.moe_recompute; and the most that the loss has in memory, by chunks and plainly.
+"""For each policy of activation checkpointing, with and without ffn_config.moe_recompute: the memory kept between
+forward and backward, and the time of a step. Also the peak memory of the loss, with and without chunks.
 
-Bytes are those of the tensors that are alive, exact and the same on every machine. On a CPU one thread computes and its
-own CPU time is measured; all policies run in turn in every round.
+Bytes are those of the allocated tensors, which are exact and the same on every machine. On a CPU one thread computes
+and its CPU time is measured; all policies run in turn in every round.
 """
 
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-# Only the repository's root: in these folders evaluate.py, for one, would hide the package of the same name.
+# Keep only the repository's root: in these folders, evaluate.py would hide the package of the same name.
 sys.path[:] = [str(ROOT), *(path for path in sys.path if not Path(path).resolve().is_relative_to(ROOT / "scripts"))]
 
 import argparse
@@ -17,7 +17,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-# As train.py does.
+# train.py sets the same variable.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 import torch
@@ -56,7 +56,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     defaults |= {"rows": 4, "max_seq_len": 512, "rounds": 7, "threads": 1}
     parser = common.make_parser(__doc__, **defaults, loss_tokens=8192, loss_vocab=100352, loss_d_model=64)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--skip_loss", action="store_true", help="the plain loss needs 10 GB")
+    parser.add_argument("--skip_loss", action="store_true", help="skip the loss; without chunks it needs 10 GB")
     return parser.parse_args(argv)
 
 
@@ -106,7 +106,7 @@ def make_model(args: argparse.Namespace, policy: Any, recompute: bool) -> DbrxFo
 
 
 def loss_peaks(args: argparse.Namespace) -> dict[str, int]:
-    """The most that forward and backward of head and loss have in memory at once, the gradients included."""
+    """The peak memory of forward and backward of the head and the loss, including gradients."""
     T, V, D = args.loss_tokens, args.loss_vocab, args.loss_d_model
     labels = torch.randint(0, V, (1, T), device=args.device)
     place = torch.arange(T, device=args.device)

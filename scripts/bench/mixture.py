@@ -1,14 +1,14 @@
-"""What planning rows costs, in time and memory, and how fast a loader is with one stream and with several.
+"""The time and memory cost of planning rows, and the throughput of a loader with one stream and with several.
 
-Planning is of one global batch somewhere in the run: at its beginning, in its middle (where the mix is a ramp) and at
-its end, each in a fresh plan (cold, which sets up tables of the shards) and the batches after it (warm).
+One global batch is planned at the beginning of the run, in its middle (within a ramp) and at its end. For each, a new
+plan is cold, because it builds tables of the shards; the batches after it are warm.
 """
 
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-# Only the repository's root: in these folders evaluate.py, for one, would hide the package of the same name.
+# Keep only the repository's root: in these folders, evaluate.py would hide the package of the same name.
 sys.path[:] = [str(ROOT), *(path for path in sys.path if not Path(path).resolve().is_relative_to(ROOT / "scripts"))]
 
 import argparse
@@ -32,7 +32,7 @@ SHARD_ROWS = 8192
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """A stream of rows that are never read."""
+    """A stream with this number of rows, which are never read."""
 
     n_rows: int
     tokens: int
@@ -106,7 +106,7 @@ def plan_once(args: argparse.Namespace, n_rows: int, n_streams: int) -> dict[str
     warm = []
     for place in places:
         plan.rows(place, 0, args.batch)
-        # Those after it: what was planned already would be looked up.
+        # Later batches: a batch that was already planned would be looked up.
         later = range(place + 1, place + 1 + args.rounds)
         warm += [1e3 * common.wall_seconds(plan.rows, number, 0, args.batch) for number in later]
     return {
@@ -120,8 +120,8 @@ def plan_once(args: argparse.Namespace, n_rows: int, n_streams: int) -> dict[str
 
 
 def mixture(n_rows: int, n_streams: int) -> tuple[DataLoaderConfig, dict[str, Shape]]:
-    """A ramp between two mixes around streams of very different sizes, which together have half of the run's rows; the
-    rows of one stream hold up to 100 times the tokens of another's."""
+    """A ramp between two mixes of streams of very different sizes, which together have half of the rows that the run
+    needs. The number of tokens per row differs between streams by up to a factor of 100."""
     rng = np.random.default_rng(0)
     names = [f"s{number}" for number in range(n_streams)]
     sizes = rng.dirichlet(np.full(n_streams, 0.5)) * n_rows / 2
@@ -145,7 +145,7 @@ def make(config: DataLoaderConfig, streams: Any, n_batches: int, args: argparse.
 
 
 def loading(args: argparse.Namespace) -> dict[str, list[float]]:
-    """Tokens a second of one loader without workers, over as many rows in 1 and in 10 streams, in turn."""
+    """Tokens per second of a loader without workers, over the same number of rows in 1 and in 10 streams, in turn."""
     with tempfile.TemporaryDirectory() as folder:
         loaders = {str(n): loader(Path(folder) / str(n), n, args) for n in (1, 10)}
         rates: dict[str, list[float]] = {name: [] for name in loaders}

@@ -1,17 +1,17 @@
-"""A training step of one model on one device, without Composer: forward, backward and torch's fused AdamW, by Dropless
-with each moe_impl that computes here and by transformers' DBRX, beside the time of the step's GEMMs alone.
+"""A training step of one model on one device without Composer: forward, backward and torch's fused AdamW. Compares
+Dropless with each available moe_impl, transformers' DBRX, and the step's GEMMs alone.
 
-The sides take turns in every round on the same rows of packed documents, and ratios are taken within a round. They
-share one set of weights in --dtype and one optimizer, whose learning rate is 0: so a layer of DBRX's width fits a GPU
-of 80 GB (8 bytes a parameter), and every step has the loss of the first one. The floor is that of one GEMM over all
-assignments.
+The sides run in turn in every round, on the same rows of packed documents; ratios are taken within a round. They share
+one set of weights in --dtype and one optimizer with learning rate 0. A layer of DBRX's width therefore fits on a GPU
+with 80 GB (8 bytes per parameter), and every step has the loss of the first one. The lower bound of the experts' time
+is one GEMM over all assignments.
 """
 
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-# Only the repository's root: in these folders evaluate.py, for one, would hide the package of the same name.
+# Keep only the repository's root: in these folders, evaluate.py would hide the package of the same name.
 sys.path[:] = [str(ROOT), *(path for path in sys.path if not Path(path).resolve().is_relative_to(ROOT / "scripts"))]
 
 import argparse
@@ -47,7 +47,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     if args.device == "cuda" and not torch.cuda.is_available():
-        print("error: --device is cuda, but torch sees no GPU", file=sys.stderr)
+        print("error: --device is cuda, but torch finds no GPU", file=sys.stderr)
         return 2
     common.prepare_process(args.threads)
     sides, params, notes = build_sides(args)
@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def build_sides(args: argparse.Namespace) -> tuple[dict[str, Loss], list[nn.Parameter], list[str]]:
-    """What computes the loss of each side, the weights that all share, and what could not be built."""
+    """Return the loss function of each side, the shared weights, and notes on sides that are not available."""
     config, batch, dtype = common.model_config(args), make_batch(args), getattr(torch, args.dtype)
     state = draw_weights(config, args.device, dtype)
     sides: dict[str, Loss] = {}
@@ -79,7 +79,8 @@ def build_sides(args: argparse.Namespace) -> tuple[dict[str, Loss], list[nn.Para
 
 
 def draw_weights(config: ModelConfig, device: str, dtype: torch.dtype) -> dict[str, nn.Parameter]:
-    """On the device, which draws a layer of DBRX's width in no time; train.models.init draws on the CPU."""
+    """Draw weights on the device, which is fast even for a layer of DBRX's width; train.models.init draws on the
+    CPU."""
     with torch.device("meta"):
         model = DbrxForCausalLM(config).to(dtype)
     model.to_empty(device=device)
@@ -106,7 +107,7 @@ def transformers_loss(config: ModelConfig, state: dict[str, nn.Parameter], batch
     import transformers
 
     param = next(iter(state.values()))
-    # Not on meta: its buffers are computed, and have to stay in fp32.
+    # Not on meta: the buffers are computed, and must stay in fp32.
     with param.device:
         model = transformers.DbrxForCausalLM(transformers_config(config, attn_implementation="sdpa"))
     model.load_state_dict(state, assign=True)
@@ -115,14 +116,14 @@ def transformers_loss(config: ModelConfig, state: dict[str, nn.Parameter], batch
 
 
 class Steps:
-    """Steps of all sides, by one optimizer."""
+    """Training steps of all sides with one optimizer."""
 
     def __init__(self, args: argparse.Namespace, sides: dict[str, Loss], params: list[nn.Parameter]) -> None:
         self.device, self.sides = args.device, sides
         self.optimizer = torch.optim.AdamW(params, lr=0.0, weight_decay=0.1, fused=True)
 
     def run(self, name: str) -> tuple[float, float]:
-        """Seconds and loss."""
+        """Run a step and return its seconds and loss."""
         start = common.now(self.device)
         loss = self.sides[name]()
         loss.backward()
@@ -132,7 +133,7 @@ class Steps:
         return seconds, float(loss.detach())
 
     def peak_bytes(self, name: str) -> int | None:
-        """The most that is allocated at once in a step, with weights and moments; None on a CPU."""
+        """The peak memory of a step, including weights and moments; None on a CPU."""
         if self.device == "cpu":
             return None
         torch.cuda.reset_peak_memory_stats()
@@ -141,7 +142,7 @@ class Steps:
 
 
 def measure(args: argparse.Namespace, steps: Steps) -> dict[str, list[float]]:
-    """Seconds of each side and of each of the floors in each round that counts."""
+    """Seconds of each side and each lower bound in each measured round."""
     on_gpu = args.device == "cuda"
     as_trained = {"device": "gpu" if on_gpu else "cpu", "precision": "amp_bf16" if args.dtype == "bfloat16" else "fp32"}
     sizes = argparse.Namespace(**vars(args) | as_trained)
@@ -161,7 +162,7 @@ def summarise(
     losses: dict[str, float],
     peaks: dict[str, int | None],
 ) -> dict[str, dict[str, Any]]:
-    """Of each side: the median over rounds, and medians of each round's ratios."""
+    """For each side, the median over rounds, and the medians of the ratios of the rounds."""
     best = common.floors_of(times, {"best": "GEMMs"})["best"]
     rows: dict[str, dict[str, Any]] = {}
     for name, seconds in times.items():

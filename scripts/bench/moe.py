@@ -1,14 +1,15 @@
-"""Times one MoE layer, forward and backward: our backends, transformers' DBRX layer, a dense layer, and the bare GEMMs.
+"""Times one MoE layer, forward and backward: our backends, transformers' DBRX layer, a dense layer, and the GEMMs
+alone.
 
-All sides run in turn in every round, on the same fresh tokens, and ratios are taken within a round. On a CPU one thread
-computes and its own CPU time is measured, which other programs on the machine hardly change; on a GPU, events.
+All sides run in turn in every round, on the same new tokens; ratios are taken within a round. On a CPU one thread
+computes and its CPU time is measured, which other programs hardly affect; on a GPU, CUDA events are used.
 """
 
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-# Only the repository's root: in these folders evaluate.py, for one, would hide the package of the same name.
+# Keep only the repository's root: in these folders, evaluate.py would hide the package of the same name.
 sys.path[:] = [str(ROOT), *(path for path in sys.path if not Path(path).resolve().is_relative_to(ROOT / "scripts"))]
 
 import argparse
@@ -22,7 +23,7 @@ from torch import Tensor
 from scripts.bench import common
 from scripts.bench.moe_sides import Side, build_sides
 
-# On a CPU a small layer in fp32; on a GPU the true width of DBRX in bf16.
+# A small layer in fp32 on a CPU, the full width of DBRX in bf16 on a GPU.
 DEFAULTS = {
     "cpu": {"d_model": 512, "ffn_hidden_size": 896, "tokens": 2048, "dtype": "float32"},
     "cuda": {"d_model": 6144, "ffn_hidden_size": 10752, "tokens": 8192, "dtype": "bfloat16"},
@@ -37,13 +38,13 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.add_argument(f"--{name}", type=int, help=what)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: float32 on a CPU, bfloat16 on a GPU")
     parser.add_argument("--rounds", type=int, default=9, help="at least 7; default: 9")
-    parser.add_argument("--warmup", type=int, default=3, help="rounds before those that count; default: 3")
+    parser.add_argument("--warmup", type=int, default=3, help="warm-up rounds, which are not measured; default: 3")
     args = parser.parse_args(argv)
     for name, value in DEFAULTS[args.device].items():
         if getattr(args, name) is None:
             setattr(args, name, value)
     if args.rounds < 7:
-        parser.error(f"--rounds is {args.rounds}, but a median of fewer than 7 says little")
+        parser.error(f"--rounds is {args.rounds}, but must be at least 7 for a meaningful median")
     if args.moe_top_k > args.moe_num_experts:
         parser.error(f"--moe_top_k is {args.moe_top_k}, but there are only {args.moe_num_experts} experts")
     return args
@@ -52,7 +53,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     if args.device == "cuda" and not torch.cuda.is_available():
-        print("error: --device is cuda, but torch sees no GPU", file=sys.stderr)
+        print("error: --device is cuda, but torch finds no GPU", file=sys.stderr)
         return 2
     common.prepare_process(threads=1)
     torch.manual_seed(0)
@@ -66,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def measure(args: argparse.Namespace, sides: dict[str, Side]) -> dict[str, list[float]]:
-    """Seconds of each side in each round that counts."""
+    """Seconds of each side in each measured round."""
     times: dict[str, list[float]] = {name: [] for name in sides}
     for number, order in enumerate(common.rounds(sides, args.warmup + args.rounds)):
         x, dy = tokens(args), tokens(args)
@@ -97,7 +98,7 @@ def tokens(args: argparse.Namespace) -> Tensor:
 
 
 def saved_bytes(args: argparse.Namespace, side: Side) -> int:
-    """What is kept between forward and backward: each storage once, the weights not counted."""
+    """Bytes kept between forward and backward, without the weights; each storage is counted once."""
     kept: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -117,7 +118,7 @@ def saved_bytes(args: argparse.Namespace, side: Side) -> int:
 def summarise(
     args: argparse.Namespace, times: dict[str, list[float]], saved: dict[str, int]
 ) -> dict[str, dict[str, Any]]:
-    """Of each side: medians over rounds, and medians of each round's ratios."""
+    """For each side, the medians over rounds, and the medians of the ratios of the rounds."""
     flops = 18 * args.tokens * args.moe_top_k * args.d_model * args.ffn_hidden_size
     floors = common.floors_of(times, {"torch.mm": "GEMMs, torch.mm", "best GEMMs": "GEMMs"})
     rows = {}
@@ -155,13 +156,13 @@ def cells(name: str, row: dict[str, Any]) -> dict[str, str]:
         "TFLOP/s": f"{row['tflop_per_s']:.3g}",
         "of torch.mm's floor": f"{row['share of the floor, torch.mm']:.2f}",
         "of the best GEMMs": f"{row['share of the floor, best GEMMs']:.2f}",
-        "x transformers": number_or_nothing(row.get("speed over transformers"), "{:.2f}"),
-        "saved MiB": number_or_nothing(row.get("saved_bytes"), "{:.1f}", 1 / common.MIB),
-        "of transformers": number_or_nothing(row.get("saved, share of transformers"), "{:.2f}"),
+        "x transformers": number_or_blank(row.get("speed over transformers"), "{:.2f}"),
+        "saved MiB": number_or_blank(row.get("saved_bytes"), "{:.1f}", 1 / common.MIB),
+        "of transformers": number_or_blank(row.get("saved, share of transformers"), "{:.2f}"),
     }
 
 
-def number_or_nothing(value: float | None, form: str, scale: float = 1.0) -> str:
+def number_or_blank(value: float | None, form: str, scale: float = 1.0) -> str:
     return "" if value is None else form.format(value * scale)
 
 

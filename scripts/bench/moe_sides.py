@@ -1,4 +1,4 @@
-"""What the bench of the MoE layer compares: our backends, transformers' and MegaBlocks' layers, a dense one, GEMMs."""
+"""The sides of the MoE layer bench: our backends, transformers' and MegaBlocks' layers, a dense layer, and GEMMs."""
 
 import argparse
 from collections.abc import Callable
@@ -17,7 +17,7 @@ Side = Callable[[Tensor, Tensor], Any]
 
 
 def build_sides(args: argparse.Namespace) -> tuple[dict[str, Side], list[str]]:
-    """What is compared, all with the same weights, and what could not be."""
+    """Return all sides, with the same weights, and notes on sides that are not available."""
     sides: dict[str, Side] = {}
     notes: list[str] = []
     dtype = getattr(torch, args.dtype)
@@ -65,7 +65,7 @@ def layer_side(layer: Any, batched: bool = False) -> Side:
         y = layer(x.unsqueeze(0) if batched else x)
         y = y if hasattr(y, "backward") else y[0]
         y.reshape(dy.shape).backward(dy)
-        # Not kept until this side's next turn: at DBRX's width the gradients of a layer are 6 GB.
+        # Freed before the next side runs: at DBRX's width the gradients of a layer take 6 GB.
         for param in layer.parameters():
             param.grad = None
         return y
@@ -74,10 +74,10 @@ def layer_side(layer: Any, batched: bool = False) -> Side:
 
 
 def skewed_side(args: argparse.Namespace, layer: Any, part: float) -> Side:
-    """The first expert is made the choice of a part of the tokens, whose other choices stay as random as before.
+    """Route a part of the tokens to the first expert; their other choices stay random.
 
-    By logits that leave the others' weights small but normal numbers: Intel's CPUs compute with denormals 100 times
-    more slowly, and no router gives them.
+    The logits are chosen so that the other weights are small but normal numbers: Intel CPUs are 100 times slower with
+    denormals, which no router produces.
     """
     tokens = torch.arange(args.tokens, device=args.device) < part * args.tokens
 
@@ -113,7 +113,7 @@ def add_transformers(args: argparse.Namespace, sides: dict[str, Side], notes: li
 
 
 def add_megablocks(args: argparse.Namespace, sides: dict[str, Side], notes: list[str], weights: dict) -> None:
-    """MegaBlocks' own layer, with its router."""
+    """Add MegaBlocks' own layer, with its router."""
     try:
         layer = megablocks_layer(args)
         layer.load_state_dict(weights, assign=True)
@@ -166,14 +166,14 @@ class DenseGLU(torch.nn.Module):
 
 
 def dense_side(args: argparse.Namespace) -> Side:
-    """A GLU as wide as the experts of one token together."""
+    """A GLU as wide as the active experts of a token together."""
     with torch.device(args.device):
         layer = DenseGLU(args.d_model, args.moe_top_k * args.ffn_hidden_size)
     return layer_side(layer.to(getattr(torch, args.dtype)))
 
 
 def add_gemms(args: argparse.Namespace, sides: dict[str, Side]) -> None:
-    """The nine GEMMs of a layer and nothing else: as if there were one expert, and with equal shares for each."""
+    """The nine GEMMs of a layer alone: as if there were one expert, and with equal shares for all experts."""
     A, D, F = args.tokens * args.moe_top_k, args.d_model, args.ffn_hidden_size
     made: Any = {"device": args.device, "dtype": getattr(torch, args.dtype)}
     x, h, w = torch.randn(A, D, **made), torch.randn(A, F, **made), torch.randn(args.moe_num_experts * F, D, **made)

@@ -1,4 +1,4 @@
-"""Text to prepare: Python's standard library, shuffled and repeated; and a vocabulary made from it."""
+"""Text to prepare: Python's standard library, shuffled and repeated; and a vocabulary learned from it."""
 
 import base64
 import json
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def write_text(file: Path, n_bytes: float) -> list[str]:
-    """JSONL of documents. Returns the texts of one pass through the library; the file begins with them."""
+    """Write documents as JSONL, and return the texts of one pass through the library, with which the file begins."""
     texts = library()
     written = 0
     with file.open("w", encoding="utf-8") as out:
@@ -31,7 +31,7 @@ def library() -> list[str]:
 
 
 def make_vocabulary(file: Path, size: int) -> None:
-    """Merges of byte pairs learnt from the library, so that a token is as long as those that people train with."""
+    """Learn merges of byte pairs from the library, so that tokens have a realistic length."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
     from data.tokenization.tiktoken_bpe import byte_letters

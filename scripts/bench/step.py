@@ -1,18 +1,18 @@
-"""A whole training step under Composer with torch's fused AdamW: Dropless, transformers' DBRX with the same weights,
-and a dense model of equal active FLOPs, beside the time of the step's GEMMs alone.
+"""A full training step under Composer with torch's fused AdamW. Compares Dropless, transformers' DBRX with the same
+weights, a dense model of equal active FLOPs, and the step's GEMMs alone.
 
-The sides take turns in every round, on the same rows of packed documents, each in a process of its own as when it
-trains: in one, each leaves holes in the others' memory. Ratios are taken within a round. On a CPU one thread computes
-and its own CPU time is measured, which other programs hardly change. The floor is the forward and both backward GEMMs
-of every matrix, the experts' once as one GEMM over all assignments and once as one GEMM an expert: of torch.mm alone,
-or of the faster of torch.mm and oneDNN.
+The sides run in turn in every round, on the same rows of packed documents. Each side has its own process, as in
+training: in one process, the sides would fragment each other's memory. Ratios are taken within a round. On a CPU one
+thread computes and its CPU time is measured, which other programs hardly affect. The lower bound is the forward GEMM
+and both backward GEMMs of every matrix; the experts are computed as one GEMM over all assignments and as one GEMM per
+expert. GEMMs are those of torch.mm, or the faster of torch.mm and oneDNN.
 """
 
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-# Only the repository's root: in these folders evaluate.py, for one, would hide the package of the same name.
+# Keep only the repository's root: in these folders, evaluate.py would hide the package of the same name.
 sys.path[:] = [str(ROOT), *(path for path in sys.path if not Path(path).resolve().is_relative_to(ROOT / "scripts"))]
 
 import argparse
@@ -25,7 +25,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
-# As train.py does; it serves all sides.
+# train.py sets the same variable; it benefits all sides.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 import transformers
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     warnings.filterwarnings("ignore")
     transformers.logging.set_verbosity_error()
-    # As train/main.py does; it serves all sides.
+    # train/main.py does the same; it benefits all sides.
     gc.freeze()
     common.prepare_process(args.threads)
     with contextlib.ExitStack() as stack:
@@ -66,7 +66,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def builders(args: argparse.Namespace) -> dict[str, Callable[[], Callable[[], dict[str, float]]]]:
-    """What makes each side; the floors come last."""
+    """The function that builds each side; the lower bounds come last."""
     config, batch = common.model_config(args), make_batch(args)
 
     def by_row(count: bool) -> Callable[[], dict[str, float]]:
@@ -89,10 +89,10 @@ def builders(args: argparse.Namespace) -> dict[str, Callable[[], Callable[[], di
 
 
 class Side:
-    """What `build` makes, in a process of its own that waits between its turns."""
+    """Runs the step that `build` returns in its own process, which waits between its turns."""
 
     def __init__(self, build: Callable[[], Callable[[], Any]]) -> None:
-        # Forked, because importing takes longer than most steps; nothing has touched a GPU yet.
+        # Forked, because importing takes longer than most steps. No GPU is initialized yet.
         context = multiprocessing.get_context("fork")
         self.connection, other = context.Pipe()
         self.process = context.Process(target=self._serve, args=(build, other), daemon=True)
@@ -114,21 +114,21 @@ class Side:
         self.connection.send(what)
         while not self.connection.poll(1):
             if not self.process.is_alive():
-                sys.exit("error: a side has ended early, its reason is above")
+                sys.exit("error: the process of a side has ended, see its error above")
         return self.connection.recv()
 
 
 def measure(sides: dict[str, Side], n_rounds: int) -> dict[str, list[float]]:
-    """Seconds of each side and of each of the floors in each round."""
-    # The first step of each also shows that both compute the same. Until the fifth, memory settles: pages are still
-    # requested that later steps use again.
+    """Seconds of each side and each lower bound in each round."""
+    # The first step also checks that both sides compute the same loss. The first five are warm-up: later steps reuse
+    # the memory that they allocate.
     firsts = {name: side.run("step") for name, side in sides.items()}
     for name, side in sides.items():
         for _ in range(3 if name != FLOORS else 1):
             side.run("step")
     if {"dropless", "transformers"} <= firsts.keys():
         ours, theirs = (firsts[name]["loss"] for name in ("dropless", "transformers"))
-        assert abs(ours - theirs) < 1e-3, f"the sides disagree: {ours}, {theirs}"
+        assert abs(ours - theirs) < 1e-3, f"the losses of the sides differ: {ours}, {theirs}"
     times: dict[str, list[float]] = {name: [] for name in (*list(sides)[:-1], *firsts[FLOORS])}
     for order in common.rounds(sides, n_rounds):
         for name in order:
@@ -139,7 +139,7 @@ def measure(sides: dict[str, Side], n_rounds: int) -> dict[str, list[float]]:
 
 
 def summarise(times: dict[str, list[float]]) -> dict[str, dict[str, Any]]:
-    """Of each side: the median over rounds, and medians of each round's ratios."""
+    """For each side, the median over rounds, and the medians of the ratios of the rounds."""
     floors = common.floors_of(times, {"torch.mm": "GEMMs, torch.mm", "best GEMMs": "GEMMs"})
     rows = {}
     for name, seconds in times.items():

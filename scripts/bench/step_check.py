@@ -1,16 +1,16 @@
-"""What the check of every step costs: a whole training step with it, with torch's clip_grad_norm_ in its place, which
-is what Composer's GradientClipping calls, and with neither.
+"""Measures the cost of the check of every step: a full training step with it, with torch's clip_grad_norm_ instead
+(which Composer's GradientClipping calls), and with neither.
 
-The sides take turns in every round, in one process on the same model and rows; ratios are taken within a round. On a
-CPU one thread computes and its own CPU time is measured. `inside` is the time within the check's own functions, which
-is exact where the difference of two steps drowns in their noise.
+The sides run in turn in every round, in one process on the same model and rows; ratios are taken within a round. On a
+CPU one thread computes and its CPU time is measured. `inside` is the time within the check's own functions, which is
+exact even if the difference of two steps is below their noise.
 """
 
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-# Only the repository's root: in these folders evaluate.py, for one, would hide the package of the same name.
+# Keep only the repository's root: in these folders, evaluate.py would hide the package of the same name.
 sys.path[:] = [str(ROOT), *(path for path in sys.path if not Path(path).resolve().is_relative_to(ROOT / "scripts"))]
 
 import argparse
@@ -79,7 +79,7 @@ def run_config(config: ModelConfig, args: argparse.Namespace) -> TrainConfig:
         algorithms=AlgorithmsConfig(gradient_clipping=clipping),
         max_duration="1000ba",
         global_train_batch_size=args.rows,
-        # scripts/bench/expert_health.py has that.
+        # Measured by scripts/bench/expert_health.py.
         experts=ExpertsConfig(interval=None),
     )
 
@@ -89,12 +89,12 @@ def clock(args: argparse.Namespace) -> Clock:
 
 
 def plan() -> Any:
-    """What the check asks a RowPlan before each batch."""
+    """A stand-in for the parts of RowPlan that the check reads before each batch."""
     return SimpleNamespace(segments=(), stage=lambda batch: "")
 
 
 class Turn(Callback):
-    """Does in a step what the side does whose turn it is, and notes the seconds within the check."""
+    """Runs the work of the current side in each step, and records the seconds spent in the check."""
 
     def __init__(self, check: StepCheck, args: argparse.Namespace) -> None:
         self.check, self.device, self.side = check, args.device, SIDES[0]

@@ -1,4 +1,4 @@
-"""The batch and the models that benches of a training step compare. Imports neither Composer nor transformers."""
+"""The batch and the models of the training step benches. Imports neither Composer nor transformers."""
 
 import argparse
 
@@ -14,7 +14,7 @@ Batch = dict[str, Tensor]
 
 
 def make_batch(args: argparse.Namespace) -> Batch:
-    """Rows of documents of unequal length; every token is trained on but each document's first."""
+    """Rows of documents of different lengths; every token is trained on except the first of each document."""
     draw = torch.Generator().manual_seed(0)
     shape = (args.rows, args.max_seq_len)
     ids = torch.randint(0, args.vocab_size, shape, generator=draw)
@@ -26,7 +26,7 @@ def make_batch(args: argparse.Namespace) -> Batch:
 
 
 def dense(config: ModelConfig) -> ModelConfig:
-    """One expert as wide as all that a token is sent to."""
+    """A model with one expert as wide as all active experts of a token."""
     ffn = config.ffn_config
     width = ffn.ffn_hidden_size * ffn.moe_top_k
     one = FFNConfig(ffn_hidden_size=width, moe_num_experts=1, moe_top_k=1, moe_loss_weight=0.0)
@@ -41,7 +41,7 @@ def initial_model(config: ModelConfig) -> DbrxForCausalLM:
 
 
 def transformers_batch(batch: Batch) -> Batch:
-    """The same rows in transformers' terms: a mask of blocks keeps documents apart, positions restart."""
+    """The same rows in the format of transformers: a block mask separates documents, and positions restart."""
     ids, documents = batch["input_ids"], batch["document_ids"]
     index = torch.arange(ids.shape[1])
     starts = torch.ones_like(documents, dtype=torch.bool)
@@ -50,7 +50,7 @@ def transformers_batch(batch: Batch) -> Batch:
     least = torch.finfo(torch.float32).min
     return {
         "input_ids": ids,
-        # transformers shifts labels itself.
+        # transformers shifts the labels itself.
         "labels": torch.where(starts, IGNORED, ids),
         "position_ids": index - torch.where(starts, index, 0).cummax(dim=1).values,
         "attention_mask": torch.where(sees, 0.0, least).unsqueeze(1),

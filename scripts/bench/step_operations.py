@@ -1,4 +1,4 @@
-"""A training step's GEMMs alone, and its time by group of operations."""
+"""The GEMMs of a training step alone, and the time of a step by group of operations."""
 
 import argparse
 from collections.abc import Callable, Collection
@@ -17,9 +17,10 @@ from train.models.precision import FORMATS, computed
 def gemm_floors(
     config: ModelConfig, batch: Batch, args: argparse.Namespace, experts: Collection[str] = ("dense", "per expert")
 ) -> dict[str, Callable[[], float]]:
-    """Each runs one layer's GEMMs and the head's, and returns the seconds of a step's.
+    """Functions that run the GEMMs of one layer and of the head, and return the seconds extrapolated to a full step.
 
-    experts: as one GEMM over all assignments, and as one an expert, whose matrices are all in memory.
+    experts: "dense" is one GEMM over all assignments, "per expert" is one GEMM for each expert, with all matrices in
+    memory.
     """
     device = "cuda" if args.device == "gpu" else "cpu"
     dtype = FORMATS[computed(args.precision)].torch_dtype
@@ -62,14 +63,14 @@ def timed(gemms: list[Callable[[], None]], device: str) -> float:
 
 GROUPS = {
     "GEMMs": ("aten::mm", "aten::addmm"),
-    "attention between its matrices": (
+    "attention without projections": (
         "scaled_dot_product",
         "aten::bmm",
         "aten::baddbmm",
         "_softmax",
         "_Blocks",
     ),
-    "functions that call all this": ("_ExpertsGLU", "_ClipAndRotate"),
+    "custom autograd functions": ("_ExpertsGLU", "_ClipAndRotate"),
     "AdamW": ("_fused_adamw_",),
     "copies": ("copy_", "aten::cat"),
     "gathers, scatters, sorts": ("index", "gather", "scatter", "sort", "embedding", "topk"),
@@ -79,7 +80,7 @@ GROUPS = {
 
 
 def profile(step: Callable[[], Any]) -> dict[str, float]:
-    """Seconds by group of operations, by their own time, the profiler's included; of three steps the quickest."""
+    """Seconds by group of operations (self time, including the profiler's overhead); the fastest of three steps."""
     tables = []
     for _ in range(3):
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:

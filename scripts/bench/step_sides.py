@@ -1,4 +1,4 @@
-"""What the bench of the training step compares: models under Composer, on the same batch."""
+"""The sides of the training step bench: models under Composer, on the same batch."""
 
 import argparse
 import warnings
@@ -22,7 +22,7 @@ from train.models.config import ModelConfig
 
 
 class Clock(Callback):
-    """From the batch on the device to the end of the optimizer's step."""
+    """Measures from the batch on the device to the end of the optimizer's step."""
 
     def __init__(self, device: str) -> None:
         self.device = device
@@ -39,7 +39,7 @@ class Clock(Callback):
 
 
 class Repeated:
-    """The same batch again and again, as a loader."""
+    """A loader that repeats the same batch."""
 
     def __init__(self, batch: Batch) -> None:
         self.batch = batch
@@ -75,7 +75,7 @@ def trainer_step(model: ComposerModel, batch: Batch, callbacks: list[Callback], 
 
 
 def prepared_model(args: argparse.Namespace) -> DbrxForComposer:
-    """In a process that is prepared as args say."""
+    """The model, after preparing the process as args specify."""
     warnings.filterwarnings("ignore")
     common.prepare_process(args.threads)
     config = common.model_config(args)
@@ -100,7 +100,7 @@ class TransformersForComposer(ComposerModel):
 
 
 def transformers_side(config: ModelConfig, batch: Batch, args: argparse.Namespace) -> Any:
-    """transformers' own model and loss with SDPA, from the same weights."""
+    """transformers' own model and loss with SDPA, with the same weights."""
     model = transformers.DbrxForCausalLM(transformers_config(config, attn_implementation="sdpa"))
     model.load_state_dict(initial_model(config).state_dict())
     return trainer_step(TransformersForComposer(model), transformers_batch(batch), [], args)

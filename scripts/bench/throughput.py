@@ -1,15 +1,15 @@
-"""What it costs to measure throughput: a whole training step with train/throughput's callback, and without.
+"""Measures the cost of measuring throughput: a full training step with and without train/throughput's callback.
 
-The sides take turns in every round, in one process on the same model and rows; the ratio is taken within a round. On a
-CPU one thread computes and its own CPU time is measured. `inside` is the time within the callback, with the marks of
-sections that it reads, which is exact where the difference of two steps drowns in their noise.
+The sides run in turn in every round, in one process on the same model and rows; the ratio is taken within a round. On a
+CPU one thread computes and its CPU time is measured. `inside` is the time within the callback, including the section
+marks that it reads, which is exact even if the difference of two steps is below their noise.
 """
 
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-# Only the repository's root: in these folders evaluate.py, for one, would hide the package of the same name.
+# Keep only the repository's root: in these folders, evaluate.py would hide the package of the same name.
 sys.path[:] = [str(ROOT), *(path for path in sys.path if not Path(path).resolve().is_relative_to(ROOT / "scripts"))]
 
 import os
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     def seconds(side: str) -> float:
         turn.side = side
         step()
-        return turn.seconds  # with the callback, which comes after Composer's own
+        return turn.seconds  # includes the callback, which runs after Composer's own
 
     with watched_sections(sections):
         times = common.alternated(SIDES, args.rounds, seconds, turn.inside.clear)
@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 class Turn(Callback):
-    """Runs the callback in the steps of its side, with the marks of sections that a step has, and notes its seconds."""
+    """Runs the callback in the steps of its side, with the section marks of a real step, and records its seconds."""
 
     def __init__(self, monitor: Throughput, sections: Sections, device: str) -> None:
         self.monitor, self.sections, self.device, self.side = monitor, sections, device, SIDES[0]

@@ -1,4 +1,4 @@
-"""Counts what a computation allocates and multiplies, on any device: for benches and tests."""
+"""Counts the allocations and multiplications of a computation, on any device; used by benches and tests."""
 
 import weakref
 from typing import Any
@@ -11,7 +11,7 @@ _GEMMS = ("aten::mm", "aten::addmm", "aten::addmm_", "aten::bmm", "aten::baddbmm
 
 
 class Watch(TorchDispatchMode):
-    """Within: bytes that were made and are alive, the most of them at once, and the GEMMs and their FLOPs."""
+    """Tracks allocated bytes, their peak, and the number and FLOPs of GEMMs within the context."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -23,7 +23,7 @@ class Watch(TorchDispatchMode):
         name = str(func.overloadpacket).replace(".", "::")
         if name in _GEMMS:
             tensors = [arg for arg in args if isinstance(arg, Tensor)]
-            a, b = tensors[-2:]  # a summand comes first
+            a, b = tensors[-2:]  # addmm has its summand first
             self.gemms += 1
             self.flops += 2 * a.numel() * b.shape[-1]
         given = {leaf.untyped_storage()._cdata for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}

@@ -9,17 +9,17 @@
 #   PYTHON                 the environment's interpreter (default: .venv/bin/python)
 #   CUDA_HOME              the CUDA toolkit (default: that of the first suitable nvcc in PATH, /usr/local/cuda, the
 #                          environment's pip packages)
-#   TORCH_CUDA_ARCH_LIST   compute capabilities, ;-separated (default: 9.0, which is H100 and H200; B200 is 10.0)
-#   MAX_JOBS               compilers at a time, about 3 GiB each (default: 2)
+#   TORCH_CUDA_ARCH_LIST   compute capabilities, ;-separated (default: 9.0, for H100 and H200; B200 is 10.0)
+#   MAX_JOBS               number of parallel compilers, about 3 GiB each (default: 2)
 #   OUT                    folder for sources and wheels (default: build/megablocks)
-# pip's own variables hold too: PIP_NO_INDEX=1 PIP_FIND_LINKS=FOLDER takes the three .tar.gz files from a folder.
+# pip's own variables also work: PIP_NO_INDEX=1 PIP_FIND_LINKS=FOLDER takes the three .tar.gz files from a folder.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
 PYTHON=${PYTHON:-.venv/bin/python}
 OUT=${OUT:-build/megablocks}
 export TORCH_CUDA_ARCH_LIST=${TORCH_CUDA_ARCH_LIST:-9.0} MAX_JOBS=${MAX_JOBS:-2}
-export PYTHONWARNINGS=ignore  # setuptools' about the two packages' metadata
+export PYTHONWARNINGS=ignore  # hides setuptools' warnings about the metadata of two packages
 HASHED="megablocks==0.10.0 --hash=sha256:956fd9880fa869f7468da125da230733d5f84e10a9f8c2991e5e16523c6fe1e0
 grouped_gemm==0.3.0 --hash=sha256:f0555da33a975610e9160f52449082c5e699525524581a0e5f990b14b02676a3
 stanford-stk==0.7.1 --hash=sha256:fc46140c2572ee9c008b2ac67ee6656f63f49c1074da8aea0923fa8290702871"
@@ -29,7 +29,7 @@ fail() {
     exit 2
 }
 
-nvcc_release() {  # of the toolkit in a folder, or what it lacks; torch's headers include cusparse.h
+nvcc_release() {  # prints the release of the toolkit in a folder, or what it lacks; torch's headers include cusparse.h
     if [ ! -x "$1/bin/nvcc" ]; then
         echo "no nvcc"
     elif [ ! -e "$1/include/cusparse.h" ]; then
@@ -41,19 +41,19 @@ nvcc_release() {  # of the toolkit in a folder, or what it lacks; torch's header
 
 case "${1:-}" in
     "" | --check) ;;
-    *) fail "unknown argument $1: there is only --check" ;;
+    *) fail "unknown argument $1: the only option is --check" ;;
 esac
 
-# What the environment has. The last line alone is read: the others are warnings.
+# The facts about the environment. Only the last line is read, because the others are warnings.
 facts=$("$PYTHON" -c 'import sysconfig, torch; print(torch.__version__, torch.version.cuda, sysconfig.get_path("purelib"))' 2>&1) ||
     fail "$PYTHON cannot import torch (${facts##*$'\n'}): install the environment, or set PYTHON"
 read -r torch cuda site <<<"${facts##*$'\n'}"
 [ "$cuda" != None ] ||
     fail "torch $torch of $PYTHON is built without CUDA: install a CUDA wheel (uv pip install --torch-backend auto torch)"
 "$PYTHON" -c 'import setuptools, pip' 2>/dev/null || fail "$PYTHON has no pip or no setuptools: uv pip install pip setuptools"
-command -v "${CXX:-g++}" >/dev/null || fail "there is no C++ compiler ${CXX:-g++}: install g++, or set CXX"
+command -v "${CXX:-g++}" >/dev/null || fail "C++ compiler ${CXX:-g++} not found: install g++, or set CXX"
 
-# The first toolkit whose major version is torch's; torch itself warns if the minor one differs.
+# Use the first toolkit with the same major version as torch's CUDA; torch itself warns if the minor version differs.
 found=""
 if [ -n "${CUDA_HOME:-}" ]; then
     toolkits=("$CUDA_HOME")
@@ -73,7 +73,7 @@ hint=""
 export CUDA_HOME=$toolkit
 echo "torch $torch (CUDA $cuda), nvcc $release in $CUDA_HOME, compute capability $TORCH_CUDA_ARCH_LIST"
 
-# pip compares the hashes before it runs any setup.py, which it does even to download.
+# pip checks the hashes before it runs any setup.py, which it does even for a download.
 pip=("$PYTHON" -m pip --disable-pip-version-check --quiet)
 mkdir -p "$OUT"
 OUT=$(cd "$OUT" && pwd)
@@ -87,7 +87,7 @@ for sdist in "$OUT"/src/*.tar.gz; do tar -xzf "$sdist" -C "$OUT/src"; done
 # pip packages have libcudart.so.13, but not the libcudart.so that the linker looks for.
 if ! ls "$CUDA_HOME"/lib*/libcudart.so >/dev/null 2>&1; then
     cudart=$(find -L "$CUDA_HOME"/lib* "$site/nvidia/cuda_runtime" -name 'libcudart.so.*' 2>/dev/null | head -1 || true)
-    [ -n "$cudart" ] || fail "there is no libcudart.so in $CUDA_HOME: install the CUDA runtime there"
+    [ -n "$cudart" ] || fail "libcudart.so not found in $CUDA_HOME: install the CUDA runtime there"
     ln -s "$cudart" "$OUT/lib/libcudart.so"
     export LIBRARY_PATH="$OUT/lib${LIBRARY_PATH:+:$LIBRARY_PATH}"
 fi
@@ -96,7 +96,7 @@ for source in stanford_stk-0.7.1 grouped_gemm-0.3.0 megablocks-0.10.0; do
     "${pip[@]}" wheel --no-deps --no-build-isolation -w "$OUT" "$OUT/src/$source"
 done
 
-# MegaBlocks' setup.py may leave its extension out with no more than a warning: the compiled modules are loaded here.
+# MegaBlocks' setup.py may skip its extension with only a warning, so load the compiled modules as a check.
 for wheel in "$OUT"/*.whl; do "$PYTHON" -m zipfile -e "$wheel" "$OUT/unpacked"; done
 PYTHONPATH="$OUT/unpacked" "$PYTHON" -c 'import sys, torch, megablocks_ops, grouped_gemm_backend
 for module in (megablocks_ops, grouped_gemm_backend):

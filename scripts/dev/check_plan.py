@@ -1,4 +1,4 @@
-"""Compares the plan with the simulation on configurations that are drawn: peak memory, traffic and FLOPs."""
+"""Compares the plan with the simulation on random configurations: peak memory, traffic and FLOPs."""
 
 import sys
 from pathlib import Path
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
 
 BASE = ROOT / "yamls" / "finetune" / "dbrx.yaml"
 BOUND = 0.05
-"""By how much the planned peak may differ from the simulated one."""
+"""Largest allowed relative difference between planned and simulated peak."""
 DRAWS = 12
 POLICIES = ("none", "block", "selective")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seed", type=int, default=0, help="of the draw (default: 0)")
-    parser.add_argument("--draws", type=int, default=DRAWS, help=f"how many configurations (default: {DRAWS})")
-    parser.add_argument("--json", type=Path, help="a file for the rows of the table")
+    parser.add_argument("--seed", type=int, default=0, help="random seed (default: 0)")
+    parser.add_argument("--draws", type=int, default=DRAWS, help=f"number of configurations (default: {DRAWS})")
+    parser.add_argument("--json", type=Path, help="also write the rows of the table to this file")
     args = parser.parse_args(argv)
 
     from rich.console import Console
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for number, (overrides, ranks) in enumerate(draw(args.seed, args.draws)):
         rows.append(compare(overrides, ranks))
         print(f"{number + 1} of {args.draws}: {rows[-1]['difference']:+.2%}", file=sys.stderr)
-    print(f"seed {args.seed}: peak of a rank, planned without the reserve, and simulated")
+    print(f"seed {args.seed}: peak memory per rank, planned (without the reserve) and simulated")
     table = Table()
     for column in ("configuration", "ranks", "planned GB", "simulated GB", "difference", "peak in", "traffic", "FLOPs"):
         table.add_column(column, justify="left" if column in ("configuration", "peak in") else "right")
@@ -59,8 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def draw(seed: int, draws: int) -> Iterator[tuple[list[str], int]]:
-    """Overrides of BASE, and ranks. Every recompute policy, adapters, both strategies, expert parallelism, one rank, 64
-    ranks, the 132B and a small model are among any 12 in a row."""
+    """Yield overrides of BASE and a number of ranks. Any 12 consecutive draws include every recompute policy, adapters,
+    both sharding strategies, expert parallelism, 1 rank, 64 ranks, the 132B and a small model."""
     rng = random.Random(seed)
     for number in range(draws):
         preset = ("132b", "tiny", "9b", "18b", "35b", "73b")[number % 6]
@@ -76,7 +76,7 @@ def draw(seed: int, draws: int) -> Iterator[tuple[list[str], int]]:
             f"device_train_microbatch_size={rng.choice((1, rows))}",
             f"optimizer.name={rng.choice(('decoupled_lionw', 'adamw', 'decoupled_adamw'))}",
             f"model.ffn_config.moe_recompute={str(rng.random() < 0.3).lower()}",
-            # The time of a simulation grows with the layers, and what is alive at a time hardly.
+            # The time of a simulation grows with the number of layers, but its temporary memory hardly does.
             f"model.n_layers={rng.choice((4, 8, 12))}" if preset in ("35b", "73b") else "model.name=dbrx",
         ]
         replicas = rng.choice((1, 1, 2)) if ranks > 1 else 1

@@ -1,15 +1,15 @@
-"""Compiles every Triton kernel that a run launches for A100, H100 and B200, in bf16 and fp32 at DBRX's widths, without
-a GPU, and prints a table: registers a thread / spilled bytes a thread / bytes of shared memory a block.
+"""Compiles every Triton kernel of a run for A100, H100 and B200, in bf16 and fp32 at DBRX's widths, without a GPU, and
+prints a table: registers per thread / spilled bytes per thread / bytes of shared memory per block.
 
-Fails on an error, on spills, on more shared memory than the GPU has, and on addresses of ours that overflow from 2**31
-elements on. MegaBlocks' do, and such sizes are refused before they are launched.
+Fails on errors, on spills, on more shared memory than the GPU has, and on addresses that overflow at 2**31 elements.
+Addresses in MegaBlocks' kernels do overflow; such sizes are refused before a launch.
 """
 
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-# Only the repository's root: in these folders evaluate.py, for one, would hide the package of the same name.
+# Import only from the repository's root: evaluate.py in scripts/ would hide the package of the same name.
 sys.path[:] = [str(ROOT), *(path for path in sys.path if not Path(path).resolve().is_relative_to(ROOT / "scripts"))]
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from scripts.dev.gate.report import gate
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """0: all kernels pass; 1: one does not; 2: nothing could be compiled."""
+    """Return 0 if all kernels pass, 1 if one fails, 2 if nothing could be compiled."""
     parser = common.make_parser(__doc__)
     args = parser.parse_args(argv)
     if why := why_not_compiled():
@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     import triton
 
     rows, notes = gate(every_config=True)
-    print(f"Triton {triton.__version__}: registers / spilled bytes / bytes of shared memory, most of all configs")
+    print(f"Triton {triton.__version__}: registers / spilled bytes / bytes of shared memory, maximum over all configs")
     common.show_table([row.cells() for row in rows])
     for note in notes:
         print(note)

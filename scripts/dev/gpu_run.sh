@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # Tests and measures the code on one GPU of 80 GB or more, in at most 12 minutes.
 #
-#   scripts/dev/gpu_run.sh                       all parts, the most important first
-#   scripts/dev/gpu_run.sh --parts moe step      these alone
-#   scripts/dev/gpu_run.sh --list                the parts and their time limits
-#   scripts/dev/gpu_run.sh --tiny                on the CPU, at sizes at which the figures mean nothing
+#   scripts/dev/gpu_run.sh                       all parts, most important first
+#   scripts/dev/gpu_run.sh --parts moe step      only these parts
+#   scripts/dev/gpu_run.sh --list                list the parts and their time limits
+#   scripts/dev/gpu_run.sh --tiny                on the CPU, at sizes too small for meaningful figures
 #
-# Requires torch and transformers. Parts that need more (pytest, Composer, bitsandbytes) are recorded as not run where it
-# is missing. A part that fails or takes too long is recorded, and the next one runs. Exits with 1 if a part failed.
+# Requires torch and transformers. A part that needs a missing package (pytest, Composer, bitsandbytes) is recorded as
+# not run. A part that fails or takes too long is recorded, and the next one runs. Exits with 1 if a part failed.
 # Environment variables:
 #   PYTHON   the environment's interpreter (default: .venv/bin/python, or else python3)
 #   OUT      folder for gpu_run.json, gpu_run.md and gpu_run.log (default: runs/gpu)
@@ -22,6 +22,6 @@ fi
     echo "error: $PYTHON has no torch or no transformers: install them, or set PYTHON" >&2
     exit 2
 }
-# One rank, whatever launched this.
+# Run as one rank, even under a launcher.
 unset RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE NODE_RANK MASTER_ADDR MASTER_PORT
 PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" exec "$PYTHON" -m scripts.dev.gpu_run.run --out "${OUT:-runs/gpu}" "$@"

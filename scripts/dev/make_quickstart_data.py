@@ -1,14 +1,14 @@
-"""Writes the quickstart's material: train.jsonl, heldout.jsonl and vocab.tiktoken. The same seed gives the same bytes.
+"""Writes the quickstart's data: train.jsonl, heldout.jsonl and vocab.tiktoken. The same seed gives the same bytes.
 
-Five kinds of small task that have to be computed. What is asked in heldout.jsonl is in train.jsonl in no order of its
-letters and digits: who answers `What is 27 plus 61?` has not met `What is 61 plus 27?` either.
+There are five kinds of small tasks that require computation. For each question in heldout.jsonl, train.jsonl contains
+no question with the same letters and digits in any order: `What is 27 plus 61?` also excludes `What is 61 plus 27?`.
 """
 
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-# Only the repository's root: in these folders evaluate.py, for one, would hide the package of the same name.
+# Import only from the repository's root: evaluate.py in scripts/ would hide the package of the same name.
 sys.path[:] = [str(ROOT), *(path for path in sys.path if not Path(path).resolve().is_relative_to(ROOT / "scripts"))]
 
 import argparse
@@ -45,7 +45,7 @@ def add(rng: random.Random) -> tuple[str, str]:
     return f"What is {left} plus {right}?\n", str(left + right)
 
 
-# Kinds of task and how many examples of each are written: more where the answer takes longer to learn.
+# Kinds of tasks and the number of examples of each: more if the task takes longer to learn.
 TASKS: dict[str, tuple[Callable[[random.Random], tuple[str, str]], int]] = {
     "reverse": (reverse, 4000),
     "sort": (sort, 5000),
@@ -55,8 +55,8 @@ TASKS: dict[str, tuple[Callable[[random.Random], tuple[str, str]], int]] = {
 }
 HELDOUT_OF_EACH = 40
 
-# The fixed words of the questions, with the space or newline that belongs to them, are tokens as a whole: tiktoken
-# looks a piece of text up before it merges. No pair of letters is a token, so those asked about stay single.
+# The fixed words of the questions, with their space or newline, are single tokens: tiktoken looks up a whole piece of
+# text before it merges. No pair of letters is a token, so the letters in the questions stay single tokens.
 PIECES = (
     *("Reverse", "Sort", " the", " letters", "Shift", " by", " one"),
     *("Which", " is", " largest", " or", "What", " plus", "?\n"),
@@ -69,7 +69,7 @@ def _word(rng: random.Random) -> str:
 
 
 def make_examples(seed: int) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
-    """The examples {prompt, response, task} to train on and those held out, each shuffled."""
+    """Return the examples {prompt, response, task} for training and the held-out ones, both shuffled."""
     rng = random.Random(seed)
     train: list[dict[str, str]] = []
     heldout: list[dict[str, str]] = []
@@ -92,7 +92,7 @@ def make_examples(seed: int) -> tuple[list[dict[str, str]], list[dict[str, str]]
 
 
 def vocabulary() -> list[bytes]:
-    """The tokens in the order of their ranks: the single bytes, then the questions' words."""
+    """Return the tokens ordered by rank: the single bytes, then the words of the questions."""
     return [bytes([byte]) for byte in range(256)] + [piece.encode() for piece in PIECES]
 
 

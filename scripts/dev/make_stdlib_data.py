@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-# Only the repository's root: in these folders evaluate.py, for one, would hide the package of the same name.
+# Import only from the repository's root: evaluate.py in scripts/ would hide the package of the same name.
 sys.path[:] = [str(ROOT), *(path for path in sys.path if not Path(path).resolve().is_relative_to(ROOT / "scripts"))]
 
 import argparse
@@ -63,8 +63,8 @@ def _reads(file: Path) -> bool:
 
 
 def split(source: str) -> dict[str, str]:
-    """A module's code, docstrings and comments, each in their order; the code without the other two."""
-    lines = source.split("\n")  # as ast counts them: a form feed ends none
+    """Split a module into code, docstrings and comments, each in order; the code excludes the other two."""
+    lines = source.split("\n")  # counted like ast: a form feed does not end a line
     docstrings = []
     for node in ast.walk(ast.parse(source)):
         if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):

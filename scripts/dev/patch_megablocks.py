@@ -1,14 +1,14 @@
 """Patches the sources of MegaBlocks 0.10.0 and grouped_gemm 0.3.0, so that they build against torch 2.15 and CUDA 13.
 
-Called by build_megablocks.sh with the folder in which the sources are unpacked. With torch 2.7 and CUDA 12.6 the
-patched sources mean the same as the original ones, so nothing here asks for a version.
+Called by build_megablocks.sh with the folder in which the sources are unpacked. The patched sources also work with
+torch 2.7 and CUDA 12.6, so no version is checked.
 """
 
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-# Only the repository's root: in these folders evaluate.py, for one, would hide the package of the same name.
+# Import only from the repository's root: evaluate.py in scripts/ would hide the package of the same name.
 sys.path[:] = [str(ROOT), *(path for path in sys.path if not Path(path).resolve().is_relative_to(ROOT / "scripts"))]
 
 import re
@@ -19,10 +19,10 @@ from dataclasses import dataclass
 class Patch:
     file: str
     needed: str
-    """A regular expression of what is replaced. Each of its `places` matches once."""
+    """A regular expression for the text to replace. It matches once in each of the `places`."""
     replacement: str
     fixed: str
-    """What the file has in the same number of places when nothing is left to replace."""
+    """A regular expression that matches in the same number of places after the patch."""
     places: int
     why: str
 
@@ -34,7 +34,7 @@ PATCHES = (
         replacement="stream));",
         fixed=r"stream\)\);",
         places=2,
-        why="CUB of CUDA 13 dropped the argument debug_synchronous, which that of CUDA 12.6 accepts and ignores",
+        why="CUB of CUDA 13 dropped the argument debug_synchronous, which CUB of CUDA 12.6 accepts and ignores",
     ),
     Patch(
         file="grouped_gemm-0.3.0/setup.py",
@@ -48,7 +48,7 @@ PATCHES = (
 
 
 def apply(patch: Patch, folder: Path) -> str:
-    """Patches one file in place and returns what was done. Raises ValueError if the file is not the one expected."""
+    """Patch one file in place and return what was done. Raises ValueError if the file is not the expected one."""
     path = folder / patch.file
     if not path.is_file():
         raise ValueError(f"{path} is missing: unpack {patch.file.split('/')[0]}.tar.gz in {folder}")
@@ -60,7 +60,7 @@ def apply(patch: Patch, folder: Path) -> str:
         name = patch.file.split("/")[0]
         raise ValueError(
             f"{path}: expected {patch.places} x /{patch.needed}/, found {found}: this is not {name}; "
-            f"delete {folder} to unpack it again, or adapt scripts/dev/patch_megablocks.py to the new version"
+            f"delete {folder} to unpack it again, or update scripts/dev/patch_megablocks.py for the new version"
         )
     path.write_text(re.sub(patch.needed, patch.replacement, text))
     return f"{patch.file}: patched ({patch.why})"

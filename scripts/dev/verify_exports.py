@@ -1,12 +1,12 @@
-"""Exports a small random DBRX and proves the folder right with every transformers that matters, each in its own
-environment: what train/export/verify.py shows with the installed one holds for older and newer ones.
+"""Exports a small random DBRX and verifies the folder with several versions of transformers, each in its own
+environment: the checks of train/export/verify.py must pass with older and newer versions than the installed one.
 """
 
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-# Only the repository's root: in these folders evaluate.py, for one, would hide the package of the same name.
+# Import only from the repository's root: evaluate.py in scripts/ would hide the package of the same name.
 sys.path[:] = [str(ROOT), *(path for path in sys.path if not Path(path).resolve().is_relative_to(ROOT / "scripts"))]
 
 import argparse
@@ -16,7 +16,7 @@ from importlib.metadata import version
 
 VERSIONS = ("4.53", "4.57", "locked", "newest")
 NEEDED = ("torch", "numpy", "omegaconf", "psutil", "pyyaml", "tqdm", "jinja2", "safetensors")
-"""By train/export/verify.py, beside transformers; in the versions that are installed here."""
+"""Packages that train/export/verify.py needs besides transformers, in the versions installed here."""
 TIKTOKEN = f"{{name: tiktoken, kwargs: {{vocab_file: {ROOT}/quickstart/vocab.tiktoken}}}}"
 CONFIG = """\
 run_name: verify-exports
@@ -36,7 +36,9 @@ global_train_batch_size: 1
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--versions", nargs="+", default=VERSIONS, help="of transformers; default: %(default)s")
+    parser.add_argument(
+        "--versions", nargs="+", default=VERSIONS, help="versions of transformers; default: %(default)s"
+    )
     parser.add_argument("--folder", type=Path, default=ROOT / "build" / "verify", help="default: %(default)s")
     args = parser.parse_args(argv)
 
@@ -44,17 +46,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     show_on_console()
     args.folder.mkdir(parents=True, exist_ok=True)
-    # One is saved by our code, the other by transformers.
+    # Our code saves one run, transformers the other.
     write_run(args.folder / "run-fp32")
     write_run(args.folder / "run-bf16", f"{{name: {(args.folder / 'run-fp32' / 'tokenizer').resolve()}}}")
     export_both(args.folder)
     failed = [number for number in args.versions if not check(number, args.folder)]
-    print(f"failed with transformers {', '.join(failed)}" if failed else "every one is right")
+    print(f"failed with transformers {', '.join(failed)}" if failed else "all exports are correct")
     return 1 if failed else 0
 
 
 def write_run(folder: Path, tokenizer: str = TIKTOKEN) -> None:
-    """A save folder as training leaves one, with random weights."""
+    """Write a save folder as training does, with random weights."""
     import shutil
 
     from torch.distributed.checkpoint.state_dict_saver import save
@@ -88,11 +90,11 @@ def export_both(folder: Path) -> None:
 
 
 def check(number: str, folder: Path) -> bool:
-    """Says what was shown, or what is wrong."""
+    """Verify both exports with one version and print the results. Returns whether they passed."""
     from train.models.precision import PRECISIONS
 
     python = environment(number, folder / f"transformers-{number}")
-    right = True
+    passed = True
     for precision in PRECISIONS:
         command = [
             str(python),
@@ -104,12 +106,12 @@ def check(number: str, folder: Path) -> bool:
         ]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         print(f"transformers {number}, {precision}\n{done.stdout if done.returncode == 0 else done.stderr}", flush=True)
-        right &= done.returncode == 0
-    return right
+        passed &= done.returncode == 0
+    return passed
 
 
 def environment(number: str, folder: Path) -> Path:
-    """Its interpreter; what is there already stays."""
+    """Create or update the environment and return its interpreter."""
     python, uv = folder / "bin" / "python", str(Path(sys.executable).parent / "uv")
     if not python.exists():
         subprocess.run([uv, "venv", "--quiet", "--python", sys.executable, str(folder)], check=True)

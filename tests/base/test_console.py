@@ -1,4 +1,4 @@
-"""Who says what on which rank."""
+"""Which rank prints which messages."""
 
 import logging
 import multiprocessing
@@ -18,7 +18,7 @@ from data.base import console
         (8, 0, ["of the node", "of its work"]),
     ],
 )
-def test_rank_0_speaks_for_the_run_and_local_rank_0_for_its_node(
+def test_rank_0_prints_for_the_run_and_local_rank_0_for_its_node(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], rank: int, local_rank: int, shown: list[str]
 ) -> None:
     monkeypatch.setenv("RANK", str(rank))
@@ -30,8 +30,8 @@ def test_rank_0_speaks_for_the_run_and_local_rank_0_for_its_node(
     assert capsys.readouterr().out.splitlines() == shown
 
 
-def test_a_warning_says_so_and_a_notice_comes_once(capsys: pytest.CaptureFixture[str]) -> None:
-    console.show_on_console()  # which is done already
+def test_warnings_are_marked_and_a_notice_is_printed_once(capsys: pytest.CaptureFixture[str]) -> None:
+    console.show_on_console()  # has been called before
     console.logger.warning("100% of it")
     for _ in range(2):
         console.notice("a file is not read")

@@ -1,4 +1,4 @@
-"""Every key and argument that is a path, with two values that no system call takes."""
+"""Every key and argument that is a path, with two values that no system call accepts."""
 
 import importlib
 import json
@@ -39,7 +39,7 @@ AROUND = (
 )
 
 
-def test_all_kinds_of_keys_are_among_them():
+def test_all_kinds_of_keys_are_included():
     last = {key.rpartition(".")[2] for key in PATHS}
     wanted = {"run_name", "save_folder", "load_path", "filename", "log_dir", "vocab_file", "cache_dir", "local", "text"}
     assert wanted | {"remote", "hf_name", "data_dir", "data_files", "pretrained_model_name_or_path", "split"} <= last
@@ -51,11 +51,11 @@ def test_all_kinds_of_keys_are_among_them():
 def test_path_in_a_config(tmp_path, key, kind):
     value, why = BAD[kind]
     streams = [f"{key.partition('.')[0]}.dataset={STREAMS}"] if ".streams." in key else []
-    said = refusal(tmp_path, *AROUND, *streams, f"{key}={json.dumps(value)}")
-    assert re.match(rf"(small\.yaml: )?{re.escape(key)} (is|has) '", said)
-    assert why in said
-    assert "\n" not in said
-    assert len(said) < 300
+    message = refusal(tmp_path, *AROUND, *streams, f"{key}={json.dumps(value)}")
+    assert re.match(rf"(small\.yaml: )?{re.escape(key)} (is|has) '", message)
+    assert why in message
+    assert "\n" not in message
+    assert len(message) < 300
 
 
 ARGUMENTS = {
@@ -90,11 +90,11 @@ def test_path_on_a_command_line(capsys, script, name, kind):
     given = {**GIVEN[script], name: value}
     flags = [part for key, text in given.items() if key.startswith("--") for part in (key, text)]
     assert module.main([text for key, text in given.items() if not key.startswith("--")] + flags) == 2
-    said = capsys.readouterr().err
-    assert said.startswith(f"error: {'the config' if name.endswith('config') else name} ")
-    assert why in said
-    assert said.count("\n") == 1
-    assert len(said) < 300
+    message = capsys.readouterr().err
+    assert message.startswith(f"error: {'the config' if name.endswith('config') else name} ")
+    assert why in message
+    assert message.count("\n") == 1
+    assert len(message) < 300
 
 
 @pytest.mark.parametrize("value", [LONG, f"{LONG}=3", "a\0b"])
@@ -103,21 +103,21 @@ def test_config_of_train(capsys, value):
     assert capsys.readouterr().err.startswith("error: the config ")
 
 
-def test_a_run_name_that_is_filled_into_a_longer_name(tmp_path, monkeypatch):
+def test_a_run_name_as_part_of_a_longer_name(tmp_path, monkeypatch):
     config = load(tmp_path, "save_folder=runs/{run_name}-again/x")
     with pytest.raises(ConfigError, match=r"save_folder is 'runs/xxx.*which has a name of 256 bytes"):
         local_folder(config, "x" * 250)
 
 
 NAMES = {
-    "/abs": "names one folder",
-    "a/b": "names one folder",
-    "../x": "names one folder",
-    "..": "names one folder",
-    ".": "names one folder",
-    "a\nb": "cannot be shown",
-    "a\x1b[2J": "cannot be shown",
-    "a\u202eb": "cannot be shown",
+    "/abs": "the name of a folder",
+    "a/b": "the name of a folder",
+    "../x": "the name of a folder",
+    "..": "the name of a folder",
+    ".": "the name of a folder",
+    "a\nb": "unprintable",
+    "a\x1b[2J": "unprintable",
+    "a\u202eb": "unprintable",
     "{run_name}": "without braces",
     "a{0.__class__}": "without braces",
     "a\0b": "NUL byte",
@@ -127,9 +127,9 @@ NAMES = {
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_run_name_is_a_name(tmp_path, monkeypatch, name):
-    said = refusal(tmp_path, *AROUND, f"run_name={json.dumps(name)}")
-    assert re.match(r"(small\.yaml: )?run_name (is|has) ", said)
-    assert NAMES[name] in said
+    message = refusal(tmp_path, *AROUND, f"run_name={json.dumps(name)}")
+    assert re.match(r"(small\.yaml: )?run_name (is|has) ", message)
+    assert NAMES[name] in message
     if "\0" not in name:
         monkeypatch.setenv("RUN_NAME", name)
         config = load(tmp_path)
@@ -159,17 +159,17 @@ EVALUATED = ("{run_name.__class__}", "{run_name!r}", "{run_name:>9}", "{0}", "{}
 @pytest.mark.parametrize("key", FILLED)
 @pytest.mark.parametrize("text", EVALUATED)
 def test_only_placeholders_are_filled_in(tmp_path, key, text):
-    said = refusal(tmp_path, *AROUND, f"{key}={json.dumps(f'runs/{text}/x')}")
-    assert f"{key} is 'runs/{text}/x', but " in said
-    assert FILLED[key] in said
-    assert f"remove '{'{' if text.startswith('{{') else text[-1] if text == 'a}' else text}'" in said
+    message = refusal(tmp_path, *AROUND, f"{key}={json.dumps(f'runs/{text}/x')}")
+    assert f"{key} is 'runs/{text}/x', but " in message
+    assert FILLED[key] in message
+    assert f"remove '{'{' if text.startswith('{{') else text[-1] if text == 'a}' else text}'" in message
 
 
 def test_what_is_filled_in_is_not_filled_in_again():
     assert fill_placeholders("{a}{b}", {"a": "{b}", "b": "{a.__class__}"}) == "{b}{a.__class__}"
-    with pytest.raises(ConfigError, match=r"save_folder is '\{x\}', but only \{run_name\} is filled in"):
+    with pytest.raises(ConfigError, match=r"save_folder is '\{x\}', but the only placeholder is \{run_name\}"):
         fill_in("{x}", "a", "save_folder", "staging")
-    with pytest.raises(ConfigError, match=r"run_name is '../x', but it names one folder"):
+    with pytest.raises(ConfigError, match=r"run_name is '../x', but it must be the name of a folder"):
         fill_in("{run_name}", "../x", "save_folder", "staging")
 
 
@@ -177,25 +177,25 @@ def test_what_is_filled_in_is_not_filled_in_again():
 @pytest.mark.parametrize("text", ["a\0b", "a\nb", "x" * 5000])
 def test_labels_of_a_service(tmp_path, key, text):
     value = json.dumps([text] if key == "tags" else text)
-    assert f"loggers.wandb.{key}" in (said := refusal(tmp_path, f"loggers.wandb={{{key}: {value}}}"))
-    assert len(said) < 300
-    assert "\n" not in said
+    assert f"loggers.wandb.{key}" in (message := refusal(tmp_path, f"loggers.wandb={{{key}: {value}}}"))
+    assert len(message) < 300
+    assert "\n" not in message
 
 
 @pytest.mark.parametrize("key", ["dataset.split", "dataset.hf_kwargs.name", "dataset.hf_kwargs.revision"])
 @pytest.mark.parametrize("text", ["a\0b", "x" * 5000])
 def test_names_in_a_dataset(tmp_path, key, text):
-    said = refusal(tmp_path, f"train_loader.{key}={json.dumps(text)}")
-    assert f"train_loader.{key} " in said
-    assert len(said) < 300
+    message = refusal(tmp_path, f"train_loader.{key}={json.dumps(text)}")
+    assert f"train_loader.{key} " in message
+    assert len(message) < 300
 
 
 @pytest.mark.parametrize("text", ["a\0b", "a\nb", "a\x1b[2Jb", "x" * 200])
 def test_names_of_streams(tmp_path, text):
-    said = refusal(tmp_path, f"train_loader.dataset={STREAMS.replace('NAME', json.dumps(text))}")
-    assert "train_loader.dataset.streams has a name that is " in said
-    assert len(said) < 300
-    assert "\n" not in said
+    message = refusal(tmp_path, f"train_loader.dataset={STREAMS.replace('NAME', json.dumps(text))}")
+    assert "train_loader.dataset.streams has a name that is " in message
+    assert len(message) < 300
+    assert "\n" not in message
 
 
 def test_a_problem_that_is_found_twice_is_reported_once():
@@ -212,5 +212,5 @@ def test_what_can_be_a_path():
         refuse_path("key", value)
     with pytest.raises(ValueError, match=r"key is 'é+\.*.*which has a name of 256 bytes"):
         refuse_path("key", "é" * 128)
-    with pytest.raises(ValueError, match=r"which has 4,2\d\d bytes, but file systems take 4,095"):
+    with pytest.raises(ValueError, match=r"which has 4,2\d\d bytes, but file systems allow at most 4,095"):
         refuse_path("key", {"train": ["/".join(["x" * 200] * 21)]})

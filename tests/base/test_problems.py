@@ -35,9 +35,9 @@ def test_lists_become_one_list() -> None:
     assert [error.key for error in report(inner, ConfigError("is 3", key="c")).errors] == ["a", "b", "c"]
 
 
-def test_what_follows_from_a_problem_is_none() -> None:
+def test_consequences_of_a_problem_are_not_reported() -> None:
     assert str(report(ConfigError("a"), KeyError("b"), ConfigError("c"))) == "2 problems\n  a\n  c"
-    with pytest.raises(AssertionError, match="nothing that it follows from"):
+    with pytest.raises(AssertionError, match="a consequence without a problem"):
         report(KeyError("a"))
 
 
@@ -49,7 +49,7 @@ def test_without_errors_nothing_is_raised() -> None:
     problems.raise_if_any()
 
 
-def test_what_is_not_the_users_error_is_not_collected() -> None:
+def test_other_errors_are_not_collected() -> None:
     problems = Problems()
     with pytest.raises(ValueError, match="a bug"), problems.collect():
         raise ValueError("a bug")

@@ -1,4 +1,4 @@
-"""Texts with secrets and without, as they are shown and as they are saved."""
+"""Removal of secrets from texts that are shown or saved."""
 
 import pytest
 
@@ -52,7 +52,7 @@ def test_a_secret_is_hidden_once_and_for_all(text: str, shown: str) -> None:
 
 
 @pytest.mark.parametrize("text", NO_SECRETS)
-def test_what_is_no_secret_stays(text: str) -> None:
+def test_other_values_are_kept(text: str) -> None:
     assert redacted(text) == text
     assert without_secrets(text) == (text, [])
 
@@ -75,10 +75,10 @@ def test_names_of_secrets() -> None:
         ("runs/{run_name}", "runs/{run_name}", []),
     ],
 )
-def test_what_is_saved_has_no_stars_and_names_the_variable(value: str, saved: str, sources: list[str]) -> None:
+def test_saved_values_have_no_stars_and_name_the_variable(value: str, saved: str, sources: list[str]) -> None:
     assert without_secrets(value) == (saved, sources)
 
 
-def test_an_address_is_the_same_without_its_login() -> None:
+def test_addresses_are_the_same_without_login() -> None:
     assert without_login("gs://me:word@bucket/x") == without_login("gs://bucket/x") == "gs://bucket/x"
     assert without_login("data/token=abc") == "data/token=abc"

@@ -21,11 +21,11 @@ from data.base.sizes import format_bytes, progress_bar
         ((1 << 60) - 1, "1048576tb", "1048575.99tb"),
     ],
 )
-def test_what_is_needed_is_rounded_up_and_what_is_available_down(n_bytes: float, up: str, down: str) -> None:
+def test_required_sizes_are_rounded_up_and_available_sizes_down(n_bytes: float, up: str, down: str) -> None:
     assert (format_bytes(n_bytes), format_bytes(n_bytes, down=True)) == (up, down)
 
 
 @pytest.mark.parametrize(("unit", "shown"), [("B", "1.00G/2.00G"), ("rows", "1.07G/2.15G")])
-def test_a_progress_bar_counts_bytes_as_messages_do(unit: str, shown: str) -> None:
+def test_a_progress_bar_shows_bytes_as_in_messages(unit: str, shown: str) -> None:
     with progress_bar("Reading", 2 << 30, unit=unit, initial=1 << 30, file=io.StringIO()) as bar:
         assert shown in str(bar)

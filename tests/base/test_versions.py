@@ -3,7 +3,7 @@ from importlib.metadata import version
 from data.base.versions import STREAMING, installed_versions
 
 
-def test_streaming_is_noted_from_whichever_distribution_it_comes():
+def test_streaming_is_recorded_for_either_distribution():
     found = installed_versions((*STREAMING, "torch", "never-published"))
     assert found["torch"] == version("torch")
     assert found.keys() & set(STREAMING)

@@ -11,7 +11,7 @@ def test_a_time_is_its_parts_together(text: str, seconds: int) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "3", "h", "1m2h", "3h 50m", "-1h", "1.5h", "0h0m"])
-def test_what_is_no_time_is_named(text: str) -> None:
+def test_an_invalid_time_is_named(text: str) -> None:
     with pytest.raises(ValueError, match=f"is '{text}', but"):
         parse_wall_time(text)
 

@@ -7,13 +7,13 @@ import time
 
 import pytest
 
-from data.base.workers import WorkerEnded, in_order, try_in_child
+from data.base.workers import WorkerEnded, map_in_order, try_in_child
 
 pytestmark = pytest.mark.timeout(60)
 
 
 def run(work, n_workers=1, tasks=range(8)):
-    return list(in_order(work, tasks, n_workers, lambda: 2 * n_workers, isolated=True))
+    return list(map_in_order(work, tasks, n_workers, lambda: 2 * n_workers, isolated=True))
 
 
 @pytest.mark.parametrize("n_workers", [1, 3])
@@ -23,11 +23,11 @@ def test_results_come_in_order_and_from_other_processes(n_workers):
     assert os.getpid() not in {pid for _, pid in results}
 
 
-def test_one_worker_works_here_where_nothing_can_end_its_process():
-    assert set(in_order(lambda task: os.getpid(), range(3), 1, lambda: 2)) == {os.getpid()}
+def test_one_worker_runs_in_this_process():
+    assert set(map_in_order(lambda task: os.getpid(), range(3), 1, lambda: 2)) == {os.getpid()}
 
 
-def test_what_the_work_raises_is_raised():
+def test_exceptions_of_the_work_are_raised():
     def refuse(task):
         raise ValueError(f"task {task}")
 
@@ -60,7 +60,7 @@ ENDS = {
 
 @pytest.mark.parametrize("end", ENDS)
 @pytest.mark.parametrize("n_workers", [1, 3])
-def test_a_worker_that_ends_is_an_exception_here(end, n_workers):
+def test_the_end_of_a_worker_is_an_exception_in_the_parent(end, n_workers):
     work, how, status = ENDS[end]
     with pytest.raises(WorkerEnded, match=how) as error:
         run(lambda task: work() if task == 5 else task, n_workers)
@@ -68,14 +68,14 @@ def test_a_worker_that_ends_is_an_exception_here(end, n_workers):
 
 
 @pytest.mark.parametrize("end", ENDS)
-def test_what_ends_a_child_is_an_exception_here(end):
+def test_the_end_of_a_child_is_an_exception_in_the_parent(end):
     work, how, status = ENDS[end]
     with pytest.raises(WorkerEnded, match=how) as error:
         try_in_child(work)
     assert error.value.status == status
 
 
-def test_what_a_child_prints_is_shown_only_when_it_ends(capfd):
+def test_output_of_a_child_is_shown_only_if_it_ends(capfd):
     try_in_child(lambda: os.write(1, b"fine"))
     assert capfd.readouterr() == ("", "")
     with pytest.raises(WorkerEnded):
@@ -83,12 +83,12 @@ def test_what_a_child_prints_is_shown_only_when_it_ends(capfd):
     assert capfd.readouterr().err == "usage: mine.py"
 
 
-def test_a_child_that_raises_is_nobodys_error():
+def test_exceptions_of_a_child_are_dropped():
     try_in_child(lambda: 1 / 0)
 
 
 def test_stopping_does_not_wait_for_the_work():
-    results = in_order(lambda task: time.sleep(30 * task) or task, range(8), 2, lambda: 4)
+    results = map_in_order(lambda task: time.sleep(30 * task) or task, range(8), 2, lambda: 4)
     assert next(results) == 0
     begun = time.monotonic()
     results.close()

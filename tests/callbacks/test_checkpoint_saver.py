@@ -1,4 +1,5 @@
-"""What a file system refuses during a save: one error on every rank, nothing half-written, and the next start works."""
+"""If the file system refuses a save, every rank raises one error, no incomplete file remains, and the next start
+works."""
 
 import contextlib
 import errno
@@ -30,7 +31,7 @@ from train.supervision.record_file import Record
 
 
 class Refuse(Callback):
-    """From batch 3 on, files may not exceed a size (every rank), or there is no space for any (rank 1 alone)."""
+    """From batch 3 on, limit the size of files on every rank, or leave no disk space on rank 1 only."""
 
     def __init__(self, patch: pytest.MonkeyPatch, how: str) -> None:
         self.patch, self.how = patch, how
@@ -55,8 +56,8 @@ def _no_space(*args: object) -> None:
 
 
 def refused(path: str, how: str, overrides: list[str]) -> tuple[str, list[str], list[str]]:
-    """The error of a run whose second save is refused, what that leaves, and what the next start has at its end, of a
-    run that had no space."""
+    """Return the error of a run whose second save is refused, the files it leaves, and the files after the next
+    start."""
     overrides = [*overrides, "save_interval=2ba", "max_duration=4ba", "eval_loader=null", "autoresume=true"]
     config = read_config(path, overrides)
     folder = Path(str(config.save_folder).format(run_name=config.run_name))
@@ -70,7 +71,7 @@ def refused(path: str, how: str, overrides: list[str]) -> tuple[str, list[str], 
     return str(caught.value), left, [found.name for found in checkpoints(folder)]
 
 
-SIZE, SPACE = "cannot take so large a file", "has no space left"
+SIZE, SPACE = "cannot store a file of this size", "has no space left"
 CASES = {
     "size": ("size", SIZE, [], ["ep0-ba2", "ep0-ba4"]),
     "space": ("space", SPACE, [], ["ep0-ba2", "ep0-ba4"]),
@@ -90,13 +91,13 @@ def test_a_refused_save_is_one_error_on_every_rank(tmp_path: Path) -> None:
     for name, (_, text, _, names) in CASES.items():
         error, left, resumed = first[name]
         assert error.startswith(f"save_folder {tmp_path / name} {text} for the checkpoint of batch 4, which takes ")
-        assert " are free): " in error
+        assert " free): " in error
         assert left == names[:1]
         assert resumed == (names if name == "space" else left)
 
 
 class RefuseOnce(Callback):
-    """Files may not exceed a size while the checkpoint of batch 4 is written."""
+    """Limit the size of files while the checkpoint of batch 4 is written."""
 
     def batch_start(self, state: State, logger: Logger) -> None:
         wait_until_saved(state)
@@ -104,7 +105,8 @@ class RefuseOnce(Callback):
 
 
 def warned(path: str) -> tuple[list[str], str, str]:
-    """What a run that continues after a refused save leaves and prints, and the error when its last save is refused."""
+    """Return the files and output of a run that continues after a refused save, and the error if its last save is
+    refused."""
     overrides = ["save_interval=2ba", "eval_loader=null", "autoresume=true", "on_save_error=warn"]
     config = read_config(path, [*overrides, "max_duration=6ba"])
     with contextlib.redirect_stdout(io.StringIO()) as out:
@@ -121,7 +123,9 @@ def test_a_run_may_continue_without_a_checkpoint_but_not_without_the_last(tmp_pa
     ((left, out, error),) = run_ranks(warned, 1, write_toy_run(tmp_path))
     assert left == ["ep0-ba2", "ep0-ba6"]
     (line,) = [line for line in out.splitlines() if "without this checkpoint" in line]
-    assert line.startswith(f"warning: save_folder {tmp_path / 'toy'} cannot take so large a file for the checkpoint of")
+    assert line.startswith(
+        f"warning: save_folder {tmp_path / 'toy'} cannot store a file of this size for the checkpoint of"
+    )
     assert "for the checkpoint of batch 4, which takes " in error
 
 
@@ -144,7 +148,7 @@ def test_a_full_checkpoint_is_one_file_with_the_same_tensors(tmp_path: Path) -> 
             assert torch.equal(sharded.tensor(key), full.tensor(key)), key
 
 
-def test_what_is_behind_the_errors_of_libraries() -> None:
+def test_errors_of_libraries_have_a_cause() -> None:
     hidden = RuntimeError("unexpected pos 704 vs 598")
     hidden.__context__ = OSError(errno.EFBIG, "File too large")
     assert getattr(os_error(hidden), "errno", None) == errno.EFBIG
@@ -161,7 +165,7 @@ class NoSpace:
         raise Exception("No space left on device (os error 28)")
 
 
-def test_a_record_that_is_refused_is_one_warning_where_a_run_may_continue(
+def test_a_refused_record_is_one_warning_if_the_run_may_continue(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     record = RunRecord(Record({"log_folder": tmp_path / "gone"}), cast(RowPlan, None), None, 8, stop_on_error=False)
@@ -171,7 +175,7 @@ def test_a_record_that_is_refused_is_one_warning_where_a_run_may_continue(
     assert message.startswith(f"log_folder {tmp_path}/gone cannot be written for record.jsonl")
 
 
-def test_what_stands_beside_the_checkpoints_is_refused_as_plainly(tmp_path: Path) -> None:
+def test_other_files_of_the_save_folder_have_plain_errors(tmp_path: Path) -> None:
     folder, tokenizer = tmp_path / "save", cast(Tokenizer, NoSpace())
     config = load_config(write_toy_run(tmp_path)).config
     with pytest.raises(DataError, match=r"save has no space left for config.yaml and the tokenizer: free some and"):

@@ -1,4 +1,4 @@
-"""Text during training: what the weights of the moment write, and a run that trains as if nothing had been written."""
+"""Generation during training uses the current weights and does not change the training."""
 
 import json
 from pathlib import Path
@@ -36,7 +36,7 @@ class AtTheEnd(Callback):
 
 
 def run(path: str, overrides: list[str]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """The weights and the random state at the end."""
+    """Return the weights and the random state at the end."""
     end = AtTheEnd()
     fit(read_config(path, overrides), callbacks=[end])
     return end.weights, torch.get_rng_state()
@@ -55,34 +55,34 @@ def written_by(checkpoint: Path, sampling: Sampling) -> list[str]:
     [("fsdp_config={activation_checkpointing: selective}", "temperature: 0.9, seed: 3"), ("fsdp_config=null", "")],
     ids=["FSDP2, sampled", "DDP, greedy"],
 )
-def test_a_run_trains_the_same_and_the_text_is_its_weights(tmp_path, fsdp, drawn):
+def test_generation_uses_the_weights_and_does_not_change_training(tmp_path, fsdp, drawn):
     path = write_toy_run(tmp_path)
     changes = [
-        f"loggers.file.filename={tmp_path}/told/log-rank{{rank}}.txt",
+        f"loggers.file.filename={tmp_path}/generating/log-rank{{rank}}.txt",
         fsdp,
         GENERATE.replace("max_new", f"{drawn}, max_new" if drawn else "max_new"),
     ]
     plain = run_ranks(run, 2, path, [fsdp, "run_name=plain"])
-    told = run_ranks(run, 2, path, [*changes, "run_name=told"])
-    for (weights, rng), (expected, expected_rng) in zip(told, plain, strict=True):
+    generating = run_ranks(run, 2, path, [*changes, "run_name=generating"])
+    for (weights, rng), (expected, expected_rng) in zip(generating, plain, strict=True):
         assert torch.equal(rng, expected_rng)
         assert weights.keys() == expected.keys()
         for name, tensor in expected.items():
             assert torch.equal(weights[name], tensor), name
-    shown = generated_tables(tmp_path / "told")
+    shown = generated_tables(tmp_path / "generating")
     assert [[row[:2] for row in table] for table in shown] == [
         [[batch, prompt] for prompt in PROMPTS] for batch in (4, 8, 10)
     ]
     if fsdp != "fsdp_config=null":
         sampling = Sampling(max_new_tokens=12, temperature=0.9, seed=3)
         for table, checkpoint in zip(shown, ("ep0-ba4", "ep0-ba8", "ep0-ba10"), strict=True):
-            assert [row[2] for row in table] == written_by(tmp_path / "told" / checkpoint, sampling)
+            assert [row[2] for row in table] == written_by(tmp_path / "generating" / checkpoint, sampling)
 
 
 @pytest.mark.parametrize(
-    ("generate", "said"),
+    ("generate", "message"),
     [
-        ("{prompts: []}", "callbacks.generate.prompts is [], but at least 1 is needed"),
+        ("{prompts: []}", "callbacks.generate.prompts is [], but at least 1 prompt is required"),
         (
             "{prompts: [a], interval: 0ba}",
             "callbacks.generate.interval is '0ba', but it must be longer than 0",
@@ -90,32 +90,32 @@ def test_a_run_trains_the_same_and_the_text_is_its_weights(tmp_path, fsdp, drawn
         ("{prompts: [a], interval: often}", "callbacks.generate.interval "),
         (
             "{prompts: [a], top_k: 3}",
-            "callbacks.generate.temperature is 0, which is greedy, but top_k or top_p is given",
+            "callbacks.generate.temperature is 0, which is greedy, but top_k or top_p is set",
         ),
         ("{prompts: [a], max_new_tokens: 0}", "callbacks.generate.max_new_tokens is 0"),
         ("{prompts: [a], every: 3}", "callbacks.generate.every is not a key"),
         ("{interval: 1ba}", "missing: callbacks.generate.prompts"),
     ],
 )
-def test_what_the_config_cannot_say(tmp_path, generate, said):
-    assert said in refusal(tmp_path, f"callbacks.generate={generate}")
+def test_invalid_settings_are_refused(tmp_path, generate, message):
+    assert message in refusal(tmp_path, f"callbacks.generate={generate}")
 
 
-def test_llm_foundrys_name_is_answered(tmp_path):
-    said = refusal(tmp_path, "callbacks.generate_callback={prompts: [a]}")
-    assert "callbacks.generate_callback is not taken: write `generate: {prompts: [...]" in said
+def test_the_error_for_llm_foundrys_name_names_ours(tmp_path):
+    message = refusal(tmp_path, "callbacks.generate_callback={prompts: [a]}")
+    assert "callbacks.generate_callback is not supported: use `generate: {prompts: [...]" in message
 
 
 @pytest.mark.parametrize(
-    ("prompt", "said"),
+    ("prompt", "message"),
     [
-        ("", r"callbacks.generate.prompts\[1\] is '', but a prompt needs at least 1 character"),
+        ("", r"callbacks.generate.prompts\[1\] is '', but a prompt must have at least 1 character"),
         ("y" * 128, r"callbacks.generate.prompts\[1\] is 'yyy.* of 128 tokens, but model.max_seq_len is 128"),
     ],
 )
-def test_a_prompt_that_nothing_can_follow_is_refused_before_the_model_is_built(tmp_path, monkeypatch, prompt, said):
+def test_a_prompt_that_nothing_can_follow_is_refused_before_the_model_is_built(tmp_path, monkeypatch, prompt, message):
     path = write_toy_run(tmp_path)
     monkeypatch.setattr("train.run.model.sharded.build_model", lambda *args, **kwargs: pytest.fail("it was built"))
     changes = [f"callbacks.generate.prompts=[a, '{prompt}']", "model.max_seq_len=128", "run_name=x"]
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=message):
         fit(read_config(path, changes))

@@ -1,4 +1,4 @@
-"""The learning rate of each batch that Composer trains is that of transformers' own schedules."""
+"""The learning rate of each batch that Composer trains matches transformers' schedules."""
 
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -25,7 +25,7 @@ LR, BATCHES, WARMUP, DECAY = 3e-3, 30, 5, 6
 
 
 class Rates(LoggerDestination):
-    """The learning rate that each batch was trained with, and the one that was logged for it."""
+    """Return the learning rate that each batch was trained with, and the logged one."""
 
     def __init__(self) -> None:
         self.used: list[float] = []
@@ -69,18 +69,18 @@ SCHEDULES: dict[str, tuple[str, Callable[[torch.optim.Optimizer], Any]]] = {
         lambda optimizer: transformers.get_inverse_sqrt_schedule(optimizer, WARMUP),
     ),
     "warmup, stable, decay": (
-        # Without alpha_f: with min_lr_ratio the warmup of transformers begins there, and not at 0.
+        # Without alpha_f, because with min_lr_ratio the warmup of transformers starts there instead of at 0.
         "{name: wsd_with_warmup, t_warmup: 5ba, t_decay: 6ba}",
         lambda optimizer: transformers.get_wsd_schedule(
             optimizer, WARMUP, DECAY, num_training_steps=BATCHES, decay_type="linear"
         ),
     ),
 }
-"""Ours, and the schedule of transformers with the same definition."""
+"""Return our schedule and transformers' schedule with the same definition."""
 
 
 class Model(ComposerModel):
-    """One weight, so that a step takes no time."""
+    """Return an optimizer with one weight, so that a step takes no time."""
 
     def __init__(self) -> None:
         super().__init__()

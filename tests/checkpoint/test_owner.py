@@ -157,7 +157,7 @@ def test_an_owner_elsewhere_that_beats_is_refused_although_its_pid_is_none_here(
     with beating(file):
         assert "run 'before'" in refusal(tmp_path)
     assert content(tmp_path)["token"] == "another"
-    assert "to see whether its owner is alive, run 'before' (host " in capsys.readouterr().out
+    assert "to see whether its owner is alive: run 'before' (host " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("seconds", [-3600, -0.05, 0, 3600], ids=["long ago", "just now", "now", "in the future"])

@@ -32,7 +32,7 @@ def test_configs_are_frozen_all_the_way_down(tmp_path):
     assert all(node.__dataclass_params__.frozen for node in nodes)
 
 
-def test_what_differs_from_the_defaults(tmp_path):
+def test_differing_lists_values_that_are_not_defaults(tmp_path):
     groups = "optimizer.param_groups=[{match: ['*.wte.*'], lr: 0.1}]"
     config = load(tmp_path, "callbacks.lr_monitor={}", "optimizer.lr=0.5", "loggers.wandb={tags: [a]}", groups)
     found = differing(config)
@@ -62,8 +62,8 @@ def test_microbatch_that_megablocks_cannot_address(tmp_path):
     sizes = ["model={preset: tiny, d_model: 6144, n_heads: 48, ffn_config: {moe_top_k: 4, moe_impl: megablocks}}"]
     sizes += ["device_train_microbatch_size=1366", "global_train_batch_size=4096"]
     config = load(tmp_path, *sizes)  # 1366 x 64 = 87,424 tokens
-    said = r"device_train_microbatch_size \(1,366\) x max_seq_len \(64\) x .* is 2,148,532,224, which must be below"
-    with pytest.raises(ValueError, match=said):
+    message = r"device_train_microbatch_size \(1,366\) x max_seq_len \(64\) x .* is 2,148,532,224, which must be below"
+    with pytest.raises(ValueError, match=message):
         check_kernel_sizes(config, 1)
     check_kernel_sizes(config, 4)  # a rank has 1024 rows
     check_kernel_sizes(load(tmp_path, *sizes, "model.ffn_config.moe_impl=grouped_mm"), 1)
@@ -73,8 +73,8 @@ def test_microbatch_that_megablocks_cannot_address(tmp_path):
 
 
 @pytest.mark.parametrize(("rows", "allowed"), [(1023, True), (1024, False)])
-def test_what_a_rank_may_receive_counts_under_expert_parallelism(tmp_path, rows: int, allowed: bool) -> None:
-    # 1024 rows x 64 tokens x 8 ranks x 2 experts of a rank x d_model 2048 = 2**31; top-4 of one rank alone: half of it.
+def test_kernel_sizes_include_tokens_of_all_expert_parallel_ranks(tmp_path, rows: int, allowed: bool) -> None:
+    # 1024 rows x 64 tokens x 8 ranks x 2 experts per rank x d_model 2048 = 2**31; on one rank, top-4 is half of that.
     model = "model={preset: tiny, d_model: 2048, ffn_config: {moe_num_experts: 16, moe_top_k: 4, moe_impl: megablocks}}"
     sizes = [f"device_train_microbatch_size={rows}", "global_train_batch_size=65536", model]
     parallel = "fsdp_config.expert_parallel_degree=8"
@@ -84,31 +84,31 @@ def test_what_a_rank_may_receive_counts_under_expert_parallelism(tmp_path, rows:
     if allowed:
         check_kernel_sizes(config, 8)
         return
-    said = (
+    message = (
         r"moe_impl is megablocks, .* device_train_microbatch_size \(1,024\) x max_seq_len \(64\) x "
-        r"fsdp_config.expert_parallel_degree \(8\) x a token's experts on one rank \(2\) x model.d_model \(2,048\) is "
-        r"2,147,483,648, which must be below 2\*\*31 = 2,147,483,648: .* write grouped_mm or auto"
+        r"fsdp_config.expert_parallel_degree \(8\) x experts per token on one rank \(2\) x model.d_model \(2,048\) is "
+        r"2,147,483,648, which must be below 2\*\*31 = 2,147,483,648: .* use grouped_mm or auto"
     )
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         check_kernel_sizes(config, 8)
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "message"),
     [
-        ("fsdp_config.sharding_strategy=HYBRID_SHARD", "HYBRID_SHARD needs the number of replicas"),
+        ("fsdp_config.sharding_strategy=HYBRID_SHARD", "HYBRID_SHARD requires the number of replicas"),
         ("fsdp_config.data_parallel_replicate_degree=2", "FULL_SHARD has none"),
-        ("max_duration=1dur", "max_duration is '1dur', but dur is a part of it"),
+        ("max_duration=1dur", "max_duration is '1dur', but dur is a fraction of it"),
         ("max_duration=0ba", "must be longer than 0"),
         ("eval_interval=10", "eval_interval is 10"),
-        ("eval_interval=soon", "eval_interval is 'soon', but a duration is a number and a unit"),
+        ("eval_interval=soon", "eval_interval is 'soon', but a duration must be a number and a unit"),
         ("scheduler.t_warmup=9999ba", "scheduler.t_warmup is 9999ba, but max_duration is only"),
         ("scheduler={name: wsd_with_warmup, t_decay: 1dur, t_warmup: 1ba}", "t_decay is 1dur, but with scheduler.t_"),
         ("scheduler.t_warmup=1.1dur", "scheduler.t_warmup is 1.1dur, but max_duration is only"),
-        ("scheduler.t_warmup=1.5ba", "scheduler.t_warmup is '1.5ba', but ba counts whole ones"),
+        ("scheduler.t_warmup=1.5ba", "scheduler.t_warmup is '1.5ba', but a number of ba must be an integer"),
         ("train_loader.dataset.max_seq_len=32", "train_loader.dataset.max_seq_len is 32, but max_seq_len is 64"),
         ("tokenizer.kwargs.model_max_length=32", "tokenizer.kwargs.model_max_length is 32, but max_seq_len is 64"),
-        ("tokenizer.kwargs.model_name=gpt-4", "tokenizer.kwargs.model_name belongs to `name: tiktoken`"),
+        ("tokenizer.kwargs.model_name=gpt-4", "tokenizer.kwargs.model_name requires `name: tiktoken`"),
         ("tokenizer.name=tiktoken", "tokenizer.kwargs needs exactly one of model_name, encoding_name, vocab_file"),
         ("train_loader.num_workers=-1", "train_loader.num_workers is -1"),
         (
@@ -118,8 +118,8 @@ def test_what_a_rank_may_receive_counts_under_expert_parallelism(tmp_path, rows:
         ("algorithms.gradient_clipping={clipping_type: norm, clipping_threshold: 0}", "clipping_threshold is 0.0"),
     ],
 )
-def test_what_cannot_be(tmp_path, override, said):
-    assert said in refusal(tmp_path, override)
+def test_invalid_configs_are_refused(tmp_path, override, message):
+    assert message in refusal(tmp_path, override)
 
 
 def test_every_field_of_every_config_can_be_built_from_its_own_value(tmp_path):
@@ -142,7 +142,7 @@ def test_text_that_is_not_utf_8_names_its_key():
 
 
 @pytest.mark.parametrize("length", ["2ba", "600tok"])
-def test_what_a_short_test_needs_is_suggested_at_once(length):
+def test_all_overrides_for_a_short_test_are_suggested_together(length):
     curriculum = str(ROOT / "yamls" / "pretrain" / "dbrx_tiny_curriculum.yaml")
     unit = length.lstrip("0123456789")
     overrides = [f"max_duration={length}", f"scheduler.t_warmup=999{unit}", f"train_loader.stages.0.duration=999{unit}"]

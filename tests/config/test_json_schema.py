@@ -15,6 +15,7 @@ from train.main import main
 
 ROOT = Path(__file__).parents[2]
 SCHEMA = ROOT / "yamls" / "schema.json"
+KEYS = ROOT / "docs" / "keys.md"
 YAMLS = sorted((ROOT / "yamls").rglob("*.yaml"))
 
 MISSPELT = {
@@ -48,10 +49,18 @@ def checked(*files: Path) -> int:
     return int(ended.value.code or 0)
 
 
-def test_the_committed_schema_is_that_of_the_code(capsys):
+def test_the_committed_schema_is_up_to_date(capsys):
     assert main(["--schema"]) == 0
     assert capsys.readouterr().out == SCHEMA.read_text(encoding="utf-8"), "python train.py --schema > yamls/schema.json"
     Draft202012Validator.check_schema(json.loads(SCHEMA.read_text(encoding="utf-8")))
+
+
+def test_the_committed_page_of_keys_is_generated_from_the_code(capsys):
+    assert main(["--keys"]) == 0
+    page = capsys.readouterr().out
+    assert page == KEYS.read_text(encoding="utf-8"), "python train.py --keys > docs/keys.md"
+    for path in known_paths(TrainConfig):
+        assert f"\n| `{path.rpartition('.')[2]}` | " in page or path.endswith("NAME"), path
 
 
 def test_shipped_yamls_name_the_schema_and_satisfy_it(capsys):
@@ -60,18 +69,18 @@ def test_shipped_yamls_name_the_schema_and_satisfy_it(capsys):
     assert checked(*YAMLS) == 0
 
 
-def test_misspelt_yamls_are_found_by_the_schema_as_by_the_reader(tmp_path, capsys):
+def test_the_schema_rejects_the_misspelt_yamls_that_the_reader_rejects(tmp_path, capsys):
     text = LEAST.replace("lr: 1e-3", "lr: 1.0e-3")
     files = []
-    for number, (right, wrong) in enumerate([*MISSPELT.items(), *INVALID.items()]):
-        right = right.replace("1e-3", "1.0e-3")
-        assert text.count(right) == 1
+    for number, (valid, invalid) in enumerate([*MISSPELT.items(), *INVALID.items()]):
+        valid = valid.replace("1e-3", "1.0e-3")
+        assert text.count(valid) == 1
         files.append(tmp_path / f"{number}.yaml")
-        files[-1].write_text(text.replace(right, wrong), encoding="utf-8")
-        refusal(tmp_path, text=text.replace(right, wrong))
-    (tmp_path / "right.yaml").write_text(text, encoding="utf-8")
+        files[-1].write_text(text.replace(valid, invalid), encoding="utf-8")
+        refusal(tmp_path, text=text.replace(valid, invalid))
+    (tmp_path / "valid.yaml").write_text(text, encoding="utf-8")
     assert len(MISSPELT) == 10
-    assert checked(tmp_path / "right.yaml") == 0
+    assert checked(tmp_path / "valid.yaml") == 0
     for file in files:
         assert checked(file) == 1, file.read_text()
 
@@ -90,7 +99,7 @@ def test_misspelt_yamls_are_found_by_the_schema_as_by_the_reader(tmp_path, capsy
         "train_loader.dataset.target_prompts=length>=8",
     ],
 )
-def test_the_schema_takes_what_the_reader_takes(override):
+def test_the_schema_accepts_what_the_reader_accepts(override):
     key, _, text = override.partition("=")
     tree = yaml.safe_load(LEAST.replace("1e-3", "1.0e-3")) | {"variables": {"n": 3}}
     node = tree
@@ -125,13 +134,14 @@ def test_a_key_that_cannot_be_explained(capsys):
     assert main(["--explain"]) == 2
     assert main(["--explain", ""]) == 2
     assert main(["--schema", "seed"]) == 2
+    assert main(["--keys", "seed"]) == 2
     with pytest.raises(ConfigError, match=r"model.ffn_config.ffn_type is not a key: every layer has dropless experts"):
         explain("model.ffn_config.ffn_type")
     with pytest.raises(ConfigError, match="seed has no keys below it"):
         explain("seed.x")
 
 
-def test_defaults_of_the_schema_are_those_of_the_reader(tmp_path):
+def test_the_schema_has_the_defaults_of_the_reader(tmp_path):
     config, schema = load(tmp_path), json_schema()
     for name, key in schema["properties"].items():
         if isinstance(key.get("default"), int | float | str | bool):

@@ -18,7 +18,7 @@ from train.config.schema import TrainConfig
 NAMES = "it must be 132b or 73b or 35b or 18b or 9b or tiny"
 
 
-def test_values_defaults_and_interpolation_arrive(tmp_path):
+def test_values_defaults_and_references_are_read(tmp_path):
     config = load(tmp_path)
     assert (config.max_seq_len, config.train_loader.dataset.max_seq_len) == (64, 64)
     assert config.optimizer.lr == 1e-3
@@ -26,7 +26,7 @@ def test_values_defaults_and_interpolation_arrive(tmp_path):
     assert config.fsdp_config.sharding_strategy == "FULL_SHARD"
 
 
-def test_preset_lies_under_what_is_written(tmp_path):
+def test_keys_of_the_yaml_override_the_preset(tmp_path):
     model = load(tmp_path, "model.ffn_config.moe_top_k=2", "model.attn_config=null", "model.n_layers=3").model
     assert (model.d_model, model.n_layers) == (64, 3)
     assert (model.ffn_config.ffn_hidden_size, model.ffn_config.moe_top_k) == (64, 2)
@@ -69,28 +69,28 @@ def test_an_override_reaches_into_a_list(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "message"),
     [
         ("foo", "'foo' is not key=value, such as optimizer.lr=1e-5"),
-        ("--lr=3", "the key '--lr' must be names with dots between: write lr=3, without dashes"),
-        ("a..b=3", "the key 'a..b' must be names with dots between"),
-        ("max_seq_len.a=3", "max_seq_len.a=3: max_seq_len is 64, which has no keys below it"),
-        ("run_name={a:", "'run_name={a:': the value is not YAML"),
+        ("--lr=3", "the key '--lr' must be names separated by dots: use lr=3, without dashes"),
+        ("a..b=3", "the key 'a..b' must be names separated by dots"),
+        ("max_seq_len.a=3", "max_seq_len.a=3: max_seq_len is 64, which has no keys"),
+        ("run_name={a:", "'run_name={a:': the value is not valid YAML"),
         ("run_name=${", "run_name is '${', in which ${ does not begin a reference such as ${max_seq_len}: close it"),
         ("model={d_model: 'a ${x'}", "model.d_model is 'a ${x', in which ${ does not begin a reference"),
     ],
 )
-def test_override_that_cannot_be_read(tmp_path, override, said):
-    assert said in refusal(tmp_path, override)
+def test_override_that_cannot_be_read(tmp_path, override, message):
+    assert message in refusal(tmp_path, override)
 
 
 def test_index_past_the_end_of_a_list(tmp_path):
-    said = refusal(tmp_path, "optimizer.betas=[0.9, 0.95]", "optimizer.betas.2=0.1")
-    assert said == "optimizer.betas.2=0.1: optimizer.betas is a list of 2: '2' must be a number below 2"
+    message = refusal(tmp_path, "optimizer.betas=[0.9, 0.95]", "optimizer.betas.2=0.1")
+    assert message == "optimizer.betas.2=0.1: optimizer.betas has 2 items: the index '2' must be below 2"
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "message"),
     [
         ("seeed=1", "seeed is not a key; did you mean seed?"),
         ("train_loader.datset={}", "train_loader.datset is not a key; did you mean dataset?"),
@@ -112,24 +112,24 @@ def test_index_past_the_end_of_a_list(tmp_path):
         ("colour=red", "colour is not a key here or anywhere below"),
     ],
 )
-def test_unknown_key(tmp_path, override, said):
-    assert refusal(tmp_path, override) == f"small.yaml: {said}"
+def test_unknown_key(tmp_path, override, message):
+    assert refusal(tmp_path, override) == f"small.yaml: {message}"
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "message"),
     [
-        ("seed=1.5", "seed is 1.5, but it must be a whole number"),
-        ("seed=true", "seed is true, but it must be a whole number"),
+        ("seed=1.5", "seed is 1.5, but it must be an integer"),
+        ("seed=true", "seed is true, but it must be an integer"),
         ("optimizer.lr=high", "optimizer.lr is 'high', but it must be a finite number"),
         ("optimizer.lr=.nan", "optimizer.lr is nan, but it must be a finite number"),
         ("autoresume=1", "autoresume is 1, but it must be true or false"),
-        ("run_name=7", "run_name is 7, but it must be text: write '7' in quotes"),
-        ("max_duration=1.5", "max_duration is 1.5, but it must be text: a number and its unit, such as 1.5ba"),
-        ("max_duration=true", "max_duration is true, but it must be text: a number and its unit, such as 10ba"),
+        ("run_name=7", "run_name is 7, but it must be a string: write '7' in quotes"),
+        ("max_duration=1.5", "max_duration is 1.5, but it must be a string: a number and its unit, such as 1.5ba"),
+        ("max_duration=true", "max_duration is true, but it must be a string: a number and its unit, such as 10ba"),
         (
             "callbacks.generate={prompts: [a], interval: 10}",
-            "callbacks.generate.interval is 10, but it must be text: a number and its unit, such as 10ba",
+            "callbacks.generate.interval is 10, but it must be a string: a number and its unit, such as 10ba",
         ),
         (
             "train_loader.dataset.packing=null",
@@ -139,7 +139,7 @@ def test_unknown_key(tmp_path, override, said):
         ("optimizer.betas=0.9", "optimizer.betas is 0.9, but it must be a list of numbers"),
         ("optimizer.betas=[a, 1]", "optimizer.betas[0] is 'a', but it must be a finite number"),
         ("model=3", "model is 3, but it must be a mapping of keys"),
-        ("load_path=[1]", "load_path is [1], but it must be text"),
+        ("load_path=[1]", "load_path is [1], but it must be a string"),
         (
             "fsdp_config.activation_checkpointing=2",
             "fsdp_config.activation_checkpointing is 2, but it must be true or false or none or block or selective",
@@ -148,21 +148,21 @@ def test_unknown_key(tmp_path, override, said):
         ("model.preset=huge", f"model.preset is 'huge', but {NAMES}"),
     ],
 )
-def test_wrong_value(tmp_path, override, said):
-    assert refusal(tmp_path, override) == f"small.yaml: {said}"
+def test_wrong_value(tmp_path, override, message):
+    assert refusal(tmp_path, override) == f"small.yaml: {message}"
 
 
-def test_a_value_that_is_no_member_of_a_union(tmp_path):
+def test_a_value_that_matches_no_member_of_a_union_is_refused(tmp_path):
     streams = "train_loader.dataset={streams: {a: {hf_name: json}}, max_seq_len: 64}"
-    said = refusal(tmp_path, streams, "train_loader.stages=[{name: a, duration: 1, proportions: {a: 1}}]")
-    assert said == (
-        "small.yaml: train_loader.stages[0].duration is 1, but it must be text or a mapping of keys: a number and its "
-        "unit, such as 1ba"
+    message = refusal(tmp_path, streams, "train_loader.stages=[{name: a, duration: 1, proportions: {a: 1}}]")
+    assert message == (
+        "small.yaml: train_loader.stages[0].duration is 1, but it must be a string or a mapping of keys: a number and "
+        "its unit, such as 1ba"
     )
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "message"),
     [
         ("model.ffn_config.moe_top_k=17", "model.ffn_config.moe_top_k is 17, but there are only 16 experts"),
         ("model.d_model=66", "model.d_model is 66, but it must be divisible by n_heads (4)"),
@@ -173,18 +173,20 @@ def test_a_value_that_is_no_member_of_a_union(tmp_path):
         ("optimizer.lr=-1", "optimizer.lr is -1.0, but it must be above 0"),
         (
             "max_seq_len=1024",
-            "max_seq_len is 1024, but model.max_seq_len is only 512: lower the one or raise the other",
+            "max_seq_len is 1024, but model.max_seq_len is only 512: lower max_seq_len or raise model.max_seq_len",
         ),
         ("autoresume=true", "autoresume is true, but there is no save_folder to resume from"),
     ],
 )
-def test_values_that_cannot_be_come_with_their_path(tmp_path, override, said):
-    assert refusal(tmp_path, override) == f"small.yaml: {said}"
+def test_invalid_values_are_reported_with_their_path(tmp_path, override, message):
+    assert refusal(tmp_path, override) == f"small.yaml: {message}"
 
 
-def test_all_problems_at_once(tmp_path):
-    said = refusal(tmp_path, "seeed=1", "model.ffn_config.moe_top_k=17", "model.ffn_config.top_k=1", "optimizer=null")
-    assert said.splitlines() == [
+def test_all_problems_are_reported_together(tmp_path):
+    message = refusal(
+        tmp_path, "seeed=1", "model.ffn_config.moe_top_k=17", "model.ffn_config.top_k=1", "optimizer=null"
+    )
+    assert message.splitlines() == [
         "small.yaml: 4 problems",
         "  small.yaml: seeed is not a key; did you mean seed?",
         "  small.yaml: model.ffn_config.moe_top_k is 17, but there are only 16 experts",
@@ -193,9 +195,9 @@ def test_all_problems_at_once(tmp_path):
     ]
 
 
-def test_all_missing_keys_at_once(tmp_path):
-    said = refusal(tmp_path, text="seed: 1\noptimizer: {lr: '???'}\n")
-    assert said == (
+def test_all_missing_keys_are_reported_together(tmp_path):
+    message = refusal(tmp_path, text="seed: 1\noptimizer: {lr: '???'}\n")
+    assert message == (
         "small.yaml: missing: max_seq_len, model, tokenizer.name, train_loader.name, "
         "train_loader.dataset.max_seq_len, optimizer.name, optimizer.lr, scheduler.name, max_duration, "
         "global_train_batch_size"
@@ -206,9 +208,9 @@ def test_all_missing_keys_at_once(tmp_path):
     "where", ["run_name=${oc.env:HOME}", "run_name=a-${ oc.env:HOME,x}", "run_name=${oc.decode:x}"]
 )
 def test_resolvers_are_refused_with_the_way_out(tmp_path, where):
-    said = refusal(tmp_path, where)
-    assert "but only other keys are interpolated" in said
-    assert "write run_name=$VAR on the command line" in said
+    message = refusal(tmp_path, where)
+    assert "but only other keys are interpolated" in message
+    assert "pass run_name=$VAR on the command line" in message
 
 
 def test_every_unclosed_reference_is_named(tmp_path):
@@ -233,57 +235,57 @@ def test_variables_are_values_to_refer_to(tmp_path):
     assert load(tmp_path, *used, relative, "variables.lr=0.1", text=VARIABLES) == config
 
 
-def test_variable_that_nothing_refers_to(tmp_path):
-    said = refusal(tmp_path, "max_seq_len=${variables.len}", "seeed=3", text=VARIABLES).splitlines()
-    assert said[0] == "small.yaml: 3 problems"
-    assert said[1] == "  small.yaml: variables.lr is never used: write ${variables.lr} where it belongs, or remove it"
-    assert "variables.data is never used" in said[2]
+def test_an_unused_variable_is_reported(tmp_path):
+    message = refusal(tmp_path, "max_seq_len=${variables.len}", "seeed=3", text=VARIABLES).splitlines()
+    assert message[0] == "small.yaml: 3 problems"
+    assert message[1] == "  small.yaml: variables.lr is never used: refer to it as ${variables.lr}, or remove it"
+    assert "variables.data is never used" in message[2]
     assert "variables is 3, but it must be a mapping" in refusal(tmp_path, "variables=3")
     assert load(tmp_path, "variables=null") == load(tmp_path)
 
 
-def test_variable_without_its_section(tmp_path):
-    said = refusal(tmp_path, "seed=${len}", text=VARIABLES.replace(", lr: 1e-2, data: {split: train}", ""))
-    assert said == "small.yaml: seed is '${len}', but there is no key 'len'; write ${variables.len}"
+def test_a_reference_to_a_variable_needs_its_section(tmp_path):
+    message = refusal(tmp_path, "seed=${len}", text=VARIABLES.replace(", lr: 1e-2, data: {split: train}", ""))
+    assert message == "small.yaml: seed is '${len}', but there is no key 'len'; use ${variables.len}"
 
 
-def test_interpolations_that_lead_nowhere(tmp_path):
+def test_unresolved_references_are_reported(tmp_path):
     assert "run_name is '${nope}', but there is no key 'nope'" in refusal(tmp_path, "run_name=${nope}")
     assert "Recursive interpolation" in refusal(tmp_path, "run_name=${save_folder}", "save_folder=${run_name}")
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("", "small.yaml is empty"),
         ("# nothing\n", "small.yaml is empty"),
-        ("- a\n", "small.yaml holds a list, but a config is a mapping"),
-        ("just words\n", "small.yaml holds text, but a config is a mapping"),
-        ("a: 1\na: 2\n", "small.yaml:2: the key a is there twice"),
-        ("model:\n  n_heads: 1\n  n_layers: 2\n  n_heads: 3\n", "small.yaml:4: the key n_heads is there twice"),
-        ("a: 1\nb: [1\n", "small.yaml:3: not YAML: "),
-        ("a:\n\t- 1\n", "small.yaml:2: not YAML: a tab in column 1: use spaces"),
-        ("a: b: 1\n", "small.yaml:1: not YAML: mapping values are not allowed here: check the indentation"),
-        ("a: \x00\n", "small.yaml: not YAML: "),
-        ("null: 1\n", "small.yaml: a config's keys are text"),
+        ("- a\n", "small.yaml contains a list, but a config must be a mapping"),
+        ("just words\n", "small.yaml contains text, but a config must be a mapping"),
+        ("a: 1\na: 2\n", "small.yaml:2: duplicate key a"),
+        ("model:\n  n_heads: 1\n  n_layers: 2\n  n_heads: 3\n", "small.yaml:4: duplicate key n_heads"),
+        ("a: 1\nb: [1\n", "small.yaml:3: not valid YAML: "),
+        ("a:\n\t- 1\n", "small.yaml:2: not valid YAML: a tab in column 1: use spaces"),
+        ("a: b: 1\n", "small.yaml:1: not valid YAML: mapping values are not allowed here: check the indentation"),
+        ("a: \x00\n", "small.yaml: not valid YAML: "),
+        ("null: 1\n", "small.yaml: keys of a config must be text"),
     ],
 )
-def test_files_that_are_no_config(tmp_path, text, said):
-    assert placed_refusal(tmp_path, text=text).startswith(said)
+def test_files_that_are_no_config(tmp_path, text, message):
+    assert placed_refusal(tmp_path, text=text).startswith(message)
 
 
-def test_files_that_are_not_there(tmp_path):
+def test_missing_and_unreadable_files_are_refused(tmp_path):
     (tmp_path / "dbrx_tiny.yaml").write_text(LEAST)
     with pytest.raises(ConfigError, match=r"dbrx_tin.yaml does not exist; did you mean .*dbrx_tiny.yaml\?"):
         read_config(str(tmp_path / "dbrx_tin.yaml"))
-    with pytest.raises(ConfigError, match=r"is a folder, not a YAML file; in .* there are: dbrx_tiny.yaml"):
+    with pytest.raises(ConfigError, match=r"is a folder, not a YAML file; the YAML files in .* are: dbrx_tiny.yaml"):
         read_config(str(tmp_path))
     (tmp_path / "latin.yaml").write_bytes(b"a: \xe9\n")
     with pytest.raises(ConfigError, match="it is not UTF-8 text"):
         read_config(str(tmp_path / "latin.yaml"))
 
 
-def test_to_yaml_reads_back_as_it_was(tmp_path):
+def test_to_yaml_is_read_back_unchanged(tmp_path):
     hard = ["run_name='1e-5'", "save_folder='a/{run_name}: x'", "optimizer.param_groups=[{match: ['*'], lr: 1e-7}]"]
     callbacks = "callbacks={lr_monitor: {}, speed_monitor: {window_size: 3}}"
     config = load(tmp_path, *hard, callbacks, "train_loader.dataset.preprocessing_fn={prompt: 'on', response: '???x'}")
@@ -300,7 +302,7 @@ def test_printed_config_hides_secrets(tmp_path):
     assert "s3://bucket/x" in printed
 
 
-def test_a_saved_config_has_no_secrets_and_is_read_again(tmp_path):
+def test_a_saved_config_has_no_secrets_and_can_be_read_back(tmp_path):
     hf = "hf_" + "Ab12" * 8
     config = load(
         tmp_path,
@@ -310,7 +312,7 @@ def test_a_saved_config_has_no_secrets_and_is_read_again(tmp_path):
     saved = to_yaml(config)
     assert saved.splitlines()[1:4] == [
         "#   train_loader.dataset.streams.a.remote: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
-        "#   loggers.wandb.group: in no variable, write it on the command line",
+        "#   loggers.wandb.group: no variable, pass it on the command line",
         "#   loggers.wandb.tags[1]: HF_TOKEN",
     ]
     assert not {text for text in ("key:word", hf, "pa55", "***") if text in saved}
@@ -341,15 +343,15 @@ def test_a_key_that_names_a_secret_is_saved_as_null():
         ("train_loader.stages=[{{name: {hf}, proportions: {{a: 1}}}}]", "train_loader.stages"),
     ],
 )
-def test_a_name_holds_no_secret(tmp_path, override, key):
-    said = refusal(tmp_path, override.format(hf="hf_" + "Ab12" * 8))
-    assert f"small.yaml: {key} has the name 'hf_***', in which there seems to be a secret" in said
+def test_a_name_with_a_secret_is_refused(tmp_path, override, key):
+    message = refusal(tmp_path, override.format(hf="hf_" + "Ab12" * 8))
+    assert f"small.yaml: {key} has the name 'hf_***', which seems to contain a secret" in message
 
 
 def test_vocabulary_must_fit(tmp_path):
     check_vocab(load(tmp_path), 512)
     with pytest.raises(
-        ConfigError, match=r"model.vocab_size is 512, but the tokenizer has 513 tokens: write at least 576"
+        ConfigError, match=r"model.vocab_size is 512, but the tokenizer has 513 tokens: set it to at least 576"
     ):
         check_vocab(load(tmp_path), 513)
 
@@ -385,7 +387,7 @@ def test_everything_is_reported_in_the_order_of_the_file_with_its_line(tmp_path)
     assert first == f"small.yaml: {len(problems)} problems"
     assert [line.partition(" is ")[0].partition(" needs ")[0].strip() for line in problems] == [
         "small.yaml:1: max_seq_lenn",
-        "small.yaml: model.d_model",  # of the preset
+        "small.yaml: model.d_model",  # set by the preset
         "small.yaml:4: model.n_heads",
         "small.yaml:5: model.ffn_config.moe_top_k",
         "small.yaml: tokenizer.kwargs",
@@ -404,14 +406,14 @@ def test_everything_is_reported_in_the_order_of_the_file_with_its_line(tmp_path)
     ]
 
 
-def test_a_misspelt_key_is_the_one_problem_of_all_that_refer_to_it(tmp_path):
-    said = placed_refusal(tmp_path, text=LEAST.replace("max_seq_len: 64", "max_seq_lenn: 64", 1))
-    assert said == "small.yaml:1: max_seq_lenn is not a key; did you mean max_seq_len?"
+def test_references_to_a_misspelt_key_are_not_reported(tmp_path):
+    message = placed_refusal(tmp_path, text=LEAST.replace("max_seq_len: 64", "max_seq_lenn: 64", 1))
+    assert message == "small.yaml:1: max_seq_lenn is not a key; did you mean max_seq_len?"
 
 
-def test_a_rule_waits_for_what_it_reads(tmp_path):
-    said = refusal(tmp_path, "model.ffn_config.moe_num_experts=few", "model.ffn_config.moe_top_k=17")
-    assert said == "small.yaml: model.ffn_config.moe_num_experts is 'few', but it must be a whole number"
+def test_a_rule_is_skipped_if_a_value_that_it_reads_is_invalid(tmp_path):
+    message = refusal(tmp_path, "model.ffn_config.moe_num_experts=few", "model.ffn_config.moe_top_k=17")
+    assert message == "small.yaml: model.ffn_config.moe_num_experts is 'few', but it must be an integer"
 
 
 def test_no_network_is_needed_before_resolve_pretrained(tmp_path, monkeypatch):
@@ -426,8 +428,8 @@ def test_no_network_is_needed_before_resolve_pretrained(tmp_path, monkeypatch):
         _ = loaded.config.model.d_model
     with pytest.raises(Unavailable):
         _ = loaded.config.max_seq_len
-    said = placed_refusal(tmp_path, "model={pretrained_model_name_or_path: some/model}", "seed=-1")
-    assert said.startswith("command line: seed is -1")
+    message = placed_refusal(tmp_path, "model={pretrained_model_name_or_path: some/model}", "seed=-1")
+    assert message.startswith("command line: seed is -1")
     assert asked == []
     assert resolve_pretrained(loaded).train_loader.dataset.max_seq_len == 128
     assert asked == ["some/model"]
@@ -453,7 +455,7 @@ ODD_VALUES = [
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_no_value_at_any_place_ends_in_a_traceback(tmp_path, seed):
+def test_no_value_of_any_key_ends_in_a_traceback(tmp_path, seed):
     random = Random(seed)
     paths = list(known_paths(TrainConfig))
     tree = yaml.safe_load(LEAST)
@@ -469,7 +471,7 @@ def test_no_value_at_any_place_ends_in_a_traceback(tmp_path, seed):
 
 
 def problems(folder, *overrides, text=LEAST):
-    """Key and problem of each line."""
+    """The problems of a config, each beginning with its key."""
     lines = refusal(folder, *overrides, text=text).splitlines()
     return [line.strip().removeprefix("small.yaml: ") for line in (lines[1:] if len(lines) > 1 else lines)]
 
@@ -478,7 +480,7 @@ def keys_of(folder, *overrides, text=LEAST):
     return [line.split()[0] for line in problems(folder, *overrides, text=text)]
 
 
-def test_a_model_by_reference_has_its_presets_values(tmp_path):
+def test_a_model_by_reference_has_the_values_of_its_preset(tmp_path):
     model = load(tmp_path, "variables={m: {preset: tiny, n_layers: 3}}", "model=${variables.m}").model
     assert (model.d_model, model.n_layers) == (64, 3)
     attn = load(tmp_path, "variables={a: {clip_qkv: 1.0}}", "model.attn_config=${variables.a}").model.attn_config
@@ -508,7 +510,7 @@ def test_values_of_a_misspelt_preset_are_not_checked(tmp_path, model):
         (["optimiser={name: adamw, lr: 1}", "optimizer=null"], ["optimiser"]),
         (["train_loader.dataset={hf_name: json}", "train_loader.max_seq_len=64"], ["train_loader.max_seq_len"]),
         (["variabels={n: 64}", "max_seq_len=${variables.n}"], ["variabels"]),
-        (["max_seq_len=${nope}"], ["max_seq_len"]),  # and not all that refer to it
+        (["max_seq_len=${nope}"], ["max_seq_len"]),  # the keys that refer to it are not reported
         (["eval_loader=${train_loader}", "train_loader.num_workers=${nope}"], ["train_loader.num_workers"]),
         (["run_name=${nope}", "variables.w=3"], ["run_name", "variables.w"]),
         (["seed=-1", "model.d_modell=3", "foo=1"], ["seed", "model.d_modell", "foo"]),
@@ -536,19 +538,19 @@ def test_each_problem_is_reported_once(tmp_path, overrides, keys):
 
 
 @pytest.mark.parametrize("reference", ["${...max_seq_len}", "a${max_seq_len}", "${max_seq_len}"])
-def test_a_reference_to_a_misspelt_key_is_no_problem_of_its_own(tmp_path, reference):
+def test_each_kind_of_reference_to_a_misspelt_key_is_not_reported(tmp_path, reference):
     text = LEAST.replace("max_seq_len: 64", "max_seq_lenn: 64", 1).replace("'${max_seq_len}'", f"'{reference}'")
     assert keys_of(tmp_path, text=text) == ["max_seq_lenn"]
 
 
-def test_references_in_a_circle_are_reported(tmp_path):
+def test_circular_references_are_reported(tmp_path):
     assert keys_of(tmp_path, "run_name=${save_folder}", "save_folder=${run_name}") == ["run_name", "save_folder"]
     circle = ["model.attn_config=${train_loader}", "train_loader.dataset.hf_kwargs=${model}"]
-    assert "cannot be filled in" in refusal(tmp_path, *circle)
+    assert "cannot be resolved" in refusal(tmp_path, *circle)
 
 
 @pytest.mark.parametrize("override", [f"max_duration={'9' * 400}ba", f"seed={'9' * 5000}", f"run_name={'[' * 2000}"])
-def test_a_value_of_thousands_of_signs(tmp_path, override):
+def test_the_message_for_a_very_long_value_is_short(tmp_path, override):
     assert len(refusal(tmp_path, override)) < 1000
 
 
@@ -566,11 +568,11 @@ def test_text_with_an_escaped_reference_is_written_and_read_back(tmp_path):
 
 
 def test_a_default_cannot_be_referred_to(tmp_path):
-    said = refusal(tmp_path, "device_eval_batch_size=${device_train_microbatch_size}")
-    assert said.endswith("but there is no key 'device_train_microbatch_size', only its default: write it")
+    message = refusal(tmp_path, "device_eval_batch_size=${device_train_microbatch_size}")
+    assert message.endswith("but there is no key 'device_train_microbatch_size', only its default: set the key")
 
 
-def test_a_missing_relative_path_says_what_it_is_relative_to(tmp_path, monkeypatch):
+def test_a_missing_relative_path_is_reported_with_the_working_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for path, expected in (("a.yaml", f" (relative to the working directory, {tmp_path})"), ("/no/a.yaml", "")):
         with pytest.raises(ConfigError) as error:

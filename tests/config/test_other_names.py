@@ -1,4 +1,4 @@
-"""Names of other frameworks lead to the key that has their meaning here, and to no other."""
+"""Names of other frameworks are answered with the key of the same meaning."""
 
 import re
 
@@ -12,8 +12,8 @@ from train.config.schema import TrainConfig
 KEYS = set(known_paths(TrainConfig))
 
 
-def test_what_is_suggested_are_keys():
-    written = [re.match(r"write ([\w.]+)", say) for say in SUGGESTIONS.values() if say.startswith("write")]
+def test_suggestions_begin_with_a_key():
+    written = [re.match(r"use ([\w.]+)", hint) for hint in SUGGESTIONS.values() if hint.startswith("use")]
     assert {found[1] for found in written if found is not None} <= KEYS
 
 
@@ -22,21 +22,21 @@ def test_no_name_is_a_key_itself():
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "message"),
     [
         (
             "callbacks.optimizer_monitor={}",
-            "optimizer_monitor is not a key: the norm of the gradient is always",
+            "optimizer_monitor is not a key: the gradient norm is always",
         ),
-        ("micro_batch_size=4", "micro_batch_size is not a key: write device_train_microbatch_size, the rows"),
-        ("max_steps=10", "max_steps is not a key: write max_duration, such as 1000ba"),
-        ("optimizer.learning_rate=1", "optimizer.learning_rate is not a key: write optimizer.lr"),
-        ("model.hidden_size=8", "model.hidden_size is not a key: write model.d_model"),
+        ("micro_batch_size=4", "micro_batch_size is not a key: use device_train_microbatch_size, the rows"),
+        ("max_steps=10", "max_steps is not a key: use max_duration, such as 1000ba"),
+        ("optimizer.learning_rate=1", "optimizer.learning_rate is not a key: use optimizer.lr"),
+        ("model.hidden_size=8", "model.hidden_size is not a key: use model.d_model"),
         (
             "tokenizer.model_name=gpt-4",
             "is not a key here; it belongs at tokenizer.kwargs.model_name",
         ),
     ],
 )
-def test_a_name_of_another_framework(tmp_path, override, said):
-    assert said in refusal(tmp_path, override)
+def test_names_of_other_frameworks_suggest_a_key(tmp_path, override, message):
+    assert message in refusal(tmp_path, override)

@@ -21,7 +21,7 @@ PARTS = ["12/100", "loss 2.3100", "4m05s left", "12.3k tok/s", "lr 1.0e-06", "gr
 
 @contextmanager
 def terminal(monkeypatch: pytest.MonkeyPatch, columns: int = 100) -> Iterator[tuple[TextIO, int]]:
-    """stdout and stderr on a terminal of so many columns; also the end to read from."""
+    """Yield stdout and stderr on a terminal of this width, and the file descriptor to read them from."""
     reader, writer = os.openpty()
     ioctl(writer, TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
     with os.fdopen(writer, "w", buffering=1) as stream:
@@ -35,7 +35,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch, columns: int = 100) -> Iterator[tu
 
 
 def written(reader: int) -> str:
-    """All that was written until now."""
+    """Return everything written so far."""
     found = b""
     while select.select([reader], [], [], 0.05)[0]:
         found += os.read(reader, 1 << 16)
@@ -56,7 +56,7 @@ def test_loss_and_time_left_fit_on_a_narrow_terminal(monkeypatch: pytest.MonkeyP
     assert len(line.rstrip()) < columns
 
 
-def test_prints_go_through_whole_and_the_log_file_gets_plain_text(
+def test_prints_are_complete_and_the_log_file_gets_plain_text(
     monkeypatch: pytest.MonkeyPatch, tmp_path: object
 ) -> None:
     long = "x" * 150
@@ -79,7 +79,7 @@ def test_prints_go_through_whole_and_the_log_file_gets_plain_text(
     assert "\x1b" not in copied
 
 
-def test_no_color_is_honoured_and_the_cursor_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_color_is_respected_and_the_cursor_stays_visible(monkeypatch: pytest.MonkeyPatch) -> None:
     with terminal(monkeypatch) as (stream, reader):
         monkeypatch.setenv("NO_COLOR", "1")
         with LiveBar(stream, 100).shown() as bar:
@@ -100,7 +100,7 @@ def test_a_dumb_terminal_and_a_pipe_have_no_bar(monkeypatch: pytest.MonkeyPatch)
         assert not is_terminal()
 
 
-def test_a_forked_worker_prints_past_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_forked_worker_does_not_print_through_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     with terminal(monkeypatch) as (stream, reader), LiveBar(stream, 100).shown() as bar:
         bar.update(12, PARTS, now=True)
         monkeypatch.setattr(bar, "_process", 0)

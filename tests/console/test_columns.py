@@ -1,4 +1,4 @@
-"""Lines of steps under their header."""
+"""Step lines under their header."""
 
 import pytest
 
@@ -36,7 +36,7 @@ def test_columns_are_aligned_and_a_small_learning_rate_is_shown() -> None:
     assert header.index("stage") == line.index("anneal")
 
 
-def test_what_is_not_logged_has_no_column_and_what_comes_later_has_one() -> None:
+def test_columns_exist_for_logged_and_later_metrics() -> None:
     table = StepTable(10, stages=False)
     header, line = table.lines(1, 512, {"loss/train/total": 3.0})
     assert header.split() == ["step", "tokens", "loss", "tok/s", "FLOP/s", "left"]
@@ -45,7 +45,7 @@ def test_what_is_not_logged_has_no_column_and_what_comes_later_has_one() -> None
     assert len(table.lines(2, 1024, {"loss/train/total": 3.0} | speed)) == 1
 
 
-def test_another_column_brings_another_header() -> None:
+def test_a_new_column_repeats_the_header() -> None:
     table = StepTable(10, stages=False)
     table.lines(1, 512, METRICS)
     header, line = table.lines(2, 1024, METRICS | {"throughput/device/mfu": 0.412})
@@ -54,7 +54,7 @@ def test_another_column_brings_another_header() -> None:
     assert "FLOP/s" not in header
 
 
-def test_the_header_comes_again() -> None:
+def test_the_header_is_repeated() -> None:
     table = StepTable(100, stages=False)
     sizes = [len(table.lines(batch, batch, METRICS)) for batch in range(1, 2 * HEADER_EVERY + 2)]
     assert [number for number, size in enumerate(sizes) if size == 2] == [0, HEADER_EVERY, 2 * HEADER_EVERY]
@@ -65,6 +65,6 @@ def test_a_run_has_at_most_a_thousand_lines(max_batches: int, interval: int) -> 
     assert lines_interval(max_batches) == interval
 
 
-def test_an_evaluation_is_one_text() -> None:
+def test_an_evaluation_is_formatted_as_one_text() -> None:
     metrics = {"metrics/eval/LanguageCrossEntropy": 1.25, "metrics/eval/LanguageTokenAccuracy": 0.5, "lr": 1.0}
     assert eval_text(metrics) == "loss 1.2500, accuracy 50.0%"

@@ -1,4 +1,4 @@
-"""What real runs show: where there is no terminal, on one, and at their end."""
+"""Console output of real runs, with and without a terminal, and at their end."""
 
 import io
 import os
@@ -29,13 +29,13 @@ CLOCK = Clock(tokens_per_batch=512, rows_per_batch=8, rows_per_epoch=80, max_bat
         (["progress_bar=true", "log_to_console=composer"], None),
     ],
 )
-def test_lines_where_there_is_no_terminal(tmp_path: Path, overrides: list[str], interval: int | None) -> None:
+def test_lines_without_a_terminal(tmp_path: Path, overrides: list[str], interval: int | None) -> None:
     with redirect_stdout(io.StringIO()):
         assert log_interval(load(tmp_path, *overrides), CLOCK) == interval
 
 
 def shown(path: str, overrides: list[str], number: int | None, *, on_terminal: bool) -> str:
-    """What a run shows that is sent the signal in its third step, if there is one."""
+    """Return the output of a run, which receives the signal in its third step if one is given."""
     from composer.core import Callback, State
     from composer.loggers import Logger
 
@@ -54,7 +54,7 @@ def shown(path: str, overrides: list[str], number: int | None, *, on_terminal: b
     found: list[bytes] = []
 
     def read() -> None:
-        with suppress(OSError):  # the end of a terminal
+        with suppress(OSError):  # the terminal is closed
             while text := os.read(reader, 1 << 16):
                 found.append(text)
 
@@ -76,7 +76,7 @@ OVERRIDES = ["max_duration=4ba", "eval_interval=2ba", "save_interval=2ba", "prog
 
 @pytest.mark.ranks
 @pytest.mark.timeout(100)
-def test_in_a_file_a_run_is_lines_without_control_codes(tmp_path: Path) -> None:
+def test_a_file_gets_lines_without_control_codes(tmp_path: Path) -> None:
     (text,) = run_ranks(lines_of_a_run, 1, write_toy_run(tmp_path))
     assert not re.search(r"[\x1b\r]", text)
     lines = text.splitlines()
@@ -96,7 +96,7 @@ def lines_of_a_run(path: str) -> str:
 
 @pytest.mark.ranks
 @pytest.mark.timeout(100)
-def test_on_a_terminal_a_run_has_a_bar_and_an_end_after_ctrl_c(tmp_path: Path) -> None:
+def test_a_terminal_has_a_bar_and_the_result_after_ctrl_c(tmp_path: Path) -> None:
     (text,) = run_ranks(stopped_on_a_terminal, 1, write_toy_run(tmp_path))
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
     bars = [part for part in re.split(r"[\r\n]+", plain) if re.search(r"\d/4  loss \d\.\d{4}", part)]

@@ -1,4 +1,4 @@
-"""Warnings of libraries."""
+"""Which warnings of libraries are shown."""
 
 import warnings
 

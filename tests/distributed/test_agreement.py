@@ -1,4 +1,5 @@
-"""Ranks that do not run the same are found before there is a process group, and each says what differs."""
+"""Ranks that run different things are detected before the process group exists, and every rank names the
+differences."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,7 @@ from train.distributed.agreement import announce, check_agreement, facts_of_star
 
 
 def errors_of(facts: Sequence[Mapping[str, str]], nodes: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What each rank raises, in their order; empty texts where they agree."""
+    """The error of each rank, in order; empty if the ranks agree."""
     store = HashStore()
     for rank, (each, node) in enumerate(zip(facts, nodes, strict=True)):
         monkeypatch.setattr(agreement.platform, "node", lambda node=node: node)
@@ -34,7 +35,7 @@ def errors_of(facts: Sequence[Mapping[str, str]], nodes: Sequence[str], monkeypa
         return list(ranks.map(check, range(len(facts))))
 
 
-def test_ranks_that_run_the_same_exchange_digests_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranks_with_the_same_run_exchange_only_digests(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(agreement.json, "loads", lambda text: pytest.fail("facts were exchanged"))
     assert errors_of([{"seed": "1"}] * 3, ["a", "a", "b"], monkeypatch) == ["", "", ""]
 
@@ -51,7 +52,7 @@ def test_every_rank_names_what_differs_and_where(monkeypatch: pytest.MonkeyPatch
     ]
 
 
-def test_a_long_list_of_differences_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_list_of_differences_is_truncated(monkeypatch: pytest.MonkeyPatch) -> None:
     facts = [{f"key{n}": f"{rank}" * 100 for n in range(30)} for rank in range(6)]
     error = errors_of(facts, ["a"] * 6, monkeypatch)[5]
     assert error.count("\n") == 21
@@ -63,7 +64,7 @@ def facts_with(path: str, *overrides: str) -> dict[str, str]:
     return facts_of_start(read_config(path, overrides), "cpu", {"train_loader": "f1"})
 
 
-def test_a_node_may_have_its_own_disks_and_processors_and_nothing_else(tmp_path: Path) -> None:
+def test_nodes_may_differ_only_in_folders_and_processors(tmp_path: Path) -> None:
     path = write_toy_run(tmp_path, 4)
     dataset = "train_loader.dataset"
     same = [
@@ -104,7 +105,7 @@ def _start_with_own_rate(config: str) -> int:
     from train.main import main
 
     rank = os.environ["RANK"]
-    os.environ["LOCAL_RANK"] = "0"  # each on a node of its own
+    os.environ["LOCAL_RANK"] = "0"  # each rank on its own node
     return main([config, "max_duration=2ba", f"optimizer.lr={['0.001', '0.002'][int(rank)]}"])
 
 
@@ -112,7 +113,7 @@ def _start_with_own_rate(config: str) -> int:
 def test_a_run_whose_ranks_differ_ends_before_its_model_is_built(tmp_path: Path) -> None:
     ends = ends_of_ranks(_start_with_own_rate, 2, write_toy_run(tmp_path, 40))
     assert [end.code for end in ends] == [2, 2]
-    assert "error: the ranks do not run the same" in ends[0].output
+    assert "error: the ranks differ: start every node with the same command" in ends[0].output
     assert "\n  optimizer.lr is 0.001 on rank 0 (" in ends[0].output
     assert "), but 0.002 on rank 1 (" in ends[0].output
     assert "error" not in ends[1].output
@@ -124,7 +125,7 @@ def _start_in_own_folder(config: str, folders: list[str]) -> int:
     from train.main import main
 
     os.environ["LOCAL_RANK"] = "0"
-    os.chdir(folders[int(os.environ["RANK"])])  # as disks of two nodes, which have different files at the same path
+    os.chdir(folders[int(os.environ["RANK"])])  # like the disks of two nodes, with different files at the same path
     return main([config, "max_duration=2ba", "save_folder=runs"])
 
 

@@ -1,4 +1,4 @@
-"""The norm of gradients that lie on ranks in different ways, and clipping by it, compared with torch's own."""
+"""The norm of gradients that are placed on ranks in different ways, and clipping by it, compared with torch's."""
 
 from pathlib import Path
 
@@ -48,7 +48,7 @@ def whole(tensor: torch.Tensor | None) -> torch.Tensor:
 
 
 def spread(dtype: torch.dtype) -> dict[str, tuple[float, list[torch.Tensor]]]:
-    """The same gradients, spread over 4 ranks in several ways."""
+    """The same gradients, distributed over 4 ranks in several ways."""
     torch.distributed.init_process_group("gloo")
     line, grid = init_device_mesh("cpu", (4,)), init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard"))
     ways = {
@@ -75,7 +75,7 @@ def spread(dtype: torch.dtype) -> dict[str, tuple[float, list[torch.Tensor]]]:
 
 
 @pytest.mark.ranks
-def test_each_number_counts_once_however_gradients_lie_on_ranks() -> None:
+def test_each_element_counts_once_for_every_placement_of_gradients() -> None:
     gradients = drawn(torch.float64)
     norm = torch.cat([gradient.flatten() for gradient in gradients]).norm().item()
     for found in run_ranks(spread, 4, torch.float64):
@@ -86,7 +86,7 @@ def test_each_number_counts_once_however_gradients_lie_on_ranks() -> None:
 
 
 def both(dtype: torch.dtype) -> list[tuple[list[torch.Tensor], list[torch.Tensor], bool]]:
-    """Clipped by ours and by torch's, and whether torch's is exact: sharded, then plain."""
+    """Gradients clipped by our code and by torch, and whether torch's are exact: sharded, then plain."""
     torch.distributed.init_process_group("gloo")
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     pairs = []
@@ -98,7 +98,7 @@ def both(dtype: torch.dtype) -> list[tuple[list[torch.Tensor], list[torch.Tensor
         mine = clipped([gradient.clone() for gradient in gradients])[1]
         params = with_gradients(gradients)
         norm = torch.nn.utils.clip_grad_norm_(params, MAX_NORM)
-        # torch 2.7 leaves the norm in parts and adds 1e-6 to each of them.
+        # torch 2.7 keeps the norm in parts and adds 1e-6 to each of them.
         exact = not isinstance(norm, DTensor) or all(placement.is_replicate() for placement in norm.placements)
         pairs.append((mine, [whole(param.grad) for param in params], exact))
     return pairs
@@ -106,18 +106,18 @@ def both(dtype: torch.dtype) -> list[tuple[list[torch.Tensor], list[torch.Tensor
 
 @pytest.mark.ranks
 @pytest.mark.parametrize("world_size", [1, 2])
-def test_clipping_equals_torchs_to_the_last_bit(world_size: int) -> None:
+def test_clipping_is_bitwise_equal_to_torchs(world_size: int) -> None:
     for mine, torchs, exact in run_ranks(both, world_size, torch.float32)[0]:
         rtol = 0.0 if exact else 1e-6
         assert all(torch.allclose(a, b, rtol=rtol, atol=0) for a, b in zip(mine, torchs, strict=True))
 
 
-def test_small_gradients_are_left_as_they_are() -> None:
+def test_small_gradients_are_not_changed() -> None:
     gradients = [gradient * 1e-3 for gradient in drawn(torch.float32)]
     assert all(torch.equal(a, b) for a, b in zip(clipped([*gradients])[1], gradients, strict=True))
 
 
-def test_a_gradient_that_is_not_there_counts_nothing() -> None:
+def test_a_missing_gradient_counts_as_zero() -> None:
     params = [*with_gradients(drawn(torch.float32)), nn.Parameter(torch.zeros(3))]
     squares_P = squared_norms(params).tolist()
     assert squares_P[-1] == 0

@@ -1,5 +1,5 @@
-"""A run resumed on any number of ranks and any mesh, from its real checkpoints: its rows, losses and weights are those
-of one rank that never stopped. `pytest -m proof tests/distributed/test_elastic.py` prints a table of all pairs."""
+"""A run resumed from its real checkpoints on any number of ranks and any mesh has the rows, losses and weights of one
+rank that never stopped. `pytest -m proof tests/distributed/test_elastic.py` prints a table of all pairs."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +38,7 @@ OPTIMIZERS = {
     "lion": "optimizer={name: decoupled_lionw, lr: 1.0e-3, weight_decay: 1.0e-4}",
 }
 HALF, WHOLE = 4, 8
-"""Batches before the checkpoint, and in all."""
+"""Number of batches before the checkpoint, and in total."""
 
 
 class Pair(NamedTuple):
@@ -50,7 +50,7 @@ class Pair(NamedTuple):
 class Resumed:
     rows_equal: bool
     losses: float
-    """The worst relative difference."""
+    """The largest relative difference."""
     weights: float
 
     @property
@@ -60,7 +60,7 @@ class Resumed:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_checkpoint_is_resumed_at_another_degree(tmp_path: Path) -> None:
+def test_a_checkpoint_is_resumed_at_another_degree_of_expert_parallelism(tmp_path: Path) -> None:
     meshes = ["1 rank, FULL_SHARD", "EP 2"]
     pairs = [Pair(start, end) for start in meshes for end in meshes]
     for pair, resumed in resumed_at(tmp_path, "adamw", pairs).items():
@@ -80,7 +80,7 @@ def test_a_checkpoint_is_resumed_on_every_mesh(
 
 
 def resumed_at(folder: Path, optimizer: str, pairs: list[Pair]) -> dict[Pair, Resumed]:
-    """Four steps on the mesh of the start, and four more on that of the end, against eight on one rank."""
+    """Four steps on the first mesh and four on the second, compared with eight steps on one rank."""
     path, same = write_toy_run(folder), [OPTIMIZERS[optimizer]]
     straight = [*same, "fsdp_config=null", f"max_duration={WHOLE}ba", "save_folder=null"]
     (expected,) = run_ranks(exact_runs, 1, path, [straight])[0]

@@ -1,4 +1,4 @@
-"""Whole steps on every mesh against one rank that computes the same at once; the worst differences as a table.
+"""Whole steps on every mesh against one rank that computes them without splitting; the largest differences as a table.
 
 In fp64, except that torch's grouped GEMM computes in fp32. `pytest -m proof tests/distributed/test_exactness.py` prints
 the table; test_step.py has a smaller matrix without clipping, AdamW and adapters.
@@ -44,7 +44,7 @@ MUTANTS = {
     "mutant: detached router": Cut(microbatches=4, checkpointing="block", mutant="detached router"),
     "mutant: balanced over each microbatch": Cut(microbatches=4, checkpointing="block", scope="microbatch"),
 }
-"""Each must differ."""
+"""Each of these must differ from the reference."""
 WITHOUT_EP = {
     "1 rank, FSDP2": (1, FSDPConfig()),
     "2 ranks, DDP": (2, None),
@@ -98,7 +98,7 @@ def cases() -> dict[Key, Case]:
 
 
 def trained(wanted: Iterable[Case]) -> dict[Case, Trained]:
-    """With one launch for each number of ranks and dtype."""
+    """Train all cases, with one launch per number of ranks and dtype."""
     found: dict[Case, Trained] = {}
     launches: dict[tuple[int, torch.dtype], list[Case]] = {}
     for case in dict.fromkeys(wanted):

@@ -1,4 +1,4 @@
-"""Experts that are divided over ranks, against the same model on one rank: gradients, pretrained weights and exports.
+"""Expert parallelism against the same model on one rank: gradients, pretrained weights and exports.
 
 Whole steps on every mesh are in test_step.py and test_exactness.py, checkpoints in test_elastic.py.
 """
@@ -76,7 +76,7 @@ def gradients_of(cases: list[Case]) -> list[dict[str, Tensor]]:
         ids = torch.randint(0, 48, (4, 16), generator=torch.Generator().manual_seed(0))
         mine = ids.chunk(dist.get_world_size())[dist.get_rank()]
         for _ in range(2):
-            # Twice, so that what backward leaves behind meets another forward.
+            # Twice, so that a second forward runs after backward.
             model.zero_grad()
             out = model(mine, mine.roll(-1, 1))
             balance = (out.prob_sums_LE * torch.arange(1.0, 5.0)).sum() + out.z_sums_L.sum()
@@ -114,14 +114,15 @@ VARIANTS: dict[str, tuple[Case, float]] = {
     "LoRA over nf4": (Case(None, lora="over nf4"), 1e-6),
 }
 ON_ALL_MESHES = ("torch", "torch, all tokens to one expert", "grouped_mm, fp32", "LoRA per expert")
-"""Those that are run here on every mesh. test_exactness.py, a proof, runs whole steps of all on all."""
+"""Variants that are run here on every mesh. test_exactness.py, a proof, runs whole steps of all variants on all
+meshes."""
 CASES = [(mesh, name) for mesh in MESHES for name in VARIANTS if mesh == "EP 2" or name in ON_ALL_MESHES]
 POLICIES: tuple[Literal["block", "selective"], ...] = ("block", "selective")
 
 
 @pytest.fixture(scope="module")
 def found() -> dict[tuple[str, str], dict[str, Tensor]]:
-    """What each variant gives on each mesh, with one launch for each number of ranks."""
+    """The results of each variant on each mesh, with one launch per number of ranks."""
     references = run_ranks(gradients_of, 1, [case for case, _ in VARIANTS.values()], timeout=150)[0]
     results = {("1 rank", name): each for name, each in zip(VARIANTS, references, strict=True)}
     for size in (2, 4):
@@ -156,14 +157,14 @@ def test_gradients_are_those_of_one_rank(found: dict[tuple[str, str], Any], mesh
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("variant", ["torch, block", "torch, selective", "torch, offloaded", "torch, gathered"])
-def test_what_is_kept_for_backward_changes_nothing(found: dict[tuple[str, str], Any], variant: str) -> None:
+def test_activation_checkpointing_changes_no_gradient(found: dict[tuple[str, str], Any], variant: str) -> None:
     assert difference(found["EP 2", variant], found["1 rank", "torch"]) <= 1e-10
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("variant", ["LoRA, block", "LoRA, selective"])
-def test_what_is_kept_for_backward_changes_no_adapter(found: dict[tuple[str, str], Any], variant: str) -> None:
+def test_activation_checkpointing_changes_no_adapter_gradient(found: dict[tuple[str, str], Any], variant: str) -> None:
     assert difference(found["EP 2", variant], found["1 rank", "LoRA"]) <= 1e-10
 
 
@@ -171,7 +172,7 @@ def test_what_is_kept_for_backward_changes_no_adapter(found: dict[tuple[str, str
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("mesh", MESHES)
 def test_without_the_factor_gradients_of_experts_are_too_large(found: dict[tuple[str, str], Any], mesh: str) -> None:
-    """FSDP2 averages over the ranks that have the same experts only."""
+    """FSDP2 averages only over the ranks that have the same experts."""
     degree = MESHES[mesh][1].expert_parallel_degree
     mutant, reference = found[mesh, "without the factor"], found["1 rank", "torch"]
     assert float(mutant["loss"]) == pytest.approx(float(reference["loss"]), rel=1e-12), "the loss does not show it"
@@ -182,7 +183,7 @@ def test_without_the_factor_gradients_of_experts_are_too_large(found: dict[tuple
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-def test_a_detached_router_is_seen_by_its_gradient_alone(found: dict[tuple[str, str], Any]) -> None:
+def test_only_its_gradient_shows_a_detached_router(found: dict[tuple[str, str], Any]) -> None:
     mutant, reference = found["EP 2", "detached router"], found["1 rank", "torch"]
     assert float(mutant["loss"]) == pytest.approx(float(reference["loss"]), rel=1e-12), "the loss does not show it"
     routers = [name for name in reference if ".router." in name]
@@ -202,7 +203,7 @@ def test_experts_without_tokens_and_routers_have_gradients(found: dict[tuple[str
 
 
 class Ramp:
-    """Pretrained weights whose every number is known."""
+    """Pretrained weights with known values."""
 
     def __contains__(self, name: str) -> bool:
         return True
@@ -216,7 +217,7 @@ def _ramp(rows: int, columns: int, first: int) -> Tensor:
 
 
 def imported_and_saved(folder: Path, fsdps: dict[str, FSDPConfig]) -> dict[str, dict[str, Tensor]]:
-    """Builds a model of pretrained weights, and saves it with what is in every checkpoint."""
+    """Build a model from pretrained weights, and save it with all parts of a checkpoint."""
     from composer.utils import dist as composer_dist
     from composer.utils import get_device
 

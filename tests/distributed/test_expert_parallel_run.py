@@ -1,4 +1,4 @@
-"""A whole run with its experts divided over ranks: training, evaluation and generation, as on one rank."""
+"""A whole run with expert parallelism: training, evaluation and generation, as on one rank."""
 
 import json
 from pathlib import Path
@@ -16,10 +16,10 @@ from tests.helpers.toy_run import write_toy_run
 from train.config.load import read_config
 
 PROMPTS = ["amber birch\n", "x", "y" * 120]
-"""The last one leaves room for fewer tokens than the others."""
+"""The last prompt leaves room for fewer tokens than the others."""
 OVERRIDES = [
     *["max_duration=2ba", "eval_interval=1ba", "save_folder=null"],
-    # Every step is clipped, which SGD does not hide.
+    # Every step is clipped, and SGD does not hide the effect.
     *["optimizer={name: sgd, lr: 0.5}", "algorithms.gradient_clipping.clipping_threshold=0.1"],
     f"callbacks.generate={{prompts: {json.dumps(PROMPTS)}, interval: 1ba, max_new_tokens: 10}}",
 ]
@@ -30,7 +30,7 @@ def run(path: str, overrides: list[str]) -> ExactRun:
 
 
 def run_that_would_end_early(path: str, overrides: list[str]) -> ExactRun:
-    """All ranks but the first would choose a stop token from the first one on."""
+    """All ranks but the first would choose a stop token as the first token."""
     from composer.utils import dist
 
     stop = min(build_tokenizer(read_config(path, []).tokenizer).stop_token_ids)
@@ -60,7 +60,7 @@ def test_a_run_trains_evaluates_and_generates_as_on_one_rank(tmp_path: Path) -> 
     texts = generated_tables(tmp_path / "one")
     assert [len(table) for table in texts] == [3, 3]
     for table in texts:
-        assert len({len(text.encode()) for _, _, text in table}) > 1, "they end at different lengths"
+        assert len({len(text.encode()) for _, _, text in table}) > 1, "all texts have the same length"
     assert generated_tables(tmp_path / "two") == texts
     for mine in both:
         assert list(mine.losses) == [1, 2]

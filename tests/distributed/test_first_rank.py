@@ -1,4 +1,4 @@
-"""What rank 0 does for all, and how the others wait for it."""
+"""Work of rank 0 for all ranks, and how the others wait for it."""
 
 import pytest
 from torch._C._distributed_c10d import HashStore
@@ -20,7 +20,7 @@ def be(monkeypatch: pytest.MonkeyPatch, rank: int, meet: object) -> None:
     monkeypatch.setattr(first_rank.dist, "broadcast_object_list", meet)
 
 
-def test_the_others_meet_rank_0_once_what_is_slow_is_done(store: HashStore, monkeypatch) -> None:
+def test_other_ranks_join_rank_0_after_the_slow_work(store: HashStore, monkeypatch) -> None:
     done, met = [], []
     be(monkeypatch, 0, lambda errors, src: met.append(0))
     on_first_rank(lambda: done.append(store.check(["sent"])), slow="sent")  # pyright: ignore[reportAttributeAccessIssue]
@@ -30,7 +30,7 @@ def test_the_others_meet_rank_0_once_what_is_slow_is_done(store: HashStore, monk
     assert (done, met) == ([False], [0, 1])
 
 
-def test_they_do_not_meet_before(store: HashStore, monkeypatch) -> None:
+def test_other_ranks_do_not_join_rank_0_before_the_slow_work(store: HashStore, monkeypatch) -> None:
     met = []
 
     def sleep(seconds: float) -> None:
@@ -43,7 +43,7 @@ def test_they_do_not_meet_before(store: HashStore, monkeypatch) -> None:
     assert met == [1]
 
 
-def test_a_defect_on_rank_0_ends_their_wait(store: HashStore, monkeypatch) -> None:
+def test_an_error_on_rank_0_ends_the_wait_of_other_ranks(store: HashStore, monkeypatch) -> None:
     be(monkeypatch, 0, lambda errors, src: None)
 
     def fail() -> None:

@@ -1,4 +1,4 @@
-"""Adapters under FSDP2: units of their own above a bf16 base, saved alone, resumed exactly."""
+"""Adapters under FSDP2: separate units over a bf16 base, saved alone, resumed exactly."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -35,7 +35,7 @@ LORA = LoraConfig(r=3, alpha=5.0, target_modules=["attn", "experts", "router"], 
 
 
 def gradients(lora: LoraConfig, fsdp: FSDPConfig, seed: int) -> dict[str, Any]:
-    """Of the mean loss over the ranks' rows, and what is kept in which dtype."""
+    """The gradients of the mean loss over the ranks' rows, and the dtypes of the stored tensors."""
     import torch.distributed as dist
     from composer.utils import dist as composer_dist
     from composer.utils import get_device
@@ -55,7 +55,7 @@ def gradients(lora: LoraConfig, fsdp: FSDPConfig, seed: int) -> dict[str, Any]:
     ids = torch.randint(0, 48, (4, 16), generator=torch.Generator().manual_seed(0))
     mine = ids.chunk(dist.get_world_size())[dist.get_rank()]
     for _ in range(2):
-        # Twice, so that what backward leaves behind meets another forward.
+        # Twice, so that a second forward runs after backward.
         model.zero_grad()
         model(mine, mine.roll(-1, 1)).losses_BS.mean().backward()
     whole: dict[str, Tensor] = {}
@@ -91,7 +91,7 @@ ADAPTERS = [
 
 
 @pytest.mark.timeout(300)
-def test_a_killed_run_goes_on_where_it_was(tmp_path: Path) -> None:
+def test_a_killed_run_resumes_where_it_was(tmp_path: Path) -> None:
     path = write_toy_run(tmp_path)
     overrides = ["autoresume=true", *ADAPTERS]
     whole = run_ranks(run, 2, path, [*overrides, "run_name=whole"])[0]
@@ -118,7 +118,7 @@ def refusal(path: str, overrides: list[str]) -> str:
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_a_checkpoint_of_a_whole_model_is_a_base(tmp_path: Path) -> None:
+def test_a_checkpoint_of_a_whole_model_can_be_the_base(tmp_path: Path) -> None:
     path = write_toy_run(tmp_path)
     still = ["model.d_model=64", "eval_first=true", "max_duration=4ba", "save_interval=4ba", "eval_interval=4ba"]
     whole = run_ranks(run, 2, path, [*still, "run_name=whole"])[0]
@@ -138,20 +138,23 @@ def test_a_checkpoint_of_a_whole_model_is_a_base(tmp_path: Path) -> None:
     longer = run_ranks(run, 2, path, [*start, rounded, "run_name=rounded", "autoresume=true", "max_duration=6ba"])[0]
     assert list(longer["losses"]) == [5, 6]
 
-    said = refusal(path, [*still, rounded, "run_name=rounded", "autoresume=true", "max_duration=8ba"])
-    assert "ep0-ba6 holds adapters that were trained above other weights than those drawn from seed 17" in said
+    message = refusal(path, [*still, rounded, "run_name=rounded", "autoresume=true", "max_duration=8ba"])
+    assert "ep0-ba6 contains adapters that were trained on another base than those drawn from seed 17" in message
 
-    said = refusal(path, [*still, exact, f"load_path={base}", "run_name=a"])
-    assert "a whole model, of which a run with lora takes the weights alone" in said
+    message = refusal(path, [*still, exact, f"load_path={base}", "run_name=a"])
+    assert "a whole model, of which a run with lora loads only the weights" in message
     adapters = checkpoints(tmp_path / "exact")[-1]
-    said = refusal(path, [*still, f"load_path={adapters}", "load_weights_only=true", "run_name=b"])
-    assert "base_dtype: fp32}, now null (the checkpoint holds adapters alone): put it back" in said
-    said = refusal(path, [*still, exact.replace("r: 4", "r: 8"), f"load_path={adapters}", "run_name=c"])
-    assert f"load_path is '{adapters}', but lora.r was 4, now 8 (the checkpoint's tensors have" in said
+    message = refusal(path, [*still, f"load_path={adapters}", "load_weights_only=true", "run_name=b"])
+    assert "base_dtype: fp32}, now null (the checkpoint contains only adapters): restore the old value" in message
+    message = refusal(path, [*still, exact.replace("r: 4", "r: 8"), f"load_path={adapters}", "run_name=c"])
+    assert f"load_path is '{adapters}', but lora.r was 4, now 8 (the checkpoint's tensors have" in message
     other = exact.replace("base_dtype", "per_expert: true, base_dtype")
-    said = refusal(path, [*still, other, f"load_path={adapters}", "load_weights_only=true", "run_name=f"])
-    assert "lora.per_expert was false, now true (the checkpoint's tensors have other shapes): put it back" in said
-    said = refusal(path, [*still, exact.replace("alpha: 8", "alpha: 9"), f"load_path={adapters}", "run_name=d"])
-    assert "lora.alpha was 8.0, now 9.0 (the weights were trained with it): put it back" in said
-    said = refusal(path, [*still, exact, f"load_path={adapters}", "run_name=e"])
-    assert "trained above other weights than those drawn from seed 17" in said
+    message = refusal(path, [*still, other, f"load_path={adapters}", "load_weights_only=true", "run_name=f"])
+    assert (
+        "lora.per_expert was false, now true (the checkpoint's tensors have other shapes): restore the old value"
+        in message
+    )
+    message = refusal(path, [*still, exact.replace("alpha: 8", "alpha: 9"), f"load_path={adapters}", "run_name=d"])
+    assert "lora.alpha was 8.0, now 9.0 (the weights were trained with it): restore the old value" in message
+    message = refusal(path, [*still, exact, f"load_path={adapters}", "run_name=e"])
+    assert "trained on another base than those drawn from seed 17" in message

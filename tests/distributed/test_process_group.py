@@ -1,4 +1,4 @@
-"""Ranks that join late, fail, or cannot reach one another: dist_timeout counts from when all are ready."""
+"""Ranks that join late, fail, or cannot reach each other: dist_timeout starts when all ranks are ready."""
 
 import os
 import socket
@@ -74,7 +74,7 @@ def test_rank_0_that_has_ended_is_reported() -> None:
 
 @pytest.fixture
 def listening(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A server that never answers, at the address of rank 0."""
+    """A server at the address of rank 0 that never answers."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = str(server.getsockname()[1])
         for name, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
@@ -85,7 +85,7 @@ def listening(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 def test_another_programs_server_is_reported(listening: str) -> None:
     assert rank_store.why_not_served() is None
-    with pytest.raises(ConfigError, match=f"{listening}, which does not answer as rank 0"):
+    with pytest.raises(ConfigError, match=f"{listening}, which does not respond like rank 0"):
         rank_store.connect(0.5)
 
 
@@ -103,14 +103,14 @@ def test_a_missing_variable_is_named(listening: str, name: str, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("port", ["x", "0", "65536"])
-def test_a_port_that_is_none_is_named(listening: str, port: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_port_is_named(listening: str, port: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MASTER_PORT", port)
     with pytest.raises(ConfigError, match=f"^MASTER_PORT is '{port}'"), sharing_failures():
         pass
 
 
 def arrive_twice() -> list[int]:
-    """How many have arrived, in a first and in a second attempt."""
+    """The number of arrived ranks, in a first and in a second attempt."""
     first = rank_store.connect()
     os.environ["TORCHELASTIC_RESTART_COUNT"] = "1"
     second = rank_store.connect()
@@ -122,9 +122,9 @@ def test_a_restart_does_not_count_arrivals_of_an_earlier_attempt() -> None:
     assert run_ranks(arrive_twice, 1) == [[1, 1]]
 
 
-def test_an_address_that_is_no_name_is_reported(listening: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_address_that_cannot_be_resolved_is_reported(listening: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MASTER_ADDR", "a..b")
-    with pytest.raises(ConfigError, match=r"^MASTER_ADDR is 'a\.\.b', which is no name of a host"):
+    with pytest.raises(ConfigError, match=r"^MASTER_ADDR is 'a\.\.b', which is not a valid host name"):
         initialize_dist(DeviceCPU(), 60)
 
 
@@ -149,7 +149,7 @@ def test_rank_0_that_is_never_reached_is_reported_with_the_reason(
         initialize_dist(DeviceCPU(), 0.3)
 
 
-def test_polls_become_rarer_and_the_notice_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_polling_slows_down_and_the_notice_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
     now, sleeps, notices = [0.0], [], []
 
     def sleep(seconds: float) -> None:

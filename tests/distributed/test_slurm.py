@@ -1,4 +1,4 @@
-"""Ranks of srun: which variables they get, and who is refused. Two tasks as Slurm starts them train as two ranks."""
+"""Ranks of srun: the variables they get, and rejected settings. Two tasks as Slurm starts them train as two ranks."""
 
 import subprocess
 import sys
@@ -30,7 +30,7 @@ TASK = {
 }
 
 
-def test_a_task_is_a_rank() -> None:
+def test_each_slurm_task_is_a_rank() -> None:
     assert ranks_of_srun(TASK) == {
         "RANK": "3",
         "WORLD_SIZE": "7",
@@ -70,7 +70,7 @@ def test_the_first_of_several_nodes_has_rank_0(nodes: str, first: str) -> None:
     ],
     ids=["no Slurm", "one task", "a step of one task", "a launcher within Slurm"],
 )
-def test_others_are_left_as_they_are(environment: dict[str, str]) -> None:
+def test_other_launchers_are_left_unchanged(environment: dict[str, str]) -> None:
     assert ranks_of_srun(environment) == {}
     assert not is_task_of_srun(environment)
 
@@ -86,20 +86,20 @@ def without(*names: str, **others: str) -> dict[str, str]:
         (without("SLURM_LOCALID"), "SLURM_LOCALID is not set"),
         (without("SLURM_STEP_NODELIST", SLURM_NNODES="3"), "set MASTER_ADDR to the node of rank 0"),
         (without("SLURM_STEP_TASKS_PER_NODE", SLURM_NNODES="3"), "SLURM_TASKS_PER_NODE is not set"),
-        ({**TASK, "SLURM_STEP_TASKS_PER_NODE": "2x3"}, "is '2x3', but it must be such as 4(x2),3"),
+        ({**TASK, "SLURM_STEP_TASKS_PER_NODE": "2x3"}, "is '2x3', but must have the form 4(x2),3"),
         ({**TASK, "SLURM_NODEID": "3"}, "SLURM_NODEID is 3, but SLURM_STEP_TASKS_PER_NODE 2(x2),3 has 3 nodes"),
-        ({**TASK, "SLURM_PROCID": "x"}, "SLURM_PROCID is 'x', but it must be a number"),
-        ({**TASK, "CUDA_VISIBLE_DEVICES": "0"}, "start srun with --gpus-per-node in the place of --gpus-per-task"),
+        ({**TASK, "SLURM_PROCID": "x"}, "SLURM_PROCID is 'x', but must be a number"),
+        ({**TASK, "CUDA_VISIBLE_DEVICES": "0"}, "start srun with --gpus-per-node instead of --gpus-per-task"),
     ],
 )
-def test_what_would_start_independent_runs_is_refused(environment: dict[str, str], text: str) -> None:
+def test_slurm_settings_that_would_start_independent_runs_are_rejected(environment: dict[str, str], text: str) -> None:
     with pytest.raises(ConfigError) as caught:
         ranks_of_srun(environment)
     assert text in str(caught.value)
 
 
 def written(checkpoint: Path) -> dict[str, Any]:
-    """The hashes of weights and optimizer's states, by the file of each rank."""
+    """The hashes of weights and optimizer states, by the file of each rank."""
     manifest = read_manifest(checkpoint)
     assert manifest is not None
     return {name: digest for name, digest in manifest.files.items() if name.endswith(".distcp")}
@@ -111,7 +111,7 @@ def written(checkpoint: Path) -> dict[str, Any]:
 @pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_two_tasks_on_two_nodes_train_together(tmp_path: Path) -> None:
-    """Each with a cache of its own, as without a disk that nodes share."""
+    """Each task has its own cache, as on nodes without a shared disk."""
     path = write_toy_run(tmp_path)
     (tmp_path / "train.py").symlink_to(ROOT / "train.py")
     arguments = [[path, *SHORT, f"train_loader.dataset.cache_dir={tmp_path / f'cache{node}'}"] for node in range(2)]
@@ -123,12 +123,12 @@ def test_two_tasks_on_two_nodes_train_together(tmp_path: Path) -> None:
 
 
 @pytest.mark.subprocess
-def test_a_batch_script_that_forgot_srun_is_told(tmp_path: Path) -> None:
+def test_a_batch_script_without_srun_is_reported(tmp_path: Path) -> None:
     environment = without_ranks() | {"SLURM_NTASKS": "8", "SLURM_PROCID": "0"}
     command = [sys.executable, "train.py", write_toy_run(tmp_path)]
     process = subprocess.run(command, cwd=ROOT, env=environment, text=True, capture_output=True, check=False)
     assert process.returncode == 2
     assert process.stderr.startswith(
-        "error: SLURM_NTASKS is 8, but srun has not started this process: write `srun python"
+        "error: SLURM_NTASKS is 8, but srun has not started this process: use `srun python"
     )
     assert not (tmp_path / "toy").exists()

@@ -1,6 +1,6 @@
-"""The loss of a step is the mean over the global batch's trained tokens, however they fall on ranks and microbatches.
+"""The loss of a step is the mean over the global batch's trained tokens, for every split over ranks and microbatches.
 
-SGD, and no clipping: Adam would hide a wrong scale of the gradients.
+Uses SGD without clipping: Adam would hide a wrong scale of the gradients.
 """
 
 import itertools
@@ -38,14 +38,14 @@ CUTS = {
     "EP 2 x 2 shards": (4, Cut(fsdp=EP2)),
     "2 replicas of EP 2": (4, Cut(fsdp=HYBRID_EP2)),
 }
-"""Each has to be the step of one rank with one microbatch."""
+"""Each must equal the step of one rank with one microbatch."""
 
 RECOMPUTED = {
     f"{scope}, {policy}": (2, Cut(fsdp=FSDP, microbatches=2, scope=scope, checkpointing=policy))
     for scope in ("ranks", "microbatch")
     for policy in ("none", "block", "selective")
 }
-"""Where the loss depends on the cut, each has to be the step without activation checkpointing."""
+"""Where the loss depends on the split, each must equal the step without activation checkpointing."""
 
 
 Runs = dict[str, dict[torch.dtype, Trained]]
@@ -53,7 +53,7 @@ Runs = dict[str, dict[torch.dtype, Trained]]
 
 @pytest.fixture(scope="module")
 def runs() -> Runs:
-    """Every cut, with one launch for each number of ranks."""
+    """All runs, with one launch per number of ranks."""
     named = {"reference": (1, Cut(scope="ranks")), **CUTS, **RECOMPUTED}
     results = {}
     for world_size in (1, 2, 4):
@@ -69,7 +69,7 @@ def runs() -> Runs:
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("name", CUTS)
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-10), (torch.float32, 1e-5)], ids=["fp64", "fp32"])
-def test_a_cut_changes_nothing(runs: Runs, name: str, dtype: torch.dtype, bound: float) -> None:
+def test_splitting_a_step_changes_nothing(runs: Runs, name: str, dtype: torch.dtype, bound: float) -> None:
     reference = runs["reference"][dtype]
     assert reference.losses[0] - reference.losses[-2] > 0.05
     compare(runs[name][dtype], reference, bound)
@@ -99,8 +99,8 @@ def test_initial_weights_from_meta_are_those_of_direct_init(runs: Runs, name: st
 @pytest.mark.slow
 @pytest.mark.ranks
 @pytest.mark.timeout(400)
-def test_the_scope_decides(runs: Runs) -> None:
-    """With several microbatches the load-balancing loss of `ranks` and `microbatch` is not that of the whole batch."""
+def test_the_scope_of_the_load_balancing_loss_matters(runs: Runs) -> None:
+    """With several microbatches, `ranks` and `microbatch` give a different load-balancing loss than the whole batch."""
     losses = [runs[name][torch.float64].losses[0] for name in ("reference", "ranks, none", "microbatch, none")]
     assert all(abs(a - b) > 1e-6 for a, b in itertools.combinations(losses, 2))
 
@@ -109,7 +109,7 @@ def test_the_scope_decides(runs: Runs) -> None:
 @pytest.mark.ranks
 @pytest.mark.timeout(400)
 def test_balancing_over_the_global_batch_survives_recomputation(runs: Runs) -> None:
-    """The router's gradients show it where blocks are computed again: those of each microbatch's balance differ."""
+    """Only the router's gradients show the scope if blocks are recomputed: the balance differs between microbatches."""
     reference = runs["reference"][torch.float64].first_gradients
     names = [name for name in reference if ".router." in name]
     assert len(names) == 2
@@ -127,12 +127,12 @@ def compare(cut: Trained, reference: Trained, bound: float) -> None:
     assert max(worst.values()) <= bound, worst
 
 
-def test_what_counting_costs_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_cost_of_counting_is_reported_once(capsys: pytest.CaptureFixture[str]) -> None:
     callback = GlobalBatch(config_of(Cut()).model)
     callback.print_cost(n_rows=8, microbatch_size=2)
     callback.print_cost(n_rows=8, microbatch_size=2)
     assert capsys.readouterr().out == (
-        "moe_lbl_scope: batch costs a forward over a step's 4 microbatches before each step: a third more FLOPs\n"
+        "moe_lbl_scope: batch costs a forward pass over a step's 4 microbatches before each step: a third more FLOPs\n"
     )
     GlobalBatch(config_of(Cut(scope="ranks")).model).print_cost(n_rows=8, microbatch_size=2)
     assert capsys.readouterr().out == ""

@@ -9,7 +9,7 @@ from train.distributed.torch_compat import (
 )
 
 IS_CLASSIC = not hasattr(torch.nn.functional, "grouped_mm")
-"""torch 2.7, by a feature that later ones have."""
+"""Whether this is torch 2.7, detected by a feature that later versions have."""
 
 
 def patched() -> tuple[bool, bool, list[str]]:
@@ -18,6 +18,6 @@ def patched() -> tuple[bool, bool, list[str]]:
 
 
 @pytest.mark.ranks
-def test_torch_is_patched_where_it_must_be_and_only_there():
+def test_torch_is_patched_only_where_necessary():
     found = (True, False, ["events", "averages"]) if IS_CLASSIC else (False, True, [])
     assert run_ranks(patched, 2) == [found] * 2

@@ -1,4 +1,4 @@
-"""Two simulated nodes train the same under each launcher, with a shared cache and with one each; signals under srun."""
+"""Two simulated nodes train the same under each launcher, with shared and separate caches; signals under srun."""
 
 import json
 import signal
@@ -33,12 +33,12 @@ with open("losses" + os.environ["RANK"], "w") as file:
     json.dump(watch.losses, file)
 sys.exit(code)
 """
-"""train.py that writes the loss of each batch, in every digit."""
+"""A train.py that writes the loss of each batch with all digits."""
 
 
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
-    """The losses of two ranks that no launcher has started."""
+    """The losses of two ranks started without a launcher."""
     folder = tmp_path_factory.mktemp("forked")
     losses = run_ranks(run, 2, write_toy_run(folder), SHORT)[0]["losses"]
     return json.loads(json.dumps(losses))
@@ -76,8 +76,8 @@ def wait_until(is_so: Callable[[], bool], seconds: float = 300) -> None:
 @pytest.mark.parametrize("to", ["tasks", "one task", "step"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_tasks_of_srun_save_and_name_srun(number: signal.Signals, to: str, tmp_path: Path) -> None:
-    """Slurm signals the tasks alone (scancel --signal), or every process of the step, with the workers of the loaders
-    (--signal of sbatch, preemption, the end of the time)."""
+    """Slurm signals only the tasks (scancel --signal), or every process of the step including the loaders' workers
+    (sbatch --signal, preemption, the time limit)."""
     config = write_toy_run(tmp_path)
     (tmp_path / "train.py").symlink_to(ROOT / "train.py")
     arguments = [config, *ENDLESS, "train_loader.num_workers=1"]
@@ -94,6 +94,6 @@ def test_tasks_of_srun_save_and_name_srun(number: signal.Signals, to: str, tmp_p
     assert sum(output.count("stopped: ") for output in outputs) == 1
     newest = checkpoints(tmp_path / "toy")[-1]
     command = f"srun --nodes 2 --ntasks 2 python train.py {' '.join(arguments)} autoresume=true\n"
-    line = f"stopped: {number.name} received: batch {newest.name[6:]} is saved in {newest}; this resumes it: {command}"
+    line = f"stopped: {number.name} received: batch {newest.name[6:]} is saved in {newest}; resume with: {command}"
     assert line in outputs[0]
     assert not any("Traceback" in output for output in outputs)

@@ -1,4 +1,4 @@
-"""How checks are run, and what becomes of those of many nodes."""
+"""How checks are run, and how the checks of many nodes are merged."""
 
 import errno
 import io
@@ -12,7 +12,7 @@ from rich.console import Console
 
 from data.base.errors import ConfigError
 from data.config.sections import Unavailable
-from train.doctor.check import Check, is_stuck, run_check
+from train.doctor.check import Check, is_any_check_running, run_check
 from train.doctor.report import is_wrong, merged, summary, table, write_json
 
 
@@ -30,7 +30,7 @@ def raising(error: Exception) -> Callable[[], Iterable[Check]]:
         (ConfigError("is 3: write 4", key="a.b"), "wrong", "a.b is 3: write 4", "another folder"),
         (OSError(errno.EROFS, "Read-only file system", "/x"), "wrong", "/x: Read-only file system", "another folder"),
         (ImportError("libx.so: no\nmore"), "wrong", "ImportError: libx.so: no", "another folder"),
-        (Unavailable(), "not here", "depends on what could not be read of the config", ""),
+        (Unavailable(), "not here", "depends on a part of the config that could not be read", ""),
     ],
 )
 def test_an_error_is_one_more_check(error: Exception, status: str, found: str, fix: str) -> None:
@@ -39,7 +39,7 @@ def test_an_error_is_one_more_check(error: Exception, status: str, found: str, f
     assert last == Check(name="folder", status=status, found=found, fix=fix)  # type: ignore[arg-type]
 
 
-def test_a_check_that_hangs_is_left_behind() -> None:
+def test_a_check_that_hangs_times_out() -> None:
     go_on = threading.Event()
 
     def hang() -> Iterable[Check]:
@@ -53,7 +53,7 @@ def test_a_check_that_hangs_is_left_behind() -> None:
         "no answer within 0.05 s",
         "name another",
     )
-    assert is_stuck()
+    assert is_any_check_running()
     go_on.set()
 
 
@@ -67,7 +67,7 @@ def of_node(speed: float, *, locks: str = "ok") -> list[Check]:
 NODES = {"a": of_node(812.3), "b": of_node(90.25), "c": of_node(1234.5, locks="wrong")}
 
 
-def test_nodes_that_have_found_the_same_are_one_row() -> None:
+def test_nodes_with_the_same_result_share_a_row() -> None:
     rows = merged(NODES)
     assert [(row.check.name, row.check.status, row.found, list(row.of_nodes)) for row in rows] == [
         ("speed", "ok", "written at 90.2 to 1,234 MB/s {of 64mb}", ["a", "b", "c"]),

@@ -1,4 +1,4 @@
-"""Each fault of a node, put there, is found and has a fix."""
+"""Each simulated defect of a node is found and has a fix."""
 
 import errno
 import fcntl
@@ -48,7 +48,7 @@ def program(path: Path, text: str) -> str:
 
 
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc")
-def test_compiler_and_headers_are_tried() -> None:
+def test_compiler_and_headers_are_used() -> None:
     assert statuses(software.check_compiler(gpu=True)) == {"C compiler": "ok", "Python.h": "ok"}
 
 
@@ -69,7 +69,7 @@ def test_a_compiler_that_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
 
 
 def test_no_python_h(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    # As gcc does: fails only where the header is asked for.
+    # Like gcc, fails only if the header is requested.
     monkeypatch.setenv(
         "CC", program(tmp_path / "cc", "grep -q Python.h $1 && echo 'fatal error: Python.h: No' >&2 && exit 1\nexit 0")
     )
@@ -102,12 +102,12 @@ def test_nccl(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("name", ["megablocks", "flash_attn"])
-def test_a_library_that_is_installed_and_broken_is_wrong_on_a_gpu(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_a_broken_library_is_wrong_on_a_gpu(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     broken = "importing it failed: RuntimeError: 0 active drivers"
     monkeypatch.setattr("train.models.experts.megablocks.why_not_megablocks", lambda *_: broken)
 
     def refuse(*_: Any, **__: Any) -> None:
-        raise ValueError(f"attn_config.attn_impl is flash, but {broken}: write auto or sdpa")
+        raise ValueError(f"attn_config.attn_impl is flash, but {broken}: use auto or sdpa")
 
     monkeypatch.setattr("train.models.attention.layout.resolve_attn_impl", refuse)
     check = {"megablocks": software.check_megablocks, "flash_attn": software.check_flash_attn}[name]
@@ -122,7 +122,7 @@ def test_a_library_that_is_installed_and_broken_is_wrong_on_a_gpu(monkeypatch: p
 # GPUs
 
 
-@pytest.mark.parametrize("name", ["old driver", "no driver", "hidden", "not given to the container"])
+@pytest.mark.parametrize("name", ["old driver", "no driver", "hidden", "not passed to the container"])
 def test_a_driver_that_torch_cannot_use(name: str) -> None:
     defect, expected = DEFECTS[name]
     check = only(gpus.check_driver(defect))
@@ -148,15 +148,15 @@ def test_links_of_gpus() -> None:
     pairs = gpus.links(HGX)
     assert pairs == {(0, 1): "NV18", (0, 2): "NV18", (1, 2): "NV18"}
     check = gpus.describe_links(pairs, [], 3)
-    assert (check.status, check.found) == ("ok", "3 GPUs: 3 pairs by NV18 (NVLink)")
+    assert (check.status, check.found) == ("ok", "3 GPUs: 3 pairs over NV18 (NVLink)")
     check = gpus.describe_links(gpus.links(HGX.replace("NV18", "SYS")), [(0, 2)], 3)
     assert (check.status, bool(check.fix)) == ("slow", True)
-    assert "3 pairs by SYS (PCIe between NUMA nodes); 1 pairs cannot read each other's memory" in check.found
-    assert gpus.describe_links({}, [], 2).found == "2 GPUs: nvidia-smi is not here"
+    assert "3 pairs over SYS (PCIe between NUMA nodes); 1 pairs cannot access each other's memory" in check.found
+    assert gpus.describe_links({}, [], 2).found == "2 GPUs: nvidia-smi was not found"
 
 
 @pytest.mark.parametrize(("free", "names", "status"), [(79, "aa", "ok"), (40, "aa", "wrong"), (79, "ab", "slow")])
-def test_gpus_that_are_busy_or_differ(monkeypatch: pytest.MonkeyPatch, free: int, names: str, status: str) -> None:
+def test_busy_or_different_gpus(monkeypatch: pytest.MonkeyPatch, free: int, names: str, status: str) -> None:
     import torch
 
     properties = [SimpleNamespace(name=name, total_memory=80 * GB) for name in names]
@@ -175,7 +175,7 @@ def test_open_files(monkeypatch: pytest.MonkeyPatch, soft: int, world_size: int,
     assert statuses(machine.check_limits(world_size)) == {"open files": status}
 
 
-def test_infiniband_needs_memory_that_may_be_locked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_infiniband_needs_locked_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "mlx5_0").touch()
     monkeypatch.setattr(machine, "_INFINIBAND", tmp_path)
     monkeypatch.setattr(resource, "getrlimit", lambda which: (65536, 65536))
@@ -189,14 +189,14 @@ def usage(free: float) -> Any:
 @pytest.mark.parametrize(
     ("free", "gpu", "status"), [(64 * 2**20, False, "wrong"), (GB / 2, False, "ok"), (GB / 2, True, "wrong")]
 )
-def test_shared_memory_as_small_as_docker_makes_it(
+def test_the_shared_memory_of_docker_is_too_small(
     monkeypatch: pytest.MonkeyPatch, free: float, gpu: bool, status: str
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", usage(free))
     assert only(machine.check_shared_memory(gpu=gpu)).status == status
 
 
-def test_memory_that_others_use(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_used_by_other_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "cpu_memory", lambda: 100.0 * GB)
     monkeypatch.setattr(machine, "free_cpu_memory", lambda: 20.0 * GB)
     assert only(machine.check_memory()).status == "slow"
@@ -221,10 +221,10 @@ def test_a_folder_that_is_fast_and_has_locks(folder: Folder, monkeypatch: pytest
 
 
 @pytest.mark.subprocess
-def test_a_flock_that_lies(folder: Folder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_flock_that_does_not_exclude(folder: Folder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(fcntl, "flock", lambda *_: None)
     check = only(folders.check_lock(folder))
-    assert (check.status, check.found) == ("wrong", "a process gets a lock that another one holds")
+    assert (check.status, check.found) == ("wrong", "a process can take a lock that another process holds")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -266,7 +266,7 @@ def test_a_folder_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch) -> Non
     assert only(run_check("speed", lambda: folders.check_speed(there), 100, "another")).status == "wrong"
 
 
-# What a config names
+# Inputs that a config names
 
 
 def test_a_hub_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -283,7 +283,7 @@ def test_a_hub_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert (check.status, check.found.startswith("train_loader.dataset.hf_name is 'nobody/nothing'")) == ("wrong", True)
 
 
-def test_what_a_config_names(tmp_path: Path) -> None:
+def test_inputs_of_a_config(tmp_path: Path) -> None:
     loaded = load_config(write_toy_run(tmp_path))
     config, (check,) = inputs.resolve(loaded, 3)
     assert (check.status, "3 ranks" in check.found) == ("wrong", True)

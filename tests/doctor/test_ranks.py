@@ -21,7 +21,8 @@ SMALL = {"cpu": (2**12, 2**16)}
 
 
 def diagnose(path: str, seconds: float, absent: int, **faults: bool) -> tuple[int, str]:
-    """Exit code and output of the doctor on this rank, which is a node of its own; `absent` does not take part."""
+    """Return the exit code and output of the doctor on this rank, which is a separate node; `absent` does not take
+    part."""
     rank = int(os.environ["RANK"])
     os.environ.update(LOCAL_RANK="0", LOCAL_WORLD_SIZE="1", NODE_RANK=str(rank))
     if rank == absent:
@@ -30,7 +31,7 @@ def diagnose(path: str, seconds: float, absent: int, **faults: bool) -> tuple[in
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as out:
         patch.setattr(collectives, "_SIZES", SMALL)
         patch.setattr(folders, "_BYTES", 2**20)
-        patch.setattr(inputs, "why_offline", lambda: "tests ask no network")
+        patch.setattr(inputs, "why_offline", lambda: "tests do not use the network")
         if rank == 1:
             now = time.time
             patch.setattr(time, "time", lambda: now() + 100)
@@ -51,7 +52,7 @@ def test_two_nodes(tmp_path: Path) -> None:
     (code, out), other = run_ranks(diagnose, 2, write_toy_run(tmp_path), 30.0, -1)
     assert (code, other) == (1, (0, ""))
     rows = found(tmp_path)
-    assert rows["ranks"][0]["found"] == "all 2 have come"
+    assert rows["ranks"][0]["found"] == "all 2 connected"
     ((nodes, both),) = ((row["nodes"], row["found"]) for row in rows["open files"])
     assert len(nodes) == 2
     assert all(name.endswith(f"(rank {number})") for number, name in enumerate(nodes))
@@ -69,11 +70,11 @@ def test_two_nodes(tmp_path: Path) -> None:
 
 
 @pytest.mark.ranks
-def test_a_rank_that_does_not_come_is_named(tmp_path: Path) -> None:
+def test_a_missing_rank_is_named(tmp_path: Path) -> None:
     (code, _), _ = run_ranks(diagnose, 2, write_toy_run(tmp_path), 2.0, 1)
     assert code == 1
     rows = found(tmp_path)
-    assert (rows["ranks"][0]["status"], rows["ranks"][0]["found"]) == ("wrong", "1 of 2 have not come: 1")
+    assert (rows["ranks"][0]["status"], rows["ranks"][0]["found"]) == ("wrong", "1 of 2 did not connect: 1")
     assert rows["config"][0]["status"] == "ok"
     assert "all-reduce (gloo)" not in rows
 
@@ -95,7 +96,7 @@ def test_without_torch_there_is_a_table_and_no_traceback(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["nope.yaml"], "error: nope.yaml does not exist"),
         (["--seconds=0"], "error: --seconds is 0, but it must be above 0"),
@@ -103,11 +104,11 @@ def test_without_torch_there_is_a_table_and_no_traceback(tmp_path: Path) -> None
     ],
 )
 def test_errors_are_one_line(
-    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
     assert load_script("doctor").main(arguments) == 2
     err = capsys.readouterr().err
-    assert err.startswith(said)
+    assert err.startswith(message)
     assert err.count("\n") == 1

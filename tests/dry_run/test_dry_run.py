@@ -1,4 +1,4 @@
-"""`train.py CONFIG --dry-run` shows what the run would begin with, and changes nothing."""
+"""`train.py CONFIG --dry-run` shows the start of the run, and changes nothing."""
 
 import io
 import re
@@ -18,7 +18,7 @@ from train.run.inputs import open_inputs
 
 
 def outputs(path: str, commands: Sequence[Sequence[str]]) -> list[tuple[int, str, list[str]]]:
-    """Of each command on this rank: the exit code, stdout, and what is in the save folder afterwards."""
+    """For each command on this rank: the exit code, stdout, and the files in the save folder afterwards."""
     found = []
     for command in commands:
         out = io.StringIO()
@@ -30,7 +30,7 @@ def outputs(path: str, commands: Sequence[Sequence[str]]) -> list[tuple[int, str
 
 
 @pytest.mark.ranks
-def test_a_dry_run_shows_the_plan_and_the_batch_that_is_next_and_leaves_nothing(tmp_path: Path) -> None:
+def test_a_dry_run_shows_the_plan_and_the_next_batch_and_writes_no_files(tmp_path: Path) -> None:
     path, resume = write_toy_run(tmp_path), ["autoresume=true", "eval_loader=null"]
     commands = [
         ["--dry-run"],
@@ -54,7 +54,7 @@ def test_a_dry_run_shows_the_plan_and_the_batch_that_is_next_and_leaves_nothing(
     assert [out for _, out, _ in other] == [""] * 4
 
 
-def test_the_batch_is_the_one_that_the_loader_would_give(tmp_path: Path) -> None:
+def test_the_batch_is_the_loaders_next_batch(tmp_path: Path) -> None:
     from train.dry_run.first_batch import read_first_batch, texts_of
 
     config = read_config(write_toy_run(tmp_path))
@@ -72,7 +72,7 @@ def test_the_batch_is_the_one_that_the_loader_would_give(tmp_path: Path) -> None
         assert text.count("⟦") == len(row.lengths)
 
 
-def test_problems_are_those_of_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dry_run_reports_the_problems_of_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write_toy_run(tmp_path)
     (tmp_path / "train.jsonl").unlink()
     assert main([path, "--dry-run", "load_path=nowhere"]) == 2

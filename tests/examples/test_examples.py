@@ -121,7 +121,7 @@ def test_text_beside_a_known_datasets_columns_is_no_text_to_train_on_as_a_whole(
         ([turn(content=["a"]), ANSWER], "messages[0] (user).content is ['a'] (list)"),
         ([USER, turn("assistant", content="")], "messages[1] (assistant).content is empty"),
         ([turn(content=" \t"), ANSWER], "messages[0] (user).content is only whitespace (' \\t')"),
-        ([turn(content="a\ud800"), ANSWER], "messages[0] (user).content is 'a\\ud800', but it has half of a"),
+        ([turn(content="a\ud800"), ANSWER], "messages[0] (user).content is 'a\\ud800', but half of a"),
         ([{"role": "user"}, ANSWER], "messages[0] has no content (it has role)"),
         (
             [{"from": "human", "value": "a"}, ANSWER],

@@ -1,4 +1,4 @@
-"""What ExpertHealth reports of steps, and what it resumes from."""
+"""The events that ExpertHealth reports, and its state across a resume."""
 
 import json
 from pathlib import Path
@@ -29,7 +29,7 @@ def model(n_layers: int, n_experts: int) -> DbrxForCausalLM:
 
 
 class Names:
-    """As a Logger: the names of what is logged."""
+    """A stand-in for Logger that records the names of logged metrics."""
 
     def __init__(self) -> None:
         self.names: list[str] = []
@@ -39,7 +39,7 @@ class Names:
 
 
 def reported(folder: Path, counts_LE: Any, *, top_k: int, steps: int = 4, **config: Any) -> list[dict[str, Any]]:
-    """The events of so many steps with these loads."""
+    """The events of this number of steps with these loads."""
     health = ExpertHealth(
         ExpertsConfig(**config),
         CLOCK,
@@ -54,7 +54,7 @@ def reported(folder: Path, counts_LE: Any, *, top_k: int, steps: int = 4, **conf
     return [json.loads(line) for line in record.read_text().splitlines()] if record.exists() else []
 
 
-def test_many_experts_that_die_at_once_are_one_bounded_event(tmp_path: Path) -> None:
+def test_many_experts_that_die_together_are_one_event_of_bounded_size(tmp_path: Path) -> None:
     loads = [[64, *[0] * 63]] * 40
     (event,) = reported(tmp_path, loads, top_k=1, dead_steps=3, max_share=1.0)
     assert event["event"] == "expert_dead"
@@ -63,7 +63,7 @@ def test_many_experts_that_die_at_once_are_one_bounded_event(tmp_path: Path) -> 
     assert len(event["message"]) < 300
 
 
-def test_where_every_expert_is_chosen_for_every_token_none_is_reported(tmp_path: Path) -> None:
+def test_no_expert_is_reported_if_every_token_selects_all_experts(tmp_path: Path) -> None:
     assert reported(tmp_path, [[100] * 4], top_k=4, max_share_steps=1) == []
 
 
@@ -73,7 +73,7 @@ def test_max_share_counts_tokens_and_not_assignments(tmp_path: Path) -> None:
     assert event["places"] == [[0, 0]]
 
 
-def test_the_state_of_an_older_checkpoint_or_of_another_probe_is_left() -> None:
+def test_state_of_an_older_checkpoint_or_another_probe_is_ignored() -> None:
     health = ExpertHealth(ExpertsConfig(), CLOCK, model(2, 4), Events(None))
     fresh = json.dumps(health.state_dict())
     health.load_state_dict({"lengths": {"0.1": 7}})

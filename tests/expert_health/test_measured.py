@@ -1,4 +1,4 @@
-"""What is measured of the experts is that of the whole step, on every mesh and for any number of microbatches."""
+"""Expert metrics are those of the whole step, on every mesh and for any number of microbatches."""
 
 import math
 from collections import defaultdict
@@ -34,12 +34,13 @@ CUTS = {
     "2 replicas of EP 2": (4, Cut(fsdp=HYBRID_EP2, microbatches=2, optimizer="adamw")),
 }
 TOKENS = 6
-"""Of the probe: no more than the first row has, which is rank 0's on any number of ranks."""
+"""Tokens of the probe: at most those of the first row, which rank 0 has for any number of ranks."""
 Metrics = dict[int, dict[str, float]]
 
 
 class Obvious(Callback):
-    """The same metrics from all router logits and gradients of a step, for one rank without sharding."""
+    """The same metrics computed simply from all router logits and gradients of a step, for one rank without
+    sharding."""
 
     def __init__(self, model: nn.Module, top_k: int) -> None:
         self.model, self.top_k = model, top_k
@@ -78,7 +79,7 @@ class Obvious(Callback):
 
 
 def measured(cuts: list[Cut], obvious: bool = False) -> list[tuple[Metrics, Metrics]]:
-    """Of each cut what is logged, and what is obvious. For run_ranks."""
+    """The logged and the simply computed metrics of each split. For run_ranks."""
     dist.initialize_dist("cpu", timeout=60)
     results = []
     for cut in cuts:
@@ -119,7 +120,7 @@ def test_the_metrics_are_those_of_a_loop_over_the_logits(one_rank: dict[str, Any
 
 @pytest.mark.ranks
 @pytest.mark.parametrize("size", [1, 2, 4])
-def test_every_cut_measures_the_step_of_one_rank(size: int, one_rank: dict[str, Any]) -> None:
+def test_every_split_measures_the_same_as_one_rank(size: int, one_rank: dict[str, Any]) -> None:
     named = {name: cut for name, (n, cut) in CUTS.items() if n == size}
     results = one_rank["others"] if size == 1 else run_ranks(measured, size, list(named.values()))[0]
     for (name, cut), (found, _) in zip(named.items(), results, strict=True):

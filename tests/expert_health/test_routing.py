@@ -1,4 +1,4 @@
-"""The metrics of each layer, against what is obvious."""
+"""The metrics of each layer against simple calculations."""
 
 import math
 

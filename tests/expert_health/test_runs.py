@@ -1,4 +1,4 @@
-"""Runs whose experts are measured and reported, on 2 ranks."""
+"""Runs with measured and reported experts, on 2 ranks."""
 
 import contextlib
 import io
@@ -15,7 +15,7 @@ from tests.helpers.logged import Logged
 from tests.helpers.ranks import run_ranks
 from tests.helpers.toy_run import write_toy_run
 
-# After a forward FSDP2 keeps the gathered weights, which no later step may compute with.
+# FSDP2 keeps the gathered weights after a forward; no later step may compute with them.
 SMALL = ["eval_loader=null", "save_interval=2ba", "fsdp_config={reshard_after_forward: false}"]
 EXACT = [*SMALL, "model.ffn_config.moe_lbl_scope=batch", "experts={interval: 1ba, probe_tokens: 60}"]
 PLANTED = [
@@ -29,7 +29,7 @@ HEALED = 5
 
 
 class Plant(Callback):
-    """Experts 0 and 1 of layer 1 get all tokens, as 2 and 3 lie between them; from some batch on, all get some."""
+    """Experts 0 and 1 of layer 1 get all tokens, 2 and 3 none; from batch HEALED on, all get some."""
 
     def batch_start(self, state: State, logger: Logger) -> None:
         weights = [param for name, param in state.model.named_parameters() if "blocks.1.ffn.router" in name]
@@ -47,7 +47,7 @@ def exact_runs(path: str) -> dict[str, tuple[Ended, dict[int, dict[str, float]]]
     for name, overrides in {
         "measured": ["run_name=measured", "max_duration=3ba"],
         "not measured": ["run_name=not", "max_duration=3ba", "experts.interval=null"],
-        # Until it stops, both are the warm-up.
+        # Both schedules are the same warm-up until the run stops.
         "stopped": ["run_name=stopped", "max_duration=2ba", "scheduler.name=constant_with_warmup"],
         "resumed": ["run_name=stopped", "max_duration=3ba", "autoresume=true"],
     }.items():

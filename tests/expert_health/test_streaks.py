@@ -1,4 +1,4 @@
-"""Experts of which something has held for many steps."""
+"""Experts for which a condition has held for many steps."""
 
 import json
 
@@ -24,7 +24,7 @@ def test_a_streak_is_reported_once_and_so_is_its_end() -> None:
     assert reported == {5 + STEPS - 1: ([(1, 0)], []), 30: ([], [(1, 0)])}
 
 
-def test_a_few_steps_are_no_streak() -> None:
+def test_a_few_steps_are_not_a_streak() -> None:
     streaks = Streaks(STEPS, NONE.shape)
     assert all(streaks.update(at((0, 1)) if step % STEPS else NONE) == ([], []) for step in range(60))
 
@@ -40,7 +40,7 @@ def test_experts_that_come_and_go_at_different_times_are_reported_together() -> 
     assert 50 < reports <= 2 * 50
 
 
-def test_what_began_in_the_quiet_time_and_lasts_is_reported_after_it() -> None:
+def test_a_streak_that_begins_in_the_quiet_period_is_reported_after_it() -> None:
     streaks, found = Streaks(STEPS, NONE.shape), {}
     for step in range(3 * STEPS):
         begun, _ = streaks.update(at((0, 0)) if step < 3 else at((0, 0), (1, 1)))

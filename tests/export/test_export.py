@@ -63,7 +63,7 @@ def stock(folder, **kwargs):
 
 @torch.no_grad()
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
-def test_stock_transformers_gives_our_logits(exported, model, attention):
+def test_stock_transformers_computes_our_logits(exported, model, attention):
     ids = torch.randint(0, MODEL.vocab_size, (3, 40), generator=torch.Generator().manual_seed(0))
     ours = model(ids, return_logits=True).logits_BSV
     theirs = stock(exported, attn_implementation=attention)(ids).logits
@@ -72,7 +72,7 @@ def test_stock_transformers_gives_our_logits(exported, model, attention):
 
 
 def _save_my_part(folder, whole):
-    """On each rank, as FSDP2 leaves it: every tensor's rows in as equal parts as they go."""
+    """Save the tensors on each rank, sharded by FSDP2 into parts that are as equal as possible."""
     tensors = torch.load(whole)
     dist.init_process_group("gloo")
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
@@ -86,7 +86,7 @@ def _save_my_part(folder, whole):
 
 
 @pytest.mark.ranks
-def test_tensors_are_put_together_from_all_ranks(run, model, tmp_path):
+def test_tensors_are_gathered_from_all_ranks(run, model, tmp_path):
     sharded = copy_run(run, tmp_path / "run")
     shutil.rmtree(sharded / "ep0-ba10")
     torch.save(model.state_dict(), tmp_path / "whole.pt")
@@ -105,7 +105,7 @@ def greedy(model, ids, n):
     return ids
 
 
-def test_generate_writes_the_same_text_in_every_way(exported, model):
+def test_generate_writes_the_same_text_with_every_setting(exported, model):
     tokenizer = transformers.AutoTokenizer.from_pretrained(exported)
     ids = tokenizer("Reverse: kotab\n", return_tensors="pt")["input_ids"]
     ours = greedy(model, ids, 12)
@@ -118,12 +118,12 @@ def test_generate_writes_the_same_text_in_every_way(exported, model):
             assert tokenizer.decode(written[0]) == tokenizer.decode(ours[0])
 
 
-def test_generation_stops_and_pads_as_the_tokenizer_says(exported):
+def test_generation_stops_and_pads_with_the_tokenizers_ids(exported):
     generation = stock(exported).generation_config
     assert (generation.bos_token_id, generation.eos_token_id, generation.pad_token_id) == (270, [270, 273], 271)
 
 
-def test_bf16_export_is_the_rounded_weights(run, model, tmp_path):
+def test_a_bf16_export_has_the_rounded_weights(run, model, tmp_path):
     export(run / "ep0-ba10", tmp_path / "out", "bf16")
     loaded = stock(tmp_path / "out", torch_dtype="auto").state_dict()
     for name, tensor in model.state_dict().items():
@@ -132,7 +132,7 @@ def test_bf16_export_is_the_rounded_weights(run, model, tmp_path):
         assert {file.get_tensor(name).dtype for name in file.keys()} == {torch.bfloat16}  # noqa: SIM118
 
 
-def test_files_are_no_larger_than_told_and_the_index_names_them(exported, model):
+def test_files_respect_the_maximum_size_and_the_index_names_them(exported, model):
     index = json.loads((exported / "model.safetensors.index.json").read_text())
     files = sorted(exported.glob("*.safetensors"))
     assert len(files) > 2
@@ -147,7 +147,7 @@ def test_files_are_no_larger_than_told_and_the_index_names_them(exported, model)
         assert file.stat().st_size < 102_000
 
 
-def test_the_132b_goes_into_files_of_5_gb():
+def test_the_132b_is_split_into_files_of_5_gb():
     shapes = parameter_shapes(ModelConfig())
     shards = list(cut(shapes, "bf16", MAX_SHARD_BYTES))
     sizes = [sum(torch.Size(shapes[name]).numel() * 2 for name in names) for names in shards]
@@ -163,7 +163,7 @@ def test_names_and_shapes_are_those_of_stock_dbrx(exported):
     assert shapes == parameter_shapes(MODEL)
 
 
-def test_config_json_holds_the_model():
+def test_config_json_describes_the_model():
     generation = {"bos_token_id": 1, "eos_token_id": [1, 2], "pad_token_id": 3}
     model = ModelConfig(
         attn_config=AttnConfig(clip_qkv=None, rope_theta=5000),
@@ -203,18 +203,18 @@ def test_the_newest_complete_checkpoint_of_a_save_folder_is_taken(tmp_path):
     assert find_checkpoint(tmp_path / "latest") == tmp_path.resolve() / "ep0-ba9"
 
 
-def test_what_is_no_checkpoint_is_described(tmp_path):
+def test_a_path_that_is_not_a_checkpoint_is_described(tmp_path):
     (tmp_path / "file.pt").touch()
     (tmp_path / "empty").mkdir()
     (tmp_path / "link").symlink_to("ep0-ba1")
-    for name, said in (
-        ("none", "but nothing is there"),
-        ("file.pt", "but a file; resume the run from it, whose next checkpoint is a folder"),
-        ("empty", "but an empty folder"),
-        ("link", "but a link to ep0-ba1, which is not there"),
-        (".", "but a folder that holds empty, file.pt, link"),
+    for name, message in (
+        ("none", "it does not exist"),
+        ("file.pt", "it is a file; resume the run from it, and export its next checkpoint"),
+        ("empty", "it is an empty folder"),
+        ("link", "it is a link to ep0-ba1, which does not exist"),
+        (".", "it is a folder that contains empty, file.pt, link"),
     ):
-        with pytest.raises(ConfigError, match=f"is not a checkpoint .*, {said}"):
+        with pytest.raises(ConfigError, match=f"is neither a checkpoint .*: {message}"):
             find_checkpoint(tmp_path / name)
 
 
@@ -226,9 +226,9 @@ def copy_run(run, folder, *, tensors=None):
     return folder
 
 
-def refused(run, output, said):
-    """The export fails with this text, and leaves nothing."""
-    with pytest.raises(ConfigError, match=said):
+def refused(run, output, message):
+    """Check that the export fails with this message and leaves no files."""
+    with pytest.raises(ConfigError, match=message):
         export(run, output)
     assert not output.exists()
     assert not [entry for entry in output.parent.iterdir() if ".part" in entry.name]
@@ -239,19 +239,19 @@ def test_tensors_that_a_stock_dbrx_does_not_have_are_named(run, model, tmp_path)
     tensors["extra.weight"] = torch.zeros(2)
     tensors["transformer.norm_f.weight"] = torch.zeros(33)
     del tensors["lm_head.weight"]
-    said = (
-        r"ep0-ba10 does not hold the DBRX of .*config.yaml: lm_head.weight is missing; extra.weight is not a part of "
-        r"DBRX; transformer.norm_f.weight is \[33\], not \[32\]$"
+    message = (
+        r"ep0-ba10 does not match the DBRX of .*: lm_head.weight is missing; extra.weight is not a parameter "
+        r"of DBRX; transformer.norm_f.weight is \[33\], expected \[32\]$"
     )
-    refused(copy_run(run, tmp_path / "run", tensors=tensors), tmp_path / "out", said)
+    refused(copy_run(run, tmp_path / "run", tensors=tensors), tmp_path / "out", message)
 
 
 def test_no_more_than_ten_tensors_are_named(run, tmp_path):
-    said = r"transformer.wte.weight is missing; .*blocks.1.norm_attn_norm.norm_1.weight is missing \(and 9 more\)"
-    refused(copy_run(run, tmp_path / "run", tensors={}), tmp_path / "out", said)
+    message = r"transformer.wte.weight is missing; .*blocks.1.norm_attn_norm.norm_1.weight is missing \(and 9 more\)"
+    refused(copy_run(run, tmp_path / "run", tensors={}), tmp_path / "out", message)
 
 
-def test_a_checkpoint_that_is_not_whole_is_refused(run, tmp_path):
+def test_an_incomplete_checkpoint_is_refused(run, tmp_path):
     broken = copy_run(run, tmp_path / "run")
     (data,) = (broken / "ep0-ba10").glob("*.distcp")
     os.truncate(data, data.stat().st_size - 1)
@@ -266,22 +266,24 @@ def test_a_tensor_that_cannot_be_read_is_named(run, tmp_path):
     broken = copy_run(run, tmp_path / "run")
     (data,) = (broken / "ep0-ba10").glob("*.distcp")
     data.write_bytes(b"\0" * data.stat().st_size)
-    refused(broken, tmp_path / "out", r"ep0-ba10 is corrupt: __0_0.distcp has other bytes than were written, in \[0, ")
+    refused(broken, tmp_path / "out", r"ep0-ba10 is corrupt: __0_0.distcp differs from what was written in bytes \[0, ")
     commit(broken / "ep0-ba10")
-    refused(broken, tmp_path / "out", r"ep0-ba10 is corrupt: __0_0.distcp does not hold transformer.wte.weight: .")
+    refused(broken, tmp_path / "out", r"ep0-ba10 is corrupt: __0_0.distcp does not contain transformer.wte.weight: .")
 
 
-def test_what_the_run_left_beside_its_checkpoints_is_needed(run, tmp_path):
+def test_the_files_beside_the_checkpoints_are_required(run, tmp_path):
     bare = copy_run(run, tmp_path / "run")
     shutil.rmtree(bare / "tokenizer")
-    refused(bare, tmp_path / "out", "tokenizer/generation_config.json is not there, but the export takes the tokenizer")
+    refused(
+        bare, tmp_path / "out", "tokenizer/generation_config.json does not exist, but the export reads the tokenizer"
+    )
     (bare / "config.yaml").unlink()
-    refused(bare, tmp_path / "out", "config.yaml is not there, but the export takes the model's shape from it")
+    refused(bare, tmp_path / "out", "config.yaml does not exist, but the export reads the model's shape from it")
 
 
 def test_the_output_must_be_new_or_empty(run, tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match=r"file is a file, but a folder is written"):
+    with pytest.raises(ConfigError, match=r"file is a file, but it must be a folder"):
         export(run, tmp_path / "file")
     with pytest.raises(ConfigError, match=r"the output folder .* is not empty"):
         export(run, tmp_path)
@@ -303,13 +305,13 @@ def test_the_script(run, tmp_path):
     assert (tmp_path / "out" / "tokenizer.json").is_file()
 
 
-def test_the_script_tells_an_error_in_one_line(run, tmp_path, capsys):
+def test_the_script_reports_an_error_in_one_line(run, tmp_path, capsys):
     script = load_script("convert_checkpoint_to_hf")
     assert script.main(["--composer_path", str(run), "--hf_output_path", str(run)]) == 2
-    assert capsys.readouterr().err == f"error: the output folder {run} is not empty: name a new one, or empty it\n"
+    assert capsys.readouterr().err == f"error: the output folder {run} is not empty: name a new folder, or empty it\n"
 
 
-def test_a_tokenizers_output_goes_straight_into_generate(exported):
+def test_the_output_of_the_tokenizer_can_be_passed_to_generate(exported):
     tokenizer = transformers.AutoTokenizer.from_pretrained(exported)
     inputs = tokenizer("Reverse: abc", return_tensors="pt")
     assert set(inputs) == {"input_ids", "attention_mask"}

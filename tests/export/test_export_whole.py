@@ -1,4 +1,4 @@
-"""An export from beginning to end: killed and gone on with, what it tells of the run, and back from an import."""
+"""Whole exports: killed and continued, with the model card of the run, and repeated after an import."""
 
 import dataclasses
 import errno
@@ -51,7 +51,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def killed_after(run: Path, output: Path, n_reads: int) -> None:
-    """An export whose process dies as it reads a tensor for the n-th time. Each of them is one block of rows."""
+    """An export whose process dies at the n-th read of a tensor. Each tensor is one block of rows."""
     rows, left = CheckpointReader.rows, [n_reads]
 
     def dying(self: CheckpointReader, name: str, start: int, stop: int, out: torch.Tensor) -> None:
@@ -71,7 +71,7 @@ def killed_after(run: Path, output: Path, n_reads: int) -> None:
 
 
 def read_names(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The list to which each tensor's name goes as it is read."""
+    """A list of the tensors' names in the order in which they are read."""
     rows, names = CheckpointReader.rows, []
 
     def noting(self: CheckpointReader, name: str, start: int, stop: int, out: torch.Tensor) -> None:
@@ -87,7 +87,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("n_reads", [0, 1, 5, 18])
-def test_a_killed_export_goes_on(
+def test_a_killed_export_continues(
     run: Path, tmp_path: Path, n_reads: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     export(run, tmp_path / "whole", max_shard_bytes=100_000)
@@ -95,14 +95,14 @@ def test_a_killed_export_goes_on(
     assert not (tmp_path / "out").exists()
     names = read_names(monkeypatch)
     export(run, tmp_path / "out", max_shard_bytes=100_000)
-    assert f"going on in {tmp_path / '.out.part'}, where " in capsys.readouterr().out
+    assert f"continuing in {tmp_path / '.out.part'}, where " in capsys.readouterr().out
     assert len(names) == len(parameter_shapes(MODEL)) - n_reads
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["out", "whole"]
 
 
 @pytest.mark.parametrize("change", ["precision", "checkpoint"])
-def test_what_another_export_left_is_begun_anew(
+def test_files_of_an_export_with_other_arguments_are_not_reused(
     run: Path, tmp_path: Path, change: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(run, tmp_path / "run")
@@ -114,20 +114,26 @@ def test_what_another_export_left_is_begun_anew(
     assert set(names) == set(parameter_shapes(MODEL))
 
 
-def test_a_disk_that_fills_up_keeps_what_is_written(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_export_continues_after_the_disk_was_full(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*args: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
         patch.setattr("train.export.writer._write_tensor", full)
-        said = r"out cannot be written: No space left on device; what is written stays in \S+/.out.part, and the same"
-        with pytest.raises(ConfigError, match=said):
+        message = (
+            r"out cannot be written: No space left on device; the partial export stays in \S+/.out.part, and the same"
+        )
+        with pytest.raises(ConfigError, match=message):
             export(run, tmp_path / "out")
     export(run, tmp_path / "out")
     assert (tmp_path / "out" / "config.json").is_file()
 
 
-def test_a_disk_without_room_is_told_before(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_without_space_is_reported_before_writing(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     with pytest.raises(ConfigError, match=r"the export needs [\d.]+kb, but \S+ has 1000b free"):
@@ -135,13 +141,13 @@ def test_a_disk_without_room_is_told_before(run: Path, tmp_path: Path, monkeypat
     assert list(tmp_path.iterdir()) == []
 
 
-def test_two_exports_to_one_folder(run: Path, tmp_path: Path) -> None:
+def test_a_second_export_to_the_same_folder_is_refused(run: Path, tmp_path: Path) -> None:
     with exclusive(tmp_path / ".out.part" / ".lock", lambda: None):
-        with pytest.raises(ConfigError, match=r"another export to \S+out is under way"):
+        with pytest.raises(ConfigError, match=r"another export to \S+out is running"):
             export(run, tmp_path / "out")
 
 
-def test_no_more_than_some_rows_are_in_memory(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_a_few_rows_are_in_memory(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows, sizes = CheckpointReader.rows, []
 
     def measuring(self: CheckpointReader, name: str, start: int, stop: int, out: torch.Tensor) -> None:
@@ -156,7 +162,8 @@ def test_no_more_than_some_rows_are_in_memory(run: Path, tmp_path: Path, monkeyp
 
 
 class Blocks:
-    """A tensor of 4 blocks of two rows, whose number is in all of them; `arrive` is called as each is read."""
+    """A tensor of 4 blocks of two rows, filled with the number of the block. `arrive` is called when a block is
+    read."""
 
     shapes, files = {"a": (8, 3)}, ()
 
@@ -177,7 +184,7 @@ def write_blocks(source: Blocks, path: Path, monkeypatch: pytest.MonkeyPatch) ->
         write_file(source, path, source.shapes, "bf16", progress)
 
 
-def test_blocks_that_are_read_in_another_order_are_written_in_theirs(
+def test_blocks_that_are_read_out_of_order_are_written_in_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     second = threading.Event()
@@ -191,7 +198,7 @@ def test_blocks_that_are_read_in_another_order_are_written_in_theirs(
     assert load_file(tmp_path / "a.safetensors")["a"][::2, 0].tolist() == [0, 1, 2, 3]
 
 
-def test_after_a_block_that_cannot_be_read_none_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_block_is_written_after_one_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     third, threads = threading.Event(), threading.active_count()
 
     def arrive(block: int) -> None:
@@ -234,31 +241,31 @@ def test_the_model_card(run: Path, tmp_path: Path) -> None:
     assert "fine-tuned from `acme/dbrx`" in card
     assert "Exported in bf16 from the checkpoint `ep0-ba10`" in card
     assert "| all | `s3://***@x.org/a` | 20 | 1,234 |" in card
-    assert "| positions (padding included) | 1,280 |" in card
+    assert "| tokens (including padding) | 1,280 |" in card
     assert "| learning rate | 0.001, constant_with_warmup, warmup 0ba |" in card
     assert "after 10 steps:\n\n| metric | value |\n|---|---|\n| LanguageCrossEntropy | 3 |\n| Worst | nan |" in card
     assert "| torch | 2.7.0 |" in card
     assert "word" not in card
 
 
-def test_the_card_has_the_precision_that_was_computed_in(run: Path, tmp_path: Path) -> None:
+def test_the_card_has_the_precision_of_each_start(run: Path, tmp_path: Path) -> None:
     config = dataclasses.replace(load_saved_config(run / "config.yaml"), precision="amp_bf16")
     starts = [(0, "CPU"), (5, "CPU"), (8, "NVIDIA H200"), (10, "CPU")]  # the last one begins after the checkpoint
     lines = [{"batch": n, "event": "start", "precision": "amp_bf16", "device": device} for n, device in starts]
-    for count, expected in ((2, "fp32"), (4, "fp32, then amp_bf16"), (0, "amp_bf16 (fp32 if it ran on a CPU)")):
+    for count, expected in ((2, "fp32"), (4, "fp32, then amp_bf16"), (0, "amp_bf16 (fp32 if trained on CPU)")):
         (tmp_path / "record.jsonl").write_text("\n".join(map(json.dumps, lines[:count])))
         assert f"| precision | {expected} |" in model_card(tmp_path / "ep0-ba10", config, "fp32")
 
 
-def test_the_card_of_a_run_without_notes(run: Path) -> None:
+def test_the_card_of_a_run_without_a_record(run: Path) -> None:
     card = model_card(run / "ep0-ba10", load_saved_config(run / "config.yaml"), "fp32")
-    assert "trained from fresh weights" in card
-    assert "| all | `json` | not noted | not noted |" in card
+    assert "trained from scratch" in card
+    assert "| all | `json` | not recorded | not recorded |" in card
     assert "## Evaluation" not in card
     assert "base_model" not in card
 
 
-def test_a_line_cut_off_by_a_kill_takes_no_other_with_it(tmp_path: Path) -> None:
+def test_a_truncated_line_of_the_record_is_skipped(tmp_path: Path) -> None:
     (tmp_path / "record.jsonl").write_text('{"batch": 4, "rows')
     noting = RunRecord(Record({"save_folder": tmp_path}), cast(RowPlan, None), 4, 8)
     noting._add({"batch": 6, "eval": {"loss": 2.0}})
@@ -271,33 +278,34 @@ def test_a_line_cut_off_by_a_kill_takes_no_other_with_it(tmp_path: Path) -> None
     }
 
 
-def test_the_card_tells_of_adapters_and_of_the_checkpoint_they_began_with(run: Path) -> None:
+def test_the_card_describes_adapters_and_names_their_base(run: Path) -> None:
     config = load_saved_config(run / "config.yaml")
     lora = LoraConfig(r=4, alpha=8.0, target_modules=["experts"], per_expert=True)
     card = model_card(run / "ep0-ba10", dataclasses.replace(config, lora=lora, load_path="runs/a/ep0-ba5"), "fp32")
     assert "fine-tuned from `runs/a/ep0-ba5`" in card
     table = "| r | 4 |\n| alpha | 8 |\n| dropout | 0 |\n| target_modules | experts |\n| per_expert | true |\n"
-    assert f"## LoRA\n\nAdapters, merged into what they began with.\n\n| lora | value |\n|---|---|\n{table}" in card
+    assert "## LoRA\n\nTrained with LoRA adapters, which are merged into the weights.\n\n" in card
+    assert f"\n\n| lora | value |\n|---|---|\n{table}" in card
     assert "base_model" not in card
 
 
-def test_a_piece_that_is_missing_is_no_garbage_in_the_output(run: Path) -> None:
+def test_a_missing_chunk_is_reported(run: Path) -> None:
     reader = CheckpointReader(run / "ep0-ba10")
     stored = reader.metadata.state_dict_metadata[f"{PREFIX}lm_head.weight"]
     assert isinstance(stored, TensorStorageMetadata)
     (whole,) = stored.chunks
     offsets, sizes = torch.Size([1, 0]), torch.Size([whole.sizes[0] - 1, whole.sizes[1]])
     stored.chunks = [ChunkStorageMetadata(offsets, sizes)]
-    with pytest.raises(ConfigError, match=r"lm_head\.weight is not in pieces of whole rows, each once"):
+    with pytest.raises(ConfigError, match=r"lm_head\.weight is not stored in disjoint chunks of whole rows"):
         reader.check(MODEL, "the config's")
 
 
-def test_a_proof_that_is_killed_says_nothing_against_the_export(
+def test_a_killed_verification_keeps_the_partial_export(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     killed = subprocess.CompletedProcess([], -signal.SIGKILL, "", "")
     monkeypatch.setattr("train.export.export.subprocess.run", lambda *args, **kwargs: killed)
-    with pytest.raises(ConfigError, match=r"the proof was killed by signal 9 .*goes on from there"):
+    with pytest.raises(ConfigError, match=r"its verification was killed by signal 9 .*continues there"):
         export(run, tmp_path / "out", verify=True)
     assert not (tmp_path / "out").exists()
     assert (tmp_path / ".out.part" / "config.json").is_file()
@@ -318,8 +326,8 @@ def _import_and_save(stock: str, checkpoint: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.subprocess
 @pytest.mark.ranks
-def test_from_import_to_export_tensors_stay_as_they_were(run: Path, tmp_path: Path) -> None:
-    """bf16, through fp32 on 2 ranks, to bf16: to the byte, and so to any folder's own precision."""
+def test_tensors_do_not_change_from_import_to_export(run: Path, tmp_path: Path) -> None:
+    """From bf16 through fp32 on 2 ranks to bf16, byte for byte; the same holds for the precision of any folder."""
     write_stock_folder(tmp_path / "stock", torch.bfloat16, vocab_size=MODEL.vocab_size)
     shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("ep0-ba10"))
     opened = PretrainedFolder.open(str(tmp_path / "stock"))

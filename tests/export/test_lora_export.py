@@ -1,4 +1,4 @@
-"""A trained adapter on imported weights becomes a stock DBRX, and a folder of PEFT's, with the same logits."""
+"""Trained adapters on imported weights are exported as a stock DBRX and as a PEFT folder with the same logits."""
 
 import itertools
 import json
@@ -35,7 +35,7 @@ from train.weights.pretrained import PretrainedFolder
 pytestmark = pytest.mark.ranks
 
 PEFT = Path(sys.prefix) / "peft"
-"""Not among the environment's packages: Composer imports it wherever it is, which doubles the time that takes."""
+"""Installed outside of the environment, because Composer imports PEFT if it can, which doubles its import time."""
 KINDS = {
     "shared": "target_modules: [attn, experts, router], per_expert: false",
     "per_expert": "target_modules: [attn, experts], per_expert: true",
@@ -68,7 +68,7 @@ def make_base(folder: Path) -> None:
 
 @pytest.fixture(scope="module", params=list(KINDS))
 def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint of adapters with an imported base, both learnt long enough to matter."""
+    """A checkpoint of adapters with an imported base, trained for enough steps to change the logits."""
     folder = tmp_path_factory.mktemp(request.param)
     make_base(folder / "base")
     model = f"model={{pretrained_model_name_or_path: {folder / 'base'}, attn_config: {{}}, ffn_config: {{}}}}"
@@ -84,7 +84,7 @@ def ids() -> torch.Tensor:
 
 @torch.no_grad()
 def our_logits(checkpoint: Path) -> torch.Tensor:
-    """Of the model as it was trained: base and adapters apart."""
+    """Logits of the model as it was trained, with separate base and adapters."""
     config, reader = load_saved_config(checkpoint.parent / "config.yaml"), CheckpointReader(checkpoint)
     assert config.lora is not None
     model = DbrxForCausalLM(config.model)
@@ -102,7 +102,7 @@ def stock_logits(model: Any) -> torch.Tensor:
     return model.eval()(ids()).logits
 
 
-def test_merged_it_is_a_stock_dbrx_with_the_same_logits(
+def test_merged_adapters_are_a_stock_dbrx_with_the_same_logits(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from transformers import AutoModelForCausalLM
@@ -117,7 +117,7 @@ def test_merged_it_is_a_stock_dbrx_with_the_same_logits(
 
 
 def logits_by_peft(base: str, adapter: str) -> tuple[str, torch.Tensor]:
-    """In a process of its own: what the unmerged model raises, and the merged one's logits."""
+    """In a separate process: the error of the unmerged model, and the logits of the merged one."""
     sys.path.append(str(PEFT))
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
@@ -128,13 +128,13 @@ def logits_by_peft(base: str, adapter: str) -> tuple[str, torch.Tensor]:
     return str(error.value), stock_logits(loaded.merge_and_unload())
 
 
-def test_peft_loads_it_onto_the_base_with_the_same_logits(trained: Path, tmp_path: Path) -> None:
+def test_peft_loads_the_adapters_onto_the_base_with_the_same_logits(trained: Path, tmp_path: Path) -> None:
     if not PEFT.is_dir():
         reason = f"{PEFT} is missing: make .venv/peft"
         pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
     export_peft(trained, tmp_path / "out")
     ((unmerged, merged),) = run_ranks(logits_by_peft, 1, str(trained.parents[1] / "base"), str(tmp_path / "out"))
-    # As its README.md says: without merging, the experts' weights are read past what PEFT put around them.
+    # Its README.md says the same: without merging, transformers reads the experts' weights without PEFT's wrapper.
     assert re.search(r"has no attribute '[wv]1'", unmerged)
     torch.testing.assert_close(merged, our_logits(trained), rtol=1e-4, atol=1e-4)
     assert "merge_and_unload()" in (tmp_path / "out" / "README.md").read_text()
@@ -153,7 +153,7 @@ def test_adapters_that_are_not_finite_are_not_exported(trained: Path, tmp_path: 
     assert not (tmp_path / "out").exists()
 
 
-def test_rows_are_merged_the_same_however_they_are_cut(trained: Path) -> None:
+def test_merged_rows_do_not_depend_on_the_block_size(trained: Path) -> None:
     config = load_saved_config(trained.parent / "config.yaml")
     assert config.lora is not None
     reader = CheckpointReader(trained)
@@ -168,57 +168,61 @@ def test_rows_are_merged_the_same_however_they_are_cut(trained: Path) -> None:
             torch.testing.assert_close(parts, whole, rtol=1e-6, atol=1e-7)
 
 
-def test_the_size_is_told_first(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_size_of_the_adapter_is_logged_first(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     export_peft(trained, tmp_path / "out", "bf16")
     config = load_saved_config(trained.parent / "config.yaml")
     assert config.lora is not None
-    said = int(capsys.readouterr().out.split(" bytes")[0].rpartition(" ")[2].replace(",", ""))
+    logged = int(capsys.readouterr().out.split(" bytes")[0].rpartition(" ")[2].replace(",", ""))
     file = tmp_path / "out" / "adapter_model.safetensors"
     header = int.from_bytes(file.read_bytes()[:8], "little") + 8
-    assert file.stat().st_size == said + header
+    assert file.stat().st_size == logged + header
     written = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
     assert written["r"] == (16 if config.lora.per_expert else 4)
     assert written["lora_alpha"] / written["r"] == config.lora.scale
 
 
-def test_its_card_names_the_base(trained: Path, tmp_path: Path) -> None:
+def test_the_adapters_card_names_the_base(trained: Path, tmp_path: Path) -> None:
     export_peft(trained, tmp_path / "out")
     config, card = load_saved_config(trained.parent / "config.yaml"), (tmp_path / "out" / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: peft\n")
-    assert f"Adapters (LoRA) of a DBRX that began with the weights in `{trained.parents[1] / 'base'}`" in card
+    assert f"The frozen base is `{trained.parents[1] / 'base'}`." in card
     assert "| r | 4 |\n| alpha | 8 |" in card
-    # The hub knows no path of this machine.
+    # A local path is not a base_model on the hub.
     assert "base_model" not in card
     assert "\nbase_model: acme/dbrx\n---\n" in _readme(config, "acme/dbrx")
 
 
-def test_without_its_base_it_is_refused(trained: Path, tmp_path: Path) -> None:
+def test_an_export_without_the_base_is_refused(trained: Path, tmp_path: Path) -> None:
     base, away = trained.parents[1] / "base", trained.parents[1] / "away"
     base.rename(away)
     try:
-        with pytest.raises(ConfigError, match=r"adapters alone, and their base cannot be read: .*there is no such"):
+        with pytest.raises(
+            ConfigError, match=r"only adapters, and their base cannot be read: .*this folder does not exist"
+        ):
             export(trained, tmp_path / "out")
     finally:
         away.rename(base)
     assert not (tmp_path / "out").exists()
 
 
-def test_above_another_base_it_is_refused(trained: Path, tmp_path: Path) -> None:
+def test_an_export_with_another_base_is_refused(trained: Path, tmp_path: Path) -> None:
     base = next((trained.parents[1] / "base").glob("*.safetensors"))
     before = base.read_bytes()
     try:
         base.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
-        with pytest.raises(ConfigError, match=r"trained above other weights than those in \S+/base "):
+        with pytest.raises(ConfigError, match=r"trained on another base than those in \S+/base "):
             export(trained, tmp_path / "out")
     finally:
         base.write_bytes(before)
 
 
-def test_a_tiny_base_is_what_a_run_without_one_would_draw(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_make_tiny_dbrx_writes_the_initial_weights_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder, script = tmp_path / "base", load_script("make_tiny_dbrx")
     assert script.main([str(folder), "--precision", "fp32"]) == 0
     assert script.main([str(folder)]) == 2
-    assert "is there and not empty" in capsys.readouterr().err
+    assert "exists and is not an empty folder" in capsys.readouterr().err
     config = read_config(str(Path(__file__).parents[2] / "yamls/finetune/dbrx_tiny_lora.yaml"))
     imported, drawn = PretrainedFolder.open(str(folder), config.model), DrawnWeights(config.model, config.seed)
     for name, shape in drawn.shapes.items():
@@ -228,14 +232,14 @@ def test_a_tiny_base_is_what_a_run_without_one_would_draw(tmp_path: Path, capsys
         assert torch.equal(there, here), name
 
 
-def test_the_script_writes_either(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_script_exports_an_adapter(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     script = load_script("convert_checkpoint_to_hf")
     arguments = ["--composer_path", str(trained.parent), "--hf_output_path", str(tmp_path / "out"), "--adapter", "peft"]
     assert script.main(arguments) == 0
     with pytest.raises(SystemExit):
         script.main([*arguments, "--no-verify"])
     assert script.main(arguments) == 2
-    assert "is there and not empty" in capsys.readouterr().err
+    assert "exists and is not an empty folder" in capsys.readouterr().err
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "adapter_config.json",
         "adapter_model.safetensors",

@@ -1,4 +1,4 @@
-"""The proof of an export: it holds for what was exported, and no file of it can be changed unnoticed."""
+"""The verification of exports: it accepts what was exported, and detects a change in any file."""
 
 import json
 import os
@@ -37,12 +37,12 @@ def exported(run: Path, request: pytest.FixtureRequest) -> Path:
     return run.parent / request.param
 
 
-def test_what_was_exported_is_right(exported: Path, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_export_passes_its_verification(exported: Path, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(exported), "--composer_path", str(run)]) == 0
-    said = capsys.readouterr().out
-    assert "verified: 19 tensors with the names and shapes of stock DBRX, equal to the checkpoint's to the byte" in said
-    assert "block by block: " in said
-    assert "the whole model at once: " in said
+    message = capsys.readouterr().out
+    assert "verified: 19 tensors with the names and shapes of stock DBRX, byte-identical to the checkpoint" in message
+    assert "block by block: " in message
+    assert "the whole model: largest relative difference " in message
 
 
 @pytest.fixture(scope="module")
@@ -58,15 +58,15 @@ def diverged(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_weights_that_are_not_finite_are_named(
     diverged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def prove(command: list[str], **kwargs: object) -> subprocess.CompletedProcess[str]:
+    def run_here(command: list[str], **kwargs: object) -> subprocess.CompletedProcess[str]:
         code = main(command[3:])
         return subprocess.CompletedProcess(command, code, *capsys.readouterr())
 
-    monkeypatch.setattr("train.export.export.subprocess.run", prove)
+    monkeypatch.setattr("train.export.export.subprocess.run", run_here)
     with pytest.raises(ConfigError) as caught:
         export(diverged, tmp_path / "out", verify=True)
     assert str(caught.value) == (
-        f"{tmp_path / 'out'} was not made: there are NaN or infinite numbers in the weights of {diverged}: {NORM}; "
+        f"{tmp_path / 'out'} was not created: there are NaN or infinite numbers in the weights of {diverged}: {NORM}; "
         "lm_head.weight: name an earlier checkpoint, from before the training diverged"
     )
     assert list(tmp_path.iterdir()) == []
@@ -91,24 +91,24 @@ def weights(folder: Path) -> Path:
 CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "a byte of a tensor": (
         lambda f: flip(weights(f), -100),
-        r"model-00002-of-.* holds another \S+ than the checkpoint",
+        r"model-00002-of-.* has another \S+ than the checkpoint",
     ),
     "a byte of a header": (lambda f: flip(weights(f), 30), r"model-00002-of-"),
-    "a cut-off file": (lambda f: os.truncate(weights(f), 10_000), r"model-00002-of-\S+ is cut off"),
+    "a cut-off file": (lambda f: os.truncate(weights(f), 10_000), r"model-00002-of-\S+ is truncated"),
     "a missing file": (lambda f: weights(f).unlink(), r"model-00002-of-\S+ cannot be read: No such file"),
-    "a file too many": (lambda f: (f / "pytorch_model.bin").touch(), "pytorch_model.bin is no part of the export"),
-    "code": (lambda f: (f / "modeling_dbrx.py").touch(), "modeling_dbrx.py is no part of the export"),
+    "a file too many": (lambda f: (f / "pytorch_model.bin").touch(), "pytorch_model.bin does not belong to the export"),
+    "code": (lambda f: (f / "modeling_dbrx.py").touch(), "modeling_dbrx.py does not belong to the export"),
     "an adapter, which transformers would load": (
         lambda f: (f / "adapter_config.json").write_text('{"peft_type": "LORA"}'),
         "adapter_config.json makes transformers load another model",
     ),
     "a second list of tokens": (
         lambda f: (f / "added_tokens.json").write_text('{"<x>": 7}'),
-        "added_tokens.json is no part of the export",
+        "added_tokens.json does not belong to the export",
     ),
     "the index's place of a tensor": (
         lambda f: change_json(f / INDEX, lambda c: c["weight_map"].update({NORM: max(c["weight_map"].values())})),
-        r"model-\S+ has another header than the tensors that the index puts there need",
+        r"model-\S+ does not have the header for the tensors that the index lists",
     ),
     "a name of the index": (
         lambda f: change_json(f / INDEX, lambda c: c["weight_map"].pop(NORM)),
@@ -116,7 +116,7 @@ CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "the index's size": (
         lambda f: change_json(f / INDEX, lambda c: c["metadata"].update(total_size=1)),
-        f"{INDEX} does not say that there are",
+        f"{INDEX} does not have the total_size",
     ),
     "rope_theta": (
         lambda f: change_json(f / "config.json", lambda c: c["attn_config"].update(rope_theta=501.0)),
@@ -136,7 +136,7 @@ CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "a key too many": (
         lambda f: change_json(f / "config.json", lambda c: c.update(auto_map={})),
-        "config.json has auto_map {}, but the checkpoint's is None",
+        "config.json has auto_map {}, but the checkpoint has None",
     ),
     "code that the config names": (
         lambda f: change_json(f / "config.json", lambda c: c.update(auto_map={"AutoConfig": "x.Y"})),
@@ -148,15 +148,15 @@ CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "other code in a folder": (
         lambda f: ((f / ".x").mkdir(), (f / ".x" / "code.py").touch()),
-        r"\.x/code.py is no part of the export",
+        r"\.x/code.py does not belong to the export",
     ),
     "a folder of licenses": (
         lambda f: ((f / "LICENSES").mkdir(), (f / "LICENSES" / "a").touch()),
-        "LICENSES/a is no part of the export",
+        "LICENSES/a does not belong to the export",
     ),
     "templates by a link": (
         lambda f: ((f / ".x").mkdir(), (f / "additional_chat_templates").symlink_to(".x")),
-        "additional_chat_templates is no part of the export",
+        "additional_chat_templates does not belong to the export",
     ),
     "an index that is nested too deeply": (
         lambda f: (f / INDEX).write_text("[" * 100_000),
@@ -169,19 +169,19 @@ CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "no JSON": (lambda f: (f / "config.json").write_text("{"), "config.json is not JSON"),
     "the vocabulary": (
         lambda f: change_json(f / "tokenizer.json", lambda c: c["model"]["vocab"].update({"!": 1, '"': 0})),
-        "tokenizer.json is not the one that the run left",
+        "tokenizer.json differs from the file that the run wrote",
     ),
     "the tokenizer's config": (
         lambda f: change_json(f / "tokenizer_config.json", lambda c: c.update(eos_token="<|im_end|>")),
-        "tokenizer_config.json is not the one",
+        "tokenizer_config.json differs from the file",
     ),
     "the chat template": (
         lambda f: (f / "chat_template.jinja").write_text("{{ x }}"),
-        "chat_template.jinja is not the",
+        "chat_template.jinja differs from the file",
     ),
     "the generation config": (
         lambda f: change_json(f / "generation_config.json", lambda c: c.update(eos_token_id=1)),
-        "generation_config.json is not the one",
+        "generation_config.json differs from the file",
     ),
     "no card": (lambda f: (f / "README.md").unlink(), "README.md is missing"),
     "a tokenizer file gone": (lambda f: (f / "special_tokens_map.json").unlink(), "special_tokens_map.json is missing"),
@@ -193,15 +193,17 @@ CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
 def test_a_file_changed_by_hand_is_caught(changed: str, exported: Path, run: Path, tmp_path: Path) -> None:
     folder = tmp_path / "changed"
     shutil.copytree(exported, folder)
-    change, said = CHANGES[changed]
+    change, message = CHANGES[changed]
     change(folder)
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=message):
         verify(folder, run)
 
 
 @pytest.mark.parametrize("exported", ["fp32"], indirect=True)
-def test_the_logits_alone_would_tell(exported: Path, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Our own block made to compute something else: transformers' does not follow."""
+def test_a_difference_in_the_computation_is_detected(
+    exported: Path, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Our block is changed to compute other values; transformers' block is not."""
     route = moe.Router.forward
 
     def heavier(self: moe.Router, x_TD: torch.Tensor) -> moe.Routing:
@@ -209,7 +211,7 @@ def test_the_logits_alone_would_tell(exported: Path, run: Path, monkeypatch: pyt
         return routing._replace(weights_TK=routing.weights_TK * 1.01)
 
     monkeypatch.setattr(moe.Router, "forward", heavier)
-    with pytest.raises(ConfigError, match=r"transformers \S+ computes something else: block 0 are .* apart"):
+    with pytest.raises(ConfigError, match=r"transformers \S+ computes other values: block 0 differ by"):
         verify(exported, run)
 
 
@@ -217,7 +219,7 @@ def test_the_logits_alone_would_tell(exported: Path, run: Path, monkeypatch: pyt
     ("template", "why"),
     [("raise_exception('no such turn')", "no such turn"), ("'x' * 2**31", "it needs more than 1,024 MiB of memory")],
 )
-def test_a_template_that_cannot_render_is_told(run: Path, tmp_path: Path, template: str, why: str) -> None:
+def test_a_template_that_cannot_render_is_reported(run: Path, tmp_path: Path, template: str, why: str) -> None:
     shutil.copytree(run, tmp_path / "run")
     (tmp_path / "run" / "tokenizer" / "chat_template.jinja").write_text(f"{{{{ {template} }}}}")
     export(tmp_path / "run", tmp_path / "out")
@@ -232,11 +234,11 @@ def test_a_tokenizer_with_several_templates_is_exported_whole(run: Path, tmp_pat
     export(tmp_path / "run", tmp_path / "out")
     assert verify(tmp_path / "out", tmp_path / "run")
     (tmp_path / "out/additional_chat_templates/tool_use.jinja").write_text("x")
-    with pytest.raises(ConfigError, match=r"templates/tool_use\.jinja is not the one that the run left"):
+    with pytest.raises(ConfigError, match=r"templates/tool_use\.jinja differs from the file that the run wrote"):
         verify(tmp_path / "out", tmp_path / "run")
 
 
-def test_code_that_came_with_the_run_is_not_run(run: Path, tmp_path: Path) -> None:
+def test_code_in_the_tokenizers_folder_is_not_executed(run: Path, tmp_path: Path) -> None:
     shutil.copytree(run, tmp_path / "run")
     export(tmp_path / "run", tmp_path / "out")
     for folder in (tmp_path / "run" / "tokenizer", tmp_path / "out"):
@@ -250,37 +252,44 @@ def test_code_that_came_with_the_run_is_not_run(run: Path, tmp_path: Path) -> No
     assert {path.name for path in tmp_path.iterdir()} == {"run", "out"}
 
 
-def test_one_token_far_larger_than_the_others_hides_nothing() -> None:
+def test_differences_are_relative_to_each_token() -> None:
     ours = torch.ones(3, 4)
     ours[0] = 1e5
-    with pytest.raises(ConfigError, match=r"block 7 are 1\.0e-02 of a token's largest number apart"):
+    with pytest.raises(ConfigError, match=r"block 7 differ by 1\.0e-02 of a token's largest value"):
         compare(ours + torch.tensor([0.0, 0.01, 0.0]).unsqueeze(1), ours, "block 7")
 
 
-def test_tokens_between_two_experts_are_left_out(tmp_path: Path) -> None:
-    """A router of zeros: every expert is as good as the next, and either side takes others."""
+def test_tokens_with_tied_experts_are_excluded(tmp_path: Path) -> None:
+    """With a router of zeros all experts are tied, and the two sides may select different ones."""
     model = write_run(tmp_path / "run")
     for block in model.transformer.blocks:
         block.ffn.router.layer.weight.data.zero_()
     shutil.rmtree(tmp_path / "run" / "ep0-ba10")
     save_checkpoint(tmp_path / "run" / "ep0-ba10", model.state_dict())
     export(tmp_path / "run", tmp_path / "out")
-    assert "the whole model at once: 0e+00 apart on 0 tokens" in verify(tmp_path / "out", tmp_path / "run")
+    assert "the whole model: largest relative difference 0e+00 on 0 tokens" in verify(
+        tmp_path / "out", tmp_path / "run"
+    )
 
 
 @pytest.mark.subprocess
-def test_a_wrong_export_does_not_appear(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the fresh process that the export starts."""
+def test_an_export_that_fails_its_verification_does_not_appear(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The verification runs in a separate process that the export starts."""
     monkeypatch.setattr(
         "train.export.export.model_card", lambda *args: (tmp_path / ".out.part" / "code.py").touch() or ""
     )
-    with pytest.raises(ConfigError, match=r"the export is not right, and \S+/out was not made: code.py is no part of"):
+    with pytest.raises(
+        ConfigError,
+        match=r"the export failed its verification, and \S+/out was not created: code.py does not belong to",
+    ):
         export(run, tmp_path / "out", verify=True)
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.subprocess
-def test_it_runs_alone_and_tells_an_error_in_one_line(run: Path, tmp_path: Path) -> None:
+def test_the_module_runs_on_its_own_and_reports_an_error_in_one_line(run: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "train.export.verify", str(tmp_path), "--composer_path", str(run)]
     ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert ran.returncode == 2

@@ -43,23 +43,23 @@ def test_prompts_of_a_text_file_are_its_lines(tmp_path):
 
 
 def test_prompts_of_jsonl_need_no_answers(tmp_path):
-    asked, told = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
-    rows = [{"messages": [asked]}, {"messages": [asked, told]}, {"messages": [asked, told, asked]}]
+    asked, reply = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
+    rows = [{"messages": [asked]}, {"messages": [asked, reply]}, {"messages": [asked, reply, asked]}]
     (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, rows)))
     assert [question.messages[:-1] for question in read_questions(tmp_path / "x.jsonl")] == [
         [asked],
         [asked],
-        [asked, told, asked],
+        [asked, reply, asked],
     ]
     (tmp_path / "y.jsonl").write_text('{"prompt": "a\\n", "id": 3}\n')
     assert [question.prompt for question in read_questions(tmp_path / "y.jsonl")] == ["a\n"]
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "said"),
+    ("name", "content", "message"),
     [
         ("none.jsonl", None, "none.jsonl cannot be read: No such file"),
-        ("x.txt", b"\n\n", "x.txt holds no prompts: write one a line"),
+        ("x.txt", b"\n\n", "x.txt has no prompts: write one per line"),
         ("x.txt", b"fine\n\xff\n", "x.txt:2 is not UTF-8 text"),
         ("x.jsonl", b'{"prompt": "a"}\n{"prompt": 3}\n', "x.jsonl:2: prompt is 3"),
         ("x.jsonl", b'{"prompt": ""}\n', "x.jsonl:1: prompt is empty"),
@@ -69,32 +69,32 @@ def test_prompts_of_jsonl_need_no_answers(tmp_path):
             b'{"promt": "a", "response": "b"}\n',
             "x.jsonl:1: has neither prompt nor messages, but promt, resp",
         ),
-        ("x.jsonl", b'{"text": "a"}\n', "x.jsonl has text, but what is asked is a prompt or messages"),
+        ("x.jsonl", b'{"text": "a"}\n', "x.jsonl has text, but a question must be a prompt or messages"),
         ("x.jsonl", b'{"messages": [{"role": "boss", "content": "a"}]}\n', r"x.jsonl:1: messages\[0\].role is 'boss'"),
     ],
 )
-def test_a_file_that_holds_no_prompts_is_told_by_line(tmp_path, name, content, said):
+def test_errors_in_a_file_of_prompts_name_the_line(tmp_path, name, content, message):
     if content is not None:
         (tmp_path / name).write_bytes(content)
-    with pytest.raises((ConfigError, DataError), match=said):
+    with pytest.raises((ConfigError, DataError), match=message):
         read_questions(tmp_path / name)
 
 
-def test_a_question_is_encoded_as_training_writes_it(opened):
+def test_a_question_is_encoded_as_in_training(opened):
     tokenizer = opened.tokenizer
-    said = as_question("is <|im_end|> text?", chat=True, system_prompt="Be brief.")
-    text = tokenizer.decode(encode_one(said, tokenizer))
+    question = as_question("is <|im_end|> text?", chat=True, system_prompt="Be brief.")
+    text = tokenizer.decode(encode_one(question, tokenizer))
     assert text == (
         "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nis <|im_end|> text?<|im_end|>\n"
         "<|im_start|>assistant\n"
     )
-    ends = encode_one(said, tokenizer).count(tokenizer.special_tokens["<|im_end|>"])
+    ends = encode_one(question, tokenizer).count(tokenizer.special_tokens["<|im_end|>"])
     assert ends == 2
 
 
 def test_a_prompt_that_leaves_no_room_is_named(opened):
     questions = [as_question("x"), as_question("y" * 64)]
-    with pytest.raises(DataError, match=r"prompt 2 \('yyyy.*'\) has 64 tokens, but the model reads and writes 64"):
+    with pytest.raises(DataError, match=r"prompt 2 \('yyyy.*'\) has 64 tokens, but the model supports only 64"):
         encode(questions, opened, SHORT)
     with pytest.raises(DataError, match=r"'a\\udcff' is not UTF-8 text \(character 2\)"):
         encode([as_question("a\udcff")], opened, SHORT)
@@ -102,35 +102,35 @@ def test_a_prompt_that_leaves_no_room_is_named(opened):
         encode([as_question("")], opened, SHORT)
 
 
-def test_what_comes_of_later_prompts_waits_for_its_turn():
+def test_output_of_later_prompts_waits_for_its_turn():
     done = Answer([], "", ended=True)
     events = [(1, "b", None), (0, "a", None), (1, "", done), (2, "c", None), (0, "A", None), (0, "", done)]
     events += [(2, "C", None), (2, "", done)]
-    told = list(in_order(iter(events), 3))
-    assert [piece for _, piece, _ in told] == ["a", "A", "", "b", "", "c", "C", ""]
+    ordered = list(in_order(iter(events), 3))
+    assert [piece for _, piece, _ in ordered] == ["a", "A", "", "b", "", "c", "C", ""]
 
 
-def test_batches_answer_what_single_prompts_do(opened):
+def test_batches_give_the_answers_of_single_prompts(opened):
     sampled = Sampling(max_new_tokens=8, temperature=1.0)
     prompts = encode([as_question(text) for text in ("one", "two more", "3")], opened, sampled)
-    heard = {0: "", 1: "", 2: ""}
+    texts = {0: "", 1: "", 2: ""}
 
-    def tell(number, piece):
-        heard[number] += piece
+    def on_text(number, piece):
+        texts[number] += piece
 
-    answers = list(ask(opened, prompts, sampled, 2, tell))
-    assert [answer.text for answer in answers] == list(heard.values())
+    answers = list(ask(opened, prompts, sampled, 2, on_text))
+    assert [answer.text for answer in answers] == list(texts.values())
     assert answers == list(ask(opened, prompts, sampled, 1))
     assert answers == list(ask(opened, prompts, sampled, 16))
 
 
 def converse(opened, *lines, **settings):
-    """What is written in a conversation of these lines, and the prompts that the model read."""
-    said, written, read = iter(lines), [], []
+    """The output of a conversation with these lines, and the prompts that the model read."""
+    inputs, written, read = iter(lines), [], []
 
     def next_line():
         try:
-            return next(said)
+            return next(inputs)
         except StopIteration:
             raise EOFError from None
 
@@ -143,7 +143,7 @@ def converse(opened, *lines, **settings):
     return "".join(written), read
 
 
-def test_a_conversation_remembers_until_a_new_one_begins(opened):
+def test_a_conversation_keeps_its_context_until_a_new_one_begins(opened):
     written, read = converse(opened, "a", " ", "b", "/new", "c", "/exit", "d")
     assert read[0] == "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n"
     (first,) = ask(opened, [encode_one(as_question("a", chat=True), opened.tokenizer)], Sampling(max_new_tokens=4), 1)
@@ -153,56 +153,59 @@ def test_a_conversation_remembers_until_a_new_one_begins(opened):
     assert len(read) == 3
 
 
-def test_a_turn_that_leaves_no_room_is_taken_back(opened):
+def test_a_turn_that_leaves_no_room_is_removed(opened):
     written, read = converse(opened, "y" * 80, "z")
-    assert "the model reads and writes 64; /new begins another conversation\n" in written
+    assert "the model supports only 64; /new begins another conversation\n" in written
     assert len(read) == 1
     assert "y" not in read[0]
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["FOLDER", "x", "--batch_size", "0"], "--batch_size is 0"),
-        (["FOLDER", "x", "--file", "y"], "both --file and prompts are given"),
+        (["FOLDER", "x", "--file", "y"], "--file and prompts are both given"),
         (["FOLDER", "--output", "y.jsonl"], "--output is given without prompts"),
-        (["FOLDER", "x", "--output", "y.csv"], "--output is 'y.csv', but JSON lines are written: name a .jsonl"),
+        (
+            ["FOLDER", "x", "--output", "y.csv"],
+            "--output is 'y.csv', but the answers are JSON lines: name a .jsonl file",
+        ),
         (
             ["FOLDER", "x", "--output", "quickstart/heldout.jsonl"],
-            "--output is 'quickstart/heldout.jsonl', which is there already: name another",
+            "--output is 'quickstart/heldout.jsonl', which already exists: name another",
         ),
         (["FOLDER", "x", "--output", "none/y.jsonl"], "--output is 'none/y.jsonl', but its folder cannot be written"),
-        (["FOLDER", "x", "--system_prompt", "y"], "plain prompts have none: give --chat too"),
-        (["FOLDER", "--chat", "--file", "y.jsonl"], "a .jsonl says itself what is a conversation"),
+        (["FOLDER", "x", "--system_prompt", "y"], "plain prompts have none: add --chat"),
+        (["FOLDER", "--chat", "--file", "y.jsonl"], "a .jsonl file defines conversations itself"),
         (["FOLDER", "x", "--top_p", "2", "--temperature", "1"], "--top_p is 2.0, but it must be in (0, 1]"),
-        (["FOLDER", "x", "--top_k", "3"], "--temperature is 0, which is greedy, but top_k or top_p is given"),
-        (["none", "x"], "none is not a checkpoint"),
-        (["tests", "x"], "tests is not a checkpoint"),
+        (["FOLDER", "x", "--top_k", "3"], "--temperature is 0, which is greedy, but top_k or top_p is set"),
+        (["none", "x"], "none is neither a checkpoint"),
+        (["tests", "x"], "tests is neither a checkpoint"),
     ],
 )
-def test_what_is_typed_wrong(script, monkeypatch, capsys, arguments, said):
+def test_invalid_arguments_are_reported(script, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(ROOT)
     assert script.main(arguments) == 2
     out, err = capsys.readouterr()
     assert out == ""
-    assert said in err
+    assert message in err
     assert err.startswith("error: ")
     assert err.count("\n") == 1
 
 
 def test_more_new_tokens_than_the_model_has_room_for_are_refused(script, run, capsys):
     assert script.main([str(run), "x", "yy", "--max_new_tokens", "63"]) == 2
-    said = "with the 2 tokens of the longest prompt these are 65, and the model reads and writes 64: write at most 62\n"
-    assert capsys.readouterr().err.endswith(f"error: --max_new_tokens is 63, but {said}")
+    fix = "with the 2 tokens of the longest prompt this makes 65, and the model supports only 64: use at most 62\n"
+    assert capsys.readouterr().err.endswith(f"error: --max_new_tokens is 63, but {fix}")
     check_room([[0], [0, 0]], 62, 64)
-    # What nobody has asked for is cut where the model ends.
+    # A default is limited by the model's max_seq_len.
     assert script.main([str(run), "y" * 62]) == 0
 
 
-def test_folders_that_are_no_model_are_told(exported, tmp_path):
+def test_folders_without_a_model_are_reported(exported, tmp_path):
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
-    with pytest.raises(ConfigError, match="is a PEFT adapter, which is no model by itself"):
+    with pytest.raises(ConfigError, match="is a PEFT adapter, not a complete model"):
         open_here(tmp_path / "adapter")
     (tmp_path / "bert").mkdir()
     (tmp_path / "bert" / "config.json").write_text('{"model_type": "bert"}')
@@ -213,9 +216,9 @@ def test_folders_that_are_no_model_are_told(exported, tmp_path):
     with pytest.raises(ConfigError, match="bare has no tokenizer"):
         open_here(bare)
     shutil.copytree(exported, tmp_path / "endless")
-    for wrong in ('{"eos_token_id": "x"}', "[]"):
-        (tmp_path / "endless" / "generation_config.json").write_text(wrong)
-        with pytest.raises(ConfigError, match=r"generation_config.json does not tell where generation ends"):
+    for invalid in ('{"eos_token_id": "x"}', "[]"):
+        (tmp_path / "endless" / "generation_config.json").write_text(invalid)
+        with pytest.raises(ConfigError, match=r"generation_config.json: eos_token_id must be an id or a list of ids"):
             open_here(tmp_path / "endless")
     broken = tmp_path / "broken"
     broken.mkdir()
@@ -229,17 +232,17 @@ def test_folders_that_are_no_model_are_told(exported, tmp_path):
 def test_a_model_that_does_not_fit_is_refused_before_it_is_read(run, exported, monkeypatch):
     monkeypatch.setattr("train.generation.open_model.available_memory", lambda device: 1e5)
     for folder in (run, exported):
-        with pytest.raises(ConfigError, match=r"needs [\d.]+kb in fp32, but .* has 97.65kb: take a larger one"):
+        with pytest.raises(ConfigError, match=r"needs [\d.]+kb in fp32, but .* has 97.65kb: use a larger one"):
             open_here(folder)
 
 
-def test_a_checkpoint_without_what_belongs_beside_it(run, tmp_path):
+def test_a_checkpoint_without_its_accompanying_files(run, tmp_path):
     (tmp_path / "ep0-ba10").symlink_to(run / "ep0-ba10")
     alone = tmp_path / "alone"
     alone.mkdir()
     for file in (run / "ep0-ba10").iterdir():
         (alone / file.name).write_bytes(file.read_bytes())
-    with pytest.raises(ConfigError, match=r"config.yaml is not there, but .* the model's shape"):
+    with pytest.raises(ConfigError, match=r"config.yaml does not exist, but .* the model's shape"):
         open_here(alone)
 
 

@@ -64,15 +64,15 @@ def test_a_folder_of_a_run_means_the_one_model_in_it(tmp_path):
     assert resolve_model(tmp_path) == tmp_path / "checkpoints"
     (tmp_path / "hf").mkdir()
     (tmp_path / "hf" / "config.json").touch()
-    with pytest.raises(ConfigError, match=r"holds .*/checkpoints and .*/hf: name one of them"):
+    with pytest.raises(ConfigError, match=r"contains .*/checkpoints and .*/hf: name one of them"):
         resolve_model(tmp_path)
 
 
 @pytest.fixture
 def tasks(tmp_path, monkeypatch):
-    """A folder with the tasks sorting and other, and the datasets library's cache beside it."""
+    """A folder with the tasks sorting and other, and a cache of the datasets library next to it."""
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    # The harness notes pip's list of packages, the compilers and the like: seconds for each evaluation.
+    # The harness records pip's list of packages, compilers and so on, which takes seconds per evaluation.
     monkeypatch.setattr("torch.utils.collect_env.get_pretty_env_info", lambda: "")
     folder = tmp_path / "tasks"
     folder.mkdir()
@@ -84,14 +84,14 @@ def tasks(tmp_path, monkeypatch):
 
 
 @torch.no_grad()
-def likeliest(opened, question):
-    """The choice that our own model gives the highest probability after the question."""
+def most_likely(opened, question):
+    """The choice with the highest probability after the question, according to our own model."""
     scores = []
     for choice in CHOICES:
         before, after = (opened.tokenizer.encode(text).tolist() for text in (question + "\n", choice))
         logits = opened.decoder.model(torch.tensor([before + after]), return_logits=True).logits_BSV[0]
-        told = logits[len(before) - 1 : -1].log_softmax(-1)
-        scores.append(told.gather(1, torch.tensor(after).unsqueeze(1)).sum().item())
+        log_probs = logits[len(before) - 1 : -1].log_softmax(-1)
+        scores.append(log_probs.gather(1, torch.tensor(after).unsqueeze(1)).sum().item())
     return max(range(3), key=scores.__getitem__)
 
 
@@ -101,8 +101,8 @@ def tasks_here(folder: Path, tasks: list[str], *, limit: int | None = None) -> d
 
 
 @pytest.mark.slow
-def test_the_harness_gives_what_our_model_finds_likely(exported, tasks, opened):
-    right = [likeliest(opened, question) == number % 3 for number, question in enumerate(QUESTIONS)]
+def test_the_harness_scores_are_our_models_log_probabilities(exported, tasks, opened):
+    right = [most_likely(opened, question) == number % 3 for number, question in enumerate(QUESTIONS)]
     results = tasks_here(exported, [str(tasks)])
     assert set(results) == {"sorting", "other"}
     assert results["sorting"]["metrics"] == {"acc": pytest.approx(sum(right) / 6)}
@@ -135,17 +135,17 @@ def test_tasks_are_not_run_on_weights_that_are_not_finite(exported, tasks):
 
 
 @pytest.mark.slow
-def test_tasks_that_are_not_there(exported, tasks, tmp_path):
-    for name, said in (
+def test_missing_tasks_are_reported(exported, tasks, tmp_path):
+    for name, message in (
         ("none/x.yaml", "--tasks has 'none/x.yaml', but there is no such file or folder"),
-        (str(exported), "but no task is defined there"),
-        ("hellaswagg", r"'hellaswagg', which the lm-evaluation-harness does not know; did you mean hellaswag"),
+        (str(exported), "but it defines no task"),
+        ("hellaswagg", r"'hellaswagg', which the lm-evaluation-harness does not have; did you mean hellaswag"),
     ):
-        with pytest.raises(ConfigError, match=said):
+        with pytest.raises(ConfigError, match=message):
             tasks_here(exported, [name])
     (tmp_path / "rows.jsonl").unlink()
     with pytest.raises(
-        ConfigError, match=r"'sorting', whose data is not there \(.*rows.jsonl'\): put it there, or mend"
+        ConfigError, match=r"'sorting', whose data does not exist \(.*rows.jsonl'\): add it, or correct the task"
     ):
         tasks_here(exported, [str(tasks / "sorting.yaml")])
 
@@ -167,17 +167,17 @@ def test_an_answer_is_exact_to_the_letter(opened):
     sampling = Sampling(max_new_tokens=3)
     (first,) = ask(opened, encode([as_question("Sort: ba")], opened, sampling), sampling, 1)
     ends = replace(opened, stop_token_ids=first.tokens[2:])
-    told = opened.tokenizer.decode(first.tokens[:2])
-    answers = (told, told + " ", told[:-1], "x" * 20)
+    greedy = opened.tokenizer.decode(first.tokens[:2])
+    answers = (greedy, greedy + " ", greedy[:-1], "x" * 20)
     checked = exact_match(ends, [PromptResponse("Sort: ba", answer) for answer in answers], 3)
-    assert [one.answer for one in checked] == [told] * 4
+    assert [one.answer for one in checked] == [greedy] * 4
     assert [one.exact for one in checked] == [True, False, False, False]
     result = exact_match_result(checked)
     assert (result["asked"], result["metrics"]) == (4, {"exact_match": 0.25})
     assert result["stderr"]["exact_match"] == pytest.approx((0.25 * 0.75 / 4) ** 0.5)
 
 
-def test_a_file_without_answers_is_told_by_line(tmp_path):
+def test_a_missing_answer_is_reported_with_its_line(tmp_path):
     (tmp_path / "x.jsonl").write_text('{"prompt": "a", "response": "b"}\n{"prompt": "a"}\n')
     with pytest.raises(DataError, match=r"x.jsonl:2: response is missing"):
         read_questions(tmp_path / "x.jsonl", with_answers=True)
@@ -198,7 +198,7 @@ def test_a_preprocessor_makes_questions_of_any_rows(tmp_path, capsys):
     with pytest.raises(DataError, match="say which columns to take with --preprocessor"):
         asked()
     assert asked("--preprocessor", f"{__name__}:answered") == [PromptResponse("a", "b")]
-    assert "--preprocessor left out 1 of its rows" in capsys.readouterr().out
+    assert "--preprocessor skipped 1 of its rows" in capsys.readouterr().out
     assert evaluate.main([str(tmp_path), "--tasks", "x", "--preprocessor", "alpaca"]) == 2
 
 
@@ -232,7 +232,7 @@ def test_a_folder_without_a_card_gets_one(exported):
     assert (exported / "README.md").read_text().startswith(f"# model\n\n{MARKER}\n## Benchmarks\n")
 
 
-def test_backslashes_in_a_card_stay(exported):
+def test_backslashes_in_a_card_are_kept(exported):
     assert with_section(f"a\n{MARKER}old{MARKER}\nb", "\\1 \\n\n") == f"a\n{MARKER}\n\\1 \\n\n{MARKER}\nb"
 
 
@@ -242,30 +242,33 @@ def script():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
-        ([], "nothing to evaluate: give --tasks, --exact_match, or both"),
+        ([], "nothing to evaluate: add --tasks, --exact_match, or both"),
         (["--tasks", "x", "--batch_size", "0"], "--batch_size is 0"),
         (["--tasks", "x", "--limit", "0"], "--limit is 0"),
         (["--tasks", "x", "--num_fewshot", "-1"], "--num_fewshot is -1"),
-        (["--exact_match", "x", "--num_fewshot", "3"], "--num_fewshot is given, but it is for --tasks"),
-        (["--tasks", "x"], "is no exported model, which --tasks needs: scripts/convert_checkpoint_to_hf.py"),
+        (["--exact_match", "x", "--num_fewshot", "3"], "--num_fewshot needs --tasks"),
+        (
+            ["--tasks", "x"],
+            "is not an exported model, which --tasks needs: export it with scripts/convert_checkpoint_to_hf.py",
+        ),
         (["--exact_match", "none.jsonl"], "none.jsonl cannot be read"),
         (["--tasks", "x", "--json", "none/y"], "--json is 'none/y', but its folder cannot be written"),
     ],
 )
-def test_what_is_typed_wrong(run, script, capsys, arguments, said):
+def test_invalid_arguments_are_reported(run, script, capsys, arguments, message):
     assert script.main([str(run), *arguments]) == 2
     out, err = capsys.readouterr()
     assert out == ""
-    assert said in err
+    assert message in err
     assert err.count("\n") == 1
 
 
-def test_results_that_cannot_be_kept_are_refused_first(exported, script, capsys):
+def test_results_that_cannot_be_saved_are_rejected_before_evaluation(exported, script, capsys):
     (exported / "evaluation.json").write_text("[]")
     assert script.main([str(exported), "--tasks", "x"]) == 2
-    assert "evaluation.json holds no results of an evaluation" in capsys.readouterr().err
+    assert "evaluation.json has no results of an evaluation" in capsys.readouterr().err
 
 
 def test_a_checkpoint_answers_exactly_too(run, script, tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""What is generated: the same by our model, by transformers, in a batch or alone; and no character is ever broken."""
+"""Generated text is the same for our model and transformers, in a batch and alone, and characters are never split."""
 
 import random
 import shutil
@@ -69,8 +69,10 @@ def test_weights_that_are_not_finite_are_refused_with_their_names(run, tmp_path)
     with pytest.raises(ConfigError, match=rf"numbers in the weights of {checkpoint}: lm_head.weight: name an earlier"):
         open_here(checkpoint)
     folder = write_export(tmp_path / "run", tmp_path / "hf")
-    said = rf"'{folder}', but there are NaN or infinite numbers in its weights: lm_head.weight in model-00001-of-00001"
-    with pytest.raises(ConfigError, match=said):
+    message = (
+        rf"'{folder}', but there are NaN or infinite numbers in its weights: lm_head.weight in model-00001-of-00001"
+    )
+    with pytest.raises(ConfigError, match=message):
         open_here(folder)
 
 
@@ -113,8 +115,10 @@ def test_a_large_model_is_not_generated_from_by_the_loop_on_a_gpu(run, monkeypat
     monkeypatch.setattr(experts_grouped_mm, "_grouped_mm", torch.mm)
     monkeypatch.setattr(experts_megablocks, "_import", lambda: "MegaBlocks is not installed")
     monkeypatch.setattr(layout, "_flash_import_error", lambda: "the package flash-attn is not installed")
-    said = r"ba10 is opened on a GPU, but only the loop .*: give --precision bf16, .*, or choose the CPU: --device cpu$"
-    with pytest.raises(ConfigError, match=said):
+    message = (
+        r"ba10 is opened on a GPU, but only the loop .*: use --precision bf16, .*, or choose the CPU: --device cpu$"
+    )
+    with pytest.raises(ConfigError, match=message):
         open_model(run, "gpu", "fp32")
 
 
@@ -130,7 +134,7 @@ def test_greedy_is_what_transformers_own_generate_writes(exported, prompts):
         assert whole[0, len(prompt) :].tolist() == mine
 
 
-def test_what_is_sampled_depends_on_seed_and_number_alone(ours, prompts):
+def test_samples_depend_only_on_seed_and_number(ours, prompts):
     together = written(ours.decoder, prompts, SAMPLED)
     alone = [written(ours.decoder, [prompt], SAMPLED, first_number=row)[0] for row, prompt in enumerate(prompts)]
     assert alone == together
@@ -154,13 +158,13 @@ def test_an_answer_ends_at_max_seq_len(ours):
     assert [(len(answer.tokens), answer.ended) for answer in answers] == [(4, False), (1, False)]
 
 
-def test_drawn_as_often_as_it_is_likely():
+def test_tokens_are_drawn_as_often_as_their_probability():
     logits = torch.tensor([2.0, 0.0, 1.0, -1.0, -3.0]).expand(20000, 5)
     draws = [torch.Generator().manual_seed(seed) for seed in range(20000)]
     probs = (logits[0] / 0.7).softmax(0)
     drawn = choose(logits, Sampling(temperature=0.7), draws).bincount(minlength=5) / 20000
     assert (drawn - probs).abs().max() < 0.015
-    # 0.76 and 0.18 together exceed 0.9: a third is never drawn.
+    # 0.76 and 0.18 together exceed 0.9, so a third token is never drawn.
     top_p = choose(logits, Sampling(temperature=0.7, top_p=0.9), draws).bincount(minlength=5) / 20000
     assert top_p[[1, 3, 4]].tolist() == [0, 0, 0]
     assert abs(top_p[0] - probs[0] / (probs[0] + probs[2])) < 0.015
@@ -176,18 +180,18 @@ def test_no_temperature_is_too_extreme(temperature):
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({"max_new_tokens": 0}, "max_new_tokens is 0, but it must be at least 1"),
         ({"temperature": -1}, "temperature is -1, but it must be at least 0"),
         ({"temperature": 1.0, "top_k": 0}, "top_k is 0, but it must be at least 1"),
         ({"temperature": 1.0, "top_p": 0.0}, r"top_p is 0.0, but it must be in \(0, 1\]"),
-        ({"top_p": 0.5}, "temperature is 0, which is greedy, but top_k or top_p is given"),
+        ({"top_p": 0.5}, "temperature is 0, which is greedy, but top_k or top_p is set"),
         ({"seed": -1}, "seed is -1"),
     ],
 )
-def test_what_sampling_cannot_be(settings, said):
-    with pytest.raises(ValueError, match=said):
+def test_invalid_sampling_settings_are_rejected(settings, message):
+    with pytest.raises(ValueError, match=message):
         Sampling(**settings)
 
 
@@ -201,12 +205,12 @@ def pieces(tokenizer, ids):
     return [*(stream.add(token) for token in ids), stream.end()]
 
 
-def test_a_character_is_told_when_it_is_whole():
+def test_a_character_is_output_when_it_is_complete():
     ids = list("aé漢🙂!".encode())
     assert pieces(Bytes(), ids) == ["a", "", "é", "", "", "漢", "", "", "", "🙂", "!", ""]
 
 
-def test_pieces_are_together_what_all_tokens_are(ours):
+def test_joined_pieces_equal_the_text_of_all_tokens(ours):
     draw = random.Random(0)
     for _ in range(200):
         ids = [draw.randrange(256) for _ in range(draw.randrange(40))]
@@ -215,6 +219,6 @@ def test_pieces_are_together_what_all_tokens_are(ours):
         assert "".join(pieces(ours.tokenizer, vocabulary)) == ours.tokenizer.decode(vocabulary)
 
 
-def test_bytes_that_are_no_character_are_not_held_back_for_ever():
-    told = pieces(Bytes(), [0xFF] * 10)
-    assert told == ["", "", "", *["\ufffd"] * 7, "\ufffd" * 3]
+def test_invalid_bytes_are_output_eventually():
+    output = pieces(Bytes(), [0xFF] * 10)
+    assert output == ["", "", "", *["\ufffd"] * 7, "\ufffd" * 3]

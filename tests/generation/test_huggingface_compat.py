@@ -2,16 +2,16 @@ import importlib
 
 import pytest
 
-from train.generation.huggingface_compat import asking_modules, offline
+from train.generation.huggingface_compat import offline, online_modules
 
 HUB, DATASETS = (importlib.import_module(name) for name in ("huggingface_hub.constants", "datasets.config"))
 
 
-def test_only_libraries_that_would_ask_are_told_to_be_offline(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_libraries_that_query_the_hub_are_set_offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(HUB, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(DATASETS, "HF_HUB_OFFLINE", True)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    assert asking_modules() == [HUB], "the variable is read later than at import: the patch can go"
+    assert online_modules() == [HUB], "the variable is read later than at import: the patch can be removed"
     with offline():
-        assert (HUB.HF_HUB_OFFLINE, DATASETS.HF_HUB_OFFLINE, asking_modules()) == (True, True, [])
+        assert (HUB.HF_HUB_OFFLINE, DATASETS.HF_HUB_OFFLINE, online_modules()) == (True, True, [])
     assert (HUB.HF_HUB_OFFLINE, DATASETS.HF_HUB_OFFLINE) == (False, True)

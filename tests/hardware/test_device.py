@@ -1,4 +1,4 @@
-"""Machines whose GPU torch cannot use: an error that names driver, wheel and fix, and never a run on the CPU."""
+"""Machines whose GPU torch cannot use: the error names driver, wheel and fix, and the CPU is not used silently."""
 
 import os
 import warnings
@@ -25,7 +25,7 @@ NODE = Machine(
     torch_cuda="13.2",
     torch_error="No CUDA GPUs are available",
 )
-"""It has eight GPUs, and torch has none of them."""
+"""A node with eight GPUs, none of which torch can use."""
 WORKING = replace(NODE, torch_gpus=8, torch_archs=("sm_75", "sm_90", "compute_90"), capability=(9, 0))
 CPU_ONLY = Machine(environment={}, torch_version="2.15.0+cpu", torch_error="Torch not compiled with CUDA enabled")
 
@@ -34,36 +34,36 @@ DEFECTS = {
         replace(NODE, driver="550.54.15", driver_cuda=(12, 4)),
         (
             "8 NVIDIA GPUs (driver 550.54.15 for CUDA 12.4), but torch 2.15.0+cu132 (built for CUDA 13.2) cannot use "
-            "them: that wheel needs a driver for CUDA 13 (580 or newer): update the driver, install another wheel into "
+            "them: this wheel needs a driver for CUDA 13 (580 or newer): update the driver, install another wheel into "
             "a new environment (uv pip install --torch-backend auto -e .), or choose the CPU: device=cpu"
         ),
     ),
     "CPU wheel": (
         replace(CPU_ONLY, nvidia_gpus=1, device_files=1, driver="580.65.06", driver_cuda=(13, 0)),
-        "torch 2.15.0+cpu (built for the CPU alone) cannot use it: install another wheel into a new environment (uv",
+        "torch 2.15.0+cpu (built for CPU only) cannot use it: install another wheel into a new environment (uv",
     ),
     "another vendor's wheel": (
         replace(NODE, nvidia_gpus=0, device_files=0, amd_gpus=8, driver=None, driver_cuda=None),
-        "8 AMD GPUs, but torch 2.15.0+cu132 (built for CUDA 13.2) cannot use them: that wheel is for other GPUs",
+        "8 AMD GPUs, but torch 2.15.0+cu132 (built for CUDA 13.2) cannot use them: this wheel is for other GPUs",
     ),
     "hidden": (
         replace(NODE, environment={"CUDA_VISIBLE_DEVICES": ""}),
         "CUDA_VISIBLE_DEVICES is '', which hides every GPU: unset it, or choose the CPU: device=cpu",
     ),
     "hidden by -1": (replace(NODE, environment={"CUDA_VISIBLE_DEVICES": "-1"}), "is '-1', which hides every GPU"),
-    "a GPU that is not there": (
+    "a GPU that does not exist": (
         replace(NODE, environment={"CUDA_VISIBLE_DEVICES": "8,0"}),
         "CUDA_VISIBLE_DEVICES is '8,0', but the GPUs are 0 to 7: unset or correct it",
     ),
     "no driver": (replace(NODE, driver=None, driver_cuda=None, device_files=0), "no NVIDIA driver is loaded: install"),
-    "not given to the container": (
+    "not passed to the container": (
         replace(NODE, driver_cuda=None, device_files=0, environment={"NVIDIA_VISIBLE_DEVICES": "void"}),
-        "no device file /dev/nvidia0 (NVIDIA_VISIBLE_DEVICES is 'void'): give the container its GPUs",
+        "no device file /dev/nvidia0 (NVIDIA_VISIBLE_DEVICES is 'void'): pass the GPUs to the container",
     ),
     "no library": (replace(NODE, driver_cuda=None), "the driver's library libcuda.so.1 is not found"),
-    "torch's own words": (
+    "torch's own error": (
         replace(NODE, environment={"CUDA_VISIBLE_DEVICES": "GPU-8a"}),
-        "torch says 'No CUDA GPUs are available' (CUDA_VISIBLE_DEVICES is 'GPU-8a'): see what nvidia-smi shows",
+        "torch reports 'No CUDA GPUs are available' (CUDA_VISIBLE_DEVICES is 'GPU-8a'): check the output of nvidia-smi",
     ),
     "a GPU too old for the wheel": (
         replace(WORKING, capability=(7, 0)),
@@ -71,11 +71,11 @@ DEFECTS = {
     ),
     "more ranks than GPUs": (
         replace(WORKING, torch_gpus=1, environment={"LOCAL_WORLD_SIZE": "2"}),
-        "runs 2 ranks, but torch sees 1 GPU: composer -n 1, or choose the CPU: device=cpu",
+        "runs 2 ranks, but torch finds 1 GPU: composer -n 1, or choose the CPU: device=cpu",
     ),
     "one GPU bound to each of Slurm's tasks": (
         replace(WORKING, torch_gpus=1, environment={"LOCAL_WORLD_SIZE": "8", "CUDA_VISIBLE_DEVICES": "3"}),
-        "sees 1 GPU: composer -n 1, or let every rank see all GPUs (srun --gpu-bind=none), or choose the CPU",
+        "finds 1 GPU: composer -n 1, or let every rank see all GPUs (srun --gpu-bind=none), or choose the CPU",
     ),
 }
 
@@ -89,11 +89,11 @@ def test_a_gpu_that_torch_cannot_use_is_explained(case: str) -> None:
     assert "\n" not in message
 
 
-# The last two: machine code within a major version, and code that is compiled on the spot, run on later GPUs.
+# The last two: machine code within a major version, and PTX, which is compiled at load time, run on later GPUs.
 @pytest.mark.parametrize(
     "machine", [CPU_ONLY, WORKING, replace(WORKING, capability=(7, 9)), replace(WORKING, capability=(12, 0))]
 )
-def test_what_works_and_what_has_no_gpu_is_not_refused(machine: Machine) -> None:
+def test_working_gpus_and_machines_without_gpus_are_accepted(machine: Machine) -> None:
     assert why_no_gpu(machine) is None
 
 
@@ -103,9 +103,9 @@ def test_an_older_driver_of_the_same_major_version_is_not_blamed() -> None:
 
 @pytest.fixture
 def of_this_machine(monkeypatch: pytest.MonkeyPatch):
-    """A function that puts another machine in the place of this one."""
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")  # put back afterwards
-    monkeypatch.setattr(device, "look", lambda: pytest.fail("nobody asked for the GPU"))
+    """A function that replaces this machine by another one."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")  # restored afterwards
+    monkeypatch.setattr(device, "look", lambda: pytest.fail("the GPU was not requested"))
     return lambda machine: monkeypatch.setattr(device, "look", lambda: machine)
 
 
@@ -131,7 +131,8 @@ def test_null_takes_the_gpu_where_there_is_one(of_this_machine) -> None:
 
 
 def write_node(root: Path, driver: str | None) -> None:
-    """What Linux shows of a node with two NVIDIA GPUs, one of them in the container, a switch and an AMD processor."""
+    """The files of Linux on a node with two NVIDIA GPUs, one of them in the container, a switch and an AMD
+    processor."""
     devices = [("0x10de", "0x030200"), ("0x10de", "0x030200"), ("0x10de", "0x068000"), ("0x1002", "0x030000")]
     for number, (vendor, kind) in enumerate(devices):
         folder = root / f"sys/bus/pci/devices/0000:0{number}:00.0"
@@ -147,7 +148,7 @@ def write_node(root: Path, driver: str | None) -> None:
 
 
 def too_old(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch's wheel as it behaves with a driver that is too old for it."""
+    """Replaces torch's wheel by one for which the driver is too old."""
 
     def init() -> None:
         warnings.warn("CUDA initialization: The NVIDIA driver on your system is too old", stacklevel=2)
@@ -160,7 +161,7 @@ def too_old(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device, "_driver_cuda", lambda: (12, 4))
 
 
-def test_a_machine_is_known_by_what_linux_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_is_found_in_the_files_of_linux(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_node(tmp_path, "550.54.15")
     too_old(monkeypatch)
     machine = look(tmp_path)
@@ -193,7 +194,7 @@ def test_without_a_driver_its_library_knows_no_cuda(monkeypatch: pytest.MonkeyPa
     assert device._driver_cuda() is None
 
 
-def test_this_machine_is_looked_at_without_a_word(recwarn: pytest.WarningsRecorder, capfd) -> None:
+def test_checking_this_machine_prints_nothing(recwarn: pytest.WarningsRecorder, capfd) -> None:
     machine = look()
     assert machine.torch_version == torch.__version__
     assert (machine.torch_gpus > 0) == torch.cuda.is_available()

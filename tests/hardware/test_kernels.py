@@ -1,4 +1,4 @@
-"""What computes experts and attention is chosen before the first step, and printed with the reasons."""
+"""The implementations of experts and attention are chosen before the first step, and printed with the reasons."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ NOT_INSTALLED = "MegaBlocks is not installed: run scripts/dev/build_megablocks.s
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An H100 with torch's grouped GEMM alone."""
+    """An H100 that has only torch's grouped GEMM."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(experts_grouped_mm, "_grouped_mm", torch.mm)
     monkeypatch.setattr(experts_megablocks, "_import", lambda: NOT_INSTALLED)
@@ -28,7 +28,7 @@ def test_on_a_cpu_nothing_is_missing(tmp_path) -> None:
     assert lines == ["experts: torch", "attention: blocks"]
     assert model.ffn_config.moe_impl == "torch"
     _, lines = choose_kernels(load(tmp_path, "model.attn_config.attn_pdrop=0.1"), 1, CPU, torch.float32)
-    assert lines[1] == "attention: sdpa (not blocks: blocks have no dropout, and attn_pdrop is not 0)"
+    assert lines[1] == "attention: sdpa (not blocks: blocks does not support dropout, and attn_pdrop is not 0)"
 
 
 @pytest.mark.usefixtures("gpu")
@@ -42,7 +42,7 @@ def test_on_a_gpu_what_would_be_better_is_listed(tmp_path) -> None:
 
 
 @pytest.mark.usefixtures("gpu")
-def test_what_was_configured_is_taken_or_refused(tmp_path) -> None:
+def test_configured_kernels_are_used_or_rejected(tmp_path) -> None:
     chosen = ["model.ffn_config.moe_impl=torch", "model.attn_config.attn_impl=sdpa"]
     _, lines = choose_kernels(load(tmp_path, "model.preset=9b", *chosen), 1, CUDA, torch.float32)
     assert lines == ["experts: torch, as configured", "attention: sdpa, as configured"]
@@ -51,20 +51,20 @@ def test_what_was_configured_is_taken_or_refused(tmp_path) -> None:
 
 
 @pytest.mark.usefixtures("gpu")
-def test_what_was_not_asked_for_is_not_imported(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernels_that_are_not_requested_are_not_imported(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     for module, probe in ((experts_megablocks, "_import"), (layout, "_flash_import_error")):
-        monkeypatch.setattr(module, probe, lambda: pytest.fail("a package was imported that nobody asked for"))
+        monkeypatch.setattr(module, probe, lambda: pytest.fail("a package was imported that was not requested"))
     chosen = ["model.ffn_config.moe_impl=torch", "model.attn_config.attn_impl=sdpa"]
     _, lines = choose_kernels(load(tmp_path, *chosen), 1, CUDA, torch.bfloat16)
     assert lines == ["experts: torch, as configured", "attention: sdpa, as configured"]
 
 
-def test_a_choice_that_needs_bf16_is_refused_with_that_fix(tmp_path, gpu, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kernel_that_needs_bf16_is_rejected_with_that_fix(tmp_path, gpu, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(experts_megablocks, "_import", lambda: (None, None))
     config = load(tmp_path, "model.ffn_config.moe_impl=megablocks")
-    with pytest.raises(ConfigError, match=r"in bfloat16, not in torch.float32; .*; or set precision: amp_bf16$"):
+    with pytest.raises(ConfigError, match=r"only bfloat16, not torch.float32; .*; or set precision: amp_bf16$"):
         choose_kernels(config, 1, CUDA, torch.float32)
-    with pytest.raises(ConfigError, match=r"needs a GPU, and this is cpu; auto takes what there is$"):
+    with pytest.raises(ConfigError, match=r"requires a GPU, and this device is cpu; auto selects an available"):
         choose_kernels(config, 1, CPU, torch.float32)
 
 
@@ -72,7 +72,7 @@ def test_a_choice_that_needs_bf16_is_refused_with_that_fix(tmp_path, gpu, monkey
 def test_auto_does_not_take_the_loop_for_a_large_model_on_a_gpu(tmp_path) -> None:
     with pytest.raises(ConfigError, match=r"^model\.ffn_config\.moe_impl is auto, but only the loop") as caught:
         choose_kernels(load(tmp_path, "model.preset=9b"), 1, CUDA, torch.float32)
-    for part in (NOT_INSTALLED, "computes in bfloat16 on a GPU", ": set precision: amp_bf16, ", "moe_impl=torch"):
+    for part in (NOT_INSTALLED, "on a GPU supports only bfloat16", ": set precision: amp_bf16, ", "moe_impl=torch"):
         assert part in str(caught.value)
     model, _ = choose_kernels(load(tmp_path), 1, CUDA, torch.float32)
     assert model.ffn_config.moe_impl == "torch"
@@ -81,7 +81,7 @@ def test_auto_does_not_take_the_loop_for_a_large_model_on_a_gpu(tmp_path) -> Non
 @pytest.mark.usefixtures("gpu")
 def test_bf16_is_suggested_only_where_it_helps(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
-    with pytest.raises(ConfigError, match=r"8\.0 or more\): remove one of these causes, or write model\.ffn_config"):
+    with pytest.raises(ConfigError, match=r"8\.0 or higher\): remove one of these causes, or set model\.ffn_config"):
         choose_kernels(load(tmp_path, "model.preset=9b"), 1, CUDA, torch.float32)
 
 
@@ -92,9 +92,9 @@ def test_megablocks_is_chosen_for_the_largest_microbatch(tmp_path, gpu, monkeypa
     config = load(tmp_path, "model.preset=132b", "max_seq_len=32768", "device_train_microbatch_size=4")
     model, lines = choose_kernels(config, 1, CUDA, torch.bfloat16)
     assert model.ffn_config.moe_impl == "grouped_mm"
-    assert "131,072 tokens x 4 experts a token x d_model 6,144 is 3,221,225,472" in lines[0]
-    # With expert parallelism the 8 ranks may send a rank 2.7 times as many as on average, and more.
+    assert "131,072 tokens x 4 experts per token x d_model 6,144 is 3,221,225,472" in lines[0]
+    # With expert parallelism, the 8 ranks may send one rank 2.7 times the average number of tokens or more.
     config = load(tmp_path, "model.preset=132b", "max_seq_len=32768", "fsdp_config.expert_parallel_degree=8")
     model, lines = choose_kernels(config, 8, CUDA, torch.bfloat16)
     assert model.ffn_config.moe_impl == "grouped_mm"
-    assert "262,144 tokens x 2 experts a token x d_model 6,144 is 3,221,225,472" in lines[0]
+    assert "262,144 tokens x 2 experts per token x d_model 6,144 is 3,221,225,472" in lines[0]

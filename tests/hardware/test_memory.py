@@ -11,7 +11,7 @@ if sys.argv[1] == "keep":
     keep_freed_memory()
 
 def step():
-    made = [torch.ones(2 << 20) for _ in range(12)]  # 96 MiB in 12 tensors, as a step makes them, and all freed
+    made = [torch.ones(2 << 20) for _ in range(12)]  # 96 MiB in 12 tensors, allocated as in a step, then all freed
 
 for _ in range(5):  # the heap grows in pieces, until all fit
     step()
@@ -24,9 +24,9 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 @pytest.mark.slow
 @pytest.mark.subprocess
-@pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc is told")
+@pytest.mark.skipif(sys.platform != "linux", reason="needs glibc's malloc")
 def test_freed_memory_is_not_fetched_from_the_kernel_again() -> None:
-    # By itself glibc moves its thresholds with what a process frees, and so by chance; said by these, they stay.
+    # By default glibc adapts its thresholds to what a process frees; set by these variables, they are constant.
     thresholds = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
 
     def faults(how: str) -> int:

@@ -1,4 +1,4 @@
-"""Chat templates of the shapes that well-known models have, over the special tokens of a toy vocabulary."""
+"""Chat templates in the style of well-known models, over the special tokens of a toy vocabulary."""
 
 LLAMA3 = (
     "{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}"
@@ -13,7 +13,7 @@ LLAMA3 = (
     "{% else %}{{ '<|im_start|>' + m.role + '\\n' + m.content | trim + '<|im_end|>' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
-"""A date, the system message with the tools, one call a turn, results of tools as JSON."""
+"""Has a date, a system message with the tools, one call per turn, and results of tools as JSON."""
 
 QWEN3 = (
     "{% if tools %}{{ '<|im_start|>system\\n' }}"
@@ -41,7 +41,7 @@ QWEN3 = (
     "{{ '<|im_end|>\\n' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
-"""Thoughts only after the last question; tools and their calls."""
+"""Renders reasoning only after the last question; has tools and their calls."""
 
 R1 = (
     "{{ bos_token }}{% for m in messages %}{% if m.role == 'system' %}{{ m.content }}{% endif %}{% endfor %}"
@@ -52,7 +52,7 @@ R1 = (
     "{% elif m.role == 'tool' %}{{ '<|im_start|>tool' + m.content }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant' }}{% endif %}"
 )
-"""No thoughts in any turn; calls only where the content is null, their arguments as text."""
+"""Renders no reasoning; renders calls only if the content is null, with arguments as text."""
 
 GEMMA = (
     "{{ bos_token }}{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
@@ -61,7 +61,7 @@ GEMMA = (
     "{{ '<|im_start|>' + ('model' if m.role == 'assistant' else m.role) + '\\n' + m.content | trim + '<|im_end|>\\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>model\\n' }}{% endif %}"
 )
-"""Refuses a system message; the assistant is the model."""
+"""Rejects a system message; the assistant's role is `model`."""
 
 MISTRAL = (
     "{{ bos_token }}{% if messages[0].role == 'system' %}{% set system = messages[0].content + '\\n\\n' %}"
@@ -76,17 +76,17 @@ MISTRAL = (
     "{% elif m.role == 'tool' %}{{ '[TOOL_RESULTS] {\"content\": ' + m.content | string + '}[/TOOL_RESULTS]' }}"
     "{% else %}{{ ' ' + m.content | trim + eos_token }}{% endif %}{% endfor %}"
 )
-"""The system message in the first question; ids of calls are checked; no generation prompt."""
+"""Puts the system message into the first question, checks the ids of calls, and has no generation prompt."""
 
 PARTS = (
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' }}"
     "{% for part in m.content %}{% if part.type == 'text' %}{{ part.text }}{% endif %}{% endfor %}{{ '<|im_end|>' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
-"""A vision model's: contents are lists of parts, of a string nothing is written."""
+"""A vision model's template: it renders contents that are lists of parts, and drops strings."""
 
 NO_SYSTEM = (
     "{% for m in messages if m.role != 'system' %}{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
-"""Leaves a system message out without a word."""
+"""Silently drops a system message."""

@@ -1,4 +1,4 @@
-"""Checkpoints that tests make, or change on purpose: committed as a run's are."""
+"""Checkpoints that tests write or change deliberately, committed like those of a run."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ from train.checkpoint.storage.manifest import MANIFEST, Manifest, write_manifest
 
 
 def commit(checkpoint: Path, run_id: str = "a-run") -> Path:
-    """Writes the manifest that belongs to the files as they are now."""
+    """Write a manifest for the current files."""
     files = {path.name: digest_file(path) for path in checkpoint.iterdir() if path.name != MANIFEST}
     epoch, _, batch = checkpoint.name.rpartition("ep")[2].partition("-ba")
     about = Manifest(
@@ -26,7 +26,7 @@ def commit(checkpoint: Path, run_id: str = "a-run") -> Path:
 
 
 def write_run_file(folder: Path, run_id: str) -> None:
-    """The save folder's run.json."""
+    """Write the save folder's run.json."""
     run = {"run_id": run_id, "tokenizer": {}}
     whole = {"run": run, "xxh3_128": text_hash(json.dumps(run, sort_keys=True))}
     (folder / "run.json").write_text(json.dumps(whole))

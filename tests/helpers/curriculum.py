@@ -1,4 +1,4 @@
-"""Streams without data, and plans over them."""
+"""Streams without data, and row plans over them."""
 
 import dataclasses
 import math
@@ -14,7 +14,7 @@ from data.mixing.row_plan import RowPlan
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """A stream of rows that are never read."""
+    """A stream whose rows are never read."""
 
     n_rows: int
     tokens: int | None = None
@@ -28,7 +28,7 @@ class Shape:
 
 
 def loader(stages=(), names="abc", **streams):
-    """A config with streams of those names; `a={"proportion": 1.0}` sets keys of a stream."""
+    """Return a config with these streams; `a={"proportion": 1.0}` sets keys of stream a."""
     configs = {name: StreamConfig(local=name, **{"max_repeats": 1000.0} | streams.get(name, {})) for name in names}
     dataset = DatasetConfig(streams=configs, max_seq_len=8)
     return DataLoaderConfig(name="text", dataset=dataset, stages=list(stages))
@@ -45,7 +45,7 @@ def shapes(names="abc", rows=(70, 33, 500)):
 
 
 def sequence(plan: RowPlan, start: int, stop: int, ranks: int = 1) -> list[tuple[str, int]]:
-    """(stream, row) of the batches, put together from the ranks."""
+    """Return (stream, row) for each row of the batches, merged from the ranks."""
     part = plan.global_batch_size // ranks
     rows = [plan.rows(n, r * part, (r + 1) * part) for n in range(start, stop) for r in range(ranks)]
     return [(plan.names[s], i) for ss, ids in rows for s, i in zip(ss.tolist(), ids.tolist(), strict=True)]

@@ -1,4 +1,4 @@
-"""Toy runs in fp64 whose losses do not depend on how ranks and microbatches cut a batch: rows, losses and weights."""
+"""Toy runs in fp64 whose losses do not depend on how ranks and microbatches split a batch: rows, losses and weights."""
 
 from dataclasses import dataclass, field
 
@@ -22,15 +22,15 @@ EXACT = [
 
 @dataclass
 class ExactRun:
-    """Each by the number of the batch that has been trained."""
+    """Results of a run by batch number."""
 
     rows: dict[int, Tensor] = field(default_factory=dict)
-    """[rows of the global batch, 2, max_seq_len]: input_ids and labels, in their order."""
+    """[rows of the global batch, 2, max_seq_len]: input_ids and labels, in order."""
     losses: dict[int, float] = field(default_factory=dict)
-    """In fp64: what Composer logs passes through fp32."""
+    """In fp64, because Composer logs losses in fp32."""
     eval_metrics: dict[int, dict[str, float]] = field(default_factory=dict)
     weights: dict[str, Tensor] = field(default_factory=dict)
-    """At the end."""
+    """The weights at the end."""
 
 
 class _Recorder(Callback):
@@ -61,7 +61,7 @@ class _Recorder(Callback):
 
 
 def exact_runs(path: str, overrides: list[list[str]]) -> list[ExactRun]:
-    """The run of path with EXACT and each list of overrides, one after the other. For run_ranks."""
+    """Run the config at path with EXACT and each list of overrides, one after the other. For run_ranks."""
     return [exact_run(path, each) for each in overrides]
 
 

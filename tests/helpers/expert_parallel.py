@@ -1,5 +1,4 @@
-"""Meshes with expert parallelism, and what is done to a model on them: one place for all tests that compare with one
-rank."""
+"""Meshes with expert parallelism and the steps to build models on them, for tests that compare them with one rank."""
 
 from collections.abc import Iterator
 from typing import Literal
@@ -19,7 +18,7 @@ EP2, EP4 = FSDPConfig(expert_parallel_degree=2), FSDPConfig(expert_parallel_degr
 HYBRID = FSDPConfig(sharding_strategy="HYBRID_SHARD", data_parallel_replicate_degree=2)
 HYBRID_EP2 = FSDPConfig(sharding_strategy="HYBRID_SHARD", data_parallel_replicate_degree=2, expert_parallel_degree=2)
 MESHES = {"EP 2": (2, EP2), "EP 4": (4, EP4), "EP 2 x 2 shards": (4, EP2), "2 replicas of EP 2": (4, HYBRID_EP2)}
-"""Number of ranks, and config."""
+"""Number of ranks and config by name."""
 
 LORA = {
     "shared A": LoraConfig(r=3, alpha=5.0, target_modules=["attn", "experts", "router"], base_dtype="fp32"),
@@ -30,12 +29,12 @@ LORA = {
 }
 
 Mutant = Literal["without the factor", "detached router"]
-"""Faults that leave the loss as it is: expert gradients that are not made means over all ranks; routing weights whose
-gradient does not come back from the ranks that have the experts."""
+"""Simulated bugs that do not change the loss: expert gradients that are not averaged over all ranks, and routing
+weights whose gradient is not returned by the ranks that have the experts."""
 
 
 def draw_adapters(model: nn.Module) -> None:
-    """Fills lora_B, which starts at zero: neither A nor the order of experts would matter."""
+    """Fill lora_B. With its initial zeros, neither lora_A nor the order of experts would matter."""
     for name, param in model.named_parameters():
         if name.endswith("lora_B"):
             drawn = torch.randn(param.shape, generator=torch.Generator().manual_seed(1)).to(param.dtype) / 10
@@ -45,7 +44,7 @@ def draw_adapters(model: nn.Module) -> None:
 
 
 def route_to_first(model: nn.Module) -> None:
-    """Sends all tokens to the first expert, and so to the ranks that have it."""
+    """Send all tokens to the first expert, and so to the ranks that have it."""
     for module in model.modules():
         if isinstance(module, Router):
             module.register_forward_hook(lambda module, args, out: out._replace(experts_TK=out.experts_TK * 0))
@@ -67,13 +66,13 @@ class _Detached(ExpertParallel):
 
 
 def whole(tensor: Tensor | None) -> Tensor:
-    """A copy of all of it, on every rank."""
+    """Return a copy of the full tensor on every rank."""
     assert tensor is not None, "a gradient is missing"
     return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().clone()
 
 
 def difference(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
-    """The largest of any tensor, relative to its largest number; NaN where one is not finite."""
+    """Return the largest difference of any tensor, relative to its largest value; NaN if a value is not finite."""
     assert found.keys() == expected.keys()
     return float(torch.tensor([*_differences(found, expected)]).max())
 
@@ -81,6 +80,6 @@ def difference(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
 def _differences(found: dict[str, Tensor], expected: dict[str, Tensor]) -> Iterator[float]:
     for key, value in expected.items():
         if torch.equal(*(tensor.flatten().view(torch.uint8) for tensor in (found[key], value))):
-            yield 0.0  # what is packed in 4 bits need not be a number
+            yield 0.0  # values packed in 4 bits may be NaN when read as numbers
         else:
             yield float((found[key] - value).abs().max() / value.abs().max().clamp(min=1e-30))

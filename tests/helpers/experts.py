@@ -1,4 +1,4 @@
-"""Experts one after the other in plain torch, and choices of experts for tokens."""
+"""A loop over experts in plain torch, and choices of experts for tokens."""
 
 from collections.abc import Callable
 
@@ -10,7 +10,7 @@ from train.models.experts.assignment import Assignment
 
 
 def routing(name: str, config: FFNConfig) -> tuple[int, Callable[[Tensor], Tensor]]:
-    """A number of tokens, and what is done to the router's scores."""
+    """Return a number of tokens, and a function that changes the router's scores."""
     E = config.moe_num_experts
 
     def skewed(scores: Tensor) -> Tensor:
@@ -25,7 +25,7 @@ def routing(name: str, config: FFNConfig) -> tuple[int, Callable[[Tensor], Tenso
 
 
 class LoopGrouped:
-    """Grouped GEMMs in plain torch: what grouped_mm and megablocks share is tested without either."""
+    """Grouped GEMMs in plain torch, to test the code that grouped_mm and megablocks share without either library."""
 
     def __init__(self, assignment: Assignment) -> None:
         self.assignment, self.order_A = assignment, assignment.order_A

@@ -1,4 +1,4 @@
-"""Faults that a run meets: in its loss, in its gradients, in the loads of its experts."""
+"""Faults in a run's loss, in its gradients, and in the loads of its experts."""
 
 import json
 import math
@@ -21,8 +21,8 @@ from train.supervision.record_file import RECORD
 
 
 class Fault(Callback):
-    """Multiplies the loss of some batches, or puts a number into a gradient; on some ranks. As what reads it stands
-    behind it, this is what a run computes."""
+    """Multiplies the loss of some batches, or writes a value into a gradient, on some ranks. It runs before the
+    callbacks that read these values, so they see the fault as a result of the run."""
 
     def __init__(
         self,
@@ -57,7 +57,7 @@ class Fault(Callback):
 
 
 class Killed(Exception):
-    """Ends a run as a kill does, as far as its save folder tells."""
+    """End a run like a kill, as far as its save folder is concerned."""
 
 
 class Kill(Callback):
@@ -71,7 +71,7 @@ class Kill(Callback):
 
 @dataclass
 class Ended:
-    """A run, however it ended."""
+    """A run and how it ended."""
 
     losses: dict[int, float]
     weights: dict[str, torch.Tensor]
@@ -84,7 +84,7 @@ class Ended:
 
 
 def run_with(path: str, overrides: list[str], *faults: Callback) -> Ended:
-    """A run of the config with these faults; its events are those of its record."""
+    """Run the config with these faults; the events are read from its record."""
     watch, config = Watch(None), read_config(path, overrides)
     ended = Ended(watch.losses, watch.weights)
     try:

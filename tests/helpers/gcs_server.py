@@ -1,4 +1,4 @@
-"""Google Cloud Storage on loopback: objects with generations, conditions, checksums and resumable uploads."""
+"""Google Cloud Storage on localhost: objects with generations, preconditions, checksums and resumable uploads."""
 
 import base64
 import json
@@ -21,20 +21,20 @@ from tests.helpers.store_faults import Fault, take_fault
 
 @dataclass
 class Storage:
-    """What a test looks at and changes."""
+    """The state that tests inspect and change."""
 
     buckets: dict[str, dict[str, bytes]]
-    """Bucket -> object -> content."""
+    """The content of each object in each bucket."""
     endpoint: str = ""
     denied: bool = False
-    """Everything is refused."""
+    """Whether every request is denied."""
     uploaded: list[str] = field(default_factory=list)
     deleted: list[str] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
     generations: dict[tuple[str, str], int] = field(default_factory=dict)
-    """(bucket, object) -> how often it was written."""
+    """Number of writes by (bucket, object)."""
     sessions: dict[str, tuple[str, str, bytes]] = field(default_factory=dict)
-    """Uploads in pieces: bucket, object, what has come."""
+    """Resumable uploads: bucket, object, received data."""
 
 
 @contextmanager
@@ -103,7 +103,7 @@ class _Handler(BaseHTTPRequestHandler):
         return self._write(bucket, json.loads(about)["name"], content, query, json.loads(about).get("crc32c"))
 
     def do_PUT(self) -> None:
-        """A piece of a resumable upload."""
+        """Receive one part of a resumable upload."""
         body = self.rfile.read(int(self.headers["Content-Length"]))
         if self._fails():
             return None
@@ -126,7 +126,7 @@ class _Handler(BaseHTTPRequestHandler):
         return self._send(204)
 
     def _fails(self) -> bool:
-        """Whether a fault has answered."""
+        """Return whether a fault has answered the request."""
         fault = take_fault(self.storage.faults, self.command, unquote(self.path))
         if self.storage.denied or (fault is not None and fault.kind == "denied"):
             self._send(403)
@@ -143,7 +143,7 @@ class _Handler(BaseHTTPRequestHandler):
         return True
 
     def _place(self) -> tuple[str, str | None, dict[str, str]]:
-        """Bucket, object and query."""
+        """Parse the path into bucket, object and query."""
         url = urlsplit(self.path)
         found = re.search(r"/b/([^/]+)(?:/o(?:/(.+))?)?$", url.path)
         query = {name: values[0] for name, values in parse_qs(url.query).items()}

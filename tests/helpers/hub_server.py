@@ -1,4 +1,4 @@
-"""A Hugging Face hub on loopback, as far as reading datasets and models goes."""
+"""A Hugging Face hub on localhost that serves datasets and models."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ from data.hub import reach
 class Repository:
     files: Mapping[str, bytes]
     gated: bool = False
-    """Only who has a token gets more than the list of files."""
+    """Whether requests without a token get only the list of files."""
     revisions: tuple[str, ...] = ("main",)
 
     @property
@@ -31,12 +31,12 @@ class Repository:
 
 @dataclass
 class Hub:
-    """What a test looks at and changes."""
+    """The state that tests inspect and change."""
 
     repositories: dict[str, Repository]
     endpoint: str = ""
     requests: list[str] = field(default_factory=list)
-    """METHOD PATH, as they came in."""
+    """METHOD PATH of each request, in order."""
     withheld: set[str] = field(default_factory=set)
     """Files whose content is refused."""
 
@@ -48,7 +48,7 @@ class Hub:
 
 
 def set_endpoint(monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
-    """What HF_ENDPOINT sets when huggingface-hub is imported; 0.x has the template in a second module."""
+    """Set what HF_ENDPOINT sets when huggingface-hub is imported; version 0.x has the template in a second module."""
     from huggingface_hub import constants, file_download
 
     template = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
@@ -58,7 +58,7 @@ def set_endpoint(monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
 
 
 def close_sessions() -> None:
-    """Ends kept connections: huggingface-hub 1.x and 0.x."""
+    """Close persistent connections of huggingface-hub 1.x and 0.x."""
     from huggingface_hub import utils
 
     (utils.close_session if hasattr(utils, "close_session") else utils.reset_sessions)()
@@ -66,7 +66,7 @@ def close_sessions() -> None:
 
 @contextmanager
 def serve(repositories: dict[str, Repository]) -> Iterator[Hub]:
-    """Answers until the block ends; from then on connections are refused."""
+    """Serve until the context ends; after that, connections are refused."""
     hub = Hub(repositories)
 
     class Handler(_Handler):
@@ -102,7 +102,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.hub.requests.append(f"{self.command} {path}")
         if path == "/":
             return self._send(200)
-        # A model's addresses are a dataset's but for the kind.
+        # Addresses of models and datasets differ only in the kind.
         path = path.replace("/api/models/", "/api/datasets/")
         if "/resolve/" in path and not path.startswith("/datasets/"):
             path = f"/datasets{path}"
@@ -160,13 +160,13 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def use_hub(monkeypatch, endpoint: str, home: Path, offline: bool = False) -> None:
-    """What HF_ENDPOINT, HF_HOME and HF_HUB_OFFLINE set when the library is imported."""
+    """Set what HF_ENDPOINT, HF_HOME and HF_HUB_OFFLINE set when the library is imported."""
     import datasets
     from huggingface_hub import constants
 
     set_endpoint(monkeypatch, endpoint)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
-    if (hub := sys.modules.get("transformers.utils.hub")) is not None:  # of transformers 4
+    if (hub := sys.modules.get("transformers.utils.hub")) is not None:  # only in transformers 4
         monkeypatch.setattr(hub, "TRANSFORMERS_CACHE", str(home / "hub"), raising=False)
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(home / "token"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)

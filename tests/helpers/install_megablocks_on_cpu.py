@@ -1,7 +1,7 @@
-"""Installs MegaBlocks' Python files into a folder of their own, for the tests on machines without a GPU.
+"""Installs MegaBlocks' Python files into a separate folder, for tests on machines without a GPU.
 
-Its setup.py asks torch for a GPU's capability. Built beside a stand-in that knows of none, it leaves its CUDA extension
-out; tests/helpers/megablocks_on_cpu.py then stands in for that.
+Its setup.py asks torch for the GPU's capability. It is built with a fake torch that reports no GPU, so it leaves out
+the CUDA extension, which tests/helpers/megablocks_on_cpu.py replaces.
 """
 
 import os
@@ -28,7 +28,7 @@ def install(target: Path) -> None:
         uv = (sys.executable, "-m", "uv", "pip", "install", "--python", sys.executable, *options)
         env = {**os.environ, "PYTHONPATH": folder}
         if subprocess.run(uv, env=env, check=False).returncode:
-            # Where only pip has been told of the package index.
+            # Fallback if only pip is configured for the package index.
             shutil.rmtree(new, ignore_errors=True)
             subprocess.run((sys.executable, "-m", "pip", "install", *options), env=env, check=True)
         new.rename(target)

@@ -1,4 +1,4 @@
-"""Moments of a run at which one of its processes, or all of them, end as by `kill -9`."""
+"""Moments at which one process of a run, or all of them, are ended as by `kill -9`."""
 
 import functools
 import inspect
@@ -17,8 +17,8 @@ from typing import Any
 import psutil
 
 LAST = 12
-"""Batches of the run. Stages begin with batch 5 (a ramp) and 9; 4, 9 and 11 are followed by an evaluation, every second
-batch by a save."""
+"""Batches of the run. Stages begin with batch 5 (a ramp) and 9; batches 4, 9 and 11 are followed by an evaluation, and
+every second batch by a save."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,23 +26,23 @@ class Moment:
     """A call of a function."""
 
     of: str
-    """module:attribute, as the caller looks it up."""
+    """module:attribute through which the caller finds the function."""
     after: bool = False
-    """After the call, not before it."""
+    """Whether to kill after the call instead of before."""
     arguments: str = ""
-    """Only where this is in what the arguments are as text."""
+    """Text that must occur in the arguments."""
     ranks: tuple[int, ...] = (0, 1)
-    """Ranks on which it is called."""
+    """Ranks that call the function."""
     batches: tuple[int, ...] = ()
-    """Only in these, counted from 0; empty: in any."""
+    """Batches, counted from 0; empty means any batch."""
     calls: int = 1
-    """That there are in a batch, at least."""
+    """Minimum number of calls per batch."""
     setup: bool = False
-    """Before the first batch, not after it."""
+    """Whether the moment is before the first batch."""
     thread: str = ""
-    """Only while there is a thread of this name."""
+    """Name of a thread that must be running."""
     victim: str = "rank"
-    """Otherwise the call is in a loader's worker: `worker` kills that alone, `its rank` the rank."""
+    """If not empty, the call is in a loader's worker: `worker` kills only the worker, `its rank` the rank."""
 
 
 _SAVING = "train.checkpoint.saving"
@@ -50,7 +50,7 @@ _WRITER = "train.checkpoint.storage.writer"
 _READ = "data.loading.batches:TrainBatches.__getitem__"
 
 MOMENTS: Mapping[str, Moment] = {
-    # Set-up, of the first start and of a resume.
+    # Set-up, in the first start and in a resume.
     "inputs are opened": Moment(of="train.run.inputs:open_inputs", setup=True),
     "folder is owned": Moment(of="train.run.saving:own", after=True, ranks=(0,), setup=True),
     "incomplete checkpoints are deleted": Moment(of="train.run.saving:remove_leftovers", ranks=(0,), setup=True),
@@ -101,7 +101,7 @@ MOMENTS: Mapping[str, Moment] = {
     "end of the save is noted": Moment(of=f"{_SAVING}.background:BackgroundSaver._conclude"),
     "record is written": Moment(of="train.callbacks.run_record:RunRecord._add", ranks=(0,)),
     "record is there": Moment(of="train.callbacks.run_record:RunRecord._add", after=True, ranks=(0,)),
-    # What is superseded.
+    # Pruning of superseded checkpoints.
     "read-back begins": Moment(of=f"{_SAVING}.pruning:corruption"),
     "read-back": Moment(of="train.checkpoint.storage.files:block_hash", calls=2),
     "read-back ends": Moment(of=f"{_SAVING}.pruning:corruption", after=True),
@@ -113,35 +113,35 @@ MOMENTS: Mapping[str, Moment] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Kill:
-    """One, at a moment or a number of seconds after the start."""
+    """A kill at a moment, or after a number of seconds."""
 
     moment: str | None = None
     seconds: float = 0.0
     rank: int = 0
     everyone: bool = False
-    """All ranks and their workers at once, as when the machine fails; else one process."""
+    """Whether to kill all ranks and their workers together, like a machine failure; otherwise one process."""
     batch: int = 0
-    """The first call in or after this batch counts, and in a worker the first of its data."""
+    """The first call in or after this batch counts; in a worker, the first call for its data."""
     call: int = 1
-    """Which of the calls."""
+    """Number of the call in the batch."""
     grace: float = 0.3
-    """Seconds between SIGTERM and SIGKILL for the other ranks: launchers give them some."""
+    """Seconds between SIGTERM and SIGKILL for the other ranks, as launchers wait."""
 
 
 def place(moment: Moment) -> tuple[Any, str]:
-    """The module or class that has the function, and its name there."""
+    """Return the module or class of the function, and its attribute name."""
     path, _, name = moment.of.rpartition("." if "." in moment.of.partition(":")[2] else ":")
     return resolve_name(path), name
 
 
 class Trigger:
-    """On a rank: wraps the function of a kill's moment."""
+    """Wrap the function of a kill's moment, on a rank."""
 
     def __init__(self, kill: Kill | None, rank: int, folder: Path) -> None:
-        """folder: for the process ids of all ranks, and `struck` once the moment has come."""
+        """folder: contains the process ids of all ranks, and `struck` once the moment has been reached."""
         (folder / f"pid{rank}").write_text(str(os.getpid()))
         self._kill, self._folder, self._calls = kill, folder, 0
-        self._batch = multiprocessing.get_context("fork").RawValue("i", 0)  # workers see it
+        self._batch = multiprocessing.get_context("fork").RawValue("i", 0)  # shared with workers
         self._rank_pid = os.getpid()
         if kill is not None and kill.moment is not None and kill.rank == rank:
             self._moment = MOMENTS[kill.moment]
@@ -192,7 +192,7 @@ class Trigger:
 
 
 def kill_all(ranks: list[int]) -> None:
-    """These processes and their children, this process last."""
+    """Kill these processes and their children, this process last."""
     found: list[psutil.Process] = []
     for pid in ranks:
         with suppress(psutil.NoSuchProcess):

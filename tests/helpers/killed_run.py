@@ -1,4 +1,4 @@
-"""Small runs that are killed and started again, and what became of them compared with a run that was not."""
+"""Small runs that are killed and restarted, compared with an uninterrupted run."""
 
 import hashlib
 import json
@@ -27,11 +27,12 @@ from train.checkpoint.storage.manifest import STATE, read_manifest
 
 RANKS = 2
 _LIMIT = 120.0
-"""Seconds for a start."""
+"""Time limit of a start in seconds."""
 
 
 def write_run(folder: Path) -> str:
-    """A run over a curriculum with dropout, loader workers, evaluations, and checkpoints of which few stay."""
+    """Return the config of a run over a curriculum with dropout, loader workers, evaluations, and pruned
+    checkpoints."""
     path = Path(write_curriculum(folder))
     config = yaml.safe_load(path.read_text())
     config |= {
@@ -49,17 +50,17 @@ def write_run(folder: Path) -> str:
 
 @dataclass(frozen=True)
 class Start:
-    """What one start of a run has trained."""
+    """The steps trained by one start of a run."""
 
     killed: bool
     first: int
-    """The batch that its checkpoint says it resumes at; 0 without one."""
+    """The batch at which its checkpoint resumes; 0 without a checkpoint."""
     batches: Mapping[tuple[int, int], Mapping[str, Any]]
-    """(batch, rank) -> rows and loss, written by the rank itself after each step."""
+    """Rows and loss by (batch, rank), written by each rank after each step."""
 
 
 class KilledRun:
-    """The starts of a run."""
+    """All starts of a run."""
 
     def __init__(self, config: str, name: str) -> None:
         self.config, self.folder = config, Path(config).parent / name
@@ -67,13 +68,13 @@ class KilledRun:
 
     @property
     def position(self) -> int:
-        """Batches of the newest checkpoint; one that is written whole counts, though it may not have its name yet."""
+        """Batch of the newest complete checkpoint, even if it has not been renamed yet."""
         found = self.folder.glob("*/manifest.json")
         names = [re.fullmatch(r"(?:\.part-)?ep0-ba(\d+)", path.parent.name) for path in found]
         return max((int(name[1]) for name in names if name is not None), default=0)
 
     def start(self, kill: Kill | None = None) -> Start:
-        """Starts or resumes it. Raises AssertionError where it fails without having been killed."""
+        """Start or resume the run. Raises AssertionError if it fails without having been killed."""
         first = self.position
         files = self.folder.parent / f"{self.folder.name}-start{len(self.starts)}"
         files.mkdir()
@@ -89,7 +90,7 @@ class KilledRun:
         return start
 
     def defects(self, whole: "KilledRun") -> list[str]:
-        """What is not as in a run that was not killed, once this one has come to its end."""
+        """Return the differences from an uninterrupted run, after this run has ended."""
         return [*self._of_rows(whole.starts[0].batches), *self._of_files(whole)]
 
     def _of_rows(self, expected: Mapping[tuple[int, int], Any]) -> list[str]:
@@ -125,7 +126,7 @@ class KilledRun:
             found.append(f"latest is {newest}")
         lines, expected_lines = record(self.folder), record(whole.folder)
         found += [f"record.jsonl: {line}" for line in lines if line not in expected_lines]
-        # The last evaluation comes after the last save: with that nothing is left to do.
+        # The last evaluation follows the last save: once it is done, nothing is left to do.
         return found + [
             f"record.jsonl lacks {line}"
             for line in expected_lines
@@ -134,7 +135,7 @@ class KilledRun:
 
 
 def contents(checkpoint: Path) -> dict[str, Any]:
-    """Of a checkpoint: hashes of the tensors' files, and the state of the run without its clock times."""
+    """Return the hashes of a checkpoint's tensor files, and the run's state without clock times."""
     manifest = read_manifest(checkpoint)
     assert manifest is not None
     state = json.loads((checkpoint / STATE).read_text())
@@ -145,14 +146,14 @@ def contents(checkpoint: Path) -> dict[str, Any]:
 
 
 def record(folder: Path) -> list[Any]:
-    """Without what happened to the run itself, and when."""
+    """Drop the events of the run, and the times."""
     lines = [json.loads(line) for line in (folder / RECORD).read_text().splitlines()]
     return [{**line, "time": None} for line in lines if "event" not in line]
 
 
 def _wait(ranks: Ranks, kill: Kill | None) -> bool:
-    """Until all have ended, what is left of a killed run as under a launcher. Kills them if it is time for it; whether
-    it has."""
+    """Wait until all ranks have ended, and end the rest of a killed run like a launcher. Kills the ranks when it is
+    time, and returns whether it did."""
     began, struck = time.monotonic(), False
     while ranks.running and not ranks.failed:
         now = time.monotonic() - began
@@ -172,13 +173,13 @@ def _wait(ranks: Ranks, kill: Kill | None) -> bool:
 
 
 def _send(pid: int, number: int) -> None:
-    """It may have ended by itself just now."""
+    """Send a signal to a process that may have just ended."""
     with suppress(ProcessLookupError):
         os.kill(pid, number)
 
 
 def _rank(config: str, name: str, kill: Kill | None, files: str) -> None:
-    """One rank of a start: the program as it is, but for what is noted of each step."""
+    """Run one rank of a start: the unchanged program, with a record of each step."""
     rank = int(os.environ["RANK"])
     handle = os.open(f"{files}/out{rank}", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(handle, 1)
@@ -196,12 +197,12 @@ def _rank(config: str, name: str, kill: Kill | None, files: str) -> None:
         code = 1
     if code:
         sys.stderr.flush()
-        # Without the exit handlers, which would wait for the other rank.
+        # Skip the exit handlers, which would wait for the other rank.
         os._exit(code)
 
 
 class _Notes(Callback):
-    """Adds a line for each step that is done: its rows on this rank, and the loss."""
+    """Writes a line for each completed step: its rows on this rank, and the loss."""
 
     def __init__(self, file: Path, rank: int, trigger: Trigger) -> None:
         self._file, self._rank, self._trigger = file, rank, trigger
@@ -222,7 +223,8 @@ class _Notes(Callback):
 
 
 def drawn_histories() -> Iterator[list[Kill]]:
-    """For each history of a run one to five kills, in their order, always the same ones; all moments come as often."""
+    """Yield one to five kills for each history of a run, the same in every session; all moments are equally
+    frequent."""
     draw = random.Random(0)
     names: list[str] = []
     while True:
@@ -250,8 +252,8 @@ def _drawn_kill(draw: random.Random, name: str | None, batch: int) -> Kill:
 
 
 def history(config: str, name: str, kills: Sequence[Kill], whole: KilledRun) -> tuple[list[Kill], list[str]]:
-    """Starts a run until it has been killed so often or has come to its end: the kills that have hit it, and what is
-    not as in the whole run."""
+    """Restart a run until all kills are used or it has ended. Returns the kills that hit it, and the differences from
+    the uninterrupted run."""
     run, hit = KilledRun(config, name), []
     try:
         for kill in kills:

@@ -1,4 +1,4 @@
-"""Loads a script as a module, without running it; sys.path stays as it is."""
+"""Load a script as a module without running it and without changing sys.path."""
 
 import importlib.util
 import sys
@@ -9,7 +9,7 @@ SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 
 def load_script(name: str) -> ModuleType:
-    """The script scripts/{name}.py, under a name that is no package's: `evaluate` is a package too."""
+    """Load scripts/{name}.py under a name that no package has: `evaluate`, for example, is also a package."""
     spec = importlib.util.spec_from_file_location(f"script_{Path(name).name}", SCRIPTS / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None

@@ -1,4 +1,4 @@
-"""What a run logs, step by step."""
+"""Metrics that a run logs, step by step."""
 
 from typing import Any
 
@@ -7,10 +7,10 @@ from composer.loggers import Logger, LoggerDestination
 
 
 class Logged(LoggerDestination):
-    """A callback that collects metrics of each step, by the number of batches before it and their names."""
+    """Collects the metrics of each step by name and by the number of batches before it."""
 
     def __init__(self, prefix: str) -> None:
-        """prefix: of the names that are collected."""
+        """prefix: only metrics whose names have it are collected."""
         self.prefix = prefix
         self.metrics: dict[int, dict[str, float]] = {}
 

@@ -1,4 +1,4 @@
-"""A test that starts processes must have the marker that says so, because `make test-fast` leaves such tests out."""
+"""Tests that start processes must have a marker, because `make test-fast` leaves them out."""
 
 import os
 import sys
@@ -23,13 +23,13 @@ def running(item: pytest.Item) -> Iterator[None]:
 
 
 def require_marker(name: str) -> None:
-    """Fails the running test if it lacks the marker. In other processes, such as forked workers, it does nothing."""
+    """Fail the running test if it lacks the marker. Does nothing in other processes, such as forked workers."""
     if _running and os.getpid() == _PID and _running[-1].get_closest_marker(name) is None:
         pytest.fail(f"{_running[-1].nodeid} needs the marker `{name}`: write @pytest.mark.{name}")
 
 
 def watch_programs(event: str, args: tuple[Any, ...]) -> None:
-    """For sys.addaudithook: Python and what is installed beside it; what a library starts by itself, such as uname, is
-    not meant."""
+    """An audit hook that requires the marker if Python or a program of its environment is started. Programs that a
+    library starts itself, such as uname, are allowed."""
     if event == "subprocess.Popen" and Path(str(args[0])).parent == Path(sys.executable).parent:
         require_marker("subprocess")

@@ -1,4 +1,4 @@
-"""Small MDS folders for tests of those who read them."""
+"""Small MDS folders for tests of their readers."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ from data.mds.folder import MdsFolder
 
 
 def write_mds(folder: Path, columns: dict[str, str], samples: list[dict], *, hashes=("xxh64",), **kwargs) -> Path:
-    """Several samples a shard."""
+    """Write an MDS folder with several samples per shard."""
     settings = {"size_limit": 1000, "hashes": list(hashes)} | kwargs
     with MDSWriter(columns=columns, out=str(folder), **settings) as writer:
         for sample in samples:
@@ -26,14 +26,14 @@ def texts(n: int = 60) -> list[dict]:
 
 
 def edit_index(folder: Path, edit) -> None:
-    """edit(index) changes it in place."""
+    """Let edit(index) change the index in place."""
     index = json.loads((folder / "index.json").read_text())
     edit(index)
     (folder / "index.json").write_text(json.dumps(index))
 
 
 def open_folder(folder: Path | str, *, to: Path | None = None, split: str | None = None) -> MdsFolder:
-    """`to`: where a remote folder's shards are brought."""
+    """to: where the shards of a remote folder are downloaded."""
     if to is None:
         return MdsFolder.open(local=str(folder), remote=None, split=split, cache_dir="")
     return MdsFolder.open(local=str(to), remote=str(folder), split=split, cache_dir="")
@@ -44,7 +44,7 @@ def read_all(mds: MdsFolder) -> list[dict]:
 
 
 def shorten_waits(monkeypatch):
-    """Waits of tests are short."""
+    """Shorten waits and deadlines of downloads."""
     monkeypatch.setattr("data.mds.remote.fetch.WAITS", (0.01, 0.01))
     monkeypatch.setattr("data.mds.remote.deadlines.QUIET", 5)
     monkeypatch.setattr("data.mds.remote.deadlines._POLL", 0.01)

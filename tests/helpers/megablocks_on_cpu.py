@@ -1,7 +1,7 @@
 """Runs MegaBlocks without a GPU and compares it with our torch backend; prints the differences as JSON.
 
-Run by test_experts.py in a process of its own: Triton's interpreter is chosen before Triton is imported. The Triton
-kernels and the layers are MegaBlocks' own; stand-ins are for its compiled parts alone: the CUDA extension, and
+test_experts.py runs it in a separate process, because Triton's interpreter must be selected before Triton is imported.
+The Triton kernels and the layers are MegaBlocks' own; only its compiled parts are replaced: the CUDA extension and
 grouped_gemm.
 """
 
@@ -27,7 +27,7 @@ RANKS = 2
 
 
 class _FirstConfig:
-    """In place of triton.autotune, which times kernels on a GPU."""
+    """Replaces triton.autotune, which times kernels on a GPU."""
 
     def __init__(self, kernel: Any, config: dict[str, Any]) -> None:
         self.kernel, self.config = kernel, config
@@ -115,7 +115,7 @@ def _attn() -> Any:
 
 
 def results(layer: Any, x: Tensor, dy: Tensor) -> dict[str, Tensor]:
-    """The output, and the gradients of the input and of every trained parameter under its name."""
+    """Return the output, and the gradients of the input and of every trained parameter by name."""
     x = x.clone().requires_grad_()
     y = layer(x)[0]
     y.backward(dy)
@@ -127,7 +127,7 @@ def compare(moe_impl: str, x: Tensor, dy: Tensor, frozen: bool = False, recomput
     ours, reference = make_layer(moe_impl, recompute), make_layer("torch")
     for layer in (ours, reference):
         layer.experts.requires_grad_(not frozen)
-        # One expert that no token chooses.
+        # One expert is chosen by no token.
         with torch.no_grad():
             layer.router.layer.weight[2] = 0
             layer.router.layer.weight[2, 0] = -1e4
@@ -139,7 +139,7 @@ def compare(moe_impl: str, x: Tensor, dy: Tensor, frozen: bool = False, recomput
 
 
 def compare_lora(x: Tensor, dy: Tensor, per_expert: bool) -> dict[str, float]:
-    """Adapters on MegaBlocks' kernels and grouped GEMM against those on our loop."""
+    """Compare adapters on MegaBlocks' kernels and grouped GEMM with those on our loop."""
     from train.models.config import LoraConfig
     from train.models.lora.adapters import LoraExperts
 
@@ -160,8 +160,10 @@ def compare_lora(x: Tensor, dy: Tensor, per_expert: bool) -> dict[str, float]:
 
 
 def compare_expert_parallel(x: Tensor, dy: Tensor) -> dict[str, float]:
-    """Two ranks with half of the tokens and of the experts each, against our loop over all of them."""
-    context = multiprocessing.get_context("fork")  # this process has imported everything, and has one thread
+    """Compare two ranks, each with half of the tokens and experts, with our loop over all of them."""
+    context = multiprocessing.get_context(
+        "fork"
+    )  # forking is possible: this process has imported everything and has one thread
     with tempfile.TemporaryDirectory() as folder:
         ranks = [context.Process(target=_expert_parallel_rank, args=(Path(folder), n, x, dy)) for n in range(RANKS)]
         for rank in ranks:
@@ -175,7 +177,7 @@ def compare_expert_parallel(x: Tensor, dy: Tensor) -> dict[str, float]:
     got = {name: torch.cat([part[name] for part in parts]) for name in expected if name != router}
     got[router] = torch.stack([part[router] for part in parts]).sum(0)
     for name in ("w1", "v1", "w2"):
-        got[f"experts.mlp.{name}"] *= RANKS  # each is made for a mean over ranks
+        got[f"experts.mlp.{name}"] *= RANKS  # each gradient is scaled for a mean over ranks
     return {name: difference(got[name], expected[name]) for name in expected}
 
 
@@ -193,7 +195,7 @@ def _expert_parallel_rank(folder: Path, rank: int, x: Tensor, dy: Tensor) -> Non
 
 
 def compare_dmoe(x: Tensor, dy: Tensor) -> dict[str, float]:
-    """MegaBlocks' own layer, its router too, with our weights: names and shapes are the same."""
+    """Run MegaBlocks' own layer, including its router, with our weights: names and shapes are the same."""
     from megablocks.layers.arguments import Arguments
     from megablocks.layers.dmoe import dMoE
 
@@ -223,7 +225,8 @@ def compare_dmoe(x: Tensor, dy: Tensor) -> dict[str, float]:
 
 
 def compare_kernels() -> dict[str, float]:
-    """The Triton kernels of glu.py against its torch calls in fp64, at a width that is no multiple of their block."""
+    """Compare the Triton kernels of glu.py with its torch calls in fp64, at a width that is not a multiple of their
+    block."""
     from train.models.experts import glu, glu_triton
 
     A, width = 12, 1300

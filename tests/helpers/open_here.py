@@ -1,4 +1,4 @@
-"""A model that generates, on whatever this machine has."""
+"""Open a model for generation on the devices of this machine."""
 
 from pathlib import Path
 

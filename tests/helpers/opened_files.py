@@ -1,4 +1,4 @@
-"""Which files this process opens, found by an audit hook: reading cannot go unseen."""
+"""Records the files that this process opens, with an audit hook, so that no read is missed."""
 
 import sys
 from collections.abc import Iterator
@@ -17,9 +17,9 @@ def _note(event: str, args: tuple[Any, ...]) -> None:
 
 @contextmanager
 def opened_files() -> Iterator[list[str]]:
-    """The paths, as they are opened."""
+    """Yield the list of paths, which grows as files are opened."""
     if not _hooked:
-        sys.addaudithook(_note)  # which cannot be taken away again
+        sys.addaudithook(_note)  # audit hooks cannot be removed
         _hooked.append(True)
     opened: list[str] = []
     _watching.append(opened)

@@ -1,4 +1,4 @@
-"""For the fork server of ranks.py: what every rank would otherwise import, or find out, for itself."""
+"""Imports for the fork server of ranks.py that every rank would otherwise make itself."""
 
 import gc
 from pathlib import Path
@@ -14,11 +14,11 @@ from train.config.load import read_config
 
 __all__ = ["omegaconf", "pytest", "streaming", "tiktoken"]
 
-# Composer notes it in each checkpoint, and starts a Python process to ask for it: more than a second for each rank.
+# Composer records this in each checkpoint and starts a Python process to find it: more than a second per rank.
 get_cpu_model()
 reports_at_end(False)
-# How configs are read is worked out with the first one.
+# The first config that is read builds the validators.
 read_config(str(Path(__file__).parents[2] / "yamls" / "finetune" / "dbrx_tiny.yaml"), [])
-# Collections on a rank need not look through what is here.
+# Keeps garbage collections on a rank from scanning these objects.
 gc.collect()
 gc.freeze()

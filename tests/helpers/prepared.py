@@ -1,4 +1,4 @@
-"""What is in a prepared folder."""
+"""Content of a prepared folder."""
 
 import json
 from pathlib import Path
@@ -21,7 +21,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def samples_of(folder: Path) -> list[dict[str, np.ndarray]]:
-    """As Streaming reads them."""
+    """Return the rows as Streaming reads them."""
     samples = []
     for entry in json.loads((folder / "index.json").read_text())["shards"]:
         if entry["zip_data"] is not None:
@@ -33,7 +33,7 @@ def samples_of(folder: Path) -> list[dict[str, np.ndarray]]:
 
 
 def documents_of(folder: Path) -> list[tuple[str, str]]:
-    """Prompt and response of every document of every row, read back from tokens and mask."""
+    """Return prompt and response of every document in every row, decoded from tokens and mask."""
     out = []
     for row in samples_of(folder):
         start = 0

@@ -1,4 +1,4 @@
-"""A random stock DBRX folder of any size, written a few rows at a time; and what reading one costs a rank."""
+"""A random DBRX folder of any size, written a few rows at a time, and the memory that a rank needs to import it."""
 
 import re
 from pathlib import Path
@@ -18,7 +18,7 @@ from train.weights.pretrained import PretrainedFolder
 
 
 def model_of(n_bytes: float, d_model: int, vocab_size: int = 512) -> ModelConfig:
-    """Of about so many bytes in fp32."""
+    """Return the config of a model with about this many bytes in fp32."""
     ffn = FFNConfig(ffn_hidden_size=d_model * 7 // 4, moe_num_experts=8, moe_top_k=2)
     attn = AttnConfig(kv_n_heads=2, clip_qkv=8.0, rope_theta=1e4)
 
@@ -47,7 +47,7 @@ class _Random:
         return None
 
     def rows(self, name: str, start: int, stop: int, out: torch.Tensor) -> None:
-        # 1 in norms, so that a deep model neither explodes nor dies out.
+        # 1 in norms, so that activations of a deep model neither explode nor vanish.
         out.fill_(1.0) if "norm" in name.rsplit(".", 2)[-2] else out.normal_(0.0, 0.02)
 
 
@@ -67,16 +67,14 @@ def _status(key: str) -> int:
 
 
 def import_on_a_rank(folder: str, ids: torch.Tensor, labels: torch.Tensor) -> tuple[int, int, float]:
-    """Bytes by which the import raised the rank's peak, bytes of its shard, and the loss on the rows.
-
-    What is mapped of the libraries' files is not counted: it is no rank's own, and how much of a file comes with a page
-    that is touched (here 2 to 31 MB of torch's code) is the file system's choice.
-    """
+    """Return the bytes by which the import raised the rank's peak, the bytes of its shard, and the loss on the rows.
+    Mapped files of libraries are not counted: ranks share them, and the file system decides how much of a file is
+    loaded with a touched page (here 2 to 31 MB of torch's code)."""
     dist.init_process_group("gloo")
     dist.barrier()
     opened = PretrainedFolder.open(folder)
     before, of_files = _status("VmRSS"), _status("RssFile")
-    Path("/proc/self/clear_refs").write_text("5")  # begins a new VmHWM
+    Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
     model = build_model(
         opened.model, FSDPConfig(), precision="fp32", device=torch.device("cpu"), seed=1, pretrained=opened
     ).eval()

@@ -1,4 +1,5 @@
-"""Runs a function on several ranks, forked from one process that has imported the libraries: seconds, not minutes."""
+"""Run a function on several ranks that are forked from one process with imported libraries: seconds instead of
+minutes."""
 
 import itertools
 import multiprocessing
@@ -24,10 +25,8 @@ _context.set_forkserver_preload(["composer", "transformers", "train.run.fit", "t
 
 
 def run_ranks(function: Callable[..., Any], world_size: int, *args: Any, timeout: float = 120) -> list[Any]:
-    """What function(*args) returned on each rank; function lives at the top of a module, and so can be pickled.
-
-    A rank that raises fails the call with its traceback; one that takes longer than the timeout is killed.
-    """
+    """Return the result of function(*args) on each rank. The function must be at the top level of a module, so that it
+    can be pickled. If a rank raises, the call fails with its traceback; a rank that exceeds the timeout is killed."""
     with started_ranks(function, world_size, *args) as ranks:
         deadline = time.monotonic() + timeout
         while ranks.running and not ranks.failed:
@@ -40,7 +39,7 @@ def run_ranks(function: Callable[..., Any], world_size: int, *args: Any, timeout
 
 @contextmanager
 def started_ranks(function: Callable[..., Any], world_size: int, *args: Any) -> "Iterator[Ranks]":
-    """function(*args) on each rank, as of run_ranks. Those that are still there at the end are killed."""
+    """Start function(*args) on each rank, as run_ranks does. Ranks that still run when the context ends are killed."""
     require_marker("ranks")
     with tempfile.TemporaryDirectory() as folder:
         port = _free_port()
@@ -58,7 +57,7 @@ def started_ranks(function: Callable[..., Any], world_size: int, *args: Any) -> 
 
 
 class Ranks:
-    """Processes that have been started."""
+    """Rank processes that have been started."""
 
     def __init__(self, folder: Path, processes: list[Any]) -> None:
         self._folder, self._processes = folder, processes
@@ -69,21 +68,21 @@ class Ranks:
 
     @property
     def running(self) -> bool:
-        """Whether one is."""
+        """Whether any rank is running."""
         return any(process.is_alive() for process in self._processes)
 
     @property
     def failed(self) -> bool:
-        """Whether one has ended with an exit code that is not 0."""
+        """Whether any rank has ended with a nonzero exit code."""
         return any(process.exitcode for process in self._processes)
 
     @property
     def exitcodes(self) -> list[int | None]:
-        """-n: ended by signal n."""
+        """The exit codes; -n means ended by signal n."""
         return [process.exitcode for process in self._processes]
 
     def end(self, grace: float = 0.0) -> None:
-        """Kills each that does not end by itself within so many seconds."""
+        """Kill each rank that does not end by itself within this many seconds."""
         for process in self._processes:
             process.join(grace)
             if process.is_alive():
@@ -91,7 +90,7 @@ class Ranks:
             process.join()
 
     def results(self) -> list[Any]:
-        """What the function returned on each rank. Raises RuntimeError with the traceback of one where it raised."""
+        """Return the function's result on each rank. If it raised on a rank, raises RuntimeError with the traceback."""
         return _results(self._folder, self.exitcodes)
 
 
@@ -100,16 +99,17 @@ class RankEnd:
     """How a rank ended."""
 
     code: int
-    """Exit code; below 0, the signal."""
+    """Exit code; negative means a signal."""
     output: str
-    """stdout and stderr."""
+    """stdout and stderr together."""
     seconds: float
-    """Since all were started."""
+    """Seconds since all ranks were started."""
 
 
 def ends_of_ranks(function: Callable[..., int], world_size: int, *args: Any, timeout: float = 120) -> list[RankEnd]:
-    """How each rank ends whose exit code is function(*args), without a launcher that would end the others. function
-    lives at the top of a module. Raises TimeoutError, with the outputs, when one does not end."""
+    """Run ranks whose exit code is function(*args), without a launcher that would end the others, and return how each
+    ended. The function must be at the top level of a module. If a rank does not end, raises TimeoutError with the
+    outputs."""
     with (
         tempfile.TemporaryDirectory() as folder,
         started_ranks(_ending_rank, world_size, folder, function, args) as ranks,
@@ -142,10 +142,8 @@ def _ending_rank(folder: str, function: Callable[..., int], args: Any) -> None:
 
 
 def _free_port() -> int:
-    """Below the range from which the system takes ports by itself, so that nothing slips in before rank 0 listens.
-
-    Each worker of pytest-xdist has its own residue class, so that no two choose the same port at the same time.
-    """
+    """Return a port below the system's ephemeral range, so that no other process can take it before rank 0 listens.
+    Each worker of pytest-xdist has its own residue class, so that no two choose the same port at the same time."""
     worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
     n_workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     while True:
@@ -168,7 +166,8 @@ def _rank(folder: Path, rank: int, world_size: int, port: int, function: Callabl
     import torch
 
     torch.set_num_threads(1)
-    # A child of the fork server would start its own children by another one; a real rank forks its loader's workers.
+    # A child of the fork server would start its own children through another fork server; a real rank forks its
+    # loader's workers.
     multiprocessing.set_start_method("fork", force=True)
     show_on_console()
     try:
@@ -178,7 +177,7 @@ def _rank(folder: Path, rank: int, world_size: int, port: int, function: Callabl
     (folder / f"{rank}.part").write_bytes(pickle.dumps(result))
     (folder / f"{rank}.part").rename(folder / f"{rank}.pkl")
     if not result[0]:
-        # Without the exit handlers, which would wait for the other ranks.
+        # Skip the exit handlers, which would wait for the other ranks.
         os._exit(1)
 
 

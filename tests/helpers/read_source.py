@@ -1,4 +1,4 @@
-"""Reading all of a source, for tests of what it holds."""
+"""Read a whole source, for tests of its content."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from data.sources.source import open_source
 
 
 def of_file(path, format=None) -> DatasetConfig:
-    """Read as its name says, or as this format."""
+    """Return the source, in the format of its name or in this format."""
     cache_dir = str(Path(path).parent / ".cache")
     if format is None:
         return DatasetConfig(hf_name=str(path), max_seq_len=8, cache_dir=cache_dir)
@@ -23,7 +23,7 @@ def of_folder(folder, split=None, **kwargs) -> DatasetConfig:
 
 
 def read(source) -> list:
-    """All (place, row)."""
+    """Return all pairs (place, row)."""
     return [pair for chunk in source.chunks() for pair in source.rows(chunk)]
 
 

@@ -1,4 +1,4 @@
-"""Log folders as runs write them: metrics.jsonl and record.jsonl, from formulas; what reports are tested with."""
+"""Log folders like those of runs, with metrics.jsonl and record.jsonl from formulas, for tests of reports."""
 
 import json
 import math
@@ -15,7 +15,7 @@ HOSTILE = '</script><script>alert(1)</script><img src=x onerror="alert(2)">'
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """Of a run."""
+    """The shape of a simulated run."""
 
     name: str = "toy"
     steps: int = 400
@@ -27,18 +27,19 @@ class Shape:
     evaluated_every: int = 50
     saved_every: int = 100
     seconds: float = 1.5
-    """A step."""
+    """Seconds per step."""
     lr: float = 3e-4
     seed: int = 0
     outcome: str | None = "finished"
     resumed: bool = True
-    """It is killed after 3/4 of its steps, and resumes from the checkpoint before with another learning rate."""
+    """Whether the run is killed after 3/4 of its steps and resumes from the previous checkpoint with another learning
+    rate."""
     text: str = "the router sends each token"
     mfu: bool = False
 
 
 def write_run(folder: Path, shape: Shape = Shape()) -> Path:
-    """Writes both files, and returns the folder."""
+    """Write both files and return the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     metrics, record = [], []
     for kind, line in _lines(shape):

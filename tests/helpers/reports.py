@@ -1,4 +1,5 @@
-"""Runs of tests end without their report, unless a test asks for it: they are hundreds, a quarter of a second each."""
+"""Runs of tests write no report unless a test requests it: there are hundreds, and a report takes a quarter of a
+second."""
 
 from train.report import report
 
@@ -6,5 +7,5 @@ _report_at_end = report.report_at_end
 
 
 def reports_at_end(wanted: bool) -> None:
-    """From here on, in this process and in those that it forks."""
+    """Turn reports on or off in this process and in processes forked from it later."""
     report.report_at_end = _report_at_end if wanted else lambda folder: None

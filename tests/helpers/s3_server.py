@@ -1,4 +1,4 @@
-"""S3 on loopback: moto's server, in this process, and what goes wrong with it."""
+"""S3 on localhost: moto's server in this process, with faults."""
 
 import os
 import socket
@@ -16,14 +16,14 @@ from tests.helpers.store_faults import Fault, take_fault
 
 @dataclass
 class S3:
-    """What a test looks at and changes."""
+    """The state that tests inspect and change."""
 
     client: Any
     faults: list[Fault] = field(default_factory=list)
     environment: dict[str, str] = field(default_factory=dict)
-    """In which boto3 finds it."""
+    """Environment variables with which boto3 finds the server."""
     requests: list[tuple[str, str]] = field(default_factory=list)
-    """Method and path of those that were answered."""
+    """Method and path of the answered requests."""
 
     def keys(self, bucket: str) -> list[str]:
         return [item["Key"] for item in self.client.list_objects_v2(Bucket=bucket).get("Contents", [])]
@@ -31,13 +31,13 @@ class S3:
 
 @contextmanager
 def serve() -> Iterator[S3]:
-    """With a client, and the environment in which boto3 finds the server."""
+    """Serve with a client, and with the environment in which boto3 finds the server."""
     import boto3
     from moto.moto_api._internal import moto_api_backend
     from moto.server import DomainDispatcherApplication, create_backend_app
     from werkzeug.serving import make_server
 
-    moto_api_backend.reset()  # of an earlier server in this process
+    moto_api_backend.reset()  # left by an earlier server in this process
     storage = S3(None)
     app = _Faulty(DomainDispatcherApplication(create_backend_app), storage)
     server = make_server("127.0.0.1", 0, app, threaded=True)
@@ -62,7 +62,7 @@ def serve() -> Iterator[S3]:
             server.shutdown()
             server.server_close()
             thread.join()
-            moto_api_backend.reset()  # other tests of this process have servers of their own
+            moto_api_backend.reset()  # other tests in this process have their own servers
 
 
 class _Faulty:

@@ -24,7 +24,7 @@ global_train_batch_size: 8
 
 
 def write_save_folder(folder: Path, *batches: int) -> Path:
-    """Committed checkpoints that hold no tensors, and config.yaml."""
+    """Write committed checkpoints without tensors, and config.yaml."""
     for batch in batches:
         checkpoint = folder / f"ep0-ba{batch}"
         checkpoint.mkdir(parents=True)
@@ -45,7 +45,7 @@ def flip(file: Path, offset: int = 0) -> None:
 def write_checkpoint(
     folder: Path, tensors: Mapping[str, torch.Tensor], *, batch: int = 10, lr: float = 1e-3, config: str = CONFIG
 ) -> Path:
-    """Keys of tensors are those of checkpoints (see train/checkpoint/reader.py)."""
+    """Write a checkpoint. The keys of tensors are those of checkpoints (see train/checkpoint/reader.py)."""
     checkpoint = folder / f"ep0-ba{batch}"
     folder.mkdir(parents=True, exist_ok=True)
     random = {"python": (3, (1, 2), None), "numpy": ("MT19937", torch.zeros(2).numpy(), 0, 0, 0.0)}

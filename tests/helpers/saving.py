@@ -1,4 +1,4 @@
-"""Waits for what a run saves in the background."""
+"""Wait for background saves of a run."""
 
 from composer.core import State
 
@@ -6,7 +6,7 @@ from train.callbacks.checkpoint_saver import CheckpointSaver
 
 
 def wait_until_saved(state: State) -> None:
-    """Until this rank's thread has nothing left to save. Not a collective: ranks may be killed after it."""
+    """Wait until this rank's thread has nothing left to save. Not a collective: ranks may be killed after it."""
     for each in state.callbacks:
         if isinstance(each, CheckpointSaver) and (pending := each.saver._pending) is not None:
             pending.saved.exception()

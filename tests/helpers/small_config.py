@@ -1,4 +1,4 @@
-"""The least YAML there is, and what is said when it is changed."""
+"""A minimal YAML, and the errors of changed versions of it."""
 
 import re
 from pathlib import Path
@@ -29,13 +29,13 @@ def load(folder: Path, *overrides: str, text: str = LEAST):
 
 
 def refusal(folder: Path, *overrides: str, text: str = LEAST) -> str:
-    """What the ConfigError says, without folder and line, and as if all of it stood in the file."""
+    """Return the message of the ConfigError without folder and line, as if all values were in the file."""
     message = placed_refusal(folder, *overrides, text=text)
     return re.sub(r"^( *)(small\.yaml(:\d+)?|command line): ", r"\1small.yaml: ", message, flags=re.MULTILINE)
 
 
 def placed_refusal(folder: Path, *overrides: str, text: str = LEAST) -> str:
-    """What the ConfigError says, without the folder."""
+    """Return the message of the ConfigError without the folder."""
     with pytest.raises(ConfigError) as caught:
         load(folder, *overrides, text=text)
     return str(caught.value).replace(f"{folder / 'small.yaml'}", "small.yaml")

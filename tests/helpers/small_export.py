@@ -1,4 +1,4 @@
-"""A small random DBRX with the quickstart's tokenizer: as a run's save folder, and exported."""
+"""A small random DBRX with the quickstart's tokenizer, as a run's save folder and as an export."""
 
 import warnings
 from pathlib import Path
@@ -46,7 +46,7 @@ global_train_batch_size: 2
 
 
 def write_run(folder: Path) -> DbrxForCausalLM:
-    """Writes config.yaml, tokenizer/ and ep0-ba10; returns the model of the checkpoint."""
+    """Write config.yaml, tokenizer/ and ep0-ba10; return the model of the checkpoint."""
     model = DbrxForCausalLM(MODEL)
     initialise(model, MODEL, seed=3)
     write_save_folder(folder)
@@ -55,7 +55,7 @@ def write_run(folder: Path) -> DbrxForCausalLM:
 
 
 def write_save_folder(folder: Path) -> None:
-    """Writes config.yaml and tokenizer/."""
+    """Write config.yaml and tokenizer/."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(CONFIG)
     vocab = TokenizerKwargs(vocab_file=str(ROOT / "quickstart" / "vocab.tiktoken"))
@@ -68,7 +68,7 @@ def write_export(run: Path, folder: Path) -> Path:
 
 
 def save_checkpoint(folder, tensors):
-    """With some of what else is in the state of a run."""
+    """Write a checkpoint with some of the other state of a run."""
     state = {PREFIX + name: tensor for name, tensor in tensors.items()}
     state |= {
         "state.optimizers.AdamW.state.model.transformer.wte.weight.exp_avg": torch.ones(3),

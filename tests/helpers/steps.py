@@ -1,5 +1,5 @@
-"""Steps of SGD or AdamW by Composer's Trainer with the run's own callbacks, on made rows: losses, gradient norms,
-gradients and weights, to be compared between any two ways of cutting a global batch."""
+"""Steps of SGD or AdamW by Composer's Trainer with the run's own callbacks on synthetic rows. Returns losses, gradient
+norms, gradients and weights, to compare any two ways to split a global batch."""
 
 import dataclasses
 from dataclasses import dataclass, replace
@@ -41,7 +41,7 @@ STEPS, ROWS, LENGTH = 5, 16, 24
 
 @dataclass(frozen=True, kw_only=True)
 class Cut:
-    """How a step is computed."""
+    """How a global batch is split and a step is computed."""
 
     fsdp: FSDPConfig | None = None
     microbatches: int = 1
@@ -50,18 +50,18 @@ class Cut:
     impl: Literal["torch", "grouped_mm"] = "torch"
     moe_recompute: bool = False
     clip: float | None = None
-    """To this norm."""
+    """The norm to which gradients are clipped."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
     lora: str | None = None
     """A key of LORA."""
     on_first: bool = False
-    """All tokens go to the first expert."""
+    """Whether all tokens are sent to the first expert."""
     mutant: Mutant | None = None
 
     @property
     def reference(self) -> "Cut":
-        """The same step at once, for one rank."""
-        # A base is apart from its adapters under FSDP2 alone.
+        """The same step on one rank in one microbatch."""
+        # Only FSDP2 keeps a base separate from its adapters.
         fsdp = FSDPConfig() if self.lora is not None else None
         return replace(
             self, fsdp=fsdp, microbatches=1, scope="batch", checkpointing="none", moe_recompute=False, mutant=None
@@ -71,17 +71,17 @@ class Cut:
 @dataclass(frozen=True, kw_only=True)
 class Trained:
     losses: Tensor
-    """[STEPS] in fp64: what Composer logs passes through fp32."""
+    """[STEPS] in fp64, because Composer logs losses in fp32."""
     norms: Tensor
-    """[STEPS] of all gradients before they are clipped, in fp64."""
+    """[STEPS] norms of all gradients before clipping, in fp64."""
     first_gradients: dict[str, Tensor]
-    """Of the first step, before they are clipped."""
+    """Gradients of the first step before clipping."""
     initial_weights: dict[str, Tensor]
     final_weights: dict[str, Tensor]
 
 
 def differences(found: Trained, expected: Trained) -> dict[str, float]:
-    """The worst relative difference of each of its fields."""
+    """Return the largest relative difference of each field."""
     worst = {}
     for field in dataclasses.fields(Trained):
         pair = [getattr(each, field.name) for each in (found, expected)]
@@ -91,19 +91,20 @@ def differences(found: Trained, expected: Trained) -> dict[str, float]:
 
 
 class MadeRows:
-    """Rows of two documents and padding, with very different masks: some train one token, some every one, some none."""
+    """Rows of two documents and padding with very different masks: some rows train one token, some every token, some
+    none."""
 
     n_rows, max_seq_len, fingerprint, folder = STEPS * ROWS, LENGTH, "made", Path("made")
     shard_sizes, tokens, is_remote = np.array([STEPS * ROWS]), None, False
 
     def read(self, row_id: int) -> Row:
-        # Two batches in turn, so that the loss falls.
+        # Two batches alternate, so that the loss falls.
         draw = np.random.default_rng(row_id % (2 * ROWS))
         lengths = draw.integers(3, LENGTH // 2, 2, dtype=np.int32)
         n = int(lengths.sum())
         place, mask = row_id % ROWS, np.zeros(n, dtype=np.uint8)
         if row_id // ROWS % 2:
-            # All ranks but the first, and most of its microbatches, have nothing to train on.
+            # All ranks except the first, and most of its microbatches, have no trained tokens.
             mask[1:] = place in (2, 3)
         else:
             mask[1 : 2 + place * 2] = 1
@@ -111,7 +112,7 @@ class MadeRows:
 
 
 class Steps(Callback):
-    """Notes losses, gradient norms and the first gradients."""
+    """Records losses, gradient norms and the first gradients."""
 
     def __init__(self) -> None:
         self.losses: list[float] = []
@@ -153,7 +154,7 @@ def config_of(cut: Cut) -> TrainConfig:
         moe_recompute=cut.moe_recompute,
     )
     model = ModelConfig(
-        # 4-bit rows have to be whole numbers of fp64.
+        # Rows packed in 4 bits must be multiples of 8 bytes.
         d_model=128 if cut.lora == "over nf4" else 16,
         n_heads=4,
         n_layers=2,
@@ -191,12 +192,12 @@ def config_of(cut: Cut) -> TrainConfig:
 def _lora_of(cut: Cut) -> LoraConfig | None:
     if cut.lora is None:
         return None
-    # 3 rows of A cannot be divided evenly over ranks; torch's grouped GEMM takes rows of whole 16 bytes alone.
+    # 3 rows of A cannot be divided evenly over ranks; torch's grouped GEMM needs rows that are multiples of 16 bytes.
     return replace(LORA[cut.lora], r=4 if cut.impl == "grouped_mm" else 3)
 
 
 def train_cuts(cuts: list[Cut], *dtypes: torch.dtype) -> list[dict[torch.dtype, Trained]]:
-    """Of each cut, in each of the dtypes. For run_ranks."""
+    """Train each cut in each of the dtypes. For run_ranks."""
     dist.initialize_dist("cpu", timeout=60)
     return [{dtype: _train(cut, dtype) for dtype in dtypes} for cut in cuts]
 
@@ -216,7 +217,7 @@ def _train(cut: Cut, dtype: torch.dtype) -> Trained:
 
 
 def build_cut(config: TrainConfig, cut: Cut, dtype: torch.dtype) -> DbrxForCausalLM:
-    """The model of the config on the mesh of the cut."""
+    """Build the model of the config on the mesh of the cut."""
     model = build_model(
         config.model,
         config.fsdp_config,
@@ -235,7 +236,7 @@ def build_cut(config: TrainConfig, cut: Cut, dtype: torch.dtype) -> DbrxForCausa
 
 
 def fit_made_rows(config: TrainConfig, model: DbrxForCausalLM, *callbacks: Callback) -> None:
-    """STEPS steps on MadeRows."""
+    """Train STEPS steps on MadeRows."""
     streams: Any = {"": MadeRows()}
     clock = Clock(tokens_per_batch=ROWS * LENGTH, rows_per_batch=ROWS, rows_per_epoch=ROWS * STEPS, max_batches=STEPS)
     plan = RowPlan(config.train_loader, streams, clock, seed=0)

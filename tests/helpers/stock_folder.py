@@ -1,4 +1,4 @@
-"""A small stock DBRX, as transformers itself saves one."""
+"""A small DBRX folder as transformers itself saves it."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,7 @@ import torch
 import transformers
 
 NO_CLIP = 65504.0
-"""No activation is larger."""
+"""Larger than any activation."""
 SHAPE: dict[str, Any] = {
     "d_model": 32,
     "n_heads": 4,
@@ -20,7 +20,7 @@ SHAPE: dict[str, Any] = {
 
 
 def stock_config(**values: Any) -> transformers.DbrxConfig:
-    """rope_theta is where transformers 4 reads it and where 5 does; 4 alone takes null for no clipping."""
+    """Set rope_theta where transformers 4 and 5 read it; only transformers 4 accepts null for no clipping."""
     attn = values["attn_config"]
     rope = {"rope_type": "default", "rope_theta": attn["rope_theta"]}
     if attn.get("clip_qkv") is None:
@@ -40,7 +40,7 @@ def make_stock_model(**changes: Any) -> transformers.DbrxForCausalLM:
 def write_stock_folder(
     folder: Path, dtype: torch.dtype = torch.float32, shard_size: str = "50KB", **changes: Any
 ) -> transformers.DbrxForCausalLM:
-    """Returns the model that was saved."""
+    """Write the folder and return the saved model."""
     model = make_stock_model(**changes).to(dtype)
     model.save_pretrained(folder, max_shard_size=shard_size)
     return model

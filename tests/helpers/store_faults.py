@@ -1,4 +1,4 @@
-"""What goes wrong with the object stores on loopback."""
+"""Faults of the object stores on localhost."""
 
 import threading
 from dataclasses import dataclass
@@ -8,20 +8,20 @@ _lock = threading.Lock()
 
 @dataclass
 class Fault:
-    """What happens to requests of a method whose path contains a text."""
+    """A fault of requests with this method whose path contains this text."""
 
     method: str
     path: str
     times: int
-    """To how many of them; the later ones are answered."""
+    """Number of requests with the fault; later ones are answered."""
     kind: str
-    """error (500), denied (403), reset (the connection ends), cut (half of the body), or slow."""
+    """error (500), denied (403), reset (the connection is closed), cut (half of the body), or slow."""
     seconds: float = 1.0
-    """That a slow one takes."""
+    """Duration of a slow request."""
 
 
 def take_fault(faults: list[Fault], method: str, path: str) -> Fault | None:
-    """The fault that meets a request, which is counted."""
+    """Return the fault of a request, if any, and count it."""
     with _lock:
         for fault in faults:
             if fault.times > 0 and fault.method == method and fault.path in path:

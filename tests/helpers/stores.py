@@ -1,4 +1,4 @@
-"""An S3 server and a Google storage on loopback, looked at in the same way."""
+"""An S3 server and a Google Cloud Storage server on localhost with one interface."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,15 +10,15 @@ from tests.helpers.store_faults import Fault
 
 
 class Server:
-    """With one bucket."""
+    """A server with one bucket."""
 
     scheme: str
     faults: list[Fault]
     environment: Mapping[str, str]
-    """In which clients find it."""
+    """Environment variables with which clients find the server."""
 
     def content(self) -> dict[str, bytes]:
-        """Of all objects in the bucket."""
+        """Return the content of all objects in the bucket."""
         raise NotImplementedError
 
     def put(self, key: str, data: bytes) -> None:
@@ -28,7 +28,7 @@ class Server:
         raise NotImplementedError
 
     def written(self) -> list[str]:
-        """Keys in the order in which they were written."""
+        """Return the keys in the order in which they were written."""
         raise NotImplementedError
 
     def deleted(self) -> list[str]:
@@ -93,7 +93,7 @@ class _GCS(Server):
 
 @contextmanager
 def serve(scheme: str) -> Iterator[Server]:
-    """The environment of this process names it meanwhile."""
+    """Set the environment of this process to the server in this context."""
     if scheme == "s3":
         with s3_server.serve() as storage:
             yield _S3(storage)
@@ -106,6 +106,6 @@ def serve(scheme: str) -> Iterator[Server]:
 
 
 def shorten_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Between tries, in this process; Google's library does not try again."""
+    """Shorten the waits between attempts in this process, and turn off the retries of Google's library."""
     monkeypatch.setattr("data.stores.store.WAITS", (0.01, 0.01))
     monkeypatch.setattr("google.cloud.storage.retry.DEFAULT_RETRY", None)

@@ -16,7 +16,7 @@ STAGES = [
 
 
 def write_curriculum(folder: Path) -> str:
-    """The toy run with three streams and three stages."""
+    """Return the config of the toy run with three streams and three stages."""
     path = Path(write_toy_run(folder))
     config = yaml.safe_load(path.read_text())
     draw = random.Random(1)

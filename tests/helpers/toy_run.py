@@ -1,4 +1,4 @@
-"""A small real run: a JSONL file, a byte-level vocabulary, a config that reads both."""
+"""A small real run: a JSONL file, a byte-level vocabulary, and a config that reads both."""
 
 import base64
 import json
@@ -12,7 +12,7 @@ WORDS = ("amber", "birch", "cedar", "delta", "ember", "fjord", "grove", "haven")
 
 
 def write_toy_run(folder: Path, n_examples: int = 400) -> str:
-    """Writes train.jsonl, eval.jsonl, vocab.tiktoken and config.yaml; returns the config's path."""
+    """Write train.jsonl, eval.jsonl, vocab.tiktoken and config.yaml; return the path of the config."""
     draw = random.Random(0)
     for name, count in (("train", n_examples), ("eval", 21)):
         lines = []
@@ -66,7 +66,7 @@ def _config(folder: Path) -> dict:
         "device": None if torch.cuda.is_available() else "cpu",
         "save_folder": str(folder / "{run_name}"),
         "save_interval": "4ba",
-        # A run without a save_folder has its logs there too, and not in the working folder.
+        # Without a save_folder, logs also go there instead of the working directory.
         "log_folder": str(folder / "{run_name}"),
         "progress_bar": False,
         "log_to_console": False,
@@ -74,7 +74,7 @@ def _config(folder: Path) -> dict:
 
 
 def refused(path: str, overrides: list[str]) -> str:
-    """What the ConfigError says that a run of it ends with."""
+    """Return the message of the ConfigError with which a run of the config ends."""
     from data.base.errors import ConfigError
     from train.config.load import read_config
     from train.run.fit import fit

@@ -1,4 +1,4 @@
-"""A tokenizer of bytes, and small datasets, for tests of the data plane."""
+"""A byte tokenizer and small datasets, for tests of the data packages."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ from data.config.loader import DataLoaderConfig
 
 
 class ToyTokenizer:
-    """A token is a byte; 256 ends a document, 257 pads."""
+    """Each byte is a token; 256 ends a document, 257 is padding."""
 
     name = "toy"
     vocab_size = 258
@@ -37,12 +37,12 @@ def write_jsonl(path: Path, rows: list) -> Path:
 
 
 def questions(n: int, start: int = 0) -> list[dict[str, str]]:
-    """Examples of different lengths, no two alike."""
+    """Return distinct examples of different lengths."""
     return [{"prompt": f"{i}?" + "." * (i % 7), "response": f"{i}!" * (1 + i % 5)} for i in range(start, start + n)]
 
 
 def dataset_config(folder: Path, **changes) -> DatasetConfig:
-    """Of folder/train.jsonl."""
+    """Return a config for folder/train.jsonl."""
     kwargs = HFKwargs(data_files=str(folder / "train.jsonl"))
     settings = {"hf_name": "json", "hf_kwargs": kwargs, "max_seq_len": 32, "cache_dir": str(folder / "cache")}
     return DatasetConfig(**settings | changes)

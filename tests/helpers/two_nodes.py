@@ -1,4 +1,4 @@
-"""Two simulated nodes of one rank each, on this machine: each launcher's commands and variables, and host names."""
+"""Two simulated nodes of one rank each on this machine: commands, variables and host names of each launcher."""
 
 import os
 import subprocess
@@ -12,16 +12,16 @@ BIN = Path(sys.executable).parent
 LAUNCHERS = ("composer", "torchrun", "python", "srun")
 
 _OF_RANKS = ("SLURM_", "MASTER_", "TORCHELASTIC_", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "NODE_RANK")
-"""How names of variables begin that a launcher sets; Composer sets some in a process that is its own only rank."""
+"""Prefixes of variables that launchers set; Composer sets some of them in a process without a launcher."""
 
 
 def without_ranks() -> dict[str, str]:
-    """The environment, as before a launcher."""
+    """Return the environment without a launcher's variables."""
     return {name: value for name, value in os.environ.items() if not name.startswith(_OF_RANKS)}
 
 
 def task_of_srun(node: int, port: str) -> dict[str, str]:
-    """The variables that Slurm sets for a task of `srun --nodes 2 --ntasks-per-node 1`."""
+    """Return the variables that Slurm sets for a task of `srun --nodes 2 --ntasks-per-node 1`."""
     return {
         "SLURM_JOB_ID": "17",
         "SLURM_STEP_ID": "0",
@@ -38,7 +38,7 @@ def task_of_srun(node: int, port: str) -> dict[str, str]:
 
 
 def command_of(launcher: str, node: int, port: str) -> tuple[list[str], dict[str, str]]:
-    """The command up to the script, and variables, that start the rank of a node."""
+    """Return the command up to the script, and the variables, that start a node's rank."""
     address = ["--master_addr", "127.0.0.1", "--master_port", port]
     if launcher == "composer":
         return [str(BIN / "composer"), "-n", "1", "--world_size", "2", "--node_rank", str(node), *address], {}
@@ -55,8 +55,8 @@ def command_of(launcher: str, node: int, port: str) -> tuple[list[str], dict[str
 def started_nodes(
     folder: Path, launcher: str, arguments: Sequence[Sequence[str]]
 ) -> Iterator[list["subprocess.Popen[bytes]"]]:
-    """Each node runs `train.py` of the folder with its arguments, and writes into `out0` and `out1` of it. Those that
-    are still there at the end are killed."""
+    """Run `train.py` of the folder with its arguments on each node, with output to `out0` and `out1` in the folder.
+    Processes that still run when the context ends are killed."""
     port = str(20000 + os.getpid() % 10000)
     nodes = []
     try:
@@ -76,12 +76,12 @@ def started_nodes(
         yield nodes
     finally:
         for process in nodes:
-            process.kill()  # the ranks of a launcher get SIGTERM then
+            process.kill()  # the launcher's ranks then receive SIGTERM
             process.wait()
 
 
 def _on_host(name: str) -> list[str]:
-    """What a command begins with, so that its host has that name, where that is allowed."""
+    """Return the prefix of a command that gives its host this name, if the system allows it."""
     return ["unshare", "--uts", "sh", "-c", 'hostname "$0" && exec "$@"', name] if _can_name_hosts() else []
 
 

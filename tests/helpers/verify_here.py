@@ -1,4 +1,4 @@
-"""The verification of an export in the running process: a fresh one imports torch for seconds."""
+"""Verify an export in the running process, because a new process takes seconds to import torch."""
 
 import os
 import subprocess
@@ -13,7 +13,7 @@ _run = subprocess.run
 
 
 def verify_here(command: list[str], *, env: dict[str, str] | None = None, **kwargs: Any) -> Any:
-    """In place of subprocess.run for `python -m train.export.verify FOLDER ...`."""
+    """Replaces subprocess.run for `python -m train.export.verify FOLDER ...`."""
     if command[0] == "git":
         return _run(command, env=env, **kwargs)
     assert command[1:3] == ["-m", "train.export.verify"]

@@ -1,4 +1,4 @@
-"""A run whose losses, learning rates and weights are noted."""
+"""A run whose losses, learning rates and weights are recorded."""
 
 import os
 import signal
@@ -15,7 +15,8 @@ from train.run.fit import fit
 
 
 class Watch(Callback):
-    """The loss of every batch, the weights at the end; and an end like a power cut after one batch, if told."""
+    """Records the loss of every batch and the weights at the end, and can end the process like a power failure after
+    one batch."""
 
     def __init__(self, kill_after: int | None) -> None:
         self.kill_after = kill_after
@@ -29,7 +30,7 @@ class Watch(Callback):
         self.losses[state.timestamp.batch.value] = state.total_loss_dict["loss/train/total"]
 
     def batch_checkpoint(self, state: State, logger: Logger) -> None:
-        # The saver stands behind the other callbacks: this is the batch after the one that was saved.
+        # The saver runs after the other callbacks, so this is the batch after the saved one.
         if state.timestamp.batch.value == self.kill_after:
             wait_until_saved(state)
             os.kill(os.getpid(), signal.SIGKILL)

@@ -30,7 +30,7 @@ def text(found: Comparison, top: int = 10) -> str:
     return "\n".join("TABLE" if isinstance(line, Table) else line for line in lines(found, "A", "B", top))
 
 
-def test_the_same_saved_twice_is_equal_but_for_times(tmp_path: Path) -> None:
+def test_two_saves_of_the_same_state_differ_only_in_times(tmp_path: Path) -> None:
     found = compared(tmp_path, weights(), weights())
     assert found.equal
     assert text(found).splitlines() == [
@@ -43,9 +43,7 @@ def test_the_same_saved_twice_is_equal_but_for_times(tmp_path: Path) -> None:
     ]
 
 
-def test_differences_of_tensors_are_those_of_a_plain_computation(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_differences_of_tensors_match_a_plain_computation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tensors, "_PIECE", 10)  # two rows at a time
     a, b = torch.randn(7, 5), torch.randn(7, 5)
     b[0, :3] = a[0, :3]
@@ -56,7 +54,7 @@ def test_differences_of_tensors_are_those_of_a_plain_computation(
     assert found.relative == pytest.approx(((a.double() - b.double()).norm() / a.double().norm()).item())
 
 
-def test_the_largest_difference_comes_first_and_nan_before_it(tmp_path: Path) -> None:
+def test_differences_are_sorted_with_nan_first(tmp_path: Path) -> None:
     a, none = weights(), torch.full((7, 5), math.nan)
     b = {**a, PREFIX + "v": a[PREFIX + "v"] + 9, PREFIX + "w": a[PREFIX + "w"] + 1, PREFIX + "x": none}
     found = compared(tmp_path, a | {PREFIX + "x": torch.ones(7, 5)}, b).tensors
@@ -91,14 +89,14 @@ def test_configs_with_unknown_keys_are_compared_as_a_whole(tmp_path: Path) -> No
     assert compare(a, b).equal
     other = write_checkpoint(tmp_path / "c", weights(), config=f"{CONFIG}old_key: 2\n")
     (line,) = compare(a, other).config
-    assert line.startswith("it cannot be compared by key: ")
+    assert line.startswith("cannot be compared by key: ")
     assert "old_key" in line
 
 
-def test_what_is_compared_is_verified(tmp_path: Path) -> None:
+def test_files_are_verified_when_they_are_compared(tmp_path: Path) -> None:
     a, b = (write_checkpoint(tmp_path / name, weights()) for name in "ab")
     flip(b / "__0_0.distcp", (b / "__0_0.distcp").stat().st_size // 2)
-    with pytest.raises(CorruptCheckpointError, match="has other bytes than were written"):
+    with pytest.raises(CorruptCheckpointError, match="differs from what was written"):
         compare(a, b)
 
 
@@ -106,5 +104,5 @@ def test_a_checkpoint_of_an_earlier_version_is_compared(tmp_path: Path) -> None:
     golden = Path(__file__).parents[1] / "golden" / "run" / "ep0-ba4"
     assert compare(golden, golden).equal
     found = compare(golden, write_checkpoint(tmp_path, weights()))
-    assert found.manifest == ["manifest: absent -> there"]
+    assert found.manifest == ["manifest: absent -> present"]
     assert found.tensors.only_second == ["v", "w", "w (AdamW step)"]

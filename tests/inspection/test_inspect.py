@@ -49,7 +49,7 @@ def shown(row: Row, *, marks: bool, color: bool) -> str:
     return capture.get()
 
 
-def test_what_is_trained_on_has_another_color_and_documents_have_borders():
+def test_trained_tokens_have_another_color_and_documents_have_borders():
     text = shown(row_of((b"ask ", b"answer"), (b"why", b"so")), marks=False, color=True)
     assert "\x1b[32manswer\x1b[0m" in text
     assert "\x1b[90mask \x1b[0m" in text
@@ -57,11 +57,11 @@ def test_what_is_trained_on_has_another_color_and_documents_have_borders():
     assert "row 7, document 2 of 2: 5 tokens, 2 trained" in text
 
 
-def test_without_colors_it_has_marks():
+def test_trained_tokens_are_marked_if_there_are_no_colors():
     assert "ask ⟦answer⟧\n" in shown(row_of((b"ask ", b"answer")), marks=True, color=False)
 
 
-def test_data_does_not_steer_the_terminal():
+def test_control_characters_in_data_do_not_reach_the_terminal():
     text = shown(row_of((b"a\x1b[31m[bold]b\r", b"c\x07\nd")), marks=True, color=False)
     assert "a␛[31m[bold]b␍⟦c␇\nd⟧" in text
 
@@ -76,7 +76,7 @@ def test_a_survey_counts_every_row_and_document(tmp_path):
 
 
 @pytest.mark.parametrize("packing", ["best_fit", "none"])
-def test_a_text_that_is_cut_into_rows_is_one_document_and_found_again(tmp_path: Path, packing: str):
+def test_a_text_split_into_rows_is_one_document_and_is_found_again(tmp_path: Path, packing: str):
     texts = ["a" * 40, "b" * 7, "c" * 15, "a" * 40]
     write_jsonl(tmp_path / "train.jsonl", [{"text": text} for text in texts])
     rows = open_rows(dataset_config(tmp_path, max_seq_len=16, packing=packing), TOY)
@@ -87,7 +87,7 @@ def test_a_text_that_is_cut_into_rows_is_one_document_and_found_again(tmp_path: 
     assert survey.trained_tokens == rows.trained_tokens
 
 
-def test_the_histogram_holds_every_document_once():
+def test_the_histogram_counts_every_document_once():
     rng = np.random.default_rng(0)
     for longest in (1, 7, 20, 21, 400):
         sizes = rng.integers(1, longest + 1, size=300)
@@ -104,7 +104,7 @@ def test_histogram_lines_are_as_long_as_the_counts():
     assert lines == ["  1 to 1  ████      4 (33.3%)", "  2 to 2  ████████  8 (66.7%)"]
 
 
-def test_copies_and_near_copies_are_told_apart(tmp_path):
+def test_copies_and_near_copies_are_distinguished(tmp_path):
     rng = random.Random(0)
     originals = [words(rng) for _ in range(30)]
     near = [[*text[:30], "zzzzz", *text[31:]] for text in originals[:5]]
@@ -122,7 +122,7 @@ def test_copies_and_near_copies_are_told_apart(tmp_path):
 
 
 def _numbers(survey: Survey, texts: list[str], folder: Path) -> dict[int, int]:
-    """Document of the survey -> which of the texts it is, the first of equal ones left over."""
+    """Map each document of the survey to its text; equal texts are used in their order."""
     rows = open_rows(dataset_config(folder / survey.name, max_seq_len=512), TOY)
     left = [f"p{text}" for text in texts]
     numbers = {}
@@ -171,7 +171,7 @@ def test_documents_shorter_than_an_ngram_have_signatures(n):
     assert (signature(one) != signature(two)).mean() > 0.5
 
 
-def test_only_so_many_documents_are_compared_and_that_is_said(tmp_path, monkeypatch):
+def test_the_limit_of_compared_documents_is_reported(tmp_path, monkeypatch):
     monkeypatch.setattr("data.inspection.survey.MOST_COMPARED", 10)
     survey = surveyed(tmp_path, [pair("same words")] * 15)
     assert (survey.n_documents, len(survey.hashes)) == (15, 10)
@@ -202,7 +202,7 @@ def test_verification_names_the_samples_of_a_broken_shard(tmp_path):
 
 @pytest.fixture
 def run(tmp_path, capsys):
-    """Runs the script on the quickstart's tokenizer and 30 examples; gives exit code, output and errors."""
+    """Run the script on the quickstart's tokenizer and 30 examples; return exit code, output and errors."""
     examples = [pair("a" * n) for n in range(1, 31)]
     write_jsonl(tmp_path / "train.jsonl", examples)
     write_jsonl(tmp_path / "eval.jsonl", [*examples[20:], pair("new")])
@@ -249,14 +249,14 @@ def test_the_script_verifies(run, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["train_loader.dataset.hf_kwargs.data_files=none.jsonl"], "error: train_loader.dataset.hf_kwargs.data_files"),
-        (["--rows", "-1"], "error: --rows is -1 and --first is 0, but neither can be below 0"),
+        (["--rows", "-1"], "error: --rows is -1 and --first is 0, but neither can be negative"),
         (["--png", "no/such/folder.png"], "error: --png is 'no/such/folder.png', but its folder cannot be written"),
     ],
 )
-def test_the_script_says_what_is_wrong(run, arguments, said):
+def test_the_script_reports_errors(run, arguments, message):
     code, _, errors = run(*arguments)
     assert code == 2
-    assert errors.startswith(said)
+    assert errors.startswith(message)

@@ -1,4 +1,4 @@
-"""`checkpoint.py ls`, and what every command says of a path that has no checkpoints."""
+"""`checkpoint.py ls`, and the messages of all commands for a path without checkpoints."""
 
 import io
 import json
@@ -53,7 +53,7 @@ def test_versions_are_listed_where_they_differ(tmp_path: Path) -> None:
     assert [line.split("│")[-2].strip() for line in shown(folder).splitlines() if "ep0" in line] == ["", "torch 2.0"]
 
 
-def test_what_is_wrong_with_a_checkpoint_is_in_its_row(tmp_path: Path) -> None:
+def test_a_defect_of_a_checkpoint_is_in_its_row(tmp_path: Path) -> None:
     folder = write_save_folder(tmp_path, 10, 20, 30)
     flip(folder / "ep0-ba10" / "manifest.json", 200)
     (folder / "ep0-ba20" / "__0_0.distcp").write_bytes(b"short")
@@ -78,17 +78,17 @@ def test_leftovers_and_an_owner_are_named(tmp_path: Path) -> None:
         text = shown(folder)
     assert "owner: run 'mine [bold]' (host" in text
     assert "which is alive" in text
-    assert ".part-ep0-ba20 is not committed, as far as the run has come" in text
+    assert ".part-ep0-ba20 is not committed yet: the run may still be writing it" in text
 
 
-def test_json_has_the_same_for_programs(tmp_path: Path) -> None:
+def test_json_has_the_same_values(tmp_path: Path) -> None:
     found = find_checkpoints(write_save_folder(tmp_path, 10))
     (checkpoint,) = json.loads(json.dumps(as_json(found, entries(found))))["checkpoints"]
     assert (checkpoint["name"], checkpoint["batch"], checkpoint["run_id"]) == ("ep0-ba10", 10, "a-run")
     assert checkpoint["size"] > 4000
 
 
-def test_a_link_and_a_save_folder_mean_a_checkpoint(tmp_path: Path) -> None:
+def test_a_link_and_a_save_folder_name_a_checkpoint(tmp_path: Path) -> None:
     folder = write_save_folder(tmp_path, 10, 20)
     (folder / "latest").symlink_to("ep0-ba10")
     assert find_checkpoint(folder / "latest") == (folder / "ep0-ba10").resolve()
@@ -97,7 +97,7 @@ def test_a_link_and_a_save_folder_mean_a_checkpoint(tmp_path: Path) -> None:
         find_save_folder(folder / "ep0-ba10")
 
 
-def test_a_folder_of_a_run_means_its_save_folder(tmp_path: Path) -> None:
+def test_a_folder_of_a_run_names_its_save_folder(tmp_path: Path) -> None:
     folder = write_save_folder(tmp_path / "run" / "checkpoints", 10, 20)
     (tmp_path / "run" / "logs").mkdir()
     assert find_checkpoint(tmp_path / "run") == find_newest(tmp_path / "run") == folder / "ep0-ba20"
@@ -107,10 +107,10 @@ def test_a_folder_of_a_run_means_its_save_folder(tmp_path: Path) -> None:
     assert find_save_folder(tmp_path / "run").folder == folder
     assert resolve_save_folder(folder / "ep0-ba10") == folder / "ep0-ba10"
     write_save_folder(tmp_path / "run" / "other", 5)
-    assert refused(tmp_path / "run") == "PATH holds PATH/checkpoints and PATH/other: name one of them"
+    assert refused(tmp_path / "run") == "PATH contains PATH/checkpoints and PATH/other: name one of them"
 
 
-def test_what_has_no_checkpoints_is_refused(tmp_path: Path) -> None:
+def test_a_path_without_checkpoints_is_refused(tmp_path: Path) -> None:
     write_save_folder(tmp_path / "run" / "checkpoints", 10)
     (tmp_path / "left" / ".part-ep0-ba20").mkdir(parents=True)
     (tmp_path / "link").symlink_to("gone")
@@ -118,11 +118,11 @@ def test_what_has_no_checkpoints_is_refused(tmp_path: Path) -> None:
     (tmp_path / "hf" / "config.json").write_text("{}")
     (tmp_path / "none").mkdir()
     assert refused(tmp_path / "no") == "PATH does not exist"
-    assert refused(tmp_path / "link") == "PATH is a link to gone, which is not there"
+    assert refused(tmp_path / "link") == "PATH is a link to gone, which does not exist"
     assert refused(tmp_path / "run" / "checkpoints" / "config.yaml").endswith("but a file")
     assert refused(tmp_path / "none").endswith("but an empty folder")
-    assert "an exported folder (config.json is in it)" in refused(tmp_path / "hf")
-    assert refused(tmp_path / "left") == "PATH holds no checkpoint, only .part-ep0-ba20: not committed"
+    assert "an exported folder (it contains config.json)" in refused(tmp_path / "hf")
+    assert refused(tmp_path / "left") == "PATH contains no committed checkpoint, only .part-ep0-ba20"
 
 
 def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""scripts/checkpoint.py looks into object stores."""
+"""scripts/checkpoint.py with checkpoints in object stores."""
 
 import json
 from pathlib import Path
@@ -48,20 +48,20 @@ def test_ls(remote: RemoteFolder, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["ls", f"{remote.url}/ep0-ba10"]) == 0
     assert "ep0-ba20" not in capsys.readouterr().out
     assert main(["ls", "gs://bucket/none"]) == 2
-    assert "gs://bucket/none holds no checkpoint" in capsys.readouterr().err
+    assert "gs://bucket/none contains no checkpoint" in capsys.readouterr().err
 
 
 def test_verify(remote: RemoteFolder, server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     server.put("run/ep0-ba10/__0_0.distcp", b"x" * 4000)
     assert main(["verify", remote.url]) == 2
     first, second = capsys.readouterr().out.splitlines()
-    assert first.startswith("gs://bucket/run/ep0-ba10: corrupt: __0_0.distcp has other bytes")
+    assert first.startswith("gs://bucket/run/ep0-ba10: corrupt: __0_0.distcp differs from what was written")
     assert second.startswith("gs://bucket/run/ep0-ba20: verified, 3 files")
     assert list((tmp_path / "staging").iterdir()) == []
 
 
-def test_other_commands_say_that_they_do_not_look_there(capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_commands_refuse_object_stores(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments in (["prune", "s3://b/x", "--keep", "1"], ["diff", "s3://b/x", "."]):
         with pytest.raises(SystemExit):
             main(arguments)
-        assert "s3://b/x is in an object store: only ls and verify look there" in capsys.readouterr().err
+        assert "s3://b/x is in an object store: only ls and verify support object stores" in capsys.readouterr().err

@@ -77,7 +77,7 @@ def test_damaged_folders_are_refused_when_opened(prepared, damage):
         again(prepared)
     name = f"{damage}.json" if damage in ("index", "manifest") else "shard.00001.mds"
     assert str(prepared.folder / name) in str(error.value)
-    assert f"delete the folder {prepared.folder.name}, and it is prepared again" in str(error.value)
+    assert f"delete the folder {prepared.folder.name} to prepare it again" in str(error.value)
 
 
 def test_hashes_are_checked_once(prepared, monkeypatch):
@@ -179,16 +179,16 @@ TOKENS = {"tokens": "ndarray:int64"}
         (TOKENS, {"tokens": np.arange(33)}, "33 tokens, but max_seq_len is 32"),
         (TOKENS, {"tokens": np.array([1, 258])}, "the id 258, but the tokenizer has ids below 258: is it another's"),
         (TOKENS, {"tokens": np.array([1, -1])}, "the id -1, but"),
-        (TOKENS, {"tokens": np.array([[1, 2]])}, r"tokens is ndarray of int64 \(1, 2\), but it must be integers"),
+        (TOKENS, {"tokens": np.array([[1, 2]])}, r"tokens is ndarray of int64 \(1, 2\), but it must be a 1-D integer"),
         ({"tokens": "ndarray"}, {"tokens": np.array([1.0])}, r"tokens is ndarray of float64"),
-        ({"tokens": "bytes"}, {"tokens": b"1234567"}, "tokens has 7 bytes, which are not int64"),
+        ({"tokens": "bytes"}, {"tokens": b"1234567"}, "tokens has 7 bytes, which is not a multiple of int64"),
         ({"tokens": "bytes"}, {"tokens": np.array([1, 2], np.int32).tobytes()}, "the id 8589934593"),
-        ({"tokens": "str"}, {"tokens": "1 2"}, "tokens is str, but it must be integers in a row"),
+        ({"tokens": "str"}, {"tokens": "1 2"}, "tokens is str, but it must be a 1-D integer ndarray"),
         (LABELS, {"input_ids": np.array([1, 2]), "labels": np.array([1])}, "2 input_ids, but 1 labels; if they are"),
         (
             LABELS,
             {"input_ids": np.array([1, 2, 3]), "labels": np.array([2, 3, -100])},
-            r"labels\[0\] is 2, but input_ids\[0\] is 1: labels are not shifted here",
+            r"labels\[0\] is 2, but input_ids\[0\] is 1: labels must not be shifted",
         ),
         (
             COLUMNS,
@@ -252,7 +252,7 @@ def test_a_shard_lost_while_training_ends_the_run(tmp_path, num_workers):
     (folder / "shard.00002.mds").unlink()
     config = loader_config(tmp_path, num_workers)
     loader = eval_loader({"": rows}, config, device_batch_size=5, rank=0, world_size=1, pad_token_id=257)
-    with pytest.raises(DataError, match=r"^.*shard.00002.mds cannot be downloaded \(there is no such file\)"):
+    with pytest.raises(DataError, match=r"^.*shard.00002.mds cannot be downloaded \(no such file exists\)"):
         list(loader)
 
 
@@ -270,7 +270,7 @@ def test_a_source_is_found_without_a_shard(tmp_path):
     for shard in folder.glob("*.mds"):
         shard.unlink()
     find_source(mds_config(folder))
-    with pytest.raises(ConfigError, match="there is no such folder"):
+    with pytest.raises(ConfigError, match="no such folder exists"):
         find_source(mds_config(tmp_path / "none"))
 
 
@@ -287,7 +287,7 @@ def test_verify_names_the_samples_of_what_is_broken(tmp_path):
     assert (flipped.file, flipped.first, flipped.last) == ("shard.00001.mds", sizes[0], sizes[0] + sizes[1] - 1)
     assert "is damaged (its xxh64" in flipped.why
     assert (lost.file, lost.first) == ("shard.00002.mds", sizes[0] + sizes[1])
-    assert "is not there" in lost.why
+    assert "is missing" in lost.why
     assert (found.n_samples, found.n_shards, found.unhashed) == (100, len(sizes), 0)
 
 
@@ -308,4 +308,4 @@ def test_verify_says_what_has_no_hash(tmp_path):
     folder = write_texts(tmp_path / "mds", hashes=())
     assert verify(folder).unhashed == verify(folder).n_shards > 0
     edit_index(folder, lambda index: index["shards"][0].update(samples=1))
-    assert "samples, but index.json says 1" in verify(folder).broken[0].why
+    assert "samples, but index.json lists 1" in verify(folder).broken[0].why

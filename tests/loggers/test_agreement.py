@@ -1,4 +1,4 @@
-"""All loggers have the same names under the same steps, those of docs/metrics.md, and one run after a resume."""
+"""All loggers log the names of docs/metrics.md under the same steps, and continue one run after a resume."""
 
 import json
 import os
@@ -19,11 +19,11 @@ from train.config.load import read_config
 from train.run.fit import fit
 
 Steps = dict[str, list[int]]
-"""Metric -> the steps that it was logged under."""
+"""Return the steps under which each metric was logged."""
 
 
 ROW = re.compile(r"^\| `([^`]+)` \|.*\|([^|]*)\|$", re.MULTILINE)
-"""Of the table of metrics: the name, and the key that switches it on."""
+"""Return the name and the enabling key of each metric in the table."""
 PLACEHOLDER = re.compile(r"STREAM|KIND|OPTIMIZER|GROUP|STATISTIC|(?<=_)[LE]\b")
 
 
@@ -65,7 +65,7 @@ def test_all_loggers_agree_and_continue_after_a_resume(tmp_path: Path, monkeypat
     assert len({record.run.run_id for process in records for record in process if record.HasField("run")}) == 1
     assert [wandb_config(process)["optimizer"]["lr"] for process in records] == [3e-3, 1e-4]
 
-    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")  # to read it; a run sets it by itself
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")  # for reading the folder; a run sets it itself
     client = MlflowClient(str(tmp_path / "logs" / "ml"))
     (run,) = client.search_runs(["0"])
     history = {name: client.get_metric_history(run.info.run_id, name) for name in run.data.metrics}
@@ -78,7 +78,7 @@ def test_all_loggers_agree_and_continue_after_a_resume(tmp_path: Path, monkeypat
 
 
 def check_the_table(names: set[str]) -> None:
-    """Each name is in the table, and what needs no key was logged."""
+    """Check that each name is in the table, and that metrics without a key were logged."""
     rows = dict(ROW.findall((Path(__file__).parents[2] / "docs" / "metrics.md").read_text()))
     rows = {name: key.strip() for name, key in rows.items()}
     patterns = {name: re.compile(PLACEHOLDER.sub(r"[^/]+", name)) for name in rows}

@@ -1,4 +1,4 @@
-"""What the loggers of two ranks leave: nothing twice."""
+"""Output of the loggers of two ranks, without duplicates."""
 
 import errno
 import json
@@ -89,7 +89,7 @@ def test_a_full_disk_under_the_log_file_is_reported_and_closes_it(
     assert log.file is None
 
 
-def test_wandb_gets_what_the_saved_config_has(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wandb_gets_the_values_of_the_saved_config(monkeypatch: pytest.MonkeyPatch) -> None:
     sent = {}
     monkeypatch.setattr("wandb.init", lambda **settings: sent.update(settings) or MagicMock())
     hf, key = "hf_" + "Ab12" * 8, "0123456789abcdef0123456789abcdef01234567"
@@ -109,11 +109,11 @@ def test_a_service_that_fails_is_one_warning(monkeypatch: pytest.MonkeyPatch, ca
     for batch in (1, 2):
         log_one(log, batch)
     (line,) = caplog.messages
-    assert "loggers.wandb: not all is logged there (ConnectionError: https://***@host is gone); the run conti" in line
+    assert "loggers.wandb: not all metrics are logged there (ConnectionError: https://***@host is gone); the" in line
     assert run.log.call_count == 2
 
 
-def test_mlflow_sends_later_what_its_server_refused(
+def test_mlflow_resends_metrics_that_its_server_refused(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     client = MagicMock()
@@ -127,7 +127,10 @@ def test_mlflow_sends_later_what_its_server_refused(
     log.send(3, {"streams/a*b/loss": 1.0})
     log.end(complete=False)
     client.set_terminated.assert_called_once_with(log._id, "FAILED")
-    assert "loggers.mlflow: not all is logged there (ConnectionError: host is gone); the run" in caplog.messages[0]
+    assert (
+        "loggers.mlflow: not all metrics are logged there (ConnectionError: host is gone); the run"
+        in caplog.messages[0]
+    )
     (metric,) = client.log_batch.call_args.kwargs["metrics"]
     assert (metric.key, metric.value, metric.step) == ("streams/a_b/loss", 1.0, 3)
     assert client.log_batch.call_count == 2
@@ -142,7 +145,7 @@ def test_lines_that_a_disk_refuses_are_written_later(
         for batch in (1, 2):
             log_one(log, batch)
     assert [message.rpartition(": ")[2] for message in caplog.messages] == [
-        "No space left on device. The run continues, and writes its lines once that is possible"
+        "No space left on device. The run continues, and the lines are written when that is possible"
     ]
     log_one(log, 3)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
@@ -151,7 +154,7 @@ def test_lines_that_a_disk_refuses_are_written_later(
     ]
 
 
-def test_what_is_logged_of_a_step_that_ends_the_run_is_not_that_of_the_step_before(tmp_path: Path) -> None:
+def test_metrics_of_a_step_that_ends_the_run_have_its_own_number(tmp_path: Path) -> None:
     log, state = JsonLines(tmp_path), cast(Any, SimpleNamespace(timestamp=Timestamp(batch=2)))
     log_one(log, 2)
     log.batch_start(state, cast(Logger, None))
@@ -174,7 +177,7 @@ def test_event_files_that_cannot_be_written_name_their_key(tmp_path: Path) -> No
         build_loggers(config, LoggedRun(name="toy"))
 
 
-def test_what_keeps_a_service_from_starting_names_its_key(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_at_the_start_of_a_service_name_its_key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"loggers.mlflow is given, but MLflow is not installed: pip install"):
         check_loggers(LoggersConfig(mlflow=MLflowLoggerConfig()))
@@ -189,7 +192,7 @@ def test_what_keeps_a_service_from_starting_names_its_key(monkeypatch: pytest.Mo
 
 @contextmanager
 def patched_streams() -> Iterator[None]:
-    """Takes back what FileLogger puts in the place of the streams' write."""
+    """Undo FileLogger's replacement of the streams' write methods."""
     with pytest.MonkeyPatch.context() as patch:
         for stream in (sys.stdout, sys.stderr):
             patch.setattr(stream, "write", stream.write)

@@ -1,4 +1,4 @@
-"""MDS folders, here and remote: what is refused at opening, what is checked, and how shards come."""
+"""MDS folders, local and remote: validation at opening, checks, and fetching of shards."""
 
 import json
 import os
@@ -26,7 +26,7 @@ def file_of(index, kind="raw_data", **changes):
 
 
 LIES = {
-    "version": (lambda i: i.update(version=1), "version 1, but only 2 is known"),
+    "version": (lambda i: i.update(version=1), "version 1, but only version 2 is supported"),
     "no shards": (lambda i: i.update(shards=[]), "lists no shards"),
     "shards no list": (lambda i: i.update(shards={}), "has no list of shards"),
     "shard no object": (lambda i: i["shards"].append(3), r"shards\[\d+\], which is not an object"),
@@ -34,32 +34,32 @@ LIES = {
     "format": (lambda i: shard_of(i, format="json"), r"shards\[1\].format 'json', but only mds"),
     "missing key": (lambda i: i["shards"][1].pop("samples"), r"shards\[1\] without samples"),
     "unknown key": (lambda i: shard_of(i, extra=1), r"shards\[1\] with the unknown key extra"),
-    "parent": (lambda i: file_of(i, basename="../index.json"), r"basename '../index.json', but .* in the folder"),
-    "inner parent": (lambda i: file_of(i, basename="a/../../b"), "in the folder"),
-    "absolute": (lambda i: file_of(i, basename="/etc/passwd"), "in the folder"),
-    "backslash": (lambda i: file_of(i, basename="..\\b"), "in the folder"),
-    "drive": (lambda i: file_of(i, basename="C:b"), "in the folder"),
-    "nothing": (lambda i: file_of(i, basename=""), "in the folder"),
-    "dot": (lambda i: file_of(i, basename="."), "in the folder"),
-    "zero byte": (lambda i: file_of(i, basename="a\0b"), "in the folder"),
-    "no name": (lambda i: file_of(i, basename=None), "in the folder"),
-    "the index": (lambda i: file_of(i, basename="index.json"), "in the folder"),
+    "parent": (lambda i: file_of(i, basename="../index.json"), r"basename '../index.json', but .* inside the folder"),
+    "inner parent": (lambda i: file_of(i, basename="a/../../b"), "inside the folder"),
+    "absolute": (lambda i: file_of(i, basename="/etc/passwd"), "inside the folder"),
+    "backslash": (lambda i: file_of(i, basename="..\\b"), "inside the folder"),
+    "drive": (lambda i: file_of(i, basename="C:b"), "inside the folder"),
+    "nothing": (lambda i: file_of(i, basename=""), "inside the folder"),
+    "dot": (lambda i: file_of(i, basename="."), "inside the folder"),
+    "zero byte": (lambda i: file_of(i, basename="a\0b"), "inside the folder"),
+    "no name": (lambda i: file_of(i, basename=None), "inside the folder"),
+    "the index": (lambda i: file_of(i, basename="index.json"), "inside the folder"),
     "twice": (lambda i: file_of(i, basename="shard.00000.mds"), "names the file shard.00000.mds twice"),
-    "pkl": (lambda i: shard_of(i, column_encodings=["pkl"]), r"pkl \(shards\[1\], column 'text'\), which runs code"),
-    "nested pkl": (lambda i: shard_of(i, column_encodings=["list[pkl]"]), "which runs code"),
+    "pkl": (lambda i: shard_of(i, column_encodings=["pkl"]), r"pkl \(shards\[1\], column 'text'\), which can run code"),
+    "nested pkl": (lambda i: shard_of(i, column_encodings=["list[pkl]"]), "which can run code"),
     "encoding": (lambda i: shard_of(i, column_encodings=["text"]), "encoding 'text' .*, which is unknown"),
     "dtype": (lambda i: shard_of(i, column_encodings=["ndarray:int31"]), "which is unknown"),
     "argument": (lambda i: shard_of(i, column_encodings=["str:5"]), "which is unknown"),
     "no encoding": (lambda i: shard_of(i, column_encodings=[]), "0 column_encodings and 1 column_sizes"),
     "columns": (lambda i: shard_of(i, column_names=["a", "b"]), "2 column_names, 1 column_encodings"),
-    "name no text": (lambda i: shard_of(i, column_names=[1]), "a list of texts"),
-    "column size": (lambda i: shard_of(i, column_sizes=[8]), r"size 8 .*, but str has None"),
-    "other columns": (lambda i: shard_of(i, column_names=["words"]), r"shards\[1\] other columns"),
+    "name no text": (lambda i: shard_of(i, column_names=[1]), "a list of strings"),
+    "column size": (lambda i: shard_of(i, column_sizes=[8]), r"size 8 .*, but the size of str is None"),
+    "other columns": (lambda i: shard_of(i, column_names=["words"]), r"other columns in shards\[1\]"),
     "other encoding": (
         lambda i: shard_of(i, column_encodings=["bytes"], column_sizes=[None]),
-        r"shards\[1\] other columns than in shards\[0\] \(text bytes\), where text must be alike in all shards",
+        r"other columns in shards\[1\] \(text bytes\) than in shards\[0\], but text must be the same in all shards",
     ),
-    "zero samples": (lambda i: shard_of(i, samples=0), r"samples 0, but its file has \d+ bytes, and without"),
+    "zero samples": (lambda i: shard_of(i, samples=0), r"samples 0, but its file has \d+ bytes instead of \d+"),
     "negative": (lambda i: shard_of(i, samples=-5), "samples -5"),
     "half": (lambda i: shard_of(i, samples=1.5), "samples 1.5"),
     "true": (lambda i: shard_of(i, samples=True), "samples True"),
@@ -67,39 +67,39 @@ LIES = {
     "no bytes": (lambda i: file_of(i, bytes=0), "bytes 0"),
     "bytes text": (lambda i: file_of(i, bytes="900"), "bytes '900'"),
     "huge": (lambda i: file_of(i, bytes=2**33), "at most 4294967295"),
-    "hash": (lambda i: file_of(i, hashes={"crc7": "00"}), "'crc7', which is no known algorithm"),
-    "digest": (lambda i: file_of(i, hashes={"xxh64": 5}), "xxh64 5, but it must be text"),
-    "compression": (lambda i: shard_of(i, compression="rar"), "'rar', but known are br, bz2, gz, snappy, zstd"),
+    "hash": (lambda i: file_of(i, hashes={"crc7": "00"}), "'crc7', which is not a known algorithm"),
+    "digest": (lambda i: file_of(i, hashes={"xxh64": 5}), "xxh64 5, but it must be a string"),
+    "compression": (lambda i: shard_of(i, compression="rar"), "'rar', but it must be one of br, bz2, gz, snappy, zstd"),
     "no zip": (lambda i: shard_of(i, compression="gz"), "compression 'gz', but zip_data None"),
-    "long": (lambda i: file_of(i, basename="x" * 5000), "it must be the plain name of a file in the folder"),
+    "long": (lambda i: file_of(i, basename="x" * 5000), "it must be a plain file name inside the folder"),
     "no raw": (lambda i: shard_of(i, raw_data=None), "raw_data None, but it must have basename"),
 }
 
 
 @pytest.mark.parametrize("lie", LIES)
 def test_an_index_that_lies_is_refused_at_opening(folder, lie):
-    edit, said = LIES[lie]
+    edit, message = LIES[lie]
     edit_index(folder, edit)
-    with pytest.raises(DataError, match=said) as error:
+    with pytest.raises(DataError, match=message) as error:
         open_folder(folder)
     assert str(error.value).startswith(str(folder / "index.json"))
-    assert str(error.value).endswith(": write the folder again, or copy it again")
+    assert str(error.value).endswith(": write or copy the folder again")
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[" * 100_000, b"3"])
-def test_an_index_that_is_none_is_refused(folder, content):
+def test_an_invalid_index_is_refused(folder, content):
     (folder / "index.json").write_bytes(content)
     with pytest.raises(DataError, match=r"index.json is not (JSON|a JSON object)"):
         open_folder(folder)
 
 
 def empty_shard(folder: Path) -> dict:
-    """The index's entry of a shard of 0 samples, as MDSWriter writes it before a sample larger than its size_limit."""
+    """The index entry of an empty shard, as MDSWriter writes it before a sample larger than its size_limit."""
     write_mds(folder, {"text": "str"}, [{"text": "a" * 100}], size_limit=50, compression="gz")
     return json.loads((folder / "index.json").read_text())["shards"][0]
 
 
-def test_shards_of_no_samples_are_read_as_nothing(tmp_path, capsys):
+def test_empty_shards_are_skipped(tmp_path, capsys):
     folder, entry = write_texts(tmp_path / "mds"), empty_shard(tmp_path / "other")
     whole = open_folder(folder)
 
@@ -118,13 +118,13 @@ def test_shards_of_no_samples_are_read_as_nothing(tmp_path, capsys):
     assert verify(mds).broken == []
     assert (mds.fingerprint, mds.shard_sizes.tolist()) == (whole.fingerprint, whole.shard_sizes.tolist())
     n = len(whole.shards) + 4
-    assert capsys.readouterr().out.count(f"{folder}: 4 of its {n} shards have 0 samples and are read as nothing") == 1
+    assert capsys.readouterr().out.count(f"{folder}: 4 of its {n} shards are empty and are skipped") == 1
 
 
 def test_empty_shards_alone_are_refused(tmp_path, folder):
     entry = empty_shard(tmp_path / "other")
     edit_index(folder, lambda index: index.update(shards=[entry]))
-    with pytest.raises(DataError, match="lists 1 shards, all of 0 samples: there is not one sample"):
+    with pytest.raises(DataError, match="lists 1 shards, all of them empty, so there are no samples"):
         open_folder(folder)
 
 
@@ -132,12 +132,12 @@ def test_the_name_of_an_empty_shard_is_checked_too(tmp_path, folder):
     entry = empty_shard(tmp_path / "other")
     entry["raw_data"]["basename"] = "../index.json"
     edit_index(folder, lambda index: index["shards"].append(entry))
-    with pytest.raises(DataError, match=r"basename '../index.json', but .* in the folder"):
+    with pytest.raises(DataError, match=r"basename '../index.json', but .* inside the folder"):
         open_folder(folder)
 
 
 def merged(folder: Path, parts: list[Path]) -> Path:
-    """One folder whose shards are those of the parts, as Streaming merges them."""
+    """One folder with the shards of all parts, merged by Streaming."""
     merge_index([f"{part}/index.json" for part in parts], str(folder))
     return folder
 
@@ -150,11 +150,9 @@ def test_extra_columns_of_some_shards_are_absent_from_the_others(tmp_path, capsy
     mds = open_folder(merged(tmp_path, [tmp_path / "a", tmp_path / "b"]))
     assert (mds.columns, mds.is_rows) == ({"text": "str"}, False)
     assert read_all(mds) == texts(20) + samples
-    said = (
-        f"{tmp_path}: some of its shards have other columns besides, absent from the samples of the rest: c00 (in 1 of"
-    )
+    message = f"{tmp_path}: some of its shards have additional columns, which are missing in the others: c00 (in 1 of"
     out = capsys.readouterr().out
-    assert said in out
+    assert message in out
     assert out.endswith("c09 (in 1 of 3) and 2 more\n")
 
 
@@ -163,7 +161,9 @@ def test_a_loss_mask_that_some_shards_lack_is_refused(tmp_path):
     sample = {"tokens": np.ones(3, np.int32), "loss_mask": np.ones(3, np.uint8)}
     write_mds(tmp_path / "a", columns, [sample])
     write_mds(tmp_path / "b", {"tokens": "ndarray:int32"}, [sample])
-    with pytest.raises(DataError, match=r"shards\[1\] other columns .*, where loss_mask must be alike in all shards"):
+    with pytest.raises(
+        DataError, match=r"other columns in shards\[1\] .*, but loss_mask must be the same in all shards"
+    ):
         open_folder(merged(tmp_path, [tmp_path / "a", tmp_path / "b"]))
 
 
@@ -174,20 +174,20 @@ def header(shard: Path, place: int, value: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "said"),
+    ("damage", "message"),
     [
-        (lambda shard: header(shard, 0, 3), "has 3 samples, but index.json says"),
-        (lambda shard: header(shard, 1, 0), "offsets that do not rise from its header to its end"),
-        (lambda shard: header(shard, 2, 2**32 - 1), "offsets that do not rise"),
-        (lambda shard: header(shard, 3, 0), "offsets that do not rise"),
+        (lambda shard: header(shard, 0, 3), "has 3 samples, but index.json lists"),
+        (lambda shard: header(shard, 1, 0), "offsets that do not increase from its header to its end"),
+        (lambda shard: header(shard, 2, 2**32 - 1), "offsets that do not increase"),
+        (lambda shard: header(shard, 3, 0), "offsets that do not increase"),
         (lambda shard: shard.write_bytes(shard.read_bytes().replace(b'"text"', b'"tixt"')), "other columns"),
         (lambda shard: shard.write_bytes(shard.read_bytes().replace(b'{"col', b'["col')), "a header that is not MDS"),
     ],
 )
-def test_a_header_that_lies_is_refused_before_training(tmp_path, damage, said):
+def test_a_header_that_lies_is_refused_before_training(tmp_path, damage, message):
     folder = write_texts(tmp_path / "mds", hashes=())
     damage(folder / "shard.00001.mds")
-    with pytest.raises(DataError, match=said) as error:
+    with pytest.raises(DataError, match=message) as error:
         open_folder(folder).check()
     assert str(folder / "shard.00001.mds") in str(error.value)
 
@@ -211,17 +211,17 @@ def test_a_broken_shard_is_named_before_training(folder, kind):
         "flipped": lambda: shard.write_bytes(content),
     }
     damage[kind]()
-    said = {"lost": "is not there", "short": "has 99 bytes, but", "flipped": r"is damaged \(its xxh64"}[kind]
-    with pytest.raises(DataError, match=f"shard.00002.mds {said}"):
+    message = {"lost": "is missing", "short": "has 99 bytes, but", "flipped": r"is damaged \(its xxh64"}[kind]
+    with pytest.raises(DataError, match=f"shard.00002.mds {message}"):
         open_folder(folder).check()
 
 
-def test_no_hashes_is_said(tmp_path, capsys):
+def test_an_index_without_hashes_is_reported(tmp_path, capsys):
     open_folder(write_texts(tmp_path / "mds", hashes=())).check()
-    assert "mds has no hashes in its index: of its shards only the sizes are checked" in capsys.readouterr().out
+    assert "mds has no hashes in its index: only the sizes of its shards are checked" in capsys.readouterr().out
 
 
-def test_hashes_are_looked_at_once_and_again_after_a_change(folder, monkeypatch):
+def test_hashes_are_checked_once_and_again_after_a_change(folder, monkeypatch):
     open_folder(folder).check()
     looked = []
     monkeypatch.setattr(ShardFiles, "check", lambda self, number: looked.append(number))
@@ -232,23 +232,23 @@ def test_hashes_are_looked_at_once_and_again_after_a_change(folder, monkeypatch)
     assert looked == [1]
 
 
-def test_a_hash_that_changed_in_the_index_is_looked_at(folder):
+def test_a_hash_that_changed_in_the_index_is_checked(folder):
     open_folder(folder).check()
     edit_index(folder, lambda index: file_of(index, hashes={"xxh64": "0" * 16}))
     with pytest.raises(DataError, match=r"shard.00001.mds is damaged"):
         open_folder(folder).check()
 
 
-def test_what_is_not_there_names_the_splits(tmp_path):
+def test_the_error_about_a_missing_index_names_the_splits(tmp_path):
     write_texts(tmp_path / "mds" / "train")
     write_texts(tmp_path / "mds" / "val")
-    for local, split, said in [
-        ("mds", None, "it has no index.json: split is one of train, val"),
-        ("mds", "test", "split 'test' has no index.json: split is one of train, val"),
+    for local, split, message in [
+        ("mds", None, "it has no index.json: set split to train or val"),
+        ("mds", "test", "split 'test' has no index.json: set split to train or val"),
         ("mds/train", "train", "has no index.json"),
-        ("none", None, "there is no such folder"),
+        ("none", None, "no such folder exists"),
     ]:
-        with pytest.raises(ConfigError, match=said) as error:
+        with pytest.raises(ConfigError, match=message) as error:
             open_folder(tmp_path / local, split=split)
         assert str(error.value).startswith(f"local is '{tmp_path / local}'")
     assert read_all(open_folder(tmp_path / "mds", split="val")) == texts()

@@ -28,7 +28,7 @@ def quick(monkeypatch):
 
 @pytest.fixture(scope="module")
 def s3():
-    """The client of an S3 server, in a process of its own: a worker forked beside its threads could hang."""
+    """The client of an S3 server in a separate process: workers forked next to its threads could hang."""
     import boto3
 
     with socket.socket() as free:
@@ -60,7 +60,7 @@ def wait_for(port: int) -> None:
             if not client.connect_ex(("127.0.0.1", port)):
                 return
         time.sleep(0.05)
-    raise TimeoutError("the S3 server does not come up")
+    raise TimeoutError("the S3 server does not start")
 
 
 @pytest.fixture
@@ -95,23 +95,23 @@ def test_s3_in_forked_workers(bucket, tmp_path):
 
 
 @pytest.mark.subprocess
-def test_s3_shards_are_looked_at_before_training(bucket, s3, tmp_path):
+def test_s3_shards_are_checked_before_training(bucket, s3, tmp_path):
     s3.delete_object(Bucket=bucket, Key="mds/train/shard.00002.mds.zstd")
     mds = open_folder(f"s3://{bucket}/mds/train", to=tmp_path / "here")
-    with pytest.raises(DataError, match=rf"s3://{bucket}/mds/train/shard.00002.mds.zstd is not there"):
+    with pytest.raises(DataError, match=rf"s3://{bucket}/mds/train/shard.00002.mds.zstd is missing"):
         mds.check()
 
 
 @pytest.mark.subprocess
 def test_s3_without_the_index_or_the_bucket(bucket, tmp_path):
-    with pytest.raises(ConfigError, match=rf"s3://{bucket}/none/index.json cannot be read: there is no such file"):
+    with pytest.raises(ConfigError, match=rf"s3://{bucket}/none/index.json cannot be read: no such file"):
         open_folder(f"s3://{bucket}/none", to=tmp_path / "here")
-    with pytest.raises(ConfigError, match=r"s3://no-such-bucket/index.json cannot be read: there is no such file"):
+    with pytest.raises(ConfigError, match=r"s3://no-such-bucket/index.json cannot be read: no such file"):
         open_folder("s3://no-such-bucket", to=tmp_path / "here")
 
 
-def look_at_keys(after: str) -> None:
-    """From that many requests on the server looks at their keys; it knows none."""
+def check_keys(after: str) -> None:
+    """After this many requests the server checks their keys, and accepts none."""
     url = f"{os.environ['S3_ENDPOINT_URL']}/moto-api/reset-auth"
     with urllib.request.urlopen(urllib.request.Request(url, after.encode(), {"Content-Type": "text/plain"})):
         pass
@@ -120,14 +120,14 @@ def look_at_keys(after: str) -> None:
 @pytest.mark.subprocess
 def test_s3_without_permission(bucket, tmp_path):
     mds = open_folder(f"s3://{bucket}/mds/train", to=tmp_path / "here")
-    look_at_keys(after="0")
+    check_keys(after="0")
     try:
-        with pytest.raises(ConfigError, match=rf"remote is 's3://{bucket}/mds', but .*: permission denied: look at"):
+        with pytest.raises(ConfigError, match=rf"remote is 's3://{bucket}/mds', but .*: permission denied: check"):
             open_folder(f"s3://{bucket}/mds", to=tmp_path / "there")
         with pytest.raises(DataError, match=r"shard.00000.mds.zstd cannot be downloaded \(permission denied\)"):
             mds.check()
     finally:
-        look_at_keys(after="inf")
+        check_keys(after="inf")
 
 
 @pytest.fixture
@@ -149,19 +149,19 @@ def test_gs(gs, tmp_path):
     assert read_all(mds) == texts()
 
 
-def test_gs_shards_are_looked_at_before_training(gs, tmp_path):
+def test_gs_shards_are_checked_before_training(gs, tmp_path):
     files = gs.buckets["bucket"].items()
     gs.buckets["lost"] = {name: content for name, content in files if "shard.00002" not in name}
     mds = open_folder("gs://lost/mds/train", to=tmp_path / "here")
-    with pytest.raises(DataError, match=r"gs://lost/mds/train/shard.00002.mds is not there"):
+    with pytest.raises(DataError, match=r"gs://lost/mds/train/shard.00002.mds is missing"):
         mds.check()
 
 
 def test_gs_without_the_bucket_or_permission(gs, tmp_path):
-    with pytest.raises(ConfigError, match=r"gs://no-such-bucket/index.json cannot be read: there is no such file"):
+    with pytest.raises(ConfigError, match=r"gs://no-such-bucket/index.json cannot be read: no such file"):
         open_folder("gs://no-such-bucket", to=tmp_path / "here")
     gs.denied = True
-    with pytest.raises(ConfigError, match=r"remote is 'gs://bucket/mds', but .*: permission denied: look at"):
+    with pytest.raises(ConfigError, match=r"remote is 'gs://bucket/mds', but .*: permission denied: check"):
         open_folder("gs://bucket/mds", to=tmp_path / "there")
 
 
@@ -172,7 +172,7 @@ def test_rows_are_sent_to_gs(gs, tmp_path):
     assert gs.uploaded == [f"rows/{name}" for name in ("manifest.json", "shard.00000.mds", "index.json")]
     sent = {name.removeprefix("rows/"): gs.buckets["bucket"][name] for name in gs.uploaded}
     assert sent == {path.name: path.read_bytes() for path in folder.iterdir()}
-    del gs.buckets["bucket"]["rows/index.json"]  # as when the sending was killed before its end
+    del gs.buckets["bucket"]["rows/index.json"]  # as after a killed upload
     prepare_into(tmp_path / "out", config, ToyTokenizer(), remote="gs://bucket/rows")
     assert gs.uploaded[3:] == ["rows/manifest.json", "rows/index.json"]
     with pytest.raises(ConfigError, match=r"'gs://no-such-bucket/rows' cannot be written \(NotFound: 404"):
@@ -187,13 +187,13 @@ def test_hf(folder, tmp_path, monkeypatch):
         mds = open_folder("hf://datasets/acme/mds/mds", to=tmp_path / "here", split="train")
         mds.check()
         assert read_all(mds) == texts()
-        with pytest.raises(DataError, match=r"hf://datasets/acme/lost/mds/train/shard.00001.mds is not there"):
+        with pytest.raises(DataError, match=r"hf://datasets/acme/lost/mds/train/shard.00001.mds is missing"):
             open_folder("hf://datasets/acme/lost/mds", to=tmp_path / "there", split="train").check()
-        with pytest.raises(ConfigError, match=r"hf://datasets/acme/none/index.json cannot be read: there is no such"):
+        with pytest.raises(ConfigError, match=r"hf://datasets/acme/none/index.json cannot be read: no such"):
             open_folder("hf://datasets/acme/none", to=tmp_path / "none")
 
 
-def test_hf_without_a_network_is_said_at_once(tmp_path, monkeypatch):
+def test_hf_without_a_network_fails_immediately(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(ConfigError, match=r"remote is 'hf://datasets/a/b', but .*no network: http://127.0.0.1:9"):
         open_folder("hf://datasets/a/b", to=tmp_path / "here")

@@ -1,4 +1,4 @@
-"""MDS folders on a share that cannot be written: what has to be written goes into the cache."""
+"""MDS folders on a read-only share: files are written to the cache instead."""
 
 import errno
 import os
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.timeout(60)
 
 @pytest.fixture
 def share(tmp_path, monkeypatch):
-    """A folder that says it cannot be written, and in which nothing is to change."""
+    """A read-only folder, in which nothing may change."""
     folder, access = tmp_path / "share", os.access
 
     def denied(path, mode):
@@ -49,11 +49,11 @@ def test_rows_are_decompressed_into_the_cache_once(share, monkeypatch, capsys):
         monkeypatch.setattr(data.mds.fetcher, "decompress", None)
     assert verify(open_mds(config)).broken == []
     out = capsys.readouterr().out
-    assert out.count(f"{folder} cannot be written: its compressed shards are decompressed into {config.cache_dir}") == 1
+    assert out.count(f"{folder} is read-only: its compressed shards are decompressed into {config.cache_dir}") == 1
     assert len(list(Path(config.cache_dir).glob("read-only-*/shard.*.mds"))) == len(rows.shard_sizes) > 2
 
 
-def test_texts_are_prepared_from_there(share):
+def test_texts_are_prepared_from_a_read_only_folder(share):
     config = config_of(share(write_texts, compression="zstd:7"))
     assert open_rows(config, ToyTokenizer()).tokens == sum(len(each["text"]) + 1 for each in texts())
 
@@ -74,23 +74,23 @@ def test_hashes_are_remembered_in_the_cache(share, monkeypatch):
     open_mds(config).check()
 
 
-def test_a_decompressed_shard_that_was_damaged_says_how_to_get_it_again(share):
+def test_the_error_about_a_damaged_decompressed_shard_has_a_fix(share):
     config = config_of(share(write_texts, compression="zstd"))
     read_all(open_mds(config))
     shard = next(Path(config.cache_dir).glob("read-only-*/shard.00001.mds"))
     os.truncate(shard, 99)
-    with pytest.raises(DataError, match=f"{shard} has 99 bytes, but .*: delete it, and it is decompressed again"):
+    with pytest.raises(DataError, match=f"{shard} has 99 bytes, but .*: delete it to decompress it again"):
         open_mds(config).check()
 
 
 @pytest.mark.parametrize(
-    ("cache_dir", "says"),
+    ("cache_dir", "message"),
     [
         ("", "share cannot be written for shard.00000.mds .*: copy it to"),
         ("cache", "cache_dir is '.*cache', but it cannot be written for decompressed shards of .*share"),
     ],
 )
-def test_what_cannot_be_written_is_named(share, tmp_path, monkeypatch, cache_dir, says):
+def test_errors_about_read_only_folders_name_what_is_written(share, tmp_path, monkeypatch, cache_dir, message):
     folder = share(write_texts, compression="zstd")
 
     def refuse(*args):
@@ -98,7 +98,7 @@ def test_what_cannot_be_written_is_named(share, tmp_path, monkeypatch, cache_dir
 
     monkeypatch.setattr(data.mds.fetcher, "exclusive_unless", refuse)
     cache_dir = str(tmp_path / cache_dir) if cache_dir else ""
-    with pytest.raises(ConfigError, match=says):
+    with pytest.raises(ConfigError, match=message):
         MdsFolder.open(local=str(folder), remote=None, split=None, cache_dir=cache_dir).read(0)
 
 

@@ -1,4 +1,4 @@
-"""Shards that come from a remote: each once, whole and in time, or with an error."""
+"""Shards of a remote: each is fetched once, completely and in time, or an error is raised."""
 
 import errno
 import multiprocessing
@@ -25,7 +25,7 @@ def quick(monkeypatch):
 
 
 def counted(monkeypatch, name="_download"):
-    """The urls that are downloaded from now on."""
+    """A list to which the urls of all further downloads are added."""
     urls, download = [], getattr(data.mds.remote.fetch, name)
 
     def count(url, target):
@@ -36,7 +36,7 @@ def counted(monkeypatch, name="_download"):
     return urls
 
 
-def test_shards_come_when_they_are_read(folder, tmp_path, monkeypatch):
+def test_shards_are_downloaded_when_they_are_read(folder, tmp_path, monkeypatch):
     mds = open_folder(folder, to=tmp_path / "here")
     mds.check()
     assert not list((tmp_path / "here").glob("*.mds"))
@@ -51,14 +51,14 @@ def test_shards_come_when_they_are_read(folder, tmp_path, monkeypatch):
 
 def test_the_saved_config_finds_the_shards_of_a_remote_with_a_login(tmp_path, monkeypatch):
     folders = []
-    monkeypatch.setattr("data.mds.folder.bring_index", lambda folder, *_: folders.append(folder))
+    monkeypatch.setattr("data.mds.folder.fetch_index", lambda folder, *_: folders.append(folder))
     for remote in ("s3://key:word@bucket/x", "s3://bucket/x"):
         with pytest.raises(DataError, match="No such file"):
             MdsFolder.open(local=None, remote=remote, split=None, cache_dir=str(tmp_path))
     assert folders[0] == folders[1]
 
 
-def test_a_remote_alone_lies_below_cache_dir(tmp_path):
+def test_a_remote_without_local_is_downloaded_below_cache_dir(tmp_path):
     write_texts(tmp_path / "mds" / "train")
     opened = [
         MdsFolder.open(local=None, remote=remote, split="train", cache_dir=str(tmp_path / "cache"))
@@ -82,11 +82,11 @@ def test_compressed_shards(tmp_path, compression):
     assert read_all(mds) == texts(30)
     assert not [path for path in (tmp_path / "here").iterdir() if path.suffix in (".zstd", ".gz", ".bz2", ".br")]
     assert kept == set(folder.iterdir())
-    assert read_all(open_folder(folder)) == texts(30)  # decompressed beside what was there
+    assert read_all(open_folder(folder)) == texts(30)  # decompressed next to the existing files
     assert kept < set(folder.iterdir())
 
 
-def test_a_compressed_shard_that_is_another_inside_is_refused(tmp_path):
+def test_a_compressed_shard_with_other_content_is_refused(tmp_path):
     folder = write_texts(tmp_path / "mds", 30, compression="gz")
     edit_index(folder, lambda index: index["shards"][1]["raw_data"]["hashes"].update(xxh64="0" * 16))
     with pytest.raises(DataError, match=r"shard.00001.mds.gz, decompressed, is damaged"):
@@ -94,11 +94,11 @@ def test_a_compressed_shard_that_is_another_inside_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["lost", "short"])
-def test_the_remote_s_shards_are_looked_at_before_training(folder, tmp_path, kind):
+def test_the_shards_of_a_remote_are_checked_before_training(folder, tmp_path, kind):
     shard = folder / "shard.00003.mds"
     shard.unlink() if kind == "lost" else os.truncate(shard, 50)
-    said = "is not there, but index.json lists it" if kind == "lost" else "has 50 bytes, but"
-    with pytest.raises(DataError, match=f"{shard} {said}"):
+    message = "is missing, but index.json lists it" if kind == "lost" else "has 50 bytes, but"
+    with pytest.raises(DataError, match=f"{shard} {message}"):
         open_folder(folder, to=tmp_path / "here").check()
 
 
@@ -119,18 +119,18 @@ def test_a_shard_lost_meanwhile_is_named(folder, tmp_path):
     mds = open_folder(folder, to=tmp_path / "here")
     mds.check()
     (folder / "shard.00001.mds").unlink()
-    with pytest.raises(DataError, match=rf"{folder}/shard.00001.mds cannot be downloaded \(there is no such file\)"):
+    with pytest.raises(DataError, match=rf"{folder}/shard.00001.mds cannot be downloaded \(no such file exists\)"):
         read_all(mds)
 
 
-def test_a_download_that_fails_is_tried_again(folder, tmp_path, monkeypatch):
+def test_a_failed_download_is_retried(folder, tmp_path, monkeypatch):
     mds, download, tries = open_folder(folder, to=tmp_path / "here"), data.mds.remote.fetch._download, []
 
     def shaky(url, target):
         tries.append(url)
         if len(tries) % 3:
             target.write_bytes(b"half")
-            raise ConnectionError("the line is cut")
+            raise ConnectionError("the connection is lost")
         download(url, target)
 
     monkeypatch.setattr(data.mds.remote.fetch, "_download", shaky)
@@ -142,10 +142,12 @@ def test_a_download_that_always_fails_ends(folder, tmp_path, monkeypatch):
     mds = open_folder(folder, to=tmp_path / "here")
 
     def cut(url, target):
-        raise ConnectionError("the line is cut")
+        raise ConnectionError("the connection is lost")
 
     monkeypatch.setattr(data.mds.remote.fetch, "_download", cut)
-    with pytest.raises(DataError, match=r"shard.00000.mds cannot be downloaded \(ConnectionError: the line is cut\)"):
+    with pytest.raises(
+        DataError, match=r"shard.00000.mds cannot be downloaded \(ConnectionError: the connection is lost\)"
+    ):
         mds.read(0)
 
 
@@ -153,11 +155,11 @@ def test_a_download_that_hangs_ends(folder, tmp_path, monkeypatch):
     mds = open_folder(folder, to=tmp_path / "here")
     monkeypatch.setattr(data.mds.remote.deadlines, "QUIET", 0.2)
     monkeypatch.setattr(data.mds.remote.fetch, "_download", lambda url, target: time.sleep(30))
-    with pytest.raises(DataError, match=r"shard.00000.mds cannot be downloaded \(TimeoutError: nothing came"):
+    with pytest.raises(DataError, match=r"shard.00000.mds cannot be downloaded \(TimeoutError: no data received"):
         mds.read(0)
 
 
-def test_a_full_disk_is_said(folder, tmp_path, monkeypatch):
+def test_a_full_disk_is_reported(folder, tmp_path, monkeypatch):
     mds = open_folder(folder, to=tmp_path / "here")
 
     def full(url, target):
@@ -168,7 +170,7 @@ def test_a_full_disk_is_said(folder, tmp_path, monkeypatch):
         mds.read(0)
 
 
-def test_prefetched_shards_come_by_themselves(folder, tmp_path):
+def test_prefetched_shards_are_downloaded_in_the_background(folder, tmp_path):
     mds = open_folder(folder, to=tmp_path / "here")
     mds.prefetch([2, 1])
     deadline = time.monotonic() + 20
@@ -179,7 +181,7 @@ def test_prefetched_shards_come_by_themselves(folder, tmp_path):
     assert read_all(mds) == texts()
 
 
-def test_what_a_prefetch_meets_is_raised_by_the_read(folder, tmp_path):
+def test_errors_of_a_prefetch_are_raised_by_the_read(folder, tmp_path):
     mds = open_folder(folder, to=tmp_path / "here")
     (folder / "shard.00001.mds").unlink()
     mds.prefetch([1, 2])
@@ -226,7 +228,7 @@ def hang(mds, begun):
 
 @pytest.fixture
 def hanging(folder, tmp_path):
-    """A folder whose first shard another process is downloading, for ever."""
+    """A folder whose first shard is being downloaded by another process that never finishes."""
     mds, begun = open_folder(folder, to=tmp_path / "here"), _fork.SimpleQueue()
     process = _fork.Process(target=hang, args=(mds, begun))
     process.start()
@@ -243,9 +245,9 @@ def test_a_killed_download_is_done_by_another(hanging):
     assert not list((mds.folder / ".downloads").rglob("*.mds"))
 
 
-def test_nobody_waits_for_a_download_without_an_end(hanging, monkeypatch):
+def test_a_download_that_never_ends_is_an_error(hanging, monkeypatch):
     monkeypatch.setattr(data.mds.remote.deadlines, "QUIET", 0.3)
-    with pytest.raises(DataError, match=r"shard.00000.mds does not come: another process holds its download"):
+    with pytest.raises(DataError, match=r"shard.00000.mds is not downloaded: another process holds its lock"):
         hanging[0].read(0)
 
 
@@ -253,32 +255,32 @@ def test_a_remote_that_changed_is_refused(folder, tmp_path):
     read_all(open_folder(folder, to=tmp_path / "here"))
     shutil.rmtree(folder)
     write_texts(folder, 70)
-    with pytest.raises(DataError, match=rf"{folder} is not what .*here was downloaded from.* Delete that folder"):
+    with pytest.raises(
+        DataError, match=rf"here was downloaded from another dataset than {folder}: .* Delete that folder"
+    ):
         open_folder(folder, to=tmp_path / "here")
 
 
-def test_without_the_remote_what_is_here_is_enough(folder, tmp_path, capsys):
+def test_local_shards_are_enough_without_the_remote(folder, tmp_path, capsys):
     read_all(open_folder(folder, to=tmp_path / "here"))
     shutil.rmtree(folder)
     mds = open_folder(folder, to=tmp_path / "here")
     mds.check()
     assert read_all(mds) == texts()
-    assert "cannot be reached (there is no such file): going on with what is in" in capsys.readouterr().out
+    assert "cannot be reached (no such file exists): using the files in" in capsys.readouterr().out
 
 
-def test_a_remote_that_is_not_there(tmp_path):
+def test_a_missing_remote_is_an_error(tmp_path):
     write_texts(tmp_path / "mds" / "train")
-    with pytest.raises(ConfigError, match=r"remote is '.*mds', but it has no index.json: split is one of train"):
+    with pytest.raises(ConfigError, match=r"remote is '.*mds', but it has no index.json: set split to train"):
         open_folder(tmp_path / "mds", to=tmp_path / "here")
-    with pytest.raises(ConfigError, match=r"remote is '.*none', but there is no such folder"):
+    with pytest.raises(ConfigError, match=r"remote is '.*none', but no such folder exists"):
         open_folder(tmp_path / "none", to=tmp_path / "here")
-    with pytest.raises(
-        ConfigError, match=r"remote is 'ftp://x/y', but it must be a folder or begin with one of .*s3://"
-    ):
+    with pytest.raises(ConfigError, match=r"remote is 'ftp://x/y', but it must be a path or begin with one of .*s3://"):
         open_folder("ftp://x/y", to=tmp_path / "here")
 
 
-def test_permission_denied_is_said(folder, tmp_path, monkeypatch):
+def test_permission_denied_is_reported(folder, tmp_path, monkeypatch):
     def denied(url, target):
         raise PermissionError(errno.EACCES, "Permission denied")
 
@@ -287,9 +289,9 @@ def test_permission_denied_is_said(folder, tmp_path, monkeypatch):
         open_folder(folder, to=tmp_path / "here")
 
 
-def test_a_remote_that_tells_no_sizes_shows_its_first_and_last_shard(folder, tmp_path, monkeypatch, capsys):
+def test_of_a_remote_without_sizes_the_first_and_last_shard_are_checked(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(data.mds.remote.listing, "LISTERS", {})
     mds = open_folder(folder, to=tmp_path / "here")
     mds.check()
     assert sorted(path.name for path in mds.folder.glob("*.mds")) == ["shard.00000.mds", mds.file(-1).name]
-    assert "only the first and the last shard are looked at before training" in capsys.readouterr().out
+    assert "only the first and the last shard are checked before training" in capsys.readouterr().out

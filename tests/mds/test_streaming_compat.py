@@ -1,4 +1,4 @@
-"""Streaming is patched where it must be, and only there."""
+"""Streaming is patched only where necessary."""
 
 from pathlib import Path
 
@@ -50,7 +50,7 @@ def test_an_uploader_leaves_the_folder_that_it_sends_from(tmp_path, folder):
     assert (local / "a").exists()
 
 
-def test_an_uploader_that_makes_no_folder_gets_ours(tmp_path, monkeypatch):
+def test_an_uploader_that_creates_no_folder_gets_ours(tmp_path, monkeypatch):
     asked: list[Path] = []
     monkeypatch.setattr(CloudUploader, "get", lambda out, **settings: asked.append(Path(out[0])))
     open_uploader(tmp_path / "mine", str(tmp_path / "remote"))

@@ -9,7 +9,7 @@ import pytest
 from data.base.durations import Clock
 from data.base.errors import ConfigError
 from data.config.dataset import DatasetConfig, StreamConfig
-from data.config.loader import DataLoaderConfig, PassesOf
+from data.config.loader import DataLoaderConfig, EpochsOf
 from data.mixing.interleaving import Interleaving, Stage
 from data.mixing.mixture import Mixture
 from data.mixing.row_plan import RowPlan
@@ -117,13 +117,13 @@ def test_stages_become_batches_and_the_last_goes_on():
 def test_durations_of_every_unit_are_batches():
     stages = [
         stage("tok", "640tok", {"a": 1.0}),
-        stage("ep", PassesOf(ep=2.0, of="b"), {"a": 0.5, "b": 0.5}),
+        stage("ep", EpochsOf(ep=2.0, of="b"), {"a": 0.5, "b": 0.5}),
         stage("dur", "0.25dur", {"c": 1.0}),
     ]
     plan = make(loader(stages), shapes())
     # 33 rows of b twice, at half of the rows, are 132 rows: 17 batches of 8.
     assert [end for _, _, end in plan.stages()] == [10, 10 + 17, 10 + 17 + 25]
-    assert plan.notes == ["the stages last 52 of the run's 100 batches: the mix at the end of dur goes on"]
+    assert plan.notes == ["the stages last 52 of the run's 100 batches: the final mix of dur continues"]
 
 
 def test_shares_of_tokens_become_shares_of_rows():
@@ -231,7 +231,7 @@ def test_a_longer_run_freezes_the_stages_that_are_done():
     assert plan.stages()[0] == ("one", 0, 40)
     plan.resume(short.state(30 * 8))
     assert plan.stages() == [("one", 0, 20), ("two", 20, 80)]
-    assert plan.notes[-1].startswith("the plan of the data changes at batch 30: stage two, which the run is in: ")
+    assert plan.notes[-1].startswith("the data plan changes at batch 30: stage two, which the run is in: ")
     plan = make(loader(stages), shapes(), 100)
     plan.resume(short.state(10 * 8))
     assert plan.stages()[0] == ("one", 0, 40)
@@ -273,19 +273,19 @@ def test_a_stage_that_is_added_after_the_last_begins_where_the_run_is():
     [
         (
             {"mix": {"a": 0.5, "b": 0.5}},
-            "stage r: the run is in this ramp, which continues from where it is",
+            "stage r: the run continues this ramp from its current mix",
         ),
-        ({"lr_scale": {"from": 0.1, "to": 2.0}}, "stage r: the run is in this ramp, which continues from where it is"),
+        ({"lr_scale": {"from": 0.1, "to": 2.0}}, "stage r: the run continues this ramp from its current mix"),
         ({"mix": {"a": 3.0}}, None),  # the same shares
-        ({"to": {"c": 1.0}}, "the plan of the data changes at batch 25: stage r, which the run is in: "),
-        ({"duration": "20ba"}, "the plan of the data changes at batch 25: stage r, which the run is in: "),
+        ({"to": {"c": 1.0}}, "the data plan changes at batch 25: stage r, which the run is in: "),
+        ({"duration": "20ba"}, "the data plan changes at batch 25: stage r, which the run is in: "),
     ],
 )
 def test_no_change_of_the_stage_that_the_run_is_in_is_silent(change, note):
     was = {"name": "r", "duration": "50ba", "mix": {"a": 1.0}, "to": {"b": 1.0}, "lr_scale": {"from": 1.0, "to": 2.0}}
     plan = make(loader([stage(**was | change)]), shapes(), 50)
     plan.resume(make(loader([stage(**was)]), shapes(), 50).state(25 * 8))
-    said = [line for line in plan.notes if line.startswith(("stage", "the plan"))]
+    said = [line for line in plan.notes if line.startswith(("stage", "the data plan"))]
     assert [line.startswith(note or "") for line in said] == ([] if note is None else [True])
 
 
@@ -331,7 +331,9 @@ def test_repeats_are_those_of_the_past_there_was():
     assert plan.resume(saved) == 95
     assert plan.counts(100)[1] == 20
     longer = dataclasses.replace(clock, max_batches=120)
-    with pytest.raises(ConfigError, match=r"b.max_repeats is 1, but in 120 batches .* gives 100, "):
+    with pytest.raises(
+        ConfigError, match=r"b.max_repeats is 1, but in 120 batches .* 100 rows are drawn from stream b, "
+    ):
         RowPlan(config, shapes("ab"), longer, seed=0, resuming=True).resume(saved)
 
 
@@ -362,10 +364,10 @@ def test_the_global_batch_may_change_where_a_stage_ends():
             loader(THREE),
             shapes() | {"a": Shape(70, fingerprint="g")},
             {},
-            r"rows of stream a are .* \(fingerprint was f, now g\)",
+            r"rows of stream a have changed \(fingerprint was f, now g\)",
         ),
-        (loader(THREE[2:], "bc"), shapes("bc"), {}, "stream a is gone, which gave 270 rows"),
-        (loader(THREE), shapes(), {"size": 4}, "global_train_batch_size was 8, now 4, which can change only where"),
+        (loader(THREE[2:], "bc"), shapes("bc"), {}, "stream a was removed after 270 of its rows were drawn"),
+        (loader(THREE), shapes(), {"size": 4}, "global_train_batch_size was 8, now 4, but it may only change where"),
     ],
 )
 def test_another_past_is_refused(config, there, options, text):
@@ -377,7 +379,9 @@ def test_another_past_is_refused(config, there, options, text):
 def test_a_stage_that_is_done_cannot_change():
     saved = make(loader(THREE), shapes()).state(50 * 8)
     other = stage("broad", "40ba", {"a": 1.0})
-    with pytest.raises(ConfigError, match=r"at batch 50: its past .*stage broad is done; it was .* now "):
+    with pytest.raises(
+        ConfigError, match=r"at batch 50, and earlier stages .*stage broad is completed; it was .* now "
+    ):
         make(loader([other, *THREE[1:]]), shapes()).resume(saved)
     with pytest.raises(ConfigError, match="the run is in stage shift, now "):
         make(loader([THREE[0], THREE[2]]), shapes()).resume(saved)
@@ -390,9 +394,9 @@ def test_a_stage_that_is_done_cannot_change():
     ("stages", "text"),
     [
         ([stage("x", "10ba", {"d": 1.0})], r"stages\[0\].proportions names 'd', but the streams are a, b, c"),
-        ([stage("x", PassesOf(ep=1.0, of="A"), {"a": 1.0})], r"stages\[0\].duration.of names 'A'"),
-        ([stage("x", None, {"a": 1.0}), stage("y", "1ba", {"a": 1.0})], "only the last stage may be open"),
-        ([stage("x", "1ba", {"a": 1.0})] * 2, r"stages\[1\].name is 'x', as of an earlier stage"),
+        ([stage("x", EpochsOf(ep=1.0, of="A"), {"a": 1.0})], r"stages\[0\].duration.of names 'A'"),
+        ([stage("x", None, {"a": 1.0}), stage("y", "1ba", {"a": 1.0})], "only the last stage may have no duration"),
+        ([stage("x", "1ba", {"a": 1.0})] * 2, r"stages\[1\].name is 'x', the name of an earlier stage"),
     ],
 )
 def test_stages_that_cannot_be(stages, text):
@@ -404,12 +408,12 @@ def test_stages_that_cannot_be(stages, text):
     ("arguments", "text"),
     [
         (("x", "0ba", {"a": 1.0}), "duration is '0ba', but it must be longer than 0"),
-        (("x", "ten", {"a": 1.0}), "duration is 'ten', but a duration is a number and a unit"),
+        (("x", "ten", {"a": 1.0}), "duration is 'ten', but a duration must be a number and a unit"),
         (("x", "1ba", {"a": -1.0}), "proportions.a is -1.0, but it must be at least 0"),
         (("x", "1ba", {"a": 0.0, "b": 0.0}), "proportions are all 0"),
         (("x", "1ba", {}), "proportions are all 0"),
-        (("x", "1ba", {"from": {"a": 1.0}, "b": 1.0}), "proportions has from, b, but a ramp is"),
-        (("x", None, {"a": 1.0}, {"b": 1.0}), "duration is missing: a ramp needs an end"),
+        (("x", "1ba", {"from": {"a": 1.0}, "b": 1.0}), "proportions has the keys from, b, but a ramp must be"),
+        (("x", None, {"a": 1.0}, {"b": 1.0}), "duration is missing, but a ramp needs one"),
         (("x", "1ba", {"a": 1.0}, None, {"from": 1.0}), "lr_scale is .* but it must be a number or"),
         (("x", "1ba", {"a": 1.0}, None, -1.0), "lr_scale is -1.0, but it must be at least 0"),
     ],
@@ -423,8 +427,8 @@ def test_a_stage_that_cannot_be(arguments, text):
     ("config", "text"),
     [
         (loader([stage("x", "200ba", {"a": 1.0})]), "stages: they last 200 batches, but max_duration is 100"),
-        (loader([stage("x", "1ep", {"a": 1.0})]), "`ep` has to say of which: write {ep: 1, of: a}"),
-        (loader([stage("x", PassesOf(ep=1.0, of="b"), {"a": 1.0})]), "counts passes of b, but the stage gives b no"),
+        (loader([stage("x", "1ep", {"a": 1.0})]), "`ep` needs the name of one: write {ep: 1, of: a}"),
+        (loader([stage("x", EpochsOf(ep=1.0, of="b"), {"a": 1.0})]), "is in epochs of b, but b has no share"),
         (loader([stage("x", None, {"a": 1.0})], a={"max_repeats": 2.0}), r"a.max_repeats is 2, .* 11.43 times its 70"),
     ],
 )
@@ -436,7 +440,9 @@ def test_a_plan_that_cannot_be(config, text):
 def test_a_small_stream_is_allowed_its_own_part_of_a_batch_and_not_all_of_it():
     config = loader(names="ab", a={"proportion": 99.0}, b={"proportion": 1.0, "max_repeats": 1.0})
     there = {"a": Shape(10**6), "b": Shape(5)}
-    with pytest.raises(ConfigError, match=r"b.max_repeats is 1, but in 10 batches of 1024 rows stream b gives 102, "):
+    with pytest.raises(
+        ConfigError, match=r"b.max_repeats is 1, but in 10 batches of 1024 rows 102 rows are drawn from stream b, "
+    ):
         make(config, there, 10, size=1024)
     assert make(config, there, 1, size=1024).counts(1)[1] == 10
 
@@ -446,15 +452,15 @@ def test_repeat_allows_what_it_says_and_no_more():
     assert make(config, {"a": Shape(64)}, 16).counts(16).tolist() == [128]
     with pytest.raises(
         ConfigError,
-        match=r"gives 136, 2.12 times its 64: add .*dataset.streams.a.max_repeats=3 to the",
+        match=r"136 rows are drawn from stream a, 2.12 times its 64 rows: set .*dataset.streams.a.max_repeats=3, or",
     ):
         make(config, {"a": Shape(64)}, 17)
 
 
-def test_proportions_that_are_parts_of_another_sum_are_said():
-    assert make(loader(THREE), shapes()).notes == ["stages[0].proportions add up to 10, and are taken as parts of that"]
+def test_proportions_with_another_sum_are_noted():
+    assert make(loader(THREE), shapes()).notes == ["stages[0].proportions add up to 10, and are divided by that"]
     parts = loader(names="ab", a={"proportion": 3.0}, b={"proportion": 2.0})
-    assert make(parts, shapes("ab")).notes == ["the streams' proportions add up to 5, and are taken as parts of that"]
+    assert make(parts, shapes("ab")).notes == ["the streams' proportions add up to 5, and are divided by that"]
 
 
 def test_a_stage_is_a_batch_at_least():
@@ -477,17 +483,17 @@ def test_streams_of_nothing_but_zeros():
     with pytest.raises(ValueError, match="streams has only proportions of 0"):
         loader(names="ab", a={"proportion": 0.0}, b={"proportion": 0.0})
     streams = {"a": StreamConfig(local="a")}
-    with pytest.raises(ValueError, match="max_repeats is given beside streams: write it in the stream"):
+    with pytest.raises(ValueError, match="max_repeats is set together with streams: move it to the stream"):
         DatasetConfig(streams=streams, max_seq_len=8, max_repeats=3.0)
 
 
-def test_passes_that_the_duration_states_need_no_max_repeats():
+def test_durations_in_epochs_need_no_max_repeats():
     config = DataLoaderConfig(name="text", dataset=DatasetConfig(local="a", max_seq_len=8))
     there = {"": Shape(70)}
     assert make(config, there, "3ep").counts(27).tolist() == [216]
     with pytest.raises(
         ConfigError,
-        match=r"gives 160, 2.29 times its 70: add train_loader.dataset.max_repeats=3 .* max_duration=3ep",
+        match=r"160 rows are drawn from the dataset, 2.29 times its 70 rows: .*dataset.max_repeats=3, or max_duration=3ep",
     ):
         make(config, there, 20)
     # A pass may end with its last batch.

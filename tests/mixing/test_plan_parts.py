@@ -107,12 +107,12 @@ def test_a_past_is_compared_without_a_config():
         ({"max_seq_len": 16}, "max_seq_len was 8, now 16"),
         (
             {"streams": {"a": "f", "b": "g"}},
-            r"rows of stream b .*\(fingerprint was f, now g\); stream c is gone, which gave",
+            r"rows of stream b .*\(fingerprint was f, now g\); stream c was removed after",
         ),
     ):
         with pytest.raises(ConfigError, match=text):
             check_past(state(50 * 8), dataclasses.replace(state(), **changes))
-    with pytest.raises(ConfigError, match="stage broad is done; it was "):
+    with pytest.raises(ConfigError, match="stage broad is completed; it was "):
         check_past(state(50 * 8), state(stages=TWO))
 
 
@@ -122,7 +122,7 @@ def test_a_future_that_is_the_same_needs_no_segment():
     timeline, change = resumed(saved, resolver([*THREE[:2], stage("anneal", None, {"a": 1.0})]))
     assert [one.first_batch for one in timeline.segments] == [0, 50]
     assert change is not None
-    assert change.startswith("the plan of the data changes at batch 50: stage anneal: ")
+    assert change.startswith("the data plan changes at batch 50: stage anneal: ")
 
 
 def test_lengths_and_repeats_are_checked_on_a_segment():

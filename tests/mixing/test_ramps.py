@@ -11,7 +11,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from data.config.loader import PassesOf
+from data.config.loader import EpochsOf
 from data.mixing.interleaving import Interleaving, Stage
 from data.mixing.row_plan import RowPlan
 from data.mixing.segments import Segment
@@ -236,7 +236,7 @@ def test_the_picture_has_a_step_where_a_stage_begins_with_another_mix_and_a_slop
 
 def test_a_duration_in_passes_of_a_stream_counts_its_rows_in_a_ramp():
     for name, n_rows in (("a", 900), ("b", 300)):
-        config = loader([stage("r", PassesOf(ep=2.0, of=name), {"a": 0.9, "b": 0.1}, {"b": 1.0})], "ab")
+        config = loader([stage("r", EpochsOf(ep=2.0, of=name), {"a": 0.9, "b": 0.1}, {"b": 1.0})], "ab")
         plan = make(config, counted(rows=(900, 300)), 4000)
         end = plan.stages()[0][2]
         assert end is not None
@@ -348,7 +348,7 @@ def test_a_ramp_of_version_2_continues_linearly_in_tokens_from_where_it_is():
     plan, old = resumed("ramp"), json.loads(VERSION_2["ramp"]["state"])["segments"][0]["pieces"][1]
     (note,) = plan.notes
     assert note.startswith(
-        "the plan of the data changes at batch 50: stage shift: its shares change linearly in tokens, no longer in rows"
+        "the data plan changes at batch 50: stage shift: its shares change linearly in tokens, no longer in rows"
     )
     assert plan.stages() == [("broad", 0, 40), ("shift", 40, 60), ("anneal", 60, None)]
     assert [plan.lr_scale(batch) for batch in (49, 50, 55, 60)] == pytest.approx([0.775, 0.75, 0.625, 0.5])

@@ -1,4 +1,5 @@
-"""Attention over packed documents: every backend against obvious loops in fp64, and what it must not see or hold."""
+"""Attention over packed documents: every backend against simple loops in fp64, memory use, and isolation of
+documents."""
 
 import dataclasses
 import json
@@ -21,7 +22,7 @@ from train.models.attention.attention import Attention, _ClipAndRotate, gradient
 from train.models.attention.backends import BACKENDS, FlashBackend, FlexBackend, make_flash_backend
 from train.models.attention.blocks import Block, _mask, make_blocks_backend
 from train.models.attention.layout import Layout, find_documents, make_layout, resolve_attn_impl
-from train.models.attention.sdpa import SdpaBackend, cut_calls, make_sdpa_backend
+from train.models.attention.sdpa import SdpaBackend, make_sdpa_backend, split_into_calls
 from train.models.config import AttnConfig, FFNConfig, ModelConfig
 from train.models.dbrx import DbrxForCausalLM
 from train.models.init import initialise
@@ -37,7 +38,7 @@ def usable(impl: str, device: torch.device, dtype: torch.dtype) -> bool:
         resolve_attn_impl(impl, device, dtype=dtype)
     except ValueError:
         return False
-    # Triton has no fp64 dot.
+    # Triton does not support dot in fp64.
     return not (impl == "flex" and device.type == "cuda" and dtype == torch.float64)
 
 
@@ -96,7 +97,7 @@ def layout_of(documents_BS: Tensor, config: ModelConfig, dtype: torch.dtype) -> 
 
 
 def turn(x: Tensor, position: int, theta: float) -> Tensor:
-    """RoPE of one head: pairs (x[i], x[i + C/2]) as complex numbers, turned by position / theta^(2i/C) in fp32."""
+    """RoPE of one head: pairs (x[i], x[i + C/2]) as complex numbers, rotated by position / theta^(2i/C) in fp32."""
     low, high = x.chunk(2)
     angle = position * (1.0 / theta ** (torch.arange(0, x.shape[0], 2, dtype=torch.float32) / x.shape[0]))
     turned = torch.complex(low, high) * torch.complex(angle.cos().to(x.dtype), angle.sin().to(x.dtype))
@@ -104,7 +105,7 @@ def turn(x: Tensor, position: int, theta: float) -> Tensor:
 
 
 def obvious(x_TD: Tensor, lengths: list[int], Wqkv: Tensor, out_proj: Tensor, config: ModelConfig) -> Tensor:
-    """One document, one head, one query at a time."""
+    """A simple reference: one document, one head, one query at a time."""
     attn, C, outputs = config.attn_config, config.head_dim, []
     for x in x_TD.split(lengths):
         qkv = (x @ Wqkv.T).clamp(-attn.clip_qkv, attn.clip_qkv)
@@ -130,7 +131,7 @@ def relative(a: Tensor, b: Tensor) -> float:
 def test_a_backend_equals_the_obvious_loops_forward_and_backward(
     impl: str, device: torch.device, dtype: torch.dtype, bound: float, lengths: list[list[int]]
 ) -> None:
-    # In bf16 a value beside the clip falls on its other side, and its gradient with it.
+    # In bf16, rounding moves values close to the clip bound across it, which changes their gradient.
     config = make_config(impl, clip_qkv=8.0 if dtype == torch.bfloat16 else 1.5)
     flat = [n for row in lengths for n in row]
     attention = make_attention(config, device, dtype)
@@ -142,7 +143,7 @@ def test_a_backend_equals_the_obvious_loops_forward_and_backward(
     expected = obvious(exact[0], flat, *exact[1:], config)
     ours, theirs = torch.autograd.grad(y, inputs, grad), torch.autograd.grad(expected, exact, grad.double().cpu())
     for mine, right in zip((y, *ours), (expected, *theirs), strict=True):
-        # The angles are in fp32 in every dtype, here as there.
+        # The angles are in fp32 for every dtype, in the model and in the reference.
         assert relative(mine.detach().double().cpu(), right) < bound
 
 
@@ -158,12 +159,12 @@ def test_a_backend_equals_the_obvious_loops_forward_and_backward(
     ],
     ids=str,
 )
-def test_clipping_and_turning_equal_torchs_differentiation(
+def test_clipping_and_rotation_equal_torchs_autograd(
     dtype: torch.dtype, angles: torch.dtype, bound: float, clip: float | None
 ) -> None:
     qkv = (2 * torch.randn(7, 6 * 4)).to(dtype)
     if clip is not None:
-        # Whether the bounds themselves have a gradient depends on torch.
+        # Whether the clip bounds themselves get a gradient depends on the version of torch.
         qkv[0, ::2], qkv[1, ::3] = clip, -clip
     qkv.requires_grad_()
     angle = torch.randn(7, 2).repeat(1, 2)
@@ -181,7 +182,7 @@ def test_clipping_and_turning_equal_torchs_differentiation(
         assert relative(mine.double(), right.double()) < bound
 
 
-def test_the_probe_of_clamp_leaves_checkpointing_alone() -> None:
+def test_the_probe_of_clamp_does_not_affect_checkpointing() -> None:
     qkv, angle = 2 * torch.randn(7, 24), torch.randn(7, 4)
     gradient_bound.cache_clear()
     grads = []
@@ -193,8 +194,8 @@ def test_the_probe_of_clamp_leaves_checkpointing_alone() -> None:
 
 
 @pytest.mark.parametrize("lengths", [*ROWS.values(), [[130, 126], [128, 1, 255], [300]]])
-def test_flex_visits_the_blocks_that_it_must(lengths: list[list[int]]) -> None:
-    """Forward alone, and so on every torch: not all have FlexAttention's backward pass on CPU."""
+def test_flex_visits_only_the_necessary_blocks(lengths: list[list[int]]) -> None:
+    """Forward only, so that it runs with every version of torch: not all support FlexAttention's backward on a CPU."""
     documents, config = make_rows(lengths), make_config("sdpa")
     attention = make_attention(config, DEVICES[0], torch.float64)
     found = find_documents(torch.zeros_like(documents), documents, config)
@@ -216,14 +217,14 @@ def test_flex_visits_the_blocks_that_it_must(lengths: list[list[int]]) -> None:
 
 
 def listed(counts: Tensor, indices: Tensor) -> Tensor:
-    """Which blocks of keys each block of queries visits, by FlexAttention's lists."""
+    """The blocks of keys that each block of queries visits, from FlexAttention's lists."""
     visited = torch.zeros(indices.shape[2:], dtype=torch.bool)
     for row, (count, index) in enumerate(zip(counts[0, 0].tolist(), indices[0, 0].tolist(), strict=True)):
         visited[row, index[:count]] = True
     return visited
 
 
-def test_this_machine_has_tested_sdpa_and_what_else_it_has() -> None:
+def test_sdpa_is_among_the_tested_backends() -> None:
     tested = {(param.values[0], param.values[1].type) for param in CASES}
     assert {("sdpa", "cpu"), ("blocks", "cpu")} <= tested
     if torch.cuda.is_available():
@@ -231,7 +232,7 @@ def test_this_machine_has_tested_sdpa_and_what_else_it_has() -> None:
 
 
 @pytest.mark.parametrize(("impl", "device", "dtype", "bound"), CASES)
-def test_a_packed_documents_logits_are_those_of_it_alone(
+def test_a_packed_document_has_the_logits_of_the_document_alone(
     impl: str, device: torch.device, dtype: torch.dtype, bound: float
 ) -> None:
     model = make_model(make_config(impl)).to(device, dtype).eval()
@@ -253,7 +254,7 @@ def test_the_gradient_across_documents_is_exactly_zero(
 ) -> None:
     config = make_config(impl)
     attention = make_attention(config, device, dtype)
-    # Of unlike lengths, so that SDPA pads them in one call; for blocks together in one.
+    # Different lengths, so that SDPA pads the documents in one call, and `blocks` puts them into one block.
     lengths = [12, 10, 11, 9]
     x = torch.randn(sum(lengths), 64, dtype=dtype, device=device, requires_grad=True)
     layout = layout_of(make_rows([lengths[:2], lengths[2:]]).to(device), config, dtype)
@@ -266,7 +267,7 @@ def test_the_gradient_across_documents_is_exactly_zero(
 def test_the_loss_of_a_document_does_not_reach_anothers_embeddings() -> None:
     model = make_model(make_config())
     documents = make_rows([[8, 5, 9]])
-    ids = torch.arange(documents.shape[1])[None]  # every position has an embedding of its own
+    ids = torch.arange(documents.shape[1])[None]  # every position has a different token
     out = model(ids, torch.where(documents == 1, 7, IGNORED), documents)
     out.losses_BS.sum().backward()
     touched = model.transformer.wte.weight.grad.abs().sum(1).nonzero().squeeze(1)
@@ -305,13 +306,13 @@ LENGTHS = {
 
 @pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
 def test_calls_are_few_and_padding_is_little(lengths: list[int]) -> None:
-    calls = cut_calls(sorted(lengths, reverse=True))
+    calls = split_into_calls(sorted(lengths, reverse=True))
     assert sum(documents for documents, _ in calls) == len(lengths)
-    # A factor of 4/5 a call, down to where a call's slack holds whole documents.
+    # Lengths fall by a factor of 4/5 per call, until whole documents fit into a call's slack.
     assert len(calls) <= math.log(max(lengths)) / math.log(1.25) + 1
     assert sum(documents * length for documents, length in calls) <= 1.25 * sum(lengths) + 128 * len(calls)
-    assert cut_calls([20] * 25) == [(25, 20)]
-    assert cut_calls([31] * 25) == [(25, 32)]
+    assert split_into_calls([20] * 25) == [(25, 20)]
+    assert split_into_calls([31] * 25) == [(25, 32)]
 
 
 @pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
@@ -330,15 +331,15 @@ def test_every_token_has_its_place_and_padding_repeats_its_own_document(lengths:
         start += documents * length
 
 
-def test_nothing_is_moved_when_the_documents_stand_as_the_kernels_want_them() -> None:
+def test_documents_already_in_kernel_order_are_not_moved() -> None:
     assert make_sdpa_backend([32768], 32768, torch.device("cpu")) == SdpaBackend([(1, 32768)], None, None)
     assert make_sdpa_backend([64] * 8, 512, torch.device("cpu")) == SdpaBackend([(8, 64)], None, None)
 
 
 @pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
-def test_blocks_hold_every_token_once_and_meet_its_document(lengths: list[int]) -> None:
+def test_blocks_hold_every_token_once_with_the_keys_of_its_document(lengths: list[int]) -> None:
     backend, start = make_blocks_backend(lengths, sum(lengths), torch.device("cpu")), 0
-    # Of each token, as the blocks have it and as it is: its place in its document, or -1 where SDPA computes.
+    # For each token, its position in its document according to the blocks, and as expected; -1 where SDPA computes.
     got, expected = [], [i if n <= 1024 else -1 for n in lengths for i in range(n)]
     for tokens, blocks in backend.runs:
         got += [-1] * (0 if blocks else tokens)
@@ -351,7 +352,7 @@ def test_blocks_hold_every_token_once_and_meet_its_document(lengths: list[int]) 
             got += [i for n in block.lengths[1:] for i in range(n)]
         start += tokens
     assert (got, start) == (expected, sum(lengths))
-    # Two short documents in a row never make two blocks, and long ones are cut into no more than they need.
+    # Two consecutive short documents never make two blocks, and long ones are not split more than necessary.
     most = sum(-(-n // 64) for n in lengths if n > 64) + sum(lengths) // 32 + sum(n > 32 for n in lengths) + 1
     assert sum(len(run.blocks) for run in backend.runs) <= most
 
@@ -364,7 +365,7 @@ def test_blocks_of_short_documents_keep_them_apart() -> None:
     assert torch.equal(_mask((2, 2)).exp(), torch.tensor(sees).float())
 
 
-def test_blocks_beside_documents_that_sdpa_computes() -> None:
+def test_blocks_next_to_documents_computed_by_sdpa() -> None:
     lengths = [70, 1100, 3, 64, 1, 1030, 1024]
     x = torch.randn(sum(lengths), 64, dtype=torch.float64, requires_grad=True)
     found = []
@@ -379,7 +380,7 @@ def test_blocks_beside_documents_that_sdpa_computes() -> None:
 
 
 class Largest(TorchDispatchMode):
-    """The most elements that any operation's result had: views of little by strides of 0 do not count."""
+    """Records the largest number of elements of any operation's result; views with stride 0 count as their storage."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -395,7 +396,7 @@ class Largest(TorchDispatchMode):
 
 
 def saved_bytes(run: Callable[[], Tensor]) -> tuple[int, int, int]:
-    """(bytes kept for backward, each storage once; the largest result in elements; calls of SDPA's kernel)"""
+    """(bytes saved for backward, each storage counted once; elements of the largest result; calls of SDPA's kernel)"""
     storages: dict[int, Any] = {}
 
     def pack(tensor: Tensor) -> Tensor:
@@ -409,7 +410,7 @@ def saved_bytes(run: Callable[[], Tensor]) -> tuple[int, int, int]:
 
 @pytest.mark.parametrize("impl", ["sdpa", "blocks"])
 @pytest.mark.parametrize("kind", ["one document", "many documents"])
-def test_memory_grows_with_the_tokens_and_no_square_of_the_row_is_held(kind: str, impl: str) -> None:
+def test_memory_grows_linearly_with_the_row_length(kind: str, impl: str) -> None:
     config = make_config(impl)
     attention, seen = make_attention(config, DEVICES[0], torch.float32), {}
     for length in (256, 512, 1024):
@@ -418,8 +419,8 @@ def test_memory_grows_with_the_tokens_and_no_square_of_the_row_is_held(kind: str
         rows = make_rows([lengths], spare=length - sum(lengths))
         layout = layout_of(rows, config, torch.float32)
         seen[length], numel, calls = saved_bytes(lambda x=x, layout=layout: attention(x, layout))
-        # The widest is queries, keys and values (128 numbers a token) with their padding, never S * S; or what 64
-        # queries of 4 heads make of all keys.
+        # The largest tensor is queries, keys and values (128 numbers per token) with padding, never S * S; or, for
+        # `blocks`, the scores of 64 queries of 4 heads against all keys.
         assert numel <= max((1.25 * length + 128 * calls) * 128, 64 * 4 * length * (impl == "blocks"))
         assert numel < length**2 or length == 256
         assert calls <= 2
@@ -427,7 +428,7 @@ def test_memory_grows_with_the_tokens_and_no_square_of_the_row_is_held(kind: str
     assert seen[512] / seen[256] == pytest.approx(2, rel=0.15)
 
 
-def test_the_check_of_memory_sees_a_square() -> None:
+def test_the_memory_check_detects_a_square_of_the_row_length() -> None:
     x = torch.randn(300, 64, requires_grad=True)
     held, numel, _ = saved_bytes(lambda: (x @ x.T).softmax(1) @ x)
     assert numel == 300 * 300
@@ -435,7 +436,7 @@ def test_the_check_of_memory_sees_a_square() -> None:
 
 
 def test_dropout_drops_and_scales_weights_and_only_in_training() -> None:
-    # Values are unit vectors: what comes out is the weights themselves.
+    # Values are unit vectors, so the outputs are the attention weights.
     length, drop = 24, 0.4
     lengths = [length, length - 3]
     backend = make_sdpa_backend(lengths, 2 * length, DEVICES[0])
@@ -455,7 +456,7 @@ def test_dropout_drops_and_scales_weights_and_only_in_training() -> None:
 
 
 def stand_in_varlen(q: Tensor, k: Tensor, v: Tensor, **given: Any) -> Tensor:
-    """What flash_attn_varlen_func computes, by its documentation: causal attention between the bounds."""
+    """The function flash_attn_varlen_func according to its documentation: causal attention between the bounds."""
     assert given["causal"] is True
     assert torch.equal(given["cu_seqlens_q"], given["cu_seqlens_k"])
     assert given["cu_seqlens_q"].dtype == torch.int32
@@ -474,7 +475,7 @@ def stand_in_varlen(q: Tensor, k: Tensor, v: Tensor, **given: Any) -> Tensor:
 
 
 def test_flash_attn_is_called_as_it_documents(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The call alone: the kernel itself is tested above where it is."""
+    """Only the call: the kernel itself is tested above, where flash-attn is installed."""
     config, lengths = make_config("sdpa"), [5, 1, 12, 7]
     module = type(sys)("flash_attn")
     module.flash_attn_varlen_func = stand_in_varlen  # type: ignore[attr-defined]
@@ -499,25 +500,25 @@ def fresh_probes() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("fresh_probes")
-def test_what_cannot_compute_attention_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def said(impl: str, device: torch.device = CUDA, **asked: Any) -> str:
-        with pytest.raises(ValueError, match=r"^attn_config.attn_impl is ") as error:
+def test_unavailable_attention_backends_give_the_reason(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def message(impl: str, device: torch.device = CUDA, **asked: Any) -> str:
+        with pytest.raises(ValueError, match=r"^attn_config.attn_impl") as error:
             resolve_attn_impl(impl, device, **asked)
         return str(error.value)
 
-    assert "'eager', but it is one of auto, sdpa, blocks, flex, flash" in said("eager")
-    assert said("blocks").endswith("blocks are for a CPU, and this run is on cuda: write auto or sdpa")
-    assert "blocks have no dropout, and attn_pdrop is not 0" in said("blocks", CPU, attn_pdrop=0.1)
-    assert "in fp32 and fp64 alone, and attention is in bfloat16" in said("blocks", CPU, dtype=torch.bfloat16)
-    assert said("flash", CPU).endswith("computes on a CUDA GPU alone, and this run is on cpu: write auto or sdpa")
-    assert "has no dropout, and attn_pdrop is not 0" in said("flex", attn_pdrop=0.1)
+    assert "expected one of auto, sdpa, blocks, flex, flash, got 'eager'" in message("eager")
+    assert message("blocks").endswith("blocks runs on a CPU only, and this run is on cuda: use auto or sdpa")
+    assert "blocks does not support dropout, and attn_pdrop is not 0" in message("blocks", CPU, attn_pdrop=0.1)
+    assert "only fp32 and fp64, and attention is in bfloat16" in message("blocks", CPU, dtype=torch.bfloat16)
+    assert message("flash", CPU).endswith("runs on a CUDA GPU only, and this run is on cpu: use auto or sdpa")
+    assert "does not support dropout, and attn_pdrop is not 0" in message("flex", attn_pdrop=0.1)
     monkeypatch.setitem(sys.modules, "flash_attn", None)
     monkeypatch.delitem(sys.modules, "flash_attn")
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
-    assert "flash, but the package flash-attn is not installed" in said("flash")
+    assert "flash, but the package flash-attn is not installed" in message("flash")
     layout_module._flash_import_error.cache_clear()
     (tmp_path / "flash_attn.py").write_text("raise OSError('undefined symbol:\\n _ZN3c10')")
-    assert "is installed but cannot be imported (OSError: undefined symbol: _ZN3c10)" in said("flash")
+    assert "is installed but cannot be imported (OSError: undefined symbol: _ZN3c10)" in message("flash")
 
 
 @pytest.mark.usefixtures("fresh_probes")
@@ -531,7 +532,7 @@ def test_auto_takes_flash_attn_where_it_can_compute(monkeypatch: pytest.MonkeyPa
     assert resolve_attn_impl("auto", CPU, attn_pdrop=0.1) == "sdpa"
     assert resolve_attn_impl("auto", CUDA, dtype=torch.bfloat16) == "flash"
     assert resolve_attn_impl("auto", CUDA, dtype=torch.float32) == "sdpa"
-    with pytest.raises(ValueError, match="computes in bf16 and fp16 alone, and attention is in float32"):
+    with pytest.raises(ValueError, match="supports only bf16 and fp16, and attention is in float32"):
         resolve_attn_impl("flash", CUDA, dtype=torch.float32)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a T4")
@@ -548,12 +549,12 @@ def test_rows_that_are_too_long_and_unknown_tokens_are_one_clear_error() -> None
         ids[1, 4] = token
         with pytest.raises(ValueError, match=f"token id {token} at row 1, position 4 is outside the vocabulary of 64"):
             model(ids)
-    # Padding is never looked up: what stands there does not matter.
+    # Padding is never looked up, so its token ids do not matter.
     model(ids, document_ids=make_rows([[9], [4]], spare=0))
 
 
 @pytest.mark.subprocess
-def test_long_rows_are_measured_in_processes_of_their_own(tmp_path: Path) -> None:
+def test_long_rows_are_measured_in_separate_processes(tmp_path: Path) -> None:
     command = [sys.executable, "scripts/bench/long_rows.py", "--lengths", "512", "--json", str(tmp_path / "long.json")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr

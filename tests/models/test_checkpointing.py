@@ -1,4 +1,4 @@
-"""Activation checkpointing: less is kept, the gradients are the same to the last bit."""
+"""Activation checkpointing: less memory is kept, and the gradients are bitwise identical."""
 
 from typing import Literal
 
@@ -65,9 +65,7 @@ def gradients(model: DbrxForCausalLM, autocast: bool) -> dict[str, Tensor]:
 @pytest.mark.parametrize("noise", [0.0, 0.2], ids=["", "dropout and jitter"])
 @pytest.mark.parametrize("offload", [False, True], ids=["", "offload"])
 @pytest.mark.parametrize("policy", POLICIES[1:])
-def test_gradients_are_the_same_to_the_last_bit(
-    policy: str, offload: bool, noise: float, autocast: bool, device: str
-) -> None:
+def test_gradients_are_bitwise_identical(policy: str, offload: bool, noise: float, autocast: bool, device: str) -> None:
     plain = gradients(make_model("none", device, noise=noise), autocast)
     saved = gradients(make_model(policy, device, offload, noise), autocast)
     assert saved.keys() == plain.keys()
@@ -75,10 +73,10 @@ def test_gradients_are_the_same_to_the_last_bit(
         assert torch.equal(saved[name], expected), name
 
 
-def test_selective_computes_no_gemm_again() -> None:
+def test_selective_recomputes_no_gemm() -> None:
     flops = {}
     for policy in POLICIES:
-        # Attention is computed again: SDPA as one operation, blocks in products that would be counted.
+        # Attention is recomputed: SDPA as one operation, `blocks` as GEMMs that would be counted.
         loss = forward(make_model(policy, attn_impl="sdpa"))
         with Watch() as watch:
             loss.backward()
@@ -87,9 +85,9 @@ def test_selective_computes_no_gemm_again() -> None:
     assert flops["block"] > 1.3 * flops["none"]
 
 
-# Blocks keep no padding, and neither their result nor its sums: less is left to save.
+# `blocks` keeps no padding, and neither its result nor its sums, so there is less left to save.
 @pytest.mark.parametrize(("attn_impl", "share"), [("sdpa", 0.65), ("blocks", 0.75)])
-def test_selective_keeps_the_results_of_gemms_and_block_nothing_but_the_residual_stream(
+def test_selective_keeps_gemm_results_and_block_only_the_residual_stream(
     attn_impl: Literal["sdpa", "blocks"], share: float
 ) -> None:
     kept = {}
@@ -99,21 +97,21 @@ def test_selective_keeps_the_results_of_gemms_and_block_nothing_but_the_residual
             loss = forward(model)
         kept[policy] = watch.now
         del loss
-    # A block's input alone; selective keeps in each besides: the stream after attention, queries to values, h1 and h2.
+    # "block" keeps only the input of each block. "selective" also keeps the stream after attention, q, k, v, h1 and h2.
     T, D, W, K, F, L = 4 * 64, 32, 32 + 2 * 16, 2, 56, 3
     results = L * T * (D + W + 2 * K * F) * 4
-    # The margin is routing and random states: less than one more [T, D] in each block.
+    # The margin covers routing and random states: less than one more [T, D] in each block.
     assert results < kept["selective"] - kept["block"] < results + L * T * D * 4
     assert kept["selective"] < share * kept["none"]
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_a_step_leaves_nothing_but_gradients(policy: str) -> None:
+def test_a_step_leaves_only_gradients_in_memory(policy: str) -> None:
     model, kept, ids = make_model(policy), [], torch.zeros(4, 64, dtype=torch.int64)
     with Watch() as watch:
         for _ in range(3):
-            # The routers' sums have no part in the loss: backward does not release what their operations saved.
+            # The routers' sums are not part of the loss: backward does not release the tensors saved for them.
             model(ids, ids).losses_BS.mean().backward()
             kept.append(watch.now)
-    # The first made the gradients.
+    # The first step allocated the gradients.
     assert kept[1] == kept[2]

@@ -1,4 +1,4 @@
-"""Every expert backend against the obvious loop over tokens, forward and backward, on random numbers."""
+"""Every expert backend against a simple loop over tokens, forward and backward, on random inputs."""
 
 import json
 import os
@@ -25,7 +25,7 @@ from train.models.experts.torch_loop import torch_experts
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 BOUNDS = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 3e-2}
-# What each backend computes in, on each device there is.
+# The dtypes that each backend supports on each device.
 COMPUTES = {
     ("torch", "cpu"): (torch.float64, torch.float32),
     ("grouped_mm", "cpu"): (torch.float32,),
@@ -35,7 +35,7 @@ COMPUTES = {
 }
 CASES = [(*where, dtype) for where, dtypes in COMPUTES.items() for dtype in dtypes if where[1] in DEVICES]
 SMALL = FFNConfig(ffn_hidden_size=24, moe_num_experts=5, moe_top_k=2)
-# No multiple of the tiles of a kernel.
+# Not a multiple of a kernel's tile size.
 LARGE = FFNConfig(ffn_hidden_size=264, moe_num_experts=5, moe_top_k=2)
 D_MODEL = {24: 16, 264: 256}
 
@@ -81,9 +81,9 @@ def make_inputs(config: FFNConfig, device: str, dtype: torch.dtype, name: str = 
 
 
 def loop(x: Tensor, weights: Tensor, experts: Tensor, w1: Tensor, v1: Tensor, w2: Tensor, n_experts: int) -> Tensor:
-    """The definition: each token, one after the other, through each of its experts."""
+    """The reference: each token, one after the other, through each of its experts."""
     W1, V1, W2 = (w.unflatten(0, (n_experts, -1)) for w in (w1, v1, w2))
-    # Zero, but a function of everything, so that all have gradients when there are no tokens.
+    # Zero, but a function of every input, so that all have gradients when there are no tokens.
     y = x * weights.sum() * 0 + 0 * (w1.sum() + v1.sum() + w2.sum())
     rows = list(y)
     for t in range(x.shape[0]):
@@ -98,7 +98,7 @@ def run(function: Callable[..., Tensor], dy: Tensor, *inputs: Tensor) -> list[Te
     leaves = [tensor.detach().clone().requires_grad_() for tensor in inputs]
     y = function(*leaves)
     y.backward(dy)
-    assert all(leaf.grad is not None for leaf in leaves), "an input without a gradient: zero is wanted, not None"
+    assert all(leaf.grad is not None for leaf in leaves), "an input has no gradient: expected zero, got None"
     return [y.detach(), *(leaf.grad for leaf in leaves if leaf.grad is not None)]
 
 
@@ -107,9 +107,9 @@ def typical_weight_gradient(
 ) -> float:
     """|dy| |y_e| / sqrt(D), the root mean square of dy . y_e over random directions: the largest over the assignments.
 
-    The gradient of a router's weight is dy . y_e, y_e being the expert's output. It is a sum whose terms cancel: what
-    rounding adds to it is in proportion to this number, however close to zero the sum is. Among many assignments the
-    largest gradient is larger than this; but the two of a single token can both be close to zero by chance.
+    The gradient of a router weight is dy . y_e, where y_e is the expert's output. Its terms cancel, so its rounding
+    error is proportional to this number even if the sum is close to zero. With many assignments the largest gradient
+    exceeds this number, but the two gradients of a single token can both be close to zero by chance.
     """
     A = experts.numel()
     if not A:
@@ -120,7 +120,7 @@ def typical_weight_gradient(
 
 
 def assert_same(got: list[Tensor], expected: list[Tensor], bound: float, typical_weight: float = 0.0) -> None:
-    """Relative to the largest number of each tensor, or to typical_weight_gradient where that is larger."""
+    """Compares relative to the largest element of each tensor, or to typical_weight_gradient if that is larger."""
     for name, ours, theirs in zip(("y", "x", "weights", "w1", "v1", "w2"), got, expected, strict=True):
         assert ours.shape == theirs.shape
         if theirs.numel():
@@ -147,7 +147,7 @@ def check(case: tuple[str, str, torch.dtype], config: FFNConfig, name: str = "ra
     E = config.moe_num_experts
     inputs = (x, weights, mlp.w1, mlp.v1, mlp.w2)
     got = run(through(mlp, experts, E, wrap), dy, *inputs)
-    # The reference sees the same rounded numbers, but computes in fp64.
+    # The reference gets the same rounded numbers, but computes in fp64.
     doubles = [tensor.detach().double() for tensor in inputs]
     reference = run(lambda x, weights, *w: loop(x, weights, experts, *w, n_experts=E), dy.double(), *doubles)
     x, weights, *matrices = doubles
@@ -162,22 +162,22 @@ def test_a_backend_equals_the_loop_over_tokens(case: tuple[str, str, torch.dtype
 
 
 @pytest.mark.parametrize("name", ["random", "skewed", "idle", "one token"])
-def test_it_does_at_a_width_of_many_tiles(case: tuple[str, str, torch.dtype], name: str) -> None:
+def test_a_backend_equals_the_loop_at_a_width_of_many_tiles(case: tuple[str, str, torch.dtype], name: str) -> None:
     check(case, LARGE, name)
 
 
 @pytest.mark.parametrize("options", [{"recompute": True}, {"wrap": True}, {"recompute": True, "wrap": True}], ids=str)
-def test_it_does_when_activations_are_computed_again(
+def test_a_backend_equals_the_loop_with_recomputation(
     case: tuple[str, str, torch.dtype], options: dict[str, bool]
 ) -> None:
     check(case, SMALL, **options)
 
 
 @pytest.mark.parametrize("recompute", [False, True])
-def test_gradients_hold_numerically(recompute: bool) -> None:
+def test_gradcheck_passes(recompute: bool) -> None:
     config = replace(SMALL, ffn_hidden_size=24, moe_num_experts=3)
     D, dtype = 4, torch.float64
-    experts = torch.tensor([[0, 1], [1, 0], [0, 1]])  # the third expert is idle
+    experts = torch.tensor([[0, 1], [1, 0], [0, 1]])  # the third expert gets no tokens
     assignment = assign(experts, config.moe_num_experts)
     shapes = ((3, D), (3, 2), (9, D), (9, D), (9, D))
     inputs = [torch.randn(shape, dtype=dtype, requires_grad=True) for shape in shapes]
@@ -231,7 +231,7 @@ def test_autocast_computes_in_bf16_and_gives_fp32_gradients(moe_impl: str) -> No
 
 
 def kept_numel(mlp: ExpertsMLP, config: FFNConfig) -> int:
-    """Elements kept for backward, each place once, the weights themselves not counted."""
+    """Number of elements saved for backward, without the weights; each storage is counted once."""
     x, weights, experts, _ = make_inputs(config, "cpu", torch.float64)
     kept: dict[int, int] = {}
     weights_kept = {param.untyped_storage().data_ptr() for param in mlp.parameters()}
@@ -252,7 +252,7 @@ def test_only_the_input_and_the_preactivations_are_kept() -> None:
     assert kept_numel(make_experts(SMALL, "cpu", torch.float64, moe_recompute=True), SMALL) == T * D + T * K
 
 
-def test_recomputing_changes_no_bit() -> None:
+def test_recomputation_is_bitwise_identical() -> None:
     mlp = make_experts(LARGE, "cpu", torch.float32)
     again = make_experts(LARGE, "cpu", torch.float32, moe_recompute=True)
     x, weights, experts, dy = make_inputs(LARGE, "cpu", torch.float32)
@@ -275,14 +275,14 @@ def test_grouped_mm_never_waits_for_the_gpu() -> None:
 
 
 def refusal(moe_impl: str, *where: object) -> str:
-    with pytest.raises(ValueError, match=r"^ffn_config\.moe_impl ") as caught:
+    with pytest.raises(ValueError, match=r"^ffn_config\.moe_impl") as caught:
         resolve_moe_impl(moe_impl, *where)  # type: ignore[arg-type]
     return str(caught.value)
 
 
 @pytest.fixture
 def fresh_megablocks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    """A folder in which a test writes its own megablocks, imported as if for the first time."""
+    """A folder in which a test writes a fake megablocks, imported as if for the first time."""
     for name in [name for name in sys.modules if name.split(".")[0] == "megablocks"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.syspath_prepend(tmp_path)
@@ -297,21 +297,21 @@ def test_auto_takes_torch_on_a_cpu() -> None:
 
 
 def test_an_unknown_backend_is_refused() -> None:
-    assert "'fast', but there are only: auto, torch, grouped_mm, megablocks" in refusal("fast", "cpu")
+    assert "expected one of auto, torch, grouped_mm, megablocks, got 'fast'" in refusal("fast", "cpu")
 
 
 def test_grouped_mm_is_refused_with_the_cause() -> None:
-    cause = "does not compute in torch.float64" if grouped_mm_there() else "has no grouped GEMM"
+    cause = "does not support torch.float64" if grouped_mm_there() else "has no grouped GEMM"
     assert cause in refusal("grouped_mm", "cpu", torch.float64)
 
 
 def test_megablocks_is_refused_where_it_is_not_installed(monkeypatch, fresh_megablocks: Path) -> None:
     monkeypatch.setattr(sys, "path", [str(fresh_megablocks)])
     assert "MegaBlocks is not installed: run scripts/dev/build_megablocks.sh" in refusal("megablocks", "cuda")
-    assert "(and it needs a GPU; this is cpu)" in refusal("megablocks", "cpu")
+    assert "(and it requires a GPU; this device is cpu)" in refusal("megablocks", "cpu")
 
 
-def test_megablocks_is_refused_with_what_its_import_raised(fresh_megablocks: Path) -> None:
+def test_megablocks_is_rejected_with_its_import_error(fresh_megablocks: Path) -> None:
     package = fresh_megablocks / "megablocks"
     package.mkdir()
     (package / "__init__.py").write_text("raise RuntimeError('0 active drivers ([]).\\nThere should only be one.')")
@@ -331,9 +331,9 @@ def make_fake_megablocks(folder: Path, grouped_gemm: bool) -> None:
 
 def test_megablocks_is_refused_without_a_gpu_its_grouped_gemm_or_bf16(fresh_megablocks: Path) -> None:
     make_fake_megablocks(fresh_megablocks, grouped_gemm=True)
-    assert "but MegaBlocks needs a GPU, and this is cpu" in refusal("megablocks", "cpu")
+    assert "but MegaBlocks requires a GPU, and this device is cpu" in refusal("megablocks", "cpu")
     message = refusal("megablocks", "cuda", torch.float32)
-    assert "computes in bfloat16, not in torch.float32" in message
+    assert "supports only bfloat16, not torch.float32" in message
     assert resolve_moe_impl("auto", "cuda", torch.bfloat16) == "megablocks"
 
 
@@ -343,17 +343,17 @@ def test_megablocks_is_refused_where_its_addresses_would_overflow(monkeypatch, f
     mlp = ExpertsMLP(6144, FFNConfig(ffn_hidden_size=1, moe_num_experts=4, moe_top_k=4, moe_impl="megablocks"))
     assignment = assign(torch.zeros(1, 4, dtype=torch.int64), 4)
     x_TD, weights_TK = torch.zeros(1, 1).expand(87_382, 6144), torch.zeros(1, 1).expand(87_382, 4)
-    said = r"87,382 tokens x 4 experts a token x d_model 6,144 is 2,147,500,032, which must be below 2\*\*31"
-    with pytest.raises(ValueError, match=f"ffn_config.moe_impl is megablocks, but .*{said}"):
+    expected = r"87,382 tokens x 4 experts per token x d_model 6,144 is 2,147,500,032, which must be below 2\*\*31"
+    with pytest.raises(ValueError, match=f"ffn_config.moe_impl is megablocks, but .*{expected}"):
         mlp(x_TD, weights_TK, assignment)
     assert resolve_moe_impl("megablocks", "cpu", torch.float32, (87_381, 4, 6144)) == "megablocks"
     assert resolve_moe_impl("auto", "cuda", torch.float64, (87_382, 4, 6144)) == "torch"
-    # The limit itself.
+    # Exactly at the limit.
     assert resolve_moe_impl("megablocks", "cpu", torch.float32, (2**31 - 1, 1, 1)) == "megablocks"
     assert "(grouped_mm has no such limit)" in refusal("megablocks", "cpu", torch.float32, (2**31, 1, 1))
 
 
-def test_what_a_rank_received_is_refused_where_its_addresses_would_overflow(monkeypatch, fresh_megablocks) -> None:
+def test_tokens_received_by_a_rank_are_rejected_where_addresses_would_overflow(monkeypatch, fresh_megablocks) -> None:
     make_fake_megablocks(fresh_megablocks, grouped_gemm=True)
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     mlp = ExpertsMLP(6144, FFNConfig(ffn_hidden_size=1, moe_num_experts=4, moe_top_k=4, moe_impl="megablocks"))
@@ -362,20 +362,20 @@ def test_what_a_rank_received_is_refused_where_its_addresses_would_overflow(monk
         return compute(x_TD[:1].expand(349_526, 6144), weights_TK[:1, :1].expand(349_526, 1), assignment)
 
     mlp.parallel = receive  # type: ignore[assignment]
-    said = r"349,526 tokens x 1 experts a token x d_model 6,144 is 2,147,487,744, which must be below 2\*\*31"
-    with pytest.raises(ValueError, match=said):
+    expected = r"349,526 tokens x 1 experts per token x d_model 6,144 is 2,147,487,744, which must be below 2\*\*31"
+    with pytest.raises(ValueError, match=expected):
         mlp(torch.zeros(1, 6144), torch.zeros(1, 4), assign(torch.zeros(1, 4, dtype=torch.int64), 4))
 
 
 def test_megablocks_is_refused_without_its_grouped_gemm(monkeypatch, fresh_megablocks: Path) -> None:
     make_fake_megablocks(fresh_megablocks, grouped_gemm=False)
     monkeypatch.setitem(sys.modules, "grouped_gemm", None)
-    assert "lacks its grouped GEMM: ModuleNotFoundError: " in refusal("megablocks", "cuda")
+    assert "cannot use its grouped GEMM: ModuleNotFoundError: " in refusal("megablocks", "cuda")
 
 
 @pytest.fixture(scope="module")
 def megablocks_report() -> dict[str, dict[str, float]]:
-    """Differences between MegaBlocks and our torch backend, measured in a process of its own."""
+    """Differences between MegaBlocks and our torch backend, measured in a separate process."""
     folder = Path(os.environ.get("MEGABLOCKS_ON_CPU", Path(sys.prefix) / "megablocks"))
     if not folder.is_dir():
         reason = f"MegaBlocks is not in {folder}: make .venv/megablocks"
@@ -433,4 +433,4 @@ def test_the_bench_measures_every_side(tmp_path: Path, capsys: pytest.CaptureFix
     assert "ours, torch, recompute" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         bench.main(["--rounds", "3"])
-    assert "--rounds is 3, but a median of fewer than 7 says little" in capsys.readouterr().err
+    assert "--rounds is 3, but must be at least 7" in capsys.readouterr().err

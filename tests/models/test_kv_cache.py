@@ -1,4 +1,4 @@
-"""With a KV cache, however the tokens are cut, the model says what it says without one."""
+"""With a KV cache, the model computes the same outputs as without, however the tokens are split."""
 
 from dataclasses import replace
 
@@ -13,7 +13,7 @@ LENGTHS = (21, 3, 1, 14)
 
 
 def rows(lengths, pad_at_left=False):
-    """Ids, and documents of these lengths, filled up with padding of another id."""
+    """Ids and document ids of rows of these lengths, padded with a different id."""
     ids = torch.randint(0, 96, (len(lengths), max(lengths)), generator=torch.Generator().manual_seed(1))
     place, length_B = torch.arange(max(lengths)), torch.tensor(lengths).unsqueeze(1)
     real = place >= max(lengths) - length_B if pad_at_left else place < length_B
@@ -25,7 +25,7 @@ def rows(lengths, pad_at_left=False):
 @pytest.mark.parametrize("cut", [[1] * 21, [5, 1, 1, 14], [20, 1]], ids=["tokens", "pieces", "all but one"])
 @pytest.mark.parametrize("device", DEVICES)
 @torch.no_grad()
-def test_in_pieces_as_at_once(shape, dtype, bound, cut, device):
+def test_tokens_in_pieces_equal_one_forward(shape, dtype, bound, cut, device):
     model = make_model(SHAPES[shape], dtype, device)
     ids, documents = (x.to(device) for x in rows(LENGTHS))
     whole = model(ids, document_ids=documents, return_logits=True).logits_BSV
@@ -40,7 +40,7 @@ def test_in_pieces_as_at_once(shape, dtype, bound, cut, device):
 
 
 @torch.no_grad()
-def test_more_than_the_cache_was_first_made_for():
+def test_the_cache_grows():
     model = make_model(replace(SHAPES["plain"], max_seq_len=700), torch.float64)
     ids, documents = rows((600, 590))
     whole = model(ids, document_ids=documents, return_logits=True).logits_BSV
@@ -66,7 +66,7 @@ def test_the_last_logits_are_those_of_each_rows_last_token(pad_at_left):
 
 
 @torch.no_grad()
-def test_a_row_that_rests_keeps_what_it_has():
+def test_a_row_without_new_tokens_keeps_its_cache():
     model = make_model(SHAPES["plain"], torch.float64)
     ids, _ = rows((9, 9))
     cache = KVCache(2, model.config)

@@ -1,4 +1,4 @@
-"""Adapters compute what merged weights would, with merged weights' gradients, and cost the frozen base nothing."""
+"""Adapters compute the same outputs and gradients as merged weights, and cost the frozen base nothing."""
 
 import math
 from collections.abc import Callable
@@ -58,7 +58,7 @@ def lora_config(**changes: Any) -> LoraConfig:
 
 
 def make(lora: LoraConfig | None, **ffn: Any) -> DbrxForCausalLM:
-    """fp64, the same base for the same shape, with adapters that do something."""
+    """A model in fp64, with the same base weights for the same shape, and adapters that are not zero."""
     config = model_config(**ffn)
     model = DbrxForCausalLM(config).double()
     initialise(model, config, seed=0)
@@ -85,7 +85,7 @@ def loss(model: DbrxForCausalLM) -> Tensor:
 
 
 def delta(lora: LoraConfig, pair: dict[str, Tensor]) -> Tensor:
-    """alpha / r * B A, by the definition: of each expert where each has an A."""
+    """alpha / r * B A as defined; per expert if each expert has its own A."""
     A, B = pair["lora_A"], pair["lora_B"]
     if A.shape[0] == lora.r:
         return lora.alpha / lora.r * B @ A
@@ -100,7 +100,7 @@ def base_name(name: str) -> str:
 
 
 def merged_loss(model: DbrxForCausalLM, lora: LoraConfig) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss of a plain model with merged weights, as a function of the adapters, and those."""
+    """The loss of a plain model with merged weights, as a function of the adapters, and the adapters."""
     leaves = {n: p.detach().clone().requires_grad_() for n, p in model.named_parameters() if is_adapter(n)}
     weights = {n: p.detach() for n, p in model.named_parameters() if not is_adapter(n)}
     for name in [n for n in leaves if n.endswith("lora_A")]:
@@ -126,7 +126,7 @@ def assert_gradients(model: DbrxForCausalLM, lora: LoraConfig) -> None:
 
 @pytest.fixture(params=["torch", "grouped"])
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The loop, and what grouped_mm and megablocks share, with GEMMs that compute in fp64 on a CPU."""
+    """The loop, and the code that grouped_mm and megablocks share, with GEMMs that work in fp64 on a CPU."""
     monkeypatch.setitem(experts.GROUPED, "torch", Looped if request.param == "torch" else LoopGrouped)
 
 
@@ -139,7 +139,7 @@ def test_gradients_are_those_of_merged_weights(per_expert: bool, recompute: bool
 
 
 @pytest.mark.parametrize("targets", [["w1"], ["w2"], ["v1", "w2"], ["Wqkv"], ["layer"], ["attn", "w1"]], ids=str)
-def test_they_are_when_some_weights_alone_have_adapters(targets: list[str]) -> None:
+def test_gradients_are_those_of_merged_weights_with_some_adapters(targets: list[str]) -> None:
     lora = lora_config(target_modules=targets)
     model = make(lora)
     names = {base_name(name).rpartition(".")[2] for name, _ in model.named_parameters() if is_adapter(name)}
@@ -149,7 +149,7 @@ def test_they_are_when_some_weights_alone_have_adapters(targets: list[str]) -> N
 
 @pytest.mark.parametrize("policy", ["block", "selective"])
 @pytest.mark.parametrize("per_expert", [False, True], ids=["shared", "per_expert"])
-def test_they_are_when_activations_are_computed_again(policy: Any, per_expert: bool) -> None:
+def test_gradients_are_those_of_merged_weights_with_recomputation(policy: Any, per_expert: bool) -> None:
     lora = lora_config(per_expert=per_expert, dropout=0.2)
     kept, again = make(lora), make(lora)
     checkpoint_activations(again, FSDPConfig(activation_checkpointing=policy))
@@ -174,7 +174,7 @@ def lora_inputs(name: str, per_expert: bool) -> tuple[Assignment, list[Tensor]]:
     "given", [(False, 0.0, False), (True, 0.0, True), (False, 0.4, True), (True, 0.4, False)], ids=str
 )
 @pytest.mark.parametrize("name", ["random", "skewed", "idle", "one token", "no token"])
-def test_gradients_hold_numerically(grouped: Callable, given: tuple[bool, float, bool], name: str) -> None:
+def test_gradcheck_passes(grouped: Callable, given: tuple[bool, float, bool], name: str) -> None:
     options = Options(1.5, *given)
     assignment, inputs = lora_inputs(name, options.per_expert)
 
@@ -188,7 +188,7 @@ def test_gradients_hold_numerically(grouped: Callable, given: tuple[bool, float,
     assert torch.autograd.gradcheck(call, trained, fast_mode=True)
 
 
-def test_dropout_is_of_training_alone() -> None:
+def test_dropout_applies_only_in_training() -> None:
     model, still = make(lora_config(dropout=0.5)), make(lora_config())
     assert not torch.equal(loss(model), loss(model))
     assert torch.equal(loss(model.eval()), loss(still))
@@ -202,7 +202,7 @@ def test_dropped_numbers_keep_their_mean() -> None:
 
 
 class Gemms(TorchDispatchMode):
-    """The multiplications of every GEMM."""
+    """Counts the multiplications of every GEMM."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -227,7 +227,7 @@ def test_frozen_experts_cost_no_weight_gradient(per_expert: bool) -> None:
         y.sum().backward()
     base, in_A, in_B = 3 * T * K * D * F_, (T * K if per_expert else T) * D * R, T * K * F_ * R
     assert forward.total == base + 3 * (in_A + in_B)
-    # Both gradients and what goes on, and again A x for the gradient of B, but of w2 act B for that of A.
+    # Both gradients of each adapter, A x again for the gradient of B and, for w2, act B again for that of A.
     assert backward.total == base + 2 * (3 * in_A + 2 * in_B) + (2 * in_A + 3 * in_B)
     assert [name for name, param in mlp.named_parameters() if param.grad is not None] == [
         name for name, _ in mlp.named_parameters() if is_adapter(name)
@@ -235,7 +235,7 @@ def test_frozen_experts_cost_no_weight_gradient(per_expert: bool) -> None:
 
 
 @pytest.mark.parametrize("per_expert", [False, True], ids=["shared", "per_expert"])
-def test_only_what_the_base_keeps_is_kept(per_expert: bool) -> None:
+def test_adapters_save_nothing_more_for_backward(per_expert: bool) -> None:
     mlp = make(lora_config(per_expert=per_expert)).transformer.blocks[0].ffn.experts.mlp  # type: ignore[union-attr]
     T = 50
     x, weights = torch.randn(T, D, dtype=torch.float64, requires_grad=True), torch.rand(T, K, dtype=torch.float64)
@@ -251,7 +251,7 @@ def test_only_what_the_base_keeps_is_kept(per_expert: bool) -> None:
     assert sum(numel for place, numel in kept.items() if place not in params) == T * D + T * K + 2 * T * K * F_
 
 
-def test_gemms_expert_by_expert_are_the_obvious_ones() -> None:
+def test_looped_gemms_equal_the_simple_reference() -> None:
     width, hidden = 256, 264
     assignment = assign(torch.randn(45, E).topk(K).indices, E)
     looped, plain = Looped(assignment), LoopGrouped(assignment)
@@ -268,7 +268,7 @@ def test_initial_adapters_are_pefts_and_add_nothing() -> None:
     assert not draw_adapter_rows(0, "x.lora_B", (8, 3), 0, 8).any()
 
 
-def test_rows_are_the_same_however_they_are_cut() -> None:
+def test_rows_do_not_depend_on_the_split() -> None:
     name, shape = "x.lora_A", (3000, 700)
     whole = draw_adapter_rows(7, name, shape, 0, 3000)
     parts = [draw_adapter_rows(7, name, shape, start, stop) for start, stop in ((0, 1), (1, 1499), (1499, 3000))]
@@ -283,20 +283,20 @@ def test_every_adapter_is_found() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
-        ({"target_modules": ["Wq", "experts"]}, "target_modules has 'Wq', which matches nothing; there are: Wqkv, "),
-        ({"target_modules": []}, "target_modules is [], but something must learn; there are: Wqkv"),
+        ({"target_modules": ["Wq", "experts"]}, "target_modules has unknown names: 'Wq'; valid names are: Wqkv, "),
+        ({"target_modules": []}, "target_modules is [], but needs at least one name; valid names are: Wqkv"),
         ({"r": 0}, "r is 0, but it must be at least 1"),
         ({"alpha": 0.0}, "alpha is 0.0, but it must be above 0"),
         ({"dropout": 1.0}, "dropout is 1.0, but it must be in [0, 1)"),
     ],
     ids=lambda value: "" if isinstance(value, str) else str(value),
 )
-def test_a_bad_config_is_told(changes: dict[str, Any], said: str) -> None:
+def test_an_invalid_config_is_reported(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError) as caught:  # noqa: PT011
         lora_config(**changes)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_the_plan_counts_a_bf16_base_and_adapters_alone_with_states(tmp_path: Path) -> None:
@@ -321,27 +321,27 @@ def test_the_plan_counts_36_bytes_for_64_weights_in_4_bits(tmp_path: Path) -> No
     assert states == (packed * 36 / 64 + 2 * rest + 16 * count_adapters(config.model, config.lora)[0]) / 2
 
 
-def test_the_132b_with_adapters_fits_where_its_yaml_says(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_132b_with_adapters_fits_as_stated_in_its_yaml(monkeypatch: pytest.MonkeyPatch) -> None:
     config = read_config(str(Path(__file__).parents[2] / "yamls/finetune/dbrx_lora.yaml"))
     need = memory_per_rank(config, 8, gpu=True)
-    said = [round(part / 2**30, 1) for part in (need.states, need.gathered, need.activations)]
-    assert said == [pytest.approx(30.6 + 0.7), 6.1, 2.9]
+    message = [round(part / 2**30, 1) for part in (need.states, need.gathered, need.activations)]
+    assert message == [pytest.approx(30.6 + 0.7), 6.1, 2.9]
     assert need.total + need.gathered < 0.9 * 80e9
     assert memory_per_rank(replace(config, lora=None), 8, gpu=True).states == pytest.approx(245 * 2**30, rel=1e-3)
 
 
-def test_a_step_with_adapters_costs_two_thirds_and_theirs() -> None:
+def test_a_step_with_adapters_costs_two_thirds_plus_the_adapters() -> None:
     model, lora = ModelConfig(), LoraConfig(r=16, alpha=32, target_modules=["attn", "experts"])
     full, ours = flops_per_token(model, 4096), flops_per_token(model, 4096, lora)
     active = count_parameters(model)[1] - model.vocab_size * model.d_model
     assert full - ours == 2 * active - 6 * count_adapters(model, lora)[1]
 
 
-def test_adapters_that_cannot_be_are_refused(tmp_path: Path) -> None:
+def test_impossible_adapters_are_rejected(tmp_path: Path) -> None:
     lora = "lora={r: 4, alpha: 8, target_modules: [experts]}"
-    said = refusal(tmp_path, lora, "fsdp_config=null")
-    assert "fsdp_config is null, but lora shards the base apart from its adapters" in said
-    assert "lora.r is 4000, but model.d_model is only" in refusal(tmp_path, lora, "lora.r=4000")
+    message = refusal(tmp_path, lora, "fsdp_config=null")
+    assert "fsdp_config is null, but lora shards the base and its adapters separately" in message
+    assert "lora.r is 4000, but it cannot exceed model.d_model" in refusal(tmp_path, lora, "lora.r=4000")
     assert "lora.target_modules has 'Wq', which matches nothing" in refusal(tmp_path, lora.replace("experts", "Wq"))
 
 

@@ -1,4 +1,4 @@
-"""The chunked head against the plain one: losses, accuracy, gradients, and what is in memory."""
+"""The chunked head against the plain one: losses, accuracy, gradients and memory."""
 
 from typing import Any
 
@@ -43,7 +43,7 @@ def inputs(device: str, dtype: torch.dtype = torch.float64, trained: float = 0.6
 def gradients(
     function: Any, tensors: dict[str, Tensor], factor_BS: Tensor | None, needs: tuple[str, ...] = ("x_TD", "weight_VD")
 ) -> tuple[Tensor, ...]:
-    """Losses, correct and gradients, of the sum of all losses or of the sum weighed by factor_BS."""
+    """Losses, correct and gradients of the sum of all losses, weighted by factor_BS if given."""
     tensors = {name: t.clone().requires_grad_(name in needs) for name, t in tensors.items()}
     losses_BS, correct_BS = function(**tensors)
     total = 0.25 * losses_BS.sum() if factor_BS is None else (losses_BS * factor_BS).sum()
@@ -55,7 +55,7 @@ def gradients(
 @pytest.mark.parametrize(
     "needs", [("x_TD", "weight_VD"), ("x_TD",), ("weight_VD",)], ids=["", "frozen head", "frozen x"]
 )
-def test_losses_accuracy_and_gradients_are_the_plain_ones(device: str, weighed: bool, needs: tuple[str, ...]) -> None:
+def test_losses_accuracy_and_gradients_equal_the_plain_ones(device: str, weighed: bool, needs: tuple[str, ...]) -> None:
     tensors = inputs(device)
     factor_BS = torch.randn(B, S, dtype=torch.float64, device=device) if weighed else None
     mine, expected = (gradients(function, tensors, factor_BS, needs) for function in (head_losses, plain))
@@ -81,7 +81,7 @@ def test_bf16_and_autocast_sum_in_fp32(device: str) -> None:
         mine, expected = (gradients(function, tensors, None) for function in (head_losses, plain))
     assert mine[0].dtype == mine[2].dtype == mine[3].dtype == torch.float32
     for a, b, c in zip(mine[::2], expected[::2], exact[::2], strict=True):
-        # Both round logits to bf16; ours no worse than torch's.
+        # Both round logits to bf16; ours is no less accurate than torch's.
         assert (a - c).norm() <= 1.1 * (b - c).norm() + 1e-6 * c.norm()
         assert (a - b).norm() <= 0.03 * b.norm()
 
@@ -97,7 +97,7 @@ def test_memory_is_that_of_a_chunk() -> None:
     logits_nbytes = T * vocab * 4
     with Watch() as watch:
         gradients(head_losses, tensors, None)
-    # Plainly, logits, their softmax and its gradient are in memory at once.
+    # Without chunks, the logits, their softmax and its gradient are in memory together.
     assert watch.peak < 0.05 * logits_nbytes
     assert watch.gemms == 3 * 64
 

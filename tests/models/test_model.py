@@ -1,4 +1,4 @@
-"""What packing and padding must not change, and the parts of the model, each against the obvious."""
+"""Invariance to packing and padding, and the parts of the model, each against a simple reference."""
 
 import pytest
 import torch
@@ -73,7 +73,7 @@ def test_a_batch_of_padding_alone_has_zero_loss_and_zero_gradients() -> None:
 
 
 def slow_experts(mlp: ExpertsMLP, x: torch.Tensor, weights: torch.Tensor, experts: torch.Tensor) -> torch.Tensor:
-    """One token and one expert at a time."""
+    """A reference that computes one token and one expert at a time."""
     w1, v1, w2 = (w.unflatten(0, (4, -1)) for w in (mlp.w1, mlp.v1, mlp.w2))
     rows = []
     for t in range(x.shape[0]):
@@ -106,7 +106,7 @@ def test_experts_equal_the_obvious_loop_with_an_idle_expert_and_frozen_weights()
 
 @pytest.mark.parametrize("frozen", ["", "weight", "input"])
 @pytest.mark.parametrize("rows", [0, 37])
-def test_linear_is_that_of_torch(rows: int, frozen: str) -> None:
+def test_linear_equals_torchs(rows: int, frozen: str) -> None:
     linear, x, grad = Linear(256, 384), torch.randn(rows, 256), torch.randn(rows, 384)
     linear.weight.requires_grad_(frozen != "weight")
     x.requires_grad_(frozen != "input")

@@ -1,4 +1,4 @@
-"""The frozen base in 4 bits: what bitsandbytes rounds to, cut anywhere, computed as if it were unpacked."""
+"""The frozen base in 4 bits: rounded like bitsandbytes, split at any row, and computed like unpacked weights."""
 
 from dataclasses import replace
 
@@ -31,7 +31,7 @@ LORA = LoraConfig(r=3, alpha=5.0, target_modules=["attn", "experts"], base_dtype
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_rows_can_be_cut_anywhere_and_are_what_bitsandbytes_rounds_to(dtype: torch.dtype) -> None:
+def test_rows_can_be_split_anywhere_and_equal_bitsandbytes(dtype: torch.dtype) -> None:
     import bitsandbytes.functional as bnb
 
     weight = torch.randn(37, 128)
@@ -64,7 +64,7 @@ def gradients(model: DbrxForCausalLM) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("targets", [["attn", "experts"], ["attn"]], ids=str)
 @pytest.mark.parametrize("recompute", [False, True], ids=["", "recompute"])
-def test_it_computes_what_the_unpacked_weights_do(targets: list[str], recompute: bool) -> None:
+def test_packed_weights_compute_the_same_as_unpacked_ones(targets: list[str], recompute: bool) -> None:
     config = replace(MODEL, ffn_config=replace(MODEL.ffn_config, moe_recompute=recompute))
     lora = replace(LORA, target_modules=targets)
     plain = DbrxForCausalLM(config)
@@ -108,7 +108,7 @@ def kept_bytes(base_dtype: str) -> int:
     return sum(n_bytes for place, n_bytes in kept.items() if place not in params)
 
 
-def test_unpacked_weights_are_kept_by_nobody() -> None:
+def test_unpacked_weights_are_not_kept() -> None:
     assert kept_bytes("nf4") <= kept_bytes("fp32")
 
 
@@ -150,10 +150,10 @@ def test_two_ranks_pack_the_same_bytes_and_get_the_gradients_of_one() -> None:
 def test_rows_of_another_width_are_refused(tmp_path) -> None:
     lora = "lora={r: 4, alpha: 8, target_modules: [experts], base_dtype: nf4}"
     assert load(tmp_path, lora).lora is not None
-    assert "lora.base_dtype is nf4, which packs 64 numbers of a row" in refusal(tmp_path, lora, "model.d_model=48")
+    assert "lora.base_dtype is nf4, which packs blocks of 64 values" in refusal(tmp_path, lora, "model.d_model=48")
 
 
-def test_what_is_missing_for_it_is_told(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_requirements_of_nf4_are_reported(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     from train.run.model import check_lora
 
     config = load(tmp_path, "lora={r: 4, alpha: 8, target_modules: [experts], base_dtype: nf4}")

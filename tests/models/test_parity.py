@@ -1,4 +1,4 @@
-"""DBRX against transformers' own DbrxForCausalLM on the same weights: logits, gradients, what is inside.
+"""DBRX against transformers' DbrxForCausalLM with the same weights: logits, gradients and intermediate results.
 
 Differences are max|difference| / max|reference| per tensor.
 """
@@ -21,7 +21,7 @@ LENGTH = 21
 
 
 CASES = [(shape, False) for shape in SHAPES] + [(shape, True) for shape in SHAPES if shape != EVERY_EXPERT]
-"""Where every token goes to every expert, none can be idle."""
+"""If every token goes to every expert, no expert can be idle."""
 
 
 def transformers_twin(model: DbrxForCausalLM) -> nn.Module:
@@ -34,8 +34,8 @@ def transformers_twin(model: DbrxForCausalLM) -> nn.Module:
 
 @contextmanager
 def full_precision_router() -> Iterator[None]:
-    """transformers' router softmaxes in float32 whatever its logits are: in fp64 its own rounding would be all we see.
-    (Its eager attention does the same; its SDPA does not.)"""
+    """transformers' router computes softmax in float32 for every dtype, so that a comparison in fp64 would only measure
+    its rounding. (Its eager attention does the same, its SDPA does not.)"""
     softmax = torch.Tensor.softmax
 
     def in_own_dtype(self: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
@@ -73,7 +73,7 @@ def test_logits_and_all_gradients_are_those_of_transformers(
 
 
 def leave_idle(model: DbrxForCausalLM, expert: int) -> None:
-    """All tokens get a common part, from which the expert turns away."""
+    """Gives all tokens a common component that the router of this expert scores low."""
     embeddings = model.transformer.wte.weight.data
     common_D = torch.where(torch.arange(embeddings.shape[1], device=embeddings.device) % 2 == 0, 1.0, -1.0)
     embeddings += common_D
@@ -91,7 +91,7 @@ def test_hidden_states_and_router_logits_are_those_of_transformers() -> None:
     for mine, theirs in zip(out.hidden_states_BSD, expected.hidden_states, strict=True):
         assert relative(mine, theirs) < 1e-10
     for mine, theirs in zip(out.router_logits_BSE, expected.router_logits, strict=True):
-        # What transformers 4 calls router logits are probabilities.
+        # transformers 4 returns probabilities under the name router logits.
         theirs = theirs.flatten(0, -2)
         probs = (
             theirs if theirs.min() >= 0 and torch.allclose(theirs.sum(-1), theirs.new_ones(())) else theirs.softmax(-1)
@@ -99,7 +99,7 @@ def test_hidden_states_and_router_logits_are_those_of_transformers() -> None:
         assert relative(mine.softmax(-1).flatten(0, 1), probs) < 1e-10
 
 
-def test_nothing_is_kept_that_was_not_asked_for() -> None:
+def test_results_that_were_not_requested_are_not_kept() -> None:
     model, (ids, labels) = make_model(SHAPES["plain"], torch.float32), tokens()
     out = model(ids, labels)
     assert out.logits_BSV is out.hidden_states_BSD is out.router_logits_BSE is None
@@ -107,7 +107,7 @@ def test_nothing_is_kept_that_was_not_asked_for() -> None:
     assert model(ids).correct_BS is None
 
 
-def test_what_is_inside_a_packed_row_stands_at_its_tokens() -> None:
+def test_intermediate_results_of_a_packed_row_are_at_their_tokens() -> None:
     model, (ids, _) = make_model(SHAPES["plain"], torch.float64), tokens()
     documents = torch.tensor([[0] * 9 + [-1] * 12, [0] * 21])
     out = model(ids, document_ids=documents, return_hidden_states=True, return_router_logits=True)
@@ -130,13 +130,14 @@ def test_the_statistics_are_those_of_the_router_logits() -> None:
 
 
 def indices(given: tuple[Tensor, ...]) -> Tensor:
-    """Which experts were chosen, among what transformers' experts get: 4 and 5 have them in different places."""
+    """The selected experts, found among the inputs of transformers' experts: versions 4 and 5 differ in their order."""
     return next(tensor for tensor in given if not tensor.is_floating_point())
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_bf16_is_that_of_transformers_where_the_routing_agrees(device: str) -> None:
-    """Rounding decides between experts that are nearly equal: 3 tokens of 100 go elsewhere, and later ones see them."""
+def test_bf16_equals_transformers_where_the_routing_agrees(device: str) -> None:
+    """Rounding decides between nearly equal experts: about 3% of tokens are routed differently, and later tokens attend
+    to them."""
     model = make_model(SHAPES["no clipping, weights by their 2-norm"], torch.bfloat16, device)
     twin = transformers_twin(model)
     ids = torch.randint(0, VOCAB, (128, 8), generator=torch.Generator().manual_seed(1)).to(device)
@@ -154,7 +155,7 @@ def test_bf16_is_that_of_transformers_where_the_routing_agrees(device: str) -> N
     assert clean_BS.float().mean() > 0.8
     assert relative(logits[clean_BS], expected[clean_BS]) < 0.03
     for side in (logits, expected):
-        # Nothing of what a flipped token gave is in the loss of a clean one.
+        # The loss of unaffected tokens has no contribution from differently routed ones.
         nn.functional.cross_entropy(side[clean_BS].float(), ids[clean_BS]).backward()
     twin_params = dict(twin.named_parameters())
     for name, param in model.named_parameters():

@@ -30,7 +30,7 @@ def test_every_kernel_of_ours_is_checked() -> None:
     assert kernels_of_packages() == {GLU: KERNELS[GLU]}
 
 
-def test_a_kernel_is_found_by_each_way_to_write_it(tmp_path: Path) -> None:
+def test_kernels_are_found_for_every_form_of_decorator(tmp_path: Path) -> None:
     file = tmp_path / "kernels.py"
     file.write_text(
         "import triton\nfrom triton import jit\n_ours: Any = triton.jit\n"
@@ -40,11 +40,11 @@ def test_a_kernel_is_found_by_each_way_to_write_it(tmp_path: Path) -> None:
     assert kernels_in(file) == {"a", "b", "c", "d"}
 
 
-def test_what_is_launched_is_what_is_listed(rows: list[Row]) -> None:
+def test_launched_kernels_are_the_listed_ones(rows: list[Row]) -> None:
     launched = {row.kernel for row in rows}
     assert launched in (KERNELS[GLU], KERNELS[GLU] | KERNELS[MEGABLOCKS])
     assert {row.dtype for row in rows} == set(DTYPES)
-    # Both numbers of experts a token, with weights and without; few elements and 2**31.
+    # Both values of moe_top_k, with and without weights; few elements and 2**31.
     assert len({row.variant for row in rows if row.kernel == "_combine_kernel"}) == 4
     assert {row.variant for row in rows if row.kernel == "_glu_kernel"} == {"", "numel: i64"}
 
@@ -57,8 +57,8 @@ def test_every_kernel_compiles_for_every_gpu_without_spills(rows: list[Row]) -> 
     assert all(8 < each.registers < 128 for each in made)
 
 
-def test_rows_of_ours_are_numbered_in_64_bits_and_megablocks_in_32(rows: list[Row]) -> None:
-    # MEGABLOCKS_LIMIT is for these products: without them it would refuse sizes that can be computed.
+def test_our_kernels_compute_row_offsets_in_64_bits_and_megablocks_in_32(rows: list[Row]) -> None:
+    # MEGABLOCKS_LIMIT exists because of these products: without them it would reject sizes that work.
     for row in rows:
         narrow = [bool(each.narrow) for compiled in row.compiled.values() for each in compiled]
         assert set(narrow) == {row.kernel in KERNELS[MEGABLOCKS]}, row
@@ -89,7 +89,7 @@ def test_a_product_in_32_bits_is_found(code: str, found: int) -> None:
 def test_too_much_shared_memory_is_a_defect() -> None:
     compiled = Compiled(registers=32, spilled=0, shared=200 * 1024, narrow=[])
     assert [bool(compiled.defects(capability)) for capability in SHARED_LIMITS] == [True, False, False]
-    assert "needs 204,800 bytes of shared memory a block, and sm_80 has 166,912" in compiled.defects(80)[0]
+    assert "needs 204,800 bytes of shared memory per block, but sm_80 has 166,912" in compiled.defects(80)[0]
 
 
 def test_a_kernel_that_spills_or_does_not_compile_fails(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,9 +106,7 @@ def test_a_kernel_that_spills_or_does_not_compile_fails(monkeypatch: pytest.Monk
         assert any(error in each for each in report._row("k", "v", torch.float32, [launch]).errors)
 
 
-def test_without_triton_it_says_that_it_could_not(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_missing_triton_is_reported(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     real = builtins.__import__
 
     def without_triton(name: str, *args: Any, **kwargs: Any) -> Any:
@@ -118,6 +116,6 @@ def test_without_triton_it_says_that_it_could_not(
 
     monkeypatch.setattr(builtins, "__import__", without_triton)
     assert load_script("dev/gpu_gate").main([]) == 2
-    said = capsys.readouterr().err
-    assert "could not be compiled: No module named 'triton'" in said
-    assert "uv pip install triton" in said
+    message = capsys.readouterr().err
+    assert "could not be compiled: No module named 'triton'" in message
+    assert "uv pip install triton" in message

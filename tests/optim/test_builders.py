@@ -152,17 +152,17 @@ def test_schedules(name: str, expected: dict[int, float]) -> None:
         ({"name": "inv_sqrt_with_warmup"}, "t_warmup is 0ba, but inv_sqrt_with_warmup"),
     ],
 )
-def test_schedules_that_cannot_be(changes: dict, text: str) -> None:
+def test_invalid_schedules_are_rejected(changes: dict, text: str) -> None:
     with pytest.raises(ConfigError, match=text):
         build_scheduler(SchedulerConfig(**changes), CLOCK)
 
 
 def test_durations_become_batches() -> None:
-    told = {"7ba": 7, "801tok": 2, "1ep": 13, "2ep": 25, "0.1dur": 10, "0.011dur": 2, "1dur": 100}
-    assert {text: CLOCK.batches(text) for text in told} == told
+    batches = {"7ba": 7, "801tok": 2, "1ep": 13, "2ep": 25, "0.1dur": 10, "0.011dur": 2, "1dur": 100}
+    assert {text: CLOCK.batches(text) for text in batches} == batches
 
 
 @pytest.mark.parametrize("text", ["10", "ba", "-1ba", "1.5ba", "10 steps", ""])
-def test_what_is_no_duration(text: str) -> None:
-    with pytest.raises(ValueError, match=r"a duration is a number and a unit|counts whole ones"):
+def test_invalid_durations_are_rejected(text: str) -> None:
+    with pytest.raises(ValueError, match=r"a duration must be a number and a unit|must be an integer"):
         parse_duration(text)

@@ -52,7 +52,7 @@ def test_a_gpu_from_a_file(tmp_path: Path) -> None:
 def test_how_many_ranks_there_are() -> None:
     assert (make_cluster(None, None, None).ranks, make_cluster(2, None, None).ranks) == (1, 2)
     assert (make_cluster(2, None, "h100").ranks, make_cluster(2, 4, "h100").ranks) == (16, 8)
-    assert message(make_cluster, 0, None, None) == "--nodes is 0, but there must be at least 1"
+    assert message(make_cluster, 0, None, None) == "--nodes is 0, but must be at least 1"
     assert message(make_cluster, None, -1, None).startswith("--gpus is -1")
 
 
@@ -61,7 +61,7 @@ def test_how_many_ranks_there_are() -> None:
     [
         ("all-gather", 64, 1, 1 / 8),  # one of a node's 8 ranks sends to the next node
         ("all-gather", 8, 1, 0),
-        ("all-reduce", 8, 8, 1),  # no two of them are on one node
+        ("all-reduce", 8, 8, 1),  # each rank is on a different node
         ("all-gather", 16, 4, 1 / 2),
         ("all-to-all", 8, 1, 0),
         ("all-to-all", 16, 1, 8 / 15),
@@ -79,7 +79,8 @@ def test_a_run_for_a_cpu_has_no_gpu(tmp_path: Path) -> None:
 def test_torchs_grouped_gemm_needs_its_gpu_and_precision(tmp_path: Path) -> None:
     grouped = load(tmp_path, "model.ffn_config.moe_impl=grouped_mm")
     check_gpu(grouped, GPUS["a100"])
-    assert "needs a GPU of compute capability 8.0" in message(check_gpu, grouped, replace(GPUS["a100"], capability=7.0))
+    older = replace(GPUS["a100"], capability=7.0)
+    assert "requires a GPU with compute capability 8.0" in message(check_gpu, grouped, older)
     assert "precision is fp32" in message(check_gpu, replace(grouped, precision="fp32"), GPUS["a100"])
 
 
@@ -89,7 +90,7 @@ def test_a_step_is_its_parts_and_follows_from_the_gpu() -> None:
     step = predict(config, NODES, flops, sent)
     experts = next(each for each in flops if each.part == "experts")
     assert step.experts == pytest.approx(4096 * experts.total / (989e12 * assumed.experts))
-    # All gathers and reductions at the pace of the network, of which 9 tenths of the computation hide.
+    # All gathers and reductions run at the speed of the network, and overlap with 9 tenths of the computation.
     network = sum(between_nodes(each, 8) for each in sent) / (50e9 * assumed.link)
     assert step.inside == 0
     assert step.between == pytest.approx(network - assumed.overlap * step.computation)
@@ -98,7 +99,7 @@ def test_a_step_is_its_parts_and_follows_from_the_gpu() -> None:
     assert predict(config, fast, flops, sent).total < step.total
 
 
-def test_every_setting_that_is_found_fits_and_is_made_by_its_changes() -> None:
+def test_every_setting_found_fits_and_follows_from_its_changes() -> None:
     path = str(YAMLS / "dbrx.yaml")
     config = read_config(path, ["model.preset=35b"])
     found = fastest(candidates(config, NODES), NODES, most=20)
@@ -120,7 +121,7 @@ def test_what_does_not_fit_gets_the_smallest_changes() -> None:
     assert ("fsdp_config.activation_checkpointing=block",) in [each.changes for each in changes]
 
 
-def test_nodes_that_are_enough() -> None:
+def test_the_number_of_nodes_that_is_sufficient() -> None:
     config = read_config(str(YAMLS / "dbrx.yaml"))
     nodes = least_nodes(config, NODE)
     assert nodes is not None

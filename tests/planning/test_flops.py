@@ -1,4 +1,4 @@
-"""FLOPs of a step equal what torch's FlopCounterMode counts in the model itself."""
+"""The FLOPs of a step equal those that torch's FlopCounterMode counts in the model."""
 
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -39,8 +39,8 @@ def _addmm_flops(total: tuple[int, int], a: tuple[int, int], b: tuple[int, int],
 
 @contextmanager
 def counting() -> Iterator[FlopCounterMode]:
-    """Counts attention as the formula has it, over all pairs of tokens, and also GEMMs that add in place, which torch
-    leaves out."""
+    """Counts attention as in our formula, over all pairs of tokens, and also in-place addmm, which torch does not
+    count."""
     counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: _addmm_flops})
     with sdpa_kernel(SDPBackend.MATH), counter:
         yield counter
@@ -49,7 +49,7 @@ def counting() -> Iterator[FlopCounterMode]:
 def counted(
     config: ModelConfig, lora: LoraConfig | None, freeze: Collection[str], recompute: Recompute
 ) -> tuple[int, set]:
-    """FLOPs of forward and backward of one row, and which parameters were trained."""
+    """The FLOPs of forward and backward of one row, and the names of the trained parameters."""
     model = DbrxForCausalLM(config)
     if lora is not None:
         add_lora(model, lora)
@@ -103,8 +103,8 @@ def test_flops_with_adapters(targets: list[str], per_expert: bool) -> None:
 
 
 def sums_on_cpu(config: ModelConfig, lora: LoraConfig, recompute: Recompute) -> int:
-    """What adds up the results of a token's experts, and of their shared A, is a bmm on a CPU, where w2 has an adapter,
-    and else an elementwise kernel."""
+    """FLOPs that exist only on a CPU: if w2 has an adapter, a bmm sums the results of a token's experts and of their
+    shared A. Otherwise an elementwise kernel does."""
     if "w2" not in lora.targets:
         return 0
     width = config.d_model + (0 if lora.per_expert else lora.r)
@@ -114,6 +114,6 @@ def sums_on_cpu(config: ModelConfig, lora: LoraConfig, recompute: Recompute) -> 
 
 def test_flops_of_the_132b_by_part_are_those_of_its_mfu() -> None:
     config = ModelConfig()
-    # Those of the norms' weights, which are no GEMMs.
+    # The norms' weights are not used in GEMMs.
     norms = 6 * (2 * config.n_layers + 1) * config.d_model
     assert total(flops_by_part(config, 4096)) == flops_per_token(config, 4096) - norms

@@ -98,7 +98,7 @@ def test_gathered_units_and_activations(tmp_path):
     assert cpu.activations == 2 * memory_per_rank(load(tmp_path), 2, gpu=False).activations
 
 
-def test_activations_of_attention_and_experts_are_what_autograd_keeps_at_the_least(tmp_path):
+def test_activations_are_the_minimum_that_autograd_keeps(tmp_path):
     from train.models.dbrx import DbrxForCausalLM
 
     config = load(tmp_path, "model.vocab_size=16")
@@ -120,12 +120,12 @@ def test_activations_of_attention_and_experts_are_what_autograd_keeps_at_the_lea
     assert planned <= sum(kept.values()) - weights <= 3 * planned
 
 
-def test_a_run_that_fits_is_let_through(tmp_path, monkeypatch):
+def test_a_run_that_fits_is_accepted(tmp_path, monkeypatch):
     machine(monkeypatch, cpu=1e9, local_ranks=2)
     check_machine(load(tmp_path), 2, "cpu")
 
 
-def test_less_memory_than_is_predicted_is_warned_of(tmp_path, monkeypatch, caplog):
+def test_less_memory_than_predicted_gives_a_warning(tmp_path, monkeypatch, caplog):
     config = load(tmp_path)
     bound, predicted = memory_per_rank(config, 2, gpu=True).total, memory_parts(config, 2, gpu=True).total
     assert bound < predicted
@@ -135,7 +135,7 @@ def test_less_memory_than_is_predicted_is_warned_of(tmp_path, monkeypatch, caplo
     machine(monkeypatch, gpu=predicted - 1)
     check_machine(config, 2, "gpu")
     (line,) = caplog.messages
-    assert line.startswith("memory may not be enough: each of 2 ranks is predicted to need ")
+    assert line.startswith("memory may be insufficient: each of 2 ranks is predicted to need ")
     machine(monkeypatch, gpu=bound - 1)
     assert "do not fit" in refusal(config, 2, "gpu")
 
@@ -144,21 +144,21 @@ def test_cpu_machine_that_is_too_small(tmp_path, monkeypatch):
     machine(monkeypatch, cpu=400e9, local_ranks=2)
     line = refusal(load(tmp_path, *BIG), 2)
     assert line.startswith("131,596,523,520 parameters do not fit: each of 2 ranks needs at least ")
-    assert "but there is no GPU, and this machine has 186.26gb for each; it takes at least " in line
-    assert line.endswith(" such machines, or 64 GPUs of 80gb")
+    assert "but there is no GPU, and this machine has 186.26gb for each; at least " in line
+    assert line.endswith(" such machines are needed, or 64 GPUs of 80gb")
 
 
-def test_machine_that_no_number_of_makes_enough(tmp_path, monkeypatch):
+def test_no_number_of_these_machines_is_sufficient(tmp_path, monkeypatch):
     machine(monkeypatch, cpu=4e9)
     line = refusal(load(tmp_path, *BIG), 1)
-    assert line.endswith("no number of such machines is enough: it takes at least 64 GPUs of 80gb")
+    assert line.endswith("no number of such machines is sufficient: at least 64 GPUs of 80gb are needed")
 
 
 def test_gpus_that_are_too_few(tmp_path, monkeypatch):
     machine(monkeypatch, gpu=80e9)
     config = load(tmp_path, *BIG, "fsdp_config={activation_checkpointing: true}")
     line = refusal(config, 8, "gpu")
-    assert "but its GPU has 74.5gb; it takes at least " in line
+    assert "but its GPU has 74.5gb; at least " in line
     ranks = ranks_that_fit(config, 80e9, gpu=True)
     assert ranks is not None
     assert f"at least {ranks} such GPUs" in line
@@ -166,11 +166,9 @@ def test_gpus_that_are_too_few(tmp_path, monkeypatch):
     assert "parameters do not fit" in refusal(config, ranks - 1, "gpu")
 
 
-def test_ddp_is_told_that_sharding_is_the_way_out(tmp_path, monkeypatch):
+def test_ddp_without_enough_memory_suggests_sharding(tmp_path, monkeypatch):
     machine(monkeypatch)
-    assert "without `fsdp_config: null` the states would be sharded" in refusal(
-        load(tmp_path, *BIG, "fsdp_config=null"), 8
-    )
+    assert "remove `fsdp_config: null` to shard the states" in refusal(load(tmp_path, *BIG, "fsdp_config=null"), 8)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""scripts/plan.py itself: what it refuses, what it prints, and that it needs no torch."""
+"""scripts/plan.py: the errors it reports, what it prints, and that it does not import torch."""
 
 import json
 import re
@@ -34,17 +34,17 @@ def plan(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str,
     [
         (["--nodes", "0"], "--nodes is 0"),
         (["--gpu", "h10"], "did you mean h100?"),
-        (["--search"], "--search is given without --gpu"),
+        (["--search"], "--search needs --gpu"),
         (["--gpus", "3"], "global_train_batch_size is 8, but it must be divisible by the 3 ranks"),
         (["fsdp_config.expert_parallel_degree=3"], "must divide the 16 experts"),
         (["fsdp_config.expert_parallel_degree=2"], "must divide the 1 rank over which"),
         (["optimizer.freeze=['*.nothing']"], "matches no parameter"),
-        (["autoresume=true", "save_folder=x/{run_name}"], "no later start would find this run"),
+        (["autoresume=true", "save_folder=x/{run_name}"], "a later start could not find this run"),
         (["model.pretrained_model_name_or_path=./none"], "model.pretrained_model_name_or_path"),
         (["model={ffn_config: {moe_impl: megablocks}}", "max_seq_len=32768", *ROWS], "below 2**31"),
     ],
 )
-def test_what_a_run_would_refuse_is_refused(
+def test_a_plan_rejects_what_a_run_rejects(
     small: str, capsys: pytest.CaptureFixture[str], arguments: list[str], error: str
 ) -> None:
     code, _, printed = plan(capsys, small, *arguments)

@@ -18,7 +18,7 @@ def sent(config: TrainConfig, ranks: int, *, gpu: bool = True) -> dict[tuple[str
 
 def test_the_132b_on_64_ranks() -> None:
     found = sent(read_config(str(YAMLS / "dbrx.yaml")), 64)
-    # Gathered twice in bf16, reduced once in fp32; 63/64 of it comes from other ranks.
+    # Gathered twice in bf16, reduced once in fp32; 63/64 comes from other ranks.
     each = 4 * count_parameters(read_config(str(YAMLS / "dbrx.yaml")).model)[0] * 63 / 64
     assert found == {
         ("all-gather", "shard"): pytest.approx(each, rel=1e-4),
@@ -32,7 +32,7 @@ def test_the_132b_with_expert_parallelism() -> None:
     experts = sum(size for name, size in sizes.items() if ".experts." in name)
     assert found["all-gather", "expert_shard"] == 4 * experts / 8 * 7 / 8
     assert found["all-gather", "shard"] == pytest.approx(4 * (sum(sizes.values()) - experts) * 63 / 64, rel=3e-3)
-    # There and back in forward and in backward, and there once more: blocks are computed again.
+    # To the experts and back in forward and in backward, and to them once more, because blocks are recomputed.
     tokens = 5 * 40 * 4096 * 4 * 6144 * 2 * 7 / 8
     assert found["all-to-all", "expert"] == pytest.approx(tokens, rel=1e-3)
 
@@ -81,20 +81,20 @@ def test_a_frozen_base_is_gathered_and_not_reduced(tmp_path: Path) -> None:
     assert config.lora is not None
     sizes = parameter_sizes(config.model)
     adapters = sum(rows * columns for rows, columns in adapter_shapes(config.model, config.lora).values())
-    # Also the embedding is gathered twice, which no gradient reaches: it stands before the first block.
+    # The embedding is gathered twice too, although no gradient reaches it: it precedes the first block.
     found = sent(config, 2)
     assert found["all-gather", "shard"] == 2 * 2 * (sum(sizes.values()) + adapters) / 2
     assert found["reduce-scatter", "shard"] == 4 * adapters / 2
 
 
-def test_what_is_padded_is_sent(tmp_path: Path) -> None:
+def test_padding_is_included_in_traffic(tmp_path: Path) -> None:
     config = load(tmp_path, "lora={r: 2, alpha: 8, target_modules: [out_proj]}")
     adapter = next(unit for unit in units(config, gpu=True) if unit.name.endswith("out_proj.lora"))
-    # Of A's 2 rows, 64 numbers each, no rank of 8 has less than one.
+    # The 2 rows of A, with 64 numbers each, are sharded over 8 ranks: with padding, each rank has one row.
     assert (adapter.copies, adapter.shard_size(8)) == (2, 64 + 64 * 2 // 8)
 
 
-def test_of_the_blocks_that_backward_does_not_reach_only_the_last_is_gathered_again(tmp_path: Path) -> None:
+def test_backward_gathers_only_the_last_of_the_blocks_it_does_not_reach(tmp_path: Path) -> None:
     freeze = "optimizer.freeze=['*.wte.*', '*.blocks.0.*', '*.blocks.1.*']"
     config = load(tmp_path, freeze, "device_train_microbatch_size=4", "model.n_layers=3")
     sizes = parameter_sizes(config.model)

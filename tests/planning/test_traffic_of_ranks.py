@@ -1,4 +1,4 @@
-"""The planned traffic is what ranks send, to the byte."""
+"""The planned traffic equals the bytes that ranks send."""
 
 from collections import Counter
 from pathlib import Path
@@ -9,7 +9,7 @@ import torch
 from tests.helpers.ranks import run_ranks
 from tests.helpers.small_config import load
 from train.planning.traffic import traffic
-from train.simulation.operations import FollowedOperations
+from train.simulation.operations import TrackedOperations
 from train.simulation.storages import Storages
 
 CASES = {
@@ -20,7 +20,7 @@ CASES = {
 
 
 def sent_by(folder: Path) -> dict[str, tuple[dict[str, int], dict[str, float]]]:
-    """What this rank has sent in a step of each case, and what was planned."""
+    """The bytes that this rank sent in a step of each case, and the planned bytes."""
     import torch.distributed as dist
     from composer.utils import dist as composer_dist
     from composer.utils import get_device
@@ -34,7 +34,7 @@ def sent_by(folder: Path) -> dict[str, tuple[dict[str, int], dict[str, float]]]:
         config = load(own, *overrides, "global_train_batch_size=4")
         device = torch.device("cpu")
         model = build_model(config.model, config.fsdp_config, precision="fp32", device=device, seed=1, lora=config.lora)
-        with FollowedOperations(Storages()) as operations:
+        with TrackedOperations(Storages()) as operations:
             for _ in range(2):
                 ids = torch.arange(config.max_seq_len).view(1, -1)
                 losses = model(ids, ids).losses_BS
@@ -53,6 +53,6 @@ def sent_by(folder: Path) -> dict[str, tuple[dict[str, int], dict[str, float]]]:
 def test_planned_traffic_is_what_ranks_send(tmp_path: Path) -> None:
     first, second = run_ranks(sent_by, 2, tmp_path)
     for name in CASES:
-        # Which experts tokens go to makes one rank send more than the other.
+        # The routing makes one rank send more than the other.
         (sent, planned), (its, _) = first[name], second[name]
         assert {kind: (n_bytes + its[kind]) / 2 for kind, n_bytes in sent.items()} == planned

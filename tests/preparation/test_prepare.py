@@ -69,7 +69,7 @@ def text_config(folder: Path, texts: list[str], **changes) -> DatasetConfig:
     return dataset_config(folder, **changes)
 
 
-def test_texts_are_cut_and_go_on_in_the_next_row(tmp_path):
+def test_texts_are_cut_and_continue_in_the_next_row(tmp_path):
     texts = [f"{i} " * (i % 90 + 1) for i in range(100)]
     folder = prepare(text_config(tmp_path, texts), TOY)
     rows = samples_of(folder)
@@ -346,7 +346,7 @@ def test_killed_while_it_writes_a_shard_it_goes_on(tmp_path, small_pieces, monke
     assert contents(tmp_path / "out") == expected
 
 
-def test_a_full_disk_is_said_and_what_is_done_is_kept(tmp_path, small_pieces, monkeypatch):
+def test_a_full_disk_is_reported_and_what_is_done_is_kept(tmp_path, small_pieces, monkeypatch):
     write_jsonl(tmp_path / "train.jsonl", questions(250))
     config, expected = dataset_config(tmp_path, prepare_workers=1), undisturbed(tmp_path)
     numbers, flush = count(1), MDSWriter.flush_shard
@@ -448,7 +448,7 @@ def test_input_that_changes_while_it_is_read_is_refused(tmp_path, small_pieces):
             return super().encode(text)
 
     write_jsonl(tmp_path / "train.jsonl", questions(250))
-    with pytest.raises(DataError, match="was changed while it was being read"):
+    with pytest.raises(DataError, match="changed while it was being read"):
         prepare(dataset_config(tmp_path, prepare_workers=1), Appending())
     assert left_behind(tmp_path / "cache") == []
 
@@ -533,7 +533,7 @@ def test_those_who_wait_see_how_far_it_is(tmp_path, small_pieces, capsys, monkey
 
 @pytest.mark.parametrize("place", ["train.jsonl/cache", "x" * 300])
 def test_a_cache_that_cannot_be_written_is_named(tmp_path, monkeypatch, place):
-    """Also on a file system that takes shorter names than a config is checked for."""
+    """Also on a file system that allows only shorter names than the config check does."""
     monkeypatch.setattr("data.base.paths.MAX_NAME_BYTES", 1000)
     write_jsonl(tmp_path / "train.jsonl", questions(3))
     config = dataset_config(tmp_path, cache_dir=str(tmp_path / place))
@@ -566,7 +566,7 @@ def test_a_remote_folder_gets_all_of_it_the_index_last(tmp_path, small_pieces, m
 
     monkeypatch.setattr(LocalUploader, "upload_file", note)
     settings = {"config": dataset_config(tmp_path), "tokenizer": TOY, "remote": str(tmp_path / "remote")}
-    with pytest.raises(DataError, match=r"not all of .*out could be sent to .*remote' .*the network is gone"):
+    with pytest.raises(DataError, match=r"out could not be sent completely to .*remote' .*the network is gone"):
         prepare_into(tmp_path / "out", **settings)
     assert not (tmp_path / "remote" / "index.json").exists()
     prepare_into(tmp_path / "out", **settings)

@@ -63,7 +63,7 @@ ORDER = [
     "data.config",
     "data.base",
 ]
-"""Packages, and the modules beside them. A package imports from those below it alone."""
+"""The order of packages and of modules next to them. A package imports only from those below it."""
 
 FORBIDDEN = {
     "data": ("train", "composer", "scripts", "tests"),
@@ -72,7 +72,7 @@ FORBIDDEN = {
     "train.py": ("scripts", "tests"),
     "scripts": ("scripts", "tests"),
 }
-"""What files below a folder do not import, at any depth of nesting."""
+"""Packages that files in a folder must not import, at any nesting depth."""
 
 _SECTIONS = ("data.config.sections", "data.config.values")
 ALLOWED = {
@@ -80,8 +80,8 @@ ALLOWED = {
     "scripts/dev": ("scripts.bench", "scripts.dev"),
     "train/models": (*_SECTIONS, "data.mds.row"),
 }
-"""The only exceptions: what the benches share, which maintenance uses too; the base of all sections of a config, and
-the label that is not trained on, which need no other module of data but data.base."""
+"""The only exceptions: code shared by the benches, which scripts/dev also uses; and the base class of config sections
+and the ignored label, which import no other module of data except data.base."""
 
 
 def module_of(path: Path) -> str:
@@ -89,7 +89,7 @@ def module_of(path: Path) -> str:
 
 
 def package_of(module: str) -> str:
-    """The entry of ORDER that a module belongs to, or `train` or `data` themselves."""
+    """Return the entry of ORDER to which a module belongs; `train` and `data` are returned as they are."""
     found = [entry for entry in ORDER if within(module, entry)]
     return max(found, key=len) if found else module.partition(".")[0]
 
@@ -99,7 +99,7 @@ def within(name: str, package: str) -> bool:
 
 
 def imported(path: Path) -> set[str]:
-    """Full names of all that a file imports: `from a.b import c` gives a.b and a.b.c."""
+    """Return the full names of everything a file imports: `from a.b import c` yields a.b and a.b.c."""
     names: set[str] = set()
     package = path.relative_to(ROOT).parent.parts
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -128,8 +128,8 @@ def test_imports_point_one_way(path: Path) -> None:
             names = {name for name in names if not any(within(name, module) for module in allowed)}
     for folder, packages in FORBIDDEN.items():
         if place == folder or place.startswith(f"{folder}/"):
-            wrong = sorted(name for name in names for package in packages if within(name, package))
-            assert wrong == [], f"{place} imports {wrong}"
+            forbidden = sorted(name for name in names for package in packages if within(name, package))
+            assert forbidden == [], f"{place} imports {forbidden}"
 
 
 def test_every_module_has_its_place_in_the_order() -> None:
@@ -149,7 +149,7 @@ def test_packages_import_from_those_below_alone() -> None:
 
 
 def test_modules_do_not_import_each_other_in_a_circle() -> None:
-    # An import of a.b runs a/__init__.py too, but these import nothing.
+    # Importing a.b also runs a/__init__.py, but these files import nothing.
     try:
         TopologicalSorter(GRAPH).prepare()
     except CycleError as error:
@@ -157,7 +157,7 @@ def test_modules_do_not_import_each_other_in_a_circle() -> None:
 
 
 def private_names(path: Path) -> Iterable[str]:
-    """Private names of other packages that a file imports, or reads from a module that it imports."""
+    """Return the private names of other packages that a file imports, or reads from an imported module."""
     folder = module_of(path).rpartition(".")[0]
     tree = ast.parse(path.read_text(encoding="utf-8"))
     modules: dict[str, str] = {}
@@ -200,7 +200,7 @@ def test_a_package_says_what_belongs_there(folder: Path) -> None:
     assert 3 <= len([*folder.glob("*.py")]) - 1 <= 10, f"{package} has too few or too many files for one subject"
 
 
-def test_an_import_is_seen_wherever_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_imports_are_found_at_any_depth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tests.project.test_imports.ROOT", tmp_path)
     file = tmp_path / "data" / "x.py"
     file.parent.mkdir()

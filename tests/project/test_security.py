@@ -1,5 +1,5 @@
-"""Files of a repository that try to run code, or to read or write elsewhere; and that docs/security.md names tests
-that are there. Each attack would leave a file called canary, or copy one: see data/hub/repository_files.py."""
+"""Files of a repository that try to run code, or to read or write elsewhere. Each attack would create or copy a file
+named canary: see data/hub/repository_files.py. Also checks that the tests named in docs/security.md exist."""
 
 import gzip
 import json
@@ -47,7 +47,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(saved: Path, tmp_path: Path) -> Path:
-    """A tokenizer's folder, which each test changes, and beside it what no tokenizer is to read."""
+    """Create a tokenizer's folder, which each test changes, next to files that no tokenizer may read."""
     (tmp_path / "canary").write_text("secret\n")
     return Path(shutil.copytree(saved, tmp_path / "mine"))
 
@@ -68,7 +68,7 @@ def refused(call: Callable[[], Any]) -> str:
 
 
 def load_and_save(folder: Path) -> str:
-    """Two folders deep, as an attack expects it."""
+    """Two folders deep, as the attacks expect."""
     into = folder.parent / "save" / "tokenizer"
     into.mkdir(parents=True)
     message = refused(lambda: load(folder).save_pretrained(into, 64))
@@ -86,7 +86,7 @@ def test_a_template_with_a_path_for_a_name_is_refused(folder: Path, name: str, t
     add(folder / name, chat_template=templates)
     message = load_and_save(folder)
     assert f"{folder / name} has a chat_template called '{CANARY}', which would become a path" in message
-    assert "rename it or remove it" in message
+    assert "rename it using only letters" in message
 
 
 @pytest.mark.parametrize("name", [".", "a b", "a.b", "sub/x"])
@@ -123,12 +123,12 @@ def test_a_tokenizer_names_no_code_and_no_path(folder: Path, name: str, key: str
 
 @pytest.mark.parametrize("class_name", ["BertTokenizer", "PreTrainedTokenizerFast"])
 def test_a_file_elsewhere_is_not_copied_into_what_is_saved(folder: Path, class_name: str) -> None:
-    # transformers 5.24 still reads this path, and the vocabulary that it saves holds the file's lines.
+    # transformers 5.24 still reads this path and would copy the file's lines into the saved vocabulary.
     (folder / "tokenizer.json").unlink()
     (folder / "vocab.txt").write_text("[UNK]\n")
     (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": class_name}))
     add(folder / "special_tokens_map.json", vocab_file=str(folder.parent / "canary"), unk_token="[UNK]")
-    canary = shown(str(folder.parent / "canary"))  # cut where the tests' folder has a long name
+    canary = shown(str(folder.parent / "canary"))  # shortened if the tests' folder has a long name
     assert f"special_tokens_map.json has vocab_file {canary}" in load_and_save(folder)
 
 
@@ -136,7 +136,7 @@ CONFIG_KEYS: list[tuple[str, Any]] = [
     ("_attn_implementation_internal", "acme/kernel"),
     ("_attn_implementation", "acme/kernel@v1:fn"),
     ("attn_implementation", {"": "acme/kernel"}),
-    ("attn_implementation", "flash_attention_2"),  # transformers fetches it where it is not installed
+    ("attn_implementation", "flash_attention_2"),  # transformers downloads it if it is not installed
     ("experts_implementation", "sonicmoe"),
     ("_experts_implementation", "acme/kernel"),
     ("_experts_implementation_internal", "grouped_mm"),
@@ -243,7 +243,7 @@ def test_a_link_out_of_the_folder_is_refused(folder: Path, name: str, absolute: 
     link.symlink_to(canary if absolute else os.path.relpath(canary, link.parent))
     message = load_and_save(folder)
     assert f"{link} is a link to {shown(str(canary))}, outside of the folder" in message
-    assert "put a copy of the file in its place" in message
+    assert "replace the link by a copy of the file" in message
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "chat_template.jinja", "additional_chat_templates/x.jinja"])
@@ -269,7 +269,7 @@ def test_a_link_to_what_is_no_file_of_that_name_is_refused(folder: Path, target:
     (folder / "store").symlink_to(folder.parent / "store")
     message = refused(lambda: load(folder))
     assert "outside of the folder" in message
-    assert "is followed" in message
+    assert "are allowed" in message
 
 
 def test_links_that_stay_inside_are_followed(folder: Path) -> None:
@@ -291,7 +291,7 @@ def test_the_hub_s_cache_consists_of_links(folder: Path, tmp_path: Path, monkeyp
     (snapshot / "vocab.txt").symlink_to("../../blobs/../../../canary")
     assert "outside of the folder" in refused(lambda: load(snapshot))
     (snapshot / "vocab.txt").unlink()
-    (snapshot / "canary").symlink_to(folder.parent / "canary")  # of the same name
+    (snapshot / "canary").symlink_to(folder.parent / "canary")  # the link has the file's own name
     assert "outside of the folder" in refused(lambda: load(snapshot))
 
 
@@ -347,7 +347,7 @@ def test_the_hub_s_files_are_checked_before_the_rest_is_fetched(
         assert build_tokenizer(TokenizerConfig(name="acme/good")).fingerprint
 
 
-def test_what_real_repositories_have_is_taken(folder: Path) -> None:
+def test_files_of_real_repositories_are_accepted(folder: Path) -> None:
     add(folder / "config.json", model_type="dbrx", auto_map={}, attn_implementation="sdpa", _attn_implementation=None)
     add(folder / "config.json", _attn_implementation_autoset=True, tokenizer_class="GPT2Tokenizer", architectures=["A"])
     add(folder / "tokenizer_config.json", name_or_path="/home/somebody", special_tokens_map_file="/home/somebody/x")
@@ -370,7 +370,7 @@ def test_a_yaml_makes_no_objects(tmp_path: Path, where: str) -> None:
     (tmp_path / "a.yaml").write_text(f"seed: {tag}\n" if where == "file" else "seed: 1\n")
     overrides = [] if where == "file" else [f"seed={tag}"]
     message = refused(lambda: read_config(str(tmp_path / "a.yaml"), overrides))
-    assert "not YAML: could not determine a constructor for the tag" in message
+    assert "not valid YAML: could not determine a constructor for the tag" in message
     assert not (tmp_path / "canary").exists()
 
 
@@ -390,11 +390,11 @@ def test_a_file_that_decompresses_to_far_more_stays_small_in_memory(
     (_, problem), (_, row) = read(source)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert "the row is of 50.01mb" in problem.text
+    assert "the row has 50.01mb" in problem.text
     assert (row, peak < 20 << 20) == ({"text": "a"}, True)
 
 
-def test_every_test_that_the_table_names_is_there() -> None:
+def test_every_test_in_the_table_exists() -> None:
     named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", (ROOT / "docs" / "security.md").read_text(encoding="utf-8"))
     assert len(named) > 20
     texts = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py")}

@@ -2,15 +2,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.load_script import load_script
 from train.config.load import read_config, to_yaml
-from train.config.ranks import check_world_size
+from train.planning.checks import read_checked
 
 ROOT = Path(__file__).parents[2]
 YAMLS = sorted((ROOT / "yamls").rglob("*.yaml"))
-
-
-def test_there_are_yamls():
-    assert {path.name for path in YAMLS} >= {"dbrx.yaml", "dbrx_tiny.yaml"}
+TABLES = load_script("dev/preset_table")
 
 
 @pytest.mark.parametrize("path", YAMLS, ids=lambda path: str(path.relative_to(ROOT)))
@@ -22,9 +20,33 @@ def test_every_yaml_loads_and_is_short(path, tmp_path):
     assert len(path.read_text().splitlines()) < 60
 
 
-RANKS = {"dbrx.yaml": 64, "dbrx_lora.yaml": 8, "dbrx_tiny.yaml": 2, "dbrx_tiny_lora.yaml": 2}
+def test_every_yaml_has_a_number_of_ranks():
+    assert sorted(TABLES.SHIPPED) == [str(path.relative_to(ROOT / "yamls")) for path in YAMLS]
 
 
-@pytest.mark.parametrize(("name", "ranks"), RANKS.items())
-def test_a_yaml_can_be_cut_for_the_ranks_it_speaks_of(name, ranks):
-    check_world_size(read_config(str(ROOT / "yamls/finetune" / name)), ranks)
+@pytest.mark.parametrize(("name", "ranks"), TABLES.SHIPPED.items())
+def test_a_yaml_passes_all_checks_for_the_ranks_it_is_written_for(name, ranks):
+    read_checked(str(ROOT / "yamls" / name), [], ranks)
+
+
+@pytest.mark.parametrize("page", TABLES.PAGES)
+def test_tables_of_a_page_are_those_of_the_planner(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert "<!-- table: presets " in text
+    assert TABLES.filled(text) == text, "python scripts/dev/preset_table.py --write"
+
+
+def test_tables_are_written_between_their_markers():
+    page = "before\n<!-- table: presets x -->\nold\n<!-- end of table -->\nafter\n"
+    written = TABLES.filled(page)
+    assert written.startswith("before\n<!-- table: presets x -->\n\n| preset |")
+    assert written.endswith(" |\n\n<!-- end of table -->\nafter\n")
+    assert "old" not in written
+    assert TABLES.filled(written) == written
+
+
+def test_the_smallest_number_of_gpus_fits_and_half_of_it_does_not():
+    config = read_config(str(ROOT / "yamls/finetune/dbrx.yaml"))
+    found = TABLES.smallest(config)
+    assert found.ranks == 64
+    assert found.memory < 80 * 2**30 < TABLES.prediction(config, 32).memory

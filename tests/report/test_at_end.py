@@ -1,4 +1,4 @@
-"""A real run ends with its report, however it ends."""
+"""A real run writes its report when it ends, successfully or not."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ class Failing(Callback):
 
 
 def fail_then_finish(path: str) -> list[str]:
-    """The report of a run that fails, and that of the same run once it has resumed, with another learning rate."""
+    """Return the report of a failed run, and of the same run after a resume with another learning rate."""
     reports_at_end(True)
     report = Path(path).parent / "toy" / "report.html"
     with pytest.raises(ZeroDivisionError):

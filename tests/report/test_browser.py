@@ -37,11 +37,12 @@ const once = setInterval(() => {
   }, 500);
 }, 100);
 </script>"""
-"""Moves the slider to the first measurement, points at the middle of the loss, and notes the tooltip as the title."""
+"""Moves the slider to the first measurement, moves the pointer to the middle of the loss, and stores the tooltip as
+title."""
 
 
 def browse(page: Path, *arguments: str, at: str = "") -> tuple[str, list[str]]:
-    """What Chromium prints, and the errors on the page's console. `at`: #x=...&theme=..."""
+    """Return Chromium's output and the errors on the page's console. at: #x=...&theme=..."""
     assert CHROMIUM is not None
     command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--enable-logging=stderr"]
     command += [f"--user-data-dir={page.parent / 'chromium'}", "--virtual-time-budget=20000", *OFFLINE, *arguments]
@@ -50,13 +51,13 @@ def browse(page: Path, *arguments: str, at: str = "") -> tuple[str, list[str]]:
 
 
 def drawn(dom: str) -> list[bool]:
-    """Of each chart, whether it has marks."""
+    """Return, for each chart, whether it has marks."""
     charts = re.split(r'<div class="chart[" ]', dom.partition("<script")[0])[1:]
     marks = re.compile(r'class="mark-(line|rect|symbol)[^"]* role-mark[^"]*"[^>]*>\s*<path')
     return [marks.search(chart) is not None for chart in charts]
 
 
-def test_every_chart_is_drawn_and_answers(tmp_path: Path) -> None:
+def test_every_chart_is_drawn_and_interactive(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", Shape(streams=("web", HOSTILE), text=HOSTILE))
     page = write_report([folder])
     html, closed, rest = page.read_text("utf-8").rpartition("</body>")
@@ -82,7 +83,7 @@ def test_every_chart_is_drawn_and_answers(tmp_path: Path) -> None:
     ],
 )
 def test_screenshots(at: str, size: Sequence[int], runs: int, tmp_path: Path) -> None:
-    """They lie in pytest's folder (--basetemp), to be looked at."""
+    """Write screenshots to pytest's folder (--basetemp) for a visual check."""
     from PIL import Image
 
     folders = [

@@ -1,4 +1,4 @@
-"""The figures at the top, what is alarming, and how configs differ."""
+"""Key figures, warnings, and differences between configs."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from train.report.reading.run import EVAL_LOSS, LOSS, Run, read_run
 
 @pytest.fixture
 def calm(tmp_path: Path) -> Run:
-    """A run without anything alarming."""
+    """Return a run without warnings."""
     run = read_run(write_run(tmp_path, Shape(steps=60, outcome="finished", resumed=False)))
     series = {**run.metrics.series, "experts/dead": Series(steps=np.array([60]), values=np.array([0.0]))}
     (tmp_path / "record.jsonl").unlink()
@@ -26,23 +26,23 @@ def with_series(run: Run, series: dict[str, Series]) -> Run:
     return Run(**{**vars(run), "metrics": Metrics(**{**vars(run.metrics), "series": series})})
 
 
-def test_a_calm_run_alarms_nobody(calm: Run) -> None:
+def test_a_normal_run_has_no_warnings(calm: Run) -> None:
     assert alarms(calm) == []
 
 
-def test_an_evaluation_loss_that_rises_is_alarming(calm: Run) -> None:
+def test_a_rising_evaluation_loss_is_a_warning(calm: Run) -> None:
     rising = Series(steps=np.array([10, 20, 30]), values=np.array([3.0, 2.0, 2.5]))
     changed = with_series(calm, {**calm.metrics.series, EVAL_LOSS: rising})
     assert alarms(changed) == ["The evaluation loss has risen from 2 at step 20 to 2.5."]
 
 
-def test_a_last_loss_that_is_not_finite_is_alarming(calm: Run) -> None:
+def test_a_last_loss_that_is_not_finite_is_a_warning(calm: Run) -> None:
     lost = Series(steps=np.array([1, 2]), values=np.array([3.0, np.nan]))
     assert alarms(with_series(calm, {**calm.metrics.series, LOSS: lost})) == ["The last loss is not finite."]
 
 
 @pytest.mark.parametrize(("outcome", "begin"), [("failed", "The run has failed: "), (None, "The last line is 41d16h")])
-def test_the_end_of_a_run_may_be_alarming(outcome: str | None, begin: str, tmp_path: Path) -> None:
+def test_a_failed_end_is_a_warning(outcome: str | None, begin: str, tmp_path: Path) -> None:
     write_run(tmp_path, Shape(steps=60, outcome=outcome, resumed=False))
     assert alarms(read_run(tmp_path, START + 90 + 3_600_000))[0].startswith(begin)
 

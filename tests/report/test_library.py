@@ -1,4 +1,4 @@
-"""The charts' JavaScript is made once, and goes without a cache where none can be."""
+"""The charts' JavaScript is created once; without a usable cache it is created every time."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ ESCAPED = 'a("<\\/script>", "<\\!--", "")'
 
 @pytest.fixture(autouse=True)
 def made(monkeypatch: pytest.MonkeyPatch) -> list[None]:
-    """An entry each time that it is made."""
+    """Return a list with one entry per creation."""
     calls: list[None] = []
 
     def bundle(snippet: str | None) -> str:
@@ -30,7 +30,9 @@ def test_it_is_made_once(made: list[None], tmp_path: Path, monkeypatch: pytest.M
     assert len(list((tmp_path / "dropless").iterdir())) == 1
 
 
-def test_it_needs_no_cache(made: list[None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_library_is_created_without_a_cache(
+    made: list[None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert library.__wrapped__() == ESCAPED

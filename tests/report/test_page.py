@@ -1,4 +1,4 @@
-"""The page is whole in itself, safe, small, and has its numbers as tables too."""
+"""The page is self-contained, safe and small, and also shows its numbers as tables."""
 
 import json
 import re
@@ -23,7 +23,7 @@ MB = 1_000_000
 
 
 class Elements(HTMLParser):
-    """All elements of a page, and its texts outside scripts and styles."""
+    """Collects all elements of a page, and its text outside of scripts and styles."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -71,13 +71,13 @@ def specs(run: Run) -> Iterator[dict[str, Any]]:
     yield timeline_spec(timeline_rows(run))
 
 
-def test_specifications_are_valid_vega_lite(toy: Run) -> None:
-    import altair  # takes seconds
+def test_specifications_are_valid_vega_lite_documents(toy: Run) -> None:
+    import altair  # imported here because it takes seconds
 
     shown = list(specs(toy))
     assert len(shown) > 15
     for spec in shown:
-        altair.Chart.from_dict({"data": {"name": "rows"}, **spec})  # raises for what the schema does not know
+        altair.Chart.from_dict({"data": {"name": "rows"}, **spec})  # raises for anything that the schema does not allow
 
 
 def test_nothing_outside_the_page_is_requested(page: str) -> None:
@@ -85,7 +85,7 @@ def test_nothing_outside_the_page_is_requested(page: str) -> None:
     outside = [
         (tag, name) for tag, attributes in elements.found for name in attributes if name in ("src", "href", "action")
     ]
-    assert outside == [("link", "href")]  # the empty icon, without which browsers ask for one
+    assert outside == [("link", "href")]  # the empty icon, without which browsers request one
     assert ("link", {"rel": "icon", "href": "data:,"}) in elements.found
     policy = next(
         each["content"] for tag, each in elements.found if each.get("http-equiv") == "Content-Security-Policy"
@@ -96,7 +96,7 @@ def test_nothing_outside_the_page_is_requested(page: str) -> None:
     assert "vega.github.io/editor" not in page
 
 
-def test_texts_of_a_run_are_no_code(tmp_path: Path) -> None:
+def test_texts_of_a_run_are_escaped(tmp_path: Path) -> None:
     shape = Shape(name=HOSTILE, streams=(HOSTILE, "code"), text=HOSTILE, steps=60)
     elements = Elements(render([read_run(write_run(tmp_path, shape))]))
     assert (elements.count("script"), elements.count("img")) == (3, 0)
@@ -111,11 +111,11 @@ def test_everything_is_on_the_page_without_javascript(page: str) -> None:
         "step 400 of 400",
         "1 step at which the loss had a spike",
         "1 expert got no token",
-        "evaluation loss 2.073",  # the last one: 2 + 4 exp(-4)
+        "evaluation loss 2.073",  # the last loss: 2 + 4 exp(-4)
         "the run resumes from checkpoints/ep0-ba300",
         "300 optimizer.lr 0.0003 0.0001",
         "dropped: longer than max_seq_len 7",
-        "fcc31de01234 on main, with changes that are not committed",
+        "fcc31de01234 on main, with uncommitted changes",
         "torch 2.15.0",
         "Experts are the router sends each token (400)",
         "training 8m00s 78.4%",
@@ -129,7 +129,7 @@ def test_two_runs_share_their_axes(toy: Run, tmp_path: Path) -> None:
     charts = elements.payload["charts"]
     assert [line["label"] for line in charts["loss"]["lines"]] == ["toy", "other"]
     assert [line["run"] for line in charts["eval"]["lines"]] == [0, 1]
-    assert [line["label"] for line in charts["mfu"]["lines"]] == ["toy"]  # the other has none
+    assert [line["label"] for line in charts["mfu"]["lines"]] == ["toy"]  # the other run has no value
     assert "key toy other run_name toy other optimizer.lr 0.0001 0.001" in elements.text
 
 
@@ -142,7 +142,7 @@ def test_twenty_runs_have_twenty_kinds_of_lines(toy: Run) -> None:
 
 
 @pytest.mark.parametrize("missing", ["metrics/eval/", "experts/", "streams/", "throughput/", "seconds/", "loss/", "lr"])
-def test_a_run_that_logs_less(missing: str, toy: Run) -> None:
+def test_a_run_with_few_metrics(missing: str, toy: Run) -> None:
     series = {name: each for name, each in toy.metrics.series.items() if not name.startswith(missing)}
     metrics = Metrics(**{**vars(toy.metrics), "series": series})
     run = Run(**{**vars(toy), "metrics": metrics, "record": Record(entries=[])})
@@ -160,7 +160,7 @@ def test_a_run_without_a_single_step(tmp_path: Path) -> None:
     assert "it may have been killed" not in page
 
 
-def test_a_week_fits_into_the_limits(page: str, toy: Run) -> None:
+def test_the_report_of_a_week_stays_within_the_limits(page: str, toy: Run) -> None:
     steps = np.arange(1, 60_001)
     measured, layers = steps[99::100], [f"experts/layer_{layer}" for layer in range(40)]
     per_stream = ("loss", "tokens", "token_share", "planned_token_share")

@@ -1,4 +1,4 @@
-"""Log folders are read as they were written: during a run, after a crash, and with missing pieces."""
+"""Reading log folders during a run, after a crash, and with missing files."""
 
 import json
 import math
@@ -41,14 +41,14 @@ def test_an_evaluation_belongs_to_its_step(tmp_path: Path) -> None:
     assert metrics.series["loss"].values.tolist() == [5.0, 4.0, 3.0]
 
 
-def test_a_step_that_a_run_ended_within_is_that_of_the_resumed_run(tmp_path: Path) -> None:
+def test_an_interrupted_step_is_taken_from_the_resumed_run(tmp_path: Path) -> None:
     metrics = read(tmp_path, step(1, 5.0), {**step(2, "nan"), "tok": 10}, step(2, 4.0))
     assert metrics.tokens.tolist() == [10, 20]
     assert metrics.series["loss"].values.tolist() == [5.0, 4.0]
 
 
 @pytest.mark.parametrize(("text", "value"), [("nan", math.nan), ("inf", math.inf), ("-inf", -math.inf)])
-def test_numbers_that_are_not_finite_are_texts(text: str, value: float, tmp_path: Path) -> None:
+def test_non_finite_numbers_are_read_from_text(text: str, value: float, tmp_path: Path) -> None:
     assert read(tmp_path, step(1, text)).series["loss"].last == pytest.approx(value, nan_ok=True)
 
 
@@ -58,7 +58,7 @@ def test_a_line_that_is_being_written_is_left_out_and_a_damaged_one_counted(tmp_
     assert metrics.unreadable == 3
 
 
-def test_events_before_a_resume_are_known_as_such(tmp_path: Path) -> None:
+def test_events_before_a_resume_are_superseded(tmp_path: Path) -> None:
     write_run(tmp_path, Shape(steps=400, saved_every=100))
     record = read_record(tmp_path / "record.jsonl")
     superseded = [entry for entry in record.entries if entry.superseded]
@@ -75,7 +75,7 @@ def test_secrets_are_hidden(tmp_path: Path) -> None:
 def test_hours_without_a_process_do_not_count(tmp_path: Path) -> None:
     run = read_run(write_run(tmp_path, Shape(seconds=9.0)))
     hours = run.hours(run.metrics.times)
-    # 310 steps, an hour's pause, and the steps from 301 on again.
+    # 310 steps, a pause of an hour, and then the steps from 301 on again.
     assert hours[-1] == pytest.approx((310 + 100) * 9 / 3600)
     assert np.all(np.diff(hours) > 0)
 
@@ -106,7 +106,7 @@ def test_evaluations_are_taken_from_the_record_of_earlier_versions(tmp_path: Pat
     assert read_run(tmp_path).metrics.series[EVAL_LOSS].values.tolist() == [2.0, 1.0]
 
 
-def test_a_folder_of_several_runs_is_not_one(tmp_path: Path) -> None:
+def test_a_folder_of_several_runs_is_refused(tmp_path: Path) -> None:
     for name in ("a", "b"):
         write_run(tmp_path / name, Shape(steps=10, resumed=False))
     with pytest.raises(ConfigError, match=r"/a and .*/b: name one of them"):
@@ -128,7 +128,7 @@ def test_a_run_is_found(name: str, tmp_path: Path) -> None:
         ("file", "is not the log"),
     ],
 )
-def test_what_is_no_run_is_refused(name: str, expected: str, tmp_path: Path) -> None:
+def test_a_path_without_a_run_is_refused(name: str, expected: str, tmp_path: Path) -> None:
     write_run(tmp_path / "a" / "b" / "c", Shape(steps=10, resumed=False))
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").touch()

@@ -1,4 +1,4 @@
-"""Where reports go, and that those of runs that end do no harm."""
+"""Where reports are written; a failing report does not affect its run."""
 
 from pathlib import Path
 
@@ -29,7 +29,7 @@ def test_a_report_of_several_runs_goes_into_the_working_directory(
 
 
 @pytest.mark.parametrize("output", [".", "none/report.html"])
-def test_what_cannot_be_written_is_one_error(output: str, tmp_path: Path) -> None:
+def test_an_output_that_cannot_be_written_is_one_error(output: str, tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", SHORT)
     with pytest.raises(ConfigError, match="--output"):
         write_report([folder], tmp_path / output)

@@ -1,4 +1,4 @@
-"""Long series become short ones that keep their extremes."""
+"""Long series are reduced to short ones that keep their extremes."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Which keys two configs differ in, and what is only written in another way."""
+"""The keys in which two configs differ. Other spellings of the same value are not a difference."""
 
 from pathlib import Path
 
@@ -39,11 +39,11 @@ def changed(folder: Path, was: list[str], now: list[str], text: str = LEAST) -> 
         ),
     ],
 )
-def test_the_same_written_differently_is_no_change(tmp_path: Path, was: list[str], now: list[str]) -> None:
+def test_another_spelling_of_a_value_is_not_a_change(tmp_path: Path, was: list[str], now: list[str]) -> None:
     assert changed(tmp_path, was, now) == []
 
 
-def test_logins_and_sizes_are_compared_by_what_they_mean(tmp_path: Path) -> None:
+def test_credentials_and_sizes_are_compared_by_meaning(tmp_path: Path) -> None:
     place, limit = "train_loader.dataset.streams.code.remote=s3://", "train_loader.dataset.cache_limit="
     was = [f"{place}key:secret@bucket/code", f"{limit}1gb"]
     assert changed(tmp_path, was, [f"{place}bucket/code/", f"{limit}{2**30}"], STREAMS) == []
@@ -64,7 +64,7 @@ def test_keys_are_named_as_in_the_yaml(tmp_path: Path) -> None:
     ]
 
 
-def test_what_one_of_them_does_not_have_is_one_difference(tmp_path: Path) -> None:
+def test_a_section_that_only_one_config_has_is_one_difference(tmp_path: Path) -> None:
     now = ["train_loader.dataset.streams.math={text: math.txt, split: null}", "algorithms.gradient_clipping=null"]
     now += ["optimizer.param_groups=[{match: ['*.wte.*'], lr: 1e-5}]"]
     was = ["algorithms.gradient_clipping={clipping_type: norm, clipping_threshold: 1}"]

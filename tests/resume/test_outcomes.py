@@ -1,4 +1,4 @@
-"""What becomes of each key of the schema that changed."""
+"""The outcome of a change of each key of the schema."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +18,7 @@ from train.resume.outcomes import OUTCOMES, entry_of
 
 
 def changeable(hint: Any, key: str = "") -> Iterator[str]:
-    """Every key that a difference can name: all but sections that are always there, and lists of sections."""
+    """Every key that a difference can name: all except lists of sections and sections that always exist."""
     for option in options_of(hint):
         if is_section(option):
             for name, below in hints_of(option).items():
@@ -39,12 +39,12 @@ def changeable(hint: Any, key: str = "") -> Iterator[str]:
 KEYS = list(dict.fromkeys(changeable(TrainConfig)))
 
 
-def test_it_is_decided_what_becomes_of_each_key() -> None:
+def test_each_key_has_an_outcome() -> None:
     assert len(KEYS) > 200
     assert {entry_of(key) for key in KEYS} == OUTCOMES.keys()  # entry_of raises for one that is not in the table
 
 
-def test_a_key_that_nobody_has_decided_is_an_error() -> None:
+def test_a_key_without_an_outcome_is_an_error() -> None:
     with pytest.raises(KeyError, match=r"model\.new_key: "):
         entry_of("model.new_key")
 
@@ -55,65 +55,68 @@ def outcomes(folder: Path, was: list[str], now: list[str], **known: Any) -> dict
 
 
 @pytest.mark.parametrize(
-    ("common", "now", "becomes"),
+    ("common", "now", "outcome"),
     [
-        ("seed=17", "seed=18", "refused: the order of rows follows from it"),
+        ("seed=17", "seed=18", "refused: the order of rows depends on it"),
         ("train_loader.dataset.shuffle=false", "seed=18", "ignored: the checkpoint has its state"),
         ("train_loader.dataset.shuffle_seed=3", "seed=18", "ignored: the checkpoint has its state"),
-        ("seed=17", "train_loader.dataset.shuffle_seed=17", "applied: it is the seed that"),
+        ("seed=17", "train_loader.dataset.shuffle_seed=17", "applied: the order of rows already uses"),
         ("seed=17", "train_loader.dataset.shuffle_seed=18", "refused: the order of rows"),
         ("seed=17", "train_loader.dataset.shuffle=false", "refused: the order of rows"),
-        ("seed=17", "model.initializer_range=0.3", "ignored: the weights are the checkpoint's"),
+        ("seed=17", "model.initializer_range=0.3", "ignored: the weights come from the checkpoint"),
         ("lora={r: 2, alpha: 4, target_modules: [attn]}", "model.initializer_range=0.3", "refused: the frozen base"),
         ("lora={r: 2, alpha: 4, target_modules: [attn]}", "lora.per_expert=true", "ignored: the adapters are the same"),
         ("lora={r: 2, alpha: 4, target_modules: [w1]}", "lora.per_expert=true", "refused: the checkpoint's tensors"),
         ("lora={r: 2, alpha: 4, target_modules: [w1]}", "lora.alpha=5", "refused: the weights were trained with it"),
         ("lora={r: 2, alpha: 4, target_modules: [w1]}", "lora.dropout=0.5", "applied"),
-        ("seed=17", "optimizer.momentum=0.5", "ignored: adamw has none"),
+        ("seed=17", "optimizer.momentum=0.5", "ignored: adamw does not use it"),
         ("seed=17", "optimizer.name=decoupled_adamw", "applied"),
-        ("seed=17", "optimizer.name=sgd", "refused: the checkpoint's state is that of another optimizer"),
+        ("seed=17", "optimizer.name=sgd", "refused: the checkpoint's state belongs to another optimizer"),
         ("seed=17", "optimizer.freeze=['*.wte.*']", "applied"),
-        ("seed=17", "scheduler.t_decay=0.2dur", "ignored: constant_with_warmup has none"),
+        ("seed=17", "scheduler.t_decay=0.2dur", "ignored: constant_with_warmup does not use it"),
         ("scheduler.name=wsd_with_warmup", "scheduler.t_decay=0.2dur", "applied"),
-        ("seed=17", "train_loader.dataset.streams.code.split=x", "refused: unless it gives the same rows"),
-        ("seed=17", "global_train_batch_size=16", "refused: it can change only where a stage ends"),
+        ("seed=17", "train_loader.dataset.streams.code.split=x", "refused: unless the rows are unchanged"),
+        ("seed=17", "global_train_batch_size=16", "refused: it can change only at the end of a stage"),
     ],
 )
-def test_what_becomes_of_a_key_depends_on_the_config(tmp_path: Path, common: str, now: str, becomes: str) -> None:
+def test_the_outcome_of_a_key_depends_on_the_config(tmp_path: Path, common: str, now: str, outcome: str) -> None:
     found = outcomes(tmp_path, [common], [common, now])
     assert list(found) == [now.partition("=")[0]]
-    assert next(iter(found.values())).startswith(becomes)
+    assert next(iter(found.values())).startswith(outcome)
 
 
-def test_what_was_frozen_cannot_be_trained_on(tmp_path: Path) -> None:
+def test_frozen_parameters_cannot_be_unfrozen(tmp_path: Path) -> None:
     (found,) = outcomes(tmp_path, ["optimizer.freeze=['*.wte.*']"], ["optimizer.freeze=[]"]).values()
-    assert found == "refused: the checkpoint has no optimizer state of what was frozen (transformer.wte.weight)"
+    assert (
+        found
+        == "refused: the checkpoint has no optimizer state for parameters that were frozen (transformer.wte.weight)"
+    )
     assert outcomes(tmp_path, ["optimizer.freeze=['*.wte.*']"], ["optimizer.freeze=['*.wte.weight']"]) == {
         "optimizer.freeze": "applied"
     }
 
 
-def test_rows_are_those_of_before_or_not(tmp_path: Path) -> None:
+def test_keys_of_the_data_are_applied_if_the_rows_are_unchanged(tmp_path: Path) -> None:
     now = ["train_loader.dataset.streams.code.split=x", "train_loader.dataset.streams.web.hf_name=csv"]
     assert outcomes(tmp_path, [], now, other_rows=frozenset({"web"})) == {
-        "train_loader.dataset.streams.web.hf_name": "refused: the rows are not those of before",
-        "train_loader.dataset.streams.code.split": "applied: the rows are the same",
+        "train_loader.dataset.streams.web.hf_name": "refused: the rows have changed",
+        "train_loader.dataset.streams.code.split": "applied: the rows are unchanged",
     }
 
 
-def test_a_stream_may_come_but_not_go(tmp_path: Path) -> None:
+def test_a_stream_can_be_added_but_not_removed(tmp_path: Path) -> None:
     more = ["train_loader.dataset.streams.math={text: math.txt}"]
     assert outcomes(tmp_path, [], more) == {"train_loader.dataset.streams.math": "applied: from here on"}
     (found,) = outcomes(tmp_path, more, []).values()
-    assert found.startswith("refused: its rows are part of the run's past")
+    assert found.startswith("refused: the run has used its rows")
 
 
-IN_STAGE = "the run is in this stage, which began as it was"
+IN_STAGE = "the part of this stage before it is unchanged"
 STAGE = "{{name: {}, duration: 5ba, proportions: {{web: 1}}}}"
 
 
 def state(batch: int, ends: tuple[int | None, ...]) -> DataState:
-    """Of a run with rows of one token, one a batch, in stages that end at these batches."""
+    """The data state of a run with one row of one token per batch, in stages that end at these batches."""
     piece = Piece(stage=0, n_batches=None, start=(1.0,), end=(1.0,), tokens_per_row=(1.0,), lr_start=1.0, lr_end=1.0)
     stages = tuple({"name": f"stage {number}"} for number in range(len(ends)))
     segment = Segment(
@@ -122,28 +125,28 @@ def state(batch: int, ends: tuple[int | None, ...]) -> DataState:
     return DataState(rows=batch, max_seq_len=1, seed=0, shuffle=True, streams={"": "x"}, segments=(segment,))
 
 
-def test_a_stage_that_is_done_cannot_change(tmp_path: Path) -> None:
+def test_a_completed_stage_cannot_change(tmp_path: Path) -> None:
     was = ["max_duration=20ba", f"train_loader.stages=[{', '.join(map(STAGE.format, 'abc'))}]"]
     keys = [f"train_loader.stages.{number}" for number in range(3)]
     now = [*was, *(f"{key}.{change}" for key in keys for change in (f"name=x{key[-1]}", "lr_scale=2"))]
-    done, becomes = (
-        ["refused: the stage is done"] * 2,
+    done, outcome = (
+        ["refused: the stage is completed"] * 2,
         ["refused: the run is in this stage", "applied: from batch 7 on; " + IN_STAGE],
     )
-    assert [*outcomes(tmp_path, was, now, state=state(7, (5, 10, 15))).values()] == [*done, *becomes, *["applied"] * 2]
+    assert [*outcomes(tmp_path, was, now, state=state(7, (5, 10, 15))).values()] == [*done, *outcome, *["applied"] * 2]
     assert [*outcomes(tmp_path, was, now, state=state(10, (5, 10, 15))).values()] == [*done, *done, *["applied"] * 2]
     bigger = outcomes(tmp_path, was, [*was, "global_train_batch_size=16"], state=state(10, (5, 10, 15)))
     assert bigger == {"global_train_batch_size": "applied: a stage ends here"}
 
 
-def test_the_stage_that_the_run_is_in_changes_from_there_on(tmp_path: Path) -> None:
+def test_the_current_stage_changes_from_the_current_batch_on(tmp_path: Path) -> None:
     def ramp(start: str, end: str) -> list[str]:
         stage = f"{{name: a, duration: 9ba, proportions: {{from: {start}, to: {end}}}, lr_scale: {{from: 1, to: 2}}}}"
         return ["max_duration=20ba", f"train_loader.stages=[{stage}]"]
 
     was, key = ramp("{web: 1}", "{code: 1}"), "train_loader.stages[0]"
     now = [*ramp("{web: 2}", "{code: 3}"), "train_loader.stages.0.lr_scale.from=0.5"]
-    passed = "ignored: the run is in this ramp, which continues from where it is"
+    passed = "ignored: the run is in this ramp, which continues from its current value"
     assert outcomes(tmp_path, was, now, state=state(3, (9,))) == {
         f"{key}.proportions.from.web": passed,
         f"{key}.proportions.to.code": f"applied: from batch 3 on; {IN_STAGE}",
@@ -151,7 +154,7 @@ def test_the_stage_that_the_run_is_in_changes_from_there_on(tmp_path: Path) -> N
     }
 
 
-def test_what_is_of_the_start_alone_is_ignored_on_a_resume(tmp_path: Path) -> None:
+def test_keys_of_the_start_are_ignored_on_a_resume(tmp_path: Path) -> None:
     now = ["eval_first=true", "save_overwrite=true", "load_path=x", "load_weights_only=true"]
     assert {text.partition(":")[0] for text in outcomes(tmp_path, [], now).values()} == {"ignored"}
     assert set(outcomes(tmp_path, [], now, resuming=False).values()) == {"applied"}

@@ -1,4 +1,4 @@
-"""What a resumed run prints of its changes is what it does."""
+"""A resumed run does what it prints about its changes."""
 
 import contextlib
 import io
@@ -65,7 +65,7 @@ REFUSED = {
 
 
 class Watch(Callback):
-    """What a run computes with, and its weights at the end."""
+    """The settings that a run uses, and its final weights."""
 
     def __init__(self) -> None:
         self.seen: dict[str, Any] = {}
@@ -89,12 +89,12 @@ class Watch(Callback):
 
 
 def train(path: str, runs: dict[str, list[str]]) -> dict[str, tuple[dict[str, Any], str]]:
-    """A run of two batches, and those that resume from its checkpoint: what each computed with, and printed."""
+    """A run of two batches and the runs that resume from its checkpoint: the settings and the output of each."""
     fit(read_config(path, [*COMMON, "max_duration=2ba"]))
     folder, results = Path(path).parent, {}
     for name, overrides in runs.items():
         shutil.copytree(folder / "toy", folder / name, symlinks=True)
-        # As a run that is killed while it deletes a checkpoint leaves it.
+        # The state that a run leaves if it is killed while it deletes a checkpoint.
         (folder / name / ".part-removed-ep0-ba1-0123abcd").mkdir()
         (folder / name / "latest").unlink()
         watch = Watch()
@@ -106,7 +106,7 @@ def train(path: str, runs: dict[str, list[str]]) -> dict[str, tuple[dict[str, An
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, tuple[dict[str, Any], str]]]:
-    """The folder, and what `train` returns."""
+    """The folder, and the result of `train`."""
     folder, four = tmp_path_factory.mktemp("trained"), "max_duration=4ba"
     runs = {
         "same": [four],
@@ -120,7 +120,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, t
 
 @pytest.fixture
 def path(trained: tuple[Path, Any], tmp_path: Path) -> str:
-    """The config of a run whose save folder is a copy of the first one's."""
+    """The config of a run whose save folder is a copy of that of the first run."""
     folder, name = trained[0], tmp_path.name
     shutil.copytree(folder / "toy", folder / name)
     config = folder / f"{name}.yaml"
@@ -137,12 +137,12 @@ def written(changes: dict[str, str]) -> list[str]:
 
 
 def listed(printed: str) -> dict[str, str]:
-    """Key -> the rest of its line, of the table of changes."""
+    """Key -> the rest of its line in the table of changes."""
     lines = printed.partition("changed since ep0-ba2:\n")[2].splitlines()
     return dict(line.split(maxsplit=1) for line in takewhile(lambda line: line.startswith("  "), lines))
 
 
-def test_what_is_applied_is_printed_and_so(trained: tuple[Path, Any]) -> None:
+def test_applied_changes_are_printed_and_take_effect(trained: tuple[Path, Any]) -> None:
     folder, results = trained
     applied, printed = results["applied"]
     lines = listed(printed)
@@ -157,7 +157,7 @@ def test_what_is_applied_is_printed_and_so(trained: tuple[Path, Any]) -> None:
     assert (folder / "applied" / "ep0-ba3").is_dir()
 
 
-def test_what_is_ignored_is_printed_and_changes_nothing(trained: tuple[Path, Any]) -> None:
+def test_ignored_changes_are_printed_and_have_no_effect(trained: tuple[Path, Any]) -> None:
     (same, _), (ignored, printed) = (trained[1][name] for name in ("same", "ignored"))
     lines = listed(printed)
     assert lines.keys() - IGNORED.keys() == {"run_name", "max_duration"}
@@ -184,20 +184,20 @@ def refused_before_the_model_is_built(path: str, overrides: list[str]) -> str:
     return "accepted"
 
 
-def test_what_is_refused_is_named(path: str) -> None:
+def test_a_refused_change_is_named(path: str) -> None:
     for change in written(REFUSED):
         key, _, value = change.partition("=")
-        said = refused_before_the_model_is_built(path, [change])
-        assert f"but {key} was " in said, said
-        assert f", now {value} (" in said.replace(str(Path(path).parent), "FOLDER")
-        assert ": put it back, or start another run from the" in said
+        message = refused_before_the_model_is_built(path, [change])
+        assert f"but {key} was " in message, message
+        assert f", now {value} (" in message.replace(str(Path(path).parent), "FOLDER")
+        assert ": put it back, or start another run from the" in message
 
 
-def test_all_that_is_refused_is_named_together(path: str) -> None:
+def test_all_refused_changes_are_named_together(path: str) -> None:
     first, *lines, fix = refused_before_the_model_is_built(path, written(REFUSED)).splitlines()
     assert first.startswith("autoresume is true, and the newest checkpoint is '")
     assert {line.split()[0] for line in lines} == REFUSED.keys()
-    assert fix == "  put them back, or start another run from the beginning, with another run_name"
+    assert fix == "  restore the old values, or start a new run from the beginning with another run_name"
 
 
 def test_the_same_rows_from_another_place_are_accepted(path: str) -> None:
@@ -205,28 +205,28 @@ def test_the_same_rows_from_another_place_are_accepted(path: str) -> None:
     assert refused_before_the_model_is_built(path, [f"{DATA_FILES}={copied}"]) == "accepted"
 
 
-def test_content_that_changed_under_the_same_keys_is_said_to_have(path: str) -> None:
+def test_changed_content_under_unchanged_keys_is_reported(path: str) -> None:
     data = Path(path).parent / "train.jsonl"
     before = data.read_text()
     data.write_text(before.replace("amber", "agate"))
-    said = refused_before_the_model_is_built(path, ["optimizer.lr=1e-4"])
+    message = refused_before_the_model_is_built(path, ["optimizer.lr=1e-4"])
     data.write_text(before)
-    assert "but the rows of train_loader.dataset (fingerprint was " in said
-    assert "though no key of theirs has changed: the content of a file, of the tokenizer" in said
+    assert "but the rows of train_loader.dataset (fingerprint was " in message
+    assert "although no key that sets them has changed: the content of a file, of the tokenizer" in message
 
 
-def test_a_config_of_other_code_refuses_no_resume(path: str) -> None:
+def test_a_config_of_another_version_does_not_prevent_a_resume(path: str) -> None:
     with_config(save_folder(path), (save_folder(path) / "config.yaml").read_text() + "key_of_old: 3\n")
     config = read_config(path, [*COMMON, "optimizer.lr=1e-4"])
     (line,) = (line for line in describe(open_inputs(config), config) if "changed" in line)
-    assert line.startswith("what changed since ep0-ba2 cannot be shown: ")
+    assert line.startswith("changes since ep0-ba2 cannot be listed: ")
     assert line.endswith("key_of_old is not a key here or anywhere below")
-    said = refused_before_the_model_is_built(path, ["model.attn_config.rope_theta=3"])
-    assert "model.attn_config.rope_theta was 500.0, now 3.0 (the weights were trained with it)" in said
+    message = refused_before_the_model_is_built(path, ["model.attn_config.rope_theta=3"])
+    assert "model.attn_config.rope_theta was 500.0, now 3.0 (the weights were trained with it)" in message
 
 
 def with_config(folder: Path, text: str) -> None:
-    """Gives the checkpoint another config, as if it had been written with it."""
+    """Replace the config of the checkpoint, as if it had been written with it."""
     checkpoint = folder / "ep0-ba2"
     (checkpoint / CONFIG).write_text(text)
     manifest = read_manifest(checkpoint)
@@ -239,7 +239,7 @@ def lines_of(path: str, overrides: list[str]) -> dict[str, str]:
     return listed("\n".join(describe(open_inputs(config), config)))
 
 
-def test_a_checkpoint_with_a_config_of_its_own_is_compared_with_that(path: str) -> None:
+def test_the_checkpoints_own_config_is_compared(path: str) -> None:
     beside = save_folder(path) / "config.yaml"
     beside.write_text(beside.read_text().replace("lr: 0.003", "lr: 0.7"))
     with_config(save_folder(path), beside.read_text().replace("lr: 0.7", "lr: 0.5"))
@@ -247,7 +247,7 @@ def test_a_checkpoint_with_a_config_of_its_own_is_compared_with_that(path: str) 
     assert line.split() == ["was", "0.5,", "now", "0.003", "applied"]
 
 
-def test_another_run_that_starts_from_the_whole_state_says_the_same(path: str) -> None:
+def test_a_run_that_loads_the_whole_state_by_load_path_reports_the_same(path: str) -> None:
     other = [f"load_path={save_folder(path) / 'ep0-ba2'}", "run_name=other", "eval_first=true"]
     lines = lines_of(path, [*other, "train_loader.name=text"])
     assert lines["eval_first"].split() == ["was", "false,", "now", "true", "applied"]

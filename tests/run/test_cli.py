@@ -26,21 +26,21 @@ def config(tmp_path, monkeypatch):
     path = tmp_path / "small.yaml"
     (tmp_path / "rows.jsonl").write_text("")
     data = f"hf_name: json, hf_kwargs: {{data_files: {tmp_path / 'rows.jsonl'}}}"
-    # The tests of the choice are in test_device.py; choosing the CPU hides the GPUs from what comes after.
+    # test_device.py tests the choice of device; choosing the CPU would hide the GPUs from later tests.
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     path.write_text(LEAST.replace("hf_name: json", data) + "device: cpu\n")
     return str(path)
 
 
 def launched(monkeypatch, world_size: int, rank: int = 0) -> None:
-    """Sets torchrun's variables; its own process would serve the store."""
+    """Set torchrun's variables. torchrun's own process would host the store."""
     variables = {"RANK": rank, "WORLD_SIZE": world_size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 1}
     for name, value in (variables | {"TORCHELASTIC_USE_AGENT_STORE": True}).items():
         monkeypatch.setenv(name, str(value))
 
 
 def trains_with(monkeypatch, fit) -> None:
-    """Puts `fit` in the place of the real one, which the command line imports last."""
+    """Replace `fit`, which the command line imports last."""
     module = types.ModuleType("train.run.fit")
     module.fit = fit  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "train.run.fit", module)
@@ -54,7 +54,7 @@ def run(*arguments: str, cwd: Path = ROOT, **env: str) -> subprocess.CompletedPr
 
 @pytest.mark.subprocess
 @pytest.mark.parametrize("argument", ["--help", "nope.yaml", "yamls/finetune/dbrx_tiny.yaml seeed=3"])
-def test_help_and_config_errors_come_at_once_and_import_nothing_heavy(argument):
+def test_help_and_config_errors_import_nothing_slow(argument):
     code = (
         "import sys; from train.main import main; code = main(sys.argv[1:]); "
         f"print(code, [name for name in {HEAVY} if name in sys.modules])"
@@ -67,7 +67,7 @@ EXPORTS = "callbacks={hf_checkpointer: {save_folder: 'azure://bucket/x', save_in
 
 
 @pytest.mark.parametrize(
-    ("overrides", "said"),
+    ("overrides", "message"),
     [
         (["optimizer.freeze=['*']"], "optimizer.freeze is ['*'], but it freezes every parameter"),
         (
@@ -80,50 +80,53 @@ EXPORTS = "callbacks={hf_checkpointer: {save_folder: 'azure://bucket/x', save_in
         ),
         (
             ["save_folder=azure://bucket/x"],
-            "save_folder is 'azure://bucket/x', but the object stores that are supported are s3:// and gs://",
+            "save_folder is 'azure://bucket/x', but the supported object stores are s3:// and gs://",
         ),
         (["save_folder=runs", EXPORTS], "callbacks.hf_checkpointer.save_folder is 'azure://bucket/x', but"),
     ],
 )
-def test_what_can_be_told_before_data_is_prepared_is_told_alone(tmp_path, overrides, said, monkeypatch, capsys):
+def test_an_early_error_is_reported_before_data_is_prepared(tmp_path, overrides, message, monkeypatch, capsys):
     monkeypatch.setattr("train.run.inputs.open_data", lambda *_: pytest.fail("the data was prepared"))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert main([write_toy_run(tmp_path), *overrides]) == 2
-    assert capsys.readouterr().err.startswith(f"error: command line: {said}")
+    assert capsys.readouterr().err.startswith(f"error: command line: {message}")
 
 
-def test_what_can_be_told_before_data_is_prepared_is_told_together(tmp_path, monkeypatch, capsys):
+def test_early_errors_are_reported_together(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("train.run.inputs.open_data", lambda *_: pytest.fail("the data was prepared"))
     launched(monkeypatch, 3)
     monkeypatch.delenv("RUN_NAME", raising=False)
     (tmp_path / "bad.jsonl").write_bytes(b"PK\x03\x04")
-    wrong = {
+    errors = {
         "autoresume=true;run_name=null;save_folder=runs/{run_name}": "autoresume is true, but without",
         "global_train_batch_size=8": "global_train_batch_size is 8, but it must be divisible by the 3 ranks",
         "optimizer.freeze=['*.none']": "optimizer.freeze has '*.none', but it matches no parameter",
         "train_loader.dataset.hf_kwargs.data_files=none.jsonl": "train_loader.dataset.hf_kwargs.data_files has 'none.",
         f"eval_loader.dataset.hf_kwargs.data_files={tmp_path}/bad.jsonl": f"{tmp_path}/bad.jsonl is not UTF-8 text",
         "tokenizer.kwargs.vocab_file=none": "tokenizer.kwargs.vocab_file is 'none', but",
-        "load_path=nowhere": "load_path is 'nowhere', but there is no such file or folder",
+        "load_path=nowhere": "load_path is 'nowhere', which does not exist",
         EXPORTS: "callbacks.hf_checkpointer.save_folder is 'azure://bucket/x', but",
     }
     config = write_toy_run(tmp_path)
-    assert main([config, *";".join(wrong).split(";")]) == 2
+    assert main([config, *";".join(errors).split(";")]) == 2
     out, err = capsys.readouterr()
     first, *lines = err.splitlines()
-    assert (out, first, len(lines)) == ("", f"error: {config}: {len(wrong)} problems", len(wrong))
-    for said in wrong.values():
-        assert [line for line in lines if line.removeprefix("  command line: ").strip().startswith(said)], (said, lines)
+    assert (out, first, len(lines)) == ("", f"error: {config}: {len(errors)} problems", len(errors))
+    for message in errors.values():
+        assert [line for line in lines if line.removeprefix("  command line: ").strip().startswith(message)], (
+            message,
+            lines,
+        )
 
 
-def test_weights_that_cannot_be_read_are_told_with_what_needs_none(tmp_path, monkeypatch, capsys):
+def test_missing_weights_are_reported_with_other_errors(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     overrides = ["model={pretrained_model_name_or_path: ./none}", "load_path=nowhere", "optimizer.freeze=['*.none']"]
     assert main([write_toy_run(tmp_path), *overrides]) == 2
     err = capsys.readouterr().err
     assert "2 problems\n" in err
     assert "model.pretrained_model_name_or_path is './none', but" in err
-    assert "load_path is 'nowhere', but there is no such file or folder" in err
+    assert "load_path is 'nowhere', which does not exist" in err
 
 
 @pytest.mark.subprocess
@@ -147,7 +150,7 @@ def test_under_the_launcher_an_error_is_printed_once_and_first():
     assert "Traceback" not in both
 
 
-def test_local_rank_above_0_waits_and_then_tells_what_it_alone_has_met(monkeypatch, capsys):
+def test_other_local_ranks_report_their_own_error_after_a_wait(monkeypatch, capsys):
     waited = []
     monkeypatch.setattr(time, "sleep", waited.append)
     monkeypatch.setenv("LOCAL_RANK", "1")
@@ -204,7 +207,7 @@ def test_debug_shows_the_traceback_of_a_configuration_error(config, capsys):
 
 
 @pytest.mark.parametrize("rehash", [True, False])
-def test_rehash_may_stand_anywhere(config, monkeypatch, rehash):
+def test_rehash_may_be_at_any_position(config, monkeypatch, rehash):
     seen = []
     trains_with(monkeypatch, lambda config, **_: seen.append(config.seed))
     monkeypatch.setattr("train.run.inputs.open_inputs", lambda *_, rehash: seen.append(rehash))
@@ -219,7 +222,7 @@ def test_only_rank_0_prints_the_config(config, monkeypatch, capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_a_launcher_that_names_no_address_is_one_line(config, monkeypatch, capsys):
+def test_a_missing_master_address_is_a_one_line_error(config, monkeypatch, capsys):
     trains_with(monkeypatch, lambda config, **_: None)
     launched(monkeypatch, 2, rank=1)
     monkeypatch.delenv("MASTER_ADDR")
@@ -229,7 +232,7 @@ def test_a_launcher_that_names_no_address_is_one_line(config, monkeypatch, capsy
 
 
 @pytest.mark.parametrize("error", [ConfigError("a.b is 3"), DataError("x.jsonl, line 3: no")])
-def test_errors_of_the_user_are_one_line(config, monkeypatch, capsys, error):
+def test_user_errors_are_one_line(config, monkeypatch, capsys, error):
     def fit(config, **_):
         raise error
 
@@ -247,7 +250,7 @@ def test_a_bug_keeps_its_traceback(config, monkeypatch):
         main([config])
 
 
-def test_batch_that_cannot_be_cut_for_the_ranks(config, monkeypatch, capsys):
+def test_a_batch_that_cannot_be_split_over_the_ranks(config, monkeypatch, capsys):
     launched(monkeypatch, 3)
     assert main([config]) == 2
     out, err = capsys.readouterr()

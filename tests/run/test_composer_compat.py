@@ -1,4 +1,4 @@
-"""Each patch of Composer: that its probe agrees with what Composer does, and that nothing is patched without need.
+"""Each patch of Composer: its probe agrees with Composer's behaviour, and a patch is applied only if it is needed.
 
 A test that fails after an upgrade of Composer may mean that a patch is no longer needed and can be deleted.
 """
@@ -30,7 +30,8 @@ class Tiny(ComposerModel):
 
 
 def sharding() -> tuple[bool, bool, bool, bool]:
-    """Whether the probe wants the patch; whether Composer fails on a model, a sharded one, and on that when patched."""
+    """Return whether the probe requests the patch, and whether Composer fails on a model, on a sharded model, and on
+    that with the patch."""
     torch.distributed.init_process_group("gloo")
     needed, whole, sharded = composer_compat.shards_again(), fails(shard=False), fails(shard=True)
     composer_compat.leave_sharded_models()

@@ -1,4 +1,4 @@
-"""A run never resumes from a checkpoint that is not what was written: it takes the one before it, or ends."""
+"""A run never resumes from a corrupt checkpoint: it falls back to the one before it, or ends."""
 
 import contextlib
 import io
@@ -28,25 +28,25 @@ COMMON = ["autoresume=true", "eval_loader=null", "save_interval=2ba"]
 
 
 def flip(path: Path, where: float = 0.5) -> None:
-    """One bit of a file."""
+    """Flip one bit of a file."""
     data = bytearray(path.read_bytes())
     data[int(len(data) * where)] ^= 4
     path.write_bytes(data)
 
 
 FAULTS: dict[str, tuple[str, Callable[[Path], object]]] = {
-    "moments": ("__1_0.distcp has other bytes than were written, in [", lambda six: flip(six / "__1_0.distcp", 0.9)),
+    "moments": ("__1_0.distcp differs from what was written in bytes [", lambda six: flip(six / "__1_0.distcp", 0.9)),
     "swapped": (
-        "__0_0.distcp has other bytes than were written, in [",
+        "__0_0.distcp differs from what was written in bytes [",
         lambda six: shutil.copy(six.with_name("ep0-ba4") / "__0_0.distcp", six),
     ),
-    "config": ("config.yaml has other bytes than were written", lambda six: flip(six / "config.yaml")),
+    "config": ("config.yaml differs from what was written", lambda six: flip(six / "config.yaml")),
 }
-"""What is found while tensors are loaded, and before. The other files: tests/checkpoint/storage, bench_faults.py."""
+"""Faults found before and while tensors are loaded. Other files: tests/checkpoint/storage, bench_faults.py."""
 
 
 def _with_fault(folder: Path, name: str, fault: Callable[[Path], object]) -> None:
-    """On rank 0: a copy of the run, with a fault in its newest checkpoint."""
+    """On rank 0, copy the run and put a fault into its newest checkpoint."""
     if dist.get_global_rank() == 0:
         shutil.copytree(folder / "begun", folder / name, symlinks=True)
         fault(folder / name / "ep0-ba6")
@@ -54,7 +54,7 @@ def _with_fault(folder: Path, name: str, fault: Callable[[Path], object]) -> Non
 
 
 def _resume(path: str, overrides: list[str]) -> tuple[dict[str, Any] | str, str]:
-    """What the run gives, or the error that it ends with; and what it prints."""
+    """Return the run's result or its error, and its output."""
     with contextlib.redirect_stdout(io.StringIO()) as out:
         try:
             return run(path, [*COMMON, *overrides]), out.getvalue()
@@ -97,31 +97,31 @@ def all_faults(path: str) -> dict[str, Any]:
 def test_a_fault_ends_in_a_fallback_to_the_clean_run_or_in_an_error(tmp_path: Path) -> None:
     results, others = run_ranks(all_faults, 2, write_toy_run(tmp_path), timeout=280)
     whole = results.pop("whole")
-    for name, (said, _) in FAULTS.items():
+    for name, (message, _) in FAULTS.items():
         result, out = results[name]
         assert isinstance(result, dict), result
-        assert f"warning: checkpoint {tmp_path / name / 'ep0-ba6'} is corrupt: {said}" in out
-        assert "warning: RESUMING FROM AN EARLIER CHECKPOINT, ep0-ba4: the batches after it are trained again" in out
+        assert f"warning: checkpoint {tmp_path / name / 'ep0-ba6'} is corrupt: {message}" in out
+        assert "warning: RESUMING FROM AN EARLIER CHECKPOINT, ep0-ba4: later batches are trained again" in out
         assert list(result["losses"]) == [5, 6, 7, 8], name
         for key, expected in whole["weights"].items():
             assert torch.equal(result["weights"][key], expected), (name, key)
-        # What was corrupt has been written again.
+        # The corrupt checkpoint has been replaced.
         for checkpoint in checkpoints(tmp_path / name):
             verify_files(checkpoint)
     assert "of ep0-ba4" in results["swapped"][1]
     finished, out = results["finished"]
     assert list(finished["losses"]) == [5, 6], "the end of the run is read before it is called done"
     (stopped, _), (none, _), (load_path, _) = (results[key] for key in ("stop", "none", "load_path"))
-    assert "__1_0.distcp has other bytes" in stopped
+    assert "__1_0.distcp differs from what was written" in stopped
     assert "(on_corrupt_checkpoint: stop): restore it from a copy" in stopped
-    assert none.startswith(f"save_folder {tmp_path / 'none'} has no checkpoint that can be resumed from: restore")
+    assert none.startswith(f"save_folder {tmp_path / 'none'} has no checkpoint to resume from: restore")
     assert [f"ep0-ba{batch} is corrupt: __0_0" in none for batch in (2, 4, 6)] == [True] * 3
     assert load_path.startswith(f"checkpoint {tmp_path / 'weights-only' / 'ep0-ba6'} is corrupt: __1_0.distcp has")
     assert [others[key][0] for key in ("stop", "none", "load_path")] == [stopped, none, load_path]
 
 
 def newest_is_corrupt(path: str) -> tuple[list[str], list[str], str]:
-    """With one checkpoint to keep: what is left when each new one is damaged before it is read back; and when not."""
+    """Return which checkpoints remain of a run that keeps one, with and without damage before each is read back."""
     folder = Path(path).parent
     short = ["eval_loader=null", "save_interval=2ba", "save_num_checkpoints_to_keep=1", "autoresume=true"]
     fit(read_config(path, [*short, "max_duration=2ba"]))
@@ -138,9 +138,9 @@ def newest_is_corrupt(path: str) -> tuple[list[str], list[str], str]:
     return damaged_left, [found.name for found in checkpoints(folder / "toy")], out.getvalue()
 
 
-def test_the_last_checkpoint_that_is_known_to_be_right_is_never_deleted(tmp_path: Path) -> None:
+def test_the_last_verified_checkpoint_is_never_deleted(tmp_path: Path) -> None:
     ((damaged, left, out),) = run_ranks(newest_is_corrupt, 1, write_toy_run(tmp_path))
     assert damaged == ["ep0-ba2", "ep0-ba4"]
-    assert "ep0-ba4 is corrupt: __0_0.distcp has other bytes" in out
+    assert "ep0-ba4 is corrupt: __0_0.distcp differs from what was written" in out
     assert "The checkpoints before it are kept" in out
     assert left == ["ep0-ba6"]

@@ -1,4 +1,4 @@
-"""Real runs over a curriculum: killed in each stage and resumed on other numbers of ranks, they give the same rows."""
+"""Runs over a curriculum that are killed in each stage and resumed on other numbers of ranks train the same rows."""
 
 import hashlib
 import itertools
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.ranks
 
 
 class Rows(Callback):
-    """Which rows each batch has; an end like a power cut after one batch, if told."""
+    """Records the rows of each batch, and can end the process like a power failure after one batch."""
 
     def __init__(self, kill_after: int | None) -> None:
         self.kill_after = kill_after
@@ -48,7 +48,7 @@ class Rows(Callback):
 
 
 def run(path: str, overrides: list[str], rows_file: str, kill_after: int | None = None) -> str | None:
-    """Writes the rank's rows to a file, batch by batch, so that they are there after a kill too; returns a refusal."""
+    """Write the rank's rows to a file batch by batch, so that a kill does not lose them. Returns the error, if any."""
     watch = Rows(kill_after)
     rank = os.environ["RANK"]
 
@@ -64,7 +64,7 @@ def run(path: str, overrides: list[str], rows_file: str, kill_after: int | None 
 
 
 def go(path: str, ranks: int, *overrides: str, kill_after: int | None = None) -> dict[int, list[str]]:
-    """The rows of each batch that a start of the run trained, put together from its ranks."""
+    """Return the rows of each batch that one start of the run trained, merged from its ranks."""
     rows_file = f"{path}.rows{next(_starts)}"
     try:
         refused = run_ranks(run, ranks, path, list(overrides), rows_file, kill_after)
@@ -82,7 +82,7 @@ _starts = itertools.count()
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-def test_a_run_killed_in_each_stage_gives_the_same_rows_on_1_2_and_4_ranks(tmp_path: Path) -> None:
+def test_a_run_killed_in_each_stage_trains_the_same_rows_on_1_2_and_4_ranks(tmp_path: Path) -> None:
     path = write_curriculum(tmp_path)
     whole = go(path, 1, "run_name=whole")
     assert list(whole) == list(range(14))
@@ -100,7 +100,7 @@ def test_a_run_killed_in_each_stage_gives_the_same_rows_on_1_2_and_4_ranks(tmp_p
 @pytest.mark.proof
 @pytest.mark.parametrize("num_workers", [0, 1, 3])
 @pytest.mark.parametrize("ranks", [1, 2, 4])
-def test_a_run_killed_anywhere_gives_the_same_rows_on_any_ranks_workers_and_microbatches(tmp_path, ranks, num_workers):
+def test_a_run_killed_anywhere_trains_the_same_rows_on_any_ranks_workers_and_microbatches(tmp_path, ranks, num_workers):
     path = write_curriculum(tmp_path)
     whole = go(path, 1, "run_name=whole")
     for kill_after in (3, 4, 5, 6, 8, 9, 10, 12, 13):
@@ -116,7 +116,7 @@ def test_a_run_killed_anywhere_gives_the_same_rows_on_any_ranks_workers_and_micr
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_a_changed_future_is_taken_and_a_changed_past_is_refused(tmp_path: Path) -> None:
+def test_changes_of_later_stages_are_applied_and_of_earlier_stages_refused(tmp_path: Path) -> None:
     path = write_curriculum(tmp_path)
     rows = go(path, 1, "run_name=changed", kill_after=8)
     longer = go(path, 1, "run_name=changed", "max_duration=16ba", "train_loader.stages.2.proportions={code: 1.0}")
@@ -126,12 +126,14 @@ def test_a_changed_future_is_taken_and_a_changed_past_is_refused(tmp_path: Path)
     once = len(set(given))
     assert len(given) > once
     assert len(set(given[:once])) == once
-    told = run_ranks(run, 1, path, ["run_name=changed", "max_duration=20ba", "train_loader.stages.0.duration=6ba"], "x")
-    assert "train_loader.stages[0].duration was 5ba, now 6ba (the stage is done)" in str(told[0])
+    errors = run_ranks(
+        run, 1, path, ["run_name=changed", "max_duration=20ba", "train_loader.stages.0.duration=6ba"], "x"
+    )
+    assert "train_loader.stages[0].duration was 5ba, now 6ba (the stage is completed)" in str(errors[0])
 
 
 @pytest.mark.timeout(200)
-def test_what_streams_give_and_how_well_they_are_learnt_is_logged(tmp_path: Path) -> None:
+def test_contributions_and_losses_of_streams_are_logged(tmp_path: Path) -> None:
     path = write_curriculum(tmp_path)
     logged = run_ranks(logged_metrics, 2, path, ["run_name=logged", "model.resid_pdrop=0.0"])[0]
     assert list(logged) == list(range(14))
@@ -167,23 +169,25 @@ def test_a_changed_lr_scale_counts_from_the_first_batch_after_a_resume(tmp_path:
     changed = [*constant, "max_duration=10ba", "train_loader.stages.0.lr_scale=0.25"]
     config = read_config(path, changed)
     printed = " ".join("\n".join(describe(open_inputs(config), config)).split())
-    assert "stages[0].lr_scale was 1.0, now 0.25 applied: from batch 2 on; the run is in this stage, which" in printed
-    assert "the plan of the data changes at batch 2: stage broad, which the run is in: " in printed
+    assert "stages[0].lr_scale was 1.0, now 0.25 applied: from batch 2 on; the part of this stage before it" in printed
+    assert "the data plan changes at batch 2: stage broad, which the run is in: " in printed
     (logged,) = run_ranks(logged_metrics, 1, path, changed)
     assert list(logged) == list(range(2, 10))
     assert [metrics["lr-factor"] for metrics in logged.values()] == pytest.approx([0.25] * 3 + [1.0] * 4 + [0.5])
 
 
 @pytest.mark.timeout(200)
-def test_a_changed_past_is_told_before_the_model_is_built(tmp_path: Path) -> None:
+def test_a_changed_past_is_refused_before_the_model_is_built(tmp_path: Path) -> None:
     path = write_curriculum(tmp_path)
     go(path, 1, "run_name=early", kill_after=4)
-    with pytest.raises(ConfigError, match=r"seed was 17, now 18 \(the order of rows follows from it\): put it back"):
+    with pytest.raises(
+        ConfigError, match=r"seed was 17, now 18 \(the order of rows depends on it\): restore the old value"
+    ):
         find_start(read_config(path, ["run_name=early", "seed=18"]), tmp_path / "early")
 
 
 class Logged(Callback):
-    """What was logged in each batch, the trained tokens of each stream, and the factor on the schedule."""
+    """Return the metrics of each batch, the trained tokens of each stream, and the factor on the schedule."""
 
     def __init__(self) -> None:
         self.batches: dict[int, dict[str, Any]] = {}
@@ -206,7 +210,7 @@ class Collects(LoggerDestination):
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
         kept = {key: float(value) for key, value in metrics.items() if key.startswith(("streams/", "loss/train/"))}
         if kept and step is not None:
-            # The loss is logged before the clock counts the batch, what the streams gave after.
+            # The loss is logged before the clock counts the batch, the metrics of streams after that.
             self.batches[step if any("loss/train" in key for key in kept) else step - 1].update(kept)
 
 

@@ -1,4 +1,4 @@
-"""Runs as a user starts them: what is refused before the first step, what stays in the save folder, what is logged."""
+"""Runs as a user starts them: errors before the first step, files in the save folder, logs."""
 
 import gc
 import json
@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def run(path: str, overrides: list[str]) -> str | None:
-    """The refusal of a run, or None."""
+    """Return the error of a run, or None."""
     try:
         fit(read_config(path, overrides))
     except (ConfigError, DataError) as error:
@@ -36,7 +36,7 @@ def run_each(path: str, cases: list[list[str]]) -> list[str | None]:
 
 
 def frozen(path: str) -> list[int]:
-    """How many objects the collector passes over when main hands the config to fit."""
+    """Return how many objects the garbage collector scans when main passes the config to fit."""
     found = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("train.run.fit.fit", lambda config, **_: found.append(gc.get_freeze_count()))
@@ -45,15 +45,15 @@ def frozen(path: str) -> list[int]:
 
 
 @pytest.mark.ranks
-def test_a_run_does_not_collect_what_importing_made(tmp_path: Path) -> None:
+def test_garbage_collections_skip_imported_objects(tmp_path: Path) -> None:
     (found,) = run_ranks(frozen, 1, write_toy_run(tmp_path))
-    # torch, Composer and transformers make some hundred thousands.
+    # Importing torch, Composer and transformers creates several hundred thousand objects.
     assert len(found) == 1
     assert found[0] > 100_000
 
 
 @pytest.mark.ranks
-def test_what_is_refused_before_the_first_step(tmp_path: Path) -> None:
+def test_errors_before_the_first_step(tmp_path: Path) -> None:
     path = write_toy_run(tmp_path)
     (tmp_path / "few.jsonl").write_text('{"prompt": "a", "response": "b"}\n')
     (tmp_path / "bad.jsonl").write_text(
@@ -64,9 +64,9 @@ def test_what_is_refused_before_the_first_step(tmp_path: Path) -> None:
     cases = {
         "max_duration=2ba save_folder=A_FILE/x": "save_folder A_FILE/x cannot be written: Not a directory",
         "load_path=nowhere": "load_path is 'nowhere', but there is no such file or folder",
-        "load_path=A_FILE": "but it is no complete checkpoint",
+        "load_path=A_FILE": "but it is not a complete checkpoint",
         "model.vocab_size=200": "model.vocab_size is 200, but the tokenizer has",
-        "save_folder=azure://bucket/x": "save_folder is 'azure://bucket/x', but the object stores that are supported",
+        "save_folder=azure://bucket/x": "save_folder is 'azure://bucket/x', but the supported object stores",
         "save_folder='{name}/x'": "only {run_name} is filled in",
         "train_loader.dataset.hf_kwargs.data_files=FOLDER/few.jsonl": "but one global batch has 8",
         "train_loader.dataset.hf_kwargs.data_files=FOLDER/bad.jsonl": "bad.jsonl",
@@ -75,15 +75,15 @@ def test_what_is_refused_before_the_first_step(tmp_path: Path) -> None:
         "tokenizer.kwargs.vocab_file=FOLDER/none": "tokenizer.kwargs.vocab_file is 'FOLDER/none'",
         "optimizer.freeze=['*.nothing']": "optimizer.freeze has '*.nothing'",
         "scheduler.t_warmup=99ba": "scheduler.t_warmup is 99ba",
-        "loggers.file.filename='{name}.txt'": "only {run_name} and {rank} are filled in",
+        "loggers.file.filename='{name}.txt'": "the only placeholders are {run_name} and {rank}",
         "loggers.file.filename=A_FILE/x.txt": "loggers.file.filename is 'A_FILE/x.txt', but it cannot be written",
     }
 
     def place(text: str) -> str:
         return text.replace("A_FILE", str(tmp_path / "a_file")).replace("FOLDER", str(tmp_path))
 
-    told = run_ranks(run_each, 1, path, [place(case).split(" ") for case in cases])[0]
-    for (case, expected), text in zip(cases.items(), told, strict=True):
+    errors = run_ranks(run_each, 1, path, [place(case).split(" ") for case in cases])[0]
+    for (case, expected), text in zip(cases.items(), errors, strict=True):
         assert text is not None, case
         assert place(expected) in text, text
     assert checkpoints(tmp_path / "toy") == []
@@ -96,7 +96,7 @@ def test_a_save_folder_is_complete_in_itself_and_guarded(tmp_path: Path) -> None
     first, second, third = run_ranks(run_each, 1, path, again)[0]
     assert first is None
     assert second is not None
-    assert "holds 1 checkpoint(s), the newest ep0-ba2: write autoresume=true" in second
+    assert "contains 1 checkpoint(s), the newest ep0-ba2: set autoresume=true" in second
     assert third is None
     folder = tmp_path / "toy"
     assert {"config.yaml", "tokenizer", "ep0-ba2"} <= {entry.name for entry in folder.iterdir()}
@@ -108,7 +108,7 @@ def test_a_save_folder_is_complete_in_itself_and_guarded(tmp_path: Path) -> None
 def test_a_changed_past_is_refused_and_leaves_the_save_folder_as_it_was(tmp_path: Path) -> None:
     path = write_toy_run(tmp_path)
     first = str(tmp_path / "toy/ep0-ba2")
-    told = {
+    expected_errors = {
         "autoresume=true seed=5": "seed was 17, now 5",
         "autoresume=true global_train_batch_size=4": "global_train_batch_size was 8, now 4",
         "autoresume=true model.attn_config.rope_theta=777": "model.attn_config.rope_theta was 500.0, now 777.0",
@@ -119,10 +119,10 @@ def test_a_changed_past_is_refused_and_leaves_the_save_folder_as_it_was(tmp_path
         f"save_overwrite=true load_path={first}": "which save_overwrite would delete",
         f"run_name=other load_path={first} model.n_layers=3": "model.n_layers was 2, now 3",
     }
-    cases = [["max_duration=2ba"], *(case.split(" ") for case in told)]
+    cases = [["max_duration=2ba"], *(case.split(" ") for case in expected_errors)]
     done, *refusals = run_ranks(run_each, 1, path, cases)[0]
     assert done is None
-    for (case, expected), text in zip(told.items(), refusals, strict=True):
+    for (case, expected), text in zip(expected_errors.items(), refusals, strict=True):
         assert text is not None, case
         assert expected in text, text
     assert [found.name for found in checkpoints(tmp_path / "toy")] == ["ep0-ba2"]
@@ -131,7 +131,7 @@ def test_a_changed_past_is_refused_and_leaves_the_save_folder_as_it_was(tmp_path
 
 
 @pytest.mark.ranks
-def test_weights_alone_start_another_run(tmp_path: Path) -> None:
+def test_another_run_can_start_from_weights_only(tmp_path: Path) -> None:
     path = write_toy_run(tmp_path)
     tuned = [f"load_path={tmp_path / 'toy/ep0-ba2'}", "load_weights_only=true", "seed=5", "run_name=tuned"]
     tuned += ["max_duration=2ba", "optimizer.name=sgd", "model.attn_config.rope_theta=777"]
@@ -147,16 +147,16 @@ class Rates(Callback):
 
 
 def rates(path: str, cases: list[list[str]]) -> list[list[float]]:
-    told = []
+    found = []
     for overrides in cases:
         watch = Rates()
         fit(read_config(path, overrides), callbacks=[watch])
-        told.append(watch.rates)
-    return told
+        found.append(watch.rates)
+    return found
 
 
 @pytest.mark.ranks
-def test_a_resume_takes_the_optimizers_settings_of_today_and_keeps_so_many_checkpoints(tmp_path: Path) -> None:
+def test_a_resume_applies_new_optimizer_settings_and_retention(tmp_path: Path) -> None:
     path = write_toy_run(tmp_path)
     common = ["scheduler.name=constant_with_warmup", "scheduler.t_warmup=0ba", "save_interval=1ba"]
     common += ["save_num_checkpoints_to_keep=2", "autoresume=true"]

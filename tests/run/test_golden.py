@@ -1,6 +1,6 @@
-"""Prepared rows and a checkpoint of an earlier version (d772cc7): every later version reads and resumes them.
+"""Later versions read and resume the prepared rows and the checkpoint of an earlier version (d772cc7).
 
-tests/golden was written once, with two commands in the root of the project, and does not change:
+tests/golden was written once, with two commands in the root of the project, and must not change:
   python scripts/convert_finetuning_dataset.py --dataset tests/golden/train.jsonl --skip-preprocessing --splits train \
       --out_root tests/golden/rows --max_seq_len 64 --tokenizer tiktoken \
       --tokenizer_kwargs '{"vocab_file": "tests/golden/vocab.tiktoken"}'
@@ -58,7 +58,7 @@ def test_a_checkpoint_of_an_earlier_version_resumes(tmp_path: Path, world_size: 
     losses = run_ranks(resumed, world_size, overrides)[0]
     expected = json.loads((GOLDEN / "expected.json").read_text())["losses"]
     assert list(losses) == [5, 6, 7, 8]
-    # Written with 4 digits; other processors and versions of torch round otherwise.
+    # Stored with 4 digits, because rounding differs between processors and versions of torch.
     assert list(losses.values()) == pytest.approx(expected[4:], abs=5e-4)
 
 

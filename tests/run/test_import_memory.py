@@ -1,4 +1,4 @@
-"""What an import costs a rank: its shard, and little besides."""
+"""Memory that an import takes on a rank: little more than its shard."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from tests.helpers.ranks import run_ranks
 from train.models.shapes import parameter_shapes
 
 CASES = [
-    # Large enough that what Python itself takes meanwhile is small beside it.
+    # Large, so that the memory of Python itself is small in comparison.
     pytest.param(0.2e9, 512, id="0.2 GB"),
     pytest.param(3e9, 1024, id="3 GB", marks=[pytest.mark.proof, pytest.mark.timeout(1200)]),
 ]

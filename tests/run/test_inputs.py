@@ -1,4 +1,4 @@
-"""What a run reads is opened once, by each rank for itself, before the ranks wait for each other in a collective."""
+"""Each rank opens the inputs of a run once, before the ranks wait for each other in a collective."""
 
 import importlib
 import os
@@ -18,12 +18,12 @@ from train.run.inputs import open_inputs, starting_from
 from train.weights.start import Start, find_start
 
 DIST_TIMEOUT, PREPARATION = 5, 8
-"""Seconds."""
+"""In seconds."""
 OPENING = ("build_tokenizer", "find_source", "find_start", "open_weights")
 
 
 def opened_by_main(path: str) -> list[str]:
-    """What a run from the command line opens."""
+    """Return the files that a run from the command line opens."""
     found: list[str] = []
 
     def counted(name: str) -> Any:
@@ -40,7 +40,7 @@ def opened_by_main(path: str) -> list[str]:
 @pytest.mark.ranks
 def test_everything_is_opened_once(tmp_path: Path) -> None:
     (found,) = run_ranks(opened_by_main, 1, write_toy_run(tmp_path))
-    assert found == sorted([*OPENING, "find_source"])  # for training and for evaluation
+    assert found == sorted([*OPENING, "find_source"])  # once for training and once for evaluation
 
 
 def test_a_second_start_reads_no_byte_of_the_data(tmp_path: Path) -> None:
@@ -56,7 +56,7 @@ def test_a_second_start_reads_no_byte_of_the_data(tmp_path: Path) -> None:
 
 
 @pytest.mark.ranks
-def test_another_start_opens_no_data_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_changing_the_start_does_not_reopen_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_toy_run(tmp_path)
     run_ranks(run, 1, path, ["max_duration=4ba"])
     config = load_config(path, ["autoresume=true", "run_name=other"]).config
@@ -72,7 +72,7 @@ def test_another_start_opens_no_data_again(tmp_path: Path, monkeypatch: pytest.M
 
 
 def run_apart(path: str, overrides: list[str]) -> dict[str, Any]:
-    """As on nodes that share no disk: each rank has a cache of its own, and only rank 0 finds checkpoints."""
+    """Like nodes without a shared disk: each rank has its own cache, and only rank 0 finds checkpoints."""
     rank = os.environ["RANK"]
     with pytest.MonkeyPatch.context() as patch:
         if rank != "0":

@@ -1,4 +1,4 @@
-"""A run that is killed with `kill -9`, wherever it is, and resumed ends as one that was not, bit for bit."""
+"""A run killed with `kill -9` at any moment and then resumed ends bit for bit like an uninterrupted run."""
 
 import hashlib
 import json
@@ -29,7 +29,7 @@ TEN = [
 ]
 
 
-def test_the_functions_of_all_moments_are_there() -> None:
+def test_the_functions_of_all_moments_exist() -> None:
     for name, moment in MOMENTS.items():
         assert callable(getattr(*place(moment), None)), name
 
@@ -40,7 +40,7 @@ def test_a_run_killed_ten_times_ends_as_if_it_had_not_been_killed(tmp_path: Path
     whole = KilledRun(config, "whole")
     whole.start()
     rows = [row for line in whole.starts[0].batches.values() for row in line["rows"] if row.startswith("0:")]
-    assert len(set(rows)) == len(rows), "no row of a stream comes twice before each has come once"
+    assert len(set(rows)) == len(rows), "no row of a stream is repeated within an epoch"
     hit, defects = history(config, "killed", TEN, whole)
     assert hit == TEN
     assert defects == []
@@ -48,7 +48,7 @@ def test_a_run_killed_ten_times_ends_as_if_it_had_not_been_killed(tmp_path: Path
 
 @pytest.mark.proof
 def test_a_run_killed_at_200_moments_ends_as_if_it_had_not_been_killed(tmp_path: Path) -> None:
-    """Goes on where an earlier run of this proof over the same code was interrupted."""
+    """Continues an interrupted earlier run of this proof over the same code."""
     file = ROOT / ".cache" / "proofs" / f"kills-{code_hash()}.jsonl"
     file.parent.mkdir(parents=True, exist_ok=True)
     lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
@@ -70,13 +70,13 @@ def test_a_run_killed_at_200_moments_ends_as_if_it_had_not_been_killed(tmp_path:
 
 
 def code_hash() -> str:
-    """Of what the runs do and of what is done to them."""
+    """Return a hash of the code of the runs and of the kills."""
     files = [path for folder in ("train", "data", "tests/helpers") for path in (ROOT / folder).rglob("*.py")]
     return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(files))).hexdigest()[:12]
 
 
 def table(lines: list[dict]) -> str:
-    """Kills at each moment, and how many of them belong to runs that ended as they should."""
+    """Return a table of the kills at each moment, and how many of them belong to runs with a correct end."""
     kills, right = Counter[str](), Counter[str]()
     for line in lines:
         for kill in line["hit"]:

@@ -1,4 +1,4 @@
-"""What the quickstart shows of the commands that it runs."""
+"""Output of the commands that the quickstart runs."""
 
 import pytest
 

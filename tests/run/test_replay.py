@@ -1,4 +1,4 @@
-"""Batches that were not finite because of what is in them, computed again by scripts/replay_batch.py."""
+"""scripts/replay_batch.py recomputes batches whose content makes them non-finite."""
 
 import contextlib
 import io
@@ -27,11 +27,11 @@ from train.stability.incidents import read_batch
 from train.supervision.exit_codes import RunStopped
 
 RARE = 126
-"""The token `~`, which one example has."""
+"""The token `~`, which occurs in one example."""
 
 
 class Poison(Callback):
-    """An embedding from which a layer norm overflows: finite itself, and only the rows that have it are not."""
+    """A finite embedding that makes a layer norm overflow, only for rows that contain its token."""
 
     def fit_start(self, state: State, logger: Logger) -> None:
         (param,) = [param for name, param in state.model.named_parameters() if name.endswith("wte.weight")]
@@ -59,7 +59,7 @@ def write_run(folder: Path) -> str:
 
 
 def replayed(incident: Path) -> tuple[int, list[str]]:
-    """The exit code of the script, and what it says, errors last."""
+    """Return the exit code and the output of the script, errors last."""
     messages, errors = Messages(), io.StringIO()
     console.logger.addHandler(messages)
     try:
@@ -71,7 +71,7 @@ def replayed(incident: Path) -> tuple[int, list[str]]:
 
 
 def skipped(path: str, overrides: list[str]) -> tuple[Ended, dict[str, tuple[int, list[str]]]]:
-    """A run, and what becomes of its incidents."""
+    """Train, and return the run and the replays of its incidents."""
     ended = run_with(path, overrides, Poison(), Fault([2], loss=math.inf, ranks=[1]))
     folder = Path(path).parent / "skipped" / "incidents"
     return ended, {incident.name: replayed(incident) for incident in folder.iterdir()}
@@ -90,13 +90,13 @@ def test_a_batch_is_computed_again_bit_for_bit(tmp_path: Path) -> None:
     overrides = ["eval_loader=null", "model.n_layers=1", "device_train_microbatch_size=2", "max_duration=8ba"]
     run, found = run_ranks(skipped, 2, path, [*overrides, "run_name=skipped", "on_nonfinite=skip"])[0]
     assert run.kinds() == [(2, "nonfinite"), (6, "nonfinite")]
-    # From ep0-ba4, through dropout and jitter; the other rank's loss is a number.
+    # Replayed from ep0-ba4 through dropout and jitter; the loss of the other rank is finite.
     code, lines = found["ba6"]
     assert code == 0, lines
     assert lines[-1] == "equal bit for bit on all ranks"
     assert "recorded nan (nan), replayed nan (nan): equal" in lines[-2]
-    assert "computed again from ep0-ba4" in lines[0]
-    # From the beginning; what a callback did to the loss is neither in the weights nor in the rows.
+    assert "starting from ep0-ba4" in lines[0]
+    # Replayed from the beginning; neither weights nor rows contain what a callback did to the loss.
     code, lines = found["ba2"]
     assert code == 1
     assert "recorded inf (inf)" in lines[-2]
@@ -108,8 +108,8 @@ def test_a_batch_is_computed_again_bit_for_bit(tmp_path: Path) -> None:
     assert [found.name for found in checkpoints(tmp_path / "stopped")] == ["ep0-ba4", "ep0-ba6"]
     assert (same[0], same[1][-1]) == (0, "equal bit for bit on all ranks")
     assert other_ranks[0] == no_incident[0] == 2
-    assert "is of a run on 2 ranks, but there are 1: start it as the run was started" in other_ranks[1][-1]
-    assert f"{tmp_path} is no incident" in no_incident[1][-1]
+    assert "is from a run on 2 ranks, but there are 1: use the run's launcher" in other_ranks[1][-1]
+    assert f"{tmp_path} is not an incident" in no_incident[1][-1]
 
 
 def raising(error: Exception) -> Callable[[Path], None]:
@@ -119,12 +119,12 @@ def raising(error: Exception) -> Callable[[Path], None]:
     return raise_it
 
 
-def test_a_run_that_stops_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopped_replay_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(replay, "replay", raising(RunStopped(3, "the loss is a spike")))
     assert replayed(Path("ba2")) == (3, ["stopped: the loss is a spike"])
 
 
-def test_what_another_rank_cannot_read_is_told_to_the_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_read_error_of_another_rank_is_shared(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = str(server.getsockname()[1])
     variables = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "LOCAL_RANK": "1"}
@@ -133,7 +133,7 @@ def test_what_another_rank_cannot_read_is_told_to_the_first(monkeypatch: pytest.
     monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
     store = rank_store.connect()
     monkeypatch.setenv("RANK", "1")
-    failures.note_shown(store)  # as rank 0 does that waits for the others
+    failures.note_shown(store)  # as rank 0 does, which waits for the others
     monkeypatch.setattr(replay, "replay", lambda incident: read_batch(tmp_path, 1))
     assert replayed(tmp_path) == (2, [])
     failure = failures.shared(store)

@@ -1,4 +1,4 @@
-"""A run killed after a checkpoint and started again ends as if it had never been killed, bit for bit."""
+"""A run that is killed after a checkpoint and restarted ends bit for bit like an uninterrupted run."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ HYBRID = "fsdp_config={sharding_strategy: HYBRID_SHARD, data_parallel_replicate_
     [["train_loader.num_workers=0"], ["train_loader.num_workers=2", "model.ffn_config.moe_lbl_scope=batch", HYBRID]],
     ids=["0 workers", "2 workers, lbl over the batch, hybrid shard"],
 )
-def test_a_killed_run_goes_on_where_it_was(tmp_path: Path, changes: list[str]) -> None:
+def test_a_killed_run_resumes_exactly(tmp_path: Path, changes: list[str]) -> None:
     path = write_toy_run(tmp_path)
     overrides = ["autoresume=true", *changes]
     whole = run_ranks(run, 2, path, [*overrides, "run_name=whole"])[0]
@@ -40,10 +40,10 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path, changes: list[str]) -
 
 
 @pytest.mark.timeout(300)
-def test_a_longer_run_goes_on_on_another_number_of_ranks(tmp_path: Path) -> None:
+def test_a_longer_run_resumes_on_another_number_of_ranks(tmp_path: Path) -> None:
     path = write_toy_run(tmp_path)
     still = ["autoresume=true", "scheduler.name=constant_with_warmup", "model.resid_pdrop=0", "model.emb_pdrop=0"]
-    # A load-balancing loss that does not depend on how ranks cut the batch.
+    # A load-balancing loss that does not depend on how the batch is split over ranks.
     still += ["model.attn_config.attn_pdrop=0", "model.ffn_config={moe_jitter_eps: 0, moe_lbl_scope: batch}"]
     whole = run_ranks(run, 2, path, [*still, "run_name=whole"])[0]
     run_ranks(run, 2, path, [*still, "run_name=longer", "max_duration=6ba"])

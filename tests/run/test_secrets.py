@@ -1,4 +1,5 @@
-"""A run with secrets in odd places: they are in nothing that it writes and prints, and its saved config runs again."""
+"""Secrets in unusual places of a config appear in none of the run's files and output, and its saved config still
+works."""
 
 from pathlib import Path
 
@@ -41,8 +42,8 @@ def test_secrets_are_nowhere_and_the_saved_config_starts_again(
     saved = Path("saved/config.yaml")
     assert main([str(saved), "autoresume=true", "max_duration=2ba"]) == 0
     shorten_waits(monkeypatch)
-    for wrong in INVALID:
-        assert main([str(given), wrong]) == 2
+    for override in INVALID:
+        assert main([str(given), override]) == 2
     out, err = capsys.readouterr()
     assert "error: command line: train_loader.dataset.remote is 's3://***@no/x', but" in err
     assert " from saved/ep0-ba1" in out

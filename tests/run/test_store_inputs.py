@@ -1,4 +1,4 @@
-"""What is wrong with an object store in a config is reported before anything is allocated."""
+"""Errors about an object store in a config are reported before anything is allocated."""
 
 from pathlib import Path
 
@@ -46,14 +46,17 @@ def send(server: Server, folder: Path, *batches: int, run: str = "toy") -> Remot
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["save_folder=oci://bucket/x"], "save_folder is 'oci://bucket/x', but the object stores that are supported"),
-        (["save_folder=s3://me:word@bucket/x"], "save_folder is 's3://***@bucket/x', but credentials do not belong"),
-        (["save_folder=gs://none/x"], "save_folder cannot be used: gs://none/x cannot be listed: there is no such bu"),
-        (["load_path=hf://a/b"], "load_path is 'hf://a/b', but the object stores that are supported"),
+        (["save_folder=oci://bucket/x"], "save_folder is 'oci://bucket/x', but the supported object stores"),
+        (["save_folder=s3://me:word@bucket/x"], "save_folder is 's3://***@bucket/x', but credentials are not allowed"),
+        (
+            ["save_folder=gs://none/x"],
+            "save_folder cannot be used: gs://none/x cannot be listed: no such bucket exists",
+        ),
+        (["load_path=hf://a/b"], "load_path is 'hf://a/b', but the supported object stores"),
         (["load_path=gs://bucket/x/ep0-ba1"], "load_path is 'gs://bucket/x/ep0-ba1', but there is no checkpoint"),
         (
             ["callbacks.hf_checkpointer={save_folder: 'gs://none/x', save_interval: 1dur}"],
-            "callbacks.hf_checkpointer.save_folder cannot be used: gs://none/x/huggingface/ cannot be listed: there is",
+            "callbacks.hf_checkpointer.save_folder cannot be used: gs://none/x/huggingface/ cannot be listed: no such",
         ),
     ],
 )
@@ -70,7 +73,7 @@ def test_without_credentials(tmp_path: Path, monkeypatch) -> None:
     for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
         monkeypatch.setenv(name, str(tmp_path / "none"))
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    with pytest.raises(ConfigError, match="save_folder is 's3://bucket/x', but no credentials for S3 were found: "):
+    with pytest.raises(ConfigError, match="save_folder is 's3://bucket/x', but no credentials for S3 found: "):
         open_inputs(config_of(tmp_path, "save_folder=s3://bucket/x"))
 
 
@@ -83,7 +86,7 @@ def open_for_dry_run(config: TrainConfig) -> None:
 def test_a_folder_with_checkpoints_or_an_owner(server: Server, tmp_path: Path, open_all) -> None:
     remote = send(server, tmp_path / "run", 2, 4)
     config = config_of(tmp_path, "save_folder=gs://bucket/{run_name}")
-    with pytest.raises(ConfigError, match=r"gs://bucket/toy holds 2 checkpoint\(s\), the newest ep0-ba4: write"):
+    with pytest.raises(ConfigError, match=r"gs://bucket/toy contains 2 checkpoint\(s\), the newest ep0-ba4: set"):
         open_all(config)
     over = config_of(
         tmp_path, "save_folder=gs://bucket/{run_name}", "save_overwrite=true", "load_path=gs://bucket/toy/latest"
@@ -115,15 +118,15 @@ def test_load_path_is_fetched_once_and_again_when_it_has_changed(server: Server,
     fetch_checkpoint.cache_clear()
     assert fetch_checkpoint(f"{server.url}/toy/ep0-ba4", root, "load_path") == found
     assert (found / "__0_0.distcp").stat().st_ino == inode
-    flip(found / "manifest.json", 200)  # as if another had been sent since
+    flip(found / "manifest.json", 200)  # as if another version had been uploaded since
     fetch_checkpoint.cache_clear()
     verify_files(fetch_checkpoint(f"{server.url}/toy/ep0-ba4", root, "load_path"))
     assert len(server.content()) == sent
     with pytest.raises(
-        ConfigError, match=r"it must be a checkpoint, such as gs://bucket/toy/ep0-ba4, or gs://bucket/toy/la"
+        ConfigError, match=r"it must name a checkpoint, such as gs://bucket/toy/ep0-ba4 or gs://bucket/toy/la"
     ):
         fetch_checkpoint(f"{server.url}/toy", root, "load_path")
-    with pytest.raises(ConfigError, match="there is no such checkpoint; beside it is ep0-ba4"):
+    with pytest.raises(ConfigError, match="this checkpoint does not exist; the newest one there is ep0-ba4"):
         fetch_checkpoint(f"{server.url}/toy/ep0-ba9", root, "load_path")
 
 

@@ -33,7 +33,7 @@ pytestmark = [pytest.mark.ranks, pytest.mark.slow, pytest.mark.timeout(300)]
 
 
 def run_there(environment: Mapping[str, str], path: str, overrides: list[str], kill_after: int | None = None) -> Any:
-    os.environ.update(environment)  # the ranks' parent has started before the server
+    os.environ.update(environment)  # the process that forks the ranks was started before the server
     return run(path, overrides, kill_after)
 
 
@@ -69,7 +69,7 @@ def gs():
 
 
 def machine(tmp_path: Path, name: str, server: Server) -> list[str]:
-    """Overrides of a run on a machine of its own."""
+    """Return the overrides of a run on a separate machine."""
     folders = [f"save_folder={server.url}/{{run_name}}", f"save_staging_folder={tmp_path / name}", "log_folder=null"]
     return [*folders, "autoresume=true"]
 
@@ -110,23 +110,25 @@ def test_a_failed_export_leaves_no_checkpoint_unsent(s3: Server, tmp_path: Path)
 
 
 @pytest.mark.proof
-def test_a_corrupt_checkpoint_in_the_store_is_passed_over(gs: Server, tmp_path: Path) -> None:
+def test_a_corrupt_checkpoint_in_the_store_is_skipped(gs: Server, tmp_path: Path) -> None:
     path = write_toy_run(tmp_path)
     gs.faults += [Fault("POST", "", 1, "slow", 1.0)]
-    # All is sent before a run that is to be resumed ends.
+    # Before a resumable run ends, all checkpoints are uploaded.
     assert run_ranks(stopped_there, 1, gs.environment, path, machine(tmp_path, "first", gs), 8) == [
         "75: saved in gs://bucket/toy/ep0-ba8"
     ]
     key = "toy/ep0-ba8/__0_0.distcp"
     gs.put(key, gs.content()[key][:-1] + b"x")
     stop = [*machine(tmp_path, "second", gs), "on_corrupt_checkpoint=stop"]
-    with pytest.raises(ConfigError, match=r"is corrupt: __0_0.distcp has other bytes.*\(in gs://bucket/toy/ep0-ba8\)"):
+    with pytest.raises(
+        ConfigError, match=r"is corrupt: __0_0.distcp differs from what was written.*\(in gs://bucket/toy/ep0-ba8\)"
+    ):
         open_inputs(read_config(path, stop))
     resumed = run_ranks(run_there, 1, gs.environment, path, machine(tmp_path, "second", gs))[0]
     assert list(resumed["losses"]) == [5, 6, 7, 8, 9, 10]
     remote = RemoteFolder(open_store(f"{gs.url}/toy"))
     (tmp_path / "third").mkdir()
-    verify_files(remote.bring("ep0-ba8", tmp_path / "third", remote.look()))  # written anew
+    verify_files(remote.bring("ep0-ba8", tmp_path / "third", remote.look()))  # written again
 
     planned = read_config(path, machine(tmp_path, "planned", gs))
     with planned_folder(planned, "toy") as folder:

@@ -1,4 +1,4 @@
-"""The benchmark runs, at sizes at which its figures mean nothing."""
+"""The benchmark runs at sizes too small for meaningful figures."""
 
 import json
 

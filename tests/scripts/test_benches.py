@@ -1,4 +1,4 @@
-"""The benches run, at sizes at which their figures mean nothing."""
+"""The benches run at sizes too small for meaningful figures."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ from tests.helpers.load_script import load_script
 _SIZES = {"n_layers": 1, "d_model": 32, "n_heads": 4, "ffn_hidden_size": 24, "moe_num_experts": 4, "moe_top_k": 2}
 STEP = [f"--{name}={value}" for name, value in (_SIZES | {"vocab_size": 64, "rows": 2, "max_seq_len": 32}).items()]
 STEP.append("--rounds=2")
-"""Of benches that measure callbacks in a training step."""
+"""Flags for benches that measure callbacks in a training step."""
 
 
 @pytest.mark.slow
@@ -49,7 +49,7 @@ def test_bench_lora_measures_every_side(tmp_path: Path, capsys: pytest.CaptureFi
     states = [sides[name]["state_bytes"] for name in ("full", "  fp32 base", "attention and experts", "  nf4 base")]
     assert states == sorted(states, reverse=True)
     assert all(len(side["seconds"]) == 1 for side in sides.values())
-    assert "loss above the 4-bit base less that above bf16" in capsys.readouterr().out
+    assert "loss with the 4-bit base minus loss with the bf16 base" in capsys.readouterr().out
 
 
 def test_bench_mixture_measures_planning_and_loading(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -76,12 +76,12 @@ def test_bench_async_save_measures_both_ways(tmp_path: Path, capsys: pytest.Capt
     assert "x steps outside" in capsys.readouterr().out
 
 
-def test_each_side_comes_first_in_turn() -> None:
+def test_sides_take_turns_in_running_first() -> None:
     assert list(common.rounds("abc", 4)) == [["a", "b", "c"], ["b", "c", "a"], ["c", "a", "b"], ["a", "b", "c"]]
 
 
 def test_ratios_are_taken_within_a_round() -> None:
-    assert common.ratio([1, 20, 3], [1, 10, 1]) == 2  # of the medians: 3
+    assert common.ratio([1, 20, 3], [1, 10, 1]) == 2  # the ratio of the medians would be 3
     times = {"GEMMs, a": [2.0, 5.0], "GEMMs, b": [3.0, 4.0], "ours": [1.0, 1.0]}
     assert common.floors_of(times, {"best": "GEMMs", "a": "GEMMs, a"}) == {"best": [2, 4], "a": [2, 5]}
 

@@ -1,4 +1,4 @@
-"""scripts/dev/build_megablocks.sh: what it patches, and what it refuses before it downloads anything."""
+"""What scripts/dev/build_megablocks.sh patches, and its errors before any download."""
 
 import os
 import runpy
@@ -11,7 +11,7 @@ import pytest
 SCRIPTS = Path(__file__).parents[2] / "scripts" / "dev"
 PATCHING = runpy.run_path(str(SCRIPTS / "patch_megablocks.py"))
 CUMSUM, SETUP = (patch.file for patch in PATCHING["PATCHES"])
-# In the shape of the two files, and the same once patched.
+# Excerpts like the two files, before and after the patch.
 SOURCES = {
     CUMSUM: "RUN(Exclusive(in,\n\tstream,\n\tdebug_synchronous));\nRUN(Inclusive(in, stream, debug_synchronous));\n",
     SETUP: 'nvcc_flags = [\n    "-std=c++17",  # a reason\n]\nnvcc_flags.append("-O3")\n',
@@ -50,7 +50,7 @@ def test_a_source_without_the_text_to_patch_is_an_error(
 
 
 def build(folder: Path, torch: str, nvcc: str | None = None, *arguments: str, headers: bool = True) -> str:
-    """The error of the script beside a stand-in for torch, and one for the toolkit with nvcc of the given release."""
+    """Return the script's error with a fake torch, and a fake toolkit whose nvcc has the given release."""
     for name, text in {"torch": torch, "pip": "", "setuptools": ""}.items():
         (folder / f"{name}.py").write_text(text)
     if nvcc is not None:
@@ -104,4 +104,4 @@ def test_a_toolkit_that_cannot_build_is_refused(tmp_path: Path, nvcc: str | None
 
 @pytest.mark.subprocess
 def test_an_unknown_argument_is_refused(tmp_path: Path) -> None:
-    assert build(tmp_path, "", None, "--chek") == "error: unknown argument --chek: there is only --check\n"
+    assert build(tmp_path, "", None, "--chek") == "error: unknown argument --chek: the only option is --check\n"

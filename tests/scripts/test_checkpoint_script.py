@@ -1,4 +1,4 @@
-"""scripts/checkpoint.py: arguments, exit codes, what goes where."""
+"""Arguments, exit codes and output streams of scripts/checkpoint.py."""
 
 import json
 import shutil
@@ -15,7 +15,7 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "run"
 main = load_script("checkpoint").main
 
 
-def test_ls_shows_what_is_right_and_ends_with_2_for_what_is_not(
+def test_ls_lists_checkpoints_and_ends_with_2_after_an_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = write_save_folder(tmp_path, 10, 20)
@@ -32,15 +32,13 @@ def test_verify_continues_after_a_corrupt_checkpoint(tmp_path: Path, capsys: pyt
     flip(folder / "ep0-ba10" / "__0_0.distcp")
     assert main(["verify", str(folder), str(GOLDEN), str(folder / "ep0-ba20")]) == 2
     first, second, third = capsys.readouterr().out.splitlines()
-    assert first.startswith(f"{folder / 'ep0-ba10'}: corrupt: __0_0.distcp has other bytes")
+    assert first.startswith(f"{folder / 'ep0-ba10'}: corrupt: __0_0.distcp differs from what was written")
     assert second.startswith(f"{folder / 'ep0-ba20'}: verified, 3 files")
-    assert third.startswith(f"{GOLDEN / 'ep0-ba4'}: not verifiable")
+    assert third.startswith(f"{GOLDEN / 'ep0-ba4'}: cannot be verified")
     assert main(["verify", str(folder / "ep0-ba20")]) == 0
 
 
-def test_diff_ends_with_1_for_other_checkpoints_and_2_for_errors(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_diff_ends_with_1_for_differences_and_2_for_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copytree(GOLDEN, tmp_path / "run")
     assert main(["diff", str(GOLDEN), str(tmp_path / "run" / "ep0-ba4")]) == 0
     config = tmp_path / "run" / "config.yaml"
@@ -51,7 +49,7 @@ def test_diff_ends_with_1_for_other_checkpoints_and_2_for_errors(
     assert main(["diff", str(GOLDEN), str(GOLDEN), "--top", "-1"]) == 2
 
 
-def test_prune_deletes_with_yes_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_prune_deletes_only_with_yes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write_save_folder(tmp_path, 10, 20)
     assert main(["prune", str(folder), "--keep", "1"]) == 0
     assert "nothing was deleted: with --yes this frees 4." in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""--debug shows the traceback of an error that is one line otherwise."""
+"""--debug shows the traceback of an error that is otherwise one line."""
 
 from pathlib import Path
 

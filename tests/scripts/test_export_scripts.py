@@ -1,4 +1,4 @@
-"""The scripts around the export run, at sizes at which their figures mean nothing."""
+"""The scripts related to exports run at sizes too small for meaningful figures."""
 
 import json
 import subprocess
@@ -22,7 +22,7 @@ def test_bench_export_measures_both_precisions(
     fresh = script.in_fresh_process
 
     def once_in_a_fresh_process(side: str, source: Path, output: Path, precision: str) -> list[float]:
-        """Each side once in a process of its own, which imports torch for seconds, and then in this one."""
+        """Run each side once in its own process, which takes seconds to import torch, and then in this process."""
         if precision == "bf16" and output.name == "other":
             return fresh(side, source, output, precision)
         with monkeypatch.context() as patch:
@@ -35,7 +35,7 @@ def test_bench_export_measures_both_precisions(
     flags = ["--gigabytes=0.01", "--d_model=128", "--rounds=1", f"--folder={tmp_path}"]
     assert script.main([*flags, "--json", str(tmp_path / "export.json")]) == 0
     report = json.loads((tmp_path / "export.json").read_text())
-    # Beside the weights a folder holds the tokenizer and the like.
+    # Besides the weights, a folder contains the tokenizer and other small files.
     assert report["bytes"] < report["precisions"]["fp32"]["bytes"] < report["bytes"] + 100_000
     assert report["bytes"] / 2 < report["precisions"]["bf16"]["bytes"] < report["bytes"] / 2 + 100_000
     assert all(len(found["copy"]) == len(found["export"]) == 1 for found in report["precisions"].values())
@@ -57,23 +57,23 @@ def test_verify_exports_checks_every_precision(
 
     monkeypatch.setattr(script.subprocess, "run", verify_once_in_a_fresh_process)
     assert script.main(["--versions", "4.57", "--folder", str(tmp_path / "verify")]) == 0
-    said = capsys.readouterr().out
-    assert said.count("verified: the whole model at once") == len(PRECISIONS)
-    assert said.endswith("every one is right\n")
-    wrong = subprocess.CompletedProcess([], 2, "", "error: config.json is not JSON\n")
-    monkeypatch.setattr(script.subprocess, "run", lambda *args, **kwargs: wrong)
+    out = capsys.readouterr().out
+    assert out.count("verified: the whole model: largest relative difference") == len(PRECISIONS)
+    assert out.endswith("all exports are correct\n")
+    failed = subprocess.CompletedProcess([], 2, "", "error: config.json is not JSON\n")
+    monkeypatch.setattr(script.subprocess, "run", lambda *args, **kwargs: failed)
     assert not script.check("4.57", tmp_path / "verify")
     assert "config.json is not JSON" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("text", "n_bytes"), [("5GB", 5 << 30), ("1.5 MiB", 3 << 19), ("300", 300), ("2kb", 2048)])
-def test_sizes_are_read_as_everywhere_else(text: str, n_bytes: int) -> None:
+def test_sizes_have_the_usual_format(text: str, n_bytes: int) -> None:
     assert load_script("convert_checkpoint_to_hf")._size(text) == n_bytes
 
 
-def test_what_is_no_size(capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_sizes(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         load_script("convert_checkpoint_to_hf").main(
             ["--composer_path=a", "--hf_output_path=b", "--max_shard_size=5XB"]
         )
-    assert "--max_shard_size: is '5XB', but a size is a number of bytes" in capsys.readouterr().err
+    assert "--max_shard_size: is '5XB', but it must be a positive number of bytes" in capsys.readouterr().err

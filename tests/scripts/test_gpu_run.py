@@ -1,4 +1,4 @@
-"""scripts/dev/gpu_run.sh: on the CPU at tiny sizes, and what becomes of parts that fail, hang or cannot run."""
+"""scripts/dev/gpu_run.sh on the CPU at tiny sizes, and its record of parts that fail, hang or cannot run."""
 
 import json
 import os
@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 OF_RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
-def test_the_limits_sum_to_12_minutes_and_what_needs_more_comes_last() -> None:
+def test_the_limits_sum_to_12_minutes_and_parts_with_requirements_are_last() -> None:
     assert sum(part.limit_s for part in PARTS) <= 12 * 60
     needs_more = [bool(set(part.needs) - {"pytest"}) for part in PARTS]
     assert needs_more == sorted(needs_more)
@@ -26,7 +26,7 @@ def test_the_limits_sum_to_12_minutes_and_what_needs_more_comes_last() -> None:
 @pytest.mark.slow
 @pytest.mark.subprocess
 def test_it_runs_on_the_cpu_at_tiny_sizes(tmp_path: Path) -> None:
-    # test_experts.py runs what `moe` runs.
+    # test_experts.py covers `moe`.
     names = ["environment", "parity", "step", "memory"]
     env = {name: value for name, value in os.environ.items() if name not in OF_RANKS and "SLURM" not in name}
     env |= {"PYTHON": sys.executable, "OUT": str(tmp_path), "OMP_NUM_THREADS": "1"}
@@ -80,7 +80,7 @@ def test_a_part_that_fails_or_hangs_is_recorded_and_the_next_one_runs(
     assert results == {
         "fails": "failed: ValueError: this is broken",
         "missing": "not run: no_such_package not installed",
-        "hangs": "failed: not ended after 1 s",
+        "hangs": "failed: timed out after 1 s",
         "dies": "failed: ended with exit code 7, see gpu_run.log",
         "finds": "ok",
     }

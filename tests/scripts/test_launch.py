@@ -1,4 +1,4 @@
-"""What scripts/launch says is true: arguments, exit codes, signals, and numbers that belong together."""
+"""The files in scripts/launch are consistent with the code: arguments, exit codes, signals, and related numbers."""
 
 import re
 import signal
@@ -18,7 +18,7 @@ from train.supervision.signals import _SIGNALS
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCH = ROOT / "scripts/launch"
 START_AGAIN = [ExitCode.RESUMABLE, 128 + signal.SIGUSR1, 128 + signal.SIGTERM]
-"""Saved, or signalled before there was anything to save."""
+"""Exit codes of a run that was saved, or that was signalled before there was anything to save."""
 SLURM = (LAUNCH / "slurm.sbatch").read_text()
 
 
@@ -37,7 +37,7 @@ def container_of(name: str) -> dict[str, Any]:
 
 
 def launched_by(name: str) -> Namespace:
-    """What Composer's launcher makes of its options; Kubernetes fills in a node's number."""
+    """Return how Composer's launcher parses the options; Kubernetes sets the node's number."""
     composer, *words = container_of(name)["command"]
     assert composer == "composer"
     return _get_parser().parse_args(
@@ -49,7 +49,7 @@ MANIFESTS = pytest.mark.parametrize("name", ["kubernetes.yaml", "jobset.yaml"])
 
 
 @MANIFESTS
-def test_the_command_is_one_that_composer_and_train_take(name: str) -> None:
+def test_composer_and_train_accept_the_command(name: str) -> None:
     words = container_of(name)["command"]
     path, *overrides = words[words.index("train.py") + 1 :]
     config = load_config(str(ROOT / path), overrides).config
@@ -60,7 +60,7 @@ def test_the_command_is_one_that_composer_and_train_take(name: str) -> None:
     assert config.save_folder.startswith(tuple(f"{mount}/" for mount in mounts))
 
 
-def test_the_pods_of_a_jobset_find_one_another() -> None:
+def test_the_pods_of_a_jobset_find_each_other() -> None:
     manifest = yaml.safe_load((LAUNCH / "jobset.yaml").read_text())
     (replicated,) = manifest["spec"]["replicatedJobs"]
     job, container = job_of("jobset.yaml"), container_of("jobset.yaml")
@@ -83,14 +83,14 @@ def test_the_hook_sends_a_signal_on_which_a_run_saves(name: str) -> None:
 
 
 def exit_codes(name: str) -> dict[str, list[int]]:
-    """Action -> the codes for it."""
+    """Return the exit codes for each action."""
     rules = job_of(name)["podFailurePolicy"]["rules"]
     return {rule["action"]: rule["onExitCodes"]["values"] for rule in rules if "onExitCodes" in rule}
 
 
-def test_exit_codes_are_those_of_a_run() -> None:
+def test_exit_codes_match_those_of_a_run() -> None:
     assert exit_codes("kubernetes.yaml") == {"Ignore": START_AGAIN, "FailJob": [ExitCode.FIXABLE]}
-    # The pods of a JobSet start again together: the Job fails, and the JobSet makes it anew.
+    # The pods of a JobSet restart together: the Job fails, and the JobSet creates a new one.
     assert exit_codes("jobset.yaml") == {"FailJob": START_AGAIN}
     (rule,) = spec_of("jobset.yaml")["failurePolicy"]["rules"]
     assert rule["onJobFailureReasons"] == ["PodFailurePolicy"]

@@ -31,7 +31,7 @@ def tokenizer():
 
 
 def answer(task, prompt):
-    """Solved in another way than the script does."""
+    """Solve the task by another method than the script."""
     numbers = [int(number) for number in re.findall(r"\d+", prompt)]
     word = prompt.rpartition(": ")[2].strip()
     if task == "shift":
@@ -59,7 +59,7 @@ def test_every_answer_is_right(examples):
         assert example["response"] == answer(example["task"], example["prompt"]), example
 
 
-def test_heldout_is_balanced_and_has_not_been_met(examples):
+def test_heldout_is_balanced_and_not_in_the_training_data(examples):
     assert Counter(example["task"] for example in examples["heldout"]) == dict.fromkeys(
         ("reverse", "sort", "shift", "largest", "add"), 40
     )
@@ -69,7 +69,7 @@ def test_heldout_is_balanced_and_has_not_been_met(examples):
         assert len({example["prompt"] for example in part}) == len(part)
 
 
-def test_what_is_asked_about_is_one_token_a_character(examples, tokenizer):
+def test_the_words_in_questions_are_one_token_per_character(examples, tokenizer):
     assert tokenizer.vocab_size <= 320
     for example in examples["train"] + examples["heldout"]:
         response = tokenizer.encode(example["response"])
@@ -80,11 +80,11 @@ def test_what_is_asked_about_is_one_token_a_character(examples, tokenizer):
         assert [token for token in prompt if re.fullmatch(r"[a-z0-9]", token)] == asked
 
 
-def test_it_is_small():
+def test_the_quickstart_data_is_small():
     assert sum(file.stat().st_size for file in SHIPPED.iterdir()) < 3_000_000
 
 
-def test_an_output_that_cannot_be_written_is_said(script, tmp_path, capsys):
+def test_an_output_that_cannot_be_written_is_an_error(script, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert script.main(["--out", str(tmp_path / "file")]) == 2
     assert re.fullmatch(r"--out is '.*file', but it cannot be written: .+\n", capsys.readouterr().err)

@@ -1,4 +1,4 @@
-"""What a script imports is a package, never a file beside it: `python scripts/x.py` puts scripts/ first on sys.path."""
+"""Scripts import packages, not neighbouring files, although `python scripts/x.py` puts scripts/ first on sys.path."""
 
 import json
 import os
@@ -43,7 +43,7 @@ print(json.dumps(found))
 
 @pytest.fixture(scope="module")
 def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a package `evaluate`, as site-packages has Hugging Face's where lm-eval is installed."""
+    """Create a folder with a package `evaluate`, like Hugging Face's package that lm-eval installs."""
     folder = tmp_path_factory.mktemp("packages")
     (folder / "evaluate").mkdir()
     (folder / "evaluate" / "__init__.py").touch()
@@ -52,7 +52,7 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def found(packages: Path) -> dict[str, dict[str, str]]:
-    """By script, and by way of starting a process from the last one: the files of modules."""
+    """Return the files of modules by script, and by start method for the last script."""
     command = [sys.executable, "-c", PROBE, *map(str, FILES)]
     env = {**os.environ, "PYTHONPATH": str(packages)}
     done = subprocess.run(command, env=env, cwd=packages, capture_output=True, text=True, timeout=150, check=False)

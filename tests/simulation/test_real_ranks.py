@@ -1,4 +1,4 @@
-"""A simulated step is that of real ranks: two of gloo, trained by Composer with our callbacks."""
+"""A simulated step equals that of real ranks: two gloo ranks, trained by Composer with our callbacks."""
 
 from contextlib import ExitStack
 from pathlib import Path
@@ -26,13 +26,13 @@ from train.loggers.build import LoggedRun
 from train.optim.optimizers import build_optimizer
 from train.run.trainer import build_trainer
 from train.simulation.collectives import Traffic, answer
-from train.simulation.operations import FollowedOperations
+from train.simulation.operations import TrackedOperations
 from train.simulation.simulate import simulate
-from train.simulation.storages import Phase, Storages, resizes_noted
+from train.simulation.storages import Phase, Storages, counting_resizes
 from train.stability.step_check import StepCheck
 from train.supervision.events import Events
 
-# Every token goes to every expert: real routers are not even, but so their choice does not matter.
+# Every token goes to every expert, because real routers are not even and the result must not depend on routing.
 COMMON = (
     "max_seq_len=32",
     "model={preset: tiny, d_model: 128, n_layers: 3, vocab_size: 512}",
@@ -40,7 +40,7 @@ COMMON = (
     "algorithms={gradient_clipping: {clipping_type: norm, clipping_threshold: 1.0}}",
     "global_train_batch_size=8",
     "device_train_microbatch_size=2",
-    # What it measures at times is not part of a step.
+    # Measurements at intervals are not part of a step.
     "experts.interval=null",
 )
 CASES = {
@@ -52,7 +52,7 @@ CASES = {
 
 
 class FullRows:
-    """Of one document."""
+    """Rows of one document each."""
 
     fingerprint, folder, tokens, is_remote = "full", Path("full"), None, False
 
@@ -64,8 +64,8 @@ class FullRows:
         return Row(np.zeros(n, dtype=np.int32), np.ones(n, dtype=np.uint8), np.array([n], dtype=np.int32))
 
 
-class WaitedOperations(FollowedOperations):
-    """Sends copies: gloo's threads let go of what they have sent some time after."""
+class CopyingOperations(TrackedOperations):
+    """Sends copies, because gloo's threads release the tensors they send with a delay."""
 
     def collect(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
@@ -85,9 +85,9 @@ class WaitedOperations(FollowedOperations):
 
 
 class Phases(Callback):
-    """Those of the second step, as simulate names them."""
+    """Records the phases of the second step under the names that simulate uses."""
 
-    def __init__(self, operations: FollowedOperations) -> None:
+    def __init__(self, operations: TrackedOperations) -> None:
         self.operations, self.stack, self.number = operations, ExitStack(), 0
 
     def batch_start(self, state: State, logger: Logger) -> None:
@@ -122,13 +122,13 @@ class Step(NamedTuple):
 
 
 def followed(folder: Path) -> dict[str, Step]:
-    """The second step of each case, on this rank."""
+    """The second step of each case on this rank."""
     dist.initialize_dist("cpu", timeout=60)
     found = {}
     for name, overrides in CASES.items():
         (own := folder / f"{name}{dist.get_global_rank()}").mkdir()
-        operations = WaitedOperations(Storages())
-        with operations, resizes_noted(operations.storages, "gathered weights"):
+        operations = CopyingOperations(Storages())
+        with operations, counting_resizes(operations.storages, "gathered weights"):
             _train(load(own, *COMMON, *overrides), Phases(operations))
         found[name] = Step(operations.storages.phases, dict(operations.traffic))
     return found
@@ -170,11 +170,9 @@ def test_a_simulated_step_is_that_of_real_ranks(tmp_path: Path) -> None:
         simulation, found = simulate(load(tmp_path, *COMMON, *overrides), 2, gpu=False), real[name]
         phases = {phase.name: phase for phase in simulation.phases}
         for phase in found.phases:
-            print(
-                name, *phase[:3], *phases[phase.name][1:3]
-            )  # bytes alive at its end and at its peak, real and simulated
+            print(name, *phase[:3], *phases[phase.name][1:3])  # bytes at the end and at the peak, real and simulated
             assert phases[phase.name].peak == pytest.approx(phase.peak, rel=0.01), (name, phase.name)
             assert phases[phase.name].alive == pytest.approx(phase.alive, rel=0.01), (name, phase.name)
         for kind, n_bytes in found.traffic.items():
-            # Beside sums of a few numbers, which the simulation leaves out.
+            # Except reductions of a few numbers, which the simulation does not count.
             assert simulation.traffic[kind] == pytest.approx(n_bytes, rel=1e-3, abs=4096), (name, kind)

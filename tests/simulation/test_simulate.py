@@ -18,7 +18,7 @@ DBRX = str(Path(__file__).parents[2] / "yamls" / "finetune" / "dbrx.yaml")
 
 
 def sent(simulation: Simulation) -> dict[str, int]:
-    """By kind; without sums of a few numbers."""
+    """Bytes by kind, without reductions of a few numbers."""
     found: dict[str, int] = {}
     for each, n_bytes in simulation.traffic.items():
         found[each.kind] = found.get(each.kind, 0) + n_bytes
@@ -34,12 +34,12 @@ def test_blocks_of_the_132b_on_64_ranks_take_what_is_planned(degree: int) -> Non
     for each in traffic(config, 64):
         planned[each.kind] = planned.get(each.kind, 0) + each.n_bytes
     assert sent(simulation) == pytest.approx(planned, rel=1e-4)
-    # The moment of Lion, which the first step makes, is there at the build of none, and at the end of all others.
+    # Lion's moment is created in the first step: it is not included in `build`, but in all later phases.
     weights = simulation.phases[0].alive
     assert simulation.phases[-1].alive == pytest.approx(3 * weights, rel=0.01)
 
 
-def test_draws_of_small_models_are_within_the_bound() -> None:
+def test_random_small_models_are_within_the_bound() -> None:
     small = [drawn for seed in range(3) for drawn in check_plan.draw(seed, 12) if "model.preset=tiny" in drawn[0]]
     for overrides, ranks in small[:3]:
         row = check_plan.compare(overrides, ranks)
@@ -49,11 +49,11 @@ def test_draws_of_small_models_are_within_the_bound() -> None:
 
 @pytest.mark.proof
 @pytest.mark.parametrize("seed", range(10))
-def test_every_draw_is_within_the_bound(seed: int) -> None:
+def test_every_random_config_is_within_the_bound(seed: int) -> None:
     assert check_plan.main(["--seed", str(seed)]) == 0
 
 
-def test_a_draw_has_what_a_plan_is_for() -> None:
+def test_random_configs_cover_the_features_of_a_plan() -> None:
     for seed in range(10):
         drawn = list(check_plan.draw(seed, check_plan.DRAWS))
         text = [" ".join(overrides) for overrides, _ in drawn]
@@ -69,14 +69,14 @@ def test_a_draw_has_what_a_plan_is_for() -> None:
         assert any(f"degree: {degree}" in each for each in text for degree in (2, 4, 8)), seed
 
 
-def test_nothing_is_left_of_a_simulation(tmp_path: Path) -> None:
+def test_a_simulation_leaves_no_state(tmp_path: Path) -> None:
     first = simulate(load(tmp_path), 4)
     assert not dist.is_initialized()
     gc.collect()
     assert simulate(load(tmp_path), 4) == first
 
 
-def test_what_cannot_be_simulated_is_refused(tmp_path: Path) -> None:
+def test_runs_that_cannot_be_simulated_are_rejected(tmp_path: Path) -> None:
     for override, key in (
         ("fsdp_config=null", "fsdp_config"),
         ("fsdp_config={activation_cpu_offload: true}", "fsdp_config.activation_cpu_offload"),
@@ -89,7 +89,7 @@ def test_what_cannot_be_simulated_is_refused(tmp_path: Path) -> None:
         simulate(load(tmp_path), 2)
 
 
-def test_plan_simulates(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plan_script_simulates(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     load(tmp_path, "save_folder=null")
     assert plan.main([str(tmp_path / "small.yaml"), "--gpus", "2", "--simulate", "moe_lbl_scope=batch"]) == 2
     lbl = "model.ffn_config.moe_lbl_scope=batch"

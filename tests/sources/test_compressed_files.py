@@ -1,4 +1,4 @@
-"""Data files that gzip or zstd compressed."""
+"""Data files compressed with gzip or zstd."""
 
 import gzip
 import json
@@ -81,22 +81,22 @@ def test_a_file_of_pzstd_begins_with_a_frame_without_data(tmp_path):
 
 @pytest.mark.parametrize("cut", [1, 9, 500])
 @pytest.mark.parametrize("suffix", [".gz", ".zst"])
-def test_a_compressed_file_that_is_cut_off_is_refused(tmp_path, suffix, cut):
+def test_a_truncated_compressed_file_is_refused(tmp_path, suffix, cut):
     content = COMPRESS[suffix](os.urandom(20_000).hex().encode() + b"\n" + JSONL)[:-cut]
     text = refusal(tmp_path / f"a.jsonl{suffix}", content)
     kind = {".gz": "gzip", ".zst": "zstd"}[suffix]
-    assert text.startswith(f"{tmp_path}/a.jsonl{suffix} is no whole {kind} file (")
+    assert text.startswith(f"{tmp_path}/a.jsonl{suffix} is not a complete {kind} file (")
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".zst"])
 def test_a_compressed_file_with_other_bytes_in_it_is_refused(tmp_path, suffix):
     content = bytearray(COMPRESS[suffix](os.urandom(20_000).hex().encode() + b"\n" + JSONL))
     content[9_000:9_100] = bytes(100)
-    assert "is no whole" in refusal(tmp_path / f"a.jsonl{suffix}", bytes(content))
+    assert "is not a complete" in refusal(tmp_path / f"a.jsonl{suffix}", bytes(content))
 
 
 def test_the_name_may_be_wrong_about_compression(tmp_path):
-    """As of files that a server, or a browser, has unpacked on the way; or that were never renamed."""
+    """A server or browser may have decompressed the file, or the file was never renamed."""
     (tmp_path / "a.jsonl.gz").write_bytes(JSONL)
     (tmp_path / "b.jsonl").write_bytes(gzip.compress(JSONL))
     assert values(read(open_source(of_folder(tmp_path)))) == ROWS + ROWS
@@ -108,7 +108,7 @@ def test_a_changed_compressed_file_is_refused(tmp_path):
     source = open_source(of_file(path))
     assert source.fingerprint
     path.write_bytes(gzip.compress(JSONL.replace(b"7", b"8")))
-    with pytest.raises(DataError, match="was changed while it was being read"):
+    with pytest.raises(DataError, match="changed while it was being read"):
         read(source)
 
 
@@ -121,4 +121,4 @@ def test_compressed_text_is_a_document(tmp_path):
 
 def test_what_is_compressed_twice_is_refused(tmp_path):
     text = refusal(tmp_path / "a.jsonl.gz", gzip.compress(gzip.compress(JSONL)))
-    assert text.endswith("a.jsonl.gz is not UTF-8 text but gzip: unpack it first")
+    assert text.endswith("a.jsonl.gz is not UTF-8 text but gzip: decompress it first")

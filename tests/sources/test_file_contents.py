@@ -1,4 +1,4 @@
-"""Files that are not what their name says, or hold nothing; columns that differ between files."""
+"""Files whose content does not match their name, empty files, and columns that differ between files."""
 
 import json
 
@@ -24,7 +24,7 @@ def write_parquet(path, rows):
     pq.write_table(pa.Table.from_pylist(rows, pa.schema({"prompt": pa.string(), "response": pa.string()})), path)
 
 
-def test_files_without_rows_are_read_as_nothing(tmp_path, capsys):
+def test_files_without_rows_are_skipped(tmp_path, capsys):
     for suffix, empty in (("jsonl", "\n \n"), ("json", "[]"), ("csv", "prompt,response\n")):
         folder = tmp_path / suffix
         folder.mkdir()
@@ -34,25 +34,23 @@ def test_files_without_rows_are_read_as_nothing(tmp_path, capsys):
         (folder / f"2.{suffix}").write_text(full[suffix])
         assert values(read(open_source(of_folder(folder)))) == ROWS[:1]
         names = f"{folder}/0.{suffix}, {folder}/1.{suffix}"
-        assert capsys.readouterr().out == f"2 files have no rows and are read as nothing: {names}\n"
+        assert capsys.readouterr().out == f"2 files have no rows and are skipped: {names}\n"
 
 
-def test_parquet_files_without_rows_are_read_as_nothing(tmp_path, capsys):
+def test_parquet_files_without_rows_are_skipped(tmp_path, capsys):
     (tmp_path / "0.parquet").touch()
     for number in range(1, 15):
         write_parquet(tmp_path / f"{number:02}.parquet", ROWS[:1] if number == 7 else [])
     assert values(read(open_source(of_folder(tmp_path)))) == ROWS[:1]
     printed = capsys.readouterr().out
-    assert printed.startswith("14 files have no rows and are read as nothing: ")
+    assert printed.startswith("14 files have no rows and are skipped: ")
     assert printed.endswith("10.parquet and 4 more\n")
 
 
 def test_a_set_without_any_rows_is_refused(tmp_path):
     for number in range(2):
         (tmp_path / f"{number}.jsonl").write_text("\n" * number)
-    with pytest.raises(
-        DataError, match=r"there are no rows in any of the 2 files \(.*0.jsonl, .*1.jsonl\): name other"
-    ):
+    with pytest.raises(DataError, match=r"none of the 2 files has any rows \(.*0.jsonl, .*1.jsonl\): name other"):
         read(open_source(of_folder(tmp_path)))
 
 
@@ -78,19 +76,19 @@ def test_columns_may_differ_between_files(tmp_path):
     assert values(read(open_source(of_folder(tmp_path / "parquet")))) == [ROWS[0], {"id": 9, **ROWS[1]}]
 
 
-# JSON objects that are no rows
+# JSON objects that are not rows
 
 
 @pytest.mark.parametrize("indent", [None, 2])
 @pytest.mark.parametrize("n_rows", [1, 3000])
-def test_an_object_that_holds_the_rows_is_refused_with_the_command_that_takes_them_out(tmp_path, indent, n_rows):
+def test_an_object_that_contains_the_rows_is_refused_with_the_command_that_extracts_them(tmp_path, indent, n_rows):
     value = {"version": "1.0", "data": [ROWS[0]] * n_rows, "more": 1}
     text = refusal(tmp_path / "a.json", json.dumps(value, indent=indent).encode())
     assert text.startswith(f"{tmp_path}/a.json is one JSON object (with version, data")
-    assert "under 'data': write one row a line with `jq -c '.data[]' FILE > FILE.jsonl`" in text
+    assert "under 'data': write one row per line with `jq -c '.data[]' FILE > FILE.jsonl`" in text
 
 
-def test_the_rows_of_the_hub_s_viewer_are_taken_out_of_their_wrapping(tmp_path):
+def test_rows_of_the_hub_viewer_are_unwrapped(tmp_path):
     value = {"features": [{"name": "a"}], "rows": [{"row_idx": 0, "row": ROWS[0]}], "partial": False}
     assert "`jq -c '.rows[].row' FILE" in refusal(tmp_path / "a.json", json.dumps(value).encode())
 
@@ -104,7 +102,7 @@ def test_a_key_with_a_space_is_quoted_for_jq(tmp_path):
 def test_objects_over_several_lines_are_refused_with_the_command(tmp_path, suffix):
     content = "\n".join(json.dumps(row, indent=2) for row in ROWS).encode()
     text = refusal(tmp_path / f"a.{suffix}", content)
-    assert "has JSON objects that are laid out over several lines: write one a line with `jq -c . FILE" in text
+    assert "has JSON objects that span several lines: write one per line with `jq -c . FILE" in text
 
 
 LONG = {"dialog": [{"text": "x" * 200_000}]}
@@ -127,7 +125,7 @@ def test_rows_with_lists_are_rows(tmp_path, suffix, rows):
 
 
 @pytest.mark.parametrize("first", ['{"a": [{"b": 1}], oops}', '{"prompt": "x",', '{"prompt": "x', "{", "{]", '{"a" 1}'])
-def test_a_first_line_that_is_broken_stays_a_row_that_is(tmp_path, first):
+def test_an_invalid_first_line_is_a_problem_of_that_row(tmp_path, first):
     pairs = rows_of(tmp_path / "a.json", f'{first}\n{{"a": 2}}\n'.encode())
     assert isinstance(pairs[0][1], Problem)
     assert pairs[1][1] == {"a": 2}
@@ -136,7 +134,7 @@ def test_a_first_line_that_is_broken_stays_a_row_that_is(tmp_path, first):
 # CSV from other tools
 
 
-def test_an_index_column_is_left_out_with_one_line(tmp_path, capsys):
+def test_an_unnamed_index_column_is_skipped_with_one_message(tmp_path, capsys):
     console.notice.cache_clear()
     for number in range(2):
         (tmp_path / f"{number}.csv").write_text(f",prompt,response\nrow-{number},{number}?,a\n")
@@ -144,7 +142,7 @@ def test_an_index_column_is_left_out_with_one_line(tmp_path, capsys):
     assert values(read(open_source(config))) == ROWS[:2]
     out = capsys.readouterr().out
     assert out.startswith(
-        "of 2 files the first column, which has no name (such as the index that pandas writes) is left"
+        "Skipping the first column, which has no name (such as the index that pandas writes) in 2 files:"
     )
     assert out.count("\n") == 1
 
@@ -172,12 +170,12 @@ def test_a_cr_inside_a_row_of_other_csv_is_still_a_problem(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "csv", "txt"])
-def test_a_file_of_nul_bytes_is_called_that(tmp_path, suffix):
+def test_a_file_of_nul_bytes_is_reported_as_such(tmp_path, suffix):
     path = tmp_path / f"a.{suffix}"
     path.write_bytes(bytes(5000))
     config = DatasetConfig(text=str(path), max_seq_len=8) if suffix == "txt" else of_file(path)
     with pytest.raises(
-        DataError, match=r"a\.\w+ is of NUL bytes \(\\0\), which is what a copy that stopped or a sparse"
+        DataError, match=r"a\.\w+ contains NUL bytes \(\\0\), as after an interrupted copy or in a sparse"
     ):
         open_source(config)
 
@@ -185,7 +183,7 @@ def test_a_file_of_nul_bytes_is_called_that(tmp_path, suffix):
 @pytest.mark.parametrize(
     ("encoding", "kind"), [("utf-16-le", "UTF-16"), ("utf-32-le", "UTF-32"), ("utf-32-be", "UTF-32")]
 )
-def test_other_encodings_without_a_mark_are_told_apart_from_it(tmp_path, encoding, kind):
+def test_other_encodings_without_a_byte_order_mark_are_recognized(tmp_path, encoding, kind):
     assert f"is not UTF-8 text but {kind}:" in refusal(tmp_path / "a.jsonl", '{"a": 1}'.encode(encoding))
 
 

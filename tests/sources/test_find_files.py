@@ -1,4 +1,4 @@
-"""Which files are read: behind links, by patterns and splits, and what is said of those that are not."""
+"""Which files are read (through links, by patterns, by splits), and messages about files that are not read."""
 
 import os
 
@@ -53,8 +53,8 @@ def test_a_file_under_two_names_is_read_once_with_a_line(tmp_path, capsys):
     config = of_folder(tmp_path / "ds")
     assert prompts(config) == list(range(12))
     printed = capsys.readouterr().out
-    assert printed.startswith("12 files have another name that is read already, and is not read twice: ")
-    assert printed.count("(is ") == 10
+    assert printed.startswith("12 paths lead to a file that is already read, and skipped: ")
+    assert printed.count("(same as ") == 10
     assert printed.endswith(" and 2 more\n")
     open_source(config)
     assert capsys.readouterr().out == ""
@@ -71,9 +71,11 @@ def test_a_folder_may_be_in_two_splits(tmp_path):
 def test_a_link_that_leads_nowhere_is_refused(tmp_path):
     write_jsonl(tmp_path / "train-0.jsonl", rows(1))
     (tmp_path / "train-1.jsonl").symlink_to("gone.jsonl")
-    with pytest.raises(ConfigError, match=r"train-1.jsonl' is a link to 'gone.jsonl', which is not there: bring the"):
+    with pytest.raises(
+        ConfigError, match=r"train-1.jsonl' is a link to 'gone.jsonl', which does not exist: restore the"
+    ):
         open_source(of_folder(tmp_path))
-    with pytest.raises(ConfigError, match=r"train-1.jsonl' is a link to 'gone.jsonl', which is not there"):
+    with pytest.raises(ConfigError, match=r"train-1.jsonl' is a link to 'gone.jsonl', which does not exist"):
         open_source(of_file(tmp_path / "*.jsonl", "json"))
 
 
@@ -103,7 +105,7 @@ def test_what_looks_like_data_and_is_not_read_is_named(tmp_path, capsys):
     )
 
 
-def test_another_rank_says_nothing(tmp_path, capsys, monkeypatch):
+def test_other_ranks_print_no_notice(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     write_jsonl(tmp_path / "train.jsonl", rows(1))
@@ -145,7 +147,9 @@ def test_a_pattern_may_be_of_folders(tmp_path):
     for number in range(3):
         write_jsonl(tmp_path / f"run {number} [x]" / "deep" / "a.jsonl", rows(number))
     assert prompts(of_file(tmp_path / "run [01]*" / "**" / "*.jsonl", "json")) == [0, 1]
-    with pytest.raises(ConfigError, match=r"no such file \(\[ and \] stand for one of the characters in them: write"):
+    with pytest.raises(
+        ConfigError, match=r"no such file exists \(in a pattern, \[...\] matches one of the characters; write"
+    ):
         open_source(of_file(tmp_path / "none[1].jsonl", "json"))
 
 
@@ -177,9 +181,9 @@ ADDRESS = "https://me:secret@host/a/train.jsonl?token=abc"
 )
 def test_an_address_is_no_data_file(make):
     for address, shown in ((ADDRESS, "https://***@host/a/train.jsonl?token=***"), ("s3://b/x", "s3://b/x")):
-        with pytest.raises(ValueError, match="folders only") as error:
+        with pytest.raises(ValueError, match="only read from") as error:
             make(address)
-        assert f"has {shown!r}, but data files are read from local or mounted folders only: download" in str(
+        assert f"has {shown!r}, but data files are only read from local or mounted folders: download" in str(
             error.value
         )
 
@@ -191,17 +195,17 @@ def test_a_folder_here_comes_before_a_dataset_of_the_hub(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["a/" + "x" * 300, "~no-such-user-here/a.jsonl"])
-def test_a_path_that_cannot_be_is_one_error(tmp_path, monkeypatch, name):
-    """Also on a file system that takes shorter names than a config is checked for."""
+def test_an_invalid_path_is_a_config_error(tmp_path, monkeypatch, name):
+    """Also on a file system that allows only shorter names than the config check does."""
     monkeypatch.setattr("data.base.paths.MAX_NAME_BYTES", 1000)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a").mkdir()
     for config in (of_folder(name), of_file(name, "json"), DatasetConfig(text=name, max_seq_len=8)):
-        with pytest.raises(ConfigError, match=r"cannot be looked at \(File name too long|write the path in full"):
+        with pytest.raises(ConfigError, match=r"cannot be accessed \(File name too long|write the path in full"):
             open_source(config)
-    with pytest.raises(ConfigError, match=r"cannot be looked at \(File name too long|write the path in full"):
+    with pytest.raises(ConfigError, match=r"cannot be accessed \(File name too long|write the path in full"):
         open_source(DatasetConfig(hf_name="json", hf_kwargs=HFKwargs(data_dir=name), max_seq_len=8))
-    with pytest.raises(ValueError, match=r"data_files.test has 'a\\x00b', but no path has a NUL byte"):
+    with pytest.raises(ValueError, match=r"data_files.test has 'a\\x00b', but a path cannot contain a NUL byte"):
         HFKwargs(data_files={"test": "a\0b"})
 
 
@@ -209,7 +213,7 @@ def test_a_folder_without_text_files_suggests_a_pattern(tmp_path):
     for name in ("a.md", "b/c.md", "d.rst"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(name)
-    with pytest.raises(ConfigError, match=r"there: 2 \.md, 1 \.rst\): .* such as (?:text: )(.*\.md)$") as error:
+    with pytest.raises(ConfigError, match=r"contains 2 \.md, 1 \.rst\): .* such as (?:text: )(.*\.md)$") as error:
         open_source(DatasetConfig(text=str(tmp_path), max_seq_len=8))
     pattern = str(error.value).rpartition("text: ")[2]
     assert len(read(open_source(DatasetConfig(text=pattern, max_seq_len=8)))) == 2
@@ -217,11 +221,11 @@ def test_a_folder_without_text_files_suggests_a_pattern(tmp_path):
 
 def test_a_folder_of_records_is_not_suggested_as_text(tmp_path):
     write_jsonl(tmp_path / "a.jsonl", rows(1))
-    with pytest.raises(ConfigError, match=r"there: 1 \.jsonl\): for records write hf_name: json and .*\*\.jsonl"):
+    with pytest.raises(ConfigError, match=r"contains 1 \.jsonl\): for records write hf_name: json and .*\*\.jsonl"):
         open_source(DatasetConfig(text=str(tmp_path), max_seq_len=8))
 
 
 def test_a_folder_of_text_files_in_hf_name_suggests_text(tmp_path):
     (tmp_path / "a.txt").write_text("a")
-    with pytest.raises(ConfigError, match=f"text files are named in text: {tmp_path}$"):
+    with pytest.raises(ConfigError, match=f"name text files in text: {tmp_path}$"):
         find(of_folder(tmp_path))

@@ -179,7 +179,7 @@ def test_what_only_the_library_reads_needs_safe_load_off(hub: Hub, tmp_path):
     assert hub.downloaded() == ["train.txt"]
 
 
-def test_what_the_library_cannot_read_is_told(hub: Hub, tmp_path):
+def test_files_that_the_library_cannot_read_are_a_data_error(hub: Hub, tmp_path):
     hub.repositories["acme/broken"] = Repository({"train.arrow": b"no arrow at all"})
     with pytest.raises(DataError, match=r"acme/broken: the `datasets` library cannot read it \(.+\)"):
         read(open_source(config(tmp_path, "acme/broken", safe_load=False)))
@@ -216,10 +216,10 @@ def test_what_the_library_leaves_out_is_named(hub: Hub, tmp_path, capsys):
     assert capsys.readouterr().out == expected
 
 
-def test_empty_files_of_the_hub_are_read_as_nothing(hub: Hub, tmp_path, capsys):
+def test_empty_files_of_the_hub_are_skipped(hub: Hub, tmp_path, capsys):
     hub.repositories["acme/empty"] = Repository({"train-0.jsonl": b"", "train-1.jsonl": JSONL})
     assert len(read(open_source(config(tmp_path, "acme/empty")))) == 5
-    assert "1 file has no rows and is read as nothing: acme/empty/train-0.jsonl\n" in capsys.readouterr().out
+    assert "1 file has no rows and is skipped: acme/empty/train-0.jsonl\n" in capsys.readouterr().out
 
 
 def test_slices_and_sums_of_splits(hub: Hub, tmp_path):
@@ -251,18 +251,21 @@ def test_data_files_may_be_named_by_split(hub: Hub, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "text"),
     [
-        ({"dataset": "acme/nowhere"}, "hf_name is 'acme/nowhere', but the hub has no such dataset, or not for you"),
-        ({"dataset": "a/b/c"}, "hf_name is 'a/b/c', which is neither a file or folder that is there nor a name"),
-        ({"dataset": "acme/closed"}, "hf_name is 'acme/closed', to which the hub gives access on request only"),
+        (
+            {"dataset": "acme/nowhere"},
+            "hf_name is 'acme/nowhere', but the hub has no such dataset, or you have no access",
+        ),
+        ({"dataset": "a/b/c"}, "hf_name is 'a/b/c', which is neither an existing file or folder nor a valid name"),
+        ({"dataset": "acme/closed"}, "hf_name is 'acme/closed', a gated dataset: request access"),
         ({"split": "dev"}, "split is 'dev', but the splits of 'acme/tiny' are train, test"),
         (
             {"dataset": "acme/code"},
-            "hf_name is 'acme/code', which is read by code of its own, and such code is never run",
+            "hf_name is 'acme/code', which is loaded by its own script, and scripts of datasets are never run",
         ),
-        ({"dataset": "acme/none"}, "hf_name is 'acme/none', but no data is found in it (No (supp"),
+        ({"dataset": "acme/none"}, "hf_name is 'acme/none', but it contains no data (No (supp"),
         (
             {"dataset": "acme/mixed"},
-            "hf_name is 'acme/mixed', but no data is found in it (Couldn't infer the same data",
+            "hf_name is 'acme/mixed', but it contains no data (Couldn't infer the same data",
         ),
     ],
 )
@@ -273,13 +276,13 @@ def test_what_is_not_there_is_told(hub: Hub, tmp_path, settings, text):
 @pytest.mark.parametrize(
     ("kwargs", "text"),
     [
-        ({}, "hf_kwargs.name is None, but 'acme/subsets' has the subsets easy, hard: choose one"),
-        ({"name": "hrad"}, "hf_kwargs.name is 'hrad', but 'acme/subsets' has the subsets easy, hard: choose one"),
-        ({"data_dir": "no"}, "hf_kwargs.data_dir is 'no', but 'acme/subsets' has no such data (it has README.md, "),
+        ({}, "hf_kwargs.name is None, but the subsets of 'acme/subsets' are easy, hard: choose one"),
+        ({"name": "hrad"}, "hf_kwargs.name is 'hrad', but the subsets of 'acme/subsets' are easy, hard: choose one"),
+        ({"data_dir": "no"}, "hf_kwargs.data_dir is 'no', but 'acme/subsets' has no such data (its files: README.md, "),
         ({"data_files": "no.csv", "name": "easy"}, "hf_kwargs.data_files is 'no.csv', but 'acme/subsets' has no such"),
     ],
 )
-def test_parts_that_are_not_there_are_told(hub: Hub, tmp_path, kwargs, text):
+def test_missing_subsets_and_files_are_reported(hub: Hub, tmp_path, kwargs, text):
     assert refusal(DatasetConfig(hf_name="acme/subsets", hf_kwargs=HFKwargs(**kwargs), max_seq_len=8)).startswith(text)
 
 
@@ -307,15 +310,15 @@ def test_a_cache_without_our_list_of_files_is_enough(tmp_path, monkeypatch):
     use_hub(monkeypatch, hub.endpoint, tmp_path, offline=True)
     assert read(open_source(config(tmp_path / "other"))) == pairs
     text = refusal(config(tmp_path / "other", split="test"))
-    assert text.endswith("are train (of what is in the hub's cache; HF_HUB_OFFLINE is set)")
+    assert text.endswith("are train (only the hub's cache was searched: HF_HUB_OFFLINE is set)")
 
 
-def test_a_download_that_was_cut_off_is_not_taken_for_the_whole(tmp_path, monkeypatch):
+def test_an_interrupted_download_is_not_taken_for_a_complete_one(tmp_path, monkeypatch):
     second = "data/train-00001-of-00002.parquet"
     with serve(REPOSITORIES) as hub:
         use_hub(monkeypatch, hub.endpoint, tmp_path)
         hub.withheld.add(second)
-        with pytest.raises(DataError, match=r"the download of acme/shards stopped .*: start again, and it goes on"):
+        with pytest.raises(DataError, match=r"the download of acme/shards was interrupted .*: run again to resume it"):
             read(open_source(config(tmp_path, "acme/shards")))
         use_hub(monkeypatch, hub.endpoint, tmp_path, offline=True)
         with pytest.raises(DataError, match=f"acme/shards/{second} is not in the hub's cache, and HF_HUB_OFFLINE is"):
@@ -325,12 +328,12 @@ def test_a_download_that_was_cut_off_is_not_taken_for_the_whole(tmp_path, monkey
         assert len(read(open_source(config(tmp_path, "acme/shards")))) == 9
 
 
-def test_no_network_and_no_cache_is_told(tmp_path, monkeypatch):
+def test_no_network_and_no_cache_is_an_error(tmp_path, monkeypatch):
     use_hub(monkeypatch, "http://127.0.0.1:9", tmp_path)
     text = refusal(config(tmp_path))
     assert text.startswith(
         "hf_name is 'acme/tiny', but no network: http://127.0.0.1:9 cannot be reached (Connection refused), and the "
-        f"dataset is not in the hub's cache ({tmp_path / 'hub'}): start once where there is a network"
+        f"dataset is not in the hub's cache ({tmp_path / 'hub'}): run once with a network connection"
     )
 
 
@@ -358,7 +361,7 @@ except ConfigError as error:
 
 @pytest.mark.subprocess
 def test_the_variables_of_the_environment_are_heeded(tmp_path):
-    """A process of its own, in which the hub's library reads them itself."""
+    """Runs in a separate process, in which the hub's library reads the variables itself."""
 
     def run(name="acme/tiny", **variables) -> str:
         environment = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}

@@ -40,7 +40,7 @@ def entries_of(path: Path) -> dict:
 
 
 def start(path: Path, *, rehash: bool = False) -> tuple[str, int]:
-    """The fingerprint that a start finds, and how often it opens the file."""
+    """The fingerprint computed by a start, and how often it opens the file."""
     with opened_files() as opened:
         found = open_source(of_file(path), rehash=rehash).fingerprint
     return found, opened.count(str(path))
@@ -52,7 +52,7 @@ def test_a_second_start_opens_no_file(path: Path) -> None:
     assert start(path) == (first, 0)
 
 
-def test_what_has_changed_is_read_again(path: Path) -> None:
+def test_a_changed_file_is_read_again(path: Path) -> None:
     first, _ = start(path)
     write(path, OTHER, age=1800)
     second, n_opened = start(path)
@@ -79,8 +79,8 @@ def test_rehash_finds_a_change_that_kept_size_time_and_inode(path: Path) -> None
     path.write_bytes(OTHER)
     os.utime(path, ns=(then.st_atime_ns, then.st_mtime_ns))
     assert start(path) == (first, 0)
-    with pytest.raises(DataError, match=r"rows\.jsonl was changed .*: start again .*with --rehash"):
-        read(open_source(of_file(path)))  # rows are never made of what was not hashed
+    with pytest.raises(DataError, match=r"rows\.jsonl changed .*: start again .*with --rehash"):
+        read(open_source(of_file(path)))  # rows are only made from content that was hashed
     second, n_opened = start(path, rehash=True)
     assert second != first
     assert n_opened > 0
@@ -97,7 +97,7 @@ def test_a_file_that_had_just_been_changed_is_read_again(path: Path) -> None:
 
 @pytest.mark.parametrize("rehash", [False, True])
 def test_what_another_rank_read_meanwhile_is_not_read_again(path: Path, rehash: bool) -> None:
-    """Not even when it has just been changed: ranks that read by themselves could differ."""
+    """Not even if it has just changed: ranks that read it separately could get different hashes."""
     write(path, FIRST, age=0)
     mine, other = (InputFiles(of_file(path).cache_dir, rehash=rehash) for _ in range(2))
     other.hashed({path: Opened(reader="lines")}, "json")
@@ -108,42 +108,42 @@ def test_what_another_rank_read_meanwhile_is_not_read_again(path: Path, rehash: 
 
 
 def test_a_file_replaced_between_opening_and_reading_is_refused(path: Path) -> None:
-    """What the record says of its format would not be true of its content."""
+    """The format in the record may not match the new content."""
     source = open_source(of_file(path))
     write(path, b"[" + FIRST + b"]", age=1800)
-    with pytest.raises(DataError, match="was changed while it was being read"):
+    with pytest.raises(DataError, match="changed while it was being read"):
         assert source.fingerprint
     assert [row for _, row in read(open_source(of_file(path)))] == [json.loads(FIRST)]
 
 
 def test_a_file_replaced_between_opening_and_the_hash_of_another_source_is_refused(path: Path) -> None:
-    """The other source has opened the new content; the reader of the first is for the old."""
+    """The other source has opened the new content; the first source's reader is for the old content."""
     source = open_source(of_file(path))
     write(path, b"[" + FIRST + b"]", age=1800)
     assert open_source(of_file(path)).fingerprint
-    with pytest.raises(DataError, match="was changed while it was being read"):
+    with pytest.raises(DataError, match="changed while it was being read"):
         assert source.fingerprint
 
 
-def hash_slowly(path: Path, begun: Path, go_on: Path) -> None:
+def hash_slowly(path: Path, begun: Path, proceed: Path) -> None:
     class Slow(InputFiles):
         def _read(self, *args):
             begun.touch()
-            while not go_on.exists():
+            while not proceed.exists():
                 time.sleep(0.01)
             return super()._read(*args)
 
     Slow(of_file(path).cache_dir).hashed({path: Opened(reader="lines")}, "json")
 
 
-def test_those_who_wait_for_another_process_do_not_read(path: Path, tmp_path: Path, monkeypatch) -> None:
-    begun, go_on = tmp_path / "begun", tmp_path / "go_on"
-    process = multiprocessing.get_context("fork").Process(target=hash_slowly, args=(path, begun, go_on))
+def test_a_waiting_process_does_not_read_the_file(path: Path, tmp_path: Path, monkeypatch) -> None:
+    begun, proceed = tmp_path / "begun", tmp_path / "proceed"
+    process = multiprocessing.get_context("fork").Process(target=hash_slowly, args=(path, begun, proceed))
     process.start()
     while not begun.exists():
         time.sleep(0.01)
     record = InputFiles(of_file(path).cache_dir)
-    monkeypatch.setattr(record, "_waiting", lambda _: go_on.touch())
+    monkeypatch.setattr(record, "_waiting", lambda _: proceed.touch())
     with opened_files() as opened:
         record.hashed({path: Opened(reader="lines")}, "json")
     assert opened.count(str(path)) == 0
@@ -151,7 +151,7 @@ def test_those_who_wait_for_another_process_do_not_read(path: Path, tmp_path: Pa
     assert process.exitcode == 0
 
 
-def test_the_formats_of_a_file_are_apart(path: Path) -> None:
+def test_a_file_has_one_entry_per_format(path: Path) -> None:
     write(path, b"[" + FIRST + b"]")
     assert start(path)[1] > 0
     config = of_file(path, "json")
@@ -204,7 +204,7 @@ def test_a_record_of_another_version_is_replaced(path: Path) -> None:
     assert start(path) == (first, 0)
 
 
-def test_a_file_whose_reader_is_not_there_any_more_is_opened_again(path: Path) -> None:
+def test_a_file_whose_reader_no_longer_exists_is_opened_again(path: Path) -> None:
     first, _ = start(path)
     entries = {key: entry | {"reader": "old_reader"} for key, entry in entries_of(path).items()}
     record_of(path).write_text(json.dumps({"version": VERSION, "files": entries}))
@@ -213,7 +213,7 @@ def test_a_file_whose_reader_is_not_there_any_more_is_opened_again(path: Path) -
     assert [row for _, row in read(source)] == [json.loads(FIRST)]
 
 
-def test_files_that_are_gone_leave_the_record(path: Path, tmp_path: Path) -> None:
+def test_deleted_files_are_removed_from_the_record(path: Path, tmp_path: Path) -> None:
     start(path)
     path.rename(tmp_path / "moved.jsonl")
     start(tmp_path / "moved.jsonl")
@@ -221,7 +221,7 @@ def test_files_that_are_gone_leave_the_record(path: Path, tmp_path: Path) -> Non
 
 
 def test_files_whose_folder_is_missing_stay_in_the_record(path: Path, tmp_path: Path) -> None:
-    """Another node may have it, or a disk is not mounted."""
+    """The folder may be on another node, or on a disk that is not mounted."""
     folder = tmp_path / "disk"
     folder.mkdir()
     elsewhere, cache_dir = write(folder / "rows.jsonl", FIRST), of_file(path).cache_dir

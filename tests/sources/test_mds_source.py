@@ -1,4 +1,4 @@
-"""Samples of MDS folders on their way to become rows."""
+"""Samples of MDS folders as a source of rows."""
 
 import json
 
@@ -82,14 +82,18 @@ def test_a_sample_too_large_is_a_problem(folder, monkeypatch):
 
 def test_a_remote_too_large_names_the_converter(folder, tmp_path):
     changes = {"local": str(tmp_path / "here"), "remote": str(folder)}
-    with pytest.raises(ConfigError, match=r"max_prepare_bytes is 100: convert what .* scripts/convert_fine"):
+    with pytest.raises(
+        ConfigError, match=r"max_prepare_bytes is 100: convert the original data .* scripts/convert_fine"
+    ):
         source_of(folder, max_prepare_bytes=100, **changes)
-    source_of(folder, max_prepare_bytes=100)  # a local one may be of any size
+    source_of(folder, max_prepare_bytes=100)  # a local folder may have any size
 
 
-def test_columns_that_are_no_examples(tmp_path):
+def test_columns_that_form_no_example_are_refused(tmp_path):
     folder = write_mds(tmp_path / "mds", {"question": "str", "answer": "str"}, [{"question": "a", "answer": "b"}])
-    with pytest.raises(ConfigError, match=r"columns answer, question, but needed are prompt and response;"):
+    with pytest.raises(
+        ConfigError, match=r"columns answer, question, but the supported columns are prompt and response;"
+    ):
         source_of(folder)
     source = source_of(folder, preprocessing_fn={"prompt": "question", "response": "answer"})
     assert rows_of(source)[0][1] == {"question": "a", "answer": "b"}

@@ -59,12 +59,12 @@ def test_a_single_dataset_is_train_or_what_it_was(tmp_path):
     for split in (None, "train", "validation"):
         assert values(read(open_source(of_folder(folder, split)))) == ROWS
     with pytest.raises(
-        ConfigError, match=r"split is 'test', but .* save_to_disk wrote the one split validation: leave"
+        ConfigError, match=r"split is 'test', but .* save_to_disk wrote only the split validation: remove"
     ):
         open_source(of_folder(folder, "test"))
 
 
-def test_the_folder_is_to_be_named_itself(tmp_path):
+def test_a_saved_folder_must_be_named_itself(tmp_path):
     folder = save(tmp_path / "all" / "saved")
     by_kwargs = DatasetConfig(hf_name="json", hf_kwargs=HFKwargs(data_dir=str(folder)), max_seq_len=8)
     for config in (of_folder(tmp_path / "all"), by_kwargs):
@@ -72,17 +72,17 @@ def test_the_folder_is_to_be_named_itself(tmp_path):
             ConfigError, match=rf"written by save_to_disk .*: name that folder itself \(hf_name: {folder}"
         ):
             open_source(config)
-    with pytest.raises(ConfigError, match=r"hf_name was written by save_to_disk, whose files it names itself"):
+    with pytest.raises(ConfigError, match=r"hf_name is a folder written by save_to_disk, which lists its own files"):
         open_source(of_folder(folder, data_files="data-*.arrow"))
 
 
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        ({"_indices_data_files": [{"filename": "indices.arrow"}]}, "rows are chosen by an index file"),
-        ({"_data_files": [{"filename": "../other.arrow"}]}, "does not name its data files under `_data_files`"),
-        ({"_data_files": []}, "does not name its data files under `_data_files`"),
-        ({"_data_files": [{"filename": "gone.arrow"}]}, "of the files in state.json, gone.arrow are missing"),
+        ({"_indices_data_files": [{"filename": "indices.arrow"}]}, "rows are selected by an index file"),
+        ({"_data_files": [{"filename": "../other.arrow"}]}, "does not list its data files in `_data_files`"),
+        ({"_data_files": []}, "does not list its data files in `_data_files`"),
+        ({"_data_files": [{"filename": "gone.arrow"}]}, r"files listed in state.json are missing \(gone.arrow\)"),
     ],
 )
 def test_a_state_that_cannot_be_followed_is_refused(tmp_path, change, text):
@@ -93,7 +93,7 @@ def test_a_state_that_cannot_be_followed_is_refused(tmp_path, change, text):
         open_source(of_folder(folder))
 
 
-def test_a_stream_that_is_cut_off_between_batches_is_refused(tmp_path):
+def test_a_stream_truncated_between_batches_is_refused(tmp_path):
     folder = save(tmp_path / "saved")
     (path,) = folder.glob("data-*.arrow")
     with pa.memory_map(str(path)) as file, pa.ipc.open_stream(file) as stream:
@@ -104,5 +104,7 @@ def test_a_stream_that_is_cut_off_between_batches_is_refused(tmp_path):
     content = sink.getvalue().to_pybytes()
     for end in (content[:-8], content[:-100]):
         path.write_bytes(end)
-        with pytest.raises(DataError, match=r"\.arrow is no whole Arrow stream \(.+\): copy or save the dataset again"):
+        with pytest.raises(
+            DataError, match=r"\.arrow is not a complete Arrow stream \(.+\): copy or save the dataset again"
+        ):
             open_source(of_folder(folder))

@@ -26,7 +26,7 @@ def files_of(config) -> list:
 
 
 def problem_of(path, content: bytes) -> str:
-    """Place and text of the one problem in it."""
+    """Place and text of the only problem in the content."""
     ((place, problem),) = [(place, row) for place, row in rows_of(path, content) if isinstance(row, Problem)]
     return f"{place}: {problem.text}"
 
@@ -57,14 +57,14 @@ def test_a_line_that_is_not_json_is_named(tmp_path):
     text = problem_of(path, LINE + b'\n\n{"prompt": "x",}\n' + LINE)
     assert text.startswith(f"{path}:3: is not JSON (")
     assert '{"prompt": "x",}' in text
-    assert text.endswith("write one JSON object a line")
+    assert text.endswith("write one JSON object per line")
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
-def test_a_key_that_is_there_twice_is_named(tmp_path, name):
+def test_a_duplicate_key_is_named(tmp_path, name):
     line = b'{"prompt": "a", "more": {"response": "b", "response": "c"}}'
     text = problem_of(tmp_path / name, b"[" + line + b"]" if name == "a.json" else line)
-    assert "has the key 'response' twice in an object: leave one" in text
+    assert "has the duplicate key 'response' in an object: remove one" in text
 
 
 def test_lines_that_end_with_cr_are_named(tmp_path):
@@ -73,7 +73,7 @@ def test_lines_that_end_with_cr_are_named(tmp_path):
 
 def test_lists_on_lines_of_their_own_are_named(tmp_path):
     text = refusal(tmp_path / "a.jsonl", b'[{"role": "user"}]\n[{"role": "user"}]\n')
-    assert text.endswith('write one object a line, such as {"messages": [...]} for a list of messages')
+    assert text.endswith('write one object per line, such as {"messages": [...]} for a list of messages')
 
 
 def test_bytes_that_are_not_utf8_are_named(tmp_path):
@@ -94,7 +94,7 @@ def test_other_unicode_encodings_are_refused_once_a_file(tmp_path, suffix, encod
 @pytest.mark.parametrize(
     ("content", "text"),
     [
-        (bz2.compress(LINE), "is not UTF-8 text but bzip2: unpack it first"),
+        (bz2.compress(LINE), "is not UTF-8 text but bzip2: decompress it first"),
         (b"PAR1" + LINE, "is not UTF-8 text but Parquet: write `hf_name: parquet`"),
     ],
 )
@@ -109,7 +109,7 @@ def test_what_is_no_text_at_all_is_refused(tmp_path, content, text):
 def test_an_empty_file_is_refused_when_it_is_opened(tmp_path, suffix, content):
     path = tmp_path / f"a.{suffix}"
     path.write_bytes(content)
-    with pytest.raises(DataError, match=r"a\.\w+: the file is empty: remove it, or put rows into it"):
+    with pytest.raises(DataError, match=r"a\.\w+: the file is empty: remove it, or add rows to it"):
         open_source(of_file(path))
 
 
@@ -122,7 +122,7 @@ def test_an_empty_file_is_refused_when_it_is_opened(tmp_path, suffix, content):
     ],
 )
 def test_a_file_without_rows_is_refused(tmp_path, name, content):
-    assert refusal(tmp_path / name, content).startswith(f"{tmp_path / name}: there are no rows in the file")
+    assert refusal(tmp_path / name, content).startswith(f"{tmp_path / name}: the file has no rows")
 
 
 def test_a_file_that_cannot_be_read_is_refused_when_it_is_opened(tmp_path):
@@ -158,7 +158,7 @@ def test_a_row_that_is_too_large_is_a_problem_and_the_next_are_read(tmp_path, sm
     pairs = rows_of(path, LINE + b"\n" + large + b"\n" + LINE + b"\n" + large)
     assert [place for place, _ in pairs] == [f"{path}:{number}" for number in (1, 2, 3, 4)]
     assert values(pairs)[0::2] == [GOOD, GOOD]
-    assert all("but 200b are the most: split it" in problem.text for problem in values(pairs)[1::2])
+    assert all("but the maximum is 200b: split it" in problem.text for problem in values(pairs)[1::2])
 
 
 def test_a_file_changed_after_it_was_hashed_is_refused(tmp_path):
@@ -166,7 +166,7 @@ def test_a_file_changed_after_it_was_hashed_is_refused(tmp_path):
     source = open_source(of_file(path))
     assert source.fingerprint
     path.write_bytes(LINE.replace(b"4", b"5") + b"\n")
-    with pytest.raises(DataError, match=r"a\.jsonl was changed while it was being read"):
+    with pytest.raises(DataError, match=r"a\.jsonl changed while it was being read"):
         read(source)
 
 
@@ -177,7 +177,7 @@ def test_a_file_that_grows_while_it_is_read_is_refused(tmp_path, small_blocks, m
     next(chunks)
     with path.open("ab") as file:
         file.write(more)
-    with pytest.raises(DataError, match=r"a\.jsonl was changed while it was being read"):
+    with pytest.raises(DataError, match=r"a\.jsonl changed while it was being read"):
         list(chunks)
 
 
@@ -226,24 +226,24 @@ def test_arrays_are_read_element_by_element(tmp_path, monkeypatch, indent, block
     ],
 )
 @pytest.mark.parametrize("block", [3, 1 << 20])
-def test_what_is_wrong_in_an_array_is_told_with_line_and_column(tmp_path, monkeypatch, content, text, block):
+def test_errors_in_an_array_name_line_and_column(tmp_path, monkeypatch, content, text, block):
     monkeypatch.setattr("data.sources.formats.content.BLOCK_BYTES", block)
     path = tmp_path / "a.json"
     assert problem_of(path, content).startswith(f"{path} {text}")
 
 
-def test_an_array_that_is_cut_off_is_told_with_the_row_that_is_not_whole(tmp_path):
+def test_a_truncated_array_names_its_incomplete_row(tmp_path):
     pairs = rows_of(tmp_path / "a.json", b'[{"a": 1},\n {"a": ')
     assert pairs[0][1] == {"a": 1}
     assert "is not JSON (Expecting value, line 2, column 8)" in pairs[1][1].text
-    assert pairs[2][1].text.startswith("the array is not closed at its end (line 2, column 8): the file was cut off")
+    assert pairs[2][1].text.startswith("the array is not closed at its end (line 2, column 8): the file is truncated")
 
 
 @pytest.mark.parametrize(
     ("content", "text"),
     [
-        (b'[{"a": 1}]\n{"a": 2}\n', "the array ends before the file does: '{\"a\": 2}\\n' follows (line 2, column 1)"),
-        (b'[{"a": 1}},\n {"a": 2}]', "a } that closes nothing is in the array (line 1, column 10)"),
+        (b'[{"a": 1}]\n{"a": 2}\n', "unexpected '{\"a\": 2}\\n' after the end of the array (line 2, column 1)"),
+        (b'[{"a": 1}},\n {"a": 2}]', "unmatched } in the array (line 1, column 10)"),
     ],
 )
 def test_an_array_that_ends_before_the_file_is_refused(tmp_path, content, text):
@@ -257,7 +257,7 @@ def test_an_element_that_is_too_large_is_a_problem_and_the_next_are_read(tmp_pat
     pairs = rows_of(path, b"[" + b",".join([LINE, large, LINE, large]) + b"]")
     assert [place for place, _ in pairs] == [f"{path} row {number}" for number in (1, 2, 3, 4)]
     assert values(pairs)[0::2] == [GOOD, GOOD]
-    assert all("but 200b are the most" in problem.text for problem in values(pairs)[1::2])
+    assert all("but the maximum is 200b" in problem.text for problem in values(pairs)[1::2])
 
 
 # CSV
@@ -291,10 +291,10 @@ def test_tabs_separate_the_columns_of_tsv(tmp_path):
 @pytest.mark.parametrize(
     ("row", "text"),
     [
-        (b"1,2,3", "has 3 cells, but the header has 2 (a, b): quote a cell that has a comma in it"),
+        (b"1,2,3", "has 3 cells, but the header has 2 (a, b): quote cells that contain a comma"),
         (b"1", "has 1 cell, but the header has 2 (a, b)"),
         (b",,", "has 3 cells, all of them empty: remove the line"),
-        (b'"1"x,2', "is not CSV (',' expected after '\"'): quote a cell"),
+        (b'"1"x,2', "is not CSV (',' expected after '\"'): quote every cell"),
         (b"1,\xe9", "is not UTF-8 (byte 0xe9 at 0)"),
     ],
 )
@@ -316,7 +316,7 @@ def test_a_row_of_csv_that_is_wrong_is_a_problem_and_the_next_are_read(tmp_path,
         (b"sep=,\na,b\n1,2\n", ":1: the first line is 'sep=,', which Excel reads as a setting: remove it"),
         (b"a;b\n1;2\n", ":1: the header is 'a;b': separate columns by commas, not by ';'"),
         (b"a,\xe9\n1,2\n", ":1: the header is not UTF-8"),
-        (b'a,b\n1,2\n3,"4\n5,6\n', " row 2 (line 3): a quote is opened here that is never closed"),
+        (b'a,b\n1,2\n3,"4\n5,6\n', " row 2 (line 3): a quote that opens here is never closed"),
     ],
 )
 def test_csv_that_cannot_be_cut_into_rows_is_refused(tmp_path, content, text):
@@ -327,7 +327,7 @@ def test_csv_that_cannot_be_cut_into_rows_is_refused(tmp_path, content, text):
 def test_a_row_of_csv_that_is_too_large_is_refused(tmp_path, small_blocks, cell):
     text = refusal(tmp_path / "a.csv", b"a,b\n1,2\n" + cell + b",2\n")
     assert text.startswith(f"{tmp_path / 'a.csv'}:3: the ")
-    assert "200b are the most" in text
+    assert "the maximum is 200b" in text
 
 
 # Parquet
@@ -360,7 +360,9 @@ def test_chunks_of_parquet_are_of_about_a_megabyte(tmp_path):
 def test_broken_parquet_is_refused_when_it_is_opened(tmp_path):
     path = write_parquet(tmp_path / "a.parquet", [GOOD] * 100)
     path.write_bytes(path.read_bytes()[:-10])
-    with pytest.raises(DataError, match=r"a\.parquet is no whole Parquet file \(.+\): fetch or write it again"):
+    with pytest.raises(
+        DataError, match=r"a\.parquet is not a complete Parquet file \(.+\): download or write it again"
+    ):
         open_source(of_file(path))
 
 
@@ -369,14 +371,14 @@ def test_parquet_that_is_broken_inside_is_refused(tmp_path):
     content = bytearray(path.read_bytes())
     content[4:200] = bytes(196)
     path.write_bytes(content)
-    with pytest.raises(DataError, match=r"a\.parquet is no whole Parquet file \(at row 1: "):
+    with pytest.raises(DataError, match=r"a\.parquet is not a complete Parquet file \(at row 1: "):
         read(open_source(of_file(path)))
 
 
 def test_parquet_without_rows_is_refused(tmp_path):
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"text": pa.array([], pa.string())}), path)
-    with pytest.raises(DataError, match="there are no rows in the file"):
+    with pytest.raises(DataError, match="the file has no rows"):
         read(open_source(of_file(path)))
 
 
@@ -385,7 +387,7 @@ def test_parquet_changed_while_it_is_read_is_refused(tmp_path):
     source = open_source(of_file(path))
     assert source.fingerprint
     write_parquet(path, [GOOD, GOOD])
-    with pytest.raises(DataError, match="was changed while it was being read"):
+    with pytest.raises(DataError, match="changed while it was being read"):
         read(source)
 
 
@@ -394,7 +396,7 @@ def test_a_row_of_parquet_that_is_too_large_is_a_problem(tmp_path, monkeypatch):
     monkeypatch.setattr("data.sources.formats.content.MAX_ROW_BYTES", 200)
     pairs = read(open_source(of_file(path)))
     assert [pairs[0], pairs[2]] == [(f"{path} row 1", {"text": "a"}), (f"{path} row 3", {"text": "b"})]
-    assert "but 200b are the most" in pairs[1][1].text
+    assert "but the maximum is 200b" in pairs[1][1].text
 
 
 # Text
@@ -428,15 +430,15 @@ def test_text_that_is_not_utf8_is_a_problem_with_its_line(tmp_path):
 
 @pytest.fixture
 def short_names(monkeypatch):
-    """As on a file system that takes shorter names than a config is checked for."""
+    """Simulate a file system that allows only shorter names than the config check does."""
     monkeypatch.setattr("data.base.paths.MAX_NAME_BYTES", 1000)
 
 
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"text": "no.txt"}, "text has 'no.txt', but there is no such file"),
-        ({"text": "x" * 300}, "x', but it cannot be looked at (File name too long): name another"),
+        ({"text": "no.txt"}, "text has 'no.txt', but no such file exists"),
+        ({"text": "x" * 300}, "x', which cannot be accessed (File name too long): name another path"),
         ({"text": "."}, "text has '.', but there is no .txt file in this folder"),
         ({"text": []}, "text is empty: name at least one file"),
         ({"text": "a.txt", "split": "train"}, "split is 'train', but text files have no splits"),
@@ -460,16 +462,16 @@ def test_a_split_of_files_that_are_named_can_only_be_train(tmp_path, named):
         settings = {"hf_name": "json", "hf_kwargs": HFKwargs(data_files=file)}
     for split in (None, "train"):
         open_source(DatasetConfig(split=split, max_seq_len=8, **settings))
-    with pytest.raises(ConfigError, match=rf"split is 'test', but (hf_kwargs\.)?{named} names files, and all of them"):
+    with pytest.raises(ConfigError, match=rf"split is 'test', but (hf_kwargs\.)?{named} names files, all of which"):
         open_source(DatasetConfig(split="test", max_seq_len=8, **settings))
 
 
 @pytest.mark.parametrize("key", ["cache_dir", "hf_name", "local", "remote", "text"])
 def test_a_path_with_a_nul_byte_is_refused(key):
     source = {} if key != "cache_dir" else {"hf_name": "a.jsonl"}
-    with pytest.raises(ValueError, match=rf"{key} has 'a\\x00b', but no path has a NUL byte"):
+    with pytest.raises(ValueError, match=rf"{key} has 'a\\x00b', but a path cannot contain a NUL byte"):
         DatasetConfig(max_seq_len=8, **{key: "a\0b"}, **source)
-    with pytest.raises(ValueError, match=r"data_files has 'a\\x00b', but no path"):
+    with pytest.raises(ValueError, match=r"data_files has 'a\\x00b', but a path cannot"):
         HFKwargs(data_files=["a", "a\0b"])
 
 
@@ -493,19 +495,19 @@ def test_files_without_a_split_word_are_all_training_files(tmp_path):
 
 def test_test_files_are_never_taken_for_training(tmp_path):
     write_jsonl(tmp_path / "test.jsonl", [GOOD])
-    with pytest.raises(ConfigError, match=r"split is 'train', but no file .* named so .*split is one of test here"):
+    with pytest.raises(ConfigError, match=r"split is 'train', but no file .* has this name .*set split to test"):
         files_of(folder_config(tmp_path))
 
 
 @pytest.mark.parametrize(
     ("kwargs", "text"),
     [
-        ({"data_dir": "nowhere"}, "hf_kwargs.data_dir is 'nowhere', but this folder is not there"),
-        ({"data_dir": "."}, "there is no .jsonl, .json or .ndjson file in it (there: a.csv, a.txt)"),
+        ({"data_dir": "nowhere"}, "hf_kwargs.data_dir is 'nowhere', which does not exist"),
+        ({"data_dir": "."}, "it contains no .jsonl, .json or .ndjson file (it contains a.csv, a.txt)"),
         ({"data_dir": "a.txt"}, "is a file: name it in hf_kwargs.data_files"),
-        ({"data_files": "no.jsonl"}, "hf_kwargs.data_files has 'no.jsonl', but there is no such file"),
-        ({"data_files": "x" * 300}, "x', but it cannot be looked at (File name too long): name another"),
-        ({"data_files": ["a.txt", "*.jsonl"]}, "hf_kwargs.data_files has '*.jsonl', but there is no such file"),
+        ({"data_files": "no.jsonl"}, "hf_kwargs.data_files has 'no.jsonl', but no such file exists"),
+        ({"data_files": "x" * 300}, "x', which cannot be accessed (File name too long): name another path"),
+        ({"data_files": ["a.txt", "*.jsonl"]}, "hf_kwargs.data_files has '*.jsonl', but no such file exists"),
         ({"data_files": "."}, "it is a folder: name it in hf_kwargs.data_dir"),
         ({"data_files": []}, "hf_kwargs.data_files is empty"),
         ({"data_files": "a.csv"}, "hf_kwargs.data_files has 'a.csv', but hf_name is 'json': write `hf_name: csv`"),
@@ -523,8 +525,8 @@ def test_files_that_are_not_there_are_named(tmp_path, monkeypatch, short_names, 
     assert text in str(error.value)
 
 
-def test_a_path_that_cannot_be_looked_at_is_named(short_names):
-    with pytest.raises(ConfigError, match=r"hf_name names '/x+', but it cannot be looked at"):
+def test_a_path_that_cannot_be_accessed_is_named(short_names):
+    with pytest.raises(ConfigError, match=r"hf_name names '/x+', which cannot be accessed"):
         open_source(DatasetConfig(hf_name="/" + "x" * 300, max_seq_len=8))
 
 
@@ -549,24 +551,24 @@ def test_a_folder_is_read_by_its_path(tmp_path):
 def test_files_of_different_kinds_are_not_mixed(tmp_path):
     write_jsonl(tmp_path / "train.jsonl", [GOOD])
     write_parquet(tmp_path / "train.parquet", [GOOD])
-    with pytest.raises(ConfigError, match=r"files of different kinds in it \('.*train.jsonl' and '.*train.parquet'\)"):
+    with pytest.raises(ConfigError, match=r"files of different formats \('.*train.jsonl' and '.*train.parquet'\)"):
         open_source(DatasetConfig(hf_name=str(tmp_path), max_seq_len=8))
 
 
 @pytest.mark.parametrize("name", ["no.jsonl", "./no", "/no/where", "~/no-such-folder-here"])
-def test_a_path_that_is_not_there_is_not_asked_of_the_hub(tmp_path, monkeypatch, name):
+def test_a_missing_path_is_not_looked_up_on_the_hub(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConfigError, match=f"hf_name is '{name}', but there is no such file or folder"):
+    with pytest.raises(ConfigError, match=f"hf_name is '{name}', but no such file or folder exists"):
         open_source(DatasetConfig(hf_name=name, max_seq_len=8))
 
 
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("jsonl", "hf_name is 'jsonl', but such files are read with `hf_name: json`"),
-        ("text", "hf_name is 'text', but plain text files are named under `text`"),
+        ("jsonl", "hf_name is 'jsonl', but the hf_name for these files is `hf_name: json`"),
+        ("text", "hf_name is 'text', but plain text files are named in `text`"),
     ],
 )
-def test_other_names_of_local_formats_lead_on(name, text):
+def test_other_names_of_local_formats_suggest_the_right_key(name, text):
     with pytest.raises(ConfigError, match=text):
         open_source(DatasetConfig(hf_name=name, hf_kwargs=HFKwargs(data_files="a"), max_seq_len=8))

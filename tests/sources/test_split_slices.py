@@ -37,22 +37,22 @@ def test_bounds_are_those_of_datasets():
 
 
 def no_rows(start, end) -> bool:
-    """Is it a slice that has no row of any split, which is refused?"""
+    """Whether the slice has no rows in any split, and is therefore refused."""
     return end == 0 or (start is not None and end is not None and (start < 0) == (end < 0) and start >= end)
 
 
 @pytest.mark.parametrize(
     ("split", "text"),
     [
-        ("train[:90", "but 'train[:90' is not a split or a slice of one: write it as in train, train[:90%]"),
+        ("train[:90", "but 'train[:90' is not a split or a slice of one: write it like train, train[:90%]"),
         ("train[:33.3%]", "is not a split or a slice of one"),
         ("train[5]", "is not a split or a slice of one"),
         ("train+", "but '' is not a split"),
         ("train[10%:20]", "is in percent and one in rows"),
-        ("train[:120%]", "beyond 100%"),
-        ("train[20:10]", "there are no rows in 'train[20:10]'"),
-        ("train[-5%:-5%]", "there are no rows in"),
-        ("train[:0]", "there are no rows in"),
+        ("train[:120%]", "above 100%"),
+        ("train[20:10]", "'train[20:10]' contains no rows"),
+        ("train[-5%:-5%]", "contains no rows"),
+        ("train[:0]", "contains no rows"),
     ],
 )
 def test_what_is_no_split_is_refused_by_the_config(split, text):
@@ -63,7 +63,7 @@ def test_what_is_no_split_is_refused_by_the_config(split, text):
 
 @pytest.mark.parametrize("key", ["local", "remote"])
 def test_a_split_of_mds_is_a_folder(key):
-    with pytest.raises(ValueError, match=r"split is 'train\[:90%\]', but of MDS shards it names a folder"):
+    with pytest.raises(ValueError, match=r"split is 'train\[:90%\]', but for MDS shards it is the name of a folder"):
         DatasetConfig(split="train[:90%]", max_seq_len=8, **{key: "/mds"})
 
 
@@ -115,7 +115,7 @@ def test_splits_are_added_in_their_order(tmp_path):
     write_jsonl(tmp_path / "val.jsonl", ROWS[4:8])
     assert values(read(open_source(of_folder(tmp_path, "validation+train")))) == ROWS[4:8] + ROWS[:4]
     assert values(read(open_source(of_folder(tmp_path, "train[:2] + validation[-1:]")))) == [*ROWS[:2], ROWS[7]]
-    with pytest.raises(ConfigError, match=r"split is 'test', but no file .*split is one of train, validation here"):
+    with pytest.raises(ConfigError, match=r"split is 'test', but no file .*set split to train or validation"):
         open_source(of_folder(tmp_path, "train+test"))
 
 
@@ -137,16 +137,16 @@ def test_the_slice_is_part_of_the_fingerprint(tmp_path):
     assert marks[2] == open_source(of_folder(tmp_path, " train[:90%] ")).fingerprint
 
 
-def test_a_file_is_not_read_behind_the_slice(tmp_path):
+def test_a_file_is_not_read_past_the_slice(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", ROWS)
     source = open_source(DatasetConfig(hf_name=str(path), split="train[:10%]", max_seq_len=8))
     assert 0 < source.total < path.stat().st_size / 5
     write_jsonl(path, ROWS[:50])
-    with pytest.raises(DataError, match="was changed while it was being read"):
+    with pytest.raises(DataError, match="changed while it was being read"):
         read(source)
 
 
 def test_a_slice_without_rows_is_an_error(tmp_path):
     write_jsonl(tmp_path / "a.jsonl", ROWS[:5])
-    with pytest.raises(DataError, match=r"split asks for a slice that has none of the 5 rows .*: make it larger"):
+    with pytest.raises(DataError, match=r"split selects none of the 5 rows .*: use a larger slice"):
         read(open_source(of_folder(tmp_path, "train[:1%]")))

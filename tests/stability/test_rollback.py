@@ -1,4 +1,4 @@
-"""Rollbacks in runs on 2 ranks: they end as if the steps since the checkpoint had never been, also when killed."""
+"""After a rollback, runs on 2 ranks end as if the steps since the checkpoint had never happened, even after a kill."""
 
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ def killed(path: str, batch: int) -> Ended:
 
 def all_runs(path: str) -> dict[str, Ended]:
     return {
-        # The rows of batches 4 and 5 are lost with the rollback to ep0-ba4, 6 to 8 are the spike itself.
+        # The rows of batches 4 and 5 are lost in the rollback to ep0-ba4; batches 6 to 8 are the spike itself.
         "without": run_with(path, [*OVERRIDES, "run_name=without"], Fault(range(4, 9), drop=True)),
         "rolled back": run_with(path, [*OVERRIDES, "run_name=rolled"], spike()),
         "killed before a save": killed(path, 7),
@@ -46,7 +46,7 @@ def all_runs(path: str) -> dict[str, Ended]:
 
 
 @pytest.mark.ranks
-def test_a_rollback_leaves_out_the_steps_since_the_checkpoint(tmp_path: Path) -> None:
+def test_a_rollback_undoes_the_steps_since_the_checkpoint(tmp_path: Path) -> None:
     ends = run_ranks(all_runs, 2, write_toy_run(tmp_path))[0]
     without = ends.pop("without")
     assert without.events == []
@@ -56,7 +56,7 @@ def test_a_rollback_leaves_out_the_steps_since_the_checkpoint(tmp_path: Path) ->
     for name, ended in ends.items():
         assert [*ended.losses][-1] == 11
         assert all(torch.equal(weight, without.weights[key]) for key, weight in ended.weights.items()), name
-    # The rollback that was lost with the kill was made again, as the first one.
+    # The rollback that the kill undid was made again with the same result.
     assert ends["killed before a save"].kinds() == [(6, "rollback"), (6, "rollback"), (9, "spike_end")]
     assert "rollback 1 of 3" in ends["killed before a save"].events[1]["message"]
     assert ends["killed after a save within the spike"].kinds() == [(6, "rollback"), (9, "spike_end")]
@@ -91,7 +91,7 @@ def test_a_rollback_needs_no_second_state_of_the_optimizer(tmp_path: Path) -> No
 
 
 def where_ranks_go(folder: Path) -> list[str]:
-    """The newest checkpoint is unreadable on rank 1, then on rank 0."""
+    """Make the newest checkpoint unreadable on rank 1, then on rank 0."""
     initialize_dist(DeviceCPU(), 60)
     model, optimizer = trained()
     paths, found = [folder / "ep0-ba1", folder / "ep0-ba2"], []
@@ -111,7 +111,7 @@ def where_ranks_go(folder: Path) -> list[str]:
 
 
 @pytest.mark.ranks
-def test_all_ranks_go_back_to_the_same_checkpoint(tmp_path: Path) -> None:
+def test_all_ranks_roll_back_to_the_same_checkpoint(tmp_path: Path) -> None:
     tensors = saved_tensors(*trained())
     for batch in (1, 2):
         write_checkpoint(tmp_path, tensors, batch=batch)

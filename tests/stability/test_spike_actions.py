@@ -1,4 +1,4 @@
-"""A loss of 25 times its level for 30 steps, under each on_spike; what ends a run; a mix of data that changes."""
+"""A loss of 25 times its level for 30 steps under each on_spike; which runs end; changes of the data mixture."""
 
 import json
 import tempfile
@@ -25,7 +25,7 @@ SPIKE = [1.0, 1.1, 0.9] * 5 + [25.0] * 30 + [1.0] * 3
 
 
 class Reported:
-    """The events of a run."""
+    """Collects the events of a run."""
 
     def __init__(self) -> None:
         self.found: list[tuple[int, str]] = []
@@ -47,7 +47,7 @@ class Saver:
 
 
 class Run:
-    """Steps with the losses that it is given."""
+    """Run steps with the given losses."""
 
     def __init__(self, on_spike: OnSpike, *checkpoints: Path, **spikes: Any) -> None:
         with tempfile.TemporaryDirectory() as folder:
@@ -71,7 +71,7 @@ class Run:
 
 @pytest.fixture
 def rolled_back(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """The checkpoints that were loaded."""
+    """Return the list of loaded checkpoints."""
     loaded: list[Path] = []
 
     def load(checkpoints: list[Path], model: nn.Module, optimizer: torch.optim.Optimizer) -> RolledBack | None:
@@ -91,13 +91,13 @@ def test_a_spike_of_30_steps_is_one_event(on_spike: OnSpike, rolled_back: list[P
     assert rolled_back == ([Path("ep0-ba8")] if on_spike == "rollback" else [])
 
 
-def test_without_a_checkpoint_the_steps_are_left_out(rolled_back: list[Path]) -> None:
+def test_without_a_checkpoint_the_steps_are_skipped(rolled_back: list[Path]) -> None:
     run = Run("rollback")
     assert [run.step(loss) for loss in SPIKE] == [loss == 25 for loss in SPIKE]
     assert run.events.found == [(15, "spike"), (45, "spike_end")]
 
 
-def test_a_spike_that_lasts_becomes_the_level_under_log() -> None:
+def test_with_log_a_lasting_spike_becomes_the_new_level() -> None:
     run = Run("log", max_steps=20)
     for loss in [*SPIKE[:15], *[25.0] * 60, 100.0]:
         run.step(loss)
@@ -105,7 +105,7 @@ def test_a_spike_that_lasts_becomes_the_level_under_log() -> None:
 
 
 @pytest.mark.parametrize("on_spike", ["skip", "rollback"])
-def test_a_spike_that_lasts_ends_a_run_that_leaves_steps_out(on_spike: OnSpike, rolled_back: list[Path]) -> None:
+def test_a_lasting_spike_ends_a_run_that_skips_steps(on_spike: OnSpike, rolled_back: list[Path]) -> None:
     run = Run(on_spike, Path("ep0-ba8"), max_steps=20)
     assert all(run.step(loss) == (loss == 25) for loss in SPIKE[:34])
     with pytest.raises(RunStopped, match=r"spikes\.max_steps: 20") as stopped:
@@ -125,7 +125,7 @@ def test_the_rollbacks_of_a_run_are_counted_over_its_starts(rolled_back: list[Pa
     assert len(rolled_back) == 2
 
 
-def test_another_mix_has_another_level() -> None:
+def test_another_mixture_has_another_level() -> None:
     run = Run("skip")
     for loss in [*SPIKE[:15], 25.0]:
         run.step(loss, "first stage")
@@ -146,7 +146,7 @@ def test_after_a_rollback_the_loss_is_compared_with_that_before_the_checkpoint(
     assert run.events.found == [(15, "rollback"), (16, "spike_end")]
 
 
-def test_after_a_rollback_to_another_mix_the_loss_is_compared_with_that_of_the_present_one(
+def test_after_a_rollback_to_another_mixture_the_loss_is_compared_with_that_of_the_current_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     run = Run("rollback", Path("ep0-ba8"))

@@ -1,4 +1,4 @@
-"""Which losses are spikes, against a slow and obvious computation."""
+"""The spike detector matches a slow, obvious computation."""
 
 import json
 import math
@@ -45,7 +45,7 @@ def test_a_detector_equals_numpy(seed: int) -> None:
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf])
-def test_what_is_not_finite_does_not_blind_a_detector(number: float) -> None:
+def test_non_finite_losses_do_not_affect_a_detector(number: float) -> None:
     spikes = judged([1.0, 1.1, 0.9] * 5 + [number] * 40 + [1.0, 10.0])
     assert spikes == [False] * 56 + [True]
 
@@ -62,7 +62,7 @@ def test_a_spike_does_not_become_the_level() -> None:
     assert judged([1.0] * 8 + [25.0] * 40 + [1.0, 25.0]) == [False] * 8 + [True] * 40 + [False, True]
 
 
-def test_a_resumed_detector_judges_alike() -> None:
+def test_a_resumed_detector_gives_the_same_results() -> None:
     draw = np.random.default_rng(3)
     losses = (2 + draw.normal(0, 0.1, 80) + 5 * (draw.random(80) < 0.2)).tolist()
     whole, first, second = SpikeDetector(CONFIG), SpikeDetector(CONFIG), SpikeDetector(CONFIG)

@@ -1,4 +1,4 @@
-"""Non-finite losses and gradients in runs on 2 ranks: they never reach the weights, and what is known is written."""
+"""In runs on 2 ranks, non-finite losses and gradients never reach the weights, and incidents are written."""
 
 import json
 import math
@@ -45,7 +45,7 @@ def test_a_run_stops_before_a_step_that_is_not_finite_and_loses_no_work(tmp_path
         assert ends[name].code == other[name].code == ExitCode.UNSTABLE, name
         assert ends[name].kinds()[:1] == [(batch, "nonfinite")]
         messages[name] = ends[name].events[0]["message"]
-    # The state before the batch was saved: the next start trains it, and ends as if nothing had been.
+    # The state before the batch was saved: the next start trains it, and ends like an uninterrupted run.
     assert list(resumed.losses) == [4, 5, 6]
     assert all(torch.equal(weight, whole.weights[key]) for key, weight in resumed.weights.items())
     assert "the loss is nan on all ranks" in messages["loss on all"]
@@ -55,7 +55,7 @@ def test_a_run_stops_before_a_step_that_is_not_finite_and_loses_no_work(tmp_path
     assert "composer -n 2 scripts/replay_batch.py" in messages["loss on one"]
     saved = tmp_path / "one" / "ep0-ba3"
     assert str(saved) in str(ends["loss on one"].stopped)
-    # Its line is in the record as those of other checkpoints are; the batch that comes after it is not counted in it.
+    # The record has a line for this checkpoint as for others; the batch after it is not counted.
     record = [json.loads(line) for line in (saved.parent / RECORD).read_text().splitlines()]
     assert [line["rows"] for line in record if line["batch"] == 3 and "rows" in line and "event" not in line] == [
         {"": 24}
@@ -67,7 +67,7 @@ def test_a_run_stops_before_a_step_that_is_not_finite_and_loses_no_work(tmp_path
 
 
 class Collapse(Callback):
-    """All tokens of layer 1 go to expert 2, as far as the router's counts tell."""
+    """Report counts as if the router had sent all tokens of layer 1 to expert 2."""
 
     def after_forward(self, state: State, logger: Logger) -> None:
         if state.timestamp.batch.value < STEPS:
@@ -98,7 +98,7 @@ def test_steps_that_are_not_finite_are_skipped_but_not_forever(tmp_path: Path) -
     ends = run_ranks(all_skipped, 2, write_toy_run(tmp_path))[0]
     without, skipped = ends["without"], ends["skipped"]
     assert skipped.kinds() == [(2, "nonfinite"), (3, "nonfinite")]
-    # Moments and step counters too: what comes after depends on them.
+    # Moments and step counters match too, because later steps depend on them.
     assert all(torch.equal(weight, without.weights[name]) for name, weight in skipped.weights.items())
     assert skipped.code is None
     assert is_finite(ends["lion"].weights)

@@ -51,7 +51,7 @@ def test_files_are_sent_listed_fetched_and_deleted(store: Store, server: Server,
     assert store.read("below/a") is None
 
 
-def test_a_write_with_a_condition_loses_against_another(store: Store) -> None:
+def test_a_conditional_write_fails_if_the_object_has_changed(store: Store) -> None:
     version = store.write("owner", b"1", replaces="")
     assert version is not None
     assert store.write("owner", b"2", replaces="") is None
@@ -74,7 +74,7 @@ def test_the_last_file_of_a_folder_is_sent_last(store: Store, server: Server, tm
 
 
 @pytest.mark.parametrize("kind", ["error", "reset", "cut"])
-def test_what_fails_for_a_moment_is_tried_again(store: Store, server: Server, tmp_path: Path, kind: str) -> None:
+def test_temporary_failures_are_retried(store: Store, server: Server, tmp_path: Path, kind: str) -> None:
     (path, name), *_ = written(tmp_path, a="A" * 5000)
     sending = "POST" if server.scheme == "gs" else "PUT"
     server.faults += [Fault(sending, "", 1, "error" if kind == "cut" else kind)]
@@ -94,14 +94,14 @@ def test_a_refusal_names_the_object(store: Store, server: Server, tmp_path: Path
     with pytest.raises(StoreError, match=rf"{server.url}/runs/x/below/a cannot be written: .*500"):
         store.send(written(tmp_path, a="A"))
     server.faults.clear()
-    with pytest.raises(StoreError, match=rf"{server.url}/runs/x/none cannot be read: there is no such file"):
+    with pytest.raises(StoreError, match=rf"{server.url}/runs/x/none cannot be read: no such file"):
         store.fetch([(tmp_path / "none", "none")])
     with pytest.raises(FileNotFoundError):
         store.send([(tmp_path / "not-here", "x")])
 
 
-def test_a_bucket_that_is_not_there(server: Server) -> None:
-    with pytest.raises(StoreError, match=rf"{server.scheme}://no-bucket/x cannot be listed: there is no such bucket"):
+def test_a_missing_bucket_is_an_error(server: Server) -> None:
+    with pytest.raises(StoreError, match=rf"{server.scheme}://no-bucket/x cannot be listed: no such bucket"):
         open_store(f"{server.scheme}://no-bucket/x").sizes()
 
 
@@ -120,9 +120,9 @@ def test_s3_without_credentials(monkeypatch, tmp_path: Path) -> None:
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
-    with pytest.raises(ConfigError, match="no credentials for S3 were found: set AWS_ACCESS_KEY_ID and"):
+    with pytest.raises(ConfigError, match="no credentials for S3 found: set AWS_ACCESS_KEY_ID and"):
         open_store("s3://bucket/x")
-    open_store("s3://bucket/x", writable=False)  # as of a public bucket
+    open_store("s3://bucket/x", writable=False)  # as for a public bucket
 
 
 def test_gs_without_credentials(monkeypatch, tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ def test_gs_without_credentials(monkeypatch, tmp_path: Path) -> None:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NO_GCE_CHECK", "true")
     monkeypatch.setenv("CLOUDSDK_CONFIG", str(tmp_path))
-    with pytest.raises(ConfigError, match="no credentials for Google Cloud Storage were found: run `gcloud auth"):
+    with pytest.raises(ConfigError, match="no credentials for Google Cloud Storage found: run `gcloud auth"):
         open_store("gs://bucket/x")
     open_store("gs://bucket/x", writable=False)
 
@@ -140,13 +140,13 @@ def test_gs_without_credentials(monkeypatch, tmp_path: Path) -> None:
     [
         ("s3://bucket", None),
         ("gs://bucket/a b/c/", None),
-        ("oci://bucket/x", "the object stores that are supported are s3:// and gs://"),
+        ("oci://bucket/x", "the supported object stores are s3:// and gs://"),
         ("s3:///x", "it must be s3://BUCKET/PREFIX"),
         ("s3://bucket/x?y=1", "it must be s3://BUCKET/PREFIX"),
-        ("s3://key:word@bucket/x", "credentials do not belong there"),
+        ("s3://key:word@bucket/x", "credentials are not allowed in it"),
         ("s3://bucket/a//b", "names in a bucket have no empty"),
         ("s3://bucket/../b", "names in a bucket have no empty"),
-        (f"s3://bucket/{'x' * 701}", "702 bytes, but 700 are the most"),
+        (f"s3://bucket/{'x' * 701}", "702 bytes, but the maximum is 700"),
     ],
 )
 def test_urls(url: str, defect: str | None) -> None:

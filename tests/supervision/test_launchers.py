@@ -1,4 +1,4 @@
-"""Runs under real launchers, and as scripts/launch starts them, that are signalled while they train."""
+"""Runs under real launchers, and as started by scripts/launch, that receive signals during training."""
 
 import json
 import os
@@ -37,12 +37,12 @@ def slow(self, plan, planner):
 HashingWriter.write_data = slow
 sys.exit(main())
 """
-"""train.py whose checkpoints take longer to write once the run is signalled."""
+"""train.py with checkpoints that take longer to write once the run has received a signal."""
 
 
 @contextmanager
 def started(folder: Path, command: list[str], **env: str) -> Iterator[subprocess.Popen]:
-    """The command in the folder, once its run has saved a checkpoint."""
+    """Start the command in the folder, and return it once its run has saved a checkpoint."""
     inherited = {key: value for key, value in os.environ.items() if not key.endswith(("RANK", "WORLD_SIZE"))}
     path = f"{folder / 'bin'}:{BIN}:{os.environ['PATH']}"
     with (folder / "out").open("w") as out, (folder / "err").open("w") as err:
@@ -82,7 +82,7 @@ def write_train(folder: Path, seconds: float = 0.0) -> str:
 
 
 def ranks_of(run: subprocess.Popen) -> list[psutil.Process]:
-    # Under srun a rank gives itself its variables, which a process does not show.
+    # Under srun a rank sets these variables itself, so they are not visible from outside of the process.
     of_rank = {"RANK", "SLURM_PROCID"}
     found = [each for each in psutil.Process(run.pid).children(recursive=True) if of_rank & each.environ().keys()]
     assert len(found) == 2
@@ -111,7 +111,7 @@ exec bash -c '
   exit $code
 '
 """
-"""As srun starts two tasks of a node; like slurmstepd, their parent does not show their command."""
+"""Start two tasks of a node like srun; their parent does not show its command, like slurmstepd."""
 
 
 @pytest.mark.proof
@@ -127,18 +127,18 @@ def test_the_slurm_script_saves_for_longer_than_a_launcher_waits_and_requeues(tm
     job = {"SLURM_JOB_ID": "17", "SLURM_NTASKS": "2", "SLURM_CPUS_PER_TASK": "1"}
     with started(tmp_path, command, MASTER_PORT=str(20000 + os.getpid() % 10000), **job) as run:
         (tmp_path / "signalled").touch()
-        for task in ranks_of(run):  # --signal of sbatch spares the batch script
+        for task in ranks_of(run):  # --signal of sbatch does not signal the batch script
             task.send_signal(signal.SIGUSR1)
         assert run.wait(180) == 75
     assert preempted(tmp_path)["exit_code"] == 75
     assert (tmp_path / "requeued").read_text() == "requeue 17\n"
     err = (tmp_path / "err").read_text()
-    assert f"; this resumes it: srun --nodes 1 --ntasks 2 python train.py {config} " in err
+    assert f"; resume with: srun --nodes 1 --ntasks 2 python train.py {config} " in err
     assert "Traceback" not in err
 
 
 @pytest.mark.proof
-def test_the_kubernetes_hook_ends_process_1_saved(tmp_path: Path) -> None:
+def test_the_kubernetes_hook_saves_and_ends_process_1(tmp_path: Path) -> None:
     if subprocess.run(["unshare", "-pf", "--mount-proc", "true"], check=False, stderr=subprocess.DEVNULL).returncode:
         pytest.skip("no pid namespace can be made here")
     config = write_train(tmp_path, 40)
@@ -170,7 +170,9 @@ def test_the_kubernetes_hook_ends_process_1_saved(tmp_path: Path) -> None:
         (signal.SIGUSR1, "one rank"),
     ],
 )
-def test_ranks_end_saved_whoever_is_signalled(tmp_path: Path, launcher: str, number: signal.Signals, to: str) -> None:
+def test_ranks_save_and_end_whichever_process_is_signalled(
+    tmp_path: Path, launcher: str, number: signal.Signals, to: str
+) -> None:
     config = write_train(tmp_path)
     program, *options = launcher.split()
     with started(tmp_path, [str(BIN / program), *options, "train.py", config, *ENDLESS]) as run:
@@ -181,15 +183,15 @@ def test_ranks_end_saved_whoever_is_signalled(tmp_path: Path, launcher: str, num
             (run if to == "launcher" else ranks[1]).send_signal(number)
         code = run.wait(120)
         wait_until(lambda: not any(rank.is_running() for rank in ranks))
-    # SIGUSR1 and SIGKILL kill the launcher, and the system then sends SIGTERM to the ranks.
+    # SIGUSR1 and SIGKILL kill the launcher, after which the system sends SIGTERM to the ranks.
     cause = number.name if number in (signal.SIGTERM, signal.SIGINT) or to == "one rank" else "SIGTERM"
     assert preempted(tmp_path)["message"].startswith(f"{cause} received: batch ")
     killed = to == "launcher" and number in (signal.SIGUSR1, signal.SIGKILL)
     assert code == (-number if killed else 75 if program == "composer" else 1)
     err = (tmp_path / "err").read_text()
-    assert "train/main.py" not in err  # launchers print tracebacks of their own, in which it is not
+    assert "train/main.py" not in err  # the only tracebacks are those of the launchers
     assert err.count("stopped: ") == 1
-    assert f"; this resumes it: {launcher} train.py {config} {' '.join(ENDLESS)} autoresume=true\n" in err
+    assert f"; resume with: {launcher} train.py {config} {' '.join(ENDLESS)} autoresume=true\n" in err
 
 
 @pytest.mark.proof

@@ -1,4 +1,5 @@
-"""A run that signals and max_wall_time end again and again, and each next start resumes, trains as if never ended."""
+"""A run that signals and max_wall_time end repeatedly, and that is resumed each time, trains like an uninterrupted
+run."""
 
 import json
 import os
@@ -36,7 +37,7 @@ def send(number: int) -> None:
 
 
 class InStep(Callback):
-    """While the batch after so many is trained."""
+    """Send the signal while the batch after this many is trained."""
 
     def __init__(self, batch: int, number: int) -> None:
         self.batch, self.number = batch, number
@@ -47,7 +48,7 @@ class InStep(Callback):
 
 
 class InEvaluation(InStep):
-    """Before its second batch."""
+    """Send the signal before the second batch."""
 
     def after_forward(self, state: State, logger: Logger) -> None:
         pass
@@ -58,7 +59,7 @@ class InEvaluation(InStep):
 
 
 def in_save(patch: pytest.MonkeyPatch, number: int) -> None:
-    """Twice, while the checkpoint's files are written, which then takes longer."""
+    """Send the signal twice while the checkpoint's files are written, which takes longer then."""
     write = HashingWriter.write_data
 
     def slow(*args: Any, **kwargs: Any) -> Any:
@@ -71,7 +72,7 @@ def in_save(patch: pytest.MonkeyPatch, number: int) -> None:
 
 
 def in_wait(patch: pytest.MonkeyPatch, number: int, batch: int) -> None:
-    """While the batch after so many is waited for, which would take a minute."""
+    """Send the signal while the run waits for the batch after this many, which would take a minute."""
     read = TrainBatches.__getitem__
 
     def slow(self: TrainBatches, n: int) -> Any:
@@ -107,12 +108,12 @@ def _start(
             ended = (stop.code, str(stop))
     signals.uninstall()
     seconds = time.monotonic() - started
-    dist.barrier()  # rank 0 gives the folder up last
+    dist.barrier()  # rank 0 is the last to release the folder
     return SimpleNamespace(ended=ended, seconds=seconds, losses=watch.losses, weights=watch.weights)
 
 
 def _ended_again_and_again(path: str) -> dict[str, SimpleNamespace]:
-    """The uninterrupted run, and each start of the other until it is done. Signals come to one rank alone."""
+    """Return the uninterrupted run, and each start of the other run. Only one rank receives each signal."""
 
     def on(rank: int, signalled: Any) -> Any:
         return signalled if int(os.environ["RANK"]) == rank else None
@@ -137,7 +138,7 @@ def _ended_again_and_again(path: str) -> dict[str, SimpleNamespace]:
 @pytest.mark.ranks
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_a_run_that_is_ended_again_and_again_ends_as_if_it_never_was(tmp_path: Path) -> None:
+def test_a_run_that_is_preempted_repeatedly_ends_like_an_uninterrupted_run(tmp_path: Path) -> None:
     path = write_toy_run(tmp_path)
     ranks = run_ranks(_ended_again_and_again, 2, path, timeout=240)
     folder = tmp_path / "parts"
@@ -152,7 +153,7 @@ def test_a_run_that_is_ended_again_and_again_ends_as_if_it_never_was(tmp_path: P
     for runs in ranks:
         for name, (batch, cause) in causes.items():
             saved = f"{cause}: batch {batch} is saved in {folder}/ep0-ba{batch}"
-            assert runs[name].ended == (75, f"{saved}; this resumes it: the same command with autoresume=true"), name
+            assert runs[name].ended == (75, f"{saved}; resume with: the same command with autoresume=true"), name
             assert runs[name].seconds < 45
         assert runs["whole"].ended is runs["to the end"].ended is None
         losses = {batch: loss for name in [*causes, "to the end"] for batch, loss in runs[name].losses.items()}
@@ -168,7 +169,7 @@ def test_a_run_that_is_ended_again_and_again_ends_as_if_it_never_was(tmp_path: P
         ours = (line for line in read if line.get("event") not in ("start", "saved", "end"))
         return [{name: value for name, value in line.items() if name != "time"} for line in ours if key in line]
 
-    # The evaluation that was abandoned is made up for.
+    # The skipped evaluation is made after the resume.
     assert lines("parts", "eval") == lines("whole", "eval")
     events = lines("parts", "event")
     assert [(line["event"], line["batch"], line["exit_code"]) for line in events] == [
@@ -187,10 +188,10 @@ def _unsaved(path: str) -> list[Any]:
 
 
 @pytest.mark.ranks
-def test_a_run_that_has_nothing_to_save_says_so(tmp_path: Path) -> None:
+def test_a_run_that_cannot_save_reports_why(tmp_path: Path) -> None:
     ((no_folder, no_step, done, no_further_step),) = run_ranks(_unsaved, 1, write_toy_run(tmp_path))
-    assert no_folder == (138, "SIGUSR1 received: nothing was saved, for there is no save_folder")
-    assert no_step == (143, "SIGTERM received: nothing was saved, for no batch was trained yet")
+    assert no_folder == (138, "SIGUSR1 received: nothing was saved, because there is no save_folder")
+    assert no_step == (143, "SIGTERM received: nothing was saved, because no batch has been trained yet")
     assert done is None
     code, text = no_further_step
     assert (code, text.partition(";")[0]) == (75, f"SIGTERM received: batch 2 is saved in {tmp_path}/toy/ep0-ba2")
@@ -202,7 +203,7 @@ def test_wall_time_leaves_room_for_a_step_and_a_save(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(wall_time, "time", SimpleNamespace(monotonic=lambda: now[0]))
     monkeypatch.setattr(wall_time, "process_seconds", lambda: 50.0)
     limit = WallTime(1000.0, file_bytes=int(40e9))
-    # 400 s at 100 MB/s, but at most a quarter of the time; and 20 s to end.
+    # 400 s at 100 MB/s, but at most a quarter of the time; and 20 s for the exit.
     assert limit.elapsed == 50
     assert limit.margin == 1.25 * 250 + 20
     limit.note_save(0.0)
@@ -211,19 +212,19 @@ def test_wall_time_leaves_room_for_a_step_and_a_save(monkeypatch: pytest.MonkeyP
     limit.begin_step()
     now[0] += 60
     limit.end_step()
-    now[0] += 500  # an evaluation
+    now[0] += 500  # time of an evaluation
     limit.begin_step()
     now[0] += 40
     limit.end_step()
     assert limit.elapsed == 650
     assert limit.margin == 1.25 * (60 + 100) + 20
-    assert not limit.is_up()
+    assert not limit.is_almost_over()
     limit.note_sending(0.0)
     limit.note_sending(30.0)
     assert limit.margin == 1.25 * (60 + 100 + 30) + 20
     limit.note_sending(1e-9)
     now[0] += 131
-    assert limit.is_up()
+    assert limit.is_almost_over()
 
 
 def test_the_time_of_a_process_counts_from_its_start() -> None:

@@ -1,4 +1,4 @@
-"""Lines of JSON files, and what a start notes of its surroundings."""
+"""Lines of JSON files, and the provenance that a start records."""
 
 import json
 import subprocess
@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from data.base.errors import ConfigError
-from train.supervision import surroundings
+from train.supervision import provenance
+from train.supervision.provenance import environment, git_state
 from train.supervision.record_file import Record, append_line
-from train.supervision.surroundings import environment, git_state
 
 
 def test_numbers_that_are_not_finite_are_text(tmp_path: Path) -> None:
@@ -31,7 +31,7 @@ def test_a_record_is_in_both_folders_once(tmp_path: Path) -> None:
     assert read == {"logs": [1], "saved": [1, 2]}
 
 
-def test_a_folder_that_refuses_a_line_does_not_keep_it_from_the_other(tmp_path: Path) -> None:
+def test_a_line_refused_by_one_folder_is_written_to_the_other(tmp_path: Path) -> None:
     gone, logs = tmp_path / "gone", tmp_path
     with pytest.raises(ConfigError, match=r"save_folder .*gone"):
         Record({"save_folder": gone, "log_folder": logs}).add({"batch": 1})
@@ -57,8 +57,8 @@ def test_the_state_of_a_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     git("checkout", "--detach")
     assert git_state(tmp_path) == {"commit": commit, "branch": None, "dirty": True}
     (tmp_path / "below").mkdir()
-    assert git_state(tmp_path / "below") is None  # installed code in somebody's repository
-    monkeypatch.setattr(surroundings, "_GIT", ("no-such-program",))
+    assert git_state(tmp_path / "below") is None  # code that is installed inside another repository
+    monkeypatch.setattr(provenance, "_GIT", ("no-such-program",))
     assert git_state(tmp_path) is None
 
 

@@ -1,4 +1,4 @@
-"""The commands that a user is shown, from the command line of the launcher."""
+"""The commands that a user is shown, derived from the launcher's command line."""
 
 import sys
 from pathlib import Path
@@ -15,11 +15,11 @@ from train.supervision.resume_command import replay_command, resume_command
     [
         (["/venv/bin/python", "/venv/bin/composer", "-n", "8", "--world_size", "16"], "composer -n 8 --world_size 16"),
         (["/bin/torchrun", "--nproc_per_node", "8", "--nnodes", "2"], "torchrun --nproc_per_node 8 --nnodes 2"),
-        # Of another program only the ranks of this node are known, not how the nodes are to find one another.
+        # For other programs only the ranks of this node are known, not how nodes find each other.
         (["/sbin/init"], "composer -n 8"),
     ],
 )
-def test_a_batch_is_computed_again_under_the_launcher_of_the_run(
+def test_the_replay_command_uses_the_launcher_of_the_run(
     launcher: list[str], shown: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = launcher if launcher == ["/sbin/init"] else [*launcher, "train.py", "mine.yaml"]
@@ -40,5 +40,5 @@ def test_a_batch_is_computed_again_under_the_launcher_of_the_run(
     assert resume_command(["mine.yaml", "seed=3"]) == (
         "srun --nodes 2 --ntasks 16 --gpus-per-node 8 python train.py mine.yaml seed=3 autoresume=true"
     )
-    monkeypatch.delenv("MASTER_ADDR")  # RANK alone is Composer's, in a process without a launcher
+    monkeypatch.delenv("MASTER_ADDR")  # Composer sets only RANK in a process without a launcher
     assert replay_command(Path("ba7")) == "python scripts/replay_batch.py ba7"

@@ -19,7 +19,7 @@ LINE = "stopped: {} received; with autoresume=true the next start resumes from t
 
 
 def signal_group(number: int) -> None:
-    """As a terminal does, or a scheduler: the process and all of its workers."""
+    """Send a signal to the process and all of its workers, like a terminal or a scheduler."""
     os.killpg(os.getpgrp(), number)
 
 
@@ -30,11 +30,11 @@ def signal_in_worker(row):
 
 
 def _main(config: str, overrides: list[str], place: str, number: int) -> tuple[int, str]:
-    """main's exit code and stderr, when the signal comes as `place` (module:class.method) is called."""
+    """Return main's exit code and stderr if the signal arrives when `place` (module:class.method) is called."""
     from train.main import main
 
     os.setpgrp()
-    sys.argv[0] = "train.py"  # not the fork server's, which is also its parent's
+    sys.argv[0] = "train.py"  # replaces the fork server's script, which is also in the parent's command line
     if place:
         module, _, path = place.partition(":")
         owner, _, name = path.partition(".")
@@ -58,18 +58,16 @@ def _main(config: str, overrides: list[str], place: str, number: int) -> tuple[i
 @pytest.mark.parametrize(
     ("number", "place"),
     [
-        # To its loader's worker as well, whose batches are still needed.
+        # The loader's worker receives it too, although its batches are still needed.
         (signal.SIGTERM, "train.composer_model:DbrxForComposer.forward"),
         (signal.SIGINT, "torch.distributed.checkpoint.filesystem:FileSystemWriter.write_data"),
     ],
 )
-def test_a_signal_to_all_processes_ends_a_run_saved(number, place, tmp_path):
+def test_a_signal_to_all_processes_saves_and_ends_a_run(number, place, tmp_path):
     config = write_toy_run(tmp_path, 40)
     overrides = ["max_duration=2ba", "save_interval=1ba", "train_loader.num_workers=1", "save_async=false"]
     ((code, err),) = run_ranks(_main, 1, config, overrides, place, number)
-    saved = (
-        f"stopped: {number.name} received: batch 1 is saved in {tmp_path}/toy/ep0-ba1; this resumes it: composer -n 1 "
-    )
+    saved = f"stopped: {number.name} received: batch 1 is saved in {tmp_path}/toy/ep0-ba1; resume with: composer -n 1 "
     assert code == 75
     assert err.startswith(saved)
     assert err.endswith(f" {config} {' '.join(overrides)} autoresume=true\n")
@@ -77,7 +75,7 @@ def test_a_signal_to_all_processes_ends_a_run_saved(number, place, tmp_path):
 
 
 def _launch_and_die(config: str, ended: Path) -> None:
-    """As a launcher that is killed while its rank trains."""
+    """Act like a launcher that is killed while its rank trains."""
     from train.composer_model import DbrxForComposer
     from train.main import main
 
@@ -112,7 +110,7 @@ def test_a_rank_whose_launcher_dies_saves_and_ends(tmp_path):
 
 
 @pytest.mark.ranks
-def test_a_signal_while_weights_are_loaded_ends_the_run_at_once(tmp_path):
+def test_a_signal_while_weights_are_loaded_ends_the_run_immediately(tmp_path):
     config = write_toy_run(tmp_path, 40)
     place = "train.models.dbrx:DbrxForCausalLM.__init__"
     ((code, err),) = run_ranks(_main, 1, config, ["max_duration=2ba"], place, signal.SIGUSR1)
@@ -132,7 +130,7 @@ def test_signal_ends_preparation_with_its_workers(name, tmp_path):
 
 
 def _in_child(act) -> tuple[int, str]:
-    """Exit code (below 0: the signal) and stderr of a forked process that calls act(signals)."""
+    """Return the exit code (negative: the signal) and stderr of a forked process that calls act(signals)."""
     with tempfile.TemporaryFile("w+") as err:
         if (pid := os.fork()) == 0:
             os.dup2(err.fileno(), 2)
@@ -181,14 +179,14 @@ def test_before_training_a_signal_that_a_destructor_swallows_is_raised_again(mon
             sys.stderr.write("swallowed\n")
             time.sleep(5)
         finally:
-            time.sleep(0.5)  # not interrupted again
+            time.sleep(0.5)  # this sleep is not interrupted
             sys.stderr.write("cleaned up\n")
 
     assert _in_child(act) == (143, "swallowed\ncleaned up\n")
 
 
 def _hang():
-    """As in a collective: the main thread waits in C, and Python calls no handler."""
+    """Block like a collective: the main thread waits in C, and Python calls no handler."""
     lock = ctypes.create_string_buffer(256)
     libc = ctypes.CDLL(None)
     libc.pthread_mutex_lock(lock)
@@ -196,7 +194,7 @@ def _hang():
 
 
 @pytest.mark.parametrize("where", [_hang, lambda: time.sleep(5)], ids=["hung", "in Python"])
-def test_while_training_the_first_is_noted_and_duplicates_are_not_and_a_later_one_ends_the_process(where, monkeypatch):
+def test_while_training_duplicates_are_ignored_and_a_later_signal_ends_the_process(where, monkeypatch):
     monkeypatch.setattr("train.supervision.signals.IGNORED_SECONDS", 0.3)
 
     def act(signals):
@@ -206,11 +204,11 @@ def test_while_training_the_first_is_noted_and_duplicates_are_not_and_a_later_on
             for _ in range(3):
                 send()
             time.sleep(0.1)
-            threading.Timer(0.1, send).start()  # still a duplicate
+            threading.Timer(0.1, send).start()  # still counts as a duplicate
             threading.Timer(0.5, send).start()
             where()
 
-    line = LINE.format("SIGUSR1").replace("received", "received again, and nothing was saved since")
+    line = LINE.format("SIGUSR1").replace("received", "received again, and nothing has been saved since the first")
     assert _in_child(act) == (138, line)
 
 
@@ -220,7 +218,7 @@ def test_while_the_saved_run_ends_signals_are_ignored(monkeypatch):
     def act(signals):
         with signals.deferred():
             send()
-            signals.leave()
+            signals.ignore_all()
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
                 send(number)
                 time.sleep(0.02)
@@ -241,7 +239,7 @@ def test_waiting_for_data_is_interrupted_by_a_signal_before_it_or_in_it():
                         wait(*([] if wait is send else [60]))
                 except WaitInterrupted:
                     interrupted += 1
-            send()  # not there
+            send()  # not interrupted outside of the context
         return interrupted
 
     assert _in_child(act) == (2, "")

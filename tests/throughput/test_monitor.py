@@ -1,5 +1,5 @@
-"""What Throughput logs of a run of two ranks that is resumed, with a clock that the run's own callbacks move; and the
-profile of two of its steps."""
+"""The metrics that Throughput logs in a resumed run of two ranks, with a clock that the run's callbacks advance; and
+the profile of two of its steps."""
 
 import gzip
 import json
@@ -43,7 +43,7 @@ clock = Clock()
 
 
 class Spend(Callback):
-    """A step and an evaluation take their time. Also counts tokens by itself."""
+    """Advances the clock for steps and evaluations. Also counts tokens independently."""
 
     def __init__(self) -> None:
         self.tokens = torch.zeros(3)
@@ -91,7 +91,7 @@ def slow_save(save: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def two_runs(path: str) -> list[Any]:
-    """Of 6 batches, and to 9; what is logged, and the tokens of both."""
+    """A run of 6 batches, resumed to 9. Returns the logged metrics of both, and their token counts."""
     watch.AwakeClock = lambda: clock
     trainer.waiting_for_data = slow_data
     monitor.process_seconds = lambda: START
@@ -104,7 +104,7 @@ def two_runs(path: str) -> list[Any]:
         kept.append(Kept())
         spend = Spend()
         fit(read_config(path, overrides), callbacks=[spend, kept[-1]])
-        assert spend.marks[0] == spend.marks[1], "the watchdog compares them, though one rank is profiled"
+        assert spend.marks[0] == spend.marks[1], "the watchdog compares them, although only one rank is profiled"
         found += spend.tokens
     return [*(each.steps for each in kept), found.tolist()]
 
@@ -125,7 +125,7 @@ def seconds_of(metrics: Mapping[str, float]) -> dict[str, float]:
 
 @pytest.mark.ranks
 @pytest.mark.timeout(200)
-def test_evaluations_saves_and_the_warm_up_are_no_part_of_the_speed(logged: list[Any]) -> None:
+def test_throughput_excludes_evaluations_saves_and_warm_up(logged: list[Any]) -> None:
     first, second, _ = logged
     speeds = {batch: step.get("throughput/batches_per_sec") for batch, step in (first | second).items()}
     per_step = pytest.approx(1 / (STEP + DATA))
@@ -147,11 +147,11 @@ def test_evaluations_saves_and_the_warm_up_are_no_part_of_the_speed(logged: list
 
 
 @pytest.mark.ranks
-def test_seconds_add_up_and_are_kept_over_a_resume(logged: list[Any]) -> None:
+def test_seconds_add_up_and_survive_a_resume(logged: list[Any]) -> None:
     first, second, _ = logged
     before = {"data": 5, "train": 5 * STEP, "save": 2 * SAVE, "eval": 3 * (EVALUATION + 4 * DATA)}
     assert seconds_of(first[6]) == before | {"startup": START + STEP + 4 * DATA, "generate": 0, "other": 0}
-    # The last save of the first process is no part of the checkpoint that it wrote.
+    # The last save of the first process is not part of the checkpoint that it wrote.
     assert seconds_of(second[7]) == seconds_of(first[6]) | {"save": SAVE, "startup": START + 2 * (STEP + 4 * DATA)}
     assert seconds_of(second[9])["eval"] == 4 * (EVALUATION + 4 * DATA)
 
@@ -166,8 +166,8 @@ def test_tokens_are_those_of_all_ranks_with_and_without_padding_and_trained(logg
 
 
 @pytest.mark.ranks
-def test_the_time_left_has_the_evaluations_and_saves_to_come(logged: list[Any]) -> None:
-    # As of step 5: 2 evaluations and a save in 4 steps since the first.
+def test_the_remaining_time_includes_future_evaluations_and_saves(logged: list[Any]) -> None:
+    # At step 5: 2 evaluations and a save in the 4 steps since the first.
     per_batch = (2 * (EVALUATION + 4 * DATA) + SAVE) / 4
     assert logged[0][5]["time/remaining_seconds"] == pytest.approx(STEP + DATA + per_batch)
     assert logged[1][9]["time/remaining_seconds"] == 0
@@ -179,7 +179,7 @@ def test_the_learning_rate_is_always_logged(logged: list[Any]) -> None:
 
 
 @pytest.mark.ranks
-def test_a_profile_s_table_adds_up_to_its_steps(folder: Path, logged: list[Any]) -> None:
+def test_the_table_of_a_profile_adds_up_to_its_steps(folder: Path, logged: list[Any]) -> None:
     trace, text = sorted((folder / "toy" / "profile").iterdir())
     assert (trace.name, text.name) == ("step4-5-rank1.json.gz", "step4-5-rank1.txt")
     with gzip.open(trace) as file:

@@ -1,4 +1,4 @@
-"""Peaks of GPUs, and the names of Composer's callbacks."""
+"""Peak FLOPs of GPUs, and metrics with the names of Composer's callbacks."""
 
 import pytest
 
@@ -17,7 +17,7 @@ from train.throughput.composer_names import composer_metrics
         ("NVIDIA H100 PCIe", None),
     ],
 )
-def test_only_a_gpu_whose_peak_is_known_has_one(cuda_name: str, key: str | None) -> None:
+def test_only_known_gpus_have_peak_flops(cuda_name: str, key: str | None) -> None:
     assert known_gpu(cuda_name) == (GPUS[key] if key is not None else None)
 
 
@@ -25,7 +25,7 @@ def test_the_peak_is_that_of_the_precision() -> None:
     assert [GPUS["h200"].peak_flops(name) for name in ("amp_bf16", "fp32")] == [989e12, 67e12]
 
 
-def test_composer_s_names_come_with_its_keys_in_its_units() -> None:
+def test_metrics_with_composers_names_have_composers_units() -> None:
     metrics = {f"seconds/{name}": 3600.0 for name in ("train", "data", "eval")}
     metrics |= {"throughput/batches_per_sec": 0.5, "time/remaining_seconds": 7200.0}
     speed, left = SpeedMonitorConfig(), RuntimeEstimatorConfig()

@@ -1,4 +1,4 @@
-"""A profile whose files are refused."""
+"""A profile whose files cannot be written."""
 
 from contextlib import ExitStack
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a process took before its run is measured."""
+"""The time of a process before its run is measured."""
 
 import itertools
 from typing import Any

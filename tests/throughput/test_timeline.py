@@ -1,4 +1,4 @@
-"""Categories of traces that are written by hand, and which profiles are refused."""
+"""Categories in handwritten traces, and rejected profiles."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +20,7 @@ def event(name: str, start: float, end: float, tid: int = MAIN, cat: str = "cpu_
 
 
 def milliseconds(events: Sequence[dict[str, Any]], end: float = 100) -> dict[str, Any]:
-    """Of one step, by category, without those that take no time."""
+    """Milliseconds of one step by category, without categories that take no time."""
     found = timeline([event("ProfilerStep#3", 0, end, cat="user_annotation"), *events])
     assert sum(found.seconds.values()) == pytest.approx(end / 1e6)
     return {name: pytest.approx(1e6 * seconds) for name, seconds in found.seconds.items() if seconds}
@@ -34,7 +34,7 @@ def launch(at: float, correlation: int, tid: int = MAIN) -> dict[str, Any]:
     return event("cudaLaunchKernel", at, at + 0.1, tid, "cuda_runtime", correlation=correlation)
 
 
-def test_on_a_cpu_the_innermost_operation_counts_and_gemms_of_experts_are_theirs() -> None:
+def test_on_a_cpu_the_innermost_operation_counts_and_expert_gemms_belong_to_experts() -> None:
     events = [
         event(EXPERTS, 0, 40, cat="user_annotation"),
         event("aten::mm", 5, 30),
@@ -67,7 +67,7 @@ def test_on_a_gpu_kernels_have_the_category_of_what_launched_them_and_hide_colle
     assert milliseconds(events) == {"attention": 30, "collectives": 20, "data": 25, "idle": 25}
 
 
-def test_the_gradient_of_an_operation_belongs_to_its_module_and_what_is_computed_again_does_not() -> None:
+def test_gradients_belong_to_the_module_and_recomputation_does_not() -> None:
     backward = "autograd::engine::evaluate_function: MmBackward0"
     events = [
         event("Optimizer.step#AdamW.step", 0, 90, cat="user_annotation"),
@@ -90,7 +90,7 @@ def test_the_gradient_of_an_operation_belongs_to_its_module_and_what_is_computed
 def test_the_table_has_means_of_the_steps() -> None:
     steps = [event(f"ProfilerStep#{n}", 1000 * n, 1000 * (n + 1), cat="user_annotation") for n in (3, 4)]
     lines = table(timeline([*steps, event("aten::mm", 3000, 4000)]), "profile").splitlines()
-    assert lines[0] == "profile: 1.0 ms a step"
+    assert lines[0] == "profile: 1.0 ms per step"
     assert [line.split() for line in lines if "GEMMs" in line] == [["other", "GEMMs", "0.50", "50.0%"]]
 
 
@@ -106,11 +106,11 @@ def test_the_table_has_means_of_the_steps() -> None:
         ("{steps: 2}", "missing: profile.step"),
     ],
 )
-def test_a_profile_that_cannot_be_is_refused(tmp_path: Path, profile: str, message: str) -> None:
+def test_an_impossible_profile_is_rejected(tmp_path: Path, profile: str, message: str) -> None:
     assert message in refusal(tmp_path, f"profile={profile}")
 
 
-def test_a_profile_of_a_rank_that_is_not_there_is_refused(tmp_path: Path) -> None:
+def test_a_profile_of_a_nonexistent_rank_is_rejected(tmp_path: Path) -> None:
     config = load(tmp_path, "profile={step: 8, ranks: [0, 2]}")
     with pytest.raises(ConfigError, match=r"profile.ranks has 2, but the ranks of this run are 0 to 1"):
         check_world_size(config, 2)

@@ -1,4 +1,4 @@
-"""Throughput over a window, without warm-up, and what is left."""
+"""Throughput over a window, without warm-up, and the remaining time."""
 
 import pytest
 
@@ -9,7 +9,7 @@ def progress(batches: int) -> Progress:
     return Progress(batches=batches, tokens=100 * batches, real_tokens=80 * batches, trained_tokens=10 * batches)
 
 
-def test_the_warm_up_is_left_out_and_old_steps_leave_the_window() -> None:
+def test_the_warm_up_is_excluded_and_old_steps_leave_the_window() -> None:
     window, seconds, speeds = Window(3), 0.0, []
     for batch, took in enumerate((50.0, 20.0, 2.0, 2.0, 2.0, 1.0, 1.0, 1.0), 1):
         seconds += took
@@ -22,7 +22,7 @@ def test_the_warm_up_is_left_out_and_old_steps_leave_the_window() -> None:
 
 def test_interruptions_are_spread_over_the_batches_between_them() -> None:
     found = Interruptions()
-    # 9 s before the first step; 20 s after each 10th batch.
+    # 9 s before the first step; 20 s after every 10th batch.
     for batch in range(1, 36):
         found.add(batch, 9.0 + 20 * ((batch - 1) // 10))
         assert found.per_batch == pytest.approx(0 if batch <= 10 else 2)

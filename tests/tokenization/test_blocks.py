@@ -20,7 +20,7 @@ ALPHABETS = ["ab", "a", "ab ", "aé世\u0301", "!/\n", " \n", "12", "!a'sS/\r\n 
 
 
 def patterns() -> dict[str, str]:
-    """tiktoken's, which it has beside vocabularies that it would download."""
+    """The patterns of tiktoken, which are available without the vocabularies that it would download."""
     with pytest.MonkeyPatch.context() as patch:
         for load in ("load_tiktoken_bpe", "data_gym_to_mergeable_bpe_ranks"):
             patch.setattr(openai_public, load, lambda *args, **kwargs: {})
@@ -31,7 +31,7 @@ PATTERNS = {CL100K_PATTERN: "ours"} | patterns()
 
 
 def random_encoding(rng: random.Random, pattern: str) -> tiktoken.Encoding:
-    """Bytes, and up to 80 tokens of at most 8 bytes over a few letters; some of them no merges lead to."""
+    """All bytes, and up to 80 tokens of at most 8 bytes over a few letters. Some of them cannot result from merges."""
     parts = [*BYTES[97:99], *BYTES[32:34], b"\n", b"1", b"/", b"'", "é".encode(), "世".encode()]
     tokens = dict.fromkeys(BYTES)
     for _ in range(rng.randrange(5, 80)):
@@ -54,7 +54,7 @@ def random_text(rng: random.Random) -> str:
 
 
 @pytest.mark.parametrize("pattern", PATTERNS, ids=PATTERNS.get)
-def test_blocks_give_the_ids_of_the_whole(monkeypatch, pattern):
+def test_blocks_have_the_ids_of_the_whole_text(monkeypatch, pattern):
     rng = random.Random(len(pattern))
     for _ in range(60):
         encoding = random_encoding(rng, pattern)
@@ -70,7 +70,7 @@ def test_blocks_give_the_ids_of_the_whole(monkeypatch, pattern):
 
 @pytest.mark.parametrize("pattern", PATTERNS, ids=PATTERNS.get)
 def test_the_pattern_finds_the_pieces_that_tiktoken_finds(pattern):
-    """Tokens that reach from a letter, a sign or a space into the next character show where a piece ends."""
+    """Tokens of a letter, a sign or a space with the next character show where a piece ends."""
     across = [left + bytes([byte]) for byte in range(128, 256) for left in (b"a", b"!", b" ", b"'")]
     across += [bytes([byte]) + b"a" for byte in range(128, 256)]
     ranks = {token: rank for rank, token in enumerate(BYTES + across)}
@@ -83,7 +83,7 @@ def test_the_pattern_finds_the_pieces_that_tiktoken_finds(pattern):
 
 
 def test_merges_that_depend_on_all_that_follows_are_found(monkeypatch):
-    """Each token joins the letter to its right, the last first: a cut would be felt up to the beginning."""
+    """Each token merges a letter with its right neighbour, last one first: a split would change all ids before it."""
     text = "".join(chr(ord("a") + i) for i in range(26))
     ranks = {token: rank for rank, token in enumerate(BYTES)}
     ranks |= {text[i : i + 2].encode(): 1000 - i for i in range(25)}
@@ -94,11 +94,11 @@ def test_merges_that_depend_on_all_that_follows_are_found(monkeypatch):
         assert blocks.encode_blocks(encoding, text[:end], special=False).tolist() == encoding.encode(text[:end])
 
 
-def test_a_character_that_two_engines_may_read_otherwise_is_refused_in_a_long_run(monkeypatch):
+def test_a_character_unknown_to_python_is_refused_in_a_long_run(monkeypatch):
     monkeypatch.setattr(blocks, "BLOCK", 10)
     encoding = random_encoding(random.Random(0), CL100K_PATTERN)
     assert len(blocks.encode_blocks(encoding, "a b c d\U000effff e f g h", special=False))
-    with pytest.raises(RowError, match=r"has 21 characters without a space, and among them U\+EFFFF, which Unicode"):
+    with pytest.raises(RowError, match=r"has 21 characters without a space, including U\+EFFFF, which"):
         blocks.encode_blocks(encoding, "a" * 20 + "\U000effff b", special=False)
 
 
@@ -121,7 +121,7 @@ print(n, (peak() - before) >> 10)
 @pytest.mark.subprocess
 @pytest.mark.parametrize("letter", ["a", " "])
 def test_16_mb_without_a_break_take_little_more_than_their_ids(letter):
-    """Whole, they take 560 MB (letters) and 3.4 GB (whitespace, through the tokenizers library)."""
+    """In one piece, they need 560 MB (letters) and 3.4 GB (whitespace, with the tokenizers library)."""
     command = [sys.executable, "-c", MEASURED, letter]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr

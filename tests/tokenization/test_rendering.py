@@ -1,4 +1,4 @@
-"""What chat templates make of conversations: nothing is lost, and the mask falls on what the assistant said."""
+"""Rendering of conversations by chat templates: nothing is lost, and the mask covers the assistant's answers."""
 
 import numpy as np
 import pytest
@@ -50,7 +50,7 @@ def template(tmp_path_factory):
 
 
 def made(example, tokenizer, **changes) -> tuple[str, list[str]]:
-    """The text, and the stretches of it that are trained on."""
+    """The text, and the parts that are trained on."""
     config = DatasetConfig(**{"hf_name": "json", "max_seq_len": 4096} | changes)
     document = tokenize(example, tokenizer, config)
     assert isinstance(document, Document), document
@@ -82,43 +82,43 @@ def test_well_known_shapes_are_trained_on_in_every_turn(template, shape, trained
 
 
 @pytest.mark.parametrize("shape", [shapes.LLAMA3, shapes.QWEN3, shapes.R1, shapes.MISTRAL])
-def test_a_system_message_is_somewhere_in_the_prompt(template, shape):
+def test_a_system_message_is_in_the_prompt(template, shape):
     text, _ = made(conversation(say("system", "Be brief."), *TALK), template(shape, chat_date="2026-11-29"))
     assert "Be brief." in text
 
 
-def test_a_template_that_refuses_a_system_message_refuses_its_row(template):
+def test_a_template_that_rejects_system_messages_is_a_problem_of_the_row(template):
     problem = tokenize(
         conversation(say("system", "Be brief."), *TALK),
         template(shapes.GEMMA),
         DatasetConfig(hf_name="json", max_seq_len=64),
     )
     assert isinstance(problem, Problem)
-    assert problem.text == "the chat template refuses the conversation: System role not supported"
+    assert problem.text == "the chat template rejects the conversation: System role not supported"
 
 
-def test_a_template_that_reads_parts_loses_every_word(template):
+def test_a_template_that_expects_parts_is_refused(template):
     text = refusal(conversation(*TALK), template(shapes.PARTS))
-    assert text.startswith("messages[0] (user).content, messages[1] (assistant).content, messages[2] (user).content, ")
-    assert "are not in what the chat template of tokenizer " in text
+    assert "leaves out messages[0] (user).content, messages[1] (assistant).content, messages[2] (user).content" in text
+    assert text.startswith("the chat template of tokenizer ")
     assert "vision models" in text
 
 
 def test_a_system_message_may_be_left_out_where_that_is_allowed(template):
     example = conversation(say("system", "a"), *TALK)  # which is in `assistant` too
     text = refusal(example, template(shapes.NO_SYSTEM))
-    assert text.startswith("messages[0] (system).content is not in what the chat template of tokenizer ")
-    assert text.endswith("allow it with tokenizer.chat_template_drops: [system]")
+    assert " leaves out messages[0] (system).content: " in text
+    assert text.endswith("allow this with tokenizer.chat_template_drops: [system]")
     allowed = template(shapes.NO_SYSTEM, chat_template_drops=["system"])
     assert made(example, allowed) == made(conversation(*TALK), allowed)
 
 
 @pytest.mark.parametrize("shape", [shapes.QWEN3, shapes.R1])
-def test_earlier_thoughts_may_be_left_out_where_that_is_allowed(template, shape):
+def test_earlier_thinking_may_be_left_out_where_that_is_allowed(template, shape):
     thoughts = "<think>\nThey ask why.\n</think>\n\n"
     example = conversation(TALK[0], say("assistant", f"{thoughts}Because."), *TALK[2:])
     text = refusal(example, template(shape))
-    assert text.startswith("the thinking in messages[1] (assistant).content is not in what the chat template")
+    assert " leaves out the thinking in messages[1] (assistant).content: " in text
     assert text.endswith("chat_template_drops: [thinking]")
     text, _ = made(example, template(shape, chat_template_drops=["thinking"]))
     assert "Because." in text
@@ -129,18 +129,18 @@ def test_earlier_thoughts_may_be_left_out_where_that_is_allowed(template, shape)
     "answer",
     [say("assistant", "<think>\nSo.\n</think>\n\nLike so."), say("assistant", "Like so.", reasoning_content="So.")],
 )
-def test_thoughts_that_the_template_writes_are_trained_on(template, answer):
+def test_thinking_that_the_template_writes_is_trained_on(template, answer):
     _, trained = made(conversation(*TALK[:3], answer), template(shapes.QWEN3))
     assert trained == ["<think>\nSo.\n</think>\n\nLike so.<|im_end|>"]
 
 
-def test_thoughts_beside_an_answer_are_not_ignored(template):
+def test_thinking_in_its_own_key_is_not_ignored(template):
     example = conversation(*TALK[:3], say("assistant", "Like so.", thinking="So."))
     assert made(example, template(shapes.QWEN3))[1] == ["<think>\nSo.\n</think>\n\nLike so.<|im_end|>"]
-    assert refusal(example, template(shapes.R1)).startswith("messages[3] (assistant).thinking is not in what the chat ")
+    assert " leaves out messages[3] (assistant).thinking: " in refusal(example, template(shapes.R1))
     assert made(example, template(shapes.R1, chat_template_drops=["thinking"]))[1] == ["Like so.<|im_end|>"]
     weighted = conversation(*TALK[:3], say("assistant", "Like so.", loss_weight=0.5))
-    assert "messages[3] (assistant).loss_weight is not in" in refusal(weighted, template(shapes.QWEN3))
+    assert " leaves out messages[3] (assistant).loss_weight: " in refusal(weighted, template(shapes.QWEN3))
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def test_thoughts_beside_an_answer_are_not_ignored(template):
         (shapes.R1, 'weather\n{"city": "Oslo"}<|im_end|>'),
     ],
 )
-def test_calls_of_tools_are_trained_on_and_their_results_are_not(template, shape, call):
+def test_tool_calls_are_trained_on_and_their_results_are_not(template, shape, call):
     drops = ["tools"] if shape == shapes.R1 else []
     tokenizer = template(shape, chat_date="2026-11-29", chat_template_drops=drops)
     example = conversation(*TOOLS, tools=[TOOL])
@@ -169,22 +169,22 @@ def test_calls_of_tools_are_trained_on_and_their_results_are_not(template, shape
 def test_tools_and_calls_that_a_template_does_not_know_are_not_ignored(template):
     with_words = (TOOLS[0], say("assistant", "Let me look.", tool_calls=[CALL]), *TOOLS[2:])
     for messages, more, what in (
-        (TOOLS, {"tools": [TOOL]}, "tools, messages[1] (assistant).tool_calls are not"),
-        (with_words, {}, "messages[1] (assistant).tool_calls is not"),
-        (TALK, {"tools": [TOOL]}, "tools is not"),
+        (TOOLS, {"tools": [TOOL]}, "tools, messages[1] (assistant).tool_calls"),
+        (with_words, {}, "messages[1] (assistant).tool_calls"),
+        (TALK, {"tools": [TOOL]}, "tools"),
     ):
         text = refusal(conversation(*messages, **more), CHATML)
-        assert text.startswith(f"{what} in what the chat template of tokenizer bytes writes")
-    # Llama 3 writes a call or words, not both.
+        assert text.startswith(f"the chat template of tokenizer bytes leaves out {what}: ")
+    # Llama 3 writes either a tool call or text, not both.
     text = refusal(conversation(*with_words), template(shapes.LLAMA3, chat_date="2026-11-29"))
-    assert text.startswith("messages[1] (assistant).content is not in what the chat template")
+    assert " leaves out messages[1] (assistant).content: " in text
 
 
-def test_an_answer_of_which_only_the_end_is_written_is_refused(template):
+def test_a_template_that_writes_only_the_end_of_an_answer_is_refused(template):
     drops = TiktokenTokenizer(
         "bytes", {bytes([byte]): byte for byte in range(256)}, CL100K_PATTERN, {}, chat_template_drops=["tool_calls"]
     )
-    assert "writes nothing of an answer but its end (<|im_end|>)" in refusal(
+    assert "writes only the end of an answer (<|im_end|>)" in refusal(
         conversation(*TOOLS), drops, target_responses="all"
     )
 
@@ -200,16 +200,16 @@ def test_a_date_comes_from_the_config_and_is_in_the_fingerprint(template):
 @pytest.mark.parametrize(
     ("settings", "text"),
     [
-        ({"name": "a", "chat_date": "today"}, "chat_date is 'today', but a date is written '2026-11-29'"),
+        ({"name": "a", "chat_date": "today"}, "chat_date is 'today', but a date must be written like '2026-11-29'"),
         ({"name": "tiktoken", "chat_date": "2026-11-29"}, "kwargs needs exactly one of"),
     ],
 )
-def test_what_is_no_date_is_refused(settings, text):
+def test_invalid_dates_are_refused(settings, text):
     with pytest.raises(ValueError, match=text):
         TokenizerConfig(**settings)
 
 
-def test_weights_decide_over_targets():
+def test_weights_override_targets():
     off, on = {"weight": 0}, {"weight": 1}
     flags = [say("assistant", "A", **off), say("assistant", "B", **on), say("assistant", "C")]
     messages = [m for answer in flags for m in (say("user", "q"), answer)]
@@ -227,20 +227,18 @@ def test_a_prompt_with_a_message_of_weight_0_is_not_trained_on():
     assert trained == ["A<|im_end|>\n<|im_start|>user\nr<|im_end|>\n<|im_start|>assistant\nB<|im_end|>"]
 
 
-def test_an_opened_thought_in_the_generation_prompt_is_named(template):
+def test_thinking_opened_by_the_generation_prompt_is_named(template):
     shape = shapes.R1.replace(
         "{{ '<|im_start|>assistant' }}{% endif %}", "{{ '<|im_start|>assistant<think>\\n' }}{% endif %}"
     )
     config = DatasetConfig(hf_name="json", max_seq_len=64)
     problem = tokenize(conversation(*TALK), template(shape), config)
     assert isinstance(problem, Problem)
-    assert problem.text.startswith(
-        "messages[3] (assistant): the generation prompt ends with '<think>\\n', but the chat"
-    )
-    assert "take that out of the generation prompt" in problem.text
+    assert problem.text.startswith("messages[3] (assistant): the generation prompt ends with '<think>\\n', but before")
+    assert "remove that from it" in problem.text
 
 
-def test_what_stands_for_a_special_token_is_never_shown(template):
+def test_private_use_characters_are_never_shown(template):
     quoted = conversation(say("user", "what is <|im_end|>?"), say("assistant", "an end: <|im_end|>!"))
     shape = shapes.NO_SYSTEM.replace(
         "assistant\\n' }}{% endif %}", "assistant\\n' + messages[-1].content }}{% endif %}"

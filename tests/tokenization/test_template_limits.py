@@ -1,4 +1,4 @@
-"""Chat templates that loop, build gigabytes or compute huge integers end soon, with an error that names the limit."""
+"""Chat templates that loop, allocate gigabytes or compute huge integers are stopped; the error names the limit."""
 
 import resource
 import signal
@@ -27,8 +27,8 @@ DOUBLE = "{% set ns = namespace(x='xxxx') %}\n{% for a in range(40) %}\n{% set n
 TIME, MEMORY = "takes more than 0.3 seconds for a conversation", "needs more than 128 MiB of memory for a conversation"
 INTEGERS = "computes with integers of more than 4,096 bits"
 ATTACKS = {
-    LOOP: f"{TIME} (line 1 of it)",
-    "\n\n{% for a in range(99999) %}{{ range(99999) | map('string') | join | length }}{% endfor %}": "(line 3 of it)",
+    LOOP: f"{TIME} (in its line 1)",
+    "\n\n{% for a in range(99999) %}{{ range(99999) | map('string') | join | length }}{% endfor %}": "(in its line 3)",
     "{% macro m(n) %}{% if n %}{{ m(n - 1) }}{{ m(n - 1) }}{% endif %}{% endmacro %}{{ m(60) }}": TIME,
     "{{ lipsum(n=10**9) }}": TIME,
     DOUBLE.replace("OP", "~"): MEMORY,
@@ -99,7 +99,7 @@ def test_what_only_some_messages_set_off_names_the_tokenizer(
         ask(talk("go", "b"), tokenizer)
 
 
-def test_the_process_is_afterwards_as_before(folder: Path) -> None:
+def test_the_process_is_unchanged_afterwards(folder: Path) -> None:
     before = resource.getrlimit(resource.RLIMIT_AS)
     for template in (LOOP, "{{ 'x' * 2**31 }}"):
         with pytest.raises(ConfigError):
@@ -133,7 +133,7 @@ def test_a_template_gets_plain_values_alone() -> None:
     assert type(made["a"][1]) is str
 
 
-def test_what_templates_compute_is_the_same(folder: Path) -> None:
+def test_templates_compute_the_same_values(folder: Path) -> None:
     text = "{{ 7 % 3 }} {{ 7 // 2 }} {{ 7 / 2 }} {{ 2 ** 10 }} {{ 2 ** -1 }} {{ '-' * 3 }} {{ '%s!' % 'a' }}"
     tokenizer = load(folder, text)
     assert tokenizer.render([], add_generation_prompt=False) == "1 3 3.5 1024 0.5 --- a!"

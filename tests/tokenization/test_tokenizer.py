@@ -126,8 +126,8 @@ GPT4_PATTERN = (
 
 
 @pytest.mark.parametrize("pattern", [CL100K_PATTERN, GPT4_PATTERN], ids=["ours", "tiktoken's"])
-def test_both_regex_engines_take_each_character_for_the_same(pattern):
-    """Tokens that reach from a letter, a sign or a space into the next character show where a piece ends."""
+def test_both_regex_engines_classify_each_character_alike(pattern):
+    """Tokens of a letter, a sign or a space with the next character show where a piece ends."""
     across = [left + bytes([byte]) for byte in range(128, 256) for left in (b"a", b"!", b" ")]
     across += [bytes([byte]) + b"a" for byte in range(128, 256)]
     ranks = {token: rank for rank, token in enumerate(BYTES + across)}
@@ -145,7 +145,7 @@ def test_a_megabyte_without_a_break_is_encoded(vocab_file, text):
     assert tokenizer.decode(tokenizer.encode(whole)) == whole
 
 
-def test_the_saved_tokenizer_splits_special_tokens_when_told(vocab_file, fast):
+def test_the_saved_tokenizer_can_split_special_tokens(vocab_file, fast):
     text = "so <|im_start|>user\n<|im_end|><|pad|> it ends<|endoftext|>"
     assert (
         fast.encode(text, split_special_tokens=True, add_special_tokens=False)
@@ -216,26 +216,26 @@ def test_gpt4_has_the_ids_of_dbrx(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("removed", "said"),
+    ("removed", "message"),
     [
-        # transformers 4 asks for its class, 5 takes one that has no eos.
+        # transformers 4 needs its class; 5 accepts one without eos.
         (
             ["tokenizer_config.json", "special_tokens_map.json"],
-            "(neither a config.json with a model_type nor a tokenizer_class in|that tokenizer has no eos_token)",
+            "(the class of its tokenizer is unknown|that tokenizer has no eos_token)",
         ),
-        (["tokenizer_config.json", "tokenizer.json"], "there is no tokenizer.json in it"),
+        (["tokenizer_config.json", "tokenizer.json"], "it contains no tokenizer.json"),
     ],
 )
-def test_folder_that_lacks_files_is_refused_briefly(saved, tmp_path, removed, said):
+def test_folder_that_lacks_files_is_refused_briefly(saved, tmp_path, removed, message):
     folder = shutil.copytree(saved, tmp_path / "mine")
     for name in removed:
         (folder / name).unlink()
-    with pytest.raises(ConfigError, match=f"^tokenizer.name is {str(folder)!r}, but {said}") as caught:
+    with pytest.raises(ConfigError, match=f"^tokenizer.name is {str(folder)!r}, but {message}") as caught:
         build_tokenizer(TokenizerConfig(name=str(folder)))
     assert len(str(caught.value)) < 500
 
 
-def test_folder_that_was_given_the_file_that_the_error_asks_for(saved, tmp_path):
+def test_a_folder_with_the_file_that_the_error_asks_for(saved, tmp_path):
     folder = shutil.copytree(saved, tmp_path / "mine")
     (folder / "tokenizer_config.json").write_text(
         '{"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|im_end|>"}'
@@ -262,11 +262,11 @@ def test_a_text_too_large_for_the_tokenizers_library_is_refused(saved, monkeypat
     monkeypatch.setattr("data.tokenization.hf_tokenizer.MOST_BYTES", 10)
     assert len(loaded.encode("é" * 5)) <= 10
     for encode in (loaded.encode, loaded.encode_rendered):
-        with pytest.raises(RowError, match=r"has a text of 11 bytes, but 10 are the most for a Hugging Face tokenizer"):
+        with pytest.raises(RowError, match=r"has a text of 11 bytes, but a Hugging Face tokenizer, .* at most 10:"):
             encode("é" * 5 + "a")
 
 
-def test_the_fingerprint_tells_vocabularies_apart(vocab_file, tmp_path):
+def test_the_fingerprint_differs_between_vocabularies(vocab_file, tmp_path):
     same = write_vocab(tmp_path / "elsewhere", BYTES + MERGED)
     other = write_vocab(tmp_path / "other", BYTES + MERGED[::-1])
     assert local(same).fingerprint == local(vocab_file).fingerprint != local(other).fingerprint
@@ -287,7 +287,7 @@ def test_every_cut_of_a_token_is_a_merge():
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (lambda lines: [*lines, "YWI="], r"line 257 is not a base64 token and its rank, such as `IQ== 0`: 'YWI='"),
         (lambda lines: [*lines, "*** 256"], r"line 257 is not a base64 token and its rank"),
@@ -296,18 +296,18 @@ def test_every_cut_of_a_token_is_a_merge():
         (lambda lines: [*lines, "YWI= 3"], r"line 257 repeats the rank of line 4"),
         (lambda lines: [*lines, "AA== 256"], r"line 257 repeats the token of line 1"),
         (lambda lines: [*lines, "PHxwYWR8Pg== 256"], r"line 257 is <\|pad\|>, a special token"),
-        (lambda lines: lines[:-2], r"2 of the 256 single bytes are not in it \(the first is 0xfe\)"),
-        (lambda lines: [], r"256 of the 256 single bytes are not in it"),
+        (lambda lines: lines[:-2], r"2 of the 256 single bytes are missing \(the first is 0xfe\)"),
+        (lambda lines: [], r"256 of the 256 single bytes are missing"),
     ],
 )
-def test_a_malformed_vocabulary_is_refused_with_the_line(tmp_path, change, said):
+def test_a_malformed_vocabulary_is_refused_with_the_line(tmp_path, change, message):
     path = write_vocab(tmp_path / "bad.tiktoken", BYTES)
     path.write_text("\n".join(change(path.read_text().splitlines())))
-    with pytest.raises(ConfigError, match=r"tokenizer.kwargs.vocab_file is '.*bad.tiktoken', but " + said):
+    with pytest.raises(ConfigError, match=r"tokenizer.kwargs.vocab_file is '.*bad.tiktoken', but " + message):
         local(path)
 
 
-def test_a_vocabulary_that_is_not_there_is_refused(tmp_path):
+def test_a_missing_vocabulary_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"vocab_file is '.*none', but it cannot be read: No such file"):
         local(tmp_path / "none")
     with pytest.raises(ConfigError, match=r"but it cannot be read: Is a directory"):
@@ -315,50 +315,50 @@ def test_a_vocabulary_that_is_not_there_is_refused(tmp_path):
 
 
 def test_unknown_names_are_refused(tmp_path):
-    for kwargs, said in (
-        ({"encoding_name": "cl100k"}, r"encoding_name is 'cl100k', but tiktoken knows only .*cl100k_base"),
-        ({"model_name": "dbrx"}, r"model_name is 'dbrx', which tiktoken does not know: DBRX's is gpt-4"),
+    for kwargs, message in (
+        ({"encoding_name": "cl100k"}, r"encoding_name is 'cl100k', but tiktoken's encodings are .*cl100k_base"),
+        ({"model_name": "dbrx"}, r"model_name is 'dbrx', which is unknown to tiktoken: use gpt-4"),
     ):
-        with pytest.raises(ConfigError, match=said):
+        with pytest.raises(ConfigError, match=message):
             build_tokenizer(TokenizerConfig(name="tiktoken", kwargs=TokenizerKwargs(**kwargs)))
-    with pytest.raises(ConfigError, match=r"tokenizer.name is '.*nowhere', but there is no such folder"):
+    with pytest.raises(ConfigError, match=r"tokenizer.name is '.*nowhere', but no such folder exists"):
         build_tokenizer(TokenizerConfig(name=str(tmp_path / "nowhere")))
     (tmp_path / "tokenizer.json").write_text("{")
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
-    with pytest.raises(ConfigError, match=r"but no tokenizer could be loaded from there \(.+: .+\): give a Hugging"):
+    with pytest.raises(ConfigError, match=r"but no tokenizer could be loaded from it \(.+: .+\): use a Hugging"):
         build_tokenizer(TokenizerConfig(name=str(tmp_path)))
 
 
-def test_no_network_is_said(monkeypatch):
+def test_a_missing_network_is_reported(monkeypatch):
     def refuse(name):
         raise NoNetwork("no route to host")
 
     monkeypatch.setattr(tiktoken, "get_encoding", refuse)
     with pytest.raises(
-        ConfigError, match=r"cannot be downloaded \(ConnectionError\): set TIKTOKEN_CACHE_DIR .* or give"
+        ConfigError, match=r"cannot be downloaded \(ConnectionError\): set TIKTOKEN_CACHE_DIR .* or use"
     ):
         build_tokenizer(TokenizerConfig(name="tiktoken", kwargs=TokenizerKwargs(encoding_name="cl100k_base")))
 
 
-def test_a_hub_name_without_a_network_is_answered_with_the_reason(monkeypatch):
+def test_a_hub_name_without_a_network_names_the_reason(monkeypatch):
     from data.hub import reach
 
     monkeypatch.setattr(reach, "why_offline", lambda: "no network: https://hub cannot be reached (refused)")
     with pytest.raises(
-        ConfigError, match=r"name is 'acme/none', .*hub's cache, .*cannot be asked \(no network: https:"
+        ConfigError, match=r"name is 'acme/none', .*hub's cache, .*cannot be reached \(no network: https:"
     ):
         build_tokenizer(TokenizerConfig(name="acme/none"))
 
 
 @pytest.mark.subprocess
-def test_importing_it_is_quick():
+def test_importing_tokenizers_is_fast():
     heavy = "{'transformers', 'tokenizers', 'tiktoken', 'torch'}"
     code = f"import sys, data.tokenization.tokenizer, data.tokenization.build; print({heavy} & set(sys.modules))"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert ran.stdout.strip() == "set()"
 
 
-def test_ids_that_stand_for_nothing_give_no_text(vocab_file, saved):
+def test_unused_ids_decode_to_no_text(vocab_file, saved):
     tokenizer, exported = local(vocab_file), build_tokenizer(TokenizerConfig(name=str(saved)))
     ids = [*tokenizer.encode("ab").tolist(), tokenizer.vocab_size, tokenizer.vocab_size + 40, tokenizer.pad_token_id]
     assert tokenizer.decode(ids) == exported.decode(ids) == "ab<|pad|>"

@@ -1,4 +1,4 @@
-"""Weights of stock folders: what is read, by whom, and what is said of folders that cannot be."""
+"""Weights of stock folders: what is read, by which rank, and how defects of a folder are reported."""
 
 import json
 import os
@@ -48,7 +48,7 @@ def test_rows_are_those_of_the_files(tmp_path: Path, dtype: torch.dtype) -> None
         assert torch.equal(out, expected[start:stop].float()), name
 
 
-def test_rows_come_in_pieces(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_are_read_in_chunks(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("train.hf.raw_rows.PIECE_BYTES", 7 * 32 * 4)
     stock, out = make_stock_model(), torch.empty(97, 32)
     PretrainedFolder.open(str(folder)).rows("lm_head.weight", 0, 97, out)
@@ -71,7 +71,7 @@ def _loss_on_a_rank(folder: str, ids: torch.Tensor, labels: torch.Tensor) -> tup
 
 
 @pytest.mark.ranks
-def test_right_after_the_import_the_loss_is_that_of_transformers(folder: Path) -> None:
+def test_the_loss_after_an_import_equals_that_of_transformers(folder: Path) -> None:
     ids, labels = torch.randint(0, 97, (2, 3, 40), generator=torch.Generator().manual_seed(1))
     stock = make_stock_model()
     with torch.no_grad():
@@ -81,7 +81,7 @@ def test_right_after_the_import_the_loss_is_that_of_transformers(folder: Path) -
     assert sum(numel for _, numel in ranks) == sum(param.numel() for param in stock.parameters())
 
 
-def test_the_architecture_is_the_folders(tmp_path: Path, folder: Path) -> None:
+def test_the_architecture_is_taken_from_the_folder(tmp_path: Path, folder: Path) -> None:
     model = load(tmp_path, f"model={{pretrained_model_name_or_path: {folder}, resid_pdrop: 0.1}}").model
     assert (model.d_model, model.n_layers, model.vocab_size, model.max_seq_len) == (32, 2, 97, 64)
     assert (model.attn_config.kv_n_heads, model.attn_config.clip_qkv, model.attn_config.rope_theta) == (2, 0.5, 500.0)
@@ -90,9 +90,9 @@ def test_the_architecture_is_the_folders(tmp_path: Path, folder: Path) -> None:
     assert model.pretrained_model_name_or_path == str(folder)
 
 
-def test_keys_that_contradict_are_one_error_with_both_values(tmp_path: Path, folder: Path) -> None:
+def test_contradicting_keys_are_reported_together_with_both_values(tmp_path: Path, folder: Path) -> None:
     keys = f"pretrained_model_name_or_path: {folder}, n_layers: 3, ffn_config: {{moe_top_k: 1}}, max_seq_len: 65"
-    there = f"in {folder / 'config.json'}: leave that to the weights, or name others"
+    there = f"in {folder / 'config.json'}: remove the key, or use other weights"
     assert refusal(tmp_path, f"model={{{keys}}}").splitlines() == [
         "small.yaml: 3 problems",
         f"  small.yaml: model.n_layers is 3, but 2 {there}",
@@ -101,7 +101,7 @@ def test_keys_that_contradict_are_one_error_with_both_values(tmp_path: Path, fol
     ]
 
 
-def test_a_preset_may_stand_beside_weights_of_its_shape_alone(tmp_path: Path) -> None:
+def test_a_preset_must_match_the_weights(tmp_path: Path) -> None:
     tiny = ModelConfig()  # what "tiny" leaves as it is
     shape = {"d_model": 64, "n_layers": 2, "vocab_size": 512, "max_seq_len": 512}
     attn = {"kv_n_heads": 2, "rope_theta": 500.0, "clip_qkv": tiny.attn_config.clip_qkv}
@@ -109,9 +109,9 @@ def test_a_preset_may_stand_beside_weights_of_its_shape_alone(tmp_path: Path) ->
     write_stock_folder(tmp_path / "stock", **shape, attn_config=attn, ffn_config=ffn)
     named = f"model.pretrained_model_name_or_path={tmp_path / 'stock'}"
     assert load(tmp_path, named).model.preset == "tiny"
-    said = refusal(tmp_path, named, "model.preset=9b")
-    assert "d_model is 2048 by preset 9b, but 64 in " in said
-    assert "n_layers is 24 by preset 9b, but 2 in " in said
+    message = refusal(tmp_path, named, "model.preset=9b")
+    assert "d_model is 2048 by preset 9b, but 64 in " in message
+    assert "n_layers is 24 by preset 9b, but 2 in " in message
     assert load(tmp_path, named, "model.max_seq_len=100").model.max_seq_len == 100
 
 
@@ -121,10 +121,10 @@ def test_a_saved_config_is_read_without_the_folder(tmp_path: Path, folder: Path)
     assert load(tmp_path, text=to_yaml(config)) == config
     folder.rename(tmp_path / "elsewhere")
     assert load_saved_config(tmp_path / "saved.yaml") == config
-    assert f"{FIELD} is {str(folder)!r}, but there is no such folder" in refusal(tmp_path, text=to_yaml(config))
+    assert f"{FIELD} is {str(folder)!r}, but this folder does not exist" in refusal(tmp_path, text=to_yaml(config))
 
 
-def test_what_is_saved_finds_a_folder_from_anywhere(
+def test_a_saved_config_names_the_absolute_path_of_the_folder(
     tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(folder.parent)
@@ -137,7 +137,7 @@ def test_what_is_saved_finds_a_folder_from_anywhere(
 
 
 def test_pretrained_true_needs_a_name(tmp_path: Path) -> None:
-    assert "no weights are named: write model.pretrained_model_name" in refusal(tmp_path, "model.pretrained=true")
+    assert "no weights are named: set model.pretrained_model_name" in refusal(tmp_path, "model.pretrained=true")
 
 
 def change_config(folder: Path, **changes: object) -> None:
@@ -148,29 +148,29 @@ def change_config(folder: Path, **changes: object) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
-        ({"model_type": "mixtral"}, "its model_type is mixtral, but only dbrx can be taken"),
-        ({"rope_parameters": [1]}, "its rope_parameters is [1], not a mapping of keys"),
-        ({"ffn_config": {"ffn_act_fn": "silu"}}, "its ffn_act_fn is 'silu', not a mapping of keys"),
+        ({"model_type": "mixtral"}, "its model_type is mixtral, but only dbrx is supported"),
+        ({"rope_parameters": [1]}, "its rope_parameters is [1], but it must be a mapping of keys"),
+        ({"ffn_config": {"ffn_act_fn": "silu"}}, "its ffn_act_fn is 'silu', but it must be a mapping of keys"),
         (
             {"attn_config": {"rope_theta": [5]}, "rope_parameters": None},
-            "config.json cannot be: attn_config.rope_theta is",
+            "config.json is not valid: attn_config.rope_theta is",
         ),
-        ({"n_layers": 2.0}, "its config.json cannot be: n_layers is"),
-        ({"tie_word_embeddings": True}, "DBRX's head has weights of its own"),
-        ({"quantization_config": {}}, "its weights are quantised"),
-        ({"ffn_config": {"ffn_act_fn": {"name": "gelu"}}}, "ffn_act_fn is gelu, but DBRX's experts compute silu"),
+        ({"n_layers": 2.0}, "its config.json is not valid: n_layers is"),
+        ({"tie_word_embeddings": True}, "DBRX's head has separate weights"),
+        ({"quantization_config": {}}, "its weights are quantized"),
+        ({"ffn_config": {"ffn_act_fn": {"name": "gelu"}}}, "ffn_act_fn is gelu, but only silu is supported"),
         ({"rope_parameters": {"rope_type": "yarn"}}, "its rope_type is yarn"),
-        ({"rope_parameters": {"rope_theta": 7.0}}, "rope_theta is 500.0, but its rope_parameters.rope_theta 7.0"),
-        ({"attn_config": 3}, "its attn_config is 3, not a mapping"),
-        ({"n_heads": 5}, "config.json cannot be: 2 problems\n  d_model is 32, but it must be divisible by n_heads"),
-        ({"n_heads": "x"}, "config.json cannot be: "),
+        ({"rope_parameters": {"rope_theta": 7.0}}, "rope_theta is 500.0, but its rope_parameters.rope_theta is 7.0"),
+        ({"attn_config": 3}, "its attn_config is 3, but it must be a mapping"),
+        ({"n_heads": 5}, "config.json is not valid: 2 problems\n  d_model is 32, but it must be divisible by n_heads"),
+        ({"n_heads": "x"}, "config.json is not valid: "),
     ],
 )
-def test_another_architecture(folder: Path, changes: dict[str, object], said: str) -> None:
+def test_other_architectures_are_refused(folder: Path, changes: dict[str, object], message: str) -> None:
     change_config(folder, **changes)
-    assert said in refused(folder)
+    assert message in refused(folder)
 
 
 def test_the_config_of_transformers_5(folder: Path) -> None:
@@ -186,7 +186,7 @@ def shards(folder: Path) -> list[Path]:
 
 
 def rewrite(folder: Path, change) -> None:
-    """Applies the change to the tensors of each file, and leaves the index to it as well."""
+    """Apply the change to the tensors of each file and to the index."""
     index = json.loads((folder / "model.safetensors.index.json").read_text())
     for file in shards(folder):
         tensors = load_file(file)
@@ -202,54 +202,54 @@ def test_missing_extra_and_misshapen_tensors_are_named(folder: Path) -> None:
             tensors["transformer.norm_f.weight"] = torch.zeros(33)
 
     rewrite(folder, change)
-    said = refused(folder)
-    assert "it is no stock DBRX: " in said
+    message = refused(folder)
+    assert "it is not a stock DBRX: " in message
     for problem in (
         "lm_head.weight is missing",
-        "extra.bias is not a part of DBRX",
-        "norm_f.weight is [33], not [32]",
+        "extra.bias is not a parameter of DBRX",
+        "norm_f.weight is [33], expected [32]",
     ):
-        assert problem in said
+        assert problem in message
 
 
-def test_no_more_than_ten_are_named(folder: Path) -> None:
+def test_at_most_ten_tensors_are_named(folder: Path) -> None:
     rewrite(folder, lambda tensors: [tensors.update({f"{name}x": tensors.pop(name)}) for name in list(tensors)])
-    said = refused(folder)
-    assert said.count(" is missing") == 10
-    assert said.endswith("(and 28 more): name one, or export it anew")
+    message = refused(folder)
+    assert message.count(" is missing") == 10
+    assert message.endswith("(and 28 more): name one, or export it again")
 
 
 def test_a_wrong_dtype_is_named(folder: Path) -> None:
     rewrite(folder, lambda tensors: tensors.update({name: tensor.double() for name, tensor in tensors.items()}))
-    assert "transformer.wte.weight is F64, not F32, BF16 or F16" in refused(folder)
+    assert "transformer.wte.weight is F64, expected F32, BF16 or F16" in refused(folder)
 
 
 def test_files_that_are_not_whole(folder: Path) -> None:
     first, second, *_ = shards(folder)
     os.truncate(first, first.stat().st_size - 1)
     second.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
-    said = refused(folder)
-    assert "not all of it can be read: model-00001-of-" in said
-    assert f"{first.name} is cut off: it has " in said
-    assert f"{second.name} is a Git LFS pointer, not the file itself: run `git lfs pull`" in said
+    message = refused(folder)
+    assert "some files cannot be read: model-00001-of-" in message
+    assert f"{first.name} is truncated: it has " in message
+    assert f"{second.name} is a Git LFS pointer, not the file itself: run `git lfs pull`" in message
     os.truncate(first, 4)
     second.unlink()
-    said = refused(folder)
-    assert f"{first.name} is not a safetensors file (4 bytes)" in said
-    assert f"{second.name} is missing" in said
-    assert said.endswith(": download or copy these files again")
+    message = refused(folder)
+    assert f"{first.name} is not a safetensors file (4 bytes)" in message
+    assert f"{second.name} is missing" in message
+    assert message.endswith(": download or copy them again")
 
 
-def test_a_file_that_is_cut_off_in_its_header(folder: Path) -> None:
+def test_a_truncated_header_is_reported(folder: Path) -> None:
     os.truncate(shards(folder)[0], 20)
-    assert "is cut off: it has 20 bytes, its header alone" in refused(folder)
+    assert "is truncated: it has 20 bytes, its header alone" in refused(folder)
 
 
-def test_a_file_that_shrinks_while_it_is_read(folder: Path) -> None:
+def test_a_file_that_is_truncated_while_it_is_read_is_reported(folder: Path) -> None:
     opened = PretrainedFolder.open(str(folder))
     path, _ = opened.tensors["transformer.wte.weight"]
     os.truncate(path, 3000)
-    with pytest.raises(ConfigError, match="ends too early"):
+    with pytest.raises(ConfigError, match="is truncated"):
         opened.rows("transformer.wte.weight", 0, 97, torch.empty(97, 32))
 
 
@@ -258,13 +258,15 @@ def test_an_index_that_is_not_true(folder: Path) -> None:
     contents = json.loads(index.read_text())
     contents["weight_map"]["transformer.wte.weight"] = shards(folder)[-1].name
     index.write_text(json.dumps(contents))
-    assert f"wte.weight is in {shards(folder)[0].name}, but {shards(folder)[-1].name} by the index" in refused(folder)
+    assert f"wte.weight is in {shards(folder)[0].name}, but the index lists {shards(folder)[-1].name}" in refused(
+        folder
+    )
     index.write_text("{}")
     assert refused(folder).endswith("its model.safetensors.index.json is damaged: download or copy it again")
     index.unlink()
-    said = refused(folder)
-    assert "safetensors files, but no model.safetensors.index.json" in said
-    assert said.endswith(": download or copy it too")
+    message = refused(folder)
+    assert "safetensors files, but no model.safetensors.index.json" in message
+    assert message.endswith(": download or copy it too")
 
 
 @pytest.mark.parametrize("name", ["../x.safetensors", "/etc/passwd", "a/b", "..", "", "a\0b", "x" * 5000])
@@ -274,7 +276,7 @@ def test_an_index_whose_names_leave_the_folder(folder: Path, name: str) -> None:
     shutil.copy(shards(folder)[0], folder.parent / "x.safetensors")
     contents["weight_map"]["transformer.wte.weight"] = name
     index.write_text(json.dumps(contents))
-    assert f"its {index.name} names {shown(name)}, which is no file of the folder" in refused(folder)
+    assert f"its {index.name} names {shown(name)}, which is not a file of the folder" in refused(folder)
 
 
 def test_weights_may_be_links(folder: Path, tmp_path: Path) -> None:
@@ -284,25 +286,27 @@ def test_weights_may_be_links(folder: Path, tmp_path: Path) -> None:
     assert PretrainedFolder.open(str(folder)).shapes == expected
 
 
-def test_folders_without_what_is_needed(folder: Path, tmp_path: Path) -> None:
+def test_folders_without_required_files_are_refused(folder: Path, tmp_path: Path) -> None:
     for file in shards(folder):
         file.unlink()
     (folder / "model.safetensors.index.json").unlink()
-    assert refused(folder).endswith("there are no safetensors files in it: name what has them")
+    assert refused(folder).endswith("it has no safetensors files: name a model that has them")
     (folder / "pytorch_model-00001-of-00002.bin").touch()
-    assert "its weights are pickles alone (pytorch_model-00001-of-00002.bin)" in refused(folder)
+    assert "its weights are only pickles (pytorch_model-00001-of-00002.bin)" in refused(folder)
     (folder / "config.json").write_text("{")
     assert "its config.json is not JSON" in refused(folder)
     (folder / "config.json").unlink()
-    assert "there is no config.json in it" in refused(folder)
+    assert "it has no config.json" in refused(folder)
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="a file: name the folder"):
         PretrainedFolder.open(str(tmp_path / "file"))
 
 
-def test_weights_that_mean_something_else(folder: Path) -> None:
+def test_weights_with_another_config_are_refused(folder: Path) -> None:
     opened = PretrainedFolder.open(str(folder))
     assert PretrainedFolder.open(str(folder), opened.model).model == opened.model
     change_config(folder, attn_config={"rope_theta": 7.0}, rope_parameters=None)
-    with pytest.raises(ConfigError, match=r"other weights: attn_config.rope_theta is 7.0 there, 500.0 in this config"):
+    with pytest.raises(
+        ConfigError, match=r"its config does not match: attn_config.rope_theta is 7.0 there, but 500.0 in this config"
+    ):
         PretrainedFolder.open(str(folder), opened.model)

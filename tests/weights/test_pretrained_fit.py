@@ -1,4 +1,4 @@
-"""A run that begins with the weights of a stock folder, from its YAML on."""
+"""Runs that start from the weights of a stock folder."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +24,7 @@ from train.run.model import build_model
 
 
 class Evaluated(Callback):
-    """What was evaluated, and the first loss of it."""
+    """Records the evaluated batches and the first evaluation loss."""
 
     def __init__(self) -> None:
         self.rows: list[tuple[torch.Tensor, torch.Tensor]] = []
@@ -47,20 +47,20 @@ def evaluate_first(path: str, overrides: list[str]) -> tuple[list[tuple[torch.Te
 
 @pytest.fixture
 def toy(tmp_path: Path) -> tuple[str, list[str]]:
-    """A run's YAML, and what makes it begin with tmp_path/stock."""
+    """The YAML of a run, and the overrides to start from tmp_path/stock."""
     overrides = [
         f"model={{pretrained_model_name_or_path: {tmp_path / 'stock'}}}",
         "max_duration=2ba",
         "save_interval=1ba",
     ]
-    # One document a row, as transformers sees it.
+    # One document per row, because transformers does not separate packed documents.
     overrides += ["eval_first=true", "eval_loader.dataset.packing=none"]
     return write_toy_run(tmp_path), overrides
 
 
 @pytest.mark.ranks
 @pytest.mark.timeout(300)
-def test_the_first_evaluation_is_that_of_transformers(tmp_path: Path, toy: tuple[str, list[str]]) -> None:
+def test_the_first_evaluation_equals_that_of_transformers(tmp_path: Path, toy: tuple[str, list[str]]) -> None:
     stock = write_stock_folder(tmp_path / "stock", vocab_size=320, max_seq_len=128)
     ranks = run_ranks(evaluate_first, 2, *toy, timeout=240)
     loss_sum = n_tokens = 0.0
@@ -70,21 +70,21 @@ def test_the_first_evaluation_is_that_of_transformers(tmp_path: Path, toy: tuple
             loss_sum, n_tokens = loss_sum + losses.item(), n_tokens + (labels != IGNORED).sum().item()
     assert n_tokens > 100
     assert [loss for _, loss in ranks] == pytest.approx([loss_sum / n_tokens] * 2, rel=1e-5)
-    # What is left beside the checkpoints can do without the folder.
+    # The files beside the checkpoints do not depend on the folder.
     (tmp_path / "stock").rename(tmp_path / "gone")
     saved = checkpoints(tmp_path / "toy")
     assert len(saved) == 2
     assert load_saved_config(saved[0].parent / "config.yaml").model.d_model == 32
-    # Who goes on from there needs its config.json alone, not the weights; who begins anew needs both.
+    # A resume needs only the folder's config.json, a new run also its weights.
     (tmp_path / "stock").mkdir()
     (tmp_path / "gone" / "config.json").rename(tmp_path / "stock" / "config.json")
     path, overrides = toy
     open_inputs(read_config(path, [*overrides, "autoresume=true", "max_duration=3ba"]))
-    with pytest.raises(ConfigError, match="no safetensors files in it"):
+    with pytest.raises(ConfigError, match="it has no safetensors files"):
         open_inputs(read_config(path, [*overrides, "save_overwrite=true"]))
 
 
-def test_a_folder_that_cannot_be_is_told_before_anything_heavy(
+def test_an_invalid_folder_is_reported_before_the_model_is_built(
     tmp_path: Path, toy: tuple[str, list[str]], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def too_far(*args: object, **kwargs: object) -> None:
@@ -96,18 +96,18 @@ def test_a_folder_that_cannot_be_is_told_before_anything_heavy(
     next((tmp_path / "stock").glob("*.safetensors")).unlink()
     capsys.readouterr()
     assert main.main([path, *overrides]) == 2
-    said = capsys.readouterr().err.strip()
-    assert said.startswith(
-        f"error: command line: model.pretrained_model_name_or_path is '{tmp_path / 'stock'}', but not all of it"
+    message = capsys.readouterr().err.strip()
+    assert message.startswith(
+        f"error: command line: model.pretrained_model_name_or_path is '{tmp_path / 'stock'}', but some files"
     )
-    assert "\n" not in said
+    assert "\n" not in message
 
 
 @pytest.mark.ranks
-def test_numbers_that_are_none_are_told_on_every_rank(tmp_path: Path, toy: tuple[str, list[str]]) -> None:
+def test_weights_that_are_not_finite_are_reported_on_every_rank(tmp_path: Path, toy: tuple[str, list[str]]) -> None:
     write_stock_folder(tmp_path / "stock", vocab_size=320, max_seq_len=128)
     places = {}
-    # In the rows of one rank each.
+    # Each in the rows of a single rank.
     for name, row, value in (("transformer.wte.weight", 0, -torch.inf), ("lm_head.weight", 319, torch.nan)):
         for file in (tmp_path / "stock").glob("*.safetensors"):
             tensors = load_file(file)
@@ -119,13 +119,13 @@ def test_numbers_that_are_none_are_told_on_every_rank(tmp_path: Path, toy: tuple
     assert one == (
         f"model.pretrained_model_name_or_path is '{tmp_path / 'stock'}', but there are NaN or infinite numbers in its "
         f"weights: transformer.wte.weight in {places['transformer.wte.weight']}; lm_head.weight in "
-        f"{places['lm_head.weight']}: download it again, or name weights whose training did not diverge"
+        f"{places['lm_head.weight']}: download them again, or name weights whose training did not diverge"
     )
     assert not (tmp_path / "toy").exists()
 
 
 class Diverged:
-    """A frozen base, of which one weight is not finite."""
+    """A frozen base with one weight that is not finite."""
 
     def __contains__(self, name: str) -> bool:
         return name == "lm_head.weight"
@@ -134,7 +134,7 @@ class Diverged:
         out.fill_(torch.inf)
 
 
-def test_so_are_those_of_a_checkpoint(tmp_path: Path) -> None:
+def test_weights_of_a_checkpoint_that_are_not_finite_are_reported_on_every_rank(tmp_path: Path) -> None:
     config = load_config(write_toy_run(tmp_path), ["fsdp_config=null"]).config
     inputs = replace(open_inputs(config), weights=Diverged())
     config = replace(config, load_path="runs/a/ep0-ba5")

@@ -1,4 +1,4 @@
-"""Weights named by a repository of the hub: what is fetched, and what is said when they cannot be."""
+"""Weights in a repository on the hub: what is fetched, and how problems are reported."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -50,7 +50,7 @@ def refused(name: str) -> str:
     return str(caught.value)
 
 
-def test_a_yaml_is_read_with_the_config_alone(hub: Hub) -> None:
+def test_reading_a_yaml_fetches_only_the_config(hub: Hub) -> None:
     assert read_values("acme/dbrx")[0]["d_model"] == 32
     assert fetched(hub) == {"config.json"}
 
@@ -63,25 +63,25 @@ def test_code_and_pickles_are_not_fetched(hub: Hub, files: dict[str, bytes]) -> 
 
 
 def test_a_gated_repository_without_a_token(hub: Hub) -> None:
-    assert "to which the hub gives access on request only" in refused("acme/closed")
-    with pytest.raises(ConfigError, match="on request only"):
+    assert "a gated repository: request access on the model's page" in refused("acme/closed")
+    with pytest.raises(ConfigError, match="a gated repository"):
         read_values("acme/closed")
 
 
-def test_repositories_without_what_is_needed(hub: Hub) -> None:
-    assert "its weights are pickles alone (pytorch_model.bin)" in refused("acme/pickles")
-    assert "there is no config.json in it" in refused("acme/bare")
-    assert "the hub has no such model, or not for you" in refused("acme/none")
+def test_repositories_without_required_files_are_refused(hub: Hub) -> None:
+    assert "its weights are only pickles (pytorch_model.bin)" in refused("acme/pickles")
+    assert "it has no config.json" in refused("acme/bare")
+    assert "a folder here nor a model on the hub that you can access" in refused("acme/none")
     message = refused("some/where/else")
-    assert "there is no such folder (relative to the working directory, " in message
+    assert "this folder does not exist (relative to the working directory, " in message
     assert "a name on the hub looks like" in message
 
 
-def test_offline_the_cache_is_enough(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_is_used_offline(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     PretrainedFolder.open("acme/dbrx")
     n_requests = len(hub.requests)
     use_hub(monkeypatch, hub.endpoint, tmp_path, offline=True)
     assert PretrainedFolder.open("acme/dbrx").model.d_model == 32
     assert len(hub.requests) == n_requests
-    said = refused("acme/other")
-    assert "not in the hub's cache; HF_HUB_OFFLINE is set: fetch it where there is a network" in said
+    message = refused("acme/other")
+    assert "nor in the hub's cache; HF_HUB_OFFLINE is set: download it where there is a network" in message

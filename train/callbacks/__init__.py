@@ -1,4 +1,4 @@
-"""Callbacks that Composer lacks, one file each, and the construction of Composer's own.
+"""Callbacks that Composer lacks, one file each, and the construction of Composer's own callbacks.
 
-A callback that needs more than one file has its subject in a package below.
+A subject that needs more than one file has its own package below.
 """

@@ -7,7 +7,7 @@ from train.config.callbacks import CallbacksConfig
 
 
 def build_callbacks(config: CallbacksConfig) -> list[Callback]:
-    """speed_monitor and runtime_estimator are of train/throughput."""
+    """Build them. train/throughput builds speed_monitor and runtime_estimator."""
     callbacks: list[Callback] = []
     if config.lr_monitor is not None:
         callbacks.append(LRMonitor())

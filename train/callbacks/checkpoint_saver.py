@@ -1,4 +1,4 @@
-"""Saves checkpoints, while training continues or at once."""
+"""Saves checkpoints, in the background or synchronously."""
 
 import datetime
 import shutil
@@ -31,7 +31,7 @@ from train.checkpoint.storage.manifest import Manifest
 from train.composer_model import DbrxForComposer
 from train.supervision.exit_codes import ExitCode, RunStopped
 from train.supervision.hangs.deadlines import Section
-from train.supervision.hangs.sections import took, within
+from train.supervision.hangs.sections import add_sample, within
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,19 +40,19 @@ class Saving:
 
     folder: Path
     interval: int
-    """Batches between two checkpoints; the last batch has one as well."""
+    """Batches between two checkpoints; the last batch is always saved."""
     last_batch: int
     retention: Retention
     gather: bool
-    """Rank 0 gathers all tensors and writes them (state_dict_type: full)."""
+    """Whether rank 0 gathers and writes all tensors (state_dict_type: full)."""
     background: bool
-    """While training continues (save_async)."""
+    """Whether to write while training continues (save_async)."""
     replicas: int
-    """Of the model, under HYBRID_SHARD: the first one is saved."""
+    """Replicas of the model under HYBRID_SHARD; the first one is saved."""
     timeout: float
-    """Seconds that ranks wait for one another."""
+    """Seconds that ranks wait for each other."""
     on_error: str
-    """on_save_error: stop or warn. The last checkpoint has to be saved."""
+    """on_save_error: stop or warn. A failure to save the last checkpoint always raises."""
     run_id: str
     run_name: str
     config: str
@@ -62,9 +62,9 @@ class Saving:
 class CheckpointSaver(Callback):
     """Saves a checkpoint every `interval` batches and after the last.
 
-    What a file system refuses raises, on every rank, DataError or ConfigError (see plain_os_errors), or is a warning:
-    at the end of the next step where checkpoints are saved in the background. Then nothing is left of the checkpoint,
-    and those before it stay.
+    If the file system refuses a write, every rank raises DataError or ConfigError (see plain_os_errors) or logs a
+    warning; after a background save, at the end of the next step. The incomplete checkpoint is deleted, and earlier
+    ones are kept.
     """
 
     def __init__(
@@ -75,21 +75,21 @@ class CheckpointSaver(Callback):
         check_owner: Callable[[], None],
         on_saved: Callable[[Written], None],
     ) -> None:
-        """verified: the checkpoint that the run resumes from. check_owner: raises DataError, on rank 0, when the folder
-        is not this run's any more. on_saved is called on every rank, with each checkpoint that is committed.
+        """verified: the checkpoint that the run resumes from. check_owner: raises DataError, on rank 0, if this run no
+        longer owns the folder. on_saved: called on every rank with each committed checkpoint.
 
-        Every rank has to make one."""
+        Every rank must call this."""
         self.saving, self._on_saved = saving, on_saved
         self.saver = BackgroundSaver(
             ranks=separate_ranks(saving.timeout, replicas=saving.replicas),
-            told=separate_ranks(saving.timeout),
+            main_ranks=separate_ranks(saving.timeout),
             confirm=check_owner,
             pruning=Pruning(saving.folder, saving.retention, verified),
         )
         self._saved: tuple[int, Path] | None = None
-        """The newest checkpoint of this process that is committed, and its batch."""
+        """Batch and path of the newest checkpoint that this process has committed."""
         self.longest_save = 0.0
-        """Seconds, of those of this process."""
+        """Seconds of the longest save of this process."""
 
     def batch_checkpoint(self, state: State, logger: Logger) -> None:
         self._note(self.saver.poll())
@@ -101,18 +101,17 @@ class CheckpointSaver(Callback):
         self.wait()
 
     def wait(self) -> Path | None:
-        """Returns the newest checkpoint of this process once nothing is being saved any more. Raises, on every rank,
-        what a save has failed with. Every rank has to call it."""
+        """Wait until nothing is being saved, and return the newest checkpoint of this process. Every rank must call
+        this. If a save failed, every rank raises its error."""
         with self._section():
             self._note(self.saver.wait())
         return self._saved[1] if self._saved is not None else None
 
     def save_now(self, state: State, *, random: Mapping[str, Any] | None = None) -> Path | None:
-        """Saves a checkpoint of the batch that the run is at unless there is one, and returns it once it is committed;
-        None when a file system refuses it and on_error is warn. Every rank has to call it.
+        """Save and commit a checkpoint of the current batch, unless one exists, and return it; None if the file system
+        refuses it and on_error is warn. Every rank must call this.
 
-        random: the random state that this rank's is to be saved as (see composer.utils.reproducibility), where it is
-        not the present one.
+        random: the random state to save for this rank (see composer.utils.reproducibility) instead of the current one.
         """
         self.wait()
         batch = state.timestamp.batch.value
@@ -122,20 +121,20 @@ class CheckpointSaver(Callback):
         return self._saved[1] if self._saved is not None and self._saved[0] == batch else None
 
     def committed(self, state: State) -> list[Path]:
-        """The checkpoints of the run up to its present batch, oldest first, once nothing is being saved any more. Every
-        rank has to call it, and gets those that rank 0 sees."""
+        """Wait until nothing is being saved, and return the run's checkpoints up to its current batch, oldest first.
+        Every rank must call this, and returns the checkpoints that rank 0 sees."""
         self.wait()
         found: list[list[Path]] = [[]]
         if dist.get_global_rank() == 0:
-            # Those of later batches are of a future that was given up: the run has resumed from one before them.
+            # Later checkpoints were abandoned: the run has resumed from one before them.
             present = checkpoints(self.saving.folder)
             found = [[path for path in present if batch_of(path) <= state.timestamp.batch.value]]
         dist.broadcast_object_list(found, src=0)
         return found[0]
 
     def _section(self) -> AbstractContextManager[None]:
-        """Of saving, and of waiting for the thread that writes: its callbacks may send a checkpoint away, for any
-        time."""
+        """Return the section for saving and for waiting for the writer thread. It has no deadline if callbacks upload
+        the checkpoint, which may take any time."""
         return within(Section.SEND) if self.saver.on_committed else within(Section.SAVE, measured=False)
 
     def _save(self, state: State, random: Mapping[str, Any] | None = None, *, background: bool) -> None:
@@ -160,7 +159,7 @@ class CheckpointSaver(Callback):
         if written is None:
             return
         self.longest_save = max(self.longest_save, written.seconds)
-        took(Section.SAVE, written.seconds)
+        add_sample(Section.SAVE, written.seconds)
         if written.refused is not None:
             self._report(written.refused, written.batch, written.needed)
         else:
@@ -184,8 +183,8 @@ class CheckpointSaver(Callback):
         subject = f"save_folder {self.saving.folder}"
         what = f"the checkpoint of batch {batch}, which takes {format_bytes(needed)}"
         with suppress(OSError):  # the folder may be gone
-            what += f" ({format_bytes(shutil.disk_usage(self.saving.folder).free, down=True)} are free)"
-        again = "start again with autoresume=true, which resumes from the checkpoint before it"
+            what += f" ({format_bytes(shutil.disk_usage(self.saving.folder).free, down=True)} free)"
+        again = "start again with autoresume=true to resume from the previous checkpoint"
         try:
             with (
                 os_errors_named(f"{subject}, for {what},", "written", as_error=DataError),
@@ -199,15 +198,15 @@ class CheckpointSaver(Callback):
 
 
 def _stop_unless_finite(checkpoint: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Raises RunStopped, on every rank, before anything is written."""
+    """Raise RunStopped, on every rank, before anything is written."""
     try:
         refuse_not_finite(checkpoint, tensors)
     except NotFiniteError as error:
         names = listed_clauses(error.tensors)
         raise RunStopped(
             ExitCode.UNSTABLE,
-            f"{checkpoint.name} is not saved, because there are NaN or infinite numbers in {names}: start again with "
-            "autoresume=true from the checkpoint before it, with a lower optimizer.lr",
+            f"{checkpoint.name} is not saved, because {names} contain NaN or infinite values: start again with "
+            "autoresume=true from the previous checkpoint, with a lower optimizer.lr",
         ) from None
 
 
@@ -218,9 +217,10 @@ def _model(state: State) -> DbrxForComposer:
 
 
 def _run_state(state: State, random: Mapping[str, Any] | None) -> RunState:
-    """For every rank. random: this rank's random state; None takes the present one."""
+    """Return the state of the run. Every rank must call this. random: this rank's random state; None uses the current
+    one."""
     (optimizer,) = state.optimizers
-    # Of the sharded parameters (see saved_parameters): those that the optimizer has.
+    # The names of the sharded parameters (see saved_parameters), which the optimizer holds.
     names = {param: name for name, param in saved_parameters(_model(state).model).items()}
     assert isinstance(state.train_dataloader, DataLoader)
     data: Any = state.train_dataloader.dataset

@@ -1,4 +1,4 @@
-"""What the model writes after fixed prompts, during training."""
+"""Generates text from fixed prompts during training."""
 
 from collections.abc import Callable
 
@@ -26,10 +26,10 @@ COLUMNS = ["batch", "prompt", "response"]
 
 
 class Generate(Callback):
-    """Logs a table of prompts and what follows them every so many batches and at the end, and prints it.
+    """Logs and prints a table of prompts and completions at an interval and after the last batch.
 
-    All ranks of a sharded model compute the same tokens, those that rank 0 chooses. Weights, random state and mode of
-    the model are left as they were: a run trains the same with it and without.
+    All ranks of a sharded model compute the same tokens, which rank 0 samples. The weights, the random state and the
+    mode of the model are restored: training gives the same results with and without this callback.
     """
 
     def __init__(
@@ -38,11 +38,11 @@ class Generate(Callback):
         self.shown, self.prompts, self.every = shown, prompts, every
         self.sampling, self.tokenizer = sampling, tokenizer
         self.is_ending: Callable[[State], bool] | None = None
-        """Whether the run is to end, on all ranks alike: then nothing more is generated."""
+        """Whether the run is ending, the same on all ranks: then generation stops."""
         self.events: Events | None = None
 
     def batch_end(self, state: State, logger: Logger) -> None:
-        # The clock counts the batch already.
+        # The clock already counts this batch.
         batch = state.timestamp.batch.value
         if batch % self.every and batch != _last_batch(state):
             return
@@ -54,13 +54,13 @@ class Generate(Callback):
         if self.events is not None:
             self.events.note(batch, samples=[{"prompt": prompt, "text": text} for prompt, text in samples])
         for destination in logger.destinations:
-            # What the console shows is reported above, in lines that can be read.
+            # The console already shows the texts above, in a more readable form.
             if not isinstance(destination, ConsoleLogger):
                 destination.log_table(COLUMNS, [[batch, *sample] for sample in samples], "generate", batch)
 
     @within(Section.GENERATE)
     def _generate(self, state: State) -> list[str] | None:
-        """None where the run is to end."""
+        """Return the completions, or None if the run is ending."""
 
         def agree(ids_B: Tensor) -> None:
             if self._ends(state):
@@ -98,13 +98,13 @@ class _Ending(Exception):
 
 
 def _last_batch(state: State) -> int:
-    # Every duration is told to Composer in batches (see train/run/trainer.py).
+    # Composer receives every duration in batches (see train/run/trainer.py).
     assert state.max_duration is not None
     return state.max_duration.value
 
 
 def build_generate(config: TrainConfig, tokenizer: Tokenizer, clock: Clock) -> list[Generate]:
-    """The callback, where the config has one. Raises ConfigError for a prompt that nothing can follow."""
+    """Return the configured callback, if any. Raises ConfigError if no text can follow a prompt."""
     generate = config.callbacks.generate
     if generate is None:
         return []
@@ -116,7 +116,7 @@ def build_generate(config: TrainConfig, tokenizer: Tokenizer, clock: Clock) -> l
         except (ConfigError, DataError) as error:
             raise ConfigError(f"{key}, with chat: true, but {error}") from None
         if not ids:
-            raise ConfigError(f"{key}, but there must be something to go on from")
+            raise ConfigError(f"{key}, but a prompt needs at least one token")
         if room(len(ids), generate, config.model.max_seq_len) < 1:
             raise ConfigError(f"{key} of {len(ids)} tokens, but model.max_seq_len is {config.model.max_seq_len}")
         prompts.append(ids)

@@ -1,4 +1,4 @@
-"""Tells every microbatch how large the global batch is, so that its loss is its exact part of the whole."""
+"""Adds the size of the global batch to every microbatch, so that its loss is an exact part of the total."""
 
 import torch
 from composer.core import Callback, State, get_precision_context
@@ -12,13 +12,13 @@ from train.models.config import ModelConfig
 
 
 class GlobalBatch(Callback):
-    """Adds to the batch, one value a row so that any split keeps them:
+    """Adds these values to the batch, one per row, so that they are kept however the batch is split:
 
-    - `trained_tokens` and `routed_tokens`: counts over the global batch, all ranks;
-    - `device_rows`: rows of this rank's batch, by which Composer weighs a microbatch;
+    - `trained_tokens` and `routed_tokens`: counts over the global batch on all ranks;
+    - `device_rows`: rows of this rank's batch, by which Composer weights a microbatch;
     - `expert_counts` [L, E], with `moe_lbl_scope: batch` and several microbatches: assignments to the experts over the
-      global batch, known only after a forward without gradient over all microbatches; the random state is put back, so
-      that dropout and jitter fall as they will in the real forward.
+      global batch. They need an extra forward pass without gradients over all microbatches; the random state is
+      restored afterwards, so that dropout and jitter are the same in the real forward pass.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -40,26 +40,26 @@ class GlobalBatch(Callback):
             batch["expert_counts"] = expert_counts.expand(n_rows, *expert_counts.shape)
 
     def print_cost(self, n_rows: int, microbatch_size: int) -> None:
-        """Says what `moe_lbl_scope: batch` costs, the first time."""
+        """Log the cost of `moe_lbl_scope: batch` once."""
         if not self.count_experts or self.cost_printed:
             return
         self.cost_printed = True
         cost = "nothing: a step is one microbatch"
         if microbatch_size < n_rows:
             number = -(-n_rows // microbatch_size)
-            cost = f"a forward over a step's {number} microbatches before each step: a third more FLOPs"
+            cost = f"a forward pass over a step's {number} microbatches before each step: a third more FLOPs"
         console.logger.info(f"moe_lbl_scope: batch costs {cost}")
 
     @staticmethod
     def _expert_counts(state: State, size: int) -> Tensor:
-        # The same cuts as Composer's, and the same draws: only forwards draw, so the order of calls does not matter.
+        # Composer's splits and random draws: only forward passes draw, so the order of the calls does not matter.
         device, batch = state.device, state.batch
         cuda = [torch.cuda.current_device()] if device.name == "gpu" else []
         precision = get_precision_context(state.precision, state.precision_config)
         counts = []
         with torch.no_grad(), precision, torch.random.fork_rng(devices=cuda):
             for start in range(0, batch["input_ids"].shape[0], size):
-                # Without labels: the head would be computed for nothing.
+                # Without labels, the output head is not computed.
                 names = ("input_ids", "document_ids")
                 microbatch = {name: batch[name][start : start + size] for name in names}
                 counts.append(state.model(device.batch_to_device(microbatch)).counts_LE)

@@ -28,7 +28,8 @@ _KEY = "callbacks.hf_checkpointer"
 def build_hf_checkpointer(
     config: TrainConfig, clock: Clock, run_name: str, checkpoint_folder: Path | None, *, resuming: bool
 ) -> "HFCheckpointer | None":
-    """What callbacks.hf_checkpointer asks for; ConfigError when it would meet no checkpoints, or others' exports."""
+    """Build the configured callback, if any. Raises ConfigError if its interval does not match that of checkpoints, or
+    if its folder has exports of another run."""
     wanted = config.callbacks.hf_checkpointer
     if wanted is None:
         return None
@@ -63,9 +64,9 @@ def build_hf_checkpointer(
 class HFCheckpointer(Callback):
     """Exports the checkpoint just saved to FOLDER/baN, every `interval` batches and after the last.
 
-    Stands behind CheckpointSaver, and waits until that has saved. Rank 0 exports, proof and all; the others wait
-    outside of collectives, whose time limit an export may well exceed. What fails is told, and training goes on;
-    `check` raises it at the end.
+    It runs after CheckpointSaver and waits for the save. Rank 0 exports and verifies; the other ranks wait outside of
+    collectives, whose time limit an export may exceed. A failure is logged and training continues; `check` raises it at
+    the end.
     """
 
     def __init__(
@@ -77,7 +78,7 @@ class HFCheckpointer(Callback):
         precision: Precision,
         store: Store | None = None,
     ) -> None:
-        """store: where an export goes from `folder`, in which it is then deleted."""
+        """store: where an export is uploaded from `folder`; the local copy is then deleted."""
         self.checkpoint_folder, self.folder, self.store = checkpoint_folder, folder, store
         self.interval, self.last_batch = interval, last_batch
         self.precision: Precision = precision
@@ -92,16 +93,18 @@ class HFCheckpointer(Callback):
             self._export_on_first_rank(batch)
 
     def catch_up(self, batch: int) -> None:
-        """Exports the checkpoint that a run resumes from, unless that was done before it ended. For every rank."""
+        """Export the checkpoint that a run resumes from, unless that was done before the run ended. Every rank must
+        call this."""
         if self._is_due(batch):
             self._export_on_first_rank(batch, only_if_missing=True)
 
     def check(self) -> None:
-        """Raises ConfigError, on every rank, when something was not exported."""
+        """Raise ConfigError, on every rank, if an export failed."""
         if self.failed:
             message = "; ".join(f"ba{batch}: {why}" for batch, why in self.failed.items())
             raise ConfigError(
-                f"{_KEY}: not every checkpoint was exported ({message}); scripts/convert_checkpoint_to_hf.py still can"
+                f"{_KEY}: not every checkpoint was exported ({message}): export with "
+                "scripts/convert_checkpoint_to_hf.py"
             )
 
     def _is_due(self, batch: int) -> bool:
@@ -129,14 +132,14 @@ class HFCheckpointer(Callback):
     def _export(self, batch: int) -> None:
         saved = [path for path in checkpoints(self.checkpoint_folder) if batch_of(path) == batch]
         if not saved:
-            raise ConfigError(f"no checkpoint of it is in {self.checkpoint_folder}")
+            raise ConfigError(f"{self.checkpoint_folder} has no checkpoint of this batch")
         output = self.folder / f"ba{batch}"
         if output.is_dir():
-            # Of an earlier start, which was killed and went on from a checkpoint before this one.
+            # A killed start of the run made it, and this start resumed from an earlier checkpoint.
             shutil.rmtree(output)
         console.logger.info(f"hf_checkpointer: exporting {saved[-1].name} to {output}")
         export(saved[-1], output, self.precision, verify=True)
         if self.store is not None:
-            console.logger.info(f"hf_checkpointer: sending it to {self.store.url}/huggingface/ba{batch}")
+            console.logger.info(f"hf_checkpointer: uploading it to {self.store.url}/huggingface/ba{batch}")
             self.store.send_folder(output, f"huggingface/ba{batch}", last="config.json")
             shutil.rmtree(output)

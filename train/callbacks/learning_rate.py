@@ -8,14 +8,14 @@ from data.mixing.row_plan import RowPlan
 
 
 class LearningRate(Callback):
-    """Batch n, counted from 0, is trained with schedule(n) times the lr_scale of its stage, as in transformers.
+    """Trains batch n, counted from 0, with schedule(n) times the lr_scale of its stage, as in transformers.
 
-    It takes the place of Trainer(schedulers=...): Composer 0.32.1 steps a scheduler after the optimizer and before its
-    clock counts the batch, so that batch n would be trained with schedule(n - 1), and the first two both with
-    schedule(0). What is logged at a batch's end is the rate that it was trained with. It depends on the batch and on
-    the groups' `initial_lr` alone, so that no checkpoint has to bring it back.
+    This replaces Trainer(schedulers=...): Composer 0.32.1 steps a scheduler after the optimizer and before its clock
+    counts the batch, so batch n would be trained with schedule(n - 1), and the first two batches with schedule(0). The
+    rate logged at the end of a batch is the one it was trained with. It depends only on the batch and the groups'
+    `initial_lr`, so checkpoints need not store it.
 
-    Logs `lr`: that of the first parameter group.
+    Logs `lr`, the rate of the first parameter group.
     """
 
     def __init__(self, schedule: ComposerScheduler, plan: RowPlan) -> None:

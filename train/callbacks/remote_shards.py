@@ -1,4 +1,4 @@
-"""Makes room for the shards of remote streams as the run goes on, and tells how many were downloaded."""
+"""Evicts shards of remote streams when space is needed, and logs how many were downloaded."""
 
 from composer.core import Callback, State
 from composer.loggers import Logger
@@ -11,9 +11,9 @@ from data.loading.shard_cache import ShardCache
 class RemoteShards(Callback):
     """Logs for each remote stream, under streams/NAME/ (data/ for one without a name):
 
-    - `shards_downloaded`: to the node of rank 0, since this start of the run;
-    - `shards_needed`: those that its rows since then lie in, each once a pass: what a node that kept nothing from
-      before downloads at the least.
+    - `shards_downloaded`: shards downloaded to the node of rank 0 since this start of the run;
+    - `shards_needed`: shards that contain the rows read since then, counted once per epoch of the stream: the lower
+      bound of downloads for a node with an empty cache.
     """
 
     def __init__(self, cache: ShardCache) -> None:
@@ -36,12 +36,12 @@ class RemoteShards(Callback):
 
     def fit_end(self, state: State, logger: Logger) -> None:
         if dist.get_local_rank() != 0:
-            return  # it has made no room, and so counted nothing
+            return  # this rank does not manage the cache and has counted nothing
         for name, (downloaded, needed) in self.cache.downloads(state.timestamp.batch.value).items():
-            message = f"{downloaded:,} shards were downloaded; the rows lie in {needed:,}, counted once a pass"
+            message = f"{downloaded:,} shards were downloaded; the rows needed {needed:,}, counted once per epoch"
             node_logger.info(f"{f'stream {name}' if name else 'train'}: {message}")
 
     def _make_room(self, state: State) -> None:
-        # The folder is the node's: one of its ranks keeps it.
+        # The node's ranks share the folder; one of them manages it.
         if dist.get_local_rank() == 0:
             self.cache.make_room(state.timestamp.batch.value)

@@ -9,10 +9,10 @@ from composer.utils import reproducibility
 
 
 class RestoreRNG(Callback):
-    """Without this, dropout and router jitter after a resume are not those of the uninterrupted run."""
+    """Restores the random state, so that dropout and router jitter after a resume match the uninterrupted run."""
 
     def __init__(self, states: Sequence[dict[str, Any]]) -> None:
-        """states: of each rank, as composer.utils.reproducibility takes them; empty: nothing is restored."""
+        """states: one per rank, in the format of composer.utils.reproducibility; empty restores nothing."""
         self._states = states
 
     def batch_start(self, state: State, logger: Logger) -> None:

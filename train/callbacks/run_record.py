@@ -1,4 +1,4 @@
-"""Adds to record.jsonl what checkpoints saw, evaluations, and stages that begin: model cards and reports read it."""
+"""Adds checkpoints, evaluations and stages to record.jsonl, which model cards and reports read."""
 
 from typing import Any
 
@@ -16,18 +16,18 @@ from train.supervision.record_file import Record
 
 
 class RunRecord(Callback):
-    """Adds a line to record.jsonl for every checkpoint (rows and tokens of each stream), every evaluation, and every
-    stage that begins.
+    """Adds a line to record.jsonl for every checkpoint (rows and tokens of each stream), every evaluation, and the
+    start of every stage.
 
-    Stands before the saver, which saves every `interval` batches and after the last: no checkpoint is without its line,
-    but a line may come twice, or its checkpoint be missing, in a run that was killed.
+    It runs before the saver, which saves every `interval` batches and after the last, so every checkpoint has a line.
+    If a run is killed, a line may be repeated or its checkpoint may be missing.
     """
 
     def __init__(
         self, record: Record, plan: RowPlan, interval: int | None, last_batch: int, *, stop_on_error: bool = True
     ) -> None:
-        """interval: None for a run without checkpoints. stop_on_error: raises, on every rank, what a file system
-        refuses (see Record.add); else it is one warning."""
+        """interval: None for a run without checkpoints. stop_on_error: if the file system refuses a write, raise on
+        every rank (see Record.add); otherwise warn once."""
         self.record, self.plan, self.interval, self.last_batch = record, plan, interval, last_batch
         self._stop_on_error, self._warned = stop_on_error, False
         self._newest: int | None = None
@@ -44,7 +44,7 @@ class RunRecord(Callback):
             self.note_checkpoint(state)
 
     def note_checkpoint(self, state: State) -> None:
-        """Adds the line for a checkpoint of the present batch, once. For every rank."""
+        """Add the line of a checkpoint of the current batch, once. Every rank must call this."""
         batch = state.timestamp.batch.value
         if batch == self._newest:
             return
@@ -66,4 +66,4 @@ class RunRecord(Callback):
                 raise
             if not self._warned:
                 self._warned = True
-                console.logger.warning(f"{error}. The run continues without such lines of {RECORD}")
+                console.logger.warning(f"{error}. The run continues without further lines in {RECORD}")

@@ -1,4 +1,4 @@
-"""What each stream of a mixture gives and how well it is learnt, step by step."""
+"""Tokens, shares and loss of each stream of a mixture, step by step."""
 
 import json
 from typing import Any
@@ -18,17 +18,17 @@ from train.models.dbrx import DbrxOutput
 class StreamMonitor(Callback):
     """Logs for each stream, under streams/NAME/:
 
-    - `loss`: mean loss over its trained tokens of the step; absent from a step without any;
-    - `tokens`: of it, padding not counted, since the run's beginning;
-    - `passes`: how often its rows have been given;
-    - `share`, `planned_share`: of the step's rows;
-    - `token_share`, `planned_token_share`: of the step's tokens, padding not counted: what `proportions` configure. The
-      planned one takes each row to hold the mean of its stream;
+    - `loss`: mean loss over its trained tokens in the step; absent if it has none;
+    - `tokens`: its tokens since the start of the run, without padding;
+    - `passes`: its epochs, that is rows drawn divided by its number of rows;
+    - `share`, `planned_share`: its share of the step's rows;
+    - `token_share`, `planned_token_share`: its share of the step's tokens without padding, which `proportions`
+      configure. The planned share assumes that each row has the mean length of its stream;
 
-    and streams/plan_changes: how often the run went on under a changed future.
+    and streams/plan_changes: how often the run was resumed with a changed plan.
 
-    On the console it names the stage that begins. Of one stream without a name the run's own loss says all: it counts
-    the tokens alone. Needs the batch's `streams`, as data/loading/batches.py gives it.
+    The start of each stage is shown on the console. A single stream without a name has no metrics of its own, because
+    the run's loss is the same; only its tokens are counted. Needs the batch's `streams` from data/loading/batches.py.
     """
 
     def __init__(self, plan: RowPlan, rows_of: dict[str, int]) -> None:
@@ -44,12 +44,14 @@ class StreamMonitor(Callback):
         if self.named and stage != self._stage:
             mix = zip(self.plan.names, self.plan.token_shares(batch).tolist(), strict=True)
             shares = ", ".join(f"{name} {share:.1%}" for name, share in mix)
-            console.logger.info(f"batch {batch}: {f'stage {stage}' if stage else 'one mix'} (of tokens: {shares})")
+            console.logger.info(
+                f"batch {batch}: {f'stage {stage}' if stage else 'one mixture'} (share of tokens: {shares})"
+            )
         self._stage = stage
         self._sums_S3 = None
 
     def after_loss(self, state: State, logger: Logger) -> None:
-        """Of one microbatch: loss, trained tokens and tokens of each stream."""
+        """Add loss, trained tokens and tokens of each stream in one microbatch."""
         batch, outputs = state.batch, state.outputs
         assert isinstance(outputs, DbrxOutput)
         assert outputs.losses_BS is not None
@@ -67,7 +69,7 @@ class StreamMonitor(Callback):
     def batch_end(self, state: State, logger: Logger) -> None:
         assert self._sums_S3 is not None
         dist.all_reduce(self._sums_S3)
-        # The clock counts the batch already.
+        # The clock already counts this batch.
         batch = state.timestamp.batch.value - 1
         before, after = self.plan.counts(batch), self.plan.counts(batch + 1)
         metrics: dict[str, float] = {"streams/plan_changes": len(self.plan.segments) - 1}
@@ -88,7 +90,7 @@ class StreamMonitor(Callback):
             logger.log_metrics(metrics)
 
     def state_dict(self) -> dict[str, Any]:
-        # One text, so that another number of streams fits the same checkpoint.
+        # Stored as one string, so that the checkpoint fits any number of streams.
         return {"tokens": json.dumps(self.tokens)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

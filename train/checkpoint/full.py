@@ -1,4 +1,4 @@
-"""Checkpoints of a single file, which were written before all checkpoints were folders. They are read, not written."""
+"""Single-file checkpoints, which earlier versions wrote. They can be read, but are no longer written."""
 
 from collections.abc import Iterator, Mapping
 from functools import cached_property
@@ -15,9 +15,9 @@ from train.checkpoint.storage.unpickle import load_values
 
 
 class FullCheckpoint:
-    """Its tensors and values, mapped into memory. There are no hashes to compare it with.
+    """The memory-mapped tensors and values of a single-file checkpoint. Such a file has no hashes to verify.
 
-    What is read raises CorruptCheckpointError.
+    Every read raises CorruptCheckpointError if the file is corrupt.
     """
 
     manifest = None
@@ -27,15 +27,15 @@ class FullCheckpoint:
 
     @cached_property
     def content(self) -> dict[str, Any]:
-        # Mapped, not read: weights and moments are in the same file.
+        # Memory-mapped: the same file also contains the weights and the optimizer's moments.
         content = load_values(str(self.checkpoint), self.checkpoint, self.checkpoint.name, mmap=True)
         if not isinstance(content, dict) or not isinstance(content.get("state"), dict):
-            raise CorruptCheckpointError(self.checkpoint, self.checkpoint.name, "holds no state")
+            raise CorruptCheckpointError(self.checkpoint, self.checkpoint.name, "contains no state")
         return content
 
     @cached_property
     def tensors(self) -> Mapping[str, torch.Tensor]:
-        """Under the keys that they have in a folder."""
+        """All tensors, under the same keys as in a checkpoint folder."""
         state = self.content["state"]
         try:
             found = {f"state.model.{name}": value for name, value in state["model"].items()}
@@ -61,21 +61,21 @@ class FullCheckpoint:
 
     @property
     def tensor_keys(self) -> list[str]:
-        """Of weights and of the optimizer's state."""
+        """Keys of the weights and of the optimizer's state."""
         return [*self.tensors]
 
     def rows_of(self, key: str, start: int, stop: int, out: torch.Tensor) -> None:
-        """Reads rows [start, stop) of a tensor into `out`; a scalar is one row."""
+        """Read rows [start, stop) of a tensor into `out`. A scalar counts as one row."""
         whole = self.tensors[key]
         out.copy_((whole if whole.dim() else whole.view(1))[start:stop])
 
     def load(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Fills the tensors, or this rank's parts of them. Raises ConfigError when they have other shapes."""
+        """Fill the tensors, or this rank's shards of them. Raises ConfigError if their shapes differ."""
         for key, out in tensors.items():
             whole = self.tensors.get(key)
             if whole is None or whole.shape != out.shape:
                 shape = "is missing" if whole is None else f"is {list(whole.shape)}, not {list(out.shape)}"
-                raise ConfigError(f"{self.checkpoint} does not hold the model of this config: {key} {shape}")
+                raise ConfigError(f"{self.checkpoint} does not match the model of this config: {key} {shape}")
             with torch.no_grad():
                 if isinstance(out, DTensor):
                     shape, offsets = compute_local_shape_and_global_offset(out.shape, out.device_mesh, out.placements)

@@ -1,4 +1,4 @@
-"""Loads a checkpoint's tensors into a model and its optimizer."""
+"""Load a checkpoint's tensors into a model and its optimizer."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,13 +21,13 @@ Checkpoint = CheckpointReader | FullCheckpoint
 
 
 def open_checkpoint(path: Path, *, verify: bool = True) -> Checkpoint:
-    """A folder, or a file of an earlier version. Raises CorruptCheckpointError."""
+    """Open a checkpoint: a folder, or a single file of an earlier version. Raises CorruptCheckpointError."""
     return CheckpointReader(path, verify=verify) if path.is_dir() else FullCheckpoint(path)
 
 
 def saved_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters that checkpoints hold, sharded as the optimizer has them: all or, where there are adapters, these
-    alone, as the base stays where it came from."""
+    """The parameters that checkpoints contain, sharded as the optimizer sees them: only the adapters if there are any,
+    because the base can be loaded from its source again, otherwise all."""
     for module in model.modules():
         if isinstance(module, FSDPModule):
             # torch 2.7 leaves the root's parameters gathered after a forward pass without a backward one (evaluation).
@@ -38,7 +38,7 @@ def saved_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def saved_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """What a checkpoint holds of them, under its keys."""
+    """The tensors of the model and the optimizer that a checkpoint contains, by key."""
     params = saved_parameters(model)
     tensors: dict[str, Tensor] = {PREFIX + name: param for name, param in params.items()}
     for name, param in params.items():
@@ -49,12 +49,12 @@ def saved_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[st
 
 
 def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None, *, verify: bool = True) -> None:
-    """Loads a checkpoint into the model's parameters and, unless it is None, the optimizer's state. Every rank has to
-    call it.
+    """Load a checkpoint into the model's parameters and, unless `optimizer` is None, into the optimizer's state.
+    Every rank must call this.
 
-    The settings of the optimizer's groups stay as they are, whatever the groups of the checkpoint were. Raises
-    CorruptCheckpointError, NotFiniteError or ConfigError, the same on every rank; then model and optimizer have
-    undefined values.
+    The settings of the optimizer's groups do not change, even if those in the checkpoint differ. Raises
+    CorruptCheckpointError, NotFiniteError or ConfigError, the same on every rank; the values of the model and the
+    optimizer are then undefined.
     """
     params = saved_parameters(model)
     tensors: dict[str, Tensor] = {PREFIX + name: param for name, param in params.items()}
@@ -77,7 +77,7 @@ def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None, 
 
 
 def refuse_not_finite(checkpoint: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Raises NotFiniteError, on every rank, when one of them has NaN or infinite numbers. Every rank has to call it."""
+    """Raise NotFiniteError on every rank if any tensor contains NaN or infinity. Every rank must call this."""
     if keys := keys_not_finite(tensors):
         raise NotFiniteError(checkpoint, tuple(key.removeprefix(PREFIX).removeprefix(OPTIMIZERS) for key in keys))
 
@@ -89,8 +89,8 @@ def _state_key(optimizer: torch.optim.Optimizer, name: str, key: str) -> str:
 def _states_to_fill(
     checkpoint: Checkpoint, params: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
 ) -> dict[nn.Parameter, dict[str, Tensor]]:
-    """Tensors for the state that the checkpoint has: SGD, for example, has none without momentum. Those that the
-    optimizer has, where they fit: memory may not suffice for both."""
+    """The tensors to load the optimizer state in the checkpoint into. SGD without momentum, for example, has no state.
+    The optimizer's own tensors are reused if they match, because memory may not suffice for a second copy."""
     states: dict[nn.Parameter, dict[str, Tensor]] = {}
     with_state = set()
     for name, key in checkpoint.optimizer_keys(type(optimizer).__qualname__):
@@ -107,9 +107,9 @@ def _states_to_fill(
     trained = {name for name, param in params.items() if param.requires_grad}
     if with_state and (missing := sorted(trained - with_state)):
         raise ConfigError(
-            f"{checkpoint.checkpoint} cannot be loaded into this run: it has no state of the optimizer for "
-            f"{_some(missing)}, because it was written with another optimizer.freeze; put it back, or start another "
-            "run from the weights, with another run_name, load_path and load_weights_only=true"
+            f"{checkpoint.checkpoint} cannot be loaded into this run: it has no optimizer state for {_some(missing)}, "
+            "because it was written with another optimizer.freeze; restore that value, or start a new run from the "
+            "weights with another run_name, load_path and load_weights_only=true"
         )
     return states
 
@@ -119,7 +119,7 @@ def _some(names: list[str]) -> str:
 
 
 def _set_states(optimizer: torch.optim.Optimizer, states: Mapping[nn.Parameter, Mapping[str, Tensor]]) -> None:
-    """As Optimizer.load_state_dict puts it where the optimizer wants it, under the numbers that it gives parameters."""
+    """Set the states by Optimizer.load_state_dict, which numbers the parameters and moves tensors to their devices."""
     params = [param for group in optimizer.param_groups for param in group["params"]]
     groups = optimizer.state_dict()["param_groups"]
     numbered = {number: dict(states[param]) for number, param in enumerate(params) if param in states}
@@ -128,7 +128,7 @@ def _set_states(optimizer: torch.optim.Optimizer, states: Mapping[nn.Parameter, 
 
 @contextmanager
 def _shared_errors() -> Iterator[None]:
-    """Makes the first rank's error every rank's: torch's CheckpointException has it, other errors are exchanged."""
+    """Raise the first rank's error on every rank. torch's CheckpointException already has it; others are exchanged."""
     error: ConfigError | CheckpointException | None = None
     try:
         yield

@@ -1,7 +1,7 @@
-"""Where a run's logs go: metrics.jsonl, record.jsonl and report.html.
+"""The folder of a run's logs: metrics.jsonl, record.jsonl and report.html.
 
-That is its log_folder; by default the save folder, so that they go with the checkpoints, and without one a folder of
-the run's name in runs/.
+It is log_folder if that is set. By default it is the save folder, so that logs are stored with the checkpoints, or
+runs/RUN_NAME if the run has no save folder.
 """
 
 from pathlib import Path
@@ -12,14 +12,17 @@ from train.checkpoint.save_folder import LOGS, check_writable, fill_in, local_fo
 from train.config.schema import TrainConfig
 
 DEFAULT = "runs/{run_name}"
-"""Of a run without a save_folder."""
+"""The log folder of a run without a save_folder."""
 
 
 def log_folder_of(config: TrainConfig, run_name: str, *, check: bool) -> Path | None:
-    """The folder on this machine. check: whether this rank writes to it; where it cannot, a folder that the key names
-    raises ConfigError, and the default is None after a warning. Makes nothing."""
+    """Return the log folder on this machine, without creating it.
+
+    check: whether this rank writes to it. If it cannot be written, a folder set by log_folder raises ConfigError; for
+    the default, a warning is logged and None is returned.
+    """
     if config.log_folder is None and config.save_folder is not None:
-        return local_folder(config, run_name)  # which is checked with the checkpoints in it
+        return local_folder(config, run_name)  # checked together with the checkpoints in it
     folder = fill_in(config.log_folder or DEFAULT, run_name, "log_folder", "")
     try:
         if check:
@@ -33,8 +36,8 @@ def log_folder_of(config: TrainConfig, run_name: str, *, check: bool) -> Path | 
 
 
 def begin_log(folder: Path, save_folder: Path | None, *, resuming: bool) -> None:
-    """Makes the folder. Logs of an earlier run in it get names that end in .old, unless this run resumes it. For one
-    rank, after furnish_save_folder."""
+    """Create the folder. Logs of an earlier run in it are renamed to end in .old, unless this run resumes it. To be
+    called on one rank, after furnish_save_folder."""
     with plain_os_errors(f"log_folder {folder}", "name another log_folder", again="start again"):
         folder.mkdir(parents=True, exist_ok=True)
         if resuming or folder == save_folder:

@@ -1,4 +1,4 @@
-"""How the settings of an optimizer differ from those in a checkpoint. Those of the run's config are used."""
+"""How the settings of an optimizer differ from those in a checkpoint. The run uses those of its config."""
 
 import math
 from collections.abc import Mapping
@@ -10,9 +10,9 @@ from train.checkpoint.state import Groups
 
 
 def changed_settings(optimizer: str, saved: Groups, now: Groups, names: Mapping[torch.nn.Parameter, str]) -> list[str]:
-    """Each setting that is not what it was, as `lr 0.1 -> 0.01`; with the groups where it is not the same in all.
+    """Each setting that changed, such as `lr 0.1 -> 0.01`, with the names of the groups if it changed only in some.
 
-    optimizer is optimizer.name; names are those of the parameters.
+    `optimizer` is the value of optimizer.name; `names` maps parameters to their names.
     """
     before = {name: _in_yaml(optimizer, group) for group in saved for name in group["params"]}
     found: dict[str, list[str]] = {}
@@ -27,10 +27,10 @@ def changed_settings(optimizer: str, saved: Groups, now: Groups, names: Mapping[
 
 
 def _in_yaml(optimizer: str, group: Mapping[str, Any]) -> dict[str, tuple[float, ...]]:
-    """The settings under the YAML's keys and in its units."""
+    """The settings under the keys of the YAML and in its units."""
     settings = {**group, "lr": group["initial_lr"]}
     if optimizer == "decoupled_adamw":
-        # As train/optim/optimizers.py gives it to torch's AdamW.
+        # train/optim/optimizers.py divides by the learning rate before it calls torch's AdamW.
         settings["weight_decay"] *= settings["lr"]
     keys = ("lr", "betas", "eps", "momentum", "weight_decay")
     return {key: tuple(settings[key]) if key == "betas" else (settings[key],) for key in keys if key in settings}

@@ -1,8 +1,8 @@
-"""Who owns a save folder: a lock file with the owner's host and process, and a heartbeat for owners on other machines.
+"""Ownership of a save folder: a lock file with the owner's host and process, and a heartbeat for other machines.
 
-Only one run may write checkpoints into a folder. On one machine the process itself tells whether an owner is alive; of
-another machine (or container) only the lock file's modification time can be seen, which the owner renews. Times of two
-machines are never compared: a watcher sees that time change, or not.
+Only one run may write checkpoints into a folder. On the same machine, the owner's process shows whether the run is
+alive. From another machine (or container) only the lock file's modification time is visible, which the owner renews.
+Clocks of two machines are never compared: a watcher only checks whether that time changes.
 """
 
 import errno
@@ -28,46 +28,47 @@ from data.base.paths import shown
 from data.loading.processes import machine, start_time
 
 LOCK_FILE = ".owner.json"
-"""In a save folder while a run owns it, and after that run was killed."""
+"""Exists in a save folder while a run owns it, and remains if that run is killed."""
 FLOCK = ".owner.lock"
-"""Its flock is held while the lock file is read and replaced. It stays: who deletes a file with a flock lets two in."""
+"""Its flock is held while the lock file is read and replaced. It is never deleted: two processes could then each lock
+their own file of this name."""
 _PART = ".part-owner-"
 
 BEAT = 10.0
-"""Seconds between two heartbeats: rare enough for a shared file system, and six are in STALE."""
+"""Seconds between two heartbeats. Rare enough for a shared file system; six fit into STALE."""
 STALE = 60.0
-"""Seconds without a heartbeat after which an owner on another machine counts as dead."""
+"""Seconds without a heartbeat after which an owner on another machine is considered dead."""
 POLL = 1.0
-"""Seconds between two looks at another owner's heartbeat."""
+"""Seconds between two checks of another owner's heartbeat."""
 SETTLE = 1.0
-"""Seconds between replacing the lock file and looking whose it is, where no flock keeps two runs apart: longer than a
-run needs between its own look and its own file."""
+"""Seconds between replacing the lock file and checking whose it is, where no flock keeps two runs apart. Longer than a
+run needs between reading the lock file and writing its own."""
 _PATIENCE = 10.0
-"""Seconds that another process may hold the flock, which takes milliseconds, before this one does without."""
+"""Seconds to wait for the flock, which others hold for milliseconds, before continuing without it."""
 _MAX_BYTES = 2**16
-"""Of a lock file; ours have less than a thousandth of it, but for a long run_name."""
+"""Maximum size of a lock file that is read. Ours are a thousand times smaller unless run_name is very long."""
 _NO_FLOCK = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Record:
-    """What a lock file says."""
+    """The content of a lock file."""
 
     token: str
     host: str
     pid: int
     started: float
-    """When the process started (see data/loading/processes.py): a later process with its pid is another."""
+    """When the process started (see data/loading/processes.py). Tells it apart from a later process with its pid."""
     boot_id: str
     pid_namespace: str
-    """Empty, as boot_id, where the system has none."""
+    """Empty if the system has none. The same holds for boot_id."""
     run_name: str
     since: str
-    """For people to read."""
+    """Human-readable."""
 
     @property
     def machine(self) -> tuple[str, str, str]:
-        """Within it a pid is one process. Containers may share a hostname, and have a pid namespace each."""
+        """Where a pid is unique. Containers may share a hostname, but each has its own pid namespace."""
         return self.host, self.boot_id, self.pid_namespace
 
     def __str__(self) -> str:
@@ -76,10 +77,10 @@ class _Record:
 
 @dataclass(frozen=True, kw_only=True)
 class _Found:
-    """A lock file at one moment: equal to that of another moment when no heartbeat was between them."""
+    """A lock file as it was read. Two of them are equal if there was no heartbeat in between."""
 
     record: _Record | None
-    """None where the file is damaged."""
+    """None if the file is damaged."""
     inode: int
     mtime_ns: int
 
@@ -97,37 +98,38 @@ class Owner:
         self._thread = threading.Thread(target=self._beat_until_stopped, name="owner-heartbeat", daemon=True)
 
     def check(self) -> None:
-        """Raises DataError when another run has taken the folder over, or the lock file is gone."""
+        """Raise DataError if another run has taken over the folder, or the lock file is gone."""
         try:
             found = self._beat()
         except FileNotFoundError:
             raise DataError(
-                f"save_folder {self._folder} is no longer this run's: {LOCK_FILE} was deleted, so another run may "
-                "write there too: see that none does, and start again with autoresume=true"
+                f"save_folder {self._folder} no longer belongs to this run: {LOCK_FILE} was deleted, so another run "
+                "may write to it too: make sure that none does, and start again with autoresume=true"
             ) from None
         except OSError:
-            return  # whose it is cannot be known; what is written next reports such a disk
+            return  # the owner cannot be determined; the next write reports this disk
         if found is not None:
             raise DataError(
-                f"save_folder {self._folder} was taken over by {found}, as is done after {STALE:.0f} s without a "
-                "heartbeat of this run: this run stops and saves nothing more; to go on with it, stop the other and "
-                "start again with autoresume=true, or write another run_name"
+                f"save_folder {self._folder} was taken over by {found}, because this run sent no heartbeat for "
+                f"{STALE:.0f} s: this run stops and saves nothing more; to continue it, stop the other run and start "
+                "again with autoresume=true, or set another run_name"
             )
 
     def _beat_until_stopped(self) -> None:
         while not self._stopped.wait(BEAT):
-            # A disk that is full, read-only or away for a while: the next beat may succeed, and `check` comes before
-            # each save.
+            # A disk may be full, read-only or unavailable for a while: the next beat may succeed, and each save calls
+            # `check` first.
             with suppress(OSError):
                 self._beat()
 
     def _beat(self) -> _Record | None:
-        """Renews the lock file's time, and the file where it is damaged; or gives the other run that it names."""
+        """Renew the lock file's modification time, or rewrite the file if it is damaged. Return the record of another
+        run if the file names one."""
         with self._one_beat:
             with _opened(self._folder) as file:
                 record = _parse(os.read(file, _MAX_BYTES))
                 if record == self._record:
-                    os.utime(file)  # of this file, whatever may have replaced it meanwhile
+                    os.utime(file)  # of this open file, even if it has been replaced meanwhile
                     return None
             if record is None and not self._stopped.is_set():
                 _write(self._folder, self._record)
@@ -137,12 +139,12 @@ class Owner:
         self._thread.start()
 
     def _release(self) -> None:
-        """Deletes the lock file if it is this run's. A forked child has neither the thread nor the folder."""
+        """Delete the lock file if it belongs to this run. Does nothing in a forked child, which does not own it."""
         if os.getpid() != self._process:
             return
         self._stopped.set()
-        self._thread.join(POLL)  # no longer: it may be waiting for a disk
-        # A folder that was deleted must not be made again for its flock.
+        self._thread.join(POLL)  # with a timeout: it may be waiting for a disk
+        # Locking would create a deleted folder again.
         if self._folder.is_dir():
             with suppress(OSError), _one_at_a_time(self._folder):
                 found = _look(self._folder)
@@ -152,35 +154,35 @@ class Owner:
 
 @dataclass(frozen=True, kw_only=True)
 class FoundOwner:
-    """Who owns a save folder, or has left its lock file there."""
+    """The owner of a save folder, or the run that left its lock file there."""
 
     name: str
-    """Its run, host and process, for people to read."""
+    """Run, host and process, human-readable."""
     alive: bool | None
-    """None where only its heartbeat can be seen, because it is on another machine."""
+    """None if only its heartbeat is visible, because it is on another machine."""
 
 
 def owner_of(folder: Path) -> FoundOwner | None:
-    """The owner as the lock file says it; None without one. Waits for nothing, changes nothing. Raises OSError."""
+    """The owner that the lock file names; None if there is no lock file. Neither waits nor writes. Raises OSError."""
     found = _look(folder)
     return None if found is None else FoundOwner(name=str(found), alive=_is_alive(found))
 
 
 def this_owner(run_name: str) -> bytes:
-    """What says that this process owns a folder, for one that is not in a file system."""
+    """A record that names this process as the owner, for folders outside of a file system."""
     return _serialize(_this_process(run_name))
 
 
 def read_owner(data: bytes) -> FoundOwner:
-    """The owner that such bytes name."""
+    """The owner that a record of `this_owner` names."""
     record = _parse(data)
     found = _Found(record=record, inode=0, mtime_ns=0)
     return FoundOwner(name=str(found), alive=_is_alive(found))
 
 
 def check_unowned(folder: Path) -> None:
-    """Raises ConfigError when a run that is alive on this machine owns the folder. Waits for nothing, changes nothing,
-    and passes where it cannot know: see `own` for owners on other machines."""
+    """Raise ConfigError if a running process on this machine owns the folder. Neither waits nor writes, and passes if
+    the owner's state is unknown: `own` handles owners on other machines."""
     try:
         found = _look(folder)
     except OSError:
@@ -191,11 +193,12 @@ def check_unowned(folder: Path) -> None:
 
 @contextmanager
 def own(folder: Path, run_name: str) -> Iterator[Owner]:
-    """The folder (made if need be) is this run's meanwhile. A forked child neither renews nor releases it.
+    """Own the folder, which is created if necessary, for the duration of the context. A forked child neither renews nor
+    releases the ownership.
 
-    The lock file of a process of this machine that has ended is taken over at once; that of another machine when its
-    heartbeat was not seen to advance: for a beat, and for STALE seconds after its last one. Raises ConfigError when the
-    owner is alive, or the folder cannot be written, and DataError when the disk is full.
+    The lock file of an ended process on this machine is taken over immediately. That of another machine is taken over
+    if its heartbeat does not advance for one beat, and STALE seconds have passed since its last one. Raises ConfigError
+    if the owner is alive or the folder cannot be written, and DataError if the disk is full.
     """
     record = _this_process(run_name)
     with (
@@ -213,7 +216,7 @@ def own(folder: Path, run_name: str) -> Iterator[Owner]:
 
 
 def _take(folder: Path, record: _Record) -> None:
-    """Writes the lock file when nobody owns the folder. Raises ConfigError when somebody does."""
+    """Write the lock file if the folder has no owner. Raises ConfigError if it has one."""
     silent: _Found | None = None
     while True:
         with _one_at_a_time(folder) as alone:
@@ -223,14 +226,14 @@ def _take(folder: Path, record: _Record) -> None:
             if found is None:
                 taken = _write(folder, record, new=True)
             elif found.record == record:
-                taken = True  # a network file system made the link and lost its answer
+                taken = True  # a network file system created the link but lost the response
             elif alive is False or (alive is None and found == silent):
                 taken = _write(folder, record)
         if taken:
-            # Where flock works, this machine's processes come one at a time; other machines' perhaps do not.
+            # With a flock, processes of this machine take turns; those of other machines may not.
             if not alone or silent is not None:
                 time.sleep(SETTLE)
-            _see_that_it_is_ours(folder, record)
+            _check_is_ours(folder, record)
             if found is not None and found.record != record:
                 logger.info(f"save_folder {folder}: taken over from {found}, which has ended")
             return
@@ -240,21 +243,21 @@ def _take(folder: Path, record: _Record) -> None:
             silent = _watch(folder, found)
 
 
-def _see_that_it_is_ours(folder: Path, record: _Record) -> None:
+def _check_is_ours(folder: Path, record: _Record) -> None:
     now = _look(folder)
     if now is not None and now.record != record:
         raise _refusal(folder, now)
 
 
 def _watch(folder: Path, found: _Found) -> _Found | None:
-    """Waits until the owner, of whose process nothing can be known here, has missed its heartbeats, and gives what was
-    found then; or None when the lock file is gone or another's. Raises ConfigError as soon as the heartbeat advances.
+    """Wait until the owner, whose process is not visible from here, has missed its heartbeats. Return the lock file as
+    it was found, or None if it was deleted or names another run. Raises ConfigError as soon as the heartbeat advances.
     """
-    # At least a beat is watched: that the file is old is said by its file system, or by the other machine's clock.
+    # Wait at least one beat: the file's age depends on the clock of its file system or of the other machine.
     seconds = max(STALE - _age(folder, found), 0.0) + BEAT
     notice(
-        f"save_folder {folder}: waiting up to {seconds:.0f} s to see whether its owner is alive, {found}, of which "
-        "only the heartbeat can be seen here"
+        f"save_folder {folder}: waiting up to {seconds:.0f} s to see whether its owner is alive: {found}. Only its "
+        "heartbeat is visible from this machine"
     )
     end = time.monotonic() + seconds
     while (left := end - time.monotonic()) > 0:
@@ -268,10 +271,10 @@ def _watch(folder: Path, found: _Found) -> _Found | None:
 
 
 def _age(folder: Path, found: _Found) -> float:
-    """Seconds since the last heartbeat, in [0, STALE], by the clock that sets times of files in this folder."""
+    """Seconds since the last heartbeat, in [0, STALE], by the clock that sets file times in this folder."""
     try:
         with tempfile.NamedTemporaryFile(dir=folder, prefix=_PART) as file:
-            os.utime(file.fileno())  # as a heartbeat does: of a network's file system this is the server's time
+            os.utime(file.fileno())  # like a heartbeat: on a network file system this is the server's time
             now = os.fstat(file.fileno()).st_mtime_ns
     except OSError:
         return 0.0
@@ -280,14 +283,14 @@ def _age(folder: Path, found: _Found) -> float:
 
 def _refusal(folder: Path, found: _Found) -> ConfigError:
     return ConfigError(
-        f"is {folder}, which belongs to {found}, and that run is alive: wait for its end or stop it, or write another "
+        f"is {folder}, which belongs to {found}, and that run is alive: wait until it ends, stop it, or set another "
         "run_name or save_folder",
         key="save_folder",
     )
 
 
 def _is_alive(found: _Found) -> bool | None:
-    """Whether the owner's process is; None where it is not visible from here."""
+    """Whether the owner's process is running; None if it is not visible from here."""
     record = found.record
     if record is None or record.machine != machine():
         return None
@@ -298,7 +301,7 @@ def _is_alive(found: _Found) -> bool | None:
     except psutil.NoSuchProcess:  # a zombie too
         return False
     except (psutil.Error, OSError):
-        return None  # such as another user's, where /proc hides these
+        return None  # for example another user's process where /proc hides it
 
 
 def _this_process(run_name: str) -> _Record:
@@ -317,7 +320,7 @@ def _this_process(run_name: str) -> _Record:
 
 @contextmanager
 def _opened(folder: Path) -> Iterator[int]:
-    """The lock file's descriptor. It is opened anew for each look: network file systems ask the server at opening."""
+    """The lock file's descriptor. Each check opens the file again: network file systems query the server on opening."""
     file = os.open(folder / LOCK_FILE, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         yield file
@@ -326,7 +329,7 @@ def _opened(folder: Path) -> Iterator[int]:
 
 
 def _look(folder: Path) -> _Found | None:
-    """The lock file as it is now; None where there is none. Raises OSError."""
+    """Read the lock file; None if there is none. Raises OSError."""
     try:
         with _opened(folder) as file:
             state = os.fstat(file)
@@ -336,21 +339,21 @@ def _look(folder: Path) -> _Found | None:
 
 
 def _write(folder: Path, record: _Record, *, new: bool = False) -> bool:
-    """Writes the lock file in one step; `new` only where there is none, else it gives False. Raises OSError."""
+    """Write the lock file atomically. With `new`, only if there is none: returns False if there is. Raises OSError."""
     part = folder / f"{_PART}{record.token}"
     try:
         with part.open("wb") as file:
             file.write(_serialize(record))
             file.flush()
             os.fsync(file.fileno())
-        if new and not (folder / LOCK_FILE).is_symlink():  # which leads nowhere
+        if new and not (folder / LOCK_FILE).is_symlink():  # a dangling link
             try:
-                (folder / LOCK_FILE).hardlink_to(part)  # fails where there is one, on network file systems too
+                (folder / LOCK_FILE).hardlink_to(part)  # fails if the file exists, also on network file systems
                 return True
             except FileExistsError:
                 return False
             except OSError:
-                pass  # a file system without links
+                pass  # the file system has no hard links
         part.replace(folder / LOCK_FILE)
     finally:
         part.unlink(missing_ok=True)
@@ -363,11 +366,11 @@ def _serialize(record: _Record) -> bytes:
 
 
 _TYPES = {"pid": int, "started": float}
-"""Of the fields of a record that are no text."""
+"""Types of the record's fields that are not text."""
 
 
 def _parse(data: bytes) -> _Record | None:
-    """None for what is no intact lock file."""
+    """The record in a lock file; None if the file is damaged."""
     try:
         content = json.loads(data)
         intact = content.pop("crc32") == _checksum(content) and 0 < content["pid"] < 2**31
@@ -383,7 +386,7 @@ def _checksum(content: dict[str, object]) -> int:
 
 @contextmanager
 def _one_at_a_time(folder: Path) -> Iterator[bool]:
-    """Whether others are kept out meanwhile: False where the file system has no flock, or another process keeps it."""
+    """Hold the flock. Yields False if the file system has no flock, or another process does not release it."""
     end = time.monotonic() + _PATIENCE
     with ExitStack() as stack:
         alone = False

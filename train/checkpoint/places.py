@@ -1,4 +1,4 @@
-"""Which folder a path means: that of a whole run, such as runs/x for runs/x/checkpoints, is accepted as well."""
+"""Resolve the path of a save folder: the folder of a whole run, such as runs/x, stands for runs/x/checkpoints."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,17 +8,17 @@ from train.checkpoint.save_folder import RUN, checkpoints, damaged, leftovers
 
 
 def resolve_save_folder(path: Path) -> Path:
-    """The save folder that a path means; any other path, such as that of a checkpoint, as it is.
+    """The save folder that a path names. Any other path, such as that of a checkpoint, is returned as it is.
 
-    Raises ConfigError as resolve_folder.
+    Raises ConfigError like resolve_folder.
     """
     return resolve_folder(path, is_save_folder)
 
 
 def resolve_folder(path: Path, is_meant: Callable[[Path], bool]) -> Path:
-    """The path where it is meant itself, else the one folder in it that is meant, else the path as it is.
+    """The path if `is_meant` accepts it, else the only subfolder that `is_meant` accepts, else the path as it is.
 
-    Raises ConfigError that names the folders when several in it are meant, or when the path cannot be read.
+    Raises ConfigError with the names if `is_meant` accepts several subfolders, or if the path cannot be read.
     """
     try:
         if is_meant(path) or not path.is_dir():
@@ -27,10 +27,10 @@ def resolve_folder(path: Path, is_meant: Callable[[Path], bool]) -> Path:
     except OSError as error:
         raise ConfigError(cannot_be("read", error.filename or path, error)) from None
     if len(below) > 1:
-        raise ConfigError(f"{path} holds {', '.join(map(str, below[:-1]))} and {below[-1]}: name one of them")
+        raise ConfigError(f"{path} contains {', '.join(map(str, below[:-1]))} and {below[-1]}: name one of them")
     return below[0] if below else path
 
 
 def is_save_folder(path: Path) -> bool:
-    """Whether a run has written checkpoints there, or begun to. A record and metrics may be in another log_folder."""
+    """Whether a run has written checkpoints there, or started to. The logs may be in another log_folder."""
     return (path / RUN).is_file() or any(find(path) for find in (checkpoints, damaged, leftovers))

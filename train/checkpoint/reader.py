@@ -1,4 +1,4 @@
-"""Reads a checkpoint's tensors: whole ones, rows of them, or what a rank has of them."""
+"""Read a checkpoint's tensors: whole, by rows, or only a rank's shards."""
 
 import io
 import itertools
@@ -28,16 +28,16 @@ from train.models.shapes import adapter_shapes, parameter_shapes
 
 MODEL = "state.model."
 PREFIX = "state.model.model."
-"""Where the weights are in a Composer checkpoint: the Trainer's state, its model, and that one's attribute `model`."""
+"""Prefix of the weights in a Composer checkpoint: the Trainer's state, its model, and the attribute `model` of that."""
 OPTIMIZERS = "state.optimizers."
-"""The state of an optimizer's parameter is at state.optimizers.CLASS.state.model.PARAMETER.KEY."""
+"""The optimizer state of a parameter is at state.optimizers.CLASS.state.model.PARAMETER.KEY."""
 
 
 class CheckpointReader(FileSystemReader):
-    """Reads the folder of a checkpoint and compares what it reads with the manifest. torch's index, which lists all
-    pieces of tensors, is read once.
+    """Reads a checkpoint folder and verifies what it reads with the manifest. torch's index, which lists all chunks of
+    the tensors, is read once.
 
-    torch.distributed.checkpoint.load takes it as storage_reader. Whatever is read raises CorruptCheckpointError.
+    torch.distributed.checkpoint.load takes it as storage_reader. Every read may raise CorruptCheckpointError.
     """
 
     def __init__(self, checkpoint: Path, *, verify: bool = True) -> None:
@@ -59,7 +59,7 @@ class CheckpointReader(FileSystemReader):
 
     @property
     def manifest(self) -> Manifest | None:
-        """What is read is compared with it; None in a checkpoint written before there were manifests."""
+        """The manifest that reads are verified with; None in a checkpoint that was written before manifests existed."""
         return self._contents.manifest
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
@@ -71,7 +71,7 @@ class CheckpointReader(FileSystemReader):
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Of the model's parameters, by name."""
+        """Shapes of the model's parameters, by name."""
         stored = self.metadata.state_dict_metadata
         return {
             key.removeprefix(PREFIX): tuple(value.size)
@@ -81,23 +81,24 @@ class CheckpointReader(FileSystemReader):
 
     @property
     def tensor_keys(self) -> list[str]:
-        """Of weights and of the optimizer's state. Raises CorruptCheckpointError where `rows_of` cannot read them."""
+        """Keys of the weights and of the optimizer's state. Raises CorruptCheckpointError if `rows_of` cannot read
+        one."""
         keys = []
         for key, value in self.metadata.state_dict_metadata.items():
             if key.startswith((MODEL, OPTIMIZERS)) and isinstance(value, TensorStorageMetadata):
                 if value.size and not _in_rows(value):
-                    defect = f"has pieces of {key.removeprefix(PREFIX)} that are not whole rows, each once"
+                    defect = f"has chunks of {key.removeprefix(PREFIX)} that are not disjoint whole rows"
                     raise CorruptCheckpointError(self.checkpoint, METADATA, defect)
                 keys.append(key)
         return keys
 
     @property
     def files(self) -> list[Path]:
-        """All that it reads from."""
+        """All files of the checkpoint."""
         return [path for path in sorted(self.checkpoint.iterdir()) if path.is_file()]
 
     def tensor(self, key: str) -> torch.Tensor:
-        """The whole of a tensor, whatever ranks its pieces came from."""
+        """A whole tensor, independent of how it was sharded."""
         size, dtype = self.describe(key)
         whole = torch.empty(size, dtype=dtype)
         self.rows_of(key, 0, size[0], whole)
@@ -109,16 +110,17 @@ class CheckpointReader(FileSystemReader):
         return tuple(stored.size), stored.properties.dtype
 
     def load(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Fills the tensors, or this rank's parts of them. Every rank has to call it.
+        """Fill the tensors, or this rank's shards of them. Every rank must call this.
 
-        Raises CheckpointException, on every rank, when any of them cannot read: its `failures` have the errors.
+        Raises CheckpointException on every rank if any rank cannot read; its `failures` contain the errors.
         """
         planner = DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
         with torch.no_grad():
             load({key: tensor.detach() for key, tensor in tensors.items()}, storage_reader=self, planner=planner)
 
     def pieces(self, name: str, dtype: torch.dtype) -> list[Piece] | None:
-        """None: the bytes are compared with the manifest on their way, and so are not copied from file to file."""
+        """Where the bytes of a parameter are; None if they have to be verified with the manifest, and so cannot be
+        copied directly from file to file, or if the dtype differs."""
         if self.manifest is not None:
             return None
         stored = self._stored(PREFIX + name)
@@ -129,14 +131,15 @@ class CheckpointReader(FileSystemReader):
         return [Piece(self.checkpoint / file, offset, length) for file, offset, length in places]
 
     def rows(self, name: str, start: int, stop: int, out: torch.Tensor) -> None:
-        """Reads rows [start, stop) of a parameter into `out` [stop - start, ...], in its dtype: their bytes alone."""
+        """Read rows [start, stop) of a parameter into `out` [stop - start, ...], in its dtype. Reads only their
+        bytes."""
         self.rows_of(PREFIX + name, start, stop, out)
 
     def rows_of(self, key: str, start: int, stop: int, out: torch.Tensor) -> None:
-        """The same of any tensor; a scalar is one row."""
+        """Like `rows`, for any tensor of the checkpoint. A scalar counts as one row."""
         stored = self._stored(key)
         for chunk in stored.chunks:
-            # FSDP2 cuts between rows alone: pieces lie one below the other.
+            # FSDP2 shards along the first dimension only: chunks consist of whole rows.
             first = chunk.offsets[0] if chunk.sizes else 0
             last = first + (chunk.sizes[0] if chunk.sizes else 1)
             low, high = max(start, first), min(stop, last)
@@ -146,7 +149,7 @@ class CheckpointReader(FileSystemReader):
                     self._read_rows(file, key, chunk, place, low - first, out[low - start : high - start])
 
     def read_data(self, plan: planners.LoadPlan, planner: planners.LoadPlanner) -> Future[None]:
-        """Each piece's bytes that the plan needs, in the order in which they lie in their file."""
+        """Read the bytes of each chunk that the plan needs, in the order in which they are stored in their file."""
         items = sorted(plan.items, key=lambda item: _order(self._info(item.storage_index)))
         by_file = itertools.groupby(items, lambda item: self._info(item.storage_index).relative_path)
         for name, in_file in by_file:
@@ -185,13 +188,13 @@ class CheckpointReader(FileSystemReader):
         first: int,
         out: torch.Tensor,
     ) -> None:
-        """Rows of a piece, from row `first` of it on; a scalar is one row."""
+        """Read rows of a chunk, starting with row `first`. A scalar counts as one row."""
         _, offset, length = place
         row_bytes = length // chunk.sizes[0] if chunk.sizes else length
         read_rows(file, offset + first * row_bytes, self._stored(key).properties.dtype, out)
 
     def _place(self, key: str, chunk: ChunkStorageMetadata, file: VerifiedFile | None = None) -> tuple[str, int, int]:
-        """Where a piece's numbers are, which torch.save wrote as a zip: file, offset, length."""
+        """Where the values of a chunk are, which torch.save wrote as a zip: file, offset, length."""
         index = MetadataIndex(key, chunk.offsets)
         if index not in self._places:
             name = self._info(index).relative_path
@@ -201,7 +204,7 @@ class CheckpointReader(FileSystemReader):
             else:
                 start, length = self._find(index, file)
             if length != math.prod(chunk.sizes) * self._stored(key).properties.dtype.itemsize:
-                defect = f"has a piece of {key.removeprefix(PREFIX)} with {length:,} bytes"
+                defect = f"has a chunk of {key.removeprefix(PREFIX)} with {length:,} bytes"
                 raise CorruptCheckpointError(self.checkpoint, name, defect)
             self._places[index] = name, start, length
         return self._places[index]
@@ -209,24 +212,24 @@ class CheckpointReader(FileSystemReader):
     def _find(self, index: MetadataIndex, file: VerifiedFile) -> tuple[int, int]:
         info = self._info(index)
         try:
-            with zipfile.ZipFile(Part(file, info.offset, info.length)) as opened:  # pyright: ignore[reportArgumentType]: what it needs of a file is there
+            with zipfile.ZipFile(Part(file, info.offset, info.length)) as opened:  # pyright: ignore[reportArgumentType]: Part has the methods that ZipFile uses
                 (record,) = (entry for entry in opened.infolist() if entry.filename.endswith("/data/0"))
             header = memoryview(bytearray(30))
             file.read_into(info.offset + record.header_offset, header)
-            # A zip's local header: 30 bytes, of which the last four say how long the name and the extra field are.
+            # A zip's local header has 30 bytes; the last four are the lengths of the name and of the extra field.
             name_length, extra_length = struct.unpack("<HH", header[26:30])
         except (OSError, ValueError, zipfile.BadZipFile) as error:
             if isinstance(error, ConfigError):
                 raise
             name = index.fqn.removeprefix(PREFIX)
-            raise CorruptCheckpointError(self.checkpoint, file.name, f"does not hold {name}: {error}") from None
+            raise CorruptCheckpointError(self.checkpoint, file.name, f"does not contain {name}: {error}") from None
         return info.offset + record.header_offset + 30 + name_length + extra_length, record.file_size
 
     def _info(self, index: MetadataIndex) -> Any:
         try:
             return self.metadata.storage_data[index]
         except KeyError:
-            raise CorruptCheckpointError(self.checkpoint, METADATA, f"does not say where {index.fqn} is") from None
+            raise CorruptCheckpointError(self.checkpoint, METADATA, f"does not list {index.fqn}") from None
 
     def _chunk(self, index: MetadataIndex) -> ChunkStorageMetadata:
         chunks = self._stored(index.fqn).chunks
@@ -240,7 +243,7 @@ class CheckpointReader(FileSystemReader):
         return found
 
     def optimizer_keys(self, optimizer: str) -> Iterator[tuple[str, str]]:
-        """(parameter, key) of each tensor of the state of an optimizer (the name of its class)."""
+        """(parameter, key) of each tensor of an optimizer's state. `optimizer` is the name of its class."""
         prefix = f"{OPTIMIZERS}{optimizer}.state.model."
         for key, value in self.metadata.state_dict_metadata.items():
             if key.startswith(prefix) and isinstance(value, TensorStorageMetadata):
@@ -248,7 +251,7 @@ class CheckpointReader(FileSystemReader):
                 yield name, what
 
     def value(self, key: str) -> Any:
-        """What a checkpoint written before there was state.json holds that is no tensor. Raises KeyError."""
+        """A value that is not a tensor, from a checkpoint written before state.json existed. Raises KeyError."""
         index = MetadataIndex(key)
         place = self.metadata.storage_data[index]
         with self._contents.open(place.relative_path) as file:
@@ -268,16 +271,16 @@ class CheckpointReader(FileSystemReader):
         return any(map(is_adapter, self.shapes))
 
     def check(self, model: ModelConfig, whose: str, lora: LoraConfig | None = None) -> None:
-        """Raises ConfigError when the tensors are not those of the model (`whose` config says), or not all there.
+        """Raise ConfigError unless the checkpoint contains exactly the tensors of the model.
 
-        With lora they are to be those of its adapters alone.
+        whose: the name of the model's config in messages. With lora, the tensors must be those of its adapters.
         """
         if lora is None and self.holds_adapters:
-            raise ConfigError(f"{self.checkpoint} holds adapters alone, but {whose} has no lora")
+            raise ConfigError(f"{self.checkpoint} contains only adapters, but {whose} has no lora")
         problems = self._tensor_problems(parameter_shapes(model) if lora is None else adapter_shapes(model, lora))
         if problems:
             more = f" (and {len(problems) - 10} more)" if len(problems) > 10 else ""
-            raise ConfigError(f"{self.checkpoint} does not hold the DBRX of {whose}: {'; '.join(problems[:10])}{more}")
+            raise ConfigError(f"{self.checkpoint} does not match the DBRX of {whose}: {'; '.join(problems[:10])}{more}")
         needed: dict[str, int] = {}
         for place in self.metadata.storage_data.values():
             needed[place.relative_path] = max(needed.get(place.relative_path, 0), place.offset + place.length)
@@ -293,13 +296,13 @@ class CheckpointReader(FileSystemReader):
         stored = {key: value for key, value in self.metadata.state_dict_metadata.items() if key.startswith(MODEL)}
         wanted = {PREFIX + name: shape for name, shape in shapes.items()}
         problems = [f"{key.removeprefix(PREFIX)} is missing" for key in wanted if key not in stored]
-        problems += [f"{key.removeprefix(PREFIX)} is not a part of DBRX" for key in stored if key not in wanted]
+        problems += [f"{key.removeprefix(PREFIX)} is not a parameter of DBRX" for key in stored if key not in wanted]
         for key, shape in wanted.items():
             if key in stored and (found := getattr(stored[key], "size", None)) != torch.Size(shape):
-                shape_found = "no tensor" if found is None else str(list(found))
-                problems.append(f"{key.removeprefix(PREFIX)} is {shape_found}, not {list(shape)}")
+                shape_found = "not a tensor" if found is None else str(list(found))
+                problems.append(f"{key.removeprefix(PREFIX)} is {shape_found}, expected {list(shape)}")
             elif key in stored and not _in_rows(stored[key]):
-                problems.append(f"{key.removeprefix(PREFIX)} is not in pieces of whole rows, each once")
+                problems.append(f"{key.removeprefix(PREFIX)} is not stored in disjoint chunks of whole rows")
         return problems
 
 
@@ -308,7 +311,7 @@ def _order(place: Any) -> tuple[str, int]:
 
 
 def _in_rows(stored: Any) -> bool:
-    """Whether a tensor's pieces lie one below the other without a gap, as FSDP2 cuts: so `rows` takes them."""
+    """Whether a tensor's chunks are contiguous whole rows, as FSDP2 shards them and `rows_of` reads them."""
     pieces = sorted((chunk for chunk in stored.chunks if chunk.sizes[0]), key=lambda chunk: chunk.offsets[0])
     ends = itertools.accumulate((chunk.sizes[0] for chunk in pieces), initial=0)
     whole = all(chunk.sizes[1:] == stored.size[1:] for chunk in pieces)

@@ -1,4 +1,4 @@
-"""Which checkpoints of a save folder are kept, by what is in it: those of the run's earlier starts count too."""
+"""Which checkpoints of a save folder are kept. Those that the run saved before it was resumed count too."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -7,18 +7,18 @@ from pathlib import Path
 from train.checkpoint.save_folder import batch_of
 
 KEEP = "keep"
-"""An empty file in a checkpoint, which is then never deleted for a newer one."""
+"""An empty file in a checkpoint that must not be deleted when newer ones are saved."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Retention:
-    """What a run keeps."""
+    """The checkpoints that a run keeps."""
 
     newest: int
     """Number of checkpoints; -1: all."""
     every: int | None = None
-    """Batches: a checkpoint of a multiple of it is kept besides, as long as it has the file KEEP, whatever the settings
-    are by then. None: no more are kept."""
+    """In batches: checkpoints at its multiples are kept as well, as long as they contain the file KEEP, even if this
+    setting changes later. None: no others are kept."""
 
     def superseded(
         self,
@@ -26,9 +26,10 @@ class Retention:
         batch: int,
         is_pinned: Callable[[Path], bool] = lambda path: (path / KEEP).exists(),
     ) -> list[Path]:
-        """The checkpoints, of those present (oldest first), that are not kept once there is one of `batch`.
+        """The checkpoints, among those present (oldest first), that need not be kept once that of `batch` exists.
 
-        Those of later batches are left alone: the run has resumed from one before them. is_pinned: has it KEEP?
+        Checkpoints of later batches are not deleted: the run resumed from before them. is_pinned: whether a checkpoint
+        contains KEEP.
         """
         if self.newest < 0:
             return []

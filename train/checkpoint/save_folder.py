@@ -1,9 +1,9 @@
-"""What makes a checkpoint trustworthy: complete, of this model, in a folder that is complete in itself.
+"""The save folder: which checkpoints in it are complete, which run they belong to, and the files beside them.
 
-Beside its checkpoints a save folder holds `config.yaml`, the resolved config of the run, and `tokenizer/`, so that an
-export or another machine needs nothing else (of a run with lora, whose checkpoints hold adapters alone, the base, and
-`base.json` that tells it from others: see train/weights/frozen_base.py). It is written to, and anything in it deleted,
-only when the run that asks for it has been accepted in all its parts.
+Besides the checkpoints, a save folder contains `config.yaml`, the resolved config of the run, and `tokenizer/`, so that
+an export needs nothing else, even on another machine. Checkpoints of a run with lora contain only adapters; an export
+of them also needs the base, which `base.json` identifies (see train/weights/frozen_base.py). The folder is only written
+to, and files in it are only deleted, after all checks of the run have passed.
 """
 
 import json
@@ -38,19 +38,19 @@ if TYPE_CHECKING:
     from data.tokenization.tokenizer import Tokenizer
 
 RECORD = "record.jsonl"
-"""In a save folder: a line for each start, checkpoint, evaluation and event of the run (see docs/metrics.md)."""
+"""In a log folder: a line for each start, checkpoint, evaluation and event of the run (see docs/metrics.md)."""
 METRICS = "metrics.jsonl"
 """In a log folder: a line for each step."""
 REPORT = "report.html"
-"""In a log folder: the run, drawn."""
+"""In a log folder: an HTML report of the run."""
 LOGS = (RECORD, METRICS, REPORT)
 
 RUN = "run.json"
-"""In a save folder: what identifies the run whose checkpoints are in it, and hashes of the tokenizer's files."""
+"""In a save folder: the id of the run whose checkpoints are in it, and hashes of the tokenizer's files."""
 LATEST = "latest"
 """In a save folder: a link to the newest checkpoint."""
 PART = ".part-"
-"""Begins the names of what is not committed."""
+"""Prefix of the names of files and folders that are not committed."""
 INCIDENTS = "incidents"
 """In a save folder: batches whose loss or gradient was not finite (see train/stability/incidents.py)."""
 
@@ -64,64 +64,64 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def batch_of(checkpoint: Path) -> int:
-    """The batch that its name says."""
+    """The batch in the name of a checkpoint."""
     batch = named_batch(checkpoint)
     assert batch is not None
     return batch
 
 
 def named_batch(path: Path) -> int | None:
-    """The same of any path; None where the name is not that of a checkpoint."""
+    """The batch in the name of any path; None if it is not the name of a checkpoint."""
     match = _NAME.fullmatch(path.name)
     return int(match[1]) if match is not None else None
 
 
 def is_complete(path: Path) -> bool:
-    """Whether it was committed: it has a manifest. Of those written before there were manifests a folder has torch's
-    index, and a file is a whole zip."""
+    """Whether a checkpoint was committed, which means that it has a manifest. Before manifests existed, a folder was
+    complete if it had torch's index, and a single file if it was a complete zip."""
     if not path.is_dir():
         return path.is_file() and zipfile.is_zipfile(path)
     return (path / MANIFEST).is_file() or ((path / METADATA).is_file() and not lacks_manifest(path))
 
 
 def check_identity(checkpoint: Path, manifest: Manifest | None) -> None:
-    """Raises CorruptCheckpointError when a checkpoint in a save folder is that of another batch or run."""
+    """Raise CorruptCheckpointError if a checkpoint in a save folder belongs to another batch or run."""
     batch = named_batch(checkpoint)
     if manifest is None or batch is None:
         return
     if manifest.batch != batch:
-        raise CorruptCheckpointError(checkpoint, MANIFEST, f"is that of batch {manifest.batch}")
+        raise CorruptCheckpointError(checkpoint, MANIFEST, f"belongs to batch {manifest.batch}")
     run_id = read_run_id(checkpoint.absolute().parent)
     if run_id is not None and manifest.run_id != run_id:
-        defect = f"is that of another run ({manifest.run_name}) than {RUN} beside it"
+        defect = f"belongs to another run ({manifest.run_name}) than {RUN} beside it"
         raise CorruptCheckpointError(checkpoint, MANIFEST, defect)
 
 
 def unverified(checkpoint: Path) -> str:
-    """A warning."""
-    return f"{checkpoint} has no manifest (it is of an earlier version): it is not verified"
+    """The warning for a checkpoint without a manifest."""
+    return f"{checkpoint} has no manifest (an earlier version wrote it): it is not verified"
 
 
 def read_run_id(folder: Path) -> str | None:
-    """What identifies the run in all its checkpoints; None where nothing says it."""
+    """The id of the run, which all its checkpoints contain; None if it is not known."""
     return _read_run(folder).get("run_id")
 
 
 def check_tokenizer(folder: Path) -> None:
-    """Raises ConfigError when a file of the tokenizer beside the checkpoints is not what the run has written."""
+    """Raise ConfigError if a tokenizer file beside the checkpoints differs from what the run wrote."""
     for name, expected in _read_run(folder).get("tokenizer", {}).items():
         path = folder / "tokenizer" / name
         with os_errors_named(path):
             found = digest_file(path).xxh3_128
         if found != expected:
             raise ConfigError(
-                f"{path} has other bytes than the run has written: restore it from a copy, or, if it was changed on "
-                f"purpose, remove {folder / RUN}"
+                f"{path} differs from what the run wrote: restore it from a copy or, if you changed it on purpose, "
+                f"remove {folder / RUN}"
             )
 
 
 def _read_run(folder: Path) -> dict[str, Any]:
-    """Empty where there is none, or it is damaged: nothing can be compared with it then."""
+    """The content of run.json; empty if the file is missing or damaged, so nothing can be compared with it."""
     try:
         values = json.loads((folder / RUN).read_bytes())
         return values["run"] if text_hash(json.dumps(values["run"], sort_keys=True)) == values["xxh3_128"] else {}
@@ -130,7 +130,7 @@ def _read_run(folder: Path) -> dict[str, Any]:
 
 
 def _write_run(folder: Path, run_id: str) -> None:
-    """Of a folder that has the tokenizer."""
+    """Write run.json into a folder that contains the tokenizer."""
     below = folder / "tokenizer"
     files = sorted(path for path in below.rglob("*") if path.is_file())
     run = {"run_id": run_id, "tokenizer": {str(path.relative_to(below)): digest_file(path).xxh3_128 for path in files}}
@@ -139,16 +139,16 @@ def _write_run(folder: Path, run_id: str) -> None:
 
 
 def saved_config(checkpoint: Path) -> TrainConfig | None:
-    """The config that a checkpoint was written with: its own, else the save folder's; None where there is neither.
+    """The config that a checkpoint was written with: its own, else the save folder's, or None if neither exists.
 
-    Raises ConfigError when it cannot be read, such as one with keys that this code does not have.
+    Raises ConfigError if it cannot be read, for example because it has keys that this version does not have.
     """
     found = _saved_yaml(checkpoint)
     return None if found is None else load_saved_config(found)
 
 
 def saved_values(checkpoint: Path) -> dict[str, Any]:
-    """What stands in that config, whatever keys it has. Raises ConfigError when it is no YAML."""
+    """The values in that config, including unknown keys. Raises ConfigError if it is not valid YAML."""
     found = _saved_yaml(checkpoint)
     return {} if found is None else read(str(found)).tree
 
@@ -159,20 +159,20 @@ def _saved_yaml(checkpoint: Path) -> Path | None:
 
 
 def run_name_of(config: TrainConfig) -> str:
-    """Raises ConfigError when it is $RUN_NAME, and that is no name."""
+    """The name of the run. Raises ConfigError if it is taken from $RUN_NAME and is not a valid name."""
     return config.run_name or run_name_of_environment() or time.strftime("dbrx-%Y%m%d-%H%M%S")
 
 
 def local_folder(config: TrainConfig, run_name: str) -> Path | None:
-    """The save folder on this machine, with run_name filled in: of one in an object store the staging folder. Raises
-    ConfigError for another placeholder, or another kind of store."""
+    """The save folder on this machine, with run_name filled in. For a save folder in an object store this is the
+    staging folder. Raises ConfigError for other placeholders and unknown kinds of stores."""
     if config.save_folder is None:
         return None
     return fill_in(config.save_folder, run_name, "save_folder", config.save_staging_folder)
 
 
 def fill_in(folder: str, run_name: str, key: str, staging: str) -> Path:
-    """The folder on this machine for one that a key names, with run_name filled in; ConfigError as of
+    """The folder on this machine for the value of a key, with run_name filled in. Raises ConfigError like
     `local_folder`."""
     filled = fill_name(folder, run_name, key)
     if is_address(filled):
@@ -184,7 +184,7 @@ def fill_in(folder: str, run_name: str, key: str, staging: str) -> Path:
 
 
 def fill_name(folder: str, run_name: str, key: str) -> str:
-    """The same as it is written: a path or a URL."""
+    """The value of a key, a path or a URL, with run_name filled in. Raises ConfigError."""
     for named, defect in ((key, placeholder_defect(folder, "run_name")), ("run_name", name_defect(run_name))):
         if defect is not None:
             raise ConfigError(defect, key=named)
@@ -192,28 +192,28 @@ def fill_name(folder: str, run_name: str, key: str) -> str:
 
 
 def check_save_folder(folder: Path, config: TrainConfig) -> None:
-    """Raises ConfigError when the folder cannot be written, or holds checkpoints that this run would neither go on from
-    nor may overwrite. Changes nothing in it.
+    """Raise ConfigError if the folder cannot be written, or contains checkpoints that this run would neither resume
+    from nor may overwrite. Changes nothing in the folder.
     """
     present = checkpoints(folder)
     if present and not (config.autoresume or config.save_overwrite):
         raise ConfigError(
-            f"save_folder {folder} holds {len(present)} checkpoint(s), the newest {present[-1].name}: write "
-            "autoresume=true to go on from it, save_overwrite=true to delete them, or another run_name"
+            f"save_folder {folder} contains {len(present)} checkpoint(s), the newest {present[-1].name}: set "
+            "autoresume=true to resume from it, save_overwrite=true to delete them, or another run_name"
         )
     deletes = config.save_overwrite and not config.autoresume
     local = config.load_path is not None and not is_address(config.load_path)
     if deletes and config.load_path and local and Path(config.load_path).resolve().is_relative_to(folder.resolve()):
         raise ConfigError(
             f"is {config.load_path!r}, which save_overwrite would delete with the other checkpoints of "
-            f"{folder}: write another run_name or save_folder",
+            f"{folder}: set another run_name or save_folder",
             key="load_path",
         )
     check_writable(folder, "save_folder")
 
 
 def check_writable(folder: Path, key: str) -> None:
-    """Raises ConfigError when the folder that a key names cannot be written, or made."""
+    """Raise ConfigError if the folder that a key names cannot be written or created."""
     there = existing_parent(folder)
     with (
         os_errors_named(f"{key} {folder}", "written", hint="name another"),
@@ -223,13 +223,13 @@ def check_writable(folder: Path, key: str) -> None:
 
 
 def existing_parent(folder: Path) -> Path:
-    """The folder, or the nearest one above it that is there."""
+    """The folder, or its nearest parent that exists."""
     return next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
 
 
 def damaged(folder: Path) -> list[Path]:
-    """Folders in a save folder that have lost their manifest: a checkpoint gets its name when it has one, so no killed
-    run leaves such a folder. Oldest first."""
+    """Checkpoints in a save folder whose manifest is missing, oldest first. A killed run leaves no such folder: a
+    checkpoint is only given its name once it has a manifest."""
     entries = folder.iterdir() if folder.is_dir() else ()
     return sorted(
         (path for path in entries if _NAME.fullmatch(path.name) and lacks_manifest(path) and not is_complete(path)),
@@ -238,7 +238,7 @@ def damaged(folder: Path) -> list[Path]:
 
 
 def leftovers(folder: Path) -> list[Path]:
-    """What killed runs have left half-written, and a link of earlier versions that nothing updates any more."""
+    """Partial files of killed runs, and links of earlier versions that are no longer updated."""
     kept = {*checkpoints(folder), *damaged(folder)}
     return sorted(
         path
@@ -250,8 +250,8 @@ def leftovers(folder: Path) -> list[Path]:
 
 
 def recover(folder: Path) -> list[Path]:
-    """Gives committed checkpoints their names that a run had when it was killed between moving the one before it away
-    and renaming it; returns them. For one rank, whose run owns the folder."""
+    """Rename and return committed checkpoints whose run was killed between moving the previous checkpoint of that name
+    away and renaming the new one. To be called on one rank of the run that owns the folder."""
     recovered = []
     for path in leftovers(folder):
         place = path.with_name(path.name.removeprefix(PART))
@@ -262,7 +262,7 @@ def recover(folder: Path) -> list[Path]:
 
 
 def remove_leftovers(folder: Path) -> list[Path]:
-    """Deletes them, and returns what it has deleted. For one rank, whose run owns the folder."""
+    """Delete and return the leftovers. To be called on one rank of the run that owns the folder."""
     found = leftovers(folder)
     with plain_os_errors(f"save_folder {folder}", "name another save_folder"):
         for path in found:
@@ -273,7 +273,8 @@ def remove_leftovers(folder: Path) -> list[Path]:
 def furnish_save_folder(
     folder: Path, config: TrainConfig, tokenizer: "Tokenizer", *, run_id: str, resuming: bool
 ) -> None:
-    """Writes what belongs beside the checkpoints; deletes those that save_overwrite gives up. For one rank."""
+    """Write the files beside the checkpoints, and delete checkpoints according to save_overwrite. To be called on one
+    rank."""
     what, again = "config.yaml and the tokenizer", "start again"
     with plain_os_errors(f"save_folder {folder}", "name another save_folder", needed_for=what, again=again):
         folder.mkdir(parents=True, exist_ok=True)
@@ -282,7 +283,7 @@ def furnish_save_folder(
             (Path(made) / "config.yaml").write_text(to_yaml(config))
             _write_run(Path(made), run_id)
             if not resuming:
-                # Before run.json: checkpoints of another run than it names cannot be resumed from.
+                # Before run.json is written: checkpoints cannot be resumed if run.json names another run.
                 for name in LOGS:
                     (folder / name).unlink(missing_ok=True)
                 shutil.rmtree(folder / INCIDENTS, ignore_errors=True)
@@ -294,8 +295,8 @@ def furnish_save_folder(
 
 
 def remove(path: Path) -> None:
-    """Deletes a checkpoint, or what is left of one. It is gone at once: what a killed process leaves of it is no
-    checkpoint. Raises OSError."""
+    """Delete a checkpoint or a leftover. It is renamed first, so a partly deleted folder never counts as a checkpoint.
+    Raises OSError."""
     if path.is_dir() and not path.is_symlink():
         if not path.name.startswith(PART):
             path = path.rename(path.with_name(f"{PART}removed-{path.name}-{uuid.uuid4().hex[:8]}"))

@@ -1,4 +1,4 @@
-"""What a checkpoint holds besides tensors: state.json."""
+"""state.json: everything in a checkpoint besides tensors."""
 
 import base64
 import binascii
@@ -25,17 +25,17 @@ _NAME_PREFIX = PREFIX.removeprefix("state.model.")
 
 @dataclass(frozen=True, kw_only=True)
 class RunState:
-    """The state of a run between two batches, but for the tensors of model and optimizer. All of it can be JSON."""
+    """The state of a run between two batches, without the tensors of model and optimizer. Serializable as JSON."""
 
     timestamp: Mapping[str, int | float]
-    """Composer's counters; lengths of time (`..._wct`) in seconds."""
+    """Composer's counters; durations (`..._wct`) in seconds."""
     position: str
-    """Where the run is in its data (RowPlan.state)."""
+    """The position in the data (RowPlan.state)."""
     rank_zero_seed: int
     callbacks: Mapping[str, Any]
-    """Class of a callback -> its state."""
+    """The state of each callback, by class name."""
     optimizer: str
-    """Class of the optimizer."""
+    """Class name of the optimizer."""
     param_groups: Groups
     random: Sequence[Mapping[str, Any]]
     """The random state of each rank, as `encode_random` returns it."""
@@ -71,7 +71,7 @@ def to_json(state: RunState) -> bytes:
 
 
 def read_state(checkpoint: CheckpointReader | FullCheckpoint) -> RunState:
-    """Raises CorruptCheckpointError, and ConfigError when the checkpoint is not one of the whole state of a run."""
+    """Raises CorruptCheckpointError, and ConfigError if the checkpoint lacks a run's complete state."""
     if isinstance(checkpoint, FullCheckpoint):
         return _from_full(checkpoint)
     path = checkpoint.checkpoint
@@ -90,7 +90,7 @@ def read_state(checkpoint: CheckpointReader | FullCheckpoint) -> RunState:
 
 
 def state_if_any(checkpoint: CheckpointReader | FullCheckpoint) -> RunState | None:
-    """None where it holds weights alone. Raises CorruptCheckpointError."""
+    """The state, or None if the checkpoint contains only weights. Raises CorruptCheckpointError."""
     try:
         return read_state(checkpoint)
     except CorruptCheckpointError:
@@ -99,7 +99,7 @@ def state_if_any(checkpoint: CheckpointReader | FullCheckpoint) -> RunState | No
         return None
 
 
-# Checkpoints written before there was state.json: Composer's state, a pickled value each.
+# Checkpoints written before state.json existed contain Composer's state, each value pickled.
 
 
 def _from_items(reader: CheckpointReader) -> RunState:
@@ -127,7 +127,7 @@ def _put(nested: dict[Any, Any], path: Sequence[Any], value: Any) -> None:
 
 
 def _from_composer(state: Mapping[str, Any], random: Mapping[int, Any], checkpoint: Path) -> RunState:
-    """Raises ConfigError when it is not the whole state of a run of ours."""
+    """Raises ConfigError if it is not the complete state of a run of this framework."""
     try:
         ((optimizer, saved),) = state["optimizers"].items()
         groups = saved["param_groups"]
@@ -136,7 +136,7 @@ def _from_composer(state: Mapping[str, Any], random: Mapping[int, Any], checkpoi
             timestamp=timestamp_from_composer(state["timestamp"]["Timestamp"]),
             position=state["dataset_state"]["train"]["position"],
             rank_zero_seed=state["rank_zero_seed"],
-            # The saver's state is a list of files, which is not used.
+            # The state of CheckpointSaver is a list of files, which is not used.
             callbacks={key: value for key, value in state["callbacks"].items() if key != "CheckpointSaver"},
             optimizer=optimizer,
             param_groups=[
@@ -146,13 +146,13 @@ def _from_composer(state: Mapping[str, Any], random: Mapping[int, Any], checkpoi
         )
     except (KeyError, TypeError, AttributeError, ValueError):
         raise ConfigError(
-            f"{checkpoint} has no position in the data, so a run cannot go on from it: start another from its weights, "
-            "with another run_name, load_path and load_weights_only=true"
+            f"{checkpoint} has no position in the data, so a run cannot resume from it: start a new run from its "
+            "weights with another run_name, load_path and load_weights_only=true"
         ) from None
 
 
 def timestamp_from_composer(timestamp: Mapping[str, Any]) -> dict[str, int | float]:
-    """Composer's Timestamp.state_dict() with lengths of time in seconds."""
+    """Composer's Timestamp.state_dict() with durations in seconds."""
     return {
         key: value.total_seconds() if isinstance(value, datetime.timedelta) else value
         for key, value in timestamp.items()

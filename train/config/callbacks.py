@@ -1,4 +1,4 @@
-"""Callbacks and loggers (to Composer a logger is a callback too), as a YAML has them."""
+"""The callbacks and loggers of a config. Composer treats loggers as callbacks too."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -18,10 +18,10 @@ class LRMonitorConfig(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class SpeedMonitorConfig(Section):
-    """The window of throughput, which is always logged; and also what Composer's SpeedMonitor calls otherwise."""
+    """Sets the window of the throughput, which is always logged, and adds the metrics of Composer's SpeedMonitor."""
 
     window_size: Count = 100
-    """Batches over which throughput is averaged. Before there are so many: over those since the warm-up."""
+    """Batches over which throughput is averaged. Until there are that many, those since the warm-up are used."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ class MemoryMonitorConfig(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class RuntimeEstimatorConfig(Section):
-    """Logs the time that is left as Composer does, time/remaining_estimate in hours, beside time/remaining_seconds."""
+    """Logs the remaining time as Composer does (time/remaining_estimate, in hours), besides time/remaining_seconds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,40 +39,40 @@ class HFCheckpointerConfig(Section):
     """Exports checkpoints to Hugging Face folders during the run."""
 
     save_folder: PathOfRun
-    """Exports go to huggingface/baN in it; {run_name} is filled in."""
+    """Exports are written to huggingface/baN in this folder. {run_name} is filled in."""
     save_interval: PositiveDuration
-    """Of the checkpoints those at this interval, and the last, are exported; a multiple of the run's save_interval."""
+    """Time between exports, a multiple of the run's save_interval. The last checkpoint is exported as well."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """In what the weights are written."""
+    """Dtype of the exported weights."""
 
 
 def _prompts(generate: "GenerateConfig") -> Iterator[Defect]:
     if not generate.prompts:
-        yield Defect("prompts", "is [], but at least 1 is needed")
+        yield Defect("prompts", "is [], but at least 1 prompt is required")
     for number, prompt in enumerate(generate.prompts):
         if not prompt:
-            yield Defect(f"prompts[{number}]", "is '', but a prompt needs at least 1 character")
+            yield Defect(f"prompts[{number}]", "is '', but a prompt must have at least 1 character")
 
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateConfig(Sampling):
-    """Shows what the model writes, during the run."""
+    """Generates text from fixed prompts during the run."""
 
     RULES = (*Sampling.RULES, _prompts)
 
     prompts: list[str]
-    """What the model continues, the same each time."""
+    """Prompts that the model continues, the same each time."""
     interval: PositiveDuration = "1ep"
-    """Also at the end of the run."""
+    """Time between generations. Text is also generated at the end of the run."""
     chat: bool = False
-    """Each prompt is what a user says, in the chat template."""
+    """Format each prompt as a user message with the chat template."""
     max_new_tokens: Count = 64
-    """The most tokens that are generated after a prompt."""
+    """Maximum number of tokens generated after a prompt."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CallbacksConfig(Section):
-    """What is done during the run besides training."""
+    """What else a run does during training."""
 
     generate: GenerateConfig | None = None
     hf_checkpointer: HFCheckpointerConfig | None = None
@@ -84,22 +84,22 @@ class CallbacksConfig(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class FileLoggerConfig(Section):
-    """A log file for each rank."""
+    """Writes a log file for each rank."""
 
     filename: PathOfRank = "{run_name}/logs-rank{rank}.txt"
-    """What the console shows, in a file; {run_name} and {rank} are filled in."""
+    """Path of the file with the console output. {run_name} and {rank} are filled in."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TensorboardLoggerConfig(Section):
-    """TensorBoard event files, of rank 0."""
+    """TensorBoard event files, written by rank 0."""
 
     log_dir: PathOfRun | None = None
-    """Where event files go; {run_name} is filled in. Without it they go to a folder of the run's name below log_dir;
-    null takes tensorboard_logs."""
+    """Folder of the event files. {run_name} is filled in; a value without it gets a subfolder named after the run.
+    null uses tensorboard_logs."""
 
     def folder(self, run_name: str) -> Path:
-        """That of a run."""
+        """The folder of a run's event files."""
         log_dir = self.log_dir or "tensorboard_logs"
         filled = Path(fill_placeholders(log_dir, {"run_name": run_name}))
         return filled if "{run_name}" in log_dir else filled / run_name
@@ -107,7 +107,7 @@ class TensorboardLoggerConfig(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class WandBLoggerConfig(Section):
-    """A Weights & Biases run, of rank 0."""
+    """A Weights & Biases run, logged by rank 0."""
 
     project: Label | None = None
     """The project that the run belongs to."""
@@ -116,29 +116,29 @@ class WandBLoggerConfig(Section):
     group: Label | None = None
     """The group of runs."""
     name: Label | None = None
-    """null takes run_name."""
+    """Name of the run in Weights & Biases; null uses run_name."""
     tags: Labels = field(default_factory=list)
     """Labels of the run."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MLflowLoggerConfig(Section):
-    """An MLflow run, of rank 0. Needs the extra `mlflow`."""
+    """An MLflow run, logged by rank 0. Requires the extra `mlflow`."""
 
     tracking_uri: Label | None = None
-    """A folder, file:PATH, or http://HOST:PORT of a server; null takes $MLFLOW_TRACKING_URI, and without it the folder
-    mlruns."""
+    """A folder, file:PATH, or http://HOST:PORT of a server. null uses $MLFLOW_TRACKING_URI, or the folder mlruns if
+    that is not set."""
     experiment_name: Label | None = None
-    """null takes $MLFLOW_EXPERIMENT_NAME, and without it MLflow's own Default."""
+    """null uses $MLFLOW_EXPERIMENT_NAME, or MLflow's Default if that is not set."""
     run_name: Label | None = None
-    """null takes the run's run_name."""
+    """Name of the run in MLflow; null uses run_name of the config."""
     tags: dict[str, str] = field(default_factory=dict)
     """Labels of the run."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoggersConfig(Section):
-    """Where metrics go."""
+    """Where metrics are logged."""
 
     file: FileLoggerConfig | None = None
     tensorboard: TensorboardLoggerConfig | None = None

@@ -1,4 +1,4 @@
-"""What a config may hold, as a JSON schema for editors and as an explanation of a single key."""
+"""The keys of a config: a JSON schema for editors, an explanation of a single key, and the page docs/keys.md."""
 
 import dataclasses
 import functools
@@ -20,11 +20,25 @@ from train.config import llm_foundry
 from train.config.reading.interpolation import VARIABLES
 from train.config.schema import TrainConfig
 
-_VARIABLES = "Values to refer to as ${variables.NAME}."
+_KEYS_PAGE = """\
+# Configuration keys
+
+Every key that a YAML may contain, with its type, default and meaning. This page is generated from the configuration
+dataclasses: `python train.py --keys > docs/keys.md`. The same text is available for one key with
+`python train.py --explain KEY`, and for editors as a JSON schema with `python train.py --schema`.
+
+- `NAME` in a heading is a name that you choose, such as the name of a stream. `[]` marks the items of a list.
+- A key without a default is **required**. A section that has a default may be omitted.
+- On the command line a key is written with its path: `optimizer.lr=1e-4`.
+- Durations have a unit: `10ba` (batches), `500tok` (tokens), `2ep` (epochs), `0.1dur` (a part of `max_duration`).
+- LLM Foundry's keys that have no effect here are listed in [Coming from LLM Foundry](llm-foundry.md).
+"""
+
+_VARIABLES = "Values that other keys can refer to as ${variables.NAME}."
 
 
 class _Generator(GenerateJsonSchema):
-    """pydantic's, with a reference such as `${max_seq_len}` wherever there can be a value."""
+    """pydantic's generator, extended to allow a reference such as `${max_seq_len}` in place of any value."""
 
     def int_schema(self, schema: Any) -> dict[str, Any]:
         return _or_reference(super().int_schema(schema))
@@ -46,19 +60,19 @@ class _Generator(GenerateJsonSchema):
 
 
 def _or_reference(schema: dict[str, Any], *more: str) -> dict[str, Any]:
-    # One schema with two types, because editors say more about it than about alternatives.
+    # One schema with two types, because editors give better hints for it than for alternatives.
     return schema | {"type": [schema["type"], *more, "string"], "pattern": REFERENCE}
 
 
 @functools.cache
 def json_schema() -> dict[str, Any]:
-    """The schema of a whole config (draft 2020-12), with documentation and default of each key."""
+    """The schema of a whole config (draft 2020-12), with the documentation and the default of each key."""
     schema = TypeAdapter(TrainConfig).json_schema(schema_generator=_Generator)
-    sections = {cls.__name__: cls for _, cls in _sections(TrainConfig)}
+    classes = {cls.__name__: cls for _, cls in sections(TrainConfig)}
     definitions = schema["$defs"] | {TrainConfig.__name__: schema}
-    for name, cls in sections.items():
+    for name, cls in classes.items():
         _complete(definitions[name], cls, definitions)
-    for path, cls in _sections(TrainConfig):
+    for path, cls in sections(TrainConfig):
         _add_ignored(definitions[cls.__name__]["properties"], path)
     schema["properties"][VARIABLES] = {"type": ["object", "null"], "default": None, "description": _VARIABLES}
     schema["title"] = "A run of Dropless"
@@ -68,7 +82,7 @@ def json_schema() -> dict[str, Any]:
 def _complete(definition: dict[str, Any], cls: type[Section], definitions: dict[str, Any]) -> None:
     definition.pop("title", None)
     if cls is not TrainConfig:
-        # An empty section has its defaults.
+        # An empty section uses its defaults.
         definition.update(_or_reference(definition, *([] if "required" in definition else ["null"])))
     for field in dataclasses.fields(cls):  # pyright: ignore[reportArgumentType]
         key = definition["properties"][field.name]
@@ -80,35 +94,36 @@ def _complete(definition: dict[str, Any], cls: type[Section], definitions: dict[
         if "description" not in key and section is not None:
             key["description"] = definitions[section.__name__]["description"]
     for base in cls.__mro__[1:]:
-        if dataclasses.is_dataclass(base):  # pydantic finds the documentation of a class's own fields
+        if dataclasses.is_dataclass(base):  # pydantic only finds the docstrings of the class itself
             for name, inherited in TypeAdapter(base).json_schema()["properties"].items():
                 definition["properties"][name].setdefault("description", inherited.get("description"))
 
 
 def _add_ignored(keys: dict[str, Any], path: str) -> None:
-    """LLM Foundry's keys that may say what is done anyway."""
+    """Add LLM Foundry's keys that are ignored if their value is what this framework always does."""
     for pattern, rule in llm_foundry.RULES.items():
         above, _, name = pattern.rpartition(".")
         here = fnmatchcase(path, above) if path else not above
         if rule.accepts and "*" not in name and here:
-            ignored = keys.setdefault(name, {"enum": [], "deprecated": True, "description": rule.say})
-            # Sections of one class may accept different values.
+            ignored = keys.setdefault(name, {"enum": [], "deprecated": True, "description": rule.hint})
+            # Sections of the same class may accept different values.
             ignored["enum"] += [value for value in rule.accepts if value not in ignored["enum"]]
 
 
-def _sections(hint: Any, path: str = "") -> Iterator[tuple[str, type[Section]]]:
-    """Every section, with its path."""
+def sections(hint: Any, path: str = "") -> Iterator[tuple[str, type[Section]]]:
+    """Yield the path and the class of every section. NAME is any key of a mapping, [] any item of a list."""
     for option in options_of(hint):
         if is_section(option):
             yield path, option
             for name, below in hints_of(option).items():
-                yield from _sections(below, join(path, name))
+                yield from sections(below, join(path, name))
         elif get_origin(option) in (list, dict):
-            yield from _sections(get_args(option)[-1], join(path, "NAME"))
+            below = f"{path}[]" if get_origin(option) is list else join(path, "NAME")
+            yield from sections(get_args(option)[-1], below)
 
 
 def explain(path: str) -> str:
-    """Type, default and documentation of the key at `path`, or the keys of the section there.
+    """The type, default and documentation of the key at `path`, or the keys if it is a section.
 
     Raises ConfigError for an unknown key.
     """
@@ -128,7 +143,7 @@ def explain(path: str) -> str:
             cls, name, hint, key, is_item = option, part, hints_of(option)[part], join(key, part), False
         else:
             rule = llm_foundry.rule_for(join(key, part))
-            hint = f": {rule.say}" if rule else intended_key(TrainConfig, part, key, list(hints_of(option)))[1]
+            hint = f": {rule.hint}" if rule else intended_key(TrainConfig, part, key, list(hints_of(option)))[1]
             raise ConfigError(f"is not a key{hint}", key=join(key, part))
     return "\n".join(_explained(path, cls, name, hint, is_item=is_item))
 
@@ -147,3 +162,95 @@ def _explained(path: str, cls: type[Section], name: str, hint: Any, *, is_item: 
     section = next(filter(is_section, options_of(hint)), None)
     if section is not None:
         yield f"  keys     {', '.join(hints_of(section)) or 'none'}"
+
+
+def key_reference() -> str:
+    """The page, in Markdown. A class that is used for several sections has one table."""
+    parts = [_KEYS_PAGE]
+    for path, cls in sections(TrainConfig):
+        if path == _first_paths()[cls]:
+            parts.append("\n".join(_section_of_page(path, cls)))
+        elif "." not in path:
+            parts.append(f"{_heading(path)}\n\nThe same keys as {_link(cls)}.\n")
+    return "\n".join(parts)
+
+
+@functools.cache
+def _first_paths() -> dict[type[Section], str]:
+    paths: dict[type[Section], str] = {}
+    for path, cls in sections(TrainConfig):
+        paths.setdefault(cls, path)
+    return paths
+
+
+def _section_of_page(path: str, cls: type[Section]) -> Iterator[str]:
+    schema = json_schema()
+    definition = schema if cls is TrainConfig else schema["$defs"][cls.__name__]
+    yield f"{_heading(path)}\n"
+    if cls is not TrainConfig:
+        yield f"{_prose(definition['description'])}\n"
+    names = hints_of(cls)
+    if not names:
+        yield f"`{path}` has no keys: write `{path}: {{}}`.\n"
+        return
+    yield "| key | type | default | meaning |"
+    yield "|---|---|---|---|"
+    for name, hint in names.items():
+        key = definition["properties"][name]
+        cells = (f"`{name}`", _type_cell(cls, name, hint), _default_cell(key), _prose(key["description"]))
+        yield f"| {' | '.join(cells)} |"
+    if cls is TrainConfig:
+        key = definition["properties"][VARIABLES]
+        yield f"| `{VARIABLES}` | a mapping | {_default_cell(key)} | {_prose(key['description'])} |"
+    yield ""
+
+
+def _heading(path: str) -> str:
+    return f"{'#' * min(path.count('.') + 2, 4)} {path or 'Top level'}"
+
+
+def _link(cls: type[Section]) -> str:
+    """A link to the heading of the section's table. As on GitHub, anchors contain no dots and brackets."""
+    path = _first_paths()[cls]
+    return f"[{path.replace('[]', '')}](#{re.sub(r'[^a-z0-9_]', '', path.lower())})"
+
+
+def _type_cell(cls: type[Section], name: str, hint: Any) -> str:
+    options = [_type_option(option) for option in options_of(hint)]
+    if type(None) in get_args(hint):
+        options.append("`null`")
+    bounds = [text for check in field_checks(cls).get(name, ()) if (text := check.described())]
+    return _cell("; ".join([" or ".join(options), *bounds]))
+
+
+def _type_option(option: Any) -> str:
+    if get_origin(option) is Literal:
+        return ", ".join(f"`{choice}`" for choice in get_args(option))
+    if is_section(option):
+        return f"section {_link(option)}"
+    if get_origin(option) in (list, dict):
+        section = next(filter(is_section, options_of(get_args(option)[-1])), None)
+        if section is not None:
+            return f"{'list' if get_origin(option) is list else 'mapping'} of sections {_link(section)}"
+    return describe(option)
+
+
+def _default_cell(key: dict[str, Any]) -> str:
+    if "default" not in key:
+        return "**required**"
+    return f"`{_cell(json.dumps(key['default']))}`"
+
+
+def _prose(text: str) -> str:
+    """A documentation string as one line of Markdown. Code in backticks is not escaped."""
+    parts = re.split(r"(`[^`]*`)", " ".join(text.split()))
+    return _cell("".join(part if part.startswith("`") else _escaped(part) for part in parts))
+
+
+def _escaped(text: str) -> str:
+    text = re.sub(r"([*\[\]])", r"\\\1", text).replace("<", "&lt;")
+    return re.sub(r"docs/([\w-]+\.md(#[\w-]+)?)", r"[\1](\1)", text)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")

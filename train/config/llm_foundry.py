@@ -1,7 +1,7 @@
-"""What is said about keys of LLM Foundry that are not keys here.
+"""Hints for keys of LLM Foundry that do not exist here.
 
-RULES speaks of keys this schema lacks, VALUES of values LLM Foundry has for keys that both have. LLM_FOUNDRY lists the
-leaf keys of its dbrx-full-ft.yaml and the values there; `table` joins them into the table in docs/llm-foundry.md.
+RULES covers keys that this schema lacks, VALUES covers values of LLM Foundry for keys that both have. LLM_FOUNDRY lists
+the leaf keys of its dbrx-full-ft.yaml with their values; `table` creates the table in docs/llm-foundry.md from them.
 """
 
 from dataclasses import dataclass
@@ -16,20 +16,20 @@ from data.config.suggest import show
 @dataclass(frozen=True, kw_only=True)
 class Rule:
     accepts: tuple[object, ...] = ()
-    """Values that say what is done anyway: the reader passes over the key. Every other value is refused."""
-    say: str
-    """What is done anyway, or what to write instead."""
+    """Values that describe what is always done: the reader ignores the key. Other values are refused."""
+    hint: str
+    """What is always done, or what to write instead."""
 
 
 def _fsdp1(*keys: str) -> dict[str, Rule]:
-    rule = Rule(say="a setting of FSDP1, which FSDP2 does without: leave it out")
+    rule = Rule(hint="a setting of FSDP1, which FSDP2 does not have: remove it")
     return {f"fsdp_config.{key}": rule for key in keys}
 
 
 def _streaming(*keys: str) -> dict[str, Rule]:
     rule = Rule(
-        say="a setting of Streaming's own order, downloads or checks: the order of rows here is planned, is the same "
-        "for any number of nodes, and every shard's hash is checked; leave it out"
+        hint="a setting of Streaming's shuffling, downloads or checks: here the order of rows is fixed for any number "
+        "of nodes, and the hash of every shard is checked; remove it"
     )
     return {f"*_loader.dataset.{key}": rule for key in keys} | {
         f"*_loader.dataset.streams.*.{key}": rule for key in keys
@@ -37,58 +37,64 @@ def _streaming(*keys: str) -> dict[str, Rule]:
 
 
 RULES: dict[str, Rule] = {
-    "icl_seq_len": Rule(say="there are no in-context evaluation tasks; eval_loader gives loss and perplexity"),
-    "icl_tasks*": Rule(say="there are no in-context evaluation tasks; eval_loader gives loss and perplexity"),
-    "*.trust_remote_code": Rule(accepts=(False,), say="no code from a hub is ever run: leave it out"),
-    "*.use_auth_token": Rule(say="a token is taken from HF_TOKEN in the environment, never from a file: leave it out"),
-    "global_seed": Rule(say="write seed, or put it under variables: and refer to it as ${variables.global_seed}"),
-    "expandable_segments": Rule(
-        accepts=(False,), say="set PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True in the environment"
+    "icl_seq_len": Rule(hint="in-context evaluation tasks are not supported; eval_loader reports loss and perplexity"),
+    "icl_tasks*": Rule(hint="in-context evaluation tasks are not supported; eval_loader reports loss and perplexity"),
+    "*.trust_remote_code": Rule(accepts=(False,), hint="code from a hub is never executed: remove it"),
+    "*.use_auth_token": Rule(
+        hint="tokens are only read from HF_TOKEN in the environment, never from a file: remove it"
     ),
-    "eval_gauntlet*": Rule(say="there are no in-context evaluation tasks; eval_loader gives loss and perplexity"),
-    "icl_max_seq_len": Rule(say="there are no in-context evaluation tasks; eval_loader gives loss and perplexity"),
-    "model.expansion_ratio": Rule(say="write ffn_config.ffn_hidden_size, the width of one expert"),
-    "model.loss_fn": Rule(say="the loss is always cross-entropy: leave it out"),
+    "global_seed": Rule(hint="use seed, or define it under variables: and refer to it as ${variables.global_seed}"),
+    "expandable_segments": Rule(
+        accepts=(False,), hint="set PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True in the environment"
+    ),
+    "eval_gauntlet*": Rule(
+        hint="in-context evaluation tasks are not supported; eval_loader reports loss and perplexity"
+    ),
+    "icl_max_seq_len": Rule(
+        hint="in-context evaluation tasks are not supported; eval_loader reports loss and perplexity"
+    ),
+    "model.expansion_ratio": Rule(hint="use ffn_config.ffn_hidden_size, the width of one expert"),
+    "model.loss_fn": Rule(hint="the loss is always cross-entropy: remove it"),
     "model.attn_config.attn_uses_sequence_id": Rule(
-        accepts=(True,), say="attention never crosses the documents of a row: leave it out"
+        accepts=(True,), hint="attention never crosses document boundaries: remove it"
     ),
     "model.ffn_config.ffn_type": Rule(
-        accepts=("mb_dmoe",), say="every layer has dropless experts, and moe_impl says what computes them"
+        accepts=("mb_dmoe",), hint="every layer has dropless experts; moe_impl sets the implementation"
     ),
-    "model.ffn_config.moe_lbl_in_fp32": Rule(accepts=(True,), say="router losses are always computed in fp32"),
-    "model.ffn_config.mlp_impl": Rule(say="write `moe_impl: megablocks`, or auto"),
-    "model.ffn_config.memory_optimized_mlp": Rule(accepts=(False,), say="write moe_recompute"),
+    "model.ffn_config.moe_lbl_in_fp32": Rule(accepts=(True,), hint="router losses are always computed in fp32"),
+    "model.ffn_config.mlp_impl": Rule(hint="use `moe_impl: megablocks`, or auto"),
+    "model.ffn_config.memory_optimized_mlp": Rule(accepts=(False,), hint="use moe_recompute"),
     "model.pretrained": Rule(
         accepts=(True,),
-        say="weights are taken wherever pretrained_model_name_or_path names them; without it training starts from "
-        "fresh ones",
+        hint="weights are loaded if pretrained_model_name_or_path is set; otherwise they are initialized randomly",
     ),
     "model.peft_config*": Rule(
-        say="write the top-level key lora: {r, alpha, dropout, target_modules}, whose target_modules can be experts too"
+        hint="use the top-level key lora: {r, alpha, dropout, target_modules}; target_modules may include experts"
     ),
-    "model.init_device": Rule(accepts=("mixed", "meta"), say="every rank builds on meta and fills its own part"),
+    "model.init_device": Rule(accepts=("mixed", "meta"), hint="every rank builds on meta and fills in its own shards"),
     "model.config_overrides": Rule(
-        accepts=({}, None), say="the keys are written in model itself, such as model.n_layers"
+        accepts=({}, None), hint="write these keys directly into model, such as model.n_layers"
     ),
     "model.use_flash_attention_2": Rule(
-        say="write `attn_config: {attn_impl: auto}` (flash-attn where it is installed), or `flash`"
+        hint="use `attn_config: {attn_impl: auto}` (flash-attn if it is installed), or `flash`"
     ),
-    "model.attn_implementation": Rule(say="write `attn_config: {attn_impl: ...}`: auto, sdpa, flex or flash"),
-    "*_loader.dataset.decoder_only_format": Rule(accepts=(True,), say="prompt and response are always one sequence"),
-    "*_loader.dataset.allow_pad_trimming": Rule(accepts=(False,), say="rows always have max_seq_len positions"),
+    "model.attn_implementation": Rule(hint="use `attn_config: {attn_impl: ...}`: auto, sdpa, flex or flash"),
+    "*_loader.dataset.decoder_only_format": Rule(accepts=(True,), hint="prompt and response are always one sequence"),
+    "*_loader.dataset.allow_pad_trimming": Rule(accepts=(False,), hint="rows always have max_seq_len positions"),
     "train_loader.dataset.packing_ratio": Rule(
         accepts=("auto",),
-        say="the prepared rows are packed as tightly as they go; write `packing: none` for no packing",
+        hint="rows are packed as tightly as possible; use `packing: none` to disable packing",
     ),
     "eval_loader.dataset.packing_ratio": Rule(
         accepts=("auto", None),
-        say="documents in a row do not see one another, so packing leaves the loss as it is; `packing: none` for none",
+        hint="packing does not change the loss, because documents in a row cannot attend to each other; use "
+        "`packing: none` to disable it",
     ),
     "*_loader.dataset.seq_parallel_replication": Rule(
-        accepts=(1, None), say="rows are not cut over ranks: leave it out"
+        accepts=(1, None), hint="rows are not split across ranks: remove it"
     ),
-    "*_loader.dataset.tokenizer": Rule(say="there is one tokenizer, at the top level"),
-    "*_loader.dataset.max_seq_length": Rule(say="write max_seq_len"),
+    "*_loader.dataset.tokenizer": Rule(hint="there is only one tokenizer, set at the top level"),
+    "*_loader.dataset.max_seq_length": Rule(hint="use max_seq_len"),
     **_streaming(
         "num_canonical_nodes",
         "predownload",
@@ -107,21 +113,23 @@ RULES: dict[str, Rule] = {
         "validate_hash",
         "allow_unsafe_types",
     ),
-    "*_loader.dataset.eos_token_id": Rule(say="the end token is the tokenizer's own: leave it out"),
-    "*_loader.timeout": Rule(accepts=(0,), say="workers have a limit of their own without a batch: leave it out"),
-    "train_loader.drop_last": Rule(
-        accepts=(True,), say="every batch is full: rows left at the end of a pass open the next"
+    "*_loader.dataset.eos_token_id": Rule(hint="the tokenizer sets the end-of-text token: remove it"),
+    "*_loader.timeout": Rule(
+        accepts=(0,), hint="there is a built-in limit for workers that produce no batch: remove it"
     ),
-    "eval_loader.drop_last": Rule(accepts=(False,), say="every row of the evaluation counts: leave it out"),
-    "fsdp_config.limit_all_gathers": Rule(accepts=(True,), say="FSDP2 always limits them"),
+    "train_loader.drop_last": Rule(
+        accepts=(True,), hint="every batch is full: rows left over at the end of an epoch begin the next one"
+    ),
+    "eval_loader.drop_last": Rule(accepts=(False,), hint="an evaluation includes every row: remove it"),
+    "fsdp_config.limit_all_gathers": Rule(accepts=(True,), hint="FSDP2 always limits them"),
     "fsdp_config.activation_checkpointing_reentrant": Rule(
-        accepts=(False,), say="activation checkpointing is always non-reentrant"
+        accepts=(False,), hint="activation checkpointing is always non-reentrant"
     ),
     "fsdp_config.data_parallel_shard_degree": Rule(
-        accepts=(-1,), say="it is the number of ranks divided by data_parallel_replicate_degree"
+        accepts=(-1,), hint="it is the number of ranks divided by data_parallel_replicate_degree"
     ),
     "fsdp_config.load_monolith_rank0_only": Rule(
-        accepts=(False,), say="every rank reads its own part of a checkpoint: leave it out"
+        accepts=(False,), hint="every rank reads its own shards of a checkpoint: remove it"
     ),
     **_fsdp1(
         *("auto_wrap", "backward_prefetch", "backward_prefetch_limit", "cpu_offload", "flatten_parameters"),
@@ -130,62 +138,66 @@ RULES: dict[str, Rule] = {
         *("sharded_ckpt_prefix_dir", "sync_module_states", "te_*", "use_orig_params", "verbose"),
     ),
     "callbacks.hf_checkpointer.overwrite": Rule(
-        accepts=(True,), say="what an earlier start of the run exported of the same batch is written anew"
+        accepts=(True,), hint="an export of the same batch by an earlier start of the run is replaced"
     ),
-    "callbacks.generate_callback": Rule(say="write `generate: {prompts: [...], interval: ..., max_new_tokens: ...}`"),
+    "callbacks.generate_callback": Rule(hint="use `generate: {prompts: [...], interval: ..., max_new_tokens: ...}`"),
 }
 
 VALUES: dict[str, dict[object, str]] = {
     "model.name": {
-        "hf_causal_lm": "write `name: dbrx` with a preset or with the dimensions",
-        "mpt_causal_lm": "write `name: dbrx` with a preset or with the dimensions",
+        "hf_causal_lm": "use `name: dbrx` with a preset or with dimensions",
+        "mpt_causal_lm": "use `name: dbrx` with a preset or with dimensions",
     },
-    "model.attn_config.attn_impl": {"torch": "write sdpa", "triton": "write auto"},
+    "model.attn_config.attn_impl": {"torch": "use sdpa", "triton": "use auto"},
     "fsdp_config.sharding_strategy": {
-        "SHARD_GRAD_OP": "write FULL_SHARD with reshard_after_forward: false",
-        "NO_SHARD": "write `fsdp_config: null`, which replicates the model",
+        "SHARD_GRAD_OP": "use FULL_SHARD with reshard_after_forward: false",
+        "NO_SHARD": "use `fsdp_config: null`, which replicates the model",
     },
-    "fsdp_config.state_dict_type": {"local": "write sharded"},
+    "fsdp_config.state_dict_type": {"local": "use sharded"},
     "callbacks.hf_checkpointer.precision": {
-        "fp32": "write float32",
-        "bf16": "write bfloat16",
-        "float16": "write bfloat16, in which DBRX was trained",
+        "fp32": "use float32",
+        "bf16": "use bfloat16",
+        "float16": "use bfloat16, in which DBRX was trained",
     },
-    "device_train_microbatch_size": {"auto": "write a number: FSDP2 cannot search for one"},
-    "device_eval_batch_size": {"auto": "write a number: FSDP2 cannot search for one"},
-    "device": {"cuda": "write gpu"},
-    "precision": {"bf16": "write amp_bf16", "amp_fp16": "write amp_bf16"},
+    "device_train_microbatch_size": {"auto": "use a number: FSDP2 cannot search for one"},
+    "device_eval_batch_size": {"auto": "use a number: FSDP2 cannot search for one"},
+    "device": {"cuda": "use gpu"},
+    "precision": {"bf16": "use amp_bf16", "amp_fp16": "use amp_bf16"},
 }
 
 EPOCHS = (
     *("max_duration", "eval_interval", "save_interval", "console_log_interval"),
     "callbacks.hf_checkpointer.save_interval",
 )
-"""Durations that there may be a number alone, of epochs."""
+"""Durations that LLM Foundry accepts as a plain number of epochs."""
 
 
 def rule_for(path: str) -> Rule | None:
-    """The rule about a key this schema lacks, if there is one."""
+    """The rule for a key that this schema lacks, if there is one."""
     return next((rule for pattern, rule in RULES.items() if fnmatchcase(path, pattern)), None)
 
 
 def accepted(rule: Rule, value: object) -> bool:
     # 1 == True in Python, not in YAML.
-    return any(type(value) is type(message) and value == message for message in rule.accepts)
+    return any(type(value) is type(each) and value == each for each in rule.accepts)
 
 
 def instead_of_key(path: str, value: object) -> str | None:
-    """What follows a key of LLM Foundry that is none here."""
+    """The message for a key of LLM Foundry that does not exist here."""
     rule = rule_for(path)
     if rule is None:
         return None
-    return f"is {show(value)}, which cannot be: {rule.say}" if rule.accepts else f"is not taken: {rule.say}"
+    return (
+        f"is {show(value)}, which is not supported: {rule.hint}" if rule.accepts else f"is not supported: {rule.hint}"
+    )
 
 
 def instead_of(path: str, value: object) -> str | None:
-    """What to write instead of a value that LLM Foundry has for a key of ours."""
+    """What to write instead of a value of LLM Foundry for a key that exists here too."""
     if path in EPOCHS and isinstance(value, int) and not isinstance(value, bool) and value > 0:
-        return f"a number alone is epochs in Composer and LLM Foundry; here write {value}ep, or {value}ba for batches"
+        return (
+            f"a plain number means epochs in Composer and LLM Foundry; here write {value}ep, or {value}ba for batches"
+        )
     return VALUES.get(path, {}).get(value) if isinstance(value, str) else None
 
 
@@ -264,7 +276,7 @@ LLM_FOUNDRY: dict[str, Any] = {
     "callbacks.hf_checkpointer.save_folder": "./{run_name}/checkpoints",
     "callbacks.hf_checkpointer.save_interval": "1dur",
     "callbacks.runtime_estimator": {},
-    # These are commented out there.
+    # These are commented out in LLM Foundry's file.
     "save_interval": "5000ba",
     "save_num_checkpoints_to_keep": 1,
     "save_folder": "./{run_name}/checkpoints",
@@ -273,38 +285,41 @@ LLM_FOUNDRY: dict[str, Any] = {
     "loggers.mlflow.tracking_uri": None,
     "loggers.mlflow.experiment_name": None,
 }
-"""The leaf keys of LLM Foundry's scripts/train/yamls/finetune/dbrx-full-ft.yaml and what each is there."""
+"""The leaf keys of LLM Foundry's scripts/train/yamls/finetune/dbrx-full-ft.yaml with their values."""
 
 REMARKS: dict[str, str] = {
-    "run_name": "null takes $RUN_NAME, as there",
-    "tokenizer.name": "a Hugging Face tokenizer, or `tiktoken` with `kwargs.model_name: gpt-4`, which is DBRX's",
+    "run_name": "null uses $RUN_NAME, as in LLM Foundry",
+    "tokenizer.name": "a Hugging Face tokenizer, or DBRX's: `tiktoken` with `kwargs.model_name: gpt-4`",
     "train_loader.dataset.hf_name": "a hub dataset, a path, or `json`, `csv`, `parquet` with hf_kwargs",
     "eval_loader.dataset.hf_name": "a hub dataset, a path, or `json`, `csv`, `parquet` with hf_kwargs",
-    "tokenizer.kwargs.model_max_length": "when it equals max_seq_len",
-    "save_folder": "{run_name} is filled in, as there",
+    "tokenizer.kwargs.model_max_length": "must equal max_seq_len",
+    "save_folder": "{run_name} is filled in, as in LLM Foundry",
 }
-"""What is worth knowing about keys that are taken."""
+"""Notes on supported keys."""
 
 
 def verdict(key: str) -> tuple[str, str]:
-    """(`taken`, `taken when it says so` (what is done anyway) or `refused`; what to know or to write instead)."""
+    """(status, note): `supported`, `ignored` (the value describes what is always done) or `refused`."""
     value = LLM_FOUNDRY[key]
     instead = instead_of(key, value)
     if instead is not None:
         return "refused", instead
     rule = rule_for(key) or rule_for(key.rpartition(".")[0])
     if rule is None:
-        return "taken", REMARKS.get(key, "")
+        return "supported", REMARKS.get(key, "")
     if accepted(rule, value):
-        return "taken when it says so", rule.say
-    return "refused", rule.say
+        return "ignored", rule.hint
+    return "refused", rule.hint
 
 
 def table() -> str:
     """The Markdown table in docs/llm-foundry.md."""
-    lines = ["| key | value there | here | what is done anyway, or what to write instead |", "|---|---|---|---|"]
+    lines = [
+        "| key | value in LLM Foundry | here | what is always done, or what to write instead |",
+        "|---|---|---|---|",
+    ]
     for key, value in LLM_FOUNDRY.items():
         shown = yaml.safe_dump(value, default_flow_style=True, width=1000).removesuffix("\n").removesuffix("\n...")
-        taken, say = verdict(key)
-        lines.append(f"| `{key}` | `{shown}` | {taken} | {say} |")
+        status, note = verdict(key)
+        lines.append(f"| `{key}` | `{shown}` | {status} | {note} |")
     return "\n".join(lines)

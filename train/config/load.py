@@ -31,21 +31,21 @@ from train.models.config import ModelConfig
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedConfig:
-    """A config of which everything has been checked but its weights, data and tokenizer."""
+    """A config that has been checked, apart from its weights, data and tokenizer."""
 
     config: TrainConfig
-    """Without what the pretrained model's config.json will say of it: reading that raises Unavailable."""
+    """Lacks values that the pretrained model's config.json decides. Reading one of them raises Unavailable."""
     written: Written
 
     def placed(self, error: ConfigError) -> ConfigError:
-        """The error, with file and line before each of its problems whose key has one, in their order."""
+        """The error with file and line added to each problem that has a key, in the order of the file."""
         return self.written.placed(error)
 
 
 def load_config(path: str, overrides: Sequence[str] = ()) -> LoadedConfig:
-    """Reads the YAML at `path`, changes it by `key=value` overrides, and checks all of it. Asks no hub.
+    """Read the YAML at `path`, apply `key=value` overrides, and check the result. Does not access any hub.
 
-    Raises ConfigError with everything that is wrong, in the order of the file.
+    Raises ConfigError with all problems, in the order of the file.
     """
     written = read(path, overrides)
     pretrained = PENDING if pretrained_name(written.tree) is not None else None
@@ -58,8 +58,8 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> LoadedConfig:
 def resolve_pretrained(loaded: LoadedConfig) -> TrainConfig:
     """The config with the values that the pretrained model's config.json decides, from a folder or the hub.
 
-    Raises ConfigError for weights that cannot be used, or that mean something else than what is written: without its
-    place, so that it can be reported with other problems (see LoadedConfig.placed).
+    Raises ConfigError for weights that cannot be used, or that contradict the config. The error has no file and line,
+    so that it can be reported together with other problems (see LoadedConfig.placed).
     """
     name = pretrained_name(loaded.written.tree)
     if name is None:
@@ -69,7 +69,7 @@ def resolve_pretrained(loaded: LoadedConfig) -> TrainConfig:
 
 
 def read_config(path: str, overrides: Sequence[str] = ()) -> TrainConfig:
-    """Both steps, for those who have nothing to do in between."""
+    """load_config and resolve_pretrained in one call."""
     loaded = load_config(path, overrides)
     try:
         return resolve_pretrained(loaded)
@@ -78,7 +78,7 @@ def read_config(path: str, overrides: Sequence[str] = ()) -> TrainConfig:
 
 
 def load_saved_config(path: Path) -> TrainConfig:
-    """Reads back what `to_yaml` wrote: all of it is there, and the weights that it began with need not be any more."""
+    """Read a config that `to_yaml` wrote. It is complete, so the pretrained weights need not exist any more."""
     written = read(str(path))
     try:
         return _checked(written, None)
@@ -87,15 +87,15 @@ def load_saved_config(path: Path) -> TrainConfig:
 
 
 def to_yaml(config: TrainConfig) -> str:
-    """The resolved config without its secrets; but for these `load_saved_config` reads it back as it was."""
+    """The resolved config without its secrets. Everything else is restored by `load_saved_config`."""
     return saved_yaml(config)
 
 
 def check_vocab(config: TrainConfig, tokenizer_vocab_size: int) -> None:
-    """Raises ConfigError when the tokenizer has ids that the model has no embedding for."""
+    """Raise ConfigError if the tokenizer has ids for which the model has no embedding."""
     if config.model.vocab_size < tokenizer_vocab_size:
         raise ConfigError(
-            f"is {config.model.vocab_size}, but the tokenizer has {tokenizer_vocab_size} tokens: write at least "
+            f"is {config.model.vocab_size}, but the tokenizer has {tokenizer_vocab_size} tokens: set it to at least "
             f"{math.ceil(tokenizer_vocab_size / 64) * 64}",
             key="model.vocab_size",
         )
@@ -106,7 +106,7 @@ _VALUES_FROM = {"model.preset", "model.pretrained_model_name_or_path"}
 
 
 class _Hints(KeyHints):
-    """LLM Foundry's keys and values, and names that others have."""
+    """Hints for keys and values of LLM Foundry and for names of other frameworks."""
 
     def names(self, section: str) -> list[str]:
         return [] if section else [VARIABLES]
@@ -129,7 +129,7 @@ def _checked(written: Written, pretrained: Pretrained | None) -> TrainConfig:
     builder = Builder(TrainConfig, _Hints())
     config = builder.build({key: value for key, value in plain.items() if key != VARIABLES})
     pending = pretrained is PENDING
-    # What preset or weights would say is not known either where they are misspelt.
+    # If the key of a preset or of weights is misspelt, the values that they would set are unknown too.
     if pending or not _VALUES_FROM.isdisjoint(builder.invalid | builder.misspelt):
         config = without_unwritten(config, tree)
     defects = builder.defects + check(config) + _dangling(unresolved, builder, pending=pending)
@@ -147,13 +147,13 @@ def _checked(written: Written, pretrained: Pretrained | None) -> TrainConfig:
 
 
 def _dangling(unresolved: Collection[Unresolved], builder: Builder, *, pending: bool) -> list[Defect]:
-    """References that lead nowhere, but for those whose reason is reported anyway: a missing or misspelt key, or
-    another reference."""
+    """Unresolved references, except for those caused by a problem that is reported anyway: a missing or misspelt key,
+    or another unresolved reference."""
     reported = {*builder.missing, *builder.misspelt}
     if pending:
         reported |= {f"model.{key}" for key in known_paths(ModelConfig)}
     left = [reference for reference in unresolved if not is_within(reference.defect.key, builder.unknown)]
-    # First those that refer to no other one that fails.
+    # First, references that do not refer to another unresolved one.
     roots = [one for one in left if not one.refers_to(other.defect.key for other in left if other is not one)]
     defects = [one.defect for one in roots if not one.refers_to(reported)]
     reported |= {one.defect.key for one in roots}
@@ -161,4 +161,4 @@ def _dangling(unresolved: Collection[Unresolved], builder: Builder, *, pending: 
     while follows := [one for one in left if one.refers_to(reported)]:
         reported |= {one.defect.key for one in follows}
         left = [one for one in left if one not in follows]
-    return defects + [one.defect for one in left]  # of those left each refers to another of them
+    return defects + [one.defect for one in left]  # the rest refer to each other in a cycle

@@ -1,4 +1,4 @@
-"""How weights are trained: optimizer, learning-rate schedule and gradient clipping, as a YAML has them."""
+"""The optimizer, learning-rate schedule and gradient clipping of a config."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -11,19 +11,19 @@ from data.config.values import DurationText, NotNegative, Positive, Share
 
 @dataclass(frozen=True, kw_only=True)
 class ParamGroupConfig(Section):
-    """Parameters with values of their own."""
+    """Parameters with their own learning rate or weight decay."""
 
     match: list[str]
-    """Shell patterns over parameter names, such as `*.experts.mlp.*`."""
+    """Shell-style patterns of parameter names, such as `*.experts.mlp.*`."""
     lr: Positive | None = None
-    """null takes optimizer.lr. Parameters that are not to be trained belong in optimizer.freeze."""
+    """null uses optimizer.lr. List parameters that must not be trained in optimizer.freeze instead."""
     weight_decay: NotNegative | None = None
-    """null takes optimizer.weight_decay."""
+    """null uses optimizer.weight_decay."""
 
 
 def _betas(optimizer: "OptimizerConfig") -> Iterator[Defect]:
     if len(optimizer.betas) != 2 or not all(0 <= beta < 1 for beta in optimizer.betas):
-        yield Defect("betas", f"is {optimizer.betas}, but two numbers in [0, 1) are needed")
+        yield Defect("betas", f"is {optimizer.betas}, but two numbers in [0, 1) are required")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,15 +41,15 @@ class OptimizerConfig(Section):
     eps: NotNegative = 1e-8
     """Added to Adam's denominator."""
     momentum: NotNegative = 0.0
-    """sgd's."""
+    """Momentum of sgd."""
     weight_decay: NotNegative = 0.0
     """Decay of the weights in each step."""
     no_weight_decay: list[str] = field(
         default_factory=lambda: ["*.norm_?.weight", "*.wte.weight", "*.router.layer.weight"]
     )
-    """Patterns of parameters that are not decayed; [] decays all."""
+    """Patterns of parameters without weight decay; [] decays all."""
     param_groups: list[ParamGroupConfig] = field(default_factory=list)
-    """Own values for the parameters that match; the first match wins."""
+    """Values for parameters that match a pattern; the first match is used."""
     freeze: list[str] = field(default_factory=list)
     """Patterns of parameters that are not trained."""
 
@@ -67,11 +67,11 @@ class SchedulerConfig(Section):
     ]
     """How the learning rate changes after the warmup."""
     t_warmup: DurationText = "0ba"
-    """Length of the linear rise from 0."""
+    """Length of the linear warmup from 0."""
     alpha_f: Share = 0.0
-    """Share of the learning rate at the end (cosine, linear and wsd)."""
+    """Final learning rate as a fraction of the peak (cosine, linear and wsd)."""
     t_decay: DurationText = "0.1dur"
-    """wsd: length of the linear fall at the end."""
+    """wsd: length of the linear decay at the end."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,9 +79,9 @@ class GradientClippingConfig(Section):
     """Limits gradients before each step."""
 
     clipping_type: Literal["norm", "value"]
-    """norm scales all gradients together; value clamps each number."""
+    """norm scales all gradients together; value clamps each element."""
     clipping_threshold: Positive
-    """The largest norm, or absolute value."""
+    """The maximum norm or absolute value."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,13 +92,14 @@ class AlgorithmsConfig(Section):
 
 
 def too_long(scheduler: SchedulerConfig, max_duration: str) -> Iterator[Defect]:
-    """What does not fit into a run, as far as the units tell; each with overrides for a short test."""
+    """Parts of the schedule that are longer than the run, if their units can be compared. Messages suggest overrides
+    for a short test."""
     total = parse_duration(max_duration)[0]
     warmup = in_unit_of(max_duration, scheduler.t_warmup) or 0.0
     if warmup > total:
         yield Defect(
             "t_warmup",
-            f"is {scheduler.t_warmup}, but max_duration is only {max_duration}: write at most that, or for a short "
+            f"is {scheduler.t_warmup}, but max_duration is only {max_duration}: use at most that, or for a short "
             f"test scheduler.t_warmup={'1ba' if scheduler.name == 'inv_sqrt_with_warmup' else '0ba'}",
         )
         warmup = 0.0
@@ -106,6 +107,6 @@ def too_long(scheduler: SchedulerConfig, max_duration: str) -> Iterator[Defect]:
         yield Defect(
             "t_decay",
             f"is {scheduler.t_decay}, but with scheduler.t_warmup, {scheduler.t_warmup}, that is more than "
-            f"max_duration, {max_duration}: write less, or for a short test scheduler.t_warmup=0ba "
+            f"max_duration, {max_duration}: use less, or for a short test scheduler.t_warmup=0ba "
             "scheduler.t_decay=0.1dur",
         )

@@ -1,4 +1,4 @@
-"""What can be right or wrong about a config once the number of ranks and the environment are known."""
+"""Checks of a config that depend on the number of ranks and on the environment."""
 
 import math
 import os
@@ -12,15 +12,15 @@ from train.models.config import MEGABLOCKS_LIMIT
 
 
 def check_run_name(config: TrainConfig) -> None:
-    """Raises ConfigError when $RUN_NAME is no name, or a later start of this run would not find its checkpoints."""
+    """Raise ConfigError if $RUN_NAME is not a valid name, or if a later start could not find this run's checkpoints."""
     named = config.run_name or run_name_of_environment()
     if config.autoresume and not named and "{run_name}" in str(config.save_folder):
-        text = "is true, but without run_name (or $RUN_NAME) no later start would find this run"
+        text = "is true, but without run_name (or $RUN_NAME) a later start could not find this run"
         raise_defects([Defect("autoresume", text)])
 
 
 def run_name_of_environment() -> str | None:
-    """$RUN_NAME. Raises ConfigError when it cannot be a run_name."""
+    """$RUN_NAME. Raises ConfigError if it is not a valid run_name."""
     name = os.environ.get("RUN_NAME")
     if (defect := name_defect(name)) is not None:
         raise ConfigError(f"(from $RUN_NAME) {defect}", key="run_name")
@@ -28,7 +28,7 @@ def run_name_of_environment() -> str | None:
 
 
 def check_world_size(config: TrainConfig, world_size: int) -> None:
-    """Raises ConfigError when the run cannot be cut for so many ranks."""
+    """Raise ConfigError if the run cannot be divided among that many ranks."""
     raise_defects(_of_world_size(config, world_size))
 
 
@@ -49,7 +49,7 @@ def _of_world_size(config: TrainConfig, world_size: int) -> Iterator[Defect]:
 
 
 def _of_expert_parallelism(config: TrainConfig, degree: int, shards: int) -> Iterator[Defect]:
-    """shards: ranks of a replica."""
+    """shards: the number of ranks of a replica."""
     key, ffn = "fsdp_config.expert_parallel_degree", config.model.ffn_config
     if degree == 1:
         return
@@ -60,26 +60,26 @@ def _of_expert_parallelism(config: TrainConfig, degree: int, shards: int) -> Ite
         yield Defect(
             key,
             f"is {degree}, but moe_num_experts x ffn_hidden_size = {rows} rows cannot be divided evenly over {shards} "
-            "ranks: write a number of ranks that divides them, or 1",
+            "ranks: use a number of ranks that divides them, or 1",
         )
 
 
 def train_microbatch_rows(config: TrainConfig, world_size: int) -> int:
-    """Rows of a training microbatch on each rank: at most those of the rank's part of the global batch."""
+    """Rows of a training microbatch on each rank, at most the rank's share of the global batch."""
     return min(config.device_train_microbatch_size, config.global_train_batch_size // world_size)
 
 
 def microbatch_rows(config: TrainConfig, world_size: int) -> dict[str, int]:
-    """Rows that a rank computes at a time, by the key that sets them."""
+    """Rows that a rank processes at a time, by the key that sets them."""
     evaluated = {"device_eval_batch_size": config.device_eval_batch_size} if config.eval_loader is not None else {}
     return {"device_train_microbatch_size": train_microbatch_rows(config, world_size)} | evaluated
 
 
 def routed_sizes(config: TrainConfig, n_rows: int) -> tuple[int, int, int]:
-    """(tokens, experts a token, d_model) of the most that a rank's experts get of a microbatch of so many rows.
+    """(tokens, experts per token, d_model): an upper bound of what a rank's experts process per microbatch of n_rows.
 
-    With expert parallelism these are the tokens of all ranks that share the experts, if each of them chooses as many
-    of this rank's experts as there are.
+    With expert parallelism, the tokens are those of all ranks that share the experts, in the worst case that each token
+    selects as many of this rank's experts as possible.
     """
     ffn, degree = config.model.ffn_config, _expert_ranks(config)
     experts_a_token = min(ffn.moe_top_k, max(ffn.moe_num_experts // degree, 1))
@@ -91,7 +91,7 @@ def _expert_ranks(config: TrainConfig) -> int:
 
 
 def check_kernel_sizes(config: TrainConfig, world_size: int) -> None:
-    """Raises ConfigError when moe_impl's kernels cannot address all that a rank's experts may get of a microbatch."""
+    """Raise ConfigError if moe_impl's kernels cannot address all values that a rank's experts may process at a time."""
     raise_defects(_of_kernel_sizes(config, world_size))
 
 
@@ -102,7 +102,7 @@ def _of_kernel_sizes(config: TrainConfig, world_size: int) -> Iterator[Defect]:
         _, experts_a_token, d_model = routed = routed_sizes(config, n_rows)
         sizes = {key: n_rows, "max_seq_len": config.max_seq_len}
         if (degree := _expert_ranks(config)) > 1:
-            sizes |= {"fsdp_config.expert_parallel_degree": degree, "a token's experts on one rank": experts_a_token}
+            sizes |= {"fsdp_config.expert_parallel_degree": degree, "experts per token on one rank": experts_a_token}
         else:
             sizes["model.ffn_config.moe_top_k"] = experts_a_token
         sizes["model.d_model"] = d_model
@@ -111,5 +111,5 @@ def _of_kernel_sizes(config: TrainConfig, world_size: int) -> Iterator[Defect]:
                 "model.ffn_config.moe_impl",
                 "is megablocks, whose kernels compute addresses in 32 bits, but "
                 f"{' x '.join(f'{name} ({size:,})' for name, size in sizes.items())} is {product:,}, which must be "
-                f"below 2**31 = {MEGABLOCKS_LIMIT:,}: lower {key} or max_seq_len, or write grouped_mm or auto",
+                f"below 2**31 = {MEGABLOCKS_LIMIT:,}: lower {key} or max_seq_len, or use grouped_mm or auto",
             )

@@ -1,4 +1,4 @@
-"""A config as it is shown, all of it or what its user has chosen, and as it is saved: without secrets."""
+"""Print a config, completely or only the values that differ from defaults, and save it, each without secrets."""
 
 import dataclasses
 from typing import Any
@@ -9,20 +9,20 @@ from data.base.redaction import HIDDEN, is_secret_name, redacted, variable_of, w
 from data.config.sections import Section, join
 from train.config.reading.interpolation import escaped
 
-_LEFT_OUT = "# Secrets are left out of this file; a run that is started with it takes them from the environment:\n"
-_NOWHERE = "in no variable, write it on the command line"
+_LEFT_OUT = "# This file contains no secrets. A run that is started with it takes them from the environment:\n"
+_NOWHERE = "no variable, pass it on the command line"
 _REQUIRED = object()
-"""The default of a field that has none."""
+"""The default of a required field."""
 
 
 def masked_yaml(config: Section) -> str:
-    """The config as it is shown: *** in the place of each secret."""
+    """The config for display, with *** in place of each secret."""
     return _yaml(masked(config))
 
 
 def saved_yaml(config: Section) -> str:
-    """The config as it is saved and read again: without secrets, which a comment at the top names with the environment
-    variables that take their place."""
+    """The config for saving, without secrets. A comment at the top lists them with the environment variables that
+    replace them."""
     left_out: dict[str, list[str]] = {}
     text = _yaml(_strip(config, "", left_out))
     if not left_out:
@@ -32,15 +32,16 @@ def saved_yaml(config: Section) -> str:
 
 
 def differing(config: Section) -> dict[str, Any]:
-    """What differs from the defaults: dotted key -> value, in the order of the schema. Required keys are among it."""
+    """Values that differ from the defaults, including required keys: dotted key -> value, in the order of the
+    schema."""
     found: dict[str, Any] = {}
     _collect(config, None, "", found)
     return found
 
 
 def masked(node: Any, name: str = "") -> Any:
-    """Plain values: *** in the place of each secret. name: of the field that holds the node."""
-    # Keys of mappings are no fields but names that a user gives, such as those of splits.
+    """Plain values with *** in place of each secret. name: the field that contains the node."""
+    # Keys of mappings are not fields but names chosen by the user, such as those of splits.
     if dataclasses.is_dataclass(node):
         return {field.name: masked(getattr(node, field.name), field.name) for field in dataclasses.fields(node)}
     if isinstance(node, dict):
@@ -57,7 +58,7 @@ def _yaml(values: Any) -> str:
 
 
 def _strip(node: Any, key: str, left_out: dict[str, list[str]], name: str = "") -> Any:
-    """Plain values; the keys whose values lost something are put into left_out, with what takes its place."""
+    """Plain values without secrets. Keys that lost a secret are added to left_out, with the variables to set."""
     if dataclasses.is_dataclass(node):
         names = [field.name for field in dataclasses.fields(node)]
         return {name: _strip(getattr(node, name), join(key, name), left_out, name) for name in names}
@@ -77,7 +78,7 @@ def _strip(node: Any, key: str, left_out: dict[str, list[str]], name: str = "") 
 
 
 def _collect(section: Any, default: Any, key: str, found: dict[str, Any]) -> None:
-    """default: the section that stands for it in the section above; None takes the fields' own defaults."""
+    """default: the default that the parent section has for this one; None uses the defaults of the fields."""
     for field in dataclasses.fields(section):
         value, below = getattr(section, field.name), join(key, field.name)
         usual = getattr(default, field.name) if isinstance(default, type(section)) else _default(field)
@@ -95,7 +96,7 @@ def _collect(section: Any, default: Any, key: str, found: dict[str, Any]) -> Non
 
 
 def _collect_whole(section: Any, default: Any, key: str, found: dict[str, Any]) -> None:
-    """Also where each of its fields has its default."""
+    """Like _collect, but a section whose fields all have their defaults is included as {}."""
     before = len(found)
     _collect(section, default, key, found)
     if len(found) == before:

@@ -1,4 +1,4 @@
-"""What a run watches in itself: spikes of the loss, experts, deadlines of its parts, and profiles of its steps."""
+"""What a run monitors: loss spikes, experts, deadlines, and profiles of single steps."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -10,86 +10,88 @@ from data.config.values import Count, CountOrZero, Positive, PositiveDuration, P
 
 @dataclass(frozen=True, kw_only=True)
 class SpikesConfig(Section):
-    """When the loss of a step is a spike: it is further above the median of the steps before it than `threshold` times
-    their median absolute deviation."""
+    """When the loss of a step counts as a spike: if it exceeds the median of the preceding steps by more than
+    `threshold` times their median absolute deviation."""
 
     window: Count = 128
-    """Steps before it, with a finite loss and no spike, that it is compared with."""
+    """Number of preceding steps, with a finite loss and no spike, that a step is compared with."""
     min_steps: Count = 32
-    """Steps with which the first comparison is made."""
+    """Number of steps required for the first comparison."""
     threshold: Positive = 10.0
-    """In median absolute deviations, multiplied by 1.4826 so that they are standard deviations of normal noise, and at
-    least 1% of the median."""
+    """In median absolute deviations times 1.4826 (the standard deviation for normal noise), which count as at least 1%
+    of the median."""
     max_steps: Count = 100
-    """Consecutive spikes after which their loss is taken as the new level (on_spike: log), or the run ends; and
-    consecutive steps that are not finite after which it ends (on_nonfinite: skip)."""
+    """After this many consecutive spikes their loss becomes the new level (on_spike: log), or the run ends. The run
+    also ends after this many consecutive non-finite steps (on_nonfinite: skip)."""
     max_rollbacks: Count = 3
-    """Of on_spike: rollback. At the next one the run ends."""
+    """Maximum number of rollbacks (on_spike: rollback). The next spike ends the run."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExpertsConfig(Section):
-    """What a run measures of its experts, and when it reports one (see docs/reliability.md#expert-health)."""
+    """What a run measures about its experts, and when it reports one (see docs/reliability.md#expert-health)."""
 
     interval: PositiveDuration | None = "100ba"
     """Time between measurements of each layer: load shares, router logits, gradient norms, unchanged choices. The first
-    and the last step are measured too; null measures none."""
+    and the last step are measured too; null disables these measurements."""
     probe_tokens: CountOrZero = 256
-    """Tokens of the run's first rows, at most a microbatch of them, that each measurement routes again to compare their
-    experts with those of the last one; 0 leaves that out."""
+    """Number of tokens of the run's first rows, at most a microbatch, that each measurement routes again to count how
+    many still select the same experts; 0 disables this."""
     dead_steps: Count = 100
-    """Consecutive steps without a token of any rank after which an expert is reported as dead."""
+    """Number of consecutive steps without a token from any rank after which an expert is reported as dead."""
     max_share: PositiveShare = 0.95
-    """Share of its layer's tokens: an expert that has more of them in `max_share_steps` consecutive steps is reported.
-    1 reports none. Not where a token has more than half of the experts (moe_top_k)."""
+    """An expert is reported if its share of the layer's tokens exceeds this in `max_share_steps` consecutive steps. 1
+    disables this. Not used if each token selects more than half of the experts (moe_top_k)."""
     max_share_steps: Count = 10
-    """Consecutive steps for which an expert has more than `max_share` of the tokens until it is reported."""
+    """Number of consecutive steps above `max_share` after which an expert is reported."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DeadlinesConfig(Section):
-    """How long each part of a run may take before it counts as hung: then the stacks of all ranks are written and the
-    run ends. `multiple` times the run's own median, but at least the seconds below; null sets no deadline."""
+    """How long each part of a run may take before it counts as hung. The stacks of all ranks are then written and the
+    run ends. The limit is `multiple` times the run's own median, but at least the seconds below; null sets no limit."""
 
     multiple: Positive | None = 10.0
-    """Of the median of the run so far, which leaves out the first steps; null takes the seconds alone."""
+    """Multiple of the median of the run so far, without its first steps; null uses only the seconds."""
     setup: Positive | None = 3600.0
-    """Seconds from when all ranks are there to the end of the first step: model, weights, compilation."""
+    """Seconds from when all ranks have connected to the end of the first step: model, weights, compilation."""
     step: Positive | None = 180.0
-    """Seconds, at least, for a step without its data."""
+    """Minimum limit in seconds for a step without loading its data."""
     data: Positive | None = 180.0
-    """Seconds, at least, that a step waits for its batch."""
+    """Minimum limit in seconds for waiting for a batch."""
     evaluation: Positive | None = 180.0
-    """Seconds, at least, for a batch of an evaluation."""
+    """Minimum limit in seconds for a batch of an evaluation."""
     save: Positive | None = 1800.0
-    """Seconds, at least, for saving a checkpoint."""
+    """Minimum limit in seconds for saving a checkpoint."""
     heartbeat: Positive | None = 120.0
-    """Seconds without a sign of life from a rank, whatever it was doing."""
+    """Maximum time in seconds without a heartbeat from a rank, in any part of the run."""
 
 
 def _ranks(profile: "ProfileConfig") -> Iterator[Defect]:
     if not profile.ranks:
-        yield Defect("ranks", "is [], but at least 1 is needed: write [0]")
+        yield Defect("ranks", "is [], but at least 1 rank is required: use [0]")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProfileConfig(Section):
-    """Steps that torch.profiler records: a trace and a table by category, in the folder profile of the log folder."""
+    """Steps that torch.profiler records: a trace and a table by category, in the subfolder profile of the log
+    folder."""
 
     RULES = (_ranks,)
 
     step: Count
-    """The first one, counted from 1, as on the console. The first steps of a run are slower than those to come."""
+    """The first profiled step, counted from 1 as on the console. The first steps of a run are slower than later
+    ones."""
     steps: Count = 3
-    """How many. A step of a large model may take some hundred MB of the host's memory and of the trace."""
+    """Number of profiled steps. A step of a large model may need several hundred MB of CPU memory and of the trace."""
     ranks: list[Annotated[int, Range(ge=0)]] = field(default_factory=lambda: [0])
-    """Those that are recorded."""
+    """The ranks that are profiled."""
 
     def past_the_end(self, max_batches: int) -> Iterator[Defect]:
-        """Of a run of so many batches."""
+        """A defect if the profiled steps do not fit into a run of max_batches."""
         last = self.step + self.steps - 1
         if last > max_batches:
             text = f"is {self.step}, and with profile.steps: {self.steps} the last profiled step is {last}"
             most = max_batches - self.steps + 1
-            fix = f"write at most {most}, or profile=null" if most >= 1 else "write profile=null"
+            fix = f"use at most {most}, or profile=null" if most >= 1 else "use profile=null"
             yield Defect("profile.step", f"{text}, but the run has only {max_batches}: {fix}")

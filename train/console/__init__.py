@@ -1,4 +1,4 @@
-"""What a run shows on the console: a summary at the start, a line for each logged step, a live bar, how it ended.
+"""Console output of a run: a summary at the start, a line per logged step, a live bar, and the result at the end.
 
-What others report in between goes through data/base/console.py. Only lines.py and run_console.py import Composer.
+Other packages report through data/base/console.py. Only lines.py and run_console.py import Composer.
 """

@@ -1,4 +1,4 @@
-"""The live bar at the bottom of a terminal. Everything else is printed above it, in whole lines."""
+"""The live bar at the bottom of a terminal. All other output is printed above it, in complete lines."""
 
 import os
 import sys
@@ -17,9 +17,9 @@ from data.base.redaction import redacted
 
 _BAR_WIDTH = 20
 _BEFORE_BAR = 4
-"""Parts that are more important than the bar itself."""
+"""Number of parts that take precedence over the bar."""
 _SECONDS = 0.1
-"""At least, between two updates of the screen."""
+"""Minimum seconds between two updates of the screen."""
 
 
 def is_terminal() -> bool:
@@ -28,7 +28,7 @@ def is_terminal() -> bool:
 
 
 class LiveBar:
-    """One line, as wide as the terminal. It is drawn when it is updated; it has no thread."""
+    """One line as wide as the terminal. It is drawn when it is updated; it has no thread."""
 
     def __init__(self, terminal: TextIO, total: int) -> None:
         self._console = Console(file=terminal, force_terminal=True, force_interactive=True, highlight=False)
@@ -37,7 +37,7 @@ class LiveBar:
         self._process = os.getpid()
 
     def update(self, batch: int, parts: list[str], *, now: bool = False) -> None:
-        """parts: the most important first; those for which there is no room are left out. now: draws it at once."""
+        """parts: most important first; parts that do not fit are left out. now: draw immediately."""
         if now or time.monotonic() - self._drawn >= _SECONDS:
             self._drawn = time.monotonic()
             self._live.update(self._picture(batch, parts), refresh=True)
@@ -46,7 +46,7 @@ class LiveBar:
         room = self._console.width - 1
         has_bar = len("  ".join(parts[:_BEFORE_BAR])) + 2 + _BAR_WIDTH <= room
         room -= 2 + _BAR_WIDTH if has_bar else 0
-        # As many as fit, in their order.
+        # As many parts as fit, in order.
         text = next((text for n in range(len(parts), 0, -1) if len(text := "  ".join(parts[:n])) <= room), "")
         row: list[Any] = [Text(text, no_wrap=True, overflow="crop")]
         if has_bar:
@@ -56,26 +56,27 @@ class LiveBar:
         return picture
 
     def print(self, text: str) -> None:
-        """Whole lines, above the bar."""
+        """Print complete lines above the bar."""
         self._console.out(text, highlight=False)
 
     @property
     def is_mine(self) -> bool:
-        """Not so in a forked worker, which must not wait for a lock that was held when it was forked."""
+        """Whether this process created the bar. A forked worker must not wait for locks held when it was forked."""
         return os.getpid() == self._process
 
     @contextmanager
     def shown(self) -> Iterator["LiveBar"]:
-        """Draws the bar, and prints stdout and stderr above it, until the context ends."""
+        """Draw the bar, and print stdout and stderr above it, until the context ends."""
         streams = sys.stdout, sys.stderr
         above = (_Above(streams[0], self), _Above(streams[1], self) if streams[1].isatty() else None)
         self._live.start()
-        # A process that is killed would leave the terminal without its cursor.
+        # Show the cursor: a killed process could not restore it.
         self._console.show_cursor(True)
         sys.stdout, sys.stderr = above[0], above[1] or sys.stderr
         try:
             yield self
-            # Not after an error: a logger that copies what is written, such as a log file, gets the message too.
+            # After an error the streams are kept, so that a logger that copies them, such as a log file, gets the
+            # message.
             sys.stdout, sys.stderr = streams
         finally:
             for stream in filter(None, above):
@@ -84,7 +85,7 @@ class LiveBar:
 
 
 class _Above:
-    """In the place of a stream: prints each line above the bar once it is whole."""
+    """Replaces a stream: prints each line above the bar when it is complete."""
 
     def __init__(self, stream: TextIO, bar: LiveBar) -> None:
         self._stream, self._bar, self._begun = stream, bar, ""
@@ -95,7 +96,7 @@ class _Above:
             return self._stream.write(text)
         lines, newline, self._begun = (self._begun + text).rpartition("\n")
         if newline:
-            # Of a line that is rewritten after a carriage return, as by a progress bar, a terminal shows the last text.
+            # After a carriage return, as in progress bars, a terminal shows only the last text of a line.
             self._bar.print(redacted("\n".join(line.rstrip("\r").rpartition("\r")[2] for line in lines.split("\n"))))
         return len(text)
 
@@ -104,7 +105,7 @@ class _Above:
             self.write(line)
 
     def end(self) -> None:
-        """Prints an unfinished line. From now on texts are written as they are: code may have kept this stream."""
+        """Print an unfinished line. Later writes go to the original stream, because code may have kept this object."""
         if self._begun:
             self.write("\n")
         self._is_over = True

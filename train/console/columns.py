@@ -1,4 +1,4 @@
-"""The columns of the lines of steps, and their header."""
+"""The columns of the step lines, and their header."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -7,34 +7,34 @@ from data.base.durations import format_seconds
 from train.console.facts import count_of
 
 HEADER_EVERY = 30
-"""Lines."""
+"""Lines between two headers."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
-    """A metric as it is shown."""
+    """How a metric is shown."""
 
     header: str
     metric: str
     show: Callable[[float], str]
     width: int
-    """At least: a longer value is not cut."""
+    """Minimum width; longer values are not truncated."""
     unless: str | None = None
-    """The column is left out where there is this metric."""
+    """A metric whose presence hides the column."""
     comes_later: bool = False
-    """The column is there before its metric, which every run logs once its speed is known."""
+    """Whether the column is shown before its metric is logged, which happens in every run once the speed is known."""
 
     def cell(self, metrics: Mapping[str, float]) -> str:
         return self.show(metrics[self.metric]) if self.metric in metrics else "-"
 
 
 def _fixed(value: float) -> str:
-    """Four decimals, or an exponent."""
+    """Format with four decimals, or with an exponent."""
     return f"{value:.4f}" if abs(value) < 1000 or value != value else f"{value:.1e}"
 
 
 def _three_digits(value: float) -> str:
-    """`0.931`, `1.30`, `12.5`, `340`, or an exponent."""
+    """Format as `0.931`, `1.30`, `12.5`, `340`, or with an exponent."""
     return f"{value:#.3g}".rstrip(".")
 
 
@@ -56,16 +56,16 @@ COLUMNS = (
     Column(header="GiB", metric="memory/peak_gib", show=lambda value: f"{value:.2f}", width=5),
     Column(header="left", metric="time/remaining_seconds", show=format_seconds, width=6, comes_later=True),
 )
-"""After those of the step and the tokens. lbl is the load-balancing loss, GiB the peak of memory."""
+"""The columns after step and tokens. lbl is the load-balancing loss, GiB the peak memory."""
 
 
 def shown(metrics: Mapping[str, float]) -> list[Column]:
-    """The columns of the metrics that there are."""
+    """Return the columns of the given metrics."""
     return [column for column in COLUMNS if column.metric in metrics and column.unless not in metrics]
 
 
 class StepTable:
-    """Lines of steps under a header, which is repeated every HEADER_EVERY lines and when the columns change."""
+    """Step lines under a header, which is repeated every HEADER_EVERY lines and when the columns change."""
 
     def __init__(self, max_batches: int, *, stages: bool) -> None:
         self._max_batches, self._stages = max_batches, stages
@@ -73,7 +73,7 @@ class StepTable:
         self._rows = 0
 
     def lines(self, batch: int, tokens: int, metrics: Mapping[str, float], stage: str = "") -> list[str]:
-        """The line of a step, with a header above it where that is due."""
+        """Return the line of a step, after a header if one is due."""
         present = shown(metrics)
         columns = [each for each in COLUMNS if each in present or (each.comes_later and each.unless not in metrics)]
         due = self._rows % HEADER_EVERY == 0 or columns != self._columns
@@ -91,7 +91,7 @@ class StepTable:
 
 
 def eval_text(metrics: Mapping[str, float]) -> str:
-    """`loss 1.2301, perplexity 3.4216, accuracy 61.2%`, of Composer's `metrics/eval/*`."""
+    """Format Composer's `metrics/eval/*` as `loss 1.2301, perplexity 3.4216, accuracy 61.2%`."""
     names = {"LanguageCrossEntropy": "loss", "LanguagePerplexity": "perplexity", "LanguageTokenAccuracy": "accuracy"}
     parts = []
     for key, value in metrics.items():
@@ -102,7 +102,7 @@ def eval_text(metrics: Mapping[str, float]) -> str:
 
 
 def lines_interval(max_batches: int, most: int = 1000) -> int:
-    """The least of 1, 2, 5, 10, 20, 50 and so on with which a run of so many batches has at most `most` lines."""
+    """Return the smallest of 1, 2, 5, 10, 20, 50, ... with which a run of max_batches prints at most `most` lines."""
     interval, steps = 1, (2, 2.5, 2)
     for number in range(60):
         if interval * most >= max_batches:

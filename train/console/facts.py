@@ -1,24 +1,24 @@
-"""Lines of a key and a text: aligned, and readable in a file too."""
+"""Aligned lines of a key and a text, which are also readable in a file."""
 
 import shutil
 import sys
 import textwrap
 
 WIDTH = 100
-"""Columns of a line at most, unless a word is longer."""
+"""Maximum line width, unless a word is longer."""
 _NARROWEST = 60
 _KEY = 15
 
 
 def line_width() -> int:
-    """WIDTH, or that of a narrower terminal."""
+    """Return WIDTH, or the width of a narrower terminal."""
     if not sys.stdout.isatty():
         return WIDTH
     return max(_NARROWEST, min(WIDTH, shutil.get_terminal_size((WIDTH, 24)).columns))
 
 
 def fact(key: str, text: str, width: int | None = None) -> str:
-    """`key          text`; what does not fit continues below the text. width: that of a line; None is line_width()."""
+    """Format `key          text`, wrapped below the text. width: of a line; None is line_width()."""
     return textwrap.fill(
         text,
         width or line_width(),
@@ -30,20 +30,20 @@ def fact(key: str, text: str, width: int | None = None) -> str:
 
 
 def fact_of(line: str) -> str:
-    """The fact that a line `key: text` states."""
+    """Format a line `key: text` as a fact."""
     key, _, text = line.partition(": ")
     return fact(key, text)
 
 
 def command_fact(key: str, command: str) -> str:
-    """A fact whose text is a shell command, which can be copied from several lines too."""
-    if "'" in command:  # a line must not end inside of quotes
+    """Format a shell command as a fact. It can be copied even if it spans several lines."""
+    if "'" in command:  # a line must not break inside quotes
         return f"{key:<{_KEY - 1}} {command}"
     return " \\\n".join(fact(key, command, line_width() - 2).split("\n"))
 
 
 def count_of(number: float) -> str:
-    """`912`, `61.4k`, `3.07M`, `1.20T`: three digits."""
+    """Format a number with three digits: `912`, `61.4k`, `3.07M`, `1.20T`."""
     for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e4, "k")):
         if number >= size:
             value = number / (1e3 if unit == "k" else size)

@@ -1,4 +1,4 @@
-"""A logger destination that shows steps and evaluations on the console: as lines, and on the live bar."""
+"""A logger destination that shows steps and evaluations on the console, as lines and on the live bar."""
 
 import time
 from collections.abc import Mapping
@@ -24,14 +24,14 @@ _PARTS = {
     "lbl": "lbl {}",
     "GiB": "{} GiB",
 }
-"""Of the bar, by the headers of columns: the most important first."""
+"""Parts of the bar by column header, most important first."""
 
 
 class ConsoleLines(StepLogger):
-    """For rank 0. A line for the first step, every `interval` steps, the last one, and for each evaluation."""
+    """Prints, on rank 0, a line for the first step, every `interval` steps, the last step, and each evaluation."""
 
     def __init__(self, plan: RowPlan, max_batches: int, *, interval: int | None, bar: LiveBar | None) -> None:
-        """interval: None prints no lines. bar: drawn with the newest step; None draws none."""
+        """interval: None prints no lines. bar: updated with the newest step; None shows no bar."""
         super().__init__()
         self._plan, self._max_batches, self._interval, self._bar = plan, max_batches, interval, bar
         self._stages = any(name for name, *_ in plan.stages())
@@ -39,9 +39,9 @@ class ConsoleLines(StepLogger):
         self._first: int | None = None
         self._eval_began = 0.0
         self.metrics: dict[str, float] = {}
-        """The newest value of each."""
+        """The newest value of each metric."""
         self.evaluation: dict[str, float] = {}
-        """The newest one's."""
+        """The metrics of the newest evaluation."""
         self.batch = 0
 
     def write(self, state: State, metrics: Mapping[str, float]) -> None:

@@ -1,4 +1,4 @@
-"""What one run shows while it trains, and when it has ended."""
+"""Console output of one run while it trains and when it ends."""
 
 import shlex
 import sys
@@ -24,7 +24,7 @@ from train.supervision.wall_time import process_seconds
 
 
 class RunConsole:
-    """On rank 0; the others show nothing."""
+    """The console of rank 0; other ranks show nothing."""
 
     def __init__(
         self, config: TrainConfig, run_name: str, folder: Path | None, log_folder: Path | None, resume_command: str
@@ -36,7 +36,8 @@ class RunConsole:
         self._stack = ExitStack()
 
     def begin(self, plan: RowPlan, clock: Clock) -> list[LoggerDestination]:
-        """The logger that shows the steps. The bar is drawn from now on: loggers that copy stdout are made after it."""
+        """Return the logger that shows the steps, and start the bar. Create loggers that copy stdout after this
+        call."""
         if dist.get_global_rank() != 0:
             return []
         assert clock.max_batches is not None
@@ -47,7 +48,7 @@ class RunConsole:
         return [self._lines]
 
     def end(self, error: BaseException | None) -> None:
-        """Removes the bar, and shows how the run has ended if it has begun."""
+        """Remove the bar and, if training has begun, show how the run ended."""
         self._stack.__exit__(type(error) if error is not None else None, error, None)
         if self._lines is not None and (self._lines.metrics or error is None):
             for line in self._end_lines(self._lines, error):
@@ -63,7 +64,7 @@ class RunConsole:
         if lines.evaluation:
             yield fact("evaluation", eval_text(lines.evaluation))
         saved = checkpoints(self._folder) if self._folder is not None else []
-        if saved and not is_stopped:  # else its message says where
+        if saved and not is_stopped:  # the message of RunStopped contains the path
             yield fact("checkpoint", f"{self._address or self._folder}/{saved[-1].name}")
         if self._log_folder is not None and (self._log_folder / REPORT).exists():
             yield fact("report", str(self._log_folder / REPORT))
@@ -74,7 +75,7 @@ class RunConsole:
 
     @property
     def _address(self) -> str | None:
-        """The save folder, where it is in an object store."""
+        """The address of a save folder in an object store; None for a local folder."""
         folder = self._config.save_folder or ""
         return fill_name(folder, self._run_name, "save_folder") if is_address(folder) else None
 
@@ -89,7 +90,7 @@ class RunConsole:
 def run_console(
     config: TrainConfig, run_name: str, folder: Path | None, log_folder: Path | None, resume_command: str
 ) -> Iterator[RunConsole]:
-    """Around all that the run does: what it has ended with is shown last. folder: the save folder."""
+    """Wrap the whole run, so that its result is shown last. folder: the save folder."""
     console = RunConsole(config, run_name, folder, log_folder, resume_command)
     try:
         yield console
@@ -100,7 +101,7 @@ def run_console(
 
 
 def log_interval(config: TrainConfig, clock: Clock) -> int | None:
-    """Batches between the lines of steps; None for no lines."""
+    """Return the batches between step lines; None for no lines."""
     assert clock.max_batches is not None
     instead_of_bar = config.progress_bar and not config.log_to_console and not is_terminal()
     if config.log_to_console is not True and not instead_of_bar:

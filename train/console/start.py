@@ -1,6 +1,6 @@
-"""The summary of a run before it reads data: what its config, the number of ranks and the machine say.
+"""The summary of a run before it reads data: facts from its config, the number of ranks and the machine.
 
-Imports nothing heavy: it is shown at once.
+Imports nothing slow, so that it is shown immediately.
 """
 
 import dataclasses
@@ -27,13 +27,13 @@ _SHOWN_ELSEWHERE = (
     *("train_loader.dataset.max_seq_len", "eval_loader.dataset.max_seq_len"),
     *("progress_bar", "log_to_console", "console_log_interval"),
 )
-"""Keys, and sections, that other lines of the summary speak of, or whose effect is on the console."""
+"""Keys and sections that are described by other lines of the summary, or that only affect the console."""
 _OF_WEIGHTS = (
     *("d_model", "n_heads", "n_layers", "max_seq_len", "vocab_size", "initializer_range"),
     *("attn_config.clip_qkv", "attn_config.kv_n_heads", "attn_config.rope_theta"),
     *("ffn_config.ffn_hidden_size", "ffn_config.moe_num_experts", "ffn_config.moe_top_k"),
 )
-"""Keys of the model that config.json of pretrained weights gives."""
+"""Keys of the model that are set by config.json of pretrained weights."""
 _LONGEST_VALUE, _MOST_LINES = 60, 15
 _NOTHING = object()
 
@@ -41,13 +41,13 @@ _NOTHING = object()
 def model_lines(config: TrainConfig) -> Iterator[str]:
     model, ffn = config.model, config.model.ffn_config
     name = model.pretrained_model_name_or_path or (f"DBRX {model.preset}" if model.preset else "DBRX")
-    experts = f"{ffn.moe_num_experts} experts, {ffn.moe_top_k} a token"
+    experts = f"{ffn.moe_num_experts} experts, {ffn.moe_top_k} active per token"
     yield fact("model", f"{name}: {model.n_layers} layers of width {model.d_model:,}, {experts}")
     yield fact_of(parameters_line(model, config.lora))
 
 
 def machine_lines(config: TrainConfig, world_size: int, device: Device, memory: RankMemory) -> Iterator[str]:
-    """Ranks, precision, batch and memory."""
+    """Yield lines for ranks, precision, batch and memory."""
     nodes = max(world_size // int(os.environ.get("LOCAL_WORLD_SIZE", "1")), 1)
     where = f"{world_size} on {nodes} node{'s' if nodes > 1 else ''}" if world_size > 1 else "1"
     yield fact("ranks", f"{where}, {_device_name(device)}; {_parallelism(config, world_size)}")
@@ -55,11 +55,11 @@ def machine_lines(config: TrainConfig, world_size: int, device: Device, memory: 
     why = "" if precision == config.precision else f" ({config.precision} becomes {precision} on CPU)"
     yield fact("precision", f"{precision}{why}")
     rows, microbatch = config.global_train_batch_size // world_size, train_microbatch_rows(config, world_size)
-    each = f"{rows} a rank, in microbatches of {microbatch}" if world_size > 1 else f"in microbatches of {microbatch}"
+    each = f"{rows} per rank, in microbatches of {microbatch}" if world_size > 1 else f"in microbatches of {microbatch}"
     yield fact("batch", f"{config.global_train_batch_size:,} rows of {config.max_seq_len:,} tokens: {each}")
     need, at_least = format_bytes(memory.predicted), format_bytes(memory.at_least)
     have = format_bytes(memory.available, down=True)
-    yield fact("memory", f"{need} predicted for a rank (at least {at_least}), {have} available")
+    yield fact("memory", f"{need} predicted per rank (at least {at_least}), {have} available")
 
 
 def _device_name(device: Device) -> str:
@@ -80,12 +80,12 @@ def _parallelism(config: TrainConfig, world_size: int) -> str:
     if replicas > 1:
         parts = [f"HSDP: {replicas} replicas, each sharded over {shards} ranks"]
     if fsdp.expert_parallel_degree > 1:
-        parts.append(f"experts shared by {fsdp.expert_parallel_degree} ranks")
+        parts.append(f"experts sharded over {fsdp.expert_parallel_degree} ranks")
     return ", ".join(parts)
 
 
 def config_lines(config: TrainConfig) -> Iterator[str]:
-    """What differs from the defaults, a section a line; of that what other lines do not say."""
+    """Yield the values that differ from the defaults and that no other line shows, one line per section."""
     sections: dict[str, list[str]] = {}
     for key, value in _chosen(config).items():
         if not is_within(key, _SHOWN_ELSEWHERE):
@@ -96,15 +96,15 @@ def config_lines(config: TrainConfig) -> Iterator[str]:
     ]
     if not lines:
         return
-    whole = " (all of it is in config.yaml in the save folder)" if config.save_folder is not None else ""
-    yield fact("config", f"what differs from the defaults{whole}:")
+    whole = " (config.yaml in the save folder has all values)" if config.save_folder is not None else ""
+    yield fact("config", f"values that differ from the defaults{whole}:")
     yield from lines[:_MOST_LINES]
     if len(lines) > _MOST_LINES:
         yield fact("", f"... and {len(lines) - _MOST_LINES} more lines")
 
 
 def _chosen(config: TrainConfig) -> dict[str, Any]:
-    """What differs from the defaults, without what the model's preset or pretrained weights give."""
+    """Return the values that differ from the defaults, except those set by the preset or the pretrained weights."""
     model = config.model
     given: dict[str, Any] = dict(leaves(PRESETS.get(model.preset or "", {})))
     if model.pretrained_model_name_or_path is not None:

@@ -1,4 +1,4 @@
-"""Warnings of libraries that the user of a run can do nothing about, by name; all others are shown."""
+"""Known warnings of libraries that users cannot act on; all other warnings are shown."""
 
 import warnings
 
@@ -12,8 +12,8 @@ EXPECTED = (
     "`past_key_values` is deprecated",
     "The current world size",
 )
-"""Of Composer, torch and transformers (whose earlier versions need the argument), about what was chosen on purpose.
-Each is the beginning of a message, as a pattern."""
+"""Patterns for the beginning of messages of Composer, torch and transformers about deliberate choices. Earlier versions
+of transformers need the deprecated `past_key_values`."""
 
 
 def silence_expected_warnings() -> None:
@@ -22,7 +22,7 @@ def silence_expected_warnings() -> None:
 
 
 def silence_transformers() -> None:
-    """Its bars for weights that load in a moment, and its log of the same deprecated argument."""
+    """Hide its progress bar for loading weights, and its log of the deprecated argument."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()

@@ -1,4 +1,4 @@
-"""How the model is spread over ranks (FSDP2, HSDP, experts), who the ranks are, work of one rank for all, patches.
+"""Distribution of the model over ranks (FSDP2, HSDP, experts), rank setup, work of one rank for all, torch patches.
 
-The model itself knows nothing of ranks.
+The model itself does not depend on ranks.
 """

@@ -1,6 +1,7 @@
-"""How the model is spread over ranks: FSDP2 units, precision, activation checkpointing, and weights made in place.
+"""Distributes the model over ranks: FSDP2 units, precision, activation checkpointing, and sharded initialization.
 
-Every rank builds the model on meta, shards it, and then fills only its own part: no rank ever holds the whole.
+Every rank builds the model on meta, shards it, and then fills only its own shards, so that no rank holds the full
+model.
 """
 
 from typing import Protocol
@@ -37,22 +38,22 @@ from train.models.shapes import parameter_shapes
 
 
 class Weights(Protocol):
-    """Where the weights come from that a model starts with."""
+    """The source of a model's weights."""
 
     def __contains__(self, name: str) -> bool: ...
 
     def rows(self, name: str, start: int, stop: int, out: torch.Tensor) -> None:
-        """Reads rows [start, stop) of a parameter into `out`, in its dtype."""
+        """Read rows [start, stop) of a parameter into `out`, in its dtype."""
         ...
 
 
 class NotFinite(ValueError):
-    """Weights that a model was to start with have NaN or infinite numbers in them."""
+    """The loaded weights contain NaN or infinite values."""
 
     def __init__(self, names: list[str]) -> None:
         super().__init__(f"not finite: {', '.join(names)}")
         self.names = names
-        """Of all ranks, in the model's order."""
+        """The names found on all ranks, in the model's order."""
 
 
 def build_model(
@@ -66,9 +67,10 @@ def build_model(
     pretrained: Weights | None = None,
     lora: LoraConfig | None = None,
 ) -> DbrxForCausalLM:
-    """DBRX with the pretrained or else initial weights, sharded as fsdp_config says (null: whole on every rank).
+    """Build a DBRX with the pretrained or else initial weights, sharded as in fsdp_config (null: not sharded).
 
-    With lora it is frozen, in lora.base_dtype, and has adapters, in dtype. Raises NotFinite, on every rank.
+    With lora, the model is frozen and stored in lora.base_dtype, and has adapters in dtype. Raises NotFinite on every
+    rank.
     """
     model = meta_model(config, fsdp_config, precision=precision, device=device, dtype=dtype, lora=lora)
     model.to_empty(device=device)
@@ -93,7 +95,7 @@ def meta_model(
     dtype: torch.dtype = torch.float32,
     lora: LoraConfig | None = None,
 ) -> DbrxForCausalLM:
-    """What build_model returns, with all its weights on meta: `to_empty(device=device)` gives them memory."""
+    """The model that build_model returns, with all weights on meta: `to_empty(device=device)` allocates them."""
     gathered = precisions.gathered(precision, fsdp_config.mixed_precision if fsdp_config is not None else None)
     kept = precisions.frozen(lora.base_dtype, gathered) if lora is not None else None
     base_dtype = FORMATS[kept].torch_dtype if kept is not None else dtype
@@ -116,7 +118,7 @@ def checkpoint_activations(model: DbrxForCausalLM, config: FSDPConfig) -> None:
         for module in model.transformer.blocks:
             assert isinstance(module, DbrxBlock)
             module.norm_attn_norm.selective = True
-            # Of nested hooks on saved tensors the innermost alone act: what is offloaded is not made again.
+            # Only the innermost of nested saved-tensor hooks applies: offloaded tensors are not recomputed.
             module.selective = not config.activation_cpu_offload
     if not block and not config.activation_cpu_offload:
         return
@@ -132,7 +134,7 @@ def checkpoint_activations(model: DbrxForCausalLM, config: FSDPConfig) -> None:
 
 
 def make_mesh(config: FSDPConfig, device_type: str) -> DeviceMesh:
-    """One dimension to shard over; under HYBRID_SHARD one before it, over which the shards are replicated."""
+    """A mesh with one dimension to shard over; with HYBRID_SHARD, preceded by one for the replicas of the shards."""
     world_size = dist.get_world_size()
     if config.sharding_strategy == "FULL_SHARD":
         return init_device_mesh(device_type, (world_size,), mesh_dim_names=("shard",))
@@ -142,8 +144,8 @@ def make_mesh(config: FSDPConfig, device_type: str) -> DeviceMesh:
 
 
 def make_experts_mesh(config: FSDPConfig, device_type: str) -> DeviceMesh:
-    """That of the experts: the ranks that shard are divided into groups of neighbours, which share the experts; within
-    `expert_shard`, whose ranks have the same ones, these are sharded."""
+    """The mesh of the experts. The ranks of the shard dimension are split into groups of neighbors (`expert`), which
+    share the experts. The ranks of `expert_shard` have the same experts and shard them."""
     replicas, degree = config.data_parallel_replicate_degree, config.expert_parallel_degree
     sizes = (dist.get_world_size() // ((replicas or 1) * degree), degree)
     names = ("expert_shard", "expert")
@@ -153,8 +155,8 @@ def make_experts_mesh(config: FSDPConfig, device_type: str) -> DeviceMesh:
 
 
 def _shard(model: DbrxForCausalLM, config: FSDPConfig, policy: MixedPrecisionPolicy, device_type: str) -> None:
-    """Units: each adapter, the embedding, each block, and at the root the last norm with the head. Under expert
-    parallelism also each block's experts."""
+    """Create the units: each adapter, the embedding, each block, and a root unit of the last norm and the head. With
+    expert parallelism, each block's experts are a unit too."""
     mesh = make_mesh(config, device_type)
     units = [(adapter, mesh) for adapter in adapters(model)]
     if config.expert_parallel_degree > 1:
@@ -165,7 +167,8 @@ def _shard(model: DbrxForCausalLM, config: FSDPConfig, policy: MixedPrecisionPol
 
 
 def _divide_experts(model: DbrxForCausalLM, mesh: DeviceMesh) -> list[tuple[nn.Module, DeviceMesh]]:
-    """Leaves each rank the rows of its experts. Returns the units that have them, and the mesh to shard each over."""
+    """Keep only the rows of the rank's own experts. Returns the units of the experts, each with the mesh to shard it
+    over."""
     shards = mesh["replicate", "expert_shard"] if mesh.ndim > 2 else mesh["expert_shard"]
     units: list[tuple[nn.Module, DeviceMesh]] = []
     for module in model.modules():
@@ -175,14 +178,14 @@ def _divide_experts(model: DbrxForCausalLM, mesh: DeviceMesh) -> list[tuple[nn.M
                 trained = trained or param.requires_grad
                 divided = distribute_tensor(param.data, mesh["expert"], [Shard(0)], src_data_rank=None)
                 setattr(module, name, nn.Parameter(divided, requires_grad=param.requires_grad))
-            # Adapters are on every rank, and averaged over all.
+            # Adapters are on every rank, and averaged over all ranks.
             module.parallel = ExpertParallel(mesh.get_group("expert"), averaged=trained)
             units.append((module, shards))
     return units
 
 
 def _policy(config: FSDPConfig, gathered: Precision | None, computed: torch.dtype | None) -> MixedPrecisionPolicy:
-    """computed is the dtype that weights are computed in where it is neither their own nor said by precision."""
+    """computed: the compute dtype of the weights, if it is neither their own nor determined by precision."""
     if gathered is None:
         return MixedPrecisionPolicy(param_dtype=computed)
     reduced = precisions.reduced(config.mixed_precision)
@@ -191,13 +194,13 @@ def _policy(config: FSDPConfig, gathered: Precision | None, computed: torch.dtyp
 
 @torch.no_grad()
 def _fill(model: nn.Module, config: ModelConfig, seed: int, pretrained: Weights | None) -> set[str]:
-    """Each rank reads or draws its own rows; what is not among the pretrained weights, which are whole, is drawn.
+    """Fill this rank's rows of every parameter: pretrained weights are read, all others are drawn.
 
-    Returns the names of those that it has read NaN or infinite numbers of.
+    Returns the names of the weights in which this rank has read NaN or infinite values.
     """
     shapes, not_finite = parameter_shapes(config), set()
     for name, param in named_parameters(model):
-        # Of what is packed in 4 bits, that of its numbers.
+        # For weights packed in 4 bits, the shape before packing.
         shape = shapes.get(name, tuple(param.shape))
         if isinstance(param, DTensor):
             mesh, placements = param.device_mesh, param.placements
@@ -227,8 +230,8 @@ def _fill(model: nn.Module, config: ModelConfig, seed: int, pretrained: Weights 
 
 
 def _refuse(mine: set[str] | ConfigError, model: nn.Module) -> None:
-    """Each rank has read its own rows alone: what one has found, or could not read, is raised on all, so that none
-    waits for it."""
+    """Raise on all ranks what any rank has found or could not read, because each rank has only read its own rows.
+    Otherwise the other ranks would wait for it."""
     found = [mine]
     if dist.is_initialized():
         found = [mine] * dist.get_world_size()

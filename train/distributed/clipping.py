@@ -1,7 +1,7 @@
-"""The norm of all gradients, and gradients that are scaled by it: torch's clip_grad_norm_, equal to the last bit, in
-parts between which the caller adds up what all ranks have, in a reduction of its own.
+"""The norm of all gradients, and scaling by it: bitwise equal to torch's clip_grad_norm_, but split into parts, so that
+the caller can combine the reduction over ranks with its own.
 
-Works on each rank's shards alone, so parameters can lie on different meshes.
+Works only on each rank's shards, so parameters can be on different meshes.
 """
 
 import functools
@@ -18,25 +18,25 @@ Copies = Callable[[Tensor], int]
 
 
 def copies_over_ranks(gradient: Tensor) -> int:
-    """On how many ranks each number of the gradient is: those of the mesh dimensions over which it is replicated, times
-    the ranks that its mesh leaves out. Without a mesh, on all."""
+    """The number of ranks that hold a copy of each element of the gradient: the product of the mesh dimensions over
+    which it is replicated, times the ranks outside its mesh. Without a mesh, all ranks."""
     if not isinstance(gradient, DTensor):
         return dist.get_world_size()
     mesh = gradient.device_mesh
     shards = 1
     for size, placement in zip(mesh.shape, gradient.placements, strict=True):
-        assert not placement.is_partial(), "a gradient is summed before it is clipped"
+        assert not placement.is_partial(), "gradients must be reduced before clipping"
         shards *= 1 if placement.is_replicate() else size
     return dist.get_world_size() // shards
 
 
 @torch.no_grad()
 def squared_norms(params: Sequence[nn.Parameter], copies: Copies = copies_over_ranks) -> Tensor:
-    """[P] this rank's part of the squared L2 norm of each parameter's gradient, in fp64, 0 where there is none: summed
-    over ranks, each number counts once.
+    """[P] this rank's part of the squared L2 norm of each parameter's gradient in fp64; 0 without a gradient. Summed
+    over ranks, each element counts once.
 
-    copies: where a parameter's gradient is on more or fewer ranks than its mesh says, as of experts that are divided
-    over ranks by other means than a DTensor.
+    copies: overrides the number of copies derived from the mesh, for gradients such as those of experts that are
+    divided over ranks without a DTensor.
     """
     places: dict[tuple[torch.device, torch.dtype], list[int]] = {}
     for place, param in enumerate(params):
@@ -49,14 +49,15 @@ def squared_norms(params: Sequence[nn.Parameter], copies: Copies = copies_over_r
         gradients = [param.grad for param in map(params.__getitem__, of_kind) if param.grad is not None]
         norms = torch._foreach_norm([_local(gradient) for gradient in gradients])  # pyright: ignore[reportPrivateImportUsage]
         n_copies = torch.tensor([copies(gradient) for gradient in gradients], dtype=torch.float64).to(device)
-        # In their own dtype, as torch reduces the norm of a DTensor. The root of one square is the number itself.
+        # In the gradients' own dtype, as torch reduces the norm of a DTensor. The root of a square is the number
+        # itself.
         squares_P[of_kind] = torch.stack(norms).square().to(device, torch.float64) / n_copies
     return squares_P
 
 
 def total_norm(squares_P: Sequence[float], params: Sequence[nn.Parameter]) -> float:
-    """The L2 norm of all gradients from the squared norms of all ranks: as in torch that of the norms of each, in the
-    dtype of the gradients."""
+    """The L2 norm of all gradients from the squared norms of all ranks. As in torch, it is the norm of the individual
+    norms in the dtype of the gradients."""
     dtypes = [param.grad.dtype for param in params if param.grad is not None]
     dtype = functools.reduce(torch.promote_types, dtypes, torch.bfloat16)
     return torch.linalg.vector_norm(torch.tensor(squares_P, dtype=torch.float64).to(dtype).sqrt()).item()
@@ -64,19 +65,19 @@ def total_norm(squares_P: Sequence[float], params: Sequence[nn.Parameter]) -> fl
 
 @torch.no_grad()
 def scale_to_norm(params: Iterable[nn.Parameter], norm: float, max_norm: float) -> None:
-    """Multiplies all gradients by max_norm / (norm + 1e-6) where that is below 1."""
+    """Multiply all gradients by max_norm / (norm + 1e-6) if that is below 1."""
     groups: dict[torch.dtype, list[Tensor]] = {}
     for gradient in _gradients(params):
         groups.setdefault(gradient.dtype, []).append(_local(gradient))
     for dtype, gradients in groups.items():
-        # Rounded as in torch, which has the norm in the dtype of the gradients.
+        # Rounded as in torch, where the norm has the dtype of the gradients.
         factor = (max_norm / (torch.tensor(norm, dtype=dtype) + 1e-6)).item()
         if factor < 1:
             torch._foreach_mul_(gradients, factor)  # pyright: ignore[reportPrivateImportUsage]
 
 
 def clip_gradients(params: Sequence[nn.Parameter], norm: float, clipping: GradientClippingConfig) -> None:
-    """norm: of all gradients."""
+    """norm: the norm of all gradients."""
     if clipping.clipping_type == "norm":
         scale_to_norm(params, norm, clipping.clipping_threshold)
     else:
@@ -84,15 +85,15 @@ def clip_gradients(params: Sequence[nn.Parameter], norm: float, clipping: Gradie
 
 
 def drop_gradients(params: Iterable[nn.Parameter]) -> None:
-    """An optimizer then leaves weights, moments and step counters as they are."""
+    """Remove all gradients, so that an optimizer changes neither weights nor moments nor step counters."""
     for param in params:
         param.grad = None
 
 
 @torch.no_grad()
 def not_finite_gradients(named: Sequence[tuple[str, nn.Parameter]]) -> list[str]:
-    """The names of the parameters of which this rank has NaN or infinite numbers in the gradient, or so large ones that
-    the square of its norm is infinite."""
+    """The names of parameters whose gradient on this rank has NaN or infinite values, or values so large that the
+    squared norm is infinite."""
     return [
         name
         for name, param in named

@@ -1,6 +1,6 @@
-"""What ends a run, as one rank tells the others through the store: the first failure counts.
+"""The failure that ends a run, which one rank shares with the others through the store. The first failure counts.
 
-Imports neither Composer nor a process group, so that ranks can share failures before there is one.
+Imports neither Composer nor a process group, so that ranks can share failures before there is a process group.
 """
 
 import json
@@ -18,17 +18,17 @@ _FAILURE, _SHOWN = "failure", "failure shown"
 @dataclass(frozen=True, kw_only=True)
 class Failure:
     rank: int
-    """That shared it."""
+    """The rank that shared the failure."""
     code: int
-    """With which all ranks end."""
+    """The exit code of all ranks."""
     text: str
-    """For the user; of a defect, its traceback."""
+    """The message for the user; the traceback if it is a bug."""
     kind: str = "failed"
-    """`failed`: the rank has raised the text. `hung` or `lost`: the text names the ranks."""
+    """`failed`: the rank raised an error with this text. `hung` or `lost`: the text names the ranks."""
     lost: tuple[int, ...] = ()
     """Ranks that cannot end by themselves, or have ended."""
     shown_by: int = 0
-    """The rank that shows it to the user."""
+    """The rank that shows the failure to the user."""
 
     @property
     def message(self) -> str:
@@ -39,14 +39,14 @@ class Failure:
 
 
 def failure_of(error: BaseException, rank: int) -> Failure:
-    """With the exit code of the command line for the error."""
+    """The failure for an error, with the exit code of the command line."""
     if isinstance(error, ConfigError | DataError):
         return Failure(rank=rank, code=2, text=str(error) or type(error).__name__)
     return Failure(rank=rank, code=1, text=redacted("".join(traceback.format_exception(error)).rstrip()))
 
 
 def share(store: Store, failure: Failure) -> Failure:
-    """Returns the first one that was shared, which may be another rank's."""
+    """Share a failure, and return the first one that was shared, which may be another rank's."""
     return _parsed(store.compare_set(_FAILURE, "", json.dumps(asdict(failure))))
 
 
@@ -55,7 +55,7 @@ def shared(store: Store) -> Failure | None:
 
 
 def note_shown(store: Store) -> None:
-    """The failure that was shared is shown to the user, or will be in a moment."""
+    """Note that the shared failure is shown to the user, or will be in a moment."""
     store.set(_SHOWN, "")
 
 

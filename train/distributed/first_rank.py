@@ -1,4 +1,4 @@
-"""What one rank does for all, such as writing a file that they share."""
+"""Work that one rank does for all, such as writing a shared file."""
 
 import time
 from collections.abc import Callable
@@ -12,10 +12,11 @@ _POLL_SECONDS, _SLOWEST_POLL_SECONDS = 0.002, 0.5
 
 
 def on_first_rank(write: Callable[[], None], *, slow: str | None = None) -> None:
-    """Runs on global rank 0; its ConfigError, DataError or OSError is raised on every rank, an OSError as ConfigError.
-    slow: a name for what may take longer than a collective: the others wait for it as from_first_rank does.
+    """Run `write` on global rank 0. Its ConfigError, DataError or OSError is raised on every rank, an OSError as
+    ConfigError. slow: a name, if `write` may take longer than the timeout of a collective; the other ranks then wait
+    for it as in from_first_rank.
 
-    Every rank has to call it.
+    Every rank must call this.
     """
     errors: list[ConfigError | DataError | None] = [None]
     if dist.get_global_rank() == 0:
@@ -36,8 +37,8 @@ def on_first_rank(write: Callable[[], None], *, slow: str | None = None) -> None
 
 
 def from_first_rank(key: str, value: str) -> str:
-    """What rank 0 says under that key, whenever it does: looked for, not waited for in a collective that would time
-    out. Every rank has to call it."""
+    """Return rank 0's value of the key. The other ranks poll for it instead of waiting in a collective, which could
+    time out. Every rank must call this."""
     if dist.get_world_size() == 1:
         return value
     store = _get_default_store()

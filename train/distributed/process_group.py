@@ -1,6 +1,6 @@
-"""The default process group, initialized once every rank is ready to join it, however long that takes.
+"""The default process group, initialized when every rank is ready to join it, however long that takes.
 
-Imports Composer late: `sharing_failures` is entered before anything slow.
+Composer is imported late, because `sharing_failures` must be entered before anything slow.
 """
 
 import os
@@ -22,18 +22,19 @@ if TYPE_CHECKING:
 
 _POLL_SECONDS, _SLOWEST_POLL_SECONDS = 0.2, 5.0
 _NOTICE_SECONDS, _NEXT_NOTICE_SECONDS = 10.0, 60.0
-"""After which each node says what it waits for, and says it again."""
+"""Seconds after which each node logs what it waits for, and after which it repeats this."""
 _REPORT_SECONDS = 5.0
-"""In which a rank that fails tries to reach the store."""
+"""Seconds for which a rank that fails tries to reach the store."""
 _SHOWN_SECONDS = 10.0
-"""In which another rank, which waits for it, shows its error. The launcher then ends the others."""
+"""Seconds in which a rank that waits for this one must show its error. The launcher then ends the others."""
 _ARRIVED, _ALL_ARRIVED = "arrived", "all arrived"
 
 
 @contextmanager
 def sharing_failures(problems: Problems | None = None) -> Iterator[None]:
-    """Around what precedes initialize_dist, and that: rank 0 serves the store from here on, and ranks that wait for one
-    that fails raise its error. What is wrong with the launcher's variables is raised, or added to the problems."""
+    """A context for everything up to and including initialize_dist. Within it rank 0 serves the store, and if a rank
+    fails, the ranks that wait for it raise its error. Errors in the launcher's variables are raised, or added to the
+    problems."""
     held = None
     if _must_join():
         with problems.collect() if problems is not None else nullcontext():
@@ -50,7 +51,7 @@ def sharing_failures(problems: Problems | None = None) -> Iterator[None]:
 
 
 def _share(error: Exception) -> None:
-    """Rank 0 shows what it raises itself. What another raises is rank 0's to show once it waits for the others."""
+    """Share an error. Rank 0 shows its own error; the error of another rank is shown by rank 0 while it waits."""
     rank, store = int(os.environ["RANK"]), connect(_REPORT_SECONDS)
     share(store, failure_of(error, rank))
     if rank == 0:
@@ -60,25 +61,27 @@ def _share(error: Exception) -> None:
 
 
 def initialize_dist(device: "Device", timeout: float, facts: Callable[[], Mapping[str, str]] = dict) -> None:
-    """Composer's initialize_dist, which fails unless all ranks call it within the timeout. Here it counts from the
-    last one's call. Before it ranks may prepare or download data, which may take any time if rank 0 does so in
-    sharing_failures: for its server a rank waits no longer than the timeout.
+    """Composer's initialize_dist, which fails unless all ranks call it within the timeout. Here, the timeout starts
+    when the last rank has called this function. Ranks may first prepare or download data, which may take any time if
+    rank 0 does so within sharing_failures: a rank waits for rank 0's server no longer than the timeout.
 
-    facts: returns what must be the same on all ranks (facts_of_start); raises ConfigError on all where it is not."""
+    facts: returns what must be the same on all ranks (facts_of_start). If it differs, ConfigError is raised on all
+    ranks.
+    """
     from composer.utils import dist
 
     store = _wait_for_all(timeout, facts()) if _must_join() else None
     dist.initialize_dist(device, timeout=timeout)
-    del store  # torch has its own by now, of the same server
+    del store  # torch now has its own store on the same server
 
 
 def _must_join() -> bool:
-    """Is this one of several ranks, whose process group is still to be initialized?"""
+    """Whether this is one of several ranks and the process group is not initialized yet."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1 and not is_initialized()
 
 
 def _wait_for_all(timeout: float, facts: Mapping[str, str]) -> PrefixStore:
-    """Returns when every rank has called it with the same facts."""
+    """Return when every rank has called this with the same facts."""
     host, port = address()
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     if not serves():
@@ -97,14 +100,14 @@ def _wait_for_all(timeout: float, facts: Mapping[str, str]) -> PrefixStore:
         _poll(
             all_arrived,
             lambda: (
-                f"Waiting for {world_size - store.add(_ARRIVED, 0)} of {world_size} ranks, which still open their data "
-                f"(rank 0 is at {host}:{port})"
+                f"Waiting for {world_size - store.add(_ARRIVED, 0)} of {world_size} ranks, which are still opening "
+                f"their data (rank 0 is at {host}:{port})"
             ),
         )
         check_agreement(store, facts, rank, world_size)
     except RuntimeError:  # torch's DistNetworkError
         raise ConfigError(
-            f"the connection to rank 0 at MASTER_ADDR:MASTER_PORT {host}:{port} is lost: see its output, it has ended"
+            f"lost the connection to rank 0 at MASTER_ADDR:MASTER_PORT {host}:{port}, which has ended: see its output"
         ) from None
     return store
 
@@ -119,13 +122,14 @@ def _wait_for_server(place: str, timeout: float) -> None:
 
     if not _poll(is_served, lambda: f"Waiting for rank 0 at {place} ({why})", timeout):
         raise ConfigError(
-            f"rank 0 at MASTER_ADDR:MASTER_PORT {place} cannot be reached after {timeout:g} s (dist_timeout): {why}: "
-            "see the output of rank 0, which may have ended, or set them to its address"
+            f"rank 0 at MASTER_ADDR:MASTER_PORT {place} cannot be reached after {timeout:g} s (dist_timeout): {why}; "
+            "see the output of rank 0, which may have ended, or set these variables to its address"
         )
 
 
 def _poll(is_so: Callable[[], bool], waiting: Callable[[], str], timeout: float = float("inf")) -> bool:
-    """Whether it is so within the timeout. Waits in Python: while torch waits for a store, signals are not handled."""
+    """Whether the condition holds within the timeout. Waits in Python: signals are not handled while torch waits for a
+    store."""
     start = time.monotonic()
     notice_at, seconds = start + _NOTICE_SECONDS, _POLL_SECONDS
     while not is_so():

@@ -1,6 +1,6 @@
-"""The store by which ranks find one another, as torch makes it from the launcher's variables, with clear errors.
+"""The store through which ranks find each other. torch creates it from the launcher's variables; errors are explained.
 
-Imports no Composer.
+Does not import Composer.
 """
 
 import os
@@ -14,17 +14,18 @@ from torch.distributed import PrefixStore, TCPStore  # pyright: ignore[reportPri
 from data.base.errors import ConfigError, reason
 
 _CONNECT_SECONDS = 30.0
-"""For a connection to a server that is there."""
+"""Timeout for the connection to a running server."""
 
 
 def serves() -> bool:
-    """As torch will: rank 0 serves the store, unless a launcher such as torchrun does."""
+    """Whether this process serves the store, by torch's rule: rank 0 does, unless a launcher such as torchrun does."""
     return _variable("RANK") == "0" and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
 
 
 def connect(seconds: float = _CONNECT_SECONDS) -> PrefixStore:
-    """In a thread: torch waits without end, and without handling signals, for a server that accepts and never answers.
-    Stores of a process for the same address share one server, which lasts as long as one of them."""
+    """Connect to the store in a thread, because torch waits indefinitely, without handling signals, for a server that
+    accepts connections but does not answer. The stores of a process for the same address share one server, which lives
+    as long as any of them."""
     (host, port), is_master, future = address(), serves(), Future[TCPStore]()
     timeout = timedelta(seconds=seconds)
 
@@ -36,10 +37,10 @@ def connect(seconds: float = _CONNECT_SECONDS) -> PrefixStore:
 
     Thread(target=connect, daemon=True).start()
     try:
-        # Keys of an earlier attempt may be in a store that torchrun serves.
+        # A store served by torchrun may contain keys of an earlier attempt.
         return PrefixStore(f"ready/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", future.result(seconds))
     except (RuntimeError, TimeoutError) as error:
-        why = "is in use by another program" if "EADDRINUSE" in str(error) else "does not answer as rank 0"
+        why = "is in use by another program" if "EADDRINUSE" in str(error) else "does not respond like rank 0"
         raise ConfigError(
             f"MASTER_ADDR:MASTER_PORT is {host}:{port}, which {why}: set them to the address of rank 0's node and a "
             "free port on it (composer --master_addr, --master_port)"
@@ -47,22 +48,22 @@ def connect(seconds: float = _CONNECT_SECONDS) -> PrefixStore:
 
 
 def why_not_served(seconds: float = _CONNECT_SECONDS) -> str | None:
-    """Why rank 0's server cannot be reached (yet: where nodes start one by one, also the name of its node may not be
-    known before it starts); None when it can."""
+    """The reason why rank 0's server cannot be reached, or None if it can. The reason may be temporary: if nodes start
+    one by one, the name of rank 0's node may be unknown before it starts."""
     host, port = address()
     try:
         socket.create_connection((host, port), timeout=seconds).close()
     except OSError as error:
         return reason(error)
     except UnicodeError as error:
-        raise ConfigError(f"MASTER_ADDR is {host!r}, which is no name of a host: {error}") from None
+        raise ConfigError(f"MASTER_ADDR is {host!r}, which is not a valid host name: {error}") from None
     return None
 
 
 def address() -> tuple[str, int]:
     host, port = _variable("MASTER_ADDR"), _variable("MASTER_PORT")
     if not (port.isdecimal() and 0 < int(port) < 2**16):
-        raise ConfigError(f"MASTER_PORT is {port!r}, but it must be a port, such as 29500")
+        raise ConfigError(f"MASTER_PORT is {port!r}, but must be a port number, such as 29500")
     return host, int(port)
 
 
@@ -71,6 +72,6 @@ def _variable(name: str) -> str:
     if not value:
         raise ConfigError(
             f"{name} is not set, but WORLD_SIZE is {os.environ.get('WORLD_SIZE')}: start with a launcher (composer or "
-            "torchrun), or set it; unset WORLD_SIZE for one rank"
+            "torchrun), or set it; for one rank, unset WORLD_SIZE"
         )
     return value

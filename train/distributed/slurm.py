@@ -1,4 +1,4 @@
-"""Ranks that `srun` starts: the variables of Slurm as those that torch and Composer read. Imports no torch.
+"""Ranks that are started by `srun`: converts Slurm's variables to those of torch and Composer. Imports no torch.
 
 Slurm's variables: https://slurm.schedmd.com/srun.html#SECTION_OUTPUT-ENVIRONMENT-VARIABLES.
 """
@@ -9,15 +9,15 @@ from collections.abc import Mapping
 from data.base.errors import ConfigError
 
 _FIRST_PORT, _N_PORTS = 12000, 16000
-"""Below those that Linux gives to connections (32768)."""
+"""Below the ports that Linux assigns to connections (from 32768)."""
 
 
 def ranks_of_srun(environment: Mapping[str, str]) -> dict[str, str]:
-    """RANK, WORLD_SIZE and so on of a task of a step with several; empty where a launcher has set them, and where Slurm
-    has started one process.
+    """RANK, WORLD_SIZE and the related variables of a task in a Slurm step with several tasks. Empty if a launcher has
+    set them, or if Slurm has started a single process.
 
-    Raises ConfigError of a process that stands for several tasks, but is none of them: as independent runs they would
-    overwrite each other's checkpoints.
+    Raises ConfigError if a job has several tasks but srun did not start this process: independent runs would overwrite
+    each other's checkpoints.
     """
     if "RANK" in environment or "WORLD_SIZE" in environment:
         return {}
@@ -27,12 +27,12 @@ def ranks_of_srun(environment: Mapping[str, str]) -> dict[str, str]:
         return {}
     if not in_step and environment.get("SLURM_PROCID", "0") == "0":
         raise ConfigError(
-            f"SLURM_NTASKS is {n_tasks}, but srun has not started this process: write `srun python train.py ...` for "
+            f"SLURM_NTASKS is {n_tasks}, but srun has not started this process: use `srun python train.py ...` for "
             f"{n_tasks} ranks, or `env -u SLURM_NTASKS python train.py ...` for one"
         )
     rank, node = _needed(environment, "SLURM_PROCID"), _number(environment, "SLURM_NODEID") or 0
     local_rank, local = _needed(environment, "SLURM_LOCALID"), _tasks_of_node(environment, node, n_tasks)
-    _refuse_one_gpu_each(environment, local)
+    _check_visible_gpus(environment, local)
     return {
         "RANK": str(rank),
         "WORLD_SIZE": str(n_tasks),
@@ -45,7 +45,7 @@ def ranks_of_srun(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def is_task_of_srun(environment: Mapping[str, str]) -> bool:
-    """Whether srun, and no launcher, has started this rank."""
+    """Whether this rank was started by srun and not by a launcher."""
     launched = "TORCHELASTIC_RUN_ID" in environment
     ranks = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_STEP_NUM_TASKS"}
     return not launched and all(
@@ -63,11 +63,11 @@ def _tasks_of_node(environment: Mapping[str, str], node: int, n_tasks: int) -> i
 
 
 def _counted(name: str, counts: str, node: int) -> int:
-    """Of `4(x2),3`, which is 4, 4, 3."""
+    """The count of a node: `4(x2),3` stands for 4, 4, 3."""
     expanded: list[int] = []
     for part in counts.split(","):
         if (found := re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part)) is None:
-            raise ConfigError(f"{name} is {counts!r}, but it must be such as 4(x2),3")
+            raise ConfigError(f"{name} is {counts!r}, but must have the form 4(x2),3")
         expanded += [int(found[1])] * int(found[2] or 1)
     if node >= len(expanded):
         raise ConfigError(f"SLURM_NODEID is {node}, but {name} {counts} has {len(expanded)} nodes")
@@ -75,7 +75,7 @@ def _counted(name: str, counts: str, node: int) -> int:
 
 
 def _first_node(environment: Mapping[str, str]) -> str:
-    """That of task 0. `gpu[03-05,9],login` begins with gpu03."""
+    """The node of task 0: gpu03 for `gpu[03-05,9],login`."""
     names = ("SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST", "SLURM_NODELIST")
     nodes = next((environment[name] for name in names if environment.get(name)), None)
     if nodes is None:
@@ -88,18 +88,18 @@ def _first_node(environment: Mapping[str, str]) -> str:
 
 
 def _port(environment: Mapping[str, str]) -> int:
-    """The same for all tasks of a step, and another one for other steps of the node."""
+    """A port that is the same for all tasks of a step, and different for other steps on the node."""
     job = _number(environment, "SLURM_JOB_ID") or 0
     step = _number(environment, "SLURM_STEP_ID") or 0
     return _FIRST_PORT + (7 * job + step) % _N_PORTS
 
 
-def _refuse_one_gpu_each(environment: Mapping[str, str], local: int) -> None:
+def _check_visible_gpus(environment: Mapping[str, str], local: int) -> None:
     seen = environment.get("CUDA_VISIBLE_DEVICES")
     if seen and len(seen.split(",")) < local:
         raise ConfigError(
-            f"CUDA_VISIBLE_DEVICES is {seen}, but {local} ranks are on this node, which each take the GPU of their "
-            "number: start srun with --gpus-per-node in the place of --gpus-per-task, and without --gpu-bind"
+            f"CUDA_VISIBLE_DEVICES is {seen}, but there are {local} ranks on this node, each of which uses the GPU "
+            "with its local rank: start srun with --gpus-per-node instead of --gpus-per-task, and without --gpu-bind"
         )
 
 
@@ -114,5 +114,5 @@ def _number(environment: Mapping[str, str], name: str) -> int | None:
     if value is None:
         return None
     if not value.isdecimal():
-        raise ConfigError(f"{name} is {value!r}, but it must be a number: srun sets it")
+        raise ConfigError(f"{name} is {value!r}, but must be a number: srun sets it")
     return int(value)

@@ -1,5 +1,5 @@
-"""What scripts/doctor.py asks of every node before a run: software, hardware, folders, and the links between ranks.
+"""The checks of scripts/doctor.py, made on every node before a run: software, hardware, folders, links between ranks.
 
-Each check reports what it has found and how to fix it, and raises nothing. What a run itself checks belongs to the
-packages that own it; the checks here call them.
+Each check reports what it found and how to fix it, and never raises. Checks that a run makes itself belong to the
+packages that own them; the checks here call those.
 """

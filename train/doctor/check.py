@@ -1,4 +1,4 @@
-"""One thing that was checked, and how checks are run: none of them ends the program, or keeps it waiting for ever."""
+"""The result of one check, and how checks are run: a check can neither end the program nor block it forever."""
 
 import threading
 from collections.abc import Callable, Iterable, Sequence
@@ -10,7 +10,7 @@ from data.base.redaction import redacted
 from data.config.sections import Unavailable
 
 Status = Literal["ok", "slow", "wrong", "not here"]
-"""wrong: a run fails, or may lose something. not here: this machine has none, and needs none as far as is known."""
+"""wrong: a run would fail or could lose data. not here: this machine lacks it, and probably does not need it."""
 STATUSES: tuple[Status, ...] = ("ok", "slow", "wrong", "not here")
 
 
@@ -19,13 +19,13 @@ class Check:
     name: str
     status: Status
     found: str
-    """Each `{}` in it stands for one of the numbers, if there are any."""
+    """The result. Each `{}` in it is a placeholder for one of the numbers, if there are any."""
     numbers: tuple[float, ...] = ()
-    """What differs a little from node to node, such as speeds."""
+    """Values that differ slightly between nodes, such as speeds."""
     fix: str = ""
 
     def shown(self, others: Sequence["Check"] = ()) -> str:
-        """With the numbers, from the lowest to the highest of those of others that have found the same text."""
+        """Return the result with its numbers, each as a range over this check and the others with the same text."""
         if not self.numbers:
             return self.found
         columns = zip(*(each.numbers for each in (self, *others)), strict=True)
@@ -39,12 +39,12 @@ def _span(numbers: Sequence[float]) -> str:
 
 
 def _short(number: float) -> str:
-    """Three digits, without an exponent."""
+    """Format with three digits and without an exponent."""
     return f"{number:,.0f}" if abs(number) >= 100 else f"{number:.3g}"
 
 
-def of_error(name: str, error: Exception, fix: str) -> Check:
-    """What is wrong as an error says it. fix: besides what an error of ours says at its end."""
+def failed_check(name: str, error: Exception, fix: str) -> Check:
+    """Return a failed check for an error. fix: for errors whose own message suggests none."""
     text = redacted(str(error))
     if isinstance(error, ConfigError | DataError):
         return Check(name=name, status="wrong", found=text, fix=fix)
@@ -57,18 +57,18 @@ def of_error(name: str, error: Exception, fix: str) -> Check:
 
 
 def run_check(name: str, checked: Callable[[], Iterable[Check]], seconds: float, fix: str) -> list[Check]:
-    """What `checked` has yielded; and one check more that is wrong when it raises, or when it takes longer than
-    `seconds`. Its thread is left behind then, in whatever call it is waiting."""
+    """Return the checks that `checked` yields, and one failed check if it raises or takes longer than `seconds`. After
+    a timeout its thread keeps waiting in the background."""
     found: list[Check] = []
 
     def work() -> None:
         try:
             found.extend(checked())
         except Unavailable:
-            text = "depends on what could not be read of the config"
+            text = "depends on a part of the config that could not be read"
             found.append(Check(name=name, status="not here", found=text))
         except Exception as error:
-            found.append(of_error(name, error, fix))
+            found.append(failed_check(name, error, fix))
 
     thread = threading.Thread(target=work, name=f"doctor {name}", daemon=True)
     thread.start()
@@ -79,11 +79,11 @@ def run_check(name: str, checked: Callable[[], Iterable[Check]], seconds: float,
     return found
 
 
-def is_stuck() -> bool:
-    """Whether a thread was left behind, so that the interpreter may not be able to end."""
+def is_any_check_running() -> bool:
+    """Whether a check is still waiting in a thread, which may keep the interpreter from exiting."""
     return any(thread.name.startswith("doctor ") for thread in threading.enumerate())
 
 
 def slow_if(is_slow: bool, check: Check) -> Check:
-    """An ok check has no fix."""
+    """Set the status to slow if is_slow; otherwise remove the fix, which a passed check does not need."""
     return replace(check, status="slow") if is_slow else replace(check, fix="")

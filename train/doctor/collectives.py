@@ -1,7 +1,7 @@
-"""How fast ranks exchange tensors: gloo on CPUs, NCCL on GPUs.
+"""Speed of collectives between ranks: gloo on CPUs, NCCL on GPUs.
 
-Bandwidths are those of nccl-tests ("bus bandwidth"), which do not depend on the number of ranks where the links do not:
-https://github.com/NVIDIA/nccl-tests/blob/master/doc/PERFORMANCE.md.
+Bandwidths are defined as in nccl-tests ("bus bandwidth"): with equal links they do not depend on the number of ranks.
+See https://github.com/NVIDIA/nccl-tests/blob/master/doc/PERFORMANCE.md.
 """
 
 import time
@@ -17,21 +17,22 @@ from train.doctor.check import Check, slow_if
 Kind = Literal["all-reduce", "all-to-all"]
 
 _SIZES = {"cpu": (2**20, 2**24), "cuda": (2**20, 2**26, 2**29)}
-"""Bytes of a rank's tensor."""
+"""Sizes of a rank's tensor in bytes."""
 _REPEATS = {"cpu": 3, "cuda": 10}
 _LEAST_GB_S = {"cpu": 0.1, "cuda": 5.0}
-"""10^9 bytes a second. Below it: an Ethernet of 1 Gbit/s; NCCL over sockets, or PCIe of an old generation."""
+"""Lowest acceptable bandwidth in 10^9 bytes per second. Ethernet at 1 Gbit/s, NCCL over sockets and old generations of
+PCIe are below it."""
 _FIX = {
-    "cpu": "let gloo take the fast network (GLOO_SOCKET_IFNAME), and end what else runs on the nodes",
+    "cpu": "select the fast network for gloo (GLOO_SOCKET_IFNAME), and end other processes on the nodes",
     "cuda": (
-        "see which transport NCCL takes (NCCL_DEBUG=INFO): NVLink within a node, InfiniBand between nodes; "
-        "NCCL_SOCKET_IFNAME and NCCL_IB_HCA choose the network"
+        "check which transport NCCL uses (NCCL_DEBUG=INFO): NVLink within a node, InfiniBand between nodes; "
+        "NCCL_SOCKET_IFNAME and NCCL_IB_HCA select the network"
     ),
 }
 
 
 def check_collectives(device: torch.device) -> Iterator[Check]:
-    """Every rank has to call it, in a process group that has the device's backend."""
+    """Measure the collectives. Every rank must call this, in a process group with the device's backend."""
     backend = "NCCL" if device.type == "cuda" else "gloo"
     for kind in ("all-reduce", "all-to-all"):
         speeds = {size: bandwidth(kind, size, device) for size in _SIZES[device.type]}
@@ -47,14 +48,14 @@ def check_collectives(device: torch.device) -> Iterator[Check]:
 
 
 def bandwidth(kind: Kind, n_bytes: int, device: torch.device) -> float:
-    """GB/s on the bus of the slowest rank. Every rank has to call it."""
+    """Return the bus bandwidth of the slowest rank in GB/s. Every rank must call this."""
     world_size = dist.get_world_size()
     x = torch.ones(-(-n_bytes // 4 // world_size) * world_size, device=device)
     y = torch.empty_like(x)
 
     def reduce() -> None:
         dist.all_reduce(x)
-        x.div_(world_size)  # so that it never overflows
+        x.div_(world_size)  # prevents overflow
 
     exchange: Callable[[], object] = reduce if kind == "all-reduce" else lambda: dist.all_to_all_single(y, x)
     exchange()
@@ -65,7 +66,7 @@ def bandwidth(kind: Kind, n_bytes: int, device: torch.device) -> float:
 
 
 def _seconds(work: Callable[[], object], repeats: int, device: torch.device) -> float:
-    """Of one call, begun together."""
+    """Seconds per call, after all ranks have synchronized."""
     dist.all_reduce(torch.zeros(1))
     if device.type == "cuda":
         torch.cuda.synchronize(device)

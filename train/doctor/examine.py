@@ -1,4 +1,5 @@
-"""All checks: those of each node by its first rank, then those between ranks; rank 0 shows them."""
+"""All checks: the first rank of each node checks the node, then all ranks check their links; rank 0 shows the
+result."""
 
 import os
 import sys
@@ -21,51 +22,52 @@ from train.config.schema import TrainConfig
 from train.doctor import folders, gpus, inputs, machine, ranks, software
 from train.doctor.check import Check, run_check
 from train.doctor.folders import Folder
-from train.doctor.ranks import Meeting, Place
+from train.doctor.ranks import Place, RankExchange
 from train.doctor.report import is_wrong, merged, table, write_json
 from train.hardware.device import Machine, look
 
 _WIDTH = 160
-"""Of a table that goes into a file."""
+"""Width of a table that is written to a file."""
 _INSTALL = "install the packages of requirements.lock (docs/install.md)"
-_GPU = "see what nvidia-smi shows"
+_GPU = "check the output of nvidia-smi"
 _FOLDER = "name another folder"
-_SYSTEM = "see what the node's /proc and control groups say"
+_SYSTEM = "check /proc and the control groups of the node"
 _NETWORK = (
-    "see what the other ranks print; GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME choose the network, which must be open "
-    "between the nodes"
+    "check the output of the other ranks; GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME select the network, which must not "
+    "be blocked between the nodes"
 )
 _MOST_CHECKS = 10
-"""Checks of a node that may each take as long as they are allowed to."""
+"""Number of a node's checks that may each use their full time limit."""
 
-Work = Callable[[], Iterable[Check]]
+CheckFunction = Callable[[], Iterable[Check]]
 
 
 def examine(loaded: LoadedConfig | None, place: Place, *, seconds: float, file: Path | None) -> bool:
-    """Whether nothing is wrong, as far as this rank knows: rank 0 knows all, and shows it. Every rank has to call it.
+    """Run all checks and return whether none has failed, as far as this rank knows. Only rank 0 knows all results, and
+    shows them. Every rank must call this.
 
-    seconds: of each check at most, and of waiting for a rank. Raises ConfigError when rank 0 cannot be reached, or the
-    file for JSON cannot be written.
+    seconds: time limit of each check and of waiting for a rank. Raises ConfigError if rank 0 cannot be reached or the
+    JSON file cannot be written.
     """
     if file is not None and place.rank == 0:
         with os_errors_named(f"--json {file}", "written", hint="name another"):
             file.parent.mkdir(parents=True, exist_ok=True)
-    meeting = Meeting(place, seconds)
-    hosts = meeting.gather("host", place.host, range(place.world_size), seconds)
+    exchange = RankExchange(place, seconds)
+    hosts = exchange.gather("host", place.host, range(place.world_size), seconds)
     config, checks = (None, []) if loaded is None else inputs.resolve(loaded, place.world_size)
-    here = _look(config, seconds)
-    checks = [*checks, *_of_node(config, place, here, seconds)] if place.is_first_of_node else []
-    first = meeting.gather("first", place.is_first_of_node, hosts, _MOST_CHECKS * seconds)
-    checks += _of_ranks(meeting, config, hosts, first, seconds, gpu=here is not None and here.torch_gpus > 0)
-    meeting.say("checks", [asdict(check) for check in checks])
+    here = _inspect_machine(config, seconds)
+    checks = [*checks, *_node_checks(config, place, here, seconds)] if place.is_first_of_node else []
+    first = exchange.gather("first", place.is_first_of_node, hosts, _MOST_CHECKS * seconds)
+    checks += _rank_checks(exchange, config, hosts, first, seconds, gpu=here is not None and here.torch_gpus > 0)
+    exchange.publish("checks", [asdict(check) for check in checks])
     if place.rank != 0:
         return True
-    heard = meeting.hear("checks", list(hosts), _MOST_CHECKS * seconds)
+    heard = exchange.collect("checks", list(hosts), _MOST_CHECKS * seconds)
     return _report(heard, hosts, first, place.world_size, file)
 
 
-def _of_ranks(
-    meeting: Meeting,
+def _rank_checks(
+    exchange: RankExchange,
     config: TrainConfig | None,
     hosts: Mapping[int, str],
     first: Mapping[int, bool],
@@ -73,14 +75,15 @@ def _of_ranks(
     *,
     gpu: bool,
 ) -> list[Check]:
-    """What takes several ranks, each of which calls it. first: whether a rank that is ready is its node's first one."""
+    """Run the checks that need several ranks. Every rank must call this. first: whether a ready rank is the first one
+    of its node."""
     checks: list[Check] = []
     nodes = [rank for rank, is_first in sorted(first.items()) if is_first]
-    if len(nodes) > 1 and meeting.place.is_first_of_node:
-        shared = partial(ranks.check_shared, meeting, nodes, _folders(config), seconds)
+    if len(nodes) > 1 and exchange.place.is_first_of_node:
+        shared = partial(ranks.check_shared, exchange, nodes, _folders(config), seconds)
         checks += run_check("nodes", shared, 2 * seconds, _FOLDER)
-    if 1 < meeting.place.world_size == len(first):
-        links = partial(_between_ranks, meeting, hosts, seconds, gpu=gpu)
+    if 1 < exchange.place.world_size == len(first):
+        links = partial(_between_ranks, exchange, hosts, seconds, gpu=gpu)
         checks += run_check("links between ranks", links, 2 * seconds, _NETWORK)
     return checks
 
@@ -107,15 +110,16 @@ def _report(
 
 
 def _node_of(rank: int, hosts: Mapping[int, str], first: Mapping[int, bool]) -> str:
-    """Its host's name; of several nodes of one name each with its first rank."""
+    """Return the name of the rank's node: its host name, with the node's first rank if several nodes share the name."""
     firsts = [number for number, is_first in sorted(first.items()) if is_first and hosts[number] == hosts[rank]]
     if len(firsts) < 2:
         return hosts[rank]
     return f"{hosts[rank]} (rank {max((number for number in firsts if number <= rank), default=rank)})"
 
 
-def _look(config: TrainConfig | None, seconds: float) -> Machine | None:
-    """Without GPUs where the config leaves them alone. None where torch cannot be imported, which a check then says."""
+def _inspect_machine(config: TrainConfig | None, seconds: float) -> Machine | None:
+    """Return this machine, without GPUs if the config does not use them; None if torch cannot be imported, which a
+    check then reports."""
     found: list[Machine] = []
 
     def work() -> list[Check]:
@@ -128,15 +132,17 @@ def _look(config: TrainConfig | None, seconds: float) -> Machine | None:
     return found[0] if found else None
 
 
-def _of_node(config: TrainConfig | None, place: Place, here: Machine | None, seconds: float) -> list[Check]:
+def _node_checks(config: TrainConfig | None, place: Place, here: Machine | None, seconds: float) -> list[Check]:
     checks: list[Check] = []
-    for name, work, fix in _works(config, place, here):
+    for name, work, fix in _check_functions(config, place, here):
         checks += run_check(name, work, seconds, fix)
     return checks
 
 
-def _works(config: TrainConfig | None, place: Place, here: Machine | None) -> Iterator[tuple[str, Work, str]]:
-    """Names, checks, and what helps where a check fails with an error of a library."""
+def _check_functions(
+    config: TrainConfig | None, place: Place, here: Machine | None
+) -> Iterator[tuple[str, CheckFunction, str]]:
+    """Yield names, checks, and the fix if a check fails with an error of a library."""
     gpu, world_size = here is not None and here.torch_gpus > 0, place.world_size
     if here is None:
         yield "torch", _import_torch, _INSTALL
@@ -149,21 +155,21 @@ def _works(config: TrainConfig | None, place: Place, here: Machine | None) -> It
     yield "NCCL", partial(software.check_nccl, here), _INSTALL
     yield "C compiler", partial(software.check_compiler, gpu=gpu), "install gcc, or set CC"
     yield "Triton", partial(software.check_triton, here), _INSTALL
-    yield "MegaBlocks", partial(software.check_megablocks, here), "build it again: docs/megablocks.md"
-    yield "flash-attn", partial(software.check_flash_attn, here), "install it again, for this torch"
+    yield "MegaBlocks", partial(software.check_megablocks, here), "rebuild it: docs/megablocks.md"
+    yield "flash-attn", partial(software.check_flash_attn, here), "reinstall it for this version of torch"
     yield "memory", machine.check_memory, _SYSTEM
     yield "/dev/shm", partial(machine.check_shared_memory, gpu=gpu), _SYSTEM
     yield "open files", partial(machine.check_limits, world_size), _SYSTEM
     yield "hub", inputs.check_hub, _INSTALL
     if config is not None:
         device = "gpu" if gpu else "cpu"
-        yield "tokenizer", partial(inputs.check_tokenizer, config), "bring its files to every node"
-        yield "dataset", partial(inputs.check_hub_data, config), "bring the hub's cache to every node"
+        yield "tokenizer", partial(inputs.check_tokenizer, config), "copy its files to every node"
+        yield "dataset", partial(inputs.check_hub_data, config), "copy the hub's cache to every node"
         yield "kernels", partial(inputs.check_kernels, config, world_size, gpu=gpu), "see docs/install.md"
         yield (
             "memory of a rank",
             partial(machine.check_fits, config, world_size, device),
-            "see what would fit: scripts/plan.py",
+            "find settings that fit: scripts/plan.py",
         )
         yield "save_folder: store", partial(inputs.check_store, config), "see docs/checkpoints.md"
         if config.save_folder is not None:
@@ -178,7 +184,12 @@ def _works(config: TrainConfig | None, place: Place, here: Machine | None) -> It
 def _import_torch() -> Iterator[Check]:
     import torch
 
-    yield Check(name="torch", status="wrong", found=f"torch {torch.__version__} does not answer", fix=_INSTALL)
+    yield Check(
+        name="torch",
+        status="wrong",
+        found=f"torch {torch.__version__} is installed, but its check for GPUs failed",
+        fix=_INSTALL,
+    )
 
 
 def _checkpoints(config: TrainConfig, world_size: int) -> Iterable[Check]:
@@ -188,34 +199,34 @@ def _checkpoints(config: TrainConfig, world_size: int) -> Iterable[Check]:
 
 
 def _folders(config: TrainConfig | None) -> list[Folder]:
-    """The save folder and the caches; without a config those that the shipped ones have."""
+    """Return the save folder and the caches; without a config those of the shipped configs."""
     if config is None:
         default = DatasetConfig.__dataclass_fields__["cache_dir"].default
         return [Folder("save_folder", Path("runs")), Folder("cache_dir", Path(default))]
     caches, named = inputs.caches(config), list[Folder]()
-    with suppress(ConfigError):  # which the check of its space reports
+    with suppress(ConfigError):  # reported by the check of its space
         if (save_folder := local_folder(config, run_name_of(config))) is not None:
             staged = config.save_folder is not None and is_address(config.save_folder)
             named.append(Folder("save_staging_folder" if staged else "save_folder", save_folder))
     return [*named, *(Folder("cache_dir" if len(caches) == 1 else f"cache_dir {path}", path) for path in caches)]
 
 
-def _between_ranks(meeting: Meeting, hosts: Mapping[int, str], seconds: float, *, gpu: bool) -> Iterator[Check]:
-    """For every rank; rank 0 yields what all have measured."""
+def _between_ranks(exchange: RankExchange, hosts: Mapping[int, str], seconds: float, *, gpu: bool) -> Iterator[Check]:
+    """Measure the links. Every rank must call this; rank 0 yields the results of all ranks."""
     import torch
     import torch.distributed as dist
 
     from train.doctor.collectives import check_collectives
 
-    place, device = meeting.place, torch.device("cpu")
+    place, device = exchange.place, torch.device("cpu")
     if gpu:
-        # By default torch ends the process when NCCL hangs, and with it the table.
+        # By default torch ends the process when NCCL hangs, and the table would be lost.
         os.environ["TORCH_NCCL_ASYNC_ERROR_HANDLING"] = "0"
         device = torch.device("cuda", place.local_rank % torch.cuda.device_count())
         torch.cuda.set_device(device)
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if gpu else "gloo",
-        store=meeting.store,
+        store=exchange.store,
         rank=place.rank,
         world_size=place.world_size,
         timeout=timedelta(seconds=seconds),

@@ -1,6 +1,6 @@
-"""The folders that a run writes to: their speed, the room in them, and whether locks work there.
+"""The folders that a run writes to: speed, free space, and file locks.
 
-What is written lies in a folder, or in the nearest one above it that exists, and is gone at the end.
+Test files are written to the folder or its nearest existing parent, and deleted afterwards.
 """
 
 import fcntl
@@ -22,7 +22,7 @@ from train.doctor.check import Check, slow_if
 
 _BYTES, _CHUNK = 64 * 2**20, 4 * 2**20
 _SLOW_MB_S = 100.0
-"""10^6 bytes a second, below which a disk or network drive is slow: a hard disk of today has more."""
+"""Speed in 10^6 bytes per second below which a disk or network drive is slow; current hard disks are faster."""
 _LEAST_FREE = 2**30
 _LOCK_SECONDS = 30
 _OTHER_PROCESS = """\
@@ -32,18 +32,18 @@ try:
 except BlockingIOError:
     sys.exit(3)
 """
-"""Exits with 3 where another process holds the lock."""
+"""Exits with code 3 if another process holds the lock."""
 _HELD = 3
 
 
 class Folder(NamedTuple):
     key: str
-    """What of a config names it."""
+    """The config key that names the folder."""
     path: Path
 
 
 def check_speed(folder: Folder) -> Iterator[Check]:
-    """Written with fsync, then read with the page cache dropped. Raises OSError."""
+    """Measure writing with fsync, and reading after dropping the page cache. Raises OSError."""
     part = os.urandom(_CHUNK)
     with tempfile.TemporaryFile(dir=existing_parent(folder.path), buffering=0) as file:
         start = time.perf_counter()
@@ -59,17 +59,17 @@ def check_speed(folder: Folder) -> Iterator[Check]:
             pass
         seconds = written - start, time.perf_counter() - begun
     speeds = _BYTES / 1e6 / seconds[0], _BYTES / 1e6 / seconds[1]
-    fix = "name a folder on a faster disk, or do without other users of this one"
+    fix = "name a folder on a faster disk, or stop other users of this disk"
     found = f"{format_bytes(_BYTES)} written and synced at {{}} MB/s, read at {{}} MB/s"
     check = Check(name=f"{folder.key}: speed", status="ok", found=found, numbers=speeds, fix=fix)
     yield slow_if(min(speeds) < _SLOW_MB_S, check)
 
 
 def check_free(folder: Folder) -> Iterator[Check]:
-    """Where nothing is known of what will be written. Raises OSError."""
+    """Check free space if the size of the files is not known. Raises OSError."""
     usage = shutil.disk_usage(existing_parent(folder.path))
     if not usage.total:
-        yield Check(name=f"{folder.key}: space", status="ok", found="the file system does not say")
+        yield Check(name=f"{folder.key}: space", status="ok", found="the file system does not report its size")
         return
     full = usage.free < _LEAST_FREE
     yield Check(
@@ -77,27 +77,27 @@ def check_free(folder: Folder) -> Iterator[Check]:
         status="wrong" if full else "ok",
         found=f"{{}}gb free of {format_bytes(usage.total)}",
         numbers=(usage.free / 2**30,),
-        fix="free some, or name a folder on another disk" if full else "",
+        fix="free some space, or name a folder on another disk" if full else "",
     )
 
 
 def check_checkpoints(config: TrainConfig, folder: Path, world_size: int) -> Iterator[Check]:
-    """Room for checkpoints. Raises ConfigError when not even one fits."""
+    """Check free space for checkpoints. Raises ConfigError if not even one fits."""
     refuse_space(config, folder, world_size=world_size)
     too_small = space_warning(config, folder, None, world_size=world_size) is not None
-    found = f"a checkpoint takes {format_bytes(checkpoint_bytes(config, world_size))}, {{}}gb are free"
+    found = f"a checkpoint takes {format_bytes(checkpoint_bytes(config, world_size))}, {{}}gb free"
     check = Check(
         name="save_folder: space",
         status="ok",
-        found=f"{found}, which is less than all that will be kept" if too_small else found,
+        found=f"{found}, less than the checkpoints that will be kept" if too_small else found,
         numbers=(shutil.disk_usage(existing_parent(folder)).free / 2**30,),
-        fix="free some, or keep fewer (save_num_checkpoints_to_keep)",
+        fix="free some space, or keep fewer checkpoints (save_num_checkpoints_to_keep)",
     )
     yield slow_if(too_small, check)
 
 
 def check_lock(folder: Folder) -> Iterator[Check]:
-    """A lock that this process holds must keep another one out, and one that it gives up must not. Raises OSError."""
+    """Check that a held lock excludes another process and that a released lock does not. Raises OSError."""
     name = f"{folder.key}: locks"
     with tempfile.NamedTemporaryFile(dir=existing_parent(folder.path), prefix=".doctor-") as file:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -105,20 +105,20 @@ def check_lock(folder: Folder) -> Iterator[Check]:
         fcntl.flock(file, fcntl.LOCK_UN)
         free = _other_process(file.name)
     if (held, free) == (_HELD, 0):
-        yield Check(name=name, status="ok", found="flock keeps processes of this node apart")
+        yield Check(name=name, status="ok", found="flock works between processes of this node")
         return
     found = (
-        "a process gets a lock that another one holds"
+        "a process can take a lock that another process holds"
         if held == 0
         else f"flock fails in another process (exit codes {held}, {free})"
     )
     yield Check(name=name, status="wrong", found=found, fix=f"{LOCK_FIX}, or name a folder on a local disk")
 
 
-LOCK_FIX = "mount the file system with locks (Lustre: -o flock; NFS: without nolock and local_lock)"
+LOCK_FIX = "mount the file system with lock support (Lustre: -o flock; NFS: without nolock and local_lock)"
 
 
 def _other_process(file: str) -> int:
-    # -I and -S: without site-packages it starts in 20 ms.
+    # With -I and -S, and so without site-packages, Python starts in 20 ms.
     command = [sys.executable, "-I", "-S", "-c", _OTHER_PROCESS, file]
     return subprocess.run(command, capture_output=True, timeout=_LOCK_SECONDS, check=False).returncode

@@ -1,4 +1,4 @@
-"""The GPUs of a node, the driver, and how the GPUs are linked."""
+"""The GPUs of a node, their driver, and the links between them."""
 
 import re
 import shutil
@@ -11,7 +11,7 @@ from train.doctor.check import Check, slow_if
 from train.hardware.device import Machine, why_no_gpu
 
 _FREE = 0.9
-"""Of a GPU's memory: less is free where another process computes."""
+"""Share of a GPU's memory that is free unless another process uses the GPU."""
 _TOPOLOGY_SECONDS = 30
 _LINKS = {
     "NV": "NVLink",
@@ -21,7 +21,7 @@ _LINKS = {
     "NODE": "PCIe within a NUMA node",
     "SYS": "PCIe between NUMA nodes",
 }
-"""What nvidia-smi topo -m calls them, from its legend; NV18 is 18 NVLinks."""
+"""The link names in the legend of `nvidia-smi topo -m`; NV18 is 18 NVLinks."""
 _SLOW_LINKS = {"PHB", "NODE", "SYS"}
 
 
@@ -37,9 +37,9 @@ def check_driver(machine: Machine) -> Iterator[Check]:
 
 
 def check_gpus(machine: Machine) -> Iterator[Check]:
-    """Their names, and whether their memory is free."""
+    """Check the GPUs' models, and whether their memory is free."""
     if not machine.torch_gpus:
-        found = f"{machine}, not usable" if machine.nvidia_gpus or machine.amd_gpus else "none that a run would take"
+        found = f"{machine}, not usable" if machine.nvidia_gpus or machine.amd_gpus else "no GPU that a run would use"
         yield Check(name="GPUs", status="not here", found=found)
         return
     import torch
@@ -53,9 +53,7 @@ def check_gpus(machine: Machine) -> Iterator[Check]:
             busy.append(f"GPU {number} has {format_bytes(free, down=True)} free")
     found = ", ".join(f"{count} x {kind}" for kind, count in kinds.items())
     if len(kinds) > 1:
-        yield Check(
-            name="GPUs", status="slow", found=found, fix="let a run have GPUs of one kind: ranks wait for the slowest"
-        )
+        yield Check(name="GPUs", status="slow", found=found, fix="use GPUs of one model: ranks wait for the slowest")
     elif busy:
         fix = "end the processes that nvidia-smi shows"
         yield Check(name="GPUs", status="wrong", found=f"{found}; {', '.join(busy)}", fix=fix)
@@ -64,7 +62,7 @@ def check_gpus(machine: Machine) -> Iterator[Check]:
 
 
 def check_links(machine: Machine) -> Iterator[Check]:
-    """What each pair of GPUs is linked by, as nvidia-smi shows it; without it, whether they can read each other."""
+    """Check the link of each pair of GPUs as nvidia-smi reports it, and whether they can access each other's memory."""
     if machine.torch_gpus < 2:
         yield Check(name="GPU links", status="not here", found="one GPU" if machine.torch_gpus else "no GPU")
         return
@@ -85,21 +83,21 @@ def _topology() -> str:
 
 
 def links(topology: str) -> dict[tuple[int, int], str]:
-    """Of each pair of GPUs, from what `nvidia-smi topo -m` prints: NV18, PIX, ..."""
+    """Parse the output of `nvidia-smi topo -m` into the link of each pair of GPUs: NV18, PIX, ..."""
     rows = [line.split() for line in re.sub(r"\x1b\[[\d;]*m", "", topology).splitlines()]
     named = {int(row[0][3:]): row[1:] for row in rows if len(row) > 1 and re.fullmatch(r"GPU\d+", row[0])}
-    # The heading begins with GPU0 too; its next word is a name, and no link.
+    # The heading also begins with GPU0, but its next word is another GPU's name instead of a link.
     named = {number: row for number, row in named.items() if not row[0].startswith("GPU")}
     return {(a, b): row[b] for a, row in named.items() for b in named if a < b and b < len(row)}
 
 
 def describe_links(of_pairs: Mapping[tuple[int, int], str], apart: list[tuple[int, int]], n_gpus: int) -> Check:
-    """of_pairs: empty where nvidia-smi is not there. apart: pairs that cannot read each other's memory."""
+    """of_pairs: empty if nvidia-smi is missing. apart: pairs that cannot access each other's memory."""
     counts = Counter(of_pairs.values())
-    shown = ", ".join(f"{count} pairs by {_named(link)}" for link, count in counts.most_common())
-    found = f"{n_gpus} GPUs: {shown or 'nvidia-smi is not here'}"
+    shown = ", ".join(f"{count} pairs over {_named(link)}" for link, count in counts.most_common())
+    found = f"{n_gpus} GPUs: {shown or 'nvidia-smi was not found'}"
     if apart:
-        found += f"; {len(apart)} pairs cannot read each other's memory, such as GPUs {apart[0][0]} and {apart[0][1]}"
+        found += f"; {len(apart)} pairs cannot access each other's memory, such as GPUs {apart[0][0]} and {apart[0][1]}"
     fix = (
         "check that NVLink is up (nvidia-smi nvlink --status; HGX needs nvidia-fabricmanager), and that PCIe ACS is "
         "off; GPUs without NVLink are slow with FSDP and expert parallelism"

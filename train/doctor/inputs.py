@@ -1,6 +1,6 @@
-"""What a run reads from elsewhere: tokenizer, hub, pretrained model, object store; and the kernels that it takes.
+"""External inputs of a run: tokenizer, hub, pretrained model and object store; and the kernels that it would use.
 
-What these need is imported where it is used: a library that is missing is one row of the table."""
+Libraries are imported where they are used, so that a missing one is a row of the table."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,26 +14,26 @@ from train.checkpoint.save_folder import run_name_of
 from train.config.load import LoadedConfig, check_vocab, resolve_pretrained
 from train.config.ranks import check_kernel_sizes, check_world_size
 from train.config.schema import TrainConfig
-from train.doctor.check import Check, of_error
+from train.doctor.check import Check, failed_check
 from train.models.precision import computed, on_device
 
 
 def resolve(loaded: LoadedConfig, world_size: int) -> tuple[TrainConfig, list[Check]]:
-    """The config, with what the pretrained model says where it can be read. On several ranks as they are now."""
+    """Return the config, with the values of the pretrained model if that can be read, checked for this world size."""
     config = loaded.config
     try:
         config = resolve_pretrained(loaded)
         check_world_size(config, world_size)
         check_kernel_sizes(config, world_size)
     except ConfigError as error:
-        return config, [of_error("config", loaded.placed(error), "correct the config")]
+        return config, [failed_check("config", loaded.placed(error), "correct the config")]
     name = config.model.pretrained_model_name_or_path
     found = "valid" if name is None else f"valid, and so is config.json of {name}"
     return config, [Check(name="config", status="ok", found=f"{found}, on {world_size} rank(s)")]
 
 
 def check_tokenizer(config: TrainConfig) -> Iterator[Check]:
-    """Builds it, as a run does. Raises ConfigError."""
+    """Build the tokenizer as a run does. Raises ConfigError."""
     from data.tokenization.build import build_tokenizer
 
     tokenizer = build_tokenizer(config.tokenizer)
@@ -42,21 +42,21 @@ def check_tokenizer(config: TrainConfig) -> Iterator[Check]:
 
 
 def check_hub() -> Iterator[Check]:
-    """Whether it answers. What a config has from it, and is in its cache, is read all the same."""
+    """Check whether the hub answers. Files in its cache can be read without it."""
     from huggingface_hub import constants
 
     if (why := why_offline()) is None:
         yield Check(name="hub", status="ok", found=f"{redacted(constants.ENDPOINT)} answers")
         return
     fix = (
-        f"open the way to it (HTTPS_PROXY, HF_ENDPOINT), or bring what the run reads into {constants.HF_HUB_CACHE} and "
-        "set HF_HUB_OFFLINE=1"
+        f"allow connections to it (HTTPS_PROXY, HF_ENDPOINT), or copy the run's files into {constants.HF_HUB_CACHE} "
+        "and set HF_HUB_OFFLINE=1"
     )
     yield Check(name="hub", status="not here", found=why, fix=fix)
 
 
 def check_hub_data(config: TrainConfig) -> Iterator[Check]:
-    """Datasets that the config has from the hub: there, or in its cache. Raises ConfigError."""
+    """Check that the config's hub datasets are on the hub or in its cache. Raises ConfigError."""
     from data.sources.find import is_path
     from data.sources.formats.names import FORMATS
     from data.sources.hub_commit import find_commit
@@ -74,7 +74,7 @@ def check_hub_data(config: TrainConfig) -> Iterator[Check]:
 
 
 def check_store(config: TrainConfig) -> Iterator[Check]:
-    """A save folder in an object store: whether it can be listed. Raises ConfigError."""
+    """Check that a save folder in an object store can be listed. Raises ConfigError."""
     remote = open_save_folder(config, run_name_of(config))
     if remote is None:
         return
@@ -86,7 +86,7 @@ def check_store(config: TrainConfig) -> Iterator[Check]:
 
 
 def check_kernels(config: TrainConfig, world_size: int, *, gpu: bool) -> Iterator[Check]:
-    """What would compute experts and attention. Raises ConfigError."""
+    """Report the kernels for experts and attention. Raises ConfigError."""
     import torch
 
     from train.hardware.kernels import choose_kernels
@@ -98,7 +98,7 @@ def check_kernels(config: TrainConfig, world_size: int, *, gpu: bool) -> Iterato
 
 
 def caches(config: TrainConfig) -> list[Path]:
-    """Where prepared rows are kept: the folders of all streams, each once."""
+    """Return the cache folders of all streams, without duplicates."""
     loaders = [loader for loader in (config.train_loader, config.eval_loader) if loader is not None]
     datasets = [dataset for loader in loaders for dataset in loader.dataset.each_stream().values()]
     return list(dict.fromkeys(Path(dataset.cache_dir) for dataset in datasets))

@@ -1,4 +1,4 @@
-"""A node beside its GPUs: memory, shared memory, limits."""
+"""The resources of a node other than GPUs: memory, shared memory, limits."""
 
 import resource
 import shutil
@@ -15,12 +15,13 @@ from train.planning.machine import check_machine
 
 _SHM = Path("/dev/shm")
 _SHM_CPU, _SHM_GPU = 128 * 2**20, 2**30
-"""What the batches of loader workers take, and NCCL beside them (its documentation: docker run --shm-size=1g). Docker's
-own 64 MB are not enough."""
+"""Shared memory that the batches of loader workers take, and NCCL in addition (its documentation: docker run
+--shm-size=1g). Docker's default of 64 MB is not enough."""
 _FILES_BASE, _FILES_PER_RANK = 512, 8
-"""Shards, logs and libraries; and connections of a rank to each other one, by several process groups."""
+"""Open files for shards, logs and libraries; and connections from a rank to each other rank in several process
+groups."""
 _FREE = 0.5
-"""Of the memory: less is free where something else runs."""
+"""Share of the memory that is free unless other programs are running."""
 _INFINIBAND = Path("/sys/class/infiniband")
 
 
@@ -28,23 +29,21 @@ def check_memory() -> Iterator[Check]:
     total, free = cpu_memory(), free_cpu_memory()
     found = f"{{}}gb free of {format_bytes(total, down=True)}, {all_cores()} cores"
     check = Check(
-        name="memory", status="ok", found=found, numbers=(free / 2**30,), fix="end what else runs on the node"
+        name="memory", status="ok", found=found, numbers=(free / 2**30,), fix="end other programs on the node"
     )
     yield slow_if(free < _FREE * total, check)
 
 
 def check_fits(config: TrainConfig, world_size: int, device: Device) -> Iterator[Check]:
-    """Whether the run's ranks have what they need at the least. Raises ConfigError."""
+    """Check the lower bound of the memory that the run's ranks need. Raises ConfigError."""
     check_machine(config, world_size, device)
-    yield Check(
-        name="memory of a rank", status="ok", found="the run fits, as far as a lower bound can say (scripts/plan.py)"
-    )
+    yield Check(name="memory of a rank", status="ok", found="the run fits by the lower bound (scripts/plan.py)")
 
 
 def check_shared_memory(*, gpu: bool) -> Iterator[Check]:
     if not _SHM.is_dir():
         fix = "mount a tmpfs on it (mount -t tmpfs shm /dev/shm)"
-        yield Check(name="/dev/shm", status="wrong", found="not there", fix=fix)
+        yield Check(name="/dev/shm", status="wrong", found="does not exist", fix=fix)
         return
     usage = shutil.disk_usage(_SHM)
     needed = _SHM_GPU if gpu else _SHM_CPU
@@ -62,7 +61,7 @@ def check_shared_memory(*, gpu: bool) -> Iterator[Check]:
 
 
 def check_limits(world_size: int) -> Iterator[Check]:
-    """Of open files and, where there is InfiniBand, of memory that must stay in place."""
+    """Check the limit of open files and, with InfiniBand, of locked memory."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = _FILES_BASE + _FILES_PER_RANK * world_size
     too_low = soft != resource.RLIM_INFINITY and soft < needed
@@ -79,7 +78,9 @@ def check_limits(world_size: int) -> Iterator[Check]:
         yield Check(
             name="locked memory",
             status="wrong" if limited else "ok",
-            found=f"there is InfiniBand, and a process may lock {_limit(locked)} bytes",
+            found=f"with InfiniBand, a process may lock only {_limit(locked)} bytes"
+            if limited
+            else f"a process may lock {_limit(locked)} bytes",
             fix="set it to unlimited (ulimit -l; in Docker --ulimit memlock=-1)" if limited else "",
         )
 

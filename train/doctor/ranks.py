@@ -1,7 +1,7 @@
-"""The ranks that a launcher has started: who has come, whose clock is off, and which folders their nodes share.
+"""The ranks that a launcher has started: missing ranks, clock differences, and folders that nodes share.
 
-They talk through the launcher's store (train/distributed/rank_store.py), so that a rank that is missing can be named in
-place of being waited for.
+Ranks exchange data through the launcher's store (train/distributed/rank_store.py), so a missing rank is named instead
+of blocking the others.
 """
 
 import fcntl
@@ -24,19 +24,20 @@ from train.doctor.folders import LOCK_FIX, Folder
 
 _POLL_SECONDS, _SLOWEST_POLL_SECONDS = 0.02, 0.5
 _CONNECT_SECONDS = 30.0
-"""In which rank 0 on a busy node serves the store."""
+"""Seconds for rank 0 to start the store on a busy node."""
 _PATIENCE = 3600.0
-"""Seconds for rank 0, whose own waits end and whose loss is noticed at once."""
+"""Seconds to wait for rank 0. Its own waits are limited, and losing the connection to it is noticed immediately."""
 _SHOWN = 16
-"""Ranks that a message names."""
+"""Maximum number of ranks named in a message."""
 _ROUNDS = 5
 _MOST_SKEW = 1.0
-"""Seconds. No run compares clocks; logs of nodes can be read side by side, and object stores refuse minutes."""
+"""Seconds. Runs do not compare clocks, but logs of nodes are easier to compare, and object stores reject differences of
+minutes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """A rank among the others, by the launcher's variables."""
+    """The position of a rank according to the launcher's environment variables."""
 
     rank: int
     world_size: int
@@ -49,7 +50,7 @@ class Place:
 
 
 def place_of(environment: Mapping[str, str]) -> Place:
-    """Of one without a launcher: rank 0 of 1."""
+    """Return the place given by the launcher's variables; without a launcher, rank 0 of 1."""
     rank, world_size, local = (int(environment.get(name, default)) for name, default in _VARIABLES)
     return Place(rank=rank, world_size=world_size, local_rank=local)
 
@@ -57,11 +58,11 @@ def place_of(environment: Mapping[str, str]) -> Place:
 _VARIABLES = (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))
 
 
-class Meeting:
-    """What ranks say to one another: rank 0 hears all, and the others hear it."""
+class RankExchange:
+    """Exchange of JSON values between ranks: rank 0 collects from all ranks and publishes the result."""
 
     def __init__(self, place: Place, seconds: float) -> None:
-        """seconds: for rank 0 to be reached, at least. Raises ConfigError when it is not."""
+        """seconds: minimum time to wait for rank 0. Raises ConfigError if rank 0 cannot be reached."""
         self.place, self.store = place, None
         self._own: dict[str, Any] = {}
         if place.world_size > 1:
@@ -71,14 +72,14 @@ class Meeting:
 
             self.store = PrefixStore("doctor", connect(max(seconds, _CONNECT_SECONDS)))
 
-    def say(self, subject: str, value: Any) -> None:
-        """value: as JSON has it."""
+    def publish(self, subject: str, value: Any) -> None:
+        """Publish this rank's value, which must be a JSON value."""
         self._own[subject] = value
         if self.store is not None:
             self.store.set(f"{subject}/{self.place.rank}", json.dumps(value))
 
-    def hear(self, subject: str, ranks: Collection[int], seconds: float) -> dict[int, Any]:
-        """What these ranks have said, without those that have not within the seconds."""
+    def collect(self, subject: str, ranks: Collection[int], seconds: float) -> dict[int, Any]:
+        """Return the values of these ranks, without the ranks that have not published one within the time limit."""
         if self.store is None:
             return {0: self._own[subject]}
         keys, end, pause = [f"{subject}/{rank}" for rank in ranks], time.monotonic() + seconds, _POLL_SECONDS
@@ -89,36 +90,36 @@ class Meeting:
             there = [rank for rank, key in zip(ranks, keys, strict=True) if self.store.check([key])]
             return {rank: json.loads(self.store.get(f"{subject}/{rank}")) for rank in there}
         except RuntimeError:  # torch's DistNetworkError
-            raise ConfigError("the connection to rank 0 is lost: see its output, it has ended") from None
+            raise ConfigError("lost the connection to rank 0, which has ended: see its output") from None
 
     def gather(self, subject: str, value: Any, ranks: Collection[int], seconds: float) -> dict[int, Any]:
-        """What these ranks have said, as rank 0 has heard it within the seconds: the same on each rank. Raises
-        ConfigError where rank 0 does not say it."""
-        self.say(subject, value)
+        """Return the values that rank 0 has collected from these ranks within the time limit, the same on every rank.
+        Raises ConfigError if rank 0 does not answer."""
+        self.publish(subject, value)
         if self.place.rank == 0:
-            heard = self.hear(subject, ranks, seconds)
-            self.say(f"all {subject}", sorted(heard.items()))
+            heard = self.collect(subject, ranks, seconds)
+            self.publish(f"all {subject}", sorted(heard.items()))
             return heard
-        answer = self.hear(f"all {subject}", [0], _PATIENCE)
+        answer = self.collect(f"all {subject}", [0], _PATIENCE)
         if not answer:
-            raise ConfigError(f"rank 0 has not answered within {_PATIENCE:g} s: see its output")
+            raise ConfigError(f"rank 0 did not answer within {_PATIENCE:g} s: see its output")
         return dict(answer[0])
 
 
 def check_ranks(came: Collection[int], answered: Collection[int], world_size: int) -> Check:
-    """Those that have come, and that have answered after their checks."""
+    """Check which ranks have connected, and which have sent the results of their checks."""
     absent, silent = sorted(set(range(world_size)) - set(came)), sorted(set(came) - set(answered))
     if absent:
-        found = f"{len(absent)} of {world_size} have not come: {_listed(absent)}"
-        fix = "see what their nodes print; a firewall, or a host name that stands for 127.0.0.1, keeps nodes apart"
+        found = f"{len(absent)} of {world_size} did not connect: {_listed(absent)}"
+        fix = "check the output of their nodes; a firewall, or a host name that resolves to 127.0.0.1, separates nodes"
         return Check(name="ranks", status="wrong", found=found, fix=fix)
     if silent:
-        found = f"{len(silent)} of {world_size} have come, but not answered: {_listed(silent)}"
-        return Check(name="ranks", status="wrong", found=found, fix="see what they print: they have ended, or hang")
+        found = f"{len(silent)} of {world_size} connected but did not answer: {_listed(silent)}"
+        return Check(name="ranks", status="wrong", found=found, fix="check their output: they have ended or hang")
     if world_size == 1:
-        fix = "start the doctor with the launcher of the run, which also checks the links between ranks"
+        fix = "start the doctor with the launcher of the run to check the links between ranks as well"
         return Check(name="ranks", status="not here", found="1 rank", fix=fix)
-    return Check(name="ranks", status="ok", found=f"all {world_size} have come")
+    return Check(name="ranks", status="ok", found=f"all {world_size} connected")
 
 
 def _listed(ranks: Sequence[int]) -> str:
@@ -127,7 +128,7 @@ def _listed(ranks: Sequence[int]) -> str:
 
 
 def check_clocks(hosts: Mapping[int, str]) -> Iterator[Check]:
-    """How far the clocks of nodes are from rank 0's. A collective: they are read when all ranks leave an all-reduce."""
+    """Compare the nodes' clocks with rank 0's. Every rank must call this; the clocks are read after an all-reduce."""
     import torch
     import torch.distributed as dist
 
@@ -150,14 +151,14 @@ def check_clocks(hosts: Mapping[int, str]) -> Iterator[Check]:
 
 
 def check_shared(
-    meeting: Meeting, first_ranks: Sequence[int], folders: Sequence[Folder], seconds: float
+    exchange: RankExchange, first_ranks: Sequence[int], folders: Sequence[Folder], seconds: float
 ) -> Iterator[Check]:
-    """Whether the nodes see one another's files in a folder and keep locks there. For the first rank of each node;
-    rank 0 yields. It holds locks on files that the others look for."""
+    """Check that the nodes see each other's files in a folder, and that locks work there. Called by the first rank of
+    each node; rank 0 locks files that the others look for, and yields the results."""
     others = [rank for rank in first_ranks if rank != 0]
-    if meeting.place.rank != 0:
-        (files,) = meeting.hear("files", [0], seconds).values() or ([],)
-        meeting.say("seen", [_seen(Path(file)) for file in files])
+    if exchange.place.rank != 0:
+        (files,) = exchange.collect("files", [0], seconds).values() or ([],)
+        exchange.publish("seen", [_seen(Path(file)) for file in files])
         return
     with ExitStack() as stack:
         files = []
@@ -165,8 +166,8 @@ def check_shared(
             file = stack.enter_context(tempfile.NamedTemporaryFile(dir=existing_parent(folder.path), prefix=".doctor-"))
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             files.append(str(Path(file.name).absolute()))
-        meeting.say("files", files)
-        seen = meeting.hear("seen", others, seconds)
+        exchange.publish("files", files)
+        seen = exchange.collect("seen", others, seconds)
     for number, folder in enumerate(folders):
         answers = [answer[number] for answer in seen.values()]
         yield _shared(folder, answers, len(others))
@@ -176,7 +177,7 @@ _ABSENT, _KEPT_OUT, _LET_IN, _NO_LOCKS = "absent", "kept out", "let in", "no loc
 
 
 def _seen(file: Path) -> str:
-    """Without making it where it is not: that would leave it behind."""
+    """Open the file without creating it, so that no file is left behind, and try to lock it."""
     try:
         number = os.open(file, os.O_RDWR)
     except OSError:
@@ -195,17 +196,17 @@ def _shared(folder: Folder, answers: list[str], n_others: int) -> Check:
     name, absent = f"{folder.key}: nodes", answers.count(_ABSENT)
     is_cache = folder.key.startswith("cache_dir")
     if len(answers) < n_others:
-        return Check(name=name, status="wrong", found="not all nodes have answered", fix="see what they print")
+        return Check(name=name, status="wrong", found="not all nodes answered", fix="check their output")
     if absent and not is_cache:
         found, fix = (
             f"{absent} of {n_others} other nodes do not see",
             "name a folder on a file system that all nodes share",
         )
-        return Check(name=name, status="wrong", found=f"{found} a file that rank 0 has made in it", fix=fix)
+        return Check(name=name, status="wrong", found=f"{found} a file that rank 0 created there", fix=fix)
     if absent:
-        return Check(name=name, status="ok", found=f"{absent} of {n_others} other nodes have one of their own")
+        return Check(name=name, status="ok", found=f"{absent} of {n_others} other nodes have a separate folder")
     if is_cache and set(answers) != {_KEPT_OUT}:
-        defect = "a node gets a lock that another one holds" if _LET_IN in answers else "without locks"
-        fix = f"{LOCK_FIX}, or give each node a cache_dir on a disk of its own"
+        defect = "a node can take a lock that another node holds" if _LET_IN in answers else "locks do not work"
+        fix = f"{LOCK_FIX}, or give each node a cache_dir on its own disk"
         return Check(name=name, status="wrong", found=f"shared, but {defect}", fix=fix)
     return Check(name=name, status="ok", found="shared by all nodes")

@@ -1,4 +1,4 @@
-"""The checks of all nodes as one table, and as JSON."""
+"""The checks of all nodes as a table and as JSON."""
 
 import json
 from collections import Counter
@@ -19,13 +19,13 @@ _SHOWN_NODES = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A check of nodes that have found the same, but for numbers."""
+    """A check with the same result on several nodes, except for the numbers."""
 
     of_nodes: Mapping[str, Check]
 
     @property
     def check(self) -> Check:
-        """The first node's."""
+        """The check of the first node."""
         return next(iter(self.of_nodes.values()))
 
     @property
@@ -43,7 +43,7 @@ class Row:
 
 
 def merged(of_nodes: Mapping[str, Sequence[Check]]) -> list[Row]:
-    """In the order in which the checks were made. Of a check those that are the same on several nodes are one row."""
+    """Return the rows in the order of the checks. Equal results of several nodes share a row."""
     names = dict.fromkeys(check.name for checks in of_nodes.values() for check in checks)
     groups: dict[str, dict[tuple[str, str, str], dict[str, Check]]] = {name: {} for name in names}
     for node, checks in of_nodes.items():
@@ -71,13 +71,13 @@ def _nodes(names: Sequence[str], n_nodes: int) -> str:
 
 
 def summary(rows: Sequence[Row]) -> str:
-    """`14 ok, 1 slow, 5 not here`."""
+    """Return the number of checks per status, such as `14 ok, 1 slow, 5 not here`."""
     counts = Counter(row.check.status for row in rows)
     return ", ".join(f"{counts[status]} {status}" for status in STATUSES if counts[status])
 
 
 def write_json(file: Path, rows: Sequence[Row], world_size: int) -> None:
-    """Raises OSError."""
+    """Write the rows to a JSON file. Raises OSError."""
     status = "wrong" if is_wrong(rows) else "ok"
     content = {"status": status, "ranks": world_size, "checks": [row.as_json() for row in rows]}
     file.write_text(json.dumps(content, indent=1) + "\n")

@@ -1,4 +1,4 @@
-"""What is installed: torch, NCCL, Triton and what its compiler needs, MegaBlocks and flash-attn."""
+"""Installed software: torch, NCCL, Triton and the tools that its compiler needs, MegaBlocks and flash-attn."""
 
 import importlib
 import importlib.util
@@ -16,9 +16,9 @@ from train.doctor.check import Check
 from train.hardware.device import Machine
 
 _COMPILE_SECONDS = 60
-_NO_GPU = "no GPU, for which alone it is needed"
+_NO_GPU = "no GPU; needed only on GPUs"
 _HEADERS = (
-    "install this Python's headers (Debian: apt-get install python3-dev), or take a Python that has them (uv python "
+    "install this Python's headers (Debian: apt-get install python3-dev), or use a Python that has them (uv python "
     "install, pyenv, conda)"
 )
 
@@ -28,34 +28,34 @@ def check_torch(machine: Machine) -> Iterator[Check]:
 
 
 def check_nccl(machine: Machine) -> Iterator[Check]:
-    """Of the wheel: whether ranks on GPUs can exchange anything."""
+    """Check that torch's wheel includes NCCL, without which ranks on GPUs cannot communicate."""
     import torch.distributed as dist
 
     if not machine.torch_gpus:
         yield Check(name="NCCL", status="not here", found=_NO_GPU)
     elif not dist.is_nccl_available():
         fix = "install a wheel of torch for CUDA (uv pip install --torch-backend auto -e .)"
-        yield Check(name="NCCL", status="wrong", found="this torch is built without it", fix=fix)
+        yield Check(name="NCCL", status="wrong", found="this torch was built without NCCL", fix=fix)
     else:
         version = importlib.import_module("torch.cuda.nccl").version()
         yield Check(name="NCCL", status="ok", found=".".join(map(str, version)))
 
 
 def check_compiler(*, gpu: bool) -> Iterator[Check]:
-    """A C compiler and Python.h, by compiling with both as Triton does (triton/runtime/build.py). It has to when it
-    first launches a kernel: without them a run on GPUs ends in its first step."""
+    """Check the C compiler and Python.h by compiling with both, as Triton does (triton/runtime/build.py) when it first
+    launches a kernel: without them a run on GPUs fails in its first step."""
     compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
     missing = "wrong" if gpu else "not here"
     if compiler is None:
         found = "none: no gcc, no clang, and CC is not set" + ("" if gpu else f"; {_NO_GPU}")
         fix = "install one (Debian: apt-get install gcc), or set CC"
         yield Check(name="C compiler", status=missing, found=found, fix=fix)
-        yield Check(name="Python.h", status="not here", found="not asked, without a compiler")
+        yield Check(name="Python.h", status="not here", found="not checked without a compiler")
         return
     if (error := _compile(compiler, "")) is not None:
         fix = "reinstall it with the headers of the C library (Debian: apt-get install gcc libc6-dev), or set CC"
         yield Check(name="C compiler", status=missing, found=f"{compiler} fails: {error}", fix=fix)
-        yield Check(name="Python.h", status="not here", found="not asked, without a compiler")
+        yield Check(name="Python.h", status="not here", found="not checked without a compiler")
         return
     yield Check(name="C compiler", status="ok", found=compiler)
     folder = _include_folder()
@@ -68,12 +68,12 @@ def check_compiler(*, gpu: bool) -> Iterator[Check]:
 
 def _include_folder() -> Path:
     scheme = sysconfig.get_default_scheme()
-    # Debian's own scheme leads to /usr/local, where its headers are not.
+    # Debian's default scheme points to /usr/local, which does not contain the headers.
     return Path(sysconfig.get_paths("posix_prefix" if scheme == "posix_local" else scheme)["include"])
 
 
 def _compile(compiler: str, header: str, *flags: str) -> str | None:
-    """What the compiler says against a shared library; None when it makes one."""
+    """Compile a shared library and return the compiler's error message; None if it succeeds."""
     with tempfile.TemporaryDirectory() as made:
         source = Path(made, "probe.c")
         source.write_text(f"{header}int probe(void) {{ return 0; }}\n")
@@ -83,17 +83,17 @@ def _compile(compiler: str, header: str, *flags: str) -> str | None:
         except (OSError, subprocess.TimeoutExpired) as error:
             return str(error)
     lines = done.stderr.splitlines()
-    said = next((line for line in lines if "error" in line), lines[0] if lines else f"exit code {done.returncode}")
-    return None if done.returncode == 0 else said.rpartition("error: ")[2].strip()
+    message = next((line for line in lines if "error" in line), lines[0] if lines else f"exit code {done.returncode}")
+    return None if done.returncode == 0 else message.rpartition("error: ")[2].strip()
 
 
 def check_triton(machine: Machine) -> Iterator[Check]:
-    """Imported and, on a GPU, used: a kernel of ours is compiled, and computes what torch does."""
+    """Check that Triton can be imported and, on a GPU, that one of our kernels gives the same result as torch."""
     try:
         version = importlib.import_module("triton").__version__
     except Exception as error:
         found = f"cannot be imported ({type(error).__name__}: {' '.join(str(error).split())})"
-        fix = "reinstall torch, which brings the Triton that it needs"
+        fix = "reinstall torch, which includes the Triton version that it needs"
         gone = importlib.util.find_spec("triton") is None and not machine.torch_gpus
         yield Check(name="Triton", status="not here" if gone else "wrong", found=found, fix=fix)
         return
@@ -109,10 +109,10 @@ def check_triton(machine: Machine) -> Iterator[Check]:
     out = torch.empty_like(x)
     fused_glu(x, y, out)
     if torch.allclose(out, F.silu(x) * y, atol=1e-5):
-        yield Check(name="Triton", status="ok", found=f"{version}; a kernel was compiled and is right")
+        yield Check(name="Triton", status="ok", found=f"{version}; a kernel was compiled and gives the right result")
     else:
         fix = f"delete Triton's cache (TRITON_CACHE_DIR, else {Path.home() / '.triton'}), then reinstall torch"
-        yield Check(name="Triton", status="wrong", found=f"{version}; a kernel computes something else", fix=fix)
+        yield Check(name="Triton", status="wrong", found=f"{version}; a kernel gives a wrong result", fix=fix)
 
 
 def check_megablocks(machine: Machine) -> Iterator[Check]:
@@ -136,13 +136,14 @@ def check_flash_attn(machine: Machine) -> Iterator[Check]:
     try:
         resolve_attn_impl("flash", torch.device("cuda" if machine.torch_gpus else "cpu"), dtype=torch.bfloat16)
     except ValueError as error:
-        why = str(error).removeprefix("attn_config.attn_impl is flash, but ").removesuffix(": write auto or sdpa")
-    fix = f"uv pip install --python {sys.executable} --no-build-isolation flash-attn (attn_impl auto takes SDPA)"
+        why = str(error).removeprefix("attn_config.attn_impl is flash, but ").removesuffix(": use auto or sdpa")
+    fix = f"uv pip install --python {sys.executable} --no-build-isolation flash-attn (attn_impl auto uses SDPA)"
     yield _optional("flash-attn", "flash_attn", why, machine, fix)
 
 
 def _optional(name: str, module: str, why: str | None, machine: Machine, fix: str) -> Check:
-    """Of a library without which a run is slower: where it is installed, and not usable, it was wanted."""
+    """Check an optional library that makes a run faster. It is wrong only if it is installed but not usable on a
+    GPU."""
     if why is None:
         return Check(name=name, status="ok", found="can be imported")
     installed = importlib.util.find_spec(module) is not None

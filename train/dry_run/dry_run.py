@@ -1,4 +1,4 @@
-"""A run up to its first step: ranks meet, the model is built on meta, plan and first batch are shown."""
+"""A run up to its first step: ranks connect, the model is built on meta, the plan and the first batch are shown."""
 
 import sys
 
@@ -26,15 +26,15 @@ from train.run.inputs import Inputs
 from train.run.model import check_lora
 
 _WIDTH = 160
-"""Of tables that go into a file."""
+"""Width of tables that are written to a file."""
 
 
 def dry_run(config: TrainConfig, inputs: Inputs, *, device: Device | None) -> None:
-    """Shows what the run would begin with; inputs are what `opened` has opened, device what choose_device has chosen.
-    Every rank has to call it, in sharing_failures.
+    """Show the start of the run. inputs are the result of `opened`, and device that of choose_device. Every rank must
+    call this, within sharing_failures.
 
-    Raises the ConfigError or DataError that the run would raise before its first step, unless it is about the tensors
-    of a checkpoint, which are not read, or about taking the save folder, which is left alone.
+    Raises the ConfigError or DataError that the run would raise before its first step, except for errors in the tensors
+    of a checkpoint, which are not read, and errors when taking ownership of the save folder, which is not changed.
     """
     device = device or choose_device(config.device)
     inputs = initialize(inputs, config, get_device(device))
@@ -50,11 +50,11 @@ def dry_run(config: TrainConfig, inputs: Inputs, *, device: Device | None) -> No
             show(console, [*plan_of(config, inputs, world_size), str(batch)])
             for text in texts_of(batch, inputs, marks=console.color_system is None):
                 console.print(text, soft_wrap=True)
-    logger.info("dry run: nothing was trained, and nothing was written into the save folder")
+    logger.info("dry run: nothing was trained, and nothing was written to the save folder")
 
 
 def _build(config: TrainConfig, inputs: Inputs, device: Device) -> None:
-    """What depends on the config and the data: built and dropped again, for the errors that building may raise."""
+    """Build and discard everything that depends on the config and the data, to raise the errors of building."""
     clock, where = inputs.data.clock, torch.device("cuda" if device == "gpu" else "cpu")
     build_scheduler(config.scheduler, clock)
     build_callbacks(config.callbacks)
@@ -71,6 +71,6 @@ def _build(config: TrainConfig, inputs: Inputs, device: Device) -> None:
     params = list(model.parameters())
     mine = sum((param.to_local() if isinstance(param, DTensor) else param).numel() for param in params)
     logger.info(
-        f"model: built on meta, {sum(param.numel() for param in params):,} numbers in {len(params)} parameters, "
+        f"model: built on meta, {sum(param.numel() for param in params):,} elements in {len(params)} parameters, "
         f"{mine:,} of them on rank {dist.get_global_rank()}"
     )

@@ -1,4 +1,4 @@
-"""The batch that a run would begin with: read by all ranks, each its own rows, and shown as text by rank 0."""
+"""The first batch of a run: every rank reads its own rows, and rank 0 shows them as text."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from train.config.schema import TrainConfig
 from train.run.inputs import Inputs
 
 _SHOWN_ROWS, _SHOWN_CHARACTERS = 2, 3000
-"""At most: of the batch, and of each of its rows."""
+"""Maximum number of rows that are shown, and of characters per row."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,14 +23,14 @@ class FirstBatch:
     number: int
     """Counted from 0."""
     rank_shape: tuple[int, int]
-    """Of a rank's input_ids: rows, max_seq_len."""
+    """The shape of a rank's input_ids: rows, max_seq_len."""
     n_rows: int
     tokens: int
-    """Of all ranks, padding not counted."""
+    """Tokens of all ranks, without padding."""
     trained_tokens: int
-    """Labels that the loss is computed of."""
+    """Labels for which the loss is computed."""
     rows: list[tuple[str, int, Row]]
-    """The first of this rank, with their stream and their id in it."""
+    """The first rows of this rank, each with its stream and its id in the stream."""
 
     def __str__(self) -> str:
         positions = self.n_rows * self.rank_shape[1]
@@ -42,7 +42,7 @@ class FirstBatch:
 
 
 def read_first_batch(config: TrainConfig, inputs: Inputs) -> FirstBatch:
-    """Every rank has to call it. Raises on every rank the DataError of one that cannot read its rows."""
+    """Every rank must call this. If a rank cannot read its rows, its DataError is raised on every rank."""
     counts: tuple[int, int, int] | ConfigError | DataError
     rows, shape = [], (0, config.max_seq_len)
     try:
@@ -68,7 +68,8 @@ def read_first_batch(config: TrainConfig, inputs: Inputs) -> FirstBatch:
 
 
 def _rows_of_rank(inputs: Inputs) -> list[tuple[str, int, Row]]:
-    """With their streams and their ids. As TrainBatches reads them, which would also fetch shards of later batches."""
+    """The rows of this rank, with their streams and ids. TrainBatches is not used, because it would also fetch the
+    shards of later batches."""
     plan, streams = inputs.data.plan, inputs.data.streams
     size = plan.global_batch_size // dist.get_world_size()
     start = dist.get_global_rank() * size
@@ -78,9 +79,9 @@ def _rows_of_rank(inputs: Inputs) -> list[tuple[str, int, Row]]:
 
 
 def texts_of(batch: FirstBatch, inputs: Inputs, *, marks: bool) -> Iterator[Text]:
-    """Rows as scripts/inspect_data.py shows them: what is trained on is green, and with marks in ⟦ ⟧."""
+    """Rows in the format of scripts/inspect_data.py: trained tokens are green, and with marks also in ⟦ ⟧."""
     for stream, row_id, row in batch.rows:
         text = show_row(row_id, row, inputs.tokenizer, marks=marks)
         if (more := len(text) - _SHOWN_CHARACTERS) > 0:
-            text = text[:_SHOWN_CHARACTERS] + Text(f"... and {more:,} characters more\n", style="bold cyan")
+            text = text[:_SHOWN_CHARACTERS] + Text(f"... and {more:,} more characters\n", style="bold cyan")
         yield Text(f"stream {stream}\n", style="bold cyan") + text if stream else text

@@ -1,4 +1,4 @@
-"""The inputs of a run, opened as the run opens them, but for a save folder in an object store: that is only read."""
+"""Opens the inputs of a run as the run does, except that a save folder in an object store is only read."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -13,8 +13,9 @@ from train.run.inputs import Inputs, open_inputs
 
 @contextmanager
 def opened(config: TrainConfig, problems: Problems, *, rehash: bool) -> Iterator[Inputs]:
-    """A run fetches the checkpoint that it resumes from into the staging folder, which it may have to empty first. Here
-    the checkpoint without its tensors is in a temporary folder, which is deleted at the end. Raises as open_inputs."""
+    """Open the inputs. A real run fetches the checkpoint that it resumes from into the staging folder, which it may
+    have to clear first. Here, the checkpoint without its tensors is fetched into a temporary folder, which is deleted
+    at the end. Raises the exceptions of open_inputs."""
     here = config
     with ExitStack() as stack:
         with problems.collect():

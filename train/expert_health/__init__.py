@@ -1,4 +1,4 @@
-"""What the experts of a run do: loads, routers and gradients of each layer, and when an expert is reported.
+"""Measures the experts of a run: loads, routers and gradients of each layer, and which experts are reported.
 
-What a step adds up for it belongs to train/stability; where metrics go, to train/loggers.
+The sums of a step are collected in train/stability; metrics are written by train/loggers.
 """

@@ -16,11 +16,11 @@ from train.models.dbrx import DbrxForCausalLM
 from train.supervision.events import Events
 
 _MOST_PLACES = 64
-"""That an event lists."""
+"""Maximum number of experts that an event lists."""
 
 
 class ExpertHealth:
-    """Follows the experts of a run from step to step. Its state can be JSON."""
+    """Tracks the experts of a run from step to step. Its state is JSON-serializable."""
 
     def __init__(self, config: ExpertsConfig, clock: Clock, model: DbrxForCausalLM, events: Events) -> None:
         self._config, self._model, self._events = config, model, events
@@ -31,8 +31,8 @@ class ExpertHealth:
         self._overloaded = Streaks(config.max_share_steps, shape_LE)
 
     def is_due(self, state: State) -> bool:
-        """Whether this step is measured: the first of the run, each that ends an interval, and the last. Before the
-        clock counts it."""
+        """Whether this step is measured: the first of the run, the last of each interval, and the last of the run. Must
+        be called before the step is counted in the timestamp."""
         assert state.max_duration is not None
         trained = state.timestamp.batch.value + 1
         return self._every is not None and (trained % self._every == 0 or trained in (1, state.max_duration.value))
@@ -44,9 +44,9 @@ class ExpertHealth:
     def measure(
         self, state: State, logger: Logger, sums: RoutingSums, names: Iterable[str], squares_P: Iterable[float]
     ) -> None:
-        """Logs the metrics of each layer. Every rank has to call it, with the same values.
+        """Log the metrics of each layer. Every rank must call this with the same values.
 
-        names: of the trained parameters; squares_P: the squared norm of each one's gradient.
+        names: names of the trained parameters. squares_P: squared norm of the gradient of each.
         """
         metrics = layer_metrics(sums) | gradient_norms(names, squares_P)
         if self._probe is not None and (unchanged_L := self._probe.measure(state, self._model)) is not None:
@@ -54,7 +54,7 @@ class ExpertHealth:
         logger.log_metrics(metrics)
 
     def report(self, batch: int, logger: Logger, sums: RoutingSums) -> None:
-        """The events of a step. batch: those before it."""
+        """Report the events of a step. batch: number of batches before it."""
         config, dead_LE, too_many_LE = self._config, sums.counts_LE == 0, self._has_too_many(sums)
         share = f"more than {config.max_share:.4g} of the layer's tokens"
         no_tokens = f"no tokens in {config.dead_steps} consecutive steps"
@@ -69,7 +69,7 @@ class ExpertHealth:
 
     def _has_too_many(self, sums: RoutingSums) -> np.ndarray:
         n_experts = sums.counts_LE.shape[1]
-        # Where most experts are chosen for every token, having nearly all tokens means nothing.
+        # If most experts are selected for every token, it is normal that an expert has nearly all tokens.
         means_something = n_experts >= 2 * sums.top_k
         return (sums.counts_LE > self._config.max_share * sums.tokens_L[:, None]) & means_something
 
@@ -86,7 +86,7 @@ class ExpertHealth:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """That of a checkpoint from before there were these states is left."""
+        """States that a checkpoint of an earlier version does not have are left unchanged."""
         for name, streaks in (("dead", self._dead), ("overloaded", self._overloaded)):
             if name in state:
                 streaks.load_state_dict(state[name])

@@ -1,6 +1,6 @@
-"""A fixed batch whose routing is compared from one measurement to the next.
+"""A fixed batch whose routing is compared between measurements.
 
-Shapes: R rows, S positions, T tokens of the probe, L layers, E experts, K experts a token.
+Shapes: R rows, S positions, T tokens of the probe, L layers, E experts, K experts per token.
 """
 
 import base64
@@ -20,26 +20,26 @@ from train.models.moe import Router, Routing
 
 
 class Probe:
-    """Tokens of the run's first rows, the same on every rank, and the experts that they last had. Its state can be
-    JSON."""
+    """Tokens of the run's first rows, the same on every rank, and the experts selected for them in the last
+    measurement. Its state is JSON-serializable."""
 
     def __init__(self, n_tokens: int) -> None:
-        """n_tokens: at most so many; there are no more than a microbatch has."""
+        """n_tokens: maximum number of tokens; there are at most as many as in a microbatch."""
         self._n_tokens = n_tokens
         self._rows: list[tuple[list[int], list[int]]] = []
-        """Token ids and document ids of each row, without its padding."""
+        """Token ids and document ids of each row, without padding."""
         self._chosen: np.ndarray | None = None
-        """[L, T, E] whether the token had the expert."""
+        """[L, T, E] whether the expert was selected for the token."""
 
     @property
     def is_empty(self) -> bool:
         return not self._rows
 
     def measure(self, state: State, model: nn.Module) -> np.ndarray | None:
-        """[L] the share of the choices that are those of the last call; None in the first. Every rank has to call it,
-        between a step's backward pass and the next forward.
+        """[L] the share of selected experts that are the same as in the last call; None in the first call. Every rank
+        must call this, between the backward pass of a step and the next forward.
 
-        Weights, gradients, random state and mode of the model stay as they were.
+        Does not change weights, gradients, random state or mode of the model.
         """
         batch, size = state.batch, state.device_train_microbatch_size
         assert isinstance(size, int)
@@ -53,7 +53,7 @@ class Probe:
         return (before & self._chosen).sum((1, 2)) / self._chosen.sum((1, 2)).clip(min=1)
 
     def _take(self, batch: Mapping[str, Tensor], size: int) -> None:
-        """The first tokens of rank 0's first microbatch."""
+        """Take the first tokens of rank 0's first microbatch."""
         rows, left = [], self._n_tokens
         for ids_S, documents_S in zip(batch["input_ids"][:size], batch["document_ids"][:size], strict=True):
             kept = (documents_S >= 0).nonzero().flatten()[:left]
@@ -88,7 +88,7 @@ class Probe:
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Another number of tokens than that of the state gives a new probe."""
+        """A state with a different number of tokens is ignored, and a new probe is taken."""
         if state["n_tokens"] != self._n_tokens:
             return
         self._rows = [(ids, documents) for ids, documents in state["rows"]]
@@ -99,8 +99,8 @@ class Probe:
 
 
 def _reshard(model: nn.Module) -> None:
-    """Frees the gathered weights that FSDP2 keeps after a forward: the next step would compute with them, as they were
-    before the optimizer changes them."""
+    """Free the gathered weights that FSDP2 keeps after a forward. Otherwise the next step would use the values from
+    before the optimizer's update."""
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
@@ -108,7 +108,7 @@ def _reshard(model: nn.Module) -> None:
 
 @contextmanager
 def _choices(model: nn.Module) -> Iterator[list[Tensor]]:
-    """Collects [T, E], whether a token has the expert, of each layer that is computed within."""
+    """Collect [T, E], whether the expert was selected for the token, of each layer computed within this context."""
     chosen: list[Tensor] = []
 
     def note(module: nn.Module, args: Any, routing: Routing) -> None:

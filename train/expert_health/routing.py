@@ -1,4 +1,4 @@
-"""What the routers did with the tokens of a step: metrics of each layer.
+"""Statistics of the routers over a step: metrics of each layer.
 
 Shapes: L layers, E experts.
 """
@@ -14,19 +14,19 @@ _TRAINED = re.compile(r"transformer\.blocks\.(\d+)\.ffn\.(router|experts)\.")
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RoutingSums:
-    """Over the tokens of a step: of all ranks and microbatches."""
+    """Sums over the tokens of a step, of all ranks and microbatches."""
 
     counts_LE: np.ndarray
-    """Assignments to each expert."""
+    """Number of tokens assigned to each expert."""
     z_sums_L: np.ndarray
     """Sums of logsumexp(router logits)^2."""
     logit_squares_L: np.ndarray
-    """Sums of the squared router logits, over experts too."""
+    """Sums of the squared router logits over tokens and experts."""
     top_k: int
 
     @property
     def tokens_L(self) -> np.ndarray:
-        """The tokens that each layer routed, the same number in all."""
+        """Number of tokens that each layer routed; the same for all layers."""
         return self.counts_LE.sum(1) / self.top_k
 
 
@@ -37,18 +37,18 @@ def load_imbalance(counts_LE: np.ndarray) -> np.ndarray:
 
 
 def load_shares(counts_LE: np.ndarray) -> np.ndarray:
-    """[L, E] each expert's share of its layer's assignments; 0 where there are none."""
+    """[L, E] each expert's share of the assignments of its layer; 0 if there are none."""
     return counts_LE / counts_LE.sum(1, keepdims=True).clip(min=1)
 
 
 def effective_experts(shares_LE: np.ndarray) -> np.ndarray:
-    """[L] exp(entropy of the shares) / E: 1 when the load is even, 1/E when one expert has all of it."""
+    """[L] exp(entropy of the shares) / E: 1 for an even load, 1/E if one expert has all tokens."""
     logs_LE = np.log(shares_LE, out=np.zeros_like(shares_LE), where=shares_LE > 0)
     return np.exp(-(shares_LE * logs_LE).sum(1)) / shares_LE.shape[1]
 
 
 def layer_metrics(sums: RoutingSums) -> dict[str, float]:
-    """`experts/layer_L/...`: load shares and what follows from them, and the size of the router's logits."""
+    """`experts/layer_L/...`: load shares and metrics derived from them, and the magnitude of the router logits."""
     shares_LE, tokens_L = load_shares(sums.counts_LE), sums.tokens_L.clip(min=1)
     columns_L = {
         "load_imbalance": load_imbalance(sums.counts_LE),
@@ -62,7 +62,7 @@ def layer_metrics(sums: RoutingSums) -> dict[str, float]:
 
 
 def by_layer(columns_L: dict[str, np.ndarray]) -> dict[str, float]:
-    """The metrics of each layer, from their names within it."""
+    """The metrics of all layers under their full names."""
     return {
         f"experts/layer_{layer}/{name}": value
         for name, values in columns_L.items()
@@ -71,9 +71,9 @@ def by_layer(columns_L: dict[str, np.ndarray]) -> dict[str, float]:
 
 
 def gradient_norms(names: Iterable[str], squares_P: Iterable[float]) -> dict[str, float]:
-    """`experts/layer_L/{router,experts}_grad_norm` of what is trained there: the weights, or their adapters.
+    """`experts/layer_L/{router,experts}_grad_norm` of the trained parameters of each layer: weights or adapters.
 
-    names: of the trained parameters; squares_P: the squared norm of each one's gradient.
+    names: names of the trained parameters. squares_P: squared norm of the gradient of each.
     """
     sums: dict[tuple[str, str], float] = {}
     for name, square in zip(names, squares_P, strict=True):

@@ -1,4 +1,4 @@
-"""Experts of which something has held for many consecutive steps: having no tokens, or nearly all."""
+"""Experts for which a condition has held for many consecutive steps: no tokens, or nearly all."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,27 +8,28 @@ import numpy as np
 Place = tuple[int, int]
 """Layer and expert."""
 _MOST_NAMED = 4
-"""Places of which each is named in a message; of more, layers and how many."""
+"""Up to this number of experts, a message names each; otherwise it lists their number per layer."""
 _MOST_LAYERS = 6
 
 
 class Streaks:
-    """Which experts a condition has held for, step after step. Its state can be JSON.
+    """Tracks for which experts a condition has held, step after step. Its state is JSON-serializable.
 
-    Beginnings are reported at most once in `steps` steps, and so are ends; what happened in between comes with the next
-    report. So a run in which many experts change often still has few of them.
+    The beginning of a streak is reported at most once in `steps` steps, and so is its end; changes in between are
+    included in the next report. This limits the number of reports if many experts change often.
     """
 
     def __init__(self, steps: int, shape_LE: tuple[int, int]) -> None:
-        """steps: consecutive ones after which an expert is reported; shape_LE: numbers of layers and experts."""
+        """steps: number of consecutive steps after which an expert is reported. shape_LE: numbers of layers and
+        experts."""
         self.steps = steps
         self._lengths_LE = np.zeros(shape_LE, dtype=np.int64)
         self._reported_LE = np.zeros(shape_LE, dtype=bool)
         self._quiet = [0, 0]
-        """Steps for which no beginning, and no end, is reported."""
+        """Number of steps for which beginnings, and ends, are not reported."""
 
     def update(self, holds_LE: np.ndarray) -> tuple[list[Place], list[Place]]:
-        """The experts to report with this step: for which it has held long enough, and no longer holds."""
+        """The experts to report in this step: those whose streak is long enough, and those whose streak has ended."""
         self._lengths_LE = np.where(holds_LE, self._lengths_LE + 1, 0)
         self._quiet = [max(left - 1, 0) for left in self._quiet]
         begun_LE = self._due(0, (self._lengths_LE >= self.steps) & ~self._reported_LE)
@@ -60,7 +61,7 @@ def _places(chosen_LE: np.ndarray) -> list[Place]:
 
 
 def named(places: Sequence[Place]) -> str:
-    """The experts in a few words, however many they are."""
+    """The experts as a short text, for any number of experts."""
     if len(places) <= _MOST_NAMED:
         return ", ".join(f"expert {expert} of layer {layer}" for layer, expert in places)
     counts: dict[int, int] = {}

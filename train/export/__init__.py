@@ -1,4 +1,4 @@
-"""From a checkpoint to a Hugging Face folder or a PEFT adapter, and the verification of what was written.
+"""Export a checkpoint as a Hugging Face folder or a PEFT adapter, and verify the result.
 
-Reading a Hugging Face folder belongs to train/weights.
+Reading Hugging Face folders belongs in train/weights.
 """

@@ -1,7 +1,7 @@
-"""A checkpoint as a stock Hugging Face DBRX folder, a few rows in memory at a time.
+"""Export a checkpoint as a stock Hugging Face DBRX folder, with only a few rows in memory at a time.
 
-Parameter names and shapes are Hugging Face's already (see train/models/shapes.py), so the export copies bytes; what it
-adds is config.json, the index, a model card, and the tokenizer's files, which the run left beside its checkpoints.
+Parameter names and shapes are already those of Hugging Face (see train/models/shapes.py), so the export copies bytes.
+It adds config.json, the index, a model card, and the tokenizer's files, which the run wrote beside its checkpoints.
 """
 
 import json
@@ -30,20 +30,20 @@ from train.models.shapes import parameter_shapes
 from train.weights.merged import open_checkpoint_and_config, whole_weights
 
 EXIT_NOT_FINITE = 3
-"""Exit code of train/export/verify.py where the checkpoint's own weights are not finite."""
+"""Exit code of train/export/verify.py if the checkpoint's own weights are not finite."""
 _ORDER = ".export.json"
 _LOCK = ".lock"
 
 
 class Run(NamedTuple):
-    """What an export takes from a save folder."""
+    """The inputs of an export from a save folder."""
 
     checkpoint: Path
     config: TrainConfig
     tokenizer: Path
-    """Its folder."""
+    """The folder of the tokenizer."""
     generation: dict[str, Any]
-    """Its generation_config.json."""
+    """The content of its generation_config.json."""
     source: TensorSource
 
 
@@ -55,14 +55,14 @@ def export(
     *,
     verify: bool = False,
 ) -> None:
-    """Writes the sharded checkpoint (or the newest in a save folder) as a model that transformers loads from `output`.
+    """Export the sharded checkpoint (or the newest in a save folder) to `output`, for stock transformers.
 
-    It appears there when it is whole and, with verify, has been proven right (see verify.py). Until then it
-    grows in a hidden folder beside, where a later call with the same arguments goes on after a kill or a full disk.
+    The output appears once it is complete and, with verify, has been verified (see verify.py). Until then it is written
+    to a hidden folder beside it. After a kill or on a full disk, a later call with the same arguments continues there.
 
-    Raises ConfigError, and leaves no output, when the checkpoint or what belongs beside it is not there or not whole,
-    when its tensors are not those of a stock DBRX of its config, when the output cannot be written or is not empty, and
-    when the proof fails.
+    Raises ConfigError, without creating the output, if the checkpoint or a file beside it is missing or incomplete, if
+    its tensors are not those of a stock DBRX of its config, if the output is not empty or cannot be written, or if the
+    verification fails.
     """
     output = output.absolute()
     _check_output(output)
@@ -79,29 +79,30 @@ def export(
         part.mkdir(parents=True, exist_ok=True)
         with exclusive_unless(part / _LOCK, lambda: True) as held:
             if not held:
-                raise ConfigError(f"another export to {output} is under way: wait for it, or name another output")
+                raise ConfigError(f"another export to {output} is running: wait for it, or name another output")
             _begin(part, order)
             _write(part, run, precision, max_shard_bytes)
             if verify:
-                _prove(part, run.checkpoint, output)
+                _verify(part, run.checkpoint, output)
             for name in (_ORDER, _LOCK):
                 (part / name).unlink()
             part.rename(output)
     except OSError as error:
-        kept = f"; what is written stays in {part}, and the same command goes on from there" if part.exists() else ""
+        kept = f"; the partial export stays in {part}, and the same command continues there" if part.exists() else ""
         raise ConfigError(f"{cannot_be('written', f'the output {output}', error)}{kept}") from error
 
 
 def open_run(checkpoint: Path) -> Run:
-    """Raises ConfigError when there is no whole checkpoint of a DBRX with what belongs beside it."""
+    """Open the inputs of an export. Raises ConfigError unless there is a complete checkpoint of a DBRX with the files
+    beside it."""
     checkpoint = find_checkpoint(checkpoint)
     config, tokenizer = checkpoint.parent / "config.yaml", checkpoint.parent / "tokenizer"
     generation = tokenizer / "generation_config.json"
     for file, why in ((config, "the model's shape"), (generation, "the tokenizer")):
         if not file.is_file():
             raise ConfigError(
-                f"{file} is not there, but the export takes {why} from it: copy what the run left beside its "
-                "checkpoints"
+                f"{file} does not exist, but the export reads {why} from it: copy the files that the run wrote beside "
+                "its checkpoints"
             )
     check_saved_tokenizer(tokenizer)
     check_tokenizer(checkpoint.parent)
@@ -111,8 +112,8 @@ def open_run(checkpoint: Path) -> Run:
 
 
 def find_checkpoint(path: Path) -> Path:
-    """The checkpoint that a path means: itself, what it links to, or the newest complete one in a save folder (or in
-    the one of a run's folder)."""
+    """The checkpoint that a path names: the path itself, the target of a link, or the newest complete checkpoint in a
+    save folder or in the save folder of a run's folder."""
     real = resolve_save_folder(path.resolve())
     if real.is_dir() and is_complete(real):
         return real
@@ -120,36 +121,36 @@ def find_checkpoint(path: Path) -> Path:
     if inside:
         return inside[-1]
     raise ConfigError(
-        f"{path} is not a checkpoint (a folder such as ep0-ba100 with manifest.json in it), nor a folder of them, but "
-        f"{_describe(path)}"
+        f"{path} is neither a checkpoint (a folder such as ep0-ba100 that contains manifest.json) nor a folder of "
+        f"checkpoints: it {_describe(path)}"
     )
 
 
 def _describe(path: Path) -> str:
     if not path.exists():
-        nothing = f"nothing is there{from_here(path)}"
-        return f"a link to {path.readlink()}, which is not there" if path.is_symlink() else nothing
+        missing = f"does not exist{from_here(path)}"
+        return f"is a link to {path.readlink()}, which does not exist" if path.is_symlink() else missing
     if path.is_file():
-        earlier = "; resume the run from it, whose next checkpoint is a folder" if path.suffix == ".pt" else ""
-        return f"a file{earlier}"
+        earlier = "; resume the run from it, and export its next checkpoint" if path.suffix == ".pt" else ""
+        return f"is a file{earlier}"
     names = sorted(entry.name for entry in path.iterdir())
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return f"a folder that holds {', '.join(names[:5])}{more}" if names else "an empty folder"
+    return f"is a folder that contains {', '.join(names[:5])}{more}" if names else "is an empty folder"
 
 
 def _check_output(output: Path) -> None:
     if output.is_dir() and any(output.iterdir()):
-        raise ConfigError(f"the output folder {output} is not empty: name a new one, or empty it")
+        raise ConfigError(f"the output folder {output} is not empty: name a new folder, or empty it")
     if output.exists() and not output.is_dir():
-        raise ConfigError(f"the output {output} is a file, but a folder is written: name another")
+        raise ConfigError(f"the output {output} is a file, but it must be a folder: name another")
 
 
 def _begin(part: Path, order: dict[str, Any]) -> None:
-    """What an earlier call began stays when it had the same to do."""
+    """Keep the files of an earlier call with the same arguments, and delete those of any other."""
     file = part / _ORDER
     if file.is_file() and file.read_text(encoding="utf-8") == json.dumps(order):
         done = len(list(part.glob("*.safetensors")))
-        logger.info(f"going on in {part}, where {done} files of weights are finished")
+        logger.info(f"continuing in {part}, where {done} weight files are complete")
         return
     for entry in part.iterdir():
         if entry.name != _LOCK:
@@ -163,7 +164,7 @@ def _check_space(part: Path, run: Run, precision: Precision) -> None:
     free = shutil.disk_usage(next(parent for parent in part.parents if parent.exists())).free
     if free + there < needed:
         has = f"{part.parent} has {format_bytes(free, down=True)} free"
-        hint = "make room, or name an output on another disk"
+        hint = "free some space, or name an output on another disk"
         raise ConfigError(f"the export needs {format_bytes(needed - there)}, but {has}: {hint}")
 
 
@@ -171,7 +172,7 @@ def _write(part: Path, run: Run, precision: Precision, max_shard_bytes: int) -> 
     try:
         write_weights(run.source, part, parameter_shapes(run.config.model), precision, max_shard_bytes)
     except ConfigError:
-        # What the tensors come from is damaged: there is nothing to go on from.
+        # The source of the tensors is damaged, so no later call can continue.
         shutil.rmtree(part)
         raise
     write_json(part / "config.json", config_json(run.config.model, run.generation, FORMATS[precision].dtype))
@@ -179,26 +180,26 @@ def _write(part: Path, run: Run, precision: Precision, max_shard_bytes: int) -> 
     shutil.copytree(run.tokenizer, part, dirs_exist_ok=True)
 
 
-def _prove(part: Path, checkpoint: Path, output: Path) -> None:
-    """In a process of its own, which shares nothing with the one that wrote."""
+def _verify(part: Path, checkpoint: Path, output: Path) -> None:
+    """Verify the export in a separate process, which shares nothing with the one that wrote it."""
     root = str(Path(__file__).resolve().parents[2])
-    # A rank's place in a run is none of its business, and neither are GPUs.
+    # The process is not a rank of a run, and uses no GPU.
     env = {key: value for key, value in os.environ.items() if key not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
     env |= {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": os.pathsep.join(filter(None, [root, env.get("PYTHONPATH")]))}
     command = [sys.executable, "-m", "train.export.verify", str(part), "--composer_path", str(checkpoint)]
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     if done.returncode < 0:
         raise ConfigError(
-            f"the proof was killed by signal {-done.returncode} (of 9 the reason is mostly too little memory), so that "
-            f"{output} was not made: what is written stays in {part}, and the same command goes on from there"
+            f"{output} was not created: its verification was killed by signal {-done.returncode} (signal 9 usually "
+            f"means too little memory); the partial export stays in {part}, and the same command continues there"
         )
     if done.returncode == EXIT_NOT_FINITE:
         shutil.rmtree(part)
-        raise ConfigError(f"{output} was not made: {done.stderr.rpartition('error: ')[2].strip()}")
+        raise ConfigError(f"{output} was not created: {done.stderr.rpartition('error: ')[2].strip()}")
     if done.returncode:
         message = done.stderr.rpartition("error: ")[2].strip() or done.stdout
         raise ConfigError(
-            f"the export is not right, and {output} was not made: {message} (what was written is in {part}: remove it "
-            "to write it anew)"
+            f"the export failed its verification, and {output} was not created: {message} (its files are in {part}: "
+            "delete them and export again)"
         )
     logger.info(done.stdout.rstrip("\n"))

@@ -1,4 +1,4 @@
-"""README.md of an exported model: what it began from, what it was trained on and how, as far as that was noted."""
+"""The model card (README.md) of an exported model: its origin, data, training and evaluation, as far as recorded."""
 
 import json
 import re
@@ -17,8 +17,8 @@ from train.models.shapes import count_parameters
 
 
 def read_record(checkpoint: Path) -> dict[str, Any]:
-    """What the run noted up to the checkpoint: of evaluations the newest, of starts the precision that each computed
-    in (`precisions`), all else at the checkpoint's own batch."""
+    """What the run recorded up to the checkpoint: the newest evaluation, the precision of each start (`precisions`),
+    and the counts at the checkpoint's own batch."""
     record: dict[str, Any] = {}
     file, saved = checkpoint.parent / RECORD, batch_of(checkpoint)
     if not file.is_file():
@@ -27,7 +27,7 @@ def read_record(checkpoint: Path) -> dict[str, Any]:
         try:
             line = json.loads(text)
         except ValueError:
-            continue  # a killed run's last
+            continue  # the last line of a killed run
         match line:
             case {"event": "start", "batch": int(batch), "precision": str(precision), "device": str(device)}:
                 if batch < saved:
@@ -41,33 +41,36 @@ def read_record(checkpoint: Path) -> dict[str, Any]:
 
 
 def model_card(checkpoint: Path, config: TrainConfig, precision: str) -> str:
-    """Markdown with the metadata that the hub reads."""
+    """The model card in Markdown, with metadata for the hub."""
     record = read_record(checkpoint)
     total, active = count_parameters(config.model)
     base, lora = config.model.pretrained_model_name_or_path, config.lora
-    begun = base or config.load_path
-    how = f"fine-tuned from `{begun}`" if begun else "trained from fresh weights"
+    start = base or config.load_path
+    how = f"fine-tuned from `{start}`" if start else "trained from scratch"
     parts = [
         front_matter("transformers", base),
         f"# {config.run_name or checkpoint.parent.name}",
-        f"A DBRX of {total:,} parameters, {active:,} of which a token meets, {how} with Dropless.",
+        f"A DBRX mixture-of-experts model with {total:,} parameters ({active:,} active per token), {how} with Dropless.",
         f"Exported in {precision} from the checkpoint `{checkpoint.name}`.",
-        _usage(),
+        _section("Usage", _usage()),
         _section("Model", _model(config)),
         _section("Data", _data(config, record)),
         _section("Training", _training(config, record)),
-        _section("LoRA", f"Adapters, merged into what they began with.\n\n{lora_table(lora)}" if lora else ""),
+        _section(
+            "LoRA",
+            f"Trained with LoRA adapters, which are merged into the weights.\n\n{lora_table(lora)}" if lora else "",
+        ),
         _section("Evaluation", _evaluation(record)),
         _section("Versions", _table("package", "version", record.get("versions", versions()))),
-        "<details><summary>The run's config</summary>\n\n```yaml\n" + masked_yaml(config) + "```\n\n</details>",
+        "<details><summary>Training config</summary>\n\n```yaml\n" + masked_yaml(config) + "```\n\n</details>",
     ]
     return redacted("\n\n".join(part for part in parts if part) + "\n")
 
 
 def front_matter(library: str, base: str | None) -> str:
-    """The metadata, with the model that it began with where that is one of the hub's."""
+    """The metadata block, with base_model if the run started from a model on the hub."""
     lines = [f"library_name: {library}", "pipeline_tag: text-generation", "tags: [dbrx, moe]"]
-    # A path of this machine means nothing to the hub.
+    # A local path is not a valid base_model.
     if base is not None and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", base) and not Path(base).exists():
         lines.append(f"base_model: {base}")
     return "\n".join(["---", *lines, "---"])
@@ -78,8 +81,13 @@ def _usage() -> str:
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-model = AutoModelForCausalLM.from_pretrained(folder)
-tokenizer = AutoTokenizer.from_pretrained(folder)
+path = "path/to/this/folder"  # or its repository on the Hugging Face Hub
+tokenizer = AutoTokenizer.from_pretrained(path)
+model = AutoModelForCausalLM.from_pretrained(path)
+
+inputs = tokenizer("Once upon a time", return_tensors="pt")
+outputs = model.generate(**inputs, max_new_tokens=64)
+print(tokenizer.decode(outputs[0], skip_special_tokens=True))
 ```"""
 
 
@@ -96,21 +104,22 @@ def _model(config: TrainConfig) -> str:
     model, attn, ffn = config.model, config.model.attn_config, config.model.ffn_config
     rows = {
         "layers": model.n_layers,
-        "width": model.d_model,
-        "heads (queries, keys and values)": f"{model.n_heads}, {attn.kv_n_heads}",
-        "experts, and of them a token's": f"{ffn.moe_num_experts}, {ffn.moe_top_k}",
-        "an expert's width": ffn.ffn_hidden_size,
-        "vocabulary": f"{model.vocab_size:,}",
-        "longest text": f"{model.max_seq_len:,} tokens",
+        "hidden size": model.d_model,
+        "attention heads (query, key/value)": f"{model.n_heads}, {attn.kv_n_heads}",
+        "experts per layer": ffn.moe_num_experts,
+        "active experts per token": ffn.moe_top_k,
+        "hidden size of an expert": ffn.ffn_hidden_size,
+        "vocabulary size": f"{model.vocab_size:,}",
+        "maximum sequence length": f"{model.max_seq_len:,} tokens",
     }
-    return _table("of the model", "", rows)
+    return _table("property", "value", rows)
 
 
 def _data(config: TrainConfig, record: dict[str, Any]) -> str:
-    lines = ["| stream | source | rows given | tokens given |", "|---|---|---|---|"]
+    lines = ["| stream | source | rows drawn | tokens drawn |", "|---|---|---|---|"]
     for name, dataset in config.train_loader.dataset.each_stream().items():
-        given = [record.get(key, {}).get(name) for key in ("rows", "tokens")]
-        counts = " | ".join("not noted" if count is None else f"{count:,}" for count in given)
+        drawn = [record.get(key, {}).get(name) for key in ("rows", "tokens")]
+        counts = " | ".join("not recorded" if count is None else f"{count:,}" for count in drawn)
         lines.append(f"| {name or 'all'} | `{_source(dataset)}` | {counts} |")
     return "\n".join(lines)
 
@@ -130,8 +139,8 @@ def _training(config: TrainConfig, record: dict[str, Any]) -> str:
     rows = {
         "optimizer": f"{optimizer.name}, betas {optimizer.betas}, weight decay {optimizer.weight_decay:g}",
         "learning rate": f"{optimizer.lr:g}, {scheduler.name}, warmup {scheduler.t_warmup}",
-        "rows of a step": config.global_train_batch_size,
-        "longest row": f"{config.max_seq_len:,} tokens",
+        "rows per step": config.global_train_batch_size,
+        "sequence length of a row": f"{config.max_seq_len:,} tokens",
         "precision": _precision(config, record),
         "seed": config.seed,
     }
@@ -139,7 +148,7 @@ def _training(config: TrainConfig, record: dict[str, Any]) -> str:
         rows["gradient clipping"] = f"{clipping.clipping_type} {clipping.clipping_threshold:g}"
     if "rows" in record:
         rows["steps"] = f"{record['batch']:,} of {config.max_duration}"
-        rows["positions (padding included)"] = f"{sum(record['rows'].values()) * config.max_seq_len:,}"
+        rows["tokens (including padding)"] = f"{sum(record['rows'].values()) * config.max_seq_len:,}"
     return _table("setting", "value", rows)
 
 
@@ -147,11 +156,11 @@ def _precision(config: TrainConfig, record: dict[str, Any]) -> str:
     if "precisions" in record:
         return ", then ".join(record["precisions"])
     on_cpu = on_device(config.precision, gpu=False)
-    return config.precision if on_cpu == config.precision else f"{config.precision} ({on_cpu} if it ran on a CPU)"
+    return config.precision if on_cpu == config.precision else f"{config.precision} ({on_cpu} if trained on CPU)"
 
 
 def lora_table(lora: LoraConfig) -> str:
-    """The adapters by the YAML's keys."""
+    """The settings of the adapters, by the keys of the YAML."""
     rows = {
         "r": lora.r,
         "alpha": f"{lora.alpha:g}",
@@ -166,6 +175,8 @@ def lora_table(lora: LoraConfig) -> str:
 def _evaluation(record: dict[str, Any]) -> str:
     if "eval" not in record:
         return ""
-    # A number that is not finite is text.
+    # Numbers that are not finite are recorded as text.
     rows = {name: f"{float(value):.6g}" for name, value in record["eval"].items()}
-    return f"On the run's held-out rows, after {record['eval_batch']:,} steps:\n\n{_table('metric', 'value', rows)}"
+    return (
+        f"On the held-out rows of the run, after {record['eval_batch']:,} steps:\n\n{_table('metric', 'value', rows)}"
+    )

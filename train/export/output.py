@@ -1,4 +1,4 @@
-"""Where an export is written to: a folder, or one in an object store, to which it is sent from a folder here."""
+"""The output of an export: a local folder, or a folder in an object store, to which a local one is uploaded."""
 
 import tempfile
 from collections.abc import Iterator
@@ -12,14 +12,15 @@ from train.checkpoint.remote.folder import store_errors_named
 from train.checkpoint.remote.staging import STAGING, open_remote
 
 _LAST = ("config.json", "adapter_config.json")
-"""What makes a folder a model or an adapter: who finds it finds the other files too."""
+"""Files that identify a folder as a model or an adapter. They are sent last, after all other files."""
 
 
 @contextmanager
 def output_folder(place: str, key: str) -> Iterator[Path]:
-    """The folder to write the export to, which is sent at the end where the place is in a store. key: what names it.
+    """Yield the local folder to write the export to. If the place is in a store, the folder is uploaded at the end.
+    key: the name of the setting in messages.
 
-    Raises ConfigError, before anything is written, when the store refuses or there are objects already.
+    Raises ConfigError before anything is written if the store refuses access or already contains objects there.
     """
     if not is_address(place):
         yield Path(place)
@@ -27,11 +28,13 @@ def output_folder(place: str, key: str) -> Iterator[Path]:
     store = open_remote(place, key).store
     with store_errors_named(key):
         if there := store.sizes():
-            raise ConfigError(f"is {place!r}, but there are {len(there)} objects, such as {min(there)}", key=key)
+            raise ConfigError(
+                f"is {place!r}, which already contains {len(there)} objects, such as {min(there)}", key=key
+            )
     STAGING.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=STAGING, prefix="export-") as made:
         folder = Path(made, "export")
         yield folder
-        logger.info(f"sending it to {place}")
+        logger.info(f"sending the export to {place}")
         with store_errors_named(key):
             store.send_folder(folder, "", last=next(name for name in _LAST if (folder / name).is_file()))

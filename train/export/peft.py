@@ -1,6 +1,6 @@
-"""A checkpoint of adapters (LoRA) with its frozen base: merged into a whole model, or as a folder that PEFT loads.
+"""Export a LoRA checkpoint as a folder that PEFT loads.
 
-Both are written a few rows at a time: neither the base nor the sum is ever in memory.
+It is written a few rows at a time, so the block-diagonal matrices are never in memory as a whole.
 """
 
 import shutil
@@ -30,20 +30,20 @@ PEFT_WEIGHTS = "adapter_model.safetensors"
 
 
 def export_peft(checkpoint: Path, output: Path, precision: Precision = "fp32") -> None:
-    """Writes the adapters as a folder that stock PEFT loads onto the base in stock transformers.
+    """Export the adapters as a folder that stock PEFT loads onto the base in stock transformers.
 
-    Says beforehand how large it will be. Raises ConfigError, and leaves nothing, when the checkpoint holds none or is
-    not whole, or the output is not empty or cannot be written.
+    Logs its size first. Raises ConfigError, and leaves no output, if the checkpoint has no adapters or is incomplete,
+    or if the output is not empty or cannot be written.
     """
     beside = checkpoint.parent / "config.yaml"
     if not beside.is_file():
-        raise ConfigError(f"{beside} is not there, but it says what the adapters are: copy it there")
+        raise ConfigError(f"{beside} does not exist, but it describes the adapters: copy it there")
     reader, config = open_checkpoint_and_config(checkpoint)
     if config.lora is None:
-        raise ConfigError(f"{checkpoint} is a whole model without adapters: leave --adapter peft out")
+        raise ConfigError(f"{checkpoint} is a whole model without adapters: remove --adapter peft")
     reader.check(config.model, str(beside), config.lora)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ConfigError(f"the output {output} is there and not empty: name a new folder, or empty it")
+        raise ConfigError(f"the output {output} exists and is not an empty folder: name a new folder, or empty it")
     source = PeftWeights(reader, config.model, config.lora)
     size = sum(n_bytes(shape, precision) for shape in source.shapes.values())
     block = ", block-diagonal over the experts" if config.lora.per_expert else ""
@@ -69,7 +69,7 @@ def export_peft(checkpoint: Path, output: Path, precision: Precision = "fp32") -
 
 
 def _check_finite(reader: CheckpointReader, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Raises ConfigError when adapters in the checkpoint are not finite."""
+    """Raise ConfigError if adapters in the checkpoint are not finite."""
     names = []
     for name, shape in shapes.items():
         for start, stop in row_blocks(shape, FORMATS["fp32"].n_bytes):
@@ -83,11 +83,12 @@ def _check_finite(reader: CheckpointReader, shapes: Mapping[str, tuple[int, ...]
 
 
 def peft_config(model: ModelConfig, lora: LoraConfig, base: str | None) -> dict[str, Any]:
-    """adapter_config.json, which peft 0.18 and newer read."""
+    """The content of adapter_config.json for peft 0.18 and newer."""
     names = {"Wqkv": "Wqkv", "out_proj": "out_proj", "layer": "router.layer"}
     experts = [f"experts.mlp.{part}" for part in adapted_experts(lora)]
     linear = [names[part] for part in lora.targets if part in names]
-    # With an A an expert, theirs is the common rank: patterns are for modules, of parameters PEFT warns falsely.
+    # With a separate A for each expert, the experts' combined rank is the default and other modules get patterns,
+    # because PEFT supports patterns for modules, but warns wrongly about those for parameters.
     wide = model.ffn_config.moe_num_experts if lora.per_expert and experts else 1
     narrow = linear if wide > 1 else []
     return {
@@ -96,7 +97,7 @@ def peft_config(model: ModelConfig, lora: LoraConfig, base: str | None) -> dict[
         "base_model_name_or_path": without_secrets(base).text if base is not None else None,
         "r": wide * lora.r,
         "lora_alpha": wide * lora.alpha,
-        # Of training alone, and refused by PEFT beside target_parameters.
+        # Only used in training, and PEFT refuses it together with target_parameters.
         "lora_dropout": 0.0,
         "bias": "none",
         "target_modules": linear,
@@ -111,16 +112,17 @@ def _readme(config: TrainConfig, base: str | None) -> str:
     assert config.lora is not None
     merged = bool(adapted_experts(config.lora))
     how = """
-The experts' weights are read past the module that holds them, where PEFT cannot add to them: without
-`merge_and_unload()` the model raises `AttributeError: 'ParamWrapper' object has no attribute 'w1'`.
+Call `merge_and_unload()`: transformers reads the experts' weights directly from their module, without the wrapper in
+which PEFT adds the adapters. Without merging, the model raises `AttributeError: 'ParamWrapper' object has no attribute
+'w1'`.
 """
-    begun = base or config.load_path
+    start = base or config.load_path
+    frozen = f"`{start}`" if start else "a randomly initialized model"
     return f"""{front_matter("peft", base)}
 
-# Adapters of {config.run_name or "a run"}
+# LoRA adapters of {config.run_name or "a run"}
 
-Adapters (LoRA) of a DBRX that began with {f"the weights in `{begun}`" if begun else "fresh weights"}, trained with
-Dropless.
+LoRA adapters for a DBRX mixture-of-experts model, trained with Dropless. The frozen base is {frozen}.
 
 {lora_table(config.lora)}
 
@@ -128,14 +130,14 @@ Dropless.
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-model = AutoModelForCausalLM.from_pretrained({base or "the base"!r})
-model = PeftModel.from_pretrained(model, "this folder"){".merge_and_unload()" if merged else ""}
+model = AutoModelForCausalLM.from_pretrained({base or "path/to/the/base"!r})
+model = PeftModel.from_pretrained(model, "path/to/this/folder"){".merge_and_unload()" if merged else ""}
 ```
 {how if merged else ""}"""
 
 
 class PeftWeights:
-    """The adapters under PEFT's names. Where each expert has an A, B is block-diagonal: PEFT knows one A alone."""
+    """The adapters under PEFT's names. If each expert has its own A, B becomes block-diagonal: PEFT has only one A."""
 
     def __init__(self, adapters: CheckpointReader, model: ModelConfig, lora: LoraConfig) -> None:
         self.adapters, self.files = adapters, adapters.files
@@ -167,7 +169,7 @@ class PeftWeights:
 
 
 def _peft_name(name: str, lora: LoraConfig) -> str:
-    """PEFT wraps a module once for each parameter of it, the first innermost."""
+    """The name in PEFT, which wraps a module once for each adapted parameter, beginning with the first."""
     module, _, last = name.rpartition(".")
     if last == "weight":
         return f"base_model.model.{module}"

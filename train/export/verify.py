@@ -1,7 +1,7 @@
-"""The proof that an exported folder is right, from its files alone and with stock transformers.
+"""Verify an exported folder, using only its files, the checkpoint and stock transformers.
 
 `python -m train.export.verify FOLDER --composer_path CHECKPOINT`, in any environment with transformers 4.53 or newer.
-Files, names, shapes and bytes are checked here; what transformers computes from them, in verify_logits.py.
+This file checks files, names, shapes and bytes; verify_logits.py checks what transformers computes from them.
 """
 
 import argparse
@@ -31,15 +31,15 @@ from train.models.shapes import parameter_shapes
 
 _ABSENT = object()
 _BESIDE = ("config.json", INDEX, "README.md", "evaluation.json")
-"""What a whole folder may have beside weights and tokenizer."""
+"""Files that a complete folder may contain besides weights and tokenizer."""
 
 
 class CheckpointNotFinite(ConfigError):
-    """The checkpoint's weights are not finite: no export of it is of use, however it is written."""
+    """The weights of the checkpoint itself are not finite, so no export of it can be used."""
 
 
 def verify(folder: Path, checkpoint: Path) -> list[str]:
-    """What was shown, line by line. Raises ConfigError with the first thing that is wrong, and in which file."""
+    """Return what was verified, line by line. Raises ConfigError with the first defect and its file."""
     run = open_run(checkpoint)
     check_json_files(folder)
     refuse_code_beside(folder)
@@ -48,8 +48,8 @@ def verify(folder: Path, checkpoint: Path) -> list[str]:
     _check_tokenizer(folder, run)
     tensors = _check_weights(folder, run, precision)
     return [
-        f"{len(tensors)} tensors with the names and shapes of stock DBRX, equal to the checkpoint's to the byte",
-        "config, tokenizer, ends of text and chat template agree",
+        f"{len(tensors)} tensors with the names and shapes of stock DBRX, byte-identical to the checkpoint",
+        "config, tokenizer, end-of-text tokens and chat template agree",
         *check_logits(folder, run, precision, tensors),
     ]
 
@@ -68,7 +68,7 @@ def _read_json(folder: Path, name: str) -> dict[str, Any]:
     except RecursionError:
         raise _defect(name, "is nested too deeply to be read") from None
     if not isinstance(contents, dict):
-        raise _defect(name, "holds no mapping")
+        raise _defect(name, "does not contain a mapping")
     return contents
 
 
@@ -76,16 +76,16 @@ def _check_config(folder: Path, run: Run) -> Precision:
     found = _read_json(folder, "config.json")
     precision = BY_DTYPE.get(str(found.get("torch_dtype")))
     if precision is None:
-        raise _defect("config.json", f"has torch_dtype {found.get('torch_dtype')}, not {' or '.join(BY_DTYPE)}")
+        raise _defect("config.json", f"has torch_dtype {found.get('torch_dtype')}, expected {' or '.join(BY_DTYPE)}")
     expected = json.loads(json.dumps(config_json(run.config.model, run.generation, FORMATS[precision].dtype)))
     for key in sorted({*found, *expected}):
         if found.get(key, _ABSENT) != expected.get(key, _ABSENT):
-            raise _defect("config.json", f"has {key} {found.get(key)}, but the checkpoint's is {expected.get(key)}")
+            raise _defect("config.json", f"has {key} {found.get(key)}, but the checkpoint has {expected.get(key)}")
     return precision
 
 
 def _check_files(folder: Path, run: Run) -> None:
-    """The tokenizer's files are those of the run; there is nothing besides that a loader might take up."""
+    """Check that the tokenizer's files are those of the run, and that no other file could be read by a loader."""
     if not (folder / "README.md").is_file():
         raise _defect("README.md", "is missing")
     tokenizer, found = _files(run.tokenizer), _files(folder)
@@ -93,26 +93,26 @@ def _check_files(folder: Path, run: Run) -> None:
         if name not in found or not found[name].is_file():
             raise _defect(name, "is missing")
         if found[name].read_bytes() != file.read_bytes():
-            raise _defect(name, "is not the one that the run left beside its checkpoints")
+            raise _defect(name, "differs from the file that the run wrote beside its checkpoints")
     known = {*_weight_map(folder).values(), *_BESIDE, *tokenizer}
     for name in found:
         if name not in known and not _is_harmless(name):
-            raise _defect(name, "is no part of the export")
+            raise _defect(name, "does not belong to the export")
 
 
 def _files(folder: Path) -> dict[str, Path]:
-    """All below it, and links to folders. A tokenizer may have a folder of chat templates, and no other."""
+    """All files in a folder and links to folders. Only chat templates may be in a subfolder."""
     found = sorted(path for path in folder.rglob("*") if path.is_file() or path.is_symlink())
     files = {path.relative_to(folder).as_posix(): path for path in found}
     for name in files:
         below = name.rpartition("/")[0]
         if name.endswith(".py") or (below not in ("", TEMPLATES) and not name.startswith(".")):
-            raise _defect(name, "is no part of the export")
+            raise _defect(name, "does not belong to the export")
     return files
 
 
 def _is_harmless(name: str) -> bool:
-    """Hidden files and folders, which transformers does not read, and licenses."""
+    """Whether it is a hidden file or folder, which transformers does not read, or a license."""
     return name.startswith((".", "LICENSE", "NOTICE"))
 
 
@@ -122,7 +122,7 @@ def _weight_map(folder: Path) -> dict[str, str]:
         raise _defect(INDEX, "has no weight_map")
     for name in index["weight_map"].values():
         if not isinstance(name, str) or not is_file_name(name):
-            raise _defect(INDEX, f"names {shown(name)}, which is no file of the folder")
+            raise _defect(INDEX, f"names {shown(name)}, which is not a file of the folder")
     return index["weight_map"]
 
 
@@ -136,36 +136,36 @@ def _check_tokenizer(folder: Path, run: Run) -> None:
     ends = {"config.json": config.eos_token_id, "generation_config.json": generation.eos_token_id}
     for name, found in ends.items():
         if found != stops:
-            raise _defect(name, f"ends texts at {found}, the checkpoint's tokenizer at {stops}")
+            raise _defect(name, f"has eos_token_id {found}, but the checkpoint's tokenizer has {stops}")
     if tokenizer.eos_token_id not in stops:
-        raise _defect("the tokenizer", f"ends texts at {tokenizer.eos_token_id}, generation at {stops}")
+        raise _defect("the tokenizer", f"has eos_token_id {tokenizer.eos_token_id}, but generation ends at {stops}")
     if len(tokenizer) > run.config.model.vocab_size:
-        raise _defect("the tokenizer", f"has {len(tokenizer)} tokens, the model {run.config.model.vocab_size}")
+        raise _defect("the tokenizer", f"has {len(tokenizer)} tokens, but the model {run.config.model.vocab_size}")
     if tokenizer.chat_template is None:
         return
     words = ("How many legs has a spider?", "Eight.")
     messages = [{"role": role, "content": text} for role, text in zip(("user", "assistant"), words, strict=True)]
     try:
-        # What exceeds a limit is found here, where it ends surely; then what users of the export get.
+        # render_chat enforces the limits reliably; apply_chat_template is what users of the export call.
         render_chat(tokenizer, messages, subject="it", strftime=datetime.now().strftime)
         with TemplateLimits("it"):
             text = tokenizer.apply_chat_template(messages, tokenize=False)
-    except Exception as error:  # whatever the template raises, and jinja's own
+    except Exception as error:  # errors raised by the template, and jinja's own
         raise _defect("the chat template", f"does not render {messages}: {error}") from None
     if not all(word in text for word in words):
         raise _defect("the chat template", f"renders {messages} as {text!r}")
 
 
 def _check_weights(folder: Path, run: Run, precision: Precision) -> dict[str, tuple[Path, Stored]]:
-    """Index, headers, names and shapes, and every byte.
+    """Check the index, headers, names and shapes, and every byte.
 
-    Raises CheckpointNotFinite when all of these agree, but not all numbers are finite.
+    Raises CheckpointNotFinite if all of these match, but some numbers are not finite.
     """
     shapes, weight_map, dtype = parameter_shapes(run.config.model), _weight_map(folder), FORMATS[precision].torch_dtype
     stock = _stock_shapes(folder)
     if stock != shapes:
         differ = sorted(name for name in {*stock, *shapes} if stock.get(name) != shapes.get(name))
-        raise _defect("config.json", f"makes transformers expect other tensors, such as {differ[0]}")
+        raise _defect("config.json", f"leads transformers to expect other tensors, such as {differ[0]}")
     if list(weight_map) != list(shapes):
         raise _defect(INDEX, f"does not name the tensors of DBRX: {sorted({*weight_map} ^ {*shapes})[:3]}")
     tensors: dict[str, tuple[Path, Stored]] = {}
@@ -181,10 +181,10 @@ def _check_weights(folder: Path, run: Run, precision: Precision) -> dict[str, tu
         except ValueError as error:
             raise ConfigError(str(error)) from None
         if not same:
-            raise _defect(file.name, "has another header than the tensors that the index puts there need")
+            raise _defect(file.name, "does not have the header for the tensors that the index lists for it")
     total = sum(stored.stop - stored.start for _, stored in tensors.values())
     if _read_json(folder, INDEX).get("metadata") != {"total_size": total}:
-        raise _defect(INDEX, f"does not say that there are {total} bytes")
+        raise _defect(INDEX, f"does not have the total_size {total}")
     not_finite: dict[str, None] = {}
     for name, (file, _) in tensors.items():
         for start, rows in written_rows(tensors, name, dtype):
@@ -192,7 +192,7 @@ def _check_weights(folder: Path, run: Run, precision: Precision) -> dict[str, tu
             run.source.rows(name, start, start + len(rows), expected)
             if not torch.equal(expected.view(torch.uint8), rows.view(torch.uint8)):
                 raise _defect(
-                    file.name, f"holds another {name} than the checkpoint, in rows {start} to {start + len(rows)}"
+                    file.name, f"has another {name} than the checkpoint, in rows {start} to {start + len(rows)}"
                 )
             if not is_finite(rows):
                 not_finite[name] = None

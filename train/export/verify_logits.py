@@ -1,6 +1,6 @@
-"""That stock transformers' modules compute an exported folder's logits as ours compute the checkpoint's.
+"""Check that stock transformers computes the same logits from an exported folder as this framework from the checkpoint.
 
-In fp32, block by block: nothing is held in memory beside one block of one side, so that it works for the 132B as well.
+Computed in fp32, block by block, with at most one block of one side in memory, so that it works for the 132B model too.
 """
 
 import contextlib
@@ -28,18 +28,18 @@ from train.models.precision import FORMATS, Precision
 from train.models.shapes import parameter_shapes
 
 Written = Mapping[str, tuple[Path, Stored]]
-"""The file and the place in it of each tensor of the folder."""
+"""The file of each tensor of the folder, and the location in it."""
 TOLERANCE = 1e-4
-"""Of a token's largest number: fp32 rounds to some 1e-6 of it."""
+"""Maximum difference, relative to the largest absolute value of a token. The fp32 rounding error is about 1e-6."""
 WHOLE_BYTES = parse_bytes("20gb")
-"""Up to this size in fp32 the model is also computed as a whole."""
+"""Up to this size in fp32, the whole model is compared as well."""
 _N_ROWS, _ROW_LENGTH = 2, 48
 _TIE = 1e-5
-"""Two experts whose probabilities are closer than this may be chosen by either side."""
+"""If the probabilities of two experts differ by less than this, the two sides may select different ones."""
 
 
 def written_rows(tensors: Written, name: str, dtype: torch.dtype) -> Iterator[tuple[int, Tensor]]:
-    """(first row, rows) of what is written, block by block."""
+    """(first row, rows) of a written tensor, block by block."""
     file, stored = tensors[name]
     offset = stored.start
     for start, stop in row_blocks(stored.shape, dtype.itemsize):
@@ -51,7 +51,7 @@ def written_rows(tensors: Written, name: str, dtype: torch.dtype) -> Iterator[tu
 
 
 class _Weights:
-    """Both sides' weights, in fp32: the checkpoint's, rounded as the export is, and the files'."""
+    """The fp32 weights of both sides: the checkpoint's, rounded like the export, and those in the files."""
 
     def __init__(self, run: Run, precision: Precision, tensors: Written) -> None:
         self.run, self.dtype, self.tensors = run, FORMATS[precision].torch_dtype, tensors
@@ -70,7 +70,7 @@ class _Weights:
 
 
 class _Side:
-    """One side's block, whose weights are there only while it computes."""
+    """A block of one side, whose weights are only in memory while it computes."""
 
     def __init__(self, block: nn.Module, fill: Callable[[nn.Module, str], None]) -> None:
         self.block, self.fill = block, fill
@@ -92,9 +92,11 @@ class _Side:
 
 @torch.no_grad()
 def check_logits(folder: Path, run: Run, precision: Precision, tensors: Written) -> list[str]:
-    """What was shown, line by line; ConfigError where the sides differ.
+    """Return what was verified, line by line. Raises ConfigError if the sides differ.
 
-    Each block of either side gets what our blocks before it gave, so that nothing adds up on the way."""
+    Each block of either side gets the output of our preceding block as its input, so that differences do not
+    accumulate.
+    """
     model, weights = _on_cpu(run.config.model), _Weights(run, precision, tensors)
     ids_BS = _fixed_rows(model)
     documents = find_documents(ids_BS, torch.zeros_like(ids_BS), model)
@@ -116,19 +118,19 @@ def check_logits(folder: Path, run: Run, precision: Precision, tensors: Written)
     logits_BSV = _head(weights, model, x_BSD, None)
     worst = max(worst, compare(_head(weights, model, x_BSD, norm_f), logits_BSV, "the logits"))
     message = f"transformers {transformers.__version__} computes the same in fp32, block by block"
-    lines = [f"{message}: {worst:.0e} of a token's largest number apart on {int((~tied_BS).sum())} tokens"]
+    lines = [f"{message}: largest relative difference {worst:.0e} on {int((~tied_BS).sum())} tokens"]
     needed = sum(n_bytes(shape, "fp32") for shape in parameter_shapes(model).values())
     if needed < min(WHOLE_BYTES, 0.7 * psutil.virtual_memory().available):
-        # What follows a token that may go elsewhere has seen it.
+        # Tokens after one with tied experts attend to it, so they are excluded as well.
         clean_BS = tied_BS.cumsum(1) == 0
         whole = transformers.AutoModelForCausalLM.from_pretrained(folder).float().eval()
         apart = compare(whole(ids_BS).logits[clean_BS], logits_BSV[clean_BS], "the whole model's logits")
-        lines.append(f"the whole model at once: {apart:.0e} apart on {int(clean_BS.sum())} tokens")
+        lines.append(f"the whole model: largest relative difference {apart:.0e} on {int(clean_BS.sum())} tokens")
     return lines
 
 
 def _on_cpu(model: ModelConfig) -> ModelConfig:
-    """Computed by what is everywhere."""
+    """The config with implementations that work on any machine."""
     attn = dataclasses.replace(model.attn_config, attn_impl="sdpa")
     return dataclasses.replace(
         model, attn_config=attn, ffn_config=dataclasses.replace(model.ffn_config, moe_impl="torch", moe_recompute=False)
@@ -153,7 +155,7 @@ def _embed(weights: _Weights, model: ModelConfig, ids_BS: Tensor) -> Tensor:
 
 
 def _our_block(block: DbrxBlock, x_BSD: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
-    """What the block makes of it, and which tokens stand between two experts [B, S]."""
+    """The output of the block, and which tokens have two tied experts [B, S]."""
     y_TD, stats = block(x_BSD.flatten(0, 1), layout)
     k = block.ffn.router.moe_top_k
     ordered_TE = stats.logits_TE.softmax(-1).sort(-1, descending=True).values
@@ -164,7 +166,7 @@ def _our_block(block: DbrxBlock, x_BSD: Tensor, layout: Layout) -> tuple[Tensor,
 
 
 def _stock_block(folder: Path) -> tuple[Any, nn.Module]:
-    """transformers' own model of one block and nearly no vocabulary, without its last norm; and that norm."""
+    """transformers' model with one block, a minimal vocabulary and no final norm; and that norm."""
     config: Any = transformers.AutoConfig.from_pretrained(folder)
     config.n_layers, config.vocab_size, config.pad_token_id = 1, 1, None
     model: Any = transformers.DbrxModel(config).float().eval().requires_grad_(False)
@@ -173,7 +175,7 @@ def _stock_block(folder: Path) -> tuple[Any, nn.Module]:
 
 
 def _head(weights: _Weights, model: ModelConfig, x_BSD: Tensor, norm_f: nn.Module | None) -> Tensor:
-    """Ours, or with transformers' norm the files'."""
+    """Our logits or, given transformers' norm, those of the files."""
     fill, stock = (weights.fill_ours, False) if norm_f is None else (weights.fill_theirs, True)
     norm = norm_f if norm_f is not None else _make(lambda: nn.LayerNorm(model.d_model, bias=False))
     size = (model.d_model, model.vocab_size)
@@ -186,11 +188,11 @@ def _head(weights: _Weights, model: ModelConfig, x_BSD: Tensor, norm_f: nn.Modul
 def compare(theirs: Tensor, ours: Tensor, where: str) -> float:
     if ours.numel() == 0:
         return 0.0
-    # Token by token: some of a trained model's have numbers thousands of times those of the others.
+    # Relative to each token: in a trained model, the values of some tokens are thousands of times larger than others.
     apart = ((theirs - ours).abs().amax(-1) / ours.abs().amax(-1)).max().item()
     if not apart <= TOLERANCE:  # NaN too
         raise ConfigError(
-            f"transformers {transformers.__version__} computes something else: {where} are {apart:.1e} of a token's "
-            f"largest number apart (at most {TOLERANCE:.0e} is rounding)"
+            f"transformers {transformers.__version__} computes other values: {where} differ by {apart:.1e} of a "
+            f"token's largest value (at most {TOLERANCE:.0e} is rounding)"
         )
     return apart

@@ -1,4 +1,4 @@
-"""Tensors written as safetensors files with an index, a few rows in memory at a time; killed, it goes on."""
+"""Write tensors as safetensors files with an index, a few rows in memory at a time. Continues after a kill."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -18,11 +18,11 @@ from train.models.precision import FORMATS, Precision
 
 MAX_SHARD_BYTES = parse_bytes("5gb")
 _WORKERS = 2
-"""Threads: while one writes, for which a file takes one at a time, the other reads and casts what comes next."""
+"""Number of threads: while one writes to the file, the other reads and casts the next rows."""
 _COPY_BYTES = 1 << 23
 _WRITE_BYTES = 1 << 16
-"""Of one call. For larger ones ext4 takes larger folios, which cost up to eight times as much where the machine's
-memory is in pieces, or virtual and new."""
+"""Bytes per write call. For larger writes, ext4 uses larger folios, which take up to eight times as long if the memory
+of the machine is fragmented, or virtual and new."""
 _scratch = Scratch()
 
 
@@ -33,7 +33,7 @@ def write_weights(
     precision: Precision,
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
-    """Writes the tensors of `shapes`, in that order, and the index. Tensors that are in the folder already stay."""
+    """Write the tensors of `shapes`, in that order, and the index. Files that already exist are kept."""
     shards = list(cut(shapes, precision, max_shard_bytes))
     total = sum(n_bytes(shape, precision) for shape in shapes.values())
     weight_map = {}
@@ -52,7 +52,7 @@ def write_weights(
 
 
 def cut(shapes: Mapping[str, tuple[int, ...]], precision: Precision, max_bytes: int) -> Iterator[list[str]]:
-    """The names that go into each file, in order; a tensor larger than a file may be has one of its own."""
+    """The names of the tensors in each file, in order. A tensor larger than the maximum gets its own file."""
     names: list[str] = []
     size = 0
     for name, shape in shapes.items():
@@ -68,9 +68,9 @@ def cut(shapes: Mapping[str, tuple[int, ...]], precision: Precision, max_bytes: 
 def write_file(
     source: TensorSource, path: Path, shapes: Mapping[str, tuple[int, ...]], precision: Precision, progress: tqdm
 ) -> None:
-    """Writes one safetensors file; what a killed call has finished of its tensors stays."""
+    """Write one safetensors file. Tensors that a killed call has completed are kept."""
     begin = header(shapes, precision)
-    # Unbuffered: whole pieces are written, by the kernel too.
+    # Unbuffered: each write is large, and os.sendfile writes to the file too.
     mode = "r+b" if path.exists() else "w+b"
     with path.open(mode, buffering=0) as stream, ThreadPoolExecutor(_WORKERS) as pool:
         there = stream.seek(0, 2)
@@ -81,7 +81,7 @@ def write_file(
         for name, shape in shapes.items():
             end += n_bytes(shape, precision)
             if there < end:
-                # Of a tensor that was cut off nothing is kept.
+                # A partly written tensor is written again from its beginning.
                 stream.seek(end - n_bytes(shape, precision))
                 _write_tensor(source, stream, pool, name, shape, precision, progress)
             else:
@@ -108,7 +108,7 @@ def _write_tensor(
     def write(start: int, stop: int, before: Future[int] | None) -> int:
         rows, data = _scratch.take((stop - start, *shape[1:]), dtype)
         source.rows(name, start, stop, rows)
-        # In order: how long the file is says what of it is whole.
+        # Blocks are written in order, so that the file size shows which tensors are complete.
         if before is not None:
             before.result()
         for first in range(0, len(data), _WRITE_BYTES):
@@ -127,7 +127,7 @@ def _write_tensor(
 
 
 def _copy(piece: Piece, stream: FileIO, progress: tqdm) -> None:
-    """From file to file, without a way through this process."""
+    """Copy from file to file in the kernel, without reading into this process."""
     done = 0
     with piece.path.open("rb", buffering=0) as file:
         while done < piece.length:
@@ -135,7 +135,7 @@ def _copy(piece: Piece, stream: FileIO, progress: tqdm) -> None:
                 stream.fileno(), file.fileno(), piece.offset + done, min(piece.length - done, _COPY_BYTES)
             )
             if not count:
-                raise ConfigError(f"{piece.path} ends too early: it was cut off, bring it here again")
+                raise ConfigError(f"{piece.path} is truncated: copy or download it again")
             done += count
             progress.update(count)
 

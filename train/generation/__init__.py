@@ -1,4 +1,4 @@
-"""Text from a model: prompts, decoding, and evaluation of the answers.
+"""Text generation: prompts, decoding, and evaluation of the answers.
 
-How text is sampled is configured in train/config/sampling.py.
+Sampling is configured in train/config/sampling.py.
 """

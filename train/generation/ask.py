@@ -1,4 +1,4 @@
-"""Prompts in, answers out, in batches."""
+"""Answers prompts in batches."""
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,24 +18,24 @@ def ask(
     prompts: Sequence[Sequence[int]],
     sampling: Sampling,
     batch_size: int,
-    tell: Callable[[int, str], None] | None = None,
+    on_text: Callable[[int, str], None] | None = None,
 ) -> Iterator[Answer]:
-    """The answers, in order. `tell` hears the text of each prompt (by its number) piece by piece, one prompt after the
-    other: what comes of later ones of a batch is held until it is their turn."""
+    """Yield the answers in order. `on_text` is called with the number of a prompt and each new piece of its text, one
+    prompt after the other: the output of later prompts of a batch is held back until their turn."""
     for first in range(0, len(prompts), batch_size):
         batch = prompts[first : first + batch_size]
         events = stream_answers(
             opened.decoder, opened.tokenizer, batch, sampling, opened.stop_token_ids, first_number=first
         )
         for row, piece, answer in in_order(events, len(batch)):
-            if tell is not None:
-                tell(first + row, piece)
+            if on_text is not None:
+                on_text(first + row, piece)
             if answer is not None:
                 yield answer
 
 
 def in_order(events: Iterable[tuple[int, str, Answer | None]], n_rows: int) -> Iterator[tuple[int, str, Answer | None]]:
-    """The same events, those of a row only after the rows before it have their answers."""
+    """Reorder events so that those of a row come after the rows before it have their answers."""
     held: list[list[tuple[int, str, Answer | None]]] = [[] for _ in range(n_rows)]
     turn = 0
     for event in events:
@@ -49,7 +49,7 @@ def in_order(events: Iterable[tuple[int, str, Answer | None]], n_rows: int) -> I
 
 
 def as_json(question: Question, answer: Answer) -> str:
-    """A line of the output file: what was asked, what came, and whether the model ended it or a limit did."""
+    """A line of the output file: the question, the response, and whether the model or a limit ended it."""
     asked = (
         {"prompt": question.prompt} if isinstance(question, PromptResponse) else {"messages": question.messages[:-1]}
     )

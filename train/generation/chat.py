@@ -1,4 +1,4 @@
-"""A conversation on the terminal."""
+"""A conversation in the terminal."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -23,10 +23,11 @@ def chat(
     read: Callable[[], str],
     write: Callable[[str], None],
 ) -> None:
-    """A conversation until EOFError from `read` or "/exit"; "/new" begins another. ^C ends an answer, not the chat."""
+    """Run a conversation until `read` raises EOFError or returns "/exit"; "/new" starts a new one. ^C ends an answer,
+    not the chat."""
     beginning = [{"role": "system", "content": system_prompt}] if system_prompt else []
     messages = list(beginning)
-    # Fails here, before anybody has written something, where there is no template.
+    # Fails early, before the user has typed anything, if there is no chat template.
     encode_one(as_question("?", chat=True, system_prompt=system_prompt), opened.tokenizer)
     turn = 0
     while True:
@@ -47,15 +48,15 @@ def chat(
             write(f"{error}; {NEW} begins another conversation\n")
             messages.pop()
             continue
-        # Of the same seed, but another draw in each turn.
+        # The same seed, but a different draw in each turn.
         text = _answer(opened, prompt, replace(sampling, seed=(sampling.seed + turn) % 2**32), write)
         turn += 1
-        # A template may refuse a turn that says nothing.
+        # A template may reject an empty turn.
         messages.append({"role": "assistant", "content": text}) if text.strip() else messages.pop()
 
 
 def _answer(opened: "Opened", prompt: Sequence[int], sampling: Sampling, write: Callable[[str], None]) -> str:
-    """The answer, or what was written of it until ^C."""
+    """The answer, or the part that was written until ^C."""
     text = ""
     try:
         for _, piece, _ in stream_answers(opened.decoder, opened.tokenizer, [prompt], sampling, opened.stop_token_ids):

@@ -1,4 +1,4 @@
-"""Models that decode step by step, with a cache of what they have seen: ours, and those of transformers.
+"""Models that decode step by step with a KV cache: ours, and those of transformers.
 
 Shapes: B prompts, S length of the longest, V vocab_size.
 """
@@ -14,21 +14,23 @@ from train.models.dbrx import DbrxForCausalLM
 
 
 class Decoder(Protocol):
-    """A model that remembers what it has seen of a batch of documents."""
+    """A model that keeps the past tokens of a batch of documents in a cache."""
 
     max_seq_len: int
 
     def start(self, prompts: Sequence[Sequence[int]]) -> Tensor:
-        """Forgets everything and reads the prompts, none of them empty; logits [B, V] of what follows each."""
+        """Clear the cache and read the prompts, none of them empty. Returns the logits [B, V] of the next token of
+        each."""
         ...
 
     def step(self, tokens: Sequence[int | None]) -> Tensor:
-        """One more token of each document, None for those that have ended; logits [B, V]."""
+        """Add one token to each document, None for documents that have ended. Returns logits [B, V]."""
         ...
 
 
 class DbrxDecoder:
-    """Our own model, with its KV cache. The model must be in eval mode; sharded, every rank does the same steps."""
+    """Our own model with its KV cache. The model must be in eval mode; if it is sharded, every rank must run the same
+    steps."""
 
     def __init__(self, model: DbrxForCausalLM) -> None:
         self.model = model
@@ -44,7 +46,7 @@ class DbrxDecoder:
         return self._read([[token] for token in tokens])
 
     def _read(self, rows: Sequence[Sequence[int | None]]) -> Tensor:
-        """None is padding."""
+        """Read rows of tokens, where None is padding."""
         ids_BS = torch.tensor([[-1 if token is None else token for token in row] for row in rows])
         ids_BS = ids_BS.to(next(self.model.parameters()).device)
         documents_BS = torch.where(ids_BS < 0, -1, 0)
@@ -54,7 +56,7 @@ class DbrxDecoder:
 
 
 class TransformersDecoder:
-    """A causal language model of transformers, with its own cache. Prompts are padded at their beginning."""
+    """A causal language model of transformers with its own cache. Prompts are padded on the left."""
 
     def __init__(self, model: Any, pad_token_id: int) -> None:
         self.model, self.pad_token_id = model.eval(), pad_token_id

@@ -1,4 +1,4 @@
-"""How many held-out prompts a model answers exactly."""
+"""Measures how many held-out prompts a model answers exactly."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from train.generation.results import Result
 
 @dataclass(frozen=True)
 class Checked:
-    """One question and the model's greedy answer."""
+    """A question and the model's greedy answer."""
 
     question: Question
     answer: str
@@ -23,12 +23,12 @@ class Checked:
 
 
 def exact_match(opened: Opened, questions: Sequence[Question], batch_size: int) -> list[Checked]:
-    """The greedy answers, each until its end token, in order. One is exact when it is the expected text, to the letter.
+    """Return the greedy answers, each until its end token, in order. An answer is exact if it equals the expected text.
 
-    Raises DataError when a prompt leaves no room for an answer.
+    Raises DataError if a prompt leaves no room for an answer.
     """
     expected = [len(opened.tokenizer.encode(expected_answer(question))) for question in questions]
-    # The end token, and one more, so that an answer that goes on is seen to.
+    # Room for the end token and one more token, to notice an answer that continues.
     sampling = Sampling(max_new_tokens=max(expected) + 2)
     answers = ask(opened, encode(questions, opened, sampling), sampling, batch_size)
     return [Checked(question, answer.text) for question, answer in zip(questions, answers, strict=True)]

@@ -1,4 +1,4 @@
-"""Text from a model, token by token: greedy or sampled, for a batch of prompts of different lengths.
+"""Generates text token by token, greedy or sampled, for a batch of prompts of different lengths.
 
 Shapes: B prompts, V vocab_size.
 """
@@ -27,10 +27,12 @@ def generate(
     first_number: int = 0,
     agree: Callable[[Tensor], None] | None = None,
 ) -> Iterator[list[int | None]]:
-    """The new token of each prompt, step by step: None once it has ended, which stop tokens do without being given.
+    """Yield the new token of each prompt, step by step, or None after the prompt has ended. Stop tokens end a prompt
+    and are not returned.
 
-    A prompt also ends after max_new_tokens, or where the model's max_seq_len is reached (see room). first_number is the
-    first prompt's number among all (see Sampling.seed). `agree` makes the chosen ids [B] those of all ranks, in place.
+    A prompt also ends after max_new_tokens, or at the model's max_seq_len (see room). first_number is the number of the
+    first prompt among all prompts (see Sampling.seed). `agree` overwrites the chosen ids [B] with those that all ranks
+    use.
     """
     stop = frozenset(stop_token_ids)
     left = [room(len(prompt), sampling, decoder.max_seq_len) for prompt in prompts]
@@ -50,29 +52,29 @@ def generate(
             yield tokens
         if not any(left):
             return
-        # A document's last token is given, but nothing follows it that would have to be known.
+        # The last token of a document was yielded, but need not be read by the model.
         logits_BV = decoder.step([token if rest else None for token, rest in zip(tokens, left, strict=True)])
 
 
 def _key(seed: int, number: int) -> int:
-    # Hashed: of a generator's seed torch takes the lower 32 bits alone, and alike seeds draw alike at first.
+    # Hashed: torch uses only the lower 32 bits of a generator's seed, and similar seeds first draw similar numbers.
     digest = hashlib.blake2b(f"{seed}/{number}".encode(), digest_size=4).digest()
     return int.from_bytes(digest, "little")
 
 
 def choose(logits_BV: Tensor, sampling: Sampling, draws: Sequence[torch.Generator]) -> Tensor:
-    """The next ids [B]: the highest logits, or one draw from what temperature, top_k and top_p leave."""
+    """The next ids [B]: the highest logits, or a sample from the distribution after temperature, top_k and top_p."""
     if sampling.temperature == 0:
         return logits_BV.argmax(1)
     logits_BV = logits_BV.to(torch.promote_types(logits_BV.dtype, torch.float32))
-    # From the highest down, so that no temperature is too low: exp(-inf) is 0.
+    # Relative to the maximum, so that no temperature is too low: exp(-inf) is 0.
     scaled_BV = (logits_BV - logits_BV.amax(1, keepdim=True)) / sampling.temperature
     probs_BV, ids_BV = scaled_BV.softmax(1).sort(dim=1, descending=True, stable=True)
     sums_BV = probs_BV.cumsum(1)
-    # The token that reaches top_p is the last one taken: the sum before it is still less.
+    # The token that reaches top_p is still included: the sum before it is less than top_p.
     kept_B = ((sums_BV - probs_BV) < sampling.top_p).sum(1).clamp(1, sampling.top_k)
     total_B1 = sums_BV.gather(1, kept_B.unsqueeze(1) - 1)
-    # Drawn on the CPU, so that every device draws the same.
+    # Drawn on the CPU, so that every device draws the same numbers.
     drawn_B = torch.stack([torch.rand((), generator=draw, dtype=torch.float64) for draw in draws])
     at_B1 = drawn_B.to(sums_BV).unsqueeze(1) * total_B1
     rank_B = torch.minimum((sums_BV <= at_B1).sum(1), kept_B - 1)
@@ -80,34 +82,34 @@ def choose(logits_BV: Tensor, sampling: Sampling, draws: Sequence[torch.Generato
 
 
 class TextStream:
-    """The text of tokens as they come, in pieces that together are what decoding all of them at once would give.
+    """Decodes a stream of tokens into pieces of text. The joined pieces equal the text of all tokens.
 
-    A character whose bytes are spread over several tokens is held back until it is whole.
+    A character whose bytes are split over several tokens is held back until it is complete.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._ids: list[int] = []
         self._start = self._read = 0
-        """Ids before _start are done with; those up to _read are told, and decoded again because text may depend on
-        what stands before it (such as a first space)."""
-        self._told = 0
-        """Characters that are told of what follows _read."""
+        """Ids before _start are no longer needed. The text of those before _read was emitted; they are decoded again,
+        because text may depend on what precedes it (such as a leading space)."""
+        self._n_emitted = 0
+        """Number of emitted characters of the text after _read."""
 
     def add(self, token: int) -> str:
-        """What the token makes certain."""
+        """Add a token and return the text that can no longer change."""
         self._ids.append(token)
         text = self._new_text()
-        # A character has at most 4 bytes, so that at most the last 3 may still become one.
+        # A character has at most 4 bytes, so at most the last 3 may still become a character.
         certain = text[:-3] + text[-3:].rstrip(_REPLACEMENT)
-        piece, self._told = certain[self._told :], max(self._told, len(certain))
+        piece, self._n_emitted = certain[self._n_emitted :], max(self._n_emitted, len(certain))
         if certain == text:
-            self._start, self._read, self._told = self._read, len(self._ids), 0
+            self._start, self._read, self._n_emitted = self._read, len(self._ids), 0
         return piece
 
     def end(self) -> str:
-        """What is left: bytes that are no character."""
-        return self._new_text()[self._told :]
+        """Return the remaining text: bytes that are not a character."""
+        return self._new_text()[self._n_emitted :]
 
     def _new_text(self) -> str:
         before = self._tokenizer.decode(self._ids[self._start : self._read])
@@ -116,12 +118,12 @@ class TextStream:
 
 @dataclass
 class Answer:
-    """What followed one prompt."""
+    """The answer to one prompt."""
 
     tokens: list[int]
     text: str
     ended: bool
-    """By a stop token; else max_new_tokens or max_seq_len cut it off."""
+    """Whether a stop token ended the answer; otherwise max_new_tokens or max_seq_len did."""
 
 
 def stream_answers(
@@ -134,13 +136,13 @@ def stream_answers(
     first_number: int = 0,
     agree: Callable[[Tensor], None] | None = None,
 ) -> Iterator[tuple[int, str, Answer | None]]:
-    """(which prompt, the next piece of its text, the whole answer once it is there), as they come. See generate."""
+    """Yield (prompt, next piece of its text, complete answer or None) as text is generated. See generate."""
     streams = [TextStream(tokenizer) for _ in prompts]
     tokens: list[list[int]] = [[] for _ in prompts]
     texts = ["" for _ in prompts]
     open_rows = set(range(len(prompts)))
 
-    def told(row: int, piece: str, *, ends: bool) -> tuple[int, str, Answer | None]:
+    def event(row: int, piece: str, *, ends: bool) -> tuple[int, str, Answer | None]:
         texts[row] += piece
         if not ends:
             return row, piece, None
@@ -152,9 +154,9 @@ def stream_answers(
         for row in sorted(open_rows):
             token = new[row]
             if token is None:
-                yield told(row, streams[row].end(), ends=True)
+                yield event(row, streams[row].end(), ends=True)
             else:
                 tokens[row].append(token)
-                yield told(row, streams[row].add(token), ends=False)
+                yield event(row, streams[row].add(token), ends=False)
     for row in sorted(open_rows):
-        yield told(row, streams[row].end(), ends=True)
+        yield event(row, streams[row].end(), ends=True)

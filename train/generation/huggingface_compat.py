@@ -1,4 +1,4 @@
-"""Patches of Hugging Face's libraries: for huggingface_hub 1.33 and datasets 5.2, and all before them."""
+"""Patches of Hugging Face libraries: for huggingface_hub 1.33, datasets 5.2 and earlier versions."""
 
 import importlib
 from collections.abc import Iterator
@@ -8,12 +8,13 @@ from types import ModuleType
 
 @contextmanager
 def offline() -> Iterator[None]:
-    """Within, both libraries take what is in the hub's cache; otherwise they would ask the hub for half a minute.
+    """Within this context, both libraries only use the local cache; otherwise they would query the hub for half a
+    minute.
 
-    They read HF_HUB_OFFLINE once, when they are imported: what is known later can only be assigned (huggingface_hub's
-    documentation of the variable says so). lm-eval, which calls them, has no `local_files_only` to pass on.
+    They read HF_HUB_OFFLINE once, at import. Later it can only be changed by assignment, as huggingface_hub's
+    documentation of the variable states. lm-eval, which calls them, has no `local_files_only` argument.
     """
-    patched = asking_modules()
+    patched = online_modules()
     try:
         for module in patched:
             setattr(module, "HF_HUB_OFFLINE", True)  # noqa: B010
@@ -23,7 +24,8 @@ def offline() -> Iterator[None]:
             setattr(module, "HF_HUB_OFFLINE", False)  # noqa: B010
 
 
-def asking_modules() -> list[ModuleType]:
-    """The probe: the modules whose libraries would ask the hub, because the variable was not set at their import."""
+def online_modules() -> list[ModuleType]:
+    """The probe: the modules of libraries that would query the hub, because the variable was not set at their
+    import."""
     modules = [importlib.import_module(name) for name in ("huggingface_hub.constants", "datasets.config")]
     return [module for module in modules if not module.HF_HUB_OFFLINE]

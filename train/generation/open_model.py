@@ -1,4 +1,5 @@
-"""Opens what generates: an exported Hugging Face folder through stock transformers, or a checkpoint of our model."""
+"""Opens a model for generation: an exported Hugging Face folder with stock transformers, or a checkpoint of our
+model."""
 
 import dataclasses
 import json
@@ -33,25 +34,25 @@ from train.weights.pretrained import PretrainedFolder
 
 @dataclass(frozen=True)
 class Opened:
-    """A model that generates, and what its text is made of."""
+    """A model that generates, with its tokenizer."""
 
     decoder: Decoder
     tokenizer: Tokenizer
     stop_token_ids: list[int]
     description: str
-    """What it is, where it computes, and in what precision."""
+    """The model's folder, implementation, device and precision."""
 
 
 def open_model(folder: Path, device: Device, precision: Precision | None = None) -> Opened:
-    """The model of an exported folder, or of a checkpoint (or of the newest in a save folder).
+    """Open the model of an exported folder, of a checkpoint, or of the newest checkpoint in a save folder.
 
-    folder: see resolve_model; precision: see default_precision. Raises ConfigError for whatever else is there.
+    folder: see resolve_model; precision: see default_precision. Raises ConfigError for any other folder.
     """
     folder = resolve_model(folder)
     precision = precision or default_precision(device)
     if (folder / "adapter_config.json").is_file():
         raise ConfigError(
-            f"{folder} is a PEFT adapter, which is no model by itself: name the run's checkpoint, or an export of it "
+            f"{folder} is a PEFT adapter, not a complete model: give the run's checkpoint, or an export of it "
             "with --adapter merge"
         )
     if is_exported(folder):
@@ -60,7 +61,7 @@ def open_model(folder: Path, device: Device, precision: Precision | None = None)
 
 
 def default_precision(device: Device) -> Precision:
-    """CPUs compute bf16 several times slower than fp32."""
+    """fp32 on a CPU, because CPUs compute bf16 several times slower."""
     return "bf16" if device == "gpu" else "fp32"
 
 
@@ -69,25 +70,25 @@ def torch_device(device: Device) -> torch.device:
 
 
 def resolve_model(folder: Path) -> Path:
-    """A run's folder means the one save folder or exported model in it. Raises ConfigError where it holds several."""
+    """Find the save folder or exported model in a run's folder. Raises ConfigError if it contains several."""
     return resolve_folder(folder, lambda each: is_exported(each) or is_save_folder(each))
 
 
 def is_exported(folder: Path) -> bool:
-    """Whether it is meant as a Hugging Face folder; check_exported says whether it is whole."""
+    """Whether the folder is meant as a Hugging Face folder; check_exported checks whether it is complete."""
     return (folder / "config.json").is_file()
 
 
 def _open_exported(folder: Path, precision: Precision, device: Device) -> Opened:
     from transformers import AutoModelForCausalLM, PretrainedConfig
 
-    # transformers would only warn of tensors that are missing, and draw them at random.
+    # transformers would only warn about missing tensors, and initialize them randomly.
     weights = check_exported(folder)
     model_config = weights.model
     tokenizer = _tokenizer(folder, model_config)
     stop_token_ids = _stop_token_ids(folder, tokenizer)
     _check_memory(folder, model_config, precision, device)
-    # transformers before 4.56 knows torch_dtype alone; later versions warn about that name.
+    # transformers before 4.56 only supports torch_dtype; later versions warn about that name.
     dtype = "dtype" if hasattr(PretrainedConfig(), "dtype") else "torch_dtype"
     kwargs: dict[str, Any] = {dtype: FORMATS[precision].torch_dtype, "use_safetensors": True, "local_files_only": True}
     loaded: Any = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, **kwargs)
@@ -97,9 +98,9 @@ def _open_exported(folder: Path, precision: Precision, device: Device) -> Opened
 
 
 def check_exported(folder: Path) -> PretrainedFolder:
-    """Raises ConfigError when the folder is not a whole stock DBRX, or would make transformers run code.
+    """Raise ConfigError if the folder is not a complete stock DBRX, or if it would make transformers run code.
 
-    Reads no tensor.
+    Reads no tensors.
     """
     check_json_files(folder)
     refuse_code_beside(folder)
@@ -110,7 +111,7 @@ def check_exported(folder: Path) -> PretrainedFolder:
 
 
 def check_loaded(weights: PretrainedFolder, model: nn.Module) -> None:
-    """Raises ConfigError when what transformers loaded from the folder is not finite."""
+    """Raise ConfigError if the weights that transformers loaded from the folder are not finite."""
     if names := _not_finite(model):
         raise ConfigError(weights.not_finite(names).text.removeprefix("is "))
 
@@ -120,11 +121,11 @@ def _not_finite(model: nn.Module) -> list[str]:
 
 
 def _open_checkpoint(checkpoint: Path, precision: Precision, device: Device) -> Opened:
-    """Adapters are merged into their base on the way."""
+    """Open a checkpoint of our model. Adapters are merged into their base."""
     run = open_run(checkpoint)
     model_config = _for_generation(run.config.model)
     wording = Wording(
-        choice=f"{checkpoint} is opened on a GPU", bf16="give --precision bf16", loop="choose the CPU: --device cpu"
+        choice=f"{checkpoint} is opened on a GPU", bf16="use --precision bf16", loop="choose the CPU: --device cpu"
     )
     resolve_kernels(model_config, torch_device(device), FORMATS[precision].torch_dtype, None, wording)
     tokenizer = _tokenizer(run.tokenizer, model_config)
@@ -142,7 +143,8 @@ def _open_checkpoint(checkpoint: Path, precision: Precision, device: Device) -> 
 
 
 def _for_generation(model: ModelConfig) -> ModelConfig:
-    """Computed by what is there: a run's own choice is for its device and precision, and recomputing for backward."""
+    """The model config with moe_impl and attn_impl set to auto, because the run chose them for its own device and
+    precision, and without recomputation."""
     return dataclasses.replace(
         model,
         attn_config=dataclasses.replace(model.attn_config, attn_impl="auto"),
@@ -153,20 +155,20 @@ def _for_generation(model: ModelConfig) -> ModelConfig:
 def _tokenizer(folder: Path, model: ModelConfig) -> Tokenizer:
     if not any(folder.glob("tokenizer*")):
         raise ConfigError(
-            f"{folder} has no tokenizer (tokenizer.json, tokenizer_config.json): copy the model's own there"
+            f"{folder} has no tokenizer (tokenizer.json, tokenizer_config.json): copy the model's own tokenizer there"
         )
-    # The date is today's, as transformers has it: whoever asks does so today.
+    # The current date, as in transformers.
     tokenizer = build_tokenizer(TokenizerConfig(name=str(folder.absolute()), chat_date=f"{date.today()}"))
     if tokenizer.vocab_size > model.vocab_size:
         raise ConfigError(
-            f"the tokenizer in {folder} has {tokenizer.vocab_size} tokens, but the model {model.vocab_size}: they "
-            "do not belong together"
+            f"the tokenizer in {folder} has {tokenizer.vocab_size} tokens, but the model has only {model.vocab_size}: "
+            "use the tokenizer that the model was trained with"
         )
     return tokenizer
 
 
 def _stop_token_ids(folder: Path, tokenizer: Tokenizer) -> list[int]:
-    """As generation_config.json says, where it is there and does."""
+    """The ids in generation_config.json if given, else those of the tokenizer."""
     file = folder / "generation_config.json"
     try:
         stop = json.loads(file.read_text(encoding="utf-8"))["eos_token_id"]
@@ -175,7 +177,7 @@ def _stop_token_ids(folder: Path, tokenizer: Tokenizer) -> list[int]:
     except FileNotFoundError:
         return tokenizer.stop_token_ids
     except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{file} does not tell where generation ends (eos_token_id: ids): {error!r}") from None
+        raise ConfigError(f"{file}: eos_token_id must be an id or a list of ids ({error!r})") from None
 
 
 def _check_memory(path: Path, model: ModelConfig, precision: Precision, device: Device) -> None:
@@ -185,8 +187,8 @@ def _check_memory(path: Path, model: ModelConfig, precision: Precision, device: 
         where = "the GPU" if device == "gpu" else "this machine"
         has = f"{where} has {format_bytes(have, down=True)}"
         raise ConfigError(
-            f"{path} needs {format_bytes(need)} in {precision}, but {has}: take a larger one, or serve the exported "
-            "folder over several GPUs"
+            f"{path} needs {format_bytes(need)} in {precision}, but {has}: use a larger one, or serve the exported "
+            "folder on several GPUs"
         )
 
 

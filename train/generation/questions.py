@@ -1,4 +1,4 @@
-"""What is asked: prompts and conversations, from a command line or a file, and their tokens."""
+"""Reads questions (prompts and conversations) from a command line or a file, and encodes them."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -20,11 +20,12 @@ if TYPE_CHECKING:
     from train.generation.open_model import Opened
 
 Question = PromptResponse | Conversation
-"""What is asked is the prompt, or all messages but the last. The rest is the expected answer, empty where none is."""
+"""The question is the prompt, or all messages but the last. The rest is the expected answer, or empty if there is
+none."""
 
 
 def as_question(prompt: str, *, chat: bool = False, system_prompt: str | None = None) -> Question:
-    """With chat, the prompt is what a user says, after the system prompt if there is one."""
+    """With chat, the prompt is a user message, after the system prompt if there is one."""
     if not chat:
         return PromptResponse(prompt, "")
     before = [{"role": "system", "content": system_prompt}] if system_prompt else []
@@ -32,7 +33,7 @@ def as_question(prompt: str, *, chat: bool = False, system_prompt: str | None = 
 
 
 def question_text(question: Question) -> str:
-    """What is shown of it."""
+    """The text of a question that is displayed."""
     return question.prompt if isinstance(question, PromptResponse) else question.messages[-2]["content"]
 
 
@@ -43,12 +44,12 @@ def expected_answer(question: Question) -> str:
 def read_questions(
     file: Path, *, with_answers: bool = False, preprocess: Callable[[Any], Any] | None = None
 ) -> list[Question]:
-    """The prompts of a .jsonl file of `{prompt}` or `{messages}`, else of a text file, one a line.
+    """Read the prompts of a .jsonl file of `{prompt}` or `{messages}`, or of a text file with one prompt per line.
 
-    with_answers: the file must be JSONL, of `{prompt, response}` or of messages that end with the assistant, or of what
-    preprocess makes such an example of; rows for which it returns None are counted and left out.
+    with_answers: the file must be JSONL with `{prompt, response}`, with messages that end with the assistant, or with
+    rows that preprocess converts to such an example. Rows for which it returns None are counted and skipped.
 
-    Raises ConfigError when it cannot be read or holds nothing, DataError with the line of each row that cannot be used.
+    Raises ConfigError if the file cannot be read or has no prompts, and DataError with the line of each invalid row.
     """
     with os_errors_named(file):
         lines = file.read_bytes().splitlines()
@@ -62,9 +63,9 @@ def read_questions(
     questions = [_only_questions(example, file) for example in examples]
     reading.raise_if_any()
     if reading.n_dropped:
-        notice(f"{file}: {setting('preprocessing_fn')} left out {reading.n_dropped:,} of its rows")
+        notice(f"{file}: {setting('preprocessing_fn')} skipped {reading.n_dropped:,} of its rows")
     if not questions:
-        raise ConfigError(f'{file} holds no prompts: write one a line, or JSON lines such as {{"prompt": "..."}}')
+        raise ConfigError(f'{file} has no prompts: write one per line, or JSON lines such as {{"prompt": "..."}}')
     return questions
 
 
@@ -76,7 +77,7 @@ def _text(line: bytes, place: str) -> str:
 
 
 def _with_any_answer(rows: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
-    """Rows need no answer here: one is put where it is missing, so that what is asked is checked as ever."""
+    """Add an empty answer to rows without one, so that the usual checks of examples can be used."""
     for place, row in rows:
         if isinstance(row, dict) and "prompt" in row:
             row = {"prompt": row["prompt"], "response": "any"}
@@ -87,7 +88,7 @@ def _with_any_answer(rows: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any
         elif isinstance(row, dict) and not any(names[0] in row for names in FORMS.values()):
             columns = ", ".join(row) or "no columns"
             row = Problem(
-                "no prompt", f"has neither prompt nor messages, but {columns}: rename what is asked to prompt"
+                "no prompt", f"has neither prompt nor messages, but {columns}: rename the question's column to prompt"
             )
         yield place, row
 
@@ -95,11 +96,11 @@ def _with_any_answer(rows: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any
 def _only_questions(example: Example, file: Path) -> Question:
     if isinstance(example, PromptResponse | Conversation):
         return example
-    raise DataError(f"{file} has {example.form}, but what is asked is a prompt or messages")
+    raise DataError(f"{file} has {example.form}, but a question must be a prompt or messages")
 
 
 def encode_one(question: Question, tokenizer: Tokenizer) -> list[int]:
-    """Raises DataError for what cannot be text, as a terminal may give it, or not a conversation of the template."""
+    """Encode a question. Raises DataError for invalid text, as a terminal may produce, or an invalid conversation."""
     texts = [question.prompt] if isinstance(question, PromptResponse) else [m["content"] for m in question.messages]
     for text in texts:
         try:
@@ -112,27 +113,25 @@ def encode_one(question: Question, tokenizer: Tokenizer) -> list[int]:
 
 
 def encode(questions: Sequence[Question], opened: "Opened", sampling: Sampling) -> list[list[int]]:
-    """Their ids, as training writes them. Raises DataError, naming the prompt, where nothing can follow one."""
+    """Encode questions as in training. Raises DataError with the number of the prompt if there is no room after it."""
     prompts = []
     for number, question in enumerate(questions, start=1):
         ids = encode_one(question, opened.tokenizer)
         name = f"prompt {number} ({redacted(question_text(question))[:40]!r})"
         if not ids:
-            raise DataError(f"{name} is empty: there is nothing to go on from")
+            raise DataError(f"{name} is empty: there is nothing to continue")
         if room(len(ids), sampling, opened.decoder.max_seq_len) < 1:
-            raise DataError(
-                f"{name} has {len(ids)} tokens, but the model reads and writes {opened.decoder.max_seq_len}"
-            )
+            raise DataError(f"{name} has {len(ids)} tokens, but the model supports only {opened.decoder.max_seq_len}")
         prompts.append(ids)
     return prompts
 
 
 def check_room(prompts: Sequence[Sequence[int]], max_new_tokens: int, max_seq_len: int) -> None:
-    """Raises ConfigError when so many tokens cannot follow the longest prompt."""
+    """Raise ConfigError if max_new_tokens cannot follow the longest prompt."""
     longest = max(map(len, prompts))
     if longest + max_new_tokens > max_seq_len:
         raise ConfigError(
-            f"--max_new_tokens is {max_new_tokens}, but with the {longest} tokens of the longest prompt these are "
-            f"{longest + max_new_tokens}, and the model reads and writes {max_seq_len}: write at most "
+            f"--max_new_tokens is {max_new_tokens}, but with the {longest} tokens of the longest prompt this makes "
+            f"{longest + max_new_tokens}, and the model supports only {max_seq_len}: use at most "
             f"{max_seq_len - longest}"
         )

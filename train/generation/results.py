@@ -1,6 +1,6 @@
-"""Where results of evaluations are kept: by name in a folder's evaluation.json.
+"""Stores results of evaluations by name in a folder's evaluation.json.
 
-The table in its README.md, the model card, shows all of them.
+The table in its README.md, the model card, shows all results.
 """
 
 import json
@@ -17,14 +17,15 @@ from train.models.precision import Precision
 RESULTS = "evaluation.json"
 CARD = "README.md"
 MARKER = "<!-- evaluation -->"
-"""Stands before and after what is written into the card; all else in it is left as it is."""
+"""Precedes and follows the generated part of the card; the rest of the card is not changed."""
 
 Result = dict[str, Any]
-"""`asked`, how many; `metrics`, name -> value (or null); `stderr`, the same for those that have one; and settings."""
+"""`asked`: number of questions; `metrics`: name -> value (or null); `stderr`: the same for metrics with an error; and
+settings."""
 
 
 def rows_of(results: Mapping[str, Result]) -> list[tuple[str, str, str, str]]:
-    """(task, metric, value, asked) as text, one row a metric."""
+    """(task, metric, value, asked) as text, one row per metric."""
     rows = []
     for name, result in results.items():
         asked = "" if result["asked"] is None else f"{result['asked']:,}"
@@ -35,9 +36,9 @@ def rows_of(results: Mapping[str, Result]) -> list[tuple[str, str, str, str]]:
 
 
 def keep(folder: Path, results: Mapping[str, Result], precision: Precision) -> dict[str, Result]:
-    """Adds the results to the folder's evaluation.json and shows all that is there in its card; returns all.
+    """Add the results to the folder's evaluation.json, show all stored results in its card, and return them.
 
-    Raises ConfigError when one of them cannot be read or written.
+    Raises ConfigError if one of the files cannot be read or written.
     """
     file = folder / RESULTS
     now = {
@@ -52,12 +53,12 @@ def keep(folder: Path, results: Mapping[str, Result], precision: Precision) -> d
         before = card.read_text(encoding="utf-8") if card.is_file() else f"# {folder.resolve().name}\n"
         _replace(card, with_section(before, section(every)))
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"the results cannot be written into {folder}: {error}") from None
+        raise ConfigError(f"the results cannot be written to {folder}: {error}") from None
     return every
 
 
 def read_kept(folder: Path) -> dict[str, Result]:
-    """What earlier evaluations left in the folder. Raises ConfigError when it cannot be read."""
+    """The stored results of earlier evaluations. Raises ConfigError if they cannot be read."""
     file = folder / RESULTS
     if not file.is_file():
         return {}
@@ -65,12 +66,12 @@ def read_kept(folder: Path) -> dict[str, Result]:
         kept = json.loads(file.read_text(encoding="utf-8"))
         rows_of(kept)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(f"{file} holds no results of an evaluation ({error!r}): remove it") from None
+        raise ConfigError(f"{file} has no results of an evaluation ({error!r}): remove it") from None
     return kept
 
 
 def section(results: Mapping[str, Result]) -> str:
-    """The card's part, in Markdown."""
+    """The card's section in Markdown."""
     rows = [(*row, results[row[0]]["date"]) for row in rows_of(results)]
     header = ("task", "metric", "value", "asked", "date")
     lines = [header, ("---",) * len(header), *rows]
@@ -79,7 +80,7 @@ def section(results: Mapping[str, Result]) -> str:
 
 
 def with_section(card: str, text: str) -> str:
-    """The card with the text between its markers; at its end where there are none."""
+    """The card with the text between its markers, or at its end if it has no markers."""
     part = f"{MARKER}\n{text}{MARKER}"
     pattern = re.compile(f"{re.escape(MARKER)}.*{re.escape(MARKER)}", re.DOTALL)
     if pattern.search(card):
@@ -88,7 +89,7 @@ def with_section(card: str, text: str) -> str:
 
 
 def _replace(file: Path, text: str) -> None:
-    """Whole or not at all."""
+    """Write the whole file atomically."""
     part = file.with_name(f".{file.name}.part")
     part.write_text(text, encoding="utf-8")
     part.replace(file)

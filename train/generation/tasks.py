@@ -1,4 +1,4 @@
-"""Tasks of the lm-evaluation-harness on an exported model."""
+"""Runs tasks of the lm-evaluation-harness on an exported model."""
 
 import contextlib
 import difflib
@@ -29,11 +29,11 @@ def run_tasks(
     limit: int | None = None,
     apply_chat_template: bool = False,
 ) -> dict[str, Result]:
-    """The lm-evaluation-harness on an exported folder, through stock transformers: results by task and group.
+    """Run the lm-evaluation-harness on an exported folder with stock transformers. Returns results by task and group.
 
-    A task is a name of the harness's own, a YAML file, or a folder of them, all of whose tasks are meant. Raises
-    ConfigError when the harness is not installed, the folder is no whole DBRX, or a task is not there or cannot be
-    loaded.
+    A task is the name of a harness task, a YAML file, or a folder, which stands for all of its tasks. Raises
+    ConfigError if the harness is not installed, if the folder is not a complete DBRX, or if a task does not exist or
+    cannot be loaded.
     """
     harness = _harness()
     weights = check_exported(folder)
@@ -62,7 +62,7 @@ def run_tasks(
 
 
 def _limit_template(tokenizer: Any) -> None:
-    """The harness renders with transformers' tokenizer itself."""
+    """Limit the resources of the chat template, because the harness renders with transformers' tokenizer directly."""
     render = tokenizer.apply_chat_template
 
     def limited(*args: Any, **kwargs: Any) -> Any:
@@ -73,7 +73,7 @@ def _limit_template(tokenizer: Any) -> None:
 
 
 def results_of(out: Mapping[str, Any]) -> dict[str, Result]:
-    """The harness's results in our form, with its metrics' names: `acc,none` is acc under the filter none."""
+    """The harness's results in our format, with its metric names: `acc,none` is acc under the filter none."""
     results: dict[str, Result] = {}
     for name, values in out["results"].items():
         metrics = {key: value for key, value in values.items() if "," in key and isinstance(value, int | float)}
@@ -99,7 +99,7 @@ def _harness() -> Any:
 
 
 def _load_tasks(tasks: Sequence[str]) -> list[Any]:
-    """The harness's tasks and groups; their data is loaded on the way."""
+    """The harness's tasks and groups, with their data loaded."""
     manager_of = importlib.import_module("lm_eval.tasks").TaskManager
     local = [Path(task) for task in tasks if _is_path(task)]
     folders = sorted({path if path.is_dir() else path.parent for path in local})
@@ -111,7 +111,7 @@ def _load_tasks(tasks: Sequence[str]) -> list[Any]:
     for name in dict.fromkeys(names):
         try:
             loaded = manager.load([name])
-        except Exception as error:  # of its YAML, its functions, or of datasets: almost anything
+        except Exception as error:  # from its YAML, its functions, or from datasets: almost any error
             raise ConfigError(_cannot_load(name, error)) from error
         group = loaded.get("groups", {}).get(name)
         found |= {name: group} if group is not None else loaded["tasks"]
@@ -127,7 +127,7 @@ def _is_path(task: str) -> bool:
 
 
 def _names_in(path: Path, manager: Any) -> list[str]:
-    """The tasks that a YAML file, or all of a folder, define."""
+    """The tasks defined by a YAML file, or by all YAML files of a folder."""
     path = path.resolve()
     names = [
         name
@@ -137,7 +137,7 @@ def _names_in(path: Path, manager: Any) -> list[str]:
         and (path in Path(entry.yaml_path).resolve().parents or Path(entry.yaml_path).resolve() == path)
     ]
     if not names:
-        raise ConfigError(f"--tasks has {str(path)!r}, but no task is defined there (YAML with a key `task`)")
+        raise ConfigError(f"--tasks has {str(path)!r}, but it defines no task (YAML with a key `task`)")
     return sorted(names)
 
 
@@ -146,13 +146,13 @@ def _known(name: str, manager: Any) -> str:
         return name
     close = difflib.get_close_matches(name, manager.all_tasks, n=3)
     hint = f"; did you mean {' or '.join(close)}?" if close else ""
-    raise ConfigError(f"--tasks has {name!r}, which the lm-evaluation-harness does not know{hint}")
+    raise ConfigError(f"--tasks has {name!r}, which the lm-evaluation-harness does not have{hint}")
 
 
 def _cannot_load(name: str, error: Exception) -> str:
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    if type(error) is FileNotFoundError:  # those of the hub are of classes beneath it
-        return f"--tasks has {name!r}, whose data is not there ({reason}): put it there, or mend the task's YAML"
+    if type(error) is FileNotFoundError:  # errors of the hub are subclasses
+        return f"--tasks has {name!r}, whose data does not exist ({reason}): add it, or correct the task's YAML"
     no_network = why_offline()
-    hint = f"; {no_network}: load its data once where there is a network, or name local tasks" if no_network else ""
+    hint = f"; {no_network}: load its data once with network access, or use local tasks" if no_network else ""
     return f"--tasks has {name!r}, which cannot be loaded ({type(error).__name__}: {reason}){hint}"

@@ -1,4 +1,4 @@
-"""What this machine has: its device, its memory, and the kernels that are used on it.
+"""The hardware of this machine: its device, its memory, and the kernels that are used on it.
 
-What a run needs of it belongs to train/planning.
+The resources that a run needs belong to train/planning.
 """

@@ -1,17 +1,17 @@
-"""What the process's allocator does with memory that was freed."""
+"""How the process's allocator treats freed memory."""
 
 import ctypes
 
-# Of glibc's malloc.h, and the largest value that it takes for the second.
+# From glibc's malloc.h, and the largest value that it accepts for the second parameter.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _LARGEST = 1 << 25
 
 
 def keep_freed_memory() -> None:
-    """Lets glibc keep what is freed for the next allocation; elsewhere nothing happens.
+    """Let glibc keep freed memory for later allocations; has no effect with other C libraries.
 
-    By itself it gives every step's gradients and activations back to the kernel, and a step on CPU then spends a tenth
-    of its time in page faults. Tensors over 32 MiB come from the kernel all the same.
+    By default glibc returns every step's gradients and activations to the kernel, and a step on a CPU spends a tenth of
+    its time in page faults. Tensors over 32 MiB are still allocated by the kernel.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

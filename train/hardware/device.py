@@ -1,7 +1,7 @@
-"""What a run computes on, and why torch cannot use a GPU that the machine has.
+"""The device of a run, and the reason why torch cannot use a GPU of the machine.
 
-torch and Composer take the CPU when they find no GPU that works, and say nothing. Here that is an error: the CPU
-computes where there is no GPU, or where it was chosen. Imports torch only when it has to ask.
+torch and Composer silently use the CPU if they find no working GPU. Here that is an error: a run uses the CPU only if
+there is no GPU, or if the CPU was chosen. torch is only imported when necessary.
 """
 
 import ctypes
@@ -21,34 +21,36 @@ Device = Literal["cpu", "gpu"]
 _ON_CPU = "or choose the CPU: device=cpu (in scripts: --device cpu)"
 _INSTALL = "uv pip install --torch-backend"
 _LEAST_DRIVER = {12: 525, 13: 580}
-"""By CUDA's major version (NVIDIA's CUDA Compatibility guide); within one, newer wheels run on older drivers."""
+"""The minimum driver by CUDA's major version (NVIDIA's CUDA Compatibility guide). Within a major version, newer wheels
+run on older drivers."""
 _PCI_GPUS = {"nvidia": ("0x10de", "0x03"), "amd": ("0x1002", "0x12")}
-"""Vendor and beginning of the class: display controllers, of AMD only accelerators. Many processors have AMD graphics
-that no wheel computes on."""
+"""Vendor and class prefix of PCI devices: display controllers, for AMD only accelerators. Many AMD processors have
+graphics that no wheel supports."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """What decides whether torch can use a GPU. `torch_*` is the installed wheel's, the rest is found without it."""
+    """The facts that determine whether torch can use a GPU. `torch_*` are from the installed wheel, the rest is found
+    without torch."""
 
     nvidia_gpus: int = 0
-    """Those that have a device file; where none has, those on the PCI bus, which a container sees too."""
+    """GPUs with a device file; without device files, GPUs on the PCI bus, which a container sees too."""
     amd_gpus: int = 0
     device_files: int = 0
-    """/dev/nvidia0 and so on: a container has those that it was given."""
+    """/dev/nvidia0 and so on: a container only has those that were passed to it."""
     driver: str | None = None
     """Version of the loaded NVIDIA driver, such as 570.86.15."""
     driver_cuda: tuple[int, int] | None = None
-    """The newest CUDA that the driver knows, such as (12, 8)."""
+    """The newest CUDA version that the driver supports, such as (12, 8)."""
     environment: Mapping[str, str]
     torch_version: str
     torch_cuda: str | None = None
     torch_hip: str | None = None
     torch_archs: tuple[str, ...] = ()
-    """What the wheel is compiled for, such as sm_90."""
+    """The architectures that the wheel is compiled for, such as sm_90."""
     torch_gpus: int = 0
     torch_error: str = ""
-    """What torch answers when it has none."""
+    """torch's error message if it has no GPU."""
     capability: tuple[int, int] | None = None
     """Compute capability of this rank's GPU."""
 
@@ -62,18 +64,19 @@ class Machine:
 
     @property
     def wheel(self) -> str:
-        built = "the CPU alone"
+        built = "CPU only"
         if self.torch_cuda or self.torch_hip:
             built = f"CUDA {self.torch_cuda}" if self.torch_cuda else f"ROCm {self.torch_hip}"
         return f"torch {self.torch_version} (built for {built})"
 
 
 def choose_device(wanted: Device | None) -> Device:
-    """`gpu` where there is one, else `cpu`; `cpu` hides all GPUs from this process and its children.
+    """Return `gpu` if there is one, else `cpu`. `cpu` hides all GPUs from this process and its children.
 
-    Raises ConfigError when torch cannot use the machine's GPU and wanted is not cpu, and for gpu without one.
+    Raises ConfigError if torch cannot use the machine's GPU and wanted is not cpu, and if gpu is wanted but there is
+    none.
     """
-    # What torch warns of (once or twice, by how it was built) is in our error, or was chosen.
+    # torch's warnings (one or two, depending on its build) are covered by our error, or the CPU was chosen.
     warnings.filterwarnings("ignore", message="CUDA initialization")
     if wanted == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
@@ -85,21 +88,21 @@ def choose_device(wanted: Device | None) -> Device:
         vendors, files = ("NVIDIA or AMD", " or /dev/kfd") if machine.torch_hip else ("NVIDIA", "")
         raise ConfigError(
             f"is gpu, but this machine has none (no {vendors} GPU on its PCI bus, no /dev/nvidia0{files}): "
-            f"start it where there is one, {_ON_CPU}",
+            f"start it on a machine with a GPU, {_ON_CPU}",
             key="device",
         )
     return "gpu" if machine.torch_gpus else "cpu"
 
 
 def why_no_gpu(machine: Machine) -> str | None:
-    """Why a run cannot have the machine's GPUs, and what to do; None when it can, or when there are none."""
+    """The reason why a run cannot use the machine's GPUs, with a fix. None if it can, or if there are none."""
     if machine.torch_gpus:
         ranks = int(machine.environment.get("LOCAL_WORLD_SIZE", "1"))
         if ranks > machine.torch_gpus:
-            seen = f"torch sees {machine.torch_gpus} GPU{'s' if machine.torch_gpus > 1 else ''}"
+            seen = f"torch finds {machine.torch_gpus} GPU{'s' if machine.torch_gpus > 1 else ''}"
             fix = f"composer -n {machine.torch_gpus}"
             if machine.environment.get("CUDA_VISIBLE_DEVICES"):
-                # Slurm may bind each task to a GPU of its own: then every rank sees one.
+                # Slurm may bind each task to its own GPU, so that every rank sees only one.
                 fix += ", or let every rank see all GPUs (srun --gpu-bind=none)"
             return f"this machine runs {ranks} ranks, but {seen}: {fix}, {_ON_CPU}"
         cause = _unsupported(machine)
@@ -116,7 +119,7 @@ def _hidden(machine: Machine) -> str | None:
     rocm = ("HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES") if machine.torch_hip else ()
     for name in ("CUDA_VISIBLE_DEVICES", *rocm):
         value = machine.environment.get(name)
-        # Those before the first that is not there are visible.
+        # CUDA uses the GPUs before the first invalid number.
         first = value.split(",")[0].strip() if value is not None else "0"
         if first in ("", "-1", "NoDevFiles"):
             return f"{name} is {value!r}, which hides every GPU: unset it"
@@ -130,11 +133,11 @@ def _unusable_wheel(machine: Machine) -> str | None:
     if machine.torch_cuda is None and machine.torch_hip is None:
         return install
     if (machine.torch_cuda is None and not machine.amd_gpus) or (machine.torch_hip is None and not machine.nvidia_gpus):
-        return f"that wheel is for other GPUs: {install}"
+        return f"this wheel is for other GPUs: {install}"
     needed = int(machine.torch_cuda.split(".")[0]) if machine.torch_cuda else 0
     if machine.driver_cuda is not None and machine.driver_cuda[0] < needed:
         least = f" ({_LEAST_DRIVER[needed]} or newer)" if needed in _LEAST_DRIVER else ""
-        return f"that wheel needs a driver for CUDA {needed}{least}: update the driver, {install}"
+        return f"this wheel needs a driver for CUDA {needed}{least}: update the driver, {install}"
     return None
 
 
@@ -147,12 +150,12 @@ def _no_driver(machine: Machine) -> str | None:
         value = machine.environment.get("NVIDIA_VISIBLE_DEVICES")
         named = f" (NVIDIA_VISIBLE_DEVICES is {value!r})" if value is not None else ""
         return (
-            f"there is no device file /dev/nvidia0{named}: give the container its GPUs (docker run --gpus all; in "
+            f"there is no device file /dev/nvidia0{named}: pass the GPUs to the container (docker run --gpus all; in "
             "Kubernetes a limit of nvidia.com/gpu)"
         )
     if machine.driver_cuda is None:
         return (
-            "the driver's library libcuda.so.1 is not found: install it, or have it put into the container "
+            "the driver's library libcuda.so.1 is not found: install it, or make it available in the container "
             "(NVIDIA_DRIVER_CAPABILITIES=compute,utility)"
         )
     return None
@@ -161,11 +164,11 @@ def _no_driver(machine: Machine) -> str | None:
 def _torch_error(machine: Machine) -> str:
     value = machine.environment.get("CUDA_VISIBLE_DEVICES")
     named = f" (CUDA_VISIBLE_DEVICES is {value!r})" if value is not None else ""
-    return f"torch says {machine.torch_error!r}{named}: see what nvidia-smi shows"
+    return f"torch reports {machine.torch_error!r}{named}: check the output of nvidia-smi"
 
 
 def _unsupported(machine: Machine) -> str | None:
-    """torch only warns about a GPU that its wheel is not compiled for, and the first kernel fails."""
+    """torch only warns about a GPU that its wheel is not compiled for; the first kernel then fails."""
     if machine.capability is None or not machine.torch_archs:
         return None
     if any(_runs_on(arch, machine.capability) for arch in machine.torch_archs):
@@ -178,7 +181,8 @@ def _unsupported(machine: Machine) -> str | None:
 
 
 def _runs_on(arch: str, capability: tuple[int, int]) -> bool:
-    """Machine code (sm_86) runs within its major version, what is compiled on the spot (compute_80) on all later."""
+    """Machine code (sm_86) runs within its major version; PTX (compute_80) is compiled at load time for all later
+    ones."""
     found = re.match(r"(sm|compute)_(\d+)(\d)", arch)
     if found is None:
         return True
@@ -191,11 +195,11 @@ def _dotted(version: tuple[int, int]) -> str:
 
 
 def look(root: Path = Path("/")) -> Machine:
-    """This machine, by what Linux shows of it below root and by what torch says."""
+    """Inspect this machine, from the files of Linux below root and from torch."""
     pci = _pci_gpus(root / "sys/bus/pci/devices")
     files = len(list((root / "dev").glob("nvidia[0-9]*")))
     driver_cuda = _driver_cuda()
-    # Windows' subsystem for Linux has this instead.
+    # Windows Subsystem for Linux has this file instead.
     if (root / "dev/dxg").exists() and driver_cuda is not None:
         files = max(files, 1)
     facts = _torch_facts(int(os.environ.get("LOCAL_RANK", "0")))
@@ -235,7 +239,7 @@ def _text(file: Path) -> str:
 
 
 def _driver_cuda() -> tuple[int, int] | None:
-    """What the driver's own library says: 12080 is 12.8. None without it."""
+    """The CUDA version from the driver's own library (12080 is 12.8); None without the library."""
     version = ctypes.c_int()
     try:
         if ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version)):

@@ -1,4 +1,4 @@
-"""Which code computes experts and attention: chosen once, before the first step, and printed with the reasons."""
+"""The implementations of experts and attention: chosen once, before the first step, and printed with the reasons."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -16,15 +16,16 @@ from train.models.experts.megablocks import RoutedShape
 from train.models.shapes import count_parameters
 
 _LOOP_LIMIT = 1_000_000_000
-"""Parameters up to which `auto` may take the loop over experts on a GPU, which leaves most of it idle."""
+"""The maximum number of parameters for which `auto` may use the loop over experts on a GPU, which leaves the GPU mostly
+idle."""
 
 
 class Wording(NamedTuple):
-    """How an error names what its reader can change: keys of a config, or options of a script."""
+    """How an error names what the user can change: keys of a config, or options of a script."""
 
     choice: str
     bf16: str
-    """The fix that computes in bf16."""
+    """The fix that switches to bf16."""
     loop: str
     """The fix that accepts slow experts."""
 
@@ -32,14 +33,14 @@ class Wording(NamedTuple):
 _OF_CONFIG = Wording(
     choice="model.ffn_config.moe_impl is auto",
     bf16="set precision: amp_bf16",
-    loop="write model.ffn_config.moe_impl=torch to take the loop",
+    loop="set model.ffn_config.moe_impl=torch to use the loop",
 )
 
 
 def choose_kernels(
     config: TrainConfig, world_size: int, device: torch.device, dtype: torch.dtype
 ) -> tuple[ModelConfig, list[str]]:
-    """config.model with what `auto` stands for in moe_impl, so that no step chooses again, and lines for the console.
+    """Return config.model with `auto` in moe_impl resolved, so that no step chooses again, and lines for the console.
 
     dtype and errors: see resolve_kernels.
     """
@@ -52,22 +53,23 @@ def choose_kernels(
 def resolve_kernels(
     model: ModelConfig, device: torch.device, dtype: torch.dtype, shape: RoutedShape | None, wording: Wording
 ) -> tuple[str, list[str]]:
-    """What computes the experts, and lines for the console. shape is that of the largest forward, where it is known.
+    """Return the implementation of the experts, and lines for the console. shape is that of the largest forward, or
+    None if unknown.
 
-    dtype is what experts and attention compute in. Raises ConfigError when what was asked for cannot be had, and when
-    auto comes down to the loop over experts for a large model on a GPU.
+    dtype is the compute dtype of experts and attention. Raises ConfigError if the requested implementation is not
+    available, and if auto would select the loop over experts for a large model on a GPU.
     """
     try:
         moe_impl, attn_impl = _resolve(model, device, dtype, shape)
     except ValueError as error:
         fix = f"; or {wording.bf16}" if _experts_in_bf16(model, device, shape) else ""
         raise ConfigError(f"model.{error}{fix}") from None
-    # The reasons import MegaBlocks and flash-attn, which whoever chose something else need not have.
+    # Only for auto: finding the reasons imports MegaBlocks and flash-attn, which need not be installed otherwise.
     experts = attention = ", as configured"
     if model.ffn_config.moe_impl == "auto":
         experts = _reasons(passed_over_moe_impls(device, dtype, shape))
         if device.type == "cuda" and moe_impl == "torch":
-            _refuse_loop(model, device, shape, wording, experts)
+            _raise_for_loop(model, device, shape, wording, experts)
     if model.attn_config.attn_impl == "auto":
         attention = _reasons(passed_over_attn_impls(device, dtype, model.attn_config.attn_pdrop))
     return moe_impl, [f"experts: {moe_impl}{experts}", f"attention: {attn_impl}{attention}"]
@@ -82,7 +84,7 @@ def _resolve(
 
 
 def _experts_in_bf16(model: ModelConfig, device: torch.device, shape: RoutedShape | None) -> str | None:
-    """What would compute the experts in bf16; None when bf16 is no fix."""
+    """The implementation of the experts in bf16; None if bf16 would not help."""
     try:
         return _resolve(model, device, torch.bfloat16, shape)[0]
     except ValueError:
@@ -93,7 +95,7 @@ def _reasons(passed_over: Mapping[str, str]) -> str:
     return f" ({'; '.join(f'not {impl}: {why}' for impl, why in passed_over.items())})" if passed_over else ""
 
 
-def _refuse_loop(
+def _raise_for_loop(
     model: ModelConfig, device: torch.device, shape: RoutedShape | None, wording: Wording, reasons: str
 ) -> None:
     total, _ = count_parameters(model)
@@ -103,6 +105,6 @@ def _refuse_loop(
     if _experts_in_bf16(model, device, shape) not in (None, "torch"):
         fix = f"{wording.bf16}, remove another cause"
     raise ConfigError(
-        f"{wording.choice}, but only the loop over experts can compute here, which is slow for {total:,} "
+        f"{wording.choice}, but only the loop over experts is available here, which is slow for {total:,} "
         f"parameters{reasons}: {fix}, or {wording.loop}"
     )

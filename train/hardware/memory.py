@@ -1,4 +1,4 @@
-"""How much memory a rank's GPU, or this machine, has."""
+"""The memory of a rank's GPU, or of this machine."""
 
 import os
 from contextlib import suppress
@@ -14,12 +14,12 @@ _USED = ("memory.current", "memory.usage_in_bytes")
 
 
 def available_memory(device: Device) -> float:
-    """Bytes of this rank's GPU, or of the machine."""
+    """Memory of this rank's GPU, or of the machine, in bytes."""
     return gpu_memory() if device == "gpu" else cpu_memory()
 
 
 def gpu_memory() -> float:
-    """Bytes of this rank's GPU."""
+    """Memory of this rank's GPU in bytes."""
     import torch
 
     device = int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count()
@@ -27,43 +27,43 @@ def gpu_memory() -> float:
 
 
 def cpu_memory() -> float:
-    """Bytes of memory this machine gives: the least of what is there and of what control groups allow."""
+    """Memory of this machine in bytes: the minimum of its physical memory and the limits of control groups."""
     limits = cgroup_limits(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))
     return float(min([psutil.virtual_memory().total, *limits]))
 
 
 def free_cpu_memory() -> float:
-    """Bytes that this machine can still give, with the pages that it would drop for them: what is free in it, or in
-    the control group that is the fullest."""
+    """Memory that this machine can still allocate, in bytes, including reclaimable page cache: the minimum over the
+    machine and its control groups."""
     left = cgroup_free(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))
     return float(min([psutil.virtual_memory().available, *left]))
 
 
 def cgroup_limits(membership: Path, root: Path) -> list[int]:
-    """The limits (cgroup v2's memory.max, v1's memory.limit_in_bytes) of the process's group and of all above it."""
+    """The limits (cgroup v2's memory.max, v1's memory.limit_in_bytes) of the process's group and its ancestors."""
     return [limit for folder in _cgroups(membership, root) if (limit := _number(folder, *_LIMITS)) is not None]
 
 
 def cgroup_free(membership: Path, root: Path) -> list[int]:
-    """What the same groups have left of their limits, with the pages of files that the kernel would drop first."""
+    """The remaining memory of the same groups, including file pages that the kernel would reclaim first."""
     return [left for folder in _cgroups(membership, root) for left in _left(folder)]
 
 
 def _left(folder: Path) -> list[int]:
-    """Of a control group's limit; nothing where it has none."""
+    """The remaining memory of a control group; empty if it has no limit."""
     limit, used = _number(folder, *_LIMITS), _number(folder, *_USED)
     if limit is None or used is None:
         return []
     droppable = 0
     with suppress(OSError, ValueError):
         counts = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-        # v1 counts groups below it under names of their own.
+        # In v1, the counters that include child groups have other names.
         droppable = int(counts.get("total_inactive_file", counts.get("inactive_file", "0")))
     return [max(limit - used + droppable, 0)]
 
 
 def _number(folder: Path, *names: str) -> int | None:
-    """What the first of these files that is there says; None where it is no number, such as `max`."""
+    """The number in the first of these files that exists; None if it is not a number, such as `max`."""
     for name in names:
         with suppress(OSError):
             text = (folder / name).read_text().strip()
@@ -72,7 +72,7 @@ def _number(folder: Path, *names: str) -> int | None:
 
 
 def _cgroups(membership: Path, root: Path) -> list[Path]:
-    """Folders of the process's control group and of all above it."""
+    """Folders of the process's control group and its ancestors."""
     try:
         lines = membership.read_text().splitlines()
     except OSError:
@@ -86,7 +86,8 @@ def _cgroups(membership: Path, root: Path) -> list[Path]:
             top = root / "memory"
         else:
             continue
-        # Inside a container the path may be the host's, which is not there: its top is the container's own group.
+        # In a container the path may be that of the host, which does not exist here: the top is then the container's
+        # group.
         below = top / group.lstrip("/")
         found += [below, *below.parents[: len(below.parts) - len(top.parts)]]
     return found

@@ -1,4 +1,4 @@
-"""What import and export share: config.json, repositories, safetensors files, rows of tensors.
+"""Shared by import and export: config.json, repositories, safetensors files, rows of tensors.
 
-Reading weights belongs to train/weights, writing them to train/export.
+Reading weights belongs in train/weights, writing them in train/export.
 """

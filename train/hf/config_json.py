@@ -1,4 +1,4 @@
-"""The shape of a DBRX as transformers' config.json says it, and as ModelConfig does."""
+"""Convert between transformers' config.json of a DBRX and ModelConfig."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,14 +7,14 @@ from data.tokenization.files import TRANSFORMERS_VERSION
 from train.models.config import ModelConfig
 from train.models.shapes import WEIGHT_KEYS
 
-# Of models without clip_qkv: transformers clamps in any case and cannot clamp to nothing. The largest number of fp16.
+# For models without clip_qkv, because transformers always clamps and accepts no null: the largest fp16 number.
 _NO_CLIP = 65504.0
 
 
 def config_json(model: ModelConfig, generation: Mapping[str, Any], dtype: str) -> dict[str, Any]:
-    """config.json as transformers 4.53 to 5.24 read it alike: 4.x keys and, for 5.x, rope_parameters beside them.
+    """A config.json that transformers 4.53 to 5.24 read alike: keys of 4.x and, for 5.x, also rope_parameters.
 
-    dtype is torch's name for the tensors': float32 or bfloat16.
+    dtype: torch's name of the tensors' dtype, float32 or bfloat16.
     """
     attn, ffn = model.attn_config, model.ffn_config
     norm = ffn.moe_normalize_expert_weights
@@ -39,7 +39,7 @@ def config_json(model: ModelConfig, generation: Mapping[str, Any], dtype: str) -
             "ffn_hidden_size": ffn.ffn_hidden_size,
             "moe_num_experts": ffn.moe_num_experts,
             "moe_top_k": ffn.moe_top_k,
-            # transformers multiplies by noise also where eps is 0, but not where it is null.
+            # transformers multiplies by noise even if eps is 0, unless it is null.
             "moe_jitter_eps": float(ffn.moe_jitter_eps) or None,
             "moe_loss_weight": float(ffn.moe_loss_weight),
             "moe_normalize_expert_weights": None if norm is None else float(norm),
@@ -57,16 +57,16 @@ def config_json(model: ModelConfig, generation: Mapping[str, Any], dtype: str) -
 
 
 def transformers_config(model: ModelConfig, **more: Any) -> Any:
-    """transformers' DbrxConfig of the model, and of what is given besides."""
+    """transformers' DbrxConfig of the model, with additional keys."""
     from transformers import DbrxConfig
 
     return DbrxConfig(**config_json(model, {"bos_token_id": None, "eos_token_id": None}, "float32"), **more)
 
 
 def model_values(contents: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys of ModelConfig that a config.json of transformers 4 or 5 decides; defaults are DbrxConfig's.
+    """The values of ModelConfig that a config.json of transformers 4 or 5 sets. Defaults are those of DbrxConfig.
 
-    Raises ValueError for another architecture, and for what this DBRX cannot compute.
+    Raises ValueError for another architecture, and for settings that this DBRX does not support.
     """
     _check_architecture(contents)
     attn, ffn = _below(contents, "attn_config"), _below(contents, "ffn_config")
@@ -100,42 +100,43 @@ def model_values(contents: Mapping[str, Any]) -> dict[str, Any]:
 def _below(contents: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     below = contents.get(key) or {}
     if not isinstance(below, Mapping):
-        raise ValueError(f"its {key} is {below!r}, not a mapping of keys")
+        raise ValueError(f"its {key} is {below!r}, but it must be a mapping of keys")
     return below
 
 
 def _check_architecture(contents: Mapping[str, Any]) -> None:
     if contents.get("model_type") != "dbrx":
         found = contents.get("model_type") or contents.get("architectures") or "nothing"
-        raise ValueError(f"its model_type is {found}, but only dbrx can be taken")
+        raise ValueError(f"its model_type is {found}, but only dbrx is supported")
     if contents.get("tie_word_embeddings"):
-        raise ValueError("its tie_word_embeddings is true, but DBRX's head has weights of its own")
+        raise ValueError("its tie_word_embeddings is true, but DBRX's head has separate weights")
     if "quantization_config" in contents:
-        raise ValueError("its weights are quantised (quantization_config), but fp32, bf16 or fp16 ones are needed")
+        raise ValueError("its weights are quantized (quantization_config), but fp32, bf16 or fp16 is required")
     activation = _below(_below(contents, "ffn_config"), "ffn_act_fn").get("name", "silu")
     if activation != "silu":
-        raise ValueError(f"its ffn_config.ffn_act_fn is {activation}, but DBRX's experts compute silu")
+        raise ValueError(f"its ffn_config.ffn_act_fn is {activation}, but only silu is supported")
 
 
 def _rope_theta(contents: Mapping[str, Any], attn: Mapping[str, Any]) -> Any:
-    """transformers 4 has it in attn_config, 5 in rope_parameters."""
+    """rope_theta, which is in attn_config in transformers 4 and in rope_parameters in 5."""
     rope = _below(contents, "rope_parameters") or _below(contents, "rope_scaling")
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind != "default":
-        raise ValueError(f"its rope_type is {kind}, but DBRX's rotary positions are plain")
+        raise ValueError(f"its rope_type is {kind}, but only default rotary embeddings are supported")
     thetas = [theta for theta in (attn.get("rope_theta"), rope.get("rope_theta")) if theta is not None]
     if len(thetas) > 1 and thetas[0] != thetas[1]:
         raise ValueError(
-            f"its attn_config.rope_theta is {attn['rope_theta']}, but its rope_parameters.rope_theta "
+            f"its attn_config.rope_theta is {attn['rope_theta']}, but its rope_parameters.rope_theta is "
             f"{rope['rope_theta']}"
         )
     return thetas[0] if thetas else 10000.0
 
 
 def contradictions(values: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-    """(key, in the weights' config, wanted) where the weights would mean something else; both are nested as in a YAML.
+    """(key, value in the weights' config, wanted value) for each key that must agree but differs. Both mappings are
+    nested like a YAML.
 
-    A key that is not in `wanted` is not asked for; max_seq_len may be shorter than the weights were made for.
+    Keys that are not in `wanted` are ignored. max_seq_len may be smaller than in the weights' config.
     """
     found = []
     for key in (*WEIGHT_KEYS, "max_seq_len"):
@@ -147,7 +148,7 @@ def contradictions(values: Mapping[str, Any], wanted: Mapping[str, Any]) -> list
 
 
 def at(values: Any, key: str, default: Any = None) -> Any:
-    """What is in nested mappings at `a.b`."""
+    """The value at a dotted key `a.b` in nested mappings."""
     for part in key.split("."):
         if not isinstance(values, Mapping) or part not in values:
             return default

@@ -1,6 +1,6 @@
-"""A tensor's rows read from their place in a file in pieces, so that nothing beside `out` is ever large.
+"""Read rows of a tensor from a file in small chunks, so that only `out` is ever large.
 
-Plain reads: what is mapped into memory instead would count as the process's own.
+Files are read and not memory-mapped, because mapped memory would count as memory of the process.
 """
 
 import math
@@ -14,27 +14,27 @@ from typing import NamedTuple, Protocol
 import torch
 
 PIECE_BYTES = 1 << 21
-"""Small enough for a processor's cache, and large enough that the steps between two pieces cost little beside them."""
+"""Small enough for the CPU cache, and large enough that the overhead per chunk does not matter."""
 
 
 class Piece(NamedTuple):
-    """Where numbers lie one after the other."""
+    """A contiguous range of values in a file."""
 
     path: Path
     offset: int
     length: int
-    """In bytes."""
+    """In bytes, like offset."""
 
 
 class Scratch(threading.local):
-    """Memory of each thread's own, used again and again: new memory costs more than what is done in it."""
+    """Reusable memory per thread, because allocating memory takes longer than the work done in it."""
 
     def __init__(self) -> None:
         self._bytes = torch.empty(0, dtype=torch.uint8)
         self._taken = torch.empty(0), memoryview(b"")
 
     def take(self, shape: tuple[int, ...], dtype: torch.dtype) -> tuple[torch.Tensor, memoryview]:
-        """A tensor with any numbers, and its bytes; what the thread took before is overwritten."""
+        """An uninitialized tensor and its bytes. Overwrites what the thread took before."""
         rows = self._taken[0]
         if rows.shape != shape or rows.dtype != dtype:
             n_bytes = math.prod(shape) * dtype.itemsize
@@ -52,7 +52,7 @@ class Readable(Protocol):
     """An open file."""
 
     def read_into(self, offset: int, out: memoryview) -> None:
-        """Fills `out` with the bytes that begin at `offset`. Raises OSError, or ValueError when there are too few."""
+        """Fill `out` with the bytes from `offset` on. Raises OSError, or ValueError if the file is too short."""
         ...
 
 
@@ -65,21 +65,21 @@ class _PlainFile:
         while len(out):
             n_read = self._file.readinto(out)
             if not n_read:
-                raise ValueError(f"{self._path.name} ends too early: it was cut off, bring it here again")
+                raise ValueError(f"{self._path.name} is truncated: copy or download it again")
             out = out[n_read:]
 
 
 @contextmanager
 def opened(path: Path) -> Iterator[Readable]:
-    """A file as it is. Raises OSError."""
+    """Open a plain file. Raises OSError."""
     with path.open("rb", buffering=0) as file:
         yield _PlainFile(path, file)
 
 
 def read_rows(file: Readable, offset: int, dtype: torch.dtype, out: torch.Tensor) -> None:
-    """Fills `out` [rows, ...] with as many numbers of the dtype, which begin at the file's byte `offset`.
+    """Fill `out` [rows, ...] with values of the dtype, which begin at byte `offset` of the file.
 
-    Raises what `file` raises.
+    Raises the errors of `file`.
     """
     row_bytes = math.prod(out.shape[1:]) * dtype.itemsize
     step = max(1, PIECE_BYTES // max(row_bytes, 1))

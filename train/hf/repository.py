@@ -1,4 +1,4 @@
-"""Where a pretrained model is, a folder or a repository of the hub, and what its config.json says."""
+"""Find a pretrained model in a folder or on the hub, and read its config.json."""
 
 import contextlib
 import json
@@ -19,14 +19,14 @@ FILES_TO_FETCH = [
     *("config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json", "vocab.json", "merges.txt"),
     *("chat_template*", "*.safetensors", INDEX),
 ]
-"""Of a repository on the hub."""
+"""Patterns of the files to fetch from a repository on the hub."""
 _PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
 def read_values(name: str) -> tuple[dict[str, Any], str]:
-    """ModelConfig's keys as the config.json of a folder or hub name has them, and where that was found.
+    """The values of ModelConfig in the config.json of a folder or hub repository, and the path of that file.
 
-    Raises ConfigError when there is none, or it is of another architecture.
+    Raises ConfigError if there is none, or if it is of another architecture.
     """
     path = find_folder(name)
     return read_config_json(name, (path if path is not None else fetch(name, ["config.json"])) / "config.json")
@@ -34,7 +34,7 @@ def read_values(name: str) -> tuple[dict[str, Any], str]:
 
 @contextlib.contextmanager
 def errors_name_the_key(subject: str) -> Iterator[None]:
-    """What is wrong with a file becomes a ConfigError of KEY; `subject` says what that is."""
+    """Convert errors of a file to a ConfigError of KEY. `subject`: how the message begins."""
     try:
         yield
     except OSError as error:
@@ -47,9 +47,7 @@ def read_config_json(name: str, file: Path) -> tuple[dict[str, Any], str]:
     subject = f"is {name!r}"
     hub_name = None if find_folder(name) is not None else name
     if not file.is_file():
-        raise ConfigError(
-            f"{subject}, but there is no config.json in it: name a folder that transformers loads", key=KEY
-        )
+        raise ConfigError(f"{subject}, but it has no config.json: name a folder that transformers can load", key=KEY)
     with errors_name_the_key(subject):
         try:
             contents = json.loads(file.read_text(encoding="utf-8"))
@@ -58,7 +56,7 @@ def read_config_json(name: str, file: Path) -> tuple[dict[str, Any], str]:
         except ValueError:
             raise ValueError(f"its config.json is not JSON ({file}): download or copy it again") from None
         if not isinstance(contents, dict):
-            raise ValueError(f"its config.json holds no mapping ({file})")
+            raise ValueError(f"its config.json does not contain a mapping ({file})")
         check_contents(contents, file, hub_name)
         return model_values(contents), str(file)
 
@@ -67,24 +65,24 @@ def no_weights(names: list[str]) -> str:
     pickles = sorted(name for name in names if any(Path(name).match(pattern) for pattern in _PICKLES))
     if pickles:
         return (
-            f"its weights are pickles alone ({', '.join(pickles[:3])}), which can run code as they are opened: convert "
-            "them to safetensors (transformers' save_pretrained)"
+            f"its weights are only pickles ({', '.join(pickles[:3])}), which can execute code when they are loaded: "
+            "convert them to safetensors (transformers' save_pretrained)"
         )
-    return "there are no safetensors files in it: name what has them"
+    return "it has no safetensors files: name a model that has them"
 
 
 def find_folder(name: str) -> Path | None:
-    """The folder that is meant; None for what is a name on the hub."""
+    """The folder of that name; None if it is a name on the hub. Raises ConfigError if it can be neither."""
     refuse_path(KEY, name)
     path = Path(name).expanduser()
     if path.is_dir():
         return path
     subject = f"is {name!r}"
     if path.exists():
-        raise ConfigError(f"{subject}, a file: name the folder that holds config.json and safetensors files", key=KEY)
+        raise ConfigError(f"{subject}, a file: name the folder with config.json and safetensors files", key=KEY)
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
         raise ConfigError(
-            f"{subject}, but there is no such folder{from_here(name)}, and a name on the hub looks like "
+            f"{subject}, but this folder does not exist{from_here(name)}, and a name on the hub looks like "
             "databricks/dbrx-base",
             key=KEY,
         )
@@ -92,7 +90,7 @@ def find_folder(name: str) -> Path | None:
 
 
 def fetch(name: str, patterns: list[str]) -> Path:
-    """The folder in the hub's cache with these files. Asks the hub where it can be asked."""
+    """Fetch files into the hub's cache and return their folder. Uses only the cache if the hub is not available."""
     from huggingface_hub import errors, snapshot_download
 
     subject, offline = f"is {name!r}", why_offline()
@@ -102,14 +100,12 @@ def fetch(name: str, patterns: list[str]) -> Path:
         with quiet() if patterns == ["config.json"] else contextlib.nullcontext():
             return Path(snapshot_download(name, allow_patterns=patterns, local_files_only=offline is not None))
     except errors.HFValidationError:
-        raise ConfigError(
-            f"{subject}, which is neither a folder that is there nor a name on the hub", key=KEY
-        ) from None
-    except errors.LocalEntryNotFoundError as error:  # an OSError too
+        raise ConfigError(f"{subject}, which is neither an existing folder nor a name on the hub", key=KEY) from None
+    except errors.LocalEntryNotFoundError as error:  # a subclass of OSError
         why = offline or first_line(error)
         raise ConfigError(
-            f"{subject}, which is no folder here, and not in the hub's cache; {why}: fetch it where there is a network "
-            f"(hf download {name}), or name a folder",
+            f"{subject}, which is neither a folder here nor in the hub's cache; {why}: download it where there is a "
+            f"network connection (hf download {name}), or name a folder",
             key=KEY,
         ) from None
     except (errors.HfHubHTTPError, OSError) as error:  # requests' errors are OSErrors
@@ -117,7 +113,7 @@ def fetch(name: str, patterns: list[str]) -> Path:
 
 
 def _ask_hub(name: str) -> None:
-    """Raises ConfigError when the repository is not there, may not be read, or holds no safetensors DBRX."""
+    """Raise ConfigError if the repository does not exist, is not accessible, or contains no safetensors files."""
     import requests
     from huggingface_hub import HfApi, errors
 
@@ -128,20 +124,18 @@ def _ask_hub(name: str) -> None:
             api.auth_check(name)
     except errors.GatedRepoError:
         raise ConfigError(
-            f"{subject}, to which the hub gives access on request only: ask for it on the model's page, and log in "
-            "with `hf auth login` or HF_TOKEN",
+            f"{subject}, a gated repository: request access on the model's page, and log in with `hf auth login` or "
+            "HF_TOKEN",
             key=KEY,
         ) from None
     except errors.RepositoryNotFoundError:
         raise ConfigError(
-            f"{subject}, which is no folder here, and the hub has no such model, or not for you: look for a slip in "
-            "the name; for a private one log in with `hf auth login` or HF_TOKEN",
+            f"{subject}, which is neither a folder here nor a model on the hub that you can access: check the "
+            "spelling; for a private model log in with `hf auth login` or HF_TOKEN",
             key=KEY,
         ) from None
     except (errors.HfHubHTTPError, requests.RequestException) as error:
-        raise ConfigError(
-            f"{subject}, but the hub does not tell what it holds ({first_line(error)})", key=KEY
-        ) from None
+        raise ConfigError(f"{subject}, but the hub cannot list its files ({first_line(error)})", key=KEY) from None
     names = [file.rfilename for file in info.siblings or []]
     if not any(name.endswith(".safetensors") for name in names):
         raise ConfigError(f"{subject}, but {no_weights(names)}", key=KEY)

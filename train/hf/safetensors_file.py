@@ -1,6 +1,6 @@
-"""safetensors files: 8 bytes give the header's length, a JSON header says where each tensor lies, then come the bytes.
+"""safetensors files: 8 bytes with the header's length, a JSON header with the location of each tensor, and the data.
 
-Headers are read and written here without the library, which maps whole files into memory.
+Headers are read and written without the library, which memory-maps whole files.
 """
 
 import json
@@ -13,25 +13,25 @@ from typing import Any, NamedTuple
 from train.models.precision import BY_SAFETENSORS, FORMATS, Precision
 
 _MOST_HEADER_BYTES = 100_000_000
-"""The library's own limit."""
+"""The same limit as in the library."""
 _LFS_POINTER = b"version https://git-lfs"
 
 
 class Stored(NamedTuple):
-    """Where a tensor lies in its file."""
+    """The location of a tensor in its file."""
 
     dtype: str
-    """As safetensors names it: F32, BF16, F16, ..."""
+    """In safetensors' notation: F32, BF16, F16, ..."""
     shape: tuple[int, ...]
     start: int
     stop: int
-    """Of its bytes, counted from the file's beginning."""
+    """The byte range [start, stop), counted from the beginning of the file."""
 
 
 def read_header(path: Path) -> dict[str, Stored]:
-    """The tensors of a file by name. Reads no tensor.
+    """Read the header of a file and return its tensors by name. Reads no tensor.
 
-    Raises ValueError, which begins with the file's name, when it is no safetensors file or not all of one.
+    Raises ValueError, beginning with the file's name, if it is not a safetensors file or is truncated.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -44,16 +44,16 @@ def read_header(path: Path) -> dict[str, Stored]:
         file.seek(8)
         text = file.read(length)
     if len(text) < length:
-        raise ValueError(f"{path.name} is cut off: it has {size:,} bytes, its header alone {8 + length:,}")
+        raise ValueError(f"{path.name} is truncated: it has {size:,} bytes, its header alone {8 + length:,}")
     try:
         header = json.loads(text)
         header.pop("__metadata__", None)
         tensors = {name: _stored(entry, 8 + length) for name, entry in header.items()}
     except (ValueError, TypeError, KeyError, AttributeError):
-        raise ValueError(f"{path.name} has a header that is damaged") from None
+        raise ValueError(f"{path.name} has a damaged header") from None
     end = max((stored.stop for stored in tensors.values()), default=8 + length)
     if size != end:
-        message = "is cut off" if size < end else "has more than its header speaks of"
+        message = "is truncated" if size < end else "is longer than its header describes"
         raise ValueError(f"{path.name} {message}: it has {size:,} bytes of {end:,}")
     return tensors
 
@@ -66,7 +66,7 @@ def _stored(entry: Mapping[str, Any], offset: int) -> Stored:
 
 
 def header(shapes: Mapping[str, tuple[int, ...]], precision: Precision) -> bytes:
-    """What a file begins with that holds these tensors, one behind the other."""
+    """The header of a file that contains these tensors in this order."""
     dtype = FORMATS[precision].safetensors
     entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0

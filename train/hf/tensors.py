@@ -1,4 +1,4 @@
-"""Tensors that are read or written a few rows at a time: where they come from, and in what dtype."""
+"""Tensors that are read or written a few rows at a time: their sources and dtypes."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,29 +12,29 @@ from train.models.precision import FORMATS, Precision
 
 
 class TensorSource(Protocol):
-    """Where tensors to write come from: a checkpoint, or a base with an adapter merged into it."""
+    """A source of tensors to write: a checkpoint, or a base with adapters merged into it."""
 
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """Of every tensor, by name."""
+        """The shape of every tensor, by name."""
         ...
 
     @property
     def files(self) -> Sequence[Path]:
-        """What the values come from: while these are the same, so are the values."""
+        """The files that the values depend on. The values are unchanged as long as these files are."""
         ...
 
     def pieces(self, name: str, dtype: torch.dtype) -> Sequence[Piece] | None:
-        """Where in files the tensor's bytes are, in order, in that dtype; None where they have to be computed.
+        """The ranges of files with the tensor's bytes in that dtype, in order; None if they have to be computed.
 
-        Raises ConfigError when they cannot be had.
+        Raises ConfigError if they cannot be read.
         """
         ...
 
     def rows(self, name: str, start: int, stop: int, out: torch.Tensor) -> None:
-        """Puts rows [start, stop) into `out` [stop - start, ...], in whatever dtype that has.
+        """Write rows [start, stop) into `out` [stop - start, ...], in the dtype of `out`.
 
-        Raises ConfigError when they cannot be had.
+        Raises ConfigError if they cannot be read.
         """
         ...
 
@@ -44,7 +44,7 @@ def n_bytes(shape: tuple[int, ...], precision: Precision) -> int:
 
 
 def row_blocks(shape: tuple[int, ...], itemsize: int) -> Iterator[tuple[int, int]]:
-    """[start, stop) of the rows that are held in memory at a time."""
+    """The ranges [start, stop) of rows that are processed at a time."""
     step = max(1, PIECE_BYTES // (math.prod(shape[1:]) * itemsize))
     for start in range(0, shape[0], step):
         yield start, min(start + step, shape[0])

@@ -1,4 +1,4 @@
-"""What scripts/checkpoint.py shows of checkpoints and save folders, and what it deletes.
+"""What scripts/checkpoint.py shows about checkpoints and save folders, and what it deletes.
 
-Reading a checkpoint, and which of them are kept, belong in train/checkpoint; a run needs nothing from here.
+Reading and retaining checkpoints belong in train/checkpoint. A run does not use this package.
 """

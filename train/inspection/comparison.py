@@ -1,4 +1,4 @@
-"""What differs between two checkpoints: where and when they were written, the config, the run's state, the tensors."""
+"""Compare two checkpoints: their manifests, configs, run states and tensors."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -20,19 +20,19 @@ from train.inspection.tensors import TensorsCompared, compare_tensors
 from train.resume.differences import differences, shown
 
 _WALL_CLOCK = "_wct"
-"""Ends the names of Composer's lengths of time."""
+"""Suffix of the names of Composer's durations."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Lines of what differs. Checkpoints are equal when there is none but in `unimportant`."""
+    """The differences, one per line. Checkpoints are equal if there are none outside of `unimportant`."""
 
     manifest: list[str]
     config: list[str]
     state: list[str]
     tensors: TensorsCompared
     unimportant: list[str]
-    """When they were written, and how long that took: two runs that compute the same differ in it."""
+    """Times of writing and durations, which also differ between two runs that compute the same."""
 
     @property
     def equal(self) -> bool:
@@ -40,9 +40,9 @@ class Comparison:
 
 
 def compare(a: Path, b: Path, progress: Callable[[int], object] = lambda n_bytes: None) -> Comparison:
-    """Compares all that is read with the manifests on the way. progress: see compare_tensors.
+    """Compare two checkpoints. Everything that is read is verified with the manifests. progress: see compare_tensors.
 
-    Raises CorruptCheckpointError, and ConfigError for what cannot be read.
+    Raises CorruptCheckpointError, and ConfigError for files that cannot be read.
     """
     first, second = _open(a), _open(b)
     states = state_if_any(first), state_if_any(second)
@@ -85,12 +85,12 @@ def _configs(a: Path, b: Path) -> list[str]:
                 verify_files(path, [CONFIG])
         try:
             first, second = saved_config(a), saved_config(b)
-        except ConfigError as error:  # such as one with keys that this code does not have
+        except ConfigError as error:  # for example unknown keys
             if saved_values(a) == saved_values(b):
                 return []
-            return [f"it cannot be compared by key: {str(error).splitlines()[0]}"]
+            return [f"cannot be compared by key: {str(error).splitlines()[0]}"]
     if first is None or second is None:
-        return [] if first is second else [f"there is none in {(a if first is None else b).name}"]
+        return [] if first is second else [f"{(a if first is None else b).name} has no config"]
     found = differences(first, second)
     return [f"{each.key}: {shown(each.was)} -> {shown(each.now)}" for each in found]
 
@@ -107,9 +107,9 @@ def _states(a: RunState | None, b: RunState | None) -> Iterator[str]:
     yield from _change("optimizer", a.optimizer, b.optimizer)
     yield from _groups(a, b)
     if len(a.random) != len(b.random):
-        yield f"random: of {len(a.random)} ranks -> of {len(b.random)}"
+        yield f"random: states of {len(a.random)} ranks -> of {len(b.random)} ranks"
     elif ranks := [str(rank) for rank, pair in enumerate(zip(a.random, b.random, strict=True)) if pair[0] != pair[1]]:
-        yield f"random: other states on rank {', '.join(ranks[:8])}{' and others' if len(ranks) > 8 else ''}"
+        yield f"random: different states on rank {', '.join(ranks[:8])}{' and others' if len(ranks) > 8 else ''}"
 
 
 def _clocks(a: RunState | None, b: RunState | None) -> Iterator[str]:
@@ -122,7 +122,7 @@ def _is_length(key: str) -> bool:
 
 
 def _groups(a: RunState, b: RunState) -> Iterator[str]:
-    """The optimizer's settings, by name of the group."""
+    """Changes of the optimizer's settings, by the name of the group."""
     of_a, of_b = ({group.get("name", str(n)): group for n, group in enumerate(s.param_groups)} for s in (a, b))
     for name in dict.fromkeys([*of_a, *of_b]):
         was, now = of_a.get(name), of_b.get(name)
@@ -133,7 +133,7 @@ def _groups(a: RunState, b: RunState) -> Iterator[str]:
             if key != "params":
                 yield from _change(f"param_groups.{name}.{key}", was.get(key), now.get(key))
             elif was[key] != now[key]:
-                yield f"param_groups.{name}.params: {len(was[key])} parameters -> {len(now[key])}, not the same"
+                yield f"param_groups.{name}.params: {len(was[key])} parameters -> {len(now[key])} other ones"
 
 
 def _changes(key: str, a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[str]:
@@ -142,13 +142,13 @@ def _changes(key: str, a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[s
 
 
 def _change(key: str, a: Any, b: Any) -> Iterator[str]:
-    # A list of JSON is a list, whatever it was before it was saved.
+    # Compared as JSON, because tuples become lists when they are saved.
     if json.dumps(a, sort_keys=True, default=str) != json.dumps(b, sort_keys=True, default=str):
         yield f"{key}: {_show(a)} -> {_show(b)}"
 
 
 def _there(value: object) -> str:
-    return "absent" if value is None else "there"
+    return "absent" if value is None else "present"
 
 
 def _json(text: str) -> Mapping[str, Any]:
@@ -169,7 +169,7 @@ def _show(value: Any) -> str:
 
 
 def lines(compared: Comparison, a: str, b: str, top: int) -> Iterator[str | Table]:
-    """For the console; a and b are what the checkpoints are called. At most `top` lines of each kind of tensor."""
+    """Lines for the console. a and b: the names of the checkpoints. At most `top` lines for each kind of difference."""
     yield f"{a} -> {b}"
     for title in ("manifest", "config", "state"):
         found = getattr(compared, title)

@@ -1,4 +1,4 @@
-"""A path -> the checkpoint that it means, or those of the save folder; or an error that says what it is instead."""
+"""Find the checkpoint or the save folder that a path names, or report what the path is instead."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,16 +16,16 @@ class Found:
     """Checkpoints at a path."""
 
     folder: Path
-    """The save folder, or the folder that the one checkpoint is in."""
+    """The save folder, or the folder that contains the checkpoint."""
     checkpoints: list[Path]
-    """Oldest first. One of a save folder without a manifest that ought to have one is in it as well."""
+    """Oldest first. Includes checkpoints in a save folder whose manifest is missing."""
     leftovers: list[Path]
-    """What killed runs have left in the save folder."""
+    """Partial files of killed runs in the save folder."""
 
 
 @contextmanager
 def read_errors_named(path: Path) -> Iterator[None]:
-    """Makes a ConfigError of every OSError, which names the file that the system names, or the path."""
+    """Convert OSError to ConfigError with the name of the file in the error, or else of the path."""
     try:
         yield
     except OSError as error:
@@ -33,7 +33,8 @@ def read_errors_named(path: Path) -> Iterator[None]:
 
 
 def find_checkpoints(path: Path) -> Found:
-    """Those of a save folder, or the one that the path is, or links to. Raises ConfigError when there is none."""
+    """The checkpoints of a save folder, or the one that the path is or links to. Raises ConfigError if there is
+    none."""
     with read_errors_named(path):
         if _is_checkpoint(path):
             real = path.resolve()
@@ -41,12 +42,13 @@ def find_checkpoints(path: Path) -> Found:
         found = find_save_folder(path)
     path = found.folder
     if not found.checkpoints:
-        raise ConfigError(f"{path} holds no checkpoint, only {_some(found.leftovers)}: not committed")
+        raise ConfigError(f"{path} contains no committed checkpoint, only {_some(found.leftovers)}")
     return found
 
 
 def find_save_folder(path: Path) -> Found:
-    """It may hold nothing but leftovers. Raises ConfigError for what is no save folder, nor holds one alone."""
+    """Find a save folder, which may contain only leftovers. Raises ConfigError if the path is not a save folder and
+    does not contain exactly one."""
     path = resolve_save_folder(path)
     with read_errors_named(path):
         if path.is_dir() and not _is_checkpoint(path):
@@ -56,13 +58,13 @@ def find_save_folder(path: Path) -> Found:
                 return found
         if not path.exists():
             missing = f"does not exist{from_here(path)}"
-            there = f"is a link to {path.readlink()}, which is not there" if path.is_symlink() else missing
+            there = f"is a link to {path.readlink()}, which does not exist" if path.is_symlink() else missing
             raise ConfigError(f"{path} {there}")
         raise ConfigError(f"{path} is not a folder with checkpoints (such as ep0-ba100), but {_describe(path)}")
 
 
 def find_checkpoint(path: Path) -> Path:
-    """The one that the path is, or the newest of a save folder. Raises ConfigError as find_checkpoints."""
+    """The checkpoint that the path is, or the newest in a save folder. Raises ConfigError like find_checkpoints."""
     return find_checkpoints(path).checkpoints[-1]
 
 
@@ -82,11 +84,11 @@ def _describe(path: Path) -> str:
     if not path.is_dir():
         return "a file"
     if _is_checkpoint(path):
-        return "a checkpoint itself: name the folder that it is in"
+        return "a checkpoint itself: name the folder that contains it"
     exported = [name for name in ("config.json", "adapter_config.json") if (path / name).is_file()]
     if exported:
-        return f"an exported folder ({exported[0]} is in it): name the save folder of the run that it came from"
+        return f"an exported folder (it contains {exported[0]}): name the save folder of its run"
     entries = sorted(path.iterdir())
     if not entries:
         return "an empty folder"
-    return f"a folder that holds {_some(entries)}"
+    return f"a folder that contains {_some(entries)}"

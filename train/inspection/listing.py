@@ -1,4 +1,4 @@
-"""The checkpoints of a save folder as a table, or as JSON: from their manifests, without reading what they hold."""
+"""List the checkpoints of a save folder as a table or as JSON, reading only their manifests."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -24,26 +24,26 @@ from train.checkpoint.storage.manifest import (
 from train.inspection.found import Found, read_errors_named
 
 EARLIER = "earlier version"
-"""In the place of a manifest's format: a checkpoint written before there were manifests."""
+"""Shown as the format of a checkpoint that was written before manifests existed."""
 _ID = 8
-"""Characters of a run_id that are shown: enough to tell runs apart."""
+"""Number of characters of a run_id that are shown."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """What is known of a checkpoint without reading it."""
+    """What is known about a checkpoint without reading its tensors."""
 
     checkpoint: Path
     manifest: Manifest | None
-    """None where it is damaged, and of one written before there were manifests."""
+    """None if it is damaged, or if the checkpoint was written before manifests existed."""
     size: int
     """In bytes, on disk."""
     written: str
-    """In UTC (ISO 8601); without a manifest the time of the files."""
+    """In UTC (ISO 8601); without a manifest, the modification time."""
     latest: bool
-    """`latest` links to it."""
+    """Whether `latest` links to it."""
     error: ConfigError | None
-    """What is wrong with its manifest, or with the names and sizes of its files."""
+    """A defect of its manifest, or of the names and sizes of its files."""
 
     @property
     def format(self) -> str:
@@ -55,12 +55,12 @@ class Entry:
 
     @property
     def batch(self) -> int | None:
-        """Without a manifest that of its name; None where this says nothing."""
+        """The batch in the manifest, else in the name; None if neither has it."""
         return self.manifest.batch if self.manifest is not None else named_batch(self.checkpoint)
 
 
 def entries(found: Found) -> list[Entry]:
-    """Raises ConfigError for a folder that cannot be read; what is wrong with a checkpoint is in its entry."""
+    """One entry per checkpoint, with any defect. Raises ConfigError for a folder that cannot be read."""
     link = found.folder / LATEST
     latest = link.resolve() if link.is_symlink() else None
     listed = [_entry(checkpoint, latest) for checkpoint in found.checkpoints]
@@ -68,7 +68,7 @@ def entries(found: Found) -> list[Entry]:
 
 
 def _entry(checkpoint: Path, latest: Path | None) -> Entry | None:
-    """None where the run has deleted it meanwhile."""
+    """None if the run has deleted the checkpoint meanwhile."""
     manifest, error = None, None
     with read_errors_named(checkpoint):
         try:
@@ -96,7 +96,7 @@ def _entry(checkpoint: Path, latest: Path | None) -> Entry | None:
 
 
 def table(listed: Sequence[Entry]) -> Table:
-    """A row for each. Versions have a column where they are not all the same."""
+    """A table with a row per checkpoint. A column for versions is added if they differ."""
     changing = _changing_versions(listed)
     found = Table()
     for column in ("checkpoint", "batch", "written (UTC)", "size", "ranks", "run", "format"):
@@ -105,7 +105,7 @@ def table(listed: Sequence[Entry]) -> Table:
         found.add_column("versions")
     for entry in listed:
         manifest = entry.manifest
-        # A run's name may have brackets in it, which rich would take as markup.
+        # Text, because rich would interpret brackets in a run's name as markup.
         row = [
             entry.checkpoint.name + (f" ({LATEST})" if entry.latest else ""),
             f"{entry.batch:,}" if entry.batch is not None else "?",
@@ -129,15 +129,15 @@ def _changing_versions(listed: Sequence[Entry]) -> list[str]:
 
 
 def notes(found: Found, listed: Sequence[Entry]) -> Iterator[str]:
-    """Lines below the table. Raises ConfigError when the lock file cannot be read."""
+    """Lines below the table. Raises ConfigError if the lock file cannot be read."""
     link = found.folder / LATEST
     if link.is_symlink() and not link.exists():
-        yield f"{LATEST} links to {link.readlink()}, which is not there"
+        yield f"{LATEST} links to {link.readlink()}, which does not exist"
     with read_errors_named(found.folder):
         owner = owner_of(found.folder)
     for path in found.leftovers:
         if owner is not None and owner.alive is not False:
-            yield f"{path.name} is not committed, as far as the run has come"
+            yield f"{path.name} is not committed yet: the run may still be writing it"
         else:
             yield f"{path.name} was not committed: the next run deletes it, as prune does"
     yield f"owner: {_described(owner)}"
@@ -148,12 +148,12 @@ def notes(found: Found, listed: Sequence[Entry]) -> Iterator[str]:
 def _described(owner: FoundOwner | None) -> str:
     if owner is None:
         return "none"
-    state = {True: "which is alive", False: "which has ended", None: "on another machine, as far as is known here"}
+    state = {True: "which is alive", False: "which has ended", None: "on another machine, so its state is unknown"}
     return f"{owner.name}, {state[owner.alive]}"
 
 
 def as_json(found: Found, listed: Sequence[Entry]) -> dict[str, Any]:
-    """The same for programs; sizes in bytes. Raises ConfigError as notes."""
+    """The same as JSON, with sizes in bytes. Raises ConfigError like notes."""
     with read_errors_named(found.folder):
         owner = owner_of(found.folder)
     return {

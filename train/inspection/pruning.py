@@ -1,4 +1,4 @@
-"""Deletes the older checkpoints of a save folder, as a run does: never the last that is known to be right."""
+"""Delete older checkpoints of a save folder as a run does: the last verified checkpoint is never deleted."""
 
 import logging
 import math
@@ -23,16 +23,16 @@ from train.inspection.verification import verify
 
 @dataclass(frozen=True, kw_only=True)
 class Every:
-    """Which of the older checkpoints are kept besides."""
+    """Which older checkpoints are kept in addition to the newest."""
 
     batches: int
     why: str
-    """How that follows from the number of checkpoints."""
+    """An explanation of how batches was derived from --keep_every."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pruning:
-    """What is to be deleted, and what stays."""
+    """What will be deleted, and what is kept."""
 
     folder: Path
     superseded: list[Path]
@@ -41,7 +41,7 @@ class Pruning:
     """Oldest first."""
     every: Every | None
     size: int
-    """In bytes, of what is to be deleted."""
+    """Total size of what will be deleted, in bytes."""
 
     @property
     def nothing(self) -> bool:
@@ -58,14 +58,17 @@ class Pruning:
 
 
 def plan(folder: Path, *, keep: int, keep_every: int | None = None) -> Pruning:
-    """keep: the newest so many. keep_every: besides, one of every so many that the run has saved. Changes nothing.
+    """Plan what to delete, without changing anything. keep: number of newest checkpoints. keep_every: also keep every
+    N-th checkpoint that the run has saved.
 
-    Raises ConfigError for what is no save folder, when its owner is alive, and when the interval is not known.
+    Raises ConfigError if the path is not a save folder, its owner is alive, or the save interval is not known.
     """
     with read_errors_named(folder):
         owner = owner_of(folder)
         if owner is not None and owner.alive:
-            raise ConfigError(f"{folder} belongs to {owner.name}, and that run is alive: wait for its end, or stop it")
+            raise ConfigError(
+                f"{folder} belongs to {owner.name}, and that run is alive: wait until it ends, or stop it"
+            )
         return _plan(folder, keep, keep_every)
 
 
@@ -76,16 +79,16 @@ def prune(
     keep_every: int | None = None,
     progress: Callable[[int], object] = lambda n_bytes: None,
 ) -> Pruning:
-    """Deletes what `plan` says, once one that stays has been read back and is right. Owns the folder meanwhile.
+    """Delete what `plan` lists, once a checkpoint that is kept has been read and verified. Owns the folder meanwhile.
 
-    progress is called with the bytes that were read to verify. Raises ConfigError as plan, and when none of those that
-    stay is right: then no checkpoint is deleted. Raises DataError on a full disk, which has no room for the lock file.
+    progress is called with the number of bytes read by the verification. Raises ConfigError like plan, and if no kept
+    checkpoint can be verified; no checkpoint is deleted then. Raises DataError if the disk is too full for a lock file.
     """
     plan(folder, keep=keep, keep_every=keep_every)
     if not os.access(folder, os.W_OK):
         raise ConfigError(f"{folder} cannot be written, so nothing in it can be deleted")
     with own(folder, "checkpoint.py prune"), os_errors_named(folder, "written"):
-        # Nothing is saved or deleted by others from here on.
+        # From here on no other process saves or deletes checkpoints.
         planned = _plan(folder, keep, keep_every)
         if planned.superseded:
             _verify_one(planned, progress)
@@ -102,7 +105,7 @@ def _plan(folder: Path, keep: int, keep_every: int | None) -> Pruning:
     every = _every(folder, present, keep_every) if keep_every is not None and present else None
     retention = Retention(newest=keep, every=every.batches if every is not None else None)
     superseded = retention.superseded(present, batch_of(present[-1])) if present else []
-    # One that has lost its manifest cannot be loaded, but is no leftover either: it may be all that there is.
+    # A checkpoint without its manifest cannot be loaded, but is no leftover either: it may be the only one.
     superseded = [path for path in found.checkpoints if path in superseded or path not in present]
     return Pruning(
         folder=folder,
@@ -115,49 +118,49 @@ def _plan(folder: Path, keep: int, keep_every: int | None) -> Pruning:
 
 
 def _verify_one(planned: Pruning, progress: Callable[[int], object]) -> None:
-    """Raises ConfigError when none of those that stay is right."""
+    """Raise ConfigError if none of the kept checkpoints can be verified."""
     for path in reversed(planned.kept):
         verified = verify(path, progress)
         for line in verified.lines():
-            logger.log(logging.INFO if verified.right else logging.WARNING, line)
-        if verified.right:
+            logger.log(logging.INFO if verified.valid else logging.WARNING, line)
+        if verified.valid:
             return
     kept = ", ".join(path.name for path in planned.kept) or "none"
     raise ConfigError(
-        f"none of the checkpoints of {planned.folder} that would stay ({kept}) could be verified, so none was deleted: "
-        "keep more of them (--keep), or delete by hand"
+        f"none of the checkpoints to keep in {planned.folder} ({kept}) could be verified, so nothing was deleted: keep "
+        "more of them (--keep), or delete by hand"
     )
 
 
 def _every(folder: Path, present: Sequence[Path], keep_every: int) -> Every:
-    """Raises ConfigError where the interval is not known."""
+    """Raises ConfigError if the save interval is not known."""
     interval, why = _interval(folder, present)
     batches = keep_every * interval
-    what = f"--keep_every {keep_every}: those of a multiple of {batches:,} batches stay"
+    what = f"--keep_every {keep_every}: checkpoints at multiples of {batches:,} batches are kept"
     return Every(batches=batches, why=f"{what}, because {why}")
 
 
 def _interval(folder: Path, present: Sequence[Path]) -> tuple[int, str]:
-    """Batches between two checkpoints that the run has saved, and how that is known."""
+    """Number of batches between two checkpoints of the run, and how it was determined."""
     file = folder / CONFIG
     config = load_saved_config(file) if file.is_file() else None
     if config is not None and (batches := _batches(config)) is not None:
         return batches, f"save_interval is {config.save_interval} in {CONFIG}"
-    # The last one of a run may be at any batch. Of those that are left the interval is a common divisor, or larger.
+    # The last checkpoint of a run may be at any batch. The others are at multiples of their greatest common divisor.
     earlier = [batch_of(path) for path in present[:-1]]
     if not (batches := math.gcd(*earlier)):
         raise ConfigError(
-            f"--keep_every needs the batches between two checkpoints, but {folder} has neither a {CONFIG} that says it "
-            "nor two checkpoints: leave it out"
+            f"--keep_every requires the number of batches between two checkpoints, but {folder} has neither a {CONFIG} "
+            "that sets it nor two checkpoints: remove it"
         )
     lacking = f"there is no {CONFIG}" if config is None else f"save_interval, {config.save_interval}, is not in batches"
     return batches, f"{lacking}, and the checkpoints before the newest are at multiples of {batches:,}"
 
 
 def _batches(config: TrainConfig) -> int | None:
-    """save_interval in batches; None where that depends on the data."""
+    """save_interval in batches; None if it depends on the data."""
     size = config.global_train_batch_size
-    # No unit that asks for rows_per_epoch comes here.
+    # Units that need rows_per_epoch return None below.
     clock = Clock(tokens_per_batch=size * config.max_seq_len, rows_per_batch=size, rows_per_epoch=0)
     unit, of = parse_duration(config.save_interval)[1], parse_duration(config.max_duration)[1]
     if unit == "ep" or (unit == "dur" and of == "ep"):
@@ -168,6 +171,6 @@ def _batches(config: TrainConfig) -> int | None:
 
 
 def _size(path: Path) -> int:
-    """In bytes; of a link that itself."""
+    """Size in bytes. Links are not followed."""
     below = path.rglob("*") if path.is_dir() and not path.is_symlink() else [path]
     return sum(file.lstat().st_size for file in below if file.is_symlink() or file.is_file())

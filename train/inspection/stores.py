@@ -1,4 +1,4 @@
-"""Save folders in object stores: outlined for a list, and fetched to be verified."""
+"""Save folders in object stores: listed without fetching their tensors, and fetched for verification."""
 
 import json
 import os
@@ -18,8 +18,8 @@ from train.inspection.verification import Verified, verify
 
 @contextmanager
 def outlined(place: Path | str) -> Iterator[Path]:
-    """A path as it is; of a URL a folder that looks like it: with its manifests, and with files that have the sizes of
-    its objects but no content. Raises ConfigError."""
+    """Yield a path as it is or, for a URL, a temporary folder that looks like the save folder there: with the
+    manifests, and with empty files of the same sizes for other objects. Raises ConfigError."""
     if isinstance(place, Path):
         yield place
         return
@@ -40,7 +40,7 @@ def outlined(place: Path | str) -> Iterator[Path]:
 
 
 def verify_there(url: str) -> Iterator[tuple[str, Verified]]:
-    """Fetches the checkpoints at a URL one after the other, and verifies them. Raises ConfigError."""
+    """Fetch and verify the checkpoints at a URL, one after the other. Raises ConfigError."""
     remote, contents, names = _look(url)
     STAGING.mkdir(parents=True, exist_ok=True)
     for name in names:
@@ -58,7 +58,7 @@ def verify_there(url: str) -> Iterator[tuple[str, Verified]]:
 
 
 def _look(url: str) -> tuple[RemoteFolder, Contents, tuple[str, ...]]:
-    """The save folder at a URL, or that of the checkpoint there, and the checkpoints that are meant."""
+    """The save folder of a URL, its contents, and the checkpoints that the URL names: all, or a single one."""
     parent, _, name = url.rstrip("/").rpartition("/")
     is_checkpoint = named_batch(Path(name)) is not None
     remote = open_remote(parent if is_checkpoint else url, "the URL", writable=False)
@@ -67,7 +67,7 @@ def _look(url: str) -> tuple[RemoteFolder, Contents, tuple[str, ...]]:
     there = (*contents.committed, *contents.incomplete)
     names = tuple(found for found in there if not is_checkpoint or found == name)
     if not names:
-        raise ConfigError(f"{url} holds no checkpoint")
+        raise ConfigError(f"{url} contains no checkpoint")
     return remote, contents, names
 
 
@@ -80,4 +80,4 @@ def _write(path: Path, data: bytes, n_bytes: int | None = None) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
     if n_bytes is not None:
-        os.truncate(path, n_bytes)  # takes no space
+        os.truncate(path, n_bytes)  # creates a sparse file

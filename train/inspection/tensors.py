@@ -1,4 +1,4 @@
-"""By how much the tensors of two checkpoints differ, read a piece at a time."""
+"""Measure how much the tensors of two checkpoints differ, reading them in chunks."""
 
 import math
 from collections import Counter
@@ -11,35 +11,35 @@ from train.checkpoint.load import Checkpoint
 from train.checkpoint.reader import OPTIMIZERS, PREFIX
 
 _PIECE = 1 << 18
-"""Numbers of a tensor that are compared at a time: a few times 2 MB in memory. Larger pieces are no faster."""
+"""Number of elements that are compared at a time, which takes a few times 2 MB. Larger chunks are not faster."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TensorDifference:
-    """Of two tensors of the same shape."""
+    """The difference of two tensors of the same shape."""
 
     name: str
     largest: float
-    """The largest absolute difference. It is nan, as are the others, where one of two numbers is."""
+    """The largest absolute difference. nan, like mean and relative, if only one of two elements is nan."""
     mean: float
-    """Of the absolute differences."""
+    """The mean absolute difference."""
     relative: float
-    """The norm of the difference to that of the first tensor."""
+    """The norm of the difference relative to the norm of the first tensor."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TensorsCompared:
-    """Of all tensors: weights, and the state of the optimizer."""
+    """The comparison of all tensors: weights and optimizer state."""
 
     n_equal: int
     only_first: Sequence[str]
     only_second: Sequence[str]
     other_shape: Sequence[str]
-    """`name: float32 [2, 3], float32 [3, 3]`."""
+    """Such as `name: float32 [2, 3], float32 [3, 3]`."""
     different: Sequence[TensorDifference]
-    """Those with the largest differences first."""
+    """Largest differences first."""
     scalars: Mapping[str, int]
-    """Those that are one number, such as the optimizer's counts of steps: `AdamW step: 4 -> 8`, and how many."""
+    """Changes of scalars, such as the optimizer's step counts (`AdamW step: 4 -> 8`), with the number of tensors."""
 
     @property
     def equal(self) -> bool:
@@ -72,7 +72,7 @@ def compare_tensors(
 
 
 def name_of(key: str) -> str:
-    """A parameter's name; of the optimizer's state with its class and its own key after it."""
+    """The name of a parameter. For optimizer state, the optimizer's class and its key are appended."""
     if not key.startswith(OPTIMIZERS):
         return key.removeprefix(PREFIX)
     name, what = _of_optimizer(key)
@@ -80,14 +80,14 @@ def name_of(key: str) -> str:
 
 
 def _of_optimizer(key: str) -> tuple[str, str]:
-    """The parameter, and what is kept of it: `AdamW exp_avg`."""
+    """The parameter, and the optimizer's class and key: `AdamW exp_avg`."""
     optimizer, _, rest = key.removeprefix(OPTIMIZERS).partition(".state.model.")
     name, _, what = rest.rpartition(".")
     return name, f"{optimizer} {what}"
 
 
 def _scalar(a: Checkpoint, b: Checkpoint, key: str) -> str | None:
-    """What it was and is; None where that is the same."""
+    """The change of a scalar; None if it is equal."""
     first, second = (torch.empty(1, dtype=each.describe(key)[1]) for each in (a, b))
     a.rows_of(key, 0, 1, first)
     b.rows_of(key, 0, 1, second)
@@ -98,7 +98,7 @@ def _scalar(a: Checkpoint, b: Checkpoint, key: str) -> str | None:
 
 
 def _compare(a: Checkpoint, b: Checkpoint, key: str, progress: Callable[[int], object]) -> TensorDifference | None:
-    """None where every bit is the same."""
+    """The difference of two tensors; None if they are bitwise equal."""
     shape, dtype = a.describe(key)
     rows, row = shape[0], shape[1:]
     step = max(_PIECE // max(math.prod(row), 1), 1)

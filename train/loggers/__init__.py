@@ -1,4 +1,4 @@
-"""Where the metrics of a run go: JSON lines, TensorBoard, W&B, MLflow and log files, one a module.
+"""Loggers for the metrics of a run: JSON lines, TensorBoard, W&B, MLflow and log files, one module each.
 
-What is measured belongs to the callbacks, what is shown on the console to train/console.
+Callbacks compute the metrics; train/console shows them on the console.
 """

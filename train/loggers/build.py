@@ -1,4 +1,4 @@
-"""From config to loggers: all of rank 0, but for a log file of each rank."""
+"""Builds the loggers of a config: all of them on rank 0, and a log file on each rank."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,19 +15,20 @@ from train.loggers.tensorboard import Tensorboard
 
 @dataclass(frozen=True, kw_only=True)
 class LoggedRun:
-    """What loggers know of the run besides its config."""
+    """Facts about the run that loggers need besides its config."""
 
     name: str
     id: str = ""
-    """The same after each resume. Only rank 0's is used."""
+    """The same after each resume. Only rank 0's value is used."""
     folder: Path | None = None
     """The log folder."""
     first_batch: int = 0
-    """The batch that this process begins with."""
+    """The batch at which this process begins."""
 
 
 def build_loggers(config: TrainConfig, run: LoggedRun) -> list[LoggerDestination]:
-    """Every rank has to call it. Raises ConfigError, on every rank, when one of rank 0 cannot be started."""
+    """Build the loggers. Every rank must call this. Raises ConfigError, on every rank, if a logger of rank 0 cannot be
+    started."""
     loggers: list[LoggerDestination] = []
     if (file := config.loggers.file) is not None:
         loggers.append(LogFile(log_file(file.filename, run.name), log_traces=False))
@@ -44,7 +45,7 @@ def _of_rank_0(config: TrainConfig, run: LoggedRun) -> list[LoggerDestination]:
         folder = board.folder(run.name)
         with os_errors_named(f"is {board.log_dir!r}, but {folder}", "written", key="loggers.tensorboard.log_dir"):
             loggers.append(Tensorboard(folder, config, run.first_batch))
-    # Imported here: each is slow to import, and MLflow need not be installed.
+    # Imported here, because each import is slow and MLflow may not be installed.
     if config.loggers.wandb is not None:
         from train.loggers.wandb import WandB
 

@@ -1,4 +1,4 @@
-"""What keeps a logger from starting, known before anything expensive. Imports no Composer."""
+"""Checks, before anything expensive, that loggers can start. Does not import Composer."""
 
 import importlib.util
 import os
@@ -8,7 +8,7 @@ from train.config.callbacks import LoggersConfig
 
 
 def check_loggers(config: LoggersConfig) -> None:
-    """For the rank that logs. Raises ConfigError."""
+    """Check the loggers, on the rank that logs. Raises ConfigError."""
     if config.mlflow is not None and importlib.util.find_spec("mlflow") is None:
         raise ConfigError(
             "is given, but MLflow is not installed: pip install -e '.[mlflow]'",
@@ -17,13 +17,13 @@ def check_loggers(config: LoggersConfig) -> None:
     if config.wandb is not None and not is_offline() and not _has_api_key():
         raise ConfigError(
             "is given, but wandb has no API key: run `wandb login`, set WANDB_API_KEY, or set "
-            "WANDB_MODE=offline to keep the log here",
+            "WANDB_MODE=offline to keep the log on this machine",
             key="loggers.wandb",
         )
 
 
 def is_offline() -> bool:
-    """Whether wandb is to send nothing."""
+    """Whether wandb must not upload anything."""
     return os.environ.get("WANDB_MODE") in ("offline", "disabled", "dryrun")
 
 

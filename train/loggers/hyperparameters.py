@@ -1,4 +1,4 @@
-"""The resolved config as loggers take it."""
+"""The resolved config in the form that loggers expect."""
 
 import json
 
@@ -7,7 +7,7 @@ from train.config.redaction import masked
 
 
 def flat(config: Section) -> dict[str, str | int | float | bool]:
-    """Dotted key -> value, without secrets; null, lists and empty mappings are text."""
+    """Return a value per dotted key, without secrets; null, lists and empty mappings become JSON text."""
     return {
         key: value if isinstance(value, str | int | float | bool) else json.dumps(value)
         for key, value in leaves(masked(config))

@@ -1,4 +1,4 @@
-"""metrics.jsonl: what every run logs, on disk."""
+"""metrics.jsonl, the local log of every run."""
 
 import time
 from collections import deque
@@ -16,14 +16,14 @@ from train.loggers.step_logger import StepLogger
 from train.supervision.record_file import append_line
 
 _MOST_WAITING = 100_000
-"""Lines that wait for the file system; older ones are given up."""
+"""Maximum number of lines that wait for the file system; older ones are dropped."""
 
 
 class JsonLines(StepLogger):
-    """Adds a line to metrics.jsonl for each step and each evaluation, on disk when the step ends: {batch, time, tok,
-    metrics}.
+    """Writes a line to metrics.jsonl at the end of each step and each evaluation: {batch, time, tok, metrics}.
 
-    What the file system refuses, such as a full disk, is one warning, and is written once it can be.
+    If the file system refuses a write, for example because the disk is full, this warns once and retries with the next
+    line.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -43,7 +43,7 @@ class JsonLines(StepLogger):
             if not self._warned:
                 self._warned = True
                 text = cannot_be("written", self._file, error)
-                console.logger.warning(f"{text}. The run continues, and writes its lines once that is possible")
+                console.logger.warning(f"{text}. The run continues, and the lines are written when that is possible")
 
     def close(self, state: State, logger: Logger) -> None:
         super().close(state, logger)

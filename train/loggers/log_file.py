@@ -1,4 +1,4 @@
-"""The log file of each rank: what its console shows."""
+"""The log file of each rank, a copy of its console output."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -15,8 +15,8 @@ _FILE = "loggers.file.filename"
 
 
 class LogFile(FileLogger):
-    """Composer's, which also copies stdout and stderr: until the file system refuses a line, which is raised once.
-    Secrets are hidden."""
+    """Composer's FileLogger, which also copies stdout and stderr. Secrets are hidden. If the file system refuses a
+    line, the error is raised once and the file is closed."""
 
     def write(self, prefix: str, s: str) -> None:
         with self._closed_when_refused():
@@ -31,7 +31,7 @@ class LogFile(FileLogger):
         try:
             yield
         except OSError:
-            # Else the message about it could not be printed: the copy of stderr would be refused as well.
+            # Close it first: printing the error would write to the copy of stderr and fail again.
             self._closed = True
             file, self.file = self.file, None
             with suppress(OSError):
@@ -41,9 +41,10 @@ class LogFile(FileLogger):
 
 
 def log_file(filename: str, run_name: str) -> str:
-    """This rank's file: run_name and rank are filled in, and each start of the run has its own: a resume erases no log.
+    """Return this rank's file, with run_name and rank filled in. Each start of the run has its own file, so that a
+    resume does not overwrite a log.
 
-    Nothing is left for Composer to fill in. Raises ConfigError when the file cannot be written.
+    Composer has no placeholders left to fill in. Raises ConfigError if the file cannot be written.
     """
     rank = dist.get_global_rank()
     filled = fill_placeholders(filename, {"run_name": run_name, "rank": rank})

@@ -22,22 +22,22 @@ from train.loggers.service import ServiceLogger
 _TAG = "dropless.run_id"
 _DEFAULT_FOLDER, _DEFAULT_EXPERIMENT = "mlruns", "Default"
 _SECONDS = 5.0
-"""Between two requests."""
+"""Minimum seconds between two requests."""
 _MOST_METRICS, _MOST_PARAMETERS = 1000, 100
-"""Of a request, which MLflow's servers accept."""
+"""Limits of a request that MLflow's servers accept."""
 _MOST_WAITING = 1_000_000
-"""Metrics that wait for a server; older ones are given up."""
+"""Maximum number of metrics that wait for a server; older ones are dropped."""
 _REFUSED = re.compile(r"[^\w\-. /:]")
-"""Characters that names in MLflow cannot have."""
+"""Characters that MLflow does not allow in names."""
 
 
 class MLflow(ServiceLogger):
-    """The same MLflow run after each resume; it is found by a tag with the run's id. A thread sends what was logged."""
+    """Logs to the same MLflow run after each resume, found by a tag with the run's id. A thread sends the metrics."""
 
     key = "loggers.mlflow"
 
     def __init__(self, config: TrainConfig, *, name: str, run_id: str) -> None:
-        """Raises ConfigError when MLflow refuses to start a run."""
+        """Start or continue the MLflow run. Raises ConfigError if MLflow refuses it."""
         super().__init__()
         settings = config.loggers.mlflow
         assert settings is not None
@@ -55,7 +55,7 @@ class MLflow(ServiceLogger):
             self._client.update_run(self._id, status="RUNNING")
             self._log_config(config)
         except (MlflowException, OSError) as error:
-            text = f"is given, but MLflow cannot start a run in {uri} ({error}): set tracking_uri, or leave it out"
+            text = f"is given, but MLflow cannot start a run in {uri} ({error}): set tracking_uri, or remove it"
             raise ConfigError(text, key=self.key) from None
 
     def send(self, batch: int, metrics: Mapping[str, float]) -> None:
@@ -66,7 +66,7 @@ class MLflow(ServiceLogger):
         if time.monotonic() - self._began >= _SECONDS and not self._thread.is_alive():
             del self._waiting[:-_MOST_WAITING]
             self._began = time.monotonic()
-            # It must not keep the interpreter from ending.
+            # A daemon, so that it does not keep the interpreter from exiting.
             self._thread = Thread(target=self._try, args=(self._send_waiting,), name="mlflow", daemon=True)
             self._thread.start()
 
@@ -83,7 +83,7 @@ class MLflow(ServiceLogger):
             self._client.set_terminated(self._id, "FINISHED" if complete else "FAILED")
 
     def _send_waiting(self) -> None:
-        """What could not be sent before comes first."""
+        """Send all waiting metrics, oldest first."""
         while chunk := self._waiting[:_MOST_METRICS]:
             self._client.log_batch(self._id, metrics=chunk)
             with self._lock:
@@ -98,8 +98,8 @@ class MLflow(ServiceLogger):
         return self._client.create_run(number, tags=tags, run_name=without_secrets(name).text).info.run_id
 
     def _log_config(self, config: TrainConfig) -> None:
-        """As parameters, which never change: after a resume they are those of the first start, and config.yaml among
-        the artifacts is the newest."""
+        """Log the config as parameters, which MLflow never changes: after a resume they are those of the first start.
+        The artifact config.yaml is the newest config."""
         known = self._client.get_run(self._id).data.params
         new = [(_REFUSED.sub("_", key), str(value)) for key, value in flat(config).items()]
         new = [Param(key, value) for key, value in new if key not in known]
@@ -109,6 +109,6 @@ class MLflow(ServiceLogger):
 
 
 def _allow_folders(uri: str) -> None:
-    """MLflow 3.17 refuses folders, which need no server, unless this variable is set."""
+    """Set the variable without which MLflow 3.17 refuses folders, which need no server."""
     if uri.startswith("file:") or not is_address(uri):
         os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")

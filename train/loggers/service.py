@@ -1,4 +1,4 @@
-"""Base of loggers that send metrics to a service, which may fail while the run trains."""
+"""Base class of loggers that send metrics to a service, which may fail during training."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -12,11 +12,10 @@ from train.loggers.step_logger import StepLogger
 
 
 class ServiceLogger(StepLogger):
-    """What the service refuses, or its library raises, is one warning: the run continues, and its metrics are in
-    metrics.jsonl."""
+    """Warns once if the service or its library fails; the run continues, and its metrics are in metrics.jsonl."""
 
     key: str
-    """Of the config, for the warning."""
+    """The config key, for the warning."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -29,7 +28,7 @@ class ServiceLogger(StepLogger):
         raise NotImplementedError
 
     def end(self, *, complete: bool) -> None:
-        """Sends what is left. complete: whether all steps of the run were trained."""
+        """Send the remaining metrics. complete: whether all steps of the run were trained."""
         raise NotImplementedError
 
     def write(self, state: State, metrics: Mapping[str, float]) -> None:
@@ -46,15 +45,15 @@ class ServiceLogger(StepLogger):
 
     def close(self, state: State, logger: Logger) -> None:
         super().close(state, logger)
-        if not self._ended:  # Composer may close it again at the interpreter's exit
+        if not self._ended:  # Composer may call close again when the interpreter exits
             self._ended = True
             self._try(lambda: self.end(complete=self._complete))
 
     def _try(self, do: Callable[[], None]) -> None:
         try:
             do()
-        except Exception as error:  # whatever a network, or a library, comes up with
+        except Exception as error:  # any error of the network or the library
             if not self._failed:
                 self._failed = True
                 text = redacted(f"{type(error).__name__}: {error}")
-                console.logger.warning(f"{self.key}: not all is logged there ({text}); the run continues")
+                console.logger.warning(f"{self.key}: not all metrics are logged there ({text}); the run continues")

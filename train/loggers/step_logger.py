@@ -1,4 +1,4 @@
-"""A logger destination that gets all metrics of a step at once."""
+"""A logger destination that receives all metrics of a step together."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,14 +11,14 @@ _LEFT_OUT = {
     "trainer/device_train_microbatch_size",
     *(f"time/{unit}{of}" for unit in _CLOCK for of in ("", "_in_epoch", "_in_iteration")),
 }
-"""What Composer logs besides metrics: its clock before the step, and a key of the config."""
+"""Values that Composer logs besides metrics: its clock before the step, and a config key."""
 
 
 class StepLogger(LoggerDestination):
-    """Collects what is logged during a step, and hands it to `write` when the step, or an evaluation, has ended.
+    """Collects the metrics of a step and passes them to `write` at the end of the step or of an evaluation.
 
-    Composer advances its clock between the loss of a step and Event.BATCH_END, so what callbacks log of one step comes
-    with two numbers. Here it has one: the number of batches trained, as in the names of checkpoints.
+    Composer advances its clock between the loss of a step and Event.BATCH_END, so it logs one step under two numbers.
+    This class uses one: the number of batches trained, as in the names of checkpoints.
     """
 
     def __init__(self) -> None:
@@ -26,11 +26,11 @@ class StepLogger(LoggerDestination):
         self._in_step = False
 
     def write(self, state: State, metrics: Mapping[str, float]) -> None:
-        """metrics: of batch_of(state); never empty."""
+        """Write the metrics of batch_of(state); they are never empty."""
         raise NotImplementedError
 
     def batch_of(self, state: State) -> int:
-        """The number of what is written now: that of the last step, or of the one that the run ends in."""
+        """Return the batch of the metrics being written: the last step, or the step in which the run ends."""
         return state.timestamp.batch.value + self._in_step
 
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
@@ -39,7 +39,7 @@ class StepLogger(LoggerDestination):
     def batch_start(self, state: State, logger: Logger) -> None:
         self._in_step = True
 
-    # Composer runs these of loggers after those of callbacks.
+    # Composer calls these methods of loggers after those of callbacks.
     def batch_end(self, state: State, logger: Logger) -> None:
         self._in_step = False
         self.flush(state)
@@ -54,7 +54,7 @@ class StepLogger(LoggerDestination):
         self.flush(state)
 
     def flush(self, state: State) -> None:
-        """Hands on what has been collected since the last call."""
+        """Write the metrics collected since the last call."""
         if self._metrics:
             metrics, self._metrics = self._metrics, {}
             self.write(state, metrics)

@@ -15,23 +15,23 @@ from train.loggers.hyperparameters import flat
 from train.loggers.step_logger import StepLogger
 
 _METRICS = dict.fromkeys(("loss/train/total", "metrics/eval/LanguageCrossEntropy"))
-"""What the HParams tab shows beside the config."""
+"""Metrics that the HParams tab shows with the config."""
 _FLUSH_SECONDS = 10
 
 
 class Tensorboard(StepLogger):
-    """One event file for each start of the run. TensorBoard hides what earlier ones have of steps after the checkpoint
+    """Writes one event file per start of the run. TensorBoard hides the steps of earlier files after the checkpoint
     that a run resumes from.
 
-    Composer 0.32.1's makes a writer on every rank, and at every evaluation another one, of a run inside the run. It
-    also closes its file at every flush, and begins another.
+    Composer 0.32.1's logger creates a writer on every rank and, at every evaluation, another one for a nested run. It
+    also closes its file at every flush and starts a new one.
     """
 
     def __init__(self, folder: Path, config: TrainConfig, first_batch: int) -> None:
         super().__init__()
         self._writer = SummaryWriter(str(folder), purge_step=first_batch + 1, max_queue=1000, flush_secs=_FLUSH_SECONDS)
         self._writer.add_text("config", f"```yaml\n{masked_yaml(config)}```", global_step=first_batch)
-        # SummaryWriter.add_hparams would begin a run inside the run.
+        # SummaryWriter.add_hparams would create a nested run.
         for summary in hparams(flat(config), _METRICS):
             self._writer._get_file_writer().add_summary(summary)
 
@@ -42,7 +42,7 @@ class Tensorboard(StepLogger):
     def log_table(
         self, columns: list[str], rows: list[list[Any]], name: str = "Table", step: int | None = None
     ) -> None:
-        # It has no tables.
+        # TensorBoard has no tables, so this logs Markdown text.
         lines = [columns, ["---"] * len(columns), *rows]
         text = "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines)
         self._writer.add_text(name, text, global_step=step)

@@ -15,16 +15,16 @@ from train.loggers.service import ServiceLogger
 
 
 class WandB(ServiceLogger):
-    """The same W&B run after each resume, with the batch as the axis of all charts.
+    """Logs to the same W&B run after each resume, with the batch as the axis of all charts.
 
-    wandb drops what is logged under a smaller step than before, which a resume from a checkpoint begins with. So its
-    own steps are left to it, and each line has its batch.
+    wandb drops metrics whose step is smaller than an earlier one, as after a resume from a checkpoint. So the steps are
+    left to wandb, and each line contains its batch.
     """
 
     key = "loggers.wandb"
 
     def __init__(self, config: TrainConfig, *, name: str, run_id: str) -> None:
-        """Raises ConfigError when wandb cannot start a run."""
+        """Start or continue the W&B run. Raises ConfigError if wandb cannot start it."""
         super().__init__()
         settings = config.loggers.wandb
         assert settings is not None
@@ -39,7 +39,7 @@ class WandB(ServiceLogger):
                 resume=None if is_offline() else "allow",
             )
         except wandb.Error as error:
-            text = f"is given, but wandb cannot start a run ({error}): set WANDB_MODE=offline to keep the log here"
+            text = f"is given, but wandb cannot start a run ({error}): set WANDB_MODE=offline to log on this machine"
             raise ConfigError(text, key=self.key) from None
         self._run.config.update(masked(config), allow_val_change=True)
         self._run.define_metric("batch")
@@ -52,11 +52,11 @@ class WandB(ServiceLogger):
         self._run.log({name: wandb.Table(columns=[*columns], data=[*rows]), "batch": batch})
 
     def end(self, *, complete: bool) -> None:
-        # At the interpreter's exit wandb may have ended it already.
+        # wandb may have ended the run already when the interpreter exits.
         if wandb.run is self._run:
             self._run.finish(exit_code=0 if complete else 1)
 
 
 def _sent(value: str | None) -> str | None:
-    """As a run that is started with the saved config sends it."""
+    """Return the value without secrets, as in the saved config, so that a run started from that sends the same."""
     return None if value is None else without_secrets(value).text

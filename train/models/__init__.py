@@ -1,4 +1,4 @@
-"""DBRX in plain torch. Knows nothing of Composer, of configs of runs, or of ranks.
+"""The DBRX model in plain torch, independent of Composer, run configs and ranks.
 
 Parameter names are those of Hugging Face's DBRX.
 """

@@ -1,4 +1,4 @@
-"""The shape of a DBRX, in the words of Hugging Face's DbrxConfig, and the presets of the family."""
+"""The shape of a DBRX model, with the key names of Hugging Face's DbrxConfig, and the presets."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -10,9 +10,9 @@ from data.config.values import Count, DropProbability, NotNegative, Positive
 Preset = Literal["132b", "73b", "35b", "18b", "9b", "tiny"]
 
 MEGABLOCKS_LIMIT = 2**31
-"""MegaBlocks' copies of the tokens (megablocks/backend/kernels.py, 0.10.0, `_padded_copy`) multiply a row's number by
-d_model in 32 bits, for up to tokens x moe_top_k rows: from this product on addresses overflow silently. Its grouped
-GEMM multiplies in 64 bits, so ffn_hidden_size does not matter."""
+"""MegaBlocks' kernels that copy tokens (megablocks/backend/kernels.py, 0.10.0, `_padded_copy`) compute a row's offset,
+row * d_model, in 32 bits, for up to tokens * moe_top_k rows. If the product of the three reaches this limit, addresses
+overflow silently. MegaBlocks' grouped GEMM uses 64 bits, so ffn_hidden_size is not limited."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,15 +22,15 @@ class AttnConfig(Section):
     attn_pdrop: DropProbability = 0.0
     """Dropout on attention weights."""
     clip_qkv: Positive | None = 8.0
-    """Queries, keys and values are clamped to [-clip_qkv, clip_qkv]; null leaves them as they are."""
+    """Queries, keys and values are clamped to [-clip_qkv, clip_qkv]; null disables clamping."""
     attn_impl: Literal["auto", "sdpa", "blocks", "flex", "flash"] = "auto"
-    """What computes attention: torch's SDPA document by document, GEMMs over blocks of queries (CPU, fp32 and fp64),
-    FlexAttention, or flash-attn's varlen kernels. auto takes flash-attn on a CUDA machine that has it and blocks on a
-    CPU, else SDPA."""
+    """The attention backend: torch's SDPA per document, GEMMs over blocks of queries (CPU, fp32 and fp64),
+    FlexAttention, or flash-attn's varlen kernels. auto selects flash-attn on a CUDA machine that has it, blocks on a
+    CPU, and SDPA otherwise."""
     kv_n_heads: Count = 8
-    """Heads of keys and values; each serves n_heads / kv_n_heads query heads."""
+    """Number of key and value heads; each serves n_heads / kv_n_heads query heads."""
     rope_theta: Positive = 5e5
-    """Base of the rotary positions' wavelengths (RoPE, Su et al. 2021)."""
+    """Base of the wavelengths of the rotary embedding (RoPE, Su et al. 2021)."""
 
 
 def _top_k(ffn: "FFNConfig") -> Iterator[Defect]:
@@ -47,25 +47,26 @@ class FFNConfig(Section):
     ffn_hidden_size: Count = 10752
     """Width of one expert."""
     moe_num_experts: Count = 16
-    """Experts of each layer."""
+    """Number of experts in each layer."""
     moe_top_k: Count = 4
-    """Experts that each token is sent to."""
+    """Number of experts that process each token."""
     moe_jitter_eps: DropProbability = 0.0
-    """In training the router's input is multiplied by noise from [1 - eps, 1 + eps]."""
+    """In training, the router's input is multiplied by uniform noise from [1 - eps, 1 + eps]."""
     moe_impl: Literal["auto", "torch", "grouped_mm", "megablocks"] = "auto"
-    """What computes the experts: one GEMM an expert, torch's grouped GEMM, or MegaBlocks. auto takes MegaBlocks on a
-    CUDA machine that has it, else grouped_mm on a CUDA machine whose torch has it, else torch."""
+    """The implementation of the experts: one GEMM per expert, torch's grouped GEMM, or MegaBlocks. auto selects
+    MegaBlocks on a CUDA machine that has it, grouped_mm on a CUDA machine whose torch has it, and torch otherwise."""
     moe_recompute: bool = False
-    """The experts' pre-activations are computed again in the backward pass instead of being kept."""
+    """Recompute the experts' pre-activations in the backward pass instead of keeping them in memory."""
     moe_zloss_weight: NotNegative = 0.0
-    """Weight of the router z-loss, the mean squared logsumexp of the router's logits (ST-MoE, Zoph et al. 2022)."""
+    """Weight of the router z-loss: the mean squared logsumexp of the router's logits (ST-MoE, Zoph et al. 2022)."""
     moe_loss_weight: NotNegative = 0.05
     """Weight of the load-balancing loss."""
     moe_normalize_expert_weights: float | None = 1.0
-    """The chosen experts' weights are divided by their norm of this order; null leaves them as they are."""
+    """The selected experts' weights are divided by their p-norm of this order; null disables the normalization."""
     moe_lbl_scope: Literal["ranks", "batch", "microbatch"] = "ranks"
-    """Over which tokens the load-balancing loss counts assignments: the microbatch on all ranks (one all-reduce), the
-    whole global batch (a counting forward first when there are several microbatches), or the rank's own microbatch."""
+    """The tokens over which the load-balancing loss counts assignments: the microbatch on all ranks (one all-reduce),
+    the whole global batch (with several microbatches this takes an extra forward pass for counting), or only this
+    rank's microbatch."""
 
 
 def _heads(model: "ModelConfig") -> Iterator[Defect]:
@@ -74,7 +75,7 @@ def _heads(model: "ModelConfig") -> Iterator[Defect]:
     elif model.head_dim % 2:
         yield Defect(
             "d_model",
-            f"is {model.d_model}, but RoPE turns pairs: d_model / n_heads ({model.head_dim}) must be even",
+            f"is {model.d_model}, but RoPE rotates pairs of values: d_model / n_heads ({model.head_dim}) must be even",
         )
 
 
@@ -88,37 +89,38 @@ def _kv_heads(model: "ModelConfig") -> Iterator[Defect]:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig(Section):
-    """The model's shape, and the weights that it starts from."""
+    """The model's shape and its initial weights."""
 
     RULES = (_heads, _kv_heads)
 
     name: Literal["dbrx"] = "dbrx"
     """The architecture."""
     preset: Preset | None = None
-    """A member of the family (see PRESETS); keys written beside it override it."""
+    """A preset of the model family (see PRESETS); keys set next to it override its values."""
     pretrained_model_name_or_path: str | None = None
-    """A folder or hub name of stock DBRX weights (safetensors) to start from: its config.json gives the keys of this
-    section, and those that decide what the weights mean may not be written otherwise."""
+    """A folder or hub name of stock DBRX weights (safetensors) to start from. Its config.json supplies the keys of this
+    section. Keys that affect the meaning of the weights cannot be overridden."""
     d_model: Count = 6144
     """Width of the residual stream."""
     n_heads: Count = 48
-    """Heads of queries in each layer."""
+    """Number of query heads in each layer."""
     n_layers: Count = 40
-    """Transformer blocks."""
+    """Number of transformer blocks."""
     max_seq_len: Count = 32768
-    """The longest sequence that the model is for: the run's max_seq_len may be shorter."""
+    """The longest sequence that the model supports. The run's max_seq_len may be shorter."""
     vocab_size: Count = 100352
-    """Rows of the embedding and of the head: at least as many as the tokenizer has tokens."""
+    """Number of rows of the embedding and the head; at least the tokenizer's vocabulary size."""
     resid_pdrop: DropProbability = 0.0
-    """Dropout on what attention and experts add to the residual stream."""
+    """Dropout on the outputs of attention and experts before they are added to the residual stream."""
     emb_pdrop: DropProbability = 0.0
     """Dropout on embeddings."""
     attn_config: AttnConfig = field(default_factory=AttnConfig)
     ffn_config: FFNConfig = field(default_factory=FFNConfig)
     initializer_range: Positive = 0.02
-    """Standard deviation of fresh weights."""
+    """Standard deviation of the initial weights."""
     scale_residual_init: bool = True
-    """out_proj and w2 are drawn 1/sqrt(2 n_layers) narrower (GPT-2): the residual stream does not grow with depth."""
+    """Scale the initial standard deviation of out_proj and w2 by 1/sqrt(2 n_layers) (GPT-2), so that the residual
+    stream does not grow with depth."""
 
     @property
     def head_dim(self) -> int:
@@ -145,40 +147,44 @@ LORA_TARGETS: dict[str, tuple[str, ...]] = {
     "layer": ("layer",),
     "router": ("layer",),
 }
-"""What an adapter can be put on, and by which names: the last parts of the weights' names and of the modules' above."""
+"""The values of target_modules, and the last part of the names of the weights or modules that each one adapts."""
 
 
 NF4_WEIGHTS = ("attn.Wqkv.weight", "attn.out_proj.weight", "mlp.w1", "mlp.v1", "mlp.w2")
-"""What of a block lora.base_dtype: nf4 keeps in 4 bits: all but norms and router."""
+"""The weights of a block that lora.base_dtype: nf4 stores in 4 bits: all except norms and router."""
 
 
 def _targets(lora: "LoraConfig") -> Iterator[Defect]:
     if unknown := [name for name in lora.target_modules if name not in LORA_TARGETS]:
         found = ", ".join(map(repr, unknown))
-        yield Defect("target_modules", f"has {found}, which matches nothing; there are: {', '.join(LORA_TARGETS)}")
+        yield Defect("target_modules", f"has unknown names: {found}; valid names are: {', '.join(LORA_TARGETS)}")
     if not lora.target_modules:
-        yield Defect("target_modules", f"is [], but something must learn; there are: {', '.join(LORA_TARGETS)}")
+        yield Defect(
+            "target_modules", f"is [], but needs at least one name; valid names are: {', '.join(LORA_TARGETS)}"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoraConfig(Section):
-    """Adapters are trained in place of the model, which is frozen (Hu et al. 2021)."""
+    """LoRA (Hu et al. 2021): adapters are trained and the model itself is frozen."""
 
     RULES = (_targets,)
 
     r: Count
     """Rank."""
     alpha: Positive
-    """What an adapter adds is multiplied by alpha / r."""
+    """An adapter's output is multiplied by alpha / r."""
     dropout: DropProbability = 0.0
-    """Of what enters an adapter, in training only; PEFT's form of adapters on experts has no dropout."""
+    """Dropout on an adapter's input, in training only. PEFT does not support dropout for adapters on experts."""
     target_modules: list[str]
-    """Names from LORA_TARGETS, in every block."""
+    """Names from LORA_TARGETS; they apply to every block."""
     per_expert: bool = False
-    """Each expert has its own A; else the experts share one A for each of w1, v1 and w2. Each always has its own B."""
+    """Give each expert its own A. By default the experts share one A for each of w1, v1 and w2. B is always per
+    expert."""
     base_dtype: Literal["fp32", "bf16", "nf4"] = "bf16"
-    """In what the frozen weights are kept. Under amp_bf16 bf16 computes what fp32 would. nf4 keeps the blocks' large
-    weights in 4 bits (QLoRA, Dettmers et al. 2023), the others in what is computed in; it needs bitsandbytes."""
+    """The format of the frozen weights. With amp_bf16, bf16 gives the same results as fp32. nf4 stores the blocks'
+    large weights in 4 bits (QLoRA, Dettmers et al. 2023) and the others in the compute dtype; it requires
+    bitsandbytes."""
 
     @property
     def scale(self) -> float:
@@ -186,7 +192,7 @@ class LoraConfig(Section):
 
     @property
     def targets(self) -> list[str]:
-        """The last parts of the weights' names, w1, v1 and w2 as they are."""
+        """The last parts of the names of the adapted modules, or of the weights for w1, v1 and w2."""
         return sorted({name for target in self.target_modules for name in LORA_TARGETS[target]})
 
 
@@ -196,7 +202,7 @@ PRESETS: Mapping[str, dict[str, Any]] = {
     "35b": _family(4096, 32, 24),
     "18b": _family(3072, 24, 22),
     "9b": _family(2048, 16, 24),
-    # What learns fastest on a CPU: so narrow a model wants wider initial weights and, for short rows, a smaller theta.
+    # Chosen to learn fast on a CPU: a narrow model needs larger initial weights and, for short rows, a smaller theta.
     "tiny": {
         "d_model": 64,
         "n_heads": 4,
@@ -208,4 +214,4 @@ PRESETS: Mapping[str, dict[str, Any]] = {
         "initializer_range": 0.1,
     },
 }
-"""What each member of the family changes in ModelConfig's defaults, which are the 132B's."""
+"""For each preset, the values that differ from ModelConfig's defaults. The defaults are those of the 132B model."""

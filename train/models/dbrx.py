@@ -1,8 +1,8 @@
 """DBRX (Databricks, 2024): pre-norm transformer blocks of grouped-query attention and a mixture of experts.
 
-Modules are nested and named as in Hugging Face's DbrxForCausalLM, so that every parameter has its name and shape there.
-Padding is taken out once, at the start: everything between the embedding and the head works on [T, D], where T counts
-the tokens that are not padding. So padding is neither computed nor routed nor counted.
+Modules are nested and named as in Hugging Face's DbrxForCausalLM, so that every parameter has the same name and shape.
+Padding is removed once, at the start: everything between the embedding and the head works on [T, D], where T counts
+only the tokens that are not padding. Padding is therefore neither computed nor routed nor counted.
 
 Shapes: B rows, S row length, T tokens that are not padding, N trained tokens, D d_model, V vocab_size, L layers,
 E experts.
@@ -25,30 +25,30 @@ from train.models.recompute import recomputed, up_to_last
 
 
 class DbrxOutput(NamedTuple):
-    """What was not asked for is None, and nothing of it was kept. Positions of padding hold 0."""
+    """Results that were not requested are None and are not kept in memory. Padding positions are 0."""
 
     losses_BS: Tensor | None
-    """Cross-entropy of each position in at least fp32, 0 where the label is IGNORED; None without labels."""
+    """Cross-entropy of each position in at least fp32; 0 where the label is IGNORED. None without labels."""
     correct_BS: Tensor | None
-    """Whether the highest logit is the label's, False where the label is IGNORED; None without labels."""
+    """Whether the label has the highest logit; False where the label is IGNORED. None without labels."""
     counts_LE: Tensor
-    """Assignments of the batch's tokens to each layer's experts."""
+    """Number of the batch's tokens assigned to each expert of each layer."""
     prob_sums_LE: Tensor
-    """Sums of the routers' probabilities over the batch's tokens."""
+    """Sums of the router probabilities over the batch's tokens."""
     z_sums_L: Tensor
     """Sums of logsumexp(router logits)^2 over the batch's tokens."""
     logit_squares_L: Tensor
-    """Sums of the squared router logits over the batch's tokens and experts; carry no gradient."""
+    """Sums of the squared router logits over the batch's tokens and experts; without gradient."""
     logits_BSV: Tensor | None = None
-    """Or [B, 1, V], where the last alone were asked for."""
+    """[B, 1, V] if only the last token's logits were requested."""
     hidden_states_BSD: tuple[Tensor, ...] | None = None
-    """What enters each block, and last what leaves the final norm: n_layers + 1 of them, as in transformers."""
+    """The input of each block, then the output of the final norm: n_layers + 1 tensors, as in transformers."""
     router_logits_BSE: tuple[Tensor, ...] | None = None
-    """Of each layer, in at least fp32."""
+    """One tensor per layer, in at least fp32."""
 
 
-class Inside(NamedTuple):
-    """What DbrxModel tells besides its result, on [T, ...]; lists that were not asked for are empty."""
+class Intermediates(NamedTuple):
+    """Intermediate results of DbrxModel, over [T, ...]; lists that were not requested are empty."""
 
     sums: tuple[Tensor, Tensor, Tensor, Tensor]
     """counts_LE, prob_sums_LE, z_sums_L and logit_squares_L of DbrxOutput."""
@@ -58,7 +58,7 @@ class Inside(NamedTuple):
 
 class NormAttnNorm(nn.Module):
     selective = False
-    """Set by train/distributed: the norms and attention are computed again in backward, the GEMMs are not."""
+    """Set by train/distributed: the backward pass recomputes the norms and attention, but not the GEMMs."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -74,20 +74,21 @@ class NormAttnNorm(nn.Module):
         else:
             y_TD = self.attn.attend(self._qkv(x_TD), layout)
         x_TD = x_TD + self.dropout(y_TD)
-        return x_TD, self.second_norm(x_TD)
+        return x_TD, self.apply_norm_2(x_TD)
 
     def _qkv(self, x_TD: Tensor) -> Tensor:
         return self.attn.Wqkv(self.norm_1(x_TD))
 
-    def second_norm(self, x_TD: Tensor) -> Tensor:
-        """In the dtype that is computed in: under autocast router and experts would each save a copy of their own."""
+    def apply_norm_2(self, x_TD: Tensor) -> Tensor:
+        """Apply norm_2 and cast to the compute dtype. Under autocast, router and experts would each save their own
+        copy."""
         normed_TD, device = self.norm_2(x_TD), x_TD.device.type
         return normed_TD.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else normed_TD
 
 
 class DbrxBlock(nn.Module):
     selective = False
-    """Set by train/distributed: the experts' input is made again from the residual stream in backward."""
+    """Set by train/distributed: the backward pass recomputes the experts' input from the residual stream."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -102,7 +103,7 @@ class DbrxBlock(nn.Module):
         return x_TD + self.dropout(y_TD), stats
 
     def _without_saving(self, normed_TD: Tensor, x_TD: Tensor) -> recomputed:
-        return recomputed(normed_TD, lambda: self.norm_attn_norm.second_norm(x_TD))
+        return recomputed(normed_TD, lambda: self.norm_attn_norm.apply_norm_2(x_TD))
 
 
 class DbrxModel(nn.Module):
@@ -121,8 +122,8 @@ class DbrxModel(nn.Module):
         keep_hidden: bool,
         keep_router: bool,
         cache: KVCache | None,
-    ) -> tuple[Tensor, Layout, Inside]:
-        """Returns the normed hidden states [T, D], where they stand, and what happened on the way to them."""
+    ) -> tuple[Tensor, Layout, Intermediates]:
+        """Return the normalized hidden states [T, D], the layout of the tokens, and intermediate results."""
         documents = find_documents(input_ids_BS, document_ids_BS, self.config)
         x_TD = self.dropout(self.wte(input_ids_BS.flatten()[documents.place_T]))
         if cache is None:
@@ -142,7 +143,7 @@ class DbrxModel(nn.Module):
         if keep_hidden:
             hidden.append(x_TD)
         stacked = (counts_LE, prob_sums_LE, z_sums_L, logit_squares_L)
-        return x_TD, layouts[0], Inside(stacked, hidden, router_logits)
+        return x_TD, layouts[0], Intermediates(stacked, hidden, router_logits)
 
 
 class DbrxForCausalLM(nn.Module):
@@ -163,18 +164,19 @@ class DbrxForCausalLM(nn.Module):
         return_hidden_states: bool = False,
         return_router_logits: bool = False,
     ) -> DbrxOutput:
-        """The per-token losses when there are labels, the routers' statistics, and what else is asked for.
+        """Return the per-token losses if labels are given, the router statistics, and any requested extras.
 
-        input_ids [B, S]; labels [B, S], already shifted: labels[t] is what should follow position t, or IGNORED;
-        document_ids [B, S]: 0, 1, ... in each row, -1 for padding, one document a row when absent. With a cache a row's
-        one document goes on where it ended. return_logits: "last" asks for those of each row's last token.
+        input_ids: [B, S]. labels: [B, S], already shifted: labels[t] is the token that should follow position t, or
+        IGNORED. document_ids: [B, S], 0, 1, ... in each row and -1 for padding; by default each row is one document.
+        With a cache, each row is one document that continues where the cached part ended. return_logits: "last" returns
+        only the logits of each row's last token.
         """
         if document_ids is None:
             document_ids = torch.zeros_like(input_ids)
         B, S = input_ids.shape
 
         def in_rows(x_TX: Tensor) -> Tensor:
-            # Not a view of [B*S, X], on which FSDP2 could lose its hook.
+            # Not a view of [B*S, X]: FSDP2 can lose its hook on a view.
             row_T, position_T = layout.place_T.div(S, rounding_mode="floor"), layout.place_T % S
             return x_TX.new_zeros(B, S, x_TX.shape[-1]).index_put((row_T, position_T), x_TX)
 
@@ -186,7 +188,7 @@ class DbrxForCausalLM(nn.Module):
             losses_BS, correct_BS = head_losses(x_TD, self.lm_head.weight, labels, layout.place_T)
         logits_BSV = None
         if return_logits == "last":
-            # A row without a token gives zeros, as padding does.
+            # Rows without tokens give zeros, like padding.
             last_BSD = in_rows(x_TD).gather(1, _last_token(document_ids).expand(-1, -1, x_TD.shape[1]))
             logits_BSV = self.lm_head(last_BSD.flatten(0, 1)).unsqueeze(1)
         elif return_logits:
@@ -202,6 +204,6 @@ class DbrxForCausalLM(nn.Module):
 
 
 def _last_token(document_ids_BS: Tensor) -> Tensor:
-    """[B, 1, 1]: where the last token of each row stands; 0 in a row of padding."""
+    """The position of the last token of each row, [B, 1, 1]; 0 for a row of padding."""
     place_S = torch.arange(document_ids_BS.shape[1], device=document_ids_BS.device)
     return torch.where(document_ids_BS >= 0, place_S, 0).amax(1).view(-1, 1, 1)

@@ -1,7 +1,7 @@
-"""The kind of device that a model computes on: the one of its tensors or, in a simulation, the one that they stand for.
+"""The kind of device that a model computes on: that of its tensors or, in a simulation, the simulated one.
 
-Fake tensors of a GPU need the driver of one, so train/simulation has fake CPU tensors in their place. What depends on
-the device by choice, such as the size of a chunk, asks here.
+Fake tensors on a GPU need the driver of a GPU, so train/simulation uses fake CPU tensors instead. Code that makes
+choices by device, such as the size of a chunk, uses these functions.
 """
 
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ def device_type(tensor: Tensor) -> str:
 
 
 def is_simulated(device: str) -> bool:
-    """Whether tensors have no data and stand for those of this kind of device."""
+    """Whether the tensors are fake and stand in for tensors on this kind of device."""
     return _simulated == device
 
 

@@ -1,9 +1,10 @@
-"""How many floating-point operations a training step takes, from the config alone. Imports no torch.
+"""The number of floating-point operations of a training step, computed from the config alone without torch.
 
-GEMMs are counted, two operations a multiplication and addition, as torch's FlopCounterMode counts them; attention over
-whole rows (S x S scores, of which a causal kernel computes half); each token as a trained one, so that it has logits.
+GEMMs are counted with two operations per multiply-add, as torch's FlopCounterMode counts them. Attention is counted
+over whole rows (S x S scores, of which a causal kernel computes half). Every token is counted as a trained one, which
+has logits.
 
-Shapes: S row length, D d_model, K experts a token, F ffn_hidden_size, R rank of the adapters.
+Shapes: S row length, D d_model, K experts per token, F ffn_hidden_size, R rank of the adapters.
 """
 
 from collections.abc import Collection, Iterable, Iterator
@@ -15,12 +16,13 @@ from train.models.shapes import adapter_shapes, count_adapters, count_parameters
 
 Recompute = Literal["none", "block", "selective"]
 PARTS = ("attention", "scores", "router", "experts", "adapters", "head")
-"""attention: its projections. scores: of queries with keys, and their products with values."""
+"""attention: its projections. scores: the products of queries and keys, and of scores and values."""
 
 
 def flops_per_token(model: ModelConfig, seq_len: int, lora: LoraConfig | None = None) -> int:
-    """Of a training step, forward and backward: 6 per active parameter (the embedding is a look-up), or 4 where it is
-    frozen beneath adapters, and 12 L S d for attention over whole rows (the PaLM paper's count)."""
+    """The FLOPs per token of a training step, forward and backward: 6 per active parameter (without the embedding,
+    which is a lookup), or 4 if it is frozen under adapters, plus 12 L S d for attention over whole rows (as in the PaLM
+    paper)."""
     active = count_parameters(model)[1] - model.vocab_size * model.d_model
     attention = 12 * model.n_layers * seq_len * model.d_model
     if lora is None:
@@ -30,14 +32,14 @@ def flops_per_token(model: ModelConfig, seq_len: int, lora: LoraConfig | None = 
 
 @dataclass(frozen=True, kw_only=True)
 class Flops:
-    """Of a token in a training step, in one part of the model."""
+    """The FLOPs per token of a training step in one part of the model."""
 
     part: str
     """One of PARTS."""
     forward: int = 0
     backward: int = 0
     recomputed: int = 0
-    """Of the forward pass once more, in backward."""
+    """Forward operations repeated in the backward pass."""
 
     @property
     def total(self) -> int:
@@ -52,10 +54,10 @@ def flops_by_part(
     trained: Collection[str] | None = None,
     recompute: Recompute = "none",
 ) -> list[Flops]:
-    """What a training step computes of a token, in the order of PARTS.
+    """The FLOPs per token of a training step, in the order of PARTS.
 
-    trained: names of the trained parameters; None: all, or with lora the adapters. Gradients that nothing trained needs
-    are not computed.
+    trained: names of the trained parameters. None means all parameters or, with lora, all adapters. Gradients that no
+    trained parameter needs are not counted.
     """
     if trained is None:
         trained = adapter_shapes(model, lora) if lora is not None else parameter_shapes(model)
@@ -97,10 +99,11 @@ def _repeated(product: Flops) -> Flops:
 
 
 class _Block:
-    """The products of one block, while it is followed whether a gradient flows back through what enters them.
+    """The products of one block. The object tracks whether a gradient flows back into the input of each product.
 
-    trained and adapted are names without the block's. selective: train/models/recompute.py computes attention again,
-    and what adapters add to its projections, whose own products it keeps.
+    trained and adapted: names without the block's prefix. selective: selective activation checkpointing
+    (train/models/recompute.py) recomputes attention and the adapters on its projections, but not the projections
+    themselves.
     """
 
     def __init__(
@@ -134,7 +137,7 @@ class _Block:
         yield from self._experts(enters)
 
     def _linear(self, part: str, name: str, n_in: int, n_out: int, *, repeats: bool = False) -> Iterator[Flops]:
-        """x W^T, with the gradients of x and W as far as they are needed; with an adapter also (x A^T) B^T."""
+        """x W^T with the required gradients of x and W; with an adapter also (x A^T) B^T."""
         size, enters = 2 * n_in * n_out, self.flows
         is_trained = f"{name}.weight" in self.trained
         yield Flops(part=part, forward=size, backward=size * (enters + is_trained))
@@ -149,13 +152,13 @@ class _Block:
             part="adapters",
             forward=down + up,
             backward=down * (enters + of_A) + up * ((enters or of_A) + of_B),
-            # Computing again ends with the last input that is needed, which is that of x W^T where x has a gradient.
+            # Recomputation ends at the last input that backward needs, which is that of x W^T if x has a gradient.
             recomputed=(down + up * enters) if repeats and self.flows else 0,
         )
 
     def _experts(self, enters: bool) -> Iterator[Flops]:
-        """Three products of each assignment. Of what weights the results is needed, from which the gradients of the
-        router and of the activations come, where any gradient flows at all."""
+        """Three products per assignment. If any gradient flows, backward also needs the products with the weights, for
+        the gradients of the router and of the activations."""
         ffn = self.model.ffn_config
         size = 2 * ffn.ffn_hidden_size * self.model.d_model * ffn.moe_top_k
         names = [f"ffn.experts.mlp.{name}" for name in ("w1", "v1", "w2")]
@@ -169,8 +172,8 @@ class _Block:
             yield from self._adapted_experts(self.lora, enters)
 
     def _adapted_experts(self, lora: LoraConfig, enters: bool) -> Iterator[Flops]:
-        """In backward the products with A are computed again, and for w2 those with B (train/models/lora/experts.py).
-        An A that the experts share meets each token once."""
+        """Backward recomputes the products with A and, for w2, those with B (train/models/lora/experts.py). An A that
+        all experts share is applied once per token."""
         ffn = self.model.ffn_config
         up = 2 * ffn.ffn_hidden_size * lora.r * ffn.moe_top_k
         down = 2 * self.model.d_model * lora.r * (ffn.moe_top_k if lora.per_expert else 1)

@@ -1,7 +1,7 @@
-"""Initial weights that depend on (seed, name) alone: not on ranks, sharding, device, or how the model was built.
+"""Initial weights that depend only on (seed, name), not on ranks, sharding, device, or how the model was built.
 
-Each parameter is drawn in blocks of whole rows, each block from a generator of its own, so that a rank draws only the
-blocks that its part touches.
+Each parameter is drawn in blocks of whole rows, each with its own generator, so that a rank draws only the blocks that
+overlap its shard.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ _BLOCK_NUMEL = 1 << 20
 
 
 def init_std(config: ModelConfig, name: str) -> float | None:
-    """Standard deviation of a parameter's initial values; None for a norm's weight, which starts at one."""
+    """Standard deviation of a parameter's initial values; None for the weight of a norm, which starts at one."""
     if "norm" in name.rsplit(".", 2)[-2]:
         return None
     if config.scale_residual_init and name.endswith(("out_proj.weight", ".w2")):
@@ -42,7 +42,7 @@ def draw_blocks(
     stop: int,
     draw: Callable[[Tensor, torch.Generator], Tensor],
 ) -> Tensor:
-    """Rows [start, stop) of what draw, which fills a block in place, makes of the whole parameter."""
+    """Rows [start, stop) of a parameter whose blocks are each filled in place by draw(block, generator)."""
     tail = shape[1:]
     rows_per_block = max(1, _BLOCK_NUMEL // max(1, math.prod(tail)))
     blocks = []
@@ -61,7 +61,7 @@ def _key(seed: int, name: str, block: int) -> int:
 
 @torch.no_grad()
 def initialise(model: nn.Module, config: ModelConfig, seed: int) -> None:
-    """Fills every parameter of an unsharded model."""
+    """Fill every parameter of an unsharded model with its initial values."""
     for name, param in model.named_parameters():
         shape = tuple(param.shape)
         param.copy_(draw_rows(seed, name, shape, 0, shape[0], init_std(config, name)))

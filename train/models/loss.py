@@ -1,4 +1,4 @@
-"""The head and its cross-entropy, by chunks of tokens: the logits of [tokens, vocab] are never in memory as a whole.
+"""The head and its cross-entropy, in chunks of tokens: the full [tokens, vocab] logits are never in memory.
 
 Shapes: B rows, S row length, P = B*S positions, T tokens that are not padding, N trained tokens, C tokens of a chunk,
 D d_model, V vocab_size.
@@ -13,32 +13,33 @@ from data.mds.row import IGNORED
 from train.models.device import device_type
 
 _CHUNK_NUMEL = {"cpu": 1 << 22}
-"""Logits of a chunk: on CPU as many as stay in its caches, elsewhere enough to fill the device."""
+"""Number of logits per chunk: on a CPU as many as fit in its caches, elsewhere enough to fill the device."""
 
 
 def head_losses(x_TD: Tensor, weight_VD: Tensor, labels_BS: Tensor, place_T: Tensor) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of x W^T with the labels, and where the highest logit is the label's. x_TD stand at place_T in B*S.
+    """Cross-entropy of x W^T against the labels, and whether the label has the highest logit. place_T is the position
+    of each token of x_TD in the flattened [B*S] rows.
 
-    Returns losses [B, S] in at least fp32, 0 where the label is IGNORED, and correct [B, S], False there. Positions
-    without a label do not pay for the head.
+    Returns losses [B, S] in at least fp32, 0 where the label is IGNORED, and correct [B, S], False where the label is
+    IGNORED. The head is only computed at positions with a label.
     """
     device = x_TD.device.type
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         x_TD, weight_VD = x_TD.to(dtype), weight_VD.to(dtype)
     token_N = (labels_BS.flatten()[place_T] != IGNORED).nonzero().squeeze(1)
-    # Not views of longer ones: FSDP2 hooks onto what a model returns, and a view can lose the hook.
+    # Not views of longer tensors: FSDP2 puts hooks on the outputs of a model, and a view can lose the hook.
     return _ChunkedCrossEntropy.apply(  # pyright: ignore[reportReturnType]
         x_TD, weight_VD, labels_BS, token_N, place_T[token_N]
     )
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
-    """Computes in forward, while a chunk's logits are there, the gradients of the sum of all losses.
+    """Computes the gradient of the summed loss in forward, while the logits of a chunk are in memory.
 
-    A token's gradient with respect to x is linear in the factor that its loss is given later: it is scaled in backward.
-    So is the weight's, a sum over tokens, when all losses get one factor, which a gradient that is one expanded scalar
-    proves; else it is summed again, with the logits computed once more.
+    The gradient of x is linear in the factor of each token's loss, so backward only scales it. The gradient of the
+    weight is a sum over tokens and can be scaled only if all losses have the same factor, which holds if the incoming
+    gradient is one expanded scalar. Otherwise backward recomputes the logits and sums again.
     """
 
     @staticmethod
@@ -96,7 +97,7 @@ def _chunks(token_N: Tensor, place_N: Tensor, vocab_size: int) -> list[tuple[Ten
 
 
 def _cross_entropy(x_CD: Tensor, weight_VD: Tensor, labels_C: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Losses, whether the highest logit is the label's, and probabilities, all in the logits' own memory."""
+    """Losses, whether the label has the highest logit, and probabilities, all in the memory of the logits."""
     logits_CV = torch.mm(x_CD, weight_VD.t())
     logits_CV = logits_CV.to(torch.promote_types(logits_CV.dtype, torch.float32))
     highest_C, choice_C = logits_CV.max(dim=1)
@@ -107,7 +108,7 @@ def _cross_entropy(x_CD: Tensor, weight_VD: Tensor, labels_C: Tensor) -> tuple[T
 
 
 def _minus_one_hot(probs_CV: Tensor, labels_C: Tensor) -> Tensor:
-    """The gradient of the loss with respect to the logits, in place."""
+    """Turn the probabilities in place into the gradient of the loss with respect to the logits."""
     return probs_CV.scatter_add_(1, labels_C.unsqueeze(1), probs_CV.new_full((labels_C.shape[0], 1), -1.0))
 
 
@@ -115,5 +116,5 @@ def _add_outer(total_VD: Tensor, dlogits_CV: Tensor, x_CD: Tensor) -> None:
     if dlogits_CV.dtype == total_VD.dtype:
         total_VD.addmm_(dlogits_CV.t(), x_CD)
     else:
-        # Sums of bf16 products are kept in fp32: a chunk's contribution would drown in the others' sum.
+        # For bf16, sum in fp32: otherwise the contribution of a chunk would be lost to rounding.
         total_VD.add_(torch.mm(dlogits_CV.t(), x_CD))

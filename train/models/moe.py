@@ -1,4 +1,4 @@
-"""The mixture of experts: a router in fp32, dropless experts, and what the load-balancing loss needs to know.
+"""The mixture of experts: a router in fp32, dropless experts, and the load-balancing and router z-losses.
 
 Shapes: T tokens, D d_model, E experts, K experts a token.
 """
@@ -15,30 +15,30 @@ from train.models.lora.linear import Linear
 
 
 class RouterStats(NamedTuple):
-    """What a router did with the batch's tokens. The sums can be added up over ranks and microbatches."""
+    """Statistics of the router for the batch's tokens. The sums can be added over ranks and microbatches."""
 
     counts_E: Tensor
-    """Assignments to each expert."""
+    """Number of tokens assigned to each expert."""
     prob_sums_E: Tensor
-    """Sum of the router's probabilities; carries gradient."""
+    """Sum of the router probabilities; with gradient."""
     z_sum: Tensor
-    """Sum of logsumexp(logits)^2, a scalar; carries gradient."""
+    """Sum of logsumexp(logits)^2, a scalar; with gradient."""
     logit_squares: Tensor
-    """Sum of the squared logits, over experts too, a scalar."""
+    """Sum of the squared logits over tokens and experts, a scalar."""
     logits_TE: Tensor
 
 
 class Routing(NamedTuple):
     weights_TK: Tensor
-    """In x's dtype."""
+    """In the dtype of x."""
     experts_TK: Tensor
     probs_TE: Tensor
-    """In at least fp32, as the logits are."""
+    """In at least fp32, like the logits."""
     logits_TE: Tensor
 
 
 class Router(nn.Module):
-    """softmax over all experts in fp32, top-k, the chosen divided by their norm (DBRX, MegaBlocks' LearnedRouter)."""
+    """softmax over all experts in fp32, then top-k weights divided by their norm (DBRX, MegaBlocks' LearnedRouter)."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class Router(nn.Module):
 
     def forward(self, x_TD: Tensor) -> Routing:
         if self.training and self.moe_jitter_eps:
-            # The router's own copy: the experts' input stays as it is.
+            # A copy for the router: the experts' input is unchanged.
             x_TD = x_TD * torch.empty_like(x_TD).uniform_(1 - self.moe_jitter_eps, 1 + self.moe_jitter_eps)
         logits_TE = self.layer(x_TD)
         logits_TE = logits_TE.to(torch.promote_types(logits_TE.dtype, torch.float32))
@@ -70,15 +70,15 @@ class MoE(nn.Module):
     def forward(self, x_TD: Tensor) -> tuple[Tensor, RouterStats]:
         weights_TK, experts_TK, probs_TE, logits_TE = self.router(x_TD)
         assignment = assign(experts_TK, self.n_experts)
-        # Before the experts: when a block is computed again, that ends with the last tensor that is needed, and so
-        # before expert parallelism sends results back.
+        # Computed before the experts: recomputation of a block stops at the last tensor that backward needs, and should
+        # stop before expert parallelism sends results back.
         z_sum = logits_TE.logsumexp(dim=-1).square().sum()
         y_TD = self.experts(x_TD, weights_TK, assignment)
-        return y_TD, RouterStats(assignment.counts_E, probs_TE.sum(0), z_sum, squares_of(logits_TE), logits_TE)
+        return y_TD, RouterStats(assignment.counts_E, probs_TE.sum(0), z_sum, sum_of_squares(logits_TE), logits_TE)
 
 
-def squares_of(logits_TE: Tensor) -> Tensor:
-    """Their sum, without gradient and without a copy of their size."""
+def sum_of_squares(logits_TE: Tensor) -> Tensor:
+    """Sum of the squared logits, without gradient and without allocating a copy of the logits."""
     return torch.linalg.vector_norm(logits_TE.detach()).square()
 
 
@@ -87,8 +87,9 @@ def load_balancing_loss(
 ) -> Tensor:
     """E / (L K) * sum over layers of dot(counts_l / tokens_counted, prob_sums_l / tokens): MegaBlocks' batched loss.
 
-    With counts and probabilities over the same tokens this is E / (L T K) * sum_l dot(counts_l, mean_t probs_l), which
-    is 1 when the load is even. Given the counts it is linear in the probabilities: parts of a batch can be summed.
+    With counts and probabilities over the same tokens, this equals E / (L T K) * sum_l dot(counts_l, mean_t probs_l),
+    which is 1 for an even load. For fixed counts it is linear in the probabilities, so the losses of parts of a batch
+    can be summed.
     """
     L, E = counts_LE.shape
     shares_LE = counts_LE.to(prob_sums_LE.dtype) / tokens_counted
@@ -98,7 +99,7 @@ def load_balancing_loss(
 def router_z_loss(z_sums_L: Tensor, tokens: Tensor | int) -> Tensor:
     """Mean over layers and tokens of logsumexp(logits)^2 (ST-MoE, Zoph et al. 2022, eq. 5).
 
-    MegaBlocks' batched_router_zloss gives the mean over tokens for each layer; divided by their number (as OLMo does),
-    the loss does not grow with depth.
+    MegaBlocks' batched_router_zloss returns a mean over tokens for each layer. As in OLMo, the mean is also taken over
+    layers, so that the loss does not grow with depth.
     """
     return z_sums_L.mean() / tokens

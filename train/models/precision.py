@@ -1,4 +1,5 @@
-"""Number formats: their names everywhere, their sizes, and which of them is used where. Imports no torch by itself."""
+"""Number formats: their names, their sizes, and which format is used where. Importing this module does not import
+torch."""
 
 from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
@@ -6,15 +7,15 @@ if TYPE_CHECKING:
     import torch
 
 Precision = Literal["fp32", "bf16"]
-"""In what weights are written, and in what they generate."""
+"""The formats in which weights can be written and in which they can generate text."""
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 
 class Format(NamedTuple):
     dtype: str
-    """torch's name, which config.json and callbacks.hf_checkpointer have too."""
+    """torch's name, also used in config.json and callbacks.hf_checkpointer."""
     safetensors: str
-    """The name in headers of safetensors files."""
+    """The name in the headers of safetensors files."""
     n_bytes: int
 
     @property
@@ -29,34 +30,35 @@ FORMATS = {
     "bf16": Format("bfloat16", "BF16", 2),
     "fp16": Format("float16", "F16", 2),
 }
-"""fp16 is only read."""
+"""fp16 can only be read."""
 BY_SAFETENSORS = {each.safetensors: each for each in FORMATS.values()}
 BY_DTYPE: dict[str, Precision] = {FORMATS[precision].dtype: precision for precision in PRECISIONS}
 NF4_BLOCK, NF4_BLOCK_BYTES = 64, 36
-"""Numbers in a block of NF4, and its bytes: 32 of codes, 4 of the block's largest absolute value."""
+"""The number of values in an NF4 block, and its size in bytes: 32 of codes, 4 for the largest absolute value."""
 
 
 def on_device(precision: str, *, gpu: bool) -> str:
-    """The config's `precision` as the device has it: a CPU computes in fp32."""
+    """The precision that a device uses for the config's `precision`: a CPU always computes in fp32."""
     return precision if gpu else "fp32"
 
 
 def computed(precision: str) -> Precision:
-    """In what GEMMs compute."""
+    """The format in which GEMMs compute."""
     return "bf16" if precision == "amp_bf16" else "fp32"
 
 
 def gathered(precision: str, mixed_precision: str | None) -> Precision | None:
-    """In what FSDP gathers weights; None: in that which they are kept in. mixed_precision: None without FSDP."""
+    """The format in which FSDP gathers weights. None: the format in which they are stored. mixed_precision is None
+    without FSDP."""
     return computed(precision) if precision == "amp_bf16" and mixed_precision in ("PURE", "DEFAULT") else None
 
 
 def reduced(mixed_precision: str) -> Precision:
-    """In what FSDP reduces the gradients of weights that it gathers in bf16."""
+    """The format in which FSDP reduces the gradients of weights that it gathers in bf16."""
     return "bf16" if mixed_precision == "PURE" else "fp32"
 
 
 def frozen(base_dtype: str, gathered: Precision | None) -> Precision | None:
-    """In what the base beneath adapters keeps the weights that are not packed; None: as a whole model would."""
+    """The format of the unquantized weights of a frozen base. None: the same as without adapters."""
     kept: dict[str, Precision | None] = {"fp32": None, "bf16": "bf16", "nf4": gathered}
     return kept[base_dtype]

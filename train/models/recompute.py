@@ -1,4 +1,4 @@
-"""Selective activation checkpointing: results of GEMMs are kept, what is cheap between them is computed again."""
+"""Selective activation checkpointing: results of GEMMs are kept, cheap operations between them are recomputed."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,10 +10,10 @@ from torch.utils.checkpoint import checkpoint
 
 
 def up_to_last(function: Callable[..., Tensor], *args: Any) -> Tensor:
-    """function(*args), of which backward computes again all but the last operation, in the random state of now.
+    """Return function(*args). Backward recomputes all operations except the last, with the same random state.
 
-    The last operation is to be a GEMM. Non-reentrant checkpointing stops recomputing as soon as the last tensor that
-    backward needs is there, and that is the GEMM's input, not its result.
+    The last operation must be a GEMM. Non-reentrant checkpointing stops recomputing as soon as it has the last tensor
+    that backward needs, which is the input of the GEMM and not its result.
     """
     result = checkpoint(function, *args, use_reentrant=False)
     assert isinstance(result, Tensor)
@@ -21,13 +21,14 @@ def up_to_last(function: Callable[..., Tensor], *args: Any) -> Tensor:
 
 
 class recomputed(saved_tensors_hooks):
-    """Within, whoever saves `tensor` for backward keeps nothing: backward calls make() once, which gives it again.
+    """Within this context, operations that save `tensor` for backward keep nothing. Backward calls make() once to
+    recompute it.
 
-    For what an autograd Function of ours saves, which up_to_last would run as a whole.
+    For tensors saved by our own autograd Functions, which up_to_last would rerun as a whole.
     """
 
     def __init__(self, tensor: Tensor, make: Callable[[], Tensor]) -> None:
-        # No reference: it would keep the tensor.
+        # No reference to the tensor, which would keep it in memory.
         which = _identity(tensor)
         placeholder, made = object(), []
         device = tensor.device.type
@@ -35,7 +36,8 @@ class recomputed(saved_tensors_hooks):
         dtype = torch.get_autocast_dtype(device)
 
         def pack(saved: Tensor) -> Any:
-            # Detached: the result of an operation, saved by it, would else keep the whole graph for ever.
+            # Detached: an operation's result, saved by the operation itself, would otherwise keep the whole graph
+            # alive.
             return placeholder if _identity(saved) == which else saved.detach()
 
         def unpack(packed: Any) -> Tensor:
@@ -50,7 +52,7 @@ class recomputed(saved_tensors_hooks):
 
 
 def _identity(tensor: Tensor) -> tuple[Any, ...]:
-    storage = tensor.untyped_storage()._cdata  # unlike data_ptr, also of tensors without data
+    storage = tensor.untyped_storage()._cdata  # unlike data_ptr, it also works for tensors without data
     return storage, tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype
 
 
@@ -58,5 +60,5 @@ _WRAPPED = "_checkpoint_wrapped_module."
 
 
 def named_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    """The model's parameters under their own names, without what activation checkpointing puts between."""
+    """The model's parameters by name, without the prefixes that activation checkpointing adds."""
     return [(name.replace(_WRAPPED, ""), param) for name, param in model.named_parameters()]

@@ -1,4 +1,4 @@
-"""Every parameter's name and shape, and how many there are: from the config alone, without torch."""
+"""The name and shape of every parameter, and parameter counts, computed from the config alone without torch."""
 
 import functools
 import math
@@ -12,17 +12,18 @@ WEIGHT_KEYS = (
     *("ffn_config.ffn_hidden_size", "ffn_config.moe_num_experts", "ffn_config.moe_top_k"),
     "ffn_config.moe_normalize_expert_weights",
 )
-"""The model's keys that decide what its weights mean: a run that takes weights takes these too."""
+"""The model keys that affect the meaning of its weights. A run that loads weights also takes the values of these
+keys."""
 
 
 def parameter_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Every parameter by its name in Hugging Face's DBRX, and its shape."""
+    """The name of every parameter, as in Hugging Face's DBRX, and its shape."""
     return dict(_parameter_shapes(model))
 
 
 @functools.lru_cache(maxsize=8)
 def _parameter_shapes(model: ModelConfig) -> Mapping[str, tuple[int, ...]]:
-    # A search for settings asks thousands of times.
+    # Cached, because a search for settings calls this thousands of times.
     d, ffn = model.d_model, model.ffn_config
     experts = (ffn.moe_num_experts * ffn.ffn_hidden_size, d)
     block = {
@@ -45,7 +46,7 @@ def _parameter_shapes(model: ModelConfig) -> Mapping[str, tuple[int, ...]]:
 
 
 def adapter_shapes(model: ModelConfig, lora: LoraConfig) -> dict[str, tuple[int, ...]]:
-    """Every parameter of the adapters by its name (see lora/adapters.py), and its shape."""
+    """The name of every adapter parameter (see lora/adapters.py) and its shape."""
     shapes: dict[str, tuple[int, ...]] = {}
     for name, shape in adapted_shapes(model, lora).items():
         n_experts = model.ffn_config.moe_num_experts if is_fused(name) else 1
@@ -55,37 +56,37 @@ def adapter_shapes(model: ModelConfig, lora: LoraConfig) -> dict[str, tuple[int,
 
 
 def pair_shapes(shape: tuple[int, int], lora: LoraConfig, n_experts: int = 1) -> tuple[tuple[int, int], ...]:
-    """Shapes of A and B of a weight's adapter; the weight holds those of n_experts experts, stacked along its rows."""
+    """The shapes of A and B of a weight's adapter. The weight stacks the rows of n_experts experts."""
     rows, columns = shape
     return (lora.r * (n_experts if lora.per_expert else 1), columns), (rows, lora.r)
 
 
 def is_fused(name: str) -> bool:
-    """Whether the weights of all experts lie in the parameter of that name, one below the other."""
+    """Whether the parameter of this name stacks the weights of all experts along its rows."""
     return name.rpartition(".")[2] in LORA_TARGETS["experts"]
 
 
 def adapted_experts(lora: LoraConfig) -> list[str]:
-    """Those of w1, v1 and w2 that have an adapter, in this order."""
+    """Which of w1, v1 and w2 have an adapter, in this order."""
     return [name for name in LORA_TARGETS["experts"] if name in lora.targets]
 
 
 def adapted_shapes(model: ModelConfig, lora: LoraConfig) -> dict[str, tuple[int, int]]:
-    """The weights of the base that have an adapter, and their shapes."""
+    """The base weights that have an adapter, and their shapes."""
     parts = {name: name.removesuffix(".weight").rpartition(".")[2] for name in parameter_shapes(model)}
     shapes = {name: shape for name, shape in parameter_shapes(model).items() if parts[name] in lora.targets}
     return {name: (shape[0], shape[1]) for name, shape in shapes.items()}
 
 
 def adapter_name(name: str) -> str:
-    """What the parameters of a base weight's adapter begin with: `x.Wqkv.lora` for `x.Wqkv.weight`, `x.lora.w1` for
+    """The prefix of the adapter parameters of a base weight: `x.Wqkv.lora` for `x.Wqkv.weight`, `x.lora.w1` for
     `x.w1`."""
     above, _, last = name.rpartition(".")
     return f"{above}.lora" if last == "weight" else f"{above}.lora.{last}"
 
 
 def count_parameters(model: ModelConfig) -> tuple[int, int]:
-    """(all parameters, those that a token meets: moe_top_k of the experts)."""
+    """(all parameters, active parameters: those of moe_top_k of the experts and of everything else)."""
     sizes = parameter_sizes(model)
     total = sum(sizes.values())
     experts = sum(size for name, size in sizes.items() if ".experts." in name)
@@ -94,7 +95,7 @@ def count_parameters(model: ModelConfig) -> tuple[int, int]:
 
 
 def count_adapters(model: ModelConfig, lora: LoraConfig) -> tuple[int, int]:
-    """(all parameters of the adapters, those that a token meets)."""
+    """(all parameters of the adapters, active parameters of the adapters)."""
     total = active = 0
     ffn = model.ffn_config
     for name, shape in adapter_shapes(model, lora).items():
@@ -105,5 +106,5 @@ def count_adapters(model: ModelConfig, lora: LoraConfig) -> tuple[int, int]:
 
 
 def parameter_sizes(model: ModelConfig) -> dict[str, int]:
-    """How many numbers each parameter has."""
+    """The number of elements of each parameter."""
     return {name: math.prod(shape) for name, shape in parameter_shapes(model).items()}

@@ -1,4 +1,4 @@
 """Optimizers, their parameter groups, and learning-rate schedules.
 
-What a checkpoint says of its optimizer belongs to train/checkpoint.
+The optimizer's state in checkpoints belongs to train/checkpoint.
 """

@@ -10,8 +10,8 @@ from torch.distributed.tensor import DTensor
 
 
 class AdamW(torch.optim.AdamW):
-    """One call of torch's kernel takes DTensors of one mesh only, so a group of parameters is stepped mesh by mesh. The
-    groups themselves, which checkpoints know, stay as they are."""
+    """torch's kernel only accepts the DTensors of one mesh per call, so each parameter group is updated mesh by mesh.
+    The groups themselves, which checkpoints refer to, are unchanged."""
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         groups = self.param_groups

@@ -1,4 +1,4 @@
-"""From config to optimizer, with its groups of parameters."""
+"""Builds an optimizer and its parameter groups from the config."""
 
 from typing import Any
 
@@ -9,14 +9,15 @@ from train.models.lora.adapters import is_adapter
 from train.models.recompute import named_parameters
 from train.optim.adamw import AdamW
 from train.optim.lion import DecoupledLionW
-from train.optim.patterns import check_left, matching
+from train.optim.patterns import check_any_trained, matching
 
 
 def build_optimizer(config: OptimizerConfig, model: torch.nn.Module) -> torch.optim.Optimizer:
-    """The optimizer over the parameters that are not frozen (which are marked so here).
+    """Build the optimizer over the parameters that are not frozen. Also freezes the others.
 
-    It has a group for each entry of param_groups and one for the other parameters, each in two parts where
-    no_weight_decay matches some of them; `name` says which. Where there are adapters, all but they are frozen.
+    It has a group for each entry of param_groups and one for all other parameters. Each group is split into two if
+    no_weight_decay matches some of its parameters; `name` distinguishes them. With adapters, all other parameters are
+    frozen.
     """
     params = named_parameters(model)
     names = [name for name, _ in params]
@@ -28,8 +29,8 @@ def build_optimizer(config: OptimizerConfig, model: torch.nn.Module) -> torch.op
         for i, group in enumerate(config.param_groups)
     ]
     trained = {name for name in names if is_adapter(name) or not lora} - frozen
-    check_left(trained, config)
-    # By what the patterns match and never by values: a changed lr or weight_decay leaves the groups as they are.
+    check_any_trained(trained, config)
+    # Grouped by which patterns match and not by values, so that a changed lr or weight_decay keeps the groups.
     groups: dict[tuple[int | None, bool], list[torch.nn.Parameter]] = {}
     for name, param in params:
         param.requires_grad_(name in trained)
@@ -40,13 +41,13 @@ def build_optimizer(config: OptimizerConfig, model: torch.nn.Module) -> torch.op
         config, [{"params": params, **_settings(config, *key)} for key, params in groups.items()]
     )
     for group in optimizer.param_groups:
-        # What schedules multiply, and what DecoupledLionW divides by.
+        # Schedules multiply this value, and DecoupledLionW divides by it.
         group["initial_lr"] = group["lr"]
     return optimizer
 
 
 def _settings(config: OptimizerConfig, entry: int | None, decayed: bool) -> dict[str, Any]:
-    """Of a group of parameters: those that optimizer.param_groups[entry] matches, or none of its entries."""
+    """The settings of a group: of optimizer.param_groups[entry], or the defaults for None."""
     own = ParamGroupConfig(match=[]) if entry is None else config.param_groups[entry]
     default = config.weight_decay if decayed else 0.0
     of = "parameters" if entry is None else f"param_groups[{entry}]"
@@ -62,7 +63,7 @@ def _adamw(config: OptimizerConfig, groups: list[dict[str, Any]]) -> torch.optim
 
 
 def _decoupled_adamw(config: OptimizerConfig, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-    # torch shrinks weights by weight_decay * lr a step; Composer's DecoupledAdamW by weight_decay * lr / initial_lr.
+    # torch shrinks weights by weight_decay * lr per step, Composer's DecoupledAdamW by weight_decay * lr / initial_lr.
     return _adamw(config, [{**group, "weight_decay": group["weight_decay"] / group["lr"]} for group in groups])
 
 

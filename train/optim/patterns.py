@@ -1,4 +1,4 @@
-"""The optimizer's patterns over parameter names. What they match follows from the config alone, without torch."""
+"""The optimizer's patterns over parameter names, matched from the config alone without torch."""
 
 import fnmatch
 from collections.abc import Sequence
@@ -10,18 +10,18 @@ from train.models.shapes import adapter_shapes, parameter_shapes
 
 
 def check_patterns(config: TrainConfig) -> None:
-    """Raises ConfigError when a pattern matches no parameter, or nothing is left to train."""
+    """Raise ConfigError if a pattern matches no parameter, or if no parameter is trained."""
     base, lora, optimizer = list(parameter_shapes(config.model)), config.lora, config.optimizer
     adapters = list(adapter_shapes(config.model, lora)) if lora is not None else []
     names = base + adapters
     matching(names, optimizer.no_weight_decay, "optimizer.no_weight_decay")
     for i, group in enumerate(optimizer.param_groups):
         matching(names, group.match, f"optimizer.param_groups[{i}].match")
-    check_left(set(adapters or base) - matching(names, optimizer.freeze, "optimizer.freeze"), optimizer)
+    check_any_trained(set(adapters or base) - matching(names, optimizer.freeze, "optimizer.freeze"), optimizer)
 
 
-def check_left(trained: set[str], optimizer: OptimizerConfig) -> None:
-    """Raises ConfigError when no parameter is trained."""
+def check_any_trained(trained: set[str], optimizer: OptimizerConfig) -> None:
+    """Raise ConfigError if no parameter is trained."""
     if not trained:
         raise ConfigError(
             f"is {optimizer.freeze}, but it freezes every parameter: nothing is left to train", key="optimizer.freeze"
@@ -29,7 +29,7 @@ def check_left(trained: set[str], optimizer: OptimizerConfig) -> None:
 
 
 def matching(names: Sequence[str], patterns: Sequence[str], key: str) -> set[str]:
-    """The names that one of the patterns matches. Raises ConfigError for a pattern that matches none."""
+    """The names that any pattern matches. Raises ConfigError for a pattern that matches none."""
     matched: set[str] = set()
     for pattern in patterns:
         hits = fnmatch.filter(names, pattern)

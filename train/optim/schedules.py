@@ -1,4 +1,4 @@
-"""Learning-rate schedules, from their config."""
+"""Builds learning-rate schedules from their config."""
 
 import math
 
@@ -16,9 +16,9 @@ from train.config.optimizer import SchedulerConfig
 
 
 def build_scheduler(config: SchedulerConfig, clock: Clock) -> ComposerScheduler:
-    """The factor on the learning rate, for the batch that state.timestamp counts to (see callbacks/learning_rate.py).
+    """Return the factor of the learning rate, for the batch in state.timestamp (see callbacks/learning_rate.py).
 
-    Raises ConfigError for durations that do not fit the run.
+    Raises ConfigError for durations that are too long for the run.
     """
     warmup = clock.batches(config.t_warmup)
     decay = clock.batches(config.t_decay)
@@ -26,20 +26,20 @@ def build_scheduler(config: SchedulerConfig, clock: Clock) -> ComposerScheduler:
     assert total is not None
     if warmup > total:
         raise ConfigError(
-            f"is {config.t_warmup} ({warmup} batches), but the run has only {total}: write fewer, or for a "
+            f"is {config.t_warmup} ({warmup} batches), but the run has only {total}: use a shorter one, or for a "
             f"short test scheduler.t_warmup={'1ba' if config.name == 'inv_sqrt_with_warmup' else '0ba'}",
             key="scheduler.t_warmup",
         )
     if config.name == "wsd_with_warmup" and warmup + decay > total:
         raise ConfigError(
             f"is {config.t_decay} ({decay} batches), but after a warmup of {warmup} only "
-            f"{total - warmup} of the run's {total} are left: write fewer, or for a short test "
+            f"{total - warmup} of the run's {total} are left: use a shorter one, or for a short test "
             "scheduler.t_warmup=0ba scheduler.t_decay=0.1dur",
             key="scheduler.t_decay",
         )
     if config.name == "inv_sqrt_with_warmup" and warmup == 0:
         raise ConfigError(
-            f"is {config.t_warmup}, but inv_sqrt_with_warmup measures its fall in warmups: give it at least 1ba",
+            f"is {config.t_warmup}, but inv_sqrt_with_warmup decays relative to the warmup: use at least 1ba",
             key="scheduler.t_warmup",
         )
     return {
@@ -52,7 +52,7 @@ def build_scheduler(config: SchedulerConfig, clock: Clock) -> ComposerScheduler:
 
 
 def inv_sqrt_with_warmup(warmup: int) -> ComposerScheduler:
-    """Linear rise, then sqrt(warmup / batch) (Vaswani et al. 2017): a schedule that does not know the run's end."""
+    """Linear warmup, then sqrt(warmup / batch) (Vaswani et al. 2017), which does not depend on the end of the run."""
 
     def schedule(state: State, ssr: float = 1.0) -> float:
         batch = state.timestamp.batch.value
@@ -62,7 +62,7 @@ def inv_sqrt_with_warmup(warmup: int) -> ComposerScheduler:
 
 
 def wsd_with_warmup(warmup: int, decay: int, total: int, alpha_f: float) -> ComposerScheduler:
-    """Warmup, stable, then a linear fall to alpha_f over the last batches (Hu et al. 2024, MiniCPM)."""
+    """Warmup, stable, then linear decay to alpha_f over the last batches (Hu et al. 2024, MiniCPM)."""
 
     def schedule(state: State, ssr: float = 1.0) -> float:
         batch = state.timestamp.batch.value

@@ -1,4 +1,4 @@
-"""What a run needs before it starts: memory of a rank, whether this machine has it, the plan of its rows.
+"""The resources of a run, determined before it starts: memory per rank, whether this machine has it, the row plan.
 
-Opens a run's data for that; builds no model.
+Opens the run's data, but builds no model.
 """

@@ -1,9 +1,9 @@
-"""What a block's tensors take in forward and backward, from the config alone. Imports no torch.
+"""The memory of a block's tensors in forward and backward, from the config alone. Imports no torch.
 
-Follows train/models with its kernels on a GPU: which results autograd keeps, and what is alive beside them where most
-is. tests/planning/test_peak.py compares it with the same code, run on tensors without data (train/simulation).
+Follows train/models with its kernels on a GPU: which results autograd keeps, and which other tensors exist when memory
+use is highest. tests/planning/test_peak.py compares it with the same code on tensors without data (train/simulation).
 
-Letters: D d_model, W width of queries, keys and values, K experts a token, F ffn_hidden_size, E experts.
+Letters: D d_model, W width of queries, keys and values, K experts per token, F ffn_hidden_size, E experts.
 """
 
 from collections.abc import Iterator
@@ -18,41 +18,41 @@ _INT, _FP32 = 8, 4
 
 @dataclass(frozen=True, kw_only=True)
 class Moment:
-    """One at which much of a block is alive."""
+    """A point in time at which a block uses much memory."""
 
     n_bytes: float
-    """Activations of the block, gradients of activations among them, beside what earlier blocks keep."""
+    """Activations of the block, including gradients of activations, in addition to those kept by earlier blocks."""
     expert_gradients: int = 0
     """How many of w1, v1 and w2 have a gradient that is not reduced yet."""
     other_gradients: bool = False
-    """Whether the attention's weights have."""
+    """Whether the attention weights have a gradient that is not reduced yet."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BlockBytes:
-    """Of one block, for the tokens of a microbatch."""
+    """Bytes of one block for the tokens of a microbatch."""
 
     kept: float
-    """From its forward pass to its backward pass."""
+    """Kept from its forward pass to its backward pass."""
     retained: float
-    """Of that, and of what was made again, what stays after its backward pass until that of the model is over, because
-    the graph holds what checkpointing computes again from."""
+    """The part of the kept and recomputed tensors that remains after the block's backward pass until the model's
+    backward pass is complete, because the graph holds the inputs of checkpointing."""
     unreached: float
-    """What is not kept of it where no gradient flows further than to its experts."""
+    """The part of `kept` that is not kept if no gradient flows further than to the block's experts."""
     kept_unreached: float
-    """`kept`, of such a block."""
+    """`kept` for a block in which no gradient flows further than to its experts."""
     stream: float
-    """The stream of [tokens, D] that enters and leaves it, and its gradient."""
+    """The residual stream [tokens, D] that enters and leaves the block, or its gradient."""
     forward: float
-    """At most in its forward pass."""
+    """Maximum in its forward pass."""
     backward: tuple[Moment, ...]
-    """What can be the most in its backward pass."""
+    """The points in its backward pass at which the maximum can occur."""
     exchanged: float
-    """Of all that, at most, tokens that came from other ranks, their results and gradients (expert parallelism)."""
+    """The maximum part of these bytes for tokens from other ranks, their results and gradients (expert parallelism)."""
 
 
 def widths(config: TrainConfig, *, gpu: bool) -> tuple[int, int]:
-    """Bytes of a number that GEMMs compute, and of one in the stream between blocks."""
+    """Bytes per element of GEMM operands, and of the stream between blocks."""
     fsdp, precision = config.fsdp_config, precisions.on_device(config.precision, gpu=gpu)
     gathered = precisions.gathered(precision, fsdp.mixed_precision if fsdp is not None else None)
     kept: Precision | None = gathered
@@ -62,7 +62,7 @@ def widths(config: TrainConfig, *, gpu: bool) -> tuple[int, int]:
 
 
 def block_bytes(config: TrainConfig, tokens: int, *, gpu: bool) -> BlockBytes:
-    """tokens: of a microbatch."""
+    """tokens: number of tokens of a microbatch."""
     block = _Block(config, tokens, gpu=gpu)
     return BlockBytes(
         kept=float(tokens * block.kept),
@@ -77,7 +77,7 @@ def block_bytes(config: TrainConfig, tokens: int, *, gpu: bool) -> BlockBytes:
 
 
 class _Block:
-    """Bytes for each token."""
+    """Bytes per token."""
 
     def __init__(self, config: TrainConfig, tokens: int, *, gpu: bool) -> None:
         model, ffn, fsdp, self.lora = config.model, config.model.ffn_config, config.fsdp_config, config.lora
@@ -90,14 +90,14 @@ class _Block:
         GC = model.attn_config.kv_n_heads * model.head_dim
         self.normed, self.stream, self.qkv = a * D, x * D, a * (D + 2 * GC)
         self.KD, self.KF = a * K * D, a * K * ffn.ffn_hidden_size
-        # Choices and sorted assignments; in fp32 logits, probabilities and weights, and in backward their gradients.
+        # Choices and sorted assignments; in fp32 logits, probabilities and weights; in backward also their gradients.
         self.routed_floats = 2 * _FP32 * E + (3 * _FP32 + a) * K
         self.routing = 4 * _INT * K + self.routed_floats
         self.routed_back = 2 * _INT * K + _FP32 * E + _FP32 * K
-        # Tokens that came for this rank's experts, in their order, and the gradient of their results.
+        # Tokens received for this rank's experts, the sorted copy of these tokens, and the gradient of their results.
         self.received = self.KD + 3 * _INT * K + a * K if self.divided else 0
         self.gradient = self.KD if self.divided else 0
-        # Of what experts sum up: under expert parallelism nothing, it is summed where the token came from.
+        # The experts' sums over a token; with expert parallelism, the rank of the token computes them.
         self.rows = self.KD if self.divided else self.normed
         self.hidden = 0 if self.recomputes else 2 * self.KF
         # A frozen GEMM does not keep its input.
@@ -106,9 +106,9 @@ class _Block:
         self.between = self.stream + (self.normed if self.trained or not self.divided else 0)
         self.experts = self.routing + self.received + self.hidden
         self.everything = self.attention + self.between + self.experts
-        # What adapters make of tokens, in a few places.
+        # Low-rank results of the adapters, in a few places.
         self.low = 2 * a * K * self.lora.r if self.lora is not None else 0
-        # Of weights in 4 bits one is opened at a time, with a copy of its codes, before it meets tokens.
+        # One 4-bit weight is unpacked at a time, with a copy of its codes.
         self.opened = self.opening = 0.0
         if self.lora is not None and self.lora.base_dtype == "nf4":
             degree = fsdp.expert_parallel_degree if fsdp is not None else 1
@@ -135,7 +135,7 @@ class _Block:
         return self.attention + self.routed_floats
 
     def forward(self) -> float:
-        """At most: while the experts compute, or attention."""
+        """Maximum, reached while the experts or attention compute."""
         before = {
             "none": self.kept - self.experts,
             "block": self.stream + self.between,
@@ -145,34 +145,34 @@ class _Block:
         return max(before[self.policy] + self.experts + self._in_experts(), attention)
 
     def _in_experts(self) -> float:
-        """Gathered tokens, activations, results of each expert, their sum."""
+        """Gathered tokens, activations, the results of each expert, and their sum."""
         results = 2 * self.KD + self.rows
         if not self.trained:
             results = max(self.opening, self.opened + self.KD, self.KD + self.rows)
         return 2 * self.KF - self.hidden + self.KF + results
 
     def backward(self) -> Iterator[Moment]:
-        """What is kept or has been made again, and gradients."""
+        """Kept and recomputed tensors, and gradients."""
         KD, KF, rows = self.KD, self.KF, self.rows
         there = self.everything
         if self.policy == "selective":
             there = self.kept + (0 if self.divided else self.normed)
         there += self.stream + self.routed_back + self.low + self.gradient - self.hidden
-        # Hidden vectors, the gradients of three, the gathered gradient of the result.
+        # Hidden vectors, three gradients of them, the gathered gradient of the result.
         again = KD if self.recomputes and self.trained else 0
         of_hidden = 2 * KF + max(3 * KF, KF + self.opened, self.opening) + KD + again
         yield Moment(n_bytes=there + of_hidden, expert_gradients=1 if self.trained else 0)
-        # Gradients of the hidden vectors; tokens gathered again, and the gradients of two.
+        # Gradients of the hidden vectors, the tokens gathered again, and two gradients.
         held = self.hidden if self.policy != "block" else 0
         of_input = 2 * KD + 2 * rows if self.trained else max(self.opening, self.opened + KD) + 3 * rows
         yield Moment(n_bytes=there + held + 2 * KF + of_input, expert_gradients=3 if self.trained else 0)
         if self.trained:
-            # Queries, keys and values, and their gradients at three places.
+            # Queries, keys and values, and their gradients in three places.
             late = self.attention + self.between + 3 * self.qkv + 2 * self.stream
             yield Moment(n_bytes=late, expert_gradients=3, other_gradients=True)
         else:
-            # The gradient of the first GEMM's result, where only its adapter is left.
+            # The gradient of the first GEMM's result, when only its adapter remains.
             yield Moment(n_bytes=3 * self.stream + self.normed + self.qkv, other_gradients=True)
         if self.policy == "block":
-            # Computed again, before anything has a gradient.
+            # Recomputed, before any gradient exists.
             yield Moment(n_bytes=self.everything + self._in_experts() + self.stream)

@@ -1,4 +1,4 @@
-"""Everything that can be wrong with a run and follows from its config and the number of ranks, without its data."""
+"""All checks of a run that only need its config and the number of ranks, not its data."""
 
 from collections.abc import Sequence
 
@@ -11,13 +11,13 @@ from train.optim.patterns import check_patterns
 
 
 def config_problems() -> Problems:
-    """For what check_config finds: what follows from a problem is not reported."""
+    """The collector for check_config; it drops problems that are consequences of other problems."""
     return Problems(Unavailable)
 
 
 def check_config(loaded: LoadedConfig, ranks: int, problems: Problems) -> TrainConfig:
-    """The config of the run, checked as far as it goes without the data. Where the pretrained model cannot be read, so
-    cannot be what its config.json says, and checks that need it are left out."""
+    """Check the run's config as far as possible without its data, and return it. If the pretrained model cannot be
+    read, the checks that need its config.json are skipped."""
     config = loaded.config
     with problems.collect():
         config = resolve_pretrained(loaded)
@@ -33,8 +33,8 @@ def check_config(loaded: LoadedConfig, ranks: int, problems: Problems) -> TrainC
 
 
 def read_checked(path: str, overrides: Sequence[str], ranks: int) -> TrainConfig:
-    """The config at `path` with its overrides, of which everything has been checked. Raises ConfigError with all that
-    is wrong, as train.py does before it reads data."""
+    """Read and fully check the config at `path` with its overrides. Raises ConfigError with all problems, as train.py
+    does before it reads data."""
     loaded, problems = load_config(path, overrides), config_problems()
     config = check_config(loaded, ranks, problems)
     try:

@@ -1,4 +1,4 @@
-"""Whether a run fits on this machine and, where it does not, on how many it would."""
+"""Whether a run fits on this machine and, if not, on how many machines or GPUs it would."""
 
 import math
 import os
@@ -16,23 +16,23 @@ from train.planning.peak import memory_parts
 
 _COMMON_GPU = "80gb"
 _USABLE = 0.9
-"""Of a GPU's memory, what a run can count on beside the allocator's gaps, CUDA's context and NCCL's buffers."""
+"""The usable share of a GPU's memory, without fragmentation, CUDA's context and NCCL's buffers."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RankMemory:
-    """Bytes of memory of a rank: of its GPU, or its part of the machine."""
+    """Memory of a rank in bytes: of its GPU, or of its share of the machine."""
 
     at_least: float
-    """The lower bound of what it needs."""
+    """The lower bound of the required memory."""
     predicted: float
-    """What it needs at the peak of a step."""
+    """The predicted peak of a step."""
     available: float
 
 
 def check_machine(config: TrainConfig, world_size: int, device: Device) -> RankMemory:
-    """Raises ConfigError when this node's ranks cannot have what they need at the least, and warns when they have less
-    than is predicted. Allocates nothing."""
+    """Raise ConfigError if this node's ranks have less memory than the lower bound, and warn if they have less than
+    predicted. Allocates nothing."""
     local_ranks, gpu = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), device == "gpu"
     need = memory_per_rank(config, world_size, gpu=gpu)
     have = gpu_memory() if gpu else cpu_memory() / local_ranks
@@ -40,8 +40,8 @@ def check_machine(config: TrainConfig, world_size: int, device: Device) -> RankM
         predicted = memory_parts(config, world_size, gpu=gpu).total
         if predicted > have:
             logger.warning(
-                f"memory may not be enough: {_ranks(world_size)} is predicted to need {format_bytes(predicted)} and at "
-                f"least {format_bytes(need.total)}, and has {format_bytes(have, down=True)} (see scripts/plan.py)"
+                f"memory may be insufficient: {_ranks(world_size)} is predicted to need {format_bytes(predicted)} "
+                f"(at least {format_bytes(need.total)}), but has {format_bytes(have, down=True)}; see scripts/plan.py"
             )
         return RankMemory(at_least=need.total, predicted=predicted, available=have)
     total, _ = count_parameters(config.model)
@@ -50,11 +50,11 @@ def check_machine(config: TrainConfig, world_size: int, device: Device) -> RankM
         f"a gathered unit {format_bytes(need.gathered)}, activations {format_bytes(need.activations)}"
     )
     each = f"{format_bytes(have, down=True)}{'' if local_ranks == 1 or gpu else ' for each'}"
-    on_cpu = "the CPU was chosen" if config.device == "cpu" else "there is no GPU"
+    on_cpu = "device is cpu" if config.device == "cpu" else "there is no GPU"
     where = f"its GPU has {each}" if gpu else f"{on_cpu}, and this machine has {each}"
     raise ConfigError(
         f"{total:,} parameters do not fit: {_ranks(world_size)} needs at least {format_bytes(need.total)} ({parts}), "
-        f"{format_bytes(need.total * world_size)} in all, but {where}; "
+        f"{format_bytes(need.total * world_size)} in total, but {where}; "
         f"{_hint(config, have, local_ranks, gpu=gpu)}"
     )
 
@@ -65,28 +65,29 @@ def _ranks(world_size: int) -> str:
 
 def _hint(config: TrainConfig, have: float, local_ranks: int, *, gpu: bool) -> str:
     if config.fsdp_config is None:
-        return "without `fsdp_config: null` the states would be sharded over the ranks"
+        return "remove `fsdp_config: null` to shard the states over the ranks"
     ranks = ranks_that_fit(config, have, gpu=gpu)
     things = "GPUs" if gpu else "machines"
     enough = math.ceil(ranks / (1 if gpu else local_ranks)) if ranks else None
-    message = f"it takes at least {enough} such {things}" if enough else f"no number of such {things} is enough"
+    message = f"at least {enough} such {things} are needed" if enough else f"no number of such {things} is sufficient"
     common = ranks_that_fit(config, parse_bytes(_COMMON_GPU) * _USABLE, gpu=True)
     if common is None or (gpu and ranks):
         return message
     # Such GPUs come in nodes of 8.
     gpus = f"{math.ceil(common / 8) * 8} GPUs of {_COMMON_GPU}"
-    return f"{message}, or {gpus}" if enough else f"{message}: it takes at least {gpus}"
+    return f"{message}, or {gpus}" if enough else f"{message}: at least {gpus} are needed"
 
 
 def ranks_that_fit(config: TrainConfig, have: float, *, gpu: bool) -> int | None:
-    """The least number of ranks with `have` bytes each on which the sharded run fits; None when none is enough."""
+    """The smallest number of ranks with `have` bytes each on which the sharded run fits; None if no number is
+    sufficient."""
     fsdp = config.fsdp_config
     if fsdp is None:
         return None
     replicas = fsdp.data_parallel_replicate_degree or 1
     if memory_per_rank(config, replicas, gpu=gpu).total <= have:
         return replicas
-    # From two shards on units are gathered, and only the states shrink with the number of ranks.
+    # With two or more shards, units are gathered, and only the states shrink with the number of ranks.
     two = memory_per_rank(config, 2 * replicas, gpu=gpu)
     left = have - two.gathered - two.activations
     return max(2, math.ceil(2 * two.states / left)) * replicas if left > 0 else None

@@ -1,8 +1,8 @@
-"""The estimate of the memory that a rank needs, from the config alone. Imports no torch.
+"""A lower bound of the memory that a rank needs, from the config alone. Imports no torch.
 
-It is a lower bound, so that what is refused could not have run: it counts weights, gradients and optimizer states,
-the largest unit gathered at a time, and what a microbatch must keep for its backward pass; not the allocator's gaps,
-the head's logits, the communication library's buffers or the processes themselves.
+It counts weights, gradients and optimizer states, the largest gathered unit, and what a microbatch must keep for its
+backward pass. It does not count fragmentation of the allocator, the logits of the head, buffers of the communication
+library, or the processes themselves. A run that is rejected because of this bound therefore could not have run.
 """
 
 import math
@@ -19,14 +19,14 @@ from train.optim.states import is_frozen, n_moments, trainable_shapes
 
 @dataclass(frozen=True, kw_only=True)
 class ResourceEstimate:
-    """Bytes that a rank needs at least."""
+    """Lower bound of a rank's memory, in bytes."""
 
     states: float
-    """Weights, gradients, optimizer states: its share of them."""
+    """The rank's share of weights, gradients and optimizer states."""
     gathered: float
-    """The largest unit of the model put together for computing."""
+    """The largest unit of the model, gathered for computing."""
     activations: float
-    """Kept of one microbatch for the backward pass."""
+    """Activations of one microbatch that are kept for the backward pass."""
 
     @property
     def total(self) -> float:
@@ -49,12 +49,12 @@ def memory_per_rank(config: TrainConfig, world_size: int, *, gpu: bool) -> Resou
 
 
 def _width(precision: Precision | None) -> int:
-    """Bytes of a number; None: in that which weights are kept in."""
+    """Bytes per element; None means the format in which weights are stored."""
     return FORMATS[precision or "fp32"].n_bytes
 
 
 def _gathered_bytes(config: TrainConfig, fsdp: FSDPConfig, width: float) -> float:
-    """Of the largest unit (the embedding, a block, the head), or of all when they stay gathered."""
+    """Bytes of the largest unit (the embedding, a block, the head), or of all units if they stay gathered."""
     degree, sizes = _expert_ranks(config), _base_bytes(config, width)
     sizes = {name: size / degree if ".experts.mlp." in name else size for name, size in sizes.items()}
     if not fsdp.reshard_after_forward:
@@ -64,12 +64,12 @@ def _gathered_bytes(config: TrainConfig, fsdp: FSDPConfig, width: float) -> floa
 
 
 def _expert_ranks(config: TrainConfig) -> int:
-    """That share the experts of a layer."""
+    """Number of ranks that share the experts of a layer."""
     return config.fsdp_config.expert_parallel_degree if config.fsdp_config is not None else 1
 
 
 def _unpacked_bytes(config: TrainConfig, width: float) -> float:
-    """Of 4-bit weights one is unpacked at a time, at the most that of all experts of a rank."""
+    """4-bit weights are unpacked one at a time; the largest is one weight of all experts of a rank."""
     model, lora = config.model, config.lora
     packed = lora is not None and lora.base_dtype == "nf4"
     if not packed:
@@ -79,7 +79,7 @@ def _unpacked_bytes(config: TrainConfig, width: float) -> float:
 
 
 def _base_bytes(config: TrainConfig, width: float) -> dict[str, float]:
-    """Of each weight where weights have this width, or are packed in 4 bits."""
+    """Bytes of each weight; weights that are not packed in 4 bits have this width."""
     packed = NF4_WEIGHTS if config.lora is not None and config.lora.base_dtype == "nf4" else ()
     return {
         name: size * (NF4_BLOCK_BYTES / NF4_BLOCK if name.endswith(packed) else width)
@@ -88,8 +88,8 @@ def _base_bytes(config: TrainConfig, width: float) -> dict[str, float]:
 
 
 def _state_bytes(config: TrainConfig, gathered_in: Precision | None) -> float:
-    """Over all ranks: fp32 weights (4 bytes); for trained ones a gradient (4) and the optimizer's moments (4 each).
-    Beneath adapters the weights are in lora.base_dtype."""
+    """Total over all ranks: fp32 weights (4 bytes); for trained weights a gradient (4) and the optimizer's moments (4
+    each). With adapters the base weights are in lora.base_dtype."""
     sizes, more = parameter_sizes(config.model), 4 + 4 * n_moments(config.optimizer)
     if config.lora is None:
         return sum(size * (4 if is_frozen(config, name) else 4 + more) for name, size in sizes.items())
@@ -101,10 +101,11 @@ def _state_bytes(config: TrainConfig, gathered_in: Precision | None) -> float:
 
 
 def _kept_per_token(config: TrainConfig) -> int:
-    """Numbers kept for the backward pass. A block keeps its input, both norms' outputs, the residual, queries, keys and
-    values before and after RoPE, attention's output, and two hidden vectors in each of a token's experts (unless they
-    are computed again); checkpointed, its input alone, selectively also the residual and the GEMMs' results, and one
-    block at a time the rest. Blocks before the first trained parameter keep nothing."""
+    """Elements kept for the backward pass, per token. A block keeps its input, both norms' outputs, the residual,
+    queries, keys and values before and after RoPE, attention's output, and two hidden vectors for each active expert
+    (unless they are recomputed). With block checkpointing it keeps only its input, with selective also the residual and
+    the results of GEMMs; the rest is kept for one block at a time. Blocks before the first trained parameter keep
+    nothing."""
     model, fsdp = config.model, config.fsdp_config
     blocks = model.n_layers - _blocks_before_training(config)
     if blocks == 0:

@@ -1,9 +1,9 @@
-"""The most memory that a rank has allocated at a time, from the config alone. Imports no torch.
+"""Predicts the peak of a rank's allocated memory, from the config alone. Imports no torch.
 
-memory.py has the lower bound, below which a run is refused; this is the prediction. It goes through the moments of a
-step at which much is alive. In the backward pass of a block, FSDP2 has beside the block's weights those of the next one
-on their way, and the input of the last reduce-scatter, which it keeps until the next one begins; the root's weights
-and their gradients stay for the whole backward pass.
+memory.py has the lower bound, below which a run is rejected. This prediction is the maximum over the points of a step
+at which memory use is high. During the backward pass of a block, FSDP2 holds the weights of this block and of the next
+one, which it prefetches, and the input of the last reduce-scatter, which it keeps until the next one begins. The
+weights of the root unit and their gradients stay for the whole backward pass.
 """
 
 import math
@@ -20,9 +20,9 @@ from train.planning.units import EXPERTS, Unit, first_trained_block, meshes, red
 
 _FP32 = 4
 _LOGITS = {True: 1 << 26, False: 1 << 22}
-"""Of a chunk of the head, on a GPU and on a CPU (train/models/loss.py)."""
+"""Logits per chunk of the head, on a GPU and on a CPU (train/models/loss.py)."""
 _CONTEXT, _NCCL, _FRAGMENTS = 1 << 29, 1 << 30, 0.03
-"""What is reserved on a GPU: CUDA's context, NCCL's buffers, and of all else what lies between the allocator's blocks.
+"""Reserved memory on a GPU: CUDA's context, NCCL's buffers, and fragmentation of the allocator as a share of the rest.
 Assumed, not measured."""
 
 
@@ -33,23 +33,23 @@ class MemoryParts:
     weights: float
     """Its shards of the weights."""
     gradients: float = 0.0
-    """Its shards of the gradients, as far as they are there."""
+    """Its shards of the gradients that exist at this point."""
     optimizer: float
-    """Its shards of the optimizer's moments, and what a step of it makes."""
+    """Its shards of the optimizer's moments, and temporary tensors of the optimizer's step."""
     activations: float = 0.0
-    """Kept for the backward pass, and what the block that is computed needs meanwhile."""
+    """Tensors kept for the backward pass, and temporary tensors of the current block."""
     gathered: float = 0.0
-    """Gathered weights of the units that are computed."""
+    """Gathered weights of the current units."""
     prefetched: float = 0.0
-    """Buffers of all-gathers: of the unit that comes next or, in the forward pass, of the one that is computed."""
+    """Buffers of all-gathers: of the next unit or, in the forward pass, of the current one."""
     reduce_buffers: float = 0.0
-    """Whole gradients, and the input of the last reduce-scatter."""
+    """Unsharded gradients, and the input of the last reduce-scatter."""
     logits: float = 0.0
-    """Of a chunk of tokens, with the whole gradient of the head's weight."""
+    """The logits of a chunk of tokens, and the unsharded gradient of the head's weight."""
     experts_exchange: float = 0.0
-    """Tokens that came for this rank's experts, their results and gradients (expert parallelism)."""
+    """Tokens received for this rank's experts, their results and gradients (expert parallelism)."""
     reserve: float = 0.0
-    """CUDA's context, NCCL's buffers, gaps between the allocator's blocks: assumed."""
+    """CUDA's context, NCCL's buffers, fragmentation: assumed."""
 
     @property
     def allocated(self) -> float:
@@ -62,7 +62,7 @@ class MemoryParts:
 
 
 def memory_parts(config: TrainConfig, ranks: int, *, gpu: bool) -> MemoryParts:
-    """What a rank of so many has allocated at the peak of a step, on a GPU or on a CPU."""
+    """The peak memory of each of this number of ranks in a step, on a GPU or on a CPU."""
     parts = max(_Step(config, ranks, gpu=gpu).moments(), key=lambda each: each.total)
     reserve = _CONTEXT + (_NCCL if ranks > 1 else 0) + _FRAGMENTS * parts.total if gpu else 0.0
     return replace(parts, reserve=reserve)
@@ -70,21 +70,21 @@ def memory_parts(config: TrainConfig, ranks: int, *, gpu: bool) -> MemoryParts:
 
 @dataclass(frozen=True, kw_only=True)
 class _Buffers:
-    """Bytes of a unit of FSDP2."""
+    """Bytes of one FSDP2 unit."""
 
     gathered: float = 0.0
     buffer: float = 0.0
-    """Of the all-gather; there is none where the unit is on one rank."""
+    """The buffer of the all-gather; 0 if the unit is on a single rank."""
     gradients: float = 0.0
-    """Whole, in the dtype of the gathered weights."""
+    """The unsharded gradients, in the dtype of the gathered weights."""
     reduced: float = 0.0
     """The input of the reduce-scatter."""
     sharded: float = 0.0
-    """What a rank keeps of the gradients."""
+    """The gradient shards that a rank keeps."""
 
 
 class _Step:
-    """A step of a rank, from one moment to the next."""
+    """A step of one rank, as a sequence of points in time."""
 
     def __init__(self, config: TrainConfig, ranks: int, *, gpu: bool) -> None:
         self.config, self.ranks, self.gpu, self.n_layers = config, ranks, gpu, config.model.n_layers
@@ -102,7 +102,7 @@ class _Step:
         )
         adapters = [self._buffers(unit) for unit in found.values()]
         self.fetches_late = config.lora is not None and any("attn" in name for name in found)
-        # No gradient flows through the attention of the first block, unless something there or before it is trained.
+        # No gradient flows through the attention of the first block, unless a parameter in it or before it is trained.
         first = f"transformer.blocks.{self.first}.norm_attn_norm"
         self.ends_in_experts = not self.trains_embedding and not any(name.startswith(first) for name in trained)
         self.adapts_experts = any(name.startswith(EXPERTS) for name in found)
@@ -120,14 +120,14 @@ class _Step:
         self.of_expert_weight = float(weight * (x if config.lora is None else 0))
         self.of_attention = self.dense.gradients - (0 if self.divided else 3 * self.of_expert_weight)
         self.head = model.vocab_size * model.d_model if "lm_head.weight" in trained else 0
-        # Without FSDP2, autograd keeps copies of the experts' weights in the dtype that is computed in.
+        # Without FSDP2, autograd keeps copies of the experts' weights in the compute dtype.
         self.casts = 3.0 * a * weight if config.fsdp_config is None and a != x else 0.0
         self.weights, n_trained = _weights(config, ranks, gpu=gpu), trained_shard_size(config, ranks)
         self.gradients, self.optimizer = _FP32 * n_trained, _FP32 * n_moments(config.optimizer) * n_trained
 
     def moments(self) -> Iterator[MemoryParts]:
-        """Those at which the peak can be."""
-        # Lion makes the updates of all parameters at once.
+        """The points at which the peak can occur."""
+        # Lion computes the updates of all parameters before it applies them.
         updates = self.gradients if self.config.optimizer.name == "decoupled_lionw" else 0.0
         yield MemoryParts(weights=self.weights, gradients=self.gradients, optimizer=self.optimizer + updates)
         yield self._forward()
@@ -140,10 +140,10 @@ class _Step:
             yield from self._embedding()
 
     def _parts(self, *, done: int, gathered: float, prefetched: float, **parts: float) -> MemoryParts:
-        """done: blocks whose backward pass is over."""
+        """done: number of blocks whose backward pass is complete."""
         sharded = self.dense.sharded + self.experts.sharded + self.adapters_sharded
         every = self.accumulates or self.config.fsdp_config is None
-        # Over replicas, what is added to the gradients of earlier microbatches is kept until the backward pass is over.
+        # With replicas, the gradients to be added to those of earlier microbatches are kept until backward is complete.
         added = done * sharded if self.accumulates and self.replicas > 1 else 0.0
         if not self.resharded:
             of_blocks = self.n_layers * (self.dense.gathered + self.experts.gathered)
@@ -158,14 +158,14 @@ class _Step:
         )
 
     def _forward(self) -> MemoryParts:
-        """Of the last block."""
+        """The forward pass of the last block."""
         kept = self._kept(self.n_layers - 1 - self.first) + self.casts
         return self._parts(
             done=0,
             activations=kept + self.block.forward - self.block.exchanged,
             experts_exchange=self.block.exchanged,
             gathered=self.root.gathered + self.gathered_block,
-            # A buffer is kept until the next unit has been copied out of its own.
+            # A buffer is kept until the next unit was copied out of its own buffer.
             prefetched=self._last_buffer(),
         )
 
@@ -175,8 +175,8 @@ class _Step:
         stream, vocab_size = self.tokens * model.d_model, model.vocab_size
         chunk = min(max(128, _LOGITS[self.gpu] // vocab_size // 128 * 128), self.tokens)
         kept = self._kept(self.n_layers - self.first)
-        # The stream, its norm, its gradient; of a chunk the probabilities and their gradient; the weight's gradient,
-        # and what a chunk adds to it.
+        # The residual stream, its norm and its gradient; for a chunk, the probabilities and their gradient; the
+        # gradient of the weight, and the contribution of a chunk to it.
         yield self._parts(
             done=0,
             activations=kept + stream * (2 * x + 2 * a),
@@ -193,17 +193,17 @@ class _Step:
         )
 
     def _last_buffer(self) -> float:
-        """Of the unit that a block gathers last."""
+        """The buffer of the unit that a block gathers last."""
         if self.divided and not self.adapts_experts:
             return self.experts.buffer
         return (self.adapter if self.adapter.gathered else self.dense).buffer
 
     def _others(self, number: int) -> float:
-        """What all blocks but one keep in its backward pass."""
+        """Bytes kept by all other blocks during the backward pass of this block."""
         return self._kept(number - self.first) + (self.n_layers - 1 - number) * self.block.retained
 
     def _kept(self, blocks: int) -> float:
-        """By the first blocks that have something for the backward pass."""
+        """Bytes that the first `blocks` trained blocks keep for the backward pass."""
         unreached = self.block.kept - self.block.kept_unreached if blocks and self.ends_in_experts else 0.0
         return blocks * (self.block.kept + self.casts) - unreached
 
@@ -214,7 +214,7 @@ class _Step:
         if not (self.divided and late):
             whole += moment.expert_gradients * self.of_expert_weight
         waits = self.experts.reduced if self.divided and late else self.dense.reduced if done else 0.0
-        # Adapters are units of their own: the next block is fetched when the backward pass of the first of them begins.
+        # Adapters are separate units: the next block is prefetched when the backward pass of the first adapter begins.
         fetched = (self.dense if number else self.embedding).buffer if late or not self.fetches_late else 0.0
         return self._parts(
             done=done,
@@ -230,8 +230,8 @@ class _Step:
         )
 
     def _reduce(self, number: int) -> MemoryParts:
-        """Whole gradients and the memory that they are copied to. The weights are freed before, as is the memory of the
-        reduce-scatter before."""
+        """Unsharded gradients and the buffer that they are copied to. The weights and the buffer of the previous
+        reduce-scatter are already freed."""
         unit = self.experts if self.divided else self.dense
         late = min(moment.n_bytes for moment in self.block.backward) if self.divided else 2 * self.block.stream
         return self._parts(
@@ -243,7 +243,7 @@ class _Step:
         )
 
     def _embedding(self) -> Iterator[MemoryParts]:
-        """Its whole gradient, and then the memory that it is copied to."""
+        """The unsharded gradient of the embedding, and then the buffer that it is copied to."""
         whole = self.root.gradients + self.embedding.gradients
         for gathered, reduced in ((self.embedding.gathered, self.dense.reduced), (0.0, self.embedding.reduced)):
             yield self._parts(

@@ -1,4 +1,4 @@
-"""A run's data, opened, and the plan of its rows: what can be wrong with them is told before the model is built."""
+"""The opened data of a run and its row plan. Errors in them are reported before the model is built."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -24,9 +24,9 @@ class RunData:
     """The training data of a run."""
 
     streams: dict[str, Rows]
-    """By name; one without a name under ""."""
+    """The streams by name; a single unnamed stream has the name ""."""
     clock: Clock
-    """What durations are measured against."""
+    """Converts durations to batches."""
     plan: RowPlan
     cache: ShardCache
 
@@ -39,10 +39,10 @@ def open_data(
     *,
     check: Callable[[dict[str, str]], None] | None = None,
 ) -> RunData:
-    """Opens the training streams and plans their rows. `sources` are those that find_source has found, by stream.
+    """Open the training streams and plan their rows. `sources` are the results of find_source by stream.
 
-    `check` gets each stream's fingerprint before anything is planned. Raises ConfigError and DataError for data that
-    cannot be used, and what check and plan_data raise.
+    `check` is called with the fingerprint of each stream before the rows are planned. Raises ConfigError and DataError
+    for unusable data, and the exceptions of check and plan_data.
     """
     with under("train_loader.dataset"):
         streams = open_streams(config.train_loader.dataset, tokenizer, sources)
@@ -52,17 +52,17 @@ def open_data(
 
 
 def plan_data(config: TrainConfig, streams: dict[str, Rows], state: Mapping[str, Any] | None = None) -> RunData:
-    """Plans the rows of the streams: from the beginning, or on from a checkpoint's data state.
+    """Plan the rows of the streams, from the beginning or from a checkpoint's data state.
 
-    Raises ConfigError for stages that cannot be, a past that the config or the data contradict, and a cache_limit that
-    is too low.
+    Raises ConfigError for impossible stages, for a data state that contradicts the config or the data, and for a
+    cache_limit that is too low.
     """
     loader, size = config.train_loader, config.global_train_batch_size
     mixed = loader.stages or any(stream.proportion is not None for stream in (loader.dataset.streams or {}).values())
     if len(streams) > 1 and mixed and parse_duration(config.max_duration)[1] == "ep":
         raise ConfigError(
             f"is {config.max_duration!r}, but a mix of {len(streams)} streams by proportions has no "
-            "passes: write ba or tok",
+            "epochs: use ba or tok",
             key="max_duration",
         )
     batch, rows = position(state) if state is not None else (0, 0)

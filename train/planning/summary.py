@@ -1,4 +1,4 @@
-"""Lines for the console: what a run needs, from its config alone. Imports no torch."""
+"""Lines for the console about the resources of a run, from its config alone. Imports no torch."""
 
 import math
 from pathlib import Path
@@ -13,9 +13,9 @@ from train.models.shapes import adapter_shapes, count_adapters, count_parameters
 
 
 def parameters_line(model: ModelConfig, lora: LoraConfig | None = None) -> str:
-    """`parameters: 131,596,523,520 (36.47 B active)`, and with lora `, frozen; of adapters: ...` likewise."""
+    """`parameters: 131,596,523,520 (36.47 B active)`; with lora followed by `, frozen; adapters: ...`."""
     message = f"parameters: {_counted(*count_parameters(model))}"
-    return message if lora is None else f"{message}, frozen; of adapters: {_counted(*count_adapters(model, lora))}"
+    return message if lora is None else f"{message}, frozen; adapters: {_counted(*count_adapters(model, lora))}"
 
 
 def _counted(total: int, active: int) -> str:
@@ -24,22 +24,22 @@ def _counted(total: int, active: int) -> str:
 
 
 def snapshot_line(config: TrainConfig, world_size: int, ranks: int) -> str:
-    """What the copy of a checkpoint takes that is written while training continues, on a node of so many ranks."""
+    """The memory for the copy of a checkpoint that is written while training continues, on a node with this many
+    ranks."""
     size = format_bytes(snapshot_bytes(config, world_size, ranks))
-    return f"memory of a node of {ranks} rank(s) for the copy that is saved (save_async): {size}"
+    return f"memory on a node with {ranks} rank(s) for the copy of a checkpoint that is saved (save_async): {size}"
 
 
 def checkpoints_line(config: TrainConfig, folder: Path, world_size: int, clock: Clock | None = None) -> str:
-    """What checkpoints in the folder will take. clock: of the run's data; without it the number of checkpoints is known
-    where no epoch is counted."""
+    """The disk space of the checkpoints in the folder. clock: from the run's data; without it, the number of
+    checkpoints is unknown if a duration counts epochs."""
     clock = clock or config_clock(config)
     n_saves = None if clock is None else count_saves(config, clock)
     return describe_space(config, folder, n_saves, world_size=world_size)
 
 
 def config_clock(config: TrainConfig) -> Clock | None:
-    """What the run's durations are measured against, as far as the config alone says: None where an epoch is
-    counted."""
+    """The clock of the run as far as it follows from the config alone; None if a duration counts epochs."""
     if "ep" in {parse_duration(text)[1] for text in (config.max_duration, config.save_interval)}:
         return None
     size = config.global_train_batch_size
@@ -48,7 +48,7 @@ def config_clock(config: TrainConfig) -> Clock | None:
 
 
 def export_line(config: TrainConfig) -> str:
-    """The size of the weights that an export has, in both precisions."""
+    """The size of the exported weights, in both precisions."""
     shapes = parameter_shapes(config.model)
     if config.lora is not None:
         shapes = adapter_shapes(config.model, config.lora)

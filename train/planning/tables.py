@@ -1,4 +1,4 @@
-"""The plan of a run's data for eyes: which streams, how much of each, in which stages; as tables and as a picture."""
+"""The plan of a run's data as tables and as a plot: the streams, how much of each is used, and the stages."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,11 +12,11 @@ from train.config.schema import TrainConfig
 from train.planning.run_data import RunData
 
 _POINTS = 400
-"""At which a curve is drawn."""
+"""Number of points of a curve."""
 
 
 def streams_table(run: RunData) -> Table:
-    """What each stream has and what the run takes of it."""
+    """The size of each stream and how much of it the run uses."""
     plan, max_batches = run.plan, run.clock.max_batches
     assert max_batches is not None
     table = Table(title="streams", title_justify="left")
@@ -29,7 +29,7 @@ def streams_table(run: RunData) -> Table:
     all_known = all(stream.tokens is not None for stream in run.streams.values())
     for name, rows, token_share in zip(plan.names, taken, of_tokens, strict=True):
         stream = run.streams[name]
-        tokens = "not known" if stream.tokens is None else f"{stream.tokens:,}"
+        tokens = "unknown" if stream.tokens is None else f"{stream.tokens:,}"
         mean = "" if stream.tokens is None else f"{stream.tokens / stream.n_rows:.1f}"
         table.add_row(
             name or "(the dataset)",
@@ -39,17 +39,17 @@ def streams_table(run: RunData) -> Table:
             f"{rows:,}",
             f"{rows / stream.n_rows:.2f}",
             f"{rows / max(sum(taken), 1):.1%}",
-            f"{token_share:.1%}" if all_known else "not known",
+            f"{token_share:.1%}" if all_known else "unknown",
         )
     return table
 
 
 def stages_table(run: RunData, config: TrainConfig) -> Table:
-    """From which batch to which a stage lasts, and what it is made of: shares of tokens, and below them of rows."""
+    """The first and last batch of each stage, and its proportions: shares of tokens and, below them, of rows."""
     plan, max_batches = run.plan, run.clock.max_batches
     assert max_batches is not None
     table = Table(
-        title="stages (tok: padding included; rows of streams whose tokens are not known are taken as full)",
+        title="stages (tok: including padding; rows of streams with unknown tokens are counted as full)",
         title_justify="left",
     )
     names = (name or "(the dataset)" for name in plan.names)
@@ -84,19 +84,19 @@ def _arrow(start: str, end: str) -> str:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Curves:
-    """The plan over the run, at points that lines connect: two at the border of two stages, of the end of the one and
-    the start of the other."""
+    """The plan over the run, at points to connect by lines. A boundary between two stages has two points: the end of
+    one stage and the start of the other."""
 
     batches: np.ndarray
-    """float64 [P], rising; n is where batch n begins."""
+    """float64 [P], ascending; n is the start of batch n."""
     shares_PS: np.ndarray
-    """Each stream's planned share of the tokens."""
+    """Planned share of the tokens of each stream."""
     lr_scale: np.ndarray
     """[P]"""
 
 
 def curves(run: RunData) -> Curves:
-    """Of the whole run."""
+    """The curves of the whole run."""
     total = run.clock.max_batches
     assert total is not None
     stages = enumerate(run.plan.stages())
@@ -108,7 +108,8 @@ def curves(run: RunData) -> Curves:
 def _stage_points(
     plan: RowPlan, number: int, first: int, end: int | None, total: int
 ) -> Iterator[tuple[float, np.ndarray, float]]:
-    """Batch, shares and lr_scale where the stage starts, in the middle of some of its batches, and where it ends."""
+    """Yield batch, shares and lr_scale at the start of the stage, in the middle of some of its batches, and at its
+    end."""
     stop = total if end is None else min(end, total)
     if first >= stop:
         return
@@ -117,7 +118,7 @@ def _stage_points(
     count = max(_POINTS * (stop - first) // total, 2)
     for batch in np.unique(np.linspace(first, stop - 1, count).astype(int)).tolist():
         after = last.lr_scale if batch + 1 == end else plan.lr_scale(batch + 1)
-        # What a batch draws is what is planned for its middle.
+        # A batch draws the proportions planned for its middle.
         yield batch + 0.5, plan.token_shares(batch), (plan.lr_scale(batch) + after) / 2
     if stop == end:
         yield stop, last.tokens, last.lr_scale
@@ -126,8 +127,7 @@ def _stage_points(
 
 
 def draw(run: RunData, file: Path) -> None:
-    """The planned mix over the run, stacked, and below it lr_scale, as a picture of whatever kind the file's name
-    says."""
+    """Plot the planned mix over the run, stacked, and below it lr_scale. The suffix of the file selects the format."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,11 +1,11 @@
-"""What a rank sends to others in a training step, from the config alone. Imports no torch.
+"""The bytes that a rank sends in a training step, from the config alone. Imports no torch.
 
-Bytes are those that a rank sends, which are as many as it receives: of n ranks in a ring (n-1)/n of what an all-gather
-puts together or a reduce-scatter takes, twice that of an all-reduce, and of an all-to-all what goes to other ranks,
-with tokens spread evenly over the experts. Left out are single numbers, such as norms, and counts of tokens.
+A rank sends as many bytes as it receives. For a ring of n ranks this is (n-1)/n of the output of an all-gather or of
+the input of a reduce-scatter, and twice that for an all-reduce. For an all-to-all it is the part for other ranks, with
+tokens spread evenly over the experts. Scalars such as norms and token counts are not included.
 
-FSDP2 gathers each unit before its forward and again before its backward pass, and reduces its gradients after it, for
-every microbatch: Composer accumulates gradients in the shards. (torch 2.7 keeps the head gathered between the two.)
+FSDP2 gathers each unit before its forward and again before its backward pass, and reduces its gradients after backward,
+for every microbatch: Composer accumulates gradients in the shards. (torch 2.7 keeps the head gathered in between.)
 """
 
 import math
@@ -23,21 +23,21 @@ from train.planning.units import MeshDim, first_trained_block, meshes, reduce_by
 Kind = Literal["all-gather", "reduce-scatter", "all-reduce", "all-to-all"]
 
 _COUNT = 8
-"""Bytes of an expert's number of tokens (int64)."""
+"""Bytes of an expert's token count (int64)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Traffic:
-    """Of one kind over one dimension of the mesh."""
+    """The traffic of one kind over one dimension of the mesh."""
 
     kind: Kind
     dim: MeshDim
     n_bytes: float
-    """That a rank sends in a step."""
+    """Bytes that a rank sends in a step."""
 
 
 def traffic(config: TrainConfig, ranks: int, *, gpu: bool = True) -> list[Traffic]:
-    """What a rank sends in a step, largest first; nothing where there is one rank. gpu: in the precision of a GPU."""
+    """The traffic of a rank in a step, largest first; empty for one rank. gpu: use the precision of a GPU."""
     if config.fsdp_config is None:
         sent = _of_ddp(config, ranks)
     else:
@@ -48,12 +48,13 @@ def traffic(config: TrainConfig, ranks: int, *, gpu: bool = True) -> list[Traffi
 
 
 def microbatches(config: TrainConfig, ranks: int) -> int:
-    """That a rank computes in a step."""
+    """The number of microbatches of a rank in a step."""
     return -(-config.global_train_batch_size // ranks // train_microbatch_rows(config, ranks))
 
 
 def counting_forwards(config: TrainConfig, ranks: int) -> int:
-    """Forward passes of a step that count the tokens of each expert, without the head (moe_lbl_scope: batch)."""
+    """The number of forward passes in a step that count the tokens per expert, without the head (moe_lbl_scope:
+    batch)."""
     ffn, number = config.model.ffn_config, microbatches(config, ranks)
     return number if ffn.moe_lbl_scope == "batch" and ffn.moe_loss_weight > 0 and number > 1 else 0
 
@@ -62,7 +63,7 @@ _Sent = dict[tuple[Kind, MeshDim], float]
 
 
 def _of_ddp(config: TrainConfig, ranks: int) -> _Sent:
-    """Gradients in fp32, once a step: Composer lets DDP reduce them with the last microbatch."""
+    """Gradients in fp32, once per step: Composer lets DDP reduce them with the last microbatch."""
     trained, sizes = trained_names(config), trainable_shapes(config)
     size = sum(math.prod(shape) for name, shape in sizes.items() if name in trained)
     dim = MeshDim(name="data", size=ranks, stride=1)
@@ -86,8 +87,8 @@ def _of_fsdp(config: TrainConfig, fsdp: FSDPConfig, ranks: int, *, gpu: bool) ->
 
 
 def _of_experts(config: TrainConfig, fsdp: FSDPConfig, ranks: int, *, gpu: bool) -> _Sent:
-    """Tokens and their routing weights go to their experts, results come back; gradients the other way. Block
-    checkpointing sends the tokens once more, but not the results."""
+    """Tokens and their routing weights are sent to their experts and results are sent back; gradients take the reverse
+    way. Block checkpointing sends the tokens again, but not the results."""
     dim = meshes(fsdp, ranks).expert
     if dim.size == 1:
         return {}
@@ -105,8 +106,8 @@ def _of_experts(config: TrainConfig, fsdp: FSDPConfig, ranks: int, *, gpu: bool)
 
 
 def _layers_in_backward(config: TrainConfig) -> tuple[int, int]:
-    """Layers whose experts have a backward pass, and those among them whose input gets a gradient, because something
-    trained stands before it."""
+    """(number of layers whose experts have a backward pass, number of these whose input gets a gradient because a
+    trained parameter precedes them)."""
     n_layers, trained = config.model.n_layers, trained_names(config)
     first = max(first_trained_block(config, trained), 0)
     before = ("transformer.wte.", f"transformer.blocks.{first}.norm_attn_norm.")
@@ -115,5 +116,5 @@ def _layers_in_backward(config: TrainConfig) -> tuple[int, int]:
 
 
 def _others(dim: MeshDim) -> float:
-    """The share of the other ranks."""
+    """The share of the other ranks in the dimension."""
     return (dim.size - 1) / dim.size

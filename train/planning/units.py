@@ -1,4 +1,4 @@
-"""The units that FSDP2 gathers and reduces, from the config alone (see train/distributed/build_model.py). Imports no
+"""The units that FSDP2 gathers and reduces (see train/distributed/build_model.py), from the config alone. Imports no
 torch."""
 
 import math
@@ -14,7 +14,7 @@ from train.models.shapes import adapter_shapes, parameter_shapes
 from train.optim.states import trained_names
 
 EXPERTS = "ffn.experts.mlp"
-"""The module of a block that has its experts."""
+"""The module of a block that contains its experts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,16 +22,16 @@ class MeshDim:
     """A dimension of a device mesh."""
 
     name: str
-    """As train/distributed/build_model.py calls it: shard, replicate, expert_shard, expert; data without FSDP."""
+    """The name in train/distributed/build_model.py: shard, replicate, expert_shard, expert; data without FSDP."""
     size: int
-    """Ranks in it."""
+    """Number of ranks."""
     stride: int
-    """Distance between the numbers of two neighbouring ranks in it."""
+    """Distance between the numbers of neighboring ranks."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Meshes:
-    """The dimensions over which a run is divided."""
+    """The mesh dimensions of a run."""
 
     shard: MeshDim
     replicate: MeshDim
@@ -41,20 +41,20 @@ class Meshes:
 
 @dataclass(frozen=True, kw_only=True)
 class Parameter:
-    """A parameter of a unit as FSDP2 sees it: under expert parallelism a rank's experts alone."""
+    """A parameter of a unit as FSDP2 sees it: with expert parallelism, only the rank's own experts."""
 
     name: str
-    """In the model, or within its block."""
+    """The name in the model, or within its block."""
     shape: tuple[int, ...]
-    """Of the numbers, also where they are packed in 4 bits."""
+    """The shape before packing, if the weight is packed in 4 bits."""
     kept_bytes: float
-    """Of a number in the shards."""
+    """Bytes per element in the shards."""
     gathered_bytes: float
-    """Of a number once it is gathered."""
+    """Bytes per element after gathering."""
     trained: bool
 
     def shard_size(self, shards: int) -> int:
-        """Numbers in a rank's shard. FSDP2 divides the first dimension, and pads it."""
+        """Number of elements in a rank's shard. FSDP2 splits the first dimension, with padding."""
         return -(-self.shape[0] // shards) * math.prod(self.shape[1:])
 
     @property
@@ -64,19 +64,19 @@ class Parameter:
 
 @dataclass(frozen=True, kw_only=True)
 class Unit:
-    """A module that fully_shard was called on, and those of other blocks that are like it."""
+    """A module that fully_shard is called on, together with the same module of similar blocks."""
 
     name: str
-    """Of the module in a block, such as `norm_attn_norm.attn.Wqkv.lora`; `block` for what the block's own unit has,
-    `embedding`, and `root` for the last norm and the head."""
+    """The module in a block, such as `norm_attn_norm.attn.Wqkv.lora`; `block` for the block's own unit, `embedding`,
+    and `root` for the last norm and the head."""
     copies: int
-    """How many such units there are: one a block."""
+    """Number of such units: one per block."""
     parameters: tuple[Parameter, ...]
     in_backward: bool
-    """Whether a gradient flows through it."""
+    """Whether a gradient flows through the unit."""
     prefetched: bool = False
-    """Whether it is gathered in backward nevertheless: FSDP2 fetches the unit that comes before the one that is
-    computed, and before the first that is reached too."""
+    """Whether the unit is gathered in backward although no gradient flows through it: FSDP2 prefetches the unit before
+    the current one, and therefore also the one before the first unit that backward reaches."""
 
     @property
     def of_block(self) -> bool:
@@ -84,24 +84,24 @@ class Unit:
 
     @property
     def experts(self) -> bool:
-        """Whether it is sharded over expert_shard, and not over shard."""
+        """Whether the unit is sharded over expert_shard instead of shard."""
         return self.name == EXPERTS
 
     def shard_size(self, shards: int) -> int:
-        """Numbers in a rank's shards of one of them."""
+        """Number of elements of one unit in a rank's shards."""
         return sum(parameter.shard_size(shards) for parameter in self.parameters)
 
     def gathered_bytes(self, shards: int) -> float:
-        """What an all-gather of one of them puts together, with padding."""
+        """Bytes of the output of an all-gather of one unit, including padding."""
         return shards * sum(p.gathered_bytes * p.shard_size(shards) for p in self.parameters)
 
     def trained_size(self, shards: int) -> int:
-        """Numbers of gradients in a rank's shards of one of them."""
+        """Number of gradient elements of one unit in a rank's shards."""
         return sum(p.shard_size(shards) for p in self.parameters if p.trained)
 
 
 def meshes(fsdp: FSDPConfig, ranks: int) -> Meshes:
-    """As make_mesh and make_experts_mesh make them."""
+    """The dimensions of the meshes that make_mesh and make_experts_mesh create."""
     replicas, degree = fsdp.data_parallel_replicate_degree or 1, fsdp.expert_parallel_degree
     shards = ranks // replicas
     return Meshes(
@@ -113,7 +113,7 @@ def meshes(fsdp: FSDPConfig, ranks: int) -> Meshes:
 
 
 def reduce_bytes(config: TrainConfig, *, gpu: bool) -> int:
-    """Bytes of a number in which gradients are reduced."""
+    """Bytes per element in which gradients are reduced."""
     fsdp = config.fsdp_config
     if fsdp is None or _gathered_in(config, gpu=gpu) is None:
         return FORMATS["fp32"].n_bytes
@@ -121,8 +121,8 @@ def reduce_bytes(config: TrainConfig, *, gpu: bool) -> int:
 
 
 def units(config: TrainConfig, *, gpu: bool) -> list[Unit]:
-    """The units of a model under FSDP2. Adapters and, under expert parallelism, experts are units within that of their
-    block."""
+    """The units of a model under FSDP2. Adapters and, with expert parallelism, experts are units within the unit of
+    their block."""
     trained, shapes = trained_names(config), _shapes_by_place(config)
     first = first_trained_block(config, trained)
     outer = [
@@ -135,7 +135,7 @@ def units(config: TrainConfig, *, gpu: bool) -> list[Unit]:
         )
         for name, reached in {"embedding": first < 0, "root": True}.items()
     ]
-    # Blocks differ in what is trained alone, and in whether backward reaches them.
+    # Blocks differ only in their trained parameters, and in whether backward reaches them.
     kinds = Counter(
         (
             number >= first,
@@ -150,7 +150,7 @@ def units(config: TrainConfig, *, gpu: bool) -> list[Unit]:
             copies=copies,
             parameters=_parameters(config, of_unit, of_kind, gpu=gpu),
             in_backward=reached,
-            # Of the units of a block its own ends last.
+            # The block's own unit is the last of its units in forward order.
             prefetched=before_first and name == "block",
         )
         for (reached, before_first, of_kind), copies in kinds.items()
@@ -159,7 +159,7 @@ def units(config: TrainConfig, *, gpu: bool) -> list[Unit]:
 
 
 def trained_shard_size(config: TrainConfig, ranks: int) -> int:
-    """Numbers of the gradients that a rank keeps."""
+    """Number of gradient elements that a rank keeps."""
     if config.fsdp_config is None:
         trained, shapes = trained_names(config), parameter_shapes(config.model)
         return sum(math.prod(shape) for name, shape in shapes.items() if name in trained)
@@ -169,7 +169,7 @@ def trained_shard_size(config: TrainConfig, ranks: int) -> int:
 
 
 def first_trained_block(config: TrainConfig, trained: Iterable[str]) -> int:
-    """The first block that backward reaches; -1 when it reaches the embedding, n_layers when only the head."""
+    """The first block that backward reaches; -1 if it reaches the embedding, n_layers if only the head."""
     names = set(trained)
     if "transformer.wte.weight" in names:
         return -1
@@ -192,7 +192,7 @@ def _in_block(number: int, name: str) -> str:
 
 
 def _shapes_by_place(config: TrainConfig) -> dict[str, dict[str, tuple[int, ...]]]:
-    """Of the embedding, of the root, and of one block, whose names begin within it."""
+    """The shapes of the embedding, of the root, and of one block, with names relative to the block."""
     first, shapes = _in_block(0, ""), parameter_shapes(config.model)
     if config.lora is not None:
         shapes = {**shapes, **adapter_shapes(config.model, config.lora)}
@@ -237,8 +237,8 @@ def _by_unit(shapes: Mapping[str, tuple[int, ...]], *, divided: bool) -> dict[st
 
 
 def _unit_of(name: str, *, divided: bool) -> str:
-    """The module of a block that its parameter of this name is gathered with."""
+    """The module of a block whose unit contains the parameter of this name."""
     if ".lora." in name:
-        # Of the experts' adapters one unit, of a linear layer's each its own.
+        # The experts' adapters are one unit; each linear layer's adapter is a separate unit.
         return name[: name.index(".lora.") + len(".lora")]
     return EXPERTS if divided and name.startswith(EXPERTS) else "block"

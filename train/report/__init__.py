@@ -1,4 +1,5 @@
-"""One HTML file about a run, or several, without outside links: what scripts/report.py writes, and each run at its end.
+"""Reports of one or several runs as one HTML file without external links, from scripts/report.py or at a run's end.
 
-Reads only the files of a log folder. What writes them (loggers, callbacks) does not belong here, nor torch.
+This package only reads the files of a log folder. It contains none of their writers (loggers, callbacks) and does not
+import torch.
 """

@@ -1,7 +1,7 @@
 """Charts as Vega-Lite specifications, and the numbers that they show.
 
-A specification names its rows `rows`; train/report/assets/page.js makes them from the series, which charts share, and
-fills in the x axis, so that it can be switched between steps, tokens and time.
+A specification refers to its data as `rows`. train/report/assets/page.js builds the rows from the series, which charts
+share, and sets the x axis, which can be switched between steps, tokens and time.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,42 +11,42 @@ from typing import Any
 from train.report.reading.run import EVAL_LOSS, EVALUATIONS, LOSS, Run
 
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31", "#7F7F7F")
-"""Told apart without colour vision (Okabe and Ito); each has a dash pattern as well."""
+"""Colours that can be distinguished without colour vision (Okabe and Ito); each line also has a dash pattern."""
 _DASHES = ([1, 0], [6, 3], [2, 2], [9, 3, 2, 3], [4, 1], [12, 4], [1, 3], [8, 2, 2, 2, 2, 2])
 _TICKS = ".6~g"
-"""Ticks are round numbers: so many digits tell them apart where a curve is flat, and are not written elsewhere."""
+"""Format of ticks: enough digits to distinguish them on a flat curve; trailing zeros are not shown."""
 MOST_STREAMS = 12
-"""That have a chart of their own; tables have all."""
+"""Maximum number of streams with their own chart; tables contain all streams."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Chart:
-    """Lines over the run."""
+    """A chart of lines over the run."""
 
     key: str
     title: str
     lines: tuple[tuple[str, str], ...]
-    """Metric and label of each. Of several runs the first metric is drawn."""
+    """Metric and label of each line. With several runs only the first metric is drawn."""
     format: str = "~g"
-    """Of values, as d3 writes it."""
+    """Format of values, in d3 notation."""
     zero: bool = False
-    """The axis begins at 0."""
+    """Whether the axis begins at 0."""
     log: bool = False
     """Whether the reader may switch to a logarithmic axis."""
     height: int = 200
     wide: bool = False
     stages: bool = False
-    """Whether borders of stages are drawn."""
+    """Whether to mark the boundaries of stages."""
     limit: float | None = None
-    """Drawn as a line across."""
+    """Value of a horizontal line."""
 
 
 def run_charts(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Of loss, speed and memory; for one run, or for several together."""
+    """Return the charts of loss, speed and memory, for one run or several together."""
     speed = _MFU if any(_MFU.lines[0][0] in run.metrics.series for run in runs) else _FLOPS
     losses = [_LOSS] if len(runs) == 1 else [replace(_LOSS, title="Training loss"), _EVAL_LOSS]
     charts = [*losses, *_other_evaluations(runs), _learning_rate(runs), _NORM, _TOKENS, speed, _memory(runs)]
-    return [*_drawn(charts, runs)]
+    return [*_non_empty(charts, runs)]
 
 
 def stream_charts(run: Run) -> list[dict[str, Any]]:
@@ -61,7 +61,7 @@ def stream_charts(run: Run) -> list[dict[str, Any]]:
         charts.append(
             Chart(key=f"share-{number}", title=title, lines=shares, format=".0%", zero=True, height=130, stages=True)
         )
-    return [*_drawn(charts, [run])]
+    return [*_non_empty(charts, [run])]
 
 
 def expert_charts(run: Run) -> list[dict[str, Any]]:
@@ -76,17 +76,17 @@ def expert_charts(run: Run) -> list[dict[str, Any]]:
         Chart(key="lbl", title="Load-balancing loss", lines=(("loss/train/load_balancing", ""),), format=_TICKS),
         Chart(key="z", title="Router z-loss", lines=(("loss/train/router_z", ""),), format=_TICKS),
     ]
-    return [*_drawn(charts, [run])]
+    return [*_non_empty(charts, [run])]
 
 
 def streams_of(run: Run) -> list[str]:
-    """By the tokens that they have contributed."""
+    """Return the names of the streams, sorted by the tokens that they have contributed."""
     tokens = run.metrics.matching("streams/", "/tokens")
     return sorted(tokens, key=lambda name: -tokens[name].last)
 
 
 def metrics_of(charts: Sequence[dict[str, Any]], run: int = 0) -> set[str]:
-    """That the charts draw of a run."""
+    """Return the metrics of a run that the charts draw."""
     return {line["metric"] for chart in charts for line in chart["lines"] if line["run"] == run}
 
 
@@ -106,7 +106,7 @@ _NORM = Chart(
 )
 _TOKENS = Chart(
     key="throughput",
-    title="Tokens per second, evaluation and saving not counted",
+    title="Tokens per second, without evaluation and saving",
     lines=(
         ("throughput/real_tokens_per_sec", "without padding"),
         ("throughput/tokens_per_sec", "with padding"),
@@ -128,22 +128,22 @@ def _learning_rate(runs: Sequence[Run]) -> Chart:
 
 def _memory(runs: Sequence[Run]) -> Chart:
     limit = runs[0].planned_gib if len(runs) == 1 else None
-    title = "Peak memory of the rank that has most, GiB" + (" (dashed: planned)" if limit is not None else "")
+    title = "Peak memory of the rank with the highest peak, GiB" + (" (dashed: planned)" if limit is not None else "")
     return Chart(key="memory", title=title, lines=(("memory/peak_gib", ""),), format=_TICKS, limit=limit)
 
 
 def _other_evaluations(runs: Sequence[Run]) -> Iterator[Chart]:
     names = {name for run in runs for name in run.metrics.matching(EVALUATIONS)}
     for number, name in enumerate(sorted(names)):
-        # The perplexity is the loss in other words.
+        # The perplexity shows the same as the loss.
         if f"{EVALUATIONS}{name}" != EVAL_LOSS and "Perplexity" not in name:
             yield Chart(
                 key=f"eval-{number}", title=f"Evaluation: {name}", lines=((f"{EVALUATIONS}{name}", ""),), format=_TICKS
             )
 
 
-def _drawn(charts: Sequence[Chart], runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
-    """Those that have something to show."""
+def _non_empty(charts: Sequence[Chart], runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
+    """Yield the charts that have data."""
     for chart in charts:
         lines = [*_lines(chart, runs)]
         if lines:
@@ -191,7 +191,7 @@ def _spec(chart: Chart, labels: list[str]) -> dict[str, Any]:
 def _layers(
     chart: Chart, colors: dict[str, Any], dashes: dict[str, Any], line: list[dict[str, Any]]
 ) -> list[dict[str, Any]]:
-    """page.js leaves out band and points where no line has any."""
+    """Return the layers. page.js removes band and points if no line has any."""
     axis = {"format": chart.format}
     values = {"type": "quantitative", "scale": {"zero": chart.zero}, "axis": axis, "title": None}
     y, low = {"field": "y", **values}, {"field": "lo", **values}
@@ -251,13 +251,14 @@ def _label(labels: list[str]) -> dict[str, Any]:
 
 
 def _cycled(values: Sequence[Any], labels: list[str]) -> list[Any]:
-    """Colours and dashes are of one number: a second time round each colour has the next dash, so that they differ."""
+    """Return one value per label. There are as many colours as dashes: in each further cycle the dashes are shifted by
+    one, so that every combination is unique."""
     shift = 1 if values is _DASHES else 0
     return [values[(number + shift * (number // len(values))) % len(values)] for number in range(len(labels))]
 
 
 X: dict[str, Any] = {"field": "x", "type": "quantitative", "scale": {"zero": False, "nice": False}}
-"""page.js adds title and format."""
+"""The x axis; page.js adds title and format."""
 _LABEL = {"field": "label", "type": "nominal"}
 _LINE = {**_LABEL, "title": "line"}
 _NEAR = {

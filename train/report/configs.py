@@ -1,4 +1,4 @@
-"""Configs, key by key, and how they differ: from the defaults, between the starts of a run, between runs."""
+"""Configs by key, and their differences: from the defaults, between the starts of a run, and between runs."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +12,7 @@ ABSENT = "(absent)"
 
 
 def flat(config: Any, key: str = "") -> dict[str, Any]:
-    """Dotted keys, as command lines write them -> values. Lists of plain values stay as they are."""
+    """Return a value per dotted key, as on the command line. Lists of plain values are not split."""
     if isinstance(config, Mapping) and config:
         return {name: value for part, each in config.items() for name, value in flat(each, join(key, part)).items()}
     if isinstance(config, list) and any(isinstance(each, dict | list) for each in config):
@@ -21,7 +21,7 @@ def flat(config: Any, key: str = "") -> dict[str, Any]:
 
 
 def differences(configs: Sequence[dict[str, Any]]) -> list[list[str]]:
-    """Rows of a key and its value in each config, of the keys that differ."""
+    """Return a row for each key that differs, with its value in each config."""
     flats = [flat(config) for config in configs]
     keys = dict.fromkeys(key for each in flats for key in each if key)
     rows = [[key, *(shown(each[key]) if key in each else ABSENT for each in flats)] for key in keys]
@@ -29,7 +29,7 @@ def differences(configs: Sequence[dict[str, Any]]) -> list[list[str]]:
 
 
 def between_starts(run: Run) -> Iterator[list[str]]:
-    """The batch at which a start has changed a key; the key; its value before and after."""
+    """Yield a row for each key that a later start has changed: batch, key, value before and after."""
     starts = [each for each in run.record.starts if isinstance(each.values.get("config"), dict)]
     for before, after in pairwise(starts):
         for key, was, now in differences([before.values["config"], after.values["config"]]):
@@ -46,7 +46,7 @@ def whole(run: Run) -> list[list[str]]:
 
 
 def shown(value: Any) -> str:
-    """As YAML writes it on one line."""
+    """Format a value on one line, as in YAML."""
     if isinstance(value, float):
         return f"{value:.10g}"
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -1,4 +1,4 @@
-"""Heat maps of experts, and the numbers that they show."""
+"""Heat maps of experts and the numbers that they show."""
 
 import re
 from typing import Any
@@ -21,12 +21,14 @@ LAYER_METRICS = {
     "router_grad_norm": "gradient norm, router",
     "experts_grad_norm": "gradient norm, experts",
 }
-"""What is logged of each layer, and how tables name it."""
+"""Metrics logged for each layer, and their names in tables."""
 
 
 def expert_data(run: Run) -> dict[str, Any] | None:
-    """`steps` of the measurements that are shown; `loads` [T][L][E] of them, 100 for a balanced load, null where it is
-    unknown; `metrics`: name -> [T][L]. None of a run that has measured no loads."""
+    """Return the data of the heat maps, or None for a run that has not measured loads.
+
+    `steps`: the measurements that are shown. `loads` [T][L][E]: in percent of a balanced load, null if unknown.
+    `metrics`: [T][L] per name."""
     found = {_numbers(match): name for name in run.metrics.series if (match := _LOAD.fullmatch(name))}
     if not found:
         return None
@@ -48,7 +50,7 @@ def expert_data(run: Run) -> dict[str, Any] | None:
 
 
 def layer_rows(run: Run) -> tuple[list[str], list[list[float | None]]]:
-    """The metrics that layers have, and of each layer its number and their newest values: for a table."""
+    """Return the names of the layers' metrics, and a row for each layer: its number and the newest values."""
     found = [match for name in run.metrics.series if (match := _OF_LAYER.fullmatch(name))]
     layers = sorted({int(match[1]) for match in found})
     names = [name for name in LAYER_METRICS if any(match[2] == name for match in found)]
@@ -56,7 +58,7 @@ def layer_rows(run: Run) -> tuple[list[str], list[list[float | None]]]:
 
 
 def worst_layer(data: dict[str, Any]) -> int:
-    """Index of the layer whose load is most uneven in the newest measurement."""
+    """Return the index of the layer with the most uneven load in the newest measurement."""
     spread = [
         max(known) - min(known) if (known := [load for load in row if load is not None]) else 0
         for row in data["loads"][-1]
@@ -65,7 +67,7 @@ def worst_layer(data: dict[str, Any]) -> int:
 
 
 def load_spec(layers: int, experts: int) -> dict[str, Any]:
-    """Layer x expert at one measurement. With the numbers in it where there is room."""
+    """Return a heat map of layers and experts at one measurement, with numbers if there is enough space."""
     spec: dict[str, Any] = {
         "width": "container",
         "height": layers * max(11, min(26, 520 // layers)),
@@ -91,7 +93,7 @@ def load_spec(layers: int, experts: int) -> dict[str, Any]:
 
 
 def over_time_spec(rows: int, title: str, color: dict[str, Any], tooltip: list[dict[str, Any]]) -> dict[str, Any]:
-    """Rows `x` to `x2` and `row`, coloured."""
+    """Return a heat map over time; each datum spans `x` to `x2` in its `row`."""
     return {
         "width": "container",
         "height": rows * max(9, min(22, 420 // rows)),
@@ -126,7 +128,7 @@ def _numbers(match: re.Match[str]) -> tuple[int, int]:
 
 
 def _at(run: Run, name: str, steps: np.ndarray) -> np.ndarray:
-    """NaN where it was not measured."""
+    """Return the values at the steps, NaN where the metric was not logged."""
     series = run.metrics.series[name]
     places = np.minimum(np.searchsorted(series.steps, steps), len(series.steps) - 1)
     return np.where(series.steps[places] == steps, series.values[places], np.nan)

@@ -1,4 +1,4 @@
-"""The figures at the top of a report, and what in a run ought to alarm its reader."""
+"""The key figures at the top of a report, and warnings for its reader."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -10,13 +10,13 @@ from train.report.reading.run import EVAL_LOSS, LOSS, Run
 from train.report.timeline import counts
 
 _RECENT = 20
-"""Steps over which a loss is averaged."""
+"""Number of last steps over which a loss is averaged."""
 _RISE = 1.005
-"""Times the lowest evaluation loss, from which it has risen."""
+"""Factor by which the evaluation loss must exceed its minimum to be reported."""
 _ALARMING = {
     "not finite": "{} with a loss or gradient that is not finite",
     "spike": "{} at which the loss had a spike",
-    "rollback": "{} at which the run went back to a checkpoint",
+    "rollback": "{} at which the run rolled back to a checkpoint",
     "expert dead": "{} at which an expert was reported as dead",
     "expert collapse": "{} at which an expert got too many tokens",
 }
@@ -24,12 +24,12 @@ _ALARMING = {
 
 def state(run: Run) -> str:
     if run.state == "silent":
-        return f"no line for {format_seconds(run.age)}, and no end: it may have been killed"
+        return f"no new line for {format_seconds(run.age)} and no end line: it may have been killed"
     return "stopped: it can be resumed" if run.state == "stopped" else run.state
 
 
 def key_figures(run: Run) -> Iterator[tuple[str, str, str]]:
-    """Name, value, and a note to it."""
+    """Yield name, value and note of each figure."""
     last, metrics = run.last_step, run.metrics
     of = f" of {run.max_steps:,}" if run.max_steps else ""
     part = f"{last / run.max_steps:.0%}" if run.max_steps else ""
@@ -71,13 +71,13 @@ def key_figures(run: Run) -> Iterator[tuple[str, str, str]]:
 
 
 def alarms(run: Run) -> list[str]:
-    """One short sentence each; the worst first."""
+    """Return one short sentence per warning, most severe first."""
     found = []
     end = run.record.end
     if end is not None and run.state in ("failed", "stopped"):
         found.append(f"The run has {run.state}: {end.message}")
     if run.state == "silent":
-        found.append(f"The last line is {format_seconds(run.age)} old, and nothing says that the run has ended.")
+        found.append(f"The last line is {format_seconds(run.age)} old, and the record has no end line.")
     if not run.metrics.steps.size:
         found.append("No step has been logged yet.")
     loss = run.metrics.series.get(LOSS)
@@ -95,7 +95,7 @@ def alarms(run: Run) -> list[str]:
 
 
 def short(number: float) -> str:
-    """`131.6B`, `42.1M`, `512`."""
+    """Format a number as `131.6B`, `42.1M`, `512`."""
     for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e4, "k")):
         if abs(number) >= size:
             return f"{number / (1e3 if letter == 'k' else size):.4g}{letter}"

@@ -1,4 +1,4 @@
-"""The JavaScript that draws the charts: vega, vega-lite and vega-embed in one text, kept on disk between runs."""
+"""The JavaScript for the charts: vega, vega-lite and vega-embed in one text, cached on disk."""
 
 import os
 import uuid
@@ -8,12 +8,12 @@ from importlib.metadata import version
 from pathlib import Path
 
 _EDITOR = "https://vega.github.io/editor/"
-"""Where vega-embed's menu leads, which the page does not have."""
+"""Link of vega-embed's menu, which the page does not show."""
 
 
 @cache
 def library() -> str:
-    """Made by vl-convert in about 1.5 seconds, and read where it has been made before."""
+    """Return the text from the cache, or create it with vl-convert in about 1.5 seconds."""
     file = _cached_file()
     with suppress(OSError, UnicodeError):
         if file is not None and file.stat().st_uid == os.getuid():
@@ -28,13 +28,13 @@ def library() -> str:
 def _made() -> str:
     import vl_convert
 
-    text = vl_convert.javascript_bundle(None)  # pyright: ignore[reportArgumentType]: without a snippet of our own
-    # Neither may stand in a script element.
+    text = vl_convert.javascript_bundle(None)  # pyright: ignore[reportArgumentType]: None adds no snippet
+    # These sequences must not occur inside a script element.
     return text.replace(_EDITOR, "").replace("</script", "<\\/script").replace("<!--", "<\\!--")
 
 
 def _cached_file() -> Path | None:
-    """None where the user has no home."""
+    """Return the cache file, or None if the user has no home directory."""
     try:
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     except RuntimeError:

@@ -1,4 +1,4 @@
-"""The page: everything about the runs in one HTML file, without a request to anything outside it."""
+"""The page: all data of the runs in one HTML file that makes no external requests."""
 
 import datetime
 import json
@@ -19,8 +19,8 @@ _ASSETS = Path(__file__).parent / "assets"
 
 
 def write_page(runs: Sequence[Run], output: Path) -> None:
-    """Replaces the file at once: a reader sees either the earlier page or this one. Raises ConfigError when it cannot
-    be written."""
+    """Write the file atomically, so that a reader sees either the old page or the new one. Raises ConfigError if it
+    cannot be written."""
     text = render(runs)
     part = output.with_name(f".part-{uuid.uuid4().hex[:8]}-{output.name}")
     with os_errors_named(output, "written", hint="name another with --output"):
@@ -65,7 +65,7 @@ def render(runs: Sequence[Run]) -> str:
 
 
 def _section(run: Run, number: int) -> dict[str, Any]:
-    """All that is of one run alone."""
+    """Return the template values of one run."""
     streams, health = charts.stream_charts(run), charts.expert_charts(run)
     for chart in (*streams, *health):
         chart["key"] = f"{number}-{chart['key']}"
@@ -109,7 +109,7 @@ def _section(run: Run, number: int) -> dict[str, Any]:
 
 
 def _numbers(run: Run, number: int, shown: Sequence[dict[str, Any]], section: dict[str, Any]) -> dict[str, Any]:
-    """What the charts of a run show."""
+    """Return the data of a run's charts."""
     names = sorted(charts.metrics_of([*shown, *section["charts"]], number))
     places = chosen(run.metrics.steps.tolist(), POINTS)
     times = run.metrics.times[places]
@@ -131,7 +131,7 @@ def _numbers(run: Run, number: int, shown: Sequence[dict[str, Any]], section: di
 
 
 def _json(value: Any) -> str:
-    """For a script element, which `</script>` in a text must not end."""
+    """Return JSON for a script element, escaped so that a text with `</script>` cannot end the element."""
     text = json.dumps(value, allow_nan=False, separators=(",", ":"), default=_plain)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
@@ -139,4 +139,4 @@ def _json(value: Any) -> str:
 def _plain(value: Any) -> Any:
     if isinstance(value, np.generic):
         return value.item()
-    raise TypeError(f"{type(value).__name__} cannot be JSON")
+    raise TypeError(f"{type(value).__name__} cannot be converted to JSON")

@@ -1,4 +1,4 @@
-"""Reports of runs: of any by their paths, and of a run that ends."""
+"""Write reports of any runs, given their paths, and of a run that ends."""
 
 import re
 from collections import Counter
@@ -15,13 +15,13 @@ from train.report.reading.run import Run, read_run
 
 
 def write_report(paths: Sequence[Path], output: Path | None = None) -> Path:
-    """Writes a page about the runs at the paths, and returns it: by default report.html in the log folder of the one
-    run, or a file in the working directory named after the several. Raises ConfigError."""
+    """Write a page about the runs at these paths and return its path. The default for one run is report.html in its log
+    folder; for several runs, a file in the working directory with their names. Raises ConfigError."""
     if output is not None:
         refuse_path("--output", str(output))
         if output.is_dir():
-            raise ConfigError(f"--output is {str(output)!r}, which is a folder: name a file that ends in .html")
-    runs = _apart([read_run(path) for path in paths])
+            raise ConfigError(f"--output is {str(output)!r}, which is a folder: name a file, such as report.html")
+    runs = _with_unique_names([read_run(path) for path in paths])
     if output is None:
         names = "-".join(re.sub(r"[^\w.-]+", "_", run.name) for run in runs)
         output = runs[0].files.folder / REPORT if len(runs) == 1 else Path(f"report-{names[:100]}.html")
@@ -29,8 +29,8 @@ def write_report(paths: Sequence[Path], output: Path | None = None) -> Path:
     return output
 
 
-def _apart(runs: Sequence[Run]) -> list[Run]:
-    """With names that differ: runs of the same name are numbered."""
+def _with_unique_names(runs: Sequence[Run]) -> list[Run]:
+    """Number runs of the same name, so that names are unique."""
     seen, named = Counter[str](), list[Run]()
     for run in runs:
         seen[run.name] += 1
@@ -40,8 +40,8 @@ def _apart(runs: Sequence[Run]) -> list[Run]:
 
 
 def report_at_end(folder: Path) -> None:
-    """Writes the report of a run that has ended into its log folder, if it has made a step. It must not change how the
-    run ends: what goes wrong is a warning. For one rank."""
+    """Write the report of an ended run into its log folder, if it has trained a step. Errors are only logged, so that
+    they do not change how the run ends. Called by one rank."""
     if not (folder / METRICS).is_file():
         return
     try:

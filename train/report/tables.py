@@ -1,4 +1,4 @@
-"""What a report shows as tables, and so without JavaScript too."""
+"""The tables of a report, which are also shown without JavaScript."""
 
 import datetime
 from collections.abc import Iterator, Sequence
@@ -16,7 +16,7 @@ from train.report.figures import short, state
 from train.report.reading.run import EVAL_LOSS, EVALUATIONS, LOSS, Run, read_config
 
 _ROWS = 25
-"""Of the table of steps."""
+"""Maximum number of rows in the table of steps."""
 MOST_SAMPLES = 40
 _STEP_COLUMNS = (
     ("loss", LOSS, ".4f"),
@@ -51,14 +51,14 @@ class Table:
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     left: int = 1
-    """So many columns are texts; the others are numbers, aligned to the right."""
+    """Number of text columns; the other columns are numbers and right-aligned."""
 
     def __bool__(self) -> bool:
         return bool(self.rows)
 
 
 def steps(run: Run) -> Table:
-    """Some of them, evenly spread: the curves as numbers."""
+    """Return the values of the curves at evenly spaced steps."""
     columns = [column for column in _STEP_COLUMNS if column[1] in run.metrics.series]
     places = np.unique(np.linspace(0, max(0, len(run.metrics.steps) - 1), _ROWS).astype(int))
     shown = run.metrics.steps[places] if run.metrics.steps.size else []
@@ -96,7 +96,7 @@ def layers(run: Run) -> Table:
 
 
 def loads(data: dict[str, Any] | None) -> Table:
-    """Of the newest measurement: 1 is a balanced load."""
+    """Return the loads of the newest measurement, where 1 is balanced."""
     if data is None:
         return Table(columns=[], rows=[])
     newest = data["loads"][-1]
@@ -124,12 +124,12 @@ def events(run: Run) -> Table:
 def event_counts(run: Run) -> str:
     found = ", ".join(f"{kind}: {number}" for kind, number in timeline.counts(run).most_common())
     hidden = len(run.record.events()) - len(timeline.shown_events(run))
-    listed = f"{timeline.MOST} are listed: the newest, and checkpoints only where there is room"
+    listed = f"The table shows {timeline.MOST} events: the newest, and checkpoints only if there is space"
     return f"{found}. {listed}." if hidden else found
 
 
 def data_overview(run: Run) -> Table:
-    """A row for each stream of each loader."""
+    """Return a row for each stream of each loader."""
     rows = []
     for name, manifest in _manifests(run):
         dropped = manifest.get("dropped")
@@ -140,7 +140,7 @@ def data_overview(run: Run) -> Table:
 
 
 def data(run: Run) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Loader and stream -> all that its manifest says."""
+    """Return name and manifest of each stream of each loader."""
     return [(name, [*_manifest(manifest)]) for name, manifest in _manifests(run)]
 
 
@@ -167,7 +167,7 @@ def versions(run: Run) -> list[tuple[str, str]]:
 
 
 def samples(run: Run) -> list[tuple[int, list[tuple[str, str]]]]:
-    """Step -> prompts and texts; the newest first."""
+    """Return step, prompts and texts, newest first."""
     found = []
     for entry in reversed(run.record.samples):
         if not entry.superseded:
@@ -177,7 +177,7 @@ def samples(run: Run) -> list[tuple[int, list[tuple[str, str]]]]:
 
 
 def time_spent(run: Run) -> list[tuple[str, str, float]]:
-    """What for, how long, and its share of the whole."""
+    """Return activity, duration and share of the total."""
     seconds = {name: series.last for name, series in run.metrics.matching("seconds/").items()}
     total = sum(seconds.values()) or 1.0
     names = [name for name in _SPENT if name in seconds] + sorted(seconds.keys() - set(_SPENT))
@@ -185,7 +185,7 @@ def time_spent(run: Run) -> list[tuple[str, str, float]]:
 
 
 def runs(several: Sequence[Run]) -> Table:
-    """A row for each run."""
+    """Return a row for each run."""
     columns = ["run", "folder", "state", "step", "tokens", "train loss", "evaluation loss", "tokens/s", "peak GiB"]
     rows = []
     for run in several:
@@ -223,7 +223,7 @@ def _manifest(manifest: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _git(git: dict[str, Any]) -> str:
-    dirty = ", with changes that are not committed" if git.get("dirty") else ""
+    dirty = ", with uncommitted changes" if git.get("dirty") else ""
     return f"{str(git.get('commit', ''))[:12]} on {git.get('branch') or 'no branch'}{dirty}"
 
 

@@ -1,4 +1,4 @@
-"""What happened in a run, on the time line and as a table."""
+"""The events of a run, for the timeline chart and the table."""
 
 from collections import Counter
 from pathlib import Path
@@ -10,7 +10,7 @@ from train.report.reading.record import Entry
 from train.report.reading.run import Run
 
 MOST = 300
-"""Events that are shown; of the others only their number."""
+"""Maximum number of events shown; the others are only counted."""
 _GROUPS = {"start": "start or resume", "saved": "checkpoint", "stage": "stage", "end": "end", "stopped": "end"}
 _ALERT = "alert"
 _SHAPES = {
@@ -23,19 +23,19 @@ _SHAPES = {
 
 
 def shown_events(run: Run) -> list[Entry]:
-    """The newest ones; alerts before checkpoints where there are too many."""
+    """Return the newest events; if there are too many, checkpoints are left out first."""
     events = run.record.events()
     by_rank = sorted(range(len(events)), key=lambda place: (events[place].event == "saved", -place))
     return [events[place] for place in sorted(by_rank[:MOST])]
 
 
 def counts(run: Run) -> Counter[str]:
-    """Of events by kind, those that a resume has superseded among them."""
+    """Count the events by kind, including those that a resume has superseded."""
     return Counter(kind(each) for each in run.record.events())
 
 
 def timeline_rows(run: Run) -> list[dict[str, Any]]:
-    """For the chart."""
+    """Return the data of the chart."""
     return [
         {"b": each.batch, "kind": kind(each), "group": group(each), "message": text(each)} for each in shown_events(run)
     ]
@@ -81,7 +81,7 @@ def kind(entry: Entry) -> str:
 
 
 def text(entry: Entry) -> str:
-    """One line about it."""
+    """Describe the event on one line."""
     values = entry.values
     if entry.event == "saved":
         size, seconds = values.get("bytes"), values.get("seconds")

@@ -1,4 +1,4 @@
-"""What changed in the config since a checkpoint was written, and what becomes of it where a run goes on from there.
+"""What changed in the config since a checkpoint was written, and how a resumed run handles each change.
 
-Knows configs and a checkpoint's position in the data; opens neither data nor weights.
+Depends on configs and on a checkpoint's position in the data; opens neither data nor weights.
 """

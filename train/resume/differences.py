@@ -1,4 +1,4 @@
-"""Two configs -> the keys in which they differ. What only is written in another way is no difference."""
+"""Compare two configs by key. Different spellings of the same value are not a difference."""
 
 import itertools
 import os
@@ -24,17 +24,17 @@ class _Absent:
 
 
 ABSENT = _Absent()
-"""In the place of a stream, or of an item of a list, that one of the configs does not have."""
+"""The value of a stream or list item that exists only in the other config."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A key that has another value."""
+    """A key whose value differs."""
 
     key: str
-    """As in a YAML: `train_loader.dataset.streams.web.split`, `train_loader.stages[1].duration`."""
+    """The dotted key: `train_loader.dataset.streams.web.split`, `train_loader.stages[1].duration`."""
     pattern: str
-    """The same as known_paths has it: with NAME in the place of names and [0] in that of numbers."""
+    """The same key as known_paths lists it, with NAME in place of names and [0] in place of indices."""
     was: Any
     now: Any
 
@@ -43,12 +43,12 @@ class Difference:
 
 
 def differences(was: Section, now: Section) -> list[Difference]:
-    """In the order of the schema. A section that is there in one of them alone is one difference."""
+    """The differences in the order of the schema. A section that only one config has is a single difference."""
     return list(_of_sections(was, now, "", ""))
 
 
 def shown(value: Any) -> str:
-    """As YAML on one line, without logins and defaults."""
+    """A value as YAML on one line, without credentials and defaults."""
     if value is ABSENT:
         return "absent"
     text = redacted(yaml_of(_written(value)))
@@ -59,7 +59,7 @@ def _of_sections(was: Section, now: Section, key: str, pattern: str) -> Iterator
     checks = field_checks(type(now))
     for name, hint in hints_of(type(now)).items():
         if is_secret_name(name):
-            continue  # a saved config has none, and where a run takes it from does not matter
+            continue  # not part of a saved config, and its source does not matter
         pair = getattr(was, name), getattr(now, name)
         yield from _of_values(pair, join(key, name), join(pattern, name), hint, checks.get(name, ()))
 
@@ -86,7 +86,7 @@ def _is_of_sections(hint: Any) -> bool:
 
 
 def _meaning(value: Any, pattern: str, checks: tuple[Check, ...]) -> Any:
-    """What all ways to write the same value have in common."""
+    """A canonical form that is the same for all spellings of a value."""
     if isinstance(value, list):
         meant = [_meaning(item, "", checks) for item in value]
         value = meant[0] if len(meant) == 1 and isinstance(value[0], str) else meant
@@ -136,7 +136,7 @@ _OF_KEYS: dict[str, Callable[[Any], Any]] = {
 
 
 def _written(value: Any) -> Any:
-    """Plain values, of sections those that are no defaults."""
+    """Plain values. Values of sections that are defaults are omitted."""
     if isinstance(value, Section):
         items = {name: getattr(value, name) for name in (field.name for field in fields(value))}  # pyright: ignore[reportArgumentType]
         kept = {name: item for name, item in items.items() if not _is_default(value, name, item)}

@@ -1,4 +1,4 @@
-"""What changed since a checkpoint, as lines for the console and as one error of everything that cannot change."""
+"""Report what changed since a checkpoint: lines for the console, and one error for all changes that are refused."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -16,12 +16,12 @@ from train.resume.differences import Difference, differences, shown
 from train.resume.outcomes import Case, Outcome, outcome_of, streams_of
 
 _WIDEST = 60
-"""Of a column; what is longer moves what follows it."""
+"""Maximum width of a column. Longer values shift the columns after them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """A key whose value is not what it was, and what becomes of it."""
+    """A changed key and its outcome."""
 
     case: Case
     outcome: Outcome
@@ -36,31 +36,31 @@ class Change:
 
 
 def changes_between(was: TrainConfig, now: TrainConfig, **known: Any) -> list[Change]:
-    """What changed from one config to the other, in the order of the schema. `known` are Case's other fields: what is
-    known of the checkpoint that a run resumes from."""
+    """The changes from one config to the other, in the order of the schema. `known`: the other fields of Case, with
+    what is known about the checkpoint."""
     cases = [Case(difference=difference, was=was, now=now, **known) for difference in differences(was, now)]
     return [Change(case=case, outcome=outcome_of(case)) for case in cases]
 
 
 def table(changes: Sequence[Change]) -> list[str]:
-    """A line for each: its key, what it was and is, and what becomes of it."""
+    """A line for each change: its key, the old and new value, and the outcome."""
     rows = [(change.key, str(change.difference), str(change.outcome)) for change in changes]
     widths = [min(max((len(row[column]) for row in rows), default=0), _WIDEST) for column in (0, 1)]
     return [f"  {key:<{widths[0]}}  {values:<{widths[1]}}  {outcome}" for key, values, outcome in rows]
 
 
 def explain(checkpoint: Path, config: TrainConfig, state: Mapping[str, Any], *, resuming: bool) -> Iterator[str]:
-    """Lines for the console of a run that goes on from the checkpoint, whose data has been accepted.
+    """Lines for the console of a run that resumes from the checkpoint, after its data has been accepted.
 
-    `state` is the data state of the checkpoint; for `resuming` see Case.
+    `state` is the data state in the checkpoint. For `resuming` see Case.
     """
     try:
         was = saved_config(checkpoint)
     except ConfigError as error:
-        yield f"what changed since {checkpoint.name} cannot be shown: {_first_problem(error)}"
+        yield f"changes since {checkpoint.name} cannot be listed: {_first_problem(error)}"
         return
     if was is None:
-        yield f"what changed since {checkpoint.name} cannot be shown: there is no config.yaml in it, nor beside it"
+        yield f"changes since {checkpoint.name} cannot be listed: there is no config.yaml in it or beside it"
         return
     known = {"state": read_state(state), "resuming": resuming, "other_rows": frozenset[str]()}
     if changes := changes_between(was, config, **known):
@@ -70,9 +70,10 @@ def explain(checkpoint: Path, config: TrainConfig, state: Mapping[str, Any], *, 
 def refuse_changes(
     checkpoint: Path, config: TrainConfig, state: Mapping[str, Any] | None, key: str, *, whole_state: bool = True
 ) -> None:
-    """Raises ConfigError that names all keys that cannot change, as far as that is known before the data is open.
+    """Raise ConfigError with all keys whose change is refused, as far as that is known before the data is opened.
 
-    `key` is what names the checkpoint: autoresume or load_path. Without whole_state its weights are taken alone.
+    `key` is the key that names the checkpoint: autoresume or load_path. Without whole_state only its weights are
+    loaded.
     """
     known = {"resuming": key == "autoresume", "state": None if state is None else read_state(state)}
     refused = [change for change in _changes(checkpoint, config, **known) if change.outcome.kind == "refused"]
@@ -85,9 +86,9 @@ def refuse_changes(
 def refuse_other_rows(
     checkpoint: Path, config: TrainConfig, state: Mapping[str, Any], fingerprints: Mapping[str, str], key: str
 ) -> None:
-    """Raises ConfigError when streams do not have the rows that the run was trained on: it names the keys that changed.
+    """Raise ConfigError if streams do not have the rows that the run was trained on. The error names changed keys.
 
-    fingerprints are those of the streams now; for `key` see refuse_changes.
+    fingerprints: those of the current streams. For `key` see refuse_changes.
     """
     saved = read_state(state)
     others = frozenset(name for name, then in saved.streams.items() if fingerprints.get(name) != then)
@@ -105,7 +106,8 @@ def refuse_other_rows(
 
 
 def _changes(checkpoint: Path, config: TrainConfig, **known: Any) -> list[Change]:
-    """None where the checkpoint's config is not known; of one that other code wrote, what its weights mean."""
+    """The changes since a checkpoint; none if its config is unknown. If another version wrote the config and it cannot
+    be read, only the keys that decide what the weights mean are compared."""
     try:
         was = saved_config(checkpoint)
     except ConfigError:
@@ -114,7 +116,7 @@ def _changes(checkpoint: Path, config: TrainConfig, **known: Any) -> list[Change
 
 
 def _with_weights_of(checkpoint: Path, config: TrainConfig) -> TrainConfig:
-    """The config, with what the checkpoint's says about the meaning of its weights: those keys stay."""
+    """The config, with the values in the checkpoint's config for the keys that decide what weights mean."""
     values, now = saved_values(checkpoint), asdict(config.model)
     keys: dict[str, dict[str, Any]] = {"": {}, "attn_config": {}, "ffn_config": {}}
     for key in WEIGHT_KEYS:
@@ -127,7 +129,7 @@ def _with_weights_of(checkpoint: Path, config: TrainConfig) -> TrainConfig:
 
 
 def _is_certain(change: Change) -> bool:
-    """Whether it is refused whatever the rows turn out to be."""
+    """Whether it is refused even if all rows are unchanged."""
     same_rows = replace(change.case, other_rows=frozenset())
     return outcome_of(same_rows).kind == "refused"
 
@@ -138,24 +140,24 @@ def _refusal(checkpoint: Path, key: str, refused: Sequence[Change], others: str 
     if others is not None:
         also = "further " if refused else ""
         lines.append(
-            f"the rows of {others} are not those that the checkpoint was trained on, though no {also}key of theirs "
-            "has changed: the content of a file, of the tokenizer or of preprocessing_fn is another"
+            f"the rows of {others} are not those that the checkpoint was trained on, although no {also}key that sets "
+            "them has changed: the content of a file, of the tokenizer or of preprocessing_fn has changed"
         )
-    back = "put it back" if len(lines) == 1 else "put them back"
+    back = "restore the old value" if len(lines) == 1 else "restore the old values"
     if any(change.outcome.also_of_weights for change in refused):
-        fix = f"{back}, or start another run from the beginning, with another run_name"
+        fix = f"{back}, or start a new run from the beginning with another run_name"
     else:
         fix = (
-            f"{back}, or start another run from the weights, with another run_name, load_path={shown(path)} and "
+            f"{back}, or start a new run from the weights with another run_name, load_path={shown(path)} and "
             "load_weights_only=true"
         )
     subject = f"is {path!r}" if key == "load_path" else f"is true, and the newest checkpoint is {path!r}"
     if len(lines) == 1:
         return ConfigError(f"{subject}, but {lines[0]}: {fix}", key=key)
-    return ConfigError("\n  ".join([f"{subject}, but there are changes that it cannot take:", *lines, fix]), key=key)
+    return ConfigError("\n  ".join([f"{subject}, but some changes are not possible:", *lines, fix]), key=key)
 
 
 def _first_problem(error: ConfigError) -> str:
-    """On one line."""
+    """The first problem of an error, on one line."""
     first, *others = str(error).splitlines()
     return f"{first}: {others[0].strip()}" + (" ..." if others[1:] else "") if others else first

@@ -1,4 +1,4 @@
-"""What becomes of each key that changed, when a run goes on from a checkpoint: applied, ignored or refused, and why."""
+"""How a resumed run handles each changed key: applied, ignored or refused, with the reason."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,12 +14,12 @@ from train.resume.differences import ABSENT, Difference
 
 
 class Outcome(NamedTuple):
-    """Of a changed key."""
+    """How a changed key is handled."""
 
     kind: Literal["applied", "ignored", "refused"]
     reason: str = ""
     also_of_weights: bool = False
-    """It is refused too where a run takes the checkpoint's weights alone."""
+    """Whether it is also refused if only the checkpoint's weights are loaded."""
 
     def __str__(self) -> str:
         return f"{self.kind}: {self.reason}" if self.reason else self.kind
@@ -27,41 +27,41 @@ class Outcome(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """A changed key, and what decides what becomes of it."""
+    """A changed key, and everything that its outcome depends on."""
 
     difference: Difference
     was: TrainConfig
     now: TrainConfig
     resuming: bool = True
-    """autoresume has found the checkpoint; else load_path names it."""
+    """Whether autoresume found the checkpoint; otherwise load_path names it."""
     state: DataState | None = None
-    """The checkpoint's position in the data, where it is known."""
+    """The checkpoint's position in the data, if it is known."""
     other_rows: frozenset[str] | None = None
-    """The streams whose rows are not those of before, by name, once the data is open."""
+    """Names of the streams whose rows have changed; None until the data is opened."""
 
 
 def outcome_of(case: Case) -> Outcome:
-    """What becomes of the changed key."""
+    """The outcome of the changed key."""
     decided = OUTCOMES[entry_of(case.difference.pattern)]
     return decided if isinstance(decided, Outcome) else decided(case)
 
 
 def entry_of(pattern: str) -> str:
-    """The entry of OUTCOMES for a key as known_paths has it. Raises KeyError for one that nobody has decided."""
+    """The entry of OUTCOMES for a key of known_paths. Raises KeyError if there is no entry."""
     section = pattern
     while section and pattern not in OUTCOMES:
         section, _, _ = section.rpartition(".")
         if f"{section}.*" in OUTCOMES:
             return f"{section}.*"
     if not section:
-        raise KeyError(f"{pattern}: train/resume/outcomes.py does not say what becomes of it")
+        raise KeyError(f"{pattern}: train/resume/outcomes.py has no entry for this key")
     return pattern
 
 
 def _seed(case: Case) -> Outcome:
-    """Of fresh weights, dropout and the order of rows."""
+    """The seed sets initial weights, dropout and the order of rows."""
     if _order_seed(case.was) != _order_seed(case.now):
-        return Outcome("refused", "the order of rows follows from it")
+        return Outcome("refused", "the order of rows depends on it")
     return Outcome("refused", _DRAWN_BASE) if _draws_base(case) else Outcome("ignored", "the checkpoint has its state")
 
 
@@ -69,8 +69,8 @@ def _shuffle_seed(case: Case) -> Outcome:
     if not case.now.train_loader.dataset.shuffle:
         return Outcome("ignored", "rows are not shuffled")
     if _order_seed(case.was) == _order_seed(case.now):
-        return Outcome("applied", "it is the seed that the order of rows follows from already")
-    return Outcome("refused", "the order of rows follows from it")
+        return Outcome("applied", "the order of rows already uses this seed")
+    return Outcome("refused", "the order of rows depends on it")
 
 
 def _order_seed(config: TrainConfig) -> int | None:
@@ -81,7 +81,7 @@ def _order_seed(config: TrainConfig) -> int | None:
 
 
 def _draws_base(case: Case) -> bool:
-    """Whether the frozen base of adapters is drawn: no weights are named, and no checkpoint to take as the base."""
+    """Whether the frozen base of adapters is drawn randomly: neither weights nor a checkpoint is named as the base."""
     now = case.now
     names = now.model.pretrained_model_name_or_path, now.load_path if now.load_weights_only else None
     return now.lora is not None and not any(names)
@@ -98,13 +98,13 @@ def _pretrained(case: Case) -> Outcome:
 def _load(case: Case) -> Outcome:
     if not case.resuming:
         return APPLIED
-    return Outcome("ignored", "the run has a checkpoint of its own") if case.now.lora is None else _BASE_IS_COMPARED
+    return Outcome("ignored", "the run has its own checkpoint") if case.now.lora is None else _BASE_IS_COMPARED
 
 
 def _lora(case: Case) -> Outcome:
     if case.now.lora is None:
-        return Outcome("refused", "the checkpoint holds adapters alone", also_of_weights=True)
-    return Outcome("refused", "the checkpoint is of a whole model, of which a run with lora takes the weights alone")
+        return Outcome("refused", "the checkpoint contains only adapters", also_of_weights=True)
+    return Outcome("refused", "the checkpoint is a whole model, of which a run with lora loads only the weights")
 
 
 def _adapters(case: Case) -> Outcome:
@@ -113,39 +113,39 @@ def _adapters(case: Case) -> Outcome:
 
 
 def _rows(case: Case) -> Outcome:
-    """Of what decides the rows: the same data may lie elsewhere, or be described differently."""
+    """For keys that set the rows. The same data may be stored elsewhere, or be described differently."""
     if case.other_rows is None:
         return _PERHAPS_OTHER_ROWS
-    return _OTHER_ROWS if case.other_rows & streams_of(case) else Outcome("applied", "the rows are the same")
+    return _OTHER_ROWS if case.other_rows & streams_of(case) else Outcome("applied", "the rows are unchanged")
 
 
 def streams_of(case: Case) -> set[str]:
-    """The checkpoint's streams whose rows the changed key may decide."""
+    """The checkpoint's streams whose rows may depend on the changed key."""
     names = set(case.was.train_loader.dataset.each_stream())
     return {name for name in names if is_within(case.difference.key, [f"{_STREAMS}.{name}"])} or names
 
 
 def _stream(case: Case) -> Outcome:
     if case.difference.now is ABSENT:
-        return Outcome("refused", "its rows are part of the run's past; it may stay with a proportion of 0")
+        return Outcome("refused", "the run has used its rows; keep it with a proportion of 0")
     return Outcome("applied", "from here on")
 
 
 def _stage(case: Case) -> Outcome:
-    """Of a stage, or of one of its keys: what is done cannot change."""
+    """For a stage or one of its keys. Completed stages cannot change."""
     number = int(case.difference.key.partition("[")[2].partition("]")[0])
     if case.state is None:
-        return Outcome("applied", "where the stage is not done")
+        return Outcome("applied", "if the stage is not completed")
     if number < case.state.n_stages_done:
-        return Outcome("refused", "the stage is done")
+        return Outcome("refused", "the stage is completed")
     is_current = number == case.state.n_stages_done and case.state.in_a_stage
     if is_current and (case.difference.pattern.endswith(".name") or case.difference.now is ABSENT):
         return Outcome("refused", "the run is in this stage")
     if not is_current:
         return APPLIED
     if _begins_a_ramp(case, case.now.train_loader.stages[number]):
-        return Outcome("ignored", "the run is in this ramp, which continues from where it is")
-    return Outcome("applied", f"from batch {case.state.batch:,} on; the run is in this stage, which began as it was")
+        return Outcome("ignored", "the run is in this ramp, which continues from its current value")
+    return Outcome("applied", f"from batch {case.state.batch:,} on; the part of this stage before it is unchanged")
 
 
 def _begins_a_ramp(case: Case, stage: StageConfig) -> bool:
@@ -160,18 +160,18 @@ def _begins_a_ramp(case: Case, stage: StageConfig) -> bool:
 def _batch_size(case: Case) -> Outcome:
     if case.state is not None and case.state.ends_a_stage:
         return Outcome("applied", "a stage ends here")
-    return Outcome("refused", "it can change only where a stage ends")
+    return Outcome("refused", "it can change only at the end of a stage")
 
 
 def _optimizer(case: Case) -> Outcome:
     same = {case.was.optimizer.name, case.now.optimizer.name} == {"adamw", "decoupled_adamw"}
-    return APPLIED if same else Outcome("refused", "the checkpoint's state is that of another optimizer")
+    return APPLIED if same else Outcome("refused", "the checkpoint's state belongs to another optimizer")
 
 
 def _of_optimizers(*names: str) -> Callable[[Case], Outcome]:
     def decide(case: Case) -> Outcome:
         name = case.now.optimizer.name
-        return APPLIED if name in names else Outcome("ignored", f"{name} has none")
+        return APPLIED if name in names else Outcome("ignored", f"{name} does not use it")
 
     return decide
 
@@ -179,7 +179,7 @@ def _of_optimizers(*names: str) -> Callable[[Case], Outcome]:
 def _of_schedules(*names: str) -> Callable[[Case], Outcome]:
     def decide(case: Case) -> Outcome:
         name = case.now.scheduler.name.removesuffix("_with_warmup")
-        return APPLIED if name in names else Outcome("ignored", f"{name}_with_warmup has none")
+        return APPLIED if name in names else Outcome("ignored", f"{name}_with_warmup does not use it")
 
     return decide
 
@@ -188,7 +188,7 @@ def _freeze(case: Case) -> Outcome:
     thawed = trained_names(case.now) - trained_names(case.was)
     if not thawed:
         return APPLIED
-    return Outcome("refused", f"the checkpoint has no optimizer state of what was frozen ({min(thawed)})")
+    return Outcome("refused", f"the checkpoint has no optimizer state for parameters that were frozen ({min(thawed)})")
 
 
 def _at_the_start(case: Case) -> Outcome:
@@ -196,16 +196,16 @@ def _at_the_start(case: Case) -> Outcome:
 
 
 _STREAMS = "train_loader.dataset.streams"
-_DRAWN_BASE = "the frozen base is drawn with it"
+_DRAWN_BASE = "the frozen base is drawn from it"
 
 APPLIED = Outcome("applied")
-_FROM_CHECKPOINT = Outcome("ignored", "the weights are the checkpoint's")
+_FROM_CHECKPOINT = Outcome("ignored", "the weights come from the checkpoint")
 _BASE_IS_COMPARED = Outcome("applied", "the frozen base must have the same weights")
 _OTHER_TENSORS = Outcome("refused", "the checkpoint's tensors have other shapes", also_of_weights=True)
 _OTHER_MEANING = Outcome("refused", "the weights were trained with it")
-_ONE_SOURCE = Outcome("refused", "the streams of the checkpoint are others")
-_OTHER_ROWS = Outcome("refused", "the rows are not those of before")
-_PERHAPS_OTHER_ROWS = Outcome("refused", "unless it gives the same rows")
+_ONE_SOURCE = Outcome("refused", "the checkpoint has other streams")
+_OTHER_ROWS = Outcome("refused", "the rows have changed")
+_PERHAPS_OTHER_ROWS = Outcome("refused", "unless the rows are unchanged")
 
 Decided = Outcome | Callable[[Case], Outcome]
 
@@ -227,7 +227,7 @@ _OF_A_SOURCE: Mapping[str, Decided] = {
 
 OUTCOMES: Mapping[str, Decided] = {
     # The run.
-    "max_seq_len": Outcome("refused", "rows have another length"),
+    "max_seq_len": Outcome("refused", "rows would have another length"),
     "run_name": APPLIED,
     "seed": _seed,
     "max_duration": APPLIED,
@@ -238,7 +238,7 @@ OUTCOMES: Mapping[str, Decided] = {
     "eval_interval": APPLIED,
     "eval_first": _at_the_start,
     "eval_subset_num_batches": APPLIED,
-    # The model: what its weights are, and what computes with them.
+    # The model: its weights, and how it is computed.
     "model.name": APPLIED,
     "model.preset": Outcome("ignored", "each key of the model is compared"),
     "model.pretrained_model_name_or_path": _pretrained,
@@ -273,7 +273,7 @@ OUTCOMES: Mapping[str, Decided] = {
     "lora.alpha": _OTHER_MEANING,
     "lora.dropout": APPLIED,
     "lora.base_dtype": APPLIED,
-    # The data: rows that were drawn cannot change, those to come can.
+    # The data: rows that were used cannot change, future rows can.
     "tokenizer.name": _rows,
     "tokenizer.kwargs.model_name": _rows,
     "tokenizer.kwargs.encoding_name": _rows,
@@ -282,18 +282,18 @@ OUTCOMES: Mapping[str, Decided] = {
     "tokenizer.kwargs.model_max_length": Outcome("ignored", "it repeats max_seq_len"),
     "tokenizer.chat_template_drops": _rows,
     "tokenizer.chat_date": _rows,
-    "train_loader.name": Outcome("ignored", "both kinds read the same"),
+    "train_loader.name": Outcome("ignored", "both kinds read the same data"),
     **{f"train_loader.dataset.{key}": decided for key, decided in _OF_A_SOURCE.items()},
     "train_loader.dataset.streams": _ONE_SOURCE,
     "train_loader.dataset.streams.NAME": _stream,
     **{f"train_loader.dataset.streams.NAME.{key}": decided for key, decided in _OF_A_SOURCE.items()},
-    "train_loader.dataset.max_seq_len": Outcome("refused", "rows have another length"),
+    "train_loader.dataset.max_seq_len": Outcome("refused", "rows would have another length"),
     "train_loader.dataset.packing": _rows,
     "train_loader.dataset.target_prompts": _rows,
     "train_loader.dataset.target_responses": _rows,
     "train_loader.dataset.excess_length": _rows,
     "train_loader.dataset.on_bad_example": _rows,
-    "train_loader.dataset.shuffle": Outcome("refused", "the order of rows follows from it"),
+    "train_loader.dataset.shuffle": Outcome("refused", "the order of rows depends on it"),
     "train_loader.dataset.shuffle_seed": _shuffle_seed,
     "train_loader.dataset.cache_dir": APPLIED,
     "train_loader.dataset.prepare_workers": APPLIED,
@@ -362,5 +362,5 @@ OUTCOMES: Mapping[str, Decided] = {
     "callbacks.*": APPLIED,
     "loggers.*": APPLIED,
 }
-"""Key -> what becomes of it, with NAME for any name and [0] for any number; `section.*` is for all below a section that
-have no entry of their own. A new key of the schema has to be decided here."""
+"""Key -> its outcome, with NAME for any name and [0] for any index. `section.*` applies to all keys below a section
+without their own entry. Every new key of the schema needs an entry here."""

@@ -1,4 +1,4 @@
-"""One run: open its inputs, build everything, then fit."""
+"""One run: open its inputs, build everything, then train."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack, nullcontext
@@ -24,7 +24,7 @@ from train.checkpoint.owner import Owner
 from train.checkpoint.remote.mirror import Mirror
 from train.checkpoint.save_folder import furnish_save_folder
 from train.config.schema import TrainConfig
-from train.console.opened import place_lines
+from train.console.data_summary import output_lines
 from train.console.run_console import RunConsole, run_console
 from train.console.warnings import silence_expected_warnings
 from train.distributed.agreement import facts_of_start
@@ -36,10 +36,10 @@ from train.optim.optimizers import build_optimizer
 from train.planning.run_data import RunData
 from train.report import report
 from train.run.inputs import Inputs, describe, open_inputs, starting_from, warnings_about
-from train.run.logs import full_disk_named, logged_run, recorded, run_record, start_line
+from train.run.logs import disk_full_as_data_error, logged_run, recorded, run_record, start_line
 from train.run.model import build_model
 from train.run.restore import restore, verify_end
-from train.run.saving import build_savers, finishing, mirrored, owned, tidy
+from train.run.saving import build_savers, clean_up, finishing, mirrored, owned
 from train.run.supervision import Supervision, build_preemption, build_recorded_saver
 from train.run.trainer import build_eval_loader, build_train_loader, build_trainer
 from train.stability.step_check import StepCheck
@@ -65,12 +65,12 @@ def fit(
     signals: StopSignals | None = None,
     command: str = "the same command with autoresume=true",
 ) -> None:
-    """Trains as config says. Raises ConfigError or DataError, before the first step, for what a user can fix, and
-    later for what a file system refuses.
+    """Train as the config specifies. Raises ConfigError or DataError for errors that the user can fix: before the first
+    step, or later if the file system refuses a write.
 
-    inputs are what open_inputs has opened, device what choose_device has chosen: where they are None that is done here.
-    signals end the run, saved (see Preemption); command is what resumes it, for the message.
-    callbacks are added to the config's; dtype is that of the weights (fp64 for tests of exactness).
+    inputs: from open_inputs, and device: from choose_device; if None, they are opened and chosen here. signals: save
+    and end the run (see Preemption). command: resumes the run, for messages. callbacks: added to those of the config.
+    dtype: of the weights (fp64 in tests of exactness).
     """
     silence_expected_warnings()
     composer_device = get_device(device or choose_device(config.device))
@@ -85,12 +85,12 @@ def fit(
             with owned(config, inputs) as (owner, inputs):
                 if not inputs.at_the_end:
                     with mirrored(config, inputs, supervision.signals) as mirror:
-                        around = _Around(
+                        context = _RunContext(
                             device=composer_device, owner=owner, mirror=mirror, supervision=supervision, console=console
                         )
-                        built = _build(config, inputs, around, [SectionMarks(sections), *callbacks], dtype)
-                        exporter = _fit(config, built, around)
-                    _check(exporter)  # once all is sent
+                        built = _build(config, inputs, context, [SectionMarks(sections), *callbacks], dtype)
+                        exporter = _fit(config, built, context)
+                    _check(exporter)  # after all uploads
                     return
             inputs = verify_end(config, inputs)
         with mirrored(config, inputs, supervision.signals) if inputs.resuming else nullcontext() as mirror:
@@ -106,12 +106,12 @@ def _check(exporter: HFCheckpointer | None) -> None:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _Around:
-    """What a run has around it while it trains."""
+class _RunContext:
+    """The environment of a run while it trains."""
 
     device: ComposerDevice
     owner: Owner | None
-    """Of the save folder; on rank 0."""
+    """The owner of the save folder; on rank 0."""
     mirror: Mirror | None
     supervision: Supervision
     console: RunConsole
@@ -123,7 +123,7 @@ class _Built:
 
     trainer: Trainer
     inputs: Inputs
-    """Without the tensors of the checkpoint, which model and optimizer have taken."""
+    """The inputs without the checkpoint's tensors, which the model and the optimizer have loaded."""
     precision: str
     savers: Sequence[CheckpointSaver]
     exporter: HFCheckpointer | None
@@ -132,9 +132,9 @@ class _Built:
 
 
 def _build(
-    config: TrainConfig, inputs: Inputs, around: _Around, callbacks: Sequence[Callback], dtype: torch.dtype
+    config: TrainConfig, inputs: Inputs, context: _RunContext, callbacks: Sequence[Callback], dtype: torch.dtype
 ) -> _Built:
-    device, mirror, supervision = around.device, around.mirror, around.supervision
+    device, mirror, supervision = context.device, context.mirror, context.supervision
     data, gpu = inputs.data, device.name == "gpu"
     precision = on_device(config.precision, gpu=gpu)
     profile = build_profile(config, inputs.log_folder, inputs.max_batches)
@@ -145,16 +145,17 @@ def _build(
     inputs = restore(config, inputs, model.model, optimizer)
     train_loader = build_train_loader(config, inputs, supervision.signals)
     eval_loader = build_eval_loader(config, inputs)
-    savers = build_savers(config, inputs, around.owner, mirror, supervision.events)
+    savers = build_savers(config, inputs, context.owner, mirror, supervision.events)
     record = run_record(config, inputs)
     saver = build_recorded_saver(savers, record)
     events, folder = supervision.events, inputs.folder
     check = StepCheck(config, data.plan, model.model, events, clock=data.clock, folder=folder, saver=saver)
     preemption = build_preemption(config, inputs, saver, mirror, supervision)
     for each in generate:
-        each.is_ending, each.events = preemption.agree, events
-    # Behind the others: a batch's checkpoint has what they did, and what is done with it comes after. The record before
-    # it: a run that is killed between them notes the batch again, and does not leave it out.
+        each.is_ending, each.events = preemption.should_end, events
+    # Savers run after the other callbacks, so that a batch's checkpoint includes their work; mirror and exporter then
+    # use the checkpoint. The record runs before the savers: a run that is killed between them records the batch twice
+    # instead of not at all.
     saving = [record, *savers, *([mirror] if mirror else []), *([exporter] if exporter else [])]
     measuring = [build_throughput(config, gpu=gpu, precision=precision), *profile]
     trainer = build_trainer(
@@ -170,7 +171,7 @@ def _build(
         run=logged_run(inputs),
         precision=precision,
         state=inputs.start.state if inputs.start is not None else None,
-        console=around.console.begin(data.plan, data.clock),
+        console=context.console.begin(data.plan, data.clock),
     )
     if exporter is not None and inputs.resuming:
         exporter.catch_up(trainer.state.timestamp.batch.value)
@@ -185,21 +186,21 @@ def _build(
     )
 
 
-def _fit(config: TrainConfig, built: _Built, around: _Around) -> HFCheckpointer | None:
-    trainer, inputs, supervision = built.trainer, built.inputs, around.supervision
+def _fit(config: TrainConfig, built: _Built, context: _RunContext) -> HFCheckpointer | None:
+    trainer, inputs, supervision = built.trainer, built.inputs, context.supervision
     with ExitStack() as stack:
         for loader in built.loaders:
             stack.enter_context(loader.worker_errors())
         stack.enter_context(supervision.signals.deferred())
-        stack.callback(_report, inputs)  # once all is saved
+        stack.callback(_report, inputs)  # after the last save
         stack.enter_context(finishing(built.savers))
-        on_first_rank(lambda: _furnish(config, inputs))
-        start = start_line(config, inputs, around.device.name, built.precision)
+        on_first_rank(lambda: _write_run_files(config, inputs))
+        start = start_line(config, inputs, context.device.name, built.precision)
         stack.enter_context(recorded(supervision.events, start, trainer))
         try:
-            _train(trainer, config, inputs, around.mirror, evaluate=built.preemption.evaluation_due)
+            _train(trainer, config, inputs, context.mirror, evaluate=built.preemption.evaluation_due)
         except RunStopped as stop:  # on every rank
-            supervision.signals.leave()
+            supervision.signals.ignore_all()
             if stop.code == ExitCode.UNSTABLE:
                 supervision.events.record("stopped", trainer.state.timestamp.batch.value, str(stop))
             with within(Section.UNTIMED):
@@ -211,9 +212,9 @@ def _fit(config: TrainConfig, built: _Built, around: _Around) -> HFCheckpointer 
 
 
 def initialize(inputs: Inputs, config: TrainConfig, device: ComposerDevice) -> Inputs:
-    """Initializes the process group once all ranks have opened their inputs and agree on what they run, and says what
-    was found. All take rank 0's name and checkpoint: a rank whose node has another disk may have found another
-    checkpoint, or none."""
+    """Initialize the process group after all ranks have opened their inputs and agree on what they run, and log what
+    was found. All ranks use rank 0's run name and checkpoint, because the disk of another node may have a different
+    checkpoint or none."""
     facts = partial(facts_of_start, config, device.name, _fingerprints(inputs))
     initialize_dist(device, config.dist_timeout, facts)
     chosen = [inputs.run_name, inputs.start, inputs.log_folder]
@@ -227,40 +228,40 @@ def initialize(inputs: Inputs, config: TrainConfig, device: ComposerDevice) -> I
 
 
 def _fingerprints(inputs: Inputs) -> dict[str, str]:
-    """Loader, or its stream -> the fingerprint of the rows."""
+    """Return the fingerprint of the rows for each loader or stream."""
     loaders = {"train_loader": inputs.data.streams, "eval_loader": inputs.eval_streams or {}}
     return {join(key, name): rows.fingerprint for key, streams in loaders.items() for name, rows in streams.items()}
 
 
 def _nothing_to_do(config: TrainConfig, inputs: Inputs) -> HFCheckpointer | None:
-    """Says so, and exports what the run that has ended was to export."""
+    """Report that nothing is left to train, and make the exports that the finished run still lacks."""
     assert inputs.start is not None
     end = f"max_duration {config.max_duration} is {inputs.max_batches}"
     logger.info(f"nothing to do: {inputs.start.path} is at batch {inputs.first_batch}, and {end}")
     if not inputs.resuming:
         return None
-    on_first_rank(partial(tidy, inputs, inputs.start.path))
+    on_first_rank(partial(clean_up, inputs, inputs.start.path))
     exporter = build_hf_checkpointer(config, inputs.data.clock, inputs.run_name, inputs.folder, resuming=True)
     if exporter is not None:
         exporter.catch_up(inputs.first_batch)
-        dist.barrier()  # rank 0 keeps the store that the others look into
+        dist.barrier()  # rank 0 hosts the store that the other ranks read
     return exporter
 
 
 def _train(trainer: Trainer, config: TrainConfig, inputs: Inputs, mirror: Mirror | None, *, evaluate: bool) -> None:
-    """The steps that are left. evaluate: begin with that."""
-    for line in place_lines(config, inputs.run_name, inputs.folder, inputs.log_folder):
+    """Train the remaining steps. evaluate: evaluate before the first one."""
+    for line in output_lines(config, inputs.run_name, inputs.folder, inputs.log_folder):
         logger.info(line)
     if mirror is not None:
         mirror.begin(resuming=inputs.resuming)
-    with full_disk_named(config, inputs):
+    with disk_full_as_data_error(config, inputs):
         if config.eval_loader is not None and (evaluate or (config.eval_first and not inputs.resuming)):
             trainer.eval()
         trainer.fit()
 
 
 def _close(trainer: Trainer) -> None:
-    """Of a run that was stopped: that is what it is to end with, whatever its loggers meet."""
+    """Close the trainer of a stopped run. Errors of loggers are only logged, so that they do not replace the cause."""
     try:
         trainer.close()
     except Exception as error:
@@ -268,8 +269,8 @@ def _close(trainer: Trainer) -> None:
 
 
 def _report(inputs: Inputs) -> None:
-    """Of a run that ends, however it does."""
-    with within(Section.UNTIMED):  # on every rank, as all sections
+    """Write the report of a run that ends, successfully or not."""
+    with within(Section.UNTIMED):  # every rank enters the same sections
         if inputs.log_folder is not None and dist.get_global_rank() == 0:
             report.report_at_end(inputs.log_folder)
 
@@ -285,8 +286,8 @@ def _data_callbacks(run: RunData) -> list[Callback]:
     return callbacks
 
 
-def _furnish(config: TrainConfig, inputs: Inputs) -> None:
-    """What belongs beside the checkpoints, and the folder of the logs."""
+def _write_run_files(config: TrainConfig, inputs: Inputs) -> None:
+    """Create the other files of the save folder, and the log folder."""
     if inputs.folder is not None:
         furnish_save_folder(inputs.folder, config, inputs.tokenizer, run_id=inputs.run_id, resuming=inputs.resuming)
         if config.lora is not None:

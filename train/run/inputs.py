@@ -1,7 +1,7 @@
-"""What a run reads before its model is built, each opened once: tokenizer, data, the checkpoint that it starts from.
+"""The inputs of a run, each opened once before the model is built: tokenizer, data, and the checkpoint to start from.
 
-Nothing here is a collective: every rank opens for itself, however long hashing, preparing or downloading takes. Imports
-no Composer.
+Nothing here is a collective: each rank opens its own inputs, however long hashing, preparing or downloading takes. This
+module does not import Composer.
 """
 
 import uuid
@@ -25,8 +25,8 @@ from train.checkpoint.remote.staging import check_remote_unowned, is_first_rank,
 from train.checkpoint.save_folder import check_writable, fill_in, local_folder, read_run_id, run_name_of, unverified
 from train.config.load import check_vocab
 from train.config.schema import TrainConfig
+from train.console.data_summary import data_lines
 from train.console.facts import fact
-from train.console.opened import data_lines
 from train.hf.repository import KEY
 from train.loggers.checks import check_loggers
 from train.planning.run_data import RunData, open_data, plan_data
@@ -39,17 +39,17 @@ from train.weights.start import Start, StartingWeights, find_start, open_weights
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Inputs:
-    """`open_inputs` opens them."""
+    """The opened inputs of a run; see `open_inputs`."""
 
     run_name: str
     folder: Path | None
     """The save folder."""
     log_folder: Path | None
-    """Where metrics.jsonl, record.jsonl and report.html go; None where that cannot be written, which was reported."""
+    """Folder of metrics.jsonl, record.jsonl and report.html; None if it cannot be written, which was reported."""
     tokenizer: Tokenizer
     start: Start | None
     weights: StartingWeights | None
-    """Weights that the start does not contain; None where it contains all, or where they are drawn."""
+    """Weights that the start does not contain; None if it contains all of them, or if weights are random."""
     data: RunData
     eval_streams: dict[str, Rows] | None
 
@@ -59,7 +59,7 @@ class Inputs:
 
     @cached_property
     def run_id(self) -> str:
-        """The same in all checkpoints of the run. Only rank 0's is used."""
+        """The same in all checkpoints of the run. Only rank 0's value is used."""
         known = None
         if self.start is not None and self.resuming:
             known = self.start.run_id or (read_run_id(self.folder) if self.folder is not None else None)
@@ -67,12 +67,12 @@ class Inputs:
 
     @property
     def record(self) -> Record:
-        """record.jsonl, in the log folder and beside the checkpoints."""
+        """record.jsonl, in the log folder and in the save folder."""
         return Record({"save_folder": self.folder, "log_folder": self.log_folder})
 
     @property
     def first_batch(self) -> int:
-        """The batch that the run begins with."""
+        """The batch at which the run begins."""
         state = self.start.data_state if self.start is not None else None
         return position(state)[0] if state is not None else 0
 
@@ -88,8 +88,8 @@ class Inputs:
 
 
 def open_inputs(config: TrainConfig, problems: Problems | None = None, *, rehash: bool = False) -> Inputs:
-    """Opens them on this rank. Raises ConfigError or DataError: what can be found out quickly is reported together, and
-    with the problems that the caller has collected, before anything is downloaded or prepared."""
+    """Open the inputs on this rank. Raises ConfigError or DataError: all problems that can be found quickly are
+    reported together with the caller's, before anything is downloaded or prepared."""
     problems = Problems() if problems is None else problems
     run_name, folder, log_folder, start, tokenizer = None, None, None, None, None
     with problems.collect():
@@ -143,7 +143,7 @@ def open_inputs(config: TrainConfig, problems: Problems | None = None, *, rehash
 
 
 def starting_from(inputs: Inputs, config: TrainConfig, run_name: str, start: Start | None) -> Inputs:
-    """The inputs with another name and start: only what depends on them is opened again."""
+    """Return the inputs with another name and start, reopening only what depends on them."""
     inputs = replace(inputs, run_name=run_name, folder=local_folder(config, run_name))
     if _is_same(start, inputs.start):
         return replace(inputs, start=start)
@@ -153,43 +153,43 @@ def starting_from(inputs: Inputs, config: TrainConfig, run_name: str, start: Sta
 
 
 def _is_same(start: Start | None, other: Start | None) -> bool:
-    """Whether they are the same checkpoint, read alike."""
+    """Whether both are the same checkpoint with the same state."""
     if start is None or other is None:
         return start is other
     return (start.path, start.run_id, start.state) == (other.path, other.run_id, other.state)
 
 
 def describe(inputs: Inputs, config: TrainConfig) -> Iterator[str]:
-    """Lines for the console: what the run starts from, and its data."""
+    """Yield console lines about the start and the data of the run."""
     start = inputs.start
     if start is not None and start.resuming:
         yield fact("start", f"resuming from {start.path} (autoresume)")
     elif config.autoresume:
-        yield fact("start", f"from the beginning: autoresume finds no checkpoint in {inputs.folder}")
+        yield fact("start", f"from the beginning: autoresume found no checkpoint in {inputs.folder}")
     if start is not None and not start.resuming:
-        yield fact("start", f"from {'the weights' if start.data_state is None else 'the whole state'} in {start.path}")
+        yield fact("start", f"from {'the weights' if start.data_state is None else 'the full state'} in {start.path}")
     yield from change_lines(start, config)
     yield from data_lines(config, inputs.data, inputs.eval_streams)
     yield from inputs.data.plan.notes
     if isinstance(inputs.weights, PretrainedFolder):
         yield fact("weights", f"those in {inputs.weights.name}")
     elif inputs.weights is not None and start is None:
-        yield fact("weights", f"the frozen ones in {config.load_path}")
+        yield fact("weights", f"frozen weights of {config.load_path}")
     elif inputs.weights is None and config.lora is not None:
         yield fact(
             "weights",
-            f"the frozen base is drawn from seed {config.seed}, because {KEY} names no weights and load_path no "
-            "checkpoint of a whole model",
+            f"random frozen base from seed {config.seed}, because {KEY} names no weights and load_path no checkpoint "
+            "of a whole model",
         )
 
 
 def warnings_about(inputs: Inputs) -> Iterator[str]:
-    """Which newer checkpoints are corrupt, and what is not verified."""
+    """Yield warnings about newer checkpoints that are corrupt, and about unverified files."""
     start, weights = inputs.start, inputs.weights
     if start is not None:
         yield from map(str, start.corrupt)
         if start.corrupt:
-            yield f"RESUMING FROM AN EARLIER CHECKPOINT, {start.path.name}: the batches after it are trained again"
+            yield f"RESUMING FROM AN EARLIER CHECKPOINT, {start.path.name}: later batches are trained again"
         if start.run_id is None:
             yield unverified(start.path)
     if isinstance(weights, CheckpointReader) and weights.manifest is None:
@@ -197,7 +197,7 @@ def warnings_about(inputs: Inputs) -> Iterator[str]:
 
 
 def _find_sources(config: TrainConfig, problems: Problems, *, rehash: bool) -> dict[str, dict[str, Source | MdsFolder]]:
-    """Loader -> stream -> its source; those that are not there are among the problems."""
+    """Return the source of each loader's streams; missing sources are added to the problems."""
     loaders = {"train_loader": config.train_loader, "eval_loader": config.eval_loader}
     sources = {}
     for key, loader in loaders.items():

@@ -1,4 +1,4 @@
-"""What a run logs besides its metrics: the lines of record.jsonl that it begins and ends with, above all."""
+"""What a run logs besides metrics, mainly the start and end lines of record.jsonl."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -23,35 +23,35 @@ from train.planning.peak import memory_parts
 from train.run.inputs import Inputs
 from train.supervision.events import Events
 from train.supervision.exit_codes import ExitCode, RunStopped
-from train.supervision.surroundings import environment, git_state, start_command
+from train.supervision.provenance import environment, git_state, start_command
 
-_OF_MANIFEST = (
+_MANIFEST_KEYS = (
     *("form", "packing", "max_seq_len", "rows_in", "examples_in", "examples_kept", "examples_truncated"),
     *("tokens_in", "tokens_truncated", "tokens_dropped", "padding", "dropped", "bad_rows", "preprocessing_fn"),
 )
-"""Of a folder's manifest.json: what became of the input."""
+"""Keys of a folder's manifest.json that describe how its input was used."""
 _MOST_PATHS = 20
-"""Of a stream's input files, those that are listed."""
+"""Maximum number of input files listed for a stream."""
 _LONGEST_MESSAGE = 2000
-"""Characters."""
+"""Maximum number of characters in a message."""
 
 
 def logged_run(inputs: Inputs) -> LoggedRun:
-    """What loggers know of it besides its config."""
+    """Return the facts about the run that loggers need besides its config."""
     return LoggedRun(name=inputs.run_name, id=inputs.run_id, folder=inputs.log_folder, first_batch=inputs.first_batch)
 
 
 def run_record(config: TrainConfig, inputs: Inputs) -> RunRecord:
-    """The callback that adds to record.jsonl what follows from the steps."""
+    """Return the callback that adds stages, checkpoints and other results of steps to record.jsonl."""
     interval = inputs.data.clock.batches(config.save_interval) if inputs.folder is not None else None
-    # Without checkpoints nothing depends on it.
+    # Without checkpoints the run does not depend on the record.
     stop = config.on_save_error == "stop" and inputs.folder is not None
     return RunRecord(inputs.record, inputs.data.plan, interval, inputs.max_batches, stop_on_error=stop)
 
 
 @contextmanager
 def recorded(events: Events, start: Mapping[str, Any], trainer: Trainer) -> Iterator[None]:
-    """Adds the line of the start, and at the end that of the end. start: of start_line."""
+    """Add a start line and, on exit, an end line to record.jsonl. start: from start_line."""
 
     def note_end(outcome: str, message: str) -> None:
         events.note(trainer.state.timestamp.batch.value, event="end", message=message, outcome=outcome)
@@ -70,7 +70,8 @@ def recorded(events: Events, start: Mapping[str, Any], trainer: Trainer) -> Iter
 
 
 def start_line(config: TrainConfig, inputs: Inputs, device: str, precision: str) -> dict[str, Any]:
-    """On rank 0: as docs/metrics.md has it, without batch and time; empty on others. device: cpu or gpu."""
+    """Return the start line on rank 0, without batch and time (see docs/metrics.md); empty on other ranks. device: cpu
+    or gpu."""
     if dist.get_global_rank() != 0:
         return {}
     gpu = device == "gpu"
@@ -104,8 +105,8 @@ def start_line(config: TrainConfig, inputs: Inputs, device: str, precision: str)
 
 
 @contextmanager
-def full_disk_named(config: TrainConfig, inputs: Inputs) -> Iterator[None]:
-    """DataError for what loggers cannot write; checkpoints have their own (callbacks/checkpoint_saver.py)."""
+def disk_full_as_data_error(config: TrainConfig, inputs: Inputs) -> Iterator[None]:
+    """Raise DataError if a logger runs out of disk space; callbacks/checkpoint_saver.py handles checkpoints."""
     try:
         yield
     except OSError as error:
@@ -120,7 +121,7 @@ def full_disk_named(config: TrainConfig, inputs: Inputs) -> Iterator[None]:
         }
         named = ", ".join(f"{key} {place}" for key, place in places.items() if place is not None)
         raise DataError(
-            f"no space is left where the run writes ({named}): free some and start again with autoresume=true"
+            f"no space left where the run writes ({named}): free some space and start again with autoresume=true"
         ) from None
 
 
@@ -139,7 +140,7 @@ def _data(inputs: Inputs) -> dict[str, dict[str, Any]]:
 
 
 def _rows(rows: Rows) -> dict[str, Any]:
-    """Of one stream. What its manifest does not know is left out."""
+    """Describe one stream. Facts that are missing from its manifest are left out."""
     manifest = rows.mds.manifest or {}
     inputs = manifest.get("inputs")
     paths = [each["path"] for each in inputs if "path" in each] if isinstance(inputs, list) else []
@@ -151,6 +152,6 @@ def _rows(rows: Rows) -> dict[str, Any]:
         "fingerprint": rows.fingerprint,
         "source": paths[:_MOST_PATHS] or [rows.mds.name],
         "files": len(paths) or None,
-        **{key: manifest[key] for key in _OF_MANIFEST if key in manifest},
+        **{key: manifest[key] for key in _MANIFEST_KEYS if key in manifest},
     }
     return masked({key: value for key, value in facts.items() if value is not None})

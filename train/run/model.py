@@ -1,4 +1,4 @@
-"""The model that a run starts with: whole or with adapters, with fresh, pretrained or frozen weights."""
+"""The model of a run: full or with adapters, and with random, pretrained or frozen weights."""
 
 import importlib.util
 
@@ -23,8 +23,8 @@ from train.weights.pretrained import PretrainedFolder
 def build_model(
     config: TrainConfig, inputs: Inputs, *, precision: str, device: torch.device, dtype: torch.dtype
 ) -> DbrxForComposer:
-    """Sharded, with its weights. Raises ConfigError when it cannot be computed here, and on every rank when it has read
-    weights that are not finite."""
+    """Build the sharded model with its weights. Raises ConfigError if it cannot run on this device and, on every rank,
+    if the loaded weights are not finite."""
     model_config = _choose_kernels(config, device, torch.bfloat16 if computed(precision) == "bf16" else dtype)
     try:
         model = sharded.build_model(
@@ -46,7 +46,7 @@ def build_model(
 
 
 def _choose_kernels(config: TrainConfig, device: torch.device, dtype: torch.dtype) -> ModelConfig:
-    """config.model with what `auto` stands for; says what was chosen, and checks that adapters fit it."""
+    """Return config.model with every `auto` replaced by a kernel. Logs the choices and checks the adapters."""
     model_config, lines = choose_kernels(config, dist.get_world_size(), device, dtype)
     for line in lines:
         logger.info(fact_of(line))
@@ -55,8 +55,8 @@ def _choose_kernels(config: TrainConfig, device: torch.device, dtype: torch.dtyp
 
 
 def check_lora(config: TrainConfig, device: torch.device, moe_impl: str) -> None:
-    """Raises ConfigError when bitsandbytes is needed and missing, or the experts' GEMMs cannot take this rank; says
-    what an export will not tell of."""
+    """Raise ConfigError if bitsandbytes is needed but missing, or if the experts' GEMMs do not support lora.r. Logs
+    which dropout an export leaves out."""
     lora = config.lora
     if lora is not None and lora.base_dtype == "nf4" and importlib.util.find_spec("bitsandbytes") is None:
         raise ConfigError(
@@ -66,11 +66,11 @@ def check_lora(config: TrainConfig, device: torch.device, moe_impl: str) -> None
         return
     if device.type == "cuda" and moe_impl != "torch" and lora.r % 8:
         raise ConfigError(
-            f"is {lora.r}, but the grouped GEMMs of {moe_impl} want rows of 16 bytes: write a multiple of 8, or "
+            f"is {lora.r}, but the grouped GEMMs of {moe_impl} need rows of 16 bytes: write a multiple of 8, or "
             "model.ffn_config.moe_impl=torch",
             key="lora.r",
         )
     if lora.dropout:
         logger.info(
-            f"lora.dropout {lora.dropout}: on experts in training alone, PEFT's form of their adapters has none"
+            f"lora.dropout {lora.dropout} applies to experts only in training: PEFT's adapters for experts have none"
         )

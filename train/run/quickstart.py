@@ -1,4 +1,4 @@
-"""The main job from end to end: train the tiny DBRX, export it, ask stock transformers what was never trained on."""
+"""The quickstart: train the tiny DBRX, export it, and ask transformers questions that were not in the training data."""
 
 import json
 import subprocess
@@ -34,18 +34,18 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 _OF_LAUNCHER = "Waiting up to 30 seconds for all training processes to terminate."
-"""The line that Composer's launcher ends every run with, in its own process."""
+"""The last line that Composer's launcher prints for every run."""
 
 
 def run(*command: str) -> None:
-    """A command of this project, in its root. Raises ConfigError when it fails: it has shown why itself."""
+    """Run a command of this project in its root. Raises ConfigError if it fails, after it has printed the reason."""
     print(f"\n$ {' '.join(command)}", flush=True)
     program = [str(Path(sys.executable).parent / command[0]), *command[1:]]
     with subprocess.Popen(program, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
             _show(process.stdout)
-        except KeyboardInterrupt:  # which the command gets as well, and ends after it has saved
+        except KeyboardInterrupt:  # the command receives it too, saves, and ends
             _show(process.stdout)
             raise
     if process.returncode:
@@ -64,7 +64,7 @@ def kinds(path: Path) -> list[str]:
 
 
 def untrained(folder: Path, config: TrainConfig) -> PreTrainedModel:
-    """The model that the run began with, in transformers' form."""
+    """Return the model with its initial weights as a transformers model."""
     ours = DbrxForCausalLM(config.model)
     initialise(ours, config.model, config.seed)
     model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
@@ -73,7 +73,7 @@ def untrained(folder: Path, config: TrainConfig) -> PreTrainedModel:
 
 
 def examine(folder: Path, config: TrainConfig, heldout: Path, device: Device) -> dict[str, dict[str, Any]]:
-    """By kind of task, and over `all`: how many were asked, and answered exactly before and after; and one example."""
+    """Return, by kind of task and for `all`: questions asked, exact answers before and after training, an example."""
     asked = read_questions(heldout, with_answers=True)
     trained = open_model(folder, device, "fp32")
     first = replace(trained, decoder=TransformersDecoder(untrained(folder, config), trained.tokenizer.pad_token_id))
@@ -92,11 +92,11 @@ def examine(folder: Path, config: TrainConfig, heldout: Path, device: Device) ->
 
 
 def show(results: dict[str, dict[str, Any]], metrics: Metrics, folder: Path, seconds: float | None) -> None:
-    """What ends the quickstart: a table, and what can be done next."""
+    """Print the table of results, and what to do next."""
     table = Table("held-out questions", "asked", "before", "after", "for example", box=box.SIMPLE, title_justify="left")
     table.title = "Answered exactly"
     for kind, result in results.items():
-        # Rounded down: 100% is all of them.
+        # Rounded down, so that 100% means all of them.
         share = f"{result['after']} ({100 * result['after'] // result['asked']}%)"
         table.add_row(kind, str(result["asked"]), str(result["before"]), share, result["example"])
     Console(width=WIDTH, highlight=False).print(table)
@@ -109,11 +109,11 @@ def _facts(metrics: Metrics, folder: Path, seconds: float | None) -> Iterator[st
     if losses is not None:
         yield fact("held-out loss", f"{losses.values[0]:.3f} before, {losses.last:.3f} after")
     if speed is not None:
-        yield fact("speed", f"{speed:,.0f} tokens a second on all ranks")
+        yield fact("speed", f"{speed:,.0f} tokens per second on all ranks")
     if seconds is not None:
         yield fact("time", f"{seconds:.0f} s in all")
     shown = folder.relative_to(ROOT)
-    yield fact("model", f"{shown}: transformers.AutoModelForCausalLM.from_pretrained loads it")
+    yield fact("model", f"{shown}: load it with transformers.AutoModelForCausalLM.from_pretrained")
     yield command_fact("ask it more", f".venv/bin/python scripts/generate.py {shown} $'Reverse: dropless\\n'")
     yield fact("your data", "lines of {prompt, response}: train_loader.dataset.hf_kwargs.data_files=my.jsonl")
     yield fact("", "run_name=mine eval_loader=null")
@@ -121,12 +121,12 @@ def _facts(metrics: Metrics, folder: Path, seconds: float | None) -> Iterator[st
 
 
 def n_ranks(device: Device) -> int:
-    """2, or 1 where there is but one GPU."""
+    """Return 2, or 1 with a single GPU."""
     return 2 if device == "cpu" else min(2, torch.cuda.device_count())
 
 
 def quickstart(config_path: str, config: TrainConfig, overrides: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
-    """Trains, exports and asks; what an earlier call has finished is left as it is. overrides are in config already."""
+    """Train, export and ask. Steps that an earlier call has finished are not repeated. config includes overrides."""
     silence_expected_warnings()
     silence_transformers()
     device = choose_device(config.device)
@@ -136,7 +136,7 @@ def quickstart(config_path: str, config: TrainConfig, overrides: Sequence[str] =
     folder = home / "hf"
     done = folder.exists()
     if done:
-        print(f"{folder} is there already: only the questions are asked again (remove {home} to start over)")
+        print(f"{folder} exists already: only the questions are asked again (remove {home} to start over)")
     else:
         run("composer", "-n", ranks, "train.py", config_path, *overrides)
         checkpoints = str((home / "checkpoints").relative_to(ROOT))

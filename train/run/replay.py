@@ -1,4 +1,4 @@
-"""Computes a batch again that was not finite, as the run that met it did, and compares."""
+"""Recompute a batch that was not finite, under the conditions of the original run, and compare the results."""
 
 import hashlib
 import os
@@ -33,11 +33,11 @@ from train.stability.step_check import random_state
 
 @dataclass(frozen=True, kw_only=True)
 class Replayed:
-    """Of a rank."""
+    """The result of one rank."""
 
     recorded: str
     replayed: str
-    """Its part of the loss, as float.hex writes it."""
+    """The rank's part of the loss, in the format of float.hex."""
     same_rows: bool
     same_random: bool
 
@@ -55,10 +55,10 @@ class _Done(Exception):
 
 
 class _Compare(Callback):
-    """Ends the run in the incident's batch, before its optimizer steps."""
+    """Ends the run in the incident's batch, before the optimizer steps."""
 
     def __init__(self, incident: Incident, mine: Mapping[str, Tensor]) -> None:
-        """mine: this rank's batch, as it was recorded."""
+        """mine: the recorded batch of this rank."""
         self.incident, self.recorded_batch = incident, mine
         self.measurement = StepMeasurement()
         self.same_rows = False
@@ -86,17 +86,17 @@ class _Compare(Callback):
 
 
 def replay(path: Path) -> list[Replayed]:
-    """Of each rank. path: an incident in the save folder of its run, which is read alone. Starts from the newest
-    checkpoint up to the batch, or as the run did, and trains up to it.
+    """Return the result of each rank. path: an incident in the save folder of its run, which is only read.
 
-    Raises ConfigError, also when the number of ranks is another than that of the run, and what fit raises.
+    Training starts from the newest checkpoint before the batch, or from the run's own start. Raises ConfigError, also
+    if the number of ranks differs from that of the run, and the errors of fit.
     """
     incident = read_incident(path)
     n_ranks, world_size = len(incident.ranks), int(os.environ.get("WORLD_SIZE", "1"))
     if n_ranks != world_size:
         raise ConfigError(
-            f"{path} is of a run on {n_ranks} ranks, but there are {world_size}: start it as the run was started, on "
-            f"one node with composer -n {n_ranks} scripts/replay_batch.py {path}"
+            f"{path} is from a run on {n_ranks} ranks, but there are {world_size}: use the run's launcher, on one node "
+            f"composer -n {n_ranks} scripts/replay_batch.py {path}"
         )
     mine = read_batch(path, int(os.environ.get("RANK", "0")))
     folder = path.absolute().parents[1]
@@ -105,16 +105,16 @@ def replay(path: Path) -> list[Replayed]:
     assert config is not None
     with _copy(path, present[-1] if present else None) as copy:
         where = present[-1].name if present else "the beginning of the run"
-        console.info(f"batch {incident.batch} of {incident.run_name} is computed again from {where} on")
+        console.info(f"recomputing batch {incident.batch} of {incident.run_name}, starting from {where}")
         try:
             fit(_without_output(config, incident, copy), callbacks=[_Compare(incident, mine)])
         except _Done as done:
             return list(done.ranks)
-    raise ConfigError(f"{path} is of batch {incident.batch}, but the run has ended before: {config.max_duration}")
+    raise ConfigError(f"{path} is from batch {incident.batch}, but the run ended before it: {config.max_duration}")
 
 
 def _without_output(config: TrainConfig, incident: Incident, folder: Path) -> TrainConfig:
-    """The run's config, to be resumed in another folder. What is left out changes no weights."""
+    """Return the run's config for resuming in another folder. What is left out does not change the weights."""
     return replace(
         config,
         run_name=incident.run_name,
@@ -126,7 +126,7 @@ def _without_output(config: TrainConfig, incident: Incident, folder: Path) -> Tr
         max_wall_time=None,
         eval_loader=None,
         eval_first=False,
-        # The steps before it that were not finite were skipped, or the run had not come to it.
+        # The run skipped earlier non-finite steps, or had none.
         on_nonfinite="skip",
         callbacks=CallbacksConfig(),
         loggers=LoggersConfig(),
@@ -138,9 +138,9 @@ def _without_output(config: TrainConfig, incident: Incident, folder: Path) -> Tr
 
 @contextmanager
 def _copy(incident: Path, checkpoint: Path | None) -> Iterator[Path]:
-    """A save folder with a link to the checkpoint, on each node: the run's own is not written to."""
+    """Create, on each node, a save folder with a link to the checkpoint, so that the run's own is not modified."""
     name = hashlib.blake2b(str(incident.absolute()).encode(), digest_size=8).hexdigest()
-    # The ranks of a node share it, and no other replay does.
+    # The ranks of a node share it; other replays use other folders.
     folder = Path(tempfile.gettempdir()) / f"replay-{name}-{os.environ.get('MASTER_PORT', os.getpid())}"
     folder.mkdir(exist_ok=True)
     if checkpoint is not None:
@@ -154,7 +154,7 @@ def _copy(incident: Path, checkpoint: Path | None) -> Iterator[Path]:
 
 
 def _as_json(value: Any) -> Any:
-    """Tuples become lists, as in a file."""
+    """Convert tuples to lists, as JSON does."""
     if isinstance(value, Mapping):
         return {key: _as_json(each) for key, each in value.items()}
     return [_as_json(each) for each in value] if isinstance(value, list | tuple) else value

@@ -1,4 +1,4 @@
-"""Puts what a run starts from into its model and optimizer; when that is corrupt, the checkpoint before it."""
+"""Load the start of a run into its model and optimizer; if that checkpoint is corrupt, load the one before it."""
 
 import torch
 from composer.utils import dist
@@ -20,17 +20,17 @@ from train.weights.start import Start, fall_back
 
 
 def restore(config: TrainConfig, inputs: Inputs, model: DbrxForCausalLM, optimizer: torch.optim.Optimizer) -> Inputs:
-    """Loads the start's tensors, which are verified on the way. Returns the inputs, with another start where that of
-    `inputs` is corrupt. The optimizer keeps the settings of this run's config.
+    """Load and verify the tensors of the start. Returns the inputs, with an earlier start if the checkpoint is corrupt.
+    The optimizer keeps the settings of this run's config.
 
-    Every rank has to call it. Raises ConfigError, the same on every rank.
+    Every rank must call this. Raises ConfigError, the same on every rank.
     """
     while (start := inputs.start) is not None:
         _check_optimizer(start, optimizer)
         try:
             load(start.path, model, optimizer if start.state is not None else None)
         except CorruptCheckpointError as error:
-            inputs = _without(inputs, config, start, error)
+            inputs = _with_earlier_start(inputs, config, start, error)
         else:
             _report_settings(config, start, model, optimizer)
             break
@@ -38,10 +38,10 @@ def restore(config: TrainConfig, inputs: Inputs, model: DbrxForCausalLM, optimiz
 
 
 def verify_end(config: TrainConfig, inputs: Inputs) -> Inputs:
-    """Where nothing is left to train, and so nothing will be loaded: reads the checkpoint, a part of its files on each
-    rank, and returns inputs with another start if it is corrupt.
+    """If nothing is left to train, and so nothing will be loaded: verify the checkpoint, each rank a part of its files.
+    Returns the inputs, with an earlier start if the checkpoint is corrupt.
 
-    Every rank has to call it. Raises ConfigError, the same on every rank.
+    Every rank must call this. Raises ConfigError, the same on every rank.
     """
     while (start := inputs.start) is not None and start.run_id is not None and inputs.first_batch >= inputs.max_batches:
         found = dist.all_gather_object(_corruption_of_my_part(start))
@@ -50,7 +50,7 @@ def verify_end(config: TrainConfig, inputs: Inputs) -> Inputs:
             break
         if not isinstance(error, CorruptCheckpointError):
             raise error
-        inputs = _without(inputs, config, start, error)
+        inputs = _with_earlier_start(inputs, config, start, error)
     return inputs
 
 
@@ -63,14 +63,14 @@ def _corruption_of_my_part(start: Start) -> ConfigError | None:
     return corruption(start.path, names[dist.get_global_rank() :: dist.get_world_size()])
 
 
-def _without(inputs: Inputs, config: TrainConfig, start: Start, error: CorruptCheckpointError) -> Inputs:
+def _with_earlier_start(inputs: Inputs, config: TrainConfig, start: Start, error: CorruptCheckpointError) -> Inputs:
     chosen: list[Start] = []
 
     def choose() -> None:
         remote = open_save_folder(config, inputs.run_name)
         chosen.append(fall_back(config, inputs.folder, start, error, remote=remote))
 
-    # Of a store: a whole checkpoint is fetched.
+    # From an object store, this downloads a whole checkpoint.
     on_first_rank(choose, slow=f"restore/{start.path.name}")
     found = [chosen[0] if chosen else None]
     dist.broadcast_object_list(found, src=0)
@@ -86,9 +86,9 @@ def _check_optimizer(start: Start, optimizer: torch.optim.Optimizer) -> None:
     asked = type(optimizer).__qualname__
     if start.state is not None and start.state.optimizer != asked:
         raise ConfigError(
-            f"{start.path} cannot be loaded into this run: it was written with {start.state.optimizer}, and "
-            f"optimizer.name asks for {asked}: put it back, or start another run from the weights, with another "
-            "run_name, load_path and load_weights_only=true"
+            f"{start.path} cannot be loaded into this run: it was saved with {start.state.optimizer}, but "
+            f"optimizer.name selects {asked}: restore the old optimizer, or start a new run from the weights with "
+            "another run_name, load_path and load_weights_only=true"
         )
 
 

@@ -1,4 +1,4 @@
-"""The save folder during a run: owned, with room for checkpoints, and written to by the saver."""
+"""The save folder during a run: its owner, its free space, and the callbacks that write to it."""
 
 import shutil
 import uuid
@@ -39,11 +39,11 @@ from train.weights.start import find_start
 
 @contextmanager
 def owned(config: TrainConfig, inputs: Inputs) -> Iterator[tuple[Owner | None, Inputs]]:
-    """Within, the run owns its save folder, on rank 0; the others, and a run without one, get None. The inputs are
-    those given, or start from a newer checkpoint, which a killed run had written whole but not given its name.
+    """In this context, the run owns its save folder. Yields the owner, on rank 0 only and None without a folder, and
+    the inputs, which start from a newer checkpoint if a killed run had completed one without renaming it.
 
-    Every rank has to call it. Raises ConfigError, on every rank, when another run owns the folder or has saved into it
-    since `inputs` were opened, when not all nodes share the folder, and when there is no room for a checkpoint.
+    Every rank must call this. Raises ConfigError, on every rank, if another run owns the folder or has saved into it
+    since `inputs` were opened, if not all nodes share the folder, or if a checkpoint does not fit.
     """
     owners: list[Owner] = []
     with ExitStack() as stack:
@@ -56,7 +56,7 @@ def owned(config: TrainConfig, inputs: Inputs) -> Iterator[tuple[Owner | None, I
                 owners.append(stack.enter_context(own(folder, inputs.run_name)))
                 recovered = recover(folder)
                 for path in recovered:
-                    logger.info(f"recovered {path}: it was written whole when a run was killed")
+                    logger.info(f"recovered {path}: it was complete when a run was killed")
                 if recovered and config.autoresume:
                     chosen[0] = find_start(config, folder)
                     assert chosen[0] is not None
@@ -73,7 +73,7 @@ def owned(config: TrainConfig, inputs: Inputs) -> Iterator[tuple[Owner | None, I
 def _prepare(folder: Path, config: TrainConfig, inputs: Inputs) -> None:
     _check_unchanged(folder, config, inputs)
     for path in remove_leftovers(folder):
-        logger.info(f"deleted {path}: a killed run has left it incomplete")
+        logger.info(f"deleted {path}: an incomplete checkpoint of a killed run")
     if present := checkpoints(folder):
         point_to(present[-1])
     n_saves = count_saves(config, inputs.data.clock)
@@ -81,9 +81,9 @@ def _prepare(folder: Path, config: TrainConfig, inputs: Inputs) -> None:
     check_space(config, folder, n_saves, world_size=dist.get_world_size())
 
 
-def tidy(inputs: Inputs, last: Path) -> None:
-    """Finishes what a run that was killed right after its last save has left of it, if the folder can be owned and
-    written to. For rank 0. last: the last checkpoint."""
+def clean_up(inputs: Inputs, last: Path) -> None:
+    """Finish the clean-up that a run killed right after its last save has missed, if the folder can be owned and
+    written to. Called on rank 0. last: the last checkpoint."""
     if inputs.folder is not None:
         with suppress(ConfigError, DataError, OSError), own(inputs.folder, inputs.run_name):
             remove_leftovers(inputs.folder)
@@ -91,14 +91,14 @@ def tidy(inputs: Inputs, last: Path) -> None:
 
 
 def _remove_if_unused(folder: Path) -> None:
-    """A folder that this run has made, when it was refused before it wrote anything."""
+    """Remove a folder that this run created but has not written to."""
     with suppress(OSError):
         if all(path.name == FLOCK for path in folder.iterdir()):
             shutil.rmtree(folder)
 
 
 def _check_unchanged(folder: Path, config: TrainConfig, inputs: Inputs) -> None:
-    """A run that ended while this one opened its inputs may have saved more."""
+    """Raise ConfigError if another run has saved since this one opened its inputs."""
     if config.save_overwrite and not config.autoresume:
         return
     known = {error.checkpoint for error in inputs.start.corrupt} if inputs.start is not None else set()
@@ -106,14 +106,15 @@ def _check_unchanged(folder: Path, config: TrainConfig, inputs: Inputs) -> None:
     started_from = inputs.start.path if inputs.resuming and inputs.start is not None else None
     if newest != started_from:
         raise ConfigError(
-            f"save_folder {folder} has {newest} now, which another run has saved while this one started: start again"
+            f"save_folder {folder} now contains {newest}, saved by another run while this one started: start again"
         )
 
 
 def build_savers(
     config: TrainConfig, inputs: Inputs, owner: Owner | None, mirror: Mirror | None, events: Events
 ) -> list[CheckpointSaver]:
-    """The callback that saves checkpoints; none without a save_folder. owner: on rank 0. For every rank."""
+    """Return the callback that saves checkpoints; none without a save_folder. owner: on rank 0. Every rank must call
+    this."""
     if inputs.folder is None:
         return []
     start, interval, fsdp = inputs.start, inputs.data.clock.batches(config.save_interval), config.fsdp_config
@@ -131,7 +132,7 @@ def build_savers(
         run_name=inputs.run_name,
         config=to_yaml(config),
     )
-    # Loaded just now, and compared with its manifest on the way.
+    # It was just loaded, and verified against its manifest.
     verified = start.path if start is not None and start.resuming and start.run_id is not None else None
     check_owner = owner.check if owner is not None else _nothing
     saver = CheckpointSaver(saving, verified=verified, check_owner=check_owner, on_saved=partial(_note_saved, events))
@@ -152,11 +153,11 @@ def _retention(config: TrainConfig, inputs: Inputs) -> Retention:
 
 @contextmanager
 def mirrored(config: TrainConfig, inputs: Inputs, signals: StopSignals) -> Iterator[Mirror | None]:
-    """Within, the run owns its save folder in an object store, to which a Mirror sends what is saved; None for a run
-    without one. At the end all is sent, unless the run has failed.
+    """In this context, the run owns its save folder in an object store. Yields the Mirror that uploads checkpoints;
+    None for a run without an object store. On exit all pending uploads are finished, unless the run has failed.
 
-    Every rank has to call it. Raises ConfigError, on every rank, when another run owns it or the store refuses, and
-    DataError when not all could be sent.
+    Every rank must call this. Raises ConfigError, on every rank, if another run owns the folder or the store refuses
+    access, and DataError if an upload fails.
     """
     remote = open_save_folder(config, inputs.run_name)
     if remote is None or inputs.folder is None:
@@ -187,7 +188,7 @@ def mirrored(config: TrainConfig, inputs: Inputs, signals: StopSignals) -> Itera
         except DataError as error:
             logger.warning(str(error))
             raise stop from None
-        # What is here is there too.
+        # Everything in the local folder is in the store as well.
         raise RunStopped(stop.code, str(stop).replace(f"{local}/", f"{remote.url}/")) from None
     except BaseException:
         mirror.abandon()
@@ -198,13 +199,13 @@ def mirrored(config: TrainConfig, inputs: Inputs, signals: StopSignals) -> Itera
 
 @within(Section.SEND)
 def _finish(mirror: Mirror, signals: StopSignals) -> None:
-    # A signal does not end what takes all ranks; another one, later, ends the process.
+    # A signal does not interrupt this collective work; a later one ends the process.
     with signals.deferred():
         mirror.finish()
 
 
 def _check_unchanged_there(remote: RemoteFolder, config: TrainConfig, inputs: Inputs) -> None:
-    """As _check_unchanged; what the run has left unsent may be newer than what is there."""
+    """Do the check of _check_unchanged for the store, where the run's own checkpoints may be missing."""
     if config.save_overwrite and not config.autoresume:
         return
     known = {error.checkpoint.name for error in inputs.start.corrupt} if inputs.start is not None else set()
@@ -215,7 +216,7 @@ def _check_unchanged_there(remote: RemoteFolder, config: TrainConfig, inputs: In
         newer = [path for path in newer if batch_of(path) > begun]
     if newer:
         raise ConfigError(
-            f"save_folder {remote.url} has {newer[-1]} now, which another run has saved while this one started: start "
+            f"save_folder {remote.url} now contains {newer[-1]}, saved by another run while this one started: start "
             "again"
         )
 
@@ -226,7 +227,7 @@ def _folder_key(config: TrainConfig) -> str:
 
 
 def _check_shared(folder: Path, key: str) -> None:
-    """Else it would be found at the first save, or when a rank reads another node's part of a checkpoint."""
+    """Raise ConfigError if not all nodes share the folder. Otherwise the first save or a later load would fail."""
     if dist.get_world_size() == 1:
         return
     marker = [folder / f"{PART}{uuid.uuid4().hex}"]
@@ -237,18 +238,18 @@ def _check_shared(folder: Path, key: str) -> None:
     if not all(seen):
         ranks = ", ".join(str(rank) for rank, there in enumerate(seen) if not there)
         raise ConfigError(
-            f"is {folder}, but ranks {ranks} do not see what rank 0 writes there: name a folder that all nodes share",
+            f"is {folder}, but ranks {ranks} do not see the files of rank 0: name a folder that all nodes share",
             key=key,
         )
 
 
 @contextmanager
 def finishing(savers: Sequence[CheckpointSaver]) -> Iterator[None]:
-    """Around training: what is being saved when it ends with an error is finished all the same."""
+    """Wrap training: if it raises, a save in progress is completed first."""
     try:
         yield
     except BaseException:
-        with within(Section.UNTIMED):  # it has a time limit of its own
+        with within(Section.UNTIMED):  # it has its own time limit
             for each in savers:
                 each.saver.abandon(each.saving.timeout)
         raise

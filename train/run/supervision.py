@@ -1,4 +1,4 @@
-"""What ends a run from outside, and what saves it then."""
+"""Supervision of a run: signals and max_wall_time that end it, and the save before it ends."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from train.supervision.wall_time import WallTime
 
 @dataclass(frozen=True)
 class Supervision:
-    """What ends a run from outside, and how that is reported."""
+    """How a run is ended from outside, and how that is reported."""
 
     events: Events
     signals: StopSignals
@@ -32,30 +32,30 @@ class Supervision:
 
 
 class RecordedSaver:
-    """Saves a run that ends early: its checkpoint has a line in the run's record, as those have that are due."""
+    """Saves a run that ends early and records the checkpoint, as for regular checkpoints."""
 
     def __init__(self, saver: CheckpointSaver, record: RunRecord) -> None:
         self._saver, self._record = saver, record
 
     def save_now(self, state: State, *, random: Mapping[str, Any] | None = None) -> Path | None:
-        """As CheckpointSaver.save_now."""
+        """Save as CheckpointSaver.save_now does, and record the checkpoint."""
         path = self._saver.save_now(state, random=random)
         if path is not None:
             self._record.note_checkpoint(state)
         return path
 
     def committed(self, state: State) -> list[Path]:
-        """As CheckpointSaver.committed."""
+        """Same as CheckpointSaver.committed."""
         return self._saver.committed(state)
 
     @property
     def longest_save(self) -> float:
-        """Seconds that a save may take, with the one that is under way."""
+        """Longest expected duration of a save in seconds, including the one in progress."""
         return self._saver.longest_save * (2 if self._saver.saver.is_saving else 1)
 
 
 def build_recorded_saver(savers: Sequence[CheckpointSaver], record: RunRecord) -> RecordedSaver | None:
-    """savers: of build_savers. None without a save_folder."""
+    """savers: from build_savers. Returns None without a save_folder."""
     return RecordedSaver(savers[0], record) if savers else None
 
 

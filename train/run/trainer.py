@@ -1,4 +1,4 @@
-"""Composer's Trainer for a run, and the loaders that it reads from."""
+"""Composer's Trainer for a run, and its data loaders."""
 
 from collections.abc import Sequence
 
@@ -48,14 +48,14 @@ def build_trainer(
     state: RunState | None,
     console: Sequence[LoggerDestination] = (),
 ) -> Trainer:
-    """Composer's Trainer for the run. Every duration that it is given is in batches (see durations.Clock).
+    """Build Composer's Trainer for the run. All durations passed to it are in batches (see durations.Clock).
 
-    console: what shows the steps there.
-    state: where the run goes on; the tensors of the checkpoint are in model and optimizer already.
+    console: loggers that show the steps on the console. state: where the run resumes; the tensors of the checkpoint are
+    already loaded.
     """
     if device.name == "cpu":
         keep_freed_memory()
-    # The random state first: what GlobalBatch counts, and every forward after it, draws from it.
+    # The random state comes first: GlobalBatch and every later forward pass depend on it.
     first = [
         RestoreRNG([decode_random(rank) for rank in state.random] if state is not None else []),
         LearningRate(build_scheduler(config.scheduler, clock), plan),
@@ -63,10 +63,10 @@ def build_trainer(
     ]
     parallelism = None
     if config.fsdp_config is not None:
-        # Tells Composer of FSDP2; the model itself is sharded already, by train/distributed/build_model.py.
+        # Composer must know about FSDP2, although train/distributed/build_model.py has already sharded the model.
         parallelism = {"fsdp": FSDP2Config(state_dict_type="sharded")}
         leave_sharded_models()
-    # One rank tells: a launcher keeps the others' output and shows all of it when one of them fails.
+    # Only rank 0 logs: a launcher captures the output of the others and shows all of it when one of them fails.
     is_composers = config.log_to_console == "composer" and dist.get_global_rank() == 0
     trainer = Trainer(
         model=model,
@@ -124,8 +124,8 @@ def build_train_loader(config: TrainConfig, inputs: Inputs, signals: StopSignals
         inputs.data.streams,
         config.train_loader,
         inputs.data.plan,
-        # One more than is trained, so that Composer's epoch, which is the whole run, never ends: the position in it
-        # stays true in the last checkpoint, and a longer max_duration can go on from there.
+        # One batch more than is trained, so that Composer's epoch, which is the whole run, never ends: the position in
+        # the last checkpoint stays valid, and a run with a longer max_duration can resume from it.
         n_batches=inputs.max_batches + 1,
         rank=dist.get_global_rank(),
         world_size=dist.get_world_size(),

@@ -1,4 +1,4 @@
-"""What a rank sends and receives in collectives."""
+"""The traffic of a rank in collectives."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -14,13 +14,13 @@ class Traffic(NamedTuple):
     kind: str
     """`all-gather`, `reduce-scatter`, `all-reduce` or `all-to-all`."""
     dimension: str
-    """Of the mesh; `world` for all ranks."""
+    """The mesh dimension; `world` for all ranks."""
 
 
 class _Kind(NamedTuple):
     name: str
     times: int
-    """How often each byte passes: an all-reduce is a reduce-scatter and an all-gather."""
+    """How many times each byte is sent: an all-reduce is a reduce-scatter followed by an all-gather."""
 
 
 _KINDS = {
@@ -34,11 +34,11 @@ _PARTS = {
     "_reduce_scatter_base_": ("gradients", "reduce buffers"),
     "alltoall_base_": ("exchanged tokens", "exchanged tokens"),
 }
-"""What result and input of a collective count as."""
+"""The memory categories of a collective's output and input."""
 
 
 def parts_of(operation: Any, args: tuple[Any, ...]) -> Iterator[tuple[Tensor, str]]:
-    """Its tensors, and what each counts as."""
+    """The tensors of a collective, each with its memory category."""
     if parts := _PARTS.get(name_of(operation)):
         yield from zip(tensors_of(args), parts, strict=False)
 
@@ -48,14 +48,14 @@ def name_of(operation: Any) -> str:
 
 
 def add_traffic(traffic: Counter[Traffic], operation: Any, args: tuple[Any, ...]) -> None:
-    """Adds the bytes that this rank sends: for a whole of so many bytes over n ranks (n - 1) / n of them, as in a ring,
-    and twice that in an all-reduce. The barriers and broadcasts at a run's start are left out."""
+    """Add the bytes that this rank sends: for a total size over n ranks, (n - 1) / n of it, as in a ring, and twice
+    that for an all-reduce. Barriers and broadcasts at the start of a run are not counted."""
     kind = _KINDS.get(name_of(operation))
     if kind is None:
         return
     group = _group(args)
     sizes = [tensor.numel() * tensor.element_size() for tensor in tensors_of(args)]
-    # Result and input: of an all-to-all a rank may receive more than it sends.
+    # Output and input. In an all-to-all, a rank may receive more than it sends.
     whole = sizes[1] if kind.name == "all-to-all" else max(sizes)
     description = group.group_desc
     dimension = description.removeprefix("mesh_") if description.startswith("mesh_") else "world"
@@ -63,9 +63,9 @@ def add_traffic(traffic: Counter[Traffic], operation: Any, args: tuple[Any, ...]
 
 
 def answer(operation: Any, args: tuple[Any, ...]) -> Any:
-    """What a collective returns without having sent anything. Counts of tokens, which have data, are those of this rank
-    from every other: routing is even."""
-    # torch 2.7 has it there as well; it is the finished work of the fake backend.
+    """The result of a collective, without communication. Token counts, which have data, are copied from this rank to
+    all others, because routing is even."""
+    # torch 2.7 has this class as well; it is the completed work of the fake backend.
     from torch._C._distributed_c10d import FakeWork
 
     name, work = name_of(operation), FakeWork().boxed()

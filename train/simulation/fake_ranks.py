@@ -1,4 +1,4 @@
-"""A process group of any size in one process, in which nothing is sent."""
+"""A process group of any size in one process, without communication."""
 
 import os
 from collections.abc import Iterator
@@ -6,16 +6,16 @@ from contextlib import contextmanager
 
 import torch.distributed as dist
 
-# Importing it registers the backend `fake`.
+# Importing this module registers the backend `fake`.
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 
 @contextmanager
 def fake_ranks(world_size: int) -> Iterator[None]:
-    """This process is rank 0 of so many, and by its environment, which Composer compares, as well. Raises RuntimeError
-    where there is a process group already."""
+    """Within this context, the process is rank 0 of this number of ranks. The environment is set accordingly, because
+    Composer compares it. Raises RuntimeError if a process group already exists."""
     if dist.is_initialized():
-        raise RuntimeError("ranks cannot be simulated in a process that has a process group")
+        raise RuntimeError("ranks cannot be simulated in a process that already has a process group")
     sizes = {"WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": world_size}
     numbers = {"RANK": 0, "LOCAL_RANK": 0, "NODE_RANK": 0}
     before = {name: os.environ.get(name) for name in (*sizes, *numbers)}

@@ -1,4 +1,4 @@
-"""Every operation of torch, followed: what it allocates, computes and sends; and, in a simulation, without data."""
+"""Tracks torch operations: their allocations, FLOPs and traffic; in a simulation, it also runs them without data."""
 
 from collections import Counter
 from typing import Any
@@ -17,8 +17,8 @@ from train.simulation.storages import Storages
 _aten = torch.ops.aten
 
 
-class FollowedOperations(TorchDispatchMode):
-    """Runs operations as they are, and counts."""
+class TrackedOperations(TorchDispatchMode):
+    """Runs operations unchanged, and counts."""
 
     def __init__(self, storages: Storages) -> None:
         super().__init__()
@@ -28,12 +28,12 @@ class FollowedOperations(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         if any(issubclass(each, DTensor) for each in types):
-            return NotImplemented  # it comes again, with the tensors of this rank
+            return NotImplemented  # called again with the local tensors of this rank
         kwargs = kwargs or {}
         if func.namespace == "c10d":
             return self._collective(func, args, kwargs)
         if name_of(func).endswith("chunk_cat"):
-            # The copy of whole gradients into the input of a reduce-scatter.
+            # Copies unsharded gradients to the input of a reduce-scatter.
             for gradient in args[0]:
                 self.storages.add(gradient.untyped_storage(), "whole gradients")
         out = self.run(func, args, kwargs)
@@ -60,20 +60,21 @@ class FollowedOperations(TorchDispatchMode):
         return self.collect(func, args, kwargs)
 
 
-class SimulatedOperations(FollowedOperations):
-    """Tensors of floating-point numbers have no data (it is used within a FakeTensorMode). Integers that decide sizes
-    have: documents, labels, and who goes to which expert. Every expert gets as many tokens."""
+class SimulatedOperations(TrackedOperations):
+    """Runs operations within a FakeTensorMode, where floating-point tensors have no data. Integers that determine sizes
+    have data: documents, labels, and the assignment of tokens to experts. Every expert gets the same number of
+    tokens."""
 
     def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         tensors = list(tensors_of((args, kwargs)))
         if func is _aten._local_scalar_dense.default and isinstance(tensors[0], FakeTensor):
-            return 1.0  # a norm, a loss: read, but no size depends on it
+            return 1.0  # a norm or a loss: no size depends on its value
         if _has_data(func, tensors, kwargs):
             with unset_fake_temporarily():
                 return func(*args, **kwargs)
         out = func(*args, **kwargs)
         if func is _aten.topk.default:
-            # The router's choice.
+            # The selection of the router.
             values, indices = out
             with unset_fake_temporarily():
                 indices = torch.arange(indices.numel()).remainder(args[0].shape[-1]).view(indices.shape)
@@ -91,11 +92,11 @@ def _has_data(func: Any, tensors: list[Tensor], kwargs: dict[str, Any]) -> bool:
     dtype = kwargs.get("dtype")
     if dtype is not None:
         return not dtype.is_floating_point
-    # Without a dtype: integers from arange, else torch's default dtype.
+    # Without a dtype: arange gives integers, other functions torch's default dtype.
     return name_of(func) == "arange"
 
 
 def _grouped_flops(a: Tensor, b: Tensor) -> int:
-    """[A, K] x [E, K, N] over the rows of each expert, or [M, A] x [A, N] over the columns of each: 2 for a product and
-    its addition."""
+    """FLOPs of [A, K] x [E, K, N] over the rows of each expert, or of [M, A] x [A, N] over the columns of each expert:
+    2 per multiply-add."""
     return 2 * a.shape[0] * a.shape[1] * b.shape[-1]

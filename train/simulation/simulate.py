@@ -1,4 +1,4 @@
-"""Builds a rank's model without data and takes two steps with it: the second has what the optimizer keeps."""
+"""Builds a rank's model without data and runs two steps; the second step includes the optimizer's states."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -23,35 +23,36 @@ from train.optim.optimizers import build_optimizer
 from train.simulation.collectives import Traffic
 from train.simulation.fake_ranks import fake_ranks
 from train.simulation.operations import SimulatedOperations
-from train.simulation.storages import Phase, Storages, resizes_noted
+from train.simulation.storages import Phase, Storages, counting_resizes
 
 
 @dataclass(frozen=True, kw_only=True)
 class Simulation:
-    """What a step of rank 0 takes."""
+    """The memory, traffic and FLOPs of a step of rank 0."""
 
     ranks: int
     moe_impl: str
-    """What computed the experts."""
+    """The implementation of the experts."""
     phases: tuple[Phase, ...]
-    """`build`, then those of the second step."""
+    """`build`, then the phases of the second step."""
     traffic: Counter[Traffic]
     """Bytes that the rank sends in the second step."""
     flops: int
-    """Of the GEMMs and attention of the rank in the second step, those that are recomputed among them."""
+    """FLOPs of the rank's GEMMs and attention in the second step, including recomputation."""
     tokens: int
-    """Of the rank in a step."""
+    """Number of tokens of the rank in a step."""
 
     @property
     def peak(self) -> Phase:
-        """The phase in which the most bytes are alive."""
+        """The phase with the highest memory use."""
         return max(self.phases, key=lambda phase: phase.peak)
 
 
 def simulate(config: TrainConfig, ranks: int, *, gpu: bool = True) -> Simulation:
-    """A step of rank 0 of so many, on full rows and with even routing. gpu: as GPUs compute it, else as CPUs.
+    """Simulate a step of rank 0 of this number of ranks, with full rows and even routing. gpu: as computed on GPUs,
+    else as on CPUs.
 
-    Raises ConfigError for what cannot be simulated.
+    Raises ConfigError for configs that cannot be simulated.
     """
     check(config, ranks)
     precision = on_device(config.precision, gpu=gpu)
@@ -62,11 +63,11 @@ def simulate(config: TrainConfig, ranks: int, *, gpu: bool = True) -> Simulation
         model = meta_model(
             model_config, config.fsdp_config, precision=precision, device=torch.device("cpu"), lora=config.lora
         )
-        _learn_constants(config)
-        with FakeTensorMode(allow_non_fake_inputs=True), operations, resizes_noted(storages, "gathered weights"):
+        _run_probes(config)
+        with FakeTensorMode(allow_non_fake_inputs=True), operations, counting_resizes(storages, "gathered weights"):
             with storages.phase("build", "weights"):
                 model.to_empty(device="cpu")
-            # DTensor derives shapes from whole tensors, which are counted here but have no memory in a run.
+            # DTensor derives shapes from unsharded tensors, which are counted here but use no memory in a real run.
             storages.phases[0] = storages.phases[0]._replace(peak=storages.alive, parts={"weights": storages.alive})
             optimizer = build_optimizer(config.optimizer, model)
             bridge = DbrxForComposer(config.model, model)
@@ -86,16 +87,17 @@ def simulate(config: TrainConfig, ranks: int, *, gpu: bool = True) -> Simulation
 
 
 def check(config: TrainConfig, ranks: int) -> None:
-    """Raises ConfigError for a config that cannot be simulated on so many ranks."""
+    """Raise ConfigError for a config that cannot be simulated on this number of ranks."""
     check_world_size(config, ranks)
     if config.fsdp_config is None and ranks > 1:
-        raise ConfigError(f"is null, but only 1 rank is simulated without FSDP, not {ranks}", key="fsdp_config")
+        raise ConfigError(f"is null, but without FSDP only 1 rank can be simulated, not {ranks}", key="fsdp_config")
     if config.fsdp_config is not None and config.fsdp_config.activation_cpu_offload:
-        raise ConfigError("is true, but memory of the host is not simulated", key="fsdp_config.activation_cpu_offload")
+        raise ConfigError("is true, but host memory is not simulated", key="fsdp_config.activation_cpu_offload")
 
 
 def _kernels(model: ModelConfig, precision: str, *, gpu: bool) -> ModelConfig:
-    """With what computes on the tensors of a simulation, and allocates what a GPU's kernels allocate."""
+    """The model config with kernels that support the tensors of a simulation and allocate the same as a GPU's
+    kernels."""
     if not gpu:
         return model
     ffn, attn = model.ffn_config, model.attn_config
@@ -106,8 +108,8 @@ def _kernels(model: ModelConfig, precision: str, *, gpu: bool) -> ModelConfig:
     return replace(model, ffn_config=replace(ffn, moe_impl=moe_impl), attn_config=replace(attn, attn_impl="sdpa"))
 
 
-def _learn_constants(config: TrainConfig) -> None:
-    """What the model learns of torch by computing, which takes data. It remembers it."""
+def _run_probes(config: TrainConfig) -> None:
+    """Call functions that probe torch with real data and cache the result, before data is unavailable."""
     if config.model.attn_config.clip_qkv is not None:
         for dtype in (torch.float32, torch.bfloat16):
             gradient_bound(config.model.attn_config.clip_qkv, dtype)
@@ -122,7 +124,7 @@ def _step(
     *,
     bf16: bool,
 ) -> None:
-    """As Composer's Trainer takes it with our callbacks."""
+    """Run a step as Composer's Trainer does with our callbacks."""
     rows, params = config.global_train_batch_size // ranks, [p for p in model.parameters() if p.requires_grad]
     optimizer.zero_grad()
     batch = _batch(config, rows, ranks)
@@ -130,16 +132,16 @@ def _step(
     autocast = torch.autocast("cpu", torch.bfloat16) if bf16 else nullcontext()
     if config.model.ffn_config.moe_lbl_scope == "batch" and config.model.ffn_config.moe_loss_weight and size < rows:
         with storages.phase("count experts", "activations"), torch.no_grad(), autocast:
-            counts = torch.stack([model({**part, "labels": None}).counts_LE for part in _cut(batch, size)]).sum(0)
+            counts = torch.stack([model({**part, "labels": None}).counts_LE for part in _split(batch, size)]).sum(0)
         batch["expert_counts"] = counts.expand(rows, *counts.shape)
-    for number, part in enumerate(_cut(batch, size)):
+    for number, part in enumerate(_split(batch, size)):
         of = f" {number + 1}" if size < rows else ""
         with storages.phase(f"forward{of}", "activations"), autocast:
             outputs = model(part)
             loss = model.loss(outputs, part)["total"]
         with storages.phase(f"backward{of}", "activations"):
             loss.backward()
-        # As StepCheck does.
+        # StepCheck does the same.
         del outputs, loss
     with storages.phase("optimizer", "optimizer"):
         norm = total_norm(squared_norms(params).tolist(), params)
@@ -149,7 +151,7 @@ def _step(
 
 
 def _batch(config: TrainConfig, rows: int, ranks: int) -> Batch:
-    """Rows of one document, every token of which is trained on; with what callbacks.GlobalBatch adds."""
+    """Rows of one document in which every token is trained on, with the keys that callbacks.GlobalBatch adds."""
     tokens = torch.zeros(rows, config.max_seq_len, dtype=torch.int64)
     counted = torch.full((rows,), rows * config.max_seq_len * ranks)
     return {
@@ -162,7 +164,7 @@ def _batch(config: TrainConfig, rows: int, ranks: int) -> Batch:
     }
 
 
-def _cut(batch: Batch, size: int) -> Iterator[Batch]:
+def _split(batch: Batch, size: int) -> Iterator[Batch]:
     rows = batch["input_ids"].shape[0]
     for start in range(0, rows, size):
         yield {name: column[start : start + size] for name, column in batch.items()}

@@ -1,4 +1,4 @@
-"""How many bytes are alive, from when each storage is made to when it is freed."""
+"""Tracks allocated bytes, from the creation of each storage until it is freed."""
 
 import weakref
 from collections import Counter
@@ -10,15 +10,15 @@ import torch
 
 
 class Phase(NamedTuple):
-    """A stretch of a run."""
+    """A part of a run."""
 
     name: str
     alive: int
-    """Bytes at its end."""
+    """Allocated bytes at the end."""
     peak: int
-    """Most bytes in it."""
+    """Maximum of allocated bytes."""
     parts: dict[str, int]
-    """What was alive at the peak."""
+    """Allocated bytes at the peak by category."""
 
 
 class _Live(NamedTuple):
@@ -28,7 +28,7 @@ class _Live(NamedTuple):
 
 
 class Storages:
-    """Bytes by part. A part is a word that whoever adds a storage chooses; `part` is the one for all others."""
+    """Allocated bytes by category. add() sets the category of a storage; by default it is the current `part`."""
 
     def __init__(self) -> None:
         self.part = "other"
@@ -39,7 +39,7 @@ class Storages:
         self._peak, self._parts_at_peak = 0, dict[str, int]()
 
     def add(self, storage: torch.UntypedStorage, part: str | None = None) -> None:
-        """Counts it until it is freed. One that is counted already stays as it is, or becomes of the part."""
+        """Count a storage until it is freed. If it is already counted, only its category changes, if one is given."""
         number = id(storage)
         known = self._live.get(number)
         if known is not None and part in (None, known.part):
@@ -52,7 +52,7 @@ class Storages:
         self._count(chosen, n_bytes)
 
     def resized(self, storage: torch.UntypedStorage, part: str) -> None:
-        """Its size has changed: FSDP2 frees and allocates the memory of gathered weights so."""
+        """Update a storage that was resized. FSDP2 allocates and frees gathered weights by resizing."""
         number = id(storage)
         if number in self._live:
             self._freed(number)
@@ -60,7 +60,7 @@ class Storages:
 
     @contextmanager
     def phase(self, name: str, part: str | None = None) -> Iterator[None]:
-        """Notes a phase. part: of what is made within."""
+        """Record a phase. part: the category of storages created in the phase."""
         self._peak, before = self.alive, self.part
         self._parts_at_peak = dict(self._parts)
         self.part = part or before
@@ -77,22 +77,23 @@ class Storages:
     def _count(self, part: str, n_bytes: int) -> None:
         self.alive += n_bytes
         self._parts[part] += n_bytes
-        # Also when something alive becomes of another part.
+        # Also if the category of an allocated storage has changed.
         if self.alive >= self._peak:
             self._peak, self._parts_at_peak = self.alive, dict(self._parts)
 
 
 @contextmanager
-def resizes_noted(storages: Storages, part: str) -> Iterator[None]:
-    """Within, storages that are resized are counted as of the part. No operation of torch's dispatcher tells of it."""
+def counting_resizes(storages: Storages, part: str) -> Iterator[None]:
+    """Within this context, storages that are resized are counted in this category. torch's dispatcher does not report
+    resizing."""
     resize = torch.UntypedStorage.resize_
 
-    def resize_and_note(storage: torch.UntypedStorage, size: int) -> Any:
+    def resize_and_count(storage: torch.UntypedStorage, size: int) -> Any:
         result = resize(storage, size)
         storages.resized(storage, part)
         return result
 
-    torch.UntypedStorage.resize_ = resize_and_note  # pyright: ignore[reportAttributeAccessIssue]
+    torch.UntypedStorage.resize_ = resize_and_count  # pyright: ignore[reportAttributeAccessIssue]
     try:
         yield
     finally:

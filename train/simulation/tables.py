@@ -14,15 +14,15 @@ from train.simulation.storages import Phase
 def simulation_tables(config: TrainConfig, simulation: Simulation) -> Iterator[RenderableType]:
     yield f"\nsimulated memory of rank 0 of {simulation.ranks:,}, in its second step"
     yield _phases(simulation)
-    yield f"\nat the peak, in {simulation.peak.name}"
+    yield f"\nat the peak, in phase {simulation.peak.name}"
     yield _peak(simulation.peak)
     if simulation.traffic:
-        yield "\nsimulated traffic: GB (10^9 bytes) that rank 0 sends in a step"
+        yield "\nsimulated traffic: GB (10^9 bytes) that rank 0 sends per step"
         yield _traffic(simulation)
     tokens = simulation.tokens
     yield (
-        f"{simulation.flops / 1e12:,.1f} TFLOPs of a rank in a step of {tokens:,} tokens, "
-        f"{simulation.flops / tokens / 1e9:,.2f} GFLOPs a token; experts: {simulation.moe_impl}"
+        f"{simulation.flops / 1e12:,.1f} TFLOPs per rank in a step of {tokens:,} tokens, "
+        f"{simulation.flops / tokens / 1e9:,.2f} GFLOPs per token; experts: {simulation.moe_impl}"
         f"{', routing is even' if config.model.ffn_config.moe_num_experts > 1 else ''}"
     )
 
@@ -36,14 +36,14 @@ def _table(first: str, *columns: str) -> Table:
 
 
 def _phases(simulation: Simulation) -> Table:
-    table = _table("phase", "alive at its end", "peak")
+    table = _table("phase", "allocated at the end", "peak")
     for phase in simulation.phases:
         table.add_row(phase.name, format_bytes(phase.alive), format_bytes(phase.peak))
     return table
 
 
 def _peak(peak: Phase) -> Table:
-    table = _table("part", "alive")
+    table = _table("part", "allocated")
     for part, n_bytes in sorted(peak.parts.items(), key=lambda item: -item[1]):
         if n_bytes:
             table.add_row(part, format_bytes(n_bytes))

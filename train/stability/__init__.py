@@ -1,4 +1,6 @@
-"""What the loss, the gradients and the experts' loads of a step say about a run, and what it does about them.
+"""Training stability: checks of the loss, the gradients and the expert loads of each step, and what a run does about
+them.
 
-What a step computes belongs to train/models and train/composer_model.py; events and exit codes, to train/supervision.
+The computation of a step belongs to train/models and train/composer_model.py; events and exit codes belong to
+train/supervision.
 """

@@ -1,6 +1,6 @@
-"""Batches whose loss or gradient was not finite, in the save folder: all that computing them again needs.
+"""Batches whose loss or gradient was not finite, saved with everything that is needed to recompute them.
 
-SAVE_FOLDER/incidents/baN has `incident.json` and, of each rank, `batch-rankR.safetensors`. N batches were before it.
+SAVE_FOLDER/incidents/baN contains `incident.json` and `batch-rankR.safetensors` of each rank; N batches precede it.
 """
 
 import json
@@ -19,24 +19,24 @@ from train.checkpoint.save_folder import INCIDENTS, PART
 from train.distributed.first_rank import on_first_rank
 
 MOST = 20
-"""Incidents that are kept in a save folder: those after them are reported, but not written."""
+"""Maximum number of incidents kept in a save folder; later ones are reported but not written."""
 _INCIDENT = "incident.json"
 _TENSORS = ("input_ids", "labels", "document_ids", "streams")
-"""Of a batch, as data/loading/batches.py makes it: what callbacks add follows from it."""
+"""Tensors of a batch from data/loading/batches.py; what callbacks add can be recomputed from them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RankPart:
-    """What a rank knows of an incident. All of it can be JSON."""
+    """One rank's part of an incident, as JSON values."""
 
     loss: str
-    """Its part of the loss, as float.hex writes it: also NaN and inf."""
+    """The rank's part of the loss in the format of float.hex, which includes NaN and inf."""
     gradients: Sequence[str]
-    """The parameters whose gradient is not finite on it."""
+    """The parameters whose gradient is not finite on this rank."""
     rows: Mapping[str, Sequence[int]]
-    """Stream -> ids of its rows in this rank's batch."""
+    """The row ids of each stream in this rank's batch."""
     random: Mapping[str, Any]
-    """Its random state at the start of the batch, as encode_random returns it."""
+    """The rank's random state at the start of the batch, from encode_random."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +49,8 @@ class Incident:
 
 
 def write_incident(folder: Path, incident: Incident, batch: Mapping[str, Tensor]) -> Path | str:
-    """Writes it with this rank's batch into the save folder, and returns its folder, or why there is none. Every rank
-    has to call it."""
+    """Write the incident and this rank's batch to the save folder. Returns the incident's folder, or why it was not
+    written. Every rank must call this."""
     place = folder / INCIDENTS / f"ba{incident.batch}"
     part = place.with_name(PART + place.name)
     try:
@@ -65,14 +65,14 @@ def write_incident(folder: Path, incident: Incident, batch: Mapping[str, Tensor]
 
 
 def read_incident(path: Path) -> Incident:
-    """Raises ConfigError when the folder is none of an incident."""
+    """Read the incident in a folder. Raises ConfigError if the folder has none."""
     try:
         values = json.loads((path / _INCIDENT).read_bytes())
         ranks = [RankPart(**{each.name: part[each.name] for each in fields(RankPart)}) for part in values.pop("ranks")]
         return Incident(**values, ranks=ranks)
     except FileNotFoundError:
         hint = f"name a folder of SAVE_FOLDER/{INCIDENTS}, such as {INCIDENTS}/ba100"
-        raise ConfigError(f"{path} is no incident: it has no {_INCIDENT}: {hint}") from None
+        raise ConfigError(f"{path} is not an incident: it has no {_INCIDENT}: {hint}") from None
     except OSError as error:
         raise ConfigError(f"{path / _INCIDENT} cannot be read: {reason(error)}") from None
     except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -80,18 +80,18 @@ def read_incident(path: Path) -> Incident:
 
 
 def read_batch(path: Path, rank: int) -> dict[str, Tensor]:
-    """A rank's batch. Raises ConfigError when it cannot be read."""
+    """Read a rank's batch. Raises ConfigError if it cannot be read."""
     file = path / f"batch-rank{rank}.safetensors"
     try:
         return load_file(file)
-    except Exception as error:  # of safetensors, which has no class for all
+    except Exception as error:  # safetensors has no common error class
         raise ConfigError(f"{file} cannot be read: {error}") from None
 
 
 def _prepare(part: Path, place: Path) -> None:
     others = [path for path in place.parent.glob("ba*") if path != place] if place.parent.is_dir() else []
     if len(others) >= MOST:
-        raise DataError(f"{place.parent} has {len(others)} incidents already, so no more are written")
+        raise DataError(f"{place.parent} already has {len(others)} incidents, so no more are written")
     with plain_os_errors(f"save_folder {place.parent.parent}", "name another", needed_for="an incident"):
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
@@ -101,7 +101,7 @@ def _write_batch(part: Path, batch: Mapping[str, Tensor]) -> str | None:
     try:
         tensors = {name: batch[name].cpu().contiguous() for name in _TENSORS if name in batch}
         save_file(tensors, part / f"batch-rank{dist.get_global_rank()}.safetensors")
-    except Exception as error:  # of safetensors, which has no class for all
+    except Exception as error:  # safetensors has no common error class
         return str(error)
     return None
 
@@ -109,6 +109,6 @@ def _write_batch(part: Path, batch: Mapping[str, Tensor]) -> str | None:
 def _commit(part: Path, place: Path, incident: Incident) -> None:
     with plain_os_errors(f"save_folder {place.parent.parent}", "name another", needed_for="an incident"):
         (part / _INCIDENT).write_text(json.dumps(asdict(incident)))
-        # Of an earlier start of the run, which came to the same batch.
+        # An earlier start of the run may have written an incident for the same batch.
         shutil.rmtree(place, ignore_errors=True)
         part.rename(place)

@@ -1,4 +1,4 @@
-"""What the ranks have to know of a step before its optimizer steps, with one reduction."""
+"""Values of a step that all ranks need before the optimizer steps, computed with one reduction."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,12 +16,12 @@ from train.models.dbrx import DbrxOutput
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class StepValues:
-    """Of the whole step, the same on every rank."""
+    """Values of the whole step, the same on every rank."""
 
     loss: float
-    """As Composer logs it, but added up in fp64."""
+    """The loss that Composer logs, but summed in fp64."""
     gradient_norm: float
-    """L2, of all gradients, before they are clipped."""
+    """L2 norm of all gradients before clipping."""
     squares_P: Sequence[float]
     """The squared L2 norm of each parameter's gradient."""
     routing: RoutingSums
@@ -32,20 +32,20 @@ class StepValues:
 
 
 class StepMeasurement:
-    """Adds up the microbatches of a step on this rank, without waiting for the device."""
+    """Sums the microbatches of a step on this rank without synchronizing with the device."""
 
     def __init__(self) -> None:
         self._rows = 0
         self._sums: Tensor | None = None
-        """Loss, then z_sums_L, logit_squares_L and counts_LE of DbrxOutput, in fp64."""
+        """The loss, then z_sums_L, logit_squares_L and counts_LE of DbrxOutput, in fp64."""
         self._shape_LE = torch.Size()
 
     def begin(self, n_rows: int) -> None:
-        """n_rows: of this rank's batch."""
+        """Start a step. n_rows: rows of this rank's batch."""
         self._rows, self._sums = n_rows, None
 
     def add(self, state: State) -> None:
-        """A microbatch, between its loss and its backward pass: there Composer multiplies the loss in place."""
+        """Add a microbatch, between its loss and its backward pass, in which Composer scales the loss in place."""
         assert isinstance(state.outputs, DbrxOutput)
         assert isinstance(state.loss, dict)
         share, out = state.batch["input_ids"].shape[0] / self._rows, state.outputs
@@ -56,12 +56,12 @@ class StepMeasurement:
 
     @property
     def loss(self) -> float:
-        """This rank's part, whose mean over the ranks is the loss of the step."""
+        """This rank's part; the mean over the ranks is the loss of the step."""
         assert self._sums is not None
         return self._sums[0].item()
 
     def reduce(self, params: Sequence[nn.Parameter], top_k: int) -> StepValues:
-        """The values of all ranks. Every rank has to call it. top_k: experts of a token."""
+        """Return the values over all ranks. Every rank must call this. top_k: active experts per token."""
         assert self._sums is not None
         sums = torch.cat((self._sums, squared_norms(params).to(self._sums.device)))
         dist.all_reduce(sums)

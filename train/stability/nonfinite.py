@@ -1,4 +1,4 @@
-"""What a run does about a step whose loss or gradient norm is NaN or infinite."""
+"""Handling of steps whose loss or gradient norm is NaN or infinite."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,23 +21,23 @@ from train.supervision.exit_codes import ExitCode, RunStopped
 from train.supervision.resume_command import replay_command
 
 _SHOWN = 8
-"""Names, and row ids of a stream, that a message shows."""
+"""Maximum number of names, and of row ids per stream, in a message."""
 
 
 class Saver(Protocol):
-    """What saves checkpoints (see train/callbacks/checkpoint_saver.py)."""
+    """Saves checkpoints (see train/callbacks/checkpoint_saver.py)."""
 
     def save_now(self, state: State, *, random: Mapping[str, Any] | None = None) -> Path | None:
-        """Saves and commits a checkpoint of the present batch."""
+        """Save and commit a checkpoint of the current batch."""
         ...
 
     def committed(self, state: State) -> list[Path]:
-        """The checkpoints up to the present batch, oldest first, once none is being written."""
+        """Return the checkpoints up to the current batch, oldest first, once none is being written."""
         ...
 
 
 class NonFiniteSteps:
-    """Reports them, writes their batches, and ends the run or counts them."""
+    """Reports non-finite steps, writes their batches, and ends the run or counts them."""
 
     def __init__(
         self, config: TrainConfig, plan: RowPlan, events: Events, *, folder: Path | None, saver: Saver | None
@@ -45,7 +45,7 @@ class NonFiniteSteps:
         self._config, self._plan, self._events = config, plan, events
         self._folder, self._saver = folder, saver
         self.length = 0
-        """Consecutive steps that were not finite, up to now."""
+        """Number of consecutive non-finite steps up to now."""
 
     def handle(
         self,
@@ -57,10 +57,10 @@ class NonFiniteSteps:
         batch: Mapping[str, Tensor],
         random: Mapping[str, Any],
     ) -> None:
-        """Of a step before its optimizer steps. Every rank has to call it; the caller drops the gradients.
+        """Handle a step before the optimizer steps. Every rank must call this; the caller drops the gradients.
 
-        loss: this rank's part; params: with their gradients; random: this rank's random state at the batch's start.
-        Raises RunStopped, on every rank, for on_nonfinite: stop, and when too many steps come one after the other.
+        loss: this rank's part. params: the parameters, with gradients. random: this rank's random state at the start of
+        the batch. Raises RunStopped, on every rank, with on_nonfinite: stop and after too many consecutive steps.
         """
         number = state.timestamp.batch.value
         mine = RankPart(
@@ -73,7 +73,7 @@ class NonFiniteSteps:
         written = "there is no save_folder" if self._folder is None else write_incident(self._folder, incident, batch)
         self._report(incident, written, logger)
         if self._config.on_nonfinite == "stop":
-            # The state that this saves is the one before the step, which is not counted yet.
+            # This saves the state before the step, because the step is not counted yet.
             raise self._stopped(state, incident, written, random)
         self.length += 1
         most = self._config.spikes.max_steps
@@ -81,11 +81,11 @@ class NonFiniteSteps:
             raise RunStopped(
                 ExitCode.UNSTABLE,
                 f"{self.length} consecutive steps up to batch {number} were not finite (spikes.max_steps: {most}): "
-                "lower optimizer.lr, or look at the batches",
+                "lower optimizer.lr, or inspect the batches",
             )
 
     def _rows(self, number: int) -> dict[str, list[int]]:
-        """Of this rank."""
+        """Return the row ids of this rank by stream."""
         size = self._plan.global_batch_size // dist.get_world_size()
         start = dist.get_global_rank() * size
         s_N, id_N = self._plan.rows(number, start, start + size)
@@ -96,9 +96,9 @@ class NonFiniteSteps:
     def _report(self, incident: Incident, written: Path | str, logger: Logger) -> None:
         message = f"batch {incident.batch} is not finite: {'; '.join(_findings(incident))}. Its gradients are dropped"
         if isinstance(written, Path):
-            message += f"; it is in {written}: {replay_command(written)} computes it again"
+            message += f"; it is saved in {written}; recompute it with: {replay_command(written)}"
         else:
-            message += f"; it is not written: {written}"
+            message += f"; it is not saved: {written}"
         self._events.report(
             "nonfinite",
             incident.batch,
@@ -120,13 +120,13 @@ class NonFiniteSteps:
         lines = [f"batch {incident.batch} is not finite (on_nonfinite: stop)"]
         lines.append(f"the state before it is in {saved}" if saved else f"the state before it is not saved: {why}")
         if isinstance(written, Path):
-            lines.append(f"to compute it again: {replay_command(written)}")
-        lines.append("to continue without it: the same command with autoresume=true on_nonfinite=skip")
+            lines.append(f"to recompute it: {replay_command(written)}")
+        lines.append("to continue without this batch: the same command with autoresume=true on_nonfinite=skip")
         return RunStopped(ExitCode.UNSTABLE, "\n  ".join(lines))
 
 
 def _findings(incident: Incident) -> Iterator[str]:
-    """What is not finite, on which ranks, and the rows of these."""
+    """Describe which values are not finite, on which ranks, and the rows of these ranks."""
     losses: dict[str, list[int]] = {}
     for rank, part in enumerate(incident.ranks):
         loss = float.fromhex(part.loss)

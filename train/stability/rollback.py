@@ -1,4 +1,4 @@
-"""Puts the model and the optimizer of a checkpoint back while a run goes on."""
+"""Restores the model and the optimizer from a checkpoint while a run continues."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,22 +19,21 @@ from train.supervision.exit_codes import ExitCode, RunStopped
 
 
 class RolledBack(NamedTuple):
-    """Where a run has gone back to."""
+    """The state that a run has rolled back to."""
 
     checkpoint: Path
     callbacks: Mapping[str, Any]
-    """Class of a callback -> its state in the checkpoint."""
+    """The state of each callback in the checkpoint, by class name."""
 
 
 def roll_back(checkpoints: Sequence[Path], model: nn.Module, optimizer: torch.optim.Optimizer) -> RolledBack | None:
-    """Loads the newest of the checkpoints (oldest first) that is right, which loading verifies; None where there are
-    none, and then nothing has changed. Otherwise the gradients are dropped. The settings of the optimizer's groups stay
-    as they are.
+    """Load the newest of the checkpoints (oldest first) that can be loaded and verified, and drop the gradients.
+    Returns None, and changes nothing, if there are no checkpoints. The settings of the optimizer's groups are kept.
 
-    Every rank has to call it. Raises RunStopped, on every rank, when none of them can be loaded.
+    Every rank must call this. Raises RunStopped, on every rank, if none of them can be loaded.
     """
     if checkpoints:
-        # First: loading needs memory.
+        # Dropped first, because loading needs memory.
         drop_gradients(param for group in optimizer.param_groups for param in group["params"])
     errors = []
     for path in reversed(checkpoints):
@@ -53,7 +52,7 @@ def roll_back(checkpoints: Sequence[Path], model: nn.Module, optimizer: torch.op
 
 
 def _callbacks(checkpoint: Path) -> Mapping[str, Any]:
-    """The state of the callbacks in it, which rank 0 reads: all ranks have it, or its error."""
+    """Return the state of the callbacks in the checkpoint. Rank 0 reads it; all ranks return it or raise its error."""
     found: list[Mapping[str, Any]] = [{}]
 
     def read() -> None:

@@ -1,4 +1,4 @@
-"""What a run does about spikes of its loss: reports them, leaves their steps out, or goes back to a checkpoint."""
+"""Actions on spikes of the loss: report them, skip their steps, or roll back to a checkpoint."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,32 +17,32 @@ from train.supervision.hangs.deadlines import Section
 from train.supervision.hangs.sections import within
 
 OWNER = "StepCheck"
-"""The callback whose state in a checkpoint has that of SpikeActions as `spikes`."""
+"""The callback that stores the state of SpikeActions, as `spikes`, in its own state."""
 
 
 class SpikeActions:
-    """Follows the loss of a run from step to step. Its state can be JSON."""
+    """Follows the loss of a run step by step. Its state consists of JSON values."""
 
     def __init__(self, config: TrainConfig, events: Events, saver: Saver | None) -> None:
         self._config, self._events, self._saver = config, events, saver
         self._detector = SpikeDetector(config.spikes)
         self._highest = 0.0
-        """Of the spike that is going on."""
+        """The highest loss of the current spike."""
         self._rollbacks = 0
         self._mix: list[Any] | None = None
 
     def enter(self, batch: int, mix: list[Any], logger: Logger) -> None:
-        """Before a batch. mix (can be JSON): with another one the loss has another level, so the losses before it are
-        forgotten; a spike that is going on ends."""
+        """Begin a batch. mix: JSON values that describe the data mixture; when it changes, so does the level of the
+        loss, so earlier losses are forgotten and a current spike ends."""
         if self._mix is not None and mix != self._mix:
             if self._detector.length:
-                self._report_end(batch, logger, "the mix of the data changes")
+                self._report_end(batch, logger, "the data mixture changes")
             self._detector.restart()
         self._mix = mix
 
     def handle(self, state: State, loss: float, logger: Logger, model: nn.Module) -> bool:
-        """Of a step with a finite loss, before its optimizer steps: whether it is to be left out. Every rank has to
-        call it, with the same loss. Raises RunStopped, on every rank."""
+        """Handle a step with a finite loss before the optimizer steps. Returns whether to skip the step. Every rank
+        must call this; the loss is the same on every rank. Raises RunStopped, on every rank."""
         batch, detector = state.timestamp.batch.value, self._detector
         before, median, limit = detector.length, detector.median, detector.limit
         if not detector.is_spike(loss):
@@ -57,24 +57,24 @@ class SpikeActions:
             if self._config.on_spike == "rollback":
                 self._roll_back(state, what, logger, model)
             else:
-                left_out = ". Steps are left out until it ends" if leave_out else ""
+                left_out = ". Steps are skipped until it ends" if leave_out else ""
                 self._events.report("spike", batch, what + left_out, logger=logger, loss=loss, limit=limit)
         if detector.length >= self._config.spikes.max_steps:
-            self._lasts(batch, loss, logger)
+            self._end_long_spike(batch, loss, logger)
         return leave_out
 
-    @within(Section.UNTIMED)  # a large checkpoint may take longer than a step may
+    @within(Section.UNTIMED)  # a large checkpoint may take longer than the deadline of a step
     def _roll_back(self, state: State, what: str, logger: Logger, model: nn.Module) -> None:
         batch, most = state.timestamp.batch.value, self._config.spikes.max_rollbacks
         if self._rollbacks >= most:
-            text = f"{what}, and {self._rollbacks} rollbacks were made already (spikes.max_rollbacks: {most})"
+            text = f"{what}, and {self._rollbacks} rollbacks were already made (spikes.max_rollbacks: {most})"
             self._events.report("spike", batch, text, logger=logger)
-            raise RunStopped(ExitCode.UNSTABLE, f"{text}: lower optimizer.lr, or look at the data around this batch")
+            raise RunStopped(ExitCode.UNSTABLE, f"{text}: lower optimizer.lr, or inspect the data around this batch")
         assert self._saver is not None, "TrainConfig checks it"
         (optimizer,) = state.optimizers
         back = roll_back(self._saver.committed(state), model, optimizer)
         if back is None:
-            text = f"{what}. There is no checkpoint yet to go back to: steps are left out until it ends"
+            text = f"{what}. There is no checkpoint to roll back to: steps are skipped until it ends"
             self._events.report("spike", batch, text, logger=logger)
             return
         self._rollbacks += 1
@@ -82,28 +82,28 @@ class SpikeActions:
         if then is not None and then["spikes"]["mix"] == self._mix:
             self._detector.return_to(then["spikes"]["detector"])
         text = (
-            f"{what}. Model and optimizer are those of {back.checkpoint} again (rollback {self._rollbacks} of {most}): "
-            "the rows since then are left out, and so are steps until the spike ends"
+            f"{what}. Model and optimizer were restored from {back.checkpoint} (rollback {self._rollbacks} of {most}): "
+            "the rows since then are skipped, and so are further steps until the spike ends"
         )
         self._events.report("rollback", batch, text, logger=logger, checkpoint=back.checkpoint.name)
 
-    def _lasts(self, batch: int, loss: float, logger: Logger) -> None:
-        """As many consecutive spikes as there can be."""
+    def _end_long_spike(self, batch: int, loss: float, logger: Logger) -> None:
+        """Handle a spike that has lasted for spikes.max_steps."""
         steps, key = self._detector.length, f"spikes.max_steps: {self._config.spikes.max_steps}"
         if self._config.on_spike == "log":
-            self._report_end(batch, logger, f"{loss:.4g} is taken as the new level ({key})")
+            self._report_end(batch, logger, f"{loss:.4g} becomes the new level ({key})")
             self._detector.restart()
             return
         raise RunStopped(
             ExitCode.UNSTABLE,
-            f"batch {batch}: the loss is a spike for {steps} steps ({key}; on_spike: {self._config.on_spike}): resume "
-            "from an earlier checkpoint with a lower optimizer.lr, or look at the data",
+            f"batch {batch}: the loss has been a spike for {steps} steps ({key}; on_spike: {self._config.on_spike}): "
+            "resume from an earlier checkpoint with a lower optimizer.lr, or inspect the data",
         )
 
     def _report_end(self, batch: int, logger: Logger, why: str, *, steps: int | None = None) -> None:
         steps = self._detector.length if steps is None else steps
         length = "1 step" if steps == 1 else f"{steps} steps"
-        text = f"batch {batch}: the spike of the loss ends after {length}, at most {self._highest:.4g}: {why}"
+        text = f"batch {batch}: the spike of the loss ended after {length}, highest {self._highest:.4g}: {why}"
         self._events.report("spike_end", batch, text, logger=logger, steps=steps, highest=self._highest)
 
     def state_dict(self) -> dict[str, Any]:

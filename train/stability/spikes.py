@@ -1,4 +1,4 @@
-"""Which losses are spikes: compared with the median of the losses before them."""
+"""Detects spikes of the loss by comparing it with the median of earlier losses."""
 
 import math
 import statistics
@@ -9,24 +9,24 @@ from typing import Any
 from train.config.supervision import SpikesConfig
 
 NORMAL = 1.4826
-"""Of normally distributed numbers the standard deviation is so many median absolute deviations."""
+"""Ratio of the standard deviation to the median absolute deviation for normally distributed numbers."""
 _LEAST = 0.01
-"""The deviation that is assumed at least, as a share of the median: a loss that does not change has none."""
+"""Smallest assumed deviation as a share of the median, because a constant loss has a deviation of 0."""
 
 
 class SpikeDetector:
-    """Judges the losses of a run, one step after the other. Its state can be JSON."""
+    """Classifies the losses of a run step by step. Its state consists of JSON values."""
 
     def __init__(self, config: SpikesConfig) -> None:
         self.config = config
         self._losses: deque[float] = deque(maxlen=config.window)
-        """The last finite losses that were no spikes."""
+        """The last finite losses that were not spikes."""
         self.length = 0
-        """Consecutive spikes up to now."""
+        """Number of consecutive spikes up to now."""
 
     def is_spike(self, loss: float) -> bool:
-        """Whether the loss of a step is a spike, which is counted in `length`. A loss that is not finite is none, and
-        changes nothing. A falling loss is none: only what is above the median can be."""
+        """Whether the loss of a step is a spike, which `length` counts. Only losses above the median can be spikes. A
+        loss that is not finite is ignored."""
         if not math.isfinite(loss):
             return False
         limit = self.limit
@@ -39,7 +39,7 @@ class SpikeDetector:
 
     @property
     def limit(self) -> float | None:
-        """The loss above which the next one is a spike; None while there are too few to compare with."""
+        """The loss above which the next one is a spike; None while there are too few losses to compare with."""
         if len(self._losses) < self.config.min_steps:
             return None
         median = statistics.median(self._losses)
@@ -51,13 +51,13 @@ class SpikeDetector:
         return statistics.median(self._losses) if self._losses else None
 
     def restart(self) -> None:
-        """Forgets all losses: those to come have another level."""
+        """Forget all losses, because the following ones have another level."""
         self._losses.clear()
         self.length = 0
 
     def return_to(self, state: Mapping[str, Any]) -> None:
-        """Compares with the losses before an earlier state, whose weights the run has again, if these are enough; a
-        spike that is going on does so."""
+        """After a rollback, compare with the losses of the restored state if there are enough. A current spike
+        continues."""
         if len(state["losses"]) >= self.config.min_steps:
             self._losses = deque(state["losses"], maxlen=self.config.window)
 
@@ -65,6 +65,6 @@ class SpikeDetector:
         return {"losses": list(self._losses), "length": self.length}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes the newest losses where the window has become shorter."""
+        """Restore the state. If the window is now shorter, only the newest losses are kept."""
         self._losses = deque(state["losses"], maxlen=self.config.window)
         self.length = state["length"]

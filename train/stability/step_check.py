@@ -1,4 +1,4 @@
-"""Looks at the loss and the gradients of every step before the optimizer steps, and clips the gradients."""
+"""Checks the loss and the gradients of every step before the optimizer steps, and clips the gradients."""
 
 import random
 from pathlib import Path
@@ -23,18 +23,19 @@ from train.supervision.events import Events
 
 
 class StepCheck(Callback):
-    """Keeps steps from the weights that are not finite or, if the config says so, spikes of the loss; measures the
-    experts, and reports those without tokens or with nearly all. Takes the place of Composer's GradientClipping.
+    """Skips steps that are not finite or, if so configured, spikes of the loss. Also measures the experts and reports
+    experts with no tokens or nearly all tokens. Replaces Composer's GradientClipping.
 
-    All ranks learn loss, gradient norm and expert counts with one reduction, so they decide alike. Logs, of every step:
+    All ranks get loss, gradient norm and expert counts from one reduction, so they make the same decisions. Logs in
+    every step:
 
-    - `l2_norm/grad/global`: the norm of all gradients before they are clipped;
+    - `l2_norm/grad/global`: the norm of all gradients before clipping;
     - `experts/load_imbalance`: maximum over mean of the tokens per expert, in the layer where it is largest;
     - `experts/dead`: experts without a token, over all layers;
 
-    and of each layer, at an interval, what train/expert_health measures.
+    and, at an interval, the values that train/expert_health measures for each layer.
 
-    Stands behind callbacks that change gradients, and before those that save.
+    It runs after callbacks that change gradients and before those that save.
     """
 
     def __init__(
@@ -48,7 +49,7 @@ class StepCheck(Callback):
         folder: Path | None,
         saver: Saver | None,
     ) -> None:
-        """model: whose parameters are trained; folder: the save folder."""
+        """model: its trainable parameters are checked. folder: the save folder."""
         self._plan, self._model, self._events = plan, model, events
         self._clipping = config.algorithms.gradient_clipping
         self._params = [(name, param) for name, param in named_parameters(model) if param.requires_grad]
@@ -69,8 +70,8 @@ class StepCheck(Callback):
         self._measurement.add(state)
 
     def after_backward(self, state: State, logger: Logger) -> None:
-        # Composer keeps both until the next forward pass is over, and they keep the graph: with activation
-        # checkpointing the input of every block.
+        # Composer keeps outputs and loss until the end of the next forward pass, and they keep the autograd graph
+        # alive: with activation checkpointing, the input of every block.
         assert isinstance(state.loss, dict)
         state.outputs = torch.Tensor()
         state.loss = {name: loss.detach() for name, loss in state.loss.items()}
@@ -80,7 +81,7 @@ class StepCheck(Callback):
         values = self._measurement.reduce(params, self._top_k)
         logger.log_metrics({"l2_norm/grad/global": values.gradient_norm})
         self._experts.log_step(logger, values.routing)
-        if self._is_left_out(state, logger, values):
+        if self._is_skipped(state, logger, values):
             drop_gradients(params)
         elif self._clipping is not None:
             clip_gradients(params, values.gradient_norm, self._clipping)
@@ -89,7 +90,7 @@ class StepCheck(Callback):
             names = [name for name, _ in self._params]
             self._experts.measure(state, logger, values.routing, names, values.squares_P)
 
-    def _is_left_out(self, state: State, logger: Logger, values: StepValues) -> bool:
+    def _is_skipped(self, state: State, logger: Logger, values: StepValues) -> bool:
         if not values.is_finite:
             self._nonfinite.handle(
                 state,
@@ -117,7 +118,7 @@ class StepCheck(Callback):
 
 
 def random_state() -> dict[str, Any]:
-    """Of this rank, as composer.utils.reproducibility has it: its own function asks all ranks."""
+    """Return this rank's random state as composer.utils.reproducibility does, but without a collective."""
     state: dict[str, Any] = {
         "python": random.getstate(),
         "numpy": np.random.get_state(),

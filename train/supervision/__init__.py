@@ -1,4 +1,4 @@
-"""What keeps a run from being lost without a word: signals and preemption, deadlines, events that are reported.
+"""Supervision of a run: signals and preemption, deadlines, reported events, exit codes and record.jsonl.
 
-What the loss and the gradients say belongs to train/stability; what a checkpoint is, to train/checkpoint.
+Checks of the loss and the gradients belong to train/stability; the format of checkpoints belongs to train/checkpoint.
 """

@@ -1,4 +1,4 @@
-"""What a command that may run on several ranks tells its user of an error, and the exit code that it ends with."""
+"""How a command reports an error to its user, on one rank or several, and the exit code for it."""
 
 import os
 import time
@@ -7,19 +7,20 @@ from data.base.console import is_first, show_error
 from data.base.errors import ConfigError, DataError, shown_elsewhere
 from train.supervision.exit_codes import ExitCode, RunStopped
 
-# Long enough for local rank 0 to tell what it has met as well; the launcher then ends the others.
+# Time for local rank 0 to report its own error first; after that the launcher ends the other ranks.
 _GRACE_SECONDS = 10.0
 
 
 def report(error: Exception, *, debug: bool = False) -> int | None:
-    """The exit code; None of a defect that this rank is to show, with its traceback. debug: shows all with theirs.
+    """Show the error and return the exit code, or None for an unexpected error, whose traceback this rank must show.
 
-    Of what can be fixed local rank 0 tells; another does so only if it is still there after a while, having met the
-    error alone; none for which another rank has told it.
+    Errors that the user can fix are shown by local rank 0. Another rank shows its error only if it is still running
+    after a grace period, because then only that rank has failed. An error that another rank has already shown is not
+    repeated. debug: show every error with its traceback.
     """
     rank = int(os.environ.get("RANK", "0"))
     if isinstance(error, RunStopped):
-        if rank == 0:  # every rank has it
+        if rank == 0:  # every rank raises it
             show_error(error, what="stopped", debug=debug)
         return int(error.code)
     if not isinstance(error, ConfigError | DataError):

@@ -1,4 +1,4 @@
-"""What happened in a run that was not planned: on the console, in the loggers and in record.jsonl."""
+"""Unplanned events of a run: reported on the console, in the loggers and in record.jsonl."""
 
 from collections import Counter
 from contextlib import suppress
@@ -13,12 +13,12 @@ from train.supervision.record_file import Record
 
 
 class Events:
-    """Reports the events of one run."""
+    """The reporter of one run's events."""
 
     def __init__(self, record: Record | None) -> None:
         self._record = record
         self.started = False
-        """Whether the record has the line of this process's start: then it is to have one of its end."""
+        """Whether record.jsonl has the start line of this process, which then needs an end line as well."""
         self._seen: Counter[str] = Counter()
 
     def report(
@@ -31,9 +31,11 @@ class Events:
         on_console: bool = True,
         **details: Any,
     ) -> None:
-        """On rank 0 (nothing on others, so every rank may call it; it waits for none): a warning on the console unless
-        the run ends with the message, the metric `events/KIND`, which counts those of this process, and a line of
-        record.jsonl. details can be JSON."""
+        """Report an event: a warning on the console, the metric `events/KIND` and a line of record.jsonl.
+
+        Every rank may call it; ranks other than 0 do nothing, and no rank waits for another. The metric counts the
+        events of this kind in this process. Set on_console to False when the run ends with the same message. details
+        must be JSON values."""
         if dist.get_global_rank() != 0:
             return
         self._seen[kind] += 1
@@ -44,12 +46,13 @@ class Events:
         self.record(kind, batch, message, **details)
 
     def record(self, kind: str, batch: int, message: str, **details: Any) -> None:
-        """On rank 0: the line of record.jsonl alone, of what is shown elsewhere."""
+        """On rank 0, add only the line of record.jsonl, for an event that is shown elsewhere."""
         self.note(batch, event=kind, message=message, **details)
 
     def note(self, batch: int, *, any_rank: bool = False, **fields: Any) -> None:
-        """On rank 0, or on any rank that calls it: a line of record.jsonl, unless the file system refuses it."""
+        """On rank 0, or with any_rank on every calling rank, add a line to record.jsonl if the file system allows
+        it."""
         if self._record is not None and (any_rank or dist.get_global_rank() == 0):
-            # What it is about must not be replaced by a full disk.
+            # A full disk must not hide the event itself.
             with suppress(ConfigError, DataError):
                 self._record.add({"batch": batch, **fields})

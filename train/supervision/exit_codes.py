@@ -1,10 +1,10 @@
-"""How a run ends that is not over, and the exit codes of the command line."""
+"""Exit codes of the command line, and the exception that ends a run before its last step."""
 
 from enum import IntEnum
 
 
 class ExitCode(IntEnum):
-    """Schedulers can act on them: see docs/training.md."""
+    """Exit codes that schedulers can act on: see docs/training.md."""
 
     DONE = 0
     DEFECT = 1
@@ -14,17 +14,18 @@ class ExitCode(IntEnum):
     UNSTABLE = 3
     """The loss or a gradient was not finite, or spikes of the loss did not end."""
     HUNG = 4
-    """A deadline has passed, or a rank was lost. When one raises, all ranks have its code."""
+    """A deadline has passed, or a rank was lost. If a rank raises an exception, all ranks exit with its code
+    instead."""
     RESUMABLE = 75
-    """Saved before a signal or max_wall_time: the same command with autoresume=true resumes. EX_TEMPFAIL of
-    sysexits.h."""
+    """The run was saved after a signal or before max_wall_time: the same command with autoresume=true resumes it. This
+    is EX_TEMPFAIL of sysexits.h."""
 
 
 class RunStopped(Exception):
-    """Ends a run that is not over, on every rank with the same code. The text is for the user."""
+    """Ends an unfinished run with the same code on every rank. The text is shown to the user."""
 
     def __init__(self, code: int, text: str) -> None:
-        """code: an ExitCode, or 128 + n after signal n where nothing is saved."""
+        """code: an ExitCode, or 128 + n after signal n if nothing is saved."""
         super().__init__(text)
         self.code = code
 

@@ -1,4 +1,4 @@
-"""Ends a run that is to make room: saved, on all ranks together, and so that a scheduler knows to start it again."""
+"""Preemption: save and end a run on all ranks together, with an exit code that lets a scheduler restart it."""
 
 import signal
 from collections.abc import Callable
@@ -20,10 +20,10 @@ _KEPT = "evaluation_due"
 
 
 class Preemption(Callback):
-    """After a signal to any rank, or in time before max_wall_time, finishes the step, saves, and raises RunStopped.
+    """After a signal to any rank, or shortly before max_wall_time, finishes the step, saves, and raises RunStopped.
 
-    Stands before whatever takes long at the end of a batch, and before CheckpointSaver. What a batch is left without
-    because of it is made up for after a resume: its evaluation here, its export by hf_checkpointer.
+    It runs before slow callbacks at the end of a batch and before CheckpointSaver. What the last batch misses is done
+    after a resume: its evaluation by this callback, its export by hf_checkpointer.
     """
 
     def __init__(
@@ -39,18 +39,18 @@ class Preemption(Callback):
         resumed_from: Path | None,
         resume_command: str,
     ) -> None:
-        """save: saves and commits a checkpoint of the present batch unless there is one, with its line in the run's
-        record; None without a save_folder. longest_save: seconds, of those of this process.
-        sending: seconds that the checkpoints that are not in an object store yet, and one more, take to be sent."""
+        """save: saves and commits a checkpoint of the current batch, unless one exists, and records it; None without a
+        save_folder. longest_save: seconds of the longest save of this process. sending: seconds needed to upload all
+        pending checkpoints and one more."""
         self._signals, self._wall_time, self._save, self._longest_save = signals, wall_time, save, longest_save
         self._sending = sending
         self._events, self._first_batch = events, first_batch
         self._resumed_from, self._resume_command = resumed_from, resume_command
         self._cause: str | None = None
         self._exit_code = 0
-        """Where nothing can be saved."""
+        """The exit code if nothing can be saved."""
         self.evaluation_due = False
-        """Whether the evaluation of the batch that the run resumes from is still to be made."""
+        """Whether the batch that the run resumes from has not been evaluated yet."""
 
     def state_dict(self) -> dict[str, bool]:
         return {_KEPT: True} if self.evaluation_due else {}
@@ -58,14 +58,16 @@ class Preemption(Callback):
     def load_state_dict(self, state: dict[str, bool]) -> None:
         self.evaluation_due = state.get(_KEPT, False)
 
-    def agree(self, state: State) -> bool:
-        """Whether the run is to end, on every rank alike. Every rank has to call it."""
+    def should_end(self, state: State) -> bool:
+        """Whether the run must end, the same on every rank. Every rank must call this."""
         if self._cause is None:
-            is_up = self._wall_time is not None and state.timestamp.batch > self._first_batch and self._is_up()
-            flags = state.device.tensor_to_device(torch.tensor([self._signals.received or 0, int(is_up)]))
+            is_almost_over = (
+                self._wall_time is not None and state.timestamp.batch > self._first_batch and self._is_almost_over()
+            )
+            flags = state.device.tensor_to_device(torch.tensor([self._signals.received or 0, int(is_almost_over)]))
             dist.all_reduce(flags, reduce_operation="MAX")
-            number, is_up = flags.tolist()
-            if number or is_up:
+            number, is_almost_over = flags.tolist()
+            if number or is_almost_over:
                 self._cause = _name(number) if number else "max_wall_time is almost over"
                 self._exit_code = 128 + number if number else ExitCode.FIXABLE
                 console.info(f"{self._cause}: the run ends at batch {state.timestamp.batch.value}")
@@ -79,7 +81,7 @@ class Preemption(Callback):
         if self._wall_time is not None:
             self._wall_time.end_step()
         self.evaluation_due = False
-        self.agree(state)
+        self.should_end(state)
 
     def eval_before_all(self, state: State, logger: Logger) -> None:
         if self._cause is not None:
@@ -87,7 +89,7 @@ class Preemption(Callback):
             self._leave(state, logger)
 
     def eval_batch_end(self, state: State, logger: Logger) -> None:
-        if self.agree(state):
+        if self.should_end(state):
             self.evaluation_due = True
             self._leave(state, logger)
 
@@ -99,33 +101,33 @@ class Preemption(Callback):
             self._leave(state, logger)
 
     def epoch_end(self, state: State, logger: Logger) -> None:
-        # The run is one epoch, with one batch more than it trains: it ends early only where waiting for a batch was
-        # interrupted, on one rank at least, and Composer then has moved its clock to the next epoch.
-        if self.agree(state):
+        # The run is one epoch with one batch more than it trains. The epoch ends early only if waiting for a batch was
+        # interrupted on at least one rank; Composer has then already advanced its clock to the next epoch.
+        if self.should_end(state):
             assert state.previous_timestamp is not None
             state.timestamp = state.previous_timestamp
             self._leave(state, logger)
 
-    def _is_up(self) -> bool:
+    def _is_almost_over(self) -> bool:
         assert self._wall_time is not None
         self._wall_time.note_save(self._longest_save())
         self._wall_time.note_sending(self._sending())
-        return self._wall_time.is_up()
+        return self._wall_time.is_almost_over()
 
     def _leave(self, state: State, logger: Logger) -> NoReturn:
         batch = state.timestamp.batch.value
         if self._save is None:
-            code, what = self._exit_code, "nothing was saved, for there is no save_folder"
+            code, what = self._exit_code, "nothing was saved, because there is no save_folder"
         elif batch == self._first_batch and self._resumed_from is None:
-            code, what = self._exit_code, "nothing was saved, for no batch was trained yet"
+            code, what = self._exit_code, "nothing was saved, because no batch has been trained yet"
         else:
-            # With no batch trained since, the checkpoint that it resumed from says all.
+            # If no batch was trained since the resume, the checkpoint that the run resumed from is still current.
             path = self._save(state) if batch > self._first_batch else self._resumed_from
             code = self._exit_code if path is None else ExitCode.RESUMABLE
             what = f"batch {batch} could not be saved" if path is None else f"batch {batch} is saved in {path}"
         message = f"{self._cause}: {what}"
         self._events.report("preempted", batch, message, logger=logger, on_console=False, exit_code=int(code))
-        again = f"; this resumes it: {self._resume_command}" if code == ExitCode.RESUMABLE else ""
+        again = f"; resume with: {self._resume_command}" if code == ExitCode.RESUMABLE else ""
         raise RunStopped(code, f"{message}{again}")
 
 

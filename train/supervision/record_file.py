@@ -13,26 +13,26 @@ from train.checkpoint.save_folder import RECORD
 
 
 class Record:
-    """record.jsonl of a run, in its log folder and beside its checkpoints. For one process."""
+    """record.jsonl of a run, written to its log folder and its save folder by one process."""
 
     def __init__(self, folders: Mapping[str, Path | None]) -> None:
-        """folders: by the key that names them."""
+        """folders: the folder of each config key."""
         self._folders: dict[Path, str] = {}
         for key, folder in folders.items():
             if folder is not None:
                 self._folders.setdefault(folder, key)
 
     def add(self, line: Mapping[str, Any]) -> None:
-        """Raises as add_line, once the other folder has the line."""
+        """Add the line to every folder. Raises the errors of add_line, after all folders were tried."""
         with ExitStack() as stack:
             for folder, key in reversed(self._folders.items()):
                 stack.callback(add_line, folder, line, key)
 
 
 def add_line(folder: Path, line: Mapping[str, Any], key: str = "save_folder") -> None:
-    """Adds the line with the time. key: what names the folder.
+    """Add the line and the current time to the folder's record.jsonl. key: the config key of the folder.
 
-    Raises ConfigError or DataError for what a file system refuses (see plain_os_errors).
+    Raises ConfigError or DataError if the file system refuses the write (see plain_os_errors).
     """
     again = "start again with autoresume=true"
     with plain_os_errors(f"{key} {folder}", "name another", needed_for=RECORD, again=again):
@@ -40,7 +40,7 @@ def add_line(folder: Path, line: Mapping[str, Any], key: str = "save_folder") ->
 
 
 def append_line(file: Path, line: Mapping[str, Any]) -> None:
-    """Adds an object to a file of JSON lines, at once. Numbers that are not finite become "nan", "inf" and "-inf".
+    """Append an object to a file of JSON lines, unbuffered. Non-finite numbers become "nan", "inf" and "-inf".
 
     Raises OSError.
     """
@@ -48,7 +48,7 @@ def append_line(file: Path, line: Mapping[str, Any]) -> None:
     with file.open("a+b") as opened:
         end = opened.seek(0, 2)
         opened.seek(max(end - 1, 0))
-        # A killed run's last line may have been cut off: it must not take this one with it.
+        # A killed run may have left an incomplete last line: start a new line, so that this one stays readable.
         begin = b"" if opened.read(1) in (b"", b"\n") else b"\n"
         opened.write(begin + text)
 

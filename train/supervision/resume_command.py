@@ -1,4 +1,4 @@
-"""The commands that resume a run, or compute a batch of it again, as its user started it."""
+"""The commands that resume a run or recompute one of its batches, in the form in which the user started it."""
 
 import os
 import shlex
@@ -13,25 +13,25 @@ from train.distributed.slurm import is_task_of_srun
 
 _INTERPRETERS = ("python", "pypy")
 _OF_LAUNCHERS = ("RANK", "MASTER_ADDR")
-"""What launchers set. Composer sets the first itself for a process without one."""
+"""Variables that launchers set. Composer sets RANK itself for a process without a launcher."""
 
 
 def resume_command(arguments: Sequence[str]) -> str:
-    """For a shell, without secrets: the launcher with its options if there is one, the script, its arguments, and
-    autoresume=true. Has to be called before the launcher may have ended."""
-    # What a launcher is to hand on unexpanded, or another rank's, is not known: this rank's arguments are.
+    """Return a shell command without secrets: the launcher with its options, if any, the script, its arguments, and
+    autoresume=true. Must be called while the launcher is still running."""
+    # Use the arguments of this rank: those before the launcher expanded them, and those of other ranks, are unknown.
     kept = [argument for argument in arguments if not argument.startswith("autoresume=")]
     return shlex.join(map(redacted, [*started_by(), *kept, "autoresume=true"]))
 
 
 def replay_command(incident: Path) -> str:
-    """For a shell, without secrets: the launcher with its options if there is one, and the script."""
+    """Return a shell command without secrets: the launcher with its options, if any, and scripts/replay_batch.py."""
     program = _launched_by(sys.argv[0]) if _is_launched() else ["python"]
     return shlex.join(map(redacted, [*program, "scripts/replay_batch.py", str(incident)]))
 
 
 def started_by() -> list[str]:
-    """Launcher and script, or interpreter and script."""
+    """Return the words of launcher and script, or of interpreter and script."""
     script = sys.argv[0]
     if not _is_launched():
         own = sys.orig_argv
@@ -48,17 +48,17 @@ def _launched_by(script: str) -> list[str]:
 
 
 def _launcher(script: str) -> list[str]:
-    """The parent's command line up to the script; empty where it is another."""
+    """Return the parent's command line up to the script; empty if the parent did not start the script."""
     try:
         words = psutil.Process(os.getppid()).cmdline()
     except psutil.Error:
         return []
-    # -c, of a program that is no file, says nothing.
+    # With `python -c` there is no script to look for.
     if script.startswith("-") or script not in words[1:]:
         return []
     words = words[: words.index(script)]
     if _name(words[0]).startswith(_INTERPRETERS) and len(words) > 1 and not words[1].startswith("-"):
-        words = words[1:]  # an installed program's own file, such as .venv/bin/composer
+        words = words[1:]  # drop the interpreter of an installed program such as .venv/bin/composer
     return [_name(words[0]), *words[1:]]
 
 
@@ -72,7 +72,7 @@ def _usual_launcher() -> list[str]:
 
 
 def _options_of_srun() -> list[str]:
-    """srun itself is no parent of its tasks, and its options are known by what Slurm has made of them."""
+    """srun is not the parent of its tasks, so its options are derived from the variables that Slurm sets."""
     options = {
         "--nodes": os.environ.get("SLURM_STEP_NUM_NODES"),
         "--ntasks": os.environ["WORLD_SIZE"],
@@ -82,5 +82,5 @@ def _options_of_srun() -> list[str]:
 
 
 def _name(program: str) -> str:
-    """As a shell finds it where the environment is activated."""
+    """The program's file name, which a shell finds in the activated environment."""
     return Path(program).name

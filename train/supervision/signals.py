@@ -1,13 +1,14 @@
-"""SIGTERM and SIGUSR1 (a scheduler's), and SIGINT (Ctrl-C).
+"""Handlers for SIGTERM and SIGUSR1 (sent by schedulers) and SIGINT (Ctrl-C).
 
-Before training the first of them ends the process with one line and exit code 128 + n, whatever it is doing: the
-handlers raise SystemExit in the main thread. What the signal interrupted may turn that into another exception, so
-whether it was raised is recorded. While the run trains (`deferred`), the signal is only noted: train/supervision/
-preemption.py saves and ends the run. In both cases later ones are ignored for a while, because schedulers and launchers
-send duplicates; after that the next one ends the process at once.
+Before training, the first signal ends the process with one line and exit code 128 + n: the handler raises SystemExit in
+the main thread. The interrupted code may turn SystemExit into another exception, so the object records whether it was
+raised. During training (`deferred`), the handler only records the signal, and train/supervision/preemption.py saves and
+ends the run. In both cases further signals are ignored for a while, because schedulers and launchers send duplicates;
+after that, the next signal ends the process immediately.
 
-Python calls handlers in the main thread alone, between two instructions: never while it waits in a collective. So a
-thread reads the numbers of the signals from the wakeup descriptor, to which they are written as they come.
+Python calls signal handlers only in the main thread, between two bytecode instructions, so never while that thread
+waits in a collective. Therefore a thread reads the signal numbers from the wakeup file descriptor, to which the
+interpreter writes them on arrival.
 """
 
 import os
@@ -25,26 +26,26 @@ from data.base.errors import WaitInterrupted
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 IGNORED_SECONDS = 10.0
-"""After the first signal, in which others are taken as its duplicates."""
+"""Seconds after the first signal during which further signals count as duplicates."""
 _AGAIN_SECONDS = 1.0
-"""After which it is looked whether what was raised had an effect."""
+"""Seconds after which the thread checks whether the raised exception had an effect."""
 _RESUME = "with autoresume=true the next start resumes from the newest checkpoint"
 
 
 class StopSignals:
-    """Which signal has come, and what the next one does. For the main thread of one process."""
+    """The signals that this process has received, and how it reacts. Use it from the main thread."""
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
-        """The first one."""
+        """The first signal received."""
         self._pid = os.getpid()
         self._first_at: float | None = None
         self._error: BaseException | None = None
-        """What the handler has raised."""
+        """The exception that the handler raised."""
         self._caught = self._deferred = self._reported = self._waits = False
-        self.leaving = False
+        self.ignoring_all = False
         self._repeated = 0
-        """Signals of this process to itself that the thread has still to see."""
+        """Signals that this process has sent to itself and that the thread has not read yet."""
         self._wakeup: int | None = None
 
     @property
@@ -53,7 +54,7 @@ class StopSignals:
         return isinstance(self._error, SystemExit)
 
     def install(self) -> None:
-        """Again after an import that replaces handlers, as composer.core.engine does."""
+        """Install the handlers. Call it again after an import that replaces handlers, such as composer.core.engine."""
         if threading.current_thread() is not threading.main_thread():
             return
         if self._wakeup is None:
@@ -65,7 +66,7 @@ class StopSignals:
             signal.signal(number, self._handle)
 
     def uninstall(self) -> None:
-        """Ends the thread."""
+        """Stop the thread."""
         if self._wakeup is not None:
             signal.set_wakeup_fd(-1)
             os.close(self._wakeup)
@@ -73,7 +74,7 @@ class StopSignals:
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """Within, signals do not interrupt: whoever trains looks at `received`."""
+        """In this context, signals do not interrupt: the training loop checks `received` instead."""
         self._deferred = True
         try:
             yield
@@ -82,7 +83,8 @@ class StopSignals:
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
-        """Within `deferred`, around waiting for what will not be needed if the run ends: raises WaitInterrupted."""
+        """In this context, within `deferred`, a signal raises WaitInterrupted. For waits whose result is not needed if
+        the run ends."""
         self._waits = True
         try:
             if self._deferred and self.received is not None:
@@ -91,29 +93,29 @@ class StopSignals:
         finally:
             self._waits = False
 
-    def leave(self) -> None:
-        """From now on all are ignored, to the end of the interpreter: the run has ended, and its exit code is to be
-        that, whichever rank is the first and makes the launcher end the others."""
-        self.leaving = True
+    def ignore_all(self) -> None:
+        """Ignore all signals until the interpreter ends. The run has ended, and every rank must keep its exit code even
+        if the launcher signals it because another rank exited first."""
+        self.ignoring_all = True
         if self._wakeup is not None:
             for number in _SIGNALS:
                 signal.signal(number, signal.SIG_IGN)
 
     def caused(self, error: BaseException) -> bool:
-        """Whether a signal ended the run with this error. Composer's own handlers, from its import to the next
-        `install`, raise SystemExit and leave no other trace."""
+        """Whether a signal ended the run with this error. Also recognizes Composer's own handlers, which are active
+        between its import and the next `install` and only raise SystemExit."""
         if not self.raised and isinstance(error, SystemExit) and error.code in [128 + n for n in _SIGNALS]:
             self._error, self.received = error, signal.Signals(int(error.code) - 128)
         self._caught = self.raised
         return self.raised
 
     def report(self, *, again: bool = False) -> int:
-        """Prints the line, on one rank of a node; returns the exit code."""
+        """Print the message on one rank per node and return the exit code."""
         assert self.received is not None
         first, self._reported = not self._reported, True
         if first and is_first():
-            what = "received again, and nothing was saved since" if again else "received"
-            # One write: the launcher prints at the same time.
+            what = "received again, and nothing has been saved since the first" if again else "received"
+            # A single write, because the launcher prints at the same time.
             sys.stderr.write(f"stopped: {self.received.name} {what}; {_RESUME}\n")
             sys.stderr.flush()
         return 128 + self.received
@@ -121,8 +123,8 @@ class StopSignals:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._pid:
             self._handle_in_worker(number)
-        elif not self.leaving:
-            # The thread notes it as well, and when it came: this may be called long after.
+        elif not self.ignoring_all:
+            # The thread also records the signal and its time, because this handler may be called much later.
             self.received = self.received or signal.Signals(number)
             if self._interrupts and not self._is_unwinding():
                 self._error = WaitInterrupted() if self._deferred else SystemExit(128 + self.received)
@@ -133,14 +135,14 @@ class StopSignals:
         return self._waits if self._deferred else not self._caught
 
     def _is_unwinding(self) -> bool:
-        """Whether the main thread is in a `finally` or `except` block because of what the handler has raised."""
+        """Whether the main thread is in a `finally` or `except` block that handles the raised exception."""
         error = sys.exc_info()[1]
         while error is not None and error is not self._error:
             error = error.__context__
         return error is not None
 
     def _watch(self, reader: int) -> None:
-        """The thread: until the other end of the pipe is closed."""
+        """The thread's main function, which returns when the write end of the pipe is closed."""
         while True:
             if not select.select([reader], [], [], _AGAIN_SECONDS if self._error is not None else None)[0]:
                 self._repeat()
@@ -148,13 +150,14 @@ class StopSignals:
             if not (numbers := os.read(reader, 64)):
                 break
             for number in numbers:
-                if number in _SIGNALS and not self.leaving:
+                if number in _SIGNALS and not self.ignoring_all:
                     self._note(signal.Signals(number))
         os.close(reader)
 
     def _repeat(self) -> None:
-        """What is raised in a destructor, or in a callback of C code, is printed and forgotten."""
-        if self.received is not None and self._interrupts and not self.leaving:
+        """Send the signal again: an exception raised in a destructor or a C callback is only printed, not
+        propagated."""
+        if self.received is not None and self._interrupts and not self.ignoring_all:
             self._repeated += 1
             os.kill(self._pid, self.received)
 
@@ -170,8 +173,8 @@ class StopSignals:
 
     @staticmethod
     def _handle_in_worker(number: int) -> None:
-        """A forked process inherits the handlers. Ctrl-C reaches the parent too, which ends its workers; another signal
-        to a worker alone has to end it as if there were no handler, so that the parent reports a killed worker."""
+        """Handle a signal in a forked process, which inherits the handlers. The parent ends its workers on Ctrl-C. Any
+        other signal must kill the worker as if there were no handler, so that the parent reports a killed worker."""
         if number != signal.SIGINT:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
@@ -179,21 +182,25 @@ class StopSignals:
 
 @contextmanager
 def stop_signals() -> Iterator[StopSignals]:
-    """Installs the handlers; puts the earlier ones back afterwards unless the process ends."""
+    """Install the handlers, and restore the previous ones on exit unless the process is ending."""
     before = {number: signal.getsignal(number) for number in _SIGNALS}
     signals = StopSignals()
     signals.install()
     try:
         yield signals
     finally:
-        if signals.received is None and not signals.leaving and threading.current_thread() is threading.main_thread():
+        if (
+            signals.received is None
+            and not signals.ignoring_all
+            and threading.current_thread() is threading.main_thread()
+        ):
             for number, handler in before.items():
                 signal.signal(number, handler)
             signals.uninstall()
 
 
 def _forget_wakeup() -> None:
-    """In a forked process: its signals are not its parent's."""
+    """Detach a forked process from its parent's wakeup pipe."""
     if threading.current_thread() is threading.main_thread():
         signal.set_wakeup_fd(-1)
 

@@ -1,4 +1,4 @@
-"""How fast a run is and where its time goes: throughput, memory, time left, and profiles of single steps.
+"""The speed of a run and where its time is spent: throughput, memory, remaining time, and profiles of single steps.
 
-What a run should need by calculation belongs to train/planning, what ends it to train/supervision.
+The calculated resources of a run belong to train/planning, and what ends a run to train/supervision.
 """

@@ -1,4 +1,4 @@
-"""The callbacks of this package, from the config."""
+"""Builds the callbacks of this package from the config."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from train.throughput.profile import Profile
 
 
 def build_throughput(config: TrainConfig, *, gpu: bool, precision: str) -> Throughput:
-    """precision: in which the run computes."""
+    """precision: the compute precision of the run."""
     known = known_gpu(torch.cuda.get_device_name()) if gpu else None
     window = config.callbacks.speed_monitor or SpeedMonitorConfig()
     return Throughput(
@@ -28,10 +28,10 @@ def build_throughput(config: TrainConfig, *, gpu: bool, precision: str) -> Throu
 
 
 def build_profile(config: TrainConfig, folder: Path | None, max_batches: int) -> list[Profile]:
-    """folder: for logs. Raises ConfigError for steps past the end of the run, and without a folder."""
+    """folder: for logs. Raises ConfigError for steps after the end of the run, and if there is no folder."""
     if config.profile is None:
         return []
     raise_defects(config.profile.past_the_end(max_batches))
     if folder is None:
-        raise ConfigError("is given, but there is no folder for it: name one with log_folder", key="profile")
+        raise ConfigError("is given, but there is no folder for it: set log_folder", key="profile")
     return [Profile(config.profile, folder / "profile")]

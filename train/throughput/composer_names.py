@@ -1,4 +1,5 @@
-"""The metrics that Composer's SpeedMonitor and RuntimeEstimator log and Throughput has under other names or units."""
+"""The metrics of Composer's SpeedMonitor and RuntimeEstimator that Throughput logs under other names or in other
+units."""
 
 from collections.abc import Mapping
 
@@ -10,7 +11,7 @@ _HOUR = 3600
 def composer_metrics(
     config: CallbacksConfig, metrics: Mapping[str, float], *, rows_per_batch: int, devices: int
 ) -> dict[str, float]:
-    """Those of the callbacks that the config names. metrics: of Throughput, at the end of a step."""
+    """The metrics of the callbacks in the config. metrics: those of Throughput at the end of a step."""
     found: dict[str, float] = {}
     if config.speed_monitor is not None:
         found["time/train"] = (metrics["seconds/train"] + metrics["seconds/data"]) / _HOUR

@@ -1,4 +1,4 @@
-"""The callback that logs throughput, tokens, memory, and where the time of a run goes."""
+"""The callback that logs throughput, tokens, memory, and where a run spends its time."""
 
 import itertools
 from collections.abc import Callable, Mapping
@@ -28,7 +28,7 @@ _SECONDS = {
     Section.GENERATE: "generate",
     Section.UNTIMED: "other",
 }
-"""The metric seconds/... that counts a section of a run."""
+"""The metric seconds/... of each section of a run."""
 _STEPS = ("train", "data")
 _INTERRUPTIONS = ("eval", "save", "generate", "other")
 
@@ -36,12 +36,13 @@ _runs = itertools.count()
 
 
 class Throughput(Callback):
-    """Logs, at the end of each step (docs/metrics.md): `throughput/*` over a window of steps, in which evaluations,
-    saves and generated texts do not count; `tokens/*` and `seconds/*` since the beginning of the run;
-    `memory/peak_gib` of the rank that has most; `time/remaining_seconds`.
+    """Logs at the end of each step (docs/metrics.md): `throughput/*` over a window of steps, without evaluations, saves
+    and generated texts; `tokens/*` and `seconds/*` since the beginning of the run; `memory/peak_gib` of the rank with
+    the highest peak; `time/remaining_seconds`.
 
-    Stands behind the other callbacks: at the end of a run they wait for what is being saved. Needs the batch's counts,
-    as callbacks/global_batch.py adds them. It reads values that are computed already, so no step waits for it.
+    Must come after the other callbacks, which wait for saves at the end of a run. Requires the token counts that
+    callbacks/global_batch.py adds to the batch. It only reads values that are already computed, so no step waits for
+    it.
     """
 
     def __init__(
@@ -54,14 +55,15 @@ class Throughput(Callback):
         device_flops: float | None,
         seconds: Callable[[], Mapping[Section, float]] = seconds_so_far,
     ) -> None:
-        """window_size: in steps; rows_per_batch: over all ranks; flops_per_token: of a training step; device_flops: the
-        peak of a device in a second, None where it is not known; seconds: what the sections of this process have taken
-        so far."""
+        """window_size: in steps. rows_per_batch: over all ranks. flops_per_token: of a training step. device_flops:
+        peak FLOPs per second of a device, None if unknown. seconds: returns the time of each section of this process so
+        far."""
         self._config, self._rows_per_batch = config, rows_per_batch
         self._flops_per_token, self._device_flops, self._of_sections = flops_per_token, device_flops, seconds
         self._window, self._interruptions = Window(window_size), Interruptions()
         self._real_tokens = self._trained_tokens = 0
-        # What the process took before its first run, whose sections count from there; a later one begins when called.
+        # The time of the process before its first run, whose sections start there. A later run starts when it is
+        # called.
         before = process_seconds() - sum(seconds().values()) if next(_runs) == 0 else 0.0
         self._before = dict.fromkeys(_SECONDS.values(), 0.0) | {"startup": max(before, 0.0)}
         self._loaded = False
@@ -70,7 +72,7 @@ class Throughput(Callback):
         batch = state.timestamp.batch.value
         if batch and not self._loaded and dist.get_global_rank() == 0:
             console.logger.info(
-                f"tokens/real, tokens/trained and seconds/*: the checkpoint has none up to batch {batch}"
+                f"tokens/real, tokens/trained and seconds/*: the checkpoint has no values up to batch {batch}"
             )
 
     def batch_end(self, state: State, logger: Logger) -> None:
@@ -109,7 +111,7 @@ class Throughput(Callback):
         logger.log_metrics(self._seconds_metrics(self._seconds_here()))
 
     def _seconds_here(self) -> dict[str, float]:
-        """Of this process, by the metric that counts them."""
+        """Seconds of this process by metric."""
         here = dict.fromkeys(_SECONDS.values(), 0.0)
         for section, seconds in self._of_sections().items():
             here[_SECONDS[section]] += seconds
@@ -119,7 +121,7 @@ class Throughput(Callback):
         return {f"seconds/{name}": self._before[name] + seconds for name, seconds in here.items()}
 
     def _speed_metrics(self, speeds: Mapping[str, float]) -> dict[str, float]:
-        """speeds: of Window."""
+        """speeds: from Window."""
         if not speeds:
             return {}
         flops, devices = speeds["real_tokens"] * self._flops_per_token, dist.get_world_size()
@@ -148,7 +150,7 @@ class Throughput(Callback):
 
 
 def _peak_of_ranks(state: State) -> float:
-    """Bytes of the rank that has most."""
+    """Peak bytes of the rank with the highest peak."""
     peak = torch.tensor(peak_memory(gpu=state.device.name == "gpu"), dtype=torch.float64)
     peak = state.device.tensor_to_device(peak)
     dist.all_reduce(peak, "MAX")

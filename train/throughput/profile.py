@@ -25,15 +25,15 @@ _RANGES = ((Attention, "forward", ATTENTION), (Attention, "attend", ATTENTION), 
 
 
 class Profile(Callback):
-    """Writes, for each rank of the config, stepA-B-rankR.json.gz, a Chrome trace, and the table as .txt, and shows that
-    of the first of them.
+    """Writes for each rank of the config a Chrome trace, stepA-B-rankR.json.gz, and a table, .txt. Shows the table of
+    the first of these ranks.
 
-    A step lasts from the end of the one before it to its own: waiting for data, evaluations and saves count in it. The
-    step before the first is profiled as well, to warm up, and dropped. Stands behind the other callbacks.
+    A step lasts from the end of the previous step to its own end, including waiting for data, evaluations and saves.
+    The step before the first one is also profiled, for warm-up, and dropped. Must come after the other callbacks.
     """
 
     def __init__(self, config: ProfileConfig, folder: Path) -> None:
-        """folder: for the files."""
+        """folder: the folder of the files."""
         self._config, self._folder = config, folder
         self._end = config.step + config.steps - 1
         self._running: tuple[profile, ExitStack] | None = None
@@ -41,7 +41,7 @@ class Profile(Callback):
 
     @property
     def name(self) -> str:
-        """Of this rank's files, without suffix."""
+        """The name of this rank's files, without suffix."""
         last = f"-{self._end}" if self._config.steps > 1 else ""
         return f"step{self._config.step}{last}-rank{dist.get_global_rank()}"
 
@@ -70,11 +70,12 @@ class Profile(Callback):
             self._running[0].step()
 
     def close(self, state: State, logger: Logger) -> None:
-        """Of a run that ends meanwhile, without a trace."""
+        """Stop profiling without a trace if the run ends early."""
         if self._running is not None:
             self._stop()
 
-    # Every rank enters these sections, profiled or not: by their number the watchdog knows which rank is behind.
+    # Every rank enters these sections, profiled or not: the watchdog compares their number to find ranks that lag
+    # behind.
     @within(Section.UNTIMED)
     def _start(self, *, warm_up: bool) -> None:
         if dist.get_global_rank() not in self._config.ranks:
@@ -83,7 +84,7 @@ class Profile(Callback):
         stack.enter_context(_named_ranges())
         gpu = [ProfilerActivity.CUDA] if torch.cuda.is_available() else []
         if not gpu:
-            os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # Kineto: no GPU is an error, and when it starts and stops
+            os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else Kineto logs that there is no GPU
         running = profile(
             activities=[ProfilerActivity.CPU, *gpu],
             schedule=schedule(wait=0, warmup=int(warm_up), active=self._config.steps, repeat=1),
@@ -95,7 +96,7 @@ class Profile(Callback):
     @within(Section.UNTIMED)
     def _finish(self) -> None:
         if self._running is not None:
-            self._running[0].step()  # which writes
+            self._running[0].step()  # writes the trace
             self._stop()
 
     def _stop(self) -> None:
@@ -126,7 +127,7 @@ class Profile(Callback):
 
 @contextmanager
 def _named_ranges() -> Iterator[None]:
-    """Names attention and experts in the trace."""
+    """Name attention and experts in the trace."""
     before = [(kind, name, getattr(kind, name)) for kind, name, _ in _RANGES]
     for kind, name, range_name in _RANGES:
         setattr(kind, name, record_function(range_name)(getattr(kind, name)))

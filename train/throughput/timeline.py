@@ -1,4 +1,4 @@
-"""What a device does at each moment of profiled steps, by category: from a trace that torch.profiler has written."""
+"""The activity of a device during profiled steps by category, from a trace written by torch.profiler."""
 
 import gzip
 import heapq
@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 ATTENTION, EXPERTS, BATCH = "dropless::attention", "dropless::experts", "dropless::batch"
-"""Ranges that name what is within them. BATCH: forward and backward of a step, which Composer runs within the step of
-the optimizer."""
+"""Ranges that set the category of the operations within them. BATCH: forward and backward of a step, which Composer
+runs within the optimizer's step."""
 CATEGORIES: tuple[str, ...] = (
     "experts",
     "attention",
@@ -24,8 +24,8 @@ CATEGORIES: tuple[str, ...] = (
     "data",
     "idle",
 )
-"""experts and attention: with their GEMMs, forward and backward. collectives: while nothing is computed. data: waiting
-for it. idle: none of these, as while Python runs."""
+"""experts and attention: including their GEMMs, forward and backward. collectives: while nothing is computed. data:
+waiting for data. idle: none of these, for example while Python runs."""
 _OTHER = "other operations"
 _BY_RANGE = {ATTENTION: "attention", EXPERTS: "experts", BATCH: _OTHER}
 _COLLECTIVE = re.compile(r"(c10d::|_c10d_functional::|gloo:|nccl)", re.IGNORECASE)
@@ -39,7 +39,7 @@ class Slice(NamedTuple):
     start: float
     end: float
     priority: int
-    """Of slices at the same moment that with the highest counts."""
+    """Of overlapping slices, the one with the highest priority counts."""
     category: str
 
 
@@ -47,7 +47,7 @@ class Slice(NamedTuple):
 class Timeline:
     steps: int
     seconds: Mapping[str, float]
-    """Of all steps, by category; together the time that the steps took."""
+    """Seconds of all steps by category; they add up to the total time of the steps."""
 
 
 class _Operation(NamedTuple):
@@ -58,13 +58,13 @@ class _Operation(NamedTuple):
 
 
 def read_timeline(trace: Path) -> Timeline:
-    """Of a trace file of a rank, .json.gz, with at least one whole step."""
+    """Read a rank's trace file, .json.gz, with at least one complete step."""
     with gzip.open(trace) as file:
         return timeline(json.load(file)["traceEvents"])
 
 
 def timeline(events: Iterable[Mapping[str, Any]]) -> Timeline:
-    """events: of a Chrome trace, in microseconds."""
+    """events: those of a Chrome trace, in microseconds."""
     ordered = sorted((each for each in events if each.get("ph") == "X"), key=lambda each: (each["ts"], -each["dur"]))
     steps = [each for each in ordered if each["name"].startswith("ProfilerStep#") and each["cat"] == "user_annotation"]
     start, end, main = steps[0]["ts"], steps[-1]["ts"] + steps[-1]["dur"], steps[0]["tid"]
@@ -74,7 +74,8 @@ def timeline(events: Iterable[Mapping[str, Any]]) -> Timeline:
 
 
 def _slices(ordered: Sequence[Mapping[str, Any]], main: int) -> list[Slice]:
-    """Of the GPU where it ran anything, else of the main thread; below them collectives and waiting for data."""
+    """Slices of the GPU if it was used, else of the main thread; with lower priority, collectives and waiting for
+    data."""
     operations = _Operations(ordered)
     device, host, below = list[Slice](), list[Slice](), list[Slice]()
     for event in ordered:
@@ -85,7 +86,7 @@ def _slices(ordered: Sequence[Mapping[str, Any]], main: int) -> list[Slice]:
         elif (found := operations.found.get(id(event))) is not None:
             depth, category = found
             if event["tid"] == main:
-                # A range that is no category has Python between its operations.
+                # In a range without a category, Python runs between the operations.
                 is_range = event["cat"] == "user_annotation" and category == _OTHER
                 host.append(Slice(start, end, 3 + depth, "idle" if is_range else category))
             if (category == "data" and event["tid"] == main) or (category == "collectives" and event["tid"] != main):
@@ -102,13 +103,13 @@ def _kernel_category(event: Mapping[str, Any], launched: Mapping[int, str]) -> s
 
 
 class _Operations:
-    """The category of each operation of the host, and of what it launches on the device."""
+    """The category of each host operation, and of what it launches on the device."""
 
     def __init__(self, ordered: Sequence[Mapping[str, Any]]) -> None:
         self.found: dict[int, tuple[int, str]] = {}
-        """id of an event -> how many others it is within, and its category."""
+        """id of an event -> its nesting depth and its category."""
         self.launched: dict[int, str] = {}
-        """Correlation of a launch -> category."""
+        """Correlation id of a launch -> category."""
         threads = [number for each in ordered if (number := each.get("args", {}).get("Fwd thread id", 0))]
         self._main_thread = min(threads, default=0)
         self._forward: dict[tuple[int | None, int | None], str] = {}
@@ -138,7 +139,7 @@ class _Operations:
         end, number, thread = event["ts"] + event["dur"], args.get("Sequence number"), args.get("Fwd thread id", 0)
         is_forward = number is not None and thread == 0
         if is_forward and outer is not None and outer.of_backward:
-            # An activation is computed again, for whichever operation needs it first.
+            # A recomputed activation does not belong to the operation that needs it first.
             outer = None
         own, of_backward = _own_category(name), False
         if own is None and name.startswith(_BACKWARD):
@@ -148,13 +149,13 @@ class _Operations:
             own, of_backward = outer.category, outer.of_backward
         operation = _Operation(end, own or _OTHER, of_backward)
         if is_forward:
-            # The last with a number is the one whose gradient has it.
+            # The last operation with a sequence number is the one whose gradient has this number.
             self._forward[event["tid"], number] = operation.category
         return operation
 
 
 def _own_category(name: str) -> str | None:
-    """What an operation is, wherever it runs."""
+    """The category of an operation by its name alone."""
     if name in _BY_RANGE:
         return _BY_RANGE[name]
     if _COLLECTIVE.match(name):
@@ -167,7 +168,7 @@ def _own_category(name: str) -> str | None:
 
 
 def _partition(slices: Sequence[Slice], start: float, end: float) -> dict[str, float]:
-    """How much of the time between start and end each category has, where at each moment one slice counts."""
+    """Seconds of each category between start and end, where one slice counts at each moment."""
     taken = dict.fromkeys(CATEGORIES, 0.0)
     coming = sorted((each for each in slices if each.end > start and each.start < end), key=lambda each: each.start)
     edges = sorted({start, end, *(edge for each in coming for edge in each[:2] if start < edge < end)})
@@ -187,9 +188,9 @@ def _partition(slices: Sequence[Slice], start: float, end: float) -> dict[str, f
 
 
 def table(found: Timeline, title: str) -> str:
-    """For the console and a file."""
+    """The table for the console and a file."""
     whole = sum(found.seconds.values())
     rows = [(name, found.seconds[name]) for name in CATEGORIES]
-    lines = [f"{title}: {1e3 * whole / found.steps:.1f} ms a step", f"  {'':18}{'ms a step':>12}{'share':>9}"]
+    lines = [f"{title}: {1e3 * whole / found.steps:.1f} ms per step", f"  {'':18}{'ms per step':>12}{'share':>9}"]
     lines += [f"  {name:18}{1e3 * took / found.steps:12.2f}{took / whole:9.1%}" for name, took in rows]
     return "\n".join(lines)

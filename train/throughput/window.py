@@ -1,42 +1,42 @@
-"""Throughput over a window of steps, and the time that is left."""
+"""Throughput over a window of steps, and the remaining time."""
 
 from collections import deque
 from dataclasses import asdict, dataclass
 
 WARM_UP = 2
-"""Steps of a process that throughput leaves out: the first compiles kernels and connects ranks, the second is the first
-with the optimizer's state in memory."""
+"""Steps of a process that are not measured: the first compiles kernels and connects ranks, the second is the first with
+the optimizer's state in memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """Of a run since its beginning, over all ranks."""
+    """Progress of a run since its beginning, over all ranks."""
 
     batches: int
     tokens: int
-    """Positions, padding included, as Composer counts them."""
+    """Positions including padding, as Composer counts them."""
     real_tokens: int
-    """Without padding."""
+    """Tokens without padding."""
     trained_tokens: int
-    """Those that the loss counts."""
+    """Tokens that the loss counts."""
 
 
 class Window:
-    """The last steps of this process, and what each has taken."""
+    """The most recent steps of this process and their durations."""
 
     def __init__(self, size: int) -> None:
-        """size: in steps."""
+        """size: number of steps."""
         self._steps = 0
         self._ends: deque[tuple[float, Progress]] = deque(maxlen=size + 1)
 
     def add(self, seconds: float, progress: Progress) -> None:
-        """A step has ended. seconds: that steps of this process have taken so far, data included."""
+        """Record the end of a step. seconds: total time of this process's steps so far, including data."""
         self._steps += 1
         if self._steps >= WARM_UP:
             self._ends.append((seconds, progress))
 
     def per_second(self) -> dict[str, float]:
-        """Each field of Progress; empty during the warm-up."""
+        """The rate of each field of Progress; empty during the warm-up."""
         if len(self._ends) < 2:
             return {}
         (since, first), (until, last) = self._ends[0], self._ends[-1]
@@ -47,8 +47,8 @@ class Window:
 
 
 class Interruptions:
-    """What a run does between steps, such as evaluations: seconds for each batch, as of when the last one ended, so
-    that the estimate does not change until the next."""
+    """Activities between steps, such as evaluations. Measures their seconds per batch up to the end of the last one, so
+    that the estimate only changes with the next one."""
 
     def __init__(self) -> None:
         self._first: tuple[int, float] | None = None
@@ -56,12 +56,12 @@ class Interruptions:
         self.per_batch = 0.0
 
     def add(self, batch: int, seconds: float) -> None:
-        """At the end of the step that `batch` counts last. seconds: of interruptions of this process so far; those
-        before its first step are no measure of those to come."""
+        """Called at the end of step `batch`. seconds: total time of interruptions in this process so far. Interruptions
+        before its first step are not representative and are ignored."""
         if self._first is None:
             self._first = batch, seconds
         first, before = self._first
         if seconds > self._seconds and batch > first:
-            # They came before this step.
+            # The interruption took place before this step.
             self.per_batch = (seconds - before) / (batch - first)
         self._seconds = seconds

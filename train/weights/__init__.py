@@ -1,4 +1,4 @@
-"""Where weights come from: pretrained folders, checkpoints, and adapters with the frozen base beneath them.
+"""Sources of initial weights: pretrained folders, checkpoints, and adapters with their frozen base.
 
-Writing weights belongs to train/export.
+Writing weights belongs in train/export.
 """

@@ -1,4 +1,4 @@
-"""What a run that goes on from a checkpoint says of its changes; nothing where it takes the weights alone."""
+"""What a resumed run reports about changes of its config. Nothing if it loads only the weights of a checkpoint."""
 
 from collections.abc import Iterator, Mapping
 
@@ -8,9 +8,9 @@ from train.weights.start import Start
 
 
 def check_rows(start: Start | None, config: TrainConfig, fingerprints: Mapping[str, str]) -> None:
-    """Raises ConfigError when the run would go on with streams of other rows; it names the keys that changed.
+    """Raise ConfigError if the run would resume with streams of other rows. The error names the keys that changed.
 
-    fingerprints are those of the streams now, by name.
+    fingerprints: those of the current streams, by name.
     """
     if start is not None and start.data_state is not None:
         key = "autoresume" if start.resuming else "load_path"
@@ -18,6 +18,6 @@ def check_rows(start: Start | None, config: TrainConfig, fingerprints: Mapping[s
 
 
 def change_lines(start: Start | None, config: TrainConfig) -> Iterator[str]:
-    """Lines for the console: what changed in the config since the checkpoint was written."""
+    """Lines for the console: changes of the config since the checkpoint was written."""
     if start is not None and start.data_state is not None:
         yield from explain(start.path, config, start.data_state, resuming=start.resuming)

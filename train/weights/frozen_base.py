@@ -1,4 +1,4 @@
-"""The frozen base beneath adapters (LoRA): where its weights are, and whether they are those of the training."""
+"""The frozen base of LoRA adapters: where its weights are, and whether they are those that the training used."""
 
 import hashlib
 import json
@@ -19,11 +19,11 @@ from train.models.shapes import parameter_shapes
 from train.weights.pretrained import PretrainedFolder
 
 BASE = "base.json"
-"""In the save folder of a run with lora: the fingerprint of the base, which its checkpoints do not hold."""
+"""In the save folder of a run with lora: the fingerprint of the base, which is not part of its checkpoints."""
 
 
 def frozen_weights(config: TrainConfig, opened: TensorSource | None = None) -> TensorSource:
-    """The base that a run with lora froze; what is open already, if anything is."""
+    """The frozen base of a run with lora, or `opened` if it is already open."""
     if opened is not None:
         return opened
     checkpoint, name = frozen_base(config), config.model.pretrained_model_name_or_path
@@ -34,7 +34,7 @@ def frozen_weights(config: TrainConfig, opened: TensorSource | None = None) -> T
 
 
 def frozen_base(config: TrainConfig) -> CheckpointReader | None:
-    """The checkpoint of a whole model at load_path, which a run with lora takes as its base; None without one."""
+    """The checkpoint of a whole model at load_path, which a run with lora uses as its base; None without one."""
     if config.lora is None or (path := load_path_of(config)) is None:
         return None
     reader = CheckpointReader(path)
@@ -42,7 +42,7 @@ def frozen_base(config: TrainConfig) -> CheckpointReader | None:
 
 
 class DrawnWeights:
-    """The initial weights of a run that names none: drawn again."""
+    """The random initial weights of a run without pretrained weights, drawn again from its seed."""
 
     files: Sequence[Path] = ()
 
@@ -58,16 +58,16 @@ class DrawnWeights:
 
 
 def note_base(folder: Path, base: TensorSource) -> None:
-    """Leaves the base's fingerprint in a save folder."""
+    """Write the base's fingerprint into a save folder."""
     part = folder / f".{BASE}.part"
     write_json(part, {"fingerprint": fingerprint(base)})
     part.replace(folder / BASE)
 
 
 def check_base(checkpoint: Path, base: TensorSource, config: TrainConfig) -> None:
-    """Raises ConfigError when the adapters in the checkpoint were trained above other weights than these.
+    """Raise ConfigError if the adapters in the checkpoint were trained on another base than this.
 
-    Without what `note_base` leaves beside it nothing is known.
+    Does nothing if there is no fingerprint by `note_base` beside the checkpoint.
     """
     noted = checkpoint.resolve().parent / BASE
     if not noted.is_file():
@@ -82,13 +82,13 @@ def check_base(checkpoint: Path, base: TensorSource, config: TrainConfig) -> Non
         if frozen_base(config) is not None:
             whose = f"those in {config.load_path} (load_path)"
         raise ConfigError(
-            f"{checkpoint} holds adapters that were trained above other weights than {whose}: put the same base back "
-            "in its place, or write where it is"
+            f"{checkpoint} contains adapters that were trained on another base than {whose}: restore that base, or set "
+            "the path where it is"
         )
 
 
 def fingerprint(base: TensorSource) -> str:
-    """Of the first and the last row of every tensor, in fp32: the same for the same weights wherever they lie."""
+    """A hash of the first and the last row of every tensor, in fp32. Independent of where the weights are stored."""
     digest = hashlib.blake2b(digest_size=16)
     for name, shape in sorted(base.shapes.items()):
         digest.update(name.encode())

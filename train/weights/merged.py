@@ -1,4 +1,4 @@
-"""All weights of the model in a checkpoint; adapters (LoRA) are merged into their base, a few rows at a time."""
+"""The complete weights of a checkpoint. LoRA adapters are merged into their base, a few rows at a time."""
 
 import math
 from collections.abc import Sequence
@@ -22,9 +22,9 @@ from train.weights.frozen_base import check_base, frozen_weights
 
 
 def open_checkpoint_and_config(checkpoint: Path) -> tuple[CheckpointReader, TrainConfig]:
-    """A checkpoint and the config that it was written with. Says when the checkpoint is not verified.
+    """Open a checkpoint and the config that it was written with. Logs a warning if the checkpoint is not verified.
 
-    Raises ConfigError, also when it is that of another batch or run than its place says.
+    Raises ConfigError, also if the checkpoint belongs to another batch or run than its name and folder.
     """
     reader = CheckpointReader(checkpoint)
     check_identity(checkpoint, reader.manifest)
@@ -34,8 +34,8 @@ def open_checkpoint_and_config(checkpoint: Path) -> tuple[CheckpointReader, Trai
 
 
 def _config_of(reader: CheckpointReader) -> TrainConfig:
-    """The config that a checkpoint was written with: its own, or, of an earlier version, the save folder's. With lora
-    the save folder's says where the base is now."""
+    """The config that a checkpoint was written with: its own or, in earlier versions, that of the save folder. With
+    lora, the location of the base is taken from the save folder's config."""
     beside = reader.checkpoint.parent / CONFIG
     if reader.manifest is None or CONFIG not in reader.manifest.files:
         return load_saved_config(beside)
@@ -49,9 +49,9 @@ def _config_of(reader: CheckpointReader) -> TrainConfig:
 
 
 def whole_weights(reader: CheckpointReader, config: TrainConfig) -> TensorSource:
-    """All weights of the model in a checkpoint: what it holds or, where that is adapters, these merged into their base.
+    """The complete weights of a checkpoint: its own or, if it contains adapters, these merged into their base.
 
-    Raises ConfigError when the checkpoint is not whole or not of this config, or the base is not there any more.
+    Raises ConfigError if the checkpoint is incomplete or does not match the config, or if the base does not exist.
     """
     beside = reader.checkpoint.parent / "config.yaml"
     reader.check(config.model, str(beside), config.lora)
@@ -61,15 +61,15 @@ def whole_weights(reader: CheckpointReader, config: TrainConfig) -> TensorSource
         base = frozen_weights(config)
     except ConfigError as error:
         raise ConfigError(
-            f"{reader.checkpoint} holds adapters alone, and their base cannot be read: {error}; where it has moved, "
-            f"write its new place into {beside}"
+            f"{reader.checkpoint} contains only adapters, and their base cannot be read: {error}; if the base was "
+            f"moved, set its new path in {beside}"
         ) from None
     check_base(reader.checkpoint, base, config)
     return MergedWeights(base, reader, config.model, config.lora)
 
 
 class MergedWeights:
-    """W + alpha / r * B A for what has an adapter, added in fp32; the base's own rows for the rest."""
+    """W + alpha / r * B A for weights with an adapter, added in fp32; the rows of the base for others."""
 
     def __init__(self, base: TensorSource, adapters: CheckpointReader, model: ModelConfig, lora: LoraConfig) -> None:
         self.base, self.adapters, self.lora = base, adapters, lora
@@ -91,7 +91,7 @@ class MergedWeights:
         place, r = adapter_name(name), self.lora.r
         B = torch.empty(stop - start, r)
         self.adapters.rows(f"{place}.lora_B", start, stop, B)
-        # Of experts with an A each, those of the experts that these rows belong to.
+        # If each expert has its own A, use the matrices of the experts that these rows belong to.
         height = self._F if self.lora.per_expert and is_fused(name) else self.shapes[name][0]
         for expert in range(start // height, math.ceil(stop / height)):
             mine = slice(max(expert * height - start, 0), min((expert + 1) * height, stop) - start)
@@ -99,8 +99,8 @@ class MergedWeights:
         out.copy_(merged)
 
     def _A(self, name: str, expert: int, width: int) -> torch.Tensor:
-        """Read once for all the blocks of rows that need it."""
-        held = self._held  # one look: threads read blocks side by side
+        """The A matrix of an expert, read once for all blocks of rows that need it."""
+        held = self._held  # read once, because threads read blocks in parallel
         if held[0] != f"{name} {expert}":
             A, r = torch.empty(self.lora.r, width), self.lora.r
             self.adapters.rows(name, expert * r, (expert + 1) * r, A)

@@ -1,6 +1,7 @@
-"""Weights of a stock Hugging Face DBRX folder, read row by row: each rank takes its own rows, and nobody the whole.
+"""Read the weights of a stock Hugging Face DBRX row by row: each rank reads only its own rows.
 
-A folder, or a repository of the hub, of safetensors files. Nothing in it is ever run, and no pickle is opened.
+The weights are safetensors files in a folder or a repository on the hub. No code of it is executed, and no pickle is
+opened.
 """
 
 import dataclasses
@@ -38,21 +39,21 @@ if TYPE_CHECKING:
 
 
 class PretrainedFolder:
-    """What a folder of weights holds. `open` makes one."""
+    """The tensors in a folder of weights. Created by `open`."""
 
     def __init__(self, name: str, folder: Path, model: ModelConfig, tensors: dict[str, tuple[Path, Stored]]) -> None:
         self.name = name
         self.folder = folder
         self.model = model
-        """The shape of its DBRX."""
+        """The model config of the weights."""
         self.tensors = tensors
-        """Every parameter's file and place in it, by its name in stock DBRX."""
+        """The file of each parameter and its location there, by its name in stock DBRX."""
 
     @classmethod
     def open(cls, name: str, model: ModelConfig | None = None) -> "PretrainedFolder":
-        """Reads config.json, the index and every file's header, no tensor; from the hub all files are fetched first.
+        """Read config.json, the index and the header of every file, but no tensor. Files on the hub are fetched first.
 
-        Raises ConfigError when they are not a whole stock DBRX, or their weights mean something else in `model`.
+        Raises ConfigError if they are not a complete stock DBRX, or if `model` would change the meaning of the weights.
         """
         folder = find_folder(name)
         if folder is None:
@@ -64,16 +65,16 @@ class PretrainedFolder:
         try:
             own = _as_config(values)
         except ValueError as error:
-            raise ConfigError(f"{subject}, but its config.json cannot be: {error}", key=KEY) from None
+            raise ConfigError(f"{subject}, but its config.json is not valid: {error}", key=KEY) from None
         if model is not None and (found := contradictions(values, dataclasses.asdict(model))):
-            changed = "; ".join(f"{key} is {there} there, {here} in this config" for key, there, here in found)
-            raise ConfigError(f"{subject}, but these are other weights: {changed}", key=KEY)
+            changed = "; ".join(f"{key} is {there} there, but {here} in this config" for key, there, here in found)
+            raise ConfigError(f"{subject}, but its config does not match: {changed}", key=KEY)
         with errors_name_the_key(subject):
             tensors, problems = _tensors(folder)
         problems += _differences({key: stored for key, (_, stored) in tensors.items()}, parameter_shapes(own))
         if problems:
             named = listed_clauses(problems)
-            raise ConfigError(f"{subject}, but it is no stock DBRX: {named}: name one, or export it anew", key=KEY)
+            raise ConfigError(f"{subject}, but it is not a stock DBRX: {named}: name one, or export it again", key=KEY)
         return cls(name, folder, own, tensors)
 
     def __contains__(self, name: str) -> bool:
@@ -81,7 +82,7 @@ class PretrainedFolder:
 
     @property
     def files(self) -> list[Path]:
-        """All that it reads from."""
+        """All files with tensors."""
         return sorted({path for path, _ in self.tensors.values()})
 
     @property
@@ -89,7 +90,7 @@ class PretrainedFolder:
         return {name: stored.shape for name, (_, stored) in self.tensors.items()}
 
     def pieces(self, name: str, dtype: "torch.dtype") -> "list[Piece] | None":
-        """Where the parameter's bytes are; None where its dtype is another."""
+        """Where the parameter's bytes are; None if its dtype differs."""
         from train.hf.raw_rows import Piece
 
         path, stored = self.tensors[name]
@@ -98,9 +99,10 @@ class PretrainedFolder:
         return [Piece(path, stored.start, stored.stop - stored.start)]
 
     def rows(self, name: str, start: int, stop: int, out: "torch.Tensor") -> None:
-        """Reads rows [start, stop) of a parameter into `out` [stop - start, ...], in its dtype, on its device.
+        """Read rows [start, stop) of a parameter into `out` [stop - start, ...], in the dtype and on the device of
+        `out`.
 
-        Only these rows' bytes are read, in small pieces. Raises ConfigError when they cannot be.
+        Only the bytes of these rows are read, in small chunks. Raises ConfigError if they cannot be read.
         """
         from train.hf.raw_rows import opened, read_rows
 
@@ -111,11 +113,11 @@ class PretrainedFolder:
             read_rows(file, stored.start + start * row_bytes, number.torch_dtype, out[: stop - start])
 
     def not_finite(self, names: Sequence[str]) -> ConfigError:
-        """The error when these parameters have been read and are not all numbers."""
+        """The error for parameters that are not finite."""
         from train.hf.finite import not_finite
 
         places = [f"{name} in {self.tensors[name][0].name}" for name in names]
-        hint = "download it again, or name weights whose training did not diverge"
+        hint = "download them again, or name weights whose training did not diverge"
         return ConfigError(f"is {self.name!r}, but {not_finite('its weights', places, hint)}", key=KEY)
 
 
@@ -124,7 +126,7 @@ def _as_config(values: dict[str, Any]) -> ModelConfig:
 
 
 def _tensors(folder: Path) -> tuple[dict[str, tuple[Path, Stored]], list[str]]:
-    """The tensors of all files, and what is wrong with files and index."""
+    """The tensors of all files, and defects of files and index."""
     index, files, problems = folder / INDEX, sorted(folder.glob("*.safetensors")), []
     weight_map: dict[str, str] | None = None
     if index.is_file():
@@ -137,13 +139,13 @@ def _tensors(folder: Path) -> tuple[dict[str, tuple[Path, Stored]], list[str]]:
             raise ValueError(f"its {INDEX} is damaged: download or copy it again") from None
         if elsewhere:
             raise ValueError(
-                f"its {INDEX} names {shown(elsewhere[0])}, which is no file of the folder: nothing outside of it is "
-                "read, so write names of files that are in it"
+                f"its {INDEX} names {shown(elsewhere[0])}, which is not a file of the folder: only files in the folder "
+                "are read, so list those"
             )
     elif len(files) > 1:
-        # Such as a consolidated copy beside the parts: without an index nobody knows which are meant.
+        # For example a consolidated copy beside shards: without an index it is not known which files to use.
         raise ValueError(
-            f"it has {len(files)} safetensors files, but no {INDEX} that says what is in which: download or copy it too"
+            f"it has {len(files)} safetensors files, but no {INDEX} that lists their tensors: download or copy it too"
         )
     if not files:
         raise ValueError(no_weights([path.name for path in folder.iterdir()]))
@@ -157,12 +159,12 @@ def _tensors(folder: Path) -> tuple[dict[str, tuple[Path, Stored]], list[str]]:
         except ValueError as error:
             problems.append(str(error))
     if problems:
-        # What lies in files that cannot be read is not missing besides.
+        # Tensors in unreadable files are not also reported as missing.
         unread = listed_clauses(problems)
-        raise ValueError(f"not all of it can be read: {unread}: download or copy these files again")
+        raise ValueError(f"some files cannot be read: {unread}: download or copy them again")
     if weight_map is not None:
         problems += [
-            f"{name} is in {tensors[name][0].name}, but {file} by the index"
+            f"{name} is in {tensors[name][0].name}, but the index lists {file}"
             for name, file in weight_map.items()
             if name in tensors and tensors[name][0].name != file
         ]
@@ -171,10 +173,10 @@ def _tensors(folder: Path) -> tuple[dict[str, tuple[Path, Stored]], list[str]]:
 
 def _differences(tensors: dict[str, Stored], shapes: dict[str, tuple[int, ...]]) -> list[str]:
     problems = [f"{name} is missing" for name in shapes if name not in tensors]
-    problems += [f"{name} is not a part of DBRX" for name in tensors if name not in shapes]
+    problems += [f"{name} is not a parameter of DBRX" for name in tensors if name not in shapes]
     for name, stored in tensors.items():
         if stored.shape != shapes.get(name, stored.shape):
-            problems.append(f"{name} is {list(stored.shape)}, not {list(shapes[name])}")
+            problems.append(f"{name} is {list(stored.shape)}, expected {list(shapes[name])}")
         elif name in shapes and stored.dtype not in BY_SAFETENSORS:
-            problems.append(f"{name} is {stored.dtype}, not F32, BF16 or F16")
+            problems.append(f"{name} is {stored.dtype}, expected F32, BF16 or F16")
     return problems

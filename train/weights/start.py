@@ -1,4 +1,4 @@
-"""What a run starts from: the checkpoint that autoresume or load_path means, checked before anything is built."""
+"""Find the checkpoint that a run starts from, by autoresume or load_path, and check it before anything is built."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,17 +25,17 @@ class Start:
 
     path: Path
     state: RunState | None
-    """Where the run goes on from there; None where it takes the weights alone."""
+    """The state to resume from; None if only the weights are loaded."""
     resuming: bool
-    """It is the run's own, found by autoresume."""
+    """Whether autoresume found the checkpoint in the run's own save folder."""
     run_id: str | None = None
-    """Of the run that wrote it; None where there is no manifest."""
+    """Of the run that wrote it; None if there is no manifest."""
     corrupt: tuple[CorruptCheckpointError, ...] = ()
-    """Newer checkpoints that were passed over."""
+    """Newer checkpoints that were skipped."""
 
     @property
     def data_state(self) -> Mapping[str, str] | None:
-        """What the training data's `state_dict` was (see RowPlan.state)."""
+        """The training data's `state_dict` in the checkpoint (see RowPlan.state)."""
         return {"position": self.state.position} if self.state is not None else None
 
 
@@ -46,15 +46,15 @@ def find_start(
     *,
     remote: RemoteFolder | None = None,
 ) -> Start | None:
-    """The newest checkpoint in the save folder under autoresume that is not corrupt, as far as that is known before its
-    tensors are read, else load_path, else None. `corrupt`: what is known of some of them. remote: the save folder whose
-    staging folder `folder` is; from it the checkpoint is fetched.
+    """Find the newest checkpoint in the save folder with autoresume that is not known to be corrupt before its tensors
+    are read, else load_path, else None. corrupt: checkpoints already known to be corrupt. remote: the save folder in a
+    store, from which the checkpoint is fetched into its staging folder `folder`.
 
-    Raises ConfigError when the run cannot start from it, or may not write to the save folder. Changes nothing but the
-    staging folder.
+    Raises ConfigError if the run cannot start from the checkpoint, or may not write to the save folder. Changes only
+    the staging folder.
     """
     if remote is not None and not is_first_rank():
-        # Rank 0 fetches; the others take the start that it has found.
+        # Rank 0 fetches the checkpoint, and the other ranks use its result.
         with store_errors_named("save_folder"):
             if config.autoresume and remote.look().committed:
                 return None
@@ -67,7 +67,7 @@ def find_start(
     if path is None:
         return None
     if path.is_symlink():
-        path = path.resolve()  # once: `latest` may lead to another one a moment later
+        path = path.resolve()  # only once, because `latest` may change at any time
     checkpoint, state = check_start(path, config, "load_path", whole_state=not config.load_weights_only)
     if frozen_base(config) is not None:
         return None
@@ -103,16 +103,16 @@ def _newest(
                 raise _stopped(error) from None
             corrupt.append(error)
     if present:
-        none = f"save_folder {folder} has no checkpoint that can be resumed from"
-        hint = "restore one of them from a copy, or start again with another run_name"
+        none = f"save_folder {folder} has no checkpoint to resume from"
+        hint = "restore a checkpoint from a copy, or start again with another run_name"
         raise ConfigError("\n  ".join([f"{none}: {hint}", *map(str, corrupt)]))
     return None
 
 
 def _stopped(error: CorruptCheckpointError) -> ConfigError:
     return ConfigError(
-        f"{error} (on_corrupt_checkpoint: stop): restore it from a copy, delete it to resume from the checkpoint "
-        "before it, or write on_corrupt_checkpoint=fallback"
+        f"{error} (on_corrupt_checkpoint: stop): restore it from a copy, delete it to resume from the previous "
+        "checkpoint, or set on_corrupt_checkpoint=fallback"
     )
 
 
@@ -134,13 +134,13 @@ def fall_back(
     *,
     remote: RemoteFolder | None = None,
 ) -> Start:
-    """The checkpoint before a start whose tensors have turned out to be corrupt. Raises ConfigError without one."""
+    """The checkpoint before one whose tensors are corrupt. Raises ConfigError if there is none."""
     if not start.resuming:
         raise error
     if config.on_corrupt_checkpoint == "stop":
         raise _stopped(error)
     found = find_start(config, folder, [*start.corrupt, error], remote=remote)
-    assert found is not None, "find_start raises without a checkpoint that is not corrupt"
+    assert found is not None, "find_start raises if all checkpoints are corrupt"
     return found
 
 
@@ -148,9 +148,9 @@ StartingWeights = PretrainedFolder | CheckpointReader
 
 
 def open_weights(config: TrainConfig, start: Start | None) -> StartingWeights | None:
-    """Where the model's weights come from that the start does not bring; None: from nowhere, or they are drawn.
+    """The source of the weights that the start does not contain; None if there are none or they are drawn randomly.
 
-    A checkpoint of a whole model brings all, one of adapters all but their base. From the hub the files are fetched.
+    A checkpoint of a whole model contains all weights, one of adapters all but the base. Files on the hub are fetched.
     """
     if start is not None and config.lora is None:
         return None
@@ -162,25 +162,25 @@ def open_weights(config: TrainConfig, start: Start | None) -> StartingWeights | 
 
 
 def check_start(path: Path, config: TrainConfig, key: str, *, whole_state: bool) -> tuple[Checkpoint, RunState | None]:
-    """Opens the checkpoint that `key` names; its state is None where it is not asked for, or has no position.
+    """Open the checkpoint that `key` names, and read its state. The state is None if it is not needed or incomplete.
 
-    Raises ConfigError when a run of this config cannot start from it.
-    With whole_state, going on from it and not from its weights alone, nothing may have changed that cannot change.
+    Raises ConfigError if a run with this config cannot start from it. With whole_state, which means resuming from it
+    instead of loading only its weights, also if a key changed that must not change.
     """
     subject = f"is {str(path)!r}" if key == "load_path" else f"is true, and the newest checkpoint is {str(path)!r}"
     if not path.exists():
-        raise ConfigError(f"{subject}, but there is no such file or folder{from_here(path)}", key=key)
+        raise ConfigError(f"{subject}, which does not exist{from_here(path)}", key=key)
     if not is_complete(path):
         inside = checkpoints(resolve_save_folder(path))
-        hint = f": write {key}={inside[-1]}, the newest one there" if inside else ""
+        hint = f": set {key}={inside[-1]}, the newest one there" if inside else ""
         raise ConfigError(
-            f"{subject}, but it is no complete checkpoint (a folder such as ep0-ba100 with {MANIFEST} in it){hint}",
+            f"{subject}, but it is not a complete checkpoint (a folder such as ep0-ba100 with {MANIFEST} in it){hint}",
             key=key,
         )
     checkpoint = open_checkpoint(path)
     if isinstance(checkpoint, CheckpointReader) and checkpoint.manifest is not None:
         check_identity(path, checkpoint.manifest)
-        checkpoint.read_file(CONFIG)  # what is compared next is what was written
+        checkpoint.read_file(CONFIG)  # verifies the config that is compared next
     state = state_if_any(checkpoint) if whole_state else None
     position = {"position": state.position} if state is not None else None
     refuse_changes(path, config, position, key, whole_state=whole_state)
@@ -188,8 +188,8 @@ def check_start(path: Path, config: TrainConfig, key: str, *, whole_state: bool)
         base = config.lora is not None and not checkpoint.holds_adapters
         if base and whole_state:
             raise ConfigError(
-                f"{subject}, a whole model, of which a run with lora takes the weights alone, as its frozen base: "
-                "write load_weights_only=true",
+                f"{subject}, a whole model, of which a run with lora loads only the weights, as its frozen base: set "
+                "load_weights_only=true",
                 key=key,
             )
         checkpoint.check(config.model, "this config's model", None if base else config.lora)

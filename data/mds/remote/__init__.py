@@ -1,4 +1,4 @@
-"""Files of a remote folder (a folder, s3://, gs://, hf://): fetched within a time limit, and listed with their sizes.
+"""Files of a remote folder (a path, s3://, gs://, hf://): fetched within a time limit, and listed with their sizes.
 
-What the files contain is checked in data/mds.
+The content of the files is checked in data/mds.
 """

@@ -1,4 +1,4 @@
-"""Time limits for remotes. Streaming has none: when a download dies, whoever waits for its shard never returns."""
+"""Time limits for remotes. Streaming has none: if a download dies, processes that wait for its shard never return."""
 
 import os
 import threading
@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import TypeVar
 
 QUIET = 45
-"""Seconds without a byte after which a download has failed; with the waits between the tries it is under a minute."""
+"""Seconds without a received byte after which a download fails. With the waits between retries, this is under a
+minute."""
 _POLL = 0.1
 
 T = TypeVar("T")
 
 
 class Silence:
-    """How long nothing has been written below a folder."""
+    """Measures how long nothing has been written below a folder."""
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._bytes, self._since = folder, -1, time.monotonic()
@@ -27,8 +28,9 @@ class Silence:
         return time.monotonic() - self._since > QUIET
 
 
-def in_time(work: Callable[[], T], given_up: Callable[[], bool]) -> T:
-    """What work() returns or raises, or TimeoutError once given_up(): then its thread is left behind."""
+def in_time(work: Callable[[], T], give_up: Callable[[], bool]) -> T:
+    """Run work() in a thread and return its result or raise its error. Raises TimeoutError once give_up() is true; the
+    thread then keeps running in the background."""
     results: list[T] = []
     errors: list[Exception] = []
 
@@ -42,10 +44,10 @@ def in_time(work: Callable[[], T], given_up: Callable[[], bool]) -> T:
     thread.start()
     while thread.is_alive():
         thread.join(_POLL)
-        if thread.is_alive() and given_up():
-            raise TimeoutError(f"nothing came for {QUIET} s")
-    # On its way out, which join() does not wait for, a thread that used TLS holds a lock of OpenSSL: a process forked
-    # at that moment would hang at its first connection.
+        if thread.is_alive() and give_up():
+            raise TimeoutError(f"no data received for {QUIET} s")
+    # join() does not wait for the thread's cleanup, during which a thread that used TLS holds a lock of OpenSSL. A
+    # process forked at that moment would hang at its first connection.
     while Path(f"/proc/self/task/{thread.native_id}").exists():
         time.sleep(0.001)
     if errors:
@@ -56,5 +58,5 @@ def in_time(work: Callable[[], T], given_up: Callable[[], bool]) -> T:
 def _bytes(file: Path) -> int:
     try:
         return file.stat().st_size
-    except OSError:  # gone since it was listed
+    except OSError:  # deleted since it was listed
         return 0

@@ -1,4 +1,4 @@
-"""Fetches a file of a remote folder with Streaming's downloaders, or fails in time."""
+"""Fetch a file of a remote folder with Streaming's downloaders, with a time limit."""
 
 import shutil
 import tempfile
@@ -11,14 +11,14 @@ from data.base.errors import ConfigError
 from data.hub.reach import why_offline
 from data.mds.remote import deadlines
 from data.mds.remote.deadlines import Silence, in_time
-from data.stores.failures import FetchError, fetch_error, is_worth_a_try, raise_if_full
+from data.stores.failures import FetchError, fetch_error, is_worth_a_retry, raise_if_full
 
 WAITS = (1, 2, 4)
-"""Seconds between the tries."""
+"""Seconds between retries."""
 
 
 def check_scheme(remote: str) -> None:
-    """Raises ConfigError for a remote that Streaming cannot read, or not without a package that is not installed."""
+    """Raises ConfigError for a remote that Streaming does not support, or whose package is not installed."""
     from streaming.base.storage import CloudDownloader
     from streaming.base.storage.download import DOWNLOADER_MAPPINGS
 
@@ -26,17 +26,15 @@ def check_scheme(remote: str) -> None:
         CloudDownloader.get(remote)
     except ImportError as error:
         raise ConfigError(
-            f"is {remote!r}, for which a package is missing ({error}): install it", key="remote"
+            f"is {remote!r}, which needs a package that is not installed ({error}): install it", key="remote"
         ) from None
     except ValueError:
         known = ", ".join(f"{scheme}://" for scheme in DOWNLOADER_MAPPINGS if scheme)
-        raise ConfigError(
-            f"is {remote!r}, but it must be a folder or begin with one of {known}", key="remote"
-        ) from None
+        raise ConfigError(f"is {remote!r}, but it must be a path or begin with one of {known}", key="remote") from None
 
 
 def check_network(remote: str) -> None:
-    """Raises FetchError at once when a hub cannot be asked, for which its own library takes a minute of retries."""
+    """Raises FetchError if the hub cannot be reached. The hub's own library would first retry for a minute."""
     if urlsplit(remote).scheme == "hf":
         reason = why_offline()
         if reason is not None:
@@ -50,10 +48,10 @@ def fetch(
     silence: Silence | None = None,
     waits: Sequence[float] | None = None,
 ) -> Path:
-    """The file of that url, below the folder, whose silence others can watch, and may have watched already.
+    """Download the url to a file below the folder. Others can pass and watch `silence` to see whether bytes arrive.
 
-    `find_defect` returns what is wrong with a downloaded file. A failure is retried, unless the remote refused or the
-    disk is full (OSError). Raises FetchError.
+    `find_defect` returns the defect of a downloaded file, or None. A failure is retried, unless the remote denied the
+    request or the disk is full (OSError). Raises FetchError.
     """
     folder.mkdir(parents=True, exist_ok=True)
     silence = silence or Silence(folder)
@@ -68,7 +66,7 @@ def fetch(
         except Exception as error:
             raise_if_full(error)
             failure = fetch_error(error)
-            if isinstance(error, TimeoutError) or not is_worth_a_try(error):
+            if isinstance(error, TimeoutError) or not is_worth_a_retry(error):
                 raise failure from None
         shutil.rmtree(target.parent, ignore_errors=True)
         if wait is None:
@@ -80,7 +78,7 @@ def fetch(
 def _download(url: str, target: Path) -> None:
     from streaming.base.storage import CloudDownloader
 
-    # A client of its own each time: one that was made before a fork would share its connections with other workers.
+    # Use a new client each time: a client created before a fork would share its connections with other workers.
     downloader = CloudDownloader.get(url)
     try:
         downloader.download(url, str(target), deadlines.QUIET)

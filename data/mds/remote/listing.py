@@ -1,4 +1,4 @@
-"""Lists the files of a remote folder with their sizes, where the remote can tell them."""
+"""List the files of a remote folder with their sizes, if the remote supports this."""
 
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -14,39 +14,39 @@ from data.mds.remote.deadlines import in_time
 from data.stores.failures import FetchError, fetch_error
 
 _TIMEOUT = 20
-"""Seconds for an answer."""
+"""Time limit of a response in seconds."""
 
 
 @cache
 def remote_has(remote: str, files: tuple[tuple[str, int], ...]) -> bool:
-    """Looked once a process: are the files there, each of its size? False when the remote cannot tell.
+    """Check once per process that the files exist with these sizes. Returns False if the remote cannot list sizes.
 
-    Raises DataError for the first that is not.
+    Raises DataError for the first missing file or wrong size.
     """
     try:
         there = sizes(remote, [name for name, _ in files])
-        why = "it tells no sizes"
+        why = "it does not list sizes"
     except FetchError as error:
-        if not error.denied:  # who may read the files may not have been allowed to list them
-            raise DataError(f"{remote} cannot be looked at ({error}): start again when it answers") from None
-        there, why = None, f"its list: {error}"
+        if not error.denied:  # permission to read does not include permission to list
+            raise DataError(f"{remote} cannot be listed ({error}): start again when it responds") from None
+        there, why = None, f"listing it failed: {error}"
     if there is None:
-        node_logger.info(f"{remote}: only the first and the last shard are looked at before training ({why})")
+        node_logger.info(f"{remote}: only the first and the last shard are checked before training ({why})")
         return False
-    lost = [name for name, _ in files if name not in there]
-    if lost:
-        others = f" (and {len(lost) - 1} more)" if len(lost) > 1 else ""
-        raise DataError(f"{remote}/{lost[0]} is not there{others}, but index.json lists it: upload it")
+    missing = [name for name, _ in files if name not in there]
+    if missing:
+        others = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+        raise DataError(f"{remote}/{missing[0]} is missing{others}, but index.json lists it: upload it")
     for name, n_bytes in files:
         if there[name] != n_bytes:
-            raise DataError(f"{remote}/{name} has {there[name]} bytes, but {n_bytes} were written: upload it again")
+            raise DataError(f"{remote}/{name} has {there[name]} bytes, but {n_bytes} are expected: upload it again")
     return True
 
 
 def sizes(remote: str, names: Iterable[str]) -> dict[str, int] | None:
-    """Bytes of those of the remote's files that are there; None where it cannot tell without sending them.
+    """Name -> size in bytes of the existing files; None if the remote cannot list sizes.
 
-    Raises FetchError when it does not answer, or not to us.
+    Raises FetchError if the remote does not respond or denies access.
     """
     lister = LISTERS.get(urlsplit(remote).scheme)
     if lister is None:
@@ -76,10 +76,10 @@ def _list_bucket(remote: str, names: list[str]) -> dict[str, int]:
 
 
 def _client_of(remote: str) -> Any:
-    """The client of Streaming's downloader: files are listed with the credentials with which they are downloaded.
+    """The client of Streaming's downloader, so that files are listed with the credentials used to download them.
 
-    What Streaming 0.13 itself lists, with its uploaders, has no sizes, and may only be listed by who may look at the
-    bucket.
+    Streaming 0.13 can only list files with its uploaders, without sizes and with the permission to access the bucket
+    itself.
     """
     from streaming.base.storage import CloudDownloader
 
@@ -92,7 +92,7 @@ def _client_of(remote: str) -> Any:
 
 
 def _prefixes(path: str, names: list[str]) -> set[str]:
-    """Of the objects that the names are among."""
+    """The prefixes of the objects with these names."""
     base = PurePosixPath(path.strip("/"))
     return {f"{base / parent}/".removeprefix("./") for parent in {PurePosixPath(name).parent for name in names}}
 
@@ -106,7 +106,7 @@ def _below(path: str, names: list[str], bytes_of: Mapping[str, int]) -> dict[str
 def _list_hf(remote: str, names: list[str]) -> dict[str, int]:
     from huggingface_hub import HfApi
 
-    # hf://datasets/OWNER/NAME/FOLDER, as Streaming's downloader reads it.
+    # The format is hf://datasets/OWNER/NAME/FOLDER, as in Streaming's downloader.
     _, _, _, owner, repo, *folder = remote.split("/")
     files = HfApi().dataset_info(f"{owner}/{repo}", files_metadata=True, timeout=deadlines.QUIET).siblings or []
     bytes_of = {file.rfilename: file.size for file in files if file.size is not None}

@@ -1,4 +1,4 @@
-"""One file format a module: from a file's bytes to (place, record) pairs, and what a file's name says about it.
+"""One module per file format: from a file's bytes to (place, record) pairs, and the format from a file's name.
 
-Which files are read is decided in data/sources.
+The choice of the files to read is made in data/sources.
 """

@@ -1,7 +1,7 @@
-"""A JSON array of rows, however it is laid out over lines; `path row N` is a row's place.
+"""A JSON array of rows with any line breaks. The place of a row is `path row N`.
 
-The parent only looks where elements end, so that neither it nor a worker ever holds the whole array. ijson (3.6) does
-not serve here: it makes a `?` of half of a \\ud800-style pair, and stops at the first row that is not JSON.
+The parent only finds where elements end, so that neither the parent nor a worker ever holds the whole array. ijson
+(3.6) is not used because it replaces half of a \\ud800-style pair with `?` and stops at the first invalid row.
 """
 
 import json
@@ -16,7 +16,7 @@ from data.base.problems import Problem, describe
 from data.sources.formats import content as c
 
 _COMMA = ord(",")
-# What a byte outside strings does to the depth; a comma does nothing, but is looked at.
+# The change of depth for each byte outside strings. A comma does not change the depth, but is examined too.
 _DEPTH = np.zeros(256, dtype=np.int8)
 _DEPTH[[ord("["), ord("{")]], _DEPTH[[ord("]"), ord("}")]] = 1, -1
 _MARKS = _DEPTH != 0
@@ -24,18 +24,18 @@ _MARKS[_COMMA] = True
 
 
 def check(path: Path, name: str) -> None:
-    """Any array may be one of rows until it is parsed."""
+    """Any array is accepted here; its rows are checked when they are parsed."""
 
 
 class _Scanner:
-    """Finds the commas between elements, and the bracket that ends the array, block by block."""
+    """Finds the commas between elements and the bracket that closes the array, block by block."""
 
     def __init__(self) -> None:
         self._depth, self._in_string, self._escaped = 0, 0, False
 
     def scan(self, block: bytes) -> tuple[np.ndarray, int | None]:
-        """Where in the block commas between elements are, and where the array ends, if it does."""
-        # Same length, and no quote left that does not begin or end a string.
+        """Positions of the commas between elements, and the position where the array ends, if it ends in this block."""
+        # Mask escapes without changing the length, so that every remaining quote starts or ends a string.
         text = (b"_" + block[1:] if self._escaped else block).replace(b"\\\\", b"__").replace(b'\\"', b"__")
         self._escaped = text.endswith(b"\\")
         codes = np.frombuffer(text, dtype=np.uint8)
@@ -53,7 +53,7 @@ class _Scanner:
 
 
 def split(content: c.Content) -> Iterator[c.FileChunk]:
-    """Raises DataError when the array ends before the file does."""
+    """Raises DataError if the array ends before the file does."""
     cutter = _Cutter(content.name)
     scanner = _Scanner()
     while block := content.read():
@@ -76,7 +76,7 @@ def split(content: c.Content) -> Iterator[c.FileChunk]:
 
 
 class _Cutter:
-    """Makes chunks of whole elements, and knows where in the file it is."""
+    """Splits the file into chunks of whole elements and tracks the position in the file."""
 
     def __init__(self, name: str) -> None:
         self.name, self.begun = name, False
@@ -85,14 +85,14 @@ class _Cutter:
         self._n_held = 0
 
     def begin(self, block: bytes) -> bytes:
-        """What follows the opening bracket."""
+        """The part of the block after the opening bracket."""
         start = block.find(b"[") + 1
         self.begun = start > 0
         self._advance(block[:start] if start else block)
         return block[start:] if start else b""
 
     def hold(self, block: bytes) -> None:
-        """Part of an element; of one that has become too large only its size and position are kept."""
+        """Buffer a part of an element. If the element is too large, only its size and position are kept."""
         self._n_held += len(block)
         self._held.append(block)
         if self._n_held > c.MAX_ROW_BYTES:
@@ -101,7 +101,7 @@ class _Cutter:
             self._held = []
 
     def elements(self, block: bytes, commas: np.ndarray) -> Iterator[c.FileChunk]:
-        """Of a block that ends with the last of `commas`."""
+        """The chunks of a block that ends with the last of `commas`."""
         ends = commas
         if self._n_held > c.MAX_ROW_BYTES:
             first = int(commas[0]) + 1
@@ -118,13 +118,13 @@ class _Cutter:
         self._held, self._n_held = [], 0
 
     def last(self, block: bytes, *, closed: bool = True) -> Iterator[c.FileChunk]:
-        """What stands between the last comma and the end of the array, or of the file when it was not closed."""
+        """The chunks between the last comma and the end of the array, or of the file if the array is not closed."""
         if self._n_held > c.MAX_ROW_BYTES:
             yield self._too_large(self._n_held + len(block))
             self._advance(block)
         else:
             whole = b"".join((*self._held, block))
-            # Nothing stands there in an empty array; behind a comma it is one comma too many.
+            # The last element is empty in an empty array; after a comma, the comma is an error.
             if whole.strip() or (closed and self._row > 1):
                 yield self._chunk(whole, (len(whole),))
             self._advance(whole)
@@ -133,9 +133,9 @@ class _Cutter:
         self._n_held = 0
 
     def check_end(self, rest: bytes) -> None:
-        """Of what begins with the bracket that ends the array."""
+        """Check the rest of the file, which begins with the closing bracket of the array."""
         if not rest.startswith(b"]"):
-            raise DataError(f"{self.name}: a }} that closes nothing is in the array ({self._here()}): mend the file")
+            raise DataError(f"{self.name}: unmatched }} in the array ({self._here()}): fix the file")
         self._advance(rest[:1])
         self.check_nothing(rest[1:])
 
@@ -144,10 +144,10 @@ class _Cutter:
         self._advance(block[: len(block) - len(extra)])
         if extra:
             seen = describe(extra[:60].decode(errors="replace"))
-            fix = "make it one array, or write one object a line"
+            fix = "make it a single array, or write one object per line"
             if extra.startswith(b"["):
                 fix += ', such as {"messages": [...]} for a list of messages'
-            raise DataError(f"{self.name}: the array ends before the file does: {seen} follows ({self._here()}): {fix}")
+            raise DataError(f"{self.name}: unexpected {seen} after the end of the array ({self._here()}): {fix}")
 
     def _chunk(self, content: bytes, ends: tuple[int, ...]) -> c.FileChunk:
         return c.FileChunk(
@@ -160,7 +160,7 @@ class _Cutter:
         return c.FileChunk("array", self.name, b"", size, place=place, problem=c.too_large(size))
 
     def _problem(self, kind: str, text: str) -> c.FileChunk:
-        problem = Problem(kind, f"{text}: the file was cut off, or a quote or a bracket before is not closed")
+        problem = Problem(kind, f"{text}: the file is truncated, or an earlier quote or bracket is not closed")
         return c.FileChunk("array", self.name, b"", 0, place=self.name, problem=problem)
 
     def _advance(self, content: bytes) -> None:
@@ -178,7 +178,7 @@ def rows(chunk: c.FileChunk) -> Iterator[tuple[str, Any]]:
 
 
 def _parse(chunk: c.FileChunk, start: int, end: int) -> Any:
-    """The JSON value of an element, or the Problem with it."""
+    """The JSON value of an element, or a Problem."""
     text = c.row_text(chunk.content[start:end])
     if isinstance(text, Problem):
         return text
@@ -190,13 +190,13 @@ def _parse(chunk: c.FileChunk, start: int, end: int) -> Any:
         where = f"line {line}, column {column}"
         if not text.strip():
             return Problem("not JSON", f"there is no row after the comma ({where}): remove the comma")
-        return Problem("not JSON", f"is not JSON ({error.msg}, {where}): {describe(text.strip())}: mend it")
+        return Problem("not JSON", f"is not JSON ({error.msg}, {where}): {describe(text.strip())}: fix it")
     except (ValueError, RecursionError) as error:
-        return Problem("not JSON", f"is not JSON ({error}): {describe(text.strip())}: mend it")
+        return Problem("not JSON", f"is not JSON ({error}): {describe(text.strip())}: fix it")
 
 
 def _after(content: bytes, line: int, column: int) -> tuple[int, int]:
-    """Line and column of what follows content that begins at this line and column."""
+    """Line and column after the content, which begins at the given line and column."""
     last = content.rfind(b"\n") + 1
     length = len(content[last:].decode(errors="replace"))
     return line + content.count(b"\n"), length + 1 if last else column + length

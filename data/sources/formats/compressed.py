@@ -1,4 +1,4 @@
-"""A file's bytes as they are meant: what gzip or zstd compressed is decompressed on the way, block by block."""
+"""The decompressed bytes of a file. gzip and zstd files are decompressed block by block while they are read."""
 
 import contextlib
 from collections.abc import Callable
@@ -8,13 +8,13 @@ from typing import Any
 from data.sources.formats.names import COMPRESSED
 
 _MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
-"""What such files begin with, none of which is UTF-8."""
+"""Magic bytes of compressed files. None of them is valid UTF-8."""
 _SKIPPABLE = b"\x2a\x4d\x18"
-"""Bytes 1 to 3 of a zstd frame without data, with which the files of pzstd begin (RFC 8878, 3.1.2)."""
+"""Bytes 1 to 3 of a zstd frame without data. Files written by pzstd begin with such a frame (RFC 8878, 3.1.2)."""
 
 
 class RawFile:
-    """A file on disk that reports each block that is read from it. Raises OSError, as all that opens or reads it."""
+    """A file on disk that passes each block it reads to a callback. Opening and reading raise OSError."""
 
     closed = False
 
@@ -35,7 +35,8 @@ class RawFile:
 
 
 class PlainFile:
-    """The decompressed bytes of a RawFile; closes it. Members and frames that follow one another are one content."""
+    """The decompressed bytes of a RawFile. Consecutive gzip members or zstd frames are concatenated. close() closes the
+    RawFile too."""
 
     def __init__(self, raw: RawFile) -> None:
         self._raw = raw
@@ -46,11 +47,11 @@ class PlainFile:
             self._plain = pa.CompressedInputStream(pa.PythonFile(raw, "r"), raw.compression)
 
     def read(self, size: int) -> bytes:
-        """Raises OSError; without an errno where the compressed content is broken or ends too early."""
+        """Raises OSError. Its errno is None if the compressed content is corrupt or truncated."""
         return self._plain.read(size)
 
     def close(self) -> None:
-        # Arrow complains of a stream that is closed before its end.
+        # Arrow raises OSError if a stream is closed before its end.
         with contextlib.suppress(OSError):
             self._plain.close()
         self._raw.close()

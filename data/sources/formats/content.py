@@ -1,4 +1,4 @@
-"""The bytes of a file on their way to workers."""
+"""Read the bytes of files in blocks, and the chunks that are sent to workers."""
 
 import codecs
 import json
@@ -16,11 +16,11 @@ from data.base.sizes import format_bytes
 from data.sources.formats.compressed import PlainFile, RawFile
 
 BLOCK_BYTES = 1 << 20
-"""What is read at a time, and so about the size of a chunk."""
+"""Bytes per read, which is also the approximate size of a chunk."""
 MAX_ROW_BYTES = 64 << 20
-"""A larger row is a Problem; no more of it is ever held."""
+"""A larger row is a Problem. It is never held in memory completely."""
 CHUNK_ROWS = 1024
-"""Rows of a table in a chunk, at most."""
+"""Maximum number of table rows in a chunk."""
 
 _HEAD_BYTES = 4096
 _BEGINNINGS = {
@@ -35,10 +35,10 @@ _BEGINNINGS = {
     b"PK\x03\x04": "zip",
     b"PAR1": "Parquet",
 }
-"""How files begin that are not UTF-8 text. UTF-32's mark begins with UTF-16's, so it comes first."""
+"""Magic bytes of files that are not UTF-8. UTF-32 comes first because its byte order mark begins with UTF-16's."""
 _NUL_BYTES = (
-    "is of NUL bytes (\\0), which is what a copy that stopped or a sparse file has in place of its content: copy the "
-    "file again, or write it again"
+    "contains NUL bytes (\\0), as after an interrupted copy or in a sparse file: copy the file again, or create it "
+    "again"
 )
 
 
@@ -49,44 +49,44 @@ class InputFile:
     xxh3: str
     """Hash of the content (xxh3_128)."""
     state: tuple[int, ...]
-    """Of the file when it was hashed: what `stat` says that a change changes."""
+    """The fields of `stat` that change when the file changes, taken when the file was hashed."""
 
 
 @dataclass(frozen=True)
 class FileChunk:
     reader: str
     name: str
-    """What a place begins with: the file."""
+    """The name of the file. Places begin with it."""
     content: bytes
     size: int
-    """Bytes of the file that are dealt with once this chunk is."""
+    """Bytes of progress in the file when this chunk is done."""
     line: int = 1
-    """1-based, of the content's first byte."""
+    """Line of the content's first byte, from 1."""
     column: int = 1
-    """1-based, in characters, of the content's first byte."""
+    """Column of the content's first byte in characters, from 1."""
     row: int = 1
-    """1-based, of the content's first row."""
+    """Number of the content's first row, from 1."""
     ends: tuple[int, ...] = ()
-    """Of a JSON array: where each element ends."""
+    """For a JSON array: the end of each element."""
     n_rows: int | None = None
-    """Rows in the content, where cutting it tells."""
+    """Rows in the content; None if they were not counted when the file was split."""
     skip: int = 0
-    """Rows of the content that are not wanted, before those that are."""
+    """Rows to skip at the start of the content."""
     take: int | None = None
-    """Rows that are wanted; null: all."""
+    """Rows to read after the skipped ones; None: all."""
     header: tuple[str, ...] = ()
-    """Of CSV: the columns; one without a name is left out of the rows."""
+    """For CSV: the columns. A column without a name is left out of the rows."""
     place: str = ""
-    """Of the problem."""
+    """The place of the problem."""
     problem: Problem | None = None
-    """What is wrong with the one row that the chunk stands for."""
+    """The problem with the single row that this chunk represents."""
 
 
 _Opened = TypeVar("_Opened", bound="Blocks")
 
 
 class Blocks:
-    """The content of a file, decompressed, from its beginning to its end; without its byte order mark."""
+    """The decompressed content of a file in blocks, without its byte order mark."""
 
     def __init__(self, path: Path, name: str, seen: Callable[[bytes], None] | None = None) -> None:
         self.path, self.name = path, name
@@ -101,27 +101,27 @@ class Blocks:
         self._plain.close()
 
     def read(self, size: int | None = None) -> bytes:
-        """The next block, of BLOCK_BYTES if no size is given; b"" at the end."""
+        """The next block, of BLOCK_BYTES unless a size is given; b"" at the end."""
         try:
             block = self._plain.read(BLOCK_BYTES if size is None else size)
         except OSError as error:
             raise DataError(self._why_broken(error)) from None
         first, self._begun = not self._begun, True
         mark = block.startswith(codecs.BOM_UTF8) if first else False
-        # What is left of a block that is only the mark would look like the end.
+        # A block with only the mark is empty without it, and would look like the end of the file.
         return (block.removeprefix(codecs.BOM_UTF8) or self.read(size)) if mark else block
 
     def _why_broken(self, error: OSError) -> str:
         if error.errno is not None or self.raw.compression is None:
             return cannot_be("read", self.name, error)
         return (
-            f"{self.name} is no whole {self.raw.compression} file ({error}): it was copied or written in part: copy or "
-            "write it again"
+            f"{self.name} is not a complete {self.raw.compression} file ({error}), perhaps because of an interrupted "
+            "copy: copy or write it again"
         )
 
 
 class Content(Blocks):
-    """Reads a file once, from its beginning to its end, and refuses it when it is not what was hashed."""
+    """Reads a file once from start to end. Raises DataError if the content differs from what was hashed."""
 
     def __init__(self, file: InputFile, name: str) -> None:
         self.file = file
@@ -131,14 +131,14 @@ class Content(Blocks):
     def read(self, size: int | None = None) -> bytes:
         block = super().read(size)
         if not block:
-            while self.raw.read(BLOCK_BYTES):  # what follows the compressed content, if anything does
+            while self.raw.read(BLOCK_BYTES):  # read any bytes after the compressed content, to hash them
                 pass
         if self.raw.n_read > self.file.bytes or (not block and self._digest.hexdigest() != self.file.xxh3):
             raise DataError(changed(self.name))
         return block
 
     def check_unchanged(self) -> None:
-        """For a reader that does not use read(), or not to the end."""
+        """Check that the file is unchanged, for readers that do not read it to the end with read()."""
         with os_errors_named(self.name, as_error=DataError):
             same = state_of(self.file.path) == self.file.state
         if not same:
@@ -150,8 +150,8 @@ class Content(Blocks):
 
 
 def changed(name: str) -> str:
-    hint = "start again when it is complete (with --rehash if it has kept its time of change)"
-    return f"{name} was changed while it was being read: {hint}"
+    hint = "start again when the file is complete (with --rehash if its modification time did not change)"
+    return f"{name} changed while it was being read: {hint}"
 
 
 def state_of(path: Path) -> tuple[int, ...]:
@@ -160,7 +160,7 @@ def state_of(path: Path) -> tuple[int, ...]:
 
 
 def check_head(path: Path, name: str) -> bytes:
-    """The beginning of a file of text; b"" when it is empty. Raises DataError when it is no UTF-8 text."""
+    """The beginning of a text file; b"" if it is empty. Raises DataError if it is not UTF-8 text."""
     with Blocks(path, name) as blocks:
         head = blocks.read(_HEAD_BYTES)
     kind = next((message for beginning, message in _BEGINNINGS.items() if head.startswith(beginning)), None)
@@ -173,7 +173,7 @@ def check_head(path: Path, name: str) -> bytes:
 
 
 def _kind_by_nul(head: bytes) -> str | None:
-    """What NUL bytes among the first four tell: which of them belong to the first characters, or that all are."""
+    """The encoding indicated by the NUL bytes among the first four bytes; NUL if all of them are NUL."""
     n_others = len(head[:4].replace(b"\0", b""))
     text = head.rstrip(b"\0")
     if b"\0" not in head[:4] or (len(text) > 2 and b"\0" not in text):  # a short text, then NUL bytes to the end
@@ -184,13 +184,13 @@ def _kind_by_nul(head: bytes) -> str | None:
 def _hint(kind: str) -> str:
     if kind.startswith("UTF"):
         return f"save it as UTF-8 (`iconv -f {kind} -t UTF-8 FILE > NEW_FILE`)"
-    return f"write `{setting('hf_name', 'parquet')}`" if kind == "Parquet" else "unpack it first"
+    return f"write `{setting('hf_name', 'parquet')}`" if kind == "Parquet" else "decompress it first"
 
 
 def whole_lines(content: Blocks, line_end: bytes = b"\n") -> Iterator[tuple[int, bytes | int]]:
-    """`(number of the first line, lines)` in blocks that end with a line end (one byte), or with the file.
+    """Yield `(number of the first line, lines)` for blocks that end at a line end (one byte) or at the end of the file.
 
-    For a line larger than MAX_ROW_BYTES its size comes instead of it.
+    For a line larger than MAX_ROW_BYTES, the second item is the line's size.
     """
     number, held, n_held = 1, list[bytes](), 0
     while block := content.read():
@@ -204,7 +204,7 @@ def whole_lines(content: Blocks, line_end: bytes = b"\n") -> Iterator[tuple[int,
             held.append(block[:end])
             n_lines = sum(part.count(line_end) for part in held)
             whole, held = [b"".join(held)], []
-            yield number, whole.pop()  # nothing of it stays here while it is worked on
+            yield number, whole.pop()  # so that this generator holds no reference while the block is processed
             number, n_held, block = number + n_lines, 0, block[end:]
         n_held += len(block)
         held = [] if n_held > MAX_ROW_BYTES else [*held, block]
@@ -214,18 +214,18 @@ def whole_lines(content: Blocks, line_end: bytes = b"\n") -> Iterator[tuple[int,
 
 def too_large(n_bytes: int, what: str = "the row") -> Problem:
     size, most = format_bytes(n_bytes), format_bytes(MAX_ROW_BYTES)
-    return Problem(f"larger than {most}", f"{what} is of {size}, but {most} are the most: split it, or remove it")
+    return Problem(f"larger than {most}", f"{what} has {size}, but the maximum is {most}: split it, or remove it")
 
 
 def parse_json(text: str) -> Any:
-    """The value, or a Problem when an object has a key twice: which of the two is meant is not known.
+    """The parsed value, or a Problem if an object has a duplicate key, because the intended value is unknown.
 
-    Raises what json.loads does.
+    Raises the errors of json.loads.
     """
     try:
         return json.loads(text, object_pairs_hook=_object)
     except _DuplicateKey as error:
-        return Problem("a key is there twice", str(error))
+        return Problem("duplicate key", str(error))
 
 
 class _DuplicateKey(Exception):
@@ -237,17 +237,17 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(made) < len(pairs):
         keys = [key for key, _ in pairs]
         key = next(key for key in keys if keys.count(key) > 1)
-        raise _DuplicateKey(f"has the key {describe(key)} twice in an object: leave one")
+        raise _DuplicateKey(f"has the duplicate key {describe(key)} in an object: remove one")
     return made
 
 
 def row_text(row: bytes) -> str | Problem:
-    """The row's text, or why it is none: too large, or not UTF-8."""
+    """The text of the row, or a Problem if the row is too large or not UTF-8."""
     return too_large(len(row)) if len(row) > MAX_ROW_BYTES else decode(row)
 
 
 def decode(value: bytes) -> str | Problem:
-    """The text, or why it is none: not UTF-8, or a stretch of NUL bytes, which UTF-8 allows and no text has."""
+    """The text, or a Problem if it is not UTF-8 or contains a run of NUL bytes, which is valid UTF-8 but not text."""
     if b"\0\0\0\0" in value:
         return Problem("NUL bytes", _NUL_BYTES)
     try:

@@ -1,7 +1,7 @@
-"""CSV, and TSV by its name: a header, then rows whose cells are text, whatever they look like (RFC 4180).
+"""CSV, and TSV by its suffix: a header, then rows whose cells are always text (RFC 4180).
 
-Only a parser knows where a row ends, so rows are parsed where the file is cut into chunks, and workers get the cells.
-`path row N (line L)` is a row's place, the header not counted.
+Only a parser can find where a row ends, so rows are parsed when the file is split into chunks, and workers receive the
+cells. The place of a row is `path row N (line L)`, without counting the header.
 """
 
 import csv
@@ -20,19 +20,19 @@ from data.sources.formats.names import suffix_of
 
 _UNNAMED = "the first column, which has no name (such as the index that pandas writes)"
 _HEAD_BYTES = 1 << 16
-"""In which the first line ends, if it ends with CR."""
+"""Bytes at the start of the file in which the end of the first line is searched, to detect CR line ends."""
 _FIRST_LINE = re.compile(rb'(?:"[^"]*"|[^"\r\n])*(\r\n|\r(?!\n|\Z)|\n)')
 
 
 def check(path: Path, name: str) -> str | None:
-    """What of every row is left out, if anything. Raises DataError when the first row cannot be a header."""
+    """What is skipped in every row, if anything. Raises DataError if the first row is not a valid header."""
     with c.Blocks(path, name) as blocks:
         header = _header(_reader(_Lines(blocks)), name)
     return _UNNAMED if header and not header[0].strip() else None
 
 
 def split(content: c.Content) -> Iterator[c.FileChunk]:
-    """Raises DataError for a quote that is not closed, and for a row that is too large."""
+    """Raises DataError for an unclosed quote and for a row that is too large."""
     lines = _Lines(content)
     reader = _reader(lines)
     header = _header(reader, content.name)
@@ -46,7 +46,7 @@ def split(content: c.Content) -> Iterator[c.FileChunk]:
                 raise DataError(_not_closed(content.name, row + len(held), lines.row_line)) from None
             cells = str(error)
         if cells:
-            # As bytes a row takes a fraction of the memory that its cells do, and costs the garbage collector nothing.
+            # Serialized rows take far less memory than lists of cells, and the garbage collector need not scan them.
             held.append(marshal.dumps((lines.row_line, cells)))
         if lines.size >= c.BLOCK_BYTES or cells is None:
             if held:
@@ -65,14 +65,14 @@ def rows(chunk: c.FileChunk) -> Iterator[tuple[str, Any]]:
 
 
 class _Lines:
-    """The file's lines. What is not UTF-8 in them is escaped, until the row is known that it is in."""
+    """The lines of the file. Invalid UTF-8 is escaped, so that it is reported with its row."""
 
     def __init__(self, content: c.Blocks) -> None:
         self.content = content
         self.size = 0
-        """Bytes of the lines so far; set to 0 where a chunk begins."""
+        """Bytes of the lines read since the current chunk began."""
         self.row_line = 1
-        """Number of the line at which the row that is being read began."""
+        """Number of the line at which the current row began."""
         self.ended = False
 
     def __iter__(self) -> Iterator[str]:
@@ -95,7 +95,7 @@ class _Lines:
 
 
 def _line_end(path: Path, name: str) -> bytes:
-    """CR where the first line ends with it alone, as in files of old spreadsheets; LF ends lines otherwise."""
+    """CR if the first line ends with CR alone, as in files from old spreadsheets; otherwise LF."""
     with c.Blocks(path, name) as blocks:
         found = _FIRST_LINE.match(blocks.read(_HEAD_BYTES))
     return b"\r" if found is not None and found[1] == b"\r" else b"\n"
@@ -109,13 +109,13 @@ def _lines_of(content: bytes, line_end: bytes) -> Iterator[bytes]:
 
 
 def _reader(lines: _Lines) -> Any:
-    csv.field_size_limit(c.MAX_ROW_BYTES)  # which no cell reaches: rows are not larger
+    csv.field_size_limit(c.MAX_ROW_BYTES)  # no cell reaches this limit, because no row does
     delimiter = "\t" if suffix_of(lines.content.path.name) == ".tsv" else ","
     return csv.reader(lines, delimiter=delimiter, strict=True)
 
 
 def _header(reader: Any, name: str) -> tuple[str, ...]:
-    """The columns' names, of which the first may be empty; none in a file without rows."""
+    """The column names, of which the first may be empty. Empty for a file without rows."""
     try:
         header = next((cells for cells in reader if cells), [])
         "".join(header).encode()
@@ -139,9 +139,9 @@ def _header(reader: Any, name: str) -> tuple[str, ...]:
 
 
 def _row(cells: list[str] | str, header: tuple[str, ...]) -> dict[str, str] | Problem:
-    """`cells` is the parser's error where the row has none."""
+    """The row. `cells` is the parser's error message for a row that could not be parsed."""
     if isinstance(cells, str):
-        fix = "quote a cell with a comma, a quote or a line end in it, and double its quotes"
+        fix = "quote every cell that contains a comma, a quote or a line end, and double its quotes"
         return Problem("not CSV", f"is not CSV ({cells}): {fix}")
     if len(cells) != len(header):
         if not any(cell.strip() for cell in cells):
@@ -149,7 +149,7 @@ def _row(cells: list[str] | str, header: tuple[str, ...]) -> dict[str, str] | Pr
         more = "more" if len(cells) > len(header) else "fewer"
         cell = "cell" if len(cells) == 1 else "cells"
         text = f"has {len(cells)} {cell}, but the header has {len(header)} ({', '.join(header)})"
-        return Problem(f"{more} cells than columns", f"{text}: quote a cell that has a comma in it")
+        return Problem(f"{more} cells than columns", f"{text}: quote cells that contain a comma")
     text = ",".join(cells)
     if (not text.isascii() or "\0" in text) and isinstance(_decode(text), Problem):
         return next(problem for cell in cells if isinstance(problem := _decode(cell), Problem))
@@ -164,4 +164,4 @@ def _decode(text: str) -> str | Problem:
 
 
 def _not_closed(name: str, row: int, line: int) -> str:
-    return f"{name} row {row} (line {line}): a quote is opened here that is never closed: close it, or double it"
+    return f"{name} row {row} (line {line}): a quote that opens here is never closed: close it, or double it"

@@ -1,4 +1,4 @@
-"""Arrow streams, as save_to_disk of the `datasets` library writes them. `path row N` is a row's place."""
+"""Arrow streams, as written by save_to_disk of the `datasets` library. The place of a row is `path row N`."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,27 +9,27 @@ from data.sources.formats import content as c
 from data.sources.formats.parquet import arrow_chunk
 
 _END = b"\xff\xff\xff\xff\0\0\0\0"
-"""How a stream ends. Without it, one cut off between two batches would be read as a shorter one."""
+"""The last bytes of a stream. Without this check, a stream truncated between two batches would look complete."""
 
 
 def check(path: Path, name: str) -> None:
-    """Raises DataError when it is no Arrow stream, or not whole."""
+    """Raises DataError if the file is not a complete Arrow stream."""
     with os_errors_named(name, as_error=DataError), path.open("rb") as file:
         file.seek(-len(_END), 2)
         whole = file.read() == _END
     if not whole:
-        raise DataError(_broken(name, "it does not end as one"))
+        raise DataError(_broken(name, "its end marker is missing"))
     for _ in _batches(path, name):
         break
 
 
 def count(path: Path, name: str) -> int:
-    """Rows. Of the file only the heads of the batches are read."""
+    """Number of rows. Reads only the headers of the batches."""
     return sum(batch.num_rows for batch in _batches(path, name))
 
 
 def split(content: c.Content) -> Iterator[c.FileChunk]:
-    """Batches are mapped into memory, and so read as they are needed."""
+    """Batches are memory-mapped, so their content is read as it is needed."""
     content.check_unchanged()
     row = 1
     for batch in _batches(content.path, content.name):
@@ -52,4 +52,4 @@ def _batches(path: Path, name: str) -> Iterator[Any]:
 
 
 def _broken(name: str, why: str) -> str:
-    return f"{name} is no whole Arrow stream ({why.strip().splitlines()[0]}): copy or save the dataset again"
+    return f"{name} is not a complete Arrow stream ({why.strip().splitlines()[0]}): copy or save the dataset again"

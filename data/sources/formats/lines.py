@@ -1,4 +1,4 @@
-"""JSONL: one JSON object a line. Blank lines are passed over; `path:LINE` is a row's place."""
+"""JSONL: one JSON object per line. Blank lines are skipped. The place of a row is `path:LINE`."""
 
 import io
 import json
@@ -12,7 +12,7 @@ from data.sources.formats.objects import refuse_objects
 
 
 def check(path: Path, name: str) -> None:
-    """Raises DataError for a JSON object over several lines, or one that holds the list of rows."""
+    """Raises DataError for a JSON object that spans several lines or that contains the list of rows."""
     refuse_objects(path, name)
 
 
@@ -26,7 +26,7 @@ def split(content: c.Content) -> Iterator[c.FileChunk]:
 
 
 def count(chunk: c.FileChunk) -> int:
-    """Rows of the chunk, without parsing them."""
+    """Number of rows in the chunk, without parsing them."""
     return sum(not line.isspace() for line in io.BytesIO(chunk.content))
 
 
@@ -37,7 +37,7 @@ def rows(chunk: c.FileChunk) -> Iterator[tuple[str, Any]]:
 
 
 def parse_line(line: bytes) -> Any:
-    """The JSON value of the line, or the Problem with it."""
+    """The JSON value of the line, or a Problem."""
     text = c.row_text(line)
     if isinstance(text, Problem):
         return text
@@ -45,7 +45,7 @@ def parse_line(line: bytes) -> Any:
         return c.parse_json(text)
     except (ValueError, RecursionError) as error:
         why = f"{error.msg}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
-        fix = "write one JSON object a line"
+        fix = "write one JSON object per line"
         if "\r" in text.strip():
-            fix += " (its lines end with CR: `tr '\\r' '\\n' < FILE > NEW_FILE` makes them end with LF)"
+            fix += " (its lines end with CR: `tr '\\r' '\\n' < FILE > NEW_FILE` converts them to LF)"
         return Problem("not JSON", f"is not JSON ({why}): {describe(text.strip())}: {fix}")

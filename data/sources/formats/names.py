@@ -1,15 +1,15 @@
-"""What the name of a data file says: how it is read, how it is compressed, and whether it is data at all."""
+"""What the name of a file says about its format, its compression, and whether it is data at all."""
 
 from pathlib import Path, PurePath
 
 from data.base.errors import ConfigError, setting
 
 FORMATS = {"json": (".jsonl", ".json", ".ndjson"), "csv": (".csv", ".tsv"), "parquet": (".parquet",)}
-"""hf_name of local files, and what theirs end in, in any case of letters."""
+"""hf_name of local files -> their suffixes, in upper or lower case."""
 TEXT_SUFFIXES = (".txt",)
-"""What text files in a folder end in."""
+"""Suffixes of the text files in a folder."""
 COMPRESSED = (".gz", ".zst")
-"""What may follow the suffix of a file of text (JSON, CSV, plain text)."""
+"""Suffixes that may follow the suffix of a text format (JSON, CSV, plain text)."""
 DATA_SUFFIXES = tuple(suffix for suffixes in FORMATS.values() for suffix in suffixes)
 
 # fmt: off
@@ -24,32 +24,32 @@ _OTHER_COMPRESSED = (
 # fmt: on
 _NOTES = ("readme", "license", "licence", "notice", "changelog", "requirements", "authors", "citation", "copying")
 _METADATA = ("config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json")
-"""Files beside data that hold no rows, as the `datasets` library knows them."""
+"""Files next to data that contain no rows. The `datasets` library ignores the same files."""
 
 
 def suffix_of(name: str | PurePath) -> str:
-    """The suffix in lower case, without that of a compression: `.jsonl` of `A.JSONL.gz`."""
+    """The suffix in lower case without a compression suffix: `.jsonl` for `A.JSONL.gz`."""
     path = PurePath(name)
     suffix = path.suffix.lower()
     return PurePath(path.stem).suffix.lower() if suffix in COMPRESSED else suffix
 
 
 def named_format(name: str | PurePath) -> str | None:
-    """The key of FORMATS by the file's name; None when it is none of them, or compressed in a way that is not read."""
+    """The key of FORMATS for the file's name; None for other formats and for unsupported compression."""
     path, suffix = PurePath(name), suffix_of(name)
     format = next((format for format, suffixes in FORMATS.items() if suffix in suffixes), None)
-    # Parquet compresses its own pages, and is read from its end: a compressed file of it is none.
+    # Parquet has its own compression and is read from its end, so a compressed Parquet file is not supported.
     return None if format == "parquet" and path.suffix.lower() in COMPRESSED else format
 
 
 def format_of(path: Path) -> str:
-    """The key of FORMATS by the file's name. Raises ConfigError when it is none."""
+    """The key of FORMATS for the file's name. Raises ConfigError if there is none."""
     format = named_format(path)
     if format is None:
         raise ConfigError(
-            f"{str(path)!r} does not end in {either(DATA_SUFFIXES)} (or such a name of text and {either(COMPRESSED)}), "
-            f"so how to read it is not known: rename it, or write {either(tuple(FORMATS))} in {setting('hf_name')} and "
-            f"name it in {setting('hf_kwargs.data_files')}"
+            f"{str(path)!r} does not end in {either(DATA_SUFFIXES)} (text formats also with {either(COMPRESSED)}), "
+            f"so its format is unknown: rename it, or set {setting('hf_name')} to {either(tuple(FORMATS))} and "
+            f"name the file in {setting('hf_kwargs.data_files')}"
         )
     return format
 
@@ -59,7 +59,7 @@ def is_metadata(path: PurePath) -> bool:
 
 
 def looks_like_data(path: PurePath) -> bool:
-    """Would a user take it for data, whether it can be read or not?"""
+    """Whether a user would expect this file to be read as data, even if its format is not supported."""
     if is_metadata(path) or (suffix_of(path) in TEXT_SUFFIXES and path.name.lower().startswith(_NOTES)):
         return False
     known = {*DATA_SUFFIXES, *TEXT_SUFFIXES, *_OTHER_DATA}

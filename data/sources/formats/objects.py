@@ -1,4 +1,5 @@
-"""JSON files that are neither JSONL nor an array: one object that holds the rows, or objects laid out over lines."""
+"""Reject JSON files that are neither JSONL nor an array: one object with the rows in it, or objects over several
+lines."""
 
 import json
 import re
@@ -13,13 +14,13 @@ from data.sources.formats.names import suffix_of
 _HEAD = 1 << 16
 _SPACE = re.compile(r"\s*")
 _ROWS_KEYS = ("rows", "data", "examples", "records", "items", "train")
-"""Keys under which a file has its rows, where it has several lists."""
+"""Preferred keys for the list of rows, if a file has several lists."""
 _EXAMPLE_KEYS = ("messages", "conversations", "conversation", "turns", "prompt", "completion", "chosen", "rejected")
-"""Keys under which a row, not a file, has a list of objects."""
+"""Keys of lists of objects that belong to a row, not to a file."""
 
 
 def refuse_objects(path: Path, name: str) -> None:
-    """Raises DataError, with the command that makes JSONL of it, for a file whose lines cannot be rows."""
+    """Raises DataError for a file whose lines cannot be rows. The message has the command that converts it to JSONL."""
     with c.Blocks(path, name) as blocks:
         text = blocks.read(_HEAD).decode(errors="ignore").lstrip()
         if not text.startswith("{"):
@@ -34,22 +35,22 @@ def refuse_objects(path: Path, name: str) -> None:
     if lists and (one_line or over_lines) and not (found.closed and text[found.end :].strip()):
         lists.sort(key=lambda key: key not in _ROWS_KEYS)
         path_in = (lists[0] if lists[0].isidentifier() else f"[{json.dumps(lists[0])}]") + "[]"
-        # As the hub's viewer answers: a list of {row_idx, row}.
+        # The answers of the hub's viewer are lists of {row_idx, row}.
         path_in += ".row" if {"features", "rows"} <= set(found.keys) else ""
         raise DataError(
-            f"{name} is one JSON object (with {listed(found.keys)}), whose rows are a list in it, under "
-            f"{' or '.join(map(repr, lists))}: write one row a line with `jq -c '.{path_in}' FILE > FILE.jsonl`, and "
-            "name that file"
+            f"{name} is one JSON object (with {listed(found.keys)}) that contains the rows in a list, under "
+            f"{' or '.join(map(repr, lists))}: write one row per line with `jq -c '.{path_in}' FILE > FILE.jsonl`, and "
+            "use that file"
         )
     if over_lines and found.keys:
         raise DataError(
-            f"{name} has JSON objects that are laid out over several lines: write one a line with "
-            "`jq -c . FILE > FILE.jsonl`, and name that file"
+            f"{name} has JSON objects that span several lines: write one per line with "
+            "`jq -c . FILE > FILE.jsonl`, and use that file"
         )
 
 
 def _is_one_line(blocks: c.Blocks, ended: bool) -> bool:
-    """Is there only white space after the first line? `ended`: what was read so far has all of that line."""
+    """Whether only white space follows the first line. `ended`: the first line was read completely before."""
     while block := blocks.read():
         if not ended:
             ended, block = b"\n" in block, block.partition(b"\n")[2]
@@ -68,15 +69,15 @@ def _is_json(line: str) -> bool:
 
 @dataclass
 class _Object:
-    """The beginning of an object, as far as it can be read."""
+    """The beginning of an object, as far as it can be parsed."""
 
     keys: list[str] = field(default_factory=list)
     lists: list[str] = field(default_factory=list)
     """Keys of lists of objects."""
     end: int = 1
-    """Where reading ended."""
+    """Position where parsing ended."""
     closed: bool = False
-    """The object ends there."""
+    """Whether the object ends at that position."""
 
 
 def _read_object(text: str) -> _Object:
@@ -109,5 +110,5 @@ def _read_object(text: str) -> _Object:
 
 def _after_space(text: str, at: int) -> int:
     found = _SPACE.match(text, at)
-    assert found is not None  # an empty stretch matches
+    assert found is not None  # the pattern also matches an empty string
     return found.end()

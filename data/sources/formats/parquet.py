@@ -1,4 +1,4 @@
-"""Parquet: slices of row groups, sent to workers as Arrow streams. `path row N` is a row's place."""
+"""Parquet: slices of row groups, sent to workers as Arrow streams. The place of a row is `path row N`."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,19 +12,19 @@ if TYPE_CHECKING:
 
 
 def check(path: Path, name: str) -> None:
-    """Raises DataError when the file's end does not describe it, as of one that is not whole."""
+    """Raises DataError if the file has no valid footer, for example because it is truncated."""
     with _open(path, name):
         pass
 
 
 def count(path: Path, name: str) -> int:
-    """Rows, as the file's end says."""
+    """Number of rows according to the footer."""
     with _open(path, name) as file:
         return file.metadata.num_rows
 
 
 def split(content: c.Content) -> Iterator[c.FileChunk]:
-    """Column pages are read as they are needed: a group need not fit into memory."""
+    """Pages are read as they are needed, so a row group need not fit into memory."""
     import pyarrow as pa
 
     row = 1
@@ -44,7 +44,7 @@ def split(content: c.Content) -> Iterator[c.FileChunk]:
 
 
 def arrow_chunk(name: str, batch: "pa.RecordBatch", row: int, size: int) -> c.FileChunk:
-    """Rows of an Arrow table, of which the first is `name row ROW`."""
+    """A chunk with the rows of an Arrow batch. The place of the first row is `name row ROW`."""
     import pyarrow as pa
 
     sink = pa.BufferOutputStream()
@@ -76,4 +76,4 @@ def _open(path: Path, name: str) -> Any:
 
 
 def _broken(name: str, why: str) -> str:
-    return f"{name} is no whole Parquet file ({why.strip().splitlines()[0]}): fetch or write it again"
+    return f"{name} is not a complete Parquet file ({why.strip().splitlines()[0]}): download or write it again"

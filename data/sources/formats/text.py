@@ -1,4 +1,5 @@
-"""Plain text: a file is a document, `{"text": ...}`; one larger than a chunk becomes several, cut at line ends."""
+"""Plain text: a file is a document, `{"text": ...}`. A file larger than a chunk is split at line ends into several
+documents."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,11 +10,11 @@ from data.sources.formats import content as c
 
 
 def check(path: Path, name: str) -> None:
-    """Any text will do."""
+    """Any text is valid."""
 
 
 def split(content: c.Content) -> Iterator[c.FileChunk]:
-    """A line of more than MAX_ROW_BYTES is a Problem. What is only whitespace is no document."""
+    """A line of more than MAX_ROW_BYTES is a Problem. Blocks of only white space are skipped."""
     for line, block in c.whole_lines(content):
         if isinstance(block, int):
             place, problem = f"{content.name}:{line}", c.too_large(block, "the line")

@@ -1,4 +1,4 @@
-"""A conversation as the chat template writes it, cut into prompts and responses; nothing may be lost on the way.
+"""A conversation rendered by the chat template and split into prompts and responses, with checks that nothing is lost.
 
-Token ids and loss masks belong to data/tokenization.
+Token ids and loss masks are computed in data/tokenization.
 """

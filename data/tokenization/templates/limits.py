@@ -1,8 +1,8 @@
-"""Limits of time and memory for chat templates, which are programs of others.
+"""Limits of time and memory for chat templates, which are untrusted programs.
 
-A template runs as Python in this process, where a process for each rendering would cost more than the rendering. What
-it computes in loops is ended by a signal, what it builds by a limit of the kernel's. A single operation in C that goes
-on for long sees no signal: with large integers, the common kind, see sandbox.py; any other ends the process.
+A template runs as Python in this process, because a separate process would cost more than rendering. A signal ends long
+loops, and a limit of the kernel ends large allocations. A signal cannot interrupt a single long operation in C. For the
+common kind, with large integers, see sandbox.py; any other ends the process.
 """
 
 import faulthandler
@@ -20,25 +20,25 @@ from typing import Any
 from data.base.errors import TemplateError
 
 MAX_SECONDS = 5.0
-"""Of a thread's CPU time for a rendering, which usually takes less than a thousandth: a busy machine does not count."""
+"""CPU time of a thread for one rendering, so that a busy machine does not count. Most take less than a thousandth."""
 MAX_BYTES = 1 << 30
-"""Of memory that a rendering may add to the process: several copies of the largest row that is read (64mb)."""
+"""Memory that a rendering may add to the process: several copies of the largest row that is read (64mb)."""
 _TICK_SECONDS = 0.25
 _KILL_SECONDS = 60.0
-"""Of CPU time of the process in which no line of Python ran."""
+"""CPU time of the process without any line of Python, after which the process is ended."""
 _COMPILED = "<template>"
-"""The name that Jinja gives to the file of a template without one."""
+"""The file name that Jinja gives to a template without a file."""
 _PAGE_BYTES = resource.getpagesize()
 
 
 class LimitExceeded(BaseException):
-    """Not an Exception: Jinja's filters take some of those for an answer."""
+    """A template exceeds a limit. Not an Exception, because some of Jinja's filters catch those."""
 
 
 class TemplateLimits:
-    """A context in which what takes too long or too much memory becomes a TemplateError that begins with the subject.
+    """A context manager that raises a TemplateError, beginning with the subject, if a limit is exceeded.
 
-    A class, because it is entered for every rendering, and shall cost some microseconds.
+    It is a class and not a generator because it is entered for every rendering and must cost only microseconds.
     """
 
     def __init__(self, subject: str) -> None:
@@ -67,17 +67,17 @@ class TemplateLimits:
             text = f"needs more than {MAX_BYTES >> 20:,} MiB of memory for a conversation"
             raise _refusal(self._subject, text, traceback) from None
 
-    def look(self) -> None:
+    def check_time(self) -> None:
         """Raises LimitExceeded when the time is over."""
         now = time.thread_time()
         if now > self._end:
-            # Freeing what the template has built takes time as well, and is not to be ended.
+            # Freeing what the template has allocated takes time as well, and must not be interrupted.
             self._end = now + MAX_SECONDS
             raise LimitExceeded(f"takes more than {MAX_SECONDS:g} seconds for a conversation")
 
     def _on_line(self, frame: FrameType, event: str, argument: Any) -> Any:
-        """A trace function, for threads other than the main one: only that one runs handlers of signals."""
-        self.look()
+        """A trace function for threads other than the main thread, which alone runs signal handlers."""
+        self.check_time()
         return self._on_line
 
 
@@ -88,9 +88,9 @@ _handler_is_set = False
 def _start_timers(limits: TemplateLimits) -> None:
     global _in_main_thread, _handler_is_set
     if not _handler_is_set:
-        # It stays: a signal that is on its way when the timers stop must not meet the default, which ends the process.
+        # The handler stays installed: a pending signal after the timers stop would otherwise end the process.
         signal.signal(signal.SIGPROF, _on_signal)
-        # The other one ends the process, but not without showing where it was. stderr may be no file.
+        # SIGVTALRM ends the process, after printing the stack. stderr may not be a file.
         with suppress(Exception):
             faulthandler.register(signal.SIGVTALRM, chain=True)
         _handler_is_set = True
@@ -108,14 +108,14 @@ def _stop_timers() -> None:
 
 def _on_signal(number: int, frame: FrameType | None) -> None:
     if _in_main_thread is not None:
-        # Python runs, so that this can end it.
+        # Python code is running, so check_time() can end it, and the process need not be ended.
         signal.setitimer(signal.ITIMER_VIRTUAL, _KILL_SECONDS)
-        _in_main_thread.look()
+        _in_main_thread.check_time()
 
 
 def _limit_memory() -> tuple[int, int] | None:
-    """Limits this process's address space to MAX_BYTES above what it has now; returns the limits before, which are to
-    be set again. None where the kernel has no such limit."""
+    """Limit the address space of this process to MAX_BYTES above its current size. Returns the previous limits, which
+    the caller must restore; None if the kernel has no such limit."""
     if sys.platform != "linux":
         return None
     before = resource.getrlimit(resource.RLIMIT_AS)
@@ -128,7 +128,8 @@ def _limit_memory() -> tuple[int, int] | None:
 
 @lru_cache(maxsize=1)
 def _statm(pid: int) -> int:
-    """A descriptor: opening the file takes five times as long as reading it. After a fork it is the parent's."""
+    """A cached file descriptor, because opening takes five times as long as reading. `pid` keeps a forked process from
+    using its parent's."""
     return os.open(f"/proc/{pid}/statm", os.O_RDONLY | os.O_CLOEXEC)
 
 
@@ -136,11 +137,11 @@ def _refusal(subject: str, text: str, traceback: TracebackType | None) -> Templa
     line = None
     while traceback is not None:
         code, names = traceback.tb_frame.f_code, traceback.tb_frame.f_globals
-        # Jinja's generated modules say from which of their lines on which of the template's are.
+        # Modules generated by Jinja contain a mapping from their lines to lines of the template.
         if code.co_filename == _COMPILED and "debug_info" in names:
             line = _line_of(names["debug_info"], traceback.tb_lineno)
         traceback = traceback.tb_next
-    where = "" if line is None else f" (line {line} of it)"
+    where = "" if line is None else f" (in its line {line})"
     return TemplateError(f"{subject} {text}{where}: use a tokenizer with another chat template, or change this one")
 
 

@@ -1,4 +1,4 @@
-"""What of a conversation is not in the text that the chat template wrote, such as an answer's thoughts."""
+"""Find the parts of a conversation that the chat template leaves out, such as an answer's thinking."""
 
 import json
 import re
@@ -13,36 +13,33 @@ from data.tokenization.tokenizer import Tokenizer
 _THINKING = re.compile(
     r"<(think|thinking|thought|reasoning)>.*?</\1>|\[THINK\].*?\[/THINK\]|^.*?</think>", re.DOTALL | re.IGNORECASE
 )
-"""What an answer holds of the thoughts before it; a generation prompt may have opened them."""
+"""The thinking at the start of an answer; its opening tag may be in the generation prompt."""
 OTHER = "other"
-"""What no template may leave out."""
+"""Parts that no template may leave out."""
 _SHOWN = 4
-"""Places that an error names; the others are counted."""
+"""Places that an error names; the others are only counted."""
 
 
 def check_nothing_lost(conversation: Conversation, text: str, lost: frozenset[Place], tokenizer: Tokenizer) -> None:
-    """Raises TemplateError for what is not in the text and may not be left out."""
+    """Raises TemplateError for parts that are missing in the text and must not be left out."""
     drops = tokenizer.chat_template_drops
     found = {name: kind for name, kind in _losses(conversation, text, lost) if kind not in drops}
     if not found:
         return
     if OTHER in found.values():
         fix = (
-            "take a tokenizer whose template writes each message's text as it is (those of vision models may read "
-            "lists of parts), or change chat_template in its tokenizer_config.json"
+            "use a tokenizer whose template writes each message's text unchanged (templates of vision models may "
+            "expect lists of parts), or change chat_template in its tokenizer_config.json"
         )
     else:
         allowed = list(dict.fromkeys((*sorted(drops), *found.values())))
-        fix = "take a tokenizer whose template does, or allow it with "
+        fix = "use a tokenizer whose template includes it, or allow this with "
         fix += setting("tokenizer.chat_template_drops", allowed)
-    raise TemplateError(
-        f"{listed(found, _SHOWN)} {'is' if len(found) == 1 else 'are'} not in what the chat template of tokenizer "
-        f"{tokenizer.name} writes: {fix}"
-    )
+    raise TemplateError(f"the chat template of tokenizer {tokenizer.name} leaves out {listed(found, _SHOWN)}: {fix}")
 
 
 def _losses(conversation: Conversation, text: str, lost: frozenset[Place]) -> list[tuple[str, str]]:
-    """`(name, kind)` of what is not in the text; the kind is as chat_template_drops has it, or OTHER."""
+    """`(name, kind)` of each part that is missing in the text. The kind is a value of chat_template_drops, or OTHER."""
     found = [("tools", "tools")] if (None, "tools") in lost else []
     for index, message in enumerate(conversation.messages):
         role = message["role"]
@@ -63,7 +60,7 @@ def _losses(conversation: Conversation, text: str, lost: frozenset[Place]) -> li
 
 
 def _is_in(words: str, text: str) -> bool:
-    """As it is, with other whitespace, or as JSON text, which templates write results of tools in."""
+    """Whether the text contains the words: unchanged, with other whitespace, or as JSON, as in results of tools."""
     if words.strip() in text:
         return True
     return _collapse(words) in _collapse(text) or json.dumps(words, ensure_ascii=False)[1:-1].strip() in text

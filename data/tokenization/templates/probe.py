@@ -1,6 +1,6 @@
-"""What a chat template does to conversations of a shape, found with a probe whose texts cannot occur by accident.
+"""Find out how a chat template handles conversations of a shape, by rendering a probe with unique words.
 
-Templates leave out what they do not know: a system message, calls of tools, contents of a form that they do not expect.
+Templates leave out what they do not support: system messages, tool calls, contents of an unexpected type.
 """
 
 import itertools
@@ -16,24 +16,24 @@ from data.tokenization.tokenizer import Tokenizer
 
 Message = dict[str, Any]
 
-# (message, key) of what a template does not write, of the tools (None, "tools").
+# (index of the message, key) of a part that a template leaves out; (None, "tools") for the tools.
 Place = tuple[int | None, str]
 Shape = tuple[bool, tuple[tuple[str, tuple[str, ...], int], ...]]
 
 
 @dataclass(frozen=True)
 class Style:
-    """How a template wants calls of tools: for arguments and for an empty content there are two conventions each."""
+    """How a template expects tool calls. There are two conventions each for arguments and for an empty content."""
 
     arguments_as_text: bool = False
     content_null: bool = False
 
     def of(self, messages: list[Message]) -> list[Message]:
-        """The messages as the template gets them: without what is ours."""
+        """The messages for the template, without keys of our own."""
         return [self._message({key: value for key, value in m.items() if key != "train"}) for m in messages]
 
     def _message(self, message: Message) -> Message:
-        # A template reads one of the two names: each gets what the other has, as transformers 5 does.
+        # A template reads only one of the two keys, so both are set to the same value, as in transformers 5.
         thinking = next((message[key] for key in THINKING_KEYS if key in message), None)
         if thinking is not None:
             message = dict.fromkeys(THINKING_KEYS, thinking) | message
@@ -63,7 +63,7 @@ class Probed:
 
 
 def shape_of(conversation: Conversation) -> Shape:
-    """Whether there are tools; of each message its role, further keys, and number of calls."""
+    """Whether there are tools; and for each message its role, additional keys, and number of tool calls."""
     messages = tuple(
         (m["role"], tuple(sorted(m.keys() - {"role", "content", "train"})), len(m.get("tool_calls", ())))
         for m in conversation.messages
@@ -73,7 +73,7 @@ def shape_of(conversation: Conversation) -> Shape:
 
 @lru_cache(maxsize=1024)
 def probe(tokenizer: Tokenizer, shape: Shape) -> Probed:
-    """The style in which the template loses least of a conversation of that shape, and what it loses in it."""
+    """The style with which the template leaves out least of a conversation of this shape, and what it leaves out."""
     tools, messages, words = _probe_messages(shape)
     has_calls = any(n_calls for _, _, n_calls in shape[1])
     best: Probed | None = None
@@ -82,7 +82,7 @@ def probe(tokenizer: Tokenizer, shape: Shape) -> Probed:
             text = tokenizer.render(style.of(messages), add_generation_prompt=False, tools=tools)
         except TemplateError:
             raise
-        except DataError:  # it refuses such conversations, and says why when it gets the real one
+        except DataError:  # it rejects such conversations, and will report this for the real one
             continue
         probed = Probed(style, frozenset(place for word, place in words.items() if word not in text))
         if best is None or len(probed.lost) < len(best.lost):
@@ -91,7 +91,7 @@ def probe(tokenizer: Tokenizer, shape: Shape) -> Probed:
 
 
 def _probe_messages(shape: Shape) -> tuple[list[Any] | None, list[Message], dict[str, Place]]:
-    """Tools and messages of the shape, and the words in them by their places."""
+    """Tools and messages of the shape, and the place of each word in them."""
     has_tools, of_messages = shape
     words: dict[str, Place] = {}
     numbers = itertools.count()
@@ -104,10 +104,10 @@ def _probe_messages(shape: Shape) -> tuple[list[Any] | None, list[Message], dict
     tools = [{"type": "function", "function": _probe_tool(word(None, "tools"))}] if has_tools else None
     messages: list[Message] = []
     for index, (role, keys, n_calls) in enumerate(of_messages):
-        # Beside calls the text may be left out: that shows in the conversation itself.
+        # Templates may leave out text next to tool calls; the real conversation shows whether they do.
         message: Message = {"role": role, "content": "" if n_calls else word(index, "content")}
         message |= {key: word(index, key) for key in keys if key in (*THINKING_KEYS, "loss_weight")}
-        # Mistral's templates want ids of nine letters and digits.
+        # Mistral's templates expect ids of nine letters and digits.
         message |= {"tool_call_id": "callprobe"} if "tool_call_id" in keys else {}
         message |= {"name": "probe"} if "name" in keys else {}
         if n_calls:

@@ -1,4 +1,4 @@
-"""Chat templates as transformers compiles them, with the same text from every transformers, and within limits."""
+"""Render chat templates like transformers, with the same text for all versions of transformers, and within limits."""
 
 import operator
 from collections.abc import Callable, Mapping
@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     import jinja2
 
 MAX_INTEGER_BITS = 4096
-"""Of integers that a template multiplies, divides or raises: a single operation on larger ones may take for ever."""
+"""Maximum size of the result when a template multiplies, divides or exponentiates integers. Larger ones may take very
+long in a single operation."""
 
 
 def render_chat(
@@ -25,10 +26,10 @@ def render_chat(
     tools: list[dict[str, Any]] | None = None,
     add_generation_prompt: bool = False,
 ) -> str:
-    """apply_chat_template of transformers' tokenizer, but the same text with every transformers: 5 leaves out keys that
-    are null, which some templates ask for. strftime replaces strftime_now, which is of the day on which it runs.
+    """Like apply_chat_template of transformers, but with the same text for every version: transformers 5 leaves out
+    keys that are null, which some templates read. strftime replaces strftime_now, which depends on the current day.
 
-    Raises TemplateError, which begins with the subject, for what exceeds a limit; else what the template raises.
+    Raises TemplateError, beginning with the subject, if a limit is exceeded; otherwise the errors of the template.
     """
     template = tokenizer.get_chat_template(tools=tools)
     variables = {
@@ -39,18 +40,18 @@ def render_chat(
         "add_generation_prompt": add_generation_prompt,
         "strftime_now": strftime,
     }
-    _environment()  # importing is no part of the template's time
+    _environment()  # imports transformers here, so that it does not count towards the template's time
     with TemplateLimits(subject):
         return _compile(template).render(variables)
 
 
 def plain(value: Any) -> Any:
-    """The value of JSON's types alone, as transformers 5 hands it to a template: other objects have methods, and some
-    of these write files."""
+    """The value with types of JSON only, as in transformers 5: methods of other objects could be called, and some of
+    them write files."""
     kind = type(value)
     if kind is str:
         return value
-    if kind is dict:  # nearly all that a conversation consists of: fast
+    if kind is dict:  # the most common type, so this must be fast
         return {
             key if type(key) is str else plain(key): item if type(item) is str else plain(item)
             for key, item in value.items()
@@ -70,7 +71,7 @@ def plain(value: Any) -> Any:
 
 @lru_cache
 def _environment() -> Any:
-    """That of transformers, with operators of ours. Of Jinja's environments only those of its sandbox have these."""
+    """The environment of transformers with our operators. Only Jinja's sandboxed environments can replace operators."""
     from transformers.utils.chat_template_utils import _compile_jinja_template
 
     environment: Any = _compile_jinja_template("").environment.overlay()
@@ -81,7 +82,7 @@ def _environment() -> Any:
 
 @lru_cache
 def _compile(template: str) -> "jinja2.Template":
-    """To be called within limits: it computes what is constant in the template."""
+    """Compile the template. Must be called within limits, because constant expressions are evaluated here."""
     return _environment().from_string(template)
 
 

@@ -1,4 +1,4 @@
-"""What users wrote must not become special tokens: it is hidden before the chat template sees it."""
+"""Hide special tokens that users wrote before the chat template is rendered, so that they are encoded as text."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -10,18 +10,18 @@ from data.examples.forms import Conversation
 from data.tokenization.tokenizer import Tokenizer
 
 PRIVATE = range(0xF0000, 0xFFFFE)
-"""Characters of Unicode's private plane: they stand for what must not be taken for a special token."""
+"""Characters of a Unicode private-use plane. They replace special tokens that are to be encoded as text."""
 
 _THINKING_TAGS = ("<think>", "</think>", "<thinking>", "</thinking>", "[THINK]", "[/THINK]")
 
 
 @dataclass(frozen=True)
 class Hidden:
-    """A conversation with a private character in the place of each special token that somebody wrote."""
+    """A conversation in which each special token that a user wrote is replaced by a private-use character."""
 
     conversation: Conversation
     tokens: Mapping[str, str]
-    """Private character -> special token."""
+    """Private-use character -> special token."""
 
     def restore(self, text: str) -> str:
         for letter, token in self.tokens.items():
@@ -30,7 +30,8 @@ class Hidden:
 
 
 def hide_special_tokens(conversation: Conversation, tokenizer: Tokenizer) -> Hidden:
-    """The tags around the assistant's thoughts stay special where they are: templates look for them."""
+    """Hide the special tokens in a conversation. The tags around the assistant's thinking are kept, because templates
+    look for them."""
     pattern = special_pattern(tuple(tokenizer.special_tokens))
     tags = set(_THINKING_TAGS)
     texts: list[str] = []
@@ -57,12 +58,12 @@ def hide_special_tokens(conversation: Conversation, tokenizer: Tokenizer) -> Hid
 
 @lru_cache
 def special_pattern(tokens: tuple[str, ...]) -> re.Pattern[str]:
-    """Any of them, the longest first, in a group."""
+    """A pattern that matches any of the tokens as a group, longest first."""
     return re.compile("(" + "|".join(re.escape(token) for token in sorted(tokens, key=len, reverse=True)) + ")")
 
 
 def _map_texts(value: Any, change: Callable[[str], str]) -> Any:
-    """The value with every text in it changed."""
+    """Apply `change` to every string in the value."""
     if isinstance(value, str):
         return change(value)
     if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""A rendered conversation, cut where a response begins and ends."""
+"""Split a rendered conversation where responses begin and end."""
 
 from dataclasses import dataclass, replace
 
@@ -12,17 +12,17 @@ from data.tokenization.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Part:
-    """A stretch of a rendered conversation. Parts are encoded apart, so that the mask's borders fall between tokens."""
+    """A part of a rendered conversation. Parts are encoded separately, so that the mask changes between tokens."""
 
     text: str
     kind: str
-    """prompt, response, or rest: what the template writes after the last turn's end."""
+    """prompt, response, or rest (text after the end of the last turn)."""
     train: bool | None = None
-    """What the messages in it say of being trained on, if they say anything."""
+    """The `train` value of its messages; None if they have none."""
 
 
 def render_question(conversation: Conversation, tokenizer: Tokenizer) -> str:
-    """Up to where the assistant's next answer begins. Raises what Tokenizer.render does."""
+    """Render the text before the assistant's next answer. Raises the errors of Tokenizer.render."""
     return _render(conversation, tokenizer, probe(tokenizer, shape_of(conversation)).style, ask=True)
 
 
@@ -32,11 +32,11 @@ def _render(conversation: Conversation, tokenizer: Tokenizer, style: Style, *, a
 
 
 def split_turns(hidden: Hidden, tokenizer: Tokenizer, *, every_turn: bool) -> list[Part] | Problem:
-    """The rendered conversation, cut where a response begins and ends; without every_turn only at the last one.
+    """Split the rendered conversation where each response begins and ends; without every_turn only the last response.
 
-    The template is rendered up to each of these borders, and has to write the same up to there in the whole
-    conversation: else a model would be asked otherwise than it was trained. Problem with the turn where it does not.
-    Raises DataError with what the template says against the conversation, TemplateError for what it loses.
+    The template is rendered up to each of these positions, and the whole conversation must begin with the same text.
+    Otherwise prompts at inference would differ from training, and a Problem names the turn. Raises DataError with the
+    template's message if it rejects the conversation, and TemplateError for parts that it leaves out.
     """
     conversation = hidden.conversation
     messages, probed = conversation.messages, probe(tokenizer, shape_of(conversation))
@@ -56,7 +56,7 @@ def split_turns(hidden: Hidden, tokenizer: Tokenizer, *, every_turn: bool) -> li
         answered = whole if is_last else rendered(index + 1, ask=False)
         for earlier, later in ((whole[:start], asked), (asked, answered), (answered, whole)):
             if not later.startswith(earlier):
-                # Where the turns before are the same, what the generation prompt adds to them is not.
+                # If the turns before are the same, the difference is in the generation prompt.
                 is_prompt = earlier is asked and answered.startswith(rendered(index, ask=False))
                 return _not_stable(index, hidden, earlier, later, is_prompt=is_prompt, every_turn=every_turn)
         end = len(asked) + len(answered[len(asked) :].rstrip())
@@ -72,17 +72,17 @@ def _not_stable(index: int, hidden: Hidden, earlier: str, later: str, *, is_prom
     was, now = (describe(hidden.restore(text[same:])) for text in (earlier, later))
     if is_prompt:
         text = (
-            f"messages[{index}] (assistant): the generation prompt ends with {was}, but the chat template writes {now} "
-            "there where the answer is known, so that a model would be asked otherwise than it was trained: use a "
-            "chat template that writes the same before an answer as in its generation prompt (of one that opens the "
-            "assistant's thoughts, take that out of the generation prompt, or have it written before every answer)"
+            f"messages[{index}] (assistant): the generation prompt ends with {was}, but before a known answer the chat "
+            f"template writes {now}, so prompts at inference would differ from training: use a chat template that "
+            "writes the same before an answer as in its generation prompt (if the generation prompt opens the "
+            "assistant's thinking, remove that from it, or write it before every answer)"
         )
         return Problem("the generation prompt is not in the conversation", text)
-    fix = "use a tokenizer whose template leaves earlier turns as they are"
+    fix = "use a tokenizer whose template does not change earlier turns"
     if every_turn:
-        fix += ", or train on the last answers alone (target_prompts: none, target_responses: last)"
+        fix += ", or train on the last answers only (target_prompts: none, target_responses: last)"
     text = (
-        f"messages[{index}] (assistant): with more turns the chat template writes what is before otherwise ({was} "
-        f"became {now}), so that a model would be asked otherwise than it was trained: {fix}"
+        f"messages[{index}] (assistant): with more turns the chat template changes earlier text ({was} "
+        f"became {now}), so prompts at inference would differ from training: {fix}"
     )
     return Problem("the chat template is not prefix-stable", text)

@@ -1,1 +1,1 @@
-"""Faults for bench_faults.py: processes that run the commands of this project, small runs, and what is done to them."""
+"""Faults for bench_faults.py: forked processes for the project's commands, small runs, and the faults themselves."""

@@ -1,4 +1,4 @@
-"""Faults in the files of checkpoints, which a resume must name and pass over."""
+"""Faults in the files of checkpoints. A resumed run must name the corrupt file and use an older checkpoint."""
 
 import random
 import shutil
@@ -82,7 +82,7 @@ def _another_step(lab: Lab) -> Iterator[str]:
 
 
 def _readers(lab: Lab) -> Iterator[str]:
-    """Whatever else reads weights."""
+    """All other commands that read weights."""
     copy = lab.copy()
     name = flip_tensor(copy / NEWEST, _weight, random.Random(0))
     checkpoint = str(copy / NEWEST)
@@ -109,7 +109,7 @@ def _readers(lab: Lab) -> Iterator[str]:
         yield refusal(run(*command), NEWEST, name) or "done with a corrupt weight"
 
 
-def _cut(file: Path) -> None:
+def _truncate(file: Path) -> None:
     file.write_bytes(file.read_bytes()[: file.stat().st_size * 2 // 3])
 
 
@@ -126,7 +126,7 @@ def _broken(what: Callable[[Path], None], name: str, lab: Lab) -> Iterator[str]:
 
 def _stop(lab: Lab) -> Iterator[str]:
     copy = lab.copy()
-    _cut(copy / NEWEST / "__0_0.distcp")
+    _truncate(copy / NEWEST / "__0_0.distcp")
     yield refusal(lab.resume(copy, "on_corrupt_checkpoint=stop"), NEWEST, "__0_0.distcp") or "not stopped"
 
 
@@ -153,7 +153,7 @@ def _incomplete(lab: Lab) -> Iterator[str]:
         for part in parts:
             shutil.copytree(copy / NEWEST, part)
             (part / "manifest.json").unlink()
-        # As a killed run of an earlier version leaves it, which wrote torch's index last.
+        # The state that a killed run of an earlier version leaves, which wrote torch's index last.
         (copy / "ep0-ba7").mkdir()
         shutil.copy(copy / NEWEST / "__0_0.distcp", copy / "ep0-ba7")
         return [*parts, copy / "ep0-ba7"]
@@ -162,7 +162,7 @@ def _incomplete(lab: Lab) -> Iterator[str]:
 
 
 def _keep_one(lab: Lab) -> Iterator[str]:
-    """The newest is corrupt, the run goes on from the one before it, and keeps a single checkpoint."""
+    """The newest checkpoint is corrupt; the run resumes from the one before it and keeps a single checkpoint."""
     copy = lab.copy()
     shutil.rmtree(copy / "ep0-ba2")
     name = flip_tensor(copy / NEWEST, _weight, random.Random(0))
@@ -172,7 +172,7 @@ def _keep_one(lab: Lab) -> Iterator[str]:
 
 
 def _keep_one_on_a_bad_disk(lab: Lab) -> Iterator[str]:
-    """What is saved from now on is corrupt as well."""
+    """New checkpoints are corrupt as well."""
     copy = lab.copy()
     shutil.rmtree(copy / "ep0-ba2")
     flip_tensor(copy / NEWEST, _weight, random.Random(0))
@@ -182,11 +182,11 @@ def _keep_one_on_a_bad_disk(lab: Lab) -> Iterator[str]:
     elif not (copy / MIDDLE).exists():
         yield "last good one deleted"
     else:
-        yield _KEPT_LAST if "ep0-ba8 is corrupt" in ended.text else "last good one kept, nothing said"
+        yield _KEPT_LAST if "ep0-ba8 is corrupt" in ended.text else "last good one kept, not reported"
 
 
 def _flip_what_is_saved() -> None:
-    """In the process of a run: a disk that loses a bit of each checkpoint."""
+    """Runs in the process of a run: a disk that flips a bit of each checkpoint."""
     from train.checkpoint.saving import background
 
     save_checkpoint = background.save_checkpoint
@@ -220,17 +220,17 @@ CASES: Mapping[str, Case] = {
         Case("checkpoint of another run", FELL_BACK, _another_run),
         Case("checkpoint of another step", FELL_BACK, _another_step),
         Case("a weight's bit: export, generate, evaluate, load_path", REFUSED, _readers),
-        Case("truncated shard", FELL_BACK, partial(_broken, _cut, "__0_0.distcp")),
+        Case("truncated shard", FELL_BACK, partial(_broken, _truncate, "__0_0.distcp")),
         Case("missing shard", FELL_BACK, partial(_broken, _remove, "__0_0.distcp")),
-        Case("truncated .metadata", FELL_BACK, partial(_broken, _cut, ".metadata")),
+        Case("truncated .metadata", FELL_BACK, partial(_broken, _truncate, ".metadata")),
         Case("missing .metadata", FELL_BACK, partial(_broken, _remove, ".metadata")),
         Case("missing state.json", FELL_BACK, partial(_broken, _remove, "state.json")),
-        Case("truncated manifest", FELL_BACK, partial(_broken, _cut, "manifest.json")),
+        Case("truncated manifest", FELL_BACK, partial(_broken, _truncate, "manifest.json")),
         Case("missing manifest", FELL_BACK, partial(_broken, _remove, "manifest.json")),
         Case("truncated shard, on_corrupt_checkpoint: stop", REFUSED, _stop),
         Case("all checkpoints corrupt", REFUSED, _all_corrupt),
         Case("incomplete checkpoints of killed runs", _DELETED, _incomplete),
         Case("newest corrupt, keep 1", _KEPT, _keep_one),
-        Case("newest corrupt, keep 1, what is saved corrupt too", _KEPT_LAST, _keep_one_on_a_bad_disk),
+        Case("newest corrupt, keep 1, new checkpoints corrupt too", _KEPT_LAST, _keep_one_on_a_bad_disk),
     )
 }

@@ -1,4 +1,4 @@
-"""Pickles that would run something, in every place of a checkpoint that is unpickled."""
+"""Pickles that would execute code, in every part of a checkpoint that is unpickled."""
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping

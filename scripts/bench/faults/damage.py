@@ -1,4 +1,4 @@
-"""What is done to the files of a checkpoint."""
+"""Damage to the files of a checkpoint."""
 
 import dataclasses
 import os
@@ -15,14 +15,14 @@ GOLDEN = ROOT / "tests" / "golden"
 
 
 def flip_bit(file: Path, draw: random.Random, start: int = 0, stop: int | None = None) -> None:
-    """One bit of the bytes in [start, stop)."""
+    """Flip a random bit of the bytes [start, stop) of a file."""
     data = bytearray(file.read_bytes())
     data[draw.randrange(start, len(data) if stop is None else stop)] ^= 1 << draw.randrange(8)
     file.write_bytes(data)
 
 
 def flip_tensor(checkpoint: Path, key: Callable[[str], bool], draw: random.Random) -> str:
-    """One bit in the middle of a tensor whose key is wanted; returns its file's name."""
+    """Flip a bit in the middle of a tensor selected by key, and return the name of its file."""
     places = sorted(
         (index.fqn, info.relative_path, info.offset, info.length)
         for index, info in metadata_of(checkpoint).storage_data.items()
@@ -34,7 +34,7 @@ def flip_tensor(checkpoint: Path, key: Callable[[str], bool], draw: random.Rando
 
 
 def change_state(checkpoint: Path, key: str, draw: random.Random) -> None:
-    """A digit or letter of what state.json has for a key becomes another: it can still be read."""
+    """Replace a digit or letter in the value of a key in state.json, so that the file can still be parsed."""
     file = checkpoint / "state.json"
     data = bytearray(file.read_bytes())
     start = data.index(f'"{key}": '.encode()) + len(key) + 4
@@ -51,7 +51,7 @@ def metadata_of(checkpoint: Path) -> Any:
 
 
 def commit_again(checkpoint: Path) -> None:
-    """Makes the manifest that of the files as they are now, as somebody who plants something would."""
+    """Rewrite the manifest for the current files, as an attacker would."""
     from train.checkpoint.storage.digests import digest_file
     from train.checkpoint.storage.manifest import MANIFEST, read_manifest, write_manifest
 
@@ -62,7 +62,7 @@ def commit_again(checkpoint: Path) -> None:
 
 
 class Payload:
-    """Unpickled, it would make a file."""
+    """An object that creates a file when it is unpickled."""
 
     def __init__(self, canary: Path) -> None:
         self._canary = canary
@@ -72,7 +72,7 @@ class Payload:
 
 
 PAYLOAD = f"{os.system.__module__}.system"
-"""How it is named."""
+"""The name of its function in messages."""
 
 
 def plant_in_metadata(checkpoint: Path, canary: Path) -> None:
@@ -82,7 +82,7 @@ def plant_in_metadata(checkpoint: Path, canary: Path) -> None:
 
 
 def plant_in_item(checkpoint: Path, path: Iterable[Any], canary: Path) -> None:
-    """In the place of a pickled value of an earlier version's checkpoint, whose path begins so."""
+    """Replace a pickled value of an earlier version's checkpoint, the first whose path begins with `path`."""
     import io
 
     import torch
@@ -102,7 +102,7 @@ def plant_in_item(checkpoint: Path, path: Iterable[Any], canary: Path) -> None:
 
 
 def write_planted_file(file: Path, canary: Path) -> None:
-    """A checkpoint of a single file, as earlier versions wrote them."""
+    """Write a checkpoint of a single file, like earlier versions."""
     import torch
 
     torch.save({"state": {"model": {"model.x": torch.zeros(2)}, "callbacks": Payload(canary)}, "rng": []}, file)

@@ -1,4 +1,4 @@
-"""Disks that are full, read-only or limited, and folders that two runs want."""
+"""Disks that are full, read-only or limited, and a save folder used by two runs."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scripts.bench.faults.processes import Ended, Running
-from scripts.bench.faults.runs import LAST, REFUSED, SAME, SAVED, SKIPPED, WRONG, Case, Lab, refusal
+from scripts.bench.faults.runs import LAST, OTHER_MODEL, REFUSED, SAME, SAVED, SKIPPED, Case, Lab, refusal
 
 if TYPE_CHECKING:
     from composer.core import State
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 _MIB = 1 << 20
 Hook = Callable[[Path], Callable[[], None]]
-"""A disk -> what is called in the process of a run."""
+"""Maps a disk to a function that is called in the process of a run."""
 _BATCH = SAVED[1]
-"""Whose checkpoint cannot be saved."""
+"""The batch whose checkpoint cannot be saved."""
 _STOPPED = "refused, named, nothing left, then same model"
 _WARNED = "warning, named, nothing left, same model"
 _REFUSED = "refused before training, named"
@@ -33,7 +33,7 @@ _TAKEN = "taken over, same model"
 
 @contextmanager
 def _small_disk(folder: Path) -> Iterator[bool]:
-    """A file system of 32 MB at the folder; False where this user cannot make one."""
+    """Mount a file system of 32 MB at the folder. Yields False if this user cannot mount."""
     command = ["mount", "-t", "tmpfs", "-o", f"size={32 * _MIB}", "tmpfs", str(folder)]
     mounted = shutil.which("mount") is not None and not subprocess.run(command, capture_output=True).returncode
     try:
@@ -44,7 +44,7 @@ def _small_disk(folder: Path) -> Iterator[bool]:
 
 
 def _during(before: Callable[[], None], after: Callable[[], None]) -> None:
-    """In the process of a run: while the checkpoint of _BATCH is saved."""
+    """Runs in the process of a run: call before() and after() around saving the checkpoint of _BATCH."""
     from train.callbacks.checkpoint_saver import CheckpointSaver
 
     real = CheckpointSaver.batch_checkpoint
@@ -75,7 +75,7 @@ def _full(folder: Path) -> None:
 
 
 def _full_meanwhile(folder: Path) -> None:
-    """Free space has been looked at before."""
+    """Fill the disk after the free space was checked."""
     from train.checkpoint.storage.writer import HashingWriter
 
     real = HashingWriter.write_data
@@ -109,7 +109,7 @@ def _limited() -> None:
 
 
 def _saving(policy: str, hook: Hook, reason: str, mount: bool, lab: Lab) -> Iterator[str]:
-    """A run whose save of _BATCH fails, with an on_save_error."""
+    """A run that cannot save the checkpoint of _BATCH, with a given on_save_error."""
     disk = lab.new()
     with _small_disk(disk) if mount else nullcontext(True) as possible:
         if not possible:
@@ -138,11 +138,11 @@ def _after_a_warning(lab: Lab, ended: Ended, run: Path, reason: str) -> str:
         return "no warning with path and reason"
     if (left := _left(run, [SAVED[0], SAVED[2], LAST])) is not None:
         return left
-    return _WARNED if lab.exported(run) == lab.model(1) else WRONG
+    return _WARNED if lab.exported(run) == lab.model(1) else OTHER_MODEL
 
 
 def _left(run: Path, batches: list[int]) -> str | None:
-    """What is there besides these checkpoints, or is missing."""
+    """The names in the folder if they are not exactly these checkpoints, else None."""
     names = sorted(path.name for path in run.iterdir() if path.name.startswith((".part", "ep")))
     return None if names == [f"ep0-ba{batch}" for batch in batches] else f"{names} there"
 
@@ -181,7 +181,7 @@ def _read_only_from_the_start(lab: Lab) -> Iterator[str]:
 
 
 def _sleep_in_a_batch() -> None:
-    """In the process of a run, before the checkpoint of _BATCH is saved."""
+    """Runs in the process of a run: sleep before the checkpoint of _BATCH is saved."""
     _during(partial(time.sleep, 120), lambda: None)
 
 
@@ -210,9 +210,9 @@ _SAVES: Mapping[str, tuple[Hook, str, bool]] = {
     "full disk before a save": (lambda disk: partial(_full, disk), "free", True),
     "disk full during a save": (lambda disk: partial(_full_meanwhile, disk), "free", True),
     "disk read-only during a save": (lambda disk: partial(_read_only, disk), "Read-only", True),
-    "file-size limit during a save": (lambda disk: _limited, "so large a file", False),
+    "file-size limit during a save": (lambda disk: _limited, "a file of this size", False),
 }
-"""What happens, the reason that is to be named, and whether it takes a disk."""
+"""The hook, the reason that must be named, and whether a mounted disk is needed."""
 
 CASES: Mapping[str, Case] = {
     case.name: case

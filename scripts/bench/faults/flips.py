@@ -1,4 +1,4 @@
-"""Random bits of random files below the checkpoints of a run, which is then resumed."""
+"""Flips random bits of random files of a run's checkpoints, and resumes the run."""
 
 import random
 from collections import Counter
@@ -9,11 +9,11 @@ from scripts.bench.faults.damage import flip_bit
 from scripts.bench.faults.runs import FELL_BACK, REFUSED, SAME, Lab
 
 GOOD = (FELL_BACK, REFUSED, SAME)
-"""Ends with an error that names the file, or with the model of the run in which no bit was flipped."""
+"""The run ends with an error that names the file, or with the same model as without a flipped bit."""
 
 
 def flips(lab: Lab, count: int) -> Iterator[tuple[str, str]]:
-    """The file's kind, and what was seen, each time; every other run has two ranks."""
+    """Yield the kind of file and the outcome of each flip; every other run has two ranks."""
     for number in range(count):
         draw, ranks = random.Random(f"flip {number}"), number % 2 + 1
         copy = lab.copy(ranks)

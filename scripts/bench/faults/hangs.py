@@ -12,15 +12,15 @@ _DEFECT, _FIXABLE, _HUNG = 1, 2, 4
 """Exit codes."""
 _RANKS = 2
 _WITHIN = 30.0
-"""Seconds from the first rank that has ended to the last."""
+"""Maximum number of seconds from the end of the first rank to the end of the last."""
 _NAMED = "named, all ranks ended in 30 s, same model"
-_ONCE = "said once, all ranks ended in 30 s, same model"
+_ONCE = "reported once, all ranks ended in 30 s, same model"
 _DEADLINES = "deadlines={multiple: null, step: 5, data: 5, setup: 60}"
 _MESSAGE = "the fault of rank 1"
 
 
 def _hang(hook: Callable[[], None], names: tuple[str, ...], code: int, lab: Lab) -> Iterator[str]:
-    """code: of the ranks that are not killed."""
+    """code: exit code of the ranks that are not killed."""
     run = lab.new() / "run"
     overrides = () if code == _HUNG else ("train_loader.num_workers=1",)
     ended = lab.resume(run, _DEADLINES, *overrides, ranks=_RANKS, hook=hook, others_seconds=_WITHIN)
@@ -34,7 +34,7 @@ def _hang(hook: Callable[[], None], names: tuple[str, ...], code: int, lab: Lab)
 
 
 def _failed(ended: Ended, code: int) -> str | None:
-    """What is not as it should be; None: the run has failed on all ranks in time."""
+    """A description of the defect; None if the run failed on all ranks in time."""
     if ended.code is None:
         return "no end"
     if ended.code == 0:
@@ -47,13 +47,13 @@ def _failed(ended: Ended, code: int) -> str | None:
 
 
 def _raises(error: Exception, code: int, lab: Lab) -> Iterator[str]:
-    """On rank 1 alone."""
+    """Only rank 1 raises the error."""
     run = lab.new() / "run"
     hook = partial(in_batch, [1], partial(fail, error))
     ended = lab.resume(run, _DEADLINES, ranks=_RANKS, hook=hook, others_seconds=_WITHIN)
     seen = _failed(ended, code)
     if seen is None and ended.text.count(_MESSAGE) != 1:
-        seen = f"said {ended.text.count(_MESSAGE)} times"
+        seen = f"reported {ended.text.count(_MESSAGE)} times"
     if seen is None:
         again = lab.outcome(lab.resume(run, ranks=_RANKS), run, ranks=_RANKS)
         seen = _ONCE if again == SAME else f"then {again}"

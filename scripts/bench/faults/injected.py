@@ -1,4 +1,4 @@
-"""What is called in the processes of a run, to make a fault in one of its batches."""
+"""Functions that are called in the processes of a run to cause a fault in one of its batches."""
 
 import os
 import signal
@@ -7,11 +7,11 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 BATCH = 3
-"""The faults come in it: batches are counted from 0, so three are done."""
+"""The batch of the fault. Batches are counted from 0, so three batches are complete."""
 
 
 def in_batch(ranks: Collection[int], act: Callable[[], object]) -> None:
-    """Once, as the batch begins."""
+    """Call act() once, when the batch begins."""
     from train.callbacks.stream_monitor import StreamMonitor
 
     real = StreamMonitor.batch_start
@@ -25,7 +25,7 @@ def in_batch(ranks: Collection[int], act: Callable[[], object]) -> None:
 
 
 def send(number: int) -> None:
-    """To this process."""
+    """Send a signal to this process."""
     os.kill(os.getpid(), number)
 
 
@@ -34,7 +34,7 @@ def fail(error: Exception) -> None:
 
 
 def scaled_loss(ranks: Collection[int], factor: float, first: int = BATCH, count: int = 1) -> None:
-    """The loss of so many batches is multiplied."""
+    """Multiply the loss of `count` batches by a factor."""
     from train.callbacks.stream_monitor import StreamMonitor
     from train.composer_model import DbrxForComposer
 
@@ -55,7 +55,7 @@ def scaled_loss(ranks: Collection[int], factor: float, first: int = BATCH, count
 
 
 def bad_gradient(ranks: Collection[int], value: float) -> None:
-    """One number of the gradient, after it has been reduced over the ranks."""
+    """Set one element of the gradient to a value, after the gradient was reduced over the ranks."""
     from torch.distributed.tensor import DTensor
 
     from train.callbacks.stream_monitor import StreamMonitor
@@ -70,7 +70,7 @@ def bad_gradient(ranks: Collection[int], value: float) -> None:
 
 
 def one_expert() -> None:
-    """Takes all tokens of all layers, as one of the top_k of each."""
+    """One expert gets all tokens in every layer, as one of the top_k."""
     from train.models.moe import Router
 
     real = Router.forward
@@ -101,7 +101,7 @@ def dead_expert() -> None:
 
 
 def in_worker(ranks: Collection[int], number: int) -> None:
-    """The loader's worker that is to read the batch gets the signal."""
+    """Send a signal to the loader's worker that is about to read the batch."""
     from data.loading.batches import TrainBatches
 
     real, training = TrainBatches.__getitem__, os.getpid()
@@ -115,7 +115,7 @@ def in_worker(ranks: Collection[int], number: int) -> None:
 
 
 def in_a_save(ranks: Collection[int], number: int, seconds: float) -> None:
-    """The signal comes while the checkpoint after the batch is written, which takes so long."""
+    """Send a signal while the checkpoint after the batch is written, which takes this many seconds."""
     from train.checkpoint.storage.writer import HashingWriter
 
     real = HashingWriter.write_data

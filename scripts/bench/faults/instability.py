@@ -1,4 +1,4 @@
-"""Losses and gradients that are not finite, spikes of the loss, experts that take everything."""
+"""Losses and gradients that are not finite, spikes of the loss, experts that get all tokens."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -18,14 +18,14 @@ _SKIPPED_FINITE = "steps skipped, finite checkpoints"
 _SKIPPED = "step skipped, named, finite model"
 _END = 80
 _SPIKE = range(40, 70)
-"""Batches, of a longer run."""
+"""The batches with a spike, in a longer run."""
 _PLANNED = ("start", "stage", "saved", "end")
 """Events of a run without a fault."""
 Hook = Callable[[], None]
 
 
 def _stop(hook: Hook, what: str, lab: Lab) -> Iterator[str]:
-    """on_nonfinite: stop. The resumed run is without the fault."""
+    """on_nonfinite: stop. The resumed run has no fault."""
     run_folder = lab.new() / "run"
     ended = lab.resume(run_folder, ranks=_RANKS, hook=hook)
     seen = _stopped(ended, what)
@@ -38,7 +38,7 @@ def _stop(hook: Hook, what: str, lab: Lab) -> Iterator[str]:
 
 
 def _stopped(ended: Ended, *names: str) -> str | None:
-    """What is not as it should be; None: it has stopped on all ranks and said why."""
+    """A description of the defect; None if the run stopped on all ranks and named the reason."""
     if ended.code is None or ended.crashed:
         return refusal(ended)
     if set(ended.codes) != {_UNSTABLE}:
@@ -63,7 +63,7 @@ def _events(run_folder: Path) -> list[dict]:
 
 
 def _is_finite(lab: Lab, run_folder: Path) -> bool:
-    """Every tensor of the newest checkpoint's export."""
+    """Whether every tensor of the newest checkpoint's export is finite."""
     from safetensors.torch import load_file
 
     output = lab.new() / "hf"
@@ -73,7 +73,7 @@ def _is_finite(lab: Lab, run_folder: Path) -> bool:
 
 
 def _lr(policy: str, lab: Lab) -> Iterator[str]:
-    """A learning rate with which no run can be trained."""
+    """A learning rate with which no model can be trained."""
     run_folder = lab.new() / "run"
     ended = lab.resume(run_folder, "optimizer.lr=1e6", f"on_nonfinite={policy}", ranks=_RANKS)
     if policy == "stop":
@@ -86,7 +86,7 @@ def _lr(policy: str, lab: Lab) -> Iterator[str]:
 
 
 def _spike(policy: str, lab: Lab) -> Iterator[str]:
-    """25 times the loss in 30 steps of a longer run: the events and their batches."""
+    """25 times the loss in 30 steps of a longer run; the outcome lists the events and their batches."""
     run_folder = lab.new() / "run"
     hook = partial(scaled_loss, range(_RANKS), 25.0, _SPIKE.start, len(_SPIKE))
     flags = (f"on_spike={policy}", "spikes={window: 32, min_steps: 16}")

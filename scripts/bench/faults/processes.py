@@ -1,6 +1,7 @@
-"""The commands of this project in processes that are forked from one that has imported the libraries.
+"""Runs the commands of this project in processes forked from one that has imported the libraries.
 
-What a user would see is kept: exit code, and stdout and stderr together. A command takes a second or two, not fifteen.
+The outcome is what a user would see: the exit code, and stdout and stderr together. A command takes one or two seconds
+instead of fifteen.
 """
 
 import multiprocessing
@@ -23,12 +24,12 @@ ROOT = Path(__file__).resolve().parents[3]
 
 _PRELOADED = ["composer", "transformers", "streaming", "tiktoken", "omegaconf", "train.main", "train.run.fit"]
 OTHERS_SECONDS = 2.0
-"""What other ranks have left once one has failed; a launcher ends them too."""
+"""Seconds that the other ranks get after one has failed, then they are killed, as a launcher would do."""
 _context = multiprocessing.get_context("forkserver")
 
 
 def prepare() -> None:
-    """Before the first command: what the processes are forked from."""
+    """Set up the fork server; called before the first command."""
     path = os.environ.get("PYTHONPATH")
     os.environ.update(
         PYTHONPATH=os.pathsep.join(filter(None, [str(ROOT), path])),
@@ -41,16 +42,16 @@ def prepare() -> None:
 
 @dataclass(frozen=True)
 class Ended:
-    """What a command ended with."""
+    """The outcome of a command."""
 
     code: int | None
-    """None: it did not end in time, and was killed."""
+    """None if the command did not end in time and was killed."""
     text: str
-    """What it printed on all ranks."""
+    """The output of all ranks."""
     codes: tuple[int | None, ...] = ()
-    """Of each rank; -9 of one that was killed, also at the end because it was left."""
+    """The exit code of each rank; -9 for a killed rank, also if it was still running at the end."""
     seconds: float = 0.0
-    """From the first rank that failed to the last that ended."""
+    """Seconds from the end of the first failed rank to the end of the last."""
 
     @property
     def crashed(self) -> bool:
@@ -58,7 +59,7 @@ class Ended:
 
 
 class Running:
-    """A command on its ranks."""
+    """A running command on its ranks."""
 
     def __init__(self, script: str, arguments: Sequence[str], ranks: int, hook: Callable[[], None] | None) -> None:
         self._folder = Path(tempfile.mkdtemp())
@@ -72,11 +73,11 @@ class Running:
 
     @property
     def pid(self) -> int:
-        """Of rank 0."""
+        """The process id of rank 0."""
         return self._ranks[0].pid
 
     def wait(self, seconds: float, others_seconds: float = OTHERS_SECONDS) -> Ended:
-        """others_seconds: what other ranks have left once one has failed."""
+        """others_seconds: seconds that the other ranks get after one has failed."""
         deadline, failed = time.monotonic() + seconds, None
         while any(process.is_alive() for process in self._ranks):
             now = time.monotonic()
@@ -95,7 +96,7 @@ class Running:
         return Ended(code, text, tuple(process.exitcode for process in self._ranks), took)
 
     def kill(self) -> None:
-        """With the processes that they have started: each rank leads a group of its own."""
+        """Kill the ranks and their child processes: each rank leads its own process group."""
         for process in self._ranks:
             if process.is_alive():
                 with suppress(ProcessLookupError):
@@ -111,12 +112,13 @@ def run(
     seconds: float = 180,
     others_seconds: float = OTHERS_SECONDS,
 ) -> Ended:
-    """A script of this project, such as `scripts/generate.py`, on each rank. hook is called first, in each process."""
+    """Run a script of this project, such as `scripts/generate.py`, on each rank. Each process calls hook first."""
     return Running(script, arguments, ranks, hook).wait(seconds, others_seconds)
 
 
 def _free_port() -> int:
-    """Below the range from which the system takes ports by itself, so that nothing slips in before rank 0 listens."""
+    """A port below the range of automatically assigned ports, so that no other program gets it before rank 0
+    listens."""
     number = os.getpid() + time.monotonic_ns() // 1000
     while True:
         port = 20000 + number % 10000
@@ -143,7 +145,7 @@ def _rank(
     import torch
 
     torch.set_num_threads(1)
-    # A child of the fork server would start its own children by another one; a real rank forks them.
+    # A child of the fork server would start its own children through the server; a real rank forks them.
     multiprocessing.set_start_method("fork", force=True)
     sys.argv = [script, *arguments]
     code: Any = 0
@@ -158,7 +160,7 @@ def _rank(
         code = 1
     sys.stdout.flush()
     sys.stderr.flush()
-    # Without the exit handlers, which would wait for other ranks.
+    # Skip the exit handlers, which would wait for other ranks.
     os._exit(code if isinstance(code, int) else 1)
 
 

@@ -1,4 +1,4 @@
-"""Small real runs, made once: each fault gets a copy of one, and what comes of it is compared with the run without."""
+"""Small real runs, made once. Each fault gets a copy of one, and its result is compared with a run without a fault."""
 
 import base64
 import hashlib
@@ -15,17 +15,17 @@ import yaml
 from scripts.bench.faults.processes import OTHERS_SECONDS, Ended, run
 
 SAVED, LAST = (2, 4, 6), 8
-"""A run has checkpoints after these batches, and is resumed to the last."""
+"""A run has checkpoints after these batches, and is resumed until the last batch."""
 
 _WORDS = ("amber", "birch", "cedar", "delta", "ember", "fjord", "grove", "haven")
 
-# What a fault can end with.
+# The possible outcomes of a fault.
 SAME = "same model"
 FELL_BACK = "named, fell back, same model"
 REFUSED = "refused, named"
 UNNAMED = "refused, not named"
 CRASHED = "a traceback"
-WRONG = "another model"
+OTHER_MODEL = "another model"
 SILENT = "fell back without a name"
 NO_END = "no end"
 SKIPPED = "not possible here"
@@ -37,13 +37,13 @@ class Case:
 
     name: str
     expected: str
-    """What is to be seen each time."""
+    """The expected outcome of each trial."""
     trials: Callable[["Lab"], Iterator[str]]
-    """What was seen, each time."""
+    """Yields the outcome of each trial."""
 
 
 class Lab:
-    """Folders of runs below a temporary folder."""
+    """The folders of runs in a temporary folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self._numbers = folder, itertools.count()
@@ -58,7 +58,7 @@ class Lab:
         return folder
 
     def copy(self, ranks: int = 1, seed: int = 17) -> Path:
-        """The save folder of a run of so many ranks, with three checkpoints, as a copy to break."""
+        """A copy of the save folder of a run with this number of ranks and three checkpoints."""
         key = ranks, seed
         if key not in self._runs:
             folder = self.new() / "run"
@@ -77,12 +77,12 @@ class Lab:
         hook: Callable[[], None] | None = None,
         others_seconds: float = OTHERS_SECONDS,
     ) -> Ended:
-        """Goes on with a run, to its last batch."""
+        """Resume a run until its last batch."""
         flags = (f"save_folder={save_folder}", f"max_duration={LAST}ba", "autoresume=true", *overrides)
         return run("train.py", self.config, *flags, ranks=ranks, hook=hook, others_seconds=others_seconds)
 
     def model(self, ranks: int, batches: int = LAST) -> str:
-        """The hash of what a run exports in which nothing was broken, from its beginning to its end."""
+        """The hash of the export of an uninterrupted run without a fault."""
         key = ranks, batches
         if key not in self._models:
             folder = self.new() / "run"
@@ -103,18 +103,18 @@ class Lab:
         return run("scripts/convert_checkpoint_to_hf.py", *flags)
 
     def outcome(self, ended: Ended, save_folder: Path, *names: str, ranks: int = 1) -> str:
-        """What a resumed run has come to; all names are to be in what it printed."""
+        """The outcome of a resumed run; its output must contain all names."""
         if (seen := refusal(ended, *names)) is not None:
             return seen
         if self.exported(save_folder) != self.model(ranks):
-            return WRONG
+            return OTHER_MODEL
         if "RESUMING FROM AN EARLIER CHECKPOINT" not in ended.text:
             return SAME
         return FELL_BACK if all(name in ended.text for name in names) else SILENT
 
 
 def refusal(ended: Ended, *names: str) -> str | None:
-    """How a command has failed; None when it has not."""
+    """How a command failed; None if it succeeded."""
     if ended.code is None:
         return NO_END
     if ended.crashed:
@@ -126,11 +126,11 @@ def refusal(ended: Ended, *names: str) -> str | None:
 
 def _succeeded(ended: Ended) -> None:
     if ended.code != 0:
-        raise RuntimeError(f"a run without a fault has failed ({ended.code}):\n{ended.text}")
+        raise RuntimeError(f"a run without a fault failed with exit code {ended.code}:\n{ended.text}")
 
 
 def write_input(folder: Path) -> str:
-    """Writes train.jsonl, other.jsonl, vocab.tiktoken and config.yaml, with dropout; returns the config's path."""
+    """Write train.jsonl, other.jsonl, vocab.tiktoken and a config with dropout; return the path of the config."""
     for seed, name in enumerate(("train", "other")):
         draw, lines = random.Random(seed), []
         for _ in range(400):
@@ -167,7 +167,7 @@ def _config(folder: Path) -> dict:
         "tokenizer": {"name": "tiktoken", "kwargs": {"vocab_file": str(folder / "vocab.tiktoken")}},
         "train_loader": {"name": "finetuning", "dataset": dataset, "num_workers": 0},
         "optimizer": {"name": "adamw", "lr": 3e-3, "weight_decay": 0.1},
-        # Does not depend on max_duration, which is raised for a resume.
+        # Independent of max_duration, which is increased on resume.
         "scheduler": {"name": "constant_with_warmup", "t_warmup": "2ba"},
         "algorithms": {"gradient_clipping": {"clipping_type": "norm", "clipping_threshold": 1.0}},
         "global_train_batch_size": 8,

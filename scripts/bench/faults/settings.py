@@ -1,4 +1,4 @@
-"""What a config says: changed on a resume, secret, or leading elsewhere."""
+"""Config values that change on resume, contain secrets, or point to other places."""
 
 import json
 import re
@@ -36,7 +36,7 @@ def _changed(key: str, was: str, now: str, lab: Lab) -> Iterator[str]:
 def _at_the_end(lab: Lab) -> Iterator[str]:
     copy = lab.copy()
     ended = lab.resume(copy, f"max_duration={SAVED[-1]}ba")
-    yield _NOTHING_TO_DO if ended.code == 0 and "nothing to do" in ended.text else str(refusal(ended) or "not said")
+    yield _NOTHING_TO_DO if ended.code == 0 and "nothing to do" in ended.text else str(refusal(ended) or "not reported")
 
 
 def _secrets(lab: Lab) -> Iterator[str]:
@@ -64,7 +64,7 @@ def _found(folder: Path, text: str, *secrets: str) -> str:
 
 
 def _outside(override: str, name: str, lab: Lab) -> Iterator[str]:
-    """The override has OUTSIDE for a folder that must not be written."""
+    """An override in which OUTSIDE stands for a folder that must not be written."""
     folder = lab.new()
     (folder / "runs").mkdir()
     outside = folder / "outside"
@@ -115,7 +115,7 @@ CASES: Mapping[str, Case] = {
             for key, (was, now, expected) in _CHANGES.items()
         ),
         Case("resumed at max_duration", _NOTHING_TO_DO, _at_the_end),
-        Case("secrets in addresses and in odd places", _HIDDEN, _secrets),
+        Case("secrets in URLs and in other values", _HIDDEN, _secrets),
         Case("run_name: ../x", REFUSED, partial(_outside, "run_name=../x", "run_name")),
         Case("run_name: absolute", REFUSED, partial(_outside, "run_name=OUTSIDE/x", "run_name")),
         Case(

@@ -1,4 +1,4 @@
-"""Signals to ranks and to their launcher, and launchers that are gone."""
+"""Signals to ranks and to their launcher, and launchers that are killed."""
 
 import os
 import re
@@ -22,7 +22,7 @@ _RANKS = 2
 _SAVED = "saved, resume named, exit code 75, same model"
 _LAUNCHED = "saved, resume named, ranks ended, same model"
 _PATIENCE = 60.0
-"""Seconds that ranks of a launcher have for their end."""
+"""Seconds within which the ranks of a launcher must end."""
 
 
 def _to_ranks(number: int, ranks: Sequence[int], lab: Lab) -> Iterator[str]:
@@ -37,7 +37,7 @@ def _in_a_save(ranks: Sequence[int], lab: Lab) -> Iterator[str]:
 
 
 def _after(lab: Lab, ended: Ended, run: Path) -> str:
-    """What a run whose ranks got a signal has come to, and the resumed one."""
+    """The outcome of a run whose ranks got a signal, and of the resumed run."""
     if ended.code is None or ended.crashed:
         return str(refusal(ended))
     if set(ended.codes) != {_RESUMABLE}:
@@ -49,7 +49,7 @@ def _after(lab: Lab, ended: Ended, run: Path) -> str:
 
 
 def _says_what_was_saved(text: str, run: Path) -> bool:
-    """The newest checkpoint and the command that resumes from it."""
+    """Whether the output names the newest checkpoint and the command that resumes from it."""
     newest = max(run.glob("ep*"), key=lambda path: int(path.name.rpartition("ba")[2]), default=None)
     last = text.strip().rpartition("stopped: ")[2]
     return newest is not None and newest.name in last and "autoresume=true" in last
@@ -62,7 +62,7 @@ _LAUNCHERS = {
 
 
 def _to_launcher(launcher: str, number: int, lab: Lab) -> Iterator[str]:
-    """The signal comes once two batches are saved."""
+    """Send the signal after two checkpoints were saved."""
     folder = lab.new()
     run, log = folder / "run", folder / "log.txt"
     flags = (
@@ -86,7 +86,7 @@ def _to_launcher(launcher: str, number: int, lab: Lab) -> Iterator[str]:
         _, left = psutil.wait_procs(ranks, timeout=_PATIENCE)
         took = time.monotonic() - began
         if left:
-            yield f"{len(left)} processes train on after {took:.0f} s"
+            yield f"{len(left)} processes still run after {took:.0f} s"
             return
         started.wait(_PATIENCE)
     finally:
@@ -99,9 +99,9 @@ def _to_launcher(launcher: str, number: int, lab: Lab) -> Iterator[str]:
 
 
 def _after_launch(lab: Lab, run: Path, text: str) -> str:
-    """Whether what was saved at the signal is the model of a run of as many batches."""
+    """The outcome: compares the checkpoint saved at the signal with a run of the same number of batches."""
     if not (named := re.search(r"stopped: .*ep0-ba(\d+).*autoresume=true", text, re.DOTALL)):
-        return "nothing said of what was saved"
+        return "saved checkpoint not reported"
     if not (run / f"ep0-ba{named[1]}").exists():
         return "not saved"
     return _LAUNCHED if lab.exported(run) == lab.model(_RANKS, int(named[1])) else "another model"

@@ -1,4 +1,4 @@
-"""The checks of Triton kernels without a GPU, run by gpu_gate.py: what is launched, what it compiles to, its addresses.
+"""Checks of Triton kernels without a GPU, run by gpu_gate.py: their launches, compiled resources, and addresses.
 
-Nothing here is needed to train a model.
+Training does not need this package.
 """

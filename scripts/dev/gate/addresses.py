@@ -1,8 +1,7 @@
-"""Whether a kernel multiplies the number of a row by its width in 32 bits, read off Triton's intermediate code.
+"""Finds 32-bit products of a row number and a row width in the Triton IR of a kernel.
 
-From 2**31 on such a product is negative, and the address that it is part of is another's. Numbers of rows are what a
-kernel has from its first grid dimension, or loads from a tensor of indices. Other dimensions of a grid have at most
-65,535 blocks.
+From 2**31 on the product overflows, and the kernel accesses a wrong address. A row number is a program id of the first
+grid dimension, or a value loaded from a tensor of indices. The other grid dimensions have at most 65,535 blocks.
 """
 
 import re
@@ -15,7 +14,7 @@ _MADE_OF_OTHERS = ("arith.", "tt.splat", "tt.broadcast", "tt.expand_dims", "tt.r
 
 
 def narrow_products(ttir: str) -> list[str]:
-    """The 32-bit products that a number of a row is a factor of."""
+    """Return the 32-bit products that have a row number as a factor."""
     rows: set[str] = set()
     found = []
     for line in ttir.splitlines():
@@ -33,7 +32,7 @@ def narrow_products(ttir: str) -> list[str]:
 
 
 def _is_row(operation: str, rest: str, narrow: bool) -> bool:
-    """Also of what a branch or a loop gives, whose parts are further down."""
+    """Whether an operation yields a row number. Results of branches and loops count, because their parts come later."""
     if operation == "tt.get_program_id":
         return rest.split()[0] == "x"
     loaded = operation == "tt.load" and ("!tt.ptr<i32>" in rest)

@@ -1,4 +1,4 @@
-"""What a launch compiles to for a GPU that need not be there: registers, spills and shared memory."""
+"""Compiles a launch for a GPU that need not be present: registers, spills and shared memory."""
 
 import re
 import subprocess
@@ -11,39 +11,39 @@ from scripts.dev.gate.launches import Launch
 
 KIB = 1024
 SHARED_LIMITS = {80: 163 * KIB, 90: 227 * KIB, 100: 227 * KIB}
-"""Bytes of shared memory that a block can have, by compute capability times ten: CUDA C++ Programming Guide, technical
-specifications per compute capability."""
+"""Maximum shared memory per block in bytes, by compute capability times ten (CUDA C++ Programming Guide, technical
+specifications per compute capability)."""
 
 
 class Compiled(NamedTuple):
-    """For one compute capability."""
+    """A kernel compiled for one compute capability."""
 
     registers: int
-    """Of a thread."""
+    """Registers per thread."""
     spilled: int
-    """Bytes of a thread that are in memory instead of registers: its stack, as Triton's own n_spills."""
+    """Spilled bytes per thread: stack and local memory, as in Triton's n_spills."""
     shared: int
-    """Bytes of a block. Triton's kernels have them as dynamic shared memory alone."""
+    """Shared memory per block in bytes. Triton's kernels use only dynamic shared memory."""
     narrow: list[str]
-    """Products of a row's number that are computed in 32 bits."""
+    """Products of a row number that are computed in 32 bits."""
 
     def defects(self, capability: int) -> list[str]:
-        """What a GPU of this capability would be slow with, or refuse."""
-        found = [f"spills {self.spilled} bytes a thread"] if self.spilled else []
+        """Return what makes the kernel slow or impossible on a GPU of this capability."""
+        found = [f"spills {self.spilled} bytes per thread"] if self.spilled else []
         if self.shared > (limit := SHARED_LIMITS[capability]):
-            found.append(f"needs {self.shared:,} bytes of shared memory a block, and sm_{capability} has {limit:,}")
+            found.append(f"needs {self.shared:,} bytes of shared memory per block, but sm_{capability} has {limit:,}")
         return found
 
 
 def why_not_compiled() -> str | None:
-    """What stands in the way of compiling, or None."""
+    """Return why kernels cannot be compiled here, or None."""
     could_not = "the Triton kernels could not be compiled"
     try:
         import triton
     except ImportError as error:
         return (
-            f"{could_not}: {error}. Triton comes with torch's CUDA wheels, not with its CPU wheel: install such a "
-            "wheel, or Triton alone (uv pip install triton)"
+            f"{could_not}: {error}. torch's CUDA wheels include Triton, its CPU wheel does not: install a CUDA wheel, "
+            "or only Triton (uv pip install triton)"
         )
     missing = [name for name in ("ptxas", "cuobjdump") if not (_tools(triton) / name).is_file()]
     if missing:
@@ -52,14 +52,14 @@ def why_not_compiled() -> str | None:
 
 
 def compile_launch(launch: Launch, capability: int) -> Compiled:
-    """Raises what Triton and ptxas raise."""
+    """Compile a launch. Raises the errors of Triton and ptxas."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
     alignment = {(place,): [["tt.divisibility", 16]] for place in launch.aligned}
     source = ASTSource(launch.function, launch.types, launch.constants, alignment)
-    # Fusion is the default of the versions we use; given, Triton does not warn that this will change.
+    # Fusion is the default of the supported versions; setting it avoids Triton's warning that the default will change.
     options = {"enable_fp_fusion": True} | launch.options
     made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     registers, spilled = _resources(_tools(triton) / "cuobjdump", made.asm["cubin"])
@@ -71,7 +71,7 @@ def _tools(triton: Any) -> Path:
 
 
 def _resources(cuobjdump: Path, cubin: bytes) -> tuple[int, int]:
-    """Registers, and bytes of stack and local memory. A driver would tell them once it has loaded the kernel."""
+    """Return registers, and bytes of stack and local memory, without loading the kernel into a driver."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()

@@ -1,8 +1,7 @@
-"""How each Triton kernel is launched for DBRX: recorded while the code that launches it runs on the CPU.
+"""The launches of each Triton kernel for DBRX, recorded while the calling code runs on the CPU.
 
-A kernel is replaced by a recorder, and the function that launches it is called with tensors of DBRX's widths. So the
-types, the constants and the tuned configurations are those of a run, and nothing has to be kept up to date here but
-which function to call.
+A recorder replaces each kernel, and the function that launches it is called with tensors of DBRX's widths. So types,
+constants and tuned configurations are the same as in a run, and this module only needs to know which function to call.
 """
 
 import ast
@@ -22,33 +21,33 @@ ROOT = Path(__file__).resolve().parents[3]
 GLU = "train/models/experts/glu_triton.py"
 MEGABLOCKS = "megablocks/backend/kernels.py"
 KERNELS = {GLU: {"_glu_kernel", "_glu_backward_kernel", "_combine_kernel"}, MEGABLOCKS: {"_padded_copy"}}
-"""The kernels that are checked, by file: all of ours, and those of MegaBlocks that we launch."""
+"""The checked kernels by file: all of ours, and those of MegaBlocks that we launch."""
 
 D_MODEL, FFN_HIDDEN_SIZE, EXPERTS, TOP_K = 6144, 10752, 16, 4
 _FEW, _MANY = 64, 2**31 // FFN_HIDDEN_SIZE + 1
-"""Tokens. Above 2**31 elements Triton passes their number in 64 bits, which is another compilation."""
+"""Numbers of tokens. Above 2**31 elements Triton passes sizes as 64-bit integers and compiles another variant."""
 _TYPES = {torch.bfloat16: "bf16", torch.float32: "fp32", torch.int32: "i32", torch.int64: "i64"}
 
 
 class Launch(NamedTuple):
-    """What Triton compiles a kernel for."""
+    """The arguments for which Triton compiles a kernel."""
 
     file: str
-    """Where the kernel is: a key of KERNELS."""
+    """The kernel's file: a key of KERNELS."""
     name: str
     function: Any
     """The triton.JITFunction."""
     types: dict[str, str]
-    """Of each parameter, as in ASTSource: *bf16, i64, constexpr."""
+    """The type of each parameter, as in ASTSource: *bf16, i64, constexpr."""
     constants: dict[str, Any]
     aligned: tuple[int, ...]
-    """The parameters that are divisible by 16, as are all addresses of tensors."""
+    """Indices of the parameters that are divisible by 16, as the addresses of all tensors are."""
     options: dict[str, int]
-    """num_warps and the like."""
+    """num_warps and similar options."""
 
     @property
     def variant(self) -> str:
-        """What tells launches of one kernel apart, without the dtype and what is tuned."""
+        """A description that distinguishes launches of one kernel, without dtype and tuned parameters."""
         tuned = ("BLOCK", "BLOCK_X", "NUM_COLUMNS")
         parts = [f"{name}={value}" for name, value in self.constants.items() if name not in tuned and value is not None]
         parts += [f"{name}: {kind}" for name, kind in self.types.items() if kind == "i64"]
@@ -56,7 +55,7 @@ class Launch(NamedTuple):
 
 
 def kernels_in(path: Path) -> set[str]:
-    """Names of the functions that a file decorates with triton.jit, or with another name for it. Needs no Triton."""
+    """Return the functions that a file decorates with triton.jit, also under another name. Does not need Triton."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     jit = {"triton.jit", "jit"}
     for node in ast.walk(tree):
@@ -73,14 +72,14 @@ def kernels_in(path: Path) -> set[str]:
 
 
 def kernels_of_packages() -> dict[str, set[str]]:
-    """All Triton kernels of this repository, by file."""
+    """Return all Triton kernels of this repository by file."""
     files = [path for folder in ("train", "data", "scripts") for path in sorted((ROOT / folder).rglob("*.py"))]
     found = {path.relative_to(ROOT).as_posix(): kernels_in(path) for path in files if "triton" in path.read_text()}
     return {file: kernels for file, kernels in found.items() if kernels}
 
 
 def megablocks_kernels() -> Path:
-    """MegaBlocks' file of kernels: of the installed package, or of the copy that the tests have.
+    """Return MegaBlocks' file of kernels, from the installed package or the copy for the tests.
 
     Raises FileNotFoundError.
     """
@@ -88,14 +87,14 @@ def megablocks_kernels() -> Path:
     folders = [Path(place) for place in (spec.submodule_search_locations or ())] if spec is not None else []
     files = [*(folder / "backend/kernels.py" for folder in folders), Path(sys.prefix) / "megablocks" / MEGABLOCKS]
     for file in files:
-        # A package of this name may also be a stand-in.
+        # A stand-in may have the same package name.
         if file.is_file() and set(KERNELS[MEGABLOCKS]) <= kernels_in(file):
             return file
     raise FileNotFoundError("MegaBlocks is not installed: run make .venv/megablocks or scripts/dev/build_megablocks.sh")
 
 
 def our_launches(dtype: torch.dtype) -> list[Launch]:
-    """Each way in which a step launches the kernels of glu_triton.py."""
+    """Return each way in which a step launches the kernels of glu_triton.py."""
     module = importlib.import_module("train.models.experts.glu_triton")
     with _recorded(module, GLU) as launches:
         for tokens in (_FEW, _MANY):
@@ -104,7 +103,7 @@ def our_launches(dtype: torch.dtype) -> list[Launch]:
         weights = torch.empty(_FEW, dtype=dtype, device="meta")
         h1, h2, act, dh2 = (torch.empty(_FEW, FFN_HIDDEN_SIZE, dtype=dtype, device="meta") for _ in range(4))
         module.fused_glu_backward(act, h1, h2, weights, dh2, act, weights)
-        # With expert parallelism a received row has one expert.
+        # With expert parallelism each received row has one expert.
         for experts_a_token in (TOP_K, 1):
             slots = torch.empty(_FEW // experts_a_token, experts_a_token, dtype=torch.int64, device="meta")
             y = torch.empty(_FEW, D_MODEL, dtype=dtype, device="meta")
@@ -114,16 +113,16 @@ def our_launches(dtype: torch.dtype) -> list[Launch]:
 
 
 def megablocks_launches(dtype: torch.dtype) -> list[Launch]:
-    """Each way in which our experts launch MegaBlocks' kernels, in each configuration that its autotuner tries.
+    """Return each way in which our experts launch MegaBlocks' kernels, for each configuration of the autotuner.
 
-    Raises FileNotFoundError where MegaBlocks is not installed.
+    Raises FileNotFoundError if MegaBlocks is not installed.
     """
     from train.models.experts.assignment import assign
     from train.models.experts.megablocks import MegaBlocks
 
     module = _loaded(megablocks_kernels())
     with _recorded(module, MEGABLOCKS) as launches:
-        # With expert parallelism a received row has one expert.
+        # With expert parallelism each received row has one expert.
         for experts_a_token in (TOP_K, 1):
             experts_TK = torch.arange(_FEW).remainder(EXPERTS).view(-1, experts_a_token)
             grouped = MegaBlocks(assign(experts_TK, EXPERTS), library=(module, None))
@@ -134,7 +133,7 @@ def megablocks_launches(dtype: torch.dtype) -> list[Launch]:
 
 
 def _loaded(file: Path) -> ModuleType:
-    """The file alone: its package imports compiled extensions."""
+    """Load only the file, because its package imports compiled extensions."""
     spec = importlib.util.spec_from_file_location("megablocks_kernels", file)
     assert spec is not None
     assert spec.loader is not None
@@ -145,7 +144,7 @@ def _loaded(file: Path) -> ModuleType:
 
 @contextmanager
 def _recorded(module: ModuleType, file: str) -> Iterator[list[Launch]]:
-    """Within, the kernels of this file compute nothing, and their launches are listed."""
+    """In this context, the kernels of this file compute nothing, and their launches are recorded."""
     launches: list[Launch] = []
     real = {name: getattr(module, name) for name in sorted(KERNELS[file])}
     for name, kernel in real.items():
@@ -158,11 +157,11 @@ def _recorded(module: ModuleType, file: str) -> Iterator[list[Launch]]:
 
 
 class _Recorder:
-    """A kernel, launched as kernel[grid](...)."""
+    """Records launches of the form kernel[grid](...)."""
 
     def __init__(self, file: str, name: str, kernel: Any, launches: list[Launch]) -> None:
         self.file, self.name, self.launches = file, name, launches
-        # An autotuner has its configurations, and the kernel itself as fn.
+        # An autotuner has `configs`, and its kernel is `fn`.
         self.configs = getattr(kernel, "configs", None)
         self.function = kernel if self.configs is None else kernel.fn
 
@@ -183,7 +182,7 @@ class _Recorder:
 
 
 def specialise(function: Any, given: dict[str, Any]) -> tuple[dict[str, str], dict[str, Any], tuple[int, ...]]:
-    """Types, constants and aligned parameters of a launch with these arguments, by the rules of JITFunction.run."""
+    """Return types, constants and aligned parameters for these arguments, by the rules of JITFunction.run."""
     types: dict[str, str] = {}
     constants: dict[str, Any] = {}
     aligned: list[int] = []

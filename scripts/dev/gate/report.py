@@ -1,4 +1,4 @@
-"""The gate: every launch, compiled for every GPU and dtype, and what is wrong with it."""
+"""The gate: compiles every launch for every GPU and dtype, and reports defects."""
 
 from itertools import groupby
 from typing import NamedTuple
@@ -12,14 +12,14 @@ DTYPES = (torch.bfloat16, torch.float32)
 
 
 class Row(NamedTuple):
-    """One kind of launch, in all configurations that its autotuner tries."""
+    """One kind of launch in all configurations that its autotuner tries."""
 
     kernel: str
     variant: str
     dtype: torch.dtype
     n_configs: int
     compiled: dict[int, list[Compiled]]
-    """By compute capability times ten."""
+    """The results by compute capability times ten."""
     errors: list[str]
 
     def cells(self) -> dict[str, str]:
@@ -29,19 +29,20 @@ class Row(NamedTuple):
 
 
 def _usage(made: list[Compiled]) -> str:
-    """Of the configurations the most that one needs."""
+    """Format the maximum over the configurations."""
     columns = zip(*((each.registers, each.spilled, each.shared) for each in made), strict=True)
     return " / ".join(f"{max(column):,}" for column in columns) or "error"
 
 
 def gate(*, every_config: bool) -> tuple[list[Row], list[str]]:
-    """The rows, and what could not be compiled. every_config: not the largest alone of those that are tuned over."""
+    """Return the rows, and notes on what could not be compiled. every_config: False compiles only the largest tuned
+    configuration."""
     rows, notes = [], []
     for dtype in DTYPES:
         launches = our_launches(dtype)
         try:
             launches += megablocks_launches(dtype)
-        except Exception as error:  # not installed, or a Triton whose autotuner asks for a driver (3.3)
+        except Exception as error:  # MegaBlocks is not installed, or Triton's autotuner (3.3) needs a driver
             notes = [f"not compiled: MegaBlocks' kernels ({type(error).__name__}: {error})"]
         for (kernel, variant), group in groupby(launches, key=lambda launch: (launch.name, launch.variant)):
             configs = list(group)
@@ -50,7 +51,7 @@ def gate(*, every_config: bool) -> tuple[list[Row], list[str]]:
 
 
 def _elements(launch: Launch) -> float:
-    """Of a warp: the more, the more registers."""
+    """Return the elements per warp, on which the number of registers depends."""
     return launch.constants.get("BLOCK_X", 0) / launch.options.get("num_warps", 1)
 
 
@@ -61,11 +62,11 @@ def _row(kernel: str, variant: str, dtype: torch.dtype, configs: list[Launch]) -
             where = f"{kernel} {variant}, {dtype}, {launch.options or 'default options'}, sm_{capability}"
             try:
                 made = compile_launch(launch, capability)
-            except Exception as error:  # of Triton's compiler, of LLVM, or of ptxas
+            except Exception as error:  # any error of Triton's compiler, LLVM or ptxas
                 row.errors.append(f"{where}: {type(error).__name__}: {error}")
                 continue
             row.compiled[capability].append(made)
             row.errors.extend(f"{where}: {defect}" for defect in made.defects(capability))
             if launch.file != MEGABLOCKS:
-                row.errors.extend(f"{where}: overflows from 2**31 on: {product}" for product in made.narrow)
+                row.errors.extend(f"{where}: overflows at 2**31 elements: {product}" for product in made.narrow)
     return row

@@ -1,4 +1,4 @@
-"""What a GPU run was made with, and whether Triton can launch a kernel there."""
+"""The environment of a GPU run, and whether Triton can launch a kernel in it."""
 
 import platform
 import shutil
@@ -13,20 +13,20 @@ _FIRST_LAUNCH = "Triton's first launch"
 
 
 def environment(device: torch.device) -> tuple[dict[str, str], str]:
-    """What is there, by name, and what makes our kernels impossible; empty where nothing does."""
+    """Return the facts by name, and why our kernels cannot run; empty if they can."""
     compiler = next((path for name in ("cc", "gcc", "clang") if (path := shutil.which(name))), "none")
     header = Path(sysconfig.get_path("include")) / "Python.h"
     facts = {
         "Python": platform.python_version(),
         "torch": str(torch.__version__),
         **{name: _version(name) for name in _PACKAGES},
-        # Triton compiles a launcher on a kernel's first use.
+        # Triton compiles a launcher when a kernel is first used.
         "C compiler": compiler,
         "Python.h": str(header) if header.is_file() else f"missing: {header}",
         **(_gpu() if device.type == "cuda" else {"device": "CPU"}),
     }
     why = _why_no_launch(device)
-    facts[_FIRST_LAUNCH] = why or "the GLU is as torch computes it"
+    facts[_FIRST_LAUNCH] = why or "the GLU matches torch's"
     return facts, f"{_FIRST_LAUNCH}: {why}" if why and device.type == "cuda" else ""
 
 
@@ -48,7 +48,7 @@ def _gpu() -> dict[str, str]:
 
 
 def _why_no_launch(device: torch.device) -> str | None:
-    """What keeps Triton from launching a kernel of ours, or None."""
+    """Return why Triton cannot launch one of our kernels, or None."""
     if device.type != "cuda":
         return f"not tried on {device.type}"
     h1, h2 = torch.randn(2, 3, 1300, device=device).unbind()
@@ -57,6 +57,6 @@ def _why_no_launch(device: torch.device) -> str | None:
 
         fused_glu(h1, h2, act := torch.empty_like(h1))
         difference = (act - torch.nn.functional.silu(h1) * h2).abs().max().item()
-    except Exception as error:  # whatever Triton, its driver or the compiler raise
+    except Exception as error:  # any error of Triton, its driver or the compiler
         return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
     return None if difference < 1e-5 else f"the GLU differs from torch's by {difference:.1e}"

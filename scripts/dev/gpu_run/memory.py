@@ -1,4 +1,4 @@
-"""What a training step has allocated at its peak, against the plan made from the config."""
+"""Peak allocated memory of a training step, compared with the plan made from the config."""
 
 import contextlib
 import gc
@@ -23,7 +23,7 @@ _GB = 1e9
 
 
 def config_of(policy: Policy, *, tiny: bool) -> TrainConfig:
-    """A model whose states are about 18 GB, on one rank; its data is never opened."""
+    """Return the config of a model whose states take about 18 GB on one rank; its data is never opened."""
     sizes: dict[str, Any] = {"d_model": 2048, "n_heads": 16, "n_layers": 2, "vocab_size": 100352}
     ffn, attn, row = FFNConfig(ffn_hidden_size=3584), AttnConfig(), 4096
     if tiny:
@@ -45,7 +45,7 @@ def config_of(policy: Policy, *, tiny: bool) -> TrainConfig:
 
 
 def against_plan(device: torch.device, *, tiny: bool) -> tuple[list[dict[str, str]], dict[str, Any], list[str]]:
-    """A row for each policy, all figures in bytes, and what is missing."""
+    """Return a row for each policy, all figures in bytes, and notes on what is missing."""
     gpu, notes, figures = device.type == "cuda", [], {}
     dist.init_process_group("nccl" if gpu else "gloo", store=HashStore(), rank=0, world_size=1)
     try:
@@ -56,12 +56,12 @@ def against_plan(device: torch.device, *, tiny: bool) -> tuple[list[dict[str, st
     finally:
         dist.destroy_process_group()
     if "predicted" not in figures[POLICIES[0]]:
-        notes.append("train/planning/peak.py is missing: there is the lower bound alone")
+        notes.append("train/planning/peak.py is missing: only the lower bound is compared")
     return [_row(policy, of) for policy, of in figures.items()], figures, notes
 
 
 def _predicted(config: TrainConfig, *, gpu: bool) -> dict[str, float]:
-    """The plan's peak, without what it reserves for what the allocator does not count."""
+    """Return the planned peak without the reserve for memory that the allocator does not count."""
     try:
         from train.planning.peak import memory_parts  # pyright: ignore[reportMissingImports]
     except ImportError:
@@ -71,11 +71,11 @@ def _predicted(config: TrainConfig, *, gpu: bool) -> dict[str, float]:
 
 
 def measured(config: TrainConfig, device: torch.device) -> dict[str, float]:
-    """Bytes in the second step, when the optimizer has its moments: allocated at the peak, and on a GPU what the
-    allocator had reserved and what the device had in use beyond that (CUDA's context, NCCL)."""
+    """Measure the second step, when the optimizer has its moments. Returns bytes: the allocated peak and, on a GPU, the
+    memory that the allocator had reserved and the memory in use outside of it (CUDA's context, NCCL)."""
     gpu = device.type == "cuda"
     precision = config.precision if gpu else "fp32"
-    # On a GPU the allocator counts.
+    # On a GPU the allocator itself counts.
     with contextlib.nullcontext(Watch()) if gpu else Watch() as watch:
         model = build_model(config.model, config.fsdp_config, precision=precision, device=device, seed=config.seed)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)

@@ -1,6 +1,6 @@
-"""Each moe_impl and attn_impl against plain torch in fp32 on the same rounded inputs, forward and backward.
+"""Compares each moe_impl and attn_impl with plain torch in fp32 on the same rounded inputs, forward and backward.
 
-Shapes: T tokens, K experts a token, D d_model, E experts, H query heads, G key/value heads, C head_dim.
+Shapes: T tokens, K experts per token, D d_model, E experts, H query heads, G key/value heads, C head_dim.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,18 +20,19 @@ from train.models.experts.assignment import assign
 from train.models.experts.experts import MOE_IMPLS, resolve_moe_impl
 
 BOUNDS = {torch.bfloat16: 3e-2, torch.float32: 1e-4}
-"""bf16 has 8 bits: each result is rounded by up to 0.4%, and a gradient has been rounded several times."""
+"""Relative bounds. bf16 has 8 bits: each result is rounded by up to 0.4%, and a gradient has been rounded
+repeatedly."""
 Compute = Callable[..., Tensor]
 
 
 class Sizes(NamedTuple):
     lengths: tuple[int, ...]
-    """Of the documents."""
+    """Lengths of the documents."""
     model: ModelConfig
 
 
 def sizes(*, tiny: bool) -> Sizes:
-    """DBRX's widths with fewer experts, of which the reference has a copy and its gradients in fp32."""
+    """Return DBRX's widths with fewer experts, because the reference copies them and their gradients in fp32."""
     if tiny:
         ffn = FFNConfig(ffn_hidden_size=24, moe_num_experts=4, moe_top_k=2)
         attn = AttnConfig(kv_n_heads=2)
@@ -41,12 +42,12 @@ def sizes(*, tiny: bool) -> Sizes:
 
 
 def compare(device: torch.device, *, tiny: bool) -> tuple[list[dict[str, str]], list[str]]:
-    """A row for each implementation and dtype, and what cannot be had."""
+    """Return a row for each implementation and dtype, and notes on what cannot run here."""
     torch.manual_seed(0)
     lengths, model = sizes(tiny=tiny)
     rows, notes = [], []
     cases = [("experts", impl, partial(_of_experts, model, sum(lengths))) for impl in MOE_IMPLS]
-    # FlexAttention brings torch's compiler along, which takes longer than all else of a tiny run.
+    # FlexAttention needs torch's compiler, which takes longer than the rest of a tiny run.
     backends = [impl for impl in BACKENDS if not tiny or impl != "flex"]
     cases += [("attention", impl, partial(_of_attention, model, lengths)) for impl in backends]
     for dtype, bound in BOUNDS.items():
@@ -60,7 +61,7 @@ def compare(device: torch.device, *, tiny: bool) -> tuple[list[dict[str, str]], 
 
 
 def _why_not(what: str, impl: str, device: torch.device, dtype: torch.dtype) -> str | None:
-    """What keeps an implementation from computing here, or None."""
+    """Return why an implementation cannot run here, or None."""
     try:
         if what == "experts":
             resolve_moe_impl(impl, device, dtype)
@@ -74,7 +75,7 @@ def _why_not(what: str, impl: str, device: torch.device, dtype: torch.dtype) -> 
 def _row(differences: Iterator[tuple[str, float]], bound: float) -> dict[str, str]:
     try:
         found = dict(differences)
-    except Exception as error:  # of a compiler, or of a kernel that refuses: the other implementations are compared
+    except Exception as error:  # of a compiler or a kernel: the other implementations are still compared
         return {
             "worst": f"{type(error).__name__}: {str(error)[:200]}",
             "of": "",
@@ -89,7 +90,7 @@ def _row(differences: Iterator[tuple[str, float]], bound: float) -> dict[str, st
 def _differences(
     ours: Compute, reference: Compute, inputs: Mapping[str, Tensor], dtype: torch.dtype
 ) -> Iterator[tuple[str, float]]:
-    """Of the result and of the gradient of each input: max|difference| / max|reference|. NaN differs infinitely."""
+    """Yield max|difference| / max|reference| of the result and of each input's gradient. NaN counts as infinite."""
     rounded = [tensor.to(dtype) for tensor in inputs.values()]
     dy: Tensor | None = None
     results: list[list[Tensor]] = []
@@ -159,7 +160,7 @@ def _of_attention(
 def _plain_attention(
     model: ModelConfig, document_T: Tensor, position_T: Tensor, x_TD: Tensor, Wqkv: Tensor, out_proj: Tensor
 ) -> Tensor:
-    """All T x T scores, and a mask."""
+    """Compute all T x T scores with a mask."""
     attn, C = model.attn_config, model.head_dim
     qkv_TXC = (x_TD @ Wqkv.T).clamp(-(attn.clip_qkv or torch.inf), attn.clip_qkv or torch.inf).unflatten(1, (-1, C))
     q, k, v = qkv_TXC.transpose(0, 1).split((model.n_heads, attn.kv_n_heads, attn.kv_n_heads))

@@ -1,4 +1,4 @@
-"""The parts, in the order of their importance."""
+"""The parts of a GPU run, most important first."""
 
 import json
 import tempfile
@@ -14,15 +14,15 @@ ROOT = Path(__file__).resolve().parents[3]
 
 @dataclass
 class Found:
-    """What a part found."""
+    """The result of a part."""
 
     tables: dict[str, list[dict[str, str]]] = field(default_factory=dict)
-    """Rows of cells by column, by title."""
+    """Tables by title; a row maps columns to cells."""
     notes: list[str] = field(default_factory=list)
     figures: Any = None
-    """All that was measured, for JSON alone."""
+    """All measured values, only for the JSON file."""
     failure: str = ""
-    """What is wrong with it; empty where nothing is."""
+    """Why the part failed; empty if it passed."""
 
 
 class Part(NamedTuple):
@@ -30,11 +30,11 @@ class Part(NamedTuple):
     what: str
     limit_s: int
     run: Callable[[bool], Found]
-    """Takes whether it is to be tiny and on the CPU."""
+    """The function of the part. Its argument requests tiny sizes on the CPU."""
     needs: tuple[str, ...] = ()
-    """Packages besides torch and transformers."""
+    """Required packages besides torch and transformers."""
     tiny: bool = True
-    """Whether it is among the parts of a tiny run."""
+    """Whether a tiny run includes the part."""
 
 
 def environment(tiny: bool) -> Found:
@@ -45,7 +45,7 @@ def environment(tiny: bool) -> Found:
 
 
 def model_tests(tiny: bool) -> Found:
-    """The tests of tests/models that compute on a GPU where there is one."""
+    """Run the tests of tests/models that use a GPU if there is one."""
     import pytest
 
     class Counts:
@@ -72,7 +72,7 @@ def parity(tiny: bool) -> Found:
 
     rows, notes = compare(_device(tiny), tiny=tiny)
     over = [f"{row['what']} {row['impl']} {row['dtype']}" for row in rows if row["within"] != "yes"]
-    title = "Differences from fp32, the largest of each tensor's relative to its largest value"
+    title = "Largest difference from fp32, relative to the largest value of the tensor"
     return Found({title: rows}, notes, failure=f"over their bound: {', '.join(over)}" if over else "")
 
 
@@ -121,7 +121,7 @@ def lora_step(tiny: bool) -> Found:
     flags = (sizes | {"first_steps": 1, "rounds": 1}) if tiny else large
     report = _bench(lora.main, flags, device=_device(tiny).type)
     rows = [lora.cells(name, row, report["sides"][lora.FULL]) for name, row in report["sides"].items()]
-    return Found({"A step of adapters, over 4 bits too": rows}, figures=report)
+    return Found({"A training step with adapters, including a base in 4 bits": rows}, figures=report)
 
 
 PARTS = (
@@ -132,9 +132,9 @@ PARTS = (
     Part("step", "a training step at DBRX's width", 110, step),
     Part("memory", "the memory of a step against the plan", 90, memory),
     Part("composer", "a training step under Composer", 70, composer_step, needs=("composer", "omegaconf"), tiny=False),
-    Part("lora", "a step of adapters over a base in 4 bits", 60, lora_step, needs=("bitsandbytes",), tiny=False),
+    Part("lora", "a step with adapters over a base in 4 bits", 60, lora_step, needs=("bitsandbytes",), tiny=False),
 )
-"""Their limits sum to 12 minutes."""
+"""The time limits sum to 12 minutes."""
 
 
 def _device(tiny: bool) -> torch.device:
@@ -142,7 +142,7 @@ def _device(tiny: bool) -> torch.device:
 
 
 def _bench(main: Callable[[Sequence[str]], int], flags: dict[str, Any], **more: Any) -> dict[str, Any]:
-    """The report of a bench of scripts/bench with these flags."""
+    """Run a bench of scripts/bench with these flags and return its report."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "bench.json"
         given = [f"--{name}={value}" for name, value in (flags | more).items()]

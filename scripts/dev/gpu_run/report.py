@@ -1,11 +1,11 @@
-"""The Markdown of a GPU run, as docs/performance.md takes it."""
+"""The Markdown report of a GPU run, in the form of docs/performance.md."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 
 def markdown(results: Iterable[Mapping[str, Any]]) -> str:
-    """Of the parts that have run: how each ended, then its tables and notes."""
+    """Format the results of the parts, then their tables and notes."""
     results = list(results)
     ended = [
         {"part": each["part"], "what": each["what"], "seconds": f"{each['seconds']:.0f}", "result": each["result"]}
@@ -21,7 +21,7 @@ def markdown(results: Iterable[Mapping[str, Any]]) -> str:
 
 
 def table(rows: list[dict[str, str]]) -> list[str]:
-    """The columns are the keys of the first row."""
+    """Format a table. Its columns are the keys of the first row."""
     if not rows:
         return ["(nothing)"]
     columns = list(rows[0])

@@ -1,10 +1,10 @@
-"""Runs the parts one after the other and writes what they found after each: see scripts/dev/gpu_run.sh."""
+"""Runs the parts one after the other and writes the results after each: see scripts/dev/gpu_run.sh."""
 
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[3]
-# Only the repository's root: in these folders evaluate.py, for one, would hide the package of the same name.
+# Import only from the repository's root: evaluate.py in scripts/ would hide the package of the same name.
 sys.path[:] = [str(ROOT), *(path for path in sys.path if not Path(path).resolve().is_relative_to(ROOT / "scripts"))]
 
 import argparse
@@ -25,7 +25,7 @@ from scripts.dev.gpu_run.parts import PARTS, Found, Part
 from scripts.dev.gpu_run.report import markdown
 
 _GRACE = 5.0
-"""Seconds that a part is given to end after SIGTERM."""
+"""Seconds for a part to end after SIGTERM."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -56,28 +56,28 @@ def main(argv: Sequence[str] | None = None) -> int:
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="scripts/dev/gpu_run.sh", description=__doc__)
     names = [part.name for part in PARTS]
-    parser.add_argument("--out", type=Path, default=Path("runs/gpu"), help="folder of the report")
-    parser.add_argument("--parts", nargs="+", choices=names, metavar="PART", help=f"of {', '.join(names)}")
+    parser.add_argument("--out", type=Path, default=Path("runs/gpu"), help="folder of the report (default: runs/gpu)")
+    parser.add_argument("--parts", nargs="+", choices=names, metavar="PART", help=f"run only these: {', '.join(names)}")
     parser.add_argument("--list", action="store_true", help="show the parts and their time limits")
-    parser.add_argument("--tiny", action="store_true", help="on the CPU, at sizes at which the figures mean nothing")
+    parser.add_argument("--tiny", action="store_true", help="run on the CPU, at sizes too small for meaningful figures")
     return parser.parse_args(argv)
 
 
 def chosen(names: Sequence[str] | None, *, tiny: bool) -> list[Part]:
-    """Without names all, on a CPU those that compute without Composer in seconds."""
+    """Return the named parts; without names all parts, or for a tiny run those that include one."""
     if names is None:
         return [part for part in PARTS if not tiny or part.tiny]
     return [part for part in PARTS if part.name in names]
 
 
 def preload() -> None:
-    """What several parts import and takes seconds: they are forked from this process, in which CUDA is not used."""
+    """Import slow modules that several parts use: the parts are forked from this process, which does not use CUDA."""
     for name in ("transformers.models.dbrx.modeling_dbrx", "scripts.bench.moe", "scripts.bench.model_step"):
         importlib.import_module(name)
 
 
 def why_no_gpu() -> str | None:
-    """Without touching CUDA in this process, from which the parts are forked."""
+    """Check in another process: this one must not initialize CUDA, because the parts are forked from it."""
     from train.hardware.device import look, why_no_gpu
 
     context = multiprocessing.get_context("fork")
@@ -87,7 +87,7 @@ def why_no_gpu() -> str | None:
 
 
 def run_part(part: Part, log: int, *, tiny: bool) -> dict[str, Any]:
-    """Its result, in words, with what it found."""
+    """Run a part and return its record with the result in words."""
     record = {"part": part.name, "what": part.what, "limit_s": part.limit_s, "seconds": 0.0}
     if missing := [name for name in part.needs if importlib.util.find_spec(name) is None]:
         return record | {"result": f"not run: {', '.join(missing)} not installed"}
@@ -102,14 +102,14 @@ def run_part(part: Part, log: int, *, tiny: bool) -> dict[str, Any]:
         record["seconds"] = time.monotonic() - began
         found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     if not in_time:
-        return record | found | {"result": f"failed: not ended after {part.limit_s} s"}
+        return record | found | {"result": f"failed: timed out after {part.limit_s} s"}
     if not found:
         return record | {"result": f"failed: ended with exit code {process.exitcode}, see gpu_run.log"}
     return record | found | {"result": f"failed: {found['failure']}" if found["failure"] else "ok"}
 
 
 def _in_child(part: Part, file: Path, log: int, tiny: bool) -> None:
-    # A session of its own, so that what it starts ends with it; its output goes to the log.
+    # A new session, so that the processes it starts end with it; its output goes to the log.
     os.setsid()
     os.dup2(log, 1)
     os.dup2(log, 2)
@@ -125,7 +125,7 @@ def _in_child(part: Part, file: Path, log: int, tiny: bool) -> None:
 
 
 def _end(process: Any) -> None:
-    """The part and all that it started."""
+    """End the part and all processes that it has started."""
     for number, grace in ((signal.SIGTERM, _GRACE), (signal.SIGKILL, None)):
         try:
             os.killpg(process.pid, number)

@@ -85,7 +85,7 @@ def test_a_run_elsewhere_that_renews_is_not(remote: RemoteFolder, monkeypatch) -
 def test_who_has_lost_the_folder_notices_and_leaves_the_other_alone(remote: RemoteFolder, monkeypatch) -> None:
     held = take(remote, "mine")
     leave(remote, owner_elsewhere(monkeypatch))
-    with pytest.raises(TakenOverError, match=r"is no longer this run's: taken over by run 'theirs'"):
+    with pytest.raises(TakenOverError, match=r"no longer belongs to this run: taken over by run 'theirs'"):
         held.renew()
     held.release()
     assert remote.store.read(OWNER) is not None

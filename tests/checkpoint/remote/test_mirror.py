@@ -130,12 +130,12 @@ def test_with_warn_it_is_sent_with_the_next_one(remote: RemoteFolder, server: Se
 
 
 def test_the_others_wait_no_longer_when_rank_0_has_a_defect(tmp_path: Path, monkeypatch) -> None:
-    said = []
-    monkeypatch.setattr("train.checkpoint.remote.mirror.from_first_rank", lambda key, value: said.append(key))
+    message = []
+    monkeypatch.setattr("train.checkpoint.remote.mirror.from_first_rank", lambda key, value: message.append(key))
     mirror = Mirror(cast(Sender, object()), url="s3://bucket/run", local=tmp_path, stop_on_error=True)
     with pytest.raises(AttributeError):
         mirror.on_committed(tmp_path / "ep0-ba2")
-    assert said == ["mirror/1"]
+    assert message == ["mirror/1"]
 
 
 def test_a_sending_process_that_is_killed_is_an_error(remote: RemoteFolder, server: Server, tmp_path: Path) -> None:
@@ -148,7 +148,7 @@ def test_a_sending_process_that_is_killed_is_an_error(remote: RemoteFolder, serv
     sender: Any = mirror._sender
     sender._process.kill()
     sender.wait(0)
-    with pytest.raises(DataError, match=r"the process that sends checkpoints to .* ended by itself"):
+    with pytest.raises(DataError, match=r"the process that sends checkpoints to .* exited unexpectedly"):
         mirror.batch_start(at(2), None)  # pyright: ignore[reportArgumentType]
     mirror.abandon()
 
@@ -179,7 +179,7 @@ def test_a_run_that_has_lost_its_folder_stops(remote: RemoteFolder, tmp_path: Pa
     mirror.on_committed(local / "ep0-ba2")
     sender: Any = mirror._sender
     sender.wait(0)
-    with pytest.raises(DataError, match="is no longer this run's: taken over by run 'other'"):
+    with pytest.raises(DataError, match="no longer belongs to this run: taken over by run 'other'"):
         mirror.batch_start(at(2), None)  # pyright: ignore[reportArgumentType]
     with pytest.raises(DataError, match="taken over by run 'other'"):
         mirror.finish()

@@ -56,7 +56,7 @@ def test_nothing_of_a_new_owner_is_changed(server: Server, tmp_path: Path) -> No
     before = server.content()
 
     lost, ended = carry_out(first, mine / "ep0-ba2", mine / "ep0-ba3")
-    assert "is no longer this run's: taken over by run 'theirs'" in lost["lost"]
+    assert "no longer belongs to this run: taken over by run 'theirs'" in lost["lost"]
     assert ended == {"ended": True, "error": None}
     assert server.content() == before
 

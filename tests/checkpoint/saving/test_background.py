@@ -210,8 +210,8 @@ def test_a_run_that_ends_early_has_what_it_was_saving_and_one_without_memory_wai
     ((raised, now, out, small, threads),) = run_ranks(ended_early, 1, write_toy_run(tmp_path))
     assert raised == ["ep0-ba2"]
     assert now == [["ep0-ba3", "ep0-ba2", "ep0-ba3"]] * 2
-    (line,) = [line for line in out.splitlines() if "saved while training waits" in line]
-    assert line.endswith("of rank 0's node, which has 1000b free, of which at most 90% are used")
+    (line,) = [line for line in out.splitlines() if "training stops while a checkpoint is saved" in line]
+    assert line.endswith("on the node of rank 0, which has 1000b free, of which at most 90% are used")
     assert (small, threads) == (["ep0-ba2", "ep0-ba4"], ["MainThread"])
 
 

@@ -159,7 +159,7 @@ def test_a_run_whose_checkpoints_will_not_fit_is_warned(tmp_path: Path, monkeypa
     check_space(config, tmp_path / "x", 10)
     (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith(f"warning: save_folder {tmp_path / 'x'} has room for ")
-    assert "(the newest 2 are kept): free some, or keep fewer" in line
+    assert "(the newest 2 are kept): free some space, or lower save_num_checkpoints_to_keep" in line
 
 
 def test_a_file_system_that_does_not_say_what_is_free(tmp_path: Path, monkeypatch) -> None:
@@ -183,7 +183,7 @@ def test_a_limit_on_the_size_of_files_is_compared_with_the_largest_of_a_rank(tmp
     monkeypatch.setattr(resource, "getrlimit", lambda which: (limit, resource.RLIM_INFINITY))
     monkeypatch.setenv("WORLD_SIZE", "2")
     check_space(config, tmp_path, 1)
-    with pytest.raises(ConfigError, match=rf"no file above .*\({limit:,} bytes\): raise the limit \(`ulimit -f`"):
+    with pytest.raises(ConfigError, match=rf"files larger than .*\({limit:,} bytes\): raise the limit \(`ulimit -f`"):
         check_space(config, tmp_path, 1, world_size=1)
 
 

@@ -57,9 +57,9 @@ def test_a_flipped_bit_is_found_where_it_is_read_and_only_there(tmp_path: Path) 
         for start in (0, BLOCK_BYTES - 1, 2 * BLOCK_BYTES, 3 * BLOCK_BYTES - 1):
             file.read_into(start, one)
         for start in (place, BLOCK_BYTES, 2 * BLOCK_BYTES - 1):
-            with pytest.raises(CorruptCheckpointError, match=r"in \[1,048,576, 2,097,152\)"):
+            with pytest.raises(CorruptCheckpointError, match=r"in bytes \[1,048,576, 2,097,152\)"):
                 file.read_into(start, one)
-    with pytest.raises(CorruptCheckpointError, match=f"is corrupt: {NAME} has other bytes than were written"):
+    with pytest.raises(CorruptCheckpointError, match=f"is corrupt: {NAME} differs from what was written"):
         verify_files(checkpoint)
 
 

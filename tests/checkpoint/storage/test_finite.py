@@ -51,7 +51,7 @@ class Diverge(Callback):
 
 
 def all_refused(path: str) -> dict[str, str]:
-    """What is said of a save, and of each use of a checkpoint that was saved all the same (an export: tests/export)."""
+    """The messages of a save, and of each use of a checkpoint that was saved anyway. tests/export covers exports."""
     saved = run_with(path, [*SMALL, "run_name=refused"], Diverge())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checkpoint_saver, "_stop_unless_finite", lambda *args: None)

@@ -52,7 +52,7 @@ def test_any_changed_byte_of_a_manifest_is_seen_or_says_the_same(tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (lambda folder: (folder / MANIFEST).unlink(), r"manifest.json is missing"),
         (lambda folder: (folder / MANIFEST).write_text(""), r"manifest.json is damaged"),
@@ -61,10 +61,10 @@ def test_any_changed_byte_of_a_manifest_is_seen_or_says_the_same(tmp_path: Path)
         (lambda folder: (folder / "state.json").write_text("{ }"), r"state.json has 3 bytes, but 2 were written"),
     ],
 )
-def test_what_is_not_whole_is_named(tmp_path: Path, change, said: str) -> None:
+def test_what_is_not_whole_is_named(tmp_path: Path, change, message: str) -> None:
     checkpoint = make(tmp_path)
     change(checkpoint)
-    with pytest.raises(CorruptCheckpointError, match=rf"^checkpoint {checkpoint} is corrupt: {said}"):
+    with pytest.raises(CorruptCheckpointError, match=rf"^checkpoint {checkpoint} is corrupt: {message}"):
         CheckpointFiles(checkpoint)
 
 
@@ -101,18 +101,18 @@ def test_a_file_that_may_not_be_read_is_no_corruption(tmp_path: Path, monkeypatc
 def test_a_file_of_another_checkpoint_is_named_as_that(tmp_path: Path) -> None:
     ours, other = make(tmp_path, fill=1), make(tmp_path, "ep0-ba2", fill=2)
     shutil.copy(other / "__0_0.distcp", ours)
-    said = r"__0_0.distcp has other bytes than were written, in \[0, 5,000\): it looks like __0_0.distcp of ep0-ba2"
-    with pytest.raises(CorruptCheckpointError, match=said):
+    message = r"__0_0.distcp differs from what was written in bytes \[0, 5,000\): it looks like __0_0.distcp of ep0-ba2"
+    with pytest.raises(CorruptCheckpointError, match=message):
         verify_files(ours)
 
 
 def test_a_checkpoint_under_another_name_or_of_another_run_is_refused(tmp_path: Path) -> None:
     moved = make(tmp_path).rename(tmp_path / "ep0-ba6")
-    with pytest.raises(CorruptCheckpointError, match=r"manifest.json is that of batch 4"):
+    with pytest.raises(CorruptCheckpointError, match=r"manifest.json belongs to batch 4"):
         check_identity(moved, read_manifest(moved))
     write_run_file(tmp_path, "mine")
     foreign = make(tmp_path, "ep0-ba8", run_id="another")
-    with pytest.raises(CorruptCheckpointError, match=r"manifest.json is that of another run"):
+    with pytest.raises(CorruptCheckpointError, match=r"manifest.json belongs to another run"):
         check_identity(foreign, read_manifest(foreign))
     check_identity(mine := make(tmp_path, "ep0-ba9", run_id="mine"), read_manifest(mine))
     flipped = (tmp_path / "run.json").read_text().replace("mine", "mini")
@@ -133,7 +133,7 @@ def test_a_name_that_leads_elsewhere_is_refused(tmp_path: Path, name: str) -> No
 def test_a_newer_format_is_not_called_corrupt(tmp_path: Path) -> None:
     checkpoint = make(tmp_path)
     _rewrite(checkpoint, lambda values: values.update(format=2))
-    with pytest.raises(ConfigError, match=r"has format 2, but this version reads 1") as caught:
+    with pytest.raises(ConfigError, match=r"has format 2, but this version reads format 1") as caught:
         read_manifest(checkpoint)
     assert not isinstance(caught.value, CorruptCheckpointError)
 

@@ -1,4 +1,4 @@
-"""Deadlines from medians, sections that do not age, a clock that stands still, and who is behind."""
+"""Deadlines from medians, nested sections, a clock that stops during suspension, and stragglers."""
 
 from dataclasses import replace
 
@@ -7,8 +7,8 @@ import pytest
 from train.config.supervision import DeadlinesConfig
 from train.supervision.hangs.clock import LONGEST_TICK, AwakeClock
 from train.supervision.hangs.deadlines import Deadlines, Section
-from train.supervision.hangs.laggards import IN_WORDS, Beat, laggards
 from train.supervision.hangs.sections import Sections
+from train.supervision.hangs.stragglers import SECTION_NAMES, Heartbeat, stragglers
 
 CONFIG = DeadlinesConfig(multiple=10, setup=100, step=5, data=5, evaluation=5, save=5)
 
@@ -30,9 +30,7 @@ def test_a_step_has_the_setup_deadline_until_one_is_measured_and_then_the_median
 
 
 @pytest.mark.parametrize(("multiple", "used"), [(3.0, 24), (None, 80), (0.5, 80)])
-def test_a_floor_that_the_first_steps_exceed_is_reported_once_with_what_is_used(
-    multiple: float | None, used: float
-) -> None:
+def test_a_deadline_that_the_first_steps_exceed_is_reported_once(multiple: float | None, used: float) -> None:
     deadlines = Deadlines(replace(CONFIG, multiple=multiple))
     messages = [deadlines.add(Section.STEP, 8.0) for _ in range(6)]
     (message,) = [message for message in messages if message is not None]
@@ -46,7 +44,7 @@ def test_null_sets_no_deadline() -> None:
     assert seconds(deadlines, Section.SAVE) is None
 
 
-def test_what_a_step_contains_does_not_age_it_and_the_first_is_not_measured() -> None:
+def test_nested_sections_do_not_age_a_step_and_the_first_is_not_measured() -> None:
     now = [0.0]
     sections = Sections(Deadlines(CONFIG), lambda: now[0], pytest.fail)
     now[0] = 50.0
@@ -62,7 +60,7 @@ def test_what_a_step_contains_does_not_age_it_and_the_first_is_not_measured() ->
     assert seconds(sections.deadlines, Section.SAVE) == 200
 
 
-def test_a_clock_stands_still_while_its_process_is_suspended() -> None:
+def test_a_clock_stops_while_its_process_is_suspended() -> None:
     now = [0.0]
     clock = AwakeClock(lambda: now[0])
     for _ in range(10):
@@ -74,10 +72,10 @@ def test_a_clock_stands_still_while_its_process_is_suspended() -> None:
 
 
 def test_a_watchdog_can_name_every_section() -> None:
-    assert IN_WORDS.keys() == {section.value for section in Section}
+    assert SECTION_NAMES.keys() == {section.value for section in Section}
 
 
-BEAT = Beat(number=1, section="step", batch=3, marks=9, age=5, overdue=True, function="f", waits=True)
+BEAT = Heartbeat(number=1, section="step", batch=3, marks=9, age=5, overdue=True, function="f", waits=True)
 
 
 @pytest.mark.parametrize(
@@ -90,5 +88,5 @@ BEAT = Beat(number=1, section="step", batch=3, marks=9, age=5, overdue=True, fun
         ([replace(BEAT, left=True), BEAT], [], [0]),
     ],
 )
-def test_who_is_behind(beats: list[Beat], silent: list[int], behind: list[int]) -> None:
-    assert laggards(dict(enumerate(beats)), silent) == behind
+def test_stragglers_are_found(beats: list[Heartbeat], silent: list[int], behind: list[int]) -> None:
+    assert stragglers(dict(enumerate(beats)), silent) == behind

@@ -1,4 +1,4 @@
-"""Ranks that hang, are killed or raise: all end, and the user reads once which one it was and why."""
+"""When a rank hangs, is killed or raises, all ranks end, and one message names the rank and the reason."""
 
 import json
 import os
@@ -27,7 +27,7 @@ QUICK = [
 
 
 class Fault(Callback):
-    """Does something at an event of one rank (None: of all) after batch FAULT_AT."""
+    """Does something at an event of one rank (None: of all ranks) after batch FAULT_AT."""
 
     def __init__(self, rank: int | None, what: str, event: str) -> None:
         self.here, self.what = rank in (None, int(os.environ["RANK"])), what
@@ -165,7 +165,7 @@ def test_what_all_ranks_raise_is_reported_once(what: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.ranks
-@pytest.mark.proof  # tests/loading/test_workers.py has the same on one rank
+@pytest.mark.proof  # tests/loading/test_workers.py has the same test on one rank
 def test_a_stopped_worker_of_a_loader_ends_all_ranks(tmp_path: Path) -> None:
     ends = run(tmp_path, 1, "stop a worker", "train_loader.num_workers=1", "deadlines.step=30")
     assert re.match(

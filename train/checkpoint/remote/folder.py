@@ -1,6 +1,6 @@
-"""A save folder in an object store: its checkpoints listed, fetched and verified, sent and committed, deleted.
+"""A save folder in an object store: list, fetch, verify, send, commit and delete its checkpoints.
 
-A checkpoint is there when its manifest is. So the manifest is sent last and deleted first.
+A checkpoint exists if its manifest does, so the manifest is sent last and deleted first.
 """
 
 import os
@@ -20,47 +20,47 @@ from train.checkpoint.storage.files import verify_files
 from train.checkpoint.storage.manifest import MANIFEST, CorruptCheckpointError, read_manifest
 
 OWNER = ".owner.json"
-"""In the store while a run owns the folder, and after that run was killed."""
+"""Exists in the store while a run owns the folder, and remains if that run is killed."""
 TENSORS = ".distcp"
-"""How names of the files end that hold tensors."""
+"""Suffix of the files that contain tensors."""
 _RESERVE = 2**20
-"""Bytes that a disk should have left after a download."""
+"""Minimum free bytes on the disk after a download."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Contents:
-    """What is in the folder, at one moment."""
+    """The content of the folder at one moment."""
 
     committed: tuple[str, ...]
     """Checkpoints that have a manifest, oldest first. They may be corrupt."""
     incomplete: tuple[str, ...]
-    """Those that have none: a killed run has not sent all of them, or not deleted all."""
+    """Checkpoints without a manifest: a run was killed while it sent or deleted them."""
     sizes: dict[str, int]
-    """Of all objects, by name."""
+    """Sizes of all objects, by name."""
 
     def of(self, checkpoint: str) -> list[str]:
-        """Names of a checkpoint's objects, its manifest last."""
+        """Names of a checkpoint's objects, with the manifest last."""
         names = [name for name in self.sizes if name.startswith(f"{checkpoint}/")]
         return sorted(names, key=lambda name: (name == f"{checkpoint}/{MANIFEST}", name))
 
     @property
     def beside(self) -> list[str]:
-        """Names of the objects that belong to no checkpoint, but to the run."""
+        """Names of the objects that belong to the run and not to one of its checkpoints."""
         return [name for name in self.sizes if _checkpoint_of(name) is None and not name.startswith(".")]
 
 
 @contextmanager
 def store_errors_named(key: str | None = None) -> Iterator[None]:
-    """Makes a ConfigError of every StoreError."""
+    """Convert StoreError to ConfigError."""
     try:
         yield
     except StoreError as error:
         text = str(error) if key is None else f"cannot be used: {error}"
-        raise ConfigError(f"{text}: look at its name and at the credentials", key=key) from None
+        raise ConfigError(f"{text}: check its name and the credentials", key=key) from None
 
 
 class RemoteFolder:
-    """Its calls raise StoreError, and ConfigError for what is on this machine."""
+    """A save folder in a store. Methods raise StoreError, and ConfigError for problems on this machine."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
@@ -80,10 +80,10 @@ class RemoteFolder:
         )
 
     def bring(self, name: str, folder: Path, contents: Contents, *, trust_present: bool = False) -> Path:
-        """Fetches a committed checkpoint into the folder and verifies it, unless it is there and right. trust_present:
-        what is there is only compared by its manifest; its files are verified when they are read.
+        """Fetch a committed checkpoint into the folder and verify it, unless a valid copy is already there.
 
-        Raises CorruptCheckpointError, of the path in the folder, when its bytes are not those that were written.
+        trust_present: check an existing copy only by its manifest; its files are verified when they are read. Raises
+        CorruptCheckpointError, with the path in the folder, if the data differ from what was written.
         """
         path, part = folder / name, folder / f"{PART}fetched-{name}"
         if path.is_dir() and self.is_same(name, path) and (trust_present or _defect(path) is None):
@@ -105,7 +105,7 @@ class RemoteFolder:
         return path
 
     def bring_beside(self, folder: Path, contents: Contents) -> None:
-        """Fetches what exports read beside the checkpoints, in place of what is in the folder."""
+        """Fetch the files beside the checkpoints that exports read, replacing those in the folder."""
         names = [name for name in contents.beside if "/" not in name or name.startswith("tokenizer/")]
         for name in names:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -115,7 +115,7 @@ class RemoteFolder:
             part.replace(folder / name)
 
     def is_same(self, name: str, path: Path) -> bool:
-        """Whether the folder holds the checkpoint that was sent under the name, by their manifests."""
+        """Whether the local checkpoint is the one that was sent under this name, by comparing manifests."""
         found = self.store.read(f"{name}/{MANIFEST}")
         try:
             return found is not None and (path / MANIFEST).read_bytes() == found[0]
@@ -123,11 +123,12 @@ class RemoteFolder:
             return False
 
     def send(self, path: Path, name: str, *, confirm: Callable[[], None]) -> int:
-        """Sends and commits a checkpoint, in place of one of the same name, and returns its bytes. What is sent is
-        verified before. confirm is called before anything is changed, and before the commit; what it raises is raised.
+        """Send and commit a checkpoint, replacing one of the same name; return its size in bytes. Its files are
+        verified before they are sent. confirm is called before the first change and before the commit; its errors are
+        raised.
         """
         manifest = read_manifest(path)
-        assert manifest is not None, "what is saved has a manifest"
+        assert manifest is not None, "every saved checkpoint has a manifest"
         verify_files(path)
         confirm()
         self.store.delete([f"{name}/{MANIFEST}"])
@@ -136,25 +137,25 @@ class RemoteFolder:
         there = self.store.sizes(f"{name}/")
         for file, digest in manifest.files.items():
             if (found := there.get(f"{name}/{file}")) != digest.size:
-                bytes_there = "is not there" if found is None else f"has {found:,} of {digest.size:,} bytes"
+                bytes_there = "does not exist" if found is None else f"has {found:,} of {digest.size:,} bytes"
                 raise StoreError(f"{self.url}/{name}/{file} was written, but {bytes_there}")
         confirm()
         self.store.send([(path / MANIFEST, f"{name}/{MANIFEST}")])
         return manifest.size
 
     def remove(self, name: str, contents: Contents) -> None:
-        """Deletes a checkpoint; its manifest first."""
+        """Delete a checkpoint, starting with its manifest."""
         self.store.delete(reversed(contents.of(name)))
 
     def clear(self) -> None:
-        """Deletes what a run that starts from the beginning deletes in a local save folder."""
+        """Delete the same files that a run from the beginning deletes in a local save folder."""
         contents = self.look()
         for name in (*contents.committed, *contents.incomplete):
             self.remove(name, contents)
         self.store.delete(name for name in contents.beside if name in LOGS or name.startswith(f"{INCIDENTS}/"))
 
     def prune(self, retention: Retention, batch: int) -> list[str]:
-        """Deletes what is superseded by the checkpoint of that batch, which is committed; returns the names."""
+        """Delete the checkpoints superseded by the committed one of that batch; return their names."""
         contents = self.look()
         present = [Path(name) for name in contents.committed]
         superseded = retention.superseded(present, batch, lambda path: f"{path.name}/{KEEP}" in contents.sizes)
@@ -163,12 +164,12 @@ class RemoteFolder:
         return [path.name for path in superseded]
 
     def fetch(self, name: str, part: Path, contents: Contents, *, tensors: bool = True) -> None:
-        """Fetches a committed checkpoint into a folder that is there, without comparing more than names and sizes.
-        Without its tensors the files that hold them have their sizes, and no bytes.
+        """Fetch a committed checkpoint into an existing folder. Only names and sizes are checked. With tensors=False,
+        the files that contain tensors are created with their sizes, but without data.
         """
         self.store.fetch([(part / MANIFEST, f"{name}/{MANIFEST}")])
         manifest = read_manifest(part)
-        assert manifest is not None, "it has just been written"
+        assert manifest is not None, "it has just been fetched"
         for file, digest in manifest.files.items():
             if (size := contents.sizes.get(f"{name}/{file}")) != digest.size:
                 there = "is missing" if size is None else f"has {size:,} bytes, but {digest.size:,} were written"
@@ -189,7 +190,8 @@ class RemoteFolder:
 
 
 def files_beside(folder: Path) -> Iterator[tuple[Path, str]]:
-    """The files in a local save folder that belong to no checkpoint and are not hidden, and their names in a store."""
+    """The files in a local save folder that are neither hidden nor part of a checkpoint, with their names in a
+    store."""
     for parent, folders, names in os.walk(folder):
         below = Path(parent).relative_to(folder)
         folders[:] = [name for name in folders if not name.startswith(".") and not _is_checkpoint(below / name)]
@@ -200,7 +202,7 @@ def files_beside(folder: Path) -> Iterator[tuple[Path, str]]:
 
 
 def _checkpoint_of(name: str) -> str | None:
-    """The checkpoint that an object belongs to by its name."""
+    """The name of the checkpoint that an object belongs to."""
     first, slash, _ = name.partition("/")
     return first if slash and named_batch(Path(first)) is not None else None
 
@@ -232,5 +234,5 @@ def _check_space(n_bytes: int, folder: Path, what: str) -> None:
     if usage.total and usage.free < n_bytes + _RESERVE:
         raise ConfigError(
             f"{what} takes {format_bytes(n_bytes)}, but {format_bytes(usage.free, down=True)} are free in "
-            f"{folder.parent}: free some, or name another save_staging_folder"
+            f"{folder.parent}: free some space, or name another save_staging_folder"
         )

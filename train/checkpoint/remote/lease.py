@@ -1,8 +1,8 @@
-"""Who owns a save folder in an object store: an object that names the run, which the run renews.
+"""Ownership of a save folder in an object store: an object that names the run, which the run renews.
 
-Where the store honours conditions on writes, as S3 and GCS do, one run at a time gets it, and a run that has lost it
-commits nothing more. Elsewhere two runs that start in the same second may both get it, until one finds the other's
-name there before its next commit.
+In stores with conditional writes, such as S3 and GCS, only one run at a time gets the lease, and a run that has lost it
+commits nothing more. In other stores, two runs that start in the same second may both get it, until one of them finds
+the other's name before its next commit.
 """
 
 import json
@@ -17,9 +17,9 @@ from train.checkpoint.remote.folder import OWNER, RemoteFolder
 BEAT = 20.0
 """Seconds between two renewals."""
 STALE = 90.0
-"""Seconds that an owner on another machine is watched: without a renewal in them it counts as dead."""
+"""Seconds without a renewal after which an owner on another machine is considered dead."""
 POLL = 3.0
-"""Seconds between two looks at it."""
+"""Seconds between two checks of another owner's object."""
 
 
 class TakenOverError(Exception):
@@ -28,7 +28,7 @@ class TakenOverError(Exception):
 
 @dataclass
 class Lease:
-    """A run's ownership of a folder."""
+    """A run's ownership of a folder in a store."""
 
     folder: RemoteFolder
     owner: str
@@ -36,39 +36,39 @@ class Lease:
     beats: int = 0
 
     def renew(self) -> None:
-        """Raises TakenOverError when the object is another run's or gone, and StoreError."""
+        """Renew the lease. Raises TakenOverError if the object names another run or was deleted, and StoreError."""
         self.beats += 1
         content = _content(self.owner, self.beats)
-        # A store without conditions would write over another's.
+        # In a store without conditional writes, the write below would overwrite another run's object.
         found = self.folder.store.read(OWNER)
         if found is not None and _owner_in(found[0]) == self.owner:
             if self.folder.store.write(OWNER, content, replaces=found[1]) is not None:
                 return
             found = self.folder.store.read(OWNER)
             if found is not None and _owner_in(found[0]) == self.owner:
-                return  # written by a try whose answer was lost, or by another thread
-        by = "its object was deleted" if found is None else f"taken over by {_described(found[0]).name}"
-        raise TakenOverError(f"save_folder {self.folder.url} is no longer this run's: {by}")
+                return  # written by an attempt whose response was lost, or by another thread
+        why = "its object was deleted" if found is None else f"taken over by {_described(found[0]).name}"
+        raise TakenOverError(f"save_folder {self.folder.url} no longer belongs to this run: {why}")
 
     def release(self) -> None:
-        """Deletes the object if it is this run's. Raises StoreError."""
+        """Delete the object if it belongs to this run. Raises StoreError."""
         found = self.folder.store.read(OWNER)
         if found is not None and _owner_in(found[0]) == self.owner:
             self.folder.store.delete([OWNER])
 
 
 def check_unowned(folder: RemoteFolder) -> None:
-    """Raises ConfigError when a run that is alive on this machine owns the folder. Waits for nothing. See `take`."""
+    """Raise ConfigError if a running process on this machine owns the folder. Does not wait. See `take`."""
     found = folder.store.read(OWNER)
     if found is not None and (owner := _described(found[0])).alive:
         raise _refusal(folder, owner)
 
 
 def take(folder: RemoteFolder, run_name: str) -> Lease:
-    """Makes the folder this run's. What a run on this machine left that has ended is taken over at once; that of
-    another machine when it was not renewed for STALE seconds.
+    """Take the ownership of the folder. The lease of an ended run on this machine is taken over immediately, that of
+    another machine if it was not renewed for STALE seconds.
 
-    Raises ConfigError when another run owns the folder, and StoreError.
+    Raises ConfigError if another run owns the folder, and StoreError.
     """
     owner = this_owner(run_name).decode()
     silent: str | None = None
@@ -77,7 +77,7 @@ def take(folder: RemoteFolder, run_name: str) -> Lease:
         described = None if found is None else _described(found[0])
         version = None
         if found is not None and _owner_in(found[0]) == owner:
-            return Lease(folder, owner)  # written by a try whose answer was lost
+            return Lease(folder, owner)  # written by an attempt whose response was lost
         if found is None or described is None:
             version = folder.store.write(OWNER, _content(owner, 0), replaces="")
         elif described.alive:
@@ -96,11 +96,11 @@ def take(folder: RemoteFolder, run_name: str) -> Lease:
 
 
 def _watch(folder: RemoteFolder, version: str, owner: FoundOwner) -> str | None:
-    """Waits until the owner has missed its renewals; None when it has ended meanwhile. Raises ConfigError when it
-    renews."""
+    """Wait until the owner has missed its renewals; return None if its object was deleted meanwhile. Raises ConfigError
+    if the owner renews it."""
     notice(
-        f"save_folder {folder.url}: waiting up to {STALE:.0f} s to see whether its owner is alive, {owner.name}, of "
-        "which only the object can be seen here"
+        f"save_folder {folder.url}: waiting up to {STALE:.0f} s to see whether its owner is alive: {owner.name}. Only "
+        "its object is visible from this machine"
     )
     end = time.monotonic() + STALE
     while (left := end - time.monotonic()) > 0:
@@ -115,14 +115,15 @@ def _watch(folder: RemoteFolder, version: str, owner: FoundOwner) -> str | None:
 
 def _refusal(folder: RemoteFolder, owner: FoundOwner) -> ConfigError:
     return ConfigError(
-        f"is {folder.url}, which belongs to {owner.name}, and that run is alive: wait for its end or stop it, or write "
+        f"is {folder.url}, which belongs to {owner.name}, and that run is alive: wait until it ends, stop it, or set "
         "another run_name or save_folder",
         key="save_folder",
     )
 
 
 def _content(owner: str, beats: int) -> bytes:
-    """With a number: where the version is a hash, the same bytes would be the same version."""
+    """The content of the object. The number makes each version differ, because some stores use a hash as the
+    version."""
     return json.dumps({"owner": owner, "beats": beats}).encode()
 
 

@@ -1,4 +1,4 @@
-"""Keeps the save folder in an object store what the staging folder is, while the run trains. For every rank."""
+"""Sends committed checkpoints from the staging folder to the object store during a run. Runs on every rank."""
 
 import json
 from pathlib import Path
@@ -17,24 +17,25 @@ from train.checkpoint.save_folder import batch_of, checkpoints
 from train.distributed.first_rank import from_first_rank, on_first_rank
 
 PENDING = 2
-"""Checkpoints that may be unsent when training continues: one that is sent and one that waits."""
+"""Maximum number of unsent checkpoints while training continues: one is being sent, one waits."""
 _FAILED = "mirror/failed"
-"""In the ranks' store: the batch before which all ranks stop, and why."""
+"""Key in torch's store of the ranks: the batch before which all ranks stop, and the reason."""
 
 
 class Mirror(Callback):
-    """Has each committed checkpoint sent, and raises DataError on all ranks, before the next step but one at the
-    latest, when that has failed and on_save_error is stop, or when another run has taken the folder over."""
+    """Has each committed checkpoint sent. Raises DataError on all ranks if sending failed and on_save_error is stop, or
+    if another run has taken over the folder: before the next step, or the one after it."""
 
     def __init__(self, sender: Sender | None, *, url: str, local: Path, stop_on_error: bool) -> None:
-        """sender: on rank 0."""
+        """sender: only on rank 0."""
         self.url, self._local, self._sender, self._stop_on_error = url, local, sender, stop_on_error
         self._stop: tuple[int, str] | None = None
         self._warned: set[Path] = set()
         self._commits = 0
 
     def begin(self, *, resuming: bool) -> None:
-        """To be called when the save folder is furnished, before the first step. Every rank has to call it."""
+        """Prepare the store. Every rank must call this after the local save folder is prepared, before the first
+        step."""
 
         def send() -> None:
             assert self._sender is not None
@@ -49,13 +50,13 @@ class Mirror(Callback):
             here = {path.name: path for path in self._kept()}
             for name in contents.incomplete:
                 if name not in here:
-                    console.info(f"deleting {self.url}/{name}: a killed run has left it incomplete")
+                    console.info(f"deleting {self.url}/{name}: a killed run left it incomplete")
                     folder.remove(name, contents)
             folder.store.send(files_beside(self._local))
             self._sender.begin()
             for name, path in here.items():
                 if name not in contents.committed:
-                    console.info(f"{self.url}/{name}: sending what a run has left unsent")
+                    console.info(f"{self.url}/{name}: sending a checkpoint that an earlier run left unsent")
                     self._sender.add(path)
 
         def send_named() -> None:
@@ -65,7 +66,7 @@ class Mirror(Callback):
         on_first_rank(send_named, slow="mirror/begun")
 
     def on_committed(self, checkpoint: Path) -> None:
-        """Returns when at most PENDING checkpoints are unsent. Every rank has to call it."""
+        """Send a checkpoint, and return when at most PENDING are unsent. Every rank must call this."""
         self._commits += 1
         try:
             if self._sender is not None:
@@ -76,7 +77,7 @@ class Mirror(Callback):
                     console.info(f"{self.url}: waiting until an earlier checkpoint is sent")
                 self._sender.wait(PENDING)
         finally:
-            # However long that takes: a collective would time out. The others wait for it without end.
+            # A collective would time out, so the other ranks wait for rank 0 without a limit.
             from_first_rank(f"mirror/{self._commits}", "")
 
     def batch_start(self, state: State, logger: Logger) -> None:
@@ -87,7 +88,7 @@ class Mirror(Callback):
                 several = dist.get_world_size() > 1
                 self._stop = batch + several, text
                 if several:
-                    # The others see it before their next step, however far they are with this one.
+                    # The other ranks read it before their next step, even if they are one step behind.
                     _get_default_store().set(_FAILED, json.dumps(self._stop))
         elif self._stop is None and _get_default_store().check([_FAILED]):  # pyright: ignore[reportAttributeAccessIssue]: torch's stubs lack it
             self._stop = json.loads(_get_default_store().get(_FAILED))
@@ -95,13 +96,13 @@ class Mirror(Callback):
             raise DataError(self._stop[1])
 
     def seconds_to_send(self) -> float:
-        """Of what is unsent and one checkpoint more, by the longest one that was sent; 0 where none was, and on other
-        ranks than 0."""
+        """Estimated time to send all unsent checkpoints and one more, by the longest time so far. 0 if none was sent,
+        and on ranks other than 0."""
         return (len(self._sender.unsent) + 1) * self._sender.longest if self._sender is not None else 0.0
 
     def finish(self) -> None:
-        """Waits until all is sent. Every rank has to call it. Raises DataError, on every rank, when the newest
-        checkpoint is not there."""
+        """Wait until everything is sent. Every rank must call this. Raises DataError on every rank if the newest
+        checkpoint was not sent."""
         text = ""
         if self._sender is not None:
             if not self._stop_on_error:
@@ -111,17 +112,17 @@ class Mirror(Callback):
             self._sender.end()
             text = self._problem(last=True) or ""
         text = from_first_rank("mirror/finished", text)
-        dist.barrier()  # rank 0 keeps the store that the others look into
+        dist.barrier()  # rank 0 serves the store that the other ranks read
         if text:
             raise DataError(text)
 
     def abandon(self) -> None:
-        """Gives the folder up; what is unsent is sent by the next start."""
+        """Give up the folder. The next start sends unsent checkpoints."""
         if self._sender is not None:
             self._sender.close()
 
     def _kept(self) -> list[Path]:
-        """Checkpoints in the staging folder that are not superseded, and so belong into the store."""
+        """Checkpoints in the staging folder that are not superseded and therefore belong in the store."""
         assert self._sender is not None
         present = [path for path in checkpoints(self._local) if path.is_dir()]
         superseded = self._sender.retention.superseded(present, batch_of(present[-1])) if present else []
@@ -133,12 +134,12 @@ class Mirror(Callback):
             return f"{self._sender.lost}: this run stops and sends nothing more"
         if self._sender.failed:
             order, reason = self._sender.failed[-1]
-            text = f"save_folder {self.url}: {order.name} was not sent: {reason}. It is in {self._local}"
+            text = f"save_folder {self.url}: {order.name} was not sent: {reason}. It is stored in {self._local}"
             if last or self._stop_on_error:
                 return f"{text}; the next start with autoresume=true sends it"
             if order.path not in self._warned:
                 self._warned.add(order.path)
-                console.warning(f"{text}, and is sent with the next one (on_save_error: warn)")
+                console.warning(f"{text}, and will be sent with the next checkpoint (on_save_error: warn)")
         if last and self._sender.end_error is not None:
-            return f"save_folder {self.url}: not all is sent: {self._sender.end_error}"
+            return f"save_folder {self.url}: not all files were sent: {self._sender.end_error}"
         return None

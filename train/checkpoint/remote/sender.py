@@ -1,4 +1,4 @@
-"""Rank 0's side of the process that sends checkpoints: starts it, hands it checkpoints, and reads its reports."""
+"""Rank 0's side of the process that sends checkpoints: starts it, gives it orders, and reads its reports."""
 
 import itertools
 import json
@@ -23,18 +23,18 @@ from train.checkpoint.save_folder import PART, batch_of
 
 _ROOT = Path(__file__).resolve().parents[3]
 _CLOSE_SECONDS = 15.0
-"""That the process is given to give the folder up when the run fails."""
+"""How long the process may take to give up the folder when the run fails."""
 _RESTARTS = 3
-"""Of a process that has ended by itself, before the next checkpoint is committed."""
+"""Maximum number of restarts of the process between two commits."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Order:
-    """A checkpoint to be sent: its files are links, so that it may be deleted meanwhile."""
+    """A checkpoint to be sent. Its files are hard links, so that the checkpoint may be deleted meanwhile."""
 
     checkpoint: Path
     path: Path
-    """Of the links."""
+    """The folder of the links."""
 
     @property
     def name(self) -> str:
@@ -51,26 +51,26 @@ class Sender:
     def __init__(self, folder: RemoteFolder, local: Path, lease: Lease, retention: Retention) -> None:
         self.folder, self.retention, self._local, self._lease = folder, retention, local, lease
         self.unsent: list[_Order] = []
-        """Under way or waiting, oldest first."""
+        """Being sent or waiting, oldest first."""
         self.failed: list[tuple[_Order, str]] = []
-        """With the reason."""
+        """Each with the reason."""
         self.lost: str | None = None
-        """Why the folder is not this run's any more."""
+        """Why the folder no longer belongs to this run."""
         self.ended = False
         self.end_error: str | None = None
         self.longest = 0.0
-        """Seconds that a checkpoint took to be sent, of those of this process."""
+        """Longest time in seconds that sending a checkpoint has taken in this process."""
         self._numbers, self._lock, self._buffer, self._began = itertools.count(), threading.RLock(), b"", False
         self._restarts = 0
         self._process = self._start()
 
     def begin(self) -> None:
-        """From now on the files beside the checkpoints are sent too."""
+        """From now on, also send the files beside the checkpoints."""
         self._began = True
         self._order({"begin": True})
 
     def add(self, checkpoint: Path) -> None:
-        """What the staging folder's file system or this machine refuses is among the `failed`."""
+        """Send a checkpoint. Errors of the staging folder or of this machine are added to `failed`."""
         if self.lost is not None:
             return
         part = checkpoint.with_name(f"{PART}sending-{next(self._numbers)}-{checkpoint.name}")
@@ -79,7 +79,7 @@ class Sender:
         self._send(_Order(checkpoint=checkpoint, path=part))
 
     def retry(self) -> None:
-        """Sends the newest checkpoint that failed once more; older ones are given up."""
+        """Send the newest failed checkpoint again and give up older ones."""
         with self._lock:
             failed, self.failed = [order for order, _ in self.failed], []
             for order in failed[:-1]:
@@ -88,8 +88,8 @@ class Sender:
                 self._send(failed[-1])
 
     def poll(self, seconds: float = 0.0) -> None:
-        """Reads what the process has reported; waits for a report at most that long. Without waiting it reads nothing
-        while another thread does."""
+        """Read the reports of the process, waiting at most `seconds` for one. With 0 it returns immediately if another
+        thread is reading."""
         if not self._lock.acquire(blocking=seconds > 0):
             return
         try:
@@ -98,16 +98,16 @@ class Sender:
             self._lock.release()
 
     def wait(self, most: int) -> None:
-        """Until at most that many checkpoints are unsent."""
+        """Wait until at most `most` checkpoints are unsent."""
         while len(self.unsent) > most and self.lost is None:
             self.poll(0.2)
 
     def end(self) -> None:
-        """Waits until all is sent. Then the folder belongs to nobody."""
-        self._restarts, told = 0, None
+        """Wait until everything is sent and give up the folder."""
+        self._restarts, notified = 0, None
         while not self.ended and self.lost is None and self._process.returncode is None:
-            if told is not self._process:  # also one that was started for one that has ended
-                told = self._process
+            if notified is not self._process:  # a process that replaced one that ended is notified too
+                notified = self._process
                 self._order({"end": True})
             self.poll(0.2)
         if self.ended:
@@ -116,7 +116,7 @@ class Sender:
         self.close()
 
     def close(self) -> None:
-        """Gives the folder up without waiting for what is unsent."""
+        """Give up the folder without waiting for unsent checkpoints."""
         if self._process.returncode is None:
             with suppress(OSError):
                 self._process.stdin.close()  # pyright: ignore[reportOptionalMemberAccess]
@@ -141,7 +141,7 @@ class Sender:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": paths, "PYTHONSAFEPATH": "1"},
-            # A launcher's signals are for the ranks.
+            # Signals from a launcher are meant for the ranks.
             start_new_session=True,
         )
         self._process, self._buffer = process, b""
@@ -186,7 +186,7 @@ class Sender:
 
     def _order(self, values: Mapping[str, Any]) -> None:
         assert self._process.stdin is not None
-        with suppress(OSError, ValueError):  # a process that has ended is seen by poll
+        with suppress(OSError, ValueError):  # poll notices if the process has ended
             self._process.stdin.write(json.dumps(values).encode() + b"\n")
             self._process.stdin.flush()
 
@@ -204,18 +204,18 @@ class Sender:
             case {"lost": reason}:
                 self.lost = reason
             case {"removed": name}:
-                logger.info(f"{self.folder.url}/{name}: deleted, it is superseded")
+                logger.info(f"{self.folder.url}/{name}: deleted, because it is superseded")
             case {"warning": text}:
                 logger.warning(text)
             case {"ended": _, "error": error}:
                 self.ended, self.end_error = True, error
 
     def _gone(self) -> None:
-        """Another process is started: it keeps the folder this run's, and sends the files beside the checkpoints."""
+        """Start another process, which keeps the ownership of the folder and sends the files beside the checkpoints."""
         code = self._process.wait()
         if self.ended:
             return
-        reason = f"the process that sends checkpoints to {self.folder.url} ended by itself (exit code {code})"
+        reason = f"the process that sends checkpoints to {self.folder.url} exited unexpectedly (exit code {code})"
         self.failed += [(order, reason) for order in self.unsent]
         self.unsent = []
         self.end_error = reason
@@ -223,14 +223,14 @@ class Sender:
             return
         self._restarts += 1
         self._close_pipes()
-        logger.warning(f"{reason}: it is started again")
-        with suppress(OSError):  # the next checkpoint tries it again
+        logger.warning(f"{reason}: restarting it")
+        with suppress(OSError):  # the next checkpoint tries again
             self._start()
             self.end_error = None
 
 
 def _link(order: _Order) -> None:
-    """Raises OSError, and then leaves nothing."""
+    """Link the checkpoint's files. Raises OSError, after removing the links."""
     try:
         order.path.mkdir()
         for file in order.checkpoint.iterdir():

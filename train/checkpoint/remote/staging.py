@@ -1,4 +1,4 @@
-"""The folders on this machine that stand for those in object stores: of a run's save folder, and of load_path."""
+"""Local staging folders of save folders and of checkpoints (load_path) in object stores."""
 
 import os
 import tempfile
@@ -30,26 +30,26 @@ from train.checkpoint.save_folder import (
 from train.config.schema import TrainConfig
 
 STAGING = Path(TrainConfig.__dataclass_fields__["save_staging_folder"].default)
-"""For scripts, which have no config."""
+"""The default, for scripts, which have no config."""
 _FETCHED = "fetched"
-"""Below save_staging_folder: checkpoints that load_path and scripts have named, which no run writes to."""
+"""Subfolder of save_staging_folder for checkpoints that load_path and scripts name. No run writes to them."""
 
 
 def open_save_folder(config: TrainConfig, run_name: str) -> RemoteFolder | None:
-    """The save folder where it is in a store. Raises ConfigError, also without credentials; asks the store nothing."""
+    """The save folder if it is in a store. Raises ConfigError, also if credentials are missing; makes no request."""
     if config.save_folder is None or not is_address(config.save_folder):
         return None
     return open_remote(fill_name(config.save_folder, run_name, "save_folder"), "save_folder")
 
 
 def check_remote_unowned(remote: RemoteFolder) -> None:
-    """Raises ConfigError when a run that is alive on this machine owns it, or the store refuses."""
+    """Raise ConfigError if a running process on this machine owns the folder, or the store refuses access."""
     with store_errors_named("save_folder"):
         check_unowned(remote)
 
 
 def open_exports(folder: str, run_name: str, key: str) -> RemoteFolder | None:
-    """Where exports go, when that is in a store that answers. Raises ConfigError."""
+    """The folder for exports if it is in a store, which must respond. Raises ConfigError."""
     if not is_address(folder):
         return None
     remote = open_remote(fill_name(folder, run_name, key), key)
@@ -59,7 +59,7 @@ def open_exports(folder: str, run_name: str, key: str) -> RemoteFolder | None:
 
 
 def open_remote(url: str, key: str, *, writable: bool = True) -> RemoteFolder:
-    """Raises ConfigError, which names the key."""
+    """Open a folder in a store. Raises ConfigError that names the key."""
     if (defect := url_defect(url)) is not None:
         raise ConfigError(defect, key=key)
     try:
@@ -69,11 +69,11 @@ def open_remote(url: str, key: str, *, writable: bool = True) -> RemoteFolder:
 
 
 def look(remote: RemoteFolder, folder: Path, config: TrainConfig) -> Contents:
-    """What is in the save folder, for a run that may write to it. The staging folder is emptied when it is that of
-    another run than is in the store.
+    """List the save folder for a run that may write to it. Empties the staging folder if it belongs to another run than
+    the folder in the store.
 
-    Raises ConfigError when the store refuses, or the folder holds checkpoints that this run would neither resume from
-    nor may overwrite.
+    Raises ConfigError if the store refuses access, or the folder contains checkpoints that this run would neither
+    resume from nor may overwrite.
     """
     _refuse_to_delete(config, remote.url)
     with store_errors_named("save_folder"):
@@ -95,7 +95,7 @@ def _refuse_to_delete(config: TrainConfig, url: str) -> None:
     deletes = config.save_overwrite and not config.autoresume
     if deletes and config.load_path is not None and f"{config.load_path}/".startswith(f"{url}/"):
         raise ConfigError(
-            f"is {config.load_path!r}, which save_overwrite would delete with the other checkpoints of {url}: write "
+            f"is {config.load_path!r}, which save_overwrite would delete with the other checkpoints of {url}: set "
             "another run_name or save_folder",
             key="load_path",
         )
@@ -104,15 +104,16 @@ def _refuse_to_delete(config: TrainConfig, url: str) -> None:
 def _refuse_to_mix(config: TrainConfig, url: str, contents: Contents) -> None:
     if contents.committed and not (config.autoresume or config.save_overwrite):
         raise ConfigError(
-            f"save_folder {url} holds {len(contents.committed)} checkpoint(s), the newest {contents.committed[-1]}: "
-            "write autoresume=true to go on from it, save_overwrite=true to delete them, or another run_name"
+            f"save_folder {url} contains {len(contents.committed)} checkpoint(s), the newest "
+            f"{contents.committed[-1]}: set autoresume=true to resume from it, save_overwrite=true to delete them, or "
+            "another run_name"
         )
 
 
 def _empty(folder: Path, url: str) -> None:
-    """Its checkpoints are of a run whose save folder in the store is gone, or another's by now."""
+    """Empty the staging folder: its checkpoints are of a run whose folder in the store was deleted or replaced."""
     for path in (*checkpoints(folder), *damaged(folder), *leftovers(folder)):
-        logger.info(f"deleted {path}: it is not of the run in {url}")
+        logger.info(f"deleted {path}: it does not belong to the run in {url}")
         remove(path)
     for path in folder.iterdir():
         if path.is_file() and not path.name.startswith("."):
@@ -121,8 +122,8 @@ def _empty(folder: Path, url: str) -> None:
 
 @cache
 def fetch_checkpoint(url: str, root: str, key: str) -> Path:
-    """The checkpoint at a URL, fetched to a folder below root and verified, with what is beside it; the newest one of a
-    URL that ends in /latest. What is there already is not fetched again. key: what names it.
+    """Fetch and verify the checkpoint at a URL, with the files beside it, into a folder below root. A URL that ends in
+    /latest names the newest checkpoint. Existing files are not fetched again. key: what named the URL.
 
     Raises ConfigError and CorruptCheckpointError.
     """
@@ -146,7 +147,7 @@ def fetch_checkpoint(url: str, root: str, key: str) -> Path:
 
 
 def load_path_of(config: TrainConfig) -> Path | None:
-    """load_path, fetched where it is in a store. Raises as fetch_checkpoint."""
+    """load_path, fetched if it is in a store. Raises like fetch_checkpoint."""
     if config.load_path is None or not is_address(config.load_path):
         return None if config.load_path is None else Path(config.load_path)
     return fetch_checkpoint(config.load_path, config.save_staging_folder, "load_path")
@@ -154,8 +155,9 @@ def load_path_of(config: TrainConfig) -> Path | None:
 
 @contextmanager
 def planned_folder(config: TrainConfig, run_name: str) -> Iterator[Path | None]:
-    """Gives a folder with the checkpoint that a run would resume from: the save folder, or a temporary one that has of
-    a checkpoint in a store all but its tensors. Nothing that belongs to a run is changed. Raises ConfigError as `look`.
+    """Yield a folder with the checkpoint that a run would resume from: the save folder, or a temporary folder with all
+    of a checkpoint in a store except its tensors. Changes nothing that belongs to a run. Raises ConfigError like
+    `look`.
     """
     remote = open_save_folder(config, run_name)
     if remote is None:
@@ -175,7 +177,7 @@ def planned_folder(config: TrainConfig, run_name: str) -> Iterator[Path | None]:
 
 
 def path_here(place: str, key: str) -> Path:
-    """A path as it is; of a URL the checkpoint that it names, fetched."""
+    """A path as it is, or the local copy of the checkpoint that a URL names, which is fetched."""
     return fetch_checkpoint(place, str(STAGING), key) if is_address(place) else Path(place)
 
 
@@ -183,21 +185,21 @@ def _what_is_there(name: str, url: str, contents: Contents) -> str:
     if name in contents.incomplete:
         return "the checkpoint there has no manifest: it was not sent completely, or is being deleted"
     if contents.committed:
-        return f"there is no such checkpoint; beside it is {contents.committed[-1]}"
+        return f"this checkpoint does not exist; the newest one there is {contents.committed[-1]}"
     below = [found for found in contents.sizes if found.startswith(f"{name}/")]
     inside = sorted({part for found in below if named_batch(Path(part := found.split("/")[1])) is not None})
     if inside:
-        return f"it must be a checkpoint, such as {url.rstrip('/')}/{inside[-1]}, or {url.rstrip('/')}/{LATEST}"
+        return f"it must name a checkpoint, such as {url.rstrip('/')}/{inside[-1]} or {url.rstrip('/')}/{LATEST}"
     return "there is no checkpoint"
 
 
 def is_first_rank() -> bool:
-    """Of all ranks, also before they have met: it alone fetches from the save folder, and sends to it."""
+    """Whether this is rank 0, also before the process group exists. Only rank 0 accesses the save folder in a store."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def check_links(folder: Path) -> None:
-    """Raises ConfigError when the staging folder's file system has no hard links."""
+    """Raise ConfigError if the staging folder's file system has no hard links."""
     with tempfile.TemporaryDirectory(dir=folder, prefix=".part-") as made:
         file = Path(made, "file")
         file.touch()

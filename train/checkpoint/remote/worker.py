@@ -1,10 +1,10 @@
 """The process that sends checkpoints to an object store while its parent, rank 0, trains. Imports no torch.
 
-It is a process and not a thread because sending takes the interpreter's lock that the training loop needs, and because
-a process that is forked beside threads of a store's library, as those of data loaders are, could hang.
+It is a process and not a thread because sending would hold the GIL that the training loop needs, and because data
+loader workers, which are forked, could hang if the parent had threads of a store's library.
 
-Orders come as lines of JSON by standard input, reports go to standard output. When the input ends without the order to
-end, the parent was killed: then nothing more is committed.
+Orders are lines of JSON on standard input, and reports are written to standard output. If the input ends without the
+order to end, the parent was killed, and nothing more is committed.
 """
 
 import json
@@ -31,16 +31,17 @@ from train.checkpoint.save_folder import LOGS, PART
 from train.checkpoint.storage.manifest import CorruptCheckpointError
 
 SCAN = 15.0
-"""Seconds between two looks at the files beside the checkpoints, such as record.jsonl."""
+"""Seconds between two checks for changed files beside the checkpoints, such as record.jsonl."""
 _SENT_OFTEN = 8 * 2**20
-"""Bytes: larger files beside the checkpoints, as metrics.jsonl becomes, are sent after a checkpoint and at the end."""
+"""In bytes. Larger files beside the checkpoints, such as a long metrics.jsonl, are only sent after a checkpoint and at
+the end."""
 _LOOK = 0.5
-"""Seconds between two looks whether the parent is there."""
+"""Seconds between two checks whether the parent is alive."""
 
 
 @dataclass
 class Worker:
-    """Carries out orders one after the other, until another run owns the folder: then it changes nothing more."""
+    """Carries out orders one after the other. Once another run owns the folder, it changes nothing more."""
 
     folder: RemoteFolder
     local: Path
@@ -49,13 +50,13 @@ class Worker:
     retention: Retention
     reports: TextIO
     orders: queue.Queue[dict[str, Any] | None] = field(default_factory=queue.Queue)
-    """None ends the work."""
+    """None ends the process."""
     stopped: threading.Event = field(default_factory=threading.Event)
-    """Nothing more is to be committed."""
+    """Set when nothing more may be committed."""
     scanning: threading.Event = field(default_factory=threading.Event)
-    """The files beside the checkpoints are this run's."""
+    """Set when the files beside the checkpoints belong to this run."""
     _sent: dict[str, tuple[int, int]] = field(default_factory=dict)
-    """Of files beside the checkpoints: size and time of what is in the store."""
+    """Size and modification time of the sent version of each file beside the checkpoints."""
     _reporting: threading.Lock = field(default_factory=threading.Lock)
 
     def work(self) -> None:
@@ -79,7 +80,7 @@ class Worker:
             except TakenOverError as error:
                 self._stop(error)
             except StoreError:
-                pass  # the next one may succeed; before a commit it has to
+                pass  # the next renewal may succeed; a commit requires one
 
     def _checkpoint(self, path: Path, name: str, batch: int) -> None:
         started, error = time.monotonic(), None
@@ -105,7 +106,7 @@ class Worker:
         except TakenOverError as taken:
             self._stop(taken)
         except StoreError as failed:
-            self._report(warning=f"what is superseded is not deleted: {failed}")
+            self._report(warning=f"superseded checkpoints were not deleted: {failed}")
 
     def _stop(self, error: TakenOverError) -> None:
         self.stopped.set()
@@ -117,8 +118,8 @@ class Worker:
         self.lease.renew()
 
     def _send_beside(self, *, most: int | None = None) -> str | None:
-        """Sends the files that have changed, of at most so many bytes; returns why not. What fails is sent the next
-        time."""
+        """Send changed files beside the checkpoints, up to `most` bytes each. Return the error, if any; failed files
+        are sent the next time."""
         if self.stopped.is_set():
             return None
         confirmed = False
@@ -150,7 +151,7 @@ class Worker:
 
 @contextmanager
 def _at_rest(path: Path) -> Iterator[Path]:
-    """Of a log, to which the run adds lines while it is sent, a copy."""
+    """The file, or a copy if it is a log, because the run appends to logs while they are sent."""
     if path.name not in LOGS:
         yield path
         return
@@ -161,8 +162,8 @@ def _at_rest(path: Path) -> Iterator[Path]:
 
 def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)  # its parent decides
-    reports, sys.stdout = sys.stdout, sys.stderr  # whatever a library prints is no report
+        signal.signal(number, signal.SIG_IGN)  # the parent decides when to end
+    reports, sys.stdout = sys.stdout, sys.stderr  # keeps output of libraries out of the reports
     begin = json.loads(sys.stdin.readline())
     folder = RemoteFolder(open_store(begin["url"]))
     lease = Lease(folder, begin["owner"])
@@ -186,7 +187,7 @@ def main() -> None:
 
 
 def _work(worker: Worker) -> None:
-    """An error in it ends the process, which the parent notices: orders would wait without end."""
+    """Run the worker. An error ends the process, which the parent notices; otherwise orders would wait forever."""
     try:
         worker.work()
     except BaseException:
@@ -195,14 +196,14 @@ def _work(worker: Worker) -> None:
 
 
 def _watch_parent(worker: Worker, parent: int) -> None:
-    """Processes that the parent has forked keep the standard input open for a while when it was killed."""
+    """Exit if the parent is gone: its forked processes may keep the standard input open for a while."""
     while os.getppid() == parent:
         time.sleep(_LOOK)
     _leave(worker, 1)
 
 
 def _leave(worker: Worker, code: int) -> None:
-    """Without waiting for what is under way."""
+    """Exit without waiting for work in progress."""
     worker.stopped.set()
     with suppress(StoreError):
         worker.lease.release()

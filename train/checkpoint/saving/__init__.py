@@ -1,4 +1,4 @@
 """Saving a checkpoint while training continues: the copy that is written, the thread that writes it, what is kept.
 
-Knows nothing of Composer's callbacks; reading a checkpoint belongs to train/checkpoint.
+Does not depend on Composer's callbacks; reading a checkpoint belongs in train/checkpoint.
 """

@@ -1,4 +1,4 @@
-"""Saves checkpoints one at a time: in a thread, while training continues, or at once."""
+"""Saves checkpoints one at a time: in a background thread while training continues, or synchronously."""
 
 import math
 import time
@@ -24,38 +24,38 @@ from train.checkpoint.storage.manifest import Manifest
 from train.hardware.memory import free_cpu_memory
 
 _USABLE = 0.9
-"""Of the memory that is free on a node, what copies may take."""
+"""Fraction of a node's free memory that copies may take."""
 _ROUND_SECONDS = 0.5
-"""Between two exchanges of ranks that wait."""
+"""Seconds between two exchanges among ranks that wait."""
 _WAITS_SECONDS = 1.0
-"""For which a save may wait for the one before it without a word."""
+"""How long a save may wait for the previous one before a message is logged."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Written:
-    """What is known of a checkpoint when its save has ended. The same on every rank."""
+    """The outcome of a save. The same on every rank."""
 
     checkpoint: Path
     batch: int
     needed: int
     """Bytes of its tensors."""
     refused: OSError | None
-    """What a file system refused: then there is no such checkpoint."""
+    """The error of a file system, in which case the checkpoint does not exist."""
     seconds: float
-    """That the save took, on this rank."""
+    """Duration of the save on this rank."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Content:
-    """What a checkpoint holds."""
+    """The content of a checkpoint."""
 
     tensors: Mapping[str, Tensor]
     state: bytes
-    """Rank 0's counts."""
+    """Rank 0's serialized RunState."""
     config: str
     about: Manifest
     gather: bool
-    """Rank 0 gathers the tensors and writes them whole."""
+    """Whether rank 0 gathers the tensors and writes them unsharded."""
 
 
 @dataclass(kw_only=True)
@@ -69,41 +69,41 @@ class _Pending:
 
 
 class BackgroundSaver:
-    """Saves checkpoints of one run. Each method is for the main thread of every rank.
+    """Saves the checkpoints of one run. Each method must be called from the main thread of every rank.
 
-    The thread talks to those of other ranks by `ranks`, and `told` is for the main threads: neither waits for what the
-    other does. Whatever fails in the thread is known to all ranks at the same call of `poll` or `wait`.
+    The background threads communicate by `ranks`, the main threads by `main_ranks`, so that they never wait for each
+    other. An error in a background thread is raised on all ranks by the same call of `poll` or `wait`.
     """
 
-    def __init__(self, *, ranks: Ranks, told: Ranks, confirm: Callable[[], None], pruning: Pruning) -> None:
+    def __init__(self, *, ranks: Ranks, main_ranks: Ranks, confirm: Callable[[], None], pruning: Pruning) -> None:
         """confirm: see save_checkpoint."""
         self.on_committed: list[Callable[[Path], None]] = []
-        """Called on every rank, in the thread that saves, with each checkpoint that is committed."""
-        self._ranks, self._told, self._confirm, self._pruning = ranks, told, confirm, pruning
+        """Called on every rank, in the thread that saves, after each commit of a checkpoint."""
+        self._ranks, self._main_ranks, self._confirm, self._pruning = ranks, main_ranks, confirm, pruning
         self._snapshot, self._pace = Snapshot(), Pace()
         self._fits: bool | None = None
-        """Whether there is memory for it."""
+        """Whether there is enough memory for a snapshot; None until it is checked."""
         self._pending: _Pending | None = None
-        self._said_that_it_waits = False
+        self._logged_wait = False
 
     @property
     def is_saving(self) -> bool:
-        """Whether there is a checkpoint that neither `poll` nor `wait` has returned."""
+        """Whether a save was started that neither `poll` nor `wait` has returned."""
         return self._pending is not None
 
     def save(self, checkpoint: Path, content: Content, *, background: bool) -> Written | None:
-        """Begins to save a checkpoint, which `poll` or `wait` will return. Returns the one before it if that was still
-        being saved: it is waited for.
+        """Start to save a checkpoint, whose outcome `poll` or `wait` will return. If the previous one is still being
+        saved, wait for it and return its outcome.
 
-        background: what a file system refuses is known later, and the tensors may change as soon as this returns, if
-        there is memory for a copy.
+        background: save in a thread if there is memory for a copy. Errors of the file system are then reported later,
+        and the tensors may change as soon as this returns.
         """
-        before = self._wait_for_the_one_before(content.about.batch)
+        before = self._wait_for_previous(content.about.batch)
         writes = self._writes(content)
         if background and self._fits is None:
-            self._fits = self._look_for_room(snapshot_size(content.tensors, gather=content.gather) if writes else 0)
+            self._fits = self._check_memory(snapshot_size(content.tensors, gather=content.gather) if writes else 0)
         background = background and bool(self._fits)
-        if background or (content.gather and self._fits):  # what is gathered is not to be there twice
+        if background or (content.gather and self._fits):  # avoids two copies of gathered tensors
             tensors = self._snapshot.take(content.tensors, gather=content.gather, keep=writes)
         else:
             tensors = _gathered(content.tensors, keep=writes) if content.gather else content.tensors
@@ -121,20 +121,20 @@ class BackgroundSaver:
         return before
 
     def poll(self) -> Written | None:
-        """Of the checkpoint that is being saved, if that has ended on every rank. Waits for nothing. For every step.
+        """Return the outcome of the current save if it has ended on every rank. Does not wait; to be called each step.
 
-        Raises, the same on every rank, what failed but for what a file system refuses.
+        Raises, the same on every rank, any error other than one of a file system.
         """
         if self._pending is None:
             return None
         saved = self._pending.saved
         failed = saved.done() and saved.exception() is not None
-        unfinished, failed = self._told.any(not saved.done(), failed)
-        # Where the thread of one rank has failed, those of others may wait for it without end.
+        unfinished, failed = self._main_ranks.any(not saved.done(), failed)
+        # If the thread of one rank has failed, the threads of other ranks may wait for it forever.
         return self._conclude() if failed or not unfinished else None
 
     def wait(self) -> Written | None:
-        """Waits until nothing is being saved. Raises as `poll` does."""
+        """Wait until nothing is being saved. Raises like `poll`."""
         written = None
         self._pace.hurry()
         while self._pending is not None:
@@ -144,26 +144,26 @@ class BackgroundSaver:
         return written
 
     def abandon(self, seconds: float) -> None:
-        """For a run that ends with an error, perhaps on this rank alone: the threads of all ranks go on with what is
-        being saved, and this waits for it, with a time limit because other ranks may be gone. Raises nothing."""
+        """Finish the current save when the run ends with an error, perhaps only on this rank. The threads of all ranks
+        continue to save; the wait has a time limit because other ranks may be gone. Raises nothing."""
         if self._pending is None:
             return
         pending, self._pending = self._pending, None
         self._pace.hurry()
         if not pending.saved.done():
-            logger.info(f"the run ends with an error once the checkpoint of batch {pending.batch} is written")
+            logger.info(f"the run ends with an error after the checkpoint of batch {pending.batch} is written")
         try:
             error = pending.saved.exception(seconds)
             error = error or pending.saved.result().refused
         except TimeoutError:
-            error = TimeoutError(f"not after {seconds:g} s")
+            error = TimeoutError(f"timed out after {seconds:g} s")
         if error is not None and not isinstance(error, SystemExit):
             logger.warning(f"the checkpoint of batch {pending.batch} was not saved: {error}")
 
     def _run(self, pending: _Pending, tensors: Mapping[str, Tensor], content: Content, device: int | None) -> None:
         try:
             if device is not None:
-                torch.cuda.set_device(device)  # each thread begins with the first GPU
+                torch.cuda.set_device(device)  # a new thread starts with device 0
             pending.saved.set_result(self._save(pending, tensors, content))
         except BaseException as error:
             pending.saved.set_exception(error)
@@ -184,11 +184,11 @@ class BackgroundSaver:
         )
         pending.ended = time.monotonic()
         if saved.refused is None:
-            with _warned_of(checkpoint):
+            with _errors_as_warnings(checkpoint):
                 ranks.on_first(lambda: self._pruning.pin(checkpoint, pending.batch))
             for committed in self.on_committed:
                 committed(checkpoint)
-            with _warned_of(checkpoint):
+            with _errors_as_warnings(checkpoint):
                 self._pruning.after(pending.batch, saved.files, checkpoint, ranks)
         return saved
 
@@ -196,10 +196,10 @@ class BackgroundSaver:
         assert self._pending is not None
         pending, self._pending = self._pending, None
         error = pending.saved.exception() if pending.saved.done() else None
-        # Not an error that ends this process alone, such as a signal's.
+        # For example SystemExit by a signal: it ends only this process, so other ranks do not get it.
         if error is not None and not isinstance(error, Exception):
             raise error
-        found = self._told.gather(None if error is None else for_others(error))
+        found = self._main_ranks.gather(None if error is None else for_others(error))
         if (first := next((each for each in found if each is not None), None)) is not None:
             raise first
         return Written(
@@ -210,57 +210,57 @@ class BackgroundSaver:
             seconds=pending.ended - pending.began,
         )
 
-    def _wait_for_the_one_before(self, batch: int) -> Written | None:
+    def _wait_for_previous(self, batch: int) -> Written | None:
         if (pending := self._pending) is None:
             return None
         self._pace.hurry()
         try:
             pending.saved.exception(_WAITS_SECONDS)
         except TimeoutError:
-            if not self._said_that_it_waits:
+            if not self._logged_wait:
                 logger.info(
                     f"the checkpoint of batch {pending.batch} is still being written: the run waits before it saves "
-                    f"that of batch {batch} (this is said once; a longer save_interval avoids it)"
+                    f"that of batch {batch} (logged once; a longer save_interval avoids the wait)"
                 )
-            self._said_that_it_waits = True
+            self._logged_wait = True
         return self.wait()
 
     def _writes(self, content: Content) -> bool:
-        """Whether this rank is one of those that write tensors."""
+        """Whether this rank writes tensors."""
         return self._ranks.is_first if content.gather else self._ranks.writers(mesh_of(content.tensors.values()))[1]
 
-    def _look_for_room(self, mine: int) -> bool:
-        """Whether the copies of all ranks of every node fit into the memory that is free there. mine: bytes of this
-        rank's."""
+    def _check_memory(self, mine: int) -> bool:
+        """Whether the copies of all ranks fit into the free memory of their nodes. mine: bytes that this rank
+        copies."""
         needed: dict[int, int] = {}
         free: dict[int, float] = {}
-        # Named by its first rank: torchrun sets no NODE_RANK.
+        # A node is identified by its first rank, because torchrun does not set NODE_RANK.
         this_node = dist.get_global_rank() - dist.get_local_rank()
-        for node, size, there in self._told.gather((this_node, mine, free_cpu_memory())):
+        for node, size, there in self._main_ranks.gather((this_node, mine, free_cpu_memory())):
             needed[node] = needed.get(node, 0) + size
             free[node] = min(there, free.get(node, there))
         node = max(needed, key=lambda node: needed[node] - _USABLE * free[node])
         if needed[node] <= _USABLE * free[node]:
             return True
         logger.warning(
-            f"checkpoints are saved while training waits: a copy takes {format_bytes(needed[node])} of the memory of "
-            f"rank {node}'s node, which has {format_bytes(free[node], down=True)} free, of which at most {_USABLE:.0%} "
-            "are used"
+            f"training stops while a checkpoint is saved: a copy needs {format_bytes(needed[node])} of CPU memory on "
+            f"the node of rank {node}, which has {format_bytes(free[node], down=True)} free, of which at most "
+            f"{_USABLE:.0%} are used"
         )
         return False
 
 
 @contextmanager
-def _warned_of(checkpoint: Path) -> Iterator[None]:
-    """Around what is done with a checkpoint that is committed: it does not fail any more."""
+def _errors_as_warnings(checkpoint: Path) -> Iterator[None]:
+    """Log errors of steps after the commit as warnings: the checkpoint itself is already saved."""
     try:
         yield
     except OSError as error:
-        logger.warning(f"{checkpoint} is saved, but older ones may be kept that are superseded: {error}")
+        logger.warning(f"{checkpoint} is saved, but superseded checkpoints may not have been deleted: {error}")
 
 
 def _gathered(tensors: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
-    """All tensors whole, one after the other, in the memory of the rank that keeps them."""
+    """Gather all tensors, one after the other, into the memory of the rank that keeps them."""
     found = {}
     for key, tensor in tensors.items():
         value = whole(tensor)

@@ -1,24 +1,24 @@
-"""How fast a thread saves while training needs the same processors."""
+"""Limits how much CPU time the saving thread takes from training."""
 
 import threading
 import time
 
 _REST = 3.0
-"""Times as long as the thread has computed: hashing and writing take a quarter of a core then."""
+"""Length of a pause, as a multiple of the computing time before it: the thread then uses a quarter of a core."""
 _BUSY_SECONDS = 0.002
-"""To which it computes without a rest. Each rest costs training a change of the thread that runs Python."""
+"""Computing time between two pauses. Each pause makes Python switch threads, which costs training time."""
 
 
 class Pace:
-    """Lets the thread that saves rest, unless somebody waits for it. For one thread."""
+    """Pauses the saving thread regularly, unless somebody waits for it. For one thread."""
 
     def __init__(self) -> None:
         self._waited_for = threading.Event()
         self._rested = 0.0
-        """When, by the clock of the thread's own time on a processor."""
+        """CPU time of the thread at its last pause."""
 
     def begin(self, *, background: bool) -> None:
-        """A save. background: whether it is done in a thread of its own, while training goes on."""
+        """Start a save. background: whether it runs in its own thread while training continues."""
         self._rested = 0.0
         if background:
             self._waited_for.clear()
@@ -26,11 +26,11 @@ class Pace:
             self._waited_for.set()
 
     def hurry(self) -> None:
-        """For whoever waits: no rests to the end of this save."""
+        """Skip all pauses until the end of this save, because somebody waits for it."""
         self._waited_for.set()
 
     def rest(self) -> None:
-        """To be called often. Seconds in which the thread waited for a disk are none that it has computed."""
+        """Pause if necessary; to be called often. Time that the thread spends waiting for a disk does not count."""
         busy = time.thread_time() - self._rested
         if busy > _BUSY_SECONDS and not self._waited_for.is_set():
             self._waited_for.wait(_REST * busy)

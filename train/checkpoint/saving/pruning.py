@@ -1,4 +1,4 @@
-"""Deletes the checkpoints that a new one supersedes, once one that stays is known to be right."""
+"""Deletes the checkpoints that a new one supersedes, once one of those that remain is verified."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +12,7 @@ from train.checkpoint.storage.files import corruption
 
 
 class Pruning:
-    """Keeps and deletes the checkpoints of one run after each save."""
+    """Deletes superseded checkpoints of one run after each save."""
 
     def __init__(self, folder: Path, retention: Retention, verified: Path | None) -> None:
         """verified: the checkpoint that the run resumes from."""
@@ -20,20 +20,20 @@ class Pruning:
         self._verified: set[Path] = set() if verified is None else {verified}
 
     def pin(self, checkpoint: Path, batch: int) -> None:
-        """Marks the checkpoint of this batch where it is to stay. For one rank."""
+        """Mark the checkpoint of this batch if it is to be kept. To be called on one rank."""
         every = self._retention.every
         if every is not None and batch % every == 0:
             (checkpoint / KEEP).touch()
 
     def after(self, batch: int, files: Sequence[str], checkpoint: Path, ranks: Ranks) -> None:
-        """Deletes what the checkpoint of this batch supersedes, unless nothing would be left that is known to be right.
-        Every rank has to call it.
+        """Delete the checkpoints that the one of this batch supersedes, provided that a verified one remains.
+        Every rank must call this.
 
         files: those that this rank has written.
         """
         superseded, verify = ranks.on_first(lambda: self._plan(batch))
         if verify:
-            # Each rank reads what it has written, from the disk and not from memory.
+            # Each rank reads the files that it wrote back from disk, not from the page cache.
             found = ranks.on_each(lambda: corruption(checkpoint, files))
             if corrupt := [error for error in found if error is not None]:
                 logger.warning(f"{corrupt[0]}. The checkpoints before it are kept")
@@ -48,7 +48,7 @@ class Pruning:
 
 
 def _remove(superseded: Sequence[Path]) -> None:
-    """What cannot be deleted now is superseded the next time as well."""
+    """Delete checkpoints. If one cannot be deleted, the next save tries again."""
     for path in superseded:
         try:
             remove(path)

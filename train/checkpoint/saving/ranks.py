@@ -1,4 +1,4 @@
-"""What ranks tell one another while a checkpoint is saved, over process groups that nothing else uses."""
+"""Communication between ranks while a checkpoint is saved, over separate process groups."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -18,17 +18,17 @@ T = TypeVar("T")
 
 
 class SaveFailed(RuntimeError):
-    """A checkpoint could not be written, and not because of a file system."""
+    """A checkpoint could not be written for a reason other than a file system error."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ranks:
-    """All ranks of a run. Each method is for every rank; one thread at a time may use a process group."""
+    """All ranks of a run. Every rank must call each method; only one thread at a time may use a process group."""
 
     group: ProcessGroup | None = None
-    """Of all ranks; None: the default one."""
+    """The group of all ranks; None: the default group."""
     first_replica: ProcessGroup | None = None
-    """Of the ranks that write under HYBRID_SHARD; None: that of the mesh."""
+    """The group of the ranks that write under HYBRID_SHARD; None: that of the mesh."""
 
     @property
     def is_first(self) -> bool:
@@ -39,7 +39,7 @@ class Ranks:
         return dist.get_world_size() if dist.is_initialized() else 1
 
     def gather(self, value: T) -> list[T]:
-        """Each rank's value, on every rank."""
+        """Gather each rank's value on every rank."""
         if self.world_size == 1:
             return [value]
         values = [value] * self.world_size
@@ -47,7 +47,7 @@ class Ranks:
         return values
 
     def on_first(self, run: Callable[[], T]) -> T:
-        """What rank 0's run() returns or raises, on every rank."""
+        """Call run() on rank 0; return its result, or raise its error, on every rank."""
         found: list[tuple[T | None, Exception | None]] = [(None, None)]
         if self.is_first:
             try:
@@ -59,10 +59,10 @@ class Ranks:
         ((value, error),) = found
         if error is not None:
             raise error
-        return value  # pyright: ignore[reportReturnType]: without an error it is what run returned
+        return value  # pyright: ignore[reportReturnType]: without an error it is the result of run
 
     def on_each(self, run: Callable[[], T]) -> list[T]:
-        """What every rank's run() returns, or the error of the first one that raises, on every rank."""
+        """Call run() on every rank; return all results, or raise the first rank's error, on every rank."""
         value, error = None, None
         try:
             value = run()
@@ -74,7 +74,7 @@ class Ranks:
         return [value for value, _ in found]  # pyright: ignore[reportReturnType]
 
     def any(self, *flags: bool) -> list[bool]:
-        """Of each flag, whether any rank has it. A collective of a few bytes, for every step."""
+        """For each flag, whether it is set on any rank. A collective of a few bytes, cheap enough for every step."""
         if self.world_size == 1:
             return list(flags)
         of_all = torch.tensor(flags, dtype=torch.int32)
@@ -82,8 +82,8 @@ class Ranks:
         return of_all.bool().tolist()
 
     def writers(self, mesh: DeviceMesh | None) -> tuple[ProcessGroup | None, bool]:
-        """The group of the ranks that write tensors (None: the default one, or one rank alone), and whether this rank
-        is one of them. mesh: see mesh_of."""
+        """The group of the ranks that write tensors (None: the default group, or a single rank), and whether this rank
+        is in it. mesh: see mesh_of."""
         if mesh is None:
             return None, self.is_first
         if mesh.ndim == 1:
@@ -93,15 +93,15 @@ class Ranks:
 
 
 def mesh_of(tensors: Iterable[Tensor]) -> DeviceMesh | None:
-    """Of the ranks that share the tensors; None where every rank has them whole. Experts have a mesh of their own
-    (see train/distributed/build_model.py), over the same ranks, which is not meant here."""
+    """The mesh over which the tensors are sharded; None if every rank has them unsharded. The separate mesh of the
+    experts (see train/distributed/build_model.py) is over the same ranks and is ignored."""
     meshes = (tensor.device_mesh for tensor in tensors if isinstance(tensor, DTensor))
     return next((mesh for mesh in meshes if "expert" not in (mesh.mesh_dim_names or ())), None)
 
 
 def separate_ranks(timeout: float, *, replicas: int = 1) -> Ranks:
-    """With groups of their own, on gloo wherever the run computes: those of NCCL run on the GPU, between the steps'
-    own. timeout: in seconds. Every rank has to call it.
+    """Ranks with separate process groups. They always use gloo, because NCCL operations would be queued on the GPU
+    among those of the training steps. timeout: in seconds. Every rank must call this.
 
     replicas: of the model, under HYBRID_SHARD.
     """
@@ -111,13 +111,13 @@ def separate_ranks(timeout: float, *, replicas: int = 1) -> Ranks:
     group, first_replica = dist.new_group(backend="gloo", timeout=wait), None
     if replicas > 1:
         first_replica = dist.new_group([*range(dist.get_world_size() // replicas)], backend="gloo", timeout=wait)
-    # torch gives a number to ranks that are not in a group.
+    # On ranks outside of a group, torch returns a number instead of the group.
     of_mine = [each if isinstance(each, ProcessGroup) else None for each in (group, first_replica)]
     return Ranks(group=of_mine[0], first_replica=of_mine[1])
 
 
 def for_others(error: Exception) -> Exception:
-    """An error that other ranks can be sent: ours and a file system's as they are, the text of any other one."""
+    """An error that can be sent to other ranks: our errors and OSError unchanged, others as text."""
     if isinstance(error, ConfigError | DataError | OSError | SaveFailed):
         return error
     return SaveFailed(f"a checkpoint could not be written: {type(error).__name__}: {error}")

@@ -1,4 +1,4 @@
-"""Writes a checkpoint into a hidden folder and commits it: until its manifest is there, there is no checkpoint."""
+"""Write a checkpoint into a hidden folder and commit it. It only counts as a checkpoint once it has its manifest."""
 
 import errno
 import os
@@ -23,7 +23,7 @@ from train.checkpoint.storage.manifest import CONFIG, STATE, Manifest, sync_fold
 from train.checkpoint.storage.writer import HashingWriter
 
 _OVERHEAD = 4096
-"""Bytes, at most, that torch adds to a tensor of a rank."""
+"""Maximum number of bytes that torch adds per tensor and rank."""
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,9 @@ class Saved:
     """The outcome of a save. `refused` is the same on every rank."""
 
     files: tuple[str, ...] = ()
-    """What this rank has written."""
+    """The files that this rank has written."""
     refused: OSError | None = None
-    """What a file system refused, on the first rank that it was refused to: then nothing is left."""
+    """The file system's error on the first rank that had one. No files remain then."""
 
 
 def save_checkpoint(
@@ -47,11 +47,11 @@ def save_checkpoint(
     ranks: Ranks | None = None,
     rest: Callable[[], object] = lambda: None,
 ) -> Saved:
-    """Saves and commits a checkpoint, in place of one of the same name. Every rank has to call it.
+    """Save and commit a checkpoint, replacing one of the same name. Every rank must call this.
 
-    Tensors that all ranks have whole are written by rank 0; under HYBRID_SHARD the first replica writes. state: rank
-    0's counts. about: the manifest, without files. confirm: called on rank 0 before writing, and between writing and
-    committing; what it raises is raised on every rank. rest: see HashingWriter.
+    Unsharded tensors are written by rank 0; under HYBRID_SHARD the first replica writes. state: rank 0's serialized
+    RunState. about: the manifest, without files. confirm: called on rank 0 before writing, and between writing and
+    committing; its errors are raised on every rank. rest: see HashingWriter.
     """
     ranks = ranks or Ranks()
     part = checkpoint.with_name(PART + checkpoint.name)
@@ -66,19 +66,19 @@ def save_checkpoint(
         manifest = replace(about, files=files)
         refused = _refused_on_first(ranks, lambda: _commit(part, checkpoint, state, config, manifest, confirm))
     if refused is not None:
-        # Of each node: what is missing may be a file system that they share.
+        # On each node: the failure may be that the nodes do not share a file system.
         ranks.on_each(lambda: dist.get_local_rank() or shutil.rmtree(part, ignore_errors=True))
     mine = (*digests, STATE, CONFIG) if ranks.is_first else tuple(digests)
     return Saved(mine, refused)
 
 
 def n_bytes(tensors: Mapping[str, Tensor]) -> int:
-    """Of the tensors of all ranks."""
+    """Size of the tensors over all ranks."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
 
 def _refused_on_first(ranks: Ranks, run: Callable[[], None]) -> OSError | None:
-    """What a file system refuses to rank 0's run(), on every rank; another error is raised."""
+    """Call run() on rank 0 and return its OSError, if any, on every rank. Other errors are raised."""
     try:
         ranks.on_first(run)
     except OSError as error:
@@ -87,8 +87,8 @@ def _refused_on_first(ranks: Ranks, run: Callable[[], None]) -> OSError | None:
 
 
 def _first_refused(error: BaseException | None, ranks: Ranks) -> OSError | None:
-    """What a file system refused, on the first rank that knows. Raises another error, on every rank, where it is none
-    of these: torch tells other ranks of an error, but not of its cause."""
+    """The first rank's OSError, if any. Other errors are raised on every rank: torch exchanges errors between ranks,
+    but not their causes."""
     found = ranks.gather(None if error is None else (_refused(error), f"{type(error).__name__}: {error}"))
     failed = [each for each in found if each is not None]
     refused = next((cause for cause, _ in failed if cause is not None), None)
@@ -98,12 +98,12 @@ def _first_refused(error: BaseException | None, ranks: Ranks) -> OSError | None:
 
 
 def _prepare(part: Path, needed: int, confirm: Callable[[], object]) -> None:
-    """Makes the folder to write to, if there is space. For rank 0: all nodes share it."""
+    """Create the folder to write to, if there is enough space. For rank 0: all nodes share the folder."""
     confirm()
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True, exist_ok=True)
     usage = shutil.disk_usage(part.parent)
-    # A file system that does not say how large it is has a total of 0.
+    # File systems that do not report their size have a total of 0.
     if usage.total and usage.free < needed:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -111,7 +111,7 @@ def _prepare(part: Path, needed: int, confirm: Callable[[], object]) -> None:
 def _write(
     part: Path, tensors: Mapping[str, Tensor], ranks: Ranks, rest: Callable[[], object]
 ) -> tuple[Mapping[str, FileDigest], BaseException | None]:
-    """Writes this rank's parts of the tensors: hashes of its files, and the error."""
+    """Write this rank's shards of the tensors; return the hashes of its files and the error."""
     mesh = mesh_of(tensors.values())
     group, writes = ranks.writers(mesh)
     if not writes:
@@ -129,7 +129,7 @@ def _write(
             no_dist=mesh is None,
         )
     except (CheckpointException, Exception) as error:
-        # To be exchanged: a rank that raised it would leave the others waiting.
+        # Returned so that ranks can exchange it: the other ranks would wait for a rank that raised it.
         return {}, writer.error or error
     return writer.digests, None
 
@@ -145,11 +145,11 @@ def _commit(
     part: Path, checkpoint: Path, state: bytes, config: str, manifest: Manifest, confirm: Callable[[], object]
 ) -> None:
     """For rank 0. Raises OSError."""
-    # A run that was suspended while it wrote may have lost its folder.
+    # A run that was suspended while it wrote may no longer own its folder.
     confirm()
     files = dict(manifest.files)
     if missing := sorted(name for name in files if not (part / name).is_file()):
-        raise OSError(errno.ENOENT, f"{missing[0]} was written on another node, but all nodes need to share it")
+        raise OSError(errno.ENOENT, f"{missing[0]} was written on another node, but all nodes must share the folder")
     for name, data in ((STATE, state), (CONFIG, config.encode())):
         write_synced(part / name, data)
         files[name] = digest_bytes(data)
@@ -164,7 +164,7 @@ def _commit(
 
 
 def point_to(checkpoint: Path) -> None:
-    """Makes `latest` a link to the checkpoint, in one step. Where a file system has no links, there is none."""
+    """Make `latest` a link to the checkpoint, atomically. Does nothing if the file system has no links."""
     part = checkpoint.with_name(f"{PART}{LATEST}")
     with suppress(OSError):
         part.unlink(missing_ok=True)

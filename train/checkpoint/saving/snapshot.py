@@ -1,4 +1,4 @@
-"""A copy of a checkpoint's tensors in the memory of the host, which is written while training changes the originals."""
+"""A copy of a checkpoint's tensors in CPU memory, which is written while training changes the originals."""
 
 import math
 import mmap
@@ -13,16 +13,16 @@ from torch.distributed.tensor import DTensor
 
 _THREADS = 2
 _ALIGNED = 64
-"""Bytes: where a tensor begins in the memory."""
+"""Alignment of the tensors in memory, in bytes."""
 
 _Layout = tuple[tuple[str, tuple[int, ...], torch.dtype], ...]
 
 
 class Snapshot:
-    """The memory is taken for the first copy, and used again for those after it.
+    """A copy of tensors. Its memory is allocated for the first copy and reused for later ones.
 
-    On a GPU it is pinned. `take` returns when the copy is complete: the next optimizer step changes the weights, so it
-    would have to wait for the copy anyway, and a copy from a GPU takes a small part of a step.
+    It is pinned if there is a GPU. `take` returns when the copy is complete: the next optimizer step changes the
+    weights, so it would have to wait anyway, and a copy from a GPU takes a small fraction of a step.
     """
 
     def __init__(self) -> None:
@@ -31,10 +31,10 @@ class Snapshot:
         self._memory: _Memory | None = None
 
     def take(self, tensors: Mapping[str, Tensor], *, gather: bool = False, keep: bool = True) -> dict[str, Tensor]:
-        """The tensors with this rank's parts copied, until the next call.
+        """Copy this rank's shards of the tensors. The copy is valid until the next call.
 
-        gather: all of each tensor is copied, one after the other, which is for every rank. keep: False where this rank
-        copies nothing, because others write what it has.
+        gather: copy whole tensors, one after the other; then every rank must call this. keep: False if this rank copies
+        nothing, because other ranks write its tensors.
         """
         if keep:
             self._make_room(tensors, gather=gather)
@@ -44,7 +44,7 @@ class Snapshot:
                 if keep:
                     _copy(self._places[key], source)
         elif keep:
-            # A thread reads and writes memory at half the speed of two.
+            # One thread copies at half the speed of two.
             with ThreadPoolExecutor(_THREADS) as pool:
                 list(pool.map(_copy, self._places.values(), map(_local, tensors.values())))
         if torch.cuda.is_initialized():
@@ -59,23 +59,23 @@ class Snapshot:
             return
         self._places = {}
         if self._memory is not None:
-            self._memory.release()  # before more is taken
+            self._memory.release()  # before more is allocated
         self._memory = _Memory(max(_size(layout), 1))
         self._layout, self._places = layout, _places(layout, self._memory.mapped)
 
 
 def snapshot_size(tensors: Mapping[str, Tensor], *, gather: bool = False) -> int:
-    """Bytes that a copy of them takes on this rank."""
+    """Bytes that a copy of the tensors takes on this rank."""
     return _size(_layout(tensors, gather=gather))
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """All of a tensor, on every rank. Every rank has to call it."""
+    """Gather a whole tensor on every rank. Every rank must call this."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def _copy(place: Tensor, source: Tensor) -> None:
-    with torch.no_grad():  # which is each thread's own
+    with torch.no_grad():  # the setting is per thread
         place.copy_(source, non_blocking=True)
 
 
@@ -84,8 +84,8 @@ def _local(tensor: Tensor) -> Tensor:
 
 
 def _like(tensor: Tensor, copy: Tensor, *, gather: bool) -> Tensor:
-    """The copy, as a part of a sharded tensor where the original is one. Not by DTensor.from_local, which would move it
-    to the device of the mesh."""
+    """The copy, as a DTensor if the original is one. DTensor.from_local is not used because it would move the copy to
+    the mesh's device."""
     if gather or not isinstance(tensor, DTensor):
         return copy
     return DTensor(copy, tensor._spec, requires_grad=False)  # pyright: ignore[reportCallIssue]: torch's stub
@@ -106,7 +106,7 @@ def _room(shape: Iterable[int], dtype: torch.dtype) -> int:
 
 
 def _places(layout: _Layout, memory: mmap.mmap) -> dict[str, Tensor]:
-    """A storage for each tensor: torch.save writes a tensor as it is only where it fills its storage."""
+    """A separate storage for each tensor: torch.save writes a tensor without a copy only if it fills its storage."""
     places, offset = {}, 0
     for key, shape, dtype in layout:
         if n := math.prod(shape):
@@ -118,25 +118,25 @@ def _places(layout: _Layout, memory: mmap.mmap) -> dict[str, Tensor]:
 
 
 class _Memory:
-    """Memory of exactly this size; torch's own pinned memory is rounded up to a power of two."""
+    """Memory of exactly the requested size; torch rounds its pinned memory up to a power of two."""
 
     def __init__(self, n_bytes: int) -> None:
         self.mapped = mmap.mmap(-1, n_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        # A forked worker of a loader would keep the pages of its start, and each of them would be there twice then.
-        if hasattr(mmap, "MADV_DONTFORK"):  # of Linux alone
+        # A worker of a data loader forked later would keep the old pages and so double the memory.
+        if hasattr(mmap, "MADV_DONTFORK"):  # Linux only
             self.mapped.madvise(mmap.MADV_DONTFORK)
         self._pinned: int | None = None
         if torch.cuda.is_initialized():
             address = torch.frombuffer(self.mapped, dtype=torch.uint8).data_ptr()
-            # What cannot be pinned is copied all the same, more slowly.
+            # Memory that cannot be pinned is used too; copies to it are slower.
             if int(_cuda().cudaHostRegister(address, n_bytes, 0)) == 0:
                 self._pinned = address
             else:
-                with suppress(RuntimeError):  # the error is kept, and raised by the next kernel
+                with suppress(RuntimeError):  # CUDA keeps the error and the next kernel raises it
                     torch.zeros(1, device="cuda")
 
     def release(self) -> None:
-        """Given back to the system with the last tensor in it."""
+        """Unpin the memory. The system reclaims it when the last tensor in it is deleted."""
         if self._pinned is not None:
             _cuda().cudaHostUnregister(self._pinned)
 

@@ -1,4 +1,4 @@
-"""The space that checkpoints take, from the config alone, and whether it is there. Imports no torch and no numpy."""
+"""Estimate from the config how much space checkpoints need, and check that it is free. Imports no torch or numpy."""
 
 import math
 import os
@@ -17,15 +17,15 @@ from train.config.schema import TrainConfig
 from train.optim.states import is_frozen, n_counters, n_moments, trainable_shapes
 
 _FP32 = 4
-"""Bytes of a number: weights and moments are saved as they are trained."""
+"""Bytes per value: weights and moments are saved in fp32, as they are trained."""
 _TENSOR, _RANK = 2 * 2**10, 25 * 2**10
-"""What is added to a piece of a tensor, a zip of its own and an entry of torch's index, and to a rank, whose random
-state is in state.json: measured with torch 2.15."""
+"""Bytes added per chunk of a tensor, which has its own zip and entry in torch's index, and per rank, whose random state
+is in state.json. Measured with torch 2.15."""
 
 
 def checkpoint_bytes(config: TrainConfig, world_size: int = 1) -> int:
-    """Of one checkpoint: weights in fp32, with lora those of the adapters alone, and what the optimizer keeps of those
-    that are trained."""
+    """Size of one checkpoint: fp32 weights (with lora only those of the adapters), and the optimizer's state of the
+    trained weights."""
     sizes = {name: math.prod(shape) for name, shape in trainable_shapes(config).items()}
     trained = [name for name in sizes if not is_frozen(config, name)]
     moments, counters = n_moments(config.optimizer), n_counters(config.optimizer)
@@ -35,32 +35,33 @@ def checkpoint_bytes(config: TrainConfig, world_size: int = 1) -> int:
 
 
 def file_bytes(config: TrainConfig, world_size: int) -> int:
-    """Of the largest file of a checkpoint: its tensors alone, so that what is refused could not have been written.
+    """Size of the largest file of a checkpoint. Counts only its tensors, as a lower bound.
 
-    Of several replicas the first is saved, each rank's shards in a file of its own.
+    With several replicas, the first one is saved, with a separate file for each rank's shards.
     """
     shards, n_bytes = _shards(config, world_size), 0
     for name, shape in trainable_shapes(config).items():
         kept = 1 if is_frozen(config, name) else 1 + n_moments(config.optimizer)
-        # FSDP2 cuts along the first dimension, and the first rank has no smaller part than another.
+        # FSDP2 shards along the first dimension, and the first rank's shard is the largest.
         n_bytes += _FP32 * kept * -(-shape[0] // shards) * math.prod(shape[1:])
     return n_bytes
 
 
 def snapshot_bytes(config: TrainConfig, world_size: int, node_ranks: int) -> int:
-    """In the memory of a node with so many ranks, at most: the copy of what they write (save_async)."""
+    """Upper bound of the memory that the copies (save_async) take on a node with that many ranks."""
     return min(node_ranks, _shards(config, world_size)) * file_bytes(config, world_size)
 
 
 def count_saves(config: TrainConfig, clock: Clock) -> int:
-    """Checkpoints that the whole run saves: one an interval, and one at its end. Its clock knows its length."""
+    """Number of checkpoints that the whole run saves: one per interval, and one at its end. The clock must know the
+    length of the run."""
     assert clock.max_batches is not None
     return math.ceil(clock.max_batches / max(clock.batches(config.save_interval), 1))
 
 
 def describe_space(config: TrainConfig, folder: Path, n_saves: int | None, *, world_size: int | None = None) -> str:
-    """A line for the console: what a checkpoint takes, how many are kept, what is free. n_saves: see count_saves; None
-    where it is not known. world_size: None takes that of the launcher."""
+    """A line for the console: the size of a checkpoint, how many are kept, and the free space. n_saves: see
+    count_saves, or None if it is not known. world_size: by default that of the launcher."""
     each = checkpoint_bytes(config, _ranks(world_size))
     line = f"checkpoints: {format_bytes(each)} each, {_kept(config, n_saves)}"
     if (most := _most(config, n_saves)) is not None:
@@ -70,23 +71,23 @@ def describe_space(config: TrainConfig, folder: Path, n_saves: int | None, *, wo
 
 
 def check_space(config: TrainConfig, folder: Path, n_saves: int | None, *, world_size: int | None = None) -> None:
-    """As refuse_space, and logs a warning when the checkpoints that will be kept do not fit."""
+    """Like refuse_space; also logs a warning if the checkpoints that will be kept do not fit."""
     refuse_space(config, folder, world_size=world_size)
     if (warning := space_warning(config, folder, n_saves, world_size=world_size)) is not None:
         logger.warning(warning)
 
 
 def refuse_space(config: TrainConfig, folder: Path, *, world_size: int | None = None) -> None:
-    """Raises ConfigError when not even one checkpoint fits.
+    """Raise ConfigError if not even one checkpoint fits.
 
-    Checkpoints that save_overwrite gives up count as free. Neither a quota nor what others write can be known here.
+    Checkpoints that save_overwrite will delete count as free space. Quotas and other processes are not considered.
     """
     ranks = _ranks(world_size)
     limit, largest = resource.getrlimit(resource.RLIMIT_FSIZE)[0], file_bytes(config, ranks)
     if limit != resource.RLIM_INFINITY and limit < largest:
         raise ConfigError(
-            f"is {folder}, where a checkpoint has a file of {_exact(largest)}, but this process can write no file "
-            f"above {_exact(limit)}: raise the limit (`ulimit -f` shows that of the shell)",
+            f"is {folder}, where a checkpoint has a file of {_exact(largest)}, but this process cannot write files "
+            f"larger than {_exact(limit)}: raise the limit (`ulimit -f` shows the shell's limit)",
             key="save_folder",
         )
     if (free := _free(folder)) is None:
@@ -95,7 +96,7 @@ def refuse_space(config: TrainConfig, folder: Path, *, world_size: int | None = 
     if free + (there if config.save_overwrite and not config.autoresume else 0) < each:
         raise ConfigError(
             f"is {folder}, where {_exact(free, down=True)} are free, but one checkpoint takes {_exact(each)}: free "
-            "some, or name a folder on another disk",
+            "some space, or name a folder on another disk",
             key="save_folder",
         )
 
@@ -103,7 +104,7 @@ def refuse_space(config: TrainConfig, folder: Path, *, world_size: int | None = 
 def space_warning(
     config: TrainConfig, folder: Path, n_saves: int | None, *, world_size: int | None = None
 ) -> str | None:
-    """That the checkpoints that will be kept do not fit, and what to do; None where they do, or nothing is known."""
+    """The warning that the checkpoints to be kept will not fit; None if they fit or the free space is unknown."""
     free, most = _free(folder), _most(config, n_saves)
     if free is None or most is None:
         return None
@@ -114,7 +115,7 @@ def space_warning(
         return None
     return (
         f"save_folder {folder} has room for {format_bytes(room, down=True)} of checkpoints, but they will take up "
-        f"to {format_bytes(needed)} ({_kept(config, n_saves)}): free some, or keep fewer (save_num_checkpoints_to_keep)"
+        f"to {format_bytes(needed)} ({_kept(config, n_saves)}): free some space, or lower save_num_checkpoints_to_keep"
     )
 
 
@@ -131,10 +132,10 @@ def _kept(config: TrainConfig, n_saves: int | None) -> str:
 
 
 def _most(config: TrainConfig, n_saves: int | None) -> int | None:
-    """Checkpoints that there are at a time, at most; None where the number of saves decides and is not known."""
+    """Maximum number of checkpoints at a time; None if it depends on an unknown number of saves."""
     newest, every = config.save_num_checkpoints_to_keep, config.save_keep_every
-    # The one that is too many is deleted when the last one has been written; in a staging folder the files of two more
-    # stay until they are sent.
+    # The oldest is only deleted after the newest is written. In a staging folder, the files of two more remain until
+    # they are sent.
     more = 3 if config.save_folder is not None and is_address(config.save_folder) else 1
     if n_saves is None:
         return newest + more if newest != -1 and every is None else None
@@ -145,7 +146,7 @@ def _most(config: TrainConfig, n_saves: int | None) -> int | None:
 
 
 def _free(folder: Path) -> int | None:
-    """Bytes; None where the file system does not say."""
+    """Free bytes; None if the file system does not report them."""
     with os_errors_named(folder, key="save_folder"):
         usage = shutil.disk_usage(existing_parent(folder))
     return usage.free if usage.total else None
@@ -164,7 +165,7 @@ def _exact(n_bytes: int, *, down: bool = False) -> str:
 
 
 def _shards(config: TrainConfig, world_size: int) -> int:
-    """Ranks that write parts of tensors."""
+    """Number of ranks that write shards of tensors."""
     if config.fsdp_config is None or config.fsdp_config.state_dict_type == "full":
         return 1
     return max(world_size // (config.fsdp_config.data_parallel_replicate_degree or 1), 1)

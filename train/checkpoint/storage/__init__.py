@@ -1,4 +1,5 @@
-"""The files of a checkpoint: written with hashes, committed by a manifest, verified when read, unpickled without code.
+"""The files of a checkpoint: written with hashes, committed by a manifest, verified when read, and unpickled without
+executing code.
 
-What the files hold (weights, optimizer, position) belongs in train/checkpoint.
+The content of the files (weights, optimizer, position) belongs in train/checkpoint.
 """

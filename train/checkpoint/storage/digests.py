@@ -1,4 +1,4 @@
-"""Hashes of a file: one of all of it, and one of each block, so that any part of the file can be verified alone."""
+"""Hashes of a file: one of the whole file and one of each block, so that any part can be verified on its own."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,14 +6,14 @@ from pathlib import Path
 import xxhash
 
 BLOCK_BYTES = 1 << 20
-"""Small enough to be hashed while it is in a processor's cache. Of 1 TB there are 8 MB of hashes."""
+"""Small enough to stay in the CPU cache while it is hashed. The hashes of 1 TB take 8 MB."""
 HASH_BYTES = 8
-"""Of a block: xxh3_64."""
+"""Size of a block's hash (xxh3_64)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FileDigest:
-    """What a file's content is compared with."""
+    """The size and the hashes of a file."""
 
     size: int
     """In bytes."""
@@ -35,7 +35,7 @@ def text_hash(text: str) -> str:
 
 
 class Digester:
-    """Computes a FileDigest from a file's bytes as they are written."""
+    """Computes a FileDigest while a file is written."""
 
     def __init__(self) -> None:
         self._size, self._whole = 0, xxhash.xxh3_128()
@@ -64,7 +64,7 @@ class Digester:
 
 
 def digest_file(path: Path) -> FileDigest:
-    """Reads the file. Raises OSError."""
+    """Read and hash a file. Raises OSError."""
     digester = Digester()
     with path.open("rb", buffering=0) as file:
         while data := file.read(BLOCK_BYTES):

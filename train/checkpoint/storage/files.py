@@ -1,4 +1,4 @@
-"""The files of a checkpoint, read: every block that is used is compared with the manifest on the way."""
+"""Read the files of a checkpoint. Every block that is read is verified with the manifest."""
 
 import io
 import os
@@ -21,16 +21,16 @@ from train.checkpoint.storage.manifest import (
 )
 
 _READ_BLOCKS = 8
-"""Blocks that are read at once: more than what a disk reads ahead, and little enough for a processor's cache."""
+"""Blocks per read: more than the disk's read-ahead, and few enough for the CPU cache."""
 _KEPT_BLOCKS = 16
-"""Blocks of which a part was read are kept for the parts beside it, so that none is read twice."""
+"""Number of partly read blocks that are kept, so that reading their other parts does not read them again."""
 
 
 class CheckpointFiles:
-    """Reads them. One of a checkpoint written before there were manifests is read without being verified."""
+    """The files of one checkpoint. Files of a checkpoint written before manifests existed are not verified."""
 
     def __init__(self, checkpoint: Path, *, verify: bool = True) -> None:
-        """Raises CorruptCheckpointError when the manifest is damaged, or a file is missing or has another size."""
+        """Raises CorruptCheckpointError if the manifest is damaged, or a file is missing or has the wrong size."""
         self.checkpoint = checkpoint
         self.manifest: Manifest | None = read_manifest(checkpoint)
         if self.manifest is not None:
@@ -40,9 +40,9 @@ class CheckpointFiles:
 
     @contextmanager
     def open(self, name: str) -> Iterator["VerifiedFile"]:
-        """Raises CorruptCheckpointError when it cannot be read, or is no file of the checkpoint."""
+        """Open a file. Raises CorruptCheckpointError if it cannot be read or is not part of the checkpoint."""
         if not is_plain_name(name):
-            raise CorruptCheckpointError(self.checkpoint, name, "is outside of the checkpoint's folder")
+            raise CorruptCheckpointError(self.checkpoint, name, "is outside the checkpoint's folder")
         digest = None
         if self.manifest is not None and self._verify:
             if name not in self.manifest.files:
@@ -58,7 +58,7 @@ class CheckpointFiles:
             os.close(handle)
 
     def read(self, name: str) -> bytes:
-        """The whole of a small file. Raises CorruptCheckpointError."""
+        """Read a whole, small file. Raises CorruptCheckpointError."""
         with self.open(name) as file:
             data = bytearray(file.size)
             file.read_into(0, memoryview(data))
@@ -66,7 +66,7 @@ class CheckpointFiles:
 
 
 class _KeptBlocks(threading.local):
-    """The blocks of which a thread has read a part. Their memory is used again: new memory costs more than reading."""
+    """The blocks that a thread has partly read. Their memory is reused, because allocating costs more than reading."""
 
     def __init__(self) -> None:
         self._blocks: OrderedDict[tuple[str, int], memoryview] = OrderedDict()
@@ -77,7 +77,7 @@ class _KeptBlocks(threading.local):
         return data
 
     def room(self) -> memoryview:
-        """For a block; what the thread got longest ago is overwritten."""
+        """Memory for a block: that of the least recently used one if the maximum is reached."""
         if len(self._blocks) < _KEPT_BLOCKS:
             return memoryview(bytearray(BLOCK_BYTES))
         oldest = self._blocks.popitem(last=False)[1].obj
@@ -91,10 +91,10 @@ class _KeptBlocks(threading.local):
 def verify_files(
     checkpoint: Path, names: Iterable[str] | None = None, progress: Callable[[int], object] = lambda n_bytes: None
 ) -> None:
-    """Reads files of a checkpoint, by default all, from the disk, and compares them with the manifest.
+    """Read files of a checkpoint (by default all) from the disk and verify them with the manifest.
 
-    progress is called with the number of bytes read since its last call. Raises CorruptCheckpointError; of a checkpoint
-    without a manifest nothing is known.
+    progress is called with the number of bytes read since its last call. Raises CorruptCheckpointError. Does nothing
+    for a checkpoint without a manifest.
     """
     files = CheckpointFiles(checkpoint)
     for name in names if names is not None else files.manifest.files if files.manifest is not None else ():
@@ -102,7 +102,7 @@ def verify_files(
 
 
 def verify_file(files: CheckpointFiles, name: str, progress: Callable[[int], object] = lambda n_bytes: None) -> None:
-    """One of them. Raises CorruptCheckpointError. Several threads may call it, a file each."""
+    """Verify one file. Raises CorruptCheckpointError. Several threads may verify different files."""
     with files.open(name) as file:
         scratch = memoryview(bytearray(min(BLOCK_BYTES, file.size)))
         file.drop_cache()
@@ -113,7 +113,7 @@ def verify_file(files: CheckpointFiles, name: str, progress: Callable[[int], obj
 
 
 def corruption(checkpoint: Path, names: Iterable[str]) -> ConfigError | None:
-    """What verify_files raises, returned: for ranks that read a part of the files each."""
+    """The error that verify_files raises, or None. For ranks that each verify some of the files."""
     try:
         verify_files(checkpoint, names)
     except ConfigError as error:
@@ -130,7 +130,7 @@ class VerifiedFile:
         self._files, self._handle, self._digest = files, handle, digest
 
     def read_into(self, offset: int, out: memoryview) -> None:
-        """Fills `out` with the bytes that begin at `offset`. Raises CorruptCheckpointError."""
+        """Fill `out` with the bytes from `offset` on. Raises CorruptCheckpointError."""
         if self._digest is None:
             self._fill(offset, out)
             return
@@ -148,7 +148,7 @@ class VerifiedFile:
             offset, out = offset + taken, out[taken:]
 
     def _read_blocks(self, offset: int, out: memoryview) -> int:
-        """Fills `out` from the beginning of a block on with blocks alone; returns how many bytes these have."""
+        """Read whole blocks into `out`, starting at the beginning of a block; return the number of bytes."""
         taken = min(len(out), _READ_BLOCKS * BLOCK_BYTES)
         if offset + taken < self.size:
             taken -= taken % BLOCK_BYTES  # only a file's last block is shorter
@@ -158,12 +158,12 @@ class VerifiedFile:
         return taken
 
     def drop_cache(self) -> None:
-        """What is read next comes from the disk, where the system allows to ask for it."""
+        """Drop the file from the page cache, if the system allows it, so that the next read is from the disk."""
         if hasattr(os, "posix_fadvise"):  # macOS lacks it
             os.posix_fadvise(self._handle, 0, 0, os.POSIX_FADV_DONTNEED)
 
     def _block(self, number: int, n_bytes: int) -> memoryview:
-        """To be used before the next block is asked for."""
+        """A verified block. Its memory may be reused by the next call."""
         data = self._files.kept.get(self.name, number)
         if data is None:
             data = self._files.kept.room()[:n_bytes]
@@ -190,8 +190,8 @@ class VerifiedFile:
 
 
 def _read(handle: int, out: memoryview, offset: int) -> int:
-    """As preadv. What is not in memory is asked for with what comes after it: so the disk reads on while hashes are
-    computed. Raises OSError."""
+    """Like os.preadv. Data that is not in memory is requested together with the data after it, so that the disk
+    continues to read while hashes are computed. Raises OSError."""
     if hasattr(os, "RWF_NOWAIT"):  # Linux
         with suppress(OSError):
             return os.preadv(handle, [out], offset, os.RWF_NOWAIT)
@@ -200,7 +200,7 @@ def _read(handle: int, out: memoryview, offset: int) -> int:
 
 
 class Part(io.RawIOBase):
-    """A part of a file as if it were a file: for readers of zip archives."""
+    """A part of a file as a file object, for zip readers."""
 
     def __init__(self, file: VerifiedFile, offset: int, length: int) -> None:
         self._file, self._offset, self._length, self._at = file, offset, length, 0
@@ -214,7 +214,7 @@ class Part(io.RawIOBase):
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._length}[whence]
         if self._at < 0:
-            raise OSError("before the beginning")
+            raise OSError("negative seek position")
         return self._at
 
     def tell(self) -> int:

@@ -1,4 +1,4 @@
-"""A checkpoint holds finite numbers alone: what does not is neither saved nor loaded."""
+"""Check that checkpoints contain only finite numbers. Others are neither saved nor loaded."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,11 +11,13 @@ from torch.distributed.tensor import DTensor
 from data.base.errors import ConfigError
 from train.hf.finite import not_finite
 
-_HINT = "use one from before the training diverged (autoresume=true takes the one before it where this one is deleted)"
+_HINT = (
+    "use a checkpoint from before the training diverged (if you delete this one, autoresume=true takes the previous)"
+)
 
 
 class NotFiniteError(ConfigError):
-    """A checkpoint with NaN or infinite numbers in its weights or in the state of its optimizer."""
+    """A checkpoint whose weights or optimizer state contain NaN or infinity."""
 
     def __init__(self, checkpoint: Path, tensors: tuple[str, ...]) -> None:
         super().__init__(not_finite(f"checkpoint {checkpoint}", tensors, _HINT))
@@ -27,11 +29,11 @@ class NotFiniteError(ConfigError):
 
 @torch.no_grad()
 def keys_not_finite(tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
-    """The keys of the tensors that are not finite on some rank: each looks at its shards, once, and all learn of all.
-    Every rank has to call it."""
+    """The keys of the tensors that are not finite on some rank. Each rank checks its shards once, and the results are
+    gathered. Every rank must call this."""
     locals_ = {key: tensor.to_local() if isinstance(tensor, DTensor) else tensor for key, tensor in tensors.items()}
     numbers = {key: local for key, local in locals_.items() if local.is_floating_point() and local.numel()}
-    # One wait for the device. Of counters, which stay on the CPU, as well.
+    # One synchronization per device, including the CPU, where counters are.
     ends = [torch.stack(local.aminmax()).isfinite().all().to(local.device, torch.uint8) for local in numbers.values()]
     by_device: dict[torch.device, list[int]] = {}
     for place, end in enumerate(ends):

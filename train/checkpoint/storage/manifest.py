@@ -1,7 +1,7 @@
 """The commit marker of a checkpoint: a manifest of its files with their hashes, written last.
 
-A checkpoint without it is not committed, unless it was written before there were manifests: such a one has no
-state.json either, and is read without being verified.
+A checkpoint without a manifest is not committed. The exception are checkpoints written before manifests existed: they
+have no state.json either, and are read without being verified.
 """
 
 import base64
@@ -23,13 +23,13 @@ CONFIG = "config.yaml"
 METADATA = ".metadata"
 """torch's index of the tensors in the other files."""
 FORMAT = 1
-"""Of the manifest. A newer one is refused."""
+"""Version of the manifest's format. Newer versions are refused."""
 _MOST_BYTES = 1 << 30
-"""Of a manifest; one of 1 TB of tensors has some 12 MB."""
+"""Maximum size of a manifest. That of 1 TB of tensors has about 12 MB."""
 
 
 class CorruptCheckpointError(ConfigError):
-    """A checkpoint whose files are not those that were written."""
+    """A checkpoint whose files differ from what was written."""
 
     def __init__(self, checkpoint: Path, name: str, defect: str) -> None:
         super().__init__(f"checkpoint {checkpoint} is corrupt: {name} {defect}")
@@ -41,7 +41,7 @@ class CorruptCheckpointError(ConfigError):
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What a checkpoint consists of."""
+    """The content of a checkpoint."""
 
     run_id: str
     """The same in all checkpoints of a run, however often it is resumed."""
@@ -49,10 +49,10 @@ class Manifest:
     batch: int
     epoch: int
     written: str
-    """When, in UTC (ISO 8601)."""
+    """Time of writing in UTC (ISO 8601)."""
     world_size: int
     versions: Mapping[str, str]
-    """Of Python and of the packages that compute."""
+    """Versions of Python and of the packages that affect results."""
     files: Mapping[str, FileDigest] = field(default_factory=dict)
     """All files but the manifest itself."""
 
@@ -63,13 +63,13 @@ class Manifest:
 
 
 def lacks_manifest(checkpoint: Path) -> bool:
-    """Whether a folder without a manifest ought to have one: those written before there were manifests have neither a
+    """Whether a folder without a manifest should have one. Checkpoints written before manifests existed have neither a
     state.json nor a config.yaml."""
     return (checkpoint / STATE).exists() or (checkpoint / CONFIG).exists()
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Commits the checkpoint in the folder: what is written before is on disk first, and the marker is whole or absent.
+    """Commit the checkpoint in the folder. Its files must already be on disk. The manifest is written atomically.
 
     Raises OSError.
     """
@@ -83,7 +83,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def read_manifest(checkpoint: Path) -> Manifest | None:
-    """The manifest, compared with its own hash and the folder's name; None of a checkpoint written without one.
+    """Read a manifest and verify its own hash; None for a checkpoint that was written without a manifest.
 
     Raises CorruptCheckpointError.
     """
@@ -98,11 +98,11 @@ def read_manifest(checkpoint: Path) -> Manifest | None:
         content = json.loads(path.read_bytes())
         values = content["manifest"]
         if text_hash(_canonical(values)) != content["xxh3_128"]:
-            raise ValueError("it is not what was written")
+            raise ValueError("its hash does not match")
         if values["format"] != FORMAT:
             raise ConfigError(
-                f"{path} has format {values['format']}, but this version reads {FORMAT}: read it with the version "
-                "that wrote it"
+                f"{path} has format {values['format']}, but this version reads format {FORMAT}: use the version that "
+                "wrote it"
             )
         if values["block_bytes"] != BLOCK_BYTES:
             raise ValueError(f"its blocks have {values['block_bytes']} bytes")
@@ -120,11 +120,11 @@ def read_manifest(checkpoint: Path) -> Manifest | None:
 
 
 def check_files(checkpoint: Path, manifest: Manifest) -> None:
-    """Compares names and sizes, without reading. Raises CorruptCheckpointError."""
+    """Check names and sizes without reading the files. Raises CorruptCheckpointError."""
     for name, digest in manifest.files.items():
         path = checkpoint / name
         try:
-            if not path.is_file():  # nor a pipe, which would be waited for
+            if not path.is_file():  # a pipe is refused too, because reading it could block
                 raise CorruptCheckpointError(checkpoint, name, "is missing")
             size = path.stat().st_size
         except OSError as error:
@@ -135,13 +135,13 @@ def check_files(checkpoint: Path, manifest: Manifest) -> None:
 
 
 def corrupt_block(checkpoint: Path, name: str, start: int, stop: int) -> CorruptCheckpointError:
-    """The error for bytes [start, stop) of a file, whose hash is another than the manifest's."""
-    defect = f"has other bytes than were written, in [{start:,}, {stop:,}){_other_owner(checkpoint, name)}"
+    """The error for bytes [start, stop) of a file, whose hash differs from the manifest."""
+    defect = f"differs from what was written in bytes [{start:,}, {stop:,}){_other_owner(checkpoint, name)}"
     return CorruptCheckpointError(checkpoint, name, defect)
 
 
 def _other_owner(checkpoint: Path, name: str) -> str:
-    """Which checkpoint beside this one the file belongs to, if to any, by its size and its first block."""
+    """A hint if the file appears to belong to another checkpoint of the save folder, by its size and first block."""
     try:
         path = checkpoint / name
         with path.open("rb") as file:
@@ -160,7 +160,7 @@ def _other_owner(checkpoint: Path, name: str) -> str:
 
 
 def write_synced(path: Path, data: bytes) -> None:
-    """Writes a file and waits until it is on disk. Raises OSError."""
+    """Write a file and wait until it is on disk. Raises OSError."""
     with path.open("wb") as file:
         file.write(data)
         file.flush()
@@ -168,7 +168,7 @@ def write_synced(path: Path, data: bytes) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Waits until the names in the folder are on disk; some network file systems know no such thing."""
+    """Wait until the folder's entries are on disk. Some network file systems do not support this."""
     try:
         handle = os.open(folder, os.O_RDONLY)
     except OSError:
@@ -182,11 +182,11 @@ def sync_folder(folder: Path) -> None:
 
 
 def unreadable(checkpoint: Path, name: str, error: OSError) -> ConfigError:
-    """The error for what the system refuses to read: a file that is missing or on a bad part of a disk is corruption,
-    and everything else, such as a permission or a network that is away, no reason to give the checkpoint up."""
+    """The error for a file that cannot be read. A missing file or a bad disk sector is corruption. Other errors, such
+    as a permission or an unavailable network, do not mean that the checkpoint is lost."""
     if error.errno in (errno.ENOENT, errno.EIO):
         return CorruptCheckpointError(checkpoint, name, cannot_be("read", "", error).strip())
-    return ConfigError(f"{cannot_be('read', checkpoint / name, error)}: see to it, and start again")
+    return ConfigError(f"{cannot_be('read', checkpoint / name, error)}: fix this and start again")
 
 
 def _encoded(files: Mapping[str, FileDigest]) -> dict[str, dict[str, Any]]:
@@ -205,12 +205,12 @@ def _decoded(name: str, entry: Mapping[str, Any]) -> FileDigest:
         raise ValueError(f"the hashes of {name} cannot be read") from None
     size = int(entry["size"])
     if len(blocks) != -(-size // BLOCK_BYTES) * HASH_BYTES:
-        raise ValueError(f"{name} has another number of hashes than of blocks")
+        raise ValueError(f"the number of hashes of {name} does not match its number of blocks")
     return FileDigest(size=size, xxh3_128=str(entry["xxh3_128"]), blocks=blocks)
 
 
 def is_plain_name(name: str) -> bool:
-    """Whether a name leads to a file of the folder itself, and nowhere else."""
+    """Whether a name is that of a file directly in the folder."""
     return bool(name) and name not in (".", "..") and not set(name) & {"/", "\\", "\0"}
 
 

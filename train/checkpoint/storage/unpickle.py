@@ -1,4 +1,4 @@
-"""Pickles of a checkpoint, read without running code: a name outside of fixed lists is refused, and named."""
+"""Read pickles of a checkpoint without executing code. Names that are not in fixed lists are refused and reported."""
 
 import datetime
 import gc
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.core.multiarray import _reconstruct  # pyright: ignore[reportAttributeAccessIssue]: its place in all numpys
+from numpy.core.multiarray import _reconstruct  # pyright: ignore[reportAttributeAccessIssue]: exists in all versions of numpy
 from torch.distributed.checkpoint import filesystem, metadata
 from torch.torch_version import TorchVersion
 
@@ -30,9 +30,9 @@ _INDEX_TYPES = (
     filesystem._StorageInfo,
     filesystem._StoragePrefix,
 )
-"""What torch's `.metadata` consists of, besides sizes and dtypes."""
+"""The types in torch's `.metadata`, besides sizes and dtypes."""
 _PATHS = ("pathlib.PosixPath", "pathlib.PurePosixPath", "pathlib._local.PosixPath", "pathlib._local.PurePosixPath")
-"""Of the folder that torch wrote to, which is not looked at."""
+"""Types of the path of the folder that torch wrote to. The path is not used."""
 
 _VALUES: list[Any] = [
     datetime.timedelta,
@@ -44,16 +44,16 @@ _VALUES: list[Any] = [
     (_reconstruct, "numpy.core.multiarray._reconstruct"),
     (_reconstruct, "numpy._core.multiarray._reconstruct"),
 ]
-"""What torch.load(weights_only=True) does not take by itself: the random state of numpy, lengths of time, versions."""
+"""Types that torch.load(weights_only=True) does not accept by default: numpy's random state, timedeltas, versions."""
 
 _REFUSED = re.compile(r"GLOBAL ([\w.]+)")
-"""How torch's errors name what they do not allow."""
+"""How torch's errors name a global that is not allowed."""
 
 
 class _MetadataUnpickler(pickle.Unpickler):
     def __init__(self, data: bytes) -> None:
         super().__init__(io.BytesIO(data))
-        # A pickle can set attributes of whatever it is given: of functions and paths it gets stand-ins of its own.
+        # A pickle can set attributes of any object that it gets, so functions and paths are replaced by stand-ins.
         self._allowed: dict[str, Any] = {f"{kind.__module__}.{kind.__qualname__}": kind for kind in _INDEX_TYPES}
         self._allowed |= dict.fromkeys(_PATHS, type("Path", (), {"__init__": lambda self, *parts: None}))
         self._allowed |= {
@@ -68,15 +68,17 @@ class _MetadataUnpickler(pickle.Unpickler):
             return found
         if module == "torch" and isinstance(found := getattr(torch, name, None), torch.dtype):
             return found
-        raise pickle.UnpicklingError(f"names {module}.{name}, which is no part of a checkpoint: it was not run")
+        raise pickle.UnpicklingError(
+            f"names {module}.{name}, which does not belong in a checkpoint: it was not executed"
+        )
 
 
 @contextmanager
 def _types_kept() -> Iterator[None]:
-    """Afterwards torch's types are as they were. Raises UnpicklingError when the pickle has changed one."""
+    """Restore torch's types afterwards. Raises UnpicklingError if the pickle has changed one."""
     before = {kind: dict(vars(kind)) for kind in _INDEX_TYPES}
     collecting = gc.isenabled()
-    gc.disable()  # which would go through the hundred thousands of new objects again and again
+    gc.disable()  # it would scan the hundred thousands of new objects again and again
     try:
         yield
     finally:
@@ -84,7 +86,7 @@ def _types_kept() -> Iterator[None]:
             gc.enable()
         changed = [kind for kind, attributes in before.items() if _restore(kind, attributes)]
     if changed:
-        raise pickle.UnpicklingError(f"names {changed[0].__qualname__} to change it: that was undone")
+        raise pickle.UnpicklingError(f"changes the type {changed[0].__qualname__}: the change was undone")
 
 
 def _restore(kind: type, attributes: Mapping[str, Any]) -> bool:
@@ -101,21 +103,21 @@ _ABSENT = object()
 
 
 def read_metadata(data: bytes, checkpoint: Path, name: str) -> metadata.Metadata:
-    """torch's index of a sharded checkpoint. Raises CorruptCheckpointError."""
+    """Unpickle torch's index of a sharded checkpoint. Raises CorruptCheckpointError."""
     try:
         with _types_kept():
             found = _MetadataUnpickler(data).load()
         if not isinstance(found, metadata.Metadata):
-            raise TypeError(f"it holds {type(found).__name__}")
+            raise TypeError(f"it contains {type(found).__name__}")
         _check(found)
-        found.storage_meta = None  # it has the stand-in of a path
-    except Exception as error:  # a damaged pickle raises almost anything
+        found.storage_meta = None  # it contains the stand-in of a path
+    except Exception as error:  # a damaged pickle can raise almost any exception
         raise CorruptCheckpointError(checkpoint, name, _defect(error)) from None
     return found
 
 
 def _check(found: metadata.Metadata) -> None:
-    """That what readers rely on is there, with its types. Raises TypeError."""
+    """Check the types of the fields that readers use. Raises TypeError."""
     stored = found.state_dict_metadata
     if not isinstance(stored, dict) or not isinstance(found.storage_data, dict):
         raise TypeError("it lists no tensors")
@@ -123,33 +125,33 @@ def _check(found: metadata.Metadata) -> None:
         if isinstance(value, metadata.BytesStorageMetadata):
             continue
         if not isinstance(value, metadata.TensorStorageMetadata) or not isinstance(value.size, torch.Size):
-            raise TypeError(f"{key!r} is no tensor")
+            raise TypeError(f"{key!r} is not a tensor")
         if not isinstance(value.properties.dtype, torch.dtype) or not isinstance(value.chunks, list):
-            raise TypeError(f"{key!r} has no pieces")
+            raise TypeError(f"{key!r} has no chunks")
         for chunk in value.chunks:
             sizes = (chunk.offsets, chunk.sizes) if isinstance(chunk, metadata.ChunkStorageMetadata) else (None,)
             if not all(isinstance(size, torch.Size) and len(size) == len(value.size) for size in sizes):
-                raise TypeError(f"{key!r} has a piece without a place")
+                raise TypeError(f"{key!r} has a chunk without offsets and sizes")
     for info in found.storage_data.values():
         numbers = (info.offset, info.length) if isinstance(info, filesystem._StorageInfo) else (None,)
         is_place = all(isinstance(number, int) and number >= 0 for number in numbers)
         if not is_place or not isinstance(info.relative_path, str):
-            raise TypeError("it does not say where a tensor is")
+            raise TypeError("it does not contain the location of a tensor")
 
 
 def load_values(source: Any, checkpoint: Path, name: str, **kwargs: Any) -> Any:
-    """What torch.save wrote: tensors, numbers, texts, and containers of them. Raises CorruptCheckpointError."""
+    """Load what torch.save wrote: tensors, numbers, strings, and containers of them. Raises CorruptCheckpointError."""
     try:
         with torch.serialization.safe_globals(_VALUES):
             return torch.load(source, map_location="cpu", weights_only=True, **kwargs)
-    except Exception as error:  # as above
+    except Exception as error:  # see read_metadata
         raise CorruptCheckpointError(checkpoint, name, _defect(error)) from None
 
 
 def _defect(error: Exception) -> str:
     text = str(error)
-    if text.startswith("names "):
+    if text.startswith(("names ", "changes ")):
         return text
     if isinstance(error, pickle.UnpicklingError) and (found := _REFUSED.search(text)):
-        return f"names {found[1]}, which is no part of a checkpoint: it was not run"
+        return f"names {found[1]}, which does not belong in a checkpoint: it was not executed"
     return f"cannot be read: {text.splitlines()[0] if text else type(error).__name__}"

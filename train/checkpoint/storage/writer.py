@@ -1,4 +1,4 @@
-"""torch's writer of sharded checkpoints, which hashes what it writes while it writes it."""
+"""torch's writer of sharded checkpoints, extended to hash the data while writing."""
 
 import io
 import math
@@ -19,19 +19,19 @@ from train.checkpoint.storage.digests import BLOCK_BYTES, Digester, FileDigest
 
 
 class HashingWriter(FileSystemWriter):
-    """Writes this rank's tensors into a folder; rank 0 the index as well.
+    """Writes this rank's tensors into a folder; rank 0 also writes the index.
 
-    `digests` has every file that this rank has written; `error` what the file system refused: torch replaces that by a
-    RuntimeError of its zip writer.
+    `digests` has the hashes of every file that this rank has written. `error` is the OSError of a failed write, which
+    torch's zip writer replaces by a RuntimeError.
     """
 
     def __init__(self, folder: Path, *, rest: Callable[[], object] = lambda: None) -> None:
-        """rest: is called after each piece that is written."""
+        """rest: called after each write."""
         super().__init__(folder)
         self.fs = self._files = _HashingFiles(rest)
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
-        """Small tensors first: what every rank reads, such as Adam's steps, lies in few blocks."""
+        """Write small tensors first, so that those that every rank reads, such as Adam's steps, are in a few blocks."""
         with _without_crc32():
             return super().write_data(replace(plan, items=sorted(plan.items, key=_numel)), planner)
 
@@ -46,8 +46,8 @@ class HashingWriter(FileSystemWriter):
 
 @contextmanager
 def _without_crc32() -> Generator[None]:
-    """Leaves the checksums out of torch's zips, which nothing compares: the manifest has hashes. To compute one takes
-    as long as the hashes do, and no other thread runs Python meanwhile: 16 ms for 16 MB."""
+    """Omit the checksums from torch's zips. They are never compared, because the manifest has hashes, and computing one
+    takes as long as hashing and blocks all other Python threads: 16 ms for 16 MB."""
     before = get_crc32_options()
     set_crc32_options(False)
     try:
@@ -85,7 +85,7 @@ class _HashingFiles(FileSystem):
 
 
 class _Buffered(io.BufferedWriter):
-    """torch writes a tensor by some 40 calls, most of them of a few bytes."""
+    """Buffers writes: torch writes a tensor in about 40 calls, most of them of a few bytes."""
 
     def __init__(self, raw: "_Hashed") -> None:
         super().__init__(raw, BLOCK_BYTES)
@@ -98,7 +98,7 @@ class _Buffered(io.BufferedWriter):
 
 
 class _Hashed(io.RawIOBase):
-    """A file opened for writing from its beginning to its end."""
+    """A file that is hashed while it is written sequentially."""
 
     def __init__(self, file: Any, digester: Digester, files: _HashingFiles) -> None:
         self.files = files
@@ -115,7 +115,7 @@ class _Hashed(io.RawIOBase):
         return len(view)
 
     def _write(self, part: memoryview) -> None:
-        """Little enough to be hashed, and then written, while it is in a processor's cache."""
+        """Hash and write a part that is small enough to stay in the CPU cache."""
         self._digester.update(part)
         try:
             while len(part):

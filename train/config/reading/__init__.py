@@ -1,4 +1,4 @@
-"""From YAML and `key=value` to plain values: the file, references to other keys, the values of presets and weights.
+"""Read YAML and `key=value` into plain values: the file, references to other keys, values of presets and weights.
 
-What the values mean, and whether they are valid, belongs to train/config.
+Checks of the values belong in train/config.
 """

@@ -1,6 +1,6 @@
-r"""`${key}` in a YAML: other keys of the file, and LLM Foundry's `variables:`, a section of values to refer to.
+r"""References `${key}` in a YAML to other keys of the file, and LLM Foundry's `variables:` section.
 
-OmegaConf interpolates. What it cannot follow is reported with the key that the text is the value of.
+OmegaConf resolves them. An unresolved reference is reported with the key whose value contains it.
 """
 
 import copy
@@ -21,25 +21,25 @@ _RESOLVER = re.compile(r"\$\{\s*[\w.]+\s*:")
 _REFERENCE = re.compile(r"\$\{\s*(?P<dots>\.*)(?P<name>[\w.\[\]-]*)")
 
 Path = tuple[str | int, ...]
-"""Of a value in nested mappings and lists."""
+"""The path of a value in nested mappings and lists."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Unresolved:
-    """A text that OmegaConf cannot fill in."""
+    """A text with a reference that OmegaConf cannot resolve."""
 
     defect: Defect
     targets: tuple[str, ...] = ()
     """The keys that it refers to."""
 
     def refers_to(self, keys: Iterable[str]) -> bool:
-        """Whether it refers to one of these keys, to something below one, or to a section that has one."""
+        """Whether it refers to one of these keys, to a key below one, or to a section that contains one."""
         keys, targets = set(keys), [target.replace("[", ".").replace("]", "") for target in self.targets]
         return any(is_within(target, keys) for target in targets) or any(is_within(key, targets) for key in keys)
 
 
 def key_of(path: Path) -> str:
-    """`("a", 0, "b")` to `a[0].b`."""
+    """Format a path: `("a", 0, "b")` becomes `a[0].b`."""
     key = ""
     for part in path:
         key = f"{key}[{part}]" if isinstance(part, int) else join(key, part)
@@ -56,7 +56,7 @@ def strings(node: Any, path: Path = ()) -> Iterator[tuple[Path, str]]:
 
 
 def escaped(node: Any) -> Any:
-    """Plain values in which `${` is text, as they are written so that they are read back as they were."""
+    """Plain values with `${` escaped, so that they are read back unchanged."""
     if isinstance(node, dict):
         return {name: escaped(value) for name, value in node.items()}
     if isinstance(node, list):
@@ -65,16 +65,16 @@ def escaped(node: Any) -> Any:
 
 
 def resolve(tree: dict[str, Any], defaults: Collection[str] = frozenset()) -> tuple[dict[str, Any], list[Unresolved]]:
-    """The tree with values in the place of `${...}`, and UNRESOLVED where there is none.
+    """Replace each `${...}` in the tree by its value, or by UNRESOLVED if it has none.
 
-    `defaults` are keys that have a value where they are not written, which cannot be referred to.
+    `defaults` are the keys that have a default. They cannot be referred to if they are not in the file.
     """
     texts = [(path, text) for path, text in strings(tree) if "${" in text]
     plain, failed = copy.deepcopy(tree), {}
     for path, text in texts:
         if (problem := _malformed(key_of(path), text)) is not None:
             failed[path] = Unresolved(defect=problem)
-            _set(plain, path, "???")  # what refers to it fails as well, and is not reported
+            _set(plain, path, "???")  # references to it fail as well, and are not reported
     config = OmegaConf.create(plain)
     for path, text in texts:
         if path in failed:
@@ -104,8 +104,8 @@ def _malformed(key: str, text: str) -> Defect | None:
     if _RESOLVER.search(text):
         return Defect(
             key,
-            f"is {text!r}, but only other keys are interpolated, such as ${{max_seq_len}}: write {key}=$VAR on the "
-            "command line, and the shell fills it in",
+            f"is {text!r}, but only other keys are interpolated, such as ${{max_seq_len}}: pass {key}=$VAR on the "
+            "command line, where the shell expands it",
         )
     try:
         OmegaConf.create({"value": text})
@@ -113,7 +113,7 @@ def _malformed(key: str, text: str) -> Defect | None:
         return Defect(
             key,
             f"is {show(text)}, in which ${{ does not begin a reference such as ${{max_seq_len}}: close it, or write "
-            "\\${ for the text ${",
+            "\\${ for a literal ${",
         )
     return None
 
@@ -123,20 +123,20 @@ def _unresolved(path: Path, text: str, error: Exception, tree: dict[str, Any], d
     missing = next((target for target in targets if not _is_written(tree, target)), None)
     if missing is None:
         why = "it refers to itself" if isinstance(error, RecursionError) else str(error).partition("\n")[0]
-        return Unresolved(defect=Defect(key, f"is {show(text)}, which cannot be filled in: {why}"), targets=targets)
+        return Unresolved(defect=Defect(key, f"is {show(text)}, which cannot be resolved: {why}"), targets=targets)
     variables = tree.get(VARIABLES)
     names = [*tree, *(f"{VARIABLES}.{name}" for name in (variables if isinstance(variables, dict) else ()))]
     if missing in defaults:
-        hint = ", only its default: write it"
+        hint = ", only its default: set the key"
     else:
-        hint = f"; write ${{{VARIABLES}.{missing}}}" if f"{VARIABLES}.{missing}" in names else near(missing, names)
+        hint = f"; use ${{{VARIABLES}.{missing}}}" if f"{VARIABLES}.{missing}" in names else near(missing, names)
     return Unresolved(defect=Defect(key, f"is {show(text)}, but there is no key {missing!r}{hint}"), targets=targets)
 
 
 def _is_written(tree: Any, key: str) -> bool:
     for part in key.replace("[", ".").replace("]", "").split("."):
         if isinstance(tree, str):
-            return True  # a reference itself
+            return True  # the value is a reference itself
         if isinstance(tree, list) and part.isdecimal() and int(part) < len(tree):
             tree = tree[int(part)]
         elif isinstance(tree, dict) and part in tree:
@@ -147,7 +147,7 @@ def _is_written(tree: Any, key: str) -> bool:
 
 
 def unused_variables(tree: dict[str, Any]) -> list[Defect]:
-    """A variable that nothing refers to: a typo, or a value that would have no effect."""
+    """Variables without a reference: a typo, or a value without effect."""
     variables = tree.get(VARIABLES)
     if variables is None:
         return []
@@ -156,11 +156,11 @@ def unused_variables(tree: dict[str, Any]) -> list[Defect]:
     targets = [target for path, text in strings(tree) for target in _targets(path, text)]
     if VARIABLES in targets:
         return []
-    # Some who write ${name} mean ${variables.name}, which is reported there.
+    # ${name} in place of ${variables.name} is reported as an unresolved reference, so it counts as a use here.
     used = {".".join(target.split(".")[:2]) for target in targets} | {f"{VARIABLES}.{target}" for target in targets}
     unused = [str(name) for name in variables if f"{VARIABLES}.{name}" not in used]
     return [
-        Defect(f"{VARIABLES}.{name}", f"is never used: write ${{{VARIABLES}.{name}}} where it belongs, or remove it")
+        Defect(f"{VARIABLES}.{name}", f"is never used: refer to it as ${{{VARIABLES}.{name}}}, or remove it")
         for name in unused
     ]
 
@@ -168,6 +168,6 @@ def unused_variables(tree: dict[str, Any]) -> list[Defect]:
 def _targets(path: Path, text: str) -> Iterator[str]:
     """The keys that a text refers to."""
     for match in _REFERENCE.finditer(text):
-        # One dot is the mapping that the key is in, each more the one above it.
+        # One dot is the mapping that contains the key; each further dot is one level up.
         above = path[: -len(match["dots"])] if match["dots"] else ()
         yield ".".join([*map(str, above), *filter(None, match["name"].split("."))])

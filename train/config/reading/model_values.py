@@ -1,4 +1,4 @@
-"""The model's keys: those that a YAML has, and below them the values of its preset and of the weights' config.json."""
+"""The values of the model's keys: from the YAML, the preset and the config.json of pretrained weights."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -16,20 +16,20 @@ from train.models.config import PRESETS, ModelConfig
 
 @dataclass(frozen=True, kw_only=True)
 class Pretrained:
-    """What the config.json of pretrained weights says."""
+    """The values in the config.json of pretrained weights."""
 
     values: Mapping[str, Any]
-    """ModelConfig's keys."""
+    """By the keys of ModelConfig."""
     place: str
-    """The file."""
+    """The file that they were read from."""
 
 
 PENDING = Pretrained(values={}, place="")
-"""For weights whose config.json has not been read yet."""
+"""Stands for weights whose config.json has not been read yet."""
 
 
 def without_references(tree: dict[str, Any]) -> dict[str, Any]:
-    """The tree with mappings where the model or its sections refer to some."""
+    """The tree with references to mappings resolved, if model or one of its sections is such a reference."""
     for path in (("model",), ("model", "attn_config"), ("model", "ffn_config")):
         above = tree if len(path) == 1 else tree.get("model")
         if isinstance(above, dict) and isinstance(above.get(path[-1]), str):
@@ -42,25 +42,25 @@ def without_references(tree: dict[str, Any]) -> dict[str, Any]:
 
 
 def pretrained_name(tree: dict[str, Any]) -> str | None:
-    """The folder or hub name of the weights that a tree names."""
+    """The folder or the hub name of the pretrained weights."""
     return _text(tree, "pretrained_model_name_or_path")
 
 
 def with_values(tree: dict[str, Any], pretrained: Pretrained | None) -> dict[str, Any]:
-    """The tree with the values of preset and pretrained weights below what is written of the model."""
+    """The tree with values of the preset and of pretrained weights added to model, unless it sets them itself."""
     written = tree.get("model")
     if not isinstance(written, dict):
         return tree
     below = _merge(pretrained.values if pretrained is not None else {}, PRESETS.get(_preset(tree), {}))
     named = pretrained_name(tree)
     if named is not None and pretrained not in (None, PENDING) and (folder := Path(named).expanduser()).is_dir():
-        # What is saved is read from other folders too.
+        # A saved config is also read from other folders.
         written = {**written, "pretrained_model_name_or_path": str(folder.absolute())}
     return {**tree, "model": _merge(below, written)}
 
 
 def without_unwritten(config: Any, tree: Mapping[str, Any]) -> Any:
-    """A config whose model has only the values of the tree: weights decide the others."""
+    """A config whose model has only the values in the tree, because weights decide the others."""
     values = vars(config)
     if "model" not in values:
         return config
@@ -74,17 +74,17 @@ def _only(section: Section, values: Mapping[str, Any] | None) -> Any:
 
 
 def unnamed_weights(tree: Mapping[str, Any]) -> list[Defect]:
-    """LLM Foundry's `pretrained: true` means nothing without weights."""
+    """A defect if LLM Foundry's `pretrained: true` is set without weights."""
     model = tree.get("model")
     if not isinstance(model, dict) or model.get("pretrained") is not True:
         return []
-    return [Defect("model.pretrained", f"is true, but no weights are named: write {KEY}")]
+    return [Defect("model.pretrained", f"is true, but no weights are named: set {KEY}")]
 
 
 def contradicting_weights(tree: dict[str, Any], pretrained: Pretrained) -> list[Defect]:
-    """What of the keys that decide what weights mean is written otherwise than in the weights' config.json."""
+    """Defects for keys that must agree with the weights' config.json but differ from it."""
     written, preset = _model_of(tree), _preset(tree)
-    # A preset speaks of every key, also where it leaves ModelConfig's default.
+    # A preset sets every key, including those that keep ModelConfig's default.
     whole = _merge(dataclasses.asdict(ModelConfig()), PRESETS[preset]) if preset else {}
     wanted = _model_of({**tree, "model": _merge(_merge(pretrained.values, whole), tree["model"])})
     defects = []
@@ -93,36 +93,35 @@ def contradicting_weights(tree: dict[str, Any], pretrained: Pretrained) -> list[
         defects.append(
             Defect(
                 f"model.{key}",
-                f"is {show(here)}{whose}, but {show(was)} in {pretrained.place}: leave that to the weights, or name "
-                "others",
+                f"is {show(here)}{whose}, but {show(was)} in {pretrained.place}: remove the key, or use other weights",
             )
         )
     return defects
 
 
 def _model_of(tree: dict[str, Any]) -> dict[str, Any]:
-    """The model's values, by references too."""
+    """The values of model, with references resolved."""
     model = resolve(tree)[0].get("model")
     return model if isinstance(model, dict) else {}
 
 
 def _preset(tree: dict[str, Any]) -> str:
-    """Its name; empty where there is none of the family."""
+    """The name of the preset; empty if there is none or it is unknown."""
     preset = _text(tree, "preset")
     return preset if preset is not None and preset in PRESETS else ""
 
 
 def _text(tree: dict[str, Any], key: str) -> str | None:
-    """The text at a key of the model, by a reference too."""
+    """The text at a key of the model, with references resolved."""
     model = tree.get("model")
     value = model.get(key) if isinstance(model, dict) else "${"
-    if isinstance(value, str) and "${" in value:  # only then is the whole tree resolved, which takes time
+    if isinstance(value, str) and "${" in value:  # resolving the whole tree takes time
         value = _model_of(tree).get(key)
     return value if isinstance(value, str) else None
 
 
 def _merge(base: Mapping[str, Any], over: Mapping[str, Any] | None) -> dict[str, Any]:
-    """`over` wins; mappings are merged, and an empty one (null) leaves those of `base` as they are."""
+    """Merge mappings recursively. Values of `over` win, except that null does not replace a mapping of `base`."""
     merged = dict(base)
     for key, value in (over or {}).items():
         below = merged.get(key)

@@ -1,9 +1,9 @@
-"""What other frameworks and Composer's callbacks call what has another name here.
+"""Hints for names that other frameworks and Composer's callbacks use for things with another name here.
 
-The names are of transformers' TrainingArguments, axolotl, torchtitan, Megatron and DeepSpeed.
+The names are those of transformers' TrainingArguments, axolotl, torchtitan, Megatron and DeepSpeed.
 """
 
-_WRITE: dict[tuple[str, ...], str] = {
+_KEYS: dict[tuple[str, ...], str] = {
     ("max_steps", "num_steps", "train_steps", "total_steps", "steps", "train_iters"): "max_duration, such as 1000ba",
     ("epochs", "num_epochs", "num_train_epochs", "max_epochs"): "max_duration, such as 2ep",
     (
@@ -12,7 +12,7 @@ _WRITE: dict[tuple[str, ...], str] = {
     (
         *("micro_batch_size", "microbatch_size", "micro_batch_size_per_gpu", "train_micro_batch_size_per_gpu"),
         *("per_device_train_batch_size", "per_gpu_train_batch_size", "local_batch_size"),
-    ): "device_train_microbatch_size, the rows that a rank computes at a time",
+    ): "device_train_microbatch_size, the rows that a rank processes at a time",
     ("eval_batch_size", "per_device_eval_batch_size", "per_gpu_eval_batch_size"): "device_eval_batch_size",
     (
         *("sequence_len", "seq_len", "seq_length", "sequence_length", "max_length", "max_seq_length", "block_size"),
@@ -34,8 +34,8 @@ _WRITE: dict[tuple[str, ...], str] = {
     (
         *("dataset", "datasets", "dataset_name", "dataset_path", "data_path", "train_data", "train_file"),
         "train_files",
-    ): "train_loader.dataset.hf_name: a dataset of the hub, a file or a folder",
-    ("val_set_size",): "eval_loader with rows of its own, such as split: train[99%:] beside train[:99%]",
+    ): "train_loader.dataset.hf_name: a dataset on the hub, a file or a folder",
+    ("val_set_size",): "eval_loader with its own rows, such as split: train[99%:] next to train[:99%]",
     ("eval_steps", "eval_freq", "eval_every"): "eval_interval, such as 100ba",
     ("save_steps", "save_freq", "save_every", "checkpoint_interval"): "save_interval, such as 500ba",
     ("save_total_limit",): "save_num_checkpoints_to_keep",
@@ -58,31 +58,31 @@ _WRITE: dict[tuple[str, ...], str] = {
     ("model.router_aux_loss_coef",): "model.ffn_config.moe_loss_weight",
     ("model.max_position_embeddings",): "model.max_seq_len",
     ("callbacks.curriculum_learning",): "train_loader.stages",
-    ("callbacks.layer_freezing",): "optimizer.freeze, patterns of parameters' names",
+    ("callbacks.layer_freezing",): "optimizer.freeze, patterns of parameter names",
     ("callbacks.mono_checkpoint_saver",): "fsdp_config.state_dict_type: full",
     ("callbacks.checkpoint_saver",): "save_folder and save_interval",
     ("callbacks.nan_monitor",): "on_nonfinite: skip, or stop, which is the default",
 }
-"""What is written instead begins with a key. Names without a dot are meant in each of SECTIONS."""
+"""What to use instead; each text begins with a key. Names without a dot apply in each of SECTIONS."""
 
-_SAY: dict[tuple[str, ...], str] = {
-    ("callbacks.optimizer_monitor",): "the norm of the gradient is always logged, as l2_norm/grad/global: leave it out",
+_HINTS: dict[tuple[str, ...], str] = {
+    ("callbacks.optimizer_monitor",): "the gradient norm is always logged, as l2_norm/grad/global: remove it",
     (
         *("callbacks.early_stopper", "callbacks.activation_monitor", "callbacks.activation_monitor_full_model"),
         *("callbacks.memory_snapshot", "callbacks.oom_observer", "callbacks.system_metrics_monitor"),
         *("callbacks.threshold_stopper", "callbacks.scheduled_gc", "callbacks.export_for_inference"),
-    ): "there is no such callback here: leave it out",
+    ): "this callback is not supported: remove it",
     (
         *("gradient_accumulation_steps", "gradient_accumulation", "grad_accum"),
-    ): "it follows from global_train_batch_size, the ranks and device_train_microbatch_size: leave it out",
+    ): "it follows from global_train_batch_size, the ranks and device_train_microbatch_size: remove it",
     (
         *("num_gpus", "num_nodes", "nproc_per_node", "devices", "world_size"),
-    ): "the launcher says how many ranks there are, such as `composer -n 8 train.py`: leave it out",
-    ("sample_packing",): "rows are packed unless train_loader.dataset.packing is none: leave it out",
+    ): "the launcher sets the number of ranks, such as `composer -n 8 train.py`: remove it",
+    ("sample_packing",): "rows are packed unless train_loader.dataset.packing is none: remove it",
 }
 
-SUGGESTIONS = {name: f"write {say}" for names, say in _WRITE.items() for name in names} | {
-    name: say for names, say in _SAY.items() for name in names
+SUGGESTIONS = {name: f"use {text}" for names, text in _KEYS.items() for name in names} | {
+    name: text for names, text in _HINTS.items() for name in names
 }
 
 
@@ -90,7 +90,7 @@ SECTIONS = ("", "model", "optimizer", "scheduler", "train_loader", "train_loader
 
 
 def other_name(key: str) -> str | None:
-    """What to write instead of a key that is none here, to stand after it; None where nothing is known of its name."""
+    """The message for a key that does not exist here; None if its name is not known from elsewhere."""
     section, _, name = key.rpartition(".")
-    say = SUGGESTIONS.get(key) or (SUGGESTIONS.get(name) if section in SECTIONS else None)
-    return f"is not a key: {say}" if say is not None else None
+    hint = SUGGESTIONS.get(key) or (SUGGESTIONS.get(name) if section in SECTIONS else None)
+    return f"is not a key: {hint}" if hint is not None else None

@@ -1,4 +1,4 @@
-"""A config as it is written: the YAML of a file, changed by a command line's `key=value`, and the place of each key."""
+"""Read the YAML of a config and apply `key=value` overrides; report problems with file and line."""
 
 import difflib
 import io
@@ -17,27 +17,27 @@ from data.config.sections import is_within, join
 from data.config.suggest import show
 
 _MARK = "\ue000{"
-"""In the place of `${` while YAML is parsed."""
+"""Replaces `${` while YAML is parsed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Written:
-    """Plain values as a file and a command line have them, with `${...}` as it is."""
+    """Plain values of a file with overrides applied, with references `${...}` not yet resolved."""
 
     path: str
     tree: dict[str, Any]
     overridden: list[str] = field(default_factory=list)
-    """Keys of the command line."""
+    """Keys that were set on the command line."""
 
     def lines(self) -> dict[str, int]:
-        """Key -> its line in the file, from 1; of the keys that the command line has not replaced."""
+        """Key -> its line in the file, counted from 1, for keys that the command line has not replaced."""
         node = yaml.compose(Path(self.path).read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
         found: dict[str, int] = {}
         _add_lines(node, "", found)
         return {key: line for key, line in found.items() if not self.is_overridden(key)}
 
     def placed(self, error: ConfigError) -> ConfigError:
-        """The error with file and line before each of its problems whose key has one, in the order of the file."""
+        """The error with file and line added to each problem that has a key, in the order of the file."""
         errors = error.errors if isinstance(error, ConfigErrors) else [error]
         if all(problem.key is None for problem in errors) and not isinstance(error, ConfigErrors):
             return error
@@ -54,7 +54,8 @@ class Written:
         return self.path if key is None or key not in lines else f"{self.path}:{lines[key]}"
 
     def _rank(self, key: str | None, lines: Mapping[str, int]) -> tuple[int, int]:
-        """Those of the file by their lines, or that of the section above; then those of the command line."""
+        """Sort key: keys in the file by the line of the key or of its nearest parent, then those of the command
+        line."""
         if key is None:
             return 2, 0
         if self.is_overridden(key):
@@ -76,7 +77,7 @@ def _add_lines(node: yaml.Node | None, key: str, found: dict[str, int]) -> None:
                 below = join(key, name.value)
                 found.setdefault(below, name.start_mark.line + 1)
                 _add_lines(value, below, found)
-        for _, value in merged:  # what stands beside `<<` wins
+        for _, value in merged:  # keys next to `<<` take precedence
             for source in value.value if isinstance(value, yaml.SequenceNode) else [value]:
                 _add_lines(source, key, found)
     elif isinstance(node, yaml.SequenceNode):
@@ -86,7 +87,7 @@ def _add_lines(node: yaml.Node | None, key: str, found: dict[str, int]) -> None:
 
 
 def read(path: str, overrides: Sequence[str] = ()) -> Written:
-    """Raises ConfigError for a file that is no YAML mapping, and an override that is not `key=value`."""
+    """Raises ConfigError for a file that is not a YAML mapping, and for an override that is not `key=value`."""
     tree, overridden, problems = _read_yaml(path), [], Problems()
     for override in overrides:
         with problems.collect():
@@ -108,7 +109,7 @@ def _read_yaml(path: str) -> dict[str, Any]:
             raise ConfigError(f"{path} is empty")
         if not isinstance(node, yaml.MappingNode):
             kind = "a list" if isinstance(node, yaml.SequenceNode) else "text"
-            raise ConfigError(f"{path} holds {kind}, but a config is a mapping: lines of `key: value`")
+            raise ConfigError(f"{path} contains {kind}, but a config must be a mapping: lines of `key: value`")
         return _plain(text)
     except ConfigError:
         raise
@@ -119,14 +120,14 @@ def _read_yaml(path: str) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}{_yaml_problem(error)}") from None
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{path}: a config's keys are text: {_first_line(error)}") from None
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, lists thousands deep
+        raise ConfigError(f"{path}: keys of a config must be text: {_first_line(error)}") from None
+    except (ValueError, RecursionError) as error:  # a number with thousands of digits, lists nested thousands deep
         raise ConfigError(f"{path} cannot be read: {_first_line(error)}") from None
 
 
 def _plain(text: str) -> Any:
-    # OmegaConf limits what aliases of aliases may expand to, and refuses keys that are there twice. It would also stop
-    # at the first text with an unclosed `${`, which interpolation.py reports by its key.
+    # OmegaConf limits the expansion of nested aliases, and refuses duplicate keys. It would also stop at the first text
+    # with an unclosed `${`, which interpolation.py reports with its key.
     return _restored(OmegaConf.to_container(OmegaConf.load(io.StringIO(text.replace("${", _MARK)))))
 
 
@@ -144,7 +145,7 @@ def _yamls_beside(file: Path) -> str:
     close = difflib.get_close_matches(file.name, names, n=1)
     if close:
         return f"; did you mean {folder / close[0]}?"
-    return f"; in {folder} there are: {', '.join(names)}" if names else ""
+    return f"; the YAML files in {folder} are: {', '.join(names)}" if names else ""
 
 
 def _yaml_problem(error: yaml.YAMLError) -> str:
@@ -152,11 +153,11 @@ def _yaml_problem(error: yaml.YAMLError) -> str:
     place = f":{mark.line + 1}" if mark is not None else ""
     problem = _what(error)
     if "found duplicate key " in problem:
-        return f"{place}: the key {problem.partition('found duplicate key ')[2]} is there twice"
+        return f"{place}: duplicate key {problem.partition('found duplicate key ')[2]}"
     if mark is not None and "found character '\\t'" in problem:
-        return f"{place}: not YAML: a tab in column {mark.column + 1}: use spaces"
-    hint = ": check the indentation, and put text with `: ` in it in quotes" if "mapping values" in problem else ""
-    return f"{place}: not YAML: {problem}{hint}"
+        return f"{place}: not valid YAML: a tab in column {mark.column + 1}: use spaces"
+    hint = ": check the indentation, and quote text that contains `: `" if "mapping values" in problem else ""
+    return f"{place}: not valid YAML: {problem}{hint}"
 
 
 def _what(error: Exception) -> str:
@@ -169,14 +170,14 @@ def _first_line(error: Exception) -> str:
 
 
 def _apply(tree: dict[str, Any], override: str) -> str:
-    """Sets one `a.b=value` in the tree, and returns its key; the value is YAML and replaces what was there."""
+    """Set one `a.b=value` in the tree, replacing any old value, and return its key. The value is parsed as YAML."""
     key, equals, text = override.partition("=")
     if not equals:
         raise ConfigError(f"{override!r} is not key=value, such as optimizer.lr=1e-5")
     parts = key.split(".")
     if key.startswith("-") or not all(part.strip() for part in parts):
-        fix = f": write {key.lstrip('-')}={text}, without dashes" if key.startswith("-") and key.lstrip("-") else ""
-        raise ConfigError(f"{override!r} is not key=value: the key {key!r} must be names with dots between{fix}")
+        fix = f": use {key.lstrip('-')}={text}, without dashes" if key.startswith("-") and key.lstrip("-") else ""
+        raise ConfigError(f"{override!r} is not key=value: the key {key!r} must be names separated by dots{fix}")
     value = _value(override, text)
     node: Any = tree
     place = ""
@@ -186,7 +187,7 @@ def _apply(tree: dict[str, Any], override: str) -> str:
         place = f"{place}[{part}]" if isinstance(node, list) else join(place, part)
         node = _step(node, part, override, parts[: depth + 1])
         if not isinstance(node, dict | list):
-            raise ConfigError(f"{override}: {'.'.join(parts[: depth + 1])} is {show(node)}, which has no keys below it")
+            raise ConfigError(f"{override}: {'.'.join(parts[: depth + 1])} is {show(node)}, which has no keys")
     if isinstance(node, list):
         _step(node, parts[-1], override, parts)
         node[int(parts[-1])] = value
@@ -201,7 +202,7 @@ def _value(override: str, text: str) -> Any:
         return _restored(values["value"])
     except (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError) as error:
         raise ConfigError(
-            f"{shown(override)}: the value is not YAML: {_what(error)}; text with signs needs quotes"
+            f"{shown(override)}: the value is not valid YAML: {_what(error)}; quote text with special characters"
         ) from None
 
 
@@ -211,4 +212,4 @@ def _step(node: Any, part: str, override: str, parts: list[str]) -> Any:
     if part.isdecimal() and int(part) < len(node):
         return node[int(part)]
     above = ".".join(parts[:-1])
-    raise ConfigError(f"{override}: {above} is a list of {len(node)}: {part!r} must be a number below {len(node)}")
+    raise ConfigError(f"{override}: {above} has {len(node)} items: the index {part!r} must be below {len(node)}")

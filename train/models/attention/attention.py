@@ -1,4 +1,4 @@
-"""Grouped-query attention with rotary positions, over packed documents that do not see one another.
+"""Grouped-query attention with rotary embedding over packed documents; tokens attend only within their document.
 
 Shapes: T tokens that are not padding, P places in the backend's order, W width of queries, keys and values, D d_model,
 H query heads, G key/value heads, C head_dim.
@@ -19,11 +19,11 @@ _hardtanh_backward: Any = torch.ops.aten.hardtanh_backward
 
 
 class _ClipAndRotate(torch.autograd.Function):
-    """Queries, keys and values [P, W] clamped to [-clip, clip], then queries and keys turned by their angles, in a few
-    passes over memory where torch's differentiation makes a dozen.
+    """Clamps queries, keys and values [P, W] to [-clip, clip] and applies the rotary embedding to queries and keys.
+    This takes a few passes over memory; torch's autograd would take about a dozen.
 
-    Rotary embedding (Su et al. 2021) in the half-split form of GPT-NeoX, which DBRX has. Computed in the angles' dtype
-    where that is the wider one, as under autocast.
+    The rotary embedding (Su et al. 2021) has the half-split form of GPT-NeoX, as in DBRX. It is computed in the dtype
+    of the angles if that is wider, as under autocast.
     """
 
     @staticmethod
@@ -70,13 +70,13 @@ def _rotate(x_PHC: Tensor, cos_PC: Tensor, sin_PC: Tensor, out: Tensor) -> Tenso
 
 @functools.cache
 def gradient_bound(clip: float, dtype: torch.dtype) -> float:
-    """Inputs from this number on get no gradient: the clip in this dtype, or the next larger number where this torch's
-    clamp passes the gradient of an input that equals the clip (2.7 does, 2.15 does not)."""
-    # Hooks of its own: activation checkpointing's would count what the probe saves.
+    """The magnitude from which inputs get no gradient: the clip value in this dtype, or the next larger number if clamp
+    in this version of torch passes the gradient of an input equal to the clip value (2.7 does, 2.15 does not)."""
+    # With its own saved-tensor hooks, so that activation checkpointing does not count what the probe saves.
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x):
         x = torch.ones((), requires_grad=True)
         (dx,) = torch.autograd.grad(x.clamp(-1.0, 1.0), x)
-    # torch.nextafter has no fp16.
+    # torch.nextafter does not support fp16.
     bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]
     return (torch.tensor(clip, dtype=dtype).view(bits) + bool(dx)).view(dtype).item()
 
@@ -95,7 +95,8 @@ class Attention(nn.Module):
         return self.attend(self.Wqkv(x_TD), layout)
 
     def attend(self, qkv_TW: Tensor, layout: Layout) -> Tensor:
-        """What follows the first GEMM; the second comes last, so that selective checkpointing need not repeat it."""
+        """Everything after the first GEMM. The second GEMM comes last, so that selective checkpointing does not repeat
+        it."""
         q_PHC, k_PGC, v_PGC = _ClipAndRotate.apply(  # pyright: ignore[reportGeneralTypeIssues]
             layout.backend.enter(qkv_TW), layout.cos_PC, layout.sin_PC, self.clip_qkv, self.n_heads, self.kv_n_heads
         )

@@ -1,9 +1,9 @@
 """Causal attention within each document of packed tokens: by torch's SDPA, by GEMMs over blocks of queries, by
 FlexAttention or by flash-attn.
 
-An AttentionBackend is made once per forward, for all layers: `enter` brings the tokens [T, W] to the order [P, W] that
-the kernels want, `attend` computes there, `leave` brings [P, W] back. Backends are NamedTuples of tensors and plain
-numbers, so that FSDP2 and activation checkpointing can look through them.
+An AttentionBackend is created once per forward and used by all layers: `enter` moves the tokens [T, W] into the order
+[P, W] that the kernels need, `attend` computes attention, `leave` moves [P, W] back to [T, W]. Backends are NamedTuples
+of tensors and plain numbers, so that FSDP2 and activation checkpointing can find the tensors.
 
 Shapes: T packed tokens, P places in a backend's order (P >= T), W any width, H query heads, G key/value heads, C
 head_dim, N documents.
@@ -22,11 +22,12 @@ from train.models.attention.blocks import make_blocks_backend
 from train.models.attention.sdpa import make_sdpa_backend
 
 _BLOCK = 128
-"""FlexAttention's blocks of queries and keys."""
+"""The block size of FlexAttention, for queries and keys."""
 
 
 class FlexBackend(NamedTuple):
-    """The tokens in their order, filled up to the batch's positions, so that one compiled kernel serves every batch."""
+    """Keeps the order of the tokens and pads them to the batch's number of positions, so that one compiled kernel
+    serves every batch."""
 
     n_tokens: int
     n_places: int
@@ -37,7 +38,7 @@ class FlexBackend(NamedTuple):
         return F.pad(x_TW, (0, 0, 0, self.n_places - self.n_tokens))
 
     def attend(self, q_PHC: Tensor, k_PGC: Tensor, v_PGC: Tensor, dropout_p: float) -> Tensor:
-        assert not dropout_p, "resolve_attn_impl refuses it"
+        assert not dropout_p, "resolve_attn_impl rejects dropout"
         q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (q_PHC, k_PGC, v_PGC))
         attend = _flex_attention(compiled=q.device.type == "cuda")
         y = attend(q, k, v, block_mask=self.block_mask, enable_gqa=q.shape[1] != k.shape[1])
@@ -49,20 +50,21 @@ class FlexBackend(NamedTuple):
 
 @functools.cache
 def _flex_attention(*, compiled: bool) -> Callable[..., Any]:
-    """Compiled, a kernel that visits the mask's blocks alone; else the plain formula over all T x T, for comparison."""
-    # Here, because it brings torch's compiler along: seconds that nobody else should wait for.
+    """If compiled, a kernel that computes only the blocks of the mask; otherwise the plain formula over all T x T, as a
+    reference."""
+    # A local import: it loads torch's compiler, which takes seconds.
     from torch.nn.attention.flex_attention import flex_attention
 
     return torch.compile(flex_attention, dynamic=False) if compiled else flex_attention
 
 
 def make_flex_backend(lengths: list[int], n_positions: int, device: torch.device) -> FlexBackend:
-    """The block mask follows from each block's first and last document: no mask of T x T is made."""
+    """The block mask is computed from the first and last document of each block, without a T x T mask."""
     from torch.nn.attention.flex_attention import BlockMask
 
     n_tokens, n_documents = sum(lengths), len(lengths)
     n_blocks = max(-(-n_positions // _BLOCK), 1)
-    # What fills up sees its own block alone, and so numbers rise along the places.
+    # Padding attends only to its own block; its document numbers are higher, so that numbers never decrease.
     document_P = n_documents + torch.arange(n_blocks, device=device).repeat_interleave(_BLOCK)
     length_N = torch.tensor(lengths, dtype=torch.int64).to(device, non_blocking=True)
     document_P[:n_tokens] = torch.arange(n_documents, device=device).repeat_interleave(length_N, output_size=n_tokens)
@@ -80,16 +82,16 @@ def make_flex_backend(lengths: list[int], n_positions: int, device: torch.device
 
 
 def _listed(chosen: Tensor) -> tuple[Tensor, Tensor]:
-    """For each block of queries how many blocks of keys are chosen, and which, first of all."""
+    """For each block of queries, the number of selected blocks of keys, and their indices first, then the others."""
     order = chosen.int().argsort(dim=1, descending=True, stable=True)
     return chosen.sum(1, dtype=torch.int32)[None, None], order.int()[None, None].contiguous()
 
 
 class FlashBackend(NamedTuple):
-    """flash-attn takes the packed tokens as they are."""
+    """flash-attn takes the packed tokens unchanged."""
 
     bounds: Tensor
-    """Where each document starts, and the end: int32 [N + 1]."""
+    """The start of each document, and the end of the last: int32 [N + 1]."""
     longest: int
 
     def enter(self, x_TW: Tensor) -> Tensor:

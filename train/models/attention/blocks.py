@@ -1,12 +1,12 @@
-"""Causal attention on a CPU within each document of packed tokens, by GEMMs over blocks of queries. The
-interface is AttentionBackend in backends.py.
+"""Causal attention on a CPU within each document of packed tokens, by GEMMs over blocks of queries.
 
-The kernel behind torch's SDPA cuts keys into blocks of 512, computes whole squares of documents that are no longer, and
-wants documents padded to a common length to take several in a call. Here a block of queries meets the keys up to its
-own end. What softmax gives is computed again in backward, as flash attention does (Dao et al. 2022).
+The interface is AttentionBackend in backends.py. The CPU kernel behind torch's SDPA splits keys into blocks of 512,
+computes the full square of shorter documents, and can process several documents in one call only if they are padded to
+the same length. Here a block of queries attends to the keys up to its own end. The softmax is recomputed in backward,
+as in flash attention (Dao et al. 2022).
 
-Shapes: T packed tokens, H query heads, G key/value heads, R = H/G, X = T*R, C head_dim; of a block M keys and, R for
-each of its queries, N rows.
+Shapes: T packed tokens, H query heads, G key/value heads, R = H/G, X = T*R, C head_dim. A block has M keys, and N rows:
+R for each of its queries.
 """
 
 import functools
@@ -19,38 +19,38 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from train.models.attention.sdpa import causal, in_parts
+from train.models.attention.sdpa import apply_in_parts, causal
 
 _BLOCK = 64
-"""Queries at a time: wide enough for GEMMs with R rows each, narrow enough that little is computed in vain."""
+"""Queries per block: large enough for efficient GEMMs with R rows each, small enough to waste little work."""
 _LONGEST = 1024
-"""Tokens of a document; from here on SDPA's kernel is the faster one."""
+"""The longest document, in tokens; SDPA's kernel is faster for longer ones."""
 
 _ops: Any = torch.ops
 _softmax_backward = _ops.aten._softmax_backward_data.out
 
 
 class Block(NamedTuple):
-    """A part of one document, or several whole ones that are short."""
+    """A part of one document, or several short documents."""
 
     first: int
-    """The token where its keys begin; start, if the block holds whole documents."""
+    """The first token of its keys; equal to start if the block holds whole documents."""
     start: int
     end: int
     lengths: tuple[int, ...]
-    """Tokens of each document in it."""
+    """Number of tokens of each document in the block."""
 
 
 class Run(NamedTuple):
-    """Documents one after the other, cut into blocks; or one that is left to SDPA, without."""
+    """Consecutive documents split into blocks, or one long document for SDPA, without blocks."""
 
     n_tokens: int
     blocks: list[Block]
-    """Counted from the run's first token."""
+    """Positions are relative to the run's first token."""
 
 
 class BlocksBackend(NamedTuple):
-    """The tokens in their order, without padding."""
+    """Keeps the order of the tokens, without padding."""
 
     runs: list[Run]
 
@@ -58,9 +58,9 @@ class BlocksBackend(NamedTuple):
         return x_TW
 
     def attend(self, q_THC: Tensor, k_TGC: Tensor, v_TGC: Tensor, dropout_p: float) -> Tensor:
-        assert not dropout_p, "resolve_attn_impl refuses it"
+        assert not dropout_p, "resolve_attn_impl rejects dropout"
         parts = [(run.n_tokens, functools.partial(_attend, run=run)) for run in self.runs]
-        return in_parts(parts, q_THC, k_TGC, v_TGC)
+        return apply_in_parts(parts, q_THC, k_TGC, v_TGC)
 
     def leave(self, y_TW: Tensor) -> Tensor:
         return y_TW
@@ -68,7 +68,7 @@ class BlocksBackend(NamedTuple):
 
 def _attend(q_THC: Tensor, k_TGC: Tensor, v_TGC: Tensor, run: Run) -> Tensor:
     if not run.blocks:
-        # SDPA's kernels take documents in calls, here one in one.
+        # One call of SDPA for one document.
         return causal(q_THC, k_TGC, v_TGC, (1, run.n_tokens), 0.0)
     return _Blocks.apply(q_THC, k_TGC, v_TGC, run.blocks)  # pyright: ignore[reportReturnType]
 
@@ -94,7 +94,7 @@ def make_blocks_backend(lengths: list[int], n_positions: int, device: torch.devi
 
 
 class _Blocks(torch.autograd.Function):
-    """Kept for backward: queries, keys and values."""
+    """Saves queries, keys and values for backward."""
 
     @staticmethod
     def forward(ctx: Any, q_THC: Tensor, k_TGC: Tensor, v_TGC: Tensor, blocks: list[Block]) -> Tensor:
@@ -126,7 +126,7 @@ class _Blocks(torch.autograd.Function):
             dp_GNM = torch.bmm(dy_GNC, v_GTC[:, keys].transpose(1, 2), out=_shaped(products, p_GNM.shape))
             ds_GNM = _softmax_backward(dp_GNM, p_GNM, -1, p_GNM.dtype, grad_input=_shaped(scores, p_GNM.shape))
             torch.bmm(ds_GNM, k_GMC, out=dq_GXC[:, rows])
-            # A document's last block meets all of its keys: it writes where the document's others add.
+            # The last block of a document covers all of its keys: it overwrites where the other blocks add.
             for d_GTC, left_GNM, right_GNC in ((dv_GTC, p_GNM, dy_GNC), (dk_GTC, ds_GNM, q_GNC)):
                 if block.first == first:
                     d_GTC[:, keys].baddbmm_(left_GNM.transpose(1, 2), right_GNC)
@@ -139,7 +139,7 @@ class _Blocks(torch.autograd.Function):
 
 
 def _by_group(x_THC: Tensor, groups: int) -> Tensor:
-    """[G, T*R, C], a copy: the R heads of a token that share keys are rows of one matrix."""
+    """Copy to [G, T*R, C]: the R heads of a token that share keys are rows of one matrix."""
     return x_THC.unflatten(1, (groups, -1)).transpose(0, 1).clone(memory_format=torch.contiguous_format).flatten(1, 2)
 
 
@@ -148,13 +148,13 @@ def _by_token(x_GXC: Tensor, n_tokens: int) -> Tensor:
 
 
 def _places(block: Block, q_GXC: Tensor, k_GTC: Tensor) -> tuple[slice, slice]:
-    """The block's queries, and the keys that they meet."""
+    """The rows of the block's queries, and the tokens of their keys."""
     heads = q_GXC.shape[1] // k_GTC.shape[1]
     return slice(block.start * heads, block.end * heads), slice(block.first, block.end)
 
 
 def _memory(q_GXC: Tensor, k_GTC: Tensor, blocks: list[Block], n: int) -> list[Tensor]:
-    """n times what the largest block's scores take: all blocks write to the same, which stays in the cache."""
+    """n buffers of the size of the largest block's scores. All blocks share them, so that they stay in the cache."""
     heads = q_GXC.shape[0] * q_GXC.shape[1] // k_GTC.shape[1]
     most = max((block.end - block.start) * (block.end - block.first) for block in blocks)
     return [q_GXC.new_empty(heads * most) for _ in range(n)]
@@ -165,18 +165,18 @@ def _shaped(memory: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 def _softmax(q_GNC: Tensor, k_GMC: Tensor, block: Block, scores: Tensor, weights: Tensor) -> Tensor:
-    """[G, N, M] in the memory of `weights`: what each query makes of each key's value."""
+    """Attention weights [G, N, M], written to `weights`."""
     shape = (q_GNC.shape[0], q_GNC.shape[1], k_GMC.shape[1])
     s_GNM = torch.bmm(q_GNC, k_GMC.transpose(1, 2), out=_shaped(scores, shape))
     n_queries = block.end - block.start
-    # Keys before the block's start are seen by all of it.
+    # All queries of the block attend to the keys before its start.
     s_GNM[..., -n_queries:].unflatten(1, (n_queries, -1)).add_(_mask(block.lengths).unsqueeze(1))
     return torch.softmax(s_GNM, -1, out=_shaped(weights, shape))
 
 
 @functools.lru_cache(maxsize=1024)
 def _mask(lengths: tuple[int, ...]) -> Tensor:
-    """[n, n] for n tokens of documents in a row: 0 where one sees another, else -inf."""
+    """[n, n] for the n tokens of consecutive documents: 0 where one token attends to another, else -inf."""
     document_n = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
     sees_nn = (document_n[:, None] == document_n[None, :]).tril()
     return torch.zeros(sees_nn.shape).masked_fill_(~sees_nn, -torch.inf)

@@ -1,4 +1,4 @@
-"""Keys and values of the tokens that were seen, so that generation computes each new token alone.
+"""The keys and values of past tokens, so that generation only has to compute the new token.
 
 Shapes: B rows, S new positions of a row, T new tokens, N cached places, W any width, H query heads, G key/value heads,
 R = H/G, C head_dim.
@@ -13,22 +13,23 @@ from train.models.attention.layout import Documents, Layout, angles, make_layout
 from train.models.config import ModelConfig
 
 _GROWTH = 256
-"""Places that are made at a time, at the least."""
+"""Places are allocated in multiples of this number."""
 
 
 class KVCache:
-    """What attention keeps of B documents, one a row. A forward that is given it goes on where each of them ends."""
+    """The keys and values of B documents, one per row. A forward pass with a cache continues each document at its
+    end."""
 
     def __init__(self, n_rows: int, config: ModelConfig) -> None:
         self.config = config
         self.lengths = [0] * n_rows
-        """Tokens of each row's document so far."""
+        """Number of cached tokens of each row."""
         self._layers = [_Layer() for _ in range(config.n_layers)]
 
     def layouts(self, documents: Documents, dtype: torch.dtype) -> list[Layout]:
-        """Each layer's layout for new tokens of these rows, which count as seen from here on.
+        """Return each layer's layout for new tokens of these rows, and count them as cached.
 
-        Raises ValueError when a row's document would be longer than max_seq_len.
+        Raises ValueError if a document would become longer than max_seq_len.
         """
         n_rows, past = len(self.lengths), self.lengths
         row_T = documents.place_T // (documents.n_positions // n_rows)
@@ -56,7 +57,7 @@ class KVCache:
 
 
 class _Layer:
-    """[B, N, G, C] each, in the dtype that attention computes in; made when the first tokens come."""
+    """Keys and values [B, N, G, C] in the dtype of the attention computation; allocated with the first tokens."""
 
     def __init__(self) -> None:
         self.keys: Tensor | None = None
@@ -64,7 +65,7 @@ class _Layer:
 
     def with_places(self, n_rows: int, n_places: int, like_TGC: Tensor) -> tuple[Tensor, Tensor]:
         if self.keys is None or self.values is None or self.keys.shape[1] < n_places:
-            # Later twice as many, so that all copies together cost no more than twice the cache.
+            # Doubled later, so that all copies together cost at most twice the size of the cache.
             n_places = _GROWTH * -(-n_places // _GROWTH) * (1 if self.keys is None else 2)
             self.keys = _grown(self.keys, n_rows, n_places, like_TGC)
             self.values = _grown(self.values, n_rows, n_places, like_TGC)
@@ -72,7 +73,7 @@ class _Layer:
 
 
 def _grown(before: Tensor | None, n_rows: int, n_places: int, like_TGC: Tensor) -> Tensor:
-    # Zeros: places of which nothing is there yet are masked, but a NaN would come through the mask.
+    # Zeros: unused places are masked, but a NaN would pass through the mask.
     grown_BNGC = like_TGC.new_zeros(n_rows, n_places, *like_TGC.shape[1:])
     if before is not None:
         grown_BNGC[:, : before.shape[1]] = before
@@ -80,9 +81,9 @@ def _grown(before: Tensor | None, n_rows: int, n_places: int, like_TGC: Tensor) 
 
 
 class _StoringBackend:
-    """Stores the new tokens' keys and values in the cache, and computes attention by another backend.
+    """Stores the keys and values of new tokens in the cache, and computes attention with another backend.
 
-    Not a NamedTuple as other backends are: FSDP2 would take it apart, and cast what the cache holds.
+    Unlike other backends it is not a NamedTuple: FSDP2 would unpack it and cast the cached tensors.
     """
 
     def __init__(
@@ -109,7 +110,7 @@ class _StoringBackend:
 
 
 class _ContinuingBackend:
-    """New tokens of documents that have begun: SDPA over the cache, with a mask of what is there and not later."""
+    """Attention for new tokens of documents with cached tokens: SDPA over the cache with a causal mask."""
 
     def __init__(self, n_rows: int, n_new: int, row_T: Tensor, offset_T: Tensor, past_B: Tensor, n_places: int) -> None:
         self.shape, self.row_T, self.offset_T = (n_rows, n_new), row_T, offset_T
@@ -127,7 +128,7 @@ class _ContinuingBackend:
         group = q_THC.shape[1] // n_groups
         q_BSHC = q_THC.new_zeros(*self.shape, *q_THC.shape[1:])
         q_BSHC[self.row_T, self.offset_T] = q_THC
-        # The R query heads of a key/value head stand beside one another as if they were queries of it.
+        # The R query heads of a key/value head are arranged as if they were its queries.
         q_BGXC = q_BSHC.unflatten(2, (n_groups, group)).permute(0, 2, 3, 1, 4).flatten(2, 3)
         sees_B1XN = self.sees_BSN.repeat(1, group, 1).unsqueeze(1)
         y_BGXC = F.scaled_dot_product_attention(

@@ -1,4 +1,4 @@
-"""Where the tokens of a batch stand: documents packed into rows, positions that restart, and what computes attention.
+"""The layout of a batch: packed documents, positions that restart in each document, and the attention backend.
 
 Shapes: B rows, S row length, T tokens that are not padding, N documents, P places in the attention backend's order,
 C head_dim.
@@ -19,17 +19,17 @@ from train.models.config import ModelConfig
 
 class Documents(NamedTuple):
     lengths: list[int]
-    """Of the documents, in the order of rows and within them."""
+    """Of the documents, row by row."""
     n_positions: int
     """B * S."""
     place_T: Tensor
     """Index of each token in the flattened [B*S] rows."""
     position_T: Tensor
-    """Of each token in its document."""
+    """The position of each token in its document."""
 
 
 class Layout(NamedTuple):
-    """What all layers share: made once per forward, outside of what activation checkpointing computes again."""
+    """Data that all layers share, created once per forward, outside of activation checkpointing."""
 
     place_T: Tensor
     """Index of each token in the flattened [B*S] rows."""
@@ -39,10 +39,11 @@ class Layout(NamedTuple):
 
 
 def find_documents(input_ids_BS: Tensor, document_ids_BS: Tensor, config: ModelConfig) -> Documents:
-    """A document is a run of equal document_ids in a row; -1 marks padding.
+    """Find the documents of a batch. A document is a run of equal document_ids in a row; -1 marks padding.
 
-    Raises ValueError for rows longer than max_seq_len and for a token outside the vocabulary. The model's one wait for
-    the device that is not the experts': the range of the tokens comes to the host along with the documents.
+    Raises ValueError for rows longer than max_seq_len and for tokens outside the vocabulary. Outside the experts, this
+    is the only device synchronization of the model: the range of the token ids is copied to the host together with the
+    documents.
     """
     B, S = document_ids_BS.shape
     if config.max_seq_len < S:
@@ -51,7 +52,7 @@ def find_documents(input_ids_BS: Tensor, document_ids_BS: Tensor, config: ModelC
     low, high = torch.where(real_BS, input_ids_BS, 0).aminmax()
     host = torch.cat((document_ids_BS.flatten(), low.view(1), high.view(1))).cpu()
     if host[-2] < 0 or host[-1] >= config.vocab_size:
-        _refuse_tokens(input_ids_BS, real_BS, config.vocab_size)
+        _raise_unknown_token(input_ids_BS, real_BS, config.vocab_size)
     ids_BS = host[:-2].view(B, S)
     starts_BS = torch.ones(B, S, dtype=torch.bool)
     starts_BS[:, 1:] = ids_BS[:, 1:] != ids_BS[:, :-1]
@@ -61,7 +62,7 @@ def find_documents(input_ids_BS: Tensor, document_ids_BS: Tensor, config: ModelC
     start_N, length_N = start_N[kept_N], length_N[kept_N]
     lengths = length_N.tolist()
     first_N = length_N.cumsum(0) - length_N
-    # One number a document goes to the device; what is as long as the tokens is made there.
+    # Only one number per document is sent to the device; tensors of T elements are created there.
     columns = torch.stack((length_N, first_N, start_N - first_N)).to(document_ids_BS.device, non_blocking=True)
     length_N, first_N, shift_N = columns
     T = sum(lengths)
@@ -70,17 +71,17 @@ def find_documents(input_ids_BS: Tensor, document_ids_BS: Tensor, config: ModelC
     return Documents(lengths, B * S, token_T + shift_T, token_T - first_T)
 
 
-def _refuse_tokens(input_ids_BS: Tensor, real_BS: Tensor, vocab_size: int) -> None:
+def _raise_unknown_token(input_ids_BS: Tensor, real_BS: Tensor, vocab_size: int) -> None:
     row, position = (real_BS & ((input_ids_BS < 0) | (input_ids_BS >= vocab_size))).nonzero()[0].tolist()
     token = int(input_ids_BS[row, position])
     raise ValueError(
-        f"token id {token} at row {row}, position {position} is outside the vocabulary of {vocab_size}: was the data "
-        "made with another tokenizer, or is model.vocab_size too small?"
+        f"token id {token} at row {row}, position {position} is outside the vocabulary of {vocab_size}: use the "
+        "tokenizer that the data was prepared with, or increase model.vocab_size"
     )
 
 
 def make_layout(documents: Documents, config: ModelConfig, dtype: torch.dtype) -> Layout:
-    """The layout for activations of this dtype. Raises ValueError when attn_impl cannot be had on their device."""
+    """The layout for activations of this dtype. Raises ValueError if attn_impl is not available on the device."""
     device = documents.place_T.device
     autocast = torch.is_autocast_enabled(device.type)
     attn = config.attn_config
@@ -92,8 +93,8 @@ def make_layout(documents: Documents, config: ModelConfig, dtype: torch.dtype) -
 
 
 def angles(position_P: Tensor, config: ModelConfig, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Cosine and sine [P, C] of RoPE, of angles in fp32 whatever the dtype: bf16 cannot tell late positions apart (as
-    transformers does)."""
+    """Cosine and sine of the RoPE angles [P, C]. As in transformers, the angles are computed in fp32 for every dtype,
+    because bf16 cannot represent large positions exactly."""
     inv_freq = 1.0 / config.attn_config.rope_theta ** (
         torch.arange(0, config.head_dim, 2, device=position_P.device, dtype=torch.float32) / config.head_dim
     )
@@ -104,22 +105,22 @@ def angles(position_P: Tensor, config: ModelConfig, dtype: torch.dtype) -> tuple
 def resolve_attn_impl(
     attn_impl: str, device: torch.device, *, dtype: torch.dtype | None = None, attn_pdrop: float = 0.0
 ) -> str:
-    """What computes attention on this device: `sdpa`, `blocks`, `flex` or `flash`.
+    """Return the attention backend for this device: `sdpa`, `blocks`, `flex` or `flash`.
 
-    dtype is what attention would compute in; None asks about the device alone. Raises ValueError, with the true cause,
-    when what was chosen cannot be had; `auto` takes SDPA then.
+    dtype is the dtype of the attention computation; with None, only the device is checked. Raises ValueError with the
+    reason if the selected backend is not available; `auto` falls back to SDPA instead.
     """
     if attn_impl == "auto":
         return "sdpa" if passed_over_attn_impls(device, dtype, attn_pdrop) else _preferred(device)
     if attn_impl not in BACKENDS:
-        raise ValueError(f"attn_config.attn_impl is {attn_impl!r}, but it is one of auto, {', '.join(BACKENDS)}")
+        raise ValueError(f"attn_config.attn_impl: expected one of auto, {', '.join(BACKENDS)}, got {attn_impl!r}")
     if why := _why_not(attn_impl, device, dtype, attn_pdrop):
-        raise ValueError(f"attn_config.attn_impl is {attn_impl}, but {why}: write auto or sdpa")
+        raise ValueError(f"attn_config.attn_impl is {attn_impl}, but {why}: use auto or sdpa")
     return attn_impl
 
 
 def passed_over_attn_impls(device: torch.device, dtype: torch.dtype | None, attn_pdrop: float) -> dict[str, str]:
-    """What `auto` would rather take on this device than SDPA, and why it cannot; empty where it takes it."""
+    """The backend that `auto` prefers on this device but cannot use, and the reason; empty if it uses it."""
     impl = _preferred(device)
     why = _why_not(impl, device, dtype, attn_pdrop)
     return {impl: why} if why else {}
@@ -135,29 +136,33 @@ def _why_not(impl: str, device: torch.device, dtype: torch.dtype | None, attn_pd
     if impl == "flash":
         return _why_not_flash(device, dtype)
     if impl == "flex":
-        return "FlexAttention has no dropout, and attn_pdrop is not 0" if attn_pdrop else _why_not_flex(device.type)
+        return (
+            "FlexAttention does not support dropout, and attn_pdrop is not 0"
+            if attn_pdrop
+            else _why_not_flex(device.type)
+        )
     return None
 
 
 def _why_not_blocks(device: torch.device, dtype: torch.dtype | None, attn_pdrop: float) -> str | None:
     if device.type != "cpu":
-        return f"blocks are for a CPU, and this run is on {device.type}"
+        return f"blocks runs on a CPU only, and this run is on {device.type}"
     if attn_pdrop:
-        return "blocks have no dropout, and attn_pdrop is not 0"
+        return "blocks does not support dropout, and attn_pdrop is not 0"
     if dtype not in (None, torch.float32, torch.float64):
-        return f"blocks compute in fp32 and fp64 alone, and attention is in {str(dtype).removeprefix('torch.')}"
+        return f"blocks supports only fp32 and fp64, and attention is in {str(dtype).removeprefix('torch.')}"
     return None
 
 
 def _why_not_flash(device: torch.device, dtype: torch.dtype | None) -> str | None:
     if device.type != "cuda":
-        return f"flash-attn computes on a CUDA GPU alone, and this run is on {device.type}"
+        return f"flash-attn runs on a CUDA GPU only, and this run is on {device.type}"
     if broken := _flash_import_error():
         return broken
     if torch.cuda.get_device_capability(device) < (8, 0):
-        return f"flash-attn needs compute capability 8.0, and {torch.cuda.get_device_name(device)} has less"
+        return f"flash-attn requires compute capability 8.0, and {torch.cuda.get_device_name(device)} has less"
     if dtype not in (None, torch.bfloat16, torch.float16):
-        return f"flash-attn computes in bf16 and fp16 alone, and attention is in {str(dtype).removeprefix('torch.')}"
+        return f"flash-attn supports only bf16 and fp16, and attention is in {str(dtype).removeprefix('torch.')}"
     return None
 
 
@@ -167,7 +172,7 @@ def _flash_import_error() -> str | None:
         return "the package flash-attn is not installed"
     try:
         importlib.import_module("flash_attn").flash_attn_varlen_func  # noqa: B018
-    except Exception as error:  # a build for another torch raises ImportError, OSError or RuntimeError
+    except Exception as error:  # a build for another version of torch raises ImportError, OSError or RuntimeError
         message = " ".join(str(error).split())
         return f"flash-attn is installed but cannot be imported ({type(error).__name__}: {message})"
     return None
@@ -175,17 +180,18 @@ def _flash_import_error() -> str | None:
 
 @functools.cache
 def _why_not_flex(device_type: str) -> str | None:
-    """On CPU only some versions of torch have its backward pass: tried, not read off a version."""
+    """On a CPU, only some versions of torch support its backward pass, so it is tried out instead of checking the
+    version."""
     if device_type == "cuda":
         return None
     x = torch.zeros(1, 1, 1, 16, device=device_type, requires_grad=True)
     try:
-        # Here, because it brings torch's compiler along: seconds that nobody else should wait for.
+        # A local import: it loads torch's compiler, which takes seconds.
         from torch.nn.attention.flex_attention import flex_attention
 
         with torch.enable_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             flex_attention(x, x, x).sum().backward()  # pyright: ignore[reportAttributeAccessIssue]
     except Exception as error:
-        return f"this torch's FlexAttention cannot be trained on {device_type} ({error})"
+        return f"FlexAttention in this version of torch has no backward pass on {device_type} ({error})"
     return None

@@ -17,57 +17,59 @@ from torch import Tensor
 from train.models.device import is_simulated
 
 _SLACK = 128
-"""Tokens of padding that cost less than one more call of a kernel."""
+"""This many tokens of padding cost less than one more kernel call."""
 _STEP = 16
-"""Kernels compute in steps of this many tokens: on CPU 15 or 31 take nearly twice the time of 16 or 32."""
+"""Kernels process tokens in steps of this size: on a CPU, 15 or 31 tokens take nearly twice as long as 16 or 32."""
 _MOST_DOCUMENTS = 1 << 14
-"""In one call: CUDA kernels count documents (times heads, some of them) in a grid of 65,535."""
+"""The limit for one call: CUDA kernels count documents (some of them, documents * heads) in a grid of at most
+65,535."""
 
 
 class SdpaBackend(NamedTuple):
-    """Documents of similar length together, each padded at its end to the longest of its call.
+    """Documents of similar length share a call, and each is padded at its end to the longest document of the call.
 
-    Padding comes after every token that could see it, so the causal kernels need no mask; what padded queries give is
-    thrown away. Work is that of the documents: padding adds at most a quarter of a call's tokens, or _SLACK. Memory is
-    that of the tokens where torch has a fused kernel; for dropout on CPU and fp64 on GPU it has none, and a call holds
-    the squares of its documents' lengths.
+    Padding comes after every real token, so the causal kernels need no mask; the outputs at padding are discarded.
+    Padding adds at most a quarter of a call's tokens, or _SLACK. Memory grows with the number of tokens where torch has
+    a fused kernel. It has none for dropout on a CPU and for fp64 on a GPU; there, memory grows with the squared lengths
+    of a call's documents.
     """
 
     calls: list[tuple[int, int]]
-    """For each call the number of documents and their padded length."""
+    """For each call, the number of documents and their padded length."""
     source_P: Tensor | None
-    """The token at each place, at padding the last of its document; None when the tokens already stand so."""
+    """The token at each place; padding repeats the last token of its document. None if the tokens are already in this
+    order."""
     slot_T: Tensor | None
     """The place of each token."""
 
     def enter(self, x_TW: Tensor) -> Tensor:
         if self.source_P is None or self.slot_T is None:
             return x_TW
-        return _Spread.apply(x_TW, self.source_P, self.slot_T)  # pyright: ignore[reportReturnType]
+        return _Pad.apply(x_TW, self.source_P, self.slot_T)  # pyright: ignore[reportReturnType]
 
     def attend(self, q_PHC: Tensor, k_PGC: Tensor, v_PGC: Tensor, dropout_p: float) -> Tensor:
         parts = [(call[0] * call[1], functools.partial(causal, call=call, dropout_p=dropout_p)) for call in self.calls]
-        return in_parts(parts, q_PHC, k_PGC, v_PGC)
+        return apply_in_parts(parts, q_PHC, k_PGC, v_PGC)
 
     def leave(self, y_PW: Tensor) -> Tensor:
         if self.slot_T is None:
             return y_PW
-        return _Collect.apply(y_PW, self.slot_T)  # pyright: ignore[reportReturnType]
+        return _Unpad.apply(y_PW, self.slot_T)  # pyright: ignore[reportReturnType]
 
 
-def in_parts(parts: Sequence[tuple[int, Callable[..., Tensor]]], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """What each part's function makes of so many places of q, k and v, in a row."""
+def apply_in_parts(parts: Sequence[tuple[int, Callable[..., Tensor]]], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Split q, k and v into consecutive parts, apply each part's function, and concatenate the results."""
     if not parts:
         return q
     if len(parts) == 1:
-        # What split and cat would copy, in backward too.
+        # Avoids the copies of split and cat, also in backward.
         return parts[0][1](q, k, v)
     split = zip(parts, *(x.split([places for places, _ in parts]) for x in (q, k, v)), strict=True)
     return torch.cat([attend(*given) for (_, attend), *given in split])
 
 
-class _Spread(torch.autograd.Function):
-    """Rows into padded order. Padding gets no gradient back: none of what it gives is used."""
+class _Pad(torch.autograd.Function):
+    """Moves tokens into padded order. Padding gets no gradient, because its outputs are not used."""
 
     @staticmethod
     def forward(ctx: Any, x_TW: Tensor, source_P: Tensor, slot_T: Tensor) -> Tensor:
@@ -80,8 +82,9 @@ class _Spread(torch.autograd.Function):
         return grad_outputs[0].index_select(0, slot_T), None, None
 
 
-class _Collect(torch.autograd.Function):
-    """Rows out of padded order: the reverse of _Spread. Places differ, so its backward needs no scatter-add."""
+class _Unpad(torch.autograd.Function):
+    """Moves tokens out of padded order: the inverse of _Pad. Places are distinct, so backward needs no
+    scatter-add."""
 
     @staticmethod
     def forward(ctx: Any, y_PW: Tensor, slot_T: Tensor) -> Tensor:
@@ -96,10 +99,10 @@ class _Collect(torch.autograd.Function):
 
 
 def causal(q: Tensor, k: Tensor, v: Tensor, call: tuple[int, int], dropout_p: float) -> Tensor:
-    """One call of SDPA over N documents of L places: [N*L, H, C] from q of that shape and [N*L, G, C]."""
+    """One SDPA call over N documents of L places: maps q [N*L, H, C] and k, v [N*L, G, C] to [N*L, H, C]."""
     q_NHLC, k_NGLC, v_NGLC = (x.unflatten(0, call).transpose(1, 2) for x in (q, k, v))
     if is_simulated("cuda") and q.dtype in (torch.bfloat16, torch.float16):
-        # What SDPA takes on a GPU; for the CPU tensors of a simulation it would choose another kernel.
+        # The kernel that SDPA selects on a GPU; for the CPU tensors of a simulation it would select another one.
         y_NHLC = torch.ops.aten._scaled_dot_product_flash_attention(q_NHLC, k_NGLC, v_NGLC, dropout_p, True)[0]
         return y_NHLC.transpose(1, 2).flatten(0, 1)
     group = q_NHLC.shape[1] // k_NGLC.shape[1]
@@ -113,40 +116,41 @@ def causal(q: Tensor, k: Tensor, v: Tensor, call: tuple[int, int], dropout_p: fl
 
 
 def _flash_takes_groups(q_NHLC: Tensor, k_NGLC: Tensor, v_NGLC: Tensor, dropout_p: float) -> bool:
-    """Whether fewer key/value heads than query heads stay with a fused kernel. Elsewhere (CPU, fp32) enable_gqa would
-    fall back to the plain formula, which holds all L x L scores."""
+    """Whether a fused kernel supports grouped key/value heads here. Elsewhere (CPU, fp32), enable_gqa would fall back
+    to the plain formula, which keeps all L x L scores."""
     if q_NHLC.device.type != "cuda":
         return False
     params = torch.backends.cuda.SDPAParams(q_NHLC, k_NGLC, v_NGLC, None, dropout_p, True, True)
     return torch.backends.cuda.can_use_flash_attention(params)
 
 
-def cut_calls(lengths: Sequence[int]) -> list[tuple[int, int]]:
-    """(number of documents, padded length) of each call, for lengths in falling order.
+def split_into_calls(lengths: Sequence[int]) -> list[tuple[int, int]]:
+    """(number of documents, padded length) of each call. The lengths must be sorted in descending order.
 
-    A call is closed when with one more document its padding would exceed both a quarter of its tokens and _SLACK. The
-    next call's longest document is then shorter than 4/5 of its own: O(log S) calls, however many documents.
+    A call ends where one more document would increase its padding beyond both a quarter of its tokens and _SLACK. The
+    longest document of the next call is then shorter than 4/5 of this call's, so there are O(log S) calls for any
+    number of documents.
     """
     calls, first = [], 0
     while first < len(lengths):
         length, tokens, last = lengths[first], 0, first
         while last < min(len(lengths), first + _MOST_DOCUMENTS):
-            if not _spare(length, last + 1 - first, tokens + lengths[last]):
+            if not _pads_little(length, last + 1 - first, tokens + lengths[last]):
                 break
             tokens, last = tokens + lengths[last], last + 1
         rounded = -(-length // _STEP) * _STEP
-        calls.append((last - first, rounded if _spare(rounded, last - first, tokens) else length))
+        calls.append((last - first, rounded if _pads_little(rounded, last - first, tokens) else length))
         first = last
     return calls
 
 
-def _spare(length: int, documents: int, tokens: int) -> bool:
+def _pads_little(length: int, documents: int, tokens: int) -> bool:
     return length * documents - tokens <= max(_SLACK, tokens // 4)
 
 
 def make_sdpa_backend(lengths: list[int], n_positions: int, device: torch.device) -> SdpaBackend:
     order = sorted(range(len(lengths)), key=lambda document: -lengths[document])
-    calls = cut_calls([lengths[document] for document in order])
+    calls = split_into_calls([lengths[document] for document in order])
     places = sum(documents * length for documents, length in calls)
     if places == sum(lengths) and order == list(range(len(lengths))):
         return SdpaBackend(calls, None, None)
@@ -155,7 +159,7 @@ def make_sdpa_backend(lengths: list[int], n_positions: int, device: torch.device
     token_N = (length_N.cumsum(0) - length_N)[order_N]
     place_N = padded_N.cumsum(0) - padded_N
     slot_offset_N = torch.empty_like(order_N).index_copy_(0, order_N, place_N - token_N)
-    # Small tensors of one number a document go to the device; what is as long as the tokens is made there.
+    # Only small tensors, with one number per document, are sent to the device; tensors of T elements are created there.
     columns = torch.stack((length_N, slot_offset_N, padded_N, token_N, place_N, length_N[order_N] - 1))
     length_N, slot_offset_N, padded_N, token_N, place_N, last_N = columns.to(device, non_blocking=True)
     T, arange = sum(lengths), functools.partial(torch.arange, device=device)

@@ -1,4 +1,4 @@
-"""Dropless experts: which token goes to which expert, and the backends that compute them.
+"""Dropless experts: the assignment of tokens to experts, and the backends that compute the experts.
 
 The router is in train/models/moe.py.
 """

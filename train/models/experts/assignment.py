@@ -1,6 +1,6 @@
-"""Which token goes to which expert, sorted by expert.
+"""The assignment of tokens to experts, sorted by expert.
 
-Shapes: T tokens, K experts a token, A = T*K assignments sorted by expert, E experts.
+Shapes: T tokens, K experts per token, A = T*K assignments sorted by expert, E experts.
 """
 
 from typing import NamedTuple
@@ -10,16 +10,16 @@ from torch import Tensor
 
 
 class Assignment(NamedTuple):
-    """Sorted by expert, and stable, so that the result does not depend on chance."""
+    """Assignments sorted by expert. The sort is stable, so that the result is deterministic."""
 
     order_A: Tensor
-    """Where each sorted assignment stands in [T, K] read row by row."""
+    """The index of each sorted assignment in [T, K] flattened."""
     token_A: Tensor
     """The token of each sorted assignment."""
     expert_A: Tensor
-    """The expert of each sorted assignment, never falling."""
+    """The expert of each sorted assignment, in ascending order."""
     slot_TK: Tensor
-    """Where the k-th choice of a token stands among the sorted assignments."""
+    """The index of each token's k-th choice among the sorted assignments."""
     counts_E: Tensor
 
 
@@ -27,7 +27,7 @@ def assign(experts_TK: Tensor, n_experts: int) -> Assignment:
     T, K = experts_TK.shape
     expert_A, order_A = experts_TK.flatten().sort(stable=True)
     slot_A = torch.empty_like(order_A).index_copy_(0, order_A, torch.arange(T * K, device=order_A.device))
-    # Counted by scattering ones: bincount on a GPU waits for the device to learn its size.
+    # Counted by scatter_add: bincount on a GPU synchronizes with the device to find its output size.
     counts_E = torch.zeros(n_experts, dtype=torch.int64, device=order_A.device)
     counts_E.scatter_add_(0, expert_A, torch.ones_like(expert_A))
     return Assignment(order_A, order_A // K, expert_A, slot_A.view(T, K), counts_E)

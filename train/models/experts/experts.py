@@ -1,7 +1,7 @@
-"""The experts: every token goes through the experts chosen for it, and no token is dropped.
+"""The experts: every token is processed by its selected experts, and no token is dropped.
 
-What computes them is `ffn_config.moe_impl`; parameters, results and gradients are the same for each.
-Shapes: T tokens, K experts a token, D d_model, E experts, F ffn_hidden_size.
+`ffn_config.moe_impl` selects the implementation; parameters, results and gradients are the same for all.
+Shapes: T tokens, K experts per token, D d_model, E experts, F ffn_hidden_size.
 """
 
 import functools
@@ -37,14 +37,14 @@ MOE_IMPLS: dict[str, ExpertsFunction] = {
     "grouped_mm": grouped_mm_experts,
     "megablocks": megablocks_experts,
 }
-"""Each takes x [T, D], weights [T, K], w1, v1, w2 [E*F, D] in one dtype, who goes where, and whether to recompute."""
+"""Each takes x [T, D], weights [T, K], w1, v1, w2 [E*F, D] of one dtype, the assignment, and whether to recompute."""
 
 GROUPED: dict[str, Callable[[Assignment], Grouped]] = {
     "torch": Looped,
     "grouped_mm": TorchGrouped,
     "megablocks": MegaBlocks,
 }
-"""The GEMMs alone of each, on which adapters are computed."""
+"""Only the GEMMs of each implementation, which adapters use."""
 
 _WHY_NOT: dict[str, Callable[[torch.device, torch.dtype | None, RoutedShape | None], str | None]] = {
     "torch": lambda device, dtype, shape: None,
@@ -54,13 +54,14 @@ _WHY_NOT: dict[str, Callable[[torch.device, torch.dtype | None, RoutedShape | No
 
 
 _PREFERRED_ON_CUDA = ("megablocks", "grouped_mm")
-"""By `auto`, best first; on other devices, and where none of these computes, it takes torch."""
+"""What `auto` selects on CUDA, in order of preference; on other devices, or if none is available, it selects torch."""
 
 
 def passed_over_moe_impls(
     device: torch.device, dtype: torch.dtype | None = None, shape: RoutedShape | None = None
 ) -> dict[str, str]:
-    """What `auto` would rather take on this device than what it takes, best first, and why it cannot."""
+    """The implementations that `auto` prefers on this device but cannot use, in order of preference, and the
+    reasons."""
     reasons: dict[str, str] = {}
     for impl in _PREFERRED_ON_CUDA if device.type == "cuda" else ():
         why = _WHY_NOT[impl](device, dtype, shape)
@@ -73,23 +74,24 @@ def passed_over_moe_impls(
 def resolve_moe_impl(
     moe_impl: str, device: torch.device | str, dtype: torch.dtype | None = None, shape: RoutedShape | None = None
 ) -> str:
-    """The key of MOE_IMPLS that will compute on this device, in this dtype and (T, K, D) where they are known.
+    """The key of MOE_IMPLS to use on this device, in this dtype and for this (T, K, D); None means unknown.
 
-    Raises ValueError, which begins with the key and tells the true cause, when what was asked for cannot.
+    Raises ValueError with the key and the reason if the requested implementation is not available.
     """
     device = torch.device(device)
     if moe_impl == "auto":
         preferred = _PREFERRED_ON_CUDA if device.type == "cuda" else ()
         return (*preferred, "torch")[len(passed_over_moe_impls(device, dtype, shape))]
     if moe_impl not in MOE_IMPLS:
-        raise ValueError(f"ffn_config.moe_impl is {moe_impl!r}, but there are only: auto, {', '.join(MOE_IMPLS)}")
+        raise ValueError(f"ffn_config.moe_impl: expected one of auto, {', '.join(MOE_IMPLS)}, got {moe_impl!r}")
     if why := _WHY_NOT[moe_impl](device, dtype, shape):
-        raise ValueError(f"ffn_config.moe_impl is {moe_impl}, but {why}; auto takes what there is")
+        raise ValueError(f"ffn_config.moe_impl is {moe_impl}, but {why}; auto selects an available implementation")
     return moe_impl
 
 
 class ExpertsMLP(nn.Module):
-    """The weights of all experts, flat as in MegaBlocks and Hugging Face's DBRX: expert e owns rows [e*F, (e+1)*F)."""
+    """The weights of all experts, stacked as in MegaBlocks and Hugging Face's DBRX: expert e has rows [e*F,
+    (e+1)*F)."""
 
     def __init__(self, d_model: int, config: FFNConfig) -> None:
         super().__init__()
@@ -100,16 +102,16 @@ class ExpertsMLP(nn.Module):
         self.v1 = nn.Parameter(torch.empty(shape))
         self.w2 = nn.Parameter(torch.empty(shape))
         self.lora: nn.Module | None = None
-        """Set by lora.adapters.add_lora: computes these weights and its own together."""
+        """Set by lora.adapters.add_lora: computes the experts together with their adapters."""
         self.packed = False
-        """Set by lora.nf4.pack_parameters: the weights are in 4 bits."""
+        """Set by lora.nf4.pack_parameters: the weights are stored in 4 bits."""
         self.parallel: ExpertParallel | None = None
-        """Set by train/distributed: the weights are DTensors, of which this rank has the rows of its experts."""
+        """Set by train/distributed: the weights are DTensors, and this rank has the rows of its own experts."""
 
     def forward(self, x_TD: Tensor, weights_TK: Tensor, assignment: Assignment) -> Tensor:
         device = x_TD.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x_TD.dtype
-        # The weights are cast here, where autograd sees it: gradients come back in the parameters' own dtype.
+        # The weights are cast here, inside autograd, so that gradients have the dtype of the parameters.
         x_TD, weights_TK = x_TD.to(dtype), weights_TK.to(dtype)
         weights = [_local(w) if self.packed else _local(w).to(dtype) for w in (self.w1, self.v1, self.w2)]
         compute = functools.partial(self._compute, weights)
@@ -133,7 +135,7 @@ def _local(weight: Tensor) -> Tensor:
 
 
 class Experts(nn.Module):
-    """Only a name on the way to the weights: `ffn.experts.mlp.w1` is where checkpoints of DBRX have them."""
+    """A container, so that the weights have the name used by DBRX checkpoints: `ffn.experts.mlp.w1`."""
 
     def __init__(self, d_model: int, config: FFNConfig) -> None:
         super().__init__()

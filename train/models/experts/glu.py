@@ -1,6 +1,6 @@
-"""What stands between the GEMMs of experts: one Triton kernel each on a GPU, else torch calls.
+"""The elementwise operations between the experts' GEMMs: Triton kernels on a GPU, torch calls elsewhere.
 
-Shapes: T tokens, K experts a token, A = T*K assignments (or those of one expert), D d_model, F ffn_hidden_size.
+Shapes: T tokens, K experts per token, A = T*K assignments (or those of one expert), D d_model, F ffn_hidden_size.
 """
 
 import functools
@@ -22,20 +22,20 @@ _SIMULATED = SimpleNamespace(
     fused_glu=lambda *tensors: None,
     fused_glu_backward=lambda *tensors: None,
 )
-"""In a simulation, where tensors have no data: what the kernels allocate."""
+"""The allocations of the kernels, for a simulation, where tensors have no data."""
 
 
 @functools.cache
 def _triton() -> Any:
     try:
         from train.models.experts import glu_triton
-    except Exception:  # Triton raises whatever its driver does
+    except Exception:  # Triton raises any exception of its driver
         return None
     return glu_triton
 
 
 def _kernels(h_AF: Tensor) -> Any:
-    """The module of the Triton kernels where they compute on such a tensor, else None."""
+    """The module of the Triton kernels if they support this tensor, else None."""
     if h_AF.dtype not in (torch.bfloat16, torch.float16, torch.float32):
         return None
     if is_simulated("cuda"):
@@ -44,7 +44,7 @@ def _kernels(h_AF: Tensor) -> Any:
 
 
 def combine(y_AD: Tensor, slot_TK: Tensor, weights_TK: Tensor | None) -> Tensor:
-    """[T, D]: the sum of each token's rows of y, weighted where there are weights. Without gradients."""
+    """Sum the rows of y for each token: [T, D]. weights_TK: weights of the sum, or None. Without gradients."""
     if (kernels := _kernels(y_AD)) is not None:
         return kernels.fused_combine(y_AD, slot_TK, weights_TK)
     y_TKD = y_AD[slot_TK]
@@ -67,10 +67,10 @@ def glu(h1_AF: Tensor, h2_AF: Tensor, out: Tensor | None = None) -> Tensor:
 def glu_backward(
     dact_AF: Tensor, h1_AF: Tensor, h2_AF: Tensor, weights_A: Tensor, out: tuple[Tensor, Tensor] | None = None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The gradients of both pre-activations, the weighted activation, and the gradient of the weights.
+    """Return the gradients of both pre-activations, the weighted activation, and the gradient of the weights.
 
-    dact is the gradient of an activation that has weight 1; it is overwritten. The second and the third result are
-    written into out where it is given.
+    dact is the gradient of the unweighted activation and is overwritten. If out is given, the second and third results
+    are written to it.
     """
     dh2_AF, act_AF = out or (torch.empty_like(h1_AF), torch.empty_like(h1_AF))
     if (kernels := _kernels(h1_AF)) is not None:

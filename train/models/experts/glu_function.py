@@ -1,11 +1,11 @@
-"""The experts' GLU as one autograd Function for all backends: what is computed, what is kept, and the gradients.
+"""The experts' GLU as one autograd Function for all backends: the computation, the saved tensors, and the gradients.
 
-An assignment a brings token t to expert e with the router's weight p_a. With w1_e, v1_e and w2_e [F, D] of that expert:
+Assignment a sends token t to expert e with router weight p_a. w1_e, v1_e and w2_e [F, D] are the weights of expert e:
 
     h1_a = x_t w1_e^T          h2_a = x_t v1_e^T          act_a = silu(h1_a) * h2_a
     y_t  = sum of p_a act_a w2_e over the assignments of t
 
-Let dy be the gradient of y, and dact_a that of act_a if p_a were 1. Then
+Let dy be the gradient of y, and dact_a the gradient of act_a for p_a = 1. Then
 
     dact_a = dy_t w2_e^T       dp_a  = <act_a, dact_a>
     dh1_a  = p_a dact_a * h2_a * silu'(h1_a)              dh2_a = p_a dact_a * silu(h1_a)
@@ -13,16 +13,16 @@ Let dy be the gradient of y, and dact_a that of act_a if p_a were 1. Then
              each over the assignments of e
     dx_t   = sum of dh1_a w1_e + dh2_a v1_e over the assignments of t
 
-Kept for backward are x, p, the weights, h1 and h2; with recompute h1 and h2 are not kept but computed again. act is
-computed again in any case, by elementwise operations. No gradient needs an expert's output: dp_a comes from act_a. x is
-gathered again, because its copies for all assignments take K times its memory.
+Saved for backward are x, p, the weights, h1 and h2. With recompute, h1 and h2 are recomputed instead of saved. act is
+always recomputed, by elementwise operations. No gradient needs an expert's output: dp_a is computed from act_a. x is
+gathered again in backward, because a copy for each assignment would take K times its memory.
 
-The elementwise equations are in glu.py. Those with weights are `Products`: backends differ in them alone. Frozen
-weights with adapters (lora/experts.py) compute the same with w_e + s B_e A_e in the place of w_e, and the gradients of
-A and B in the place of dw_e.
+The elementwise equations are in glu.py. The equations with weights are `Products`, the only part that differs between
+backends. For frozen weights with adapters (lora/experts.py), w_e is replaced by w_e + s B_e A_e, and dw_e by the
+gradients of A and B.
 
-Shapes: T tokens, K experts a token, A = T*K assignments sorted by expert, N of them that are computed together, D
-d_model, E experts, F ffn_hidden_size.
+Shapes: T tokens, K experts per token, A = T*K assignments sorted by expert, N assignments computed together, D d_model,
+E experts, F ffn_hidden_size.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -36,10 +36,10 @@ from train.models.experts.glu import glu, glu_backward
 
 
 class Products(Protocol):
-    """The equations with weights, for N assignments sorted by expert: all of them, or those of one expert."""
+    """The equations with weights, for N assignments sorted by expert: all assignments, or those of one expert."""
 
     def empty_like(self, h_NF: Tensor, /) -> Tensor:
-        """Memory for a result that is used while these assignments are computed, not later."""
+        """Memory for a result that is only used while these assignments are computed."""
         ...
 
     def preactivations(self) -> tuple[Tensor, Tensor]:
@@ -47,60 +47,60 @@ class Products(Protocol):
         ...
 
     def add_output(self, act_NF: Tensor, weights_TK: Tensor, /) -> None:
-        """Adds to y."""
+        """Add to y."""
         ...
 
     def activation_gradient(self, dy_TD: Tensor, /) -> Tensor:
-        """dact [N, F], which the caller overwrites."""
+        """dact [N, F]; the caller may overwrite it."""
         ...
 
     def add_output_weight_gradient(self, act_NF: Tensor, /) -> None:
-        """dw2, where it is needed, from p act and the dy that activation_gradient was given."""
+        """Compute dw2, if needed, from p act and the dy that was passed to activation_gradient."""
         ...
 
     def add_input_gradients(self, dh1_NF: Tensor, dh2_NF: Tensor, /) -> None:
-        """dw1, dv1 and dx, where they are needed."""
+        """Compute dw1, dv1 and dx, if needed."""
         ...
 
 
 class LayerProducts(Protocol):
-    """A layer's products, made anew for forward and for backward."""
+    """The products of a layer; a new object is created for forward and for backward."""
 
     order_A: Tensor
-    """Where each sorted assignment stands in [T, K] read row by row."""
+    """The index of each sorted assignment in [T, K] flattened."""
     splits: list[int]
-    """How many assignments each part has."""
+    """The number of assignments of each part."""
 
     def parts(self, keep: bool) -> Iterable[Products]:
-        """The assignments, all at once or expert by expert. keep: the preactivations are used after their part too."""
+        """The assignments, in one part or expert by expert. keep: the preactivations are also used after their part."""
         ...
 
     def output(self) -> Tensor:
-        """y [T, D], after add_output of every part."""
+        """y [T, D], after add_output was called for every part."""
         ...
 
     def gradients(self) -> tuple[Tensor | None, ...]:
-        """Of each tensor that the products were made of, None where it is not needed."""
+        """The gradient of each input tensor; None where no gradient is needed."""
         ...
 
 
 ProductsOf = Callable[[Sequence[Any], Sequence[bool]], LayerProducts]
-"""(x and the weights, which of them need a gradient) -> the layer's products. Holds no tensor that needs a gradient."""
+"""(x and the weights, whether each needs a gradient) -> the layer's products. Holds no tensor that needs a gradient."""
 
 
 def experts_glu(products_of: ProductsOf, recompute: bool, weights_TK: Tensor, *tensors: Tensor | None) -> Tensor:
-    """y [T, D]. The tensors are what products_of takes: x [T, D], then the experts' weights."""
+    """y [T, D]. The tensors are the inputs of products_of: x [T, D], then the experts' weights."""
     x_TD = tensors[0]
     assert x_TD is not None
     if not x_TD.shape[0]:
-        # Kernels cannot be launched for nothing, but zero gradients have to flow all the same.
+        # Kernels cannot be launched on empty tensors, but zero gradients must still flow.
         trained = [tensor for tensor in tensors[1:] if tensor is not None and tensor.requires_grad]
         return x_TD * weights_TK.sum() + 0 * sum(tensor.sum() for tensor in trained)
     return _ExpertsGLU.apply(products_of, recompute, weights_TK, *tensors)  # pyright: ignore[reportReturnType]
 
 
 class _ExpertsGLU(torch.autograd.Function):
-    """The equations at the top of this file."""
+    """The equations in the docstring of this module."""
 
     @staticmethod
     def forward(
@@ -134,7 +134,7 @@ class _ExpertsGLU(torch.autograd.Function):
             dh1_NF, dh2_NF, act_NF, products_N = glu_backward(dact_NF, h1_NF, h2_NF, weights_N, memory)
             dweights_N.copy_(products_N)
             part.add_output_weight_gradient(act_NF)
-            # As soon as they have been used: here a backend that computes all experts at once needs the most memory.
+            # Freed right after use: for a backend that computes all experts together, memory use peaks here.
             del dact_NF, act_NF, memory, h1_NF, h2_NF
             part.add_input_gradients(dh1_NF, dh2_NF)
         dweights_TK = None

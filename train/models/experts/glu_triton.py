@@ -1,6 +1,6 @@
-"""The kernels behind glu.py: memory is read and written once, and arithmetic is in fp32 whatever the tensors' dtype.
+"""The Triton kernels behind glu.py. They read and write memory once, and compute in fp32 for every dtype.
 
-Imported only where Triton is; TRITON_INTERPRET=1 runs them without a GPU.
+Imported only if Triton is installed; with TRITON_INTERPRET=1 the kernels run without a GPU.
 """
 
 from typing import Any
@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 _BLOCK = 1024
-# Typed as what it becomes: a kernel is launched as kernel[grid](...), with plain numbers for its constexprs.
+# Typed as Any: a kernel is launched as kernel[grid](...), with plain numbers for its constexprs.
 _jit: Any = triton.jit
 
 
@@ -61,7 +61,7 @@ def _combine_kernel(y, slots, weights, out, width, K: tl.constexpr, WEIGHTED: tl
 
 
 def fused_glu(h1_AF: Tensor, h2_AF: Tensor, act_AF: Tensor) -> None:
-    """Writes act."""
+    """Write act."""
     if act_AF.numel():
         _glu_kernel[(triton.cdiv(act_AF.numel(), _BLOCK),)](h1_AF, h2_AF, act_AF, act_AF.numel(), BLOCK=_BLOCK)
 
@@ -75,7 +75,7 @@ def fused_glu_backward(
     act_AF: Tensor,
     dweights_A: Tensor,
 ) -> None:
-    """Writes what glu.glu_backward returns into the last three; dh1 overwrites dact."""
+    """Write the results of glu.glu_backward to the last three arguments; dh1 overwrites dact."""
     A, width = h1_AF.shape
     if A:
         _glu_backward_kernel[(A,)](
@@ -84,7 +84,7 @@ def fused_glu_backward(
 
 
 def fused_combine(y_AD: Tensor, slot_TK: Tensor, weights_TK: Tensor | None) -> Tensor:
-    """[T, D]: the sum of each token's rows of y, weighted where there are weights."""
+    """Sum the rows of y for each token: [T, D]. weights_TK: weights of the sum, or None."""
     T, K = slot_TK.shape
     width = y_AD.shape[1]
     out_TD = y_AD.new_empty(T, width)

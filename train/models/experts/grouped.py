@@ -1,6 +1,6 @@
-"""Experts all at once, for libraries with grouped GEMMs.
+"""All experts computed together, for libraries with grouped GEMMs.
 
-Shapes: T tokens, K experts a token, A = T*K assignments sorted by expert, D d_model, E experts, F ffn_hidden_size.
+Shapes: T tokens, K experts per token, A = T*K assignments sorted by expert, D d_model, E experts, F ffn_hidden_size.
 """
 
 import functools
@@ -14,17 +14,17 @@ from train.models.experts.glu_function import experts_glu
 
 
 class Grouped(Protocol):
-    """The GEMMs of one layer's experts, and the way of the tokens to them and back."""
+    """The GEMMs of one layer's experts, and the operations that move tokens to the experts and back."""
 
     order_A: Tensor
-    """Where each sorted assignment stands in [T, K] read row by row."""
+    """The index of each sorted assignment in [T, K] flattened."""
 
     def gather(self, x_TD: Tensor) -> Tensor:
         """[A, D]: the token of each assignment."""
         ...
 
     def combine(self, y_AD: Tensor, weights_TK: Tensor | None) -> Tensor:
-        """[T, D]: the sum over each token's assignments, weighted where there are weights."""
+        """[T, D]: the sum over each token's assignments. weights_TK: weights of the sum, or None."""
         ...
 
     def rows_by_columns(self, x_AD: Tensor, w: Tensor) -> Tensor:
@@ -36,7 +36,7 @@ class Grouped(Protocol):
         ...
 
     def weight_gradient(self, h_AF: Tensor, x_AD: Tensor) -> Tensor:
-        """[E*F, D]: h_e^T x_e, zero for an expert without tokens."""
+        """[E*F, D]: h_e^T x_e; zero for an expert without tokens."""
         ...
 
 
@@ -47,7 +47,7 @@ def grouped_glu(
 
 
 class _GroupedProducts:
-    """LayerProducts and Products in one: all assignments are one part."""
+    """Both LayerProducts and Products: all assignments are one part."""
 
     def __init__(self, grouped: Grouped, tensors: Sequence[Tensor], needs: Sequence[bool]) -> None:
         self.grouped, self.order_A, self.splits = grouped, grouped.order_A, [len(grouped.order_A)]

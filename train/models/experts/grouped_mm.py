@@ -1,4 +1,4 @@
-"""Experts by torch's own grouped GEMM, which came with torch 2.10 (before it, unofficially, as torch._grouped_mm)."""
+"""Experts computed with torch's grouped GEMM, public since torch 2.10 (before: torch._grouped_mm)."""
 
 from collections.abc import Callable
 
@@ -14,16 +14,16 @@ _grouped_mm: Callable[..., Tensor] | None = getattr(F, "grouped_mm", None) or ge
 
 
 def why_not_grouped_mm(device: torch.device, dtype: torch.dtype | None) -> str | None:
-    """What stands in the way, or None."""
+    """The reason why the grouped GEMM cannot be used, or None."""
     if _grouped_mm is None:
-        return f"this torch ({torch.__version__}) has no grouped GEMM; torch 2.10 and newer have it"
+        return f"this torch ({torch.__version__}) has no grouped GEMM; install torch 2.10 or newer"
     if dtype not in (None, torch.bfloat16, torch.float16, torch.float32):
-        return f"torch's grouped GEMM does not compute in {dtype}"
+        return f"torch's grouped GEMM does not support {dtype}"
     if device.type == "cuda":
         if torch.cuda.get_device_capability(device) < (8, 0):
-            return "torch's grouped GEMM needs a GPU of compute capability 8.0 or more"
+            return "torch's grouped GEMM requires a GPU with compute capability 8.0 or higher"
         if dtype not in (None, torch.bfloat16):
-            return f"torch's grouped GEMM computes in bfloat16 on a GPU, not in {dtype}"
+            return f"torch's grouped GEMM on a GPU supports only bfloat16, not {dtype}"
     return None
 
 
@@ -34,7 +34,7 @@ def grouped_mm_experts(
 
 
 class TorchGrouped:
-    """No wait for the device: where an expert's tokens end is read by the GEMM itself."""
+    """Needs no device synchronization: the GEMM itself reads where the tokens of each expert end."""
 
     def __init__(self, assignment: Assignment) -> None:
         self.token_A, self.order_A, self.slot_TK = assignment.token_A, assignment.order_A, assignment.slot_TK
@@ -57,5 +57,5 @@ class TorchGrouped:
         return self._mm(h_AF.t(), x_AD).flatten(0, 1)
 
     def _mm(self, a: Tensor, b: Tensor) -> Tensor:
-        assert _grouped_mm is not None, "why_not_grouped_mm says so"
+        assert _grouped_mm is not None, "why_not_grouped_mm checks this"
         return _grouped_mm(a, b, offs=self.ends_E)

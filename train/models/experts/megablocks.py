@@ -1,7 +1,7 @@
-"""Experts by MegaBlocks (Gale et al. 2022): its kernels carry the tokens, its grouped GEMM computes.
+"""Experts computed with MegaBlocks (Gale et al. 2022): its kernels move the tokens, and its grouped GEMM multiplies.
 
-What is used is what MegaBlocks' own dropless layer with mlp_impl 'grouped' runs on, without that layer's router and
-module-global losses, and without its refusal of frozen weights.
+These are the functions behind MegaBlocks' own dropless layer with mlp_impl 'grouped', without that layer's router,
+module-global losses, and rejection of frozen weights.
 """
 
 import functools
@@ -17,25 +17,25 @@ from train.models.experts.assignment import Assignment
 from train.models.experts.grouped import grouped_glu
 
 RoutedShape = tuple[int, int, int]
-"""(tokens, experts a token, d_model). With expert parallelism each token that a rank receives has one expert."""
+"""(tokens, experts per token, d_model). With expert parallelism, each token that a rank receives has one expert."""
 Library = tuple[Any, Any]
 """MegaBlocks' kernels and its grouped GEMM."""
 
 
 @functools.cache
 def _import() -> Library | str:
-    """What is installed, or why it cannot be had."""
+    """The installed library, or the reason why it cannot be used."""
     try:
         import megablocks.grouped_gemm_util as grouped_gemm  # pyright: ignore[reportMissingImports]
         from megablocks.backend import kernels  # pyright: ignore[reportMissingImports]
     except ModuleNotFoundError as error:
         if error.name is not None and error.name.split(".")[0] == "megablocks":
             return "MegaBlocks is not installed: run scripts/dev/build_megablocks.sh"
-        return f"importing MegaBlocks failed: {_shown(error)}"
-    except Exception as error:  # without a driver it is a RuntimeError, from Triton or from MegaBlocks itself
-        return f"importing MegaBlocks failed: {_shown(error)}"
+        return f"importing MegaBlocks failed: {_error_text(error)}"
+    except Exception as error:  # without a driver, Triton or MegaBlocks raises RuntimeError
+        return f"importing MegaBlocks failed: {_error_text(error)}"
     if not grouped_gemm.grouped_gemm_is_available():
-        return f"MegaBlocks lacks its grouped GEMM: {_why_not_importable('grouped_gemm')}"
+        return f"MegaBlocks cannot use its grouped GEMM: {_why_not_importable('grouped_gemm')}"
     return kernels, grouped_gemm.backend
 
 
@@ -43,28 +43,30 @@ def _why_not_importable(name: str) -> str:
     try:
         __import__(name)
     except Exception as error:
-        return _shown(error)
-    return f"{name} was not there when MegaBlocks was imported"
+        return _error_text(error)
+    return f"{name} could not be imported when MegaBlocks was imported"
 
 
-def _shown(error: Exception) -> str:
+def _error_text(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def why_not_megablocks(device: torch.device, dtype: torch.dtype | None, shape: RoutedShape | None) -> str | None:
-    """What stands in the way, or None."""
+    """The reason why MegaBlocks cannot be used, or None."""
     imported = _import()
     if isinstance(imported, str):
-        return imported if device.type == "cuda" else f"{imported} (and it needs a GPU; this is {device.type})"
-    # Under Triton's interpreter the kernels run without a GPU, which is how they are tested.
+        return (
+            imported if device.type == "cuda" else f"{imported} (and it requires a GPU; this device is {device.type})"
+        )
+    # Triton's interpreter runs the kernels without a GPU; the tests use it.
     if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
-        return f"MegaBlocks needs a GPU, and this is {device.type}"
+        return f"MegaBlocks requires a GPU, and this device is {device.type}"
     if device.type == "cuda" and dtype not in (None, torch.bfloat16):
-        return f"its grouped GEMM computes in bfloat16, not in {dtype}"
+        return f"its grouped GEMM supports only bfloat16, not {dtype}"
     if shape is not None and (product := math.prod(shape)) >= MEGABLOCKS_LIMIT:
         T, K, D = shape
         return (
-            f"its kernels compute addresses in 32 bits, and {T:,} tokens x {K} experts a token x d_model {D:,} is "
+            f"its kernels compute addresses in 32 bits: {T:,} tokens x {K} experts per token x d_model {D:,} is "
             f"{product:,}, which must be below 2**31 = {MEGABLOCKS_LIMIT:,} (grouped_mm has no such limit)"
         )
     return None
@@ -78,12 +80,12 @@ def megablocks_experts(
 
 class MegaBlocks:
     def __init__(self, assignment: Assignment, library: Library | None = None) -> None:
-        """library: None takes what is installed."""
+        """library: None means the installed one."""
         imported = library or _import()
         assert not isinstance(imported, str), imported
         self.kernels, self.backend = imported
         self.order_A, self.top_k = assignment.order_A, assignment.slot_TK.shape[1]
-        # Its kernels take 32-bit indices; the GEMM takes the counts on the CPU, which is the one wait for the device.
+        # Its kernels take 32-bit indices. The GEMM takes the counts on the CPU: the only device synchronization.
         self.indices_A, self.bin_ids_A = assignment.order_A.int(), assignment.expert_A.int()
         self.bins_E = assignment.counts_E.cumsum(0, dtype=torch.int32)
         self.batch_sizes_E = assignment.counts_E.cpu()
@@ -104,7 +106,7 @@ class MegaBlocks:
 
     def weight_gradient(self, h_AF: Tensor, x_AD: Tensor) -> Tensor:
         dw_EFD = self.backend.gmm(h_AF, x_AD, self.batch_sizes_E, trans_a=True)
-        # Not every build of the grouped GEMM writes where there is nothing to multiply.
+        # Not every build of the grouped GEMM writes the gradient of an expert without tokens.
         for expert in self.idle:
             dw_EFD[expert].zero_()
         return dw_EFD.flatten(0, 1)

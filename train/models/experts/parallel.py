@@ -1,7 +1,7 @@
-"""Expert parallelism: each rank of a group has some of the experts; tokens are sent to them, and their results back.
+"""Expert parallelism: each rank of a group has some of the experts; tokens are sent to them and results sent back.
 
-Shapes: T tokens, K experts a token, A = T*K assignments sorted by expert, D d_model, E experts, P ranks of the group,
-which have E/P consecutive experts each; R assignments that a rank receives.
+Shapes: T tokens, K experts per token, A = T*K assignments sorted by expert, D d_model, E experts, P ranks of the group,
+with E/P consecutive experts each; R assignments that a rank receives.
 """
 
 from collections.abc import Callable
@@ -16,16 +16,16 @@ from train.models.experts.assignment import Assignment, assign
 from train.models.experts.glu import combine
 
 Compute = Callable[[Tensor, Tensor, Assignment], Tensor]
-"""Of x [T, D], weights [T, K] and who goes where: [T, D], the weighted sum over each token's experts."""
+"""(x [T, D], weights [T, K], assignment) -> [T, D], the weighted sum over each token's experts."""
 
 
 class ExpertParallel:
-    """The ranks that share the experts of a layer.
+    """The group of ranks that share the experts of a layer.
 
-    The gradient of an expert's weights is added up on the rank that has them, from the tokens of all P ranks, and then
-    averaged over the ranks that have the same experts, of which there are P times fewer than ranks. `averaged`: that
-    the weights are trained so. What enters the experts' backward pass is then divided by P, and what leaves it is
-    multiplied by P, so that every gradient is the mean over all ranks.
+    The gradient of an expert's weights is summed on the rank that has the expert, over the tokens of all P ranks. It is
+    then averaged over the ranks with the same experts, of which there are P times fewer than ranks in total. `averaged`
+    means that gradients are averaged in this way. The gradient that enters the experts' backward pass is then divided
+    by P and the one that leaves it is multiplied by P, so that every gradient is the mean over all ranks.
     """
 
     def __init__(self, group: dist.ProcessGroup, *, averaged: bool) -> None:
@@ -33,13 +33,13 @@ class ExpertParallel:
         self._factor = float(self.size) if averaged else 1.0
 
     def experts(self, n_experts: int) -> slice:
-        """Those of this rank."""
+        """The experts of this rank."""
         mine = n_experts // self.size
         return slice(self.rank * mine, (self.rank + 1) * mine)
 
     def __call__(self, compute: Compute, x_TD: Tensor, weights_TK: Tensor, assignment: Assignment) -> Tensor:
-        """compute(x, weights, assignment) by the ranks that have the experts. Every rank of the group has to call it,
-        also without tokens. Waits for the device once, for the sizes."""
+        """Run compute(x, weights, assignment) on the ranks that have the experts. Every rank of the group must call
+        this, even without tokens. Synchronizes with the device once, to exchange the sizes."""
         counts_PE = assignment.counts_E.view(self.size, -1)
         received_PE = torch.empty_like(counts_PE)
         dist.all_to_all_single(received_PE, counts_PE, group=self.group)
@@ -49,7 +49,7 @@ class ExpertParallel:
 
         x_RD = there(_Gather.apply(x_TD, assignment.token_A, assignment.slot_TK))
         weights_R1 = there(weights_TK.flatten().index_select(0, assignment.order_A).unsqueeze(1))
-        # From each rank they come sorted.
+        # The assignments from each rank are already sorted.
         E = received_PE.shape[1]
         experts_PE = torch.arange(E, device=received_PE.device).expand_as(received_PE)
         experts_R = experts_PE.flatten().repeat_interleave(received_PE.flatten(), output_size=sum(received))
@@ -58,13 +58,13 @@ class ExpertParallel:
 
 
 class _Exchange(NamedTuple):
-    """Rows for each rank of a group."""
+    """An all-to-all of rows within a group."""
 
     group: dist.ProcessGroup
     sent: list[int]
     received: list[int]
     gradient_factor: float
-    """By which the gradient is multiplied on its way back."""
+    """The factor applied to the gradient."""
 
     def __call__(self, rows: Any) -> Tensor:
         return _AllToAll.apply(rows, self)  # pyright: ignore[reportReturnType]
@@ -94,7 +94,7 @@ class _AllToAll(torch.autograd.Function):
 
 
 class _Gather(torch.autograd.Function):
-    """[A, D]: the token of each assignment. Its gradient is summed in a fixed order, and in at least fp32."""
+    """[A, D]: the token of each assignment. The gradient is summed in a fixed order and in at least fp32."""
 
     @staticmethod
     def forward(ctx: Any, x_TD: Tensor, token_A: Tensor, slot_TK: Tensor) -> Tensor:
@@ -113,7 +113,7 @@ class _Combine(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, y_AD: Tensor, token_A: Tensor, slot_TK: Tensor) -> Tensor:
-        # Not saved: a block that is computed again would go on to here, and send all results once more.
+        # Not saved for backward: recomputation of a block would continue to here and send all results again.
         ctx.token_A = token_A
         return combine(y_AD, slot_TK, None)
 

@@ -1,6 +1,6 @@
-"""Experts one after the other, on any device: one GEMM per expert and matrix, on views of the flat weights.
+"""Experts computed one after the other, on any device: one GEMM per expert and matrix, on views of the stacked weights.
 
-Shapes: T tokens, K experts a token, A = T*K assignments sorted by expert, D d_model, F ffn_hidden_size; N assignments
+Shapes: T tokens, K experts per token, A = T*K assignments sorted by expert, D d_model, F ffn_hidden_size; N assignments
 of one expert.
 """
 
@@ -19,14 +19,14 @@ from train.models.experts.glu_function import experts_glu
 def torch_experts(
     x_TD: Tensor, weights_TK: Tensor, w1: Tensor, v1: Tensor, w2: Tensor, assignment: Assignment, recompute: bool
 ) -> Tensor:
-    # The one wait for the device: the experts' shares decide the sizes of the GEMMs.
+    # The only device synchronization: the number of tokens of each expert determines the sizes of the GEMMs.
     splits = assignment.counts_E.tolist()
     products_of = functools.partial(_LoopedProducts, assignment, splits)
     return experts_glu(products_of, recompute, weights_TK, x_TD, w1, v1, w2)
 
 
 class _LoopedProducts:
-    """LayerProducts of one expert after the other. Sums over a token's assignments are in at least fp32."""
+    """LayerProducts that computes one expert after the other. Sums over a token's assignments are in at least fp32."""
 
     def __init__(
         self, assignment: Assignment, splits: list[int], tensors: Sequence[Tensor], needs: Sequence[bool]
@@ -49,7 +49,7 @@ class _LoopedProducts:
 
     @functools.cached_property
     def dweights_FD(self) -> list[tuple[Tensor | None, ...]]:
-        """Of each expert."""
+        """The weight gradients of each expert."""
         return list(zip(*_flat(self.splits, *self.dweights), strict=True))
 
     def parts(self, keep: bool) -> Iterable["_ExpertProducts"]:
@@ -62,7 +62,7 @@ class _LoopedProducts:
             yield _ExpertProducts(self, number, *part)
 
     def split_weights(self, weights_TK: Tensor) -> Sequence[Tensor]:
-        """Of each expert, [N, 1]."""
+        """The router weights of each expert's assignments, [N, 1]."""
         if self.weights_N1 is None:
             self.weights_N1 = weights_TK.flatten()[self.order_A].unsqueeze(1).split(self.splits)
         return self.weights_N1
@@ -88,7 +88,7 @@ class _ExpertProducts:
         h1_NF: Tensor | None,
         h2_NF: Tensor | None,
     ) -> None:
-        """h1 and h2: memory for the preactivations where they are kept."""
+        """h1 and h2: memory for the preactivations, if they are kept."""
         self.layer, self.number, self.token_N, self.n = layer, number, token_N, token_N.shape[0]
         self.w1_FD, self.v1_FD, self.w2_FD, self.h1_NF, self.h2_NF = w1_FD, v1_FD, w2_FD, h1_NF, h2_NF
         self.x_ND: Tensor | None = None
@@ -142,8 +142,8 @@ class _ExpertProducts:
 
 
 class _Scratch:
-    """Memory that every expert's results are written to in turn: it stays in the cache, and malloc would search long
-    for sizes that always differ."""
+    """Memory that all experts reuse for their results: it stays in the cache, and malloc is slow for sizes that always
+    differ."""
 
     def __init__(self, like: Tensor, most: int) -> None:
         self.like, self.most = like, most
@@ -151,7 +151,7 @@ class _Scratch:
         self.used = 0
 
     def restart(self) -> None:
-        """The next expert asks for the same widths in the same order."""
+        """Called before each expert, which requests the same widths in the same order."""
         self.used = 0
 
     def empty(self, n: int, width: int) -> Tensor:
@@ -162,7 +162,7 @@ class _Scratch:
 
 
 class Looped:
-    """The GEMMs of grouped.Grouped one expert after the other, on which adapters are computed."""
+    """The GEMMs of grouped.Grouped, one expert after the other; adapters use them."""
 
     def __init__(self, assignment: Assignment) -> None:
         self.token_A, self.order_A, self.slot_TK = assignment.token_A, assignment.order_A, assignment.slot_TK
@@ -194,10 +194,10 @@ class Looped:
 
 
 def _rows(splits: list[int], *tensors: Tensor) -> list[tuple[Tensor, ...]]:
-    """Of each tensor [A, ...], sorted by expert, the experts' parts."""
+    """Split each tensor [A, ...], sorted by expert, into one part per expert."""
     return [tensor.split(splits) for tensor in tensors]
 
 
 def _flat(splits: list[int], *weights: Tensor | None) -> list[Sequence[Any]]:
-    """Of each tensor [E*F, D] the experts' [F, D]; of None as many."""
+    """Split each tensor [E*F, D] into one [F, D] per expert; a None becomes one None per expert."""
     return [[None] * len(splits) if w is None else w.unflatten(0, (len(splits), -1)).unbind() for w in weights]

@@ -1,4 +1,4 @@
 """Low-rank adapters (LoRA) on linear layers and experts, and frozen weights in 4 bits (NF4).
 
-Where the frozen weights come from belongs to train/weights.
+Loading the frozen weights belongs to train/weights.
 """

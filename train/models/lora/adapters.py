@@ -1,9 +1,9 @@
 """Low-rank adapters (LoRA, Hu et al. 2021) on linear layers and on the experts' fused weights.
 
-An adapter is a module of its own beneath the module it adapts, so that FSDP2 shards it apart from the frozen base and
-in a dtype of its own. To a weight W it adds alpha / r * B A. Parameters of the base keep their names, the adapter's are
-`Wqkv.lora.lora_A` and `experts.mlp.lora.w1.lora_A`, with `lora_B` beside each.
-Shapes: T tokens, K experts a token, D d_model, E experts, F ffn_hidden_size, R rank, N inputs, M outputs.
+An adapter is a submodule of the module it adapts, so that FSDP2 shards it separately from the frozen base and in its
+own dtype. It adds alpha / r * B A to a weight W. Parameters of the base keep their names. The adapter's parameters are
+named `Wqkv.lora.lora_A` and `experts.mlp.lora.w1.lora_A`, and likewise `lora_B`.
+Shapes: T tokens, K experts per token, D d_model, E experts, F ffn_hidden_size, R rank, N inputs, M outputs.
 """
 
 import functools
@@ -26,7 +26,7 @@ from train.models.shapes import adapted_experts, pair_shapes
 
 
 class LoraWeights(nn.Module):
-    """A [R, N] and B [M, R]; of experts with an A each, A is [E*R, D]."""
+    """A [R, N] and B [M, R]; if each expert has its own A, A is [E*R, D]."""
 
     def __init__(self, shape: tuple[int, int], config: LoraConfig, n_experts: int = 1) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class LoraWeights(nn.Module):
 
 
 class LoraLinear(LoraWeights):
-    """What is added to a linear layer's result."""
+    """Computes the term that is added to a linear layer's output."""
 
     def __init__(self, base: Linear, config: LoraConfig) -> None:
         super().__init__((base.out_features, base.in_features), config)
@@ -48,10 +48,10 @@ class LoraLinear(LoraWeights):
 
 
 class LoraExperts(nn.Module):
-    """The experts together with the adapters of those of w1, v1 and w2 that have one.
+    """The experts and their adapters, for those of w1, v1 and w2 that have one.
 
-    The base's weights come as arguments: the whole computation is within this module's forward, and so within the time
-    that FSDP2 has its parameters gathered.
+    The base weights are arguments, so that the whole computation runs within this module's forward, while FSDP2 has its
+    parameters gathered.
     """
 
     def __init__(self, base: ExpertsMLP, names: Iterable[str], config: LoraConfig) -> None:
@@ -72,7 +72,7 @@ class LoraExperts(nn.Module):
         recompute: bool,
         experts: slice | None = None,
     ) -> Tensor:
-        """experts: those of which w1, v1 and w2 are; None: all."""
+        """experts: the experts that w1, v1 and w2 contain; None means all."""
         dropout = self.dropout if self.training else 0.0
         dropped_TD = F.dropout(x_TD, dropout) if dropout else x_TD
         w1_pair, v1_pair, w2_pair = (self._pair(name, x_TD.dtype, experts) for name in ("w1", "v1", "w2"))
@@ -96,31 +96,31 @@ class LoraExperts(nn.Module):
 
 
 def add_lora(model: DbrxForCausalLM, config: LoraConfig, dtype: torch.dtype = torch.float32) -> None:
-    """Freezes the model and gives it adapters, whose values are for draw_adapter_rows to fill."""
+    """Freeze the model and add adapters, whose values draw_adapter_rows must fill."""
     model.requires_grad_(False)
     experts = adapted_experts(config)
     for path, module in list(model.named_modules()):
         if isinstance(module, Linear) and path.rpartition(".")[2] in config.targets:
             module.lora = LoraLinear(module, config).to(dtype)
         elif isinstance(module, ExpertsMLP) and (experts or config.base_dtype == "nf4"):
-            # In 4 bits without adapters too: what computes the others would keep the weights that it is given.
+            # For 4 bits, also without adapters: the other implementations would save the unpacked weights for backward.
             module.lora = LoraExperts(module, experts, config).to(dtype)
 
 
 def adapters(model: nn.Module) -> Iterator[LoraLinear | LoraExperts]:
-    """Those with parameters of their own."""
+    """The adapters of a model that have parameters."""
     found = (module for module in model.modules() if isinstance(module, LoraLinear | LoraExperts))
     return (module for module in found if any(True for _ in module.parameters()))
 
 
 def is_adapter(name: str) -> bool:
-    """Whether a parameter of this name is an adapter's."""
+    """Whether a parameter of this name belongs to an adapter."""
     return name.rpartition(".")[2] in ("lora_A", "lora_B")
 
 
 def draw_adapter_rows(seed: int, name: str, shape: tuple[int, ...], start: int, stop: int) -> Tensor:
-    """Rows [start, stop) of an adapter's initial values, on CPU in fp32: as PEFT's, B zero and A uniform in
-    +-1 / sqrt(inputs), which is Kaiming's with a = sqrt(5)."""
+    """Rows [start, stop) of an adapter's initial values, on CPU in fp32. As in PEFT, B is zero and A is uniform in +-1
+    / sqrt(inputs), i.e. Kaiming uniform with a = sqrt(5)."""
     if name.endswith("lora_B"):
         return torch.zeros(stop - start, *shape[1:])
     bound = 1 / math.sqrt(shape[1])

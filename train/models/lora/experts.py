@@ -1,8 +1,9 @@
 """Experts with frozen weights and low-rank adapters (LoRA, Hu et al. 2021), on the same sorted tokens.
 
-Each of w1, v1 and w2, flat [E*F, D], may have an adapter: to expert e's is added scale * B_e A, with A [R, D] shared by
-the experts, or [E*R, D] of one A an expert, and B [E*F, R]. The sum is never made: what meets a token are A and B.
-Shapes: T tokens, K experts a token, A = T*K assignments sorted by expert, D d_model, E experts, F ffn_hidden_size,
+Each of w1, v1 and w2, stacked [E*F, D], may have an adapter that adds scale * B_e A to the weight of expert e. A is [R,
+D] if the experts share it, or [E*R, D] with one A per expert; B is [E*F, R]. The sum is never materialized: A and B are
+applied to the tokens.
+Shapes: T tokens, K experts per token, A = T*K assignments sorted by expert, D d_model, E experts, F ffn_hidden_size,
 R rank.
 """
 
@@ -22,7 +23,7 @@ class Pair(NamedTuple):
     B: Tensor
 
 
-def _as_it_is(weight: Tensor) -> Tensor:
+def _unchanged(weight: Tensor) -> Tensor:
     return weight
 
 
@@ -30,10 +31,10 @@ class Options(NamedTuple):
     scale: float
     per_expert: bool
     dropout: float
-    """Of what enters w2's adapter; what enters the others' comes with it."""
+    """Dropout on the input of w2's adapter; the input of the other adapters is passed in with dropout applied."""
     recompute: bool
-    open_weight: Callable[[Tensor], Tensor] = _as_it_is
-    """What makes [E*F, D] of w1, v1 and w2 as they are given, each time one is needed."""
+    open_weight: Callable[[Tensor], Tensor] = _unchanged
+    """Returns [E*F, D] for a stored w1, v1 or w2, such as a packed one. Called each time a weight is needed."""
 
 
 def lora_glu(
@@ -45,29 +46,29 @@ def lora_glu(
     grouped: Grouped,
     options: Options,
 ) -> Tensor:
-    """[T, D] of frozen w1, v1, w2, whose gradients are not computed, and their pairs.
+    """[T, D], computed from frozen w1, v1, w2, which get no gradients, and their adapters.
 
-    dropped is what the adapters of w1 and v1 see of x, without dropout x itself.
+    dropped is the input of the adapters of w1 and v1: x with dropout, or x itself without dropout.
     """
     adapters = [tensor for pair in pairs for tensor in (pair or (None, None))]
-    # Drawn where it costs no wait for the device, and so that a forward computed again draws it again.
+    # Drawn on the CPU, which needs no device synchronization, and such that a recomputed forward draws the same seed.
     seed = int(torch.randint(2**62, ())) if options.dropout and x_TD.shape[0] else 0
     products_of = functools.partial(_AdaptedProducts, grouped, options, seed)
     return experts_glu(products_of, options.recompute, weights_TK, x_TD, dropped_TD, *weights, *adapters)
 
 
 class _AdaptedProducts:
-    """LayerProducts and Products in one, with w_e + s B_e A_e in the place of w_e: all assignments are one part.
+    """Both LayerProducts and Products, with w_e + s B_e A_e in place of w_e: all assignments are one part.
 
-    The equations of glu_function.py become, for w1 and likewise for v1, and for w2,
+    The equations of glu_function.py become (w1 stands for w1 and v1):
 
         h1 = x w1^T + s (x A^T) B^T         y = sum of p (act w2 + s (act B) A)
         dx = sum of dh1 w1 + s (dh1 B) A    dact = dy w2^T + s (dy A^T) B^T
         dB = dh1^T s (x A^T)                dB = (p act)^T s (dy A^T)
         dA = s (dh1 B)^T x                  dA = s (p act B)^T dy
 
-    With dropout, the adapters see dropped x and dropped act, and their share of dx and dact is dropped too. Dropped x
-    is an input of its own, with a gradient of its own.
+    With dropout, the adapters get dropped x and dropped act, and their contributions to dx and dact are dropped too.
+    Dropped x is a separate input with its own gradient.
     """
 
     def __init__(
@@ -79,7 +80,7 @@ class _AdaptedProducts:
         self.x_TD, self.dropped_TD, self.w1, self.v1, self.w2, *adapters = tensors
         self.A1, self.B1, self.A2, self.B2, self.A3, self.B3 = adapters
         self.needs_x, self.needs_dropped = needs[:2]
-        # Any: which of them are there is the order of calls in Products.
+        # Any: the order of calls in Products determines which of them are set.
         self.y_TD: Any = None
         self.dy_TD: Any = None
         self.dy_AD: Any = None
@@ -146,7 +147,7 @@ class _AdaptedProducts:
 
 
 class _LowRank:
-    """The adapters' products, for an A that the experts share and for one A an expert."""
+    """The adapters' products, for a shared A and for one A per expert."""
 
     def __init__(self, grouped: Grouped, options: Options) -> None:
         self.grouped, self.options = grouped, options
@@ -155,7 +156,7 @@ class _LowRank:
         return low_AR.mul_(self.options.scale)
 
     def dropped(self, act_AF: Tensor, seed: int) -> Tensor:
-        """The same places are dropped for the same seed, so that no mask is kept."""
+        """Apply dropout. The same seed drops the same elements, so that no mask is saved."""
         if not self.options.dropout:
             return act_AF
         generator = torch.Generator(act_AF.device).manual_seed(seed)
@@ -163,13 +164,13 @@ class _LowRank:
         return act_AF * torch.empty_like(act_AF).bernoulli_(kept, generator=generator).div_(kept)
 
     def down(self, x_TD: Tensor, A: Tensor, x_AD: Tensor | None = None) -> Tensor:
-        """[A, R]: scale * A x. A shared A meets each token once."""
+        """[A, R]: scale * A x. A shared A is applied once per token."""
         if not self.options.per_expert:
             return self.grouped.gather(self.scaled(torch.mm(x_TD, A.t())))
         return self.scaled(self.grouped.rows_by_columns(self.grouped.gather(x_TD) if x_AD is None else x_AD, A))
 
     def down_gradient(self, dlow_AR: Tensor, x_TD: Tensor, x_AD: Tensor | None = None) -> Tensor:
-        """Of A, where dlow is the gradient of A x (or the other way round)."""
+        """The gradient of A, where dlow is the gradient of A x (or the reverse)."""
         if not self.options.per_expert:
             return torch.mm(self.grouped.combine(dlow_AR, None).t(), x_TD)
         return self.grouped.weight_gradient(dlow_AR, self.grouped.gather(x_TD) if x_AD is None else x_AD)
@@ -181,7 +182,7 @@ class _LowRank:
     def gradients(
         self, dh_AF: Tensor, x_TD: Tensor, A: Tensor | None, B: Tensor | None, dx_TD: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Of A and B; x's is added to dx."""
+        """The gradients of A and B; the gradient of x is added to dx."""
         if A is None or B is None:
             return None, None
         dB = self.grouped.weight_gradient(dh_AF, self.down(x_TD, A))

@@ -1,4 +1,4 @@
-"""nn.Linear without a bias, whose weight may be in 4 bits and have an adapter."""
+"""nn.Linear without a bias, optionally with a 4-bit weight and an adapter."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -10,14 +10,14 @@ class Linear(nn.Linear):
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__(in_features, out_features, bias=False)
         self.lora: nn.Module | None = None
-        """Set by lora.adapters.add_lora: what is added to the result."""
+        """Set by lora.adapters.add_lora: its output is added to the result."""
         self.packed = False
-        """Set by lora.nf4.pack_parameters: the weight is in 4 bits."""
+        """Set by lora.nf4.pack_parameters: the weight is stored in 4 bits."""
 
     def forward(self, input: Tensor) -> Tensor:
         if self.lora is None:
             return self._multiply(input)
-        # The adapter first: selective checkpointing does not repeat the product that comes last.
+        # The adapter comes first, because selective checkpointing does not repeat the last product.
         added = self.lora(input)
         return self._multiply(input) + added
 

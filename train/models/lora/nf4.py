@@ -1,10 +1,11 @@
-"""Frozen weights in 4 bits (NF4 of QLoRA, Dettmers et al. 2023), by bitsandbytes, in a form that FSDP2 shards.
+"""Frozen weights in 4 bits (NF4 of QLoRA, Dettmers et al. 2023) with bitsandbytes, in a form that FSDP2 can shard.
 
-A row of N numbers becomes N/2 bytes of codes and, for each 64 numbers, the largest of their absolute values in fp32: 36
-bytes for 64. Rows lie in a tensor of the dtype that the model computes in, [M, N * 36 / 64 / itemsize]: a unit of FSDP2
-has one floating dtype, and a cast would ruin the bytes. So rows can be cut anywhere, and each rank packs its own.
-What a product needs is unpacked before it, once in forward and once in backward, and kept by nobody.
-Shapes: T tokens, N inputs, M outputs, P numbers of a packed row.
+A row of N numbers is stored as N/2 bytes of codes and, for every 64 numbers, their largest absolute value in fp32: 36
+bytes per 64 numbers. The rows are in a tensor of the compute dtype, [M, N * 36 / 64 / itemsize], because all parameters
+of an FSDP2 unit need one floating dtype and a cast would corrupt the bytes. The tensor can be split between any two
+rows, and each rank packs its own rows. Each product unpacks its weight, once in forward and once in backward, and the
+unpacked weight is not kept.
+Shapes: T tokens, N inputs, M outputs, P elements of a packed row.
 """
 
 import math
@@ -19,7 +20,7 @@ from train.models.precision import NF4_BLOCK, NF4_BLOCK_BYTES
 
 
 def pack(weight_MN: Tensor, dtype: torch.dtype) -> Tensor:
-    """[M, P] of the dtype. N must be a multiple of 64."""
+    """[M, P] of this dtype. N must be a multiple of 64."""
     import bitsandbytes.functional as bnb
 
     M, N = weight_MN.shape
@@ -47,7 +48,7 @@ def unpack(packed_MP: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def pack_parameters(model: nn.Module, dtype: torch.dtype) -> None:
-    """Puts empty packed parameters in the place of the blocks' large weights of a model on meta."""
+    """Replace the blocks' large weights of a model on meta by empty packed parameters."""
     for path, module in model.named_modules():
         for name, param in list(module.named_parameters(recurse=False)):
             if f"{path}.{name}".endswith(NF4_WEIGHTS):
@@ -58,7 +59,7 @@ def pack_parameters(model: nn.Module, dtype: torch.dtype) -> None:
 
 
 def packed_linear(x_TN: Tensor, packed_MP: Tensor) -> Tensor:
-    """x W^T, in autocast's dtype where that is on."""
+    """x W^T, in autocast's dtype if autocast is enabled."""
     device = x_TN.device.type
     if torch.is_autocast_enabled(device):
         x_TN = x_TN.to(torch.get_autocast_dtype(device))
@@ -79,5 +80,5 @@ class _PackedLinear(torch.autograd.Function):
 
 
 def rows_at_a_time(shape: tuple[int, ...]) -> int:
-    """How many rows of a weight to pack at once: 64 MB of them in fp32."""
+    """How many rows of a weight to pack at a time: 64 MB in fp32."""
     return max(1, (1 << 24) // math.prod(shape[1:]))

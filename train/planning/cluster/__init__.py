@@ -1,4 +1,4 @@
-"""What a run would do on given nodes and GPUs: predicted times, a search for better settings, and the report.
+"""Predictions for a run on given nodes and GPUs: times, a search for better settings, and the report.
 
-Nothing here is measured: assumptions are named where they are made.
+Nothing here is measured; the code names its assumptions.
 """

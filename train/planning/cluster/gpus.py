@@ -1,10 +1,10 @@
-"""GPUs that a run can be planned for, as their vendor describes them, and files that describe others.
+"""Known GPUs with their vendor's specifications, and files that describe other GPUs.
 
-Sources: NVIDIA's data sheets of A100, H100, H200, L40S and HGX B200, and for the RTX 5090 the RTX Blackwell whitepaper.
-TFLOPs are dense (without sparsity), bf16 with fp32 accumulation; NVLink and PCIe in one direction. Memory is the total
-that nvidia-smi shows, less than the data sheets' where ECC takes a part of it. `network` is no property of the GPU: it
-is what nodes usually have, one port of 400 Gb/s a GPU (A100: 200 Gb/s; L40S and RTX 5090: 100 Gb/s). No number was
-measured by us.
+Sources: NVIDIA's data sheets of A100, H100, H200, L40S and HGX B200, and the RTX Blackwell whitepaper for the RTX 5090.
+TFLOPs are dense (without sparsity), bf16 with fp32 accumulation; NVLink and PCIe are for one direction. Memory is the
+total that nvidia-smi shows, which is less than in the data sheets if ECC uses a part of it. `network` is not a property
+of the GPU but of typical nodes: one port of 400 Gb/s per GPU (A100: 200 Gb/s; L40S and RTX 5090: 100 Gb/s). We measured
+none of these numbers.
 """
 
 from dataclasses import dataclass
@@ -22,32 +22,32 @@ from train.config.reading.yaml_file import read
 
 @dataclass(frozen=True, kw_only=True)
 class Gpu(Section):
-    """A GPU and how its node connects it."""
+    """A GPU and the links of its node."""
 
     name: str
-    """For the report."""
+    """The name in the report."""
     capability: Positive
     """Compute capability, such as 9.0."""
     memory: Size
-    """Of the GPU: bytes, or such as 80gb (of 2^30 bytes)."""
+    """Memory of the GPU: a number of bytes, or a size such as 80gb (of 2^30 bytes)."""
     bf16_tflops: Positive
-    """Peak of dense bf16 GEMMs, in 10^12 operations a second."""
+    """Peak of dense bf16 GEMMs, in 10^12 operations per second."""
     fp32_tflops: Positive
-    """Peak in fp32 without tensor cores, which torch does not use for fp32 unless it is allowed TF32."""
+    """Peak in fp32 without tensor cores, which torch does not use for fp32 unless TF32 is enabled."""
     memory_bandwidth: Positive
-    """Of its memory, in GB/s (10^9 bytes a second)."""
+    """Memory bandwidth in GB/s (10^9 bytes per second)."""
     node_link: Positive
-    """To another GPU of its node, in GB/s and one direction: NVLink, else PCIe."""
+    """Bandwidth to another GPU of the node, in GB/s for one direction: NVLink, else PCIe."""
     network: Positive
-    """To another node, in GB/s and one direction, for each GPU: its share of the node's network ports."""
+    """Bandwidth to other nodes per GPU, in GB/s for one direction: its share of the node's network ports."""
 
     @property
     def n_bytes(self) -> int:
-        """Of memory."""
+        """Memory in bytes."""
         return parse_bytes(self.memory)
 
     def peak_flops(self, precision: str) -> float:
-        """Operations a second, at most, of a run with this `precision`."""
+        """Peak number of operations per second for a run with this `precision`."""
         return 1e12 * (self.bf16_tflops if precision == "amp_bf16" else self.fp32_tflops)
 
 
@@ -123,7 +123,7 @@ GPUS = {
         network=12.5,
     ),
 }
-"""By the names of --gpu. Others: see read_gpu."""
+"""The GPUs by their names for --gpu. For others, see read_gpu."""
 
 _CUDA_NAMES = {
     "NVIDIA A100-SXM4-40GB": "a100_40",
@@ -136,17 +136,17 @@ _CUDA_NAMES = {
     "NVIDIA L40S": "l40s",
     "NVIDIA GeForce RTX 5090": "rtx5090",
 }
-"""What CUDA calls the GPUs, to their names in GPUS. Those with PCIe have the same peaks; their links differ."""
+"""Maps CUDA's names of GPUs to names in GPUS. PCIe variants have the same peaks, but different links."""
 
 
 def known_gpu(cuda_name: str) -> Gpu | None:
-    """The GPU that torch.cuda.get_device_name names so; None where its peaks are not known."""
+    """The GPU with this name in torch.cuda.get_device_name; None if its peaks are unknown."""
     name = _CUDA_NAMES.get(cuda_name)
     return GPUS[name] if name is not None else None
 
 
 def find_gpu(name: str) -> Gpu:
-    """That of GPUS, or of a YAML file whose keys are Gpu's fields. Raises ConfigError."""
+    """The GPU with this name in GPUS, or from a YAML file with Gpu's fields as keys. Raises ConfigError."""
     refuse_path("--gpu", name)
     if Path(name).suffix in (".yaml", ".yml"):
         written = read(name)
@@ -157,6 +157,6 @@ def find_gpu(name: str) -> Gpu:
     key = name.lower().replace(" ", "").replace("-", "_")
     if key not in GPUS:
         raise ConfigError(
-            f"--gpu is {shown(name)}, but it must be one of {', '.join(GPUS)}, or a .yaml file{near(name, GPUS)}"
+            f"--gpu is {shown(name)}, but must be one of {', '.join(GPUS)}, or a .yaml file{near(name, GPUS)}"
         )
     return GPUS[key]

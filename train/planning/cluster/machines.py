@@ -1,4 +1,4 @@
-"""The nodes and GPUs that a run is planned for, and which of its traffic goes from node to node."""
+"""The nodes and GPUs that a run is planned for, and which part of its traffic crosses nodes."""
 
 from dataclasses import dataclass
 
@@ -9,20 +9,20 @@ from train.planning.traffic import Traffic
 from train.planning.units import MeshDim
 
 _USUAL_GPUS = 8
-"""Of a node with one of GPUS."""
+"""Number of GPUs of a node with one of GPUS."""
 _GROUPED_MM = 8.0
-"""The least compute capability of torch's grouped GEMM."""
+"""Minimum compute capability of torch's grouped GEMM."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
-    """Nodes with as many ranks each as they have GPUs."""
+    """Nodes, with one rank per GPU."""
 
     nodes: int
     gpus: int
-    """Of a node."""
+    """Number of GPUs per node."""
     gpu: Gpu | None = None
-    """None where it is not known: then no times are predicted."""
+    """None if unknown; then no times are predicted."""
 
     @property
     def ranks(self) -> int:
@@ -30,23 +30,24 @@ class Cluster:
 
 
 def make_cluster(nodes: int | None, gpus: int | None, gpu: str | None) -> Cluster:
-    """From --nodes (default: 1), --gpus (default: 8 with --gpu, else 1) and --gpu. Raises ConfigError."""
+    """Create a cluster from --nodes (default: 1), --gpus (default: 8 with --gpu, else 1) and --gpu. Raises
+    ConfigError."""
     for option, value in (("--nodes", nodes), ("--gpus", gpus)):
         if value is not None and value < 1:
-            raise ConfigError(f"{option} is {value}, but there must be at least 1")
+            raise ConfigError(f"{option} is {value}, but must be at least 1")
     found = find_gpu(gpu) if gpu is not None else None
     usual = _USUAL_GPUS if found is not None else 1
     return Cluster(nodes=nodes or 1, gpus=gpus or usual, gpu=found)
 
 
 def members_in_node(dim: MeshDim, gpus: int) -> int:
-    """Ranks of a group of this dimension that share a node of so many GPUs; ranks are numbered node by node."""
+    """The number of ranks of a group of this dimension within a node; ranks are numbered node by node."""
     return max(1, min(dim.size, gpus // dim.stride))
 
 
 def between_nodes(sent: Traffic, gpus: int) -> float:
-    """Bytes of it that a rank sends to other nodes, on average: in a ring 1 of the hops of a node's ranks leads to the
-    next node; in an all-to-all each rank sends as much to every other."""
+    """The bytes that a rank sends to other nodes, on average. In a ring, one hop per node leads to the next node. In an
+    all-to-all, each rank sends the same amount to every other rank."""
     size, inside = sent.dim.size, members_in_node(sent.dim, gpus)
     if inside == size:
         return 0.0
@@ -56,16 +57,16 @@ def between_nodes(sent: Traffic, gpus: int) -> float:
 
 
 def check_gpu(config: TrainConfig, gpu: Gpu) -> None:
-    """Raises ConfigError where the run is for a CPU, and where torch's grouped GEMM is asked for and cannot compute on
-    this GPU, as why_not_grouped_mm of train/models/experts says once a run has the GPU."""
+    """Raise ConfigError if the run is for a CPU, or if torch's grouped GEMM is selected but does not support this GPU.
+    The checks are those of why_not_grouped_mm in train/models/experts, which needs the GPU itself."""
     if config.device == "cpu":
-        raise ConfigError(f"is cpu, but --gpu {gpu.name} is given: leave one of them out", key="device")
+        raise ConfigError(f"is cpu, but --gpu {gpu.name} is given: remove one of them", key="device")
     if config.model.ffn_config.moe_impl != "grouped_mm":
         return
     why = None
     if gpu.capability < _GROUPED_MM:
-        why = f"needs a GPU of compute capability {_GROUPED_MM} or more, and {gpu.name} has {gpu.capability}"
+        why = f"requires a GPU with compute capability {_GROUPED_MM} or higher, and {gpu.name} has {gpu.capability}"
     elif config.precision != "amp_bf16":
-        why = f"computes in bfloat16 on a GPU, and precision is {config.precision}"
+        why = f"on a GPU supports only bfloat16, and precision is {config.precision}"
     if why is not None:
-        raise ConfigError(f"is grouped_mm, but torch's grouped GEMM {why}: write auto", key="model.ffn_config.moe_impl")
+        raise ConfigError(f"is grouped_mm, but torch's grouped GEMM {why}: use auto", key="model.ffn_config.moe_impl")

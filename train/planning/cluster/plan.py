@@ -1,4 +1,4 @@
-"""The plan of a run on a cluster, from its config alone: all tables, and whether it fits."""
+"""The plan of a run on a cluster, from its config alone: all tables, and whether the run fits."""
 
 from collections.abc import Iterator
 
@@ -17,17 +17,17 @@ from train.planning.peak import memory_parts
 from train.planning.traffic import traffic
 
 _SHOWN = 8
-"""Rows of a table of settings."""
+"""Maximum number of rows in a table of settings."""
 
 
 def plan_tables(config: TrainConfig, cluster: Cluster, batches: int | None) -> Iterator[RenderableType]:
-    """batches: the run's length, None where it is not known. Raises ConfigError for kernels that the GPU cannot run."""
+    """batches: the length of the run; None if unknown. Raises ConfigError for kernels that the GPU does not support."""
     if cluster.gpu is not None:
         check_gpu(config, cluster.gpu)
     yield report.parameters_table(config)
     flops = run_flops(config)
     yield report.flops_table(config, flops)
-    # Without a kind of GPU the run may be meant for a CPU.
+    # Without --gpu, the run may be meant for a CPU.
     devices = {"GPU": True} if cluster.gpu is not None else {"GPU": True, "CPU": False}
     parts = {name: memory_parts(config, cluster.ranks, gpu=gpu) for name, gpu in devices.items()}
     bounds = {name: memory_per_rank(config, cluster.ranks, gpu=gpu).total for name, gpu in devices.items()}
@@ -42,7 +42,7 @@ def plan_tables(config: TrainConfig, cluster: Cluster, batches: int | None) -> I
 
 
 def search_tables(config: TrainConfig, cluster: Cluster, *, always: bool) -> Iterator[RenderableType]:
-    """With `always` the fastest settings that fit; where the config does not fit, the smallest changes with which it
+    """With `always`, the fastest settings that fit. If the config does not fit, the smallest changes with which it
     would."""
     if cluster.gpu is None:
         return
@@ -56,16 +56,16 @@ def search_tables(config: TrainConfig, cluster: Cluster, *, always: bool) -> Ite
             yield report.changes_table(changes, cluster)
         nodes = least_nodes(config, cluster)
         if nodes is not None:
-            yield f"as it is, it fits on {nodes} nodes: --nodes {nodes}"
+            yield f"without changes, it fits on {nodes} nodes: --nodes {nodes}"
         elif not changes:
-            yield "neither other settings nor up to 64 times as many nodes are enough"
+            yield "neither other settings nor up to 64 times as many nodes are sufficient"
     if always and (fast := fastest(found, cluster, _SHOWN)):
         yield report.search_table(fast, cluster)
 
 
 def check_fit(config: TrainConfig, cluster: Cluster) -> None:
-    """Raises ConfigError for what train.py would refuse on this GPU: less memory than the lower bound. Warns of less
-    than the prediction."""
+    """Raise ConfigError if train.py would reject the run on this GPU, because memory is below the lower bound. Warn if
+    it is below the prediction."""
     if cluster.gpu is None:
         return
     have = cluster.gpu.n_bytes

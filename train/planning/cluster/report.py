@@ -1,4 +1,4 @@
-"""The tables of scripts/plan.py: what a run has, computes, holds, sends and would take. The numbers are others'."""
+"""The tables of scripts/plan.py: parameters, FLOPs, memory, traffic and time. Other modules compute the numbers."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,22 +27,22 @@ _PARTS = {
     "norms": (".norm_1.", ".norm_2.", ".norm_f."),
     "head": ("lm_head.",),
 }
-_PREDICTED = ("memory", "a step", "tokens/s", "MFU", "bound by")
+_PREDICTED = ("memory", "per step", "tokens/s", "MFU", "bound by")
 _FLOPS = ("forward", "backward", "recomputed")
 _SECONDS = {
     "experts": "experts' GEMMs",
     "other_gemms": "other GEMMs",
     "attention": "attention scores",
     "elementwise": "elementwise operations",
-    "inside": "communication inside a node, not hidden",
-    "between": "communication between nodes, not hidden",
+    "inside": "exposed communication within a node",
+    "between": "exposed communication between nodes",
     "optimizer": "clipping and optimizer",
-    "offload": "activations to the host and back",
+    "offload": "transfer of activations to the host and back",
 }
 
 
 def parameters_table(config: TrainConfig) -> Group:
-    """Numbers by part of the model, and those of them that a token meets."""
+    """Total and active parameters by part of the model."""
     model, sizes = config.model, parameter_sizes(config.model)
     table = _table("part", "total", "active")
     for part, marks in _PARTS.items():
@@ -64,10 +64,10 @@ def _active(model: ModelConfig, part: str, total: int) -> int:
 
 
 def flops_table(config: TrainConfig, flops: Sequence[Flops]) -> Group:
-    """Of a token and of a step, by part."""
+    """FLOPs per token and per step, by part."""
     tokens = config.global_train_batch_size * config.max_seq_len
     title = f"FLOPs: GEMMs, attention over whole rows of {config.max_seq_len:,}; a step has {tokens:,} tokens"
-    table = _table("part", *_FLOPS, "a token", "a step")
+    table = _table("part", *_FLOPS, "per token", "per step")
     for each in flops:
         if each.total:
             table.add_row(*_counted(each, tokens))
@@ -76,7 +76,7 @@ def flops_table(config: TrainConfig, flops: Sequence[Flops]) -> Group:
     total = Flops(part="all", forward=forward, backward=backward, recomputed=again)
     table.add_row(*_counted(total, tokens))
     of_model = flops_per_token(config.model, config.max_seq_len, config.lora)
-    table.add_row("of the model (for MFU)", "", "", "", *_tokens(of_model, tokens))
+    table.add_row("model FLOPs (for MFU)", "", "", "", *_tokens(of_model, tokens))
     return _titled(title, table)
 
 
@@ -91,7 +91,7 @@ def _tokens(total: int, tokens: int) -> list[str]:
 def memory_table(
     parts: Mapping[str, MemoryParts], bounds: Mapping[str, float], have: float | None, ranks: int
 ) -> Group:
-    """By part, in a column for each device; bounds: what a run is refused below."""
+    """Memory by part, with a column for each device. bounds: the lower bounds, below which a run is rejected."""
     title = f"memory of each of {ranks:,} rank(s) at the peak of a step (predicted)"
     table = _table("part", *parts)
     for field in fields(MemoryParts):
@@ -107,8 +107,8 @@ def memory_table(
 
 
 def traffic_table(sent: Sequence[Traffic], cluster: Cluster) -> Group:
-    """By kind, dimension of the mesh and link."""
-    title = f"traffic: GB (10^9 bytes) that a rank sends in a step, on {cluster.nodes} node(s) of {cluster.gpus}"
+    """Traffic by kind, mesh dimension and link."""
+    title = f"traffic: GB (10^9 bytes) that a rank sends per step, on {cluster.nodes} node(s) of {cluster.gpus}"
     table = _table("kind", "over", "of ranks", "inside a node", "between nodes")
     for each in sent:
         far = between_nodes(each, cluster.gpus)
@@ -120,7 +120,7 @@ def traffic_table(sent: Sequence[Traffic], cluster: Cluster) -> Group:
 
 
 def time_table(config: TrainConfig, cluster: Cluster, step: StepTime, batches: int | None) -> Group:
-    """The predicted step, and what follows from it for the run."""
+    """The predicted time of a step, and the resulting figures of the run."""
     assert cluster.gpu is not None
     title = f"prediction for {cluster.ranks:,} x {cluster.gpu.name} (nothing here is measured)"
     table = _table("", "")
@@ -130,14 +130,15 @@ def time_table(config: TrainConfig, cluster: Cluster, step: StepTime, batches: i
     table.add_section()
     tokens = config.global_train_batch_size * config.max_seq_len
     table.add_row("a step", _seconds(step.total))
-    table.add_row("communication hidden beside it", _seconds(step.hidden))
+    table.add_row("communication overlapped with computation", _seconds(step.hidden))
     table.add_row("bound by", step.bound)
     table.add_row(
-        "tokens/s, padding included", f"{tokens / step.total:,.0f} ({tokens / step.total / cluster.ranks:,.0f} a GPU)"
+        "tokens/s, including padding",
+        f"{tokens / step.total:,.0f} ({tokens / step.total / cluster.ranks:,.0f} per GPU)",
     )
     table.add_row("MFU", f"{model_flops_utilization(config, cluster, step.total):.1%}")
     if batches is None:
-        table.add_row("the run", f"{config.max_duration}: its length is known with --data")
+        table.add_row("the run", f"{config.max_duration}: use --data to find its length")
     else:
         hours = batches * step.total / 3600
         table.add_row(f"the run, {batches:,} steps", f"{hours:,.1f} hours, {hours * cluster.ranks:,.0f} GPU-hours")
@@ -145,17 +146,18 @@ def time_table(config: TrainConfig, cluster: Cluster, step: StepTime, batches: i
 
 
 def assumptions_line(assumed: Assumptions) -> str:
-    """What the prediction rests on."""
+    """The assumptions of the prediction."""
     return (
-        f"assumed, not measured: of peak TFLOPs {assumed.gemm:.0%} in GEMMs, {assumed.experts:.0%} in the experts' and "
-        f"{assumed.scores:.0%} in attention, which computes the causal half; of bandwidths {assumed.memory:.0%} of "
-        f"memory and {assumed.link:.0%} of links; gathers and reductions hide beside {assumed.overlap:.0%} of the "
-        "computation; an even load of the experts; no waiting for data, checkpoints or slower ranks"
+        f"assumed, not measured: {assumed.gemm:.0%} of peak TFLOPs in GEMMs, {assumed.experts:.0%} in the experts' and "
+        f"{assumed.scores:.0%} in attention, which computes the causal half; {assumed.memory:.0%} of the memory "
+        f"bandwidth and {assumed.link:.0%} of the links' bandwidth; gathers and reductions overlap with "
+        f"{assumed.overlap:.0%} of the computation; even load of the experts; no waiting for data, checkpoints or "
+        "slower ranks"
     )
 
 
 def changes_table(candidates: Iterable[Candidate], cluster: Cluster) -> Group:
-    """By what each changes in the config."""
+    """Candidates by their changes of the config."""
     table = _table("changes", *_PREDICTED)
     for each in candidates:
         table.add_row("\n".join(each.changes), *_predicted(each, cluster))
@@ -163,13 +165,13 @@ def changes_table(candidates: Iterable[Candidate], cluster: Cluster) -> Group:
 
 
 def search_table(candidates: Sequence[Candidate], cluster: Cluster) -> Group:
-    """Settings, the fastest first, and how to have these."""
+    """Settings, the fastest first, and the overrides for the fastest."""
     table = _table("replicas", "EP", "microbatch", "recompute", "moe_recompute", *_PREDICTED)
     for each in candidates:
         found = Settings.of(each.config, cluster.ranks)
         own = (found.replicas, found.expert_ranks, found.rows, found.recompute, str(found.moe_recompute).lower())
         table.add_row(*map(str, own), *_predicted(each, cluster))
-    command = " ".join(candidates[0].changes) or "the config as it is"
+    command = " ".join(candidates[0].changes) or "no changes"
     return Group(_titled("the fastest settings that fit (predicted)", table), f"the fastest: {command}")
 
 
@@ -185,7 +187,7 @@ def _predicted(candidate: Candidate, cluster: Cluster) -> list[str]:
 
 
 def _titled(title: str, table: Table) -> Group:
-    """A table's own title would be wrapped at its width."""
+    """A table's own title would be wrapped to the width of the table."""
     return Group(Text(f"\n{title}", style="bold"), table)
 
 
@@ -197,7 +199,7 @@ def _table(*columns: str) -> Table:
 
 
 def _short(number: float) -> str:
-    """`3.29e+12` as 3.29 T."""
+    """A number with a unit prefix: `3.29e+12` as 3.29 T."""
     power = min(max(int(math.log10(number)) // 3, 0), 7) if number else 0
     return f"{number / 1000**power:.3g}{' ' if power else ''}{('', 'k', 'M', 'G', 'T', 'P', 'E', 'Z')[power]}"
 

@@ -1,4 +1,4 @@
-"""Other settings of a run on the same GPUs: which fit, and which would be the fastest by prediction.
+"""Searches other settings of a run on the same GPUs: those that fit, and those predicted to be the fastest.
 
 Every candidate is the config with some keys changed, and passes the same checks.
 """
@@ -19,27 +19,27 @@ from train.planning.traffic import traffic
 
 _POLICIES: tuple[Recompute, ...] = ("none", "selective", "block")
 _POWERS = 4
-"""Microbatches of 1, 2, 4 and 8 rows are tried, and the config's own."""
+"""Microbatches of 1, 2, 4 and 8 rows are tried, and the config's own size."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """Settings of a run, and how long a step would take."""
+    """Settings of a run, and the predicted time of a step."""
 
     config: TrainConfig
     changes: tuple[str, ...]
-    """Of the config as it is, as overrides of the command line."""
+    """Changes of the original config, as command-line overrides."""
     step: StepTime
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What the search varies."""
+    """The settings that the search varies."""
 
     replicas: int
     expert_ranks: int
     rows: int
-    """Of a microbatch."""
+    """Rows per microbatch."""
     recompute: Recompute
     moe_recompute: bool
 
@@ -55,7 +55,7 @@ class Settings:
         )
 
     def changes(self, config: TrainConfig, ranks: int) -> tuple[str, ...]:
-        """Overrides that make these settings of the config's: one for each setting, those of sharding together."""
+        """The overrides that change the config to these settings: one per setting, and one for all sharding keys."""
         own, found = Settings.of(config, ranks), []
         if config.fsdp_config is None:
             found.append("fsdp_config={}")
@@ -74,7 +74,7 @@ class Settings:
         return tuple(found)
 
     def apply(self, config: TrainConfig) -> TrainConfig:
-        """Raises ConfigError where the config's rules refuse them."""
+        """Raises ConfigError if the config's rules reject the settings."""
         fsdp = replace(
             config.fsdp_config or FSDPConfig(),
             sharding_strategy="FULL_SHARD" if self.replicas == 1 else "HYBRID_SHARD",
@@ -101,19 +101,19 @@ def candidates(config: TrainConfig, cluster: Cluster) -> list[Candidate]:
 
 
 def fits(config: TrainConfig, cluster: Cluster) -> bool:
-    """Whether the GPU has the memory that is predicted."""
-    assert cluster.gpu is not None, "a search is for a known GPU"
+    """Whether the GPU has the predicted memory."""
+    assert cluster.gpu is not None, "a search requires a known GPU"
     return memory_parts(config, cluster.ranks, gpu=True).total <= cluster.gpu.n_bytes
 
 
 def fastest(found: Iterable[Candidate], cluster: Cluster, most: int) -> list[Candidate]:
-    """The first of the candidates that fit, at most so many."""
+    """The fastest candidates that fit, at most this many. The candidates must be sorted by time."""
     return list(islice((each for each in found if fits(each.config, cluster)), most))
 
 
 def smallest_changes(config: TrainConfig, cluster: Cluster, found: Iterable[Candidate], most: int) -> list[Candidate]:
-    """Of the candidates, and of changes that the search does not make, those with the fewest changes that fit; the
-    fastest first, at most so many."""
+    """The candidates, and additional changes outside the search, that fit with the smallest number of changes; the
+    fastest first, at most this many."""
     changed = [each for each in [*found, *_other_changes(config, cluster)] if each.changes]
     for number in sorted({len(each.changes) for each in changed}):
         level = sorted((each for each in changed if len(each.changes) == number), key=lambda each: each.step.total)
@@ -123,8 +123,8 @@ def smallest_changes(config: TrainConfig, cluster: Cluster, found: Iterable[Cand
 
 
 def least_nodes(config: TrainConfig, cluster: Cluster) -> int | None:
-    """The fewest nodes, a multiple of those of the cluster, on which the config fits as it is; None when up to 64 times
-    as many are not enough, or rows and ranks do not divide."""
+    """The smallest number of nodes, a multiple of the cluster's, on which the config fits unchanged. None if up to 64
+    times as many are insufficient, or if rows cannot be divided among the ranks."""
     for factor in (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64):
         larger = replace(cluster, nodes=cluster.nodes * factor)
         try:
@@ -137,7 +137,7 @@ def least_nodes(config: TrainConfig, cluster: Cluster) -> int | None:
 
 
 def _changed(config: TrainConfig, cluster: Cluster) -> Iterator[tuple[Settings, TrainConfig]]:
-    """Replicas of whole nodes, or of one rank: a node's GPUs are closer to one another than to others."""
+    """Replicas consist of whole nodes or of one rank, because links within a node are faster."""
     ranks = cluster.ranks
     own = Settings.of(config, ranks)
     rows = config.global_train_batch_size // ranks
@@ -165,7 +165,7 @@ def _changed(config: TrainConfig, cluster: Cluster) -> Iterator[tuple[Settings, 
 
 
 def _other_changes(config: TrainConfig, cluster: Cluster) -> Iterator[Candidate]:
-    """Single keys that change what is trained, or how: no part of the search."""
+    """Changes of single keys that affect what is trained or how, and are therefore not part of the search."""
     fsdp, optimizer, lora = config.fsdp_config, config.optimizer, config.lora
     changes: dict[str, dict[str, object]] = {}
     if optimizer.name in ("adamw", "decoupled_adamw"):

@@ -1,11 +1,11 @@
-"""How long a training step would take on a cluster: a prediction from peaks of the data sheets and assumed shares of
-them. Nothing of it is measured.
+"""Predicts the time of a training step on a cluster, from data sheet peaks and assumed efficiencies. Nothing is
+measured.
 
-A step is: GEMMs and attention at a share of the peak TFLOPs; everything else of the model at a share of the memory
-bandwidth; gathers and reductions of weights, which run beside the computation, as far as they outlast it; the exchange
-of tokens under expert parallelism, which nothing hides; the optimizer, bound by the memory. Not in it: launches
-of kernels and latencies of collectives, which decide the time of small models; waiting for data, ranks that wait for
-slower ones, an uneven load of the experts, checkpoints and evaluations.
+The time of a step is the sum of: GEMMs and attention at a share of the peak TFLOPs; all other operations of the model
+at a share of the memory bandwidth; gathers and reductions of weights, as far as they do not overlap with computation;
+the exchange of tokens for expert parallelism, which nothing overlaps; and the optimizer, which is limited by memory
+bandwidth. Not included: kernel launches and latencies of collectives, which dominate for small models; waiting for data
+or slower ranks, an uneven load of the experts, checkpoints and evaluations.
 """
 
 from collections.abc import Sequence
@@ -25,43 +25,43 @@ from train.planning.units import trained_shard_size
 
 @dataclass(frozen=True, kw_only=True)
 class Assumptions:
-    """What a GPU reaches of its data sheet. Estimates, none of them measured."""
+    """The efficiency of a GPU relative to its data sheet. Estimates, not measured."""
 
     gemm: float = 0.65
-    """Of peak TFLOPs: GEMMs of attention, head and adapters."""
+    """Share of peak TFLOPs for GEMMs of attention, head and adapters."""
     experts: float = 0.55
-    """Of peak TFLOPs: the experts' grouped GEMMs, with an even load."""
+    """Share of peak TFLOPs for the experts' grouped GEMMs, with an even load."""
     scores: float = 0.5
-    """Of peak TFLOPs: fused attention, which computes half of the scores of a row, those that are causal."""
+    """Share of peak TFLOPs for fused attention, which computes only the causal half of a row's scores."""
     memory: float = 0.75
-    """Of the memory bandwidth."""
+    """Share of the memory bandwidth."""
     link: float = 0.75
-    """Of the bandwidth of links, inside a node and between nodes."""
+    """Share of the bandwidth of links, within a node and between nodes."""
     overlap: float = 0.9
-    """Of the time of computation, beside which gathers and reductions can run."""
+    """Share of the computation time that gathers and reductions can overlap with."""
     host: float = 20e9
-    """Bytes a second between GPU and host, one way (activation_cpu_offload)."""
+    """Bytes per second between GPU and host in one direction (activation_cpu_offload)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepTime:
-    """Seconds of a step, by what it waits for."""
+    """The seconds of a step by category."""
 
     experts: float
     other_gemms: float
     attention: float
     elementwise: float
-    """Norms, activation functions, copies of tokens, additions: bound by the memory."""
+    """Norms, activation functions, copies of tokens, additions: limited by memory bandwidth."""
     inside: float
-    """Communication between GPUs of a node, as far as it is not hidden."""
+    """Communication between GPUs of a node that is not hidden by computation."""
     between: float
-    """Communication between nodes, as far as it is not hidden."""
+    """Communication between nodes that is not hidden by computation."""
     optimizer: float
-    """Clipping and the optimizer: bound by the memory."""
+    """Clipping and the optimizer: limited by memory bandwidth."""
     offload: float
-    """Activations on their way to the host and back."""
+    """Transfer of activations to the host and back."""
     hidden: float
-    """Communication beside computation: no part of the total."""
+    """Communication hidden by computation; not part of the total."""
 
     @property
     def total(self) -> float:
@@ -73,7 +73,7 @@ class StepTime:
 
     @property
     def bound(self) -> str:
-        """What takes the most of it."""
+        """The category with the largest share of the time."""
         shares = {
             "compute": self.experts + self.other_gemms + self.attention,
             "memory bandwidth": self.elementwise + self.optimizer,
@@ -85,7 +85,7 @@ class StepTime:
 
 
 def recompute_policy(config: TrainConfig) -> Recompute:
-    """activation_checkpointing without its older names."""
+    """activation_checkpointing with its older values converted."""
     policy = config.fsdp_config.activation_checkpointing if config.fsdp_config is not None else "none"
     if isinstance(policy, bool):
         return "block" if policy else "none"
@@ -93,7 +93,7 @@ def recompute_policy(config: TrainConfig) -> Recompute:
 
 
 def run_flops(config: TrainConfig) -> list[Flops]:
-    """Of a token in a step of this run."""
+    """FLOPs per token in a step of this run."""
     return flops_by_part(
         config.model,
         config.max_seq_len,
@@ -104,7 +104,7 @@ def run_flops(config: TrainConfig) -> list[Flops]:
 
 
 def tokens_per_rank(config: TrainConfig, ranks: int) -> int:
-    """That a rank computes in a step, padding included."""
+    """Number of tokens of a rank in a step, including padding."""
     return config.global_train_batch_size // ranks * config.max_seq_len
 
 
@@ -115,7 +115,7 @@ def predict(
     sent: Sequence[Traffic],
     assumed: Assumptions = Assumptions(),
 ) -> StepTime:
-    """The step of a run with so many FLOPs a token (run_flops) and this traffic. The cluster's GPU is known."""
+    """Predict a step with these FLOPs per token (run_flops) and this traffic. The cluster's GPU must be known."""
     gpu, tokens = _known(cluster), tokens_per_rank(config, cluster.ranks)
     extra = counting_forwards(config, cluster.ranks) / microbatches(config, cluster.ranks)
     peak = 1e12 * (gpu.bf16_tflops if config.precision == "amp_bf16" else gpu.fp32_tflops)
@@ -144,25 +144,25 @@ def predict(
 
 
 def model_flops_utilization(config: TrainConfig, cluster: Cluster, seconds: float) -> float:
-    """MFU: the FLOPs of forward and backward, attention over whole rows as in the PaLM paper, over the peak of all
-    GPUs. Recomputation does not count."""
+    """MFU: the FLOPs of forward and backward, with attention over whole rows as in the PaLM paper, divided by the peak
+    of all GPUs. Recomputation does not count."""
     peak = _known(cluster).peak_flops(config.precision)
     tokens = tokens_per_rank(config, cluster.ranks)
     return tokens * flops_per_token(config.model, config.max_seq_len, config.lora) / (seconds * peak)
 
 
 def _known(cluster: Cluster) -> Gpu:
-    assert cluster.gpu is not None, "times are predicted for a known GPU"
+    assert cluster.gpu is not None, "predicting times requires a known GPU"
     return cluster.gpu
 
 
 def _communication(
     config: TrainConfig, cluster: Cluster, sent: Sequence[Traffic], computation: float, assumed: Assumptions
 ) -> tuple[float, float, float]:
-    """Seconds inside and between nodes that nothing hides, and those that computation hides.
+    """Seconds within and between nodes that are not hidden by computation, and seconds that are.
 
-    A ring is as slow as its slower hop. The first gather and the last reduction have nothing to run beside: of the
-    blocks' share one.
+    A ring is as slow as its slowest hop. The first gather and the last reduction cannot overlap with computation: one
+    block's share.
     """
     gpu = _known(cluster)
     exchange, weights = [0.0, 0.0], [0.0, 0.0]
@@ -182,9 +182,9 @@ def _communication(
 
 
 def _elementwise_bytes(config: TrainConfig) -> float:
-    """That a token reads and writes in a step outside of GEMMs: vectors of d_model in the residual stream (2 norms, 2
-    additions), RoPE and clipping of queries, keys and values, copies of a token for its experts and back, and the GLU;
-    in backward twice as many, and with recomputation once more."""
+    """Bytes per token that are read and written in a step outside of GEMMs: vectors of d_model in the residual stream
+    (2 norms, 2 additions), RoPE and clipping of queries, keys and values, copies of a token for its experts and back,
+    and the GLU. Backward counts twice, and recomputation once more."""
     model, ffn = config.model, config.model.ffn_config
     width = FORMATS[precisions.computed(config.precision)].n_bytes
     qkv = model.d_model + 2 * model.attn_config.kv_n_heads * model.head_dim
@@ -194,7 +194,7 @@ def _elementwise_bytes(config: TrainConfig) -> float:
 
 
 def _optimizer_bytes(config: TrainConfig, ranks: int) -> float:
-    """In fp32, gradients are read for their norm, scaled, and read again; weights and moments are read and written."""
+    """In fp32: gradients are read for their norm, scaled, and read again; weights and moments are read and written."""
     numbers = trained_shard_size(config, ranks)
     return FORMATS["fp32"].n_bytes * numbers * (1 + 2 + 1 + 2 + 2 * n_moments(config.optimizer))
 

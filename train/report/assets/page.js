@@ -1,4 +1,4 @@
-// Draws the charts of the page from the numbers in #payload, and again when the reader switches axis or colours.
+// Draws the charts of the page from the numbers in #payload, and redraws them when the reader changes axis or colours.
 (() => {
   "use strict";
   const payload = JSON.parse(document.getElementById("payload").textContent);
@@ -7,7 +7,7 @@
     tok: { title: "tokens, padding included", format: "~s" },
     h: { title: "hours", format: ",.6~g" },
   };
-  // In the address, so that a link to the page keeps them: #x=tok&theme=dark&log=1
+  // The choices are stored in the address, so that a link to the page keeps them: #x=tok&theme=dark&log=1
   const chosen = Object.fromEntries(new URLSearchParams(location.hash.slice(1)));
   if (!(chosen.x in axes)) chosen.x = "b";
   const views = new Map();
@@ -30,7 +30,7 @@
   const brighter = { "#0072B2": "#4FA8E0", "#8C6D31": "#C9A45C", "#D55E00": "#F08A3C", "#009E73": "#2CC79B" };
   const inTheme = (spec) => JSON.parse(JSON.stringify(spec).replace(/#[0-9A-F]{6}/g, (color) => (isDark() && brighter[color]) || color));
 
-  // A value of the x axis at a step, by linear interpolation.
+  // The value of the x axis at a step, by linear interpolation.
   function at(run, step, name) {
     const axis = payload.runs[run].axis, steps = axis.b, values = axis[name];
     if (name === "b" || steps.length === 0) return step;
@@ -45,7 +45,7 @@
   }
   const place = (run, step) => ({ b: step, tok: at(run, step, "tok"), h: at(run, step, "h"), x: at(run, step, chosen.x) });
 
-  // Without a neighbour no line is drawn to it.
+  // A point without a neighbour is not connected by a line.
   const isAlone = (values, n) => values[n] !== null && (values[n - 1] ?? null) === null && (values[n + 1] ?? null) === null;
 
   function lineRows(lines) {
@@ -67,8 +67,8 @@
     }
   }
 
-  // Where a tooltip belongs to the nearest point, vega-lite 6.4 reads its texts, but not its numbers, from the cell
-  // around the point: there `datum` is the point, and `datum.datum` its row.
+  // If a tooltip belongs to the nearest point, vega-lite 6.4 reads its texts (unlike its numbers) from the cell around
+  // the point, where `datum` is the point and `datum.datum` its row.
   function textsOfNearest(compiled) {
     for (const mark of compiled.marks || []) {
       textsOfNearest(mark);
@@ -121,7 +121,7 @@
     },
   };
 
-  // A measurement is drawn from the one before it.
+  // Each measurement is drawn from the previous one to its own step.
   function spans({ steps }, run) {
     return steps.map((step, n) => ({ b: step, x: at(run, n ? steps[n - 1] : Math.max(0, 2 * step - (steps[1] || step + 1)), chosen.x), x2: at(run, step, chosen.x) }));
   }
@@ -146,7 +146,7 @@
     await drawShown();
   }
 
-  // Charts in a closed part of the page have no width yet: they are drawn when it is opened.
+  // Charts in a closed part of the page have no width yet: they are drawn when the part is opened.
   async function drawShown() {
     for (const [selector, drawOne] of kinds) {
       for (const element of document.querySelectorAll(selector)) {

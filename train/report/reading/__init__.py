@@ -1,4 +1,4 @@
-"""The files of a log folder, read: metrics.jsonl, record.jsonl, and what follows from them.
+"""Reading the files of a log folder: metrics.jsonl, record.jsonl, and values derived from them.
 
-How they are shown is a matter of the package above.
+The package above shows them.
 """

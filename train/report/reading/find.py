@@ -1,4 +1,4 @@
-"""A path -> the log folder of the run that it means, or an error that says what is missing."""
+"""Find the log folder of a run from a path, or raise an error that names what is missing."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,17 +11,18 @@ from train.checkpoint.save_folder import METRICS, RECORD
 
 @dataclass(frozen=True, kw_only=True)
 class RunFiles:
-    """What a run has written."""
+    """The files that a run has written."""
 
     folder: Path
     metrics: Path
     record: Path | None
     config: Path | None
-    """The resolved config that a save folder holds."""
+    """The resolved config in a save folder."""
 
 
 def find_run(path: Path) -> RunFiles:
-    """`path` is the log folder, a run's folder in which it is, or one of its files. Raises ConfigError."""
+    """Return the files of a run. path: its log folder, a parent folder of that, or one of its files. Raises
+    ConfigError."""
     refuse_path("RUN", str(path))
     with os_errors_named(path):
         if not path.exists():
@@ -31,7 +32,7 @@ def find_run(path: Path) -> RunFiles:
         folder = resolve_folder(path, _has_metrics) if path.is_dir() else path.parent
         if not _has_metrics(folder):
             runs = sorted(each.parent for each in path.glob(f"*/*/{METRICS}")) if path.is_dir() else []
-            found = f"; there are runs below it: {', '.join(map(str, runs[:3]))}" if runs else ""
+            found = f"; the runs below it are {', '.join(map(str, runs[:3]))}" if runs else ""
             raise ConfigError(f"{path} has no {METRICS}, which a run writes with its first step{found}")
         return RunFiles(
             folder=folder,

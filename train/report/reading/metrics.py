@@ -1,4 +1,4 @@
-"""metrics.jsonl -> a series of values for each metric, without the steps that a resume has repeated."""
+"""Read metrics.jsonl into one series per metric, without the steps that a resume has repeated."""
 
 import json
 from array import array
@@ -16,7 +16,7 @@ _NOT_FINITE = {"nan": float("nan"), "inf": float("inf"), "-inf": float("-inf")}
 
 @dataclass(frozen=True, kw_only=True)
 class Series:
-    """Values of one metric; of a step the last one that was logged."""
+    """The values of one metric; for each step the last one that was logged."""
 
     steps: np.ndarray
     """int64 [N], ascending."""
@@ -30,7 +30,7 @@ class Series:
 
 @dataclass(frozen=True, kw_only=True)
 class Metrics:
-    """All of a run."""
+    """All metrics of a run."""
 
     steps: np.ndarray
     """int64 [N]: steps with at least one metric, ascending."""
@@ -40,16 +40,16 @@ class Metrics:
     """float64 [N]: unix seconds."""
     series: dict[str, Series]
     pauses: list[tuple[float, float]]
-    """Unix seconds of the last line before the run was resumed, and of the first one after."""
+    """Unix seconds of the last line before each resume and of the first line after it."""
     unreadable: int
-    """Lines, a last one that is being written not counted."""
+    """Number of unreadable lines, without a last line that is still being written."""
 
     def last(self, name: str) -> float | None:
-        """The newest value; None of a metric that was never logged."""
+        """Return the newest value, or None for a metric that was never logged."""
         return self.series[name].last if name in self.series else None
 
     def matching(self, prefix: str, suffix: str = "") -> dict[str, Series]:
-        """What stands between prefix and suffix in names -> the series."""
+        """Return the series whose names have this prefix and suffix, by the part between them."""
         length, end = len(prefix), -len(suffix) or None
         return {
             name[length:end]: series
@@ -71,14 +71,14 @@ class _Column:
             self.values.append(value)
 
     def cut(self, step: int) -> None:
-        """Removes what is after the step."""
+        """Remove the values after the step."""
         while self.steps and self.steps[-1] > step:
             self.steps.pop()
             self.values.pop()
 
 
 def read_metrics(path: Path) -> Metrics:
-    """Raises ConfigError when the file cannot be read. Lines that cannot be read are counted."""
+    """Read the file. Unreadable lines are counted. Raises ConfigError if the file cannot be read."""
     tokens, times, columns, pauses = _Column(), _Column(), dict[str, _Column](), list[tuple[float, float]]()
     newest, unreadable = float("nan"), 0
     with os_errors_named(path), path.open("rb") as file:
@@ -94,7 +94,7 @@ def read_metrics(path: Path) -> Metrics:
             newest = time
             if not times.steps or times.steps[-1] != step:
                 times.put(step, time)
-            # A run may have ended within the step, which a resumed one then trains.
+            # A run may have ended within this step, and a resumed run then completes it.
             tokens.put(step, line["tok"])
             for name, value in line["metrics"].items():
                 number = _NOT_FINITE.get(value) if isinstance(value, str) else value
@@ -111,7 +111,8 @@ def read_metrics(path: Path) -> Metrics:
 
 
 def json_lines(file: Any) -> Iterator[dict[str, Any] | None]:
-    """Each line's object; None for a line that has none. A last line without its end is being written: left out."""
+    """Yield the object of each line, or None for an unreadable line. An incomplete last line, which is still being
+    written, is skipped."""
     for line in file:
         if not line.endswith(b"\n"):
             try:

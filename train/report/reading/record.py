@@ -1,4 +1,4 @@
-"""record.jsonl -> what happened in a run: starts, events, checkpoints, evaluations, samples."""
+"""Read record.jsonl: the starts, events, checkpoints, evaluations and samples of a run."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -18,9 +18,9 @@ class Entry:
     time: float | None
     """Unix seconds; None in records of earlier versions."""
     values: Mapping[str, Any]
-    """All of the line, without secrets."""
+    """All values of the line, without secrets."""
     superseded: bool
-    """The run was resumed later from a checkpoint before this batch."""
+    """Whether the run was later resumed from a checkpoint before this batch."""
 
     @property
     def event(self) -> str | None:
@@ -29,19 +29,19 @@ class Entry:
 
     @property
     def message(self) -> str:
-        """In one line."""
+        """The message on one line."""
         return "; ".join(line.strip() for line in str(self.values.get("message", "")).splitlines())
 
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """All of a run, in the order in which it was written."""
+    """All lines of a run, in the order in which they were written."""
 
     entries: list[Entry]
     unreadable: int = 0
 
     def events(self, *kinds: str) -> list[Entry]:
-        """Of these kinds; of all kinds when none is given."""
+        """Return the events of these kinds, or all events if no kind is given."""
         return [each for each in self.entries if each.event is not None and (not kinds or each.event in kinds)]
 
     @property
@@ -50,12 +50,12 @@ class Record:
 
     @property
     def start(self) -> Mapping[str, Any]:
-        """The newest start's line; empty where there is none."""
+        """The newest start line; empty if there is none."""
         return self.starts[-1].values if self.starts else {}
 
     @property
     def end(self) -> Entry | None:
-        """Of the newest start: how it has ended."""
+        """The end line of the newest start, if it has one."""
         for each in reversed(self.entries):
             if each.event == "end":
                 return each
@@ -73,7 +73,7 @@ class Record:
 
 
 def read_record(path: Path | None) -> Record:
-    """Empty without a file. Raises ConfigError when it cannot be read."""
+    """Read the file; without a file the record is empty. Raises ConfigError if it cannot be read."""
     if path is None:
         return Record(entries=[])
     with os_errors_named(path), path.open("rb") as file:
@@ -83,7 +83,7 @@ def read_record(path: Path | None) -> Record:
 
 
 def _entries(lines: list[dict[str, Any]]) -> Iterator[Entry]:
-    """From the last line to the first it is known where a later start has resumed."""
+    """Yield the entries. Reading from the last line to the first shows where a later start resumed."""
     entries, resumed_at = list[Entry](), float("inf")
     for line in reversed(lines):
         time = line.get("time")

@@ -1,4 +1,4 @@
-"""A run as a report shows it: its files, read, and what follows from them."""
+"""A run as a report shows it: its files and the values derived from them."""
 
 import time
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ LOSS = "loss/train/total"
 EVALUATIONS = "metrics/eval/"
 EVAL_LOSS = f"{EVALUATIONS}LanguageCrossEntropy"
 _SILENT = 600.0
-"""Seconds without a line, or 20 times the usual time between two, after which a run is not taken to be running."""
+"""Seconds without a new line after which a run no longer counts as running; at least 20 times the usual interval."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,7 @@ class Run:
     metrics: Metrics
     record: Record
     state: str
-    """running, finished, stopped, failed, or silent: nothing was written for long, and there is no line of an end."""
+    """running, finished, stopped, failed, or silent: no new line for a long time, and no end line."""
     age: float
     """Seconds since its last line."""
 
@@ -41,7 +41,7 @@ class Run:
 
     @property
     def planned_gib(self) -> float | None:
-        """The peak that was planned, of a GPU: the peak of a CPU counts the whole process."""
+        """The planned peak of a GPU; None on a CPU, whose peak includes the whole process."""
         planned = self.record.start.get("planned_memory_bytes")
         if not isinstance(planned, int | float) or self.record.start.get("device") == "CPU":
             return None
@@ -49,7 +49,7 @@ class Run:
 
     @property
     def stages(self) -> list[tuple[str, int]]:
-        """Name and first step (counted from 0) of each."""
+        """Name and first step (counted from 0) of each stage."""
         stages = self.record.start.get("stages")
         planned = [each for each in stages if isinstance(each, dict)] if isinstance(stages, list) else []
         found = [(str(each.get("name", "")), each["first"]) for each in planned if isinstance(each.get("first"), int)]
@@ -57,7 +57,7 @@ class Run:
         return found or list(dict.fromkeys(begun))
 
     def hours(self, times: np.ndarray) -> np.ndarray:
-        """Unix seconds -> hours since the run's start, those without a process not counted."""
+        """Convert Unix seconds to hours since the start of the run, without the time in which no process ran."""
         if not self.metrics.times.size:
             return np.zeros_like(times)
         passed = times - self._began
@@ -72,7 +72,7 @@ class Run:
 
     @property
     def _pauses(self) -> list[tuple[float, float]]:
-        """From the last line before a start to that start."""
+        """Intervals from the last line before each start to that start."""
         starts = [each.time for each in self.record.starts[1:] if each.time is not None]
         if not starts:
             return self.metrics.pauses
@@ -82,7 +82,7 @@ class Run:
 
 
 def read_run(path: Path, now: float | None = None) -> Run:
-    """now: unix seconds, for whether it is running. Raises ConfigError."""
+    """Read a run. now: Unix seconds, to decide whether it is running. Raises ConfigError."""
     files = find_run(path)
     metrics, record = read_metrics(files.metrics), read_record(files.record)
     metrics.series.update(_evaluations(metrics, record))
@@ -98,7 +98,7 @@ def read_run(path: Path, now: float | None = None) -> Run:
 
 
 def read_config(run: Run) -> dict[str, Any]:
-    """The newest start's resolved config; else what config.yaml beside the checkpoints holds."""
+    """Return the resolved config of the newest start, or else the config.yaml of the save folder."""
     config = run.record.start.get("config")
     if isinstance(config, dict):
         return config
@@ -112,7 +112,7 @@ def read_config(run: Run) -> dict[str, Any]:
 
 
 def _evaluations(metrics: Metrics, record: Record) -> dict[str, Series]:
-    """From the record, which runs of earlier versions have alone."""
+    """Return the evaluations in the record, for runs of earlier versions, which did not log them as metrics."""
     if metrics.matching(EVALUATIONS):
         return {}
     columns: dict[str, dict[int, float]] = {}
@@ -128,7 +128,7 @@ def _evaluations(metrics: Metrics, record: Record) -> dict[str, Series]:
 
 
 def _newest(files: RunFiles, metrics: Metrics, record: Record) -> float:
-    """Unix seconds of the last line; before the first, of the file."""
+    """Return the Unix seconds of the last line, or of the file if it has no line."""
     times = [each.time for each in record.entries[-1:] if each.time is not None]
     return max([*metrics.times[-1:].tolist(), *times], default=files.metrics.stat().st_mtime)
 

@@ -1,4 +1,4 @@
-"""Long series -> as many points as a screen shows, with the minima and maxima of what is between them."""
+"""Reduce long series to as many points as a screen can show, keeping the minimum and maximum of each bucket."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,14 +8,14 @@ import numpy as np
 from train.report.reading.metrics import Series
 
 POINTS = 500
-"""Of a line."""
+"""Maximum number of points of a line."""
 MEASUREMENTS = 60
-"""Of experts, in the heat maps."""
+"""Maximum number of measurements in the heat maps of experts."""
 
 
 def thin(series: Series, points: int = POINTS) -> dict[str, list[Any]]:
-    """`b`: the last step of each bucket; `v`: the mean of its finite values, null without any. Where a bucket has
-    several: `lo` and `hi`, its minimum and maximum."""
+    """Reduce a series to buckets. `b`: the last step of each bucket; `v`: the mean of its finite values, null without
+    any; `lo` and `hi`: minimum and maximum, present only if buckets contain several values."""
     count = len(series.steps)
     edges = np.unique(np.linspace(0, count, min(points, count) + 1).astype(np.int64))
     finite = np.isfinite(series.values)
@@ -31,10 +31,10 @@ def thin(series: Series, points: int = POINTS) -> dict[str, list[Any]]:
 
 
 def rounded(values: np.ndarray, digits: int = 5) -> list[float | None]:
-    """With so many significant digits; null for what is not finite, which JSON lacks."""
+    """Round to significant digits. Non-finite values become null, because JSON lacks them."""
     return [float(f"{value:.{digits}g}") if np.isfinite(value) else None for value in values.tolist()]
 
 
 def chosen(steps: Sequence[int], most: int = MEASUREMENTS) -> list[int]:
-    """Indices of at most so many of the steps, evenly spread, the first and the last among them."""
+    """Return the indices of at most `most` evenly spaced steps, including the first and the last."""
     return sorted({int(index) for index in np.linspace(0, len(steps) - 1, min(most, len(steps)))})

@@ -1,5 +1,5 @@
-"""Deadlines for the parts of a run, a heartbeat of each rank, and how every rank ends when one hangs, fails or is lost.
+"""Deadlines for each section of a run, a heartbeat per rank, and how all ranks end when one hangs, fails or is lost.
 
-What a rank tells the others about its failure is in train/distributed/failures.py; a loader watches its workers itself
+train/distributed/failures.py shares a rank's failure with the other ranks; loaders watch their own workers
 (data/loading).
 """

@@ -1,4 +1,4 @@
-"""How long each section of a run may take: from the config and from what the sections of this run have taken."""
+"""How long each section of a run may take, from the config and from the measured durations of this run."""
 
 from collections import deque
 from dataclasses import dataclass
@@ -8,15 +8,15 @@ from statistics import median
 from train.config.supervision import DeadlinesConfig
 
 _SAMPLES = 101
-"""Of the newest, of which the median is taken."""
+"""Number of most recent samples in the median."""
 _FIRST = 3
-"""Samples after which a section's median is compared with its floor."""
+"""Number of samples after which a section's median is compared with its configured deadline."""
 _INSTEAD_OF_NULL = 10.0
-"""Times the median, where deadlines.multiple is null and the run exceeds deadlines.SECTION from the start."""
+"""Multiple of the median if deadlines.multiple is null and the run exceeds deadlines.SECTION from the start."""
 
 
 class Section(StrEnum):
-    """What a rank is doing. The values are keys of `deadlines`, but for those without a deadline."""
+    """The current activity of a rank. The values are keys of `deadlines`, except for sections without a deadline."""
 
     SETUP = "setup"
     STEP = "step"
@@ -24,11 +24,11 @@ class Section(StrEnum):
     EVALUATION = "evaluation"
     SAVE = "save"
     SEND = "send"
-    """Saving a checkpoint that goes to an object store as well: without a deadline."""
+    """Saving a checkpoint that is also uploaded: no deadline."""
     GENERATE = "generate"
-    """Texts during the run: without a deadline."""
+    """Generating texts during the run: no deadline."""
     UNTIMED = "untimed"
-    """Without a deadline: exports, rollbacks, what loggers upload at the end."""
+    """No deadline: exports, rollbacks, uploads of loggers at the end."""
 
 
 _WITHOUT_DEADLINE = (Section.SEND, Section.GENERATE, Section.UNTIMED)
@@ -38,11 +38,11 @@ _WITHOUT_DEADLINE = (Section.SEND, Section.GENERATE, Section.UNTIMED)
 class Deadline:
     seconds: float
     source: str
-    """How it was computed, for people to read."""
+    """How the deadline was computed, for messages."""
 
 
 class Deadlines:
-    """The deadlines of one rank. Samples are added by one thread."""
+    """The deadlines of one rank. Only one thread adds samples."""
 
     def __init__(self, config: DeadlinesConfig) -> None:
         self._config = config
@@ -53,10 +53,10 @@ class Deadlines:
         self._exceeded: set[Section] = set()
 
     def of(self, section: Section) -> Deadline | None:
-        """The deadline as of now; None where there is none.
+        """Return the section's current deadline, or None if it has none.
 
-        Without a sample a step, its batch and a batch of an evaluation have set-up's, if it is longer: they may
-        compile, and start workers.
+        The first step, its batch and the first batch of an evaluation may compile or start workers: without a sample
+        they get the deadline of set-up if that is longer.
         """
         floor = self._floor(section)
         if floor is None:
@@ -69,7 +69,7 @@ class Deadlines:
                 if setup is None:
                     return None
                 if setup > floor:
-                    return Deadline(seconds=setup, source="deadlines.setup, for the first")
+                    return Deadline(seconds=setup, source="deadlines.setup, for the first one")
             return found
         multiple = self._multiple(section)
         if multiple is not None and multiple * mid > floor:
@@ -79,7 +79,8 @@ class Deadlines:
         return found
 
     def add(self, section: Section, seconds: float) -> str | None:
-        """Adds what a section has taken. Returns, once per section, that the run exceeds its floor from the start."""
+        """Add a measured duration. Returns a message, once per section, if the run exceeds its deadline from the
+        start."""
         samples = self._samples.get(section)
         if samples is None:
             return None
@@ -104,5 +105,5 @@ class Deadlines:
         exceeded = floor is not None and mid is not None and (section in self._exceeded or mid > floor)
         if not exceeded:
             return multiple
-        # A deadline that what is normal exceeds would end every run.
+        # Normal durations must not exceed the deadline, or every run would be ended.
         return multiple if multiple is not None and multiple > 1 else _INSTEAD_OF_NULL

@@ -1,6 +1,6 @@
-"""The other ranks, seen through the store: their heartbeats, and what one of them says has ended the run.
+"""The other ranks as seen through the store: their heartbeats, and the failure that has ended the run.
 
-One thread has a connection of its own and does all that may block: a server whose process is stopped never answers.
+One thread with its own connection makes all calls that may block: a server whose process is stopped never answers.
 """
 
 import os
@@ -14,19 +14,19 @@ from torch.distributed import Store  # pyright: ignore[reportPrivateImportUsage]
 from data.base.errors import ConfigError
 from data.loading import processes
 from train.distributed.failures import Failure, is_shown, note_shown, share, shared
-from train.supervision.hangs.laggards import Beat
+from train.supervision.hangs.stragglers import Heartbeat
 
 PERIOD = 1.0
-"""Seconds between two heartbeats; on many ranks, more (see _period)."""
+"""Seconds between two heartbeats; longer with many ranks (see _period)."""
 _SOON = 0.1
-"""Seconds between two looks once the run is ending."""
+"""Seconds between two exchanges while the run is ending."""
 _RANKS_PER_SECOND = 256
-"""Heartbeats that the server gets in a second at most: three requests each."""
+"""Maximum number of heartbeats per second that the server receives; each takes three requests."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Member:
-    """A rank's process."""
+class RankProcess:
+    """The process of a rank."""
 
     rank: int
     machine: tuple[str, str, str]
@@ -37,13 +37,13 @@ class Member:
         return f"rank {self.rank} (host {self.machine[0]}, pid {self.pid})"
 
     def exists(self) -> bool:
-        """For ranks of this machine."""
+        """Whether the process exists. Only for ranks of this machine."""
         return processes.is_alive(self.pid, self.started)
 
 
-def this_process(rank: int) -> Member:
+def this_process(rank: int) -> RankProcess:
     pid = os.getpid()
-    return Member(rank=rank, machine=processes.machine(), pid=pid, started=processes.start_time(pid))
+    return RankProcess(rank=rank, machine=processes.machine(), pid=pid, started=processes.start_time(pid))
 
 
 def _period(world_size: int) -> float:
@@ -51,7 +51,7 @@ def _period(world_size: int) -> float:
 
 
 class Peers:
-    """The connection of one rank of several. Its attributes are set by its thread and read by others."""
+    """This rank's view of the other ranks. Its thread sets the attributes, other threads read them."""
 
     def __init__(
         self,
@@ -59,17 +59,17 @@ class Peers:
         rank: int,
         world_size: int,
         *,
-        beat: Callable[[], Beat],
+        beat: Callable[[], Heartbeat],
         clock: Callable[[], float],
     ) -> None:
         self.rank, self.world_size, self.period = rank, world_size, _period(world_size)
         self.failure: Failure | None = None
         self.shown = False
         self.connected = True
-        self.beats: dict[int, Beat] = {}
-        """Of all ranks, as they were read last."""
+        self.beats: dict[int, Heartbeat] = {}
+        """The latest heartbeats of all ranks."""
         self.answered = clock()
-        """When the store answered last."""
+        """Time of the store's last answer."""
         self.all_left = False
         self._connect, self._beat, self._clock = connect, beat, clock
         self._changed: dict[int, tuple[int, float]] = {}
@@ -86,20 +86,20 @@ class Peers:
     def stop(self) -> None:
         self._stopped.set()
         self._wake.set()
-        self._thread.join(1)  # no longer: it may be waiting for the server
+        self._thread.join(1)  # not longer: the thread may be waiting for the server
 
     def silence(self, rank: int) -> float:
-        """Seconds for which the rank's heartbeat had not advanced when heartbeats were read last: ranks above 1 read
-        them only when they need them."""
+        """Seconds since the rank's heartbeat last advanced, as of the last read. Ranks above 1 read heartbeats only
+        when they need them."""
         return self._read_at - self._changed.get(rank, (0, self._read_at))[1]
 
     def share(self, failure: Failure, seconds: float) -> Failure:
-        """Tells the others, and returns what counts: the first failure, or this one where the store does not answer."""
+        """Share a failure and return the first one shared by any rank, or this one if the store does not answer."""
         self._to_share = failure
         self._wait_until(lambda: self.failure is not None or not self.connected, seconds)
         return self.failure or failure
 
-    def say_shown(self) -> None:
+    def mark_shown(self) -> None:
         self._to_show = True
         self._wake.set()
 
@@ -107,12 +107,12 @@ class Peers:
         return self._wait_until(lambda: self.shown or not self.connected, seconds) and self.shown
 
     def leave(self, n_lost: int, seconds: float) -> None:
-        """Says that this rank ends. Rank 0, whose process may keep the store, ends last."""
+        """Announce that this rank ends. Rank 0 ends last, because its process may host the store."""
         self._n_lost, self._to_leave = n_lost, True
         self._wait_until(lambda: self.all_left or not self.connected, seconds)
 
     def read_now(self, seconds: float) -> None:
-        """Brings `beats` up to date."""
+        """Update `beats`."""
         self._read_once = True
         self._wait_until(lambda: not self._read_once or not self.connected, seconds)
 
@@ -161,8 +161,8 @@ class Peers:
             return
         self._read_at = now = self._clock()
         for rank, text in enumerate(self._store.multi_get(keys)):
-            self.beats[rank] = beat = Beat.from_json(text)
-            # The first one has number 0: a rank that is stopped after it is silent since then.
+            self.beats[rank] = beat = Heartbeat.from_json(text)
+            # The first heartbeat has number 0; a rank that is stopped after it counts as silent since then.
             if rank not in self._changed or self._changed[rank][0] != beat.number:
                 self._changed[rank] = beat.number, now
         self._read_once = False

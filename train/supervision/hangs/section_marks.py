@@ -1,4 +1,4 @@
-"""The callback that marks steps and evaluations."""
+"""The callback that reports steps and evaluations to `Sections`."""
 
 from composer.core import Callback, Event, State
 from composer.loggers import Logger
@@ -8,8 +8,8 @@ from train.supervision.hangs.sections import Sections
 
 
 class SectionMarks(Callback):
-    """Marks steps and evaluations. Stands before the other callbacks: what they do after a step has the next one's
-    deadline, or says what it is itself."""
+    """Marks steps and evaluations. It runs before the other callbacks: their work after a step counts towards the next
+    step, unless they enter a section of their own."""
 
     def __init__(self, sections: Sections) -> None:
         self._sections = sections

@@ -1,7 +1,7 @@
-"""Where the main thread of a rank is, and since when: marked as it goes, read by the watchdog's threads.
+"""The section that a rank's main thread is in, and since when. The watchdog's threads read it.
 
-A process has one main thread, so what marks a section need not be handed anything: `within(Section.SAVE)` does nothing
-where no run is watched.
+A process has one main thread, so `within(Section.SAVE)` needs no reference to the run; it does nothing if no run is
+watched.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,32 +13,32 @@ from train.supervision.hangs.deadlines import Deadlines, Section
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Of a rank at one moment."""
+    """Where a rank is at one moment."""
 
     section: Section
     batch: int
-    """Batches that are done."""
+    """Number of completed batches."""
     since: float
-    """By the clock of Sections, and later by what the sections within it have taken."""
+    """Start time by the clock of Sections, moved forward by the duration of nested sections."""
     marks: int
-    """Events and changes of section so far: all ranks have the same ones in the same order."""
+    """Number of events and section changes so far. All ranks pass the same ones in the same order."""
 
 
 class Sections:
-    """For the main thread; another one may read `place`, `age` and the deadlines."""
+    """The sections of the main thread. Other threads may read `place`, `age` and the deadlines."""
 
     def __init__(self, deadlines: Deadlines, clock: Callable[[], float], on_exceeded: Callable[[str], None]) -> None:
-        """on_exceeded is called with what is to be reported of a floor that the run exceeds from the start."""
+        """on_exceeded: called with a message if the run exceeds a configured deadline from the start."""
         self.deadlines, self._clock, self._on_exceeded = deadlines, clock, on_exceeded
         self.place = Place(section=Section.SETUP, batch=0, since=clock(), marks=0)
         self._outer: list[tuple[Place, float]] = []
-        """What the present section is within, from the outside in, and when it was left for the next."""
+        """The enclosing sections, outermost first, each with the time at which the next one was entered."""
         self._seconds = dict.fromkeys(Section, 0.0)
         self._counted = self.place.since
 
     def seconds(self) -> dict[Section, float]:
-        """What each section has taken so far, without the sections within it. Waiting for data counts as such within a
-        step, elsewhere as what it is within. For the main thread."""
+        """Return the seconds spent in each section so far, without nested sections. Waiting for data has its own entry
+        within a step; elsewhere it counts for the enclosing section. Call it from the main thread."""
         now, section = self._clock(), self.place.section
         if section is Section.DATA and self._outer and self._outer[-1][0].section is not Section.STEP:
             section = self._outer[-1][0].section
@@ -50,15 +50,15 @@ class Sections:
         return self._clock() - place.since
 
     def mark(self) -> None:
-        """Counts an event that every rank meets."""
+        """Count an event that occurs on every rank."""
         self.place = replace(self.place, marks=self.place.marks + 1)
 
     def at_batch(self, batch: int) -> None:
         self.place = replace(self.place, batch=batch)
 
     def step_done(self, batch: int) -> None:
-        """A step has ended, which a step follows. The first one of the process is part of set-up."""
-        assert not self._outer, "steps are within nothing"
+        """End a step and start the next one. The first step of the process is part of set-up."""
+        assert not self._outer, "a step ends outside every nested section"
         self.seconds()
         if self.place.section is Section.STEP:
             self._add(self.place)
@@ -71,21 +71,21 @@ class Sections:
         self.place = replace(self.place, section=section, since=now, marks=self.place.marks + 1)
 
     def again(self) -> None:
-        """One more of the same, such as a batch of an evaluation, begins."""
+        """Start the next repetition of the section, such as a batch of an evaluation."""
         self._add(self.place)
         self.place = replace(self.place, since=self._clock(), marks=self.place.marks + 1)
 
     def leave(self, *, measured: bool = True) -> None:
-        """measured: what the section took is one sample of what it takes."""
+        """Leave the section. measured: add its duration to the samples."""
         self.seconds()
         inner, (outer, entered) = self.place, self._outer.pop()
         if measured:
             self._add(inner)
-        # Time of the inner section is not the outer one's.
+        # The duration of the nested section does not count for the enclosing one.
         self.place = replace(outer, since=outer.since + self._clock() - entered, marks=inner.marks + 1)
 
     def seconds_left(self) -> float:
-        """Until the deadline of the present section; infinite without one."""
+        """Seconds until the deadline of the current section; infinite if it has none."""
         deadline = self.deadlines.of(self.place.section)
         return float("inf") if deadline is None else deadline.seconds - self.age(self.place)
 
@@ -96,14 +96,14 @@ class Sections:
 
 
 _watched: Sections | None = None
-"""Of the run that this process trains."""
+"""The sections of the run that this process trains."""
 
 
 @contextmanager
 def watched_sections(sections: Sections) -> Iterator[None]:
-    """`within` marks these meanwhile."""
+    """In this context, `within` and `add_sample` refer to these sections."""
     global _watched
-    assert _watched is None, "one run at a time"
+    assert _watched is None, "only one run at a time can be watched"
     _watched = sections
     try:
         yield
@@ -113,31 +113,31 @@ def watched_sections(sections: Sections) -> Iterator[None]:
 
 @contextmanager
 def within(section: Section, *, measured: bool = True) -> Iterator[None]:
-    """The main thread is in this section, and the one around it does not age. Also decorates functions. measured: what
-    it takes counts for the section's median."""
+    """Mark that the main thread is in this section; the enclosing section does not age meanwhile. Also works as a
+    decorator. measured: add the duration to the samples of the section's median."""
     sections = _watched
     if sections is None:
         yield
         return
     sections.enter(section)
-    yield  # an exception ends the run: until then the section is where it came from
+    yield  # after an exception the section is kept: it shows where the run ended
     sections.leave(measured=measured)
 
 
-def took(section: Section, seconds: float) -> None:
-    """Adds a sample of what a section takes that the main thread was not in."""
+def add_sample(section: Section, seconds: float) -> None:
+    """Add the duration of a section that ran outside the main thread."""
     if _watched is not None:
         _watched.deadlines.add(section, seconds)
 
 
 def seconds_so_far() -> dict[Section, float]:
-    """As Sections.seconds, of the run that is watched; empty where none is."""
+    """Return Sections.seconds of the watched run; empty if no run is watched."""
     return _watched.seconds() if _watched is not None else {}
 
 
 @contextmanager
 def waiting_for_data() -> Iterator[Callable[[], float]]:
-    """For loaders (see data/loading/loader.py): gives the seconds that are left."""
+    """Mark that a loader waits for data (see data/loading/loader.py). Yields a function for the remaining seconds."""
     sections = _watched
     if sections is None:
         yield lambda: float("inf")

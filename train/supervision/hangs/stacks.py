@@ -8,11 +8,11 @@ from threading import main_thread
 from types import FrameType
 
 FOLDER = "stacks"
-"""In the save folder."""
+"""Subfolder of the save folder."""
 
 
 def write_stacks(folder: Path | None, rank: int, headline: str) -> None:
-    """To FOLDER/stacks/rankN.txt, or to stderr without a folder. Raises OSError."""
+    """Write all stacks to stacks/rankN.txt in the folder, or to stderr without a folder. Raises OSError."""
     if folder is None:
         sys.stderr.write(f"stacks of rank {rank}: {headline}\n")
         sys.stderr.flush()
@@ -26,7 +26,7 @@ def write_stacks(folder: Path | None, rank: int, headline: str) -> None:
 
 
 def main_thread_place() -> tuple[str, bool]:
-    """The innermost function of the main thread, and whether that waits for other ranks in a collective."""
+    """Return the innermost function of the main thread, and whether it waits for other ranks in a collective."""
     ident = main_thread().ident
     frame = sys._current_frames().get(ident) if ident is not None else None
     if frame is None:
@@ -36,5 +36,5 @@ def main_thread_place() -> tuple[str, bool]:
 
 
 def _is_in_a_collective(frame: FrameType) -> bool:
-    """The Python function that calls into torch's collectives is one of torch.distributed or of FSDP."""
+    """Whether the frame is in torch.distributed, which includes FSDP: it calls into torch's collectives."""
     return "/torch/distributed/" in frame.f_code.co_filename.replace("\\", "/")

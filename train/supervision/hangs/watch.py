@@ -1,4 +1,4 @@
-"""A run that is watched: the watchdog and the heartbeat of this rank, from when all ranks are there to the end."""
+"""Watching a run: the watchdog and the heartbeat of this rank, from the moment all ranks are connected to the end."""
 
 import itertools
 import re
@@ -19,27 +19,27 @@ from train.supervision.events import Events
 from train.supervision.exit_codes import RunStopped
 from train.supervision.hangs.clock import AwakeClock
 from train.supervision.hangs.deadlines import Deadlines
-from train.supervision.hangs.laggards import Beat
 from train.supervision.hangs.peers import Peers, this_process
 from train.supervision.hangs.sections import Sections, watched_sections
-from train.supervision.hangs.watchdog import Watchdog, beat_of
+from train.supervision.hangs.stragglers import Heartbeat
+from train.supervision.hangs.watchdog import Watchdog, heartbeat_of
 
 _LOST = re.compile(
     r"onnection (was )?(closed|reset|refused)|roken pipe|remote process (has )?exited|ncclRemoteError|closed by peer"
 )
-"""What torch's process groups raise when another rank has ended."""
+"""Error messages of torch's process groups when another rank has ended."""
 _CAUSE, _SHARE, _SHOW, _LEAVE, _END = 10.0, 3.0, 10.0, 8.0, 30.0
-"""Seconds in which another rank's end is found, and for each part of this rank's end."""
+"""Seconds to find out why another rank ended, and for each part of ending this rank."""
 
 _runs = itertools.count()
 
 
 @contextmanager
 def watched(config: DeadlinesConfig, folder: Path | None, events: Events) -> Iterator[Sections]:
-    """Ends every rank when a deadline passes, or one of them is lost or raises. All ranks have to enter it.
+    """End every rank when a deadline passes, or when a rank is lost or raises. All ranks must enter this context.
 
-    An exception is shared with the other ranks, which end with its message and exit code; where one of them shows it,
-    failures.shown_elsewhere says so. RunStopped and SystemExit are every rank's own.
+    An exception is shared with the other ranks, which end with its message and exit code. If another rank shows the
+    exception, it is marked for data.base.errors.shown_elsewhere. RunStopped and SystemExit are not shared.
     """
     clock = AwakeClock()
 
@@ -64,7 +64,7 @@ def watched(config: DeadlinesConfig, folder: Path | None, events: Events) -> Ite
 
 
 class _Rank:
-    """The threads of this rank, and how its main thread leaves."""
+    """The threads of this rank, and how its main thread ends."""
 
     def __init__(
         self, sections: Sections, clock: AwakeClock, config: DeadlinesConfig, folder: Path | None, events: Events
@@ -82,7 +82,7 @@ class _Rank:
         self.watchdog.start()
 
     def leave(self) -> None:
-        """Says that this rank ends by itself."""
+        """Announce that this rank ends by itself."""
         self._left = True
         if self.peers is not None:
             self.peers.leave(0, _LEAVE)
@@ -93,9 +93,9 @@ class _Rank:
             self.peers.stop()
 
     def failed(self, error: BaseException) -> None:
-        """The main thread has raised. Returns when it is to be reported by whoever catches it."""
+        """Handle an exception of the main thread. Returns if the caller must report the exception."""
         peers, watchdog = self.peers, self.watchdog
-        self._unless_ending()
+        self._block_if_ending()
         if peers is None:
             return
         if isinstance(error, RunStopped) or not isinstance(error, Exception):
@@ -104,24 +104,24 @@ class _Rank:
         if _LOST.search(str(error)):
             watchdog.suspect()
             watchdog.ending.wait(_CAUSE)
-            self._unless_ending()
+            self._block_if_ending()
         mine = failure_of(error, peers.rank)
         watchdog.main_reports.set()
         first = peers.share(mine, _SHARE)
         if first.text != mine.text:
             watchdog.main_reports.clear()
             watchdog.ending.wait(_END)
-            self._unless_ending()
+            self._block_if_ending()
         if first.shown_by == peers.rank:
-            peers.say_shown()
+            peers.mark_shown()
         elif peers.wait_until_shown(_SHOW):
             note_shown_elsewhere(error)
         self.leave()
 
-    def _unless_ending(self) -> None:
-        """What follows from the end that another thread prepares is not reported."""
+    def _block_if_ending(self) -> None:
+        """Block while another thread ends the process: errors that this causes are not reported."""
         if self.watchdog.ending.is_set():
             time.sleep(_END)
 
-    def _beat(self) -> Beat:
-        return beat_of(self._sections, next(self._number), left=self._left)
+    def _beat(self) -> Heartbeat:
+        return heartbeat_of(self._sections, next(self._number), left=self._left)

@@ -1,4 +1,4 @@
-"""The thread that ends a rank: when a deadline passes, when another rank has failed, and when one is lost."""
+"""The thread that ends a rank when a deadline passes, another rank has failed, or a rank is lost."""
 
 import os
 import threading
@@ -15,41 +15,41 @@ from train.supervision.events import Events
 from train.supervision.exit_codes import ExitCode
 from train.supervision.hangs.clock import AwakeClock
 from train.supervision.hangs.deadlines import Deadline, Section
-from train.supervision.hangs.laggards import IN_WORDS, Beat, laggards
-from train.supervision.hangs.peers import Member, Peers
+from train.supervision.hangs.peers import Peers, RankProcess
 from train.supervision.hangs.sections import Place, Sections
 from train.supervision.hangs.stacks import FOLDER, main_thread_place, write_stacks
+from train.supervision.hangs.stragglers import SECTION_NAMES, Heartbeat, stragglers
 
 _LOOK = 0.5
-"""Seconds between two looks."""
+"""Seconds between two checks."""
 _LOADER_MARGIN = 5.0
-"""Seconds that a loader has to report its own worker first, which it does better."""
+"""Extra seconds for a loader to report its own worker first, with a more precise message."""
 _CONSEQUENCE = 2.0
-"""Seconds in which the main thread may raise what another rank has raised as well."""
+"""Seconds for the main thread to raise the same error as another rank."""
 _SHARE, _SHOW, _WRITE, _LEAVE = 3.0, 6.0, 5.0, 6.0
-"""Seconds for each part of the end, 30 at most together: the store, the disk, and other ranks may be what hangs."""
+"""Time limits in seconds of each part of ending, 30 in total: the store, the disk or another rank may hang."""
 _NAMED = 8
-"""Ranks that are named at most."""
+"""Maximum number of ranks named in a message."""
 _SILENT = 4.0
-"""Seconds without a heartbeat after which a rank that others wait for counts as not answering."""
+"""Seconds without a heartbeat after which a rank that others wait for counts as unresponsive."""
 _GRACE_OF_SERVER = 3.0
-"""Seconds after the connection to the store is lost in which this rank may end by itself, as rank 0 has."""
+"""Seconds after losing the connection to the store in which this rank may end by itself, as rank 0 did."""
 
 
 class Watchdog:
-    """Of one rank. Its thread never raises, and ends the process with os._exit."""
+    """The watchdog of one rank. Its thread never raises, and ends the process with os._exit."""
 
     def __init__(
         self,
         sections: Sections,
         clock: AwakeClock,
-        members: Sequence[Member],
+        members: Sequence[RankProcess],
         peers: Peers | None,
         folder: Path | None,
         events: Events,
         heartbeat: float | None,
     ) -> None:
-        """members: of all ranks, peers: None with one rank. folder: the save folder."""
+        """members: one per rank. peers: None with a single rank. folder: the save folder."""
         self._sections, self._clock, self._members, self._peers = sections, clock, members, peers
         self._folder, self._events, self._heartbeat = folder, events, heartbeat
         self.rank = peers.rank if peers is not None else 0
@@ -59,7 +59,7 @@ class Watchdog:
         self._disconnected_at: float | None = None
         self._stopped = threading.Event()
         self.main_reports = threading.Event()
-        """Set when the main thread has raised and reports that itself."""
+        """Set when the main thread has raised and reports its own error."""
         self.ending = threading.Event()
         self._suspect = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
@@ -72,7 +72,7 @@ class Watchdog:
         self._thread.join(2 * _LOOK)
 
     def suspect(self) -> None:
-        """The main thread has lost a connection to another rank: that one has probably ended."""
+        """Note that the main thread has lost a connection to another rank, which has probably ended."""
         self._suspect.set()
 
     def _run(self) -> None:
@@ -84,7 +84,7 @@ class Watchdog:
                 self._end(failure)
 
     def _should_end(self, failure: Failure) -> bool:
-        """Not when the main thread raises the same."""
+        """Whether to end this process: not if the main thread raises the same failure."""
         if failure.kind == "failed":
             if failure.rank == self.rank:
                 return False
@@ -97,22 +97,23 @@ class Watchdog:
             return self._overdue()
         if peers.failure is not None:
             return peers.failure
-        failure = self._gone() or self._unconnected(peers) or self._silent(peers) or self._overdue()
+        failure = self._lost_processes() or self._unconnected(peers) or self._silent(peers) or self._overdue()
         return None if failure is None else peers.share(failure, _SHARE)
 
-    def _gone(self) -> Failure | None:
-        """Ranks of this machine whose process does not exist any more, though they did not say that they end."""
+    def _lost_processes(self) -> Failure | None:
+        """The failure of ranks on this machine whose process no longer exists although they did not announce their
+        end."""
         gone = [each for each in self._local if not each.exists()]
         if not gone or self._peers is None:
             return None
-        self._peers.read_now(_SHARE)  # what they said last
+        self._peers.read_now(_SHARE)  # their last heartbeats
         gone = [each for each in gone if not self._has_left(each.rank)]
         if not gone or not self._peers.connected:
-            return None  # rank 0's end is dealt with in _unconnected
+            return None  # _unconnected handles the end of rank 0
         names = ", ".join(map(str, gone))
         return self._failure(
             "lost",
-            f"{names} no longer exists: it was killed (kill -9, or by the system for lack of memory: see dmesg)",
+            f"{names} no longer exists: it was killed (by kill -9, or by the system when out of memory: see dmesg)",
             lost=[each.rank for each in gone],
         )
 
@@ -122,7 +123,7 @@ class Watchdog:
         return beat is not None and beat.left
 
     def _unconnected(self, peers: Peers) -> Failure | None:
-        """The store is gone with the process that keeps it."""
+        """The failure that the process hosting the store is lost."""
         if peers.connected:
             return None
         now = self._clock()
@@ -131,9 +132,9 @@ class Watchdog:
         if now - self._disconnected_at < _GRACE_OF_SERVER:
             return None
         server = self._members[0]
-        why = "no longer exists: it was killed, or it has ended (see its output)"
+        why = "no longer exists: it was killed or has ended (see its output)"
         if server in self._local and server.exists():
-            why = "has lost the connections to the other ranks"
+            why = "has lost its connections to the other ranks"
         return self._failure("lost", f"{server} {why}", lost=[0])
 
     def _silent(self, peers: Peers) -> Failure | None:
@@ -159,7 +160,8 @@ class Watchdog:
         ]
 
     def _overdue(self) -> Failure | None:
-        """This rank's section has exceeded its deadline, unless it waits for a rank that is within its own."""
+        """The failure that this rank's section exceeded its deadline, unless it waits for a rank that is within its own
+        deadline."""
         place = self._sections.place
         deadline = overdue_deadline(self._sections, place)
         if deadline is None:
@@ -169,32 +171,32 @@ class Watchdog:
             behind, silent = self._behind(self._peers)
             beats = self._peers.beats
             if not silent and any(self._peers.silence(rank) > 2 * self._peers.period for rank in behind):
-                return None  # it will be known soon whether it is silent
-            if behind and not silent and all(self._is_within_its_own(beats.get(rank), place) for rank in behind):
+                return None  # one of the next checks finds out whether that rank is silent
+            if behind and not silent and all(self._is_within_its_deadline(beats.get(rank), place) for rank in behind):
                 return None
         names = "; ".join(self._described(rank) for rank in behind[:_NAMED])
         names += f"; and {len(behind) - _NAMED} more" if len(behind) > _NAMED else ""
         text = (
-            f"{IN_WORDS[place.section]} after batch {place.batch} took longer than {deadline.seconds:.3g} s "
-            f"({deadline.source}): " + (f"the run waits for {names}" if names else "all ranks have come equally far")
+            f"{SECTION_NAMES[place.section]} after batch {place.batch} took longer than {deadline.seconds:.3g} s "
+            f"({deadline.source}): " + (f"the run waits for {names}" if names else "all ranks have the same progress")
         )
         return self._failure("hung", text, lost=silent)
 
     def _behind(self, peers: Peers) -> tuple[list[int], list[int]]:
-        """The ranks that hold this one up, and which of them do not answer."""
+        """Return the ranks that this rank waits for, and those of them that do not answer."""
         peers.read_now(_SHARE)
         if self._clock() - peers.answered > max(_SILENT, 3 * peers.period):
             return [0], [0]
         silent = self._silent_ranks(peers, max(_SILENT, 3 * peers.period))
-        return laggards(peers.beats, silent), silent
+        return stragglers(peers.beats, silent), silent
 
-    def _is_within_its_own(self, beat: Beat | None, place: Place) -> bool:
+    def _is_within_its_deadline(self, beat: Heartbeat | None, place: Place) -> bool:
         return beat is not None and beat.section != place.section and not beat.overdue and not beat.left
 
     def _described(self, rank: int) -> str:
         member, peers = self._members[rank], self._peers
         if rank == self.rank:
-            return f"{member}: {beat_of(self._sections, 0)}"
+            return f"{member}: {heartbeat_of(self._sections, 0)}"
         text = f"{member}, which {processes.state(member.pid)}" if member in self._local else str(member)
         if peers is None or (beat := peers.beats.get(rank)) is None:
             return text
@@ -208,17 +210,17 @@ class Watchdog:
         )
 
     def _end(self, failure: Failure) -> None:
-        """Never returns."""
+        """End the process. Does not return."""
         if failure.kind == "hung":
             _at_most(_WRITE, lambda: write_stacks(self._folder, self.rank, failure.text))
         if failure.shown_by == self.rank:
             _at_most(_WRITE, lambda: self._show(failure))
             if self._peers is not None:
-                self._peers.say_shown()
+                self._peers.mark_shown()
         elif self._peers is not None:
             self._peers.wait_until_shown(_SHOW)
         for each in self._local:
-            # A stopped process ends no other way.
+            # A stopped process can only be ended with SIGKILL.
             if (each.rank in failure.lost or processes.is_stopped(each.pid)) and each.exists():
                 processes.kill(each.pid)
         _at_most(_WRITE, _kill_children)
@@ -233,11 +235,11 @@ class Watchdog:
             text += f". The stacks of all ranks that answer are in {place}"
         if failure.kind != "failed":
             text += ". The run ends; with autoresume=true the next start resumes from the newest checkpoint"
-        # One write, past Python's streams, which the main thread may hold.
-        begin = "\n" if os.isatty(2) else ""  # below the live bar
+        # A single write that bypasses Python's streams, whose locks the main thread may hold.
+        begin = "\n" if os.isatty(2) else ""  # start below the live bar
         os.write(2, f"{begin}error: {redacted(text)}\n".encode())
         batch = self._sections.place.batch
-        # Of a traceback, the last line.
+        # Of a traceback, record only the last line.
         message = redacted(text.splitlines()[-1] if failure.code == ExitCode.DEFECT else text)
         with suppress(Exception):
             self._events.note(batch, any_rank=True, event=failure.kind, message=message)
@@ -246,7 +248,7 @@ class Watchdog:
 
 
 def overdue_deadline(sections: Sections, place: Place) -> Deadline | None:
-    """The deadline that the section has exceeded; None while it has not."""
+    """Return the deadline that the section has exceeded, or None."""
     deadline = sections.deadlines.of(place.section)
     if deadline is None:
         return None
@@ -254,12 +256,12 @@ def overdue_deadline(sections: Sections, place: Place) -> Deadline | None:
     return deadline if sections.age(place) > deadline.seconds + margin else None
 
 
-def beat_of(sections: Sections, number: int, *, left: bool = False) -> Beat:
-    """What the rank publishes about itself now."""
+def heartbeat_of(sections: Sections, number: int, *, left: bool = False) -> Heartbeat:
+    """Return this rank's current heartbeat."""
     place = sections.place
     age = sections.age(place)
     function, waits = main_thread_place() if age > 1 else ("", False)
-    return Beat(
+    return Heartbeat(
         number=number,
         section=place.section,
         batch=place.batch,
@@ -273,14 +275,14 @@ def beat_of(sections: Sections, number: int, *, left: bool = False) -> Beat:
 
 
 def _kill_children() -> None:
-    """Workers of loaders, which would outlive this process."""
+    """Kill loader workers, which would outlive this process."""
     for child in psutil.Process().children(recursive=True):
         with suppress(psutil.Error):
             child.kill()
 
 
 def _at_most(seconds: float, do: Callable[[], object]) -> None:
-    """In a thread: the disk that it needs may be what hangs."""
+    """Run it in a thread, because the disk that it writes to may be what hangs."""
 
     def run() -> None:
         with suppress(Exception):

@@ -1,4 +1,4 @@
-"""Where a run runs: the state of the code's git checkout, the machine, and the command that started it. For records."""
+"""Provenance of a run: the git state of the code, the machine, and the start command, as written to record.jsonl."""
 
 import os
 import platform
@@ -19,10 +19,10 @@ _GIT_SECONDS = 5.0
 
 
 def git_state(root: Path = _ROOT) -> dict[str, Any] | None:
-    """{commit, branch, dirty} of the checkout that the code runs from; branch is None where none is checked out. None
-    for installed code, and where git is missing, refuses or is slow."""
+    """Return {commit, branch, dirty} of the checkout that the code runs from; branch is None for a detached HEAD.
+    Returns None for installed code, and if git is missing, fails or is slow."""
     if not (root / ".git").exists():
-        return None  # a repository above it would be another's
+        return None  # a repository in a parent folder would be a different one
     try:
         found = subprocess.run(_GIT, cwd=root, capture_output=True, text=True, timeout=_GIT_SECONDS, check=True)
     except (OSError, subprocess.SubprocessError):
@@ -37,7 +37,7 @@ def git_state(root: Path = _ROOT) -> dict[str, Any] | None:
 
 
 def environment() -> dict[str, Any]:
-    """{python, platform, hostname, cpus, memory_bytes} of this node."""
+    """Return {python, platform, hostname, cpus, memory_bytes} of this node."""
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -48,5 +48,6 @@ def environment() -> dict[str, Any]:
 
 
 def start_command() -> str:
-    """For a shell, without secrets: the launcher with its options if there is one, the script and its arguments."""
+    """Return the start command for a shell, without secrets: the launcher with its options, if any, script,
+    arguments."""
     return shlex.join(map(redacted, [*started_by(), *sys.argv[1:]]))

@@ -1,4 +1,4 @@
-"""Which ranks the others wait for, as their heartbeats tell it."""
+"""Which ranks the others wait for, according to the heartbeats."""
 
 import json
 from collections.abc import Collection, Mapping
@@ -6,56 +6,58 @@ from dataclasses import asdict, dataclass
 
 
 @dataclass(frozen=True, kw_only=True)
-class Beat:
-    """What a rank publishes about itself."""
+class Heartbeat:
+    """The heartbeat that a rank publishes about itself."""
 
     number: int
     section: str
     batch: int
-    """Batches that are done."""
+    """Number of completed batches."""
     marks: int
     """See sections.Place."""
     age: float
     """Seconds in the section."""
     overdue: bool
-    """The section's deadline has passed."""
+    """Whether the section's deadline has passed."""
     function: str
     """Innermost function of the main thread; empty while the rank makes progress."""
     waits: bool
-    """In a collective."""
+    """Whether the rank waits in a collective."""
     left: bool = False
-    """The rank has ended by itself."""
+    """Whether the rank has ended by itself."""
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
 
     @staticmethod
-    def from_json(text: str | bytes) -> "Beat":
-        return Beat(**json.loads(text))
+    def from_json(text: str | bytes) -> "Heartbeat":
+        return Heartbeat(**json.loads(text))
 
     def __str__(self) -> str:
         if self.left:
             return f"has ended after batch {self.batch}"
         at = f", at {self.function}" if self.function else ""
-        return f"in {IN_WORDS[self.section]} after batch {self.batch} for {self.age:.0f} s{at}"
+        return f"in {SECTION_NAMES[self.section]} after batch {self.batch} for {self.age:.0f} s{at}"
 
 
-IN_WORDS = {
+SECTION_NAMES = {
     "setup": "set-up",
     "step": "the step",
     "data": "waiting for its data",
     "evaluation": "an evaluation",
     "save": "saving a checkpoint",
-    "send": "saving or sending a checkpoint",
+    "send": "saving or uploading a checkpoint",
     "generate": "generating texts",
-    "untimed": "an export or another section without deadline",
+    "untimed": "an export or another section without a deadline",
 }
-"""By the values of Section."""
+"""Names of the sections in messages, by the values of Section."""
 
 
-def laggards(beats: Mapping[int, Beat], silent: Collection[int]) -> list[int]:
-    """The ranks without a heartbeat; or else those that have come less far than the others; or else, where all have
-    come equally far, those that do not wait for others. None where all of them do, or none."""
+def stragglers(beats: Mapping[int, Heartbeat], silent: Collection[int]) -> list[int]:
+    """Return the ranks that the others wait for.
+
+    These are the ranks without a heartbeat; else the ranks that have ended; else the ranks with the least progress;
+    else, at equal progress, the ranks outside a collective. Empty if no rank differs from the others."""
     if silent:
         return sorted(silent)
     if left := [rank for rank, beat in beats.items() if beat.left]:

@@ -1,4 +1,4 @@
-"""The summary of a run whose data is open: what it reads, in which stages, and where it writes."""
+"""The summary of a run after its data is opened: data, stages and output folders."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,7 +11,7 @@ from train.planning.run_data import RunData
 
 
 def data_lines(config: TrainConfig, data: RunData, eval_streams: Mapping[str, Rows] | None) -> Iterator[str]:
-    """Rows, tokens and epochs of each stream; the stages; the length of the run."""
+    """Yield lines for the rows, tokens and epochs of each stream, the stages, and the length of the run."""
     max_batches = data.clock.max_batches
     assert max_batches is not None
     taken = dict(zip(data.plan.names, data.plan.counts(max_batches).tolist(), strict=True))
@@ -34,8 +34,8 @@ def _stream_lines(key: str, streams: Mapping[str, Rows], epochs: Mapping[str, st
         yield fact("" if number else key, f"{named}{rows.n_rows:,} rows{tokens}{epochs.get(name, '')}")
 
 
-def place_lines(config: TrainConfig, run_name: str, folder: Path | None, log_folder: Path | None) -> Iterator[str]:
-    """Where the run writes. folder: the save folder, of which another line says what goes there."""
+def output_lines(config: TrainConfig, run_name: str, folder: Path | None, log_folder: Path | None) -> Iterator[str]:
+    """Yield lines for the output of the run. folder: the save folder; another line describes its checkpoints."""
     if folder is None:
         yield fact("checkpoints", "none, because there is no save_folder")
     loggers, logs = config.loggers, []

@@ -1,0 +1,55 @@
+"""Write the tables of docs/architecture.md: each package with the first sentence of its docstring.
+
+The order of rows is kept. Missing packages are appended, and packages that no longer exist are removed.
+"""
+
+import ast
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = ROOT / "docs" / "architecture.md"
+MODULES = ("train/main.py", "train/composer_model.py", "train/composer_compat.py")
+"""Modules that the tables contain besides packages."""
+
+_ROW = re.compile(r"^\| `((?:train|data)(?:/[\w/.]+)?)` \| .* \|$", re.MULTILINE)
+
+
+def main() -> int:
+    PAGE.write_text(with_tables(PAGE.read_text("utf-8")), "utf-8")
+    return 0
+
+
+def with_tables(page: str) -> str:
+    """The page with its tables as they should be."""
+    listed = _ROW.findall(page)
+    for folder in ("train", "data"):
+        names = [name for name in listed if name.partition("/")[0] == folder]
+        there = list(packages(folder))
+        names = [name for name in names if name in there] + [name for name in there if name not in names]
+        table = "\n".join(f"| `{name}` | {description(name)} |" for name in names)
+        page = re.sub(
+            rf"(?:^\| `{folder}[/`].*\n)+", lambda _, text=table: f"{text}\n", page, count=1, flags=re.MULTILINE
+        )
+    return page
+
+
+def packages(folder: str) -> Iterator[str]:
+    """The packages at and below a folder, and MODULES."""
+    for file in sorted((ROOT / folder).rglob("__init__.py")):
+        yield file.parent.relative_to(ROOT).as_posix()
+    yield from (name for name in MODULES if name.startswith(f"{folder}/"))
+
+
+def description(name: str) -> str:
+    """The first sentence of the docstring, without its period."""
+    file = ROOT / name if name.endswith(".py") else ROOT / name / "__init__.py"
+    docstring = ast.get_docstring(ast.parse(file.read_text("utf-8"))) or ""
+    sentence = re.match(r".+?(?=\.\s|\.?$)", " ".join(docstring.partition("\n\n")[0].split()))
+    return sentence[0].replace("|", "\\|") if sentence else ""
+
+
+if __name__ == "__main__":
+    sys.exit(main())
