@@ -126,6 +126,17 @@ RULES: list[Run | Elsewhere | Proof] = [
         reason="takes 10 seconds",
         test="tests/simulation/test_simulate.py::test_plan_script_simulates",
     ),
+    # Serving.
+    Elsewhere(pattern=r"pip install 'transformers\[serving\]'", reason=NETWORK),
+    Elsewhere(
+        pattern=r"(transformers serve|curl -s http://127\.0\.0\.1:8000/v1/completions) .*",
+        reason="the server runs until it is stopped",
+        test="tests/scripts/test_worked_example.py::test_the_short_form_runs_every_step",
+    ),
+    Elsewhere(
+        pattern=r"(vllm serve|python -m sglang\.launch_server|python convert_hf_to_gguf\.py|llama-server) .*",
+        reason="is another project's program",
+    ),
     # GPUs and clusters.
     Elsewhere(pattern=r"composer (-n 8|--nproc 8|train\.py) .*", reason=GPUS),
     Elsewhere(pattern=r"composer -n 2 train\.py yamls/finetune/dbrx_qlora\.yaml .*", reason=GPUS),
