@@ -1,8 +1,8 @@
 """Hints for keys of LLM Foundry that do not exist here.
 
 RULES has the hints for keys that exist only in LLM Foundry. VALUES has the hints for values that only LLM Foundry
-accepts, of keys that exist in both. LLM_FOUNDRY lists the leaf keys of its dbrx-full-ft.yaml with their values; `table` uses
-all three to create the table in docs/llm-foundry.md.
+accepts, of keys that exist in both. LLM_FOUNDRY lists the leaf keys of its dbrx-full-ft.yaml with their values. `table`
+uses all three to create the table in docs/llm-foundry.md.
 """
 
 from dataclasses import dataclass
@@ -38,8 +38,12 @@ def _streaming(*keys: str) -> dict[str, Rule]:
 
 
 RULES: dict[str, Rule] = {
-    "icl_seq_len": Rule(hint="in-context evaluation tasks are not supported; eval_loader reports loss and perplexity"),
-    "icl_tasks*": Rule(hint="in-context evaluation tasks are not supported; eval_loader reports loss and perplexity"),
+    "icl_seq_len": Rule(
+        hint="in-context learning tasks are not supported; use eval_loader to measure loss and perplexity"
+    ),
+    "icl_tasks*": Rule(
+        hint="in-context learning tasks are not supported; use eval_loader to measure loss and perplexity"
+    ),
     "*.trust_remote_code": Rule(accepts=(False,), hint="code from the hub is never executed: remove the key"),
     "*.use_auth_token": Rule(hint="remove the key, because the token is only read from HF_TOKEN in the environment"),
     "global_seed": Rule(hint="use seed, or define it under variables: and refer to it as ${variables.global_seed}"),
@@ -47,10 +51,10 @@ RULES: dict[str, Rule] = {
         accepts=(False,), hint="set PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True in the environment"
     ),
     "eval_gauntlet*": Rule(
-        hint="in-context evaluation tasks are not supported; eval_loader reports loss and perplexity"
+        hint="in-context learning tasks are not supported; use eval_loader to measure loss and perplexity"
     ),
     "icl_max_seq_len": Rule(
-        hint="in-context evaluation tasks are not supported; eval_loader reports loss and perplexity"
+        hint="in-context learning tasks are not supported; use eval_loader to measure loss and perplexity"
     ),
     "model.expansion_ratio": Rule(hint="use ffn_config.ffn_hidden_size, the hidden size of one expert"),
     "model.loss_fn": Rule(hint="the loss is always cross-entropy: remove the key"),
@@ -148,8 +152,8 @@ RULES: dict[str, Rule] = {
 
 VALUES: dict[str, dict[object, str]] = {
     "model.name": {
-        "hf_causal_lm": "use `name: dbrx` with a preset, or with the sizes of the model",
-        "mpt_causal_lm": "use `name: dbrx` with a preset, or with the sizes of the model",
+        "hf_causal_lm": "use `name: dbrx` with a preset, or with dimensions such as d_model and n_layers",
+        "mpt_causal_lm": "use `name: dbrx` with a preset, or with dimensions such as d_model and n_layers",
     },
     "model.attn_config.attn_impl": {"torch": "use sdpa", "triton": "use auto"},
     "fsdp_config.sharding_strategy": {
