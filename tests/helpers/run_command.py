@@ -13,10 +13,11 @@ import runpy
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from data.base.errors import ConfigError
 from tests.helpers.ranks import ends_of_ranks, run_ranks
@@ -25,6 +26,7 @@ from train.config.load import load_config
 ROOT = Path(__file__).parents[2]
 BIN = ROOT / ".venv" / "bin"
 _RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
+EXPORT = "scripts/convert_checkpoint_to_hf.py"
 _PYTHON = {"python", "python3", ".venv/bin/python"}
 
 
@@ -82,6 +84,8 @@ def program_of(text: str) -> Program | None:
         name, *rest = rest or [""]
     if name not in _PYTHON and not ranks:
         return None
+    if rest[:1] == ["-m"]:
+        rest[:2] = [f"{rest[1].replace('.', '/')}.py"]
     if not rest or not (ROOT / rest[0]).is_file() or not rest[0].endswith(".py"):
         return None
     return Program(rest[0], rest[1:], ranks, env)
@@ -103,38 +107,46 @@ def _launched(launcher: str, arguments: Sequence[str]) -> tuple[int, list[str]]:
     return int(args.nproc), args.program
 
 
-def run_program(program: Program, folder: Path, stdin: str = "", timeout: float = 120) -> Ended:
-    """Run a program to its end, with `folder` as the working folder."""
-    ends = ends_of_ranks(_run, max(program.ranks, 1), program, folder, stdin, timeout=timeout)
+def run_program(program: Program, folder: Path, timeout: float = 120) -> Ended:
+    """Run a program to its end in a folder, without input."""
+    ends = ends_of_ranks(_run, max(program.ranks, 1), program, folder, timeout=timeout)
     return Ended(max((end.code for end in ends), key=abs), "\n".join(end.output for end in ends))
 
 
-def _run(program: Program, folder: Path, stdin: str) -> int:
+def _run(program: Program, folder: Path) -> int:
     os.chdir(folder)
     if not program.ranks:
         for name in _RANK_VARIABLES:
             del os.environ[name]
     os.environ.update(program.env)
-    reader, writer = os.pipe()
-    os.write(writer, stdin.encode())
-    os.close(writer)
-    os.dup2(reader, 0)
+    sys.path[:0] = filter(None, program.env.get("PYTHONPATH", "").split(":"))
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     sys.stdin = os.fdopen(0, closefd=False)
     sys.argv[:] = [program.script, *program.arguments]
     try:
-        runpy.run_path(program.script, run_name="__main__")
+        with _verified_here() if program.script == EXPORT else contextlib.nullcontext():
+            runpy.run_path(program.script, run_name="__main__")
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else 0 if end.code is None else 1
     return 0
 
 
-def run_shell(text: str, folder: Path, stdin: str = "", timeout: float = 120) -> Ended:
+@contextlib.contextmanager
+def _verified_here() -> Iterator[None]:
+    """An export is verified in the process that writes it, and not in another, which would import torch."""
+    from tests.helpers.verify_here import verify_here
+
+    with patch("train.export.export.subprocess.run", verify_here):
+        yield
+
+
+def run_shell(text: str, folder: Path, timeout: float = 120) -> Ended:
     """Run a command in bash, with the programs of the environment first on the PATH."""
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", text],
         cwd=folder,
         env=_env(),
-        input=stdin,
+        stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -202,4 +214,4 @@ def _refusal(program: Program) -> str | None:
 def _read_config(arguments: list[str]) -> None:
     # Weights that the reader of a page has, but this machine has not: the model's keys are those of its preset.
     given = [word for word in arguments[1:] if not word.startswith("model.pretrained_model_name_or_path=")]
-    load_config(arguments[0], given)
+    load_config("yamls/finetune/dbrx.yaml" if arguments[0] == "CONFIG" else arguments[0], given)

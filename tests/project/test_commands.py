@@ -1,198 +1,34 @@
 """Every command of README.md, CONTRIBUTING.md and docs/ is executed here, by a named test or by `make proof`, or is
 listed with the reason why not.
 
-A command of a program of this repository runs unchanged unless RULES names it. The commands of a page run in their
-order in a folder of their own: a clone after `make quickstart`, but with a model that was trained for 2 batches.
+Commands that start a program of this repository run unchanged unless tests/helpers/command_rules.py names them. The
+commands of a page run in their order, in a folder of their own: a clone after `make quickstart`, but with a model that
+was trained for 2 batches.
 """
 
 import os
 import re
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from tests.helpers.command_rules import NEEDED, RULES, TINY, Elsewhere, Proof, Run, rule_of, rules_of
 from tests.helpers.fenced_commands import FencedCommand, commands_of, commands_of_pages, split_shell
 from tests.helpers.run_command import (
+    EXPORT,
     ROOT,
     Ended,
     Program,
-    needs_shell,
     program_of,
     refused_arguments,
     run_program,
     run_shell,
 )
 
-TINY = {
-    "max_duration": "2ba",
-    "save_interval": "1ba",
-    "eval_interval": "2ba",
-    "eval_subset_num_batches": "1",
-    "scheduler.t_warmup": "0ba",
-    "global_train_batch_size": "2",
-    "device_train_microbatch_size": "1",
-}
-"""The shortest run with two checkpoints."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """Commands that run here in a shorter form."""
-
-    pattern: str
-    """Matches the whole command."""
-    values: dict[str, str] = field(default_factory=dict)
-    """Values of configuration keys, in place of those of the command."""
-    words: dict[str, str] = field(default_factory=dict)
-    """Words of the command, and what they are replaced by."""
-    more: tuple[str, ...] = ()
-    """Words that are appended."""
-    stdin: str = ""
-    code: int = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Elsewhere:
-    """Commands that do not run here. Their arguments are parsed."""
-
-    pattern: str
-    reason: str
-    test: str = ""
-    """The test that runs the same program with the same flags, as FILE::NAME."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Proof:
-    """Commands that take minutes: `make proof` runs them."""
-
-    pattern: str
-
-
-GPUS = "needs the GPUs of the configuration"
-NETWORK = "needs a network"
-CLUSTER = "needs a cluster"
-
-RULES: list[Run | Elsewhere | Proof] = [
-    # Set-up.
-    Elsewhere(pattern=r"source .venv/bin/activate", reason="the tests run in this environment"),
-    Elsewhere(pattern=r"make test( TORCH_BACKEND=auto)?", reason="runs this test"),
-    Elsewhere(pattern=r"make (install|test-minute)", reason="the tests run in this environment"),
-    Elsewhere(pattern=r"make clean", reason="deletes the environment that the tests run in"),
-    Elsewhere(pattern=r"(\.venv/bin/)?uv pip install .*", reason=NETWORK),
-    Proof(pattern=r"make quickstart( TORCH_BACKEND=cpu)?"),
-    Proof(pattern=r"make lora"),
-    # Development.
-    Elsewhere(
-        pattern=r"make docs",
-        reason="builds into the repository",
-        test="tests/project/test_site.py::test_links_to_files_of_the_repository_stay_on_the_site",
-    ),
-    Elsewhere(
-        pattern=r"python scripts/dev/prose\.py .*",
-        reason="lists the files that git tracks",
-        test="tests/project/test_english.py::test_a_sample_is_drawn_by_its_seed_alone",
-    ),
-    Elsewhere(
-        pattern=r"python scripts/dev/preset_table\.py --write",
-        reason="writes into the pages",
-        test="tests/project/test_yamls.py::test_tables_of_a_page_are_those_of_the_planner",
-    ),
-    Elsewhere(pattern=r"python scripts/dev/package_tables\.py", reason="writes into the pages"),
-    # Data.
-    Run(
-        pattern=r"python scripts/convert_finetuning_dataset\.py .* --tokenizer tiktoken .*",
-        words={'{"model_name": "gpt-4"}': '{"vocab_file": "quickstart/vocab.tiktoken"}'},  # without a network
-    ),
-    Run(pattern=r"python scripts/dev/make_stdlib_data\.py", more=("--modules", "30")),
-    # Training on a CPU.
-    Run(pattern=r"(composer -n 2|python) train\.py yamls/finetune/dbrx_tiny\.yaml (?!.*profile).*", values=TINY),
-    Run(
-        pattern=r"python train\.py yamls/finetune/dbrx_tiny\.yaml .*profile=.*",
-        values=TINY | {"max_duration": "4ba", "profile": "{step: 2, steps: 2}"},
-    ),
-    Run(
-        pattern=r"composer -n 2 train\.py yamls/pretrain/dbrx_tiny_curriculum\.yaml",
-        values=TINY
-        | {
-            "train_loader.stages": "[{name: broad, duration: 1ba, proportions: {code: 0.8, comments: 0.2}}, "
-            "{name: anneal, duration: 1ba, proportions: {docstrings: 0.9, code: 0.1}, lr_scale: {from: 1.0, to: 0.1}}]"
-        },
-    ),
-    Elsewhere(
-        pattern=r"python scripts/evaluate\.py runs/mine/hf --tasks my_tasks/",
-        reason="imports lm-eval, which takes 10 seconds",
-        test="tests/generation/test_evaluate.py::test_the_script_without_a_network",
-    ),
-    Elsewhere(pattern=r"python scripts/evaluate\.py .* --tasks arc_easy .*", reason=NETWORK),
-    Elsewhere(pattern=r"python -m pytest .*", reason="runs tests"),
-    Run(
-        pattern=r"python scripts/checkpoint\.py diff .*",
-        words={"runs/mine/checkpoints/ep0-ba8": "runs/mine/checkpoints/ep0-ba1"}
-        | {"runs/mine/checkpoints/ep0-ba10": "runs/mine/checkpoints/ep0-ba2"},
-        code=1,  # the checkpoints differ
-    ),
-    # Planning.
-    Elsewhere(
-        pattern=r"python scripts/plan\.py .* --simulate",
-        reason="takes 10 seconds",
-        test="tests/simulation/test_simulate.py::test_plan_simulates",
-    ),
-    # Training on GPUs.
-    Run(pattern=r"python train\.py yamls/finetune/dbrx\.yaml", code=2),
-    Elsewhere(
-        pattern=r"composer (-n 2 |--nproc 8 .*)?train\.py yamls/(finetune|pretrain)/dbrx(?!_tiny)\w*\.yaml( .*)?",
-        reason=GPUS,
-    ),
-    Elsewhere(pattern=r"srun python scripts/doctor\.py .*", reason=CLUSTER),
-    Elsewhere(pattern=r"sbatch .*", reason=CLUSTER),
-    Elsewhere(pattern=r"docker build .*", reason=NETWORK),
-    Elsewhere(pattern=r"kubectl apply .*", reason=CLUSTER),
-    Elsewhere(pattern=r"scripts/dev/build_megablocks\.sh( --check)?", reason="needs a CUDA toolkit and a network"),
-    Elsewhere(pattern=r"scripts/dev/gpu_run\.sh( --parts moe step)?", reason="needs a GPU"),
-    Elsewhere(
-        pattern=r"scripts/dev/gpu_run\.sh --tiny",
-        reason="takes half a minute",
-        test="tests/scripts/test_gpu_run.py::test_it_runs_on_the_cpu_at_tiny_sizes",
-    ),
-]
-
-SHELL = {"cat", "cp", "jq", "ls", "mkdir", "head", "tail", "wc", "grep", "scripts/dev/gpu_run.sh"}
-"""Programs that run in bash. So does Python where its output is redirected."""
-
-NEEDED: dict[str, tuple[str, ...]] = {
-    "README.md": ("my.jsonl",),
-    "docs/checkpoints.md": ("runs/mine",),
-    "docs/data.md": ("my.jsonl",),
-    "docs/generation.md": ("runs/mine", "prompts.jsonl", "qa.jsonl"),
-    "docs/metrics.md": ("runs/mine",),
-    "docs/report.md": ("runs/mine", "runs/other"),
-}
-"""What a page expects besides the result of the quickstart: runs, and FILES."""
-
-FILES = {
-    "my.jsonl": '{"prompt": "2 + 2 =", "response": " 4"}\n{"prompt": "3 + 3 =", "response": " 6"}\n',
-    "qa.jsonl": '{"question": "2 + 2 =", "answer": " 4"}\n',
-    "prompts.jsonl": '{"prompt": "Reverse: kotab\\n"}\n',
-}
-
 COMMANDS = commands_of_pages(ROOT)
-
-
-def rules_of(text: str) -> list[Run | Elsewhere | Proof]:
-    return [rule for rule in RULES if re.fullmatch(rule.pattern, text, re.DOTALL)]
-
-
-def rule_of(text: str) -> Run | Elsewhere | Proof | None:
-    """The rule of a command. Programs of this repository, and those of SHELL, run without being named."""
-    rules = rules_of(text)
-    if not rules:
-        name = text.split()[0]
-        known = name in {*SHELL, "python"} if needs_shell(text) else name in SHELL or program_of(text) is not None
-        return Run(pattern="") if known else None
-    return rules[0] if len(rules) == 1 else None
 
 
 @pytest.fixture(scope="module")
@@ -209,7 +45,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for program in (
         Program("train.py", ["yamls/finetune/dbrx_tiny.yaml", *tiny], ranks=2),
         Program(
-            "scripts/convert_checkpoint_to_hf.py",
+            EXPORT,
             ["--composer_path", "runs/dbrx_tiny/checkpoints", "--hf_output_path", "runs/dbrx_tiny/hf"],
         ),
     ):
@@ -282,21 +118,23 @@ def pages(clone: Path, tmp_path_factory: pytest.TempPathFactory) -> Pages:
 
 
 def provide(folder: Path, name: str) -> None:
-    """Create a file or a run that a page expects."""
+    """Create a configuration, a run or a part of a run that a page expects."""
     if name.startswith("runs/"):
-        shutil.copytree(folder / "runs" / "dbrx_tiny", folder / name, symlinks=True)
+        _, _, *part = Path(name).parts
+        shutil.copytree(Path(folder, "runs", "dbrx_tiny", *part), folder / name, symlinks=True)
     else:
-        (folder / name).write_text(FILES[name], encoding="utf-8")
+        text = (folder / "yamls" / "finetune" / "dbrx_tiny.yaml").read_text("utf-8")
+        (folder / name).write_text(text.replace("run_name: dbrx_tiny", "run_name: another"), "utf-8")
 
 
 def run(text: str, rule: Run, folder: Path) -> Ended:
     program = program_of(text)
     if program is None:
         assert not rule.values, f"{text}: only programs of this repository have configuration keys"
-        return run_shell(text, folder, rule.stdin)
-    arguments = [rule.words.get(word, word) for word in program.arguments if word.partition("=")[0] not in rule.values]
+        return run_shell(text, folder)
+    arguments = [word for word in program.arguments if word.partition("=")[0] not in rule.values]
     arguments += [*rule.more, *(f"{key}={value}" for key, value in rule.values.items())]
-    return run_program(Program(program.script, arguments, program.ranks, program.env), folder, rule.stdin)
+    return run_program(Program(program.script, arguments, program.ranks, program.env), folder)
 
 
 def commands_by(kind: type) -> Iterator[object]:
@@ -357,6 +195,8 @@ def test_make_targets_and_named_tests_exist() -> None:
 def test_a_long_command_runs(command: FencedCommand, tmp_path: Path) -> None:
     folder = tmp_path / "clone"
     assert run_shell(f"git clone --quiet {ROOT} {folder} && ln -s {ROOT}/.venv {folder}/.venv", tmp_path).code == 0
+    for name in ("pyproject.toml", "requirements.lock"):
+        os.utime(folder / name, (0, 0))  # older than the environment, or make would install the clone into it
     ended = run_shell(command.text, folder, timeout=0)
     assert ended.code == 0, ended.output[-3000:]
 

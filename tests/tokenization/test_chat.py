@@ -248,12 +248,12 @@ def test_token_turns_are_joined_and_end(last, end):
     assert document.loss_mask.tolist() == [0, 0] + [1] * (4 + len(last + end))
 
 
-@pytest.mark.parametrize(("key", "wrong"), [("input_ids", -1), ("labels", 258), ("labels", -100)])
-def test_ids_of_another_tokenizer_are_refused(key, wrong):
+@pytest.mark.parametrize(("key", "outside"), [("input_ids", -1), ("labels", 258), ("labels", -100)])
+def test_ids_of_another_tokenizer_are_refused(key, outside):
     turn = {"input_ids": [1], "labels": [2]}
-    turn[key] = [3, wrong]
+    turn[key] = [3, outside]
     problem = tokenize(turns_of(([1], [2]), (turn["input_ids"], turn["labels"])), TOY, config())
-    assert problem.text.startswith(f"turns[1].{key} has the id {wrong}, but the tokenizer's ids are 0 to 257")
+    assert problem.text.startswith(f"turns[1].{key} has the id {outside}, but the tokenizer's ids are 0 to 257")
 
 
 @pytest.mark.parametrize(

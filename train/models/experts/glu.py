@@ -29,7 +29,7 @@ _SIMULATED = SimpleNamespace(
 def _triton() -> Any:
     try:
         from train.models.experts import glu_triton
-    except Exception:  # Triton raises any exception of its driver
+    except Exception:  # Triton passes on any exception of its driver
         return None
     return glu_triton
 
