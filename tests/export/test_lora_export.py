@@ -107,7 +107,7 @@ def test_merged_adapters_are_a_stock_dbrx_with_the_same_logits(
 ) -> None:
     from transformers import AutoModelForCausalLM
 
-    # Of one kind verified by its own check too.
+    # The export itself also verifies one of the two kinds.
     monkeypatch.setattr("train.export.export.subprocess.run", verify_here)
     export(trained, tmp_path / "out", verify=trained.parents[1].name.startswith("shared"))
     ours, theirs = our_logits(trained), stock_logits(AutoModelForCausalLM.from_pretrained(tmp_path / "out"))

@@ -110,7 +110,7 @@ RULES: list[Run | Elsewhere | Proof] = [
     Elsewhere(
         pattern=r"composer -n 2 scripts/replay_batch\.py .*",
         reason="needs a run with an incident",
-        test="tests/run/test_replay.py::test_a_batch_is_computed_again_bit_for_bit",
+        test="tests/run/test_replay.py::test_a_batch_is_recomputed_bit_for_bit",
     ),
     Run(pattern=r"python scripts/checkpoint\.py diff .*", code=1),  # the checkpoints differ
     # Evaluation.
@@ -125,6 +125,17 @@ RULES: list[Run | Elsewhere | Proof] = [
         pattern=r"python scripts/plan\.py .* --simulate",
         reason="takes 10 seconds",
         test="tests/simulation/test_simulate.py::test_plan_script_simulates",
+    ),
+    # Serving.
+    Elsewhere(pattern=r"pip install 'transformers\[serving\]'", reason=NETWORK),
+    Elsewhere(
+        pattern=r"(transformers serve|curl -s http://127\.0\.0\.1:8000/v1/completions) .*",
+        reason="the server runs until it is stopped",
+        test="tests/scripts/test_worked_example.py::test_the_short_form_runs_every_step",
+    ),
+    Elsewhere(
+        pattern=r"(vllm serve|python -m sglang\.launch_server|python convert_hf_to_gguf\.py|llama-server) .*",
+        reason="is another project's program",
     ),
     # GPUs and clusters.
     Elsewhere(pattern=r"composer (-n 8|--nproc 8|train\.py) .*", reason=GPUS),

@@ -86,10 +86,14 @@ def _command(script: str, position: int) -> tuple[str, int]:
 
 
 def commands_of_pages(root: Path) -> list[FencedCommand]:
-    """All commands of README.md and the other pages of the root, and of docs/."""
+    """All commands of README.md and the other pages of the root, and of docs/.
+
+    docs/examples is left out: scripts/dev/worked_example.py runs its commands, and writes what they print.
+    """
     pages = [*sorted(root.glob("*.md")), *sorted((root / "docs").rglob("*.md"))]
     return [
         command
         for page in pages
+        if not page.is_relative_to(root / "docs" / "examples")
         for command in commands_of(str(page.relative_to(root)), page.read_text(encoding="utf-8"))
     ]

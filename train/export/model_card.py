@@ -50,7 +50,7 @@ def model_card(checkpoint: Path, config: TrainConfig, precision: str) -> str:
     parts = [
         front_matter("transformers", base),
         f"# {config.run_name or checkpoint.parent.name}",
-        f"A DBRX mixture-of-experts model with {total:,} parameters ({active:,} active per token), {how} with Dropless.",
+        f"A DBRX mixture-of-experts model with {total:,} parameters ({active:,} active), {how} with Dropless.",
         f"Exported in {precision} from the checkpoint `{checkpoint.name}`.",
         _section("Usage", _usage()),
         _section("Model", _model(config)),

@@ -32,6 +32,7 @@ def render(results: Results, settings: Settings) -> str:
         "questions": {kind: _questions(settings.data / f"heldout-{kind}.jsonl") for kind in KINDS},
         "minutes": round(sum(output.seconds for output in results.outputs.values()) / 60),
         "runs": RUNS,
+        "tokens": _last(results.outputs["pretrain"], r"^ *\d+/\d+ +(\S+)"),
         "labels": LABELS,
         "streams": STREAMS,
         "counts": {name: _count(settings.data / f"{name}.jsonl") for name in ("questions", "class_names")},
@@ -79,6 +80,10 @@ def console(output: Output, first: str | None = None, last: str | None = None) -
 def percent(share: float) -> str:
     """Rounded down, so that 100% means every one."""
     return f"{int(100 * share + 1e-9)}%"
+
+
+def _last(output: Output, pattern: str) -> str:
+    return re.findall(pattern, output.text, re.MULTILINE)[-1]
 
 
 def command(output: Output) -> str:

@@ -22,10 +22,11 @@ dataset_kwargs: {data_files: {test: DATA/heldout-STREAM.jsonl}}
 test_split: test
 output_type: loglikelihood_rolling
 doc_to_text: ""
-doc_to_target: "{{text[:2000]}}"
+doc_to_target: "{{text[-250:]}}"
 metric_list: [{metric: byte_perplexity}]
 """
-"""A task of the lm-evaluation-harness: perplexity for each byte of the beginning of every held-out module."""
+"""A task of the lm-evaluation-harness: perplexity for each byte of the end of every held-out module,
+which fits into a row of the training data."""
 
 
 @dataclass(frozen=True, kw_only=True)
