@@ -111,7 +111,10 @@ def _overrides(settings: Settings, name: str, base: str | None) -> list[str]:
         changed += _other_data(settings, name)
     if settings.short:
         changed += ["device=cpu", "global_train_batch_size=4", "device_train_microbatch_size=4"]
-        changed += ["max_duration=10ba", "experts.interval=2ba"] if name == "pretrain" else ["max_duration=4ba"]
+        if name == "pretrain":
+            changed += ["max_duration=10ba", "experts.interval=2ba"]
+        else:
+            changed += ["max_duration=4ba", "eval_first=false", "eval_interval=4ba"]
     return changed
 
 
