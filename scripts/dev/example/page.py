@@ -35,7 +35,7 @@ def render(results: Results, settings: Settings) -> str:
         "tokens": _last(results.outputs["pretrain"], r"^ *\d+/\d+ +(\S+)"),
         "labels": LABELS,
         "streams": STREAMS,
-        "counts": {name: _count(settings.data / f"{name}.jsonl") for name in ("questions", "class_names")},
+        "counts": {name: _count(settings.data / f"{name}.jsonl") for name in ("questions", "kinds")},
         "task": (ROOT / settings.data / "tasks" / f"{STREAMS[0]}.yaml").read_text("utf-8").strip(),
         "settings": settings,
         "request": completion_request(settings.model(RUNS[-1]), results.served["prompt"]),

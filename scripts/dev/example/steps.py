@@ -10,11 +10,11 @@ from scripts.dev.example.commands import ROOT, Commands, Output
 from scripts.dev.example.server import complete, get, serving
 
 STREAMS = ("code", "docstrings", "comments")
-KINDS = ("name", "parameters", "class")
+KINDS = ("name", "parameters", "kind")
 RUNS = ("pretrain", "finetune", "lora")
 EVALUATED = {"pretrain": ("name", "parameters"), "finetune": KINDS, "lora": KINDS}
 """Run -> the kinds of held-out questions that its model is asked."""
-SHORT_EVALUATED = {"pretrain": (), "finetune": ("parameters",), "lora": ("class",)}
+SHORT_EVALUATED = {"pretrain": (), "finetune": ("parameters",), "lora": ("kind",)}
 TASK = """\
 task: heldout_STREAM
 dataset_path: json
@@ -111,7 +111,10 @@ def _overrides(settings: Settings, name: str, base: str | None) -> list[str]:
         changed += _other_data(settings, name)
     if settings.short:
         changed += ["device=cpu", "global_train_batch_size=4", "device_train_microbatch_size=4"]
-        changed += ["max_duration=10ba", "experts.interval=2ba"] if name == "pretrain" else ["max_duration=4ba"]
+        if name == "pretrain":
+            changed += ["max_duration=10ba", "experts.interval=2ba"]
+        else:
+            changed += ["max_duration=4ba", "eval_first=false", "eval_interval=4ba"]
     return changed
 
 
@@ -121,7 +124,7 @@ def _other_data(settings: Settings, name: str) -> list[str]:
     changed = [f"{train}.cache_dir={settings.data}/cache"]
     if name == "pretrain":
         return changed + [f"{train}.streams.{stream}.{files}={settings.data}/{stream}.jsonl" for stream in STREAMS]
-    trained, asked = ("questions", KINDS[:2]) if name == "finetune" else ("class_names", KINDS[2:])
+    trained, asked = ("questions", KINDS[:2]) if name == "finetune" else ("kinds", KINDS[2:])
     heldout = ",".join(f"{settings.data}/heldout-{kind}.jsonl" for kind in asked)
     changed.append(f"{train}.{files}={settings.data}/{trained}.jsonl")
     return [*changed, f"{evaluation}.cache_dir={settings.data}/cache", f"{evaluation}.{files}=[{heldout}]"]
@@ -170,7 +173,12 @@ def _generate(commands: Commands, settings: Settings, outputs: dict[str, Output]
             "Parameters: def open_reader(self, stream, mode='r'):\n",
             "Name: Return the number of items in the queue.\n",
         ],
-        "lora": ["Class: read_text_file\n", "Parameters: def open_reader(self, stream, mode='r'):\n"],
+        "lora": [
+            "Kind: read_text_file\n",
+            "Kind: TextFileReader\n",
+            "Kind: MAX_LINES\n",
+            "Parameters: def open_reader(self, stream, mode='r'):\n",
+        ],
     }
     for name, asked in prompts.items():
         words = [str(settings.model(name)), *asked, "--max_new_tokens", length]
