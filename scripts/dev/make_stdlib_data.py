@@ -57,7 +57,7 @@ def modules() -> Iterator[Path]:
 def _reads(file: Path) -> bool:
     try:
         ast.parse(file.read_text(encoding="utf-8"))
-    except (SyntaxError, UnicodeDecodeError):  # a few are invalid on purpose
+    except (SyntaxError, UnicodeDecodeError):  # a few files are invalid by design
         return False
     return True
 

@@ -148,7 +148,7 @@ def test_columns_are_taken_by_name():
         function({"questoin": "a", "answer": "b"})
 
 
-def test_a_function_of_ones_own(module):
+def test_own_functions_are_imported(module):
     module("def make(row):\n    return {'prompt': row, 'response': row}\n")
     assert resolve_preprocessing_fn("mine:make")("a") == {"prompt": "a", "response": "a"}
 
@@ -271,7 +271,7 @@ def test_the_standard_library_is_refused_before_anything_is_imported(value, monk
         ("import operator\nmake = operator.itemgetter('messages')", "operator"),
     ],
 )
-def test_the_standard_library_under_another_name_is_refused(module, source, origin):
+def test_a_standard_library_function_from_another_module_is_refused(module, source, origin):
     module(source)
     with pytest.raises(
         ConfigError, match=rf"'mine:make', but make is defined in Python's standard library \({origin}\)"
@@ -280,7 +280,7 @@ def test_the_standard_library_under_another_name_is_refused(module, source, orig
 
 
 @pytest.mark.parametrize("name", ["subprocess.call", "make.__globals__", "make.__call__", "Cls.make", "a b", ""])
-def test_a_name_does_not_lead_through_attributes(module, name):
+def test_names_with_attributes_are_refused(module, name):
     module("import subprocess\ndef make(row):\n    return row\n")
     with pytest.raises(ConfigError, match="your own must be module:function"):
         resolve_preprocessing_fn(f"mine:{name}")

@@ -209,7 +209,7 @@ def answered(row):
 RESULT = {"asked": 4, "metrics": {"acc": 0.25}, "stderr": {"acc": 0.1}}
 
 
-def test_results_stay_until_they_are_made_again(exported):
+def test_results_are_kept_until_they_are_replaced(exported):
     (exported / "README.md").write_text("# Mine\n\nwords\n")
     keep(exported, {"one": RESULT, "a|b": RESULT}, "fp32")
     (exported / "README.md").write_text((exported / "README.md").read_text() + "more words\n")

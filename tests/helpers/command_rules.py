@@ -110,7 +110,7 @@ RULES: list[Run | Elsewhere | Proof] = [
     Elsewhere(
         pattern=r"composer -n 2 scripts/replay_batch\.py .*",
         reason="needs a run with an incident",
-        test="tests/run/test_replay.py::test_a_batch_is_computed_again_bit_for_bit",
+        test="tests/run/test_replay.py::test_a_batch_is_recomputed_bit_for_bit",
     ),
     Run(pattern=r"python scripts/checkpoint\.py diff .*", code=1),  # the checkpoints differ
     # Evaluation.

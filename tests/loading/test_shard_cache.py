@@ -99,7 +99,7 @@ def test_local_shards_are_evicted_when_a_run_resumes(remote, tmp_path):
     assert cache.downloads(400)["web"][0] > 0
 
 
-def test_a_limit_below_what_the_plan_needs_is_refused(remote, tmp_path):
+def test_a_cache_limit_below_the_needed_shards_is_refused(remote, tmp_path):
     with pytest.raises(ConfigError) as error:
         ShardCache(*opened(remote, tmp_path / "local", "8kb"))
     message = str(error.value)

@@ -224,14 +224,14 @@ def test_commands_are_found_in_a_page() -> None:
 @pytest.mark.ranks
 @pytest.mark.subprocess
 def test_a_wrong_flag_or_key_is_refused() -> None:
-    wrong = (
+    invalid = (
         "python scripts/plan.py yamls/finetune/dbrx.yaml --nods 8",
         "composer -n 2 train.py yamls/finetune/dbrx.yaml optimizer.lrr=1",
         "srun python scripts/doctor.py yamls/finetune/dbrx.yaml seeed=1",
         "python train.py --explian seed",
     )
     right = "A=1 python scripts/doctor.py --json x"
-    programs = [program for text in (*wrong, right) if (program := program_of(text)) is not None]
+    programs = [program for text in (*invalid, right) if (program := program_of(text)) is not None]
     errors = refused_arguments(programs)
     assert len(errors) == 5
     assert all(errors[:4])

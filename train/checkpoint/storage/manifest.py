@@ -182,8 +182,8 @@ def sync_folder(folder: Path) -> None:
 
 
 def unreadable(checkpoint: Path, name: str, error: OSError) -> ConfigError:
-    """The error for a file that cannot be read. A missing file or a bad disk sector is corruption. Other errors, such as
-    missing permissions or an unavailable network, do not mean that the checkpoint is lost."""
+    """The error for a file that cannot be read. A missing file or a bad disk sector is corruption. Other errors, such
+    as missing permissions or an unavailable network, do not mean that the checkpoint is lost."""
     if error.errno in (errno.ENOENT, errno.EIO):
         return CorruptCheckpointError(checkpoint, name, cannot_be("read", "", error).strip())
     return ConfigError(f"{cannot_be('read', checkpoint / name, error)}: fix this and start again")

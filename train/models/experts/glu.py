@@ -22,7 +22,7 @@ _SIMULATED = SimpleNamespace(
     fused_glu=lambda *tensors: None,
     fused_glu_backward=lambda *tensors: None,
 )
-"""The allocations of the kernels, for a simulation, where tensors have no data."""
+"""Stand-ins for the kernels in a simulation, where tensors have no data: they only allocate memory."""
 
 
 @functools.cache
